@@ -1,0 +1,64 @@
+"""The small family of errors a user can cause or fix: one sentence, and what to type next."""
+
+
+class ReplError(Exception):
+    """Something a user can act on: `message` says what happened, `hints` are lines to type next."""
+
+    kind = "error"
+
+    def __init__(self, message: str, *hints: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hints = hints
+
+
+class UsageError(ReplError):
+    """A word that cannot be read: an unknown name, a value out of range, a missing argument."""
+
+    kind = "usage"
+
+
+class NotFound(ReplError):
+    """A model, revision or file that is not there, or not for this account."""
+
+    kind = "not_found"
+
+
+class Unreachable(ReplError):
+    """The Hub or the package index cannot be reached."""
+
+    kind = "unreachable"
+
+
+class BadModel(ReplError):
+    """A folder that is there but does not hold a model that loads."""
+
+    kind = "bad_model"
+
+
+class NoModel(ReplError):
+    """Nothing is loaded, and the line needs a model."""
+
+    kind = "no_model"
+
+
+class NoMemory(ReplError):
+    """Memory ran out, or would."""
+
+    kind = "no_memory"
+
+
+class MissingExtra(ReplError):
+    """An optional package that this line needs is not installed."""
+
+    kind = "missing_extra"
+
+
+class Failed(ReplError):
+    """A library gave up in the middle of a reply; the message is its own, on one line."""
+
+    kind = "failed"
+
+
+class Cancelled(BaseException):
+    """The user stopped the job. Not an error: nothing that catches `Exception` may swallow it."""

@@ -1,0 +1,104 @@
+"""What a running job says: frozen values, made on the model thread, read on the main thread."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token as it is made: `text` is empty while a character is incomplete, `id` None for a last rest of text."""
+
+    text: str
+    id: int | None = None
+    logprob: float | None = None
+    """Log-probability of this token in the model's own distribution, in nats."""
+    entropy: float | None = None
+    """Entropy of that distribution, in nats."""
+    top: tuple[tuple[int, str, float], ...] = ()
+    """The likeliest tokens there: (id, text, logprob in nats)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A live hypothesis of a beam search: what it adds to the common text, and its summed log-probability in nats."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Beams:
+    """The hypotheses alive after one step of a beam search, best first."""
+
+    step: int
+    common: str
+    branches: tuple[Branch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a stage of a job is; `unit` is `B` for bytes or the plural of what is counted; `total` 0 is unknown."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One sentence the user should read while the job goes on."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One finished sequence; `score` is the length-penalised log-probability, None where the search has none."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds and tokens per second of one reply; None where a figure has no meaning."""
+
+    ttft_s: float | None
+    prefill_tps: float | None
+    decode_tps: float | None
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one reply: read, taken over from the kept cache, and made."""
+
+    prompt: int
+    reused: int
+    completion: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A reply as it ended, with the record of how it was made.
+
+    `prompt_ids + token_ids` are the ids the model saw and made; `finish` is stop, length, stop_string or cancelled.
+    """
+
+    text: str
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    finish: str
+    model: dict[str, Any]
+    load: dict[str, Any]
+    decode: dict[str, Any]
+    seed: int | None
+    usage: Usage
+    timing: Timing
+    sequences: tuple[Sequence, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+Event = Token | Beams | Progress | Notice | Done
