@@ -1,10 +1,14 @@
 """The small family of errors a user can cause or fix: one sentence, and what to type next."""
 
+from typing import Any
+
 
 class ReplError(Exception):
     """Something a user can act on: `message` says what happened, `hints` are lines to type next."""
 
     kind = "error"
+    partial: Any = None
+    """What there is of a reply that failed: a `Done`, or None."""
 
     def __init__(self, message: str, *hints: str) -> None:
         super().__init__(message)
@@ -62,3 +66,7 @@ class Failed(ReplError):
 
 class Cancelled(BaseException):
     """The user stopped the job. Not an error: nothing that catches `Exception` may swallow it."""
+
+
+class Quit(BaseException):
+    """The user is done with the session."""

@@ -19,11 +19,18 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Echo:
+    """The text that a reply goes on from, as the model sees it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Branch:
     """A live hypothesis of a beam search: what it adds to the common text, and its summed log-probability in nats."""
 
     text: str
-    score: float
+    score: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,4 +108,4 @@ class Done:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-Event = Token | Beams | Progress | Notice | Done
+Event = Token | Echo | Beams | Progress | Notice | Done

@@ -14,6 +14,7 @@ from repl.events import Event
 
 T = TypeVar("T")
 PATIENCE = 0.3  # seconds a cancelled job may take to notice by itself, before its thread is interrupted
+GRACE = 1.5  # seconds after which a cancelled job is no longer waited for: imports cannot be interrupted
 
 
 class Emit(Protocol):
@@ -43,10 +44,11 @@ class Job(Generic[T]):
         self._events: SimpleQueue[Event | None] = SimpleQueue()
         self._stop = False
         self._shielded = False
+        self._settling = False
         self._ended = False
         self._lock = threading.Lock()
         self._thread = 0  # ident of the thread that runs the work, 0 before and after
-        self._asked_at = 0.0
+        self._stopped_at = self._asked_at = 0.0
         self._value: T | None = None
         self._error: BaseException | None = None
 
@@ -58,8 +60,8 @@ class Job(Generic[T]):
         self._events.put(event)
 
     def check(self) -> None:
-        """Raise `Cancelled` once the job was cancelled."""
-        if self._stop:
+        """Raise `Cancelled` once the job was cancelled, unless it is settling."""
+        if self._stop and not self._settling:
             raise Cancelled
 
     def stopped(self) -> bool:
@@ -78,19 +80,22 @@ class Job(Generic[T]):
 
     def settle(self) -> None:
         """Be left alone from here on."""
-        self._shielded = True
+        self._shielded = self._settling = True
 
     # as the main thread sees it
 
     def cancel(self) -> None:
         """Ask the job to stop; may be called from any thread and more than once."""
         if not self._stop:
-            self._asked_at = time.monotonic()
+            self._stopped_at = self._asked_at = time.monotonic()
             self._stop = True
 
     def finished(self) -> bool:
-        """Tell whether the work has ended and every event was read."""
-        return self._ended and self._events.empty()
+        """Tell whether the work has ended and every event was read, or was cancelled and is not worth waiting for."""
+        return (self._ended and self._events.empty()) or self._given_up()
+
+    def _given_up(self) -> bool:
+        return self._stop and time.monotonic() - self._stopped_at > GRACE
 
     def poll(self, seconds: float = 0.0) -> list[Event]:
         """Return the events that are there, waiting at most `seconds` for the first."""
@@ -111,6 +116,8 @@ class Job(Generic[T]):
 
     def result(self) -> T:
         """Return what the work returned, or raise what it raised; call it when `finished`."""
+        if not self._ended:
+            raise Cancelled
         if self._error is not None:
             raise self._error
         return self._value  # type: ignore[return-value]  # set whenever there was no error

@@ -1,0 +1,225 @@
+"""The command line: options made from the settings; interactive, one shot, pipe, script, JSON."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+from repl import __version__, settings
+from repl.errors import UsageError
+from repl.settings import Settings
+
+
+class Killed(BaseException):
+    """A signal asked the program to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Line(argparse.ArgumentParser):
+    """Usage errors in our own words."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say it in one line and end with 2."""
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        if message.startswith("unrecognized") and unknown.startswith("--"):
+            message = self._unknown(unknown)
+        self.exit(2, f"hub-repl: {message} · hub-repl --help\n")
+
+    def _unknown(self, word: str) -> str:
+        from repl.kinds import nearest
+
+        known = [option for action in self._actions for option in action.option_strings]
+        close = nearest(word.partition("=")[0], known)
+        return f"no option {word}" + (f", did you mean {close}?" if close else "")
+
+
+def parser() -> Line:
+    """Return the parser: what is about this run, then one option for each setting."""
+    line = Line(
+        prog="hub-repl",
+        usage='hub-repl [MODEL] [PROMPT ...] [--SETTING VALUE ...] [-c "/command"]... [--script FILE] [--json]',
+        description="Explore language models from the Hugging Face Hub: load, prompt, turn a knob, prompt again.",
+        epilog="A PROMPT, or text on standard input, is answered once; without either a prompt opens.",
+        allow_abbrev=False,
+    )
+    line.add_argument("model", nargs="?", metavar="MODEL", help="Hub id, id@revision, folder, .gguf file, or builtin")
+    line.add_argument("prompt", nargs="*", metavar="PROMPT", help="answer this and exit")
+    line.add_argument("-c", dest="commands", action="append", default=[], metavar="LINE", help="run this line first")
+    line.add_argument("--script", metavar="FILE", help="run the lines of a file (- for standard input)")
+    line.add_argument("--keep-going", action="store_true", help="go on after a line of a script that failed")
+    line.add_argument("--json", action="store_true", help="one JSON object per line on standard output")
+    line.add_argument("--offline", action="store_true", help="never touch the network")
+    line.add_argument("--version", action="version", version=f"hub-repl {__version__}")
+    for part in settings.SPECS:
+        group = line.add_argument_group(f"{part} settings")
+        for name in (name for name, home in settings.places().items() if home == part and name != "model"):
+            spellings = dict.fromkeys(("--" + name.replace("_", "-"), "--" + name))
+            help_text = settings.help_of(name).replace("%", "%%")
+            group.add_argument(*spellings, dest=f"set_{name}", metavar="VALUE", help=help_text)
+    return line
+
+
+def chosen(asked: argparse.Namespace) -> tuple[Settings, list[str], list[str]]:
+    """Return the settings of the config file and the command line, the startup lines, and complaints about the file."""
+    from repl import config, paths
+
+    found, startup, wrong = config.read(paths.config() / "config.toml", Settings())
+    given = {name: word for name in settings.places() if (word := getattr(asked, f"set_{name}", None)) is not None}
+    if {"max_new_tokens", "max_length"} <= set(given):
+        raise UsageError("max_new_tokens and max_length exclude each other: give one")
+    for name, word in given.items():
+        found = found.put(name, settings.read(name, word), "command line")
+    if asked.model:
+        from repl.commands.models import words
+
+        for name, word in words(asked.model):
+            if word != "default":
+                found = found.put(name, settings.read(name, word), "command line")
+    return found, startup, wrong
+
+
+def main() -> None:
+    """Run the program and end with its exit code."""
+    asked = parser().parse_intermixed_args()
+    with suppress(AttributeError, ValueError):
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a text stream here
+        sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    leave(_guarded(lambda: Program(asked).run()))
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    """Run the program; what ends it early becomes an exit code."""
+    try:
+        return run()
+    except UsageError as error:
+        sys.stderr.write("hub-repl: " + " · ".join([error.message, *error.hints]) + "\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Killed as death:
+        return 128 + death.number
+    except BrokenPipeError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def leave(code: int) -> NoReturn:
+    """End at once: a thread that is still inside a library must not take the interpreter down."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+class Program:
+    """One run of the program."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        from repl import commands, paths, quiet
+        from repl.screen import Screen
+        from repl.session import Session
+        from repl.shell import Shell
+        from repl.store import Store
+        from repl.worker import Worker
+
+        assert commands  # importing them registers them
+        self.asked = asked
+        found, self.startup, self.wrong = chosen(asked)
+        quiet.install(paths.data())
+        self.typed = sys.stdin is not None and sys.stdin.isatty()
+        self.interactive = self.typed and sys.stdout.isatty() and not asked.prompt and not asked.json
+        offline = asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+        self.session = Session(found, Store(offline), Worker())
+        self.shell = Shell(self.session, Screen(asked.json, self.interactive))
+
+    def run(self) -> int:
+        """Serve what was asked for; returns the exit code."""
+        self._catch()
+        for sentence in self.wrong:
+            self.shell.screen.notice(sentence)
+        self.session.load(self.session.settings)
+        try:
+            good = self._interactive() if self.interactive else self._once()
+        finally:
+            self.session.close()
+        return 130 if self.shell.interrupted and not self.interactive else 0 if good else 1
+
+    def _lines(self) -> list[str]:
+        script: list[str] = []
+        if self.asked.script == "-":
+            script = sys.stdin.read().splitlines()
+        elif self.asked.script:
+            try:
+                with open(self.asked.script, encoding="utf-8") as file:
+                    script = file.read().splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UsageError(f"cannot read the script {self.asked.script!r}: {error}") from error
+        return [*self.startup, *self.asked.commands, *script]
+
+    def _once(self) -> bool:
+        lines = self._lines()
+        prompt = self._prompt()
+        if not self.shell.settle_load():
+            return False
+        if not self.shell.script(lines, self.asked.keep_going):
+            return False
+        if prompt or not lines:
+            return self.shell.message(prompt)
+        return True
+
+    def _prompt(self) -> str:
+        """Return standard input and the words of the command line, a blank line between."""
+        words = " ".join(self.asked.prompt)
+        if self.typed and (words or self._has_lines()):
+            return words
+        piped = "" if self.asked.script == "-" or sys.stdin is None else self._piped()
+        return "\n\n".join(part for part in (piped.strip("\n"), words) if part.strip())
+
+    def _has_lines(self) -> bool:
+        return bool(self.asked.commands or self.asked.script)
+
+    def _piped(self) -> str:
+        if self.typed:
+            self.shell.screen.notice("reading standard input, Ctrl-D ends it")
+        return sys.stdin.read()
+
+    def _interactive(self) -> bool:
+        from repl import paths
+        from repl.prompt import Editor, restored
+        from repl.screen import ascii_only
+
+        with restored():
+            mark = "> " if ascii_only() else "❯ "
+            editor = Editor(paths.data() / "history", self.shell.toolbar, self.shell.tick, mark)
+            self.shell.keyboard = editor.keyboard
+            lines = self._lines()
+            if lines and not self.shell.script(lines, self.asked.keep_going):
+                return False
+            self.shell.interactive(editor.read)
+        return True
+
+    def _catch(self) -> None:
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            if self.shell.running is None:
+                raise KeyboardInterrupt
+            self.shell.interrupt()
+
+        def kill(number: int, frame: FrameType | None) -> None:
+            raise Killed(number)
+
+        signal.signal(signal.SIGINT, interrupt)
+        for name in ("SIGTERM", "SIGHUP", "SIGQUIT"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), kill)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Turn a knob: words become settings, at once for decoding and view, through a load for the rest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from repl import decoding, settings
+from repl.errors import UsageError
+from repl.screen import Said, joined
+from repl.session import Session
+
+Words = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as it stands: its value, where that comes from, what it does and takes."""
+
+    name: str
+    value: Any
+    origin: str
+    help: str
+    takes: str
+
+
+def change(session: Session, name: str, text: str = "") -> Any:
+    """Show a setting, or change it: what `/name [value]` runs."""
+    if not text:
+        return describe(session, name)
+    if settings.places()[name] == "load":
+        return load(session, [(name, text)])
+    return apply(session, [(name, text)])
+
+
+def load(session: Session, words: Words) -> Any:
+    """Change how the model is loaded, which begins to load it; what is so already is only said."""
+    before = session.pending()
+    wanted = changed(before, words)
+    if wanted.load == before.load and (session.loading or session.store.facts()):
+        said = joined(*(f"{name} is {settings.show(name, wanted.get(name)) or 'not set'} already" for name, _ in words))
+        return Said(said)
+    return session.load(wanted)
+
+
+def apply(session: Session, words: Words) -> Said:
+    """Change decoding or view settings, all of them or none; says what has no effect as things stand."""
+    wrong = [name for name, _ in words if settings.places().get(settings.find(name)) == "load"]
+    if wrong:
+        raise UsageError(f"{wrong[0]} belongs to loading: change it by itself", f"/{wrong[0]}")
+    full = [(settings.find(name), text) for name, text in words]
+    before = session.settings
+    session.settings = changed(before, full)
+    aside = [name for name in decoding.LENGTHS if before.get(name) and session.settings.get(name) is None]
+    lost = [f"{name} set aside: it excludes {full[0][0]}" for name in aside if name not in dict(full)]
+    remarks = [decoding.remark(name, session.settings, session.base()) for name, text in full if text != "default"]
+    blocked = [remark for remark in remarks if remark]
+    said = blocked or [_phrase(session, full), *lost, "from the next reply on" if _decodes(full) else ""]
+    return Said(joined(*said))
+
+
+def changed(before: settings.Settings, words: Words) -> settings.Settings:
+    """Return settings with some read from words; the word `default` puts one back."""
+    for name, text in words:
+        before = before.reset(name) if text == "default" else before.put(name, settings.read(name, text), "you")
+    return before
+
+
+def _decodes(words: Words) -> bool:
+    return any(settings.places()[name] == "decode" for name, _ in words)
+
+
+def _phrase(session: Session, words: Words) -> str:
+    if len(words) > 1:
+        return decoding.phrase(session.decoding())
+    name = words[0][0]
+    shown = describe(session, name)
+    value = settings.show(name, shown.value) or "not set"
+    return f"{name} {value}" + (f" ({shown.origin})" if words[0][1] == "default" else "")
+
+
+def describe(session: Session, name: str) -> Setting:
+    """Return a setting with the value in effect and its origin."""
+    now, origins = session.settings.get(name), session.settings.origins
+    table = session.decoding() if settings.places()[name] == "decode" else {}
+    found = table.get(name, decoding.Value(now, origins.get(name, "default")))
+    return Setting(name, found.value, found.origin, settings.help_of(name), settings.kind(name).phrase)
+
+
+def names(part: str) -> list[str]:
+    """Return the settings of a part in their order."""
+    return [name for name, home in settings.places().items() if home == part]

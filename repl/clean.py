@@ -1,0 +1,143 @@
+"""Make foreign text harmless: nothing a model, a file or a library says may act on the terminal."""
+
+import re
+import unicodedata
+from functools import cache
+
+MARKS = 16
+"""Combining marks that one base character may carry; the rest of a pile is dropped."""
+
+_FLAG = "\U0001f3f4"
+_FLAGS = tuple(
+    _FLAG + "".join(chr(0xE0000 + ord(a)) for a in name) + "\U000e007f" for name in ("gbeng", "gbsct", "gbwls")
+)
+_INVISIBLE = r"\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff"
+_LOW = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029" + _INVISIBLE
+# one coarse range above the first planes: each further range would cost every character of ordinary text
+_SUSPECT = re.compile(rf"[{_LOW}\U0001fffe-\U0010ffff]")
+_PLANES = "".join(f"\\U{plane:04x}fffe-\\U{plane:04x}ffff" for plane in range(1, 17))
+_FOREIGN = re.compile(rf"\r\n?|{'|'.join(_FLAGS)}|[{_LOW}\U000e0000-\U000e007f{_PLANES}]")
+_LINE = re.compile(r"[\n\t\u200e\u200f\u061c]")
+_NEWLINES = frozenset("\r\v\f\x85\u2028\u2029")
+_DROPPED = frozenset(map(chr, range(0xE0000, 0xE0080))) | {"\ufeff"}
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+_JOINERS = frozenset("\u200c\u200d")
+_SELECTORS = frozenset(map(chr, [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), 0x180B, 0x180C, 0x180D, 0x180F]))
+
+
+def clean(text: str) -> str:
+    """Return `text` as it may be drawn: lines and tabs stay, whatever steers a terminal or hides is shown or dropped.
+
+    Works character by character without parsing escapes; `clean(clean(text)) == clean(text)`.
+    """
+    return _thin(_visible(text))
+
+
+def clean_line(text: str) -> str:
+    """Clean a one-line field (title, id, path): line ends and tabs become spaces, direction marks are shown."""
+    return _LINE.sub(_flat, clean(text))
+
+
+class Cleaner:
+    """`clean` for a stream: joined `feed` and `end` equal `clean` of the whole, wherever the pieces are cut."""
+
+    def __init__(self) -> None:
+        self._flag = ""  # what may still become one of the flags written with tag characters
+        self._tail = ""  # marks and selector that the last base character already carries
+        self._returned = False
+
+    def feed(self, piece: str) -> str:
+        """Return the clean text that is certain after `piece`."""
+        if not piece:
+            return ""
+        text = self._flag + (piece[1:] if self._returned and piece[0] == "\n" else piece)
+        self._returned = piece[-1] == "\r"
+        cut = _unfinished(text)
+        self._flag = text[cut:]
+        return self._grow(text[:cut])
+
+    def end(self) -> str:
+        """Return what was held back, and be ready for another text."""
+        rest = self._grow(self._flag)
+        self._flag, self._tail, self._returned = "", "", False
+        return rest
+
+    def _grow(self, text: str) -> str:
+        shown = _thin(self._tail + _visible(text))
+        new = shown[len(self._tail) :]
+        self._tail = "" if new and new.isascii() else _tail(shown)
+        return new
+
+
+def _visible(text: str) -> str:
+    return _FOREIGN.sub(_stand_in, text) if _SUSPECT.search(text) else text
+
+
+def _stand_in(match: re.Match[str]) -> str:
+    found = match[0]
+    code = ord(found[0])
+    if found[0] in _NEWLINES:
+        return "\n"
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    if code < 0xA0 or found in _BIDI:
+        return f"<{code:x}>"
+    if found in _DROPPED:
+        return ""
+    return found if found[0] == _FLAG else "\ufffd"
+
+
+def _flat(match: re.Match[str]) -> str:
+    return f"<{ord(match[0]):x}>" if match[0] in _BIDI else " "
+
+
+def _unfinished(text: str) -> int:
+    start = text.rfind(_FLAG, max(0, len(text) - len(_FLAGS[0]) + 1))
+    held = start >= 0 and any(flag.startswith(text[start:]) for flag in _FLAGS)
+    return start if held else len(text)
+
+
+@cache
+def _piles() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """Compile what finds a pile of marks, two selectors on one base, and every run that may hold them."""
+    blocks = (*range(0x300, 0x3100), *range(0xA640, 0xABF0), *range(0xFB1E, 0xFE30))
+    marks = "".join(chr(code) for code in blocks if unicodedata.category(chr(code))[0] == "M")
+    # beyond the first plane whole blocks: ranges there are searched one by one; `_capped` looks closely
+    run = f"[{marks}\u200c\u200d\U000101fd-\U0001e94a\U000e0100-\U000e01ef]"
+    selector = "[\ufe00-\ufe0f\u180b-\u180d\u180f\U000e0100-\U000e01ef]"
+    many, twice = f"{run}{run}{{{MARKS}}}", f"{selector}{run}*?{selector}"  # led by a plain set, which is found fast
+    return re.compile(many), re.compile(twice), re.compile(f"{run}{{2,}}")
+
+
+def _thin(text: str) -> str:
+    if text.isascii():
+        return text
+    many, twice, runs = _piles()
+    return runs.sub(_capped, text) if many.search(text) or twice.search(text) else text
+
+
+def _capped(match: re.Match[str]) -> str:
+    kept: list[str] = []
+    marks = selectors = 0
+    for character in match[0]:
+        if character in _SELECTORS:
+            selectors += 1
+        elif unicodedata.category(character)[0] == "M":
+            marks += 1
+        elif character not in _JOINERS:
+            marks = selectors = 0
+        if character in _JOINERS or (selectors <= 1 if character in _SELECTORS else marks <= MARKS):
+            kept.append(character)
+    return "".join(kept)
+
+
+def _tail(text: str) -> str:
+    carried: list[str] = []
+    for character in reversed(text):
+        if unicodedata.category(character)[0] == "M":
+            carried.append(character)
+        elif character not in _JOINERS:
+            break
+    return "".join(reversed(carried))

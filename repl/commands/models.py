@@ -1,0 +1,93 @@
+"""Models: load another, load again, free, and what the loaded one is."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl import builtin, hub
+from repl.change import load
+from repl.clean import clean_line
+from repl.kinds import Text as Words
+from repl.loading import Facts
+from repl.registry import command
+from repl.screen import Said, count, device, mebibytes, view
+from repl.session import Session, Task
+
+
+def known() -> list[str]:
+    """Return the models that load without the network, for completion."""
+    return [builtin.ID, *hub.cached_models()]
+
+
+def words(text: str) -> list[tuple[str, str]]:
+    """Split `id@revision` and `id:file.gguf` into settings; what a new model does not take over is put back."""
+    name, _, file = text.rpartition(":") if text.lower().endswith(".gguf") else (text, "", "")
+    if len(name) < 2:  # no colon, or the one of a Windows drive
+        name, file = text, ""
+    name, _, revision = name.partition("@")
+    parts = {"revision": revision, "gguf_file": file, "trust_remote_code": ""}
+    return [("model", name), *((key, value or "default") for key, value in parts.items())]
+
+
+@command("models")
+def model(session: Session, id: Annotated[str, Words("a model", suggest=known)] = "") -> Any:
+    """Load another model: a Hub id, id@revision, id:file.gguf, a folder, or builtin."""
+    return load(session, words(id)) if id else info(session)
+
+
+@command("models")
+def reload(session: Session) -> Task[Facts]:
+    """Load the model again, from the files as they are now."""
+    return session.load(session.pending())
+
+
+@command("models", waits=True)
+def unload(session: Session) -> Task[Facts]:
+    """Free the model's memory; the conversation stays."""
+    return session.start(
+        session.store.drop, lambda job: Said(f"{job.result().id} unloaded · /model ID loads another, /reload the same")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What is loaded, as asked for and as it is."""
+
+    facts: Facts
+    asked: dict[str, Any]
+
+
+@command("models", waits=True)
+def info(session: Session) -> Info:
+    """Show what is loaded: architecture, size, precision, placement, limits."""
+    facts = session.facts()
+    chosen = session.settings.load
+    return Info(facts, {name: getattr(chosen, name) for name in chosen.__slots__})
+
+
+@view.register
+def _(result: Info) -> RenderableType:
+    facts, asked = result.facts, result.asked
+    stored = ", ".join(f"{count(number)} {name}" for name, number in facts.stored.items())
+    rows = {
+        "model": facts.id + (f" at {facts.commit[:12]}" if facts.commit else ""),
+        "folder": facts.folder,
+        "architecture": f"{facts.architecture}, {facts.layers} layers, vocabulary {facts.vocabulary}",
+        "parameters": f"{facts.parameters:,} ({count(facts.parameters)}), stored as {stored}",
+        "dtype": f"{facts.dtype} (asked for {asked['dtype']})",
+        "memory": mebibytes(facts.bytes),
+        "device": f"{device(facts.device_map)} (asked for {asked['device']})",
+        "attention": f"{facts.attention or 'none'} (asked for {asked['attention']})",
+        "context": f"{facts.context} tokens" if facts.context else "no fixed limit",
+        "talk": "chats through its template" if facts.chats else "completes text: it has no chat template",
+        "its own decoding": ", ".join(f"{key} {value}" for key, value in facts.base.model.items()) or "nothing set",
+    }
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="quiet", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(clean_line(value)))
+    return table

@@ -1,0 +1,139 @@
+"""Settings: a command for each field, the table of all, and the shorthands for decoding."""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl import decoding, registry, settings
+from repl.change import Setting, apply, change, describe, names
+from repl.clean import clean_line
+from repl.errors import UsageError
+from repl.kinds import Change, Rest
+from repl.kinds import Text as Words
+from repl.registry import command
+from repl.screen import Said, view
+from repl.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Table_:
+    """Every setting by part."""
+
+    load: list[Setting]
+    decode: list[Setting]
+    view: list[Setting]
+    extra: list[Setting]
+
+
+@view.register
+def _(result: Setting) -> RenderableType:
+    value = settings.show(result.name, result.value) or "not set"
+    lead = Text.assemble((result.name, "accent"), f" {clean_line(value)}", (f" · {result.origin}", "quiet"))
+    return Text.assemble(lead, "\n", (f"{clean_line(result.help)} · takes {result.takes}", "quiet"))
+
+
+@command("settings", name="settings")
+def all_settings(session: Session) -> Table_:
+    """Show every setting, its value and where it comes from."""
+    rows = {part: [describe(session, name) for name in names(part)] for part in settings.SPECS}
+    known = {row.name for part in rows.values() for row in part}
+    others = [
+        Setting(name, found.value, found.origin, "generation config", "")
+        for name, found in session.decoding().items()
+        if name not in known
+    ]
+    return Table_(rows["load"], rows["decode"], rows["view"], others)
+
+
+@view.register
+def _(result: Table_) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for style in ("accent", "", "quiet", "quiet"):
+        table.add_column(style=style, no_wrap=style == "accent", overflow="fold")
+    for part in (result.load, result.decode, result.view, result.extra):
+        for row in part:
+            table.add_row(row.name, _shown(row), row.origin, Text(row.help, overflow="ellipsis", no_wrap=True))
+        table.add_row("")
+    return table
+
+
+def _shown(row: Setting) -> Text:
+    known = row.name in settings.places()
+    value = settings.show(row.name, row.value) if known else str(row.value)
+    return Text(clean_line(value or "–"))
+
+
+@command("settings", waits=True)
+def set_(session: Session, name: str, value: Annotated[str, Rest()]) -> Any:
+    """Set anything by name: a setting, or any other field of the library's generation config."""
+    if decoding.is_setting(name):
+        return change(session, settings.find(name), value)
+
+    def check(_: Any) -> Any:
+        return validated(decoding.other(name.replace("-", "_"), session.base()), value)
+
+    def settle(job: Any) -> Said:
+        full, found = job.result()
+        kept = tuple(pair for pair in session.settings.extra if pair[0] != full)
+        session.settings = replace(session.settings, extra=kept + (((full, found),) if value != "default" else ()))
+        return Said(f"{full} {'as the model has it' if value == 'default' else found} · from the next reply on")
+
+    return session.start(check, settle)
+
+
+def validated(name: str, word: str) -> tuple[str, Any]:
+    """Read a value as JSON, or as text, and let the library check it; raises `UsageError`."""
+    from transformers import GenerationConfig
+
+    if word == "default":
+        return name, None
+    try:
+        value = json.loads(word)
+    except ValueError:
+        value = {"none": None, "on": True, "off": False}.get(word, word)
+    try:
+        GenerationConfig(**{name: value}).validate()
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{name} cannot be {word!r}: {' '.join(str(error).split())[:160]}") from error
+    return name, value
+
+
+@command("settings")
+def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(settings.places()))] = "") -> Any:
+    """Put a setting back to its default; alone, every decoding setting."""
+    if name:
+        return change(session, settings.find(name), "default")
+    session.settings = replace(session.settings, extra=())
+    apply(session, [(one, "default") for one in names("decode")])
+    return Said(f"decoding as the model has it: {decoding.phrase(session.decoding())}")
+
+
+@command("settings")
+def greedy(session: Session) -> Said:
+    """Take the likeliest token at every step."""
+    return apply(session, [("do_sample", "off"), ("num_beams", "1"), ("num_return_sequences", "default")])
+
+
+@command("settings")
+def sample(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> Said:
+    """Draw tokens at random: /sample temperature=0.8 top_p=0.95."""
+    return apply(session, [("do_sample", "on"), ("num_beams", "1"), *changes])
+
+
+def _register(name: str) -> None:
+    """Make `/name [value]` from the field."""
+
+    def run(session: Session, value: Annotated[str, Rest()] = "") -> Any:
+        return change(session, name, value)
+
+    registry.add(name, run, "setting", settings.help_of(name))
+
+
+for _name in settings.places():
+    if _name != "model":  # /model has a command of its own: it takes id@revision and id:file.gguf
+        _register(_name)
+registry.ALIASES.update({"temp": "temperature", "max": "max_new_tokens", "penalty": "repetition_penalty"})

@@ -1,0 +1,134 @@
+"""Which decoding values a reply really uses: yours, else the model's, else the library's; and what contradicts what."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from repl.errors import UsageError
+from repl.kinds import nearest
+from repl.settings import Decode, Settings, find
+
+NEW_TOKENS = 512  # most tokens of a reply where neither you nor the model say
+LENGTHS = ("max_new_tokens", "max_length")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+BEAMS = ("length_penalty", "early_stopping")
+OURS = {"stop": "stop_strings"}  # settings that the library calls otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a model brings: its own generation config, the library's defaults, and every name that config knows."""
+
+    model: Mapping[str, Any]
+    library: Mapping[str, Any]
+    known: frozenset[str] = frozenset()
+
+
+NOTHING = Base({}, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value in effect and where it comes from: default, model, config, command line or you."""
+
+    value: Any
+    origin: str
+
+
+def effective(settings: Settings, base: Base) -> dict[str, Value]:
+    """Return every decoding value in effect for the next reply."""
+    names = [spot.name for spot in fields(Decode) if spot.name not in LENGTHS]
+    table = {name: _value(name, settings, base) for name in names}
+    table.update({name: Value(value, "you") for name, value in settings.extra})
+    others = {name: Value(value, "model") for name, value in base.model.items() if name not in table}
+    return {
+        **_length(settings, base),
+        **table,
+        **{n: v for n, v in others.items() if n not in (*LENGTHS, "stop_strings")},
+    }
+
+
+def _value(name: str, settings: Settings, base: Base) -> Value:
+    own, library = settings.get(name), OURS.get(name, name)
+    if own not in (None, ()):
+        return Value(own, settings.origins.get(name, "default"))
+    if base.model.get(library) is not None:
+        return Value(base.model[library], "model")
+    return Value(base.library.get(library, own), "default")
+
+
+def _length(settings: Settings, base: Base) -> dict[str, Value]:
+    """Return the one limit on length that counts: yours, else the model's, else ours."""
+    own = [name for name in LENGTHS if settings.get(name) is not None]
+    if own:
+        return {own[0]: Value(settings.get(own[0]), settings.origins.get(own[0], "default"))}
+    theirs = [name for name in LENGTHS if base.model.get(name)]
+    if theirs:
+        return {theirs[0]: Value(base.model[theirs[0]], "model")}
+    return {"max_new_tokens": Value(NEW_TOKENS, "default")}
+
+
+def overrides(settings: Settings, base: Base) -> dict[str, Any]:
+    """Return what has to be put into the model's generation config for the next reply, in the library's names."""
+    own = {name: settings.get(name) for name in (spot.name for spot in fields(Decode)) if name != "seed"}
+    given = {OURS.get(name, name): value for name, value in own.items() if value not in (None, ())}
+    if "stop_strings" in given:
+        given["stop_strings"] = list(given["stop_strings"])
+    (limit,) = _length(settings, base).items()
+    neutral = dict.fromkeys(LENGTHS)
+    return {**neutral, **given, limit[0]: limit[1].value, **dict(settings.extra)}
+
+
+def phrase(table: Mapping[str, Value]) -> str:
+    """Say how text is made in a few words: `greedy`, `beams 4`, `sample T=0.7 p=0.9`."""
+    values = {name: item.value for name, item in table.items()}
+    beams = values.get("num_beams") or 1
+    words = [f"beams {beams}"] if beams > 1 else []
+    if values.get("do_sample"):
+        shown = (("T", "temperature", 1.0), ("k", "top_k", 0), ("p", "top_p", 1.0), ("min_p", "min_p", 0.0))
+        kept = [f"{sign}={values[name]:g}" for sign, name, off in shown if values.get(name) not in (None, off)]
+        words.append(" ".join(["sample", *kept]))
+    return " ".join(words) or "greedy"
+
+
+def remark(name: str, settings: Settings, base: Base) -> str:
+    """Say what keeps a value that was just set from having an effect, with the line that changes it; or nothing."""
+    values = {key: item.value for key, item in effective(settings, base).items()}
+    shown = settings.get(name)
+    if name in SAMPLING and not values.get("do_sample"):
+        return f"{name} {shown} has no effect while greedy · /sample turns sampling on"
+    if name == "seed" and not values.get("do_sample"):
+        return "seed has no effect while greedy · /sample turns sampling on"
+    if name in BEAMS and (values.get("num_beams") or 1) < 2:
+        return f"{name} has no effect without beams · /beams 4 turns them on"
+    return ""
+
+
+def check(settings: Settings, base: Base) -> None:
+    """Refuse what the library would only refuse in the middle of a reply; raises `UsageError`."""
+    values = {key: item.value for key, item in effective(settings, base).items()}
+    wanted, beams = values.get("num_return_sequences") or 1, values.get("num_beams") or 1
+    if wanted > beams and not (values.get("do_sample") and beams == 1):
+        more = f"/beams {wanted}"
+        raise UsageError(f"num_return_sequences {wanted} needs sampling or at least {wanted} beams", "/sample", more)
+
+
+def other(name: str, base: Base) -> str:
+    """Return the name of a field of the library's GenerationConfig; raises `UsageError` with the nearest name."""
+    if name in base.known:
+        return name
+    close = nearest(name, [*base.known, *(spot.name for spot in fields(Decode))])
+    raise UsageError(
+        f"no setting {name!r}, and no such field in the library's generation config"
+        + (f", did you mean {close}?" if close else ""),
+        "/settings",
+    )
+
+
+def is_setting(name: str) -> bool:
+    """Tell whether a word names a setting of ours."""
+    try:
+        find(name)
+    except UsageError:
+        return False
+    return True

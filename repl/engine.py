@@ -1,0 +1,338 @@
+"""Turn a prompt into events: encode, check what can be checked, generate, and tell what happened."""
+
+import copy
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from repl import decoding
+from repl.beams import Watch
+from repl.errors import Cancelled, Failed, NoMemory, ReplError, UsageError
+from repl.events import Done, Echo, Notice, Sequence, Timing, Token, Usage
+from repl.loading import Facts, Resident, is_memory, release, sentence
+from repl.probe import breakable, measuring
+from repl.settings import Settings
+from repl.stream import Detokenizer, streamer
+from repl.worker import Emit
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to answer: the messages of a chat, or a text to continue."""
+
+    settings: Settings
+    messages: tuple[Mapping[str, str], ...] = ()
+    text: str = ""
+
+    @property
+    def chats(self) -> bool:
+        """Tell whether the template is used."""
+        return bool(self.messages)
+
+
+def reply(resident: Resident, request: Request, emit: Emit) -> Done:
+    """Answer a request with `Token` or `Beams` events; a cancelled reply is returned with what there is of it.
+
+    Raises `UsageError` before anything is made, `NoMemory` or `Failed` when the model gives up.
+    """
+    began = time.monotonic()
+    decoding.check(request.settings, resident.facts.base)
+    prompt = encode(resident, request)
+    config = configure(resident, request.settings, len(prompt), emit)
+    run = Run(resident, request, prompt, config, emit, began)
+    if not request.chats:
+        emit(Echo(resident.tokenizer.decode(prompt, skip_special_tokens=True)))
+    try:
+        sequences, finish = run.generate()
+    except Cancelled:
+        emit.settle()
+        sequences, finish = run.partial(), "cancelled"
+    except ReplError as error:
+        error.partial = run.done(run.partial(), "failed")
+        raise
+    run.tell(sequences[0])
+    return run.done(sequences, finish)
+
+
+def encode(resident: Resident, request: Request) -> list[int]:
+    """Return the ids of the prompt: through the chat template, or as the tokenizer encodes plain text."""
+    ids = _templated(resident, request) if request.chats else resident.tokenizer(request.text)["input_ids"]
+    if not ids:
+        raise UsageError("the prompt is empty: the model needs at least one token to go on from")
+    return [int(token) for token in ids]
+
+
+def _templated(resident: Resident, request: Request) -> Any:
+    import jinja2
+
+    try:
+        return resident.tokenizer.apply_chat_template(
+            [dict(message) for message in request.messages],
+            add_generation_prompt=True,
+            return_dict=True,
+            sanitize_control_tokens=True,
+        )["input_ids"]
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise Failed(f"the chat template fails: {sentence(error)}", "/mode complete", "/raw TEXT") from error
+
+
+def configure(resident: Resident, settings: Settings, prompt: int, emit: Emit) -> Any:
+    """Return the generation config of one reply: the model's own, with your values put in.
+
+    `prompt` is its length in tokens; raises `UsageError` when nothing fits behind it.
+    """
+    config = copy.deepcopy(resident.model.generation_config)
+    for name, value in decoding.overrides(settings, resident.facts.base).items():
+        setattr(config, name, value)
+    if config.pad_token_id is None:  # the library would do the same with a warning
+        config.pad_token_id = next(iter(stops(config)), None)
+    _fit(config, resident.facts, prompt, emit)
+    return config
+
+
+def _fit(config: Any, facts: Facts, prompt: int, emit: Emit) -> None:
+    """Keep prompt and reply inside the context, saying what was cut."""
+    if config.max_length is not None and config.max_length <= prompt:
+        raise UsageError(
+            f"the prompt has {prompt} tokens, max_length is {config.max_length}",
+            f"/max_length {prompt + 50}",
+            "/max 50",
+        )
+    if not facts.context:
+        return
+    if prompt >= facts.context:
+        raise UsageError(f"the prompt has {prompt} tokens, {facts.id} reads at most {facts.context}", "/clear")
+    room = facts.context - prompt
+    if config.max_new_tokens is not None and config.max_new_tokens > room:
+        config.max_new_tokens = room
+        if prompt * 2 > facts.context:
+            emit(Notice(f"max_new_tokens is {room} for this reply: the context of {facts.context} ends there"))
+    if config.max_length is not None:
+        config.max_length = min(config.max_length, facts.context)
+
+
+def stops(config: Any) -> list[int]:
+    """Return the ids that end a sequence."""
+    found = config.eos_token_id
+    return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+
+class Run:
+    """One reply on its way: what goes into `generate`, what has come out so far, and the record of it."""
+
+    def __init__(
+        self, resident: Resident, request: Request, prompt: list[int], config: Any, emit: Emit, began: float
+    ) -> None:
+        self.resident, self.request, self.prompt, self.config, self.emit = resident, request, prompt, config, emit
+        self.began = began
+        self.beams = (config.num_beams or 1) > 1
+        self.seed = self._seed()
+        self.ids: list[int] = []  # made so far
+        self.first_at = self.last_at = 0.0
+        self.watch = Watch(resident.tokenizer, emit, scored=not config.do_sample)
+
+    def _seed(self) -> int | None:
+        if not self.config.do_sample:
+            return None
+        given = self.request.settings.decode.seed
+        return secrets.randbits(31) if given is None else given
+
+    # generate
+
+    def generate(self) -> tuple[list[Sequence], str]:
+        """Run the library's `generate`; raises `Cancelled`, or one `ReplError` for whatever the library raises."""
+        try:
+            with ExitStack() as hooks:
+                hooks.enter_context(breakable(self.resident.model, self._may_go_on))
+                count = 0 if self.beams else self.request.settings.view.logprobs
+                measure = hooks.enter_context(measuring(self.resident.model, self.resident.tokenizer, count))
+                output = self._call(measure)
+            return self._sequences(output), self._finish(output)
+        except (Cancelled, ReplError):
+            raise
+        except BaseException as error:  # the tokenizer's Rust side panics with a BaseException
+            self.emit.settle()
+            if is_memory(error):
+                error.__traceback__ = None
+                release()
+                raise out_of_memory(self.resident, self.config, sentence(error)) from error
+            raise Failed(f"the reply stopped: {sentence(error)}") from error
+
+    def _call(self, measure: Any) -> Any:
+        import torch
+
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+        model = self.resident.model
+        ids = torch.tensor([self.prompt], device=_entry(model))
+        extra = {} if self.beams else {"streamer": self._streamer(measure)}
+        return model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=self._returning(),
+            logits_processor=[self._guard, *([self.watch] if self.beams else [])],
+            stopping_criteria=[self._told_to_stop],
+            tokenizer=self.resident.tokenizer,
+            **extra,
+        )
+
+    def _returning(self) -> Any:
+        self.config.return_dict_in_generate = True
+        self.config.output_scores = self.beams  # the library computes sequence scores only then
+        return self.config
+
+    def _streamer(self, measure: Any) -> Any:
+        seed = () if self.request.chats else self.prompt
+        return streamer(self.resident.tokenizer, self._made, seed=seed, eos=stops(self.config), measure=measure)
+
+    def _made(self, token: Token) -> None:
+        """Pass a token on; raises `Cancelled`."""
+        self.emit(token)
+        self.last_at = time.monotonic()
+        self.first_at = self.first_at or self.last_at
+        if token.id is not None:
+            self.ids.append(token.id)
+
+    def _guard(self, ids: Any, scores: Any) -> Any:
+        """Refuse numbers that are none: greedy decoding would silently go on with token 0."""
+        import torch
+
+        if not torch.isfinite(scores.max()):
+            raise Failed(
+                f"the model's numbers are not finite at token {ids.shape[1] - len(self.prompt) + 1}", "/dtype float32"
+            )
+        return scores
+
+    def _told_to_stop(self, ids: Any, _: Any) -> Any:
+        """End a beam search that was cancelled, keeping the best so far."""
+        import torch
+
+        return torch.full((ids.shape[0],), self.beams and self.emit.stopped(), device=ids.device)
+
+    def _may_go_on(self) -> None:
+        """Break a forward pass off; a beam search past its prompt ends by itself and keeps its best."""
+        if not (self.beams and self.watch.steps):
+            self.emit.check()
+
+    # tell
+
+    def _sequences(self, output: Any) -> list[Sequence]:
+        rows = output.sequences[:, len(self.prompt) :].tolist()
+        scores = getattr(output, "sequences_scores", None)
+        listed = [None] * len(rows) if scores is None else scores.tolist()
+        return [self._sequence(row, score) for row, score in zip(rows, listed, strict=True)]
+
+    def _sequence(self, row: list[int], score: float | None = None) -> Sequence:
+        ends = [place for place, token in enumerate(row) if token in stops(self.config)]
+        kept = row[: ends[0] + 1] if ends else row  # what follows the end is padding
+        return Sequence(self._text(kept), tuple(kept), score)
+
+    def _text(self, ids: list[int]) -> str:
+        """Return the text that `ids` add: the whole minus the prompt for a continuation, plain for a chat reply."""
+        decode = self.resident.tokenizer.decode
+        if self.request.chats:
+            return str(decode(ids, skip_special_tokens=True))
+        before = decode(self.prompt, skip_special_tokens=True)
+        whole = decode([*self.prompt, *ids], skip_special_tokens=True)
+        return str(whole[len(before) :] if whole.startswith(before) else decode(ids, skip_special_tokens=True))
+
+    def tell(self, best: Sequence) -> None:
+        """Emit the winner of a beam search as tokens: the search itself has none to stream."""
+        if self.beams:
+            self.emit.settle()
+            pieces = Detokenizer(self.resident.tokenizer, () if self.request.chats else self.prompt)
+            for token in best.token_ids:
+                self.emit(Token(pieces.feed(token), token))
+            self.emit(Token(pieces.flush()))
+
+    def partial(self) -> list[Sequence]:
+        """Return what there is of a reply that was broken off."""
+        return [self._sequence(self.watch.best() if self.beams else self.ids)]
+
+    def _finish(self, output: Any) -> str:
+        if self.emit.stopped():
+            return "cancelled"
+        ids = self._sequence(output.sequences[0, len(self.prompt) :].tolist()).token_ids
+        if ids and ids[-1] in stops(self.config):
+            return "stop"
+        full = self.config.max_new_tokens or (self.config.max_length or 0) - len(self.prompt)
+        return "length" if len(ids) >= full else "stop_string" if self.config.stop_strings else "stop"
+
+    def done(self, sequences: list[Sequence], finish: str) -> Done:
+        """Return the reply with its record."""
+        facts, settings = self.resident.facts, self.request.settings
+        best = sequences[0]
+        return Done(
+            text=best.text,
+            prompt_ids=tuple(self.prompt),
+            token_ids=best.token_ids,
+            finish=finish,
+            model=described(facts, settings),
+            load={name: getattr(settings.load, name) for name in settings.load.__slots__},
+            decode=self._decode(),
+            seed=self.seed,
+            usage=Usage(len(self.prompt), 0, len(best.token_ids)),
+            timing=self._timing(len(best.token_ids)),
+            sequences=tuple(sequences) if len(sequences) > 1 or self.beams else (),
+            versions=versions(),
+        )
+
+    def _decode(self) -> dict[str, Any]:
+        table = decoding.effective(self.request.settings, self.resident.facts.base)
+        values = {name: item.value for name, item in table.items() if name != "seed"}
+        return {**values, **{name: getattr(self.config, name) for name in decoding.LENGTHS if name in values}}
+
+    def _timing(self, made: int) -> Timing:
+        now = time.monotonic()
+        first, last = (self.watch.first_at, now) if self.beams else (self.first_at, self.last_at)
+        waited = first - self.began if first else None
+        steps = self.watch.steps if self.beams else made
+        return Timing(
+            ttft_s=waited,
+            prefill_tps=len(self.prompt) / waited if waited else None,
+            decode_tps=(steps - 1) / (last - first) if steps > 1 and last > first else None,
+            total_s=now - self.began,
+        )
+
+
+def _entry(model: Any) -> Any:
+    """Return the device that ids go in at; weights on disk stand on `meta`, their hooks move the ids on."""
+    device = model.device
+    return "cpu" if device.type == "meta" else device
+
+
+def out_of_memory(resident: Resident, config: Any, words: str) -> NoMemory:
+    """Make the error for a reply that memory did not suffice for, with what each remedy saves."""
+    facts = resident.facts
+    gib = facts.bytes / 2**30
+    halves = facts.dtype == "float32"
+    remedies = [f"/dtype bfloat16 (weights {gib:.2f} GiB to {gib / 2:.2f})"] if halves else []
+    quarter = gib / (8 if halves else 4)
+    remedies.append(f"/quantize 4bit (weights {gib:.2f} GiB to about {quarter:.2f})")
+    if config.max_new_tokens:
+        remedies.append(f"/max_new_tokens {max(1, config.max_new_tokens // 2)} (now {config.max_new_tokens})")
+    return NoMemory(f"memory ran out: {words}", *remedies)
+
+
+def described(facts: Facts, settings: Settings) -> dict[str, Any]:
+    """Return the `model` entry of a record."""
+    return {
+        "id": facts.id,
+        "revision": settings.load.revision,
+        "commit": facts.commit,
+        "dtype": facts.dtype,
+        "device_map": dict(facts.device_map),
+        "quantization": settings.load.quantize,
+        "parameters": facts.parameters,
+        "bytes": facts.bytes,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide what a reply is."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("transformers", "torch", "tokenizers")}

@@ -1,0 +1,176 @@
+"""A job as it runs: text as it is made, the beams in place, one bar for long work; or JSON lines."""
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from repl.clean import Cleaner, clean, clean_line
+from repl.events import Beams, Echo, Event, Notice, Token
+from repl.events import Progress as Step
+from repl.screen import Screen, joined
+
+SPAN = 1.0  # seconds over which a rate is averaged at least
+
+
+class Pane:
+    """Draws the events of one job; use it as a context."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._cleaner = Cleaner()
+        self._bar = Bar(screen)
+        self._beams: Live | None = None
+        self._column = False  # the cursor stands behind text
+
+    def __enter__(self) -> "Pane":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._quiet()
+        self._text(self._cleaner.end())
+        if self._column:
+            self._screen.write("\n")
+        self._screen.flush()
+
+    def draw(self, events: list[Event]) -> None:
+        """Draw a few events; text is written at once and flushed together."""
+        for event in events:
+            match event:
+                case Token():
+                    self._token(event)
+                case Echo(text=text):
+                    self._echo(clean(text))
+                case Step():
+                    self._bar.step(event)
+                case Beams():
+                    self._search(event)
+                case Notice(text=text):
+                    self._quiet()
+                    self._screen.notice(text)
+        self._screen.flush()
+
+    def _token(self, token: Token) -> None:
+        self._quiet()
+        if self._screen.as_json:
+            self._screen.record(token_record(token))
+        else:
+            self._text(self._cleaner.feed(token.text))
+            self._column = True  # a reply ends its line even when it is empty
+
+    def _text(self, text: str) -> None:
+        if text and not self._screen.as_json:
+            self._screen.write(text)
+
+    def _echo(self, text: str) -> None:
+        if self._screen.as_json:
+            return
+        self._quiet()
+        if self._screen.interactive:
+            self._screen.out.print(Text(text, "quiet"), end="", soft_wrap=True)
+        else:
+            self._screen.write(text)
+        self._column = True
+
+    def _search(self, beams: Beams) -> None:
+        console = self._screen.out
+        if self._screen.as_json or not self._screen.interactive or not console.is_terminal:
+            return
+        self._bar.close()
+        if self._beams is None:
+            self._end_line()
+            self._beams = Live(console=console, transient=True, auto_refresh=False)
+            self._beams.start()
+        self._beams.update(hypotheses(beams, console.width, console.height - 3), refresh=True)
+
+    def _end_line(self) -> None:
+        if self._column:
+            self._screen.write("\n")
+            self._screen.flush()
+            self._column = False
+
+    def _quiet(self) -> None:
+        """Take away what is redrawn in place: it would erase an unfinished line."""
+        self._bar.close()
+        if self._beams is not None:
+            self._beams.stop()
+            self._beams = None
+
+
+def token_record(token: Token) -> dict[str, Any]:
+    """Return the JSON object of a token."""
+    record: dict[str, Any] = {"event": "token", "text": token.text, "id": token.id}
+    if token.logprob is not None:
+        record.update(logprob=token.logprob, entropy=token.entropy, top=[list(entry) for entry in token.top])
+    return record
+
+
+def hypotheses(beams: Beams, width: int, height: int) -> Group:
+    """Return the live hypotheses, best first: what they share dim, where they part bright, one line each."""
+    common = Text(_tail(beams.common, 2 * width - 2), "quiet", overflow="fold")
+    shown = beams.branches[: max(1, height - 2)]
+    rows = [Text.assemble((_score(branch.score), "quiet"), _tail(branch.text, width - 10)) for branch in shown]
+    return Group(common, *rows)
+
+
+def _score(score: float | None) -> str:
+    return "       " if score is None else f"{score:7.2f} "
+
+
+def _tail(text: str, width: int) -> str:
+    line = clean_line(text)
+    return line if len(line) <= width else "…" + line[-(width - 1) :]
+
+
+class Amount(ProgressColumn):
+    """How far a stage is, how fast it goes, and how long it takes yet."""
+
+    def render(self, task: Task) -> Text:
+        """Return the figures of a stage that can be counted."""
+        return Text(amount(int(task.completed), int(task.total or 0), task.fields["unit"], task.speed or 0.0), "quiet")
+
+
+def amount(done: int, total: int, unit: str, speed: float) -> str:
+    """Say `93 of 513 MB · 12.1 MB/s · 35 s left`; bytes are counted in MB as downloads usually are."""
+    scale, sign = (10**6, "MB") if unit == "B" else (1, unit)
+    if not (done or total):
+        return ""
+    of = f"{done / scale:.0f} of {total / scale:.0f} {sign}" if total else f"{done / scale:.0f} {sign}"
+    if not speed or unit != "B":
+        return of
+    left = f"{max(0, total - done) / speed:.0f} s left" if total else ""
+    return joined(of, f"{speed / scale:.1f} {sign}/s", left)
+
+
+class Bar:
+    """One line on the terminal for the stages of a job; nothing where there is no terminal."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._console = screen.err
+        self._on = screen.err.is_terminal and not screen.as_json
+        self._bar: Progress | None = None
+        self._stage = ""
+
+    def step(self, step: Step) -> None:
+        """Show a stage."""
+        if not self._on:
+            return
+        if self._bar is None or self._stage != step.stage:
+            self.close()
+            columns = (TextColumn("{task.description}"), BarColumn(24, "dim", "cyan", "cyan", "dim"), Amount())
+            self._bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=10)
+            self._bar.add_task(clean_line(step.stage), total=step.total or None, unit=step.unit)
+            self._bar.start()
+            self._stage = step.stage
+        self._bar.update(self._bar.task_ids[0], completed=step.done, total=step.total or None)
+
+    def close(self) -> None:
+        """Take the line away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

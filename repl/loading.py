@@ -1,0 +1,320 @@
+"""From a `Load` to a model in memory; runs on the model thread."""
+
+import ctypes
+import gc
+import importlib
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repl import builtin, folder, hub, paths, quiet
+from repl.decoding import Base
+from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError
+from repl.events import Progress
+from repl.settings import Load
+from repl.worker import Emit
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a loaded model is, without any tensor: safe to read on every thread."""
+
+    id: str
+    commit: str
+    folder: str
+    architecture: str
+    parameters: int
+    bytes: int
+    dtype: str
+    stored: dict[str, int]
+    """Parameters by the number format they are stored in."""
+    device_map: dict[str, str]
+    attention: str
+    context: int
+    """Most tokens the model was made for; 0 where it has no such limit."""
+    layers: int
+    vocabulary: int
+    chats: bool
+    base: Base
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resident:
+    """A model in memory with its tokenizer; only the model thread touches those two."""
+
+    load: Load
+    facts: Facts
+    model: Any
+    tokenizer: Any
+
+
+def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None]) -> Resident:
+    """Load a model; `make_room(bytes)` is told the size before memory is taken.
+
+    Raises a `ReplError` that names what is wrong, or `Cancelled`; then nothing of it stays in memory.
+    """
+    began = time.monotonic()
+    _libraries(emit)
+    found = _find(load, emit, offline)
+    weights = folder.examine(
+        found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=load.trust_remote_code
+    )
+    make_room(folder.size_in(weights, load.dtype))
+    with translated(load):
+        config = _config(found, load)
+        options = _options(load, found, config, weights.format)
+        tokenizer = _tokenizer(found, load, emit)
+        model, report = _read(found, config, options, emit)
+        _complete(found, report)
+    return Resident(load, _facts(load, found, weights, model, tokenizer, began), model.eval(), tokenizer)
+
+
+def _libraries(emit: Emit) -> None:
+    """Import torch and transformers once; an import that is broken off cannot be made good."""
+    if "transformers.generation.utils" in sys.modules:
+        return
+    emit(Progress("import torch and transformers"))
+    with emit.shield():
+        importlib.import_module("torch")
+        importlib.import_module("transformers.generation.utils")
+        importlib.import_module("transformers.models.auto.modeling_auto")
+        importlib.import_module("transformers.models.auto.tokenization_auto")
+        quiet.hush()
+        gc.collect()
+        gc.freeze()  # what the imports made stays: leave it out of later collections, which block the keyboard
+
+
+def _find(load: Load, emit: Emit, offline: bool) -> hub.Found:
+    if load.model == builtin.ID:
+        return hub.Found(builtin.ID, builtin.folder(paths.cache(), emit), "", "")
+    return hub.locate(
+        load.model,
+        load.revision,
+        load.gguf_file,
+        emit,
+        offline=offline,
+        pickle=load.allow_pickle,
+        code=load.trust_remote_code,
+    )
+
+
+def _config(found: hub.Found, load: Load) -> Any:
+    """Read the config; what it says about attention code is dropped, it could name code on the Hub."""
+    from transformers import AutoConfig
+
+    extra = {"gguf_file": found.gguf_file} if found.gguf_file else {}
+    config = AutoConfig.from_pretrained(
+        str(found.folder), trust_remote_code=load.trust_remote_code, local_files_only=True, **extra
+    )
+    config._attn_implementation = None
+    return config
+
+
+def _options(load: Load, found: hub.Found, config: Any, form: str) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "dtype": load.dtype,
+        "device_map": device_map(load.device),
+        "attn_implementation": _attention(load, config),
+        "trust_remote_code": load.trust_remote_code,
+        "local_files_only": True,
+        "use_safetensors": form != "pickle",
+    }
+    if load.max_memory:
+        options["max_memory"] = max_memory(load.max_memory)
+    if load.offload_folder:
+        options["offload_folder"] = str(Path(load.offload_folder).expanduser())
+    if load.quantize != "none":
+        options["quantization_config"] = _quantization(load.quantize)
+    if found.gguf_file:
+        from transformers import GgufConfig
+
+        options["quantization_config"] = GgufConfig(dequantize=True)
+        options["gguf_file"] = found.gguf_file
+        del options["use_safetensors"]
+        options["dtype"] = "float32" if load.dtype == "auto" else load.dtype
+    return options
+
+
+def device_map(device: str) -> Any:
+    """Return what `from_pretrained` takes for a device; raises `BadModel` where the machine has none such."""
+    import torch
+
+    name, _, number = device.partition(":")
+    if name == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(number or 0) >= count:
+            here = f"this machine has {count}" if count else "this machine or this build of torch has none"
+            raise BadModel(f"no CUDA device {number or 0}: {here}", "/device auto", "/device cpu")
+        return {"": int(number or 0)}
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise BadModel("no MPS device: this machine or this build of torch has none", "/device auto", "/device cpu")
+    return {"": name} if name in ("cpu", "mps") else name
+
+
+def max_memory(words: str) -> dict[int | str, str]:
+    """Return `0=20GiB,cpu=48GiB` as the dictionary that accelerate takes."""
+    pairs = dict(pair.split("=") for pair in words.split(","))
+    return {int(device) if device.isdigit() else device: size for device, size in pairs.items()}
+
+
+def _attention(load: Load, config: Any) -> str:
+    """Return the attention to ask for: what you say, else what the library itself would take."""
+    if load.attention != "auto":
+        return load.attention
+    kind = _class(config)
+    return "sdpa" if kind is None or getattr(kind, "_supports_sdpa", False) else "eager"
+
+
+def _class(config: Any) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return kind[0] if isinstance(kind, tuple | list) else kind
+
+
+def _quantization(bits: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra("quantizing needs the bitsandbytes package", "pip install 'hub-repl[quant]'")
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
+
+
+def _tokenizer(found: hub.Found, load: Load, emit: Emit) -> Any:
+    from transformers import AutoTokenizer
+
+    emit(Progress("read the tokenizer"))
+    extra = {"gguf_file": found.gguf_file} if found.gguf_file else {}
+    try:
+        with emit.shield():
+            return AutoTokenizer.from_pretrained(
+                str(found.folder), trust_remote_code=load.trust_remote_code, local_files_only=True, **extra
+            )
+    except (ReplError, Cancelled):
+        raise
+    except BaseException as error:  # the Rust side panics with a BaseException
+        raise BadModel(f"the tokenizer in {found.folder} does not load: {sentence(error)}") from error
+
+
+def _read(found: hub.Found, config: Any, options: dict[str, Any], emit: Emit) -> tuple[Any, dict[str, Any]]:
+    from transformers import AutoModelForCausalLM
+
+    with emit.shield():
+        _class(config)  # imports the model's own code
+    with quiet.bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(found.folder), config=config, output_loading_info=True, **options
+        )
+    emit(Progress("place"))
+    return model, report
+
+
+def _complete(found: hub.Found, report: dict[str, Any]) -> None:
+    """Refuse weights that lack tensors: the library would fill them with random numbers and say so in a table."""
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise BadModel(f"the weights in {found.folder} lack the tensor {missing[0]}{more}: renamed or incomplete")
+
+
+@contextmanager
+def translated(load: Load) -> Iterator[None]:
+    """Turn what the libraries raise while loading into one sentence."""
+    import torch
+
+    try:
+        yield
+    except (ReplError, Cancelled):
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise no_room(load, sentence(error)) from error
+    except ImportError as error:
+        raise MissingExtra(f"{load.model} needs a package that is not installed: {sentence(error)}") from error
+    except json.JSONDecodeError as error:
+        raise BadModel(f"a file of {load.model} is not valid JSON: {sentence(error)}") from error
+    except BaseException as error:  # the Rust sides of the libraries panic with a BaseException
+        if is_memory(error):
+            raise no_room(load, sentence(error)) from error
+        raise BadModel(f"{load.model} does not load: {sentence(error)}") from error
+
+
+def is_memory(error: BaseException) -> bool:
+    """Tell whether an error of torch says that memory ran out; on CPU and MPS it is a plain RuntimeError."""
+    words = str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in words or "out of memory" in words.lower()
+
+
+def no_room(load: Load, words: str) -> NoMemory:
+    """Make the error for weights that do not fit."""
+    smaller = () if load.dtype in ("bfloat16", "float16") else ("/dtype bfloat16",)
+    return NoMemory(f"{load.model} does not fit: {words}", *smaller, "/quantize 4bit", "/device auto")
+
+
+def sentence(error: BaseException, most: int = 200) -> str:
+    """Return what an error says on one line without a full stop, cut to a readable length."""
+    words = " ".join((str(error) or type(error).__name__).split())
+    first = words.split(". ")[0] if len(words) > most else words
+    return (first if len(first) <= most else first[: most - 1] + "…").rstrip(".")
+
+
+def _facts(load: Load, found: hub.Found, weights: folder.Weights, model: Any, tokenizer: Any, began: float) -> Facts:
+    config = model.config.get_text_config(decoder=True)
+    return Facts(
+        id=load.model,
+        commit=found.commit,
+        folder=str(found.folder),
+        architecture=type(model).__name__,
+        parameters=sum(weight.numel() for weight in model.parameters())
+        if load.quantize == "none"
+        else weights.parameters,
+        bytes=model.get_memory_footprint(),
+        dtype=str(model.dtype).removeprefix("torch."),
+        stored=dict(weights.dtypes),
+        device_map=_placed(model),
+        attention=str(getattr(model.config, "_attn_implementation", "") or ""),
+        context=int(getattr(config, "max_position_embeddings", 0) or 0),
+        layers=int(getattr(config, "num_hidden_layers", 0) or 0),
+        vocabulary=int(getattr(config, "vocab_size", 0) or 0),
+        chats=bool(getattr(tokenizer, "chat_template", None)),
+        base=_base(model),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _placed(model: Any) -> dict[str, str]:
+    places = getattr(model, "hf_device_map", None) or {"": model.device}
+    return {part: f"cuda:{place}" if isinstance(place, int) else str(place) for part, place in places.items()}
+
+
+def _base(model: Any) -> Base:
+    from transformers import GenerationConfig
+
+    own = {name: value for name, value in model.generation_config.to_diff_dict().items() if value is not None}
+    own.pop("transformers_version", None)
+    own.pop("_from_model_config", None)
+    blank = GenerationConfig()
+    library = blank._get_default_generation_params() if hasattr(blank, "_get_default_generation_params") else {}
+    return Base(own, library, frozenset(vars(blank)))
+
+
+def release() -> None:
+    """Give freed memory back to the device and to the system."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):  # a C library other than glibc
+            return

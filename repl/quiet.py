@@ -1,0 +1,95 @@
+"""What the libraries say goes to a log file, never to the screen."""
+
+import logging
+import logging.handlers
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SOURCES = ("huggingface_hub", "accelerate", "torch", "peft", "bitsandbytes", "httpx2", "httpcore2", "filelock")
+log = logging.getLogger("hub-repl")
+
+
+def install(folder: Path) -> None:
+    """Route every log record and warning of this process to `hub-repl.log` in a folder."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    root = logging.getLogger()
+    root.handlers[:] = [_handler(folder / "hub-repl.log")]
+    root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a full disk must not print tracebacks of the log itself
+
+
+def _handler(path: Path) -> logging.Handler:
+    try:
+        handler = logging.handlers.RotatingFileHandler(path, maxBytes=1 << 20, backupCount=1, encoding="utf-8")
+        path.chmod(0o600)
+    except OSError:
+        return logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    return handler
+
+
+def hush() -> None:
+    """Take the libraries' own handlers away; call it after their import."""
+    from transformers.utils import logging as theirs
+
+    theirs.disable_default_handler()
+    theirs.enable_propagation()
+    theirs.set_verbosity_warning()
+    for name in SOURCES:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
+class Bar:
+    """Stands in for a library's progress bar: reports each step and stops the work by raising what `report` raises."""
+
+    def __init__(self, report: Callable[[str, int, int], None], iterable: Any = None, **options: Any) -> None:
+        self._report = report
+        self._iterable = iterable
+        self._name = options.get("desc") or ""
+        self.n = options.get("initial") or 0
+        self.total = options.get("total") or (len(iterable) if hasattr(iterable, "__len__") else 0)
+
+    def update(self, count: int = 1) -> None:
+        """Count steps."""
+        self.n += count or 0
+        self._report(self._name, self.n, self.total)
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._iterable:
+            yield item
+            self.update()
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+@contextmanager
+def bars(report: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Send the bars that transformers draws while it loads to `report(name, done, total)`."""
+    import transformers.modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging as theirs
+
+    def make(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Bar:
+        return Bar(report, *args, **options)
+
+    before, drawn = theirs.set_tqdm_hook(make), gguf.tqdm
+    gguf.tqdm = lambda *args, **options: Bar(report, *args, **options)  # it ignores the hook
+    try:
+        yield
+    finally:
+        theirs.set_tqdm_hook(before)
+        gguf.tqdm = drawn

@@ -1,0 +1,221 @@
+"""Commands from functions: the signature is the grammar, the docstring the help, the annotations read and complete."""
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Any, get_type_hints
+
+from repl import settings
+from repl.errors import UsageError
+from repl.kinds import Change, Flag, Kind, Rest, kind_of, nearest
+
+WORD = re.compile(r'"([^"]*)"|\'([^\']*)\'|(\S+)')
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One thing a command takes."""
+
+    name: str
+    kind: Kind
+    default: Any
+    many: bool = False
+    flag: bool = False  # typed as --name VALUE or name=VALUE
+
+    @property
+    def needed(self) -> bool:
+        """Tell whether the line is wrong without it."""
+        return self.default is Parameter.empty and not self.many
+
+    @property
+    def usage(self) -> str:
+        """Return how it is written in a usage line."""
+        if isinstance(self.kind, Change):
+            return "[NAME=VALUE ...]"
+        name = f"--{self.name}" if self.flag else self.name.upper()
+        name += " ..." if self.many else ""
+        return name if self.needed else f"[{name}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command as the user sees it."""
+
+    name: str
+    function: Callable[..., Any]
+    words: tuple[Word, ...]
+    help: str
+    more: str
+    family: str
+    waits: bool
+
+    @property
+    def usage(self) -> str:
+        """Return the line that shows how to type it."""
+        return " ".join([f"/{self.name}", *(word.usage for word in self.words)])
+
+
+COMMANDS: dict[str, Command] = {}
+ALIASES: dict[str, str] = {}
+
+
+def command(
+    family: str, *, name: str = "", aliases: tuple[str, ...] = (), waits: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a function a command; `waits` holds its line back until a load that is on its way has ended."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        title = name or function.__name__.removesuffix("_")
+        add(title, function, family, inspect.getdoc(function) or "", waits)
+        ALIASES.update(dict.fromkeys(aliases, title))
+        return function
+
+    return register
+
+
+def add(name: str, function: Callable[..., Any], family: str, doc: str, waits: bool = False) -> None:
+    """Register a function under a name."""
+    first, _, more = doc.partition("\n")
+    COMMANDS[name] = Command(name, function, _grammar(function), first.rstrip("."), more.strip(), family, waits)
+
+
+def _grammar(function: Callable[..., Any]) -> tuple[Word, ...]:
+    hints = get_type_hints(function, include_extras=True)
+    parameters = list(inspect.signature(function).parameters.values())[1:]  # the first is the session
+    return tuple(
+        Word(
+            spot.name,
+            kind_of(hints[spot.name]),
+            spot.default,
+            many=spot.kind is Parameter.VAR_POSITIONAL,
+            flag=spot.kind is Parameter.KEYWORD_ONLY,
+        )
+        for spot in parameters
+    )
+
+
+def find(name: str) -> Command:
+    """Return the command a word means: its name, an alias, or an unambiguous start; raises `UsageError`."""
+    wanted = name.replace("-", "_").lower()
+    if (title := ALIASES.get(wanted, wanted)) in COMMANDS:
+        return COMMANDS[title]
+    starts = sorted({ALIASES.get(known, known) for known in (*COMMANDS, *ALIASES) if known.startswith(wanted)})
+    if wanted and len(starts) == 1:
+        return COMMANDS[starts[0]]
+    if starts:
+        raise UsageError(f"/{name} may be {', '.join('/' + start for start in starts)}")
+    close = nearest(wanted, [*COMMANDS, *ALIASES])
+    raise UsageError(f"no command /{name}" + (f", did you mean /{close}?" if close else ""), "/help")
+
+
+def split(line: str) -> tuple[str, str]:
+    """Split `/name rest` into name and rest."""
+    name, _, rest = line[1:].partition(" ")
+    if "\n" in name:
+        name, _, rest = line[1:].partition("\n")
+    return name, rest.strip()
+
+
+def parse(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
+    """Read the words behind a command's name into arguments; raises `UsageError`."""
+    if len(found.words) == 1 and isinstance(found.words[0].kind, Rest):
+        return _whole(found, text)
+    loose, named = _sort(found, list(WORD.finditer(text)))
+    arguments: list[Any] = []
+    for word in (word for word in found.words if not word.flag):
+        taken, loose = (loose, []) if word.many else (loose[:1], loose[1:])
+        if not taken and word.needed:
+            raise UsageError(f"/{found.name} needs {word.name}: {found.usage}", f"/help {found.name}")
+        arguments += [_read(found, word, text) for text in taken] or ([] if word.many else [word.default])
+    if loose:
+        raise UsageError(f"/{found.name} does not take {loose[0]!r}: {found.usage}", f"/help {found.name}")
+    return arguments, named
+
+
+def _whole(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
+    word = found.words[0]
+    if not text and word.needed:
+        raise UsageError(f"/{found.name} needs {word.name}: {found.usage}", f"/help {found.name}")
+    return [text or (word.default if word.default is not Parameter.empty else "")], {}
+
+
+def _sort(found: Command, matches: list[re.Match[str]]) -> tuple[list[str], dict[str, Any]]:
+    """Separate `--flag value` and `name=value` for keyword-only words from the rest."""
+    flags = {word.name: word for word in found.words if word.flag}
+    texts = [next(group for group in match.groups() if group is not None) for match in matches]
+    loose: list[str] = []
+    named: dict[str, Any] = {}
+    while texts:
+        text = texts.pop(0)
+        name, sign, value = text.removeprefix("--").replace("-", "_").partition("=")
+        word = flags.get(name)
+        if word is None or not (text.startswith("--") or sign):
+            loose.append(text)
+            continue
+        if not sign:
+            value = "on" if isinstance(word.kind, Flag) else texts.pop(0) if texts else ""
+        named[name] = _read(found, word, value)
+    return loose, named
+
+
+def _read(found: Command, word: Word, text: str) -> Any:
+    try:
+        return word.kind.read(text)
+    except UsageError as error:
+        raise UsageError(f"/{found.name} {word.name}: {error.message}", *error.hints, f"/help {found.name}") from None
+
+
+def dispatch(session: Any, line: str) -> Any:
+    """Run one line: a command, or a message. Returns a result, a `Task`, or None."""
+    if line.startswith("//"):
+        return COMMANDS["say"].function(session, line[1:])
+    if not line.startswith("/"):
+        return COMMANDS["say"].function(session, line)
+    name, rest = split(line)
+    found = find(name)
+    arguments, named = parse(found, rest)
+    return found.function(session, *arguments, **named)
+
+
+def title(line: str) -> str:
+    """Return the name of the command that a line runs; `say` for a message."""
+    if not line.startswith("/") or line.startswith("//"):
+        return "say"
+    return find(split(line)[0]).name
+
+
+def must_wait(line: str) -> bool:
+    """Tell whether a line needs the model that is being loaded."""
+    try:
+        return COMMANDS[title(line)].waits
+    except UsageError:
+        return False
+
+
+def complete(line: str) -> list[tuple[str, str]]:
+    """Return what could stand at the end of a line as (word, help): command names, values, setting names."""
+    if not line.startswith("/") or line.startswith("//") or "\n" in line:
+        return []
+    name, space, rest = line[1:].partition(" ")
+    if not space:
+        named = [found for found in COMMANDS.values() if found.name.startswith(name) and found.name != "say"]
+        return [("/" + found.name, found.help) for found in named]
+    try:
+        found = find(name)
+    except UsageError:
+        return []
+    return _values(found, rest)
+
+
+def _values(found: Command, rest: str) -> list[tuple[str, str]]:
+    before, last = rest.split()[:-1] if rest and not rest.endswith(" ") else rest.split(), rest.rpartition(" ")[2]
+    place = len(before)
+    words = [word for word in found.words if not word.flag]
+    if not words or (place >= len(words) and not words[-1].many):
+        return []
+    word = words[min(place, len(words) - 1)]
+    if isinstance(word.kind, Change):
+        return [(f"{name}=", settings.help_of(name)) for name in settings.places() if name.startswith(last)]
+    return [(value, "") for value in word.kind.complete() if value.lower().startswith(last.lower())]

@@ -1,0 +1,223 @@
+"""What the user sees: results through their views, errors and notices as one line, JSON where asked."""
+
+import dataclasses
+import json
+import locale
+import sys
+from collections.abc import Mapping
+from functools import singledispatch
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+from rich.theme import Theme
+
+from repl.clean import clean, clean_line
+from repl.errors import ReplError
+from repl.events import Done
+from repl.session import Loaded
+
+THEME = Theme({"accent": "cyan", "quiet": "dim", "repr.number": "none"}, inherit=True)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Said:
+    """A sentence about what was done; it goes beside the answers, not among them."""
+
+    text: str
+
+
+@singledispatch
+def view(result: Any) -> RenderableType:
+    """Draw a result; every result class registers its own."""
+    raise TypeError(f"no view for {type(result).__name__}")
+
+
+@view.register
+def _(result: Said) -> Text:
+    return Text(clean(result.text), "quiet")
+
+
+@view.register
+def _(result: Loaded) -> Text:
+    return headline(result)
+
+
+def joined(*parts: str) -> str:
+    """Join what there is of a few short facts with middle dots."""
+    return " · ".join(part for part in parts if part)
+
+
+def headline(result: Loaded) -> Text:
+    """Say what is ready to use, and what changed from the model before."""
+    facts, before = result.facts, result.before
+    if before and before.id == facts.id:
+        was = f" (was {mebibytes(before.bytes).removesuffix(' MiB')})" if before.bytes != facts.bytes else ""
+        size = mebibytes(facts.bytes) + was
+    else:
+        size = f"{count(facts.parameters)} parameters"
+    asked = "" if result.asked.dtype in ("auto", facts.dtype) else f" (asked for {result.asked.dtype})"
+    rest = joined(
+        size,
+        facts.dtype + asked,
+        device(facts.device_map),
+        "chats" if facts.chats else "completes text",
+        f"ready in {facts.seconds:.1f} s",
+    )
+    return Text.assemble((clean_line(facts.id), "accent"), (" · " + clean_line(rest), "quiet"))
+
+
+def device(places: Mapping[str, str]) -> str:
+    """Return where a model is: one device, or how its parts are spread."""
+    tally: dict[str, int] = {}
+    for place in places.values():
+        tally[place] = tally.get(place, 0) + 1
+    if len(tally) == 1:
+        return next(iter(tally))
+    return ", ".join(f"{number} parts on {place}" for place, number in tally.items())
+
+
+def count(number: int) -> str:
+    """Return a number of parameters as people say it: 135M, 1.1B."""
+    for size, sign in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            value = number / size
+            return f"{value:.0f}{sign}" if value >= 10 else f"{value:.1f}{sign}"
+    return str(number)
+
+
+def mebibytes(size: int) -> str:
+    """Return a size in MiB or GiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+@view.register
+def _(result: Done) -> Text:
+    return Text.assemble(*sequences(result), (figures(result), "quiet"))
+
+
+def sequences(done: Done) -> list[Any]:
+    """Return one line for each finished sequence where there are several, with its score."""
+    if len(done.sequences) < 2:
+        return []
+    lines: list[Any] = []
+    for number, found in enumerate(done.sequences, 1):
+        score = "" if found.score is None else f"{found.score:8.3f} "
+        lines += [(f"{number:3}{score}  ", "quiet"), (shortened(found.text, 60), "quiet"), "\n"]
+    return [*lines, ("/pick N", "accent"), (" takes another one\n", "quiet")]
+
+
+def shortened(text: str, most: int) -> str:
+    """Return the beginning of a text on one line."""
+    line = clean_line(" ".join(text.split()))
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def figures(done: Done) -> str:
+    """Return the line of figures under a reply."""
+    made, timing = done.usage.completion, done.timing
+    limit = done.decode.get("max_new_tokens") or done.decode.get("max_length")
+    ends = {"cancelled": "stopped by you", "length": f"cut at {limit} tokens, /max {2 * int(limit or 0)} allows more"}
+    return joined(
+        f"{made} token{'' if made == 1 else 's'}",
+        f"first after {timing.ttft_s:.2f} s" if timing.ttft_s is not None else "",
+        f"{timing.decode_tps:.0f} tokens/s" if timing.decode_tps else "",
+        f"seed {done.seed}" if done.seed is not None else "",
+        ends.get(done.finish, ""),
+    )
+
+
+def ascii_only() -> bool:
+    """Tell whether the terminal cannot show more than ASCII."""
+    return (sys.stdout.encoding or locale.getpreferredencoding(False)).lower().replace("-", "") in (
+        "ascii",
+        "ansi_x3.41968",
+        "usascii",
+        "646",
+    )
+
+
+class Screen:
+    """Two consoles: `out` for answers and results, `err` for everything beside them."""
+
+    def __init__(self, as_json: bool = False, interactive: bool = False) -> None:
+        self.as_json = as_json
+        self.interactive = interactive
+        self.out = Console(theme=THEME, highlight=False, soft_wrap=not interactive)
+        self.err = Console(theme=THEME, highlight=False, stderr=True)
+
+    def show(self, command: str, result: Any) -> None:
+        """Show what a command returned."""
+        if self.as_json:
+            self.record(as_record(command, result))
+        elif isinstance(result, Said | Loaded):
+            (self.out if self.interactive else self.err).print(view(result))
+        elif self.interactive or not isinstance(result, Done):  # a reply is on the screen already, its figures are not
+            self.out.print(view(result))
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Write one JSON line."""
+        self.out.file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+        self.out.file.flush()
+
+    def error(self, error: ReplError) -> None:
+        """Say what went wrong and what to type next."""
+        if self.as_json:
+            hints = list(error.hints)
+            self.record({"event": "error", "kind": error.kind, "message": error.message, "hints": hints})
+        else:
+            name = "" if self.interactive else "hub-repl: "
+            self.err.print(Text.assemble(name + clean(error.message), *_hints(error)))
+
+    def notice(self, text: str) -> None:
+        """Say something beside the answers."""
+        if not self.as_json or not self.interactive:
+            self.err.print(Text(clean(text), "quiet"))
+
+    def write(self, text: str) -> None:
+        """Write a piece of an answer exactly as it is, apart from what would act on the terminal."""
+        self.out.file.write(text)
+
+    def flush(self) -> None:
+        """Let the pieces appear."""
+        self.out.file.flush()
+
+
+def _hints(error: ReplError) -> list[Any]:
+    return [part for hint in error.hints for part in ((" · ", "quiet"), (clean_line(hint), "accent"))]
+
+
+def as_record(command: str, result: Any) -> dict[str, Any]:
+    """Return the JSON object of a result."""
+    match result:
+        case Loaded(facts=facts, asked=asked):
+            return {"event": "loaded", "model": model_entry(facts, asked), "seconds": round(facts.seconds, 3)}
+        case Done():
+            return {"event": "done", **plain(result)}
+        case _:
+            return {"event": "result", "command": command, "data": plain(result)}
+
+
+def model_entry(facts: Any, asked: Any) -> dict[str, Any]:
+    """Return the `model` entry of a `loaded` line."""
+    return {
+        "id": facts.id,
+        "revision": asked.revision,
+        "commit": facts.commit,
+        "dtype": facts.dtype,
+        "device_map": facts.device_map,
+        "quantization": asked.quantize,
+        "parameters": facts.parameters,
+        "bytes": facts.bytes,
+    }
+
+
+def plain(value: Any) -> Any:
+    """Turn dataclasses, sets and tuples into what JSON has."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {spot.name: plain(getattr(value, spot.name)) for spot in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return value

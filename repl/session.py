@@ -1,0 +1,115 @@
+"""What commands act on: the settings, the model, the conversation, and work in progress."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from repl import decoding, settings
+from repl.conversation import Conversation, Turn
+from repl.decoding import NOTHING, Base
+from repl.errors import NoModel
+from repl.loading import Facts
+from repl.settings import Load, Settings
+from repl.store import Store
+from repl.worker import Emit, Job, Worker
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Task(Generic[T]):
+    """A job with what follows it on the main thread: `settle` is called once, when the job has finished."""
+
+    job: Job[T]
+    settle: Callable[[], Any]
+    background: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready; `before` is what was resident when the load began."""
+
+    facts: Facts
+    asked: Load
+    before: Facts | None = None
+
+
+class Session:
+    """One user at one prompt."""
+
+    def __init__(self, chosen: Settings, store: Store, worker: Worker) -> None:
+        self.settings = chosen
+        self.store = store
+        self.worker = worker
+        self.conversation = Conversation()
+        self.last: Turn | None = None  # the reply that views and /pick speak of
+        self.loading: Task[Facts] | None = None
+        self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
+        self.speed: float | None = None  # tokens per second of the last reply
+        self.used = 0  # tokens of the context that the last reply ended with
+
+    # work
+
+    def start(self, work: Callable[[Emit], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+        """Queue work for the model thread; `settle(job)` turns its end into a result, on the main thread."""
+        job = self.worker.start(work)
+        return Task(job, lambda: settle(job) if settle else job.result())
+
+    def load(self, wanted: Settings) -> Task[Facts]:
+        """Begin to load what the settings say; they become the session's own when it is ready.
+
+        A load that is on its way is cancelled: the new one includes what it asked for.
+        """
+        if self.loading:
+            self.loading.job.cancel()
+        before = self.store.facts()
+        job = self.worker.start(lambda emit: self.store.load(wanted.load, emit))
+        task = Task(job, lambda: self._loaded(task, wanted, before), background=True)
+        self.loading, self.wanted = task, wanted
+        return task
+
+    def _loaded(self, task: Task[Facts], wanted: Settings, before: Facts | None) -> Loaded:
+        if self.loading is task:
+            self.loading = self.wanted = None
+        facts = task.job.result()
+        # decoding and view may have changed meanwhile: only the loading part is taken over
+        names = [name for name, part in settings.places().items() if part == "load"]
+        kept = {name: word for name, word in self.settings.origins.items() if name not in names}
+        mine = {name: word for name, word in wanted.origins.items() if name in names}
+        self.settings = replace(self.settings, load=wanted.load, origins={**kept, **mine})
+        return Loaded(facts, wanted.load, before)
+
+    # what is so now
+
+    def pending(self) -> Settings:
+        """Return the settings with the load that is on its way: what a further change builds on."""
+        if self.wanted is None:
+            return self.settings
+        return replace(self.settings, load=self.wanted.load, origins={**self.settings.origins, **self.wanted.origins})
+
+    def facts(self) -> Facts:
+        """Return what is loaded; raises `NoModel`."""
+        return self.store.current().facts
+
+    def base(self) -> Base:
+        """Return what the model brings to decoding; nothing before one is loaded."""
+        facts = self.store.facts()
+        return facts.base if facts else NOTHING
+
+    def chats(self) -> bool:
+        """Tell whether a message goes through the chat template; raises `NoModel`."""
+        mode = self.settings.view.mode
+        return self.facts().chats if mode == "auto" else mode == "chat"
+
+    def decoding(self) -> dict[str, decoding.Value]:
+        """Return the decoding values in effect."""
+        return decoding.effective(self.settings, self.base())
+
+    def ready(self) -> None:
+        """Raise `NoModel` unless a model is resident or on its way."""
+        if self.store.facts() is None and self.loading is None:
+            raise NoModel("no model is loaded", "/model builtin")
+
+    def close(self) -> bool:
+        """End the model thread; False if it is stuck."""
+        return self.worker.close()

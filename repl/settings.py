@@ -1,0 +1,200 @@
+"""Load, Decode and View: every setting is declared here once; flags, keys, commands and help follow from the field."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from functools import cache
+from types import MappingProxyType
+from typing import Annotated, Any, get_type_hints
+
+from repl.errors import UsageError
+from repl.kinds import (
+    Choice,
+    Device,
+    Flag,
+    Kind,
+    MaxMemory,
+    Number,
+    OrNever,
+    Strings,
+    Text,
+    Whole,
+    kind_of,
+    nearest,
+)
+
+DTYPES = {
+    "fp32": "float32",
+    "f32": "float32",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+}
+ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+def setting(default: Any, help: str) -> Any:
+    """Declare a field that is a setting."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How a model gets into memory; changing one of these means loading again."""
+
+    model: Annotated[str, Text("a Hub id, a folder, a .gguf file or builtin")] = setting(
+        "builtin", "Hub id, local folder, .gguf file, or builtin"
+    )
+    revision: Annotated[str, Text("a branch, tag or commit")] = setting("main", "branch, tag or commit on the Hub")
+    dtype: Annotated[str, Choice(("auto", "float32", "bfloat16", "float16"), DTYPES)] = setting(
+        "auto", "number format of the weights; auto is the one they are stored in"
+    )
+    device: Annotated[str, Device()] = setting("auto", "where the weights go (the device map)")
+    max_memory: Annotated[str, MaxMemory()] = setting("", "most that each device may hold, as 0=20GiB,cpu=48GiB")
+    quantize: Annotated[str, Choice(("none", "8bit", "4bit"))] = setting(
+        "none", "pack the weights into fewer bits while loading (bitsandbytes)"
+    )
+    attention: Annotated[str, Choice(ATTENTION)] = setting("auto", "attention implementation")
+    gguf_file: Annotated[str, Text("a file name")] = setting("", "GGUF file inside the model's repository")
+    trust_remote_code: Annotated[bool, Flag()] = setting(
+        False, "run Python code that this model's repository brings; off again with the next model"
+    )
+    allow_pickle: Annotated[bool, Flag()] = setting(False, "read pickled weights (tensors only) where nothing safer is")
+    offload_folder: Annotated[str, Text("a folder")] = setting("", "where weights that fit nowhere else are kept")
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """How text is made; None takes the model's own value. Changes count from the next reply on."""
+
+    max_new_tokens: Annotated[int | None, Whole(1)] = setting(None, "most tokens of one reply")
+    max_length: Annotated[int | None, Whole(1)] = setting(None, "most tokens of prompt and reply together")
+    min_new_tokens: Annotated[int | None, Whole(0)] = setting(None, "fewest tokens before a reply may end")
+    do_sample: Annotated[bool | None, Flag()] = setting(None, "draw tokens at random instead of taking the likeliest")
+    num_beams: Annotated[int | None, Whole(1, 1000)] = setting(None, "hypotheses kept by beam search; 1 is off")
+    num_return_sequences: Annotated[int | None, Whole(1, 1000)] = setting(None, "answers made for each prompt")
+    length_penalty: Annotated[float | None, Number()] = setting(
+        None, "exponent on the length that beam scores are divided by"
+    )
+    early_stopping: Annotated[bool | str | None, OrNever()] = setting(None, "when a beam search may end")
+    temperature: Annotated[float | None, Number(above=0)] = setting(None, "flattens (above 1) or sharpens the odds")
+    top_k: Annotated[int | None, Whole(0)] = setting(None, "draw from the K likeliest tokens; 0 is off")
+    top_p: Annotated[float | None, Number(above=0, most=1)] = setting(
+        None, "draw from the likeliest tokens that together reach this probability; 1 is off"
+    )
+    min_p: Annotated[float | None, Number(least=0, most=1)] = setting(
+        None, "drop tokens below this share of the likeliest one's probability; 0 is off"
+    )
+    typical_p: Annotated[float | None, Number(above=0, most=1)] = setting(
+        None, "draw from tokens of typical surprise up to this probability; 1 is off"
+    )
+    repetition_penalty: Annotated[float | None, Number(above=0)] = setting(
+        None, "makes tokens that occurred less likely; 1 is off"
+    )
+    no_repeat_ngram_size: Annotated[int | None, Whole(0)] = setting(
+        None, "no run of this many tokens occurs twice; 0 is off"
+    )
+    stop: Annotated[tuple[str, ...], Strings()] = setting((), "texts that end a reply")
+    seed: Annotated[int | None, Whole(0, 2**63 - 1)] = setting(
+        None, "fixes the random draws; without it each reply differs"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is shown."""
+
+    mode: Annotated[str, Choice(("auto", "chat", "complete"))] = setting(
+        "auto", "chat with the template, or complete plain text; auto chats where the model has a template"
+    )
+    stats: Annotated[bool, Flag()] = setting(True, "a line of figures after each reply")
+    logprobs: Annotated[int, Whole(0, 100)] = setting(
+        0, "record each token's log-probability and this many alternatives (shown by --json)"
+    )
+
+
+SPECS: dict[str, Any] = {"load": Load, "decode": Decode, "view": View}
+Extra = tuple[tuple[str, Any], ...]
+
+
+@cache
+def places() -> dict[str, str]:
+    """Return which part (load, decode, view) each setting belongs to."""
+    return {spot.name: part for part, spec in SPECS.items() for spot in fields(spec)}
+
+
+@cache
+def kind(name: str) -> Kind:
+    """Return the kind of a setting's value."""
+    return kind_of(get_type_hints(SPECS[places()[name]], include_extras=True)[name])
+
+
+def declared(name: str) -> Field[Any]:
+    """Return the field that declares a setting."""
+    return next(spot for spot in fields(SPECS[places()[name]]) if spot.name == name)
+
+
+def help_of(name: str) -> str:
+    """Return the one line that says what a setting does."""
+    return str(declared(name).metadata["help"])
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings with where each value that is not a default came from; a change makes a new one."""
+
+    load: Load = Load()
+    decode: Decode = Decode()
+    view: View = View()
+    extra: Extra = ()  # other fields of GenerationConfig, set by name
+    origins: Mapping[str, str] = MappingProxyType({})
+
+    def get(self, name: str) -> Any:
+        """Return the value of a setting; None where a decoding value is left to the model."""
+        return getattr(getattr(self, places()[name]), name)
+
+    def put(self, name: str, value: Any, origin: str) -> "Settings":
+        """Return a copy with one value; `max_new_tokens` and `max_length` push each other out."""
+        part = places()[name]
+        other = {"max_new_tokens": "max_length", "max_length": "max_new_tokens"}.get(name, "")
+        cleared = {other: None} if other and value is not None else {}
+        spec = replace(getattr(self, part), **{name: value}, **cleared)
+        origins = {key: word for key, word in self.origins.items() if key not in (name, *cleared)}
+        return replace(self, **{part: spec}, origins=MappingProxyType({**origins, name: origin}))
+
+    def reset(self, name: str) -> "Settings":
+        """Return a copy with one value at its default."""
+        bare = self.put(name, declared(name).default, "default")
+        kept = {key: word for key, word in bare.origins.items() if key != name}
+        return replace(bare, origins=MappingProxyType(kept))
+
+    def __iter__(self) -> Iterator[str]:
+        yield from places()
+
+
+def read(name: str, word: str) -> Any:
+    """Read the value of a setting from a word; raises `UsageError` naming the setting and what it takes."""
+    try:
+        return kind(name).read(word)
+    except UsageError as error:
+        raise UsageError(f"{name} {error.message}", f"/help {name}") from None
+
+
+def show(name: str, value: Any) -> str:
+    """Return the words for a setting's value; empty where there is none."""
+    return "" if value is None or value in ("", ()) else kind(name).show(value)
+
+
+def find(name: str) -> str:
+    """Return the full name of a setting typed with hyphens or in part; raises `UsageError` with the nearest name."""
+    wanted = name.replace("-", "_").lower()
+    names = list(places())
+    if wanted in names:
+        return wanted
+    starts = [candidate for candidate in names if candidate.startswith(wanted)]
+    if wanted and len(starts) == 1:
+        return starts[0]
+    if starts:
+        raise UsageError(f"{name!r} may be {', '.join(starts)}")
+    close = nearest(wanted, names)
+    raise UsageError(f"no setting {name!r}" + (f", did you mean {close}?" if close else ""), "/settings")

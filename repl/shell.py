@@ -1,0 +1,185 @@
+"""Read, dispatch, show: one loop for the keyboard, one for scripts."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+from repl import decoding, registry
+from repl.errors import Cancelled, Quit, ReplError
+from repl.events import Done, Progress
+from repl.live import Pane, amount
+from repl.loading import sentence
+from repl.quiet import log
+from repl.screen import Screen, joined
+from repl.session import Session, Task
+
+
+class Keys(Protocol):
+    """A keyboard that is watched while something runs."""
+
+    def cancelled(self) -> bool:
+        """Tell whether the user asked to stop."""
+
+
+class NoKeys:
+    """Nobody at the keyboard."""
+
+    def cancelled(self) -> bool:
+        """Never."""
+        return False
+
+
+class Shell:
+    """Runs lines against a session and shows what comes of them."""
+
+    def __init__(self, session: Session, screen: Screen) -> None:
+        self.session = session
+        self.screen = screen
+        self.keyboard: Callable[[], AbstractContextManager[Keys]] = lambda: nullcontext(NoKeys())
+        self.running: Task[Any] | None = None
+        self.interrupted = False
+        self.draft = ""  # a message that could not be sent goes back to the prompt
+        self._progress = Progress("")
+
+    # one line
+
+    def run(self, line: str) -> bool:
+        """Run one line; False if it failed."""
+        try:
+            if registry.must_wait(line) and not self.settle_load():
+                self.draft = "" if line.startswith("/") else line
+                return False
+            outcome = registry.dispatch(self.session, line)
+            if isinstance(outcome, Task) and not (outcome.background and self.screen.interactive):
+                outcome = self.follow(outcome)
+            if outcome is not None and not isinstance(outcome, Task):
+                self._show(line, outcome)
+            return True
+        except ReplError as error:
+            log.warning("%s", error, exc_info=error)
+            self.screen.error(error)
+        except Cancelled:
+            self.screen.notice("stopped")
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # a bug of ours: its traceback goes to the log, the session goes on
+            log.exception("a bug")
+            self.screen.error(ReplError(f"a bug in hub-repl: {sentence(error)}; hub-repl.log has the details"))
+        return False
+
+    def _show(self, line: str, outcome: Any) -> None:
+        wanted = self.session.settings.view.stats or self.screen.as_json or not isinstance(outcome, Done)
+        if wanted:
+            self.screen.show(registry.title(line), outcome)
+
+    def follow(self, task: Task[Any]) -> Any:
+        """Show a job as it runs, and return the result of its end."""
+        self._wait(task)
+        return task.settle()
+
+    def _wait(self, task: Task[Any]) -> None:
+        self.running, self.interrupted = task, False
+        try:
+            with Pane(self.screen) as pane, self.keyboard() as keys:
+                while not task.job.finished():
+                    pane.draw(task.job.poll(0.03))
+                    if keys.cancelled():
+                        self.interrupt()
+        finally:
+            self.running = None
+
+    def interrupt(self) -> None:
+        """Stop what runs: called for Esc, Ctrl-C and SIGINT."""
+        self.interrupted = True
+        if self.running is not None:
+            self.running.job.cancel()
+
+    # loading beside the prompt
+
+    def settle_load(self) -> bool:
+        """Wait for a load that is on its way; False if it failed or was stopped."""
+        if self.session.loading is not None:
+            self._wait(self.session.loading)
+            return self.end_load()
+        return True
+
+    def end_load(self) -> bool:
+        """Take over a load that has ended, and say so."""
+        assert self.session.loading is not None
+        try:
+            self.screen.show("model", self.session.loading.settle())
+        except ReplError as error:
+            self.screen.error(error)
+            return False
+        except Cancelled:
+            self.screen.notice(self._stopped())
+            return False
+        return True
+
+    def _stopped(self) -> str:
+        facts = self.session.store.facts()
+        return f"loading stopped · {facts.id} stays" if facts else "loading stopped · /model builtin loads the built-in"
+
+    def tick(self) -> Callable[[], object] | None:
+        """Look after a background load; returns what to print above the prompt when it has ended."""
+        task = self.session.loading
+        if task is None:
+            return None
+        for event in task.job.poll():
+            if isinstance(event, Progress):
+                self._progress = event
+        return self.end_load if task.job.finished() else None
+
+    def toolbar(self, width: int) -> str:
+        """Return the line under the prompt, without what does not fit."""
+        parts = [self._loading()] if self.session.loading else self._state()
+        while len(parts) > 1 and len(joined(*parts)) > width - 2:
+            parts.pop()
+        return (" " + joined(*parts))[: max(1, width - 1)]
+
+    def _loading(self) -> str:
+        step, wanted = self._progress, self.session.pending().load.model
+        return joined(f"loading {wanted}", step.stage, amount(step.done, step.total, step.unit, 0.0))
+
+    def _state(self) -> list[str]:
+        session, facts = self.session, self.session.store.facts()
+        if facts is None:
+            return ["no model", "/model ID loads one"]
+        context = f"context {session.used} of {facts.context}" if facts.context else f"context {session.used}"
+        return [
+            facts.id,
+            facts.dtype,
+            "chat" if session.chats() else "complete",
+            decoding.phrase(session.decoding()),
+            context,
+            f"{session.speed:.0f} tokens/s" if session.speed else "",
+        ]
+
+    # many lines
+
+    def message(self, text: str) -> bool:
+        """Send a text as a message, whatever it begins with; False if it failed or was stopped."""
+        return self.run("/" + text if text.startswith("/") else text) and not self.interrupted
+
+    def interactive(self, read: Callable[[str], str]) -> None:
+        """Serve lines from the keyboard until `/quit` or the end of input."""
+        while True:
+            draft, self.draft = self.draft, ""
+            try:
+                line = read(draft)
+                if line.strip():
+                    self.run(line.strip("\n"))
+                    self.screen.out.print()
+            except (EOFError, Quit):
+                return
+
+    def script(self, lines: Iterable[str], keep_going: bool = False) -> bool:
+        """Run lines, leaving out blank ones and `#` comments; False as soon as one failed, unless told to go on."""
+        good = True
+        for line in lines:
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            good = self.run(line.rstrip("\n")) and good
+            if self.interrupted or not (good or keep_going):
+                return False
+        return good

@@ -1,0 +1,121 @@
+"""Fixtures of all tests: tiny models made once, a recording `emit`, and a home that is never the user's."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# the libraries read these when they are imported: before anything else, and for child processes too
+for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_XET_CACHE"):
+    os.environ.pop(name, None)
+for name in ("HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_IMPLICIT_TOKEN", "HF_MODULES_CACHE"):
+    os.environ.pop(name, None)
+_HOME = tempfile.TemporaryDirectory(prefix="hub-repl-tests-", ignore_cleanup_errors=True)
+os.environ |= {"HF_HOME": _HOME.name, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1"}
+
+import models  # noqa: E402
+import platformdirs  # noqa: E402
+import pytest  # noqa: E402
+from huggingface_hub import constants  # noqa: E402
+
+from repl.errors import Cancelled  # noqa: E402
+from repl.events import Event  # noqa: E402
+
+
+class Recorder:
+    """A fake `repl.worker.Emit`: keeps the events, and is cancelled by `cancel()` or at the event `until` picks."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.until: Callable[[Event], bool] = lambda event: False
+        self.settled = False
+        self._stop = False
+
+    def __call__(self, event: Event) -> None:
+        self.check()
+        self.events.append(event)
+        if self.until(event):
+            self.cancel()
+            self.check()
+
+    def cancel(self) -> None:
+        self._stop = True
+
+    def check(self) -> None:
+        if self._stop:
+            raise Cancelled
+
+    def stopped(self) -> bool:
+        return self._stop
+
+    @contextmanager
+    def shield(self) -> Iterator[None]:
+        yield
+        self.check()
+
+    def settle(self) -> None:
+        self.settled = True
+
+    def of(self, kind: type) -> list[Event]:
+        """Select the events of one kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder per test for everything that hub-repl and the Hub's libraries keep."""
+    folder = tmp_path_factory.mktemp("home")
+    hub = folder / "huggingface"
+    monkeypatch.setenv("HUB_REPL_HOME", str(folder / "hub-repl"))
+    monkeypatch.setenv("HF_HOME", str(hub))
+    places = {"HF_HOME": "", "HF_HUB_CACHE": "hub", "HF_ASSETS_CACHE": "assets", "HF_XET_CACHE": "xet"}
+    for name, below in (places | {"HF_TOKEN_PATH": "token", "HF_STORED_TOKENS_PATH": "stored_tokens"}).items():
+        monkeypatch.setattr(constants, name, str(hub / below))  # read from the environment only once, at import
+    return folder
+
+
+@pytest.fixture
+def emit() -> Recorder:
+    """The job as its work sees it, recording."""
+    return Recorder()
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama that chats."""
+    return models.llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random GPT-2 that completes."""
+    return models.gpt2(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def recurrent_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Mamba."""
+    return models.recurrent(tmp_path_factory.mktemp("mamba"))
+
+
+@pytest.fixture(scope="session")
+def metaspace_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama whose tokenizer marks spaces as SentencePiece does."""
+    return models.metaspace(tmp_path_factory.mktemp("metaspace"))
+
+
+@pytest.fixture
+def scripted_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Write a model that says what it is told: `scripted_folder(b"first reply", b"second")`."""
+    return lambda *replies: models.scripted(tmp_path / "scripted", *replies)
+
+
+@pytest.fixture(scope="session")
+def builtin_folder() -> Path:
+    """The built-in model, fetched and converted once per machine."""
+    from repl import builtin
+
+    cache = os.environ.get("HUB_REPL_TEST_CACHE") or platformdirs.user_cache_dir("hub-repl")
+    return builtin.folder(Path(cache), Recorder())
