@@ -103,9 +103,11 @@ def counted(weights: Path) -> int:
     """Count the parameters of a safetensors file by its header; raises `ValueError` where the file is cut short."""
     with weights.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        text = file.read(length)
+    header = json.loads(text) if length and len(text) == length else {}
     header.pop("__metadata__", None)
-    if 8 + length + max(tensor["data_offsets"][1] for tensor in header.values()) != weights.stat().st_size:
+    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=1)
+    if 8 + length + end != weights.stat().st_size:
         raise ValueError(f"{weights.name} is cut short")
     return sum(prod(tensor["shape"]) for tensor in header.values())
 

@@ -246,7 +246,8 @@ class Run:
             pieces = Detokenizer(self.resident.tokenizer, () if self.request.chats else self.prompt)
             for token in best.token_ids:
                 self.emit(Token(pieces.feed(token), token))
-            self.emit(Token(pieces.flush()))
+            if rest := pieces.flush():
+                self.emit(Token(rest))
 
     def partial(self) -> list[Sequence]:
         """Return what there is of a reply that was broken off."""
@@ -327,6 +328,7 @@ def described(facts: Facts, settings: Settings) -> dict[str, Any]:
         "device_map": dict(facts.device_map),
         "quantization": settings.load.quantize,
         "parameters": facts.parameters,
+        "context": facts.context,
         "bytes": facts.bytes,
     }
 

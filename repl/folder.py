@@ -264,8 +264,9 @@ def check_tokenizer(folder: Path) -> None:
 def weight_files(folder: Path, config: dict[str, Any], allow_pickle: bool) -> tuple[str, dict[str, set[str]]]:
     """Find the format and the files that transformers will read, each with the tensors an index promises there."""
     explicit = config.get("transformers_weights")
-    wanted = (explicit,) if isinstance(explicit, str) and explicit else SAFE
-    for kind, names, ending in (("safetensors", wanted, ".safetensors"), ("pickle", PICKLES, ".bin")):
+    named = isinstance(explicit, str) and bool(explicit)
+    wanted, pickles = ((explicit,), ()) if named else (SAFE, PICKLES)
+    for kind, names, ending in (("safetensors", wanted, ".safetensors"), ("pickle", pickles, ".bin")):
         name = next((name for name in names if os.path.lexists(folder / name)), "")
         if kind == "pickle" and name and not allow_pickle:
             cause = "is a pickle, which can run code when it is read, and there are no safetensors"
@@ -330,12 +331,14 @@ def locate(folder: Path, name: str) -> Path:
         raise bad(name, "is a path that leads out of the folder")
     path = folder / name
     try:
-        real = path.resolve()
-    except (OSError, RuntimeError) as error:
+        real, there = path.resolve(), path.is_file()
+    except RuntimeError as error:
         raise bad(name, "is a link to itself") from error
+    except (OSError, ValueError) as error:  # too long, not to be encoded
+        raise bad(name, "is no name for a file here") from error
     if not any(real.is_relative_to(home) for home in homes(folder)):
         raise bad(name, f"is a link that leads out of the folder, to {real}")
-    if not path.is_file():
+    if not there:
         cause = "is a broken link" if path.is_symlink() else "is not a file" if path.exists() else "is missing"
         raise bad(name, cause)
     return path
@@ -419,7 +422,9 @@ def read_header(folder: Path, name: str) -> dict[str, Tensor]:
 def entry(file: str, name: str, value: Any) -> Tensor:
     """Check one tensor of a header by itself."""
     match value:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if 0 <= start <= stop:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if (
+            0 <= start <= stop < 2**63
+        ):
             pass
         case _:
             raise bad(file, f"has no usable dtype, shape and data_offsets for {short(name)}")
@@ -429,7 +434,7 @@ def entry(file: str, name: str, value: Any) -> Tensor:
         raise bad(file, f"has {short(name)} in an impossible shape, {short(str(shape))}")
     need, room = math.prod(shape) * BITS[dtype], 8 * (stop - start)
     if need != room:
-        size = f"{need // 8:,} bytes by shape {short(str(shape))} and dtype {dtype}"
+        size = f"{short(f'{need // 8:,}')} bytes by shape {short(str(shape))} and dtype {dtype}"
         raise bad(file, f"has {short(name)} of {size}, but {room // 8:,} by data_offsets")
     return Tensor(dtype, tuple(shape), start, stop)
 

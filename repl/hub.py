@@ -2,31 +2,27 @@
 
 import difflib
 import errno
-import importlib
-import logging
+import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from contextvars import ContextVar
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
 
 from repl import snapshots
-from repl.errors import BadModel, Cancelled, NotFound, ReplError, Unreachable, UsageError
+from repl.errors import BadModel, NotFound, ReplError, Unreachable, UsageError
 from repl.events import Progress
-from repl.quiet import Bar
 from repl.snapshots import Found, Want, cached, cached_models
-from repl.worker import Emit, aside
+from repl.transfer import Meter, prepare, watched
+from repl.worker import Emit
 
 __all__ = ["Found", "cached", "cached_models", "locate"]
 
-T = TypeVar("T")
 PROBE, GLANCE = 4.5, 2.0  # seconds for the Hub to answer at all; for what only makes an error message better
-CHUNK = 1 << 20  # bytes between two looks at whether the user stopped the download
 SMALL = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.json")
 LIGHT = (*snapshots.TOKENIZER, *SMALL, "*.jinja")
 PATH = re.compile(r"[./~]|[A-Za-z]:[\\/]|.*\\|(?:[^/]*/){2}|.*\.gguf$")
@@ -82,92 +78,12 @@ def local(want: Want) -> Found | None:
 def check_id(model: str) -> None:
     """Raise `UsageError` for what the Hub does not take as an id."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its __all__ lacks most names
 
     try:
         validate_repo_id(model)
     except HFValidationError as error:
         raise UsageError(f"{model!r} is not a model id: NAME or OWNER/NAME, of letters, digits, - _ and .") from error
-
-
-# the library, made quiet and possible to stop
-
-
-class Watch(logging.Handler):
-    """Keeps the library's words off the terminal, and ends a cancelled download when it logs that it tries again."""
-
-    job: ContextVar[Emit | None] = ContextVar("job", default=None)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Raise `Cancelled` on a thread whose job was stopped."""
-        if job := self.job.get():
-            job.check()
-
-
-def prepare(emit: Emit) -> None:
-    """Import the library, once, and take its log off the terminal."""
-    with emit.shield():  # an import cut short stays broken
-        importlib.import_module("huggingface_hub.hf_api")
-        importlib.import_module("huggingface_hub.file_download").constants.DOWNLOAD_CHUNK_SIZE = CHUNK
-        logger = logging.getLogger("huggingface_hub")
-        if not any(isinstance(each, Watch) for each in logger.handlers):
-            logger.handlers[:] = [Watch()]
-        logger.propagate = True
-
-
-def watched(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
-    """Run a call of the library aside; `TimeoutError` after `seconds`, `Cancelled` at once."""
-
-    def run() -> T:
-        Watch.job.set(emit)
-        return work()
-
-    return aside(run, emit, seconds)
-
-
-class Meter:
-    """Adds up the bytes of several files and says how far they are."""
-
-    def __init__(self, emit: Emit, sizes: dict[str, int]) -> None:
-        self._emit, self._sizes, self._total = emit, sizes, sum(sizes.values())
-        self._before = self._done = 0
-        self._name = ""
-
-    def begin(self, name: str) -> type[Bar]:
-        """Start the next file; returns what the library takes for a progress bar."""
-        self._name, self._done = name, 0
-        meter = self
-
-        class Transfer(Bar):
-            def __init__(self, *args: Any, **options: Any) -> None:
-                rust = "bar_format" in options  # xet calls from Rust, where nothing may be raised
-                super().__init__(meter.note if rust else meter.report, *args, **options)
-
-            def update_transfer(self, _: int) -> None:
-                """Leave bytes on the wire uncounted; without this method xet would make, and count, two bars."""
-
-        return Transfer
-
-    def report(self, _: str, done: int, __: int) -> None:
-        """Take a step of the file under way; raises `Cancelled` once the job was stopped."""
-        self._done = done
-        self._emit(Progress("download", self._before + done, self._total, "B"))
-
-    def note(self, name: str, done: int, total: int) -> None:
-        """Take a step and raise nothing."""
-        with suppress(Cancelled):
-            self.report(name, done, total)
-
-    def end(self) -> None:
-        """Count the file under way as done, however it came."""
-        self._before += self._sizes[self._name]
-        self.report(self._name, 0, 0)
-
-    def stopped(self) -> str:
-        """Say how far the file under way has come."""
-        size = self._sizes[self._name]
-        unit, word = next(((unit, word) for unit, word in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
-        return f"the download of {self._name} stopped at {self._done / unit:.3g} of {size / unit:.3g} {word}"
 
 
 # one probe, then file by file
@@ -177,9 +93,7 @@ def probe(want: Want, emit: Emit) -> dict[str, int]:
     """Ask the Hub for the files of a model and their sizes in bytes."""
     from huggingface_hub import HfApi
 
-    def ask() -> Any:
-        return HfApi().model_info(want.model, revision=want.revision, files_metadata=True, timeout=3)
-
+    ask = partial(HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3)
     try:
         siblings = watched(ask, emit, PROBE).siblings
     except Exception as error:  # sockets, TLS, the page of a captive portal: no answer is no answer
@@ -191,57 +105,52 @@ def download(want: Want, sizes: dict[str, int], emit: Emit) -> Found:
     """Bring the files that are needed into the cache, all of one commit."""
     if problem := flaw(want, list(sizes)):
         raise problem
+    meter = Meter(emit, sizes)
+    if want.gguf_file:
+        check_room(want, meter.plan([want.gguf_file]))
+        folder = begin(want, want.gguf_file, meter, emit)
+        return Found(want.model, folder, folder.name, want.gguf_file)
+    folder = begin(want, "config.json", meter, emit)
     first = snapshots.head(sizes, want.pickle)
-    begin = [want.gguf_file] if want.gguf_file else ["config.json", *([first] if first.endswith(".json") else [])]
-    fetch(want, want.revision, begin[:1], sizes, emit)  # by name, so that the cache learns what it stands for
+    if first.endswith(".json"):
+        fetch(want, first, folder.name, meter, emit)
+    names = [name for name in needed(want, folder, first, sizes) if not (folder / name).is_file()]
+    check_room(want, meter.plan(names))
+    for name in names:
+        fetch(want, name, folder.name, meter, emit)
+    return Found(want.model, folder, folder.name, "")
+
+
+def begin(want: Want, name: str, meter: Meter, emit: Emit) -> Path:
+    """Download the first file by the revision's name, which the cache remembers; return the folder of its commit."""
+    fetch(want, name, want.revision, meter, emit)
     folder = snapshots.snapshot(want.model, want.revision)
     if folder is None:
         raise ReplError(f"the cache under {str(snapshots.home())!r} does not keep what is downloaded", ELSEWHERE)
-    fetch(want, folder.name, begin[1:], sizes, emit)
-    if not want.gguf_file:
-        fetch(want, folder.name, [*light(sizes, want), *heavy(want, folder, first, sizes)], sizes, emit)
-    return Found(want.model, folder, folder.name, want.gguf_file)
+    return folder
 
 
-def light(names: dict[str, int], want: Want) -> list[str]:
-    """Choose the files that come before the weights: tokenizer, templates, defaults, and code if wanted."""
+def needed(want: Want, folder: Path, first: str, names: Iterable[str]) -> list[str]:
+    """Choose the files: tokenizer, templates, defaults, code if wanted, then the weights that begin with `first`."""
     top = [name for name in names if "/" not in name and any(fnmatchcase(name, pattern) for pattern in LIGHT)]
     templates = [name for name in names if name.startswith("additional_chat_templates/")]
-    return [*top, *templates, *[name for name in names if want.code and name.endswith(".py")]]
-
-
-def heavy(want: Want, folder: Path, first: str, names: dict[str, int]) -> list[str]:
-    """List the files of the weights; raise `BadModel` if the index names one that is not there."""
-    parts = snapshots.shards(folder, first)
-    if missing := [name for name in parts if name not in names]:
+    code = [name for name in names if want.code and name.endswith(".py")]
+    weights = snapshots.shards(folder, first)
+    if missing := [name for name in weights if name not in names]:
         raise BadModel(f"{first} of {want} names {missing[0]!r}, which is not there")
-    return parts
+    return [*top, *templates, *code, *weights]
 
 
-def fetch(want: Want, revision: str, names: list[str], sizes: dict[str, int], emit: Emit) -> None:
-    """Download the files that the cache does not have."""
+def fetch(want: Want, name: str, revision: str, meter: Meter, emit: Emit) -> None:
+    """Download one file into the cache."""
     from huggingface_hub import hf_hub_download
 
-    folder = snapshots.snapshot(want.model, revision) if revision != want.revision else None
-    todo = [name for name in names if folder is None or not (folder / name).is_file()]
-    meter = Meter(emit, {name: sizes[name] for name in todo})
-    check_room(want, sum(sizes[name] for name in todo))
-    for name in todo:
-        bar = meter.begin(name)
-        try:
-            watched(lambda n=name, b=bar: hf_hub_download(want.model, n, revision=revision, tqdm_class=b), emit)  # type: ignore[misc]
-        except Cancelled:
-            abandon()
-            raise
-        except Exception as error:  # as for the probe
-            raise explained(error, want, emit) or Unreachable(meter.stopped(), f"/model {want.model}") from error
-        meter.end()
-
-
-def abandon() -> None:
-    """Stop transfers that go on in Rust."""
-    with suppress(ImportError):  # private to the library, and absent in versions without xet
-        importlib.import_module("huggingface_hub.utils._xet").abort_xet_session()
+    bar = meter.begin(name)
+    try:
+        watched(partial(hf_hub_download, want.model, name, revision=revision, tqdm_class=bar), emit)
+    except Exception as error:  # as for the probe
+        raise explained(error, want, emit) or Unreachable(meter.stopped(), f"/model {want.model}") from error
+    meter.end()
 
 
 def check_room(want: Want, size: int) -> None:
@@ -305,8 +214,8 @@ def explained(error: Exception, want: Want, emit: Emit) -> ReplError | None:
         case errors.HfHubHTTPError(response=response):
             return refused(want, response.status_code)
         case OSError(errno=number) if number in DISK:
-            sentence = f"cannot write to the cache under {str(snapshots.home())!r}: {cause.strerror}"
-            return ReplError(sentence.lower() if False else sentence, ELSEWHERE)
+            why = os.strerror(number).lower()
+            return ReplError(f"cannot write to the cache under {str(snapshots.home())!r}: {why}", ELSEWHERE)
     return None
 
 

@@ -44,6 +44,11 @@ class Facts:
     base: Base
     seconds: float
 
+    @property
+    def name(self) -> str:
+        """The id, without the path where it is a folder."""
+        return Path(self.id).name if Path(self.id).is_absolute() else self.id
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resident:

@@ -64,7 +64,7 @@ def headline(result: Loaded) -> Text:
         "chats" if facts.chats else "completes text",
         f"ready in {facts.seconds:.1f} s",
     )
-    return Text.assemble((clean_line(facts.id), "accent"), (" · " + clean_line(rest), "quiet"))
+    return Text.assemble((clean_line(facts.name), "accent"), (" · " + clean_line(rest), "quiet"))
 
 
 def device(places: Mapping[str, str]) -> str:
@@ -116,8 +116,7 @@ def shortened(text: str, most: int) -> str:
 def figures(done: Done) -> str:
     """Return the line of figures under a reply."""
     made, timing = done.usage.completion, done.timing
-    limit = done.decode.get("max_new_tokens") or done.decode.get("max_length")
-    ends = {"cancelled": "stopped by you", "length": f"cut at {limit} tokens, /max {2 * int(limit or 0)} allows more"}
+    ends = {"cancelled": "stopped by you", "length": _limit(done)}
     return joined(
         f"{made} token{'' if made == 1 else 's'}",
         f"first after {timing.ttft_s:.2f} s" if timing.ttft_s is not None else "",
@@ -125,6 +124,16 @@ def figures(done: Done) -> str:
         f"seed {done.seed}" if done.seed is not None else "",
         ends.get(done.finish, ""),
     )
+
+
+def _limit(done: Done) -> str:
+    """Say which limit a reply ran into."""
+    context = done.model.get("context") or 0
+    if context and done.usage.prompt + done.usage.completion >= context:
+        return f"the context of {context} tokens is full"
+    if (limit := done.decode.get("max_new_tokens")) is not None:
+        return f"cut at {limit} tokens, /max {2 * limit} allows more"
+    return f"cut at max_length {done.decode.get('max_length')}"
 
 
 def ascii_only() -> bool:
@@ -144,15 +153,17 @@ class Screen:
         self.as_json = as_json
         self.interactive = interactive
         self.out = Console(theme=THEME, highlight=False, soft_wrap=not interactive)
-        self.err = Console(theme=THEME, highlight=False, stderr=True)
+        self.err = Console(theme=THEME, highlight=False, stderr=True, soft_wrap=not interactive)
 
     def show(self, command: str, result: Any) -> None:
         """Show what a command returned."""
         if self.as_json:
             self.record(as_record(command, result))
-        elif isinstance(result, Said | Loaded):
-            (self.out if self.interactive else self.err).print(view(result))
-        elif self.interactive or not isinstance(result, Done):  # a reply is on the screen already, its figures are not
+        elif self.interactive:
+            self.out.print(view(result))
+        elif isinstance(result, Said):
+            self.err.print(view(result))
+        elif not isinstance(result, Done | Loaded):  # a reply is written already, and readiness goes without saying
             self.out.print(view(result))
 
     def record(self, record: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cache
-from types import MappingProxyType
 from typing import Annotated, Any, get_type_hints
 
 from repl.errors import UsageError
@@ -147,7 +146,7 @@ class Settings:
     decode: Decode = Decode()
     view: View = View()
     extra: Extra = ()  # other fields of GenerationConfig, set by name
-    origins: Mapping[str, str] = MappingProxyType({})
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def get(self, name: str) -> Any:
         """Return the value of a setting; None where a decoding value is left to the model."""
@@ -160,13 +159,13 @@ class Settings:
         cleared = {other: None} if other and value is not None else {}
         spec = replace(getattr(self, part), **{name: value}, **cleared)
         origins = {key: word for key, word in self.origins.items() if key not in (name, *cleared)}
-        return replace(self, **{part: spec}, origins=MappingProxyType({**origins, name: origin}))
+        return replace(self, **{part: spec}, origins={**origins, name: origin})
 
     def reset(self, name: str) -> "Settings":
         """Return a copy with one value at its default."""
         bare = self.put(name, declared(name).default, "default")
         kept = {key: word for key, word in bare.origins.items() if key != name}
-        return replace(bare, origins=MappingProxyType(kept))
+        return replace(bare, origins=kept)
 
     def __iter__(self) -> Iterator[str]:
         yield from places()

@@ -147,7 +147,7 @@ class Shell:
             return ["no model", "/model ID loads one"]
         context = f"context {session.used} of {facts.context}" if facts.context else f"context {session.used}"
         return [
-            facts.id,
+            facts.name,
             facts.dtype,
             "chat" if session.chats() else "complete",
             decoding.phrase(session.decoding()),

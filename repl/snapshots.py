@@ -1,4 +1,4 @@
-"""Which models of the Hub are on this machine, read from its cache folders: no network, no library but its constants."""
+"""Which models of the Hub are on this machine, read from the folders of its cache: no network, at once."""
 
 import json
 import re

@@ -70,11 +70,12 @@ class Detokenizer:
         return self._merges and _BYTE.fullmatch(self._backend.id_to_token(token_id)) is not None
 
     def _last(self, seed: Sequence[int]) -> list[int]:
+        enough = len(seed) if self._tidy.works else KEPT  # how ` ' ' ' ` is tidied depends on where it began
         heard: list[int] = []
         for token_id in reversed(seed):
             if not self._is_silent(token_id):
                 heard.append(token_id)
-                if len(heard) >= KEPT and not self._is_byte(token_id):
+                if len(heard) >= enough and not self._is_byte(token_id):
                     break
         return heard[::-1]
 
@@ -112,6 +113,7 @@ class _Tidy:
 
     def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
         self._pairs = pairs
+        self.works = bool(pairs)
         self._held = [""] * len(pairs)
 
     def feed(self, text: str) -> str:

@@ -1,11 +1,11 @@
-"""A Hub on the loopback: enough of its HTTP interface for the libraries to find and download models, or to fail at it."""
+"""A Hub on the loopback: enough of its HTTP interface for the libraries to find models, and to fail at it."""
 
 import hashlib
 import json
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,6 +47,7 @@ class Repo:
     revisions: dict[str, Path] = field(default_factory=dict)
     gated: bool = False
     private: bool = False
+    claims: dict[str, int] = field(default_factory=dict)  # sizes that the description gives, true or not
 
     def files(self, commit: str) -> dict[str, Path]:
         folder = next(path for name, path in self.revisions.items() if commit in (name, sha(path)))
@@ -71,7 +72,7 @@ class FakeHub:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def add(self, model: str, folder: Path, revision: str = "main", **options: bool) -> str:
+    def add(self, model: str, folder: Path, revision: str = "main", **options: Any) -> str:
         """Serve a folder as a revision of a model; returns its commit."""
         repo = self.repos.setdefault(model, Repo(**options))
         repo.revisions[revision] = folder
@@ -192,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_json({"branches": branches, "converts": [], "tags": []})
             return
         commit = self.commit(repo, revision or "main")
-        files = [(name, path.stat().st_size) for name, path in repo.files(commit).items()]
+        files = [(name, repo.claims.get(name, path.stat().st_size)) for name, path in repo.files(commit).items()]
         siblings = [{"rfilename": name, **({"size": size, "blobId": "0"} if sized else {})} for name, size in files]
         self.send_json({"id": model, "sha": commit, "gated": "manual" if repo.gated else False, "siblings": siblings})
 
@@ -248,11 +249,3 @@ class Handler(BaseHTTPRequestHandler):
 
 def pieces(body: bytes, size: int) -> Iterator[bytes]:
     return (body[at : at + size] for at in range(0, len(body), size))
-
-
-@contextmanager
-def unreachable(monkeypatch: Any) -> Iterator[FakeHub]:
-    """Point the libraries at a port where nothing listens any more."""
-    with FakeHub() as hub:
-        hub.attach(monkeypatch)
-    yield hub

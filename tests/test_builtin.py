@@ -292,15 +292,19 @@ def test_a_second_start_finds_the_folder_without_a_word(source: Source, tmp_path
     assert second.events == []
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", builtin.MARKER])
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, path.stat().st_size // 2)])
-def test_a_damaged_folder_is_made_anew(
-    source: Source, tmp_path: Path, emit: Recorder, name: str, damage: Callable[[Path], None]
-) -> None:
-    """A file that went away or was cut is seen at the start, not at the first token."""
+def test_a_damaged_folder_is_seen_at_the_start_and_made_anew(source: Source, tmp_path: Path, emit: Recorder) -> None:
+    """A file that went away, was cut or grew is no finished folder."""
     folder = builtin.folder(tmp_path, emit, source)
-    damage(folder / name)
-    assert builtin.ready(tmp_path, source) is None
+    for path in (folder / name for name in ("model.safetensors", "tokenizer.json", "LICENSE", builtin.MARKER)):
+        whole = path.read_bytes()
+        for damage in (whole[: len(whole) // 2], b"", whole + b"x"):
+            path.write_bytes(damage)
+            assert builtin.ready(tmp_path, source) is None, path.name
+        path.unlink()
+        assert builtin.ready(tmp_path, source) is None, path.name
+        path.write_bytes(whole)
+        assert builtin.ready(tmp_path, source) == folder
+    (folder / "model.safetensors").unlink()
     assert builtin.folder(tmp_path, emit, source) == folder == builtin.ready(tmp_path, source)
     assert leftovers(tmp_path) == []
 
@@ -480,19 +484,39 @@ def test_a_home_that_is_no_folder_is_said(source: Source, tmp_path: Path) -> Non
     [
         ("raise ValueError('odd tensor')", "could not be converted: ValueError: odd tensor"),
         ("sys.exit(3)", "could not be converted: exit code 3"),
-        ("write(shape=(2, 4))", "wrong: 8 parameters instead of 6"),
         ("write(cut=4)", "wrong: model.safetensors is cut short"),
-        ("write(template='')", "wrong: chat_template.jinja is empty"),
-        ("write(end_of_turn=None)", "wrong: no end-of-turn token"),
-        ("write(); (folder / 'tokenizer.json').unlink()", "tokenizer.json"),
-        ("pass", "model.safetensors"),
     ],
 )
 def test_a_conversion_that_goes_wrong_is_refused(source: Source, tmp_path: Path, behaviour: str, words: str) -> None:
-    """Nothing incomplete is ever taken for the model."""
+    """The reason is in the sentence."""
     error = fails(tmp_path / "home", behaving(source, tmp_path, behaviour))
     assert isinstance(error, BadModel)
     assert words in error.message
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        ("write()", ""),
+        ("write(shape=(2, 4))", "8 parameters instead of 6"),
+        ("write(cut=24)", "model.safetensors is cut short"),
+        ("write(cut=50)", "model.safetensors is cut short"),
+        ("write(template='')", "chat_template.jinja is empty"),
+        ("write(end_of_turn=None)", "no end-of-turn token"),
+        ("write(); (folder / 'tokenizer.json').unlink()", "tokenizer.json"),
+        ("write(); (folder / 'model.safetensors').write_bytes(b'')", "model.safetensors is cut short"),
+        ("pass", "model.safetensors"),
+    ],
+)
+def test_nothing_incomplete_is_taken_for_the_model(source: Source, tmp_path: Path, behaviour: str, words: str) -> None:
+    """Weights by their header, the template, the end-of-turn token and the tokenizer are looked at."""
+    program, folder = behaving(source, tmp_path, behaviour).program, tmp_path / "model"
+    folder.mkdir()
+    (folder / "LICENSE").write_text("Apache License")
+    subprocess.run([sys.executable, program, "unused", str(folder)], check=True, capture_output=True)
+    fault = convert.fault(folder, PARAMETERS)
+    assert words in fault
+    assert bool(words) == bool(fault)
 
 
 @pytest.mark.parametrize(

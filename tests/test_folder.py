@@ -273,6 +273,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "shard of Windows": (placed("C:x.safetensors"), [INDEX, "C:x.safetensors", "out of the folder"], ""),
     "shard backslash": (placed("..\\x.safetensors"), [INDEX, "..\\x.safetensors", "out of the folder"], ""),
     "shard unnameable": (placed("a\0.safetensors"), [INDEX, "out of the folder"], ""),
+    "shard unencodable": (placed("\ud800.safetensors"), [INDEX, "no name for a file"], ""),
+    "shard of a long name": (placed("x" * 5000 + ".safetensors"), [INDEX, f"{'x' * 100}… is no name"], ""),
+    "named weights missing": (
+        all_of(config(transformers_weights="other.safetensors"), zipped),
+        ["no weights in", "no other.safetensors, only pytorch_model.bin"],
+        "",
+    ),
     "shard missing": (all_of(index(), gone(LOST)), [INDEX, f"{LOST} is missing"], ""),
     "shard a pickle": (placed("evil.bin", "evil.bin"), [INDEX, "evil.bin", "not a .safetensors file"], ""),
     "shard empty of its tensor": (
@@ -311,6 +318,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "other shape": (header(UP, shape=[4, 5]), [WEIGHTS, UP, "80 bytes", "but 64"], ""),
     "negative side": (header(UP, shape=[-4, -4]), [WEIGHTS, UP, "impossible shape"], ""),
     "huge side": (header(UP, shape=[2**70, 0]), [WEIGHTS, UP, "impossible shape"], ""),
+    "sides of any length": (header(UP, shape=[2**62] * 32), [WEIGHTS, UP, "… bytes by shape", "but 64"], ""),
+    "offset of any length": (header(UP, data_offsets=[0, 10**4000]), [WEIGHTS, UP, "data_offsets"], ""),
     "many sides": (header(UP, shape=[1] * 33), [WEIGHTS, UP, "impossible shape"], ""),
     "overlap": (header(UP, data_offsets=[0, 64]), [WEIGHTS, "overlapping"], ""),
     "hole": (header(UP, shape=[4, 2], data_offsets=[288, 320]), [WEIGHTS, f"a hole of 32 bytes before {UP}"], ""),
@@ -332,7 +341,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
 LINKED: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "link out": (escape, [f"{WEIGHTS} is a link that leads out of the folder", "outside.safetensors"], ""),
     "link to nothing": (dangling, [f"{WEIGHTS} is a broken link"], ""),
-    "link to itself": (circular, [f"{WEIGHTS} is a"], ""),
+    "link to itself": (circular, [f"{WEIGHTS} is a", "link"], ""),
 }
 PICKLED: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "pickle cut": (cut_zip, ["pytorch_model.bin is cut short"], ""),

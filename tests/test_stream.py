@@ -207,6 +207,16 @@ def test_a_seed_keeps_the_space_of_the_first_word():
     assert "".join(pieces(tokenizer, ids)) == "world"
 
 
+def test_a_seed_is_tidied_from_its_beginning():
+    """Which of many quotes lose their spaces is counted from the first one."""
+    tokenizer = made("word-piece, clean_up_tokenization_spaces")
+    quotes, letter = tokenizer.convert_tokens_to_ids(["'"] * 40), tokenizer.convert_tokens_to_ids(["n"])
+    for count in range(20, 26):
+        seed, ids = quotes[:count], letter + quotes[:3] + letter
+        before, after = full(tokenizer, seed), full(tokenizer, seed + ids)
+        assert not after.startswith(before) or "".join(pieces(tokenizer, ids, seed=seed)) == after[len(before) :]
+
+
 def test_a_seed_that_ends_inside_a_character_is_completed():
     seed, ids = [byte_id("byte-level", 0xE4), byte_id("byte-level", 0xB8)], [byte_id("byte-level", 0xAD)]
     assert "".join(pieces(made("byte-level"), ids, seed=seed)) == "中"
