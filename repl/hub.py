@@ -236,7 +236,11 @@ def unknown(want: Want, emit: Emit) -> NotFound:
     word = want.model.split("/")[-1]
     near = difflib.get_close_matches(want.model, cached_models(), 3)
     near += glance(lambda: [each.id for each in HfApi().list_models(search=word, sort="downloads", limit=3)], emit)
-    return NotFound(f"no model {want.model!r} on the Hub (or it is private)", *[f"/model {n}" for n in near], LOGIN)
+    return NotFound(
+        f"no model {want.model!r} on the Hub (or it is private)",
+        *[f"/model {name}" for name in dict.fromkeys(near)],
+        LOGIN,
+    )
 
 
 def unrevised(want: Want, emit: Emit) -> NotFound:

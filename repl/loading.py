@@ -17,6 +17,7 @@ from repl import builtin, folder, hub, paths, quiet
 from repl.decoding import Base
 from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError
 from repl.events import Progress
+from repl.headers import Weights
 from repl.settings import Load
 from repl.worker import Emit
 
@@ -271,7 +272,7 @@ def sentence(error: BaseException, most: int = 200) -> str:
     return (first if len(first) <= most else first[: most - 1] + "…").rstrip(".")
 
 
-def _facts(load: Load, found: hub.Found, weights: folder.Weights, model: Any, tokenizer: Any, began: float) -> Facts:
+def _facts(load: Load, found: hub.Found, weights: Weights, model: Any, tokenizer: Any, began: float) -> Facts:
     config = model.config.get_text_config(decoder=True)
     return Facts(
         id=load.model,

@@ -64,12 +64,12 @@ def home() -> Path:
 def snapshot(model: str, revision: str) -> Path | None:
     """Find the folder of a revision, complete or not."""
     storage = home() / f"models--{model.replace('/', '--')}"
-    commit = revision
-    if not COMMIT.fullmatch(revision):
-        with suppress(OSError, ValueError):
-            commit = (storage / "refs" / revision).read_text("utf-8").strip()
-    folder = storage / "snapshots" / commit
-    return folder if COMMIT.fullmatch(commit) and folder.is_dir() else None
+    with suppress(OSError, ValueError):  # no such reference, or a name that no file can have
+        commit = revision if COMMIT.fullmatch(revision) else (storage / "refs" / revision).read_text("utf-8").strip()
+        folder = storage / "snapshots" / commit
+        if COMMIT.fullmatch(commit) and folder.is_dir():
+            return folder
+    return None
 
 
 def find(want: Want) -> Found | None:

@@ -18,6 +18,7 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1"}
 import models  # noqa: E402
 import platformdirs  # noqa: E402
 import pytest  # noqa: E402
+from fakehub import FakeHub  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
 
 from repl.errors import Cancelled  # noqa: E402
@@ -82,6 +83,14 @@ def emit() -> Recorder:
     return Recorder()
 
 
+@pytest.fixture
+def fake_hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A Hub on the loopback, for the libraries of this process and of its children."""
+    with FakeHub() as hub:
+        hub.attach(monkeypatch)
+        yield hub
+
+
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama that chats."""
@@ -117,5 +126,5 @@ def builtin_folder() -> Path:
     """The built-in model, fetched and converted once per machine."""
     from repl import builtin
 
-    cache = os.environ.get("HUB_REPL_TEST_CACHE") or platformdirs.user_cache_dir("hub-repl")
+    cache = os.environ.get("HUB_REPL_TEST_CACHE") or platformdirs.user_cache_dir("hub-repl", appauthor=False)
     return builtin.folder(Path(cache), Recorder())

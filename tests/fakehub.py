@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -32,7 +33,7 @@ class Fault:
     on: str = ""
     status: int = 0  # answer with this status
     silent: bool = False  # accept, and never answer
-    drop_after: int | None = None  # send as many bytes of the body, then cut the connection
+    drop_at: int | None = None  # send the file as far as this byte, then cut the connection
     delay: float = 0.0  # seconds before each chunk
     missing: int = 0  # bytes that the length promises less than the file has
 
@@ -66,6 +67,7 @@ class FakeHub:
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
         self.fault = Fault(on="^$")
+        self.connections: list[socket.socket] = []
         self.closing = Event()
         handler = type("BoundHandler", (Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -109,6 +111,9 @@ class FakeHub:
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
+        for connection in self.connections:
+            with suppress(OSError):  # closed already
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def sha(folder: Path) -> str:
@@ -121,6 +126,11 @@ def sha(folder: Path) -> str:
 
 
 def digest(path: Path) -> str:
+    return _digest(path, path.stat().st_mtime_ns, path.stat().st_size)
+
+
+@lru_cache(maxsize=1000)
+def _digest(path: Path, *_: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -133,6 +143,10 @@ class Handler(BaseHTTPRequestHandler):
 
     hub: ClassVar[FakeHub]
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub.connections.append(self.connection)
 
     def do_HEAD(self) -> None:
         self.serve()
@@ -158,12 +172,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, url: Any, fault: Fault) -> None:
         try:
-            path = unquote(url.path)
-            if found := re.fullmatch(r"/api/models/(.+?)(?:/(revision|refs)(?:/(.+))?)?", path):
-                self.describe(*found.groups(), sized="blobs" in parse_qs(url.query))
-            elif found := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):
-                self.send_file(*self.lookup(*found.groups()), fault)
-            elif path == "/api/models":
+            if found := re.fullmatch(r"/api/models/(.+?)(?:/(revision|refs)(?:/(.+))?)?", url.path):
+                self.describe(*map(unquote, found.groups("")), sized="blobs" in parse_qs(url.query))
+            elif found := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", url.path):
+                self.send_file(*self.lookup(*map(unquote, found.groups())), fault)
+            elif url.path == "/api/models":
                 word = parse_qs(url.query).get("search", [""])[0]
                 self.send_json([{"id": name, "modelId": name} for name in self.hub.repos if word in name])
             else:
@@ -183,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
-    def describe(self, model: str, kind: str | None, revision: str | None, sized: bool) -> None:
+    def describe(self, model: str, kind: str, revision: str, sized: bool) -> None:
         repo = self.repo(model)
         if kind == "refs":
             branches = [
@@ -221,14 +234,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(end - start))
         self.end_headers()
         if self.command == "GET":
-            self.send_body(path.read_bytes()[start:end], fault)
+            self.send_body(path.read_bytes()[start : end if fault.drop_at is None else fault.drop_at], fault)
 
     def send_body(self, body: bytes, fault: Fault) -> None:
-        for chunk in pieces(body[: fault.drop_after], CHUNK):
+        for chunk in pieces(body, CHUNK):
             if fault.delay and self.hub.closing.wait(fault.delay):
                 break
             self.wfile.write(chunk)
-        if fault.drop_after is not None:
+        if fault.drop_at is not None:
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True

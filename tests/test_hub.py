@@ -11,23 +11,16 @@ from pathlib import Path
 
 import pytest
 from conftest import Recorder
-from fakehub import FakeHub, Fault
+from fakehub import Fault
 
 from repl import hub as repl_hub
 from repl.errors import BadModel, Cancelled, NotFound, ReplError, Unreachable, UsageError
 from repl.events import Progress
-from repl.hub import Found, cached, cached_models
+from repl.hub import Found, cached
 
 MODEL = "acme/tiny"
 WEIGHTS = 3_000_000  # bytes: more than two of the pieces in which a download is counted
 HANG = 30.0  # seconds: far above what any of this takes, far below what the library would wait
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with FakeHub() as running:
-        running.attach(monkeypatch)
-        yield running
 
 
 @pytest.fixture
@@ -111,9 +104,9 @@ def test_a_gguf_file_is_its_folder_and_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["./gone", "../gone", "/gone", "~/gone", "~nobody/x", r"C:\gone", "a/b/c", "x.gguf"])
-def test_what_looks_like_a_path_is_never_looked_up_on_the_hub(path, server):
+def test_what_looks_like_a_path_is_never_looked_up_on_the_hub(path, fake_hub):
     assert fails(NotFound, path).message == f"no folder or file {path!r}"
-    assert server.requests == []
+    assert fake_hub.requests == []
 
 
 def test_a_file_that_is_no_model_points_to_its_folder(llama_folder):
@@ -122,10 +115,10 @@ def test_a_file_that_is_no_model_points_to_its_folder(llama_folder):
     assert error.hints == (f"/model {llama_folder}",)
 
 
-@pytest.mark.parametrize("model", ["a//b", "-x", "a b", "x--y", "name.git", "n" * 300, "ünï"])
-def test_what_cannot_be_an_id_is_refused_without_a_request(model, server):
+@pytest.mark.parametrize("model", ["a@b", "-x", "a b", "x--y", "name.git", "n" * 300, "ünï"])
+def test_what_cannot_be_an_id_is_refused_without_a_request(model, fake_hub):
     assert repr(model) in fails(UsageError, model).message
-    assert server.requests == []
+    assert fake_hub.requests == []
 
 
 @pytest.mark.parametrize("model", ["", "  "])
@@ -136,8 +129,8 @@ def test_no_name_is_no_model(model):
 # a download
 
 
-def test_only_what_loading_needs_is_downloaded(server, repository):
-    commit = server.add(MODEL, repository)
+def test_only_what_loading_needs_is_downloaded(fake_hub, repository):
+    commit = fake_hub.add(MODEL, repository)
     found = locate()
     assert (found.id, found.commit, found.gguf_file, found.folder.name) == (MODEL, commit, "", commit)
     assert held(found) == {
@@ -147,29 +140,29 @@ def test_only_what_loading_needs_is_downloaded(server, repository):
     assert (found.folder / "model.safetensors").read_bytes() == (repository / "model.safetensors").read_bytes()
 
 
-def test_what_was_downloaded_loads(server, llama_folder):
+def test_what_was_downloaded_loads(fake_hub, llama_folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    server.add(MODEL, llama_folder)
+    fake_hub.add(MODEL, llama_folder)
     folder = locate().folder
     assert AutoModelForCausalLM.from_pretrained(folder).config.max_position_embeddings == 512
     assert AutoTokenizer.from_pretrained(folder).decode([0]) == "<|endoftext|>"
 
 
-def test_a_cached_model_is_found_without_any_request(server, repository):
-    server.add(MODEL, repository)
+def test_a_cached_model_is_found_without_any_request(fake_hub, repository):
+    fake_hub.add(MODEL, repository)
     first = locate()
-    server.requests.clear()
+    fake_hub.requests.clear()
     emit = Recorder()
     assert locate(emit=emit) == cached(MODEL) == first
     assert locate(revision=first.commit).folder == first.folder
     assert locate(offline=True) == first
-    assert (server.requests, emit.events) == ([], [])
+    assert (fake_hub.requests, emit.events) == ([], [])
 
 
-def test_progress_adds_up_over_all_files(server, repository):
+def test_progress_adds_up_over_all_files(fake_hub, repository):
     """The bar starts near zero, never goes back, and ends full; what was cached is not in it."""
-    server.add(MODEL, repository)
+    fake_hub.add(MODEL, repository)
     emit = Recorder()
     found = locate(emit=emit)
     assert emit.events[0] == Progress("resolve")
@@ -183,24 +176,24 @@ def test_progress_adds_up_over_all_files(server, repository):
     assert len({count for count in counts if count > total - WEIGHTS}) > 2
 
 
-def test_only_the_missing_file_is_downloaded_and_counted(server, repository):
-    server.add(MODEL, repository)
+def test_only_the_missing_file_is_downloaded_and_counted(fake_hub, repository):
+    fake_hub.add(MODEL, repository)
     (locate().folder / "tokenizer.json").unlink()
-    (blobs,) = [path for path in Path(os.environ["HF_HOME"]).rglob("blobs")]
+    (blobs,) = Path(os.environ["HF_HOME"]).rglob("blobs")
     for blob in blobs.iterdir():
         if blob.stat().st_size == WEIGHTS:
             blob.unlink()
     assert cached(MODEL) is None
-    server.requests.clear()
+    fake_hub.requests.clear()
     emit = Recorder()
     found = locate(emit=emit)
     assert cached(MODEL) == found
-    assert [path.rsplit("/")[-1] for path in server.asked("GET", "/resolve/")] == ["model.safetensors"]
+    assert [path.rsplit("/")[-1] for path in fake_hub.asked("GET", "/resolve/")] == ["model.safetensors"]
     assert emit.events[-1].done == emit.events[-1].total == WEIGHTS + len("{}")
 
 
-def test_shards_are_those_the_index_names(server, tmp_path):
-    server.add(MODEL, sharded(tmp_path / "sharded", "a.safetensors b.safetensors c.safetensors"))
+def test_shards_are_those_the_index_names(fake_hub, tmp_path):
+    fake_hub.add(MODEL, sharded(tmp_path / "sharded", "a.safetensors b.safetensors c.safetensors"))
     found = locate()
     assert {"a.safetensors", "b.safetensors"} < held(found)
     assert "c.safetensors" not in held(found)
@@ -209,37 +202,37 @@ def test_shards_are_those_the_index_names(server, tmp_path):
     assert locate() == found == cached(MODEL)
 
 
-def test_code_comes_only_when_it_is_wanted(server, repository):
+def test_code_comes_only_when_it_is_wanted(fake_hub, repository):
     (repository / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "modeling_tiny.TinyModel"}}')
-    server.add(MODEL, repository)
+    fake_hub.add(MODEL, repository)
     assert "modeling_tiny.py" not in held(locate())
     assert cached(MODEL, code=True) is None
     assert "modeling_tiny.py" in held(locate(code=True))
     assert cached(MODEL, code=True) is not None
 
 
-def test_pickles_come_only_when_allowed_and_when_there_is_nothing_else(server, repository):
-    server.add(MODEL, repository)
+def test_pickles_come_only_when_allowed_and_when_there_is_nothing_else(fake_hub, repository):
+    fake_hub.add(MODEL, repository)
     assert "pytorch_model.bin" not in held(locate(pickle=True))
     (repository / "model.safetensors").unlink()
-    server.add("acme/pickled", repository)
+    fake_hub.add("acme/pickled", repository)
     assert "pytorch_model.bin" in held(locate("acme/pickled", pickle=True))
     assert cached("acme/pickled") is None
     assert cached("acme/pickled", pickle=True) is not None
 
 
-def test_a_gguf_file_comes_alone(server, repository):
-    server.add(MODEL, repository)
+def test_a_gguf_file_comes_alone(fake_hub, repository):
+    fake_hub.add(MODEL, repository)
     found = locate(gguf_file="tiny.Q4.gguf")
     assert (held(found), found.gguf_file) == ({"tiny.Q4.gguf"}, "tiny.Q4.gguf")
     assert cached(MODEL, gguf_file="tiny.Q4.gguf") == found
     assert cached(MODEL) is None
 
 
-def test_revisions_are_kept_apart(server, repository, tmp_path):
+def test_revisions_are_kept_apart(fake_hub, repository, tmp_path):
     other = shutil.copytree(repository, tmp_path / "other")
     (other / "generation_config.json").write_text('{"other": 1}')
-    main, branch = server.add(MODEL, repository), server.add(MODEL, other, "feature/v2")
+    main, branch = fake_hub.add(MODEL, repository), fake_hub.add(MODEL, other, "feature/v2")
     assert locate().commit == main
     assert cached(MODEL, "feature/v2") is None
     assert locate(revision="feature/v2").commit == branch == cached(MODEL, "feature/v2").commit
@@ -247,122 +240,122 @@ def test_revisions_are_kept_apart(server, repository, tmp_path):
     assert (locate(revision=branch).folder / "generation_config.json").read_text() == '{"other": 1}'
 
 
-def test_all_files_are_of_one_commit_when_the_branch_moves_meanwhile(server, repository, tmp_path):
+def test_all_files_are_of_one_commit_when_the_branch_moves_meanwhile(fake_hub, repository, tmp_path):
     moved = shutil.copytree(repository, tmp_path / "moved")
     (moved / "model.safetensors").write_bytes(b"new")
-    before = server.add(MODEL, repository, "before")
-    server.add(MODEL, repository)
+    before = fake_hub.add(MODEL, repository, "before")
+    fake_hub.add(MODEL, repository)
     emit = Recorder()
-    emit.until = lambda event: event.stage == "download" and server.add(MODEL, moved) == ""
+    emit.until = lambda event: event.stage == "download" and fake_hub.add(MODEL, moved) == ""
     found = locate(emit=emit)
     assert found.commit == before
     assert (found.folder / "model.safetensors").stat().st_size == WEIGHTS
 
 
-def test_the_token_goes_to_the_hub_and_into_no_message(server, repository, monkeypatch):
+def test_the_token_goes_to_the_hub_and_into_no_message(fake_hub, repository, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    server.add(MODEL, repository, gated=True)
+    fake_hub.add(MODEL, repository, gated=True)
     said = [fails(NotFound), fails(NotFound, "acme/none"), fails(NotFound, MODEL, "none")]
     for status in (401, 403, 429, 500):
-        server.fault = Fault(status=status)
+        fake_hub.fault = Fault(status=status)
         said.append(fails(ReplError))
-    server.fault = Fault(on="^$")
-    assert all(request.token for request in server.requests)
+    fake_hub.fault = Fault(on="^$")
+    assert all(request.token for request in fake_hub.requests)
     assert "hf_secret" not in repr([(error.message, error.hints) for error in said])
 
 
 # the Hub does not answer
 
 
-def test_an_unreachable_hub_is_known_and_names_what_is_cached(server, repository, capfd):
-    server.add(MODEL, repository)
+def test_an_unreachable_hub_is_known_and_names_what_is_cached(fake_hub, repository, capfd):
+    fake_hub.add(MODEL, repository)
     locate()
-    server.__exit__()
+    fake_hub.__exit__()
     error = fails(Unreachable, "acme/tini")
     assert error.message == f"cannot reach the Hub and 'acme/tini' is not cached; cached models: {MODEL}"
     assert error.hints == (f"/model {MODEL}", "/model builtin")
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_silent_hub_is_given_up(server):
-    server.fault = Fault(silent=True)
+def test_a_silent_hub_is_given_up(fake_hub):
+    fake_hub.fault = Fault(silent=True)
     began = time.monotonic()
     assert fails(Unreachable).message == f"cannot reach the Hub and {MODEL!r} is not cached"
     assert time.monotonic() - began < HANG
 
 
 @pytest.mark.parametrize("by", ["option", "environment"])
-def test_offline_asks_nobody(server, repository, by, monkeypatch):
+def test_offline_asks_nobody(fake_hub, repository, by, monkeypatch):
     from huggingface_hub import constants
 
-    server.add(MODEL, repository)
+    fake_hub.add(MODEL, repository)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", by == "environment")
     error = fails(Unreachable, revision="v2", offline=by == "option")
     assert error.message == "offline and 'acme/tiny@v2' is not cached"
     assert error.hints == ("/model builtin",)
-    assert server.requests == []
+    assert fake_hub.requests == []
 
 
-def test_an_incomplete_copy_is_said_to_be_incomplete(server, repository):
-    server.add(MODEL, repository)
+def test_an_incomplete_copy_is_said_to_be_incomplete(fake_hub, repository):
+    fake_hub.add(MODEL, repository)
     (locate().folder / "model.safetensors").unlink()
     assert fails(Unreachable, offline=True).message == f"offline and the cached copy of {MODEL!r} is incomplete"
 
 
-def test_a_cached_copy_of_pickles_is_said_to_be_pickles(server, repository):
+def test_a_cached_copy_of_pickles_is_said_to_be_pickles(fake_hub, repository):
     (repository / "model.safetensors").unlink()
-    server.add(MODEL, repository)
+    fake_hub.add(MODEL, repository)
     locate(pickle=True)
     error = fails(BadModel, offline=True)
     assert "pickles" in error.message
     assert error.hints == ("/allow_pickle true",)
 
 
-@pytest.mark.parametrize(("status", "words"), [(429, "too many requests"), (500, "internal server error")])
-def test_a_hub_in_trouble_is_quoted(server, repository, status, words):
-    server.add(MODEL, repository)
-    server.fault = Fault(status=status)
+@pytest.mark.parametrize(("status", "words"), [(429, "too many requests"), (500, "internal fake_hub error")])
+def test_a_hub_in_trouble_is_quoted(fake_hub, repository, status, words):
+    fake_hub.add(MODEL, repository)
+    fake_hub.fault = Fault(status=status)
     assert fails(Unreachable).message == f"the Hub answers {status} ({words}) and {MODEL!r} is not cached"
 
 
-def test_trouble_between_two_files_is_quoted_too(server, repository, impatient):
-    server.add(MODEL, repository)
-    server.fault = Fault(on="/resolve/.*safetensors", status=503)
+def test_trouble_between_two_files_is_quoted_too(fake_hub, repository, impatient):
+    fake_hub.add(MODEL, repository)
+    fake_hub.fault = Fault(on="/resolve/.*safetensors", status=503)
     error = fails(Unreachable)
     assert error.message == f"the Hub answers 503 (service unavailable) and the cached copy of {MODEL!r} is incomplete"
 
 
-def test_an_answer_that_is_not_from_a_hub_is_no_answer(server):
-    server.fault = Fault(status=200)
+def test_an_answer_that_is_not_from_a_hub_is_no_answer(fake_hub):
+    fake_hub.fault = Fault(status=200)
     assert fails(Unreachable).message == f"cannot reach the Hub and {MODEL!r} is not cached"
 
 
 # the Hub says no
 
 
-def test_an_unknown_id_comes_with_the_nearest_ones(server, repository):
-    server.add(MODEL, repository)
-    server.add("other/tiny-2", repository)
+def test_an_unknown_id_comes_with_the_nearest_ones(fake_hub, repository):
+    fake_hub.add(MODEL, repository)
+    fake_hub.add("other/tiny-2", repository)
     locate()
     error = fails(NotFound, "acme/tin")
     assert error.message == "no model 'acme/tin' on the Hub (or it is private)"
     assert error.hints == ("/model acme/tiny", "/model other/tiny-2", "hf auth login")
 
 
-def test_a_private_model_is_as_good_as_unknown(server, repository):
-    server.add(MODEL, repository, private=True)
+def test_a_private_model_is_as_good_as_unknown(fake_hub, repository):
+    fake_hub.add(MODEL, repository, private=True)
     assert "(or it is private)" in fails(NotFound).message
 
 
-def test_an_unknown_id_is_said_even_when_the_search_hangs(server):
-    server.fault = Fault(on=r"/api/models\?", silent=True)
+def test_an_unknown_id_is_said_even_when_the_search_hangs(fake_hub):
+    fake_hub.fault = Fault(on=r"/api/models\?", silent=True)
     began = time.monotonic()
     assert fails(NotFound, "nope").hints == ("hf auth login",)
     assert time.monotonic() - began < HANG
 
 
-def test_a_gated_model_names_the_page_to_accept_its_terms(server, repository):
-    server.add(MODEL, repository, gated=True)
+def test_a_gated_model_names_the_page_to_accept_its_terms(fake_hub, repository):
+    fake_hub.add(MODEL, repository, gated=True)
     error = fails(NotFound)
     assert "gated" in error.message
     assert "https://huggingface.co/acme/tiny" in error.message
@@ -370,16 +363,16 @@ def test_a_gated_model_names_the_page_to_accept_its_terms(server, repository):
 
 
 @pytest.mark.parametrize(("status", "words"), [(401, "does not accept the saved token"), (403, "does not give out")])
-def test_a_refused_account_is_told_to_log_in(server, status, words):
-    server.fault = Fault(status=status)
+def test_a_refused_account_is_told_to_log_in(fake_hub, status, words):
+    fake_hub.fault = Fault(status=status)
     error = fails(NotFound)
     assert words in error.message
     assert error.hints == ("hf auth login",)
 
 
-def test_a_bad_revision_comes_with_those_that_exist(server, repository):
-    server.add(MODEL, repository)
-    server.add(MODEL, repository, "v1.0")
+def test_a_bad_revision_comes_with_those_that_exist(fake_hub, repository):
+    fake_hub.add(MODEL, repository)
+    fake_hub.add(MODEL, repository, "v1.0")
     error = fails(NotFound, MODEL, "v1")
     assert error.message == "no revision 'v1' of 'acme/tiny'"
     assert error.hints == ("/revision v1.0",)
@@ -398,22 +391,22 @@ def test_a_bad_revision_comes_with_those_that_exist(server, repository):
         ("config.json model.safetensors.index.json", "does not say where the tensors are", ()),
     ],
 )
-def test_a_repository_without_a_model_says_what_it_lacks(server, tmp_path, files, words, hints):
-    server.add(MODEL, write(tmp_path / "flawed", files))
+def test_a_repository_without_a_model_says_what_it_lacks(fake_hub, tmp_path, files, words, hints):
+    fake_hub.add(MODEL, write(tmp_path / "flawed", files))
     error = fails(BadModel)
     assert words in error.message
     assert error.hints == hints
-    assert server.asked("GET", "/resolve/main/README") == []
+    assert fake_hub.asked("GET", "/resolve/main/README") == []
 
 
-def test_a_shard_that_is_not_there_is_named_before_anything_large_is_downloaded(server, tmp_path):
-    server.add(MODEL, sharded(tmp_path / "sharded", "a.safetensors"))
+def test_a_shard_that_is_not_there_is_named_before_anything_large_is_downloaded(fake_hub, tmp_path):
+    fake_hub.add(MODEL, sharded(tmp_path / "sharded", "a.safetensors"))
     assert "names 'b.safetensors', which is not there" in fails(BadModel).message
-    assert server.asked("GET", "a.safetensors") == []
+    assert fake_hub.asked("GET", "a.safetensors") == []
 
 
-def test_a_gguf_file_that_is_not_there_comes_with_those_that_are(server, repository):
-    server.add(MODEL, repository)
+def test_a_gguf_file_that_is_not_there_comes_with_those_that_are(fake_hub, repository):
+    fake_hub.add(MODEL, repository)
     error = fails(NotFound, gguf_file="tiny.Q8.gguf")
     assert error.message == "no file 'tiny.Q8.gguf' in 'acme/tiny'"
     assert error.hints == ("/model acme/tiny:tiny.Q4.gguf",)
@@ -422,23 +415,23 @@ def test_a_gguf_file_that_is_not_there_comes_with_those_that_are(server, reposit
 # the disk, the line, the user
 
 
-def test_what_does_not_fit_on_the_disk_is_not_begun(server, repository):
-    server.add(MODEL, repository, claims={"model.safetensors": 10**18})
+def test_what_does_not_fit_on_the_disk_is_not_begun(fake_hub, repository):
+    fake_hub.add(MODEL, repository, claims={"model.safetensors": 10**18})
     error = fails(ReplError)
     assert "'acme/tiny' needs 1000000000.0 GB" in error.message
     assert error.hints == ("HF_HOME=FOLDER hub-repl",)
-    assert server.asked("GET", "model.safetensors") == []
+    assert fake_hub.asked("GET", "model.safetensors") == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-def test_a_disk_that_fails_in_the_middle_is_quoted(server, repository, number, monkeypatch):
+def test_a_disk_that_fails_in_the_middle_is_quoted(fake_hub, repository, number, monkeypatch):
     """The library's writing is where a disk fills up: it raises here what the system would."""
     from huggingface_hub import file_download
 
     def fail(*_, **__):
         raise OSError(number, os.strerror(number))
 
-    server.add(MODEL, repository)
+    fake_hub.add(MODEL, repository)
     monkeypatch.setattr(file_download, "http_get", fail)
     error = fails(ReplError)
     assert error.message.startswith("cannot write to the cache under ")
@@ -446,28 +439,28 @@ def test_a_disk_that_fails_in_the_middle_is_quoted(server, repository, number, m
     assert cached(MODEL) is None
 
 
-def test_a_cut_line_says_how_far_it_came_and_the_next_try_goes_on(server, repository, impatient, home, capfd):
-    server.add(MODEL, repository)
-    server.fault = Fault(on="GET .*safetensors", drop_after=2_500_000)
+def test_a_cut_line_says_how_far_it_came_and_the_next_try_goes_on(fake_hub, repository, impatient, home, capfd):
+    fake_hub.add(MODEL, repository)
+    fake_hub.fault = Fault(on="GET .*safetensors", drop_at=2_500_000)
     error = fails(Unreachable)
     assert error.message == "the download of model.safetensors stopped at 2.1 of 3 MB"
     assert error.hints == ("/model acme/tiny",)
     assert (half_made(home), cached(MODEL)) == ([], None)
-    server.fault = Fault(on="^$")
-    server.requests.clear()
+    fake_hub.fault = Fault(on="^$")
+    fake_hub.requests.clear()
     assert locate() == cached(MODEL)
-    assert [path.rsplit("/")[-1] for path in server.asked("GET", "/resolve/")] == ["model.safetensors"]
+    assert [path.rsplit("/")[-1] for path in fake_hub.asked("GET", "/resolve/")] == ["model.safetensors"]
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_line_that_was_cut_once_is_taken_up_again(server, repository, impatient):
-    server.add(MODEL, repository)
-    server.fault = Fault(on="GET .*safetensors", drop_after=2_500_000)
+def test_a_line_that_was_cut_once_is_taken_up_again(fake_hub, repository, impatient):
+    fake_hub.add(MODEL, repository)
+    fake_hub.fault = Fault(on="GET .*safetensors", drop_at=2_500_000)
     emit = Recorder()
 
     def mend(event):
         if event.done > 2_000_000:
-            server.fault = Fault(on="^$")
+            fake_hub.fault = Fault(on="^$")
         return False
 
     emit.until = mend
@@ -476,21 +469,21 @@ def test_a_line_that_was_cut_once_is_taken_up_again(server, repository, impatien
     assert emit.events[-1].done == emit.events[-1].total
 
 
-def test_a_file_shorter_than_the_hub_said_is_not_taken(server, repository, home):
-    server.add(MODEL, repository)
-    server.fault = Fault(on="GET .*safetensors", missing=1)
+def test_a_file_shorter_than_the_hub_said_is_not_taken(fake_hub, repository, home):
+    fake_hub.add(MODEL, repository)
+    fake_hub.fault = Fault(on="GET .*safetensors", missing=1)
     assert "the download of model.safetensors stopped at" in fails(Unreachable).message
     assert (half_made(home), cached(MODEL)) == ([], None)
 
 
 @pytest.mark.parametrize("phase", ["/api/models/", "HEAD .*config", "GET .*config", "HEAD .*safe", "GET .*safe"])
-def test_a_cancel_is_not_held_up_by_a_silent_hub(server, repository, phase, monkeypatch, home):
+def test_a_cancel_is_not_held_up_by_a_silent_hub(fake_hub, repository, phase, monkeypatch, home):
     """And the next try is held up by the abandoned one only until that notices."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)  # as the variable of that name does
-    server.add(MODEL, repository)
-    server.fault = Fault(on=phase, silent=True)
+    fake_hub.add(MODEL, repository)
+    fake_hub.fault = Fault(on=phase, silent=True)
     emit = Recorder()
     timer = later(0.3, emit.cancel)
     began = time.monotonic()
@@ -498,35 +491,48 @@ def test_a_cancel_is_not_held_up_by_a_silent_hub(server, repository, phase, monk
         locate(emit=emit)
     timer.join()
     assert time.monotonic() - began < HANG / 10
-    server.fault = Fault(on="^$")
+    fake_hub.fault = Fault(on="^$")
     assert locate() == cached(MODEL)
     assert time.monotonic() - began < HANG
 
 
-def test_a_cancel_in_the_middle_of_a_slow_file_leaves_nothing_half_made(server, repository, home):
-    server.add(MODEL, repository)
-    server.fault = Fault(on="GET .*safetensors", delay=0.02)
+def test_a_download_that_nobody_waits_for_ends_at_its_next_try(fake_hub, repository, monkeypatch):
+    """It would hold the lock of the file, and go on once the Hub answers again."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    fake_hub.add(MODEL, repository)
+    fake_hub.fault = Fault(on="GET .*safe", silent=True)
+    emit = Recorder()
+    timer = later(0.3, emit.cancel)
+    with pytest.raises(Cancelled):
+        locate(emit=emit)
+    timer.join()
+    for thread in [each for each in threading.enumerate() if each.name == "network"]:
+        thread.join(HANG)
+    assert len(fake_hub.asked("GET", "safetensors")) < 3  # the library would try six times
+
+
+def test_a_cancel_in_the_middle_of_a_slow_file_leaves_nothing_half_made(fake_hub, repository, home):
+    fake_hub.add(MODEL, repository)
+    fake_hub.fault = Fault(on="GET .*safetensors", delay=0.02)
     emit = Recorder()
     emit.until = lambda event: event.done > 1_000_000
     with pytest.raises(Cancelled):
         locate(emit=emit)
     assert cached(MODEL) is None
-    server.fault = Fault(on="^$")
+    fake_hub.fault = Fault(on="^$")
     assert locate() == cached(MODEL)
     assert half_made(home) == []
 
 
-def test_a_killed_download_is_begun_again(server, repository, home, tmp_path):
+def test_a_killed_download_is_begun_again(fake_hub, repository, home):
     """After a kill -9 in the middle of the weights the cache is incomplete, and the next try completes it."""
-    server.add(MODEL, repository)
-    server.fault = Fault(on="GET .*safetensors", delay=0.2)
-    code = f"from conftest import Recorder; from repl.hub import locate; locate({MODEL!r}, 'main', '', Recorder())"
-    root = Path(__file__).parent
-    path = os.pathsep.join([str(root), str(root.parent)])
-    child = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path, "REPL_TEST_HOME": os.environ["HF_HOME"]},
-    )
+    fake_hub.add(MODEL, repository)
+    fake_hub.fault = Fault(on="GET .*safetensors", delay=0.2)
+    work = f"lambda emit: hub.locate({MODEL!r}, 'main', '', emit)"
+    code = f"from repl import hub, worker; list(worker.Worker().start({work}))"
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1])
     deadline = time.monotonic() + HANG
     while not half_made(home) and time.monotonic() < deadline and child.poll() is None:
         time.sleep(0.02)
@@ -534,33 +540,6 @@ def test_a_killed_download_is_begun_again(server, repository, home, tmp_path):
     child.kill()
     child.wait()
     assert cached(MODEL) is None
-    server.fault = Fault(on="^$")
+    fake_hub.fault = Fault(on="^$")
     found = locate()
     assert (found.folder / "model.safetensors").read_bytes() == (repository / "model.safetensors").read_bytes()
-
-
-def test_only_complete_models_are_listed(server, repository, tmp_path):
-    assert cached_models() == []
-    server.add(MODEL, repository)
-    server.add("tiny", sharded(tmp_path / "sharded"))
-    server.add("acme/partial", repository)
-    locate()
-    locate("tiny")
-    (locate("acme/partial").folder / "config.json").unlink()
-    assert cached_models() == [MODEL, "tiny"]
-
-
-@pytest.mark.parametrize("revision", ["", ".", "../../..", "main/..", "\0", "0" * 40, "x" * 5000])
-def test_odd_revisions_are_not_cached(server, repository, revision):
-    server.add(MODEL, repository)
-    locate()
-    assert cached(MODEL, revision) is None
-
-
-def test_a_broken_index_is_not_complete(server, tmp_path):
-    server.add(MODEL, sharded(tmp_path / "sharded"))
-    index = locate().folder / "model.safetensors.index.json"
-    index.unlink()
-    for text in ("", "[]", '{"weight_map": 1}', "\x00", '{"weight_map": {"a": "gone.safetensors"}}'):
-        index.write_text(text)
-        assert cached(MODEL) is None

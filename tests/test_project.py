@@ -1,0 +1,109 @@
+"""The project's promises about itself."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from repl import commands, registry, settings
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "repl").rglob("*.py"))
+ORDER = """
+errors kinds settings events worker paths history config decoding quiet clean snapshots transfer hub convert builtin
+headers folder loading store stream beams probe engine conversation session registry screen live change
+""".split()
+TOP = ["prompt", "shell", "commands", "__main__"]
+BUDGET = {"kernel": 350, "commands": 200}
+FUNCTION = 40
+
+
+def layer(name: str) -> float:
+    """Return how high a module stands; every command file stands at the same height."""
+    parts = name.split(".")[1:]
+    if not parts or parts == ["__init__"]:
+        return -1
+    if parts[0] == "commands":
+        return len(ORDER) + (0.5 if len(parts) > 1 and parts[1] != "__init__" else 0.75)
+    return ORDER.index(parts[0]) if parts[0] in ORDER else len(ORDER) + 1 + TOP.index(parts[0])
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ImportFrom) and node.module == "repl":
+        return [f"repl.{alias.name}" for alias in node.names if not alias.name.startswith("__")]
+    if isinstance(node, ast.ImportFrom) and node.module == "repl.commands":
+        return [f"repl.commands.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("repl."):
+        return [str(node.module)]
+    return [alias.name for alias in node.names if alias.name.startswith("repl")] if isinstance(node, ast.Import) else []
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_only_point_down(path: Path) -> None:
+    """A module uses the layers before its own, and commands do not use each other."""
+    here = layer(module(path))
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for name in imported(node):
+            assert layer(name) < here, f"{module(path)} line {node.lineno} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_nothing_heavy_is_imported_at_module_level(path: Path) -> None:
+    """The prompt is on screen before torch and transformers load."""
+    tree = ast.parse(path.read_text("utf-8"))
+    names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert not {name.partition(".")[0] for name in names} & {"torch", "transformers", "accelerate"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_files_and_functions_keep_their_budget(path: Path) -> None:
+    """Over budget means split by meaning."""
+    text = path.read_text("utf-8")
+    kind = "commands" if "commands" in path.parts else "kernel"
+    assert len(text.splitlines()) <= BUDGET[kind]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < FUNCTION + 10, f"{node.name} has over {FUNCTION + 10} lines"
+
+
+def test_every_command_has_help_and_stands_in_the_readme() -> None:
+    """Nothing works that nobody can find."""
+    assert commands
+    readme = (ROOT / "README.md").read_text("utf-8")
+    mentioned = set(re.findall(r"/([a-z_]+)", readme))
+    for name, found in registry.COMMANDS.items():
+        assert found.help, f"/{name} has no help"
+        assert name == "say" or name in mentioned, f"/{name} is not in the README"
+
+
+def test_every_setting_has_a_command_an_option_and_one_line_of_help() -> None:
+    """A setting is declared once, and everything follows from the field."""
+    from repl.__main__ import parser
+
+    options = {option for action in parser()._actions for option in action.option_strings}
+    for name in settings.places():
+        assert settings.help_of(name)
+        assert name in registry.COMMANDS
+        assert name == "model" or {f"--{name}", f"--{name.replace('_', '-')}"} <= options
+
+
+def test_the_top_level_holds_what_the_design_says() -> None:
+    """Nothing else lies about."""
+    import subprocess
+
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    top = {name.partition("/")[0] for name in listed}
+    assert {name for name in top if not name.startswith(".")} <= {
+        "repl",
+        "tests",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    }
