@@ -7,6 +7,7 @@ from typing import Any
 
 from repl import settings
 from repl.errors import UsageError
+from repl.kinds import nearest
 from repl.settings import Settings
 
 
@@ -41,8 +42,8 @@ def _apply(path: Path, text: str, table: dict[str, Any], base: Settings) -> tupl
 
 def _name(key: str) -> str:
     if key not in settings.places():
-        settings.find(key)  # raises with the nearest name
-        raise UsageError(f"no setting {key!r}")
+        close = nearest(key, list(settings.places()))
+        raise UsageError(f"no setting {key!r}" + (f", did you mean {close}?" if close else ""))
     return key
 
 

@@ -317,6 +317,7 @@ class Rest:
     """The rest of the line as it was typed."""
 
     phrase: str = "a text"
+    suggest: Callable[[], list[str]] = list
 
     def read(self, word: str) -> str:
         """Return it unchanged."""
@@ -327,8 +328,8 @@ class Rest:
         return value
 
     def complete(self) -> list[str]:
-        """Offer nothing."""
-        return []
+        """Offer the suggestions."""
+        return self.suggest()
 
 
 PLAIN: dict[Any, Kind] = {bool: Flag(), int: Whole(), float: Number(), str: Text()}

@@ -15,7 +15,7 @@ from typing import Any
 
 from repl import builtin, folder, hub, paths, quiet
 from repl.decoding import Base
-from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError
+from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError, Unreachable
 from repl.events import Progress
 from repl.headers import Weights
 from repl.settings import Load
@@ -99,7 +99,7 @@ def _libraries(emit: Emit) -> None:
 
 def _find(load: Load, emit: Emit, offline: bool) -> hub.Found:
     if load.model == builtin.ID:
-        return hub.Found(builtin.ID, builtin.folder(paths.cache(), emit), "", "")
+        return hub.Found(builtin.ID, _builtin(emit, offline), "", "")
     return hub.locate(
         load.model,
         load.revision,
@@ -109,6 +109,14 @@ def _find(load: Load, emit: Emit, offline: bool) -> hub.Found:
         pickle=load.allow_pickle,
         code=load.trust_remote_code,
     )
+
+
+def _builtin(emit: Emit, offline: bool) -> Path:
+    if not offline:
+        return builtin.folder(paths.cache(), emit)
+    if (made := builtin.ready(paths.cache())) is None:
+        raise Unreachable("the built-in model is not made yet, and this session is offline", "/model FOLDER")
+    return made
 
 
 def _config(found: hub.Found, load: Load) -> Any:

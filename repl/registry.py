@@ -120,25 +120,25 @@ def split(line: str) -> tuple[str, str]:
 
 def parse(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
     """Read the words behind a command's name into arguments; raises `UsageError`."""
-    if len(found.words) == 1 and isinstance(found.words[0].kind, Rest):
-        return _whole(found, text)
-    loose, named = _sort(found, list(WORD.finditer(text)))
+    words = [word for word in found.words if not word.flag]
+    if words and isinstance(words[-1].kind, Rest):
+        texts, named = _leading(text, len(words)), {}
+    else:
+        texts, named = _sort(found, list(WORD.finditer(text)))
     arguments: list[Any] = []
-    for word in (word for word in found.words if not word.flag):
-        taken, loose = (loose, []) if word.many else (loose[:1], loose[1:])
+    for word in words:
+        taken, texts = (texts, []) if word.many else (texts[:1], texts[1:])
         if not taken and word.needed:
             raise UsageError(f"/{found.name} needs {word.name}: {found.usage}", f"/help {found.name}")
         arguments += [_read(found, word, text) for text in taken] or ([] if word.many else [word.default])
-    if loose:
-        raise UsageError(f"/{found.name} does not take {loose[0]!r}: {found.usage}", f"/help {found.name}")
+    if texts:
+        raise UsageError(f"/{found.name} does not take {texts[0]!r}: {found.usage}", f"/help {found.name}")
     return arguments, named
 
 
-def _whole(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
-    word = found.words[0]
-    if not text and word.needed:
-        raise UsageError(f"/{found.name} needs {word.name}: {found.usage}", f"/help {found.name}")
-    return [text or (word.default if word.default is not Parameter.empty else "")], {}
+def _leading(text: str, count: int) -> list[str]:
+    """Split off the words before the last one, which takes the rest of the line as it stands."""
+    return text.split(maxsplit=count - 1) if count > 1 else [text] if text else []
 
 
 def _sort(found: Command, matches: list[re.Match[str]]) -> tuple[list[str], dict[str, Any]]:

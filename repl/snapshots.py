@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from repl.errors import BadModel
-from repl.folder import PICKLES, SAFE
 
+SAFE = ("model.safetensors", "model.safetensors.index.json")  # in the order in which transformers looks for them
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

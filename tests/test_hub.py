@@ -311,7 +311,7 @@ def test_a_cached_copy_of_pickles_is_said_to_be_pickles(fake_hub, repository):
     assert error.hints == ("/allow_pickle true",)
 
 
-@pytest.mark.parametrize(("status", "words"), [(429, "too many requests"), (500, "internal fake_hub error")])
+@pytest.mark.parametrize(("status", "words"), [(429, "too many requests"), (500, "internal server error")])
 def test_a_hub_in_trouble_is_quoted(fake_hub, repository, status, words):
     fake_hub.add(MODEL, repository)
     fake_hub.fault = Fault(status=status)

@@ -10,10 +10,11 @@ from repl import commands, registry, settings
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "repl").rglob("*.py"))
-ORDER = """
-errors kinds settings events worker paths history config decoding quiet clean snapshots transfer hub convert builtin
-headers folder loading store stream beams probe engine conversation session registry screen live change
-""".split()
+ORDER = [
+    "errors", "kinds", "settings", "events", "worker", "paths", "history", "config", "decoding", "quiet",
+    "clean", "headers", "folder", "snapshots", "transfer", "hub", "convert", "builtin", "loading", "store",
+    "stream", "beams", "probe", "engine", "conversation", "session", "registry", "screen", "live", "change",
+]  # fmt: skip
 TOP = ["prompt", "shell", "commands", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}
 FUNCTION = 40

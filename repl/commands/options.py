@@ -127,7 +127,7 @@ def sample(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> 
 def _register(name: str) -> None:
     """Make `/name [value]` from the field."""
 
-    def run(session: Session, value: Annotated[str, Rest()] = "") -> Any:
+    def run(session: Session, value: Annotated[str, Rest(suggest=settings.kind(name).complete)] = "") -> Any:
         return change(session, name, value)
 
     registry.add(name, run, "setting", settings.help_of(name))
