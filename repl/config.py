@@ -57,5 +57,5 @@ def _word(value: Any) -> str:
 
 
 def _line(text: str, key: str) -> int:
-    found = re.search(rf"(?m)^\s*\[*[\"']?{re.escape(key)}\b", text)
+    found = re.search(rf"(?m)^[ \t]*\[*[\"']?{re.escape(key)}\b", text)
     return text.count("\n", 0, found.start()) + 1 if found else 1

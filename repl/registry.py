@@ -121,8 +121,9 @@ def split(line: str) -> tuple[str, str]:
 def parse(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
     """Read the words behind a command's name into arguments; raises `UsageError`."""
     words = [word for word in found.words if not word.flag]
+    named: dict[str, Any] = {}
     if words and isinstance(words[-1].kind, Rest):
-        texts, named = _leading(text, len(words)), {}
+        texts = _leading(text, len(words))
     else:
         texts, named = _sort(found, list(WORD.finditer(text)))
     arguments: list[Any] = []

@@ -27,17 +27,19 @@ class Terminal:
         size: tuple[int, int] = (30, 100),
         environment: Mapping[str, str] | None = None,
         mark: str = "❯",
+        answers: bool = False,
     ) -> None:
         self.mark = mark
         self.raw = b""
         rows, columns = size
         self.screen = pyte.HistoryScreen(columns, rows, history=5000, ratio=1)
+        self.screen.write_process_input = self.keys if answers else lambda _: None  # where the cursor is, when asked
         self._feed = pyte.ByteStream(self.screen)
         self.child = pexpect.spawn(
             sys.executable,
             ["-m", "repl", *words],
             dimensions=size,
-            env=surroundings(home) | dict(environment or {}),
+            env=surroundings(home) | ({"PROMPT_TOOLKIT_NO_CPR": ""} if answers else {}) | dict(environment or {}),
             timeout=None,
         )
         self.child.delaybeforesend = None
