@@ -21,6 +21,9 @@ from repl.headers import Weights
 from repl.settings import Load
 from repl.worker import Emit
 
+NOISE = ("transformers_version", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states")
+"""Fields of a generation config that say nothing about the text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -312,9 +315,8 @@ def _placed(model: Any) -> dict[str, str]:
 def _base(model: Any) -> Base:
     from transformers import GenerationConfig
 
-    own = {name: value for name, value in model.generation_config.to_diff_dict().items() if value is not None}
-    own.pop("transformers_version", None)
-    own.pop("_from_model_config", None)
+    theirs = model.generation_config.to_diff_dict().items()
+    own = {name: value for name, value in theirs if value is not None and name not in NOISE}
     blank = GenerationConfig()
     library = blank._get_default_generation_params() if hasattr(blank, "_get_default_generation_params") else {}
     return Base(own, library, frozenset(vars(blank)))
