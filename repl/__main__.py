@@ -14,8 +14,8 @@ from repl.errors import UsageError
 from repl.settings import Settings
 
 
-class Killed(BaseException):
-    """A signal asked the program to end."""
+class Killed(SystemExit):
+    """A signal asked the program to end; of a kind that an event loop lets through."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -75,13 +75,13 @@ def chosen(asked: argparse.Namespace) -> tuple[Settings, list[str], list[str]]:
     if {"max_new_tokens", "max_length"} <= set(given):
         raise UsageError("max_new_tokens and max_length exclude each other: give one")
     for name, word in given.items():
-        found = found.put(name, settings.read(name, word), "command line")
+        found = found.put(name, settings.read(name, word), "you")
     if asked.model:
         from repl.commands.models import words
 
         for name, word in words(asked.model):
             if word != "default":
-                found = found.put(name, settings.read(name, word), "command line")
+                found = found.put(name, settings.read(name, word), "you")
     return found, startup, wrong
 
 
@@ -196,9 +196,9 @@ class Program:
         from repl.prompt import Editor, restored
         from repl.screen import ascii_only
 
-        with restored():
-            mark = "> " if ascii_only() else "❯ "
-            editor = Editor(paths.data() / "history", self.shell.toolbar, self.shell.tick, mark)
+        mark = "> " if ascii_only() else "❯ "
+        editor = Editor(paths.data() / "history", self.shell.toolbar, self.shell.tick, mark)
+        with restored(), editor.held():
             self.shell.keyboard = editor.keyboard
             lines = self._lines()
             if lines and not self.shell.script(lines, self.asked.keep_going):
@@ -208,7 +208,7 @@ class Program:
 
     def _catch(self) -> None:
         def interrupt(number: int, frame: FrameType | None) -> None:
-            if self.shell.running is None:
+            if self.shell.running is None and not self.interactive:
                 raise KeyboardInterrupt
             self.shell.interrupt()
 

@@ -3,12 +3,13 @@
 import copy
 import secrets
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from repl import decoding
+from repl import decoding, folder
 from repl.beams import Watch
 from repl.errors import Cancelled, Failed, NoMemory, ReplError, UsageError
 from repl.events import Done, Echo, Notice, Sequence, Timing, Token, Usage
@@ -16,7 +17,7 @@ from repl.loading import Facts, Resident, is_memory, release, sentence
 from repl.probe import breakable, measuring
 from repl.settings import Settings
 from repl.stream import Detokenizer, streamer
-from repl.worker import Emit
+from repl.worker import Emit, bare
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +41,32 @@ def reply(resident: Resident, request: Request, emit: Emit) -> Done:
     """
     began = time.monotonic()
     decoding.check(request.settings, resident.facts.base)
-    prompt = encode(resident, request)
+    with one_sentence("the prompt cannot be encoded"):
+        prompt = encode(resident, request)
     config = configure(resident, request.settings, len(prompt), emit)
     run = Run(resident, request, prompt, config, emit, began)
-    if not request.chats:
-        emit(Echo(resident.tokenizer.decode(prompt, skip_special_tokens=True)))
     try:
-        sequences, finish = run.generate()
+        return run.done(*run.generate())
     except Cancelled:
         emit.settle()
-        sequences, finish = run.partial(), "cancelled"
+        with one_sentence("the reply cannot be decoded"):
+            return run.done(run.told(run.partial()), "cancelled")
     except ReplError as error:
-        error.partial = run.done(run.partial(), "failed")
+        emit.settle()
+        with suppress(ReplError), one_sentence("the reply cannot be decoded"):
+            error.partial = run.done(run.partial(), "failed")
         raise
-    run.tell(sequences[0])
-    return run.done(sequences, finish)
+
+
+@contextmanager
+def one_sentence(what: str) -> Iterator[None]:
+    """Turn whatever a library raises into one `Failed`; errors of ours and a cancel pass."""
+    try:
+        yield
+    except (Cancelled, ReplError):
+        raise
+    except BaseException as error:  # the tokenizer's Rust side panics with a BaseException
+        raise Failed(f"{what}: {sentence(error)}") from error
 
 
 def encode(resident: Resident, request: Request) -> list[int]:
@@ -131,6 +143,8 @@ class Run:
         self.beams = (config.num_beams or 1) > 1
         self.seed = self._seed()
         self.ids: list[int] = []  # made so far
+        self.pieces: list[str] = []  # their text, as it was told
+        self.stream: Any = None
         self.first_at = self.last_at = 0.0
         self.watch = Watch(resident.tokenizer, emit, scored=not config.do_sample)
 
@@ -145,21 +159,24 @@ class Run:
     def generate(self) -> tuple[list[Sequence], str]:
         """Run the library's `generate`; raises `Cancelled`, or one `ReplError` for whatever the library raises."""
         try:
-            with ExitStack() as hooks:
+            with one_sentence("the reply stopped"), ExitStack() as hooks:
+                self._echo()
                 hooks.enter_context(breakable(self.resident.model, self._may_go_on))
                 count = 0 if self.beams else self.request.settings.view.logprobs
                 measure = hooks.enter_context(measuring(self.resident.model, self.resident.tokenizer, count))
                 output = self._call(measure)
-            return self._sequences(output), self._finish(output)
-        except (Cancelled, ReplError):
-            raise
-        except BaseException as error:  # the tokenizer's Rust side panics with a BaseException
+                return self.told(self._sequences(output)), self._finish(output)
+        except Failed as error:
             self.emit.settle()
-            if is_memory(error):
-                error.__traceback__ = None
-                release()
-                raise out_of_memory(self.resident, self.config, sentence(error)) from error
-            raise Failed(f"the reply stopped: {sentence(error)}") from error
+            if error.__cause__ is None or not is_memory(error.__cause__):
+                raise
+            words = sentence(bare(error.__cause__))
+        release()
+        raise out_of_memory(self.resident, self.config, words)
+
+    def _echo(self) -> None:
+        if not self.request.chats:
+            self.emit(Echo(self.resident.tokenizer.decode(self.prompt, skip_special_tokens=True)))
 
     def _call(self, measure: Any) -> Any:
         import torch
@@ -173,7 +190,7 @@ class Run:
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=self._returning(),
-            logits_processor=[self._guard, *([self.watch] if self.beams else [])],
+            logits_processor=[*([self.watch] if self.beams else []), self._guard],
             stopping_criteria=[self._told_to_stop],
             tokenizer=self.resident.tokenizer,
             **extra,
@@ -186,13 +203,16 @@ class Run:
 
     def _streamer(self, measure: Any) -> Any:
         seed = () if self.request.chats else self.prompt
-        return streamer(self.resident.tokenizer, self._made, seed=seed, eos=stops(self.config), measure=measure)
+        tokenizer, ends = self.resident.tokenizer, stops(self.config)
+        self.stream = streamer(tokenizer, self._made, seed=seed, eos=ends, measure=measure)
+        return self.stream
 
     def _made(self, token: Token) -> None:
         """Pass a token on; raises `Cancelled`."""
         self.emit(token)
         self.last_at = time.monotonic()
         self.first_at = self.first_at or self.last_at
+        self.pieces.append(token.text)
         if token.id is not None:
             self.ids.append(token.id)
 
@@ -201,9 +221,7 @@ class Run:
         import torch
 
         if not torch.isfinite(scores.max()):
-            raise Failed(
-                f"the model's numbers are not finite at token {ids.shape[1] - len(self.prompt) + 1}", "/dtype float32"
-            )
+            raise not_finite(self.resident.facts, ids.shape[1] - len(self.prompt) + 1)
         return scores
 
     def _told_to_stop(self, ids: Any, _: Any) -> Any:
@@ -239,19 +257,25 @@ class Run:
         whole = decode([*self.prompt, *ids], skip_special_tokens=True)
         return str(whole[len(before) :] if whole.startswith(before) else decode(ids, skip_special_tokens=True))
 
-    def tell(self, best: Sequence) -> None:
+    def told(self, sequences: list[Sequence]) -> list[Sequence]:
         """Emit the winner of a beam search as tokens: the search itself has none to stream."""
         if self.beams:
             self.emit.settle()
             pieces = Detokenizer(self.resident.tokenizer, () if self.request.chats else self.prompt)
-            for token in best.token_ids:
+            for token in sequences[0].token_ids:
                 self.emit(Token(pieces.feed(token), token))
             if rest := pieces.flush():
                 self.emit(Token(rest))
+        return sequences
 
     def partial(self) -> list[Sequence]:
-        """Return what there is of a reply that was broken off."""
-        return [self._sequence(self.watch.best() if self.beams else self.ids)]
+        """Return what there is of a reply that was broken off, telling the text that was held back."""
+        if self.beams:
+            return [self._sequence(self.watch.best())]
+        with suppress(ReplError), one_sentence("the tokenizer fails at what was held back"):
+            if self.stream:
+                self.stream.end()
+        return [Sequence("".join(self.pieces), tuple(self.ids))]
 
     def _finish(self, output: Any) -> str:
         if self.emit.stopped():
@@ -303,6 +327,15 @@ def _entry(model: Any) -> Any:
     """Return the device that ids go in at; weights on disk stand on `meta`, their hooks move the ids on."""
     device = model.device
     return "cpu" if device.type == "meta" else device
+
+
+def not_finite(facts: Facts, place: int) -> Failed:
+    """Make the error for logits that are no numbers, naming the tensors that hold the cause where there are any."""
+    said = f"the model's numbers are not finite at token {place}"
+    broken = folder.nonfinite(Path(facts.folder)) if Path(facts.folder).is_dir() else []
+    if broken:
+        return Failed(f"{said}: NaN or infinity in {', '.join(broken)}", "/model ID")
+    return Failed(f"{said}: {facts.dtype} may be too narrow for it", "/dtype float32")
 
 
 def out_of_memory(resident: Resident, config: Any, words: str) -> NoMemory:

@@ -3,8 +3,9 @@
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def bindings() -> KeyBindings:
         event.current_buffer.open_in_editor(validate_and_handle=False)
 
     @keys.add("c-c")
+    @keys.add("<sigint>")
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.reset()
 
@@ -128,7 +130,7 @@ class Editor:
         target: Output | None = None,
     ) -> None:
         self.input = source or create_input()
-        self.output = target or create_output()
+        self.output = sighted(target or create_output())
         self._toolbar = toolbar
         self._tick = tick
         self._session: PromptSession[str] = PromptSession(
@@ -153,11 +155,15 @@ class Editor:
         """Return the next line; raises `EOFError` on Ctrl-D in an empty one."""
         return self._session.prompt(default=draft, pre_run=self._watch)
 
+    def held(self) -> AbstractContextManager[None]:
+        """Keep echo and the keys that send signals off, also between the prompts."""
+        return self.input.raw_mode()
+
     @contextmanager
     def keyboard(self) -> Iterator["Keyboard"]:
         """Turn echo off while something else owns the screen."""
         keys = Keyboard(self.input)
-        with self.input.raw_mode():
+        with self.held():
             self.output.enable_bracketed_paste()
             self.output.flush()
             try:
@@ -178,11 +184,13 @@ class Editor:
 
     async def _ticking(self) -> None:
         """Let the shell finish background work: it says what to print above the prompt."""
+        shown = self._bar()
         while True:
             said = self._tick()
             if said is not None:
                 await run_in_terminal(said)
-            get_app().invalidate()
+            if shown != (shown := self._bar()):  # a redraw without need would make the cursor flicker
+                get_app().invalidate()
             await asyncio.sleep(0.1)
 
 
@@ -192,15 +200,19 @@ class Keyboard:
     def __init__(self, source: Input) -> None:
         self._input = source
         self._keys: list[KeyPress] = []
-        self._quiet_polls = 0
+        self._pressed_at = 0.0
 
     def cancelled(self) -> bool:
         """Read what was typed; True once for Esc or Ctrl-C."""
-        pressed = self._input.read_keys()
-        if not pressed:
-            pressed = self._input.flush_keys()  # a lone escape byte is the Esc key once nothing follows it
-        stop = [key for key in pressed if key.key in (Keys.ControlC, Keys.Escape, Keys.SIGINT)]
-        self._keys += [key for key in pressed if key not in stop]
+        pressed, now = self._input.read_keys(), time.monotonic()
+        if pressed:
+            self._pressed_at = now
+        elif now - self._pressed_at > ESCAPE_WAIT:
+            pressed = self._input.flush_keys()
+        stop = [key for key in pressed if key.key in (Keys.ControlC, Keys.SIGINT)]
+        if pressed and pressed[-1].key == Keys.Escape:  # in front of another key it is the Alt of that key
+            stop.append(pressed[-1])
+        self._keys += [key for key in pressed if key not in stop and key.key != Keys.CPRResponse]
         return bool(stop)
 
     def keep(self) -> None:
@@ -209,6 +221,14 @@ class Keyboard:
             self.cancelled()
         store_typeahead(self._input, self._keys)
         self._keys = []
+
+
+def sighted(output: Output) -> Output:
+    """Let an output that cannot ask where its cursor is draw the toolbar all the same."""
+    if not output.responds_to_cpr:
+        with suppress(AttributeError):
+            output.get_rows_below_cursor_position = lambda: 1  # type: ignore[method-assign]  # "unknown" hides it
+    return output
 
 
 @contextmanager

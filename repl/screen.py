@@ -49,22 +49,23 @@ def joined(*parts: str) -> str:
 
 
 def headline(result: Loaded) -> Text:
-    """Say what is ready to use, and what changed from the model before."""
+    """Say what is ready to use, as asked for and as it is, and what it takes beside the model before."""
     facts, before = result.facts, result.before
-    if before and before.id == facts.id:
-        was = f" (was {mebibytes(before.bytes).removesuffix(' MiB')})" if before.bytes != facts.bytes else ""
-        size = mebibytes(facts.bytes) + was
-    else:
-        size = f"{count(facts.parameters)} parameters"
-    asked = "" if result.asked.dtype in ("auto", facts.dtype) else f" (asked for {result.asked.dtype})"
+    was = before.bytes if before and before.id == facts.id and before.bytes != facts.bytes else 0
+    asked = "" if result.asked.dtype == facts.dtype else f" ({_asked(result.asked.dtype)})"
     rest = joined(
-        size,
+        f"{count(facts.parameters)} parameters",
         facts.dtype + asked,
+        mebibytes(facts.bytes) + (f" (was {mebibytes(was)})" if was else ""),
         device(facts.device_map),
         "chats" if facts.chats else "completes text",
         f"ready in {facts.seconds:.1f} s",
     )
     return Text.assemble((clean_line(facts.name), "accent"), (" · " + clean_line(rest), "quiet"))
+
+
+def _asked(dtype: str) -> str:
+    return "as stored" if dtype == "auto" else f"asked for {dtype}"
 
 
 def device(places: Mapping[str, str]) -> str:

@@ -6,11 +6,11 @@ from typing import Any, Protocol
 
 from repl import decoding, registry
 from repl.errors import Cancelled, Quit, ReplError
-from repl.events import Done, Progress
+from repl.events import Done, Notice, Progress
 from repl.live import Pane, amount
 from repl.loading import sentence
 from repl.quiet import log
-from repl.screen import Screen, joined
+from repl.screen import Screen, device, joined
 from repl.session import Session, Task
 
 
@@ -125,9 +125,10 @@ class Shell:
         task = self.session.loading
         if task is None:
             return None
-        for event in task.job.poll():
-            if isinstance(event, Progress):
-                self._progress = event
+        events = task.job.poll()
+        self._progress = next((event for event in reversed(events) if isinstance(event, Progress)), self._progress)
+        if said := [event.text for event in events if isinstance(event, Notice)]:
+            return lambda: self.screen.notice("\n".join(said))
         return self.end_load if task.job.finished() else None
 
     def toolbar(self, width: int) -> str:
@@ -149,6 +150,7 @@ class Shell:
         return [
             facts.name,
             facts.dtype,
+            device(facts.device_map),
             "chat" if session.chats() else "complete",
             decoding.phrase(session.decoding()),
             context,

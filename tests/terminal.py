@@ -153,12 +153,14 @@ class Terminal:
         self.wait(lambda: re.search(pattern, self.text()) is not None, seconds)
 
     def settle(self, seconds: float = 0.3) -> None:
-        """Read until nothing has come for a while."""
-        deadline = time.monotonic() + 10
-        before = -1
-        while before != len(self.raw) and time.monotonic() < deadline:
-            before = len(self.raw)
-            self.read(seconds)
+        """Read until the screen has stood still for a while."""
+        deadline = time.monotonic() + 20
+        still, before = 0.0, self.screen.display
+        while still < seconds and time.monotonic() < deadline:
+            began = time.monotonic()
+            self.read(0.05)
+            still = still + time.monotonic() - began if self.screen.display == before else 0.0
+            before = self.screen.display
 
     def picture(self) -> str:
         """Draw the screen with its edges, for messages of failed tests."""

@@ -1,6 +1,8 @@
 """Models: load another, load again, free, and what the loaded one is."""
 
+import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any
 
 from rich.console import RenderableType
@@ -19,6 +21,12 @@ from repl.session import Session, Task
 
 def known() -> list[str]:
     """Return the models that load without the network, for completion."""
+    return _known(int(time.monotonic() / 2))
+
+
+@lru_cache(1)
+def _known(moment: int) -> list[str]:
+    """Look no more than every two seconds: a completer asks at every key."""
     return [builtin.ID, *hub.cached_models()]
 
 
