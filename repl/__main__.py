@@ -66,23 +66,18 @@ def parser() -> Line:
     return line
 
 
-def chosen(asked: argparse.Namespace) -> tuple[Settings, list[str], list[str]]:
-    """Return the settings of the config file and the command line, the startup lines, and complaints about the file."""
-    from repl import config, paths
-
-    found, startup, wrong = config.read(paths.config() / "config.toml", Settings())
+def chosen(asked: argparse.Namespace, found: Settings) -> Settings:
+    """Return the settings of the config file with those of the command line over them; raises `UsageError`."""
     given = {name: word for name in settings.places() if (word := getattr(asked, f"set_{name}", None)) is not None}
     if {"max_new_tokens", "max_length"} <= set(given):
         raise UsageError("max_new_tokens and max_length exclude each other: give one")
-    for name, word in given.items():
-        found = found.put(name, settings.read(name, word), "you")
     if asked.model:
         from repl.commands.models import words
 
-        for name, word in words(asked.model):
-            if word != "default":
-                found = found.put(name, settings.read(name, word), "you")
-    return found, startup, wrong
+        given |= {name: word for name, word in words(asked.model) if word != "default"}
+    for name, word in given.items():
+        found = found.put(name, settings.read(name, word), "you")
+    return found
 
 
 def main() -> None:
@@ -123,7 +118,7 @@ class Program:
     """One run of the program."""
 
     def __init__(self, asked: argparse.Namespace) -> None:
-        from repl import commands, paths, quiet
+        from repl import commands, config, paths, quiet, registry
         from repl.screen import Screen
         from repl.session import Session
         from repl.shell import Shell
@@ -132,12 +127,14 @@ class Program:
 
         assert commands  # importing them registers them
         self.asked = asked
-        found, self.startup, self.wrong = chosen(asked)
+        self.config = config.read(paths.config() / "config.toml")
         quiet.install(paths.data())
         self.typed = sys.stdin is not None and sys.stdin.isatty()
         self.interactive = self.typed and sys.stdout.isatty() and not asked.prompt and not asked.json
         offline = asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-        self.session = Session(found, Store(offline), Worker())
+        self.session = Session(chosen(asked, self.config.settings), Store(offline), Worker())
+        self.session.presets = dict(self.config.presets)
+        self.wrong = [*self.config.wrong, *registry.alias(self.config.aliases)]
         self.shell = Shell(self.session, Screen(asked.json, self.interactive))
 
     def run(self) -> int:
@@ -162,7 +159,7 @@ class Program:
                     script = file.read().splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"cannot read the script {self.asked.script!r}: {error}") from error
-        return [*self.startup, *self.asked.commands, *script]
+        return [*self.config.startup, *self.asked.commands, *script]
 
     def _once(self) -> bool:
         lines = self._lines()
@@ -193,17 +190,22 @@ class Program:
 
     def _interactive(self) -> bool:
         from repl import paths
-        from repl.prompt import Editor, restored
+        from repl.prompt import Editor, Plain, dumb, restored
         from repl.screen import ascii_only
 
-        mark = "> " if ascii_only() else "❯ "
-        editor = Editor(paths.data() / "history", self.shell.toolbar, self.shell.tick, mark)
+        shell, mark = self.shell, "> " if ascii_only() else "❯ "
+        if dumb():
+            return self._serve(Plain(mark, shell.settle_load).read)
+        editor = Editor(paths.data() / "history", shell.toolbar, shell.tick, mark, shell.stop_load)
+        shell.keyboard = editor.keyboard
         with restored(), editor.held():
-            self.shell.keyboard = editor.keyboard
-            lines = self._lines()
-            if lines and not self.shell.script(lines, self.asked.keep_going):
-                return False
-            self.shell.interactive(editor.read)
+            return self._serve(editor.read)
+
+    def _serve(self, read: Callable[[str], str]) -> bool:
+        lines = self._lines()
+        if lines and not self.shell.script(lines, self.asked.keep_going):
+            return False
+        self.shell.interactive(read)
         return True
 
     def _catch(self) -> None:

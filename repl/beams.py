@@ -1,9 +1,11 @@
 """Watch a beam search from inside: the library refuses a streamer there, but a logits processor sees every step."""
 
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from repl.events import Beams, Branch
+from repl.events import Beams, Branch, Token
+from repl.stream import Detokenizer
 from repl.worker import Emit
 
 PAUSE = 0.05  # seconds between two pictures of the search: eyes need no more
@@ -65,6 +67,15 @@ class Watch:
             return []
         found: list[int] = self._ids[0].tolist()[self.start :]
         return found
+
+
+def spelled(tokenizer: Any, seed: Sequence[int], ids: Sequence[int]) -> Iterator[Token]:
+    """Yield finished ids as the tokens that a streamer would have sent; `seed` as in `Detokenizer`."""
+    pieces = Detokenizer(tokenizer, seed)
+    for token in ids:
+        yield Token(pieces.feed(token), token)
+    if rest := pieces.flush():
+        yield Token(rest)
 
 
 def common(rows: list[list[int]]) -> int:

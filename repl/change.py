@@ -44,12 +44,9 @@ def load(session: Session, words: Words) -> Any:
 
 def apply(session: Session, words: Words) -> Said:
     """Change decoding or view settings, all of them or none; says what has no effect as things stand."""
-    wrong = [name for name, _ in words if settings.places().get(settings.find(name)) == "load"]
-    if wrong:
-        raise UsageError(f"{wrong[0]} belongs to loading: change it by itself", f"/{wrong[0]}")
     full = [(settings.find(name), text) for name, text in words]
     before = session.settings
-    session.settings = changed(before, full)
+    session.settings = changed(before, full, parts=("decode", "view"))
     aside = [name for name in decoding.LENGTHS if before.get(name) and session.settings.get(name) is None]
     lost = [f"{name} set aside: it excludes {full[0][0]}" for name in aside if name not in dict(full)]
     remarks = [decoding.remark(name, session.settings, session.base()) for name, text in full if text != "default"]
@@ -58,9 +55,12 @@ def apply(session: Session, words: Words) -> Said:
     return Said(joined(*said))
 
 
-def changed(before: settings.Settings, words: Words) -> settings.Settings:
-    """Return settings with some read from words; the word `default` puts one back."""
-    for name, text in words:
+def changed(before: settings.Settings, words: Words, parts: Sequence[str] = tuple(settings.SPECS)) -> settings.Settings:
+    """Return settings with some of these parts read from words; the word `default` puts one back."""
+    for word, text in words:
+        name = settings.find(word)
+        if settings.places()[name] not in parts:
+            raise UsageError(f"{name} belongs to loading: change it by itself", f"/{name}")
         before = before.reset(name) if text == "default" else before.put(name, settings.read(name, text), "you")
     return before
 

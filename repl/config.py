@@ -1,7 +1,10 @@
-"""`config.toml`: keys are setting names; a bad key is named with its line and does not stop the start."""
+"""`config.toml`: settings by name, presets, aliases and startup lines; a bad key is named with its line."""
 
+import json
 import re
 import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +13,96 @@ from repl.errors import UsageError
 from repl.kinds import nearest
 from repl.settings import Settings
 
+Preset = Mapping[str, str]
+"""Settings by name, each as the word a user would type."""
 
-def read(path: Path, base: Settings) -> tuple[Settings, list[str], list[str]]:
-    """Return the settings with the file's values, its `startup` lines, and what is wrong with it, a sentence each."""
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the file says; `wrong` are sentences about what it says wrongly, which stop nothing."""
+
+    settings: Settings = field(default_factory=Settings)
+    startup: tuple[str, ...] = ()
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    wrong: tuple[str, ...] = ()
+
+
+def read(path: Path) -> Config:
+    """Read the file; no file is an empty one."""
     try:
         text = path.read_text("utf-8")
-    except FileNotFoundError:
-        return base, [], []
-    except (OSError, UnicodeDecodeError) as error:
-        return base, [], [f"{path} cannot be read: {error}"]
-    try:
         table = tomllib.loads(text)
+    except FileNotFoundError:
+        return Config()
     except tomllib.TOMLDecodeError as error:
-        return base, [], [f"{path} is not valid TOML: {error}"]
-    return _apply(path, text, table, base)
+        return Config(wrong=(f"{path} is not valid TOML: {error}",))
+    except (OSError, UnicodeDecodeError) as error:
+        return Config(wrong=(f"{path} cannot be read: {error}",))
+    return Reader(path, text).read(table)
 
 
-def _apply(path: Path, text: str, table: dict[str, Any], base: Settings) -> tuple[Settings, list[str], list[str]]:
-    wrong: list[str] = []
-    startup = table.pop("startup", [])
-    if not (isinstance(startup, list) and all(isinstance(line, str) for line in startup)):
-        wrong.append(f'{path}:{_line(text, "startup")} startup is not a list of lines such as ["/greedy"]')
-        startup = []
-    for key, value in table.items():
-        try:
-            base = base.put(_name(key), settings.read(key, _word(value)), "config")
-        except UsageError as error:
-            wrong.append(f"{path}:{_line(text, key)} {error.message}")
-    return base, startup, wrong
+class Reader:
+    """Goes through the file's table, collecting what is wrong with it."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._path = path
+        self._text = text
+        self._wrong: list[str] = []
+
+    def read(self, table: dict[str, Any]) -> Config:
+        """Return what the table says."""
+        startup = self._startup(table.pop("startup", []))
+        presets = {name: self._preset(name, rest) for name, rest in self._table(table.pop("presets", {}), "presets")}
+        aliases = {
+            name: line for name, line in self._table(table.pop("aliases", {}), "aliases") if self._line(name, line)
+        }
+        chosen = Settings()
+        for key, word in self._words(table).items():
+            chosen = chosen.put(key, settings.read(key, word), "config")
+        return Config(chosen, startup, presets, aliases, tuple(self._wrong))
+
+    def _startup(self, lines: Any) -> tuple[str, ...]:
+        if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
+            return tuple(lines)
+        self._say("startup", 'startup is not a list of lines such as ["/greedy"]')
+        return ()
+
+    def _table(self, value: Any, key: str) -> list[tuple[str, Any]]:
+        if isinstance(value, dict):
+            return list(value.items())
+        self._say(key, f"{key} is not a table: write [{key}]")
+        return []
+
+    def _preset(self, name: str, value: Any) -> Preset:
+        if isinstance(value, dict):
+            return self._words(value)
+        self._say(name, f"preset {name!r} is not a table: write [presets.{name}]")
+        return {}
+
+    def _line(self, name: str, line: Any) -> bool:
+        good = isinstance(line, str) and line.startswith("/") and re.fullmatch(r"[a-z][a-z0-9_]*", name) is not None
+        if not good:
+            self._say(name, f'alias {name!r} is not a word with a line such as "/sample temperature=1"')
+        return good
+
+    def _words(self, table: dict[str, Any]) -> dict[str, str]:
+        """Return the settings of a table as words, leaving out those that cannot be read."""
+        good: dict[str, str] = {}
+        for key, value in table.items():
+            try:
+                name = _name(key)
+                if value not in ("", [], "default"):
+                    settings.read(name, _word(value))
+                    good[key] = _word(value)
+            except UsageError as error:
+                self._say(key, error.message)
+        return good
+
+    def _say(self, key: str, sentence: str) -> None:
+        found = re.search(rf"(?m)^[ \t]*\[*(?:presets\.)?[\"']?{re.escape(key)}\b", self._text)
+        number = self._text.count("\n", 0, found.start()) + 1 if found else 1
+        self._wrong.append(f"{self._path}:{number} {sentence}")
 
 
 def _name(key: str) -> str:
@@ -49,13 +114,28 @@ def _name(key: str) -> str:
 
 def _word(value: Any) -> str:
     """Return the word a user would type for a TOML value."""
-    import json
-
     if isinstance(value, bool):
         return "on" if value else "off"
     return json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
-def _line(text: str, key: str) -> int:
-    found = re.search(rf"(?m)^[ \t]*\[*[\"']?{re.escape(key)}\b", text)
-    return text.count("\n", 0, found.start()) + 1 if found else 1
+def value(name: str, chosen: Any) -> str:
+    """Return the TOML for a setting's value."""
+    if isinstance(chosen, bool):
+        return "true" if chosen else "false"
+    return json.dumps(list(chosen) if isinstance(chosen, tuple) else chosen, ensure_ascii=False)
+
+
+def template() -> str:
+    """Return a config file with every setting in it, commented out and explained."""
+    lines = ["# hub-repl: remove the # in front of what you want to set; /settings shows what counts.", ""]
+    for part in settings.SPECS:
+        lines.append(f"# {part} settings")
+        for name in (name for name, home in settings.places().items() if home == part):
+            default = settings.declared(name).default
+            shown = value(name, default) if default is not None else '"default"'
+            lines.append(f"# {name} = {shown}".ljust(40) + f"  # {settings.help_of(name)}")
+        lines.append("")
+    lines += ["# lines that run at the start", '# startup = ["/greedy"]', ""]
+    lines += ["# /preset creative", "# [presets.creative]", "# do_sample = true", "# temperature = 1.1", ""]
+    return "\n".join([*lines, "# /calm", "# [aliases]", '# calm = "/sample temperature=0.3"', ""])

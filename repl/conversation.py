@@ -1,7 +1,9 @@
 """The turns of a conversation as a tree: every message and reply stays, the path to the head is what the model sees."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from repl.errors import UsageError
 from repl.events import Done
 
 
@@ -17,25 +19,46 @@ class Turn:
     record: Done | None = None
 
 
+def forget(turn: Turn) -> None:
+    """Keep nothing: a conversation without an archive."""
+
+
 @dataclass(slots=True)
 class Conversation:
-    """A tree of turns with a head; `system` is the instruction in front of it."""
+    """A tree of turns with a head; `system` is the instruction in front, `keep` is told every change of a turn.
+
+    Roles are user and assistant; prompt and completion where the template was not used: those stand beside the talk.
+    """
 
     system: str = ""
     turns: dict[int, Turn] = field(default_factory=dict)
     head: int | None = None
+    keep: Callable[[Turn], None] = forget
+
+    # grow
 
     def add(self, role: str, text: str, parent: int | None, state: str = "complete") -> Turn:
         """Add a turn below another (None: a new beginning); the head stays where it is."""
         turn = Turn(len(self.turns) + 1, parent, role, text, state)
         self.turns[turn.id] = turn
+        self.keep(turn)
         return turn
 
     def close(self, turn: Turn, text: str, state: str, record: Done | None = None) -> Turn:
         """Write down how an open turn ended."""
         closed = replace(turn, text=text, state=state, record=record)
         self.turns[turn.id] = closed
+        self.keep(closed)
         return closed
+
+    # look
+
+    def turn(self, number: int) -> Turn:
+        """Return a turn by its number; raises `UsageError`."""
+        if number not in self.turns:
+            known = f"turns are numbered 1 to {len(self.turns)}" if self.turns else "nothing was said yet"
+            raise UsageError(f"no turn {number}: {known}", "/tree")
+        return self.turns[number]
 
     def path(self, leaf: int | None = None) -> list[Turn]:
         """Return the turns from the beginning to a leaf, by default the head."""
@@ -46,11 +69,37 @@ class Conversation:
             here = self.turns[here].parent
         return turns[::-1]
 
+    def children(self, parent: int | None) -> list[Turn]:
+        """Return the turns below one, oldest first; of None: the beginnings."""
+        return [turn for turn in self.turns.values() if turn.parent == parent]
+
+    def leaf(self, turn: Turn) -> Turn:
+        """Return the newest end of the branch that a turn is on."""
+        while below := [child for child in self.children(turn.id) if child.state != "failed"]:
+            turn = below[-1]
+        return turn
+
     def messages(self, leaf: int | None = None) -> list[dict[str, str]]:
         """Return the path as the role/content pairs that a chat template takes."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return system + [{"role": turn.role, "content": turn.text} for turn in self.path(leaf)]
 
+    # move
+
+    def undo(self, count: int) -> list[Turn]:
+        """Take the head back before the last messages, and return what left the path; raises `UsageError`."""
+        path = self.path()
+        asked = [turn for turn in path if turn.role == "user"]
+        if count > len(asked):
+            raise UsageError(f"there {_are(len(asked))} to undo", "/history")
+        first = asked[-count]
+        self.head = first.parent
+        return path[path.index(first) :]
+
     def clear(self) -> None:
         """Begin anew; the turns so far stay in the tree."""
         self.head = None
+
+
+def _are(count: int) -> str:
+    return "is nothing" if not count else "is 1 message" if count == 1 else f"are {count} messages"

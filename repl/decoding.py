@@ -113,6 +113,35 @@ def check(settings: Settings, base: Base) -> None:
         raise UsageError(f"num_return_sequences {wanted} needs sampling or at least {wanted} beams", "/sample", more)
 
 
+def fit(config: Any, prompt: int, context: int, model: str) -> str:
+    """Keep a prompt of so many tokens and its reply inside the context; returns what to say of it, mostly nothing.
+
+    `config` is the generation config of this reply, `context` 0 where there is no limit. Raises `UsageError` when
+    nothing fits behind the prompt.
+    """
+    if config.max_length is not None and config.max_length <= prompt:
+        longer = f"/max_length {prompt + 50}"
+        raise UsageError(f"the prompt has {prompt} tokens, max_length is {config.max_length}", longer, "/max 50")
+    if not context:
+        return ""
+    if prompt >= context:
+        raise UsageError(f"the prompt has {prompt} tokens, {model} reads at most {context}", "/clear")
+    if config.max_length is not None:
+        config.max_length = min(config.max_length, context)
+    room = context - prompt
+    if config.max_new_tokens is None or config.max_new_tokens <= room:
+        return ""
+    config.max_new_tokens = room
+    late = prompt * 2 > context  # before that, nobody needs to know
+    return f"max_new_tokens is {room} for this reply: the context of {context} ends there" if late else ""
+
+
+def stops(config: Any) -> list[int]:
+    """Return the ids that end a sequence."""
+    found = config.eos_token_id
+    return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+
 def other(name: str, base: Base) -> str:
     """Return the name of a field of the library's GenerationConfig; raises `UsageError` with the nearest name."""
     if name in base.known:

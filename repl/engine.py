@@ -6,32 +6,39 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from repl import decoding, folder
-from repl.beams import Watch
+from repl import decoding
+from repl.beams import Watch, spelled
 from repl.errors import Cancelled, Failed, NoMemory, ReplError, UsageError
 from repl.events import Done, Echo, Notice, Sequence, Timing, Token, Usage
 from repl.loading import Facts, Resident, is_memory, release, sentence
-from repl.probe import breakable, measuring
+from repl.probe import breakable, entry, finite, measuring
 from repl.settings import Settings
-from repl.stream import Detokenizer, streamer
+from repl.stream import streamer
 from repl.worker import Emit, bare
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to answer: the messages of a chat, or a text to continue."""
+    """What to answer: the messages of a chat, a text to continue, or the very ids to go on from."""
 
     settings: Settings
     messages: tuple[Mapping[str, str], ...] = ()
     text: str = ""
+    ids: tuple[int, ...] = ()
+    prefill: str = ""
+    """What the reply begins with, in a chat."""
 
     @property
     def chats(self) -> bool:
         """Tell whether the template is used."""
         return bool(self.messages)
+
+    @property
+    def seeded(self) -> bool:
+        """Tell whether the reply's text goes on from the prompt's, as a continuation does."""
+        return not self.messages or bool(self.prefill)
 
 
 def reply(resident: Resident, request: Request, emit: Emit) -> Done:
@@ -71,6 +78,8 @@ def one_sentence(what: str) -> Iterator[None]:
 
 def encode(resident: Resident, request: Request) -> list[int]:
     """Return the ids of the prompt: through the chat template, or as the tokenizer encodes plain text."""
+    if request.ids:
+        return list(request.ids)
     ids = _templated(resident, request) if request.chats else resident.tokenizer(request.text)["input_ids"]
     if not ids:
         raise UsageError("the prompt is empty: the model needs at least one token to go on from")
@@ -81,9 +90,11 @@ def _templated(resident: Resident, request: Request) -> Any:
     import jinja2
 
     try:
+        begun = [{"role": "assistant", "content": request.prefill}] if request.prefill else []
         return resident.tokenizer.apply_chat_template(
-            [dict(message) for message in request.messages],
-            add_generation_prompt=True,
+            [*(dict(message) for message in request.messages), *begun],
+            add_generation_prompt=not begun,
+            continue_final_message=bool(begun),
             return_dict=True,
             sanitize_control_tokens=True,
         )["input_ids"]
@@ -100,36 +111,11 @@ def configure(resident: Resident, settings: Settings, prompt: int, emit: Emit) -
     for name, value in decoding.overrides(settings, resident.facts.base).items():
         setattr(config, name, value)
     if config.pad_token_id is None:  # the library would do the same with a warning
-        config.pad_token_id = next(iter(stops(config)), None)
-    _fit(config, resident.facts, prompt, emit)
+        config.pad_token_id = next(iter(decoding.stops(config)), None)
+    cut = decoding.fit(config, prompt, resident.facts.context, resident.facts.id)
+    if cut:
+        emit(Notice(cut))
     return config
-
-
-def _fit(config: Any, facts: Facts, prompt: int, emit: Emit) -> None:
-    """Keep prompt and reply inside the context, saying what was cut."""
-    if config.max_length is not None and config.max_length <= prompt:
-        raise UsageError(
-            f"the prompt has {prompt} tokens, max_length is {config.max_length}",
-            f"/max_length {prompt + 50}",
-            "/max 50",
-        )
-    if not facts.context:
-        return
-    if prompt >= facts.context:
-        raise UsageError(f"the prompt has {prompt} tokens, {facts.id} reads at most {facts.context}", "/clear")
-    room = facts.context - prompt
-    if config.max_new_tokens is not None and config.max_new_tokens > room:
-        config.max_new_tokens = room
-        if prompt * 2 > facts.context:
-            emit(Notice(f"max_new_tokens is {room} for this reply: the context of {facts.context} ends there"))
-    if config.max_length is not None:
-        config.max_length = min(config.max_length, facts.context)
-
-
-def stops(config: Any) -> list[int]:
-    """Return the ids that end a sequence."""
-    found = config.eos_token_id
-    return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
 class Run:
@@ -165,7 +151,8 @@ class Run:
                 count = 0 if self.beams else self.request.settings.view.logprobs
                 measure = hooks.enter_context(measuring(self.resident.model, self.resident.tokenizer, count))
                 output = self._call(measure)
-                return self.told(self._sequences(output)), self._finish(output)
+                sequences, finish = self._sequences(output), self._finish(output)
+                return self.told(sequences), finish
         except Failed as error:
             self.emit.settle()
             if error.__cause__ is None or not is_memory(error.__cause__):
@@ -175,7 +162,9 @@ class Run:
         raise out_of_memory(self.resident, self.config, words)
 
     def _echo(self) -> None:
-        if not self.request.chats:
+        if self.request.prefill:
+            self.emit(Echo(self.request.prefill))
+        elif self.request.text:
             self.emit(Echo(self.resident.tokenizer.decode(self.prompt, skip_special_tokens=True)))
 
     def _call(self, measure: Any) -> Any:
@@ -184,13 +173,13 @@ class Run:
         if self.seed is not None:
             torch.manual_seed(self.seed)
         model = self.resident.model
-        ids = torch.tensor([self.prompt], device=_entry(model))
+        ids = torch.tensor([self.prompt], device=entry(model))
         extra = {} if self.beams else {"streamer": self._streamer(measure)}
         return model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=self._returning(),
-            logits_processor=[*([self.watch] if self.beams else []), self._guard],
+            logits_processor=[*([self.watch] if self.beams else []), finite(self.resident.facts, len(self.prompt))],
             stopping_criteria=[self._told_to_stop],
             tokenizer=self.resident.tokenizer,
             **extra,
@@ -202,8 +191,8 @@ class Run:
         return self.config
 
     def _streamer(self, measure: Any) -> Any:
-        seed = () if self.request.chats else self.prompt
-        tokenizer, ends = self.resident.tokenizer, stops(self.config)
+        seed = self.prompt if self.request.seeded else ()
+        tokenizer, ends = self.resident.tokenizer, decoding.stops(self.config)
         self.stream = streamer(tokenizer, self._made, seed=seed, eos=ends, measure=measure)
         return self.stream
 
@@ -215,14 +204,6 @@ class Run:
         self.pieces.append(token.text)
         if token.id is not None:
             self.ids.append(token.id)
-
-    def _guard(self, ids: Any, scores: Any) -> Any:
-        """Refuse numbers that are none: greedy decoding would silently go on with token 0."""
-        import torch
-
-        if not torch.isfinite(scores.max()):
-            raise not_finite(self.resident.facts, ids.shape[1] - len(self.prompt) + 1)
-        return scores
 
     def _told_to_stop(self, ids: Any, _: Any) -> Any:
         """End a beam search that was cancelled, keeping the best so far."""
@@ -244,14 +225,14 @@ class Run:
         return [self._sequence(row, score) for row, score in zip(rows, listed, strict=True)]
 
     def _sequence(self, row: list[int], score: float | None = None) -> Sequence:
-        ends = [place for place, token in enumerate(row) if token in stops(self.config)]
+        ends = [place for place, token in enumerate(row) if token in decoding.stops(self.config)]
         kept = row[: ends[0] + 1] if ends else row  # what follows the end is padding
         return Sequence(self._text(kept), tuple(kept), score)
 
     def _text(self, ids: list[int]) -> str:
         """Return the text that `ids` add: the whole minus the prompt for a continuation, plain for a chat reply."""
         decode = self.resident.tokenizer.decode
-        if self.request.chats:
+        if not self.request.seeded:
             return str(decode(ids, skip_special_tokens=True))
         before = decode(self.prompt, skip_special_tokens=True)
         whole = decode([*self.prompt, *ids], skip_special_tokens=True)
@@ -261,11 +242,9 @@ class Run:
         """Emit the winner of a beam search as tokens: the search itself has none to stream."""
         if self.beams:
             self.emit.settle()
-            pieces = Detokenizer(self.resident.tokenizer, () if self.request.chats else self.prompt)
-            for token in sequences[0].token_ids:
-                self.emit(Token(pieces.feed(token), token))
-            if rest := pieces.flush():
-                self.emit(Token(rest))
+            seed = self.prompt if self.request.seeded else ()
+            for token in spelled(self.resident.tokenizer, seed, sequences[0].token_ids):
+                self.emit(token)
         return sequences
 
     def partial(self) -> list[Sequence]:
@@ -281,7 +260,7 @@ class Run:
         if self.emit.stopped():
             return "cancelled"
         ids = self._sequence(output.sequences[0, len(self.prompt) :].tolist()).token_ids
-        if ids and ids[-1] in stops(self.config):
+        if ids and ids[-1] in decoding.stops(self.config):
             return "stop"
         full = self.config.max_new_tokens or (self.config.max_length or 0) - len(self.prompt)
         return "length" if len(ids) >= full else "stop_string" if self.config.stop_strings else "stop"
@@ -321,21 +300,6 @@ class Run:
             decode_tps=(steps - 1) / (last - first) if steps > 1 and last > first else None,
             total_s=now - self.began,
         )
-
-
-def _entry(model: Any) -> Any:
-    """Return the device that ids go in at; weights on disk stand on `meta`, their hooks move the ids on."""
-    device = model.device
-    return "cpu" if device.type == "meta" else device
-
-
-def not_finite(facts: Facts, place: int) -> Failed:
-    """Make the error for logits that are no numbers, naming the tensors that hold the cause where there are any."""
-    said = f"the model's numbers are not finite at token {place}"
-    broken = folder.nonfinite(Path(facts.folder)) if Path(facts.folder).is_dir() else []
-    if broken:
-        return Failed(f"{said}: NaN or infinity in {', '.join(broken)}", "/model ID")
-    return Failed(f"{said}: {facts.dtype} may be too narrow for it", "/dtype float32")
 
 
 def out_of_memory(resident: Resident, config: Any, words: str) -> NoMemory:

@@ -10,16 +10,24 @@ class ReplError(Exception):
     partial: Any = None
     """What there is of a reply that failed: a `Done`, or None."""
 
-    def __init__(self, message: str, *hints: str) -> None:
+    def __init__(self, message: str, *hints: str, choices: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(message)
         self.message = message
-        self.hints = hints
+        self.choices = choices
+        """Lines that mend it, each with its effect: typing the number runs the line and repeats what failed."""
+        self.hints = hints or tuple(line for line, _ in choices)
 
 
 class UsageError(ReplError):
     """A word that cannot be read: an unknown name, a value out of range, a missing argument."""
 
     kind = "usage"
+
+
+class Overflow(UsageError):
+    """A prompt that is longer than the model's context."""
+
+    kind = "context_full"
 
 
 class NotFound(ReplError):

@@ -2,7 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from repl import folder
+from repl.errors import Failed
+from repl.loading import Facts
 
 
 @contextmanager
@@ -22,6 +27,38 @@ def layers(model: Any) -> list[Any]:
 
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     return list(max(lists, key=len, default=[]))
+
+
+def entry(model: Any) -> Any:
+    """Return the device that ids go in at; weights on disk stand on `meta`, their hooks move the ids on."""
+    device = model.device
+    return "cpu" if device.type == "meta" else device
+
+
+def finite(facts: Facts, prompt: int) -> Callable[[Any, Any], Any]:
+    """Return a logits processor that refuses numbers that are none: greedy decoding would silently take token 0.
+
+    `prompt` is the length of the prompt in tokens. Raises `Failed`.
+    """
+    import torch
+
+    def guard(ids: Any, scores: Any) -> Any:
+        if not torch.isfinite(scores.max()):
+            raise not_finite(facts, ids.shape[1] - prompt + 1)
+        return scores
+
+    return guard
+
+
+def not_finite(facts: Facts, place: int) -> Failed:
+    """Make the error for logits that are no numbers, naming the tensors that hold the cause where there are any."""
+    said = f"the model's numbers are not finite at token {place}"
+    broken = folder.nonfinite(Path(facts.folder)) if Path(facts.folder).is_dir() else []
+    if broken:
+        return Failed(f"{said}: NaN or infinity in {', '.join(broken)}", "/model ID")
+    if facts.dtype == "float32":
+        return Failed(said, "/reload")
+    return Failed(f"{said}: {facts.dtype} may be too narrow for it", "/dtype float32")
 
 
 @contextmanager

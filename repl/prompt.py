@@ -12,6 +12,7 @@ from typing import Any
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import completion_is_selected, has_completions
@@ -24,10 +25,12 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import Output, create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
+from prompt_toolkit.utils import is_dumb_terminal as dumb
 
 from repl import history, registry
 from repl.clean import clean_line
 
+__all__ = ["Editor", "Keyboard", "Plain", "dumb", "restored"]
 STYLE = Style.from_dict(
     {
         "prompt": "ansicyan",
@@ -79,8 +82,11 @@ class Past(History):
             history.append(self._path, string)
 
 
-def bindings() -> KeyBindings:
-    """Return the keys: Enter sends, Alt-Enter, Ctrl-J or a trailing backslash make a new line, Ctrl-O an editor."""
+def bindings(stop: Callable[[], object]) -> KeyBindings:
+    """Return the keys: Enter sends, Alt-Enter, Ctrl-J or a trailing backslash make a new line, Ctrl-O an editor.
+
+    Ctrl-C clears the line; where there is nothing to clear it calls `stop`.
+    """
     keys = KeyBindings()
 
     @keys.add("enter", filter=~completion_is_selected)
@@ -108,13 +114,19 @@ def bindings() -> KeyBindings:
     @keys.add("c-c")
     @keys.add("<sigint>")
     def _(event: KeyPressEvent) -> None:
-        event.current_buffer.reset()
+        _clear(event.current_buffer, stop)
 
     @keys.add("escape", filter=has_completions, eager=True)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.cancel_completion()
 
     return keys
+
+
+def _clear(line: Buffer, stop: Callable[[], object]) -> None:
+    if not line.text:
+        stop()
+    line.reset()
 
 
 class Editor:
@@ -126,6 +138,7 @@ class Editor:
         toolbar: Callable[[int], str],
         tick: Callable[[], Callable[[], object] | None],
         mark: str = "❯ ",
+        stop: Callable[[], object] = lambda: None,
         source: Input | None = None,
         target: Output | None = None,
     ) -> None:
@@ -145,7 +158,7 @@ class Editor:
             complete_style=CompleteStyle.COLUMN,
             auto_suggest=AutoSuggestFromHistory(),
             history=Past(past),
-            key_bindings=bindings(),
+            key_bindings=bindings(stop),
             bottom_toolbar=self._bar,
             reserve_space_for_menu=6,
             tempfile_suffix=".md",
@@ -192,6 +205,24 @@ class Editor:
             if shown != (shown := self._bar()):  # a redraw without need would make the cursor flicker
                 get_app().invalidate()
             await asyncio.sleep(0.1)
+
+
+class Plain:
+    """Reads lines where the terminal can neither move its cursor nor tell keys apart."""
+
+    def __init__(self, mark: str, settle: Callable[[], object]) -> None:
+        self._mark = mark
+        self._settle = settle
+
+    def read(self, draft: str = "") -> str:
+        """Return the next line; raises `EOFError` at the end of input. Work begun beside the prompt is waited for."""
+        self._settle()
+        sys.stdout.write(self._mark)
+        sys.stdout.flush()
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.removesuffix("\n")
 
 
 class Keyboard:

@@ -2,15 +2,16 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from repl import settings
 from repl.errors import UsageError
 from repl.kinds import Change, Flag, Kind, Rest, kind_of, nearest
 
+F = TypeVar("F", bound=Callable[..., Any])
 WORD = re.compile(r'"([^"]*)"|\'([^\']*)\'|(\S+)')
 
 
@@ -59,14 +60,14 @@ class Command:
 
 COMMANDS: dict[str, Command] = {}
 ALIASES: dict[str, str] = {}
+LINES: dict[str, str] = {}
+"""The user's own aliases: a name for a whole line."""
 
 
-def command(
-    family: str, *, name: str = "", aliases: tuple[str, ...] = (), waits: bool = False
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def command(family: str, *, name: str = "", aliases: tuple[str, ...] = (), waits: bool = False) -> Callable[[F], F]:
     """Make a function a command; `waits` holds its line back until a load that is on its way has ended."""
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+    def register(function: F) -> F:
         title = name or function.__name__.removesuffix("_")
         add(title, function, family, inspect.getdoc(function) or "", waits)
         ALIASES.update(dict.fromkeys(aliases, title))
@@ -108,6 +109,19 @@ def find(name: str) -> Command:
         raise UsageError(f"/{name} may be {', '.join('/' + start for start in starts)}")
     close = nearest(wanted, [*COMMANDS, *ALIASES])
     raise UsageError(f"no command /{name}" + (f", did you mean /{close}?" if close else ""), "/help")
+
+
+def alias(lines: Mapping[str, str]) -> list[str]:
+    """Take over the user's aliases; returns a sentence for each that hides a command."""
+    hidden = [name for name in lines if name in COMMANDS or name in ALIASES]
+    LINES.update({name: line for name, line in lines.items() if name not in hidden})
+    return [f"the alias {name!r} is left out: /{name} is a command" for name in hidden]
+
+
+def expand(line: str) -> str:
+    """Replace an alias at the beginning of a line by what it stands for."""
+    name, rest = split(line) if line.startswith("/") else ("", "")
+    return f"{LINES[name]} {rest}".strip() if name in LINES else line
 
 
 def split(line: str) -> tuple[str, str]:
@@ -174,7 +188,7 @@ def dispatch(session: Any, line: str) -> Any:
         return COMMANDS["say"].function(session, line[1:])
     if not line.startswith("/"):
         return COMMANDS["say"].function(session, line)
-    name, rest = split(line)
+    name, rest = split(expand(line))
     found = find(name)
     arguments, named = parse(found, rest)
     return found.function(session, *arguments, **named)
@@ -184,7 +198,7 @@ def title(line: str) -> str:
     """Return the name of the command that a line runs; `say` for a message."""
     if not line.startswith("/") or line.startswith("//"):
         return "say"
-    return find(split(line)[0]).name
+    return find(split(expand(line))[0]).name
 
 
 def must_wait(line: str) -> bool:
@@ -202,7 +216,8 @@ def complete(line: str) -> list[tuple[str, str]]:
     name, space, rest = line[1:].partition(" ")
     if not space:
         named = [found for found in COMMANDS.values() if found.name.startswith(name) and found.name != "say"]
-        return [("/" + found.name, found.help) for found in named]
+        own = [("/" + alias, line) for alias, line in LINES.items() if alias.startswith(name)]
+        return [*(("/" + found.name, found.help) for found in named), *own]
     try:
         found = find(name)
     except UsageError:

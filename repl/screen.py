@@ -27,6 +27,21 @@ class Said:
     text: str
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Draft:
+    """A text to put into the line editor, with a sentence about it."""
+
+    text: str
+    said: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lines:
+    """Lines to run one after another."""
+
+    lines: list[str]
+
+
 @singledispatch
 def view(result: Any) -> RenderableType:
     """Draw a result; every result class registers its own."""
@@ -36,6 +51,11 @@ def view(result: Any) -> RenderableType:
 @view.register
 def _(result: Said) -> Text:
     return Text(clean(result.text), "quiet")
+
+
+@view.register
+def _(result: Draft) -> Text:
+    return Text(clean(result.said), "quiet")
 
 
 @view.register
@@ -162,7 +182,7 @@ class Screen:
             self.record(as_record(command, result))
         elif self.interactive:
             self.out.print(view(result))
-        elif isinstance(result, Said):
+        elif isinstance(result, Said | Draft):
             self.err.print(view(result))
         elif not isinstance(result, Done | Loaded):  # a reply is written already, and readiness goes without saying
             self.out.print(view(result))
@@ -179,7 +199,8 @@ class Screen:
             self.record({"event": "error", "kind": error.kind, "message": error.message, "hints": hints})
         else:
             name = "" if self.interactive else "hub-repl: "
-            self.err.print(Text.assemble(name + clean(error.message), *_hints(error)))
+            tail = _choices(error) if self.interactive and error.choices else _hints(error)
+            self.err.print(Text.assemble(name + clean(error.message), *tail))
 
     def notice(self, text: str) -> None:
         """Say something beside the answers."""
@@ -197,6 +218,14 @@ class Screen:
 
 def _hints(error: ReplError) -> list[Any]:
     return [part for hint in error.hints for part in ((" · ", "quiet"), (clean_line(hint), "accent"))]
+
+
+def _choices(error: ReplError) -> list[Any]:
+    rows = [
+        (f"\n{number:3} ", (clean_line(line), "accent"), (f"  {clean_line(effect)}", "quiet"))
+        for number, (line, effect) in enumerate(error.choices, 1)
+    ]
+    return [*(part for row in rows for part in row), ("\n    a number does it and sends the message again", "quiet")]
 
 
 def as_record(command: str, result: Any) -> dict[str, Any]:

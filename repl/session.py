@@ -1,6 +1,6 @@
 """What commands act on: the settings, the model, the conversation, and work in progress."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -46,6 +46,10 @@ class Session:
         self.loading: Task[Facts] | None = None
         self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
         self.speed: float | None = None  # tokens per second of the last reply
+        self.presets: dict[str, Mapping[str, str]] = {}
+        self.attached: list[tuple[str, str]] = []  # files in front of the next message: name and text
+        self.aim: Turn | None = None  # the message that the next one replaces, on a branch of its own
+        self.prefill = ""  # what the next reply begins with
         self.used = 0  # tokens of the context that the last reply ended with
 
     # work
@@ -78,6 +82,14 @@ class Session:
         mine = {name: word for name, word in wanted.origins.items() if name in names}
         self.settings = replace(self.settings, load=wanted.load, origins={**kept, **mine})
         return Loaded(facts, wanted.load, before)
+
+    def moved(self) -> None:
+        """Follow the head of the conversation to another turn."""
+        turn = self.conversation.turns.get(self.conversation.head or 0)
+        record = turn.record if turn else None
+        self.last = turn if record else self.last
+        self.used = len(record.prompt_ids) + len(record.token_ids) if record else 0
+        self.aim = None
 
     # what is so now
 

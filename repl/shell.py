@@ -10,7 +10,7 @@ from repl.events import Done, Notice, Progress
 from repl.live import Pane, amount
 from repl.loading import sentence
 from repl.quiet import log
-from repl.screen import Screen, device, joined
+from repl.screen import Draft, Lines, Screen, device, joined
 from repl.session import Session, Task
 
 
@@ -38,13 +38,20 @@ class Shell:
         self.keyboard: Callable[[], AbstractContextManager[Keys]] = lambda: nullcontext(NoKeys())
         self.running: Task[Any] | None = None
         self.interrupted = False
+        self.offered: tuple[list[str], str] = ([], "")  # lines that a number stands for, and the line to repeat then
         self.draft = ""  # a message that could not be sent goes back to the prompt
         self._progress = Progress("")
 
     # one line
 
     def run(self, line: str) -> bool:
-        """Run one line; False if it failed."""
+        """Run one line; False if it failed. A number takes up what the failure before offered."""
+        (choices, failed), self.offered = self.offered, ([], "")
+        if line.strip().isdecimal() and 0 < int(line) <= len(choices):
+            return self._run(choices[int(line) - 1]) and self.settle_load() and self._run(failed)
+        return self._run(line)
+
+    def _run(self, line: str) -> bool:
         try:
             if registry.must_wait(line) and not self.settle_load():
                 self.draft = "" if line.startswith("/") else line
@@ -58,6 +65,7 @@ class Shell:
         except ReplError as error:
             log.warning("%s", error, exc_info=error)
             self.screen.error(error)
+            self.offered = ([choice for choice, _ in error.choices], line)
         except Cancelled:
             self.screen.notice("stopped")
         except BrokenPipeError:
@@ -68,6 +76,11 @@ class Shell:
         return False
 
     def _show(self, line: str, outcome: Any) -> None:
+        if isinstance(outcome, Lines):
+            self.script(outcome.lines)
+            return
+        if isinstance(outcome, Draft):
+            self.draft = outcome.text
         wanted = self.session.settings.view.stats or self.screen.as_json or not isinstance(outcome, Done)
         if wanted:
             self.screen.show(registry.title(line), outcome)
@@ -119,6 +132,11 @@ class Shell:
     def _stopped(self) -> str:
         facts = self.session.store.facts()
         return f"loading stopped · {facts.id} stays" if facts else "loading stopped · /model builtin loads the built-in"
+
+    def stop_load(self) -> None:
+        """Stop a load that runs beside the prompt."""
+        if self.session.loading is not None:
+            self.session.loading.job.cancel()
 
     def tick(self) -> Callable[[], object] | None:
         """Look after a background load; returns what to print above the prompt when it has ended."""

@@ -182,7 +182,7 @@ class Worker:
         self._jobs.put(job)
         return job
 
-    def close(self, seconds: float = 3.0) -> bool:
+    def close(self, seconds: float = 1.0) -> bool:
         """Cancel what runs and end the thread; False if it is still busy after `seconds`."""
         self._jobs.put(None)
         deadline = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""The real program in a pseudo-terminal, read through a terminal emulator: conditions hold on the screen, not on bytes."""
+"""The real program in a pseudo-terminal, read through a terminal emulator: the screen counts, not the bytes."""
 
 import os
 import re
@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +13,7 @@ import pexpect
 import pyte
 
 PATIENCE = 90.0  # seconds after which a program that shows nothing new has hung; a loaded machine needs many
-LOADED = r"ready in \d"
+LOADED = r"ready\s+in\s+\d"
 
 
 class Terminal:
@@ -31,6 +30,7 @@ class Terminal:
     ) -> None:
         self.mark = mark
         self.raw = b""
+        self.gone = False  # the window is closed
         rows, columns = size
         self.screen = pyte.HistoryScreen(columns, rows, history=5000, ratio=1)
         self.screen.write_process_input = self.keys if answers else lambda _: None  # where the cursor is, when asked
@@ -50,7 +50,10 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.child.close(force=True)
+        if not self.gone:
+            self.child.close(force=True)
+        elif self.child.isalive():
+            self.child.kill(signal.SIGKILL)
 
     # keys in
 
@@ -81,14 +84,17 @@ class Terminal:
         self.child.setwinsize(rows, columns)
 
     def hang_up(self) -> None:
-        """Close the window: the program loses its terminal and is told so."""
+        """Close the window: the program loses its terminal, and the kernel tells it so."""
         os.close(self.child.child_fd)
-        self.child.kill(signal.SIGHUP)
+        self.gone = True
 
     # screen out
 
     def read(self, seconds: float = 0.0) -> bool:
         """Feed what arrives within `seconds` to the screen; False once the program has closed its side."""
+        if self.gone:
+            time.sleep(seconds)
+            return False
         try:
             piece = self.child.read_nonblocking(65536, timeout=seconds)
         except pexpect.TIMEOUT:
@@ -172,11 +178,10 @@ class Terminal:
         """Wait for the program to end, and return its exit code as a shell sees it."""
         deadline = time.monotonic() + seconds
         while self.child.isalive() and time.monotonic() < deadline:
-            with suppress(ValueError):  # a closed terminal has nothing to read
-                self.read(0.05)
-        while self.read(0.0) and not self.child.closed and time.monotonic() < deadline:
+            self.read(0.05)
+        while self.read():  # what it wrote at the very end
             continue
-        self.child.close(force=True)
+        assert not self.child.isalive(), f"still running after {seconds} s\n{self.picture()}"
         return self.child.exitstatus if self.child.exitstatus is not None else 128 + (self.child.signalstatus or 0)
 
 

@@ -129,7 +129,7 @@ def found_in(text: str) -> str:
     return next(pair for pair in pairs if pair.isascii() and pair.strip() and text.index(pair) > 5)
 
 
-@pytest.mark.parametrize("others", [{}, {"num_beams": 3}, SEEDED], ids=["greedy", "beams", "sample"])
+@pytest.mark.parametrize("others", [{}, SEEDED], ids=["greedy", "sample"])
 def test_a_stop_string_ends_where_generate_ends(tiny, others):
     session, model, tokenizer = tiny
     values = {**others, "max_new_tokens": 24}
@@ -140,6 +140,19 @@ def test_a_stop_string_ends_where_generate_ends(tiny, others):
     assert len(done.token_ids) < 24
     assert done.finish == "stop_string"
     assert stop in done.text
+
+
+def test_a_stop_string_ends_hypotheses_where_generate_ends_them(tiny):
+    """Which of them wins is for the scores to say: one that was stopped, one that ended, or one that was cut."""
+    session, model, tokenizer = tiny
+    vowels = list("aeio")
+    values = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 16, "early_stopping": True}
+    agree(session, model, tokenizer, {**values, "stop": vowels})
+    done = session.last.record
+    stopped = [any(vowel in found.text for vowel in vowels) for found in done.sequences]
+    ended = done.token_ids[-1] == tokenizer.eos_token_id
+    assert any(stopped)
+    assert done.finish == ("stop" if ended else "stop_string" if stopped[0] else "length")
 
 
 def test_the_builtin_model_stops_at_a_string_and_at_its_own_end(builtin):
@@ -375,17 +388,17 @@ def test_a_reply_that_breaks_off_keeps_what_there_is(llama, call, error):
     assert ask(llama, "hello").token_ids == whole.token_ids
 
 
-@pytest.mark.parametrize("call", [0, 3, 40])
+@pytest.mark.parametrize("call", [0, 3, 12])
 def test_a_tokenizer_that_panics_once_costs_one_reply(gpt2, call):
     whole = ask(gpt2, PROMPT)
     tokenizer = gpt2.store.current().tokenizer
     decode, hook = tokenizer.decode, breaks(call, Panic("index out of range"))
     tokenizer.decode = lambda *given, **named: hook() or decode(*given, **named)
     try:
-        found = failing(gpt2, PROMPT) if call < 30 else None
+        found = failing(gpt2, PROMPT)
     finally:
         tokenizer.decode = decode
-    assert found is None or "index out of range" in found.message
+    assert "index out of range" in found.message
     assert ask(gpt2, PROMPT).token_ids == whole.token_ids
 
 
@@ -452,12 +465,9 @@ def test_memory_that_runs_out_leaves_the_model_and_names_remedies(llama, values)
     found = failing(llama, "hello")
     hook.remove()
     assert isinstance(found, NoMemory)
-    assert len(found.partial.token_ids) == 5
-    assert [hint.partial if False else hint.split(" (")[0] for hint in found.hints] == [
-        "/dtype bfloat16",
-        "/quantize 4bit",
-        "/max_new_tokens 6",
-    ]
+    assert len(found.partial.token_ids) >= 4  # a search knows its last step when the next one begins
+    remedies = ["/dtype bfloat16", "/quantize 4bit", "/max_new_tokens 6"]
+    assert [hint.partition(" (")[0] for hint in found.hints] == remedies
     assert all(any(letter.isdigit() for letter in hint.partition("(")[2]) for hint in found.hints)
     run(llama, "/clear")
     assert ask(llama, "hello").token_ids == whole.token_ids
@@ -505,7 +515,7 @@ def test_a_prompt_as_long_as_max_length_is_refused(gpt2):
 
 @pytest.mark.parametrize("text", ["", "  ", "\n"])
 def test_an_empty_prompt_is_refused(gpt2, text):
-    with pytest.raises(UsageError, match="^the prompt is empty"):
+    with pytest.raises(UsageError, match=r"^the prompt is empty"):
         ask(gpt2, text)
     assert gpt2.conversation.turns == {}
 
@@ -520,12 +530,27 @@ def test_a_reply_without_a_first_token_is_refused_by_the_engine(gpt2):
 # cancel
 
 
-def test_a_cancelled_reply_keeps_its_beginning(llama):
-    run(llama, "/max 400", "/set suppress_tokens [0, 1, 2]")
-    heard = count()
-    done = ask_until(llama, "hello", lambda event: isinstance(event, Token) and next(heard) == 4)
-    assert done.finish == "cancelled"
-    assert 5 <= len(done.token_ids) < 400
-    assert llama.conversation.path()[-1].state == "cancelled"
-    run(llama, "/clear", f"/max {len(done.token_ids)}")
-    assert ask(llama, "hello").token_ids == done.token_ids
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "metaspace"])
+def test_a_cancelled_reply_keeps_its_beginning(kind, request):
+    """What was shown is what is kept, also where the tokenizer held a character back; asked again it is the same."""
+    with opened(request.getfixturevalue(f"{kind}_folder")) as session:
+        tokenizer = session.store.current().tokenizer
+        run(session, "/max 90", "/set suppress_tokens [0, 1, 2]")
+        tokens: list[Token] = []
+
+        def enough(event) -> bool:
+            tokens.extend([event] if isinstance(event, Token) else [])
+            return len(tokens) == 5
+
+        done = ask_until(session, "hello", enough)
+        assert done.finish == "cancelled"
+        assert 5 <= len(done.token_ids) < 90
+        assert [token.id for token in tokens if token.id is not None] == list(done.token_ids)
+        assert "".join(token.text for token in tokens) == done.text
+        seed = [] if tokenizer.chat_template else list(done.prompt_ids)
+        whole = tokenizer.decode(seed + list(done.token_ids), skip_special_tokens=True)
+        assert done.text == whole[len(tokenizer.decode(seed, skip_special_tokens=True)) :]
+        assert session.last.state == "cancelled"
+        assert session.last.text == done.text
+        run(session, "/clear", f"/max {len(done.token_ids)}")
+        assert ask(session, "hello").token_ids == done.token_ids

@@ -1,16 +1,19 @@
-"""Talk: messages, the system instruction, plain continuation, a fresh start."""
+"""Talk: messages, plain continuation, the system instruction, and trying again."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from repl import engine
+from repl.change import changed
 from repl.conversation import Turn
 from repl.engine import Request
 from repl.errors import Cancelled, ReplError, UsageError
 from repl.events import Done
-from repl.kinds import Rest
+from repl.kinds import Change, Rest, Whole
 from repl.registry import command
-from repl.screen import Said
+from repl.screen import Draft, Said
 from repl.session import Session, Task
+from repl.settings import Settings
 from repl.worker import Job
 
 
@@ -20,53 +23,58 @@ def say(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
     session.ready()
     if not text.strip():
         raise UsageError("the prompt is empty")
-    return _chat(session, text) if session.chats() else _complete(session, text)
+    if not session.chats():
+        return raw(session, text)
+    text = _with_files(session, text)
+    talk, aim = session.conversation, session.aim
+    session.aim = None
+    return _answer(session, talk.add("user", text, aim.parent if aim else talk.head), session.settings)
 
 
 @command("talk", waits=True)
 def raw(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
     """Continue a text as it stands, without the chat template and outside the conversation."""
     session.ready()
-    return _complete(session, text)
+    return _answer(session, session.conversation.add("prompt", text, None), session.settings)
 
 
-def _chat(session: Session, text: str) -> Task[Done]:
-    talk = session.conversation
-    user = talk.add("user", text, talk.head)
-    request = Request(session.settings, messages=tuple(talk.messages(user.id)))
-    return _answer(session, request, talk.add("assistant", "", user.id, state="open"))
+@command("talk", waits=True)
+def retry(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> Task[Done]:
+    """Answer the last message again, with other settings for this once: /retry temperature=1.2."""
+    session.ready()
+    last = _last(session)
+    chosen = changed(session.settings, changes, parts=("decode", "view"))
+    return _answer(session, session.conversation.turns[last.parent or 0], chosen)
 
 
-def _complete(session: Session, text: str) -> Task[Done]:
-    talk = session.conversation
-    prompt = talk.add("user", text, None)
-    return _answer(session, Request(session.settings, text=text), talk.add("assistant", "", prompt.id, state="open"))
+@command("talk", name="continue", waits=True)
+def continue_(session: Session) -> Task[Done]:
+    """Let the last reply go on from its last token."""
+    session.ready()
+    last = _last(session)
+    if last.record is None:
+        raise UsageError("the last reply has no record to go on from", "/retry")
+    return _generate(session, _onward(session, last), session.conversation.turns[last.parent or 0], last)
 
 
-def _answer(session: Session, request: Request, turn: Turn) -> Task[Done]:
-    """Generate on the model thread; the turn is closed with whatever comes of it."""
-
-    def settle(job: Job[Done]) -> Done:
-        try:
-            done = job.result()
-        except (ReplError, Cancelled) as error:
-            _close(session, request, turn, getattr(error, "partial", None), "failed")
-            raise
-        state = "cancelled" if done.finish == "cancelled" else "complete"
-        _close(session, request, turn, done, state)
-        session.speed = done.timing.decode_tps or session.speed
-        session.used = len(done.prompt_ids) + len(done.token_ids)
-        return done
-
-    return session.start(lambda emit: engine.reply(session.store.current(), request, emit), settle)
+@command("talk")
+def prefill(session: Session, text: Annotated[str, Rest()] = "") -> Said:
+    """Give the next reply its beginning; the model goes on from there."""
+    session.prefill = text
+    return Said(f"the next reply begins with: {text}" if text else "the next reply begins by itself")
 
 
-def _close(session: Session, request: Request, turn: Turn, done: Done | None, state: str) -> None:
-    closed = session.conversation.close(turn, done.text if done else "", state, done)
-    if closed.text or state == "complete":
-        session.last = closed
-        if request.chats:
-            session.conversation.head = closed.id
+@command("talk")
+def edit(session: Session, number: Annotated[int, Whole(1)] = 0) -> Draft:
+    """Change an earlier message (turn N, by default the last): the next line replaces it, on a branch of its own."""
+    asked = [turn for turn in session.conversation.path() if turn.role == "user"]
+    turn = session.conversation.turn(number) if number else asked[-1] if asked else None
+    if turn is None or turn.role != "user":
+        raise UsageError(
+            f"turn {number} is not a message of yours" if number else "there is no message to edit", "/history"
+        )
+    session.aim = turn
+    return Draft(turn.text, f"the next message replaces turn {turn.id} · Ctrl-O opens an editor")
 
 
 @command("talk")
@@ -83,5 +91,79 @@ def clear(session: Session) -> Said:
     """Begin a new conversation; the model, the settings and the system text stay."""
     count = len(session.conversation.path())
     session.conversation.clear()
-    session.used = 0
+    session.moved()
     return Said(f"a new conversation · {count} messages set aside" if count else "a new conversation")
+
+
+def _with_files(session: Session, text: str) -> str:
+    texts = [f"{name}:\n{content}" for name, content in session.attached]
+    session.attached.clear()
+    return "\n\n".join([*texts, text])
+
+
+def _last(session: Session) -> Turn:
+    if session.last is None or session.last.parent is None:
+        raise UsageError("nothing was answered yet")
+    return session.last
+
+
+def _answer(session: Session, asked: Turn, chosen: Settings) -> Task[Done]:
+    """Reply to a message through the template, or to a text as it stands."""
+    if asked.role == "prompt":
+        return _generate(session, Request(chosen, text=asked.text), asked)
+    messages = tuple(session.conversation.messages(asked.id))
+    request = Request(chosen, messages=messages, prefill=session.prefill)
+    session.prefill = ""
+    return _generate(session, request, asked)
+
+
+def _onward(session: Session, last: Turn) -> Request:
+    """Go on from the very ids; a model that did not make them goes on from the text."""
+    record, facts, asked = last.record, session.facts(), session.conversation.turns[last.parent or 0]
+    assert record is not None
+    if (record.model.get("id"), record.model.get("commit")) != (facts.id, facts.commit):
+        if asked.role == "prompt":
+            return Request(session.settings, text=asked.text + last.text)
+        return Request(session.settings, tuple(session.conversation.messages(asked.id)), prefill=last.text)
+    made = record.token_ids[:-1] if record.finish == "stop" else record.token_ids
+    return Request(session.settings, ids=(*record.prompt_ids, *made))
+
+
+def _generate(session: Session, request: Request, asked: Turn, before: Turn | None = None) -> Task[Done]:
+    """Generate on the model thread into a new turn, which is closed with whatever comes of it."""
+    role = "assistant" if asked.role == "user" else "completion"
+    turn = session.conversation.add(role, "", asked.id, state="open")
+    lead = before.text if before and not request.ids else request.prefill
+
+    def settle(job: Job[Done]) -> Done:
+        try:
+            done = job.result()
+        except (ReplError, Cancelled) as error:
+            _close(session, turn, lead, getattr(error, "partial", None), "failed")
+            raise
+        state = "cancelled" if done.finish == "cancelled" else "complete"
+        _close(session, turn, lead, _whole(done, request, before), state)
+        session.speed = done.timing.decode_tps or session.speed
+        session.used = len(done.prompt_ids) + len(done.token_ids)
+        return done
+
+    return session.start(lambda emit: engine.reply(session.store.current(), request, emit), settle)
+
+
+def _whole(done: Done, request: Request, before: Turn | None) -> Done:
+    """Return the record of a reply that went on from another as one reply."""
+    if before is None or before.record is None or not request.ids:
+        return done
+    kept = request.ids[len(before.record.prompt_ids) :]
+    return replace(
+        done, text=before.text + done.text, prompt_ids=before.record.prompt_ids, token_ids=(*kept, *done.token_ids)
+    )
+
+
+def _close(session: Session, turn: Turn, lead: str, done: Done | None, state: str) -> None:
+    text = lead + done.text if done else ""
+    closed = session.conversation.close(turn, text, state, done)
+    if text or state == "complete":
+        session.last = closed
+        if turn.role == "assistant":
+            session.conversation.head = closed.id

@@ -1,0 +1,148 @@
+"""Files: put one in front of the next message, run the lines of one, the config file and presets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from repl import config, paths, settings
+from repl.change import apply, load
+from repl.clean import clean, clean_line
+from repl.errors import ReplError, UsageError
+from repl.kinds import Rest
+from repl.kinds import Text as Words
+from repl.registry import command
+from repl.screen import Lines, Said, joined, view
+from repl.session import Session
+
+LARGEST = 4_000_000  # bytes of a file that goes into a message
+
+
+@command("talk")
+def read(session: Session, file: Annotated[str, Rest("a file")]) -> Said:
+    """Put a text file in front of the next message; `/read none` takes it away again."""
+    if file == "none":
+        session.attached.clear()
+        return Said("nothing in front of the next message")
+    path, text = Path(file).expanduser(), _text(file)
+    session.attached.append((path.name, text))
+    size = f"{len(text):,} characters, {len(text.splitlines()):,} lines"
+    return Said(f"{path.name}: {size} · in front of the next message · /read none takes it away")
+
+
+@command("rest")
+def script(session: Session, file: Annotated[str, Rest("a file")]) -> Lines:
+    """Run the lines of a file, up to the first that fails."""
+    return Lines(_text(file).splitlines())
+
+
+def _text(file: str) -> str:
+    """Return a file's text; raises `ReplError` naming it."""
+    path = Path(file).expanduser()
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ReplError(f"{file!r} has {path.stat().st_size / 1e6:.0f} MB, more than a message can hold")
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ReplError(f"{file!r} is not UTF-8 text") from error
+    except (OSError, ValueError) as error:
+        raise ReplError(f"cannot read {file!r}: {getattr(error, 'strerror', None) or error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Settings under a name."""
+
+    name: str
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Presets:
+    """Every preset there is."""
+
+    presets: list[Preset]
+
+
+@command("settings")
+def preset(session: Session, name: Annotated[str, Words()] = "", new: Annotated[str, Words()] = "") -> Any:
+    """Apply the settings saved under a name; `/preset save NAME` saves those of now; alone it lists them."""
+    if not name:
+        return Presets([Preset(name, values) for name, values in session.presets.items()])
+    if name == "save":
+        return _save(session, new)
+    if name not in session.presets:
+        raise UsageError(f"no preset {name!r}: {', '.join(session.presets) or 'none is saved'}", "/preset save NAME")
+    words = list(session.presets[name].items())
+    loading = [pair for pair in words if settings.places()[pair[0]] == "load"]
+    said = apply(session, [pair for pair in words if pair not in loading]) if len(words) > len(loading) else None
+    return load(session, loading) if loading else said
+
+
+def _save(session: Session, name: str) -> Said:
+    """Append a table to the config file: what stands there already is not touched."""
+    if not name.isidentifier():
+        raise UsageError(f"{name!r} is not a name for a preset: letters, digits and _", "/preset save NAME")
+    if name in session.presets:
+        raise UsageError(f"preset {name!r} is there already: change it in {_path()}")
+    kept = [key for key in session.settings.origins if key not in ("model", "revision", "gguf_file")]
+    words = {key: settings.show(key, session.settings.get(key)) for key in kept}
+    if not words:
+        raise UsageError("nothing is set that a preset could keep", "/settings")
+    lines = [f"{key} = {config.value(key, session.settings.get(key))}" for key in words]
+    _append("\n".join(["", f"[presets.{name}]", *lines, ""]))
+    session.presets[name] = words
+    return Said(f"preset {name} saved: {', '.join(f'{key} {word}' for key, word in words.items())}")
+
+
+def _path() -> Path:
+    return paths.config() / "config.toml"
+
+
+def _append(text: str) -> None:
+    try:
+        with _path().open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ReplError(f"cannot write {_path()}: {error.strerror}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The config file: its path, whether it is there, and what it says."""
+
+    path: str
+    text: str
+
+
+@command("settings", name="config")
+def config_(session: Session, word: Annotated[str, Words()] = "") -> Any:
+    """Show the config file; `/config init` writes one with every setting explained."""
+    if word not in ("", "init"):
+        raise UsageError(f"/config does not take {word!r}", "/config init")
+    if word == "init":
+        if _path().exists():
+            raise UsageError(f"{_path()} is there already")
+        _append(config.template())
+        return Said(f"{_path()} written: every setting, commented out")
+    return Where(str(_path()), _text(str(_path())) if _path().exists() else "")
+
+
+@view.register
+def _(result: Where) -> RenderableType:
+    if not result.text:
+        return Text.assemble(clean_line(result.path), (" is not there · ", "quiet"), ("/config init", "accent"))
+    return Text.assemble((clean_line(result.path), "accent"), "\n", clean(result.text))
+
+
+@view.register
+def _(result: Presets) -> RenderableType:
+    if not result.presets:
+        return Text.assemble(("no preset is saved · ", "quiet"), ("/preset save NAME", "accent"))
+    rows = [
+        ((one.name, "accent"), f"  {joined(*(f'{k} {v}' for k, v in one.values.items()))}\n") for one in result.presets
+    ]
+    return Text.assemble(*(part for row in rows for part in row))

@@ -1,0 +1,142 @@
+"""History: what was said, as a list and as a tree; going back, and to other branches."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+from rich.tree import Tree
+
+from repl.clean import clean, clean_line
+from repl.conversation import Conversation, Turn
+from repl.kinds import Whole
+from repl.registry import command
+from repl.screen import Said, view
+from repl.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One turn as it is listed."""
+
+    number: int
+    parent: int | None
+    role: str
+    text: str
+    state: str
+    model: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The current branch, oldest turn first."""
+
+    system: str
+    turns: list[Line]
+
+
+@dataclass(frozen=True, slots=True)
+class Forest:
+    """Every turn of the session; `current` are the numbers of those on the branch that the next message goes on."""
+
+    turns: list[Line]
+    current: list[int]
+
+
+def line(turn: Turn) -> Line:
+    """Return a turn as it is listed."""
+    record = turn.record
+    model = str(record.model.get("id", "")) if record else ""
+    return Line(turn.id, turn.parent, turn.role, turn.text, turn.state, model, len(record.token_ids) if record else 0)
+
+
+@command("history")
+def history(session: Session) -> History:
+    """Show the conversation so far: the branch that the next message goes on."""
+    return History(session.conversation.system, [line(turn) for turn in session.conversation.path()])
+
+
+@command("history")
+def tree(session: Session) -> Forest:
+    """Draw every branch; /go N goes to the one with turn N."""
+    talk = session.conversation
+    return Forest([line(turn) for turn in talk.turns.values()], [turn.id for turn in talk.path()])
+
+
+@command("history")
+def undo(session: Session, count: Annotated[int, Whole(1)] = 1) -> Said:
+    """Take back the last message and its reply, or the last N; they stay in the tree."""
+    gone = session.conversation.undo(count)
+    session.moved()
+    numbers = f"turns {gone[0].id} to {gone[-1].id}" if len(gone) > 1 else f"turn {gone[0].id}"
+    return Said(f"{numbers} taken back · /go {gone[-1].id} returns there")
+
+
+@command("history")
+def go(session: Session, number: Annotated[int, Whole(1)]) -> History:
+    """Go to the branch that holds turn N, at its newest end."""
+    talk = session.conversation
+    talk.head = talk.leaf(talk.turn(number)).id
+    _end_on_reply(talk)
+    session.moved()
+    return history(session)
+
+
+@command("history")
+def branch(session: Session, number: Annotated[int, Whole(1)] = 0) -> Said:
+    """Begin a new branch after turn N (by default after the reply before the last): the next message goes there."""
+    talk = session.conversation
+    if number:
+        talk.head = talk.turn(number).id
+        _end_on_reply(talk)
+    else:
+        talk.undo(1)
+    session.moved()
+    return Said(f"the next message begins a branch after turn {talk.head}" if talk.head else "a new beginning")
+
+
+def _end_on_reply(talk: Conversation) -> None:
+    """Step back from a message without a reply: the next line is a message again."""
+    while talk.head is not None and talk.turns[talk.head].role == "user":
+        talk.head = talk.turns[talk.head].parent
+
+
+@view.register
+def _(result: History) -> RenderableType:
+    if not result.turns:
+        return Text("nothing was said yet", "quiet")
+    blocks: list[RenderableType] = []
+    if result.system:
+        blocks.append(Text.assemble(("   system  ", "quiet"), clean(result.system)))
+    for turn in result.turns:
+        mark = "" if turn.state == "complete" else f"  {turn.state}"
+        style = "accent" if turn.role == "user" else "quiet"
+        blocks.append(Text.assemble((f"{turn.number:3} {turn.role}{mark}", style), "\n", clean(turn.text).strip("\n")))
+    return Group(*blocks)
+
+
+@view.register
+def _(result: Forest) -> RenderableType:
+    if not result.turns:
+        return Text("nothing was said yet", "quiet")
+    below: dict[int | None, list[Line]] = {}
+    for turn in result.turns:
+        below.setdefault(turn.parent, []).append(turn)
+    root = Tree("", hide_root=True, guide_style="quiet")
+    waiting = [(root, turn) for turn in reversed(below[None])]
+    while waiting:  # without recursion: a conversation may be longer than Python's stack
+        parent, turn = waiting.pop()
+        node = parent.add(_label(turn, turn.number in result.current))
+        following = below.get(turn.number, [])
+        forks = len(following) > 1 or len(below[turn.parent]) > 1
+        place = node if forks else parent  # a branch is indented, what follows in a line is not
+        waiting += [(place, child) for child in reversed(following)]
+    return root
+
+
+def _label(turn: Line, current: bool) -> Text:
+    text = clean_line(" ".join(turn.text.split()))
+    mark = "" if turn.state == "complete" else f" ({turn.state})"
+    lead = (f"{turn.number} ", "quiet"), ("❯ " if turn.role == "user" else "", "accent")
+    return Text.assemble(*lead, (text, "" if current else "quiet"), (mark, "quiet"), no_wrap=True, overflow="ellipsis")
