@@ -1,6 +1,7 @@
 """The command line: options made from the settings; interactive, one shot, pipe, script, JSON."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -55,6 +56,10 @@ def parser() -> Line:
     line.add_argument("--script", metavar="FILE", help="run the lines of a file (- for standard input)")
     line.add_argument("--keep-going", action="store_true", help="go on after a line of a script that failed")
     line.add_argument("--json", action="store_true", help="one JSON object per line on standard output")
+    line.add_argument(
+        "--resume", nargs="?", const="", metavar="SESSION", help="go on with the last session, or this one"
+    )
+    line.add_argument("--no-save", action="store_true", help="leave nothing of this session on disk")
     line.add_argument("--offline", action="store_true", help="never touch the network")
     line.add_argument("--version", action="version", version=f"hub-repl {__version__}")
     for part in settings.SPECS:
@@ -104,6 +109,10 @@ def _guarded(run: Callable[[], int]) -> int:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return 129  # the terminal is gone, and the signal that says so comes too late
 
 
 def leave(code: int) -> NoReturn:
@@ -120,7 +129,7 @@ class Program:
     def __init__(self, asked: argparse.Namespace) -> None:
         from repl import commands, config, paths, quiet, registry
         from repl.screen import Screen
-        from repl.session import Session
+        from repl.session import FILE, Session
         from repl.shell import Shell
         from repl.store import Store
         from repl.worker import Worker
@@ -132,7 +141,8 @@ class Program:
         self.typed = sys.stdin is not None and sys.stdin.isatty()
         self.interactive = self.typed and sys.stdout.isatty() and not asked.prompt and not asked.json
         offline = asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-        self.session = Session(chosen(asked, self.config.settings), Store(offline), Worker())
+        saved = None if asked.no_save else paths.data() / FILE
+        self.session = Session(chosen(asked, self.config.settings), Store(offline), Worker(), saved)
         self.session.presets = dict(self.config.presets)
         self.wrong = [*self.config.wrong, *registry.alias(self.config.aliases)]
         self.shell = Shell(self.session, Screen(asked.json, self.interactive))
@@ -142,7 +152,6 @@ class Program:
         self._catch()
         for sentence in self.wrong:
             self.shell.screen.notice(sentence)
-        self.session.load(self.session.settings)
         try:
             good = self._interactive() if self.interactive else self._once()
         finally:
@@ -159,7 +168,8 @@ class Program:
                     script = file.read().splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"cannot read the script {self.asked.script!r}: {error}") from error
-        return [*self.config.startup, *self.asked.commands, *script]
+        resumed = [] if self.asked.resume is None else [f"/resume {self.asked.resume}".strip()]
+        return [*self.config.startup, *resumed, *self.asked.commands, *script]
 
     def _once(self) -> bool:
         lines = self._lines()

@@ -45,6 +45,8 @@ def load(session: Session, words: Words) -> Any:
 def apply(session: Session, words: Words) -> Said:
     """Change decoding or view settings, all of them or none; says what has no effect as things stand."""
     full = [(settings.find(name), text) for name, text in words]
+    if set(decoding.LENGTHS) <= {name for name, text in full if text != "default"}:
+        raise UsageError("max_new_tokens and max_length exclude each other: give one")
     before = session.settings
     session.settings = changed(before, full, parts=("decode", "view"))
     aside = [name for name in decoding.LENGTHS if before.get(name) and session.settings.get(name) is None]

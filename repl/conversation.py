@@ -39,7 +39,7 @@ class Conversation:
 
     def add(self, role: str, text: str, parent: int | None, state: str = "complete") -> Turn:
         """Add a turn below another (None: a new beginning); the head stays where it is."""
-        turn = Turn(len(self.turns) + 1, parent, role, text, state)
+        turn = Turn(max(self.turns, default=0) + 1, parent, role, text, state)
         self.turns[turn.id] = turn
         self.keep(turn)
         return turn

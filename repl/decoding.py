@@ -12,6 +12,8 @@ NEW_TOKENS = 512  # most tokens of a reply where neither you nor the model say
 LENGTHS = ("max_new_tokens", "max_length")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 BEAMS = ("length_penalty", "early_stopping")
+APART = ("seed", "reuse", "overflow")  # settings that are no fields of the library's generation config
+PREFIX = "template."  # of the variables that a chat template reads
 OURS = {"stop": "stop_strings"}  # settings that the library calls otherwise
 
 
@@ -39,7 +41,7 @@ def effective(settings: Settings, base: Base) -> dict[str, Value]:
     """Return every decoding value in effect for the next reply."""
     names = [spot.name for spot in fields(Decode) if spot.name not in LENGTHS]
     table = {name: _value(name, settings, base) for name in names}
-    table.update({name: Value(value, "you") for name, value in settings.extra})
+    table.update({name: Value(value, "you") for name, value in _fields(settings)})
     others = {name: Value(value, "model") for name, value in base.model.items() if name not in table}
     return {
         **_length(settings, base),
@@ -70,13 +72,18 @@ def _length(settings: Settings, base: Base) -> dict[str, Value]:
 
 def overrides(settings: Settings, base: Base) -> dict[str, Any]:
     """Return what has to be put into the model's generation config for the next reply, in the library's names."""
-    own = {name: settings.get(name) for name in (spot.name for spot in fields(Decode)) if name != "seed"}
+    own = {name: settings.get(name) for name in (spot.name for spot in fields(Decode)) if name not in APART}
     given = {OURS.get(name, name): value for name, value in own.items() if value not in (None, ())}
     if "stop_strings" in given:
         given["stop_strings"] = list(given["stop_strings"])
     (limit,) = _length(settings, base).items()
     neutral = dict.fromkeys(LENGTHS)
-    return {**neutral, **given, limit[0]: limit[1].value, **dict(settings.extra)}
+    return {**neutral, **given, limit[0]: limit[1].value, **dict(_fields(settings))}
+
+
+def _fields(settings: Settings) -> list[tuple[str, Any]]:
+    """Return what was set by name of the library's generation config; `template.` names are the chat template's."""
+    return [(name, value) for name, value in settings.extra if not name.startswith(PREFIX)]
 
 
 def phrase(table: Mapping[str, Value]) -> str:

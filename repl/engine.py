@@ -3,42 +3,22 @@
 import copy
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 from repl import decoding
 from repl.beams import Watch, spelled
-from repl.errors import Cancelled, Failed, NoMemory, ReplError, UsageError
-from repl.events import Done, Echo, Notice, Sequence, Timing, Token, Usage
-from repl.loading import Facts, Resident, is_memory, release, sentence
+from repl.errors import Cancelled, Failed, NoMemory, ReplError
+from repl.events import Done, Echo, Notice, Opening, Sequence, Timing, Token, Usage
+from repl.libraries import release
+from repl.loading import Facts, Resident, is_memory, sentence
 from repl.probe import breakable, entry, finite, measuring
+from repl.request import Prompt, Request, encode
 from repl.settings import Settings
 from repl.stream import streamer
+from repl.thinking import marks
 from repl.worker import Emit, bare
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to answer: the messages of a chat, a text to continue, or the very ids to go on from."""
-
-    settings: Settings
-    messages: tuple[Mapping[str, str], ...] = ()
-    text: str = ""
-    ids: tuple[int, ...] = ()
-    prefill: str = ""
-    """What the reply begins with, in a chat."""
-
-    @property
-    def chats(self) -> bool:
-        """Tell whether the template is used."""
-        return bool(self.messages)
-
-    @property
-    def seeded(self) -> bool:
-        """Tell whether the reply's text goes on from the prompt's, as a continuation does."""
-        return not self.messages or bool(self.prefill)
 
 
 def reply(resident: Resident, request: Request, emit: Emit) -> Done:
@@ -48,9 +28,11 @@ def reply(resident: Resident, request: Request, emit: Emit) -> Done:
     """
     began = time.monotonic()
     decoding.check(request.settings, resident.facts.base)
+    config = configure(resident, request.settings)
     with one_sentence("the prompt cannot be encoded"):
-        prompt = encode(resident, request)
-    config = configure(resident, request.settings, len(prompt), emit)
+        prompt = encode(resident, request, config.max_new_tokens or resident.facts.context, emit)
+    if cut := decoding.fit(config, len(prompt.ids), resident.facts.context, resident.facts.id):
+        emit(Notice(cut))
     run = Run(resident, request, prompt, config, emit, began)
     try:
         return run.done(*run.generate())
@@ -76,45 +58,13 @@ def one_sentence(what: str) -> Iterator[None]:
         raise Failed(f"{what}: {sentence(error)}") from error
 
 
-def encode(resident: Resident, request: Request) -> list[int]:
-    """Return the ids of the prompt: through the chat template, or as the tokenizer encodes plain text."""
-    if request.ids:
-        return list(request.ids)
-    ids = _templated(resident, request) if request.chats else resident.tokenizer(request.text)["input_ids"]
-    if not ids:
-        raise UsageError("the prompt is empty: the model needs at least one token to go on from")
-    return [int(token) for token in ids]
-
-
-def _templated(resident: Resident, request: Request) -> Any:
-    import jinja2
-
-    try:
-        begun = [{"role": "assistant", "content": request.prefill}] if request.prefill else []
-        return resident.tokenizer.apply_chat_template(
-            [*(dict(message) for message in request.messages), *begun],
-            add_generation_prompt=not begun,
-            continue_final_message=bool(begun),
-            return_dict=True,
-            sanitize_control_tokens=True,
-        )["input_ids"]
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise Failed(f"the chat template fails: {sentence(error)}", "/mode complete", "/raw TEXT") from error
-
-
-def configure(resident: Resident, settings: Settings, prompt: int, emit: Emit) -> Any:
-    """Return the generation config of one reply: the model's own, with your values put in.
-
-    `prompt` is its length in tokens; raises `UsageError` when nothing fits behind it.
-    """
+def configure(resident: Resident, settings: Settings) -> Any:
+    """Return the generation config of one reply: the model's own, with your values put in."""
     config = copy.deepcopy(resident.model.generation_config)
     for name, value in decoding.overrides(settings, resident.facts.base).items():
         setattr(config, name, value)
     if config.pad_token_id is None:  # the library would do the same with a warning
         config.pad_token_id = next(iter(decoding.stops(config)), None)
-    cut = decoding.fit(config, prompt, resident.facts.context, resident.facts.id)
-    if cut:
-        emit(Notice(cut))
     return config
 
 
@@ -122,12 +72,14 @@ class Run:
     """One reply on its way: what goes into `generate`, what has come out so far, and the record of it."""
 
     def __init__(
-        self, resident: Resident, request: Request, prompt: list[int], config: Any, emit: Emit, began: float
+        self, resident: Resident, request: Request, prompt: Prompt, config: Any, emit: Emit, began: float
     ) -> None:
-        self.resident, self.request, self.prompt, self.config, self.emit = resident, request, prompt, config, emit
+        self.resident, self.request, self.config, self.emit = resident, request, config, emit
+        self.prompt, self.dropped = prompt.ids, prompt.dropped
         self.began = began
         self.beams = (config.num_beams or 1) > 1
         self.seed = self._seed()
+        self.reused = 0  # tokens of the prompt that the kept cache holds
         self.ids: list[int] = []  # made so far
         self.pieces: list[str] = []  # their text, as it was told
         self.stream: Any = None
@@ -158,10 +110,14 @@ class Run:
             if error.__cause__ is None or not is_memory(error.__cause__):
                 raise
             words = sentence(bare(error.__cause__))
+        self.resident.kept.drop()
         release()
         raise out_of_memory(self.resident, self.config, words)
 
     def _echo(self) -> None:
+        if self.request.chats:
+            tokenizer = self.resident.tokenizer
+            self.emit(Opening(marks(tokenizer, tokenizer.decode(self.prompt[-64:]))))
         if self.request.prefill:
             self.emit(Echo(self.request.prefill))
         elif self.request.text:
@@ -175,15 +131,24 @@ class Run:
         model = self.resident.model
         ids = torch.tensor([self.prompt], device=entry(model))
         extra = {} if self.beams else {"streamer": self._streamer(measure)}
-        return model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=self._returning(),
-            logits_processor=[*([self.watch] if self.beams else []), finite(self.resident.facts, len(self.prompt))],
-            stopping_criteria=[self._told_to_stop],
-            tokenizer=self.resident.tokenizer,
-            **extra,
-        )
+        with self._lent(ids) as (past, self.reused):
+            return model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=self._returning(),
+                logits_processor=[*([self.watch] if self.beams else []), finite(self.resident.facts, len(self.prompt))],
+                stopping_criteria=[self._told_to_stop],
+                tokenizer=self.resident.tokenizer,
+                **past,
+                **extra,
+            )
+
+    def _lent(self, ids: Any) -> AbstractContextManager[tuple[dict[str, Any], int]]:
+        kept = self.resident.kept
+        if self.request.settings.decode.reuse:
+            return kept.lent(self.resident.model, self.config, ids, lambda: [*self.prompt, *self.ids])
+        kept.drop()
+        return nullcontext(({}, 0))
 
     def _returning(self) -> Any:
         self.config.return_dict_in_generate = True
@@ -278,9 +243,10 @@ class Run:
             load={name: getattr(settings.load, name) for name in settings.load.__slots__},
             decode=self._decode(),
             seed=self.seed,
-            usage=Usage(len(self.prompt), 0, len(best.token_ids)),
+            usage=Usage(len(self.prompt), self.reused, len(best.token_ids)),
             timing=self._timing(len(best.token_ids)),
             sequences=tuple(sequences) if len(sequences) > 1 or self.beams else (),
+            dropped=self.dropped,
             versions=versions(),
         )
 
@@ -296,7 +262,7 @@ class Run:
         steps = self.watch.steps if self.beams else made
         return Timing(
             ttft_s=waited,
-            prefill_tps=len(self.prompt) / waited if waited else None,
+            prefill_tps=(len(self.prompt) - self.reused) / waited if waited else None,
             decode_tps=(steps - 1) / (last - first) if steps > 1 and last > first else None,
             total_s=now - self.began,
         )

@@ -19,6 +19,13 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """A chat reply begins; `marks` tell its thinking from its answer (see `repl.thinking`)."""
+
+    marks: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Echo:
     """The text that a reply goes on from, as the model sees it."""
 
@@ -105,7 +112,9 @@ class Done:
     usage: Usage
     timing: Timing
     sequences: tuple[Sequence, ...] = ()
+    dropped: tuple[int, ...] = ()
+    """Turns that were left out of the prompt because the context was full."""
     versions: dict[str, str] = field(default_factory=dict)
 
 
-Event = Token | Echo | Beams | Progress | Notice | Done
+Event = Token | Opening | Echo | Beams | Progress | Notice | Done

@@ -346,4 +346,5 @@ def kind_of(annotation: Any) -> Kind:
 
 def nearest(word: str, names: list[str]) -> str:
     """Return the name that a mistyped word was probably meant to be, or an empty string."""
-    return next(iter(get_close_matches(word, names, n=1, cutoff=0.6)), "")
+    swapped = [name for name in names if sorted(name) == sorted(word)]
+    return next(iter(swapped or get_close_matches(word, names, n=1, cutoff=0.6)), "")

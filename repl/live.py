@@ -9,9 +9,11 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from repl.clean import Cleaner, clean, clean_line
-from repl.events import Beams, Echo, Event, Notice, Token
+from repl.events import Beams, Echo, Event, Notice, Opening, Token
 from repl.events import Progress as Step
+from repl.reply import Reply
 from repl.screen import Screen, joined
+from repl.settings import View
 
 SPAN = 1.0  # seconds over which a rate is averaged at least
 
@@ -19,8 +21,10 @@ SPAN = 1.0  # seconds over which a rate is averaged at least
 class Pane:
     """Draws the events of one job; use it as a context."""
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: Screen, view: View) -> None:
         self._screen = screen
+        self._view = view
+        self._reply: Reply | None = None
         self._cleaner = Cleaner()
         self._bar = Bar(screen)
         self._beams: Live | None = None
@@ -34,31 +38,43 @@ class Pane:
     ) -> None:
         self._quiet()
         self._text(self._cleaner.end())
-        if self._column:
+        if self._reply is not None and self._column:
+            self._reply.end()
+        elif self._column:
             self._screen.write("\n")
         self._screen.flush()
 
     def draw(self, events: list[Event]) -> None:
-        """Draw a few events; text is written at once and flushed together."""
+        """Draw a few events; text is written at once and flushed together. Without events, what waited is drawn."""
+        if not events and self._reply is not None:
+            self._reply.rest()
         for event in events:
-            match event:
-                case Token():
-                    self._token(event)
-                case Echo(text=text):
-                    self._echo(clean(text))
-                case Step():
-                    self._bar.step(event)
-                case Beams():
-                    self._search(event)
-                case Notice(text=text):
-                    self._quiet()
-                    self._screen.notice(text)
+            self._draw(event)
         self._screen.flush()
+
+    def _draw(self, event: Event) -> None:
+        match event:
+            case Token():
+                self._token(event)
+            case Opening(marks=marks):
+                self._reply = None if self._screen.as_json else Reply(self._screen, marks, self._view)
+            case Echo(text=text):
+                self._echo(text)
+            case Step():
+                self._bar.step(event)
+            case Beams():
+                self._search(event)
+            case Notice(text=text):
+                self._quiet()
+                self._screen.notice(text)
 
     def _token(self, token: Token) -> None:
         self._quiet()
         if self._screen.as_json:
             self._screen.record(token_record(token))
+        elif self._reply is not None:
+            self._reply.feed(token)
+            self._column = True
         else:
             self._text(self._cleaner.feed(token.text))
             self._column = True  # a reply ends its line even when it is empty
@@ -71,10 +87,12 @@ class Pane:
         if self._screen.as_json:
             return
         self._quiet()
-        if self._screen.interactive:
-            self._screen.out.print(Text(text, "quiet"), end="", soft_wrap=True)
+        if self._reply is not None:
+            self._reply.echo(text)
+        elif self._screen.interactive:
+            self._screen.out.print(Text(clean(text), "quiet"), end="", soft_wrap=True)
         else:
-            self._screen.write(text)
+            self._screen.write(clean(text))
         self._column = True
 
     def _search(self, beams: Beams) -> None:

@@ -1,23 +1,21 @@
 """From a `Load` to a model in memory; runs on the model thread."""
 
-import ctypes
-import gc
 import importlib
 import importlib.util
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from repl import builtin, folder, hub, paths, quiet
+from repl import builtin, folder, hub, libraries, paths, quiet, sandbox
 from repl.decoding import Base
 from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError, Unreachable
 from repl.events import Progress
 from repl.headers import Weights
+from repl.reuse import Kept
 from repl.settings import Load
 from repl.worker import Emit
 
@@ -56,12 +54,15 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resident:
-    """A model in memory with its tokenizer; only the model thread touches those two."""
+    """A model in memory with its tokenizer and the cache of the last text; only the model thread touches those."""
 
     load: Load
     facts: Facts
     model: Any
     tokenizer: Any
+    kept: Kept = field(default_factory=Kept)
+    told: set[str] = field(default_factory=set)
+    """What was said of this model and need not be said again."""
 
 
 def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None]) -> Resident:
@@ -70,7 +71,8 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None
     Raises a `ReplError` that names what is wrong, or `Cancelled`; then nothing of it stays in memory.
     """
     began = time.monotonic()
-    _libraries(emit)
+    sandbox.prepare()
+    libraries.bring(emit)
     found = _find(load, emit, offline)
     weights = folder.examine(
         found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=load.trust_remote_code
@@ -83,21 +85,6 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None
         model, report = _read(found, config, options, emit)
         _complete(found, report)
     return Resident(load, _facts(load, found, weights, model, tokenizer, began), model.eval(), tokenizer)
-
-
-def _libraries(emit: Emit) -> None:
-    """Import torch and transformers once; an import that is broken off cannot be made good."""
-    if "transformers.generation.utils" in sys.modules:
-        return
-    emit(Progress("import torch and transformers"))
-    with emit.shield():
-        importlib.import_module("torch")
-        importlib.import_module("transformers.generation.utils")
-        importlib.import_module("transformers.models.auto.modeling_auto")
-        importlib.import_module("transformers.models.auto.tokenization_auto")
-        quiet.hush()
-        gc.collect()
-        gc.freeze()  # what the imports made stays: leave it out of later collections, which block the keyboard
 
 
 def _find(load: Load, emit: Emit, offline: bool) -> hub.Found:
@@ -320,17 +307,3 @@ def _base(model: Any) -> Base:
     blank = GenerationConfig()
     library = blank._get_default_generation_params() if hasattr(blank, "_get_default_generation_params") else {}
     return Base(own, library, frozenset(vars(blank)))
-
-
-def release() -> None:
-    """Give freed memory back to the device and to the system."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):  # a C library other than glibc
-            return

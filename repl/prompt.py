@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import completion_is_selected, has_completions
+from prompt_toolkit.filters import completion_is_selected, has_completions, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History
 from prompt_toolkit.input import Input, create_input
@@ -68,9 +69,10 @@ class SlashCompleter(Completer):
 class Past(History):
     """The history file as the editor wants it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep: bool) -> None:
         super().__init__()
         self._path = path
+        self._keep = keep
 
     def load_history_strings(self) -> Iterable[str]:
         """Yield entries, newest first."""
@@ -79,7 +81,8 @@ class Past(History):
     def store_string(self, string: str) -> None:
         """Keep an entry; a disk that refuses must not stop the talk."""
         with suppress(OSError):
-            history.append(self._path, string)
+            if self._keep:
+                history.append(self._path, string)
 
 
 def bindings(stop: Callable[[], object]) -> KeyBindings:
@@ -89,7 +92,7 @@ def bindings(stop: Callable[[], object]) -> KeyBindings:
     """
     keys = KeyBindings()
 
-    @keys.add("enter", filter=~completion_is_selected)
+    @keys.add("enter", filter=~completion_is_selected & ~is_searching)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.document.text_before_cursor.endswith("\\") and buffer.document.is_cursor_at_the_end:
@@ -98,7 +101,7 @@ def bindings(stop: Callable[[], object]) -> KeyBindings:
         else:
             buffer.validate_and_handle()
 
-    @keys.add("enter", filter=completion_is_selected)
+    @keys.add("enter", filter=completion_is_selected & ~is_searching)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.complete_state = None
 
@@ -111,7 +114,7 @@ def bindings(stop: Callable[[], object]) -> KeyBindings:
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.open_in_editor(validate_and_handle=False)
 
-    @keys.add("c-c")
+    @keys.add("c-c", filter=~is_searching)
     @keys.add("<sigint>")
     def _(event: KeyPressEvent) -> None:
         _clear(event.current_buffer, stop)
@@ -141,6 +144,7 @@ class Editor:
         stop: Callable[[], object] = lambda: None,
         source: Input | None = None,
         target: Output | None = None,
+        keep: bool = True,
     ) -> None:
         self.input = source or create_input()
         self.output = sighted(target or create_output())
@@ -157,7 +161,7 @@ class Editor:
             complete_while_typing=True,
             complete_style=CompleteStyle.COLUMN,
             auto_suggest=AutoSuggestFromHistory(),
-            history=Past(past),
+            history=Past(past, keep),
             key_bindings=bindings(stop),
             bottom_toolbar=self._bar,
             reserve_space_for_menu=6,
@@ -231,20 +235,28 @@ class Keyboard:
     def __init__(self, source: Input) -> None:
         self._input = source
         self._keys: list[KeyPress] = []
-        self._pressed_at = 0.0
+        self._heard_at = 0.0
 
     def cancelled(self) -> bool:
         """Read what was typed; True once for Esc or Ctrl-C."""
-        pressed, now = self._input.read_keys(), time.monotonic()
-        if pressed:
-            self._pressed_at = now
-        elif now - self._pressed_at > ESCAPE_WAIT:
-            pressed = self._input.flush_keys()
+        arriving, now = self._arriving(), time.monotonic()
+        pressed = self._input.read_keys()
+        if arriving:
+            self._heard_at = now
+        elif now - self._heard_at > ESCAPE_WAIT:
+            pressed += self._input.flush_keys()
         stop = [key for key in pressed if key.key in (Keys.ControlC, Keys.SIGINT)]
         if pressed and pressed[-1].key == Keys.Escape:  # in front of another key it is the Alt of that key
             stop.append(pressed[-1])
         self._keys += [key for key in pressed if key not in stop and key.key != Keys.CPRResponse]
         return bool(stop)
+
+    def _arriving(self) -> bool:
+        """Tell whether bytes wait to be read: the parser does not say when it holds an escape back."""
+        try:
+            return bool(select.select([self._input.fileno()], [], [], 0)[0])
+        except (OSError, ValueError, NotImplementedError):  # Windows: its console gives whole keys
+            return False
 
     def keep(self) -> None:
         """Hand the keys to the next prompt."""

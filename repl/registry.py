@@ -100,10 +100,12 @@ def _grammar(function: Callable[..., Any]) -> tuple[Word, ...]:
 def find(name: str) -> Command:
     """Return the command a word means: its name, an alias, or an unambiguous start; raises `UsageError`."""
     wanted = name.replace("-", "_").lower()
+    if not wanted:
+        raise UsageError("a command follows the slash", "/help")
     if (title := ALIASES.get(wanted, wanted)) in COMMANDS:
         return COMMANDS[title]
     starts = sorted({ALIASES.get(known, known) for known in (*COMMANDS, *ALIASES) if known.startswith(wanted)})
-    if wanted and len(starts) == 1:
+    if len(starts) == 1:
         return COMMANDS[starts[0]]
     if starts:
         raise UsageError(f"/{name} may be {', '.join('/' + start for start in starts)}")

@@ -187,6 +187,11 @@ class Screen:
         elif not isinstance(result, Done | Loaded):  # a reply is written already, and readiness goes without saying
             self.out.print(view(result))
 
+    def space(self) -> None:
+        """Leave a line free before the next prompt."""
+        if self.interactive:
+            self.out.print()
+
     def record(self, record: dict[str, Any]) -> None:
         """Write one JSON line."""
         self.out.file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from repl import decoding, settings
+from repl import decoding, paths, settings
+from repl.archive import Archive
 from repl.conversation import Conversation, Turn
 from repl.decoding import NOTHING, Base
 from repl.errors import NoModel
@@ -14,6 +16,7 @@ from repl.store import Store
 from repl.worker import Emit, Job, Worker
 
 T = TypeVar("T")
+FILE = "archive.db"
 
 
 @dataclass(slots=True)
@@ -37,11 +40,14 @@ class Loaded:
 class Session:
     """One user at one prompt."""
 
-    def __init__(self, chosen: Settings, store: Store, worker: Worker) -> None:
+    def __init__(self, chosen: Settings, store: Store, worker: Worker, saved: Path | None = None) -> None:
         self.settings = chosen
         self.store = store
         self.worker = worker
-        self.conversation = Conversation()
+        self.notices: list[str] = []  # sentences for the user that are not said yet
+        self._saved = saved  # the file of the archive, None where nothing is saved
+        self._archive: Archive | None = None
+        self.conversation = Conversation(keep=lambda turn: self.archive.save(turn))
         self.last: Turn | None = None  # the reply that views and /pick speak of
         self.loading: Task[Facts] | None = None
         self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
@@ -91,6 +97,22 @@ class Session:
         self.used = len(record.prompt_ids) + len(record.token_ids) if record else 0
         self.aim = None
 
+    # what stays
+
+    @property
+    def archive(self) -> Archive:
+        """Return the saved sessions; the file is opened when it is first needed."""
+        if self._archive is None:
+            self._archive, said = Archive.open(self._saved or paths.data() / FILE, saving=self._saved is not None)
+            self._archive.warn = self.notices.append
+            self.notices += [said] if said else []
+        return self._archive
+
+    def mark(self) -> None:
+        """Write down where the conversation stands."""
+        if self._archive is not None:
+            self._archive.mark(self.conversation.head, self.conversation.system)
+
     # what is so now
 
     def pending(self) -> Settings:
@@ -123,5 +145,8 @@ class Session:
             raise NoModel("no model is loaded", "/model builtin")
 
     def close(self) -> bool:
-        """End the model thread; False if it is stuck."""
+        """Close the archive and end the model thread; False if it is stuck."""
+        self.mark()
+        if self._archive is not None:
+            self._archive.close()
         return self.worker.close()

@@ -97,6 +97,12 @@ class Decode:
     seed: Annotated[int | None, Whole(0, 2**63 - 1)] = setting(
         None, "fixes the random draws; without it each reply differs"
     )
+    overflow: Annotated[str, Choice(("ask", "stop", "drop_oldest"))] = setting(
+        "ask", "what to do with a chat that is longer than the context"
+    )
+    reuse: Annotated[bool, Flag()] = setting(
+        True, "keep the KV cache between turns: only what differs from the text before is computed"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,10 @@ class View:
 
     mode: Annotated[str, Choice(("auto", "chat", "complete"))] = setting(
         "auto", "chat with the template, or complete plain text; auto chats where the model has a template"
+    )
+    markdown: Annotated[bool, Flag()] = setting(True, "render replies as Markdown; off prints them as they come")
+    thinking: Annotated[str, Choice(("show", "fold", "hide"))] = setting(
+        "fold", "what a model thinks before it answers: dim, one line with a counter, or nothing"
     )
     stats: Annotated[bool, Flag()] = setting(True, "a line of figures after each reply")
     logprobs: Annotated[int, Whole(0, 100)] = setting(

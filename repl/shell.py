@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 from repl import decoding, registry
-from repl.errors import Cancelled, Quit, ReplError
+from repl.errors import Cancelled, Quit, ReplError, UsageError
 from repl.events import Done, Notice, Progress
 from repl.live import Pane, amount
 from repl.loading import sentence
@@ -40,6 +41,7 @@ class Shell:
         self.interrupted = False
         self.offered: tuple[list[str], str] = ([], "")  # lines that a number stands for, and the line to repeat then
         self.draft = ""  # a message that could not be sent goes back to the prompt
+        self.unopened = True
         self._progress = Progress("")
 
     # one line
@@ -48,22 +50,26 @@ class Shell:
         """Run one line; False if it failed. A number takes up what the failure before offered."""
         (choices, failed), self.offered = self.offered, ([], "")
         if line.strip().isdecimal() and 0 < int(line) <= len(choices):
-            return self._run(choices[int(line) - 1]) and self.settle_load() and self._run(failed)
-        return self._run(line)
+            good = self._run(choices[int(line) - 1]) and self.settle_load() and self._run(failed)
+        else:
+            good = self._run(line)
+        self.session.mark()
+        self._tell()
+        return good
+
+    def _tell(self) -> None:
+        """Say what the session has to say."""
+        for said in self.session.notices:
+            self.screen.notice(said)
+        self.session.notices.clear()
 
     def _run(self, line: str) -> bool:
+        self.open()
         try:
-            if registry.must_wait(line) and not self.settle_load():
-                self.draft = "" if line.startswith("/") else line
-                return False
-            outcome = registry.dispatch(self.session, line)
-            if isinstance(outcome, Task) and not (outcome.background and self.screen.interactive):
-                outcome = self.follow(outcome)
-            if outcome is not None and not isinstance(outcome, Task):
-                self._show(line, outcome)
-            return True
+            return self._attempt(line)
         except ReplError as error:
-            log.warning("%s", error, exc_info=error)
+            if not isinstance(error, UsageError):
+                log.warning("%s\n%s", error, error.__dict__.get("trace", ""))
             self.screen.error(error)
             self.offered = ([choice for choice, _ in error.choices], line)
         except Cancelled:
@@ -73,7 +79,28 @@ class Shell:
         except Exception as error:  # a bug of ours: its traceback goes to the log, the session goes on
             log.exception("a bug")
             self.screen.error(ReplError(f"a bug in hub-repl: {sentence(error)}; hub-repl.log has the details"))
+        self.screen.space()
         return False
+
+    def _attempt(self, line: str) -> bool:
+        if registry.must_wait(line) and not self.settle_load():
+            self._give_back(line)
+            return False
+        outcome = registry.dispatch(self.session, line)
+        if isinstance(outcome, Task) and outcome.background and self.screen.interactive:
+            return True  # its end is told above the prompt
+        if isinstance(outcome, Task):
+            outcome = self.follow(outcome)
+        if outcome is not None:
+            self._show(line, outcome)
+        self.screen.space()
+        return True
+
+    def _give_back(self, line: str) -> None:
+        """Put a message that could not be sent back into the line editor."""
+        if self.screen.interactive and not line.startswith("/"):
+            self.draft = line
+            self.screen.notice("your message is back at the prompt")
 
     def _show(self, line: str, outcome: Any) -> None:
         if isinstance(outcome, Lines):
@@ -93,9 +120,9 @@ class Shell:
     def _wait(self, task: Task[Any]) -> None:
         self.running, self.interrupted = task, False
         try:
-            with Pane(self.screen) as pane, self.keyboard() as keys:
+            with Pane(self.screen, self.session.settings.view) as pane, self.keyboard() as keys:
                 while not task.job.finished():
-                    pane.draw(task.job.poll(0.03))
+                    pane.draw(task.job.poll(0.01))
                     if keys.cancelled():
                         self.interrupt()
         finally:
@@ -109,8 +136,15 @@ class Shell:
 
     # loading beside the prompt
 
+    def open(self) -> None:
+        """Begin the first load: once the prompt is on the screen, or when something needs the model."""
+        if self.unopened:
+            self.unopened = False
+            self.session.load(self.session.settings)
+
     def settle_load(self) -> bool:
         """Wait for a load that is on its way; False if it failed or was stopped."""
+        self.open()
         if self.session.loading is not None:
             self._wait(self.session.loading)
             return self.end_load()
@@ -127,6 +161,8 @@ class Shell:
         except Cancelled:
             self.screen.notice(self._stopped())
             return False
+        finally:
+            self.screen.space()
         return True
 
     def _stopped(self) -> str:
@@ -140,6 +176,7 @@ class Shell:
 
     def tick(self) -> Callable[[], object] | None:
         """Look after a background load; returns what to print above the prompt when it has ended."""
+        self.open()
         task = self.session.loading
         if task is None:
             return None
@@ -151,14 +188,15 @@ class Shell:
 
     def toolbar(self, width: int) -> str:
         """Return the line under the prompt, without what does not fit."""
-        parts = [self._loading()] if self.session.loading else self._state()
+        parts = [self._loading()] if self.session.loading or self.unopened else self._state()
         while len(parts) > 1 and len(joined(*parts)) > width - 2:
             parts.pop()
         return (" " + joined(*parts))[: max(1, width - 1)]
 
     def _loading(self) -> str:
         step, wanted = self._progress, self.session.pending().load.model
-        return joined(f"loading {wanted}", step.stage, amount(step.done, step.total, step.unit, 0.0))
+        name = Path(wanted).name if Path(wanted).is_absolute() else wanted
+        return joined(f"loading {name}", step.stage, amount(step.done, step.total, step.unit, 0.0))
 
     def _state(self) -> list[str]:
         session, facts = self.session, self.session.store.facts()
@@ -189,7 +227,6 @@ class Shell:
                 line = read(draft)
                 if line.strip():
                     self.run(line.strip("\n"))
-                    self.screen.out.print()
             except (EOFError, Quit):
                 return
 

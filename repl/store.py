@@ -6,7 +6,8 @@ from contextlib import suppress
 import psutil
 
 from repl.errors import NoModel, ReplError
-from repl.loading import Facts, Resident, bring, release
+from repl.libraries import release
+from repl.loading import Facts, Resident, bring
 from repl.settings import Load
 from repl.worker import Emit
 

@@ -4,10 +4,12 @@ import os
 import re
 import signal
 import sys
+import termios
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pexpect
 import pyte
@@ -29,6 +31,7 @@ class Terminal:
         answers: bool = False,
     ) -> None:
         self.mark = mark
+        self.home = home
         self.raw = b""
         self.gone = False  # the window is closed
         rows, columns = size
@@ -85,8 +88,8 @@ class Terminal:
 
     def hang_up(self) -> None:
         """Close the window: the program loses its terminal, and the kernel tells it so."""
-        os.close(self.child.child_fd)
-        self.gone = True
+        self.child.ptyproc.fileobj.close()
+        self.child.closed = self.child.ptyproc.closed = self.gone = True  # else the number is closed once more later
 
     # screen out
 
@@ -137,6 +140,21 @@ class Terminal:
     def bar(self) -> str:
         """Return the toolbar: the last row that is not empty."""
         return next((row for row in reversed(self.rows()) if row), "")
+
+    def tail(self) -> str:
+        """Return what stands below the last row that the mark begins."""
+        rows = self.past()
+        last = max((at for at, row in enumerate(rows) if row.startswith(self.mark)), default=-1)
+        return "\n".join(rows[last + 1 :]).strip()
+
+    def clear(self) -> None:
+        """Take away what stands at the prompt."""
+        self.keys("\x03")
+        self.wait(self.ready)
+
+    def modes(self) -> list[Any]:
+        """Return the settings of the terminal itself: echo, line mode, signals."""
+        return termios.tcgetattr(self.child.child_fd)[:4]
 
     def below(self, text: str) -> list[str] | None:
         """Return the rows between the last prompt that holds `text` and the waiting one; None where there is none."""

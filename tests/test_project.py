@@ -12,8 +12,11 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "config", "decoding", "quiet",
-    "clean", "headers", "folder", "snapshots", "transfer", "hub", "convert", "builtin", "loading", "store",
-    "stream", "beams", "probe", "engine", "conversation", "session", "registry", "screen", "live", "change",
+    "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
+    "snapshots", "transfer", "hub", "convert", "builtin", "reuse", "loading", "context", "request", "store",
+    "stream", "beams", "probe", "engine", "conversation", "records", "database", "archive", "session",
+    "registry", "screen", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply",
+    "live", "change",
 ]  # fmt: skip
 TOP = ["prompt", "shell", "commands", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}

@@ -67,6 +67,15 @@ def test_retry_is_a_sibling_with_other_settings_for_this_once(session: Session) 
     assert run(session, "/retry").token_ids == first.token_ids
 
 
+def test_sampling_after_beams_is_one_plain_sample(session: Session) -> None:
+    """A shorthand sets the whole manner of decoding: nothing of the one before is left."""
+    run(session, "/sample seed=7")
+    plain = run(session, "/raw one")
+    run(session, "/beams 3", "/sample seed=7")
+    again = run(session, "/raw one")
+    assert (again.token_ids, again.sequences) == (plain.token_ids, ())
+
+
 def test_retry_refuses_what_belongs_to_loading(session: Session) -> None:
     ask(session, "one")
     with pytest.raises(UsageError, match="belongs to loading"):

@@ -17,6 +17,8 @@ from repl.kinds import Text as Words
 from repl.registry import command
 from repl.screen import Said, view
 from repl.session import Session
+from repl.template import argument
+from repl.worker import Emit
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,13 @@ def _shown(row: Setting) -> Text:
 
 @command("settings", waits=True)
 def set_(session: Session, name: str, value: Annotated[str, Rest()]) -> Any:
-    """Set anything by name: a setting, or any other field of the library's generation config."""
+    """Set anything by name: a setting, a field of generation_config, or template.NAME of the chat template."""
     if decoding.is_setting(name):
         return change(session, settings.find(name), value)
 
-    def check(_: Any) -> Any:
+    def check(emit: Emit) -> Any:
+        if name.startswith(decoding.PREFIX):
+            return argument(session.store.current().tokenizer, name, value, emit)
         return validated(decoding.other(name.replace("-", "_"), session.base()), value)
 
     def settle(job: Any) -> Said:
@@ -121,7 +125,7 @@ def greedy(session: Session) -> Said:
 @command("settings")
 def sample(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> Said:
     """Draw tokens at random: /sample temperature=0.8 top_p=0.95."""
-    return apply(session, [("do_sample", "on"), ("num_beams", "1"), *changes])
+    return apply(session, [("do_sample", "on"), ("num_beams", "1"), ("num_return_sequences", "default"), *changes])
 
 
 def _register(name: str) -> None:

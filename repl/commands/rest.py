@@ -35,7 +35,7 @@ def _(result: Version) -> Text:
     return Text(f"{programs} · transformers {result.transformers} · torch {result.torch}")
 
 
-@command("rest", name="quit", aliases=("exit", "bye"))
+@command("rest", name="quit", aliases=("exit", "bye", "q"))
 def quit_(session: Session) -> None:
     """Leave; Ctrl-D on an empty line does the same."""
     raise Quit

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 from repl import engine
 from repl.change import changed
 from repl.conversation import Turn
-from repl.engine import Request
 from repl.errors import Cancelled, ReplError, UsageError
 from repl.events import Done
 from repl.kinds import Change, Rest, Whole
 from repl.registry import command
+from repl.request import Request
 from repl.screen import Draft, Said
 from repl.session import Session, Task
 from repl.settings import Settings
@@ -111,10 +111,14 @@ def _answer(session: Session, asked: Turn, chosen: Settings) -> Task[Done]:
     """Reply to a message through the template, or to a text as it stands."""
     if asked.role == "prompt":
         return _generate(session, Request(chosen, text=asked.text), asked)
-    messages = tuple(session.conversation.messages(asked.id))
-    request = Request(chosen, messages=messages, prefill=session.prefill)
-    session.prefill = ""
-    return _generate(session, request, asked)
+    begun, session.prefill = session.prefill, ""
+    return _generate(session, _chat(session, chosen, asked, begun), asked)
+
+
+def _chat(session: Session, chosen: Settings, asked: Turn, prefill: str) -> Request:
+    talk = session.conversation
+    turns = [*([0] if talk.system else []), *(turn.id for turn in talk.path(asked.id))]
+    return Request(chosen, messages=tuple(talk.messages(asked.id)), turns=tuple(turns), prefill=prefill)
 
 
 def _onward(session: Session, last: Turn) -> Request:
@@ -124,7 +128,7 @@ def _onward(session: Session, last: Turn) -> Request:
     if (record.model.get("id"), record.model.get("commit")) != (facts.id, facts.commit):
         if asked.role == "prompt":
             return Request(session.settings, text=asked.text + last.text)
-        return Request(session.settings, tuple(session.conversation.messages(asked.id)), prefill=last.text)
+        return _chat(session, session.settings, asked, last.text)
     made = record.token_ids[:-1] if record.finish == "stop" else record.token_ids
     return Request(session.settings, ids=(*record.prompt_ids, *made))
 

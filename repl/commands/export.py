@@ -1,0 +1,190 @@
+"""Out of the program: the conversation into a file, the last reply into the clipboard."""
+
+import base64
+import os
+import secrets
+import shutil
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.segment import ControlType, Segment
+from rich.text import Text
+
+from repl.clean import clean, clean_line
+from repl.errors import MissingExtra, ReplError, UsageError
+from repl.kinds import Choice
+from repl.kinds import Text as Words
+from repl.registry import command
+from repl.screen import view
+from repl.session import Session
+from repl.transcript import FORMATS, Transcript
+
+LARGEST = 74_994  # base64 characters that terminals take in one OSC 52
+WAIT = 3.0  # seconds for a clipboard tool
+TOOLS = (
+    ("wl-copy",),
+    ("xclip", "-selection", "clipboard"),
+    ("xsel", "--clipboard", "--input"),
+    ("pbcopy",),
+    ("clip.exe",),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A file that was written."""
+
+    file: str
+    turns: int
+    bytes: int
+
+
+@command("history")
+def export(
+    session: Session, file: Annotated[str, Words("a file")], *, all: bool = False, force: bool = False
+) -> Exported:
+    """Write the conversation to a file: .md, .txt or .html to read, .json with every record.
+
+    The current branch, with --all every turn of the session; --force replaces a file that is there. In the files to
+    read, control characters are made visible; .json keeps every character as it is.
+    """
+    path = Path(file)
+    if (written := FORMATS.get(path.suffix.lower())) is None:
+        raise UsageError(f"{file!r} does not end in one of {', '.join(FORMATS)}", "/export chat.md")
+    talk = transcript(session, all)
+    if not talk.turns:
+        raise UsageError("there is nothing to export yet")
+    content = written(talk).encode()
+    try:
+        path = path.expanduser()
+        (replace if force else create)(path, content)
+    except FileExistsError as error:
+        raise UsageError(f"{file!r} exists", f"/export {file} --force") from error
+    except (OSError, ValueError, RuntimeError) as error:  # in this order: the disk, a NUL, the home of nobody
+        raise ReplError(f"cannot write {file!r}: {getattr(error, 'strerror', None) or error}") from error
+    return Exported(str(path), len(talk.turns), len(content))
+
+
+def transcript(session: Session, all: bool) -> Transcript:
+    """Return what there is to write: the current branch, or every turn."""
+    talk, archive = session.conversation, session.archive
+    branch = talk.path() or talk.path(session.last.id if session.last else None)
+    turns = list(talk.turns.values()) if all else branch
+    return Transcript(archive.id, archive.title, talk.system, talk.head, turns)
+
+
+def create(path: Path, content: bytes) -> None:
+    """Write a new file, whole or not at all; raises `FileExistsError` and other `OSError`."""
+    beside = _beside(path, content)
+    try:
+        try:
+            os.link(beside, path)  # unlike a rename it never replaces a file
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            if path.exists():
+                raise FileExistsError from None
+            os.rename(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file in place of another; raises `OSError`."""
+    path = path.resolve()  # a link stays, what it points to is replaced
+    beside = _beside(path, content)
+    try:
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _beside(path: Path, content: bytes) -> Path:
+    """Write a file next to the one that is meant, until it is whole."""
+    beside = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with open(beside, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+    return beside
+
+
+@view.register
+def _(result: Exported) -> Text:
+    turns = f"{result.turns} turn{'' if result.turns == 1 else 's'}"
+    return Text.assemble((clean_line(result.file), "accent"), (f" · {turns} · {result.bytes:,} bytes", "quiet"))
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """The reply that went into the clipboard; `through` is the tool, or osc52: the terminal itself."""
+
+    text: str
+    through: str
+
+
+@command("history")
+def copy(session: Session, how: Annotated[str, Choice(("auto", "osc52"))] = "auto") -> Copied:
+    """Put the last reply into the clipboard, through a clipboard tool; /copy osc52 asks the terminal to do it.
+
+    With osc52 an escape sequence (OSC 52) goes to the terminal, which also works over ssh where the terminal allows it.
+    """
+    text = clean(session.last.text) if session.last else ""
+    if not text:
+        raise UsageError("there is no reply to copy yet")
+    if how == "osc52":
+        if len(_coded(text)) > LARGEST:
+            raise UsageError("the reply is larger than terminals take", "/export reply.txt")
+        return Copied(text, how)
+    return Copied(text, hand_over(text))
+
+
+def hand_over(text: str) -> str:
+    """Give a text to the first clipboard tool that takes it, and return the tool's name; raises `ReplError`."""
+    found = [(tool, path) for tool in TOOLS if (path := shutil.which(tool[0]))]
+    if not found:
+        names = ", ".join(tool[0] for tool in TOOLS)
+        raise MissingExtra(f"no clipboard tool is installed ({names})", "/copy osc52")
+    for tool, path in found:
+        content = text.encode("utf-16" if tool[0] == "clip.exe" else "utf-8", "replace")
+        with suppress(OSError, subprocess.SubprocessError):
+            _fed([path, *tool[1:]], content)
+            return tool[0]
+    raise ReplError(f"{', '.join(tool[0] for tool, _ in found)} did not take the text", "/copy osc52")
+
+
+def _fed(line: list[str], content: bytes) -> None:
+    # some tools stay behind to serve the clipboard: they must hold none of our pipes, nor hear our Ctrl-C
+    quiet = subprocess.DEVNULL
+    subprocess.run(line, input=content, stdout=quiet, stderr=quiet, timeout=WAIT, check=True, start_new_session=True)
+
+
+def _coded(text: str) -> str:
+    return base64.b64encode(text.encode("utf-8", "replace")).decode()
+
+
+class Clipboard:
+    """The sequence that asks a terminal to take a text; written only where there is one."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Segment(f"\x1b]52;c;{_coded(self._text)}\x07", None, [(ControlType.BELL,)])
+
+
+@view.register
+def _(result: Copied) -> RenderableType:
+    size = f"{len(result.text):,} characters"
+    if result.through != "osc52":
+        return Text(f"{size} in the clipboard · {result.through}", "quiet")
+    return Group(Clipboard(result.text), Text(f"{size} handed to the terminal for its clipboard", "quiet"))

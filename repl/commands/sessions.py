@@ -1,0 +1,132 @@
+"""Saved sessions: list and search them, go on with one, name the one that is open."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl.archive import Summary
+from repl.clean import clean, clean_line
+from repl.conversation import Conversation
+from repl.kinds import Rest
+from repl.kinds import Text as Words
+from repl.registry import command
+from repl.screen import Said, joined, shortened, view
+from repl.session import Session
+
+SHOWN = 20  # sessions listed at once
+TURNS = 4  # last turns shown of a session that is gone on with
+LINES = 8  # lines shown of each
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """Saved sessions, newest first; `current` is the id of the one that is open, if it is saved."""
+
+    sessions: list[Summary]
+    words: str
+    current: str
+
+
+@command("history")
+def sessions(session: Session, words: Annotated[str, Rest()] = "") -> Sessions:
+    """List the saved sessions, or those that hold some words; /resume ID goes on with one."""
+    return Sessions(session.archive.sessions(words), words, session.archive.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One turn as it is shown."""
+
+    number: int
+    role: str
+    text: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A session that goes on: its last turns, and a message that never got its reply."""
+
+    id: str
+    title: str
+    count: int
+    turns: list[Shown]
+    unanswered: str
+
+
+@command("history")
+def resume(session: Session, id: Annotated[str, Words("the beginning of a session's id")] = "") -> Resumed:
+    """Go on with a saved session: the last one, or the one whose id begins so."""
+    talk = session.archive.load(id)
+    session.conversation, session.last = talk, None
+    session.moved()
+    if session.last is None:  # texts that were completed stand beside the talk
+        session.last = next((turn for turn in reversed(talk.turns.values()) if turn.record), None)
+    path = talk.path() or talk.path(session.last.id if session.last else None)
+    last = [Shown(turn.id, turn.role, turn.text, turn.state) for turn in path[-TURNS:]]
+    return Resumed(session.archive.id, session.archive.title, len(talk.turns), last, unanswered(talk))
+
+
+def unanswered(talk: Conversation) -> str:
+    """Return the newest message if a kill took its reply, or an empty string."""
+    asked = max((turn.id for turn in talk.turns.values() if turn.role == "user"), default=0)
+    replies = [turn for turn in talk.children(asked) if turn.text or turn.state in ("complete", "failed")]
+    return talk.turns[asked].text if asked and not replies else ""
+
+
+@command("history")
+def title(session: Session, text: Annotated[str, Rest()] = "") -> Said:
+    """Give this session a title; alone it shows it."""
+    if text.strip():
+        session.archive.rename(" ".join(text.split()))
+    return Said(f"title: {session.archive.title}" if session.archive.title else "no title yet · /title TEXT sets one")
+
+
+def moment(when: float, now: datetime) -> str:
+    """Return a time as short as it is clear: the time of today, or the day."""
+    then = datetime.fromtimestamp(when, now.tzinfo)
+    return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%Y-%m-%d}"
+
+
+@view.register
+def _(result: Sessions) -> RenderableType:
+    if not result.sessions:
+        return Text(f"no session holds {clean_line(result.words)}" if result.words else "no saved session yet", "quiet")
+    now = datetime.now().astimezone()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="accent", no_wrap=True)
+    table.add_column(style="quiet", no_wrap=True)
+    table.add_column(overflow="fold")
+    for found in result.sessions[:SHOWN]:
+        table.add_row(found.id, moment(found.when, now), _described(found, found.id == result.current))
+    more = len(result.sessions) - SHOWN
+    hint = f"{more} more: /sessions WORDS finds them · " if more > 0 else ""
+    return Group(table, Text(f"{hint}/resume ID goes on with one", "quiet"))
+
+
+def _described(found: Summary, current: bool) -> Text:
+    turns = f"{found.turns} turn{'' if found.turns == 1 else 's'}"
+    facts = joined(turns, clean_line(found.model), "this one" if current else "")
+    place = "\n" + shortened(found.snippet, 100) if found.snippet else ""
+    return Text.assemble(clean_line(found.title) or "untitled", ("  " + facts, "quiet"), (place, "quiet"))
+
+
+@view.register
+def _(result: Resumed) -> RenderableType:
+    head = (clean_line(result.title) or "untitled", "accent"), (f" · {result.count} turns · {result.id}", "quiet")
+    blocks: list[RenderableType] = [Text.assemble(*head)]
+    for turn in result.turns:
+        mark = "" if turn.state == "complete" else f" ({turn.state})"
+        blocks += [Text(f"{turn.number} {turn.role}{mark}", "quiet"), Text(_beginning(turn.text))]
+    if result.unanswered:
+        blocks.append(Text(f"not answered yet: {shortened(result.unanswered, 200)}", "quiet"))
+    return Group(*blocks)
+
+
+def _beginning(text: str) -> str:
+    lines = clean(text).splitlines()
+    return "\n".join(lines[:LINES]) + (f"\n… {len(lines) - LINES} more lines" if len(lines) > LINES else "")

@@ -1,0 +1,65 @@
+"""torch and transformers: imported once without holding up the keyboard; their memory given back."""
+
+import ctypes
+import gc
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from repl import quiet
+from repl.events import Progress
+from repl.worker import Emit
+
+
+def bring(emit: Emit) -> None:
+    """Import torch and transformers once; an import that is broken off cannot be made good."""
+    if "transformers.generation.utils" in sys.modules:
+        return
+    emit(Progress("import torch and transformers"))
+    with emit.shield(), _uncollected():
+        _preload()
+        importlib.import_module("torch")
+        importlib.import_module("transformers.generation.utils")
+        importlib.import_module("transformers.models.auto.modeling_auto")
+        importlib.import_module("transformers.models.auto.tokenization_auto")
+        quiet.hush()
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Import without garbage collections: they find nothing, and each blocks the keyboard for a quarter of a second."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()  # what the imports made stays: leave it out of later collections
+    finally:
+        gc.enable()
+
+
+def _preload() -> None:
+    """Load torch's largest library through the C function, which lets other threads run; an import does not."""
+    spec = importlib.util.find_spec("torch")
+    if sys.platform != "linux" or spec is None or spec.origin is None:
+        return
+    with suppress(OSError, AttributeError):
+        load = ctypes.CDLL(None).dlopen
+        load.restype, load.argtypes = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_int)
+        load(os.fsencode(Path(spec.origin).parent / "lib" / "libtorch_cpu.so"), os.RTLD_NOW)
+
+
+def release() -> None:
+    """Give freed memory back to the device and to the system."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):  # a C library other than glibc
+            return

@@ -1,0 +1,83 @@
+"""Time to the first token at the eighth turn of a growing chat: with the kept cache against without."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from repl.engine import Request, reply
+from repl.events import Done, Event
+from repl.loading import Resident, bring
+from repl.reuse import Kept
+from repl.settings import Load, Settings
+
+TURNS, NEW = 8, 80
+LEAST = 6.0
+TALK = (
+    "Tell me in some detail how a small town by the sea lives through the year: who gets up first in the morning, "
+    "what the market sells in spring, how the harbour sounds in summer, and which stories people tell one another "
+    "when the storms of autumn keep the boats at home; this is question number {}."
+)
+
+
+class Quiet:
+    """The job as its work sees it, when nobody watches."""
+
+    def __call__(self, event: Event) -> None: ...
+    def check(self) -> None: ...
+    def settle(self) -> None: ...
+    def stopped(self) -> bool:
+        return False
+
+    def shield(self) -> object:
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+
+def main() -> int:
+    """Print the table; exit code 1 when reuse at the last turn is less than six times as fast."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--folder", type=Path, help="the model's folder; by default the built-in model")
+    given = options.parse_args()
+    load = Load(model=str(given.folder) if given.folder else "builtin", dtype="float32")
+    resident = bring(load, Quiet(), False, lambda size: None)  # type: ignore[arg-type]
+    rounds = [side_by_side(resident) for _ in range(given.rounds)]
+    print(f"{'turn':>5} {'prompt':>7} {'reused':>7} {'with s':>8} {'without s':>10} {'ratio':>7}")
+    ratio = 0.0
+    for turn in range(TURNS):
+        kept, fresh = ([one[turn][place] for one in rounds] for place in (0, 1))
+        ours, theirs = ttft(kept), ttft(fresh)
+        ratio = theirs / ours
+        usage = kept[0].usage
+        print(f"{turn + 1:>5} {usage.prompt:>7} {usage.reused:>7} {ours:>8.3f} {theirs:>10.3f} {ratio:>7.2f}")
+    return int(ratio < LEAST)
+
+
+def side_by_side(resident: Resident) -> list[tuple[Done, Done]]:
+    """Have one chat twice, turn by turn in turn; the replies must be the same."""
+    settings = Settings().put("max_new_tokens", NEW, "you").put("do_sample", False, "you")
+    settings = settings.put("min_new_tokens", NEW, "you")
+    ways = replace(resident, kept=Kept()), replace(resident, kept=Kept())
+    messages: list[dict[str, str]] = []
+    found = []
+    for turn in range(TURNS):
+        messages.append({"role": "user", "content": TALK.format(turn + 1)})
+        asked = [Request(settings.put("reuse", on, "you"), tuple(messages)) for on in (True, False)]
+        kept, fresh = (reply(way, request, Quiet()) for way, request in zip(ways, asked, strict=True))  # type: ignore[arg-type]
+        assert kept.token_ids == fresh.token_ids, f"turn {turn + 1} differs"
+        messages.append({"role": "assistant", "content": kept.text})
+        found.append((kept, fresh))
+    return found
+
+
+def ttft(replies: Sequence[Done]) -> float:
+    """Return the median time to the first token in seconds."""
+    return median(one.timing.ttft_s or 0.0 for one in replies)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
