@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import locale
+import os
 import sys
 from collections.abc import Mapping
 from functools import singledispatch
@@ -17,7 +18,8 @@ from repl.errors import ReplError
 from repl.events import Done
 from repl.session import Loaded
 
-THEME = Theme({"accent": "cyan", "quiet": "dim", "repr.number": "none"}, inherit=True)
+ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
+THEME = Theme({"accent": ACCENTS["dark"], "quiet": "dim"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -186,6 +188,12 @@ class Screen:
             self.err.print(view(result))
         elif not isinstance(result, Done | Loaded):  # a reply is written already, and readiness goes without saying
             self.out.print(view(result))
+
+    def paint(self, theme: str) -> None:
+        """Draw in the colours of a theme from now on."""
+        for console in (self.out, self.err):
+            console.push_theme(Theme({"accent": ACCENTS[theme], "quiet": "dim"}))
+            console.no_color = theme == "mono" or "NO_COLOR" in os.environ
 
     def space(self) -> None:
         """Leave a line free before the next prompt."""

@@ -117,6 +117,9 @@ class View:
         "fold", "what a model thinks before it answers: dim, one line with a counter, or nothing"
     )
     stats: Annotated[bool, Flag()] = setting(True, "a line of figures after each reply")
+    theme: Annotated[str, Choice(("dark", "light", "mono"))] = setting(
+        "dark", "colours for a dark or light terminal, or none"
+    )
     logprobs: Annotated[int, Whole(0, 100)] = setting(
         0, "record each token's log-probability and this many alternatives (shown by --json)"
     )

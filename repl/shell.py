@@ -41,6 +41,8 @@ class Shell:
         self.interrupted = False
         self.offered: tuple[list[str], str] = ([], "")  # lines that a number stands for, and the line to repeat then
         self.draft = ""  # a message that could not be sent goes back to the prompt
+        self._theme = "dark"
+        self.paint()
         self.unopened = True
         self._progress = Progress("")
 
@@ -54,8 +56,15 @@ class Shell:
         else:
             good = self._run(line)
         self.session.mark()
+        self.paint()
         self._tell()
         return good
+
+    def paint(self) -> None:
+        """Take over a change of the theme."""
+        if self._theme != self.session.settings.view.theme:
+            self._theme = self.session.settings.view.theme
+            self.screen.paint(self._theme)
 
     def _tell(self) -> None:
         """Say what the session has to say."""

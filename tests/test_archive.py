@@ -686,8 +686,7 @@ class Still:
 @pytest.fixture
 def session(archive: Archive) -> Session:
     session = Session(Settings(), Store(), Still())  # type: ignore[arg-type]
-    session.archive = archive
-    session.conversation.keep = archive.save
+    session._archive = archive
     return session
 
 
