@@ -51,7 +51,7 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     folder.mkdir()
     monkeypatch.chdir(folder)
     session = Session(Settings(), Store(), Still())  # type: ignore[arg-type]
-    session.archive, _ = Archive.open(tmp_path / "archive.db")
+    session._archive, _ = Archive.open(tmp_path / "archive.db")
     talk = session.conversation
     talk.keep = session.archive.save
     for said in ("one", "two"):
