@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from typing import NoReturn
 from repl import __version__, settings
 from repl.errors import UsageError
 from repl.settings import Settings
+
+GRACE = 1.0  # seconds after which the user is told that standard input is waited for
 
 
 class Killed(SystemExit):
@@ -115,6 +118,14 @@ def _guarded(run: Callable[[], int]) -> int:
         return 129  # the terminal is gone, and the signal that says so comes too late
 
 
+def _silent(seconds: float) -> bool:
+    """Tell whether nothing comes from standard input in that time: it may be one that nobody will ever close."""
+    try:
+        return not select.select([sys.stdin], [], [], seconds)[0]
+    except (OSError, ValueError):  # Windows: only sockets can be waited for
+        return False
+
+
 def leave(code: int) -> NoReturn:
     """End at once: a thread that is still inside a library must not take the interpreter down."""
     for stream in (sys.stdout, sys.stderr):
@@ -172,6 +183,7 @@ class Program:
         return [*self.config.startup, *resumed, *self.asked.commands, *script]
 
     def _once(self) -> bool:
+        self.shell.open()
         lines = self._lines()
         prompt = self._prompt()
         if not self.shell.settle_load():
@@ -194,8 +206,8 @@ class Program:
         return bool(self.asked.commands or self.asked.script)
 
     def _piped(self) -> str:
-        if self.typed:
-            self.shell.screen.notice("reading standard input, Ctrl-D ends it")
+        if self.typed or _silent(GRACE):
+            self.shell.screen.notice("reading standard input, Ctrl-D ends it (< /dev/null gives none)")
         return sys.stdin.read()
 
     def _interactive(self) -> bool:
@@ -213,8 +225,7 @@ class Program:
 
     def _serve(self, read: Callable[[str], str]) -> bool:
         lines = self._lines()
-        if lines and not self.shell.script(lines, self.asked.keep_going):
-            return False
+        self.shell.script(lines, keep_going=True)  # a line that fails must not take the prompt away
         self.shell.interactive(read)
         return True
 

@@ -1,0 +1,63 @@
+"""Long pasted texts at the prompt: one character stands for each, and is drawn as a few words about it."""
+
+import re
+
+LINES = 20  # a pasted block of more is folded
+LENGTH = 10_000  # characters; so is one of more
+HISTORY = 65_536  # characters; an entry of more comes back with only its first line open
+FIRST, LAST = 0x10F000, 0x10FFFD  # private characters, from a plane that no font and no text uses
+MARK = re.compile(f"[{chr(FIRST)}-{chr(LAST)}]")
+
+
+class Folds:
+    """The texts that are folded, by the character that stands for each."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def fold(self, text: str) -> str:
+        """Return what stands for a pasted text: itself, or one character where it is long."""
+        long = count(text) > LINES or len(text) > LENGTH
+        return self._mark(text) if long or self._ambiguous(text) else text
+
+    def entry(self, text: str) -> str:
+        """Return what stands for a text that comes back: texts folded before are so again, far too long ones too."""
+        marks = [mark for mark in MARK.findall(text) if mark in self._texts]
+        for mark, folded in self._texts.items() if not marks else ():
+            text = text.replace(folded, mark)
+        if marks or len(text) > HISTORY:
+            head, end, rest = text.partition("\n")
+            head, rest = (head + end, rest) if rest and len(head) < LENGTH and not marks else ("", text)
+            return head + self._mark(rest)
+        return text
+
+    def whole(self, text: str) -> str:
+        """Return a text with everything that is folded in it."""
+        return MARK.sub(lambda found: self._texts.get(found[0], found[0]), text)
+
+    def label(self, mark: str) -> str:
+        """Return the words drawn for a character; the character itself where nothing is folded."""
+        if mark not in self._texts:
+            return mark
+        text = self._texts[mark]
+        lines = count(text)
+        return f"[pasted {lines} lines]" if lines > 1 else f"[pasted {len(text)} characters]"
+
+    def _ambiguous(self, text: str) -> bool:
+        """Tell whether a text has a character of its own that stands for another text."""
+        return any(mark in self._texts for mark in MARK.findall(text))
+
+    def _mark(self, text: str) -> str:
+        for mark, folded in self._texts.items():
+            if folded == text:
+                return mark
+        if len(self._texts) > LAST - FIRST:
+            return text
+        mark = chr(FIRST + len(self._texts))
+        self._texts[mark] = text
+        return mark
+
+
+def count(text: str) -> int:
+    """Return how many lines a text has; an end of line at its end begins no new one."""
+    return text.count("\n") + (not text.endswith("\n"))
