@@ -1,5 +1,7 @@
 """A job as it runs: text as it is made, the beams in place, one bar for long work; or JSON lines."""
 
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -14,8 +16,6 @@ from repl.events import Progress as Step
 from repl.reply import Reply
 from repl.screen import Screen, joined
 from repl.settings import View
-
-SPAN = 1.0  # seconds over which a rate is averaged at least
 
 
 class Pane:
@@ -163,6 +163,29 @@ def amount(done: int, total: int, unit: str, speed: float) -> str:
         return of
     left = f"{max(0, total - done) / speed:.0f} s left" if total else ""
     return joined(of, f"{speed / scale:.1f} {sign}/s", left)
+
+
+class Pace:
+    """The last step of a job, and how fast its stage goes."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.step = Step("")
+        self._clock = clock
+        self._began = (0.0, 0)  # when the stage began, and how far it was then
+
+    def follow(self, events: list[Event]) -> None:
+        """Take note of the newest step."""
+        for step in (event for event in events if isinstance(event, Step)):
+            if step.stage != self.step.stage:
+                self._began = (self._clock(), step.done)
+            self.step = step
+
+    def said(self) -> str:
+        """Say where the job is: `download · 93 of 513 MB · 12.1 MB/s · 35 s left`."""
+        began, before = self._began
+        seconds = self._clock() - began
+        speed = (self.step.done - before) / seconds if seconds > 1 else 0.0
+        return joined(self.step.stage, amount(self.step.done, self.step.total, self.step.unit, speed))
 
 
 class Bar:

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from repl import decoding, registry
 from repl.errors import Cancelled, Quit, ReplError, UsageError
-from repl.events import Done, Notice, Progress
-from repl.live import Pane, amount
+from repl.events import Done, Notice
+from repl.live import Pace, Pane
 from repl.loading import sentence
 from repl.quiet import log
 from repl.screen import Draft, Lines, Screen, device, joined
@@ -44,7 +44,7 @@ class Shell:
         self._theme = "dark"
         self.paint()
         self.unopened = True
-        self._progress = Progress("")
+        self._pace = Pace()
 
     # one line
 
@@ -190,7 +190,7 @@ class Shell:
         if task is None:
             return None
         events = task.job.poll()
-        self._progress = next((event for event in reversed(events) if isinstance(event, Progress)), self._progress)
+        self._pace.follow(events)
         if said := [event.text for event in events if isinstance(event, Notice)]:
             return lambda: self.screen.notice("\n".join(said))
         return self.end_load if task.job.finished() else None
@@ -203,9 +203,9 @@ class Shell:
         return (" " + joined(*parts))[: max(1, width - 1)]
 
     def _loading(self) -> str:
-        step, wanted = self._progress, self.session.pending().load.model
+        wanted = self.session.pending().load.model
         name = Path(wanted).name if Path(wanted).is_absolute() else wanted
-        return joined(f"loading {name}", step.stage, amount(step.done, step.total, step.unit, 0.0))
+        return joined(f"loading {name}", self._pace.said())
 
     def _state(self) -> list[str]:
         session, facts = self.session, self.session.store.facts()
