@@ -242,7 +242,8 @@ def translated(load: Load) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise no_room(load, sentence(error)) from error
     except ImportError as error:
-        raise MissingExtra(f"{load.model} needs a package that is not installed: {sentence(error)}") from error
+        way_out = () if load.attention == "auto" else ("/attention auto",)
+        raise MissingExtra(f"a package is missing for {load.model}: {sentence(error)}", *way_out) from error
     except json.JSONDecodeError as error:
         raise BadModel(f"a file of {load.model} is not valid JSON: {sentence(error)}") from error
     except BaseException as error:  # the Rust sides of the libraries panic with a BaseException

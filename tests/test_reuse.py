@@ -238,6 +238,21 @@ def test_cuts_go_deeper_and_deeper(cropped):
         assert agrees(cropped, [*FIRST[:length], 9, 9]).usage.reused == length
 
 
+@pytest.mark.parametrize("kind", ["sliding", "alternating"])
+def test_a_window_without_its_past_is_extended_but_not_cut(residents, kind):
+    """On some devices the library itself cuts windows to their minimum after each token."""
+    import torch
+
+    resident = residents(kind)
+    model, ids = resident.model, torch.tensor([FIRST])
+    with resident.kept.lent(model, model.generation_config, ids, lambda: FIRST) as (past, _), torch.no_grad():
+        model(ids, **past)
+        past["past_key_values"].crop(0)
+    assert agrees(resident, [*FIRST, 9]).usage.reused == len(FIRST)
+    past["past_key_values"].crop(0)
+    assert agrees(resident, [*FIRST[:20], 9]).usage.reused == 0
+
+
 def test_a_text_with_nothing_in_common_is_computed_anew(cropped):
     answer(cropped, FIRST)
     assert agrees(cropped, [9, *FIRST]).usage.reused == 0
