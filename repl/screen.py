@@ -83,7 +83,8 @@ def headline(result: Loaded) -> Text:
         "chats" if facts.chats else "completes text",
         f"ready in {facts.seconds:.1f} s",
     )
-    return Text.assemble((clean_line(facts.name), "accent"), (" · " + clean_line(rest), "quiet"))
+    first = [] if before else [(" · ", "quiet"), ("/help", "accent")]
+    return Text.assemble((clean_line(facts.name), "accent"), (" · " + clean_line(rest), "quiet"), *first)
 
 
 def _asked(dtype: str) -> str:
