@@ -12,6 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from repl import __version__, settings
+from repl.clean import clean_line
 from repl.errors import UsageError
 from repl.settings import Settings
 
@@ -34,7 +35,7 @@ class Line(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ").split()[0]
         if message.startswith("unrecognized") and unknown.startswith("--"):
             message = self._unknown(unknown)
-        self.exit(2, f"hub-repl: {message} · hub-repl --help\n")
+        self.exit(2, f"hub-repl: {clean_line(message)} · hub-repl --help\n")
 
     def _unknown(self, word: str) -> str:
         from repl.kinds import nearest
@@ -102,7 +103,7 @@ def _guarded(run: Callable[[], int]) -> int:
     try:
         return run()
     except UsageError as error:
-        sys.stderr.write("hub-repl: " + " · ".join([error.message, *error.hints]) + "\n")
+        sys.stderr.write("hub-repl: " + clean_line(" · ".join([error.message, *error.hints])) + "\n")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -172,11 +173,11 @@ class Program:
     def _lines(self) -> list[str]:
         script: list[str] = []
         if self.asked.script == "-":
-            script = sys.stdin.read().splitlines()
+            script = sys.stdin.read().split("\n")
         elif self.asked.script:
             try:
                 with open(self.asked.script, encoding="utf-8") as file:
-                    script = file.read().splitlines()
+                    script = file.read().split("\n")
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"cannot read the script {self.asked.script!r}: {error}") from error
         resumed = [] if self.asked.resume is None else [f"/resume {self.asked.resume}".strip()]
@@ -235,13 +236,16 @@ class Program:
                 raise KeyboardInterrupt
             self.shell.interrupt()
 
+        deadly = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+
         def kill(number: int, frame: FrameType | None) -> None:
+            for one in deadly:  # a window that closes says so twice: the second must not hit what saves and restores
+                signal.signal(one, signal.SIG_IGN)
             raise Killed(number)
 
         signal.signal(signal.SIGINT, interrupt)
-        for name in ("SIGTERM", "SIGHUP", "SIGQUIT"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), kill)
+        for one in deadly:
+            signal.signal(one, kill)
 
 
 if __name__ == "__main__":

@@ -18,18 +18,20 @@ class Folds:
     def fold(self, text: str) -> str:
         """Return what stands for a pasted text: itself, or one character where it is long."""
         long = count(text) > LINES or len(text) > LENGTH
-        return self._mark(text) if long or self._ambiguous(text) else text
+        return self._mark(text) if long or MARK.search(text) else text
 
     def entry(self, text: str) -> str:
         """Return what stands for a text that comes back: texts folded before are so again, far too long ones too."""
-        marks = [mark for mark in MARK.findall(text) if mark in self._texts]
-        for mark, folded in self._texts.items() if not marks else ():
-            text = text.replace(folded, mark)
-        if marks or len(text) > HISTORY:
-            head, end, rest = text.partition("\n")
-            head, rest = (head + end, rest) if rest and len(head) < LENGTH and not marks else ("", text)
-            return head + self._mark(rest)
-        return text
+        if MARK.search(text):
+            return self._mark(text)
+        for mark, folded in self._texts.items():
+            text = text if MARK.search(folded) else text.replace(folded, mark)
+        if len(text) <= HISTORY:
+            return text
+        head, end, rest = text.partition("\n")
+        return (
+            head + end + self._mark(self.whole(rest)) if rest and len(head) < LENGTH else self._mark(self.whole(text))
+        )
 
     def whole(self, text: str) -> str:
         """Return a text with everything that is folded in it."""
@@ -42,10 +44,6 @@ class Folds:
         text = self._texts[mark]
         lines = count(text)
         return f"[pasted {lines} lines]" if lines > 1 else f"[pasted {len(text)} characters]"
-
-    def _ambiguous(self, text: str) -> bool:
-        """Tell whether a text has a character of its own that stands for another text."""
-        return any(mark in self._texts for mark in MARK.findall(text))
 
     def _mark(self, text: str) -> str:
         for mark, folded in self._texts.items():

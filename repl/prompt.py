@@ -5,32 +5,42 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
-from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.auto_suggest import AutoSuggest, Suggestion
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import completion_is_selected, has_completions, is_searching
+from prompt_toolkit.enums import EditingMode
+from prompt_toolkit.filters import Always
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History
 from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.input.typeahead import store_typeahead
-from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
+from prompt_toolkit.key_binding import KeyBindings, KeyPress
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.layout import HSplit
+from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.output import Output, create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import is_dumb_terminal as dumb
+from rich.cells import cell_len
 
 from repl import history, registry
 from repl.clean import clean_line
+from repl.keys import Folded, SideView, bindings
+from repl.panel import Panel
+from repl.pasted import Folds
+from repl.session import Session
 
+# the editor shows controls of direction as they are: a file name could turn the line around
+Char.display_mappings |= {chr(code): clean_line(chr(code)) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 __all__ = ["Editor", "Keyboard", "Plain", "dumb", "restored"]
 STYLE = Style.from_dict(
     {
@@ -44,9 +54,17 @@ STYLE = Style.from_dict(
         "scrollbar.background": "bg:default",
         "scrollbar.button": "bg:#808080",
         "auto-suggestion": "#808080",
+        "folded": "ansicyan",
+        "panel.chosen": "ansicyan",
+        "panel.foot": "#808080",
     }
 )
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
+HINTS = (  # one for each of the first prompts
+    "type a message, / for commands",
+    "F2 settings · Ctrl-O opens an editor",
+    "Up and Ctrl-R find what you typed before",
+)
 
 
 class SlashCompleter(Completer):
@@ -67,69 +85,47 @@ class SlashCompleter(Completer):
 
 
 class Past(History):
-    """The history file as the editor wants it."""
+    """The history file as the editor wants it: what other programs add to it is there at the next prompt."""
 
-    def __init__(self, path: Path, keep: bool) -> None:
+    def __init__(self, path: Path, keep: bool, folds: Folds) -> None:
         super().__init__()
         self._path = path
         self._keep = keep
+        self._folds = folds
+        self._reader = history.Reader(path)
+
+    async def load(self) -> AsyncGenerator[str, None]:
+        """Yield entries, newest first."""
+        self._loaded_strings[:0] = self.load_history_strings()
+        for entry in self._loaded_strings[: history.MOST]:
+            yield entry
 
     def load_history_strings(self) -> Iterable[str]:
-        """Yield entries, newest first."""
-        return reversed(history.entries(self._path))
+        """Return what has come to the file, newest first."""
+        return [self._folds.entry(entry) for entry in reversed(self._reader.fresh())]
+
+    def append_string(self, string: str) -> None:
+        """Keep an entry: it comes back from the file, or stays in mind if it must not or cannot be kept there."""
+        with suppress(OSError):  # a disk that refuses must not stop the talk
+            if self._keep:
+                self.store_string(self._folds.whole(string))
+                return
+        self._loaded_strings.insert(0, string)
 
     def store_string(self, string: str) -> None:
-        """Keep an entry; a disk that refuses must not stop the talk."""
-        with suppress(OSError):
-            if self._keep:
-                history.append(self._path, string)
+        """Add an entry to the file."""
+        history.append(self._path, string)
 
 
-def bindings(stop: Callable[[], object]) -> KeyBindings:
-    """Return the keys: Enter sends, Alt-Enter, Ctrl-J or a trailing backslash make a new line, Ctrl-O an editor.
+class FromPast(AutoSuggest):
+    """Suggests the rest of the newest entry that begins with what is typed, up to the end of its line."""
 
-    Ctrl-C clears the line; where there is nothing to clear it calls `stop`.
-    """
-    keys = KeyBindings()
-
-    @keys.add("enter", filter=~completion_is_selected & ~is_searching)
-    def _(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        if buffer.document.text_before_cursor.endswith("\\") and buffer.document.is_cursor_at_the_end:
-            buffer.delete_before_cursor()
-            buffer.insert_text("\n")
-        else:
-            buffer.validate_and_handle()
-
-    @keys.add("enter", filter=completion_is_selected & ~is_searching)
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.complete_state = None
-
-    @keys.add("c-j")
-    @keys.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    @keys.add("c-o")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.open_in_editor(validate_and_handle=False)
-
-    @keys.add("c-c", filter=~is_searching)
-    @keys.add("<sigint>")
-    def _(event: KeyPressEvent) -> None:
-        _clear(event.current_buffer, stop)
-
-    @keys.add("escape", filter=has_completions, eager=True)
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.cancel_completion()
-
-    return keys
-
-
-def _clear(line: Buffer, stop: Callable[[], object]) -> None:
-    if not line.text:
-        stop()
-    line.reset()
+    def get_suggestion(self, buffer: Buffer, document: Document) -> Suggestion | None:
+        """Return it; nothing where nothing is typed yet."""
+        text = document.text
+        found = (entry for entry in reversed(buffer.history.get_strings()) if entry.startswith(text) and entry != text)
+        rest = next(found, text)[len(text) :].partition("\n")[0] if text.strip() else ""
+        return Suggestion(rest) if rest else None
 
 
 class Editor:
@@ -145,12 +141,17 @@ class Editor:
         source: Input | None = None,
         target: Output | None = None,
         keep: bool = True,
+        session: Session | None = None,
     ) -> None:
         self.input = source or create_input()
         self.output = sighted(target or create_output())
         self._toolbar = toolbar
         self._tick = tick
-        self._session: PromptSession[str] = PromptSession(
+        self._settings = session
+        self._folds = Folds()
+        self._prompts = 0
+        keys = bindings(stop, self._folds)
+        self._prompt: PromptSession[str] = PromptSession(
             message=[("class:prompt", mark)],
             input=self.input,
             output=self.output,
@@ -160,17 +161,38 @@ class Editor:
             completer=SlashCompleter(),
             complete_while_typing=True,
             complete_style=CompleteStyle.COLUMN,
-            auto_suggest=AutoSuggestFromHistory(),
-            history=Past(past, keep),
-            key_bindings=bindings(stop),
+            search_ignore_case=True,
+            auto_suggest=FromPast(),
+            history=Past(past, keep, self._folds),
+            input_processors=[Folded(self._folds)],
+            key_bindings=keys,
             bottom_toolbar=self._bar,
             reserve_space_for_menu=6,
+            enable_suspend=True,
             tempfile_suffix=".md",
         )
+        self._prompt.default_buffer.enable_history_search = Always()  # as an option it would end completion in typing
+        if session is not None:
+            self._place(SideView(Panel(session, self._adapt), self._prompt.default_buffer), keys)
+
+    def _place(self, view: SideView, keys: KeyBindings) -> None:
+        """Put the settings view above the toolbar."""
+        self._prompt.key_bindings = view.keys(keys)
+        layout = self._prompt.layout.container
+        assert isinstance(layout, HSplit)
+        layout.children.insert(-1, view.container)
+
+    def _adapt(self) -> None:
+        """Take over the keys of the editing mode that is set."""
+        vi = self._settings is not None and self._settings.settings.view.editing_mode == "vi"
+        self._prompt.editing_mode = EditingMode.VI if vi else EditingMode.EMACS
+        self._prompt.app.timeoutlen = ESCAPE_WAIT if vi else 1.0  # seconds that Esc waits for the key it is the Alt of
 
     def read(self, draft: str = "") -> str:
-        """Return the next line; raises `EOFError` on Ctrl-D in an empty one."""
-        return self._session.prompt(default=draft, pre_run=self._watch)
+        """Return the next line, whole; raises `EOFError` on Ctrl-D in an empty one."""
+        self._prompts += 1
+        self._adapt()
+        return self._folds.whole(self._prompt.prompt(default=self._folds.entry(draft), pre_run=self._watch))
 
     def held(self) -> AbstractContextManager[None]:
         """Keep echo and the keys that send signals off, also between the prompts."""
@@ -194,7 +216,11 @@ class Editor:
         return " " * width
 
     def _bar(self) -> StyleAndTextTuples:
-        return [("class:bottom-toolbar", clean_line(self._toolbar(get_app().output.get_size().columns)))]
+        width = get_app().output.get_size().columns
+        said = clean_line(self._toolbar(width))
+        hint = HINTS[self._prompts - 1] if self._prompts <= len(HINTS) and not self._prompt.default_buffer.text else ""
+        room = width - 1 - cell_len(said) - len(hint)
+        return [("class:bottom-toolbar", said + " " * room + hint if hint and room > 2 else said)]
 
     def _watch(self) -> None:
         get_app().create_background_task(self._ticking())
@@ -290,4 +316,4 @@ def restored() -> Iterator[None]:
         if before is not None:
             with suppress(termios.error, OSError):
                 termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-                os.write(sys.stdout.fileno(), b"\x1b[?2004l\x1b[?25h\x1b[0m")
+                os.write(sys.stdout.fileno(), b"\x1b[?7h\x1b[?2004l\x1b[?25h\x1b[0m")

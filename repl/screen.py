@@ -203,7 +203,7 @@ class Screen:
 
     def record(self, record: dict[str, Any]) -> None:
         """Write one JSON line."""
-        self.out.file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+        self.out.file.write(json.dumps(record, ensure_ascii=self.out.is_terminal, default=str) + "\n")
         self.out.file.flush()
 
     def error(self, error: ReplError) -> None:

@@ -120,6 +120,7 @@ class View:
     theme: Annotated[str, Choice(("dark", "light", "mono"))] = setting(
         "dark", "colours for a dark or light terminal, or none"
     )
+    editing_mode: Annotated[str, Choice(("emacs", "vi"))] = setting("emacs", "whose keys the line editor has")
     logprobs: Annotated[int, Whole(0, 100)] = setting(
         0, "record each token's log-probability and this many alternatives (shown by --json)"
     )

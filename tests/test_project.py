@@ -11,14 +11,14 @@ from repl import commands, registry, settings
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
-    "errors", "kinds", "settings", "events", "worker", "paths", "history", "config", "decoding", "quiet",
+    "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding", "quiet",
     "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
     "snapshots", "transfer", "hub", "convert", "builtin", "reuse", "loading", "context", "request", "store",
     "stream", "beams", "probe", "engine", "conversation", "records", "database", "archive", "session",
     "registry", "screen", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply",
-    "live", "change",
+    "live", "change", "panel",
 ]  # fmt: skip
-TOP = ["prompt", "shell", "commands", "__main__"]
+TOP = ["keys", "prompt", "shell", "commands", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}
 FUNCTION = 40
 

@@ -32,6 +32,7 @@ from repl.worker import Emit, Worker
 
 assert commands
 ENTER, ESCAPE, CLEAR, LEAVE, TAB, UP = "\r", "\x1b", "\x03", "\x04", "\t", "\x1b[A"
+BACK = "your message is back at the prompt"
 HELLO = b"Hello there."
 
 
@@ -62,9 +63,9 @@ class Typist:
             self.press(keys + LEAVE)
             guard = threading.Timer(30, pipe.close)  # a test must fail, not hang
             guard.start()
-            editor = Editor(
-                self.past, self.shell.toolbar, self.shell.tick, "❯ ", self.shell.stop_load, pipe, DummyOutput()
-            )
+            shell = self.shell
+            given = self.past, shell.toolbar, shell.tick, "❯ ", shell.stop_load, pipe, DummyOutput()
+            editor = Editor(*given, session=self.session)
             self.shell.keyboard = editor.keyboard
             self.shell.interactive(editor.read)
             assert guard.is_alive(), f"hung after {paper.getvalue()!r}"
@@ -347,8 +348,9 @@ def test_a_load_that_fails_leaves_everything_as_it_was(speaker: Typist, tmp_path
     before = speaker.session.settings
     speaker.width = 400
     said = speaker.lines("hi", f"/model {wanted}", "again", "")  # the last Enter sends the draft that came back
-    assert len(shown(said)) == 3
-    assert shown(said)[0] == shown(said)[2] == HELLO.decode()
+    assert len(shown(said)) == 4
+    assert shown(said)[0] == shown(said)[3] == HELLO.decode()
+    assert shown(said)[2] == BACK
     assert str(wanted) in shown(said)[1] or name in shown(said)[1]
     assert speaker.session.settings == before
     assert speaker.sent() == ["hi", "again"]
@@ -366,7 +368,7 @@ def test_a_message_waits_for_the_load(speaker: Typist, llama_folder: Path) -> No
 
 def test_a_message_comes_back_as_draft_when_the_load_fails(typist: Typist) -> None:
     said = typist.run(f"/model broken{ENTER}precious words{ENTER} and more{CLEAR}")
-    assert said == "broken is broken · /model builtin"
+    assert said == f"broken is broken · /model builtin\n{BACK}"
     typist.run(f"/model broken{ENTER}precious words{ENTER} and more{ENTER}{CLEAR}")
     assert history.entries(typist.past)[-1] == "precious words and more"
 
@@ -380,7 +382,7 @@ def test_ctrl_c_at_the_prompt_stops_a_load(speaker: Typist, loads: Loads, name: 
     said = speaker.lines(f"/model {name}", "hi", "")
     assert time.monotonic() - began < 10
     assert shown(said)[0] == f"loading stopped · {speaker.session.facts().id} stays"
-    assert shown(said)[1] == HELLO.decode()
+    assert shown(said)[1:] == [BACK, HELLO.decode()]
     assert speaker.session.settings == before
 
 

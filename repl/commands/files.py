@@ -36,7 +36,7 @@ def read(session: Session, file: Annotated[str, Rest("a file")]) -> Said:
 @command("rest")
 def script(session: Session, file: Annotated[str, Rest("a file")]) -> Lines:
     """Run the lines of a file, up to the first that fails."""
-    return Lines(_text(file).splitlines())
+    return Lines(_text(file).split("\n"))
 
 
 def _text(file: str) -> str:
@@ -143,6 +143,7 @@ def _(result: Presets) -> RenderableType:
     if not result.presets:
         return Text.assemble(("no preset is saved · ", "quiet"), ("/preset save NAME", "accent"))
     rows = [
-        ((one.name, "accent"), f"  {joined(*(f'{k} {v}' for k, v in one.values.items()))}\n") for one in result.presets
+        ((clean_line(one.name), "accent"), f"  {clean_line(joined(*(f'{k} {v}' for k, v in one.values.items())))}\n")
+        for one in result.presets
     ]
     return Text.assemble(*(part for row in rows for part in row))

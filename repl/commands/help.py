@@ -58,7 +58,10 @@ def help_(session: Session, name: Annotated[str, Rest()] = "") -> Help | Page:
 
 def page(name: str) -> Page:
     """Return what is known of a command or setting; raises `UsageError`."""
-    found = registry.find(name.strip().lstrip("/"))
+    wanted = name.strip().lstrip("/")
+    if wanted in registry.LINES:
+        return Page(f"/{wanted}", f"your alias for {registry.LINES[wanted]}", "", "")
+    found = registry.find(wanted)
     takes = settings.kind(found.name).phrase if found.name in settings.places() else ""
     return Page(found.usage, found.help, found.more, takes)
 

@@ -1,0 +1,166 @@
+"""What keys do at the prompt: sending and new lines, folded pastes, an editor, the settings beside the prompt."""
+
+from collections.abc import Callable
+
+from prompt_toolkit.application import get_app
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.data_structures import Point
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition, completion_is_selected, has_completions, is_done, is_searching
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.key_binding import ConditionalKeyBindings, KeyBindings, KeyBindingsBase, KeyPressEvent
+from prompt_toolkit.keys import Keys
+from prompt_toolkit.layout import ConditionalContainer, Dimension, FormattedTextControl, HSplit, Window
+from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
+
+from repl.panel import Panel
+from repl.pasted import MARK, Folds
+
+ROWS = 12  # of the settings view; more are scrolled
+
+
+def bindings(stop: Callable[[], object], folds: Folds) -> KeyBindings:
+    """Return the keys: Enter sends, Alt-Enter, Ctrl-J or a trailing backslash make a new line, Ctrl-O an editor.
+
+    Ctrl-C clears the line; where there is nothing to clear it calls `stop`. A long paste is folded.
+    """
+    keys = KeyBindings()
+
+    @keys.add("enter", filter=~completion_is_selected & ~is_searching)
+    def _(event: KeyPressEvent) -> None:
+        _enter(event.current_buffer)
+
+    @keys.add("enter", filter=completion_is_selected & ~is_searching)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.complete_state = None
+
+    @keys.add("c-j")
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("c-o")
+    async def _(event: KeyPressEvent) -> None:
+        await _edit(event.current_buffer, folds)
+
+    @keys.add("c-c", filter=~is_searching)
+    @keys.add("<sigint>")
+    def _(event: KeyPressEvent) -> None:
+        _clear(event.current_buffer, stop)
+
+    @keys.add("escape", filter=has_completions, eager=True)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.cancel_completion()
+
+    @keys.add(Keys.BracketedPaste, filter=~is_searching)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text(folds.fold(event.data.replace("\r\n", "\n").replace("\r", "\n")))
+
+    return keys
+
+
+def _enter(line: Buffer) -> None:
+    if line.document.text_before_cursor.endswith("\\") and line.document.is_cursor_at_the_end:
+        line.delete_before_cursor()
+        line.insert_text("\n")
+    else:
+        line.validate_and_handle()
+
+
+def _clear(line: Buffer, stop: Callable[[], object]) -> None:
+    if not line.text:
+        stop()
+    line.reset()
+
+
+async def _edit(line: Buffer, folds: Folds) -> None:
+    """Open the whole text in `$EDITOR`; what of it was folded and stays as it was is folded again."""
+    line.text = folds.whole(line.text)
+    await line.open_in_editor(validate_and_handle=False)
+    text = folds.entry(line.text)
+    line.document = Document(text, len(text))
+
+
+class Folded(Processor):
+    """Draws a few words for each character that a paste is folded into; the cursor steps over them at once."""
+
+    def __init__(self, folds: Folds) -> None:
+        self._folds = folds
+
+    def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
+        """Widen the characters of one line; the places before and after them stay together."""
+        line = transformation_input.fragments
+        if not any(MARK.search(piece[1]) for piece in line):
+            return Transformation(line)
+        letters = [(piece[0], letter) for piece in line for letter in piece[1]]
+        drawn: StyleAndTextTuples = []
+        places = [0]
+        for style, letter in letters:
+            label = self._folds.label(letter)
+            drawn.append((style if label == letter else f"{style} class:folded", label))
+            places.append(places[-1] + len(label))
+        return Transformation(
+            drawn,
+            lambda at: places[min(at, len(places) - 1)],
+            lambda at: max(number for number, place in enumerate(places) if place <= at),
+        )
+
+
+class SideView:
+    """The settings under the prompt while F2 has them open; the line being typed stays as it is."""
+
+    def __init__(self, panel: Panel, line: Buffer) -> None:
+        self._panel = panel
+        self._line = line
+        self._open = False
+        self.shown = Condition(lambda: self._open)
+        self._list = FormattedTextControl(
+            self._rows,
+            focusable=True,
+            key_bindings=self._keys(),
+            show_cursor=False,
+            get_cursor_position=lambda: Point(0, panel.at),
+        )
+        rows = Window(self._list, height=Dimension(max=ROWS), dont_extend_height=True)
+        foot = Window(FormattedTextControl(self._foot), height=2, dont_extend_height=True)
+        self.container = ConditionalContainer(HSplit([rows, foot]), filter=self.shown & ~is_done)
+
+    def keys(self, others: KeyBindings) -> KeyBindingsBase:
+        """Return the prompt's keys with F2 among them: none of them acts while the view is open."""
+        others.add("f2", filter=~is_searching)(lambda event: self.open())
+        return ConditionalKeyBindings(others, ~self.shown)
+
+    def open(self) -> None:
+        """Show the settings, and let the keys go to them."""
+        self._line.cancel_completion()
+        self._panel.open()
+        self._open = True
+        get_app().layout.focus(self._list)
+
+    def close(self) -> None:
+        """Let the keys go to the line again."""
+        self._open = False
+        get_app().layout.focus(self._line)
+
+    def _rows(self) -> StyleAndTextTuples:
+        styles = ["class:panel.chosen" if at == self._panel.at else "" for at in range(len(self._panel.rows))]
+        return [(style, line + "\n") for style, line in zip(styles, self._panel.lines(), strict=True)]
+
+    def _foot(self) -> StyleAndTextTuples:
+        return [("class:panel.foot", "\n".join(self._panel.foot()))] if self._open else []
+
+    def _keys(self) -> KeyBindings:
+        keys, panel = KeyBindings(), self._panel
+        moves = {"up": -1, "down": 1, "c-p": -1, "c-n": 1, "s-tab": -1, "tab": 1, "pageup": -ROWS, "pagedown": ROWS}
+        for name, step in moves.items():
+            keys.add(name)(lambda event, step=step: panel.move(step))
+        for name, step in {"left": -1, "right": 1}.items():
+            keys.add(name)(lambda event, step=step: panel.turn(step))
+        for name in ("escape", "f2", "c-c", "c-d", "<sigint>"):
+            keys.add(name, eager=True)(lambda event: self.close())
+        keys.add("enter")(lambda event: panel.enter())
+        keys.add("backspace")(lambda event: panel.erase())
+        keys.add("delete")(lambda event: panel.erase())
+        for name in (Keys.Any, Keys.BracketedPaste):
+            keys.add(name)(lambda event: panel.type(event.data))
+        return keys
