@@ -219,7 +219,15 @@ class Program:
         shell, mark = self.shell, "> " if ascii_only() else "❯ "
         if dumb():
             return self._serve(Plain(mark, shell.settle_load).read)
-        editor = Editor(paths.data() / "history", shell.toolbar, shell.tick, mark, shell.stop_load)
+        editor = Editor(
+            paths.data() / "history",
+            shell.toolbar,
+            shell.tick,
+            mark,
+            shell.stop_load,
+            keep=not self.asked.no_save,
+            session=self.session,
+        )
         shell.keyboard = editor.keyboard
         with restored(), editor.held():
             return self._serve(editor.read)

@@ -109,7 +109,7 @@ def test_a_paste_during_a_reply_is_one_message_at_the_next_prompt(screen: Termin
     screen.keys(ESCAPE)
     words, _ = reply(screen)
     assert "row" not in words
-    screen.wait(lambda: "row 199" in screen.rows()[screen.screen.cursor.y])
+    screen.wait(lambda: "[pasted 201 lines]" in screen.rows()[screen.screen.cursor.y])
     screen.keys(ENTER)
     screen.wait(screen.ready)
     assert said(screen)[-1] == pasted
@@ -118,7 +118,7 @@ def test_a_paste_during_a_reply_is_one_message_at_the_next_prompt(screen: Termin
 def test_a_paste_at_the_prompt_is_one_message(screen: Terminal) -> None:
     pasted = "\n".join(f"row {number}" for number in range(200))
     screen.paste(pasted)
-    screen.wait(lambda: "row 199" in screen.rows()[screen.screen.cursor.y])
+    screen.wait(lambda: "[pasted 200 lines]" in screen.rows()[screen.screen.cursor.y])
     screen.keys(ENTER)
     screen.wait(screen.ready)
     assert said(screen)[-1] == pasted
