@@ -14,6 +14,7 @@ for name in ("HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_IM
 _HOME = tempfile.TemporaryDirectory(prefix="hub-repl-tests-", ignore_cleanup_errors=True)
 os.environ |= {"HF_HOME": _HOME.name, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1"}
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores: more threads would fight
 
 import models  # noqa: E402
 import platformdirs  # noqa: E402
