@@ -176,7 +176,7 @@ class Shell:
 
     def _stopped(self) -> str:
         facts = self.session.store.facts()
-        return f"loading stopped · {facts.id} stays" if facts else "loading stopped · /model builtin loads the built-in"
+        return joined("loading stopped", f"{facts.name} stays" if facts else "/model builtin loads the built-in")
 
     def stop_load(self) -> None:
         """Stop a load that runs beside the prompt."""

@@ -381,7 +381,7 @@ def test_ctrl_c_at_the_prompt_stops_a_load(speaker: Typist, loads: Loads, name: 
     began = time.monotonic()
     said = speaker.lines(f"/model {name}", "hi", "")
     assert time.monotonic() - began < 10
-    assert shown(said)[0] == f"loading stopped · {speaker.session.facts().id} stays"
+    assert shown(said)[0] == f"loading stopped · {speaker.session.facts().name} stays"
     assert shown(said)[1:] == [BACK, HELLO.decode()]
     assert speaker.session.settings == before
 
