@@ -131,7 +131,7 @@ class Shell:
         try:
             with Pane(self.screen, self.session.settings.view) as pane, self.keyboard() as keys:
                 while not task.job.finished():
-                    pane.draw(task.job.poll(0.01))
+                    pane.draw(task.job.poll(0.02))
                     if keys.cancelled():
                         self.interrupt()
         finally:
