@@ -1,6 +1,7 @@
 """The line editor: completion, keys, history, toolbar, and the keyboard while something else owns the screen."""
 
 import asyncio
+import locale
 import os
 import select
 import sys
@@ -8,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
@@ -29,19 +30,21 @@ from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.output import Output, create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
+from prompt_toolkit.utils import get_cwidth
 from prompt_toolkit.utils import is_dumb_terminal as dumb
-from rich.cells import cell_len
 
 from repl import history, registry
 from repl.clean import clean_line
 from repl.keys import Folded, SideView, bindings
-from repl.panel import Panel
 from repl.pasted import Folds
-from repl.session import Session
+from repl.settings import Settings
+
+if TYPE_CHECKING:
+    from repl.panel import Panel
 
 # the editor shows controls of direction as they are: a file name could turn the line around
 Char.display_mappings |= {chr(code): clean_line(chr(code)) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-__all__ = ["Editor", "Keyboard", "Plain", "dumb", "restored"]
+__all__ = ["Editor", "Keyboard", "Plain", "ascii_only", "dumb", "restored"]
 STYLE = Style.from_dict(
     {
         "prompt": "ansicyan",
@@ -128,29 +131,43 @@ class FromPast(AutoSuggest):
         return Suggestion(rest) if rest else None
 
 
+class Desk(Protocol):
+    """Who stands behind the prompt."""
+
+    def toolbar(self, width: int) -> str:
+        """Return the line under the prompt."""
+
+    def tick(self) -> Callable[[], object] | None:
+        """Do a little of what goes on beside the prompt; returns what to print above it."""
+
+    def stop_load(self) -> None:
+        """Stop what is loading."""
+
+    def settings(self) -> Settings:
+        """Return the settings as they stand."""
+
+    def panel(self, changed: Callable[[], object]) -> "Panel":
+        """Return the settings view; `changed` is called when it changed one."""
+
+
 class Editor:
     """Reads lines; between them it watches the keyboard for whoever owns the screen."""
 
     def __init__(
         self,
         past: Path,
-        toolbar: Callable[[int], str],
-        tick: Callable[[], Callable[[], object] | None],
+        desk: Desk,
         mark: str = "❯ ",
-        stop: Callable[[], object] = lambda: None,
         source: Input | None = None,
         target: Output | None = None,
         keep: bool = True,
-        session: Session | None = None,
     ) -> None:
         self.input = source or create_input()
         self.output = sighted(target or create_output())
-        self._toolbar = toolbar
-        self._tick = tick
-        self._settings = session
+        self.desk = desk
         self._folds = Folds()
         self._prompts = 0
-        keys = bindings(stop, self._folds)
+        keys = bindings(lambda: self.desk.stop_load(), self._folds)
         self._prompt: PromptSession[str] = PromptSession(
             message=[("class:prompt", mark)],
             input=self.input,
@@ -172,8 +189,7 @@ class Editor:
             tempfile_suffix=".md",
         )
         self._prompt.default_buffer.enable_history_search = Always()  # as an option it would end completion in typing
-        if session is not None:
-            self._place(SideView(Panel(session, self._adapt), self._prompt.default_buffer), keys)
+        self._place(SideView(lambda: self.desk.panel(self._adapt), self._prompt.default_buffer), keys)
 
     def _place(self, view: SideView, keys: KeyBindings) -> None:
         """Put the settings view above the toolbar."""
@@ -184,7 +200,7 @@ class Editor:
 
     def _adapt(self) -> None:
         """Take over the keys of the editing mode that is set."""
-        vi = self._settings is not None and self._settings.settings.view.editing_mode == "vi"
+        vi = self.desk.settings().view.editing_mode == "vi"
         self._prompt.editing_mode = EditingMode.VI if vi else EditingMode.EMACS
         self._prompt.app.timeoutlen = ESCAPE_WAIT if vi else 1.0  # seconds that Esc waits for the key it is the Alt of
 
@@ -217,9 +233,9 @@ class Editor:
 
     def _bar(self) -> StyleAndTextTuples:
         width = get_app().output.get_size().columns
-        said = clean_line(self._toolbar(width))
+        said = clean_line(self.desk.toolbar(width))
         hint = HINTS[self._prompts - 1] if self._prompts <= len(HINTS) and not self._prompt.default_buffer.text else ""
-        room = width - 1 - cell_len(said) - len(hint)
+        room = width - 1 - get_cwidth(said) - len(hint)
         return [("class:bottom-toolbar", said + " " * room + hint if hint and room > 2 else said)]
 
     def _watch(self) -> None:
@@ -229,7 +245,7 @@ class Editor:
         """Let the shell finish background work: it says what to print above the prompt."""
         shown = self._bar()
         while True:
-            said = self._tick()
+            said = self.desk.tick()
             if said is not None:
                 await run_in_terminal(said)
             if shown != (shown := self._bar()):  # a redraw without need would make the cursor flicker
@@ -290,6 +306,16 @@ class Keyboard:
             self.cancelled()
         store_typeahead(self._input, self._keys)
         self._keys = []
+
+
+def ascii_only() -> bool:
+    """Tell whether the terminal cannot show more than ASCII."""
+    return (sys.stdout.encoding or locale.getpreferredencoding(False)).lower().replace("-", "") in (
+        "ascii",
+        "ansi_x3.41968",
+        "usascii",
+        "646",
+    )
 
 
 def sighted(output: Output) -> Output:

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import locale
 import os
-import sys
 from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
@@ -158,16 +156,6 @@ def _limit(done: Done) -> str:
     if (limit := done.decode.get("max_new_tokens")) is not None:
         return f"cut at {limit} tokens, /max {2 * limit} allows more"
     return f"cut at max_length {done.decode.get('max_length')}"
-
-
-def ascii_only() -> bool:
-    """Tell whether the terminal cannot show more than ASCII."""
-    return (sys.stdout.encoding or locale.getpreferredencoding(False)).lower().replace("-", "") in (
-        "ascii",
-        "ansi_x3.41968",
-        "usascii",
-        "646",
-    )
 
 
 class Screen:

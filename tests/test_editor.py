@@ -72,7 +72,7 @@ class Desk:
             guard = threading.Timer(30, pipe.close)  # a test must fail, not hang
             guard.start()
             output = Vt100_Output(self.glass, lambda: self._size, term="xterm-256color", enable_cpr=False)
-            editor = Editor(self.past, self._bar, self._next, source=pipe, target=output, session=self.session)
+            editor = Editor(self.past, self, source=pipe, target=output)
             lines = list(self._lines(editor))
             assert guard.is_alive(), f"hung at {self._steps} before\n" + "\n".join(self.rows())
             guard.cancel()
@@ -85,10 +85,22 @@ class Desk:
             except EOFError:
                 return
 
-    def _bar(self, width: int) -> str:
+    def toolbar(self, width: int) -> str:
+        """Stand for what the program says."""
         return " the toolbar"
 
-    def _next(self) -> None:
+    def stop_load(self) -> None:
+        """Nothing loads."""
+
+    def settings(self) -> Settings:
+        """Return the settings as they stand."""
+        return self.session.settings
+
+    def panel(self, changed: Callable[[], object]) -> Panel:
+        """Return the settings view."""
+        return Panel(self.session, changed)
+
+    def tick(self) -> None:
         """Take the next step: the editor asks often whether there is something to do."""
         while self._steps and (isinstance(self._steps[0], str) or self._steps[0]()):
             step = self._steps.popleft()

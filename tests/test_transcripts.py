@@ -64,8 +64,7 @@ class Typist:
             guard = threading.Timer(30, pipe.close)  # a test must fail, not hang
             guard.start()
             shell = self.shell
-            given = self.past, shell.toolbar, shell.tick, "❯ ", shell.stop_load, pipe, DummyOutput()
-            editor = Editor(*given, session=self.session)
+            editor = Editor(self.past, shell, "❯ ", pipe, DummyOutput())
             self.shell.keyboard = editor.keyboard
             self.shell.interactive(editor.read)
             assert guard.is_alive(), f"hung after {paper.getvalue()!r}"

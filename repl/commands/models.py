@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import builtin, hub
+from repl import builtin, hub, settings
 from repl.change import load
 from repl.clean import clean_line
 from repl.kinds import Text as Words
@@ -30,20 +30,10 @@ def _known(moment: int) -> list[str]:
     return [builtin.ID, *hub.cached_models()]
 
 
-def words(text: str) -> list[tuple[str, str]]:
-    """Split `id@revision` and `id:file.gguf` into settings; what a new model does not take over is put back."""
-    name, _, file = text.rpartition(":") if text.lower().endswith(".gguf") else (text, "", "")
-    if len(name) < 2:  # no colon, or the one of a Windows drive
-        name, file = text, ""
-    name, _, revision = name.partition("@")
-    parts = {"revision": revision, "gguf_file": file, "trust_remote_code": ""}
-    return [("model", name), *((key, value or "default") for key, value in parts.items())]
-
-
 @command("models")
 def model(session: Session, id: Annotated[str, Words("a model", suggest=known)] = "") -> Any:
     """Load another model: a Hub id, id@revision, id:file.gguf, a folder, or builtin."""
-    return load(session, words(id)) if id else info(session)
+    return load(session, settings.address(id)) if id else info(session)
 
 
 @command("models")
