@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from repl.panel import Panel
 
 ROWS = 12  # of the settings view; more are scrolled
-AROUND = 6  # rows of a window that are not the list's
+AROUND = 3  # rows of a window for the foot of the view and the toolbar
+
+
+def menu(rows: int) -> int:
+    """Return how many rows below the line are kept free for completions, in a window of so many."""
+    return max(1, min(6, rows // 3))
 
 
 def bindings(stop: Callable[[], object], folds: Folds) -> KeyBindings:
@@ -148,7 +153,8 @@ class SideView:
 
     def _room(self) -> int:
         """Return how many rows the list may have: the line, the foot and the toolbar need some of the window."""
-        return max(1, min(ROWS, get_app().output.get_size().rows - AROUND))
+        rows = get_app().output.get_size().rows
+        return max(1, min(ROWS, rows - menu(rows) - AROUND))
 
     def _rows(self) -> StyleAndTextTuples:
         if self._panel is None:

@@ -35,7 +35,7 @@ from prompt_toolkit.utils import is_dumb_terminal as dumb
 
 from repl import history, registry
 from repl.clean import clean_line
-from repl.keys import Folded, SideView, bindings
+from repl.keys import Folded, SideView, bindings, menu
 from repl.pasted import Folds
 from repl.settings import Settings
 
@@ -184,7 +184,6 @@ class Editor:
             input_processors=[Folded(self._folds)],
             key_bindings=keys,
             bottom_toolbar=self._bar,
-            reserve_space_for_menu=6,
             enable_suspend=True,
             tempfile_suffix=".md",
         )
@@ -208,6 +207,7 @@ class Editor:
         """Return the next line, whole; raises `EOFError` on Ctrl-D in an empty one."""
         self._prompts += 1
         self._adapt()
+        self._prompt.reserve_space_for_menu = menu(self.output.get_size().rows)
         return self._folds.whole(self._prompt.prompt(default=self._folds.entry(draft), pre_run=self._watch))
 
     def held(self) -> AbstractContextManager[None]:

@@ -362,6 +362,14 @@ def test_f2_turns_flags_and_choices_over(desk: Desk, session: Session) -> None:
     assert session.settings.decode.do_sample is True
 
 
+@pytest.mark.parametrize("rows", [8, 10, 14])
+def test_f2_is_of_use_in_a_low_window(rows: int, tmp_path: Path, session: Session) -> None:
+    """The chosen setting, its neighbours and what it does are on the screen."""
+    desk = Desk(tmp_path, session, (rows, 60))
+    chosen = desk.shows(" > min_new_tokens", "fewest tokens before", "   max_length", " the toolbar")
+    assert desk.run("half", F2, go(session, "min_new_tokens"), chosen, F2, " a line", ENTER) == ["half a line"]
+
+
 def test_f2_takes_numbers_and_says_what_is_wrong(desk: Desk, session: Session) -> None:
     desk.run(F2, "40", desk.shows(" 40_"), BACK, "2", ENTER, desk.shows("max_new_tokens 42"), F2)
     assert session.settings.decode.max_new_tokens == 42
