@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Annotated, Any, Protocol, get_args, get_origin
@@ -25,8 +25,8 @@ class Kind(Protocol):
     def show(self, value: Any) -> str:
         """Return the word that reads back as the value."""
 
-    def complete(self) -> list[str]:
-        """Return the words worth offering."""
+    def complete(self) -> Collection[str]:
+        """Return the words worth offering; a mapping says what each one is."""
 
 
 def refuse(word: str, phrase: str) -> UsageError:
@@ -166,7 +166,7 @@ class Text:
     """Any text that is not blank; `suggest` offers words that make sense here."""
 
     phrase: str = "a text"
-    suggest: Callable[[], list[str]] = list
+    suggest: Callable[[], Collection[str]] = list
 
     def read(self, word: str) -> str:
         """Return the text without the space around it."""
@@ -178,7 +178,7 @@ class Text:
         """Return the text."""
         return value
 
-    def complete(self) -> list[str]:
+    def complete(self) -> Collection[str]:
         """Offer the suggestions."""
         return self.suggest()
 
@@ -317,7 +317,7 @@ class Rest:
     """The rest of the line as it was typed."""
 
     phrase: str = "a text"
-    suggest: Callable[[], list[str]] = list
+    suggest: Callable[[], Collection[str]] = list
 
     def read(self, word: str) -> str:
         """Return it unchanged."""
@@ -327,7 +327,7 @@ class Rest:
         """Return it unchanged."""
         return value
 
-    def complete(self) -> list[str]:
+    def complete(self) -> Collection[str]:
         """Offer the suggestions."""
         return self.suggest()
 

@@ -236,4 +236,6 @@ def _values(found: Command, rest: str) -> list[tuple[str, str]]:
     word = words[min(place, len(words) - 1)]
     if isinstance(word.kind, Change):
         return [(f"{name}=", settings.help_of(name)) for name in settings.places() if name.startswith(last)]
-    return [(value, "") for value in word.kind.complete() if value.lower().startswith(last.lower())]
+    offered = word.kind.complete()
+    helps = offered if isinstance(offered, Mapping) else {}
+    return [(value, helps.get(value, "")) for value in offered if value.lower().startswith(last.lower())]

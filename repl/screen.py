@@ -29,9 +29,9 @@ class Said:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Draft:
-    """A text to put into the line editor, with a sentence about it."""
+    """A text to put into the line editor, with a sentence about it; any result with a `draft` does that."""
 
-    text: str
+    draft: str
     said: str
 
 

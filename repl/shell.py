@@ -11,7 +11,7 @@ from repl.live import Pace, Pane
 from repl.loading import sentence
 from repl.panel import Panel
 from repl.quiet import log
-from repl.screen import Draft, Lines, Screen, device, joined
+from repl.screen import Lines, Screen, device, joined
 from repl.session import Session, Task
 from repl.settings import Settings, named
 
@@ -116,8 +116,7 @@ class Shell:
         if isinstance(outcome, Lines):
             self.script(outcome.lines)
             return
-        if isinstance(outcome, Draft):
-            self.draft = outcome.text
+        self.draft = getattr(outcome, "draft", self.draft)
         wanted = self.session.settings.view.stats or self.screen.as_json or not isinstance(outcome, Done)
         if wanted:
             self.screen.show(registry.title(line), outcome)

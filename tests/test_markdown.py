@@ -46,7 +46,7 @@ FRAGMENTS = [
 ]  # fmt: skip
 
 documents = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=8).map("".join)
-widths = st.integers(20, 200)
+widths = st.integers(20, 400)
 
 
 @st.composite

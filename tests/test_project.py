@@ -18,7 +18,7 @@ ORDER = [
     "registry", "screen", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply",
     "live", "change", "panel",
 ]  # fmt: skip
-TOP = ["keys", "prompt", "shell", "commands", "program", "__main__"]
+TOP = ["keys", "offers", "prompt", "shell", "commands", "program", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}
 FUNCTION = 40
 

@@ -22,7 +22,8 @@ from repl import commands, history
 from repl.errors import BadModel
 from repl.events import Progress
 from repl.loading import bring
-from repl.prompt import ESCAPE_WAIT, Editor, Keyboard, SlashCompleter
+from repl.offers import SlashCompleter
+from repl.prompt import ESCAPE_WAIT, Editor, Keyboard
 from repl.screen import THEME, Screen
 from repl.session import Session
 from repl.settings import Load, Settings
