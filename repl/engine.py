@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
-from repl import decoding
+from repl import decoding, template
 from repl.beams import Watch, spelled
 from repl.errors import Cancelled, Failed, NoMemory, ReplError
 from repl.events import Done, Echo, Notice, Opening, Sequence, Timing, Token, Usage
@@ -248,7 +248,17 @@ class Run:
             sequences=tuple(sequences) if len(sequences) > 1 or self.beams else (),
             dropped=self.dropped,
             versions=versions(),
+            given=self._given(),
+            system=self.request.system,
+            prefill=self.request.prefill,
+            template=template.arguments(settings.extra) if self.request.chats else {},
+            environment=environment(facts),
         )
+
+    def _given(self) -> dict[str, Any]:
+        names = decoding.overrides(self.request.settings, self.resident.facts.base)
+        values = {name: getattr(self.config, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
 
     def _decode(self) -> dict[str, Any]:
         table = decoding.effective(self.request.settings, self.resident.facts.base)
@@ -301,3 +311,18 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("transformers", "torch", "tokenizers")}
+
+
+def environment(facts: Facts) -> dict[str, Any]:
+    """Return what else may decide between two tokens that are nearly as likely."""
+    import torch
+
+    return {"attention": facts.attention, "threads": torch.get_num_threads(), "devices": _devices(facts)}
+
+
+def _devices(facts: Facts) -> dict[str, str]:
+    import torch
+
+    places = sorted(set(facts.device_map.values()))
+    names = {place: torch.cuda.get_device_name(place) for place in places if place.startswith("cuda")}
+    return {"cpu": torch.backends.cpu.get_cpu_capability(), **names}

@@ -115,6 +115,16 @@ class Done:
     dropped: tuple[int, ...] = ()
     """Turns that were left out of the prompt because the context was full."""
     versions: dict[str, str] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    """What was put into the model's own generation config, in the library's names."""
+    system: str = ""
+    """The instruction in front of the chat."""
+    prefill: str = ""
+    """What the reply was made to begin with."""
+    template: dict[str, Any] = field(default_factory=dict)
+    """Values of the chat template's variables."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """What else may decide between two tokens that are nearly as likely: attention, threads, devices."""
 
 
 Event = Token | Opening | Echo | Beams | Progress | Notice | Done

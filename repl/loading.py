@@ -87,6 +87,13 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None
     return Resident(load, _facts(load, found, weights, model, tokenizer, began), model.eval(), tokenizer)
 
 
+def tokenizer(load: Load, emit: Emit) -> tuple[Any, Path]:
+    """Load the tokenizer alone of a model that is on this machine, and tell its folder; raises a `ReplError`."""
+    libraries.bring(emit)
+    found = _find(load, emit, offline=True)
+    return _tokenizer(found, load, emit), found.folder
+
+
 def _find(load: Load, emit: Emit, offline: bool) -> hub.Found:
     if load.model == builtin.ID:
         return hub.Found(builtin.ID, _builtin(emit, offline), "", "")

@@ -143,6 +143,7 @@ def figures(done: Done) -> str:
         f"{made} token{'' if made == 1 else 's'}",
         f"first after {timing.ttft_s:.2f} s" if timing.ttft_s is not None else "",
         f"{timing.decode_tps:.0f} tokens/s" if timing.decode_tps else "",
+        f"{done.usage.reused} of {done.usage.prompt} reused" if done.usage.reused else "",
         f"seed {done.seed}" if done.seed is not None else "",
         ends.get(done.finish, ""),
     )
