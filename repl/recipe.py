@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from repl.conversation import Conversation, Turn
-from repl.decoding import APART, LENGTHS, OURS
+from repl.decoding import APART, BEAMS, LENGTHS, OURS, SAMPLING
 from repl.errors import UsageError
 from repl.events import Done
 from repl.template import folded
@@ -63,6 +63,8 @@ def chosen(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Do
         replies = [child.id for child in talk.children(turn.id) if child.record]
         said = "is a message: its reply is" if replies else "has no record of how it was made"
         raise UsageError(f"turn {turn.id} {said}{f' turn {replies[-1]}' if replies else ''}", "/tree")
+    if not parts(turn.record)[1]:
+        raise UsageError(f"turn {turn.id} was broken off before its first token", "/retry")
     return turn, turn.record
 
 
@@ -79,14 +81,20 @@ def row(record: Done) -> int:
 
 
 def arguments(record: Done) -> dict[str, Any]:
-    """Return what `generate` has to be called with; a reply that was broken off ends where it ended."""
+    """Return what `generate` has to be called with; a reply that was broken off ends where it did."""
     older = {OURS.get(name, name): value for name, value in record.decode.items() if name not in APART}
     values = {name: value for name, value in (record.given or older).items() if value not in (None, (), [])}
     if record.finish in ("cancelled", "failed"):
         values = {name: value for name, value in values.items() if name not in LENGTHS}
         values["max_new_tokens"] = len(parts(record)[1])
+    idle = (() if record.decode.get("do_sample") else SAMPLING, () if _searches(record) else BEAMS)
+    values = {name: value for name, value in values.items() if name not in (*idle[0], *idle[1])}
     order = sorted(values, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     return {name: values[name] for name in order if not name.startswith(FORM)}
+
+
+def _searches(record: Done) -> bool:
+    return (record.decode.get("num_beams") or 1) > 1
 
 
 # the prompt

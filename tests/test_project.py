@@ -15,7 +15,7 @@ ORDER = [
     "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
     "snapshots", "transfer", "hub", "convert", "builtin", "reuse", "loading", "context", "request", "store",
     "stream", "beams", "probe", "engine", "conversation", "records", "database", "archive", "session",
-    "registry", "screen", "writing", "recipe", "bench", "transcript", "prose", "highlight", "tables", "blocks",
+    "registry", "screen", "writing", "recipe", "again", "bench", "transcript", "prose", "highlight", "tables", "blocks",
     "markdown", "reply", "live", "change", "panel",
 ]  # fmt: skip
 TOP = ["keys", "offers", "prompt", "shell", "commands", "program", "__main__"]

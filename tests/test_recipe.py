@@ -234,6 +234,14 @@ def test_what_was_asked_for_while_loading_is_in_the_script_or_said(name):
     assert words in scripted(load={**RECORD.load, **changes})
 
 
+def test_what_had_no_effect_is_left_out():
+    """Sampling values while greedy, beam values without beams."""
+    idle = {"temperature": 0.5, "top_k": 5, "length_penalty": 2.0}
+    assert "generate(**inputs, max_length=50, num_beams=1, do_sample=False)" in scripted(given={**RECORD.given, **idle})
+    drawn = scripted(given=idle, decode={"do_sample": True, "num_beams": 2}, seed=3)
+    assert "torch.manual_seed(3)\noutput = model.generate(**inputs, temperature=0.5, top_k=5, length_penalty" in drawn
+
+
 def test_a_gguf_file_is_loaded_as_such():
     text = scripted(source=Source("/models", gguf_file="tiny.gguf"))
     assert 'AutoTokenizer.from_pretrained("/models", gguf_file="tiny.gguf")' in text
@@ -253,7 +261,7 @@ def test_an_older_record_is_written_out_in_full():
     text = scripted(
         given={}, decode={"max_new_tokens": 9, "stop": ("a",), "top_k": 50, "overflow": "ask", "seed": None}
     )
-    assert 'generate(**inputs, max_new_tokens=9, stop_strings=["a"], top_k=50, tokenizer=tokenizer)' in text
+    assert 'generate(**inputs, max_new_tokens=9, stop_strings=["a"], tokenizer=tokenizer)' in text
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,6 +1,20 @@
 """The commands, a file for each family; a new view is a new file and a line here."""
 
-from repl.commands import beams, export, files, help, history, models, options, recipe, rest, sessions, talk, template
+from repl.commands import (
+    beams,
+    export,
+    files,
+    help,
+    history,
+    models,
+    options,
+    recipe,
+    reproduce,
+    rest,
+    sessions,
+    talk,
+    template,
+)
 
 __all__ = [
     "beams",
@@ -11,6 +25,7 @@ __all__ = [
     "models",
     "options",
     "recipe",
+    "reproduce",
     "rest",
     "sessions",
     "talk",
