@@ -2,6 +2,7 @@
 
 from repl.commands import (
     beams,
+    bench,
     export,
     files,
     help,
@@ -12,12 +13,14 @@ from repl.commands import (
     reproduce,
     rest,
     sessions,
+    stats,
     talk,
     template,
 )
 
 __all__ = [
     "beams",
+    "bench",
     "export",
     "files",
     "help",
@@ -28,6 +31,7 @@ __all__ = [
     "reproduce",
     "rest",
     "sessions",
+    "stats",
     "talk",
     "template",
 ]
