@@ -12,7 +12,7 @@ from repl.events import Done
 from repl.template import folded
 
 Message = Mapping[str, Any]
-WIDTH = 108
+WIDTH = 92
 FIRST = (*LENGTHS, "num_beams", "do_sample")  # the order in which people write them
 FORM = ("return_dict_in_generate", "output_")  # beginnings of fields that only change the form of what comes back
 LOADED = ("model", "revision", "dtype", "device", "max_memory", "quantize", "attention", "gguf_file")
@@ -259,7 +259,7 @@ def _inputs(form: Prompt) -> list[str]:
     if not form.messages:
         encode = _call("inputs = tokenizer", literal(form.text), **options, return_tensors='"pt"')
         return [f"{encode}.to(model.device)"]
-    messages = ["messages = [", *(f"    {_message(one)}," for one in form.messages), "]"]
+    messages = _messages(form.messages)
     if form.behind:
         text = _call("text = tokenizer.apply_chat_template", "messages", **options, tokenize="False")
         encode = _call("inputs = tokenizer", "text", add_special_tokens="False", return_tensors='"pt"')
@@ -267,6 +267,12 @@ def _inputs(form: Prompt) -> list[str]:
     rest = {"return_dict": "True", "return_tensors": '"pt"'}
     encode = _call("inputs = tokenizer.apply_chat_template", "messages", **options, **rest)
     return [*messages, f"{encode}.to(model.device)"]
+
+
+def _messages(messages: Sequence[Message]) -> list[str]:
+    told = [_message(one) for one in messages]
+    line = f"messages = [{', '.join(told)}]"
+    return [line] if len(line) <= WIDTH and len(told) == 1 else ["messages = [", *(f"    {one}," for one in told), "]"]
 
 
 def _message(message: Message) -> str:

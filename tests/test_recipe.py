@@ -212,7 +212,7 @@ def test_a_repository_stands_with_its_commit():
     text = scripted(source=Source("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"))
     assert 'name, commit = "openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"' in text
     assert "AutoTokenizer.from_pretrained(name, revision=commit)" in text
-    assert "AutoModelForCausalLM.from_pretrained(name, revision=commit, device_map=" in text
+    assert "AutoModelForCausalLM.from_pretrained(\n    name,\n    revision=commit,\n    device_map=" in text
 
 
 LOADS = {
@@ -262,6 +262,7 @@ def test_an_older_record_is_written_out_in_full():
         given={}, decode={"max_new_tokens": 9, "stop": ("a",), "top_k": 50, "overflow": "ask", "seed": None}
     )
     assert 'generate(**inputs, max_new_tokens=9, stop_strings=["a"], tokenizer=tokenizer)' in text
+    assert "# The record is an older one" in text
 
 
 @settings(max_examples=40, deadline=None)

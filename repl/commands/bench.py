@@ -121,7 +121,7 @@ def _drawn(entry: Entry) -> list[RenderableType]:
         entry.dtype,
         device(entry.device_map) if entry.device_map else "",
         f"weights {mebibytes(entry.weight_bytes)}" if entry.weight_bytes else "",
-        f"in use {mebibytes(entry.used_bytes)}" if entry.used_bytes else "",
+        f"process {mebibytes(entry.used_bytes)}" if entry.used_bytes else "",
         f"ready in {entry.load_s:.2f} s" if entry.load_s else "",
     )
     name = clean_line(path.name if path.is_absolute() else entry.model)
