@@ -29,6 +29,7 @@ TEXT = (
 WARM = 4  # tokens of the run that is not counted
 BLOCK = 2**28  # bytes that are read to measure the memory: far more than any cache holds
 READS = 7
+PACKED = ("torch.int8", "torch.uint8", "torch.int32")  # what weights that are no parameters are packed into
 SPARE = 1.1  # a model is taken to fit where this much of its size is free
 
 
@@ -251,7 +252,8 @@ def read_bytes(resident: Resident) -> int:
     Of a mixture of experts this counts every expert.
     """
     model = resident.model
-    total = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    packed = [one for one in model.buffers() if str(one.dtype) in PACKED]
+    total = sum(weight.numel() * weight.element_size() for weight in (*model.parameters(), *packed))
     first, last = model.get_input_embeddings(), model.get_output_embeddings()
     if last is not None and first is not None and first.weight is not last.weight:
         total -= first.weight.numel() * first.weight.element_size()

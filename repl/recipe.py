@@ -5,10 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from repl.clean import clean_line
 from repl.conversation import Conversation, Turn
 from repl.decoding import APART, BEAMS, LENGTHS, OURS, SAMPLING
 from repl.errors import UsageError
 from repl.events import Done
+from repl.loading import max_memory
 from repl.template import folded
 
 Message = Mapping[str, Any]
@@ -90,7 +92,7 @@ def arguments(record: Done) -> dict[str, Any]:
     idle = (() if record.decode.get("do_sample") else SAMPLING, () if _searches(record) else BEAMS)
     values = {name: value for name, value in values.items() if name not in (*idle[0], *idle[1])}
     order = sorted(values, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
-    return {name: values[name] for name in order if not name.startswith(FORM)}
+    return {name: values[name] for name in order if name.isidentifier() and not name.startswith(FORM)}
 
 
 def _searches(record: Done) -> bool:
@@ -100,30 +102,27 @@ def _searches(record: Done) -> bool:
 # the prompt
 
 
-def prompt(talk: Conversation, turn: Turn, record: Done, tokenizer: Any = None) -> Prompt:
-    """Return the most readable way to write the prompt of a reply that encodes to its ids; without a tokenizer: them.
-
-    For the model thread.
-    """
+def spellings(talk: Conversation, turn: Turn, record: Done) -> list[Prompt]:
+    """Return the ways to write the prompt of a reply, the most readable first; the ids themselves are the last."""
     ids = parts(record)[0]
-    if tokenizer is not None and ids == record.prompt_ids:
-        for one in _spellings(talk, turn, record):
-            if _encoded(tokenizer, one) == list(ids):
-                return one
-    return Prompt(ids=ids)
-
-
-def _spellings(talk: Conversation, turn: Turn, record: Done) -> Iterator[Prompt]:
     asked = talk.turns[turn.parent or 0]
-    if asked.role == "prompt":
-        yield Prompt(text=asked.text)
-        yield Prompt(text=asked.text, options={"return_token_type_ids": False})
-        return
-    path = [one for one in talk.path(asked.id) if one.id not in record.dropped]
-    said: list[Message] = [{"role": one.role, "content": one.text} for one in path]
-    head = [{"role": "system", "content": record.system}] if record.system and 0 not in record.dropped else []
-    for messages in ([*head, *said], *([folded([*head, *said])] if head else [])):
-        yield from _chats(messages, record)
+    if ids != record.prompt_ids:
+        found = []
+    elif asked.role == "prompt":
+        found = [Prompt(text=asked.text), Prompt(text=asked.text, options={"return_token_type_ids": False})]
+    else:
+        path = [one for one in talk.path(asked.id) if one.id not in record.dropped]
+        said: list[Message] = [{"role": one.role, "content": one.text} for one in path]
+        head = [{"role": "system", "content": record.system}] if record.system and 0 not in record.dropped else []
+        chats = [[*head, *said], *([folded([*head, *said])] if head else [])]
+        found = [form for messages in chats for form in _chats(messages, record)]
+    return [*found, Prompt(ids=ids)]
+
+
+def fitting(forms: Sequence[Prompt], tokenizer: Any) -> Prompt:
+    """Return the first way to write a prompt that encodes to its ids; for the model thread."""
+    ids = list(forms[-1].ids)
+    return next((one for one in forms[:-1] if _encoded(tokenizer, one) == ids), forms[-1])
 
 
 def _chats(messages: Sequence[Message], record: Done) -> Iterator[Prompt]:
@@ -189,7 +188,8 @@ def script(turn: Turn, source: Source, form: Prompt, how: Shown) -> str:
 
 
 def _remarks(turn: Turn, record: Done, form: Prompt) -> list[str]:
-    libraries = " and ".join(f"{name} {record.versions[name]}" for name in ("transformers", "torch") if record.versions)
+    known = [(name, clean_line(record.versions[name])) for name in ("transformers", "torch") if name in record.versions]
+    libraries = " and ".join(f"{name} {version}" for name, version in known)
     said = [f"turn {turn.id} of a hub-repl session" + (f", recorded with {libraries}" if libraries else "")]
     if form.ids and parts(record)[0] != record.prompt_ids:
         said.append("it goes on from the ids of the reply before, which are part of its prompt here")
@@ -212,7 +212,7 @@ def _unsaid(record: Done) -> Iterator[str]:
         yield f"the weights were packed as {literal(packed)}, which this script does not do: other tokens may come"
     for name, value in record.load.items():
         if name not in (*LOADED, *ASIDE) and value and value not in ("none", "auto"):
-            yield f"loaded with {name} {literal(value)}, which this script leaves out"
+            yield f"loaded with {literal(name)[1:-1]} {literal(value)}, which this script leaves out"
     if not record.given:
         yield "the record is an older one: every value in effect is written out"
 
@@ -221,11 +221,12 @@ def _loading(record: Done, source: Source, quantized: str) -> list[str]:
     load = record.load
     both = {"gguf_file": literal(source.gguf_file)} if source.gguf_file else {}
     both |= {"trust_remote_code": "True"} if load.get("trust_remote_code") else {}
+    dtype = str(record.model["dtype"])
     exact = not quantized or load.get("dtype") != "auto"
     model = {
         "device_map": literal(load.get("device", "auto")),
-        "dtype": f"torch.{record.model['dtype']}" if exact else '"auto"',
-        "max_memory": literal(_memory(load["max_memory"])) if load.get("max_memory") else "",
+        "dtype": f"torch.{dtype}" if exact and dtype.isidentifier() else '"auto"',
+        "max_memory": literal(max_memory(load["max_memory"])) if load.get("max_memory") else "",
         "offload_folder": literal(load.get("offload_folder") or "") if load.get("offload_folder") else "",
         "attn_implementation": literal(load["attention"]) if load.get("attention", "auto") != "auto" else "",
         "quantization_config": "GgufConfig(dequantize=True)" if source.gguf_file else quantized,
@@ -242,11 +243,6 @@ def _loading(record: Done, source: Source, quantized: str) -> list[str]:
         _call("tokenizer = AutoTokenizer.from_pretrained", name, **both),
         _call("model = AutoModelForCausalLM.from_pretrained", name, **words),
     ]
-
-
-def _memory(words: str) -> dict[int | str, str]:
-    pairs = dict(pair.split("=") for pair in words.split(","))
-    return {int(device) if device.isdigit() else device: size for device, size in pairs.items()}
 
 
 def _inputs(form: Prompt) -> list[str]:

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from driving import ask, ask_until, opened, run
+from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repl import recipe
+from repl import hub, recipe
 from repl.commands.recipe import source
 from repl.conversation import Conversation, Turn
 from repl.errors import UsageError
@@ -215,6 +217,20 @@ def test_a_repository_stands_with_its_commit():
     assert "AutoModelForCausalLM.from_pretrained(\n    name,\n    revision=commit,\n    device_map=" in text
 
 
+def test_a_model_of_the_hub_is_made_again_from_its_commit(fake_hub, gpt2_folder, tmp_path, capsys, emit, monkeypatch):
+    commit = fake_hub.add("acme/tiny", gpt2_folder)
+    hub.locate("acme/tiny", "main", "", emit)
+    with opened("acme/tiny") as session:
+        done = run(session, "/greedy", "/max 6", STORY)
+        file = tmp_path / "tiny.py"
+        run(session, f"/recipe {file}")
+    assert f'name, commit = "acme/tiny", "{commit}"' in file.read_text()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # the fake Hub lists no folders: the cache has it all
+    names = runpy.run_path(str(file))
+    assert names["output"].tolist() == [[*done.prompt_ids, *done.token_ids]]
+    assert capsys.readouterr().out == f"{STORY}{done.text}\n"
+
+
 LOADS = {
     "quantize 4bit": ({"quantize": "4bit"}, "quantization_config=BitsAndBytesConfig(load_in_4bit=True"),
     "quantize 8bit": ({"quantize": "8bit"}, "import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig"),
@@ -263,6 +279,20 @@ def test_an_older_record_is_written_out_in_full():
     )
     assert 'generate(**inputs, max_new_tokens=9, stop_strings=["a"], tokenizer=tokenizer)' in text
     assert "# The record is an older one" in text
+
+
+def test_a_record_from_elsewhere_adds_no_statement():
+    """Names and versions come from a file, and a file may say anything."""
+    evil = "float32\nimport os"
+    text = scripted(
+        model={**RECORD.model, "dtype": evil},
+        versions={"transformers": evil, "torch": "2"},
+        load={**RECORD.load, evil: evil, "device": evil, "attention": evil, "quantize": evil},
+        given={evil: 1, "max_new_tokens": 2},
+        prefill=evil,
+        system=evil,
+    )
+    assert [line for line in text.splitlines() if line.startswith("import")] == ["import torch"]
 
 
 @settings(max_examples=40, deadline=None)

@@ -157,7 +157,9 @@ def _short(value: float) -> str:
 
 
 def _foot(result: Benched) -> str:
-    counted = "1 run" if result.repeats == 1 else f"{result.repeats} runs"
+    if not result.entries:
+        return "stopped before anything was measured"
+    counted = "1 run" if result.repeats == 1 else f"{'' if result.whole else 'up to '}{result.repeats} runs"
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     rates = [f"{one.device} reads {one.bytes_per_s / 1e9:.1f} GB/s" for one in result.memory]
     rows = [

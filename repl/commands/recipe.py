@@ -13,11 +13,12 @@ from repl.errors import ReplError, UsageError
 from repl.events import Done, Notice
 from repl.highlight import Highlighter
 from repl.kinds import Text as Words
-from repl.recipe import Source
+from repl.recipe import Prompt, Source
 from repl.registry import command
 from repl.screen import joined, view
 from repl.session import Session, Task
 from repl.settings import Load
+from repl.store import Store
 from repl.worker import Emit, Job
 from repl.writing import write
 
@@ -31,23 +32,25 @@ class Recipe:
     file: str = ""
 
 
-def written(session: Session, turn: Turn, record: Done, emit: Emit) -> Recipe:
+def written(store: Store, turn: Turn, forms: list[Prompt], emit: Emit) -> Recipe:
     """Write the script of a reply; for the model thread."""
+    record = turn.record
+    assert record is not None
     try:
-        tokenizer, folder = reader(session, record, emit)
+        tokenizer, folder = reader(store, record, emit)
     except ReplError as error:  # a model that is not here any more: its ids are
         emit(Notice(joined(error.message, "so the prompt stands in the script as ids")))
-        tokenizer, folder = None, Path(str(record.model["id"]))
-    form = recipe.prompt(session.conversation, turn, record, tokenizer)
-    how = recipe.shown(turn, record, tokenizer)
+        place = source(record, Path(str(record.model["id"])))
+        return Recipe(turn.id, recipe.script(turn, place, forms[-1], recipe.shown(turn, record)))
+    form, how = recipe.fitting(forms, tokenizer), recipe.shown(turn, record, tokenizer)
     return Recipe(turn.id, recipe.script(turn, source(record, folder), form, how))
 
 
-def reader(session: Session, record: Done, emit: Emit) -> tuple[Any, Path]:
+def reader(store: Store, record: Done, emit: Emit) -> tuple[Any, Path]:
     """Return the tokenizer that a reply was made with and its folder: the resident one, or one from disk."""
-    facts = session.store.facts()
+    facts = store.facts()
     if facts and (facts.id, facts.commit) == (record.model["id"], record.model["commit"]):
-        return session.store.current().tokenizer, Path(facts.folder)
+        return store.current().tokenizer, Path(facts.folder)
     known = {spot.name for spot in fields(Load)}
     load = Load(**{name: value for name, value in record.load.items() if name in known})
     exact = str(record.model["commit"] or load.revision)
@@ -90,7 +93,8 @@ def recipe_(
         path = write(file, made.script.encode("utf-8", "backslashreplace"), force, f"/recipe {asked.id} {file} --force")
         return replace(made, file=str(path))
 
-    return session.start(lambda emit: written(session, asked, record, emit), settle)
+    forms = recipe.spellings(session.conversation, asked, record)
+    return session.start(lambda emit: written(session.store, asked, forms, emit), settle)
 
 
 @view.register
