@@ -1,6 +1,7 @@
 """Recipes: a recorded reply as a script for transformers alone, run by itself."""
 
 import ast
+import io
 import json
 import os
 import runpy
@@ -15,13 +16,15 @@ from driving import ask, ask_until, opened, run
 from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from repl import hub, recipe
-from repl.commands.recipe import source
+from repl.commands.recipe import Recipe, source
 from repl.conversation import Conversation, Turn
 from repl.errors import UsageError
 from repl.events import Done, Event, Notice, Timing, Token, Usage
 from repl.recipe import Prompt, Shown, Source, literal, script
+from repl.screen import THEME, view
 from repl.session import Session
 
 STORY = "Once upon a time"
@@ -356,6 +359,15 @@ def test_a_script_goes_into_a_file_and_replaces_none_unasked(gpt2_folder, tmp_pa
         assert file.read_text() == written.script
         with pytest.raises(UsageError, match=r"does not end in \.py"):
             run(session, "/recipe 2 story.txt")
+
+
+def test_colours_change_no_letter():
+    """Not even of strings that a lexer may trip over."""
+    hard = '\'"""\' \\ {f"x"} # \x1b[31m /* '
+    text = scripted(form=Prompt(text=hard), given={"stop_strings": ['"""', "'"]})
+    console = Console(width=300, file=io.StringIO(), theme=THEME, highlight=False)
+    console.print(view(Recipe(2, text)))
+    assert console.file.getvalue() == text
 
 
 def test_a_model_that_is_gone_leaves_its_ids(gpt2_folder, recurrent_folder, tmp_path):

@@ -1,6 +1,7 @@
 """The same reply again from its record: identical, or the first difference with its margin and what changed."""
 
 import io
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from repl import registry
 from repl.commands.reproduce import Reproduced
 from repl.errors import Cancelled, UsageError
 from repl.events import Done, Progress, Token
-from repl.screen import THEME, view
+from repl.screen import THEME, as_record, view
 from repl.session import Session
 
 STORY = "Once upon a time"
@@ -115,6 +116,8 @@ def test_a_forged_record_is_reported_at_the_forged_token(session, gpt2_folder, p
     assert found.fork.then.logprob == pytest.approx(float(logs[77]), abs=1e-4)
     assert found.fork.margin == pytest.approx(float(logs[true] - logs[77]), abs=1e-4)
     assert found.fork.now.text == tokenizer.decode([true])
+    record = json.loads(json.dumps(as_record("reproduce", found)))
+    assert record["data"]["fork"]["margin"] == found.fork.margin
     said = drawn(found)
     assert said.startswith(f"{place} of 12 token ids identical")
     assert f"first difference at token {place + 1}" in said
