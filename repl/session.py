@@ -43,6 +43,7 @@ class Session:
     def __init__(self, chosen: Settings, store: Store, worker: Worker, saved: Path | None = None) -> None:
         self.settings = chosen
         self.store = store
+        store.keep = lambda: self.settings.view.keep_models
         self.worker = worker
         self.notices: list[str] = []  # sentences for the user that are not said yet
         self._saved = saved  # the file of the archive, None where nothing is saved
@@ -68,13 +69,21 @@ class Session:
     def load(self, wanted: Settings) -> Task[Facts]:
         """Begin to load what the settings say; they become the session's own when it is ready.
 
-        A load that is on its way is cancelled: the new one includes what it asked for.
+        A load that is on its way is cancelled: the new one includes what it asked for. What is in memory is ready
+        at once, and not worth a task in the background.
         """
+        return self._load(wanted, self.store.load, background=not self.store.holds(wanted.load))
+
+    def reload(self) -> Task[Facts]:
+        """Begin to load the model anew, from the files as they are now."""
+        return self._load(self.pending(), self.store.reload, background=True)
+
+    def _load(self, wanted: Settings, bring: Callable[[Load, Emit], Facts], background: bool) -> Task[Facts]:
         if self.loading:
             self.loading.job.cancel()
         before = self.store.facts()
-        job = self.worker.start(lambda emit: self.store.load(wanted.load, emit))
-        task = Task(job, lambda: self._loaded(task, wanted, before), background=True)
+        job = self.worker.start(lambda emit: bring(wanted.load, emit))
+        task = Task(job, lambda: self._loaded(task, wanted, before), background)
         self.loading, self.wanted = task, wanted
         return task
 

@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding", "quiet",
     "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
-    "snapshots", "transfer", "hub", "convert", "builtin", "reuse", "loading", "context", "request", "store",
+    "snapshots", "transfer", "hub", "convert", "builtin", "reuse", "loading", "context", "request", "room", "store",
     "stream", "beams", "probe", "engine", "conversation", "records", "database", "archive", "session",
     "registry", "screen", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply",
     "live", "change", "panel",

@@ -15,7 +15,7 @@ from repl.clean import clean_line
 from repl.kinds import Text as Words
 from repl.loading import Facts
 from repl.registry import command
-from repl.screen import Said, count, device, mebibytes, view
+from repl.screen import Said, count, device, joined, mebibytes, view
 from repl.session import Session, Task
 
 
@@ -39,15 +39,20 @@ def model(session: Session, id: Annotated[str, Words("a model", suggest=known)] 
 @command("models")
 def reload(session: Session) -> Task[Facts]:
     """Load the model again, from the files as they are now."""
-    return session.load(session.pending())
+    return session.reload()
 
 
 @command("models", waits=True)
-def unload(session: Session) -> Task[Facts]:
-    """Free the model's memory; the conversation stays."""
-    return session.start(
-        session.store.drop, lambda job: Said(f"{job.result().id} unloaded · /model ID loads another, /reload the same")
-    )
+def unload(session: Session, id: Annotated[str, Words("a model in memory", suggest=known)] = "") -> Task[list[Facts]]:
+    """Free the memory of the current model, or of another one; the conversation stays."""
+    return session.start(lambda emit: session.store.drop(emit, id), lambda job: unloaded(session, job.result()))
+
+
+def unloaded(session: Session, gone: list[Facts]) -> Said:
+    """Say what was freed, and what to do now that no model is current."""
+    names, size = ", ".join(dict.fromkeys(facts.name for facts in gone)), mebibytes(sum(facts.bytes for facts in gone))
+    left = session.store.facts()
+    return Said(joined(f"{names} unloaded, {size}", "" if left else "/model ID loads another, /reload the same"))
 
 
 @dataclass(frozen=True, slots=True)
