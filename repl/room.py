@@ -26,13 +26,13 @@ class Place:
     """What can be taken yet, with what the allocator holds empty and what is only file cache."""
     own: int
     """What this process holds."""
-    empty: int = 0
-    """The part of that which its allocator keeps without a tensor in it."""
+    back: int = 0
+    """The part of that which counts as free all the same: mapped files, and what the allocator keeps empty."""
 
     @property
     def others(self) -> int:
         """What other programs hold."""
-        return max(0, self.total - self.free - (self.own - self.empty))
+        return max(0, self.total - self.free - (self.own - self.back))
 
 
 def places() -> list[Place]:
@@ -46,7 +46,8 @@ def host(own: Path = OWN, root: Path = CGROUPS) -> Place:
     total, free = int(machine.total), int(machine.available)
     for most, used in limits(own, root):
         total, free = min(total, most), min(free, max(0, most - used))
-    return Place("cpu", total, free, int(psutil.Process().memory_info().rss))
+    used = psutil.Process().memory_info()
+    return Place("cpu", total, free, int(used.rss), int(getattr(used, "shared", 0)))
 
 
 def limits(own: Path = OWN, root: Path = CGROUPS) -> Iterator[tuple[int, int]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from repl import decoding, paths, settings
+from repl import catalog, decoding, paths, settings
 from repl.archive import Archive
 from repl.conversation import Conversation, Turn
 from repl.decoding import NOTHING, Base
@@ -44,7 +44,9 @@ class Session:
         self.settings = chosen
         self.store = store
         store.keep = lambda: self.settings.view.keep_models
+        catalog.names.offline = store.offline
         self.worker = worker
+        self._errands: Worker | None = None
         self.notices: list[str] = []  # sentences for the user that are not said yet
         self._saved = saved  # the file of the archive, None where nothing is saved
         self._archive: Archive | None = None
@@ -64,6 +66,12 @@ class Session:
     def start(self, work: Callable[[Emit], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
         """Queue work for the model thread; `settle(job)` turns its end into a result, on the main thread."""
         job = self.worker.start(work)
+        return Task(job, lambda: settle(job) if settle else job.result())
+
+    def errand(self, work: Callable[[Emit], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+        """As `start`, for work on disk and network that touches no tensor: it need not wait for the model thread."""
+        self._errands = self._errands or Worker()
+        job = self._errands.start(work)
         return Task(job, lambda: settle(job) if settle else job.result())
 
     def load(self, wanted: Settings) -> Task[Facts]:
@@ -158,4 +166,5 @@ class Session:
         self.mark()
         if self._archive is not None:
             self._archive.close()
-        return self.worker.close()
+        free = self._errands is None or self._errands.close()
+        return self.worker.close() and free

@@ -185,4 +185,5 @@ class Store:
 
 
 def _lies(resident: Resident, there: list[room.Place]) -> bool:
-    return any(place.device in resident.facts.device_map.values() for place in there)
+    parts = {part.removesuffix(":0") if part.startswith("mps") else part for part in resident.facts.device_map.values()}
+    return any(place.device in parts for place in there)
