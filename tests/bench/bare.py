@@ -1,4 +1,4 @@
-"""What one would write by hand, as programs of their own: `bare.py` with replies or loads FOLDER, or gguf FOLDER FILE."""
+"""What one would write by hand, as programs of their own: `bare.py WHAT FOLDER [FILE]`."""
 
 import json
 import sys
