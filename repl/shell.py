@@ -102,7 +102,7 @@ class Shell:
         if isinstance(outcome, Task):
             outcome = self.follow(outcome)
         if outcome is not None:
-            self.offered = (list(getattr(outcome, "offers", ())), "")
+            self.offered = ([line for line, _ in getattr(outcome, "choices", ())], "")
             self._show(line, outcome)
         self.screen.space()
         return True

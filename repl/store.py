@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from repl import room
+from repl import devices
 from repl.errors import NoMemory, NoModel, ReplError
 from repl.libraries import release
 from repl.loading import Facts, Resident, bring
@@ -23,7 +23,7 @@ class Store:
     """Holds resident models by their `Load`. What loads, frees or looks into one runs on the model thread."""
 
     def __init__(
-        self, offline: bool = False, bring: Bring = bring, places: Callable[[], list[room.Place]] = room.places
+        self, offline: bool = False, bring: Bring = bring, places: Callable[[], list[devices.Place]] = devices.places
     ) -> None:
         self.offline = offline
         self.keep: Callable[[], int] = lambda: 0
@@ -164,14 +164,14 @@ class Store:
 
     def _lacking(self, load: Load, needed: int) -> int:
         """Return how many bytes are missing for a load, with what its replies take."""
-        there = room.aimed(load.device, self._places())
+        there = devices.aimed(load.device, self._places())
         held = sum(each.facts.bytes for each in self._held if _lies(each, there))
         short = needed * SPARE + WORK - sum(place.free for place in there)
         return int(max(short, held + needed - MOST * sum(place.total for place in there)))
 
     def _in_the_way(self, load: Load) -> list[Load]:
         """List what lies where a load goes, in the order in which it may be freed."""
-        there = room.aimed(load.device, self._places())
+        there = devices.aimed(load.device, self._places())
         found = [each for each in self._held if _lies(each, there)]
         return [each.load for each in sorted(found, key=lambda each: each is self._current)]
 
@@ -184,6 +184,6 @@ class Store:
         release()
 
 
-def _lies(resident: Resident, there: list[room.Place]) -> bool:
+def _lies(resident: Resident, there: list[devices.Place]) -> bool:
     parts = {part.removesuffix(":0") if part.startswith("mps") else part for part in resident.facts.device_map.values()}
     return any(place.device in parts for place in there)

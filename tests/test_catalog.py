@@ -226,7 +226,7 @@ def test_deleting_asks_and_says_what_is_freed(hub: FakeHub, llama_folder: Path, 
     assert asked.freed.bytes == size
     assert place.is_dir()
     assert "/delete acme/tiny --yes" in drawn(asked)
-    said = run(session, *asked.offers)
+    said = run(session, *(line for line, _ in asked.choices))
     assert isinstance(said, Said)
     assert not place.exists()
     assert snapshots.cached("acme/twin") is not None

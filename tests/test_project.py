@@ -13,8 +13,9 @@ FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding", "quiet",
     "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
-    "snapshots", "transfer", "hub", "convert", "builtin", "catalog", "reuse", "loading", "context", "request", "room",
-    "speed", "store", "stream", "beams", "probe", "engine", "conversation", "records", "database", "archive", "session",
+    "snapshots", "transfer", "hub", "convert", "builtin", "catalog", "reuse", "loading", "context", "request",
+    "devices", "speed", "store", "stream", "beams", "probe", "engine", "conversation", "records", "database",
+    "archive", "session",
     "registry", "screen", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply",
     "live", "change", "panel",
 ]  # fmt: skip

@@ -12,9 +12,9 @@ from conftest import Recorder
 
 from repl.change import apply
 from repl.decoding import NOTHING
+from repl.devices import Place
 from repl.errors import BadModel, Cancelled, NoMemory, NoModel, UsageError
 from repl.loading import Facts, Resident
-from repl.room import Place
 from repl.session import Session
 from repl.settings import Load, Settings
 from repl.store import Store

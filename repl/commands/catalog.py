@@ -43,10 +43,10 @@ class Models:
     hub: list[Listed]
 
     @property
-    def offers(self) -> list[str]:
-        """Return the line behind each number."""
+    def choices(self) -> list[tuple[str, str]]:
+        """Return the line behind each number, with its effect."""
         ids = [row.id for row in self.resident] + [each.id for each in self.cached] + [each.id for each in self.hub]
-        return [f"/model {id}" for id in ids]
+        return [(f"/model {id}", "loads it") for id in ids]
 
 
 @command("models")
@@ -156,9 +156,9 @@ class Erasable:
     freed: Freed
 
     @property
-    def offers(self) -> list[str]:
-        """Return the line behind the number."""
-        return [f"/delete {self.freed.id} --yes"]
+    def choices(self) -> list[tuple[str, str]]:
+        """Return the line behind the number, with its effect."""
+        return [(f"/delete {self.freed.id} --yes", "deletes it")]
 
 
 @command("models")

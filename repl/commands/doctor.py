@@ -16,7 +16,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import __version__, libraries, room, snapshots
+from repl import __version__, devices, libraries, snapshots
 from repl.clean import clean_line
 from repl.events import Progress
 from repl.registry import command
@@ -63,7 +63,7 @@ def doctor(session: Session) -> Task[Doctor]:
         size, free = cache_size()
         return Doctor(
             versions={"hub-repl": __version__, "python": platform.python_version(), **found(LIBRARIES)},
-            devices=[described(place) for place in room.places()],
+            devices=[described(place) for place in devices.places()],
             threads=threads(),
             speeds=speeds,
             hub=answer,
@@ -91,7 +91,7 @@ def _version(name: str) -> str:
         return "of no known version"
 
 
-def described(place: room.Place) -> str:
+def described(place: devices.Place) -> str:
     """Describe a device in a few words."""
     free = f"{mebibytes(place.free)} of {mebibytes(place.total)} free"
     if place.device.startswith("cuda"):

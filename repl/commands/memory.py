@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import room, settings
+from repl import devices, settings
 from repl.clean import clean_line
 from repl.loading import Resident
 from repl.registry import command
@@ -57,12 +57,12 @@ def memory(session: Session) -> Task[Memory]:
     def look(emit: Emit) -> Memory:
         current = session.store.facts()
         models = [held(each, each.facts is current) for each in session.store.residents()]
-        return Memory([taken(place) for place in room.places()], models, keep)
+        return Memory([taken(place) for place in devices.places()], models, keep)
 
     return session.start(look)
 
 
-def taken(place: room.Place) -> Device:
+def taken(place: devices.Place) -> Device:
     """Describe a device."""
     allocator = 0 if place.device == "cpu" else place.back
     return Device(place.device, place.total, place.free, place.own, allocator, place.others)

@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from repl.room import Place, aimed, host, limits
+from repl.devices import Place, aimed, host, limits
 
 GIB = 1 << 30
 CPU, FIRST, SECOND = (Place(name, GIB, GIB, 0) for name in ("cpu", "cuda:0", "cuda:1"))
