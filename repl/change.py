@@ -56,6 +56,7 @@ def apply(session: Session, words: Words) -> Said:
     said = blocked or [_phrase(session, full), *lost, "from the next reply on" if _decodes(full) else ""]
     if "keep_models" in dict(full):
         session.start(lambda emit: session.store.trim())
+        session.start(lambda emit: session.store.tidy())
     return Said(joined(*said))
 
 

@@ -91,6 +91,7 @@ class Session:
             self.loading.job.cancel()
         before = self.store.facts()
         job = self.worker.start(lambda emit: bring(wanted.load, emit))
+        self.worker.start(lambda emit: self.store.tidy())
         task = Task(job, lambda: self._loaded(task, wanted, before), background)
         self.loading, self.wanted = task, wanted
         return task

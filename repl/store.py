@@ -32,6 +32,7 @@ class Store:
         self._places = places
         self._held: tuple[Resident, ...] = ()  # the least recently used first; replaced whole, other threads read it
         self._current: Resident | None = None
+        self._untidy = False  # something was freed, and the system has not got all of it back
 
     # safe on every thread, as long as only `load` and `facts` of a resident are looked at
 
@@ -57,7 +58,10 @@ class Store:
     # on the model thread
 
     def load(self, load: Load, emit: Emit) -> Facts:
-        """Make a model the current one, at once where it is resident; on any failure the one before still is."""
+        """Make a model the current one, at once where it is resident; on any failure the one before still is.
+
+        `tidy` is to follow.
+        """
         began = time.monotonic()
         resident = self._used(load)
         if resident is None:
@@ -68,7 +72,10 @@ class Store:
         return replace(resident.facts, seconds=time.monotonic() - began)
 
     def reload(self, load: Load, emit: Emit) -> Facts:
-        """Read a model anew and make it the current one; on any failure the one before still, or again, is."""
+        """Read a model anew and make it the current one; on any failure the one before still, or again, is.
+
+        `tidy` is to follow.
+        """
         before = self._current.load if self._current else None
         try:
             resident = self._bring(load, emit, self.offline, partial(self._make_room, load, None))
@@ -101,6 +108,7 @@ class Store:
                 raise
             self._keep(resident)
         self.trim(resident)
+        self.tidy()
         return resident
 
     def drop(self, emit: Emit, id: str = "") -> list[Facts]:
@@ -122,6 +130,12 @@ class Store:
         others = [each.load for each in self._held if each not in (self._current, besides)]
         if extra := others[: max(0, len(self._held) - most)]:
             self._let_go(extra)
+            self._untidy = True
+
+    def tidy(self) -> None:
+        """Give the rest of what was freed back to the system, which takes too long to let a ready model wait for it."""
+        if self._untidy:
+            self._untidy = False
             release()
 
     # what stays and what goes
@@ -135,10 +149,8 @@ class Store:
 
     def _keep(self, resident: Resident) -> None:
         """Hold one more model, instead of the one of the same load."""
-        twice = self.holds(resident.load)
+        self._untidy = self._untidy or self.holds(resident.load)
         self._held = (*(each for each in self._held if each.load != resident.load), resident)
-        if twice:
-            release()
 
     def _let_go(self, loads: Iterable[Load]) -> None:
         gone = set(loads)

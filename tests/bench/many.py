@@ -57,6 +57,7 @@ def again(ground: Ground) -> list[Row]:
             with child.paused():
                 theirs.append(timed(bare))
             ours.append(until_ready(child, "/reload"))
+            child.watch(1.0)  # what was freed is tidied up
         bare.kill()
     more = [one - other for one, other in zip(ours[1:], theirs[1:], strict=True)]
     return [
@@ -123,7 +124,7 @@ def silent(ground: Ground) -> list[Row]:
             for name in surroundings:
                 os.environ.pop(name)
     return [
-        within("silent Hub: to the error", error, 5.5, "s", []),
+        within("silent Hub: to the error", error, 5, "s", []),
         within("silent Hub: to the cached copy", cached, 1, "s", []),
     ]
 
@@ -140,6 +141,7 @@ def large(ground: Ground) -> list[Row]:
                 theirs.append(timed(bare))
             ours.append(until_ready(child, f"/model {folder}"))
             until_ready(child, "/model builtin")
+            child.watch(1.0)  # what was freed is tidied up
         bare.kill()
     shutil.rmtree(folder)
     return [against("/model of 1.1B bfloat16 : from_pretrained + tokenizer", ours[1:], theirs[1:], 1.1)]
