@@ -1,6 +1,5 @@
 """Read, dispatch, show: one loop for the keyboard, one for scripts."""
 
-import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -15,8 +14,6 @@ from repl.quiet import log
 from repl.screen import Lines, Screen, device, joined
 from repl.session import Session, Task
 from repl.settings import Settings, named
-
-QUICK = 0.3  # seconds that a load may hold the prompt back: less than one would notice as waiting
 
 
 class Keys(Protocol):
@@ -101,8 +98,7 @@ class Shell:
             return False
         outcome = registry.dispatch(self.session, line)
         if isinstance(outcome, Task) and outcome.background and self.screen.interactive:
-            self._linger()
-            return True  # the end of a longer one is told above the prompt
+            return True  # its end is told above the prompt
         if isinstance(outcome, Task):
             outcome = self.follow(outcome)
         if outcome is not None:
@@ -110,14 +106,6 @@ class Shell:
             self._show(line, outcome)
         self.screen.space()
         return True
-
-    def _linger(self) -> None:
-        """Give a load the time to end before the prompt comes back, if it is a quick one."""
-        deadline = time.monotonic() + QUICK
-        while self.session.loading is not None and time.monotonic() < deadline:
-            if said := self.tick():
-                said()
-            time.sleep(0.005)
 
     def _give_back(self, line: str) -> None:
         """Put a message that could not be sent back into the line editor."""
