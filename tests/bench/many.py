@@ -81,17 +81,15 @@ def timed(bare: Any) -> float:
 
 def steady(ground: Ground) -> list[Row]:
     """RSS over switches among four models of which two may stay, with a short reply after each."""
-    tiny = models.llama(ground.scratch / "llama"), models.gpt2(ground.scratch / "gpt2")
-    lines = ["/dtype float32", "/dtype bfloat16", f"/model {tiny[0]}", f"/model {tiny[1]}"]
+    made = [make(ground.scratch / make.__name__) for make in (models.llama, models.gpt2, models.metaspace)]
+    lines = [*(f"/model {folder}" for folder in made), "/model builtin"]
     sizes, words = [], ("--dtype", "float32", "--max-new-tokens", "4", "--keep-models", "2")
     with Child(sys.executable, "-m", "repl", *words, home=ground.home) as child:
         child.load()
         child.ask("Hello")
         one = psutil.Process(child.pid).memory_info().rss
         for turn in range(SWITCHES + len(lines)):
-            if turn % len(lines) == 0 and turn:
-                until_ready(child, "/model builtin")
-            until_ready(child, lines[(turn + 1) % len(lines)])
+            until_ready(child, lines[turn % len(lines)])
             child.ask("Hello")
             sizes.append(psutil.Process(child.pid).memory_info().rss / 1e6)
     kept = sizes[len(lines) :]
