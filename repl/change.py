@@ -54,6 +54,9 @@ def apply(session: Session, words: Words) -> Said:
     remarks = [decoding.remark(name, session.settings, session.base()) for name, text in full if text != "default"]
     blocked = [remark for remark in remarks if remark]
     said = blocked or [_phrase(session, full), *lost, "from the next reply on" if _decodes(full) else ""]
+    if "keep_models" in dict(full):
+        session.start(lambda emit: session.store.trim())
+        session.start(lambda emit: session.store.tidy())
     return Said(joined(*said))
 
 

@@ -238,4 +238,5 @@ def _values(found: Command, rest: str) -> list[tuple[str, str]]:
         return [(f"{name}=", settings.help_of(name)) for name in settings.places() if name.startswith(last)]
     offered = word.kind.complete()
     helps = offered if isinstance(offered, Mapping) else {}
-    return [(value, helps.get(value, "")) for value in offered if value.lower().startswith(last.lower())]
+    begins = re.compile(f"(?:^|.*/){re.escape(last)}", re.IGNORECASE)  # the owner of a model may be left out
+    return [(value, helps.get(value, "")) for value in offered if begins.match(value)]

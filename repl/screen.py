@@ -79,7 +79,7 @@ def headline(result: Loaded) -> Text:
         mebibytes(facts.bytes) + (f" (was {mebibytes(was)})" if was else ""),
         device(facts.device_map),
         "chats" if facts.chats else "completes text",
-        f"ready in {facts.seconds:.1f} s",
+        f"ready in {facts.seconds:.1f} s" if facts.seconds > 0.1 else f"ready in {max(1, facts.seconds * 1000):.0f} ms",
     )
     first = [] if before else [(" · ", "quiet"), ("/help", "accent")]
     return Text.assemble((clean_line(facts.name), "accent"), (" · " + clean_line(rest), "quiet"), *first)

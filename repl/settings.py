@@ -108,7 +108,7 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is shown."""
+    """What is shown and how the program behaves."""
 
     mode: Annotated[str, Choice(("auto", "chat", "complete"))] = setting(
         "auto", "chat with the template, or complete plain text; auto chats where the model has a template"
@@ -124,6 +124,9 @@ class View:
     editing_mode: Annotated[str, Choice(("emacs", "vi"))] = setting("emacs", "whose keys the line editor has")
     logprobs: Annotated[int, Whole(0, 100)] = setting(
         0, "record each token's log-probability and this many alternatives (shown by --json)"
+    )
+    keep_models: Annotated[int, Whole(1, zero="auto")] = setting(
+        0, "models that stay in memory, the least recently used goes first; auto: as many as fit"
     )
 
 

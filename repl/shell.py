@@ -53,7 +53,7 @@ class Shell:
         """Run one line; False if it failed. A number takes up what the failure before offered."""
         (choices, failed), self.offered = self.offered, ([], "")
         if line.strip().isdecimal() and 0 < int(line) <= len(choices):
-            good = self._run(choices[int(line) - 1]) and self.settle_load() and self._run(failed)
+            good = self._run(choices[int(line) - 1]) and (not failed or (self.settle_load() and self._run(failed)))
         else:
             good = self._run(line)
         self.session.mark()
@@ -102,6 +102,7 @@ class Shell:
         if isinstance(outcome, Task):
             outcome = self.follow(outcome)
         if outcome is not None:
+            self.offered = ([line for line, _ in getattr(outcome, "choices", ())], "")
             self._show(line, outcome)
         self.screen.space()
         return True

@@ -1,6 +1,7 @@
 """Speed: how fast models read and write on this machine, in a table that can be kept."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +43,7 @@ class Several:
         """Join them."""
         return ",".join(self.one.show(part) for part in value)
 
-    def complete(self) -> list[str]:
+    def complete(self) -> Collection[str]:
         """Offer what the kind offers."""
         return self.one.complete()
 
