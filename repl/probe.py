@@ -28,7 +28,7 @@ def layers(model: Any) -> list[Any]:
     """
     import torch
 
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    lists: list[Any] = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     config = getattr(model, "config", None)
     count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0) if config is not None else 0
     said = [found for found in lists if len(found) == count]

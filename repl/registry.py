@@ -237,8 +237,11 @@ def must_wait(line: str) -> bool:
         return False
 
 
-def complete(line: str) -> list[tuple[str, str]]:
-    """Return what could stand at the end of a line as (word, help): command names, values, setting names."""
+def complete(line: str, session: Any = None) -> list[tuple[str, str]]:
+    """Return what could stand at the end of a line as (word, help): command names, values, setting names.
+
+    A kind with a method `offer(session, word)` is asked with what is loaded.
+    """
     if not line.startswith("/") or line.startswith("//") or "\n" in line:
         return []
     name, space, rest = line[1:].partition(" ")
@@ -250,10 +253,10 @@ def complete(line: str) -> list[tuple[str, str]]:
         found = find(name)
     except UsageError:
         return []
-    return _values(found, rest)
+    return _values(found, rest, session)
 
 
-def _values(found: Command, rest: str) -> list[tuple[str, str]]:
+def _values(found: Command, rest: str, session: Any) -> list[tuple[str, str]]:
     before, last = rest.split()[:-1] if rest and not rest.endswith(" ") else rest.split(), rest.rpartition(" ")[2]
     place = len(before)
     words = [word for word in found.words if not word.flag]
@@ -262,6 +265,8 @@ def _values(found: Command, rest: str) -> list[tuple[str, str]]:
     word = words[min(place, len(words) - 1)]
     if isinstance(word.kind, Change):
         return [(f"{name}=", settings.help_of(name)) for name in settings.places() if name.startswith(last)]
+    if session is not None and (offer := getattr(word.kind, "offer", None)):
+        return [(value, "") for value in offer(session, last)]
     offered = word.kind.complete()
     helps = offered if isinstance(offered, Mapping) else {}
     return [(value, helps.get(value, "")) for value in offered if value.lower().startswith(last.lower())]

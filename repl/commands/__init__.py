@@ -1,7 +1,22 @@
 """The commands, a file for each family; a new view is a new file and a line here."""
 
-from repl.commands import beams, export, files, help, history, lens, models, options, rest, sessions, talk, template
+from repl.commands import (
+    arch,
+    beams,
+    export,
+    files,
+    help,
+    history,
+    lens,
+    models,
+    options,
+    rest,
+    sessions,
+    talk,
+    template,
+)
 
 __all__ = [
-    "beams", "export", "files", "help", "history", "lens", "models", "options", "rest", "sessions", "talk", "template",
+    "arch", "beams", "export", "files", "help", "history", "lens", "models", "options", "rest", "sessions", "talk",
+    "template",
 ]  # fmt: skip
