@@ -32,7 +32,8 @@ def layers(model: Any) -> list[Any]:
     config = getattr(model, "config", None)
     count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0) if config is not None else 0
     said = [found for found in lists if len(found) == count]
-    return list(said[0] if said else max(lists, key=len, default=[]))
+    longest: Any = max(lists, key=len, default=[])
+    return list(said[0] if said else longest)
 
 
 def entry(model: Any) -> Any:

@@ -16,7 +16,7 @@ ORDER = [
     "snapshots", "transfer", "hub", "convert", "builtin", "reuse", "anatomy", "loading", "context", "request", "store",
     "stream", "search", "beams", "probe", "traits", "engine", "layers", "conversation", "records", "database",
     "archive", "session", "registry", "screen", "transcript", "prose", "highlight", "tables", "blocks", "markdown",
-    "reply", "live", "change", "panel",
+    "reply", "live", "change", "panel", "branches",
 ]  # fmt: skip
 TOP = ["keys", "offers", "prompt", "shell", "commands", "program", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}

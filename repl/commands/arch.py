@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -78,18 +78,35 @@ def read(resident: Resident, path: str, depth: int, emit: Emit) -> Arch:
     return Arch(facts.name, facts.attention, shown, weights(model), found)
 
 
+class Drawing:
+    """The facts of a model, and its tree; numbers stay whole, what is too long for the window is cut."""
+
+    def __init__(self, arch: Arch) -> None:
+        self._arch = arch
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield _head(self._arch)
+        yield Text()
+        several = [len(found) > 1 for found in (self._arch.weights.dtypes, self._arch.weights.devices)]
+        rows = [
+            (Text("  " * level + clean_line(one.name)), Text(_what(one, several)), _number(one))
+            for level, one in _rows(self._arch.part, 0)
+        ]
+        wide = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
+        room = options.max_width - wide[2] - 4
+        name = min(wide[0], max(room // 2, room - wide[1]))
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True, overflow="ellipsis", width=name)
+        table.add_column(no_wrap=True, overflow="ellipsis", width=max(1, min(wide[1], room - name)), style="quiet")
+        table.add_column(no_wrap=True, justify="right", width=wide[2])
+        for row in rows:
+            table.add_row(*row)
+        yield table
+
+
 @view.register
 def _(result: Arch) -> RenderableType:
-    part = result.part
-    table = Table.grid(padding=(0, 2))
-    widest = max(len(str(_number(one))) for _, one in _rows(part, 0))
-    table.add_column(no_wrap=True, overflow="ellipsis", min_width=24)
-    table.add_column(no_wrap=True, overflow="ellipsis", style="quiet")
-    table.add_column(no_wrap=True, justify="right", min_width=widest)
-    several = [bool(len(found) > 1) for found in (result.weights.dtypes, result.weights.devices)]
-    for level, one in _rows(part, 0):
-        table.add_row(Text("  " * level + clean_line(one.name)), Text(_what(one, several)), _number(one))
-    return Group(_head(result), Text(), table)
+    return Drawing(result)
 
 
 def _rows(part: Part, level: int) -> Iterator[tuple[int, Part]]:
