@@ -84,13 +84,10 @@ class Watch:
         found: list[int] = self._ids[0].tolist()[self.start :]
         return found
 
-    def search(self, seed: Sequence[int], sequences: Sequence[Sequence[int]], whole: bool) -> Search:
-        """Return what was considered beside the sequences that came of it; `seed` as in `Detokenizer`.
-
-        `whole` says that the search came to its end.
-        """
+    def search(self, seed: Sequence[int], sequences: Sequence[Sequence[int]]) -> Search:
+        """Return what was considered beside the sequences that came of it; `seed` as in `Detokenizer`."""
         pieces = tuple(tuple(pieced(self._tokenizer, seed, ids)) for ids in sequences)
-        if not self._scored or not (logprobs := self._history.logprobs(sequences, whole)):
+        if not self._scored or not (logprobs := self._history.logprobs(sequences)):
             return Search(pieces)
         cuts = (self._cut(seed, sequences, lost) for lost in self._history.lost(sequences))
         return Search(pieces, logprobs, tuple(self._history.margins), tuple(cuts))

@@ -248,14 +248,12 @@ class Run:
             sequences=tuple(sequences) if len(sequences) > 1 or self.beams else (),
             dropped=self.dropped,
             versions=versions(),
-            search=self._search(sequences, finish) if self.beams else None,
+            search=self._search(sequences) if self.beams else None,
         )
 
-    def _search(self, sequences: list[Sequence], finish: str) -> Search:
+    def _search(self, sequences: list[Sequence]) -> Search:
         rows = [found.token_ids for found in sequences]
-        return self.watch.search(
-            self.prompt if self.request.seeded else (), rows, finish not in ("cancelled", "failed")
-        )
+        return self.watch.search(self.prompt if self.request.seeded else (), rows)
 
     def _decode(self) -> dict[str, Any]:
         table = decoding.effective(self.request.settings, self.resident.facts.base)

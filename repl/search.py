@@ -87,14 +87,13 @@ class History:
         parents = {self._nodes[node][0] for node in rows} | {self._nodes[given.node][0] for given in self._given}
         self._given += [Given(node, "pruned", None) for node in self._rows if node not in parents]
 
-    def logprobs(self, sequences: Sequence[Sequence[int]], whole: bool) -> tuple[tuple[float, ...], ...]:
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> tuple[tuple[float, ...], ...]:
         """Return the log-probability of each token of each sequence; nothing where they are not all known.
 
-        Called once, when the search is over: what is alive then is given up. `whole` says that the last
-        continuations were still chosen from.
+        Called once, when the search is over: what is alive then is given up.
         """
         self._given += [Given(node, "running", None) for node in self._rows]
-        for row, token, total in self._open if whole else []:
+        for row, token, total in self._open:
             self._add(self._rows[row], token, total)
         below = {(parent, token): node for node, (parent, token, _) in enumerate(self._nodes)}
         found = [self._walk(number, ids, below) for number, ids in enumerate(sequences)]

@@ -188,7 +188,7 @@ def test_a_search_too_large_to_keep_has_no_numbers():
     history._nodes *= 300_000
     history.look([(0, 1, -1.0), (0, 2, -2.0)], 1)
     history.step([0], [1], [-1.0])
-    assert history.logprobs([[1]], True) == ()
+    assert history.logprobs([[1]]) == ()
     root = grow([Sequence("a", (1,), -1.0)], Search((("a",),)))
     assert (root.text, root.sequence, root.logprob) == ("a", 1, None)
 
