@@ -10,7 +10,7 @@ from typing import Any
 from repl import decoding, template
 from repl.beams import Watch, spelled
 from repl.errors import Cancelled, Failed, NoMemory, ReplError
-from repl.events import Done, Echo, Notice, Opening, Sequence, Timing, Token, Usage
+from repl.events import Done, Echo, Notice, Opening, Search, Sequence, Timing, Token, Usage
 from repl.libraries import release
 from repl.loading import Facts, Resident, is_memory, sentence
 from repl.probe import breakable, entry, finite, measuring
@@ -84,7 +84,7 @@ class Run:
         self.pieces: list[str] = []  # their text, as it was told
         self.stream: Any = None
         self.first_at = self.last_at = 0.0
-        self.watch = Watch(resident.tokenizer, emit, scored=not config.do_sample)
+        self.watch = Watch(resident.tokenizer, emit, not config.do_sample, decoding.stops(config))
 
     def _seed(self) -> int | None:
         if not self.config.do_sample:
@@ -253,7 +253,12 @@ class Run:
             prefill=self.request.prefill,
             template=template.arguments(settings.extra) if self.request.chats else {},
             environment=environment(facts),
+            search=self._search(sequences) if self.beams else None,
         )
+
+    def _search(self, sequences: list[Sequence]) -> Search:
+        rows = [found.token_ids for found in sequences]
+        return self.watch.search(self.prompt if self.request.seeded else (), rows)
 
     def _given(self) -> dict[str, Any]:
         names = decoding.overrides(self.request.settings, self.resident.facts.base)

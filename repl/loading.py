@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from repl import builtin, folder, hub, libraries, paths, quiet, sandbox
+from repl import anatomy, builtin, folder, hub, libraries, paths, quiet, sandbox
 from repl.decoding import Base
 from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError, Unreachable
 from repl.events import Progress
@@ -63,6 +63,8 @@ class Resident:
     kept: Kept = field(default_factory=Kept)
     told: set[str] = field(default_factory=set)
     """What was said of this model and need not be said again."""
+    modules: tuple[str, ...] = ()
+    """The paths of its modules, for completion."""
 
 
 def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None]) -> Resident:
@@ -84,7 +86,8 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None
         tokenizer = _tokenizer(found, load, emit)
         model, report = _read(found, config, options, emit)
         _complete(found, report)
-    return Resident(load, _facts(load, found, weights, model, tokenizer, began), model.eval(), tokenizer)
+    facts = _facts(load, found, weights, model, tokenizer, began)
+    return Resident(load, facts, model.eval(), tokenizer, modules=anatomy.paths(model))
 
 
 def tokenizer(load: Load, emit: Emit) -> tuple[Any, Path]:

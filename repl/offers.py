@@ -1,6 +1,6 @@
 """What the line editor offers: completions, what was typed before, and the rest of a line that is typed again."""
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from repl.pasted import Folds
 class SlashCompleter(Completer):
     """Commands and their values, paths where a value looks like one."""
 
-    def __init__(self) -> None:
+    def __init__(self, offered: Callable[[str], list[tuple[str, str]]] = registry.complete) -> None:
+        self._offered = offered
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
@@ -28,7 +29,7 @@ class SlashCompleter(Completer):
         if line.startswith("/") and " " in line and last[:1] in ("/", ".", "~"):
             yield from self._paths.get_completions(Document(last), complete_event)
             return
-        for word, help_text in registry.complete(line):
+        for word, help_text in self._offered(line):
             yield Completion(word, -len(last), display=clean_line(word), display_meta=clean_line(help_text))
 
 

@@ -201,6 +201,12 @@ class Opening:
         """Return what the config file and the command line say."""
         return self._program.chosen
 
+    def complete(self, line: str) -> list[tuple[str, str]]:
+        """Return what could stand at the end of a line; nothing is loaded yet."""
+        from repl import registry
+
+        return registry.complete(line)
+
     def panel(self, changed: Callable[[], object]) -> "Panel":
         """Return the settings view, which needs the rest of the program at once."""
         return self._program.shell.panel(changed)

@@ -85,6 +85,9 @@ class Desk(Protocol):
     def settings(self) -> Settings:
         """Return the settings as they stand."""
 
+    def complete(self, line: str) -> list[tuple[str, str]]:
+        """Return what could stand at the end of a line, with what is loaded in mind."""
+
     def panel(self, changed: Callable[[], object]) -> "Panel":
         """Return the settings view; `changed` is called when it changed one."""
 
@@ -115,7 +118,7 @@ class Editor:
             style=DynamicStyle(lambda: self._styles[self.desk.settings().view.theme]),
             multiline=True,
             prompt_continuation=self._continuation,
-            completer=SlashCompleter(),
+            completer=SlashCompleter(lambda line: self.desk.complete(line)),
             complete_while_typing=True,
             complete_style=CompleteStyle.COLUMN,
             search_ignore_case=True,

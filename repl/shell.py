@@ -225,6 +225,10 @@ class Shell:
         """Return the settings as they stand."""
         return self.session.settings
 
+    def complete(self, line: str) -> list[tuple[str, str]]:
+        """Return what could stand at the end of a line, with what is loaded in mind."""
+        return registry.complete(line, self.session)
+
     def panel(self, changed: Callable[[], object]) -> Panel:
         """Return the settings view."""
         return Panel(self.session, changed)

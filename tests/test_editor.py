@@ -96,6 +96,9 @@ class Desk:
         """Return the settings as they stand."""
         return self.session.settings
 
+    def complete(self, line: str) -> list[tuple[str, str]]:
+        return registry.complete(line, self.session)
+
     def panel(self, changed: Callable[[], object]) -> Panel:
         """Return the settings view."""
         return Panel(self.session, changed)

@@ -1,6 +1,7 @@
 """The commands, a file for each family; a new view is a new file and a line here."""
 
 from repl.commands import (
+    arch,
     beams,
     bench,
     catalog,
@@ -9,6 +10,7 @@ from repl.commands import (
     files,
     help,
     history,
+    lens,
     memory,
     models,
     options,
@@ -22,6 +24,7 @@ from repl.commands import (
 )
 
 __all__ = [
+    "arch",
     "beams",
     "bench",
     "catalog",
@@ -30,6 +33,7 @@ __all__ = [
     "files",
     "help",
     "history",
+    "lens",
     "memory",
     "models",
     "options",
