@@ -20,7 +20,7 @@ from repl.snapshots import Found, Want, cached, cached_models
 from repl.transfer import Meter, prepare, watched
 from repl.worker import Emit
 
-__all__ = ["Found", "cached", "cached_models", "locate"]
+__all__ = ["Found", "adapter", "cached", "cached_models", "locate"]
 
 PROBE, GLANCE = 4.5, 2.0  # seconds for the Hub to answer at all; for what only makes an error message better
 SMALL = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.json")
@@ -56,6 +56,31 @@ def locate(
         raise absent(want, "offline")
     emit(Progress("resolve"))
     return download(want, probe(want, emit), emit)
+
+
+def adapter(name: str, revision: str, emit: Emit, offline: bool = False) -> Found:
+    """Find an adapter on this machine, or download its config and its safetensors; raises as `locate` does."""
+    want, files = Want(name, revision), ("adapter_config.json", "adapter_model.safetensors")
+    if found := local(want):
+        return found
+    folder = snapshots.snapshot(name, revision)
+    if folder and all((folder / file).is_file() for file in files):
+        return Found(name, folder, folder.name, "")
+    prepare(emit)
+    check_id(name)
+    from huggingface_hub import constants
+
+    if offline or constants.HF_HUB_OFFLINE:
+        raise Unreachable(f"offline and the adapter {want} is not cached", "/adapter none")
+    emit(Progress("resolve"))
+    sizes = probe(want, emit)
+    if missing := [file for file in files if file not in sizes]:
+        raise BadModel(f"{want} holds no {missing[0]}, and only such adapters are read", "/adapter none")
+    meter = Meter(emit, sizes)
+    check_room(want, meter.plan(list(files)))
+    folder = begin(want, files[0], meter, emit)
+    fetch(want, files[1], folder.name, meter, emit)
+    return Found(name, folder, folder.name, "")
 
 
 def local(want: Want) -> Found | None:

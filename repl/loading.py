@@ -1,20 +1,31 @@
 """From a `Load` to a model in memory; runs on the model thread."""
 
-import importlib
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from repl import anatomy, builtin, folder, hub, libraries, paths, quiet, sandbox
+from repl import (
+    adapters,
+    anatomy,
+    builtin,
+    folder,
+    hub,
+    libraries,
+    packed,
+    paths,
+    placement,
+    quantization,
+    quiet,
+    sandbox,
+)
+from repl.adapters import Adapter, Bases
 from repl.decoding import Base
 from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError, Unreachable
 from repl.events import Progress
-from repl.headers import Weights
 from repl.reuse import Kept
 from repl.settings import Load
 from repl.worker import Emit
@@ -45,6 +56,20 @@ class Facts:
     chats: bool
     base: Base
     seconds: float
+    quantization: str = "none"
+    """The form of the weights: none, int8, int4, 8bit, 4bit, or the one they are stored in."""
+    packed: int = 0
+    """Linear layers with packed weights."""
+    left: int = 0
+    """Linear layers that the packed kernels do not take."""
+    adapter: str = "none"
+    remarks: tuple[str, ...] = ()
+    """Sentences to say after the load."""
+
+    @property
+    def form(self) -> str:
+        """How the weights are kept: the quantization, or else the number format."""
+        return self.dtype if self.quantization == "none" else self.quantization
 
     @property
     def name(self) -> str:
@@ -65,6 +90,11 @@ class Resident:
     """What was said of this model and need not be said again."""
     modules: tuple[str, ...] = ()
     """The paths of its modules, for completion."""
+    base: Any = None
+    """The model without its adapter, kept for the next one."""
+
+
+BASES = Bases()
 
 
 def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None]) -> Resident:
@@ -75,19 +105,48 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None
     began = time.monotonic()
     sandbox.prepare()
     libraries.bring(emit)
+    adapter = Adapter.of(load.adapter)
+    over = adapters.find(adapter, emit, offline) if adapter.name else None
+    bare = replace(load, adapter="none")
+    with translated(load):
+        base = None if adapter.merge else BASES.take(bare, load.adapter)
+        base = base or _bare(load, emit, offline, make_room)
+        base.served = load.adapter
+        model = base.model
+        if over and adapter.merge:
+            model = adapters.attach(model, over, True, emit)
+        elif over:
+            model = adapters.attach(adapters.shell(model), over, False, emit)
+        if over and adapter.merge and quantization.packs(load):
+            base.packing = _packed(model, load, emit)
+    if not adapter.merge:
+        BASES.known[bare] = base
+    facts = _facts(load, base, model, began)
+    return Resident(load, facts, model.eval(), base.tokenizer, modules=anatomy.paths(model), base=base)
+
+
+def _bare(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None]) -> adapters.Base:
+    """Read a model from its files; an adapter to be merged comes before packing, every other after it."""
     found = _find(load, emit, offline)
     weights = folder.examine(
         found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=load.trust_remote_code
     )
-    make_room(folder.size_in(weights, load.dtype))
-    with translated(load):
-        config = _config(found, load)
-        options = _options(load, found, config, weights.format)
-        tokenizer = _tokenizer(found, load, emit)
-        model, report = _read(found, config, options, emit)
-        _complete(found, report)
-    facts = _facts(load, found, weights, model, tokenizer, began)
-    return Resident(load, facts, model.eval(), tokenizer, modules=anatomy.paths(model))
+    quantization.admit(load, quantization.stored(found.folder))
+    make_room(folder.size_in(weights, quantization.dtype(load)))
+    config = _config(found, load)
+    options = _options(load, found, config, weights.format)
+    tokenizer = _tokenizer(found, load, emit)
+    model, report = _read(found, config, options, emit)
+    _complete(found, report)
+    later = not quantization.packs(load) or Adapter.of(load.adapter).merge
+    return adapters.Base(model, tokenizer, found, weights, None if later else _packed(model, load, emit))
+
+
+def _packed(model: Any, load: Load, emit: Emit) -> packed.Packing:
+    if "disk" in placement.placed(model).values():
+        said = f"{load.quantize} packs weights in memory, and some are on disk"
+        raise BadModel(said, "/max_memory default", "/quantize none")
+    return packed.pack(model, load.quantize, emit)
 
 
 def tokenizer(load: Load, emit: Emit) -> tuple[Any, Path]:
@@ -133,49 +192,23 @@ def _config(found: hub.Found, load: Load) -> Any:
 
 def _options(load: Load, found: hub.Found, config: Any, form: str) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "dtype": load.dtype,
-        "device_map": device_map(load.device),
+        "dtype": quantization.dtype(load),
+        **placement.options(load),
         "attn_implementation": _attention(load, config),
         "trust_remote_code": load.trust_remote_code,
         "local_files_only": True,
         "use_safetensors": form != "pickle",
     }
-    if load.max_memory:
-        options["max_memory"] = max_memory(load.max_memory)
-    if load.offload_folder:
-        options["offload_folder"] = str(Path(load.offload_folder).expanduser())
-    if load.quantize != "none":
-        options["quantization_config"] = _quantization(load.quantize)
+    if (quantized := quantization.config(load)) is not None:
+        options["quantization_config"] = quantized
     if found.gguf_file:
         from transformers import GgufConfig
 
         options["quantization_config"] = GgufConfig(dequantize=True)
         options["gguf_file"] = found.gguf_file
         del options["use_safetensors"]
-        options["dtype"] = "float32" if load.dtype == "auto" else load.dtype
+        options["dtype"] = "float32" if options["dtype"] == "auto" else options["dtype"]
     return options
-
-
-def device_map(device: str) -> Any:
-    """Return what `from_pretrained` takes for a device; raises `BadModel` where the machine has none such."""
-    import torch
-
-    name, _, number = device.partition(":")
-    if name == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(number or 0) >= count:
-            here = f"this machine has {count}" if count else "this machine or this build of torch has none"
-            raise BadModel(f"no CUDA device {number or 0}: {here}", "/device auto", "/device cpu")
-        return {"": int(number or 0)}
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise BadModel("no MPS device: this machine or this build of torch has none", "/device auto", "/device cpu")
-    return {"": name} if name in ("cpu", "mps") else name
-
-
-def max_memory(words: str) -> dict[int | str, str]:
-    """Return `0=20GiB,cpu=48GiB` as the dictionary that accelerate takes."""
-    pairs = dict(pair.split("=") for pair in words.split(","))
-    return {int(device) if device.isdigit() else device: size for device, size in pairs.items()}
 
 
 def _attention(load: Load, config: Any) -> str:
@@ -191,16 +224,6 @@ def _class(config: Any) -> Any:
 
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     return kind[0] if isinstance(kind, tuple | list) else kind
-
-
-def _quantization(bits: str) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtra("quantizing needs the bitsandbytes package", "pip install 'hub-repl[quant]'")
-    if bits == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
 
 
 def _tokenizer(found: hub.Found, load: Load, emit: Emit) -> Any:
@@ -281,20 +304,23 @@ def sentence(error: BaseException, most: int = 200) -> str:
     return (first if len(first) <= most else first[: most - 1] + "…").rstrip(".")
 
 
-def _facts(load: Load, found: hub.Found, weights: Weights, model: Any, tokenizer: Any, began: float) -> Facts:
+def _facts(load: Load, base: adapters.Base, model: Any, began: float) -> Facts:
+    found, weights, tokenizer = base.found, base.weights, base.tokenizer
     config = model.config.get_text_config(decoder=True)
+    places = placement.placed(model)
+    size = model.get_memory_footprint()
     return Facts(
         id=load.model,
         commit=found.commit,
         folder=str(found.folder),
         architecture=type(model).__name__,
         parameters=sum(weight.numel() for weight in model.parameters())
-        if load.quantize == "none"
+        if load.quantize == load.adapter == "none"
         else weights.parameters,
-        bytes=model.get_memory_footprint(),
+        bytes=size,
         dtype=str(model.dtype).removeprefix("torch."),
         stored=dict(weights.dtypes),
-        device_map=_placed(model),
+        device_map=places,
         attention=str(getattr(model.config, "_attn_implementation", "") or ""),
         context=int(getattr(config, "max_position_embeddings", 0) or 0),
         layers=int(getattr(config, "num_hidden_layers", 0) or 0),
@@ -302,12 +328,12 @@ def _facts(load: Load, found: hub.Found, weights: Weights, model: Any, tokenizer
         chats=bool(getattr(tokenizer, "chat_template", None)),
         base=_base(model),
         seconds=time.monotonic() - began,
+        quantization=load.quantize if load.quantize != "none" else quantization.stored(found.folder) or "none",
+        packed=base.packing.linears if base.packing else 0,
+        left=base.packing.left if base.packing else 0,
+        adapter=load.adapter,
+        remarks=(*quantization.remarks(load, weights, base.packing, size), *placement.remarks(load, places)),
     )
-
-
-def _placed(model: Any) -> dict[str, str]:
-    places = getattr(model, "hf_device_map", None) or {"": model.device}
-    return {part: f"cuda:{place}" if isinstance(place, int) else str(place) for part, place in places.items()}
 
 
 def _base(model: Any) -> Base:

@@ -8,7 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("huggingface_hub", "accelerate", "torch", "peft", "bitsandbytes", "httpx2", "httpcore2", "filelock")
+SOURCES = (
+    "huggingface_hub",
+    "accelerate",
+    "torch",
+    "peft",
+    "bitsandbytes",
+    "torchao",
+    "httpx2",
+    "httpcore2",
+    "filelock",
+)
 log = logging.getLogger("hub-repl")
 
 

@@ -10,7 +10,7 @@ from repl.conversation import Conversation, Turn
 from repl.decoding import APART, BEAMS, LENGTHS, OURS, SAMPLING
 from repl.errors import UsageError
 from repl.events import Done
-from repl.loading import max_memory
+from repl.placement import max_memory
 from repl.template import folded
 
 Message = Mapping[str, Any]

@@ -5,12 +5,14 @@ import json
 import os
 from collections.abc import Mapping
 from functools import singledispatch
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
 from rich.theme import Theme
 
+from repl.adapters import Adapter
 from repl.clean import clean, clean_line
 from repl.errors import ReplError
 from repl.events import Done
@@ -75,14 +77,24 @@ def headline(result: Loaded) -> Text:
     asked = "" if result.asked.dtype == facts.dtype else f" ({_asked(result.asked.dtype)})"
     rest = joined(
         f"{count(facts.parameters)} parameters",
-        facts.dtype + asked,
+        facts.form + ("" if facts.form == facts.quantization else asked),
+        f"adapter {_named(facts.adapter)}" if facts.adapter != "none" else "",
         mebibytes(facts.bytes) + (f" (was {mebibytes(was)})" if was else ""),
         device(facts.device_map),
         "chats" if facts.chats else "completes text",
         f"ready in {facts.seconds:.1f} s" if facts.seconds > 0.1 else f"ready in {max(1, facts.seconds * 1000):.0f} ms",
     )
     first = [] if before else [(" · ", "quiet"), ("/help", "accent")]
-    return Text.assemble((clean_line(facts.name), "accent"), (" · " + clean_line(rest), "quiet"), *first)
+    said = [(f"\n{clean_line(remark)}", "quiet") for remark in facts.remarks]
+    return Text.assemble((clean_line(facts.name), "accent"), (" · " + clean_line(rest), "quiet"), *first, *said)
+
+
+def _named(adapter: str) -> str:
+    """Return an adapter's id, or the last part of its path."""
+    found = Adapter.of(adapter)
+    local = Path(found.name).is_absolute() or found.name.startswith((".", "~"))
+    name = Path(found.name).name if local else found.name
+    return f"{name} (merged)" if found.merge else name
 
 
 def _asked(dtype: str) -> str:
@@ -250,7 +262,8 @@ def model_entry(facts: Any, asked: Any) -> dict[str, Any]:
         "commit": facts.commit,
         "dtype": facts.dtype,
         "device_map": facts.device_map,
-        "quantization": asked.quantize,
+        "quantization": facts.quantization,
+        "adapter": facts.adapter,
         "parameters": facts.parameters,
         "bytes": facts.bytes,
     }

@@ -51,8 +51,12 @@ class Load:
     )
     device: Annotated[str, Device()] = setting("auto", "where the weights go (the device map)")
     max_memory: Annotated[str, MaxMemory()] = setting("", "most that each device may hold, as 0=20GiB,cpu=48GiB")
-    quantize: Annotated[str, Choice(("none", "8bit", "4bit"))] = setting(
-        "none", "pack the weights into fewer bits while loading (bitsandbytes)"
+    quantize: Annotated[str, Choice(("none", "int8", "int4", "8bit", "4bit"))] = setting(
+        "none",
+        "weights in fewer bits: int8, int4 (packed kernels on the CPU, torchao on a GPU), 8bit, 4bit (bitsandbytes)",
+    )
+    adapter: Annotated[str, Text("an id or a folder, merge behind it or not; or none", lambda: ["none"])] = setting(
+        "none", "adapter put on the model (peft); with merge behind it, built into the weights for speed"
     )
     attention: Annotated[str, Choice(ATTENTION)] = setting("auto", "attention implementation")
     gguf_file: Annotated[str, Text("a file name")] = setting("", "GGUF file inside the model's repository")

@@ -213,7 +213,7 @@ class Shell:
         context = f"context {session.used} of {facts.context}" if facts.context else f"context {session.used}"
         return [
             facts.name,
-            facts.dtype,
+            facts.form,
             device(facts.device_map),
             "chat" if session.chats() else "complete",
             decoding.phrase(session.decoding()),

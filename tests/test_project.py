@@ -13,7 +13,8 @@ FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
     "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
-    "snapshots", "transfer", "hub", "convert", "builtin", "catalog", "reuse", "anatomy", "loading", "context",
+    "snapshots", "transfer", "hub", "convert", "builtin", "catalog", "reuse", "anatomy",
+    "packed", "quantization", "adapters", "placement", "loading", "context",
     "request", "devices", "speed", "store", "stream", "search", "beams", "probe", "traits", "engine", "layers",
     "conversation", "records", "database", "archive", "session", "registry", "screen", "writing", "recipe",
     "again", "bench", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply", "live",

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import catalog, settings
+from repl import catalog, placement, settings
 from repl.catalog import Card
 from repl.change import load
 from repl.clean import clean_line
@@ -63,6 +63,12 @@ def info(session: Session, id: Annotated[str, Words("a model", suggest=catalog.n
     return Info(facts, {name: getattr(chosen, name) for name in chosen.__slots__})
 
 
+def quantized(facts: Facts) -> str:
+    """Return the form of the weights, and how many layers have it where that was counted."""
+    left = f", {facts.left} left as they are" if facts.left else ""
+    return facts.quantization + (f" ({facts.packed} linear layers packed{left})" if facts.packed else "")
+
+
 @view.register
 def _(result: Info) -> RenderableType:
     facts, asked = result.facts, result.asked
@@ -73,8 +79,11 @@ def _(result: Info) -> RenderableType:
         "architecture": f"{facts.architecture}, {facts.layers} layers, vocabulary {facts.vocabulary}",
         "parameters": f"{facts.parameters:,} ({count(facts.parameters)}), stored as {stored}",
         "dtype": f"{facts.dtype} (asked for {asked['dtype']})",
+        "quantization": quantized(facts),
+        "adapter": facts.adapter,
         "memory": mebibytes(facts.bytes),
         "device": f"{device(facts.device_map)} (asked for {asked['device']})",
+        **({"device map": ", ".join(placement.folded(facts.device_map))} if len(facts.device_map) > 1 else {}),
         "attention": f"{facts.attention or 'none'} (asked for {asked['attention']})",
         "context": f"{facts.context} tokens" if facts.context else "no fixed limit",
         "talk": "chats through its template" if facts.chats else "completes text: it has no chat template",
