@@ -65,6 +65,8 @@ class Resident:
     """What was said of this model and need not be said again."""
     modules: tuple[str, ...] = ()
     """The paths of its modules, for completion."""
+    behind: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    """The logits behind the text that was looked at last, by its ids."""
 
 
 def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None]) -> Resident:

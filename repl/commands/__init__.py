@@ -17,11 +17,15 @@ from repl.commands import (
     recipe,
     reproduce,
     rest,
+    score,
     sessions,
     stats,
     talk,
     template,
+    tokens,
+    why,
 )
+from repl.commands import next as next_
 
 __all__ = [
     "arch",
@@ -36,12 +40,16 @@ __all__ = [
     "lens",
     "memory",
     "models",
+    "next_",
     "options",
     "recipe",
     "reproduce",
     "rest",
+    "score",
     "sessions",
     "stats",
     "talk",
     "template",
+    "tokens",
+    "why",
 ]
