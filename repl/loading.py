@@ -92,6 +92,8 @@ class Resident:
     """The paths of its modules, for completion."""
     base: Any = None
     """The model without its adapter, kept for the next one."""
+    behind: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    """The logits behind the text that was looked at last, by its ids."""
 
 
 BASES = Bases()

@@ -17,6 +17,9 @@ def options(load: Load) -> dict[str, Any]:
     found: dict[str, Any] = {"device_map": device_map(load.device)}
     if load.max_memory and load.device in SPREAD:
         found["max_memory"] = max_memory(load.max_memory)
+        for name in found["max_memory"]:
+            if isinstance(name, int):
+                require(name)
     if load.offload_folder:
         found["offload_folder"] = offload_folder(load.offload_folder)
     return found
@@ -48,9 +51,6 @@ def require(number: int) -> None:
 def max_memory(words: str) -> dict[int | str, str]:
     """Return `0=20GiB,cpu=48GiB` as the dictionary that accelerate takes."""
     pairs = dict(pair.split("=") for pair in words.split(","))
-    for device in pairs:
-        if device.isdigit():
-            require(int(device))
     return {int(device) if device.isdigit() else device: size for device, size in pairs.items()}
 
 

@@ -117,7 +117,7 @@ def test_unloading_frees_the_model_under_the_adapter(session, one):
     import gc
     import weakref
 
-    run(session, f"/adapter {one}")
+    run(session, "/keep_models 1", f"/adapter {one}")
     base = weakref.ref(session.store.current().base.model)
     run(session, "/unload")
     gc.collect()

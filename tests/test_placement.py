@@ -52,7 +52,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     with pytest.raises(BadModel, match="no CUDA device 7"):
         placement.device_map("cuda:7")
     with pytest.raises(BadModel, match="no CUDA device 3"):
-        placement.max_memory("3=1GiB,cpu=2GiB")
+        placement.options(Load(max_memory="3=1GiB,cpu=2GiB"))
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated, Any
 
-from repl import engine
+from repl import engine, point
 from repl.change import changed
 from repl.conversation import Turn
 from repl.errors import Cancelled, ReplError, UsageError
@@ -54,7 +54,7 @@ def continue_(session: Session) -> Task[Done]:
     last = _last(session)
     if last.record is None:
         raise UsageError("the last reply has no record to go on from", "/retry")
-    return _generate(session, _onward(session, last), session.conversation.turns[last.parent or 0], last)
+    return _generate(session, point.onward(session, last), session.conversation.turns[last.parent or 0], last)
 
 
 @command("talk")
@@ -112,25 +112,7 @@ def _answer(session: Session, asked: Turn, chosen: Settings) -> Task[Done]:
     if asked.role == "prompt":
         return _generate(session, Request(chosen, text=asked.text), asked)
     begun, session.prefill = session.prefill, ""
-    return _generate(session, _chat(session, chosen, asked, begun), asked)
-
-
-def _chat(session: Session, chosen: Settings, asked: Turn, prefill: str) -> Request:
-    talk = session.conversation
-    turns = [*([0] if talk.system else []), *(turn.id for turn in talk.path(asked.id))]
-    return Request(chosen, messages=tuple(talk.messages(asked.id)), turns=tuple(turns), prefill=prefill)
-
-
-def _onward(session: Session, last: Turn) -> Request:
-    """Go on from the very ids; a model that did not make them goes on from the text."""
-    record, facts, asked = last.record, session.facts(), session.conversation.turns[last.parent or 0]
-    assert record is not None
-    if (record.model.get("id"), record.model.get("commit")) != (facts.id, facts.commit):
-        if asked.role == "prompt":
-            return Request(session.settings, text=asked.text + last.text)
-        return _chat(session, session.settings, asked, last.text)
-    made = record.token_ids[:-1] if record.finish == "stop" else record.token_ids
-    return Request(session.settings, ids=(*record.prompt_ids, *made))
+    return _generate(session, point.chat(session, chosen, asked, begun), asked)
 
 
 def _generate(session: Session, request: Request, asked: Turn, before: Turn | None = None) -> Task[Done]:

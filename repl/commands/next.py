@@ -1,0 +1,143 @@
+"""What comes next: the distribution of the next token, as the model has it and as it is drawn from."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Annotated
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl.clean import clean_line
+from repl.engine import configure
+from repl.errors import UsageError
+from repl.kinds import Rest
+from repl.loading import Resident
+from repl.pieces import Speller, quoted
+from repl.point import Here, here
+from repl.registry import command
+from repl.request import Request, encode
+from repl.scoring import following
+from repl.screen import joined, view
+from repl.session import Session, Task
+from repl.shades import bar, coarse, percent, style
+from repl.warping import stages
+from repl.worker import Emit
+
+COUNT = 10  # candidates shown where no number is given
+MOST = 1000
+TAIL = 48  # characters of the text before that are shown
+WIDTH = 12  # of a bar
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that may come next: its probability in the model's own distribution, and in the one drawn from."""
+
+    id: int
+    text: str
+    probability: float
+    logprob: float
+    drawn: float
+    """Probability behind the active processors; 0 where one of them removed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """The likeliest next tokens, best first; entropies in nats."""
+
+    after: str
+    text: str
+    """The text that they come after; of a chat, its last message."""
+    candidates: list[Candidate]
+    entropy: float
+    processors: list[str]
+    """What is active between the model and the draw, in the order it runs."""
+    drawn_entropy: float
+    left: int
+    """How many tokens the processors leave."""
+    greedy: bool
+
+
+def look(resident: Resident, spot: Here, count: int, emit: Emit) -> Next:
+    """Compute what comes next; for the model thread."""
+    request = spot.request
+    config = configure(resident, request.settings)
+    ids = encode(resident, request, 1, emit).ids
+    logits = following(resident, ids, emit, shared=request.settings.decode.reuse)
+    raw, *active = stages(resident, config, ids, (), logits)
+    final = active[-1] if active else raw
+    speller = Speller(resident.tokenizer)
+    logs, drawn = raw.scores.log_softmax(-1), final.probabilities
+    values, places = logs.topk(min(count, len(logs)))
+    return Next(
+        spot.after,
+        spot.text,
+        [
+            Candidate(token, speller.text(token), float(logs[token].exp()), value, float(drawn[token]))
+            for token, value in zip(places.tolist(), values.tolist(), strict=True)
+        ],
+        raw.entropy,
+        [stage.label for stage in active],
+        final.entropy,
+        final.left,
+        not config.do_sample,
+    )
+
+
+@command("look inside", name="next", waits=True)
+def next_(session: Session, text: Annotated[str, Rest()] = "") -> Task[Next]:
+    """Show the likeliest next tokens at this point of the talk: /next 20, /next TEXT, /next 20 TEXT.
+
+    Alone it goes on from the last reply, as /continue does: where the reply ended by itself, that is the end and what
+    it might have said instead. TEXT is taken as it stands, without the chat template. Where settings change the odds
+    (/temperature, /top_p, ...) what is drawn from stands beside them.
+    """
+    session.facts()
+    count, said = _counted(text)
+    spot = Here(Request(session.settings, text=said), "your text", said) if said else here(session)
+    return session.start(lambda emit: look(session.store.current(), spot, count, emit))
+
+
+def _counted(text: str) -> tuple[int, str]:
+    """Split off a number in front; raises `UsageError`."""
+    first, _, rest = text.partition(" ")
+    if not first.isdecimal():
+        return COUNT, text
+    if not 0 < int(first) <= MOST:
+        raise UsageError(f"/next shows 1 to {MOST} tokens, not {first}", "/next 20")
+    return int(first), rest.strip()
+
+
+@view.register
+def _(result: Next) -> RenderableType:
+    nothing = "-" if coarse() else "–"
+    heads = ["", "", "", "model", "sum", *(["drawn"] if result.processors else [])]
+    table = Table.grid(padding=(0, 2))
+    for head in heads:
+        table.add_column(justify="right" if head else "left", no_wrap=True)
+    table.add_row(*(Text(head, "quiet") for head in heads))
+    sums = accumulate(one.probability for one in result.candidates)
+    for rank, (one, total) in enumerate(zip(result.candidates, sums, strict=True), 1):
+        cells = [percent(one.drawn) if one.drawn else nothing] if result.processors else []
+        table.add_row(
+            Text(f"{rank:>2}", "quiet"),
+            Text(quoted(one.text), style(one.probability)),
+            Text(bar(one.probability, WIDTH).ljust(WIDTH), "accent"),
+            percent(one.probability),
+            Text(percent(min(total, 1.0)), "quiet"),
+            *cells,
+        )
+    line = clean_line(" ".join(result.text.split()))
+    line = line if len(line) <= TAIL else ("..." if coarse() else "…") + line[-TAIL:]
+    lead = Text.assemble((f"after {result.after}: ", "quiet"), line)
+    return Group(lead, table, Text(_figures(result), "quiet"))
+
+
+def _figures(result: Next) -> str:
+    entropy = f"entropy {result.entropy:.2f} nats"
+    end = "greedy takes the likeliest" if result.greedy else ""
+    if not result.processors:
+        return joined(entropy, end)
+    tokens = f"{result.left:,} token{'' if result.left == 1 else 's'} left"
+    return joined(f"{entropy}, drawn {result.drawn_entropy:.2f}", tokens, ", ".join(result.processors), end)

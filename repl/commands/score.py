@@ -1,0 +1,170 @@
+"""Score: how likely a model finds a text, token by token and as a whole."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import exp, log
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl.clean import clean_line
+from repl.errors import ReplError, UsageError
+from repl.events import Progress
+from repl.kinds import Rest
+from repl.loading import Resident
+from repl.pieces import Piece, Speller, quoted
+from repl.probe import Scored
+from repl.registry import command
+from repl.scoring import score
+from repl.screen import joined, view
+from repl.session import Session, Task
+from repl.shades import OnTerminal, legend, percent, style, written
+from repl.worker import Emit
+
+WINDOW = 8192  # most tokens read at once, where the context is longer or without an end
+LARGEST = 64 * 2**20  # bytes of a file
+SHOWN = 1500  # tokens drawn
+WORST = 4  # tokens that are named
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a text is: logprobs in nats, none for the first token, which nothing predicts."""
+
+    source: str
+    """`text`, or the path of a file."""
+    ids: list[int]
+    logprobs: list[float | None]
+    ranks: list[int | None]
+    pieces: list[Piece]
+    total: float
+    """The sum of the logprobs, in nats."""
+    perplexity: float
+    bits_per_byte: float
+    """The total over all bytes of the text in UTF-8: comparable between tokenizers."""
+    bytes: int
+    window: int
+    """Most tokens read at once; a longer text is read in windows that overlap by `window - stride` tokens."""
+    stride: int
+
+
+def windows(count: int, window: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (begin, end, first) for a text of `count` tokens: each window scores from its `first` token on.
+
+    Behind the first window each token has at least half a window before it.
+    """
+    end = min(window, count)
+    yield 0, end, 1
+    while end < count:
+        begin = end - (window - _stride(window))
+        first, end = end, min(begin + window, count)
+        yield begin, end, first - begin
+
+
+def _stride(window: int) -> int:
+    return max(1, window // 2)
+
+
+def measure(resident: Resident, text: str, source: str, emit: Emit) -> Score:
+    """Score a text; for the model thread."""
+    ids = [int(token) for token in resident.tokenizer(text)["input_ids"]]
+    if len(ids) < 2:
+        raise UsageError("a text of one token has nothing to be predicted from", "/next TEXT")
+    window = min(resident.facts.context or WINDOW, WINDOW)
+    scored: list[Scored] = []
+    for begin, end, first in windows(len(ids), window):
+        for one in score(resident, ids[begin:end], emit, first):
+            scored.append(one)
+            if len(scored) % 64 == 0:
+                emit(Progress("score", len(scored), len(ids) - 1, "tokens"))
+    total = sum(one.logprob for one in scored)
+    size = len(text.encode("utf-8", "replace"))
+    return Score(
+        source=source,
+        ids=ids,
+        logprobs=[None, *(one.logprob for one in scored)],
+        ranks=[None, *(one.rank for one in scored)],
+        pieces=Speller(resident.tokenizer).pieces(ids),
+        total=total,
+        perplexity=exp(min(-total / len(scored), 700.0)),
+        bits_per_byte=-total / log(2) / size,
+        bytes=size,
+        window=window,
+        stride=_stride(window),
+    )
+
+
+@command("look inside", name="score", waits=True)
+def score_(session: Session, text: Annotated[str, Rest()]) -> Task[Score]:
+    """Show how likely each token of a text is, its perplexity and bits per byte: /score TEXT, /score FILE.
+
+    A text that is the path of a file stands for what is in it. The text is read as it stands, without the chat
+    template; its first token is given, not predicted. What is longer than the context is read in windows that overlap
+    by half.
+    """
+    session.facts()
+    if not text:
+        raise UsageError("/score needs a text or a file", "/score The capital of France is Paris.")
+    source, content = _content(text)
+    return session.start(lambda emit: measure(session.store.current(), content, source, emit))
+
+
+def _content(text: str) -> tuple[str, str]:
+    path = Path(text).expanduser()
+    try:
+        if not path.is_file():
+            return "text", text
+    except (OSError, ValueError):  # no name that a file could have
+        return "text", text
+    try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise ReplError(f"{text!r} has {size / 2**20:.0f} MiB, more than the {LARGEST // 2**20} that /score takes")
+        content = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ReplError(f"{text!r} is not UTF-8 text") from error
+    except OSError as error:
+        raise ReplError(f"cannot read {text!r}: {error.strerror}") from error
+    if not content:
+        raise ReplError(f"{text!r} is empty")
+    return str(path), content
+
+
+@view.register
+def _(result: Score) -> RenderableType:
+    source = "your text" if result.source == "text" else f"file {clean_line(result.source)}"
+    shown = Group(_text(result), legend())
+    return Group(Text(source, "quiet"), OnTerminal(shown, _table(result)), Text(_figures(result), "quiet"))
+
+
+def _text(result: Score) -> Text:
+    pairs = zip(result.pieces[:SHOWN], result.logprobs, strict=False)
+    drawn = written((piece.text, "quiet" if value is None else style(exp(value))) for piece, value in pairs)
+    drawn.rstrip()
+    more = len(result.ids) - SHOWN
+    return drawn.append(f"\n… {more:,} more tokens", "quiet") if more > 0 else drawn
+
+
+def _table(result: Score) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for justify in ("right", "right", "left"):
+        table.add_column(justify=justify)
+    for piece, value, rank in zip(result.pieces, result.logprobs, result.ranks, strict=True):
+        table.add_row("" if value is None else f"{value:.4f}", str(rank or ""), Text(quoted(piece.text)))
+    return table
+
+
+def _figures(result: Score) -> str:
+    places = sorted(range(1, len(result.ids)), key=lambda place: result.logprobs[place] or 0.0)[:WORST]
+    worst = [f"{quoted(result.pieces[place].text)} {percent(exp(result.logprobs[place] or 0.0))}" for place in places]
+    half = f"windows of {result.window} tokens, overlapping by half" if len(result.ids) > result.window else ""
+    figures = joined(
+        f"{len(result.ids):,} tokens, {result.bytes:,} bytes",
+        f"total {result.total:.2f} nats",
+        f"perplexity {result.perplexity:.2f}",
+        f"{result.bits_per_byte:.3f} bits a byte",
+        half,
+    )
+    return f"least expected: {', '.join(worst)}\n{figures}"

@@ -1,0 +1,138 @@
+"""Tokens: how a text, or the last turn, is cut up."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl.conversation import Turn
+from repl.errors import UsageError
+from repl.events import Done
+from repl.kinds import Rest
+from repl.pieces import Piece, Speller, quoted
+from repl.point import made_by
+from repl.registry import command
+from repl.reuse import common
+from repl.screen import joined, view
+from repl.session import Session, Task
+from repl.shades import OnTerminal, coarse, written
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids with the piece that each one stands for; `characters` and `bytes` are of the text without marks."""
+
+    ids: list[int]
+    pieces: list[Piece]
+    reply: int
+    """How many of them come before the reply, whose tokens are numbered from 1; all, where there is none."""
+    characters: int
+    bytes: int
+    special: int
+    listed: bool
+    """Draw them one a line."""
+
+
+def cut(tokenizer: Any, ids: Sequence[int], reply: int, text: str, listed: bool) -> Tokens:
+    """Tell the tokens of a text apart; for the model thread."""
+    pieces = Speller(tokenizer).pieces(ids)
+    size = len(text.encode("utf-8", "replace"))
+    return Tokens(list(ids), pieces, reply, len(text), size, sum(piece.special for piece in pieces), listed)
+
+
+def of_text(tokenizer: Any, text: str, listed: bool) -> Tokens:
+    """Cut a text as a prompt is cut; for the model thread."""
+    ids = [int(token) for token in tokenizer(text)["input_ids"]]
+    return cut(tokenizer, ids, len(ids), text, listed)
+
+
+def of_turn(tokenizer: Any, record: Done, known: int, listed: bool) -> Tokens:
+    """Show what a turn added to the `known` tokens before it: its message, and the reply; for the model thread."""
+    ids = [*record.prompt_ids[known:], *record.token_ids]
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    return cut(tokenizer, ids, len(record.prompt_ids) - known, text, listed)
+
+
+@command("look inside", waits=True)
+def tokens(session: Session, text: Annotated[str, Rest(suggest=lambda: ["--ids"])] = "") -> Task[Tokens]:
+    """Show how TEXT is cut into tokens; alone, those of the last turn. --ids lists them.
+
+    The last turn is your last message as the model got it, and the reply, from the record of the reply. The tokens of
+    the reply are numbered as /why counts them. Bytes that are no whole character read <e4>.
+    """
+    facts = session.facts()
+    listed = text.split()[:1] == ["--ids"]
+    said = text.removeprefix("--ids").lstrip() if listed else text
+    if said:
+        return session.start(lambda emit: of_text(session.store.current().tokenizer, said, listed))
+    last = session.last
+    if last is None or last.record is None:
+        raise UsageError("nothing was answered yet", "/tokens Once upon a time")
+    record, known = last.record, _known(session, last, last.record)
+    if not made_by(record, facts):
+        name = record.model.get("id")
+        raise UsageError(f"the last reply has tokens of {name}, {facts.name} is loaded", f"/model {name}")
+    return session.start(lambda emit: of_turn(session.store.current().tokenizer, record, known, listed))
+
+
+def _known(session: Session, last: Turn, record: Done) -> int:
+    """Return how many tokens of a reply's prompt were there before its message."""
+    before = [turn.record for turn in session.conversation.path(last.parent) if turn.record is not None]
+    if last.role == "completion" or not before:
+        return 0
+    return common([*before[-1].prompt_ids, *before[-1].token_ids], record.prompt_ids)
+
+
+@view.register
+def _(result: Tokens) -> RenderableType:
+    table = _table(result)
+    return Group(table if result.listed else OnTerminal(_text(result), table), Text(_figures(result), "quiet"))
+
+
+def _text(result: Tokens) -> Text:
+    drawn = Text()
+    parts = [(result.pieces[: result.reply], 0), (result.pieces[result.reply :], result.reply)]
+    for (pieces, start), name in zip(parts, ("message", "reply"), strict=True):
+        if not pieces:
+            continue
+        if result.reply < len(result.pieces):
+            drawn.append(f"{name} · {_counted(len(pieces))}\n", "quiet")
+        drawn.append(written(_shaded(pieces, start)))
+        drawn.append("" if drawn.plain.endswith("\n") else "\n")
+    drawn.right_crop(1)
+    return drawn
+
+
+def _shaded(pieces: list[Piece], start: int) -> Iterator[tuple[str, str]]:
+    mark = r"\n" if coarse() else "↵"
+    for place, piece in enumerate(pieces, start):
+        yield piece.text.replace("\n", f"{mark}\n"), "special" if piece.special else "band" if place % 2 else ""
+
+
+def _table(result: Tokens) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for style in ("quiet", "quiet", ""):
+        table.add_column(style=style, justify="right" if style else "left", overflow="fold")
+    for place, piece in enumerate(result.pieces):
+        number = str(place - result.reply + 1) if place >= result.reply else ""
+        table.add_row(number, str(piece.id), Text(quoted(piece.text), "special" if piece.special else ""))
+    return table
+
+
+def _figures(result: Tokens) -> str:
+    special = f"{result.special} special" if result.special else ""
+    sizes = ((result.characters, "character"), (result.bytes, "byte"))
+    return joined(_counted(len(result.ids)), special, *(_each(size, what, result) for size, what in sizes))
+
+
+def _each(size: int, what: str, result: Tokens) -> str:
+    plain = len(result.ids) - result.special
+    words = f"{size} {what}{'' if size == 1 else 's'}"
+    return f"{words} ({size / plain:.1f} a token)" if plain else words
+
+
+def _counted(count: int) -> str:
+    return f"{count} token{'' if count == 1 else 's'}"

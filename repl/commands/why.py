@@ -1,0 +1,125 @@
+"""Why this token: from the model's own distribution, through each processor, to the odds it was drawn with."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl import decoding, settings
+from repl.errors import UsageError
+from repl.events import Done
+from repl.kinds import Change
+from repl.pieces import quoted
+from repl.point import made_by
+from repl.registry import command
+from repl.screen import view
+from repl.session import Session, Task
+from repl.settings import Settings
+from repl.shades import percent
+from repl.waterfall import Candidate, Step, Why, explain
+
+SIGNS = {
+    "temperature": "T",
+    "top_k": "k",
+    "top_p": "p",
+    "repetition_penalty": "penalty",
+    "no_repeat_ngram_size": "ngram",
+}
+
+
+@command("look inside", waits=True)
+def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Change()]) -> Task[Why]:
+    """Show how one token of the last reply came about: /why 3, /why Paris, /why 3 top_p=0.8.
+
+    The token is named by its number (/tokens --ids lists them) or by a text, whose first token is meant. The columns
+    are the model's own odds and those behind each processor and warper, in the order they ran, by the record of the
+    reply: settings that changed since do not count. NAME=VALUE asks what they would have been with other settings.
+    """
+    last, facts = session.last, session.facts()
+    if last is None or last.record is None or not last.record.token_ids:
+        raise UsageError("nothing was answered yet that could be explained", "/next Once upon a time")
+    record = last.record
+    if not made_by(record, facts):
+        revision = record.model.get("revision")
+        name = record.model.get("id")
+        line = f"/model {name}" + (f"@{revision}" if revision not in (None, "", "main") else "")
+        raise UsageError(f"the last reply was made by {name}, {facts.name} is loaded", line)
+    values = _values(session, record, token, changes)
+    shared = session.settings.decode.reuse
+    return session.start(lambda emit: explain(session.store.current(), record, token, values, shared, emit))
+
+
+def _values(session: Session, record: Done, token: str, changes: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Read changed settings; raises `UsageError`, also for one that has no effect on this reply."""
+    values: dict[str, Any] = {}
+    for word, text in changes:
+        name = settings.find(word)
+        if settings.places()[name] != "decode":
+            raise UsageError(f"{name} does not change the odds of a token", f"/help {name}")
+        default = decoding.effective(Settings(), session.base()).get(name)
+        values[name] = settings.read(name, text) if text != "default" else default.value if default else None
+    sampled = {**record.decode, **values}.get("do_sample")
+    idle = [name for name in values if name in decoding.SAMPLING and not sampled]
+    if idle:
+        line = " ".join(f"{name}={text}" for name, text in changes)
+        raise UsageError(f"{idle[0]} has no effect on a greedy reply", f"/why {token} do_sample=on {line}")
+    return values
+
+
+@view.register
+def _(result: Why) -> RenderableType:
+    lead = Text.assemble((f"token {result.number} of {result.of}: ", "quiet"), (quoted(result.text), "accent"))
+    if result.decode:
+        lead.append(f" · with {', '.join(f'{name} {value}' for name, value in result.decode.items())}", "quiet")
+    return Group(lead, _table(result), Text("\n".join([*_story(result), *result.notes]), "quiet"))
+
+
+def _table(result: Why) -> Table:
+    columns = [place for place, step in enumerate(result.steps, 1) if step.changed]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    heads = ["model", *(_sign(result.steps[place - 1]) for place in columns)]
+    for _head in heads:
+        table.add_column(justify="right")
+    table.add_row("", *(Text(head, "quiet") for head in heads))
+    for one in result.candidates:
+        cells = [_cell(one, place, result) for place in (0, *columns)]
+        chosen = one.id == result.id
+        table.add_row(f"{'>' if chosen else ' '} {quoted(one.text)}", *cells, style="accent" if chosen else "")
+    return table
+
+
+def _sign(step: Step) -> str:
+    return SIGNS.get(step.name, step.name) + ("" if step.value is None else f"={step.value:g}")
+
+
+def _cell(one: Candidate, place: int, result: Why) -> Text:
+    names = ["", *(step.name for step in result.steps)]
+    gone = names.index(one.removed_by) if one.removed_by else len(names)
+    return Text("" if place > gone else "removed" if place == gone else percent(one.probabilities[place]))
+
+
+def _story(result: Why) -> list[str]:
+    """Say in words what the table cannot: what was removed besides, and how the choice was made."""
+    named = [(step, step.name + ("" if step.value is None else f" {step.value:g}")) for step in result.steps]
+    lines = [
+        f"{name} removed {step.removed:,} token{'' if step.removed == 1 else 's'}, {percent(step.mass)} of the odds"
+        for step, name in named
+        if step.removed
+    ]
+    idle = [name for step, name in named if not step.changed]
+    lines += [f"no effect here: {', '.join(idle)}"] if idle else []
+    return [*lines, f"rank {result.rank} for the model, entropy {result.entropy:.2f} nats · {_end(result)}"]
+
+
+def _end(result: Why) -> str:
+    if result.how == "beams":
+        return f"{percent(result.probability)} alone: a beam search weighs whole sequences, not single tokens"
+    if result.how == "sampled":
+        would = "would be" if result.decode else "was"
+        return f"{would} drawn with {percent(result.probability)}" if result.probability else "could not be drawn"
+    if result.id == result.likeliest:
+        return "greedy: taken as the likeliest"
+    return "greedy would take another one" + ("" if result.decode else ": a near tie, within rounding")
