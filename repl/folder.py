@@ -1,10 +1,12 @@
 """What a model folder holds, checked from its configs and headers before anything heavy reads it."""
 
 import json
+import math
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ def examined(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> Weigh
         weights = pickled(folder, config, files)
     else:
         tensors = read_tensors(folder, files)
-        weights = counted(tuple(files), tensors.values(), kind)
+        weights = replace(counted(tuple(files), tensors.values(), kind), matrices=packable(tensors))
         if native:
             check_sizes(config, tensors)
     check_tokenizer(folder)
@@ -94,6 +96,18 @@ def size_in(weights: Weights, dtype: str) -> int:
     changed = sum(weights.dtypes.get(stored, 0) for stored in CONVERTED)
     before = sum(weights.dtypes.get(stored, 0) * BITS[stored] // 8 for stored in CONVERTED)
     return weights.bytes - before + changed * width
+
+
+def packable(tensors: dict[str, Tensor]) -> int:
+    """Count the parameters in matrices other than the embedding and the output head: what quantizing packs."""
+    sizes = (math.prod(each.shape) for name, each in tensors.items() if is_matrix(name, each))
+    return sum(sizes)
+
+
+def is_matrix(name: str, tensor: Tensor) -> bool:
+    """Tell whether a tensor is the weight of a linear layer inside the model."""
+    outside = EMBEDDING.search(name) or name.endswith(("lm_head.weight", "embed_out.weight", "wpe.weight"))
+    return len(tensor.shape) == 2 and name.endswith(".weight") and tensor.dtype in CONVERTED and not outside
 
 
 def nonfinite(folder: Path, limit: int = 3) -> list[str]:

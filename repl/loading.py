@@ -6,16 +6,17 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from repl import builtin, folder, hub, libraries, paths, quiet, sandbox
+from repl import builtin, fit, folder, hub, libraries, paths, quiet, sandbox, weigh
 from repl.decoding import Base
 from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError, Unreachable
 from repl.events import Progress
 from repl.headers import Weights
 from repl.reuse import Kept
+from repl.room import Room
 from repl.settings import Load
 from repl.worker import Emit
 
@@ -45,6 +46,8 @@ class Facts:
     chats: bool
     base: Base
     seconds: float
+    unexpected: tuple[str, ...] = ()
+    """Tensors in the files that the model has no place for."""
 
     @property
     def name(self) -> str:
@@ -65,8 +68,11 @@ class Resident:
     """What was said of this model and need not be said again."""
 
 
-def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None]) -> Resident:
-    """Load a model; `make_room(bytes)` is told the size before memory is taken.
+MakeRoom = Callable[[int, Callable[[list[Room]], None]], None]
+
+
+def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom) -> Resident:
+    """Load a model; before memory is taken `make_room` gets the bytes and a check that refuses what does not fit.
 
     Raises a `ReplError` that names what is wrong, or `Cancelled`; then nothing of it stays in memory.
     """
@@ -77,14 +83,18 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None
     weights = folder.examine(
         found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=load.trust_remote_code
     )
-    make_room(folder.size_in(weights, load.dtype))
     with translated(load):
         config = _config(found, load)
+    needed = weigh.needs(weights, config, load).total
+    make_room(needed, lambda rooms: fit.check(weights, config, load, rooms))
+    with translated(load):
         options = _options(load, found, config, weights.format)
         tokenizer = _tokenizer(found, load, emit)
         model, report = _read(found, config, options, emit)
         _complete(found, report)
-    return Resident(load, _facts(load, found, weights, model, tokenizer, began), model.eval(), tokenizer)
+    facts = _facts(load, found, weights, model, tokenizer, began)
+    unexpected = tuple(sorted(report.get("unexpected_keys") or ()))
+    return Resident(load, replace(facts, unexpected=unexpected), model.eval(), tokenizer)
 
 
 def _find(load: Load, emit: Emit, offline: bool) -> hub.Found:

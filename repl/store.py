@@ -2,24 +2,31 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import psutil
 
 from repl.errors import NoModel, ReplError
 from repl.libraries import release
-from repl.loading import Facts, Resident, bring
+from repl.loading import Facts, MakeRoom, Resident, bring
+from repl.room import Room, measure, with_back
 from repl.settings import Load
+from repl.weigh import STORED
 from repl.worker import Emit
 
-Bring = Callable[[Load, Emit, bool, Callable[[int], None]], Resident]
+Bring = Callable[[Load, Emit, bool, MakeRoom], Resident]
 SPARE = 1.1  # a load is taken to fit where this much of its size is free
 
 
 class Store:
     """Holds at most one resident model. `load` and `drop` run on the model thread."""
 
-    def __init__(self, offline: bool = False, bring: Bring = bring) -> None:
+    def __init__(
+        self, offline: bool = False, bring: Bring = bring, measure: Callable[[], list[Room]] = measure
+    ) -> None:
         self.offline = offline
+        self.allowed: set[Load] = set()  # loads that begin however little is free
+        self._measure = measure
         self._bring = bring
         self._current: Resident | None = None
 
@@ -38,7 +45,7 @@ class Store:
         """Make a model the resident one; on any failure the one before is still, or again, there."""
         before = self._current.load if self._current else None
         try:
-            resident = self._bring(load, emit, self.offline, self._make_room)
+            resident = self._bring(load, emit, self.offline, partial(self._make_room, load))
             emit.check()
         except BaseException:
             emit.settle()
@@ -55,8 +62,14 @@ class Store:
         release()
         return facts
 
-    def _make_room(self, needed: int) -> None:
-        """Free the old model first where both do not fit side by side."""
+    def rooms(self) -> list[Room]:
+        """Return the devices with what would be free on them if nothing were loaded."""
+        return with_back(self._measure(), _held(self._current.facts) if self._current else {})
+
+    def _make_room(self, load: Load, needed: int, check: Callable[[list[Room]], None] = lambda rooms: None) -> None:
+        """Refuse what would not fit alone; free the old model first where both do not fit side by side."""
+        if load not in self.allowed:
+            check(self.rooms())
         if self._current is not None and needed * SPARE > _free(self._current):
             self._current = None
             release()
@@ -64,7 +77,7 @@ class Store:
     def _restore(self, load: Load | None, emit: Emit) -> None:
         if load is not None and self._current is None:
             with suppress(ReplError):  # then nothing is resident, and the first failure is the one to tell
-                self._current = self._bring(load, emit, True, lambda _: None)
+                self._current = self._bring(load, emit, True, lambda *_: None)
         release()
 
 
@@ -75,3 +88,11 @@ def _free(resident: Resident) -> int:
     import torch
 
     return int(sum(torch.cuda.mem_get_info(device)[0] for device in range(torch.cuda.device_count())))
+
+
+def _held(facts: Facts) -> dict[str, int]:
+    """Return what a model would give back, by device; weights used as they lie in their file count as free already."""
+    mapped = {STORED.get(name) for name in facts.stored} == {facts.dtype}
+    places = list(facts.device_map.values())
+    shares = {place: facts.bytes * places.count(place) // len(places) for place in places}
+    return {place: 0 if place == "cpu" and mapped else share for place, share in shares.items()}

@@ -13,8 +13,9 @@ FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding", "quiet",
     "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
-    "snapshots", "transfer", "hub", "convert", "builtin", "reuse", "loading", "context", "request", "store",
-    "stream", "beams", "probe", "engine", "conversation", "records", "database", "archive", "session",
+    "weigh", "room", "fit", "snapshots", "transfer", "hub", "convert", "builtin", "reuse", "loading",
+    "context", "request", "store", "stream", "beams", "probe", "engine", "conversation", "records",
+    "database", "archive", "session",
     "registry", "screen", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply",
     "live", "change", "panel",
 ]  # fmt: skip
@@ -81,7 +82,7 @@ def test_every_command_has_help_and_stands_in_the_readme() -> None:
     """Nothing works that nobody can find."""
     assert commands
     readme = (ROOT / "README.md").read_text("utf-8")
-    mentioned = set(re.findall(r"/([a-z_]+)", readme))
+    mentioned = set(re.findall(r"/([a-z_]+!?)", readme))
     for name, found in registry.COMMANDS.items():
         assert found.help, f"/{name} has no help"
         assert name == "say" or name in mentioned, f"/{name} is not in the README"
