@@ -67,6 +67,8 @@ def changes(weights: Weights, load: Load, rooms: Iterable[Room]) -> Iterator[dic
         yield {"device": "auto"}
     packs = load.quantize == "none" and weights.matrices and importlib.util.find_spec("bitsandbytes")
     yield from ({"dtype": "bfloat16", "quantize": bits} for bits in ("8bit", "4bit") if packs)
+    if load.max_memory:
+        yield {"max_memory": ""}
 
 
 def name(load: Load) -> str:
@@ -80,7 +82,7 @@ def line(load: Load, change: dict[str, str]) -> str:
     """Return the line that loads with a change."""
     bare = Load()
     kept = {key: getattr(load, key) for key in KEPT if getattr(load, key) != getattr(bare, key)} | change
-    return " ".join([f"/model {name(load)}", *(f"{key}={value}" for key, value in kept.items())])
+    return " ".join([f"/model {name(load)}", *(f"{key}={value or 'default'}" for key, value in kept.items())])
 
 
 def short(load: Load) -> str:
@@ -101,5 +103,7 @@ def effect(needs: Needs) -> str:
 
 def described(room: Room) -> str:
     """Say what is free on a device, and what keeps it there."""
-    limit = f" (the {room.limit} allows {amount(room.total)})" if room.limit in ("control group", "ulimit") else ""
+    if room.limit == "max_memory":
+        return f"{room.device} may hold {amount(room.free)} (max_memory)"
+    limit = f" (the {room.limit} allows {amount(room.total)})" if room.limit else ""
     return f"{room.device} has {amount(room.free)} free{limit}"

@@ -14,7 +14,7 @@ ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding", "quiet",
     "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
     "weigh", "room", "fit", "snapshots", "transfer", "hub", "convert", "builtin", "reuse", "loading",
-    "context", "request", "store", "stream", "beams", "probe", "engine", "conversation", "records",
+    "survey", "plan", "context", "request", "store", "stream", "beams", "probe", "engine", "conversation", "records",
     "database", "archive", "session",
     "registry", "screen", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply",
     "live", "change", "panel",

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repl import builtin, hub
-from repl.change import changed, load
+from repl.change import changed, load, words
 from repl.clean import clean_line
 from repl.kinds import Change
 from repl.kinds import Text as Words
@@ -29,16 +29,6 @@ def known() -> list[str]:
 def _known(moment: int) -> list[str]:
     """Look no more than every two seconds: a completer asks at every key."""
     return [builtin.ID, *hub.cached_models()]
-
-
-def words(text: str) -> list[tuple[str, str]]:
-    """Split `id@revision` and `id:file.gguf` into settings; what a new model does not take over is put back."""
-    name, _, file = text.rpartition(":") if text.lower().endswith(".gguf") else (text, "", "")
-    if len(name) < 2:  # no colon, or the one of a Windows drive
-        name, file = text, ""
-    name, _, revision = name.partition("@")
-    parts = {"revision": revision, "gguf_file": file, "trust_remote_code": ""}
-    return [("model", name), *((key, value or "default") for key, value in parts.items())]
 
 
 @command("models")
