@@ -144,6 +144,8 @@ class Program:
         from repl.session import FILE, Session
         from repl.shell import Shell
         from repl.store import Store
+        from repl.trust import FILE as TRUSTED
+        from repl.trust import Consents
         from repl.worker import Worker
 
         assert commands  # importing them registers them
@@ -154,7 +156,8 @@ class Program:
         self.interactive = self.typed and sys.stdout.isatty() and not asked.prompt and not asked.json
         offline = asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
         saved = None if asked.no_save else paths.data() / FILE
-        self.session = Session(chosen(asked, self.config.settings), Store(offline), Worker(), saved)
+        store = Store(offline, consents=Consents(paths.data() / TRUSTED))
+        self.session = Session(chosen(asked, self.config.settings), store, Worker(), saved)
         self.session.presets = dict(self.config.presets)
         self.wrong = [*self.config.wrong, *registry.alias(self.config.aliases)]
         self.shell = Shell(self.session, Screen(asked.json, self.interactive))

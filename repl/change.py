@@ -36,6 +36,8 @@ def load(session: Session, words: Words) -> Any:
     """Change how the model is loaded, which begins to load it; what is so already is only said."""
     before = session.pending()
     wanted = changed(before, words, parts=("load",))
+    if "model" in dict(words) and wanted.load.model in session.store.consents.given:
+        wanted = wanted.put("trust_remote_code", True, "your consent")
     if wanted.load == before.load and (session.loading or session.store.facts()):
         said = joined(*(f"{name} is {settings.show(name, wanted.get(name)) or 'not set'} already" for name, _ in words))
         return Said(said)

@@ -49,11 +49,15 @@ TOKENIZER = re.compile(
 class NeedsCode(BadModel):
     """A model that comes with its own Python code, which runs only where the user allows it; `files` names the code."""
 
-    def __init__(self, files: tuple[str, ...]) -> None:
+    def __init__(self, files: tuple[str, ...], sentence: str = "") -> None:
         named = f" ({', '.join(files)})" if files else ""
-        sentence = f"config.json asks for the model's own Python code{named}, which hub-repl does not run unless told"
-        super().__init__(sentence, "/trust_remote_code true")
+        sentence = (
+            sentence
+            or f"config.json asks for the model's own Python code{named}, which hub-repl does not run unless told"
+        )
+        super().__init__(sentence, "/trust")
         self.files = files
+        self.found: Any = None  # where it lies, once that is known
 
 
 def examine(

@@ -14,10 +14,12 @@ from repl import builtin, fit, folder, hub, libraries, paths, quiet, sandbox, we
 from repl.decoding import Base
 from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError, Unreachable
 from repl.events import Progress
+from repl.folder import NeedsCode
 from repl.headers import Weights
 from repl.reuse import Kept
 from repl.room import Room
 from repl.settings import Load
+from repl.trust import Consents
 from repl.worker import Emit
 
 NOISE = ("transformers_version", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states")
@@ -71,7 +73,7 @@ class Resident:
 MakeRoom = Callable[[int, Callable[[list[Room]], None]], None]
 
 
-def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom) -> Resident:
+def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: Consents | None = None) -> Resident:
     """Load a model; before memory is taken `make_room` gets the bytes and a check that refuses what does not fit.
 
     Raises a `ReplError` that names what is wrong, or `Cancelled`; then nothing of it stays in memory.
@@ -80,9 +82,7 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom) -> Residen
     sandbox.prepare()
     libraries.bring(emit)
     found = _find(load, emit, offline)
-    weights = folder.examine(
-        found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=load.trust_remote_code
-    )
+    weights = _examined(load, found, consents or Consents())
     with translated(load):
         config = _config(found, load)
     needed = weigh.needs(weights, config, load).total
@@ -95,6 +95,19 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom) -> Residen
     facts = _facts(load, found, weights, model, tokenizer, began)
     unexpected = tuple(sorted(report.get("unexpected_keys") or ()))
     return Resident(load, replace(facts, unexpected=unexpected), model.eval(), tokenizer)
+
+
+def _examined(load: Load, found: hub.Found, consents: Consents) -> Weights:
+    """Check the folder, and that code which it may run is what was allowed."""
+    try:
+        if load.trust_remote_code:
+            consents.check(load, found)
+        return folder.examine(
+            found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=load.trust_remote_code
+        )
+    except NeedsCode as error:
+        error.found = found
+        raise
 
 
 def _find(load: Load, emit: Emit, offline: bool) -> hub.Found:
@@ -276,7 +289,7 @@ def no_room(load: Load, words: str) -> NoMemory:
 
 def sentence(error: BaseException, most: int = 200) -> str:
     """Return what an error says on one line without a full stop, cut to a readable length."""
-    words = " ".join((str(error) or type(error).__name__).split())
+    words = " ".join((quiet.hidden(str(error)) or type(error).__name__).split())
     first = words.split(". ")[0] if len(words) > most else words
     return (first if len(first) <= most else first[: most - 1] + "…").rstrip(".")
 

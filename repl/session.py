@@ -10,6 +10,7 @@ from repl.archive import Archive
 from repl.conversation import Conversation, Turn
 from repl.decoding import NOTHING, Base
 from repl.errors import NoModel
+from repl.folder import NeedsCode
 from repl.loading import Facts
 from repl.settings import Load, Settings
 from repl.store import Store
@@ -51,6 +52,7 @@ class Session:
         self.last: Turn | None = None  # the reply that views and /pick speak of
         self.loading: Task[Facts] | None = None
         self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
+        self.untrusted: tuple[Settings, Any] | None = None  # a load refused for its code, and where that lies
         self.speed: float | None = None  # tokens per second of the last reply
         self.presets: dict[str, Mapping[str, str]] = {}
         self.attached: list[tuple[str, str]] = []  # files in front of the next message: name and text
@@ -81,7 +83,11 @@ class Session:
     def _loaded(self, task: Task[Facts], wanted: Settings, before: Facts | None) -> Loaded:
         if self.loading is task:
             self.loading = self.wanted = None
-        facts = task.job.result()
+        try:
+            facts = task.job.result()
+        except NeedsCode as error:
+            self.untrusted = (wanted, error.found)
+            raise
         # decoding and view may have changed meanwhile: only the loading part is taken over
         names = [name for name, part in settings.places().items() if part == "load"]
         kept = {name: word for name, word in self.settings.origins.items() if name not in names}

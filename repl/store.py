@@ -6,11 +6,13 @@ from functools import partial
 
 import psutil
 
+from repl import loading
 from repl.errors import NoModel, ReplError
 from repl.libraries import release
-from repl.loading import Facts, MakeRoom, Resident, bring
+from repl.loading import Facts, MakeRoom, Resident
 from repl.room import Room, measure, with_back
 from repl.settings import Load
+from repl.trust import Consents
 from repl.weigh import STORED
 from repl.worker import Emit
 
@@ -22,12 +24,17 @@ class Store:
     """Holds at most one resident model. `load` and `drop` run on the model thread."""
 
     def __init__(
-        self, offline: bool = False, bring: Bring = bring, measure: Callable[[], list[Room]] = measure
+        self,
+        offline: bool = False,
+        bring: Bring | None = None,
+        measure: Callable[[], list[Room]] = measure,
+        consents: Consents | None = None,
     ) -> None:
         self.offline = offline
         self.allowed: set[Load] = set()  # loads that begin however little is free
         self._measure = measure
-        self._bring = bring
+        self.consents = consents or Consents()
+        self._bring = bring or partial(loading.bring, consents=self.consents)
         self._current: Resident | None = None
 
     def facts(self) -> Facts | None:

@@ -1,6 +1,20 @@
 """The commands, a file for each family; a new view is a new file and a line here."""
 
-from repl.commands import beams, export, files, help, history, models, options, plan, rest, sessions, talk, template
+from repl.commands import (
+    beams,
+    export,
+    files,
+    help,
+    history,
+    models,
+    options,
+    plan,
+    rest,
+    sessions,
+    talk,
+    template,
+    trust,
+)
 
 __all__ = [
     "beams",
@@ -15,4 +29,5 @@ __all__ = [
     "sessions",
     "talk",
     "template",
+    "trust",
 ]
