@@ -48,6 +48,15 @@ def check(weights: Weights, config: Any, load: Load, rooms: Sequence[Room]) -> N
     raise NoMemory(f"{short(load)} does not fit: it needs {spelled(needs)}, and {free}", choices=(*choices, override))
 
 
+def lighter(weights: Weights, config: Any, load: Load, rooms: Sequence[Room]) -> tuple[tuple[str, str], ...]:
+    """Return lines that load with less, each with what is needed then: for a load that ran out of memory after all."""
+    whole = weigh.needs(weights, config, load).total
+    found = (
+        (change, weigh.needs(weights, config, replace(load, **change))) for change in changes(weights, load, rooms)
+    )
+    return tuple((line(load, change), effect(needs)) for change, needs in found if needs.total < whole)
+
+
 def remedies(
     weights: Weights, config: Any, load: Load, rooms: Sequence[Room]
 ) -> Iterator[tuple[dict[str, str], Needs]]:

@@ -2,20 +2,19 @@
 
 import importlib
 import importlib.util
-import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from repl import builtin, fit, folder, hub, libraries, paths, quiet, sandbox, weigh
 from repl.decoding import Base
-from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError, Unreachable
+from repl.errors import BadModel, Cancelled, MissingExtra, ReplError, Unreachable
 from repl.events import Progress
 from repl.folder import NeedsCode
 from repl.headers import Weights
+from repl.mishaps import sentence, translated, weighed
 from repl.reuse import Kept
 from repl.room import Room
 from repl.settings import Load
@@ -87,7 +86,7 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
         config = _config(found, load)
     needed = weigh.needs(weights, config, load).total
     make_room(needed, lambda rooms: fit.check(weights, config, load, rooms))
-    with translated(load):
+    with translated(load), weighed(weights, config, load):
         options = _options(load, found, config, weights.format)
         tokenizer = _tokenizer(found, load, emit)
         model, report = _read(found, config, options, emit)
@@ -251,47 +250,6 @@ def _complete(found: hub.Found, report: dict[str, Any]) -> None:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise BadModel(f"the weights in {found.folder} lack the tensor {missing[0]}{more}: renamed or incomplete")
-
-
-@contextmanager
-def translated(load: Load) -> Iterator[None]:
-    """Turn what the libraries raise while loading into one sentence."""
-    import torch
-
-    try:
-        yield
-    except (ReplError, Cancelled):
-        raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise no_room(load, sentence(error)) from error
-    except ImportError as error:
-        way_out = () if load.attention == "auto" else ("/attention auto",)
-        raise MissingExtra(f"a package is missing for {load.model}: {sentence(error)}", *way_out) from error
-    except json.JSONDecodeError as error:
-        raise BadModel(f"a file of {load.model} is not valid JSON: {sentence(error)}") from error
-    except BaseException as error:  # the Rust sides of the libraries panic with a BaseException
-        if is_memory(error):
-            raise no_room(load, sentence(error)) from error
-        raise BadModel(f"{load.model} does not load: {sentence(error)}") from error
-
-
-def is_memory(error: BaseException) -> bool:
-    """Tell whether an error of torch says that memory ran out; on CPU and MPS it is a plain RuntimeError."""
-    words = str(error)
-    return isinstance(error, MemoryError) or "can't allocate memory" in words or "out of memory" in words.lower()
-
-
-def no_room(load: Load, words: str) -> NoMemory:
-    """Make the error for weights that do not fit."""
-    smaller = () if load.dtype in ("bfloat16", "float16") else ("/dtype bfloat16",)
-    return NoMemory(f"{load.model} does not fit: {words}", *smaller, "/quantize 4bit", "/device auto")
-
-
-def sentence(error: BaseException, most: int = 200) -> str:
-    """Return what an error says on one line without a full stop, cut to a readable length."""
-    words = " ".join((quiet.hidden(str(error)) or type(error).__name__).split())
-    first = words.split(". ")[0] if len(words) > most else words
-    return (first if len(first) <= most else first[: most - 1] + "…").rstrip(".")
 
 
 def _facts(load: Load, found: hub.Found, weights: Weights, model: Any, tokenizer: Any, began: float) -> Facts:

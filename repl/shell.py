@@ -9,7 +9,7 @@ from repl import decoding, registry
 from repl.errors import Cancelled, Quit, ReplError, UsageError
 from repl.events import Done, Notice
 from repl.live import Pace, Pane
-from repl.loading import sentence
+from repl.mishaps import sentence
 from repl.quiet import log
 from repl.screen import Draft, Lines, Screen, device, joined
 from repl.session import Session, Task

@@ -13,9 +13,9 @@ FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding", "quiet",
     "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
-    "weigh", "room", "fit", "snapshots", "transfer", "hub", "convert", "builtin", "reuse", "trust", "loading",
-    "survey", "plan", "context", "request", "store", "stream", "beams", "probe", "engine", "conversation", "records",
-    "database", "archive", "session",
+    "weigh", "room", "fit", "snapshots", "transfer", "hub", "convert", "builtin", "reuse", "trust",
+    "mishaps", "loading", "survey", "plan", "relief", "context", "request", "store", "stream", "beams",
+    "probe", "engine", "conversation", "records", "database", "archive", "session",
     "registry", "screen", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply",
     "live", "change", "panel",
 ]  # fmt: skip
