@@ -81,7 +81,7 @@ def chosen(asked: argparse.Namespace, found: Settings) -> Settings:
     if {"max_new_tokens", "max_length"} <= set(given):
         raise UsageError("max_new_tokens and max_length exclude each other: give one")
     if asked.model:
-        from repl.commands.models import words
+        from repl.change import words
 
         given |= {name: word for name, word in words(asked.model) if word != "default"}
     for name, word in given.items():

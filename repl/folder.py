@@ -19,6 +19,7 @@ from repl.headers import (
     begin,
     check_ends,
     counted,
+    homes,
     listed,
     locate,
     pickled,
@@ -76,6 +77,7 @@ def examine(
 
 def examined(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> Weights:
     """Check a folder of transformers files."""
+    check_links(folder)
     config = read_config(folder)
     native = check_type(config, trust_remote_code)
     kind, files = weight_files(folder, config, allow_pickle)
@@ -88,6 +90,14 @@ def examined(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> Weigh
             check_sizes(config, tensors)
     check_tokenizer(folder)
     return weights
+
+
+def check_links(folder: Path) -> None:
+    """Raise `BadModel` for a link to somewhere else: whatever a library reads must lie in the folder."""
+    allowed = homes(folder)
+    for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
+        if path.is_symlink() and path.exists() and not any(path.resolve().is_relative_to(home) for home in allowed):
+            raise bad(str(path.relative_to(folder)), f"is a link that leads out of the folder, to {path.resolve()}")
 
 
 def size_in(weights: Weights, dtype: str) -> int:

@@ -15,7 +15,7 @@ from repl.survey import Survey
 from repl.weigh import Needs, Sizes
 
 LENGTHS = (2048, 8192)
-FORMS: dict[str, dict[str, str]] = {
+FORMS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32", "quantize": "none"},
     "bfloat16": {"dtype": "bfloat16", "quantize": "none"},
     "8-bit": {"dtype": "bfloat16", "quantize": "8bit"},

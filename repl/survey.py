@@ -16,7 +16,7 @@ from repl.headers import BITS, Tensor, Weights, counted, entry
 from repl.hub import Listing
 from repl.settings import Load
 from repl.snapshots import Want
-from repl.transfer import prepare, watched
+from repl.transfer import Meter, prepare, watched
 from repl.weigh import Sizes
 from repl.worker import Emit
 
@@ -121,7 +121,7 @@ def config(folder_: Path, gguf_file: str = "") -> Any:
 def there(want: Want, listing: Listing, emit: Emit) -> Survey:
     """Look over a repository through its description, its config, and the first bytes of its weights."""
     try:
-        place = hub.begin(want, "config.json", hub.Meter(emit, listing.sizes), emit)
+        place = hub.begin(want, "config.json", Meter(emit, listing.sizes), emit)
     except NotFound:
         if not listing.gated:
             raise
@@ -142,7 +142,7 @@ def wanted(want: Want, place: Path, listing: Listing, emit: Emit) -> list[str]:
         return [want.gguf_file]
     first = snapshots.head(listing.sizes, want.pickle)
     if first.endswith(".json"):
-        hub.fetch(want, first, listing.commit, hub.Meter(emit, listing.sizes), emit)
+        hub.fetch(want, first, listing.commit, Meter(emit, listing.sizes), emit)
     index = [first] if first.endswith(".json") else []
     return ["config.json", *index, *hub.needed(want, place, first, listing.sizes)]
 
