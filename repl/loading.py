@@ -21,6 +21,7 @@ from repl.settings import Load
 from repl.trust import Consents
 from repl.worker import Emit
 
+MOST = 1000  # beams, or answers to one prompt
 NOISE = ("transformers_version", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states")
 """Fields of a generation config that say nothing about the text."""
 
@@ -91,6 +92,7 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
         tokenizer = _tokenizer(found, load, emit)
         model, report = _read(found, config, options, emit)
         _complete(found, report)
+        _modest(model.generation_config)
     facts = _facts(load, found, weights, model, tokenizer, began)
     unexpected = tuple(sorted(report.get("unexpected_keys") or ()))
     return Resident(load, replace(facts, unexpected=unexpected), model.eval(), tokenizer)
@@ -150,6 +152,7 @@ def _options(load: Load, found: hub.Found, config: Any, form: str) -> dict[str, 
         "attn_implementation": _attention(load, config),
         "trust_remote_code": load.trust_remote_code,
         "local_files_only": True,
+        "ignore_mismatched_sizes": True,  # then they are reported, and refused with their names
         "use_safetensors": form != "pickle",
     }
     if load.max_memory:
@@ -246,10 +249,20 @@ def _read(found: hub.Found, config: Any, options: dict[str, Any], emit: Emit) ->
 
 def _complete(found: hub.Found, report: dict[str, Any]) -> None:
     """Refuse weights that lack tensors: the library would fill them with random numbers and say so in a table."""
+    for name, stored, wanted in sorted(report.get("mismatched_keys") or ())[:1]:
+        shapes = f"{list(stored)}, but config.json makes it {list(wanted)}"
+        raise BadModel(f"the weights in {found.folder} have the tensor {name} in the shape {shapes}")
     missing = sorted(report.get("missing_keys") or ())
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise BadModel(f"the weights in {found.folder} lack the tensor {missing[0]}{more}: renamed or incomplete")
+
+
+def _modest(config: Any) -> None:
+    """Refuse a model whose own decoding would search without end."""
+    for name in ("num_beams", "num_return_sequences"):
+        if isinstance(value := getattr(config, name, None), int) and value > MOST:
+            raise BadModel(f"generation_config.json asks for {name} {value}, more than the {MOST} that make sense")
 
 
 def _facts(load: Load, found: hub.Found, weights: Weights, model: Any, tokenizer: Any, began: float) -> Facts:

@@ -160,6 +160,7 @@ for _ in range(300):
     DEEP = {"type": "Sequence", "normalizers": [DEEP]}
 
 REFUSED: dict[str, Spoil] = {
+    "generation beams": generation(num_beams=10**6, num_return_sequences=10**6),
     "heads none": config(num_attention_heads=0),
     "heads negative": config(num_attention_heads=-4),
     "heads many": config(num_attention_heads=10**9),
@@ -181,7 +182,6 @@ REFUSED: dict[str, Spoil] = {
     "dtype unknown": config(dtype="float99"),
     "type of another model": config(model_type="gpt2", architectures=["GPT2LMHeadModel"]),
     "type a path": config(model_type="../../evil"),
-    "quantizer unknown": config(quantization_config={"quant_method": "evil"}),
     "quantizer absent": config(quantization_config={"quant_method": "gptq", "bits": 4}),
     "code": both(config(model_type="evil", auto_map=MAPPED), code("modeling_evil.py", "e.py")),
     "code elsewhere": config(model_type="evil", auto_map={"AutoModelForCausalLM": "evil/repo--modeling.Evil"}),
@@ -217,9 +217,10 @@ REFUSED: dict[str, Spoil] = {
     "template broken": template("{% for %}"),
     "template recursive": template("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"),
     "generation a list": lambda folder: (folder / "generation_config.json").write_text("[]"),
-    "generation broken": lambda folder: (folder / "generation_config.json").write_text("{"),
 }
 EITHER: dict[str, Spoil] = {
+    "generation broken": lambda folder: (folder / "generation_config.json").write_text("{"),
+    "quantizer unknown": config(quantization_config={"quant_method": "evil"}),
     "context negative": config(max_position_embeddings=-1),
     "context vast": config(max_position_embeddings=10**18),
     "context in words": config(max_position_embeddings="many"),
@@ -252,7 +253,6 @@ EITHER: dict[str, Spoil] = {
     "template a number": options(chat_template=7),
     "template a list": options(chat_template=[{"name": "default", "template": SSTI}]),
     "generation tokens": generation(max_new_tokens=10**12, max_length=10**15),
-    "generation beams": generation(num_beams=10**6, num_return_sequences=10**6),
     "generation heat": generation(temperature=NAN, do_sample=True, top_p=-3),
     "generation words": generation(temperature="hot", do_sample="yes", top_k="many"),
     "generation ends": generation(eos_token_id=[-1, 10**12, "x"]),
