@@ -3,28 +3,15 @@
 import argparse
 import errno
 import os
-import select
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType
 from typing import NoReturn
 
 from repl import __version__, settings
 from repl.clean import clean_line
 from repl.errors import UsageError
 from repl.settings import Settings
-
-GRACE = 1.0  # seconds after which the user is told that standard input is waited for
-
-
-class Killed(SystemExit):
-    """A signal asked the program to end; of a kind that an event loop lets through."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 class Line(argparse.ArgumentParser):
@@ -81,9 +68,7 @@ def chosen(asked: argparse.Namespace, found: Settings) -> Settings:
     if {"max_new_tokens", "max_length"} <= set(given):
         raise UsageError("max_new_tokens and max_length exclude each other: give one")
     if asked.model:
-        from repl.change import words
-
-        given |= {name: word for name, word in words(asked.model) if word != "default"}
+        given |= {name: word for name, word in settings.address(asked.model) if word != "default"}
     for name, word in given.items():
         found = found.put(name, settings.read(name, word), "you")
     return found
@@ -95,20 +80,29 @@ def main() -> None:
     with suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a text stream here
         sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    leave(_guarded(lambda: Program(asked).run()))
+    leave(_guarded(lambda: run(asked)))
 
 
-def _guarded(run: Callable[[], int]) -> int:
-    """Run the program; what ends it early becomes an exit code."""
+def run(asked: argparse.Namespace) -> int:
+    """Read the config file and run the program; returns the exit code."""
+    from repl import config, paths
+    from repl.program import Program
+
+    found = config.read(paths.config() / "config.toml")
+    return Program(asked, found, chosen(asked, found.settings)).run()
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    """Do the work; what ends it early becomes an exit code."""
     try:
-        return run()
+        return work()
     except UsageError as error:
         sys.stderr.write("hub-repl: " + clean_line(" · ".join([error.message, *error.hints])) + "\n")
         return 2
     except KeyboardInterrupt:
         return 130
-    except Killed as death:
-        return 128 + death.number
+    except SystemExit as death:  # a signal asked for it
+        return int(death.code or 0)
     except BrokenPipeError:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -119,144 +113,12 @@ def _guarded(run: Callable[[], int]) -> int:
         return 129  # the terminal is gone, and the signal that says so comes too late
 
 
-def _silent(seconds: float) -> bool:
-    """Tell whether nothing comes from standard input in that time: it may be one that nobody will ever close."""
-    try:
-        return not select.select([sys.stdin], [], [], seconds)[0]
-    except (OSError, ValueError):  # Windows: only sockets can be waited for
-        return False
-
-
 def leave(code: int) -> NoReturn:
     """End at once: a thread that is still inside a library must not take the interpreter down."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
-
-
-class Program:
-    """One run of the program."""
-
-    def __init__(self, asked: argparse.Namespace) -> None:
-        from repl import commands, config, paths, quiet, registry
-        from repl.screen import Screen
-        from repl.session import FILE, Session
-        from repl.shell import Shell
-        from repl.store import Store
-        from repl.trust import FILE as TRUSTED
-        from repl.trust import Consents
-        from repl.worker import Worker
-
-        assert commands  # importing them registers them
-        self.asked = asked
-        self.config = config.read(paths.config() / "config.toml")
-        quiet.install(paths.data())
-        self.typed = sys.stdin is not None and sys.stdin.isatty()
-        self.interactive = self.typed and sys.stdout.isatty() and not asked.prompt and not asked.json
-        offline = asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-        saved = None if asked.no_save else paths.data() / FILE
-        store = Store(offline, consents=Consents(paths.data() / TRUSTED))
-        self.session = Session(chosen(asked, self.config.settings), store, Worker(), saved)
-        self.session.presets = dict(self.config.presets)
-        self.wrong = [*self.config.wrong, *registry.alias(self.config.aliases)]
-        self.shell = Shell(self.session, Screen(asked.json, self.interactive))
-
-    def run(self) -> int:
-        """Serve what was asked for; returns the exit code."""
-        self._catch()
-        for sentence in self.wrong:
-            self.shell.screen.notice(sentence)
-        try:
-            good = self._interactive() if self.interactive else self._once()
-        finally:
-            self.session.close()
-        return 130 if self.shell.interrupted and not self.interactive else 0 if good else 1
-
-    def _lines(self) -> list[str]:
-        script: list[str] = []
-        if self.asked.script == "-":
-            script = sys.stdin.read().split("\n")
-        elif self.asked.script:
-            try:
-                with open(self.asked.script, encoding="utf-8") as file:
-                    script = file.read().split("\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UsageError(f"cannot read the script {self.asked.script!r}: {error}") from error
-        resumed = [] if self.asked.resume is None else [f"/resume {self.asked.resume}".strip()]
-        return [*self.config.startup, *resumed, *self.asked.commands, *script]
-
-    def _once(self) -> bool:
-        self.shell.open()
-        lines = self._lines()
-        prompt = self._prompt()
-        if not self.shell.settle_load():
-            return False
-        if not self.shell.script(lines, self.asked.keep_going):
-            return False
-        if prompt or not lines:
-            return self.shell.message(prompt)
-        return True
-
-    def _prompt(self) -> str:
-        """Return standard input and the words of the command line, a blank line between."""
-        words = " ".join(self.asked.prompt)
-        if self.typed and (words or self._has_lines()):
-            return words
-        piped = "" if self.asked.script == "-" or sys.stdin is None else self._piped()
-        return "\n\n".join(part for part in (piped.strip("\n"), words) if part.strip())
-
-    def _has_lines(self) -> bool:
-        return bool(self.asked.commands or self.asked.script)
-
-    def _piped(self) -> str:
-        if self.typed or _silent(GRACE):
-            self.shell.screen.notice("reading standard input, Ctrl-D ends it (< /dev/null gives none)")
-        return sys.stdin.read()
-
-    def _interactive(self) -> bool:
-        from repl import paths
-        from repl.prompt import Editor, Plain, dumb, restored
-        from repl.screen import ascii_only
-
-        shell, mark = self.shell, "> " if ascii_only() else "❯ "
-        if dumb():
-            return self._serve(Plain(mark, shell.settle_load).read)
-        editor = Editor(
-            paths.data() / "history",
-            shell.toolbar,
-            shell.tick,
-            mark,
-            shell.stop_load,
-            keep=not self.asked.no_save,
-            session=self.session,
-        )
-        shell.keyboard = editor.keyboard
-        with restored(), editor.held():
-            return self._serve(editor.read)
-
-    def _serve(self, read: Callable[[str], str]) -> bool:
-        lines = self._lines()
-        self.shell.script(lines, keep_going=True)  # a line that fails must not take the prompt away
-        self.shell.interactive(read)
-        return True
-
-    def _catch(self) -> None:
-        def interrupt(number: int, frame: FrameType | None) -> None:
-            if self.shell.running is None and not self.interactive:
-                raise KeyboardInterrupt
-            self.shell.interrupt()
-
-        deadly = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
-
-        def kill(number: int, frame: FrameType | None) -> None:
-            for one in deadly:  # a window that closes says so twice: the second must not hit what saves and restores
-                signal.signal(one, signal.SIG_IGN)
-            raise Killed(number)
-
-        signal.signal(signal.SIGINT, interrupt)
-        for one in deadly:
-            signal.signal(one, kill)
 
 
 if __name__ == "__main__":

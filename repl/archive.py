@@ -4,6 +4,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,16 @@ def _pack(text: str) -> Saved:
 
 def _unpack(saved: Saved) -> str:
     return saved if isinstance(saved, str) else saved.decode("utf-8", "surrogatepass")
+
+
+def titles(path: Path, most: int = 20) -> dict[str, str]:
+    """Return the newest sessions of a file, title by id, without touching it; nothing where it cannot be read."""
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=0.1)) as connection:
+            rows = connection.execute("select id, title from sessions order by changed desc, row desc limit ?", (most,))
+            return {str(row[0]): _unpack(row[1]) for row in rows}
+    except sqlite3.Error:
+        return {}
 
 
 def _title(text: str) -> str:

@@ -44,16 +44,6 @@ def load(session: Session, words: Words) -> Any:
     return session.load(wanted)
 
 
-def words(text: str) -> list[tuple[str, str]]:
-    """Split `id@revision` and `id:file.gguf` into settings; what a new model does not take over is put back."""
-    name, _, file = text.rpartition(":") if text.lower().endswith(".gguf") else (text, "", "")
-    if len(name) < 2:  # no colon, or the one of a Windows drive
-        name, file = text, ""
-    name, _, revision = name.partition("@")
-    parts = {"revision": revision, "gguf_file": file, "trust_remote_code": ""}
-    return [("model", name), *((key, value or "default") for key, value in parts.items())]
-
-
 def apply(session: Session, words: Words) -> Said:
     """Change decoding or view settings, all of them or none; says what has no effect as things stand."""
     full = [(settings.find(name), text) for name, text in words]
@@ -66,6 +56,9 @@ def apply(session: Session, words: Words) -> Said:
     remarks = [decoding.remark(name, session.settings, session.base()) for name, text in full if text != "default"]
     blocked = [remark for remark in remarks if remark]
     said = blocked or [_phrase(session, full), *lost, "from the next reply on" if _decodes(full) else ""]
+    if "keep_models" in dict(full):
+        session.start(lambda emit: session.store.trim())
+        session.start(lambda emit: session.store.tidy())
     return Said(joined(*said))
 
 

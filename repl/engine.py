@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
-from repl import decoding
+from repl import decoding, template
 from repl.beams import Watch, spelled
 from repl.errors import Cancelled, Failed, ReplError
-from repl.events import Done, Echo, Notice, Opening, Sequence, Timing, Token, Usage
+from repl.events import Done, Echo, Notice, Opening, Search, Sequence, Timing, Token, Usage
 from repl.libraries import release
 from repl.loading import Facts, Resident
 from repl.mishaps import is_memory, sentence
@@ -86,7 +86,7 @@ class Run:
         self.pieces: list[str] = []  # their text, as it was told
         self.stream: Any = None
         self.first_at = self.last_at = 0.0
-        self.watch = Watch(resident.tokenizer, emit, scored=not config.do_sample)
+        self.watch = Watch(resident.tokenizer, emit, not config.do_sample, decoding.stops(config))
 
     def _seed(self) -> int | None:
         if not self.config.do_sample:
@@ -252,7 +252,22 @@ class Run:
             sequences=tuple(sequences) if len(sequences) > 1 or self.beams else (),
             dropped=self.dropped,
             versions=versions(),
+            given=self._given(),
+            system=self.request.system,
+            prefill=self.request.prefill,
+            template=template.arguments(settings.extra) if self.request.chats else {},
+            environment=environment(facts),
+            search=self._search(sequences) if self.beams else None,
         )
+
+    def _search(self, sequences: list[Sequence]) -> Search:
+        rows = [found.token_ids for found in sequences]
+        return self.watch.search(self.prompt if self.request.seeded else (), rows)
+
+    def _given(self) -> dict[str, Any]:
+        names = decoding.overrides(self.request.settings, self.resident.facts.base)
+        values = {name: getattr(self.config, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
 
     def _decode(self) -> dict[str, Any]:
         table = decoding.effective(self.request.settings, self.resident.facts.base)
@@ -292,3 +307,18 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("transformers", "torch", "tokenizers")}
+
+
+def environment(facts: Facts) -> dict[str, Any]:
+    """Return what else may decide between two tokens that are nearly as likely."""
+    import torch
+
+    return {"attention": facts.attention, "threads": torch.get_num_threads(), "devices": _devices(facts)}
+
+
+def _devices(facts: Facts) -> dict[str, str]:
+    import torch
+
+    places = sorted(set(facts.device_map.values()))
+    names = {place: torch.cuda.get_device_name(place) for place in places if place.startswith("cuda")}
+    return {"cpu": torch.backends.cpu.get_cpu_capability(), **names}

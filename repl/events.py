@@ -47,6 +47,8 @@ class Beams:
     step: int
     common: str
     branches: tuple[Branch, ...]
+    margin: float | None = None
+    """How far the best hypothesis pruned at this step lies behind the last one kept, in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,38 @@ class Sequence:
     text: str
     token_ids: tuple[int, ...]
     score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A hypothesis that a beam search did not return, where it leaves a sequence that it did.
+
+    It begins with the first `shared` tokens of sequence number `sequence` (from 1). `fate` is pruned, ended (finished
+    with too low a score) or running (alive when the search ended); `short` says how far a pruned one lay behind the
+    last that was kept, in nats.
+    """
+
+    sequence: int
+    shared: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    fate: str
+    short: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a beam search considered: for each token of each sequence its text and log-probability in nats.
+
+    `margins` has one entry for each step (see `Beams`); `cuts` are the nearest of what was given up. Where the
+    numbers cannot be known (sampled beams) there are none.
+    """
+
+    pieces: tuple[tuple[str, ...], ...]
+    logprobs: tuple[tuple[float, ...], ...] = ()
+    margins: tuple[float | None, ...] = ()
+    cuts: tuple[Cut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +149,18 @@ class Done:
     dropped: tuple[int, ...] = ()
     """Turns that were left out of the prompt because the context was full."""
     versions: dict[str, str] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    """What was put into the model's own generation config, in the library's names."""
+    system: str = ""
+    """The instruction in front of the chat."""
+    prefill: str = ""
+    """What the reply was made to begin with."""
+    template: dict[str, Any] = field(default_factory=dict)
+    """Values of the chat template's variables."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """What else may decide between two tokens that are nearly as likely: attention, threads, devices."""
+    search: Search | None = None
+    """What a beam search considered."""
 
 
 Event = Token | Opening | Echo | Beams | Progress | Notice | Done

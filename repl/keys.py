@@ -1,6 +1,7 @@
 """What keys do at the prompt: sending and new lines, folded pastes, an editor, the settings beside the prompt."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prompt_toolkit.application import get_app
 from prompt_toolkit.buffer import Buffer
@@ -13,10 +14,18 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import ConditionalContainer, Dimension, FormattedTextControl, HSplit, Window
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
 
-from repl.panel import Panel
 from repl.pasted import MARK, Folds
 
+if TYPE_CHECKING:
+    from repl.panel import Panel
+
 ROWS = 12  # of the settings view; more are scrolled
+AROUND = 3  # rows of a window for the foot of the view and the toolbar
+
+
+def menu(rows: int) -> int:
+    """Return how many rows below the line are kept free for completions, in a window of so many."""
+    return max(1, min(6, rows // 3))
 
 
 def bindings(stop: Callable[[], object], folds: Folds) -> KeyBindings:
@@ -109,19 +118,19 @@ class Folded(Processor):
 class SideView:
     """The settings under the prompt while F2 has them open; the line being typed stays as it is."""
 
-    def __init__(self, panel: Panel, line: Buffer) -> None:
-        self._panel = panel
+    def __init__(self, panel: Callable[[], "Panel"], line: Buffer) -> None:
+        self._make = panel
+        self._panel: Panel | None = None  # while it is open
         self._line = line
-        self._open = False
-        self.shown = Condition(lambda: self._open)
+        self.shown = Condition(lambda: self._panel is not None)
         self._list = FormattedTextControl(
             self._rows,
             focusable=True,
             key_bindings=self._keys(),
             show_cursor=False,
-            get_cursor_position=lambda: Point(0, panel.at),
+            get_cursor_position=lambda: Point(0, self._panel.at if self._panel else 0),
         )
-        rows = Window(self._list, height=Dimension(max=ROWS), dont_extend_height=True)
+        rows = Window(self._list, height=lambda: Dimension(max=self._room()), dont_extend_height=True)
         foot = Window(FormattedTextControl(self._foot), height=2, dont_extend_height=True)
         self.container = ConditionalContainer(HSplit([rows, foot]), filter=self.shown & ~is_done)
 
@@ -133,34 +142,47 @@ class SideView:
     def open(self) -> None:
         """Show the settings, and let the keys go to them."""
         self._line.cancel_completion()
+        self._panel = self._make()
         self._panel.open()
-        self._open = True
         get_app().layout.focus(self._list)
 
     def close(self) -> None:
         """Let the keys go to the line again."""
-        self._open = False
+        self._panel = None
         get_app().layout.focus(self._line)
 
+    def _room(self) -> int:
+        """Return how many rows the list may have: the line, the foot and the toolbar need some of the window."""
+        rows = get_app().output.get_size().rows
+        return max(1, min(ROWS, rows - menu(rows) - AROUND))
+
     def _rows(self) -> StyleAndTextTuples:
+        if self._panel is None:
+            return []
         styles = ["class:panel.chosen" if at == self._panel.at else "" for at in range(len(self._panel.rows))]
         return [(style, line + "\n") for style, line in zip(styles, self._panel.lines(), strict=True)]
 
     def _foot(self) -> StyleAndTextTuples:
-        return [("class:panel.foot", "\n".join(self._panel.foot()))] if self._open else []
+        return [("class:panel.foot", "\n".join(self._panel.foot()))] if self._panel else []
 
     def _keys(self) -> KeyBindings:
-        keys, panel = KeyBindings(), self._panel
+        keys = KeyBindings()
         moves = {"up": -1, "down": 1, "c-p": -1, "c-n": 1, "s-tab": -1, "tab": 1, "pageup": -ROWS, "pagedown": ROWS}
         for name, step in moves.items():
-            keys.add(name)(lambda event, step=step: panel.move(step))
+            keys.add(name)(lambda event, step=step: self.panel.move(step))
         for name, step in {"left": -1, "right": 1}.items():
-            keys.add(name)(lambda event, step=step: panel.turn(step))
+            keys.add(name)(lambda event, step=step: self.panel.turn(step))
         for name in ("escape", "f2", "c-c", "c-d", "<sigint>"):
             keys.add(name, eager=True)(lambda event: self.close())
-        keys.add("enter")(lambda event: panel.enter())
-        keys.add("backspace")(lambda event: panel.erase())
-        keys.add("delete")(lambda event: panel.erase())
+        keys.add("enter")(lambda event: self.panel.enter())
+        for name in ("backspace", "delete"):
+            keys.add(name)(lambda event: self.panel.erase())
         for name in (Keys.Any, Keys.BracketedPaste):
-            keys.add(name)(lambda event: panel.type(event.data))
+            keys.add(name)(lambda event: self.panel.type(event.data))
         return keys
+
+    @property
+    def panel(self) -> "Panel":
+        """Return the settings; only while they are shown."""
+        assert self._panel is not None
+        return self._panel

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Annotated, Any, Protocol, get_args, get_origin
@@ -25,8 +25,8 @@ class Kind(Protocol):
     def show(self, value: Any) -> str:
         """Return the word that reads back as the value."""
 
-    def complete(self) -> list[str]:
-        """Return the words worth offering."""
+    def complete(self) -> Collection[str]:
+        """Return the words worth offering; a mapping says what each one is."""
 
 
 def refuse(word: str, phrase: str) -> UsageError:
@@ -59,18 +59,22 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A whole number within bounds, both included."""
+    """A whole number within bounds, both included; `zero` is a word for 0."""
 
     least: int = 0
     most: int | None = None
+    zero: str = ""
 
     @property
     def phrase(self) -> str:
         """Name the bounds."""
-        return f"a whole number from {self.least}" + (f" to {self.most}" if self.most is not None else "")
+        bounds = f"a whole number from {self.least}" + (f" to {self.most}" if self.most is not None else "")
+        return f"{self.zero} or {bounds}" if self.zero else bounds
 
     def read(self, word: str) -> int:
         """Read decimal digits, `_` and `,` allowed between them."""
+        if self.zero and word.lower() == self.zero:
+            return 0
         digits = word.strip().replace(",", "").replace("_", "")
         if not re.fullmatch(r"[+-]?[0-9]{1,18}", digits):
             raise refuse(word, self.phrase)
@@ -81,11 +85,11 @@ class Whole:
 
     def show(self, value: int) -> str:
         """Return the digits."""
-        return str(value)
+        return str(value or self.zero or 0)
 
     def complete(self) -> list[str]:
-        """Offer nothing: any number may be meant."""
-        return []
+        """Offer the word and the first numbers after it; any number may be meant."""
+        return [self.zero, *(str(self.least + step) for step in range(4))] if self.zero else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,7 @@ class Text:
     """Any text that is not blank; `suggest` offers words that make sense here."""
 
     phrase: str = "a text"
-    suggest: Callable[[], list[str]] = list
+    suggest: Callable[[], Collection[str]] = list
 
     def read(self, word: str) -> str:
         """Return the text without the space around it."""
@@ -178,7 +182,7 @@ class Text:
         """Return the text."""
         return value
 
-    def complete(self) -> list[str]:
+    def complete(self) -> Collection[str]:
         """Offer the suggestions."""
         return self.suggest()
 
@@ -217,7 +221,7 @@ class MaxMemory:
         found = [re.fullmatch(r"([0-9]+|cpu|mps|disk)\s*=\s*([0-9.]+)\s*([KMGT]i?B)", pair, re.I) for pair in pairs]
         if not all(found):
             raise refuse(word, self.phrase)
-        return ",".join(f"{m[1].lower()}={float(m[2]):g}{_unit(m[3])}" for m in found if m)
+        return ",".join(f"{m[1].lower()}={float(m[2]):g}{m[3].upper().replace('I', 'i')}" for m in found if m)
 
     def show(self, value: str) -> str:
         """Return the pairs."""
@@ -226,10 +230,6 @@ class MaxMemory:
     def complete(self) -> list[str]:
         """Offer the common forms."""
         return ["cpu=16GiB", "0=20GiB,cpu=48GiB"]
-
-
-def _unit(word: str) -> str:
-    return word.upper().replace("I", "i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +317,7 @@ class Rest:
     """The rest of the line as it was typed."""
 
     phrase: str = "a text"
-    suggest: Callable[[], list[str]] = list
+    suggest: Callable[[], Collection[str]] = list
 
     def read(self, word: str) -> str:
         """Return it unchanged."""
@@ -327,7 +327,7 @@ class Rest:
         """Return it unchanged."""
         return value
 
-    def complete(self) -> list[str]:
+    def complete(self) -> Collection[str]:
         """Offer the suggestions."""
         return self.suggest()
 

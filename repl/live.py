@@ -129,11 +129,16 @@ def token_record(token: Token) -> dict[str, Any]:
 
 
 def hypotheses(beams: Beams, width: int, height: int) -> Group:
-    """Return the live hypotheses, best first: what they share dim, where they part bright, one line each."""
+    """Return the live hypotheses, best first: what they share dim, where they part bright, one line each.
+
+    Below them, where there is room: how near the best of those that were pruned just now came to the last.
+    """
     common = Text(_tail(beams.common, 2 * width - 2), "quiet", overflow="fold")
-    shown = beams.branches[: max(1, height - 2)]
+    pruned = beams.margin is not None and height > 4
+    shown = beams.branches[: max(1, height - 2 - pruned)]
     rows = [Text.assemble((_score(branch.score), "quiet"), _tail(branch.text, width - 10)) for branch in shown]
-    return Group(common, *rows)
+    said = _tail(f"{-(beams.margin or 0.0):7.2f} the next was pruned, so far behind", width - 1)
+    return Group(common, *rows, *([Text(said, "quiet")] if pruned else []))
 
 
 def _score(score: float | None) -> str:

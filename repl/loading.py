@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from repl import builtin, fit, folder, hub, libraries, paths, quiet, sandbox, weigh
+from repl import anatomy, builtin, fit, folder, hub, libraries, paths, quiet, sandbox, weigh
 from repl.decoding import Base
 from repl.errors import BadModel, Cancelled, MissingExtra, ReplError, Unreachable
 from repl.events import Progress
@@ -68,6 +68,8 @@ class Resident:
     kept: Kept = field(default_factory=Kept)
     told: set[str] = field(default_factory=set)
     """What was said of this model and need not be said again."""
+    modules: tuple[str, ...] = ()
+    """The paths of its modules, for completion."""
 
 
 MakeRoom = Callable[[int, Callable[[list[Room]], None]], None]
@@ -85,7 +87,7 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
     weights = _examined(load, found, consents or Consents())
     with translated(load):
         config = _config(found, load)
-    needed = weigh.needs(weights, config, load).total
+    needed = weigh.needs(weights, config, load).weights
     make_room(needed, lambda rooms: fit.check(weights, config, load, rooms))
     with translated(load), weighed(weights, config, load):
         options = _options(load, found, config, weights.format)
@@ -95,7 +97,7 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
         _modest(model.generation_config)
     facts = _facts(load, found, weights, model, tokenizer, began)
     unexpected = tuple(sorted(report.get("unexpected_keys") or ()))
-    return Resident(load, replace(facts, unexpected=unexpected), model.eval(), tokenizer)
+    return Resident(load, replace(facts, unexpected=unexpected), model.eval(), tokenizer, modules=anatomy.paths(model))
 
 
 def _examined(load: Load, found: hub.Found, consents: Consents) -> Weights:
@@ -109,6 +111,13 @@ def _examined(load: Load, found: hub.Found, consents: Consents) -> Weights:
     except NeedsCode as error:
         error.found = found
         raise
+
+
+def tokenizer(load: Load, emit: Emit) -> tuple[Any, Path]:
+    """Load the tokenizer alone of a model that is on this machine, and tell its folder; raises a `ReplError`."""
+    libraries.bring(emit)
+    found = _find(load, emit, offline=True)
+    return _tokenizer(found, load, emit), found.folder
 
 
 def _find(load: Load, emit: Emit, offline: bool) -> hub.Found:

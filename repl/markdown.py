@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.style import Style
 
 from repl.blocks import Document
-from repl.prose import Line, cells
+from repl.prose import ACCENT, Line, cells
 
 SHARE = 10
 """Drawing waits this many times as long as it took, so it never takes more than a part of the time."""
@@ -97,6 +97,7 @@ class Region:
         self._shown: list[Line] = []
         system = None if console.color_system is None else _SYSTEMS[console.color_system]
         self._look = (system, console.no_color)
+        self._accent = console.get_style("accent", default=ACCENT)
 
     def resize(self, width: int, height: int) -> None:
         """Take note of the size of the window; lines that do not fit any more are broken by the terminal."""
@@ -143,7 +144,11 @@ class Region:
         return max(1, -(-sum(cells(text) for text, _ in line) // self._width))
 
     def _text(self, lines: list[Line]) -> str:
-        return "\n".join("".join(_drawn(text, style, *self._look) for text, style in line) for line in lines)
+        return "\n".join("".join(self._run(text, style) for text, style in line) for line in lines)
+
+    def _run(self, text: str, style: Style) -> str:
+        themed = style + self._accent if style.color == ACCENT.color else style
+        return _drawn(text, themed, *self._look)
 
 
 def _added(old: Line, new: Line) -> Line | None:

@@ -53,7 +53,7 @@ class Panel:
     def turn(self, step: int) -> None:
         """Take the next or the one before of the values that there are."""
         kind = settings.kind(self.chosen.name)
-        if options := kind.complete():
+        if options := list(kind.complete()):
             shown = settings.show(self.chosen.name, self.chosen.value)
             start = options.index(shown) if shown in options else -1 if step > 0 else 0
             self._apply(options[(start + step) % len(options)])

@@ -22,11 +22,18 @@ def breakable(model: Any, check: Callable[[], None]) -> Iterator[None]:
 
 
 def layers(model: Any) -> list[Any]:
-    """Return the blocks of a model: its longest list of modules."""
+    """Return the blocks of a model: the list of modules that is as long as its config says, else its longest.
+
+    Not simply the longest: a mixture of experts lists those too.
+    """
     import torch
 
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return list(max(lists, key=len, default=[]))
+    lists: list[Any] = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    config = getattr(model, "config", None)
+    count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0) if config is not None else 0
+    said = [found for found in lists if len(found) == count]
+    longest: Any = max(lists, key=len, default=[])
+    return list(said[0] if said else longest)
 
 
 def entry(model: Any) -> Any:

@@ -1,64 +1,46 @@
 """The line editor: completion, keys, history, toolbar, and the keyboard while something else owns the screen."""
 
 import asyncio
+import locale
 import os
 import select
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
-from prompt_toolkit.auto_suggest import AutoSuggest, Suggestion
-from prompt_toolkit.buffer import Buffer
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
-from prompt_toolkit.document import Document
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Always
 from prompt_toolkit.formatted_text import StyleAndTextTuples
-from prompt_toolkit.history import History
 from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.input.typeahead import store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPress
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import HSplit
 from prompt_toolkit.layout.screen import Char
-from prompt_toolkit.output import Output, create_output
+from prompt_toolkit.output import ColorDepth, Output, create_output
 from prompt_toolkit.shortcuts import CompleteStyle
-from prompt_toolkit.styles import Style
+from prompt_toolkit.styles import DynamicStyle, Style
+from prompt_toolkit.utils import get_cwidth
 from prompt_toolkit.utils import is_dumb_terminal as dumb
-from rich.cells import cell_len
 
-from repl import history, registry
 from repl.clean import clean_line
-from repl.keys import Folded, SideView, bindings
-from repl.panel import Panel
+from repl.keys import Folded, SideView, bindings, menu
+from repl.offers import FromPast, Past, SlashCompleter
 from repl.pasted import Folds
-from repl.session import Session
+from repl.settings import Settings
+
+if TYPE_CHECKING:
+    from repl.panel import Panel
 
 # the editor shows controls of direction as they are: a file name could turn the line around
 Char.display_mappings |= {chr(code): clean_line(chr(code)) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-__all__ = ["Editor", "Keyboard", "Plain", "dumb", "restored"]
-STYLE = Style.from_dict(
-    {
-        "prompt": "ansicyan",
-        "bottom-toolbar": "noreverse #808080",
-        "completion-menu": "noreverse bg:default #808080",
-        "completion-menu.completion": "noreverse bg:default default",
-        "completion-menu.completion.current": "noreverse bg:default ansicyan",
-        "completion-menu.meta.completion": "noreverse bg:default #808080",
-        "completion-menu.meta.completion.current": "noreverse bg:default #808080",
-        "scrollbar.background": "bg:default",
-        "scrollbar.button": "bg:#808080",
-        "auto-suggestion": "#808080",
-        "folded": "ansicyan",
-        "panel.chosen": "ansicyan",
-        "panel.foot": "#808080",
-    }
-)
+__all__ = ["Editor", "Keyboard", "Plain", "ascii_only", "dumb", "restored"]
+ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
 HINTS = (  # one for each of the first prompts
     "type a message, / for commands",
@@ -67,65 +49,47 @@ HINTS = (  # one for each of the first prompts
 )
 
 
-class SlashCompleter(Completer):
-    """Commands and their values, paths where a value looks like one."""
-
-    def __init__(self) -> None:
-        self._paths = PathCompleter(expanduser=True)
-
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """Yield what could stand at the cursor."""
-        line = document.text_before_cursor
-        last = line.rpartition(" ")[2]
-        if line.startswith("/") and " " in line and last[:1] in ("/", ".", "~"):
-            yield from self._paths.get_completions(Document(last), complete_event)
-            return
-        for word, help_text in registry.complete(line):
-            yield Completion(word, -len(last), display=clean_line(word), display_meta=clean_line(help_text))
-
-
-class Past(History):
-    """The history file as the editor wants it: what other programs add to it is there at the next prompt."""
-
-    def __init__(self, path: Path, keep: bool, folds: Folds) -> None:
-        super().__init__()
-        self._path = path
-        self._keep = keep
-        self._folds = folds
-        self._reader = history.Reader(path)
-
-    async def load(self) -> AsyncGenerator[str, None]:
-        """Yield entries, newest first."""
-        self._loaded_strings[:0] = self.load_history_strings()
-        for entry in self._loaded_strings[: history.MOST]:
-            yield entry
-
-    def load_history_strings(self) -> Iterable[str]:
-        """Return what has come to the file, newest first."""
-        return [self._folds.entry(entry) for entry in reversed(self._reader.fresh())]
-
-    def append_string(self, string: str) -> None:
-        """Keep an entry: it comes back from the file, or stays in mind if it must not or cannot be kept there."""
-        with suppress(OSError):  # a disk that refuses must not stop the talk
-            if self._keep:
-                self.store_string(self._folds.whole(string))
-                return
-        self._loaded_strings.insert(0, string)
-
-    def store_string(self, string: str) -> None:
-        """Add an entry to the file."""
-        history.append(self._path, string)
+def look(accent: str) -> Style:
+    """Return how the editor looks with an accent colour."""
+    return Style.from_dict(
+        {
+            "prompt": accent,
+            "bottom-toolbar": "noreverse #808080",
+            "completion-menu": "noreverse bg:default #808080",
+            "completion-menu.completion": "noreverse bg:default default",
+            "completion-menu.completion.current": f"noreverse bg:default {accent}",
+            "completion-menu.meta.completion": "noreverse bg:default #808080",
+            "completion-menu.meta.completion.current": "noreverse bg:default #808080",
+            "scrollbar.background": "bg:default",
+            "scrollbar.button": "bg:#808080",
+            "auto-suggestion": "#808080",
+            "folded": accent,
+            "panel.chosen": accent,
+            "panel.foot": "#808080",
+        }
+    )
 
 
-class FromPast(AutoSuggest):
-    """Suggests the rest of the newest entry that begins with what is typed, up to the end of its line."""
+class Desk(Protocol):
+    """Who stands behind the prompt."""
 
-    def get_suggestion(self, buffer: Buffer, document: Document) -> Suggestion | None:
-        """Return it; nothing where nothing is typed yet."""
-        text = document.text
-        found = (entry for entry in reversed(buffer.history.get_strings()) if entry.startswith(text) and entry != text)
-        rest = next(found, text)[len(text) :].partition("\n")[0] if text.strip() else ""
-        return Suggestion(rest) if rest else None
+    def toolbar(self, width: int) -> str:
+        """Return the line under the prompt."""
+
+    def tick(self) -> Callable[[], object] | None:
+        """Do a little of what goes on beside the prompt; returns what to print above it."""
+
+    def stop_load(self) -> None:
+        """Stop what is loading."""
+
+    def settings(self) -> Settings:
+        """Return the settings as they stand."""
+
+    def complete(self, line: str) -> list[tuple[str, str]]:
+        """Return what could stand at the end of a line, with what is loaded in mind."""
+
+    def panel(self, changed: Callable[[], object]) -> "Panel":
+        """Return the settings view; `changed` is called when it changed one."""
 
 
 class Editor:
@@ -134,31 +98,27 @@ class Editor:
     def __init__(
         self,
         past: Path,
-        toolbar: Callable[[int], str],
-        tick: Callable[[], Callable[[], object] | None],
+        desk: Desk,
         mark: str = "❯ ",
-        stop: Callable[[], object] = lambda: None,
         source: Input | None = None,
         target: Output | None = None,
         keep: bool = True,
-        session: Session | None = None,
     ) -> None:
         self.input = source or create_input()
         self.output = sighted(target or create_output())
-        self._toolbar = toolbar
-        self._tick = tick
-        self._settings = session
+        self.desk = desk
+        self._styles = {theme: look(accent) for theme, accent in ACCENTS.items()}
         self._folds = Folds()
         self._prompts = 0
-        keys = bindings(stop, self._folds)
+        keys = bindings(lambda: self.desk.stop_load(), self._folds)
         self._prompt: PromptSession[str] = PromptSession(
             message=[("class:prompt", mark)],
             input=self.input,
             output=self.output,
-            style=STYLE,
+            style=DynamicStyle(lambda: self._styles[self.desk.settings().view.theme]),
             multiline=True,
             prompt_continuation=self._continuation,
-            completer=SlashCompleter(),
+            completer=SlashCompleter(lambda line: self.desk.complete(line)),
             complete_while_typing=True,
             complete_style=CompleteStyle.COLUMN,
             search_ignore_case=True,
@@ -167,13 +127,11 @@ class Editor:
             input_processors=[Folded(self._folds)],
             key_bindings=keys,
             bottom_toolbar=self._bar,
-            reserve_space_for_menu=6,
             enable_suspend=True,
             tempfile_suffix=".md",
         )
         self._prompt.default_buffer.enable_history_search = Always()  # as an option it would end completion in typing
-        if session is not None:
-            self._place(SideView(Panel(session, self._adapt), self._prompt.default_buffer), keys)
+        self._place(SideView(lambda: self.desk.panel(self._adapt), self._prompt.default_buffer), keys)
 
     def _place(self, view: SideView, keys: KeyBindings) -> None:
         """Put the settings view above the toolbar."""
@@ -184,14 +142,16 @@ class Editor:
 
     def _adapt(self) -> None:
         """Take over the keys of the editing mode that is set."""
-        vi = self._settings is not None and self._settings.settings.view.editing_mode == "vi"
+        vi = self.desk.settings().view.editing_mode == "vi"
         self._prompt.editing_mode = EditingMode.VI if vi else EditingMode.EMACS
+        self._prompt.color_depth = ColorDepth.DEPTH_1_BIT if self.desk.settings().view.theme == "mono" else None
         self._prompt.app.timeoutlen = ESCAPE_WAIT if vi else 1.0  # seconds that Esc waits for the key it is the Alt of
 
     def read(self, draft: str = "") -> str:
         """Return the next line, whole; raises `EOFError` on Ctrl-D in an empty one."""
         self._prompts += 1
         self._adapt()
+        self._prompt.reserve_space_for_menu = menu(self.output.get_size().rows)
         return self._folds.whole(self._prompt.prompt(default=self._folds.entry(draft), pre_run=self._watch))
 
     def held(self) -> AbstractContextManager[None]:
@@ -217,9 +177,9 @@ class Editor:
 
     def _bar(self) -> StyleAndTextTuples:
         width = get_app().output.get_size().columns
-        said = clean_line(self._toolbar(width))
+        said = clean_line(self.desk.toolbar(width))
         hint = HINTS[self._prompts - 1] if self._prompts <= len(HINTS) and not self._prompt.default_buffer.text else ""
-        room = width - 1 - cell_len(said) - len(hint)
+        room = width - 1 - get_cwidth(said) - len(hint)
         return [("class:bottom-toolbar", said + " " * room + hint if hint and room > 2 else said)]
 
     def _watch(self) -> None:
@@ -229,7 +189,7 @@ class Editor:
         """Let the shell finish background work: it says what to print above the prompt."""
         shown = self._bar()
         while True:
-            said = self._tick()
+            said = self.desk.tick()
             if said is not None:
                 await run_in_terminal(said)
             if shown != (shown := self._bar()):  # a redraw without need would make the cursor flicker
@@ -290,6 +250,16 @@ class Keyboard:
             self.cancelled()
         store_typeahead(self._input, self._keys)
         self._keys = []
+
+
+def ascii_only() -> bool:
+    """Tell whether the terminal cannot show more than ASCII."""
+    return (sys.stdout.encoding or locale.getpreferredencoding(False)).lower().replace("-", "") in (
+        "ascii",
+        "ansi_x3.41968",
+        "usascii",
+        "646",
+    )
 
 
 def sighted(output: Output) -> Output:

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any, TypeVar, get_type_hints
@@ -12,6 +12,7 @@ from repl.errors import UsageError
 from repl.kinds import Change, Flag, Kind, Rest, kind_of, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
+FLAG = re.compile(r"--([\w-]+)(?:(=)|\s+|$)")
 WORD = re.compile(r'"([^"]*)"|\'([^\']*)\'|(\S+)')
 
 
@@ -55,7 +56,8 @@ class Command:
     @property
     def usage(self) -> str:
         """Return the line that shows how to type it."""
-        return " ".join([f"/{self.name}", *(word.usage for word in self.words)])
+        words = sorted(self.words, key=lambda word: not word.flag) if _ends_in_text(self.words) else self.words
+        return " ".join([f"/{self.name}", *(word.usage for word in words)])
 
 
 COMMANDS: dict[str, Command] = {}
@@ -138,7 +140,8 @@ def parse(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
     """Read the words behind a command's name into arguments; raises `UsageError`."""
     words = [word for word in found.words if not word.flag]
     named: dict[str, Any] = {}
-    if words and isinstance(words[-1].kind, Rest):
+    if _ends_in_text(words):
+        text, named = _ahead(found, text)
         texts = _leading(text, len(words))
     else:
         texts, named = _sort(found, list(WORD.finditer(text)))
@@ -153,6 +156,29 @@ def parse(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
     return arguments, named
 
 
+def _ends_in_text(words: Iterable[Word]) -> bool:
+    return any(isinstance(word.kind, Rest) and not word.flag for word in words)
+
+
+def _ahead(found: Command, text: str) -> tuple[str, dict[str, Any]]:
+    """Read the flags in front of a text that is taken as it stands; what comes behind them is the text."""
+    flags = {word.name: word for word in found.words if word.flag}
+    named: dict[str, Any] = {}
+    while (match := FLAG.match(text)) and (word := flags.get(match[1].replace("-", "_"))):
+        text = text[match.end() :]
+        if isinstance(word.kind, Flag) and not match[2]:
+            named[word.name] = True
+            continue
+        value = WORD.match(text)
+        named[word.name] = _read(found, word, _unquoted(value) if value else "")
+        text = text[value.end() :].lstrip() if value else text
+    return text, named
+
+
+def _unquoted(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group is not None)
+
+
 def _leading(text: str, count: int) -> list[str]:
     """Split off the words before the last one, which takes the rest of the line as it stands."""
     return text.split(maxsplit=count - 1) if count > 1 else [text] if text else []
@@ -161,7 +187,7 @@ def _leading(text: str, count: int) -> list[str]:
 def _sort(found: Command, matches: list[re.Match[str]]) -> tuple[list[str], dict[str, Any]]:
     """Separate `--flag value` and `name=value` for keyword-only words from the rest."""
     flags = {word.name: word for word in found.words if word.flag}
-    texts = [next(group for group in match.groups() if group is not None) for match in matches]
+    texts = [_unquoted(match) for match in matches]
     loose: list[str] = []
     named: dict[str, Any] = {}
     while texts:
@@ -211,8 +237,11 @@ def must_wait(line: str) -> bool:
         return False
 
 
-def complete(line: str) -> list[tuple[str, str]]:
-    """Return what could stand at the end of a line as (word, help): command names, values, setting names."""
+def complete(line: str, session: Any = None) -> list[tuple[str, str]]:
+    """Return what could stand at the end of a line as (word, help): command names, values, setting names.
+
+    A kind with a method `offer(session, word)` is asked with what is loaded.
+    """
     if not line.startswith("/") or line.startswith("//") or "\n" in line:
         return []
     name, space, rest = line[1:].partition(" ")
@@ -224,10 +253,10 @@ def complete(line: str) -> list[tuple[str, str]]:
         found = find(name)
     except UsageError:
         return []
-    return _values(found, rest)
+    return _values(found, rest, session)
 
 
-def _values(found: Command, rest: str) -> list[tuple[str, str]]:
+def _values(found: Command, rest: str, session: Any) -> list[tuple[str, str]]:
     before, last = rest.split()[:-1] if rest and not rest.endswith(" ") else rest.split(), rest.rpartition(" ")[2]
     place = len(before)
     words = [word for word in found.words if not word.flag]
@@ -236,4 +265,9 @@ def _values(found: Command, rest: str) -> list[tuple[str, str]]:
     word = words[min(place, len(words) - 1)]
     if isinstance(word.kind, Change):
         return [(f"{name}=", settings.help_of(name)) for name in settings.places() if name.startswith(last)]
-    return [(value, "") for value in word.kind.complete() if value.lower().startswith(last.lower())]
+    if session is not None and (offer := getattr(word.kind, "offer", None)):
+        return [(value, "") for value in offer(session, last)]
+    offered = word.kind.complete()
+    helps = offered if isinstance(offered, Mapping) else {}
+    begins = re.compile(f"(?:^|.*/){re.escape(last)}", re.IGNORECASE)  # the owner of a model may be left out
+    return [(value, helps.get(value, "")) for value in offered if begins.match(value)]

@@ -34,6 +34,12 @@ class Request:
         return bool(self.messages)
 
     @property
+    def system(self) -> str:
+        """The instruction in front of the chat, empty where there is none."""
+        first = self.messages[0] if self.messages else {}
+        return first["content"] if first.get("role") == "system" else ""
+
+    @property
     def seeded(self) -> bool:
         """Tell whether the reply's text goes on from the prompt's, as a continuation does."""
         return not self.messages or bool(self.prefill)

@@ -25,6 +25,13 @@ class Kept:
         """Give the cache up."""
         self._cache, self._ids = None, []
 
+    def size(self) -> tuple[int, int]:
+        """Return how many tokens are kept, and the bytes they take: of a tensor that was cut the whole counts."""
+        parts = [part for layer in getattr(self._cache, "layers", ()) for part in vars(layer).values()]
+        tensors = [each for part in parts for each in (part.values() if isinstance(part, dict) else [part])]
+        stores = [each.untyped_storage() for each in tensors if hasattr(each, "untyped_storage")]
+        return len(self._ids), sum({each.data_ptr(): each.nbytes() for each in stores}.values())
+
     @contextmanager
     def lent(
         self, model: Any, config: Any, prompt: Any, seen: Callable[[], list[int]]

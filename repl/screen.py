@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import locale
 import os
-import sys
 from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
@@ -31,9 +29,9 @@ class Said:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Draft:
-    """A text to put into the line editor, with a sentence about it."""
+    """A text to put into the line editor, with a sentence about it; any result with a `draft` does that."""
 
-    text: str
+    draft: str
     said: str
 
 
@@ -81,7 +79,7 @@ def headline(result: Loaded) -> Text:
         mebibytes(facts.bytes) + (f" (was {mebibytes(was)})" if was else ""),
         device(facts.device_map),
         "chats" if facts.chats else "completes text",
-        f"ready in {facts.seconds:.1f} s",
+        f"ready in {facts.seconds:.1f} s" if facts.seconds > 0.1 else f"ready in {max(1, facts.seconds * 1000):.0f} ms",
     )
     first = [] if before else [(" · ", "quiet"), ("/help", "accent")]
     return Text.assemble((clean_line(facts.name), "accent"), (" · " + clean_line(rest), "quiet"), *first)
@@ -145,6 +143,7 @@ def figures(done: Done) -> str:
         f"{made} token{'' if made == 1 else 's'}",
         f"first after {timing.ttft_s:.2f} s" if timing.ttft_s is not None else "",
         f"{timing.decode_tps:.0f} tokens/s" if timing.decode_tps else "",
+        f"{done.usage.reused} of {done.usage.prompt} reused" if done.usage.reused else "",
         f"seed {done.seed}" if done.seed is not None else "",
         ends.get(done.finish, ""),
     )
@@ -158,16 +157,6 @@ def _limit(done: Done) -> str:
     if (limit := done.decode.get("max_new_tokens")) is not None:
         return f"cut at {limit} tokens, /max {2 * limit} allows more"
     return f"cut at max_length {done.decode.get('max_length')}"
-
-
-def ascii_only() -> bool:
-    """Tell whether the terminal cannot show more than ASCII."""
-    return (sys.stdout.encoding or locale.getpreferredencoding(False)).lower().replace("-", "") in (
-        "ascii",
-        "ansi_x3.41968",
-        "usascii",
-        "646",
-    )
 
 
 class Screen:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from repl import decoding, paths, settings
+from repl import catalog, decoding, paths, settings
 from repl.archive import Archive
 from repl.conversation import Conversation, Turn
 from repl.decoding import NOTHING, Base
@@ -44,7 +44,10 @@ class Session:
     def __init__(self, chosen: Settings, store: Store, worker: Worker, saved: Path | None = None) -> None:
         self.settings = chosen
         self.store = store
+        store.keep = lambda: self.settings.view.keep_models
+        catalog.names.offline = store.offline
         self.worker = worker
+        self._errands: Worker | None = None
         self.notices: list[str] = []  # sentences for the user that are not said yet
         self._saved = saved  # the file of the archive, None where nothing is saved
         self._archive: Archive | None = None
@@ -67,16 +70,31 @@ class Session:
         job = self.worker.start(work)
         return Task(job, lambda: settle(job) if settle else job.result())
 
+    def errand(self, work: Callable[[Emit], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+        """As `start`, for work on disk and network that touches no tensor: it need not wait for the model thread."""
+        self._errands = self._errands or Worker()
+        job = self._errands.start(work)
+        return Task(job, lambda: settle(job) if settle else job.result())
+
     def load(self, wanted: Settings) -> Task[Facts]:
         """Begin to load what the settings say; they become the session's own when it is ready.
 
-        A load that is on its way is cancelled: the new one includes what it asked for.
+        A load that is on its way is cancelled: the new one includes what it asked for. What is in memory is ready
+        at once, and not worth a task in the background.
         """
+        return self._load(wanted, self.store.load, background=not self.store.holds(wanted.load))
+
+    def reload(self, wanted: Settings | None = None) -> Task[Facts]:
+        """Begin to load the model, or another one, anew: from the files as they are now."""
+        return self._load(wanted or self.pending(), self.store.reload, background=True)
+
+    def _load(self, wanted: Settings, bring: Callable[[Load, Emit], Facts], background: bool) -> Task[Facts]:
         if self.loading:
             self.loading.job.cancel()
         before = self.store.facts()
-        job = self.worker.start(lambda emit: self.store.load(wanted.load, emit))
-        task = Task(job, lambda: self._loaded(task, wanted, before), background=True)
+        job = self.worker.start(lambda emit: bring(wanted.load, emit))
+        self.worker.start(lambda emit: self.store.tidy())
+        task = Task(job, lambda: self._loaded(task, wanted, before), background)
         self.loading, self.wanted = task, wanted
         return task
 
@@ -155,4 +173,5 @@ class Session:
         self.mark()
         if self._archive is not None:
             self._archive.close()
-        return self.worker.close()
+        free = self._errands is None or self._errands.close()
+        return self.worker.close() and free

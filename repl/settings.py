@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from repl.errors import UsageError
@@ -107,7 +108,7 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is shown."""
+    """What is shown and how the program behaves."""
 
     mode: Annotated[str, Choice(("auto", "chat", "complete"))] = setting(
         "auto", "chat with the template, or complete plain text; auto chats where the model has a template"
@@ -123,6 +124,9 @@ class View:
     editing_mode: Annotated[str, Choice(("emacs", "vi"))] = setting("emacs", "whose keys the line editor has")
     logprobs: Annotated[int, Whole(0, 100)] = setting(
         0, "record each token's log-probability and this many alternatives (shown by --json)"
+    )
+    keep_models: Annotated[int, Whole(1, zero="auto")] = setting(
+        0, "models that stay in memory, the least recently used goes first; auto: as many as fit"
     )
 
 
@@ -191,6 +195,21 @@ def read(name: str, word: str) -> Any:
         return kind(name).read(word)
     except UsageError as error:
         raise UsageError(f"{name} {error.message}", f"/help {name}") from None
+
+
+def address(text: str) -> list[tuple[str, str]]:
+    """Split `id@revision` and `id:file.gguf` into settings; what a new model does not take over is put back."""
+    name, _, file = text.rpartition(":") if text.lower().endswith(".gguf") else (text, "", "")
+    if len(name) < 2:  # no colon, or the one of a Windows drive
+        name, file = text, ""
+    name, _, revision = name.partition("@")
+    parts = {"revision": revision, "gguf_file": file, "trust_remote_code": ""}
+    return [("model", name), *((key, value or "default") for key, value in parts.items())]
+
+
+def named(model: str) -> str:
+    """Return a model's id for the screen: the last part where it is a path."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def show(name: str, value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, Protocol
 
 from repl import decoding, registry
@@ -10,9 +9,11 @@ from repl.errors import Cancelled, Quit, ReplError, UsageError
 from repl.events import Done, Notice
 from repl.live import Pace, Pane
 from repl.mishaps import sentence
+from repl.panel import Panel
 from repl.quiet import log
-from repl.screen import Draft, Lines, Screen, device, joined
+from repl.screen import Lines, Screen, device, joined
 from repl.session import Session, Task
+from repl.settings import Settings, named
 
 
 class Keys(Protocol):
@@ -58,7 +59,7 @@ class Shell:
             good = self._run(line)
         self.session.mark()
         self.paint()
-        self._tell()
+        self.tell()
         return good
 
     def offer(self, choices: Iterable[tuple[str, str]], failed: str = "", default: str = "") -> None:
@@ -71,7 +72,7 @@ class Shell:
             self._theme = self.session.settings.view.theme
             self.screen.paint(self._theme)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         """Say what the session has to say."""
         for said in self.session.notices:
             self.screen.notice(said)
@@ -120,8 +121,7 @@ class Shell:
         if isinstance(outcome, Lines):
             self.script(outcome.lines)
             return
-        if isinstance(outcome, Draft):
-            self.draft = outcome.text
+        self.draft = getattr(outcome, "draft", self.draft)
         self.offer(getattr(outcome, "choices", ()), default=getattr(outcome, "default", ""))
         wanted = self.session.settings.view.stats or self.screen.as_json or not isinstance(outcome, Done)
         if wanted:
@@ -210,9 +210,7 @@ class Shell:
         return (" " + joined(*parts))[: max(1, width - 1)]
 
     def _loading(self) -> str:
-        wanted = self.session.pending().load.model
-        name = Path(wanted).name if Path(wanted).is_absolute() else wanted
-        return joined(f"loading {name}", self._pace.said())
+        return joined(f"loading {named(self.session.pending().load.model)}", self._pace.said())
 
     def _state(self) -> list[str]:
         session, facts = self.session, self.session.store.facts()
@@ -228,6 +226,18 @@ class Shell:
             context,
             f"{session.speed:.0f} tokens/s" if session.speed else "",
         ]
+
+    def settings(self) -> Settings:
+        """Return the settings as they stand."""
+        return self.session.settings
+
+    def complete(self, line: str) -> list[tuple[str, str]]:
+        """Return what could stand at the end of a line, with what is loaded in mind."""
+        return registry.complete(line, self.session)
+
+    def panel(self, changed: Callable[[], object]) -> Panel:
+        """Return the settings view."""
+        return Panel(self.session, changed)
 
     # many lines
 

@@ -1,13 +1,13 @@
-"""The model in memory: load another, keep the old one until it is ready, roll back when it fails."""
+"""The models in memory: as many as fit or are allowed, one of them current; whatever fails, what was current is."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
-import psutil
-
-from repl import loading
-from repl.errors import NoModel, ReplError
+from repl import devices, loading
+from repl.errors import NoMemory, NoModel, ReplError
 from repl.libraries import release
 from repl.loading import Facts, MakeRoom, Resident
 from repl.room import Room, measure, with_back
@@ -17,87 +17,213 @@ from repl.weigh import STORED
 from repl.worker import Emit
 
 Bring = Callable[[Load, Emit, bool, MakeRoom], Resident]
-SPARE = 1.1  # a load is taken to fit where this much of its size is free
+Check = Callable[[list[Room]], None]
+SPARE = 1.1  # a load is taken to fit where this much of its size is free,
+WORK = 512 * 2**20  # and so many bytes more for what a reply takes
+MOST = 0.9  # part of a device that weights may fill: mapped files count as free, and would be read again and again
 
 
 class Store:
-    """Holds at most one resident model. `load` and `drop` run on the model thread."""
+    """Holds resident models by their `Load`. What loads, frees or looks into one runs on the model thread."""
 
     def __init__(
         self,
         offline: bool = False,
         bring: Bring | None = None,
+        places: Callable[[], list[devices.Place]] = devices.places,
         measure: Callable[[], list[Room]] = measure,
         consents: Consents | None = None,
     ) -> None:
         self.offline = offline
+        self.keep: Callable[[], int] = lambda: 0
+        """How many models may stay; 0 is as many as fit."""
         self.allowed: set[Load] = set()  # loads that begin however little is free
-        self._measure = measure
         self.consents = consents or Consents()
         self._bring = bring or partial(loading.bring, consents=self.consents)
+        self._measure = measure
+        self._places = places
+        self._held: tuple[Resident, ...] = ()  # the least recently used first; replaced whole, other threads read it
         self._current: Resident | None = None
+        self._untidy = False  # something was freed, and the system has not got all of it back
+
+    # safe on every thread, as long as only `load` and `facts` of a resident are looked at
 
     def facts(self) -> Facts | None:
-        """Return what is loaded; safe on every thread."""
+        """Return what the current model is; None where there is none."""
         resident = self._current
         return resident.facts if resident else None
 
     def current(self) -> Resident:
-        """Return the resident model; raises `NoModel`."""
+        """Return the current model; raises `NoModel`."""
         if self._current is None:
             raise NoModel("no model is loaded", "/model builtin")
         return self._current
 
+    def residents(self) -> list[Resident]:
+        """Return every model in memory, the most recently used first."""
+        return list(reversed(self._held))
+
+    def holds(self, load: Load) -> bool:
+        """Tell whether a load would be over at once."""
+        return any(each.load == load for each in self._held)
+
+    # on the model thread
+
     def load(self, load: Load, emit: Emit) -> Facts:
-        """Make a model the resident one; on any failure the one before is still, or again, there."""
+        """Make a model the current one, at once where it is resident; on any failure the one before still is.
+
+        `tidy` is to follow.
+        """
+        began = time.monotonic()
+        resident = self._used(load)
+        if resident is None:
+            return self.reload(load, emit)
+        emit.settle()  # an interrupt between here and the end would leave settings and model apart
+        self._current = resident
+        self.trim()
+        return replace(resident.facts, seconds=time.monotonic() - began)
+
+    def reload(self, load: Load, emit: Emit) -> Facts:
+        """Read a model anew and make it the current one; on any failure the one before still, or again, is.
+
+        `tidy` is to follow.
+        """
         before = self._current.load if self._current else None
         try:
-            resident = self._bring(load, emit, self.offline, partial(self._make_room, load))
+            resident = self._bring(load, emit, self.offline, partial(self._make_room, load, None))
             emit.check()
         except BaseException:
             emit.settle()
             self._restore(before, emit)
             raise
+        emit.settle()  # as above
+        self._current = None
+        self._keep(resident)
         self._current = resident
-        release()
+        self.trim()
         return resident.facts
 
-    def drop(self, emit: Emit) -> Facts:
-        """Free the resident model; raises `NoModel`."""
-        facts = self.current().facts
-        self._current = None
+    def get(self, load: Load, emit: Emit) -> Resident:
+        """Return a model, resident or loaded now, without making it the current one.
+
+        It stays as the most recently used; the current one stays in memory beside it. Raises `NoMemory` where both
+        do not fit: `load` one after the other then. Do not hold on to what is returned beyond the job.
+        """
+        resident = self._used(load)
+        if resident is None:
+            try:
+                resident = self._bring(load, emit, self.offline, partial(self._make_room, load, self._current))
+                emit.check()
+            except BaseException:
+                emit.settle()
+                release()
+                raise
+            self._keep(resident)
+        self.trim(resident)
+        self.tidy()
+        return resident
+
+    def drop(self, emit: Emit, id: str = "") -> list[Facts]:
+        """Free the current model, or every resident one of an id; raises `NoModel`."""
+        gone = [each for each in self._held if id in (each.facts.id, each.facts.name)] if id else [self.current()]
+        if not gone:
+            there = dict.fromkeys(each.facts.name for each in self.residents())
+            known = f"; in memory: {', '.join(there)}" if there else ""
+            raise NoModel(f"{id!r} is not in memory{known}", *(f"/unload {name}" for name in there))
+        facts = [each.facts for each in gone]
+        self._let_go(each.load for each in gone)
+        gone.clear()  # else this frame keeps them
         release()
         return facts
 
-    def rooms(self) -> list[Room]:
-        """Return the devices with what would be free on them if nothing were loaded."""
-        return with_back(self._measure(), _held(self._current.facts) if self._current else {})
+    def trim(self, besides: Resident | None = None) -> None:
+        """Free what is more than may stay, least recently used first; the current one and `besides` stay."""
+        most = self.keep() or len(self._held)
+        others = [each.load for each in self._held if each not in (self._current, besides)]
+        if extra := others[: max(0, len(self._held) - most)]:
+            self._let_go(extra)
+            self._untidy = True
 
-    def _make_room(self, load: Load, needed: int, check: Callable[[list[Room]], None] = lambda rooms: None) -> None:
-        """Refuse what would not fit alone; free the old model first where both do not fit side by side."""
-        if load not in self.allowed:
-            check(self.rooms())
-        if self._current is not None and needed * SPARE > _free(self._current):
-            self._current = None
+    def tidy(self) -> None:
+        """Give the rest of what was freed back to the system, which takes too long to let a ready model wait for it."""
+        if self._untidy:
+            self._untidy = False
             release()
 
+    # what stays and what goes
+
+    def _used(self, load: Load) -> Resident | None:
+        """Return a resident model, which becomes the most recently used."""
+        found = next((each for each in self._held if each.load == load), None)
+        if found is not None:
+            self._held = (*(each for each in self._held if each is not found), found)
+        return found
+
+    def _keep(self, resident: Resident) -> None:
+        """Hold one more model, instead of the one of the same load."""
+        self._untidy = self._untidy or self.holds(resident.load)
+        self._held = (*(each for each in self._held if each.load != resident.load), resident)
+
+    def _let_go(self, loads: Iterable[Load]) -> None:
+        gone = set(loads)
+        if self._current is not None and self._current.load in gone:
+            self._current = None
+        self._held = tuple(each for each in self._held if each.load not in gone)
+
+    def rooms(self) -> list[Room]:
+        """Return the devices with what would be free on them if nothing were loaded."""
+        rooms = self._measure()
+        for each in self._held:
+            rooms = with_back(rooms, _given(each.facts))
+        return rooms
+
+    def _make_room(self, load: Load, beside: Resident | None, needed: int, check: Check = lambda rooms: None) -> None:
+        """Free models, least recently used first and the current one last, until so many bytes fit as well.
+
+        Raises `NoMemory` where they do not, and `beside` has to stay; before anything is freed, for what would not
+        fit alone.
+        """
+        if load not in self.allowed:
+            check(self.rooms())
+        spared = beside.load if beside else None
+        del beside  # it may be the current one: this frame must not keep it
+        while (lack := self._lacking(load, needed)) > 0:
+            if not (victims := [each for each in self._in_the_way(load) if each != spared]):
+                break
+            self._let_go(victims[:1])
+            release()
+        if lack > 0 and spared is not None:
+            sentence = f"{load.model} does not fit beside {spared.model}: {lack / 2**30:.1f} GiB are missing"
+            raise NoMemory(sentence, f"/model {load.model}", "/memory")
+
+    def _lacking(self, load: Load, needed: int) -> int:
+        """Return how many bytes are missing for a load, with what its replies take."""
+        there = devices.aimed(load.device, self._places())
+        held = sum(each.facts.bytes for each in self._held if _lies(each, there))
+        short = needed * SPARE + WORK - sum(place.free for place in there)
+        return int(max(short, held + needed - MOST * sum(place.total for place in there)))
+
+    def _in_the_way(self, load: Load) -> list[Load]:
+        """List what lies where a load goes, in the order in which it may be freed."""
+        there = devices.aimed(load.device, self._places())
+        found = [each for each in self._held if _lies(each, there)]
+        return [each.load for each in sorted(found, key=lambda each: each is self._current)]
+
     def _restore(self, load: Load | None, emit: Emit) -> None:
+        """Bring back the current model if it had to go first."""
         if load is not None and self._current is None:
-            with suppress(ReplError):  # then nothing is resident, and the first failure is the one to tell
+            with suppress(ReplError):  # then none is current, and the first failure is the one to tell
                 self._current = self._bring(load, emit, True, lambda *_: None)
+                self._keep(self._current)
         release()
 
 
-def _free(resident: Resident) -> int:
-    """Return the free bytes of the device that the resident model is on."""
-    if not any(place.startswith("cuda") for place in resident.facts.device_map.values()):
-        return int(psutil.virtual_memory().available)
-    import torch
-
-    return int(sum(torch.cuda.mem_get_info(device)[0] for device in range(torch.cuda.device_count())))
+def _lies(resident: Resident, there: list[devices.Place]) -> bool:
+    parts = {part.removesuffix(":0") if part.startswith("mps") else part for part in resident.facts.device_map.values()}
+    return any(place.device in parts for place in there)
 
 
-def _held(facts: Facts) -> dict[str, int]:
+def _given(facts: Facts) -> dict[str, int]:
     """Return what a model would give back, by device; weights used as they lie in their file count as free already."""
     mapped = {STORED.get(name) for name in facts.stored} == {facts.dtype}
     places = list(facts.device_map.values())

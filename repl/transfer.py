@@ -39,14 +39,32 @@ class Watch(logging.Handler):
 def prepare(emit: Emit) -> None:
     """Import the library and take its log off the terminal."""
     with emit.shield():  # an import cut short stays broken
-        importlib.import_module("huggingface_hub.hf_api")
-        importlib.import_module("huggingface_hub.file_download")
-        constants: Any = importlib.import_module("huggingface_hub.constants")
-        constants.DOWNLOAD_CHUNK_SIZE = CHUNK  # a cancelled download notices after a chunk: 10 MB by default
-        logger = logging.getLogger("huggingface_hub")
-        if not any(isinstance(each, Watch) for each in logger.handlers):
-            logger.handlers[:] = [Watch()]
-        logger.propagate = True
+        _prepare()
+
+
+def _prepare() -> None:
+    importlib.import_module("huggingface_hub.hf_api")
+    importlib.import_module("huggingface_hub.file_download")
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    constants.DOWNLOAD_CHUNK_SIZE = CHUNK  # a cancelled download notices after a chunk: 10 MB by default
+    logger = logging.getLogger("huggingface_hub")
+    if not any(isinstance(each, Watch) for each in logger.handlers):
+        logger.handlers[:] = [Watch()]
+    logger.propagate = True
+
+
+def glimpse(work: Callable[[], T]) -> T | None:
+    """Run a call of the library on this thread, without its attempts to try again; None for whatever goes wrong."""
+    call = Call()
+    call.left = True
+    before = Call.current.set(call)
+    try:
+        _prepare()
+        return work()
+    except (Cancelled, Exception):  # what is only looked up in passing may fail without a word
+        return None
+    finally:
+        Call.current.reset(before)
 
 
 def watched(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:

@@ -206,6 +206,29 @@ class Worker:
                 continue
 
 
+class Lookup(Generic[T]):
+    """A value that is looked up on a thread of its own, and again when it is older than some seconds."""
+
+    def __init__(self, work: Callable[[], T], value: T, seconds: float) -> None:
+        self._work = work
+        self._value = value
+        self._seconds = seconds
+        self._stale_at = 0.0
+        self._thread: threading.Thread | None = None
+
+    def now(self, patience: float = 0.0) -> T:
+        """Return the newest value there is; `patience` is what a new one may take to be waited for."""
+        if time.monotonic() > self._stale_at and (self._thread is None or not self._thread.is_alive()):
+            self._stale_at = time.monotonic() + self._seconds
+            self._thread = threading.Thread(target=self._look, name="lookup", daemon=True)
+            self._thread.start()
+            self._thread.join(patience)
+        return self._value
+
+    def _look(self) -> None:
+        self._value = self._work()
+
+
 def aside(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
     """Run blocking network work on a thread of its own, so that a cancel is never held up by a silent peer.
 

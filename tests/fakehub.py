@@ -49,6 +49,7 @@ class Repo:
     gated: bool = False
     private: bool = False
     claims: dict[str, int] = field(default_factory=dict)  # sizes that the description gives, true or not
+    facts: dict[str, Any] = field(default_factory=dict)  # what the Hub knows besides: downloads, tags, cardData, ...
 
     def files(self, commit: str) -> dict[str, Path]:
         folder = next(path for name, path in self.revisions.items() if commit in (name, sha(path)))
@@ -178,12 +179,24 @@ class Handler(BaseHTTPRequestHandler):
             elif found := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", url.path):
                 self.send_file(*self.lookup(*map(unquote, found.groups())), fault)
             elif url.path == "/api/models":
-                word = parse_qs(url.query).get("search", [""])[0]
-                self.send_json([{"id": name, "modelId": name} for name in self.hub.repos if word in name])
+                self.send_json(self.listing(parse_qs(url.query)))
             else:
                 raise Refusal(404, "", "nothing here")
         except Refusal as refusal:
             self.refuse(*refusal.args)
+
+    def listing(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
+        """List models as the Hub does: of those whose name holds the word the most downloaded first."""
+        word, task = (query.get(name, [""])[0] for name in ("search", "pipeline_tag"))
+        found = [
+            {"id": name, "modelId": name, "gated": "manual" if repo.gated else False, **repo.facts}
+            for name, repo in self.hub.repos.items()
+            if word.lower() in name.lower() and task in ("", repo.facts.get("pipeline_tag", task)) and not repo.private
+        ]
+        found.sort(key=lambda each: -each.get("downloads", 0))
+        asked = {"id", "modelId", *query["expand"]} if "expand" in query else None
+        most = int(query.get("limit", ["1000"])[0])
+        return [{key: value for key, value in each.items() if not asked or key in asked} for each in found[:most]]
 
     def repo(self, model: str) -> Repo:
         repo = self.hub.repos.get(model)
@@ -209,7 +222,8 @@ class Handler(BaseHTTPRequestHandler):
         commit = self.commit(repo, revision or "main")
         files = [(name, repo.claims.get(name, path.stat().st_size)) for name, path in repo.files(commit).items()]
         siblings = [{"rfilename": name, **({"size": size, "blobId": "0"} if sized else {})} for name, size in files]
-        self.send_json({"id": model, "sha": commit, "gated": "manual" if repo.gated else False, "siblings": siblings})
+        gated = "manual" if repo.gated else False
+        self.send_json({"id": model, "sha": commit, "gated": gated, "siblings": siblings, **repo.facts})
 
     def lookup(self, model: str, revision: str, name: str) -> tuple[str, Path]:
         """Return the commit and the file that a download asks for."""

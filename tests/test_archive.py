@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from repl import database
-from repl.archive import Archive, Summary
+from repl.archive import Archive, Summary, titles
 from repl.commands.sessions import moment, resume, sessions, title
 from repl.conversation import Conversation, Turn
 from repl.database import STEPS, Opened
@@ -729,12 +729,22 @@ def test_resume_goes_on_where_the_session_stood(session: Session) -> None:
     assert [found.turns for found in session.archive.sessions()] == [8]
 
 
+def test_resume_completes_ids_with_their_titles(session: Session) -> None:
+    """A session is recognised by its title; a file that is not there offers none."""
+    reply(session, "one")
+    assert session.archive._connection is not None
+    file = Path(session.archive._connection.execute("pragma database_list").fetchone()[2])
+    assert titles(file) == {session.archive.id: "say one"}
+    assert titles(file.with_name("none.db")) == {}
+
+
 def test_resume_tells_a_message_that_got_no_reply(session: Session) -> None:
     reply(session, "one")
     session.conversation.add("assistant", "", session.conversation.add("user", "and then?", 2).id, "open")
     result = resume(session, session.archive.id)
     assert result.unanswered == "and then?"
     assert "not answered yet: and then?" in drawn(result)
+    assert result.draft == "and then?"  # so it stands at the prompt again
 
 
 def test_resume_speaks_of_a_completion_where_there_was_no_talk(session: Session) -> None:

@@ -72,7 +72,7 @@ class Desk:
             guard = threading.Timer(30, pipe.close)  # a test must fail, not hang
             guard.start()
             output = Vt100_Output(self.glass, lambda: self._size, term="xterm-256color", enable_cpr=False)
-            editor = Editor(self.past, self._bar, self._next, source=pipe, target=output, session=self.session)
+            editor = Editor(self.past, self, source=pipe, target=output)
             lines = list(self._lines(editor))
             assert guard.is_alive(), f"hung at {self._steps} before\n" + "\n".join(self.rows())
             guard.cancel()
@@ -85,10 +85,25 @@ class Desk:
             except EOFError:
                 return
 
-    def _bar(self, width: int) -> str:
+    def toolbar(self, width: int) -> str:
+        """Stand for what the program says."""
         return " the toolbar"
 
-    def _next(self) -> None:
+    def stop_load(self) -> None:
+        """Nothing loads."""
+
+    def settings(self) -> Settings:
+        """Return the settings as they stand."""
+        return self.session.settings
+
+    def complete(self, line: str) -> list[tuple[str, str]]:
+        return registry.complete(line, self.session)
+
+    def panel(self, changed: Callable[[], object]) -> Panel:
+        """Return the settings view."""
+        return Panel(self.session, changed)
+
+    def tick(self) -> None:
         """Take the next step: the editor asks often whether there is something to do."""
         while self._steps and (isinstance(self._steps[0], str) or self._steps[0]()):
             step = self._steps.popleft()
@@ -348,6 +363,14 @@ def test_f2_turns_flags_and_choices_over(desk: Desk, session: Session) -> None:
     assert session.settings.view.mode == "auto"
     desk.run(F2, go(session, "do_sample"), ENTER, desk.shows("do_sample on"), F2)
     assert session.settings.decode.do_sample is True
+
+
+@pytest.mark.parametrize("rows", [8, 10, 14])
+def test_f2_is_of_use_in_a_low_window(rows: int, tmp_path: Path, session: Session) -> None:
+    """The chosen setting, its neighbours and what it does are on the screen."""
+    desk = Desk(tmp_path, session, (rows, 60))
+    chosen = desk.shows(" > min_new_tokens", "fewest tokens before", "   max_length", " the toolbar")
+    assert desk.run("half", F2, go(session, "min_new_tokens"), chosen, F2, " a line", ENTER) == ["half a line"]
 
 
 def test_f2_takes_numbers_and_says_what_is_wrong(desk: Desk, session: Session) -> None:

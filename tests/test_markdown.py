@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.theme import Theme
 
 from repl.blocks import Document
 from repl.markdown import Region, Stream
@@ -46,7 +47,7 @@ FRAGMENTS = [
 ]  # fmt: skip
 
 documents = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=8).map("".join)
-widths = st.integers(20, 200)
+widths = st.integers(20, 400)
 
 
 @st.composite
@@ -377,6 +378,13 @@ def test_no_colour_means_no_colour() -> None:
     raw = Window(no_color=True).say("`code` **bold**\n```py\n'x'\n```").raw
     assert set(re.findall(r"\x1b\[([\d;]*)m", raw)) <= {"0", "1", "2"}
     assert "\x1b" not in Window(color_system=None).say("`code` **bold**").raw
+
+
+def test_accents_follow_the_theme() -> None:
+    """What stands out in a text has the colour that the rest of the screen has."""
+    raw = Window(theme=Theme({"accent": "blue"})).say("`code`").raw
+    assert "\x1b[34mcode" in raw
+    assert "\x1b[36m" not in raw
 
 
 def test_a_stream_serves_one_text_after_another() -> None:

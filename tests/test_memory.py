@@ -15,7 +15,7 @@ import driving, psutil, torch
 
 torch.set_num_threads(1)
 sizes = []
-with driving.opened(sys.argv[2], max_new_tokens=2) as session:
+with driving.opened(sys.argv[2], max_new_tokens=2, keep_models=1) as session:
     for turn in range(6):
         if turn:
             driving.run(session, "/dtype " + ("bfloat16" if turn % 2 else "float32"))

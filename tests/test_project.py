@@ -11,15 +11,15 @@ from repl import commands, registry, settings
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
-    "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding", "quiet",
-    "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
-    "weigh", "room", "fit", "snapshots", "transfer", "hub", "convert", "builtin", "reuse", "trust",
-    "mishaps", "loading", "survey", "plan", "relief", "context", "request", "store", "stream", "beams",
-    "probe", "engine", "conversation", "records", "database", "archive", "session",
-    "registry", "screen", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply",
-    "live", "change", "panel",
+    "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
+    "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
+    "weigh", "room", "fit", "snapshots", "transfer", "hub", "convert", "builtin", "catalog", "reuse", "anatomy",
+    "trust", "mishaps", "loading", "survey", "plan", "relief", "context", "request", "devices", "speed",
+    "store", "stream", "search", "beams", "probe", "traits", "engine", "layers", "conversation", "records",
+    "database", "archive", "session", "registry", "screen", "writing", "recipe", "again", "bench", "transcript",
+    "prose", "highlight", "tables", "blocks", "markdown", "reply", "live", "change", "panel", "branches",
 ]  # fmt: skip
-TOP = ["keys", "prompt", "shell", "commands", "__main__"]
+TOP = ["keys", "offers", "prompt", "shell", "commands", "program", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}
 FUNCTION = 40
 
@@ -97,6 +97,18 @@ def test_every_setting_has_a_command_an_option_and_one_line_of_help() -> None:
         assert settings.help_of(name)
         assert name in registry.COMMANDS
         assert name == "model" or {f"--{name}", f"--{name.replace('_', '-')}"} <= options
+
+
+def test_the_prompt_is_drawn_before_the_rest_is_imported() -> None:
+    """What takes long to import is not needed to type: it comes while the prompt stands."""
+    import subprocess
+    import sys
+
+    line = "import sys, repl.__main__, repl.program, repl.prompt; print(*sys.modules)"
+    brought = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True).stdout.split()
+    assert "prompt_toolkit" in brought
+    assert not set(brought) & {"rich", "sqlite3", "psutil", "pygments", "jinja2", "huggingface_hub", "torch"}
+    assert not [name for name in brought if name.startswith("repl.commands")]
 
 
 def test_the_top_level_holds_what_the_design_says() -> None:

@@ -62,6 +62,24 @@ def screen(program: Terminal) -> Terminal:
     return program
 
 
+def test_a_line_sent_before_anything_is_imported_is_answered(talker: Path, tmp_path: Path) -> None:
+    """The first prompt takes lines at once."""
+    with Terminal(str(talker), home=tmp_path) as terminal:
+        terminal.wait(terminal.ready)
+        terminal.keys("hi" + ENTER + "/version" + ENTER)
+        terminal.see(HELLO)
+        terminal.see(r"hub-repl\s+\d")
+
+
+def test_leaving_before_anything_is_imported_is_no_error(talker: Path, tmp_path: Path) -> None:
+    """Ctrl-D at the first prompt ends the program."""
+    with Terminal(str(talker), home=tmp_path) as terminal:
+        terminal.wait(terminal.ready)
+        terminal.keys(LEAVE)
+        terminal.child.wait()
+        assert terminal.child.exitstatus == 0
+
+
 def stream(screen: Terminal) -> None:
     """Let the model begin its long reply."""
     assert HELLO in screen.ask("hi")

@@ -22,7 +22,8 @@ from repl import commands, history
 from repl.errors import BadModel
 from repl.events import Progress
 from repl.loading import bring
-from repl.prompt import ESCAPE_WAIT, Editor, Keyboard, SlashCompleter
+from repl.offers import SlashCompleter
+from repl.prompt import ESCAPE_WAIT, Editor, Keyboard
 from repl.screen import THEME, Screen
 from repl.session import Session
 from repl.settings import Load, Settings
@@ -64,8 +65,7 @@ class Typist:
             guard = threading.Timer(30, pipe.close)  # a test must fail, not hang
             guard.start()
             shell = self.shell
-            given = self.past, shell.toolbar, shell.tick, "❯ ", shell.stop_load, pipe, DummyOutput()
-            editor = Editor(*given, session=self.session)
+            editor = Editor(self.past, shell, "❯ ", pipe, DummyOutput())
             self.shell.keyboard = editor.keyboard
             self.shell.interactive(editor.read)
             assert guard.is_alive(), f"hung after {paper.getvalue()!r}"

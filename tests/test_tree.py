@@ -109,7 +109,7 @@ def test_an_edited_message_begins_a_branch_and_the_old_one_stays(session: Sessio
     ask(session, "one")
     ask(session, "two")
     draft = run(session, "/edit 1")
-    assert draft.text == "one"
+    assert draft.draft == "one"
     ask(session, "uno")
     assert [text for role, text in said(session) if role == "user"] == ["uno"]
     assert [turn.text for turn in session.conversation.children(None)] == ["one", "uno"]
@@ -120,7 +120,7 @@ def test_an_edited_message_begins_a_branch_and_the_old_one_stays(session: Sessio
 def test_edit_alone_takes_the_last_message(session: Session) -> None:
     ask(session, "one")
     ask(session, "two")
-    assert run(session, "/edit").text == "two"
+    assert run(session, "/edit").draft == "two"
     with pytest.raises(UsageError, match="not a message of yours"):
         run(session, "/edit 2")
     with pytest.raises(UsageError, match="no turn 9"):

@@ -1,18 +1,25 @@
-"""Beams: search width, and taking another of the sequences found."""
+"""Beams: search width, the tree of what a search found, and taking another of its sequences."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
-from rich.console import RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
+from repl.branches import Node, grow
 from repl.change import apply
-from repl.clean import clean
+from repl.clean import clean, clean_line
+from repl.conversation import Turn
 from repl.errors import UsageError
-from repl.kinds import Change, Whole
+from repl.kinds import Change, Whole, refuse
 from repl.registry import command
-from repl.screen import Said, view
+from repl.screen import joined, shortened, view
 from repl.session import Session
+
+FATES = {"pruned": "pruned", "ended": "ended, scored lower", "running": "alive at the end"}
+GUIDES = ("├ ", "└ ", "│ "), ("|-", "`-", "| ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +34,7 @@ class Picked:
 
 @command("talk")
 def pick(session: Session, number: Annotated[int, Whole(1)]) -> Picked:
-    """Take another of the last reply's sequences as the answer."""
+    """Take another of the last reply's sequences as the answer; `/beams tree` shows where they part."""
     turn = session.last
     found = turn.record.sequences if turn and turn.record else ()
     if turn is None or turn.record is None or len(found) < 2:
@@ -49,12 +56,122 @@ def _(result: Picked) -> RenderableType:
     return Text(clean(result.text))
 
 
+@dataclass(frozen=True, slots=True)
+class Width:
+    """A number of beams, or the word `tree`."""
+
+    phrase: str = "a whole number from 1 to 1000, or tree"
+
+    def read(self, word: str) -> int | str:
+        """Read either."""
+        if word.lower() == "tree":
+            return "tree"
+        try:
+            return Whole(1, 1000).read(word)
+        except UsageError:
+            raise refuse(word, self.phrase) from None
+
+    def show(self, value: int | str) -> str:
+        """Return the word."""
+        return str(value)
+
+    def complete(self) -> list[str]:
+        """Offer the tree, and a usual number."""
+        return ["tree", "4"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What a beam search found: from the common beginning to the finished sequences, and what it gave up."""
+
+    turn: int
+    beams: int
+    length_penalty: float
+    chosen: int
+    """The sequence that is the answer."""
+    root: Node
+    margins: tuple[float | None, ...]
+
+
 @command("settings", name="beams")
 def beams(
-    session: Session, count: Annotated[int, Whole(1, 1000)], *changes: Annotated[tuple[str, str], Change()]
-) -> Said:
-    """Search with this many beams; all of them are shown while they live and can be picked afterwards."""
+    session: Session, count: Annotated[int | str, Width()], *changes: Annotated[tuple[str, str], Change()]
+) -> Any:
+    """Search with this many beams, all shown while they live; `/beams tree` draws what the last search found.
+
+    The tree shows how likely each way was where the sequences part, their scores, and what was nearly kept:
+    how far it fell short of the last hypothesis kept, in nats. /pick N takes another sequence as the answer.
+    """
+    if isinstance(count, str):
+        return tree(session.last)
     words = [("num_beams", str(count)), ("do_sample", "off"), ("num_return_sequences", str(count)), *changes]
     if count == 1:
         words[2] = ("num_return_sequences", "default")
     return apply(session, words)
+
+
+def tree(turn: Turn | None) -> Tree:
+    """Return the tree of a reply's search; raises `UsageError` where there was none."""
+    record = turn.record if turn else None
+    if turn is None or record is None or record.search is None or not record.sequences:
+        raise UsageError("the last reply was not made by a beam search", "/beams 4")
+    ids = [found.token_ids for found in record.sequences]
+    chosen = ids.index(record.token_ids) + 1 if record.token_ids in ids else 0
+    penalty = float(record.decode.get("length_penalty") or 0.0)
+    root = grow(record.sequences, record.search)
+    return Tree(turn.id, int(record.decode.get("num_beams") or 1), penalty, chosen, root, record.search.margins)
+
+
+class Drawing:
+    """A line for each stretch of text, indented below where it parts from others."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        found = self._tree
+        nearest = min((margin for margin in found.margins if margin is not None), default=None)
+        said = joined(
+            f"{found.beams} beams",
+            f"score = nats / tokens^{found.length_penalty:g}" if found.root.logprob is not None else "",
+            f"closest call {nearest:.2g} nats" if nearest is not None else "",
+        )
+        yield Text(said, "quiet")
+        yield from self._lines(found.root, "", "", options.max_width, GUIDES[options.ascii_only])
+        yield Text.assemble(("/pick N", "accent"), (" takes another one", "quiet"))
+
+    def _lines(self, node: Node, lead: str, below: str, width: int, guides: tuple[str, str, str]) -> Iterator[Text]:
+        chance = f"{node.probability:4.0%} " if lead and node.probability is not None else ""
+        figures = _figures(node)
+        room = max(8, width - cell_len(lead + chance + figures) - 2)
+        text = _line(node, room)
+        style = "accent" if node.sequence == self._tree.chosen else "quiet" if node.fate else ""
+        line = Text.assemble((lead + chance, "quiet"), (text, style))
+        if figures:
+            line.pad_right(max(1, width - line.cell_len - cell_len(figures)))
+        if text or figures:
+            yield line + Text(figures, style or "quiet")
+        for number, branch in enumerate(node.branches, 1):
+            last = number == len(node.branches)
+            yield from self._lines(branch, below + guides[last], below + ("  " if last else guides[2]), width, guides)
+
+
+def _line(node: Node, most: int) -> str:
+    """Return the text of a stretch on one line, with what cannot be seen in quotes."""
+    if node.text.strip():
+        return shortened(node.text, most)
+    blank = f"“{clean_line(node.text.replace(chr(10), '↵'))}”" if node.text else ""
+    return blank or ("(ends)" if node.token_ids else "")
+
+
+def _figures(node: Node) -> str:
+    if node.fate:
+        return FATES[node.fate] if node.short is None else f"{node.short:.2f} nats short"
+    if not node.sequence:
+        return ""
+    return f"{node.sequence:3}" + ("" if node.score is None else f"{node.score:8.3f}")
+
+
+@view.register
+def _(result: Tree) -> RenderableType:
+    return Drawing(result)

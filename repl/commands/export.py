@@ -1,8 +1,6 @@
 """Out of the program: the conversation into a file, the last reply into the clipboard."""
 
 import base64
-import os
-import secrets
 import shutil
 import subprocess
 from contextlib import suppress
@@ -22,6 +20,7 @@ from repl.registry import command
 from repl.screen import view
 from repl.session import Session
 from repl.transcript import FORMATS, Transcript
+from repl.writing import write
 
 LARGEST = 74_994  # base64 characters that terminals take in one OSC 52
 WAIT = 3.0  # seconds for a clipboard tool
@@ -52,20 +51,13 @@ def export(
     The current branch, with --all every turn of the session; --force replaces a file that is there. In the files to
     read, control characters are made visible; .json keeps every character as it is.
     """
-    path = Path(file)
-    if (written := FORMATS.get(path.suffix.lower())) is None:
+    if (written := FORMATS.get(Path(file).suffix.lower())) is None:
         raise UsageError(f"{file!r} does not end in one of {', '.join(FORMATS)}", "/export chat.md")
     talk = transcript(session, all)
     if not talk.turns:
         raise UsageError("there is nothing to export yet")
     content = written(talk).encode()
-    try:
-        path = path.expanduser()
-        (replace if force else create)(path, content)
-    except FileExistsError as error:
-        raise UsageError(f"{file!r} exists", f"/export {file} --force") from error
-    except (OSError, ValueError, RuntimeError) as error:  # in this order: the disk, a NUL, the home of nobody
-        raise ReplError(f"cannot write {file!r}: {getattr(error, 'strerror', None) or error}") from error
+    path = write(file, content, force, f"/export {file} --force")
     return Exported(str(path), len(talk.turns), len(content))
 
 
@@ -75,47 +67,6 @@ def transcript(session: Session, all: bool) -> Transcript:
     branch = talk.path() or talk.path(session.last.id if session.last else None)
     turns = list(talk.turns.values()) if all else branch
     return Transcript(archive.id, archive.title, talk.system, talk.head, turns)
-
-
-def create(path: Path, content: bytes) -> None:
-    """Write a new file, whole or not at all; raises `FileExistsError` and other `OSError`."""
-    beside = _beside(path, content)
-    try:
-        try:
-            os.link(beside, path)  # unlike a rename it never replaces a file
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without links
-            if path.exists():
-                raise FileExistsError from None
-            os.rename(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file in place of another; raises `OSError`."""
-    path = path.resolve()  # a link stays, what it points to is replaced
-    beside = _beside(path, content)
-    try:
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _beside(path: Path, content: bytes) -> Path:
-    """Write a file next to the one that is meant, until it is whole."""
-    beside = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with open(beside, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
-    return beside
 
 
 @view.register

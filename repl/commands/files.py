@@ -29,7 +29,8 @@ def read(session: Session, file: Annotated[str, Rest("a file")]) -> Said:
         return Said("nothing in front of the next message")
     path, text = Path(file).expanduser(), _text(file)
     session.attached.append((path.name, text))
-    size = f"{len(text):,} characters, {len(text.splitlines()):,} lines"
+    rows = len(text.splitlines())
+    size = f"{len(text):,} characters, {rows:,} line{'' if rows == 1 else 's'}"
     return Said(f"{path.name}: {size} · in front of the next message · /read none takes it away")
 
 

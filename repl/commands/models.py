@@ -1,57 +1,45 @@
-"""Models: load another, load again, free, and what the loaded one is."""
+"""Models: load another, load again, free, and what the loaded one, or any other, is."""
 
-import time
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated, Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import builtin, hub
-from repl.change import changed, load, words
+from repl import catalog, settings
+from repl.catalog import Card
+from repl.change import changed, load
 from repl.clean import clean_line
 from repl.kinds import Change
 from repl.kinds import Text as Words
 from repl.loading import Facts
 from repl.registry import command
-from repl.screen import Said, count, device, mebibytes, view
+from repl.screen import Said, count, device, joined, mebibytes, view
 from repl.session import Session, Task
-
-
-def known() -> list[str]:
-    """Return the models that load without the network, for completion."""
-    return _known(int(time.monotonic() / 2))
-
-
-@lru_cache(1)
-def _known(moment: int) -> list[str]:
-    """Look no more than every two seconds: a completer asks at every key."""
-    return [builtin.ID, *hub.cached_models()]
 
 
 @command("models")
 def model(
     session: Session,
-    id: Annotated[str, Words("a model", suggest=known)] = "",
+    id: Annotated[str, Words("a model", suggest=catalog.names)] = "",
     *changes: Annotated[tuple[str, str], Change()],
 ) -> Any:
     """Load another model: a Hub id, id@revision, id:file.gguf, a folder, or builtin.
 
     Load settings may follow: /model ID dtype=bfloat16 device=cpu.
     """
-    return load(session, [*words(id), *changes]) if id else info(session)
+    return load(session, [*settings.address(id), *changes]) if id else info(session)
 
 
 @command("models", name="model!")
 def model_all_the_same(
     session: Session,
-    id: Annotated[str, Words("a model", suggest=known)],
+    id: Annotated[str, Words("a model", suggest=catalog.names)],
     *changes: Annotated[tuple[str, str], Change()],
 ) -> Any:
     """Load a model like /model, even where it does not seem to fit."""
-    given = [*words(id), *changes]
+    given = [*settings.address(id), *changes]
     session.store.allowed.add(changed(session.pending(), given).load)
     return load(session, given)
 
@@ -59,15 +47,22 @@ def model_all_the_same(
 @command("models")
 def reload(session: Session) -> Task[Facts]:
     """Load the model again, from the files as they are now."""
-    return session.load(session.pending())
+    return session.reload()
 
 
 @command("models", waits=True)
-def unload(session: Session) -> Task[Facts]:
-    """Free the model's memory; the conversation stays."""
-    return session.start(
-        session.store.drop, lambda job: Said(f"{job.result().id} unloaded · /model ID loads another, /reload the same")
-    )
+def unload(
+    session: Session, id: Annotated[str, Words("a model in memory", suggest=catalog.names.here)] = ""
+) -> Task[list[Facts]]:
+    """Free the memory of the current model, or of another one; the conversation stays."""
+    return session.start(lambda emit: session.store.drop(emit, id), lambda job: unloaded(session, job.result()))
+
+
+def unloaded(session: Session, gone: list[Facts]) -> Said:
+    """Say what was freed, and what to do now that no model is current."""
+    names, size = ", ".join(dict.fromkeys(facts.name for facts in gone)), mebibytes(sum(facts.bytes for facts in gone))
+    left = session.store.facts()
+    return Said(joined(f"{names} unloaded, {size}", "" if left else "/model ID loads another, /reload the same"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +74,12 @@ class Info:
 
 
 @command("models", waits=True)
-def info(session: Session) -> Info:
-    """Show what is loaded: architecture, size, precision, placement, limits."""
-    facts = session.facts()
-    chosen = session.settings.load
+def info(session: Session, id: Annotated[str, Words("a model", suggest=catalog.names)] = "") -> Any:
+    """Show what is loaded: architecture, size, precision, placement, limits; of another model what its card says."""
+    loaded = next((each for each in session.store.residents() if id in (each.facts.id, each.facts.name)), None)
+    if id and loaded is None:
+        return session.errand(lambda emit: catalog.card(catalog.wanted(id), emit, session.store.offline))
+    facts, chosen = (loaded.facts, loaded.load) if loaded else (session.facts(), session.settings.load)
     return Info(facts, {name: getattr(chosen, name) for name in chosen.__slots__})
 
 
@@ -104,11 +101,42 @@ def _(result: Info) -> RenderableType:
         "left over": _left(facts.unexpected),
         "its own decoding": ", ".join(f"{key} {value}" for key, value in facts.base.model.items()) or "nothing set",
     }
+    return listed(rows)
+
+
+@view.register
+def _(result: Card) -> RenderableType:
+    size = sum(size for _, size in result.files)
+    there = "in the cache" if result.cached else "not, or not wholly, in the cache"
+    rows = {
+        "model": f"{result.id} at {result.commit[:12]}, {there}",
+        "architecture": result.architecture,
+        "parameters": joined(count(result.parameters) if result.parameters else "", result.dtype),
+        "task": result.task,
+        "licence": result.licence,
+        "gated": "yes: accept its terms on its page, then hf auth login" if result.gated else "",
+        "downloads": f"{result.downloads:,} in the last month" if result.downloads else "",
+        "languages": ", ".join(result.languages),
+        "made from": ", ".join(result.base_models),
+        "files": f"{len(result.files)}, {mebibytes(size)} together",
+        "": "\n".join(f"{mebibytes(size):>9}  {name}" for name, size in largest(result)),
+        "said by": "the cache: the Hub did not answer" if result.source == "cache" else "",
+    }
+    return listed({name: value for name, value in rows.items() if value})
+
+
+def largest(card: Card, most: int = 10) -> list[tuple[str, int]]:
+    """Return the largest files, the largest first."""
+    return sorted(card.files, key=lambda file: (-file[1], file[0]))[:most]
+
+
+def listed(rows: dict[str, str]) -> Table:
+    """Draw names and values in two columns."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="quiet", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in ((name, value) for name, value in rows.items() if value):
-        table.add_row(name, Text(clean_line(value)))
+        table.add_row(name, Text("\n".join(map(clean_line, value.split("\n")))))
     return table
 
 

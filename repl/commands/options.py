@@ -138,6 +138,6 @@ def _register(name: str) -> None:
 
 
 for _name in settings.places():
-    if _name != "model":  # /model has a command of its own: it takes id@revision and id:file.gguf
+    if _name not in ("model", "stats"):  # commands of their own: id@revision and id:file.gguf; the totals beside it
         _register(_name)
 registry.ALIASES.update({"temp": "temperature", "max": "max_new_tokens", "penalty": "repetition_penalty"})

@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import hub, plan
-from repl.change import changed, words
+from repl import hub, plan, settings
+from repl.change import changed
 from repl.clean import clean_line
 from repl.fit import FITS, TOO_LARGE
 from repl.kinds import Text as Words
@@ -95,7 +95,7 @@ def plan_(session: Session, id: Annotated[str, Words("a model", suggest=hub.cach
     Without an id: the model that is loaded, or on its way.
     """
     now = session.pending()
-    load = changed(now, words(id), parts=("load",)).load if id else now.load
+    load = changed(now, settings.address(id), parts=("load",)).load if id else now.load
     store = session.store
     return session.start(lambda emit: planned(load, store.rooms(), store.offline, emit))
 

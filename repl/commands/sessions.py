@@ -8,14 +8,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.archive import Summary
+from repl import paths
+from repl.archive import Summary, titles
 from repl.clean import clean, clean_line
 from repl.conversation import Conversation
 from repl.kinds import Rest
 from repl.kinds import Text as Words
 from repl.registry import command
 from repl.screen import Said, joined, shortened, view
-from repl.session import Session
+from repl.session import FILE, Session
 
 SHOWN = 20  # sessions listed at once
 TURNS = 4  # last turns shown of a session that is gone on with
@@ -57,9 +58,24 @@ class Resumed:
     turns: list[Shown]
     unanswered: str
 
+    @property
+    def draft(self) -> str:
+        """The message goes back to the prompt."""
+        return self.unanswered
+
+
+def recent() -> dict[str, str]:
+    """Return the newest sessions, for completion: title by id."""
+    return titles(paths.data() / FILE)
+
+
+KEY = Words("the beginning of a session's id", suggest=recent)
+
 
 @command("history")
-def resume(session: Session, id: Annotated[str, Words("the beginning of a session's id")] = "") -> Resumed:
+def resume(
+    session: Session, id: Annotated[str, Words("the beginning of a session's id", suggest=recent)] = ""
+) -> Resumed:
     """Go on with a saved session: the last one, or the one whose id begins so."""
     talk = session.archive.load(id)
     session.conversation, session.last = talk, None

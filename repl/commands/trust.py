@@ -56,7 +56,7 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
         raise UsageError("no model was refused for its code", "/model ID")
     consents.give(model, trust.mark(found), lasting=answer == "always")
     session.untrusted = None
-    return session.load(wanted.put("trust_remote_code", True, "your consent"))
+    return session.reload(wanted.put("trust_remote_code", True, "your consent"))
 
 
 @view.register

@@ -1,4 +1,4 @@
-"""What one would write by hand, as programs of their own: `bare.py replies FOLDER`, `bare.py gguf FOLDER FILE`."""
+"""What one would write by hand, as programs of their own: `bare.py WHAT FOLDER [FILE]`."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 def main(what: str, *words: str) -> None:
     """Run one of them."""
-    {"replies": replies, "gguf": gguf}[what](*words)
+    {"replies": replies, "gguf": gguf, "loads": loads}[what](*words)
 
 
 class Stamps:
@@ -38,6 +38,17 @@ def replies(folder: str) -> None:
         answer({"began": began, "first": first, "last": last, "text": text, "tokens": len(sequence)})
 
 
+def loads(folder: str) -> None:
+    """Load model and tokenizer anew for each line on stdin, and write how many seconds that took."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for _ in sys.stdin:
+        began = time.monotonic()
+        pair = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        answer(time.monotonic() - began)
+        del pair
+
+
 def gguf(folder: str, file: str) -> None:
     """Load a GGUF file and say the first token."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -55,7 +66,7 @@ def reply(model: Any, tokenizer: Any, text: str, tokens: int, streamer: Stamps) 
     return list(output[0, prompt["input_ids"].shape[1] :].tolist())
 
 
-def answer(values: dict[str, Any]) -> None:
+def answer(values: Any) -> None:
     """Write one JSON line."""
     print(json.dumps(values), flush=True)
 

@@ -12,7 +12,7 @@ DTYPES = ("bfloat16", "float32")
 def alternating(ground: Ground) -> list[Row]:
     """Load the model in float32 and bfloat16 in turn, with a short reply after each; RSS in MB."""
     sizes = []
-    words = ("--dtype", "float32", "--max-new-tokens", "8")
+    words = ("--dtype", "float32", "--max-new-tokens", "8", "--keep-models", "1")
     with Child(sys.executable, "-m", "repl", *words, home=ground.home) as child:
         child.load()
         for turn in range(6):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import echo
+import many
 import memory
 import platformdirs
 import reply
@@ -43,6 +44,11 @@ PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "memory": memory.alternating,
     "builtin": start.second,
     "streamer": stream,
+    "switch": many.switch,
+    "again": many.again,
+    "steady": many.steady,
+    "silent": many.silent,
+    "large": many.large,
 }
 HEADS = ("what", "ours", "theirs", "ratio", "bound", "spread", "")
 WIDTHS = (50, 14, 14, 7, 10, 24, 6)

@@ -1,0 +1,344 @@
+"""How fast a model reads and writes here: repeated runs, their spread, and the limit that memory sets."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+
+from repl import decoding
+from repl.engine import one_sentence
+from repl.errors import Cancelled, NoMemory, ReplError, UsageError
+from repl.events import Progress
+from repl.libraries import release
+from repl.loading import Resident, bring
+from repl.probe import entry
+from repl.settings import Load
+from repl.worker import Emit
+
+TEXT = (
+    "The river rises in the hills above the town, and by the time it reaches the bridge it carries the water of nine "
+    "streams. In spring the meadows stand under water for a week or two; the farmers move their animals to the higher "
+    "fields, and the children take the long way to school. Nobody minds much. The ground is the better for it, and the "
+    "older people remember years in which the river came into the houses and stayed until May. "
+)
+WARM = 4  # tokens of the run that is not counted
+BLOCK = 2**28  # bytes that are read to measure the memory: far more than any cache holds
+READS = 7
+PACKED = ("torch.int8", "torch.uint8", "torch.int32")  # what weights that are no parameters are packed into
+SPARE = 1.1  # a model is taken to fit where this much of its size is free
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of a few measurements, and their range."""
+
+    median: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """One model at one length of prompt: seconds to the first token, tokens/s while reading and while writing.
+
+    `limit` is the share of the tokens/s at which memory could deliver the weights.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    ttft_s: Spread
+    prefill_tps: Spread
+    decode_tps: Spread
+    limit: float | None
+    mode: str = "generate"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model in one format: what it takes, how long it took to load, its speeds, and what went wrong, if anything.
+
+    `read_bytes` are the weights that a single token needs, `limit_tps` how often in a second memory could deliver
+    those, None where that is unknown; `used_bytes` is what the process holds after the runs (CUDA: the device at most).
+    """
+
+    model: str
+    dtype: str
+    device_map: dict[str, str]
+    resident: bool
+    load_s: float
+    weight_bytes: int
+    read_bytes: int
+    limit_tps: float | None
+    used_bytes: int
+    speeds: tuple[Speed, ...]
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes per second that a device reads from its memory: the fastest of a few dot products over a large block."""
+
+    device: str
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure."""
+
+    loads: tuple[Load, ...]
+    prompt_tokens: tuple[int, ...]
+    new_tokens: int
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One timed reply: how many tokens were made, seconds to the first one, seconds from there to the last."""
+
+    made: int
+    first_s: float
+    rest_s: float
+
+
+class Bench:
+    """Measures what a plan says; what is done stays in `entries` when it is stopped. For the model thread."""
+
+    def __init__(self, plan: Plan, resident: Resident | None, offline: bool, emit: Emit) -> None:
+        self.plan, self._resident, self._offline, self._emit = plan, resident, offline, emit
+        self.entries: list[Entry] = []
+        self.memory: list[Memory] = []
+
+    def run(self) -> bool:
+        """Measure model after model; False if it was stopped."""
+        try:
+            for load in self.plan.loads:
+                self._model(load)
+        except Cancelled:
+            self._emit.settle()
+            return False
+        return True
+
+    def _model(self, load: Load) -> None:
+        try:
+            with self._brought(load) as resident:
+                self._measure(resident)
+        except ReplError as error:  # one that fails leaves the others their turn
+            self.entries.append(Entry(load.model, load.dtype, {}, False, 0.0, 0, 0, None, 0, (), error.message))
+
+    @contextmanager
+    def _brought(self, load: Load) -> Iterator[Resident]:
+        """Yield the resident model where it is meant, else one that is loaded for this and freed after it."""
+        if self._resident is not None and same(load, self._resident):
+            yield self._resident
+            return
+        try:
+            yield bring(load, self._emit, self._offline, lambda needed, _: room(load, needed))
+        finally:
+            release()
+
+    def _measure(self, resident: Resident) -> None:
+        speeds: list[Speed] = []
+        problems: list[str] = []
+        memory = self._bandwidth(resident)
+        limit = memory.bytes_per_s / read_bytes(resident) if memory else None
+        try:
+            for prompt in self.plan.prompt_tokens:
+                with noted(problems):
+                    self._length(resident, prompt, limit, speeds)
+        finally:  # also when it is stopped: what is done so far counts
+            if speeds or problems:
+                self.entries.append(entry_of(resident, resident is self._resident, limit, speeds, "; ".join(problems)))
+
+    def _length(self, resident: Resident, prompt: int, limit: float | None, speeds: list[Speed]) -> None:
+        fits(resident, prompt + self.plan.new_tokens)
+        ids = text_ids(resident, prompt)
+        stage = f"bench {resident.facts.name} {resident.facts.dtype}, prompt of {prompt}"
+        runs: list[Run] = []
+        try:
+            self._emit(Progress(stage, 0, self.plan.repeats, "runs"))
+            timed(resident, ids, min(WARM, self.plan.new_tokens), self._emit)
+            for number in range(self.plan.repeats):
+                runs.append(timed(resident, ids, self.plan.new_tokens, self._emit))
+                self._emit(Progress(stage, number + 1, self.plan.repeats, "runs"))
+        finally:
+            speeds += [speed(runs, prompt, self.plan.new_tokens, limit)] if runs else []
+
+    def _bandwidth(self, resident: Resident) -> Memory | None:
+        """Measure a device once; a model on several, or on disk, has no such limit."""
+        places = sorted(set(resident.facts.device_map.values()))
+        if len(places) != 1 or places[0] == "disk":
+            return None
+        if known := [one for one in self.memory if one.device == places[0]]:
+            return known[0]
+        self._emit(Progress("measure the memory"))
+        self.memory.append(Memory(places[0], bandwidth(places[0], self._emit)))
+        return self.memory[-1]
+
+
+@contextmanager
+def noted(problems: list[str]) -> Iterator[None]:
+    """Write down what a user could mend, and go on."""
+    try:
+        yield
+    except ReplError as error:
+        problems.append(error.message)
+
+
+def entry_of(resident: Resident, kept: bool, limit: float | None, speeds: Sequence[Speed], problem: str) -> Entry:
+    """Describe a model that was measured."""
+    facts = resident.facts
+    return Entry(
+        model=facts.id,
+        dtype=facts.dtype,
+        device_map=dict(facts.device_map),
+        resident=kept,
+        load_s=facts.seconds,
+        weight_bytes=facts.bytes,
+        read_bytes=read_bytes(resident),
+        limit_tps=limit,
+        used_bytes=used_bytes(facts.device_map),
+        speeds=tuple(speeds),
+        problem=problem,
+    )
+
+
+def loads(base: Load, models: Sequence[str], dtypes: Sequence[str]) -> tuple[Load, ...]:
+    """Return every model (`id` or `id@revision`) in every format; without models the one that `base` names."""
+    chosen = [base if name == base.model else _named(base, name) for name in models or [base.model]]
+    return tuple(replace(one, dtype=dtype) for one in chosen for dtype in dtypes or [base.dtype])
+
+
+def _named(base: Load, words: str) -> Load:
+    name, _, revision = words.partition("@")
+    return replace(base, model=name, revision=revision or "main", gguf_file="", trust_remote_code=False)
+
+
+def same(load: Load, resident: Resident) -> bool:
+    """Tell whether the resident model is what a `Load` asks for."""
+    exact = load.dtype in (resident.load.dtype, resident.facts.dtype)  # auto, or what it turned out to be
+    return exact and replace(load, dtype="auto") == replace(resident.load, dtype="auto")
+
+
+def room(load: Load, needed: int) -> None:
+    """Refuse to load what does not fit beside the resident model; raises `NoMemory`."""
+    free = psutil.virtual_memory().available
+    if load.device == "cpu" and needed * SPARE > free:
+        raise NoMemory(f"{load.model} needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free", "/unload")
+
+
+def fits(resident: Resident, tokens: int) -> None:
+    """Refuse a length that the model was not made for; raises `UsageError`."""
+    context = resident.facts.context
+    if context and tokens > context:
+        raise UsageError(f"prompt and reply of {tokens} tokens do not fit into the context of {context}")
+
+
+def text_ids(resident: Resident, count: int) -> list[int]:
+    """Return so many ids of plain English."""
+    ids = [int(token) for token in resident.tokenizer(TEXT)["input_ids"]]
+    return (ids * (count // len(ids) + 1))[:count]
+
+
+def read_bytes(resident: Resident) -> int:
+    """Return the bytes of weights that one token needs: all but an input embedding of its own, of which it reads a row.
+
+    Of a mixture of experts this counts every expert.
+    """
+    model = resident.model
+    packed = [one for one in model.buffers() if str(one.dtype) in PACKED]
+    total = sum(weight.numel() * weight.element_size() for weight in (*model.parameters(), *packed))
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    if last is not None and first is not None and first.weight is not last.weight:
+        total -= first.weight.numel() * first.weight.element_size()
+    return int(total)
+
+
+def used_bytes(device_map: dict[str, str]) -> int:
+    """Return what the process holds; on CUDA the most that its tensors took on the devices."""
+    if not any(place.startswith("cuda") for place in device_map.values()):
+        return int(psutil.Process().memory_info().rss)
+    import torch
+
+    return int(sum(torch.cuda.max_memory_allocated(place) for place in range(torch.cuda.device_count())))
+
+
+# measure
+
+
+class Clock:
+    """A streamer that notes when the first and the last token came; raises `Cancelled`."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._began = time.perf_counter()
+        self._times: list[float] = []
+        self._calls = 0
+
+    def put(self, _: Any) -> None:
+        """Take a token; the first call brings the prompt."""
+        self._emit.check()
+        self._calls += 1
+        if self._calls > 1:
+            self._times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Be told that it is over."""
+
+    def run(self) -> Run:
+        """Return the times of the reply."""
+        return Run(len(self._times), self._times[0] - self._began, self._times[-1] - self._times[0])
+
+
+def timed(resident: Resident, ids: list[int], new: int, emit: Emit) -> Run:
+    """Time a bare greedy `generate` of exactly `new` tokens, without a kept cache; raises `Failed` or `Cancelled`."""
+    import torch
+
+    model = resident.model
+    config = copy.deepcopy(model.generation_config)
+    rows = {"num_beams": 1, "num_return_sequences": 1, "do_sample": False, "stop_strings": None, "max_length": None}
+    for name, value in {**rows, "max_new_tokens": new, "min_new_tokens": new}.items():
+        setattr(config, name, value)
+    config.pad_token_id = next(iter(decoding.stops(config)), 0)
+    prompt = torch.tensor([ids], device=entry(model))
+    mask = torch.ones_like(prompt)
+    with one_sentence("the run stopped"):
+        clock = Clock(emit)
+        model.generate(input_ids=prompt, attention_mask=mask, generation_config=config, streamer=clock)
+        return clock.run()
+
+
+def speed(runs: Sequence[Run], prompt: int, new: int, limit: float | None) -> Speed:
+    """Turn runs into rates; `limit` is the most tokens/s that memory allows."""
+    first = [run.first_s for run in runs]
+    decode = spread([(run.made - 1) / run.rest_s if run.rest_s else 0.0 for run in runs])
+    prefill = spread([prompt / seconds for seconds in first])
+    return Speed(prompt, new, len(runs), spread(first), prefill, decode, decode.median / limit if limit else None)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return median and range."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def bandwidth(device: str, emit: Emit, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the bytes per second that a device reads, with all of torch's threads."""
+    import torch
+
+    block = torch.ones(BLOCK // 4, device=device)
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(block.device.type, lambda: None)
+    seconds: list[float] = []
+    for _ in range(READS + 1):  # the first touches the pages
+        emit.check()
+        wait()
+        began = clock()
+        torch.dot(block, block)
+        wait()
+        seconds.append(clock() - began)
+    return BLOCK / min(seconds[1:])

@@ -1,0 +1,186 @@
+"""What the loaded model is made of: its modules, folded, and how it attends and remembers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl.anatomy import Part, Weights, blocks, cut, tree, weights
+from repl.clean import clean_line
+from repl.kinds import Whole
+from repl.loading import Resident
+from repl.registry import command
+from repl.screen import count, joined, view
+from repl.session import Session, Task
+from repl.traits import Traits, traits
+from repl.worker import Emit
+
+OPENED = 2  # levels shown of a part that was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A path to a module; `[3]` is read as `.3`."""
+
+    phrase: str = "a path such as model.layers.3"
+
+    def read(self, word: str) -> str:
+        """Return the path with dots alone."""
+        return word.strip().replace("[", ".").replace("]", "").strip(".")
+
+    def show(self, value: str) -> str:
+        """Return the path."""
+        return value
+
+    def complete(self) -> list[str]:
+        """Offer nothing: what there is depends on the model."""
+        return []
+
+    def offer(self, session: Session, word: str) -> list[str]:
+        """Offer the paths of the loaded model, one level further than what is typed."""
+        known = session.store.current().modules if session.store.facts() else ()
+        found = [name for name in known if name.startswith(word)]
+        ends = (name.find(".", len(word)) for name in found)
+        return list(dict.fromkeys(name[: end + 1 or None].rstrip(".") for name, end in zip(found, ends, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    """A part of the model with what is in it; `weights` and `traits` are those of the whole."""
+
+    model: str
+    attention: str
+    """How attention is computed."""
+    part: Part
+    weights: Weights
+    traits: Traits | None
+
+
+@command("look inside", waits=True)
+def arch(session: Session, path: Annotated[str, Path()] = "", *, depth: Annotated[int, Whole(1)] = 0) -> Task[Arch]:
+    """Show the modules of the model, equal ones folded, with parameters, positions and the cost of the KV cache.
+
+    /arch model.layers.3 opens one; --depth N shows N levels. Inside folded modules the numbers are those of one.
+    """
+    session.facts()
+    return session.start(lambda emit: read(session.store.current(), path, depth, emit))
+
+
+def read(resident: Resident, path: str, depth: int, emit: Emit) -> Arch:
+    """Read the modules of a model; for the model thread."""
+    facts, model = resident.facts, resident.model
+    whole = tree(model, path)
+    shown = cut(whole, depth or (OPENED if path else blocks(whole) + 1))
+    found = None if path else traits(model, facts.context, emit.check)
+    return Arch(facts.name, facts.attention, shown, weights(model), found)
+
+
+class Drawing:
+    """The facts of a model, and its tree; numbers stay whole, what is too long for the window is cut."""
+
+    def __init__(self, arch: Arch) -> None:
+        self._arch = arch
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield _head(self._arch)
+        yield Text()
+        several = [len(found) > 1 for found in (self._arch.weights.dtypes, self._arch.weights.devices)]
+        rows = [
+            (Text("  " * level + clean_line(one.name)), Text(_what(one, several)), _number(one))
+            for level, one in _rows(self._arch.part, 0)
+        ]
+        wide = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
+        room = options.max_width - wide[2] - 4
+        name = min(wide[0], max(room // 2, room - wide[1]))
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True, overflow="ellipsis", width=name)
+        table.add_column(no_wrap=True, overflow="ellipsis", width=max(1, min(wide[1], room - name)), style="quiet")
+        table.add_column(no_wrap=True, justify="right", width=wide[2])
+        for row in rows:
+            table.add_row(*row)
+        yield table
+
+
+@view.register
+def _(result: Arch) -> RenderableType:
+    return Drawing(result)
+
+
+def _rows(part: Part, level: int) -> Iterator[tuple[int, Part]]:
+    yield level, part
+    for one in part.parts:
+        yield from _rows(one, level + 1)
+
+
+def _what(part: Part, several: list[bool]) -> str:
+    folded = f"{part.count} x " if part.count > 1 else ""
+    each = f", {part.parameters:,} each" if part.count > 1 else ""
+    tied = f" = {part.tied}" if part.tied else ""
+    more = joined(part.dtype if several[0] else "", part.device if several[1] else "")
+    inside = f"{part.inside} parts" if part.inside else ""
+    kind = part.kind if part.kind != part.name else ""
+    return clean_line(joined(f"{folded}{kind} {part.shape}".rstrip() + each + tied, more, inside))
+
+
+def _number(part: Part) -> Text:
+    if part.tied:
+        return Text("tied", "quiet")
+    return Text(f"{part.parameters * part.count:,}" if part.parameters else "")
+
+
+def _head(result: Arch) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="quiet", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts(result).items():
+        if value:
+            table.add_row(name, Text(clean_line(value)))
+    return table
+
+
+def _facts(result: Arch) -> dict[str, str]:
+    part, found, own = result.part, result.weights, result.traits
+    total, taken = part.parameters * part.count, part.bytes * part.count
+    lines = {
+        "model": joined(result.model, part.path),
+        "parameters": f"{total:,} ({count(total)}) · {size(taken)}",
+        "dtype": _shares(found.dtypes) if own else part.dtype,
+        "device": _shares(found.devices) if own else part.device,
+    }
+    if own is None:
+        return lines
+    tied = [f"{name} = {first}" for name, first in found.tied.items()]
+    return {**lines, "tied": ", ".join(tied), **_traits(own, result.attention)}
+
+
+def _shares(parts: dict[str, int]) -> str:
+    """Name the one, or how many parameters each has."""
+    return (
+        ", ".join(parts) if len(parts) < 2 else ", ".join(f"{count(number)} {name}" for name, number in parts.items())
+    )
+
+
+def _traits(own: Traits, how: str) -> dict[str, str]:
+    shared = "" if own.kv_heads in (0, own.heads) else f" on {own.kv_heads} of keys and values"
+    heads = f"{own.heads} heads{shared}, {own.head_width} wide" if own.kv_heads else ""
+    windows = ", ".join(f"{far:,} tokens in {number} of {own.layers} layers" for far, number in own.windows.items())
+    growing = f"{size(own.kv_bytes_per_token)} a token" if own.kv_bytes_per_token else ""
+    full = f"{size(own.context_bytes)} at {own.context:,} tokens" if growing and own.context else ""
+    fixed = f"{size(own.fixed_bytes)} whatever the length" if own.fixed_bytes else ""
+    return {
+        "attention": joined(own.attention, heads, how if own.kv_heads else ""),
+        "window": windows,
+        "positions": joined(own.positions, f"context {own.context:,}" if own.context else "no fixed limit"),
+        "KV cache": joined(growing, fixed, full, own.remark),
+    }
+
+
+def size(amount: int) -> str:
+    """Return bytes in the unit that suits them."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if amount >= 2**power:
+            return f"{amount / 2**power:.2f}".rstrip("0").rstrip(".") + f" {unit}"
+    return f"{amount} bytes"

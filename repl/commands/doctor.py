@@ -1,0 +1,183 @@
+"""The doctor: what this program stands on, and what could be better."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl import __version__, devices, libraries, snapshots
+from repl.clean import clean_line
+from repl.events import Progress
+from repl.registry import command
+from repl.screen import joined, mebibytes, view
+from repl.session import Session, Task
+from repl.speed import Speed, advice, measured
+from repl.transfer import prepare, watched
+from repl.worker import Emit
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "huggingface_hub", "safetensors")
+EXTRAS = {"peft": "adapters", "bitsandbytes": "8bit and 4bit weights", "torchao": "int8 and int4 weights"}
+REACH = 4.5  # seconds for the Hub to answer
+
+
+@dataclass(frozen=True, slots=True)
+class Doctor:
+    """What was found; `hub` says how the Hub answers, `hints` what to do about something."""
+
+    versions: dict[str, str]
+    devices: list[str]
+    threads: int
+    speeds: list[Speed]
+    hub: str
+    token: bool
+    cache: str
+    cache_bytes: int
+    disk_free: int
+    extras: dict[str, str]
+    terminal: str
+    hints: list[str]
+
+
+@command("rest")
+def doctor(session: Session) -> Task[Doctor]:
+    """Examine versions, devices, number formats, the Hub, the cache, extras and the terminal; takes some seconds."""
+    terminal = describe_terminal()
+
+    def examine(emit: Emit) -> Doctor:
+        libraries.bring(emit)
+        prepare(emit)
+        speeds = measured(emit)
+        emit(Progress("ask the Hub"))
+        answer = reach(emit, session.store.offline)
+        size, free = cache_size()
+        return Doctor(
+            versions={"hub-repl": __version__, "python": platform.python_version(), **found(LIBRARIES)},
+            devices=[described(place) for place in devices.places()],
+            threads=threads(),
+            speeds=speeds,
+            hub=answer,
+            token=token(),
+            cache=str(snapshots.home()),
+            cache_bytes=size,
+            disk_free=free,
+            extras=found(EXTRAS),
+            terminal=terminal,
+            hints=advice(speeds),
+        )
+
+    return session.start(examine)
+
+
+def found(names: Any) -> dict[str, str]:
+    """Return the versions of packages; '' for one that is not installed. Nothing is imported."""
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return installed(name) if importlib.util.find_spec(name) else ""
+    except PackageNotFoundError:
+        return "of no known version"
+
+
+def described(place: devices.Place) -> str:
+    """Describe a device in a few words."""
+    free = f"{mebibytes(place.free)} of {mebibytes(place.total)} free"
+    if place.device.startswith("cuda"):
+        import torch
+
+        return joined(place.device, torch.cuda.get_device_name(int(place.device[5:])), free)
+    return joined(place.device, platform.machine() if place.device == "cpu" else "", free)
+
+
+def threads() -> int:
+    """Return how many threads torch computes with."""
+    import torch
+
+    return int(torch.get_num_threads())
+
+
+def reach(emit: Emit, offline: bool) -> str:
+    """Ask the Hub for one small thing and say how it answers."""
+    from huggingface_hub import HfApi, constants
+
+    if offline or constants.HF_HUB_OFFLINE:
+        return "not asked: this session is offline"
+    began = time.monotonic()
+    try:
+        watched(lambda: next(iter(HfApi().list_models(limit=1)), None), emit, REACH)
+    except Exception:  # whatever went wrong: it does not answer
+        return f"does not answer at {constants.ENDPOINT}"
+    return f"answers at {constants.ENDPOINT} in {time.monotonic() - began:.1f} s"
+
+
+def token() -> bool:
+    """Tell whether there is a token; never which."""
+    from huggingface_hub import get_token
+
+    return get_token() is not None
+
+
+def cache_size() -> tuple[int, int]:
+    """Return the bytes of the Hub's cache, and those that its disk has free."""
+    home = snapshots.home()
+    size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file() and not path.is_symlink())
+    place = next((path for path in (home, *home.parents) if path.exists()), Path())
+    return size, shutil.disk_usage(place).free
+
+
+def describe_terminal() -> str:
+    """Describe the terminal, as far as it says what it is."""
+    columns, rows = shutil.get_terminal_size()
+    return joined(
+        os.environ.get("TERM", "") or "no TERM",
+        f"{columns} x {rows}",
+        os.environ.get("COLORTERM", ""),
+        (sys.stdout.encoding or "no encoding").lower(),
+        "NO_COLOR" if "NO_COLOR" in os.environ else "",
+        "" if sys.stdout.isatty() else "not a terminal",
+    )
+
+
+@view.register
+def _(result: Doctor) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="quiet", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows(result):
+        table.add_row(name, Text(clean_line(value)))
+    for hint in result.hints:
+        table.add_row("hint", Text(clean_line(hint), "accent"))
+    return table
+
+
+def rows(result: Doctor) -> list[tuple[str, str]]:
+    """Return what was found as names and words."""
+    extras = [f"{name} {version}" for name, version in result.extras.items() if version]
+    absent = [f"{name} ({EXTRAS[name]})" for name, version in result.extras.items() if not version]
+    return [
+        ("versions", ", ".join(f"{name} {version or 'missing'}" for name, version in result.versions.items())),
+        *(("device", device) for device in result.devices),
+        ("threads", str(result.threads)),
+        *(
+            (one.dtype, f"{one.reading:.0f} GFLOP/s reading, {one.replying:.1f} replying · {one.device}")
+            for one in result.speeds
+        ),
+        ("Hub", result.hub),
+        ("token", "there" if result.token else "none: gated models need hf auth login"),
+        ("cache", f"{result.cache} · {mebibytes(result.cache_bytes)}, {mebibytes(result.disk_free)} of the disk free"),
+        ("extras", ", ".join(extras) or "none"),
+        ("absent", ", ".join(absent) or "nothing"),
+        ("terminal", result.terminal),
+    ]

@@ -1,0 +1,193 @@
+"""The logit lens: what each layer would say, and where the model's answer comes to lead."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from rich.cells import set_cell_size
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl.clean import clean_line
+from repl.errors import UsageError
+from repl.kinds import Rest, Whole
+from repl.layers import Candidate, candidate, depths, opening
+from repl.loading import Resident
+from repl.registry import command
+from repl.request import Request, encode
+from repl.screen import joined, shortened, view
+from repl.session import Session, Task
+from repl.worker import Emit
+
+EXAMPLE = "/lens The capital of France is"
+CELL = 20  # columns that one token with its probability takes
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What comes out of one layer; number 0 is the embedding, before the first."""
+
+    number: int
+    top: tuple[Candidate, ...]
+    answer: Candidate
+    word: Candidate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lens:
+    """Every layer's next token; `answer` is the model's own."""
+
+    place: str
+    tokens: int
+    through: tuple[str, ...]
+    answer: Candidate
+    first: int
+    """The first layer at which the answer is the likeliest."""
+    leads: int
+    """The layer from which on it stays the likeliest."""
+    word: str
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where to look: behind what, and the token that was said there, -1 for none."""
+
+    request: Request
+    place: str
+    said: int = -1
+
+
+@command("look inside", waits=True)
+def lens(
+    session: Session,
+    text: Annotated[str, Rest()] = "",
+    *,
+    word: Annotated[str, Rest("a word")] = "",
+    top: Annotated[int, Whole(1, 100)] = 3,
+    at: Annotated[int, Whole(1)] = 0,
+) -> Task[Lens]:
+    """Show what each layer would say next, and at which layer the model's answer comes to lead.
+
+    After the conversation as it stands, or after TEXT, without the chat template. --at N looks at the place where
+    token N of the last reply was made. --word W follows one word (its first token) through the layers; quotes keep a
+    space in front of it. Every layer is read through what stands behind the last one.
+    """
+    session.facts()
+    spot = _spot(session, text, at)
+    return session.start(lambda emit: look(session.store.current(), spot, word, top, emit))
+
+
+def _spot(session: Session, text: str, at: int) -> Spot:
+    if text.strip() and at:
+        raise UsageError("--at counts the tokens of the last reply, a text has none of those", EXAMPLE)
+    if text.strip():
+        return Spot(Request(session.settings, text=text), f"“{text}”")
+    talk, chosen = session.conversation, session.settings
+    turn = talk.turns.get(talk.head or 0) if session.chats() else session.last
+    if turn is None:
+        raise UsageError("nothing was said yet that the lens could look at", EXAMPLE)
+    record, facts = turn.record, session.facts()
+    if record and (record.model.get("id"), record.model.get("commit")) == (facts.id, facts.commit):
+        made = record.token_ids[:-1] if record.finish == "stop" else record.token_ids
+        if at > len(record.token_ids):
+            raise UsageError(f"the last reply has {len(record.token_ids)} tokens, not {at}", EXAMPLE)
+        kept = record.token_ids[: at - 1] if at else made
+        place = f"the place of token {at} in turn {turn.id}" if at else f"the conversation, turn {turn.id}"
+        said = record.token_ids[at - 1] if at else -1
+        return Spot(Request(chosen, ids=(*record.prompt_ids, *kept)), place, said)
+    if at:
+        raise UsageError(f"turn {turn.id} is not a reply of this model: its tokens are others", "/retry")
+    if turn.role == "completion":
+        before = talk.turns[turn.parent].text if turn.parent else ""
+        return Spot(Request(chosen, text=before + turn.text), "the last text")
+    asked, begun = (turn.parent, turn.text) if turn.role == "assistant" else (turn.id, "")
+    turns = [*([0] if talk.system else []), *(one.id for one in talk.path(asked))]
+    request = Request(chosen, messages=tuple(talk.messages(asked)), turns=tuple(turns), prefill=begun)
+    return Spot(request, f"the conversation, turn {turn.id}")
+
+
+def look(resident: Resident, spot: Spot, word: str, top: int, emit: Emit) -> Lens:
+    """Look through the layers; for the model thread."""
+    ids = encode(resident, spot.request, 0, emit).ids
+    found = depths(resident, ids, emit)
+    logs = found.logits.log_softmax(-1)
+    answer = int(logs[-1].argmax())
+    follow = opening(resident.tokenizer, word, logs[-1]) if word else spot.said
+    layers = tuple(_layer(number, row, resident.tokenizer, top, answer, follow) for number, row in enumerate(logs))
+    ranks = [layer.answer.rank for layer in layers]
+    leads = max([place + 1 for place, rank in enumerate(ranks) if rank > 1], default=0)
+    followed = str(resident.tokenizer.decode([follow])) if follow >= 0 else ""
+    return Lens(spot.place, len(ids), found.through, layers[-1].answer, ranks.index(1), leads, followed, layers)
+
+
+def _layer(number: int, logs: Any, tokenizer: Any, top: int, answer: int, word: int) -> Layer:
+    likeliest = logs.topk(min(top, len(logs))).indices.tolist()
+    one, other = (candidate(logs, token, tokenizer) for token in (answer, max(word, 0)))
+    return Layer(
+        number, tuple(candidate(logs, token, tokenizer) for token in likeliest), one, other if word >= 0 else None
+    )
+
+
+class Drawing:
+    """A row for each layer, as many tokens in it as the window has room for."""
+
+    def __init__(self, lens: Lens) -> None:
+        self._lens = lens
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        lens, mark = self._lens, ">" if options.ascii_only else "▸"
+        through = f"read through {clean_line(', '.join(lens.through))}" if lens.through else ""
+        yield Text(joined(f"after {shortened(lens.place, 60)}", f"{lens.tokens} tokens", through), "quiet")
+        table = Table.grid(padding=(0, 2))
+        shown = max(1, (options.max_width - 13 - (18 if lens.word else 0)) // (CELL + 2))
+        if lens.word:
+            table.add_row("", Text(quoted(lens.word, 16).rjust(16), "quiet"))
+        for layer in lens.layers:
+            table.add_row(*self._row(layer, shown, mark))
+        yield table
+        yield self._said()
+
+    def _row(self, layer: Layer, shown: int, mark: str) -> list[Text]:
+        lens = self._lens
+        number = f"{layer.number or 'embedding':>9}"
+        head = Text.assemble((mark if layer.number == lens.leads else " ", "accent"), (f" {number}", "quiet"))
+        cells = [cell(token, "accent" if token.id == lens.answer.id else "") for token in layer.top[:shown]]
+        return [head, *([followed(layer.word, lens.answer.id)] if layer.word else []), *cells]
+
+    def _said(self) -> Text:
+        lens = self._lens
+        before = f", at first at {lens.first}" if lens.first < lens.leads else ""
+        last = len(lens.layers) - 1
+        where = f"from layer {lens.leads} of {last} on" if lens.leads else "from the embedding on"
+        where = f"at the last of {last} layers only" if lens.leads == last else where
+        return Text.assemble((quoted(lens.answer.text), "accent"), (f" leads {where}{before}", "quiet"))
+
+
+def followed(word: Candidate, answer: int) -> Text:
+    """Draw the rank and the probability of the word that is followed."""
+    return Text(f"{'#' + format(word.rank, ','):>9}{percent(word.probability):>7}", "accent" * (word.id == answer))
+
+
+def cell(token: Candidate, style: str) -> Text:
+    """Draw a token and its probability in a cell of fixed width."""
+    text = set_cell_size(quoted(token.text, CELL - 6), CELL - 6)
+    return Text.assemble((text, style), (f"{percent(token.probability):>6}", style or "quiet"))
+
+
+def quoted(text: str, most: int = 40) -> str:
+    """Return a token's text on one line, in quotes that show the spaces around it."""
+    line = clean_line(text.replace("\n", "↵"))
+    return f"“{line if len(line) <= most - 2 else line[: most - 3] + '…'}”"
+
+
+def percent(part: float) -> str:
+    """Return a probability in a form that is short and never says 0 for something."""
+    whole = 100 * part
+    return "<0.1%" if whole < 0.1 else f"{whole:.1f}%" if whole < 9.95 else f"{whole:.0f}%"
+
+
+@view.register
+def _(result: Lens) -> RenderableType:
+    return Drawing(result)

@@ -1,0 +1,102 @@
+"""Memory: what each device has, what the models in it take, and what others take."""
+
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl import devices, settings
+from repl.clean import clean_line
+from repl.loading import Resident
+from repl.registry import command
+from repl.screen import device, mebibytes, view
+from repl.session import Session, Task
+from repl.worker import Emit
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The memory of one device in bytes; `allocator` is what it keeps without a tensor in it."""
+
+    name: str
+    total: int
+    free: int
+    program: int
+    allocator: int
+    others: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What one resident model takes, in bytes."""
+
+    id: str
+    dtype: str
+    device: str
+    weights: int
+    cache: int
+    tokens: int
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Every device, and every resident model, the most recently used first."""
+
+    devices: list[Device]
+    models: list[Held]
+    keep_models: str
+
+
+@command("models")
+def memory(session: Session) -> Task[Memory]:
+    """Show what memory there is, and what models, KV caches and other programs take of it."""
+    keep = settings.show("keep_models", session.settings.view.keep_models)
+
+    def look(emit: Emit) -> Memory:
+        current = session.store.facts()
+        models = [held(each, each.facts is current) for each in session.store.residents()]
+        return Memory([taken(place) for place in devices.places()], models, keep)
+
+    return session.start(look)
+
+
+def taken(place: devices.Place) -> Device:
+    """Describe a device."""
+    allocator = 0 if place.device == "cpu" else place.back
+    return Device(place.device, place.total, place.free, place.own, allocator, place.others)
+
+
+def held(resident: Resident, current: bool) -> Held:
+    """Weigh a resident model; on the model thread."""
+    facts, (tokens, size) = resident.facts, resident.kept.size()
+    return Held(facts.name, facts.dtype, device(facts.device_map), facts.bytes, size, tokens, current)
+
+
+@view.register
+def _(result: Memory) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for justify in ("left", "right", "right", "right", "right"):
+        table.add_column(justify=justify, no_wrap=True)
+    table.add_row(*(Text(name, "quiet") for name in ("", "total", "free", "this program", "others")))
+    for one in result.devices:
+        table.add_row(Text(one.name, "accent"), *map(mebibytes, (one.total, one.free, one.program, one.others)))
+    empty = [f"{one.name} keeps {mebibytes(one.allocator)} of it empty" for one in result.devices if one.allocator]
+    rows = [Text(line, "quiet") for line in empty]
+    return Group(table, *rows, Text(), models(result))
+
+
+def models(result: Memory) -> RenderableType:
+    """Draw the resident models."""
+    if not result.models:
+        return Text("no model is in memory", "quiet")
+    table = Table.grid(padding=(0, 2))
+    for column in range(5):
+        table.add_column(justify="right" if column in (3, 4) else "left", no_wrap=True, overflow="ellipsis")
+    table.add_row(*(Text(name, "quiet") for name in ("", "", "", "weights", "KV cache")))
+    for one in result.models:
+        name = Text(("> " if one.current else "  ") + clean_line(one.id), "accent" if one.current else "")
+        cache = f"{mebibytes(one.cache)}, {one.tokens} tokens" if one.tokens else "none"
+        table.add_row(name, one.dtype, one.device, mebibytes(one.weights), cache)
+    return Group(table, Text(f"keep_models {result.keep_models}", "quiet"))

@@ -1,0 +1,108 @@
+"""A reply as a program: the script that makes the same text with transformers alone."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.text import Text
+
+from repl import builtin, loading, recipe
+from repl.clean import clean, clean_line
+from repl.conversation import Turn
+from repl.errors import ReplError, UsageError
+from repl.events import Done, Notice
+from repl.highlight import Highlighter
+from repl.kinds import Text as Words
+from repl.recipe import Prompt, Source
+from repl.registry import command
+from repl.screen import joined, view
+from repl.session import Session, Task
+from repl.settings import Load
+from repl.store import Store
+from repl.worker import Emit, Job
+from repl.writing import write
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The script of a reply, and the file it was written to, if any."""
+
+    turn: int
+    script: str
+    file: str = ""
+
+
+def written(store: Store, turn: Turn, forms: list[Prompt], emit: Emit) -> Recipe:
+    """Write the script of a reply; for the model thread."""
+    record = turn.record
+    assert record is not None
+    try:
+        tokenizer, folder = reader(store, record, emit)
+    except ReplError as error:  # a model that is not here any more: its ids are
+        emit(Notice(joined(error.message, "so the prompt stands in the script as ids")))
+        place = source(record, Path(str(record.model["id"])))
+        return Recipe(turn.id, recipe.script(turn, place, forms[-1], recipe.shown(turn, record)))
+    form, how = recipe.fitting(forms, tokenizer), recipe.shown(turn, record, tokenizer)
+    return Recipe(turn.id, recipe.script(turn, source(record, folder), form, how))
+
+
+def reader(store: Store, record: Done, emit: Emit) -> tuple[Any, Path]:
+    """Return the tokenizer that a reply was made with and its folder: the resident one, or one from disk."""
+    facts = store.facts()
+    if facts and (facts.id, facts.commit) == (record.model["id"], record.model["commit"]):
+        return store.current().tokenizer, Path(facts.folder)
+    known = {spot.name for spot in fields(Load)}
+    load = Load(**{name: value for name, value in record.load.items() if name in known})
+    exact = str(record.model["commit"] or load.revision)
+    return loading.tokenizer(replace(load, revision=exact, trust_remote_code=False), emit)
+
+
+def source(record: Done, folder: Path) -> Source:
+    """Return where a script finds the model: what is on disk by its full path, the rest by repository and commit."""
+    name, file = str(record.model["id"]), str(record.load.get("gguf_file") or "")
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        return Source(str(path.resolve().parent), "", path.name)
+    if name == builtin.ID or path.is_dir():
+        return Source(str(folder.resolve()), "", file)
+    return Source(name, str(record.model["commit"] or ""), file)
+
+
+@command("prove", name="recipe")
+def recipe_(
+    session: Session,
+    turn: Annotated[str, Words("the number of a turn")] = "",
+    file: Annotated[str, Words("a file that ends in .py")] = "",
+    *,
+    force: bool = False,
+) -> Task[Recipe]:
+    """Show a reply as a script for transformers alone that makes the same token ids; with a file, write it there.
+
+    /recipe, /recipe 4, /recipe story.py or /recipe 4 story.py; --force replaces a file that is there.
+    """
+    if turn and not turn.isdecimal():
+        turn, file = "", turn
+    if file and not file.endswith(".py"):
+        raise UsageError(f"{file!r} does not end in .py", "/recipe reply.py")
+    asked, record = recipe.chosen(session.conversation, session.last, int(turn or 0))
+
+    def settle(job: Job[Recipe]) -> Recipe:
+        made = job.result()
+        if not file:
+            return made
+        path = write(file, made.script.encode("utf-8", "backslashreplace"), force, f"/recipe {asked.id} {file} --force")
+        return replace(made, file=str(path))
+
+    forms = recipe.spellings(session.conversation, asked, record)
+    return session.start(lambda emit: written(session.store, asked, forms, emit), settle)
+
+
+@view.register
+def _(result: Recipe) -> Text:
+    lines = result.script.splitlines()
+    if result.file:
+        name = clean_line(result.file)
+        return Text.assemble((name, "accent"), (f" · turn {result.turn} in {len(lines)} lines", "quiet"))
+    colours = Highlighter("python")
+    drawn = [Text.assemble(*((clean(part), style) for part, style in colours.line(line))) for line in lines]
+    return Text("\n").join(drawn)

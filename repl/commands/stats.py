@@ -1,0 +1,109 @@
+"""The session in figures: replies, tokens and time, in all and by model."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl import settings
+from repl.change import change
+from repl.clean import clean_line
+from repl.events import Done
+from repl.kinds import Rest
+from repl.registry import command
+from repl.screen import joined, view
+from repl.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """Sums over some replies: tokens of their prompts, those taken from a kept cache, tokens made, seconds.
+
+    `decode_tps` is tokens after the first of each reply by the seconds that they took; None where there were none.
+    """
+
+    model: str
+    replies: int
+    prompt: int
+    reused: int
+    made: int
+    seconds: float
+    decode_tps: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The totals of this conversation with all its branches, and the same for each model and format."""
+
+    total: Total
+    models: list[Total]
+    line: bool
+    """A line of figures stands under each reply."""
+
+
+def summed(name: str, records: Iterable[Done]) -> Total:
+    """Add up the figures of replies."""
+    found = list(records)
+    timed = [one for one in found if one.timing.decode_tps and one.usage.completion > 1]
+    steps = sum(one.usage.completion - 1 for one in timed)
+    seconds = sum((one.usage.completion - 1) / (one.timing.decode_tps or 1.0) for one in timed)
+    return Total(
+        name,
+        len(found),
+        sum(one.usage.prompt for one in found),
+        sum(one.usage.reused for one in found),
+        sum(one.usage.completion for one in found),
+        sum(one.timing.total_s for one in found),
+        steps / seconds if seconds else None,
+    )
+
+
+def label(record: Done) -> str:
+    """Return what replies are told apart by: the model and its format."""
+    packed = record.model.get("quantization", "none")
+    return joined(str(record.model["id"]), str(record.model["dtype"]), "" if packed == "none" else str(packed))
+
+
+@command("rest")
+def stats(session: Session, value: Annotated[str, Rest(suggest=settings.kind("stats").complete)] = "") -> Any:
+    """Show what this session has done so far; /stats off leaves out the line of figures after each reply, on brings it.
+
+    Counted is every reply of the conversation with all its branches, also those that were stopped.
+    """
+    if value:
+        return change(session, "stats", value)
+    turns = session.conversation.turns.values()
+    # a sequence that was picked afterwards stands as a turn of its own, with the times of the one that was made
+    records = list({(turn.parent, turn.record.timing): turn.record for turn in turns if turn.record}.values())
+    names = dict.fromkeys(map(label, records))
+    models = [summed(name, (one for one in records if label(one) == name)) for name in names]
+    return Stats(summed("", records), models, session.settings.view.stats)
+
+
+@view.register
+def _(result: Stats) -> RenderableType:
+    if not result.total.replies:
+        return Text("nothing was answered yet", "quiet")
+    table = Table.grid(padding=(0, 2))
+    for _ in range(6):
+        table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    heads = ("replies", "read", "reused", "made", "time", "tokens/s", "")
+    table.add_row(*(Text(word, "quiet") for word in heads))
+    rows = result.models if len(result.models) < 2 else [*result.models, result.total]
+    for one in rows:
+        speed = f"{one.decode_tps:.1f}" if one.decode_tps else ""
+        figures = (f"{one.replies}", f"{one.prompt:,}", f"{one.reused:,}", f"{one.made:,}", _time(one.seconds), speed)
+        table.add_row(*figures, Text(clean_line(one.model or "in all"), "accent" if one.model else "quiet"))
+    off = [] if result.line else [Text("no line of figures after replies · /stats on", "quiet")]
+    return Group(table, *off)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
