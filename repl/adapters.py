@@ -52,6 +52,7 @@ class Base:
     weights: Any
     packing: Any
     served: str = ""
+    unexpected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ class Bench:
             yield self._resident
             return
         try:
-            yield bring(load, self._emit, self._offline, lambda needed: room(load, needed))
+            yield bring(load, self._emit, self._offline, lambda needed, _: room(load, needed))
         finally:
             release()
 

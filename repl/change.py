@@ -35,7 +35,9 @@ def change(session: Session, name: str, text: str = "") -> Any:
 def load(session: Session, words: Words) -> Any:
     """Change how the model is loaded, which begins to load it; what is so already is only said."""
     before = session.pending()
-    wanted = changed(before, words)
+    wanted = changed(before, words, parts=("load",))
+    if "model" in dict(words) and wanted.load.model in session.store.consents.given:
+        wanted = wanted.put("trust_remote_code", True, "your consent")
     if wanted.load == before.load and (session.loading or session.store.facts()):
         said = joined(*(f"{name} is {settings.show(name, wanted.get(name)) or 'not set'} already" for name, _ in words))
         return Said(said)
@@ -65,7 +67,8 @@ def changed(before: settings.Settings, words: Words, parts: Sequence[str] = tupl
     for word, text in words:
         name = settings.find(word)
         if settings.places()[name] not in parts:
-            raise UsageError(f"{name} belongs to loading: change it by itself", f"/{name}")
+            belongs = "belongs to" if settings.places()[name] == "load" else "has nothing to do with"
+            raise UsageError(f"{name} {belongs} loading: change it by itself", f"/{name}")
         before = before.reset(name) if text == "default" else before.put(name, settings.read(name, text), "you")
     return before
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from repl import decoding, template
 from repl.beams import Watch, spelled
-from repl.errors import Cancelled, Failed, NoMemory, ReplError
+from repl.errors import Cancelled, Failed, ReplError
 from repl.events import Done, Echo, Notice, Opening, Search, Sequence, Timing, Token, Usage
 from repl.libraries import release
-from repl.loading import Facts, Resident, is_memory, sentence
+from repl.loading import Facts, Resident
+from repl.mishaps import is_memory, sentence
 from repl.probe import breakable, entry, finite, measuring, one_sentence
+from repl.relief import dead, out_of_memory
 from repl.request import Prompt, Request, encode
 from repl.settings import Settings
 from repl.stream import streamer
@@ -95,12 +97,14 @@ class Run:
                 return self.told(sequences), finish
         except Failed as error:
             self.emit.settle()
+            if lost := dead(str(error.__cause__)):
+                raise lost from error
             if error.__cause__ is None or not is_memory(error.__cause__):
                 raise
             words = sentence(bare(error.__cause__))
         self.resident.kept.drop()
         release()
-        raise out_of_memory(self.resident, self.config, words)
+        raise out_of_memory(self.resident, self.config, len(self.prompt), words)
 
     def _echo(self) -> None:
         if self.request.chats:
@@ -269,19 +273,6 @@ class Run:
             decode_tps=(steps - 1) / (last - first) if steps > 1 and last > first else None,
             total_s=now - self.began,
         )
-
-
-def out_of_memory(resident: Resident, config: Any, words: str) -> NoMemory:
-    """Make the error for a reply that memory did not suffice for, with what each remedy saves."""
-    facts = resident.facts
-    gib = facts.bytes / 2**30
-    halves = facts.dtype == "float32"
-    remedies = [f"/dtype bfloat16 (weights {gib:.2f} GiB to {gib / 2:.2f})"] if halves else []
-    quarter = gib / (8 if halves else 4)
-    remedies.append(f"/quantize 4bit (weights {gib:.2f} GiB to about {quarter:.2f})")
-    if config.max_new_tokens:
-        remedies.append(f"/max_new_tokens {max(1, config.max_new_tokens // 2)} (now {config.max_new_tokens})")
-    return NoMemory(f"memory ran out: {words}", *remedies)
 
 
 def described(facts: Facts, settings: Settings) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """What a model folder holds, checked from its configs and headers before anything heavy reads it."""
 
 import json
+import math
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from repl.headers import (
     begin,
     check_ends,
     counted,
+    homes,
     listed,
     locate,
     pickled,
@@ -47,11 +50,15 @@ TOKENIZER = re.compile(
 class NeedsCode(BadModel):
     """A model that comes with its own Python code, which runs only where the user allows it; `files` names the code."""
 
-    def __init__(self, files: tuple[str, ...]) -> None:
+    def __init__(self, files: tuple[str, ...], sentence: str = "") -> None:
         named = f" ({', '.join(files)})" if files else ""
-        sentence = f"config.json asks for the model's own Python code{named}, which hub-repl does not run unless told"
-        super().__init__(sentence, "/trust_remote_code true")
+        sentence = (
+            sentence
+            or f"config.json asks for the model's own Python code{named}, which hub-repl does not run unless told"
+        )
+        super().__init__(sentence, "/trust")
         self.files = files
+        self.found: Any = None  # where it lies, once that is known
 
 
 def examine(
@@ -70,6 +77,7 @@ def examine(
 
 def examined(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> Weights:
     """Check a folder of transformers files."""
+    check_links(folder)
     config = read_config(folder)
     native = check_type(config, trust_remote_code)
     kind, files = weight_files(folder, config, allow_pickle)
@@ -77,11 +85,19 @@ def examined(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> Weigh
         weights = pickled(folder, config, files)
     else:
         tensors = read_tensors(folder, files)
-        weights = counted(tuple(files), tensors.values(), kind)
+        weights = replace(counted(tuple(files), tensors.values(), kind), matrices=packable(tensors))
         if native:
             check_sizes(config, tensors)
     check_tokenizer(folder)
     return weights
+
+
+def check_links(folder: Path) -> None:
+    """Raise `BadModel` for a link to somewhere else: whatever a library reads must lie in the folder."""
+    allowed = homes(folder)
+    for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
+        if path.is_symlink() and path.exists() and not any(path.resolve().is_relative_to(home) for home in allowed):
+            raise bad(str(path.relative_to(folder)), f"is a link that leads out of the folder, to {path.resolve()}")
 
 
 def size_in(weights: Weights, dtype: str) -> int:
@@ -94,6 +110,18 @@ def size_in(weights: Weights, dtype: str) -> int:
     changed = sum(weights.dtypes.get(stored, 0) for stored in CONVERTED)
     before = sum(weights.dtypes.get(stored, 0) * BITS[stored] // 8 for stored in CONVERTED)
     return weights.bytes - before + changed * width
+
+
+def packable(tensors: dict[str, Tensor]) -> int:
+    """Count the parameters in matrices other than the embedding and the output head: what quantizing packs."""
+    sizes = (math.prod(each.shape) for name, each in tensors.items() if is_matrix(name, each))
+    return sum(sizes)
+
+
+def is_matrix(name: str, tensor: Tensor) -> bool:
+    """Tell whether a tensor is the weight of a linear layer inside the model."""
+    outside = EMBEDDING.search(name) or name.endswith(("lm_head.weight", "embed_out.weight", "wpe.weight"))
+    return len(tensor.shape) == 2 and name.endswith(".weight") and tensor.dtype in CONVERTED and not outside
 
 
 def nonfinite(folder: Path, limit: int = 3) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,7 +26,7 @@ class Weights:
     """What the headers of the weights say; for pickles, which have none, estimated from size and config.
 
     `dtypes` counts parameters by stored dtype, `bytes` is what the tensors take as stored, `format` is safetensors,
-    gguf or pickle.
+    gguf or pickle; `matrices` counts the parameters that quantizing would pack.
     """
 
     files: tuple[str, ...]
@@ -34,6 +34,7 @@ class Weights:
     bytes: int
     dtypes: dict[str, int]
     format: str
+    matrices: int = field(default=0, compare=False)
 
 
 class Tensor(NamedTuple):

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from http import HTTPStatus
@@ -55,7 +55,7 @@ def locate(
     if offline or constants.HF_HUB_OFFLINE:
         raise absent(want, "offline")
     emit(Progress("resolve"))
-    return download(want, probe(want, emit), emit)
+    return download(want, probe(want, emit).sizes, emit)
 
 
 def adapter(name: str, revision: str, emit: Emit, offline: bool = False) -> Found:
@@ -73,7 +73,7 @@ def adapter(name: str, revision: str, emit: Emit, offline: bool = False) -> Foun
     if offline or constants.HF_HUB_OFFLINE:
         raise Unreachable(f"offline and the adapter {want} is not cached", "/adapter none")
     emit(Progress("resolve"))
-    sizes = probe(want, emit)
+    sizes = probe(want, emit).sizes
     if missing := [file for file in files if file not in sizes]:
         raise BadModel(f"{want} holds no {missing[0]}, and only such adapters are read", "/adapter none")
     meter = Meter(emit, sizes)
@@ -114,16 +114,31 @@ def check_id(model: str) -> None:
 # one probe, then file by file
 
 
-def probe(want: Want, emit: Emit) -> dict[str, int]:
-    """Ask the Hub for the files of a model and their sizes in bytes."""
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What the Hub says of a model: its commit, whether it is gated, its files with their sizes in bytes.
+
+    `stored` counts the parameters of the safetensors by dtype, where the Hub knows.
+    """
+
+    commit: str
+    gated: bool
+    sizes: dict[str, int]
+    stored: dict[str, int]
+
+
+def probe(want: Want, emit: Emit) -> Listing:
+    """Ask the Hub for a model, within a few seconds."""
     from huggingface_hub import HfApi
 
     ask = partial(HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3)
     try:
-        siblings = watched(ask, emit, PROBE).siblings
+        info = watched(ask, emit, PROBE)
     except Exception as error:  # sockets, TLS, the page of a captive portal: no answer is no answer
         raise explained(error, want, emit) or absent(want, "cannot reach the Hub") from error
-    return {file.rfilename: file.size or 0 for file in siblings or ()}
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    stored = getattr(getattr(info, "safetensors", None), "parameters", None) or {}
+    return Listing(info.sha or "", bool(info.gated), sizes, dict(stored))
 
 
 def download(want: Want, sizes: dict[str, int], emit: Emit) -> Found:
@@ -180,11 +195,16 @@ def fetch(want: Want, name: str, revision: str, meter: Meter, emit: Emit) -> Non
 
 def check_room(want: Want, size: int) -> None:
     """Raise `ReplError` if the disk of the cache has fewer bytes free than this."""
-    place = next((path for path in (snapshots.home(), *snapshots.home().parents) if path.exists()), Path())
-    free = shutil.disk_usage(place).free
+    place, free = disk()
     if size > free:
         sentence = f"{want} needs {size / 1e9:.1f} GB, and the disk of {str(place)!r} has {free / 1e9:.1f} GB free"
         raise ReplError(sentence, ELSEWHERE)
+
+
+def disk() -> tuple[Path, int]:
+    """Return the folder that the cache is in, or will be, and the bytes free on its disk."""
+    place = next((path for path in (snapshots.home(), *snapshots.home().parents) if path.exists()), Path())
+    return place, shutil.disk_usage(place).free
 
 
 # what went wrong, in the user's terms

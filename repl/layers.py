@@ -8,7 +8,8 @@ from typing import Any
 from repl.errors import Failed, NoMemory, UsageError
 from repl.events import Progress
 from repl.libraries import release
-from repl.loading import Facts, Resident, is_memory, sentence
+from repl.loading import Facts, Resident
+from repl.mishaps import is_memory, sentence
 from repl.probe import breakable, entry, layers, one_sentence
 from repl.worker import Emit, bare
 

@@ -1,9 +1,7 @@
 """From a `Load` to a model in memory; runs on the model thread."""
 
-import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from repl import (
     adapters,
     anatomy,
     builtin,
+    fit,
     folder,
     hub,
     libraries,
@@ -19,15 +18,20 @@ from repl import (
     paths,
     placement,
     quantization,
-    quiet,
+    reading,
     sandbox,
+    weigh,
 )
 from repl.adapters import Adapter, Bases
 from repl.decoding import Base
-from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError, Unreachable
-from repl.events import Progress
+from repl.errors import BadModel, Unreachable
+from repl.folder import NeedsCode
+from repl.headers import Weights
+from repl.mishaps import translated, weighed
 from repl.reuse import Kept
+from repl.room import Room
 from repl.settings import Load
+from repl.trust import Consents
 from repl.worker import Emit
 
 NOISE = ("transformers_version", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states")
@@ -65,6 +69,8 @@ class Facts:
     adapter: str = "none"
     remarks: tuple[str, ...] = ()
     """Sentences to say after the load."""
+    unexpected: tuple[str, ...] = ()
+    """Tensors in the files that the model has no place for."""
 
     @property
     def form(self) -> str:
@@ -99,8 +105,11 @@ class Resident:
 BASES = Bases()
 
 
-def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None]) -> Resident:
-    """Load a model; `make_room(bytes)` is told the size before memory is taken.
+MakeRoom = Callable[[int, Callable[[list[Room]], None]], None]
+
+
+def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: Consents | None = None) -> Resident:
+    """Load a model; before memory is taken `make_room` gets the bytes and a check that refuses what does not fit.
 
     Raises a `ReplError` that names what is wrong, or `Cancelled`; then nothing of it stays in memory.
     """
@@ -112,7 +121,7 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None
     bare = replace(load, adapter="none")
     with translated(load):
         base = None if adapter.merge else BASES.take(bare, load.adapter)
-        base = base or _bare(load, emit, offline, make_room)
+        base = base or _bare(load, emit, offline, make_room, consents or Consents())
         base.served = load.adapter
         model = base.model
         if over and adapter.merge:
@@ -127,21 +136,22 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None
     return Resident(load, facts, model.eval(), base.tokenizer, modules=anatomy.paths(model), base=base)
 
 
-def _bare(load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None]) -> adapters.Base:
+def _bare(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: Consents) -> adapters.Base:
     """Read a model from its files; an adapter to be merged comes before packing, every other after it."""
     found = _find(load, emit, offline)
-    weights = folder.examine(
-        found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=load.trust_remote_code
-    )
+    weights = _examined(load, found, consents)
     quantization.admit(load, quantization.stored(found.folder))
-    make_room(folder.size_in(weights, quantization.dtype(load)))
-    config = _config(found, load)
-    options = _options(load, found, config, weights.format)
-    tokenizer = _tokenizer(found, load, emit)
-    model, report = _read(found, config, options, emit)
-    _complete(found, report)
-    later = not quantization.packs(load) or Adapter.of(load.adapter).merge
-    return adapters.Base(model, tokenizer, found, weights, None if later else _packed(model, load, emit))
+    with translated(load):
+        config = reading.config(found, load)
+    make_room(weigh.needs(weights, config, load).weights, lambda rooms: fit.check(weights, config, load, rooms))
+    with translated(load), weighed(weights, config, load):
+        tokenizer = reading.tokenizer(found, load, emit)
+        model, report = reading.model(found, load, config, weights.format, emit)
+        reading.check(found, model, report)
+        later = not quantization.packs(load) or Adapter.of(load.adapter).merge
+        packing = None if later else _packed(model, load, emit)
+    unexpected = tuple(sorted(report.get("unexpected_keys") or ()))
+    return adapters.Base(model, tokenizer, found, weights, packing, unexpected=unexpected)
 
 
 def _packed(model: Any, load: Load, emit: Emit) -> packed.Packing:
@@ -151,11 +161,24 @@ def _packed(model: Any, load: Load, emit: Emit) -> packed.Packing:
     return packed.pack(model, load.quantize, emit)
 
 
+def _examined(load: Load, found: hub.Found, consents: Consents) -> Weights:
+    """Check the folder, and that code which it may run is what was allowed."""
+    try:
+        if load.trust_remote_code:
+            consents.check(load, found)
+        return folder.examine(
+            found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=load.trust_remote_code
+        )
+    except NeedsCode as error:
+        error.found = found
+        raise
+
+
 def tokenizer(load: Load, emit: Emit) -> tuple[Any, Path]:
     """Load the tokenizer alone of a model that is on this machine, and tell its folder; raises a `ReplError`."""
     libraries.bring(emit)
     found = _find(load, emit, offline=True)
-    return _tokenizer(found, load, emit), found.folder
+    return reading.tokenizer(found, load, emit), found.folder
 
 
 def _find(load: Load, emit: Emit, offline: bool) -> hub.Found:
@@ -178,132 +201,6 @@ def _builtin(emit: Emit, offline: bool) -> Path:
     if (made := builtin.ready(paths.cache())) is None:
         raise Unreachable("the built-in model is not made yet, and this session is offline", "/model FOLDER")
     return made
-
-
-def _config(found: hub.Found, load: Load) -> Any:
-    """Read the config; what it says about attention code is dropped, it could name code on the Hub."""
-    from transformers import AutoConfig
-
-    extra = {"gguf_file": found.gguf_file} if found.gguf_file else {}
-    config = AutoConfig.from_pretrained(
-        str(found.folder), trust_remote_code=load.trust_remote_code, local_files_only=True, **extra
-    )
-    config._attn_implementation = None
-    return config
-
-
-def _options(load: Load, found: hub.Found, config: Any, form: str) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "dtype": quantization.dtype(load),
-        **placement.options(load),
-        "attn_implementation": _attention(load, config),
-        "trust_remote_code": load.trust_remote_code,
-        "local_files_only": True,
-        "use_safetensors": form != "pickle",
-    }
-    if (quantized := quantization.config(load)) is not None:
-        options["quantization_config"] = quantized
-    if found.gguf_file:
-        from transformers import GgufConfig
-
-        options["quantization_config"] = GgufConfig(dequantize=True)
-        options["gguf_file"] = found.gguf_file
-        del options["use_safetensors"]
-        options["dtype"] = "float32" if options["dtype"] == "auto" else options["dtype"]
-    return options
-
-
-def _attention(load: Load, config: Any) -> str:
-    """Return the attention to ask for: what you say, else what the library itself would take."""
-    if load.attention != "auto":
-        return load.attention
-    kind = _class(config)
-    return "sdpa" if kind is None or getattr(kind, "_supports_sdpa", False) else "eager"
-
-
-def _class(config: Any) -> Any:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return kind[0] if isinstance(kind, tuple | list) else kind
-
-
-def _tokenizer(found: hub.Found, load: Load, emit: Emit) -> Any:
-    from transformers import AutoTokenizer
-
-    emit(Progress("read the tokenizer"))
-    extra = {"gguf_file": found.gguf_file} if found.gguf_file else {}
-    try:
-        with emit.shield():
-            return AutoTokenizer.from_pretrained(
-                str(found.folder), trust_remote_code=load.trust_remote_code, local_files_only=True, **extra
-            )
-    except (ReplError, Cancelled):
-        raise
-    except BaseException as error:  # the Rust side panics with a BaseException
-        raise BadModel(f"the tokenizer in {found.folder} does not load: {sentence(error)}") from error
-
-
-def _read(found: hub.Found, config: Any, options: dict[str, Any], emit: Emit) -> tuple[Any, dict[str, Any]]:
-    from transformers import AutoModelForCausalLM
-
-    with emit.shield():
-        _class(config)  # imports the model's own code
-    with quiet.bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            str(found.folder), config=config, output_loading_info=True, **options
-        )
-    emit(Progress("place"))
-    return model, report
-
-
-def _complete(found: hub.Found, report: dict[str, Any]) -> None:
-    """Refuse weights that lack tensors: the library would fill them with random numbers and say so in a table."""
-    missing = sorted(report.get("missing_keys") or ())
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise BadModel(f"the weights in {found.folder} lack the tensor {missing[0]}{more}: renamed or incomplete")
-
-
-@contextmanager
-def translated(load: Load) -> Iterator[None]:
-    """Turn what the libraries raise while loading into one sentence."""
-    import torch
-
-    try:
-        yield
-    except (ReplError, Cancelled):
-        raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise no_room(load, sentence(error)) from error
-    except ImportError as error:
-        way_out = () if load.attention == "auto" else ("/attention auto",)
-        raise MissingExtra(f"a package is missing for {load.model}: {sentence(error)}", *way_out) from error
-    except json.JSONDecodeError as error:
-        raise BadModel(f"a file of {load.model} is not valid JSON: {sentence(error)}") from error
-    except BaseException as error:  # the Rust sides of the libraries panic with a BaseException
-        if is_memory(error):
-            raise no_room(load, sentence(error)) from error
-        raise BadModel(f"{load.model} does not load: {sentence(error)}") from error
-
-
-def is_memory(error: BaseException) -> bool:
-    """Tell whether an error of torch says that memory ran out; on CPU and MPS it is a plain RuntimeError."""
-    words = str(error)
-    return isinstance(error, MemoryError) or "can't allocate memory" in words or "out of memory" in words.lower()
-
-
-def no_room(load: Load, words: str) -> NoMemory:
-    """Make the error for weights that do not fit."""
-    smaller = () if load.dtype in ("bfloat16", "float16") else ("/dtype bfloat16",)
-    return NoMemory(f"{load.model} does not fit: {words}", *smaller, "/quantize 4bit", "/device auto")
-
-
-def sentence(error: BaseException, most: int = 200) -> str:
-    """Return what an error says on one line without a full stop, cut to a readable length."""
-    words = " ".join((str(error) or type(error).__name__).split())
-    first = words.split(". ")[0] if len(words) > most else words
-    return (first if len(first) <= most else first[: most - 1] + "…").rstrip(".")
 
 
 def _facts(load: Load, base: adapters.Base, model: Any, began: float) -> Facts:
@@ -334,6 +231,7 @@ def _facts(load: Load, base: adapters.Base, model: Any, began: float) -> Facts:
         packed=base.packing.linears if base.packing else 0,
         left=base.packing.left if base.packing else 0,
         adapter=load.adapter,
+        unexpected=base.unexpected,
         remarks=(*quantization.remarks(load, weights, base.packing, size), *placement.remarks(load, places)),
     )
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from repl import folder
 from repl.errors import Cancelled, Failed, ReplError
-from repl.loading import Facts, sentence
+from repl.loading import Facts
+from repl.mishaps import sentence
 
 AT_ONCE = 2**18  # logits that are measured at once: they stay in the processor's cache
 

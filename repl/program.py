@@ -49,12 +49,15 @@ class Program:
         from repl.session import FILE, Session
         from repl.shell import Shell
         from repl.store import Store
+        from repl.trust import FILE as TRUSTED
+        from repl.trust import Consents
 
         assert commands  # importing them registers them
         quiet.install(paths.data())
         offline = self.asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
         saved = None if self.asked.no_save else paths.data() / FILE
-        session = Session(self.chosen, Store(offline), self.worker, saved)
+        store = Store(offline, consents=Consents(paths.data() / TRUSTED))
+        session = Session(self.chosen, store, self.worker, saved)
         session.presets = dict(self.config.presets)
         session.notices += [*self.config.wrong, *registry.alias(self.config.aliases)]
         return Shell(session, Screen(self.asked.json, self.interactive))

@@ -3,6 +3,7 @@
 import logging
 import logging.handlers
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,21 @@ SOURCES = (
     "filelock",
 )
 log = logging.getLogger("hub-repl")
+SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
+
+
+def hidden(text: str) -> str:
+    """Return a text without the tokens that a library may quote in it."""
+    own = os.environ.get("HF_TOKEN", "")
+    return SECRET.sub("hf_…", text.replace(own, "hf_…") if len(own) > 7 else text)
+
+
+class Formatter(logging.Formatter):
+    """Writes records, tracebacks too, without tokens."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a record."""
+        return hidden(super().format(record))
 
 
 def install(folder: Path) -> None:
@@ -40,7 +56,7 @@ def _handler(path: Path) -> logging.Handler:
         path.chmod(0o600)
     except OSError:
         return logging.NullHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    handler.setFormatter(Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     return handler
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from repl.errors import Failed, NoMemory, UsageError
 from repl.libraries import release
-from repl.loading import Facts, Resident, is_memory, sentence
+from repl.loading import Facts, Resident
+from repl.mishaps import is_memory, sentence
 from repl.probe import Scored, breakable, entry, measured, not_finite, one_sentence
 from repl.reuse import Kept, fits
 from repl.worker import Emit, bare

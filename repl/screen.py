@@ -223,14 +223,14 @@ class Screen:
         self.out.file.write(json.dumps(record, ensure_ascii=self.out.is_terminal, default=str) + "\n")
         self.out.file.flush()
 
-    def error(self, error: ReplError) -> None:
-        """Say what went wrong and what to type next."""
+    def error(self, error: ReplError, repeats: bool = True) -> None:
+        """Say what went wrong and what to type next; `repeats` tells that a choice runs the line again."""
         if self.as_json:
             hints = list(error.hints)
             self.record({"event": "error", "kind": error.kind, "message": error.message, "hints": hints})
         else:
             name = "" if self.interactive else "hub-repl: "
-            tail = _choices(error) if self.interactive and error.choices else _hints(error)
+            tail = _choices(error, repeats) if self.interactive and error.choices else _hints(error)
             self.err.print(Text.assemble(name + clean(error.message), *tail))
 
     def notice(self, text: str) -> None:
@@ -251,12 +251,13 @@ def _hints(error: ReplError) -> list[Any]:
     return [part for hint in error.hints for part in ((" · ", "quiet"), (clean_line(hint), "accent"))]
 
 
-def _choices(error: ReplError) -> list[Any]:
+def _choices(error: ReplError, repeats: bool) -> list[Any]:
     rows = [
         (f"\n{number:3} ", (clean_line(line), "accent"), (f"  {clean_line(effect)}", "quiet"))
         for number, (line, effect) in enumerate(error.choices, 1)
     ]
-    return [*(part for row in rows for part in row), ("\n    a number does it and sends the message again", "quiet")]
+    again = " and sends the message again" if repeats else ""
+    return [*(part for row in rows for part in row), (f"\n    a number does it{again}", "quiet")]
 
 
 def as_record(command: str, result: Any) -> dict[str, Any]:

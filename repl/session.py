@@ -10,6 +10,7 @@ from repl.archive import Archive
 from repl.conversation import Conversation, Turn
 from repl.decoding import NOTHING, Base
 from repl.errors import NoModel
+from repl.folder import NeedsCode
 from repl.loading import Facts
 from repl.settings import Load, Settings
 from repl.store import Store
@@ -54,6 +55,7 @@ class Session:
         self.last: Turn | None = None  # the reply that views and /pick speak of
         self.loading: Task[Facts] | None = None
         self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
+        self.untrusted: tuple[Settings, Any] | None = None  # a load refused for its code, and where that lies
         self.speed: float | None = None  # tokens per second of the last reply
         self.presets: dict[str, Mapping[str, str]] = {}
         self.attached: list[tuple[str, str]] = []  # files in front of the next message: name and text
@@ -82,9 +84,9 @@ class Session:
         """
         return self._load(wanted, self.store.load, background=not self.store.holds(wanted.load))
 
-    def reload(self) -> Task[Facts]:
-        """Begin to load the model anew, from the files as they are now."""
-        return self._load(self.pending(), self.store.reload, background=True)
+    def reload(self, wanted: Settings | None = None) -> Task[Facts]:
+        """Begin to load the model, or another one, anew: from the files as they are now."""
+        return self._load(wanted or self.pending(), self.store.reload, background=True)
 
     def _load(self, wanted: Settings, bring: Callable[[Load, Emit], Facts], background: bool) -> Task[Facts]:
         if self.loading:
@@ -99,7 +101,11 @@ class Session:
     def _loaded(self, task: Task[Facts], wanted: Settings, before: Facts | None) -> Loaded:
         if self.loading is task:
             self.loading = self.wanted = None
-        facts = task.job.result()
+        try:
+            facts = task.job.result()
+        except NeedsCode as error:
+            self.untrusted = (wanted, error.found)
+            raise
         # decoding and view may have changed meanwhile: only the loading part is taken over
         names = [name for name, part in settings.places().items() if part == "load"]
         kept = {name: word for name, word in self.settings.origins.items() if name not in names}

@@ -8,7 +8,7 @@ from repl import decoding, registry
 from repl.errors import Cancelled, Quit, ReplError, UsageError
 from repl.events import Done, Notice
 from repl.live import Pace, Pane
-from repl.loading import sentence
+from repl.mishaps import sentence
 from repl.panel import Panel
 from repl.quiet import log
 from repl.screen import Lines, Screen, device, joined
@@ -41,6 +41,7 @@ class Shell:
         self.running: Task[Any] | None = None
         self.interrupted = False
         self.offered: tuple[list[str], str] = ([], "")  # lines that a number stands for, and the line to repeat then
+        self.default = ""  # the line that an empty one stands for
         self.draft = ""  # a message that could not be sent goes back to the prompt
         self._theme = "dark"
         self.paint()
@@ -50,8 +51,8 @@ class Shell:
     # one line
 
     def run(self, line: str) -> bool:
-        """Run one line; False if it failed. A number takes up what the failure before offered."""
-        (choices, failed), self.offered = self.offered, ([], "")
+        """Run one line; False if it failed. A number takes up what the result or the failure before offered."""
+        (choices, failed), self.offered, self.default = self.offered, ([], ""), ""
         if line.strip().isdecimal() and 0 < int(line) <= len(choices):
             good = self._run(choices[int(line) - 1]) and (not failed or (self.settle_load() and self._run(failed)))
         else:
@@ -60,6 +61,10 @@ class Shell:
         self.paint()
         self.tell()
         return good
+
+    def offer(self, choices: Iterable[tuple[str, str]], failed: str = "", default: str = "") -> None:
+        """Let numbers stand for lines, from 1 on; the line that failed is run again after one of them."""
+        self.offered, self.default = ([line for line, _ in choices], failed), default
 
     def paint(self) -> None:
         """Take over a change of the theme."""
@@ -81,7 +86,7 @@ class Shell:
             if not isinstance(error, UsageError):
                 log.warning("%s\n%s", error, error.__dict__.get("trace", ""))
             self.screen.error(error)
-            self.offered = ([choice for choice, _ in error.choices], line)
+            self.offer(error.choices, line)
         except Cancelled:
             self.screen.notice("stopped")
         except BrokenPipeError:
@@ -102,7 +107,6 @@ class Shell:
         if isinstance(outcome, Task):
             outcome = self.follow(outcome)
         if outcome is not None:
-            self.offered = ([line for line, _ in getattr(outcome, "choices", ())], "")
             self._show(line, outcome)
         self.screen.space()
         return True
@@ -118,6 +122,7 @@ class Shell:
             self.script(outcome.lines)
             return
         self.draft = getattr(outcome, "draft", self.draft)
+        self.offer(getattr(outcome, "choices", ()), default=getattr(outcome, "default", ""))
         wanted = self.session.settings.view.stats or self.screen.as_json or not isinstance(outcome, Done)
         if wanted:
             self.screen.show(registry.title(line), outcome)
@@ -166,7 +171,8 @@ class Shell:
         try:
             self.screen.show("model", self.session.loading.settle())
         except ReplError as error:
-            self.screen.error(error)
+            self.screen.error(error, repeats=False)
+            self.offer(error.choices)
             return False
         except Cancelled:
             self.screen.notice(self._stopped())
@@ -245,8 +251,8 @@ class Shell:
             draft, self.draft = self.draft, ""
             try:
                 line = read(draft)
-                if line.strip():
-                    self.run(line.strip("\n"))
+                if line.strip() or self.default:
+                    self.run(line.strip("\n") if line.strip() else self.default)
             except (EOFError, Quit):
                 return
 

@@ -6,14 +6,18 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from repl import devices
+from repl import devices, loading
 from repl.errors import NoMemory, NoModel, ReplError
 from repl.libraries import release
-from repl.loading import Facts, Resident, bring
+from repl.loading import Facts, MakeRoom, Resident
+from repl.room import Room, measure, with_back
 from repl.settings import Load
+from repl.trust import Consents
+from repl.weigh import STORED
 from repl.worker import Emit
 
-Bring = Callable[[Load, Emit, bool, Callable[[int], None]], Resident]
+Bring = Callable[[Load, Emit, bool, MakeRoom], Resident]
+Check = Callable[[list[Room]], None]
 SPARE = 1.1  # a load is taken to fit where this much of its size is free,
 WORK = 512 * 2**20  # and so many bytes more for what a reply takes
 MOST = 0.9  # part of a device that weights may fill: mapped files count as free, and would be read again and again
@@ -23,12 +27,20 @@ class Store:
     """Holds resident models by their `Load`. What loads, frees or looks into one runs on the model thread."""
 
     def __init__(
-        self, offline: bool = False, bring: Bring = bring, places: Callable[[], list[devices.Place]] = devices.places
+        self,
+        offline: bool = False,
+        bring: Bring | None = None,
+        places: Callable[[], list[devices.Place]] = devices.places,
+        measure: Callable[[], list[Room]] = measure,
+        consents: Consents | None = None,
     ) -> None:
         self.offline = offline
         self.keep: Callable[[], int] = lambda: 0
         """How many models may stay; 0 is as many as fit."""
-        self._bring = bring
+        self.allowed: set[Load] = set()  # loads that begin however little is free
+        self.consents = consents or Consents()
+        self._bring = bring or partial(loading.bring, consents=self.consents)
+        self._measure = measure
         self._places = places
         self._held: tuple[Resident, ...] = ()  # the least recently used first; replaced whole, other threads read it
         self._current: Resident | None = None
@@ -158,11 +170,21 @@ class Store:
             self._current = None
         self._held = tuple(each for each in self._held if each.load not in gone)
 
-    def _make_room(self, load: Load, beside: Resident | None, needed: int) -> None:
+    def rooms(self) -> list[Room]:
+        """Return the devices with what would be free on them if nothing were loaded."""
+        rooms = self._measure()
+        for each in self._held:
+            rooms = with_back(rooms, _given(each.facts))
+        return rooms
+
+    def _make_room(self, load: Load, beside: Resident | None, needed: int, check: Check = lambda rooms: None) -> None:
         """Free models, least recently used first and the current one last, until so many bytes fit as well.
 
-        Raises `NoMemory` where they do not, and `beside` has to stay.
+        Raises `NoMemory` where they do not, and `beside` has to stay; before anything is freed, for what would not
+        fit alone.
         """
+        if load not in self.allowed:
+            check(self.rooms())
         spared = beside.load if beside else None
         del beside  # it may be the current one: this frame must not keep it
         while (lack := self._lacking(load, needed)) > 0:
@@ -191,7 +213,7 @@ class Store:
         """Bring back the current model if it had to go first."""
         if load is not None and self._current is None:
             with suppress(ReplError):  # then none is current, and the first failure is the one to tell
-                self._current = self._bring(load, emit, True, lambda _: None)
+                self._current = self._bring(load, emit, True, lambda *_: None)
                 self._keep(self._current)
         release()
 
@@ -199,3 +221,11 @@ class Store:
 def _lies(resident: Resident, there: list[devices.Place]) -> bool:
     parts = {part.removesuffix(":0") if part.startswith("mps") else part for part in resident.facts.device_map.values()}
     return any(place.device in parts for place in there)
+
+
+def _given(facts: Facts) -> dict[str, int]:
+    """Return what a model would give back, by device; weights used as they lie in their file count as free already."""
+    mapped = {STORED.get(name) for name in facts.stored} == {facts.dtype}
+    places = list(facts.device_map.values())
+    shares = {place: facts.bytes * places.count(place) // len(places) for place in places}
+    return {place: 0 if place == "cpu" and mapped else share for place, share in shares.items()}

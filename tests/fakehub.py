@@ -67,6 +67,7 @@ class FakeHub:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
+        self.sent = 0  # bytes of files, over all requests
         self.fault = Fault(on="^$")
         self.connections: list[socket.socket] = []
         self.closing = Event()
@@ -237,9 +238,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, commit: str, path: Path, fault: Fault) -> None:
         size = path.stat().st_size
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         start = int(wanted[1]) if wanted else 0
         end = size - (fault.missing if self.command == "GET" else 0)
+        end = min(end, int(wanted[2]) + 1) if wanted and wanted[2] else end
         self.send_response(206 if wanted else 200)
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
@@ -255,6 +257,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault.delay and self.hub.closing.wait(fault.delay):
                 break
             self.wfile.write(chunk)
+            self.hub.sent += len(chunk)
         if fault.drop_at is not None:
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)

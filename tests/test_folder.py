@@ -238,12 +238,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "own code": (
         config(model_type="zorg9", auto_map=CODE),
         ["config.json", "modeling_x.py", "does not run unless told"],
-        "/trust_remote_code true",
+        "/trust",
     ),
     "own code, type of another head": (
         config(model_type="clip", auto_map={"AutoModelForCausalLM": "acme/code--modeling_y.Y"}),
         ["config.json", "acme/code: modeling_y.py", "does not run unless told"],
-        "/trust_remote_code true",
+        "/trust",
     ),
     "million layers": (config(num_hidden_layers=10**6), ["config.json", "1000000", "weights have 2 layers"], ""),
     "3000 layers": (config(n_layer=3000), ["config.json", "n_layer 3000", "weights have 2 layers"], ""),
@@ -409,7 +409,7 @@ def test_a_folder_must_be_there(tmp_path):
 def test_own_code_is_listed_for_the_question(tmp_path):
     """The error carries the files that would run, so that the user can be asked about them."""
     folder = make(tmp_path, {**LLAMA, "model_type": "zorg9", "auto_map": CODE})
-    error = refused(folder, [], "/trust_remote_code true")
+    error = refused(folder, [], "/trust")
     assert isinstance(error, NeedsCode)
     assert error.files == ("configuration_x.py", "modeling_x.py")
 

@@ -10,7 +10,7 @@ from conftest import Recorder
 from driving import ask, bare, listen, opened, run
 
 from repl import packed
-from repl.errors import BadModel, Cancelled
+from repl.errors import BadModel, Cancelled, NoMemory
 from repl.events import Progress
 
 BOTH = pytest.mark.parametrize("quantize", ["int8", "int4"])
@@ -217,8 +217,10 @@ def test_what_was_packed_is_said_after_the_load_and_in_info(llama_folder):
 def test_weights_on_disk_are_not_packed(llama_folder):
     with opened(llama_folder) as session:
         run(session, "/max_memory cpu=300KB")
-        with pytest.raises(BadModel, match="some are on disk"):
+        with pytest.raises(NoMemory, match="cpu may hold"):
             run(session, "/quantize int4")
+        with pytest.raises(BadModel, match="some are on disk"):
+            run(session, f"/model! {llama_folder} quantize=int4 max_memory=cpu=300KB")
         assert session.facts().quantization == "none"
 
 

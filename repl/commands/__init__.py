@@ -15,6 +15,7 @@ from repl.commands import (
     models,
     next,
     options,
+    plan,
     recipe,
     reproduce,
     rest,
@@ -24,6 +25,7 @@ from repl.commands import (
     talk,
     template,
     tokens,
+    trust,
     why,
 )
 
@@ -42,6 +44,7 @@ __all__ = [
     "models",
     "next",
     "options",
+    "plan",
     "recipe",
     "reproduce",
     "rest",
@@ -51,5 +54,6 @@ __all__ = [
     "talk",
     "template",
     "tokens",
+    "trust",
     "why",
 ]

@@ -9,8 +9,9 @@ from rich.text import Text
 
 from repl import catalog, placement, settings
 from repl.catalog import Card
-from repl.change import load
+from repl.change import changed, load
 from repl.clean import clean_line
+from repl.kinds import Change
 from repl.kinds import Text as Words
 from repl.loading import Facts
 from repl.registry import command
@@ -19,9 +20,28 @@ from repl.session import Session, Task
 
 
 @command("models")
-def model(session: Session, id: Annotated[str, Words("a model", suggest=catalog.names)] = "") -> Any:
-    """Load another model: a Hub id, id@revision, id:file.gguf, a folder, or builtin."""
-    return load(session, settings.address(id)) if id else info(session)
+def model(
+    session: Session,
+    id: Annotated[str, Words("a model", suggest=catalog.names)] = "",
+    *changes: Annotated[tuple[str, str], Change()],
+) -> Any:
+    """Load another model: a Hub id, id@revision, id:file.gguf, a folder, or builtin.
+
+    Load settings may follow: /model ID dtype=bfloat16 device=cpu.
+    """
+    return load(session, [*settings.address(id), *changes]) if id else info(session)
+
+
+@command("models", name="model!")
+def model_all_the_same(
+    session: Session,
+    id: Annotated[str, Words("a model", suggest=catalog.names)],
+    *changes: Annotated[tuple[str, str], Change()],
+) -> Any:
+    """Load a model like /model, even where it does not seem to fit."""
+    given = [*settings.address(id), *changes]
+    session.store.allowed.add(changed(session.pending(), given).load)
+    return load(session, given)
 
 
 @command("models")
@@ -87,6 +107,7 @@ def _(result: Info) -> RenderableType:
         "attention": f"{facts.attention or 'none'} (asked for {asked['attention']})",
         "context": f"{facts.context} tokens" if facts.context else "no fixed limit",
         "talk": "chats through its template" if facts.chats else "completes text: it has no chat template",
+        "left over": _left(facts.unexpected),
         "its own decoding": ", ".join(f"{key} {value}" for key, value in facts.base.model.items()) or "nothing set",
     }
     return listed(rows)
@@ -123,6 +144,12 @@ def listed(rows: dict[str, str]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="quiet", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in rows.items():
+    for name, value in ((name, value) for name, value in rows.items() if value):
         table.add_row(name, Text("\n".join(map(clean_line, value.split("\n")))))
     return table
+
+
+def _left(names: tuple[str, ...]) -> str:
+    """Name the first tensors of the files that the model has no place for."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} in the files, which this model has no place for" if names else ""

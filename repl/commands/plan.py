@@ -1,0 +1,180 @@
+"""/plan: whether a model fits, before a byte of its weights is fetched."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl import hub, plan, settings
+from repl.change import changed
+from repl.clean import clean_line
+from repl.fit import FITS, TOO_LARGE
+from repl.kinds import Text as Words
+from repl.plan import Row
+from repl.registry import command
+from repl.room import Room, amount
+from repl.screen import count, joined, view
+from repl.session import Session, Task
+from repl.settings import Load
+from repl.survey import Code, Survey, survey
+from repl.weigh import STORED, Sizes
+from repl.worker import Emit
+
+MARKS = {"fits": "", "fits with offload": "quiet", "does not fit": "quiet"}
+SHORT = {"fits": "fits", "fits with offload": "offload", "does not fit": "too big"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a model is and needs, and what there is for it; sizes in bytes."""
+
+    model: str
+    commit: str
+    gated: bool
+    parameters: int
+    stored: dict[str, int]
+    layers: int
+    context: int
+    fetch: dict[str, int]
+    cached: int
+    disk_free: int
+    rooms: list[Room]
+    rows: list[Row]
+    device_map: dict[str, str]
+    code: Code | None
+    choices: list[tuple[str, str]]
+    default: str
+    best: int
+    """The row that an empty line takes, from 1 on; 0 for none."""
+
+
+def planned(load: Load, rooms: Sequence[Room], offline: bool, emit: Emit) -> Plan:
+    """Look a model over and weigh it; for the model thread."""
+    found = survey(load, emit, offline)
+    sizes = Sizes(found.config)
+    table = plan.rows(found, load, rooms) if found.config is not None else []
+    taken = plan.best(table, found.weights)
+    return Plan(
+        model=load.model,
+        commit=found.commit,
+        gated=found.gated,
+        parameters=found.weights.parameters,
+        stored=dict(found.weights.dtypes),
+        layers=sizes.layers,
+        context=sizes.context,
+        fetch=found.fetch,
+        cached=found.cached,
+        disk_free=hub.disk()[1],
+        rooms=list(rooms),
+        rows=table,
+        device_map=_places(found, table, taken, load, rooms),
+        code=found.code,
+        choices=[(row.line, "") for row in table],
+        default=table[taken - 1].line if taken else "",
+        best=taken,
+    )
+
+
+def _places(found: Survey, table: list[Row], taken: int, load: Load, rooms: Sequence[Room]) -> dict[str, str]:
+    """Return the device map of the row to take, where there is more than one device to choose from."""
+    if len(rooms) < 2 or not taken or found.code or table[taken - 1].form not in ("float32", "bfloat16"):
+        return {}
+    with suppress(Exception):  # a config that the library cannot build: loading it will say why
+        return plan.placed(found.config, replace(load, dtype=table[taken - 1].form), rooms)
+    return {}
+
+
+@command("models", name="plan")
+def plan_(session: Session, id: Annotated[str, Words("a model", suggest=hub.cached_models)] = "") -> Task[Plan]:
+    """Show whether a model fits before anything of its weights is downloaded; a row's number loads it so.
+
+    Without an id: the model that is loaded, or on its way.
+    """
+    now = session.pending()
+    load = changed(now, settings.address(id), parts=("load",)).load if id else now.load
+    store = session.store
+    return session.start(lambda emit: planned(load, store.rooms(), store.offline, emit))
+
+
+@view.register
+def _(result: Plan) -> RenderableType:
+    parts: list[Any] = [_head(result), *([_table(result)] if result.rows else [])]
+    if result.device_map:
+        parts.append(Text("\n".join(["", *map(clean_line, plan.folded(result.device_map))]), "quiet"))
+    if result.code:
+        parts.append(_code(result.code))
+    parts.append(_end(result))
+    return Group(*parts)
+
+
+def _head(result: Plan) -> Text:
+    mixed = len(result.stored) > 1
+    stored = ", ".join(
+        f"{count(size)} {_named(name)}" if mixed else _named(name) for name, size in result.stored.items()
+    )
+    facts = joined(
+        f"{count(result.parameters)} parameters, stored as {stored}",
+        f"{result.layers} layers" if result.layers else "",
+        f"context {result.context}" if result.context else "",
+    )
+    fetch = sum(result.fetch.values())
+    files = f"{len(result.fetch)} files to download, {amount(fetch)}" if result.fetch else "nothing to download"
+    where = joined(
+        f"commit {result.commit[:12]}" if result.commit else "",
+        "gated: accept its terms on its page" if result.gated else "not gated" if result.commit else "",
+        files,
+        f"{amount(result.cached)} here" if result.cached else "",
+        f"disk {amount(result.disk_free)} free" if result.fetch else "",
+    )
+    free = "free: " + joined(*(f"{room.device} {amount(room.free)} of {amount(room.total)}" for room in result.rooms))
+    name = (clean_line(result.model), "accent")
+    return Text.assemble(name, "\n", (f"{facts}\n{where}\n{free}\n", "quiet"))
+
+
+def _named(stored: str) -> str:
+    return STORED.get(stored, clean_line(stored))
+
+
+def _table(result: Plan) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for style, side in (("accent", "right"), ("", "left"), ("quiet", "right"), *[("", "right")] * 4):
+        table.add_column(style=style, justify=side, no_wrap=True)  # type: ignore[arg-type]  # the words it takes
+    devices = list(result.rows[0].verdicts)
+    shown = devices if len(devices) < 4 else [plan.TOGETHER, "cpu"]
+    for _ in shown:
+        table.add_column(no_wrap=True)
+    titles = ["", "", "tokens", "weights", "KV cache", "working", "needs", *(f" {device}" for device in shown)]
+    table.add_row(*(Text(title, "quiet") for title in titles))
+    for number, row in enumerate(result.rows, 1):
+        sizes = [amount(size) for size in (row.weights, row.cache, row.working, row.needs)]
+        name = row.form if number == 1 or result.rows[number - 2].form != row.form else ""
+        words = [Text(f" {SHORT[row.verdicts[each]]}", MARKS[row.verdicts[each]]) for each in shown]
+        style = "" if FITS in row.verdicts.values() else "quiet"
+        table.add_row(str(number), Text(name), length(row.tokens), *(Text(size, style) for size in sizes), *words)
+    return table
+
+
+def length(tokens: int) -> str:
+    """Return a number of tokens as people say it: 2k, 128k."""
+    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
+
+
+def _code(code: Code) -> Text:
+    files = "\n".join(f"  {clean_line(name)}  {size:,} bytes" for name, size in code.files.items())
+    return Text(f"\nits own Python code, which does not run unless you allow it (/trust):\n{files}", "quiet")
+
+
+def _end(result: Plan) -> Text:
+    if not result.rows:
+        return Text("what it needs beside the weights cannot be told without its config", "quiet")
+    if not result.default:
+        fits = any(word != TOO_LARGE for row in result.rows for word in row.verdicts.values())
+        said = "a number loads it so" if fits else "nothing of this fits here"
+        return Text(said, "quiet")
+    return Text.assemble(
+        ("\nEnter", "accent"), (f" loads it as in row {result.best}, a number as in that row", "quiet")
+    )

@@ -1,0 +1,83 @@
+"""/trust: what a model's own code is, and consent to run it."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from repl import trust
+from repl.clean import clean_line
+from repl.errors import UsageError
+from repl.kinds import Choice
+from repl.registry import command
+from repl.screen import Said, joined, view
+from repl.session import Session
+from repl.settings import Load
+from repl.survey import survey
+from repl.worker import Emit
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """The Python code that a model would run: its files with their sizes in bytes, their commit, where to read them."""
+
+    model: str
+    commit: str
+    files: dict[str, int]
+    where: str
+    allowed: bool
+
+
+def asked(load: Load, allowed: bool, offline: bool, emit: Emit) -> Trust:
+    """List a model's code without running any; for the model thread."""
+    code = survey(replace(load, trust_remote_code=True), emit, offline).code
+    page = f"https://huggingface.co/{load.model}/tree/{code.commit}" if code and code.commit else load.model
+    return Trust(load.model, code.commit if code else "", code.files if code else {}, page, allowed)
+
+
+@command("models", name="trust")
+def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "always", "no"))] = "show") -> Any:
+    """Show the Python code that a model brings; `/trust yes` allows it to run, at this commit, in this session.
+
+    It speaks of the model that was refused last, else of the one that is loaded. `/trust always` allows this commit
+    in later sessions too, `/trust no` takes a consent back. A new commit asks again.
+    """
+    wanted, found = session.untrusted or (session.pending(), None)
+    model, consents = wanted.load.model, session.store.consents
+    if answer == "no":
+        session.untrusted = None
+        taken = consents.withdraw(model)
+        return Said(joined(f"{model}: its code does not run", "" if taken else "it was not allowed before"))
+    if answer == "show":
+        allowed = model in consents.given and found is None
+        return session.start(lambda emit: asked(wanted.load, allowed, session.store.offline, emit))
+    if found is None:
+        raise UsageError("no model was refused for its code", "/model ID")
+    consents.give(model, trust.mark(found), lasting=answer == "always")
+    session.untrusted = None
+    return session.reload(wanted.put("trust_remote_code", True, "your consent"))
+
+
+@view.register
+def _(result: Trust) -> RenderableType:
+    name = clean_line(result.model)
+    if not result.files:
+        return Text(f"{name} brings no Python code", "quiet")
+    width = max(map(len, result.files))
+    files = "\n".join(f"  {clean_line(file):{width}}  {size:>9,} bytes" for file, size in result.files.items())
+    at = f" at commit {result.commit}" if result.commit else ""
+    if result.allowed:
+        return Text(f"{name}{at} runs this code, as you allowed:\n{files}", "quiet")
+    return Text.assemble(
+        (name, "accent"),
+        (
+            f"{at} would run this code, with your rights here:\n{files}\nread it at {clean_line(result.where)}\n",
+            "",
+        ),
+        ("/trust yes", "accent"),
+        (" allows this commit in this session", "quiet"),
+        (" · ", "quiet"),
+        ("/trust always", "accent"),
+        (" in later ones too", "quiet"),
+    )

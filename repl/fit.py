@@ -1,0 +1,118 @@
+"""Whether a model fits: what it needs against what is free, and the smallest change that makes it fit."""
+
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from repl import weigh
+from repl.errors import NoMemory
+from repl.headers import Weights
+from repl.room import Room, amount, capped
+from repl.settings import Load
+from repl.weigh import Needs
+
+FITS, OFFLOAD, TOO_LARGE = "fits", "fits with offload", "does not fit"
+SPREAD = ("auto", "balanced", "sequential")
+KEPT = ("dtype", "quantize", "device", "max_memory", "attention", "offload_folder")
+"""Settings that a line which loads again has to repeat where they are not the default."""
+
+
+def targets(device: str, rooms: Sequence[Room]) -> list[Room]:
+    """Return the devices that a model should be on as a whole: the one that is named, or all accelerators together."""
+    if device in SPREAD:
+        return [room for room in rooms if room.device != "cpu"] or list(rooms)
+    return [room for room in rooms if room.device in (device, f"{device}:0")]
+
+
+def verdict(needs: Needs, load: Load, rooms: Sequence[Room]) -> str:
+    """Say whether a load fits where it is to go, fits with parts of it in slower memory, or does not."""
+    rooms = capped(rooms, load.max_memory)
+    if needs.total <= sum(room.free for room in targets(load.device, rooms)):
+        return FITS
+    if load.device not in SPREAD or load.quantize != "none" or load.gguf_file:
+        return TOO_LARGE
+    everywhere = needs.total <= sum(room.free for room in rooms)
+    on_disk = bool(load.offload_folder or load.max_memory)
+    return OFFLOAD if everywhere or on_disk else TOO_LARGE
+
+
+def check(weights: Weights, config: Any, load: Load, rooms: Sequence[Room]) -> None:
+    """Raise `NoMemory` for a load that does not fit, with what would."""
+    needs = weigh.needs(weights, config, load)
+    if verdict(needs, load, rooms) != TOO_LARGE:
+        return
+    free = ", ".join(described(room) for room in targets(load.device, capped(rooms, load.max_memory)) or rooms)
+    choices = [(line(load, change), effect(found)) for change, found in remedies(weights, config, load, rooms)]
+    override = (f"/model! {name(load)}", "load it all the same")
+    raise NoMemory(f"{short(load)} does not fit: it needs {spelled(needs)}, and {free}", choices=(*choices, override))
+
+
+def lighter(weights: Weights, config: Any, load: Load, rooms: Sequence[Room]) -> tuple[tuple[str, str], ...]:
+    """Return lines that load with less, each with what is needed then: for a load that ran out of memory after all."""
+    whole = weigh.needs(weights, config, load).total
+    found = (
+        (change, weigh.needs(weights, config, replace(load, **change))) for change in changes(weights, load, rooms)
+    )
+    return tuple((line(load, change), effect(needs)) for change, needs in found if needs.total < whole)
+
+
+def remedies(
+    weights: Weights, config: Any, load: Load, rooms: Sequence[Room]
+) -> Iterator[tuple[dict[str, str], Needs]]:
+    """Yield the changes that make it fit, the smallest first, each with what is needed then."""
+    for change in changes(weights, load, rooms):
+        changed = replace(load, **change)
+        needs = weigh.needs(weights, config, changed)
+        if verdict(needs, changed, rooms) != TOO_LARGE:
+            yield change, needs
+
+
+def changes(weights: Weights, load: Load, rooms: Iterable[Room]) -> Iterator[dict[str, Any]]:
+    """Yield what could be changed about a load so that it takes less, or has more."""
+    if load.quantize == "none" and weigh.computed(weights, load) == "float32":
+        yield {"dtype": "bfloat16"}
+    if load.device != "auto" and len(list(rooms)) > 1:
+        yield {"device": "auto"}
+    packs = load.quantize == "none" and weights.matrices and importlib.util.find_spec("bitsandbytes")
+    yield from ({"dtype": "bfloat16", "quantize": bits} for bits in ("8bit", "4bit") if packs)
+    if load.max_memory:
+        yield {"max_memory": ""}
+
+
+def name(load: Load) -> str:
+    """Return what is typed for the model of a load."""
+    revision = "" if load.revision == "main" else f"@{load.revision}"
+    words = load.model + revision + (f":{load.gguf_file}" if load.gguf_file else "")
+    return f'"{words}"' if " " in words else words
+
+
+def line(load: Load, change: dict[str, str]) -> str:
+    """Return the line that loads with a change."""
+    bare = Load()
+    kept = {key: getattr(load, key) for key in KEPT if getattr(load, key) != getattr(bare, key)} | change
+    return " ".join([f"/model {name(load)}", *(f"{key}={value or 'default'}" for key, value in kept.items())])
+
+
+def short(load: Load) -> str:
+    """Return a model's name without the path to it."""
+    return load.model.rstrip("/\\").replace("\\", "/").rpartition("/")[2] if "/" in load.model[:1] else load.model
+
+
+def spelled(needs: Needs) -> str:
+    """Say how much, and of what it is made up."""
+    parts = {"weights": needs.weights, "KV cache": needs.cache, "working memory": needs.working}
+    return f"{amount(needs.total)} ({', '.join(f'{word} {amount(size)}' for word, size in parts.items())})"
+
+
+def effect(needs: Needs) -> str:
+    """Say what is needed after a change."""
+    return f"needs {amount(needs.total)}, the weights {amount(needs.weights)}"
+
+
+def described(room: Room) -> str:
+    """Say what is free on a device, and what keeps it there."""
+    if room.limit == "max_memory":
+        return f"{room.device} may hold {amount(room.free)} (max_memory)"
+    limit = f" (the {room.limit} allows {amount(room.total)})" if room.limit else ""
+    return f"{room.device} has {amount(room.free)} free{limit}"

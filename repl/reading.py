@@ -1,0 +1,116 @@
+"""Read a model's files through the library: config, tokenizer, weights; and refuse what is not whole."""
+
+from typing import Any
+
+from repl import hub, placement, quantization, quiet
+from repl.errors import BadModel, Cancelled, ReplError
+from repl.events import Progress
+from repl.mishaps import sentence
+from repl.settings import Load
+from repl.worker import Emit
+
+MOST = 1000  # beams, or answers to one prompt
+
+
+def config(found: hub.Found, load: Load) -> Any:
+    """Read the config; what it says about attention code is dropped, it could name code on the Hub."""
+    from transformers import AutoConfig
+
+    extra = {"gguf_file": found.gguf_file} if found.gguf_file else {}
+    config = AutoConfig.from_pretrained(
+        str(found.folder), trust_remote_code=load.trust_remote_code, local_files_only=True, **extra
+    )
+    config._attn_implementation = None
+    return config
+
+
+def _options(load: Load, found: hub.Found, config: Any, form: str) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "dtype": quantization.dtype(load),
+        **placement.options(load),
+        "attn_implementation": _attention(load, config),
+        "trust_remote_code": load.trust_remote_code,
+        "local_files_only": True,
+        "ignore_mismatched_sizes": True,  # then they are reported, and refused with their names
+        "use_safetensors": form != "pickle",
+    }
+    if (quantized := quantization.config(load)) is not None:
+        options["quantization_config"] = quantized
+    if found.gguf_file:
+        from transformers import GgufConfig
+
+        options["quantization_config"] = GgufConfig(dequantize=True)
+        options["gguf_file"] = found.gguf_file
+        del options["use_safetensors"]
+        options["dtype"] = "float32" if options["dtype"] == "auto" else options["dtype"]
+    return options
+
+
+def _attention(load: Load, config: Any) -> str:
+    """Return the attention to ask for: what you say, else what the library itself would take."""
+    if load.attention != "auto":
+        return load.attention
+    kind = _class(config)
+    return "sdpa" if kind is None or getattr(kind, "_supports_sdpa", False) else "eager"
+
+
+def _class(config: Any) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return kind[0] if isinstance(kind, tuple | list) else kind
+
+
+def tokenizer(found: hub.Found, load: Load, emit: Emit) -> Any:
+    """Read the tokenizer; raises `BadModel`."""
+    from transformers import AutoTokenizer
+
+    emit(Progress("read the tokenizer"))
+    extra = {"gguf_file": found.gguf_file} if found.gguf_file else {}
+    try:
+        with emit.shield():
+            return AutoTokenizer.from_pretrained(
+                str(found.folder), trust_remote_code=load.trust_remote_code, local_files_only=True, **extra
+            )
+    except (ReplError, Cancelled):
+        raise
+    except BaseException as error:  # the Rust side panics with a BaseException
+        raise BadModel(f"the tokenizer in {found.folder} does not load: {sentence(error)}") from error
+
+
+def model(found: hub.Found, load: Load, config: Any, form: str, emit: Emit) -> tuple[Any, dict[str, Any]]:
+    """Read the weights into a model; returns it with the library's report on tensors."""
+    from transformers import AutoModelForCausalLM
+
+    with emit.shield():
+        _class(config)  # imports the model's own code
+    with quiet.bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
+        read, report = AutoModelForCausalLM.from_pretrained(
+            str(found.folder), config=config, output_loading_info=True, **_options(load, found, config, form)
+        )
+    emit(Progress("place"))
+    return read, report
+
+
+def check(found: hub.Found, model: Any, report: dict[str, Any]) -> None:
+    """Refuse what was read if it is not whole, or would decode without end; raises `BadModel`."""
+    _complete(found, report)
+    _modest(model.generation_config)
+
+
+def _complete(found: hub.Found, report: dict[str, Any]) -> None:
+    """Refuse weights that lack tensors: the library would fill them with random numbers and say so in a table."""
+    for name, stored, wanted in sorted(report.get("mismatched_keys") or ())[:1]:
+        shapes = f"{list(stored)}, but config.json makes it {list(wanted)}"
+        raise BadModel(f"the weights in {found.folder} have the tensor {name} in the shape {shapes}")
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise BadModel(f"the weights in {found.folder} lack the tensor {missing[0]}{more}: renamed or incomplete")
+
+
+def _modest(config: Any) -> None:
+    """Refuse a model whose own decoding would search without end."""
+    for name in ("num_beams", "num_return_sequences"):
+        if isinstance(value := getattr(config, name, None), int) and value > MOST:
+            raise BadModel(f"generation_config.json asks for {name} {value}, more than the {MOST} that make sense")

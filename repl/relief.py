@@ -1,0 +1,92 @@
+"""Memory ran out in the middle of a reply: what was needed, what is free, and what would help, with its effect."""
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+from repl import room, weigh
+from repl.errors import Failed, NoMemory
+from repl.loading import Resident
+from repl.room import amount
+from repl.weigh import LOGITS, PACKED, WIDTHS, Sizes
+
+DEAD = ("device-side assert", "illegal memory access", "unspecified launch failure")
+"""Errors after which CUDA refuses everything else in this process."""
+
+
+class Want:
+    """What one reply takes beside the weights, in bytes; a beam search keeps a cache and logits for each beam."""
+
+    def __init__(self, resident: Resident, config: Any, prompt: int) -> None:
+        self.resident, self.prompt = resident, prompt
+        self.beams = config.num_beams or 1
+        context = resident.facts.context or weigh.GLANCE
+        self.made = config.max_new_tokens or max(0, context - prompt)
+        self.width = WIDTHS.get(resident.facts.dtype, 4)
+        self.shape = resident.model.config
+
+    def cache(self, made: int, beams: int, width: int) -> int:
+        """Return the KV cache of a reply of so many tokens."""
+        return weigh.cache(self.shape, self.prompt + made, width) * beams
+
+    @property
+    def logits(self) -> int:
+        """Return what choosing a token takes."""
+        return LOGITS * 4 * Sizes(self.shape).vocabulary * self.beams
+
+    @property
+    def activations(self) -> int:
+        """Return what a forward pass over the prompt takes."""
+        eager = self.resident.facts.attention == "eager"
+        bare = weigh.working(self.shape, 0, self.width)
+        return weigh.working(self.shape, self.prompt, self.width, eager) - bare
+
+    @property
+    def whole(self) -> int:
+        """Return the KV cache as the reply would have it at its longest."""
+        return self.cache(self.made, self.beams, self.width)
+
+
+def out_of_memory(resident: Resident, config: Any, prompt: int, words: str) -> NoMemory:
+    """Make the error for a reply that memory did not suffice for; `prompt` is its length in tokens."""
+    want = Want(resident, config, prompt)
+    parts = {
+        "weights": resident.facts.bytes,
+        f"KV cache of {prompt + want.made} tokens": want.whole,
+        "activations": want.activations,
+        "logits": want.logits,
+    }
+    taken = ", ".join(f"{name} {amount(size)}" for name, size in parts.items())
+    free = ", ".join(f"{each.device} has {amount(each.free)} free" for each in room.measure())
+    remedies = sorted(savings(want), key=lambda found: -found[2])
+    choices = tuple((line, effect) for line, effect, saved in remedies if saved > 0)
+    return NoMemory(f"memory ran out: {words}; needed: {taken}; {free}", choices=choices)
+
+
+def savings(want: Want) -> Iterator[tuple[str, str, int]]:
+    """Yield what could be changed: the line that does it, its effect in words, and the bytes it saves."""
+    facts, load = want.resident.facts, want.resident.load
+    if want.width == 4 and load.quantize == "none":
+        saved = facts.bytes // 2 + want.whole // 2
+        yield "/dtype bfloat16", f"weights {amount(facts.bytes)} to {amount(facts.bytes // 2)}, KV cache halved", saved
+    if load.quantize == "none" and importlib.util.find_spec("bitsandbytes"):
+        small = int(facts.parameters * PACKED["4bit"] / 8)
+        yield "/quantize 4bit", f"weights {amount(facts.bytes)} to about {amount(small)}", facts.bytes - small
+    if want.beams > 1:
+        one = want.cache(want.made, 1, want.width)
+        yield "/beams 1", f"KV cache {amount(want.whole)} to {amount(one)}", want.whole - one
+    if facts.attention == "eager":
+        yield "/attention auto", "no matrix of tokens by tokens for each head", want.activations // 2
+    half = max(1, want.made // 2)
+    short = want.cache(half, want.beams, want.width)
+    yield f"/max_new_tokens {half}", f"KV cache {amount(want.whole)} to {amount(short)}", want.whole - short
+    if "cpu" not in facts.device_map.values():
+        yield "/device cpu", "slower, in the machine's own memory", facts.bytes
+
+
+def dead(words: str) -> Failed | None:
+    """Make the error for an accelerator that answers nothing more in this process; None for any other failure."""
+    if not any(sign in words for sign in DEAD):
+        return None
+    said = "the GPU stopped at an error after which it does nothing more for this process; the session is saved"
+    return Failed(said, "/quit", "hub-repl --resume")

@@ -1,0 +1,201 @@
+"""What is free, and what becomes of a load that needs more."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import driving
+import pytest
+
+from repl import fit, room, settings, weigh
+from repl.errors import NoMemory, UsageError
+from repl.headers import Weights
+from repl.room import Room
+from repl.session import Session
+from repl.settings import Load, Settings
+from repl.store import Store
+from repl.weigh import Needs
+from repl.worker import Worker
+
+MB, GB = 10**6, 10**9
+CPU = Room("cpu", 64 * GB, 32 * GB)
+CARD, OTHER = Room("cuda:0", 24 * GB, 20 * GB), Room("cuda:1", 24 * GB, 20 * GB)
+
+
+# what is free
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return root
+
+
+V2 = "sys/fs/cgroup/job"
+V1 = "sys/fs/cgroup/memory/job"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"proc/self/cgroup": "0::/job\n", f"{V2}/memory.max": "900", f"{V2}/memory.current": "500"}
+        | {f"{V2}/memory.stat": "anon 1\ninactive_file 100\n"},
+        {"proc/self/cgroup": "3:cpu:/\n0::/job/inner\n", f"{V2}/memory.max": "900", f"{V2}/memory.current": "400"}
+        | {f"{V2}/inner/memory.max": "max"},
+        {"proc/self/cgroup": "4:memory:/job\n", f"{V1}/memory.limit_in_bytes": "900"}
+        | {f"{V1}/memory.usage_in_bytes": "500", f"{V1}/memory.stat": "total_inactive_file 100\n"},
+        {"proc/self/cgroup": "4:memory:/elsewhere/job\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "900"}
+        | {"sys/fs/cgroup/memory/memory.usage_in_bytes": "400"},
+    ],
+    ids=["version 2", "a group around it", "version 1", "inside a container"],
+)
+def test_a_control_group_limits_what_is_free(files: dict[str, str], tmp_path: Path) -> None:
+    """The limit less what is used, files that would be dropped not counted."""
+    assert room.machine(tree(tmp_path, files)) == Room("cpu", 900, 500, "control group")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"proc/self/cgroup": "nonsense\n0::/job\n", f"{V2}/memory.max": "max"},
+        {"proc/self/cgroup": "4:memory:/job\n", f"{V1}/memory.limit_in_bytes": str(2**63 - 4096)},
+        {"proc/self/cgroup": "0::/../../..\n"},
+    ],
+)
+def test_without_a_limit_the_machine_counts(files: dict[str, str], tmp_path: Path) -> None:
+    found = room.machine(tree(tmp_path, files))
+    assert found.limit == ""
+    assert 0 < found.free < found.total
+
+
+def test_max_memory_caps_what_is_free() -> None:
+    """A device that it leaves out is not used."""
+    capped = room.capped([CARD, OTHER, CPU], "0=10GiB,cpu=500MB")
+    assert [each.free for each in capped] == [10 * 2**30, 0, 500 * MB]
+    assert room.capped([CARD, CPU], "") == [CARD, CPU]
+
+
+# whether it fits
+
+
+def needing(size: int) -> Needs:
+    return Needs(size, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "load", "rooms", "verdict"),
+    [
+        (19, Load(), [CARD, CPU], fit.FITS),
+        (21, Load(), [CARD, CPU], fit.OFFLOAD),
+        (53, Load(), [CARD, CPU], fit.TOO_LARGE),
+        (39, Load(), [CARD, OTHER, CPU], fit.FITS),
+        (39, Load(device="cuda:1"), [CARD, OTHER, CPU], fit.TOO_LARGE),
+        (19, Load(device="cuda"), [CARD, OTHER, CPU], fit.FITS),
+        (31, Load(device="cpu"), [CARD, CPU], fit.FITS),
+        (33, Load(device="cpu"), [CARD, CPU], fit.TOO_LARGE),
+        (33, Load(), [CPU], fit.TOO_LARGE),
+        (33, Load(offload_folder="/tmp"), [CPU], fit.OFFLOAD),
+        (2, Load(max_memory="cpu=1GiB"), [CPU], fit.OFFLOAD),
+        (2, Load(max_memory="cpu=1GiB", device="cpu"), [CPU], fit.TOO_LARGE),
+        (21, Load(quantize="4bit"), [CARD, CPU], fit.TOO_LARGE),
+    ],
+)
+def test_a_load_fits_where_it_is_to_go(size: int, load: Load, rooms: list[Room], verdict: str) -> None:
+    """Parts may go to slower memory only where the device is not named, and to the disk only where that was asked."""
+    assert fit.verdict(needing(size * GB), load, rooms) == verdict
+
+
+def test_the_smallest_change_that_fits_comes_first() -> None:
+    """Half the width before packing, and nothing that would not do."""
+    weights = Weights(("a",), 10 * GB, 40 * GB, {"F32": 10 * GB}, "safetensors", matrices=9 * GB)
+    with pytest.raises(
+        NoMemory, match=r"m does not fit: it needs 37\.\d+ GiB .*, and cpu has 29\.80 GiB free"
+    ) as caught:
+        fit.check(weights, object(), Load("owner/m", device="cpu"), [CPU])
+    lines = [line for line, _ in caught.value.choices]
+    assert lines[0] == "/model owner/m device=cpu dtype=bfloat16"
+    assert lines[-1] == "/model! owner/m"
+    with pytest.raises(NoMemory) as caught:
+        fit.check(weights, object(), Load("owner/m"), [replace(CPU, free=GB)])
+    assert [line for line, _ in caught.value.choices] == ["/model! owner/m"]
+
+
+def test_a_name_with_spaces_reads_back() -> None:
+    """What a choice types is what the command takes."""
+    from repl import registry
+
+    line = fit.line(Load("/my models/a", revision="v1", dtype="float32"), {"quantize": "4bit"})
+    arguments, _ = registry.parse(registry.find("model"), registry.split(line)[1])
+    assert arguments == ["/my models/a@v1", ("dtype", "float32"), ("quantize", "4bit")]
+
+
+# the real thing
+
+
+@contextmanager
+def limited(folder: Path, free: int) -> Iterator[Session]:
+    """A session with a model of a folder, on a machine with so many bytes free for the next."""
+    rooms = [Room("cpu", 10**12, 10**12)]
+    chosen = Settings().put("model", str(folder), "you").put("dtype", "float32", "you")
+    session = Session(chosen, Store(offline=True, measure=lambda: rooms), Worker())
+    try:
+        driving.finish(session.load(chosen))
+        rooms[0] = Room("cpu", 10**9, free)
+        yield session
+    finally:
+        session.close()
+
+
+def test_what_does_not_fit_is_refused_and_the_old_model_stays(llama_folder: Path, builtin_folder: Path) -> None:
+    """Needed against free, what would fit, and a way to load it all the same; nothing of the session changes."""
+    with limited(llama_folder, 560 * MB) as session:
+        before, resident = session.settings, session.store.current()
+        with pytest.raises(NoMemory, match=r"does not fit: it needs .* and cpu has 534 MiB free") as caught:
+            driving.run(session, f'/model "{builtin_folder}"', "/info")
+        assert session.settings == before
+        assert session.store.current() is resident
+        first, effect = caught.value.choices[0]
+        assert first == f"/model {builtin_folder} dtype=bfloat16"
+        assert effect.startswith("needs ")
+        driving.run(session, "/max_new_tokens 2")
+        assert driving.ask(session, "Hello").finish == "length"
+        driving.run(session, first, "/info")
+        assert session.facts().dtype == "bfloat16"
+
+
+def test_all_the_same_means_all_the_same(llama_folder: Path, gpt2_folder: Path) -> None:
+    """/model! loads what does not seem to fit; for that load alone."""
+    with limited(llama_folder, 1) as session:
+        with pytest.raises(NoMemory):
+            driving.run(session, f"/model {gpt2_folder}", "/info")
+        driving.run(session, f"/model! {gpt2_folder}", "/info")
+        assert session.facts().id == str(gpt2_folder)
+        with pytest.raises(NoMemory):
+            driving.run(session, "/dtype bfloat16", "/info")
+
+
+def test_what_the_old_model_gives_back_counts_as_free(llama_folder: Path) -> None:
+    """Converted weights are freed with their model; weights mapped from the file are counted as free by the system."""
+    with limited(llama_folder, 0) as session:
+        assert session.store.rooms()[0].free == 0
+        session.store.allowed.add(session.settings.put("dtype", "bfloat16", "you").load)
+        driving.run(session, "/dtype bfloat16", "/info")
+        assert session.store.rooms()[0].free == session.facts().bytes
+
+
+def test_load_settings_may_follow_a_model(llama_folder: Path, gpt2_folder: Path) -> None:
+    with limited(llama_folder, GB) as session:
+        driving.run(session, f"/model {gpt2_folder} dtype=bfloat16 device=cpu", "/info")
+        assert (session.facts().dtype, session.settings.load.device) == ("bfloat16", "cpu")
+        with pytest.raises(UsageError, match="temperature has nothing to do with loading"):
+            driving.run(session, f"/model {gpt2_folder} temperature=0.5")
+        assert settings.Settings().load.device == "auto"
+
+
+def test_every_load_is_weighed_for_a_short_talk() -> None:
+    config = type("Config", (), {"max_position_embeddings": 100_000, "hidden_size": 8, "num_hidden_layers": 1})
+    found = weigh.needs(Weights(("a",), 1, 4, {"F32": 1}, "safetensors"), config, Load())
+    assert found.cache == weigh.cache(config, weigh.GLANCE, 4)
