@@ -501,7 +501,7 @@ def test_a_server_has_a_name_in_the_config_file(
 # what only a model in this process can do
 
 
-@pytest.mark.parametrize("line", ["/template", "/template check", "/beams 4"])
+@pytest.mark.parametrize("line", ["/template", "/template check", "/beams 4", "/lens", "/arch", "/bench"])
 def test_what_needs_the_model_itself_says_so_and_changes_nothing(llama_folder: Path, line: str) -> None:
     with opened(llama_folder) as session, FakeServer() as server:
         run(session, f"/connect {server.host}")
