@@ -50,6 +50,7 @@ def parser() -> Line:
     line.add_argument(
         "--resume", nargs="?", const="", metavar="SESSION", help="go on with the last session, or this one"
     )
+    line.add_argument("--connect", metavar="URL", help="let a server answer; MODEL is then one that it serves")
     line.add_argument("--no-save", action="store_true", help="leave nothing of this session on disk")
     line.add_argument("--offline", action="store_true", help="never touch the network")
     line.add_argument("--version", action="version", version=f"hub-repl {__version__}")
@@ -67,7 +68,7 @@ def chosen(asked: argparse.Namespace, found: Settings) -> Settings:
     given = {name: word for name in settings.places() if (word := getattr(asked, f"set_{name}", None)) is not None}
     if {"max_new_tokens", "max_length"} <= set(given):
         raise UsageError("max_new_tokens and max_length exclude each other: give one")
-    if asked.model:
+    if asked.model and not asked.connect:
         given |= {name: word for name, word in settings.address(asked.model) if word != "default"}
     for name, word in given.items():
         found = found.put(name, settings.read(name, word), "you")

@@ -13,6 +13,7 @@ from repl.errors import UsageError
 from repl.kinds import nearest
 from repl.settings import Settings
 
+ENGINE = ("url", "key_env", "model")  # keys of a server
 Preset = Mapping[str, str]
 """Settings by name, each as the word a user would type."""
 
@@ -25,6 +26,8 @@ class Config:
     startup: tuple[str, ...] = ()
     presets: Mapping[str, Preset] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    engines: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Servers by name: `url`, and if need be `key_env` (a variable that holds the key) and `model`."""
     wrong: tuple[str, ...] = ()
 
 
@@ -57,10 +60,12 @@ class Reader:
         aliases = {
             name: line for name, line in self._table(table.pop("aliases", {}), "aliases") if self._line(name, line)
         }
+        found = self._table(table.pop("engines", {}), "engines")
+        engines = {name: rest for name, rest in found if self._engine(name, rest)}
         chosen = Settings()
         for key, word in self._words(table).items():
             chosen = chosen.put(key, settings.read(key, word), "config")
-        return Config(chosen, startup, presets, aliases, tuple(self._wrong))
+        return Config(chosen, startup, presets, aliases, engines, tuple(self._wrong))
 
     def _startup(self, lines: Any) -> tuple[str, ...]:
         if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
@@ -86,6 +91,14 @@ class Reader:
             self._say(name, f'alias {name!r} is not a word with a line such as "/sample temperature=1"')
         return good
 
+    def _engine(self, name: str, value: Any) -> bool:
+        good = isinstance(value, dict) and "url" in value and all(isinstance(word, str) for word in value.values())
+        if not good or (strange := sorted(set(value) - set(ENGINE))):
+            key = "" if not good else f": it does not take {strange[0]!r}"
+            self._say(name, f'engine {name!r} is not a table with url = "http://host:8000", key_env, model{key}')
+            return False
+        return True
+
     def _words(self, table: dict[str, Any]) -> dict[str, str]:
         """Return the settings of a table as words, leaving out those that cannot be read."""
         good: dict[str, str] = {}
@@ -100,7 +113,7 @@ class Reader:
         return good
 
     def _say(self, key: str, sentence: str) -> None:
-        found = re.search(rf"(?m)^[ \t]*\[*(?:presets\.)?[\"']?{re.escape(key)}\b", self._text)
+        found = re.search(rf"(?m)^[ \t]*\[*(?:presets\.|engines\.)?[\"']?{re.escape(key)}\b", self._text)
         number = self._text.count("\n", 0, found.start()) + 1 if found else 1
         self._wrong.append(f"{self._path}:{number} {sentence}")
 
@@ -138,4 +151,5 @@ def template() -> str:
         lines.append("")
     lines += ["# lines that run at the start", '# startup = ["/greedy"]', ""]
     lines += ["# /preset creative", "# [presets.creative]", "# do_sample = true", "# temperature = 1.1", ""]
+    lines += ["# /connect box", "# [engines.box]", '# url = "http://127.0.0.1:8000"', ""]
     return "\n".join([*lines, "# /calm", "# [aliases]", '# calm = "/sample temperature=0.3"', ""])

@@ -37,7 +37,7 @@ def fit(
         raise _overflow(kept, ids, count, context, policy)
     places = list(range(len(kept)))
     while len(ids) >= context - _room(context, wanted):
-        gone = _oldest(kept)
+        gone = oldest(kept)
         if not gone:
             break
         dropped += [places[place] for place in gone]
@@ -53,7 +53,7 @@ def _room(context: int, wanted: int) -> int:
     return max(1, min(wanted, context // SHARE))
 
 
-def _oldest(messages: Sequence[Message]) -> list[int]:
+def oldest(messages: Sequence[Message]) -> list[int]:
     """Return the places of the oldest exchange: a message with what was answered to it; never the last message."""
     asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
     if len(asked) < 2:
@@ -69,7 +69,7 @@ def _overflow(
     policy: str,
 ) -> Overflow:
     said = f"the prompt has {len(ids)} tokens, the context holds {context}"
-    first = _oldest(messages)
+    first = oldest(messages)
     if policy != "ask" or not first:
         return Overflow(said, "/overflow drop_oldest" if first else "/clear")
     rest = [message for place, message in enumerate(messages) if place not in first]

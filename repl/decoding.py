@@ -14,6 +14,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 BEAMS = ("length_penalty", "early_stopping")
 APART = ("seed", "reuse", "overflow")  # settings that are no fields of the library's generation config
 PREFIX = "template."  # of the variables that a chat template reads
+PENALTIES = ("frequency_penalty", "presence_penalty")  # what only servers know
 OURS = {"stop": "stop_strings"}  # settings that the library calls otherwise
 
 
@@ -78,7 +79,8 @@ def overrides(settings: Settings, base: Base) -> dict[str, Any]:
         given["stop_strings"] = list(given["stop_strings"])
     (limit,) = _length(settings, base).items()
     neutral = dict.fromkeys(LENGTHS)
-    return {**neutral, **given, limit[0]: limit[1].value, **dict(_fields(settings))}
+    others = {name: value for name, value in _fields(settings) if name not in PENALTIES}
+    return {**neutral, **given, limit[0]: limit[1].value, **others}
 
 
 def _fields(settings: Settings) -> list[tuple[str, Any]]:

@@ -10,9 +10,13 @@ class ReplError(Exception):
     partial: Any = None
     """What there is of a reply that failed: a `Done`, or None."""
 
-    def __init__(self, message: str, *hints: str, choices: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self, message: str, *hints: str, choices: tuple[tuple[str, str], ...] = (), again: bool = True
+    ) -> None:
         super().__init__(message)
         self.message = message
+        self.again = again
+        """Repeat the line that failed after one of the choices; without, the choice is all."""
         self.choices = choices
         """Lines that mend it, each with its effect: typing the number runs the line and repeats what failed."""
         self.hints = hints or tuple(line for line, _ in choices)
@@ -28,6 +32,15 @@ class Overflow(UsageError):
     """A prompt that is longer than the model's context."""
 
     kind = "context_full"
+
+
+class NeedsLocal(UsageError):
+    """What only a model in this process can do, while a server answers."""
+
+    kind = "needs_local"
+
+    def __init__(self, what: str, *hints: str, back: str = "the local model") -> None:
+        super().__init__(f"{what} needs a local model", f"/disconnect goes back to {back}", *hints)
 
 
 class NotFound(ReplError):

@@ -162,5 +162,10 @@ class Done:
     search: Search | None = None
     """What a beam search considered."""
 
+    @property
+    def tokens(self) -> int:
+        """Return how many tokens prompt and reply have together; a server may keep their ids to itself."""
+        return len(self.prompt_ids) + len(self.token_ids) or self.usage.prompt + self.usage.completion
+
 
 Event = Token | Opening | Echo | Beams | Progress | Notice | Done

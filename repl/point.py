@@ -21,7 +21,7 @@ def chat(session: Session, chosen: Settings, asked: Turn, prefill: str = "") -> 
 def onward(session: Session, last: Turn) -> Request:
     """Go on from the very ids; a model that did not make them goes on from the text."""
     record, asked = last.record, session.conversation.turns[last.parent or 0]
-    if record is None or not made_by(record, session.facts()):
+    if record is None or not session.engine.made(record):
         if asked.role == "prompt":
             return Request(session.settings, text=asked.text + last.text)
         return chat(session, session.settings, asked, last.text)

@@ -59,8 +59,11 @@ class Program:
         store = Store(offline, consents=Consents(paths.data() / TRUSTED))
         session = Session(self.chosen, store, self.worker, saved)
         session.presets = dict(self.config.presets)
+        session.engines = dict(self.config.engines)
         session.notices += [*self.config.wrong, *registry.alias(self.config.aliases)]
-        return Shell(session, Screen(self.asked.json, self.interactive))
+        shell = Shell(session, Screen(self.asked.json, self.interactive))
+        shell.unopened = not self.asked.connect  # where a server answers, no model is loaded
+        return shell
 
     def run(self) -> int:
         """Serve what was asked for; returns the exit code."""
@@ -84,7 +87,12 @@ class Program:
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"cannot read the script {self.asked.script!r}: {error}") from error
         resumed = [] if self.asked.resume is None else [f"/resume {self.asked.resume}".strip()]
-        return [*self.config.startup, *resumed, *self.asked.commands, *script]
+        return [*self.config.startup, *resumed, *self._connected(), *self.asked.commands, *script]
+
+    def _connected(self) -> list[str]:
+        if not self.asked.connect:
+            return []
+        return [f"/connect {self.asked.connect}" + (f" --model '{self.asked.model}'" if self.asked.model else "")]
 
     # without a prompt
 
@@ -129,7 +137,8 @@ class Program:
             return True
         self._editor = editor = Editor(paths.data() / "history", Opening(self), mark, keep=not self.asked.no_save)
         with restored(), editor.held():
-            if self._has_lines() or self.asked.resume is not None or self.config.startup or self.config.wrong:
+            asked, found = self.asked, self.config
+            if self._has_lines() or asked.resume is not None or asked.connect or found.startup or found.wrong:
                 self.take()
                 self._before()
             self._serve(editor)

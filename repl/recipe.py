@@ -65,6 +65,8 @@ def chosen(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Do
         replies = [child.id for child in talk.children(turn.id) if child.record]
         said = "is a message: its reply is" if replies else "has no record of how it was made"
         raise UsageError(f"turn {turn.id} {said}{f' turn {replies[-1]}' if replies else ''}", "/tree")
+    if server := turn.record.model.get("server"):
+        raise UsageError(f"turn {turn.id} was made by {server}, which keeps its token ids to itself")
     if not parts(turn.record)[1]:
         raise UsageError(f"turn {turn.id} was broken off before its first token", "/retry")
     return turn, turn.record

@@ -16,6 +16,7 @@ from repl.adapters import Adapter
 from repl.clean import clean, clean_line
 from repl.errors import ReplError
 from repl.events import Done
+from repl.remote import Connected
 from repl.session import Loaded
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
@@ -168,13 +169,18 @@ def figures(done: Done) -> str:
     made, timing = done.usage.completion, done.timing
     ends = {"cancelled": "stopped by you", "length": _limit(done)}
     return joined(
-        f"{made} token{'' if made == 1 else 's'}",
+        f"{made} {_unit(done)}{'' if made == 1 else 's'}",
         f"first after {timing.ttft_s:.2f} s" if timing.ttft_s is not None else "",
         f"{timing.decode_tps:.0f} tokens/s" if timing.decode_tps else "",
         f"{done.usage.reused} of {done.usage.prompt} reused" if done.usage.reused else "",
         f"seed {done.seed}" if done.seed is not None else "",
         ends.get(done.finish, ""),
     )
+
+
+def _unit(done: Done) -> str:
+    """Say what was counted: a server that did not say how many tokens it made sent so many pieces."""
+    return "piece" if done.model.get("counted") == "by pieces" else "token"
 
 
 def _limit(done: Done) -> str:
@@ -204,7 +210,9 @@ class Screen:
             self.out.print(view(result))
         elif isinstance(result, Said | Draft):
             self.err.print(view(result))
-        elif not isinstance(result, Done | Loaded):  # a reply is written already, and readiness goes without saying
+        elif not isinstance(
+            result, Done | Loaded | Connected
+        ):  # a reply is written already, and readiness goes without saying
             self.out.print(view(result))
 
     def paint(self, theme: str) -> None:
@@ -256,7 +264,7 @@ def _choices(error: ReplError, repeats: bool) -> list[Any]:
         (f"\n{number:3} ", (clean_line(line), "accent"), (f"  {clean_line(effect)}", "quiet"))
         for number, (line, effect) in enumerate(error.choices, 1)
     ]
-    again = " and sends the message again" if repeats else ""
+    again = " and sends the message again" if repeats and error.again else ""
     return [*(part for row in rows for part in row), (f"\n    a number does it{again}", "quiet")]
 
 

@@ -9,9 +9,11 @@ from repl import catalog, decoding, paths, settings
 from repl.archive import Archive
 from repl.conversation import Conversation, Turn
 from repl.decoding import NOTHING, Base
-from repl.errors import NoModel
+from repl.engines import Engine, Local
+from repl.errors import NeedsLocal, NoModel
 from repl.folder import NeedsCode
 from repl.loading import Facts
+from repl.remote import Remote, offered
 from repl.settings import Load, Settings
 from repl.store import Store
 from repl.worker import Emit, Job, Worker
@@ -48,6 +50,10 @@ class Session:
         catalog.names.offline = store.offline
         self.worker = worker
         self._errands: Worker | None = None
+        self.remote: Remote | None = None  # the server that answers instead of the model in this process
+        self.engines: dict[str, Mapping[str, str]] = {}  # servers by name, from the config file
+        self.trusted: set[str] = set()  # hosts that may be talked to without encryption
+        self._network: Worker | None = None
         self.notices: list[str] = []  # sentences for the user that are not said yet
         self._saved = saved  # the file of the archive, None where nothing is saved
         self._archive: Archive | None = None
@@ -75,6 +81,19 @@ class Session:
         self._errands = self._errands or Worker()
         job = self._errands.start(work)
         return Task(job, lambda: settle(job) if settle else job.result())
+
+    def call(self, work: Callable[[Emit], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+        """Queue work for a server: on a thread of its own, which no load holds up."""
+        self._network = self._network or Worker()
+        job = self._network.start(work)
+        return Task(job, lambda: settle(job) if settle else job.result())
+
+    def connect(self, remote: Remote | None) -> None:
+        """Let a server answer from now on; None: the model in this process."""
+        if self.remote is not None and self.remote is not remote:
+            self.remote.close()
+        self.remote = remote
+        offered[:] = [offer.id for offer in remote.offers] if remote else []
 
     def load(self, wanted: Settings) -> Task[Facts]:
         """Begin to load what the settings say; they become the session's own when it is ready.
@@ -118,7 +137,7 @@ class Session:
         turn = self.conversation.turns.get(self.conversation.head or 0)
         record = turn.record if turn else None
         self.last = turn if record else self.last
-        self.used = len(record.prompt_ids) + len(record.token_ids) if record else 0
+        self.used = record.tokens if record else 0
         self.aim = None
 
     # what stays
@@ -146,26 +165,47 @@ class Session:
         return replace(self.settings, load=self.wanted.load, origins={**self.settings.origins, **self.wanted.origins})
 
     def facts(self) -> Facts:
-        """Return what is loaded; raises `NoModel`."""
+        """Return what is loaded, for what needs the model itself; raises `NoModel` and `NeedsLocal`."""
+        self.local()
         return self.store.current().facts
+
+    def local(self, what: str = "this") -> None:
+        """Raise `NeedsLocal` while a server answers."""
+        if self.remote is not None:
+            facts = self.store.facts()
+            raise NeedsLocal(what, back=facts.name if facts else self.pending().load.model)
+
+    @property
+    def engine(self) -> Engine:
+        """Return what answers."""
+        return self.remote or Local(self.store)
 
     def base(self) -> Base:
         """Return what the model brings to decoding; nothing before one is loaded."""
-        facts = self.store.facts()
-        return facts.base if facts else NOTHING
+        return self.engine.base if self.remote or self.store.facts() else NOTHING
 
     def chats(self) -> bool:
-        """Tell whether a message goes through the chat template; raises `NoModel`."""
+        """Tell whether a message goes through the model's own chat template; raises `NoModel` and `NeedsLocal`."""
+        self.local()
+        return self.talks()
+
+    def talks(self) -> bool:
+        """Tell whether a message is part of a chat, or else a text to go on from; raises `NoModel`."""
         mode = self.settings.view.mode
-        return self.facts().chats if mode == "auto" else mode == "chat"
+        return self.engine.chats if mode == "auto" else mode == "chat"
 
     def decoding(self) -> dict[str, decoding.Value]:
         """Return the decoding values in effect."""
         return decoding.effective(self.settings, self.base())
 
     def ready(self) -> None:
-        """Raise `NoModel` unless a model is resident or on its way."""
-        if self.store.facts() is None and self.loading is None:
+        """Raise `NoModel` unless a model is resident or on its way, and `NeedsLocal` while a server answers."""
+        self.local()
+        self.answers()
+
+    def answers(self) -> None:
+        """Raise `NoModel` unless something answers, or will when it is loaded."""
+        if self.remote is None and self.store.facts() is None and self.loading is None:
             raise NoModel("no model is loaded", "/model builtin")
 
     def close(self) -> bool:
@@ -173,5 +213,6 @@ class Session:
         self.mark()
         if self._archive is not None:
             self._archive.close()
-        free = self._errands is None or self._errands.close()
-        return self.worker.close() and free
+        self.connect(None)
+        idle = [worker is None or worker.close() for worker in (self._errands, self._network)]
+        return self.worker.close() and all(idle)

@@ -11,7 +11,7 @@ from repl.live import Pace, Pane
 from repl.mishaps import sentence
 from repl.panel import Panel
 from repl.quiet import log
-from repl.screen import Lines, Screen, device, joined
+from repl.screen import Lines, Screen, joined
 from repl.session import Session, Task
 from repl.settings import Settings, named
 
@@ -86,7 +86,7 @@ class Shell:
             if not isinstance(error, UsageError):
                 log.warning("%s\n%s", error, error.__dict__.get("trace", ""))
             self.screen.error(error)
-            self.offer(error.choices, line)
+            self.offer(error.choices, line if error.again else "")
         except Cancelled:
             self.screen.notice("stopped")
         except BrokenPipeError:
@@ -98,7 +98,7 @@ class Shell:
         return False
 
     def _attempt(self, line: str) -> bool:
-        if registry.must_wait(line) and not self.settle_load():
+        if self.session.remote is None and registry.must_wait(line) and not self.settle_load():
             self._give_back(line)
             return False
         outcome = registry.dispatch(self.session, line)
@@ -204,7 +204,8 @@ class Shell:
 
     def toolbar(self, width: int) -> str:
         """Return the line under the prompt, without what does not fit."""
-        parts = [self._loading()] if self.session.loading or self.unopened else self._state()
+        away = self.session.remote is not None
+        parts = self._state() if away or not (self.session.loading or self.unopened) else [self._loading()]
         while len(parts) > 1 and len(joined(*parts)) > width - 2:
             parts.pop()
         return (" " + joined(*parts))[: max(1, width - 1)]
@@ -213,15 +214,14 @@ class Shell:
         return joined(f"loading {named(self.session.pending().load.model)}", self._pace.said())
 
     def _state(self) -> list[str]:
-        session, facts = self.session, self.session.store.facts()
-        if facts is None:
+        session, engine = self.session, self.session.engine
+        if session.remote is None and session.store.facts() is None:
             return ["no model", "/model ID loads one"]
-        context = f"context {session.used} of {facts.context}" if facts.context else f"context {session.used}"
+        context = f"context {session.used} of {engine.context}" if engine.context else f"context {session.used}"
         return [
-            facts.name,
-            facts.form,
-            device(facts.device_map),
-            "chat" if session.chats() else "complete",
+            engine.name,
+            *engine.traits,
+            "chat" if session.talks() else "complete",
             decoding.phrase(session.decoding()),
             context,
             f"{session.speed:.0f} tokens/s" if session.speed else "",

@@ -4,7 +4,7 @@ import ctypes
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
@@ -243,13 +243,46 @@ def aside(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
             outcome.put((None, error))
 
     threading.Thread(target=run, name="network", daemon=True).start()
+    value, error = _waited(outcome, emit, seconds)
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]  # set whenever there was no error
+
+
+def flowing(
+    work: Callable[[Callable[[T], None]], None], emit: Emit, cut: Callable[[], None], seconds: float = 0.0
+) -> Generator[T]:
+    """Yield what blocking network work hands over, from a thread of its own that `cut` must end.
+
+    Raises what the work raised, `TimeoutError` after `seconds` without anything (0: none), and `Cancelled` at once.
+    """
+    outcome: SimpleQueue[tuple[T | None, bool, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            work(lambda piece: outcome.put((piece, False, None)))
+            outcome.put((None, True, None))
+        except BaseException as error:
+            outcome.put((None, True, error))
+
+    threading.Thread(target=run, name="network", daemon=True).start()
+    try:
+        while True:
+            piece, over, error = _waited(outcome, emit, seconds)
+            if error is not None:
+                raise error
+            if over:
+                return
+            yield piece  # type: ignore[misc]  # a piece unless it is over
+    finally:
+        cut()
+
+
+def _waited(outcome: SimpleQueue[T], emit: Emit, seconds: float) -> T:
     deadline = time.monotonic() + seconds
     while True:
         emit.check()
         with suppress(Empty):
-            value, error = outcome.get(timeout=0.05)
-            if error is not None:
-                raise error
-            return value  # type: ignore[return-value]  # set whenever there was no error
+            return outcome.get(timeout=0.05)
         if seconds and time.monotonic() > deadline:
             raise TimeoutError

@@ -11,7 +11,7 @@ import pytest
 
 from repl.errors import Cancelled, ReplError
 from repl.events import Notice, Progress
-from repl.worker import GRACE, PATIENCE, Emit, Job, Worker, aside, bare
+from repl.worker import GRACE, PATIENCE, Emit, Job, Worker, aside, bare, flowing
 
 HANG = 20.0  # seconds after which a test that waits has failed
 
@@ -319,3 +319,38 @@ def test_aside_does_not_wait_for_a_silent_peer(worker: Worker, emit: Any) -> Non
     with pytest.raises(Cancelled):
         job.result()
     gate.set()
+
+
+def test_network_work_that_flows_is_left_at_once(worker: Worker) -> None:
+    """What it hands over arrives in order; a cancel does not wait for it, and cuts it."""
+    cut = threading.Event()
+
+    def work(put: Callable[[int], None]) -> None:
+        put(1)
+        put(2)
+        cut.wait(HANG)
+
+    heard: list[int] = []
+
+    def read(emit: Emit) -> None:
+        for number in flowing(work, emit, cut.set):
+            heard.append(number)
+            emit(Notice(str(number)))
+
+    job = worker.start(read)
+    while len(heard) < 2:
+        job.poll(0.01)
+    job.cancel()
+    with pytest.raises(Cancelled):
+        list(job)
+    assert (heard, cut.is_set()) == ([1, 2], True)
+
+
+def test_network_work_that_flows_raises_what_it_raised(worker: Worker) -> None:
+    def work(put: Callable[[int], None]) -> None:
+        put(1)
+        raise ConnectionError("gone")
+
+    job = worker.start(lambda emit: list(flowing(work, emit, lambda: None)))
+    with pytest.raises(ConnectionError, match="gone"):
+        list(job)

@@ -104,6 +104,8 @@ def beams(
     """
     if isinstance(count, str):
         return tree(session.last)
+    if count > 1:
+        session.local("a beam search")
     words = [("num_beams", str(count)), ("do_sample", "off"), ("num_return_sequences", str(count)), *changes]
     if count == 1:
         words[2] = ("num_return_sequences", "default")

@@ -9,6 +9,7 @@ from rich.tree import Tree
 
 from repl.clean import clean, clean_line
 from repl.conversation import Conversation, Turn
+from repl.events import Done
 from repl.kinds import Whole
 from repl.registry import command
 from repl.screen import Said, view
@@ -48,7 +49,12 @@ def line(turn: Turn) -> Line:
     """Return a turn as it is listed."""
     record = turn.record
     model = str(record.model.get("id", "")) if record else ""
-    return Line(turn.id, turn.parent, turn.role, turn.text, turn.state, model, len(record.token_ids) if record else 0)
+    return Line(turn.id, turn.parent, turn.role, turn.text, turn.state, model, made(record) if record else 0)
+
+
+def made(record: Done) -> int:
+    """Return how many tokens a reply has; a server may keep their ids to itself."""
+    return len(record.token_ids) or record.usage.completion
 
 
 @command("history")

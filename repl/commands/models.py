@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import catalog, placement, settings
+from repl import catalog, placement, remote, settings
 from repl.catalog import Card
 from repl.change import changed, load
 from repl.clean import clean_line
@@ -19,16 +19,23 @@ from repl.screen import Said, count, device, joined, mebibytes, view
 from repl.session import Session, Task
 
 
+def known() -> list[str]:
+    """Return the models to complete: those of the server that answers, else those that load without the network."""
+    return remote.offered or catalog.names()
+
+
 @command("models")
 def model(
     session: Session,
-    id: Annotated[str, Words("a model", suggest=catalog.names)] = "",
+    id: Annotated[str, Words("a model", suggest=known)] = "",
     *changes: Annotated[tuple[str, str], Change()],
 ) -> Any:
-    """Load another model: a Hub id, id@revision, id:file.gguf, a folder, or builtin.
+    """Load another model: a Hub id, id@revision, id:file.gguf, a folder, or builtin; while connected, the server's.
 
     Load settings may follow: /model ID dtype=bfloat16 device=cpu.
     """
+    if session.remote is not None:
+        return session.remote.choose(id) if id else session.remote.served()
     return load(session, [*settings.address(id), *changes]) if id else info(session)
 
 
@@ -76,6 +83,8 @@ class Info:
 @command("models", waits=True)
 def info(session: Session, id: Annotated[str, Words("a model", suggest=catalog.names)] = "") -> Any:
     """Show what is loaded: architecture, size, precision, placement, limits; of another model what its card says."""
+    if session.remote is not None and not id:
+        return session.remote.served()
     loaded = next((each for each in session.store.residents() if id in (each.facts.id, each.facts.name)), None)
     if id and loaded is None:
         return session.errand(lambda emit: catalog.card(catalog.wanted(id), emit, session.store.offline))

@@ -76,6 +76,8 @@ def set_(session: Session, name: str, value: Annotated[str, Rest()]) -> Any:
         return change(session, settings.find(name), value)
 
     def check(emit: Emit) -> Any:
+        if session.remote is not None and (found := session.remote.parameter(name, value)):
+            return found
         if name.startswith(decoding.PREFIX):
             return argument(session.store.current().tokenizer, name, value, emit)
         return validated(decoding.other(name.replace("-", "_"), session.base()), value)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated, Any
 
-from repl import engine, point
+from repl import point
 from repl.change import changed
 from repl.conversation import Turn
 from repl.errors import Cancelled, ReplError, UsageError
@@ -20,10 +20,10 @@ from repl.worker import Job
 @command("talk", waits=True)
 def say(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
     """Send a message, or a text to complete where the model has no chat template."""
-    session.ready()
+    session.answers()
     if not text.strip():
         raise UsageError("the prompt is empty")
-    if not session.chats():
+    if not session.talks():
         return raw(session, text)
     text = _with_files(session, text)
     talk, aim = session.conversation, session.aim
@@ -34,14 +34,14 @@ def say(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
 @command("talk", waits=True)
 def raw(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
     """Continue a text as it stands, without the chat template and outside the conversation."""
-    session.ready()
+    session.answers()
     return _answer(session, session.conversation.add("prompt", text, None), session.settings)
 
 
 @command("talk", waits=True)
 def retry(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> Task[Done]:
     """Answer the last message again, with other settings for this once: /retry temperature=1.2."""
-    session.ready()
+    session.answers()
     last = _last(session)
     chosen = changed(session.settings, changes, parts=("decode", "view"))
     return _answer(session, session.conversation.turns[last.parent or 0], chosen)
@@ -50,7 +50,7 @@ def retry(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> T
 @command("talk", name="continue", waits=True)
 def continue_(session: Session) -> Task[Done]:
     """Let the last reply go on from its last token."""
-    session.ready()
+    session.answers()
     last = _last(session)
     if last.record is None:
         raise UsageError("the last reply has no record to go on from", "/retry")
@@ -130,10 +130,11 @@ def _generate(session: Session, request: Request, asked: Turn, before: Turn | No
         state = "cancelled" if done.finish == "cancelled" else "complete"
         _close(session, turn, lead, _whole(done, request, before), state)
         session.speed = done.timing.decode_tps or session.speed
-        session.used = len(done.prompt_ids) + len(done.token_ids)
+        session.used = done.tokens
         return done
 
-    return session.start(lambda emit: engine.reply(session.store.current(), request, emit), settle)
+    start, engine = session.call if session.remote else session.start, session.engine
+    return start(lambda emit: engine.reply(request, emit), settle)
 
 
 def _whole(done: Done, request: Request, before: Turn | None) -> Done:

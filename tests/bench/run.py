@@ -15,6 +15,7 @@ import echo
 import many
 import memory
 import platformdirs
+import remote
 import reply
 import start
 from figures import Ground, Row
@@ -41,6 +42,7 @@ PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "typing": echo.streaming,
     "decode": reply.decode,
     "cancel": reply.cancel,
+    "remote": remote.overhead,
     "memory": memory.alternating,
     "builtin": start.second,
     "streamer": stream,
