@@ -3,8 +3,7 @@
 import copy
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any
 
 from repl import decoding, template
@@ -13,7 +12,7 @@ from repl.errors import Cancelled, Failed, NoMemory, ReplError
 from repl.events import Done, Echo, Notice, Opening, Search, Sequence, Timing, Token, Usage
 from repl.libraries import release
 from repl.loading import Facts, Resident, is_memory, sentence
-from repl.probe import breakable, entry, finite, measuring
+from repl.probe import breakable, entry, finite, measuring, one_sentence
 from repl.request import Prompt, Request, encode
 from repl.settings import Settings
 from repl.stream import streamer
@@ -45,17 +44,6 @@ def reply(resident: Resident, request: Request, emit: Emit) -> Done:
         with suppress(ReplError), one_sentence("the reply cannot be decoded"):
             error.partial = run.done(run.partial(), "failed")
         raise
-
-
-@contextmanager
-def one_sentence(what: str) -> Iterator[None]:
-    """Turn whatever a library raises into one `Failed`; errors of ours and a cancel pass."""
-    try:
-        yield
-    except (Cancelled, ReplError):
-        raise
-    except BaseException as error:  # the tokenizer's Rust side panics with a BaseException
-        raise Failed(f"{what}: {sentence(error)}") from error
 
 
 def configure(resident: Resident, settings: Settings) -> Any:

@@ -1,13 +1,39 @@
 """Hooks into a model's forward pass: break it off between two layers, read its logits before anything changes them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from repl import folder
-from repl.errors import Failed
-from repl.loading import Facts
+from repl.errors import Cancelled, Failed, ReplError
+from repl.loading import Facts, sentence
+
+AT_ONCE = 2**18  # logits that are measured at once: they stay in the processor's cache
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One token of a text and what the model gave it: logprob and entropy in nats, rank 1 for the likeliest."""
+
+    id: int
+    logprob: float
+    entropy: float
+    rank: int
+    top: tuple[tuple[int, str, float], ...] = ()
+    """The likeliest tokens there: (id, text, logprob in nats)."""
+
+
+@contextmanager
+def one_sentence(what: str) -> Iterator[None]:
+    """Turn whatever a library raises into one `Failed`; errors of ours and a cancel pass."""
+    try:
+        yield
+    except (Cancelled, ReplError, GeneratorExit):
+        raise
+    except BaseException as error:  # the tokenizer's Rust side panics with a BaseException
+        raise Failed(f"{what}: {sentence(error)}") from error
 
 
 @contextmanager
@@ -77,17 +103,36 @@ def measuring(model: Any, tokenizer: Any, count: int) -> Iterator[Callable[[int]
     seen: list[Any] = []
     hook = model.register_forward_hook(lambda _, __, output: seen.__setitem__(slice(None), [output.logits[0, -1]]))
     try:
-        yield lambda token: _measured(seen[0], token, tokenizer, count)
+        yield lambda token: _fields(measured(seen[0][None], [token], tokenizer, count)[0])
     finally:
         hook.remove()
 
 
-def _measured(logits: Any, token: int, tokenizer: Any, count: int) -> dict[str, Any]:
+def _fields(scored: Scored) -> dict[str, Any]:
+    return {"logprob": scored.logprob, "entropy": scored.entropy, "top": scored.top}
+
+
+def measured(logits: Any, tokens: Sequence[int], tokenizer: Any, count: int = 0) -> list[Scored]:
+    """Measure tokens in their distributions, each with the `count` likeliest there.
+
+    `logits`, of shape (tokens, vocab), are what the model gave; row j is the one that token j was drawn from.
+    """
+    rows = max(1, AT_ONCE // logits.shape[-1])
+    parts = zip(logits.split(rows), range(0, len(tokens), rows), strict=True)
+    return [one for part, place in parts for one in _block(part, tokens[place : place + rows], tokenizer, count)]
+
+
+def _block(logits: Any, tokens: Sequence[int], tokenizer: Any, count: int) -> Iterator[Scored]:
+    import torch
+
     logs = logits.float().log_softmax(-1)
-    values, ids = logs.topk(min(count, len(logs)))
-    pairs = zip(ids.tolist(), values.tolist(), strict=True)
-    return {
-        "logprob": float(logs[token]),
-        "entropy": float(-(logs.exp() * logs).nansum()),
-        "top": tuple((one, str(tokenizer.decode([one])), value) for one, value in pairs),
-    }
+    own = logs.gather(-1, torch.tensor(tokens, device=logs.device)[:, None])
+    ranks = (logs > own).sum(-1).add(1).tolist()
+    entropies = logs.exp().mul_(logs).nansum(-1).neg().tolist()
+    values, ids = logs.topk(min(count, logs.shape[-1])) if count else (own[:, :0], own[:, :0])
+    columns = tokens, own[:, 0].tolist(), entropies, ranks, ids.tolist(), values.tolist()
+    for token, logprob, entropy, rank, places, logprobs in zip(*columns, strict=True):
+        pairs = zip(places, logprobs, strict=True)
+        yield Scored(
+            token, logprob, entropy, rank, tuple((one, str(tokenizer.decode([one])), value) for one, value in pairs)
+        )

@@ -58,12 +58,13 @@ class Kept:
         cache, ids = self._cache, self._ids
         self.drop()  # from here on an interrupt leaves nothing behind that might be wrong
         reused = common(ids, prompt[0, :-1].tolist())
-        if not reused or not cropped(cache, reused) or not self._may_go_on(model, cache, prompt):
+        if not reused or not cropped(cache, reused) or not self.may_go_on(model, cache, prompt):
             cache, reused = blank(model), 0
         _remember(cache)
         return cache, reused
 
-    def _may_go_on(self, model: Any, cache: Any, prompt: Any) -> bool:
+    def may_go_on(self, model: Any, cache: Any, prompt: Any) -> bool:
+        """Tell whether reading in steps comes to what reading at once does; the first of `prompt` may be tried."""
         if all(map(_simple, cache.layers)):
             return True
         if self._carries is None and prompt.shape[-1] >= PROBED:
