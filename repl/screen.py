@@ -19,7 +19,22 @@ from repl.events import Done
 from repl.session import Loaded
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
-THEME = Theme({"accent": ACCENTS["dark"], "quiet": "dim"})
+SHADES = {
+    "dark": ("#5fafff", "#ffaf00", "on #3a3a3a"),
+    "light": ("#005fd7", "#af5f00", "on #dadada"),
+    "mono": ("", "", "underline"),
+}
+"""What is less likely, what is unlikely, and every other token: told apart by colour-blind people too."""
+
+
+def palette(theme: str) -> Theme:
+    """Return the styles of a theme; shades differ by more than colour."""
+    less, least, band = SHADES["mono" if "NO_COLOR" in os.environ else theme]
+    shades = {"shade1": f"underline {less}", "shade2": f"bold underline {least}", "shade3": f"reverse {least}"}
+    return Theme({"accent": ACCENTS[theme], "quiet": "dim", "band": band, **shades})
+
+
+THEME = palette("dark")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -194,7 +209,7 @@ class Screen:
     def paint(self, theme: str) -> None:
         """Draw in the colours of a theme from now on."""
         for console in (self.out, self.err):
-            console.push_theme(Theme({"accent": ACCENTS[theme], "quiet": "dim"}))
+            console.push_theme(palette(theme))
             console.no_color = theme == "mono" or "NO_COLOR" in os.environ
 
     def space(self) -> None:

@@ -1,0 +1,29 @@
+"""Probabilities as shades and bars: told apart by colour-blind people, and without any colour."""
+
+from rich.text import Text
+
+from repl.screen import ascii_only
+
+CLASSES = ((0.5, "", "50 % or more"), (0.1, "shade1", "10 to 50"), (0.01, "shade2", "1 to 10"), (0.0, "shade3", "less"))
+"""From which probability on a token is drawn how: plain, underlined, bold and underlined, reversed."""
+EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def style(probability: float) -> str:
+    """Return the style that a token of this probability is drawn in; a name of the screen's themes, or empty."""
+    return next(name for least, name, _ in CLASSES if probability >= least or not least)
+
+
+def legend() -> Text:
+    """Say what the shades mean, each drawn in itself."""
+    parts = [part for _, name, words in CLASSES for part in (("  ", "quiet"), (words, name or "none"))]
+    return Text.assemble(("probability", "quiet"), *parts)
+
+
+def bar(share: float, width: int) -> str:
+    """Return a bar for a share from 0 to 1 of `width` columns; whatever is above 0 is seen."""
+    if not share > 0:
+        return ""
+    steps = 1 if ascii_only() else 8
+    whole, rest = divmod(max(1, round(min(share, 1.0) * width * steps)), steps)
+    return ("#" if steps == 1 else "█") * whole + EIGHTHS[rest].strip()
