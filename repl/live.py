@@ -123,7 +123,7 @@ class Pane:
 def token_record(token: Token) -> dict[str, Any]:
     """Return the JSON object of a token."""
     record: dict[str, Any] = {"event": "token", "text": token.text, "id": token.id}
-    if token.logprob is not None:
+    if token.top:  # asked for; without `/logprobs` the figures only go into the record
         record.update(logprob=token.logprob, entropy=token.entropy, top=[list(entry) for entry in token.top])
     return record
 

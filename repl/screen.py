@@ -264,7 +264,7 @@ def as_record(command: str, result: Any) -> dict[str, Any]:
         case Loaded(facts=facts, asked=asked):
             return {"event": "loaded", "model": model_entry(facts, asked), "seconds": round(facts.seconds, 3)}
         case Done():
-            return {"event": "done", **plain(result)}
+            return {"event": "done", **{name: value for name, value in plain(result).items() if name != "measures"}}
         case _:
             return {"event": "result", "command": command, "data": plain(result)}
 

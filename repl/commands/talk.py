@@ -1,6 +1,5 @@
 """Talk: messages, plain continuation, the system instruction, and trying again."""
 
-from dataclasses import replace
 from typing import Annotated, Any
 
 from repl import engine
@@ -14,6 +13,7 @@ from repl.request import Request
 from repl.screen import Draft, Said
 from repl.session import Session, Task
 from repl.settings import Settings
+from repl.traces import onward
 from repl.worker import Job
 
 
@@ -158,10 +158,7 @@ def _whole(done: Done, request: Request, before: Turn | None) -> Done:
     """Return the record of a reply that went on from another as one reply."""
     if before is None or before.record is None or not request.ids:
         return done
-    kept = request.ids[len(before.record.prompt_ids) :]
-    return replace(
-        done, text=before.text + done.text, prompt_ids=before.record.prompt_ids, token_ids=(*kept, *done.token_ids)
-    )
+    return onward(before, request.ids[len(before.record.prompt_ids) :], done)
 
 
 def _close(session: Session, turn: Turn, lead: str, done: Done | None, state: str) -> None:
