@@ -16,9 +16,9 @@ ORDER = [
     "snapshots", "transfer", "hub", "convert", "builtin", "catalog", "reuse", "anatomy", "packed",
     "quantization", "adapters", "placement", "loading", "context", "request", "devices", "speed", "store",
     "stream", "search", "beams", "probe", "meter", "scoring", "traits", "engine", "layers", "conversation",
-    "records", "database", "archive", "session", "registry", "screen", "shades", "traces", "writing", "recipe",
-    "again", "bench", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply", "live",
-    "change", "panel", "branches",
+    "records", "database", "archive", "session", "registry", "screen", "shades", "traces", "answers", "colours",
+    "writing", "recipe", "again", "bench", "transcript", "prose", "highlight", "tables", "blocks", "markdown",
+    "reply", "live", "change", "panel", "branches",
 ]  # fmt: skip
 TOP = ["keys", "offers", "prompt", "shell", "commands", "program", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}

@@ -3,9 +3,10 @@
 from typing import Annotated, Any
 
 from repl import engine
+from repl.answers import into
 from repl.change import changed
 from repl.conversation import Turn
-from repl.errors import Cancelled, ReplError, UsageError
+from repl.errors import UsageError
 from repl.events import Done
 from repl.kinds import Change, Rest, Whole
 from repl.registry import command
@@ -14,7 +15,6 @@ from repl.screen import Draft, Said
 from repl.session import Session, Task
 from repl.settings import Settings
 from repl.traces import onward
-from repl.worker import Job
 
 
 @command("talk", waits=True)
@@ -134,24 +134,15 @@ def _onward(session: Session, last: Turn) -> Request:
 
 
 def _generate(session: Session, request: Request, asked: Turn, before: Turn | None = None) -> Task[Done]:
-    """Generate on the model thread into a new turn, which is closed with whatever comes of it."""
-    role = "assistant" if asked.role == "user" else "completion"
-    turn = session.conversation.add(role, "", asked.id, state="open")
+    """Answer a request, or let the reply before go on with it."""
     lead = before.text if before and not request.ids else request.prefill
-
-    def settle(job: Job[Done]) -> Done:
-        try:
-            done = job.result()
-        except (ReplError, Cancelled) as error:
-            _close(session, turn, lead, getattr(error, "partial", None), "failed")
-            raise
-        state = "cancelled" if done.finish == "cancelled" else "complete"
-        _close(session, turn, lead, _whole(done, request, before), state)
-        session.speed = done.timing.decode_tps or session.speed
-        session.used = len(done.prompt_ids) + len(done.token_ids)
-        return done
-
-    return session.start(lambda emit: engine.reply(session.store.current(), request, emit), settle)
+    return into(
+        session,
+        asked,
+        lambda emit: engine.reply(session.store.current(), request, emit),
+        lead,
+        lambda done: _whole(done, request, before),
+    )
 
 
 def _whole(done: Done, request: Request, before: Turn | None) -> Done:
@@ -159,12 +150,3 @@ def _whole(done: Done, request: Request, before: Turn | None) -> Done:
     if before is None or before.record is None or not request.ids:
         return done
     return onward(before, request.ids[len(before.record.prompt_ids) :], done)
-
-
-def _close(session: Session, turn: Turn, lead: str, done: Done | None, state: str) -> None:
-    text = lead + done.text if done else ""
-    closed = session.conversation.close(turn, text, state, done)
-    if text or state == "complete":
-        session.last = closed
-        if turn.role == "assistant":
-            session.conversation.head = closed.id
