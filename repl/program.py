@@ -137,6 +137,15 @@ class Program:
         assert self._editor is not None
         self._editor.desk = self.shell
         self.shell.keyboard = self._editor.keyboard
+        self.shell.look = self._look
+
+    def _look(self, found: "Inspection") -> str:
+        """Show the tokens of a reply on a screen of their own; returns the line to run afterwards, if any."""
+        from repl.inspector import Inspector
+
+        assert self._editor is not None
+        theme = self.session.settings.view.theme
+        return Inspector(found, theme, self._editor.input, self._editor.output).run()
 
     def _before(self) -> None:
         """Run the lines that were asked for; one that fails must not take the prompt away."""

@@ -14,6 +14,7 @@ from repl.quiet import log
 from repl.screen import Lines, Screen, device, joined
 from repl.session import Session, Task
 from repl.settings import Settings, named
+from repl.traces import Inspection
 
 
 class Keys(Protocol):
@@ -41,6 +42,7 @@ class Shell:
         self.running: Task[Any] | None = None
         self.interrupted = False
         self.offered: tuple[list[str], str] = ([], "")  # lines that a number stands for, and the line to repeat then
+        self.look: Callable[[Inspection], str] | None = None  # shows tokens on a screen of their own; says what to run
         self.draft = ""  # a message that could not be sent goes back to the prompt
         self._theme = "dark"
         self.paint()
@@ -121,6 +123,11 @@ class Shell:
         wanted = self.session.settings.view.stats or self.screen.as_json or not isinstance(outcome, Done)
         if wanted:
             self.screen.show(registry.title(line), outcome)
+
+    def _look(self, line: str) -> None:
+        if line:
+            self.screen.notice(line)
+            self._attempt(line)
 
     def follow(self, task: Task[Any]) -> Any:
         """Show a job as it runs, and return the result of its end."""

@@ -17,10 +17,10 @@ ORDER = [
     "quantization", "adapters", "placement", "loading", "context", "request", "devices", "speed", "store",
     "stream", "search", "beams", "probe", "meter", "scoring", "traits", "engine", "layers", "conversation",
     "records", "database", "archive", "session", "registry", "screen", "shades", "traces", "answers", "colours",
-    "writing", "recipe", "again", "bench", "transcript", "prose", "highlight", "tables", "blocks", "markdown",
-    "reply", "live", "change", "panel", "branches",
+    "pages", "writing", "recipe", "again", "bench", "transcript", "prose", "highlight", "tables", "blocks",
+    "markdown", "reply", "live", "change", "panel", "branches",
 ]  # fmt: skip
-TOP = ["keys", "offers", "prompt", "shell", "commands", "program", "__main__"]
+TOP = ["keys", "inspector", "offers", "prompt", "shell", "commands", "program", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}
 FUNCTION = 40
 

@@ -11,12 +11,12 @@ from rich.text import Text
 from repl import settings
 from repl.answers import going_on, instead, into
 from repl.change import change
-from repl.clean import clean_line
 from repl.colours import caption, painted, shade
 from repl.conversation import Turn
 from repl.errors import UsageError
 from repl.events import Done
 from repl.kinds import Rest, Whole
+from repl.pages import quoted
 from repl.registry import command
 from repl.screen import Said, joined, view
 from repl.session import Session, Task
@@ -142,18 +142,13 @@ def row(place: int, token: Seen, by: str) -> list[Text]:
     """Return the columns of one token."""
     from math import exp
 
-    likeliest = "  ".join(f"{shown(text)} {exp(value):.3f}" for _, text, value in token.top[:LISTED])
+    likeliest = "  ".join(f"{quoted(text)} {exp(value):.3f}" for _, text, value in token.top[:LISTED])
     return [
         Text(str(place), "quiet"),
         Text(str(token.id)),
-        Text(shown(token.text or token.name), shade(token, by) or "none"),
+        Text(quoted(token.text or token.name), shade(token, by) or "none"),
         Text(f"{exp(token.logprob):.3f}"),
         Text(str(token.rank)),
         Text(f"{token.entropy:.2f}"),
         Text(likeliest, "quiet"),
     ]
-
-
-def shown(text: str) -> str:
-    """Return a token as it stands in a list: quoted, so that its spaces are seen."""
-    return f'"{clean_line(text.replace(chr(10), "↵"))}"'
