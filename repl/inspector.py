@@ -26,7 +26,7 @@ from repl.shades import bar
 from repl.traces import Inspection, Seen
 
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
-SIDE = (24, 32)  # columns of the table, at least and at most
+SIDE = (26, 32)  # columns of the table, at least and at most
 KEYS = (
     "arrows move · 1-5 or Tab choose · Enter takes · p e colours · / n search · q",
     "arrows · 1-5 choose · Enter takes · p e · / n · q leaves",
@@ -194,9 +194,9 @@ class Inspector:
         drawn: StyleAndTextTuples = [
             ("class:accent", set_cell_size(quoted(token.text or token.name), width) + "\n"),
             ("class:quiet", f"id {token.id} · rank {token.rank}\n\n"),
-            ("", f"probability {exp(token.logprob):10.4f}\n"),
-            ("", f"logprob     {token.logprob:10.4f} nats\n"),
-            ("", f"entropy     {token.entropy:10.4f} nats\n\n"),
+            ("", f"probability {exp(token.logprob):8.4f}\n"),
+            ("", f"logprob     {token.logprob:8.4f} nats\n"),
+            ("", f"entropy     {token.entropy:8.4f} nats\n\n"),
         ]
         for number, (one, name, value) in enumerate(token.top):
             drawn.append(self._row(number, one, quoted(name), exp(value), width))

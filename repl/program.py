@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from repl.panel import Panel
     from repl.prompt import Editor
     from repl.shell import Shell
+    from repl.traces import Inspection
 
 GRACE = 1.0  # seconds after which the user is told that standard input is waited for
 
@@ -144,7 +145,7 @@ class Program:
         from repl.inspector import Inspector
 
         assert self._editor is not None
-        theme = self.session.settings.view.theme
+        theme = self.shell.session.settings.view.theme
         return Inspector(found, theme, self._editor.input, self._editor.output).run()
 
     def _before(self) -> None:

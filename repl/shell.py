@@ -103,7 +103,11 @@ class Shell:
             return True  # its end is told above the prompt
         if isinstance(outcome, Task):
             outcome = self.follow(outcome)
-        if outcome is not None:
+        if isinstance(outcome, Inspection) and self.look is not None:
+            if next_line := self.look(outcome):
+                self.screen.notice(next_line)
+                return self._attempt(next_line)
+        elif outcome is not None:
             self.offered = ([line for line, _ in getattr(outcome, "choices", ())], "")
             self._show(line, outcome)
         self.screen.space()
@@ -123,11 +127,6 @@ class Shell:
         wanted = self.session.settings.view.stats or self.screen.as_json or not isinstance(outcome, Done)
         if wanted:
             self.screen.show(registry.title(line), outcome)
-
-    def _look(self, line: str) -> None:
-        if line:
-            self.screen.notice(line)
-            self._attempt(line)
 
     def follow(self, task: Task[Any]) -> Any:
         """Show a job as it runs, and return the result of its end."""
