@@ -13,7 +13,7 @@ from repl.request import Request
 from repl.scoring import score
 from repl.session import Session, Task
 from repl.settings import Settings
-from repl.traces import Seen, answered, check, gathered, named, pieces_of, recomputed, seed_of, traced
+from repl.traces import Seen, answered, check, gathered, named, onward, pieces_of, recomputed, seed_of, traced
 from repl.worker import Emit, Job
 
 
@@ -88,6 +88,19 @@ def _scored(resident: Resident, record: Done, kept: tuple[Seen, ...], token: int
     ids = (*record.prompt_ids, *(seen.id for seen in kept), token)
     (found,) = score(resident, ids, emit, first=len(ids) - 1, top=KEPT, shared=True)
     return named(resident, found, "")
+
+
+def whole(resident: Resident, begun: Turn, done: Done) -> Done:
+    """Return the record of a beginning and what followed as one reply, its text spelled from all of its ids.
+
+    Two texts in a row will not do: a character may have begun in the one and ended in the other.
+    """
+    record = answered(begun)
+    lead = begun.text[: len(begun.text) - sum(record.measures.lengths)]
+    found = onward(begun, record.token_ids, done)
+    pieces = pieces_of(resident, seed_of(resident, begun), found.token_ids)
+    lengths = tuple(map(len, pieces)) if found.measures.logprobs else ()
+    return replace(found, text=lead + "".join(pieces), measures=replace(found.measures, lengths=lengths))
 
 
 def going_on(resident: Resident, begun: Turn, settings: Settings, emit: Emit) -> Done:

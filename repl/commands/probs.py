@@ -9,18 +9,18 @@ from rich.table import Table
 from rich.text import Text
 
 from repl import settings
-from repl.answers import going_on, instead, into
+from repl.answers import going_on, instead, into, whole
 from repl.change import change
 from repl.colours import caption, painted, shade
 from repl.conversation import Turn
-from repl.errors import UsageError
+from repl.errors import ReplError, UsageError
 from repl.events import Done
 from repl.kinds import Rest, Whole
 from repl.pages import quoted
 from repl.registry import command
 from repl.screen import Said, joined, view
 from repl.session import Session, Task
-from repl.traces import Inspection, Seen, Trace, answered, onward, recomputed, traced
+from repl.traces import Inspection, Seen, Trace, answered, recomputed, traced
 from repl.worker import Emit
 
 LISTED = 3  # alternatives in a row of the list
@@ -95,19 +95,20 @@ def take(
     count = len(answered(before).token_ids)
     if place > count:
         raise UsageError(f"turn {before.id} has {count} tokens, not {place}", f"/inspect {before.id}")
-    chosen, begun = session.settings, list[Turn]()
+    asked, chosen, ended = session.conversation.turns[before.parent], session.settings, list[Done]()
 
     def work(emit: Emit) -> Done:
         resident = session.store.current()
-        begun.append(instead(resident, before, place, token, emit))
-        return going_on(resident, begun[0], chosen, emit)
+        begun = instead(resident, before, place, token, emit)
+        try:
+            done = going_on(resident, begun, chosen, emit)
+        except ReplError as error:
+            ended.extend(whole(resident, begun, partial) for partial in [getattr(error, "partial", None)] if partial)
+            raise
+        ended.append(whole(resident, begun, done))
+        return done
 
-    return into(
-        session,
-        session.conversation.turns[before.parent],
-        work,
-        whole=lambda done: onward(begun[0], answered(begun[0]).token_ids, done),
-    )
+    return into(session, asked, work, whole=lambda done: ended[0])
 
 
 def looked_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:
