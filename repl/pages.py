@@ -77,7 +77,7 @@ def _rows(shown: Sequence[str], width: int) -> list[list[Fragment]]:
                 end(len(row))
                 continue
             wide = 1 if character.isascii() else cell_len(character)
-            if used + wide > width:
+            while row and used + wide > width:
                 end(gap or len(row))
             row.append((token, character, wide))
             used += wide
