@@ -25,13 +25,18 @@ class Page:
     starts: list[int]
 
     def beside(self, token: int, rows: int) -> int:
-        """Return the token so many rows further down, nearest to the column of another; at most the first or last."""
+        """Return the token that begins so many rows further down, nearest to the column of another.
+
+        Where none begins in that row the next one that way is meant; past the ends it is the first or last token.
+        """
         row, column = self.places[token]
-        wanted = row + rows
-        if not 0 <= wanted < len(self.rows):
-            return 0 if rows < 0 else len(self.places) - 1
-        edges = list(accumulate((cell_len(text) for _, text in self.rows[wanted]), initial=0))[:-1]
-        return self.rows[wanted][bisect_right(edges, column) - 1][0]
+        wanted, step = row + rows, -1 if rows < 0 else 1
+        while 0 <= wanted < len(self.rows):
+            begun = [one for one, _ in self.rows[wanted] if self.places[one][0] == wanted]
+            if begun:
+                return min(begun, key=lambda one: abs(self.places[one][1] - column))
+            wanted += step
+        return 0 if rows < 0 else len(self.places) - 1
 
     def find(self, words: str, after: int) -> int | None:
         """Return the next token in which a text begins, round the end; None where it is nowhere."""
