@@ -8,7 +8,7 @@ from typing import Any
 from repl import decoding, engine, recipe
 from repl.events import Done, Progress
 from repl.loading import Resident
-from repl.probe import breakable, entry
+from repl.probe import breakable, entry, one_sentence
 from repl.screen import device
 from repl.worker import Emit
 
@@ -58,7 +58,7 @@ def generated(resident: Resident, record: Done, emit: Emit) -> list[int]:
     if record.seed is not None:
         torch.manual_seed(record.seed)
     ids = torch.tensor([prompt], device=entry(model))
-    with engine.one_sentence("the repetition stopped"), breakable(model, emit.check):
+    with one_sentence("the repetition stopped"), breakable(model, emit.check):
         rows = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

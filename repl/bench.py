@@ -11,12 +11,11 @@ from typing import Any
 import psutil
 
 from repl import decoding
-from repl.engine import one_sentence
 from repl.errors import Cancelled, NoMemory, ReplError, UsageError
 from repl.events import Progress
 from repl.libraries import release
 from repl.loading import Resident, bring
-from repl.probe import entry
+from repl.probe import entry, one_sentence
 from repl.settings import Load
 from repl.worker import Emit
 

@@ -5,12 +5,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from repl.engine import one_sentence
 from repl.errors import Failed, NoMemory, UsageError
 from repl.events import Progress
 from repl.libraries import release
 from repl.loading import Facts, Resident, is_memory, sentence
-from repl.probe import breakable, entry, layers
+from repl.probe import breakable, entry, layers, one_sentence
 from repl.worker import Emit, bare
 
 CLOSE = 1e-4  # of the largest logit: how far two ways to the same number may lie apart in float32

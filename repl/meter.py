@@ -64,7 +64,7 @@ class Meter:
 
     def measures(self, ids: tuple[int, ...]) -> Measures:
         """Return what was measured of a reply with these ids; nothing where it is not whole."""
-        if not ids or len(self._lengths) != len(ids):
+        if not ids or len(self._lengths) != len(ids) or len(self._figures) < len(ids):
             return Measures()
         logprobs, entropies, ranks = zip(*self._figures[: len(ids)], strict=True)  # a cancel loses the last one
         likeliest = self._likeliest[: len(ids)]
