@@ -9,11 +9,12 @@ from typing import Any
 from repl import decoding, template
 from repl.beams import Watch, spelled
 from repl.errors import Cancelled, Failed, ReplError
-from repl.events import Done, Echo, Notice, Opening, Search, Sequence, Timing, Token, Usage
+from repl.events import Done, Echo, Measures, Notice, Opening, Search, Sequence, Timing, Token, Usage
 from repl.libraries import release
 from repl.loading import Facts, Resident
+from repl.meter import Meter
 from repl.mishaps import is_memory, sentence
-from repl.probe import breakable, entry, finite, measuring, one_sentence
+from repl.probe import breakable, entry, finite, one_sentence
 from repl.relief import dead, out_of_memory
 from repl.request import Prompt, Request, encode
 from repl.settings import Settings
@@ -75,6 +76,8 @@ class Run:
         self.stream: Any = None
         self.first_at = self.last_at = 0.0
         self.watch = Watch(resident.tokenizer, emit, not config.do_sample, decoding.stops(config))
+        several = bool(getattr(config, "prompt_lookup_num_tokens", None))
+        self.meter = Meter(resident.tokenizer, request.settings.view.logprobs, several)
 
     def _seed(self) -> int | None:
         if not self.config.do_sample:
@@ -90,9 +93,9 @@ class Run:
             with one_sentence("the reply stopped"), ExitStack() as hooks:
                 self._echo()
                 hooks.enter_context(breakable(self.resident.model, self._may_go_on))
-                count = 0 if self.beams else self.request.settings.view.logprobs
-                measure = hooks.enter_context(measuring(self.resident.model, self.resident.tokenizer, count))
-                output = self._call(measure)
+                if not self.beams:
+                    hooks.enter_context(self.meter.reading(self.resident.model))
+                output = self._call()
                 sequences, finish = self._sequences(output), self._finish(output)
                 return self.told(sequences), finish
         except Failed as error:
@@ -115,14 +118,14 @@ class Run:
         elif self.request.text:
             self.emit(Echo(self.resident.tokenizer.decode(self.prompt, skip_special_tokens=True)))
 
-    def _call(self, measure: Any) -> Any:
+    def _call(self) -> Any:
         import torch
 
         if self.seed is not None:
             torch.manual_seed(self.seed)
         model = self.resident.model
         ids = torch.tensor([self.prompt], device=entry(model))
-        extra = {} if self.beams else {"streamer": self._streamer(measure)}
+        extra = {} if self.beams else {"streamer": self._streamer()}
         with self._lent(ids) as (past, self.reused):
             return model.generate(
                 input_ids=ids,
@@ -147,10 +150,10 @@ class Run:
         self.config.output_scores = self.beams  # the library computes sequence scores only then
         return self.config
 
-    def _streamer(self, measure: Any) -> Any:
+    def _streamer(self) -> Any:
         seed = self.prompt if self.request.seeded else ()
         tokenizer, ends = self.resident.tokenizer, decoding.stops(self.config)
-        self.stream = streamer(tokenizer, self._made, seed=seed, eos=ends, measure=measure)
+        self.stream = streamer(tokenizer, self._made, seed=seed, eos=ends, measure=self.meter.measure)
         return self.stream
 
     def _made(self, token: Token) -> None:
@@ -159,6 +162,7 @@ class Run:
         self.last_at = time.monotonic()
         self.first_at = self.first_at or self.last_at
         self.pieces.append(token.text)
+        self.meter.told(token.id, token.text)
         if token.id is not None:
             self.ids.append(token.id)
 
@@ -246,6 +250,7 @@ class Run:
             template=template.arguments(settings.extra) if self.request.chats else {},
             environment=environment(facts),
             search=self._search(sequences) if self.beams else None,
+            measures=Measures() if self.beams else self.meter.measures(best.token_ids),
         )
 
     def _search(self, sequences: list[Sequence]) -> Search:

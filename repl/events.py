@@ -15,7 +15,7 @@ class Token:
     entropy: float | None = None
     """Entropy of that distribution, in nats."""
     top: tuple[tuple[int, str, float], ...] = ()
-    """The likeliest tokens there: (id, text, logprob in nats)."""
+    """The likeliest tokens there, as many as `/logprobs` asks for: (id, text, logprob in nats)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,26 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Measures:
+    """What the model itself made of each token of a reply, before any processor; in columns, to be small on disk."""
+
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each token, in nats."""
+    entropies: tuple[float, ...] = ()
+    """Entropy of the distribution at each token, in nats."""
+    ranks: tuple[int, ...] = ()
+    """Rank of each token, 1 for the likeliest."""
+    ids: tuple[tuple[int, ...], ...] = ()
+    """The likeliest tokens at each place, the likeliest first."""
+    values: tuple[tuple[float, ...], ...] = ()
+    """Their log-probabilities, in nats."""
+    texts: dict[int, str] = field(default_factory=dict)
+    """The text of every token that occurs, by itself."""
+    lengths: tuple[int, ...] = ()
+    """Characters that each token adds to the reply's text."""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """A reply as it ended, with the record of how it was made.
 
@@ -161,6 +181,8 @@ class Done:
     """What else may decide between two tokens that are nearly as likely: attention, threads, devices."""
     search: Search | None = None
     """What a beam search considered."""
+    measures: Measures = field(default_factory=Measures)
+    """Of the reply's tokens, one for each; empty where they were not measured."""
 
     @property
     def tokens(self) -> int:

@@ -11,11 +11,13 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from repl.clean import Cleaner, clean, clean_line
+from repl.colours import caption, certainty
 from repl.events import Beams, Echo, Event, Notice, Opening, Token
 from repl.events import Progress as Step
 from repl.reply import Reply
 from repl.screen import Screen, joined
 from repl.settings import View
+from repl.shades import style
 
 
 class Pane:
@@ -29,6 +31,7 @@ class Pane:
         self._bar = Bar(screen)
         self._beams: Live | None = None
         self._column = False  # the cursor stands behind text
+        self._shaded = False  # a token was coloured
 
     def __enter__(self) -> "Pane":
         return self
@@ -43,6 +46,8 @@ class Pane:
         elif self._column:
             self._screen.write("\n")
         self._screen.flush()
+        if self._shaded:
+            self._screen.once(caption(self._view.probs))
 
     def draw(self, events: list[Event]) -> None:
         """Draw a few events; text is written at once and flushed together. Without events, what waited is drawn."""
@@ -73,15 +78,21 @@ class Pane:
         if self._screen.as_json:
             self._screen.record(token_record(token))
         elif self._reply is not None:
-            self._reply.feed(token)
+            self._reply.feed(token, self._shade(token))
             self._column = True
         else:
-            self._text(self._cleaner.feed(token.text))
+            self._text(self._cleaner.feed(token.text), self._shade(token))
             self._column = True  # a reply ends its line even when it is empty
 
-    def _text(self, text: str) -> None:
+    def _shade(self, token: Token) -> str:
+        if self._view.probs == "off" or self._screen.out.color_system is None or token.logprob is None:
+            return ""
+        self._shaded = True
+        return style(certainty(token.logprob, token.entropy or 0.0, self._view.probs))
+
+    def _text(self, text: str, words: str = "") -> None:
         if text and not self._screen.as_json:
-            self._screen.write(text)
+            self._screen.write(text, words)
 
     def _echo(self, text: str) -> None:
         if self._screen.as_json:
@@ -123,7 +134,7 @@ class Pane:
 def token_record(token: Token) -> dict[str, Any]:
     """Return the JSON object of a token."""
     record: dict[str, Any] = {"event": "token", "text": token.text, "id": token.id}
-    if token.logprob is not None:
+    if token.top:  # asked for; without `/logprobs` the figures only go into the record
         record.update(logprob=token.logprob, entropy=token.entropy, top=[list(entry) for entry in token.top])
     return record
 

@@ -11,16 +11,10 @@ from rich.style import Style
 
 from repl.blocks import Document
 from repl.prose import ACCENT, Line, cells
+from repl.screen import SYSTEMS
 
 SHARE = 10
 """Drawing waits this many times as long as it took, so it never takes more than a part of the time."""
-
-_SYSTEMS = {
-    "standard": ColorSystem.STANDARD,
-    "256": ColorSystem.EIGHT_BIT,
-    "truecolor": ColorSystem.TRUECOLOR,
-    "windows": ColorSystem.WINDOWS,
-}
 
 
 class Stream:
@@ -95,7 +89,7 @@ class Region:
         self._console = console
         self._width, self._height = console.size
         self._shown: list[Line] = []
-        system = None if console.color_system is None else _SYSTEMS[console.color_system]
+        system = None if console.color_system is None else SYSTEMS[console.color_system]
         self._look = (system, console.no_color)
         self._accent = console.get_style("accent", default=ACCENT)
 

@@ -1,4 +1,4 @@
-"""Hooks into a model's forward pass: break it off between two layers, read its logits before anything changes them."""
+"""Hooks into a model's forward pass, and what its logits say: break it off, refuse numbers that are none, measure."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -93,24 +93,6 @@ def not_finite(facts: Facts, place: int) -> Failed:
     if facts.dtype == "float32":
         return Failed(said, "/reload")
     return Failed(f"{said}: {facts.dtype} may be too narrow for it", "/dtype float32")
-
-
-@contextmanager
-def measuring(model: Any, tokenizer: Any, count: int) -> Iterator[Callable[[int], dict[str, Any]] | None]:
-    """Yield a function from a token's id to its logprob, entropy (nats) and `count` likeliest tokens; None for 0."""
-    if not count:
-        yield None
-        return
-    seen: list[Any] = []
-    hook = model.register_forward_hook(lambda _, __, output: seen.__setitem__(slice(None), [output.logits[0, -1]]))
-    try:
-        yield lambda token: _fields(measured(seen[0][None], [token], tokenizer, count)[0])
-    finally:
-        hook.remove()
-
-
-def _fields(scored: Scored) -> dict[str, Any]:
-    return {"logprob": scored.logprob, "entropy": scored.entropy, "top": scored.top}
 
 
 def measured(logits: Any, tokens: Sequence[int], tokenizer: Any, count: int = 0) -> list[Scored]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from repl.panel import Panel
     from repl.prompt import Editor
     from repl.shell import Shell
+    from repl.traces import Inspection
 
 GRACE = 1.0  # seconds after which the user is told that standard input is waited for
 
@@ -149,6 +150,15 @@ class Program:
         assert self._editor is not None
         self._editor.desk = self.shell
         self.shell.keyboard = self._editor.keyboard
+        self.shell.look = self._look
+
+    def _look(self, found: "Inspection") -> str:
+        """Show the tokens of a reply on a screen of their own; returns the line to run afterwards, if any."""
+        from repl.inspector import Inspector
+
+        assert self._editor is not None
+        theme = self.shell.session.settings.view.theme
+        return Inspector(found, theme, self._editor.input, self._editor.output).run()
 
     def _before(self) -> None:
         """Run the lines that were asked for; one that fails must not take the prompt away."""

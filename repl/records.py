@@ -45,6 +45,11 @@ def _places(kind: Any, count: int) -> list[Any]:
     return [parts[0]] * count if parts[-1] is Ellipsis else list(parts)
 
 
+def _flat(kind: Any) -> bool:
+    """Tell whether a kind is a row of numbers or texts, which JSON has as it is; a reply has thousands of them."""
+    return kind in (tuple[int, ...], tuple[float, ...], tuple[str, ...])
+
+
 def _down(kind: Any, value: Any) -> Any:
     kind = _certain(kind)
     if value is None or isinstance(value, str | int | float):
@@ -52,6 +57,8 @@ def _down(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         exact: Any = type(value)
         return {name: _down(part, getattr(value, name)) for name, part in _fields(exact).items()}
+    if _flat(kind):
+        return list(value)
     if get_origin(kind) is tuple:
         return [_down(part, item) for part, item in zip(_places(kind, len(value)), value, strict=True)]
     return _tagged(value)
@@ -80,6 +87,8 @@ def _up(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         parts = _fields(kind)
         return kind(**{name: _up(parts[name], item) for name, item in value.items() if name in parts})
+    if _flat(kind):
+        return tuple(value)
     if get_origin(kind) is tuple:
         return tuple(_up(part, item) for part, item in zip(_places(kind, len(value)), value, strict=True))
     return _untagged(value)

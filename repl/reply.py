@@ -20,7 +20,11 @@ class Reply:
         self._fold = Fold(marks, view.thinking if screen.interactive else "show" if view.thinking == "show" else "hide")
         self._raw = not screen.interactive and view.thinking == "show"
         self._cleaner = Cleaner()
-        self._stream = Stream(screen.out) if screen.interactive and view.markdown else None
+        drawn = (
+            screen.interactive and view.markdown and view.probs == "off"
+        )  # colours are those of tokens, or of Markdown
+        self._stream = Stream(screen.out) if drawn else None
+        self._words = ""  # style of the token that is being drawn
         self._line = ""  # what stands on the cursor's line, outside of Markdown
         self._status = False
 
@@ -28,8 +32,9 @@ class Reply:
         """Show what the reply was made to begin with."""
         self._answer(self._cleaner.feed(text))
 
-    def feed(self, token: Token) -> None:
-        """Draw one token."""
+    def feed(self, token: Token, words: str = "") -> None:
+        """Draw one token, in a style where it has one."""
+        self._words = words
         if self._raw:
             self._answer(self._cleaner.feed(token.text))
             return
@@ -71,7 +76,7 @@ class Reply:
             return
         self._erase()
         if self._stream is None:
-            self._screen.write(text)
+            self._screen.write(text, self._words)
         else:
             self._line = ""
             self._stream.feed(text)

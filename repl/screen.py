@@ -8,6 +8,7 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
+from rich.color import ColorSystem
 from rich.console import Console, RenderableType
 from rich.text import Text
 from rich.theme import Theme
@@ -20,6 +21,12 @@ from repl.remote import Connected
 from repl.session import Loaded
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
+SYSTEMS = {
+    "standard": ColorSystem.STANDARD,
+    "256": ColorSystem.EIGHT_BIT,
+    "truecolor": ColorSystem.TRUECOLOR,
+    "windows": ColorSystem.WINDOWS,
+}
 SHADES = {
     "dark": ("#5fafff", "#ffaf00", "on #3a3a3a"),
     "light": ("#005fd7", "#af5f00", "on #dadada"),
@@ -199,6 +206,7 @@ class Screen:
     def __init__(self, as_json: bool = False, interactive: bool = False) -> None:
         self.as_json = as_json
         self.interactive = interactive
+        self._explained: set[str] = set()
         self.out = Console(theme=THEME, highlight=False, soft_wrap=not interactive)
         self.err = Console(theme=THEME, highlight=False, stderr=True, soft_wrap=not interactive)
 
@@ -241,14 +249,26 @@ class Screen:
             tail = _choices(error, repeats) if self.interactive and error.choices else _hints(error)
             self.err.print(Text.assemble(name + clean(error.message), *tail))
 
+    def once(self, explained: Text) -> None:
+        """Explain something beside the answers, the first time only."""
+        if explained.plain not in self._explained:
+            self._explained.add(explained.plain)
+            self.err.print(explained)
+
     def notice(self, text: str) -> None:
         """Say something beside the answers."""
         if not self.as_json or not self.interactive:
             self.err.print(Text(clean(text), "quiet"))
 
-    def write(self, text: str) -> None:
+    def write(self, text: str, words: str = "") -> None:
         """Write a piece of an answer exactly as it is, apart from what would act on the terminal."""
-        self.out.file.write(text)
+        self.out.file.write(self._inked(text, words) if words else text)
+
+    def _inked(self, text: str, words: str) -> str:
+        system = SYSTEMS.get(self.out.color_system or "")
+        style = self.out.get_style(words)
+        style = style.without_color if self.out.no_color else style
+        return "\n".join(style.render(line, color_system=system) if line else "" for line in text.split("\n"))
 
     def flush(self) -> None:
         """Let the pieces appear."""
@@ -274,7 +294,7 @@ def as_record(command: str, result: Any) -> dict[str, Any]:
         case Loaded(facts=facts, asked=asked):
             return {"event": "loaded", "model": model_entry(facts, asked), "seconds": round(facts.seconds, 3)}
         case Done():
-            return {"event": "done", **plain(result)}
+            return {"event": "done", **{name: value for name, value in plain(result).items() if name != "measures"}}
         case _:
             return {"event": "result", "command": command, "data": plain(result)}
 

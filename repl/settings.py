@@ -30,6 +30,7 @@ DTYPES = {
     "half": "float16",
     "bf16": "bfloat16",
 }
+SHADED = {"probability": "on", "yes": "on", "true": "on", "no": "off", "false": "off"}
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -120,6 +121,9 @@ class View:
     markdown: Annotated[bool, Flag()] = setting(True, "render replies as Markdown; off prints them as they come")
     thinking: Annotated[str, Choice(("show", "fold", "hide"))] = setting(
         "fold", "what a model thinks before it answers: dim, one line with a counter, or nothing"
+    )
+    probs: Annotated[str, Choice(("off", "on", "entropy"), SHADED)] = setting(
+        "off", "colour replies by the probability of each token, or by the entropy there"
     )
     stats: Annotated[bool, Flag()] = setting(True, "a line of figures after each reply")
     theme: Annotated[str, Choice(("dark", "light", "mono"))] = setting(

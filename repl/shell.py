@@ -14,6 +14,7 @@ from repl.quiet import log
 from repl.screen import Lines, Screen, joined
 from repl.session import Session, Task
 from repl.settings import Settings, named
+from repl.traces import Inspection
 
 
 class Keys(Protocol):
@@ -42,6 +43,7 @@ class Shell:
         self.interrupted = False
         self.offered: tuple[list[str], str] = ([], "")  # lines that a number stands for, and the line to repeat then
         self.default = ""  # the line that an empty one stands for
+        self.look: Callable[[Inspection], str] | None = None  # shows tokens on a screen of their own; says what to run
         self.draft = ""  # a message that could not be sent goes back to the prompt
         self._theme = "dark"
         self.paint()
@@ -106,7 +108,11 @@ class Shell:
             return True  # its end is told above the prompt
         if isinstance(outcome, Task):
             outcome = self.follow(outcome)
-        if outcome is not None:
+        if isinstance(outcome, Inspection) and self.look is not None:
+            if next_line := self.look(outcome):
+                self.screen.notice(next_line)
+                return self._attempt(next_line)
+        elif outcome is not None:
             self._show(line, outcome)
         self.screen.space()
         return True

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from repl.clean import clean, clean_line
+from repl.colours import caption, painted
 from repl.conversation import Turn
-from repl.screen import plain
+from repl.screen import palette, plain
+from repl.traces import traced
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -68,22 +70,32 @@ def as_markdown(talk: Transcript) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def as_html(talk: Transcript) -> str:
-    """Return one page that needs no other file."""
+def as_html(talk: Transcript, by: str = "off") -> str:
+    """Return one page that needs no other file; replies in their colours by probability (`on`) or `entropy`."""
     console = Console(
-        record=True, file=io.StringIO(), width=100, color_system="truecolor", legacy_windows=False, highlight=False
+        record=True,
+        file=io.StringIO(),
+        width=100,
+        color_system="truecolor",
+        legacy_windows=False,
+        highlight=False,
+        theme=palette("light"),
+        no_color=False,
     )
+    if by != "off" and any(turn.record and turn.record.measures.logprobs for turn in talk.turns):
+        console.print(caption(by), "", soft_wrap=True)
     if talk.system:
         console.print(Text.assemble(("system", "bold"), "\n", (clean(talk.system), "italic"), "\n"), soft_wrap=True)
     for head, turn in _labelled(talk):
-        console.print(Text.assemble((head, "bold"), "\n", coloured(turn), "\n"), soft_wrap=True)
+        console.print(Text.assemble((head, "bold"), "\n", coloured(turn, by), "\n"), soft_wrap=True)
     title = html.escape(clean_line(talk.title) or "Conversation").replace("{", "{{").replace("}", "}}")
     return console.export_html(code_format=PAGE.replace("TITLE", title), inline_styles=True)
 
 
-def coloured(turn: Turn) -> Text:
-    """Return a turn as a page shows it: the place for colours by probability."""
-    return Text(clean(turn.text))
+def coloured(turn: Turn, by: str = "off") -> Text:
+    """Return a turn as a page shows it: in the colours of its tokens where they were measured."""
+    found = traced(turn) if by != "off" else None
+    return painted(found, by) if found else Text(clean(turn.text))
 
 
 FORMATS: dict[str, Callable[[Transcript], str]] = {

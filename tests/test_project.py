@@ -16,12 +16,13 @@ ORDER = [
     "weigh", "room", "fit", "snapshots", "transfer", "hub", "convert", "builtin", "catalog", "reuse", "anatomy",
     "trust", "mishaps", "packed", "quantization", "adapters", "placement", "reading", "loading", "survey",
     "plan", "relief", "context", "request", "protocol", "wire", "heard", "remote", "devices", "speed", "store",
-    "stream", "search", "beams", "pieces", "probe", "scoring", "warping", "waterfall", "traits", "engine",
-    "engines", "layers", "conversation", "records", "database", "archive", "session", "point", "registry",
-    "screen", "shades", "writing", "recipe", "again", "bench", "transcript", "prose", "highlight", "tables",
-    "blocks", "markdown", "reply", "live", "change", "panel", "branches",
+    "stream", "search", "beams", "pieces", "probe", "meter", "scoring", "warping", "waterfall", "traits",
+    "engine", "engines", "layers", "conversation", "records", "database", "archive", "session", "point",
+    "registry", "screen", "shades", "traces", "answers", "colours", "pages", "writing", "recipe", "again",
+    "bench", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply", "live", "change",
+    "panel", "branches",
 ]  # fmt: skip
-TOP = ["keys", "offers", "prompt", "shell", "commands", "program", "__main__"]
+TOP = ["keys", "inspector", "offers", "prompt", "shell", "commands", "program", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}
 FUNCTION = 40
 

@@ -13,6 +13,7 @@ from repl.change import apply
 from repl.clean import clean, clean_line
 from repl.conversation import Turn
 from repl.errors import UsageError
+from repl.events import Measures
 from repl.kinds import Change, Whole, refuse
 from repl.registry import command
 from repl.screen import joined, shortened, view
@@ -43,7 +44,7 @@ def pick(session: Session, number: Annotated[int, Whole(1)]) -> Picked:
         raise UsageError(f"there are {len(found)} sequences, not {number}")
     chosen = found[number - 1]
     talk = session.conversation
-    record = replace(turn.record, text=chosen.text, token_ids=chosen.token_ids)
+    record = replace(turn.record, text=chosen.text, token_ids=chosen.token_ids, measures=Measures())
     sibling = talk.close(talk.add("assistant", "", turn.parent), chosen.text, "complete", record)
     if talk.head == turn.id:
         talk.head = sibling.id

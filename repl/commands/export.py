@@ -3,8 +3,10 @@
 import base64
 import shutil
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +21,7 @@ from repl.kinds import Text as Words
 from repl.registry import command
 from repl.screen import view
 from repl.session import Session
-from repl.transcript import FORMATS, Transcript
+from repl.transcript import FORMATS, Transcript, as_html
 from repl.writing import write
 
 LARGEST = 74_994  # base64 characters that terminals take in one OSC 52
@@ -51,7 +53,7 @@ def export(
     The current branch, with --all every turn of the session; --force replaces a file that is there. In the files to
     read, control characters are made visible; .json keeps every character as it is.
     """
-    if (written := FORMATS.get(Path(file).suffix.lower())) is None:
+    if (written := formats(session).get(Path(file).suffix.lower())) is None:
         raise UsageError(f"{file!r} does not end in one of {', '.join(FORMATS)}", "/export chat.md")
     talk = transcript(session, all)
     if not talk.turns:
@@ -59,6 +61,11 @@ def export(
     content = written(talk).encode()
     path = write(file, content, force, f"/export {file} --force")
     return Exported(str(path), len(talk.turns), len(content))
+
+
+def formats(session: Session) -> dict[str, Callable[[Transcript], str]]:
+    """Return what writes each kind of file; pages keep the colours that are on."""
+    return {**FORMATS, ".html": partial(as_html, by=session.settings.view.probs)}
 
 
 def transcript(session: Session, all: bool) -> Transcript:

@@ -1,12 +1,12 @@
 """Talk: messages, plain continuation, the system instruction, and trying again."""
 
-from dataclasses import replace
 from typing import Annotated, Any
 
 from repl import point
+from repl.answers import into
 from repl.change import changed
 from repl.conversation import Turn
-from repl.errors import Cancelled, ReplError, UsageError
+from repl.errors import UsageError
 from repl.events import Done
 from repl.kinds import Change, Rest, Whole
 from repl.registry import command
@@ -14,7 +14,7 @@ from repl.request import Request
 from repl.screen import Draft, Said
 from repl.session import Session, Task
 from repl.settings import Settings
-from repl.worker import Job
+from repl.traces import onward
 
 
 @command("talk", waits=True)
@@ -116,41 +116,16 @@ def _answer(session: Session, asked: Turn, chosen: Settings) -> Task[Done]:
 
 
 def _generate(session: Session, request: Request, asked: Turn, before: Turn | None = None) -> Task[Done]:
-    """Generate on the model thread into a new turn, which is closed with whatever comes of it."""
-    role = "assistant" if asked.role == "user" else "completion"
-    turn = session.conversation.add(role, "", asked.id, state="open")
+    """Answer a request, or let the reply before go on with it."""
     lead = before.text if before and not request.ids else request.prefill
-
-    def settle(job: Job[Done]) -> Done:
-        try:
-            done = job.result()
-        except (ReplError, Cancelled) as error:
-            _close(session, turn, lead, getattr(error, "partial", None), "failed")
-            raise
-        state = "cancelled" if done.finish == "cancelled" else "complete"
-        _close(session, turn, lead, _whole(done, request, before), state)
-        session.speed = done.timing.decode_tps or session.speed
-        session.used = done.tokens
-        return done
-
-    start, engine = session.call if session.remote else session.start, session.engine
-    return start(lambda emit: engine.reply(request, emit), settle)
+    engine = session.engine
+    return into(
+        session, asked, lambda emit: engine.reply(request, emit), lead, lambda done: _whole(done, request, before)
+    )
 
 
 def _whole(done: Done, request: Request, before: Turn | None) -> Done:
     """Return the record of a reply that went on from another as one reply."""
     if before is None or before.record is None or not request.ids:
         return done
-    kept = request.ids[len(before.record.prompt_ids) :]
-    return replace(
-        done, text=before.text + done.text, prompt_ids=before.record.prompt_ids, token_ids=(*kept, *done.token_ids)
-    )
-
-
-def _close(session: Session, turn: Turn, lead: str, done: Done | None, state: str) -> None:
-    text = lead + done.text if done else ""
-    closed = session.conversation.close(turn, text, state, done)
-    if text or state == "complete":
-        session.last = closed
-        if turn.role == "assistant":
-            session.conversation.head = closed.id
+    return onward(before, request.ids[len(before.record.prompt_ids) :], done)

@@ -1,0 +1,155 @@
+"""Look at replies token by token: coloured by probability, listed, or one by one on a screen of their own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl import settings
+from repl.answers import going_on, instead, into, whole
+from repl.change import change
+from repl.colours import caption, painted, shade
+from repl.conversation import Turn
+from repl.errors import ReplError, UsageError
+from repl.events import Done
+from repl.kinds import Rest, Whole
+from repl.pages import quoted
+from repl.registry import command
+from repl.screen import Said, joined, view
+from repl.session import Session, Task
+from repl.traces import Inspection, Seen, Trace, answered, recomputed, traced
+from repl.worker import Emit
+
+LISTED = 3  # alternatives in a row of the list
+
+
+@dataclass(frozen=True, slots=True)
+class Painted(Trace):
+    """The last reply in colours, by probability (`on`) or `entropy`; `streams` tells whether replies come coloured."""
+
+    by: str
+    streams: bool
+
+
+@command("look inside")
+def probs(session: Session, value: Annotated[str, Rest(suggest=settings.kind("probs").complete)] = "") -> Any:
+    """Colour replies by the probability of their tokens: on, off or entropy; alone it paints the last reply again.
+
+    Probabilities are the model's own, before temperature and other processors. While it is on, Markdown is shown as it
+    comes.
+    """
+    if value:
+        return switched(session, value)
+    if session.last is None:
+        raise UsageError("nothing was answered yet")
+    chosen = session.settings.view.probs
+    by, streams = "entropy" if chosen == "entropy" else "on", chosen != "off"
+    return looked_at(session, session.last, lambda found: Painted(found.turn, found.lead, found.tokens, by, streams))
+
+
+def switched(session: Session, value: str) -> Said:
+    """Turn the colours on or off."""
+    said = change(session, "probs", value)
+    on = session.settings.view.probs != "off"
+    raw = on and session.settings.view.markdown
+    return Said(
+        joined(said.text, "from the next reply on" if on else "", "Markdown is shown as it comes" if raw else "")
+    )
+
+
+@command("look inside")
+def inspect(session: Session, number: Annotated[int, Whole(1)] = 0) -> Any:
+    """Look into a reply token by token (turn N, by default the last): what else the model considered at each place.
+
+    On a terminal: arrows move, a digit or Tab chooses an alternative, Enter takes it and goes on from there on a branch
+    of its own (what /take does), p and e colour by probability and entropy, / searches, n finds the next, q leaves.
+    Elsewhere the tokens are listed.
+    """
+    turn = session.conversation.turn(number) if number else session.last
+    if turn is None:
+        raise UsageError("nothing was answered yet")
+    answered(turn)
+    by = "entropy" if session.settings.view.probs == "entropy" else "on"
+    return looked_at(session, turn, lambda found: Inspection(found.turn, found.lead, found.tokens, by))
+
+
+@command("look inside", waits=True)
+def take(
+    session: Session,
+    place: Annotated[int, Whole(1)],
+    token: Annotated[int, Whole(0)],
+    *,
+    turn: Annotated[int, Whole(1)] = 0,
+) -> Task[Done]:
+    """Put another token (its id) in the place of token N of a reply, and go on from there on a branch of its own.
+
+    Of the last reply, or of --turn N. /inspect shows the ids of what the model considered, and does this for Enter.
+    """
+    session.ready()
+    before = session.conversation.turn(turn) if turn else session.last
+    if before is None or before.parent is None:
+        raise UsageError("nothing was answered yet")
+    count = len(answered(before).token_ids)
+    if place > count:
+        raise UsageError(f"turn {before.id} has {count} tokens, not {place}", f"/inspect {before.id}")
+    asked, chosen, ended = session.conversation.turns[before.parent], session.settings, list[Done]()
+
+    def work(emit: Emit) -> Done:
+        resident = session.store.current()
+        begun = instead(resident, before, place, token, emit)
+        try:
+            done = going_on(resident, begun, chosen, emit)
+        except ReplError as error:
+            ended.extend(whole(resident, begun, partial) for partial in [getattr(error, "partial", None)] if partial)
+            raise
+        ended.append(whole(resident, begun, done))
+        return done
+
+    return into(session, asked, work, whole=lambda done: ended[0])
+
+
+def looked_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:
+    """Make a result from the tokens of a reply: from its record, or measured again on the model thread."""
+    answered(turn)
+    found = traced(turn)
+    if found is not None:
+        return make(found)
+    return session.start(lambda emit: make(recomputed(session.store.current(), turn, emit)))
+
+
+@view.register
+def _(result: Painted) -> RenderableType:
+    hint = (
+        [] if result.streams else [Text.assemble(("/probs on", "accent"), (" colours replies as they come", "quiet"))]
+    )
+    return Group(painted(result, result.by), "", caption(result.by), *hint)
+
+
+@view.register
+def _(result: Inspection) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for justify in ("right", "right", "left", "right", "right", "right", "left"):
+        table.add_column(justify=justify, no_wrap=justify == "right", overflow="fold")
+    table.add_row(*(Text(word, "quiet") for word in ("", "id", "token", "p", "rank", "entropy", "likeliest")))
+    for place, token in enumerate(result.tokens, 1):
+        table.add_row(*row(place, token, result.by))
+    return table
+
+
+def row(place: int, token: Seen, by: str) -> list[Text]:
+    """Return the columns of one token."""
+    from math import exp
+
+    likeliest = "  ".join(f"{quoted(text)} {exp(value):.3f}" for _, text, value in token.top[:LISTED])
+    return [
+        Text(str(place), "quiet"),
+        Text(str(token.id)),
+        Text(quoted(token.text or token.name), shade(token, by) or "none"),
+        Text(f"{exp(token.logprob):.3f}"),
+        Text(str(token.rank)),
+        Text(f"{token.entropy:.2f}"),
+        Text(likeliest, "quiet"),
+    ]
