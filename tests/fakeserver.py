@@ -123,7 +123,10 @@ class FakeServer:
             if (asked := read(stream)) is None:
                 return
             self.asked.append(asked)
-            self._answer(connection, self._next(asked))
+            try:
+                self._answer(connection, self._next(asked))
+            except OSError:  # it went away while something was sent
+                self.left.set()
 
     def _wrapped(self, connection: socket.socket) -> socket.socket:
         return self._tls.wrap_socket(connection, server_side=True) if self._tls else connection
