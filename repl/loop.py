@@ -5,12 +5,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from repl.recording import Steps
 from repl.threads import Threads
 
 MODES = ("greedy_search", "sample")
 """What the loop does; beams, and drafts that are checked, stay with the library."""
 KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states", "token_healing")
-"""Fields of a generation config that keep more than ids, or need a tokenizer that no loop but the library's is given."""
+"""Fields of a generation config that keep more than ids, or need the tokenizer: only the library's loop is given it."""
 PLAIN = frozenset({"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"})
 """Arguments of a forward pass that are known to change from step to step in one way only, or not at all."""
 
@@ -76,6 +77,7 @@ class Loop:
     ) -> Any:
         """Return what `_sample` returns: the ids, shape (rows, tokens), or those with the cache."""
         from transformers.generation import GenerateDecoderOnlyOutput
+        from transformers.generation.utils import ALL_CACHE_NAMES
 
         output = model._prefill(input_ids, generation_config, given, is_first_iteration=True)
         step = chosen(model, generation_config, output, given)
@@ -85,7 +87,8 @@ class Loop:
             self._streamer.end()
         if not generation_config.return_dict_in_generate:
             return ids
-        return GenerateDecoderOnlyOutput(sequences=ids, past_key_values=given.get("past_key_values"))
+        past = next((given[name] for name in ALL_CACHE_NAMES if name in given), None)
+        return GenerateDecoderOnlyOutput(sequences=ids, past_key_values=past)
 
     def _decode(self, ids: Any, output: Any, step: Step, processors: Any, criteria: Any, config: Any) -> Any:
         import torch
@@ -154,12 +157,13 @@ class Plain:
 
     def __init__(self, model: Any, output: Any, given: dict[str, Any]) -> None:
         given["past_key_values"] = output.past_key_values
-        self._model = model
         self._positions, self._mask = given.get("position_ids"), given.get("attention_mask")
         if self._positions is not None:
             self._positions = self._positions[:, -1:]
         passed = ("past_key_values", "use_cache", "logits_to_keep")
         self._rest = {name: given[name] for name in passed if name in given}
+        alone = self._mask is None and len(output.logits) == 1
+        self._run = Steps(model, output.past_key_values if alone else None)
 
     def step(self, _: Any, tokens: Any) -> Any:
         """Run the model on the tokens just made, shape (rows,)."""
@@ -171,7 +175,7 @@ class Plain:
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=-1)
             inputs["attention_mask"] = self._mask
-        return self._model(**inputs, return_dict=True)
+        return self._run(inputs)
 
 
 class Careful:

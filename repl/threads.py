@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 WINDOW = 6  # steps whose median counts
+SUDDEN = 3  # steps, each of them slow, that are enough
 TRIAL = 4  # steps of a trial; the first does not count, threads are woken in it
 WORSE = 1.3  # threads are given up where all take this many times as long as fewer
 BETTER = 0.9  # and all are taken again where they take at most this part of it
-WAIT, LONGEST = 4.0, 60.0  # seconds until all are tried again: twice as long after each time in vain
+WAIT, LONGEST = 8.0, 60.0  # seconds until all are tried again: twice as long after each time in vain
 LASTS = 60.0  # seconds for which what one reply found holds for the next
 SHORT = 0.01  # seconds: steps below that are left alone
 
@@ -56,9 +57,7 @@ class Threads:
         try:
             yield
         finally:
-            if self.now < self.all:
-                self._since = self._clock()
-                self._take(self.all)
+            self._take(self.all)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -74,14 +73,15 @@ class Threads:
             self._judge(self._trial[1:])
             return
         self._steps.append(seconds)
-        if len(self._steps) < WINDOW:
+        slow = self.now == self.all and 0 < WORSE * self._with_fewer < min([*self._steps][-SUDDEN:])
+        if len(self._steps) < (SUDDEN if slow else WINDOW):
             return
         median = statistics.median(self._steps)
         if self.now < self.all:
             self._with_fewer = median
             if self._clock() - self._since > self._wait:
                 self._try(self.all, median)
-        elif median > SHORT and median > WORSE * self._with_fewer:  # at first that is 0: so it is learnt
+        elif slow or median > max(SHORT, WORSE * self._with_fewer):  # what is 0 is yet to be learnt
             self._try(self.fewer, median)
 
     def _try(self, threads: int, before: float) -> None:
@@ -90,8 +90,7 @@ class Threads:
 
     def _judge(self, steps: list[float]) -> None:
         if self.now == self.all:
-            slow = [one for one in steps if one > WORSE * self._before]
-            if len(slow) == 2 or len(steps) == TRIAL - 1:
+            if sum(steps) > (TRIAL - 1) * self._before or len(steps) == TRIAL - 1:  # no longer than fewer would take
                 self._settle(statistics.median(steps) < BETTER * self._before)
         elif len(steps) == TRIAL - 1:
             self._with_fewer = statistics.median(steps)
