@@ -12,21 +12,26 @@ MODES = ("greedy_search", "sample")
 """What the loop does; beams, and drafts that are checked, stay with the library."""
 KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states", "token_healing")
 """Fields of a generation config that keep more than ids, or need the tokenizer: only the library's loop is given it."""
+TAKEN = {
+    *("input_ids", "attention_mask", "past_key_values", "generation_config"),
+    *("logits_processor", "stopping_criteria", "tokenizer", "streamer"),
+}
+"""Arguments of `generate` that the loop is known to heed."""
 PLAIN = frozenset({"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"})
 """Arguments of a forward pass that are known to change from step to step in one way only, or not at all."""
 
 Step = Callable[[Any, Any], Any]
 
 
-def generate(model: Any, threads: Threads | None = None, **given: Any) -> Any:
-    """Call the library's `generate` with our loop where `fits` says so, and without it where not.
+def generate(model: Any, threads: Threads | None = None, own: bool = True, **given: Any) -> Any:
+    """Call the library's `generate` with our loop, or as it is where that does not fit or `own` is off.
 
-    `given` are the arguments of `generate`, among them `generation_config`; `threads` is watched by our loop only.
+    `given` are the arguments of `generate`, among them `generation_config`; `threads` are minded by our loop only.
     """
     import torch
 
     config = given["generation_config"]
-    if not fits(model, config):
+    if not (own and set(given) <= TAKEN and fits(model, config)):
         with torch.inference_mode():
             return model.generate(**given)
     loop = Loop(given.get("streamer"), threads)
