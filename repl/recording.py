@@ -121,6 +121,7 @@ class Recording:
         except Exception:  # whatever a model does that cannot be recorded: it goes on by itself
             self.good = False
             return
+        run._torchdynamo_inline = None  # it would keep the function, and with it the model, in memory
         told = [one.filename for one in said if issubclass(one.category, torch.jit.TracerWarning)]
         self.good = all(name.endswith(CONSTANT) for name in told)
         self._run = run
