@@ -6,7 +6,7 @@ import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any
 
-from repl import decoding, template
+from repl import decoding, loop, template
 from repl.beams import Watch, spelled
 from repl.errors import Cancelled, Failed, ReplError
 from repl.events import Done, Echo, Measures, Notice, Opening, Search, Sequence, Timing, Token, Usage
@@ -96,6 +96,7 @@ class Run:
                 if not self.beams:
                     hooks.enter_context(self.meter.reading(self.resident.model))
                 output = self._call()
+                self._mention(self.resident.threads.said())
                 sequences, finish = self._sequences(output), self._finish(output)
                 return self.told(sequences), finish
         except Failed as error:
@@ -127,7 +128,9 @@ class Run:
         ids = torch.tensor([self.prompt], device=entry(model))
         extra = {} if self.beams else {"streamer": self._streamer()}
         with self._lent(ids) as (past, self.reused):
-            return model.generate(
+            return loop.generate(
+                model,
+                self.resident.threads,
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=self._returning(),
@@ -137,6 +140,11 @@ class Run:
                 **past,
                 **extra,
             )
+
+    def _mention(self, said: str) -> None:
+        if said and said not in self.resident.told:
+            self.resident.told.add(said)
+            self.emit(Notice(said))
 
     def _lent(self, ids: Any) -> AbstractContextManager[tuple[dict[str, Any], int]]:
         kept = self.resident.kept

@@ -32,6 +32,7 @@ class Pane:
         self._beams: Live | None = None
         self._column = False  # the cursor stands behind text
         self._shaded = False  # a token was coloured
+        self._later: list[str] = []  # notices that came in the middle of a text
 
     def __enter__(self) -> "Pane":
         return self
@@ -48,6 +49,8 @@ class Pane:
         self._screen.flush()
         if self._shaded:
             self._screen.once(caption(self._view.probs))
+        for text in self._later:
+            self._screen.notice(text)
 
     def draw(self, events: list[Event]) -> None:
         """Draw a few events; text is written at once and flushed together. Without events, what waited is drawn."""
@@ -71,7 +74,13 @@ class Pane:
                 self._search(event)
             case Notice(text=text):
                 self._quiet()
-                self._screen.notice(text)
+                self._notice(text)
+
+    def _notice(self, text: str) -> None:
+        if self._column:
+            self._later.append(text)
+        else:
+            self._screen.notice(text)
 
     def _token(self, token: Token) -> None:
         self._quiet()

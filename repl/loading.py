@@ -31,6 +31,7 @@ from repl.mishaps import translated, weighed
 from repl.reuse import Kept
 from repl.room import Room
 from repl.settings import Load
+from repl.threads import Threads
 from repl.trust import Consents
 from repl.worker import Emit
 
@@ -92,6 +93,7 @@ class Resident:
     model: Any
     tokenizer: Any
     kept: Kept = field(default_factory=Kept)
+    threads: Threads = field(default_factory=Threads)
     told: set[str] = field(default_factory=set)
     """What was said of this model and need not be said again."""
     modules: tuple[str, ...] = ()

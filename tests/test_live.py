@@ -45,6 +45,10 @@ def test_notices_go_beside_the_answer() -> None:
     assert drawn([Notice("a thing"), Token("yes", 1)]) == ("yes\n", "a thing\n")
 
 
+def test_a_notice_in_the_middle_waits_for_the_end_of_the_text() -> None:
+    assert drawn([Token("ye", 1), Notice("a thing"), Token("s", 2)]) == ("yes\n", "a thing\n")
+
+
 def test_thinking_stays_out_of_a_pipe_unless_it_is_to_be_shown() -> None:
     events: list[Event] = [Opening(Marks()), Token("<think>hm", 1), Token("</think>", 2), Token("yes", 3)]
     assert drawn(events)[0] == "yes\n"

@@ -13,6 +13,7 @@ FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
     "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
+    "threads", "recording", "loop",
     "weigh", "room", "fit", "snapshots", "transfer", "hub", "convert", "builtin", "catalog", "reuse", "anatomy",
     "trust", "mishaps", "packed", "quantization", "adapters", "placement", "reading", "loading", "survey",
     "plan", "relief", "context", "request", "protocol", "wire", "heard", "remote", "devices", "speed", "store",
