@@ -19,8 +19,8 @@ ORDER = [
     "stream", "search", "beams", "pieces", "probe", "meter", "scoring", "warping", "waterfall", "traits",
     "engine", "engines", "layers", "conversation", "records", "database", "archive", "session", "point",
     "registry", "screen", "shades", "traces", "answers", "colours", "pages", "writing", "recipe", "again",
-    "bench", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply", "live", "change",
-    "panel", "branches",
+    "bench", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply", "columns", "live",
+    "change", "variants", "trial", "panel", "branches",
 ]  # fmt: skip
 TOP = ["keys", "inspector", "offers", "prompt", "shell", "commands", "program", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}
