@@ -144,6 +144,12 @@ class Session:
         take, talk, count = self._offer
         return take if talk is self.conversation and len(talk.turns) == count else None
 
+    def restore(self) -> None:
+        """Begin to bring the model back that the settings name, where another had to take its place."""
+        if self.loading is None and self.store.facts() and self.store.current().load != self.settings.load:
+            self.notices.append(f"not all fit side by side: {settings.named(self.settings.load.model)} is loaded again")
+            self.load(self.settings)
+
     def moved(self) -> None:
         """Follow the head of the conversation to another turn."""
         turn = self.conversation.turns.get(self.conversation.head or 0)

@@ -13,6 +13,7 @@ from repl.events import Columns, Done, Event, InColumn, Notice, Token
 from repl.loading import Resident
 from repl.request import Message, Request
 from repl.reuse import Kept, common
+from repl.scoring import score
 from repl.settings import Load, Settings
 from repl.store import Store
 from repl.variants import Variant
@@ -63,6 +64,21 @@ class Made:
     """What the model itself gave each token, in nats; empty where that was not measured."""
     vocabulary: int = 0
     """The same for equal tokenizers, 0 for one that is not known."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The token ids of the answer."""
+        return self.done.token_ids if self.done else ()
+
+    @property
+    def text(self) -> str:
+        """The text of the answer, without what it was made to begin with."""
+        return self.done.text if self.done else ""
+
+    @property
+    def cut(self) -> bool:
+        """Whether the answer was broken off, so that its end says nothing."""
+        return self.done is not None and self.done.finish in ("cancelled", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +184,14 @@ def _answered(store: Store, variant: Variant, asked: Asked, seed: int, aside: As
     try:
         return answered(brought(store, variant.settings.load, aside), variant, asked, seed, aside)
     except ReplError as error:
-        partial = error.partial
-        problem = Problem(error.kind, error.message, error.hints)
         if not aside.stopped():
             aside(Notice(error.message))
-        return Made(variant, partial, problem, pieces=pieces(aside.tokens))
+        return failed(variant, error, aside.tokens)
+
+
+def failed(variant: Variant, error: ReplError, tokens: Sequence[Token]) -> Made:
+    """Return why there is no answer, with what there is of one."""
+    return Made(variant, error.partial, Problem(error.kind, error.message, error.hints), pieces=pieces(tokens))
 
 
 def brought(store: Store, load: Load, emit: Emit) -> Resident:
@@ -194,6 +213,7 @@ def answered(resident: Resident, variant: Variant, asked: Asked, seed: int, asid
     facts = resident.facts
     request = asked.request(measured(variant.settings, seed), facts.chats)
     done = engine.reply(alone, request, aside)
+    logprobs = tuple(token.logprob for token in aside.tokens if token.logprob is not None)
     return Made(
         variant,
         done,
@@ -201,7 +221,7 @@ def answered(resident: Resident, variant: Variant, asked: Asked, seed: int, asid
         bytes=facts.bytes,
         chats=request.chats,
         pieces=pieces(aside.tokens),
-        logprobs=tuple(token.logprob for token in aside.tokens if token.logprob is not None),
+        logprobs=logprobs or weighed(alone, done.prompt_ids, done.token_ids, aside),
         vocabulary=vocabulary(resident.tokenizer),
     )
 
@@ -210,6 +230,14 @@ def measured(chosen: Settings, seed: int) -> Settings:
     """Return settings under which a reply is measured, and draws what a seed says where none was chosen."""
     decode = chosen.decode if chosen.decode.seed is not None else replace(chosen.decode, seed=seed)
     return replace(chosen, decode=decode, view=replace(chosen.view, logprobs=max(1, chosen.view.logprobs)))
+
+
+def weighed(resident: Resident, prompt: Sequence[int], ids: Sequence[int], emit: Emit) -> tuple[float, ...]:
+    """Return the log-probability of each token of a text behind a prompt, in nats; none where that cannot be read."""
+    try:
+        return tuple(one.logprob for one in score(resident, [*prompt, *ids], emit, len(prompt)))
+    except ReplError:  # a figure less: the answer itself is there
+        return ()
 
 
 def vocabulary(tokenizer: Any) -> int:
@@ -256,24 +284,16 @@ def parting(one: Made, other: Made) -> tuple[Difference, Difference] | None:
     What was stopped has no end of its own: nothing is known of what would have followed.
     """
     by_ids = one.vocabulary == other.vocabulary != 0
-    ways = [_ids(made) if by_ids else [*map(ord, _text(made))] for made in (one, other)]
+    ways = [made.ids if by_ids else [*map(ord, made.text)] for made in (one, other)]
     same = common(*ways)
     ended = [made for made, way in zip((one, other), ways, strict=True) if same == len(way)]
-    if len(ended) == 2 or any(made.done is not None and made.done.finish == "cancelled" for made in ended):
+    if len(ended) == 2 or any(made.cut for made in ended):
         return None
-    places = [same if by_ids else _piece(made, same) for made in (one, other)]
+    places = [same if by_ids else piece(made, same) for made in (one, other)]
     return _marked(one, places[0]), _marked(other, places[1])
 
 
-def _ids(made: Made) -> Sequence[int]:
-    return made.done.token_ids if made.done else ()
-
-
-def _text(made: Made) -> str:
-    return made.done.text if made.done else ""
-
-
-def _piece(made: Made, character: int) -> int:
+def piece(made: Made, character: int) -> int:
     """Return the token that a character of the text belongs to."""
     ends = accumulate(map(len, made.pieces))
     return next((place for place, end in enumerate(ends) if end > character), len(made.pieces))
@@ -285,6 +305,11 @@ def _marked(made: Made, place: int) -> Difference:
     return Difference(place + 1, text, start, start + len(text))
 
 
+def spoken(made: Made) -> str:
+    """Return the text of an answer with what it was made to begin with."""
+    return made.done.prefill + made.done.text if made.done else ""
+
+
 def compared(prompt: str, turn: int | None, made: Sequence[Made], wanted: int) -> Compared:
     """Put answers beside each other, of as many as were wanted."""
     found = [
@@ -293,12 +318,12 @@ def compared(prompt: str, turn: int | None, made: Sequence[Made], wanted: int) -
             model=one.model,
             bytes=one.bytes,
             mean_logprob=mean(one.logprobs),
-            text=one.done.prefill + one.done.text if one.done else "",
+            text=spoken(one),
             difference=difference,
             problem=one.problem,
             done=one.done,
         )
         for one, difference in zip(made, differences(made), strict=True)
     ]
-    stopped = any(one.done is not None and one.done.finish == "cancelled" for one in made)
-    return Compared(prompt, turn, found, len(made) == wanted and not stopped)
+    whole = len(made) == wanted and not any(one.done and one.done.finish == "cancelled" for one in made)
+    return Compared(prompt, turn, found, whole)

@@ -20,7 +20,7 @@ ORDER = [
     "engine", "engines", "layers", "conversation", "records", "database", "archive", "session", "point",
     "registry", "screen", "shades", "traces", "answers", "colours", "pages", "writing", "recipe", "again",
     "bench", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply", "columns", "live",
-    "change", "variants", "trial", "panel", "branches",
+    "change", "variants", "trial", "replay", "panel", "branches",
 ]  # fmt: skip
 TOP = ["keys", "inspector", "offers", "prompt", "shell", "commands", "program", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}

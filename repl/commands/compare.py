@@ -41,7 +41,7 @@ def compare(session: Session, *columns: Annotated[str, Rest(suggest=variants.off
     made: list[Made] = []
 
     def settle(job: Job[None]) -> Compared:
-        restore(session)
+        session.restore()
         try:
             job.result()
         except Cancelled:
@@ -73,21 +73,13 @@ def question(session: Session, prompt: str | None) -> tuple[Asked, Turn | None]:
     return Asked(turn.text, tuple(talk.messages(turn.id)), turns, session.prefill), turn
 
 
-def restore(session: Session) -> None:
-    """Bring the model of the session back where another had to take its place."""
-    facts = session.store.facts()
-    if facts is not None and session.store.current().load != session.settings.load and session.loading is None:
-        session.notices.append(f"not all fit side by side: {session.settings.load.model} is loaded again")
-        session.load(session.settings)
-
-
 # take
 
 
 def take(session: Session, made: Sequence[Made], asked: Asked, turn: Turn | None, number: int) -> Any:
     """Make an answer part of the conversation, and its settings those of the session."""
     if number > len(made):
-        raise UsageError(f"there are {len(made)} answers, not {number}")
+        raise UsageError(f"there {'is 1 answer' if len(made) == 1 else f'are {len(made)} answers'}, not {number}")
     one = made[number - 1]
     if one.done is None or one.problem is not None:
         raise UsageError(f"column {number} has no answer")
