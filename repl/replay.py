@@ -7,16 +7,15 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from math import log
 
-from repl import decoding, trial
+from repl import decoding, sides
 from repl.conversation import Conversation
 from repl.errors import Cancelled, ReplError, UsageError
 from repl.events import Columns, Done, InColumn, Progress
-from repl.loading import Facts, Resident
+from repl.loading import Resident
 from repl.request import Message, encode
-from repl.reuse import Kept
 from repl.settings import Load, Settings
+from repl.sides import Aside, Asked, Here, Made, There
 from repl.store import Store
-from repl.trial import Aside, Asked, Made
 from repl.variants import Variant
 from repl.worker import Emit
 
@@ -97,9 +96,10 @@ class Rehearsal:
     def run(self, emit: Emit) -> None:
         """Answer everything; a cancel ends it with what there is. For the model thread; raises a `ReplError`."""
         try:
-            self._answer_all(emit)
+            with sides.reached(self.store, self.variant, emit) as side:
+                self._answer_all(side, emit)
             for load in dict.fromkeys(again.exchange.load for again in self.found if again.exchange.record.load):
-                if load != self.variant.settings.load and (load == self.home or self.store.holds(load)):
+                if not self._here(load) and (load == self.home or self.store.holds(load)):
                     self._weigh_all(load, Aside(emit, 0))
         except Cancelled:
             emit.settle()
@@ -108,58 +108,69 @@ class Rehearsal:
         self.store.trim()
         self.store.tidy()
 
-    def _answer_all(self, emit: Emit) -> None:
-        chosen = self.variant.settings
-        resident = trial.brought(self.store, chosen.load, emit)
-        if self.talk[0].messages and not (resident.facts.chats or chosen.view.mode == "chat"):
-            raise UsageError(f"{resident.facts.name} has no chat template, which a conversation needs", "/compare A B")
-        alone = replace(resident, kept=Kept())  # what is kept of the last text stays
+    def _here(self, load: Load) -> bool:
+        """Tell whether the model that answers anew is the one that was recorded, loaded alike."""
+        return self.variant.server is None and load == self.variant.settings.load
+
+    def _answer_all(self, side: Here | There, emit: Emit) -> None:
+        self._check(side)
         said: tuple[Message, ...] = ()
         for place, exchange in enumerate(self.talk, 1):
             stage = f"answer {place} of {len(self.talk)}"
             emit(Columns((f"{self.variant.title} · {stage}",)))
             emit(InColumn(0, Progress(stage)))
             messages = exchange.messages if self.pinned or not said else (*said, exchange.messages[-1])
-            again = self._answered(alone, exchange, messages, Aside(emit, 0))
+            again = self._answered(side, exchange, messages, Aside(emit, 0))
             self.found.append(again)
             if emit.stopped():
                 raise Cancelled
             if again.made.problem and not self.pinned:
                 return  # what follows would answer an answer that is not there
-            said = (*messages, {"role": "assistant", "content": trial.spoken(again.made)}) if messages else ()
+            if isinstance(side, Here) and again.made.done:
+                self.found[-1] = self._weighed(side.resident, again, Aside(emit, 0))
+            said = (*messages, {"role": "assistant", "content": sides.spoken(again.made)}) if messages else ()
 
-    def _answered(self, alone: Resident, exchange: Exchange, messages: tuple[Message, ...], aside: Aside) -> Again:
-        """Answer once, and weigh the recorded answer with the model that did."""
-        asked, record = exchange.asked(messages), exchange.record
+    def _check(self, side: Here | There) -> None:
+        """Refuse a model that cannot chat; raises `UsageError`."""
+        mode = self.variant.settings.view.mode
+        if self.talk[0].messages and isinstance(side, Here) and not side.resident.facts.chats and mode != "chat":
+            name = side.resident.facts.name
+            raise UsageError(f"{name} has no chat template, which a conversation needs", f"/compare now {name}")
+
+    def _answered(self, side: Here | There, exchange: Exchange, messages: tuple[Message, ...], aside: Aside) -> Again:
+        seed = exchange.record.seed  # draw as the record did, where it drew
         try:
-            made = trial.answered(alone, self.variant, asked, self._seed(record), aside)
+            drawn = secrets.randbits(31) if seed is None else seed
+            return Again(exchange, side.answer(self.variant, exchange.asked(messages), drawn, aside), messages)
         except ReplError as error:
-            return Again(exchange, trial.failed(self.variant, error, aside.tokens), messages)
-        if aside.stopped():
-            return Again(exchange, made, messages)
-        alike = made_by(record, alone.facts)
-        told = exchange.asked(exchange.messages)
-        before = weigh(alone, self.variant.settings, told, record.text, record.token_ids if alike else (), aside)
-        after = bits(made.logprobs[: len(_bare(alone, made.ids))], made.text)
-        if exchange.record.load and exchange.load == self.variant.settings.load:
-            return Again(exchange, made, messages, Bits(before, before), Bits(after, after), alike)
-        return Again(exchange, made, messages, Bits(None, before), Bits(None, after), alike)
+            return Again(exchange, sides.failed(self.variant, error, aside.tokens), messages)
 
-    def _seed(self, record: Done) -> int:
-        """Draw as the record did, where it drew."""
-        return secrets.randbits(31) if record.seed is None else record.seed
+    def _weighed(self, resident: Resident, again: Again, aside: Aside) -> Again:
+        """Weigh both answers with the model that made the new one."""
+        exchange, record, made = again.exchange, again.exchange.record, again.made
+        alike = (record.model.get("id"), record.model.get("commit")) == (resident.facts.id, resident.facts.commit)
+        told = exchange.asked(exchange.messages)
+        before = weigh(resident, self.variant.settings, told, record.text, record.token_ids if alike else (), aside)
+        after = bits(made.logprobs[: len(_bare(resident, made.ids))], made.text)
+        one = bool(record.load) and self._here(exchange.load)
+        return replace(
+            again, before=Bits(before if one else None, before), after=Bits(after if one else None, after), alike=alike
+        )
 
     def _weigh_all(self, load: Load, aside: Aside) -> None:
         """Weigh the answers with a model that made some of the recorded ones."""
-        resident = trial.brought(self.store, load, aside)
-        known = trial.vocabulary(resident.tokenizer)
+        try:
+            resident = sides.brought(self.store, load, aside)
+        except ReplError:  # a figure less: the answers are there
+            return
+        known = sides.vocabulary(resident.tokenizer)
         for place, again in enumerate(self.found):
             if again.exchange.load != load or again.made.done is None:
                 continue
             aside(Progress("weigh the answers", place, len(self.found), "answers"))
             record, made, alike = again.exchange.record, again.made, known == again.made.vocabulary
             before = bits(
-                trial.weighed(resident, record.prompt_ids, _bare(resident, record.token_ids), aside), record.text
+                sides.weighed(resident, record.prompt_ids, _bare(resident, record.token_ids), aside), record.text
             )
             asked = again.exchange.asked(again.messages)
             after = weigh(resident, self.variant.settings, asked, made.text, made.ids if alike else (), aside)
@@ -171,11 +182,6 @@ class Rehearsal:
             )
 
 
-def made_by(record: Done, facts: Facts) -> bool:
-    """Tell whether a reply was made by this model, in whatever number format."""
-    return (record.model.get("id"), record.model.get("commit")) == (facts.id, facts.commit)
-
-
 def weigh(
     resident: Resident, chosen: Settings, asked: Asked, text: str, ids: Sequence[int], emit: Emit
 ) -> float | None:
@@ -183,7 +189,7 @@ def weigh(
     with suppress(ReplError):  # too long for this model: a figure less
         prompt = encode(resident, asked.request(chosen, resident.facts.chats), 1, emit).ids
         own = _bare(resident, ids) or [int(one) for one in resident.tokenizer(text, add_special_tokens=False).input_ids]
-        return bits(trial.weighed(resident, prompt, own, emit), text)
+        return bits(sides.weighed(resident, prompt, own, emit), text)
     return None
 
 

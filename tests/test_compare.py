@@ -15,13 +15,17 @@ from terminal import LOADED, Terminal
 
 from repl import registry, variants
 from repl.columns import Board
+from repl.devices import Place
 from repl.errors import Cancelled, UsageError
 from repl.events import Beams, Branch, Columns, Done, Event, InColumn, Notice, Progress, Timing, Token, Usage
 from repl.screen import THEME, as_record, view
 from repl.session import Session
 from repl.settings import Settings
-from repl.trial import Compared, Made, parting
+from repl.sides import Made
+from repl.store import Store
+from repl.trial import Compared, parting
 from repl.variants import Variant, split, variant
+from repl.worker import Worker
 
 STORY = "Once upon a time"
 
@@ -354,6 +358,38 @@ def test_a_cancel_before_the_first_answer_is_only_a_cancel(chat: Session) -> Non
     task.job.cancel()
     with pytest.raises(Cancelled):
         finish(task)
+
+
+@pytest.fixture
+def cramped(llama_folder: Path) -> Iterator[Session]:
+    """A machine on which two models do not fit side by side."""
+    session = Session(Settings(), Store(offline=True), Worker())
+
+    def places() -> list[Place]:
+        held = sum(each.facts.bytes for each in session.store.residents())
+        return [Place("cpu", 64 << 30, (600 << 20) - held * 400, held)]
+
+    session.store = Store(offline=True, places=places)
+    chosen = Settings().put("model", str(llama_folder), "you").put("max_new_tokens", 8, "you")
+    finish(session.load(chosen.put("dtype", "float32", "you")))
+    yield session
+    session.close()
+
+
+def test_models_that_do_not_fit_side_by_side_take_turns(cramped: Session, other_folder: Path) -> None:
+    """The current one goes, the columns are as ever, and it is on its way back at the end."""
+    plain = ask(cramped, STORY)
+    run(cramped, "/undo")
+    before = cramped.settings
+    found = run(cramped, f"/compare now {other_folder} now -- {STORY}")
+    assert [column.problem for column in found.columns] == [None] * 3
+    assert found.columns[0].done.token_ids == found.columns[2].done.token_ids == plain.token_ids
+    found = run(cramped, f"/compare now {other_folder} -- {STORY}")
+    assert found.columns[1].done.model["id"] == str(other_folder)
+    assert cramped.loading is not None
+    assert "is loaded again" in cramped.notices[-1]
+    assert ask(cramped, STORY).token_ids == plain.token_ids
+    assert (cramped.settings, cramped.facts().id) == (before, before.load.model)
 
 
 # pick

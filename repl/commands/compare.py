@@ -15,10 +15,13 @@ from repl.errors import Cancelled, UsageError
 from repl.events import Done
 from repl.kinds import Rest
 from repl.registry import command
+from repl.remote import Remote
 from repl.screen import Said, joined, mebibytes, shortened, view
 from repl.session import Session, Task
-from repl.trial import Asked, Column, Compared, Made
-from repl.variants import NOW
+from repl.sides import Asked, Made
+from repl.trial import Column, Compared
+from repl.variants import NOW, Variant
+from repl.wire import Wire
 from repl.worker import Job
 
 
@@ -36,7 +39,7 @@ def compare(session: Session, *columns: Annotated[str, Rest(suggest=variants.off
     typed, prompt = variants.split(" ".join(columns))
     if not typed:
         raise UsageError("/compare needs models or settings: /compare A B [-- PROMPT]", "/help compare")
-    ways = [variants.variant(word, session.settings) for word in ([NOW] if len(typed) == 1 else []) + typed]
+    ways = [variants.way(session, word) for word in ([NOW] if len(typed) == 1 else []) + typed]
     asked, turn = question(session, prompt)
     made: list[Made] = []
 
@@ -86,7 +89,18 @@ def take(session: Session, made: Sequence[Made], asked: Asked, turn: Turn | None
     _write(session, one, one.done, asked, turn)
     session.offer(lambda other: take(session, made, asked, turn, other))
     said = Said(joined(f"answer {number} taken", one.variant.title if one.variant.title != NOW else ""))
+    connect(session, one.variant)
     return adopt(session, one.variant.settings, said)
+
+
+def connect(session: Session, chosen: Variant) -> None:
+    """Let the server answer from now on that gave an answer, or the model in this process."""
+    if (server := chosen.server) is None:
+        session.connect(None)
+    elif session.remote is not None and session.remote.wire.where == server.where:
+        session.remote.choose(server.model)
+    else:
+        session.connect(Remote(Wire(server.where), server.model, server.offers or ()))
 
 
 def _write(session: Session, one: Made, done: Done, asked: Asked, turn: Turn | None) -> None:
@@ -98,7 +112,7 @@ def _write(session: Session, one: Made, done: Done, asked: Asked, turn: Turn | N
     state = "cancelled" if done.finish == "cancelled" else "complete"
     answer = talk.close(talk.add(answers, "", turn.id), done.prefill + done.text, state, done)
     session.last, session.speed = answer, done.timing.decode_tps or session.speed
-    session.used = len(done.prompt_ids) + len(done.token_ids)
+    session.used = done.tokens
     if one.chats:
         talk.head, session.prefill = answer.id, ""
         session.attached.clear()

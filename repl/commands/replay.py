@@ -18,7 +18,7 @@ from repl.replay import Again, Bits, Rehearsal, exchanges
 from repl.reuse import common
 from repl.screen import joined, shortened, view
 from repl.session import Session, Task
-from repl.trial import Problem
+from repl.sides import Problem, spoken
 from repl.worker import Job
 
 
@@ -84,7 +84,7 @@ def replay(
     talk = exchanges(session.conversation)
     if not talk:
         raise UsageError("nothing was answered yet that could be replayed", "/help replay")
-    way = variants.variant(model, session.settings)
+    way = variants.way(session, model)
     work = Rehearsal(session.store, way, talk, pinned, session.settings.load)
 
     def settle(job: Job[None]) -> Replay:
@@ -106,14 +106,14 @@ def graft(session: Session, found: Sequence[Again]) -> int | None:
     talk = session.conversation
     end: int | None = None
     for again in found:
-        if (done := again.made.done) is None:
+        if (done := again.made.done) is None or again.made.problem:
             break
         asked = talk.turns[again.exchange.turn]
         role = "assistant" if again.messages else "completion"
         if end is not None and again.messages:
             asked = talk.add("user", asked.text, end)
         state = "cancelled" if again.made.cut else "complete"
-        turn = talk.close(talk.add(role, "", asked.id), trial.spoken(again.made), state, done)
+        turn = talk.close(talk.add(role, "", asked.id), spoken(again.made), state, done)
         end = turn.id if again.messages else None
     if end is not None:
         talk.head = end
@@ -129,20 +129,24 @@ def replayed(again: Again) -> Replayed:
     ended = [same == len(way) for way in ways]
     cut = made.cut or record.finish in ("cancelled", "failed")
     parted = None
-    if made.done is not None and not all(ended) and not (any(ended) and cut):
+    if made.done and not all(ended) and not (any(ended) and cut):
         shared = common([*map(ord, record.text)], [*map(ord, made.text)])
         place = same if again.alike else trial.piece(made, shared)
         parted = Parted(place + 1, record.text[shared:], made.text[shared:])
     return Replayed(
         turn=again.exchange.turn,
         prompt=again.exchange.text,
-        recorded=Side(record.text, record.usage.completion, record.timing.decode_tps, again.before),
-        anew=Side(made.text, len(made.ids), made.done.timing.decode_tps if made.done else None, again.after),
+        recorded=_side(record, again.before),
+        anew=_side(made.done, again.after),
         same=made.done is not None and not cut and all(ended),
         difference=parted,
         problem=made.problem,
         done=made.done,
     )
+
+
+def _side(done: Done | None, weight: Bits) -> Side:
+    return Side(done.text, done.usage.completion, done.timing.decode_tps, weight) if done else Side("", 0, None, weight)
 
 
 # draw
