@@ -92,10 +92,15 @@ class Rehearsal:
     home: Load
     found: list[Again] = field(default_factory=list)
     """What is done so far."""
+    known: dict[Load, int] = field(default_factory=dict)
+    """Tokenizers of the models that were in memory."""
 
     def run(self, emit: Emit) -> None:
         """Answer everything; a cancel ends it with what there is. For the model thread; raises a `ReplError`."""
         try:
+            held = self.store.residents()
+            self.known = {each.load: sides.vocabulary(each.tokenizer) for each in held}
+            held.clear()  # else this frame keeps a model that has to go
             with sides.reached(self.store, self.variant, emit) as side:
                 self._answer_all(side, emit)
             for load in dict.fromkeys(again.exchange.load for again in self.found if again.exchange.record.load):
@@ -148,7 +153,8 @@ class Rehearsal:
     def _weighed(self, resident: Resident, again: Again, aside: Aside) -> Again:
         """Weigh both answers with the model that made the new one."""
         exchange, record, made = again.exchange, again.exchange.record, again.made
-        alike = (record.model.get("id"), record.model.get("commit")) == (resident.facts.id, resident.facts.commit)
+        same = (record.model.get("id"), record.model.get("commit")) == (resident.facts.id, resident.facts.commit)
+        alike = same or self.known.get(exchange.load) == made.vocabulary
         told = exchange.asked(exchange.messages)
         before = weigh(resident, self.variant.settings, told, record.text, record.token_ids if alike else (), aside)
         after = bits(made.logprobs[: len(_bare(resident, made.ids))], made.text)

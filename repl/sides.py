@@ -163,7 +163,7 @@ class Here:
     def answer(self, variant: Variant, asked: Asked, seed: int, aside: Aside) -> Made:
         """Answer once."""
         resident, facts = self.resident, self.resident.facts
-        request = asked.request(measured(variant.settings, seed), facts.chats)
+        request = asked.request(drawing(variant.settings, seed), facts.chats)
         done = engine.reply(resident, request, aside)
         logprobs = tuple(token.logprob for token in aside.tokens if token.logprob is not None)
         return Made(
@@ -193,10 +193,9 @@ class There:
         return Made(variant, done, model=name, chats=request.chats, pieces=pieces(aside.tokens), logprobs=logprobs)
 
 
-def measured(chosen: Settings, seed: int) -> Settings:
-    """Return settings under which a reply is measured, and draws what a seed says where none was chosen."""
-    decode = chosen.decode if chosen.decode.seed is not None else replace(chosen.decode, seed=seed)
-    return replace(chosen, decode=decode, view=replace(chosen.view, logprobs=max(1, chosen.view.logprobs)))
+def drawing(chosen: Settings, seed: int) -> Settings:
+    """Return settings that draw what a seed says, where none was chosen."""
+    return chosen if chosen.decode.seed is not None else replace(chosen, decode=replace(chosen.decode, seed=seed))
 
 
 def weighed(resident: Resident, prompt: Sequence[int], ids: Sequence[int], emit: Emit) -> tuple[float, ...]:

@@ -9,6 +9,8 @@ from typing import Any
 import models
 import pytest
 from driving import ask, bare, finish, opened, run
+from fakeserver import FakeServer
+from fakeserver import chat as served
 from rich.cells import cell_len
 from rich.console import Console
 from terminal import LOADED, Terminal
@@ -390,6 +392,34 @@ def test_models_that_do_not_fit_side_by_side_take_turns(cramped: Session, other_
     assert "is loaded again" in cramped.notices[-1]
     assert ask(cramped, STORY).token_ids == plain.token_ids
     assert (cramped.settings, cramped.facts().id) == (before, before.load.model)
+
+
+# servers
+
+
+def test_a_server_answers_in_a_column_of_its_own(chat: Session) -> None:
+    """Local and served columns side by side; picking the served one connects to it."""
+    run(chat, STORY)
+    before = state(chat)
+    with FakeServer() as server:
+        server.answers = [served("It", " is", " so")]
+        found = run(chat, f"/compare now {server.url} -- Hi")
+        assert found.columns[1].text == "It is so"
+        assert found.columns[1].problem is None
+        assert found.columns[1].difference is not None
+        assert state(chat) == before
+        assert chat.remote is None
+        run(chat, "/pick 2")
+        assert chat.remote is not None
+        assert chat.conversation.path()[-1].text == "It is so"
+        server.answers = [served("Yes")]
+        there = run(chat, "/compare now local -- And?")
+        assert there.columns[0].text == "Yes"
+        assert there.columns[1].done.model["id"] == chat.settings.load.model
+        run(chat, "/pick 2")
+        assert chat.remote is None
+    with pytest.raises(UsageError, match="matter of loading"):
+        run(chat, f"/compare now {server.url},dtype=bfloat16 -- Hi")
 
 
 # pick

@@ -161,7 +161,7 @@ def cancel_in(session: Session, line: str, answer: int) -> Any:
 
 def test_a_cancel_keeps_what_is_done(chat: Session) -> None:
     head = chat.conversation.head
-    found = cancel_in(chat, "/replay max=300", 2)
+    found = cancel_in(chat, "/replay max=150", 2)
     assert (len(found.turns), found.total) == (2, 3)
     assert found.turns[1].done.finish == "cancelled"
     assert not found.turns[1].same
