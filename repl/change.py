@@ -1,13 +1,13 @@
 """Turn a knob: words become settings, at once for decoding and view, through a load for the rest."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from repl import decoding, settings
 from repl.errors import UsageError
 from repl.screen import Said, joined
-from repl.session import Session
+from repl.session import Session, Task
 
 Words = Sequence[tuple[str, str]]
 
@@ -60,6 +60,26 @@ def apply(session: Session, words: Words) -> Said:
         session.start(lambda emit: session.store.trim())
         session.start(lambda emit: session.store.tidy())
     return Said(joined(*said))
+
+
+def adopt(session: Session, chosen: settings.Settings, said: Said) -> Any:
+    """Take over settings for loading and decoding; what loads is over at once where the model is in memory."""
+    taken = {*names("decode"), "mode"}
+    own = {name: word for name, word in session.settings.origins.items() if name not in taken}
+    theirs = {name: word for name, word in chosen.origins.items() if name in taken}
+    shown = replace(session.settings.view, mode=chosen.view.mode)
+    session.settings = replace(
+        session.settings, decode=chosen.decode, extra=chosen.extra, view=shown, origins={**own, **theirs}
+    )
+    if chosen.load == session.settings.load:
+        return said
+    task = session.load(replace(session.settings, load=chosen.load, origins=chosen.origins))
+
+    def settle() -> Said:
+        task.settle()
+        return said
+
+    return Task(task.job, settle, task.background)
 
 
 def changed(before: settings.Settings, words: Words, parts: Sequence[str] = tuple(settings.SPECS)) -> settings.Settings:

@@ -190,4 +190,19 @@ class Done:
         return len(self.prompt_ids) + len(self.token_ids) or self.usage.prompt + self.usage.completion
 
 
-Event = Token | Opening | Echo | Beams | Progress | Notice | Done
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Several answers to one message follow, each in a column of its own."""
+
+    titles: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InColumn:
+    """An event of one of several answers; columns count from 0."""
+
+    column: int
+    event: "Event"
+
+
+Event = Token | Opening | Echo | Beams | Progress | Notice | Done | Columns | InColumn

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from repl.clean import Cleaner, clean, clean_line
 from repl.colours import caption, certainty
-from repl.events import Beams, Echo, Event, Notice, Opening, Token
+from repl.columns import Board
+from repl.events import Beams, Columns, Echo, Event, InColumn, Notice, Opening, Token
 from repl.events import Progress as Step
 from repl.reply import Reply
 from repl.screen import Screen, joined
@@ -30,6 +31,7 @@ class Pane:
         self._cleaner = Cleaner()
         self._bar = Bar(screen)
         self._beams: Live | None = None
+        self._board: Board | None = None
         self._column = False  # the cursor stands behind text
         self._shaded = False  # a token was coloured
         self._later: list[str] = []  # notices that came in the middle of a text
@@ -58,6 +60,8 @@ class Pane:
             self._reply.rest()
         for event in events:
             self._draw(event)
+        if self._board is not None:
+            self._board.draw()
         self._screen.flush()
 
     def _draw(self, event: Event) -> None:
@@ -72,6 +76,8 @@ class Pane:
                 self._bar.step(event)
             case Beams():
                 self._search(event)
+            case Columns() | InColumn():
+                self._beside(event)
             case Notice(text=text):
                 self._quiet()
                 self._notice(text)
@@ -115,9 +121,22 @@ class Pane:
             self._screen.write(clean(text))
         self._column = True
 
+    def _beside(self, event: Columns | InColumn) -> None:
+        if isinstance(event, InColumn):
+            if self._board is not None:
+                self._board.take(event)
+            elif isinstance(event.event, Step | Notice):  # the text is told when all are done
+                self._draw(event.event)
+        elif self._redraws():
+            self._quiet()
+            self._board = Board(self._screen.out, event)
+
+    def _redraws(self) -> bool:
+        return self._screen.interactive and self._screen.out.is_terminal and not self._screen.as_json
+
     def _search(self, beams: Beams) -> None:
         console = self._screen.out
-        if self._screen.as_json or not self._screen.interactive or not console.is_terminal:
+        if not self._redraws():
             return
         self._bar.close()
         if self._beams is None:
@@ -138,6 +157,9 @@ class Pane:
         if self._beams is not None:
             self._beams.stop()
             self._beams = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
 
 
 def token_record(token: Token) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class Session:
         self.aim: Turn | None = None  # the message that the next one replaces, on a branch of its own
         self.prefill = ""  # what the next reply begins with
         self.used = 0  # tokens of the context that the last reply ended with
+        self._offer: tuple[Callable[[int], Any], Conversation, int] | None = None
 
     # work
 
@@ -131,6 +132,23 @@ class Session:
         mine = {name: word for name, word in wanted.origins.items() if name in names}
         self.settings = replace(self.settings, load=wanted.load, origins={**kept, **mine})
         return Loaded(facts, wanted.load, before)
+
+    def offer(self, take: Callable[[int], Any]) -> None:
+        """Let /pick choose among answers that are no turns yet: `take(number)` makes one a turn."""
+        self._offer = (take, self.conversation, len(self.conversation.turns))
+
+    def offered(self) -> Callable[[int], Any] | None:
+        """Return what /pick chooses from, until something else is said."""
+        if self._offer is None:
+            return None
+        take, talk, count = self._offer
+        return take if talk is self.conversation and len(talk.turns) == count else None
+
+    def restore(self) -> None:
+        """Begin to bring the model back that the settings name, where another had to take its place."""
+        if self.loading is None and self.store.facts() and self.store.current().load != self.settings.load:
+            self.notices.append(f"not all fit side by side: {settings.named(self.settings.load.model)} is loaded again")
+            self.load(self.settings)
 
     def moved(self) -> None:
         """Follow the head of the conversation to another turn."""

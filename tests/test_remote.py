@@ -30,11 +30,11 @@ from fakeserver import (
 from terminal import Terminal, surroundings
 
 from repl import config, registry, thinking
-from repl.commands.connect import key
 from repl.errors import Failed, NeedsLocal, NoModel, NotFound, Overflow, ReplError, Unreachable, UsageError
 from repl.events import Event, Notice, Opening, Progress, Token
 from repl.remote import reach
 from repl.request import Request
+from repl.servers import key
 from repl.session import Session
 from repl.settings import Settings
 from repl.store import Store

@@ -34,12 +34,14 @@ class Picked:
 
 
 @command("talk")
-def pick(session: Session, number: Annotated[int, Whole(1)]) -> Picked:
-    """Take another of the last reply's sequences as the answer; `/beams tree` shows where they part."""
+def pick(session: Session, number: Annotated[int, Whole(1)]) -> Any:
+    """Take an answer of /compare with its settings, or another of the last reply's sequences (`/beams tree`)."""
+    if take := session.offered():
+        return take(number)
     turn = session.last
     found = turn.record.sequences if turn and turn.record else ()
     if turn is None or turn.record is None or len(found) < 2:
-        raise UsageError("the last reply has no other sequences", "/beams 4 num_return_sequences=4")
+        raise UsageError("the last reply has no other sequences", "/beams 4", "/compare now beams=4")
     if number > len(found):
         raise UsageError(f"there are {len(found)} sequences, not {number}")
     chosen = found[number - 1]

@@ -1,7 +1,5 @@
 """Servers: let one answer instead of the model in this process, and go back."""
 
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -9,6 +7,7 @@ from typing import Annotated, Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from repl import servers
 from repl.clean import clean_line
 from repl.errors import UsageError
 from repl.kinds import Text as Words
@@ -16,7 +15,6 @@ from repl.registry import command
 from repl.remote import Connected, Remote, Served, reach
 from repl.screen import Said, joined, view
 from repl.session import Session
-from repl.wire import Address, address
 
 SHOWN = 20  # models listed at once
 
@@ -47,13 +45,8 @@ def connect(
     if not url:
         server = session.remote.served() if session.remote else None
         return Known(server, {name: table["url"] for name, table in session.engines.items()})
-    table = session.engines.get(url, {"url": url})
-    where = address(table["url"])
-    if where.host not in session.trusted and not (insecure or where.encrypted or where.loopback):
-        raise unencrypted(where, url)
-    if session.store.offline and not where.loopback:
-        raise UsageError("this session is offline, only servers on this machine can be reached", "/connect 127.0.0.1")
-    where = Address(where.url, key(where, key_env or table.get("key_env", "")))
+    where = servers.where(session, url, key_env, insecure)
+    chosen = model or session.engines.get(url, {}).get("model", "")
     if insecure:
         session.trusted.add(where.host)
 
@@ -62,30 +55,7 @@ def connect(
         session.connect(remote)
         return remote.connected()
 
-    return session.call(lambda emit: reach(where, model or table.get("model", ""), emit), settle)
-
-
-def unencrypted(where: Address, typed: str) -> UsageError:
-    """Make the question whether a server may be talked to in the open."""
-    effect = "everyone on the way can read what you send, a key included"
-    line = f"/connect {typed} --insecure"
-    return UsageError(
-        f"{where.host} is another machine, and http is not encrypted", choices=((line, effect),), again=False
-    )
-
-
-def key(where: Address, name: str) -> str:
-    """Return the key for a server: that of the variable, or the Hub's own for the Hub; raises `UsageError`."""
-    if not name:
-        from huggingface_hub import get_token
-
-        return (get_token() or "") if where.hub else ""
-    found = os.environ.get(name, "").strip()
-    if not found:
-        raise UsageError(f"the variable {name} is not set", f"export {name}=...")
-    if not re.fullmatch(r"[!-~]+", found):
-        raise UsageError(f"the variable {name} does not hold a key: there are blanks or other characters in it")
-    return found
+    return session.call(lambda emit: reach(where, chosen, emit), settle)
 
 
 @command("models")

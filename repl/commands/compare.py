@@ -1,0 +1,175 @@
+"""Compare: one message answered by several models or under several settings, in columns; one of them is taken over."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from repl import trial, variants
+from repl.change import adopt
+from repl.clean import clean
+from repl.columns import Block, Blocks
+from repl.conversation import Turn
+from repl.errors import Cancelled, UsageError
+from repl.events import Done
+from repl.kinds import Rest
+from repl.registry import command
+from repl.remote import Remote
+from repl.screen import Said, joined, mebibytes, shortened, view
+from repl.session import Session, Task
+from repl.sides import Asked, Made
+from repl.trial import Column, Compared
+from repl.variants import NOW, Variant
+from repl.wire import Wire
+from repl.worker import Job
+
+
+@command("compare", waits=True)
+def compare(session: Session, *columns: Annotated[str, Rest(suggest=variants.offered)]) -> Task[Any]:
+    """Answer a message in several ways, side by side: /compare gpt2 dtype=bfloat16 temperature=0.7,seed=1 -- PROMPT.
+
+    Each word is a column: a model, a setting over the settings as they stand, or several joined by commas or plus
+    signs, as in gpt2,dtype=bfloat16; spaces join inside quotes: "temperature=0.7 seed=1". Other words are now (the
+    settings as they stand, also put before a single column), greedy and sample; beams=4 searches, temperature=0.7
+    samples. Without -- PROMPT the last message is asked again. Sampled columns share a seed unless they have one.
+    The first token that differs from the first column is marked. /pick N makes an answer part of the conversation and
+    its settings yours; until then everything stays as it was.
+    """
+    typed, prompt = variants.split(" ".join(columns))
+    if not typed:
+        raise UsageError("/compare needs models or settings: /compare A B [-- PROMPT]", "/help compare")
+    ways = [variants.way(session, word) for word in ([NOW] if len(typed) == 1 else []) + typed]
+    asked, turn = question(session, prompt)
+    made: list[Made] = []
+
+    def settle(job: Job[None]) -> Compared:
+        session.restore()
+        try:
+            job.result()
+        except Cancelled:
+            if not made:
+                raise
+        done = tuple(made)
+        session.offer(lambda number: take(session, done, asked, turn, number))
+        return trial.compared(asked.text, turn.id if turn else None, done, len(ways))
+
+    return session.start(lambda emit: trial.run(session.store, ways, asked, emit, made), settle)
+
+
+def question(session: Session, prompt: str | None) -> tuple[Asked, Turn | None]:
+    """Return what is asked: a new message at the head of the conversation, or the last one with its turn."""
+    talk, last = session.conversation, session.last
+    if prompt is not None:
+        if not prompt.strip():
+            raise UsageError("the prompt is empty")
+        text = "\n\n".join([*(f"{name}:\n{content}" for name, content in session.attached), prompt])
+        said = (*talk.messages(), {"role": "user", "content": text})
+        turns = (*([0] if talk.system else []), *(each.id for each in talk.path()), max(talk.turns, default=0) + 1)
+        return Asked(text, said, turns, session.prefill), None
+    if last is None or last.parent is None:
+        raise UsageError("nothing was asked yet", "/compare A B -- PROMPT")
+    turn = talk.turns[last.parent]
+    if turn.role == "prompt":
+        return Asked(turn.text), turn
+    turns = (*([0] if talk.system else []), *(each.id for each in talk.path(turn.id)))
+    return Asked(turn.text, tuple(talk.messages(turn.id)), turns, session.prefill), turn
+
+
+# take
+
+
+def take(session: Session, made: Sequence[Made], asked: Asked, turn: Turn | None, number: int) -> Any:
+    """Make an answer part of the conversation, and its settings those of the session."""
+    if number > len(made):
+        raise UsageError(f"there {'is 1 answer' if len(made) == 1 else f'are {len(made)} answers'}, not {number}")
+    one = made[number - 1]
+    if one.done is None or one.problem is not None:
+        raise UsageError(f"column {number} has no answer")
+    _write(session, one, one.done, asked, turn)
+    session.offer(lambda other: take(session, made, asked, turn, other))
+    said = Said(joined(f"answer {number} taken", one.variant.title if one.variant.title != NOW else ""))
+    connect(session, one.variant)
+    return adopt(session, one.variant.settings, said)
+
+
+def connect(session: Session, chosen: Variant) -> None:
+    """Let the server answer from now on that gave an answer, or the model in this process."""
+    if (server := chosen.server) is None:
+        session.connect(None)
+    elif session.remote is not None and session.remote.wire.where == server.where:
+        session.remote.choose(server.model)
+    else:
+        session.connect(Remote(Wire(server.where), server.model, server.offers or ()))
+
+
+def _write(session: Session, one: Made, done: Done, asked: Asked, turn: Turn | None) -> None:
+    """Add the answer to the tree, with the message where that is not there yet in the role it was asked in."""
+    talk = session.conversation
+    role, answers = ("user", "assistant") if one.chats else ("prompt", "completion")
+    if turn is None or turn.role != role:
+        turn = talk.add(role, asked.text, talk.head if one.chats else None)
+    state = "cancelled" if done.finish == "cancelled" else "complete"
+    answer = talk.close(talk.add(answers, "", turn.id), done.prefill + done.text, state, done)
+    session.last, session.speed = answer, done.timing.decode_tps or session.speed
+    session.used = done.tokens
+    if one.chats:
+        talk.head, session.prefill = answer.id, ""
+        session.attached.clear()
+
+
+# draw
+
+
+@view.register
+def _(result: Compared) -> RenderableType:
+    asked = [] if result.turn is None else [Text(shortened(result.prompt, 70), "quiet")]
+    blocks = [_block(number, column, result) for number, column in enumerate(result.columns, 1)]
+    said = "" if result.whole else "stopped: this is what was done by then\n"
+    picks = [("/pick N", "accent"), (" goes on with an answer and its settings", "quiet")]
+    good = any(column.done and not column.problem for column in result.columns)
+    return Group(*asked, Blocks(blocks), Text.assemble((said, "quiet"), *(picks if good else [])))
+
+
+def _block(number: int, column: Column, result: Compared) -> Block:
+    text = Text(clean(column.text))
+    if found := column.difference:
+        start = len(column.text) - len(column.done.text if column.done else "") + found.start
+        text = Text(clean(column.text[:start]))
+        marked = Text(clean(found.text.replace("\n", "↵\n")), "accent")
+        marked.stylize("reverse")
+        text.append_text(marked).append(clean(column.text[start + len(found.text) :]))
+    if column.problem:
+        text.append(clean("\n" * bool(text) + joined(column.problem.message, *column.problem.hints)))
+    return Block(f"{number} {column.title}", text, _foot(number, column, result))
+
+
+def _foot(number: int, column: Column, result: Compared) -> str:
+    if (done := column.done) is None:
+        return ""
+    mean, made = column.mean_logprob, done.usage.completion
+    ended = {"cancelled": "stopped by you", "length": "cut there"}
+    rows = [
+        joined(
+            f"{made} token{'' if made == 1 else 's'}",
+            ended.get(done.finish, ""),
+            f"first after {done.timing.ttft_s:.2f} s" if done.timing.ttft_s is not None else "",
+            f"{done.timing.decode_tps:.0f} tokens/s" if done.timing.decode_tps else "",
+        ),
+        joined(
+            mebibytes(column.bytes) if column.bytes else "",
+            f"mean {mean:.3f} nats" if mean is not None else "",
+            f"seed {done.seed}" if done.seed is not None else "",
+        ),
+        _parted(number, column, result),
+    ]
+    return "\n".join(row for row in rows if row)
+
+
+def _parted(number: int, column: Column, result: Compared) -> str:
+    """Say where an answer parts from the first."""
+    good = [place for place, each in enumerate(result.columns, 1) if each.done]
+    if (found := column.difference) is None:
+        return "" if number == good[0] or column.problem else f"same as {good[0]}"
+    where = f"token {found.token}: {found.text!r}" if found.text else f"token {found.token}: the end"
+    return f"parts at {where}" if number == good[0] else f"differs from {good[0]} at {where}"
