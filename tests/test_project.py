@@ -17,10 +17,10 @@ ORDER = [
     "trust", "mishaps", "packed", "quantization", "adapters", "placement", "reading", "loading", "survey",
     "plan", "relief", "context", "request", "protocol", "wire", "heard", "remote", "devices", "speed", "store",
     "stream", "search", "beams", "pieces", "probe", "meter", "scoring", "warping", "waterfall", "traits",
-    "engine", "engines", "layers", "conversation", "records", "database", "archive", "session", "point",
-    "registry", "screen", "shades", "traces", "answers", "colours", "pages", "writing", "recipe", "again",
-    "bench", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply", "live", "change",
-    "panel", "branches",
+    "engine", "engines", "rows", "sweep", "diverge", "layers", "conversation", "records", "database", "archive",
+    "session", "point", "registry", "screen", "shades", "spark", "lineup", "traces", "answers", "colours",
+    "pages", "writing", "recipe", "again", "bench", "transcript", "prose", "highlight", "tables", "blocks",
+    "markdown", "reply", "live", "change", "adopt", "panel", "branches",
 ]  # fmt: skip
 TOP = ["keys", "inspector", "offers", "prompt", "shell", "commands", "program", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}
