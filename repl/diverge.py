@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from math import exp, log
 from typing import Any
 
-from repl import engine, loading, rows, scoring
+from repl import decoding, engine, loading, rows, scoring
 from repl.errors import NoMemory, UsageError
 from repl.events import Done, Progress
 from repl.loading import Facts, Resident
@@ -20,6 +20,8 @@ from repl.worker import Emit
 
 TIE = 0.1  # nats: below this in both, which of two tokens leads is a matter of rounding
 ONWARD = 24  # tokens shown of how each text goes on behind the fork
+IDLE = (*decoding.SAMPLING, *decoding.BEAMS, *decoding.LENGTHS, *decoding.APART, "num_return_sequences", "stop")
+"""Settings that do not decide which token is the likeliest."""
 PROBE = "The quick brown fox, 1,234.5 km; naïve café — 你好, мир.\n\tdef f(x):\n        return x + 1  # 🙂"
 
 
@@ -162,15 +164,24 @@ def greedy(settings: Settings) -> Settings:
     return settings
 
 
-def is_greedy(record: Done, facts: Facts, load: Load) -> bool:
-    """Tell whether a reply was made by taking the likeliest token each time, by the model as it is loaded now."""
-    same = {**record.load, "dtype": record.model.get("dtype")} == {**_plain(load), "dtype": facts.dtype}
+def is_greedy(record: Done, facts: Facts, load: Load, settings: Settings) -> bool:
+    """Tell whether a reply is what the model, as it is loaded, and the settings would make greedily now."""
+    loaded = {name: getattr(load, name) for name in load.__slots__}
+    same = {**record.load, "dtype": record.model.get("dtype")} == {**loaded, "dtype": facts.dtype}
     chosen = not record.decode.get("do_sample") and (record.decode.get("num_beams") or 1) == 1
-    return bool(record.token_ids) and same and chosen and record.model.get("commit") == facts.commit
+    table = decoding.effective(greedy(settings), facts.base)
+    changed = [name for name in record.decode if name in table and name not in IDLE]
+    alike = all(_even(record.decode[name], table[name].value) for name in changed)
+    return bool(record.token_ids) and same and chosen and alike and record.model.get("commit") == facts.commit
 
 
-def _plain(load: Load) -> dict[str, Any]:
-    return {name: getattr(load, name) for name in load.__slots__}
+def _even(one: Any, other: Any) -> bool:
+    """Compare values, one of which may have been read from JSON."""
+    return (
+        (list(one) == list(other))
+        if isinstance(one, list | tuple) and isinstance(other, list | tuple)
+        else one == other
+    )
 
 
 def _text(resident: Resident, asked: Asked, emit: Emit) -> Text:
@@ -249,7 +260,7 @@ def _weighed(
         kl_mean=sum(divergences) / len(steps),
         kl_most=divergences[most],
         kl_most_at=most + 1,
-        bits_per_byte=_bits(done, steps),
+        bits_per_byte=_bits(steps, speller),
         processors=text.names,
         whole=True,
     )
@@ -262,9 +273,9 @@ def _step(text: Text, place: int, one: Any, two: Any, speller: Speller) -> tuple
     size = min(len(one), len(two))  # embeddings may be padded to different widths
     token = text.done.token_ids[place]
     before = torch.tensor([text.ids[: len(text.done.prompt_ids) + place]], device=one.device)
-    raw = [each[:size].float() for each in (one, two)]
+    raw = [each[:size] for each in (one, two)]
     own = [float(each.log_softmax(-1)[token]) for each in raw]
-    logs = [text.processors(before, each[None].clone())[0].log_softmax(-1) for each in raw]
+    logs = [text.processors(before, each[None].clone())[0].double().log_softmax(-1) for each in raw]
     first, second = (int(each.argmax()) for each in logs)
     margins = _lead(logs[0], first, second), _lead(logs[1], second, first)
     apart = logs[0].exp() * (logs[0] - logs[1])
@@ -289,10 +300,10 @@ def _fork(place: int, step: Step, logs: tuple[Any, Any], speller: Speller) -> Fo
     return Fork(place + 1, one, two, step.margins, max(step.margins) < TIE)
 
 
-def _bits(done: Done, steps: Sequence[Step]) -> tuple[float, float]:
-    """Return the bits per byte of the reply's text under both; an end token has no bytes and does not count."""
-    counted = steps[:-1] if done.finish == "stop" else steps
-    size = max(1, len(done.text.encode("utf-8", "replace")))
+def _bits(steps: Sequence[Step], speller: Speller) -> tuple[float, float]:
+    """Return the bits per byte of the reply under both; an end token has no bytes and does not count."""
+    counted = [step for step in steps if not speller.special(step.id)]
+    size = max(1, sum(speller.size(step.id) for step in counted))
     one, two = (-sum(step.logprobs[side] for step in counted) / log(2) / size for side in (0, 1))
     return one, two
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from repl import decoding, engine, scoring
 from repl.errors import Cancelled, Failed
-from repl.events import Done, Event, Progress, Token
+from repl.events import Done, Event, Notice, Progress, Token
 from repl.libraries import release
 from repl.loading import Resident, is_memory, sentence
 from repl.probe import breakable, entry, finite, one_sentence
@@ -259,7 +259,7 @@ class Muted:
         """Pass on progress and notices; raises `Cancelled`."""
         if isinstance(event, Token):
             self._tell()
-        elif isinstance(event, Progress):
+        elif isinstance(event, Progress | Notice):
             self._emit(event)
         self.check()
 

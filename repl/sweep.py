@@ -205,7 +205,9 @@ class Run:
         left = len(self.plan.cells) - len(lines)
         seconds = time.monotonic() - began
         prompt = tuple(self.rows.prompt)
-        return Sweep(names, tuple(lines), first, prompt, total, self.rows.together, self.rows.alone, whole, seconds, left), records
+        return Sweep(
+            names, tuple(lines), first, prompt, total, self.rows.together, self.rows.alone, whole, seconds, left
+        ), records
 
 
 def _value(name: str, text: str) -> Any:

@@ -156,7 +156,11 @@ class Drawing:
             "stopped" if line.finish == "cancelled" else line.finish.replace("_", " "),
             "" if line.distinct_2 is None else f"{line.distinct_2:.2f}",
             "" if line.logprob is None else f"{line.logprob:.2f}",
-            "" if line.number in (0, self._sweep.greedy.same_as) else "never" if line.parts is None else str(line.parts),
+            ""
+            if line.number in (0, self._sweep.greedy.same_as)
+            else "never"
+            if line.parts is None
+            else str(line.parts),
         ]
 
     def _drawn(self, figures: str, line: Line, room: int, style: str, lead: str = "") -> Iterator[Text]:
