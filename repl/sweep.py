@@ -105,9 +105,9 @@ def plan(chosen: Settings, base: Base, words: Sequence[str]) -> Plan:
 
 def _whole(name: str, text: str, kind: Whole) -> int:
     try:
-        return kind.read(text)
-    except UsageError as error:
-        raise UsageError(f"{name} {error.message}", EXAMPLE) from None
+        return kind.read(text.replace(",", " "))  # several are none: a comma would read as one between thousands
+    except UsageError:
+        raise UsageError(f"{name} {text!r} is not {kind.phrase}", EXAMPLE) from None
 
 
 def _swept(name: str) -> str:
