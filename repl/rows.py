@@ -14,8 +14,10 @@ from repl import decoding, engine, scoring
 from repl.errors import Cancelled, Failed
 from repl.events import Done, Event, Notice, Progress, Token
 from repl.libraries import release
-from repl.loading import Resident, is_memory, sentence
+from repl.loading import Resident
+from repl.mishaps import is_memory, sentence
 from repl.probe import breakable, entry, finite, one_sentence
+from repl.relief import out_of_memory
 from repl.request import Prompt, Request, encode
 from repl.reuse import fits, plain
 from repl.worker import Emit, bare
@@ -194,7 +196,7 @@ class Rows:
             words = sentence(bare(error.__cause__))
         kept.drop()
         release()
-        raise engine.out_of_memory(self._resident, first.config, words)
+        raise out_of_memory(self._resident, first.config, len(self.prompt), words)
 
     def _steps(self, model: Any, input_ids: Any, generation_config: Any, **kwargs: Any) -> Any:
         """Decode all rows from the one prompt; called by `generate` in place of its own loop, with what it prepared."""
