@@ -244,7 +244,7 @@ def _weighed(
         steps.append(step)
         emit(Progress("compare", place + 1, len(done.token_ids), "tokens"))
     if fork is not None:
-        fork = replace(fork, onward=_onward(second, asked, text, fork.place - 1, emit))
+        fork = replace(fork, onward=_onward(second, asked, text, fork, emit))
     divergences = [step.kl for step in steps]
     most = max(range(len(steps)), key=divergences.__getitem__)
     return Diverged(
@@ -308,14 +308,21 @@ def _bits(steps: Sequence[Step], speller: Speller) -> tuple[float, float]:
     return one, two
 
 
-def _onward(second: Resident, asked: Asked, text: Text, place: int, emit: Emit) -> tuple[str, str]:
-    """Return how both texts go on from the fork: the reply as it is, and what the second says instead."""
-    before = text.ids[: len(text.done.prompt_ids) + place]
-    settings = greedy(asked.settings).put("max_new_tokens", ONWARD, "diverge")
-    done = engine.reply(second, Request(settings, ids=tuple(before)), rows.Muted(emit, lambda: None))
-    decode = second.tokenizer.decode
-    start = str(decode(before, skip_special_tokens=True))
-    rest = text.done.token_ids[place : place + ONWARD]
-    both = str(decode([*before, *rest], skip_special_tokens=True))
-    own = both[len(start) :] if both.startswith(start) else str(decode(list(rest), skip_special_tokens=True))
-    return own, done.text
+def _onward(second: Resident, asked: Asked, text: Text, fork: Fork, emit: Emit) -> tuple[str, str]:
+    """Return how both texts go on from the fork: the reply as it is, and what the second says from its own token on."""
+    place = fork.place - 1
+    before = tuple(text.ids[: len(text.done.prompt_ids) + place])
+    rest = [fork.second.id]
+    config = engine.configure(second, asked.settings)
+    if fork.second.id not in decoding.stops(config):
+        settings = greedy(asked.settings).put("max_new_tokens", ONWARD - 1, "diverge")
+        request = Request(settings, ids=(*before, fork.second.id))
+        rest += engine.reply(second, request, rows.Muted(emit, lambda: None)).token_ids
+    own = text.done.token_ids[place : place + ONWARD]
+    return _added(second.tokenizer, before, own), _added(second.tokenizer, before, rest)
+
+
+def _added(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
+    start = str(tokenizer.decode(list(before), skip_special_tokens=True))
+    both = str(tokenizer.decode([*before, *ids], skip_special_tokens=True))
+    return both[len(start) :] if both.startswith(start) else str(tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -164,7 +164,7 @@ def key(chosen: Settings, base: Base) -> Decode:
     own = replace(chosen.decode, do_sample=bool(table["do_sample"].value), num_beams=table["num_beams"].value or 1)
     if own.do_sample:
         return own
-    blank = {spot.name: spot.default for spot in fields(Decode) if spot.name in (*SAMPLING, "seed")}
+    blank: dict[str, Any] = {spot.name: spot.default for spot in fields(Decode) if spot.name in (*SAMPLING, "seed")}
     return replace(own, **blank)
 
 

@@ -14,7 +14,7 @@ from repl.registry import command
 from repl.screen import view
 from repl.session import Session
 
-FAMILIES = ("talk", "history", "models", "settings", "look inside", "prove", "rest")
+FAMILIES = ("talk", "history", "models", "settings", "look inside", "compare", "prove", "rest")
 
 
 @dataclass(frozen=True, slots=True)

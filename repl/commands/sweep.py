@@ -54,7 +54,7 @@ def sweep(session: Session, text: Annotated[str, Rest()] = "", *, exact: bool = 
     return _begin(session, words, prompt, exact or "--exact" in flags)
 
 
-def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task[Sweep]:
+def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task[tuple[Sweep, dict[int, Made]]]:
     session.facts()
     chosen = plan(session.settings, session.base(), words)
     asked = question(session, prompt, f"{EXAMPLE} -- PROMPT")
