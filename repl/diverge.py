@@ -9,7 +9,7 @@ from math import exp, log
 from typing import Any
 
 from repl import decoding, engine, loading, rows, scoring
-from repl.errors import NoMemory, UsageError
+from repl.errors import Cancelled, NoMemory, UsageError
 from repl.events import Done, Progress
 from repl.loading import Facts, Resident
 from repl.pieces import Speller
@@ -195,9 +195,8 @@ def _text(resident: Resident, asked: Asked, emit: Emit) -> Text:
             emit(Progress("make a greedy reply", made[0], 0, "tokens"))
 
         done = engine.reply(resident, replace(asked.request, settings=greedy(asked.settings)), rows.Muted(emit, tell))
-        emit.check()
         if done.finish == "cancelled":
-            raise UsageError("stopped before there was a reply to compare over")
+            raise Cancelled
     found = rows.processors(resident, replace(asked.request, settings=greedy(asked.settings)), done.prompt_ids, emit)
     return Text(done, found, rows.named(found))
 
@@ -317,7 +316,10 @@ def _onward(second: Resident, asked: Asked, text: Text, fork: Fork, emit: Emit) 
     if fork.second.id not in decoding.stops(config):
         settings = greedy(asked.settings).put("max_new_tokens", ONWARD - 1, "diverge")
         request = Request(settings, ids=(*before, fork.second.id))
-        rest += engine.reply(second, request, rows.Muted(emit, lambda: None)).token_ids
+        done = engine.reply(second, request, rows.Muted(emit, lambda: None))
+        if done.finish == "cancelled":
+            raise Cancelled
+        rest += done.token_ids
     own = text.done.token_ids[place : place + ONWARD]
     return _added(second.tokenizer, before, own), _added(second.tokenizer, before, rest)
 

@@ -161,9 +161,12 @@ class Rows:
         """Make a reply by itself, as a message would."""
         self._tell()
         done = engine.reply(self._resident, row.request, Muted(self._emit, lambda: None))
+        row.made = Made(done, done.measures.logprobs or self._scored(done))
+
+    def _scored(self, done: Done) -> tuple[float, ...]:
         ids = [*done.prompt_ids, *done.token_ids]
         scored = scoring.score(self._resident, ids, self._emit, len(done.prompt_ids), shared=True)
-        row.made = Made(done, tuple(one.logprob for one in scored))
+        return tuple(one.logprob for one in scored)
 
     # all at once
 

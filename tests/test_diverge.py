@@ -8,13 +8,14 @@ from math import exp, log
 
 import models
 import pytest
-from driving import ask, bare, opened, run
+from driving import ask, bare, finish, opened, run
 from rich.cells import cell_len
 from rich.console import Console
 
+from repl import registry
 from repl.devices import Place
 from repl.diverge import Candidate, Diverged, Fork
-from repl.errors import ReplError, UsageError
+from repl.errors import Cancelled, ReplError, UsageError
 from repl.screen import THEME, as_record, view
 from repl.spark import BARS, binned, column, spark
 
@@ -272,6 +273,21 @@ def test_the_result_is_whole_in_json(llama_folder):
     assert len(record["steps"]) == 10
     assert set(record["steps"][0]) >= {"id", "kl", "first", "second", "margins", "logprobs"}
     assert record["bits_per_byte"] == list(found.bits_per_byte)
+
+
+@pytest.mark.parametrize("stage", ["make a greedy reply", "compare"])
+def test_a_cancel_leaves_everything_as_it_was(stage, llama_folder):
+    """Wherever it comes, the model, the conversation and the next reply are the same."""
+    with opened(llama_folder, max_new_tokens=30) as session:
+        done = ask(session, PROMPT)
+        run(session, "/retry do_sample=on seed=1")
+        turns = dict(session.conversation.turns)
+        task = registry.dispatch(session, "/diverge dtype=bfloat16")
+        with pytest.raises(Cancelled):
+            finish(task, lambda event: task.job.cancel() if getattr(event, "stage", "") == stage else None)
+        assert session.conversation.turns == turns
+        assert session.facts().dtype == "float32"
+        assert run(session, "/retry").token_ids == done.token_ids
 
 
 # the drawing

@@ -22,10 +22,11 @@ from repl.settings import Load
 from repl.spark import column, spark
 
 EXAMPLE = "/diverge dtype=float16"
+USUAL = ("dtype=float16", "dtype=bfloat16", "dtype=float32", "quantize=int8", "quantize=int4", "attention=eager")
 
 
 @command("compare", name="diverge", waits=True)
-def diverge_(session: Session, text: Annotated[str, Rest()]) -> Task[Diverged]:
+def diverge_(session: Session, text: Annotated[str, Rest(suggest=lambda: USUAL)]) -> Task[Diverged]:
     """Tell whether the last reply would have been the same: /diverge dtype=float16 [SETTING=VALUE ...] [-- PROMPT].
 
     Settings are those of loading: dtype, quantize, attention, device, or model=OTHER with the same tokenizer. The

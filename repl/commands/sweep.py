@@ -24,6 +24,7 @@ from repl.worker import Job
 from repl.writing import write
 
 SAVE = "/sweep save FILE.jsonl"
+USUAL = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penalty=1,1.1", "show", "save")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,13 @@ class Shown:
 
 
 @command("compare", name="sweep", waits=True)
-def sweep(session: Session, text: Annotated[str, Rest()] = "", *, exact: bool = False, force: bool = False) -> Any:
+def sweep(
+    session: Session,
+    text: Annotated[str, Rest(suggest=lambda: USUAL)] = "",
+    *,
+    exact: bool = False,
+    force: bool = False,
+) -> Any:
     """Answer one prompt under a grid of settings: /sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2 [seed=1] [-- PROMPT].
 
     Each combination is made n times, with the seeds from seed on; temperature=0 is greedy. Without a prompt the last
