@@ -1,60 +1,56 @@
-"""Answers that were made beside the conversation, and taking one of them into it with its settings."""
+"""Rows of a sweep as answers: taking one of them into the conversation, with its settings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from repl import decoding
 from repl.change import changed
-from repl.conversation import Turn
+from repl.decoding import SAMPLING
 from repl.errors import UsageError
-from repl.events import Done
 from repl.point import Question
+from repl.rows import Made
 from repl.session import Session
-
-Words = tuple[tuple[str, str], ...]
+from repl.sweep import Cell
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A reply that may be taken, and the settings to go on with."""
+class Taken:
+    """A row that is the answer now, and how the next reply is made."""
 
-    record: Done
-    words: Words
-
-
-@dataclass(slots=True)
-class Offer:
-    """Answers to one question, by number; it stands until something else is answered."""
-
-    asked: Question
-    answers: Mapping[int, Answer]
-    last: Turn | None
-    """The last reply when they were made, or the one that was taken since."""
+    number: int
+    text: str
+    token_ids: tuple[int, ...]
+    now: str
 
 
-def current(session: Session) -> Offer | None:
-    """Return the answers that may be taken now: those that nothing was answered after."""
-    offer = session.offer
-    if not isinstance(offer, Offer):
-        return None
-    now, then = session.last, offer.last
-    return offer if (now and now.id) == (then and then.id) else None
+def offer(session: Session, asked: Question, cells: Mapping[int, Cell], made: Mapping[int, Made]) -> None:
+    """Let /pick take one of these rows."""
+    session.offer(lambda number: take(session, asked, cells, made, number))
 
 
-def take(session: Session, offer: Offer, number: int) -> Turn:
-    """Make an answer the reply to its question, and its settings those of the session; raises `UsageError`."""
-    if number not in offer.answers:
-        raise UsageError(f"there is no row {number}: they are numbered {min(offer.answers)} to {max(offer.answers)}")
-    answer, talk, asked = offer.answers[number], session.conversation, offer.asked
-    session.settings = changed(session.settings, answer.words, parts=("decode",))
+def take(session: Session, asked: Question, cells: Mapping[int, Cell], made: Mapping[int, Made], number: int) -> Taken:
+    """Make a row the reply to its question, and its settings those of the session; raises `UsageError`."""
+    if number not in made:
+        raise UsageError(f"there is no row {number}: they are numbered {min(made)} to {max(made)}", "/sweep")
+    talk, done = session.conversation, made[number].done
+    session.settings = changed(session.settings, words(session, cells[number], made[number]), parts=("decode",))
     if asked.turn is None:
-        turn = talk.add(asked.role, asked.text, asked.parent)
-        offer.asked = asked = Question(asked.request, turn.id, asked.role, asked.text, asked.parent)
+        asked = replace(asked, turn=talk.add(asked.role, asked.text, asked.parent).id)
+        session.prefill = ""
+        session.attached.clear()
     role = "completion" if asked.role == "prompt" else "assistant"
-    lead = asked.request.prefill
-    state = "cancelled" if answer.record.finish == "cancelled" else "complete"
-    reply = talk.close(talk.add(role, "", asked.turn), lead + answer.record.text, state, answer.record)
+    state = "cancelled" if done.finish == "cancelled" else "complete"
+    reply = talk.close(talk.add(role, "", asked.turn), asked.request.prefill + done.text, state, done)
     if role == "assistant":
         talk.head = reply.id
-    session.last = offer.last = reply
-    session.used = len(answer.record.prompt_ids) + len(answer.record.token_ids)
-    return reply
+    session.last, session.used = reply, done.tokens
+    offer(session, asked, cells, made)
+    return Taken(number, reply.text, done.token_ids, decoding.phrase(session.decoding()))
+
+
+def words(session: Session, cell: Cell, made: Made) -> list[tuple[str, str]]:
+    """Return what has to be set to go on as a row was made; its seed is not: it would fix all further replies."""
+    samples = made.done.seed is not None
+    beams = [("num_beams", "1")] if (session.decoding()["num_beams"].value or 1) > 1 else []
+    kept = [(name, text) for name, text in cell.words if samples or name not in SAMPLING]
+    return [("do_sample", "on" if samples else "off"), *beams, *kept]

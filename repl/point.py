@@ -75,6 +75,7 @@ def question(session: Session, text: str, example: str) -> Question:
     if text and not session.chats():
         return Question(Request(session.settings, text=text), None, "prompt", text, None)
     if text:
+        text = "\n\n".join([*(f"{name}:\n{content}" for name, content in session.attached), text])
         messages = (*talk.messages(), {"role": "user", "content": text})
         turns = [*([0] if talk.system else []), *(turn.id for turn in talk.path()), max(talk.turns, default=0) + 1]
         request = Request(session.settings, messages=messages, turns=tuple(turns), prefill=session.prefill)

@@ -60,7 +60,6 @@ class Session:
         self.conversation = Conversation(keep=lambda turn: self.archive.save(turn))
         self.last: Turn | None = None  # the reply that views and /pick speak of
         self.swept: object = None  # the last sweep, see `repl.sweep`
-        self.offer: object = None  # answers beside the conversation that /pick takes, see `repl.adopt`
         self.loading: Task[Facts] | None = None
         self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
         self.untrusted: tuple[Settings, Any] | None = None  # a load refused for its code, and where that lies
@@ -70,6 +69,7 @@ class Session:
         self.aim: Turn | None = None  # the message that the next one replaces, on a branch of its own
         self.prefill = ""  # what the next reply begins with
         self.used = 0  # tokens of the context that the last reply ended with
+        self._offer: tuple[Callable[[int], Any], Conversation, int] | None = None
 
     # work
 
@@ -133,6 +133,17 @@ class Session:
         mine = {name: word for name, word in wanted.origins.items() if name in names}
         self.settings = replace(self.settings, load=wanted.load, origins={**kept, **mine})
         return Loaded(facts, wanted.load, before)
+
+    def offer(self, take: Callable[[int], Any]) -> None:
+        """Let /pick choose among answers that are no turns yet: `take(number)` makes one a turn."""
+        self._offer = (take, self.conversation, len(self.conversation.turns))
+
+    def offered(self) -> Callable[[int], Any] | None:
+        """Return what /pick chooses from, until something else is said."""
+        if self._offer is None:
+            return None
+        take, talk, count = self._offer
+        return take if talk is self.conversation and len(talk.turns) == count else None
 
     def moved(self) -> None:
         """Follow the head of the conversation to another turn."""

@@ -8,7 +8,6 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
-from repl import adopt, decoding
 from repl.branches import Node, grow
 from repl.change import apply
 from repl.clean import clean, clean_line
@@ -32,20 +31,13 @@ class Picked:
     text: str
     score: float | None
     token_ids: tuple[int, ...]
-    now: str = ""
-    """How the next reply is made, where that has changed."""
 
 
 @command("talk")
-def pick(session: Session, number: Annotated[int, Whole(1)]) -> Picked:
-    """Take another of the last reply's sequences, or a row of a sweep, as the answer.
-
-    `/beams tree` shows where the sequences of a beam search part. A row of a sweep comes with its settings.
-    """
-    if offer := adopt.current(session):
-        taken = adopt.take(session, offer, number)
-        made = taken.record.token_ids if taken.record else ()
-        return Picked(number, taken.text, None, made, decoding.phrase(session.decoding()))
+def pick(session: Session, number: Annotated[int, Whole(1)]) -> Any:
+    """Take a row of /sweep with its settings, or another of the last reply's sequences (`/beams tree`)."""
+    if take := session.offered():
+        return take(number)
     turn = session.last
     found = turn.record.sequences if turn and turn.record else ()
     if turn is None or turn.record is None or len(found) < 2:
@@ -64,8 +56,7 @@ def pick(session: Session, number: Annotated[int, Whole(1)]) -> Picked:
 
 @view.register
 def _(result: Picked) -> RenderableType:
-    said = f"\n{result.now} · from the next reply on" if result.now else ""
-    return Text.assemble(clean(result.text), (said, "quiet"))
+    return Text(clean(result.text))
 
 
 @dataclass(frozen=True, slots=True)

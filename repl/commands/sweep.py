@@ -7,10 +7,8 @@ from typing import Annotated, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from repl import settings
-from repl.adopt import Answer, Offer
+from repl import adopt, settings
 from repl.clean import clean
-from repl.decoding import SAMPLING
 from repl.errors import UsageError
 from repl.kinds import Rest, Whole
 from repl.lineup import Drawing, short
@@ -65,24 +63,15 @@ def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task
     session.facts()
     chosen = plan(session.settings, session.base(), words)
     asked = question(session, prompt, f"{EXAMPLE} -- PROMPT")
-    last = session.last
 
     def settle(job: Job[tuple[Sweep, dict[int, Made]]]) -> Sweep:
         found, made = job.result()
-        words_of = dict(enumerate(chosen.cells, 1))
-        taken = {number: Answer(one.done, _adopted(words_of[number].words, one)) for number, one in made.items()}
-        session.offer = Offer(asked, taken, last) if taken else session.offer
+        if made:
+            adopt.offer(session, asked, dict(enumerate(chosen.cells, 1)), made)
         session.swept = found
         return found
 
     return session.start(lambda emit: Run(session.store.current(), chosen, asked.request, emit, exact).sweep(), settle)
-
-
-def _adopted(words: tuple[tuple[str, str], ...], made: Made) -> tuple[tuple[str, str], ...]:
-    """Return what has to be set to go on as a row was made; its seed is not: it would fix all further replies."""
-    samples = made.done.seed is not None
-    kept = [(name, text) for name, text in words if samples or name not in SAMPLING]
-    return (("do_sample", "on" if samples else "off"), *kept)
 
 
 def _last(session: Session) -> Sweep:
@@ -130,3 +119,8 @@ def _(result: Shown) -> RenderableType:
         f"{line.length} tokens",
     )
     return Text.assemble((chosen, "quiet"), "\n", clean(line.text))
+
+
+@view.register
+def _(result: adopt.Taken) -> RenderableType:
+    return Text.assemble(clean(result.text), (f"\n{result.now} · from the next reply on", "quiet"))
