@@ -191,9 +191,10 @@ class Run:
         rows = output.sequences[:, len(self.prompt) :].tolist()
         scores = getattr(output, "sequences_scores", None)
         listed = [None] * len(rows) if scores is None else scores.tolist()
-        return [self._sequence(row, score) for row, score in zip(rows, listed, strict=True)]
+        return [self.sequence(row, score) for row, score in zip(rows, listed, strict=True)]
 
-    def _sequence(self, row: list[int], score: float | None = None) -> Sequence:
+    def sequence(self, row: list[int], score: float | None = None) -> Sequence:
+        """Return ids that were made, without what follows their end, and the text that they add."""
         ends = [place for place, token in enumerate(row) if token in decoding.stops(self.config)]
         kept = row[: ends[0] + 1] if ends else row  # what follows the end is padding
         return Sequence(self._text(kept), tuple(kept), score)
@@ -219,7 +220,7 @@ class Run:
     def partial(self) -> list[Sequence]:
         """Return what there is of a reply that was broken off, telling the text that was held back."""
         if self.beams:
-            return [self._sequence(self.watch.best())]
+            return [self.sequence(self.watch.best())]
         with suppress(ReplError), one_sentence("the tokenizer fails at what was held back"):
             if self.stream:
                 self.stream.end()
@@ -228,7 +229,10 @@ class Run:
     def _finish(self, output: Any) -> str:
         if self.emit.stopped():
             return "cancelled"
-        ids = self._sequence(output.sequences[0, len(self.prompt) :].tolist()).token_ids
+        return self.ended(self.sequence(output.sequences[0, len(self.prompt) :].tolist()).token_ids)
+
+    def ended(self, ids: tuple[int, ...]) -> str:
+        """Tell why a reply of these ids has ended: stop, length or stop_string."""
         if ids and ids[-1] in decoding.stops(self.config):
             return "stop"
         full = self.config.max_new_tokens or (self.config.max_length or 0) - len(self.prompt)

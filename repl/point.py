@@ -56,3 +56,46 @@ def here(session: Session) -> Here:
         return Here(chat(session, session.settings, head, begun), "your message", begun or head.text)
     ended = head.record is not None and head.record.finish == "stop" and made_by(head.record, session.facts())
     return Here(onward(session, head), "the last reply, where it ended" if ended else "the last reply", head.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be answered: the last message again, or a new one that no turn holds yet (`turn` is None then)."""
+
+    request: Request
+    turn: int | None
+    role: str
+    text: str
+    parent: int | None
+
+
+def question(session: Session, text: str, example: str) -> Question:
+    """Return the question that a line with `-- PROMPT` asks, by default the last message; raises `UsageError`."""
+    talk = session.conversation
+    if text and not session.chats():
+        return Question(Request(session.settings, text=text), None, "prompt", text, None)
+    if text:
+        text = "\n\n".join([*(f"{name}:\n{content}" for name, content in session.attached), text])
+        messages = (*talk.messages(), {"role": "user", "content": text})
+        turns = [*([0] if talk.system else []), *(turn.id for turn in talk.path()), max(talk.turns, default=0) + 1]
+        request = Request(session.settings, messages=messages, turns=tuple(turns), prefill=session.prefill)
+        return Question(request, None, "user", text, talk.head)
+    asked = last_asked(session)
+    if asked is None:
+        raise UsageError("nothing was asked yet", example)
+    begun = session.last.record.prefill if session.last and session.last.record else ""
+    if asked.role == "prompt":
+        return Question(Request(session.settings, text=asked.text), asked.id, "prompt", asked.text, asked.parent)
+    return Question(chat(session, session.settings, asked, begun), asked.id, "user", asked.text, asked.parent)
+
+
+def last_asked(session: Session) -> Turn | None:
+    """Return the message or text that the last reply answers."""
+    last = session.last
+    return session.conversation.turns.get(last.parent) if last is not None and last.parent else None
+
+
+def split(text: str) -> tuple[list[str], str]:
+    """Split `WORD ... -- PROMPT` into its words and the prompt, which is taken as it stands."""
+    front, _, prompt = f" {text}".partition(" -- ") if " -- " in f" {text}" else (text, "", "")
+    return front.split(), prompt.strip()

@@ -132,6 +132,11 @@ def passes(model: Any) -> Iterator[Callable[[], bool]]:
 # layers
 
 
+def plain(model: Any) -> bool:
+    """Tell whether a model's cache holds keys and values by position and nothing else: its rows can be copied."""
+    return all(map(_simple, blank(model).layers))
+
+
 def _simple(layer: Any) -> bool:
     """Tell whether a layer holds keys and values by position and nothing else."""
     from transformers import cache_utils

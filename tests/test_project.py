@@ -13,15 +13,15 @@ FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
     "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
-    "threads", "recording", "loop",
-    "weigh", "room", "fit", "snapshots", "transfer", "hub", "convert", "builtin", "catalog", "reuse", "anatomy",
-    "trust", "mishaps", "packed", "quantization", "adapters", "placement", "reading", "loading", "survey",
-    "plan", "relief", "context", "request", "protocol", "wire", "heard", "remote", "devices", "speed", "store",
-    "stream", "search", "beams", "pieces", "probe", "meter", "scoring", "warping", "waterfall", "traits",
-    "engine", "engines", "layers", "conversation", "records", "database", "archive", "session", "servers",
-    "point", "registry", "screen", "shades", "traces", "answers", "colours", "pages", "writing", "recipe", "again",
-    "bench", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply", "columns", "live",
-    "change", "variants", "sides", "trial", "replay", "panel", "branches",
+    "threads", "recording", "loop", "weigh", "room", "fit", "snapshots", "transfer", "hub", "convert",
+    "builtin", "catalog", "reuse", "anatomy", "trust", "mishaps", "packed", "quantization", "adapters",
+    "placement", "reading", "loading", "survey", "plan", "relief", "context", "request", "protocol", "wire",
+    "heard", "remote", "devices", "speed", "store", "stream", "search", "beams", "pieces", "probe", "meter",
+    "scoring", "warping", "waterfall", "traits", "engine", "engines", "rows", "sweep", "diverge", "layers",
+    "conversation", "records", "database", "archive", "session", "servers", "point", "registry", "screen",
+    "shades", "spark", "lineup", "traces", "answers", "colours", "pages", "writing", "recipe", "again", "bench",
+    "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply", "columns", "live", "change",
+    "adopt", "variants", "sides", "trial", "replay", "panel", "branches",
 ]  # fmt: skip
 TOP = ["keys", "inspector", "offers", "prompt", "shell", "commands", "program", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}

@@ -35,7 +35,7 @@ class Picked:
 
 @command("talk")
 def pick(session: Session, number: Annotated[int, Whole(1)]) -> Any:
-    """Take an answer of /compare with its settings, or another of the last reply's sequences (`/beams tree`)."""
+    """Take an answer of /compare, a row of /sweep, or another sequence of the last reply (`/beams tree`)."""
     if take := session.offered():
         return take(number)
     turn = session.last

@@ -36,6 +36,13 @@ def stream(ground: Ground) -> list[Row]:
     return [against("streamer at 4000 tokens : TextIteratorStreamer", ours, theirs, 0.1, "µs")]
 
 
+def sweep(ground: Ground) -> list[Row]:
+    """Rows of a sweep made together."""
+    import grid  # brings torch as well
+
+    return grid.rows(ground)
+
+
 PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "prompt": start.prompt,
     "keys": echo.loading,
@@ -51,6 +58,7 @@ PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "steady": many.steady,
     "silent": many.silent,
     "large": many.large,
+    "sweep": sweep,
 }
 HEADS = ("what", "ours", "theirs", "ratio", "bound", "spread", "")
 WIDTHS = (50, 14, 14, 7, 10, 24, 6)

@@ -1,0 +1,170 @@
+"""Diverge: would another number format, device or model have said the same?"""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.text import Text
+
+from repl import settings
+from repl.change import changed
+from repl.clean import clean_line
+from repl.diverge import TIE, Asked, Diverged, Fork, diverge, is_greedy
+from repl.errors import UsageError
+from repl.kinds import Rest
+from repl.pieces import quoted
+from repl.point import question, split
+from repl.registry import command
+from repl.request import Request
+from repl.screen import device, joined, shortened, view
+from repl.session import Session, Task
+from repl.settings import Load
+from repl.spark import column, spark
+
+EXAMPLE = "/diverge dtype=float16"
+USUAL = ("dtype=float16", "dtype=bfloat16", "dtype=float32", "quantize=int8", "quantize=int4", "attention=eager")
+
+
+@command("compare", name="diverge", waits=True)
+def diverge_(session: Session, text: Annotated[str, Rest(suggest=lambda: USUAL)]) -> Task[Diverged]:
+    """Tell whether the last reply would have been the same: /diverge dtype=float16 [SETTING=VALUE ...] [-- PROMPT].
+
+    Settings are those of loading: dtype, quantize, attention, device, or model=OTHER with the same tokenizer. The
+    greedy reply of the model as it is loaded (made now if the last one was not greedy) is read by both. Shown are the
+    first token at which the likeliest one flips, with the lead of each candidate in nats; the divergence at each token;
+    the share of steps that agree; and how the other goes on from there. Below 0.1 nats in both it is a near tie.
+    """
+    words, prompt = split(text)
+    facts, now = session.facts(), session.store.current().load
+    other = _other(session, words)
+    if other == now:
+        raise UsageError(f"{' '.join(words)} is how {facts.name} is loaded already", EXAMPLE)
+    record = session.last.record if session.last and not prompt else None
+    if record is not None and is_greedy(record, facts, now, session.settings):
+        asked = Asked(session.settings, Request(session.settings), record)
+    elif record is not None and record.model.get("id") == facts.id:
+        asked = Asked(session.settings, Request(session.settings, ids=record.prompt_ids))
+    else:
+        asked = Asked(session.settings, question(session, prompt, f"{EXAMPLE} -- PROMPT").request)
+    names = _names(now, other, facts.dtype, facts.attention, device(facts.device_map))
+    return session.start(lambda emit: diverge(session.store, asked, other, names, emit))
+
+
+def _other(session: Session, words: list[str]) -> Load:
+    pairs: list[tuple[str, str]] = []
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not (name and sign and value):
+            raise UsageError(f"{word!r} is not a setting as name=value", EXAMPLE)
+        name = settings.find(name)
+        if settings.places()[name] != "load":
+            raise UsageError(f"{name} does not change the model's numbers", f"/sweep {name}={value}", EXAMPLE)
+        pairs += settings.address(value) if name == "model" else [(name, value)]
+    if not pairs:
+        raise UsageError("/diverge needs a way to load the model", EXAMPLE)
+    return changed(session.settings, pairs, parts=("load",)).load
+
+
+def _names(now: Load, other: Load, dtype: str, attention: str, place: str) -> tuple[str, str]:
+    """Return what tells the two apart in a few words."""
+    is_so = {"dtype": dtype, "attention": attention, "device": place, "quantize": dtype}
+    told = [name for name in Load.__slots__ if getattr(now, name) != getattr(other, name)]
+    told = ["model"] if "model" in told and set(told) <= {"model", "revision", "gguf_file"} else told
+    one = [is_so[name] if _unset(now, name) and name in is_so else _word(now, name) for name in told]
+    return " ".join(dict.fromkeys(one)), " ".join(_word(other, name) for name in told)
+
+
+def _unset(load: Load, name: str) -> bool:
+    return getattr(load, name) in ("auto", "none")
+
+
+def _word(load: Load, name: str) -> str:
+    value = settings.show(name, getattr(load, name)) or "none"
+    named = settings.named(value) if name == "model" else value
+    return f"{name} {named}" if named in ("auto", "none", "on", "off", "main") else named
+
+
+class Drawing:
+    """The verdict first, then the numbers that it rests on."""
+
+    def __init__(self, found: Diverged) -> None:
+        self._found = found
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        found, width = self._found, options.max_width
+        if found.made:
+            yield Text("over a greedy reply made now", "quiet")
+        if found.fork is None:
+            yield Text(f"the same: all {len(found.steps)} tokens are the likeliest in both")
+        else:
+            yield from self._forked(found.fork, width)
+        yield self._line(min(width, 100), options.ascii_only)
+        for said in self._said():
+            yield Text(said, "quiet")
+
+    def _forked(self, fork: Fork, width: int) -> Iterator[Text]:
+        names = self._found.names
+        wide = max(map(len, names))
+        yield Text.assemble(
+            "first different token: ", (f"{fork.place}", "accent"), (f" of {len(self._found.steps)}", "quiet")
+        )
+        rows = ((names[0], fork.first, fork.second, 0), (names[1], fork.second, fork.first, 1))
+        words = [quoted(clean_line(each.text)) for each in (fork.first, fork.second)]
+        size = max(map(len, words))
+        for name, own, others, side in rows:
+            mine, theirs = words if own is fork.first else words[::-1]
+            yield Text.assemble(
+                (f"  {clean_line(name):<{wide}}  ", "quiet"),
+                (f"{mine:<{size}} {own.probabilities[side]:.3f}", "accent"),
+                (
+                    f"   {theirs:<{size}} {others.probabilities[side]:.3f}   {fork.margins[side]:.3f} nats ahead",
+                    "quiet",
+                ),
+            )
+        yield Text(_verdict(fork, names))
+        for name, onward in zip(names, fork.onward, strict=True):
+            text = shortened(onward, max(20, width - wide - 5)) or "(ends)"
+            yield Text.assemble((f"  {clean_line(name):<{wide}}  ", "quiet"), text)
+
+    def _line(self, width: int, plain: bool) -> Text:
+        found = self._found
+        room = width - 3
+        drawn = Text(spark([step.kl for step in found.steps], room, plain), "quiet")
+        for place, step in enumerate(found.steps):
+            if not step.agrees:
+                at = column(place, len(found.steps), room)
+                drawn.stylize("accent", at, at + 1)
+        return Text("KL ", "quiet") + drawn
+
+    def _said(self) -> list[str]:
+        found, (one, two) = self._found, map(clean_line, self._found.names)
+        agree = f"{found.agreeing} of {len(found.steps)} steps agree ({found.agreeing / len(found.steps):.1%})"
+        most = f"largest {_short(found.kl_most)} at token {found.kl_most_at}"
+        bits = found.bits_per_byte
+        changed = f"probabilities are those after {', '.join(found.processors)}" if found.processors else ""
+        strayed = f"read at once, {found.strayed} tokens of the reply are not the likeliest in {one} either"
+        turns = "" if found.whole else "both did not fit into memory: they were loaded one after the other"
+        said = [
+            joined(agree, f"KL mean {_short(found.kl_mean)} nats, {most}"),
+            f"bits a byte of the reply: {bits[0]:.3f} {one}, {bits[1]:.3f} {two}",
+            changed,
+            strayed if found.strayed else "",
+            turns,
+        ]
+        return [line for line in said if line]
+
+
+def _verdict(fork: Fork, names: tuple[str, str]) -> str:
+    if fork.tie:
+        return f"a near tie: neither leads by {TIE:g} nats"
+    surer = clean_line(names[fork.margins[1] > fork.margins[0]])
+    return f"a real change: {surer} leads by {max(fork.margins):.2f} nats (a near tie: below {TIE:g} in both)"
+
+
+def _short(value: float) -> str:
+    return f"{value:.1e}" if 0 < value < 0.0005 else f"{value:.3f}"
+
+
+@view.register
+def _(result: Diverged) -> RenderableType:
+    return Drawing(result)

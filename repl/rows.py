@@ -1,0 +1,292 @@
+"""Several replies to one prompt made together: one prefill, then each step of the model serves all rows that still run.
+
+Every row has its own logits processors, stopping criteria and random numbers, as `generate` would prepare them for it.
+"""
+
+import copy
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from repl import decoding, engine, scoring
+from repl.errors import Cancelled, Failed
+from repl.events import Done, Event, Notice, Progress, Token
+from repl.libraries import release
+from repl.loading import Resident
+from repl.mishaps import is_memory, sentence
+from repl.probe import breakable, entry, finite, one_sentence
+from repl.relief import out_of_memory
+from repl.request import Prompt, Request, encode
+from repl.reuse import fits, plain
+from repl.worker import Emit, bare
+
+Tell = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A reply, and the log-probability of each of its tokens in the model's own distribution, in nats."""
+
+    done: Done
+    logprobs: tuple[float, ...]
+
+
+class Row:
+    """One of several replies: how its tokens are chosen, and those that are there."""
+
+    def __init__(self, resident: Resident, request: Request, prompt: Prompt, emit: Emit, began: float) -> None:
+        facts = resident.facts
+        decoding.check(request.settings, facts.base)
+        config = engine.configure(resident, request.settings)
+        decoding.fit(config, len(prompt.ids), facts.context, facts.id)
+        self.request = request
+        self.run = engine.Run(resident, request, prompt, config, emit, began)
+        self.logprobs: list[float] = []
+        self.made: Made | None = None
+        self.processors: Any = None
+        self._criteria: Any = None
+        self._random: Any = None
+        self._resident = resident
+
+    @property
+    def length(self) -> int:
+        """Return how many tokens there are."""
+        return len(self.made.done.token_ids) if self.made else len(self.run.ids)
+
+    def prepare(self, ids: Any) -> None:
+        """Let the library make what `generate` would choose tokens with; the model is not run."""
+        import torch
+        from transformers import StopStringCriteria
+
+        resident, config = self._resident, copy.deepcopy(self.run.config)
+        strings, config.stop_strings = config.stop_strings, None  # a loop of one's own is not given the tokenizer
+
+        def catch(model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, **_: Any) -> Any:
+            self.processors, self._criteria = logits_processor, stopping_criteria
+            return input_ids
+
+        resident.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            logits_processor=[finite(resident.facts, ids.shape[-1])],
+            stopping_criteria=[StopStringCriteria(resident.tokenizer, strings)] if strings else None,
+            custom_generate=catch,
+        )
+        if self.run.seed is not None:  # the numbers that follow `torch.manual_seed`, apart from those of other rows
+            self._random = torch.Generator(ids.device).manual_seed(self.run.seed)
+
+    def choose(self, ids: Any, logits: Any) -> int:
+        """Choose the next token; `ids` have shape (1, tokens), `logits` (1, vocab), which may be changed."""
+        import torch
+
+        scores = self.processors(ids, logits)
+        if self._random is None:
+            return int(scores.argmax(-1))
+        return int(torch.multinomial(scores.softmax(-1), num_samples=1, generator=self._random))
+
+    def take(self, token: int, logprob: float) -> None:
+        """Add a token."""
+        now = time.monotonic()
+        self.run.first_at, self.run.last_at = self.run.first_at or now, now
+        self.run.ids.append(token)
+        self.logprobs.append(logprob)
+
+    def over(self, ids: Any) -> bool:
+        """Tell whether the reply has ended, and close it then."""
+        if not bool(self._criteria(ids, None).all()):
+            return False
+        self.close(self.run.ended(tuple(self.run.ids)))
+        return True
+
+    def close(self, finish: str) -> None:
+        """Make the record of what is there."""
+        found = self.run.sequence(self.run.ids)
+        self.made = Made(self.run.done([found], finish), tuple(self.logprobs[: len(found.token_ids)]))
+
+
+class Rows:
+    """The replies to make; `made` has one for each request, as far as it came."""
+
+    def __init__(self, resident: Resident, requests: Sequence[Request], emit: Emit, exact: bool = False) -> None:
+        began = time.monotonic()
+        self._resident, self._emit = resident, emit
+        first = engine.configure(resident, requests[0].settings)
+        with one_sentence("the prompt cannot be encoded"):
+            prompt = encode(resident, requests[0], first.max_new_tokens or resident.facts.context, emit)
+        self.prompt = prompt.ids
+        self.rows = [Row(resident, request, prompt, emit, began) for request in requests]
+        self.alone = "as asked" if exact else "" if plain(resident.model) else "its cache cannot be copied for each row"
+        self._batch = [row for row in self.rows if not self.alone and self._shares(row)]
+        self._alone = [row for row in self.rows if row not in self._batch]
+        self.together = len(self._batch)
+        if self._alone and not self.alone:
+            self.alone = "beams, or a setting that needs a cache of its own"
+
+    def _shares(self, row: Row) -> bool:
+        return fits(self._resident.model, row.run.config, len(self.prompt))
+
+    @property
+    def made(self) -> list[Made | None]:
+        """Return the replies, None for one that was not begun."""
+        return [row.made for row in self.rows]
+
+    def run(self) -> bool:
+        """Make the replies; False where the user stopped it: what there is of each is kept."""
+        try:
+            if self._batch:
+                self._share()
+            for row in self._alone:
+                self._follow(row)
+                if row.made and row.made.done.finish == "cancelled":
+                    return False
+            return True
+        except Cancelled:
+            self._emit.settle()
+            for row in self._batch:
+                if row.made is None and row.run.ids:
+                    row.close("cancelled")
+            return False
+
+    def _tell(self) -> None:
+        done = sum(row.made is not None for row in self.rows)
+        made = sum(row.length for row in self.rows)
+        self._emit(Progress(f"sweep: {done} of {len(self.rows)} rows", made, 0, "tokens"))
+
+    # one after another
+
+    def _follow(self, row: Row) -> None:
+        """Make a reply by itself, as a message would."""
+        self._tell()
+        done = engine.reply(self._resident, row.request, Muted(self._emit, lambda: None))
+        row.made = Made(done, done.measures.logprobs or self._scored(done))
+
+    def _scored(self, done: Done) -> tuple[float, ...]:
+        ids = [*done.prompt_ids, *done.token_ids]
+        scored = scoring.score(self._resident, ids, self._emit, len(done.prompt_ids), shared=True)
+        return tuple(one.logprob for one in scored)
+
+    # all at once
+
+    def _share(self) -> None:
+        import torch
+
+        model, kept, first = self._resident.model, self._resident.kept, self._batch[0].run
+        ids = torch.tensor([self.prompt], device=entry(model))
+        try:
+            with one_sentence("the rows stopped"), breakable(model, self._emit.check):
+                for row in self._batch:
+                    row.prepare(ids)
+                config = copy.deepcopy(first.config)
+                config.stop_strings = None
+                with kept.lent(model, config, ids, lambda: self.prompt) as (past, reused):
+                    for row in self._batch:
+                        row.run.reused = reused
+                    model.generate(
+                        input_ids=ids,
+                        attention_mask=torch.ones_like(ids),
+                        generation_config=config,
+                        custom_generate=self._steps,
+                        **past,
+                    )
+            return
+        except Failed as error:
+            self._emit.settle()
+            if error.__cause__ is None or not is_memory(error.__cause__):
+                raise
+            words = sentence(bare(error.__cause__))
+        kept.drop()
+        release()
+        raise out_of_memory(self._resident, first.config, len(self.prompt), words)
+
+    def _steps(self, model: Any, input_ids: Any, generation_config: Any, **kwargs: Any) -> Any:
+        """Decode all rows from the one prompt; called by `generate` in place of its own loop, with what it prepared."""
+        import torch
+
+        for name in ("logits_processor", "stopping_criteria", "synced_gpus"):
+            kwargs.pop(name, None)
+        live = list(self._batch)
+        output = model._prefill(input_ids, generation_config, kwargs)
+        kwargs = model._update_model_kwargs_for_generation(output, kwargs)
+        kwargs["past_key_values"] = copy.deepcopy(kwargs["past_key_values"])  # the kept one stays that of one row
+        kwargs["past_key_values"].batch_repeat_interleave(len(live))
+        ids, kwargs = model._expand_inputs_for_generation(len(live), False, input_ids, **kwargs)
+        logits = output.logits[:, -1].float().repeat(len(live), 1)
+        while True:
+            tokens = self._choose(live, ids, logits)
+            ids = torch.cat([ids, torch.tensor(tokens, device=ids.device)[:, None]], -1)
+            keep = [place for place, row in enumerate(live) if not row.over(ids[place : place + 1])]
+            self._tell()
+            if not keep:
+                return input_ids
+            if len(keep) < len(live):
+                live = [live[place] for place in keep]
+                ids, kwargs = _selected(ids, kwargs, torch.tensor(keep, device=ids.device))
+            inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **kwargs)
+            output = model(**inputs, return_dict=True)
+            kwargs = model._update_model_kwargs_for_generation(output, kwargs)
+            logits = output.logits[:, -1].to(torch.float32, copy=True)
+
+    def _choose(self, live: list[Row], ids: Any, logits: Any) -> list[int]:
+        import torch
+
+        logs = logits.log_softmax(-1)
+        tokens = [row.choose(ids[at : at + 1], logits[at : at + 1]) for at, row in enumerate(live)]
+        own = logs.gather(-1, torch.tensor(tokens, device=logs.device)[:, None])[:, 0].tolist()
+        for row, token, logprob in zip(live, tokens, own, strict=True):
+            row.take(token, logprob)
+        return tokens
+
+
+def _selected(ids: Any, kwargs: dict[str, Any], keep: Any) -> tuple[Any, dict[str, Any]]:
+    """Leave out the rows that have ended."""
+    import torch
+
+    count = ids.shape[0]
+    kwargs["past_key_values"].batch_select_indices(keep)
+    fitting = {
+        name: value[keep] if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == count else value
+        for name, value in kwargs.items()
+    }
+    return ids[keep], fitting
+
+
+class Muted:
+    """An `Emit` that passes a reply's progress on as `tell`, and nothing of its text."""
+
+    def __init__(self, emit: Emit, tell: Tell) -> None:
+        self._emit, self._tell = emit, tell
+        self.check, self.stopped, self.shield, self.settle = emit.check, emit.stopped, emit.shield, emit.settle
+
+    def __call__(self, event: Event) -> None:
+        """Pass on progress and notices; raises `Cancelled`."""
+        if isinstance(event, Token):
+            self._tell()
+        elif isinstance(event, Progress | Notice):
+            self._emit(event)
+        self.check()
+
+
+def processors(resident: Resident, request: Request, prompt: Sequence[int], emit: Emit) -> Any:
+    """Return what `generate` would change the logits with before it takes the likeliest, for a request."""
+    import torch
+
+    ids = torch.tensor([list(prompt)], device=entry(resident.model))
+    row = Row(resident, request, Prompt(list(prompt)), emit, time.monotonic())
+    with one_sentence("the library cannot prepare this"):
+        row.prepare(ids)
+    return row.processors
+
+
+def named(found: Any) -> tuple[str, ...]:
+    """Return the names of the library's processors in plain words."""
+    kinds = [type(each).__name__.removesuffix("Processor").removesuffix("Logits") for each in found if _theirs(each)]
+    return tuple(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower() for kind in kinds)
+
+
+def _theirs(processor: Any) -> bool:
+    from transformers import LogitsProcessor
+
+    return isinstance(processor, LogitsProcessor)
