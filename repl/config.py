@@ -136,6 +136,8 @@ def value(name: str, chosen: Any) -> str:
     """Return the TOML for a setting's value."""
     if isinstance(chosen, bool):
         return "true" if chosen else "false"
+    if isinstance(chosen, int) and (word := settings.show(name, chosen)) != str(chosen):
+        chosen = word
     return json.dumps(list(chosen) if isinstance(chosen, tuple) else chosen, ensure_ascii=False)
 
 

@@ -140,6 +140,7 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
 
 def _bare(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: Consents) -> adapters.Base:
     """Read a model from its files; an adapter to be merged comes before packing, every other after it."""
+    placement.options(load)  # a device that is not there needs no model to be found
     found = _find(load, emit, offline)
     weights = _examined(load, found, consents)
     quantization.admit(load, quantization.stored(found.folder))

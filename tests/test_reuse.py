@@ -83,7 +83,7 @@ class Halting(Recorder):
 
 
 def load(folder: Any) -> Resident:
-    return bring(Load(model=str(folder), dtype="float32"), Recorder(), True, lambda size: None)
+    return bring(Load(model=str(folder), dtype="float32"), Recorder(), True, lambda *_: None)
 
 
 def made(kind: str, folder: Any) -> Any:
