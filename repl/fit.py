@@ -94,6 +94,8 @@ def short(load: Load) -> str:
 def spelled(needs: Needs) -> str:
     """Say how much, and of what it is made up."""
     parts = {"weights": needs.weights, "KV cache": needs.cache, "working memory": needs.working}
+    if needs.loading == needs.total:
+        parts = {"all weights before they are packed": needs.loading}
     return f"{amount(needs.total)} ({', '.join(f'{word} {amount(size)}' for word, size in parts.items())})"
 
 
