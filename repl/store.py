@@ -121,13 +121,17 @@ class Store:
         return resident
 
     def drop(self, emit: Emit, id: str = "") -> list[Facts]:
-        """Free the current model, or every resident one of an id; raises `NoModel`."""
+        """Free the current model, or every resident one of an id; returns what, with the bytes that are free by it.
+
+        Raises `NoModel`.
+        """
         gone = [each for each in self._held if id in (each.facts.id, each.facts.name)] if id else [self.current()]
         if not gone:
             there = dict.fromkeys(each.facts.name for each in self.residents())
             known = f"; in memory: {', '.join(there)}" if there else ""
             raise NoModel(f"{id!r} is not in memory{known}", *(f"/unload {name}" for name in there))
-        facts = [each.facts for each in gone]
+        kept = [each for each in self._held if each not in gone]
+        facts = [replace(each.facts, bytes=size) for each, size in sizes((*kept, *gone)) if each in gone]
         self._let_go(each.load for each in gone)
         gone.clear()  # else this frame keeps them
         release()

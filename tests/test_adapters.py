@@ -228,7 +228,7 @@ def test_an_adapter_comes_from_the_hub_once(fake_hub, one, llama_folder, emit: R
         assert len(fake_hub.asked()) == asked
 
 
-def test_a_model_under_several_adapters_counts_once(session, one, other):
+def test_a_model_under_several_adapters_counts_once(session, one, other, emit):
     """What is held is the model and what each adapter adds to it, whatever the order."""
     bare = session.store.current().facts.bytes
     run(session, f"/adapter {one}")
@@ -238,6 +238,8 @@ def test_a_model_under_several_adapters_counts_once(session, one, other):
     added = sum(resident.facts.bytes - bare for resident in held)
     assert sum(size for _, size in sizes(held)) == sum(size for _, size in sizes(held[::-1])) == bare + added
     assert sum(model.weights for model in run(session, "/memory").models) == bare + added
+    current = session.store.current().facts.bytes
+    assert [gone.bytes for gone in session.store.drop(emit)] == [current - bare]
 
 
 def test_an_adapter_beside_a_model_is_not_put_on_unasked(llama_folder, one, tmp_path):
