@@ -13,9 +13,10 @@ FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
     "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
-    "threads", "recording", "loop", "weigh", "room", "packed", "quantization", "fit", "snapshots", "transfer", "hub", "convert",
-    "builtin", "catalog", "reuse", "anatomy", "trust", "mishaps", "adapters", "placement", "reading", "loading", "survey",
-    "plan", "relief", "context", "request", "protocol", "wire", "heard", "remote", "speed", "store",
+    "threads", "recording", "loop", "weigh", "room", "packed", "quantization", "fit", "snapshots", "transfer",
+    "hub", "convert", "builtin", "catalog", "reuse", "anatomy", "trust", "mishaps", "adapters", "placement",
+    "reading", "loading", "survey", "plan", "relief", "context", "request", "protocol", "wire", "heard", "remote",
+    "speed", "store",
     "stream", "search", "beams", "pieces", "probe", "meter", "scoring", "warping", "waterfall", "traits",
     "engine", "engines", "layers", "conversation", "records", "database", "archive", "session", "servers",
     "point", "registry", "screen", "shades", "traces", "answers", "colours", "pages", "writing", "recipe", "again",

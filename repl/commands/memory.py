@@ -11,7 +11,7 @@ from repl.clean import clean_line
 from repl.loading import Resident
 from repl.registry import command
 from repl.room import Room
-from repl.screen import device, mebibytes, view
+from repl.screen import mebibytes, view
 from repl.session import Session, Task
 from repl.worker import Emit
 
@@ -73,7 +73,9 @@ def taken(room: Room) -> Device:
 def held(resident: Resident, weights: int, current: bool) -> Held:
     """Weigh a resident model; on the model thread."""
     facts, (tokens, size) = resident.facts, resident.kept.size()
-    return Held(facts.name, facts.dtype, device(facts.device_map), weights, size, tokens, current)
+    return Held(
+        facts.name, facts.form, ", ".join(dict.fromkeys(facts.device_map.values())), weights, size, tokens, current
+    )
 
 
 @view.register
