@@ -52,6 +52,8 @@ class Base:
     weights: Any
     packing: Any
     served: str = ""
+    bytes: int = 0
+    """What it takes in memory without an adapter."""
     unexpected: tuple[str, ...] = ()
 
 
@@ -77,6 +79,12 @@ def find(adapter: Adapter, emit: Emit, offline: bool) -> Path:
         raise MissingExtra("adapters need the peft package", "pip install 'hub-repl[peft]'", NONE)
     name, _, revision = adapter.name.partition("@")
     return hub.adapter(name, revision or "main", emit, offline).folder
+
+
+def remarks(folder: Path, asked: Adapter) -> list[str]:
+    """Say that an adapter lies in a model's folder, which the library would put on without a word."""
+    there = (folder / CONFIG).is_file() and asked.name != str(folder)
+    return [f"{CONFIG} lies beside the model: not put on · /adapter {folder} does"] if there else []
 
 
 def examine(folder: Path) -> tuple[dict[str, Any], dict[str, headers.Tensor]]:

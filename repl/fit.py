@@ -1,28 +1,19 @@
 """Whether a model fits: what it needs against what is free, and the smallest change that makes it fit."""
 
-import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from repl import weigh
+from repl import quantization, weigh
 from repl.errors import NoMemory
 from repl.headers import Weights
-from repl.room import Room, amount, capped
+from repl.room import SPREAD, Room, amount, capped, targets
 from repl.settings import Load
 from repl.weigh import Needs
 
 FITS, OFFLOAD, TOO_LARGE = "fits", "fits with offload", "does not fit"
-SPREAD = ("auto", "balanced", "sequential")
 KEPT = ("dtype", "quantize", "device", "max_memory", "attention", "offload_folder")
 """Settings that a line which loads again has to repeat where they are not the default."""
-
-
-def targets(device: str, rooms: Sequence[Room]) -> list[Room]:
-    """Return the devices that a model should be on as a whole: the one that is named, or all accelerators together."""
-    if device in SPREAD:
-        return [room for room in rooms if room.device != "cpu"] or list(rooms)
-    return [room for room in rooms if room.device in (device, f"{device}:0")]
 
 
 def verdict(needs: Needs, load: Load, rooms: Sequence[Room]) -> str:
@@ -40,9 +31,9 @@ def verdict(needs: Needs, load: Load, rooms: Sequence[Room]) -> str:
 def check(weights: Weights, config: Any, load: Load, rooms: Sequence[Room]) -> None:
     """Raise `NoMemory` for a load that does not fit, with what would."""
     needs = weigh.needs(weights, config, load)
-    if verdict(needs, load, rooms) != TOO_LARGE:
-        return
-    free = ", ".join(described(room) for room in targets(load.device, capped(rooms, load.max_memory)) or rooms)
+    if verdict(needs, load, rooms) != TOO_LARGE or not targets(load.device, rooms):
+        return  # what is said of a device that is not there comes with placing
+    free = ", ".join(described(room) for room in targets(load.device, capped(rooms, load.max_memory)))
     choices = [(line(load, change), effect(found)) for change, found in remedies(weights, config, load, rooms)]
     override = (f"/model! {name(load)}", "load it all the same")
     raise NoMemory(f"{short(load)} does not fit: it needs {spelled(needs)}, and {free}", choices=(*choices, override))
@@ -74,8 +65,9 @@ def changes(weights: Weights, load: Load, rooms: Iterable[Room]) -> Iterator[dic
         yield {"dtype": "bfloat16"}
     if load.device != "auto" and len(list(rooms)) > 1:
         yield {"device": "auto"}
-    packs = load.quantize == "none" and weights.matrices and importlib.util.find_spec("bitsandbytes")
-    yield from ({"dtype": "bfloat16", "quantize": bits} for bits in ("8bit", "4bit") if packs)
+    if load.quantize == "none" and weights.matrices:
+        forms = (quantization.best(bits, load) for bits in (8, 4))
+        yield from ({"dtype": "bfloat16", "quantize": form} for form in forms if form)
     if load.max_memory:
         yield {"max_memory": ""}
 
@@ -102,6 +94,8 @@ def short(load: Load) -> str:
 def spelled(needs: Needs) -> str:
     """Say how much, and of what it is made up."""
     parts = {"weights": needs.weights, "KV cache": needs.cache, "working memory": needs.working}
+    if needs.loading == needs.total:
+        parts = {"all weights before they are packed": needs.loading}
     return f"{amount(needs.total)} ({', '.join(f'{word} {amount(size)}' for word, size in parts.items())})"
 
 

@@ -6,7 +6,7 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO, NamedTuple
 
@@ -282,16 +282,17 @@ def read_gguf(folder: Path, name: str) -> Weights:
             raise bad(name, "is cut short: it ends within its header") from error
         except (KeyError, RecursionError) as error:
             raise bad(name, "has a broken header") from error
-    need = start + max((each.stop for each in tensors), default=0)
+    need = start + max((each.stop for _, each in tensors), default=0)
     if need > size:
         raise bad(name, f"is cut short: it has {size:,} bytes, and its tensors need {need:,}")
     if not tensors:
         raise bad(name, "holds no tensors")
-    return counted((name,), tensors, "gguf")
+    inner = (math.prod(each.shape) for name, each in tensors if name.startswith("blk.") and len(each.shape) == 2)
+    return replace(counted((name,), [each for _, each in tensors], "gguf"), matrices=sum(inner))
 
 
-def gguf_tensors(name: str, cursor: Cursor) -> tuple[list[Tensor], int]:
-    """Read the tensors of a GGUF header, and the byte where their data begins."""
+def gguf_tensors(name: str, cursor: Cursor) -> tuple[list[tuple[str, Tensor]], int]:
+    """Read the named tensors of a GGUF header, and the byte where their data begins."""
     cursor.skip(4)
     version = cursor.number(4)
     if version not in (2, 3):
@@ -307,8 +308,8 @@ def gguf_tensors(name: str, cursor: Cursor) -> tuple[list[Tensor], int]:
     return tensors, -(-cursor.file.tell() // alignment) * alignment
 
 
-def gguf_tensor(file: str, cursor: Cursor) -> Tensor:
-    """Read one entry of a GGUF header."""
+def gguf_tensor(file: str, cursor: Cursor) -> tuple[str, Tensor]:
+    """Read one entry of a GGUF header with its name."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     name, sides = cursor.text(), cursor.number(4)
@@ -321,4 +322,4 @@ def gguf_tensor(file: str, cursor: Cursor) -> Tensor:
         block, width = GGML_QUANT_SIZES[stored]
     except (ValueError, KeyError) as error:
         raise bad(file, f"has {short(name)} in an unknown dtype, number {kind}") from error
-    return Tensor(stored.name, shape, start, start + math.prod(shape) // block * width)
+    return name, Tensor(stored.name, shape, start, start + math.prod(shape) // block * width)

@@ -124,7 +124,7 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
     with translated(load):
         base = None if adapter.merge else BASES.take(bare, load.adapter)
         base = base or _bare(load, emit, offline, make_room, consents or Consents())
-        base.served = load.adapter
+        base.served, base.bytes = load.adapter, base.bytes or base.model.get_memory_footprint()
         model = base.model
         if over and adapter.merge:
             model = adapters.attach(model, over, True, emit)
@@ -146,7 +146,7 @@ def _bare(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
     quantization.admit(load, quantization.stored(found.folder))
     with translated(load):
         config = reading.config(found, load)
-    make_room(weigh.needs(weights, config, load).weights, lambda rooms: fit.check(weights, config, load, rooms))
+    make_room(weigh.needs(weights, config, load).total, lambda rooms: fit.check(weights, config, load, rooms))
     with translated(load), weighed(weights, config, load):
         tokenizer = reading.tokenizer(found, load, emit)
         model, report = reading.model(found, load, config, weights.format, emit)
@@ -235,7 +235,11 @@ def _facts(load: Load, base: adapters.Base, model: Any, began: float) -> Facts:
         left=base.packing.left if base.packing else 0,
         adapter=load.adapter,
         unexpected=base.unexpected,
-        remarks=(*quantization.remarks(load, weights, base.packing, size), *placement.remarks(load, places)),
+        remarks=(
+            *quantization.remarks(load, weights, base.packing, size),
+            *placement.remarks(load, places),
+            *adapters.remarks(found.folder, Adapter.of(load.adapter)),
+        ),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from repl import fit, quiet, weigh
+from repl import fit, quantization, quiet, weigh
 from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError
 from repl.headers import Weights
 from repl.room import measure
@@ -58,7 +58,9 @@ def is_memory(error: BaseException) -> bool:
 def no_room(load: Load, words: str) -> NoMemory:
     """Make the error for weights that do not fit."""
     smaller = () if load.dtype in ("bfloat16", "float16") else ("/dtype bfloat16",)
-    return NoMemory(f"{load.model} does not fit: {words}", *smaller, "/quantize 4bit", "/device auto")
+    form = quantization.best(4, load) if load.quantize == "none" else ""
+    packed = (f"/quantize {form}",) if form else ()
+    return NoMemory(f"{load.model} does not fit: {words}", *smaller, *packed, "/device auto")
 
 
 def sentence(error: BaseException, most: int = 200) -> str:

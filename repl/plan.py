@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from repl import fit, weigh
+from repl import fit, quantization, weigh
 from repl.fit import FITS, OFFLOAD, TOO_LARGE
 from repl.headers import Weights
 from repl.room import Room, capped
@@ -18,8 +18,8 @@ LENGTHS = (2048, 8192)
 FORMS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32", "quantize": "none"},
     "bfloat16": {"dtype": "bfloat16", "quantize": "none"},
-    "8-bit": {"dtype": "bfloat16", "quantize": "8bit"},
-    "4-bit": {"dtype": "bfloat16", "quantize": "4bit"},
+    "8-bit": {"dtype": "bfloat16", "quantize": 8},
+    "4-bit": {"dtype": "bfloat16", "quantize": 4},
 }
 TOGETHER = "all GPUs"
 
@@ -44,10 +44,16 @@ def rows(found: Survey, load: Load, rooms: Sequence[Room]) -> list[Row]:
     packed = getattr(config, "quantization_config", None) is not None
     forms = {"as stored": {"dtype": "auto", "quantize": "none"}} if packed else FORMS
     return [
-        row(found.weights, config, replace(load, **change), form, tokens, rooms)
+        row(found.weights, config, replace(load, **spelled(change, load)), form, tokens, rooms)
         for form, change in forms.items()
         for tokens in lengths(config)
     ]
+
+
+def spelled(change: Mapping[str, Any], load: Load) -> dict[str, Any]:
+    """Return a change with the word for so many bits that works here, and the library's where none does."""
+    bits = change["quantize"]
+    return {**change, "quantize": bits if bits == "none" else quantization.best(bits, load) or f"{bits}bit"}
 
 
 def row(weights: Weights, config: Any, load: Load, form: str, tokens: int, rooms: Sequence[Room]) -> Row:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Char.display_mappings |= {chr(code): clean_line(chr(code)) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 __all__ = ["Editor", "Keyboard", "Plain", "ascii_only", "dumb", "restored"]
 ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
+BRISK, CALM = 0.02, 0.1  # seconds between looks at what goes on beside the prompt, while something loads or not
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
 HINTS = (  # one for each of the first prompts
     "type a message, / for commands",
@@ -78,6 +79,9 @@ class Desk(Protocol):
 
     def tick(self) -> Callable[[], object] | None:
         """Do a little of what goes on beside the prompt; returns what to print above it."""
+
+    def loads(self) -> bool:
+        """Tell whether something loads beside the prompt."""
 
     def stop_load(self) -> None:
         """Stop what is loading."""
@@ -194,7 +198,7 @@ class Editor:
                 await run_in_terminal(said)
             if shown != (shown := self._bar()):  # a redraw without need would make the cursor flicker
                 get_app().invalidate()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(BRISK if self.desk.loads() else CALM)
 
 
 class Plain:

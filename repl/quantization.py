@@ -3,9 +3,11 @@
 import importlib.util
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from repl import packed
 from repl.errors import BadModel, MissingExtra
 from repl.headers import Weights
 from repl.settings import Load
@@ -78,6 +80,25 @@ def accelerated(load: Load) -> bool:
     if load.device == "cpu":
         return False
     return load.device.startswith(("cuda", "mps")) or torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def works(load: Load) -> bool:
+    """Tell whether this machine can quantize as a load asks for; torch has to be there."""
+    try:
+        if packs(load):
+            packed.check(load.quantize)
+        else:
+            config(load)
+    except (MissingExtra, ImportError):
+        return False
+    return True
+
+
+def best(bits: int, load: Load) -> str:
+    """Return the way to pack into 8 or 4 bits that works where a load goes, empty where none does."""
+    ours, theirs = f"int{bits}", f"{bits}bit"
+    order = (theirs, ours) if accelerated(load) else (ours, theirs)
+    return next((form for form in order if works(replace(load, quantize=form))), "")
 
 
 def dtype(load: Load) -> str:

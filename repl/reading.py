@@ -1,5 +1,6 @@
 """Read a model's files through the library: config, tokenizer, weights; and refuse what is not whole."""
 
+import os
 from typing import Any
 
 from repl import hub, placement, quantization, quiet
@@ -33,6 +34,7 @@ def _options(load: Load, found: hub.Found, config: Any, form: str) -> dict[str, 
         "local_files_only": True,
         "ignore_mismatched_sizes": True,  # then they are reported, and refused with their names
         "use_safetensors": form != "pickle",
+        "adapter_kwargs": {"subfolder": os.devnull},  # an adapter beside the weights would be put on unasked
     }
     if (quantized := quantization.config(load)) is not None:
         options["quantization_config"] = quantized

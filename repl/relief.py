@@ -1,10 +1,9 @@
 """Memory ran out in the middle of a reply: what was needed, what is free, and what would help, with its effect."""
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from repl import room, weigh
+from repl import quantization, room, weigh
 from repl.errors import Failed, NoMemory
 from repl.loading import Resident
 from repl.room import amount
@@ -69,9 +68,9 @@ def savings(want: Want) -> Iterator[tuple[str, str, int]]:
     if want.width == 4 and load.quantize == "none":
         saved = facts.bytes // 2 + want.whole // 2
         yield "/dtype bfloat16", f"weights {amount(facts.bytes)} to {amount(facts.bytes // 2)}, KV cache halved", saved
-    if load.quantize == "none" and importlib.util.find_spec("bitsandbytes"):
-        small = int(facts.parameters * PACKED["4bit"] / 8)
-        yield "/quantize 4bit", f"weights {amount(facts.bytes)} to about {amount(small)}", facts.bytes - small
+    if load.quantize == "none" and (form := quantization.best(4, load)):
+        small = int(facts.parameters * PACKED[form] / 8)
+        yield f"/quantize {form}", f"weights {amount(facts.bytes)} to about {amount(small)}", facts.bytes - small
     if want.beams > 1:
         one = want.cache(want.made, 1, want.width)
         yield "/beams 1", f"KV cache {amount(want.whole)} to {amount(one)}", want.whole - one

@@ -1,6 +1,6 @@
 """How much memory is free: on each accelerator, and in the machine within the limits that this process runs under."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +9,14 @@ from typing import Any
 import psutil
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+SPREAD = ("auto", "balanced", "sequential")  # devices that stand for all there are
 UNLIMITED = 1 << 60  # bytes: control groups without a limit write a number near 2**63
+
+
+GROUPS = {  # version: (limit, use, the part of the use that is file cache, which the system takes back)
+    2: ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,57 +26,66 @@ class Room:
     device: str
     total: int
     free: int
+    """What can be taken yet, with what the allocator holds empty and what is only file cache."""
     limit: str = ""
+    own: int = 0
+    """What this process holds."""
+    back: int = 0
+    """The part of that which counts as free all the same: mapped files, and what the allocator keeps empty."""
+
+    @property
+    def others(self) -> int:
+        """What other programs hold."""
+        return max(0, self.total - self.free - (self.own - self.back))
 
 
 def measure(root: Path = Path("/")) -> list[Room]:
-    """Return the devices with what is free on each now: accelerators first, the machine's own memory last."""
+    """Return the devices with what is free on each now, on the model thread: accelerators first, the machine last."""
     return [*_cuda(), *_mps(), machine(root)]
 
 
 def machine(root: Path = Path("/")) -> Room:
-    """Return the machine's memory: what is available, or what a control group or a process limit leaves of it."""
-    memory = psutil.virtual_memory()
-    found = Room("cpu", memory.total, memory.available)
-    for bound in (*_groups(root), *_process()):
-        if bound.free < found.free:
-            found = bound
-    return found
+    """Return the machine's memory, as far as control groups and process limits let this process use it."""
+    memory, used = psutil.virtual_memory(), psutil.Process().memory_info()
+    total, free, limit = memory.total, memory.available, ""
+    for word, most, left in (*_groups(root), *_process(used.vms)):
+        total = min(total, most)
+        if left < free:
+            free, limit = left, word
+    return Room("cpu", total, free, limit, used.rss, getattr(used, "shared", 0))
 
 
-def _groups(root: Path) -> Iterator[Room]:
-    """Read the limits of the control groups around this process, of version 2 and 1."""
+def _groups(root: Path) -> Iterator[tuple[str, int, int]]:
+    """Read the limits of the control groups around this process, of version 2 and 1, and what they leave."""
+    for folder, version in _folders(root):
+        most, used, cache = GROUPS[version]
+        with suppress(OSError, ValueError):  # no such file, or the word `max`
+            limit = int((folder / most).read_text("utf-8"))
+            taken = int((folder / used).read_text("utf-8")) - _reclaimable(folder / "memory.stat", cache)
+            if limit < UNLIMITED:
+                yield "control group", limit, max(0, limit - taken)
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, int]]:
+    """Return the groups from the inside out; in a container the path leads nowhere, its own files are at the top."""
     with suppress(OSError, ValueError):
         lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
         for _, kinds, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-            if not kinds:
-                yield from _limits(root / "sys/fs/cgroup", path, "memory.max", "memory.current", "inactive_file")
-            elif "memory" in kinds.split(","):
-                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-                yield from _limits(root / "sys/fs/cgroup/memory", path, *names)
+            if not kinds or "memory" in kinds.split(","):
+                top = root / ("sys/fs/cgroup/memory" if kinds else "sys/fs/cgroup")
+                inner = top / path.strip("/")
+                yield from ((each, 1 if kinds else 2) for each in (inner, *inner.parents) if each.is_relative_to(top))
 
 
-def _limits(top: Path, path: str, most: str, used: str, spare: str) -> Iterator[Room]:
-    """Read one group and those around it; inside a container its path may not be there, its files are at the top."""
-    folder = top / path.strip("/")
-    for place in (folder, *folder.parents):
-        if not place.is_relative_to(top):
-            return
-        with suppress(OSError, ValueError):
-            limit = int((place / most).read_text("utf-8"))
-            if limit < UNLIMITED:
-                taken = int((place / used).read_text("utf-8")) - _spare(place / "memory.stat", spare)
-                yield Room("cpu", limit, max(0, limit - taken), "control group")
-
-
-def _spare(stat: Path, name: str) -> int:
+def _reclaimable(stat: Path, names: tuple[str, ...]) -> int:
     """Return the bytes of files that the system would drop before it refuses memory."""
     with suppress(OSError, ValueError):
-        return next(int(line.split()[1]) for line in stat.read_text("utf-8").splitlines() if line.startswith(name))
+        pairs = [line.split() for line in stat.read_text("utf-8").splitlines()]
+        return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] in names)
     return 0
 
 
-def _process() -> Iterator[Room]:
+def _process(used: int) -> Iterator[tuple[str, int, int]]:
     """Read the limit on the address space, as `ulimit -v` sets it."""
     try:
         import resource
@@ -77,7 +93,7 @@ def _process() -> Iterator[Room]:
         return
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit not in (resource.RLIM_INFINITY, -1):
-        yield Room("cpu", limit, max(0, limit - psutil.Process().memory_info().vms), "ulimit")
+        yield "ulimit", limit, max(0, limit - used)
 
 
 def _cuda() -> list[Room]:
@@ -90,8 +106,9 @@ def _cuda() -> list[Room]:
 
 def _card(torch: Any, number: int) -> Room:
     free, total = torch.cuda.mem_get_info(number)
-    idle = torch.cuda.memory_reserved(number) - torch.cuda.memory_allocated(number)
-    return Room(f"cuda:{number}", total, free + idle)
+    held = torch.cuda.memory_reserved(number)
+    idle = held - torch.cuda.memory_allocated(number)
+    return Room(f"cuda:{number}", total, free + idle, "", held, idle)
 
 
 def _mps() -> list[Room]:
@@ -99,8 +116,20 @@ def _mps() -> list[Room]:
 
     if not torch.backends.mps.is_available():
         return []
-    most, used = torch.mps.recommended_max_memory(), torch.mps.driver_allocated_memory()
-    return [Room("mps", most, max(0, most - used))]
+    total, held = torch.mps.recommended_max_memory(), torch.mps.driver_allocated_memory()
+    used = torch.mps.current_allocated_memory()
+    free = min(psutil.virtual_memory().available, total - used)  # it shares the processor's memory
+    return [Room("mps", total, max(0, free), "", held, held - used)]
+
+
+def targets(device: str, rooms: Sequence[Room]) -> list[Room]:
+    """Return the devices that a model should be on as a whole: the one that is named, or all accelerators together.
+
+    Empty where there is none such.
+    """
+    if device in SPREAD:
+        return [room for room in rooms if room.device != "cpu"] or list(rooms)
+    return [room for room in rooms if room.device in (device, f"{device}:0")]
 
 
 def capped(rooms: Iterable[Room], max_memory: str) -> list[Room]:

@@ -191,6 +191,10 @@ class Shell:
         facts = self.session.store.facts()
         return joined("loading stopped", f"{facts.name} stays" if facts else "/model builtin loads the built-in")
 
+    def loads(self) -> bool:
+        """Tell whether a load runs beside the prompt."""
+        return self.session.loading is not None
+
     def stop_load(self) -> None:
         """Stop a load that runs beside the prompt."""
         if self.session.loading is not None:

@@ -1,16 +1,16 @@
 """The models in memory: as many as fit or are allowed, one of them current; whatever fails, what was current is."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from repl import devices, loading
+from repl import loading, room
 from repl.errors import NoMemory, NoModel, ReplError
 from repl.libraries import release
 from repl.loading import Facts, MakeRoom, Resident
-from repl.room import Room, measure, with_back
+from repl.room import Room, capped, targets, with_back
 from repl.settings import Load
 from repl.trust import Consents
 from repl.weigh import STORED
@@ -18,8 +18,7 @@ from repl.worker import Emit
 
 Bring = Callable[[Load, Emit, bool, MakeRoom], Resident]
 Check = Callable[[list[Room]], None]
-SPARE = 1.1  # a load is taken to fit where this much of its size is free,
-WORK = 512 * 2**20  # and so many bytes more for what a reply takes
+SPARE = 512 * 2**20  # bytes to be free beside a load as long as others stay: texts grow
 MOST = 0.9  # part of a device that weights may fill: mapped files count as free, and would be read again and again
 
 
@@ -30,8 +29,7 @@ class Store:
         self,
         offline: bool = False,
         bring: Bring | None = None,
-        places: Callable[[], list[devices.Place]] = devices.places,
-        measure: Callable[[], list[Room]] = measure,
+        measure: Callable[[], list[Room]] = room.measure,
         consents: Consents | None = None,
     ) -> None:
         self.offline = offline
@@ -41,7 +39,6 @@ class Store:
         self.consents = consents or Consents()
         self._bring = bring or partial(loading.bring, consents=self.consents)
         self._measure = measure
-        self._places = places
         self._held: tuple[Resident, ...] = ()  # the least recently used first; replaced whole, other threads read it
         self._current: Resident | None = None
         self._untidy = False  # something was freed, and the system has not got all of it back
@@ -124,13 +121,17 @@ class Store:
         return resident
 
     def drop(self, emit: Emit, id: str = "") -> list[Facts]:
-        """Free the current model, or every resident one of an id; raises `NoModel`."""
+        """Free the current model, or every resident one of an id; returns what, with the bytes that are free by it.
+
+        Raises `NoModel`.
+        """
         gone = [each for each in self._held if id in (each.facts.id, each.facts.name)] if id else [self.current()]
         if not gone:
             there = dict.fromkeys(each.facts.name for each in self.residents())
             known = f"; in memory: {', '.join(there)}" if there else ""
             raise NoModel(f"{id!r} is not in memory{known}", *(f"/unload {name}" for name in there))
-        facts = [each.facts for each in gone]
+        kept = [each for each in self._held if each not in gone]
+        facts = [replace(each.facts, bytes=size) for each, size in sizes((*kept, *gone)) if each in gone]
         self._let_go(each.load for each in gone)
         gone.clear()  # else this frame keeps them
         release()
@@ -173,9 +174,13 @@ class Store:
     def rooms(self) -> list[Room]:
         """Return the devices with what would be free on them if nothing were loaded."""
         rooms = self._measure()
-        for each in self._held:
-            rooms = with_back(rooms, _given(each.facts))
+        for each, size in sizes(self._held):
+            rooms = with_back(rooms, _given(each.facts, size))
         return rooms
+
+    def measure(self) -> list[Room]:
+        """Return the devices with what is free on them now."""
+        return self._measure()
 
     def _make_room(self, load: Load, beside: Resident | None, needed: int, check: Check = lambda rooms: None) -> None:
         """Free models, least recently used first and the current one last, until so many bytes fit as well.
@@ -187,25 +192,26 @@ class Store:
             check(self.rooms())
         spared = beside.load if beside else None
         del beside  # it may be the current one: this frame must not keep it
-        while (lack := self._lacking(load, needed)) > 0:
+        while self._lacking(load, needed, SPARE) > 0:
             if not (victims := [each for each in self._in_the_way(load) if each != spared]):
                 break
             self._let_go(victims[:1])
             release()
-        if lack > 0 and spared is not None:
+        if spared is not None and (lack := self._lacking(load, needed)) > 0:
             sentence = f"{load.model} does not fit beside {spared.model}: {lack / 2**30:.1f} GiB are missing"
             raise NoMemory(sentence, f"/model {load.model}", "/memory")
 
-    def _lacking(self, load: Load, needed: int) -> int:
-        """Return how many bytes are missing for a load, with what its replies take."""
-        there = devices.aimed(load.device, self._places())
-        held = sum(each.facts.bytes for each in self._held if _lies(each, there))
-        short = needed * SPARE + WORK - sum(place.free for place in there)
-        return int(max(short, held + needed - MOST * sum(place.total for place in there)))
+    def _lacking(self, load: Load, needed: int, spare: int = 0) -> int:
+        """Return how many bytes are missing where a load goes; what `max_memory` keeps from there is not missing."""
+        there = targets(load.device, self._measure())
+        total = sum(each.total for each in there)
+        needed = min(needed, sum(each.free for each in capped(emptied(there), load.max_memory)))
+        held = sum(size for each, size in sizes(self._held) if _lies(each, there))
+        return int(max(needed + spare - sum(each.free for each in there), held + needed - MOST * total)) if there else 0
 
     def _in_the_way(self, load: Load) -> list[Load]:
         """List what lies where a load goes, in the order in which it may be freed."""
-        there = devices.aimed(load.device, self._places())
+        there = targets(load.device, self._measure())
         found = [each for each in self._held if _lies(each, there)]
         return [each.load for each in sorted(found, key=lambda each: each is self._current)]
 
@@ -218,14 +224,29 @@ class Store:
         release()
 
 
-def _lies(resident: Resident, there: list[devices.Place]) -> bool:
+def emptied(rooms: Iterable[Room]) -> list[Room]:
+    """Return the devices as they would be with nothing on them."""
+    return [replace(each, free=each.total) for each in rooms]
+
+
+def sizes(residents: Iterable[Resident]) -> Iterator[tuple[Resident, int]]:
+    """Yield what each takes, in bytes; a model that several adapters stand on counts with the first of them."""
+    seen: set[int] = set()
+    for each in residents:
+        shared = each.base.bytes if id(each.base) in seen else 0
+        if each.base is not None:
+            seen.add(id(each.base))
+        yield each, each.facts.bytes - shared
+
+
+def _lies(resident: Resident, there: list[Room]) -> bool:
     parts = {part.removesuffix(":0") if part.startswith("mps") else part for part in resident.facts.device_map.values()}
-    return any(place.device in parts for place in there)
+    return any(each.device in parts for each in there)
 
 
-def _given(facts: Facts) -> dict[str, int]:
+def _given(facts: Facts, size: int) -> dict[str, int]:
     """Return what a model would give back, by device; weights used as they lie in their file count as free already."""
-    mapped = {STORED.get(name) for name in facts.stored} == {facts.dtype}
+    mapped = facts.quantization == "none" and {STORED.get(name) for name in facts.stored} == {facts.dtype}
     places = list(facts.device_map.values())
-    shares = {place: facts.bytes * places.count(place) // len(places) for place in places}
+    shares = {place: size * places.count(place) // len(places) for place in places}
     return {place: 0 if place == "cpu" and mapped else share for place, share in shares.items()}

@@ -1,7 +1,7 @@
 """What a model needs of memory, from its headers and its config: weights, KV cache, and what a forward pass takes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from repl.folder import CONVERTED, size_in
@@ -22,17 +22,21 @@ RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Bytes that a model takes at one length of text; `passing` is what a conversion reads through and gives back."""
+    """Bytes that a model takes at one length of text.
+
+    `passing` is what a conversion reads through and gives back, `loading` what has to be there once before packing.
+    """
 
     weights: int
     cache: int
     working: int
     passing: int = 0
+    loading: int = 0
 
     @property
     def total(self) -> int:
-        """Sum what has to be there at once."""
-        return self.weights + self.cache + self.working
+        """Return what has to be there at once."""
+        return max(self.weights + self.cache + self.working, self.loading)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,15 @@ def needs(weights: Weights, config: Any, load: Load, tokens: int = 0) -> Needs:
     size = packed(weights, load.quantize, load.dtype) if quantized else size_in(weights, load.dtype)
     passing = 0 if in_place(weights, load) else weights.bytes
     eager = load.attention == "eager"
-    return Needs(size, cache(config, tokens, width), working(config, tokens, width, eager), passing)
+    loading = unpacked(weights, load) if quantized else 0
+    return Needs(size, cache(config, tokens, width), working(config, tokens, width, eager), passing, loading)
+
+
+def unpacked(weights: Weights, load: Load) -> int:
+    """Return the bytes of all weights before the kernels here pack them; 0 where they are mapped, or never whole."""
+    dtype = "bfloat16" if load.dtype == "auto" else load.dtype
+    here = load.quantize in ("int8", "int4") and not load.device.startswith(("cuda", "mps"))
+    return size_in(weights, dtype) if here and not in_place(weights, replace(load, quantize="none", dtype=dtype)) else 0
 
 
 def computed(weights: Weights, load: Load) -> str:

@@ -13,6 +13,7 @@ from driving import ask, bare, opened, run, session_for
 from repl import adapters
 from repl.errors import BadModel, NotFound, ReplError, Unreachable
 from repl.session import Session
+from repl.store import sizes
 from repl.transfer import prepare
 
 peft = pytest.importorskip("peft")
@@ -225,3 +226,35 @@ def test_an_adapter_comes_from_the_hub_once(fake_hub, one, llama_folder, emit: R
         asked = len(fake_hub.asked())
         run(session, "/adapter none", "/adapter someone/poet")
         assert len(fake_hub.asked()) == asked
+
+
+def test_a_model_under_several_adapters_counts_once(session, one, other, emit):
+    """What is held is the model and what each adapter adds to it, whatever the order."""
+    bare = session.store.current().facts.bytes
+    run(session, f"/adapter {one}")
+    run(session, f"/adapter {other}")
+    held = session.store.residents()
+    assert len(held) == 3
+    added = sum(resident.facts.bytes - bare for resident in held)
+    assert sum(size for _, size in sizes(held)) == sum(size for _, size in sizes(held[::-1])) == bare + added
+    assert sum(model.weights for model in run(session, "/memory").models) == bare + added
+    current = session.store.current().facts.bytes
+    assert [gone.bytes for gone in session.store.drop(emit)] == [current - bare]
+
+
+def test_an_adapter_beside_a_model_is_not_put_on_unasked(llama_folder, one, tmp_path):
+    """The library would do it without a word; asked for by its folder, it is put on."""
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "both"))
+    for file in (adapters.CONFIG, adapters.WEIGHTS):
+        shutil.copy(one / file, folder / file)
+    with opened(llama_folder, max_new_tokens=8) as alone:
+        without = ask(alone, PROMPT).token_ids
+    with opened(folder, max_new_tokens=8) as both:
+        assert ask(both, PROMPT).token_ids == without
+        resident = both.store.current()
+        assert "lora_" not in str(resident.model)
+        assert resident.facts.remarks[-1].startswith("adapter_config.json lies beside the model: not put on")
+        loaded = run(both, f"/adapter {folder}")
+        assert not loaded.facts.remarks
+        assert "lora_" in str(both.store.current().model)
+        assert ask(both, PROMPT).token_ids != without

@@ -15,14 +15,15 @@ from rich.cells import cell_len
 from rich.console import Console
 from terminal import LOADED, Terminal
 
-from repl import registry, variants
+from repl import registry, variants, weigh
 from repl.columns import Board
-from repl.devices import Place
 from repl.errors import Cancelled, UsageError
 from repl.events import Beams, Branch, Columns, Done, Event, InColumn, Notice, Progress, Timing, Token, Usage
+from repl.folder import examine
+from repl.room import Room
 from repl.screen import THEME, as_record, view
 from repl.session import Session
-from repl.settings import Settings
+from repl.settings import Load, Settings
 from repl.sides import Made
 from repl.store import Store
 from repl.trial import Compared, parting
@@ -362,16 +363,18 @@ def test_a_cancel_before_the_first_answer_is_only_a_cancel(chat: Session) -> Non
         finish(task)
 
 
+def needed(folder: Path) -> int:
+    """Return the bytes that a model takes with a short text."""
+    from transformers import AutoConfig
+
+    return weigh.needs(examine(folder), AutoConfig.from_pretrained(folder), Load(dtype="float32")).total
+
+
 @pytest.fixture
-def cramped(llama_folder: Path) -> Iterator[Session]:
+def cramped(llama_folder: Path, other_folder: Path) -> Iterator[Session]:
     """A machine on which two models do not fit side by side."""
-    session = Session(Settings(), Store(offline=True), Worker())
-
-    def places() -> list[Place]:
-        held = sum(each.facts.bytes for each in session.store.residents())
-        return [Place("cpu", 64 << 30, (600 << 20) - held * 400, held)]
-
-    session.store = Store(offline=True, places=places)
+    total = int(max(needed(llama_folder), needed(other_folder)) * 1.05)
+    session = Session(Settings(), Store(offline=True, measure=lambda: [Room("cpu", total, total)]), Worker())
     chosen = Settings().put("model", str(llama_folder), "you").put("max_new_tokens", 8, "you")
     finish(session.load(chosen.put("dtype", "float32", "you")))
     yield session

@@ -89,6 +89,9 @@ class Desk:
         """Stand for what the program says."""
         return " the toolbar"
 
+    def loads(self) -> bool:
+        return False
+
     def stop_load(self) -> None:
         """Nothing loads."""
 

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import driving
 import pytest
 
-from repl import fit, room, settings, weigh
+from repl import fit, quantization, settings, weigh
 from repl.errors import NoMemory, UsageError
 from repl.headers import Weights
 from repl.room import Room
@@ -21,61 +22,6 @@ from repl.worker import Worker
 MB, GB = 10**6, 10**9
 CPU = Room("cpu", 64 * GB, 32 * GB)
 CARD, OTHER = Room("cuda:0", 24 * GB, 20 * GB), Room("cuda:1", 24 * GB, 20 * GB)
-
-
-# what is free
-
-
-def tree(root: Path, files: dict[str, str]) -> Path:
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content)
-    return root
-
-
-V2 = "sys/fs/cgroup/job"
-V1 = "sys/fs/cgroup/memory/job"
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"proc/self/cgroup": "0::/job\n", f"{V2}/memory.max": "900", f"{V2}/memory.current": "500"}
-        | {f"{V2}/memory.stat": "anon 1\ninactive_file 100\n"},
-        {"proc/self/cgroup": "3:cpu:/\n0::/job/inner\n", f"{V2}/memory.max": "900", f"{V2}/memory.current": "400"}
-        | {f"{V2}/inner/memory.max": "max"},
-        {"proc/self/cgroup": "4:memory:/job\n", f"{V1}/memory.limit_in_bytes": "900"}
-        | {f"{V1}/memory.usage_in_bytes": "500", f"{V1}/memory.stat": "total_inactive_file 100\n"},
-        {"proc/self/cgroup": "4:memory:/elsewhere/job\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "900"}
-        | {"sys/fs/cgroup/memory/memory.usage_in_bytes": "400"},
-    ],
-    ids=["version 2", "a group around it", "version 1", "inside a container"],
-)
-def test_a_control_group_limits_what_is_free(files: dict[str, str], tmp_path: Path) -> None:
-    """The limit less what is used, files that would be dropped not counted."""
-    assert room.machine(tree(tmp_path, files)) == Room("cpu", 900, 500, "control group")
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {},
-        {"proc/self/cgroup": "nonsense\n0::/job\n", f"{V2}/memory.max": "max"},
-        {"proc/self/cgroup": "4:memory:/job\n", f"{V1}/memory.limit_in_bytes": str(2**63 - 4096)},
-        {"proc/self/cgroup": "0::/../../..\n"},
-    ],
-)
-def test_without_a_limit_the_machine_counts(files: dict[str, str], tmp_path: Path) -> None:
-    found = room.machine(tree(tmp_path, files))
-    assert found.limit == ""
-    assert 0 < found.free < found.total
-
-
-def test_max_memory_caps_what_is_free() -> None:
-    """A device that it leaves out is not used."""
-    capped = room.capped([CARD, OTHER, CPU], "0=10GiB,cpu=500MB")
-    assert [each.free for each in capped] == [10 * 2**30, 0, 500 * MB]
-    assert room.capped([CARD, CPU], "") == [CARD, CPU]
 
 
 # whether it fits
@@ -121,6 +67,23 @@ def test_the_smallest_change_that_fits_comes_first() -> None:
     with pytest.raises(NoMemory) as caught:
         fit.check(weights, object(), Load("owner/m"), [replace(CPU, free=GB)])
     assert [line for line, _ in caught.value.choices] == ["/model! owner/m"]
+
+
+def test_packing_is_offered_where_it_works() -> None:
+    """On the CPU the kernels of torch, which are tried first; what is packed already is not packed again."""
+    weights = Weights(("a",), 10 * GB, 20 * GB, {"BF16": 10 * GB}, "safetensors", matrices=9 * GB)
+    load = Load("owner/m", dtype="bfloat16", device="cpu")
+    kernels = [form for form in ("int8", "int4") if quantization.works(replace(load, quantize=form))]
+    assert [change["quantize"] for change in fit.changes(weights, load, [CPU])] == kernels
+    assert list(fit.changes(weights, replace(load, quantize="int8"), [CPU])) == []
+    card = quantization.works(replace(load, device="cuda", quantize="8bit"))
+    assert card == (find_spec("bitsandbytes") is not None)
+
+
+def test_a_device_that_is_not_there_is_no_matter_of_room() -> None:
+    """Placing says so in its own words."""
+    weights = Weights(("a",), 10 * GB, 40 * GB, {"F32": 10 * GB}, "safetensors")
+    fit.check(weights, object(), Load("owner/m", device="cuda"), [CPU])
 
 
 def test_a_name_with_spaces_reads_back() -> None:

@@ -307,5 +307,7 @@ def test_a_plan_is_plain_data(llama_folder: Path) -> None:
     with planning() as session:
         record = json.loads(json.dumps(as_record("plan", planned(session, f"/plan {llama_folder}"))))
     assert record["data"]["rows"][0]["verdicts"] == {"cpu": "fits"}
-    assert record["data"]["rooms"] == [{"device": "cpu", "total": 64 * GB, "free": 32 * GB, "limit": ""}]
+    assert record["data"]["rooms"] == [
+        {"device": "cpu", "total": 64 * GB, "free": 32 * GB, "limit": "", "own": 0, "back": 0}
+    ]
     assert sha(llama_folder) != record["data"]["commit"] == ""

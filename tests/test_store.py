@@ -12,9 +12,9 @@ from conftest import Recorder
 
 from repl.change import apply
 from repl.decoding import NOTHING
-from repl.devices import Place
 from repl.errors import BadModel, Cancelled, NoMemory, NoModel, UsageError
 from repl.loading import Facts, Resident
+from repl.room import Room
 from repl.session import Session
 from repl.settings import Load, Settings
 from repl.store import Store
@@ -65,14 +65,14 @@ class Machine:
         self.total = total
         self.store: Store
 
-    def __call__(self) -> list[Place]:
+    def __call__(self) -> list[Room]:
         held = sum(resident.facts.bytes for resident in self.store.residents())
-        return [Place("cpu", self.total, self.total - held, held)]
+        return [Room("cpu", self.total, self.total - held)]
 
 
 def on_machine(bring: Bring, total: int) -> Store:
     machine = Machine(total)
-    machine.store = Store(bring=bring, places=machine)
+    machine.store = Store(bring=bring, measure=machine)
     return machine.store
 
 
@@ -183,7 +183,7 @@ def test_models_stay_only_while_they_fit(bring: Bring, emit: Recorder) -> None:
 
 def test_mapped_weights_count_although_the_system_calls_them_free(bring: Bring, emit: Recorder) -> None:
     bring.size = 3 * GIB
-    store = Store(bring=bring, places=lambda: [Place("cpu", 10 * GIB, 10 * GIB, 0)])
+    store = Store(bring=bring, measure=lambda: [Room("cpu", 10 * GIB, 10 * GIB)])
     for name in ("a", "b", "c", "d"):
         store.load(Load(name), emit)
     assert names(store) == ["d", "c", "b"]
@@ -192,7 +192,7 @@ def test_mapped_weights_count_although_the_system_calls_them_free(bring: Bring, 
 def test_a_model_on_another_device_does_not_have_to_go(bring: Bring, emit: Recorder) -> None:
     """A GPU that is full is no reason to free what lies in the processor's memory."""
     bring.size = 3 * GIB
-    store = Store(bring=bring, places=lambda: [Place("cpu", 64 * GIB, 64 * GIB, 0), Place("cuda:0", 8 * GIB, GIB, 0)])
+    store = Store(bring=bring, measure=lambda: [Room("cpu", 64 * GIB, 64 * GIB), Room("cuda:0", 8 * GIB, GIB)])
     store.load(Load("a", device="cpu"), emit)
     store.load(Load("b", device="cuda:0"), emit)
     store.load(Load("c", device="cuda:0"), emit)

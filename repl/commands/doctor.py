@@ -16,10 +16,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import __version__, devices, libraries, snapshots
+from repl import __version__, libraries, snapshots
 from repl.clean import clean_line
 from repl.events import Progress
 from repl.registry import command
+from repl.room import Room
 from repl.screen import joined, mebibytes, view
 from repl.session import Session, Task
 from repl.speed import Speed, advice, measured
@@ -63,7 +64,7 @@ def doctor(session: Session) -> Task[Doctor]:
         size, free = cache_size()
         return Doctor(
             versions={"hub-repl": __version__, "python": platform.python_version(), **found(LIBRARIES)},
-            devices=[described(place) for place in devices.places()],
+            devices=[described(room) for room in session.store.measure()],
             threads=threads(),
             speeds=speeds,
             hub=answer,
@@ -91,14 +92,14 @@ def _version(name: str) -> str:
         return "of no known version"
 
 
-def described(place: devices.Place) -> str:
+def described(room: Room) -> str:
     """Describe a device in a few words."""
-    free = f"{mebibytes(place.free)} of {mebibytes(place.total)} free"
-    if place.device.startswith("cuda"):
+    free = f"{mebibytes(room.free)} of {mebibytes(room.total)} free"
+    if room.device.startswith("cuda"):
         import torch
 
-        return joined(place.device, torch.cuda.get_device_name(int(place.device[5:])), free)
-    return joined(place.device, platform.machine() if place.device == "cpu" else "", free)
+        return joined(room.device, torch.cuda.get_device_name(int(room.device[5:])), free)
+    return joined(room.device, platform.machine() if room.device == "cpu" else "", free)
 
 
 def threads() -> int:

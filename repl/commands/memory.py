@@ -6,11 +6,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import devices, settings
+from repl import libraries, settings, store
 from repl.clean import clean_line
 from repl.loading import Resident
 from repl.registry import command
-from repl.screen import device, mebibytes, view
+from repl.room import Room
+from repl.screen import mebibytes, view
 from repl.session import Session, Task
 from repl.worker import Emit
 
@@ -55,23 +56,26 @@ def memory(session: Session) -> Task[Memory]:
     keep = settings.show("keep_models", session.settings.view.keep_models)
 
     def look(emit: Emit) -> Memory:
+        libraries.bring(emit)
         current = session.store.facts()
-        models = [held(each, each.facts is current) for each in session.store.residents()]
-        return Memory([taken(place) for place in devices.places()], models, keep)
+        models = [held(each, size, each.facts is current) for each, size in store.sizes(session.store.residents())]
+        return Memory([taken(room) for room in session.store.measure()], models, keep)
 
     return session.start(look)
 
 
-def taken(place: devices.Place) -> Device:
+def taken(room: Room) -> Device:
     """Describe a device."""
-    allocator = 0 if place.device == "cpu" else place.back
-    return Device(place.device, place.total, place.free, place.own, allocator, place.others)
+    allocator = 0 if room.device == "cpu" else room.back
+    return Device(room.device, room.total, room.free, room.own, allocator, room.others)
 
 
-def held(resident: Resident, current: bool) -> Held:
+def held(resident: Resident, weights: int, current: bool) -> Held:
     """Weigh a resident model; on the model thread."""
     facts, (tokens, size) = resident.facts, resident.kept.size()
-    return Held(facts.name, facts.dtype, device(facts.device_map), facts.bytes, size, tokens, current)
+    return Held(
+        facts.name, facts.form, ", ".join(dict.fromkeys(facts.device_map.values())), weights, size, tokens, current
+    )
 
 
 @view.register

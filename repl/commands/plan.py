@@ -130,7 +130,9 @@ def _head(result: Plan) -> Text:
         f"{amount(result.cached)} here" if result.cached else "",
         f"disk {amount(result.disk_free)} free" if result.fetch else "",
     )
-    free = "free: " + joined(*(f"{room.device} {amount(room.free)} of {amount(room.total)}" for room in result.rooms))
+    free = "free for it: " + joined(
+        *(f"{room.device} {amount(room.free)} of {amount(room.total)}" for room in result.rooms)
+    )
     name = (clean_line(result.model), "accent")
     return Text.assemble(name, "\n", (f"{facts}\n{where}\n{free}\n", "quiet"))
 
