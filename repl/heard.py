@@ -9,8 +9,10 @@ from repl import context, decoding, thinking
 from repl.decoding import PENALTIES, Base
 from repl.errors import Failed
 from repl.events import Done, Echo, Notice, Opening, Timing, Token, Usage
-from repl.protocol import EXTRAS, parameters, plain, scored, whole
+from repl.protocol import EXTRAS, parameters, plain, scored, wanted, whole
 from repl.request import Request
+from repl.settings import named
+from repl.tally import Tally
 from repl.wire import END
 from repl.worker import Emit
 
@@ -47,7 +49,8 @@ class Heard:
         self._count = 0  # tokens as far as they came one by one
         self._usage: Mapping[str, Any] = {}
         self._first = self._last = 0.0
-        self._thinks = self._opened = self._scored = False
+        self._thinks = self._opened = False
+        self._tally = Tally(wanted(request.settings))
         self._half = ""  # the first half of a character beyond U+FFFF
 
     # ask
@@ -103,10 +106,12 @@ class Heard:
             raise Failed(f"{self.peer.host} sent an event that is not of the protocol", "/retry")
         self._open()
         thought, answer = (delta.get("reasoning_content") or delta.get("reasoning")), delta.get("content")
+        given = choice.get("logprobs")
         if isinstance(thought, str) and thought:
-            self._say([Token(thought)], thinks=True)
-        if isinstance(answer, str) and answer:
-            self._say(scored(answer, choice.get("logprobs")), thinks=False)
+            self._say(scored(thought, None if answer else given), thinks=True)
+        # figures without a text: a token that does not end a character, or ends the reply
+        if isinstance(answer, str) and (answer or (given and not thought)):
+            self._say(scored(answer, given), thinks=self._thinks and not answer)
         if choice.get("finish_reason"):
             self.finish = "length" if choice["finish_reason"] == "length" else "stop"
 
@@ -119,14 +124,16 @@ class Heard:
         if begun := self.request.prefill or self.request.text:
             self.emit(Echo(begun))
 
-    def _say(self, tokens: list[Token], thinks: bool) -> None:
+    def _say(self, tokens: list[tuple[Token, str]], thinks: bool) -> None:
         """Pass text on, with the tags by which thinking is told apart everywhere else around what was thought."""
         mark = ("<think>\n" if thinks else "\n</think>\n\n") if thinks != self._thinks else ""
         self._thinks = thinks
-        for token in tokens:
-            text = mark + self._paired(token.text)
+        for token, name in tokens:
+            own = self._paired(token.text)
+            text = mark + own
+            # before the first token with figures a mark is part of what stands in front of them
+            self._tally.take(token, name, len(text if self._tally.begun else own))
             mark = ""
-            self._scored = self._scored or token.logprob is not None
             self._last = time.monotonic()
             self._first = self._first or self._last
             self.emit(Token(text, None, token.logprob, token.entropy, token.top))
@@ -148,10 +155,16 @@ class Heard:
             if not self.endless:
                 raise Failed(f"{self.peer.host} closed before the reply had ended", "/retry")
             self.finish = "length"
-        wanted = self.request.settings.view.logprobs
-        if wanted and self._pieces and not self._scored and "logprobs" not in self.peer.told:
-            self.peer.told.add("logprobs")
-            self.emit(Notice(f"{self.peer.host} gives no log-probabilities"))
+        asked = wanted(self.request.settings)
+        if asked and self._pieces and not self._tally.begun:
+            self._tell_once("log-probabilities", f"{self.peer.host} gives no log-probabilities")
+        elif asked and self._tally.begun and self.request.settings.view.probs == "entropy":
+            self._tell_once("entropy", f"{self.peer.host} gives no entropy: the colours go by probability")
+
+    def _tell_once(self, about: str, words: str) -> None:
+        if about not in self.peer.told:
+            self.peer.told.add(about)
+            self.emit(Notice(words))
 
     # tell
 
@@ -162,6 +175,7 @@ class Heard:
         details = self._usage.get("prompt_tokens_details")
         kept = whole(details.get("cached_tokens")) if isinstance(details, Mapping) else 0
         span = self._last - self._first
+        self._tally.rest(len(self._half))
         return Done(
             text="".join(self._pieces) + self._half,
             prompt_ids=(),
@@ -179,20 +193,23 @@ class Heard:
                 total_s=time.monotonic() - self.began,
             ),
             dropped=tuple(self.dropped),
+            measures=self._tally.measures(),
         )
 
     def _described(self) -> dict[str, Any]:
         sent = {name: value for name, value in self.body().items() if name not in ("messages", "prompt", "model")}
+        served = self.peer.model or self._model or self.peer.host
         unknown = {"revision": "", "commit": "", "dtype": "", "device_map": {}, "quantization": "", "parameters": 0}
         return {
-            "id": self.peer.model or self._model or self.peer.host,
+            "id": named(served),
             **unknown,
             "context": self.peer.context,
             "bytes": 0,
             "server": self.peer.host,
+            "served": served,
             "sent": sent,
             "counted": "by the server" if self._usage else "by pieces",
-            "logprobs": f"of the {sent.get('top_logprobs') or sent.get('logprobs')} likeliest" if self._scored else "",
+            "logprobs": f"of the {wanted(self.request.settings)} likeliest" if self._tally.begun else "",
         }
 
     def _decode(self) -> dict[str, Any]:

@@ -102,12 +102,17 @@ class Inspector:
         self.chosen = number if number < len(self.token.top) else self.chosen
 
     def colour(self, by: str) -> None:
-        """Colour by probability or by entropy."""
-        self.by, self.said = by, ""
+        """Colour by probability or by entropy, where that is known."""
+        if by == "entropy" and self.found.server:
+            self.said = f"entropy is not known: {self.found.server} gives the likeliest alone"
+        else:
+            self.by, self.said = by, ""
 
     def take(self, event: KeyPressEvent) -> None:
         """Leave with the line that takes the chosen alternative."""
-        if self.chosen is None:
+        if self.found.server:
+            self.said = "this needs token ids, the server gives texts"
+        elif self.chosen is None:
             self.said = "a digit or Tab chooses an alternative first"
         elif self.token.top[self.chosen][0] == self.token.id:
             self.said = "this is the token that was taken"
@@ -177,9 +182,10 @@ class Inspector:
     def _head(self) -> StyleAndTextTuples:
         place = f"token {self.at + 1} of {len(self.found.tokens)}"
         by = "entropy" if self.by == "entropy" else "probability"
+        origin = clean_line(f"the {self.found.limit} likeliest of {self.found.server}") if self.found.server else ""
         return [
             ("class:accent", f"turn {self.found.turn}"),
-            ("class:quiet", " · " + joined(place, f"coloured by {by}")),
+            ("class:quiet", " · " + joined(place, f"coloured by {by}", origin)),
         ]
 
     def _foot(self) -> StyleAndTextTuples:
@@ -191,17 +197,18 @@ class Inspector:
 
     def _side(self) -> StyleAndTextTuples:
         token, width = self.token, self._side_width()
+        rank = str(token.rank or f">{len(token.top)}")
         drawn: StyleAndTextTuples = [
             ("class:accent", set_cell_size(quoted(token.text or token.name), width) + "\n"),
-            ("class:quiet", f"id {token.id} · rank {token.rank}\n\n"),
+            ("class:quiet", joined("" if self.found.server else f"id {token.id}", f"rank {rank}") + "\n\n"),
             ("", f"probability {exp(token.logprob):8.4f}\n"),
             ("", f"logprob     {token.logprob:8.4f} nats\n"),
-            ("", f"entropy     {token.entropy:8.4f} nats\n\n"),
+            ("", "\n" if token.entropy is None else f"entropy     {token.entropy:8.4f} nats\n\n"),
         ]
         for number, (one, name, value) in enumerate(token.top):
             drawn.append(self._row(number, one, quoted(name), exp(value), width))
         if token.id not in [one for one, _, _ in token.top]:
-            drawn.append(("class:quiet", f"•{token.rank:>4} {exp(token.logprob):.3f}\n"))
+            drawn.append(("class:quiet", f"•{rank:>4} {exp(token.logprob):.3f}\n"))
         return drawn
 
     def _row(self, number: int, token: int, name: str, share: float, width: int) -> tuple[str, str]:

@@ -88,7 +88,7 @@ class Pane:
         if self._view.probs == "off" or self._screen.out.color_system is None or token.logprob is None:
             return ""
         self._shaded = True
-        return style(certainty(token.logprob, token.entropy or 0.0, self._view.probs))
+        return style(certainty(token.logprob, token.entropy, self._view.probs))
 
     def _text(self, text: str, words: str = "") -> None:
         if text and not self._screen.as_json:
