@@ -18,6 +18,7 @@ from repl.worker import Emit
 
 BASE = Base({}, {"do_sample": True}, frozenset(PENALTIES))
 """What a server brings to decoding: what is not set is its own to choose, and servers sample."""
+AT_ONCE = 0.001  # seconds within which pieces that came in one go are taken: they say nothing about a speed
 SLACK = 4  # a server that sends this many times the pieces it was allowed tokens does not stop by itself
 
 
@@ -50,7 +51,8 @@ class Heard:
         self._usage: Mapping[str, Any] = {}
         self._first = self._last = 0.0
         self._thinks = self._opened = False
-        self._tally = Tally(wanted(request.settings))
+        self._asked = wanted(request.settings)
+        self._tally = Tally(self._asked)
         self._half = ""  # the first half of a character beyond U+FFFF
 
     # ask
@@ -106,7 +108,7 @@ class Heard:
             raise Failed(f"{self.peer.host} sent an event that is not of the protocol", "/retry")
         self._open()
         thought, answer = (delta.get("reasoning_content") or delta.get("reasoning")), delta.get("content")
-        given = choice.get("logprobs")
+        given = choice.get("logprobs") if self._asked else None
         if isinstance(thought, str) and thought:
             self._say(scored(thought, None if answer else given), thinks=True)
         # figures without a text: a token that does not end a character, or ends the reply
@@ -128,6 +130,8 @@ class Heard:
         """Pass text on, with the tags by which thinking is told apart everywhere else around what was thought."""
         mark = ("<think>\n" if thinks else "\n</think>\n\n") if thinks != self._thinks else ""
         self._thinks = thinks
+        if self._asked and tokens and not thinks:
+            self._tell_measures(tokens[0][0])
         for token, name in tokens:
             own = self._paired(token.text)
             text = mark + own
@@ -155,10 +159,12 @@ class Heard:
             if not self.endless:
                 raise Failed(f"{self.peer.host} closed before the reply had ended", "/retry")
             self.finish = "length"
-        asked = wanted(self.request.settings)
-        if asked and self._pieces and not self._tally.begun:
+
+    def _tell_measures(self, first: Token) -> None:
+        """Say what the server does not give, before the first text of the answer: a line of its own."""
+        if first.logprob is None and not self._tally.begun:
             self._tell_once("log-probabilities", f"{self.peer.host} gives no log-probabilities")
-        elif asked and self._tally.begun and self.request.settings.view.probs == "entropy":
+        elif self.request.settings.view.probs == "entropy":
             self._tell_once("entropy", f"{self.peer.host} gives no entropy: the colours go by probability")
 
     def _tell_once(self, about: str, words: str) -> None:
@@ -189,7 +195,7 @@ class Heard:
             timing=Timing(
                 ttft_s=self._first - self.began if self._first else None,
                 prefill_tps=None,
-                decode_tps=(made - 1) / span if made > 1 and span > 0 else None,
+                decode_tps=(made - 1) / span if made > 1 and span > AT_ONCE else None,
                 total_s=time.monotonic() - self.began,
             ),
             dropped=tuple(self.dropped),
@@ -209,7 +215,7 @@ class Heard:
             "served": served,
             "sent": sent,
             "counted": "by the server" if self._usage else "by pieces",
-            "logprobs": f"of the {wanted(self.request.settings)} likeliest" if self._tally.begun else "",
+            "logprobs": f"of the {self._tally.limit} likeliest" if self._tally.begun else "",
         }
 
     def _decode(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Pane:
         self._bar = Bar(screen)
         self._beams: Live | None = None
         self._column = False  # the cursor stands behind text
-        self._shaded = False  # a token was coloured
+        self._shaded = ""  # by what tokens were coloured
 
     def __enter__(self) -> "Pane":
         return self
@@ -47,7 +47,7 @@ class Pane:
             self._screen.write("\n")
         self._screen.flush()
         if self._shaded:
-            self._screen.once(caption(self._view.probs))
+            self._screen.once(caption(self._shaded))
 
     def draw(self, events: list[Event]) -> None:
         """Draw a few events; text is written at once and flushed together. Without events, what waited is drawn."""
@@ -87,7 +87,7 @@ class Pane:
     def _shade(self, token: Token) -> str:
         if self._view.probs == "off" or self._screen.out.color_system is None or token.logprob is None:
             return ""
-        self._shaded = True
+        self._shaded = "on" if token.entropy is None else self._view.probs
         return style(certainty(token.logprob, token.entropy, self._view.probs))
 
     def _text(self, text: str, words: str = "") -> None:

@@ -38,6 +38,11 @@ class Tally:
         """Tell whether a token with figures came."""
         return bool(self._tokens)
 
+    @property
+    def limit(self) -> int:
+        """Return how many of the likeliest the server gives."""
+        return max((len(places) for places, _ in self._likeliest), default=0)
+
     def measures(self) -> Measures:
         """Return what was gathered; nothing where it is not whole."""
         if not self._tokens or self._broken:
@@ -51,7 +56,7 @@ class Tally:
             texts={number: text for text, number in self._numbers.items()},
             lengths=lengths,
             made=numbers,
-            limit=self._limit,
+            limit=self.limit,
         )
 
     def _number(self, text: str) -> int:

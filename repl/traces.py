@@ -35,6 +35,11 @@ class Seen:
     top: Top
     """The likeliest tokens there: (id, text, logprob)."""
 
+    @property
+    def place(self) -> str:
+        """Return its rank in words."""
+        return str(self.rank) if self.rank else f">{len(self.top)}" if self.top else "?"
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -51,7 +56,8 @@ class Trace:
     @property
     def truncated(self) -> str:
         """Say what of the distribution is known, where that is not all."""
-        return f"of the {self.limit} likeliest that {self.server} gives · entropy is not known" if self.server else ""
+        some = f"of the {self.limit} likeliest" if self.limit else "of this token alone"
+        return f"{some}, as {self.server} gives them · entropy is not known" if self.server else ""
 
 
 @dataclass(frozen=True, slots=True)

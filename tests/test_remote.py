@@ -369,7 +369,7 @@ def test_views_of_a_server_say_what_they_do_not_know(
     run(session, "/probs entropy")
     found = run(session, line)
     shown = plain(found)
-    assert f"of the 2 likeliest that {server.host} gives" in shown
+    assert f"of the 2 likeliest, as {server.host} gives them" in shown
     assert "entropy is not known" in shown
     assert found.by == "on"
     if line == "/inspect":

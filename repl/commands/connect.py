@@ -103,6 +103,7 @@ def disconnect(session: Session) -> Any:
     session.connect(None)
     facts = session.store.facts()
     if facts is None and session.loading is None:
+        session.notices.append(f"disconnected from {host}")
         return session.load(session.settings)
     name = facts.name if facts else session.pending().load.model
     return Said(joined(f"disconnected from {host}", f"{name} answers"))

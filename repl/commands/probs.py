@@ -162,7 +162,7 @@ def row(place: int, token: Seen, found: Inspection) -> dict[str, Text]:
         **({} if found.server else {"id": Text(str(token.id))}),
         "token": Text(quoted(token.text or token.name), shade(token, found.by) or "none"),
         "p": Text(f"{exp(token.logprob):.3f}"),
-        "rank": Text(str(token.rank or f">{len(token.top)}")),
+        "rank": Text(token.place),
         **({} if token.entropy is None else {"entropy": Text(f"{token.entropy:.2f}")}),
         "likeliest": Text(likeliest, "quiet"),
     }
