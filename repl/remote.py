@@ -196,6 +196,8 @@ class Remote:
 
         It is asked for one token. Raises `UsageError` for a server that gives none, and what `reply` raises.
         """
+        if request.chats and request.prefill and self._owner() not in ONWARD:
+            raise NeedsLocal("looking on behind a reply", "/next TEXT")
         seen = First(emit)
         view = replace(request.settings.view, logprobs=min(count, MOST), probs="off")
         plain = replace(request.settings, decode=Decode(max_new_tokens=1), view=view)
