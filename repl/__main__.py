@@ -36,7 +36,8 @@ def parser() -> Line:
     """Return the parser: what is about this run, then one option for each setting."""
     line = Line(
         prog="hub-repl",
-        usage='hub-repl [MODEL] [PROMPT ...] [--SETTING VALUE ...] [-c "/command"]... [--script FILE] [--json]',
+        usage="hub-repl [MODEL | --connect URL] [PROMPT ...] [--SETTING VALUE ...] [-c LINE]... [--script FILE] "
+        "[--json]",
         description="Explore language models from the Hugging Face Hub: load, prompt, turn a knob, prompt again.",
         epilog="A PROMPT, or text on standard input, is answered once; without either a prompt opens.",
         allow_abbrev=False,
@@ -50,7 +51,8 @@ def parser() -> Line:
     line.add_argument(
         "--resume", nargs="?", const="", metavar="SESSION", help="go on with the last session, or this one"
     )
-    line.add_argument("--connect", metavar="URL", help="let a server answer; MODEL is then one that it serves")
+    line.add_argument("--connect", metavar="URL", help="let a server answer; all words are then the PROMPT")
+    line.add_argument("--model", dest="named", metavar="MODEL", help="the MODEL, here or on the server of --connect")
     line.add_argument("--no-save", action="store_true", help="leave nothing of this session on disk")
     line.add_argument("--offline", action="store_true", help="never touch the network")
     line.add_argument("--version", action="version", version=f"hub-repl {__version__}")
@@ -61,6 +63,15 @@ def parser() -> Line:
             help_text = settings.help_of(name).replace("%", "%%")
             group.add_argument(*spellings, dest=f"set_{name}", metavar="VALUE", help=help_text)
     return line
+
+
+def sorted_out(asked: argparse.Namespace) -> argparse.Namespace:
+    """Tell the model from the prompt: the first word is the model, unless an option says which, or a server is."""
+    if asked.model is not None and (asked.named or asked.connect):
+        asked.prompt = [asked.model, *asked.prompt]
+        asked.model = None
+    asked.model = asked.named or asked.model
+    return asked
 
 
 def chosen(asked: argparse.Namespace, found: Settings) -> Settings:
@@ -77,7 +88,7 @@ def chosen(asked: argparse.Namespace, found: Settings) -> Settings:
 
 def main() -> None:
     """Run the program and end with its exit code."""
-    asked = parser().parse_intermixed_args()
+    asked = sorted_out(parser().parse_intermixed_args())
     with suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a text stream here
         sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -10,13 +10,15 @@ from repl.shades import CLASSES, legend, style
 from repl.traces import Seen, Trace
 
 
-def certainty(logprob: float, entropy: float, by: str) -> float:
+def certainty(logprob: float, entropy: float | None, by: str) -> float:
     """Return what a token is coloured by, from 0 to 1: its probability, or for `entropy` how sure the model was there.
+
+    Where the entropy is not known it is the probability.
 
     The exponential of the negative entropy (nats) is the probability of each of so many tokens between which the
     model would be just as unsure: both go by one scale.
     """
-    return math.exp(-max(entropy, 0.0) if by == "entropy" else min(logprob, 0.0))
+    return math.exp(min(logprob, 0.0) if entropy is None or by != "entropy" else -max(entropy, 0.0))
 
 
 def shade(token: Seen, by: str) -> str:

@@ -82,7 +82,8 @@ class Local:
 
     def made(self, record: Done) -> bool:
         """Tell whether this very model made a reply."""
-        return (record.model.get("id"), record.model.get("commit")) == (self.facts.id, self.facts.commit)
+        made = record.model
+        return "server" not in made and (made.get("id"), made.get("commit")) == (self.facts.id, self.facts.commit)
 
     def reply(self, request: Request, emit: Emit) -> Done:
         """Answer on the model thread."""

@@ -135,9 +135,9 @@ class Measures:
     logprobs: tuple[float, ...] = ()
     """Log-probability of each token, in nats."""
     entropies: tuple[float, ...] = ()
-    """Entropy of the distribution at each token, in nats."""
+    """Entropy of the distribution at each token, in nats; none of a server's reply: it gives the likeliest alone."""
     ranks: tuple[int, ...] = ()
-    """Rank of each token, 1 for the likeliest."""
+    """Rank of each token, 1 for the likeliest; 0 where it is past those that a server gives."""
     ids: tuple[tuple[int, ...], ...] = ()
     """The likeliest tokens at each place, the likeliest first."""
     values: tuple[tuple[float, ...], ...] = ()
@@ -146,6 +146,10 @@ class Measures:
     """The text of every token that occurs, by itself."""
     lengths: tuple[int, ...] = ()
     """Characters that each token adds to the reply's text."""
+    made: tuple[int, ...] = ()
+    """Where the reply has no ids: the numbers by which `texts` knows its tokens, below 0."""
+    limit: int = 0
+    """How many of the likeliest a server gives; 0 where the model was here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,16 @@ from repl import context, decoding, thinking
 from repl.decoding import PENALTIES, Base
 from repl.errors import Failed
 from repl.events import Done, Echo, Notice, Opening, Timing, Token, Usage
-from repl.protocol import EXTRAS, parameters, plain, scored, whole
+from repl.protocol import EXTRAS, parameters, plain, scored, wanted, whole
 from repl.request import Request
+from repl.settings import named
+from repl.tally import Tally
 from repl.wire import END
 from repl.worker import Emit
 
 BASE = Base({}, {"do_sample": True}, frozenset(PENALTIES))
 """What a server brings to decoding: what is not set is its own to choose, and servers sample."""
+AT_ONCE = 0.001  # seconds within which pieces that came in one go are taken: they say nothing about a speed
 SLACK = 4  # a server that sends this many times the pieces it was allowed tokens does not stop by itself
 
 
@@ -47,7 +50,9 @@ class Heard:
         self._count = 0  # tokens as far as they came one by one
         self._usage: Mapping[str, Any] = {}
         self._first = self._last = 0.0
-        self._thinks = self._opened = self._scored = False
+        self._thinks = self._opened = False
+        self._asked = wanted(request.settings)
+        self._tally = Tally(self._asked)
         self._half = ""  # the first half of a character beyond U+FFFF
 
     # ask
@@ -103,10 +108,12 @@ class Heard:
             raise Failed(f"{self.peer.host} sent an event that is not of the protocol", "/retry")
         self._open()
         thought, answer = (delta.get("reasoning_content") or delta.get("reasoning")), delta.get("content")
+        given = choice.get("logprobs") if self._asked else None
         if isinstance(thought, str) and thought:
-            self._say([Token(thought)], thinks=True)
-        if isinstance(answer, str) and answer:
-            self._say(scored(answer, choice.get("logprobs")), thinks=False)
+            self._say(scored(thought, None if answer else given), thinks=True)
+        # figures without a text: a token that does not end a character, or ends the reply
+        if isinstance(answer, str) and (answer or (given and not thought)):
+            self._say(scored(answer, given), thinks=self._thinks and not answer)
         if choice.get("finish_reason"):
             self.finish = "length" if choice["finish_reason"] == "length" else "stop"
 
@@ -119,14 +126,18 @@ class Heard:
         if begun := self.request.prefill or self.request.text:
             self.emit(Echo(begun))
 
-    def _say(self, tokens: list[Token], thinks: bool) -> None:
+    def _say(self, tokens: list[tuple[Token, str]], thinks: bool) -> None:
         """Pass text on, with the tags by which thinking is told apart everywhere else around what was thought."""
         mark = ("<think>\n" if thinks else "\n</think>\n\n") if thinks != self._thinks else ""
         self._thinks = thinks
-        for token in tokens:
-            text = mark + self._paired(token.text)
+        if self._asked and tokens and not thinks:
+            self._tell_measures(tokens[0][0])
+        for token, name in tokens:
+            own = self._paired(token.text)
+            text = mark + own
+            # before the first token with figures a mark is part of what stands in front of them
+            self._tally.take(token, name, len(text if self._tally.begun else own))
             mark = ""
-            self._scored = self._scored or token.logprob is not None
             self._last = time.monotonic()
             self._first = self._first or self._last
             self.emit(Token(text, None, token.logprob, token.entropy, token.top))
@@ -148,10 +159,18 @@ class Heard:
             if not self.endless:
                 raise Failed(f"{self.peer.host} closed before the reply had ended", "/retry")
             self.finish = "length"
-        wanted = self.request.settings.view.logprobs
-        if wanted and self._pieces and not self._scored and "logprobs" not in self.peer.told:
-            self.peer.told.add("logprobs")
-            self.emit(Notice(f"{self.peer.host} gives no log-probabilities"))
+
+    def _tell_measures(self, first: Token) -> None:
+        """Say what the server does not give, before the first text of the answer: a line of its own."""
+        if first.logprob is None and not self._tally.begun:
+            self._tell_once("log-probabilities", f"{self.peer.host} gives no log-probabilities")
+        elif self.request.settings.view.probs == "entropy":
+            self._tell_once("entropy", f"{self.peer.host} gives no entropy: the colours go by probability")
+
+    def _tell_once(self, about: str, words: str) -> None:
+        if about not in self.peer.told:
+            self.peer.told.add(about)
+            self.emit(Notice(words))
 
     # tell
 
@@ -162,6 +181,7 @@ class Heard:
         details = self._usage.get("prompt_tokens_details")
         kept = whole(details.get("cached_tokens")) if isinstance(details, Mapping) else 0
         span = self._last - self._first
+        self._tally.rest(len(self._half))
         return Done(
             text="".join(self._pieces) + self._half,
             prompt_ids=(),
@@ -175,24 +195,27 @@ class Heard:
             timing=Timing(
                 ttft_s=self._first - self.began if self._first else None,
                 prefill_tps=None,
-                decode_tps=(made - 1) / span if made > 1 and span > 0 else None,
+                decode_tps=(made - 1) / span if made > 1 and span > AT_ONCE else None,
                 total_s=time.monotonic() - self.began,
             ),
             dropped=tuple(self.dropped),
+            measures=self._tally.measures(),
         )
 
     def _described(self) -> dict[str, Any]:
         sent = {name: value for name, value in self.body().items() if name not in ("messages", "prompt", "model")}
+        served = self.peer.model or self._model or self.peer.host
         unknown = {"revision": "", "commit": "", "dtype": "", "device_map": {}, "quantization": "", "parameters": 0}
         return {
-            "id": self.peer.model or self._model or self.peer.host,
+            "id": named(served),
             **unknown,
             "context": self.peer.context,
             "bytes": 0,
             "server": self.peer.host,
+            "served": served,
             "sent": sent,
             "counted": "by the server" if self._usage else "by pieces",
-            "logprobs": f"of the {sent.get('top_logprobs') or sent.get('logprobs')} likeliest" if self._scored else "",
+            "logprobs": f"of the {self._tally.limit} likeliest" if self._tally.begun else "",
         }
 
     def _decode(self) -> dict[str, Any]:

@@ -31,6 +31,8 @@ KEYS = (
     "arrows move · 1-5 or Tab choose · Enter takes · p e colours · / n search · q",
     "arrows · 1-5 choose · Enter takes · p e · / n · q leaves",
 )
+LOOKING = ("arrows move · / searches · n finds the next · q leaves", "arrows · / · n · q leaves")
+"""Keys where no token can be put in the place of another."""
 
 
 class Inspector:
@@ -102,12 +104,17 @@ class Inspector:
         self.chosen = number if number < len(self.token.top) else self.chosen
 
     def colour(self, by: str) -> None:
-        """Colour by probability or by entropy."""
-        self.by, self.said = by, ""
+        """Colour by probability or by entropy, where that is known."""
+        if by == "entropy" and self.found.server:
+            self.said = f"entropy is not known: {self.found.server} gives the likeliest alone"
+        else:
+            self.by, self.said = by, ""
 
     def take(self, event: KeyPressEvent) -> None:
         """Leave with the line that takes the chosen alternative."""
-        if self.chosen is None:
+        if self.found.server:
+            self.said = "this needs token ids, the server gives texts"
+        elif self.chosen is None:
             self.said = "a digit or Tab chooses an alternative first"
         elif self.token.top[self.chosen][0] == self.token.id:
             self.said = "this is the token that was taken"
@@ -176,16 +183,18 @@ class Inspector:
 
     def _head(self) -> StyleAndTextTuples:
         place = f"token {self.at + 1} of {len(self.found.tokens)}"
-        by = "entropy" if self.by == "entropy" else "probability"
+        by = f"coloured by {'entropy' if self.by == 'entropy' else 'probability'}"
+        about = clean_line(f"{self.found.limit} likeliest of {self.found.server}") if self.found.server else by
         return [
             ("class:accent", f"turn {self.found.turn}"),
-            ("class:quiet", " · " + joined(place, f"coloured by {by}")),
+            ("class:quiet", " · " + joined(place, about)),
         ]
 
     def _foot(self) -> StyleAndTextTuples:
         scale = caption(self.by)
         spans = [(scale.plain[span.start : span.end], str(span.style)) for span in scale.spans]
-        keys = next((line for line in KEYS if len(line) < self._columns()), KEYS[-1])
+        lines = LOOKING if self.found.server else KEYS
+        keys = next((line for line in lines if len(line) < self._columns()), lines[-1])
         below = f"/{self.words}_" if self.words is not None else self.said or keys
         return [*((f"class:{words}", text) for text, words in spans), ("class:quiet", "\n" + below)]
 
@@ -193,15 +202,15 @@ class Inspector:
         token, width = self.token, self._side_width()
         drawn: StyleAndTextTuples = [
             ("class:accent", set_cell_size(quoted(token.text or token.name), width) + "\n"),
-            ("class:quiet", f"id {token.id} · rank {token.rank}\n\n"),
+            ("class:quiet", joined("" if self.found.server else f"id {token.id}", f"rank {token.place}") + "\n\n"),
             ("", f"probability {exp(token.logprob):8.4f}\n"),
             ("", f"logprob     {token.logprob:8.4f} nats\n"),
-            ("", f"entropy     {token.entropy:8.4f} nats\n\n"),
+            ("", "\n" if token.entropy is None else f"entropy     {token.entropy:8.4f} nats\n\n"),
         ]
         for number, (one, name, value) in enumerate(token.top):
             drawn.append(self._row(number, one, quoted(name), exp(value), width))
         if token.id not in [one for one, _, _ in token.top]:
-            drawn.append(("class:quiet", f"•{token.rank:>4} {exp(token.logprob):.3f}\n"))
+            drawn.append(("class:quiet", f"•{token.place:>4} {exp(token.logprob):.3f}\n"))
         return drawn
 
     def _row(self, number: int, token: int, name: str, share: float, width: int) -> tuple[str, str]:

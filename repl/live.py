@@ -33,7 +33,7 @@ class Pane:
         self._beams: Live | None = None
         self._board: Board | None = None
         self._column = False  # the cursor stands behind text
-        self._shaded = False  # a token was coloured
+        self._shaded = ""  # by what tokens were coloured
         self._later: list[str] = []  # notices that came in the middle of a text
 
     def __enter__(self) -> "Pane":
@@ -50,7 +50,7 @@ class Pane:
             self._screen.write("\n")
         self._screen.flush()
         if self._shaded:
-            self._screen.once(caption(self._view.probs))
+            self._screen.once(caption(self._shaded))
         for text in self._later:
             self._screen.notice(text)
 
@@ -102,8 +102,8 @@ class Pane:
     def _shade(self, token: Token) -> str:
         if self._view.probs == "off" or self._screen.out.color_system is None or token.logprob is None:
             return ""
-        self._shaded = True
-        return style(certainty(token.logprob, token.entropy or 0.0, self._view.probs))
+        self._shaded = "on" if token.entropy is None else self._view.probs
+        return style(certainty(token.logprob, token.entropy, self._view.probs))
 
     def _text(self, text: str, words: str = "") -> None:
         if text and not self._screen.as_json:

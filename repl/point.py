@@ -31,7 +31,8 @@ def onward(session: Session, last: Turn) -> Request:
 
 def made_by(record: Done, facts: Facts) -> bool:
     """Tell whether a reply was made by this model."""
-    return (record.model.get("id"), record.model.get("commit")) == (facts.id, facts.commit)
+    made = record.model
+    return "server" not in made and (made.get("id"), made.get("commit")) == (facts.id, facts.commit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def here(session: Session) -> Here:
     if head.role == "user" or head.parent is None:
         begun = session.prefill
         return Here(chat(session, session.settings, head, begun), "your message", begun or head.text)
-    ended = head.record is not None and head.record.finish == "stop" and made_by(head.record, session.facts())
+    ended = head.record is not None and head.record.finish == "stop" and session.engine.made(head.record)
     return Here(onward(session, head), "the last reply, where it ended" if ended else "the last reply", head.text)
 
 

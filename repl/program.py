@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import select
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -46,6 +47,7 @@ class Program:
 
     def _made(self) -> "Shell":
         from repl import commands, quiet, registry
+        from repl.remote import known
         from repl.screen import Screen
         from repl.session import FILE, Session
         from repl.shell import Shell
@@ -60,7 +62,7 @@ class Program:
         store = Store(offline, consents=Consents(paths.data() / TRUSTED))
         session = Session(self.chosen, store, self.worker, saved)
         session.presets = dict(self.config.presets)
-        session.engines = dict(self.config.engines)
+        known.update(self.config.engines)
         session.notices += [*self.config.wrong, *registry.alias(self.config.aliases)]
         shell = Shell(session, Screen(self.asked.json, self.interactive))
         shell.unopened = not self.asked.connect  # where a server answers, no model is loaded
@@ -93,7 +95,8 @@ class Program:
     def _connected(self) -> list[str]:
         if not self.asked.connect:
             return []
-        return [f"/connect {self.asked.connect}" + (f" --model '{self.asked.model}'" if self.asked.model else "")]
+        chosen = f" --model {shlex.quote(self.asked.model)}" if self.asked.model else ""
+        return [f"/connect {shlex.quote(self.asked.connect)}{chosen}"]
 
     # without a prompt
 

@@ -1,10 +1,12 @@
 """The OpenAI protocol: settings become its parameters, what a server says becomes tokens and errors of ours."""
 
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from typing import Any
 
 from repl import decoding, thinking
@@ -12,6 +14,7 @@ from repl.decoding import PENALTIES, Base
 from repl.errors import Failed, NotFound, Overflow, ReplError, UsageError
 from repl.events import Token
 from repl.kinds import nearest
+from repl.meter import KEPT
 from repl.settings import Settings
 
 SAMPLING = ("temperature", "top_p", *PENALTIES)  # what every server takes
@@ -69,12 +72,17 @@ def parameters(settings: Settings, base: Base, chats: bool) -> dict[str, Any]:
         kept = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
         found |= {EXTRAS[name]: values.get(name) for name in kept}
     found |= {"stop": list(values.get("stop") or ()) or None, "seed": values.get("seed")}
-    if count := min(settings.view.logprobs, MOST):
+    if count := wanted(settings):
         found |= {"logprobs": True, "top_logprobs": count} if chats else {"logprobs": count}
     length = len(decoding.PREFIX)
     variables = {name[length:]: value for name, value in settings.extra if name.startswith(decoding.PREFIX)}
     found["chat_template_kwargs"] = variables if chats and variables else None
     return {name: value for name, value in found.items() if value is not None}
+
+
+def wanted(settings: Settings) -> int:
+    """Return how many alternatives a server is asked for at each token; 0: for no log-probabilities at all."""
+    return min(max(settings.view.logprobs, KEPT if settings.view.probs != "off" else 0), MOST)
 
 
 def plain(message: Mapping[str, str]) -> dict[str, str]:
@@ -85,22 +93,26 @@ def plain(message: Mapping[str, str]) -> dict[str, str]:
     return {"role": message["role"], "content": content}
 
 
-def scored(text: str, given: Any) -> list[Token]:
-    """Return a piece of text as tokens with their log-probabilities, as far as the server gives them."""
+def scored(text: str, given: Any) -> list[tuple[Token, str]]:
+    """Return a piece of text as tokens with their log-probabilities, as far as the server gives them.
+
+    With each comes its text by itself: it is not what the token adds where tokens share a character.
+    """
     try:
         entries = list(measures(given)) if isinstance(given, Mapping) else []
-    except (KeyError, TypeError, ValueError, AttributeError):  # of another form
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):  # of another form
         entries = []
     if not entries:
-        return [Token(text)]
+        return [(Token(text), text)] if text else []
     if "".join(word for word, _, _ in entries) == text:
-        return [Token(word, None, logprob, None, top) for word, logprob, top in entries]
+        return [(Token(word, None, logprob, None, top), word) for word, logprob, top in entries]
     *before, last = entries  # their texts are not the very text: characters that tokens share, special tokens
-    blank = [Token("", None, logprob, None, top) for _, logprob, top in before]
-    return [*blank, Token(text, None, last[1], None, last[2])]
+    blank = [(Token("", None, logprob, None, top), word) for word, logprob, top in before]
+    return [*blank, (Token(text, None, last[1], None, last[2]), last[0])]
 
 
 Top = tuple[tuple[int, str, float], ...]
+LEAST = -9999.0  # what servers give for a token that cannot come
 UNKNOWN = -1  # the id of a token that is known by its text alone
 
 
@@ -109,14 +121,27 @@ def measures(given: Mapping[str, Any]) -> Iterator[tuple[str, float, Top]]:
     content = given.get("content")
     if isinstance(content, list):
         for one in content:
-            top = tuple((UNKNOWN, str(it["token"]), float(it["logprob"])) for it in one.get("top_logprobs") or ())
-            yield str(one["token"]), float(one["logprob"]), top
+            likeliest = [(it["token"], it["logprob"]) for it in one.get("top_logprobs") or ()]
+            yield str(one["token"]), nats(one["logprob"]), top(likeliest)
         return
     words, logprobs = given.get("tokens") or (), given.get("token_logprobs") or ()
     tops = given.get("top_logprobs") or [{}] * len(words)
     for word, logprob, likeliest in zip(words, logprobs, tops, strict=False):
-        top = tuple((UNKNOWN, str(text), float(value)) for text, value in (likeliest or {}).items())
-        yield str(word), float(logprob or 0.0), top
+        yield str(word), nats(logprob or 0.0), top((likeliest or {}).items())
+
+
+def top(pairs: Iterable[tuple[Any, Any]]) -> Top:
+    """Return the likeliest tokens at a place, the likeliest first, and no more than a server has to give."""
+    found = [(UNKNOWN, str(text), nats(value)) for text, value in islice(pairs, MOST + 1)]
+    return tuple(sorted(found, key=lambda entry: -entry[2]))
+
+
+def nats(value: Any) -> float:
+    """Return a log-probability that a server gives; raises `ValueError` for what is none."""
+    found = float(value)
+    if math.isnan(found):
+        raise ValueError("not a number")
+    return min(max(found, LEAST), 0.0)
 
 
 def whole(value: Any) -> int:

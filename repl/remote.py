@@ -3,18 +3,20 @@
 import json
 import re
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from repl import decoding
 from repl.decoding import PENALTIES, Base
 from repl.errors import Cancelled, Failed, NeedsLocal, Overflow, ReplError, UsageError
-from repl.events import Done, Notice, Progress
+from repl.events import Done, Event, Notice, Progress, Token
 from repl.heard import BASE, Heard, Peer
 from repl.kinds import Number
 from repl.protocol import (
     DROPPABLE,
+    MOST,
     Offer,
     Refused,
     asked_to_wait,
@@ -22,6 +24,7 @@ from repl.protocol import (
     listed,
 )
 from repl.request import Request
+from repl.settings import Decode, named
 from repl.wire import Address, Wire
 from repl.worker import Emit
 
@@ -29,6 +32,8 @@ ONWARD = ("vllm", "sglang")  # servers that let a reply begin with a given text
 WAITS, PATIENCE = 5, 600.0  # how often, and seconds for how long at most, a server may ask to wait
 offered: list[str] = []
 """The model ids of the server in use, for completion: a completer knows no session."""
+known: dict[str, Mapping[str, str]] = {}
+"""The servers that the config file names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,38 @@ def reach(where: Address, model: str, emit: Emit) -> "Remote":
     return Remote(wire, model or (offers[0].id if len(offers) == 1 else ""), offers)
 
 
+class First:
+    """Listens to a reply in place of the screen: keeps what could have stood first, passes on how far things are."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self.top: tuple[tuple[str, float], ...] = ()
+
+    def __call__(self, event: Event) -> None:
+        """Take an event; raises `Cancelled` once the user stopped the job."""
+        if isinstance(event, Token):
+            self.top = self.top or tuple((text, value) for _, text, value in event.top)
+        elif isinstance(event, Progress):
+            self._emit(event)
+        self._emit.check()
+
+    def check(self) -> None:
+        """Raise `Cancelled` once the user stopped the job."""
+        self._emit.check()
+
+    def stopped(self) -> bool:
+        """Tell whether the user stopped the job."""
+        return self._emit.stopped()
+
+    def shield(self) -> AbstractContextManager[None]:
+        """Context in which the thread is not interrupted."""
+        return self._emit.shield()
+
+    def settle(self) -> None:
+        """Be left alone from here on."""
+        self._emit.settle()
+
+
 def wait(host: str, seconds: float, emit: Emit) -> None:
     """Let a server have the time it asks for, so that one sees it; raises `Cancelled`."""
     began = time.monotonic()
@@ -84,7 +121,7 @@ class Remote:
     @property
     def name(self) -> str:
         """Return the model's id, or the host where only the server knows it."""
-        return self.model or self.host
+        return named(self.model) or self.host
 
     @property
     def traits(self) -> tuple[str, ...]:
@@ -153,6 +190,23 @@ class Remote:
             error.partial = heard.done("failed")
             raise
         return heard.done(heard.finish)
+
+    def next(self, request: Request, count: int, emit: Emit) -> tuple[tuple[str, float], ...]:
+        """Return the likeliest next tokens with their log-probabilities, as many as the server gives.
+
+        It is asked for one token. Raises `UsageError` for a server that gives none, and what `reply` raises.
+        """
+        if request.chats and request.prefill and self._owner() not in ONWARD:
+            raise NeedsLocal("looking on behind a reply", "/next TEXT")
+        seen = First(emit)
+        view = replace(request.settings.view, logprobs=min(count, MOST), probs="off")
+        plain = replace(request.settings, decode=Decode(max_new_tokens=1), view=view)
+        done = self.reply(replace(request, settings=plain), seen)
+        if done.finish == "cancelled":
+            raise Cancelled
+        if not seen.top:
+            raise UsageError(f"{self.host} gives no log-probabilities")
+        return seen.top[:count]
 
     def _check(self, request: Request) -> None:
         values = {name: item.value for name, item in decoding.effective(request.settings, self.base).items()}

@@ -13,7 +13,7 @@ from repl.engines import Engine, Local
 from repl.errors import NeedsLocal, NoModel
 from repl.folder import NeedsCode
 from repl.loading import Facts
-from repl.remote import Remote, offered
+from repl.remote import Remote, known, offered
 from repl.settings import Load, Settings
 from repl.store import Store
 from repl.worker import Emit, Job, Worker
@@ -51,7 +51,6 @@ class Session:
         self.worker = worker
         self._errands: Worker | None = None
         self.remote: Remote | None = None  # the server that answers instead of the model in this process
-        self.engines: dict[str, Mapping[str, str]] = {}  # servers by name, from the config file
         self.trusted: set[str] = set()  # hosts that may be talked to without encryption
         self._network: Worker | None = None
         self.notices: list[str] = []  # sentences for the user that are not said yet
@@ -89,6 +88,11 @@ class Session:
         self._network = self._network or Worker()
         job = self._network.start(work)
         return Task(job, lambda: settle(job) if settle else job.result())
+
+    @property
+    def engines(self) -> Mapping[str, Mapping[str, str]]:
+        """Return the servers that the config file names."""
+        return known
 
     def connect(self, remote: Remote | None) -> None:
         """Let a server answer from now on; None: the model in this process."""

@@ -1,7 +1,7 @@
 """The tokens of a reply with what the model made of each: read off its record, measured again, cut and joined."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from repl.beams import spelled
 from repl.conversation import Turn
@@ -22,15 +22,23 @@ class Seen:
     """One token of a reply in the model's own distribution, before any processor; figures in nats."""
 
     id: int
+    """Below 0 where it is not known: a server gives texts."""
     text: str
     """What it adds to the reply: empty for an end token, and while a character is incomplete."""
     name: str
     """Its text by itself."""
     logprob: float
-    entropy: float
+    entropy: float | None
+    """None where it is not known: it takes more than the likeliest."""
     rank: int
+    """0 where it is past the likeliest that are known."""
     top: Top
     """The likeliest tokens there: (id, text, logprob)."""
+
+    @property
+    def place(self) -> str:
+        """Return its rank in words."""
+        return str(self.rank) if self.rank else f">{len(self.top)}" if self.top else "?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,16 @@ class Trace:
     turn: int
     lead: str
     tokens: tuple[Seen, ...]
+    server: str = field(default="", kw_only=True)
+    """The server that gave the figures; empty where they are the model's here."""
+    limit: int = field(default=0, kw_only=True)
+    """How many of the likeliest it gives."""
+
+    @property
+    def truncated(self) -> str:
+        """Say what of the distribution is known, where that is not all."""
+        some = f"of the {self.limit} likeliest" if self.limit else "of this token alone"
+        return f"{some}, as {self.server} gives them · entropy is not known" if self.server else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +72,29 @@ def answered(turn: Turn) -> Done:
     if turn.record is None:
         raise UsageError(f"turn {turn.id} has no record of tokens: it is not a reply", "/history")
     if not turn.record.token_ids:
+        if host := server(turn.record):
+            raise UsageError(f"turn {turn.id} was answered by {host}, which gives texts: this needs token ids")
         raise UsageError(f"turn {turn.id} has no tokens", "/history")
     return turn.record
+
+
+def server(record: Done) -> str:
+    """Return the server that made a reply; empty for one that was made here."""
+    return str(record.model.get("server") or "")
+
+
+def measured(turn: Turn) -> Trace | None:
+    """Return what to look at: None where it must be measured again; raises `UsageError` where that cannot be."""
+    found = traced(turn)
+    if found is None and turn.record is not None and (host := server(turn.record)) and turn.text:
+        raise UsageError(
+            f"turn {turn.id} came from {host} without log-probabilities, and only there can it be measured",
+            "/probs on",
+            "/retry",
+        )
+    if found is None:
+        answered(turn)
+    return found
 
 
 def traced(turn: Turn) -> Trace | None:
@@ -65,13 +104,14 @@ def traced(turn: Turn) -> Trace | None:
         return None
     found, at = record.measures, max(0, len(turn.text) - sum(record.measures.lengths))
     lead, tokens = turn.text[:at], []
-    for place, token in enumerate(record.token_ids):
+    for place, token in enumerate(found.made or record.token_ids):
         text, at = turn.text[at : at + found.lengths[place]], at + found.lengths[place]
         pairs = zip(found.ids[place], found.values[place], strict=True)
         top = tuple((one, found.texts.get(one, ""), value) for one, value in pairs)
-        figures = found.logprobs[place], found.entropies[place], found.ranks[place]
+        entropy = found.entropies[place] if found.entropies else None
+        figures = found.logprobs[place], entropy, found.ranks[place]
         tokens.append(Seen(token, text, found.texts.get(token, ""), *figures, top))
-    return Trace(turn.id, lead, tuple(tokens))
+    return Trace(turn.id, lead, tuple(tokens), server=server(record) if found.made else "", limit=found.limit)
 
 
 def recomputed(resident: Resident, turn: Turn, emit: Emit) -> Trace:
@@ -128,7 +168,7 @@ def gathered(tokens: Sequence[Seen]) -> Measures:
     """Return the measures of some tokens as a record keeps them."""
     return Measures(
         logprobs=rounded(tuple(token.logprob for token in tokens)),
-        entropies=rounded(tuple(token.entropy for token in tokens)),
+        entropies=rounded(tuple(token.entropy for token in tokens if token.entropy is not None)),
         ranks=tuple(token.rank for token in tokens),
         ids=tuple(tuple(one for one, _, _ in token.top) for token in tokens),
         values=tuple(rounded(tuple(value for _, _, value in token.top)) for token in tokens),

@@ -1,5 +1,6 @@
 """A server in place of the model: exact text, settings, keys, faults; the server is on the loopback and scripted."""
 
+import io
 import json
 import shutil
 import ssl
@@ -27,17 +28,22 @@ from fakeserver import (
     models,
     refusal,
 )
+from rich.console import Console
 from terminal import Terminal, surroundings
 
 from repl import config, registry, thinking
+from repl.colours import certainty
 from repl.errors import Failed, NeedsLocal, NoModel, NotFound, Overflow, ReplError, Unreachable, UsageError
-from repl.events import Event, Notice, Opening, Progress, Token
-from repl.remote import reach
+from repl.events import Done, Event, Measures, Notice, Opening, Progress, Token
+from repl.records import decode, encode
+from repl.remote import known, reach
 from repl.request import Request
+from repl.screen import palette, view
 from repl.servers import key
 from repl.session import Session
 from repl.settings import Settings
 from repl.store import Store
+from repl.traces import traced
 from repl.wire import Address, address
 from repl.worker import Emit, Worker
 
@@ -293,6 +299,173 @@ def test_log_probabilities_of_another_form_are_left_out(session: Session, server
     assert ask(session, "Hi").text == "Hi"
 
 
+def streamed(*steps: tuple[str, dict[str, Any]], **more: Any) -> Answer:
+    """Return a reply whose events each bring a token with its log-probabilities."""
+    choices = [{"delta": {"content": text}, "logprobs": {"content": [entry]}} for text, entry in steps]
+    return Answer([*(event({"choices": [one]}) for one in choices), chunk(finish="stop"), DONE])
+
+
+def entry(text: str, logprob: float, *others: tuple[str, float]) -> dict[str, Any]:
+    top = [{"token": word, "logprob": value} for word, value in others]
+    return {"token": text, "logprob": logprob, "top_logprobs": top}
+
+
+RIVER = streamed(
+    ("The", entry("The", -0.5, ("The", -0.5), ("A", -1.5))),
+    ("", entry("\ufffd", -0.1, ("\ufffd", -0.1))),
+    (" é", entry("\ufffd", -2.5, (" x", -0.5), (" y", -1.5), ("\ufffd", -2.5))),
+    ("", entry("<end>", -0.25, ("<end>", -0.25))),
+)
+
+
+def set_and_ask(session: Session, line: str) -> Done:
+    run(session, line)
+    return ask(session, "Hi")
+
+
+def plain(result: Any) -> str:
+    """Return what a terminal shows of a result."""
+    console = Console(file=io.StringIO(), width=100, theme=palette("dark"))
+    console.print(view(result))
+    shown: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return shown
+
+
+@pytest.fixture
+def river(session: Session, server: FakeServer) -> Done:
+    """A reply that was measured by its server, two alternatives at each place."""
+    server.answers = [RIVER]
+    return set_and_ask(session, "/logprobs 2")
+
+
+def test_what_a_server_measures_is_recorded(river: Done, session: Session) -> None:
+    """Lengths add up to the text, a token past the likeliest has no rank, and the archive keeps it all."""
+    found = river.measures
+    assert (river.text, found.logprobs, found.lengths) == ("The é", (-0.5, -0.1, -2.5, -0.25), (3, 0, 2, 0))
+    assert (found.ranks, found.entropies, found.limit) == ((1, 1, 0, 1), (), 2)
+    assert [found.texts[one] for one in found.made] == ["The", "\ufffd", "\ufffd", "<end>"]
+    assert [[found.texts[one] for one in places] for places in found.ids][2] == [" x", " y"]
+    assert decode(Done, encode(Done, river)) == river
+    assert session.last is not None
+    trace = traced(session.last)
+    assert trace is not None
+    assert "".join(token.text for token in trace.tokens) == river.text
+
+
+def test_colours_ask_for_what_they_need(session: Session, server: FakeServer) -> None:
+    server.answers = [RIVER]
+    run(session, "/probs on")
+    ask(session, "Hi")
+    assert (server.sent[-1]["logprobs"], server.sent[-1]["top_logprobs"]) == (True, 5)
+    run(session, "/probs off")
+    ask(session, "Hi")
+    assert "logprobs" not in server.sent[-1]
+
+
+@pytest.mark.parametrize("line", ["/probs", "/inspect"])
+def test_views_of_a_server_say_what_they_do_not_know(
+    river: Done, session: Session, server: FakeServer, line: str
+) -> None:
+    run(session, "/probs entropy")
+    found = run(session, line)
+    shown = plain(found)
+    assert f"of the 2 likeliest, as {server.host} gives them" in shown
+    assert "entropy is not known" in shown
+    assert found.by == "on"
+    if line == "/inspect":
+        assert shown.split("\n")[0].split() == ["token", "p", "rank", "likeliest"]
+        assert ">2" in shown
+
+
+def test_entropy_is_not_made_up(session: Session, server: FakeServer) -> None:
+    """Where colours by entropy are on, they go by probability, and that is said once."""
+    server.answers = [RIVER]
+    run(session, "/probs entropy")
+    assert [words for words in noticed(listen(session, "Hi")[1]) if "no entropy" in words]
+    assert noticed(listen(session, "Hi")[1]) == []
+    assert certainty(-0.5, None, "entropy") == certainty(-0.5, None, "on")
+
+
+def test_another_token_needs_ids(river: Done, llama_folder: Path, session: Session) -> None:
+    """Neither while the server answers nor afterwards can one be put into its reply."""
+    with pytest.raises(NeedsLocal):
+        run(session, "/take 1 5")
+    session.connect(None)
+    finish(session.load(session.settings.put("model", str(llama_folder), "you")))
+    with pytest.raises(UsageError, match="needs token ids"):
+        run(session, "/take 1 5")
+
+
+def test_a_reply_without_measures_says_how_to_get_them(session: Session, server: FakeServer) -> None:
+    ask(session, "Hi")
+    for line in ("/probs", "/inspect"):
+        with pytest.raises(UsageError, match="without log-probabilities") as caught:
+            run(session, line)
+        assert caught.value.hints == ("/probs on", "/retry")
+
+
+def test_a_thought_with_and_without_measures(session: Session, server: FakeServer) -> None:
+    """What is not measured may stand in front, as the lead; between measured tokens it ends the measures."""
+    told = event({"choices": [{"delta": {"content": "So"}, "logprobs": {"content": [entry("So", -1.0)]}}]})
+    ends = [chunk(finish="stop"), DONE]
+    server.answers = [Answer([chunk(reasoning="Hm."), told, *ends]), Answer([told, chunk("?"), told, *ends])]
+    run(session, "/logprobs 1")
+    done = ask(session, "Hi")
+    assert session.last is not None
+    trace = traced(session.last)
+    assert trace is not None
+    assert (trace.lead + "".join(token.text for token in trace.tokens), trace.tokens[0].text) == (done.text, "So")
+    assert ask(session, "Hi").measures == Measures()
+
+
+@pytest.mark.parametrize("value", ["NaN", 1e999, -1e999, 10**400, 5, True, {}, None])
+def test_no_figure_breaks_a_view(session: Session, server: FakeServer, value: Any) -> None:
+    """Whatever number a server sends, the reply comes and can be looked at, or is said not to be measured."""
+    server.answers = [streamed(("Hi", entry("Hi", value, ("Hi", value))))]
+    assert set_and_ask(session, "/logprobs 1").text == "Hi"
+    assert session.last is not None
+    if traced(session.last):
+        assert "Hi" in plain(run(session, "/inspect"))
+
+
+def test_next_is_asked_for_one_token(session: Session, server: FakeServer) -> None:
+    """At this point of the talk, with nothing but the likeliest: the settings of replies stay out of it."""
+    server.answers = [chat("Hello")]
+    set_and_ask(session, "/sample top_k=3 temperature=2")
+    server.listed = models("served", owned_by="vllm")
+    run(session, f"/connect {server.host}")
+    server.answers = [RIVER]
+    found = run(session, "/next 2")
+    assert found.candidates == [("The", -0.5), ("A", -1.5)]
+    assert server.sent[-1]["messages"][-1] == {"role": "assistant", "content": "Hello"}
+    asked = {name: server.sent[-1].get(name) for name in ("max_tokens", "logprobs", "top_logprobs", "temperature")}
+    assert asked == {"max_tokens": 1, "logprobs": True, "top_logprobs": 2, "temperature": None}
+    shown = plain(found)
+    assert "after the last reply: Hello" in shown
+    assert f"the 2 likeliest that {server.host} gives" in shown
+    assert len(session.conversation.turns) == 2
+
+
+def test_next_of_a_text_goes_by_completion(session: Session, server: FakeServer) -> None:
+    given = {"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": [{"b": -0.5, "a": -1.0}]}
+    server.answers = [Answer([event({"choices": [{"text": "a", "logprobs": given, "finish_reason": "length"}]}), DONE])]
+    assert run(session, "/next 5 The sea").candidates == [("b", -0.5), ("a", -1.0)]
+    assert (server.asked[-1].path, server.sent[-1]["prompt"]) == ("/v1/completions", "The sea")
+
+
+def test_next_of_a_server_that_gives_none_is_one_sentence(session: Session, server: FakeServer) -> None:
+    with pytest.raises(UsageError, match="gives no log-probabilities"):
+        run(session, "/next The sea")
+
+
+def test_a_path_is_named_by_its_last_part(session: Session) -> None:
+    with FakeServer(listed=models("/models/tiny")) as server:
+        run(session, f"/connect {server.host}")
+        done = ask(session, "Hi")
+        assert (done.model["id"], done.model["served"], session.engine.name) == ("tiny", "/models/tiny", "tiny")
+        assert server.sent[-1]["model"] == "/models/tiny"
+
+
 # stop
 
 
@@ -489,8 +662,10 @@ def test_a_server_has_a_name_in_the_config_file(
         table = f'[engines.box]\nurl = "{server.url}"\nkey_env = "BOX_KEY"\nmodel = "y"\n'
         file.write_text(table + '[engines.bad]\naddress = "x"\n[engines.odd]\nurl = "x"\nport = "8"\n')
         found = config.read(file)
-        session.engines = dict(found.engines)
+        monkeypatch.setitem(known, "box", found.engines["box"])
         monkeypatch.setenv("BOX_KEY", CANARY)
+        assert registry.complete("/connect b") == [("box", server.url)]
+        assert run(session, "/connect").engines == {"box": server.url}
         assert run(session, "/connect box").model == "y"
         assert server.asked[-1].headers["authorization"] == f"Bearer {CANARY}"
     assert list(found.engines) == ["box"]
@@ -584,13 +759,20 @@ def test_what_a_server_made_is_not_proved_here(llama_folder: Path, line: str) ->
 
 
 def test_one_answer_from_a_server(home: Path) -> None:
-    """The words of the command line mean what they mean for a local model, and nothing is loaded."""
+    """All words are the prompt, the model has an option of its own; nothing is loaded."""
     with FakeServer(listed=models("a", "served")) as server:
         line = [sys.executable, "-m", "repl", "--connect", server.host, "--no-save"]
-        plain = subprocess.run([*line, "served", "Hi"], env=surroundings(home), capture_output=True, text=True)
-        lines = subprocess.run([*line, "--json", "a", "Hi"], env=surroundings(home), capture_output=True, text=True)
-        refused = subprocess.run([*line, "", "Hi"], env=surroundings(home), capture_output=True, text=True)
+
+        def said(*words: str) -> Any:
+            return subprocess.run([*line, *words], env=surroundings(home), capture_output=True, text=True)
+
+        plain, lines = said("--model", "served", "a", "Hi"), said("--json", "Hi", "--model", "a")
+        refused = said("Hi")
     assert (plain.stdout, plain.returncode) == ("Hello there.\n", 0)
+    assert [(body["model"], body["messages"][0]["content"]) for body in server.sent] == [
+        ("served", "a Hi"),
+        ("a", "Hi"),
+    ]
     records = [json.loads(row) for row in lines.stdout.splitlines()]
     assert [record["event"] for record in records] == ["result", "token", "token", "done"]
     assert (records[-1]["model"]["id"], records[-1]["finish"], records[-1]["usage"]["completion"]) == ("a", "stop", 2)

@@ -12,9 +12,10 @@ from repl.clean import clean_line
 from repl.errors import UsageError
 from repl.kinds import Text as Words
 from repl.registry import command
-from repl.remote import Connected, Remote, Served, reach
+from repl.remote import Connected, Remote, Served, known, reach
 from repl.screen import Said, joined, view
 from repl.session import Session
+from repl.settings import named
 
 SHOWN = 20  # models listed at once
 
@@ -27,10 +28,15 @@ class Known:
     engines: Mapping[str, str]
 
 
+def named_ones() -> dict[str, str]:
+    """Return the names that the config file has, each with its URL."""
+    return {name: table["url"] for name, table in known.items()}
+
+
 @command("models")
 def connect(
     session: Session,
-    url: Annotated[str, Words("a URL, or a name from the config file")] = "",
+    url: Annotated[str, Words("a URL, or a name from the config file", suggest=named_ones)] = "",
     *,
     key_env: str = "",
     model: str = "",
@@ -44,7 +50,7 @@ def connect(
     """
     if not url:
         server = session.remote.served() if session.remote else None
-        return Known(server, {name: table["url"] for name, table in session.engines.items()})
+        return Known(server, named_ones())
     where = servers.where(session, url, key_env, insecure)
     chosen = model or session.engines.get(url, {}).get("model", "")
     if insecure:
@@ -67,6 +73,7 @@ def disconnect(session: Session) -> Any:
     session.connect(None)
     facts = session.store.facts()
     if facts is None and session.loading is None:
+        session.notices.append(f"disconnected from {host}")
         return session.load(session.settings)
     name = facts.name if facts else session.pending().load.model
     return Said(joined(f"disconnected from {host}", f"{name} answers"))
@@ -80,7 +87,7 @@ def _(result: Served) -> RenderableType:
     unlisted = "" if not result.model or result.model in result.models or not count else "not among those it lists"
     limit = f"context {result.context}" if result.context else ""
     rest = joined(host if result.model else "", limit, unlisted or offers, "/disconnect goes back")
-    return Text.assemble((clean_line(result.model or host), "accent"), (" · " + clean_line(rest), "quiet"))
+    return Text.assemble((clean_line(named(result.model) or host), "accent"), (" · " + clean_line(rest), "quiet"))
 
 
 @view.register

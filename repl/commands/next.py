@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Annotated
+from math import exp
+from typing import Annotated, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -40,6 +41,17 @@ class Candidate:
     logprob: float
     drawn: float
     """Probability behind the active processors; 0 where one of them removed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """The likeliest next tokens as a server gives them, best first: text and logprob in nats; no more is known."""
+
+    after: str
+    text: str
+    candidates: list[tuple[str, float]]
+    server: str
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +98,24 @@ def look(resident: Resident, spot: Here, count: int, emit: Emit) -> Next:
 
 
 @command("look inside", name="next", waits=True)
-def next_(session: Session, text: Annotated[str, Rest()] = "") -> Task[Next]:
+def next_(session: Session, text: Annotated[str, Rest()] = "") -> Task[Any]:
     """Show the likeliest next tokens at this point of the talk: /next 20, /next TEXT, /next 20 TEXT.
 
     Alone it goes on from the last reply, as /continue does: where the reply ended by itself, that is the end and what
     it might have said instead. TEXT is taken as it stands, without the chat template. Where settings change the odds
-    (/temperature, /top_p, ...) what is drawn from stands beside them.
+    (/temperature, /top_p, ...) what is drawn from stands beside them. Of a server it is the likeliest that it gives.
     """
-    session.facts()
+    remote, chosen = session.remote, session.settings
+    if remote is None:
+        session.facts()
     count, said = _counted(text)
-    spot = Here(Request(session.settings, text=said), "your text", said) if said else here(session)
+    spot = Here(Request(chosen, text=said), "your text", said) if said else here(session)
+    if remote is not None:
+        return session.call(
+            lambda emit: Offered(
+                spot.after, spot.text, [*remote.next(spot.request, count, emit)], remote.host, remote.name
+            )
+        )
     return session.start(lambda emit: look(session.store.current(), spot, count, emit))
 
 
@@ -128,10 +148,34 @@ def _(result: Next) -> RenderableType:
             Text(percent(min(total, 1.0)), "quiet"),
             *cells,
         )
+    return Group(lead(result), table, Text(_figures(result), "quiet"))
+
+
+@view.register
+def _(result: Offered) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for left in (True, True, True, False, False):
+        table.add_column(justify="left" if left else "right", no_wrap=True)
+    table.add_row(*(Text(head, "quiet") for head in ("", "", "", "model", "sum")))
+    shares = [exp(logprob) for _, logprob in result.candidates]
+    sums = accumulate(shares)
+    for rank, ((text, _), share, total) in enumerate(zip(result.candidates, shares, sums, strict=True), 1):
+        table.add_row(
+            Text(f"{rank:>2}", "quiet"),
+            Text(quoted(text), style(share)),
+            Text(bar(share, WIDTH).ljust(WIDTH), "accent"),
+            percent(share),
+            Text(percent(min(total, 1.0)), "quiet"),
+        )
+    origin = joined(f"the {len(shares)} likeliest that {clean_line(result.server)} gives", "entropy is not known")
+    return Group(lead(result), table, Text(origin, "quiet"))
+
+
+def lead(result: Next | Offered) -> Text:
+    """Say what the tokens come after."""
     line = clean_line(" ".join(result.text.split()))
     line = line if len(line) <= TAIL else ("..." if coarse() else "…") + line[-TAIL:]
-    lead = Text.assemble((f"after {result.after}: ", "quiet"), line)
-    return Group(lead, table, Text(_figures(result), "quiet"))
+    return Text.assemble((f"after {result.after}: ", "quiet"), line)
 
 
 def _figures(result: Next) -> str:

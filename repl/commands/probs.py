@@ -11,6 +11,7 @@ from rich.text import Text
 from repl import settings
 from repl.answers import going_on, instead, into, whole
 from repl.change import change
+from repl.clean import clean_line
 from repl.colours import caption, painted, shade
 from repl.conversation import Turn
 from repl.errors import ReplError, UsageError
@@ -20,7 +21,7 @@ from repl.pages import quoted
 from repl.registry import command
 from repl.screen import Said, joined, view
 from repl.session import Session, Task
-from repl.traces import Inspection, Seen, Trace, answered, recomputed, traced
+from repl.traces import Inspection, Seen, Trace, answered, measured, recomputed
 from repl.worker import Emit
 
 LISTED = 3  # alternatives in a row of the list
@@ -47,7 +48,7 @@ def probs(session: Session, value: Annotated[str, Rest(suggest=settings.kind("pr
         raise UsageError("nothing was answered yet")
     chosen = session.settings.view.probs
     by, streams = "entropy" if chosen == "entropy" else "on", chosen != "off"
-    return looked_at(session, session.last, lambda found: Painted(found.turn, found.lead, found.tokens, by, streams))
+    return looked_at(session, session.last, lambda found: Painted(*parts(found, by), streams, **origin(found)))
 
 
 def switched(session: Session, value: str) -> Said:
@@ -71,9 +72,8 @@ def inspect(session: Session, number: Annotated[int, Whole(1)] = 0) -> Any:
     turn = session.conversation.turn(number) if number else session.last
     if turn is None:
         raise UsageError("nothing was answered yet")
-    answered(turn)
     by = "entropy" if session.settings.view.probs == "entropy" else "on"
-    return looked_at(session, turn, lambda found: Inspection(found.turn, found.lead, found.tokens, by))
+    return looked_at(session, turn, lambda found: Inspection(*parts(found, by), **origin(found)))
 
 
 @command("look inside", waits=True)
@@ -113,11 +113,20 @@ def take(
 
 def looked_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:
     """Make a result from the tokens of a reply: from its record, or measured again on the model thread."""
-    answered(turn)
-    found = traced(turn)
+    found = measured(turn)
     if found is not None:
         return make(found)
     return session.start(lambda emit: make(recomputed(session.store.current(), turn, emit)))
+
+
+def parts(found: Trace, by: str) -> tuple[int, str, tuple[Seen, ...], str]:
+    """Return what a view of a reply holds; its colours go by probability where no entropy is known."""
+    return found.turn, found.lead, found.tokens, "on" if found.server else by
+
+
+def origin(found: Trace) -> dict[str, Any]:
+    """Return where the figures are from."""
+    return {"server": found.server, "limit": found.limit}
 
 
 @view.register
@@ -125,31 +134,35 @@ def _(result: Painted) -> RenderableType:
     hint = (
         [] if result.streams else [Text.assemble(("/probs on", "accent"), (" colours replies as they come", "quiet"))]
     )
-    return Group(painted(result, result.by), "", caption(result.by), *hint)
+    known = [Text(clean_line(result.truncated), "quiet")] if result.server else []
+    return Group(painted(result, result.by), "", caption(result.by), *known, *hint)
 
 
 @view.register
 def _(result: Inspection) -> RenderableType:
     table = Table.grid(padding=(0, 2))
-    for justify in ("right", "right", "left", "right", "right", "right", "left"):
-        table.add_column(justify=justify, no_wrap=justify == "right", overflow="fold")
-    table.add_row(*(Text(word, "quiet") for word in ("", "id", "token", "p", "rank", "entropy", "likeliest")))
-    for place, token in enumerate(result.tokens, 1):
-        table.add_row(*row(place, token, result.by))
-    return table
+    rows = [row(place, token, result) for place, token in enumerate(result.tokens, 1)]
+    names = list(rows[0]) if rows else []
+    for name in names:
+        left = name in ("token", "likeliest")
+        table.add_column(justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    table.add_row(*(Text(name, "quiet") for name in names))
+    for cells in rows:
+        table.add_row(*cells.values())
+    return Group(table, Text(clean_line(result.truncated), "quiet")) if result.server else table
 
 
-def row(place: int, token: Seen, by: str) -> list[Text]:
-    """Return the columns of one token."""
+def row(place: int, token: Seen, found: Inspection) -> dict[str, Text]:
+    """Return the columns of one token under their names; a server knows neither ids nor entropy."""
     from math import exp
 
     likeliest = "  ".join(f"{quoted(text)} {exp(value):.3f}" for _, text, value in token.top[:LISTED])
-    return [
-        Text(str(place), "quiet"),
-        Text(str(token.id)),
-        Text(quoted(token.text or token.name), shade(token, by) or "none"),
-        Text(f"{exp(token.logprob):.3f}"),
-        Text(str(token.rank)),
-        Text(f"{token.entropy:.2f}"),
-        Text(likeliest, "quiet"),
-    ]
+    return {
+        "": Text(str(place), "quiet"),
+        **({} if found.server else {"id": Text(str(token.id))}),
+        "token": Text(quoted(token.text or token.name), shade(token, found.by) or "none"),
+        "p": Text(f"{exp(token.logprob):.3f}"),
+        "rank": Text(token.place),
+        **({} if token.entropy is None else {"entropy": Text(f"{token.entropy:.2f}")}),
+        "likeliest": Text(likeliest, "quiet"),
+    }
