@@ -397,6 +397,13 @@ def test_models_that_do_not_fit_side_by_side_take_turns(cramped: Session, other_
     assert (cramped.settings, cramped.facts().id) == (before, before.load.model)
 
 
+def test_a_cancel_while_the_first_model_loads_is_only_a_cancel(chat: Session, other_folder: Path) -> None:
+    before = state(chat)
+    with pytest.raises(Cancelled):
+        cancel_in(chat, f"/compare {other_folder} now -- Hello", 0, Progress)
+    assert state(chat) == before
+
+
 # servers
 
 

@@ -1,6 +1,7 @@
 """Compare: one message answered by several models or under several settings, in columns; one of them is taken over."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from rich.console import Group, RenderableType
@@ -45,12 +46,10 @@ def compare(session: Session, *columns: Annotated[str, Rest(suggest=variants.off
 
     def settle(job: Job[None]) -> Compared:
         session.restore()
-        try:
+        with suppress(Cancelled):  # what is done by then counts
             job.result()
-        except Cancelled:
-            if not made:
-                raise
-        done = tuple(made)
+        if not (done := tuple(made)):
+            raise Cancelled
         session.offer(lambda number: take(session, done, asked, turn, number))
         return trial.compared(asked.text, turn.id if turn else None, done, len(ways))
 
