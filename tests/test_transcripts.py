@@ -220,6 +220,15 @@ def test_help_is_of_all_or_of_one(typist: Typist) -> None:
     assert typist.lines("/help dtipe").startswith("no command /dtipe, did you mean /dtype?")
 
 
+def test_help_tells_what_a_family_does(typist: Typist) -> None:
+    """A family is asked for by the word beside it; a command of that name stands in front of its family."""
+    inside = typist.lines("/help Look  inside")
+    assert "/tokens [TEXT]" in inside
+    assert "/quit" not in inside
+    assert "number format of the weights" in typist.lines("/help load")
+    assert typist.lines("/help settings").count("/settings") == 2
+
+
 @pytest.mark.parametrize("width", [60, 80, 100])
 def test_no_line_is_wider_than_the_screen(speaker: Typist, width: int) -> None:
     speaker.width = width

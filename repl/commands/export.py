@@ -48,7 +48,7 @@ class Exported:
 def export(
     session: Session, file: Annotated[str, Words("a file")], *, all: bool = False, force: bool = False
 ) -> Exported:
-    """Write the conversation to a file: .md, .txt or .html to read, .json with every record.
+    """Write the conversation to a file: .md, .txt, .html, or .json with all records.
 
     The current branch, with --all every turn of the session; --force replaces a file that is there. In the files to
     read, control characters are made visible; .json keeps every character as it is.

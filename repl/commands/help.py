@@ -1,9 +1,10 @@
-"""Help: the commands by family, or one command or setting in full."""
+"""Help: the names by family, a family with what each does, or one command or setting in full."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,15 @@ from repl.screen import view
 from repl.session import Session
 
 FAMILIES = ("talk", "history", "models", "settings", "look inside", "compare", "prove", "rest")
+FIRST = (
+    *("system", "prefill", "read", "raw", "retry", "continue", "edit", "pick", "clear"),
+    *("history", "tree", "undo", "branch", "go", "sessions", "resume", "title", "export", "copy"),
+    *("model", "model!", "models", "info", "plan", "download", "delete", "trust", "memory", "reload", "unload"),
+    *("greedy", "sample", "beams", "settings", "set", "reset", "preset", "config"),
+    *("template", "tokens", "next", "score", "why", "probs", "inspect", "take", "lens", "arch"),
+    *("compare", "diverge", "sweep", "replay", "recipe", "reproduce", "bench", "help"),
+)
+"""The order in which a newcomer meets them; what is not named here comes behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +37,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Help:
-    """Every command by family, and the settings by part."""
+    """The names of the commands by family, and of the settings by part."""
 
-    families: dict[str, list[Entry]]
+    families: dict[str, list[str]]
     settings: dict[str, list[str]]
 
 
@@ -43,17 +53,50 @@ class Page:
     takes: str
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What each command of a family does, or each setting of a part; first the command that has the same name."""
+
+    title: str
+    page: Page | None
+    entries: list[Entry]
+
+
 @command("rest", name="help", aliases=("?", "h"))
-def help_(session: Session, name: Annotated[str, Rest()] = "") -> Help | Page:
-    """Show the commands, or one of them in full: /help dtype."""
-    if name:
-        return page(name)
-    known = [found for found in registry.COMMANDS.values() if found.name != "say"]
-    families = {
-        family: [Entry(found.usage, found.help) for found in known if found.family == family] for family in FAMILIES
+def help_(session: Session, name: Annotated[str, Rest()] = "") -> Help | Family | Page:
+    """Show what there is: /help talk for a family, /help dtype for one command.
+
+    A family is a word at the left of /help; where a command has the same name, both are shown.
+    """
+    title = " ".join(name.lower().split())
+    known = families() | settings_by_part()
+    if not title:
+        return Help(families(), settings_by_part())
+    return family(title, known[title]) if title in known else page(name)
+
+
+def families() -> dict[str, list[str]]:
+    """Return the names of the commands by family, in the order to meet them."""
+    order = {name: place for place, name in enumerate(FIRST)}
+    names = sorted(registry.COMMANDS, key=lambda name: order.get(name, len(FIRST)))
+    sorted_out = {
+        title: [name for name in names if registry.COMMANDS[name].family == title and name != "say"]
+        for title in FAMILIES
     }
-    parts = {part: [name for name, home in settings.places().items() if home == part] for part in settings.SPECS}
-    return Help(families, parts)
+    return {title: found for title, found in sorted_out.items() if found}
+
+
+def settings_by_part() -> dict[str, list[str]]:
+    """Return the names of the settings by part."""
+    return {part: [name for name, home in settings.places().items() if home == part] for part in settings.SPECS}
+
+
+def family(title: str, names: list[str]) -> Family:
+    """Return what is known of a family, and of the command that has its name."""
+    if title in settings.SPECS:
+        return Family(f"{title} settings", None, [Entry(f"/{name}", settings.help_of(name)) for name in names])
+    entries = [Entry(registry.COMMANDS[name].usage, registry.COMMANDS[name].help) for name in names]
+    return Family(title, page(title) if title in registry.COMMANDS else None, entries)
 
 
 def page(name: str) -> Page:
@@ -66,25 +109,43 @@ def page(name: str) -> Page:
     return Page(found.usage, found.help, found.more, takes)
 
 
-@view.register
-def _(result: Page) -> RenderableType:
+def drawn(result: Page) -> RenderableType:
+    """Draw one command or setting in full."""
     lines = [Text(result.usage, "accent"), Text(clean_line(result.help))]
     lines += [Text(f"takes {result.takes}; default puts it back", "quiet")] if result.takes else []
-    lines += [Text(result.more, "quiet")] if result.more else []
+    lines += [Text(" ".join(result.more.split()), "quiet")] if result.more else []
     return Group(*lines)
 
 
 @view.register
+def _(result: Page) -> RenderableType:
+    return drawn(result)
+
+
+@view.register
+def _(result: Family) -> RenderableType:
+    blocks: list[RenderableType] = [drawn(result.page), Text()] if result.page else []
+    blocks += [Text(result.title, "quiet")]
+    for entry in result.entries:
+        blocks += [Text(entry.usage, "accent"), Padding(Text(clean_line(entry.help)), (0, 0, 0, 2))]
+    last = "/NAME VALUE changes one, /NAME default puts it back" if result.title.endswith(" settings") else ""
+    return Group(*blocks, Text(last or "/help NAME tells more of one", "quiet"))
+
+
+@view.register
 def _(result: Help) -> RenderableType:
-    blocks: list[RenderableType] = []
-    for family, entries in result.families.items():
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="accent", no_wrap=True)
-        table.add_column()
-        for entry in entries:
-            table.add_row(Text(entry.usage), Text(entry.help))
-        blocks += [Text(family, "quiet"), table, Text()]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="quiet", no_wrap=True)
+    table.add_column(style="accent")
+    for title, names in result.families.items():
+        table.add_row(title, Text("  ".join("/" + name for name in names)))
+    table.add_row("")
     for part, names in result.settings.items():
-        blocks += [Text(f"{part} settings, each /name VALUE or /name default", "quiet")]
-        blocks += [Text("  ".join("/" + name for name in names), "accent"), Text()]
-    return Group(*blocks, Text("/help NAME tells more · //text sends a line that begins with a slash", "quiet"))
+        table.add_row(part, Text("  ".join("/" + name for name in names)))
+    return Group(
+        Text("A line that begins with / is a command; every other line goes to the model."),
+        Text(),
+        table,
+        Text(),
+        Text("/help look inside tells what those do, /help dtype all of one · Tab completes", "quiet"),
+    )

@@ -91,7 +91,7 @@ def go(session: Session, number: Annotated[int, Whole(1)]) -> History:
 
 @command("history")
 def branch(session: Session, number: Annotated[int, Whole(1)] = 0) -> Said:
-    """Begin a new branch after turn N (by default after the reply before the last): the next message goes there."""
+    """Begin a new branch after turn N, by default after the reply before the last."""
     talk = session.conversation
     if number:
         talk.head = talk.turn(number).id

@@ -63,7 +63,7 @@ def switched(session: Session, value: str) -> Said:
 
 @command("look inside")
 def inspect(session: Session, number: Annotated[int, Whole(1)] = 0) -> Any:
-    """Look into a reply token by token (turn N, by default the last): what else the model considered at each place.
+    """Look into a reply token by token, by default the last: what else was likely.
 
     On a terminal: arrows move, a digit or Tab chooses an alternative, Enter takes it and goes on from there on a branch
     of its own (what /take does), p and e colour by probability and entropy, / searches, n finds the next, q leaves.

@@ -49,7 +49,7 @@ def compared(resident: Resident, turn: int, record: Done, emit: Emit) -> Reprodu
 
 @command("prove", waits=True)
 def reproduce(session: Session, number: Annotated[int, Whole(1)] = 0) -> Task[Reproduced]:
-    """Make a reply again from its record (turn N, by default the last): are the token ids the same?"""
+    """Make a reply again from its record, by default the last: are the ids the same?"""
     facts = session.facts()
     turn, record = recipe.chosen(session.conversation, session.last, number)
     if (facts.id, facts.commit) != (record.model["id"], record.model["commit"]):

@@ -33,7 +33,7 @@ def say(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
 
 @command("talk", waits=True)
 def raw(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
-    """Continue a text as it stands, without the chat template and outside the conversation."""
+    """Continue a text without the chat template and outside the conversation."""
     session.answers()
     return _answer(session, session.conversation.add("prompt", text, None), session.settings)
 
@@ -79,7 +79,7 @@ def edit(session: Session, number: Annotated[int, Whole(1)] = 0) -> Draft:
 
 @command("talk")
 def system(session: Session, text: Annotated[str, Rest()] = "") -> Any:
-    """Set the instruction in front of the conversation; alone it shows it, `/system none` removes it."""
+    """Set the instruction in front; alone it shows it, `/system none` removes it."""
     if not text:
         return Said(f"system: {session.conversation.system}" if session.conversation.system else "no system text")
     session.conversation.system = "" if text == "none" else text

@@ -31,7 +31,7 @@ SIGNS = {
 
 @command("look inside", waits=True)
 def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Change()]) -> Task[Why]:
-    """Show how one token of the last reply came about: /why 3, /why Paris, /why 3 top_p=0.8.
+    """Show how a token of the last reply came about: /why 3, /why Paris top_p=0.8.
 
     The token is named by its number (/tokens --ids lists them) or by a text, whose first token is meant. The columns
     are the model's own odds and those behind each processor and warper, in the order they ran, by the record of the
