@@ -13,9 +13,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from repl import registry
-from repl.devices import Place
 from repl.diverge import Candidate, Diverged, Fork
 from repl.errors import Cancelled, ReplError, UsageError
+from repl.room import Room
 from repl.screen import THEME, as_record, view
 from repl.spark import BARS, binned, column, spark
 
@@ -217,8 +217,8 @@ def test_what_does_not_fit_beside_is_loaded_in_turn(llama_folder):
         beside = run(session, "/diverge dtype=bfloat16")
         size = session.facts().bytes
         run(session, "/keep_models 1", "/reload")
-        room = [Place("cpu", int(size * 1.3), 2**40, 0)]
-        session.store._places = lambda: room
+        room = [Room("cpu", int(size * 1.3), 2**40)]
+        session.store._measure = lambda: room
         found = run(session, "/diverge dtype=bfloat16")
         assert not found.whole
         assert replace(found, whole=True) == beside
