@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import exp
 from typing import Annotated, Any
 
 from rich.console import Group, RenderableType
@@ -16,10 +17,11 @@ from repl.conversation import Turn
 from repl.errors import ReplError, UsageError
 from repl.events import Done
 from repl.kinds import Rest, Whole
-from repl.pages import quoted
+from repl.pieces import quoted
 from repl.registry import command
 from repl.screen import Said, joined, view
 from repl.session import Session, Task
+from repl.shades import percent
 from repl.traces import Inspection, Seen, Trace, answered, recomputed, traced
 from repl.worker import Emit
 
@@ -44,7 +46,7 @@ def probs(session: Session, value: Annotated[str, Rest(suggest=settings.kind("pr
     if value:
         return switched(session, value)
     if session.last is None:
-        raise UsageError("nothing was answered yet")
+        raise UsageError("nothing was answered yet", "Why is the sky blue?")
     chosen = session.settings.view.probs
     by, streams = "entropy" if chosen == "entropy" else "on", chosen != "off"
     return looked_at(session, session.last, lambda found: Painted(found.turn, found.lead, found.tokens, by, streams))
@@ -70,7 +72,7 @@ def inspect(session: Session, number: Annotated[int, Whole(1)] = 0) -> Any:
     """
     turn = session.conversation.turn(number) if number else session.last
     if turn is None:
-        raise UsageError("nothing was answered yet")
+        raise UsageError("nothing was answered yet", "Why is the sky blue?")
     answered(turn)
     by = "entropy" if session.settings.view.probs == "entropy" else "on"
     return looked_at(session, turn, lambda found: Inspection(found.turn, found.lead, found.tokens, by))
@@ -91,7 +93,7 @@ def take(
     session.ready()
     before = session.conversation.turn(turn) if turn else session.last
     if before is None or before.parent is None:
-        raise UsageError("nothing was answered yet")
+        raise UsageError("nothing was answered yet", "Why is the sky blue?")
     count = len(answered(before).token_ids)
     if place > count:
         raise UsageError(f"turn {before.id} has {count} tokens, not {place}", f"/inspect {before.id}")
@@ -133,7 +135,7 @@ def _(result: Inspection) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for justify in ("right", "right", "left", "right", "right", "right", "left"):
         table.add_column(justify=justify, no_wrap=justify == "right", overflow="fold")
-    table.add_row(*(Text(word, "quiet") for word in ("", "id", "token", "p", "rank", "entropy", "likeliest")))
+    table.add_row(*(Text(word, "quiet") for word in ("", "id", "token", "model", "rank", "entropy", "likeliest")))
     for place, token in enumerate(result.tokens, 1):
         table.add_row(*row(place, token, result.by))
     return table
@@ -141,14 +143,12 @@ def _(result: Inspection) -> RenderableType:
 
 def row(place: int, token: Seen, by: str) -> list[Text]:
     """Return the columns of one token."""
-    from math import exp
-
-    likeliest = "  ".join(f"{quoted(text)} {exp(value):.3f}" for _, text, value in token.top[:LISTED])
+    likeliest = "  ".join(f"{quoted(text)} {percent(exp(value))}" for _, text, value in token.top[:LISTED])
     return [
         Text(str(place), "quiet"),
         Text(str(token.id)),
         Text(quoted(token.text or token.name), shade(token, by) or "none"),
-        Text(f"{exp(token.logprob):.3f}"),
+        Text(percent(exp(token.logprob))),
         Text(str(token.rank)),
         Text(f"{token.entropy:.2f}"),
         Text(likeliest, "quiet"),
