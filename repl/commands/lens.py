@@ -23,7 +23,7 @@ from repl.shades import percent
 from repl.worker import Emit
 
 EXAMPLE = "/lens The capital of France is"
-CELL = 22  # columns that one token with its probability takes
+CELL = 20  # columns that one token with its probability takes
 
 
 @dataclass(frozen=True, slots=True)
