@@ -169,13 +169,17 @@ class Drawing:
 
 def followed(word: Candidate, answer: int) -> Text:
     """Draw the rank and the probability of the word that is followed."""
-    return Text(f"{'#' + format(word.rank, ','):>9}{percent(word.probability):>9}", "accent" * (word.id == answer))
+    return Text(f"{'#' + format(word.rank, ','):>9}{_percent(word):>9}", "accent" * (word.id == answer))
 
 
 def cell(token: Candidate, style: str) -> Text:
     """Draw a token and its probability in a cell of fixed width."""
     text = set_cell_size(quoted(token.text, CELL - 9), CELL - 9)
-    return Text.assemble((text, style), (f"{percent(token.probability):>9}", style or "quiet"))
+    return Text.assemble((text, style), (f"{_percent(token):>9}", style or "quiet"))
+
+
+def _percent(token: Candidate) -> str:
+    return percent(token.probability or 1e-9)  # 0 is only less than a float holds
 
 
 @view.register
