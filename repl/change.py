@@ -1,5 +1,6 @@
 """Turn a knob: words become settings, at once for decoding and view, through a load for the rest."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -117,3 +118,20 @@ def describe(session: Session, name: str) -> Setting:
 def names(part: str) -> list[str]:
     """Return the settings of a part in their order."""
     return [name for name, home in settings.places().items() if home == part]
+
+
+def validated(name: str, word: str) -> tuple[str, Any]:
+    """Read a value as JSON, or as text, and let the library check it; raises `UsageError`."""
+    from transformers import GenerationConfig
+
+    if word == "default":
+        return name, None
+    try:
+        value = json.loads(word)
+    except ValueError:
+        value = {"none": None, "on": True, "off": False}.get(word, word)
+    try:
+        GenerationConfig(**{name: value}).validate()
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{name} cannot be {word!r}: {' '.join(str(error).split())[:160]}") from error
+    return name, value

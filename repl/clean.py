@@ -1,6 +1,8 @@
 """Make foreign text harmless: nothing a model, a file or a library says may act on the terminal."""
 
+import locale
 import re
+import sys
 import unicodedata
 from functools import cache
 
@@ -36,6 +38,15 @@ def clean(text: str) -> str:
 def clean_line(text: str) -> str:
     """Clean a one-line field (title, id, path): line ends and tabs become spaces, direction marks are shown."""
     return _LINE.sub(_flat, clean(text))
+
+
+def ascii_only() -> bool:
+    """Tell whether the terminal's encoding lacks blocks, arrows and the like."""
+    try:
+        "█↵…–❯".encode(sys.stdout.encoding or locale.getpreferredencoding(False))
+    except (UnicodeEncodeError, LookupError):
+        return True
+    return False
 
 
 class Cleaner:

@@ -15,14 +15,14 @@ from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, UIConten
 from prompt_toolkit.layout.containers import ScrollOffsets
 from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.styles import Style
-from rich.cells import cell_len, set_cell_size
 from rich.style import Style as Look
 
 from repl.clean import clean_line
 from repl.colours import caption, shade
-from repl.pages import Page, laid_out, quoted
+from repl.pages import Page, laid_out
+from repl.pieces import quoted
 from repl.screen import ACCENTS, joined, palette
-from repl.shades import bar
+from repl.shades import bar, percent
 from repl.traces import Inspection, Seen
 
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
@@ -201,25 +201,24 @@ class Inspector:
     def _side(self) -> StyleAndTextTuples:
         token, width = self.token, self._side_width()
         drawn: StyleAndTextTuples = [
-            ("class:accent", set_cell_size(quoted(token.text or token.name), width) + "\n"),
+            ("class:accent", quoted(token.text or token.name, width) + "\n"),
             ("class:quiet", joined("" if self.found.server else f"id {token.id}", f"rank {token.place}") + "\n\n"),
-            ("", f"probability {exp(token.logprob):8.4f}\n"),
+            ("", f"probability {percent(exp(token.logprob)):>8}\n"),
             ("", f"logprob     {token.logprob:8.4f} nats\n"),
-            ("", "\n" if token.entropy is None else f"entropy     {token.entropy:8.4f} nats\n\n"),
+            ("", "\n" if token.entropy is None else f"entropy     {token.entropy:8.2f} nats\n\n"),
         ]
         for number, (one, name, value) in enumerate(token.top):
-            drawn.append(self._row(number, one, quoted(name), exp(value), width))
+            drawn.append(self._row(number, one, name, exp(value), width))
         if token.id not in [one for one, _, _ in token.top]:
-            drawn.append(("class:quiet", f"•{token.place:>4} {exp(token.logprob):.3f}\n"))
+            drawn.append(("class:quiet", f"•{token.place:>6} {percent(exp(token.logprob)):>8}\n"))
         return drawn
 
     def _row(self, number: int, token: int, name: str, share: float, width: int) -> tuple[str, str]:
         mark = ">" if number == self.chosen else "•" if token == self.token.id else " "
-        long = max(4, width - 24)
-        room = max(4, width - 11 - long)
-        fitting = name if cell_len(name) <= room else set_cell_size(name, room - 1) + "…"
+        long = max(2, width - 26)
+        fitting = quoted(name, max(4, width - 14 - long))
         words = "class:accent" if number == self.chosen else ""
-        return words, f"{mark}{number + 1:>2} {share:.3f} {bar(share, long):<{long}} {fitting}\n"
+        return words, f"{mark}{number + 1:>2} {percent(share):>8} {bar(share, long):<{long}} {fitting}\n"
 
 
 class Tokens(UIControl):

@@ -98,8 +98,3 @@ def visible(token: Seen) -> str:
         return clean(token.text).replace("\n", "↵\n").replace("\t", "⇥   ") or NOTHING
     name = clean_line(token.name)
     return name if name.strip("\ufffd ") else NOTHING
-
-
-def quoted(text: str) -> str:
-    """Return a token as it stands in a list: in quotes, so that its spaces are seen."""
-    return f'"{clean_line(text.replace(chr(10), "↵"))}"'

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from repl.clean import clean_line
+from rich.cells import cell_len, set_cell_size
+
+from repl.clean import ascii_only, clean_line
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 ESCAPED = re.compile("[\udc80-\udcff]")
@@ -66,9 +68,12 @@ class Speller:
         return both.removeprefix(self._before) if both.startswith(self._before) else self._tokenizer.decode([token])
 
 
-def quoted(text: str) -> str:
-    """Return a piece in quotes on one line, its line ends and tabs written as in code."""
+def quoted(text: str, most: int = 0) -> str:
+    """Return a piece in quotes on one line, its line ends and tabs written as in code; at `most` so many columns."""
     line = clean_line(text.replace("\n", r"\n").replace("\t", r"\t"))
+    if most and cell_len(line) > most - 2:
+        more = "..." if ascii_only() else "…"
+        line = set_cell_size(line, max(0, most - 2 - len(more))) + more
     return f'"{line}"'
 
 

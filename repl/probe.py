@@ -110,7 +110,7 @@ def _block(logits: Any, tokens: Sequence[int], tokenizer: Any, count: int) -> It
 
     logs = logits.float().log_softmax(-1)
     own = logs.gather(-1, torch.tensor(tokens, device=logs.device)[:, None])
-    ranks = (logs > own).sum(-1).add(1).tolist()
+    ranks = (logs > own).sum(-1, dtype=torch.int32).add(1).tolist()
     entropies = logs.exp().mul_(logs).nansum(-1).neg().tolist()
     values, ids = logs.topk(min(count, logs.shape[-1])) if count else (own[:, :0], own[:, :0])
     columns = tokens, own[:, 0].tolist(), entropies, ranks, ids.tolist(), values.tolist()

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from repl import config, paths
+from repl.clean import ascii_only
 from repl.errors import UsageError
 from repl.settings import Settings, named
 from repl.worker import Emit, Job, Worker
@@ -132,7 +133,7 @@ class Program:
     # at a prompt
 
     def _interactive(self) -> bool:
-        from repl.prompt import Editor, Plain, ascii_only, dumb, restored
+        from repl.prompt import Editor, Plain, dumb, restored
 
         mark = "> " if ascii_only() else "❯ "
         if dumb():

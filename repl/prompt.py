@@ -1,7 +1,6 @@
 """The line editor: completion, keys, history, toolbar, and the keyboard while something else owns the screen."""
 
 import asyncio
-import locale
 import os
 import select
 import sys
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 # the editor shows controls of direction as they are: a file name could turn the line around
 Char.display_mappings |= {chr(code): clean_line(chr(code)) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-__all__ = ["Editor", "Keyboard", "Plain", "ascii_only", "dumb", "restored"]
+__all__ = ["Editor", "Keyboard", "Plain", "dumb", "restored"]
 ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
 BRISK, CALM = 0.02, 0.1  # seconds between looks at what goes on beside the prompt, while something loads or not
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
@@ -254,16 +253,6 @@ class Keyboard:
             self.cancelled()
         store_typeahead(self._input, self._keys)
         self._keys = []
-
-
-def ascii_only() -> bool:
-    """Tell whether the terminal cannot show more than ASCII."""
-    return (sys.stdout.encoding or locale.getpreferredencoding(False)).lower().replace("-", "") in (
-        "ascii",
-        "ansi_x3.41968",
-        "usascii",
-        "646",
-    )
 
 
 def sighted(output: Output) -> Output:

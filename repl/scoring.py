@@ -13,7 +13,8 @@ from repl.probe import Scored, breakable, entry, measured, not_finite, one_sente
 from repl.reuse import Kept, fits
 from repl.worker import Emit, bare
 
-CHUNK = 256  # tokens whose logits are in memory at once
+CHUNK = (256, 1024)  # tokens whose logits are in memory at once, at least and at most
+LOGITS = 2**26  # and so many logits, where that allows the least: longer steps are quicker
 
 
 def score(
@@ -25,7 +26,7 @@ def score(
 
 
 def logits(
-    resident: Resident, ids: Sequence[int], emit: Emit, first: int = 1, chunk: int = CHUNK, shared: bool = False
+    resident: Resident, ids: Sequence[int], emit: Emit, first: int = 1, chunk: int = 0, shared: bool = False
 ) -> Iterator[tuple[int, Any]]:
     """Yield places in a text with the float32 logits there, shape (at most `chunk`, vocab).
 
@@ -33,7 +34,13 @@ def logits(
     from the cache that replies keep, which then stands for this text. Raises `UsageError` for a text longer than the
     context, `NoMemory` or `Failed` when the model gives up, `Cancelled`.
     """
-    yield from _read(resident, list(ids[:-1]), first, emit, chunk, shared)
+    yield from _read(resident, list(ids[:-1]), first, emit, chunk or step(resident.model), shared)
+
+
+def step(model: Any) -> int:
+    """Return how many tokens are read at once."""
+    vocabulary = int(getattr(model.config.get_text_config(decoder=True), "vocab_size", 0) or 0)
+    return min(max(LOGITS // max(vocabulary, 1), CHUNK[0]), CHUNK[1])
 
 
 def following(resident: Resident, ids: Sequence[int], emit: Emit, shared: bool = False) -> Any:
@@ -43,7 +50,7 @@ def following(resident: Resident, ids: Sequence[int], emit: Emit, shared: bool =
     """
     key = tuple(ids)
     if key not in resident.behind:
-        [(_, rows)] = _read(resident, list(ids), len(ids), emit, CHUNK, shared)
+        [(_, rows)] = _read(resident, list(ids), len(ids), emit, step(resident.model), shared)
         resident.behind.clear()
         resident.behind[key] = rows[-1].clone()
     return resident.behind[key]

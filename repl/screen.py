@@ -53,6 +53,12 @@ class Said:
     text: str
 
 
+class Aside:
+    """A result about the talk or a file: after it, the view that was shown before is still the last one."""
+
+    __slots__ = ()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Draft:
     """A text to put into the line editor, with a sentence about it; any result with a `draft` does that."""

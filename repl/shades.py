@@ -1,12 +1,11 @@
 """Probabilities as shades and bars: told apart by colour-blind people, and without any colour."""
 
-import sys
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
-from repl.clean import Cleaner
+from repl.clean import Cleaner, ascii_only
 
 CLASSES = ((0.5, "", "50 % or more"), (0.1, "shade1", "10 to 50"), (0.01, "shade2", "1 to 10"), (0.0, "shade3", "less"))
 """From which probability on a token is drawn how: plain, underlined, bold and underlined, reversed."""
@@ -24,20 +23,11 @@ def legend() -> Text:
     return Text.assemble(("probability", "quiet"), *parts)
 
 
-def coarse() -> bool:
-    """Tell whether the terminal's encoding lacks blocks, arrows and the like."""
-    try:
-        "█↵…–".encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
 def bar(share: float, width: int) -> str:
     """Return a bar for a share from 0 to 1 of `width` columns; whatever is above 0 is seen."""
     if not share > 0:
         return ""
-    steps = 1 if coarse() else 8
+    steps = 1 if ascii_only() else 8
     whole, rest = divmod(max(1, round(min(share, 1.0) * width * steps)), steps)
     return ("#" if steps == 1 else "█") * whole + EIGHTHS[rest].strip()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from types import NoneType
 from typing import Any, Protocol
 
 from repl import decoding, registry
@@ -11,10 +12,14 @@ from repl.live import Pace, Pane
 from repl.mishaps import sentence
 from repl.panel import Panel
 from repl.quiet import log
-from repl.screen import Lines, Screen, joined
-from repl.session import Session, Task
+from repl.remote import Connected
+from repl.screen import Aside, Draft, Lines, Said, Screen, joined
+from repl.session import Loaded, Session, Task
 from repl.settings import Settings, named
 from repl.traces import Inspection
+
+NO_VIEW = (NoneType, Said, Draft, Lines, Done, Loaded, Connected, Aside)
+"""Results that /export leaves out when it writes the last view."""
 
 
 class Keys(Protocol):
@@ -108,6 +113,8 @@ class Shell:
             return True  # its end is told above the prompt
         if isinstance(outcome, Task):
             outcome = self.follow(outcome)
+        if not isinstance(outcome, NO_VIEW):
+            self.session.shown = (line, outcome)
         if isinstance(outcome, Inspection) and self.look is not None:
             if next_line := self.look(outcome):
                 self.screen.notice(next_line)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -13,9 +14,11 @@ from rich.text import Text
 from repl.clean import clean, clean_line
 from repl.colours import caption, painted
 from repl.conversation import Turn
-from repl.screen import palette, plain
+from repl.registry import title
+from repl.screen import as_record, palette, plain, view
 from repl.traces import traced
 
+WIDTH = 100  # columns of what is drawn in a file
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -48,11 +51,15 @@ class Transcript:
 
 def as_json(talk: Transcript) -> str:
     """Return every turn with its whole record and its exact text."""
+    return _dumped(plain(talk))
+
+
+def _dumped(value: Any) -> str:
     try:
-        text = json.dumps(plain(talk), ensure_ascii=False, indent=1, default=str)
+        text = json.dumps(value, ensure_ascii=False, indent=1, default=str)
         text.encode()
     except UnicodeEncodeError:  # lone surrogates have an escape in JSON, and no place in UTF-8
-        text = json.dumps(plain(talk), indent=1, default=str)
+        text = json.dumps(value, indent=1, default=str)
     return text + "\n"
 
 
@@ -72,30 +79,76 @@ def as_markdown(talk: Transcript) -> str:
 
 def as_html(talk: Transcript, by: str = "off") -> str:
     """Return one page that needs no other file; replies in their colours by probability (`on`) or `entropy`."""
-    console = Console(
-        record=True,
-        file=io.StringIO(),
-        width=100,
-        color_system="truecolor",
-        legacy_windows=False,
-        highlight=False,
-        theme=palette("light"),
-        no_color=False,
-    )
+    console = sheet()
     if by != "off" and any(turn.record and turn.record.measures.logprobs for turn in talk.turns):
         console.print(caption(by), "", soft_wrap=True)
     if talk.system:
         console.print(Text.assemble(("system", "bold"), "\n", (clean(talk.system), "italic"), "\n"), soft_wrap=True)
     for head, turn in _labelled(talk):
         console.print(Text.assemble((head, "bold"), "\n", coloured(turn, by), "\n"), soft_wrap=True)
-    title = html.escape(clean_line(talk.title) or "Conversation").replace("{", "{{").replace("}", "}}")
-    return console.export_html(code_format=PAGE.replace("TITLE", title), inline_styles=True)
+    return page(console, talk.title or "Conversation")
+
+
+def sheet() -> Console:
+    """Return a console that keeps what is drawn on it, in colours on a light ground."""
+    return Console(
+        record=True,
+        file=io.StringIO(),
+        width=WIDTH,
+        color_system="truecolor",
+        force_terminal=True,  # what has another form without colours is drawn in the one with them
+        legacy_windows=False,
+        highlight=False,
+        theme=palette("light"),
+        no_color=False,
+    )
+
+
+def page(console: Console, title: str) -> str:
+    """Return what was drawn on a sheet as one HTML page."""
+    name = html.escape(clean_line(title)).replace("{", "{{").replace("}", "}}")
+    return console.export_html(code_format=PAGE.replace("TITLE", name), inline_styles=True)
 
 
 def coloured(turn: Turn, by: str = "off") -> Text:
     """Return a turn as a page shows it: in the colours of its tokens where they were measured."""
     found = traced(turn) if by != "off" else None
     return painted(found, by) if found else Text(clean(turn.text))
+
+
+def view_as_html(line: str, result: Any) -> str:
+    """Return a result as a page, in its colours, under the line that asked for it."""
+    console = sheet()
+    console.print(Text(clean_line(line), "bold"), "", view(result), sep="\n")
+    return page(console, line)
+
+
+def view_as_text(line: str, result: Any) -> str:
+    """Return a result as it reads without colours."""
+    console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False, highlight=False, theme=palette("mono"))
+    with console.capture() as drawn:
+        console.print(Text(clean_line(line)), "", view(result), sep="\n")
+    return "\n".join(row.rstrip() for row in drawn.get().splitlines()) + "\n"
+
+
+def view_as_markdown(line: str, result: Any) -> str:
+    """Return a result in a block of code, under the line that asked for it."""
+    _, _, drawn = view_as_text(line, result).partition("\n\n")
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", drawn))])
+    return f"# {clean_line(line)}\n\n{fence}\n{drawn}{fence}\n"
+
+
+def view_as_json(line: str, result: Any) -> str:
+    """Return a result field by field, as --json writes it."""
+    return _dumped(as_record(title(line), result))
+
+
+VIEWS: dict[str, Callable[[str, Any], str]] = {
+    ".md": view_as_markdown,
+    ".json": view_as_json,
+    ".txt": view_as_text,
+    ".html": view_as_html,
+}
 
 
 FORMATS: dict[str, Callable[[Transcript], str]] = {

@@ -8,7 +8,7 @@ import re
 import shutil
 import stat
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.text import Text
 
 from repl.archive import Archive
 from repl.clean import clean
@@ -408,3 +409,57 @@ def test_a_reply_too_large_for_terminals_is_refused(session: Session) -> None:
     with_text(session, "x" * 60_000)
     with pytest.raises(UsageError, match="larger than terminals take"):
         copy(session, "osc52")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A result with a colour, a fence and what would act on a page."""
+
+    text: str
+    share: float
+
+
+@view.register
+def _(result: Shown) -> Text:
+    return Text(clean(result.text), "shade3")
+
+
+def shown(session: Session, text: str) -> None:
+    """Let a view be the last one."""
+    session.shown = ("/next 3", Shown(text, 0.25))
+
+
+def test_the_last_view_is_a_page_in_its_colours(session: Session) -> None:
+    """One file that shows what the screen showed, under the line that asked for it; nothing in it acts."""
+    shown(session, HOSTILE)
+    made = export(session, "view.html", view=True)
+    page = Path("view.html").read_text("utf-8")
+    assert (made.line, made.turns) == ("/next 3", 0)
+    assert re.search(r'<span style="[^"]*(background-color|color)[^"]*">', page)
+    assert "/next 3" in page
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert not re.search(r"(src|href)=", page)
+
+
+def test_the_last_view_reads_without_colours(session: Session) -> None:
+    """As text it has no escapes, in Markdown no fence of its own closes the block, in JSON it is what --json writes."""
+    shown(session, "a ``` b \x1b[31m")
+    for ending in ("txt", "md", "json"):
+        export(session, f"view.{ending}", view=True)
+    assert Path("view.txt").read_text("utf-8") == "/next 3\n\na ``` b ␛[31m\n"
+    assert Path("view.md").read_text("utf-8") == "# /next 3\n\n````\na ``` b ␛[31m\n````\n"
+    data = {"text": "a ``` b \x1b[31m", "share": 0.25}
+    assert json.loads(Path("view.json").read_text("utf-8")) == {"event": "result", "command": "next", "data": data}
+
+
+def test_without_a_view_there_is_none_to_export(session: Session) -> None:
+    """The refusal says what to type; a file that is there needs --force, and the line says so."""
+    with pytest.raises(UsageError, match="nothing was shown"):
+        export(session, "view.txt", view=True)
+    shown(session, "a")
+    Path("view.txt").write_text("mine", "utf-8")
+    with pytest.raises(UsageError) as refused:
+        export(session, "view.txt", view=True)
+    assert refused.value.hints == ("/export view.txt --force --view",)
+    assert dispatch(session, refused.value.hints[0]).line == "/next 3"

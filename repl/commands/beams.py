@@ -10,14 +10,16 @@ from rich.text import Text
 
 from repl.branches import Node, grow
 from repl.change import apply
-from repl.clean import clean, clean_line
+from repl.clean import clean
 from repl.conversation import Turn
 from repl.errors import UsageError
 from repl.events import Measures
 from repl.kinds import Change, Whole, refuse
+from repl.pieces import quoted
 from repl.registry import command
 from repl.screen import joined, shortened, view
 from repl.session import Session
+from repl.shades import percent
 
 FATES = {"pruned": "pruned", "ended": "ended, scored lower", "running": "alive at the end"}
 GUIDES = ("├ ", "└ ", "│ "), ("|-", "`-", "| ")
@@ -146,7 +148,7 @@ class Drawing:
         yield Text.assemble(("/pick N", "accent"), (" takes another one", "quiet"))
 
     def _lines(self, node: Node, lead: str, below: str, width: int, guides: tuple[str, str, str]) -> Iterator[Text]:
-        chance = f"{node.probability:4.0%} " if lead and node.probability is not None else ""
+        chance = f"{percent(node.probability):>8} " if lead and node.probability is not None else ""
         figures = _figures(node)
         room = max(8, width - cell_len(lead + chance + figures) - 2)
         text = _line(node, room)
@@ -165,7 +167,7 @@ def _line(node: Node, most: int) -> str:
     """Return the text of a stretch on one line, with what cannot be seen in quotes."""
     if node.text.strip():
         return shortened(node.text, most)
-    blank = f"“{clean_line(node.text.replace(chr(10), '↵'))}”" if node.text else ""
+    blank = quoted(node.text) if node.text else ""
     return blank or ("(ends)" if node.token_ids else "")
 
 

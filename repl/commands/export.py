@@ -19,9 +19,9 @@ from repl.errors import MissingExtra, ReplError, UsageError
 from repl.kinds import Choice
 from repl.kinds import Text as Words
 from repl.registry import command
-from repl.screen import view
+from repl.screen import Aside, view
 from repl.session import Session
-from repl.transcript import FORMATS, Transcript, as_html
+from repl.transcript import FORMATS, VIEWS, Transcript, as_html
 from repl.writing import write
 
 LARGEST = 74_994  # base64 characters that terminals take in one OSC 52
@@ -36,31 +36,45 @@ TOOLS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
-    """A file that was written."""
+class Exported(Aside):
+    """A file that was written: so many turns, or the view that a line had shown."""
 
     file: str
     turns: int
     bytes: int
+    line: str = ""
 
 
 @command("history")
 def export(
-    session: Session, file: Annotated[str, Words("a file")], *, all: bool = False, force: bool = False
+    session: Session,
+    file: Annotated[str, Words("a file")],
+    *,
+    view: bool = False,
+    all: bool = False,
+    force: bool = False,
 ) -> Exported:
-    """Write the conversation to a file: .md, .txt, .html, or .json with all records.
+    """Write the conversation, or with --view what was shown last, to a file: .md, .txt or .html to read, .json.
 
-    The current branch, with --all every turn of the session; --force replaces a file that is there. In the files to
-    read, control characters are made visible; .json keeps every character as it is.
+    Of the conversation the current branch, with --all every turn of the session; .json holds every record. --view
+    takes the last result of a command such as /next or /inspect instead, in .html with its colours, in .json as --json
+    writes it. --force replaces a file that is there. In the files to read, control characters are made visible.
     """
-    if (written := formats(session).get(Path(file).suffix.lower())) is None:
-        raise UsageError(f"{file!r} does not end in one of {', '.join(FORMATS)}", "/export chat.md")
+    if (ending := Path(file).suffix.lower()) not in FORMATS:
+        hint = "/export view.html --view" if view else "/export chat.md"
+        raise UsageError(f"{file!r} does not end in one of {', '.join(FORMATS)}", hint)
+    again = f"/export {file} --force" + " --view" * view
+    if view:
+        if session.shown is None:
+            raise UsageError("nothing was shown yet that could be exported", "/next Once upon a time")
+        line, result = session.shown
+        content = VIEWS[ending](line, result).encode("utf-8", "replace")
+        return Exported(str(write(file, content, force, again)), 0, len(content), line)
     talk = transcript(session, all)
     if not talk.turns:
         raise UsageError("there is nothing to export yet")
-    content = written(talk).encode()
-    path = write(file, content, force, f"/export {file} --force")
-    return Exported(str(path), len(talk.turns), len(content))
+    content = formats(session)[ending](talk).encode()
+    return Exported(str(write(file, content, force, again)), len(talk.turns), len(content))
 
 
 def formats(session: Session) -> dict[str, Callable[[Transcript], str]]:
@@ -78,12 +92,12 @@ def transcript(session: Session, all: bool) -> Transcript:
 
 @view.register
 def _(result: Exported) -> Text:
-    turns = f"{result.turns} turn{'' if result.turns == 1 else 's'}"
-    return Text.assemble((clean_line(result.file), "accent"), (f" · {turns} · {result.bytes:,} bytes", "quiet"))
+    what = clean_line(result.line) or f"{result.turns} turn{'' if result.turns == 1 else 's'}"
+    return Text.assemble((clean_line(result.file), "accent"), (f" · {what} · {result.bytes:,} bytes", "quiet"))
 
 
 @dataclass(frozen=True, slots=True)
-class Copied:
+class Copied(Aside):
     """The reply that went into the clipboard; `through` is the tool, or osc52: the terminal itself."""
 
     text: str

@@ -14,10 +14,12 @@ from repl.errors import UsageError
 from repl.kinds import Rest, Whole
 from repl.layers import Candidate, candidate, depths, opening
 from repl.loading import Resident
+from repl.pieces import quoted
 from repl.registry import command
 from repl.request import Request, encode
 from repl.screen import joined, shortened, view
 from repl.session import Session, Task
+from repl.shades import percent
 from repl.worker import Emit
 
 EXAMPLE = "/lens The capital of France is"
@@ -83,7 +85,7 @@ def _spot(session: Session, text: str, at: int) -> Spot:
     if text.strip() and at:
         raise UsageError("--at counts the tokens of the last reply, a text has none of those", EXAMPLE)
     if text.strip():
-        return Spot(Request(session.settings, text=text), f"“{text}”")
+        return Spot(Request(session.settings, text=text), quoted(text))
     talk, chosen = session.conversation, session.settings
     turn = talk.turns.get(talk.head or 0) if session.chats() else session.last
     if turn is None:
@@ -141,9 +143,9 @@ class Drawing:
         through = f"read through {clean_line(', '.join(lens.through))}" if lens.through else ""
         yield Text(joined(f"after {shortened(lens.place, 60)}", f"{lens.tokens} tokens", through), "quiet")
         table = Table.grid(padding=(0, 2))
-        shown = max(1, (options.max_width - 13 - (18 if lens.word else 0)) // (CELL + 2))
+        shown = max(1, (options.max_width - 13 - (20 if lens.word else 0)) // (CELL + 2))
         if lens.word:
-            table.add_row("", Text(quoted(lens.word, 16).rjust(16), "quiet"))
+            table.add_row("", Text(quoted(lens.word, 18).rjust(18), "quiet"))
         for layer in lens.layers:
             table.add_row(*self._row(layer, shown, mark))
         yield table
@@ -162,30 +164,22 @@ class Drawing:
         last = len(lens.layers) - 1
         where = f"from layer {lens.leads} of {last} on" if lens.leads else "from the embedding on"
         where = f"at the last of {last} layers only" if lens.leads == last else where
-        return Text.assemble((quoted(lens.answer.text), "accent"), (f" leads {where}{before}", "quiet"))
+        return Text.assemble((quoted(lens.answer.text, 40), "accent"), (f" leads {where}{before}", "quiet"))
 
 
 def followed(word: Candidate, answer: int) -> Text:
     """Draw the rank and the probability of the word that is followed."""
-    return Text(f"{'#' + format(word.rank, ','):>9}{percent(word.probability):>7}", "accent" * (word.id == answer))
+    return Text(f"{'#' + format(word.rank, ','):>9}{_percent(word):>9}", "accent" * (word.id == answer))
 
 
 def cell(token: Candidate, style: str) -> Text:
     """Draw a token and its probability in a cell of fixed width."""
-    text = set_cell_size(quoted(token.text, CELL - 6), CELL - 6)
-    return Text.assemble((text, style), (f"{percent(token.probability):>6}", style or "quiet"))
+    text = set_cell_size(quoted(token.text, CELL - 9), CELL - 9)
+    return Text.assemble((text, style), (f"{_percent(token):>9}", style or "quiet"))
 
 
-def quoted(text: str, most: int = 40) -> str:
-    """Return a token's text on one line, in quotes that show the spaces around it."""
-    line = clean_line(text.replace("\n", "↵"))
-    return f"“{line if len(line) <= most - 2 else line[: most - 3] + '…'}”"
-
-
-def percent(part: float) -> str:
-    """Return a probability in a form that is short and never says 0 for something."""
-    whole = 100 * part
-    return "<0.1%" if whole < 0.1 else f"{whole:.1f}%" if whole < 9.95 else f"{whole:.0f}%"
+def _percent(token: Candidate) -> str:
+    return percent(token.probability or 1e-9)  # 0 is only less than a float holds
 
 
 @view.register

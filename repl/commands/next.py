@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.clean import clean_line
+from repl.clean import ascii_only, clean_line
 from repl.engine import configure
 from repl.errors import UsageError
 from repl.kinds import Rest
@@ -21,7 +21,7 @@ from repl.request import Request, encode
 from repl.scoring import following
 from repl.screen import joined, view
 from repl.session import Session, Task
-from repl.shades import bar, coarse, percent, style
+from repl.shades import bar, percent, style
 from repl.warping import stages
 from repl.worker import Emit
 
@@ -131,7 +131,7 @@ def _counted(text: str) -> tuple[int, str]:
 
 @view.register
 def _(result: Next) -> RenderableType:
-    nothing = "-" if coarse() else "–"
+    nothing = "-" if ascii_only() else "–"
     heads = ["", "", "", "model", "sum", *(["drawn"] if result.processors else [])]
     table = Table.grid(padding=(0, 2))
     for head in heads:
@@ -174,7 +174,7 @@ def _(result: Offered) -> RenderableType:
 def lead(result: Next | Offered) -> Text:
     """Say what the tokens come after."""
     line = clean_line(" ".join(result.text.split()))
-    line = line if len(line) <= TAIL else ("..." if coarse() else "…") + line[-TAIL:]
+    line = line if len(line) <= TAIL else ("..." if ascii_only() else "…") + line[-TAIL:]
     return Text.assemble((f"after {result.after}: ", "quiet"), line)
 
 

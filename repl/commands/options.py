@@ -1,6 +1,5 @@
 """Settings: a command for each field, the table of all, and the shorthands for decoding."""
 
-import json
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -9,9 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from repl import decoding, registry, settings
-from repl.change import Setting, apply, change, describe, names
+from repl.change import Setting, apply, change, describe, names, validated
 from repl.clean import clean_line
-from repl.errors import UsageError
 from repl.kinds import Change, Rest
 from repl.kinds import Text as Words
 from repl.registry import command
@@ -89,23 +87,6 @@ def set_(session: Session, name: str, value: Annotated[str, Rest()]) -> Any:
         return Said(f"{full} {'as the model has it' if value == 'default' else found} · from the next reply on")
 
     return session.start(check, settle)
-
-
-def validated(name: str, word: str) -> tuple[str, Any]:
-    """Read a value as JSON, or as text, and let the library check it; raises `UsageError`."""
-    from transformers import GenerationConfig
-
-    if word == "default":
-        return name, None
-    try:
-        value = json.loads(word)
-    except ValueError:
-        value = {"none": None, "on": True, "off": False}.get(word, word)
-    try:
-        GenerationConfig(**{name: value}).validate()
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{name} cannot be {word!r}: {' '.join(str(error).split())[:160]}") from error
-    return name, value
 
 
 @command("settings")

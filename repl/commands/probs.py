@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import exp
 from typing import Annotated, Any
 
 from rich.console import Group, RenderableType
@@ -17,10 +18,11 @@ from repl.conversation import Turn
 from repl.errors import ReplError, UsageError
 from repl.events import Done
 from repl.kinds import Rest, Whole
-from repl.pages import quoted
+from repl.pieces import quoted
 from repl.registry import command
 from repl.screen import Said, joined, view
 from repl.session import Session, Task
+from repl.shades import percent
 from repl.traces import Inspection, Seen, Trace, answered, measured, recomputed
 from repl.worker import Emit
 
@@ -45,7 +47,7 @@ def probs(session: Session, value: Annotated[str, Rest(suggest=settings.kind("pr
     if value:
         return switched(session, value)
     if session.last is None:
-        raise UsageError("nothing was answered yet")
+        raise UsageError("nothing was answered yet", "Why is the sky blue?")
     chosen = session.settings.view.probs
     by, streams = "entropy" if chosen == "entropy" else "on", chosen != "off"
     return looked_at(session, session.last, lambda found: Painted(*parts(found, by), streams, **origin(found)))
@@ -71,7 +73,8 @@ def inspect(session: Session, number: Annotated[int, Whole(1)] = 0) -> Any:
     """
     turn = session.conversation.turn(number) if number else session.last
     if turn is None:
-        raise UsageError("nothing was answered yet")
+        raise UsageError("nothing was answered yet", "Why is the sky blue?")
+    answered(turn)
     by = "entropy" if session.settings.view.probs == "entropy" else "on"
     return looked_at(session, turn, lambda found: Inspection(*parts(found, by), **origin(found)))
 
@@ -91,7 +94,7 @@ def take(
     session.ready()
     before = session.conversation.turn(turn) if turn else session.last
     if before is None or before.parent is None:
-        raise UsageError("nothing was answered yet")
+        raise UsageError("nothing was answered yet", "Why is the sky blue?")
     count = len(answered(before).token_ids)
     if place > count:
         raise UsageError(f"turn {before.id} has {count} tokens, not {place}", f"/inspect {before.id}")
@@ -154,14 +157,12 @@ def _(result: Inspection) -> RenderableType:
 
 def row(place: int, token: Seen, found: Inspection) -> dict[str, Text]:
     """Return the columns of one token under their names; a server knows neither ids nor entropy."""
-    from math import exp
-
-    likeliest = "  ".join(f"{quoted(text)} {exp(value):.3f}" for _, text, value in token.top[:LISTED])
+    likeliest = "  ".join(f"{quoted(text)} {percent(exp(value))}" for _, text, value in token.top[:LISTED])
     return {
         "": Text(str(place), "quiet"),
         **({} if found.server else {"id": Text(str(token.id))}),
         "token": Text(quoted(token.text or token.name), shade(token, found.by) or "none"),
-        "p": Text(f"{exp(token.logprob):.3f}"),
+        "model": Text(percent(exp(token.logprob))),
         "rank": Text(token.place),
         **({} if token.entropy is None else {"entropy": Text(f"{token.entropy:.2f}")}),
         "likeliest": Text(likeliest, "quiet"),

@@ -44,7 +44,7 @@ class Score:
     """The sum of the logprobs, in nats."""
     perplexity: float
     bits_per_byte: float
-    """The total over all bytes of the text in UTF-8: comparable between tokenizers."""
+    """The total over all bytes of the text in UTF-8, those of the first token too: comparable between tokenizers."""
     bytes: int
     window: int
     """Most tokens read at once; a longer text is read in windows that overlap by `window - stride` tokens."""
@@ -102,8 +102,8 @@ def score_(session: Session, text: Annotated[str, Rest()]) -> Task[Score]:
     """Show how likely each token of a text is, its perplexity and bits per byte: /score TEXT, /score FILE.
 
     A text that is the path of a file stands for what is in it. The text is read as it stands, without the chat
-    template; its first token is given, not predicted. What is longer than the context is read in windows that overlap
-    by half.
+    template; its first token is given, not predicted, though its bytes count in bits per byte. What is longer than the
+    context is read in windows that overlap by half.
     """
     session.facts()
     if not text:

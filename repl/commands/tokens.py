@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from repl.clean import ascii_only
 from repl.conversation import Turn
 from repl.errors import UsageError
 from repl.events import Done
@@ -18,7 +19,7 @@ from repl.registry import command
 from repl.reuse import common
 from repl.screen import joined, view
 from repl.session import Session, Task
-from repl.shades import OnTerminal, coarse, written
+from repl.shades import OnTerminal, written
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def _text(result: Tokens) -> Text:
 
 
 def _shaded(pieces: list[Piece], start: int) -> Iterator[tuple[str, str]]:
-    mark = r"\n" if coarse() else "↵"
+    mark = r"\n" if ascii_only() else "↵"
     for place, piece in enumerate(pieces, start):
         yield piece.text.replace("\n", f"{mark}\n"), "special" if piece.special else "band" if place % 2 else ""
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repl import decoding, settings
+from repl.change import validated
 from repl.errors import UsageError
 from repl.events import Done
 from repl.kinds import Change
@@ -18,6 +19,7 @@ from repl.screen import view
 from repl.session import Session, Task
 from repl.settings import Settings
 from repl.shades import percent
+from repl.warping import NAMES
 from repl.waterfall import Candidate, Step, Why, explain
 
 SIGNS = {
@@ -27,6 +29,8 @@ SIGNS = {
     "repetition_penalty": "penalty",
     "no_repeat_ngram_size": "ngram",
 }
+WARPERS = (*decoding.SAMPLING, "top_h", "epsilon_cutoff", "eta_cutoff")
+ODDS = {name for name, _ in NAMES.values()}  # what is active between the model and the draw, also what /set takes
 
 
 @command("look inside", waits=True)
@@ -55,13 +59,16 @@ def _values(session: Session, record: Done, token: str, changes: Sequence[tuple[
     """Read changed settings; raises `UsageError`, also for one that has no effect on this reply."""
     values: dict[str, Any] = {}
     for word, text in changes:
+        if (other := word.replace("-", "_")) in ODDS and not decoding.is_setting(other):
+            values[other] = validated(decoding.other(other, session.base()), text)[1]
+            continue
         name = settings.find(word)
         if settings.places()[name] != "decode":
             raise UsageError(f"{name} does not change the odds of a token", f"/help {name}")
         default = decoding.effective(Settings(), session.base()).get(name)
         values[name] = settings.read(name, text) if text != "default" else default.value if default else None
     sampled = {**record.decode, **values}.get("do_sample")
-    idle = [name for name in values if name in decoding.SAMPLING and not sampled]
+    idle = [name for name in values if name in WARPERS and not sampled]
     if idle:
         line = " ".join(f"{name}={text}" for name, text in changes)
         raise UsageError(f"{idle[0]} has no effect on a greedy reply", f"/why {token} do_sample=on {line}")
