@@ -88,8 +88,9 @@ def bench_(
     """Measure how fast models read and write here: --models A,B --dtypes float32,bfloat16 --prompt-tokens 32,512.
 
     Without --models, the one that is loaded. Each length of prompt is run once to warm up, then --repeats times, with
-    --new-tokens made by the library's bare generate. Ctrl-C keeps what is done so far. --save FILE.json writes it
-    down, --force in place of a file that is there. The model, the settings and the conversation stay as they are.
+    --new-tokens made in turn by the library's bare generate and by the loop that makes replies. Ctrl-C keeps what is
+    done so far. --save FILE.json writes it down, --force in place of a file that is there. The model, the settings and
+    the conversation stay as they are.
     """
     if save and not save.endswith(".json"):
         raise UsageError(f"{save!r} does not end in .json", "/bench --save bench.json")
@@ -137,14 +138,14 @@ def _drawn(entry: Entry) -> list[RenderableType]:
 
 def _table(entry: Entry) -> Table:
     table = Table.grid(padding=(0, 2))
-    for side in ("right", "left", "left", "left", "right"):
+    for side in ("right", "left", "left", "left", "left", "right"):
         table.add_column(justify=side, overflow="fold")
-    table.add_row(*(Text(word, "quiet") for word in ("prompt", "first token", "read", "written", "of limit")))
+    table.add_row(*(Text(word, "quiet") for word in ("prompt", "mode", "first token", "read", "written", "of limit")))
     for one in entry.speeds:
         scale, unit = (1.0, " s") if one.ttft_s.median >= 1 else (1000.0, " ms")
         limit = "" if one.limit is None else f"{one.limit:.0%}"
         cells = (_cell(one.ttft_s, scale, unit), _cell(one.prefill_tps), _cell(one.decode_tps))
-        table.add_row(str(one.prompt_tokens), *cells, limit)
+        table.add_row(str(one.prompt_tokens), one.mode, *cells, limit)
     return table
 
 
