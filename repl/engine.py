@@ -206,7 +206,10 @@ class Run:
             return str(decode(ids, skip_special_tokens=True))
         before = decode(self.prompt, skip_special_tokens=True)
         whole = decode([*self.prompt, *ids], skip_special_tokens=True)
-        return str(whole[len(before) :] if whole.startswith(before) else decode(ids, skip_special_tokens=True))
+        if whole.startswith(before):
+            return str(whole[len(before) :])
+        # a byte that ends the prompt and one that begins the reply are no character together: as it was told
+        return "".join(token.text for token in spelled(self.resident.tokenizer, self.prompt, ids))
 
     def told(self, sequences: list[Sequence]) -> list[Sequence]:
         """Emit the winner of a beam search as tokens: the search itself has none to stream."""

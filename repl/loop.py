@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from repl.recording import Steps
 from repl.threads import Threads
 
 MODES = ("greedy_search", "sample")
@@ -167,8 +166,7 @@ class Plain:
             self._positions = self._positions[:, -1:]
         passed = ("past_key_values", "use_cache", "logits_to_keep")
         self._rest = {name: given[name] for name in passed if name in given}
-        alone = self._mask is None and len(output.logits) == 1
-        self._run = Steps(model, output.past_key_values if alone else None)
+        self._model = model
 
     def step(self, _: Any, tokens: Any) -> Any:
         """Run the model on the tokens just made, shape (rows,)."""
@@ -180,7 +178,7 @@ class Plain:
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=-1)
             inputs["attention_mask"] = self._mask
-        return self._run(inputs)
+        return self._model(**inputs, return_dict=True)
 
 
 class Careful:

@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
     "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
-    "threads", "recording", "loop", "weigh", "room", "packed", "quantization", "fit", "snapshots", "transfer",
+    "threads", "loop", "weigh", "room", "packed", "quantization", "fit", "snapshots", "transfer",
     "hub", "convert", "builtin", "catalog", "reuse", "anatomy", "trust", "mishaps", "adapters", "placement",
     "reading", "loading", "survey", "plan", "relief", "context", "request", "meter", "protocol", "wire",
     "tally", "heard", "remote", "devices", "speed", "store", "stream", "search", "beams", "pieces", "probe",
