@@ -11,7 +11,7 @@ from repl import reuse
 from repl.events import Drafts
 
 SIZES = (4, 3, 2)  # of the runs of tokens that are looked up, the longest first
-SHARE = 0.03  # of a reply's time that proposals may cost
+SHARE = 0.03  # of a reply's time that proposals may cost, besides one plain step
 STEPS = 9  # plain steps whose median is what a step takes
 WORST = 4  # plain steps that one attempt counts for at most: a busy machine is no reason to give up
 
@@ -73,7 +73,7 @@ class Balance:
 
     def allows(self) -> bool:
         """Tell whether a proposal is worth trying now; not before a plain step was timed."""
-        return bool(self._plain) and self._lost <= SHARE * self._total
+        return bool(self._plain) and self._lost <= SHARE * self._total + median(self._plain)
 
     def took(self, seconds: float, proposed: int, made: int) -> None:
         """Count one pass that checked `proposed` tokens and brought `made`."""
@@ -104,7 +104,7 @@ class Ahead:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._drafter, self._most, self._limit, self._clock = drafter, most, limit, clock
-        self._streamer, self._criteria = streamer, criteria
+        self.streamer, self._criteria = streamer, criteria
         self._balance = Balance()
         self.passes = self.tried = self.proposed = self.accepted = 0
 
@@ -124,12 +124,12 @@ class Ahead:
         text = Text(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
         most = min(generation_config.max_length, self._limit or generation_config.max_length)
         output = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
-        ended = bool(text.take(output, [], self._streamer.put)[1])
+        ended = bool(text.take(output, [], self.streamer.put)[1])
         self._drafter.read(text.ids)
         with getattr(model, "_optimize_model_for_decode", nullcontext)():
             while not ended:
                 ended = self._step(text, most)
-        self._streamer.end()
+        self.streamer.end()
         return GenerateDecoderOnlyOutput(sequences=text.tensor, past_key_values=text.cache)
 
     def _step(self, text: "Text", most: int) -> bool:
@@ -137,7 +137,7 @@ class Ahead:
         began = self._clock()
         room = min(self._most, most - len(text.ids) - 1)
         draft = self._drafter.propose(text.ids, room) if room > 0 and self._balance.allows() else []
-        made, ended = text.take(text.forward(draft), draft, self._streamer.put)
+        made, ended = text.take(text.forward(draft), draft, self.streamer.put)
         self._balance.took(self._clock() - began, len(draft), made)
         self._count(len(draft), made)
         return ended
