@@ -20,6 +20,7 @@ from repl.ahead import Ahead, Balance, Lookup, agreeing, refusal
 from repl.drafting import taken_over
 from repl.errors import UsageError
 from repl.events import Notice, Token
+from repl.meter import Meter
 from repl.screen import THEME, Said, plain, view
 from repl.session import Session
 from repl.stream import streamer
@@ -315,18 +316,16 @@ def test_logprobs_are_those_of_each_token(session):
 
 def test_checked_rows_are_measured_in_their_order(tiny):
     """Of several tokens from one pass, each is measured in the distribution that it was chosen from."""
-    from repl.probe import measuring
-
     model, tokenizer = tiny
     prompt = tokenizer(TEXT)["input_ids"]
     values = {"max_new_tokens": 30, "do_sample": False}
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
     told: list[Token] = []
-    with measuring(model, tokenizer, 1) as measure:
-        loop = Ahead(
-            Knowing(prompt, plain_ids, 1), 7, 0, streamer(tokenizer, told.append, measure=measure), clock=lambda: 0.0
-        )
-        more = {"custom_generate": loop, "past_key_values": reuse.remembering(model), "streamer": loop.streamer}
+    meter = Meter(tokenizer, 1, several=True)
+    stream = streamer(tokenizer, told.append, measure=meter.measure)
+    loop = Ahead(Knowing(prompt, plain_ids, 1), 7, 0, stream, clock=lambda: 0.0)
+    with meter.reading(model):
+        more = {"custom_generate": loop, "past_key_values": reuse.remembering(model), "streamer": stream}
         generated(model, tokenizer, prompt, {**values, **more})
     assert loop.accepted
     assert [token.top[0][0] for token in told if token.id is not None] == plain_ids

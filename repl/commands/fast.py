@@ -55,6 +55,8 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
     that in one pass: much faster where a reply repeats its prompt, and it rests where it does not pay. /assistant ID
     lets a smaller model propose.
     """
+    if session.remote is not None:
+        session.facts()  # says that it takes a model in this process
     if not modes:
         return overview(session)
     if len(modes) > 1 and "off" in modes:
