@@ -16,6 +16,7 @@ from repl.worker import Emit
 
 Get = Callable[[Load, Emit], Resident]
 MOST = 8  # tokens that an assistant proposes at once
+TOKENS = 15  # looked up at once where nothing else is said: on a CPU the last ones cost next to nothing
 SURE = 0.4  # probability below which an assistant's next token is not worth proposing
 
 
@@ -142,6 +143,15 @@ def taken_over(config: Any, tokenizer: Any) -> Iterator[list[Any]]:
         yield [StopStringCriteria(tokenizer, stops)] if stops else []
     finally:
         config.stop_strings = stops
+
+
+def looked_up(resident: Resident, config: Any, prompt: int, streamer: Any) -> dict[str, Any]:
+    """Return what to call a bare `generate` with for it to look ahead; raises `UsageError` where it cannot."""
+    model = resident.model
+    if reason := refusal(model, config, prompt):
+        raise UsageError(f"prompt_lookup rests: {reason}")
+    loop = Ahead(Lookup(), TOKENS, reuse.stretch(model), streamer)
+    return {"custom_generate": loop, "past_key_values": reuse.remembering(model)}
 
 
 def wanted(chosen: Settings) -> str:

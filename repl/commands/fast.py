@@ -20,8 +20,6 @@ from repl.screen import Said, joined, mebibytes, view
 from repl.session import Session
 from repl.worker import Job
 
-TOKENS = 15  # looked up at once: on a CPU the last ones cost next to nothing
-
 
 @dataclass(frozen=True, slots=True)
 class Mode:
@@ -65,7 +63,7 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
         apply(session, [(name, "default") for name in decoding.AHEAD])
         return Said("nothing is read ahead · from the next reply on")
     apply(session, [("assistant", "none")])
-    return apply(session, [("prompt_lookup", str(TOKENS))])
+    return apply(session, [("prompt_lookup", str(drafting.TOKENS))])
 
 
 @command("setting")
