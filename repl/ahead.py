@@ -130,6 +130,8 @@ class Ahead:
             while not ended:
                 ended = self._step(text, most)
         self.streamer.end()
+        if not generation_config.return_dict_in_generate:
+            return text.tensor
         return GenerateDecoderOnlyOutput(sequences=text.tensor, past_key_values=text.cache)
 
     def _step(self, text: "Text", most: int) -> bool:
@@ -220,6 +222,11 @@ def refusal(model: Any, config: Any, prompt: int) -> str:
     """Say why nothing can be read ahead with this model and generation config; empty where it can."""
     if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
         return "it works with one sequence at a time"
+    from transformers import GenerationMixin
+
+    parts = ("generate", "_sample", "_prefill", "_update_model_kwargs_for_generation")
+    if any(getattr(type(model), name, None) is not getattr(GenerationMixin, name, 0) for name in parts):
+        return "this model makes its tokens in a way of its own"
     if not reuse.fits(model, config, prompt) or reuse.remembering(model) is None:
         return "what this model keeps of a text, as things stand, cannot be taken back token by token"
     return ""

@@ -21,20 +21,29 @@ SURE = 0.4  # probability below which an assistant's next token is not worth pro
 
 
 class Assistant:
-    """Proposes what a smaller model holds likeliest. `fed` are the ids that its cache holds."""
+    """Proposes what a smaller model holds likeliest. `fed` are the ids that its cache holds.
 
-    def __init__(self, model: Any, cache: Any, fed: list[int], vocabulary: int) -> None:
-        self._model, self._cache, self._vocabulary = model, cache, vocabulary
+    `vocabulary` is how many tokens the larger one knows, `context` how long a text this one may read (0: any).
+    """
+
+    def __init__(self, model: Any, cache: Any, fed: list[int], vocabulary: int, context: int = 0) -> None:
+        self._model, self._cache, self._vocabulary, self._context = model, cache, vocabulary, context
         self.fed = fed
         self._last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
 
     def read(self, ids: Sequence[int]) -> None:
         """Read the text so far."""
-        self._feed(ids)
+        if self._within(len(ids)):
+            self._feed(ids)
+
+    def _within(self, length: int) -> bool:
+        return not self._context or length <= self._context
 
     def propose(self, ids: Sequence[int], most: int) -> list[int]:
         """Return up to `most` ids, as far as the assistant is sure of them."""
         draft: list[int] = []
+        if not self._within(len(ids) + most):
+            return draft
         logits = self._feed(ids)
         while len(draft) < most:
             chance, token = logits.float().softmax(-1).max(-1)
@@ -116,7 +125,8 @@ class Drafting:
         with helper.kept.lent(model, model.generation_config, prompt, lambda: fed) as (past, reused):
             fed += prompt[0, :reused].tolist()
             with breakable(model, self._emit.check):
-                yield Assistant(model, past["past_key_values"], fed, words)
+                cache = past["past_key_values"] if past else reuse.remembering(model)
+                yield Assistant(model, cache, fed, words, helper.facts.context)
 
     @property
     def works(self) -> bool:

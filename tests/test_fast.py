@@ -17,7 +17,7 @@ from rich.console import Console
 
 from repl import reuse
 from repl.ahead import Ahead, Balance, Lookup, agreeing, refusal
-from repl.drafting import taken_over
+from repl.drafting import Assistant, taken_over
 from repl.errors import UsageError
 from repl.events import Notice, Token
 from repl.meter import Meter
@@ -436,8 +436,6 @@ def test_an_assistant_changes_speed_and_nothing_else(session, helper_folder):
 
 def test_an_assistant_proposes_what_it_would_say_itself(tiny, emit):
     """The model as its own assistant is always right; its cache holds what it was fed."""
-    from repl.drafting import Assistant
-
     model, tokenizer = tiny
     prompt = tokenizer(TEXT)["input_ids"]
     values = {"max_new_tokens": 30, "do_sample": False}
@@ -447,6 +445,32 @@ def test_an_assistant_proposes_what_it_would_say_itself(tiny, emit):
     assert made == plain_ids
     assert loop.accepted == loop.proposed > 0
     assert drafter.fed[: len(prompt)] == prompt
+
+
+def test_an_assistant_with_a_shorter_context_stops_proposing(tiny):
+    """It reads nothing that is longer than it was made for."""
+    model, tokenizer = tiny
+    prompt = tokenizer(TEXT)["input_ids"]
+    values = {"max_new_tokens": 40, "do_sample": False}
+    (plain_ids,), _ = generated(model, tokenizer, prompt, values)
+    drafter = Assistant(model, reuse.remembering(model), [], model.config.vocab_size, len(prompt) + 12)
+    made, _, loop = ahead_of(model, tokenizer, prompt, drafter, values)
+    assert made == plain_ids
+    assert loop.accepted <= 12
+    assert len(drafter.fed) <= len(prompt) + 12
+    late = Assistant(model, reuse.remembering(model), [], model.config.vocab_size, 3)
+    assert ahead_of(model, tokenizer, prompt, late, values)[0] == plain_ids
+    assert late.fed == []
+
+
+def test_a_model_that_generates_its_own_way_is_left_to_it(tiny):
+    model, _ = tiny
+
+    class Own(type(model)):
+        def _sample(self, *words: Any, **named: Any) -> Any:
+            return super()._sample(*words, **named)
+
+    assert "a way of its own" in refusal(Own(model.config), model.generation_config, 5)
 
 
 def test_another_tokenizer_is_refused_and_nothing_changes(session, gpt2_folder, recurrent_folder):

@@ -66,7 +66,7 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
     return apply(session, [("prompt_lookup", str(drafting.TOKENS))])
 
 
-@command("setting")
+@command("setting", waits=True)
 def assistant(session: Session, id: Annotated[str, Rest(suggest=catalog.names)] = "") -> Any:
     """Let a smaller model with the same tokenizer propose tokens that the model checks in one pass; none ends it."""
     if id in ("", "none", "default"):
