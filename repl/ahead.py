@@ -7,8 +7,10 @@ from contextlib import nullcontext
 from statistics import median
 from typing import Any, Protocol
 
-from repl import reuse
+from repl import loop, reuse
 from repl.events import Drafts
+from repl.recording import Steps
+from repl.threads import Threads
 
 SIZES = (4, 3, 2)  # of the runs of tokens that are looked up, the longest first
 SHARE = 0.03  # of a reply's time that proposals may cost, besides one plain step
@@ -101,10 +103,11 @@ class Ahead:
         limit: int,
         streamer: Any,
         criteria: Sequence[Any] = (),
+        threads: Threads | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._drafter, self._most, self._limit, self._clock = drafter, most, limit, clock
-        self.streamer, self._criteria = streamer, criteria
+        self.streamer, self._criteria, self._threads = streamer, criteria, threads or Threads()
         self._balance = Balance()
         self.passes = self.tried = self.proposed = self.accepted = 0
 
@@ -125,8 +128,10 @@ class Ahead:
         most = min(generation_config.max_length, self._limit or generation_config.max_length)
         output = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
         ended = bool(text.take(output, [], self.streamer.put)[1])
+        text.quicken(output)
+        del output
         self._drafter.read(text.ids)
-        with getattr(model, "_optimize_model_for_decode", nullcontext)():
+        with getattr(model, "_optimize_model_for_decode", nullcontext)(), self._threads.minded(model):
             while not ended:
                 ended = self._step(text, most)
         self.streamer.end()
@@ -139,7 +144,9 @@ class Ahead:
         began = self._clock()
         room = min(self._most, most - len(text.ids) - 1)
         draft = self._drafter.propose(text.ids, room) if room > 0 and self._balance.allows() else []
-        made, ended = text.take(text.forward(draft), draft, self.streamer.put)
+        with nullcontext() if draft else self._threads.step():
+            output = text.forward(draft)
+        made, ended = text.take(output, draft, self.streamer.put)
         self._balance.took(self._clock() - began, len(draft), made)
         self._count(len(draft), made)
         return ended
@@ -165,6 +172,7 @@ class Text:
     ) -> None:
         self._model, self._processors, self._criteria, self._config = model, processors, criteria, config
         self._words = words  # what goes into each forward pass
+        self._steps: Steps | None = None  # quicker passes for one token, where there are such
         self.tensor = tensor  # shape (1, tokens)
         self.ids: list[int] = tensor[0].tolist()
 
@@ -173,9 +181,23 @@ class Text:
         """Return the cache that the passes fill."""
         return self._words["past_key_values"]
 
+    def quicken(self, output: Any) -> None:
+        """Let steps of one token go the way of the plain loop, if this model allows it; `output` is the prefill's."""
+        if loop.plain(self._model, output, self._words):
+            self._steps = Steps(self._model, self.cache if self._words.get("attention_mask") is None else None)
+
+    def _single(self) -> dict[str, Any]:
+        """Return the arguments of a pass for the last token."""
+        names = ("past_key_values", "use_cache", "logits_to_keep")
+        places = self._words.get("position_ids")
+        last = {} if places is None else {"position_ids": places[:, -1:]}
+        return {"input_ids": self.tensor[:, -1:], **last, **{n: self._words[n] for n in names if n in self._words}}
+
     def forward(self, draft: list[int]) -> Any:
         """Feed the last token and a draft behind it."""
         ids, words = self.tensor, self._words
+        if not draft and self._steps and words.get("attention_mask") is None:
+            return self._steps(self._single())
         if draft:
             ids = self._longer(draft)
             words = self._model._update_model_kwargs_for_generation({}, dict(words), num_new_tokens=len(draft))

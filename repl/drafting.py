@@ -92,7 +92,7 @@ class Drafting:
             drafter = Lookup() if self._helper is None else stack.enter_context(self._assistant(self._helper, ids))
             most = self._chosen.decode.prompt_lookup if self._helper is None else MOST
             ends = stack.enter_context(taken_over(config, self._resident.tokenizer))
-            self._loop = Ahead(drafter, most, reuse.stretch(model), streamer, ends)
+            self._loop = Ahead(drafter, most, reuse.stretch(model), streamer, ends, self._resident.threads)
             yield {"custom_generate": self._loop, **(past or {"past_key_values": reuse.remembering(model)})}
 
     def _may(self, config: Any, prompt: int) -> bool:
