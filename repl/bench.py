@@ -10,11 +10,7 @@ from typing import Any
 
 import psutil
 
-<<<<<<< HEAD
-from repl import decoding, loop
-=======
-from repl import decoding, drafting
->>>>>>> 481990d (Bench lookups beside bare generate)
+from repl import decoding, drafting, loop
 from repl.errors import Cancelled, NoMemory, ReplError, UsageError
 from repl.events import Progress
 from repl.libraries import release
@@ -99,7 +95,7 @@ class Plan:
     prompt_tokens: tuple[int, ...]
     new_tokens: int
     repeats: int
-    modes: tuple[str, ...] = ("generate",)
+    modes: tuple[str, ...] = ("generate", "loop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +160,7 @@ class Bench:
         fits(resident, prompt + self.plan.new_tokens)
         ids = text_ids(resident, prompt)
         stage = f"bench {resident.facts.name} {resident.facts.dtype}, prompt of {prompt}"
-<<<<<<< HEAD
-        runs: dict[str, list[Run]] = {mode: [] for mode in WARM}
+        runs: dict[str, list[Run]] = {mode: [] for mode in self.plan.modes}
         new = self.plan.new_tokens
         try:
             self._emit(Progress(stage, 0, self.plan.repeats, "runs"))
@@ -177,20 +172,6 @@ class Bench:
                 self._emit(Progress(stage, number + 1, self.plan.repeats, "runs"))
         finally:
             speeds += [replace(speed(found, prompt, new, limit), mode=mode) for mode, found in runs.items() if found]
-=======
-        runs: dict[str, list[Run]] = {mode: [] for mode in self.plan.modes}
-        whole = self.plan.repeats * len(runs)
-        try:
-            self._emit(Progress(stage, 0, whole, "runs"))
-            timed(resident, ids, min(WARM, self.plan.new_tokens), self._emit)
-            for number in range(whole):  # the modes take turns: what else the machine does meets all of them
-                mode = self.plan.modes[number % len(runs)]
-                runs[mode].append(timed(resident, ids, self.plan.new_tokens, self._emit, mode))
-                self._emit(Progress(stage, number + 1, whole, "runs"))
-        finally:
-            found = {mode: speed(made, prompt, self.plan.new_tokens, limit) for mode, made in runs.items() if made}
-            speeds += [replace(one, mode=mode) for mode, one in found.items()]
->>>>>>> 481990d (Bench lookups beside bare generate)
 
     def _bandwidth(self, resident: Resident) -> Memory | None:
         """Measure a device once; a model on several, or on disk, has no such limit."""
@@ -319,14 +300,7 @@ class Clock:
 
 
 def timed(resident: Resident, ids: list[int], new: int, emit: Emit, mode: str = "generate") -> Run:
-<<<<<<< HEAD
-    """Time a greedy `generate` of exactly `new` tokens, bare or with our loop, without a kept cache.
-
-    Raises `Failed` or `Cancelled`.
-    """
-=======
     """Time a greedy `generate` of exactly `new` tokens, bare or in a mode, without a kept cache; raises `ReplError`."""
->>>>>>> 481990d (Bench lookups beside bare generate)
     import torch
 
     model = resident.model
@@ -339,13 +313,10 @@ def timed(resident: Resident, ids: list[int], new: int, emit: Emit, mode: str = 
     mask = torch.ones_like(prompt)
     with one_sentence("the run stopped"):
         clock = Clock(emit)
-<<<<<<< HEAD
         given = {"input_ids": prompt, "attention_mask": mask, "generation_config": config, "streamer": clock}
+        if mode == "prompt_lookup":
+            given |= drafting.looked_up(resident, config, len(ids), clock)
         _ = loop.generate(model, resident.threads, **given) if mode == "loop" else model.generate(**given)
-=======
-        words = drafting.looked_up(resident, config, len(ids), clock) if mode == "prompt_lookup" else {}
-        model.generate(input_ids=prompt, attention_mask=mask, generation_config=config, streamer=clock, **words)
->>>>>>> 481990d (Bench lookups beside bare generate)
         return clock.run()
 
 

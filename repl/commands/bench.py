@@ -82,22 +82,16 @@ def bench_(
     prompt_tokens: Annotated[tuple[int, ...], Several(Whole(1))] = (32, 512),
     new_tokens: Annotated[int, Whole(2)] = 128,
     repeats: Annotated[int, Whole(1)] = 3,
-    modes: Annotated[tuple[str, ...], Several(Choice(("generate", "prompt_lookup")))] = (),
+    modes: Annotated[tuple[str, ...], Several(Choice(("generate", "loop", "prompt_lookup")))] = (),
     save: str = "",
     force: bool = False,
 ) -> Task[Benched]:
     """Measure how fast models read and write here: --models A,B --dtypes float32,bfloat16 --prompt-tokens 32,512.
 
     Without --models, the one that is loaded. Each length of prompt is run once to warm up, then --repeats times, with
-<<<<<<< HEAD
-    --new-tokens made in turn by the library's bare generate and by the loop that makes replies. Ctrl-C keeps what is
-    done so far. --save FILE.json writes it down, --force in place of a file that is there. The model, the settings and
-    the conversation stay as they are.
-=======
-    --new-tokens made by the library's bare generate, and beside it by what /fast has on (or --modes
-    generate,prompt_lookup). Ctrl-C keeps what is done so far. --save FILE.json writes it down, --force in place of a
-    file that is there. The model, the settings and the conversation stay as they are.
->>>>>>> 481990d (Bench lookups beside bare generate)
+    --new-tokens made in turn by the library's bare generate, by the loop that makes replies and by what /fast has on
+    (or --modes generate,prompt_lookup). Ctrl-C keeps what is done so far. --save FILE.json writes it down, --force in
+    place of a file that is there. The model, the settings and the conversation stay as they are.
     """
     if save and not save.endswith(".json"):
         raise UsageError(f"{save!r} does not end in .json", "/bench --save bench.json")
@@ -105,7 +99,7 @@ def bench_(
         raise UsageError(f"{save!r} exists", f"/bench --save {save} --force")
     if not models:
         session.facts()
-    on = ("generate", "prompt_lookup") if session.settings.decode.prompt_lookup else ("generate",)
+    on = ("generate", "loop", *(["prompt_lookup"] if session.settings.decode.prompt_lookup else []))
     chosen = bench.loads(session.settings.load, models, dtypes)
     plan = Plan(chosen, prompt_tokens, new_tokens, repeats, tuple(dict.fromkeys(modes)) or on)
 
@@ -147,23 +141,14 @@ def _drawn(entry: Entry) -> list[RenderableType]:
 
 def _table(entry: Entry) -> Table:
     table = Table.grid(padding=(0, 2))
-<<<<<<< HEAD
     for side in ("right", "left", "left", "left", "left", "right"):
-=======
-    several = any(one.mode != "generate" for one in entry.speeds)
-    for side in ("right", "left", "left", "left", "right", "left"):
->>>>>>> 481990d (Bench lookups beside bare generate)
         table.add_column(justify=side, overflow="fold")
     table.add_row(*(Text(word, "quiet") for word in ("prompt", "mode", "first token", "read", "written", "of limit")))
     for one in entry.speeds:
         scale, unit = (1.0, " s") if one.ttft_s.median >= 1 else (1000.0, " ms")
         limit = "" if one.limit is None else f"{one.limit:.0%}"
         cells = (_cell(one.ttft_s, scale, unit), _cell(one.prefill_tps), _cell(one.decode_tps))
-<<<<<<< HEAD
         table.add_row(str(one.prompt_tokens), one.mode, *cells, limit)
-=======
-        table.add_row(str(one.prompt_tokens), *cells, limit, Text(one.mode if several else "", "accent"))
->>>>>>> 481990d (Bench lookups beside bare generate)
     return table
 
 
