@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from repl import decoding, loop
+from repl import decoding, drafting, loop
 from repl.errors import Cancelled, NoMemory, ReplError, UsageError
 from repl.events import Progress
 from repl.libraries import release
@@ -95,6 +95,7 @@ class Plan:
     prompt_tokens: tuple[int, ...]
     new_tokens: int
     repeats: int
+    modes: tuple[str, ...] = ("generate", "loop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ class Bench:
         fits(resident, prompt + self.plan.new_tokens)
         ids = text_ids(resident, prompt)
         stage = f"bench {resident.facts.name} {resident.facts.dtype}, prompt of {prompt}"
-        runs: dict[str, list[Run]] = {mode: [] for mode in WARM}
+        runs: dict[str, list[Run]] = {mode: [] for mode in self.plan.modes}
         new = self.plan.new_tokens
         try:
             self._emit(Progress(stage, 0, self.plan.repeats, "runs"))
@@ -299,10 +300,7 @@ class Clock:
 
 
 def timed(resident: Resident, ids: list[int], new: int, emit: Emit, mode: str = "generate") -> Run:
-    """Time a greedy `generate` of exactly `new` tokens, bare or with our loop, without a kept cache.
-
-    Raises `Failed` or `Cancelled`.
-    """
+    """Time a greedy `generate` of exactly `new` tokens, bare or in a mode, without a kept cache; raises `ReplError`."""
     import torch
 
     model = resident.model
@@ -316,6 +314,8 @@ def timed(resident: Resident, ids: list[int], new: int, emit: Emit, mode: str = 
     with one_sentence("the run stopped"):
         clock = Clock(emit)
         given = {"input_ids": prompt, "attention_mask": mask, "generation_config": config, "streamer": clock}
+        if mode == "prompt_lookup":
+            given |= drafting.looked_up(resident, config, len(ids), clock)
         _ = loop.generate(model, resident.threads, **given) if mode == "loop" else model.generate(**given)
         return clock.run()
 

@@ -12,7 +12,8 @@ NEW_TOKENS = 512  # most tokens of a reply where neither you nor the model say
 LENGTHS = ("max_new_tokens", "max_length")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 BEAMS = ("length_penalty", "early_stopping")
-APART = ("seed", "reuse", "overflow")  # settings that are no fields of the library's generation config
+AHEAD = ("prompt_lookup", "assistant")
+APART = ("seed", "reuse", "overflow", *AHEAD)  # settings that are no fields of the library's generation config
 PREFIX = "template."  # of the variables that a chat template reads
 PENALTIES = ("frequency_penalty", "presence_penalty")  # what only servers know
 OURS = {"stop": "stop_strings"}  # settings that the library calls otherwise
@@ -110,6 +111,9 @@ def remark(name: str, settings: Settings, base: Base) -> str:
         return "seed has no effect while greedy · /sample turns sampling on"
     if name in BEAMS and (values.get("num_beams") or 1) < 2:
         return f"{name} has no effect without beams · /beams 4 turns them on"
+    several = (values.get("num_beams") or 1) > 1 or (values.get("num_return_sequences") or 1) > 1
+    if name == "prompt_lookup" and shown and several:
+        return "prompt_lookup has no effect while several sequences are made · /greedy makes one"
     return ""
 
 
@@ -120,6 +124,8 @@ def check(settings: Settings, base: Base) -> None:
     if wanted > beams and not (values.get("do_sample") and beams == 1):
         more = f"/beams {wanted}"
         raise UsageError(f"num_return_sequences {wanted} needs sampling or at least {wanted} beams", "/sample", more)
+    if settings.decode.prompt_lookup and settings.decode.assistant != "none":
+        raise UsageError("prompt_lookup and an assistant exclude each other", "/assistant none", "/prompt_lookup off")
 
 
 def fit(config: Any, prompt: int, context: int, model: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from repl import decoding, loop, template
 from repl.beams import Watch, spelled
+from repl.drafting import Drafting, Get
 from repl.errors import Cancelled, Failed, ReplError
 from repl.events import Done, Echo, Measures, Notice, Opening, Search, Sequence, Timing, Token, Usage
 from repl.libraries import release
@@ -23,10 +24,11 @@ from repl.thinking import marks
 from repl.worker import Emit, bare
 
 
-def reply(resident: Resident, request: Request, emit: Emit) -> Done:
+def reply(resident: Resident, request: Request, emit: Emit, get: Get | None = None) -> Done:
     """Answer a request with `Token` or `Beams` events; a cancelled reply is returned with what there is of it.
 
-    Raises `UsageError` before anything is made, `NoMemory` or `Failed` when the model gives up.
+    `get` brings another model beside it, the assistant. Raises `UsageError` before anything is made, `NoMemory` or
+    `Failed` when the model gives up.
     """
     began = time.monotonic()
     decoding.check(request.settings, resident.facts.base)
@@ -36,6 +38,7 @@ def reply(resident: Resident, request: Request, emit: Emit) -> Done:
     if cut := decoding.fit(config, len(prompt.ids), resident.facts.context, resident.facts.id):
         emit(Notice(cut))
     run = Run(resident, request, prompt, config, emit, began)
+    run.drafting.get = get
     try:
         return run.done(*run.generate())
     except Cancelled:
@@ -75,6 +78,7 @@ class Run:
         self.pieces: list[str] = []  # their text, as it was told
         self.stream: Any = None
         self.first_at = self.last_at = 0.0
+        self.drafting = Drafting(resident, request.settings, emit)
         self.watch = Watch(resident.tokenizer, emit, not config.do_sample, decoding.stops(config))
         several = bool(getattr(config, "prompt_lookup_num_tokens", None))
         self.meter = Meter(resident.tokenizer, request.settings.view.logprobs, several)
@@ -127,7 +131,8 @@ class Run:
         model = self.resident.model
         ids = torch.tensor([self.prompt], device=entry(model))
         extra = {} if self.beams else {"streamer": self._streamer()}
-        with self._lent(ids) as (past, self.reused):
+        with self._lent(ids) as (past, self.reused), self.drafting.words(self.config, ids, past, self.stream) as words:
+            self.meter.several |= self.drafting.works
             return loop.generate(
                 model,
                 self.resident.threads,
@@ -137,7 +142,7 @@ class Run:
                 logits_processor=[*([self.watch] if self.beams else []), finite(self.resident.facts, len(self.prompt))],
                 stopping_criteria=[self._told_to_stop],
                 tokenizer=self.resident.tokenizer,
-                **past,
+                **words,
                 **extra,
             )
 
@@ -266,6 +271,7 @@ class Run:
             environment=environment(facts),
             search=self._search(sequences) if self.beams else None,
             measures=Measures() if self.beams else self.meter.measures(best.token_ids),
+            drafts=self.drafting.drafts(),
         )
 
     def _search(self, sequences: list[Sequence]) -> Search:

@@ -87,4 +87,4 @@ class Local:
 
     def reply(self, request: Request, emit: Emit) -> Done:
         """Answer on the model thread."""
-        return engine.reply(self._store.current(), request, emit)
+        return engine.reply(self._store.current(), request, emit, self._store.get)

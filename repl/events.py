@@ -153,6 +153,20 @@ class Measures:
 
 
 @dataclass(frozen=True, slots=True)
+class Drafts:
+    """How a reply was read ahead: forward passes after the prompt's, those that checked proposals, and the tokens."""
+
+    by: str
+    """prompt_lookup or assistant."""
+    passes: int
+    tried: int
+    proposed: int
+    accepted: int
+    model: dict[str, Any] = field(default_factory=dict)
+    """The assistant: id, commit, dtype."""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """A reply as it ended, with the record of how it was made.
 
@@ -187,6 +201,8 @@ class Done:
     """What a beam search considered."""
     measures: Measures = field(default_factory=Measures)
     """Of the reply's tokens, one for each; empty where they were not measured."""
+    drafts: Drafts | None = None
+    """How it was read ahead."""
 
     @property
     def tokens(self) -> int:

@@ -20,7 +20,7 @@ class Meter:
     def __init__(self, tokenizer: Any, listed: int, several: bool = False) -> None:
         self._tokenizer = tokenizer
         self._listed = listed
-        self._several = several
+        self.several = several
         self._rows: Any = None  # logits of the last forward pass, shape (places, vocab)
         self._place = 0  # of the next token in them
         self._figures: list[tuple[float, float, int]] = []  # logprob, entropy, rank of each token
@@ -39,11 +39,11 @@ class Meter:
             self._rows = None
 
     def _take(self, rows: Any) -> None:
-        self._rows, self._place = rows, 0
+        self._rows, self._place = rows if self._figures else rows[-1:], 0  # a prompt brings one token only
 
     def measure(self, token: int) -> dict[str, Any]:
         """Measure the token that was just made; returns the fields of its event."""
-        row = self._rows[min(self._place, len(self._rows) - 1) if self._several else -1]
+        row = self._rows[min(self._place, len(self._rows) - 1) if self.several else -1]
         self._place += 1
         (logprob, entropy, rank), ids, values = figures(row, token, max(KEPT, self._listed))
         self._figures.append((logprob, entropy, rank))

@@ -49,9 +49,9 @@ class Kept:
             try:
                 yield {"past_key_values": cache}, reused
             except Cancelled:
-                self._give_back(cache, seen()[: _stretch(model) or None], broken_off())
+                self._give_back(cache, seen()[: stretch(model) or None], broken_off())
                 raise
-            self._give_back(cache, seen()[: _stretch(model) or None], broken_off())
+            self._give_back(cache, seen()[: stretch(model) or None], broken_off())
 
     def _take(self, model: Any, prompt: Any) -> tuple[Any, int]:
         """Return a cache of a beginning of the prompt; at least the last token is left to compute."""
@@ -84,13 +84,13 @@ def fits(model: Any, config: Any, prompt: int) -> bool:
         return False
     if "mamba" in type(model).__name__.lower() or model.config.is_encoder_decoder:  # their caches go by other names
         return False
-    stretch = _stretch(model)
-    if stretch and prompt > stretch:
+    limit = stretch(model)
+    if limit and prompt > limit:
         return False
     return bool(model._supports_default_dynamic_cache()) and any(map(_measured, blank(model).layers))
 
 
-def _stretch(model: Any) -> int:
+def stretch(model: Any) -> int:
     """Return the length at which position embeddings change, 0 where they never do."""
     config = model.config.get_text_config(decoder=True)
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -106,6 +106,13 @@ def blank(model: Any) -> Any:
     from transformers import DynamicCache
 
     return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def remembering(model: Any) -> Any:
+    """Return an empty cache that can be cut back at any length; None where this model has none such."""
+    cache = blank(model)
+    _remember(cache)
+    return cache if all(map(_simple, cache.layers)) else None
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -109,6 +109,12 @@ class Decode:
     reuse: Annotated[bool, Flag()] = setting(
         True, "keep the KV cache between turns: only what differs from the text before is computed"
     )
+    prompt_lookup: Annotated[int, Whole(0, 100, zero="off")] = setting(
+        0, "tokens copied ahead from the text so far, which the model then checks in one pass; 10 is a good number"
+    )
+    assistant: Annotated[str, Text("an id or a folder, or none", lambda: ["none"])] = setting(
+        "none", "smaller model with the same tokenizer that proposes tokens ahead, which the model checks in one pass"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,28 @@ def test_the_loaded_model_is_measured_at_every_length(session):
     assert entry.limit_tps == pytest.approx(found.memory[0].bytes_per_s / entry.read_bytes)
 
 
+def test_modes_stand_beside_bare_generate(session):
+    """What is on is measured in the same run, taking turns; asked for by name, whatever is on."""
+    line = "/bench --prompt-tokens 40 --new-tokens 6 --repeats 2"
+    named = run(session, f"{line} --modes generate,prompt_lookup")
+    (entry,) = named.entries
+    assert [(one.mode, one.repeats) for one in entry.speeds] == [("generate", 2), ("prompt_lookup", 2)]
+    text = drawn(named)
+    assert "prompt_lookup" in text
+    run(session, "/fast prompt_lookup")
+    try:
+        assert [one.mode for one in run(session, line).entries[0].speeds] == ["generate", "loop", "prompt_lookup"]
+    finally:
+        run(session, "/fast off")
+
+
+def test_a_mode_that_a_model_cannot_do_is_a_problem_and_no_end(recurrent_folder):
+    with opened(recurrent_folder) as session:
+        (entry,) = run(session, "/bench --prompt-tokens 8 --new-tokens 3 --modes generate,prompt_lookup").entries
+    assert [one.mode for one in entry.speeds] == ["generate"]
+    assert entry.problem.startswith("prompt_lookup rests")
+
+
 def test_rates_are_what_the_clock_says():
     """Three runs of five tokens: the prompt by the time to the first, four steps by the time after it."""
     runs = [Run(5, 0.5, 2.0), Run(5, 1.0, 4.0), Run(5, 0.25, 1.0)]

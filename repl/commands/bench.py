@@ -15,7 +15,7 @@ from repl.bench import Bench, Entry, Memory, Plan, Spread
 from repl.clean import clean_line
 from repl.engine import versions
 from repl.errors import UsageError
-from repl.kinds import Kind, Whole
+from repl.kinds import Choice, Kind, Whole
 from repl.kinds import Text as Words
 from repl.registry import command
 from repl.screen import device, joined, mebibytes, plain, view
@@ -82,15 +82,16 @@ def bench_(
     prompt_tokens: Annotated[tuple[int, ...], Several(Whole(1))] = (32, 512),
     new_tokens: Annotated[int, Whole(2)] = 128,
     repeats: Annotated[int, Whole(1)] = 3,
+    modes: Annotated[tuple[str, ...], Several(Choice(("generate", "loop", "prompt_lookup")))] = (),
     save: str = "",
     force: bool = False,
 ) -> Task[Benched]:
     """Measure how fast models read and write here: --models A,B --dtypes float32,bfloat16 --prompt-tokens 32,512.
 
     Without --models, the one that is loaded. Each length of prompt is run once to warm up, then --repeats times, with
-    --new-tokens made in turn by the library's bare generate and by the loop that makes replies. Ctrl-C keeps what is
-    done so far. --save FILE.json writes it down, --force in place of a file that is there. The model, the settings and
-    the conversation stay as they are.
+    --new-tokens made in turn by the library's bare generate, by the loop that makes replies and by what /fast has on
+    (or --modes generate,prompt_lookup). Ctrl-C keeps what is done so far. --save FILE.json writes it down, --force in
+    place of a file that is there. The model, the settings and the conversation stay as they are.
     """
     if save and not save.endswith(".json"):
         raise UsageError(f"{save!r} does not end in .json", "/bench --save bench.json")
@@ -98,7 +99,9 @@ def bench_(
         raise UsageError(f"{save!r} exists", f"/bench --save {save} --force")
     if not models:
         session.facts()
-    plan = Plan(bench.loads(session.settings.load, models, dtypes), prompt_tokens, new_tokens, repeats)
+    on = ("generate", "loop", *(["prompt_lookup"] if session.settings.decode.prompt_lookup else []))
+    chosen = bench.loads(session.settings.load, models, dtypes)
+    plan = Plan(chosen, prompt_tokens, new_tokens, repeats, tuple(dict.fromkeys(modes)) or on)
 
     def settle(job: Job[Benched]) -> Benched:
         found = job.result()

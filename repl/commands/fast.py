@@ -1,0 +1,147 @@
+"""Faster: read ahead by looking up or by an assistant, and what it brought."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl import catalog, decoding, drafting, settings
+from repl.change import apply, change, changed
+from repl.clean import clean_line
+from repl.errors import UsageError
+from repl.events import Done
+from repl.kinds import Choice, Rest
+from repl.loading import Facts
+from repl.registry import command
+from repl.screen import Said, joined, mebibytes, view
+from repl.session import Session
+from repl.worker import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A way to be faster, and the replies of this conversation that it made with the model in use.
+
+    `tokens_per_pass` counts passes of the model itself, the prompt's left out.
+    """
+
+    name: str
+    value: str
+    replies: int
+    proposed: int
+    accepted: int
+    tokens_per_pass: float | None
+    decode_tps: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fast:
+    """What is on, what it brought, and the speed of replies without it."""
+
+    modes: list[Mode]
+    plain_tps: float | None
+
+
+@command("prove")
+def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"))]) -> Any:
+    """Make replies faster without changing them: /fast prompt_lookup, /fast off; alone it says what that brought.
+
+    prompt_lookup proposes what followed earlier in the text when the same tokens stood there, and the model checks
+    that in one pass: much faster where a reply repeats its prompt, and it rests where it does not pay. /assistant ID
+    lets a smaller model propose.
+    """
+    if session.remote is not None:
+        session.facts()  # says that it takes a model in this process
+    if not modes:
+        return overview(session)
+    if len(modes) > 1 and "off" in modes:
+        raise UsageError("off goes by itself", "/fast off")
+    if modes[0] == "off":
+        apply(session, [(name, "default") for name in decoding.AHEAD])
+        return Said("nothing is read ahead · from the next reply on")
+    apply(session, [("assistant", "none")])
+    return apply(session, [("prompt_lookup", str(drafting.TOKENS))])
+
+
+@command("setting", waits=True)
+def assistant(session: Session, id: Annotated[str, Rest(suggest=catalog.names)] = "") -> Any:
+    """Let a smaller model with the same tokenizer propose tokens that the model checks in one pass; none ends it."""
+    if id in ("", "none", "default"):
+        return change(session, "assistant", id)
+    session.facts()
+    words = [("assistant", id), ("prompt_lookup", "off")]
+    chosen = changed(session.settings, words, parts=("decode",))
+
+    def settle(job: Job[Facts]) -> Said:
+        facts = job.result()
+        aside = "prompt_lookup set aside" if session.settings.decode.prompt_lookup else ""
+        apply(session, words)
+        size = f"{facts.dtype}, {mebibytes(facts.bytes)}"
+        return Said(joined(f"assistant {facts.name} ({size})", aside, "from the next reply on"))
+
+    return session.start(lambda emit: drafting.admit(session.store.current(), chosen, emit, session.store.get), settle)
+
+
+def overview(session: Session) -> Fast:
+    """Compare the replies of the model in use: read ahead by each mode, and not."""
+    facts = session.store.facts()
+    turns = session.conversation.turns.values()
+    records = {turn.record.timing: turn.record for turn in turns if turn.record and not turn.record.sequences}
+    own = [record for record in records.values() if facts and _same(record, facts)]
+    modes = [
+        _mode(name, session, [one for one in own if one.drafts and one.drafts.by == name]) for name in decoding.AHEAD
+    ]
+    return Fast(modes, _speed([one for one in own if not one.drafts]))
+
+
+def _same(record: Done, facts: Facts) -> bool:
+    named = {"id": facts.id, "commit": facts.commit, "dtype": facts.dtype, "quantization": facts.quantization}
+    return all(record.model.get(name) == value for name, value in named.items())
+
+
+def _mode(name: str, session: Session, records: Sequence[Done]) -> Mode:
+    found = [one.drafts for one in records if one.drafts]
+    passes, made = sum(one.passes for one in found), sum(max(0, one.usage.completion - 1) for one in records)
+    return Mode(
+        name,
+        settings.show(name, session.settings.get(name)),
+        len(found),
+        sum(one.proposed for one in found),
+        sum(one.accepted for one in found),
+        made / passes if passes else None,
+        _speed(records),
+    )
+
+
+def _speed(records: Iterable[Done]) -> float | None:
+    """Return tokens by seconds over some replies, the first token of each left out."""
+    timed = [(one.usage.completion - 1, one.timing.decode_tps) for one in records if one.timing.decode_tps]
+    seconds = sum(made / speed for made, speed in timed)
+    return sum(made for made, _ in timed) / seconds if seconds else None
+
+
+@view.register
+def _(result: Fast) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for style in ("accent", "", "quiet"):
+        table.add_column(style=style, no_wrap=style == "accent", overflow="fold")
+    for mode in result.modes:
+        table.add_row(mode.name, Text(clean_line(mode.value)), Text(_brought(mode, result.plain_tps)))
+    off = all(mode.value in ("off", "none") for mode in result.modes)
+    hint = Text.assemble(("/fast prompt_lookup", "accent"), (" looks up, ", "quiet"))
+    hint += Text.assemble(("/assistant ID", "accent"), (" lets a smaller model propose", "quiet"))
+    return Group(table, *([hint] if off else []))
+
+
+def _brought(mode: Mode, plain: float | None) -> str:
+    if not mode.replies:
+        return ""
+    return joined(
+        f"{mode.tokens_per_pass:.1f} tokens a pass" if mode.tokens_per_pass else "",
+        f"{mode.accepted} of {mode.proposed} proposals right",
+        f"{mode.decode_tps:.1f} tokens/s" if mode.decode_tps else "",
+        f"{plain:.1f} without" if plain else "",
+    )
