@@ -373,7 +373,7 @@ def test_views_of_a_server_say_what_they_do_not_know(
     assert "entropy is not known" in shown
     assert found.by == "on"
     if line == "/inspect":
-        assert shown.split("\n")[0].split() == ["token", "p", "rank", "likeliest"]
+        assert shown.split("\n")[0].split() == ["token", "model", "rank", "likeliest"]
         assert ">2" in shown
 
 

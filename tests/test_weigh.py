@@ -180,6 +180,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="o
 
 
 @linux
+@pytest.mark.campaign  # what the C library keeps for later changes from run to run
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_medium_model_takes_what_was_estimated(dtype: str, llama_folder: Path, tmp_path: Path) -> None:
     """Within 5 percent below and 25 above, used as it is stored and converted while loading."""

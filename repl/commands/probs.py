@@ -74,7 +74,6 @@ def inspect(session: Session, number: Annotated[int, Whole(1)] = 0) -> Any:
     turn = session.conversation.turn(number) if number else session.last
     if turn is None:
         raise UsageError("nothing was answered yet", "Why is the sky blue?")
-    answered(turn)
     by = "entropy" if session.settings.view.probs == "entropy" else "on"
     return looked_at(session, turn, lambda found: Inspection(*parts(found, by), **origin(found)))
 
