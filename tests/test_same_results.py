@@ -469,9 +469,9 @@ def test_memory_that_runs_out_leaves_the_model_and_names_remedies(llama, values)
     assert len(found.partial.token_ids) >= 4  # a search knows its last step when the next one begins
     packed = quantization.best(4, llama.settings.load)
     remedies = {"/dtype bfloat16", f"/quantize {packed}", "/max_new_tokens 6"}
-    assert remedies <= {hint.partition(" (")[0] for hint in found.hints}
-    told = [hint.partition(" (") for hint in found.hints]
-    assert all(any(letter.isdigit() for letter in effect) for name, _, effect in told if name in remedies)
+    effects = dict(found.choices)
+    assert remedies <= effects.keys()
+    assert all(any(letter.isdigit() for letter in effects[line]) for line in remedies)
     run(llama, "/clear")
     assert ask(llama, "hello").token_ids == whole.token_ids
 
