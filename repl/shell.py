@@ -1,7 +1,8 @@
 """Read, dispatch, show: one loop for the keyboard, one for scripts."""
 
+import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import NoneType
 from typing import Any, Protocol
 
@@ -20,6 +21,9 @@ from repl.traces import Inspection
 
 NO_VIEW = (NoneType, Said, Draft, Lines, Done, Loaded, Connected, Aside)
 """Results that /export leaves out when it writes the last view."""
+
+
+LAST = 1.0  # seconds that a job may take to end when the program is told to
 
 
 class Keys(Protocol):
@@ -153,8 +157,20 @@ class Shell:
                     pane.draw(task.job.poll(0.02))
                     if keys.cancelled():
                         self.interrupt()
+        except (SystemExit, OSError):  # a signal, a window that is gone: what there is of a reply is saved
+            self._cut(task)
+            raise
         finally:
             self.running = None
+
+    def _cut(self, task: Task[Any]) -> None:
+        """End a job as a cancel would, waiting a moment for it."""
+        task.job.cancel()
+        deadline = time.monotonic() + LAST
+        while not task.job.finished() and time.monotonic() < deadline:
+            task.job.poll(0.02)
+        with suppress(ReplError, Cancelled):
+            task.settle()
 
     def interrupt(self) -> None:
         """Stop what runs: called for Esc, Ctrl-C and SIGINT."""

@@ -352,7 +352,10 @@ def saved(home: Path) -> list[tuple]:
 def test_a_kill_while_a_reply_streams_loses_no_message(talker: Path, tmp_path: Path, end: str) -> None:
     with Terminal(str(talker), home=tmp_path) as screen:
         ended(screen, streaming, end)
-    assert saved(tmp_path)[0] == ("user", "my message", "complete")
+    message, reply = saved(tmp_path)
+    assert message == ("user", "my message", "complete")
+    assert (reply[0], reply[2]) == ("assistant", "cancelled")
+    assert reply[1].strip(), "what there was of the reply is saved too"
 
 
 @pytest.mark.parametrize("end", ["SIGTERM twice", "SIGHUP", "closed window", rare("SIGTERM")])
