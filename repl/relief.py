@@ -59,7 +59,8 @@ def out_of_memory(resident: Resident, config: Any, prompt: int, words: str) -> N
     free = ", ".join(f"{each.device} has {amount(each.free)} free" for each in room.measure())
     remedies = sorted(savings(want), key=lambda found: -found[2])
     choices = tuple((line, effect) for line, effect, saved in remedies if saved > 0)
-    return NoMemory(f"memory ran out: {words}; needed: {taken}; {free}", choices=choices)
+    hints = [f"{line} ({effect})" for line, effect in choices]
+    return NoMemory(f"memory ran out: {words}; needed: {taken}; {free}", *hints, choices=choices)
 
 
 def savings(want: Want) -> Iterator[tuple[str, str, int]]:
@@ -70,11 +71,13 @@ def savings(want: Want) -> Iterator[tuple[str, str, int]]:
         yield "/dtype bfloat16", f"weights {amount(facts.bytes)} to {amount(facts.bytes // 2)}, KV cache halved", saved
     if load.quantize == "none" and (form := quantization.best(4, load)):
         small = int(facts.parameters * PACKED[form] / 8)
-        yield f"/quantize {form}", f"weights {amount(facts.bytes)} to about {amount(small)}", facts.bytes - small
+        less = f"weights {amount(facts.bytes)} to about {amount(small)}"
+        aside = "" if form == "4bit" else "; with bitsandbytes /quantize 4bit"
+        yield f"/quantize {form}", less + aside, facts.bytes - small
     if want.beams > 1:
         one = want.cache(want.made, 1, want.width)
         yield "/beams 1", f"KV cache {amount(want.whole)} to {amount(one)}", want.whole - one
-    if facts.attention == "eager":
+    if load.attention == "eager":
         yield "/attention auto", "no matrix of tokens by tokens for each head", want.activations // 2
     half = max(1, want.made // 2)
     short = want.cache(half, want.beams, want.width)

@@ -115,7 +115,7 @@ def remembering(model: Any) -> Any:
     return cache if all(map(_simple, cache.layers)) else None
 
 
-def common(one: Sequence[int], other: Sequence[int]) -> int:
+def common(one: Sequence[object], other: Sequence[object]) -> int:
     """Return how many ids two texts begin with in common."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))

@@ -18,6 +18,7 @@ import platformdirs
 import remote
 import reply
 import start
+import views
 from figures import Ground, Row
 
 from repl import builtin
@@ -59,6 +60,9 @@ PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "silent": many.silent,
     "large": many.large,
     "sweep": sweep,
+    "probs": views.probs,
+    "inspect": views.inspect,
+    "score": views.score,
 }
 HEADS = ("what", "ours", "theirs", "ratio", "bound", "spread", "")
 WIDTHS = (50, 14, 14, 7, 10, 24, 6)
