@@ -97,7 +97,7 @@ def _candidate(tokenizer: Any, logs: Any, ids: Sequence[int]) -> Candidate:
 
 
 def changes(record: Done, resident: Resident) -> list[Changed]:
-    """Return what is known of both runs and differs: library versions, format, place, attention, threads."""
+    """Return what is known of both runs and differs: library versions, format, place, attention, threads, steps."""
     facts = resident.facts
     then = {**record.versions, **_conditions(record.model, record.environment)}
     model = {"dtype": facts.dtype, "device_map": facts.device_map, "quantization": resident.load.quantize}
@@ -109,6 +109,8 @@ def changes(record: Done, resident: Resident) -> list[Changed]:
 def _conditions(model: dict[str, Any], environment: dict[str, Any]) -> dict[str, str]:
     places = device(model.get("device_map") or {"": ""})
     named = {"dtype": model.get("dtype"), "device": places, "quantize": model.get("quantization")}
-    named |= {name: environment.get(name) for name in ("attention", "threads")}
+    named |= {name: environment.get(name) for name in ("attention", "threads")} | {
+        "step": environment.get("step", "plain")
+    }
     named |= {f"device {place}": name for place, name in environment.get("devices", {}).items()}
     return {name: str(value) for name, value in named.items() if value}

@@ -13,7 +13,8 @@ LENGTHS = ("max_new_tokens", "max_length")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 BEAMS = ("length_penalty", "early_stopping")
 AHEAD = ("prompt_lookup", "assistant")
-APART = ("seed", "reuse", "overflow", *AHEAD)  # settings that are no fields of the library's generation config
+FAST = (*AHEAD, "compile")
+APART = ("seed", "reuse", "overflow", *FAST)  # settings that are no fields of the library's generation config
 PREFIX = "template."  # of the variables that a chat template reads
 PENALTIES = ("frequency_penalty", "presence_penalty")  # what only servers know
 OURS = {"stop": "stop_strings"}  # settings that the library calls otherwise
@@ -114,6 +115,8 @@ def remark(name: str, settings: Settings, base: Base) -> str:
     several = (values.get("num_beams") or 1) > 1 or (values.get("num_return_sequences") or 1) > 1
     if name == "prompt_lookup" and shown and several:
         return "prompt_lookup has no effect while several sequences are made · /greedy makes one"
+    if name == "compile" and shown and several:
+        return "compile has no effect while several sequences are made · /greedy makes one"
     return ""
 
 
@@ -126,6 +129,8 @@ def check(settings: Settings, base: Base) -> None:
         raise UsageError(f"num_return_sequences {wanted} needs sampling or at least {wanted} beams", "/sample", more)
     if settings.decode.prompt_lookup and settings.decode.assistant != "none":
         raise UsageError("prompt_lookup and an assistant exclude each other", "/assistant none", "/prompt_lookup off")
+    if settings.decode.compile and (settings.decode.prompt_lookup or settings.decode.assistant != "none"):
+        raise UsageError("compiled steps make one token each, and nothing is read ahead with them", "/fast compile")
 
 
 def fit(config: Any, prompt: int, context: int, model: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from repl import decoding, loop, template
 from repl.beams import Watch, spelled
+from repl.compiled import Loan
 from repl.drafting import Drafting, Get
 from repl.errors import Cancelled, Failed, ReplError
 from repl.events import Done, Echo, Measures, Notice, Opening, Search, Sequence, Timing, Token, Usage
@@ -80,6 +81,7 @@ class Run:
         self.first_at = self.last_at = 0.0
         self.drafting = Drafting(resident, request.settings, emit)
         self.watch = Watch(resident.tokenizer, emit, not config.do_sample, decoding.stops(config))
+        self.loan: Loan | None = None  # of compiled steps
         several = bool(getattr(config, "prompt_lookup_num_tokens", None))
         self.meter = Meter(resident.tokenizer, request.settings.view.logprobs, several)
 
@@ -136,6 +138,7 @@ class Run:
             return loop.generate(
                 model,
                 self.resident.threads,
+                lend=self._steps(),
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=self._returning(),
@@ -145,6 +148,12 @@ class Run:
                 **words,
                 **extra,
             )
+
+    def _steps(self) -> Loan | None:
+        if self.request.settings.decode.compile and not self.beams:
+            resident = self.resident
+            self.loan = resident.steps.loan(resident.model, resident.load, lambda said: self.emit(Notice(said)))
+        return self.loan
 
     def _mention(self, said: str) -> None:
         if said and said not in self.resident.told:
@@ -268,7 +277,7 @@ class Run:
             system=self.request.system,
             prefill=self.request.prefill,
             template=template.arguments(settings.extra) if self.request.chats else {},
-            environment=environment(facts),
+            environment=environment(facts, self.loan),
             search=self._search(sequences) if self.beams else None,
             measures=Measures() if self.beams else self.meter.measures(best.token_ids),
             drafts=self.drafting.drafts(),
@@ -324,11 +333,12 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("transformers", "torch", "tokenizers")}
 
 
-def environment(facts: Facts) -> dict[str, Any]:
+def environment(facts: Facts, loan: Loan | None = None) -> dict[str, Any]:
     """Return what else may decide between two tokens that are nearly as likely."""
     import torch
 
-    return {"attention": facts.attention, "threads": torch.get_num_threads(), "devices": _devices(facts)}
+    step = {"step": "compiled"} if loan and loan.used else {}
+    return {"attention": facts.attention, "threads": torch.get_num_threads(), "devices": _devices(facts), **step}
 
 
 def _devices(facts: Facts) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from repl.threads import Threads
@@ -20,12 +21,17 @@ PLAIN = frozenset({"attention_mask", "position_ids", "past_key_values", "use_cac
 """Arguments of a forward pass that are known to change from step to step in one way only, or not at all."""
 
 Step = Callable[[Any, Any], Any]
+Lend = Callable[[Any], AbstractContextManager[Step]]
+"""Lends a step that goes on from a cache, which gets back what is made meanwhile."""
 
 
-def generate(model: Any, threads: Threads | None = None, own: bool = True, **given: Any) -> Any:
+def generate(
+    model: Any, threads: Threads | None = None, own: bool = True, lend: Lend | None = None, **given: Any
+) -> Any:
     """Call the library's `generate` with our loop, or as it is where that does not fit or `own` is off.
 
     `given` are the arguments of `generate`, among them `generation_config`; `threads` are minded by our loop only.
+    `lend` is what may lend it faster steps.
     """
     import torch
 
@@ -33,7 +39,7 @@ def generate(model: Any, threads: Threads | None = None, own: bool = True, **giv
     if not (own and set(given) <= TAKEN and fits(model, config)):
         with torch.inference_mode():
             return model.generate(**given)
-    loop = Loop(given.get("streamer"), threads)
+    loop = Loop(given.get("streamer"), threads, lend)
     if config.stop_strings:  # the library makes this criterion only with a tokenizer, which it keeps from other loops
         from transformers import StopStringCriteria
 
@@ -66,8 +72,8 @@ def fits(model: Any, config: Any) -> bool:
 class Loop:
     """What `generate(custom_generate=...)` calls in place of `_sample`: one prefill, then step after step."""
 
-    def __init__(self, streamer: Any = None, threads: Threads | None = None) -> None:
-        self._streamer = streamer
+    def __init__(self, streamer: Any = None, threads: Threads | None = None, lend: Lend | None = None) -> None:
+        self._streamer, self._lend = streamer, lend
         self._threads = threads or Threads()
 
     def __call__(
@@ -84,8 +90,8 @@ class Loop:
         from transformers.generation.utils import ALL_CACHE_NAMES
 
         output = model._prefill(input_ids, generation_config, given, is_first_iteration=True)
-        step = chosen(model, generation_config, output, given)
-        with model._optimize_model_for_decode(), self._threads.minded(model):
+        steps = chosen(model, output, given, self._lend)
+        with model._optimize_model_for_decode(), self._threads.minded(model), steps as step:
             ids = self._decode(input_ids, output, step, logits_processor, stopping_criteria, generation_config)
         if self._streamer is not None:
             self._streamer.end()
@@ -132,9 +138,25 @@ def drawn(scores: Any) -> Any:
 # steps
 
 
-def chosen(model: Any, config: Any, output: Any, given: dict[str, Any]) -> Step:
+def chosen(model: Any, output: Any, given: dict[str, Any], lend: Lend | None) -> AbstractContextManager[Step]:
     """Return how to go on from the prefill's output; `given` are the arguments of its forward pass, kept up to date."""
-    return Plain(model, output, given).step if plain(model, output, given) else Careful(model, output, given).step
+    if not plain(model, output, given):
+        return nullcontext(Careful(model, output, given).step)
+    if lend is not None and alone(output, given):
+        given["past_key_values"] = output.past_key_values
+        return lend(output.past_key_values)
+    return nullcontext(Plain(model, output, given).step)
+
+
+def alone(output: Any, given: dict[str, Any]) -> bool:
+    """Tell whether there is one text, every token of it counts, and the next one stands right behind it."""
+    positions, mask = given.get("position_ids"), given.get("attention_mask")
+    length = output.past_key_values.get_seq_length()
+    return (
+        output.logits.shape[0] == 1
+        and (mask is None or bool(mask.all()))
+        and (positions is None or int(positions[0, -1]) == length - 1)
+    )
 
 
 def plain(model: Any, output: Any, given: dict[str, Any]) -> bool:

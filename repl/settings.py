@@ -115,6 +115,9 @@ class Decode:
     assistant: Annotated[str, Text("an id or a folder, or none", lambda: ["none"])] = setting(
         "none", "smaller model with the same tokenizer that proposes tokens ahead, which the model checks in one pass"
     )
+    compile: Annotated[bool, Flag()] = setting(
+        False, "make each token with a compiled step, which is made beside the replies once it is asked for (CPU)"
+    )
 
 
 @dataclass(frozen=True, slots=True)

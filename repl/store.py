@@ -169,6 +169,9 @@ class Store:
         gone = set(loads)
         if self._current is not None and self._current.load in gone:
             self._current = None
+        for each in self._held:
+            if each.load in gone:
+                each.steps.close()
         self._held = tuple(each for each in self._held if each.load not in gone)
 
     def rooms(self) -> list[Room]:

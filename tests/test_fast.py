@@ -517,14 +517,15 @@ def test_fast_alone_says_what_is_on_and_what_it_brought(llama_folder):
         done = ask(session, TEXT)
         found = run(session, "/fast")
         run(session, "/fast off")
-        assert [mode.value for mode in run(session, "/fast").modes] == ["off", "none"]
-    lookup, assistant = found.modes
+        assert [mode.value for mode in run(session, "/fast").modes] == ["off", "none", "off"]
+    lookup, assistant, compiling = found.modes
     assert (lookup.name, lookup.value, lookup.replies) == ("prompt_lookup", "15", 1)
     assert (lookup.proposed, lookup.accepted) == (done.drafts.proposed, done.drafts.accepted)
     assert lookup.tokens_per_pass == pytest.approx((len(done.token_ids) - 1) / done.drafts.passes)
     assert lookup.decode_tps == pytest.approx(done.timing.decode_tps)
     assert found.plain_tps > 0
     assert (assistant.value, assistant.replies) == ("none", 0)
+    assert (compiling.value, compiling.state, compiling.replies) == ("off", "", 0)
     assert plain(found)["modes"][0]["name"] == "prompt_lookup"
 
 

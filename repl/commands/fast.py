@@ -1,4 +1,4 @@
-"""Faster: read ahead by looking up or by an assistant, and what it brought."""
+"""Faster: read ahead by looking up or by an assistant, compiled steps, and what they brought."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from repl import catalog, decoding, drafting, settings
 from repl.change import apply, change, changed
 from repl.clean import clean_line
 from repl.errors import UsageError
-from repl.events import Done
+from repl.events import Done, Notice
 from repl.kinds import Choice, Rest
 from repl.loading import Facts
 from repl.registry import command
 from repl.screen import Said, joined, mebibytes, view
 from repl.session import Session
-from repl.worker import Job
+from repl.worker import Emit, Job
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
     """A way to be faster, and the replies of this conversation that it made with the model in use.
 
-    `tokens_per_pass` counts passes of the model itself, the prompt's left out.
+    `tokens_per_pass` counts passes of the model itself, the prompt's left out; `state` says how far compiling is.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Mode:
     accepted: int
     tokens_per_pass: float | None
     decode_tps: float | None
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,16 @@ class Fast:
 
 
 @command("prove")
-def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"))]) -> Any:
-    """Make replies faster without changing them: /fast prompt_lookup, /fast off; alone it says what that brought.
+def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "compile", "off"))]) -> Any:
+    """Make replies faster: /fast compile, /fast prompt_lookup, /fast off; alone it says what that brought.
 
     prompt_lookup proposes what followed earlier in the text when the same tokens stood there, and the model checks
     that in one pass: much faster where a reply repeats its prompt, and it rests where it does not pay. /assistant ID
     lets a smaller model propose.
+
+    compile turns the pass for one token into a single function, in a process of its own: replies go on as they were
+    until it is there, after a minute or two, and it is kept for later sessions. In float32 the tokens stay the same;
+    with /quantize int4 it pays most, though its roundings are not those of the uncompiled kernels.
     """
     if session.remote is not None:
         session.facts()  # says that it takes a model in this process
@@ -60,10 +65,24 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
     if len(modes) > 1 and "off" in modes:
         raise UsageError("off goes by itself", "/fast off")
     if modes[0] == "off":
-        apply(session, [(name, "default") for name in decoding.AHEAD])
-        return Said("nothing is read ahead · from the next reply on")
-    apply(session, [("assistant", "none")])
+        apply(session, [(name, "default") for name in decoding.FAST])
+        return Said("nothing is read ahead or compiled · from the next reply on")
+    if modes[0] == "compile":
+        return compiled(session)
+    apply(session, [("assistant", "none"), ("compile", "off")])
     return apply(session, [("prompt_lookup", str(drafting.TOKENS))])
+
+
+def compiled(session: Session) -> Any:
+    """Turn compiled steps on, and begin to make them."""
+    session.facts()
+    apply(session, [*((name, "default") for name in decoding.AHEAD), ("compile", "on")])
+
+    def begin(emit: Emit) -> None:
+        resident = session.store.current()
+        resident.steps.loan(resident.model, resident.load, lambda said: emit(Notice(said)))
+
+    return session.start(begin, lambda job: Said(joined("compile on", session.compiling()[0])))
 
 
 @command("setting", waits=True)
@@ -72,7 +91,7 @@ def assistant(session: Session, id: Annotated[str, Rest(suggest=catalog.names)] 
     if id in ("", "none", "default"):
         return change(session, "assistant", id)
     session.facts()
-    words = [("assistant", id), ("prompt_lookup", "off")]
+    words = [("assistant", id), ("prompt_lookup", "off"), ("compile", "off")]
     chosen = changed(session.settings, words, parts=("decode",))
 
     def settle(job: Job[Facts]) -> Said:
@@ -91,10 +110,13 @@ def overview(session: Session) -> Fast:
     turns = session.conversation.turns.values()
     records = {turn.record.timing: turn.record for turn in turns if turn.record and not turn.record.sequences}
     own = [record for record in records.values() if facts and _same(record, facts)]
-    modes = [
-        _mode(name, session, [one for one in own if one.drafts and one.drafts.by == name]) for name in decoding.AHEAD
-    ]
-    return Fast(modes, _speed([one for one in own if not one.drafts]))
+    modes = [_mode(name, session, [one for one in own if by(one) == name]) for name in decoding.FAST]
+    return Fast(modes, _speed([one for one in own if not by(one)]))
+
+
+def by(record: Done) -> str:
+    """Return what made a reply faster."""
+    return record.drafts.by if record.drafts else "compile" if record.environment.get("step") else ""
 
 
 def _same(record: Done, facts: Facts) -> bool:
@@ -113,6 +135,7 @@ def _mode(name: str, session: Session, records: Sequence[Done]) -> Mode:
         sum(one.accepted for one in found),
         made / passes if passes else None,
         _speed(records),
+        ": ".join(filter(None, session.compiling())) if name == "compile" else "",
     )
 
 
@@ -132,16 +155,18 @@ def _(result: Fast) -> RenderableType:
         table.add_row(mode.name, Text(clean_line(mode.value)), Text(_brought(mode, result.plain_tps)))
     off = all(mode.value in ("off", "none") for mode in result.modes)
     hint = Text.assemble(("/fast prompt_lookup", "accent"), (" looks up, ", "quiet"))
-    hint += Text.assemble(("/assistant ID", "accent"), (" lets a smaller model propose", "quiet"))
+    hint += Text.assemble(("/assistant ID", "accent"), (" lets a smaller model propose, ", "quiet"))
+    hint += Text.assemble(("/fast compile", "accent"), (" compiles", "quiet"))
     return Group(table, *([hint] if off else []))
 
 
 def _brought(mode: Mode, plain: float | None) -> str:
     if not mode.replies:
-        return ""
+        return mode.state
     return joined(
+        mode.state,
         f"{mode.tokens_per_pass:.1f} tokens a pass" if mode.tokens_per_pass else "",
-        f"{mode.accepted} of {mode.proposed} proposals right",
+        f"{mode.accepted} of {mode.proposed} proposals right" if mode.proposed else "",
         f"{mode.decode_tps:.1f} tokens/s" if mode.decode_tps else "",
         f"{plain:.1f} without" if plain else "",
     )
