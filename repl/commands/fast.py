@@ -46,7 +46,7 @@ class Fast:
     plain_tps: float | None
 
 
-@command("prove")
+@command("prove", waits=True)
 def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "compile", "off"))]) -> Any:
     """Make replies faster: /fast compile, /fast prompt_lookup, /fast off; alone it says what that brought.
 
