@@ -10,12 +10,12 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from repl.clean import Cleaner, clean, clean_line
+from repl.clean import clean_line
 from repl.colours import caption, certainty
 from repl.columns import Board
 from repl.events import Beams, Columns, Echo, Event, InColumn, Notice, Opening, Token
 from repl.events import Progress as Step
-from repl.reply import Reply
+from repl.reply import Continuation, Reply
 from repl.screen import Screen, joined
 from repl.settings import View
 from repl.shades import style
@@ -27,8 +27,7 @@ class Pane:
     def __init__(self, screen: Screen, view: View) -> None:
         self._screen = screen
         self._view = view
-        self._reply: Reply | None = None
-        self._cleaner = Cleaner()
+        self._reply: Reply | Continuation = Continuation(screen, view)
         self._bar = Bar(screen)
         self._beams: Live | None = None
         self._board: Board | None = None
@@ -43,12 +42,7 @@ class Pane:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._quiet()
-        self._text(self._cleaner.end())
-        if self._reply is not None and self._column:
-            self._reply.end()
-        elif self._column:
-            self._screen.write("\n")
-        self._screen.flush()
+        self._end_line()
         if self._shaded:
             self._screen.once(caption(self._shaded))
         for text in self._later:
@@ -56,7 +50,7 @@ class Pane:
 
     def draw(self, events: list[Event]) -> None:
         """Draw a few events; text is written at once and flushed together. Without events, what waited is drawn."""
-        if not events and self._reply is not None:
+        if not events:
             self._reply.rest()
         for event in events:
             self._draw(event)
@@ -69,7 +63,7 @@ class Pane:
             case Token():
                 self._token(event)
             case Opening(marks=marks):
-                self._reply = None if self._screen.as_json else Reply(self._screen, marks, self._view)
+                self._reply = Reply(self._screen, marks, self._view)
             case Echo(text=text):
                 self._echo(text)
             case Step():
@@ -92,11 +86,8 @@ class Pane:
         self._quiet()
         if self._screen.as_json:
             self._screen.record(token_record(token))
-        elif self._reply is not None:
-            self._reply.feed(token, self._shade(token))
-            self._column = True
         else:
-            self._text(self._cleaner.feed(token.text), self._shade(token))
+            self._reply.feed(token, self._shade(token))
             self._column = True  # a reply ends its line even when it is empty
 
     def _shade(self, token: Token) -> str:
@@ -105,21 +96,11 @@ class Pane:
         self._shaded = "on" if token.entropy is None else self._view.probs
         return style(certainty(token.logprob, token.entropy, self._view.probs))
 
-    def _text(self, text: str, words: str = "") -> None:
-        if text and not self._screen.as_json:
-            self._screen.write(text, words)
-
     def _echo(self, text: str) -> None:
-        if self._screen.as_json:
-            return
-        self._quiet()
-        if self._reply is not None:
+        if not self._screen.as_json:
+            self._quiet()
             self._reply.echo(text)
-        elif self._screen.interactive:
-            self._screen.out.print(Text(clean(text), "quiet"), end="", soft_wrap=True)
-        else:
-            self._screen.write(clean(text))
-        self._column = True
+            self._column = True
 
     def _beside(self, event: Columns | InColumn) -> None:
         if isinstance(event, InColumn):
@@ -147,9 +128,9 @@ class Pane:
 
     def _end_line(self) -> None:
         if self._column:
-            self._screen.write("\n")
-            self._screen.flush()
+            self._reply.end()
             self._column = False
+        self._screen.flush()
 
     def _quiet(self) -> None:
         """Take away what is redrawn in place: it would erase an unfinished line."""

@@ -20,7 +20,7 @@ ORDER = [
     "probe", "scoring", "warping", "waterfall", "traits", "drafting", "engine", "engines", "rows", "sweep",
     "diverge", "layers", "conversation", "records", "database", "archive", "session", "servers", "point",
     "registry", "screen", "shades", "spark", "lineup", "traces", "answers", "colours", "pages", "writing",
-    "recipe", "again", "bench", "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply",
+    "recipe", "again", "bench", "transcript", "prose", "highlight", "tables", "blocks", "flow", "markdown", "reply",
     "columns", "live", "change", "adopt", "variants", "sides", "trial", "replay", "panel", "branches",
 ]  # fmt: skip
 TOP = ["keys", "inspector", "offers", "prompt", "shell", "commands", "program", "__main__"]

@@ -47,11 +47,11 @@ class Fast:
 
 @command("prove")
 def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"))]) -> Any:
-    """Make replies faster without changing them: /fast prompt_lookup, /fast off; alone it says what that brought.
+    """Make replies faster without changing them; alone, what that brought.
 
     prompt_lookup proposes what followed earlier in the text when the same tokens stood there, and the model checks
     that in one pass: much faster where a reply repeats its prompt, and it rests where it does not pay. /assistant ID
-    lets a smaller model propose.
+    lets a smaller model propose. /fast off turns all of it off.
     """
     if session.remote is not None:
         session.facts()  # says that it takes a model in this process
@@ -68,7 +68,10 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
 
 @command("setting", waits=True)
 def assistant(session: Session, id: Annotated[str, Rest(suggest=catalog.names)] = "") -> Any:
-    """Let a smaller model with the same tokenizer propose tokens that the model checks in one pass; none ends it."""
+    """Let a smaller model propose tokens that the model checks in one pass.
+
+    Both need the same tokenizer. /assistant none ends it.
+    """
     if id in ("", "none", "default"):
         return change(session, "assistant", id)
     session.facts()

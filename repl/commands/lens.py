@@ -70,11 +70,11 @@ def lens(
     top: Annotated[int, Whole(1, 100)] = 3,
     at: Annotated[int, Whole(1)] = 0,
 ) -> Task[Lens]:
-    """Show what each layer would say next, and at which layer the model's answer comes to lead.
+    """Show what each layer would say next, and where the model's answer leads.
 
-    After the conversation as it stands, or after TEXT, without the chat template. --at N looks at the place where
-    token N of the last reply was made. --word W follows one word (its first token) through the layers; quotes keep a
-    space in front of it. Every layer is read through what stands behind the last one.
+    After the conversation as it stands, or after TEXT, without the chat template. --at N looks at the place where token
+    N of the last reply was made. --word W follows one word (its first token) through the layers; quotes keep a space in
+    front of it. Every layer is read through what stands behind the last one.
     """
     session.facts()
     spot = _spot(session, text, at)

@@ -99,7 +99,7 @@ def measure(resident: Resident, text: str, source: str, emit: Emit) -> Score:
 
 @command("look inside", name="score", waits=True)
 def score_(session: Session, text: Annotated[str, Rest()]) -> Task[Score]:
-    """Show how likely each token of a text is, its perplexity and bits per byte: /score TEXT, /score FILE.
+    """Show how likely a text or file is: each token, perplexity, bits per byte.
 
     A text that is the path of a file stands for what is in it. The text is read as it stands, without the chat
     template; its first token is given, not predicted, though its bytes count in bits per byte. What is longer than the
