@@ -141,7 +141,12 @@ class Drawing:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         lens, mark = self._lens, ">" if options.ascii_only else "▸"
         through = f"read through {clean_line(', '.join(lens.through))}" if lens.through else ""
-        yield Text(joined(f"after {shortened(lens.place, 60)}", f"{lens.tokens} tokens", through), "quiet")
+        yield Text(
+            joined(
+                f"after {shortened(lens.place, 60)}", f"{lens.tokens} token{'' if lens.tokens == 1 else 's'}", through
+            ),
+            "quiet",
+        )
         table = Table.grid(padding=(0, 2))
         shown = max(1, (options.max_width - 13 - (20 if lens.word else 0)) // (CELL + 2))
         if lens.word:
