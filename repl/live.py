@@ -20,6 +20,8 @@ from repl.screen import Screen, joined
 from repl.settings import View
 from repl.shades import style
 
+SOON = 5.0  # seconds: less is not worth a word, but for downloads
+
 
 class Pane:
     """Draws the events of one job; use it as a context."""
@@ -186,11 +188,17 @@ def amount(done: int, total: int, unit: str, speed: float) -> str:
     scale, sign = (10**6, "MB") if unit == "B" else (1, unit)
     if not (done or total):
         return ""
-    of = f"{done / scale:.0f} of {total / scale:.0f} {sign}" if total else f"{done / scale:.0f} {sign}"
-    if not speed or unit != "B":
+    of = f"{done / scale:,.0f} of {total / scale:,.0f} {sign}" if total else f"{done / scale:,.0f} {sign}"
+    if not speed:
         return of
-    left = f"{max(0, total - done) / speed:.0f} s left" if total else ""
-    return joined(of, f"{speed / scale:.1f} {sign}/s", left)
+    rate = f"{speed / scale:.1f} {sign}/s" if unit == "B" else f"{speed:.0f} {sign}/s" if unit == "tokens" else ""
+    left = max(0.0, (total - done) / speed) if total else 0.0
+    return joined(of, rate, remaining(left) if total and (unit == "B" or left >= SOON) else "")
+
+
+def remaining(seconds: float) -> str:
+    """Say how long something takes yet."""
+    return f"{seconds:.0f} s left" if seconds < 100 else f"{seconds / 60:.0f} min left"
 
 
 class Pace:
