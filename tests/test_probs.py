@@ -359,14 +359,19 @@ def test_a_taken_alternative_begins_a_branch_of_its_own(kind: str, request: pyte
     assert (done.usage.reused == len(done.prompt_ids) - 1) is (kind != "recurrent")
 
 
+def taken(session: Session, line: str) -> Done:
+    """Put another token in a place, and return the record of what came of it."""
+    run(session, line)
+    assert session.last is not None
+    assert session.last.record is not None
+    return session.last.record
+
+
 def test_a_token_that_was_not_listed_may_be_taken_too(gpt2_folder: Path) -> None:
     with opened(gpt2_folder, max_new_tokens=3) as session:
         first = ask(session, PROMPT)
         other = next(one for one in range(300, 400) if one not in first.measures.ids[1])
-        run(session, f"/take 2 {other}")
-        assert session.last is not None
-        record = session.last.record
-        assert record is not None
+        record = taken(session, f"/take 2 {other}")
         assert record.token_ids[:2] == (first.token_ids[0], other)
         assert_measured(*bare(gpt2_folder), record)
         with pytest.raises(UsageError, match="has no token 99999"):
@@ -379,10 +384,7 @@ def test_an_end_token_that_is_taken_ends_the_reply(llama_folder: Path) -> None:
     with opened(llama_folder, max_new_tokens=5) as session:
         first = ask(session, PROMPT)
         end = session.store.current().tokenizer.eos_token_id
-        run(session, f"/take 3 {end}")
-        assert session.last is not None
-        record = session.last.record
-        assert record is not None
+        record = taken(session, f"/take 3 {end}")
         assert (record.token_ids, record.finish) == ((*first.token_ids[:2], end), "stop")
         assert_measured(*bare(llama_folder), record)
 

@@ -17,42 +17,34 @@ def plain(folder, ids):
         return bare(folder)[0](torch.tensor([ids])).logits[0].float()
 
 
-@pytest.fixture(scope="module")
-def sliding_folder(tmp_path_factory):
-    """A tiny random Mistral whose attention reaches over eight tokens."""
+SHAPE = {
+    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "sliding_window": 8, "initializer_range": 0.3},
+}
+
+
+def windowed(folder, family, **more):
+    """Write a tiny random model whose attention reaches over eight tokens."""
     import models
-    from transformers import MistralConfig, MistralForCausalLM
+    import transformers
 
     tokenizer = models.byte_level(["<|end|>"], eos_token="<|end|>", bos_token="<|end|>")
+    config = getattr(transformers, f"{family}Config")(**models.sizes(tokenizer), **SHAPE, **more)
     with models.seeded(0):
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-        config = MistralConfig(
-            **models.sizes(tokenizer), **shape, num_key_value_heads=2, sliding_window=8, initializer_range=0.3
-        )
-        model = MistralForCausalLM(config)
-    return models.save(model, tokenizer, tmp_path_factory.mktemp("sliding"))
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
+    return models.save(model, tokenizer, folder)
+
+
+@pytest.fixture(scope="module")
+def sliding_folder(tmp_path_factory):
+    """A Mistral."""
+    return windowed(tmp_path_factory.mktemp("sliding"), "Mistral")
 
 
 @pytest.fixture(scope="module")
 def capped_folder(tmp_path_factory):
-    """A tiny random Gemma 2, which caps what comes out of its head."""
-    import models
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    tokenizer = models.byte_level(["<|end|>"], eos_token="<|end|>", bos_token="<|end|>")
-    with models.seeded(0):
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-        config = Gemma2Config(
-            **models.sizes(tokenizer),
-            **shape,
-            num_key_value_heads=2,
-            head_dim=8,
-            sliding_window=8,
-            final_logit_softcapping=2.0,
-            initializer_range=0.3,
-        )
-        model = Gemma2ForCausalLM(config)
-    return models.save(model, tokenizer, tmp_path_factory.mktemp("capped"))
+    """A Gemma 2, which caps what comes out of its head."""
+    return windowed(tmp_path_factory.mktemp("capped"), "Gemma2", head_dim=8, final_logit_softcapping=2.0)
 
 
 KINDS = ["llama", "gpt2", "recurrent", "sliding", "capped"]
