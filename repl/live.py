@@ -34,6 +34,7 @@ class Pane:
         self._beams: Live | None = None
         self._board: Board | None = None
         self._column = False  # the cursor stands behind text
+        self._begins = ""  # what the text goes on from: drawn with its first token, a search comes before
         self._shaded = ""  # by what tokens were coloured
         self._later: list[str] = []  # notices that came in the middle of a text
 
@@ -44,6 +45,7 @@ class Pane:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._quiet()
+        self._begin()
         self._end_line()
         if self._shaded:
             self._screen.once(caption(self._shaded))
@@ -67,7 +69,7 @@ class Pane:
             case Opening(marks=marks):
                 self._reply = Reply(self._screen, marks, self._view)
             case Echo(text=text):
-                self._echo(text)
+                self._begins += text
             case Step():
                 self._bar.step(event)
             case Beams():
@@ -89,6 +91,7 @@ class Pane:
         if self._screen.as_json:
             self._screen.record(token_record(token))
         else:
+            self._begin()
             self._reply.feed(token, self._shade(token))
             self._column = True  # a reply ends its line even when it is empty
 
@@ -98,11 +101,11 @@ class Pane:
         self._shaded = "on" if token.entropy is None else self._view.probs
         return style(certainty(token.logprob, token.entropy, self._view.probs))
 
-    def _echo(self, text: str) -> None:
-        if not self._screen.as_json:
-            self._quiet()
-            self._reply.echo(text)
+    def _begin(self) -> None:
+        if self._begins and not self._screen.as_json:
+            self._reply.echo(self._begins)
             self._column = True
+        self._begins = ""
 
     def _beside(self, event: Columns | InColumn) -> None:
         if isinstance(event, InColumn):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from rich.style import Style
 from window import Window
 
-from repl.events import Echo, Event, Opening, Token
+from repl.events import Beams, Branch, Echo, Event, Opening, Token
 from repl.flow import Flow
 from repl.live import Pane
 from repl.markdown import Words
@@ -146,3 +146,10 @@ def test_thinking_that_is_shown_stands_before_the_answer() -> None:
     said = [Token("<think>why", 1, 0.0), Token("</think>", 2, 0.0), *UNLIKELY]
     rows = drawn([Opening(Marks()), *said], View(probs="on", thinking="show")).rows()
     assert rows[:4] == ["why", "", "Plain words and", "logarithmically"]
+
+
+def test_a_search_goes_on_from_its_text_on_the_same_line() -> None:
+    """The live hypotheses are gone when it has ended, and what it goes on from stands in front of the winner."""
+    search = [Beams(1, "", (Branch(" a time", -1.0), Branch(" a dog", -2.0)))]
+    rows = drawn([Echo("Once upon"), *search, Token(" a time", 1)], View()).rows()
+    assert rows[:2] == ["Once upon a time", ""]
