@@ -1,7 +1,7 @@
 """Scores of given ids: the numbers of a plain forward pass, in steps of any size, on every kind of model."""
 
 import pytest
-from driving import ask, bare, opened
+from driving import ask, bare, opened, refused, run
 
 from repl.errors import Cancelled, Failed, UsageError
 from repl.scoring import following, logits, score
@@ -175,6 +175,15 @@ def test_numbers_that_are_none_are_refused_by_place(recurrent_folder, emit):
 def test_ids_outside_the_vocabulary_fail_in_one_sentence(llama_folder, emit):
     with opened(llama_folder) as session, pytest.raises(Failed, match="the text cannot be read"):
         list(score(session.store.current(), [5, 10**6, 7], emit))
+
+
+def test_the_path_of_no_file_is_not_scored_as_a_text(llama_folder, tmp_path):
+    """Nobody means the letters of a path; what only looks a little like one is a text."""
+    with opened(llama_folder) as session:
+        for path in (tmp_path / "gone.txt", "./gone", "~/gone.txt", "../gone/away"):
+            refused(session, f"/score {path}", "there is no file")
+        for text in ("and/or", "/usr and /bin", "..."):
+            assert run(session, f"/score {text}").source == "text"
 
 
 def test_narrow_numbers_are_measured_in_wide_ones(llama_folder, emit):

@@ -119,7 +119,7 @@ def _content(text: str) -> tuple[str, str]:
     try:
         if not path.is_file():
             if PATH.fullmatch(text) and not path.exists():
-                raise UsageError(f"there is no file {text!r}")
+                raise UsageError(f"there is no file {text!r}", "/score TEXT")
             return "text", text
     except (OSError, ValueError):  # no name that a file could have
         return "text", text
