@@ -89,9 +89,10 @@ def chosen(asked: argparse.Namespace, found: Settings) -> Settings:
 def main() -> None:
     """Run the program and end with its exit code."""
     asked = sorted_out(parser().parse_intermixed_args())
-    with suppress(AttributeError, ValueError):
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a text stream here
-        sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):
+            handler = "hub-repl" if stream.isatty() else "backslashreplace"  # text in a pipe stays what it is
+            stream.reconfigure(errors=handler)  # type: ignore[union-attr]  # a text stream here
     leave(_guarded(lambda: run(asked)))
 
 

@@ -1,5 +1,6 @@
 """Make foreign text harmless: nothing a model, a file or a library says may act on the terminal."""
 
+import codecs
 import locale
 import re
 import sys
@@ -8,6 +9,9 @@ from functools import cache
 
 MARKS = 16
 """Combining marks that one base character may carry; the rest of a pile is dropped."""
+
+SIGNS = str.maketrans("·…–—•▸❯↵█│├└─�", "-~--*>>|#||`-?")
+"""What stands for the program's own signs where the terminal has ASCII alone; each takes one column, too."""
 
 _FLAG = "\U0001f3f4"
 _FLAGS = tuple(
@@ -47,6 +51,30 @@ def ascii_only() -> bool:
     except (UnicodeEncodeError, LookupError):
         return True
     return False
+
+
+def signs(text: str) -> str:
+    """Return a text of the program's own as the terminal can show it."""
+    return text.translate(SIGNS) if ascii_only() else text
+
+
+def spelled_out(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Serve as handler of characters that a terminal lacks: a sign for a sign, an escape for any other."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    found = error.object[error.start : error.end].translate(SIGNS)
+    return found.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+codecs.register_error("hub-repl", spelled_out)
+
+
+def repaired(text: str) -> str:
+    """Return typed text without lone surrogates: bytes that they stand for are read as UTF-8 where they are that."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class Cleaner:

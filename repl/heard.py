@@ -9,7 +9,7 @@ from repl import context, decoding, thinking
 from repl.decoding import PENALTIES, Base
 from repl.errors import Failed
 from repl.events import Done, Echo, Notice, Opening, Timing, Token, Usage
-from repl.protocol import EXTRAS, parameters, plain, scored, wanted, whole
+from repl.protocol import DIALECTS, EXTRAS, parameters, plain, scored, wanted, whole
 from repl.request import Request
 from repl.settings import named
 from repl.tally import Tally
@@ -31,6 +31,7 @@ class Peer:
     context: int
     refused: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
+    owner: str = ""
 
 
 class Heard:
@@ -61,8 +62,12 @@ class Heard:
         """Return the request as it is sent, without what the server refused before."""
         given = {**self._what(), **parameters(self.request.settings, BASE, self.request.chats)}
         model = {"model": self.peer.model} if self.peer.model else {}
+        given = {self._theirs(name): value for name, value in given.items()}
         whole = {**model, **given, "stream": True, "stream_options": {"include_usage": True}}
         return {name: value for name, value in whole.items() if name not in self.peer.refused}
+
+    def _theirs(self, name: str) -> str:
+        return DIALECTS.get(self.peer.owner, {}).get(name, name)
 
     def _what(self) -> dict[str, Any]:
         if not self.request.chats:
@@ -221,5 +226,6 @@ class Heard:
     def _decode(self) -> dict[str, Any]:
         table = decoding.effective(self.request.settings, BASE)
         unset = (None, ())
-        gone = {name for name, theirs in EXTRAS.items() if theirs in self.peer.refused} | self.peer.refused
+        refused = self.peer.refused
+        gone = {name for name, theirs in EXTRAS.items() if self._theirs(theirs) in refused} | refused
         return {name: item.value for name, item in table.items() if item.value not in unset and name not in gone}

@@ -10,6 +10,7 @@ from repl.events import Progress
 from repl.libraries import release
 from repl.loading import Facts, Resident
 from repl.mishaps import is_memory, sentence
+from repl.pieces import Speller
 from repl.probe import breakable, entry, layers, one_sentence
 from repl.worker import Emit, bare
 
@@ -174,11 +175,11 @@ def _same(one: Any, other: Any, dtype: Any) -> bool:
     return bool((one - other).abs().max() <= max(CLOSE, 4 * torch.finfo(dtype).eps) * max(1.0, most))
 
 
-def candidate(logs: Any, token: int, tokenizer: Any) -> Candidate:
+def candidate(logs: Any, token: int, speller: Speller) -> Candidate:
     """Return a token with its place in a distribution, log-probabilities of shape (vocab,)."""
     logprob = logs[token]
     rank = int((logs > logprob).sum()) + 1
-    return Candidate(token, str(tokenizer.decode([token])), float(logprob.exp()), float(logprob), rank)
+    return Candidate(token, speller.text(token), float(logprob.exp()), float(logprob), rank)
 
 
 def opening(tokenizer: Any, word: str, logs: Any) -> int:

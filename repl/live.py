@@ -10,15 +10,17 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from repl.clean import Cleaner, clean, clean_line
+from repl.clean import clean_line
 from repl.colours import caption, certainty
 from repl.columns import Board
 from repl.events import Beams, Columns, Echo, Event, InColumn, Notice, Opening, Token
 from repl.events import Progress as Step
-from repl.reply import Reply
+from repl.reply import Continuation, Reply
 from repl.screen import Screen, joined
 from repl.settings import View
 from repl.shades import style
+
+SOON = 5.0  # seconds: less is not worth a word, but for downloads
 
 
 class Pane:
@@ -27,12 +29,12 @@ class Pane:
     def __init__(self, screen: Screen, view: View) -> None:
         self._screen = screen
         self._view = view
-        self._reply: Reply | None = None
-        self._cleaner = Cleaner()
+        self._reply: Reply | Continuation = Continuation(screen, view)
         self._bar = Bar(screen)
         self._beams: Live | None = None
         self._board: Board | None = None
         self._column = False  # the cursor stands behind text
+        self._begins = ""  # what the text goes on from: drawn with its first token, a search comes before
         self._shaded = ""  # by what tokens were coloured
         self._later: list[str] = []  # notices that came in the middle of a text
 
@@ -43,12 +45,8 @@ class Pane:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._quiet()
-        self._text(self._cleaner.end())
-        if self._reply is not None and self._column:
-            self._reply.end()
-        elif self._column:
-            self._screen.write("\n")
-        self._screen.flush()
+        self._begin()
+        self._end_line()
         if self._shaded:
             self._screen.once(caption(self._shaded))
         for text in self._later:
@@ -56,7 +54,7 @@ class Pane:
 
     def draw(self, events: list[Event]) -> None:
         """Draw a few events; text is written at once and flushed together. Without events, what waited is drawn."""
-        if not events and self._reply is not None:
+        if not events:
             self._reply.rest()
         for event in events:
             self._draw(event)
@@ -69,9 +67,9 @@ class Pane:
             case Token():
                 self._token(event)
             case Opening(marks=marks):
-                self._reply = None if self._screen.as_json else Reply(self._screen, marks, self._view)
+                self._reply = Reply(self._screen, marks, self._view)
             case Echo(text=text):
-                self._echo(text)
+                self._begins += text
             case Step():
                 self._bar.step(event)
             case Beams():
@@ -92,11 +90,9 @@ class Pane:
         self._quiet()
         if self._screen.as_json:
             self._screen.record(token_record(token))
-        elif self._reply is not None:
-            self._reply.feed(token, self._shade(token))
-            self._column = True
         else:
-            self._text(self._cleaner.feed(token.text), self._shade(token))
+            self._begin()
+            self._reply.feed(token, self._shade(token))
             self._column = True  # a reply ends its line even when it is empty
 
     def _shade(self, token: Token) -> str:
@@ -105,21 +101,11 @@ class Pane:
         self._shaded = "on" if token.entropy is None else self._view.probs
         return style(certainty(token.logprob, token.entropy, self._view.probs))
 
-    def _text(self, text: str, words: str = "") -> None:
-        if text and not self._screen.as_json:
-            self._screen.write(text, words)
-
-    def _echo(self, text: str) -> None:
-        if self._screen.as_json:
-            return
-        self._quiet()
-        if self._reply is not None:
-            self._reply.echo(text)
-        elif self._screen.interactive:
-            self._screen.out.print(Text(clean(text), "quiet"), end="", soft_wrap=True)
-        else:
-            self._screen.write(clean(text))
-        self._column = True
+    def _begin(self) -> None:
+        if self._begins and not self._screen.as_json:
+            self._reply.echo(self._begins)
+            self._column = True
+        self._begins = ""
 
     def _beside(self, event: Columns | InColumn) -> None:
         if isinstance(event, InColumn):
@@ -147,9 +133,9 @@ class Pane:
 
     def _end_line(self) -> None:
         if self._column:
-            self._screen.write("\n")
-            self._screen.flush()
+            self._reply.end()
             self._column = False
+        self._screen.flush()
 
     def _quiet(self) -> None:
         """Take away what is redrawn in place: it would erase an unfinished line."""
@@ -205,11 +191,17 @@ def amount(done: int, total: int, unit: str, speed: float) -> str:
     scale, sign = (10**6, "MB") if unit == "B" else (1, unit)
     if not (done or total):
         return ""
-    of = f"{done / scale:.0f} of {total / scale:.0f} {sign}" if total else f"{done / scale:.0f} {sign}"
-    if not speed or unit != "B":
+    of = f"{done / scale:,.0f} of {total / scale:,.0f} {sign}" if total else f"{done / scale:,.0f} {sign}"
+    if not speed:
         return of
-    left = f"{max(0, total - done) / speed:.0f} s left" if total else ""
-    return joined(of, f"{speed / scale:.1f} {sign}/s", left)
+    rate = f"{speed / scale:.1f} {sign}/s" if unit == "B" else f"{speed:.0f} {sign}/s" if unit == "tokens" else ""
+    left = max(0.0, (total - done) / speed) if total else 0.0
+    return joined(of, rate, remaining(left) if total and (unit == "B" or left >= SOON) else "")
+
+
+def remaining(seconds: float) -> str:
+    """Say how long something takes yet."""
+    return f"{seconds:.0f} s left" if seconds < 100 else f"{seconds / 60:.0f} min left"
 
 
 class Pace:

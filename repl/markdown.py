@@ -4,17 +4,34 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 from time import perf_counter
+from typing import Protocol
 
 from rich.color import ColorSystem
 from rich.console import Console
 from rich.style import Style
 
 from repl.blocks import Document
-from repl.prose import ACCENT, Line, cells
+from repl.flow import Flow
+from repl.prose import ACCENT, PLAIN, Line, cells
 from repl.screen import SYSTEMS
 
 SHARE = 10
 """Drawing waits this many times as long as it took, so it never takes more than a part of the time."""
+
+
+class Reader(Protocol):
+    """Makes lines out of a text: Markdown, or a text as it comes."""
+
+    width: int
+
+    def feed(self, text: str) -> list[Line]:
+        """Read on, and return the lines that are finished."""
+
+    def rest(self) -> list[Line]:
+        """Return the lines that are open, as they look now."""
+
+    def end(self) -> list[Line]:
+        """Return the lines that were open, now that nothing follows."""
 
 
 class Stream:
@@ -28,7 +45,7 @@ class Stream:
         self._console = console
         self._clock = clock
         self._live = console.is_terminal and not console.is_dumb_terminal and not console.legacy_windows
-        self._document = Document(console.width, console.options.ascii_only)
+        self._document = self._reader()
         self._region = Region(console)
         self._finished: list[Line] = []  # not drawn yet
         self._due = 0.0
@@ -68,9 +85,12 @@ class Stream:
         self._fit()
         self._finished += self._document.end()
         self._paint([])
-        self._document = Document(self._console.width, self._console.options.ascii_only)
+        self._document = self._reader()
 
     close = end  # a cancelled reply ends as any other: what there is stays
+
+    def _reader(self) -> Reader:
+        return Document(self._console.width, self._console.options.ascii_only)
 
     def _paint(self, open_lines: list[Line]) -> None:
         self._region.draw(self._finished, open_lines)
@@ -80,6 +100,19 @@ class Stream:
         width, height = self._console.size
         self._document.width = width
         self._region.resize(width, height)
+
+
+class Words(Stream):
+    """Draws a text as it comes, in styles that are given with it."""
+
+    def write(self, text: str, style: Style = PLAIN) -> None:
+        """Add text in a style."""
+        self._flow.style = style
+        self.feed(text)
+
+    def _reader(self) -> Reader:
+        self._flow = Flow(self._console.width)
+        return self._flow
 
 
 class Region:

@@ -26,8 +26,12 @@ EXTRAS = {  # what some servers take beyond the protocol: our name, theirs
     "no_repeat_ngram_size": "no_repeat_ngram_size",
     "min_new_tokens": "min_tokens",
 }
+LLAMA = {"repetition_penalty": "repeat_penalty"}
+DIALECTS: Mapping[str, Mapping[str, str]] = {"llamacpp": LLAMA, "me": LLAMA}
+"""By who serves a model, as servers list it: llama.cpp and its Python package ignore names they do not know."""
 MOST = 20  # alternatives for each token that servers give at most
-DROPPABLE = (*EXTRAS.values(), "stream_options", "top_logprobs", "logprobs", "seed", "chat_template_kwargs", *PENALTIES)
+BEYOND = (*EXTRAS.values(), *LLAMA.values())
+DROPPABLE = (*BEYOND, "stream_options", "top_logprobs", "logprobs", "seed", "chat_template_kwargs", *PENALTIES)
 WORDS = 300  # characters shown of what a server says
 FULL = ("context length", "context_length", "maximum context", "too long", "context window")
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from repl import settings
 from repl.errors import UsageError
-from repl.kinds import Change, Flag, Kind, Rest, kind_of, nearest
+from repl.kinds import Change, Flag, Kind, Rest, Whole, kind_of, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 FLAG = re.compile(r"--([\w-]+)(?:(=)|\s+|$)")
@@ -36,9 +36,14 @@ class Word:
         """Return how it is written in a usage line."""
         if isinstance(self.kind, Change):
             return "[NAME=VALUE ...]"
-        name = f"--{self.name}" if self.flag else self.name.upper()
+        name = self._option if self.flag else self.name.upper()
         name += " ..." if self.many else ""
         return name if self.needed else f"[{name}]"
+
+    @property
+    def _option(self) -> str:
+        takes = "" if isinstance(self.kind, Flag) else " N" if isinstance(self.kind, Whole) else " VALUE"
+        return "--" + self.name.replace("_", "-") + takes
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,8 @@ class Remote:
         """
         began = time.monotonic()
         self._check(request)
-        heard = Heard(Peer(self.host, self.model, self.context, self.refused, self.told), request, emit, began)
+        peer = Peer(self.host, self.model, self.context, self.refused, self.told, self._owner())
+        heard = Heard(peer, request, emit, began)
         try:
             self._hear(heard, emit)
         except Cancelled:

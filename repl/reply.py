@@ -1,10 +1,10 @@
-"""One chat reply as it is made: its thinking dim, folded or hidden, its answer as Markdown or as it comes."""
+"""A reply as it is made: thinking dim, folded or hidden, the answer as Markdown or as it comes; a text that goes on."""
 
 from rich.text import Text
 
 from repl.clean import Cleaner, clean
 from repl.events import Token
-from repl.markdown import Stream
+from repl.markdown import Stream, Words
 from repl.screen import Screen
 from repl.settings import View
 from repl.thinking import Fold, Marks, Shown
@@ -20,10 +20,8 @@ class Reply:
         self._fold = Fold(marks, view.thinking if screen.interactive else "show" if view.thinking == "show" else "hide")
         self._raw = not screen.interactive and view.thinking == "show"
         self._cleaner = Cleaner()
-        drawn = (
-            screen.interactive and view.markdown and view.probs == "off"
-        )  # colours are those of tokens, or of Markdown
-        self._stream = Stream(screen.out) if drawn else None
+        self._stream = stream(screen, view)
+        self._begun = False  # the stream has text that it may draw again
         self._words = ""  # style of the token that is being drawn
         self._line = ""  # what stands on the cursor's line, outside of Markdown
         self._status = False
@@ -77,11 +75,17 @@ class Reply:
         self._erase()
         if self._stream is None:
             self._screen.write(text, self._words)
+            return
+        self._line, self._begun = "", True
+        if isinstance(self._stream, Words):
+            self._stream.write(text, self._screen.out.get_style(self._words or "none"))
         else:
-            self._line = ""
             self._stream.feed(text)
 
     def _dim(self, text: str) -> None:
+        if self._stream is not None and self._begun:
+            self._stream.end()
+            self._begun = False
         self._screen.out.print(Text(text, "quiet"), end="", soft_wrap=True)
         self._line = text.rpartition("\n")[2]
 
@@ -91,3 +95,51 @@ class Reply:
             self._screen.write(ERASE)
             self._line = ""
         self._status = False
+
+
+class Continuation:
+    """Draws a text that goes on: what it goes on from dim, then what is made, as it comes."""
+
+    def __init__(self, screen: Screen, view: View) -> None:
+        self._screen = screen
+        self._lines = Words(screen.out) if flows(screen, view) else None
+        self._cleaner = Cleaner()
+
+    def echo(self, text: str) -> None:
+        """Show what it goes on from."""
+        self._write(clean(text), "quiet" if self._screen.interactive else "")
+
+    def feed(self, token: Token, words: str = "") -> None:
+        """Draw one token, in a style where it has one."""
+        self._write(self._cleaner.feed(token.text), words)
+
+    def rest(self) -> None:
+        """Draw what waited for more: nothing comes just now."""
+        if self._lines is not None:
+            self._lines.draw()
+
+    def end(self) -> None:
+        """Draw what was held back, and end the line."""
+        self._write(self._cleaner.end())
+        if self._lines is None:
+            self._screen.write("\n")
+        else:
+            self._lines.end()
+
+    def _write(self, text: str, words: str = "") -> None:
+        if self._lines is None:
+            self._screen.write(text, words)
+        elif text:
+            self._lines.write(text, self._screen.out.get_style(words or "none"))
+
+
+def flows(screen: Screen, view: View) -> bool:
+    """Tell whether lines are broken between words: not where text is to be written just as it comes."""
+    return screen.interactive and (view.markdown or view.probs != "off")
+
+
+def stream(screen: Screen, view: View) -> Stream | None:
+    """Return what draws an answer where lines can be drawn again: colours are those of tokens, or of Markdown."""
+    if not flows(screen, view):
+        return None
+    return Stream(screen.out) if view.probs == "off" else Words(screen.out)

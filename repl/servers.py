@@ -4,6 +4,7 @@ import os
 import re
 
 from repl.errors import UsageError
+from repl.kinds import nearest
 from repl.session import Session
 from repl.wire import Address, address
 
@@ -13,6 +14,8 @@ def where(session: Session, url: str, key_env: str = "", insecure: bool = False)
 
     Raises `UsageError` for one that may not be talked to as things stand, and for a key that is not there.
     """
+    if url not in session.engines and re.fullmatch(r"\w+", url) and (close := nearest(url, list(session.engines))):
+        raise UsageError(f"no server {url!r}, did you mean {close}?", f"/connect {close}")
     table = session.engines.get(url, {"url": url})
     found = address(table["url"])
     if found.host not in session.trusted and not (insecure or found.encrypted or found.loopback):

@@ -54,15 +54,15 @@ class Load:
     max_memory: Annotated[str, MaxMemory()] = setting("", "most that each device may hold, as 0=20GiB,cpu=48GiB")
     quantize: Annotated[str, Choice(("none", "int8", "int4", "8bit", "4bit"))] = setting(
         "none",
-        "weights in fewer bits: int8, int4 (packed kernels on the CPU, torchao on a GPU), 8bit, 4bit (bitsandbytes)",
+        "weights in fewer bits: int8, int4, or 8bit, 4bit by bitsandbytes",
     )
     adapter: Annotated[str, Text("an id or a folder, merge behind it or not; or none", lambda: ["none"])] = setting(
-        "none", "adapter put on the model (peft); with merge behind it, built into the weights for speed"
+        "none", "adapter on the model (peft); `merge` behind it builds it in for speed"
     )
     attention: Annotated[str, Choice(ATTENTION)] = setting("auto", "attention implementation")
     gguf_file: Annotated[str, Text("a file name")] = setting("", "GGUF file inside the model's repository")
     trust_remote_code: Annotated[bool, Flag()] = setting(
-        False, "run Python code that this model's repository brings; off again with the next model"
+        False, "run Python code that the model brings; off for the next one"
     )
     allow_pickle: Annotated[bool, Flag()] = setting(False, "read pickled weights (tensors only) where nothing safer is")
     offload_folder: Annotated[str, Text("a folder")] = setting("", "where weights that fit nowhere else are kept")
@@ -85,13 +85,13 @@ class Decode:
     temperature: Annotated[float | None, Number(above=0)] = setting(None, "flattens (above 1) or sharpens the odds")
     top_k: Annotated[int | None, Whole(0)] = setting(None, "draw from the K likeliest tokens; 0 is off")
     top_p: Annotated[float | None, Number(above=0, most=1)] = setting(
-        None, "draw from the likeliest tokens that together reach this probability; 1 is off"
+        None, "draw from the likeliest tokens that together reach this; 1 is off"
     )
     min_p: Annotated[float | None, Number(least=0, most=1)] = setting(
-        None, "drop tokens below this share of the likeliest one's probability; 0 is off"
+        None, "drop tokens below this share of the likeliest's probability; 0 is off"
     )
     typical_p: Annotated[float | None, Number(above=0, most=1)] = setting(
-        None, "draw from tokens of typical surprise up to this probability; 1 is off"
+        None, "draw from tokens of typical surprise, up to this mass; 1 is off"
     )
     repetition_penalty: Annotated[float | None, Number(above=0)] = setting(
         None, "makes tokens that occurred less likely; 1 is off"
@@ -107,13 +107,13 @@ class Decode:
         "ask", "what to do with a chat that is longer than the context"
     )
     reuse: Annotated[bool, Flag()] = setting(
-        True, "keep the KV cache between turns: only what differs from the text before is computed"
+        True, "keep the KV cache: only what differs from the text before is computed"
     )
     prompt_lookup: Annotated[int, Whole(0, 100, zero="off")] = setting(
-        0, "tokens copied ahead from the text so far, which the model then checks in one pass; 10 is a good number"
+        0, "tokens copied ahead from the text, checked in one pass; try 10"
     )
     assistant: Annotated[str, Text("an id or a folder, or none", lambda: ["none"])] = setting(
-        "none", "smaller model with the same tokenizer that proposes tokens ahead, which the model checks in one pass"
+        "none", "smaller model that proposes tokens ahead, checked in one pass"
     )
     compile: Annotated[bool, Flag()] = setting(
         False, "make each token with a compiled step, which is made beside the replies once it is asked for (CPU)"
@@ -125,11 +125,11 @@ class View:
     """What is shown and how the program behaves."""
 
     mode: Annotated[str, Choice(("auto", "chat", "complete"))] = setting(
-        "auto", "chat with the template, or complete plain text; auto chats where the model has a template"
+        "auto", "chat with the template or complete text; auto: as the model can"
     )
     markdown: Annotated[bool, Flag()] = setting(True, "render replies as Markdown; off prints them as they come")
     thinking: Annotated[str, Choice(("show", "fold", "hide"))] = setting(
-        "fold", "what a model thinks before it answers: dim, one line with a counter, or nothing"
+        "fold", "what a model thinks before it answers: dim, one line, or nothing"
     )
     probs: Annotated[str, Choice(("off", "on", "entropy"), SHADED)] = setting(
         "off", "colour replies by the probability of each token, or by the entropy there"
@@ -140,10 +140,10 @@ class View:
     )
     editing_mode: Annotated[str, Choice(("emacs", "vi"))] = setting("emacs", "whose keys the line editor has")
     logprobs: Annotated[int, Whole(0, 100)] = setting(
-        0, "record each token's log-probability and this many alternatives (shown by --json)"
+        0, "record log-probabilities and this many alternatives (for --json)"
     )
     keep_models: Annotated[int, Whole(1, zero="auto")] = setting(
-        0, "models that stay in memory, the least recently used goes first; auto: as many as fit"
+        0, "models kept in memory, longest unused goes first; auto: what fits"
     )
 
 

@@ -7,6 +7,7 @@ from types import NoneType
 from typing import Any, Protocol
 
 from repl import decoding, registry
+from repl.clean import repaired
 from repl.errors import Cancelled, Quit, ReplError, UsageError
 from repl.events import Done, Notice
 from repl.live import Pace, Pane
@@ -63,6 +64,7 @@ class Shell:
 
     def run(self, line: str) -> bool:
         """Run one line; False if it failed. A number takes up what the result or the failure before offered."""
+        line = repaired(line)
         (choices, failed), self.offered, self.default = self.offered, ([], ""), ""
         if line.strip().isdecimal() and 0 < int(line) <= len(choices):
             good = self._run(choices[int(line) - 1]) and (not failed or (self.settle_load() and self._run(failed)))

@@ -99,6 +99,12 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another Llama with the same tokenizer."""
+    return models.llama(tmp_path_factory.mktemp("other"), seed=5)
+
+
+@pytest.fixture(scope="session")
 def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random GPT-2 that completes."""
     return models.gpt2(tmp_path_factory.mktemp("gpt2"))

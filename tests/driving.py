@@ -1,5 +1,6 @@
 """Drives the program in-process as its shell does, but without a screen: lines in, events and results out."""
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -7,8 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+from rich.console import Console
+
 from repl import commands, registry, settings
+from repl.errors import UsageError
 from repl.events import Done, Event
+from repl.screen import THEME, view
 from repl.session import Session, Task
 from repl.settings import Settings
 from repl.store import Store
@@ -84,6 +90,21 @@ def ask_until(session: Session, text: str, enough: Callable[[Event], bool]) -> D
 def choose(session: Session, values: Mapping[str, object]) -> None:
     """Put every decoding setting back to its default, then type `/name value` for each of some."""
     run(session, "/reset", *(f"/{name} {word(value)}" for name, value in values.items()))
+
+
+def refused(session: Session, line: str, said: str) -> None:
+    """Run a line that is wrong: it is told in one sentence, with what to type instead."""
+    with pytest.raises(UsageError, match=said) as caught:
+        run(session, line)
+    assert caught.value.hints
+
+
+def drawn(result: object, width: int = 100) -> str:
+    """Return what a result looks like on a screen of so many columns."""
+    console = Console(width=width, file=io.StringIO(), theme=THEME, highlight=False)
+    console.print(view(result))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def word(value: object) -> str:

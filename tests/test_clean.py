@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from repl.clean import MARKS, Cleaner, clean, clean_line
+from repl.clean import MARKS, Cleaner, clean, clean_line, repaired
 
 ESC = "\u241b"
 SCOTLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
@@ -200,3 +200,31 @@ def test_a_line_is_one_line():
 def test_a_line_has_no_line_end_tab_or_direction_mark(text):
     assert not set(clean_line(text)) & set("\n\t\r\u200e\u200f\u061c")
     assert len(clean_line(text).splitlines()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        ("plain é", "plain é"),
+        ("\udcc3\udca9t\udcc3\udca9", "été"),  # a terminal whose encoding is not that of what it sends
+        ("a\udcffb", "a\ufffdb"),
+        ("half \ud83d of it", "half \ufffd of it"),
+        ("\ud83d\ude00", "😀"),
+    ],
+)
+def test_typed_text_has_no_lone_surrogates(typed: str, text: str) -> None:
+    """No tokenizer takes them, and SQLite neither."""
+    assert repaired(typed) == text
+
+
+@given(st.text())
+def test_whole_text_is_left_alone(text: str) -> None:
+    assert repaired(text) == text
+
+
+def test_signs_keep_their_width_where_there_is_ascii_alone() -> None:
+    """The program's own have a stand-in of one column, everything else can be told by its number."""
+    signs = "a · b … – ❯ │"
+    assert signs.encode("ascii", "hub-repl") == b"a - b ~ - > |"
+    assert len(signs.encode("ascii", "hub-repl")) == len(signs)
+    assert "é 你".encode("ascii", "hub-repl") == rb"\xe9 \u4f60"

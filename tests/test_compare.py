@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import models
 import pytest
-from driving import ask, bare, finish, opened, run
+from driving import ask, bare, drawn, finish, opened, run
 from fakeserver import FakeServer
 from fakeserver import chat as served
 from rich.cells import cell_len
@@ -21,7 +20,7 @@ from repl.errors import Cancelled, UsageError
 from repl.events import Beams, Branch, Columns, Done, Event, InColumn, Notice, Progress, Timing, Token, Usage
 from repl.folder import examine
 from repl.room import Room
-from repl.screen import THEME, as_record, view
+from repl.screen import THEME, as_record
 from repl.session import Session
 from repl.settings import Load, Settings
 from repl.sides import Made
@@ -37,18 +36,6 @@ STORY = "Once upon a time"
 def chat(llama_folder: Path) -> Iterator[Session]:
     with opened(llama_folder, max_new_tokens=12) as session:
         yield session
-
-
-@pytest.fixture(scope="module")
-def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another Llama with the same tokenizer."""
-    return models.llama(tmp_path_factory.mktemp("other"), seed=5)
-
-
-def drawn(result: Any, width: int = 100) -> str:
-    console = Console(width=width, file=io.StringIO(), theme=THEME, highlight=False)
-    console.print(view(result))
-    return console.file.getvalue()
 
 
 def state(session: Session) -> tuple[Any, ...]:

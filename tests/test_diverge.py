@@ -1,6 +1,5 @@
 """Two ways of loading over one reply: the numbers of plain arithmetic, and the verdict that follows from them."""
 
-import io
 import json
 import shutil
 from dataclasses import replace
@@ -8,15 +7,14 @@ from math import exp, log
 
 import models
 import pytest
-from driving import ask, bare, finish, opened, run
+from driving import ask, bare, drawn, finish, opened, refused, run
 from rich.cells import cell_len
-from rich.console import Console
 
 from repl import registry
 from repl.diverge import Candidate, Diverged, Fork
 from repl.errors import Cancelled, ReplError, UsageError
 from repl.room import Room
-from repl.screen import THEME, as_record, view
+from repl.screen import as_record
 from repl.spark import BARS, binned, column, spark
 
 KINDS = ["llama", "gpt2", "recurrent"]
@@ -26,12 +24,6 @@ PROMPT = "The quick brown fox"
 @pytest.fixture
 def folder(request, kind):
     return request.getfixturevalue(f"{kind}_folder")
-
-
-def drawn(result, width=100):
-    file = io.StringIO()
-    Console(theme=THEME, width=width, file=file).print(view(result))
-    return file.getvalue()
 
 
 def plain(folder, dtype, prompt, made):
@@ -242,9 +234,7 @@ def test_what_does_not_fit_beside_is_loaded_in_turn(llama_folder):
 )
 def test_a_wrong_line_is_one_sentence(line, said, quiet_session):
     """Nothing is loaded for it."""
-    with pytest.raises(UsageError, match=said) as caught:
-        run(quiet_session, f"/diverge {line}")
-    assert caught.value.hints
+    refused(quiet_session, f"/diverge {line}", said)
     assert len(quiet_session.store.residents()) == 1
 
 

@@ -80,6 +80,9 @@ def test_json_has_log_probabilities_where_they_were_asked_for() -> None:
         ((93_000_000, 513_000_000, "B", 12_100_000), "93 of 513 MB · 12.1 MB/s · 35 s left"),
         ((5_000_000, 0, "B", 1_000_000), "5 MB · 1.0 MB/s"),
         ((3, 290, "tensors", 100.0), "3 of 290 tensors"),
+        ((3, 290, "layers", 0.5), "3 of 290 layers · 10 min left"),
+        ((1024, 50048, "tokens", 110.4), "1,024 of 50,048 tokens · 110 tokens/s · 7 min left"),
+        ((7, 0, "tokens", 3.0), "7 tokens · 3 tokens/s"),
     ],
 )
 def test_progress_is_said_with_rate_and_time_left(step: tuple[int, int, str, float], said: str) -> None:

@@ -260,7 +260,7 @@ def test_painted_text_is_the_text(llama_folder: Path) -> None:
 @pytest.mark.parametrize("opening", [[], [Opening(Marks())]])
 @pytest.mark.parametrize("theme", ["dark", "light", "mono"])
 def test_a_coloured_stream_is_its_text_on_a_terminal(theme: str, opening: list[Any]) -> None:
-    """Without the codes of styles stands what was said, tabs and line ends too; with them, what was unlikely."""
+    """Without the codes of styles stands what was said, tabs as spaces; with them, what was unlikely."""
     pieces = [("a likely\t", -0.1), ("thing\n\n", -1.5), ("\x1b[31m", -3.0), ("", -9.0), ("好\n", -9.0)]
     tokens = [Token(text, number, logprob, 0.5) for number, (text, logprob) in enumerate(pieces)]
     screen = Screen(interactive=True)
@@ -272,9 +272,9 @@ def test_a_coloured_stream_is_its_text_on_a_terminal(theme: str, opening: list[A
         with Pane(screen, View(probs="on", theme=theme)) as pane:
             for event in [*opening, *tokens]:
                 pane.draw([event])
-    said = clean("".join(text for text, _ in pieces))
-    assert CODES.sub("", out.getvalue()) == (said + "\n") * 2
-    assert out.getvalue().startswith("a likely\t\x1b[")
+    said = clean("".join(text for text, _ in pieces)).expandtabs(8)
+    assert CODES.sub("", out.getvalue()) == said * 2
+    assert out.getvalue().startswith("a likely        \x1b[")
     colours = re.search(r"\x1b\[(?:[\d;]*;)?(?:38;|[39][0-7])", out.getvalue())  # rich keeps a style's first rendering
     assert (colours is not None) is (theme != "mono")
     assert CODES.sub("", err.getvalue()).count("50 % or more") == 1  # the legend is for once
@@ -359,14 +359,19 @@ def test_a_taken_alternative_begins_a_branch_of_its_own(kind: str, request: pyte
     assert (done.usage.reused == len(done.prompt_ids) - 1) is (kind != "recurrent")
 
 
+def taken(session: Session, line: str) -> Done:
+    """Put another token in a place, and return the record of what came of it."""
+    run(session, line)
+    assert session.last is not None
+    assert session.last.record is not None
+    return session.last.record
+
+
 def test_a_token_that_was_not_listed_may_be_taken_too(gpt2_folder: Path) -> None:
     with opened(gpt2_folder, max_new_tokens=3) as session:
         first = ask(session, PROMPT)
         other = next(one for one in range(300, 400) if one not in first.measures.ids[1])
-        run(session, f"/take 2 {other}")
-        assert session.last is not None
-        record = session.last.record
-        assert record is not None
+        record = taken(session, f"/take 2 {other}")
         assert record.token_ids[:2] == (first.token_ids[0], other)
         assert_measured(*bare(gpt2_folder), record)
         with pytest.raises(UsageError, match="has no token 99999"):
@@ -379,10 +384,7 @@ def test_an_end_token_that_is_taken_ends_the_reply(llama_folder: Path) -> None:
     with opened(llama_folder, max_new_tokens=5) as session:
         first = ask(session, PROMPT)
         end = session.store.current().tokenizer.eos_token_id
-        run(session, f"/take 3 {end}")
-        assert session.last is not None
-        record = session.last.record
-        assert record is not None
+        record = taken(session, f"/take 3 {end}")
         assert (record.token_ids, record.finish) == ((*first.token_ids[:2], end), "stop")
         assert_measured(*bare(llama_folder), record)
 

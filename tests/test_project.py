@@ -11,17 +11,18 @@ from repl import commands, registry, settings
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
-    "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding", "quiet",
-    "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder", "threads",
-    "native", "loop", "weigh", "room", "packed", "quantization", "fit", "snapshots", "transfer", "hub", "convert",
-    "builtin", "compiled", "catalog", "reuse", "ahead", "anatomy", "trust", "mishaps", "adapters", "placement",
-    "reading", "loading", "compiling", "survey", "plan", "relief", "context", "request", "meter", "protocol", "wire",
-    "tally", "heard", "remote", "devices", "speed", "store", "stream", "search", "beams", "pieces", "probe",
-    "scoring", "warping", "waterfall", "traits", "drafting", "engine", "engines", "rows", "sweep", "diverge",
-    "layers", "conversation", "records", "database", "archive", "session", "servers", "point", "registry", "screen",
-    "shades", "spark", "lineup", "traces", "answers", "colours", "pages", "writing", "recipe", "again", "bench",
-    "transcript", "prose", "highlight", "tables", "blocks", "markdown", "reply", "columns", "live", "change", "adopt",
-    "variants", "sides", "trial", "replay", "panel", "branches",
+    "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
+    "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
+    "threads", "native", "loop", "weigh", "room", "packed", "quantization", "fit", "snapshots", "transfer",
+    "hub", "convert", "builtin", "compiled", "catalog", "reuse", "ahead", "anatomy", "trust", "mishaps",
+    "adapters", "placement", "reading", "loading", "compiling", "survey", "plan", "relief", "context",
+    "request", "meter", "protocol", "wire", "tally", "heard", "remote", "devices", "speed", "store", "stream",
+    "search", "beams", "pieces", "probe", "scoring", "warping", "waterfall", "traits", "drafting", "engine",
+    "engines", "rows", "sweep", "diverge", "layers", "conversation", "records", "database", "archive",
+    "session", "servers", "point", "registry", "screen", "shades", "spark", "lineup", "traces", "answers",
+    "colours", "pages", "writing", "recipe", "again", "bench", "transcript", "prose", "highlight", "tables",
+    "blocks", "flow", "markdown", "reply", "columns", "live", "change", "adopt", "variants", "sides", "trial",
+    "replay", "panel", "branches",
 ]  # fmt: skip
 TOP = ["keys", "inspector", "offers", "prompt", "shell", "commands", "program", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}

@@ -104,3 +104,15 @@ def test_completion_offers_commands_values_and_names() -> None:
 
 def test_every_offered_command_is_explained() -> None:
     assert all(help_text for _, help_text in complete("/"))
+
+
+@pytest.mark.parametrize("name", sorted(registry.COMMANDS))
+def test_a_help_fits_beside_its_name(name: str) -> None:
+    """In a window of 80 columns; what needs more stands below it in /help NAME."""
+    assert len(f"/{name}  {registry.COMMANDS[name].help}") <= 80 or name == "say"
+
+
+def test_a_usage_line_can_be_typed_as_it_stands() -> None:
+    """Options have the hyphens that one types, and say whether a value follows."""
+    assert find("connect").usage == "/connect [URL] [--key-env VALUE] [--model VALUE] [--insecure]"
+    assert find("take").usage == "/take PLACE TOKEN [--turn N]"

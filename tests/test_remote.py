@@ -225,6 +225,18 @@ def test_what_a_server_does_not_take_is_left_out_and_said_once(
     assert (noticed(events), "top_k" in server.sent[-1], len(server.sent)) == ([], False, 3)
 
 
+@pytest.mark.parametrize("owner", ["llamacpp", "me"])
+def test_llama_cpp_has_its_own_name_for_a_penalty(session: Session, owner: str) -> None:
+    """It ignores a name that it does not know, without a word."""
+    with FakeServer(listed=models("m", owned_by=owner)) as server:
+        run(session, f"/connect {server.host}", "/greedy", "/repetition_penalty 1.2")
+        done = ask(session, "Hi")
+        assert (server.sent[-1]["repeat_penalty"], "repetition_penalty" in server.sent[-1]) == (1.2, False)
+        assert done.decode["repetition_penalty"] == done.model["sent"]["repeat_penalty"] == 1.2
+        server.answers = [refusal(400, "repeat_penalty is not known"), chat("Fine.")]
+        assert "repetition_penalty" not in ask(session, "Again").decode
+
+
 def test_penalties_of_servers_do_not_reach_a_local_model(gpt2_folder: Path) -> None:
     with opened(gpt2_folder, max_new_tokens=4) as session, FakeServer() as server:
         before = ask(session, "a").token_ids
@@ -666,6 +678,8 @@ def test_a_server_has_a_name_in_the_config_file(
         monkeypatch.setenv("BOX_KEY", CANARY)
         assert registry.complete("/connect b") == [("box", server.url)]
         assert run(session, "/connect").engines == {"box": server.url}
+        with pytest.raises(UsageError, match="no server 'bix', did you mean box"):
+            run(session, "/connect bix")
         assert run(session, "/connect box").model == "y"
         assert server.asked[-1].headers["authorization"] == f"Bearer {CANARY}"
     assert list(found.engines) == ["box"]

@@ -1,22 +1,19 @@
 """A conversation answered anew: the same model says the same again, another one is weighed against it turn by turn."""
 
-import io
 import json
 from collections.abc import Iterator
 from math import log
 from pathlib import Path
 from typing import Any
 
-import models
 import pytest
-from driving import ask, bare, finish, opened, run
+from driving import ask, bare, drawn, finish, opened, run
 from rich.cells import cell_len
-from rich.console import Console
 
 from repl import registry
 from repl.errors import Cancelled, UsageError
 from repl.events import Event, InColumn, Token
-from repl.screen import THEME, as_record, view
+from repl.screen import as_record
 from repl.session import Session
 
 LINES = ("Once upon a time", "And then?", "What is the capital of France?")
@@ -28,17 +25,6 @@ def chat(llama_folder: Path) -> Iterator[Session]:
     with opened(llama_folder, max_new_tokens=10) as session:
         run(session, "/system Be brief.", *LINES)
         yield session
-
-
-@pytest.fixture(scope="module")
-def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.llama(tmp_path_factory.mktemp("other"), seed=5)
-
-
-def drawn(result: Any, width: int = 100) -> str:
-    console = Console(width=width, file=io.StringIO(), theme=THEME, highlight=False)
-    console.print(view(result))
-    return console.file.getvalue()
 
 
 @pytest.mark.parametrize("how", ["greedy", "sample temperature=1.2", "beams 3", "pinned"])

@@ -1,7 +1,7 @@
 """Scores of given ids: the numbers of a plain forward pass, in steps of any size, on every kind of model."""
 
 import pytest
-from driving import ask, bare, opened
+from driving import ask, bare, opened, refused, run
 
 from repl.errors import Cancelled, Failed, UsageError
 from repl.scoring import following, logits, score
@@ -17,42 +17,34 @@ def plain(folder, ids):
         return bare(folder)[0](torch.tensor([ids])).logits[0].float()
 
 
-@pytest.fixture(scope="module")
-def sliding_folder(tmp_path_factory):
-    """A tiny random Mistral whose attention reaches over eight tokens."""
+SHAPE = {
+    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "sliding_window": 8, "initializer_range": 0.3},
+}
+
+
+def windowed(folder, family, **more):
+    """Write a tiny random model whose attention reaches over eight tokens."""
     import models
-    from transformers import MistralConfig, MistralForCausalLM
+    import transformers
 
     tokenizer = models.byte_level(["<|end|>"], eos_token="<|end|>", bos_token="<|end|>")
+    config = getattr(transformers, f"{family}Config")(**models.sizes(tokenizer), **SHAPE, **more)
     with models.seeded(0):
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-        config = MistralConfig(
-            **models.sizes(tokenizer), **shape, num_key_value_heads=2, sliding_window=8, initializer_range=0.3
-        )
-        model = MistralForCausalLM(config)
-    return models.save(model, tokenizer, tmp_path_factory.mktemp("sliding"))
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
+    return models.save(model, tokenizer, folder)
+
+
+@pytest.fixture(scope="module")
+def sliding_folder(tmp_path_factory):
+    """A Mistral."""
+    return windowed(tmp_path_factory.mktemp("sliding"), "Mistral")
 
 
 @pytest.fixture(scope="module")
 def capped_folder(tmp_path_factory):
-    """A tiny random Gemma 2, which caps what comes out of its head."""
-    import models
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    tokenizer = models.byte_level(["<|end|>"], eos_token="<|end|>", bos_token="<|end|>")
-    with models.seeded(0):
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-        config = Gemma2Config(
-            **models.sizes(tokenizer),
-            **shape,
-            num_key_value_heads=2,
-            head_dim=8,
-            sliding_window=8,
-            final_logit_softcapping=2.0,
-            initializer_range=0.3,
-        )
-        model = Gemma2ForCausalLM(config)
-    return models.save(model, tokenizer, tmp_path_factory.mktemp("capped"))
+    """A Gemma 2, which caps what comes out of its head."""
+    return windowed(tmp_path_factory.mktemp("capped"), "Gemma2", head_dim=8, final_logit_softcapping=2.0)
 
 
 KINDS = ["llama", "gpt2", "recurrent", "sliding", "capped"]
@@ -183,6 +175,15 @@ def test_numbers_that_are_none_are_refused_by_place(recurrent_folder, emit):
 def test_ids_outside_the_vocabulary_fail_in_one_sentence(llama_folder, emit):
     with opened(llama_folder) as session, pytest.raises(Failed, match="the text cannot be read"):
         list(score(session.store.current(), [5, 10**6, 7], emit))
+
+
+def test_the_path_of_no_file_is_not_scored_as_a_text(llama_folder, tmp_path):
+    """Nobody means the letters of a path; what only looks a little like one is a text."""
+    with opened(llama_folder) as session:
+        for path in (tmp_path / "gone.txt", "./gone", "~/gone.txt", "../gone/away"):
+            refused(session, f"/score {path}", "there is no file")
+        for text in ("and/or", "/usr and /bin", "..."):
+            assert run(session, f"/score {text}").source == "text"
 
 
 def test_narrow_numbers_are_measured_in_wide_ones(llama_folder, emit):

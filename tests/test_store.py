@@ -104,12 +104,16 @@ def test_nothing_is_resident_at_first(store: Store) -> None:
         store.current()
 
 
-def test_a_failed_load_leaves_the_model_that_was_there(store: Store, bring: Bring, emit: Recorder) -> None:
+@pytest.mark.parametrize(("way", "id"), [(Store.load, "b"), (Store.reload, "a")])
+def test_a_failed_load_leaves_the_model_that_was_there(
+    way: Callable[[Store, Load, Recorder], None], id: str, store: Store, bring: Bring, emit: Recorder
+) -> None:
+    """Of another model, and of the same one read anew."""
     store.load(Load("a"), emit)
     resident = store.current()
-    bring.refused.add("b")
+    bring.refused.add(id)
     with pytest.raises(BadModel):
-        store.load(Load("b"), emit)
+        way(store, Load(id), emit)
     assert store.current() is resident
 
 
@@ -249,15 +253,6 @@ def test_reading_anew_replaces_the_one_in_memory(store: Store, bring: Bring, emi
     assert store.current() is not before
     assert names(store) == ["a"]
     assert len(bring.loads) == 2
-
-
-def test_a_failed_reading_anew_leaves_the_one_in_memory(store: Store, bring: Bring, emit: Recorder) -> None:
-    store.load(Load("a"), emit)
-    before = store.current()
-    bring.refused.add("a")
-    with pytest.raises(BadModel):
-        store.reload(Load("a"), emit)
-    assert store.current() is before
 
 
 def test_one_of_several_is_freed_by_name(store: Store, emit: Recorder) -> None:

@@ -61,7 +61,7 @@ class Arch:
 
 @command("look inside", waits=True)
 def arch(session: Session, path: Annotated[str, Path()] = "", *, depth: Annotated[int, Whole(1)] = 0) -> Task[Arch]:
-    """Show the modules of the model, equal ones folded, with parameters, positions and the cost of the KV cache.
+    """Show the modules of the model, equal ones folded, with sizes and KV cache.
 
     /arch model.layers.3 opens one; --depth N shows N levels. Inside folded modules the numbers are those of one.
     """

@@ -37,7 +37,7 @@ class Picked:
 
 @command("talk")
 def pick(session: Session, number: Annotated[int, Whole(1)]) -> Any:
-    """Take an answer of /compare, a row of /sweep, or another sequence of the last reply (`/beams tree`)."""
+    """Take another sequence, an answer of /compare or a row of /sweep instead."""
     if take := session.offered():
         return take(number)
     turn = session.last
@@ -102,10 +102,11 @@ class Tree:
 def beams(
     session: Session, count: Annotated[int | str, Width()], *changes: Annotated[tuple[str, str], Change()]
 ) -> Any:
-    """Search with this many beams, all shown while they live; `/beams tree` draws what the last search found.
+    """Search with this many beams, all shown while they live.
 
-    The tree shows how likely each way was where the sequences part, their scores, and what was nearly kept:
-    how far it fell short of the last hypothesis kept, in nats. /pick N takes another sequence as the answer.
+    `/beams tree` draws what the last search found. The tree shows how likely each way was where the sequences part,
+    their scores, and what was nearly kept: how far it fell short of the last hypothesis kept, in nats. /pick N takes
+    another sequence as the answer.
     """
     if isinstance(count, str):
         return tree(session.last)

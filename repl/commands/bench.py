@@ -86,8 +86,9 @@ def bench_(
     save: str = "",
     force: bool = False,
 ) -> Task[Benched]:
-    """Measure how fast models read and write here: --models A,B --dtypes float32,bfloat16 --prompt-tokens 32,512.
+    """Measure how fast models read and write on this machine.
 
+    /bench --models A,B --dtypes float32,bfloat16 --prompt-tokens 32,512 chooses what.
     Without --models, the one that is loaded. Each length of prompt is run once to warm up, then --repeats times, with
     --new-tokens made in turn by the library's bare generate, by the loop that makes replies and by what /fast has on
     (or --modes generate,prompt_lookup). Ctrl-C keeps what is done so far. --save FILE.json writes it down, --force in

@@ -51,7 +51,7 @@ class Models:
 
 @command("models")
 def models(session: Session, words: Annotated[str, Rest("words of a name")] = "") -> Task[Models]:
-    """List models: in memory, in the cache, and on the Hub where it answers; words choose among them."""
+    """List models in memory, in the cache and on the Hub; words choose."""
     current = session.store.facts()
     rows = [
         Row(facts.id, facts.dtype, facts.parameters, facts.bytes, facts is current)
@@ -137,7 +137,7 @@ def ago(moment: float) -> str:
 
 @command("models")
 def download(session: Session, id: Annotated[str, Words("a model", suggest=catalog.names)]) -> Task[Any]:
-    """Fetch a model into the cache without loading it; what is there already is not fetched again."""
+    """Fetch a model into the cache, without loading it."""
     want, began = catalog.wanted(id), time.monotonic()
 
     def fetch(emit: Emit) -> str:
@@ -168,7 +168,7 @@ def delete(
     *,
     yes: Annotated[bool, Flag()] = False,
 ) -> Task[Any]:
-    """Delete a model from the cache, after showing what that frees; --yes does it without asking."""
+    """Delete a model from the cache; without --yes, show what that frees."""
     if id == builtin.ID:
         raise UsageError("the built-in model is not part of the cache, and stays")
     if any(resident.facts.id == id for resident in session.store.residents()):

@@ -28,8 +28,9 @@ from repl.worker import Job
 
 @command("compare", waits=True)
 def compare(session: Session, *columns: Annotated[str, Rest(suggest=variants.offered)]) -> Task[Any]:
-    """Answer a message in several ways, side by side: /compare gpt2 dtype=bfloat16 temperature=0.7,seed=1 -- PROMPT.
+    """Answer a message in several ways, side by side.
 
+    /compare gpt2 dtype=bfloat16 temperature=0.7,seed=1 -- PROMPT does that in three columns.
     Each word is a column: a model, a setting over the settings as they stand, or several joined by commas or plus
     signs, as in gpt2,dtype=bfloat16; spaces join inside quotes: "temperature=0.7 seed=1". Other words are now (the
     settings as they stand, also put before a single column), greedy and sample; beams=4 searches, temperature=0.7

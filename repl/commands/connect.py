@@ -42,11 +42,12 @@ def connect(
     model: str = "",
     insecure: bool = False,
 ) -> Any:
-    """Let a server that speaks the OpenAI protocol answer: /connect http://127.0.0.1:8000 [--key-env NAME].
+    """Let a server that speaks the OpenAI protocol answer.
 
-    URL may be the name of a table [engines.NAME] of the config file, with url, key_env and model. --key-env names the
-    environment variable that holds the key: it is sent to that server and nowhere else, and never kept. --model chooses
-    one of several that are served. --insecure allows http to another machine. The local model stays in memory.
+    /connect http://127.0.0.1:8000 is all it takes for one on this machine. URL may be the name of a table
+    [engines.NAME] of the config file, with url, key_env and model. --key-env names the environment variable that holds
+    the key: it is sent to that server and nowhere else, and never kept. --model chooses one of several that are served.
+    --insecure allows http to another machine. The local model stays in memory.
     """
     if not url:
         server = session.remote.served() if session.remote else None

@@ -27,12 +27,13 @@ USUAL = ("dtype=float16", "dtype=bfloat16", "dtype=float32", "quantize=int8", "q
 
 @command("compare", name="diverge", waits=True)
 def diverge_(session: Session, text: Annotated[str, Rest(suggest=lambda: USUAL)]) -> Task[Diverged]:
-    """Tell whether the last reply would have been the same: /diverge dtype=float16 [SETTING=VALUE ...] [-- PROMPT].
+    """Tell whether other settings would have changed the last reply.
 
-    Settings are those of loading: dtype, quantize, attention, device, or model=OTHER with the same tokenizer. The
-    greedy reply of the model as it is loaded (made now if the last one was not greedy) is read by both. Shown are the
-    first token at which the likeliest one flips, with the lead of each candidate in nats; the divergence at each token;
-    the share of steps that agree; and how the other goes on from there. Below 0.1 nats in both it is a near tie.
+    As in /diverge dtype=float16 [SETTING=VALUE ...] [-- PROMPT]. Settings are those of loading: dtype, quantize,
+    attention, device, or model=OTHER with the same tokenizer. The greedy reply of the model as it is loaded (made now
+    if the last one was not greedy) is read by both. Shown are the first token at which the likeliest one flips, with
+    the lead of each candidate in nats; the divergence at each token; the share of steps that agree; and how the other
+    goes on from there. Below 0.1 nats in both it is a near tie.
     """
     words, prompt = split(text)
     facts, now = session.facts(), session.store.current().load

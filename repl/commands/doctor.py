@@ -52,7 +52,10 @@ class Doctor:
 
 @command("rest")
 def doctor(session: Session) -> Task[Doctor]:
-    """Examine versions, devices, number formats, the Hub, the cache, extras and the terminal; takes some seconds."""
+    """Examine versions, devices, number formats, the Hub, cache and terminal.
+
+    It takes some seconds.
+    """
     terminal = describe_terminal()
 
     def examine(emit: Emit) -> Doctor:

@@ -54,11 +54,11 @@ def export(
     all: bool = False,
     force: bool = False,
 ) -> Exported:
-    """Write the conversation, or with --view what was shown last, to a file: .md, .txt or .html to read, .json.
+    """Write the conversation to a file: .md, .txt or .html to read, .json.
 
-    Of the conversation the current branch, with --all every turn of the session; .json holds every record. --view
-    takes the last result of a command such as /next or /inspect instead, in .html with its colours, in .json as --json
-    writes it. --force replaces a file that is there. In the files to read, control characters are made visible.
+    Of the conversation the current branch, with --all every turn of the session; .json holds every record. --view takes
+    the last result of a command such as /next or /inspect instead, in .html with its colours, in .json as --json writes
+    it. --force replaces a file that is there. In the files to read, control characters are made visible.
     """
     if (ending := Path(file).suffix.lower()) not in FORMATS:
         hint = "/export view.html --view" if view else "/export chat.md"
@@ -106,9 +106,10 @@ class Copied(Aside):
 
 @command("history")
 def copy(session: Session, how: Annotated[str, Choice(("auto", "osc52"))] = "auto") -> Copied:
-    """Put the last reply into the clipboard, through a clipboard tool; /copy osc52 asks the terminal to do it.
+    """Put the last reply into the clipboard.
 
-    With osc52 an escape sequence (OSC 52) goes to the terminal, which also works over ssh where the terminal allows it.
+    It goes through a clipboard tool; /copy osc52 asks the terminal to do it. With osc52 an escape sequence (OSC 52)
+    goes to the terminal, which also works over ssh where the terminal allows it.
     """
     text = clean(session.last.text) if session.last else ""
     if not text:

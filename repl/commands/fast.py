@@ -48,7 +48,7 @@ class Fast:
 
 @command("prove", waits=True)
 def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "compile", "off"))]) -> Any:
-    """Make replies faster: /fast compile, /fast prompt_lookup, /fast off; alone it says what that brought.
+    """Make replies faster; alone, what that brought.
 
     prompt_lookup proposes what followed earlier in the text when the same tokens stood there, and the model checks
     that in one pass: much faster where a reply repeats its prompt, and it rests where it does not pay. /assistant ID
@@ -56,7 +56,8 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "comp
 
     compile turns the pass for one token into a single function, in a process of its own: replies go on as they were
     until it is there, after a minute or two, and it is kept for later sessions. In float32 the tokens stay the same;
-    with /quantize int4 it pays most, though its roundings are not those of the uncompiled kernels.
+    with /quantize int4 it pays most, though its roundings are not those of the uncompiled kernels. /fast off turns
+    all of it off.
     """
     if session.remote is not None:
         session.facts()  # says that it takes a model in this process
@@ -87,7 +88,10 @@ def compiled(session: Session) -> Any:
 
 @command("setting", waits=True)
 def assistant(session: Session, id: Annotated[str, Rest(suggest=catalog.names)] = "") -> Any:
-    """Let a smaller model with the same tokenizer propose tokens that the model checks in one pass; none ends it."""
+    """Let a smaller model propose tokens that the model checks in one pass.
+
+    Both need the same tokenizer. /assistant none ends it.
+    """
     if id in ("", "none", "default"):
         return change(session, "assistant", id)
     session.facts()

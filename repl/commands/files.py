@@ -23,7 +23,10 @@ LARGEST = 4_000_000  # bytes of a file that goes into a message
 
 @command("talk")
 def read(session: Session, file: Annotated[str, Rest("a file")]) -> Said:
-    """Put a text file in front of the next message; `/read none` takes it away again."""
+    """Put a text file in front of the next message.
+
+    `/read none` takes it away again.
+    """
     if file == "none":
         session.attached.clear()
         return Said("nothing in front of the next message")
@@ -70,7 +73,10 @@ class Presets:
 
 @command("settings")
 def preset(session: Session, name: Annotated[str, Words()] = "", new: Annotated[str, Words()] = "") -> Any:
-    """Apply the settings saved under a name; `/preset save NAME` saves those of now; alone it lists them."""
+    """Apply settings saved under a name; alone it lists the names.
+
+    `/preset save NAME` saves those of now.
+    """
     if not name:
         return Presets([Preset(name, values) for name, values in session.presets.items()])
     if name == "save":
@@ -121,7 +127,10 @@ class Where:
 
 @command("settings", name="config")
 def config_(session: Session, word: Annotated[str, Words()] = "") -> Any:
-    """Show the config file; `/config init` writes one with every setting explained."""
+    """Show the config file.
+
+    `/config init` writes one with every setting explained.
+    """
     if word not in ("", "init"):
         raise UsageError(f"/config does not take {word!r}", "/config init")
     if word == "init":

@@ -72,7 +72,10 @@ def tree(session: Session) -> Forest:
 
 @command("history")
 def undo(session: Session, count: Annotated[int, Whole(1)] = 1) -> Said:
-    """Take back the last message and its reply, or the last N; they stay in the tree."""
+    """Take back the last message and its reply, or the last N.
+
+    They stay in the tree.
+    """
     gone = session.conversation.undo(count)
     session.moved()
     numbers = f"turns {gone[0].id} to {gone[-1].id}" if len(gone) > 1 else f"turn {gone[0].id}"
@@ -91,7 +94,7 @@ def go(session: Session, number: Annotated[int, Whole(1)]) -> History:
 
 @command("history")
 def branch(session: Session, number: Annotated[int, Whole(1)] = 0) -> Said:
-    """Begin a new branch after turn N, by default after the reply before the last."""
+    """Begin a branch after turn N, by default after the reply before the last."""
     talk = session.conversation
     if number:
         talk.head = talk.turn(number).id

@@ -14,7 +14,7 @@ from repl.errors import UsageError
 from repl.kinds import Rest, Whole
 from repl.layers import Candidate, candidate, depths, opening
 from repl.loading import Resident
-from repl.pieces import quoted
+from repl.pieces import Speller, quoted
 from repl.registry import command
 from repl.request import Request, encode
 from repl.screen import joined, shortened, view
@@ -70,11 +70,11 @@ def lens(
     top: Annotated[int, Whole(1, 100)] = 3,
     at: Annotated[int, Whole(1)] = 0,
 ) -> Task[Lens]:
-    """Show what each layer would say next, and at which layer the model's answer comes to lead.
+    """Show what each layer would say next, and where the model's answer leads.
 
-    After the conversation as it stands, or after TEXT, without the chat template. --at N looks at the place where
-    token N of the last reply was made. --word W follows one word (its first token) through the layers; quotes keep a
-    space in front of it. Every layer is read through what stands behind the last one.
+    After the conversation as it stands, or after TEXT, without the chat template. --at N looks at the place where token
+    N of the last reply was made. --word W follows one word (its first token) through the layers; quotes keep a space in
+    front of it. Every layer is read through what stands behind the last one.
     """
     session.facts()
     spot = _spot(session, text, at)
@@ -117,18 +117,19 @@ def look(resident: Resident, spot: Spot, word: str, top: int, emit: Emit) -> Len
     logs = found.logits.log_softmax(-1)
     answer = int(logs[-1].argmax())
     follow = opening(resident.tokenizer, word, logs[-1]) if word else spot.said
-    layers = tuple(_layer(number, row, resident.tokenizer, top, answer, follow) for number, row in enumerate(logs))
+    speller = Speller(resident.tokenizer)
+    layers = tuple(_layer(number, row, speller, top, answer, follow) for number, row in enumerate(logs))
     ranks = [layer.answer.rank for layer in layers]
     leads = max([place + 1 for place, rank in enumerate(ranks) if rank > 1], default=0)
-    followed = str(resident.tokenizer.decode([follow])) if follow >= 0 else ""
+    followed = speller.text(follow) if follow >= 0 else ""
     return Lens(spot.place, len(ids), found.through, layers[-1].answer, ranks.index(1), leads, followed, layers)
 
 
-def _layer(number: int, logs: Any, tokenizer: Any, top: int, answer: int, word: int) -> Layer:
+def _layer(number: int, logs: Any, speller: Speller, top: int, answer: int, word: int) -> Layer:
     likeliest = logs.topk(min(top, len(logs))).indices.tolist()
-    one, other = (candidate(logs, token, tokenizer) for token in (answer, max(word, 0)))
+    one, other = (candidate(logs, token, speller) for token in (answer, max(word, 0)))
     return Layer(
-        number, tuple(candidate(logs, token, tokenizer) for token in likeliest), one, other if word >= 0 else None
+        number, tuple(candidate(logs, token, speller) for token in likeliest), one, other if word >= 0 else None
     )
 
 
@@ -141,7 +142,12 @@ class Drawing:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         lens, mark = self._lens, ">" if options.ascii_only else "▸"
         through = f"read through {clean_line(', '.join(lens.through))}" if lens.through else ""
-        yield Text(joined(f"after {shortened(lens.place, 60)}", f"{lens.tokens} tokens", through), "quiet")
+        yield Text(
+            joined(
+                f"after {shortened(lens.place, 60)}", f"{lens.tokens} token{'' if lens.tokens == 1 else 's'}", through
+            ),
+            "quiet",
+        )
         table = Table.grid(padding=(0, 2))
         shown = max(1, (options.max_width - 13 - (20 if lens.word else 0)) // (CELL + 2))
         if lens.word:

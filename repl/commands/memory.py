@@ -52,7 +52,7 @@ class Memory:
 
 @command("models")
 def memory(session: Session) -> Task[Memory]:
-    """Show the memory of each device, and what models and KV caches take of it."""
+    """Show the memory of each device, and what models and caches take."""
     keep = settings.show("keep_models", session.settings.view.keep_models)
 
     def look(emit: Emit) -> Memory:

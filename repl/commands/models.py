@@ -30,8 +30,9 @@ def model(
     id: Annotated[str, Words("a model", suggest=known)] = "",
     *changes: Annotated[tuple[str, str], Change()],
 ) -> Any:
-    """Load another model: a Hub id, id@revision, id:file.gguf, a folder, or builtin; while connected, the server's.
+    """Load a model: a Hub id, a folder, builtin; or take one of a server's.
 
+    Also id@revision, id:file.gguf and .gguf files.
     Load settings may follow: /model ID dtype=bfloat16 device=cpu.
     """
     if session.remote is not None:
@@ -61,7 +62,7 @@ def reload(session: Session) -> Task[Facts]:
 def unload(
     session: Session, id: Annotated[str, Words("a model in memory", suggest=catalog.names.here)] = ""
 ) -> Task[list[Facts]]:
-    """Free the memory of the current model, or of another one; the conversation stays."""
+    """Free the memory of a model, by default the current one; the talk stays."""
     return session.start(lambda emit: session.store.drop(emit, id), lambda job: unloaded(session, job.result()))
 
 
@@ -82,7 +83,7 @@ class Info:
 
 @command("models", waits=True)
 def info(session: Session, id: Annotated[str, Words("a model", suggest=catalog.names)] = "") -> Any:
-    """Show what is loaded: architecture, size, precision, placement, limits; of another model what its card says."""
+    """Show what is loaded and its limits; of another model what its card says."""
     if session.remote is not None and not id:
         return session.remote.served()
     loaded = next((each for each in session.store.residents() if id in (each.facts.id, each.facts.name)), None)

@@ -99,11 +99,12 @@ def look(resident: Resident, spot: Here, count: int, emit: Emit) -> Next:
 
 @command("look inside", name="next", waits=True)
 def next_(session: Session, text: Annotated[str, Rest()] = "") -> Task[Any]:
-    """Show the likeliest next tokens at this point of the talk: /next 20, /next TEXT, /next 20 TEXT.
+    """Show the likeliest next tokens at this point of the talk, or after TEXT.
 
-    Alone it goes on from the last reply, as /continue does: where the reply ended by itself, that is the end and what
-    it might have said instead. TEXT is taken as it stands, without the chat template. Where settings change the odds
-    (/temperature, /top_p, ...) what is drawn from stands beside them. Of a server it is the likeliest that it gives.
+    /next 20 and /next 20 TEXT show so many. Alone it goes on from the last reply, as /continue does: where the reply
+    ended by itself, that is the end and what it might have said instead. TEXT is taken as it stands, without the chat
+    template. Where settings change the odds (/temperature, /top_p, ...) what is drawn from stands beside them. Of a
+    server it is the likeliest that it gives.
     """
     remote, chosen = session.remote, session.settings
     if remote is None:

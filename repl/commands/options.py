@@ -69,7 +69,7 @@ def _shown(row: Setting) -> Text:
 
 @command("settings", waits=True)
 def set_(session: Session, name: str, value: Annotated[str, Rest()]) -> Any:
-    """Set anything by name: a setting, a field of generation_config, or template.NAME of the chat template."""
+    """Set anything by name: settings, generation_config, template.NAME."""
     if decoding.is_setting(name):
         return change(session, settings.find(name), value)
 

@@ -90,8 +90,9 @@ def _places(found: Survey, table: list[Row], taken: int, load: Load, rooms: Sequ
 
 @command("models", name="plan")
 def plan_(session: Session, id: Annotated[str, Words("a model", suggest=hub.cached_models)] = "") -> Task[Plan]:
-    """Show whether a model fits before anything of its weights is downloaded; a row's number loads it so.
+    """Show whether a model fits before its weights are downloaded.
 
+    A row's number loads it so.
     Without an id: the model that is loaded, or on its way.
     """
     now = session.pending()

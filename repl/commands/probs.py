@@ -39,7 +39,7 @@ class Painted(Trace):
 
 @command("look inside")
 def probs(session: Session, value: Annotated[str, Rest(suggest=settings.kind("probs").complete)] = "") -> Any:
-    """Colour replies by the probability of their tokens: on, off or entropy; alone it paints the last reply again.
+    """Colour replies by probability or entropy; alone it repaints the last.
 
     Probabilities are the model's own, before temperature and other processors. While it is on, Markdown is shown as it
     comes.
@@ -65,11 +65,11 @@ def switched(session: Session, value: str) -> Said:
 
 @command("look inside")
 def inspect(session: Session, number: Annotated[int, Whole(1)] = 0) -> Any:
-    """Look into a reply token by token, by default the last: what else was likely.
+    """Look into a reply token by token: what else was likely.
 
-    On a terminal: arrows move, a digit or Tab chooses an alternative, Enter takes it and goes on from there on a branch
-    of its own (what /take does), p and e colour by probability and entropy, / searches, n finds the next, q leaves.
-    Elsewhere the tokens are listed.
+    By default the last one. On a terminal: arrows move, a digit or Tab chooses an alternative, Enter takes it and goes
+    on from there on a branch of its own (what /take does), p and e colour by probability and entropy, / searches, n
+    finds the next, q leaves. Elsewhere the tokens are listed.
     """
     turn = session.conversation.turn(number) if number else session.last
     if turn is None:
@@ -86,9 +86,10 @@ def take(
     *,
     turn: Annotated[int, Whole(1)] = 0,
 ) -> Task[Done]:
-    """Put another token (its id) in the place of token N of a reply, and go on from there on a branch of its own.
+    """Put another token in the place of token N, and go on from there.
 
-    Of the last reply, or of --turn N. /inspect shows the ids of what the model considered, and does this for Enter.
+    TOKEN is its id; what follows stands on a branch of its own. Of the last reply, or of --turn N. /inspect shows the
+    ids of what the model considered, and does this for Enter.
     """
     session.ready()
     before = session.conversation.turn(turn) if turn else session.last

@@ -76,9 +76,10 @@ def recipe_(
     *,
     force: bool = False,
 ) -> Task[Recipe]:
-    """Show a reply as a script for transformers alone that makes the same token ids; with a file, write it there.
+    """Show a reply as a script for transformers alone that makes the same ids.
 
-    /recipe, /recipe 4, /recipe story.py or /recipe 4 story.py; --force replaces a file that is there.
+    With a file, write it there. /recipe, /recipe 4, /recipe story.py or /recipe 4 story.py; --force replaces a file
+    that is there.
     """
     if turn and not turn.isdecimal():
         turn, file = "", turn

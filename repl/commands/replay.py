@@ -74,10 +74,10 @@ def replay(
     *,
     pinned: bool = False,
 ) -> Task[Any]:
-    """Answer the messages of this conversation with another model, or with other settings: /replay gpt2 [--pinned].
+    """Answer the messages of this conversation with another model.
 
-    Settings are written as for /compare: dtype=bfloat16, or several joined by commas. Each message is answered after
-    the new answers before it; they make a branch of their own, on which the conversation stands then (/go returns).
+    Other settings are written as for /compare: dtype=bfloat16, or several joined by commas. Each message is answered
+    after the new answers before it; they make a branch of their own, where the conversation stands then (/go returns).
     --pinned answers each after the recorded ones, and adds nothing to the conversation. Told of each: the first
     difference, lengths, speed, and bits per byte of both answers under both models. Model and settings stay.
     """

@@ -49,7 +49,10 @@ def compared(resident: Resident, turn: int, record: Done, emit: Emit) -> Reprodu
 
 @command("prove", waits=True)
 def reproduce(session: Session, number: Annotated[int, Whole(1)] = 0) -> Task[Reproduced]:
-    """Make a reply again from its record, by default the last: are the ids the same?"""
+    """Make a reply again from its record: are the ids the same?
+
+    By default the last.
+    """
     facts = session.facts()
     turn, record = recipe.chosen(session.conversation, session.last, number)
     if (facts.id, facts.commit) != (record.model["id"], record.model["commit"]):

@@ -1,5 +1,6 @@
 """Score: how likely a model finds a text, token by token and as a whole."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, log
@@ -27,6 +28,7 @@ from repl.worker import Emit
 WINDOW = 8192  # most tokens read at once, where the context is longer or without an end
 LARGEST = 64 * 2**20  # bytes of a file
 SHOWN = 1500  # tokens drawn
+PATH = re.compile(r"(~|\.{0,2})/\S+")  # what nobody means as a text
 WORST = 4  # tokens that are named
 
 
@@ -99,7 +101,7 @@ def measure(resident: Resident, text: str, source: str, emit: Emit) -> Score:
 
 @command("look inside", name="score", waits=True)
 def score_(session: Session, text: Annotated[str, Rest()]) -> Task[Score]:
-    """Show how likely each token of a text is, its perplexity and bits per byte: /score TEXT, /score FILE.
+    """Show how likely a text or file is: each token, perplexity, bits per byte.
 
     A text that is the path of a file stands for what is in it. The text is read as it stands, without the chat
     template; its first token is given, not predicted, though its bytes count in bits per byte. What is longer than the
@@ -116,6 +118,8 @@ def _content(text: str) -> tuple[str, str]:
     path = Path(text).expanduser()
     try:
         if not path.is_file():
+            if PATH.fullmatch(text) and not path.exists():
+                raise UsageError(f"there is no file {text!r}", "/score TEXT")
             return "text", text
     except (OSError, ValueError):  # no name that a file could have
         return "text", text

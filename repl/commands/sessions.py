@@ -34,7 +34,10 @@ class Sessions:
 
 @command("history")
 def sessions(session: Session, words: Annotated[str, Rest()] = "") -> Sessions:
-    """List saved sessions, or those with some words; /resume ID goes on with one."""
+    """List saved sessions, or those with some words.
+
+    /resume ID goes on with one.
+    """
     return Sessions(session.archive.sessions(words), words, session.archive.id)
 
 

@@ -69,7 +69,7 @@ def label(record: Done) -> str:
 
 @command("rest")
 def stats(session: Session, value: Annotated[str, Rest(suggest=settings.kind("stats").complete)] = "") -> Any:
-    """Show what this session has done so far; /stats off leaves out the line of figures after each reply, on brings it.
+    """Show what this session has done; on or off: the figures under replies.
 
     Counted is every reply of the conversation with all its branches, also those that were stopped.
     """

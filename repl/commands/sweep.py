@@ -40,8 +40,9 @@ def sweep(
     exact: bool = False,
     force: bool = False,
 ) -> Any:
-    """Answer one prompt under a grid of settings: /sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2 [seed=1] [-- PROMPT].
+    """Answer one prompt under a grid of settings.
 
+    As in /sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2 [seed=1] [-- PROMPT].
     Each combination is made n times, with the seeds from seed on; temperature=0 is greedy. Without a prompt the last
     message is answered. All rows are made together, from one reading of the prompt, each with its own processors and
     random numbers; --exact makes them one after another. Ctrl-C keeps what is done. /sweep show 5 shows a row,

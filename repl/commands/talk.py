@@ -40,7 +40,10 @@ def raw(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
 
 @command("talk", waits=True)
 def retry(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> Task[Done]:
-    """Answer the last message again, with other settings for this once: /retry temperature=1.2."""
+    """Answer the last message again, with other settings for this once.
+
+    /retry temperature=1.2 changes one.
+    """
     session.answers()
     last = _last(session)
     chosen = changed(session.settings, changes, parts=("decode", "view"))
@@ -66,7 +69,10 @@ def prefill(session: Session, text: Annotated[str, Rest()] = "") -> Said:
 
 @command("talk")
 def edit(session: Session, number: Annotated[int, Whole(1)] = 0) -> Draft:
-    """Change an earlier message (turn N, by default the last): the next line replaces it, on a branch of its own."""
+    """Change an earlier message: the next line replaces it, on a branch.
+
+    Turn N, by default the last.
+    """
     asked = [turn for turn in session.conversation.path() if turn.role == "user"]
     turn = session.conversation.turn(number) if number else asked[-1] if asked else None
     if turn is None or turn.role != "user":
@@ -79,7 +85,10 @@ def edit(session: Session, number: Annotated[int, Whole(1)] = 0) -> Draft:
 
 @command("talk")
 def system(session: Session, text: Annotated[str, Rest()] = "") -> Any:
-    """Set the instruction in front; alone it shows it, `/system none` removes it."""
+    """Set the instruction in front; alone it shows it.
+
+    `/system none` removes it.
+    """
     if not text:
         return Said(f"system: {session.conversation.system}" if session.conversation.system else "no system text")
     session.conversation.system = "" if text == "none" else text
@@ -88,7 +97,7 @@ def system(session: Session, text: Annotated[str, Rest()] = "") -> Any:
 
 @command("talk")
 def clear(session: Session) -> Said:
-    """Begin a new conversation; the model, the settings and the system text stay."""
+    """Begin a new conversation; model, settings and system text stay."""
     count = len(session.conversation.path())
     session.conversation.clear()
     session.moved()

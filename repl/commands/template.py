@@ -98,9 +98,10 @@ def report(resident: Resident, values: Mapping[str, Any], emit: Emit) -> Report:
 
 @command("look inside", waits=True)
 def template(session: Session, text: Annotated[str, Rest(suggest=lambda: ["check", "--ids"])] = "") -> Task[Any]:
-    """Show the exact prompt of the next turn; `/template check` tries the template.
+    """Show the exact prompt of the next turn.
 
-    /template TEXT puts TEXT where your next message goes. --ids lists the tokens with their ids.
+    `/template check` tries the template. /template TEXT puts TEXT where your next message goes. --ids lists the tokens
+    with their ids.
     """
     session.facts()
     values = arguments(session.settings.extra)

@@ -59,10 +59,10 @@ def of_turn(tokenizer: Any, record: Done, known: int, listed: bool) -> Tokens:
 
 @command("look inside", waits=True)
 def tokens(session: Session, text: Annotated[str, Rest(suggest=lambda: ["--ids"])] = "") -> Task[Tokens]:
-    """Show how TEXT is cut into tokens; alone, those of the last turn. --ids lists them.
+    """Show how a text is cut into tokens; alone, those of the last turn.
 
-    The last turn is your last message as the model got it, and the reply, from the record of the reply. The tokens of
-    the reply are numbered as /why counts them. Bytes that are no whole character read <e4>.
+    --ids lists them. The last turn is your last message as the model got it, and the reply, from the record of the
+    reply. The tokens of the reply are numbered as /why counts them. Bytes that are no whole character read <e4>.
     """
     facts = session.facts()
     listed = text.split()[:1] == ["--ids"]

@@ -38,10 +38,11 @@ def asked(load: Load, allowed: bool, offline: bool, emit: Emit) -> Trust:
 
 @command("models", name="trust")
 def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "always", "no"))] = "show") -> Any:
-    """Show the Python code that a model brings; `/trust yes` allows it to run, at this commit, in this session.
+    """Show the Python code that a model brings, and allow it to run.
 
-    It speaks of the model that was refused last, else of the one that is loaded. `/trust always` allows this commit
-    in later sessions too, `/trust no` takes a consent back. A new commit asks again.
+    `/trust yes` allows it at this commit, in this session. It speaks of the model that was refused last, else of the
+    one that is loaded. `/trust always` allows this commit in later sessions too, `/trust no` takes a consent back. A
+    new commit asks again.
     """
     wanted, found = session.untrusted or (session.pending(), None)
     model, consents = wanted.load.model, session.store.consents

@@ -35,11 +35,12 @@ ODDS = {name for name, _ in NAMES.values()}  # what is active between the model 
 
 @command("look inside", waits=True)
 def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Change()]) -> Task[Why]:
-    """Show how a token of the last reply came about: /why 3, /why Paris top_p=0.8.
+    """Show how a token of the last reply came about: /why 3, /why Paris.
 
-    The token is named by its number (/tokens --ids lists them) or by a text, whose first token is meant. The columns
-    are the model's own odds and those behind each processor and warper, in the order they ran, by the record of the
-    reply: settings that changed since do not count. NAME=VALUE asks what they would have been with other settings.
+    /why 3 top_p=0.8 shows it under other settings. The token is named by its number (/tokens --ids lists them) or by a
+    text, whose first token is meant. The columns are the model's own odds and those behind each processor and warper,
+    in the order they ran, by the record of the reply: settings that changed since do not count. NAME=VALUE asks what
+    they would have been with other settings.
     """
     last, facts = session.last, session.facts()
     if last is None or last.record is None or not last.record.token_ids:
