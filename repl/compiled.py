@@ -29,8 +29,8 @@ PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from repl.compiling import ma
 PART = "part-"
 """Begins the names of folders in which something is being made."""
 ROOM = 256  # tokens for which there is room at first
-PROBE = 6  # tokens of the text on which a compiled step is checked
-NEAR = 1e-3  # how far its logits may be from the plain ones, as a share of their spread
+PROBE = 32  # tokens of the text, drawn once for all, on which a compiled step is checked
+NEAR = 1e-4  # how far its logits may be from the plain ones in the mean, as a share of their spread
 COARSE = 0.1  # the same where not all is float32: what is fused rounds less often
 
 Say = Callable[[str], None]
@@ -119,13 +119,13 @@ class Steps:
     def _open(self, place: Path, model: Any, say: Say) -> str:
         try:
             native = opened(place, model)
-            apart, allowed = deviation(native, model)
+            apart, share, allowed = deviation(native, model)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             shutil.rmtree(place, ignore_errors=True)
             return f"what was compiled cannot be used ({str(error).splitlines()[0]})"
-        if not apart <= allowed:
+        if not share <= allowed:
             shutil.rmtree(place, ignore_errors=True)
-            return f"its logits were {apart:.2g} from the plain ones"
+            return f"its logits were up to {apart:.2g} from the plain ones"
         self._native, self.apart = native, apart
         took = f" after {time.monotonic() - self._began:.0f} s" if self._began else ""
         say(f"steps are compiled{took}: logits within {apart:.1g} of the plain ones")
@@ -206,20 +206,25 @@ def opened(place: Path, model: Any) -> Native:
     return native
 
 
-def deviation(native: Native, model: Any) -> tuple[float, float]:
-    """Return how far the logits of a compiled step are from the plain ones, and how far they may be."""
+def deviation(native: Native, model: Any) -> tuple[float, float, float]:
+    """Return how far the logits of a compiled step are from the plain ones: at most, and in the mean (root of squares).
+
+    The mean is a share of the spread of the logits; behind it stands how large it may be.
+    """
     import torch
     from transformers import DynamicCache
 
-    ids = torch.arange(1, 1 + PROBE)[None] % model.config.get_text_config(decoder=True).vocab_size
+    words = model.config.get_text_config(decoder=True).vocab_size
+    ids = torch.randint(0, words, (1, PROBE), generator=torch.Generator().manual_seed(0))
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
         model(ids[:, :-2], past_key_values=cache, use_cache=True)
         with Slots(native, model, cache).taken() as step:
             ours = torch.stack([step(None, token).logits[0, -1] for token in ids[:, -2:].T])
         theirs = model(ids, use_cache=False).logits[0, -2:].float()
-    share = NEAR if {each.dtype for each in tensors(model).values()} == {torch.float32} else COARSE
-    return float((ours - theirs).abs().max()), share * max(float(theirs.std()), 1e-3)
+    exact = {each.dtype for each in tensors(model).values()} == {torch.float32}
+    share = float((ours - theirs).square().mean().sqrt() / theirs.std().clamp_min(1e-3))
+    return float((ours - theirs).abs().max()), share, NEAR if exact else COARSE
 
 
 class Loan:

@@ -24,6 +24,7 @@ OPTIONS = {
     "aot_inductor.package_constants_in_so": False,  # the weights are lent by whoever runs the step
     "cpp.dynamic_threads": True,
 }
+SCRATCH = "scratch"
 
 
 class Master(Job[None]):
@@ -38,11 +39,12 @@ class Master(Job[None]):
 def main() -> None:
     """Do what stdin says; the last line of stderr tells what kept it from that."""
     os.nice(10)  # replies go first
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     order, master = json.loads(sys.stdin.buffer.readline()), Master(lambda _: None)
+    part = Path(order["part"])
+    os.environ |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(part / SCRATCH)}
     libraries.bring(master)
     try:
-        aside(lambda: work(Load(**order["load"]), Path(order["part"]), order["signature"], master), master)
+        aside(lambda: work(Load(**order["load"]), part, order["signature"], master), master)
     except ReplError as error:
         sys.exit(error.message)
 
@@ -61,6 +63,7 @@ def work(load: Load, part: Path, wanted: str, emit: Emit) -> None:
     keep({name: each for name, each in made.items() if identity(each) not in known}, part / REST)
     marks = {"library": digest(part / LIBRARY), "names": stand}
     (part / MARKS).write_text(json.dumps(marks), "utf-8")
+    shutil.rmtree(part / SCRATCH, ignore_errors=True)
 
 
 def exported(model: Any) -> Any:

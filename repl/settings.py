@@ -115,9 +115,7 @@ class Decode:
     assistant: Annotated[str, Text("an id or a folder, or none", lambda: ["none"])] = setting(
         "none", "smaller model that proposes tokens ahead, checked in one pass"
     )
-    compile: Annotated[bool, Flag()] = setting(
-        False, "make each token with a compiled step, which is made beside the replies once it is asked for (CPU)"
-    )
+    compile: Annotated[bool, Flag()] = setting(False, "make each token with a step compiled beside the replies (CPU)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ def compiled(session: Session) -> Any:
         resident = session.store.current()
         resident.steps.loan(resident.model, resident.load, lambda said: emit(Notice(said)))
 
-    return session.start(begin, lambda job: Said(joined("compile on", session.compiling()[0])))
+    return session.start(begin, lambda job: Said("compile on · replies take the step as soon as it is there"))
 
 
 @command("setting", waits=True)
