@@ -44,6 +44,13 @@ def sweep(ground: Ground) -> list[Row]:
     return grid.rows(ground)
 
 
+def contention(ground: Ground) -> list[Row]:
+    """Replies beside a busy process."""
+    import contention  # brings torch as well
+
+    return contention.rows(ground)
+
+
 PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "prompt": start.prompt,
     "keys": echo.loading,
@@ -60,6 +67,7 @@ PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "silent": many.silent,
     "large": many.large,
     "sweep": sweep,
+    "contention": contention,
     "probs": views.probs,
     "inspect": views.inspect,
     "score": views.score,
