@@ -5,12 +5,15 @@ decides is measured: the seconds of a step with all threads, and with fewer. A s
 long gives threads up before it is over.
 """
 
+import os
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import psutil
 
 LEARN = 3  # steps with fewer threads before all are tried
 TRIAL = 3  # steps of a trial of all threads; one more goes before them, in which threads are woken
@@ -19,9 +22,11 @@ BETTER = 0.9  # all threads are taken again where they take at most this part of
 WORSE = 1.3  # and another process is blamed where they take this many times as long
 PATIENCE = 1.5  # steps with fewer threads: what all may lose against fewer before they are given up
 LATE, LATE_IN_TRIAL = 2.0, 1.3  # steps with fewer threads that one step with all may take
-WAIT, LONGEST = 1.0, 8.0  # seconds until all are tried again: twice as long after each time in vain
+WAIT, LONGEST = 1.0, 16.0  # seconds until all are tried again: twice as long after each time in vain
 LASTS = 60.0  # seconds for which what one reply found holds for the next
 SHORT = 0.01  # seconds: steps below that are left alone
+LOOK = 0.3  # seconds over which it is looked at what other processes take
+BUSY, IDLE = 0.6, 0.25  # processors that they take when one is busy, and when none is
 
 
 class Threads:
@@ -32,8 +37,9 @@ class Threads:
         count: Callable[[], int] | None = None,
         put: Callable[[int], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        others: Callable[[], float] | None = None,
     ) -> None:
-        self._count, self._put, self._clock = count or in_use, put or use, clock
+        self._count, self._put, self._clock, self._others = count or in_use, put or use, clock, others or elsewhere
         self.all = self.fewer = self.now = 1
         self._few: deque[float] = deque(maxlen=WINDOW)  # seconds of the last steps with fewer threads
         self._learnt = 0  # of them since threads were given up
@@ -42,6 +48,8 @@ class Threads:
         self._began: float | None = None  # when the step that is being made began
         self._late = False
         self._wait, self._since = 0.0, 0.0  # how long threads are given up, and since when all or fewer are in use
+        self._looked: tuple[float, float] | None = None  # when, and what others had taken by then
+        self._busy = False  # whether somebody else was when it was looked last
         self._kept, self._ended = True, -LASTS  # fewer threads at the end of the last reply, and when that was
         self._gave_up = False
 
@@ -105,9 +113,23 @@ class Threads:
     def _with_fewer(self, seconds: float) -> None:
         self._few.append(seconds)
         self._learnt += 1
-        if self._learnt >= LEARN and self._clock() - self._since >= self._wait:
+        if self._learnt >= LEARN and (self._others_went() or self._clock() - self._since >= self._wait):
             self._trial = None if self._fewer_s() < SHORT else []
             self._advance()
+
+    def _others_went(self) -> bool:
+        """Tell, once, that a process that was busy is so no longer."""
+        now = self._clock()
+        if self._looked is None or now - self._looked[0] > 10 * LOOK:
+            self._looked = now, self._others()
+        if (passed := now - self._looked[0]) < LOOK:
+            return False
+        taken = self._others()
+        share = (taken - self._looked[1]) / passed
+        self._looked = now, taken
+        went = self._busy and share < IDLE
+        self._busy = not went and (self._busy or share > BUSY)
+        return went
 
     def _judge(self, seconds: float) -> None:
         """Go on with a trial of all threads, or end it."""
@@ -145,6 +167,13 @@ def in_use() -> int:
     import torch
 
     return int(torch.get_num_threads())
+
+
+def elsewhere() -> float:
+    """Return the seconds of processors that other processes have used."""
+    times = psutil.cpu_times()
+    busy = times.user + times.system + getattr(times, "nice", 0.0)
+    return float(busy - sum(os.times()[:2]))
 
 
 def use(threads: int) -> None:

@@ -20,7 +20,7 @@ from figures import Ground, Row, shown
 from repl.session import Session
 
 PROMPT = "Tell me a long story about a lighthouse keeper and a whale."
-TOKENS, SHORT = 128, 24
+TOKENS, SHORT = 128, 12
 SPIN = "while True: pass"
 OTHERS = 0.15  # of a core: what other processes may take in a round that counts
 TRIES = 4  # rounds for each that counts
