@@ -144,14 +144,15 @@ class Ahead:
         stopping_criteria.extend(self._criteria)
         text = Text(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
         most = min(generation_config.max_length, self._limit or generation_config.max_length)
-        output = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
-        ended = bool(text.take(output, [], self.streamer.put)[1])
-        text.quicken(output)
-        del output
-        self._drafter.read(text.ids)
-        with getattr(model, "_optimize_model_for_decode", nullcontext)(), self._threads.minded(model):
-            while not ended:
-                ended = self._step(text, most)
+        with self._threads.minded(model):
+            output = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
+            ended = bool(text.take(output, [], self.streamer.put)[1])
+            text.quicken(output)
+            del output
+            self._drafter.read(text.ids)
+            with getattr(model, "_optimize_model_for_decode", nullcontext)():
+                while not ended:
+                    ended = self._step(text, most)
         self.streamer.end()
         if not generation_config.return_dict_in_generate:
             return text.tensor

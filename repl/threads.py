@@ -50,7 +50,7 @@ class Threads:
         self._wait, self._since = 0.0, 0.0  # how long threads are given up, and since when all or fewer are in use
         self._looked: tuple[float, float] | None = None  # when, and what others had taken by then
         self._busy = False  # whether somebody else was when it was looked last
-        self._kept, self._ended = True, -LASTS  # fewer threads at the end of the last reply, and when that was
+        self._kept, self._ended = False, -LASTS  # fewer threads at the end of the last reply, and when that was
         self._gave_up = False
 
     def said(self) -> str:
@@ -65,18 +65,27 @@ class Threads:
         self.all = self.now = self._count() if model.device.type == "cpu" else 1
         self.fewer = max(1, min(self.all - 1, self.all * 3 // 4))
         self._trial, self._gave_up, self._lost = None, False, 0.0
-        if not self._few or (self._kept and self._clock() - self._ended < LASTS):
+        if self._kept and self._clock() - self._ended < LASTS and not self._idle():
             self._learnt = 0
             self._take(self.fewer)
         try:
             yield
         finally:
             self._kept, self._ended = self.now < self.all, self._clock()
+            self._looked = (self._ended, self._others()) if self._kept else None
             self._take(self.all)
+
+    def _idle(self) -> bool:
+        """Tell whether nobody else was at work since the last reply."""
+        if self._looked is None or (passed := self._clock() - self._looked[0]) < LOOK:
+            return False
+        return (self._others() - self._looked[1]) / passed < IDLE
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Time a step, and choose the threads of the next one."""
+        """Time a step, and choose the threads of the next one; the first of all are made with fewer, to learn."""
+        if not self._few:
+            self._take(self.fewer)
         self._began, self._late = self._clock(), False
         try:
             yield

@@ -33,8 +33,8 @@ class Machine:
         begun = len(self.used)
         with self.minded.minded(model):
             for number in range(steps):
-                self.used.append(self.threads)
                 with self.minded.step():
+                    self.used.append(self.threads)
                     for _ in range(self.layers):
                         self.minded.hurry()
                         passed = seconds(number, self.threads) / self.layers
@@ -115,6 +115,24 @@ def test_the_end_of_a_busy_process_is_seen_at_once():
     machine.reply(300, always(BUSY))
     machine.many = 0.0
     assert machine.reply(100, always(BUSY)).count(2) <= 2
+
+
+def test_a_prompt_is_read_with_the_threads_that_the_last_reply_ended_with():
+    """But with all of them where nobody else was at work since then, and in the first reply of a model."""
+    machine = Machine()
+
+    def reading() -> int:
+        with machine.minded.minded(CPU):
+            return machine.threads
+
+    assert reading() == 2
+    machine.reply(100, always(QUIET))
+    machine.many = 1.0
+    machine.reply(300, always(BUSY))
+    machine.now, machine.other = machine.now + 5, machine.other + 5
+    assert reading() == 1
+    machine.now += 5
+    assert reading() == 2
 
 
 def test_trials_in_vain_become_rare():
