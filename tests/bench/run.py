@@ -51,6 +51,13 @@ def contention(ground: Ground) -> list[Row]:
     return contention.rows(ground)
 
 
+def lookup(ground: Ground) -> list[Row]:
+    """Replies that are read ahead by looking up."""
+    import lookup  # brings torch as well
+
+    return lookup.rows(ground)
+
+
 PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "prompt": start.prompt,
     "keys": echo.loading,
@@ -68,6 +75,7 @@ PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "large": many.large,
     "sweep": sweep,
     "contention": contention,
+    "lookup": lookup,
     "probs": views.probs,
     "inspect": views.inspect,
     "score": views.score,
