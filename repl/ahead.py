@@ -16,7 +16,7 @@ SHARE = 0.03  # of a reply's time that proposals may cost
 CREDIT = 0.5  # plain steps that they may cost besides, and that the first attempt is taken to cost
 STEPS = 9  # plain steps whose median is what a step takes
 ATTEMPTS = 5  # attempts whose medians are what an attempt costs
-WORST = 4  # plain steps that one attempt counts for at most: a busy machine is no reason to give up
+WORST = 4  # times what is usual that one attempt counts for at most: a busy machine is no reason to give up
 
 
 class Drafter(Protocol):
@@ -99,11 +99,11 @@ class Balance:
             self._lost += min(aside, WORST * median(self._plain))
             return
         step = median(self._plain)
-        taken = min(seconds + aside, WORST * step)
+        usual = step + (max(0.0, median(extra for _, extra in self._extra)) if self._extra else 0.0)
+        taken = min(seconds + aside, WORST * usual)
         self._extra.append((proposed, taken - step))
-        self._lost = max(
-            self._lost + taken - made * step, -WORST * step
-        )  # what was won long ago pays for no losses now
+        # what was won long ago pays for no losses now
+        self._lost = max(self._lost + taken - made * step, -WORST * step)
 
 
 class Ahead:
