@@ -183,7 +183,8 @@ def _foot(result: Benched) -> str:
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     rates = [f"{one.device} reads {one.bytes_per_s / 1e9:.1f} GB/s" for one in result.memory]
     rows = [
-        f"tokens/s read and written: median and range of {counted} of {result.new_tokens} tokens after a warm-up",
+        f"tokens/s read and written: medians of {counted} of {result.new_tokens} tokens after a warm-up,"
+        " with ranges where there is room",
         "of bare: written, against the library's generate with the first of these models",
         joined(threads, f"torch {result.versions['torch']}", *rates),
         "" if result.whole else "stopped: this is what was done by then",
