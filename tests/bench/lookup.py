@@ -1,14 +1,17 @@
 """Replies with `/fast prompt_lookup` against those without, in turn and in one process: six kinds of chats, a copy."""
 
 import sys
+import time
 from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from driving import ask, opened, run
+from driving import ask, finish, opened, run
 from figures import Ground, Row, shown
 
+from repl import threads
+from repl.events import Event, Token
 from repl.session import Session
 
 TOKENS = 96
@@ -28,8 +31,12 @@ and the children take the long way to school."""
 
 
 def rows(ground: Ground) -> list[Row]:
-    """Measure every prompt in every round, with and without, which of them first by turns; the ids must be the same."""
+    """Measure every prompt in every round, with and without, which of them first by turns; the ids must be the same.
+
+    One thread, and the processor's time: what else the machine does would hide differences of a few hundredths.
+    """
     with opened(ground.model, max_new_tokens=TOKENS, do_sample="off", reuse="off") as session:
+        finish(session.start(lambda emit: threads.use(1)))
         for line in ("/fast prompt_lookup", "/fast off"):
             reply(session, COPY, line)
         chats = {kind: [pair(session, text, turn) for turn in range(ground.rounds)] for kind, text in CHATS.items()}
@@ -65,9 +72,15 @@ def pair(session: Session, text: str, turn: int) -> tuple[float, float]:
 
 
 def reply(session: Session, text: str, line: str) -> tuple[float, tuple[int, ...]]:
-    """Return the tokens/s of one reply, the first token left out, and its ids."""
+    """Return the tokens for each second of the processor, the first token left out, and the ids."""
     run(session, line)
-    done = ask(session, text)
+    moments: list[float] = []
+
+    def heard(event: Event) -> None:
+        if isinstance(event, Token) and not moments:
+            moments.append(time.process_time())
+
+    done = ask(session, text, heard)
+    seconds = time.process_time() - moments[0]
     run(session, "/clear")
-    assert done.timing.decode_tps
-    return done.timing.decode_tps, done.token_ids
+    return (len(done.token_ids) - 1) / seconds, done.token_ids
