@@ -27,7 +27,8 @@ GREEDY = [("do_sample", "off"), *PLAIN]
 SAMPLED = [("do_sample", "on"), *PLAIN]
 WORDS: dict[str, list[tuple[str, str]]] = {
     **{NOW: [], LOCAL: [], "greedy": GREEDY, "sample": SAMPLED},
-    "prompt_lookup": [("prompt_lookup", str(drafting.TOKENS))],
+    "prompt_lookup": [("assistant", "none"), ("compile", "off"), ("prompt_lookup", str(drafting.TOKENS))],
+    "compile": [("assistant", "none"), ("prompt_lookup", "off"), ("compile", "on")],
 }
 FAST = "fast"  # as in fast=prompt_lookup
 SHORT = {"beams": "num_beams"}
