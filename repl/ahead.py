@@ -12,9 +12,11 @@ from repl.events import Drafts
 from repl.threads import Threads
 
 SIZES = (4, 3, 2)  # of the runs of tokens that are looked up, the longest first
-SHARE = 0.03  # of a reply's time that proposals may cost, besides one plain step
+SHARE = 0.03  # of a reply's time that proposals may cost
+CREDIT = 0.5  # plain steps that they may cost besides, and that the first attempt is taken to cost
 STEPS = 9  # plain steps whose median is what a step takes
-WORST = 4  # plain steps that one attempt counts for at most: a busy machine is no reason to give up
+ATTEMPTS = 5  # attempts whose medians are what an attempt costs
+WORST = 4  # times what is usual that one attempt counts for at most: a busy machine is no reason to give up
 
 
 class Drafter(Protocol):
@@ -66,25 +68,42 @@ def agreeing(ids: Sequence[int], place: int, most: int) -> int:
 
 
 class Balance:
-    """Counts what proposals cost and save, in seconds; no more may be lost than a small share of a reply's time."""
+    """Counts what proposals cost and save, in seconds; no more may be lost than a small share of a reply's time.
+
+    An attempt is made where that still holds should all of it be wrong, judged by what the last ones cost.
+    """
 
     def __init__(self) -> None:
         self._plain: deque[float] = deque(maxlen=STEPS)
+        self._extra: deque[tuple[int, float]] = deque(maxlen=ATTEMPTS)  # proposals, and what checking them took longer
         self._total = self._lost = 0.0
 
-    def allows(self) -> bool:
-        """Tell whether a proposal is worth trying now; not before a plain step was timed."""
-        return bool(self._plain) and self._lost <= SHARE * self._total + median(self._plain)
+    def affords(self, most: int) -> int:
+        """Return how many proposals, up to `most`, are worth trying now; none before a plain step was timed."""
+        if not self._plain:
+            return 0
+        step = median(self._plain)
+        room = SHARE * self._total + CREDIT * step - self._lost
+        if not self._extra:
+            return most if room >= CREDIT * step else 0
+        size, extra = (median(values) for values in zip(*self._extra, strict=True))
+        if extra > room:
+            return 0
+        return min(most, int(size * room / extra)) if extra > 0 else most
 
-    def took(self, seconds: float, proposed: int, made: int) -> None:
-        """Count one pass that checked `proposed` tokens and brought `made`."""
-        self._total += seconds
+    def took(self, seconds: float, proposed: int, made: int, aside: float = 0.0) -> None:
+        """Count one pass that checked `proposed` tokens and brought `made`; `aside` went into finding proposals."""
+        self._total += seconds + aside
         if not proposed:
             self._plain.append(seconds)
+            self._lost += min(aside, WORST * median(self._plain))
             return
         step = median(self._plain)
-        lost = min(seconds, WORST * step) - made * step
-        self._lost = max(self._lost + lost, -WORST * step)  # what was won long ago pays for no losses now
+        usual = step + (max(0.0, median(extra for _, extra in self._extra)) if self._extra else 0.0)
+        taken = min(seconds + aside, WORST * usual)
+        self._extra.append((proposed, taken - step))
+        # what was won long ago pays for no losses now
+        self._lost = max(self._lost + taken - made * step, -WORST * step)
 
 
 class Ahead:
@@ -125,14 +144,15 @@ class Ahead:
         stopping_criteria.extend(self._criteria)
         text = Text(model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
         most = min(generation_config.max_length, self._limit or generation_config.max_length)
-        output = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
-        ended = bool(text.take(output, [], self.streamer.put)[1])
-        text.quicken(output)
-        del output
-        self._drafter.read(text.ids)
-        with getattr(model, "_optimize_model_for_decode", nullcontext)(), self._threads.minded(model):
-            while not ended:
-                ended = self._step(text, most)
+        with self._threads.minded(model):
+            output = model._prefill(input_ids, generation_config, model_kwargs, is_first_iteration=True)
+            ended = bool(text.take(output, [], self.streamer.put)[1])
+            text.quicken(output)
+            del output
+            self._drafter.read(text.ids)
+            with getattr(model, "_optimize_model_for_decode", nullcontext)():
+                while not ended:
+                    ended = self._step(text, most)
         self.streamer.end()
         if not generation_config.return_dict_in_generate:
             return text.tensor
@@ -142,11 +162,13 @@ class Ahead:
         """Make one pass and take what it brings; True where the reply has ended."""
         began = self._clock()
         room = min(self._most, most - len(text.ids) - 1)
-        draft = self._drafter.propose(text.ids, room) if room > 0 and self._balance.allows() else []
+        room = self._balance.affords(room) if room > 0 else 0
+        draft = self._drafter.propose(text.ids, room) if room else []
+        ready = self._clock()
         with nullcontext() if draft else self._threads.step():
             output = text.forward(draft)
         made, ended = text.take(output, draft, self.streamer.put)
-        self._balance.took(self._clock() - began, len(draft), made)
+        self._balance.took(self._clock() - ready, len(draft), made, ready - began)
         self._count(len(draft), made)
         return ended
 

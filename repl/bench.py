@@ -1,22 +1,20 @@
 """How fast a model reads and writes here: repeated runs, their spread, and the limit that memory sets."""
 
-import copy
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import psutil
 
-from repl import decoding, drafting, loop
+from repl.engine import versions
 from repl.errors import Cancelled, NoMemory, ReplError, UsageError
 from repl.events import Progress
 from repl.libraries import release
 from repl.loading import Resident, bring
-from repl.probe import entry, one_sentence
 from repl.settings import Load
+from repl.stopwatch import BARE, Run, Speed, Way, compiled, speed, timed
+from repl.store import Store
 from repl.worker import Emit
 
 TEXT = (
@@ -25,37 +23,11 @@ TEXT = (
     "fields, and the children take the long way to school. Nobody minds much. The ground is the better for it, and the "
     "older people remember years in which the river came into the houses and stayed until May. "
 )
-WARM = {"generate": 4, "loop": 24}  # tokens of the run that is not counted; in its own the loop records its step
+WARM = 12  # tokens of the run that is not counted: how many threads pay is found out in it
 BLOCK = 2**28  # bytes that are read to measure the memory: far more than any cache holds
 READS = 7
 PACKED = ("torch.int8", "torch.uint8", "torch.int32")  # what weights that are no parameters are packed into
 SPARE = 1.1  # a model is taken to fit where this much of its size is free
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """The median of a few measurements, and their range."""
-
-    median: float
-    least: float
-    most: float
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """One model at one length of prompt: seconds to the first token, tokens/s while reading and while writing.
-
-    `limit` is the share of the tokens/s at which memory could deliver the weights.
-    """
-
-    prompt_tokens: int
-    new_tokens: int
-    repeats: int
-    ttft_s: Spread
-    prefill_tps: Spread
-    decode_tps: Spread
-    limit: float | None
-    mode: str = "generate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +49,7 @@ class Entry:
     used_bytes: int
     speeds: tuple[Speed, ...]
     problem: str = ""
+    quantization: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +64,24 @@ class Memory:
 class Plan:
     """What to measure."""
 
-    loads: tuple[Load, ...]
+    models: tuple[tuple[Load, tuple[Way, ...]], ...]
     prompt_tokens: tuple[int, ...]
     new_tokens: int
     repeats: int
-    modes: tuple[str, ...] = ("generate", "loop")
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One timed reply: how many tokens were made, seconds to the first one, seconds from there to the last."""
+class Benched:
+    """What was measured, with what decides it; `whole` is False where it was stopped before the end."""
 
-    made: int
-    first_s: float
-    rest_s: float
+    entries: list[Entry]
+    memory: list[Memory]
+    new_tokens: int
+    repeats: int
+    threads: int
+    versions: dict[str, str]
+    whole: bool
+    file: str = ""
 
 
 class Bench:
@@ -118,19 +95,21 @@ class Bench:
     def run(self) -> bool:
         """Measure model after model; False if it was stopped."""
         try:
-            for load in self.plan.loads:
-                self._model(load)
+            for load, ways in self.plan.models:
+                self._model(load, ways)
         except Cancelled:
             self._emit.settle()
             return False
         return True
 
-    def _model(self, load: Load) -> None:
+    def _model(self, load: Load, ways: Sequence[Way]) -> None:
         try:
             with self._brought(load) as resident:
-                self._measure(resident)
+                self._measure(resident, ways)
         except ReplError as error:  # one that fails leaves the others their turn
-            self.entries.append(Entry(load.model, load.dtype, {}, False, 0.0, 0, 0, None, 0, (), error.message))
+            self.entries.append(
+                Entry(load.model, load.dtype, {}, False, 0.0, 0, 0, None, 0, (), error.message, load.quantize)
+            )
 
     @contextmanager
     def _brought(self, load: Load) -> Iterator[Resident]:
@@ -138,12 +117,13 @@ class Bench:
         if self._resident is not None and same(load, self._resident):
             yield self._resident
             return
-        try:
-            yield bring(load, self._emit, self._offline, lambda needed, _: room(load, needed))
-        finally:
-            release()
+        with ExitStack() as stack:
+            stack.callback(release)
+            resident = bring(load, self._emit, self._offline, lambda needed, _: room(load, needed))
+            stack.callback(resident.steps.close)
+            yield resident
 
-    def _measure(self, resident: Resident) -> None:
+    def _measure(self, resident: Resident, ways: Sequence[Way]) -> None:
         speeds: list[Speed] = []
         problems: list[str] = []
         memory = self._bandwidth(resident)
@@ -151,27 +131,35 @@ class Bench:
         try:
             for prompt in self.plan.prompt_tokens:
                 with noted(problems):
-                    self._length(resident, prompt, limit, speeds)
+                    self._length(resident, prompt, ways, limit, speeds)
         finally:  # also when it is stopped: what is done so far counts
             if speeds or problems:
                 self.entries.append(entry_of(resident, resident is self._resident, limit, speeds, "; ".join(problems)))
 
-    def _length(self, resident: Resident, prompt: int, limit: float | None, speeds: list[Speed]) -> None:
-        fits(resident, prompt + self.plan.new_tokens)
+    def _length(
+        self, resident: Resident, prompt: int, ways: Sequence[Way], limit: float | None, speeds: list[Speed]
+    ) -> None:
+        new = self.plan.new_tokens
+        fits(resident, prompt + new)
         ids = text_ids(resident, prompt)
         stage = f"bench {resident.facts.name} {resident.facts.dtype}, prompt of {prompt}"
-        runs: dict[str, list[Run]] = {mode: [] for mode in self.plan.modes}
-        new = self.plan.new_tokens
+        runs: list[tuple[Way, list[Run]]] = []
+        problems: list[str] = []
         try:
             self._emit(Progress(stage, 0, self.plan.repeats, "runs"))
-            for mode, warm in WARM.items():
-                timed(resident, ids, min(warm, new), self._emit, mode)
+            for way in ways:
+                with noted(problems):  # one that cannot leaves the others their turn
+                    compiled(resident, self._emit, way)
+                    timed(resident, ids, min(WARM, new), self._emit, way)
+                    runs.append((way, []))
             for number in range(self.plan.repeats):
-                for mode, found in runs.items():  # in turn: what else the machine does falls on both
-                    found.append(timed(resident, ids, new, self._emit, mode))
+                for way, found in runs:  # in turn: what else the machine does falls on all
+                    found.append(timed(resident, ids, new, self._emit, way))
                 self._emit(Progress(stage, number + 1, self.plan.repeats, "runs"))
         finally:
-            speeds += [replace(speed(found, prompt, new, limit), mode=mode) for mode, found in runs.items() if found]
+            speeds += [replace(speed(found, prompt, new, limit), mode=way.name) for way, found in runs if found]
+        if problems:
+            raise UsageError("; ".join(problems))
 
     def _bandwidth(self, resident: Resident) -> Memory | None:
         """Measure a device once; a model on several, or on disk, has no such limit."""
@@ -183,6 +171,16 @@ class Bench:
         self._emit(Progress("measure the memory"))
         self.memory.append(Memory(places[0], bandwidth(places[0], self._emit)))
         return self.memory[-1]
+
+
+def measured(plan: Plan, store: Store, emit: Emit) -> Benched:
+    """Run a plan; for the model thread."""
+    import torch
+
+    runs = Bench(plan, store.current() if store.facts() else None, store.offline, emit)
+    whole = runs.run()
+    threads = torch.get_num_threads()
+    return Benched(beside(runs.entries), runs.memory, plan.new_tokens, plan.repeats, threads, versions(), whole)
 
 
 @contextmanager
@@ -209,7 +207,23 @@ def entry_of(resident: Resident, kept: bool, limit: float | None, speeds: Sequen
         used_bytes=used_bytes(facts.device_map),
         speeds=tuple(speeds),
         problem=problem,
+        quantization=facts.quantization,
     )
+
+
+def beside(entries: Sequence[Entry]) -> list[Entry]:
+    """Set every speed of writing against bare `generate` in the first entry of the same model."""
+    first: dict[tuple[str, int], float] = {}
+    for entry in entries:
+        for one in entry.speeds:
+            if one.mode == BARE:
+                first.setdefault((entry.model, one.prompt_tokens), one.decode_tps.median)
+
+    def against(model: str, one: Speed) -> Speed:
+        bare = first.get((model, one.prompt_tokens))
+        return replace(one, of_bare=one.decode_tps.median / bare) if bare else one
+
+    return [replace(entry, speeds=tuple(against(entry.model, one) for one in entry.speeds)) for entry in entries]
 
 
 def loads(base: Load, models: Sequence[str], dtypes: Sequence[str]) -> tuple[Load, ...]:
@@ -270,67 +284,6 @@ def used_bytes(device_map: dict[str, str]) -> int:
     import torch
 
     return int(sum(torch.cuda.max_memory_allocated(place) for place in range(torch.cuda.device_count())))
-
-
-# measure
-
-
-class Clock:
-    """A streamer that notes when the first and the last token came; raises `Cancelled`."""
-
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
-        self._began = time.perf_counter()
-        self._times: list[float] = []
-        self._calls = 0
-
-    def put(self, _: Any) -> None:
-        """Take a token; the first call brings the prompt."""
-        self._emit.check()
-        self._calls += 1
-        if self._calls > 1:
-            self._times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Be told that it is over."""
-
-    def run(self) -> Run:
-        """Return the times of the reply."""
-        return Run(len(self._times), self._times[0] - self._began, self._times[-1] - self._times[0])
-
-
-def timed(resident: Resident, ids: list[int], new: int, emit: Emit, mode: str = "generate") -> Run:
-    """Time a greedy `generate` of exactly `new` tokens, bare or in a mode, without a kept cache; raises `ReplError`."""
-    import torch
-
-    model = resident.model
-    config = copy.deepcopy(model.generation_config)
-    rows = {"num_beams": 1, "num_return_sequences": 1, "do_sample": False, "stop_strings": None, "max_length": None}
-    for name, value in {**rows, "max_new_tokens": new, "min_new_tokens": new}.items():
-        setattr(config, name, value)
-    config.pad_token_id = next(iter(decoding.stops(config)), 0)
-    prompt = torch.tensor([ids], device=entry(model))
-    mask = torch.ones_like(prompt)
-    with one_sentence("the run stopped"):
-        clock = Clock(emit)
-        given = {"input_ids": prompt, "attention_mask": mask, "generation_config": config, "streamer": clock}
-        if mode == "prompt_lookup":
-            given |= drafting.looked_up(resident, config, len(ids), clock)
-        _ = loop.generate(model, resident.threads, **given) if mode == "loop" else model.generate(**given)
-        return clock.run()
-
-
-def speed(runs: Sequence[Run], prompt: int, new: int, limit: float | None) -> Speed:
-    """Turn runs into rates; `limit` is the most tokens/s that memory allows."""
-    first = [run.first_s for run in runs]
-    decode = spread([(run.made - 1) / run.rest_s if run.rest_s else 0.0 for run in runs])
-    prefill = spread([prompt / seconds for seconds in first])
-    return Speed(prompt, new, len(runs), spread(first), prefill, decode, decode.median / limit if limit else None)
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Return median and range."""
-    return Spread(statistics.median(values), min(values), max(values))
 
 
 def bandwidth(device: str, emit: Emit, clock: Callable[[], float] = time.perf_counter) -> float:

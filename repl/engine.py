@@ -196,6 +196,7 @@ class Run:
 
     def _may_go_on(self) -> None:
         """Break a forward pass off; a beam search past its prompt ends by itself and keeps its best."""
+        self.resident.threads.hurry()
         if not (self.beams and self.watch.steps):
             self.emit.check()
 

@@ -89,10 +89,10 @@ class Loop:
         from transformers.generation import GenerateDecoderOnlyOutput
         from transformers.generation.utils import ALL_CACHE_NAMES
 
-        output = model._prefill(input_ids, generation_config, given, is_first_iteration=True)
-        steps = chosen(model, output, given, self._lend)
-        with model._optimize_model_for_decode(), self._threads.minded(model), steps as step:
-            ids = self._decode(input_ids, output, step, logits_processor, stopping_criteria, generation_config)
+        with self._threads.minded(model):
+            output = model._prefill(input_ids, generation_config, given, is_first_iteration=True)
+            with model._optimize_model_for_decode(), chosen(model, output, given, self._lend) as step:
+                ids = self._decode(input_ids, output, step, logits_processor, stopping_criteria, generation_config)
         if self._streamer is not None:
             self._streamer.end()
         if not generation_config.return_dict_in_generate:

@@ -126,6 +126,8 @@ def remarks(load: Load, weights: Weights, packing: Any, size: int) -> list[str]:
         said.append(
             f"{packing.linears} linear layers packed in {load.quantize}{eight}{kept}; prompts are read no faster"
         )
+    if load.quantize != "none":
+        said.append("what that changes in its replies: /diverge quantize=none")
     if weights.format == "gguf" and not packing:
         before, after = (f"{number / 2**20:.0f} MiB" for number in (weights.bytes, size))
         said.append(f"dequantized: {before} in the file, {after} in memory · /quantize int4 packs it again")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from repl import catalog, registry, servers, settings
+from repl import catalog, drafting, registry, servers, settings
 from repl.change import changed
 from repl.decoding import SAMPLING
 from repl.errors import UsageError
@@ -25,7 +25,12 @@ NAMED = re.compile(r"[A-Za-z_][A-Za-z_-]*=.*", re.DOTALL)
 PLAIN = [("num_beams", "1"), ("num_return_sequences", "default")]
 GREEDY = [("do_sample", "off"), *PLAIN]
 SAMPLED = [("do_sample", "on"), *PLAIN]
-WORDS: dict[str, list[tuple[str, str]]] = {NOW: [], LOCAL: [], "greedy": GREEDY, "sample": SAMPLED}
+WORDS: dict[str, list[tuple[str, str]]] = {
+    **{NOW: [], LOCAL: [], "greedy": GREEDY, "sample": SAMPLED},
+    "prompt_lookup": [("assistant", "none"), ("compile", "off"), ("prompt_lookup", str(drafting.TOKENS))],
+    "compile": [("assistant", "none"), ("prompt_lookup", "off"), ("compile", "on")],
+}
+FAST = "fast"  # as in fast=prompt_lookup
 SHORT = {"beams": "num_beams"}
 
 
@@ -112,6 +117,8 @@ def _pairs(part: str) -> list[tuple[str, str]]:
     if not NAMED.fullmatch(part) or Path(part).expanduser().exists():
         return settings.address(part)
     typed, _, value = part.partition("=")
+    if typed == FAST and value in WORDS:
+        return WORDS[value]
     name = settings.find(SHORT.get(typed, registry.ALIASES.get(typed, typed)))
     if settings.places()[name] == "view" and name != "mode":
         raise UsageError(f"{name} is about the screen, not about an answer", f"/{name}")

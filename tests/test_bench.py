@@ -3,18 +3,20 @@
 import gc
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 from driving import ask, finish, opened, run
 from rich.console import Console
 
-from repl import bench, registry
-from repl.bench import Bench, Clock, Memory, Plan, Run, Spread
+from repl import bench, registry, stopwatch
+from repl.bench import Bench, Memory, Plan
 from repl.errors import Cancelled, NoModel, UsageError
 from repl.events import Progress
 from repl.screen import THEME, plain, view
 from repl.settings import Load
+from repl.stopwatch import Clock, Run, Spread, Way
 
 SHORT = "/bench --prompt-tokens 8,40 --new-tokens 6 --repeats 2"
 
@@ -58,37 +60,81 @@ def test_the_loaded_model_is_measured_at_every_length(session):
     assert entry.limit_tps == pytest.approx(found.memory[0].bytes_per_s / entry.read_bytes)
 
 
-def test_modes_stand_beside_bare_generate(session):
-    """What is on is measured in the same run, taking turns; asked for by name, whatever is on."""
+def test_ways_stand_beside_bare_generate(session):
+    """What is on is measured in the same run, taking turns; named by a word, whatever is on."""
     line = "/bench --prompt-tokens 40 --new-tokens 6 --repeats 2"
-    named = run(session, f"{line} --modes generate,prompt_lookup")
+    named = run(session, f"{line} prompt_lookup fast=prompt_lookup prompt_lookup=3")
     (entry,) = named.entries
-    assert [(one.mode, one.repeats) for one in entry.speeds] == [("generate", 2), ("prompt_lookup", 2)]
-    text = drawn(named)
-    assert "prompt_lookup" in text
+    ways = ["generate", "loop", "prompt_lookup", "prompt_lookup=3"]
+    assert [(one.mode, one.repeats) for one in entry.speeds] == [(way, 2) for way in ways]
+    bare = entry.speeds[0].decode_tps.median
+    assert [one.of_bare for one in entry.speeds] == [
+        pytest.approx(one.decode_tps.median / bare) for one in entry.speeds
+    ]
+    assert "prompt_lookup=3" in drawn(named, 90)
     run(session, "/fast prompt_lookup")
     try:
-        assert [one.mode for one in run(session, line).entries[0].speeds] == ["generate", "loop", "prompt_lookup"]
+        assert [one.mode for one in run(session, line).entries[0].speeds] == ["generate", "loop", "prompt_lookup=15"]
     finally:
         run(session, "/fast off")
 
 
-def test_a_mode_that_a_model_cannot_do_is_a_problem_and_no_end(recurrent_folder):
+def test_what_is_loaded_otherwise_comes_after_and_is_set_against_the_first(session):
+    found = run(
+        session, "/bench dtype=bfloat16 dtype=bfloat16,prompt_lookup=4 --prompt-tokens 8 --new-tokens 4 --repeats 1"
+    )
+    assert [(one.dtype, [each.mode for each in one.speeds]) for one in found.entries] == [
+        ("float32", ["generate", "loop"]),
+        ("bfloat16", ["generate", "dtype=bfloat16", "dtype=bfloat16,prompt_lookup=4"]),
+    ]
+    first, other = found.entries
+    assert other.speeds[0].of_bare == pytest.approx(
+        other.speeds[0].decode_tps.median / first.speeds[0].decode_tps.median
+    )
+
+
+def test_an_assistant_is_measured_as_well(session, gpt2_folder, tmp_path):
+    """It is brought for the runs, and the model in use stays."""
+    resident = session.store.current()
+    twin = tmp_path / "twin"
+    shutil.copytree(gpt2_folder, twin)
+    (entry,) = run(session, f"/bench assistant={twin} --prompt-tokens 8 --new-tokens 8 --repeats 1").entries
+    assert [one.mode for one in entry.speeds] == ["generate", "loop", f"assistant={twin}"]
+    assert session.store.current() is resident
+
+
+def test_what_decides_the_words_of_a_reply_is_left_out_of_the_runs(session, emit):
+    """A penalty of yours costs time that bare generate does not take."""
+    way = Way("loop", session.settings.put("repetition_penalty", 2.0, "x").put("prompt_lookup", 3, "x"))
+    chosen = stopwatch.asked(way, 9).decode
+    assert (chosen.repetition_penalty, chosen.do_sample, chosen.prompt_lookup) == (None, False, 3)
+    assert (chosen.max_new_tokens, chosen.min_new_tokens) == (9, 9)
+
+
+def test_a_way_that_a_model_cannot_go_is_a_problem_and_no_end(recurrent_folder):
     with opened(recurrent_folder) as session:
-        (entry,) = run(session, "/bench --prompt-tokens 8 --new-tokens 3 --modes generate,prompt_lookup").entries
-    assert [one.mode for one in entry.speeds] == ["generate"]
+        (entry,) = run(session, "/bench prompt_lookup --prompt-tokens 8 --new-tokens 3").entries
+    assert [one.mode for one in entry.speeds] == ["generate", "loop"]
     assert entry.problem.startswith("prompt_lookup rests")
+
+
+def test_compiled_steps_are_waited_for_or_said_to_rest(recurrent_folder):
+    """What cannot be compiled is a problem; plain steps never stand under its name."""
+    with opened(recurrent_folder) as session:
+        (entry,) = run(session, "/bench compile --prompt-tokens 8 --new-tokens 3 --repeats 1").entries
+    assert [one.mode for one in entry.speeds] == ["generate", "loop"]
+    assert entry.problem.startswith("compile rests: ")
 
 
 def test_rates_are_what_the_clock_says():
     """Three runs of five tokens: the prompt by the time to the first, four steps by the time after it."""
     runs = [Run(5, 0.5, 2.0), Run(5, 1.0, 4.0), Run(5, 0.25, 1.0)]
-    found = bench.speed(runs, 100, 5, limit=8.0)
+    found = stopwatch.speed(runs, 100, 5, limit=8.0)
     assert found.ttft_s == Spread(0.5, 0.25, 1.0)
     assert found.prefill_tps == Spread(200.0, 100.0, 400.0)
     assert found.decode_tps == Spread(2.0, 1.0, 4.0)
     assert found.limit == 0.25
-    assert bench.speed(runs, 100, 5, limit=None).limit is None
+    assert stopwatch.speed(runs, 100, 5, limit=None).limit is None
 
 
 def test_exactly_as_many_tokens_are_made_as_were_asked_for(scripted_folder, emit):
@@ -96,7 +142,10 @@ def test_exactly_as_many_tokens_are_made_as_were_asked_for(scripted_folder, emit
     with opened(scripted_folder(b"ab", bytes(20))) as session:
         resident = session.store.current()
         assert len(ask(session, "Hi").token_ids) == 3
-        assert bench.timed(resident, bench.text_ids(resident, 22), 9, emit).made == 9
+        assert all(
+            stopwatch.timed(resident, bench.text_ids(resident, 22), 9, emit, way).made == 9
+            for way in (Way("generate"), Way("loop", session.settings))
+        )
 
 
 def test_prompts_are_plain_english_of_the_very_length(session):
@@ -206,7 +255,9 @@ def test_it_goes_into_a_file(session, tmp_path):
         run(session, "/bench --save bench.csv")
 
 
-@pytest.mark.parametrize("words", ["--dtypes float31", "--prompt-tokens 0", "--new-tokens 1", "--models ,", "all"])
+@pytest.mark.parametrize(
+    "words", ["--dtypes float31", "--prompt-tokens 0", "--new-tokens 1", "--models ,", "temperature=0.7", "nothing=3"]
+)
 def test_words_that_cannot_be_read_are_refused(session, words):
     with pytest.raises(UsageError):
         run(session, f"/bench {words}")

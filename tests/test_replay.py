@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from driving import ask, bare, drawn, finish, opened, run
+from fakeserver import FakeServer, refusal
+from fakeserver import chat as said
 from rich.cells import cell_len
 
 from repl import registry
@@ -175,6 +177,50 @@ def test_what_cannot_be_replayed_is_said(llama_folder: Path, chat: Session) -> N
     run(chat, "/clear")
     with opened(llama_folder) as fresh, pytest.raises(UsageError, match="nothing was answered yet"):
         run(fresh, "/replay now")
+
+
+def test_a_server_is_asked_each_message_after_its_own_answers(chat: Session) -> None:
+    """They make a branch; what no model here has made has no tokens to weigh, and the two texts are compared."""
+    talk, head = chat.conversation, chat.conversation.head
+    with FakeServer(said("One."), said("Two."), said("Three.")) as server:
+        found = run(chat, f"/replay {server.url}")
+        asked = [one for one in server.asked if one.path.endswith("/chat/completions")]
+    assert [turn.anew.text for turn in found.turns] == ["One.", "Two.", "Three."]
+    assert [turn.same for turn in found.turns] == [False] * 3
+    assert {turn.anew.bits_per_byte.anew for turn in found.turns} == {None}
+    said_before = [[message["content"] for message in one.body["messages"]] for one in asked]
+    assert said_before == [
+        ["Be brief.", LINES[0]],
+        ["Be brief.", LINES[0], "One.", LINES[1]],
+        ["Be brief.", LINES[0], "One.", LINES[1], "Two.", LINES[2]],
+    ]
+    assert [turn.text for turn in talk.path() if turn.role == "assistant"] == ["One.", "Two.", "Three."]
+    assert "0 of 3 answers the same" in drawn(found)
+    run(chat, f"/go {head}")
+    assert ask(chat, "Again").model["id"] == chat.facts().id  # the model here answers as before
+
+
+def test_a_server_is_given_the_recorded_answers_where_they_are_pinned(chat: Session) -> None:
+    talk = chat.conversation
+    turns, answers = dict(talk.turns), [turn.text for turn in talk.path() if turn.role == "assistant"]
+    with FakeServer(said(answers[0]), said("Other."), said("Words.")) as server:
+        found = run(chat, f"/replay {server.url} --pinned")
+        last = server.asked[-1]
+    assert [turn.same for turn in found.turns] == [True, False, False]
+    assert [message["content"] for message in last.body["messages"]][2::2] == answers[:2]
+    assert talk.turns == turns
+
+
+def test_a_server_that_refuses_is_said_with_the_turn(chat: Session) -> None:
+    """What was answered by then stays."""
+    head = chat.conversation.head
+    with FakeServer(said("One."), refusal(500, "out of order"), refusal(500, "out of order")) as server:
+        found = run(chat, f"/replay {server.url}")
+    assert [turn.anew.text for turn in found.turns][:1] == ["One."]
+    assert "out of order" in found.turns[1].problem.message
+    assert "out of order" in drawn(found)
+    run(chat, f"/go {head}")
+    assert chat.conversation.head == head
 
 
 @pytest.mark.parametrize("width", [30, 60, 100, 200])

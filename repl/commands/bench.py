@@ -1,27 +1,31 @@
 """Speed: how fast models read and write on this machine, in a table that can be kept."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from repl import bench, settings
-from repl.bench import Bench, Entry, Memory, Plan, Spread
+from repl import bench, settings, variants
+from repl.bench import Benched, Entry, Plan
 from repl.clean import clean_line
-from repl.engine import versions
 from repl.errors import UsageError
-from repl.kinds import Choice, Kind, Whole
+from repl.kinds import Kind, Whole
 from repl.kinds import Text as Words
 from repl.registry import command
 from repl.screen import device, joined, mebibytes, plain, view
 from repl.session import Session, Task
-from repl.worker import Emit, Job
+from repl.settings import Load
+from repl.stopwatch import BARE, FASTER, LOOP, Speed, Spread, Way
+from repl.worker import Job
 from repl.writing import write
+
+HEADS = ("prompt", "mode", "first token", "read", "written", "of bare", "of limit")
+RANGES = (76, 100)  # columns from which on there is room for the ranges of what is written, and for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,51 +52,25 @@ class Several:
         return self.one.complete()
 
 
-@dataclass(frozen=True, slots=True)
-class Benched:
-    """What was measured, with what decides it; `whole` is False where it was stopped before the end."""
-
-    entries: list[Entry]
-    memory: list[Memory]
-    new_tokens: int
-    repeats: int
-    threads: int
-    versions: dict[str, str]
-    whole: bool
-    file: str = ""
-
-
-def measured(session: Session, plan: Plan, emit: Emit) -> Benched:
-    """Run a plan; for the model thread."""
-    import torch
-
-    resident = session.store.current() if session.store.facts() else None
-    runs = Bench(plan, resident, session.store.offline, emit)
-    whole = runs.run()
-    threads = torch.get_num_threads()
-    return Benched(runs.entries, runs.memory, plan.new_tokens, plan.repeats, threads, versions(), whole)
-
-
 @command("prove", name="bench", waits=True)
 def bench_(
     session: Session,
-    *,
+    *ways: Annotated[str, Words("a setting such as quantize=int4", variants.offered)],
     models: Annotated[tuple[str, ...], Several(Words("a model"))] = (),
     dtypes: Annotated[tuple[str, ...], Several(settings.kind("dtype"))] = (),
     prompt_tokens: Annotated[tuple[int, ...], Several(Whole(1))] = (32, 512),
     new_tokens: Annotated[int, Whole(2)] = 128,
     repeats: Annotated[int, Whole(1)] = 3,
-    modes: Annotated[tuple[str, ...], Several(Choice(("generate", "loop", "prompt_lookup")))] = (),
     save: str = "",
     force: bool = False,
 ) -> Task[Benched]:
     """Measure how fast models read and write on this machine.
 
-    /bench --models A,B --dtypes float32,bfloat16 --prompt-tokens 32,512 chooses what.
-    Without --models, the one that is loaded. Each length of prompt is run once to warm up, then --repeats times, with
-    --new-tokens made in turn by the library's bare generate, by the loop that makes replies and by what /fast has on
-    (or --modes generate,prompt_lookup). Ctrl-C keeps what is done so far. --save FILE.json writes it down, --force in
-    place of a file that is there. The model, the settings and the conversation stay as they are.
+    /bench prompt_lookup quantize=int4 --prompt-tokens 32,512 chooses what.
+    Each length of prompt is run once to warm up, then --repeats times, with --new-tokens made in turn by the library's
+    bare generate, by the loop that makes replies, and by what /fast has on. Words name more ways: prompt_lookup,
+    compile, quantize=int4, quantize=int4,compile. Or --models A,B --dtypes float32,bfloat16. Ctrl-C keeps what is done
+    so far. --save FILE.json writes it down, --force in place of a file that is there. All else stays as it is.
     """
     if save and not save.endswith(".json"):
         raise UsageError(f"{save!r} does not end in .json", "/bench --save bench.json")
@@ -100,9 +78,8 @@ def bench_(
         raise UsageError(f"{save!r} exists", f"/bench --save {save} --force")
     if not models:
         session.facts()
-    on = ("generate", "loop", *(["prompt_lookup"] if session.settings.decode.prompt_lookup else []))
-    chosen = bench.loads(session.settings.load, models, dtypes)
-    plan = Plan(chosen, prompt_tokens, new_tokens, repeats, tuple(dict.fromkeys(modes)) or on)
+    loads = bench.loads(session.settings.load, models, dtypes)
+    plan = Plan(planned(session, loads, ways), prompt_tokens, new_tokens, repeats)
 
     def settle(job: Job[Benched]) -> Benched:
         found = job.result()
@@ -112,7 +89,29 @@ def bench_(
         path = write(save, content + b"\n", force, "/bench --save FILE.json --force")
         return replace(found, file=str(path))
 
-    return session.start(lambda emit: measured(session, plan, emit), settle)
+    return session.start(lambda emit: bench.measured(plan, session.store, emit), settle)
+
+
+def planned(session: Session, loads: Sequence[Load], words: Sequence[str]) -> tuple[tuple[Load, tuple[Way, ...]], ...]:
+    """Return what is measured: each model with every way of writing, then those that are loaded otherwise."""
+    now, get = session.settings, session.store.get
+    plain = now
+    for name in FASTER:
+        plain = plain.reset(name)
+    common = [Way(BARE), Way(LOOP, plain)]
+    if on := [f"{name}={settings.show(name, now.get(name))}" for name in FASTER if now.get(name) != plain.get(name)]:
+        common.append(Way(",".join(on), now, get))
+    apart: dict[Load, list[Way]] = {}
+    for word in words:
+        one = variants.variant(word, plain)
+        way = Way(one.title, one.settings, get)
+        if one.settings.load != now.load:
+            apart.setdefault(one.settings.load, [Way(BARE)]).append(way)
+        elif all(one.settings.get(name) == plain.get(name) for name in FASTER):
+            raise UsageError(f"{one.title} makes nothing faster: every run is greedy", "/help bench")
+        elif one.settings not in [other.settings for other in common]:
+            common.append(way)
+    return tuple((load, tuple(ways)) for load, ways in ([(load, common) for load in loads] + [*apart.items()]))
 
 
 @view.register
@@ -125,6 +124,7 @@ def _drawn(entry: Entry) -> list[RenderableType]:
     path = Path(entry.model)
     facts = joined(
         entry.dtype,
+        "" if entry.quantization == "none" else entry.quantization,
         device(entry.device_map) if entry.device_map else "",
         f"weights {mebibytes(entry.weight_bytes)}" if entry.weight_bytes else "",
         f"process {mebibytes(entry.used_bytes)}" if entry.used_bytes else "",
@@ -132,7 +132,7 @@ def _drawn(entry: Entry) -> list[RenderableType]:
     )
     name = clean_line(path.name if path.is_absolute() else entry.model)
     blocks: list[RenderableType] = [Text.assemble((name, "accent"), (f" · {clean_line(facts)}", "quiet"))]
-    blocks += [_table(entry)] if entry.speeds else []
+    blocks += [Speeds(entry.speeds)] if entry.speeds else []
     blocks += [Text(clean_line(entry.problem))] if entry.problem else []
     if entry.limit_tps and entry.speeds:
         each = f"a token needs {mebibytes(entry.read_bytes)} of weights"
@@ -140,22 +140,36 @@ def _drawn(entry: Entry) -> list[RenderableType]:
     return [*blocks, Text()]
 
 
-def _table(entry: Entry) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for side in ("right", "left", "left", "left", "left", "right"):
-        table.add_column(justify=side, overflow="fold")
-    table.add_row(*(Text(word, "quiet") for word in ("prompt", "mode", "first token", "read", "written", "of limit")))
-    for one in entry.speeds:
-        scale, unit = (1.0, " s") if one.ttft_s.median >= 1 else (1000.0, " ms")
-        limit = "" if one.limit is None else f"{one.limit:.0%}"
-        cells = (_cell(one.ttft_s, scale, unit), _cell(one.prefill_tps), _cell(one.decode_tps))
-        table.add_row(str(one.prompt_tokens), one.mode, *cells, limit)
-    return table
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """The table of one model; ranges stand in it where there is room, those of what is written first."""
+
+    speeds: Sequence[Speed]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield a row for each length of prompt and way."""
+        written, rest = (options.max_width >= least for least in RANGES)
+        table = Table.grid(padding=(0, 2 if written else 1))
+        for side in ("right", "left", "left", "left", "left", "right", "right"):
+            table.add_column(justify=side, overflow="fold")
+        table.add_row(*(Text(word, "quiet") for word in HEADS))
+        for one in self.speeds:
+            scale, unit = (1.0, " s") if one.ttft_s.median >= 1 else (1000.0, " ms")
+            table.add_row(
+                str(one.prompt_tokens),
+                Text(clean_line(one.mode)),
+                _cell(one.ttft_s, rest, scale, unit),
+                _cell(one.prefill_tps, rest),
+                _cell(one.decode_tps, written),
+                "" if one.of_bare is None else f"{one.of_bare:.2f}",
+                "" if one.limit is None else f"{one.limit:.0%}",
+            )
+        yield table
 
 
-def _cell(found: Spread, scale: float = 1.0, unit: str = "") -> Text:
+def _cell(found: Spread, full: bool, scale: float = 1.0, unit: str = "") -> Text:
     middle, least, most = (_short(value * scale) for value in (found.median, found.least, found.most))
-    return Text.assemble(middle + unit, (f" {least}-{most}", "quiet"))
+    return Text.assemble(middle + unit, (f" {least}-{most}" if full else "", "quiet"))
 
 
 def _short(value: float) -> str:
@@ -169,7 +183,9 @@ def _foot(result: Benched) -> str:
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     rates = [f"{one.device} reads {one.bytes_per_s / 1e9:.1f} GB/s" for one in result.memory]
     rows = [
-        f"tokens/s read and written: median and range of {counted} of {result.new_tokens} tokens, after a warm-up",
+        f"tokens/s read and written: medians of {counted} of {result.new_tokens} tokens after a warm-up,"
+        " with ranges where there is room",
+        "of bare: written, against the library's generate with the first of these models",
         joined(threads, f"torch {result.versions['torch']}", *rates),
         "" if result.whole else "stopped: this is what was done by then",
         f"written to {clean_line(result.file)}" if result.file else "",

@@ -170,6 +170,8 @@ def _parted(number: int, column: Column, result: Compared) -> str:
     """Say where an answer parts from the first."""
     good = [place for place, each in enumerate(result.columns, 1) if each.done]
     if (found := column.difference) is None:
-        return "" if number == good[0] or column.problem else f"same as {good[0]}"
+        done = column.done
+        end = " as far as it came" if done and done.finish == "cancelled" else ""
+        return "" if number == good[0] or column.problem else f"same as {good[0]}{end}"
     where = f"token {found.token}: {found.text!r}" if found.text else f"token {found.token}: the end"
     return f"parts at {where}" if number == good[0] else f"differs from {good[0]} at {where}"

@@ -72,7 +72,8 @@ def export(
         return Exported(str(write(file, content, force, again)), 0, len(content), line)
     talk = transcript(session, all)
     if not talk.turns:
-        raise UsageError("there is nothing to export yet")
+        shown = () if session.shown is None else (f"/export {file} --view",)
+        raise UsageError("there is nothing to export yet: nothing was said", *shown)
     content = formats(session)[ending](talk).encode()
     return Exported(str(write(file, content, force, again)), len(talk.turns), len(content))
 

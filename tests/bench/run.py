@@ -44,6 +44,20 @@ def sweep(ground: Ground) -> list[Row]:
     return grid.rows(ground)
 
 
+def contention(ground: Ground) -> list[Row]:
+    """Replies beside a busy process."""
+    import contention  # brings torch as well
+
+    return contention.rows(ground)
+
+
+def lookup(ground: Ground) -> list[Row]:
+    """Replies that are read ahead by looking up."""
+    import lookup  # brings torch as well
+
+    return lookup.rows(ground)
+
+
 PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "prompt": start.prompt,
     "keys": echo.loading,
@@ -60,6 +74,8 @@ PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "silent": many.silent,
     "large": many.large,
     "sweep": sweep,
+    "contention": contention,
+    "lookup": lookup,
     "probs": views.probs,
     "inspect": views.inspect,
     "score": views.score,
