@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from repl import quiet
+from repl import later, quiet
 from repl.events import Progress
 from repl.worker import Emit
 
@@ -23,6 +23,7 @@ def bring(emit: Emit) -> None:
     with emit.shield(), _uncollected():
         _preload()
         importlib.import_module("torch")
+        later.spare()
         importlib.import_module("transformers.generation.utils")
         importlib.import_module("transformers.models.auto.modeling_auto")
         importlib.import_module("transformers.models.auto.tokenization_auto")

@@ -162,7 +162,7 @@ class Store:
 
     def _keep(self, resident: Resident) -> None:
         """Hold one more model, instead of the one of the same load."""
-        self._untidy = self._untidy or self.holds(resident.load)
+        self._untidy = True  # reading files takes more than what stays of them
         self._held = (*(each for each in self._held if each.load != resident.load), resident)
 
     def _let_go(self, loads: Iterable[Load]) -> None:
