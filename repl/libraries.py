@@ -12,7 +12,7 @@ from pathlib import Path
 
 from repl import later, quiet
 from repl.events import Progress
-from repl.worker import Emit
+from repl.worker import Emit, apart
 
 
 def bring(emit: Emit) -> None:
@@ -20,7 +20,12 @@ def bring(emit: Emit) -> None:
     if "transformers.generation.utils" in sys.modules:
         return
     emit(Progress("import torch and transformers"))
-    with emit.shield(), _uncollected():
+    with emit.shield():
+        apart(_import)  # what is frozen below holds on to the frames it was made in, and what those came to hold
+
+
+def _import() -> None:
+    with _uncollected():
         _preload()
         importlib.import_module("torch")
         later.spare()

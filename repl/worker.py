@@ -229,6 +229,25 @@ class Lookup(Generic[T]):
         self._value = self._work()
 
 
+def apart(work: Callable[[], T]) -> T:
+    """Run work on a thread of its own, whose frames end with it, and wait for it; raises what it raised."""
+    outcome: list[tuple[T | None, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((work(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, name="apart", daemon=True)
+    thread.start()
+    thread.join()
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]  # set whenever there was no error
+
+
 def aside(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
     """Run blocking network work on a thread of its own, so that a cancel is never held up by a silent peer.
 

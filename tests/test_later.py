@@ -18,9 +18,8 @@ from repl import later, libraries, loading
 from repl.settings import Load
 
 emit = Recorder()
-libraries.bring(emit)
-import torch
 resident = loading.bring(Load(sys.argv[1]), emit, True, lambda *_: None)
+import torch
 ids = resident.model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False)
 """
 
@@ -67,6 +66,12 @@ assert resident.model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_s
 print("good")
 """
     assert alone(lines, str(llama_folder)) == "good"
+
+
+def test_the_first_model_goes_as_wholly_as_any_other(llama_folder: Path) -> None:
+    """The imports before it leave nothing behind that holds what the load came to hold."""
+    line = "import gc, weakref; seen = weakref.ref(resident.model); del resident; gc.collect(); print(seen())"
+    assert alone(line, str(llama_folder)) == "None"
 
 
 @pytest.mark.parametrize("make", [models.llama, models.gpt2, models.recurrent, models.metaspace])
