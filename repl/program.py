@@ -220,7 +220,7 @@ class Opening:
         self._program.take()
         return self._program.shell.tell if self._program.shell.session.notices else None
 
-    def loads(self) -> bool:
+    def loads(self, wake: Callable[[], object]) -> bool:
         """Nothing is loading yet: imports do not end sooner for being watched."""
         return False
 

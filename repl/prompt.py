@@ -79,8 +79,8 @@ class Desk(Protocol):
     def tick(self) -> Callable[[], object] | None:
         """Do a little of what goes on beside the prompt; returns what to print above it."""
 
-    def loads(self) -> bool:
-        """Tell whether something loads beside the prompt."""
+    def loads(self, wake: Callable[[], object]) -> bool:
+        """Tell whether something loads beside the prompt, and have `wake` called, on any thread, when it ends."""
 
     def stop_load(self) -> None:
         """Stop what is loading."""
@@ -190,14 +190,17 @@ class Editor:
 
     async def _ticking(self) -> None:
         """Let the shell finish background work: it says what to print above the prompt."""
-        shown = self._bar()
+        shown, ended, loop = self._bar(), asyncio.Event(), asyncio.get_running_loop()
         while True:
+            ended.clear()
             said = self.desk.tick()
             if said is not None:
                 await run_in_terminal(said)
             if shown != (shown := self._bar()):  # a redraw without need would make the cursor flicker
                 get_app().invalidate()
-            await asyncio.sleep(BRISK if self.desk.loads() else CALM)
+            loads = self.desk.loads(lambda: loop.call_soon_threadsafe(ended.set))
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(ended.wait(), BRISK if loads else CALM)
 
 
 class Plain:

@@ -63,6 +63,7 @@ class Session:
         self.loading: Task[Facts] | None = None
         self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
         self.untrusted: tuple[Settings, Any] | None = None  # a load refused for its code, and where that lies
+        self._untidy = False  # a load has ended, and what it left behind is not given back yet
         self.speed: float | None = None  # tokens per second of the last reply
         self.presets: dict[str, Mapping[str, str]] = {}
         self.attached: list[tuple[str, str]] = []  # files in front of the next message: name and text
@@ -119,7 +120,6 @@ class Session:
             self.loading.job.cancel()
         before = self.store.facts()
         job = self.worker.start(lambda emit: bring(wanted.load, emit))
-        self.worker.start(lambda emit: self.store.tidy())
         task = Task(job, lambda: self._loaded(task, wanted, before), background)
         self.loading, self.wanted = task, wanted
         return task
@@ -127,6 +127,7 @@ class Session:
     def _loaded(self, task: Task[Facts], wanted: Settings, before: Facts | None) -> Loaded:
         if self.loading is task:
             self.loading = self.wanted = None
+        self._untidy = True
         try:
             facts = task.job.result()
         except NeedsCode as error:
@@ -138,6 +139,12 @@ class Session:
         mine = {name: word for name, word in wanted.origins.items() if name in names}
         self.settings = replace(self.settings, load=wanted.load, origins={**kept, **mine})
         return Loaded(facts, wanted.load, before)
+
+    def tidy(self) -> None:
+        """Have given back what the last load left behind; once it has been said that the model is ready."""
+        if self._untidy:
+            self._untidy = False
+            self.worker.start(lambda emit: self.store.tidy())
 
     def offer(self, take: Callable[[int], Any]) -> None:
         """Let /pick choose among answers that are no turns yet: `take(number)` makes one a turn."""

@@ -71,6 +71,7 @@ class Shell:
         else:
             good = self._run(line)
         self.session.mark()
+        self.session.tidy()
         self.paint()
         self.tell()
         return good
@@ -216,9 +217,12 @@ class Shell:
         facts = self.session.store.facts()
         return joined("loading stopped", f"{facts.name} stays" if facts else "/model builtin loads the built-in")
 
-    def loads(self) -> bool:
-        """Tell whether a load runs beside the prompt."""
-        return self.session.loading is not None
+    def loads(self, wake: Callable[[], object]) -> bool:
+        """Tell whether a load runs beside the prompt, and have `wake` called when it ends."""
+        if self.session.loading is None:
+            return False
+        self.session.loading.job.wakes(wake)
+        return True
 
     def stop_load(self) -> None:
         """Stop a load that runs beside the prompt."""
@@ -230,6 +234,7 @@ class Shell:
         self.open()
         task = self.session.loading
         if task is None:
+            self.session.tidy()
             return None
         events = task.job.poll()
         self._pace.follow(events)

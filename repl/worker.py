@@ -51,6 +51,7 @@ class Job(Generic[T]):
         self._stopped_at = self._asked_at = 0.0
         self._value: T | None = None
         self._error: BaseException | None = None
+        self._wake: Callable[[], object] = lambda: None
 
     # as the work sees it
 
@@ -122,6 +123,12 @@ class Job(Generic[T]):
             raise self._error
         return self._value  # type: ignore[return-value]  # set whenever there was no error
 
+    def wakes(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called when the work has ended, on its thread; at once where it has."""
+        self._wake = wake
+        if self._ended:
+            wake()
+
     def hurry(self) -> None:
         """Interrupt a thread that was asked to stop and has not noticed, unless it is shielded."""
         if not self._stop or time.monotonic() - self._asked_at < PATIENCE:
@@ -145,6 +152,8 @@ class Job(Generic[T]):
             self._work = None  # the closure may hold a model
             self._ended = True
             self._events.put(None)  # wakes a reader
+            with suppress(RuntimeError):  # whoever was to be woken is gone
+                self._wake()
 
     def _guarded(self) -> T:
         assert self._work is not None

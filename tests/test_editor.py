@@ -89,7 +89,7 @@ class Desk:
         """Stand for what the program says."""
         return " the toolbar"
 
-    def loads(self) -> bool:
+    def loads(self, wake: Callable[[], object]) -> bool:
         return False
 
     def stop_load(self) -> None:
