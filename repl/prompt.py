@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Char.display_mappings |= {chr(code): clean_line(chr(code)) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 __all__ = ["Editor", "Keyboard", "Plain", "dumb", "restored"]
 ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
-BRISK, CALM = 0.02, 0.1  # seconds between looks at what goes on beside the prompt, while something loads or not
+CALM = 0.1  # seconds between looks at what goes on beside the prompt: each takes time from a load
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
 HINTS = (  # one for each of the first prompts
     "type a message, / for commands",
@@ -79,8 +79,8 @@ class Desk(Protocol):
     def tick(self) -> Callable[[], object] | None:
         """Do a little of what goes on beside the prompt; returns what to print above it."""
 
-    def loads(self, wake: Callable[[], object]) -> bool:
-        """Tell whether something loads beside the prompt, and have `wake` called, on any thread, when it ends."""
+    def watch(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called, on any thread, when what loads beside the prompt ends."""
 
     def stop_load(self) -> None:
         """Stop what is loading."""
@@ -198,9 +198,9 @@ class Editor:
                 await run_in_terminal(said)
             if shown != (shown := self._bar()):  # a redraw without need would make the cursor flicker
                 get_app().invalidate()
-            loads = self.desk.loads(lambda: loop.call_soon_threadsafe(ended.set))
+            self.desk.watch(lambda: loop.call_soon_threadsafe(ended.set))
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(ended.wait(), BRISK if loads else CALM)
+                await asyncio.wait_for(ended.wait(), CALM)
 
 
 class Plain:
