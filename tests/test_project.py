@@ -13,8 +13,8 @@ FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
     "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "later", "libraries", "hollow",
-    "headers", "folder", "threads", "native", "loop", "weigh", "room", "packed", "quantization", "fit", "snapshots", "transfer",
-    "hub", "convert", "builtin", "compiled", "catalog", "reuse", "ahead", "anatomy", "trust", "mishaps",
+    "headers", "folder", "threads", "native", "loop", "weigh", "room", "packed", "quantization", "fit", "snapshots",
+    "transfer", "hub", "convert", "builtin", "compiled", "catalog", "reuse", "ahead", "anatomy", "trust", "mishaps",
     "adapters", "placement", "reading", "loading", "compiling", "survey", "plan", "relief", "context",
     "request", "meter", "protocol", "wire", "tally", "heard", "remote", "devices", "speed", "store", "stream",
     "search", "beams", "pieces", "probe", "scoring", "warping", "waterfall", "traits", "drafting", "engine",
