@@ -1,5 +1,6 @@
 """What commands act on: the settings, the model, the conversation, and work in progress."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from repl.worker import Emit, Job, Worker
 
 T = TypeVar("T")
 FILE = "archive.db"
+BREATH = 0.05  # seconds in which a load's end is drawn before anything else is done
 
 
 @dataclass(slots=True)
@@ -63,7 +65,6 @@ class Session:
         self.loading: Task[Facts] | None = None
         self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
         self.untrusted: tuple[Settings, Any] | None = None  # a load refused for its code, and where that lies
-        self._untidy = False  # a load has ended, and what it left behind is not given back yet
         self.speed: float | None = None  # tokens per second of the last reply
         self.presets: dict[str, Mapping[str, str]] = {}
         self.attached: list[tuple[str, str]] = []  # files in front of the next message: name and text
@@ -127,7 +128,7 @@ class Session:
     def _loaded(self, task: Task[Facts], wanted: Settings, before: Facts | None) -> Loaded:
         if self.loading is task:
             self.loading = self.wanted = None
-        self._untidy = True
+        self.worker.start(self._tidy)
         try:
             facts = task.job.result()
         except NeedsCode as error:
@@ -140,11 +141,12 @@ class Session:
         self.settings = replace(self.settings, load=wanted.load, origins={**kept, **mine})
         return Loaded(facts, wanted.load, before)
 
-    def tidy(self) -> None:
-        """Have given back what the last load left behind; once it has been said that the model is ready."""
-        if self._untidy:
-            self._untidy = False
-            self.worker.start(lambda emit: self.store.tidy())
+    def _tidy(self, emit: Emit) -> None:
+        """Give back what a load left behind, once there was time to say that the model is ready."""
+        until = time.monotonic() + BREATH
+        while self.worker.idle() and time.monotonic() < until:
+            time.sleep(BREATH / 10)
+        self.store.tidy()
 
     def offer(self, take: Callable[[int], Any]) -> None:
         """Let /pick choose among answers that are no turns yet: `take(number)` makes one a turn."""

@@ -71,7 +71,6 @@ class Shell:
         else:
             good = self._run(line)
         self.session.mark()
-        self.session.tidy()
         self.paint()
         self.tell()
         return good
@@ -232,7 +231,6 @@ class Shell:
         self.open()
         task = self.session.loading
         if task is None:
-            self.session.tidy()
             return None
         events = task.job.poll()
         self._pace.follow(events)

@@ -191,6 +191,10 @@ class Worker:
         self._jobs.put(job)
         return job
 
+    def idle(self) -> bool:
+        """Tell whether nothing waits for what runs now to end."""
+        return self._jobs.empty()
+
     def close(self, seconds: float = 1.0) -> bool:
         """Cancel what runs and end the thread; False if it is still busy after `seconds`."""
         self._jobs.put(None)
