@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from repl import quiet
+from repl import later, quiet
 from repl.events import Progress
-from repl.worker import Emit
+from repl.worker import Emit, apart
 
 
 def bring(emit: Emit) -> None:
@@ -20,9 +20,15 @@ def bring(emit: Emit) -> None:
     if "transformers.generation.utils" in sys.modules:
         return
     emit(Progress("import torch and transformers"))
-    with emit.shield(), _uncollected():
+    with emit.shield():
+        apart(_import)  # what is frozen below holds on to the frames it was made in, and what those came to hold
+
+
+def _import() -> None:
+    with _uncollected():
         _preload()
         importlib.import_module("torch")
+        later.spare()
         importlib.import_module("transformers.generation.utils")
         importlib.import_module("transformers.models.auto.modeling_auto")
         importlib.import_module("transformers.models.auto.tokenization_auto")

@@ -220,9 +220,8 @@ class Opening:
         self._program.take()
         return self._program.shell.tell if self._program.shell.session.notices else None
 
-    def loads(self) -> bool:
+    def watch(self, wake: Callable[[], object]) -> None:
         """Nothing is loading yet: imports do not end sooner for being watched."""
-        return False
 
     def stop_load(self) -> None:
         """Nothing is loading yet."""

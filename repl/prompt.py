@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Char.display_mappings |= {chr(code): clean_line(chr(code)) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 __all__ = ["Editor", "Keyboard", "Plain", "dumb", "restored"]
 ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
-BRISK, CALM = 0.02, 0.1  # seconds between looks at what goes on beside the prompt, while something loads or not
+CALM = 0.1  # seconds between looks at what goes on beside the prompt: each takes time from a load
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
 HINTS = (  # one for each of the first prompts
     "type a message, / for commands",
@@ -79,8 +79,8 @@ class Desk(Protocol):
     def tick(self) -> Callable[[], object] | None:
         """Do a little of what goes on beside the prompt; returns what to print above it."""
 
-    def loads(self) -> bool:
-        """Tell whether something loads beside the prompt."""
+    def watch(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called, on any thread, when what loads beside the prompt ends."""
 
     def stop_load(self) -> None:
         """Stop what is loading."""
@@ -190,14 +190,17 @@ class Editor:
 
     async def _ticking(self) -> None:
         """Let the shell finish background work: it says what to print above the prompt."""
-        shown = self._bar()
+        shown, ended, loop = self._bar(), asyncio.Event(), asyncio.get_running_loop()
         while True:
+            ended.clear()
             said = self.desk.tick()
             if said is not None:
                 await run_in_terminal(said)
             if shown != (shown := self._bar()):  # a redraw without need would make the cursor flicker
                 get_app().invalidate()
-            await asyncio.sleep(BRISK if self.desk.loads() else CALM)
+            self.desk.watch(lambda: loop.call_soon_threadsafe(ended.set))
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(ended.wait(), CALM)
 
 
 class Plain:

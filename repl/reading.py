@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from repl import hub, placement, quantization, quiet
+from repl import hollow, hub, placement, quantization, quiet
 from repl.errors import BadModel, Cancelled, ReplError
 from repl.events import Progress
 from repl.mishaps import sentence
@@ -86,7 +86,7 @@ def model(found: hub.Found, load: Load, config: Any, form: str, emit: Emit) -> t
 
     with emit.shield():
         _class(config)  # imports the model's own code
-    with quiet.bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
+    with quiet.bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))), hollow.made():
         read, report = AutoModelForCausalLM.from_pretrained(
             str(found.folder), config=config, output_loading_info=True, **_options(load, found, config, form)
         )

@@ -1,5 +1,6 @@
 """What commands act on: the settings, the model, the conversation, and work in progress."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from repl.worker import Emit, Job, Worker
 
 T = TypeVar("T")
 FILE = "archive.db"
+BREATH = 0.05  # seconds in which a load's end is drawn before anything else is done
 
 
 @dataclass(slots=True)
@@ -119,7 +121,6 @@ class Session:
             self.loading.job.cancel()
         before = self.store.facts()
         job = self.worker.start(lambda emit: bring(wanted.load, emit))
-        self.worker.start(lambda emit: self.store.tidy())
         task = Task(job, lambda: self._loaded(task, wanted, before), background)
         self.loading, self.wanted = task, wanted
         return task
@@ -127,6 +128,7 @@ class Session:
     def _loaded(self, task: Task[Facts], wanted: Settings, before: Facts | None) -> Loaded:
         if self.loading is task:
             self.loading = self.wanted = None
+        self.worker.start(self._tidy)
         try:
             facts = task.job.result()
         except NeedsCode as error:
@@ -138,6 +140,13 @@ class Session:
         mine = {name: word for name, word in wanted.origins.items() if name in names}
         self.settings = replace(self.settings, load=wanted.load, origins={**kept, **mine})
         return Loaded(facts, wanted.load, before)
+
+    def _tidy(self, emit: Emit) -> None:
+        """Give back what a load left behind, once there was time to say that the model is ready."""
+        until = time.monotonic() + BREATH
+        while self.worker.idle() and time.monotonic() < until:
+            time.sleep(BREATH / 10)
+        self.store.tidy()
 
     def offer(self, take: Callable[[int], Any]) -> None:
         """Let /pick choose among answers that are no turns yet: `take(number)` makes one a turn."""

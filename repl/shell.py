@@ -216,9 +216,10 @@ class Shell:
         facts = self.session.store.facts()
         return joined("loading stopped", f"{facts.name} stays" if facts else "/model builtin loads the built-in")
 
-    def loads(self) -> bool:
-        """Tell whether a load runs beside the prompt."""
-        return self.session.loading is not None
+    def watch(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called when the load that runs beside the prompt ends."""
+        if self.session.loading is not None:
+            self.session.loading.job.wakes(wake)
 
     def stop_load(self) -> None:
         """Stop a load that runs beside the prompt."""

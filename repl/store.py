@@ -42,6 +42,7 @@ class Store:
         self._held: tuple[Resident, ...] = ()  # the least recently used first; replaced whole, other threads read it
         self._current: Resident | None = None
         self._untidy = False  # something was freed, and the system has not got all of it back
+        self._going: tuple[Resident, ...] = ()  # may go as soon as nobody waits
 
     # safe on every thread, as long as only `load` and `facts` of a resident are looked at
 
@@ -85,6 +86,7 @@ class Store:
 
         `tidy` is to follow.
         """
+        self._going = ()
         before = self._current.load if self._current else None
         try:
             resident = self._bring(load, emit, self.offline, partial(self._make_room, load, None))
@@ -142,13 +144,14 @@ class Store:
         most = self.keep() or len(self._held)
         others = [each.load for each in self._held if each not in (self._current, besides)]
         if extra := others[: max(0, len(self._held) - most)]:
+            self._going += tuple(each for each in self._held if each.load in extra)
             self._let_go(extra)
             self._untidy = True
 
     def tidy(self) -> None:
-        """Give the rest of what was freed back to the system, which takes too long to let a ready model wait for it."""
+        """Free what may go, and give all of it back to the system: too long to let a ready model wait for it."""
         if self._untidy:
-            self._untidy = False
+            self._untidy, self._going = False, ()
             release()
 
     # what stays and what goes
@@ -162,7 +165,7 @@ class Store:
 
     def _keep(self, resident: Resident) -> None:
         """Hold one more model, instead of the one of the same load."""
-        self._untidy = self._untidy or self.holds(resident.load)
+        self._untidy = True  # reading files takes more than what stays of them
         self._held = (*(each for each in self._held if each.load != resident.load), resident)
 
     def _let_go(self, loads: Iterable[Load]) -> None:

@@ -51,6 +51,7 @@ class Job(Generic[T]):
         self._stopped_at = self._asked_at = 0.0
         self._value: T | None = None
         self._error: BaseException | None = None
+        self._wake: Callable[[], object] = lambda: None
 
     # as the work sees it
 
@@ -122,6 +123,12 @@ class Job(Generic[T]):
             raise self._error
         return self._value  # type: ignore[return-value]  # set whenever there was no error
 
+    def wakes(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called when the work has ended, on its thread; at once where it has."""
+        self._wake = wake
+        if self._ended:
+            wake()
+
     def hurry(self) -> None:
         """Interrupt a thread that was asked to stop and has not noticed, unless it is shielded."""
         if not self._stop or time.monotonic() - self._asked_at < PATIENCE:
@@ -145,6 +152,8 @@ class Job(Generic[T]):
             self._work = None  # the closure may hold a model
             self._ended = True
             self._events.put(None)  # wakes a reader
+            with suppress(RuntimeError):  # whoever was to be woken is gone
+                self._wake()
 
     def _guarded(self) -> T:
         assert self._work is not None
@@ -181,6 +190,10 @@ class Worker:
         job = Job(work)
         self._jobs.put(job)
         return job
+
+    def idle(self) -> bool:
+        """Tell whether nothing waits for what runs now to end."""
+        return self._jobs.empty()
 
     def close(self, seconds: float = 1.0) -> bool:
         """Cancel what runs and end the thread; False if it is still busy after `seconds`."""
@@ -227,6 +240,25 @@ class Lookup(Generic[T]):
 
     def _look(self) -> None:
         self._value = self._work()
+
+
+def apart(work: Callable[[], T]) -> T:
+    """Run work on a thread of its own, whose frames end with it, and wait for it; raises what it raised."""
+    outcome: list[tuple[T | None, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((work(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, name="apart", daemon=True)
+    thread.start()
+    thread.join()
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]  # set whenever there was no error
 
 
 def aside(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:

@@ -89,8 +89,8 @@ class Desk:
         """Stand for what the program says."""
         return " the toolbar"
 
-    def loads(self) -> bool:
-        return False
+    def watch(self, wake: Callable[[], object]) -> None:
+        """Nothing loads."""
 
     def stop_load(self) -> None:
         """Nothing loads."""

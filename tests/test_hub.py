@@ -448,9 +448,47 @@ def test_a_cut_line_says_how_far_it_came_and_the_next_try_goes_on(fake_hub, repo
     assert (half_made(home), cached(MODEL)) == ([], None)
     fake_hub.fault = Fault(on="^$")
     fake_hub.requests.clear()
-    assert locate() == cached(MODEL)
+    fake_hub.sent = 0
+    found, whole = locate(), (repository / "model.safetensors").read_bytes()
+    assert found == cached(MODEL)
     assert [path.rsplit("/")[-1] for path in fake_hub.asked("GET", "/resolve/")] == ["model.safetensors"]
+    assert 0 < fake_hub.sent < len(whole) / 2
+    assert (found.folder / "model.safetensors").read_bytes() == whole
+    assert list(home.rglob("*.part")) == []
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_cancelled_download_goes_on_where_it_stopped(fake_hub, repository, home):
+    """The bar begins there, too."""
+    fake_hub.add(MODEL, repository)
+    emit = Recorder()
+    emit.until = lambda event: event.done > 2_000_000
+    with pytest.raises(Cancelled):
+        locate(emit=emit)
+    until = time.monotonic() + HANG
+    while not (kept := list(home.rglob("*.part"))) and time.monotonic() < until:
+        time.sleep(0.01)
+    begun, fake_hub.sent, again = kept[0].stat().st_size, 0, Recorder()
+    found, whole = locate(emit=again), (repository / "model.safetensors").read_bytes()
+    assert begun >= 1_000_000
+    assert fake_hub.sent == len(whole) - begun
+    assert (found.folder / "model.safetensors").read_bytes() == whole
+    assert next(event.done for event in again.events if event.total > begun) >= begun
+    assert list(home.rglob("*.part")) == []
+
+
+def test_another_file_of_the_same_name_is_not_gone_on_with(fake_hub, repository, impatient, tmp_path):
+    """What was kept belongs to the bytes, not to the name."""
+    fake_hub.add(MODEL, repository)
+    fake_hub.fault = Fault(on="GET .*safetensors", drop_at=2_500_000)
+    fails(Unreachable)
+    fake_hub.fault = Fault(on="^$")
+    other = shutil.copytree(repository, tmp_path / "other")
+    whole = bytearray((repository / "model.safetensors").read_bytes())
+    whole[1_000_000] ^= 255
+    (other / "model.safetensors").write_bytes(whole)
+    fake_hub.add(MODEL, other)
+    assert (locate().folder / "model.safetensors").read_bytes() == whole
 
 
 def test_a_line_that_was_cut_once_is_taken_up_again(fake_hub, repository, impatient):

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
-    "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries", "headers", "folder",
-    "threads", "native", "loop", "weigh", "room", "packed", "quantization", "fit", "snapshots", "transfer",
-    "hub", "convert", "builtin", "compiled", "catalog", "reuse", "ahead", "anatomy", "trust", "mishaps",
+    "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "later", "libraries", "hollow",
+    "headers", "folder", "threads", "native", "loop", "weigh", "room", "packed", "quantization", "fit", "snapshots",
+    "transfer", "hub", "convert", "builtin", "compiled", "catalog", "reuse", "ahead", "anatomy", "trust", "mishaps",
     "adapters", "placement", "reading", "loading", "compiling", "survey", "plan", "relief", "context",
     "request", "meter", "protocol", "wire", "tally", "heard", "remote", "devices", "speed", "store", "stream",
     "search", "beams", "pieces", "probe", "scoring", "warping", "waterfall", "traits", "drafting", "engine",

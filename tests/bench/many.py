@@ -87,6 +87,7 @@ def steady(ground: Ground) -> list[Row]:
     with Child(sys.executable, "-m", "repl", *words, home=ground.home) as child:
         child.load()
         child.ask("Hello")
+        child.watch(1.0)  # what the load left behind is tidied up
         one = psutil.Process(child.pid).memory_info().rss
         for turn in range(SWITCHES + len(lines)):
             until_ready(child, lines[turn % len(lines)])
