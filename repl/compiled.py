@@ -26,6 +26,8 @@ FORM = 1
 """Grows when what is compiled changes."""
 LIBRARY, MARKS, REST = "step.so", "step.json", "rest.safetensors"
 PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from repl.compiling import main; main()"
+MOST = 24
+"""So many steps are kept, of a few megabytes each."""
 PART = "part-"
 """Begins the names of folders in which something is being made."""
 ROOM = 256  # tokens for which there is room at first
@@ -72,7 +74,10 @@ class Steps:
         root = paths.cache() / "compiled"
         place = root / key(model)
         if self._child is None and not place.is_dir():
-            self._begin(root, model, load)
+            try:
+                self._begin(root, model, load)
+            except OSError as error:
+                return f"it could not be compiled ({error.strerror or error})"
             say("compiling beside the replies, for a minute or two; kept for the next time")
         if self._child is not None:
             if (code := self._child.poll()) is None:
@@ -84,6 +89,7 @@ class Steps:
 
     def _begin(self, root: Path, model: Any, load: Load) -> None:
         root.mkdir(exist_ok=True)
+        sweep(root)
         self._part = Path(tempfile.mkdtemp(prefix=PART, dir=root))
         order = {"load": asdict(load), "part": str(self._part), "signature": signature(model)}
         with (self._part / "err").open("wb") as said:
@@ -92,6 +98,7 @@ class Steps:
                 stdin=PIPE,
                 stdout=DEVNULL,
                 stderr=said,
+                env={name: word for name, word in os.environ.items() if name != "HF_TOKEN"},  # all it needs is here
                 start_new_session=True,  # Ctrl-C at the terminal is not meant for it
             )
         assert self._child.stdin is not None
@@ -134,7 +141,8 @@ class Steps:
     def close(self) -> None:
         """End the process that compiles; what it has begun is lost."""
         if self._child is not None and self._child.poll() is None:
-            os.killpg(self._child.pid, signal.SIGKILL)  # with the compilers it started
+            with suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)  # with the compilers it started
             self._child.wait()
             self._tidy()
 
@@ -154,10 +162,27 @@ def unfit(model: Any) -> str:
         return "this model makes its tokens in a way of its own"
     if {type(layer) for layer in DynamicCache(config=model.config).layers} != {DynamicLayer}:
         return "this model keeps something else than the keys and values of all tokens"
+    if moving(model.config.get_text_config(decoder=True)):
+        return "the positions of this model change with the length of the text"
     return ""
 
 
+def moving(config: Any) -> bool:
+    """Tell whether rotary positions are scaled by how long the text is by then: a compiled step has them fixed."""
+    found = getattr(config, "rope_parameters", None) or {}
+    sets = [each for each in found.values() if isinstance(each, dict)] or [found]
+    return any(each.get("rope_type", "default") in ("dynamic", "longrope") for each in sets)
+
+
 # which step, and where it is kept
+
+
+def sweep(root: Path) -> None:
+    """Remove the steps that were used longest ago, and what programs that were killed left behind."""
+    there = sorted(root.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    stale = [each for each in there if each.name.startswith(PART) and time.time() - each.stat().st_mtime > 86400]
+    for each in stale + [each for each in there if not each.name.startswith(PART)][MOST:]:
+        shutil.rmtree(each, ignore_errors=True)
 
 
 def tensors(model: Any) -> dict[str, Any]:
@@ -196,6 +221,7 @@ def opened(place: Path, model: Any) -> Native:
     """Load a compiled step and lend it the weights of a model."""
     from safetensors.torch import load_file
 
+    os.utime(place)  # used now
     known, rest = tensors(model), load_file(place / REST)
     marks = json.loads((place / MARKS).read_text("utf-8"))
     if digest(place / LIBRARY) != marks["library"]:
@@ -252,24 +278,27 @@ class Slots:
     @contextmanager
     def taken(self) -> Iterator[Callable[[Any, Any], Any]]:
         """Yield the function that makes a step; the cache gets back what was made of it, whatever ends the reply."""
-        self._model.forward = self._forward  # hooks see a step as they see any other
         try:
-            yield lambda _, tokens: self._model(tokens.view(1, 1))
+            yield lambda _, tokens: self._step(tokens.view(1, 1))
         finally:
-            del self._model.forward
             for layer, keys, values in zip(self._cache.layers, self._keys, self._values, strict=True):
                 layer.keys, layer.values = keys[:, :, : self.length], values[:, :, : self.length]
 
-    def _forward(self, ids: Any) -> Any:
-        """Make one step: `ids` of shape (1, 1)."""
+    def _step(self, ids: Any) -> Any:
+        """Make one step behind the text, `ids` of shape (1, 1); the model's hooks see it as they see any other."""
         import torch
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
+        for hook in list(self._model._forward_pre_hooks.values()):
+            hook(self._model, (ids,))
         if self.length >= self._room:
             self._lay_out()
         (logits,) = self._native([ids, torch.tensor([self.length]), *self._keys, *self._values])
         self.length += 1
-        return CausalLMOutputWithPast(logits=logits[:, None])
+        output = CausalLMOutputWithPast(logits=logits[:, None])
+        for hook in list(self._model._forward_hooks.values()):
+            hook(self._model, (ids,), output)
+        return output
 
     def _lay_out(self) -> None:
         self._room = max(ROOM, 1 << (self.length + ROOM // 8).bit_length())

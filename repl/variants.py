@@ -20,7 +20,6 @@ URL = re.compile(r"https?://")
 ADDRESS = ("model", "revision", "gguf_file", "trust_remote_code")  # settings that the word for a model comes to
 WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|\S)+""")
 PROMPT = re.compile(r"(?:^|\s)--(?:\s|$)")
-JOINT = re.compile(r"[,+\s]+(?=(?!cpu=|mps=|disk=)[A-Za-z_][A-Za-z_-]*=|(?:greedy|sample)\b)")  # memory is cpu=4GiB
 NAMED = re.compile(r"[A-Za-z_][A-Za-z_-]*=.*", re.DOTALL)
 PLAIN = [("num_beams", "1"), ("num_return_sequences", "default")]
 GREEDY = [("do_sample", "off"), *PLAIN]
@@ -30,6 +29,8 @@ WORDS: dict[str, list[tuple[str, str]]] = {
     "prompt_lookup": [("assistant", "none"), ("compile", "off"), ("prompt_lookup", str(drafting.TOKENS))],
     "compile": [("assistant", "none"), ("prompt_lookup", "off"), ("compile", "on")],
 }
+NEXT = "|".join(WORDS)
+JOINT = re.compile(rf"[,+\s]+(?=(?!cpu=|mps=|disk=)[A-Za-z_][A-Za-z_-]*=|(?:{NEXT})\b)")  # memory is cpu=4GiB
 FAST = "fast"  # as in fast=prompt_lookup
 SHORT = {"beams": "num_beams"}
 

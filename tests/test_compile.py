@@ -18,7 +18,7 @@ from driving import ask, ask_until, bare, finish, opened, run
 
 from repl import compiled, registry
 from repl.commands.fast import Fast
-from repl.compiled import LIBRARY, MARKS, Slots, Steps, deviation, key, unfit
+from repl.compiled import LIBRARY, MARKS, MOST, Slots, Steps, deviation, key, moving, sweep, unfit
 from repl.errors import UsageError
 from repl.events import Notice, Token
 from repl.screen import Said
@@ -36,6 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "stop string": {"do_sample": "off", "stop": "e"},
     "past the room": {"do_sample": "off", "min_new_tokens": 150, "max_new_tokens": 150},
 }
+LONGROPE = {"longrope": {"short_factor": [1.0] * 64, "long_factor": [2.0] * 64}}
 SHORT = [way for way in WAYS if way != "past the room"]  # the tiny GPT-2 reads 128 tokens
 KINDS = {"llama": {}, "gpt2": {}, "packed": {"dtype": "bfloat16", "quantize": "int4"}}
 
@@ -164,7 +165,6 @@ def test_room_grows_and_is_given_back(kept, llama_folder):
             theirs = model(ids, use_cache=False).logits[0, -2:]
         torch.testing.assert_close(torch.stack(ours), theirs, atol=1e-4, rtol=1e-4)
         assert cache.get_seq_length() == length + 2
-        assert "forward" not in vars(model)
 
 
 # beside the replies
@@ -292,6 +292,39 @@ def test_models_that_keep_something_else_are_refused(recurrent_folder, llama_fol
     model, _ = bare(llama_folder)
     add_hook_to_module(model, ModelHook())
     assert "moved" in unfit(model)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", "yarn", "linear"])
+def test_positions_that_change_with_the_length_are_refused(kind):
+    """What a step has fixed would be wrong beyond the length it was traced at."""
+    from transformers import LlamaConfig
+
+    scaled = {"rope_type": kind, "factor": 2.0, "original_max_position_embeddings": 64}
+    config = LlamaConfig(rope_parameters={"rope_theta": 10000.0, **scaled, **LONGROPE.get(kind, {})})
+    assert moving(config) == (kind in ("dynamic", "longrope"))
+
+
+def test_old_steps_make_room_for_new_ones(tmp_path):
+    """Those used last stay; what is being made stays for a day."""
+    now = time.time()
+    for place in range(MOST + 3):
+        (tmp_path / f"step{place}").mkdir()
+        os.utime(tmp_path / f"step{place}", (now - place, now - place))
+    for name, age in (("part-new", 60), ("part-old", 90000)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (now - age, now - age))
+    sweep(tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == {"part-new", *(f"step{place}" for place in range(MOST))}
+
+
+def test_a_cache_that_cannot_be_written_is_said(home, llama_folder):
+    """The reply is plain."""
+    (home / "hub-repl" / "cache").mkdir(parents=True)
+    (home / "hub-repl" / "cache" / "compiled").write_text("in the way")
+    with opened(llama_folder, do_sample="off", max_new_tokens=4, compile="on") as session:
+        done, said = heard(session, STORY)
+        assert said[0].startswith("compile rests: it could not be compiled (")
+        assert done.finish == "length"
 
 
 def test_it_excludes_reading_ahead_and_several_sequences(llama_folder):
