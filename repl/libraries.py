@@ -25,7 +25,7 @@ def bring(emit: Emit) -> None:
 
 
 def _import() -> None:
-    with _uncollected():
+    with uncollected():
         _preload()
         importlib.import_module("torch")
         later.spare()
@@ -33,15 +33,15 @@ def _import() -> None:
         importlib.import_module("transformers.models.auto.modeling_auto")
         importlib.import_module("transformers.models.auto.tokenization_auto")
         quiet.hush()
+        gc.freeze()  # what the imports made stays: leave it out of later collections
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Import without garbage collections: they find nothing, and each blocks the keyboard for a quarter of a second."""
+def uncollected() -> Iterator[None]:
+    """Import or load without garbage collections: they find nothing, and some block the keyboard meanwhile."""
     gc.disable()
     try:
         yield
-        gc.freeze()  # what the imports made stays: leave it out of later collections
     finally:
         gc.enable()
 

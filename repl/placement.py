@@ -14,6 +14,8 @@ LAYER = re.compile(r"(?P<front>.*?\.)(?P<number>\d+)(?P<rest>\..*)?$")
 
 def options(load: Load) -> dict[str, Any]:
     """Return what `from_pretrained` takes for placing a model; raises `BadModel` for a device that is not there."""
+    import torch
+
     found: dict[str, Any] = {"device_map": device_map(load.device)}
     if load.max_memory and load.device in SPREAD:
         found["max_memory"] = max_memory(load.max_memory)
@@ -22,6 +24,8 @@ def options(load: Load) -> dict[str, Any]:
                 require(name)
     if load.offload_folder:
         found["offload_folder"] = offload_folder(load.offload_folder)
+    if load.device in SPREAD and len(found) == 1 and not torch.accelerator.is_available():
+        found["device_map"] = {"": "cpu"}  # what it comes to, without weighing every module
     return found
 
 

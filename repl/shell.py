@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from repl import decoding, registry
 from repl.clean import repaired
 from repl.errors import Cancelled, Quit, ReplError, UsageError
-from repl.events import Done, Notice
+from repl.events import Done, Event, Notice
 from repl.live import Pace, Pane
 from repl.mishaps import sentence
 from repl.panel import Panel
@@ -24,6 +24,8 @@ NO_VIEW = (NoneType, Said, Draft, Lines, Done, Loaded, Connected, Aside)
 """Results that /export leaves out when it writes the last view."""
 
 
+LOOK = 0.05  # seconds between looks at the keyboard meanwhile: each takes time from the load
+MOMENT = 0.25  # seconds that a load may take before the prompt comes back without it
 LAST = 1.0  # seconds that a job may take to end when the program is told to
 
 
@@ -116,7 +118,7 @@ class Shell:
             return False
         outcome = registry.dispatch(self.session, line)
         if isinstance(outcome, Task) and outcome.background and self.screen.interactive:
-            return True  # its end is told above the prompt
+            return not self._soon() or self.end_load()  # else its end is told above the prompt
         if isinstance(outcome, Task):
             outcome = self.follow(outcome)
         if not isinstance(outcome, NO_VIEW):
@@ -195,6 +197,22 @@ class Shell:
             self._wait(self.session.loading)
             return self.end_load()
         return True
+
+    def _soon(self) -> bool:
+        """Give a load a moment before the prompt is drawn, which would take as long again; True if it has ended."""
+        task, deadline = self.session.loading, time.monotonic() + MOMENT
+        with self.keyboard() as keys:
+            while task is not None and not task.job.ends(LOOK) and time.monotonic() < deadline:
+                if keys.cancelled():
+                    task.job.cancel()
+        if task is not None:
+            self._hear(task.job.poll())
+        return task is not None and task.job.finished()
+
+    def _hear(self, events: list[Event]) -> None:
+        self._pace.follow(events)
+        if said := [event.text for event in events if isinstance(event, Notice)]:
+            self.screen.notice("\n".join(said))
 
     def end_load(self) -> bool:
         """Take over a load that has ended, and say so."""

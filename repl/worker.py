@@ -52,6 +52,7 @@ class Job(Generic[T]):
         self._value: T | None = None
         self._error: BaseException | None = None
         self._wake: Callable[[], object] = lambda: None
+        self._over = threading.Event()
 
     # as the work sees it
 
@@ -123,6 +124,10 @@ class Job(Generic[T]):
             raise self._error
         return self._value  # type: ignore[return-value]  # set whenever there was no error
 
+    def ends(self, seconds: float) -> bool:
+        """Wait for the end, whatever is told meanwhile; False if it has not come by then."""
+        return self._over.wait(seconds)
+
     def wakes(self, wake: Callable[[], object]) -> None:
         """Have `wake` called when the work has ended, on its thread; at once where it has."""
         self._wake = wake
@@ -152,6 +157,7 @@ class Job(Generic[T]):
             self._work = None  # the closure may hold a model
             self._ended = True
             self._events.put(None)  # wakes a reader
+            self._over.set()
             with suppress(RuntimeError):  # whoever was to be woken is gone
                 self._wake()
 
