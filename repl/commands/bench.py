@@ -26,6 +26,7 @@ from repl.writing import write
 
 HEADS = ("prompt", "mode", "first token", "read", "written", "of bare", "of limit")
 RANGES = (76, 100)  # columns from which on there is room for the ranges of what is written, and for all
+USUAL = 14  # letters of a way that leave room for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,8 @@ class Speeds:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield a row for each length of prompt and way."""
-        written, rest = (options.max_width >= least for least in RANGES)
+        longer = max(0, max(len(one.mode) for one in self.speeds) - USUAL)
+        written, rest = (options.max_width - longer >= least for least in RANGES)
         table = Table.grid(padding=(0, 2 if written else 1))
         for side in ("right", "left", "left", "left", "left", "right", "right"):
             table.add_column(justify=side, overflow="fold")
