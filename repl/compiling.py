@@ -9,12 +9,13 @@ import signal
 import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from repl import libraries
-from repl.compiled import LIBRARY, MARKS, REST, ROOM, digest, signature, tensors
+from repl.compiled import LIBRARY, MARKS, REST, ROOM, deviation, digest, opened, signature, tensors
+from repl.compiler import NEVER
 from repl.errors import Failed, ReplError
 from repl.loading import bring
 from repl.settings import Load
@@ -39,6 +40,8 @@ class Master(Job[None]):
 def main() -> None:
     """Do what stdin says; the last line of stderr tells what kept it from that."""
     os.nice(10)  # replies go first
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out this process ends, not the other
     order, master = json.loads(sys.stdin.buffer.readline()), Master(lambda _: None)
     part = Path(order["part"])
     os.environ |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(part / SCRATCH)}
@@ -47,6 +50,10 @@ def main() -> None:
         aside(lambda: work(Load(**order["load"]), part, order["signature"], master), master)
     except ReplError as error:
         sys.exit(error.message)
+    except Exception as error:
+        sys.stderr.write(f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}\n")
+        passing = isinstance(error, OSError | MemoryError) or "Compiler" in type(error).__name__
+        sys.exit(1 if passing else NEVER)
 
 
 def work(load: Load, part: Path, wanted: str, emit: Emit) -> None:
@@ -54,6 +61,8 @@ def work(load: Load, part: Path, wanted: str, emit: Emit) -> None:
     model = bring(load, emit, True, lambda *_: None).model
     if signature(model) != wanted:
         raise Failed("the model in its files is no longer the one in memory")
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("batched_mm")  # the usual one calls what a library of its own cannot
     program = exported(model)
     constants = {**program.state_dict, **program.constants}
     known = {identity(tensor): name for name, tensor in tensors(model).items()}
@@ -61,8 +70,9 @@ def work(load: Load, part: Path, wanted: str, emit: Emit) -> None:
         unpack(compiled(program, part / "step.pt2"), part / LIBRARY)
     stand = {name: known[identity(each)] for name, each in constants.items() if identity(each) in known}
     keep({name: each for name, each in made.items() if identity(each) not in known}, part / REST)
-    marks = {"library": digest(part / LIBRARY), "names": stand}
+    marks = {"digests": [digest(part / LIBRARY), digest(part / REST)], "names": stand}
     (part / MARKS).write_text(json.dumps(marks), "utf-8")
+    deviation(opened(part, model), model)  # here, where what it may say or break does not matter
     shutil.rmtree(part / SCRATCH, ignore_errors=True)
 
 

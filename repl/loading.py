@@ -23,7 +23,7 @@ from repl import (
     weigh,
 )
 from repl.adapters import Adapter, Bases
-from repl.compiled import Steps
+from repl.compiler import Steps
 from repl.decoding import Base
 from repl.errors import BadModel, Unreachable
 from repl.folder import NeedsCode

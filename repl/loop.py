@@ -150,10 +150,13 @@ def chosen(model: Any, output: Any, given: dict[str, Any], lend: Lend | None) ->
 
 def alone(output: Any, given: dict[str, Any]) -> bool:
     """Tell whether there is one text, every token of it counts, and the next one stands right behind it."""
+    from transformers.cache_utils import DynamicLayer
+
     positions, mask = given.get("position_ids"), given.get("attention_mask")
     length = output.past_key_values.get_seq_length()
     return (
         output.logits.shape[0] == 1
+        and all(type(layer) is DynamicLayer for layer in output.past_key_values.layers)
         and (mask is None or bool(mask.all()))
         and (positions is None or int(positions[0, -1]) == length - 1)
     )
@@ -161,10 +164,9 @@ def alone(output: Any, given: dict[str, Any]) -> bool:
 
 def plain(model: Any, output: Any, given: dict[str, Any]) -> bool:
     """Tell whether a step's inputs are just the new token and its place: nothing of the model's own prepares them."""
-    from transformers import Cache, GenerationMixin
+    from transformers import Cache
 
-    names = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
-    if any(getattr(type(model), name) is not getattr(GenerationMixin, name) for name in names):
+    if own_steps(type(model)):
         return False
     cache, positions = output.get("past_key_values"), given.get("position_ids")
     return (
@@ -176,6 +178,14 @@ def plain(model: Any, output: Any, given: dict[str, Any]) -> bool:
         and output.logits.device == model.device
         and not (model.is_remote_code() and "cache_position" in inspect.signature(model.forward).parameters)
     )
+
+
+def own_steps(kind: Any) -> bool:
+    """Tell whether a class of models prepares its steps in a way of its own."""
+    from transformers import GenerationMixin
+
+    names = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+    return any(getattr(kind, name, None) is not getattr(GenerationMixin, name) for name in names)
 
 
 class Plain:

@@ -28,8 +28,8 @@ class Native:
         import torch
 
         self._library = ctypes.CDLL(str(library))
-        self._lent: list[Any] = []  # what the constants lie in
-        self._taken = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr
+        self._lent: list[Any] = []  # what it computes with
+        self._taken = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs  # its singular frees no handle
         self._container = c_void_p()
         self._call("CreateWithDevice", byref(self._container), c_size_t(1), c_char_p(b"cpu"), None)
         self._outputs = self._count("GetNumOutputs")
@@ -37,8 +37,6 @@ class Native:
     def __del__(self) -> None:
         if getattr(self, "_container", None):
             self._library[PREFIX + "Delete"](self._container)
-            for each in self._lent:
-                self._taken(each)  # frees the handle, not the tensor
 
     def names(self) -> dict[str, str]:
         """Return the constants it wants, by the names it has for them: where they stood in the module."""
@@ -52,18 +50,22 @@ class Native:
 
     def lend(self, constants: Mapping[str, Any]) -> None:
         """Let it use these tensors, all that it wants, by its own names."""
-        capsules = handles(list(constants.values()))
+        capsules = handles(list(map(borrowed, constants.values())))
         pairs = [Pair(name.encode(), pointer(each)) for name, each in zip(constants, capsules, strict=True)]
         listed = (Pair * len(pairs))(*pairs)
         self._call("UpdateUserManagedConstantBufferPairs", listed, c_size_t(len(pairs)), c_int32(0), c_int32(1))
-        self._lent += capsules
+        self._taken(capsules)
+        self._lent += constants.values()
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         """Run it on tensors; other threads go on meanwhile. Raises `RuntimeError`."""
         given = (c_void_p * len(inputs))(*map(pointer, handles(list(inputs))))
         made = (c_void_p * self._outputs)()
-        self._call("Run", given, c_size_t(len(inputs)), made, c_size_t(self._outputs), None, None)
-        return [self._taken(capsule(each or 0)) for each in made]
+        try:
+            self._call("Run", given, c_size_t(len(inputs)), made, c_size_t(self._outputs), None, None)
+        finally:  # a cancel arrives right behind the call
+            outputs = list(self._taken([capsule(each) for each in made if each]))
+        return outputs
 
     def _count(self, name: str) -> int:
         count = c_size_t()
@@ -89,6 +91,17 @@ def handles(tensors: list[Any]) -> list[Any]:
     import torch
 
     return list(torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors))
+
+
+def borrowed(tensor: Any) -> Any:
+    """Return a tensor over the same memory that does not hold it: what the library is lent it never lets go of."""
+    import torch
+
+    if not tensor.numel():
+        return tensor.clone()
+    count = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = (ctypes.c_char * (count * tensor.element_size())).from_address(tensor.data_ptr())
+    return torch.frombuffer(memory, dtype=tensor.dtype).as_strided(tensor.shape, tensor.stride())
 
 
 def pointer(capsule: Any) -> int:

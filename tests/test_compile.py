@@ -18,7 +18,8 @@ from driving import ask, ask_until, bare, finish, opened, run
 
 from repl import compiled, registry
 from repl.commands.fast import Fast
-from repl.compiled import LIBRARY, MARKS, MOST, Slots, Steps, deviation, key, moving, sweep, unfit
+from repl.compiled import LIBRARY, MARKS, Slots, deviation, key, moving, unfit
+from repl.compiler import MOST, REFUSED, Steps, sweep
 from repl.errors import UsageError
 from repl.events import Notice, Token
 from repl.screen import Said
@@ -56,7 +57,7 @@ def made(tmp_path_factory, llama_folder, gpt2_folder) -> Path:
                 run(session, "/fast compile")
                 until(lambda: state(session) != "compiling", "the compiler hangs")
                 _, said = heard(session, "/fast compile")
-                assert said[0].startswith("steps are compiled after"), kind
+                assert said[0].startswith("steps are compiled"), kind
     return root / "cache" / "compiled"
 
 
@@ -183,7 +184,7 @@ def test_replies_go_on_while_it_is_compiled_and_it_is_there_for_the_next_program
         assert state(session) == "compiled"
         run(session, "/clear")
         done, said = heard(session, STORY)
-        assert "steps are compiled after" in said[0]
+        assert "steps are compiled" in said[0]
         assert (done.environment["step"], done.token_ids) == ("compiled", plain.token_ids)
         assert [each.name[:5] for each in (home / "hub-repl" / "cache" / "compiled").iterdir()] != ["part-"]
     with opened(llama_folder, do_sample="off", max_new_tokens=8, compile="on") as session:
@@ -268,6 +269,76 @@ def test_a_file_that_is_damaged_is_refused(damage, kept, llama_folder):
         assert said[0].startswith("compile rests: what was compiled cannot be used")
         assert done.finish == "length"
         assert not place.exists()
+
+
+def test_what_was_compiled_when_the_program_ends_is_kept(home, kept, llama_folder):
+    """A process that had ended by then has not worked in vain; the folder it wrote in is gone."""
+    with opened(llama_folder) as session:
+        place = kept / key(session.store.current().model)
+        part = kept / "part-x"
+        place.rename(part)
+        steps = session.store.current().steps
+        steps._child = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE)
+        steps._child.wait()
+        steps._part, steps._place = part, place
+        assert session.compiling() == ("", "")
+        assert steps.state == ("compiled", "")
+    assert (place / MARKS).is_file()
+    assert not part.exists()
+
+
+def test_what_will_never_go_is_not_tried_again(home, llama_folder):
+    """The reason is kept beside the steps."""
+    with opened(llama_folder, do_sample="off", max_new_tokens=4, compile="on") as session:
+        place = home / "hub-repl" / "cache" / "compiled" / key(session.store.current().model)
+        place.mkdir(parents=True)
+        (place / REFUSED).write_text("it could not be compiled (too strange)")
+        _, said = heard(session, STORY)
+        assert said == ["compile rests: it could not be compiled (too strange)"]
+        assert not compilers()
+
+
+def test_steps_that_others_could_have_written_are_not_run(kept, llama_folder):
+    """Native code is taken from folders of one's own only."""
+    with opened(llama_folder, do_sample="off", max_new_tokens=4, compile="on") as session:
+        place = kept / key(session.store.current().model)
+        place.chmod(0o777)
+        done, said = heard(session, STORY)
+        assert "can be written by others" in said[0]
+        assert done.finish == "length"
+
+
+def test_models_and_replies_leave_no_memory_behind(kept, llama_folder):
+    """Neither the weights that were lent nor what steps return outlives them."""
+    import gc
+    import weakref
+
+    import torch
+
+    model, _ = bare(llama_folder)
+    native = compiled.opened(kept / key(model), model)
+    storages = [weakref.ref(each.untyped_storage()) for each in compiled.tensors(model).values()]
+    size = model.lm_head.weight.untyped_storage()
+    counts = [torch._C._storage_Use_Count(size._cdata)]
+    deviation(native, model)
+    counts.append(torch._C._storage_Use_Count(size._cdata))
+    assert counts[0] == counts[1]
+    gone = weakref.ref(model.lm_head.weight)
+    del model, native, size
+    gc.collect()
+    assert gone() is None
+    assert storages
+
+
+def test_adapters_of_another_scale_have_steps_of_their_own(llama_folder):
+    """The scale is a number in the step, not a weight."""
+    from peft import LoraConfig, get_peft_model
+
+    keys = [
+        key(get_peft_model(bare(llama_folder)[0], LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj"])))
+        for alpha in (8, 16, 8)
+    ]
+    assert keys[0] == keys[2] != keys[1]
 
 
 def test_without_a_compiler_the_reason_is_said(home, llama_folder, monkeypatch):

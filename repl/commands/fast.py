@@ -156,7 +156,7 @@ def _(result: Fast) -> RenderableType:
     for style in ("accent", "", "quiet"):
         table.add_column(style=style, no_wrap=style == "accent", overflow="fold")
     for mode in result.modes:
-        table.add_row(mode.name, Text(clean_line(mode.value)), Text(_brought(mode, result.plain_tps)))
+        table.add_row(mode.name, Text(clean_line(mode.value)), Text(clean_line(_brought(mode, result.plain_tps))))
     off = all(mode.value in ("off", "none") for mode in result.modes)
     hint = Text.assemble(("/fast prompt_lookup", "accent"), (" looks up, ", "quiet"))
     hint += Text.assemble(("/assistant ID", "accent"), (" lets a smaller model propose, ", "quiet"))
