@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from repl import builtin, folder, headers, hub, settings, snapshots
-from repl.errors import NotFound, ReplError
+from repl.errors import NotFound, ReplError, Unreachable
+from repl.events import Progress
 from repl.snapshots import Want
 from repl.transfer import glimpse, prepare, watched
 from repl.worker import Emit, Lookup
@@ -137,12 +138,13 @@ class Listed:
 
 
 def search(text: str, emit: Emit, offline: bool) -> list[Listed]:
-    """Ask the Hub for models with these words in their name, the most downloaded first; nothing if it is silent."""
+    """Ask the Hub for models with these words in their name, the most downloaded first; raises `Unreachable`."""
     from huggingface_hub import constants
 
     prepare(emit)
     if offline or constants.HF_HUB_OFFLINE:
-        return []
+        raise Unreachable("offline: the Hub is not asked")
+    emit(Progress("ask the Hub"))
 
     def ask() -> list[Listed]:
         from huggingface_hub import HfApi
@@ -152,8 +154,8 @@ def search(text: str, emit: Emit, offline: bool) -> list[Listed]:
 
     try:
         found = watched(ask, emit, ANSWER)
-    except Exception:  # a search is an offer: without an answer there is none
-        return []
+    except Exception as error:  # sockets, TLS, statuses, pages of a captive portal
+        raise Unreachable("the Hub does not answer") from error
     names.found(each.id for each in found)
     return found
 

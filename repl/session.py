@@ -146,6 +146,8 @@ class Session:
         until = time.monotonic() + BREATH
         while self.worker.idle() and time.monotonic() < until:
             time.sleep(BREATH / 10)
+        emit.check()
+        emit.settle()  # an interrupt in the middle of collecting garbage would be told on the screen
         self.store.tidy()
 
     def offer(self, take: Callable[[int], Any]) -> None:

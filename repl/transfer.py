@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from repl.errors import Cancelled
-from repl.events import Progress
+from repl.events import Notice, Progress
 from repl.quiet import Bar
 from repl.worker import Emit, aside
 
@@ -150,11 +150,17 @@ class Meter:
             def __init__(self, *args: Any, **options: Any) -> None:
                 rust = "bar_format" in options  # xet calls from Rust, where nothing may be raised
                 super().__init__(meter.note if rust else meter.report, *args, **options)
+                meter.go_on(self.n)
 
             def update_transfer(self, _: int) -> None:
                 """Leave bytes on the wire uncounted; without this method xet would make, and count, two bars."""
 
         return Transfer
+
+    def go_on(self, done: int) -> None:
+        """Say where a download goes on that was stopped before."""
+        if done:
+            self._emit(Notice(f"the download of {self._name} goes on at {self._of(done)}"))
 
     def report(self, _: str, done: int, __: int) -> None:
         """Take a step of the file under way; raises `Cancelled` once the job was stopped."""
@@ -175,6 +181,9 @@ class Meter:
 
     def stopped(self) -> str:
         """Say how far the file under way has come."""
+        return f"the download of {self._name} stopped at {self._of(self._done)}"
+
+    def _of(self, done: int) -> str:
         size = self._sizes[self._name]
         unit, word = next((pair for pair in UNITS if size >= pair[0]), UNITS[-1])
-        return f"the download of {self._name} stopped at {self._done / unit:.3g} of {size / unit:.3g} {word}"
+        return f"{done / unit:.3g} of {size / unit:.3g} {word}"

@@ -14,9 +14,11 @@ from fakehub import FakeHub, Fault
 from rich.console import Console
 
 from repl import catalog, registry, snapshots
-from repl.commands.catalog import Erasable, Models
+from repl.catalog import Cached, Listed
+from repl.commands.catalog import Models, Row
 from repl.commands.memory import Memory
 from repl.commands.models import Info
+from repl.commands.storage import Erasable
 from repl.errors import Cancelled, NoModel, NotFound, Unreachable, UsageError
 from repl.events import Progress
 from repl.screen import THEME, Said, plain, view
@@ -123,13 +125,16 @@ def test_without_a_cache_nothing_is_cached(emit: Recorder) -> None:
 def test_a_hub_that_fails_is_passed_over(hub: FakeHub, session: Session, fault: Fault) -> None:
     hub.fault = fault
     began = time.monotonic()
-    assert run(session, "/models tiny").hub == []
+    found = run(session, "/models tiny")
+    assert (found.hub, found.silence) == ([], "the Hub does not answer")
+    assert "the Hub does not answer" in drawn(found)
     assert time.monotonic() - began < HANG
 
 
 def test_offline_nobody_is_asked(hub: FakeHub) -> None:
     made = Session(Settings(), Store(offline=True), Worker())
-    assert run(made, "/models tiny").hub == []
+    found = run(made, "/models tiny")
+    assert (found.hub, found.silence) == ([], "offline: the Hub is not asked")
     catalog.Names()()
     with pytest.raises(Unreachable, match="offline"):
         run(made, "/info acme/tiny")
@@ -157,6 +162,31 @@ class Silent:
             is_terminal = False
 
         return Terminal() if name in ("out", "err") else lambda *_: None
+
+
+def test_in_a_narrow_window_a_name_stays_whole() -> None:
+    """What is said of a model goes below it then; numbers and facts are those of the wide window."""
+    name = "somebody/a-model-with-a-rather-long-name-instruct"
+    found = Models(
+        [Row("llama", "float32", 137_000, 600_000, True, "/model llama")],
+        [Cached(name, 5 << 30, False, "", 0, time.time())],
+        [Listed("meta/other", 14_000_000, 8_000_000_000, 16 << 30, True, "llama3.1")],
+    )
+    wide, narrow = drawn(found, 140), drawn(found, 60)
+    assert f"2  {name} " in wide
+    assert "3  meta/other " in wide
+    assert [line.rstrip() for line in narrow.splitlines()] == [
+        "   in memory",
+        "1  llama",
+        "   137K · 586 KiB · float32 · current",
+        "   cached",
+        f"2  {name}",
+        "   5.00 GiB · partial",
+        "   on the Hub",
+        "3  meta/other",
+        "   8.0B · 16.00 GiB · llama3.1 · gated · 14M downloads",
+        "a number loads it · /info ID tells more",
+    ]
 
 
 # cards
@@ -205,7 +235,7 @@ def test_a_download_can_be_stopped_and_goes_on(hub: FakeHub, session: Session) -
         if isinstance(event, Progress) and event.unit == "B" and event.done:
             task.job.cancel()
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(Cancelled, match="is kept: /download acme/tiny goes on from there"):
         driving.finish(task, stop)
     hub.fault = Fault(on="^$")
     hub.requests.clear()

@@ -19,7 +19,7 @@ ORDER = [
     "request", "meter", "protocol", "wire", "tally", "heard", "remote", "devices", "speed", "store", "stream",
     "search", "beams", "pieces", "probe", "scoring", "warping", "waterfall", "traits", "drafting", "engine",
     "engines", "rows", "sweep", "diverge", "layers", "conversation", "records", "database", "archive",
-    "session", "servers", "point", "registry", "screen", "shades", "spark", "lineup", "traces", "answers",
+    "session", "servers", "point", "registry", "screen", "narrow", "shades", "spark", "lineup", "traces", "answers",
     "colours", "pages", "writing", "recipe", "again", "stopwatch", "bench", "transcript", "prose",
     "highlight", "tables", "blocks", "flow", "markdown", "reply", "columns", "live", "change", "adopt",
     "variants", "sides", "trial", "replay", "panel", "branches",

@@ -10,6 +10,7 @@ import pytest
 
 from repl import weigh
 from repl.errors import Failed, NoMemory
+from repl.room import amount
 from repl.screen import Screen
 from repl.session import Session
 from repl.shell import Shell
@@ -46,18 +47,18 @@ def refused(session: Session, line: str = "Hello") -> NoMemory:
 
 
 def test_the_error_says_what_was_needed_and_what_is_free(session: Session) -> None:
-    """Weights, cache at this length, activations, logits; and the cause in the library's words."""
+    """Weights, cache at this length, activations, logits; and how much more was asked for."""
     error = refused(session)
     said = error.message
     for part in ("memory ran out", "weights", "KV cache of", "activations", "logits", "cpu has", "GiB free"):
         assert part in said, said
-    assert str(WANTED) in said
+    assert f"memory ran out: {amount(WANTED)} more were asked for; needed: " in said
     assert "\n" not in said
     assert session.conversation.turns
 
 
 def test_every_remedy_is_a_line_with_its_computed_effect(session: Session) -> None:
-    """Each reads as a command, and the figures are those of the weights and of the cache."""
+    """Each reads as a command, the figures are those of the weights and of the cache, and each makes a difference."""
     from repl import registry
 
     error = refused(session)
@@ -66,7 +67,7 @@ def test_every_remedy_is_a_line_with_its_computed_effect(session: Session) -> No
     for line in lines:
         found = registry.find(registry.split(line)[0])
         registry.parse(found, registry.split(line)[1])
-    assert lines["/dtype bfloat16"].startswith("weights 1 MiB to 0 MiB")
+    assert lines["/dtype bfloat16"].startswith("weights 539 KiB to 270 KiB")
 
 
 def test_beams_count_each_for_itself(session: Session) -> None:
