@@ -1,6 +1,6 @@
 """Which models there are besides those in memory: in the cache of the Hub's library, and on the Hub."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -267,6 +267,8 @@ class Names:
 
     def __init__(self) -> None:
         self.offline = True  # until a session says otherwise
+        self.held: Callable[[], list[str]] = list
+        """The ids in memory; a session says which."""
         self._cached = Lookup(lambda: [builtin.ID, *snapshots.cached_models()], [builtin.ID], 2.0)
         self._hub: Lookup[list[str]] = Lookup(_popular, [], 900.0)
         self._found: dict[str, None] = {}
@@ -280,9 +282,9 @@ class Names:
         return self._cached.now(0.05)
 
     def __call__(self) -> list[str]:
-        """Return ids: those in the cache, those found, and the most used of the Hub."""
+        """Return ids: those in memory, in the cache, those found, and the most used of the Hub."""
         listed = [] if self.offline else self._hub.now()
-        return list(dict.fromkeys([*self.here(), *self._found, *listed]))
+        return list(dict.fromkeys([*self.held(), *self.here(), *self._found, *listed]))
 
 
 def _popular() -> list[str]:

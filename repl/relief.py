@@ -15,7 +15,7 @@ DEAD = ("device-side assert", "illegal memory access", "unspecified launch failu
 ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB|KB|MB|GB)")
 """What torch says on the CPU and on MPS, and on CUDA."""
 BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 2**10, "MB": 2**20, "GB": 2**30}
-LEAST = 50  # part of all that is needed which a remedy has to save
+LEAST = 200  # part of all that is needed which a remedy has to save
 
 
 class Want:

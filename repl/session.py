@@ -50,6 +50,7 @@ class Session:
         self.store = store
         store.keep = lambda: self.settings.view.keep_models
         catalog.names.offline = store.offline
+        catalog.names.held = lambda: [each.facts.id for each in store.residents()]
         self.worker = worker
         self._errands: Worker | None = None
         self.remote: Remote | None = None  # the server that answers instead of the model in this process

@@ -292,6 +292,28 @@ def test_completion_never_waits_and_learns(hub: FakeHub, session: Session) -> No
     assert registry.complete("/model cme") == []
 
 
+def test_models_in_memory_are_offered_too(llama_folder: Path) -> None:
+    """A folder that is loaded is neither in the cache nor on the Hub; only what is in memory can be freed."""
+    with driving.opened(llama_folder) as session:
+        line = f"/model {str(llama_folder)[:-2]}"
+        assert (str(llama_folder), "") in registry.complete(line, session)
+        assert registry.complete("/unload ", session) == [(str(llama_folder), "")]
+
+
+def test_a_number_switches_to_a_model_as_it_lies_in_memory(llama_folder: Path) -> None:
+    """Settings that are others by now are named in the line behind the number."""
+    with driving.opened(llama_folder, dtype="bfloat16") as session:
+        run(session, "/quantize int8", "/dtype float32", "/quantize none")
+        found = run(session, "/models")
+        forms = {row.dtype: line for row, (line, _) in zip(found.resident, found.choices, strict=False)}
+        assert {"float32", "bfloat16"} <= forms.keys()
+        assert forms["float32"] == f"/model {llama_folder}"
+        held = session.store.residents()
+        run(session, forms["bfloat16"], "/info")
+        assert session.facts().dtype == "bfloat16"
+        assert set(map(id, held)) == set(map(id, session.store.residents()))
+
+
 def test_the_most_used_models_of_the_hub_are_offered(hub: FakeHub) -> None:
     names = catalog.Names()
     names.offline = False

@@ -53,7 +53,8 @@ class Models:
     def choices(self) -> list[tuple[str, str]]:
         """Return the line behind each number, with its effect."""
         switches = [(row.line, "switches to it") for row in self.resident]
-        return switches + [(f"/model {each.id}", "loads it") for each in (*self.cached, *self.hub)]
+        ids = [each.id for each in self.cached] + [each.id for each in self.hub]
+        return switches + [(f"/model {id}", "loads it") for id in ids]
 
 
 @command("models")

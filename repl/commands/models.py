@@ -61,7 +61,7 @@ def reload(session: Session) -> Task[Facts]:
 
 @command("models", waits=True)
 def unload(
-    session: Session, id: Annotated[str, Words("a model in memory", suggest=catalog.names.here)] = ""
+    session: Session, id: Annotated[str, Words("a model in memory", suggest=lambda: catalog.names.held())] = ""
 ) -> Task[list[Facts]]:
     """Free the memory of a model, by default the current one; the talk stays."""
     return session.start(lambda emit: session.store.drop(emit, id), lambda job: unloaded(session, job.result()))
