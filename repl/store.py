@@ -182,9 +182,8 @@ class Store:
     def rooms(self) -> list[Room]:
         """Return the devices with what would be free on them if nothing were loaded."""
         rooms = self._measure()
-        spaced = any(each.limit == "ulimit" for each in rooms)
         for each, size in sizes(self._held):
-            rooms = with_back(rooms, _given(each.facts, size, spaced))
+            rooms = with_back(rooms, _given(each.facts, size))
         return rooms
 
     def measure(self) -> list[Room]:
@@ -253,12 +252,9 @@ def _lies(resident: Resident, there: list[Room]) -> bool:
     return any(each.device in parts for each in there)
 
 
-def _given(facts: Facts, size: int, spaced: bool) -> dict[str, int]:
-    """Return what a model would give back, by device; weights used as they lie in their file count as free already.
-
-    But for a limit on the address space (`spaced`): there they take as much as all others.
-    """
+def _given(facts: Facts, size: int) -> dict[str, int]:
+    """Return what a model would give back, by device; weights used as they lie in their file count as free already."""
     mapped = facts.quantization == "none" and {STORED.get(name) for name in facts.stored} == {facts.dtype}
     places = list(facts.device_map.values())
     shares = {place: size * places.count(place) // len(places) for place in places}
-    return {place: 0 if place == "cpu" and mapped and not spaced else share for place, share in shares.items()}
+    return {place: 0 if place == "cpu" and mapped else share for place, share in shares.items()}

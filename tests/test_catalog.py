@@ -300,6 +300,16 @@ def test_models_in_memory_are_offered_too(llama_folder: Path) -> None:
         assert registry.complete("/unload ", session) == [(str(llama_folder), "")]
 
 
+def test_what_is_loaded_already_is_said_in_few_words(llama_folder: Path) -> None:
+    """Only what was typed is spoken of; another model in memory is named where the current one went."""
+    with driving.opened(llama_folder) as session:
+        assert run(session, f"/model {llama_folder}").text == f"model is {llama_folder} already"
+        run(session, "/dtype bfloat16", "/unload")
+        with pytest.raises(NoModel, match="no model is in use") as caught:
+            run(session, "/unload")
+        assert caught.value.hints == (f"/model {llama_folder}",)
+
+
 def test_a_number_switches_to_a_model_as_it_lies_in_memory(llama_folder: Path) -> None:
     """Settings that are others by now are named in the line behind the number."""
     with driving.opened(llama_folder, dtype="bfloat16") as session:

@@ -8,8 +8,9 @@ from typing import Any
 import driving
 import pytest
 
-from repl import weigh
+from repl import relief, weigh
 from repl.errors import Failed, NoMemory
+from repl.mishaps import is_memory
 from repl.room import amount
 from repl.screen import Screen
 from repl.session import Session
@@ -113,6 +114,22 @@ def test_what_is_counted_is_what_weigh_counts(session: Session) -> None:
     assert want.whole == 3 * weigh.cache(shape, 140, 4)
     assert want.activations == weigh.working(shape, 100, 4) - weigh.working(shape, 0, 4)
     assert want.logits == 3 * 4 * weigh.LOGITS * shape.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 3145728 bytes.",
+            "3 MiB more were asked for",
+        ),
+        ("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity", "2.50 GiB more were asked for"),
+        ("unable to mmap 5 bytes from file <model.safetensors>: Cannot allocate memory (12)", "unable to mmap 5 bytes"),
+    ],
+)
+def test_every_way_to_say_that_memory_ran_out_is_understood(words: str, said: str) -> None:
+    assert is_memory(RuntimeError(words))
+    assert relief.asked(words).startswith(said)
 
 
 def test_a_dead_accelerator_is_said_to_be_dead(session: Session) -> None:
