@@ -25,18 +25,21 @@ class Call:
 
     current: ContextVar["Call | None"] = ContextVar("current", default=None)
 
-    def __init__(self) -> None:
+    def __init__(self, emit: Emit | None = None) -> None:
+        self.emit = emit
         self.left = False
 
 
 class Watch(logging.Handler):
-    """Keeps the library's words off the terminal, and ends a call that was left when it logs that it tries again."""
+    """Keeps the library's words off the terminal; that it tries again ends a call that was left, and else is told."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Raise `Cancelled` on a thread that nobody waits for."""
         call = Call.current.get()
         if call is not None and call.left:
             raise Cancelled
+        if call is not None and call.emit is not None and "Retrying" in record.getMessage():
+            call.emit(Progress("wait for the Hub to answer"))  # by 429 it may ask for half a minute
 
 
 def prepare(emit: Emit) -> None:
@@ -107,7 +110,7 @@ def glimpse(work: Callable[[], T]) -> T | None:
 
 def watched(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
     """Run a call of the library aside; raises `TimeoutError` after `seconds`, `Cancelled` at once."""
-    call = Call()
+    call = Call(emit)
 
     def run() -> T:
         Call.current.set(call)
@@ -150,7 +153,8 @@ class Meter:
             def __init__(self, *args: Any, **options: Any) -> None:
                 rust = "bar_format" in options  # xet calls from Rust, where nothing may be raised
                 super().__init__(meter.note if rust else meter.report, *args, **options)
-                meter.go_on(self.n)
+                if not rust:
+                    meter.go_on(self.n)
 
             def update_transfer(self, _: int) -> None:
                 """Leave bytes on the wire uncounted; without this method xet would make, and count, two bars."""
@@ -159,6 +163,7 @@ class Meter:
 
     def go_on(self, done: int) -> None:
         """Say where a download goes on that was stopped before."""
+        self._done = done
         if done:
             self._emit(Notice(f"the download of {self._name} goes on at {self._of(done)}"))
 

@@ -471,7 +471,7 @@ def test_a_cancelled_download_goes_on_where_it_stopped(fake_hub, repository, hom
     begun, fake_hub.sent, again = kept[0].stat().st_size, 0, Recorder()
     found, whole = locate(emit=again), (repository / "model.safetensors").read_bytes()
     assert begun >= 1_000_000
-    assert fake_hub.sent == len(whole) - begun
+    assert len(whole) - begun <= fake_hub.sent < len(whole)  # what was on its way at the cancel may be counted in
     assert (found.folder / "model.safetensors").read_bytes() == whole
     said, *steps = [event for event in again.events if isinstance(event, Notice) or event.total > begun]
     assert said == Notice(

@@ -70,7 +70,7 @@ def unload(
 def unloaded(session: Session, gone: list[Facts]) -> Said:
     """Say what was freed, and what to do now that no model is current."""
     names, size = ", ".join(dict.fromkeys(facts.name for facts in gone)), mebibytes(sum(facts.bytes for facts in gone))
-    others = [f"/model {each.facts.id} is in memory yet" for each in session.store.residents()[:1]]
+    others = [f"/model {each.facts.id} is still in memory" for each in session.store.residents()[:1]]
     ways = "" if session.store.facts() else joined(*others, "/model ID loads another, /reload the same")
     return Said(joined(f"{names} unloaded, {size}", ways))
 
