@@ -1,13 +1,14 @@
 """Which models there are besides those in memory: in the cache of the Hub's library, and on the Hub."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from repl import builtin, folder, headers, hub, settings, snapshots
-from repl.errors import NotFound, ReplError
+from repl.errors import NotFound, ReplError, Unreachable
+from repl.events import Progress
 from repl.snapshots import Want
 from repl.transfer import glimpse, prepare, watched
 from repl.worker import Emit, Lookup
@@ -69,8 +70,9 @@ def _cached(repo: Any) -> Cached:
     if packed and not whole:
         return Cached(f"{repo.repo_id}:{packed[0]}", repo.size_on_disk, True, "gguf", 0, repo.last_accessed)
     dtype, parameters = stored(place) if whole else ("", 0)
+    begun = sum(path.stat().st_size for path in Path(repo.repo_path).glob("blobs/*.part"))  # of a stopped download
     mark = "" if not revisions or "main" in revisions[-1].refs else f"@{revisions[-1].commit_hash}"
-    return Cached(repo.repo_id + mark, repo.size_on_disk, whole, dtype, parameters, repo.last_accessed)
+    return Cached(repo.repo_id + mark, repo.size_on_disk + begun, whole, dtype, parameters, repo.last_accessed)
 
 
 def stored(place: Path) -> tuple[str, int]:
@@ -137,12 +139,13 @@ class Listed:
 
 
 def search(text: str, emit: Emit, offline: bool) -> list[Listed]:
-    """Ask the Hub for models with these words in their name, the most downloaded first; nothing if it is silent."""
+    """Ask the Hub for models with these words in their name, the most downloaded first; raises `Unreachable`."""
     from huggingface_hub import constants
 
     prepare(emit)
     if offline or constants.HF_HUB_OFFLINE:
-        return []
+        raise Unreachable("offline: the Hub is not asked")
+    emit(Progress("ask the Hub"))
 
     def ask() -> list[Listed]:
         from huggingface_hub import HfApi
@@ -152,8 +155,8 @@ def search(text: str, emit: Emit, offline: bool) -> list[Listed]:
 
     try:
         found = watched(ask, emit, ANSWER)
-    except Exception:  # a search is an offer: without an answer there is none
-        return []
+    except Exception as error:  # sockets, TLS, statuses, pages of a captive portal
+        raise Unreachable("the Hub does not answer") from error
     names.found(each.id for each in found)
     return found
 
@@ -265,6 +268,8 @@ class Names:
 
     def __init__(self) -> None:
         self.offline = True  # until a session says otherwise
+        self.held: Callable[[], list[str]] = list
+        """The ids in memory; a session says which."""
         self._cached = Lookup(lambda: [builtin.ID, *snapshots.cached_models()], [builtin.ID], 2.0)
         self._hub: Lookup[list[str]] = Lookup(_popular, [], 900.0)
         self._found: dict[str, None] = {}
@@ -278,9 +283,9 @@ class Names:
         return self._cached.now(0.05)
 
     def __call__(self) -> list[str]:
-        """Return ids: those in the cache, those found, and the most used of the Hub."""
+        """Return ids: those in memory, in the cache, those found, and the most used of the Hub."""
         listed = [] if self.offline else self._hub.now()
-        return list(dict.fromkeys([*self.here(), *self._found, *listed]))
+        return list(dict.fromkeys([*self.held(), *self.here(), *self._found, *listed]))
 
 
 def _popular() -> list[str]:

@@ -40,8 +40,9 @@ def load(session: Session, words: Words) -> Any:
     if "model" in dict(words) and wanted.load.model in session.store.consents.given:
         wanted = wanted.put("trust_remote_code", True, "your consent")
     if wanted.load == before.load and (session.loading or session.store.facts()):
-        said = joined(*(f"{name} is {settings.show(name, wanted.get(name)) or 'not set'} already" for name, _ in words))
-        return Said(said)
+        typed = [name for name, text in words if text != "default"] or [name for name, _ in words]
+        said = (f"{name} is {settings.show(name, wanted.get(name)) or 'not set'} already" for name in typed)
+        return Said(joined(*said))
     return session.load(wanted)
 
 

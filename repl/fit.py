@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from repl import quantization, weigh
+from repl import paths, quantization, weigh
 from repl.errors import NoMemory
 from repl.headers import Weights
 from repl.room import SPREAD, Room, amount, capped, targets
@@ -21,11 +21,15 @@ def verdict(needs: Needs, load: Load, rooms: Sequence[Room]) -> str:
     rooms = capped(rooms, load.max_memory)
     if needs.total <= sum(room.free for room in targets(load.device, rooms)):
         return FITS
+    return OFFLOAD if spreads(needs, load, rooms) else TOO_LARGE
+
+
+def spreads(needs: Needs, load: Load, rooms: Iterable[Room]) -> bool:
+    """Tell whether a load that no device holds may lie in slower memory too, or on disk."""
     if load.device not in SPREAD or load.quantize != "none" or load.gguf_file:
-        return TOO_LARGE
-    everywhere = needs.total <= sum(room.free for room in rooms)
-    on_disk = bool(load.offload_folder or load.max_memory)
-    return OFFLOAD if everywhere or on_disk else TOO_LARGE
+        return False
+    to_disk = bool(load.offload_folder or load.max_memory)
+    return to_disk or needs.total <= sum(room.free for room in rooms)
 
 
 def check(weights: Weights, config: Any, load: Load, rooms: Sequence[Room]) -> None:
@@ -35,6 +39,7 @@ def check(weights: Weights, config: Any, load: Load, rooms: Sequence[Room]) -> N
         return  # what is said of a device that is not there comes with placing
     free = ", ".join(described(room) for room in targets(load.device, capped(rooms, load.max_memory)))
     choices = [(line(load, change), effect(found)) for change, found in remedies(weights, config, load, rooms)]
+    choices = choices or list(on_disk(needs, load, rooms))
     override = (f"/model! {name(load)}", "load it all the same")
     raise NoMemory(f"{short(load)} does not fit: it needs {spelled(needs)}, and {free}", choices=(*choices, override))
 
@@ -57,6 +62,19 @@ def remedies(
         needs = weigh.needs(weights, config, changed)
         if verdict(needs, changed, rooms) != TOO_LARGE:
             yield change, needs
+
+
+def on_disk(needs: Needs, load: Load, rooms: Sequence[Room]) -> Iterator[tuple[str, str]]:
+    """Yield the line that leaves on disk what no memory holds, with its effect; nothing where a load cannot do that."""
+    if load.quantize != "none" or load.gguf_file or load.max_memory:
+        return
+    text = needs.cache + needs.working  # may be anywhere: each device keeps room for it
+    held = {room.device.removeprefix("cuda:"): max(0, room.free - text) >> 20 for room in rooms}
+    if any(held.values()):
+        most = ",".join(f"{name}={size}MiB" for name, size in held.items())
+        left = amount(max(0, needs.weights - (sum(held.values()) << 20)))
+        change = {"device": "auto", "max_memory": most, "offload_folder": str(paths.cache() / "offload")}
+        yield line(load, change), f"{left} of the weights stay on disk, read again for every token: slow"
 
 
 def changes(weights: Weights, load: Load, rooms: Iterable[Room]) -> Iterator[dict[str, Any]]:
@@ -83,7 +101,8 @@ def line(load: Load, change: dict[str, str]) -> str:
     """Return the line that loads with a change."""
     bare = Load()
     kept = {key: getattr(load, key) for key in KEPT if getattr(load, key) != getattr(bare, key)} | change
-    return " ".join([f"/model {name(load)}", *(f"{key}={value or 'default'}" for key, value in kept.items())])
+    words = (f"{key}={value or 'default'}" for key, value in kept.items())
+    return " ".join([f"/model {name(load)}", *(f'"{word}"' if " " in word else word for word in words)])
 
 
 def short(load: Load) -> str:

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from rich.console import Group
+from rich.cells import cell_len
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Column
 from rich.text import Text
 
 from repl.clean import clean_line
@@ -21,6 +24,7 @@ from repl.settings import View
 from repl.shades import style
 
 SOON = 5.0  # seconds: less is not worth a word, but for downloads
+SHORTEST, LONGEST = 8, 24  # columns of a bar
 
 
 class Pane:
@@ -178,30 +182,66 @@ def _tail(text: str, width: int) -> str:
     return line if len(line) <= width else "…" + line[-(width - 1) :]
 
 
+class Track(BarColumn):
+    """The bar itself, as long as the words beside it leave it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(LONGEST, "dim", "cyan", "cyan", "dim")
+        self._console = console
+
+    def render(self, task: Task) -> ProgressBar:
+        """Return the bar of a stage."""
+        self.bar_width = fitted(task, self._console.width)[0]
+        return super().render(task)
+
+
 class Amount(ProgressColumn):
-    """How far a stage is, how fast it goes, and how long it takes yet."""
+    """How far a stage is, how fast it goes, and how long it takes yet: as much of that as fits on the line."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._console = console
 
     def render(self, task: Task) -> Text:
         """Return the figures of a stage that can be counted."""
-        return Text(amount(int(task.completed), int(task.total or 0), task.fields["unit"], task.speed or 0.0), "quiet")
+        return Text(joined(*fitted(task, self._console.width)[1]), "quiet")
 
 
-def amount(done: int, total: int, unit: str, speed: float) -> str:
-    """Say `93 of 513 MB · 12.1 MB/s · 35 s left`; bytes are counted in MB as downloads usually are."""
+def columns(console: Console) -> tuple[ProgressColumn, ...]:
+    """Return what stands on the line of a stage: its name, the bar, its figures."""
+    name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
+    return name, Track(console), Amount(console)
+
+
+def fitted(task: Task, width: int) -> tuple[int, list[str]]:
+    """Return the length of a stage's bar and its figures, all on one line; the rate goes first, what is done last."""
+    parts = figures(int(task.completed), int(task.total or 0), task.fields["unit"], task.speed or 0.0)
+    room = width - cell_len(task.description) - 2  # a space on each side of the bar
+    while len(parts) > 1 and SHORTEST + len(joined(*parts)) > room:
+        del parts[1]
+    return max(1, min(LONGEST, room - len(joined(*parts)))), parts
+
+
+def figures(done: int, total: int, unit: str, speed: float) -> list[str]:
+    """Return `93 of 513 MB`, `12.1 MB/s`, `35 s left`, as far as known; bytes count in MB as downloads usually do."""
     scale, sign = (10**6, "MB") if unit == "B" else (1, unit)
     if not (done or total):
-        return ""
+        return []
     of = f"{done / scale:,.0f} of {total / scale:,.0f} {sign}" if total else f"{done / scale:,.0f} {sign}"
     if not speed:
-        return of
+        return [of]
     rate = f"{speed / scale:.1f} {sign}/s" if unit == "B" else f"{speed:.0f} {sign}/s" if unit == "tokens" else ""
     left = max(0.0, (total - done) / speed) if total else 0.0
-    return joined(of, rate, remaining(left) if total and (unit == "B" or left >= SOON) else "")
+    parts = [of, rate, remaining(left) if total and (unit == "B" or left >= SOON) else ""]
+    return [part for part in parts if part]
 
 
 def remaining(seconds: float) -> str:
     """Say how long something takes yet."""
-    return f"{seconds:.0f} s left" if seconds < 100 else f"{seconds / 60:.0f} min left"
+    minutes = seconds / 60
+    if seconds < 100:
+        return f"{seconds:.0f} s left"
+    return f"{minutes:.0f} min left" if minutes < 100 else f"{minutes / 60:.0f} h left"
 
 
 class Pace:
@@ -219,12 +259,12 @@ class Pace:
                 self._began = (self._clock(), step.done)
             self.step = step
 
-    def said(self) -> str:
-        """Say where the job is: `download · 93 of 513 MB · 12.1 MB/s · 35 s left`."""
+    def said(self) -> list[str]:
+        """Say where the job is: `download`, `93 of 513 MB`, `12.1 MB/s`, `35 s left`."""
         began, before = self._began
         seconds = self._clock() - began
         speed = (self.step.done - before) / seconds if seconds > 1 else 0.0
-        return joined(self.step.stage, amount(self.step.done, self.step.total, self.step.unit, speed))
+        return [self.step.stage, *figures(self.step.done, self.step.total, self.step.unit, speed)]
 
 
 class Bar:
@@ -242,8 +282,7 @@ class Bar:
             return
         if self._bar is None or self._stage != step.stage:
             self.close()
-            columns = (TextColumn("{task.description}"), BarColumn(24, "dim", "cyan", "cyan", "dim"), Amount())
-            self._bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=10)
+            self._bar = Progress(*columns(self._console), console=self._console, transient=True, refresh_per_second=10)
             self._bar.add_task(clean_line(step.stage), total=step.total or None, unit=step.unit)
             self._bar.start()
             self._stage = step.stage

@@ -11,6 +11,9 @@ from repl.headers import Weights
 from repl.room import measure
 from repl.settings import Load
 
+SHORT = ("can't allocate memory", "cannot allocate memory", "out of memory")
+"""What the allocator, the system and the library of an accelerator say when memory ran out."""
+
 
 @contextmanager
 def translated(load: Load) -> Iterator[None]:
@@ -51,8 +54,8 @@ def weighed(weights: Weights, config: Any, load: Load) -> Iterator[None]:
 
 def is_memory(error: BaseException) -> bool:
     """Tell whether an error of torch says that memory ran out; on CPU and MPS it is a plain RuntimeError."""
-    words = str(error)
-    return isinstance(error, MemoryError) or "can't allocate memory" in words or "out of memory" in words.lower()
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in words for sign in SHORT)
 
 
 def no_room(load: Load, words: str) -> NoMemory:

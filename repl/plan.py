@@ -83,15 +83,14 @@ def lengths(config: Any) -> list[int]:
 def verdicts(needs: Needs, load: Load, rooms: Sequence[Room]) -> Iterator[tuple[str, str]]:
     """Say for each device whether it holds all of it, or can with the help of the machine's own memory."""
     cards = [room for room in rooms if room.device != "cpu"]
-    everywhere = needs.total <= sum(room.free for room in rooms) and load.quantize == "none"
+    otherwise = OFFLOAD if fit.spreads(needs, load, rooms) else TOO_LARGE
     for room in cards:
-        yield room.device, FITS if needs.total <= room.free else OFFLOAD if everywhere else TOO_LARGE
+        yield room.device, FITS if needs.total <= room.free else otherwise
     if len(cards) > 1:
-        together = needs.total <= sum(room.free for room in cards)
-        yield TOGETHER, FITS if together else OFFLOAD if everywhere else TOO_LARGE
+        yield TOGETHER, FITS if needs.total <= sum(room.free for room in cards) else otherwise
     for room in rooms:
         if room.device == "cpu":
-            yield room.device, FITS if needs.total <= room.free else TOO_LARGE
+            yield room.device, FITS if needs.total <= room.free else TOO_LARGE if cards else otherwise
 
 
 def best(table: Sequence[Row], weights: Weights) -> int:

@@ -27,7 +27,7 @@ from prompt_toolkit.styles import DynamicStyle, Style
 from prompt_toolkit.utils import get_cwidth
 from prompt_toolkit.utils import is_dumb_terminal as dumb
 
-from repl.clean import clean_line
+from repl.clean import SIGNS, ascii_only, clean_line
 from repl.keys import Folded, SideView, bindings, menu
 from repl.offers import FromPast, Past, SlashCompleter
 from repl.pasted import Folds
@@ -108,7 +108,7 @@ class Editor:
         keep: bool = True,
     ) -> None:
         self.input = source or create_input()
-        self.output = sighted(target or create_output())
+        self.output = spelled(sighted(target or create_output()))
         self.desk = desk
         self._styles = {theme: look(accent) for theme, accent in ACCENTS.items()}
         self._folds = Folds()
@@ -256,6 +256,14 @@ class Keyboard:
             self.cancelled()
         store_typeahead(self._input, self._keys)
         self._keys = []
+
+
+def spelled(output: Output) -> Output:
+    """Let a terminal that has ASCII alone show the program's own signs as it can; all else becomes a `?`."""
+    if ascii_only():
+        write = output.write
+        output.write = lambda data: write(data.translate(SIGNS))  # type: ignore[method-assign]  # each takes one column
+    return output
 
 
 def sighted(output: Output) -> Output:

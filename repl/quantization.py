@@ -112,7 +112,11 @@ def config(load: Load) -> Any:
         return None
     package = "torchao" if load.quantize in PACKED else "bitsandbytes"
     if not there(package):
-        here = (f"/device cpu packs {load.quantize} without it",) if load.quantize in PACKED else ("/quantize int4",)
+        here = (
+            (f"/device cpu packs {load.quantize} without it",)
+            if load.quantize in PACKED
+            else (f"/quantize int{load.quantize[0]}",)
+        )
         raise MissingExtra(f"{load.quantize} {_where(load)} needs the {package} package", EXTRA, *here)
     return _torchao(load.quantize) if package == "torchao" else _bitsandbytes(load.quantize)
 

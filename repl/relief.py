@@ -1,5 +1,6 @@
 """Memory ran out in the middle of a reply: what was needed, what is free, and what would help, with its effect."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,10 @@ from repl.weigh import LOGITS, PACKED, WIDTHS, Sizes
 
 DEAD = ("device-side assert", "illegal memory access", "unspecified launch failure")
 """Errors after which CUDA refuses everything else in this process."""
+ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB|KB|MB|GB)")
+"""What torch says on the CPU and on MPS, and on CUDA."""
+BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 2**10, "MB": 2**20, "GB": 2**30}
+LEAST = 200  # part of all that is needed which a remedy has to save
 
 
 class Want:
@@ -58,9 +63,18 @@ def out_of_memory(resident: Resident, config: Any, prompt: int, words: str) -> N
     taken = ", ".join(f"{name} {amount(size)}" for name, size in parts.items())
     free = ", ".join(f"{each.device} has {amount(each.free)} free" for each in room.measure())
     remedies = sorted(savings(want), key=lambda found: -found[2])
-    choices = tuple((line, effect) for line, effect, saved in remedies if saved > 0)
+    choices = tuple((line, effect) for line, effect, saved in remedies if saved * LEAST > sum(parts.values()))
     hints = [f"{line} ({effect})" for line, effect in choices]
-    return NoMemory(f"memory ran out: {words}; needed: {taken}; {free}", *hints, choices=choices)
+    return NoMemory(f"memory ran out: {asked(words)}; needed: {taken}; {free}", *hints, choices=choices)
+
+
+def asked(words: str) -> str:
+    """Say how much more was asked for, where a library says so among much else; else what it says."""
+    found = ASKED.search(words)
+    if found is None:
+        return words
+    number, unit = float(found[1]), found[2]
+    return f"{amount(int(number * BYTES.get(unit, 1)))} more were asked for"
 
 
 def savings(want: Want) -> Iterator[tuple[str, str, int]]:

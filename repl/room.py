@@ -148,7 +148,9 @@ def size(words: str) -> int:
 
 
 def amount(size: int) -> str:
-    """Return a size in MiB, or GiB with two places."""
+    """Return a size in KiB, MiB, or GiB with two places."""
+    if size < 2**20:
+        return f"{max(1, round(size / 2**10)) if size else 0} KiB"
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 

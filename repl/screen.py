@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Mapping
 from functools import singledispatch
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from rich.color import ColorSystem
 from rich.console import Console, RenderableType
+from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
@@ -18,6 +20,7 @@ from repl.clean import clean, clean_line
 from repl.errors import ReplError
 from repl.events import Done
 from repl.remote import Connected
+from repl.room import amount
 from repl.session import Loaded
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
@@ -27,6 +30,7 @@ SYSTEMS = {
     "truecolor": ColorSystem.TRUECOLOR,
     "windows": ColorSystem.WINDOWS,
 }
+mebibytes = amount
 SHADES = {
     "dark": ("#5fafff", "#ffaf00", "on #3a3a3a"),
     "light": ("#005fd7", "#af5f00", "on #dadada"),
@@ -44,6 +48,7 @@ def palette(theme: str) -> Theme:
 
 
 THEME = palette("dark")
+AGES = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,9 +155,14 @@ def count(number: int) -> str:
     return str(number)
 
 
-def mebibytes(size: int) -> str:
-    """Return a size in MiB or GiB."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+def ago(moment: float) -> str:
+    """Say how long ago something was."""
+    seconds = time.time() - moment
+    for size, name in AGES:
+        if seconds >= size:
+            number = int(seconds // size)
+            return f"{number} {name}{'' if number == 1 else 's'} ago"
+    return "just now"
 
 
 @view.register
@@ -252,8 +262,10 @@ class Screen:
             self.record({"event": "error", "kind": error.kind, "message": error.message, "hints": hints})
         else:
             name = "" if self.interactive else "hub-repl: "
-            tail = _choices(error, repeats) if self.interactive and error.choices else _hints(error)
-            self.err.print(Text.assemble(name + clean(error.message), *tail))
+            numbered = self.interactive and error.choices
+            self.err.print(Text.assemble(name + clean(error.message), *([] if numbered else _hints(error))))
+            if numbered:
+                self.err.print(_choices(error, repeats))
 
     def once(self, explained: Text) -> None:
         """Explain something beside the answers, the first time only."""
@@ -285,13 +297,16 @@ def _hints(error: ReplError) -> list[Any]:
     return [part for hint in error.hints for part in ((" · ", "quiet"), (clean_line(hint), "accent"))]
 
 
-def _choices(error: ReplError, repeats: bool) -> list[Any]:
-    rows = [
-        (f"\n{number:3} ", (clean_line(line), "accent"), (f"  {clean_line(effect)}", "quiet"))
-        for number, (line, effect) in enumerate(error.choices, 1)
-    ]
+def _choices(error: ReplError, repeats: bool) -> Table:
+    table = Table.grid(padding=(0, 1))  # what is long goes on below its own beginning
+    table.add_column(justify="right", width=3)
+    table.add_column(overflow="fold")
+    for number, (line, effect) in enumerate(error.choices, 1):
+        said = Text.assemble((clean_line(line), "accent"), (f"  {clean_line(effect)}", "quiet"))
+        table.add_row(str(number), said)
     again = " and sends the message again" if repeats and error.again else ""
-    return [*(part for row in rows for part in row), (f"\n    a number does it{again}", "quiet")]
+    table.add_row("", Text(f"a number does it{again}", "quiet"))
+    return table
 
 
 def as_record(command: str, result: Any) -> dict[str, Any]:

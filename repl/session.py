@@ -50,6 +50,7 @@ class Session:
         self.store = store
         store.keep = lambda: self.settings.view.keep_models
         catalog.names.offline = store.offline
+        catalog.names.held = lambda: [each.facts.id for each in store.residents()]
         self.worker = worker
         self._errands: Worker | None = None
         self.remote: Remote | None = None  # the server that answers instead of the model in this process
@@ -146,6 +147,8 @@ class Session:
         until = time.monotonic() + BREATH
         while self.worker.idle() and time.monotonic() < until:
             time.sleep(BREATH / 10)
+        emit.check()
+        emit.settle()  # an interrupt in the middle of collecting garbage would be told on the screen
         self.store.tidy()
 
     def offer(self, take: Callable[[int], Any]) -> None:

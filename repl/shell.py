@@ -102,8 +102,8 @@ class Shell:
                 log.warning("%s\n%s", error, error.__dict__.get("trace", ""))
             self.screen.error(error)
             self.offer(error.choices, line if error.again else "")
-        except Cancelled:
-            self.screen.notice("stopped")
+        except Cancelled as stopped:
+            self.screen.notice(joined("stopped", str(stopped)))
         except BrokenPipeError:
             raise
         except Exception as error:  # a bug of ours: its traceback goes to the log, the session goes on
@@ -259,13 +259,13 @@ class Shell:
     def toolbar(self, width: int) -> str:
         """Return the line under the prompt, without what does not fit."""
         away = self.session.remote is not None
-        parts = self._state() if away or not (self.session.loading or self.unopened) else [self._loading()]
+        parts = self._state() if away or not (self.session.loading or self.unopened) else self._loading()
         while len(parts) > 1 and len(joined(*parts)) > width - 2:
             parts.pop()
         return (" " + joined(*parts))[: max(1, width - 1)]
 
-    def _loading(self) -> str:
-        return joined(f"loading {named(self.session.pending().load.model)}", self._pace.said())
+    def _loading(self) -> list[str]:
+        return [part for part in (f"loading {named(self.session.pending().load.model)}", *self._pace.said()) if part]
 
     def _state(self) -> list[str]:
         session, engine = self.session, self.session.engine

@@ -53,6 +53,8 @@ class Store:
 
     def current(self) -> Resident:
         """Return the current model; raises `NoModel`."""
+        if self._current is None and self._held:
+            raise NoModel("no model is in use", *(f"/model {each.facts.id}" for each in self.residents()))
         if self._current is None:
             raise NoModel("no model is loaded", "/model builtin")
         return self._current

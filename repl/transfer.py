@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from repl.errors import Cancelled
-from repl.events import Progress
+from repl.events import Notice, Progress
 from repl.quiet import Bar
 from repl.worker import Emit, aside
 
@@ -25,18 +25,21 @@ class Call:
 
     current: ContextVar["Call | None"] = ContextVar("current", default=None)
 
-    def __init__(self) -> None:
+    def __init__(self, emit: Emit | None = None) -> None:
+        self.emit = emit
         self.left = False
 
 
 class Watch(logging.Handler):
-    """Keeps the library's words off the terminal, and ends a call that was left when it logs that it tries again."""
+    """Keeps the library's words off the terminal; that it tries again ends a call that was left, and else is told."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Raise `Cancelled` on a thread that nobody waits for."""
         call = Call.current.get()
         if call is not None and call.left:
             raise Cancelled
+        if call is not None and call.emit is not None and "Retrying" in record.getMessage():
+            call.emit(Progress("wait for the Hub to answer"))  # by 429 it may ask for half a minute
 
 
 def prepare(emit: Emit) -> None:
@@ -107,7 +110,7 @@ def glimpse(work: Callable[[], T]) -> T | None:
 
 def watched(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
     """Run a call of the library aside; raises `TimeoutError` after `seconds`, `Cancelled` at once."""
-    call = Call()
+    call = Call(emit)
 
     def run() -> T:
         Call.current.set(call)
@@ -150,11 +153,19 @@ class Meter:
             def __init__(self, *args: Any, **options: Any) -> None:
                 rust = "bar_format" in options  # xet calls from Rust, where nothing may be raised
                 super().__init__(meter.note if rust else meter.report, *args, **options)
+                if not rust:
+                    meter.go_on(self.n)
 
             def update_transfer(self, _: int) -> None:
                 """Leave bytes on the wire uncounted; without this method xet would make, and count, two bars."""
 
         return Transfer
+
+    def go_on(self, done: int) -> None:
+        """Say where a download goes on that was stopped before."""
+        self._done = done
+        if done:
+            self._emit(Notice(f"the download of {self._name} goes on at {self._of(done)}"))
 
     def report(self, _: str, done: int, __: int) -> None:
         """Take a step of the file under way; raises `Cancelled` once the job was stopped."""
@@ -175,6 +186,9 @@ class Meter:
 
     def stopped(self) -> str:
         """Say how far the file under way has come."""
+        return f"the download of {self._name} stopped at {self._of(self._done)}"
+
+    def _of(self, done: int) -> str:
         size = self._sizes[self._name]
         unit, word = next((pair for pair in UNITS if size >= pair[0]), UNITS[-1])
-        return f"the download of {self._name} stopped at {self._done / unit:.3g} of {size / unit:.3g} {word}"
+        return f"{done / unit:.3g} of {size / unit:.3g} {word}"

@@ -14,6 +14,8 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 BASE = 8 << 20  # bytes that any forward pass takes: buffers of the matrix library, and of each thread
 WORD = 1000  # bytes that the tokenizer takes for each token it knows
+LEFT = 100 * 10**6  # bytes of freed tensors that the C library keeps at most
+COMPOSED = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python", "quick_gelu")  # not one kernel, but several steps
 LOGITS = 4  # copies of the last token's logits in float32, while it is chosen
 GLANCE = 2048  # tokens for which there must be room when a model is loaded
 MASKED = ("sliding_attention", "chunked_attention", "hybrid_sliding", "reference_sliding_attention")
@@ -68,6 +70,15 @@ class Sizes:
             if isinstance(value, int | float) and value > 0:
                 return int(value)
         return 0
+
+    def one_of(self, *names: str) -> str:
+        """Return the first of these fields that holds a word."""
+        return next((value for name in names if isinstance(value := getattr(self.config, name, None), str)), "")
+
+    @property
+    def attended(self) -> int:
+        """Return the numbers per token in all heads of one layer together."""
+        return self.heads * (self.one("head_dim", "attention_head_dim", "d_kv") or self.hidden // self.heads)
 
     @property
     def widest(self) -> int:
@@ -141,15 +152,26 @@ def cache(config: Any, tokens: int, width: int, remembers: bool = True) -> int:
 def working(config: Any, tokens: int, width: int, eager: bool = False) -> int:
     """Return the bytes that a forward pass over so many tokens takes beside weights and cache, with the next logits.
 
-    Measured on the CPU: four tensors as wide as the MLP, nine as wide as the model, and keys and values four times;
-    eager attention has a matrix of tokens by tokens for each head as well. The tokenizer is counted in.
+    Measured on the CPU. At its widest a pass holds two tensors as wide as the model, and either three as wide as the
+    MLP, four where its activation is made of several steps, or five as wide as all heads. The tokenizer is counted in.
     """
     sizes = Sizes(config)
-    layers = list(sizes.kept())
-    widest = max((layer.width for layer in layers), default=0)
-    passed = tokens * width * (4 * sizes.widest + 9 * sizes.hidden + 4 * widest)
-    squares = sizes.heads * (2 * width + 4) if eager else 1 + width if any(layer.window for layer in layers) else 0
-    return passed + tokens * tokens * squares + (LOGITS * 4 + WORD) * sizes.vocabulary + BASE
+    inner = (4 if sizes.one_of("hidden_act", "activation_function") in COMPOSED else 3) * sizes.widest
+    wide = tokens * width * (2 * sizes.hidden + max(inner, 5 * sizes.attended))
+    windowed = any(layer.window for layer in sizes.kept())
+    squares = sizes.heads * (2 * width + 4) if eager else 1 + width if windowed else 0
+    kept = tokens * tokens * squares + (LOGITS * 4 + WORD) * sizes.vocabulary + BASE
+    return wide + left_over(sizes, tokens * width) + kept
+
+
+def left_over(sizes: Sizes, each: int) -> int:
+    """Return the bytes of freed tensors that have not gone back to the system; `each` are those of one column.
+
+    The C library keeps blocks of up to 32 MiB, the more of them the more keys and values that stay lie between them,
+    and gives larger ones back at once: a model of few layers, or a long text, leaves less behind than it has used.
+    """
+    tensors = 7 + 0.6 * min(sizes.layers, 12)
+    return int(min(tensors * each * max(sizes.hidden, sizes.attended), LEFT))
 
 
 def packed(weights: Weights, quantize: str, dtype: str) -> int:

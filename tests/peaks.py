@@ -63,7 +63,7 @@ def measure(load: Load, length: int) -> None:
     reply(model, length)
     replied = resident("VmHWM") - before
     needs = weigh.needs(examine(Path(load.model)), model.model.config, load, length + MADE)
-    found = {"loading": loaded, "replying": replied, "total": needs.total, **asdict(needs)}
+    found = {**asdict(needs), "loading": loaded, "replying": replied, "total": needs.total}  # one name stands twice
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -14,9 +14,11 @@ from fakehub import FakeHub, Fault
 from rich.console import Console
 
 from repl import catalog, registry, snapshots
-from repl.commands.catalog import Erasable, Models
+from repl.catalog import Cached, Listed
+from repl.commands.catalog import Models, Row
 from repl.commands.memory import Memory
 from repl.commands.models import Info
+from repl.commands.storage import Erasable
 from repl.errors import Cancelled, NoModel, NotFound, Unreachable, UsageError
 from repl.events import Progress
 from repl.screen import THEME, Said, plain, view
@@ -123,13 +125,16 @@ def test_without_a_cache_nothing_is_cached(emit: Recorder) -> None:
 def test_a_hub_that_fails_is_passed_over(hub: FakeHub, session: Session, fault: Fault) -> None:
     hub.fault = fault
     began = time.monotonic()
-    assert run(session, "/models tiny").hub == []
+    found = run(session, "/models tiny")
+    assert (found.hub, found.silence) == ([], "the Hub does not answer")
+    assert "the Hub does not answer" in drawn(found)
     assert time.monotonic() - began < HANG
 
 
 def test_offline_nobody_is_asked(hub: FakeHub) -> None:
     made = Session(Settings(), Store(offline=True), Worker())
-    assert run(made, "/models tiny").hub == []
+    found = run(made, "/models tiny")
+    assert (found.hub, found.silence) == ([], "offline: the Hub is not asked")
     catalog.Names()()
     with pytest.raises(Unreachable, match="offline"):
         run(made, "/info acme/tiny")
@@ -157,6 +162,31 @@ class Silent:
             is_terminal = False
 
         return Terminal() if name in ("out", "err") else lambda *_: None
+
+
+def test_in_a_narrow_window_a_name_stays_whole() -> None:
+    """What is said of a model goes below it then; numbers and facts are those of the wide window."""
+    name = "somebody/a-model-with-a-rather-long-name-instruct"
+    found = Models(
+        [Row("llama", "float32", 137_000, 600_000, True, "/model llama")],
+        [Cached(name, 5 << 30, False, "", 0, time.time())],
+        [Listed("meta/other", 14_000_000, 8_000_000_000, 16 << 30, True, "llama3.1")],
+    )
+    wide, narrow = drawn(found, 140), drawn(found, 60)
+    assert f"2  {name} " in wide
+    assert "3  meta/other " in wide
+    assert [line.rstrip() for line in narrow.splitlines()] == [
+        "   in memory",
+        "1  llama",
+        "   137K · 586 KiB · float32 · current",
+        "   cached",
+        f"2  {name}",
+        "   5.00 GiB · partial",
+        "   on the Hub",
+        "3  meta/other",
+        "   8.0B · 16.00 GiB · llama3.1 · gated · 14M downloads",
+        "a number loads it · /info ID tells more",
+    ]
 
 
 # cards
@@ -205,7 +235,7 @@ def test_a_download_can_be_stopped_and_goes_on(hub: FakeHub, session: Session) -
         if isinstance(event, Progress) and event.unit == "B" and event.done:
             task.job.cancel()
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(Cancelled, match="is kept: /download acme/tiny goes on from there"):
         driving.finish(task, stop)
     hub.fault = Fault(on="^$")
     hub.requests.clear()
@@ -260,6 +290,38 @@ def test_completion_never_waits_and_learns(hub: FakeHub, session: Session) -> No
     assert ("acme/tiny", "") in registry.complete("/model acme/t")
     assert ("acme/tiny", "") in registry.complete("/model tin")
     assert registry.complete("/model cme") == []
+
+
+def test_models_in_memory_are_offered_too(llama_folder: Path) -> None:
+    """A folder that is loaded is neither in the cache nor on the Hub; only what is in memory can be freed."""
+    with driving.opened(llama_folder) as session:
+        line = f"/model {str(llama_folder)[:-2]}"
+        assert (str(llama_folder), "") in registry.complete(line, session)
+        assert registry.complete("/unload ", session) == [(str(llama_folder), "")]
+
+
+def test_what_is_loaded_already_is_said_in_few_words(llama_folder: Path) -> None:
+    """Only what was typed is spoken of; another model in memory is named where the current one went."""
+    with driving.opened(llama_folder) as session:
+        assert run(session, f"/model {llama_folder}").text == f"model is {llama_folder} already"
+        run(session, "/dtype bfloat16", "/unload")
+        with pytest.raises(NoModel, match="no model is in use") as caught:
+            run(session, "/unload")
+        assert caught.value.hints == (f"/model {llama_folder}",)
+
+
+def test_a_number_switches_to_a_model_as_it_lies_in_memory(llama_folder: Path) -> None:
+    """Settings that are others by now are named in the line behind the number."""
+    with driving.opened(llama_folder, dtype="bfloat16") as session:
+        run(session, "/quantize int8", "/dtype float32", "/quantize none")
+        found = run(session, "/models")
+        forms = {row.dtype: line for row, (line, _) in zip(found.resident, found.choices, strict=False)}
+        assert {"float32", "bfloat16"} <= forms.keys()
+        assert forms["float32"] == f"/model {llama_folder}"
+        held = session.store.residents()
+        run(session, forms["bfloat16"], "/info")
+        assert session.facts().dtype == "bfloat16"
+        assert set(map(id, held)) == set(map(id, session.store.residents()))
 
 
 def test_the_most_used_models_of_the_hub_are_offered(hub: FakeHub) -> None:

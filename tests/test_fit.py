@@ -12,7 +12,7 @@ import pytest
 from repl import fit, quantization, settings, weigh
 from repl.errors import NoMemory, UsageError
 from repl.headers import Weights
-from repl.room import Room
+from repl.room import Room, amount, capped
 from repl.session import Session
 from repl.settings import Load, Settings
 from repl.store import Store
@@ -64,9 +64,23 @@ def test_the_smallest_change_that_fits_comes_first() -> None:
     lines = [line for line, _ in caught.value.choices]
     assert lines[0] == "/model owner/m device=cpu dtype=bfloat16"
     assert lines[-1] == "/model! owner/m"
+
+
+def test_what_no_memory_holds_may_stay_on_disk() -> None:
+    """Only where nothing else fits; memory keeps room for the text, and the line loads without another refusal."""
+    weights = Weights(("a",), 10 * GB, 40 * GB, {"F32": 10 * GB}, "safetensors", matrices=9 * GB)
+    rooms = [replace(CPU, free=GB)]
     with pytest.raises(NoMemory) as caught:
-        fit.check(weights, object(), Load("owner/m"), [replace(CPU, free=GB)])
-    assert [line for line, _ in caught.value.choices] == ["/model! owner/m"]
+        fit.check(weights, object(), Load("owner/m"), rooms)
+    (line, effect), (override, _) = caught.value.choices
+    assert override == "/model! owner/m"
+    words = dict(word.split("=", 1) for word in line.removeprefix("/model owner/m ").split())
+    load = Load("owner/m", **words)
+    (kept,) = capped(rooms, load.max_memory)
+    needs = weigh.needs(weights, object(), load)
+    assert 0 <= GB - kept.free - needs.cache - needs.working < 2**20
+    assert effect.startswith(f"{amount(needs.weights - kept.free)} of the weights stay on disk")
+    fit.check(weights, object(), load, rooms)
 
 
 def test_packing_is_offered_where_it_works() -> None:

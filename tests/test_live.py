@@ -7,9 +7,13 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import Progress as Bars
+from rich.progress import ProgressSample, Task, TaskID
 
 from repl.events import Beams, Branch, Echo, Event, Notice, Opening, Progress, Token
-from repl.live import Pace, Pane, amount, hypotheses
+from repl.live import Pace, Pane, columns, figures, hypotheses
 from repl.screen import Screen
 from repl.settings import View
 from repl.thinking import Marks
@@ -82,11 +86,29 @@ def test_json_has_log_probabilities_where_they_were_asked_for() -> None:
         ((3, 290, "tensors", 100.0), "3 of 290 tensors"),
         ((3, 290, "layers", 0.5), "3 of 290 layers · 10 min left"),
         ((1024, 50048, "tokens", 110.4), "1,024 of 50,048 tokens · 110 tokens/s · 7 min left"),
+        ((0, 15_480_000_000, "B", 1_000_000), "0 of 15,480 MB · 1.0 MB/s · 4 h left"),
         ((7, 0, "tokens", 3.0), "7 tokens · 3 tokens/s"),
     ],
 )
 def test_progress_is_said_with_rate_and_time_left(step: tuple[int, int, str, float], said: str) -> None:
-    assert amount(*step) == said
+    assert " · ".join(figures(*step)) == said
+
+
+@pytest.mark.parametrize("width", [*range(20, 100), 140])
+@pytest.mark.parametrize("speed", [0.0, 700_000.0, 120_000_000.0])
+def test_a_bar_keeps_to_its_line(width: int, speed: float) -> None:
+    """However narrow the window and however slow the download; how far it is stays to the last."""
+    task = Task(TaskID(0), "download", 12_345_000_000, 1_234_000_000, lambda: 60.0, fields={"unit": "B"})
+    task.start_time = 0.0
+    task._progress.extend([ProgressSample(0.0, 0.0), ProgressSample(10.0, 10 * speed)])  # as its bar takes them down
+    console = Console(width=width)
+    with console.capture() as line:
+        console.print(Bars(*columns(console), console=console).make_tasks_table([task]))
+    assert line.get().count("\n") == 1
+    assert cell_len(line.get().rstrip("\n")) <= width
+    if width >= 60:
+        assert "1,234 of 12,345 MB" in line.get()
+        assert (" left" in line.get()) == (speed > 0)
 
 
 def test_the_pace_is_that_of_the_stage_alone() -> None:
@@ -98,7 +120,7 @@ def test_the_pace_is_that_of_the_stage_alone() -> None:
     pace.follow([Progress("download", 0, 100_000_000, "B")])
     now[0] = 15.0
     pace.follow([Progress("download", 50_000_000, 100_000_000, "B")])
-    assert pace.said() == "download · 50 of 100 MB · 10.0 MB/s · 5 s left"
+    assert pace.said() == ["download", "50 of 100 MB", "10.0 MB/s", "5 s left"]
 
 
 @given(st.integers(20, 200), st.integers(3, 40), st.lists(st.text(max_size=300), min_size=1, max_size=40))

@@ -241,16 +241,18 @@ def test_a_plan_over_several_devices_shows_the_map(llama_folder: Path) -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_a_plan_can_be_read(llama_folder: Path, width: int) -> None:
-    """No row is broken at 80 columns, with two cards too; every number of the table is there."""
+    """No row is broken or cut, with two cards too; at 80 columns every number of the table is there."""
     for rooms in (ROOMS, CARDS):
         with planning(rooms) as session:
             text = drawn(planned(session, f"/plan {llama_folder}"), width)
         assert all(len(line) <= width for line in text.splitlines())
-        if width >= 80:
-            for form in plan.FORMS:
-                assert f"{form} " in text
-            assert "fits" in text
-            assert "Enter loads it as in row 1" in text
+        assert "…" not in text
+        for number, form in enumerate(plan.FORMS, 1):
+            assert f" {number} {form} " in " ".join(text.split())
+        assert "fits" in text
+        assert "needs" in text
+        assert "Enter loads it as in row 1" in text
+        assert width < 80 or "working" in text
 
 
 # typed
@@ -274,6 +276,15 @@ def lines(*typed: str) -> Callable[[str], str]:
             raise EOFError from None
 
     return read
+
+
+def test_weights_may_lie_on_disk_where_that_was_asked() -> None:
+    """As the load itself would have it: with a folder for them, on no device by name, and not packed."""
+    rooms = [replace(ROOMS[0], free=4 * GB)]
+    asked = {row.form: row.verdicts["cpu"] for row in plan.rows(EIGHT, Load("m", offload_folder="/tmp"), rooms)}
+    assert asked == {"float32": OFFLOAD, "bfloat16": OFFLOAD, "8-bit": TOO_LARGE, "4-bit": TOO_LARGE}
+    named = plan.rows(EIGHT, Load("m", device="cuda:0"), CARDS)
+    assert OFFLOAD not in {verdict for row in named for verdict in row.verdicts.values()}
 
 
 @pytest.mark.parametrize(("typed", "dtype"), [("", "float32"), ("2", "bfloat16"), ("1", "float32")])

@@ -19,10 +19,10 @@ ORDER = [
     "plan", "relief", "context", "request", "meter", "protocol", "wire", "tally", "heard", "remote", "devices",
     "speed", "store", "stream", "search", "beams", "pieces", "probe", "scoring", "warping", "waterfall",
     "traits", "drafting", "engine", "engines", "rows", "sweep", "diverge", "layers", "conversation", "records",
-    "database", "archive", "session", "servers", "point", "registry", "screen", "shades", "spark", "lineup",
-    "traces", "answers", "colours", "pages", "writing", "recipe", "again", "stopwatch", "bench", "transcript",
-    "prose", "highlight", "tables", "blocks", "flow", "markdown", "reply", "columns", "live", "change", "adopt",
-    "variants", "sides", "trial", "replay", "panel", "branches",
+    "database", "archive", "session", "servers", "point", "registry", "screen", "narrow", "shades", "spark",
+    "lineup", "traces", "answers", "colours", "pages", "writing", "recipe", "again", "stopwatch", "bench",
+    "transcript", "prose", "highlight", "tables", "blocks", "flow", "markdown", "reply", "columns", "live",
+    "change", "adopt", "variants", "sides", "trial", "replay", "panel", "branches",
 ]  # fmt: skip
 TOP = ["keys", "inspector", "offers", "prompt", "shell", "commands", "program", "__main__"]
 BUDGET = {"kernel": 350, "commands": 200}

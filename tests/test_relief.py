@@ -8,8 +8,10 @@ from typing import Any
 import driving
 import pytest
 
-from repl import weigh
+from repl import relief, weigh
 from repl.errors import Failed, NoMemory
+from repl.mishaps import is_memory
+from repl.room import amount
 from repl.screen import Screen
 from repl.session import Session
 from repl.shell import Shell
@@ -46,18 +48,18 @@ def refused(session: Session, line: str = "Hello") -> NoMemory:
 
 
 def test_the_error_says_what_was_needed_and_what_is_free(session: Session) -> None:
-    """Weights, cache at this length, activations, logits; and the cause in the library's words."""
+    """Weights, cache at this length, activations, logits; and how much more was asked for."""
     error = refused(session)
     said = error.message
     for part in ("memory ran out", "weights", "KV cache of", "activations", "logits", "cpu has", "GiB free"):
         assert part in said, said
-    assert str(WANTED) in said
+    assert f"memory ran out: {amount(WANTED)} more were asked for; needed: " in said
     assert "\n" not in said
     assert session.conversation.turns
 
 
 def test_every_remedy_is_a_line_with_its_computed_effect(session: Session) -> None:
-    """Each reads as a command, and the figures are those of the weights and of the cache."""
+    """Each reads as a command, the figures are those of the weights and of the cache, and each makes a difference."""
     from repl import registry
 
     error = refused(session)
@@ -66,7 +68,7 @@ def test_every_remedy_is_a_line_with_its_computed_effect(session: Session) -> No
     for line in lines:
         found = registry.find(registry.split(line)[0])
         registry.parse(found, registry.split(line)[1])
-    assert lines["/dtype bfloat16"].startswith("weights 1 MiB to 0 MiB")
+    assert lines["/dtype bfloat16"].startswith("weights 539 KiB to 270 KiB")
 
 
 def test_beams_count_each_for_itself(session: Session) -> None:
@@ -112,6 +114,22 @@ def test_what_is_counted_is_what_weigh_counts(session: Session) -> None:
     assert want.whole == 3 * weigh.cache(shape, 140, 4)
     assert want.activations == weigh.working(shape, 100, 4) - weigh.working(shape, 0, 4)
     assert want.logits == 3 * 4 * weigh.LOGITS * shape.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 3145728 bytes.",
+            "3 MiB more were asked for",
+        ),
+        ("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity", "2.50 GiB more were asked for"),
+        ("unable to mmap 5 bytes from file <model.safetensors>: Cannot allocate memory (12)", "unable to mmap 5 bytes"),
+    ],
+)
+def test_every_way_to_say_that_memory_ran_out_is_understood(words: str, said: str) -> None:
+    assert is_memory(RuntimeError(words))
+    assert relief.asked(words).startswith(said)
 
 
 def test_a_dead_accelerator_is_said_to_be_dead(session: Session) -> None:

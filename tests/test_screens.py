@@ -313,6 +313,7 @@ def test_poor_terminals_chat_as_well(talker: Path, tmp_path: Path, environment: 
         if "NO_COLOR" in environment:
             assert not re.search(rb"\x1b\[[0-9;]*3[0-8][;m]", screen.raw)
             assert screen.raw.isascii()
+            assert " - chat - " in screen.bar()  # its own signs as ASCII has them
         else:
             assert b"\x1b" not in screen.raw
         screen.keys("/quit" + ENTER)

@@ -6,7 +6,7 @@ import pytest
 from conftest import Recorder
 
 from repl.errors import Cancelled
-from repl.events import Progress
+from repl.events import Notice, Progress
 from repl.transfer import Meter, prepare, watched
 
 SIZES = {"a": 1_500_000, "b": 3_000_000_000, "c": 0}
@@ -72,6 +72,20 @@ def test_the_log_of_the_library_stays_off_the_terminal(emit, capfd, caplog):
     logger.warning("said on another thread")
     assert capfd.readouterr() == ("", "")
     assert [record.message for record in caplog.records] == ["retrying", "said on another thread"]
+
+
+def test_waiting_for_a_busy_hub_is_said(emit):
+    """The library waits in silence where it is told to come back later."""
+    prepare(emit)
+    watched(lambda: logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s [Retry 4/5]."), emit)
+    assert Progress("wait for the Hub to answer") in emit.events
+
+
+def test_what_was_there_before_counts_where_a_file_stops_at_once(emit):
+    meter = Meter(emit, {"a": 4000})
+    meter.begin("a")(initial=3000, total=4000)
+    assert emit.events == [Notice("the download of a goes on at 3 of 4 kB")]
+    assert meter.stopped() == "the download of a stopped at 3 of 4 kB"
 
 
 def test_a_call_that_was_left_ends_when_it_logs(emit):

@@ -131,13 +131,13 @@ def test_matrices_are_told_from_embeddings(llama_folder: Path) -> None:
 # peaks
 
 
-def medium(folder: Path) -> Path:
-    """Write a random Llama of 90 million parameters with tied embeddings."""
+def medium(folder: Path, layers: int = 12, positions: int = 2048) -> Path:
+    """Write a random Llama with tied embeddings, of 90 million parameters if it has twelve layers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = models.byte_level(["<|endoftext|>"], eos_token="<|endoftext|>", bos_token="<|endoftext|>")
-    shape = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
-    shape |= {"vocab_size": 4000, "num_key_value_heads": 4, "max_position_embeddings": 2048}
+    shape = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": layers, "num_attention_heads": 12}
+    shape |= {"vocab_size": 4000, "num_key_value_heads": 4, "max_position_embeddings": positions}
     with models.seeded(0):
         model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
     return models.save(model, tokenizer, folder)
@@ -185,6 +185,14 @@ linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="o
 def test_a_medium_model_takes_what_was_estimated(dtype: str, llama_folder: Path, tmp_path: Path) -> None:
     """Within 5 percent below and 25 above, used as it is stored and converted while loading."""
     agrees(llama_folder, medium(tmp_path), dtype, 200, 1000)
+
+
+@linux
+@pytest.mark.campaign
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_few_layers_and_a_long_prompt_take_what_was_estimated(dtype: str, llama_folder: Path, tmp_path: Path) -> None:
+    """Where nearly all of it is what a forward pass works with."""
+    agrees(llama_folder, medium(tmp_path, 2, 4096), dtype, 1000, 3000)
 
 
 @linux

@@ -11,7 +11,7 @@ from repl.clean import clean_line
 from repl.loading import Resident
 from repl.registry import command
 from repl.room import Room
-from repl.screen import mebibytes, view
+from repl.screen import joined, mebibytes, view
 from repl.session import Session, Task
 from repl.worker import Emit
 
@@ -103,4 +103,5 @@ def models(result: Memory) -> RenderableType:
         name = Text(("> " if one.current else "  ") + clean_line(one.id), "accent" if one.current else "")
         cache = f"{mebibytes(one.cache)}, {one.tokens} tokens" if one.tokens else "none"
         table.add_row(name, one.dtype, one.device, mebibytes(one.weights), cache)
-    return Group(table, Text(f"keep_models {result.keep_models}", "quiet"))
+    stay = "models stay while they fit" if result.keep_models == "auto" else f"{result.keep_models} of them may stay"
+    return Group(table, Text(joined(stay, f"keep_models {result.keep_models}"), "quiet"))

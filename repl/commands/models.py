@@ -17,6 +17,7 @@ from repl.loading import Facts
 from repl.registry import command
 from repl.screen import Said, count, device, joined, mebibytes, view
 from repl.session import Session, Task
+from repl.weigh import STORED
 
 
 def known() -> list[str]:
@@ -60,7 +61,7 @@ def reload(session: Session) -> Task[Facts]:
 
 @command("models", waits=True)
 def unload(
-    session: Session, id: Annotated[str, Words("a model in memory", suggest=catalog.names.here)] = ""
+    session: Session, id: Annotated[str, Words("a model in memory", suggest=lambda: catalog.names.held())] = ""
 ) -> Task[list[Facts]]:
     """Free the memory of a model, by default the current one; the talk stays."""
     return session.start(lambda emit: session.store.drop(emit, id), lambda job: unloaded(session, job.result()))
@@ -69,8 +70,9 @@ def unload(
 def unloaded(session: Session, gone: list[Facts]) -> Said:
     """Say what was freed, and what to do now that no model is current."""
     names, size = ", ".join(dict.fromkeys(facts.name for facts in gone)), mebibytes(sum(facts.bytes for facts in gone))
-    left = session.store.facts()
-    return Said(joined(f"{names} unloaded, {size}", "" if left else "/model ID loads another, /reload the same"))
+    others = [f"/model {each.facts.id} is still in memory" for each in session.store.residents()[:1]]
+    ways = "" if session.store.facts() else joined(*others, "/model ID loads another, /reload the same")
+    return Said(joined(f"{names} unloaded, {size}", ways))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def quantized(facts: Facts) -> str:
 @view.register
 def _(result: Info) -> RenderableType:
     facts, asked = result.facts, result.asked
-    stored = ", ".join(f"{count(number)} {name}" for name, number in facts.stored.items())
+    stored = ", ".join(f"{count(number)} {STORED.get(name, name)}" for name, number in facts.stored.items())
     rows = {
         "model": facts.id + (f" at {facts.commit[:12]}" if facts.commit else ""),
         "folder": facts.folder,
@@ -126,9 +128,9 @@ def _(result: Info) -> RenderableType:
 @view.register
 def _(result: Card) -> RenderableType:
     size = sum(size for _, size in result.files)
-    there = "in the cache" if result.cached else "not, or not wholly, in the cache"
+    there = "in the cache" if result.cached else "to be downloaded"
     rows = {
-        "model": f"{result.id} at {result.commit[:12]}, {there}",
+        "model": joined(f"{result.id} at {result.commit[:12]}", there),
         "architecture": result.architecture,
         "parameters": joined(count(result.parameters) if result.parameters else "", result.dtype),
         "task": result.task,

@@ -1,6 +1,6 @@
 """/plan: whether a model fits, before a byte of its weights is fetched."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from repl.change import changed
 from repl.clean import clean_line
 from repl.fit import FITS, TOO_LARGE
 from repl.kinds import Text as Words
+from repl.narrow import First
 from repl.plan import Row
 from repl.registry import command
 from repl.room import Room, amount
@@ -25,6 +26,10 @@ from repl.weigh import STORED, Sizes
 from repl.worker import Emit
 
 MARKS = {"fits": "", "fits with offload": "quiet", "does not fit": "quiet"}
+SIZES = {"weights": "weights", "KV cache": "cache", "working": "working", "needs": "needs"}
+SHOWN = (tuple(SIZES), ("weights", "KV cache", "needs"), ("weights", "needs"), ("needs",))
+"""Sizes in the table, the more the wider the window is."""
+MUCH = 2**20  # bytes worth a word
 SHORT = {"fits": "fits", "fits with offload": "offload", "does not fit": "too big"}
 
 
@@ -103,7 +108,8 @@ def plan_(session: Session, id: Annotated[str, Words("a model", suggest=hub.cach
 
 @view.register
 def _(result: Plan) -> RenderableType:
-    parts: list[Any] = [_head(result), *([_table(result)] if result.rows else [])]
+    tables = [_table(result, {title: SIZES[title] for title in titles}) for titles in SHOWN] if result.rows else []
+    parts: list[Any] = [_head(result), *([First(*tables)] if tables else [])]
     if result.device_map:
         parts.append(Text("\n".join(["", *map(clean_line, plan.folded(result.device_map))]), "quiet"))
     if result.code:
@@ -123,12 +129,16 @@ def _head(result: Plan) -> Text:
         f"context {result.context}" if result.context else "",
     )
     fetch = sum(result.fetch.values())
-    files = f"{len(result.fetch)} files to download, {amount(fetch)}" if result.fetch else "nothing to download"
+    files = (
+        f"{len(result.fetch)} file{'s' * (len(result.fetch) > 1)} to download, {amount(fetch)}"
+        if result.fetch
+        else "nothing to download"
+    )
     where = joined(
         f"commit {result.commit[:12]}" if result.commit else "",
         "gated: accept its terms on its page" if result.gated else "not gated" if result.commit else "",
         files,
-        f"{amount(result.cached)} here" if result.cached else "",
+        f"{amount(result.cached)} here" if result.cached >= MUCH else "",
         f"disk {amount(result.disk_free)} free" if result.fetch else "",
     )
     free = "free for it: " + joined(
@@ -142,22 +152,21 @@ def _named(stored: str) -> str:
     return STORED.get(stored, clean_line(stored))
 
 
-def _table(result: Plan) -> Table:
+def _table(result: Plan, sizes: Mapping[str, str]) -> Table:
     table = Table.grid(padding=(0, 1))
-    for style, side in (("accent", "right"), ("", "left"), ("quiet", "right"), *[("", "right")] * 4):
+    for style, side in (("accent", "right"), ("", "left"), ("quiet", "right"), *[("", "right")] * len(sizes)):
         table.add_column(style=style, justify=side, no_wrap=True)  # type: ignore[arg-type]  # the words it takes
     devices = list(result.rows[0].verdicts)
     shown = devices if len(devices) < 4 else [plan.TOGETHER, "cpu"]
     for _ in shown:
         table.add_column(no_wrap=True)
-    titles = ["", "", "tokens", "weights", "KV cache", "working", "needs", *(f" {device}" for device in shown)]
-    table.add_row(*(Text(title, "quiet") for title in titles))
+    table.add_row(*(Text(title, "quiet") for title in ("", "", "tokens", *sizes, *(f" {device}" for device in shown))))
     for number, row in enumerate(result.rows, 1):
-        sizes = [amount(size) for size in (row.weights, row.cache, row.working, row.needs)]
         name = row.form if number == 1 or result.rows[number - 2].form != row.form else ""
         words = [Text(f" {SHORT[row.verdicts[each]]}", MARKS[row.verdicts[each]]) for each in shown]
         style = "" if FITS in row.verdicts.values() else "quiet"
-        table.add_row(str(number), Text(name), length(row.tokens), *(Text(size, style) for size in sizes), *words)
+        figures = [Text(amount(getattr(row, size)), style) for size in sizes.values()]
+        table.add_row(str(number), Text(name), length(row.tokens), *figures, *words)
     return table
 
 

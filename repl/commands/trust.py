@@ -49,7 +49,9 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
     if answer == "no":
         session.untrusted = None
         taken = consents.withdraw(model)
-        return Said(joined(f"{model}: its code does not run", "" if taken else "it was not allowed before"))
+        there = any(each.load.model == model and each.load.trust_remote_code for each in session.store.residents())
+        stays = f"what is loaded of it stays: /unload {model} frees it" if there else ""
+        return Said(joined(f"{model}: its code does not run", stays if taken else "it was not allowed before"))
     if answer == "show":
         allowed = model in consents.given and found is None
         return session.start(lambda emit: asked(wanted.load, allowed, session.store.offline, emit))

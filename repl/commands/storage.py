@@ -1,0 +1,83 @@
+"""The cache of models: fetch one, delete one."""
+
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from repl import builtin, catalog, hub
+from repl.catalog import Freed
+from repl.clean import clean_line
+from repl.errors import Cancelled, UsageError
+from repl.kinds import Flag
+from repl.kinds import Text as Words
+from repl.registry import command
+from repl.screen import Said, joined, mebibytes, view
+from repl.session import Session, Task
+from repl.worker import Emit
+
+
+@command("models")
+def download(session: Session, id: Annotated[str, Words("a model", suggest=catalog.names)]) -> Task[Any]:
+    """Fetch a model into the cache, without loading it."""
+    want, began = catalog.wanted(id), time.monotonic()
+
+    def fetch(emit: Emit) -> str:
+        found = hub.locate(want.model, want.revision, want.gguf_file, emit, offline=session.store.offline)
+        size = sum(path.stat().st_size for path in found.folder.rglob("*") if path.is_file())
+        seconds = time.monotonic() - began
+        return joined(f"{id} is in the cache, {mebibytes(size)}", f"{seconds:.1f} s", f"/model {id} loads it")
+
+    def settle(job: Any) -> Said:
+        try:
+            return Said(job.result())
+        except Cancelled:
+            raise Cancelled(f"what has come is kept: /download {id} goes on from there") from None
+
+    return session.errand(fetch, settle)
+
+
+@dataclass(frozen=True, slots=True)
+class Erasable:
+    """What would be deleted; a 1 at the next prompt does it."""
+
+    freed: Freed
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """Return the line behind the number, with its effect."""
+        return [(f"/delete {self.freed.id} --yes", "deletes it")]
+
+
+@command("models")
+def delete(
+    session: Session,
+    id: Annotated[str, Words("a model in the cache", suggest=catalog.names.here)],
+    *,
+    yes: Annotated[bool, Flag()] = False,
+) -> Task[Any]:
+    """Delete a model from the cache; without --yes, show what that frees."""
+    if id == builtin.ID:
+        raise UsageError("the built-in model is not part of the cache, and stays")
+    if any(resident.facts.id == id for resident in session.store.residents()):
+        raise UsageError(f"{id} is in memory, its files are in use", f"/unload {id}")
+
+    def settle(job: Any) -> Any:
+        freed = job.result()
+        return Said(f"{id} deleted, {mebibytes(freed.bytes)} free again") if yes else Erasable(freed)
+
+    return session.errand(lambda emit: catalog.erase(id, emit, yes), settle)
+
+
+@view.register
+def _(result: Erasable) -> RenderableType:
+    freed = result.freed
+    several = f", {freed.revisions} revisions" if freed.revisions > 1 else ""
+    return Text.assemble(
+        (clean_line(freed.id), "accent"),
+        f" takes {mebibytes(freed.bytes)}{several} in {clean_line(freed.folder)}\n  1 ",
+        (f"/delete {clean_line(freed.id)} --yes", "accent"),
+        ("\n    the number deletes it, anything else leaves it", "quiet"),
+    )
