@@ -52,7 +52,8 @@ def main() -> None:
         sys.exit(error.message)
     except Exception as error:
         sys.stderr.write(f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}\n")
-        passing = isinstance(error, OSError | MemoryError) or "Compiler" in type(error).__name__
+        said = f"{type(error).__name__} {error}"
+        passing = isinstance(error, OSError | MemoryError) or "CxxCompiler" in said or "CppCompile" in said
         sys.exit(1 if passing else NEVER)
 
 

@@ -366,9 +366,9 @@ def test_a_load_that_fails_leaves_everything_as_it_was(speaker: Typist, tmp_path
 
 
 def test_a_message_waits_for_the_load(speaker: Typist, llama_folder: Path) -> None:
-    """And is answered by the model that it waited for."""
+    """And is answered by the model that it waited for; a load that takes but a moment is over before the next line."""
     said = speaker.lines(f"/model {llama_folder}", "/max 3", "hi")
-    assert said.splitlines()[0].startswith("max_new_tokens 3")
+    assert {llama_folder.name, "max_new_tokens"} <= {line.split(" ")[0] for line in said.splitlines()}
     assert speaker.session.facts().architecture == "LlamaForCausalLM"
     assert speaker.session.last is not None
     assert speaker.session.last.record is not None
