@@ -458,7 +458,7 @@ def test_memory_that_runs_out_leaves_the_model_and_names_remedies(llama, values)
     """Torch's own failure to allocate: what was made stays, each remedy has its number, the next reply comes."""
     import torch
 
-    choose(llama, {**values, "max_new_tokens": 12})
+    choose(llama, {**values, "max_new_tokens": 120})
     whole = ask(llama, "hello")
     run(llama, "/clear")
     calls = count()
@@ -471,7 +471,7 @@ def test_memory_that_runs_out_leaves_the_model_and_names_remedies(llama, values)
     assert len(found.partial.token_ids) >= 4  # a search knows its last step when the next one begins
     packed = quantization.best(4, llama.settings.load)
     width = ["/beams 1"] if values else []
-    remedies = [f"/quantize {packed}", "/dtype bfloat16", *width, "/max_new_tokens 6"]
+    remedies = [f"/quantize {packed}", "/dtype bfloat16", *width, "/max_new_tokens 60"]
     assert [hint.partition(" (")[0] for hint in found.hints] == remedies
     assert all(any(letter.isdigit() for letter in hint.partition("(")[2]) for hint in found.hints)
     assert "/quantize 4bit" in "".join(found.hints)
