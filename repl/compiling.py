@@ -59,6 +59,9 @@ def main() -> None:
 
 def work(load: Load, part: Path, wanted: str, emit: Emit) -> None:
     """Load the model, compile its step and write it into a folder."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    get_cpp_compiler()  # raises where there is none, before anything is done
     model = bring(load, emit, True, lambda *_: None).model
     if signature(model) != wanted:
         raise Failed("the model in its files is no longer the one in memory")

@@ -19,7 +19,7 @@ from driving import ask, ask_until, bare, finish, opened, run
 from repl import compiled, registry
 from repl.commands.fast import Fast
 from repl.compiled import LIBRARY, MARKS, Slots, deviation, key, moving, unfit
-from repl.compiler import MOST, REFUSED, Steps, sweep
+from repl.compiler import MOST, PART, REFUSED, Steps, sweep
 from repl.errors import UsageError
 from repl.events import Notice, Token
 from repl.screen import Said
@@ -39,7 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 LONGROPE = {"longrope": {"short_factor": [1.0] * 64, "long_factor": [2.0] * 64}}
 SHORT = [way for way in WAYS if way != "past the room"]  # the tiny GPT-2 reads 128 tokens
-KINDS = {"llama": {}, "gpt2": {}, "packed": {"dtype": "bfloat16", "quantize": "int4"}}
+KINDS: dict[str, dict[str, Any]] = {"llama": {}, "packed": {"dtype": "bfloat16", "quantize": "int4"}}
 
 pytestmark = pytest.mark.skipif(
     os.name != "posix" or not shutil.which("g++"), reason="compiled steps need a C++ compiler"
@@ -47,18 +47,33 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, llama_folder, gpt2_folder) -> Path:
-    """A folder with the compiled steps of all kinds, each made by the process that makes them."""
+def made(tmp_path_factory, llama_folder) -> Path:
+    """A folder with the compiled steps of the kinds, each made by the process that makes them."""
     root = tmp_path_factory.mktemp("compiled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HUB_REPL_HOME", str(root))
-        for kind, words in KINDS.items():
-            with opened(gpt2_folder if kind == "gpt2" else llama_folder, **words) as session:
-                run(session, "/fast compile")
-                until(lambda: state(session) != "compiling", "the compiler hangs")
-                _, said = heard(session, "/fast compile")
-                assert said[0].startswith("steps are compiled"), kind
+    for kind, words in KINDS.items():
+        beside(root, kind, llama_folder, words)
     return root / "cache" / "compiled"
+
+
+def beside(root: Path, kind: str, folder: Path, words: dict[str, Any]) -> None:
+    """Have a step compiled: replies go on as they were meanwhile, and the first one after that takes it."""
+    with pytest.MonkeyPatch.context() as patch, opened(folder, do_sample="off", max_new_tokens=8, **words) as session:
+        patch.setenv("HUB_REPL_HOME", str(root))
+        result, said = heard(session, "/fast compile")
+        assert isinstance(result, Said)
+        assert result.text == "compile on · replies take the step as soon as it is there"
+        assert [text.split(",")[0] for text in said] == ["compiling beside the replies"]
+        assert state(session) == "compiling"
+        plain = ask(session, STORY)
+        assert "step" not in plain.environment
+        until(lambda: state(session) != "compiling", "the compiler hangs")
+        assert state(session) == "compiled"
+        session.store.current().kept.drop()
+        run(session, "/clear")
+        done, said = heard(session, STORY)
+        assert said[0].startswith("steps are compiled: logits within")
+        assert done.environment["step"] == "compiled"
+        assert done.token_ids == plain.token_ids or kind == "packed"  # whose kernels round otherwise
 
 
 @pytest.fixture
@@ -92,11 +107,23 @@ def until(condition: Callable[[], bool], what: str) -> None:
 # the same tokens
 
 
-@pytest.mark.parametrize(("kind", "way"), [*(("llama", way) for way in WAYS), *(("gpt2", way) for way in SHORT)])
-def test_compiled_steps_make_the_tokens_of_plain_ones(kind, way, kept, request):
+@pytest.mark.parametrize("way", WAYS)
+def test_compiled_steps_make_the_tokens_of_plain_ones(way, kept, llama_folder):
     """In float32, whatever chooses the tokens, over two turns of which the second reuses the cache of the first."""
-    folder = request.getfixturevalue(f"{kind}_folder")
-    with opened(folder, **{"max_new_tokens": 40, **WAYS[way]}) as session:
+    agrees(llama_folder, WAYS[way])
+
+
+@pytest.mark.campaign
+def test_another_family_makes_the_tokens_of_plain_ones(home, gpt2_folder):
+    """With positions that are learnt, and a context of 128 tokens."""
+    beside(home / "hub-repl", "gpt2", gpt2_folder, {})
+    for way in SHORT:
+        agrees(gpt2_folder, WAYS[way])
+
+
+def agrees(folder: Path, words: dict[str, Any]) -> None:
+    """Make two turns plainly and with compiled steps, and hold all that is recorded of them side by side."""
+    with opened(folder, **{"max_new_tokens": 40, **words}) as session:
         plain = [ask(session, text) for text in (STORY, "And then?")]
         session.store.current().kept.drop()
         run(session, "/clear", "/fast compile")
@@ -171,26 +198,14 @@ def test_room_grows_and_is_given_back(kept, llama_folder):
 # beside the replies
 
 
-def test_replies_go_on_while_it_is_compiled_and_it_is_there_for_the_next_program(home, llama_folder):
-    """The real process, from the first reply on; what it makes is used then, and found again by the next session."""
-    with opened(llama_folder, do_sample="off", max_new_tokens=8) as session:
-        result, said = heard(session, "/fast compile")
-        assert isinstance(result, Said)
-        assert result.text == "compile on · replies take the step as soon as it is there"
-        assert [text.split(",")[0] for text in said] == ["compiling beside the replies"]
-        plain = ask(session, STORY)
-        assert "step" not in plain.environment
-        until(lambda: state(session) != "compiling", "the compiler hangs")
-        assert state(session) == "compiled"
-        run(session, "/clear")
-        done, said = heard(session, STORY)
-        assert "steps are compiled" in said[0]
-        assert (done.environment["step"], done.token_ids) == ("compiled", plain.token_ids)
-        assert [each.name[:5] for each in (home / "hub-repl" / "cache" / "compiled").iterdir()] != ["part-"]
+def test_a_later_program_finds_the_step(kept, llama_folder):
+    """It is opened, not compiled, by the first reply."""
     with opened(llama_folder, do_sample="off", max_new_tokens=8, compile="on") as session:
         done, said = heard(session, STORY)
         assert [text.split(":")[0] for text in said] == ["steps are compiled"]
-        assert (done.environment["step"], done.token_ids) == ("compiled", plain.token_ids)
+        assert done.environment["step"] == "compiled"
+        assert not compilers()
+        assert not [each for each in kept.iterdir() if each.name.startswith(PART)]
 
 
 def compilers() -> list[psutil.Process]:
