@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from repl.protocol import (
 from repl.request import Request
 from repl.settings import Decode, named
 from repl.wire import Address, Wire
-from repl.worker import Emit
+from repl.worker import Emit, Relay
 
 ONWARD = ("vllm", "sglang")  # servers that let a reply begin with a given text
 WAITS, PATIENCE = 5, 600.0  # how often, and seconds for how long at most, a server may ask to wait
@@ -64,11 +64,11 @@ def reach(where: Address, model: str, emit: Emit) -> "Remote":
     return Remote(wire, model or (offers[0].id if len(offers) == 1 else ""), offers)
 
 
-class First:
+class First(Relay):
     """Listens to a reply in place of the screen: keeps what could have stood first, passes on how far things are."""
 
     def __init__(self, emit: Emit) -> None:
-        self._emit = emit
+        self.emit = emit
         self.top: tuple[tuple[str, float], ...] = ()
 
     def __call__(self, event: Event) -> None:
@@ -76,24 +76,8 @@ class First:
         if isinstance(event, Token):
             self.top = self.top or tuple((text, value) for _, text, value in event.top)
         elif isinstance(event, Progress):
-            self._emit(event)
-        self._emit.check()
-
-    def check(self) -> None:
-        """Raise `Cancelled` once the user stopped the job."""
-        self._emit.check()
-
-    def stopped(self) -> bool:
-        """Tell whether the user stopped the job."""
-        return self._emit.stopped()
-
-    def shield(self) -> AbstractContextManager[None]:
-        """Context in which the thread is not interrupted."""
-        return self._emit.shield()
-
-    def settle(self) -> None:
-        """Be left alone from here on."""
-        self._emit.settle()
+            self.emit(event)
+        self.check()
 
 
 def wait(host: str, seconds: float, emit: Emit) -> None:

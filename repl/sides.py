@@ -1,7 +1,7 @@
 """What answers a message in one way: a model in this process, or one behind a server; the answer with its figures."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from repl.settings import Load, Settings
 from repl.store import Store
 from repl.variants import Variant
 from repl.wire import Wire
-from repl.worker import Emit
+from repl.worker import Emit, Relay
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ class Made:
         return self.done is not None and self.done.finish in ("cancelled", "failed")
 
 
-@dataclass(slots=True)
-class Aside:
+@dataclass
+class Aside(Relay):
     """The job as one of several answers sees it: what it says goes into its column."""
 
     emit: Emit
@@ -94,18 +94,6 @@ class Aside:
         self.emit(InColumn(self.column, event))
         if isinstance(event, Token):
             self.tokens.append(event)
-
-    def check(self) -> None:
-        """Raise `Cancelled` once the job was cancelled."""
-        self.emit.check()
-
-    def stopped(self) -> bool:
-        """Tell whether the job was cancelled."""
-        return self.emit.stopped()
-
-    def shield(self) -> AbstractContextManager[None]:
-        """Keep the thread from being interrupted."""
-        return self.emit.shield()
 
     def settle(self) -> None:
         """Be left alone, but only once the whole job was cancelled: an answer that fails does not end it."""

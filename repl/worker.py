@@ -36,6 +36,28 @@ class Emit(Protocol):
         """Be left alone from here on: the work has noticed the cancel and is putting things in order."""
 
 
+class Relay:
+    """A job as seen by work that is listened to on the way: what a listener does not change goes on to the job."""
+
+    emit: Emit
+
+    def check(self) -> None:
+        """Raise `Cancelled` once the job was cancelled."""
+        self.emit.check()
+
+    def stopped(self) -> bool:
+        """Tell whether the job was cancelled."""
+        return self.emit.stopped()
+
+    def shield(self) -> AbstractContextManager[None]:
+        """Keep the thread from being interrupted."""
+        return self.emit.shield()
+
+    def settle(self) -> None:
+        """Be left alone from here on."""
+        self.emit.settle()
+
+
 class Job(Generic[T]):
     """Work on the model thread. Iterate for its events; the iteration raises what the work raised."""
 
