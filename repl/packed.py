@@ -119,7 +119,7 @@ def check(quantize: str) -> None:
             packed = replaced(linear, quantize)
             right = torch.nn.functional.linear(words.float(), packed.weight.float(), linear.bias)
             good = torch.allclose(packed(words).float(), right, atol=0.05, rtol=0.02)
-        except (RuntimeError, AttributeError, NotImplementedError):
+        except (RuntimeError, AttributeError, NotImplementedError):  # not built in, or not for this processor
             good = False
     if not good:
         raise MissingExtra(f"this build of torch has no {quantize} kernel for this CPU", "/quantize 8bit")
