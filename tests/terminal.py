@@ -6,6 +6,7 @@ import signal
 import sys
 import termios
 import time
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +14,17 @@ from typing import Any
 
 import pexpect
 import pyte
+from wcwidth import wcwidth
 
 PATIENCE = 90.0  # seconds after which a program that shows nothing new has hung; a loaded machine needs many
 LOADED = r"ready\s+in\s+\d"
+
+
+class Display(pyte.HistoryScreen):
+    """A screen that loses nothing behind a selector of variants: pyte leaves out what follows one in the same piece."""
+
+    def draw(self, data: str) -> None:
+        super().draw("".join(each for each in data if wcwidth(each) or unicodedata.combining(each)))
 
 
 class Terminal:
@@ -35,7 +44,7 @@ class Terminal:
         self.raw = b""
         self.gone = False  # the window is closed
         rows, columns = size
-        self.screen = pyte.HistoryScreen(columns, rows, history=5000, ratio=1)
+        self.screen = Display(columns, rows, history=5000, ratio=1)
         self.screen.write_process_input = self.keys if answers else lambda _: None  # where the cursor is, when asked
         self._feed = pyte.ByteStream(self.screen)
         self.child = pexpect.spawn(
