@@ -38,6 +38,7 @@ class Program:
         self.interactive = self.typed and sys.stdout.isatty() and not asked.prompt and not asked.json
         self._shell: Shell | None = None
         self._editor: Editor | None = None
+        self._death: SystemExit | None = None  # what a signal asked for while keys were read
 
     @property
     def shell(self) -> "Shell":
@@ -162,7 +163,7 @@ class Program:
 
         assert self._editor is not None
         theme = self.shell.session.settings.view.theme
-        return Inspector(found, theme, self._editor.input, self._editor.output).run()
+        return self._read(Inspector(found, theme, self._editor.input, self._editor.output).run)
 
     def _before(self) -> None:
         """Run the lines that were asked for; one that fails must not take the prompt away."""
@@ -174,11 +175,19 @@ class Program:
         ahead: list[str] = []
         if self._shell is None:
             try:
-                ahead.append(editor.read())
+                ahead.append(self._read(editor.read))
             except EOFError:
                 return
             self.take()
-        self.shell.interactive(lambda draft: ahead.pop() if ahead else editor.read(draft))
+        self.shell.interactive(lambda draft: ahead.pop() if ahead else self._read(lambda: editor.read(draft)))
+
+    def _read(self, read: Callable[[], str]) -> str:
+        """Read keys to the end of a line; raises what a signal asked for, also where it came as the reading ended."""
+        try:
+            return read()
+        finally:
+            if self._death is not None:
+                raise self._death
 
     def _catch(self) -> None:
         def interrupt(number: int, frame: FrameType | None) -> None:
@@ -192,7 +201,9 @@ class Program:
         def kill(number: int, frame: FrameType | None) -> None:
             for one in deadly:  # a window that closes says so twice: the second must not hit what saves and restores
                 signal.signal(one, signal.SIG_IGN)
-            raise SystemExit(128 + number)  # of a kind that an event loop lets through
+            self._death = SystemExit(128 + number)  # of a kind that an event loop lets through
+            if self._editor is None or not self._editor.breaks(self._death):
+                raise self._death
 
         signal.signal(signal.SIGINT, interrupt)
         for one in deadly:

@@ -157,6 +157,18 @@ class Editor:
         self._prompt.reserve_space_for_menu = menu(self.output.get_size().rows)
         return self._folds.whole(self._prompt.prompt(default=self._folds.entry(draft), pre_run=self._watch))
 
+    def breaks(self, error: SystemExit) -> bool:
+        """Have an error raised between two steps of reading keys; False where no keys are read.
+
+        In the middle of a step it could miss what puts the terminal back.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        loop.call_soon_threadsafe(_raise, error)
+        return True
+
     def held(self) -> AbstractContextManager[None]:
         """Keep echo and the keys that send signals off, also between the prompts."""
         return self.input.raw_mode()
@@ -203,6 +215,10 @@ class Editor:
                 await asyncio.wait_for(ended.wait(), CALM)
 
 
+def _raise(error: BaseException) -> None:
+    raise error
+
+
 class Plain:
     """Reads lines where the terminal can neither move its cursor nor tell keys apart."""
 
@@ -228,6 +244,7 @@ class Keyboard:
         self._input = source
         self._keys: list[KeyPress] = []
         self._heard_at = 0.0
+        self.late = False
 
     def cancelled(self) -> bool:
         """Read what was typed; True once for Esc or Ctrl-C."""
@@ -251,9 +268,9 @@ class Keyboard:
             return False
 
     def keep(self) -> None:
-        """Hand the keys to the next prompt."""
+        """Hand the keys to the next prompt; a stop among the last of them is noted as late."""
         with suppress(EOFError, OSError):
-            self.cancelled()
+            self.late = self.cancelled()
         store_typeahead(self._input, self._keys)
         self._keys = []
 

@@ -30,7 +30,9 @@ LAST = 1.0  # seconds that a job may take to end when the program is told to
 
 
 class Keys(Protocol):
-    """A keyboard that is watched while something runs."""
+    """A keyboard that is watched while something runs; `late`: it was asked to stop when nobody looked any more."""
+
+    late: bool
 
     def cancelled(self) -> bool:
         """Tell whether the user asked to stop."""
@@ -38,6 +40,8 @@ class Keys(Protocol):
 
 class NoKeys:
     """Nobody at the keyboard."""
+
+    late = False
 
     def cancelled(self) -> bool:
         """Never."""
@@ -201,13 +205,16 @@ class Shell:
     def _soon(self) -> bool:
         """Give a load a moment before the prompt is drawn, which would take as long again; True if it has ended."""
         task, deadline = self.session.loading, time.monotonic() + MOMENT
+        if task is None:
+            return False
         with self.keyboard() as keys:
-            while task is not None and not task.job.ends(LOOK) and time.monotonic() < deadline:
+            while not (task.job.ends(LOOK) or task.job.stopped() or time.monotonic() > deadline):
                 if keys.cancelled():
                     task.job.cancel()
-        if task is not None:
-            self._hear(task.job.poll())
-        return task is not None and task.job.finished()
+        if keys.late:  # pressed behind the last look: it was meant for this load
+            task.job.cancel()
+        self._hear(task.job.poll())
+        return task.job.finished()
 
     def _hear(self, events: list[Event]) -> None:
         self._pace.follow(events)

@@ -19,6 +19,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from repl import commands, history
+from repl import shell as repl_shell
 from repl.errors import BadModel
 from repl.events import Progress
 from repl.loading import bring
@@ -133,6 +134,11 @@ def cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the prompt come back before a load has ended, however short it is."""
+    monkeypatch.setattr(Shell, "_soon", lambda shell: False)
 
 
 def shown(text: str) -> list[str]:
@@ -350,17 +356,20 @@ def bad_folders(where: Path, good: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["empty", "json", "weightless", "cut", "nowhere", "no/such-model", "broken"])
-def test_a_load_that_fails_leaves_everything_as_it_was(speaker: Typist, tmp_path: Path, name: str) -> None:
-    """One sentence; the old model answers, and the message that waited is not lost."""
+@pytest.mark.parametrize("moment", [0.0, 30.0], ids=["behind the prompt", "before the prompt"])
+def test_a_load_that_fails_leaves_everything_as_it_was(
+    speaker: Typist, tmp_path: Path, name: str, moment: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence; the old model answers, and a message that waited is not lost."""
+    behind(monkeypatch) if not moment else monkeypatch.setattr(repl_shell, "MOMENT", moment)
     folder = Path(speaker.session.facts().folder)
     wanted = bad_folders(tmp_path, folder).get(name, tmp_path / name if name == "nowhere" else name)
     before = speaker.session.settings
     speaker.width = 400
-    said = speaker.lines("hi", f"/model {wanted}", "again", "")  # the last Enter sends the draft that came back
-    assert len(shown(said)) == 4
-    assert shown(said)[0] == shown(said)[3] == HELLO.decode()
-    assert shown(said)[2] == BACK
-    assert str(wanted) in shown(said)[1] or name in shown(said)[1]
+    said = shown(speaker.lines("hi", f"/model {wanted}", "again", ""))  # the last Enter sends a draft that came back
+    assert said[2:-1] == ([] if moment else [BACK])
+    assert said[0] == said[-1] == HELLO.decode()
+    assert str(wanted) in said[1] or name in said[1]
     assert speaker.session.settings == before
     assert speaker.sent() == ["hi", "again"]
 
@@ -375,7 +384,8 @@ def test_a_message_waits_for_the_load(speaker: Typist, llama_folder: Path) -> No
     assert speaker.session.last.record.model["id"] == str(llama_folder)
 
 
-def test_a_message_comes_back_as_draft_when_the_load_fails(typist: Typist) -> None:
+def test_a_message_comes_back_as_draft_when_the_load_fails(typist: Typist, monkeypatch: pytest.MonkeyPatch) -> None:
+    behind(monkeypatch)
     said = typist.run(f"/model broken{ENTER}precious words{ENTER} and more{CLEAR}")
     assert said == f"broken is broken · /model builtin\n{BACK}"
     typist.run(f"/model broken{ENTER}precious words{ENTER} and more{ENTER}{CLEAR}")
@@ -383,15 +393,19 @@ def test_a_message_comes_back_as_draft_when_the_load_fails(typist: Typist) -> No
 
 
 @pytest.mark.parametrize("name", ["slow", "deaf"])
-def test_ctrl_c_at_the_prompt_stops_a_load(speaker: Typist, loads: Loads, name: str) -> None:
-    """Whether the library looks up or not; the old model answers."""
+@pytest.mark.parametrize("moment", [0.0, 30.0], ids=["after the last look", "while it is looked"])
+def test_ctrl_c_at_the_prompt_stops_a_load(
+    speaker: Typist, loads: Loads, name: str, moment: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the library looks up or not, and whenever it is pressed; the old model answers."""
+    monkeypatch.setattr(repl_shell, "MOMENT", moment)
     loads.begun = lambda: speaker.press(CLEAR)
     before = speaker.session.settings
     began = time.monotonic()
     said = speaker.lines(f"/model {name}", "hi", "")
     assert time.monotonic() - began < 10
     assert shown(said)[0] == f"loading stopped · {speaker.session.facts().name} stays"
-    assert shown(said)[1:] == [BACK, HELLO.decode()]
+    assert shown(said)[-1] == HELLO.decode()
     assert speaker.session.settings == before
 
 
