@@ -2,10 +2,11 @@
 
 import copy
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from repl.growing import growing
 from repl.threads import Threads
 
 MODES = ("greedy_search", "sample")
@@ -145,7 +146,14 @@ def chosen(model: Any, output: Any, given: dict[str, Any], lend: Lend | None) ->
     if lend is not None and alone(output, given):
         given["past_key_values"] = output.past_key_values
         return lend(output.past_key_values)
-    return nullcontext(Plain(model, output, given).step)
+    return grown(Plain(model, output, given).step, output.past_key_values)
+
+
+@contextmanager
+def grown(step: Step, cache: Any) -> Iterator[Step]:
+    """Yield a step, with a cache that grows in place meanwhile."""
+    with growing(cache):
+        yield step
 
 
 def alone(output: Any, given: dict[str, Any]) -> bool:

@@ -7,10 +7,11 @@ import pytest
 from driving import bare
 
 from repl import loop
+from repl.growing import ROOM
 
 KINDS = ("llama", "gpt2", "recurrent")
 DTYPES = ("float32", "bfloat16")
-LONG = 48
+LONG = 80  # more tokens than there is room for ahead
 CASES: dict[str, dict[str, Any]] = {
     "greedy": {"max_new_tokens": LONG},
     "greedy, to its end": {"max_new_tokens": LONG, "eos_token_id": list(range(0, 240, 7))},
@@ -130,6 +131,32 @@ def test_rows_of_different_lengths_are_those_of_the_library(tiny):
         (wanted, theirs, _), (found, ours, _) = both(model, tokenizer, values, ids, mask)
         assert torch.equal(found.sequences, wanted.sequences)
         assert ours.steps == theirs.steps
+
+
+def test_a_reply_that_breaks_off_leaves_the_cache_of_the_library_behind(tiny):
+    """In the middle, with what was made by then; the layers work as they did before."""
+    import torch
+    from transformers import DynamicCache
+
+    class Enough(Heard):
+        def put(self, value: Any) -> None:
+            super().put(value)
+            if len(self.steps) == ROOM + 10:
+                raise KeyboardInterrupt
+
+    model, tokenizer = tiny
+    if "Mamba" in type(model).__name__:
+        pytest.skip("this model keeps no keys")
+    caches = [DynamicCache(config=model.config) for _ in range(2)]
+    for cache, call in zip(caches, (model.generate, lambda **given: loop.generate(model, **given)), strict=True):
+        given = {"generation_config": configured(model, {"min_new_tokens": 90, "max_new_tokens": 90}), "tokenizer": tokenizer}
+        ids = prompt()
+        with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+            call(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, streamer=Enough(), **given)
+    kept, own = map(states, caches)
+    assert own[0].shape[-2] == 20 + ROOM + 8
+    assert all(map(torch.equal, kept, own))
+    assert not any("update" in vars(layer) for layer in caches[1].layers)
 
 
 def test_the_number_of_threads_changes_no_id(tiny):

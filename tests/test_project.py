@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
     "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "later", "libraries", "hollow",
-    "headers", "folder", "threads", "native", "loop", "weigh", "room", "packed", "quantization", "fit",
+    "headers", "folder", "threads", "native", "growing", "loop", "weigh", "room", "packed", "quantization", "fit",
     "snapshots", "transfer", "hub", "convert", "builtin", "catalog", "reuse", "ahead", "anatomy", "trust",
     "mishaps", "compiled", "compiler", "adapters", "placement", "reading", "loading", "compiling", "survey",
     "plan", "relief", "context", "request", "meter", "protocol", "wire", "tally", "heard", "remote", "devices",
