@@ -149,7 +149,10 @@ def test_a_reply_that_breaks_off_leaves_the_cache_of_the_library_behind(tiny):
         pytest.skip("this model keeps no keys")
     caches = [DynamicCache(config=model.config) for _ in range(2)]
     for cache, call in zip(caches, (model.generate, lambda **given: loop.generate(model, **given)), strict=True):
-        given = {"generation_config": configured(model, {"min_new_tokens": 90, "max_new_tokens": 90}), "tokenizer": tokenizer}
+        given = {
+            "generation_config": configured(model, {"min_new_tokens": 90, "max_new_tokens": 90}),
+            "tokenizer": tokenizer,
+        }
         ids = prompt()
         with torch.no_grad(), pytest.raises(KeyboardInterrupt):
             call(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, streamer=Enough(), **given)
