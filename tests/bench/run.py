@@ -37,6 +37,13 @@ def stream(ground: Ground) -> list[Row]:
     return [against("streamer at 4000 tokens : TextIteratorStreamer", ours, theirs, 0.1, "µs")]
 
 
+def loop(ground: Ground) -> list[Row]:
+    """Steps of our decode loop."""
+    import steps  # brings torch as well
+
+    return steps.rows(ground)
+
+
 def sweep(ground: Ground) -> list[Row]:
     """Rows of a sweep made together."""
     import grid  # brings torch as well
@@ -73,6 +80,7 @@ PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "steady": many.steady,
     "silent": many.silent,
     "large": many.large,
+    "loop": loop,
     "sweep": sweep,
     "contention": contention,
     "lookup": lookup,
