@@ -14,6 +14,9 @@ from repl import later, quiet
 from repl.events import Progress
 from repl.worker import Emit, apart
 
+SERIAL = "HF_DEACTIVATE_ASYNC_LOAD"
+"""The variable by which transformers is told to load without threads; it looks at it in every load."""
+
 
 def bring(emit: Emit) -> None:
     """Import torch and transformers once; an import that is broken off cannot be made good."""
@@ -44,6 +47,19 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def unpooled(wanted: bool) -> Iterator[None]:
+    """Let a load take tensor after tensor: handing one to a thread takes longer than mapping it into memory."""
+    if not wanted or SERIAL in os.environ:
+        yield
+        return
+    os.environ[SERIAL] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[SERIAL]
 
 
 def _preload() -> None:

@@ -149,7 +149,8 @@ def _bare(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
     with translated(load):
         config = reading.config(found, load)
     make_room(weigh.needs(weights, config, load).total, lambda rooms: fit.check(weights, config, load, rooms))
-    with translated(load), weighed(weights, config, load), libraries.uncollected():
+    mapped = weigh.in_place(weights, load) and placement.options(load)["device_map"] == {"": "cpu"}
+    with translated(load), weighed(weights, config, load), libraries.uncollected(), libraries.unpooled(mapped):
         tokenizer = reading.tokenizer(found, load, emit)
         model, report = reading.model(found, load, config, weights.format, emit)
         reading.check(found, model, report)
