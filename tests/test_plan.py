@@ -15,6 +15,7 @@ from fakehub import FakeHub, sha
 from rich.console import Console
 
 from repl import plan
+from repl import shell as repl_shell
 from repl.commands.plan import Plan
 from repl.errors import NotFound, Unreachable
 from repl.fit import FITS, OFFLOAD, TOO_LARGE
@@ -300,12 +301,19 @@ def test_an_empty_line_means_nothing_a_line_later(shell: Shell, llama_folder: Pa
     assert shell.session.store.facts() is None
 
 
-def test_what_is_refused_offers_numbers(llama_folder: Path, gpt2_folder: Path, capsys: Any) -> None:
-    """A load that ends beside the prompt offers its remedies too."""
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_is_refused_offers_numbers(
+    gpt2_folder: Path, capsys: Any, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load that ends beside the prompt offers its remedies too, behind the line that waited for its end."""
+    if beside:
+        monkeypatch.setattr(Shell, "_soon", lambda shell: False)
+    else:
+        monkeypatch.setattr(repl_shell, "MOMENT", 30.0)
     with planning([Room("cpu", GB, 1000)]) as session:
         shell = Shell(session, Screen(interactive=True))
         shell.unopened = False
-        shell.interactive(lines(f"/model {gpt2_folder}", "/info", "1", "/info"))
+        shell.interactive(lines(f"/model {gpt2_folder}", *["/info"][: int(beside)], "1", "/info"))
         assert session.facts().id == str(gpt2_folder)
     said = capsys.readouterr().err
     assert "does not fit: it needs" in said
