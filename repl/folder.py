@@ -120,8 +120,9 @@ def packable(tensors: dict[str, Tensor]) -> int:
 
 def is_matrix(name: str, tensor: Tensor) -> bool:
     """Tell whether a tensor is the weight of a linear layer inside the model."""
-    outside = EMBEDDING.search(name) or name.endswith(("lm_head.weight", "embed_out.weight", "wpe.weight"))
-    return len(tensor.shape) == 2 and name.endswith(".weight") and tensor.dtype in CONVERTED and not outside
+    if len(tensor.shape) != 2 or not name.endswith(".weight") or tensor.dtype not in CONVERTED:
+        return False
+    return not (name.endswith(("lm_head.weight", "embed_out.weight", "wpe.weight")) or EMBEDDING.search(name))
 
 
 def nonfinite(folder: Path, limit: int = 3) -> list[str]:

@@ -213,7 +213,7 @@ def _facts(load: Load, base: adapters.Base, model: Any, began: float) -> Facts:
     found, weights, tokenizer = base.found, base.weights, base.tokenizer
     config = model.config.get_text_config(decoder=True)
     places = placement.placed(model)
-    size = model.get_memory_footprint()
+    size = base.bytes if load.adapter == "none" else model.get_memory_footprint()
     return Facts(
         id=load.model,
         commit=found.commit,
