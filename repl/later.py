@@ -73,6 +73,7 @@ def spare() -> None:
         _put(torch, "_check_with", _holding(checked))
     for module in (utils, utils.import_utils):
         module.is_torch_distributed_available = lambda: False  # this process is alone
+    torch.distributed.__dict__.setdefault("__getattr__", _shared)
 
 
 def bring() -> None:
@@ -93,6 +94,14 @@ def bring() -> None:
 def _indexing() -> Any:
     bring()
     return importlib.import_module(INDEXING).TransformGetItemToIndex()
+
+
+def _shared(name: str) -> Any:
+    """Import a part of torch's ways to share work that somebody takes to be there, as transformers would have."""
+    part = f"torch.distributed.{name}"
+    if name.startswith("__") or importlib.util.find_spec(part) is None:
+        raise AttributeError(f"module 'torch.distributed' has no attribute {name!r}")
+    return importlib.import_module(part)
 
 
 def _put(module: ModuleType, name: str, value: Any) -> None:

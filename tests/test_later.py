@@ -68,6 +68,18 @@ print("good")
     assert alone(lines, str(llama_folder)) == "good"
 
 
+def test_what_others_take_to_be_imported_is_there(llama_folder: Path) -> None:
+    """As peft does of what torch shares work with."""
+    lines = """
+import peft
+assert not hasattr(torch.distributed, "nothing")
+tuned = peft.get_peft_model(resident.model, peft.LoraConfig(target_modules=["q_proj"]))
+assert torch.distributed.tensor.DTensor is sys.modules["torch.distributed.tensor"].DTensor
+print(type(tuned(ids).logits).__name__)
+"""
+    assert alone(lines, str(llama_folder)) == "Tensor"
+
+
 def test_the_first_model_goes_as_wholly_as_any_other(llama_folder: Path) -> None:
     """The imports before it leave nothing behind that holds what the load came to hold."""
     line = "import gc, weakref; seen = weakref.ref(resident.model); del resident; gc.collect(); print(seen())"
