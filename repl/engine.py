@@ -179,14 +179,15 @@ class Run:
         return self.stream
 
     def _made(self, token: Token) -> None:
-        """Pass a token on; raises `Cancelled`."""
-        self.emit(token)
-        self.last_at = time.monotonic()
-        self.first_at = self.first_at or self.last_at
-        self.pieces.append(token.text)
-        self.meter.told(token.id, token.text)
-        if token.id is not None:
-            self.ids.append(token.id)
+        """Pass a token on; raises `Cancelled`. What was shown is kept, whenever the reply is broken off."""
+        with self.emit.shield():
+            self.emit(token)
+            self.last_at = time.monotonic()
+            self.first_at = self.first_at or self.last_at
+            self.pieces.append(token.text)
+            self.meter.told(token.id, token.text)
+            if token.id is not None:
+                self.ids.append(token.id)
 
     def _told_to_stop(self, ids: Any, _: Any) -> Any:
         """End a beam search that was cancelled, keeping the best so far."""
@@ -240,8 +241,12 @@ class Run:
         if self.beams:
             return [self.sequence(self.watch.best())]
         with suppress(ReplError), one_sentence("the tokenizer fails at what was held back"):
-            if self.stream:
-                self.stream.end()
+            seed = self.prompt if self.request.seeded else ()
+            # from the ids alone: the streamer may have read a token that was not passed on
+            whole = "".join(token.text for token in spelled(self.resident.tokenizer, seed, self.ids))
+            told = "".join(self.pieces)
+            if whole.startswith(told) and whole != told:
+                self._made(Token(whole[len(told) :]))
         return [Sequence("".join(self.pieces), tuple(self.ids))]
 
     def _finish(self, output: Any) -> str:

@@ -99,7 +99,7 @@ class Job(Generic[T]):
         try:
             yield
         finally:
-            self._shielded = False
+            self._shielded = self._settling
         self.check()
 
     def settle(self) -> None:

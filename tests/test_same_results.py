@@ -539,6 +539,42 @@ def test_a_reply_without_a_first_token_is_refused_by_the_engine(gpt2):
 # cancel
 
 
+class Stopping(Recorder):
+    """Refuses a token, as a cancel does that comes just before it, and takes what is told afterwards."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.place = place
+
+    def __call__(self, event: Any) -> None:
+        if len(self.of(Token)) == self.place and isinstance(event, Token) and not self.settled:
+            self.cancel()
+        super().__call__(event)
+
+    def check(self) -> None:
+        if not self.settled:
+            super().check()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "metaspace"])
+def test_a_token_that_was_not_passed_on_leaves_nothing_behind(kind, request):
+    """Wherever a cancel comes, what was held back then is told, and nothing of the token after it."""
+    from repl.engine import Request, reply
+
+    with opened(request.getfixturevalue(f"{kind}_folder")) as session:
+        run(session, "/max 40", "/set suppress_tokens [0, 1, 2]", "/mode complete")
+        resident = session.store.current()
+        for place in range(1, 40):
+            emit = Stopping(place)
+            done = reply(resident, Request(session.settings, text="hello"), emit)
+            assert done.finish == "cancelled"
+            assert len(done.token_ids) == place
+            assert "".join(token.text for token in emit.of(Token)) == done.text
+            before = resident.tokenizer.decode(done.prompt_ids, skip_special_tokens=True)
+            whole = resident.tokenizer.decode([*done.prompt_ids, *done.token_ids], skip_special_tokens=True)
+            assert before + done.text == whole
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "metaspace"])
 def test_a_cancelled_reply_keeps_its_beginning(kind, request):
     """What was shown is what is kept, also where the tokenizer held a character back; asked again it is the same."""
