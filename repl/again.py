@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repl import decoding, engine, recipe
+from repl import decoding, provenance, recipe
 from repl.events import Done, Progress
 from repl.loading import Resident
 from repl.probe import breakable, entry, one_sentence
@@ -101,7 +101,7 @@ def changes(record: Done, resident: Resident) -> list[Changed]:
     facts = resident.facts
     then = {**record.versions, **_conditions(record.model, record.environment)}
     model = {"dtype": facts.dtype, "device_map": facts.device_map, "quantization": resident.load.quantize}
-    now = {**engine.versions(), **_conditions(model, engine.environment(facts))}
+    now = {**provenance.versions(), **_conditions(model, provenance.environment(facts))}
     both = [name for name in then if name in now and then[name] != now[name]]
     return [Changed(name, then[name], now[name]) for name in both]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import psutil
 
-from repl.engine import versions
 from repl.errors import Cancelled, NoMemory, ReplError, UsageError
 from repl.events import Progress
 from repl.libraries import release
 from repl.loading import Resident, bring
+from repl.provenance import versions
 from repl.settings import Load
 from repl.stopwatch import BARE, Run, Speed, Way, compiled, speed, timed
 from repl.store import Store
