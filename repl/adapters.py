@@ -160,7 +160,7 @@ def attach(model: Any, folder: Path, merge: bool, emit: Emit) -> Any:
             return _attached(model, folder, merge, sorted(_targets(tensors)))
     except ReplError:
         raise
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+    except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
         # peft has no error of its own for what does not fit together
         words = " ".join(str(error).split())[:200].rstrip(".")
         raise BadModel(f"the adapter in {folder} does not fit this model: {words}", NONE) from error
