@@ -3,6 +3,7 @@
 import copy
 import secrets
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any
 
@@ -92,6 +93,14 @@ class Run:
         given = self.request.settings.decode.seed
         return secrets.randbits(31) if given is None else given
 
+    @property
+    def before(self) -> list[int]:
+        """Return the ids that are one text with the reply: the prompt where it is continued, none in a chat."""
+        return self.prompt if self.request.seeded else []
+
+    def _spelled(self, ids: list[int] | tuple[int, ...]) -> Iterator[Token]:
+        return spelled(self.resident.tokenizer, self.before, ids)
+
     # generate
 
     def generate(self) -> tuple[list[Sequence], str]:
@@ -174,9 +183,8 @@ class Run:
         return self.config
 
     def _streamer(self) -> Any:
-        seed = self.prompt if self.request.seeded else ()
         tokenizer, ends = self.resident.tokenizer, decoding.stops(self.config)
-        self.stream = streamer(tokenizer, self._made, seed=seed, eos=ends, measure=self.meter.measure)
+        self.stream = streamer(tokenizer, self._made, seed=self.before, eos=ends, measure=self.meter.measure)
         return self.stream
 
     def _made(self, token: Token) -> None:
@@ -226,14 +234,13 @@ class Run:
         if whole.startswith(before):
             return str(whole[len(before) :])
         # a byte that ends the prompt and one that begins the reply are no character together: as it was told
-        return "".join(token.text for token in spelled(self.resident.tokenizer, self.prompt, ids))
+        return "".join(token.text for token in self._spelled(ids))
 
     def told(self, sequences: list[Sequence]) -> list[Sequence]:
         """Emit the winner of a beam search as tokens: the search itself has none to stream."""
         if self.beams:
             self.emit.settle()
-            seed = self.prompt if self.request.seeded else ()
-            for token in spelled(self.resident.tokenizer, seed, sequences[0].token_ids):
+            for token in self._spelled(sequences[0].token_ids):
                 self.emit(token)
         return sequences
 
@@ -242,9 +249,8 @@ class Run:
         if self.beams:
             return [self.sequence(self.watch.best())]
         with suppress(ReplError), one_sentence("the tokenizer fails at what was held back"):
-            seed = self.prompt if self.request.seeded else ()
             # from the ids alone: the streamer may have read a token that was not passed on
-            whole = "".join(token.text for token in spelled(self.resident.tokenizer, seed, self.ids))
+            whole = "".join(token.text for token in self._spelled(self.ids))
             told = "".join(self.pieces)
             if whole.startswith(told) and whole != told:
                 self._made(Token(whole[len(told) :]))
@@ -292,7 +298,7 @@ class Run:
 
     def _search(self, sequences: list[Sequence]) -> Search:
         rows = [found.token_ids for found in sequences]
-        return self.watch.search(self.prompt if self.request.seeded else (), rows)
+        return self.watch.search(self.before, rows)
 
     def _given(self) -> dict[str, Any]:
         names = decoding.overrides(self.request.settings, self.resident.facts.base)
