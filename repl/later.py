@@ -98,10 +98,12 @@ def _indexing() -> Any:
 
 def _shared(name: str) -> Any:
     """Import a part of torch's ways to share work that somebody takes to be there, as transformers would have."""
-    part = f"torch.distributed.{name}"
-    if name.startswith("__") or importlib.util.find_spec(part) is None:
-        raise AttributeError(f"module 'torch.distributed' has no attribute {name!r}")
-    return importlib.import_module(part)
+    try:
+        if not name.startswith("__"):
+            return importlib.import_module(f"torch.distributed.{name}")
+    except ImportError as error:  # no such part, or a torch that was built without them
+        raise AttributeError(f"module 'torch.distributed' has no attribute {name!r}") from error
+    raise AttributeError(name)
 
 
 def _put(module: ModuleType, name: str, value: Any) -> None:

@@ -142,14 +142,14 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
 
 def _bare(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: Consents) -> adapters.Base:
     """Read a model from its files; an adapter to be merged comes before packing, every other after it."""
-    placement.options(load)  # a device that is not there needs no model to be found
+    placed = placement.options(load)  # a device that is not there needs no model to be found
     found = _find(load, emit, offline)
     weights = _examined(load, found, consents)
     quantization.admit(load, quantization.stored(found.folder))
     with translated(load):
         config = reading.config(found, load)
     make_room(weigh.needs(weights, config, load).total, lambda rooms: fit.check(weights, config, load, rooms))
-    mapped = weigh.in_place(weights, load) and placement.options(load)["device_map"] == {"": "cpu"}
+    mapped = weigh.in_place(weights, load) and placed["device_map"] == {"": "cpu"}
     with translated(load), weighed(weights, config, load), libraries.uncollected(), libraries.unpooled(mapped):
         tokenizer = reading.tokenizer(found, load, emit)
         model, report = reading.model(found, load, config, weights.format, emit)
