@@ -249,13 +249,13 @@ class Session:
         if self.remote is None and self.store.facts() is None and self.loading is None:
             raise NoModel("no model is loaded", "/model builtin")
 
-    def close(self) -> bool:
-        """Close the archive, end the model thread and what it started; False if it is stuck."""
+    def close(self, seconds: float = 1.0) -> bool:
+        """Close the archive, end the threads and what they started; False if one is still busy after `seconds`."""
         self.mark()
         if self._archive is not None:
             self._archive.close()
         self.connect(None)
         for resident in self.store.residents():
             resident.steps.close()
-        idle = [worker is None or worker.close() for worker in (self._errands, self._network)]
-        return self.worker.close() and all(idle)
+        idle = [worker is None or worker.close(seconds) for worker in (self._errands, self._network)]
+        return self.worker.close(seconds) and all(idle)

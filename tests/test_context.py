@@ -85,7 +85,7 @@ def loaded(llama_folder: Path) -> Iterator[Session]:
     """A model with a context of 512 tokens."""
     session = session_for(llama_folder, max_new_tokens=8)
     yield session
-    assert session.close() or session.worker.close(30)
+    assert session.close(30)
 
 
 @pytest.fixture

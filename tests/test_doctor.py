@@ -26,7 +26,7 @@ SECRET = "hf_" + "x" * 30
 def session() -> Iterator[Session]:
     made = Session(Settings(), Store(), Worker())
     yield made
-    assert made.close() or made.worker.close(30)
+    assert made.close(30)
 
 
 def drawn(result: Doctor) -> str:

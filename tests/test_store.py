@@ -89,7 +89,7 @@ def names(store: Store) -> list[str]:
 def session(store: Store) -> Iterator[Session]:
     made = Session(Settings(), store, Worker())
     yield made
-    assert made.close() or made.worker.close(30)
+    assert made.close(30)
 
 
 def finish(task: Any) -> Any:

@@ -393,22 +393,26 @@ def test_a_message_comes_back_as_draft_when_the_load_fails(typist: Typist, monke
 
 
 @pytest.mark.parametrize("name", ["slow", "deaf"])
-@pytest.mark.parametrize("moment", [0.0, 30.0], ids=["after the last look", "while it is looked"])
+@pytest.mark.parametrize(
+    "moment", [0.0, 30.0, None], ids=["after the last look", "while it is looked", "at the prompt"]
+)
 def test_ctrl_c_at_the_prompt_stops_a_load(
-    speaker: Typist, loads: Loads, name: str, moment: float, monkeypatch: pytest.MonkeyPatch
+    speaker: Typist, loads: Loads, name: str, moment: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the library looks up or not, and whenever it is pressed; the old model answers."""
-    monkeypatch.setattr(repl_shell, "MOMENT", moment)
+    """Whether the library looks up or not, and whenever it is pressed; the old model answers, no message is lost."""
+    behind(monkeypatch) if moment is None else monkeypatch.setattr(repl_shell, "MOMENT", moment)
     pressed = threading.Event()
     loads.begun = lambda: (speaker.press(CLEAR), pressed.set())
-    if not moment:  # it is pressed while the last wait for the end is on
+    if moment == 0:  # it is pressed while the last wait for the end is on
         monkeypatch.setattr(Job, "ends", lambda job, seconds: not pressed.wait(20))
     before = speaker.session.settings
     began = time.monotonic()
     said = speaker.lines(f"/model {name}", "hi", "")
     assert time.monotonic() - began < 10
     assert shown(said)[0] == f"loading stopped · {speaker.session.facts().name} stays"
-    assert shown(said)[-1] == HELLO.decode()
+    back = [BACK, HELLO.decode()]  # of the message that waited; one that is typed after the end does not
+    assert shown(said)[1:] in ([back] if moment is None else [back, back[1:]])
+    assert speaker.sent() == ["hi"]
     assert speaker.session.settings == before
 
 

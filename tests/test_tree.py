@@ -17,7 +17,7 @@ from repl.session import Session
 def loaded(llama_folder: Path) -> Iterator[Session]:
     session = session_for(llama_folder, max_new_tokens=6)
     yield session
-    assert session.close() or session.worker.close(30)
+    assert session.close(30)
 
 
 @pytest.fixture

@@ -255,7 +255,7 @@ def test_a_cancelled_job_that_cannot_be_interrupted_is_given_up(worker: Worker) 
 
 def test_close_ends_the_thread_whatever_runs() -> None:
     worker = Worker()
-    assert worker.close(30)
+    assert worker.close()
     busy = Worker()
     job = started(busy, spin)
     assert busy.close(HANG)
