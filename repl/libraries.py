@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +16,10 @@ from repl.worker import Emit, apart
 
 SERIAL = "HF_DEACTIVATE_ASYNC_LOAD"
 """The variable by which transformers is told to load without threads; it looks at it in every load."""
+TRIM, ALONE = -1, -3
+"""What `mallopt` of glibc calls the free bytes a heap may end in, and those from which a block is mapped on its own."""
+LOADED, REPLIED = 1 << 17, 1 << 25
+"""Bytes of such a block while a model is loaded, and otherwise: where glibc begins by itself, and where it ends."""
 
 
 def bring(emit: Emit) -> None:
@@ -62,6 +66,21 @@ def unpooled(wanted: bool) -> Iterator[None]:
         del os.environ[SERIAL]
 
 
+@contextmanager
+def returnable() -> Iterator[None]:
+    """Have a model's tensors mapped each on its own: among others in a heap they leave holes that nothing fills."""
+    options = _glibc("mallopt")
+    if options is None:
+        yield
+        return
+    options(ALONE, LOADED)
+    try:
+        yield
+    finally:
+        options(ALONE, REPLIED)  # what replies take and free again is quicker from a heap
+        options(TRIM, 2 * REPLIED)
+
+
 def _preload() -> None:
     """Load torch's largest library through the C function, which lets other threads run; an import does not."""
     spec = importlib.util.find_spec("torch")
@@ -80,8 +99,16 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):  # a C library other than glibc
-            return
+    if trim := _glibc("malloc_trim"):
+        trim(0)
+
+
+def _glibc(name: str) -> Callable[..., int] | None:
+    """Return a function of the C library; None where it is another one than glibc."""
+    if sys.platform != "linux":
+        return None
+    try:
+        found: Callable[..., int] = getattr(ctypes.CDLL("libc.so.6"), name)
+    except (OSError, AttributeError):
+        return None
+    return found

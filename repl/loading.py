@@ -112,6 +112,7 @@ BASES = Bases()
 MakeRoom = Callable[[int, Callable[[list[Room]], None]], None]
 
 
+@libraries.returnable()
 def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: Consents | None = None) -> Resident:
     """Load a model; before memory is taken `make_room` gets the bytes and a check that refuses what does not fit.
 

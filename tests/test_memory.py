@@ -25,6 +25,33 @@ with driving.opened(sys.argv[2], max_new_tokens=2, keep_models=1) as session:
 print(json.dumps(sizes))
 """
 
+HOLES = """
+import json, sys
+import psutil, torch
+from repl import libraries
+
+size = lambda: psutil.Process().memory_info().rss
+torch.ones(2**22)  # 16 MiB freed: from now on less than that comes from a heap
+with libraries.returnable():
+    inside = [torch.ones(2**18) for _ in range(128)]  # of 1 MiB each
+full = size()
+del inside[::2]
+kept = size()
+outside = [torch.ones(2**18) for _ in range(128)]
+large = size()
+del outside[::2]
+print(json.dumps([full - kept, large - size()]))
+"""
+
+
+def test_what_a_load_frees_goes_back_at_once_even_between_what_stays() -> None:
+    """64 of 128 tensors are freed, every second one: those of a load leave no holes, others do."""
+    ended = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, timeout=GUARD, check=False)
+    assert ended.returncode == 0, ended.stderr
+    inside, outside = json.loads(ended.stdout)
+    assert 60 * 2**20 < inside < 68 * 2**20
+    assert outside < 4 * 2**20, "the test would not see holes"
+
 
 def test_memory_returns_over_six_alternating_loads(builtin_folder: Path, home: Path) -> None:
     """After the sixth load of two models in turn the process is as large as after the second."""
