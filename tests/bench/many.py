@@ -80,7 +80,10 @@ def timed(bare: Any) -> float:
 
 
 def steady(ground: Ground) -> list[Row]:
-    """RSS over switches among four models of which two may stay, with a short reply after each."""
+    """RSS over switches among four models of which two may stay, with a short reply after each.
+
+    Each is asked in an empty conversation: what a longer one takes is its keys and values, not the switch.
+    """
     made = [make(ground.scratch / make.__name__) for make in (models.llama, models.gpt2, models.metaspace)]
     lines = [*(f"/model {folder}" for folder in made), "/model builtin"]
     sizes, words = [], ("--dtype", "float32", "--max-new-tokens", "4", "--keep-models", "2")
@@ -91,6 +94,7 @@ def steady(ground: Ground) -> list[Row]:
         one = psutil.Process(child.pid).memory_info().rss
         for turn in range(SWITCHES + len(lines)):
             until_ready(child, lines[turn % len(lines)])
+            child.ask("/clear")
             child.ask("Hello")
             sizes.append(psutil.Process(child.pid).memory_info().rss / 1e6)
     kept = sizes[len(lines) :]
