@@ -266,7 +266,12 @@ class Run:
         if ids and ids[-1] in decoding.stops(self.config):
             return "stop"
         full = self.config.max_new_tokens or (self.config.max_length or 0) - len(self.prompt)
-        return "length" if len(ids) >= full else "stop_string" if self.config.stop_strings else "stop"
+        strings = self.config.stop_strings or ()
+        if strings and self.config.max_time is not None:  # either of them may have been it
+            text = "".join(token.text for token in self._spelled(ids))
+            strings = [each for each in strings if each in text]
+        limited = len(ids) >= full or (self.config.max_time is not None and not strings)
+        return "length" if limited else "stop_string" if strings else "stop"
 
     def done(self, sequences: list[Sequence], finish: str) -> Done:
         """Return the reply with its record."""

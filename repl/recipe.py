@@ -85,16 +85,24 @@ def row(record: Done) -> int:
 
 
 def arguments(record: Done) -> dict[str, Any]:
-    """Return what `generate` has to be called with; a reply that was broken off ends where it did."""
+    """Return what `generate` has to be called with; a reply that was broken off, or out of time, ends where it did."""
     older = {OURS.get(name, name): value for name, value in record.decode.items() if name not in APART}
     values = {name: value for name, value in (record.given or older).items() if value not in (None, (), [])}
-    if record.finish in ("cancelled", "failed"):
+    if _cut(record):
         values = {name: value for name, value in values.items() if name not in LENGTHS}
         values["max_new_tokens"] = len(parts(record)[1])
+    values.pop("max_time", None)  # what fitted into it once need not fit again
     idle = (() if record.decode.get("do_sample") else SAMPLING, () if _searches(record) else BEAMS)
     values = {name: value for name, value in values.items() if name not in (*idle[0], *idle[1])}
     order = sorted(values, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     return {name: values[name] for name in order if name.isidentifier() and not name.startswith(FORM)}
+
+
+def _cut(record: Done) -> str:
+    """Say what ended a reply at a moment, not at a token; empty where nothing did."""
+    if record.finish in ("cancelled", "failed"):
+        return "broken off"
+    return "out of time" if record.finish == "length" and record.decode.get("max_time") is not None else ""
 
 
 def _searches(record: Done) -> bool:
@@ -199,13 +207,17 @@ def _remarks(turn: Turn, record: Done, form: Prompt) -> list[str]:
         said.append("the prompt stands here as its ids: no plain call of the tokenizer is known to make them")
     if record.dropped:
         said.append(f"left out because the context was full: turns {', '.join(map(str, record.dropped))} (0: system)")
-    if record.finish in ("cancelled", "failed"):
-        said.append(f"it was broken off after {len(parts(record)[1])} tokens, so this ends there too")
+    if cut := _cut(record):
+        said.append(f"it was {cut} after {_tokens(len(parts(record)[1]))}, so this ends there too")
     if record.usage.reused and record.model.get("dtype") != "float32":
         said.append(
-            f"{record.usage.reused} tokens came from the cache of the turn before: near ties may fall otherwise"
+            f"{_tokens(record.usage.reused)} came from the cache of the turn before: near ties may fall otherwise"
         )
     return [f"# {one[0].upper()}{one[1:]}." for one in (*said, *_unsaid(record))]
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'' if count == 1 else 's'}"
 
 
 def _unsaid(record: Done) -> Iterator[str]:

@@ -21,7 +21,7 @@ from repl.drafting import Assistant, taken_over
 from repl.errors import UsageError
 from repl.events import Notice, Token
 from repl.meter import Meter
-from repl.screen import THEME, Said, plain, view
+from repl.screen import THEME, Said, figures, plain, view
 from repl.session import Session
 from repl.stream import streamer
 
@@ -535,6 +535,23 @@ def test_a_cancel_leaves_model_and_assistant_sound(session, helper_folder):
     after = ask(session, "And then?")
     assert after.usage.reused > 0
     run(session, "/assistant none", "/reuse off", "/undo")
+    assert ask(session, "And then?").token_ids == after.token_ids
+
+
+@pytest.mark.parametrize("way", ["/greedy", "/assistant {}", "/prompt_lookup 4", "/set stop never-said"])
+def test_a_limit_of_time_ends_every_kind_of_reply(session, helper_folder, way):
+    """What there is by then is the beginning of the whole reply, and the next one comes as it would have."""
+    run(session, "/greedy", "/max 400")
+    whole = ask(session, TEXT)
+    run(session, "/clear", way.format(helper_folder), "/set max_time 0.05")
+    short = ask(session, TEXT)
+    assert 0 < len(short.token_ids) < len(whole.token_ids)
+    assert short.token_ids == whole.token_ids[: len(short.token_ids)]
+    assert short.finish == "length"
+    assert "cut after 0.05 s, /set max_time 0.1 allows more" in figures(short)
+    run(session, "/set max_time default", "/set stop default", "/max 8")
+    after = ask(session, "And then?")
+    run(session, "/assistant none", "/prompt_lookup off", "/reuse off", "/undo")
     assert ask(session, "And then?").token_ids == after.token_ids
 
 

@@ -61,6 +61,7 @@ PLAIN = {
     "penalty": Case(["/repetition_penalty 1.4", "/typical_p 0.9", "/greedy", "/max 25"], "The quick \"brown\" 'fox'"),
     "stop strings": Case(["/greedy", '/stop "e" "qu"', "/max 30"], "def count(numbers):\n    for"),
     "fields by name": Case(["/greedy", "/set suppress_tokens [5, 6, 7]", "/set sequence_bias [[[9], 2.5]]", "/max 9"]),
+    "out of time": Case(["/greedy", "/max 400", "/set max_time 0.05"]),
     "raw again": Case(["/max 6"], "//not a command"),
 }
 CHAT = {
@@ -261,6 +262,16 @@ def test_what_had_no_effect_is_left_out():
     assert "torch.manual_seed(3)\noutput = model.generate(**inputs, temperature=0.5, top_k=5, length_penalty" in drawn
 
 
+@pytest.mark.parametrize("finish", ["length", "stop"])
+def test_a_limit_of_time_is_left_out_and_where_it_cut_is_told(finish):
+    """What one machine made within it another may not."""
+    text = scripted(given={"max_new_tokens": 9, "max_time": 0.5}, decode={"max_time": 0.5}, finish=finish)
+    assert "max_time" not in text
+    assert ("# It was out of time after" in text) == (finish == "length")
+    made = len(recipe.parts(RECORD)[1])
+    assert f"max_new_tokens={made if finish == 'length' else 9}" in text
+
+
 def test_a_gguf_file_is_loaded_as_such():
     text = scripted(source=Source("/models", gguf_file="tiny.gguf"))
     assert 'AutoTokenizer.from_pretrained("/models", gguf_file="tiny.gguf")' in text
@@ -270,8 +281,8 @@ def test_a_gguf_file_is_loaded_as_such():
 def test_a_reused_cache_is_said_where_it_can_matter():
     """In float32 it makes no difference; a narrower format may decide a near tie otherwise."""
     narrow = {**RECORD.model, "dtype": "bfloat16"}
-    assert "# 1 tokens came from the cache" not in scripted(usage=Usage(2, 1, 1))
-    assert "# 1 tokens came from the cache" in scripted(usage=Usage(2, 1, 1), model=narrow)
+    assert "# 1 token came from the cache" not in scripted(usage=Usage(2, 1, 1))
+    assert "# 1 token came from the cache" in scripted(usage=Usage(2, 1, 1), model=narrow)
     assert "dtype=torch.bfloat16" in scripted(model=narrow)
 
 
