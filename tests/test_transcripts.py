@@ -317,6 +317,13 @@ def test_several_sequences_need_beams_or_sampling(speaker: Typist) -> None:
     assert HELLO.decode() in speaker.lines("/reset num_return_sequences", "hi")
 
 
+def test_a_field_of_the_library_is_reset_as_it_was_set(speaker: Typist) -> None:
+    said = speaker.lines("/set max-time 3", "/set suppress_tokens [4]", "/reset max-time")
+    assert "max_time as the model has it" in said
+    assert speaker.session.settings.extra == (("suppress_tokens", [4]),)
+    assert "no setting 'max-time'" in speaker.lines("/reset max-time")
+
+
 def test_what_has_no_effect_says_so(typist: Typist) -> None:
     said = typist.lines("/temperature 0.7", "/seed 7", "/length_penalty 2")
     assert said.splitlines() == [

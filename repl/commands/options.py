@@ -92,6 +92,8 @@ def set_(session: Session, name: str, value: Annotated[str, Rest()]) -> Any:
 @command("settings")
 def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(settings.places()))] = "") -> Any:
     """Put a setting back to its default; alone, every decoding setting."""
+    if not decoding.is_setting(name) and name.replace("-", "_") in dict(session.settings.extra):
+        return set_(session, name, "default")
     if name:
         return change(session, settings.find(name), "default")
     session.settings = replace(session.settings, extra=())
