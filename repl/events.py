@@ -209,6 +209,15 @@ class Done:
         """Return how many tokens prompt and reply have together; a server may keep their ids to itself."""
         return len(self.prompt_ids) + len(self.token_ids) or self.usage.prompt + self.usage.completion
 
+    @property
+    def out_of_time(self) -> bool:
+        """Tell whether `max_time` ended the reply, and not a limit on its length."""
+        if self.finish != "length" or self.decode.get("max_time") is None:
+            return False
+        longest = self.decode.get("max_new_tokens") or (self.decode.get("max_length") or 0) - self.usage.prompt
+        context = self.model.get("context") or float("inf")
+        return self.usage.completion < longest and self.usage.prompt + self.usage.completion < context
+
 
 @dataclass(frozen=True, slots=True)
 class Columns:

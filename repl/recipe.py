@@ -102,7 +102,7 @@ def _cut(record: Done) -> str:
     """Say what ended a reply at a moment, not at a token; empty where nothing did."""
     if record.finish in ("cancelled", "failed"):
         return "broken off"
-    return "out of time" if record.finish == "length" and record.decode.get("max_time") is not None else ""
+    return "out of time" if record.out_of_time else ""
 
 
 def _searches(record: Done) -> bool:

@@ -211,10 +211,10 @@ def _limit(done: Done) -> str:
     context = done.model.get("context") or 0
     if context and done.usage.prompt + done.usage.completion >= context:
         return f"the context of {context} tokens is full"
-    limit, seconds = done.decode.get("max_new_tokens"), done.decode.get("max_time")
-    if seconds is not None and (limit is None or done.usage.completion < limit):
+    if done.out_of_time:
+        seconds = done.decode["max_time"]
         return f"cut after {seconds:g} s, /set max_time {2 * seconds:g} allows more"
-    if limit is not None:
+    if (limit := done.decode.get("max_new_tokens")) is not None:
         return f"cut at {limit} tokens, /max {2 * limit} allows more"
     return f"cut at max_length {done.decode.get('max_length')}"
 

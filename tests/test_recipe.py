@@ -24,7 +24,7 @@ from repl.conversation import Conversation, Turn
 from repl.errors import UsageError
 from repl.events import Done, Event, Notice, Timing, Token, Usage
 from repl.recipe import Prompt, Shown, Source, literal, script
-from repl.screen import THEME, view
+from repl.screen import THEME, figures, view
 from repl.session import Session
 
 STORY = "Once upon a time"
@@ -262,14 +262,33 @@ def test_what_had_no_effect_is_left_out():
     assert "torch.manual_seed(3)\noutput = model.generate(**inputs, temperature=0.5, top_k=5, length_penalty" in drawn
 
 
-@pytest.mark.parametrize("finish", ["length", "stop"])
-def test_a_limit_of_time_is_left_out_and_where_it_cut_is_told(finish):
-    """What one machine made within it another may not."""
-    text = scripted(given={"max_new_tokens": 9, "max_time": 0.5}, decode={"max_time": 0.5}, finish=finish)
+@pytest.mark.parametrize(
+    ("finish", "limits", "cut"),
+    [
+        ("length", {"max_new_tokens": 9}, True),
+        ("length", {"max_length": 50}, True),
+        ("length", {"max_new_tokens": 1}, False),
+        ("length", {"max_length": 3}, False),
+        ("stop", {"max_new_tokens": 9}, False),
+    ],
+)
+def test_a_limit_of_time_is_left_out_and_where_it_cut_is_told(finish, limits, cut):
+    """What one machine made within it another may not; a reply that reached its length first is as long as asked."""
+    values = {**limits, "max_time": 0.5}
+    text = scripted(given=values, decode=values, finish=finish)
     assert "max_time" not in text
-    assert ("# It was out of time after" in text) == (finish == "length")
-    made = len(recipe.parts(RECORD)[1])
-    assert f"max_new_tokens={made if finish == 'length' else 9}" in text
+    assert ("# It was out of time after 1 token, so this ends there too." in text) == cut
+    ((name, value),) = ({"max_new_tokens": 1} if cut else limits).items()
+    assert f"{name}={value}" in text
+
+
+@pytest.mark.parametrize(("context", "out"), [(3, False), (4, True)])
+def test_a_full_context_is_no_lack_of_time(context, out):
+    values = {"max_new_tokens": 9, "max_time": 0.5}
+    record = replace(RECORD, decode=values, model={**RECORD.model, "context": context})
+    assert record.out_of_time == out
+    assert ("cut after 0.5 s, /set max_time 1 allows more" in figures(record)) == out
+    assert (f"the context of {context} tokens is full" in figures(record)) != out
 
 
 def test_a_gguf_file_is_loaded_as_such():
