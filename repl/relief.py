@@ -7,7 +7,7 @@ from typing import Any
 from repl import quantization, room, weigh
 from repl.errors import Failed, NoMemory
 from repl.loading import Resident
-from repl.room import amount
+from repl.room import ADDRESSES, Room, amount
 from repl.weigh import LOGITS, PACKED, WIDTHS, Sizes
 
 DEAD = ("device-side assert", "illegal memory access", "unspecified launch failure")
@@ -61,8 +61,9 @@ def out_of_memory(resident: Resident, config: Any, prompt: int, words: str) -> N
         "logits": want.logits,
     }
     taken = ", ".join(f"{name} {amount(size)}" for name, size in parts.items())
-    free = ", ".join(f"{each.device} has {amount(each.free)} free" for each in room.measure())
-    remedies = sorted(savings(want), key=lambda found: -found[2])
+    rooms = room.measure()
+    free = ", ".join(f"{each.device} has {amount(each.free)} free" for each in rooms)
+    remedies = sorted(savings(want, _beside(resident, rooms)), key=lambda found: -found[2])
     choices = tuple((line, effect) for line, effect, saved in remedies if saved * LEAST > sum(parts.values()))
     hints = [f"{line} ({effect})" for line, effect in choices]
     return NoMemory(f"memory ran out: {asked(words)}; needed: {taken}; {free}", *hints, choices=choices)
@@ -77,17 +78,30 @@ def asked(words: str) -> str:
     return f"{amount(int(number * BYTES.get(unit, 1)))} more were asked for"
 
 
-def savings(want: Want) -> Iterator[tuple[str, str, int]]:
-    """Yield what could be changed: the line that does it, its effect in words, and the bytes it saves."""
+def _beside(resident: Resident, rooms: list[Room]) -> float:
+    """Return the bytes that a model may take beside the file that it is read from, which takes addresses meanwhile."""
+    bound = [
+        each.free for each in rooms if each.limit == ADDRESSES and each.device in resident.facts.device_map.values()
+    ]
+    return min(bound, default=float("inf"))
+
+
+def savings(want: Want, beside: float = float("inf")) -> Iterator[tuple[str, str, int]]:
+    """Yield what could be changed: the line that does it, its effect in words, and the bytes it saves.
+
+    What has to be loaded again for it is left out where it has no room `beside` its file.
+    """
     facts, load = want.resident.facts, want.resident.load
-    if want.width == 4 and load.quantize == "none":
+    other = want.whole + want.activations + want.logits
+    if want.width == 4 and load.quantize == "none" and (facts.bytes + other) // 2 <= beside:
         saved = facts.bytes // 2 + want.whole // 2
         yield "/dtype bfloat16", f"weights {amount(facts.bytes)} to {amount(facts.bytes // 2)}, KV cache halved", saved
     if load.quantize == "none" and (form := quantization.best(4, load)):
         small = int(facts.parameters * PACKED[form] / 8)
         less = f"weights {amount(facts.bytes)} to about {amount(small)}"
         aside = "" if form == "4bit" else "; with bitsandbytes /quantize 4bit"
-        yield f"/quantize {form}", less + aside, facts.bytes - small
+        if small + other <= beside:
+            yield f"/quantize {form}", less + aside, facts.bytes - small
     if want.beams > 1:
         one = want.cache(want.made, 1, want.width)
         yield "/beams 1", f"KV cache {amount(want.whole)} to {amount(one)}", want.whole - one

@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+ADDRESSES = "ulimit"  # the limit that counts addresses, whatever lies behind them
 SPREAD = ("auto", "balanced", "sequential")  # devices that stand for all there are
 UNLIMITED = 1 << 60  # bytes: control groups without a limit write a number near 2**63
 
@@ -93,7 +94,7 @@ def _process(used: int) -> Iterator[tuple[str, int, int]]:
         return
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit not in (resource.RLIM_INFINITY, -1):
-        yield "ulimit", limit, max(0, limit - used)
+        yield ADDRESSES, limit, max(0, limit - used)
 
 
 def _cuda() -> list[Room]:

@@ -11,12 +11,13 @@ import pytest
 from repl import relief, weigh
 from repl.errors import Failed, NoMemory
 from repl.mishaps import is_memory
-from repl.room import amount
+from repl.room import Room, amount
 from repl.screen import Screen
 from repl.session import Session
 from repl.shell import Shell
 
 WANTED = 1 << 50  # bytes that no machine has
+GB = 10**9
 
 
 @pytest.fixture
@@ -69,6 +70,18 @@ def test_every_remedy_is_a_line_with_its_computed_effect(session: Session) -> No
         found = registry.find(registry.split(line)[0])
         registry.parse(found, registry.split(line)[1])
     assert lines["/dtype bfloat16"].startswith("weights 539 KiB to 270 KiB")
+
+
+@pytest.mark.parametrize(("limit", "free", "offered"), [("", 0, True), ("ulimit", 0, False), ("ulimit", GB, True)])
+def test_what_has_to_be_loaded_again_needs_room_beside_its_file(
+    session: Session, limit: str, free: int, offered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on addresses counts the mapped file too: a number that would be refused is not offered."""
+    monkeypatch.setattr(relief.room, "measure", lambda: [Room("cpu", GB, free, limit)])
+    lines = dict(refused(session).choices)
+    assert ("/dtype bfloat16" in lines) == offered
+    assert any(line.startswith("/quantize") for line in lines) == offered
+    assert "/max_new_tokens 20" in lines
 
 
 def test_beams_count_each_for_itself(session: Session) -> None:
