@@ -48,9 +48,9 @@ def into(
 
 
 def _close(session: Session, turn: Turn, lead: str, done: Done | None, state: str) -> None:
-    text = lead + done.text if done else ""
-    closed = session.conversation.close(turn, text, state, done)
-    if text or state == "complete":
+    there = done is not None and (bool(done.text) or state == "complete")  # a beginning that was given is no reply
+    closed = session.conversation.close(turn, lead + done.text if done and there else "", state, done)
+    if there:
         session.last = closed
         if turn.role == "assistant":
             session.conversation.head = closed.id

@@ -1,5 +1,7 @@
 """Talk: messages, plain continuation, the system instruction, and trying again."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 from repl import point
@@ -25,10 +27,13 @@ def say(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
         raise UsageError("the prompt is empty")
     if not session.talks():
         return raw(session, text)
-    text = _with_files(session, text)
-    talk, aim = session.conversation, session.aim
-    session.aim = None
-    return _answer(session, talk.add("user", text, aim.parent if aim else talk.head), session.settings)
+
+    def send() -> Task[Done]:
+        whole, talk, aim = _with_files(session, text), session.conversation, session.aim
+        session.aim = None
+        return _answer(session, talk.add("user", whole, aim.parent if aim else talk.head), session.settings)
+
+    return _sent(session, send)
 
 
 @command("talk", waits=True)
@@ -47,7 +52,7 @@ def retry(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> T
     session.answers()
     last = _last(session)
     chosen = changed(session.settings, changes, parts=("decode", "view"))
-    return _answer(session, session.conversation.turns[last.parent or 0], chosen)
+    return _sent(session, lambda: _answer(session, session.conversation.turns[last.parent or 0], chosen))
 
 
 @command("talk", name="continue", waits=True)
@@ -102,6 +107,22 @@ def clear(session: Session) -> Said:
     session.conversation.clear()
     session.moved()
     return Said(f"a new conversation · {count} messages set aside" if count else "a new conversation")
+
+
+def _sent(session: Session, send: Callable[[], Task[Done]]) -> Task[Done]:
+    """Send a message; the files, the beginning and the branch meant for it wait for the next where no reply comes."""
+    along, head = (list(session.attached), session.prefill, session.aim), session.conversation.head
+
+    def settle(task: Task[Done]) -> Done:
+        try:
+            done: Done = task.settle()
+        finally:
+            if session.conversation.head == head:
+                session.attached, session.prefill, session.aim = along
+        return done
+
+    task = send()
+    return replace(task, settle=lambda: settle(task))
 
 
 def _with_files(session: Session, text: str) -> str:
