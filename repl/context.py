@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from repl.errors import Overflow
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 SHARE = 8  # a reply should find at least this part of the context free
 
 

@@ -2,14 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from repl.errors import UsageError
 from repl.events import Done
+from repl.parts import Parts
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message; `state` is open, complete, cancelled or failed, `record` says how a reply was made."""
+    """One message; `state` is open, complete, cancelled or failed, `record` says how a reply was made.
+
+    The `text` of a reply is all of it, exactly: what it was made to begin with, and what was made.
+    """
 
     id: int
     parent: int | None
@@ -17,6 +22,11 @@ class Turn:
     text: str
     state: str = "complete"
     record: Done | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """Return what was thought, answered and called."""
+        return self.record.parts if self.record and self.text else Parts(answer=self.text)
 
 
 def forget(turn: Turn) -> None:
@@ -79,10 +89,10 @@ class Conversation:
             turn = below[-1]
         return turn
 
-    def messages(self, leaf: int | None = None) -> list[dict[str, str]]:
-        """Return the path as the role/content pairs that a chat template takes."""
+    def messages(self, leaf: int | None = None) -> list[dict[str, Any]]:
+        """Return the path as role/content pairs, a reply with all of its text and, beside that, its parts."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return system + [{"role": turn.role, "content": turn.text} for turn in self.path(leaf)]
+        return system + [message(turn.role, turn.text, turn.parts) for turn in self.path(leaf)]
 
     # move
 
@@ -99,6 +109,11 @@ class Conversation:
     def clear(self) -> None:
         """Begin anew; the turns so far stay in the tree."""
         self.head = None
+
+
+def message(role: str, content: str, parts: Parts) -> dict[str, Any]:
+    """Return a message of a conversation; what a template reads is made of it where it is rendered."""
+    return {"role": role, "content": content, **({"parts": parts} if role == "assistant" else {})}
 
 
 def _are(count: int) -> str:

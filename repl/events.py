@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from repl.parts import Parts
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -171,6 +173,7 @@ class Done:
     """A reply as it ended, with the record of how it was made.
 
     `prompt_ids + token_ids` are the ids the model saw and made; `finish` is stop, length, stop_string or cancelled.
+    `text` is the answer in `raw`: without what was thought, and without the tools that were called.
     """
 
     text: str
@@ -203,6 +206,23 @@ class Done:
     """Of the reply's tokens, one for each; empty where they were not measured."""
     drafts: Drafts | None = None
     """How it was read ahead."""
+    raw: str = ""
+    """All that was made, exactly: the joined texts of the tokens."""
+    thinking: str = ""
+    """What was thought before the answer."""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    """The tools that were called, each with `name` and `arguments`."""
+    begun: Parts = field(default_factory=Parts)
+    """The parts of what the reply was made to begin with."""
+
+    def __post_init__(self) -> None:
+        if not self.raw:  # of a record from before there were parts, the text was all that was made
+            object.__setattr__(self, "raw", self.text)
+
+    @property
+    def parts(self) -> Parts:
+        """Return the parts of the whole reply, with the beginning that it was given."""
+        return self.begun + Parts(self.thinking, self.text, self.tool_calls)
 
     @property
     def tokens(self) -> int:

@@ -89,7 +89,7 @@ def wanted(settings: Settings) -> int:
     return min(max(settings.view.logprobs, KEPT if settings.view.probs != "off" else 0), MOST)
 
 
-def plain(message: Mapping[str, str]) -> dict[str, str]:
+def plain(message: Mapping[str, Any]) -> dict[str, str]:
     """Return a message as it is sent: what was thought before an answer is not part of the talk."""
     content = message["content"]
     if message["role"] == "assistant":

@@ -8,10 +8,11 @@ from itertools import pairwise
 from math import log
 
 from repl import decoding, sides
-from repl.conversation import Conversation
+from repl.conversation import Conversation, message
 from repl.errors import Cancelled, ReplError, UsageError
 from repl.events import Columns, Done, InColumn, Progress
 from repl.loading import Resident
+from repl.parts import Parts
 from repl.request import Message, encode
 from repl.settings import Load, Settings
 from repl.sides import Aside, Asked, Here, Made, There
@@ -133,7 +134,8 @@ class Rehearsal:
                 return  # what follows would answer an answer that is not there
             if isinstance(side, Here) and again.made.done:
                 self.found[-1] = self._weighed(side.resident, again, Aside(emit, 0))
-            said = (*messages, {"role": "assistant", "content": sides.spoken(again.made)}) if messages else ()
+            parts = again.made.done.parts if again.made.done else Parts()
+            said = (*messages, message("assistant", sides.spoken(again.made), parts)) if messages else ()
 
     def _check(self, side: Here | There) -> None:
         """Refuse a model that cannot chat; raises `UsageError`."""

@@ -12,7 +12,7 @@ from repl.loading import Resident
 from repl.settings import Settings
 from repl.worker import Emit
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

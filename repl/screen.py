@@ -318,7 +318,8 @@ def as_record(command: str, result: Any) -> dict[str, Any]:
         case Loaded(facts=facts, asked=asked):
             return {"event": "loaded", "model": model_entry(facts, asked), "seconds": round(facts.seconds, 3)}
         case Done():
-            return {"event": "done", **{name: value for name, value in plain(result).items() if name != "measures"}}
+            kept = {name: value for name, value in plain(result).items() if name not in ("measures", "begun")}
+            return {"event": "done", **kept}
         case _:
             return {"event": "result", "command": command, "data": plain(result)}
 

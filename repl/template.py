@@ -181,7 +181,7 @@ def _plain(value: Any) -> Any:
 
 def _aliased(message: Message) -> dict[str, Any]:
     """Leave out what is None, and give a message's reasoning every name that templates know it by."""
-    known = {name: value for name, value in message.items() if value is not None}
+    known = {name: value for name, value in message.items() if value is not None and name != "parts"}
     reasoning = next((known[name] for name in REASONING if name in known), None)
     return known if reasoning is None else {"thinking": reasoning, **known, "reasoning_content": reasoning}
 
