@@ -129,7 +129,7 @@ def diverge(store: Store, asked: Asked, other: Load, names: tuple[str, str], emi
     Raises `UsageError` where the other has another tokenizer, and what loading and reading raise.
     """
     if other.model != store.current().load.model:
-        alike(store.current(), other, emit)
+        alike(store, other, emit)
     text = _text(store.current(), asked, emit)
     emit(Progress("load the other"))
     try:
@@ -201,9 +201,10 @@ def _text(resident: Resident, asked: Asked, emit: Emit) -> Text:
     return Text(done, found, rows.named(found))
 
 
-def alike(resident: Resident, other: Load, emit: Emit) -> None:
+def alike(store: Store, other: Load, emit: Emit) -> None:
     """Check that another model reads the same ids: same vocabulary, same cuts; raises `UsageError`."""
-    theirs, _ = loading.tokenizer(other, emit)
+    theirs, _ = loading.tokenizer(other, emit, store.consents)
+    resident = store.current()
     ours, name = resident.tokenizer, resident.facts.name
     one, two = ours.get_vocab(), theirs.get_vocab()
     if one != two:

@@ -69,17 +69,23 @@ def locate(folder: Path, name: str) -> Path:
         raise bad(name, "is a path that leads out of the folder")
     path = folder / name
     try:
-        real, there = path.resolve(), path.is_file()
+        check_link(folder, path)
+        there = path.is_file()
     except RuntimeError as error:
         raise bad(name, "is a link to itself") from error
     except (OSError, ValueError) as error:  # too long, not to be encoded
         raise bad(name, "is no name for a file here") from error
-    if not any(real.is_relative_to(home) for home in homes(folder)):
-        raise bad(name, f"is a link that leads out of the folder, to {real}")
     if not there:
         cause = "is a broken link" if path.is_symlink() else "is not a file" if path.exists() else "is missing"
         raise bad(name, cause)
     return path
+
+
+def check_link(folder: Path, path: Path) -> None:
+    """Raise `BadModel` for a path below a folder that a link leads out of it."""
+    real = path.resolve()
+    if not any(real.is_relative_to(home) for home in homes(folder)):
+        raise bad(path.relative_to(folder).as_posix(), f"is a link that leads out of the folder, to {real}")
 
 
 def homes(folder: Path) -> list[Path]:

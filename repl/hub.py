@@ -18,6 +18,7 @@ from repl.errors import BadModel, NotFound, ReplError, Unreachable, UsageError
 from repl.events import Progress
 from repl.snapshots import Found, Want, cached, cached_models
 from repl.transfer import Meter, prepare, watched
+from repl.trust import could_run
 from repl.worker import Emit
 
 __all__ = ["Found", "adapter", "cached", "cached_models", "locate"]
@@ -174,7 +175,7 @@ def needed(want: Want, folder: Path, first: str, names: Iterable[str]) -> list[s
     """Choose the files: tokenizer, templates, defaults, code if wanted, then the weights that begin with `first`."""
     top = [name for name in names if "/" not in name and any(fnmatchcase(name, pattern) for pattern in LIGHT)]
     templates = [name for name in names if name.startswith("additional_chat_templates/")]
-    code = [name for name in names if want.code and name.endswith(".py")]
+    code = [name for name in names if want.code and could_run(name)]
     weights = snapshots.shards(folder, first)
     if missing := [name for name in weights if name not in names]:
         raise BadModel(f"{first} of {want} names {missing[0]!r}, which is not there")

@@ -181,10 +181,12 @@ def _examined(load: Load, found: hub.Found, consents: Consents) -> Weights:
         raise
 
 
-def tokenizer(load: Load, emit: Emit) -> tuple[Any, Path]:
+def tokenizer(load: Load, emit: Emit, consents: Consents | None = None) -> tuple[Any, Path]:
     """Load the tokenizer alone of a model that is on this machine, and tell its folder; raises a `ReplError`."""
     libraries.bring(emit)
     found = _find(load, emit, offline=True)
+    if load.trust_remote_code:
+        (consents or Consents()).check(load, found)
     return reading.tokenizer(found, load, emit), found.folder
 
 

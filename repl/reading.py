@@ -3,9 +3,10 @@
 import os
 from typing import Any
 
-from repl import hollow, hub, placement, quantization, quiet
+from repl import hollow, hub, placement, quantization, quiet, trust
 from repl.errors import BadModel, Cancelled, ReplError
 from repl.events import Progress
+from repl.folder import NeedsCode
 from repl.mishaps import sentence
 from repl.settings import Load
 from repl.worker import Emit
@@ -77,6 +78,10 @@ def tokenizer(found: hub.Found, load: Load, emit: Emit) -> Any:
     except (ReplError, Cancelled):
         raise
     except BaseException as error:  # the Rust side panics with a BaseException
+        if not load.trust_remote_code and (own := trust.tokenizer_code(found.folder)):
+            needs = NeedsCode(own, config="tokenizer_config.json")
+            needs.found = found
+            raise needs from error
         raise BadModel(f"the tokenizer in {found.folder} does not load: {sentence(error)}") from error
 
 

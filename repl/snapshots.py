@@ -110,9 +110,10 @@ def shards(folder: Path, first: str) -> list[str]:
 
 
 def modules(folder: Path) -> list[str]:
-    """List the Python files that the config asks for from its own repository."""
-    declared = read(folder / "config.json").get("auto_map")
-    values = declared.values() if isinstance(declared, dict) else ()
+    """List the Python files that the configs of model and tokenizer ask for from their own repository."""
+    configs = [name for name in ("config.json", "tokenizer_config.json") if (folder / name).is_file()]
+    declared = [read(folder / name).get("auto_map") for name in configs]
+    values = [each for entry in declared for each in (entry.values() if isinstance(entry, dict) else (entry,))]
     words = [word for value in values for word in (value if isinstance(value, list) else [value])]
     return sorted({f"{word.split('.')[0]}.py" for word in words if isinstance(word, str) and "--" not in word})
 

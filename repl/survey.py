@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from repl import builtin, folder, hub, libraries, paths, snapshots
+from repl import builtin, folder, hub, libraries, paths, snapshots, trust
 from repl.errors import BadModel, NotFound, ReplError, Unreachable
 from repl.events import Progress
-from repl.folder import NeedsCode
 from repl.headers import BITS, Tensor, Weights, counted, entry
 from repl.hub import Listing
 from repl.settings import Load
@@ -21,7 +21,7 @@ from repl.weigh import Sizes
 from repl.worker import Emit
 
 HEADERS = 24  # files whose headers are read one by one; of more, the Hub's own count is taken
-CODE = ".py"
+GENERATE = "custom_generate/generate.py"  # takes the place of `generate` where code may run
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,25 +81,14 @@ def here(load: Load, found: snapshots.Found) -> Survey:
     weights = folder.examine(found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=True)
     files = [*weights.files, *([] if found.gguf_file else ["config.json"])]
     size = sum((found.folder / name).stat().st_size for name in files)
-    code = code_here(found) if needs_code(found) else None
-    return Survey(found.commit, weights, config(found.folder, found.gguf_file), cached=size, code=code)
+    return Survey(found.commit, weights, config(found.folder, found.gguf_file), cached=size, code=code_here(found))
 
 
-def needs_code(found: snapshots.Found) -> bool:
-    """Tell whether a folder loads only with Python code of its own."""
-    if found.gguf_file:
-        return False
-    try:
-        folder.check_type(folder.read_config(found.folder), False)
-    except NeedsCode:
-        return True
-    return False
-
-
-def code_here(found: snapshots.Found) -> Code:
-    """List the Python files of a folder."""
-    files = {path.name: path.stat().st_size for path in sorted(found.folder.glob(f"*{CODE}")) if path.is_file()}
-    return Code(files, found.commit)
+def code_here(found: snapshots.Found) -> Code | None:
+    """List what could run of a folder that asks for code of its own."""
+    asks = trust.asked_for(found.folder) or (found.folder / GENERATE).is_file()
+    files = {name: path.stat().st_size for name, path in trust.sources(found.folder).items()} if asks else {}
+    return Code(files, found.commit) if asks else None
 
 
 def config(folder_: Path, gguf_file: str = "") -> Any:
@@ -130,8 +119,7 @@ def there(want: Want, listing: Listing, emit: Emit) -> Survey:
     names = wanted(want, place, listing, emit)
     weights = remote_weights(want, [name for name in names if name.endswith(folder.OTHERS)], listing, read, emit)
     missing = {name: listing.sizes[name] for name in names if not (place / name).is_file()}
-    found = snapshots.Found(want.model, place, listing.commit, want.gguf_file)
-    code = code_there(listing) if not want.gguf_file and needs_code(found) else None
+    code = None if want.gguf_file else code_there(want, place, listing, emit)
     kept = sum(listing.sizes[name] for name in names if name not in missing)
     return Survey(listing.commit, weights, read, listing.gated, missing, kept, code)
 
@@ -154,10 +142,12 @@ def withheld(want: Want, listing: Listing) -> Survey:
     return Survey(listing.commit, weights, None, True, {name: listing.sizes[name] for name in names})
 
 
-def code_there(listing: Listing) -> Code:
-    """List the Python files of a repository."""
-    files = {name: size for name, size in sorted(listing.sizes.items()) if name.endswith(CODE)}
-    return Code(files, listing.commit)
+def code_there(want: Want, place: Path, listing: Listing, emit: Emit) -> Code | None:
+    """List what could run of a repository that asks for code of its own; its small configs are fetched for it."""
+    files = {name: size for name, size in sorted(listing.sizes.items()) if trust.could_run(name)}
+    for name in (name for name in listing.sizes if files and fnmatchcase(name, trust.CONFIGS) and "/" not in name):
+        hub.fetch(want, name, listing.commit, Meter(emit, listing.sizes), emit)
+    return Code(files, listing.commit) if GENERATE in files or trust.asked_for(place) else None
 
 
 def remote_weights(want: Want, names: list[str], listing: Listing, config: Any, emit: Emit) -> Weights:

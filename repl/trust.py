@@ -2,22 +2,28 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from repl import folder
 from repl.folder import NeedsCode
-from repl.headers import bad, read_json
+from repl.headers import bad, check_link, locate, read_json
 from repl.settings import Load
 from repl.snapshots import Found
 
 FILE = "trusted.json"
+CONFIGS = "*config*.json"  # whatever the library reads an `auto_map` from, older configs such as config.4.0.0.json too
+CODE = (
+    *(".py", ".pyw", ".pyc", ".pyx", ".pyd", ".so", ".dll", ".dylib", ".zip", ".egg", ".whl", ".sh"),
+    *(".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".mm", ".metal"),
+)
 
 
 class Consents:
-    """What the user allowed to run, by model: a commit, or for a plain folder the digest of its Python files."""
+    """What the user allowed to run, by model: a commit, or for a plain folder the digest of its code."""
 
     def __init__(self, saved: Path | None = None) -> None:
         self._saved = saved
@@ -43,16 +49,14 @@ class Consents:
 
     def check(self, load: Load, found: Found) -> None:
         """Raise `NeedsCode` if the code is not what was allowed; code that was switched on by hand is from now on."""
-        declared = {} if found.gguf_file else asked_for(found.folder)
-        if not declared:
+        declared, code = asked_for(found.folder), sources(found.folder)
+        if not declared and not code:
             return
-        if elsewhere := [name for name in folder.code_files(declared) if ": " in name]:
-            raise bad("config.json", f"takes code from another repository ({elsewhere[0]}), which hub-repl never runs")
+        check_places(found.folder, declared)
         now = mark(found)
         before = self.given.setdefault(load.model, now)
         if before != now:
-            said = f"the code of {load.model} changed since you allowed it: from {before[:12]} to {now[:12]}"
-            raise NeedsCode(folder.code_files(declared), said)
+            raise NeedsCode(tuple(code), _changed(load.model, before, now))
 
     def _write(self) -> None:
         if self._saved is not None:
@@ -61,29 +65,84 @@ class Consents:
             self._saved.chmod(0o600)
 
 
+def _changed(model: str, before: str, now: str) -> str:
+    if len(before) < len(now):
+        return f"the code of {model} was allowed by a version that did not watch all of it: allow it once more"
+    return f"the code of {model} changed since you allowed it: from {before[:12]} to {now[:12]}"
+
+
 def asked_for(place: Path) -> dict[str, Any]:
-    """Return the classes that a folder asks for from Python files: for its model and for its tokenizer."""
+    """Return the classes that the configs of a folder ask for from Python files: lists by file and kind of class."""
     asked: dict[str, Any] = {}
-    for name in ("config.json", "tokenizer_config.json"):
-        if (place / name).is_file():
-            declared = read_json(place, name).get("auto_map")
-            asked |= {f"{name} {key}": value for key, value in declared.items()} if isinstance(declared, dict) else {}
+    for name in sorted(path.name for path in place.glob(CONFIGS) if path.is_file()):
+        for key, value in _maps(read_json(place, name, folder.LARGEST_CONFIG)):
+            asked.setdefault(f"{name} {key}", []).extend(value if isinstance(value, list) else [value])
     return asked
 
 
+def _maps(content: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of every `auto_map` at any depth; the older form for tokenizers is a list."""
+    parts = [content]
+    while parts:
+        part = parts.pop()
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        declared = part.get("auto_map") if isinstance(part, dict) else None
+        if isinstance(declared, dict):
+            yield from declared.items()
+        elif declared:
+            yield "AutoTokenizer", declared
+
+
+def tokenizer_code(place: Path) -> tuple[str, ...]:
+    """Name the Python files that a folder asks for to make its tokenizer."""
+    return folder.code_files(
+        {name: value for name, value in asked_for(place).items() if name.endswith("AutoTokenizer")}
+    )
+
+
+def check_places(place: Path, declared: Mapping[str, Any]) -> None:
+    """Raise `BadModel` for code that a config takes from outside of the folder."""
+    for name, files in ((name, folder.code_files({name: value})) for name, value in declared.items()):
+        for file in files:
+            if ": " in file:
+                cause = f"takes code from another repository ({file}), which hub-repl never runs"
+                raise bad(name.split()[0], cause)
+            if os.path.lexists(place / file):
+                locate(place, file)
+
+
 def mark(found: Found) -> str:
-    """Return what a consent is for: the commit, or a digest of the Python files of a plain folder."""
-    return found.commit or digest({path.name: path.read_bytes() for path in sources(found.folder)})
+    """Return what a consent is for: the commit, or for a plain folder a digest of its code and of what asks for it."""
+    if found.commit:
+        return found.commit
+    total = hashlib.sha256(json.dumps(asked_for(found.folder), sort_keys=True).encode())
+    for name, path in sources(found.folder).items():
+        total.update(f"\n{json.dumps(name)} {_content(path)}".encode())
+    return total.hexdigest()
 
 
-def sources(place: Path) -> list[Path]:
-    """List the Python files of a folder, those below it too."""
-    return sorted(path for path in place.rglob("*.py") if path.is_file())
+def _content(path: Path) -> str:
+    if path.is_dir():
+        return f"link to {os.readlink(path)}"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(files: Mapping[str, bytes]) -> str:
-    """Return one name for the contents of some files."""
-    total = hashlib.sha256()
-    for name, content in files.items():
-        total.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
-    return total.hexdigest()[:40]
+def sources(place: Path) -> dict[str, Path]:
+    """List what could run in a folder and below it, by path: Python files, and libraries and sources that these load.
+
+    Links to folders are listed as they are. Raises `BadModel` for a link that leads out, and for what is no file.
+    """
+    found: dict[str, Path] = {}
+    for at, folders, files in os.walk(place):
+        linked = [name for name in folders if (Path(at) / name).is_symlink()]
+        for path in (Path(at) / name for name in (*filter(could_run, files), *linked)):
+            name = path.relative_to(place).as_posix()
+            check_link(place, path)
+            found[name] = path if path.is_dir() else locate(place, name)
+    return dict(sorted(found.items()))
+
+
+def could_run(name: str) -> bool:
+    """Tell whether Python or a compiler would take a file for code, by its name."""
+    return name.lower().endswith(CODE)

@@ -11,14 +11,15 @@ import driving
 import pytest
 from fakehub import FakeHub, Fault
 
-from repl import quiet
+from repl import quiet, trust
 from repl.commands.trust import Trust
 from repl.errors import BadModel, ReplError, UsageError
 from repl.folder import NeedsCode
 from repl.screen import Screen
 from repl.session import Session
-from repl.settings import Settings
+from repl.settings import Load, Settings
 from repl.shell import Shell
+from repl.snapshots import Found
 from repl.store import Store
 from repl.trust import Consents
 from repl.worker import Worker
@@ -158,6 +159,154 @@ def test_the_code_of_a_tokenizer_is_code(session: Session, llama_folder: Path, c
     session.settings = session.settings.put("model", str(folder), "you")
     with pytest.raises(BadModel, match="code from another repository"):
         driving.run(session, "/trust_remote_code on", "/info")
+
+
+def altered(path: Path) -> None:
+    path.write_text(path.read_text() + "# another byte\n")
+
+
+def renamed(path: Path) -> None:
+    path.rename(path.with_name("other.py"))
+
+
+def moved(path: Path) -> None:
+    path.rename(next(path.parents[up] for up in (0, 1) if (path.parents[up] / "moved").exists()) / "moved" / path.name)
+
+
+def added(path: Path) -> None:
+    (path.parent / "added.py").touch()
+
+
+def relinked(folder: Path) -> None:
+    (folder / "link").unlink()
+    (folder / "link").symlink_to("b")
+
+
+def remapped(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"]["AutoModelForCausalLM"] = "modeling_z.Config"
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+CODE = (
+    "modeling_z.py",
+    "a/same.py",
+    "b/same.py",
+    "custom_generate/generate.py",
+    "kernels/fast.cu",
+    "lib/x.SO",
+    ".h/i.py",
+)
+CHANGES = {
+    **{f"{each.__name__} {name}": (each, name) for name in CODE for each in (altered, renamed, moved, added)},
+    "the class that is asked for": (remapped, ""),
+    "a link to a folder": (relinked, ""),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_change_of_code_asks_again(name: str, llama_folder: Path, tmp_path: Path) -> None:
+    """Whatever could run is watched by its path: no file can change, come, go or change places unseen."""
+    folder = coded(tmp_path / "coded", llama_folder, tmp_path / "canary")
+    (folder / "moved").mkdir()
+    for file in CODE[1:]:
+        (folder / file).parent.mkdir()
+        (folder / file).write_text("x = 1\n")
+    (folder / "link").symlink_to("a")
+    load, found = Load(model=str(folder), trust_remote_code=True), Found(str(folder), folder, "", "")
+    consents = Consents(tmp_path / "trusted.json")
+    consents.give(load.model, trust.mark(found), lasting=True)
+    change, file = CHANGES[name]
+    consents.check(load, found)
+    change(folder / file)
+    with pytest.raises(NeedsCode, match="changed since you allowed it"):
+        Consents(tmp_path / "trusted.json").check(load, found)
+
+
+def test_two_files_that_change_places_are_a_change(llama_folder: Path, tmp_path: Path) -> None:
+    folder = coded(tmp_path / "coded", llama_folder, tmp_path / "canary")
+    for name in "ab":
+        (folder / name).mkdir()
+        (folder / name / "same.py").write_text(name)
+    found = Found(str(folder), folder, "", "")
+    before = trust.mark(found)
+    (folder / "a").rename(folder / "c")
+    (folder / "b").rename(folder / "a")
+    (folder / "c").rename(folder / "b")
+    assert trust.mark(found) != before
+
+
+OUTSIDE: dict[str, dict[str, Any]] = {
+    "config.json": {"auto_map": {"AutoModel": "other/repo--m.M"}},
+    "config.4.0.0.json": {"auto_map": {"AutoConfig": "other/repo--m.M"}},
+    "preprocessor_config.json": {"auto_map": {"AutoProcessor": "other/repo--m.M"}},
+    "tokenizer_config.json": {"auto_map": ["other/repo--m.M", None]},
+    "processor_config.json": {"inner": [{"auto_map": {"A": "other/repo--m.M"}}, {"auto_map": {"A": "m.M"}}]},
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_no_config_takes_code_from_elsewhere(name: str, llama_folder: Path, tmp_path: Path) -> None:
+    """Wherever the library would read it: an older config, a processor, the older form for tokenizers."""
+    folder = shutil.copytree(llama_folder, tmp_path / "sly")
+    before = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    (folder / name).write_text(json.dumps(before | OUTSIDE[name]))
+    for gguf_file in ("", "x.gguf"):
+        with pytest.raises(BadModel, match=rf"{name} takes code from another repository"):
+            Consents().check(Load(model=str(folder)), Found(str(folder), folder, "", gguf_file))
+
+
+@pytest.mark.parametrize("link", ["modeling_y.py", "sub/modeling_y.py", "folder"])
+def test_code_behind_a_link_that_leads_out_is_refused(link: str, llama_folder: Path, tmp_path: Path) -> None:
+    """What lies outside could change unseen; so could what a config names by a full path."""
+    folder = coded(tmp_path / "coded", llama_folder, tmp_path / "canary")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "modeling_y.py").touch()
+    (folder / link).parent.mkdir(exist_ok=True)
+    (folder / link).symlink_to(tmp_path / "out" / ("" if link == "folder" else "modeling_y.py"))
+    with pytest.raises(BadModel, match="link that leads out of the folder"):
+        Consents().check(Load(model=str(folder)), Found(str(folder), folder, "", ""))
+    (folder / link).unlink()
+    named = {"AutoModel": f"{tmp_path}/out/modeling_y.Y"}
+    (folder / "config.json").write_text(json.dumps({"auto_map": named}))
+    with pytest.raises(BadModel, match="leads out of the folder"):
+        Consents().check(Load(model=str(folder)), Found(str(folder), folder, "", ""))
+
+
+def test_a_consent_that_watched_less_is_asked_for_again(llama_folder: Path, tmp_path: Path) -> None:
+    folder = coded(tmp_path / "coded", llama_folder, tmp_path / "canary")
+    consents = Consents()
+    consents.give(str(folder), "0" * 40)
+    with pytest.raises(NeedsCode, match="did not watch all of it"):
+        consents.check(Load(model=str(folder)), Found(str(folder), folder, "", ""))
+
+
+TOKENIZER = """
+import pathlib
+from transformers import PreTrainedTokenizerFast
+pathlib.Path({canary!r}).touch()
+class Tok(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+def test_code_in_a_tokenizer_alone_leads_to_the_question(
+    session: Session, llama_folder: Path, canary: Path, tmp_path: Path
+) -> None:
+    """The model is the library's own; its tokenizer is made by a file in a folder below."""
+    folder = shutil.copytree(llama_folder, tmp_path / "tok")
+    options = {"tokenizer_class": "Tok", "auto_map": {"AutoTokenizer": [None, "tok.Tok"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(options))
+    (folder / "tok.py").write_text(TOKENIZER.format(canary=str(canary)))
+    (folder / "tokenizer.json").rename(folder / "vocab.json")
+    with pytest.raises(NeedsCode, match=r"tokenizer_config.json asks .*\(tok\.py\)") as caught:
+        load(session, folder)
+    assert caught.value.hints == ("/trust",)
+    assert list(driving.run(session, "/trust").files) == ["tok.py"]
+    assert not canary.exists()
+    (folder / "vocab.json").rename(folder / "tokenizer.json")
+    driving.run(session, "/trust yes", "/info")
+    assert canary.exists()
 
 
 def test_a_broken_file_of_consents_allows_nothing(tmp_path: Path) -> None:
