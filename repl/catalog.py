@@ -70,9 +70,8 @@ def _cached(repo: Any) -> Cached:
     if packed and not whole:
         return Cached(f"{repo.repo_id}:{packed[0]}", repo.size_on_disk, True, "gguf", 0, repo.last_accessed)
     dtype, parameters = stored(place) if whole else ("", 0)
-    begun = sum(path.stat().st_size for path in Path(repo.repo_path).glob("blobs/*.part"))  # of a stopped download
     mark = "" if not revisions or "main" in revisions[-1].refs else f"@{revisions[-1].commit_hash}"
-    return Cached(repo.repo_id + mark, repo.size_on_disk + begun, whole, dtype, parameters, repo.last_accessed)
+    return Cached(repo.repo_id + mark, repo.size_on_disk, whole, dtype, parameters, repo.last_accessed)
 
 
 def stored(place: Path) -> tuple[str, int]:

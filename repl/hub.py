@@ -14,7 +14,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from repl import snapshots
-from repl.errors import BadModel, NotFound, ReplError, Unreachable, UsageError
+from repl.errors import BadModel, Cancelled, NotFound, ReplError, Unreachable, UsageError
 from repl.events import Progress
 from repl.snapshots import Found, Want, cached, cached_models
 from repl.transfer import Meter, prepare, watched
@@ -189,9 +189,11 @@ def fetch(want: Want, name: str, revision: str, meter: Meter, emit: Emit) -> Non
     bar = meter.begin(name)
     try:
         watched(partial(hf_hub_download, want.model, name, revision=revision, tqdm_class=bar), emit)
+        meter.end()
+    except Cancelled:
+        raise Cancelled(f"files that have come whole are kept, {name} will start again") from None
     except Exception as error:  # as for the probe
         raise explained(error, want, emit) or Unreachable(meter.stopped(), f"/model {want.model}") from error
-    meter.end()
 
 
 def check_room(want: Want, size: int) -> None:

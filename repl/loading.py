@@ -112,7 +112,6 @@ BASES = Bases()
 MakeRoom = Callable[[int, Callable[[list[Room]], None]], None]
 
 
-@libraries.returnable()
 def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: Consents | None = None) -> Resident:
     """Load a model; before memory is taken `make_room` gets the bytes and a check that refuses what does not fit.
 
@@ -143,15 +142,14 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
 
 def _bare(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: Consents) -> adapters.Base:
     """Read a model from its files; an adapter to be merged comes before packing, every other after it."""
-    placed = placement.options(load)  # a device that is not there needs no model to be found
+    placement.options(load)  # a device that is not there needs no model to be found
     found = _find(load, emit, offline)
     weights = _examined(load, found, consents)
     quantization.admit(load, quantization.stored(found.folder))
     with translated(load):
         config = reading.config(found, load)
     make_room(weigh.needs(weights, config, load).total, lambda rooms: fit.check(weights, config, load, rooms))
-    mapped = weigh.in_place(weights, load) and placed["device_map"] == {"": "cpu"}
-    with translated(load), weighed(weights, config, load), libraries.uncollected(), libraries.unpooled(mapped):
+    with translated(load), weighed(weights, config, load), libraries.uncollected():
         tokenizer = reading.tokenizer(found, load, emit)
         model, report = reading.model(found, load, config, weights.format, emit)
         reading.check(found, model, report)

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from repl import hollow, hub, placement, quantization, quiet, trust
+from repl import hub, placement, quantization, quiet, trust
 from repl.errors import BadModel, Cancelled, ReplError
 from repl.events import Progress
 from repl.folder import NeedsCode
@@ -91,7 +91,7 @@ def model(found: hub.Found, load: Load, config: Any, form: str, emit: Emit) -> t
 
     with emit.shield():
         _class(config)  # imports the model's own code
-    with quiet.bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))), hollow.made():
+    with quiet.bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
         read, report = AutoModelForCausalLM.from_pretrained(
             str(found.folder), config=config, output_loading_info=True, **_options(load, found, config, form)
         )

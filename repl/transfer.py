@@ -2,21 +2,17 @@
 
 import importlib
 import logging
-import os
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, TypeVar
 
 from repl.errors import Cancelled
-from repl.events import Notice, Progress
+from repl.events import Progress
 from repl.quiet import Bar
 from repl.worker import Emit, aside
 
 T = TypeVar("T")
-CHUNK = 1 << 20  # bytes between two looks at whether the user stopped the download
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
 
 
@@ -50,48 +46,10 @@ def prepare(emit: Emit) -> None:
 
 def _prepare() -> None:
     importlib.import_module("huggingface_hub.hf_api")
-    library: Any = importlib.import_module("huggingface_hub.file_download")
-    constants: Any = importlib.import_module("huggingface_hub.constants")
-    constants.DOWNLOAD_CHUNK_SIZE = CHUNK  # a cancelled download notices after a chunk: 10 MB by default
-    if library.http_get.__module__ != __name__:
-        library.http_get = resuming(library.http_get)
     logger = logging.getLogger("huggingface_hub")
     if not any(isinstance(each, Watch) for each in logger.handlers):
         logger.handlers[:] = [Watch()]
     logger.propagate = True
-
-
-def resuming(get: Callable[..., None]) -> Callable[..., None]:
-    """Let the library's download of a file go on where one before was stopped; by itself it begins anew.
-
-    What there is of a file is kept under the hash of the whole, so a file that has changed is not gone on with.
-    """
-
-    def http_get(url: str, temp_file: Any, **options: Any) -> None:
-        path = Path(getattr(temp_file, "name", ""))
-        if Call.current.get() is None or path.suffix != ".incomplete" or options.get("resume_size"):
-            return get(url, temp_file, **options)
-        kept, size = path.with_name(f"{path.name.partition('.')[0]}.part"), options.get("expected_size") or 0
-        try:
-            get(url, temp_file, resume_size=taken(kept, temp_file, size), **options)
-        except BaseException:
-            temp_file.flush()
-            if 0 < path.stat().st_size < size:
-                with suppress(OSError):  # a disk without links: the next download begins anew
-                    os.link(path, kept)
-            raise
-
-    return http_get
-
-
-def taken(kept: Path, file: Any, size: int) -> int:
-    """Put what was kept of a file of so many bytes at its beginning; returns how many bytes that is."""
-    with suppress(OSError):
-        if kept.stat().st_size < size:
-            with kept.open("rb") as begun:
-                shutil.copyfileobj(begun, file, CHUNK)
-        kept.unlink()
-    return int(file.tell())
 
 
 def glimpse(work: Callable[[], T]) -> T | None:
@@ -153,19 +111,11 @@ class Meter:
             def __init__(self, *args: Any, **options: Any) -> None:
                 rust = "bar_format" in options  # xet calls from Rust, where nothing may be raised
                 super().__init__(meter.note if rust else meter.report, *args, **options)
-                if not rust:
-                    meter.go_on(self.n)
 
             def update_transfer(self, _: int) -> None:
                 """Leave bytes on the wire uncounted; without this method xet would make, and count, two bars."""
 
         return Transfer
-
-    def go_on(self, done: int) -> None:
-        """Say where a download goes on that was stopped before."""
-        self._done = done
-        if done:
-            self._emit(Notice(f"the download of {self._name} goes on at {self._of(done)}"))
 
     def report(self, _: str, done: int, __: int) -> None:
         """Take a step of the file under way; raises `Cancelled` once the job was stopped."""
@@ -186,7 +136,7 @@ class Meter:
 
     def stopped(self) -> str:
         """Say how far the file under way has come."""
-        return f"the download of {self._name} stopped at {self._of(self._done)}"
+        return f"the download of {self._name} stopped at {self._of(self._done)} and will start again"
 
     def _of(self, done: int) -> str:
         size = self._sizes[self._name]

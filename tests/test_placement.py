@@ -1,6 +1,5 @@
 """Where weights go: the device map in words, what was kept off the device, and that it answers all the same."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from driving import ask, ask_until, bare, generated, opened, run
 from repl import placement
 from repl.errors import BadModel, UsageError
 from repl.events import Token
-from repl.libraries import SERIAL
 from repl.placement import folded, layers, remarks
 from repl.settings import Load
 
@@ -93,16 +91,3 @@ def test_on_the_cpu_alone_nothing_is_remarked(llama_folder):
     with opened(llama_folder, device="cpu") as session:
         assert session.facts().remarks == ()
         assert session.facts().device_map == {"": "cpu"}
-
-
-@pytest.mark.parametrize(("dtype", "pools"), [("auto", 0), ("float32", 0), ("bfloat16", 1)])
-def test_threads_read_only_what_is_converted(llama_folder, monkeypatch, dtype, pools):
-    """What is mapped as it lies in the file is taken in turn, which is quicker; the switch is put back."""
-    from transformers import core_model_loading
-
-    made = []
-    pool = core_model_loading.ThreadPoolExecutor
-    monkeypatch.setattr(core_model_loading, "ThreadPoolExecutor", lambda **given: made.append(given) or pool(**given))
-    with opened(llama_folder, dtype=dtype):
-        assert len(made) == pools
-    assert SERIAL not in os.environ

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
     "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
-    "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "later", "libraries", "hollow",
+    "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries",
     "headers", "folder", "threads", "native", "growing", "loop", "weigh", "room", "packed", "quantization", "fit",
     "snapshots", "transfer", "hub", "convert", "builtin", "catalog", "reuse", "ahead", "anatomy", "trust",
     "mishaps", "compiled", "compiler", "adapters", "placement", "reading", "loading", "compiling", "survey",

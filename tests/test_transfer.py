@@ -6,7 +6,7 @@ import pytest
 from conftest import Recorder
 
 from repl.errors import Cancelled
-from repl.events import Notice, Progress
+from repl.events import Progress
 from repl.transfer import Meter, prepare, watched
 
 SIZES = {"a": 1_500_000, "b": 3_000_000_000, "c": 0}
@@ -57,11 +57,11 @@ def test_nothing_is_raised_where_xet_calls_from_rust(emit):
 def test_it_says_how_far_a_file_came(emit):
     meter = Meter(emit, SIZES)
     meter.begin("a")().update(1_000_000)
-    assert meter.stopped() == "the download of a stopped at 1 of 1.5 MB"
+    assert meter.stopped() == "the download of a stopped at 1 of 1.5 MB and will start again"
     meter.begin("b")().update(2_125_000_000)
-    assert meter.stopped() == "the download of b stopped at 2.12 of 3 GB"
+    assert meter.stopped() == "the download of b stopped at 2.12 of 3 GB and will start again"
     meter.begin("c")
-    assert meter.stopped() == "the download of c stopped at 0 of 0 bytes"
+    assert meter.stopped() == "the download of c stopped at 0 of 0 bytes and will start again"
 
 
 def test_the_log_of_the_library_stays_off_the_terminal(emit, capfd, caplog):
@@ -79,13 +79,6 @@ def test_waiting_for_a_busy_hub_is_said(emit):
     prepare(emit)
     watched(lambda: logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s [Retry 4/5]."), emit)
     assert Progress("wait for the Hub to answer") in emit.events
-
-
-def test_what_was_there_before_counts_where_a_file_stops_at_once(emit):
-    meter = Meter(emit, {"a": 4000})
-    meter.begin("a")(initial=3000, total=4000)
-    assert emit.events == [Notice("the download of a goes on at 3 of 4 kB")]
-    assert meter.stopped() == "the download of a stopped at 3 of 4 kB"
 
 
 def test_a_call_that_was_left_ends_when_it_logs(emit):

@@ -10,7 +10,7 @@ from rich.text import Text
 from repl import builtin, catalog, hub
 from repl.catalog import Freed
 from repl.clean import clean_line
-from repl.errors import Cancelled, UsageError
+from repl.errors import UsageError
 from repl.kinds import Flag
 from repl.kinds import Text as Words
 from repl.registry import command
@@ -30,13 +30,7 @@ def download(session: Session, id: Annotated[str, Words("a model", suggest=catal
         seconds = time.monotonic() - began
         return joined(f"{id} is in the cache, {mebibytes(size)}", f"{seconds:.1f} s", f"/model {id} loads it")
 
-    def settle(job: Any) -> Said:
-        try:
-            return Said(job.result())
-        except Cancelled:
-            raise Cancelled(f"what has come is kept: /download {id} goes on from there") from None
-
-    return session.errand(fetch, settle)
+    return session.errand(fetch, lambda job: Said(job.result()))
 
 
 @dataclass(frozen=True, slots=True)
