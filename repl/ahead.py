@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from statistics import median
 from typing import Any, Protocol
 
-from repl import loop, reuse
+from repl import library, loop, reuse
 from repl.events import Drafts
 from repl.threads import Threads
 
@@ -156,7 +156,7 @@ class Ahead:
         self.streamer.end()
         if not generation_config.return_dict_in_generate:
             return text.tensor
-        return GenerateDecoderOnlyOutput(sequences=text.tensor, past_key_values=text.cache)
+        return GenerateDecoderOnlyOutput(sequences=text.tensor, **{library.cache_name(): text.cache})
 
     def _step(self, text: "Text", most: int) -> bool:
         """Make one pass and take what it brings; True where the reply has ended."""
@@ -200,7 +200,7 @@ class Text:
     @property
     def cache(self) -> Any:
         """Return the cache that the passes fill."""
-        return self._words["past_key_values"]
+        return self._words[library.cache_name()]
 
     def quicken(self, output: Any) -> None:
         """Let steps of one token go the way of the plain loop, if this model allows it; `output` is the prefill's."""
@@ -209,7 +209,7 @@ class Text:
 
     def _single(self) -> dict[str, Any]:
         """Return the arguments of a pass for the last token."""
-        names = ("past_key_values", "use_cache", "logits_to_keep")
+        names = (library.cache_name(), "use_cache", "logits_to_keep")
         places = self._words.get("position_ids")
         last = {} if places is None else {"position_ids": places[:, -1:]}
         return {"input_ids": self.tensor[:, -1:], **last, **{n: self._words[n] for n in names if n in self._words}}

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from repl import library
 from repl.loop import own_steps
 from repl.native import Native
 
@@ -136,7 +137,7 @@ def deviation(native: Native, model: Any) -> tuple[float, float, float]:
     ids = torch.randint(0, config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        model(ids[:, :-2], past_key_values=cache, use_cache=True)
+        model(ids[:, :-2], **{library.cache_name(): cache}, use_cache=True)
         with Slots(native, model, cache).taken() as step:
             ours = torch.stack([step(None, token).logits[0, -1] for token in ids[:, -2:].T])
         theirs = model(ids, use_cache=False).logits[0, -2:].float()

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from repl import libraries
+from repl import libraries, library
 from repl.compiled import LIBRARY, MARKS, REST, ROOM, deviation, digest, opened, signature, tensors
 from repl.compiler import NEVER
 from repl.errors import Failed, ReplError
@@ -100,7 +100,7 @@ def filled(model: Any) -> Any:
 
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(torch.tensor([[1, 1, 1]]), past_key_values=cache, use_cache=True)
+        model(torch.tensor([[1, 1, 1]]), **{library.cache_name(): cache}, use_cache=True)
     return cache
 
 
@@ -126,6 +126,7 @@ def module(model: Any) -> Any:
 
     takes = inspect.signature(model.forward).parameters
     last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    name = library.cache_name()
 
     class Step(torch.nn.Module):  # type: ignore[misc]  # untyped
         """One pass for one token."""
@@ -137,7 +138,8 @@ def module(model: Any) -> Any:
         def forward(self, ids: Any, place: Any, keys: list[Any], values: list[Any]) -> Any:
             cache = Cache(layers=[Slot(*pair, place) for pair in zip(keys, values, strict=True)])
             where = {"position_ids": place.view(1, 1)} if "position_ids" in takes else {}
-            output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True, **where, **last)
+            given = {name: cache, "use_cache": True, "return_dict": True, **where, **last}
+            output = self.model(input_ids=ids, **given)
             return output.logits[:, -1].float()
 
     return Step()

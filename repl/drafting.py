@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from repl import reuse, settings
+from repl import library, reuse, settings
 from repl.ahead import Ahead, Lookup, refusal
 from repl.errors import ReplError, UsageError
 from repl.events import Drafts, Notice
@@ -62,7 +62,7 @@ class Assistant:
         reuse.cropped(self._cache, same)
         del self.fed[same:]
         fresh = torch.tensor([ids[same:]], device=entry(self._model))
-        output = self._model(fresh, past_key_values=self._cache, use_cache=True, **self._last)
+        output = self._model(fresh, **{library.cache_name(): self._cache}, use_cache=True, **self._last)
         self.fed += ids[same:]
         return output.logits[0, -1]
 
@@ -93,7 +93,7 @@ class Drafting:
             most = self._chosen.decode.prompt_lookup if self._helper is None else MOST
             ends = stack.enter_context(taken_over(config, self._resident.tokenizer))
             self._loop = Ahead(drafter, most, reuse.stretch(model), streamer, ends, self._resident.threads)
-            yield {"custom_generate": self._loop, **(past or {"past_key_values": reuse.remembering(model)})}
+            yield {"custom_generate": self._loop, **(past or {library.cache_name(): reuse.remembering(model)})}
 
     def _may(self, config: Any, prompt: int) -> bool:
         reason = refusal(self._resident.model, config, prompt)
@@ -125,7 +125,7 @@ class Drafting:
         with helper.kept.lent(model, model.generation_config, prompt, lambda: fed) as (past, reused):
             fed += prompt[0, :reused].tolist()
             with breakable(model, self._emit.check):
-                cache = past["past_key_values"] if past else reuse.remembering(model)
+                cache = past[library.cache_name()] if past else reuse.remembering(model)
                 yield Assistant(model, cache, fed, words, helper.facts.context)
 
     @property
@@ -161,7 +161,7 @@ def looked_up(resident: Resident, config: Any, prompt: int, streamer: Any) -> di
     if reason := refusal(model, config, prompt):
         raise UsageError(f"prompt_lookup rests: {reason}")
     loop = Ahead(Lookup(), TOKENS, reuse.stretch(model), streamer)
-    return {"custom_generate": loop, "past_key_values": reuse.remembering(model)}
+    return {"custom_generate": loop, library.cache_name(): reuse.remembering(model)}
 
 
 def wanted(chosen: Settings) -> str:

@@ -2,11 +2,11 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from repl.growing import growing
+from repl import library
 from repl.threads import Threads
 
 MODES = ("greedy_search", "sample")
@@ -14,11 +14,11 @@ MODES = ("greedy_search", "sample")
 KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states", "token_healing")
 """Fields of a generation config that keep more than ids, or need the tokenizer: only the library's loop is given it."""
 TAKEN = {
-    *("input_ids", "attention_mask", "past_key_values", "generation_config"),
+    *("input_ids", "attention_mask", "generation_config"),
     *("logits_processor", "stopping_criteria", "tokenizer", "streamer"),
 }
 """Arguments of `generate` that the loop is known to heed."""
-PLAIN = frozenset({"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"})
+PLAIN = frozenset({"attention_mask", "position_ids", "use_cache", "logits_to_keep"})
 """Arguments of a forward pass that are known to change from step to step in one way only, or not at all."""
 
 Step = Callable[[Any, Any], Any]
@@ -37,7 +37,7 @@ def generate(
     import torch
 
     config = given["generation_config"]
-    if not (own and set(given) <= TAKEN and fits(model, config)):
+    if not (own and set(given) <= TAKEN | {library.cache_name()} and fits(model, config)):
         with torch.inference_mode():
             return model.generate(**given)
     loop = Loop(given.get("streamer"), threads, lend)
@@ -99,7 +99,7 @@ class Loop:
         if not generation_config.return_dict_in_generate:
             return ids
         past = next((given[name] for name in ALL_CACHE_NAMES if name in given), None)
-        return GenerateDecoderOnlyOutput(sequences=ids, past_key_values=past)
+        return GenerateDecoderOnlyOutput(sequences=ids, **{library.cache_name(): past})
 
     def _decode(self, ids: Any, output: Any, step: Step, processors: Any, criteria: Any, config: Any) -> Any:
         import torch
@@ -144,16 +144,9 @@ def chosen(model: Any, output: Any, given: dict[str, Any], lend: Lend | None) ->
     if not plain(model, output, given):
         return nullcontext(Careful(model, output, given).step)
     if lend is not None and alone(output, given):
-        given["past_key_values"] = output.past_key_values
-        return lend(output.past_key_values)
-    return grown(Plain(model, output, given).step, output.past_key_values)
-
-
-@contextmanager
-def grown(step: Step, cache: Any) -> Iterator[Step]:
-    """Yield a step, with a cache that grows in place meanwhile."""
-    with growing(cache):
-        yield step
+        cache = given[library.cache_name()] = library.cache_of(output)
+        return lend(cache)
+    return nullcontext(Plain(model, output, given).step)
 
 
 def alone(output: Any, given: dict[str, Any]) -> bool:
@@ -161,10 +154,11 @@ def alone(output: Any, given: dict[str, Any]) -> bool:
     from transformers.cache_utils import DynamicLayer
 
     positions, mask = given.get("position_ids"), given.get("attention_mask")
-    length = output.past_key_values.get_seq_length()
+    cache = library.cache_of(output)
+    length = cache.get_seq_length()
     return (
         output.logits.shape[0] == 1
-        and all(type(layer) is DynamicLayer for layer in output.past_key_values.layers)
+        and all(type(layer) is DynamicLayer for layer in cache.layers)
         and (mask is None or bool(mask.all()))
         and (positions is None or int(positions[0, -1]) == length - 1)
     )
@@ -176,9 +170,9 @@ def plain(model: Any, output: Any, given: dict[str, Any]) -> bool:
 
     if own_steps(type(model)):
         return False
-    cache, positions = output.get("past_key_values"), given.get("position_ids")
+    cache, positions = library.cache_of(output), given.get("position_ids")
     return (
-        set(given) <= PLAIN
+        set(given) <= PLAIN | {library.cache_name()}
         and bool(given.get("use_cache"))
         and isinstance(cache, Cache)
         and not cache.is_compileable
@@ -200,11 +194,11 @@ class Plain:
     """The new token, its position and the cache go in; a mask, where rows are padded, grows by one."""
 
     def __init__(self, model: Any, output: Any, given: dict[str, Any]) -> None:
-        given["past_key_values"] = output.past_key_values
+        given[library.cache_name()] = library.cache_of(output)
         self._positions, self._mask = given.get("position_ids"), given.get("attention_mask")
         if self._positions is not None:
             self._positions = self._positions[:, -1:]
-        passed = ("past_key_values", "use_cache", "logits_to_keep")
+        passed = (library.cache_name(), "use_cache", "logits_to_keep")
         self._rest = {name: given[name] for name in passed if name in given}
         self._model = model
 

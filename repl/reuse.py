@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from repl import library
 from repl.errors import Cancelled
 
 OTHERWISE = ("cache_implementation", "prompt_lookup_num_tokens", "token_healing", "use_mtp", "speculation_type")
@@ -47,7 +48,7 @@ class Kept:
         cache, reused = self._take(model, prompt)
         with passes(model) as broken_off:
             try:
-                yield {"past_key_values": cache}, reused
+                yield {library.cache_name(): cache}, reused
             except Cancelled:
                 self._give_back(cache, seen()[: stretch(model) or None], broken_off())
                 raise
@@ -82,7 +83,7 @@ def fits(model: Any, config: Any, prompt: int) -> bool:
     beams, rows = config.num_beams or 1, config.num_return_sequences or 1
     if beams > 1 or rows > 1 or config.use_cache is False or any(getattr(config, name, None) for name in OTHERWISE):
         return False
-    if "mamba" in type(model).__name__.lower() or model.config.is_encoder_decoder:  # their caches go by other names
+    if not library.takes_cache(model) or model.config.is_encoder_decoder:
         return False
     limit = stretch(model)
     if limit and prompt > limit:
@@ -225,8 +226,9 @@ def carries_on(model: Any, prompt: Any) -> bool:
     half = prompt.shape[-1] // 2
     with torch.no_grad():
         cache = blank(model)
-        model(prompt[:, :half], past_key_values=cache, use_cache=True)
+        model(prompt[:, :half], **{library.cache_name(): cache}, use_cache=True)
         reads = ((prompt[:, half:], cache), (prompt, blank(model)), (prompt[:, half:], blank(model)))
-        logits = [model(ids, past_key_values=past, use_cache=True).logits[0, -1].float() for ids, past in reads]
+        calls = [(ids, {library.cache_name(): past, "use_cache": True}) for ids, past in reads]
+        logits = [model(ids, **given).logits[0, -1].float() for ids, given in calls]
     halves, whole, alone = logits
     return bool((halves - whole).abs().max() * 10 < (alone - whole).abs().max())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repl import decoding, engine, scoring
+from repl import decoding, engine, library, scoring
 from repl.errors import Cancelled, Failed
 from repl.events import Done, Event, Notice, Progress, Token
 from repl.libraries import release
@@ -210,8 +210,9 @@ class Rows:
         live = list(self._batch)
         output = model._prefill(input_ids, generation_config, kwargs)
         kwargs = model._update_model_kwargs_for_generation(output, kwargs)
-        kwargs["past_key_values"] = copy.deepcopy(kwargs["past_key_values"])  # the kept one stays that of one row
-        kwargs["past_key_values"].batch_repeat_interleave(len(live))
+        name = library.cache_name()
+        kwargs[name] = copy.deepcopy(kwargs[name])  # the kept one stays that of one row
+        kwargs[name].batch_repeat_interleave(len(live))
         ids, kwargs = model._expand_inputs_for_generation(len(live), False, input_ids, **kwargs)
         logits = output.logits[:, -1].float().repeat(len(live), 1)
         while True:
@@ -245,7 +246,7 @@ def _selected(ids: Any, kwargs: dict[str, Any], keep: Any) -> tuple[Any, dict[st
     import torch
 
     count = ids.shape[0]
-    kwargs["past_key_values"].batch_select_indices(keep)
+    kwargs[library.cache_name()].batch_select_indices(keep)
     fitting = {
         name: value[keep] if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == count else value
         for name, value in kwargs.items()

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from repl import library
 from repl.errors import Failed, NoMemory, UsageError
 from repl.libraries import release
 from repl.loading import Facts, Resident
@@ -71,7 +72,7 @@ def _read(
     kept = resident.kept if shared else Kept()
     ids = torch.tensor([fed], device=entry(model))
     with _told(resident), kept.lent(model, config, ids[:, :first], lambda: fed) as (past, reused):
-        cache = past.get("past_key_values")
+        cache = past.get(library.cache_name())
         steps = cache is not None and fits(model, config, len(fed)) and kept.may_go_on(model, cache, ids)
         read = (
             _in_steps(model, ids, first, chunk, cache, reused, emit)
@@ -98,7 +99,8 @@ def _in_steps(
     for start in range(reused, ids.shape[-1], chunk):
         piece = ids[:, start : start + chunk]
         skipped = max(0, first - 1 - start)
-        rows = _last_rows(model, piece, max(1, piece.shape[-1] - skipped), emit, past_key_values=cache, use_cache=True)
+        given = {library.cache_name(): cache, "use_cache": True}
+        rows = _last_rows(model, piece, max(1, piece.shape[-1] - skipped), emit, **given)
         if skipped < piece.shape[-1]:
             yield start + skipped + 1, rows
 

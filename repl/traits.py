@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from repl import library
 from repl.probe import breakable, entry
 
 FIRST, SECOND = 2, 3  # tokens of two runs whose caches are compared
@@ -92,9 +93,7 @@ def _cache(model: Any, tokens: int, check: Callable[[], None]) -> list[Any]:
     ids = torch.zeros((1, tokens), dtype=torch.long, device=entry(model))
     with torch.no_grad(), breakable(model, check):
         output = model(input_ids=ids, use_cache=True)
-    found: Any = next(
-        (output[key] for key in ("past_key_values", "cache_params", "state") if output.get(key) is not None), []
-    )
+    found: Any = library.cache_of(output) or []
     return list(getattr(found, "layers", found))
 
 

@@ -7,7 +7,7 @@ import pytest
 from driving import opened, run
 from rich.console import Console
 
-from repl import registry
+from repl import library, registry
 from repl.anatomy import Part, blocks, cut, tree, weights
 from repl.commands.arch import size
 from repl.errors import UsageError
@@ -129,7 +129,7 @@ def kept(model, tokens: int) -> int:
     import torch
 
     with torch.no_grad():
-        cache = model(torch.ones((1, tokens), dtype=torch.long), use_cache=True).past_key_values
+        cache = library.cache_of(model(torch.ones((1, tokens), dtype=torch.long), use_cache=True))
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
@@ -178,7 +178,7 @@ def test_a_recurrent_model_keeps_the_same_whatever_the_length(models):
 
     found = traits(models["Mamba"], 0, lambda: None)
     with torch.no_grad():
-        layers = models["Mamba"](torch.ones((1, 9), dtype=torch.long), use_cache=True).cache_params.layers
+        layers = library.cache_of(models["Mamba"](torch.ones((1, 9), dtype=torch.long), use_cache=True)).layers
     states = [state for layer in layers for state in (*layer.conv_states.values(), *layer.recurrent_states.values())]
     assert found.kv_bytes_per_token == 0
     assert found.fixed_bytes == found.context_bytes == sum(state.nbytes for state in states)

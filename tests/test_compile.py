@@ -16,7 +16,7 @@ import psutil
 import pytest
 from driving import ask, ask_until, bare, finish, opened, run
 
-from repl import compiled, registry
+from repl import compiled, library, registry
 from repl.commands.fast import Fast
 from repl.compiled import LIBRARY, MARKS, Slots, deviation, key, moving, unfit
 from repl.compiler import MOST, PART, REFUSED, Steps, sweep
@@ -154,7 +154,7 @@ def test_what_a_compiled_reply_leaves_behind_is_the_text(kept, llama_folder):
             assert ids == [*record.prompt_ids, *record.token_ids][: len(ids)]
             fresh = DynamicCache(config=resident.model.config)
             with torch.no_grad():
-                resident.model(torch.tensor([ids]), past_key_values=fresh)
+                resident.model(torch.tensor([ids]), **{library.cache_name(): fresh})
             for one, other in zip(cache.layers, fresh.layers, strict=True):
                 assert one.keys.shape == other.keys.shape
                 torch.testing.assert_close(one.keys, other.keys, atol=1e-4, rtol=1e-4)
@@ -187,7 +187,7 @@ def test_room_grows_and_is_given_back(kept, llama_folder):
         ids = torch.randint(0, model.config.vocab_size, (1, length + 2))
         cache = DynamicCache(config=model.config)
         with torch.inference_mode():
-            model(ids[:, :length], past_key_values=cache)
+            model(ids[:, :length], **{library.cache_name(): cache})
             with Slots(native, model, cache).taken() as step:
                 ours = [step(None, ids[:, length + place]).logits[0, -1] for place in range(2)]
             theirs = model(ids, use_cache=False).logits[0, -2:]

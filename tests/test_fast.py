@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from repl import reuse
+from repl import library, reuse
 from repl.ahead import CREDIT, SHARE, WORST, Ahead, Balance, Lookup, agreeing, refusal
 from repl.drafting import Assistant, taken_over
 from repl.errors import UsageError
@@ -98,7 +98,7 @@ def ahead_of(model: Any, tokenizer: Any, prompt: list[int], drafter: Any, values
     stops = GenerationConfig(stop_strings=values.pop("stop_strings", None))
     with taken_over(stops, tokenizer) as ends:
         loop = Ahead(drafter, 7, 0, streamer(tokenizer, told.append), ends, clock=lambda: 0.0)
-        more = {"custom_generate": loop, "past_key_values": reuse.remembering(model), "streamer": loop.streamer}
+        more = {"custom_generate": loop, library.cache_name(): reuse.remembering(model), "streamer": loop.streamer}
         rows, _ = generated(model, tokenizer, prompt, {**values, **more})
     return rows[0], told, loop
 
@@ -356,7 +356,7 @@ def test_checked_rows_are_measured_in_their_order(tiny):
     stream = streamer(tokenizer, told.append, measure=meter.measure)
     loop = Ahead(Knowing(prompt, plain_ids, 1), 7, 0, stream, clock=lambda: 0.0)
     with meter.reading(model):
-        more = {"custom_generate": loop, "past_key_values": reuse.remembering(model), "streamer": stream}
+        more = {"custom_generate": loop, library.cache_name(): reuse.remembering(model), "streamer": stream}
         generated(model, tokenizer, prompt, {**values, **more})
     assert loop.accepted
     assert [token.top[0][0] for token in told if token.id is not None] == plain_ids
@@ -399,7 +399,7 @@ def test_what_stretches_its_positions_is_read_ahead_only_before_it_does(tiny):
 
     stream = streamer(tokenizer, lambda token: None)
     loop = Ahead(Told(prompt, plain_ids, 0), 7, len(prompt) + 20, stream, clock=lambda: 0.0)
-    more = {"custom_generate": loop, "past_key_values": reuse.remembering(model), "streamer": stream}
+    more = {"custom_generate": loop, library.cache_name(): reuse.remembering(model), "streamer": stream}
     (made,), _ = generated(model, tokenizer, prompt, {"max_new_tokens": 40, "do_sample": False, **more})
     assert made == plain_ids
     assert max(longest) < len(prompt) + 20

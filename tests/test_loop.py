@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 from driving import bare
 
-from repl import loop
-from repl.growing import ROOM
+from repl import library, loop
 
 KINDS = ("llama", "gpt2", "recurrent")
 DTYPES = ("float32", "bfloat16")
-LONG = 80  # more tokens than there is room for ahead
+LONG = 80
 CASES: dict[str, dict[str, Any]] = {
     "greedy": {"max_new_tokens": LONG},
     "greedy, to its end": {"max_new_tokens": LONG, "eos_token_id": list(range(0, 240, 7))},
@@ -112,7 +111,7 @@ def test_ids_draws_stream_and_cache_are_those_of_the_library(tiny, values):
         assert torch.equal(state, after)
         assert type(found) is type(wanted)
         assert theirs is None or (ours.steps, ours.ended) == (theirs.steps, theirs.ended)
-        kept, own = states(wanted.past_key_values), states(found.past_key_values)
+        kept, own = states(library.cache_of(wanted)), states(library.cache_of(found))
         assert len(kept) == len(own)
         assert all(map(torch.equal, kept, own))
     left = [name for name, one in CASES.items() if one is values and name.startswith("left")]
@@ -141,7 +140,7 @@ def test_a_reply_that_breaks_off_leaves_the_cache_of_the_library_behind(tiny):
     class Enough(Heard):
         def put(self, value: Any) -> None:
             super().put(value)
-            if len(self.steps) == ROOM + 10:
+            if len(self.steps) == 30:
                 raise KeyboardInterrupt
 
     model, tokenizer = tiny
@@ -155,9 +154,15 @@ def test_a_reply_that_breaks_off_leaves_the_cache_of_the_library_behind(tiny):
         }
         ids = prompt()
         with torch.no_grad(), pytest.raises(KeyboardInterrupt):
-            call(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, streamer=Enough(), **given)
+            call(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                streamer=Enough(),
+                **given,
+                **{library.cache_name(): cache},
+            )
     kept, own = map(states, caches)
-    assert own[0].shape[-2] == 20 + ROOM + 8
+    assert own[0].shape[-2] == 20 + 28
     assert all(map(torch.equal, kept, own))
     assert not any("update" in vars(layer) for layer in caches[1].layers)
 

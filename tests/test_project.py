@@ -11,9 +11,9 @@ from repl import commands, registry, settings
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
-    "errors", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
+    "errors", "library", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
     "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries",
-    "headers", "folder", "threads", "native", "growing", "loop", "weigh", "room", "packed", "quantization", "fit",
+    "headers", "folder", "threads", "native", "loop", "weigh", "room", "packed", "quantization", "fit",
     "snapshots", "transfer", "hub", "convert", "builtin", "catalog", "reuse", "ahead", "anatomy", "trust",
     "mishaps", "compiled", "compiler", "adapters", "placement", "reading", "loading", "compiling", "survey",
     "plan", "relief", "context", "request", "provenance", "meter", "protocol", "wire", "tally", "heard", "remote",

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from repl import reuse
+from repl import library, reuse
 from repl.engine import Request, reply
 from repl.errors import Failed, NoMemory
 from repl.events import Done
@@ -247,9 +247,9 @@ def test_a_window_without_its_past_is_extended_but_not_cut(residents, kind):
     model, ids = resident.model, torch.tensor([FIRST])
     with resident.kept.lent(model, model.generation_config, ids, lambda: FIRST) as (past, _), torch.no_grad():
         model(ids, **past)
-        past["past_key_values"].crop(0)
+        past[library.cache_name()].crop(0)
     assert agrees(resident, [*FIRST, 9]).usage.reused == len(FIRST)
-    past["past_key_values"].crop(0)
+    past[library.cache_name()].crop(0)
     assert agrees(resident, [*FIRST[:20], 9]).usage.reused == 0
 
 
@@ -338,12 +338,12 @@ def test_an_interrupt_between_key_and_value_is_noticed(residents, kind, part):
     config = model.generation_config
     with resident.kept.lent(model, config, ids, lambda: FIRST) as (past, _), torch.no_grad():
         model(ids, **past)
-    layer = past["past_key_values"].layers[1]
+    layer = past[library.cache_name()].layers[1]
     setattr(layer, part, torch.cat([getattr(layer, part)] * 2, -2))
-    length = reuse.sound(past["past_key_values"], broken_off=True)
+    length = reuse.sound(past[library.cache_name()], broken_off=True)
     assert length in (0, len(FIRST))
     if length:
-        assert reuse.cropped(past["past_key_values"], length)
+        assert reuse.cropped(past[library.cache_name()], length)
         assert layer.keys.shape == layer.values.shape
         assert layer.get_seq_length() == len(FIRST)
 
@@ -353,7 +353,7 @@ def seen(llama) -> Iterator[list[weakref.ref[Any]]]:
     """References to the caches that a model is called with."""
     found: list[weakref.ref[Any]] = []
     hook = llama.model.register_forward_pre_hook(
-        lambda _, __, named: found.append(weakref.ref(named["past_key_values"])), with_kwargs=True
+        lambda _, __, named: found.append(weakref.ref(named[library.cache_name()])), with_kwargs=True
     )
     yield found
     hook.remove()
@@ -378,7 +378,7 @@ def test_the_cache_goes_with_the_model(llama_folder):
     resident = load(llama_folder)
     caches: list[weakref.ref[Any]] = []
     hook = resident.model.register_forward_pre_hook(
-        lambda _, __, named: caches.append(weakref.ref(named["past_key_values"])), with_kwargs=True
+        lambda _, __, named: caches.append(weakref.ref(named[library.cache_name()])), with_kwargs=True
     )
     answer(resident, FIRST)
     hook.remove()

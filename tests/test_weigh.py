@@ -10,7 +10,7 @@ from typing import Any
 import models
 import pytest
 
-from repl import weigh
+from repl import library, weigh
 from repl.folder import examine
 from repl.headers import Weights
 from repl.settings import Load
@@ -71,7 +71,7 @@ def test_a_cache_takes_what_its_config_says(family: str, tokens: int) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family])).eval()
     with torch.no_grad():
         output = model(torch.arange(tokens)[None] + 3, use_cache=True)
-    cache = getattr(output, "past_key_values", None) or output.cache_params
+    cache = library.cache_of(output)
     assert held(cache) <= weigh.cache(model.config, tokens, 4, remembers=False) <= 1.1 * held(cache)
 
 

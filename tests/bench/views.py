@@ -12,6 +12,8 @@ from echo import PROMPT
 from figures import Ground, Row, against, within
 from pyte import Screen
 
+from repl import library
+
 TOKENS = 128
 UNMEASURED = (sys.executable, str(Path(__file__).with_name("unmeasured.py")))
 TEXT = "The keeper of the lighthouse wrote down what he saw, and what he did not see he left to the whale. "
@@ -82,7 +84,7 @@ def read(model: Any, ids: list[int], step: int = 1024) -> float:
     with torch.no_grad():
         for start in range(0, len(ids) - 1, step):
             fed = whole[:, start : min(start + step, len(ids) - 1)]
-            logits = model(fed, past_key_values=cache, use_cache=True).logits[0].float()
+            logits = model(fed, **{library.cache_name(): cache}, use_cache=True).logits[0].float()
             wanted = whole[0, start + 1 : start + 1 + fed.shape[1], None]
             total += float(logits.log_softmax(-1).gather(1, wanted).sum())
     return total
