@@ -4,11 +4,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 from typing import Any
 
 from repl.errors import ReplError
-from repl.sandbox import Chat
-from repl.template import MARKS, Template
+from repl.messages import CHANNEL
+from repl.parts import Parts
+from repl.template import THOUGHTS, Template
 
 SYSTEM = {"role": "system", "content": "Speak in plain words."}
 FIRST = {"role": "user", "content": "How are you today?"}
@@ -16,9 +18,8 @@ ANSWER = {"role": "assistant", "content": "Fine, thank you."}
 SECOND = {"role": "user", "content": "What comes next?"}
 LATER = {"role": "assistant", "content": "Nothing much."}
 THOUGHT = "A secret consideration."
-THINKING = {"role": "assistant", "content": f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER['content']}"}
-EMPTY_THOUGHT = re.compile(r"<think>\s*(</think>\s*)?$")
-THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
+TALK = (FIRST, ANSWER, SECOND)
+QUOTED = 12  # tokens of a quote, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,10 @@ class Check:
 
 def check(template: Template, stops: Sequence[int]) -> list[Check]:
     """Try a template; `stops` are the ids that end a reply. Raises `Failed` where it passes its bounds."""
-    alone, whole = template.outcomes(Chat([FIRST]), Chat([FIRST, ANSWER], False))
-    error = alone.error or whole.error
+    error = template.attempt([FIRST]).error or template.attempt(TALK).error
     if error:
         return [Check("renders", "bad", error)]
-    return [Check("renders", "good", "a user message and a reply"), *_tried(template, stops)]
+    return [Check("renders", "good", "messages of yours and a reply"), *_tried(template, stops)]
 
 
 def _tried(template: Template, stops: Sequence[int]) -> Iterator[Check]:
@@ -53,7 +53,7 @@ Verdict = tuple[str, str]
 
 
 def _text(template: Template, *messages: Any, prompt: bool = False) -> str:
-    return MARKS.sub("", template.text(messages, prompt))
+    return template.write(messages, prompt).text
 
 
 def _bos(template: Template) -> Verdict:
@@ -61,7 +61,7 @@ def _bos(template: Template) -> Verdict:
     bos = tokenizer.bos_token_id
     if bos is None:
         return "good", "the tokenizer has none"
-    ids = template.encode(template.text([FIRST]))
+    ids = template.encode(template.write([FIRST]))
     if ids[:2] == (bos, bos):
         return "bad", f"{tokenizer.bos_token} stands twice at the beginning"
     if ids[:1] == (bos,):
@@ -72,7 +72,7 @@ def _bos(template: Template) -> Verdict:
 
 
 def _system(template: Template) -> Verdict:
-    (outcome,) = template.outcomes(Chat([SYSTEM, FIRST]))
+    outcome = template.attempt([SYSTEM, FIRST])
     if outcome.refused:
         return "note", "refused: it is put in front of your first message"
     if outcome.error:
@@ -83,38 +83,74 @@ def _system(template: Template) -> Verdict:
 
 
 def _generation_prompt(template: Template) -> Verdict:
-    prompt = EMPTY_THOUGHT.sub("", _text(template, FIRST, prompt=True))
-    before, found, _ = _text(template, FIRST, ANSWER).partition(ANSWER["content"])
-    if not found or not before.startswith(prompt.rstrip()):
-        return "bad", "a reply in history does not stand where the next one is asked for"
-    missing = THOUGHTS.sub("", before[len(prompt.rstrip()) :]).strip()
-    if missing:
-        return "bad", f"none: {missing!r} should follow, the model may go on with your turn"
-    added = prompt.removeprefix(_text(template, FIRST))
-    return "good", repr(added) if added else "none needed: the reply follows your turn directly"
+    """Compare what asks for a reply with what stands in front of one in history, behind the end of your message."""
+    alone = template.attempt([FIRST], generation_prompt=False).text
+    ended = _atoms(template, alone.partition(FIRST["content"])[2])
+    asked = _atoms(template, _text(template, FIRST, prompt=True).partition(FIRST["content"])[2])
+    stands = _atoms(template, _between(template, FIRST, ANSWER))
+    size = _common(ended, stands)
+    added, header = "".join(asked[size:]), "".join(stands[size:])
+    if added.strip():
+        if _common(asked[size:], stands[size:]) or not header.strip():
+            return "good", repr(added)
+        return "bad", f"{added!r} asks for a reply, but {header!r} stands in front of one in history"
+    if header.strip():
+        return "bad", f"none: {header!r} should follow, the model may go on with your turn"
+    return "good", "none needed: the reply follows your turn directly"
+
+
+def _between(template: Template, first: Any, second: Any) -> str:
+    """Return what a template writes between two messages that follow each other in a chat."""
+    after = _text(template, *TALK, prompt=True).partition(first["content"])[2]
+    return after.partition(second["content"])[0]
+
+
+def _atoms(template: Template, text: str) -> list[str]:
+    """Cut a text into control tokens and single characters."""
+    controls = map(re.escape, sorted(template.controls, key=len, reverse=True))
+    return re.findall("|".join([*controls, "."]), text, re.DOTALL)
+
+
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
 
 
 def _end(template: Template, stops: Sequence[int]) -> Verdict:
-    after = _text(template, FIRST, ANSWER).partition(ANSWER["content"])[2]
-    found = re.search("|".join(map(re.escape, sorted(template.controls, key=len, reverse=True))) or "(?!)", after)
+    """Look for an id that stops generation among the control tokens behind a reply, the last one and an earlier one."""
+    behind = template.attempt([FIRST, ANSWER], generation_prompt=False).text.partition(ANSWER["content"])[2]
+    between = _between(template, ANSWER, SECOND)
+    found = [one for one in (*_atoms(template, behind), *_atoms(template, between)) if one in template.controls]
     if not found:
         return "bad", "nothing marks the end of a reply: answers run on"
-    if template.tokenizer.convert_tokens_to_ids(found[0]) in stops:
-        return "good", f"{found[0]} ends a reply, and stops generation"
+    for one in found:
+        if template.tokenizer.convert_tokens_to_ids(one) in stops:
+            return "good", f"{one} ends a reply, and stops generation"
     names = ", ".join(map(str, template.tokenizer.convert_ids_to_tokens(list(stops)))) or "nothing"
     return "bad", f"{found[0]} ends a reply, but {names} stops generation: answers run on"
 
 
 def _earlier(template: Template) -> Verdict:
-    steps = [
-        (_text(template, FIRST, prompt=True), _text(template, FIRST, ANSWER, SECOND, prompt=True)),
-        (_text(template, FIRST, ANSWER), _text(template, FIRST, ANSWER, SECOND, LATER)),
-    ]
-    for before, after in steps:
-        if not after.startswith(before):
-            same = next(n for n in range(len(before)) if before[: n + 1] != after[: n + 1])
-            return "bad", f"written anew once a turn follows, from {_near(before[same:])} on: less of the cache is kept"
+    """Compare the prompts of three turns: each should begin with the one before."""
+    chats = [[FIRST], TALK, [*TALK, LATER, SECOND]]
+    prompts = [template.write(chat) for chat in chats]
+    for before, after in pairwise(prompts):
+        if after.text.startswith(before.text):
+            continue
+        if _unthinking(after.text).startswith(_unthinking(before.text)):
+            return "note", "stay as they are, only the thought goes: what stands behind it is read again"
+        old, new = template.encode(before), template.encode(after)
+        place = _common(old, new)
+        quote = _near(str(template.tokenizer.decode(list(old[place : place + QUOTED]))))
+        return "bad", f"written anew once a turn follows, from {quote} on: less of the cache is kept"
     return "good", "stay as they are: the cache can be kept"
+
+
+def _unthinking(text: str) -> str:
+    """Leave out thoughts, and the beginning of one at the end of a prompt."""
+    for opening, closing in THOUGHTS.items():
+        opened, closed = re.escape(opening), re.escape(closing)
+        text = re.sub(rf"\s*{opened}.*?{closed}\s*|\s*{opened}\s*$|\s*{closed}\s*", "\n", text, flags=re.DOTALL)
+    return text.rstrip()
 
 
 def _near(text: str) -> str:
@@ -123,12 +159,18 @@ def _near(text: str) -> str:
 
 
 def _thinking(template: Template) -> Verdict:
-    (outcome,) = template.outcomes(Chat([FIRST, THINKING, SECOND]))
+    literals, answer = template.reads.literals, ANSWER["content"]
+    tag = next((tag for tag, end in THOUGHTS.items() if tag in literals or end in literals), "")
+    raw = f"{tag or '<think>'}\n{THOUGHT}\n{THOUGHTS[tag or '<think>']}\n\n{answer}"
+    if CHANNEL in literals:
+        tag, raw = CHANNEL, f"{CHANNEL}analysis<|message|>{THOUGHT}<|end|>{CHANNEL}final<|message|>{answer}"
+    reply = {**ANSWER, "content": raw, "parts": Parts(THOUGHT, answer)}
+    outcome = template.attempt([FIRST, reply, SECOND])
     if outcome.error:
         return "bad", outcome.error
     if THOUGHT not in outcome.text:
-        return "good", "cut out of earlier replies"
-    if "think" in template.reading.literals:
+        return "good", "left out of earlier replies, as the template is made"
+    if tag:
         return "note", "left in earlier replies: it takes up context"
     return "good", "left as it was said: the template knows of none"
 
@@ -147,6 +189,6 @@ def _typed(template: Template) -> Verdict:
 
 
 def _controls_in(template: Template, message: dict[str, str]) -> Counter[str]:
-    ids = template.encode(template.text([message]))
+    ids = template.encode(template.write([message]))
     by_id = {template.tokenizer.convert_tokens_to_ids(name): name for name in template.controls}
     return Counter(by_id[token] for token in ids if token in by_id)

@@ -19,7 +19,6 @@ from repl import (
     placement,
     quantization,
     reading,
-    sandbox,
     weigh,
 )
 from repl.adapters import Adapter, Bases
@@ -118,7 +117,6 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
     Raises a `ReplError` that names what is wrong, or `Cancelled`; then nothing of it stays in memory.
     """
     began = time.monotonic()
-    sandbox.prepare()
     libraries.bring(emit)
     adapter = Adapter.of(load.adapter)
     over = adapters.find(adapter, emit, offline) if adapter.name else None

@@ -1,33 +1,36 @@
-"""Chat templates: messages in, the exact prompt out; what a template reads, and what it makes of a chat."""
+"""Chat templates: the messages of a conversation in, the ids that the library's `apply_chat_template` makes out.
 
-import json
+The template is rendered by the library in this process, under bounds (`repl.bounded`). Control tokens in what a person
+or a file says are encoded as text; what the model itself said goes back as it said it (`repl.messages`).
+"""
+
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
-from repl import sandbox
+from repl import template_source
+from repl.bounded import MAX_BYTES, bounded
 from repl.decoding import PREFIX
-from repl.errors import Failed, UsageError
-from repl.kinds import nearest
-from repl.sandbox import Chat, Outcome
+from repl.errors import Failed, ReplError, UsageError
+from repl.messages import REASONING, Message, Reader
 from repl.worker import Emit
 
-Message = Mapping[str, Any]
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for it
-CUT = "CONTINUE_FINAL_MESSAGE_TAG "  # what the library cuts a message to go on from at: the space tells of trimming
-MARKS = re.compile("[\U000f0000\U000f0001]")  # what the library puts around control tokens that a user typed
+WAY_OUT = ("/mode complete", "/raw TEXT")  # plain rendering needs no template
+MARKS = re.compile("[\U000f0000\U000f0001]")  # what the library puts around control tokens that a person typed
+THOUGHTS = {  # what opens a thought, and what closes it
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",
+    "<|channel>thought": "<channel|>",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|inner_prefix|>": "<|inner_suffix|>",
+}
 FOLDED = "the chat template has no place for a system text: it was put in front of your first message"
 DROPPED = "the chat template leaves the system text out"
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The part of a prompt that a message is written as, in characters; the role `template` is nobody's message."""
-
-    role: str
-    start: int
-    end: int
+NAMED = "chat_template"  # the argument that chooses among several templates
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,28 @@ class Rendered:
     ids: tuple[int, ...]
     text: str
     notice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a template made of a chat; `marked` says that control tokens which a person typed have marks around them."""
+
+    marked_text: str
+    marked: bool = False
+
+    @property
+    def text(self) -> str:
+        """Return the text as the model reads it."""
+        return MARKS.sub("", self.marked_text) if self.marked else self.marked_text
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one rendering: its text, or a sentence on why there is none; `refused` is the author's own."""
+
+    text: str = ""
+    error: str = ""
+    refused: bool = False
 
 
 class Refused(Failed):
@@ -50,58 +75,103 @@ class Template:
     """
 
     def __init__(self, tokenizer: Any, arguments: Mapping[str, Any], emit: Emit) -> None:
-        self.source = source(tokenizer)
-        self.reading = sandbox.read(self.source, emit)
         self.tokenizer, self._emit = tokenizer, emit
-        self.controls = _controls(tokenizer, self.reading.literals)
-        special = {name: _plain(value) for name, value in tokenizer.special_tokens_map.items()}
-        self._variables = {**special, **self.marked(dict(arguments))}
+        self.values = _accepted(tokenizer, arguments)
+        self.source = source(tokenizer, self.values)
+        self.reads = read(self.source)
+        self.controls = _controls(tokenizer, self.reads.literals)
+        self._control = re.compile("|".join(map(re.escape, sorted(self.controls, key=len, reverse=True))) or "(?!)")
 
-    def marked(self, value: Any) -> Any:
-        """Mark the control tokens in what a user typed, so that they are encoded as text."""
+    def write(self, messages: Sequence[Message], generation_prompt: bool = True) -> Written:
+        """Render the messages of a conversation; raises `Failed`."""
+        return self._write(self.read_messages(messages), add_generation_prompt=generation_prompt)
+
+    def attempt(self, messages: Sequence[Message], generation_prompt: bool = True) -> Outcome:
+        """Render messages, or tell why that fails."""
         try:
-            from transformers.utils.chat_template_utils import mark_control_tokens
-        except ImportError:  # a library that cannot tell them apart
-            return value
-        longest = sorted(self.controls, key=len, reverse=True)
-        return mark_control_tokens(value, re.compile("|".join(map(re.escape, longest)) or "(?!)"))
+            return Outcome(self.write(messages, generation_prompt).text)
+        except Failed as error:
+            return Outcome(error=error.message, refused=isinstance(error, Refused))
 
-    def outcomes(self, *chats: Chat) -> list[Outcome]:
-        """Render several chats, an outcome for each; control tokens in the messages stay marked."""
-        ready = [replace(chat, messages=[self.marked(_aliased(one)) for one in chat.messages]) for chat in chats]
-        return sandbox.render(self.source, ready, self._variables, self._emit)
-
-    def text(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
-        """Render one chat; raises `Failed`."""
-        (outcome,) = self.outcomes(Chat(messages, generation_prompt))
-        if outcome.error:
-            raise (Refused if outcome.refused else Failed)(outcome.error, *sandbox.WAY_OUT)
-        return outcome.text
-
-    def continued(self, messages: Sequence[Message], prefill: str) -> str:
-        """Render a chat whose last reply begins with `prefill` and is not ended."""
-        if prefill.lstrip().startswith("<think"):  # templates write a thought of their own in front of such a reply
-            return self._behind(messages, prefill)
-        last = {"role": "assistant", "content": prefill + CUT}
-        (outcome,) = self.outcomes(Chat([*messages, last], False))
-        mark, start = CUT.strip(), MARKS.sub("", prefill).strip()
-        if outcome.error or mark not in outcome.text or start not in MARKS.sub("", outcome.text):
-            return self._behind(messages, prefill)  # the template makes something else of it
-        place = outcome.text.rindex(mark)
-        whole = outcome.text[place:].startswith(CUT)
-        return outcome.text[:place] if whole else outcome.text[:place].rstrip()
-
-    def _behind(self, messages: Sequence[Message], prefill: str) -> str:
-        return self.text(messages) + str(self.marked(prefill))
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Return the ids of a rendered text; raises `Failed` where user text cannot be kept apart from control."""
-        sanitize = {"sanitize_control_tokens": True} if MARKS.search(text) else {}
+    def _write(self, messages: Sequence[Message], **options: Any) -> Written:
+        """Render messages as the template reads them, control tokens in what a person wrote marked."""
+        values, chat = self.values, list(messages)
+        persons = [message for message in chat if message["role"] != "assistant"]
+        marked = self._holds_control([values, persons])
+        if marked:
+            values = self._mark(values)
+            chat = [message if message["role"] == "assistant" else self._mark(message) for message in chat]
         try:
-            found = self.tokenizer(text, add_special_tokens=False, **sanitize)["input_ids"]
+            with bounded(self._emit):
+                text = self.tokenizer.apply_chat_template(chat, tokenize=False, **values, **options)
+        except Exception as error:
+            raise _translated(error) from error
+        if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+            raise Failed(f"the chat template writes more than {MAX_BYTES // 10**6} MB", *WAY_OUT)
+        return Written(text, marked)
+
+    def _holds_control(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return bool(self._control.search(value))
+        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        return any(map(self._holds_control, inner))
+
+    def _mark(self, value: Any) -> Any:
+        from transformers.utils.chat_template_utils import mark_control_tokens
+
+        return mark_control_tokens(value, self._control)
+
+    def encode(self, written: Written) -> tuple[int, ...]:
+        """Return the ids of a rendered text; raises `Failed` where a person's text cannot be kept from acting."""
+        sanitize = {"sanitize_control_tokens": True} if written.marked else {}
+        try:
+            found = self.tokenizer(written.marked_text, add_special_tokens=False, **sanitize)["input_ids"]
         except ValueError as error:
-            raise Failed(f"the prompt cannot be encoded: {error}", *sandbox.WAY_OUT) from error
+            raise Failed(f"the prompt cannot be encoded: {error}", *WAY_OUT) from error
         return tuple(int(token) for token in found)
+
+    def read_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return the messages of a conversation as the template reads them."""
+
+        def prompt(before: Sequence[Message]) -> str:
+            return self._write(before, add_generation_prompt=True).text
+
+        return Reader(self.tokenizer, self.reads.attributes, prompt, self._emit).messages(messages)
+
+    # a reply that has begun
+
+    def begin(self, messages: Sequence[Message], prefill: str) -> Written:
+        """Render a chat whose last reply begins with `prefill` and is not ended, as the library continues a message.
+
+        Where the library or the template does not take such a beginning, it stands behind the generation prompt.
+        """
+        said = self.read_messages(messages)
+        for field, last in self._beginnings(prefill, said):
+            try:
+                written = self._write([*said, {"role": "assistant", **last}], continue_final_message=field)
+            except Failed:  # the template makes something else of it
+                continue
+            if _begins(written.text, prefill):
+                return written
+        behind = self._write(said, add_generation_prompt=True)
+        return Written(behind.marked_text + prefill, behind.marked)
+
+    def _beginnings(self, prefill: str, said: Sequence[Message]) -> list[tuple[str, dict[str, Any]]]:
+        """Return the messages that may continue a beginning, each with the field that goes on."""
+        tag = next((tag for tag in THOUGHTS if prefill.lstrip().startswith(tag)), "")
+        names = [name for name in REASONING if name in self.reads.attributes][:1]
+        if tag and THOUGHTS[tag] not in prefill:
+            thought = prefill.lstrip().removeprefix(tag).lstrip("\n")
+            return [*((name, {"content": "", name: thought}) for name in names), ("content", {"content": prefill})]
+        return [("content", {"content": prefill})]
+
+
+def _begins(text: str, prefill: str) -> bool:
+    """Tell whether a prompt ends with the beginning of a reply, and no thought was ended in front of one."""
+    end, begun = "".join(text.split()), "".join(prefill.split())
+    before = end.removesuffix(begun)
+    opens = begun.startswith(tuple(THOUGHTS))
+    return end.endswith(begun) and not (opens and before.endswith(tuple(THOUGHTS.values())))
 
 
 def render(
@@ -115,31 +185,34 @@ def render(
 ) -> Rendered:
     """Make the prompt of a chat, whose reply begins with `prefill` where there is one.
 
-    Control tokens in messages, prefill and arguments are encoded as plain text. A system text that the template
-    refuses is put in front of the first user message. Raises `UsageError` without a template, `Failed` where it
-    fails or passes its bounds, `Cancelled`.
+    The ids are those of `apply_chat_template`; control tokens in what a person or a file says (everything but the
+    model's own replies and `prefill`) are encoded as plain text. A system text that the template refuses is put in
+    front of the first user message. Raises `UsageError` without a template, `Failed` where it fails, `Cancelled`.
     """
     template = Template(tokenizer, arguments, emit)
 
-    def write(chat: Sequence[Message]) -> str:
-        return template.continued(chat, prefill) if prefill else template.text(chat, generation_prompt)
+    def write(chat: Sequence[Message]) -> Written:
+        return template.begin(chat, prefill) if prefill else template.write(chat, generation_prompt)
 
-    text, notice = _with_system(write, messages)
-    return Rendered(template.encode(text), MARKS.sub("", text), notice)
+    written, notice = _with_system(write, messages)
+    ids = template.encode(written)
+    if not ids:
+        raise Failed("the chat template makes nothing of this chat", *WAY_OUT)
+    return Rendered(ids, written.text, notice)
 
 
-def _with_system(write: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> tuple[str, str]:
+def _with_system(write: Callable[[Sequence[Message]], Written], messages: Sequence[Message]) -> tuple[Written, str]:
     if not messages or messages[0]["role"] != "system":
         return write(messages), ""
     try:
-        text = write(messages)
+        written = write(messages)
     except Refused as refused:
         try:
             return write(folded(messages)), FOLDED
         except Failed:  # then the system text was not the reason
             raise refused from None
     said = str(messages[0]["content"]).strip()
-    return text, "" if said in MARKS.sub("", text) else DROPPED
+    return written, "" if said in written.text else DROPPED
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:
@@ -151,17 +224,43 @@ def folded(messages: Sequence[Message]) -> list[Message]:
     return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
 
 
-def source(tokenizer: Any) -> str:
-    """Return the chat template of a tokenizer, of several the default one; raises `UsageError`."""
+# the source
+
+
+def source(tokenizer: Any, values: Mapping[str, Any]) -> str:
+    """Return the chat template that is used, of several the one that was chosen; raises `UsageError`."""
     found = getattr(tokenizer, "chat_template", None)
-    if isinstance(found, Mapping):
-        if "default" in found:
-            return str(found["default"])
-        names = ", ".join(sorted(map(str, found))) or "none"
-        raise UsageError(f"the chat templates have no default among them: {names}", *sandbox.WAY_OUT)
     if not found:
-        raise UsageError("the model has no chat template", *sandbox.WAY_OUT)
-    return str(found)
+        raise UsageError("the model has no chat template", *WAY_OUT)
+    name = values.get(NAMED)
+    if isinstance(found, Mapping) and (name or "default") not in found:
+        names = ", ".join(sorted(map(str, found)))
+        hints = [f"/set {PREFIX}{NAMED} {each}" for each in sorted(map(str, found))]
+        said = (
+            f"the model has no chat template {name!r}" if name else "none of the model's chat templates is the default"
+        )
+        raise UsageError(f"{said}: it has {names}", *hints[:3])
+    return str(tokenizer.get_chat_template(chat_template=name, tools=values.get("tools")))
+
+
+def read(text: str) -> template_source.Source:
+    """Parse a template; raises `Failed` where it is none."""
+    try:
+        return template_source.read(text)
+    except Exception as error:
+        raise _translated(error) from error
+
+
+def _accepted(tokenizer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that the library's call can carry: a name only where there are several templates."""
+    several = isinstance(getattr(tokenizer, "chat_template", None), Mapping)
+    refused = taken(tokenizer) - ({NAMED} if several else set())
+    return {name: value for name, value in arguments.items() if name not in refused}
+
+
+def taken(tokenizer: Any) -> frozenset[str]:
+    """Return the names that `apply_chat_template` has for itself, which no template can be given."""
+    return frozenset(signature(tokenizer.apply_chat_template).parameters) - {"tools", "documents"} | {"messages"}
 
 
 def _controls(tokenizer: Any, literals: str) -> tuple[str, ...]:
@@ -175,96 +274,29 @@ def _controls(tokenizer: Any, literals: str) -> tuple[str, ...]:
     )
 
 
-def _plain(value: Any) -> Any:
-    return [str(one) for one in value] if isinstance(value, list | tuple) else str(value)
+def _translated(error: Exception) -> ReplError:
+    """Say what is wrong with a template, in the words of its author or of Jinja."""
+    if isinstance(error, ReplError):
+        return Failed(error.message, *WAY_OUT)
+    starts = {
+        "TemplateSyntaxError": f"the chat template does not parse, line {getattr(error, 'lineno', 0)}: ",
+        "SecurityError": "the chat template does what none may do: ",
+        "UndefinedError": "the chat template reads what is not there: ",
+        "MemoryError": "the chat template needs too much memory",
+        "RecursionError": "the chat template calls itself without end",
+    }
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    if kinds[0] == "TemplateError":  # what `raise_exception` raises
+        return Refused(f"the chat template refuses this chat: {_short(error)}", *WAY_OUT)
+    start = next((starts[kind] for kind in kinds if kind in starts), "the chat template fails: ")
+    return Failed(start + (_short(error) if start.endswith(": ") else ""), *WAY_OUT)
 
 
-def _aliased(message: Message) -> dict[str, Any]:
-    """Leave out what is None, and give a message's reasoning every name that templates know it by."""
-    known = {name: value for name, value in message.items() if value is not None and name != "parts"}
-    reasoning = next((known[name] for name in REASONING if name in known), None)
-    return known if reasoning is None else {"thinking": reasoning, **known, "reasoning_content": reasoning}
-
-
-# arguments
-
-
-def variables(tokenizer: Any, emit: Emit) -> list[str]:
-    """Return the names that a template reads and a user may set."""
-    found = sandbox.read(source(tokenizer), emit).variables
-    return sorted(name for name in found if not name.endswith(("_token", "_tokens")))
-
-
-def argument(tokenizer: Any, name: str, word: str, emit: Emit) -> tuple[str, Any]:
-    """Read `template.NAME VALUE`: the full name, and the value as JSON or text, None for `default`.
-
-    Raises `UsageError` with the nearest name where the template reads no such variable.
-    """
-    short, known = name.removeprefix(PREFIX).replace("-", "_"), variables(tokenizer, emit)
-    if short not in known:
-        close = nearest(short, known)
-        reads = f"it reads {', '.join(known)}" if known else "it reads none"
-        hints = [f"/set {PREFIX}{close} {word}"] if close else []
-        raise UsageError(f"the chat template has no variable {short!r}, {reads}", *hints)
-    return PREFIX + short, _value(word)
-
-
-def _value(word: str) -> Any:
-    words = {"default": None, "none": None, "on": True, "off": False, "True": True, "False": False}
-    if word in words:
-        return words[word]
-    try:
-        return json.loads(word)
-    except ValueError:
-        return word
+def _short(error: Exception) -> str:
+    words = " ".join(str(error)[:1000].split()) or type(error).__name__
+    return (words if len(words) <= 200 else words[:199] + "…").rstrip(".")
 
 
 def arguments(extra: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Pick the template's variables from settings that were made by name."""
     return {name.removeprefix(PREFIX): value for name, value in extra if name.startswith(PREFIX)}
-
-
-# who says what
-
-
-def spans(template: Template, messages: Sequence[Message], text: str, prefill: str = "") -> list[Span]:
-    """Find the part of a rendered text that each message is written as: what it adds to those before it.
-
-    Where a template writes a message differently once others follow, its own last line is searched instead. What
-    asks for the reply is the template's, and the beginning of the reply, `prefill`, the assistant's.
-    """
-    chats = [Chat(messages[: count + 1], False) for count in range(len(messages))]
-    found: list[Span] = []
-    place = 0
-    for message, outcome in zip(messages, template.outcomes(*chats), strict=True):
-        alone = MARKS.sub("", outcome.text)
-        exact = not outcome.error and text.startswith(alone) and len(alone) >= place
-        end = len(alone) if exact else _searched(template, str(message["content"]), text, place)
-        found.append(Span(str(message["role"]), place, end))
-        place = end
-    begun = max(place, len(text) - len(prefill)) if text.endswith(prefill) else len(text)
-    rest = [Span("template", place, begun), Span("assistant", begun, len(text))]
-    headed = [span for one in found for span in _headed(template, messages, one, text)]
-    return headed + [span for span in rest if span.start < span.end]
-
-
-def _searched(template: Template, content: str, text: str, place: int) -> int:
-    line = (content.strip().splitlines() or [""])[-1]
-    found = text.find(line, place)
-    if not line or found < 0:
-        return place
-    ends = "|".join(map(re.escape, template.controls)) or "(?!)"
-    tail = re.compile(rf"\s*(?:{ends})?\n*").match(text, found + len(line))
-    return tail.end() if tail else found + len(line)
-
-
-def _headed(template: Template, messages: Sequence[Message], span: Span, text: str) -> list[Span]:
-    """Split off what a template says by itself before the first message: a system text of its own."""
-    content = str(messages[0]["content"]).strip()
-    said = text.rfind(content, span.start, span.end)
-    if span.start or said < 0 or not content:
-        return [span]
-    ends = [one for one in template.controls if text[said + len(content) : span.end].lstrip().startswith(one)]
-    cut = max((text.rfind(one, 0, said) + len(one) for one in ends if text.rfind(one, 0, said) >= 0), default=0)
-    cut += len(text[cut:said]) - len(text[cut:said].lstrip("\n")) if cut else 0
-    return [Span("template", 0, cut), replace(span, start=cut)] if cut else [span]

@@ -37,7 +37,7 @@ class Watch:
             SEEN.append(f"open {arguments[0]}")
         elif event == "compile" and str(arguments[1]).startswith(self.ground):
             SEEN.append(f"compile {arguments[1]}")
-        elif event not in ("open", "compile") and "repl.jinja" not in str(arguments):
+        elif event not in ("open", "compile"):
             SEEN.append(f"{event} {arguments}")
 
     def _foreign(self, path: Any) -> bool:

@@ -11,8 +11,9 @@ from repl import commands, registry, settings
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "repl").rglob("*.py"))
 ORDER = [
-    "errors", "library", "kinds", "settings", "events", "worker", "paths", "history", "pasted", "config", "decoding",
-    "quiet", "clean", "jinja", "sandbox", "template", "checks", "thinking", "libraries",
+    "errors", "library", "kinds", "settings", "parts", "events", "worker", "paths", "history", "pasted", "config",
+    "decoding", "quiet", "clean", "bounded", "template_source", "messages", "template", "template_values", "spans",
+    "checks", "thinking", "libraries",
     "headers", "folder", "threads", "native", "loop", "weigh", "room", "packed", "quantization", "fit",
     "snapshots", "transfer", "hub", "convert", "builtin", "catalog", "reuse", "ahead", "anatomy", "trust",
     "mishaps", "compiled", "compiler", "adapters", "placement", "reading", "loading", "compiling", "survey",

@@ -1,7 +1,11 @@
 """The prompt of a chat is what the library makes of it, and no template gets the upper hand."""
 
+import json
+import re
+import time
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import models
 import pytest
@@ -12,15 +16,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tokenizers.processors import TemplateProcessing
 
-from repl import sandbox
+from repl import bounded
 from repl.checks import check
 from repl.commands import template as command
 from repl.decoding import stops
 from repl.errors import Cancelled, Failed, ReplError, UsageError
-from repl.jinja import CHARACTERS
-from repl.sandbox import Chat
+from repl.parts import Parts
 from repl.screen import THEME, view
-from repl.template import DROPPED, FOLDED, Template, argument, arguments, render, spans, variables
+from repl.spans import spans
+from repl.template import DROPPED, FOLDED, WAY_OUT, Template, arguments, render
+from repl.template_values import argument, variables
+from repl.worker import Worker
 
 USER = {"role": "user", "content": "How are you?"}
 REPLY = {"role": "assistant", "content": "Fine, and you?"}
@@ -93,6 +99,26 @@ def made(tokenizer, messages, **options):
     return render(tokenizer, messages, arguments={}, emit=Recorder(), **options)
 
 
+def library(tokenizer, messages, **options) -> list[int]:
+    """Return the ids of the library's own call, what persons and files say marked where it holds control tokens."""
+    from transformers.utils.chat_template_utils import mark_control_tokens
+
+    added = tokenizer.added_tokens_decoder.values()
+    steer = [str(one) for one in added if one.special or str(one) in tokenizer.chat_template]
+    control = re.compile("|".join(map(re.escape, sorted(steer, key=len, reverse=True))))
+    options = {"add_generation_prompt": "continue_final_message" not in options, **options}
+    if not any(control.search(one["content"]) for one in messages if one["role"] != "assistant"):
+        return tokenizer.apply_chat_template(messages, **options)["input_ids"]
+    marked = [one if one["role"] == "assistant" else mark_control_tokens(one, control) for one in messages]
+    text = tokenizer.apply_chat_template(marked, tokenize=False, **options)
+    return tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
+
+
+def said(raw: str, thinking: str = "", answer: str = "", *calls: dict[str, Any]) -> dict[str, Any]:
+    """Return a reply as a conversation keeps it."""
+    return {"role": "assistant", "content": raw, "parts": Parts(thinking, answer, calls)}
+
+
 def failing(tokenizer, template: object, messages=(USER,)) -> ReplError:
     with pytest.raises(ReplError) as caught:
         made(writing(tokenizer, template), messages)
@@ -115,27 +141,139 @@ CONTENTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_
 )
 
 
+@pytest.mark.library
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(sorted(FORMS)), contents=st.lists(CONTENTS, min_size=1, max_size=4), system=st.booleans())
 def test_the_ids_are_the_library_s_own(forms, name, contents, system):
     messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(contents)]
     messages = [SYSTEM, *messages] if system and name not in ("gemma", "mistral") else messages
-    shown = forms[name].apply_chat_template(messages, add_generation_prompt=True, sanitize_control_tokens=True)
-    assert list(made(forms[name], messages).ids) == shown["input_ids"]
+    assert list(made(forms[name], messages).ids) == library(forms[name], messages)
 
 
+@pytest.mark.library
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("prefill", ["Sure", "Sure, ", "  Sure\n", "</s> or <|im_end|>"])
 def test_a_reply_that_has_begun_goes_on_as_with_the_library(forms, name, prefill):
-    """Where the template keeps a trailing blank, it stays."""
+    """Where the template keeps a trailing blank, it stays; control tokens act, as the model's own do."""
     chat = [*TALK, {"role": "assistant", "content": prefill}]
-    shown = forms[name].apply_chat_template(chat, continue_final_message=True, sanitize_control_tokens=True)
-    assert list(made(forms[name], TALK, prefill=prefill).ids) == shown["input_ids"]
+    assert list(made(forms[name], TALK, prefill=prefill).ids) == library(forms[name], chat, continue_final_message=True)
 
 
 def test_a_reply_that_the_template_would_rewrite_begins_behind_the_generation_prompt(forms):
     rendered = made(forms["qwen"], TALK, prefill="<think>\nLet me see")
     assert rendered.text.endswith("<|im_start|>assistant\n<think>\nLet me see")
+
+
+NAMES = (  # writes a thought that has a name of its own
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' %}"
+    "<think>\n{{ (message.THOUGHT or '').strip('\n') }}\n</think>\n\n{% endif %}{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_a_prefill_can_force_a_thought(name):
+    """The token that opens it is that token, not its letters."""
+    tokenizer = tokenizer_for(NAMES.replace("THOUGHT", name), ("<|im_start|>", "<|im_end|>"), "<|im_end|>")
+    tokenizer.add_tokens(["<think>", "</think>"])
+    for begun in ("<think>", "<think>\nLet me"):
+        rendered = made(tokenizer, TALK, prefill=begun)
+        assert rendered.text.endswith("<|im_start|>assistant\n<think>\n" + begun[8:])
+        assert rendered.ids.count(tokenizer.convert_tokens_to_ids("<think>")) == 2  # the reply in TALK has one too
+        last = {"role": "assistant", "content": "", name: begun[8:]}
+        assert list(rendered.ids) == library(tokenizer, [*TALK, last], continue_final_message=name)
+    assert made(tokenizer, TALK, prefill="<think>\nHm.\n</think>\n\nSo").text.endswith("\n</think>\n\nSo")
+
+
+@pytest.mark.library
+def test_a_reply_goes_back_as_the_model_said_it(forms):
+    """Its control tokens are the tokens that they were, beside a message in which they are letters."""
+    raw = "<think>\nHm.\n</think>\n\nFine.<|im_end|> or so"
+    typed = {"role": "user", "content": "What is <|im_end|> and </think>?"}
+    plain = {"role": "assistant", "content": raw}
+    end = forms["qwen"].convert_tokens_to_ids("<|im_end|>")
+    for before, ends in ((USER, 5), (typed, 5)):
+        rendered = made(forms["qwen"], [before, said(raw, "Hm.", "Fine."), MORE, REPLY])
+        assert "assistant\nFine.<|im_end|> or so<|im_end|>" in rendered.text
+        assert list(rendered.ids) == library(forms["qwen"], [before, plain, MORE, REPLY])
+        assert rendered.ids.count(end) == ends
+
+
+@pytest.mark.library
+def test_what_a_person_says_is_marked_only_where_it_holds_control_tokens(forms):
+    strange = {"role": "user", "content": "a \U000f0000 b"}
+    assert made(forms["chatml"], [strange]).text.count("\U000f0000") == 1
+    assert list(made(forms["chatml"], [strange]).ids) == library(forms["chatml"], [strange])
+
+
+# replies in parts
+
+RESPONSE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "reasoning_content": {"open": "<think>", "close": "</think>", "content": "text"},
+        "tool_calls": {
+            "open_pattern": r"\s*<tool_call>",
+            "close": "</tool_call>",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"close_pattern": r"\s*<\|im_end\|>", "content": "text"},
+    },
+}
+READS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.THOUGHT %}[{{ m.THOUGHT }}]{% endif %}{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}({{ call.function | tojson }}){% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if opened %}<think>{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_a_reply_is_read_by_the_tokenizer_s_response_template(name):
+    """Each part goes back under the name that the template reads, as the library's parser makes it."""
+    tokenizer = tokenizer_for(READS.replace("THOUGHT", name), ("<|im_start|>", "<|im_end|>"), "<|im_end|>")
+    tokenizer.response_template = RESPONSE
+    raw = '<think>\nHm.\n</think>\n\nFine. <tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
+    rendered = made(tokenizer, [USER, said(raw), MORE])
+    assert '[Hm.]Fine.({"name": "f", "arguments": {"x": 1}})<|im_end|>' in rendered.text
+    prefix = tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True)
+    parsed = tokenizer.parse_response(raw, prefix=prefix)
+    parsed |= {name: parsed["reasoning_content"]}
+    assert list(rendered.ids) == library(tokenizer, [USER, parsed, MORE])
+    rendered = render(tokenizer, [USER, said("Hm.</think>Fine."), MORE], arguments={"opened": True}, emit=Recorder())
+    assert "assistant\n[Hm.]Fine.<|im_end|>" in rendered.text  # the prompt has opened that thought
+
+
+def test_a_reply_that_cannot_be_read_goes_back_as_it_stands():
+    tokenizer = tokenizer_for(READS, ("<|im_start|>", "<|im_end|>"), "<|im_end|>")
+    tokenizer.response_template = RESPONSE
+    assert "<tool_call>{broken" in made(tokenizer, [USER, said("Well <tool_call>{broken"), MORE]).text
+
+
+CHANNELS = (
+    "{% for m in messages %}{% if '<|channel|>' in m.content %}{{ raise_exception('channels') }}{% endif %}"
+    "<|start|>{{ m.role }}{% if m.thinking and loop.last %}<|channel|>analysis<|message|>{{ m.thinking }}<|end|>"
+    "<|start|>assistant{% endif %}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+MARKUP = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
+
+
+@pytest.mark.library
+def test_channels_go_back_as_parts():
+    tokenizer = tokenizer_for(CHANNELS, MARKUP, "<|return|>")
+    raw = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Fine."
+    rendered = made(tokenizer, [USER, said(raw, "Hm.", "Fine."), MORE])
+    plain = {"role": "assistant", "thinking": "Hm.", "content": "Fine."}
+    assert list(rendered.ids) == library(tokenizer, [USER, plain, MORE])
+    called = made(tokenizer, [USER, said(raw, "Hm.", "Fine.", {"name": "look", "arguments": {}}), MORE])
+    assert "<|message|>look<|end|>" in called.text
+    assert made(tokenizer, [USER], prefill=raw).text.endswith("<|start|>assistant" + raw)
 
 
 TRICKS = [
@@ -162,10 +300,20 @@ def test_reasoning_has_every_name_that_the_library_gives_it(plain):
     assert made(plain, [message]).text == plain.apply_chat_template([message], tokenize=False) == "Hm|Hm|False"
 
 
-def test_of_several_templates_the_default_one_is_taken(plain):
+def test_of_several_templates_one_is_taken(plain):
+    """The default one, or the one that is named, which is a setting."""
     assert made(writing(plain, {"default": "D", "rag": "R"}), TALK).text == "D"
-    assert "rag, tool_use" in failing(plain, {"rag": "R", "tool_use": "T"}).message
-    assert failing(plain, {}).hints == sandbox.WAY_OUT
+    assert render(plain, TALK, arguments={"chat_template": "rag"}, emit=Recorder()).text == "R"
+    error = failing(plain, {"rag": "R", "tool_use": "T {{ depth }}"})
+    assert "rag, tool_use" in error.message
+    assert error.hints[0] == "/set template.chat_template rag"
+    assert argument(plain, "template.chat_template", "rag") == ("template.chat_template", "rag")
+    assert variables(plain, {"chat_template": "tool_use"}) == ["chat_template", "depth"]
+    with pytest.raises(UsageError, match="no chat template 'rug'"):
+        argument(plain, "template.chat_template", "rug")
+    assert failing(plain, {}).hints == WAY_OUT
+    rendered = render(writing(plain, "only"), TALK, arguments={"chat_template": "rag"}, emit=Recorder())
+    assert rendered.text == "only"  # another model has one alone: a name is no template
 
 
 def test_arguments_reach_the_template_and_cannot_carry_control_tokens(forms):
@@ -217,18 +365,10 @@ BROKEN = {
     "macro": ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "calls itself without end"),
     "brackets": ("{{" + "(" * 3000 + "1" + ")" * 3000 + "}}", "calls itself without end"),
     "output": ("{% for i in range(100000) %}{{ 'x' * 1000 }}{% endfor %}", "writes more than 4 MB"),
-    "one string": ("{% set n = 10 %}{{ 'x' * n ** 10 }}", "needs too much memory"),
-    "constant": ("{{ 'x' * 10 ** 10 }}", "needs too much memory"),
-    "padding": ("{{ 'x' | center(10 ** 10) }}", "needs too much memory"),
-    "format": ("{{ '%99999999999d' % 1 }}", "needs too much memory"),
+    "much": ("{{ 'x' * 4000001 }}", "writes more than 4 MB"),
+    "nothing": ("{% if false %}x{% endif %}", "makes nothing of this chat"),
 }
-ENDLESS = {
-    "loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
-    "one number": "{% set n = 10 %}{{ n ** (n ** 8) % 7 }}",  # in C, with the interpreter locked
-    "a tree of lists": (
-        "{% set ns = namespace(x=[1]) %}{% for i in range(64) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}"
-    ),
-}
+ENDLESS = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -240,72 +380,31 @@ def test_a_broken_template_is_one_sentence_and_plain_text_is_offered(plain, name
     assert error.message.startswith("the chat template ")
     assert "\n" not in error.message
     assert not error.message.endswith(".")
-    assert error.hints == sandbox.WAY_OUT
+    assert error.hints == WAY_OUT
 
 
-@pytest.mark.parametrize("name", ENDLESS)
-def test_a_template_without_end_is_stopped(plain, name):
-    """Also where a single step would take for ever."""
-    error = failing(plain, ENDLESS[name])
-    assert "is not done after 2 s" in error.message or "too much memory" in error.message
+def test_a_template_without_end_is_stopped(plain, monkeypatch):
+    monkeypatch.setattr(bounded, "SECONDS", 0.2)
+    assert "is not done after 0.2 s" in failing(plain, ENDLESS).message
     assert made(writing(plain, "ok"), [USER]).text == "ok"
 
 
 def test_a_template_that_is_cancelled_ends_at_once(plain):
-    """The process that renders it is ended too: none is left running."""
-    emit = Recorder()
-    before = sandbox._idle.qsize()
-
-    class Stopping(Recorder):
-        def __init__(self) -> None:
-            super().__init__()
-            self.looks = 0
-
-        def check(self) -> None:
-            self.looks += 1
-            if self.looks > 4:
-                raise Cancelled
-
+    """Also where no one but its own thread could end it."""
+    worker = Worker()
+    writing(plain, ENDLESS)
+    job = worker.start(lambda emit: render(plain, [USER], arguments={}, emit=emit))
+    time.sleep(0.1)
+    began = time.monotonic()
+    job.cancel()
+    assert job.ends(5.0)
+    assert time.monotonic() - began < 1.0
     with pytest.raises(Cancelled):
-        render(writing(plain, ENDLESS["loops"]), [USER], arguments={}, emit=Stopping())
-    assert sandbox._idle.qsize() <= before
-    assert render(writing(plain, "ok"), [USER], arguments={}, emit=emit).text == "ok"
-
-
-def test_a_process_that_has_died_is_replaced(plain):
-    made(writing(plain, "ok"), [USER])
-    child = sandbox._idle.get_nowait()
-    child.process.kill()
-    child.process.wait()
-    sandbox._idle.put(child)
-    assert made(plain, [USER]).text == "ok"
-    child.end()
-
-
-def test_processes_are_kept_for_the_next_chat_and_ended_at_the_end(plain):
-    sandbox.close()
-    sandbox.prepare()
-    sandbox.prepare()
-    assert sandbox._idle.qsize() == 1
-    made(writing(plain, "ok"), [USER])
-    child = sandbox._idle.get_nowait()
-    sandbox._idle.put(child)
-    sandbox.close()
-    assert child.process.poll() is not None
-    assert sandbox._idle.empty()
-
-
-def test_a_long_message_is_not_a_long_template(plain):
-    text = "x" * (CHARACTERS + 1000)
-    (outcome,) = sandbox.render(
-        "{{ messages[0].content }}", [Chat([{"role": "user", "content": text}])], {}, Recorder()
-    )
-    assert outcome.text == text
-
-
-def test_the_memory_of_the_process_is_watched_where_the_system_keeps_no_limit(plain, monkeypatch):
-    monkeypatch.setattr(sandbox, "MEMORY", 1)
-    assert failing(plain, "ok").message == "the chat template needs too much memory"
+        job.result()
+    job = worker.start(lambda emit: made(writing(plain, "ok"), [USER]))
+    assert job.ends(5.0)
+    assert job.result().text == "ok"
+    assert worker.close(5.0)
 
 
 def test_a_model_without_a_template_completes(plain):
@@ -318,17 +417,44 @@ def test_a_model_without_a_template_completes(plain):
 
 
 def test_a_template_s_variables_can_be_set_and_no_others(forms):
-    qwen, emit = forms["qwen"], Recorder()
-    assert variables(qwen, emit) == ["enable_thinking"]
-    assert argument(qwen, "template.enable_thinking", "false", emit) == ("template.enable_thinking", False)
-    assert argument(qwen, "template.enable-thinking", "off", emit) == ("template.enable_thinking", False)
-    assert argument(qwen, "template.enable_thinking", "default", emit) == ("template.enable_thinking", None)
-    assert argument(qwen, "enable_thinking", "low", emit) == ("template.enable_thinking", "low")
+    qwen = forms["qwen"]
+    assert variables(qwen) == ["enable_thinking"]
+    assert argument(qwen, "template.enable_thinking", "false") == ("template.enable_thinking", False)
+    assert argument(qwen, "template.enable-thinking", "off") == ("template.enable_thinking", False)
+    assert argument(qwen, "template.enable_thinking", "default") == ("template.enable_thinking", None)
+    assert argument(qwen, "enable_thinking", "low") == ("template.enable_thinking", "low")
     with pytest.raises(UsageError) as caught:
-        argument(qwen, "template.enable_thinkin", "false", emit)
+        argument(qwen, "template.enable_thinkin", "false")
     assert caught.value.hints == ("/set template.enable_thinking false",)
     with pytest.raises(UsageError, match="it reads none"):
-        argument(forms["llama"], "template.add_generation_prompt", "false", emit)
+        argument(forms["llama"], "template.add_generation_prompt", "false")
+
+
+SETS = [
+    ("{% for m in messages %}{% if m.x %}{% set content = m.x %}{% endif %}{{ content }}{% endfor %}", []),
+    ("{% if not thinking is defined %}{% set thinking = false %}{% endif %}{{ thinking }}", ["thinking"]),
+    ("{% set budget = budget | default(3) %}{{ budget }}", ["budget"]),
+    ("{% set budget = 3 %}{{ budget }}", []),
+    ("{% macro m(tools) %}{{ tools }}{{ date }}{% endmacro %}{{ m(tools) }}", ["date", "tools"]),
+    ("{% for tool in tools %}{{ tool }}{{ loop.index }}{% endfor %}", ["tools"]),
+    ("{% generation %}{{ strftime_now('%Y') }}{{ tokenize }}{{ raise_exception }}{% endgeneration %}", []),
+    ("{% set ns = namespace(n=0) %}{% for i in range(3) %}{% break %}{% endfor %}{{ ns.n }}{{ eos_token }}", []),
+]
+
+
+@pytest.mark.parametrize(("template", "names"), SETS)
+def test_what_a_template_sets_itself_is_no_variable_of_the_user_s(plain, template, names):
+    assert variables(writing(plain, template)) == names
+
+
+def test_tools_can_be_given(plain):
+    tool = {"type": "function", "function": {"name": "look"}}
+    writing(plain, "{{ tools | tojson }}{{ messages[0].content }}")
+    name, value = argument(plain, "template.tools", json.dumps([tool]))
+    shown = render(plain, [USER], arguments={"tools": value}, emit=Recorder())
+    assert list(shown.ids) == plain.apply_chat_template([USER], tools=[tool])["input_ids"]
+    with pytest.raises(Failed, match="the chat template fails: Tools should either be"):
+        render(plain, [USER], arguments=arguments([(name, "look")]), emit=Recorder())
 
 
 def test_arguments_are_picked_from_what_was_set_by_name():
@@ -355,7 +481,7 @@ EXPECTED = {
     "llama": {},
     "gemma": {"system message": "note"},
     "mistral": {"system message": "note"},
-    "qwen": {"earlier turns": "bad"},
+    "qwen": {},
 }
 
 
@@ -496,5 +622,4 @@ def test_the_builtin_model_s_template_is_as_its_verdicts_say(builtin_folder):
     assert all(one.reason and "\n" not in one.reason for one in found.checks)
     assert all(one.name in drawn(found) for one in found.checks)
     assert stops(model.generation_config)
-    shown = tokenizer.apply_chat_template(TALK, add_generation_prompt=True, sanitize_control_tokens=True)
-    assert list(made(tokenizer, TALK).ids) == shown["input_ids"]
+    assert list(made(tokenizer, TALK).ids) == library(tokenizer, TALK)

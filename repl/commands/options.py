@@ -15,7 +15,8 @@ from repl.kinds import Text as Words
 from repl.registry import command
 from repl.screen import Said, view
 from repl.session import Session
-from repl.template import argument
+from repl.template import arguments
+from repl.template_values import argument
 from repl.worker import Emit
 
 
@@ -69,7 +70,10 @@ def _shown(row: Setting) -> Text:
 
 @command("settings", waits=True)
 def set_(session: Session, name: str, value: Annotated[str, Rest()]) -> Any:
-    """Set anything by name: settings, generation_config, template.NAME."""
+    """Set anything by name: settings, generation_config, template.NAME.
+
+    /set template.chat_template NAME chooses one of several chat templates.
+    """
     if decoding.is_setting(name):
         return change(session, settings.find(name), value)
 
@@ -77,7 +81,7 @@ def set_(session: Session, name: str, value: Annotated[str, Rest()]) -> Any:
         if session.remote is not None and (found := session.remote.parameter(name, value)):
             return found
         if name.startswith(decoding.PREFIX):
-            return argument(session.store.current().tokenizer, name, value, emit)
+            return argument(session.store.current().tokenizer, name, value, arguments(session.settings.extra))
         return validated(decoding.other(name.replace("-", "_"), session.base()), value)
 
     def settle(job: Any) -> Said:

@@ -19,8 +19,9 @@ from repl.loading import Resident
 from repl.registry import command
 from repl.screen import joined, view
 from repl.session import Session, Task
+from repl.spans import Span, spans
 from repl.stream import Detokenizer
-from repl.template import Rendered, Span, Template, arguments, render, spans
+from repl.template import Rendered, Template, arguments, render
 from repl.worker import Emit
 
 NEXT = "(your next message)"
