@@ -48,8 +48,8 @@ def into(
 
 
 def _close(session: Session, turn: Turn, lead: str, done: Done | None, state: str) -> None:
-    there = done is not None and (bool(done.text) or state == "complete")  # a beginning that was given is no reply
-    closed = session.conversation.close(turn, lead + done.text if done and there else "", state, done)
+    there = done is not None and (bool(done.raw) or state == "complete")  # a beginning that was given is no reply
+    closed = session.conversation.close(turn, lead + done.raw if done and there else "", state, done)
     if there:
         session.last = closed
         if turn.role == "assistant":

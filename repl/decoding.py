@@ -16,6 +16,7 @@ AHEAD = ("prompt_lookup", "assistant")
 FAST = (*AHEAD, "compile")
 APART = ("seed", "reuse", "overflow", *FAST)  # settings that are no fields of the library's generation config
 PREFIX = "template."  # of the variables that a chat template reads
+SERVER = "server."  # of the fields that only the server in use knows
 PENALTIES = ("frequency_penalty", "presence_penalty")  # what only servers know
 OURS = {"stop": "stop_strings"}  # settings that the library calls otherwise
 
@@ -86,8 +87,8 @@ def overrides(settings: Settings, base: Base) -> dict[str, Any]:
 
 
 def _fields(settings: Settings) -> list[tuple[str, Any]]:
-    """Return what was set by name of the library's generation config; `template.` names are the chat template's."""
-    return [(name, value) for name, value in settings.extra if not name.startswith(PREFIX)]
+    """Return what was set by name of the library's generation config; others have a prefix."""
+    return [(name, value) for name, value in settings.extra if not name.startswith((PREFIX, SERVER))]
 
 
 def phrase(table: Mapping[str, Value]) -> str:

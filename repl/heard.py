@@ -2,14 +2,29 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from repl import context, decoding, thinking
 from repl.decoding import PENALTIES, Base
+from repl.dialects import UNKNOWN, Dialect, whole
 from repl.errors import Failed
 from repl.events import Done, Echo, Notice, Opening, Timing, Token, Usage
-from repl.protocol import DIALECTS, EXTRAS, parameters, plain, scored, wanted, whole
+from repl.parts import Parts
+from repl.protocol import (
+    BROKEN,
+    ENDS,
+    Calls,
+    Piece,
+    numbers,
+    parameters,
+    plain,
+    said,
+    scored,
+    unheeded,
+    wanted,
+)
+from repl.refusals import of_event
 from repl.request import Request
 from repl.settings import named
 from repl.tally import Tally
@@ -24,14 +39,17 @@ SLACK = 4  # a server that sends this many times the pieces it was allowed token
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The server as its replies see it: the parameters that it refused, and what was said of it already."""
+    """The server as its replies see it, with what it refused, allowed and was told of before."""
 
     host: str
     model: str
     context: int
+    kind: Dialect = UNKNOWN
     refused: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
-    owner: str = ""
+    limits: dict[str, int] = field(default_factory=dict)
+    """Fields with the most that it allows."""
+    renamed: dict[str, str] = field(default_factory=dict)
 
 
 class Heard:
@@ -44,39 +62,52 @@ class Heard:
         self.turns = [*request.turns]
         self.dropped: list[int] = []
         self.waits = 0
-        self.limit = int(decoding.effective(request.settings, BASE)["max_new_tokens"].value or 0)
+        self.room = 0  # tokens that the context leaves for the reply, where that is less than was asked for
         self.finish = ""
-        self._model = ""
-        self._pieces: list[str] = []
+        self._ended = ""  # the end in the server's word
+        self._model = self._fingerprint = ""
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._answers: list[str] = []
+        self._calls = Calls()
         self._count = 0  # tokens as far as they came one by one
+        self._prompt: list[int] = []
+        self._ids: list[int] = []
         self._usage: Mapping[str, Any] = {}
         self._first = self._last = 0.0
         self._thinks = self._opened = False
-        self._asked = wanted(request.settings)
+        self._asked = wanted(request.settings, peer.kind)
         self._tally = Tally(self._asked)
         self._half = ""  # the first half of a character beyond U+FFFF
 
     # ask
 
     def body(self) -> dict[str, Any]:
-        """Return the request as it is sent, without what the server refused before."""
-        given = {**self._what(), **parameters(self.request.settings, BASE, self.request.chats)}
+        """Return the request as it is sent, as far as the server is known to take it."""
+        given = {**self._what(), **self.sent()}
         model = {"model": self.peer.model} if self.peer.model else {}
-        given = {self._theirs(name): value for name, value in given.items()}
-        whole = {**model, **given, "stream": True, "stream_options": {"include_usage": True}}
-        return {name: value for name, value in whole.items() if name not in self.peer.refused}
+        return {**model, **given}
 
-    def _theirs(self, name: str) -> str:
-        return DIALECTS.get(self.peer.owner, {}).get(name, name)
+    def sent(self) -> dict[str, Any]:
+        """Return what is sent beside the text and the model."""
+        given = parameters(self.request.settings, self.peer.kind, self.request.chats)
+        given |= {"stream": True, "stream_options": {"include_usage": True}}
+        given = {self.peer.renamed.get(name, name): value for name, value in given.items()}
+        limits = {**self.peer.limits, **(dict.fromkeys(("max_tokens", "max_completion_tokens"), self.room or 1 << 62))}
+        capped = {name: min(given[name], limits[name]) for name in limits if name in given}
+        return {name: value for name, value in {**given, **capped}.items() if name not in self.peer.refused}
 
     def _what(self) -> dict[str, Any]:
-        if not self.request.chats:
-            return {"prompt": self.request.text}
-        said = [plain(message) for message in self.messages]
-        if not self.request.prefill:
-            return {"messages": said}
-        begun = {"role": "assistant", "content": self.request.prefill}
-        return {"messages": [*said, begun], "continue_final_message": True, "add_generation_prompt": False}
+        request = self.request
+        if request.ids:
+            return {"prompt": list(request.ids)}
+        if not request.chats:
+            return {"prompt": request.text}
+        messages = [plain(message) for message in self.messages]
+        if not request.prefill:
+            return {"messages": messages}
+        begun = {"role": "assistant", "content": request.prefill}
+        return {"messages": [*messages, begun], **(self.peer.kind.continues or {})}
 
     def shorten(self) -> bool:
         """Leave out the oldest exchange, where that is allowed and there is one."""
@@ -88,39 +119,82 @@ class Heard:
             self.turns = [turn for place, turn in enumerate(self.turns) if place not in gone]
         return bool(gone)
 
+    def tell_unheeded(self) -> None:
+        """Say what was set and has no effect there, once for each."""
+        for name in unheeded(self.request.settings, self.peer.kind, self.request.chats):
+            self._tell_once(name, f"{name} has no effect: {self.peer.host} is {self.peer.kind.name}, which ignores it")
+
     # hear
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether a text has come."""
+        return any(self._texts)
 
     @property
     def endless(self) -> bool:
         """Tell whether the server does not stop by itself."""
-        return self._count > SLACK * self.limit + 64
+        limit = self.request.settings.decode.max_new_tokens or self.peer.context
+        return bool(limit) and self._count > SLACK * limit + 64
+
+    def afresh(self) -> None:
+        """Forget what a request brought that has to be made once more: no text was among it."""
+        self.finish = self._ended = ""
+        self._count, self._prompt = 0, []
+        for gathered in (self._ids, self._texts, self._thoughts, self._answers):
+            gathered.clear()
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Take one event of the stream; raises `Failed` for one that is not of the protocol, and `Cancelled`."""
-        if event is END and self._pieces:
+        """Take one event of the stream; raises `Failed` for one that is not of the protocol, `Refused`, `Cancelled`."""
+        if event is END and self._texts:
             self.finish = self.finish or "stop"
         self._model = str(event.get("model") or self._model)
+        self._fingerprint = str(event.get("system_fingerprint") or self._fingerprint)
         self._usage = event["usage"] if isinstance(event.get("usage"), Mapping) else self._usage
+        self._prompt = numbers(event.get("prompt_token_ids")) or self._prompt
         choices = event.get("choices")
         for choice in choices if isinstance(choices, list) else []:
             if not isinstance(choice, Mapping):
-                raise Failed(f"{self.peer.host} sent an event that is not of the protocol", "/retry")
+                raise self._strange()
             self._choice(choice)
 
     def _choice(self, choice: Mapping[str, Any]) -> None:
+        if choice.get("error"):
+            raise of_event(choice)
         delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
         if not isinstance(delta, Mapping):
-            raise Failed(f"{self.peer.host} sent an event that is not of the protocol", "/retry")
+            raise self._strange()
         self._open()
-        thought, answer = (delta.get("reasoning_content") or delta.get("reasoning")), delta.get("content")
-        given = choice.get("logprobs") if self._asked else None
-        if isinstance(thought, str) and thought:
-            self._say(scored(thought, None if answer else given), thinks=True)
-        # figures without a text: a token that does not end a character, or ends the reply
-        if isinstance(answer, str) and (answer or (given and not thought)):
-            self._say(scored(answer, given), thinks=self._thinks and not answer)
+        found, given = said(delta), choice.get("logprobs") if self._asked else None
+        self._calls.take(delta)
+        ids = numbers(choice.get("token_ids"))
+        self._prompt = numbers(choice.get("prompt_token_ids")) or self._prompt
+        if found.refusal:
+            self._ended = "refusal"
+        answer = found.answer + found.refusal
+        if found.thought:
+            alone = not answer
+            self._say(self._pieces(found.thought, given if alone else None, ids if alone else []), thinks=True)
+        # figures or ids without a text: a token that does not end a character, or ends the reply
+        if answer or ((given or ids) and not found.thought):
+            self._say(self._pieces(answer, given, ids), thinks=self._thinks and not answer)
         if choice.get("finish_reason"):
-            self.finish = "length" if choice["finish_reason"] == "length" else "stop"
+            self._end_with(str(choice["finish_reason"]), choice.get("stop_reason"))
+
+    def _end_with(self, word: str, stop: Any) -> None:
+        self._ended = self._ended or word
+        self.finish = "stop_string" if isinstance(stop, str) and word == "stop" else ENDS.get(word, "stop")
+
+    def _pieces(self, text: str, given: Any, ids: list[int]) -> list[Piece]:
+        """Return a text as tokens with what is known of each: ids, where the server says which it made."""
+        pieces = scored(text, given, self._tally.number)
+        if not ids:
+            return pieces
+        if len(ids) != len(pieces):  # figures for none of them, or not for each
+            pieces = [*(Piece(Token(""), "") for _ in ids[1:]), Piece(Token(text), text)]
+        for piece, one in zip(pieces, ids, strict=True):
+            self._tally.learn(piece.number, one)
+        return [replace(piece, token=replace(piece.token, id=one)) for piece, one in zip(pieces, ids, strict=True)]
 
     def _open(self) -> None:
         if self._opened:
@@ -131,22 +205,25 @@ class Heard:
         if begun := self.request.prefill or self.request.text:
             self.emit(Echo(begun))
 
-    def _say(self, tokens: list[tuple[Token, str]], thinks: bool) -> None:
+    def _say(self, pieces: list[Piece], thinks: bool) -> None:
         """Pass text on, with the tags by which thinking is told apart everywhere else around what was thought."""
         mark = ("<think>\n" if thinks else "\n</think>\n\n") if thinks != self._thinks else ""
         self._thinks = thinks
-        if self._asked and tokens and not thinks:
-            self._tell_measures(tokens[0][0])
-        for token, name in tokens:
+        if self._asked and pieces and pieces[-1].name and not thinks:
+            self._tell_measures(pieces[0].token)
+        for piece in pieces:
+            token = piece.token
             own = self._paired(token.text)
             text = mark + own
             # before the first token with figures a mark is part of what stands in front of them
-            self._tally.take(token, name, len(text if self._tally.begun else own))
+            self._tally.take(piece, len(text if self._tally.begun else own))
             mark = ""
             self._last = time.monotonic()
             self._first = self._first or self._last
-            self.emit(Token(text, None, token.logprob, token.entropy, token.top))
-            self._pieces.append(text)
+            self._ids += [] if token.id is None else [token.id]
+            self.emit(replace(token, text=text))
+            self._texts.append(text)
+            (self._thoughts if thinks else self._answers).append(own)
             self._count += 1
 
     def _paired(self, text: str) -> str:
@@ -157,13 +234,28 @@ class Heard:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
     def end(self) -> None:
-        """Take note of the end of the stream; raises `Failed` where it broke off, though in order."""
-        if not (self.finish or self._usage or self._pieces):
-            raise Failed(f"{self.peer.host} answered with nothing", "/retry")
+        """Take note of the end of the stream, and say what the user should know of it.
+
+        Raises `Failed` where the server gave up, or broke off, though in order.
+        """
+        host = self.peer.host
+        if self._ended in BROKEN:
+            raise Failed(f"{host} gave up in the middle of its answer ({self._ended})", "/retry")
+        if not (self.finish or self._usage or self._texts):
+            raise Failed(f"{host} answered with nothing", "/retry")
         if not self.finish:
             if not self.endless:
-                raise Failed(f"{self.peer.host} closed before the reply had ended", "/retry")
+                raise Failed(f"{host} closed before the reply had ended", "/retry")
             self.finish = "length"
+        if self._ended == "refusal":
+            self.emit(Notice(f"the model at {host} refuses to answer this"))
+        if self._ended == "content_filter":
+            self.emit(Notice(f"the content filter of {host} ended the reply"))
+        for call in self._calls.all():
+            self.emit(Notice(f"the model calls a tool: {call['name']}({call['arguments']})"))
+
+    def _strange(self) -> Failed:
+        return Failed(f"{self.peer.host} sent an event that is not of the protocol", "/retry")
 
     def _tell_measures(self, first: Token) -> None:
         """Say what the server does not give, before the first text of the answer: a line of its own."""
@@ -182,20 +274,26 @@ class Heard:
     def done(self, finish: str) -> Done:
         """Return the reply with its record."""
         made = whole(self._usage.get("completion_tokens")) or self._count
-        asked = whole(self._usage.get("prompt_tokens"))
+        asked = whole(self._usage.get("prompt_tokens")) or len(self._prompt)
         details = self._usage.get("prompt_tokens_details")
         kept = whole(details.get("cached_tokens")) if isinstance(details, Mapping) else 0
         span = self._last - self._first
         self._tally.rest(len(self._half))
+        raw = "".join(self._texts) + self._half
+        thought, answer = self._parts(raw)
+        request = self.request
         return Done(
-            text="".join(self._pieces) + self._half,
-            prompt_ids=(),
-            token_ids=(),
+            text=answer,
+            raw=raw,
+            thinking=thought,
+            tool_calls=self._calls.all(),
+            prompt_ids=tuple(self._prompt),
+            token_ids=tuple(self._ids) if len(self._ids) in (made, made - 1) else (),  # some leave the end out
             finish=finish,
             model=self._described(),
             load={},
             decode=self._decode(),
-            seed=self.body().get("seed"),
+            seed=self.sent().get("seed"),
             usage=Usage(asked, kept, made),
             timing=Timing(
                 ttft_s=self._first - self.began if self._first else None,
@@ -204,12 +302,21 @@ class Heard:
                 total_s=time.monotonic() - self.began,
             ),
             dropped=tuple(self.dropped),
+            system=request.system,
+            prefill=request.prefill,
+            begun=Parts(answer=request.prefill),
             measures=self._tally.measures(),
         )
 
+    def _parts(self, raw: str) -> tuple[str, str]:
+        """Return thought and answer: as the server told them apart, or by tags in the text."""
+        if any(self._thoughts):
+            return "".join(self._thoughts), "".join(self._answers) + self._half
+        thought, answer = thinking.split(thinking.Marks(), [(raw, None)])
+        return thought, answer.lstrip("\n") if thought else raw
+
     def _described(self) -> dict[str, Any]:
-        sent = {name: value for name, value in self.body().items() if name not in ("messages", "prompt", "model")}
-        served = self.peer.model or self._model or self.peer.host
+        served = self._model or self.peer.model or self.peer.host
         unknown = {"revision": "", "commit": "", "dtype": "", "device_map": {}, "quantization": "", "parameters": 0}
         return {
             "id": named(served),
@@ -217,15 +324,23 @@ class Heard:
             "context": self.peer.context,
             "bytes": 0,
             "server": self.peer.host,
+            "kind": self.peer.kind.name,
             "served": served,
-            "sent": sent,
+            "asked": self.peer.model,
+            "fingerprint": self._fingerprint,
+            "sent": self.sent(),
+            "ended": self._ended,
             "counted": "by the server" if self._usage else "by pieces",
             "logprobs": f"of the {self._tally.limit} likeliest" if self._tally.begun else "",
         }
 
     def _decode(self) -> dict[str, Any]:
-        table = decoding.effective(self.request.settings, BASE)
-        unset = (None, ())
-        refused = self.peer.refused
-        gone = {name for name, theirs in EXTRAS.items() if self._theirs(theirs) in refused} | refused
-        return {name: item.value for name, item in table.items() if item.value not in unset and name not in gone}
+        """Return the decoding values that the server heeds; what it chose by itself is not known."""
+        kind, settings, chats = self.peer.kind, self.request.settings, self.request.chats
+        table, fields = decoding.effective(settings, BASE), kind.fields(chats)
+        gone = {*unheeded(settings, kind, chats), *self.peer.refused}
+        gone |= {name for name, theirs in fields.items() if self.peer.renamed.get(theirs, theirs) in self.peer.refused}
+        if settings.decode.max_new_tokens is None:
+            gone.add("max_new_tokens")
+        found = {name: item.value for name, item in table.items() if item.value not in (None, ()) and name not in gone}
+        return found | ({"max_new_tokens": self.room} if self.room and "max_new_tokens" in found else {})

@@ -1,7 +1,6 @@
 """The remote engine: a request becomes a call of an OpenAI-compatible server, its stream becomes events."""
 
 import json
-import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,26 +9,21 @@ from typing import Any
 
 from repl import decoding
 from repl.decoding import PENALTIES, Base
-from repl.errors import Cancelled, Failed, NeedsLocal, Overflow, ReplError, UsageError
+from repl.dialects import Dialect, Listing, confirmed, dialect, read_list
+from repl.errors import Cancelled, Failed, NeedsLocal, ReplError, UsageError
 from repl.events import Done, Event, Notice, Progress, Token
 from repl.heard import BASE, Heard, Peer
 from repl.kinds import Number
-from repl.protocol import (
-    DROPPABLE,
-    MOST,
-    Offer,
-    Refused,
-    asked_to_wait,
-    fault,
-    listed,
-)
+from repl.protocol import DROPPABLE
+from repl.refusals import Refused, asked_to_wait, droppable, fault, lower
 from repl.request import Request
 from repl.settings import Decode, named
 from repl.wire import Address, Wire
 from repl.worker import Emit, Relay
 
-ONWARD = ("vllm", "sglang")  # servers that let a reply begin with a given text
 WAITS, PATIENCE = 5, 600.0  # how often, and seconds for how long at most, a server may ask to wait
+MENDS = 8  # requests that are made once more for other reasons
+SHARE = 8  # a reply should find at least this part of the context free
 offered: list[str] = []
 """The model ids of the server in use, for completion: a completer knows no session."""
 known: dict[str, Mapping[str, str]] = {}
@@ -56,12 +50,23 @@ def reach(where: Address, model: str, emit: Emit) -> "Remote":
     emit(Progress(f"ask {where.host}"))
     wire = Wire(where)
     try:
-        offers = listed(wire.ask("/models", emit))
+        listing = _facts(wire, read_list(wire.ask("/models", emit), where.url), emit)
     except Refused as refused:
         if refused.status in (401, 403, 503):
             raise fault(refused, where.host, model, ()) from refused
-        offers = ()  # it need not list them: a server with one model takes any request as one for that
-    return Remote(wire, model or (offers[0].id if len(offers) == 1 else ""), offers)
+        listing = Listing()  # it need not list them: a server with one model takes any request as one for that
+    offers = listing.offers
+    return Remote(wire, model or (offers[0].id if len(offers) == 1 else ""), listing)
+
+
+def _facts(wire: Wire, listing: Listing, emit: Emit) -> Listing:
+    """Ask what the model list does not say."""
+    if not listing.kind.facts or not listing.offers or all(offer.context for offer in listing.offers):
+        return listing
+    try:
+        return confirmed(listing, wire.ask(listing.kind.facts, emit, beside=True))
+    except (Refused, ReplError):
+        return confirmed(listing, None)
 
 
 class First(Relay):
@@ -91,11 +96,18 @@ def wait(host: str, seconds: float, emit: Emit) -> None:
 class Remote:
     """A model behind a server."""
 
-    def __init__(self, wire: Wire, model: str = "", offers: tuple[Offer, ...] = ()) -> None:
-        self.wire, self.model, self.offers = wire, model, offers
+    def __init__(self, wire: Wire, model: str = "", listing: Listing | None = None) -> None:
+        self.wire, self.model, self.listing = wire, model, listing or Listing()
         self.refused: set[str] = set()  # parameters that the server does not take
         self.told: set[str] = set()
+        self.limits: dict[str, int] = {}  # parameters with the most that it allows
+        self.renamed: dict[str, str] = {}
         self.chats = True
+
+    @property
+    def kind(self) -> Dialect:
+        """Return how the model in use wants to be asked."""
+        return dialect(self.listing.kind, self.model)
 
     @property
     def host(self) -> str:
@@ -115,7 +127,7 @@ class Remote:
     @property
     def context(self) -> int:
         """Return the context in tokens, 0 where it is not known."""
-        return next((offer.context for offer in self.offers if offer.id == self.model), 0)
+        return next((offer.context for offer in self.listing.offers if offer.id == self.model), 0)
 
     @property
     def base(self) -> Base:
@@ -133,26 +145,36 @@ class Remote:
     def choose(self, model: str) -> Connected:
         """Take another model of the server from now on."""
         self.model = model
-        self.refused.clear()
+        for learned in (self.refused, self.told, self.limits, self.renamed):
+            learned.clear()
         return self.connected()
 
     def connected(self) -> Connected:
         """Return what is known of the server, as news."""
-        return Connected(self.wire.where.url, self.model, self.context, [offer.id for offer in self.offers])
+        return Connected(self.wire.where.url, self.model, self.context, [offer.id for offer in self.listing.offers])
 
     def served(self) -> Served:
         """Return what is known of the server."""
-        return Served(self.wire.where.url, self.model, self.context, [offer.id for offer in self.offers])
+        return Served(self.wire.where.url, self.model, self.context, [offer.id for offer in self.listing.offers])
 
     def parameter(self, name: str, word: str) -> tuple[str, Any] | None:
-        """Read what `/set` takes for a server: a penalty, or a variable of its chat template; else None."""
-        if name.replace("-", "_") in PENALTIES:
-            return name.replace("-", "_"), None if word == "default" else Number(least=-2, most=2).read(word)
-        if name.startswith(decoding.PREFIX):
-            with suppress(ValueError):
-                return name, json.loads(word)
-            return name, word
-        return None
+        """Read what `/set` takes for this server beyond the settings; None for a name that it does not know.
+
+        That is a penalty, a variable of its chat template, or a field of its own such as `reasoning_effort`.
+        """
+        full = name.removeprefix(decoding.SERVER).replace("-", "_")
+        if full in PENALTIES:
+            return full, None if word == "default" else Number(least=-2, most=2).read(word)
+        if full in self.kind.own:
+            name = decoding.SERVER + full
+        elif not name.startswith(decoding.PREFIX):
+            return None
+        value: Any = word
+        with suppress(ValueError):
+            value = json.loads(word)
+        if full == "logit_bias" and word != "default" and not isinstance(value, dict):
+            raise UsageError(f"logit_bias takes token ids with a bias, not {word!r}", '/set logit_bias {"42": -100}')
+        return name, value
 
     # a reply
 
@@ -162,10 +184,11 @@ class Remote:
         Raises `UsageError` before anything is made, `Failed` and its kin when the server gives up.
         """
         began = time.monotonic()
-        self._check(request)
-        peer = Peer(self.host, self.model, self.context, self.refused, self.told, self._owner())
-        heard = Heard(peer, request, emit, began)
+        self.check(request)
+        learned = (self.refused, self.told, self.limits, self.renamed)
+        heard = Heard(Peer(self.host, self.model, self.context, self.kind, *learned), request, emit, began)
         try:
+            heard.tell_unheeded()
             self._hear(heard, emit)
         except Cancelled:
             emit.settle()
@@ -181,10 +204,10 @@ class Remote:
 
         It is asked for one token. Raises `UsageError` for a server that gives none, and what `reply` raises.
         """
-        if request.chats and request.prefill and self._owner() not in ONWARD:
+        if request.chats and request.prefill and self.kind.continues is None:
             raise NeedsLocal("looking on behind a reply", "/next TEXT")
         seen = First(emit)
-        view = replace(request.settings.view, logprobs=min(count, MOST), probs="off")
+        view = replace(request.settings.view, logprobs=min(count, self.kind.alternatives), probs="off")
         plain = replace(request.settings, decode=Decode(max_new_tokens=1), view=view)
         done = self.reply(replace(request, settings=plain), seen)
         if done.finish == "cancelled":
@@ -193,28 +216,26 @@ class Remote:
             raise UsageError(f"{self.host} gives no log-probabilities")
         return seen.top[:count]
 
-    def _check(self, request: Request) -> None:
-        values = {name: item.value for name, item in decoding.effective(request.settings, self.base).items()}
-        if (values.get("num_beams") or 1) > 1 or (values.get("num_return_sequences") or 1) > 1:
+    def check(self, request: Request) -> None:
+        """Raise `UsageError` for what this server cannot do, so that it need not be asked."""
+        decode, offers = request.settings.decode, self.listing.offers
+        if (decode.num_beams or 1) > 1 or (decode.num_return_sequences or 1) > 1:
             raise NeedsLocal("a beam search", "/beams 1")
-        if values.get("max_length"):
+        if decode.max_length:
             raise UsageError("max_length counts the prompt, which the server does", "/max_length default", "/max 50")
-        if request.ids:
+        if request.ids and not self.kind.takes_ids:
             raise NeedsLocal("going on from token ids")
-        if request.chats and request.prefill and self._owner() not in ONWARD:
+        if request.chats and request.prefill and self.kind.continues is None:
             raise NeedsLocal("a reply with a given beginning")
-        if not self.model and len(self.offers) > 1:
-            some = [f"/model {offer.id}" for offer in self.offers[:3]]
-            raise UsageError(f"{self.host} offers {len(self.offers)} models: choose one", *some)
-
-    def _owner(self) -> str:
-        found = next((offer for offer in self.offers if offer.id == self.model), None)
-        return found.owner if found else self.offers[0].owner if self.offers else ""
+        if not self.model and len(offers) > 1:
+            some = [f"/model {offer.id}" for offer in offers[:3]]
+            raise UsageError(f"{self.host} offers {len(offers)} models: choose one", *some)
 
     def _hear(self, heard: Heard, emit: Emit) -> None:
         """Ask until the server answers: without what it refuses, later where it says so, shorter where allowed."""
-        for _ in range(WAITS + len(DROPPABLE) + len(heard.messages)):
+        for _ in range(WAITS + MENDS + len(DROPPABLE) + len(heard.messages)):
             emit(Progress(f"wait for {self.host}"))
+            heard.afresh()
             try:
                 for event in self.wire.stream(heard.path, heard.body(), emit):
                     heard.take(event)
@@ -223,22 +244,61 @@ class Remote:
                         break
                 return heard.end()
             except Refused as refused:
+                if heard.begun:
+                    raise Failed(f"{self.host}: {refused.words}", "/retry") from refused
                 self._mend(refused, heard, emit)
         raise Failed(f"{self.host} keeps refusing", "/retry")
 
     def _mend(self, refused: Refused, heard: Heard, emit: Emit) -> None:
         """Do about a refusal what can be done, so that the request is worth sending again; raises what is left."""
-        sent = heard.body()
-        named = [name for name in DROPPABLE if name in sent and re.search(rf"\b{name}\b", refused.words)]
-        if refused.status in (400, 422) and named:
-            self.refused.update(named)
-            emit(Notice(f"{self.host} does not take {', '.join(named)}: left out"))
-            return
+        mended = (
+            self._lower(refused, heard, emit)
+            or self._drop(refused, heard, emit)
+            or self._wait(refused, heard, emit)
+            or (refused.full and self._fit(refused, heard, emit))
+        )
+        if not mended:
+            offers = self.listing.offers
+            raise fault(refused, self.host, self.model, offers, heard.path) from refused
+
+    def _lower(self, refused: Refused, heard: Heard, emit: Emit) -> bool:
+        """Ask for as many alternatives as the server allows."""
+        if (found := lower(refused, heard.body())) is None:
+            return False
+        name, most = found
+        self.limits[name] = most
+        emit(Notice(f"{self.host} gives at most {most} alternatives: {name} is {most}"))
+        return True
+
+    def _drop(self, refused: Refused, heard: Heard, emit: Emit) -> bool:
+        """Leave out what the server does not take, or call it as it wants it called."""
+        body = heard.body()
+        if "max_tokens" in body and refused.of_the_request and "max_completion_tokens" in refused.words:
+            self.renamed["max_tokens"] = "max_completion_tokens"
+            return True
+        names = droppable(refused, body, DROPPABLE)
+        if names:
+            self.refused.update(names)
+            emit(Notice(f"{self.host} does not take {', '.join(names)}: left out"))
+        return bool(names)
+
+    def _wait(self, refused: Refused, heard: Heard, emit: Emit) -> bool:
         seconds = asked_to_wait(refused)
-        if refused.status in (429, 503) and 0 < seconds <= PATIENCE and heard.waits < WAITS:
+        due = refused.status in (429, 503) and 0 < seconds <= PATIENCE and heard.waits < WAITS
+        if due:
             heard.waits += 1
             wait(self.host, seconds, emit)
-            return
-        error = fault(refused, self.host, self.model, self.offers, heard.path)
-        if not (isinstance(error, Overflow) and heard.shorten()):
-            raise error from refused
+        return due
+
+    def _fit(self, refused: Refused, heard: Heard, emit: Emit) -> bool:
+        """Make prompt and reply fit into the context: fewer tokens of the reply, else the oldest messages left out."""
+        asked, limit = heard.request.settings.decode.max_new_tokens, refused.error.context
+        room = limit - refused.error.prompt if refused.error.prompt else 0
+        scarce = room < min(asked or 0, limit // SHARE)
+        if scarce and heard.shorten():
+            return True
+        if not (asked and 0 < room < (heard.room or asked)):
+            return heard.shorten()
+        heard.room = room
+        emit(Notice(f"max_new_tokens is {room} for this reply: the context of {limit} ends there"))
+        return True

@@ -207,8 +207,10 @@ def _unit(done: Done) -> str:
 
 
 def _limit(done: Done) -> str:
-    """Say which limit a reply ran into."""
-    context = done.model.get("context") or 0
+    """Say which limit a reply ran into: the one that was reached."""
+    context, made, server = done.model.get("context") or 0, done.usage.completion, done.model.get("server")
+    if server and done.decode.get("max_new_tokens") is None and not 0 < context <= done.usage.prompt + made:
+        return f"cut by {clean_line(server)} after {made} {_unit(done)}s, /max {2 * made} asks for more"
     if context and done.usage.prompt + done.usage.completion >= context:
         return f"the context of {context} tokens is full"
     if done.out_of_time:

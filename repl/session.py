@@ -103,7 +103,7 @@ class Session:
         if self.remote is not None and self.remote is not remote:
             self.remote.close()
         self.remote = remote
-        offered[:] = [offer.id for offer in remote.offers] if remote else []
+        offered[:] = [offer.id for offer in remote.listing.offers] if remote else []
 
     def load(self, wanted: Settings) -> Task[Facts]:
         """Begin to load what the settings say; they become the session's own when it is ready.

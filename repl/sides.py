@@ -132,10 +132,10 @@ def reached(store: Store, variant: Variant, emit: Emit) -> Iterator["Here | Ther
     if (server := variant.server) is None:
         yield Here(replace(brought(store, variant.settings.load, emit), kept=Kept()))
         return
-    if server.offers is None:
+    if server.listing is None:
         remote = reach(server.where, server.model, emit)
     else:
-        remote = Remote(Wire(server.where), server.model, server.offers)
+        remote = Remote(Wire(server.where), server.model, server.listing)
     try:
         yield There(remote)
     finally:
@@ -178,6 +178,9 @@ class There:
         done = self.remote.reply(request, aside)
         logprobs = tuple(token.logprob for token in aside.tokens if token.logprob is not None)
         name = f"{self.remote.name} at {self.remote.host}"
+        if variant.server is not None:  # what it was asked about itself is worth keeping
+            server = replace(variant.server, model=self.remote.model, listing=self.remote.listing)
+            variant = replace(variant, server=server)
         return Made(variant, done, model=name, chats=request.chats, pieces=pieces(aside.tokens), logprobs=logprobs)
 
 

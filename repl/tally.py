@@ -1,31 +1,53 @@
-"""The log-probabilities that a server gives, gathered for the record of a reply: truncated, and by text."""
+"""The log-probabilities that a server gives, gathered for the record of a reply: truncated, by id, bytes or text."""
 
-from repl.events import Measures, Token
+from collections.abc import Mapping
+from typing import Any
+
+from repl.events import Measures
 from repl.meter import rounded
+from repl.protocol import Piece
 
 
 class Tally:
-    """Gathers one reply; a token has no id there, so each text gets a number of its own, below 0."""
+    """Gathers one reply; a token whose id is not known gets a number of its own, below 0."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit  # alternatives that were asked for
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[object, int] = {}
+        self._texts: dict[int, str] = {}
         self._tokens: list[tuple[int, float, int, int]] = []  # number, logprob, rank, length
         self._likeliest: list[tuple[tuple[int, ...], tuple[float, ...]]] = []
+        self._ids: dict[int, int] = {}  # what became known of a number of our own
         self._broken = False  # a text without figures came between such with figures
 
-    def take(self, token: Token, name: str, length: int) -> None:
-        """Take note of a token: its text by itself, and how much of the reply's text it is."""
-        if token.logprob is None:
+    def number(self, entry: Mapping[str, Any]) -> int:
+        """Return the number of a token: its id, else one for its bytes (halves of characters share a text)."""
+        given, data, text = entry.get("id"), entry.get("bytes"), str(entry["token"])
+        if isinstance(given, int) and given >= 0:
+            found = given
+        else:
+            key = tuple(map(str, data)) if isinstance(data, list) and data else text
+            found = self._numbers.setdefault(key, -1 - len(self._numbers))
+        self._texts.setdefault(found, text)
+        return found
+
+    def learn(self, number: int | None, token: int) -> None:
+        """Take note of the id of a token that has a number of its own."""
+        if number is not None and number < 0:
+            self._ids.setdefault(number, token)
+
+    def take(self, piece: Piece, length: int) -> None:
+        """Take note of a token and how much of the reply's text it is."""
+        token = piece.token
+        if token.logprob is None or piece.number is None:
             self._broken = self._broken or bool(self._tokens and length)
             return
         # some servers put the token that was drawn behind the likeliest, past what was asked for
-        top = sorted(token.top, key=lambda entry: -entry[2])[: self._limit]
-        found = any(text == name for _, text, _ in top)
+        top = token.top[: self._limit]
+        found = any(number == piece.number for number, _, _ in top)
         rank = 1 + sum(value > token.logprob for _, _, value in top) if found else 0
-        self._tokens.append((self._number(name), token.logprob, rank, length))
-        numbers, values = tuple(self._number(text) for _, text, _ in top), tuple(value for _, _, value in top)
-        self._likeliest.append((numbers, values))
+        self._tokens.append((piece.number, token.logprob, rank, length))
+        self._likeliest.append((tuple(number for number, _, _ in top), tuple(value for _, _, value in top)))
 
     def rest(self, length: int) -> None:
         """Give a last rest of text to the token before."""
@@ -48,16 +70,19 @@ class Tally:
         if not self._tokens or self._broken:
             return Measures()
         numbers, logprobs, ranks, lengths = zip(*self._tokens, strict=True)
+        made = self._known(numbers)
+        ids = tuple(self._known(places) for places, _ in self._likeliest)
+        named = {self._ids.get(number, number): text for number, text in self._texts.items()}
         return Measures(
             logprobs=rounded(logprobs),
             ranks=ranks,
-            ids=tuple(places for places, _ in self._likeliest),
+            ids=ids,
             values=tuple(rounded(values) for _, values in self._likeliest),
-            texts={number: text for text, number in self._numbers.items()},
+            texts={number: named[number] for number in sorted({*made, *(one for places in ids for one in places)})},
             lengths=lengths,
-            made=numbers,
+            made=made,
             limit=self.limit,
         )
 
-    def _number(self, text: str) -> int:
-        return self._numbers.setdefault(text, -1 - len(self._numbers))
+    def _known(self, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(self._ids.get(number, number) for number in numbers)

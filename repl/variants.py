@@ -8,8 +8,8 @@ from pathlib import Path
 from repl import catalog, drafting, registry, servers, settings
 from repl.change import changed
 from repl.decoding import SAMPLING
+from repl.dialects import Listing
 from repl.errors import UsageError
-from repl.protocol import Offer
 from repl.session import Session
 from repl.settings import Settings
 from repl.wire import Address
@@ -41,7 +41,7 @@ class Server:
 
     where: Address
     model: str = ""
-    offers: tuple[Offer, ...] | None = None
+    listing: Listing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,13 @@ def way(session: Session, word: str) -> Variant:
         return _served(session, parts, server, _given(parts[1:]))
     given = _given(parts)
     loads = {name: value for name, value in given if settings.places()[settings.find(name)] == "load"}
-    if remote is None or LOCAL in parts or (loads and loads.get("model") not in {one.id for one in remote.offers}):
+    if (
+        remote is None
+        or LOCAL in parts
+        or (loads and loads.get("model") not in {one.id for one in remote.listing.offers})
+    ):
         return variant(word, session.settings)
-    return _served(session, parts, Server(remote.wire.where, remote.model, remote.offers), given)
+    return _served(session, parts, Server(remote.wire.where, remote.model, remote.listing), given)
 
 
 def variant(word: str, base: Settings) -> Variant:

@@ -10,15 +10,16 @@ import ipaddress
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
 
 from repl.errors import Failed, ReplError, Unreachable, UsageError
 from repl.mishaps import sentence
-from repl.protocol import WORDS, Refused, said, shortened
+from repl.refusals import Refused, of_event, read_error, shortened
 from repl.worker import Emit, flowing
 
 CONNECT = 10.0  # seconds for a connection to come about
@@ -103,52 +104,61 @@ class Wire:
             self._client.close()
             self._client = None
 
-    def ask(self, path: str, emit: Emit) -> Any:
-        """Return the JSON that a path holds; raises `Refused` and `ReplError`."""
-        body = bounded(self._pieces("GET", path, None, emit, ANSWER), LARGEST)
+    def ask(self, path: str, emit: Emit, body: Mapping[str, Any] | None = None, beside: bool = False) -> Any:
+        """Return the JSON that a path holds, or answers a body with; raises `Refused` and `ReplError`.
+
+        `beside` means a path of the server that is not below the base.
+        """
+        base = self.where.url.removesuffix("/v1") if beside else self.where.url
+        pieces = self._pieces("GET" if body is None else "POST", base + path, body, emit, ANSWER)
+        if body is not None:
+            next(pieces)
         try:
-            return json.loads(body)
+            return json.loads(bounded(pieces, LARGEST).decode("utf-8-sig", "replace"))
         except (ValueError, RecursionError) as error:
             raise self._stranger("something that is not JSON") from error
 
     def stream(self, path: str, body: Mapping[str, Any], emit: Emit) -> Iterator[Any]:
         """Send a request and yield the events of its answer; one that does not stream is one event.
 
-        Ends where the server says `[DONE]`, which is `END`, or closes in order; raises `Refused` before the first
-        event, `Failed` for what breaks off or is no event, `Cancelled`.
+        Ends where the server says `[DONE]`, which is `END`, or closes in order; raises `Refused` for an error in place
+        of an answer or of an event, `Failed` for what breaks off or is no event, `Cancelled`.
         """
-        pieces = self._pieces("POST", path, body, emit, 0.0)
-        streams = next(pieces) == STREAM
-        for data in events(pieces) if streams else [bounded(pieces, LARGEST)]:
-            if data.strip() == b"[DONE]":
-                yield END
-                return
-            yield self._event(data)
-
-    def _event(self, data: bytes) -> Any:
-        text = data.decode("utf-8", "replace")
+        pieces = self._pieces("POST", self.where.url + path, body, emit, 0.0)
         try:
-            found = json.loads(text)
+            streams = next(pieces) == STREAM.encode()
+            whole = () if streams else [("", bounded(pieces, LARGEST).decode("utf-8-sig", "replace"))]
+            for kind, data in events(pieces) if streams else whole:
+                if data.strip() == "[DONE]":
+                    yield END
+                    return
+                yield self._event(kind, data)
+        finally:
+            pieces.close()
+
+    def _event(self, kind: str, data: str) -> Any:
+        try:
+            found = json.loads(data)
         except (ValueError, RecursionError) as error:
-            shown = shortened(self._clean(text), 60)
+            if data.startswith('{"error": "'):  # `transformers serve` writes it without escapes
+                raise Refused(0, read_error(self._clean(data[11:].removesuffix('"}')))) from error
+            shown = shortened(self._clean(data), 60)
             raise Failed(f"{self.where.host} sent an event that is not JSON: {shown!r}", "/retry") from error
         if not isinstance(found, dict):
             raise Failed(f"{self.where.host} sent an event that is no object", "/retry")
-        if found.get("error"):
-            raise Failed(f"{self.where.host}: {self._clean(said(found))}", "/retry")
+        if found.get("error") or found.get("object") == "error" or kind == "error":
+            raise of_event(json.loads(self._clean(data)))
         return found
 
     def _pieces(
-        self, method: str, path: str, body: Mapping[str, Any] | None, emit: Emit, seconds: float
-    ) -> Iterator[bytes]:
+        self, method: str, url: str, body: Mapping[str, Any] | None, emit: Emit, seconds: float
+    ) -> Generator[bytes]:
         """Yield what kind of answer comes (for a POST), then its bytes."""
         line = Line()
 
         def work(put: Callable[[Any], None]) -> None:
             content = None if body is None else json.dumps(body).encode()
-            with self._opened().stream(
-                method, self.where.url + path, content=content, extensions={"trace": line.watch}
-            ) as answer:
+            with self._opened().stream(method, url, content=content, extensions={"trace": line.watch}) as answer:
                 names = ("content-type", "retry-after", "location")
                 put(Head(answer.status_code, *(answer.headers.get(name, "") for name in names)))
                 for piece in answer.iter_bytes():
@@ -199,11 +209,11 @@ class Wire:
             raise Failed(f"{self.where.host} answers from elsewhere{goes}", "/connect URL")
         if head.status >= 400:
             body = self._clean(bounded(pieces, PAGE).decode("utf-8", "replace"))
-            raise Refused(head.status, shortened(said(body), WORDS), head.wait)
+            raise Refused(head.status, read_error(body), head.wait)
 
     def _kind(self, head: Head) -> bytes:
         kind = head.kind.partition(";")[0].strip().lower()
-        if kind not in (STREAM.decode(), "application/json"):
+        if kind not in (STREAM, "application/json"):
             raise self._stranger(shortened(kind, 40) or "no content type")
         return kind.encode()
 
@@ -227,7 +237,7 @@ class Wire:
         return text.replace(self.where.key, "(key)") if self.where.key else text
 
 
-STREAM = b"text/event-stream"
+STREAM = "text/event-stream"
 END: Mapping[str, Any] = {"choices": []}
 
 
@@ -265,44 +275,24 @@ def alive() -> list[tuple[int, int, int]]:
     return options
 
 
-def events(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the data of server-sent events, however the bytes are cut; an event that is not ended is none.
+def events(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """Yield kind and data of server-sent events, however the bytes are cut.
 
     Raises `Failed` for one that does not end.
     """
-    data: list[bytes] = []
-    size = 0
-    for row in rows(pieces):
-        if not row:
-            if any(data):
-                yield b"\n".join(data)
-            data, size = [], 0
-        elif row.startswith(b"data:"):
-            data.append(row[6:] if row[5:6] == b" " else row[5:])
-            size += len(row)
-            if size > LARGEST:
-                raise Failed(f"an event is larger than {LARGEST >> 20} MiB", "/retry")
-    if any(data):  # some servers end without the blank line
-        yield b"\n".join(data)
+    import httpx2
 
-
-def rows(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield lines that end in LF, CR LF or CR, and what is left at the end."""
-    waiting: list[bytes] = []  # of a line that has no end yet
-    size, returned = 0, False
-    for piece in pieces:
-        part = piece.removeprefix(b"\n") if returned and piece else piece
-        returned = piece.endswith(b"\r") if piece else returned
-        *whole, rest = part.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        for row in whole:
-            yield b"".join(waiting) + row
-            waiting, size = [], 0
-        waiting.append(rest)
-        size += len(rest)
-        if size > LARGEST:
-            raise Failed(f"an event is larger than {LARGEST >> 20} MiB", "/retry")
-    if last := b"".join(waiting):
-        yield last
+    answer = httpx2.Response(
+        200,
+        headers={"Content-Type": STREAM},
+        content=chain(pieces, [b"\n\n"]),  # some servers end without the blank line
+        request=httpx2.Request("POST", "http://server"),
+        default_encoding="utf-8-sig",  # a byte order mark is none of the first event
+    )
+    try:
+        yield from ((event.event, event.data) for event in httpx2.EventSource(answer, LARGEST) if event.data)
+    except httpx2.SSEError as error:
+        raise Failed(f"an event is larger than {LARGEST >> 20} MiB", "/retry") from error
 
 
 def bounded(pieces: Iterator[bytes], most: int) -> bytes:

@@ -86,7 +86,7 @@ def test_a_reply_is_streamed_and_recorded(session: Session, server: FakeServer) 
     assert (done.model["id"], done.model["server"]) == ("served", server.host)
     assert (done.usage.prompt, done.usage.completion) == (7, 2)
     assert done.timing.ttft_s is not None
-    assert done.model["sent"]["max_tokens"] == 512
+    assert (done.model["kind"], "max_tokens" in done.model["sent"]) == ("vLLM", False)
     assert server.asked[-1].path == "/v1/chat/completions"
     assert server.sent[-1]["messages"] == [{"role": "user", "content": "Hi"}]
 
@@ -146,7 +146,7 @@ def test_reasoning_is_a_thinking_span(session: Session, server: FakeServer, fiel
     (opening,) = (one for one in events if isinstance(one, Opening))
     pieces = [(one.text, one.id) for one in events if isinstance(one, Token)]
     assert thinking.split(opening.marks, pieces) == ("\nWell, yes.\n", "\n\nYes!")
-    assert told(events) == done.text
+    assert (told(events), done.thinking, done.text) == (done.raw, "Well, yes.", "Yes!")
     ask(session, "And?")
     assert server.sent[-1]["messages"][1] == {"role": "assistant", "content": "Yes!"}
 
@@ -181,7 +181,7 @@ def test_an_engine_needs_no_session(emit: Recorder) -> None:
         (["/sample temperature=0.7 top_p=0.9 seed=3"], {"temperature": 0.7, "top_p": 0.9, "seed": 3}),
         (["/greedy"], {"temperature": 0.0}),
         (["/greedy", "/top_p 0.5", "/top_k 4"], {"temperature": 0.0}),
-        (["/sample top_k=4 min_p=0.1 typical_p=0.9"], {"top_k": 4, "min_p": 0.1, "typical_p": 0.9}),
+        (["/sample top_k=4 min_p=0.1"], {"top_k": 4, "min_p": 0.1}),
         (["/repetition_penalty 1.2", "/min_new_tokens 3"], {"repetition_penalty": 1.2, "min_tokens": 3}),
         (
             ["/set frequency_penalty 0.5", "/set presence-penalty -1"],
@@ -198,9 +198,9 @@ def test_settings_go_by_the_names_of_the_protocol(
     """What is set is sent, what is not set is left to the server."""
     run(session, *lines)
     ask(session, "Hi")
-    always = {"model": "served", "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 512}
+    always = {"model": "served", "stream": True, "stream_options": {"include_usage": True}}
     body = {name: value for name, value in server.sent[-1].items() if name != "messages"}
-    assert body == always | sent
+    assert body == always | {"return_token_ids": True} | sent
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_a_thought_with_and_without_measures(session: Session, server: FakeServe
     assert session.last is not None
     trace = traced(session.last)
     assert trace is not None
-    assert (trace.lead + "".join(token.text for token in trace.tokens), trace.tokens[0].text) == (done.text, "So")
+    assert (trace.lead + "".join(token.text for token in trace.tokens), trace.tokens[0].text) == (done.raw, "So")
     assert ask(session, "Hi").measures == Measures()
 
 
@@ -474,7 +474,7 @@ def test_a_path_is_named_by_its_last_part(session: Session) -> None:
     with FakeServer(listed=models("/models/tiny")) as server:
         run(session, f"/connect {server.host}")
         done = ask(session, "Hi")
-        assert (done.model["id"], done.model["served"], session.engine.name) == ("tiny", "/models/tiny", "tiny")
+        assert (done.model["id"], done.model["asked"], session.engine.name) == ("served", "/models/tiny", "tiny")
         assert server.sent[-1]["model"] == "/models/tiny"
 
 
@@ -789,7 +789,11 @@ def test_one_answer_from_a_server(home: Path) -> None:
     ]
     records = [json.loads(row) for row in lines.stdout.splitlines()]
     assert [record["event"] for record in records] == ["result", "token", "token", "done"]
-    assert (records[-1]["model"]["id"], records[-1]["finish"], records[-1]["usage"]["completion"]) == ("a", "stop", 2)
+    assert (records[-1]["model"]["id"], records[-1]["finish"], records[-1]["usage"]["completion"]) == (
+        "served",
+        "stop",
+        2,
+    )
     assert (refused.stdout, refused.returncode) == ("", 1)
     assert "offers 2 models: choose one" in refused.stderr
 

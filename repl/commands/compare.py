@@ -100,7 +100,7 @@ def connect(session: Session, chosen: Variant) -> None:
     elif session.remote is not None and session.remote.wire.where == server.where:
         session.remote.choose(server.model)
     else:
-        session.connect(Remote(Wire(server.where), server.model, server.offers or ()))
+        session.connect(Remote(Wire(server.where), server.model, server.listing))
 
 
 def _write(session: Session, one: Made, done: Done, asked: Asked, turn: Turn | None) -> None:

@@ -1,0 +1,241 @@
+"""The kinds of server: which settings each one heeds and under which name, what it can do, how it is recognised.
+
+In go the model list that a server gives and its address, out comes one `Dialect`. Every entry was read in the source of
+the version named beside it. What an entry does not list has no effect there, except on a server of an unknown kind:
+that one is asked for everything, and what it refuses is left out.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+BASIC = {
+    "max_new_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "stop": "stop",
+    "seed": "seed",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+}
+WIDE = {"top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens"}
+PACKED = ("top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
+OPENAI_FIELDS = frozenset({"logit_bias", "reasoning_effort", "response_format", "service_tier", "user", "verbosity"})
+SCHEMAS = frozenset({"logit_bias", "reasoning_effort", "response_format", "ignore_eos"})
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One kind of server."""
+
+    name: str
+    heeds: Mapping[str, str]
+    """The settings that it heeds, each with its field."""
+    completes: Mapping[str, str] | None = None
+    """The same where a plain text is completed and that differs."""
+    own: frozenset[str] = frozenset()
+    """Fields of its own that `/set` passes on."""
+    continues: Mapping[str, Any] | None = None
+    """Fields by which it goes on from a last assistant message; None: it begins a new reply behind it."""
+    packed: tuple[str, ...] = ()
+    """Settings that travel inside its field `generation_config`, as JSON."""
+    alternatives: int = 20
+    """Most alternatives that it gives for each token; 0: it gives no log-probabilities."""
+    ids: tuple[str, ...] = ()
+    """Where it streams token ids when asked with `return_token_ids`: chat, text."""
+    takes_ids: bool = False
+    """Whether a text to complete may be given as token ids, and `/detokenize` spells some."""
+    facts: str = ""
+    """A path beside `/v1` that knows the context where the model list does not."""
+    template: bool = False
+    """Whether it passes variables on to the chat template."""
+    certain: bool = True
+    """Whether the entry is complete; if not, everything is tried."""
+
+    def fields(self, chats: bool) -> Mapping[str, str]:
+        """Return the settings that it heeds with their fields."""
+        return self.heeds if chats or self.completes is None else self.completes
+
+
+VLLM = Dialect(  # vllm/entrypoints/openai/{chat_completion,completion}/protocol.py of 0.33
+    "vLLM",
+    {**BASIC, **WIDE},
+    own=SCHEMAS
+    | {"stop_token_ids", "bad_words", "allowed_token_ids", "skip_special_tokens", "include_reasoning"}
+    | {"thinking_token_budget", "truncate_prompt_tokens", "structured_outputs", "priority", "vllm_xargs"},
+    continues={"continue_final_message": True, "add_generation_prompt": False},
+    ids=("chat", "text"),
+    takes_ids=True,
+    template=True,
+)
+SGLANG = Dialect(  # sglang/srt/entrypoints/openai/{protocol,serving_chat,serving_completions}.py of 0.5.23
+    "SGLang",
+    {**BASIC, **WIDE},
+    own=SCHEMAS
+    | {"stop_token_ids", "stop_regex", "regex", "ebnf", "no_stop_trim", "skip_special_tokens", "separate_reasoning"}
+    | {"custom_logit_processor", "custom_params", "lora_path"},
+    continues={"continue_final_message": True},
+    ids=("text",),  # its chat refuses return_token_ids together with stream
+    template=True,
+)
+LLAMA = {"repetition_penalty": "repeat_penalty"}
+LLAMA_CPP = Dialect(  # llama.cpp/tools/server/server-{schema,common,context,task}.cpp as in llama-cpp-python 0.3.36
+    "llama.cpp",
+    {**BASIC, "top_k": "top_k", "min_p": "min_p", "typical_p": "typical_p", **LLAMA},
+    own=SCHEMAS
+    | {"grammar", "json_schema", "samplers", "n_keep", "min_keep", "repeat_last_n", "cache_prompt", "id_slot", "lora"}
+    | {"mirostat", "mirostat_tau", "mirostat_eta", "dynatemp_range", "dynatemp_exponent", "top_n_sigma"}
+    | {"xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n"}
+    | {"dry_sequence_breakers", "reasoning_format", "reasoning_budget_tokens", "t_max_predict_ms"},
+    continues={"continue_final_message": True, "add_generation_prompt": False},  # older builds do so unasked
+    alternatives=100,
+    facts="/props",
+    template=True,
+)
+LLAMA_PYTHON = Dialect(  # llama_cpp/server/types.py of llama-cpp-python 0.3.36; ignores names it does not know
+    "llama-cpp-python",
+    {**BASIC, "top_k": "top_k", "min_p": "min_p", "min_new_tokens": "min_tokens", **LLAMA},
+    own=frozenset({"logit_bias", "response_format", "grammar", "mirostat_mode", "mirostat_tau", "mirostat_eta"}),
+)
+OLLAMA = Dialect(  # ollama/openai/openai.go of August 2026; whether it continues depends on each model's template
+    "Ollama", BASIC, own=frozenset({"reasoning_effort", "response_format"}), facts="/api/ps"
+)
+TGI_CHAT = {
+    ours: theirs for ours, theirs in BASIC.items() if ours != "presence_penalty"
+}  # it makes another one of that
+TGI = Dialect(  # text-generation-inference/router/src/{lib,validation,infer/chat_template}.rs of January 2026
+    "TGI",
+    TGI_CHAT,
+    completes={**TGI_CHAT, "repetition_penalty": "repetition_penalty"},
+    own=frozenset({"response_format"}),
+    continues={},
+    alternatives=5,
+    facts="/info",
+)
+TRANSFORMERS = Dialect(  # transformers/cli/serving/{utils,chat_completion,completion}.py of 5.24
+    "transformers serve",
+    {"max_new_tokens": "max_tokens", "stop": "stop", "seed": "seed", "temperature": "temperature"}
+    | {name: name for name in PACKED},
+    own=frozenset({"logit_bias"}),
+    packed=PACKED,
+    alternatives=0,
+    template=True,
+)
+OPENAI = Dialect("OpenAI", BASIC, own=OPENAI_FIELDS | {"store", "metadata", "prompt_cache_key", "safety_identifier"})
+# platform.openai.com/docs/guides/reasoning: these models refuse temperature, top_p, penalties and logprobs
+REASONING = Dialect(
+    "OpenAI's reasoning models",
+    {"max_new_tokens": "max_completion_tokens", "stop": "stop", "seed": "seed"},
+    own=OPENAI.own - {"logit_bias"},
+    alternatives=0,
+)
+UNKNOWN = Dialect(
+    "unknown",
+    {**BASIC, **WIDE, "typical_p": "typical_p", "no_repeat_ngram_size": "no_repeat_ngram_size"},
+    own=OPENAI_FIELDS,
+    template=True,
+    certain=False,
+)
+KINDS = (VLLM, SGLANG, LLAMA_CPP, LLAMA_PYTHON, OLLAMA, TGI, TRANSFORMERS, OPENAI, UNKNOWN)
+OWNERS = {
+    "vllm": VLLM,
+    "sglang": SGLANG,
+    "llamacpp": LLAMA_CPP,
+    "me": LLAMA_PYTHON,
+    "library": OLLAMA,  # the namespace of the models that Ollama itself publishes
+    "openai": OPENAI,
+    "openai-internal": OPENAI,
+    "system": OPENAI,
+}
+OLLAMA_PORT = 11434
+THINKERS = re.compile(r"(o\d|gpt-5|codex)(?!.*chat)")
+CONTEXTS = (
+    ("max_model_len",),  # vLLM, SGLang
+    ("meta", "n_ctx"),  # llama.cpp: of one slot
+    ("context_length",),  # OpenRouter, Together
+    ("context_window",),  # Groq
+    ("max_context_length",),  # Mistral
+    ("top_provider", "context_length"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A model that a server lists: who is said to own it, and its context in tokens, 0 where that is not said."""
+
+    id: str
+    owner: str = ""
+    context: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a server offers, and what kind of server it is."""
+
+    offers: tuple[Offer, ...] = ()
+    kind: Dialect = field(default=UNKNOWN)
+
+
+def read_list(answer: Any, url: str) -> Listing:
+    """Read the list of models; the kind of a server is told by the owner that it names for them, or its address."""
+    found = answer.get("data") if isinstance(answer, Mapping) else answer
+    entries = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+    entries = [entry for entry in entries if str(entry.get("id") or "\n").isprintable()]
+    offers = tuple(Offer(str(one["id"]), str(one.get("owned_by") or ""), context_of(one)) for one in entries)
+    return Listing(offers, recognise(entries, url))
+
+
+def recognise(entries: Sequence[Mapping[str, Any]], url: str) -> Dialect:
+    """Tell what kind of server lists such models; TGI is a guess that its facts have to confirm."""
+    parts, first = urlsplit(url), entries[0] if entries else {}
+    if (parts.hostname or "").endswith(("api.openai.com", ".openai.azure.com")):
+        return OPENAI
+    if kind := OWNERS.get(str(first.get("owned_by") or "")):
+        return kind
+    if isinstance(first.get("status"), Mapping):  # whether it is loaded: transformers 5.24
+        return TRANSFORMERS
+    if parts.port == OLLAMA_PORT:
+        return OLLAMA
+    return TGI if first and first.get("owned_by") == first.get("id") else UNKNOWN
+
+
+def confirmed(listing: Listing, facts: Any) -> Listing:
+    """Return a listing with the contexts that the facts of a server add; without them, a guess is given up."""
+    kind, known = listing.kind, facts if isinstance(facts, Mapping) else {}
+    if kind is TGI:
+        total = whole(known.get("max_total_tokens"))
+        return Listing(_filled(listing.offers, {}, total), TGI if total else UNKNOWN)
+    if kind is OLLAMA:
+        running = known.get("models")
+        models = [one for one in running if isinstance(one, Mapping)] if isinstance(running, list) else []
+        return Listing(_filled(listing.offers, {str(one.get("name")): context_of(one) for one in models}, 0), kind)
+    settings = known.get("default_generation_settings")
+    every = whole(settings.get("n_ctx")) if isinstance(settings, Mapping) else 0
+    return Listing(_filled(listing.offers, {}, every), kind)
+
+
+def _filled(offers: Sequence[Offer], contexts: Mapping[str, int], every: int) -> tuple[Offer, ...]:
+    return tuple(Offer(one.id, one.owner, one.context or contexts.get(one.id, 0) or every) for one in offers)
+
+
+def context_of(entry: Mapping[str, Any]) -> int:
+    """Return the context that an entry of a model list names, 0 where it names none."""
+    for path in CONTEXTS:
+        value: Any = entry
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if found := whole(value):
+            return found
+    return 0
+
+
+def whole(value: Any) -> int:
+    """Return a number that a server gives, 0 where it gives none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def dialect(kind: Dialect, model: str) -> Dialect:
+    """Return how a model of a server wants to be asked."""
+    return REASONING if kind is OPENAI and THINKERS.match(model.rpartition("/")[2]) else kind
