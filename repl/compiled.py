@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from repl import library
+from repl import library, model_config
 from repl.loop import own_steps
 from repl.native import Native
 
@@ -50,7 +50,7 @@ def unfit(model: Any) -> str:
 
 def moving(config: Any) -> bool:
     """Tell whether rotary positions are scaled by how long the text is by then: a compiled step has them fixed."""
-    found = getattr(config, "rope_parameters", None) or {}
+    found = model_config.read(config, "rope_parameters") or {}
     sets = [each for each in found.values() if isinstance(each, dict)] or [found]
     return any(each.get("rope_type", "default") in ("dynamic", "longrope") for each in sets)
 
@@ -133,7 +133,7 @@ def deviation(native: Native, model: Any) -> tuple[float, float, float]:
     from transformers import DynamicCache
 
     config = model.config.get_text_config(decoder=True)
-    length = min(PROBE, getattr(config, "max_position_embeddings", PROBE) or PROBE)
+    length = min(PROBE, model_config.count(config, "max_position_embeddings") or PROBE)
     ids = torch.randint(0, config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():

@@ -14,6 +14,7 @@ from repl import (
     folder,
     hub,
     libraries,
+    model_config,
     packed,
     paths,
     placement,
@@ -210,7 +211,7 @@ def _builtin(emit: Emit, offline: bool) -> Path:
 
 def _facts(load: Load, base: adapters.Base, model: Any, began: float) -> Facts:
     found, weights, tokenizer = base.found, base.weights, base.tokenizer
-    config = model.config.get_text_config(decoder=True)
+    config = model_config.text(model.config)
     places = placement.placed(model)
     size = base.bytes if load.adapter == "none" else model.get_memory_footprint()
     return Facts(
@@ -226,9 +227,9 @@ def _facts(load: Load, base: adapters.Base, model: Any, began: float) -> Facts:
         stored=dict(weights.dtypes),
         device_map=places,
         attention=str(getattr(model.config, "_attn_implementation", "") or ""),
-        context=int(getattr(config, "max_position_embeddings", 0) or 0),
-        layers=int(getattr(config, "num_hidden_layers", 0) or 0),
-        vocabulary=int(getattr(config, "vocab_size", 0) or 0),
+        context=model_config.count(config, "max_position_embeddings"),
+        layers=model_config.count(config, "num_hidden_layers"),
+        vocabulary=model_config.count(config, "vocab_size"),
         chats=bool(getattr(tokenizer, "chat_template", None)),
         base=_base(model),
         seconds=time.monotonic() - began,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from repl import library
+from repl import library, model_config
 from repl.errors import Cancelled
 
 OTHERWISE = ("cache_implementation", "prompt_lookup_num_tokens", "token_healing", "use_mtp", "speculation_type")
@@ -93,12 +93,12 @@ def fits(model: Any, config: Any, prompt: int) -> bool:
 
 def stretch(model: Any) -> int:
     """Return the length at which position embeddings change, 0 where they never do."""
-    config = model.config.get_text_config(decoder=True)
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    config = model_config.text(model.config)
+    rope = model_config.read(config, "rope_parameters", "rope_scaling") or {}
     parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]  # one, or one per kind of layer
     found = [part for part in parts if part.get("rope_type", part.get("type")) in STRETCHED]
     name = "original_max_position_embeddings"
-    whole = getattr(config, name, None) or getattr(config, "max_position_embeddings", None) or 1
+    whole = model_config.count(config, name, "max_position_embeddings") or 1
     return min((int(part.get(name, whole)) for part in found), default=0)
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from repl import library
+from repl import library, model_config
 from repl.errors import Failed, NoMemory, UsageError
 from repl.libraries import release
 from repl.loading import Facts, Resident
@@ -40,7 +40,7 @@ def logits(
 
 def step(model: Any) -> int:
     """Return how many tokens are read at once."""
-    vocabulary = int(getattr(model.config.get_text_config(decoder=True), "vocab_size", 0) or 0)
+    vocabulary = model_config.count(model_config.text(model.config), "vocab_size")
     return min(max(LOGITS // max(vocabulary, 1), CHUNK[0]), CHUNK[1])
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from repl import library
+from repl import library, model_config
 from repl.probe import breakable, entry
 
 FIRST, SECOND = 2, 3  # tokens of two runs whose caches are compared
@@ -46,10 +46,10 @@ class Traits:
 
 def traits(model: Any, context: int, check: Callable[[], None]) -> Traits:
     """Look at a model; two tiny runs show what its cache holds."""
-    config = model.config.get_text_config(decoder=True)
+    config = model_config.text(model.config)
     kept, remark = memory(model, check)
     keyed = [layer for layer in kept if layer.heads]
-    heads = int(_said(config, "num_attention_heads") or 0)
+    heads = int(model_config.read(config, "num_attention_heads") or 0)
     windows: dict[int, int] = {}
     for layer in kept:
         if layer.window:
@@ -61,7 +61,7 @@ def traits(model: Any, context: int, check: Callable[[], None]) -> Traits:
         kv_heads=shared,
         head_width=keyed[0].width if keyed else 0,
         positions=positions(model, config),
-        layers=int(_said(config, "num_hidden_layers") or len(kept)),
+        layers=int(model_config.read(config, "num_hidden_layers") or len(kept)),
         windows=windows,
         kv_bytes_per_token=sum(layer.per_token for layer in kept),
         fixed_bytes=sum(layer.fixed for layer in kept),
@@ -122,15 +122,11 @@ def _tensors(value: Any) -> Iterator[Any]:
         yield from _tensors(vars(value))
 
 
-def _said(config: Any, *names: str) -> Any:
-    return next((found for name in names if (found := getattr(config, name, None)) is not None), None)
-
-
 def _kind(config: Any, heads: int, shared: int, keyed: int, kept: list[Memory]) -> str:
     """Name the kind of attention, and how many layers have none."""
     if not keyed:
         return "none: recurrent" if kept and not any(layer.per_token for layer in kept) else "unknown"
-    if _said(config, "kv_lora_rank"):
+    if model_config.read(config, "kv_lora_rank"):
         name = "multi-head latent"
     elif shared == heads:
         name = "multi-head"
@@ -148,15 +144,15 @@ def positions(model: Any, config: Any) -> str:
             return rotary(config)
     if learned := _learned(model):
         return f"learned, {learned:,}"
-    if _said(config, "rotary_dim", "rope_parameters"):
+    if model_config.read(config, "rotary_dim", "rope_parameters"):
         return rotary(config)
-    if _said(config, "alibi") or type(model).__name__.startswith("Bloom") or _alibi(config):
+    if model_config.read(config, "alibi") or type(model).__name__.startswith("Bloom") or _alibi(config):
         return "ALiBi: a slope on the distance"
     return "none of its own"
 
 
 def _alibi(config: Any) -> bool:
-    inner = _said(config, "attn_config")
+    inner = model_config.read(config, "attn_config")
     return bool(getattr(inner, "alibi", False))
 
 
@@ -174,7 +170,7 @@ def _learned(model: Any) -> int:
 
 def rotary(config: Any) -> str:
     """Say which rotary embedding a config describes, for each kind of layer where they differ."""
-    given = _said(config, "rope_parameters") or {}
+    given = model_config.read(config, "rope_parameters") or {}
     by_kind = {kind: values for kind, values in given.items() if isinstance(values, dict)}
     if not by_kind:
         return f"rotary{_theta(config, given)}"
@@ -188,7 +184,7 @@ def rotary(config: Any) -> str:
 
 
 def _theta(config: Any, values: dict[str, Any]) -> str:
-    theta = values.get("rope_theta") or _said(config, "rope_theta", "rotary_emb_base")
+    theta = values.get("rope_theta") or model_config.read(config, "rope_theta", "rotary_emb_base")
     words = f", theta {theta:,.0f}" if theta else ""
     kind, factor = values.get("rope_type", "default"), values.get("factor")
     if kind != "default":
@@ -196,6 +192,6 @@ def _theta(config: Any, values: dict[str, Any]) -> str:
     part = values.get("partial_rotary_factor") or 1.0
     if part != 1.0:
         words += f", on {part:.0%} of each head"
-    elif dimension := _said(config, "rotary_dim"):
+    elif dimension := model_config.read(config, "rotary_dim"):
         words += f", on {dimension} values of each head"
     return words

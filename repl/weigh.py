@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from repl import model_config
 from repl.folder import CONVERTED, size_in
 from repl.headers import Weights
 from repl.settings import Load
@@ -54,8 +55,9 @@ class Sizes:
     """The figures of a config that decide on memory; a field that is missing or no number counts as nothing."""
 
     def __init__(self, config: Any) -> None:
-        text = getattr(config, "get_text_config", None)
-        self.config = text(decoder=True) if callable(text) else config
+        self.config = model_config.text(config)
+        self.each = [Sizes(layer) for layer in model_config.by_layer(self.config)]
+        """Of every layer, where they differ."""
         self.hidden = self.one("hidden_size", "n_embd", "d_model", "dim")
         self.layers = self.one("num_hidden_layers", "n_layer", "n_layers", "num_layers")
         self.heads = self.one("num_attention_heads", "n_head", "n_heads") or 1
@@ -63,17 +65,20 @@ class Sizes:
         self.context = self.one("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
     def one(self, *names: str) -> int:
-        """Return the first of these fields that holds a count."""
+        """Return the first of these fields that holds a count; the largest, where layers differ."""
         for name in names:
-            value = getattr(self.config, name, None)
+            value = model_config.read(self.config, name)
             value = max(value, default=0) if isinstance(value, list | tuple) else value
             if isinstance(value, int | float) and value > 0:
                 return int(value)
+            if most := max((layer.one(name) for layer in self.each), default=0):
+                return most
         return 0
 
     def one_of(self, *names: str) -> str:
         """Return the first of these fields that holds a word."""
-        return next((value for name in names if isinstance(value := getattr(self.config, name, None), str)), "")
+        found = (model_config.read(self.config, name) for name in names)
+        return next((value for value in found if isinstance(value, str)), "")
 
     @property
     def attended(self) -> int:
@@ -91,16 +96,15 @@ class Sizes:
         """Return the keys and values of one token in one attention layer, as numbers."""
         if latent := self.one("kv_lora_rank"):  # multi-head latent attention keeps what keys and values are made of
             return latent + self.one("qk_rope_head_dim")
-        many = getattr(self.config, "multi_query", False) and not getattr(
-            self.config, "new_decoder_architecture", False
-        )
+        read = model_config.read
+        many = read(self.config, "multi_query") and not read(self.config, "new_decoder_architecture")
         shared = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
         heads = 1 if many else self.one(*shared) or self._grouped() or self.heads
         keys = self.one("head_dim", "attention_head_dim", "d_kv") or self.hidden // self.heads
         return heads * (keys + (self.one("v_head_dim") or keys))
 
     def _grouped(self) -> int:
-        inner = getattr(self.config, "attn_config", None)
+        inner = model_config.read(self.config, "attn_config")
         found = inner.get("kv_n_heads") if isinstance(inner, dict) else getattr(inner, "kv_n_heads", None)
         return found if isinstance(found, int) else 0
 
@@ -116,26 +120,27 @@ class Sizes:
         return inner * max(state, 1) + (inner + 2 * state) * kernel
 
     def kept(self) -> Iterator[Layer]:
-        """Say for each layer what it keeps."""
-        kinds = getattr(self.config, "layer_types", None) or getattr(self.config, "layers_block_type", None)
+        """Say for each layer what it keeps; one that uses the keys and values of another keeps nothing."""
+        kinds = model_config.read(self.config, "layer_types", "layers_block_type")
         if not isinstance(kinds, list | tuple):
             kinds = self._kinds()
-        window = self.one("sliding_window", "attention_chunk_size", "attention_window_size")
-        for kind in list(kinds)[: self.layers]:
+        own = self.layers - self.one("num_kv_shared_layers")
+        for sizes, kind in zip(self.each or [self] * self.layers, list(kinds)[:own], strict=False):
+            window = sizes.one("sliding_window", "attention_chunk_size", "attention_window_size")
             if kind in RECURRENT:
-                width = self.attention() if kind.startswith("hybrid") else 0
-                state = self.hidden * self.one("conv_L_cache") if kind == "conv" else self.recurrent()
+                width = sizes.attention() if kind.startswith("hybrid") else 0
+                state = sizes.hidden * sizes.one("conv_L_cache") if kind == "conv" else sizes.recurrent()
                 yield Layer(width, window if kind in MASKED else 0, state)
             elif kind not in ("moe", "mlp"):
-                yield Layer(self.attention(), window if kind in MASKED else 0)
+                yield Layer(sizes.attention(), window if kind in MASKED else 0)
 
     def _kinds(self) -> list[str]:
-        named = str(getattr(self.config, "model_type", ""))
+        named = self.one_of("model_type")
         if self.one("state_size") and not self.one("num_attention_heads", "n_head"):
             return ["mamba"] * self.layers
         if "rwkv" in named:
             return ["recurrent"] * self.layers
-        windowed = getattr(self.config, "use_sliding_window", True) and self.one("sliding_window")
+        windowed = model_config.read(self.config, "use_sliding_window") is not False and self.one("sliding_window")
         return ["sliding_attention" if windowed else "full_attention"] * self.layers
 
 
@@ -185,7 +190,7 @@ def needs(weights: Weights, config: Any, load: Load, tokens: int = 0) -> Needs:
     dtype = computed(weights, load)
     width = WIDTHS.get(dtype, 4)
     tokens = tokens or min(GLANCE, Sizes(config).context or GLANCE)
-    quantized = load.quantize in PACKED and getattr(config, "quantization_config", None) is None
+    quantized = load.quantize in PACKED and model_config.read(config, "quantization_config") is None
     size = packed(weights, load.quantize, load.dtype) if quantized else size_in(weights, load.dtype)
     passing = 0 if in_place(weights, load) else weights.bytes
     eager = load.attention == "eager"
