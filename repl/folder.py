@@ -166,7 +166,9 @@ def check_type(config: dict[str, Any], trust_remote_code: bool) -> bool:
         return False
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES as known
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as causal
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as seeing
 
+    causal = {**seeing, **causal}
     kind = config.get("model_type")
     kind = kind if isinstance(kind, str) else ""
     if kind in known and kind not in causal and "AutoModelForCausalLM" not in code:

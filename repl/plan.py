@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from repl import fit, quantization, weigh
+from repl import fit, model_config, quantization, reading, weigh
 from repl.fit import FITS, OFFLOAD, TOO_LARGE
 from repl.headers import Weights
 from repl.room import Room, capped
@@ -41,7 +41,7 @@ class Row:
 def rows(found: Survey, load: Load, rooms: Sequence[Room]) -> list[Row]:
     """Weigh a model in every number format, for a short talk, a long one, and all of its context."""
     config = found.config
-    packed = getattr(config, "quantization_config", None) is not None
+    packed = model_config.read(config, "quantization_config") is not None
     forms = {"as stored": {"dtype": "auto", "quantize": "none"}} if packed else FORMS
     return [
         row(found.weights, config, replace(load, **spelled(change, load)), form, tokens, rooms)
@@ -117,11 +117,10 @@ def placed(config: Any, load: Load, rooms: Sequence[Room]) -> dict[str, str]:
     """
     from accelerate import infer_auto_device_map, init_empty_weights
     from accelerate.utils import get_balanced_memory
-    from transformers import AutoModelForCausalLM
 
     width = getattr(__import__("torch"), "float32" if load.dtype == "auto" else load.dtype)
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=width)
+        model = reading.auto_class(config).from_config(config, trust_remote_code=False, dtype=width)
     model.tie_weights()
     whole = list(model._no_split_modules or ())
     memory = {keyed(room.device): room.free for room in capped(rooms, load.max_memory)}

@@ -57,11 +57,27 @@ def _attention(load: Load, config: Any) -> str:
     return "sdpa" if kind is None or getattr(kind, "_supports_sdpa", False) else "eager"
 
 
-def _class(config: Any) -> Any:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+def auto_class(config: Any) -> Any:
+    """Return the library's class that loads a config: for causal models, else for those that also see images."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
 
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return kind[0] if isinstance(kind, tuple | list) else kind
+    kind, remote = type(config), "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    seeing = kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if seeing and not remote else AutoModelForCausalLM
+
+
+def _class(config: Any) -> Any:
+    """Return the class of the model itself; None for one that is not the library's own."""
+    from transformers.models.auto import modeling_auto
+
+    for mapping in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        if (kind := mapping.get(type(config), None)) is not None:
+            return kind[0] if isinstance(kind, tuple | list) else kind
+    return None
 
 
 def tokenizer(found: hub.Found, load: Load, emit: Emit) -> Any:
@@ -87,12 +103,10 @@ def tokenizer(found: hub.Found, load: Load, emit: Emit) -> Any:
 
 def model(found: hub.Found, load: Load, config: Any, form: str, emit: Emit) -> tuple[Any, dict[str, Any]]:
     """Read the weights into a model; returns it with the library's report on tensors."""
-    from transformers import AutoModelForCausalLM
-
     with emit.shield():
         _class(config)  # imports the model's own code
     with quiet.bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
-        read, report = AutoModelForCausalLM.from_pretrained(
+        read, report = auto_class(config).from_pretrained(
             str(found.folder), config=config, output_loading_info=True, **_options(load, found, config, form)
         )
     emit(Progress("place"))
