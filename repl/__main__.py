@@ -27,7 +27,7 @@ class Line(argparse.ArgumentParser):
     def _unknown(self, word: str) -> str:
         from repl.kinds import nearest
 
-        known = [option for action in self._actions for option in action.option_strings]
+        known = [word for word in self.format_help().replace(",", " ").split() if word.startswith("--")]
         close = nearest(word.partition("=")[0], known)
         return f"no option {word}" + (f", did you mean {close}?" if close else "")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from repl import headers, hub
+from repl import headers, hub, library
 from repl.errors import BadModel, MissingExtra, ReplError
 from repl.events import Progress
 from repl.settings import Load
@@ -66,11 +66,7 @@ class Bases:
     def take(self, bare: Load, adapter: str) -> Base | None:
         """Return the base of a load without its adapter; the adapter it served last means to load it again."""
         base = self.known.get(bare)
-        return base if base and base.served != adapter and not _hooked(base.model) else None
-
-
-def _hooked(model: Any) -> bool:
-    return any(hasattr(module, "_hf_hook") for module in model.modules())
+        return base if base and base.served != adapter and not library.offloaded(base.model) else None
 
 
 def find(adapter: Adapter, emit: Emit, offline: bool) -> Path:

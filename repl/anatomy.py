@@ -105,8 +105,7 @@ class Reader:
         parts = self._folded(module, [self.part(*one) for one in below])
         own = [
             self.weight(f"{path}.{key}".lstrip("."), key, weight)
-            for key, weight in module._parameters.items()
-            if weight is not None
+            for key, weight in module.named_parameters(recurse=False, remove_duplicate=False)
         ]
         ties = [one.tied for one in own if one.tied]
         whole = self._whole(path, name, module, [*own, *parts])
@@ -116,7 +115,7 @@ class Reader:
         return replace(whole, parts=tuple(shown), tied=ties[0] if len(ties) == len(own) == 1 else "")
 
     def _whole(self, path: str, name: str, module: Any, parts: Sequence[Part]) -> Part:
-        buffers = sum(buffer.nbytes for buffer in module._buffers.values() if buffer is not None)
+        buffers = sum(buffer.nbytes for _, buffer in module.named_buffers(recurse=False, remove_duplicate=False))
         return Part(
             path,
             name,

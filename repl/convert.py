@@ -3,8 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,14 @@ def main(words: Sequence[str]) -> None:
     os.environ.update(QUIET)  # before the libraries read it
     source, folder = (Path(word) for word in words)
     say(READ)
-    remember()
     tokenizer = read_tokenizer(source)
+    say("convert the built-in model, once")
     model = read_model(source)
     tokenizer.model_max_length = model.config.max_position_embeddings  # a GGUF tokenizer claims 1e30
     say("write the built-in model")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    strip(folder / "config.json")
 
 
 def say(stage: str, done: int = 0, total: int = 0, unit: str = "") -> None:
@@ -46,12 +46,10 @@ def heard(path: Path) -> dict[str, Any]:
     return dict(json.loads(reports[-1])) if reports else {"stage": READ}
 
 
-def remember() -> None:
-    """Let the reader and the name table be made once: transformers asks for each several times, at seconds a time."""
-    import gguf
-
-    gguf.get_tensor_name_map = lru_cache(gguf.get_tensor_name_map)
-    gguf.GGUFReader = lru_cache(gguf.GGUFReader)
+def strip(config: Path) -> None:
+    """Drop the keys that name where a model came from: the title in a GGUF file is no place to load from."""
+    kept = {name: value for name, value in json.loads(config.read_text("utf-8")).items() if not name.startswith("_")}
+    config.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
 
 
 def read_tokenizer(source: Path) -> Any:
@@ -64,25 +62,14 @@ def read_tokenizer(source: Path) -> Any:
 def read_model(source: Path) -> Any:
     """Return the model of a GGUF file with its weights dequantized, in float32: exactly their values."""
     import torch
-    import transformers.modeling_gguf_pytorch_utils as library
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    library.tqdm = watched
-    model = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         str(source.parent),
         gguf_file=source.name,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),  # without it the model refuses to be saved
     )
-    vars(model.config).pop("_model_name_or_path", None)  # the GGUF's own title, which is no place to load from
-    return model
-
-
-def watched(tensors: Sequence[Any], **_: Any) -> Iterator[Any]:
-    """Yield the tensors as transformers takes them, reporting each: stands in for its progress bar."""
-    for number, tensor in enumerate(tensors, 1):
-        yield tensor
-        say("convert the built-in model, once", number, len(tensors), "tensors")
 
 
 def fault(folder: Path, parameters: int) -> str:

@@ -1,5 +1,6 @@
 """What keys do at the prompt: sending and new lines, folded pastes, an editor, the settings beside the prompt."""
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,13 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import ConditionalContainer, Dimension, FormattedTextControl, HSplit, Window
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
 
+from repl.clean import clean_line
 from repl.pasted import MARK, Folds
 
 if TYPE_CHECKING:
     from repl.panel import Panel
 
+DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
 ROWS = 12  # of the settings view; more are scrolled
 AROUND = 3  # rows of a window for the foot of the view and the toolbar
 
@@ -91,7 +94,10 @@ async def _edit(line: Buffer, folds: Folds) -> None:
 
 
 class Folded(Processor):
-    """Draws a few words for each character that a paste is folded into; the cursor steps over them at once."""
+    """Draws a few words for each character that a paste is folded into; the cursor steps over them at once.
+
+    Controls of direction are drawn by their names: the editor would obey them.
+    """
 
     def __init__(self, folds: Folds) -> None:
         self._folds = folds
@@ -99,13 +105,13 @@ class Folded(Processor):
     def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
         """Widen the characters of one line; the places before and after them stay together."""
         line = transformation_input.fragments
-        if not any(MARK.search(piece[1]) for piece in line):
+        if not any(MARK.search(piece[1]) or DIRECTION.search(piece[1]) for piece in line):
             return Transformation(line)
         letters = [(piece[0], letter) for piece in line for letter in piece[1]]
         drawn: StyleAndTextTuples = []
         places = [0]
         for style, letter in letters:
-            label = self._folds.label(letter)
+            label = clean_line(letter) if DIRECTION.match(letter) else self._folds.label(letter)
             drawn.append((style if label == letter else f"{style} class:folded", label))
             places.append(places[-1] + len(label))
         return Transformation(

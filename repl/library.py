@@ -1,9 +1,44 @@
-"""What no documentation of the libraries promises, in one place: each with the versions it was seen in."""
+"""What no documentation of the libraries promises: each use is one small function here, and nowhere else.
+
+Seen names the versions it was seen in; Gone says what happens where it is not there.
+"""
 
 import inspect
 from dataclasses import fields
 from functools import cache
 from typing import Any
+
+# Python
+
+
+def interrupt(thread: int, error: type[BaseException]) -> None:
+    """Raise an error on another thread as soon as that runs Python code again.
+
+    Seen: CPython 3.11 to 3.14, `PyThreadState_SetAsyncExc` of its C interface. Gone: a cancel takes effect where the
+    work asks for it, or once nobody waits for it any longer.
+    """
+    import ctypes
+
+    if (interface := getattr(ctypes, "pythonapi", None)) is not None:
+        interface.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
+
+
+# huggingface_hub
+
+
+def abort_downloads() -> None:
+    """Stop downloads that go on in Rust although nobody waits for them.
+
+    Seen: huggingface_hub 2.4, `utils._xet.abort_xet_session`. Gone: they go on until they end.
+    """
+    try:
+        from huggingface_hub.utils._xet import abort_xet_session
+    except ImportError:
+        return
+    abort_xet_session()  # type: ignore[no-untyped-call]  # it declares no result
+
+
+# transformers
 
 
 @cache
@@ -34,3 +69,82 @@ def cache_of(output: Any) -> Any:
     """
     names = (cache_name(), *(() if cache_name() == "cache" else ("cache_params",)), "state", "mems")
     return next((found for name in names if (found := dict.get(output, name)) is not None), None)
+
+
+def attention(config: Any) -> str:
+    """Return how a loaded model computes attention, empty where it does not say.
+
+    Seen: transformers 5.23 and 5.24, `_attn_implementation`. Gone: it is not shown.
+    """
+    return str(getattr(config, "_attn_implementation", "") or "")
+
+
+def forget_attention(config: Any) -> None:
+    """Drop what a config file says of attention: it could name code on the Hub.
+
+    Seen: transformers 5.23 and 5.24, `_attn_implementation`. Gone: the argument of `from_pretrained` still decides.
+    """
+    config._attn_implementation = None
+
+
+def supports_sdpa(kind: Any) -> bool:
+    """Tell whether a class of models computes attention by torch's `scaled_dot_product_attention`.
+
+    Seen: transformers 5.23 and 5.24, `_supports_sdpa`. Gone: eager attention, which every model has.
+    """
+    return bool(getattr(kind, "_supports_sdpa", False))
+
+
+def generation_defaults() -> dict[str, Any]:
+    """Return the values that `generate` takes for fields which neither model nor user set.
+
+    Seen: transformers 5.23 and 5.24, `GenerationConfig._get_default_generation_params`. Gone: none are known, and
+    fields without a value are shown as unset.
+    """
+    from transformers import GenerationConfig
+
+    return dict(getattr(GenerationConfig, "_get_default_generation_params", dict)())
+
+
+def undivided(model: Any) -> list[str]:
+    """Return the classes of modules that a device map must not split.
+
+    Seen: transformers 5.23 and 5.24, `_no_split_modules`, as accelerate's guide uses it. Gone: a plan may split a
+    layer that a load would not.
+    """
+    return list(getattr(model, "_no_split_modules", None) or ())
+
+
+# accelerate
+
+
+def offloaded(model: Any) -> bool:
+    """Tell whether accelerate moves parts of a model between devices as it runs.
+
+    Seen: accelerate 1.10 to 1.15, `_hf_hook`. Gone: such a model counts as one that lies still.
+    """
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
+# torch: kernels for packed weights on the CPU. Seen: torch 2.10 to 2.13. Gone: `packed.check` refuses the format.
+
+
+def int4_weights(steps: Any) -> Any:
+    """Put 4-bit steps, int32 of shape (rows, columns), into the kernel's own order."""
+    import torch
+
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps, 1)
+
+
+def int4_product(rows: Any, weights: Any, group: int, scales: Any) -> Any:
+    """Multiply rows by packed 4-bit weights; scales and zeros have shape (groups, outputs, 2)."""
+    import torch
+
+    return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, weights, group, scales)
+
+
+def int8_product(rows: Any, weights: Any, scales: Any) -> Any:
+    """Multiply rows by 8-bit weights of shape (outputs, inputs), with one scale for each output."""
+    import torch
+
+    return torch.ops.aten._weight_int8pack_mm(rows, weights, scales)

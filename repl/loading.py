@@ -14,6 +14,7 @@ from repl import (
     folder,
     hub,
     libraries,
+    library,
     model_config,
     packed,
     paths,
@@ -226,7 +227,7 @@ def _facts(load: Load, base: adapters.Base, model: Any, began: float) -> Facts:
         dtype=str(model.dtype).removeprefix("torch."),
         stored=dict(weights.dtypes),
         device_map=places,
-        attention=str(getattr(model.config, "_attn_implementation", "") or ""),
+        attention=library.attention(model.config),
         context=model_config.count(config, "max_position_embeddings"),
         layers=model_config.count(config, "num_hidden_layers"),
         vocabulary=model_config.count(config, "vocab_size"),
@@ -251,6 +252,4 @@ def _base(model: Any) -> Base:
 
     theirs = model.generation_config.to_diff_dict().items()
     own = {name: value for name, value in theirs if value is not None and name not in NOISE}
-    blank = GenerationConfig()
-    library = blank._get_default_generation_params() if hasattr(blank, "_get_default_generation_params") else {}
-    return Base(own, library, frozenset(vars(blank)))
+    return Base(own, library.generation_defaults(), frozenset(vars(GenerationConfig())))

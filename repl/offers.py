@@ -40,14 +40,19 @@ class Past(History):
         super().__init__()
         self._path = path
         self._keep = keep
+        self._entries: list[str] = []  # newest first
         self._folds = folds
         self._reader = history.Reader(path)
 
     async def load(self) -> AsyncGenerator[str, None]:
         """Yield entries, newest first."""
-        self._loaded_strings[:0] = self.load_history_strings()
-        for entry in self._loaded_strings[: history.MOST]:
+        self._entries[:0] = self.load_history_strings()
+        for entry in self._entries[: history.MOST]:
             yield entry
+
+    def get_strings(self) -> list[str]:
+        """Return all entries, oldest first."""
+        return self._entries[::-1]
 
     def load_history_strings(self) -> Iterable[str]:
         """Return what has come to the file, newest first."""
@@ -59,7 +64,7 @@ class Past(History):
             if self._keep:
                 self.store_string(self._folds.whole(string))
                 return
-        self._loaded_strings.insert(0, string)
+        self._entries.insert(0, string)
 
     def store_string(self, string: str) -> None:
         """Add an entry to the file."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from repl import library
 from repl.errors import MissingExtra
 from repl.events import Progress
 from repl.worker import Emit
@@ -171,7 +172,7 @@ def four(weight: Any, twice: bool = False) -> tuple[Any, Any]:
             block = torch.cat([block, rest], 1)
         steps, scale, zero = stepped(block)
         whole = steps.to(torch.int32).view(block.shape)
-        values.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1))
+        values.append(library.int4_weights(whole))
         scales.append(torch.stack([scale, zero], -1).transpose(0, 1).bfloat16())
     return torch.cat(values), torch.cat(scales, 1).contiguous()
 
@@ -191,14 +192,12 @@ def times_eight(rows: Any, values: Any, scales: Any) -> Any:
 
     if len(rows) >= DENSE and values.numel() <= LARGEST:
         return torch.nn.functional.linear(rows.float(), values.float()).mul_(scales.float()).to(rows.dtype)
-    return torch.ops.aten._weight_int8pack_mm(rows, values, scales)
+    return library.int8_product(rows, values, scales)
 
 
 def times_four(rows: Any, values: Any, scales: Any) -> Any:
     """Multiply rows by an int4 weight."""
-    import torch
-
-    return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, values, GROUP, scales)
+    return library.int4_product(rows, values, GROUP, scales)
 
 
 class Packed:
@@ -206,8 +205,9 @@ class Packed:
 
     register_buffer: Any
     register_parameter: Any
-    _buffers: dict[str, Any]
-    _parameters: dict[str, Any]
+    values: Any
+    scales: Any
+    bias: Any
 
     def __init__(self, quantize: str, size: tuple[int, int], values: Any, scales: Any, bias: Any) -> None:
         import torch
@@ -231,16 +231,15 @@ class Packed:
 
     def product(self, rows: Any) -> Any:
         """Multiply rows of bfloat16 by the weight: (count, inputs) to (count, outputs)."""
-        tensors = self._buffers
         if self.twice:
             rows = rows.repeat(1, 2)
-        out = self.kernel(rows, tensors["values"], tensors["scales"])
+        out = self.kernel(rows, self.values, self.scales)
         return out if out.shape[1] == self.out_features else out[:, : self.out_features]
 
     def forward(self, input: Any) -> Any:
         """Do what a linear layer does."""
         out = self.product(input.reshape(-1, self.in_features).to(self.kept).contiguous()).to(input.dtype)
-        if (bias := self._parameters["bias"]) is not None:
+        if (bias := self.bias) is not None:
             out = out + bias
         return out.view(*input.shape[:-1], self.out_features)
 
@@ -258,8 +257,6 @@ class Packed:
 
 class Part:
     """Some outputs of a packed layer that stands for several."""
-
-    _modules: dict[str, Any]
 
     def __init__(self, whole: Any, start: int, size: int, parts: int) -> None:
         import torch
@@ -280,7 +277,7 @@ class Part:
 
     def forward(self, input: Any) -> Any:
         """Do what a linear layer does."""
-        return self._modules["whole"].for_all(input, self.parts)[..., self.start : self.stop]
+        return self.whole.for_all(input, self.parts)[..., self.start : self.stop]
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from repl import fit, model_config, quantization, reading, weigh
+from repl import fit, library, model_config, quantization, reading, weigh
 from repl.fit import FITS, OFFLOAD, TOO_LARGE
 from repl.headers import Weights
 from repl.room import Room, capped
@@ -122,7 +122,7 @@ def placed(config: Any, load: Load, rooms: Sequence[Room]) -> dict[str, str]:
     with init_empty_weights():
         model = reading.auto_class(config).from_config(config, trust_remote_code=False, dtype=width)
     model.tie_weights()
-    whole = list(model._no_split_modules or ())
+    whole = library.undivided(model)
     memory = {keyed(room.device): room.free for room in capped(rooms, load.max_memory)}
     if load.device != "sequential":
         memory = get_balanced_memory(model, memory, whole, dtype=width)

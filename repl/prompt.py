@@ -20,7 +20,6 @@ from prompt_toolkit.input.typeahead import store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPress
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import HSplit
-from prompt_toolkit.layout.screen import Char
 from prompt_toolkit.output import ColorDepth, Output, create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import DynamicStyle, Style
@@ -36,8 +35,6 @@ from repl.settings import Settings
 if TYPE_CHECKING:
     from repl.panel import Panel
 
-# the editor shows controls of direction as they are: a file name could turn the line around
-Char.display_mappings |= {chr(code): clean_line(chr(code)) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 __all__ = ["Editor", "Keyboard", "Plain", "dumb", "restored"]
 ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
 CALM = 0.1  # seconds between looks at what goes on beside the prompt: each takes time from a load

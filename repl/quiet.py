@@ -43,6 +43,7 @@ def install(folder: Path) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # some bars can be neither hooked nor replaced: of GGUF files, for one
     root = logging.getLogger()
     root.handlers[:] = [_handler(folder / "hub-repl.log")]
     root.setLevel(logging.WARNING)
@@ -106,16 +107,13 @@ class Bar:
 @contextmanager
 def bars(report: Callable[[str, int, int], None]) -> Iterator[None]:
     """Send the bars that transformers draws while it loads to `report(name, done, total)`."""
-    import transformers.modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging as theirs
 
     def make(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Bar:
         return Bar(report, *args, **options)
 
-    before, drawn = theirs.set_tqdm_hook(make), gguf.tqdm
-    gguf.tqdm = lambda *args, **options: Bar(report, *args, **options)  # it ignores the hook
+    before = theirs.set_tqdm_hook(make)
     try:
         yield
     finally:
         theirs.set_tqdm_hook(before)
-        gguf.tqdm = drawn

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from repl import hub, placement, quantization, quiet, trust
+from repl import hub, library, placement, quantization, quiet, trust
 from repl.errors import BadModel, Cancelled, ReplError
 from repl.events import Progress
 from repl.folder import NeedsCode
@@ -22,7 +22,7 @@ def config(found: hub.Found, load: Load) -> Any:
     config = AutoConfig.from_pretrained(
         str(found.folder), trust_remote_code=load.trust_remote_code, local_files_only=True, **extra
     )
-    config._attn_implementation = None
+    library.forget_attention(config)
     return config
 
 
@@ -54,7 +54,7 @@ def _attention(load: Load, config: Any) -> str:
     if load.attention != "auto":
         return load.attention
     kind = _class(config)
-    return "sdpa" if kind is None or getattr(kind, "_supports_sdpa", False) else "eager"
+    return "sdpa" if kind is None or library.supports_sdpa(kind) else "eager"
 
 
 def auto_class(config: Any) -> Any:
@@ -105,6 +105,7 @@ def model(found: hub.Found, load: Load, config: Any, form: str, emit: Emit) -> t
     """Read the weights into a model; returns it with the library's report on tensors."""
     with emit.shield():
         _class(config)  # imports the model's own code
+    emit(Progress("read weights"))
     with quiet.bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
         read, report = auto_class(config).from_pretrained(
             str(found.folder), config=config, output_loading_info=True, **_options(load, found, config, form)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from repl.errors import Cancelled
 from repl.events import Progress
+from repl.library import abort_downloads
 from repl.quiet import Bar
 from repl.worker import Emit, aside
 
@@ -77,16 +78,10 @@ def watched(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
     try:
         return aside(run, emit, seconds)
     except Cancelled:
-        abandon()
+        abort_downloads()
         raise
     finally:
         call.left = True
-
-
-def abandon() -> None:
-    """Stop transfers that would go on in Rust."""
-    with suppress(ImportError, AttributeError):  # private to the library, and absent in versions without xet
-        importlib.import_module("huggingface_hub.utils._xet").abort_xet_session()
 
 
 class Meter:

@@ -1,6 +1,5 @@
 """The model thread: one worker owns every tensor; jobs go in through a queue, events come back through another."""
 
-import ctypes
 import threading
 import time
 import traceback
@@ -9,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
+from repl import library
 from repl.errors import Cancelled
 from repl.events import Event
 
@@ -162,8 +162,7 @@ class Job(Generic[T]):
             return
         with self._lock:  # the thread leaves the work under this lock, so it is never hit outside it
             if self._thread and not self._shielded:
-                target, error = ctypes.c_ulong(self._thread), ctypes.py_object(Cancelled)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(target, error)
+                library.interrupt(self._thread, Cancelled)
                 self._asked_at = time.monotonic() + 1.0
 
     # as the worker sees it
