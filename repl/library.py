@@ -126,25 +126,34 @@ def offloaded(model: Any) -> bool:
     return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
-# torch: kernels for packed weights on the CPU. Seen: torch 2.10 to 2.13. Gone: `packed.check` refuses the format.
+# torch
 
 
 def int4_weights(steps: Any) -> Any:
-    """Put 4-bit steps, int32 of shape (rows, columns), into the kernel's own order."""
+    """Put 4-bit steps, int32 of shape (rows, columns), into the kernel's own order.
+
+    Seen: torch 2.10 to 2.13, CPU kernels. Gone: `packed.check` refuses the format.
+    """
     import torch
 
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps, 1)
 
 
 def int4_product(rows: Any, weights: Any, group: int, scales: Any) -> Any:
-    """Multiply rows by packed 4-bit weights; scales and zeros have shape (groups, outputs, 2)."""
+    """Multiply rows by packed 4-bit weights; scales and zeros have shape (groups, outputs, 2).
+
+    Seen: torch 2.10 to 2.13, CPU kernels. Gone: as above.
+    """
     import torch
 
     return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, weights, group, scales)
 
 
 def int8_product(rows: Any, weights: Any, scales: Any) -> Any:
-    """Multiply rows by 8-bit weights of shape (outputs, inputs), with one scale for each output."""
+    """Multiply rows by 8-bit weights of shape (outputs, inputs), with one scale for each output.
+
+    Seen: torch 2.10 to 2.13, CPU kernels. Gone: as above.
+    """
     import torch
 
     return torch.ops.aten._weight_int8pack_mm(rows, weights, scales)

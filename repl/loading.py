@@ -37,7 +37,7 @@ from repl.threads import Threads
 from repl.trust import Consents
 from repl.worker import Emit
 
-NOISE = ("transformers_version", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states")
+NOISE = ("transformers_version", "use_cache", "output_attentions", "output_hidden_states")
 """Fields of a generation config that say nothing about the text."""
 
 
@@ -251,5 +251,5 @@ def _base(model: Any) -> Base:
     from transformers import GenerationConfig
 
     theirs = model.generation_config.to_diff_dict().items()
-    own = {name: value for name, value in theirs if value is not None and name not in NOISE}
+    own = {name: value for name, value in theirs if value is not None and name not in NOISE and name[0] != "_"}
     return Base(own, library.generation_defaults(), frozenset(vars(GenerationConfig())))
