@@ -28,6 +28,9 @@ def say(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
     if not session.talks():
         return raw(session, text)
 
+    asked = ({"role": "user", "content": text},)
+    _check(session, Request(session.settings, messages=asked, prefill=session.prefill))
+
     def send() -> Task[Done]:
         whole, talk, aim = _with_files(session, text), session.conversation, session.aim
         session.aim = None
@@ -40,6 +43,7 @@ def say(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
 def raw(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
     """Continue a text without the chat template and outside the conversation."""
     session.answers()
+    _check(session, Request(session.settings, text=text))
     return _answer(session, session.conversation.add("prompt", text, None), session.settings)
 
 
@@ -62,7 +66,9 @@ def continue_(session: Session) -> Task[Done]:
     last = _last(session)
     if last.record is None:
         raise UsageError("the last reply has no record to go on from", "/retry")
-    return _generate(session, point.onward(session, last), session.conversation.turns[last.parent or 0], last)
+    request = point.onward(session, last)
+    _check(session, request)
+    return _generate(session, request, session.conversation.turns[last.parent or 0], last)
 
 
 @command("talk")
@@ -141,8 +147,16 @@ def _answer(session: Session, asked: Turn, chosen: Settings) -> Task[Done]:
     """Reply to a message through the template, or to a text as it stands."""
     if asked.role == "prompt":
         return _generate(session, Request(chosen, text=asked.text), asked)
-    begun, session.prefill = session.prefill, ""
-    return _generate(session, point.chat(session, chosen, asked, begun), asked)
+    request = point.chat(session, chosen, asked, session.prefill)
+    _check(session, request)
+    session.prefill = ""
+    return _generate(session, request, asked)
+
+
+def _check(session: Session, request: Request) -> None:
+    """Refuse what the server in use cannot do before there is a turn of it."""
+    if session.remote is not None:
+        session.remote.check(request)
 
 
 def _generate(session: Session, request: Request, asked: Turn, before: Turn | None = None) -> Task[Done]:
