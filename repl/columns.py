@@ -15,6 +15,7 @@ from repl.events import Beams, Columns, Event, InColumn, Notice, Progress, Token
 NARROW = 30  # cells that a column needs to be read
 GAP = 3  # cells between two
 FRAMES = 12.0  # redraws a second, at most
+QUIET = 1.0  # seconds after which an answer that says nothing is shown in one row, where columns do not fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,13 @@ class Filling:
         self.title = title
         self.text = ""
         self.state = ""  # what stands in the place of text, or below it
-        self.begun = self.ended = False
+        self.begun, self.heard_at = False, 0.0
         self._searching = False  # the text is the best of a beam search as yet
         self._cleaner = Cleaner()
 
     def take(self, event: Event) -> None:
         """Take one event of the answer."""
-        self.begun = True
+        self.begun, self.heard_at = True, time.monotonic()
         match event:
             case Token(text=text):
                 before = "" if self._searching else self.text
@@ -102,8 +103,6 @@ class Board:
 
     def take(self, event: InColumn) -> None:
         """Take an event of one of the columns."""
-        for before in self._columns[: event.column]:
-            before.ended = True
         self._columns[event.column].take(event.event)
         self._behind = True
 
@@ -118,9 +117,11 @@ class Board:
         room = each(width, len(self._columns))
         if room >= NARROW:
             return Blocks([one.block(self._console, room, max(1, height - 5)) for one in self._columns])
-        rows = max(1, height - 4 - 3 * len(self._columns))
         begun = [one for one in self._columns if one.begun] or self._columns[:1]
-        return Blocks([one.block(self._console, width, 1 if one.ended else rows) for one in begun])
+        newest = max(one.heard_at for one in begun)
+        busy = [one for one in begun if newest - one.heard_at < QUIET]
+        rows = max(1, (height - 4 - 3 * len(self._columns)) // len(busy))
+        return Blocks([one.block(self._console, width, rows if one in busy else 1) for one in begun])
 
     def close(self) -> None:
         """Take them away: what they came to is drawn for good afterwards."""

@@ -121,6 +121,9 @@ class Heard:
 
     def tell_unheeded(self) -> None:
         """Say what was set and has no effect there, once for each."""
+        view = self.request.settings.view
+        if not self.peer.kind.alternatives and (view.logprobs or view.probs != "off"):
+            self._tell_once("log-probabilities", f"{self.peer.host} gives no log-probabilities")
         for name in unheeded(self.request.settings, self.peer.kind, self.request.chats):
             self._tell_once(name, f"{name} has no effect: {self.peer.host} is {self.peer.kind.name}, which ignores it")
 

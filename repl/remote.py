@@ -1,6 +1,7 @@
 """The remote engine: a request becomes a call of an OpenAI-compatible server, its stream becomes events."""
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -206,6 +207,8 @@ class Remote:
         """
         if request.chats and request.prefill and self.kind.continues is None:
             raise NeedsLocal("looking on behind a reply", "/next TEXT")
+        if not self.kind.alternatives:
+            raise UsageError(f"{self.host} gives no log-probabilities")
         seen = First(emit)
         view = replace(request.settings.view, logprobs=min(count, self.kind.alternatives), probs="off")
         plain = replace(request.settings, decode=Decode(max_new_tokens=1), view=view)
@@ -273,10 +276,11 @@ class Remote:
     def _drop(self, refused: Refused, heard: Heard, emit: Emit) -> bool:
         """Leave out what the server does not take, or call it as it wants it called."""
         body = heard.body()
-        if "max_tokens" in body and refused.of_the_request and "max_completion_tokens" in refused.words:
+        if "max_tokens" in body and refused.of_the_request and re.search(r"[Uu]se .?max_completion_", refused.words):
             self.renamed["max_tokens"] = "max_completion_tokens"
             return True
         names = droppable(refused, body, DROPPABLE)
+        names += ["top_logprobs"] if "logprobs" in names and "top_logprobs" in body else []
         if names:
             self.refused.update(names)
             emit(Notice(f"{self.host} does not take {', '.join(names)}: left out"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from repl import engine
-from repl.errors import NoMemory, ReplError
+from repl.errors import Cancelled, NoMemory, ReplError
 from repl.events import Done, Event, InColumn, Token
 from repl.loading import Resident
 from repl.remote import Remote, reach
@@ -99,6 +99,23 @@ class Aside(Relay):
         """Be left alone, but only once the whole job was cancelled: an answer that fails does not end it."""
         if self.emit.stopped():
             self.emit.settle()
+
+
+class Apart(Aside):
+    """The same on a thread of its own: it stops with the job, also while that is putting things in order."""
+
+    def __call__(self, event: Event) -> None:
+        """Send an event; raises `Cancelled` once the job was cancelled."""
+        self.check()
+        super().__call__(event)
+
+    def check(self) -> None:
+        """Raise `Cancelled` once the job was cancelled."""
+        if self.stopped():
+            raise Cancelled
+
+    def settle(self) -> None:
+        """Do nothing: nobody interrupts this thread, and the job's own must still be stopped."""
 
 
 def failed(variant: Variant, error: ReplError, tokens: Sequence[Token]) -> Made:

@@ -1,17 +1,19 @@
-"""One message answered in several ways, one after another, and where the answers part."""
+"""One message answered in several ways, servers side by side, and where the answers part."""
 
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 from repl.errors import Cancelled, ReplError
 from repl.events import Columns, Done, Notice
 from repl.reuse import common
-from repl.sides import Aside, Asked, Made, Problem, failed, reached, spoken
+from repl.sides import Apart, Aside, Asked, Made, Problem, failed, reached, spoken
 from repl.store import Store
 from repl.variants import Variant
-from repl.worker import Emit
+from repl.worker import Emit, beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +59,29 @@ class Compared:
     whole: bool
 
 
-def run(store: Store, variants: Sequence[Variant], asked: Asked, emit: Emit, made: list[Made]) -> None:
-    """Answer in every way, adding to `made` as soon as an answer has ended; for the model thread.
+def run(store: Store, variants: Sequence[Variant], asked: Asked, emit: Emit, made: dict[int, Made]) -> None:
+    """Answer in every way, adding to `made`, by column, as soon as an answer has ended; for the model thread.
 
-    One that fails is told and the next goes on; a cancel ends it with what there is. What was kept of the models'
-    last texts stays as it is. Where two models do not fit side by side, the current one has to go.
+    Servers answer all at the same time, beside the models here, which take turns. One that fails is told and the next
+    goes on; a cancel ends it with what there is. What was kept of the models' last texts stays as it is. Where two
+    models do not fit side by side, the current one has to go.
     """
     seed = secrets.randbits(31)  # one for all: ways to answer differ, not the draws
     emit(Columns(tuple(variant.title for variant in variants)))
-    for column, variant in enumerate(variants):
-        aside = Aside(emit, column)
-        try:
-            made.append(_answered(store, variant, asked, seed, aside))
-        except Cancelled:
-            emit.settle()
+
+    there = [column for column, variant in enumerate(variants) if variant.server]
+
+    def answer(column: int) -> None:
+        aside = (Apart if column in there else Aside)(emit, column)
+        with suppress(Cancelled):
+            made[column] = _answered(store, variants[column], asked, seed, aside)
+
+    with beside([partial(answer, column) for column in there], emit):
+        for column in range(len(variants)):
+            if column not in there and not emit.stopped():
+                answer(column)
         if emit.stopped():
             emit.settle()
-            break
     store.trim()
     store.tidy()
 

@@ -3,7 +3,7 @@
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
@@ -306,6 +306,33 @@ def aside(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
     if error is not None:
         raise error
     return value  # type: ignore[return-value]  # set whenever there was no error
+
+
+@contextmanager
+def beside(works: Sequence[Callable[[], None]], emit: Emit) -> Iterator[None]:
+    """Run network work on threads of its own while the context does something else, and wait for all of it at the end.
+
+    Works look for a cancel themselves; after one, the job is left alone until they have ended. Raises what one raised.
+    """
+    errors: list[BaseException] = []
+
+    def run(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,), name="network", daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        while thread.is_alive():
+            if emit.stopped():
+                emit.settle()
+            thread.join(0.05)
+    if errors:
+        raise errors[0]
 
 
 def flowing(

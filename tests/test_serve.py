@@ -75,14 +75,42 @@ def test_texts_are_completed(session: Session) -> None:
     assert there.text == here.text
 
 
-def test_what_it_does_not_take_is_left_out(session: Session) -> None:
-    """It refuses what is not in its list with 422; the reply comes all the same."""
-    run(session, "/sample top_k=1")
-    done, events = listen(session, "Name a river.")
+def test_settings_have_the_effect_that_they_have_here(session: Session) -> None:
+    """Its generation_config carries them; top_k 1 leaves nothing to draw."""
+    here = greedy_here(session)
+    run(session, "/sample top_k=1 temperature=3")
+    drawn = ask(session, "Name a river.")
+    run(session, "/clear", "/sample temperature=3 top_k=default")
+    wild = ask(session, "Name a river.")
     run(session, "/greedy")
-    assert "top_k" in next(event.text for event in events if isinstance(event, Notice))
-    assert "top_k" not in done.decode
-    assert done.text
+    assert (drawn.text, drawn.decode["top_k"], drawn.decode["temperature"]) == (here, 1, 3.0)
+    assert wild.text != here
+
+
+def greedy_here(session: Session) -> str:
+    """Return what the model here says."""
+    remote = session.remote
+    session.connect(None)
+    here = ask(session, "Name a river.").text
+    session.connect(remote)
+    run(session, "/clear")
+    return here
+
+
+def test_without_a_length_it_takes_its_own(session: Session) -> None:
+    """Also where its generation_config is sent, which would take the place of that: none is cut at the library's 20."""
+    run(session, "/set max_new_tokens default", "/repetition_penalty 1.01")
+    done = ask(session, "Count from one to forty in words.")
+    run(session, "/repetition_penalty default")
+    assert done.usage.completion > 20
+
+
+def test_what_has_no_effect_is_said(session: Session) -> None:
+    run(session, "/set presence_penalty 0.5")
+    done, events = listen(session, "Name a river.")
+    run(session, "/set presence_penalty default")
+    assert any("presence_penalty has no effect" in event.text for event in events if isinstance(event, Notice))
+    assert "presence_penalty" not in done.decode
 
 
 def test_it_gives_no_log_probabilities(session: Session) -> None:

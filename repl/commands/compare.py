@@ -43,13 +43,13 @@ def compare(session: Session, *columns: Annotated[str, Rest(suggest=variants.off
         raise UsageError("/compare needs models or settings: /compare A B [-- PROMPT]", "/help compare")
     ways = [variants.way(session, word) for word in ([NOW] if len(typed) == 1 else []) + typed]
     asked, turn = question(session, prompt)
-    made: list[Made] = []
+    made: dict[int, Made] = {}
 
     def settle(job: Job[None]) -> Compared:
         session.restore()
         with suppress(Cancelled):  # what is done by then counts
             job.result()
-        if not (done := tuple(made)):
+        if not (done := tuple(made[column] for column in sorted(made))):
             raise Cancelled
         session.offer(lambda number: take(session, done, asked, turn, number))
         return trial.compared(asked.text, turn.id if turn else None, done, len(ways))
