@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from typing import Any
 
 from repl.errors import ReplError
@@ -84,19 +84,19 @@ def _system(template: Template) -> Verdict:
 
 def _generation_prompt(template: Template) -> Verdict:
     """Compare what asks for a reply with what stands in front of one in history, behind the end of your message."""
-    alone = template.attempt([FIRST], generation_prompt=False).text
-    ended = _atoms(template, alone.partition(FIRST["content"])[2])
     asked = _atoms(template, _text(template, FIRST, prompt=True).partition(FIRST["content"])[2])
     stands = _atoms(template, _between(template, FIRST, ANSWER))
-    size = _common(ended, stands)
-    added, header = "".join(asked[size:]), "".join(stands[size:])
-    if added.strip():
-        if _common(asked[size:], stands[size:]) or not header.strip():
-            return "good", repr(added)
+    alone = template.attempt([FIRST], generation_prompt=False).text.partition(FIRST["content"])[2]
+    twice = template.attempt([FIRST, SECOND], generation_prompt=False).text.partition(FIRST["content"])[2]
+    size = _common(_atoms(template, twice.partition(SECOND["content"])[0] or alone), stands)  # the end of your turn
+    header = "".join(stands[size:])
+    if _common(asked, stands) > size or ("".join(asked[size:]).strip() and not header.strip()):
+        return "good", repr("".join(asked[_common(_atoms(template, alone), asked) :]) or "".join(asked))
+    if not header.strip():
+        return "good", "none needed: the reply follows your turn directly"
+    if added := "".join(asked[size:]).strip():
         return "bad", f"{added!r} asks for a reply, but {header!r} stands in front of one in history"
-    if header.strip():
-        return "bad", f"none: {header!r} should follow, the model may go on with your turn"
-    return "good", "none needed: the reply follows your turn directly"
+    return "bad", f"none: {header!r} should follow, the model may go on with your turn"
 
 
 def _between(template: Template, first: Any, second: Any) -> str:
@@ -106,9 +106,9 @@ def _between(template: Template, first: Any, second: Any) -> str:
 
 
 def _atoms(template: Template, text: str) -> list[str]:
-    """Cut a text into control tokens and single characters."""
+    """Cut a text into control tokens, words and single characters."""
     controls = map(re.escape, sorted(template.controls, key=len, reverse=True))
-    return re.findall("|".join([*controls, "."]), text, re.DOTALL)
+    return re.findall("|".join([*controls, r"\w+", "."]), text, re.DOTALL)
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -133,24 +133,20 @@ def _earlier(template: Template) -> Verdict:
     """Compare the prompts of three turns: each should begin with the one before."""
     chats = [[FIRST], TALK, [*TALK, LATER, SECOND]]
     prompts = [template.write(chat) for chat in chats]
-    for before, after in pairwise(prompts):
+    opening = ""
+    for chat, before, after in zip(chats, prompts, prompts[1:], strict=False):
         if after.text.startswith(before.text):
             continue
-        if _unthinking(after.text).startswith(_unthinking(before.text)):
-            return "note", "stay as they are, only the thought goes: what stands behind it is read again"
         old, new = template.encode(before), template.encode(after)
         place = _common(old, new)
         quote = _near(str(template.tokenizer.decode(list(old[place : place + QUOTED]))))
-        return "bad", f"written anew once a turn follows, from {quote} on: less of the cache is kept"
+        said = before.text.rindex(chat[-1]["content"]) + len(chat[-1]["content"])
+        if before.text[:said] != after.text[:said]:
+            return "bad", f"written anew once a turn follows, from {quote} on: less of the cache is kept"
+        opening = quote
+    if opening:
+        return "note", f"stay as they are, but {opening} is left out in front of a reply: what follows it is read again"
     return "good", "stay as they are: the cache can be kept"
-
-
-def _unthinking(text: str) -> str:
-    """Leave out thoughts, and the beginning of one at the end of a prompt."""
-    for opening, closing in THOUGHTS.items():
-        opened, closed = re.escape(opening), re.escape(closing)
-        text = re.sub(rf"\s*{opened}.*?{closed}\s*|\s*{opened}\s*$|\s*{closed}\s*", "\n", text, flags=re.DOTALL)
-    return text.rstrip()
 
 
 def _near(text: str) -> str:

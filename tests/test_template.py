@@ -1,14 +1,13 @@
 """The prompt of a chat is what the library makes of it, and no template gets the upper hand."""
 
 import json
-import re
 import time
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import models
 import pytest
+from chats import library, said
 from conftest import Recorder
 from driving import bare, opened, run
 from hypothesis import HealthCheck, given, settings
@@ -21,7 +20,6 @@ from repl.checks import check
 from repl.commands import template as command
 from repl.decoding import stops
 from repl.errors import Cancelled, Failed, ReplError, UsageError
-from repl.parts import Parts
 from repl.screen import THEME, view
 from repl.spans import spans
 from repl.template import DROPPED, FOLDED, WAY_OUT, Template, arguments, render
@@ -97,26 +95,6 @@ def writing(tokenizer, template: object):
 
 def made(tokenizer, messages, **options):
     return render(tokenizer, messages, arguments={}, emit=Recorder(), **options)
-
-
-def library(tokenizer, messages, **options) -> list[int]:
-    """Return the ids of the library's own call, what persons and files say marked where it holds control tokens."""
-    from transformers.utils.chat_template_utils import mark_control_tokens
-
-    added = tokenizer.added_tokens_decoder.values()
-    steer = [str(one) for one in added if one.special or str(one) in tokenizer.chat_template]
-    control = re.compile("|".join(map(re.escape, sorted(steer, key=len, reverse=True))))
-    options = {"add_generation_prompt": "continue_final_message" not in options, **options}
-    if not any(control.search(one["content"]) for one in messages if one["role"] != "assistant"):
-        return tokenizer.apply_chat_template(messages, **options)["input_ids"]
-    marked = [one if one["role"] == "assistant" else mark_control_tokens(one, control) for one in messages]
-    text = tokenizer.apply_chat_template(marked, tokenize=False, **options)
-    return tokenizer(text, add_special_tokens=False, sanitize_control_tokens=True)["input_ids"]
-
-
-def said(raw: str, thinking: str = "", answer: str = "", *calls: dict[str, Any]) -> dict[str, Any]:
-    """Return a reply as a conversation keeps it."""
-    return {"role": "assistant", "content": raw, "parts": Parts(thinking, answer, calls)}
 
 
 def failing(tokenizer, template: object, messages=(USER,)) -> ReplError:
@@ -488,6 +466,58 @@ EXPECTED = {
 @pytest.mark.parametrize("name", FORMS)
 def test_real_forms_get_their_verdicts(forms, name):
     assert verdicts(forms[name], (FORMS[name][2],)) == GOOD | EXPECTED[name]
+
+
+TURNS = "{% for m in messages %}"
+RIGHT = {  # forms of real templates: a control token for each thing that they write, and what ends a reply
+    "channels": (
+        TURNS + "<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>"
+        "{{ m.content }}"
+        + "<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>{{ m.content }}"
+        "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
+        ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"],
+        "<|return|>",
+        {},
+    ),
+    "an empty thought is asked for": (
+        TURNS + "<|turn>{{ m.role }}\n{{ m.content }}<turn|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|turn>assistant\n<|channel>thought\n<channel|>{% endif %}",
+        ["<|turn>", "<turn|>", "<|channel>", "<channel|>"],
+        "<turn|>",
+        {"earlier turns": "note", "thinking in history": "note"},
+    ),
+    "the next role ends a reply": (
+        "[gMASK]<sop>" + TURNS + "{{ '<|' + m.role + '|>' }}\n{% if m.role == 'assistant' %}<think></think>\n"
+        "{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>"],
+        "<|user|>",
+        {},
+    ),
+    "two tokens end a reply": (
+        TURNS + "<|START|>{{ m.role }}{% if m.role == 'assistant' %}<|RESPONSE|>{{ m.content }}<|/RESPONSE|>"
+        "{% else %}{{ m.content }}{% endif %}<|END|>{% endfor %}<|START|>assistant",
+        ["<|START|>", "<|END|>", "<|RESPONSE|>", "<|/RESPONSE|>"],
+        "<|END|>",
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_right_is_not_called_wrong(name):
+    template, specials, end, rest = RIGHT[name]
+    assert verdicts(tokenizer_for(template, tuple(specials), end), (end,)) == GOOD | rest
+
+
+def test_a_quote_begins_where_a_token_begins():
+    """And not in the middle of one that differs in its end alone."""
+    counted = LLAMA.replace("{{ bos_token }}", "{{ bos_token }}{{ 'quickly' if messages | length > 1 else 'quick' }} ")
+    tokenizer = tokenizer_for(counted, *FORMS["llama"][1:])
+    tokenizer.add_tokens(["quickly", "quick"])
+    reasons = {one.name: one.reason for one in check(Template(tokenizer, {}, Recorder()), [])}
+    assert "from 'quick " in reasons["earlier turns"]
 
 
 FORGING = (  # cuts a message where the library has marked the token that was typed
