@@ -1,205 +1,332 @@
-"""A live Markdown stream: what is finished goes into the scrollback for good, only the open end is drawn again."""
+"""Markdown as it arrives: blocks by markdown-it, each turned into lines once nothing that follows can change it.
 
-import os
-from collections.abc import Callable
-from functools import lru_cache
-from time import perf_counter
-from typing import Protocol
+In: cleaned text in any pieces. Out: finished lines, and the open ones as they look now. It never draws. The text is
+read as CommonMark with tables and strikethrough, except where that would change what was read long ago or hide what a
+model wrote: a line under a paragraph makes no heading, `[name]: address` defines nothing, line ends in a paragraph
+stay, and HTML is shown as it was written.
+"""
 
-from rich.color import ColorSystem
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from rich.cells import chop_cells
 from rich.console import Console
+from rich.segment import Segment
 from rich.style import Style
+from rich.table import Table
+from rich.text import Text
 
-from repl.blocks import Document
-from repl.flow import Flow
-from repl.prose import ACCENT, PLAIN, Line, cells
-from repl.screen import SYSTEMS
+from repl.clean import clean, clean_line
+from repl.highlight import Highlighter
 
-SHARE = 10
-"""Drawing waits this many times as long as it took, so it never takes more than a part of the time."""
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+    from markdown_it.tree import SyntaxTreeNode
+
+Line = list[Segment]
+
+MAX_TABLE_ROWS = 40
+"""Rows after which a table is finished, and begins again with its head: it is not redrawn without end."""
+MAX_PARAGRAPH_CHARACTERS = 2000
+"""Characters after which a paragraph is finished at the end of a sentence, and goes on as one of its own."""
+MIN_COLUMNS = 8
+"""Columns that a text has at least, however deep it is nested."""
+
+_STYLES = {"strong_open": Style(bold=True), "em_open": Style(italic=True), "s_open": Style(strike=True)}
 
 
-class Reader(Protocol):
-    """Makes lines out of a text: Markdown, or a text as it comes."""
+class Markdown:
+    """Reads Markdown; the pieces in which it comes change nothing in the lines that come out."""
 
-    width: int
+    def __init__(self, console: Console) -> None:
+        self.width = console.width
+        self._render = Renderer(console)
+        self._line = ""  # the last line, as far as it has come
+        self._source = ""  # the complete lines of the open block
+        self._code: Code | None = None  # an open block of code, read line by line in place of a source
+        self._gap = False  # a blank line stands before the open block
+        self._begun = False
+        self._out: list[Line] = []
 
     def feed(self, text: str) -> list[Line]:
         """Read on, and return the lines that are finished."""
-
-    def rest(self) -> list[Line]:
-        """Return the lines that are open, as they look now."""
-
-    def end(self) -> list[Line]:
-        """Return the lines that were open, now that nothing follows."""
-
-
-class Stream:
-    """Draws one text as it is made; begins and ends on a fresh line.
-
-    `text` must be clean already (`repl.clean.Cleaner`). Where the console cannot move its cursor the text is written as
-    it comes.
-    """
-
-    def __init__(self, console: Console, clock: Callable[[], float] = perf_counter) -> None:
-        self._console = console
-        self._clock = clock
-        self._live = console.is_terminal and not console.is_dumb_terminal and not console.legacy_windows
-        self._document = self._reader()
-        self._region = Region(console)
-        self._finished: list[Line] = []  # not drawn yet
-        self._due = 0.0
-        self._waiting = False
-        self._last = "\n"  # the last character, where text is written as it comes
-
-    def feed(self, text: str) -> None:
-        """Add text; it is drawn now, or a few times the cost of drawing later with what follows."""
-        if not text:
-            return
-        if not self._live:
-            self._console.file.write(text)
-            self._last = text[-1]
-            return
-        self._finished += self._document.feed(text)
-        self._waiting = True
-        if self._clock() >= self._due:
-            self.draw()
-
-    def draw(self) -> None:
-        """Draw what has come."""
-        if not self._waiting:
-            return
-        began = self._clock()
-        self._fit()
-        self._paint(self._document.rest())
-        ended = self._clock()
-        self._due = ended + SHARE * (ended - began)
-
-    def end(self) -> None:
-        """Draw the end of the text, and leave the cursor on a fresh line; afterwards another text may begin."""
-        if not self._live:
-            self._console.file.write("" if self._last == "\n" else "\n")
-            self._console.file.flush()
-            self._last = "\n"
-            return
-        self._fit()
-        self._finished += self._document.end()
-        self._paint([])
-        self._document = self._reader()
-
-    close = end  # a cancelled reply ends as any other: what there is stays
-
-    def _reader(self) -> Reader:
-        return Document(self._console.width, self._console.options.ascii_only)
-
-    def _paint(self, open_lines: list[Line]) -> None:
-        self._region.draw(self._finished, open_lines)
-        self._finished, self._waiting = [], False
-
-    def _fit(self) -> None:
-        width, height = self._console.size
-        self._document.width = width
-        self._region.resize(width, height)
-
-
-class Words(Stream):
-    """Draws a text as it comes, in styles that are given with it."""
-
-    def write(self, text: str, style: Style = PLAIN) -> None:
-        """Add text in a style."""
-        self._flow.style = style
-        self.feed(text)
-
-    def _reader(self) -> Reader:
-        self._flow = Flow(self._console.width)
-        return self._flow
-
-
-class Region:
-    """The last lines on the screen, which can be drawn again; the cursor stands at their end."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._width, self._height = console.size
-        self._shown: list[Line] = []
-        system = None if console.color_system is None else SYSTEMS[console.color_system]
-        self._look = (system, console.no_color)
-        self._accent = console.get_style("accent", default=ACCENT)
-
-    def resize(self, width: int, height: int) -> None:
-        """Take note of the size of the window; lines that do not fit any more are broken by the terminal."""
-        if width < self._width and not _reflows():
-            self._shown = [[("", Style.null())] for _ in self._shown]  # rows are cut off, not broken
-        self._width, self._height = width, height
-
-    def draw(self, finished: list[Line], open_lines: list[Line]) -> None:
-        """Replace the open lines; finished lines come before them and are never touched again."""
-        visible = self._visible(open_lines)
-        wanted = finished + visible
-        # where lines are taken away the last one is written again, as the cursor stands behind it
-        most = len(self._shown) if len(self._shown) <= len(wanted) else len(wanted) - 1
-        same = 0
-        while same < most and wanted[same] == self._shown[same]:
-            same += 1
-        written = self._moves(same, wanted) + ("\n" if finished and not visible else "")
-        if written:
-            self._console.file.write(written)
-            self._console.file.flush()
-        self._shown = visible
-
-    def _moves(self, same: int, wanted: list[Line]) -> str:
-        """Return what turns the shown lines into the wanted ones, the first of which are the same."""
-        old = self._shown[same:]
-        if not old:
-            return ("\n" if same and wanted[same:] else "") + self._text(wanted[same:])
-        if len(old) == 1 and wanted[same:] and (added := _added(old[0], wanted[same])) is not None:
-            return self._text([added, *wanted[same + 1 :]])
-        rows = sum(self._rows(line) for line in old) - 1
-        up = f"\x1b[{min(rows, self._height - 1)}A" if rows else ""
-        return f"\r{up}\x1b[J{self._text(wanted[same:])}"
-
-    def _visible(self, lines: list[Line]) -> list[Line]:
-        """Return the last lines that fit the screen, one at least."""
-        room = self._height - 1
-        for start in range(len(lines) - 1, -1, -1):
-            room -= self._rows(lines[start])
-            if room < 0:
-                return lines[min(start + 1, len(lines) - 1) :]
+        *whole, last = (self._line + text).split("\n")
+        for line in whole:
+            self._read(self._split(line) + "\n")
+        self._line = self._split(last)
+        lines, self._out = self._out, []
         return lines
 
-    def _rows(self, line: Line) -> int:
-        return max(1, -(-sum(cells(text) for text, _ in line) // self._width))
+    def rest(self) -> list[Line]:
+        """Return the lines that are open, as they look now: bold text and code that are open taken as closed."""
+        if self._code is not None:
+            return self._code.draft(self._line, self.width) if self._line else []
+        return self._spaced(self._render.text(_balanced(self._source + self._line), self.width))
 
-    def _text(self, lines: list[Line]) -> str:
-        return "\n".join("".join(self._run(text, style) for text, style in line) for line in lines)
+    def end(self) -> list[Line]:
+        """Return the lines that were open, now that nothing follows; another text may begin."""
+        if self._code is not None:
+            lines = self._code.lines(self._line, self.width) if self._line else []
+        else:
+            lines = self._spaced(self._render.text(self._source + self._line, self.width))
+        self.__init__(self._render.console)  # type: ignore[misc]
+        return lines
 
-    def _run(self, text: str, style: Style) -> str:
-        themed = style + self._accent if style.color == ACCENT.color else style
-        return _drawn(text, themed, *self._look)
+    def _read(self, line: str) -> None:
+        """Read a complete line; every block but the last is finished then."""
+        if self._code is not None:
+            closed = self._code.closes(line)
+            self._out += [_quiet(line.strip())] if closed else self._code.lines(line.rstrip("\n"), self.width)
+            self._code = None if closed else self._code
+            return
+        self._source += line
+        lines, units = self._source.splitlines(keepends=True), _units(self._source)
+        for unit, following in pairwise(units):
+            self._emit(self._render.block(unit, self.width, lines))
+            self._gap = not lines[_start(following) - 1].strip()
+        if not units:
+            self._gap, self._source = True, ""
+            return
+        start = _start(units[-1])
+        self._source = "".join(lines[start:])
+        if units[-1].type == "fence":
+            self._open_code(units[-1], lines[start:])
+        elif units[-1].type == "paragraph" and len(self._source) > MAX_PARAGRAPH_CHARACTERS:
+            self._emit(self._render.block(units[-1], self.width, lines))
+            self._source = ""
+        elif units[-1].type == "table" and len(lines) - start > MAX_TABLE_ROWS:
+            self._emit(self._render.block(units[-1], self.width, lines))
+            self._source, self._gap = "".join(lines[start : start + 2]), True
+
+    def _open_code(self, fence: "SyntaxTreeNode", lines: list[str]) -> None:
+        if len(lines) > 1:  # closed already
+            return
+        self._emit(_folded(_quiet(lines[0].strip()), self.width))
+        self._code, self._source = Code(fence.markup, fence.info, len(lines[0]) - len(lines[0].lstrip())), ""
+
+    def _split(self, line: str) -> str:
+        """Finish the beginning of a paragraph in one long line, up to the end of a sentence; returns the rest of it."""
+        while len(line) > MAX_PARAGRAPH_CHARACTERS and line[0].isalpha() and not self._source and self._code is None:
+            window = line[:MAX_PARAGRAPH_CHARACTERS]
+            place = window.rfind(". ") + 1 or window.rfind(" ")
+            if place < 1:
+                break
+            self._emit(self._render.text(line[:place], self.width))
+            line = line[place:].lstrip(" ")
+        return line
+
+    def _emit(self, lines: list[Line]) -> None:
+        self._out += self._spaced(lines)
+        self._begun, self._gap = self._begun or bool(lines), False
+
+    def _spaced(self, lines: list[Line]) -> list[Line]:
+        """Put a blank line before a block where the text has one."""
+        return [[], *lines] if lines and self._gap and self._begun else lines
 
 
-def _added(old: Line, new: Line) -> Line | None:
-    """Return what stands in the new line behind the old one, None where it does not begin with that."""
-    if not old:
-        return new
-    at = len(old) - 1
-    (text, style), (longer, its_style) = old[at], new[at] if at < len(new) else ("", None)
-    if old[:at] != new[:at] or style != its_style or not longer.startswith(text):
-        return None
-    return [(longer[len(text) :], style), *new[at + 1 :]]
+class Code:
+    """A fenced block that grows line by line."""
+
+    def __init__(self, mark: str, info: str, indent: int = 0) -> None:
+        self._mark, self._indent = mark, indent
+        self._colours = Highlighter((info.split() or [""])[0])
+
+    def closes(self, line: str) -> bool:
+        """Tell whether a line ends the block."""
+        body = line.strip()
+        return len(line) - len(line.lstrip()) < 4 and len(body) >= len(self._mark) and not body.strip(self._mark[0])
+
+    def lines(self, line: str, width: int, whole: bool = True) -> list[Line]:
+        """Return the next line in its colours; a long one is left to the terminal, which copies it whole.
+
+        It is broken here where its width is a guess, or where it may not be `whole`.
+        """
+        return self._fitted(self._colours.line(self._bare(line)), width, whole)
+
+    def draft(self, line: str, width: int) -> list[Line]:
+        """Return a line that is not complete."""
+        return self._fitted(self._colours.draft(self._bare(line)), width, True)
+
+    def _fitted(self, line: Line, width: int, whole: bool) -> list[Line]:
+        line = _stripped(line)
+        return [line] if whole and all(part.text.isascii() for part in line) else _folded(line, width)
+
+    def _bare(self, line: str) -> str:
+        return line[min(self._indent, len(line) - len(line.lstrip())) :].expandtabs(4)
 
 
-def _drawn(text: str, style: Style, system: ColorSystem | None, no_color: bool) -> str:
-    before, after = _codes(style, system, no_color)
-    return before + text + after if text else ""
+class Renderer:
+    """Turns nodes of the syntax tree into lines; `source` is the lines that the places of a node count in."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        ascii_only = console.options.ascii_only
+        self._bullet, self._bar, self._rule = ("-", "|", "-") if ascii_only else ("•", "│", "─")
+
+    def text(self, text: str, width: int) -> list[Line]:
+        """Return the lines of a text."""
+        from markdown_it.tree import SyntaxTreeNode
+
+        return self._blocks(SyntaxTreeNode(_parser().parse(text)).children, width, text.splitlines())
+
+    def _blocks(self, nodes: Sequence["SyntaxTreeNode"], width: int, source: list[str]) -> list[Line]:
+        lines: list[Line] = []
+        for node in nodes:
+            above = source[_start(node) - 1] if lines and _start(node) else "text"
+            lines += [[]] if not above.strip(" \t>\n") else []
+            lines += self.block(node, width, source)
+        return lines
+
+    def block(self, node: "SyntaxTreeNode", width: int, source: list[str]) -> list[Line]:
+        """Return the lines of one block."""
+        width = max(MIN_COLUMNS, width)
+        match node.type:
+            case "bullet_list" | "ordered_list":
+                return self._blocks(node.children, width, source)
+            case "list_item":
+                mark = f"{node.info}{node.markup} " if node.info else f"{self._bullet} "
+                inner = self._blocks(node.children, width - len(mark), source)
+                return _marked(inner, Segment(mark), Segment(" " * len(mark)))
+            case "blockquote":
+                bar = Segment(f"{self._bar} ", Style(dim=True))
+                return _marked(self._blocks(node.children, width - 2, source), bar, bar)
+            case "hr":
+                return [[Segment(self._rule * min(width, 24), Style(dim=True))]]
+            case "table":
+                return self._table(node, width)
+            case "fence":
+                return self._fence(node, width, source)
+            case "code_block" | "html_block":
+                text = Text(clean(node.content.rstrip("\n")))
+                return [self.line(line) for line in self.wrap(text, width)]
+            case _:
+                text = self.inline(node.children[0].content if node.children else "")
+                text.stylize(Style(bold=True) if node.type == "heading" else "")
+                return [self.line(line) for line in self.wrap(text, width)]
+
+    def _fence(self, node: "SyntaxTreeNode", width: int, source: list[str]) -> list[Line]:
+        code = Code(node.markup, node.info)
+        lines = [part for line in node.content.splitlines() for part in code.lines(line, width, whole=False)]
+        written = [line.strip(" \t>") for line in source[slice(*node.map or ())]]
+        closed = len(written) > 1 + node.content.count("\n") and code.closes(written[-1])
+        head = _folded(_quiet(node.markup + node.info), width)
+        return [*head, *lines, *([_quiet(node.markup)] if closed else [])]
+
+    def _table(self, node: "SyntaxTreeNode", width: int) -> list[Line]:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=Style(underline=True))
+        head, *bodies = node.children
+        for cell in head.children[0].children:
+            align = str(cell.attrs.get("style", "")).removeprefix("text-align:")
+            justify: Any = align if align in ("right", "center") else "left"
+            table.add_column(self.inline(cell.children[0].content), justify=justify, overflow="fold")
+        for row in bodies[0].children if bodies else ():
+            table.add_row(*(self.inline(cell.children[0].content) for cell in row.children))
+        options = self.console.options.update(width=width)
+        return [_stripped(line) for line in self.console.render_lines(table, options, pad=False)]
+
+    # text
+
+    def inline(self, source: str) -> Text:
+        """Return the styled text of a piece of inline Markdown; links show text and address, and cannot be clicked."""
+        text, styles, links = Text(), [Style.null()], [("", 0)]
+        for token in _inline_tokens(source):
+            match token.type:
+                case "strong_open" | "em_open" | "s_open":
+                    styles.append(_STYLES[token.type])
+                case "strong_close" | "em_close" | "s_close":
+                    styles.pop()
+                case "link_open":
+                    links.append((_address(token, "href"), len(text)))
+                case "link_close":
+                    address, start = links.pop()
+                    text.append(f" ({address})" if address != text.plain[start:] else "", Style(dim=True))
+                case _:
+                    text.append_text(self._leaf(token, Style.combine(styles)))
+        return text
+
+    def _leaf(self, token: "Token", style: Style) -> Text:
+        match token.type:
+            case "softbreak" | "hardbreak":
+                return Text("\n")
+            case "code_inline":
+                return Text(clean(token.content), style + self.console.get_style("accent", default="cyan"))
+            case "image":
+                return Text(clean(token.content), style).append(f" ({_address(token, 'src')})", Style(dim=True))
+            case _:
+                return Text(clean(token.content), style)
+
+    def wrap(self, text: Text, width: int) -> Sequence[Text]:
+        """Break a text into lines between words; the first ones do not change when the last one grows."""
+        return list(text.wrap(self.console, width, overflow="fold", tab_size=4)) if text.plain else [text]
+
+    def line(self, text: Text) -> Line:
+        """Return one line of text as segments."""
+        return _stripped([part for part in text.render(self.console) if part.text])
 
 
-@lru_cache
-def _codes(style: Style, system: ColorSystem | None, no_color: bool) -> tuple[str, str]:
-    before, _, after = (style.without_color if no_color else style).render("\0", color_system=system).partition("\0")
-    return before, after
+def _inline_tokens(source: str) -> Iterator["Token"]:
+    for token in _parser().parseInline(source):
+        yield from token.children or ()
 
 
-def _reflows() -> bool:
-    """Tell whether a narrower window breaks long lines anew; a few terminals cut them off."""
-    return "XTERM_VERSION" not in os.environ and not os.environ.get("TERM", "").startswith(("linux", "screen."))
+def _balanced(source: str) -> str:
+    """Close a bold text or a piece of code that is open at the end, so that its marks do not flash up."""
+    last = source.rpartition("\n\n")[2]
+    if source[-1:].isspace() or source.endswith(("*", "`")):
+        return source
+    return source + ("`" if last.count("`") % 2 else "**" if last.count("**") % 2 else "")
+
+
+def _address(token: "Token", name: str) -> str:
+    """Return the address of a link as it was written, as far as that can be shown."""
+    found = str(token.attrs.get(name, ""))
+    written = unquote(found)
+    return clean_line(written if written.isprintable() else found)
+
+
+def _units(source: str) -> list["SyntaxTreeNode"]:
+    """Return the blocks of a text, of a list its items."""
+    from markdown_it.tree import SyntaxTreeNode
+
+    blocks = SyntaxTreeNode(_parser().parse(source)).children
+    return [unit for block in blocks for unit in (block.children if block.type.endswith("_list") else [block])]
+
+
+def _start(node: "SyntaxTreeNode") -> int:
+    return node.map[0] if node.map else 0
+
+
+def _quiet(text: str) -> Line:
+    return [Segment(text, Style(dim=True))]
+
+
+def _marked(lines: list[Line], first: Segment, later: Segment) -> list[Line]:
+    return [_stripped([later if number else first, *line]) for number, line in enumerate(lines or [[]])]
+
+
+def _folded(line: Line, width: int) -> list[Line]:
+    """Break a line wherever it is full."""
+    letters = [Segment(letter, part.style) for part in line for letter in part.text]
+    ends = accumulate(map(len, chop_cells("".join(part.text for part in line), width)), initial=0)
+    return [_stripped(list(Segment.simplify(letters[start:end]))) for start, end in pairwise(ends)] or [[]]
+
+
+def _stripped(line: Line) -> Line:
+    """Return a line without spaces at its end."""
+    kept = [part for part in line if part.text]
+    while kept and not kept[-1].text.strip(" "):
+        kept.pop()
+    if kept:
+        kept[-1] = Segment(kept[-1].text.rstrip(" "), kept[-1].style)
+    return kept
+
+
+@cache
+def _parser() -> "MarkdownIt":
+    from markdown_it import MarkdownIt  # takes a while to import
+
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).disable(["lheading", "reference"])

@@ -4,7 +4,8 @@ from rich.text import Text
 
 from repl.clean import Cleaner, clean
 from repl.events import Token
-from repl.markdown import Stream, Words
+from repl.markdown import Markdown
+from repl.redraw import Stream, Words
 from repl.screen import Screen
 from repl.settings import View
 from repl.thinking import Fold, Marks, Shown
@@ -77,10 +78,9 @@ class Reply:
             self._screen.write(text, self._words)
             return
         self._line, self._begun = "", True
-        if isinstance(self._stream, Words):
-            self._stream.write(text, self._screen.out.get_style(self._words or "none"))
-        else:
-            self._stream.feed(text)
+        if isinstance(self._stream.reader, Words):
+            self._stream.reader.style = self._screen.out.get_style(self._words or "none")
+        self._stream.feed(text)
 
     def _dim(self, text: str) -> None:
         if self._stream is not None and self._begun:
@@ -102,7 +102,8 @@ class Continuation:
 
     def __init__(self, screen: Screen, view: View) -> None:
         self._screen = screen
-        self._lines = Words(screen.out) if flows(screen, view) else None
+        self._words = Words(screen.out)
+        self._lines = Stream(screen.out, self._words) if flows(screen, view) else None
         self._cleaner = Cleaner()
 
     def echo(self, text: str) -> None:
@@ -130,7 +131,8 @@ class Continuation:
         if self._lines is None:
             self._screen.write(text, words)
         elif text:
-            self._lines.write(text, self._screen.out.get_style(words or "none"))
+            self._words.style = self._screen.out.get_style(words or "none")
+            self._lines.feed(text)
 
 
 def flows(screen: Screen, view: View) -> bool:
@@ -142,4 +144,4 @@ def stream(screen: Screen, view: View) -> Stream | None:
     """Return what draws an answer where lines can be drawn again: colours are those of tokens, or of Markdown."""
     if not flows(screen, view):
         return None
-    return Stream(screen.out) if view.probs == "off" else Words(screen.out)
+    return Stream(screen.out, Markdown(screen.out) if view.probs == "off" else Words(screen.out))

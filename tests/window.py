@@ -2,25 +2,34 @@
 
 import io
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pyte
 from rich.console import Console
 
-from repl.markdown import Stream
+from repl.markdown import Markdown
+from repl.redraw import Reader, Stream
 
 
 class Window:
     """A terminal of a certain size with a stream in it."""
 
-    def __init__(self, width: int = 60, height: int = 24, make: type[Stream] = Stream, **looks: Any) -> None:
+    def __init__(
+        self,
+        width: int = 60,
+        height: int = 24,
+        make: Callable[[Console], Reader] = Markdown,
+        pause: float = 0.0,
+        **looks: Any,
+    ) -> None:
         self.file = io.StringIO()
         looks = {"color_system": "standard", **looks}
         self.console = Console(file=self.file, force_terminal=True, width=width, height=height, _environ={}, **looks)
         self.screen = pyte.HistoryScreen(width, height, history=5000, ratio=1)
         self.emulator = pyte.Stream(self.screen)
         self.now = 0.0
-        self.stream = make(self.console, lambda: self.now)
+        self.stream = Stream(self.console, make(self.console), lambda: self.now, pause)
         self.raw = ""
 
     def show(self) -> None:

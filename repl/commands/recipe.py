@@ -105,5 +105,5 @@ def _(result: Recipe) -> Text:
         name = clean_line(result.file)
         return Text.assemble((name, "accent"), (f" · turn {result.turn} in {len(lines)} lines", "quiet"))
     colours = Highlighter("python")
-    drawn = [Text.assemble(*((clean(part), style) for part, style in colours.line(line))) for line in lines]
+    drawn = [Text.assemble(*((clean(part.text), part.style or "") for part in colours.line(line))) for line in lines]
     return Text("\n").join(drawn)
