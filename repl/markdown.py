@@ -6,6 +6,7 @@ model wrote: a line under a paragraph makes no heading, `[name]: address` define
 stay, and HTML is shown as it was written.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
@@ -36,6 +37,8 @@ MAX_PARAGRAPH_CHARACTERS = 2000
 MIN_COLUMNS = 8
 """Columns that a text has at least, however deep it is nested."""
 
+_BLOCK = re.compile(r" {0,3}(?:[#>|<]|[-+*]\s|\d{1,9}[.)]|`{3}|~{3})| {4}|\t")
+"""The beginning of a line that may be more than text."""
 _STYLES = {"strong_open": Style(bold=True), "em_open": Style(italic=True), "s_open": Style(strike=True)}
 
 
@@ -110,11 +113,11 @@ class Markdown:
 
     def _split(self, line: str) -> str:
         """Finish the beginning of a paragraph in one long line, up to the end of a sentence; returns the rest of it."""
-        while len(line) > MAX_PARAGRAPH_CHARACTERS and line[0].isalpha() and not self._source and self._code is None:
+        inside = self._source or self._code is not None or _BLOCK.match(line)
+        while len(line) > MAX_PARAGRAPH_CHARACTERS and not inside:
             window = line[:MAX_PARAGRAPH_CHARACTERS]
-            place = window.rfind(". ") + 1 or window.rfind(" ")
-            if place < 1:
-                break
+            ends = (max(window.rfind(end) for end in (". ", "。")) + 1, window.rfind(" "), len(window))
+            place = next(end for end in ends if end > 0)
             self._emit(self._render.text(line[:place], self.width))
             line = line[place:].lstrip(" ")
         return line

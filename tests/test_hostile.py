@@ -23,7 +23,8 @@ from repl.archive import Archive
 from repl.clean import Cleaner
 from repl.conversation import Conversation
 from repl.events import Token
-from repl.markdown import Stream
+from repl.markdown import Markdown
+from repl.redraw import Stream
 from repl.reply import Reply
 from repl.screen import THEME, Screen
 from repl.settings import View
@@ -80,7 +81,7 @@ def console() -> Console:
 def streamed(pieces: list[str]) -> str:
     """Draw pieces of a text as Markdown, each as soon as it comes."""
     target, cleaner = console(), Cleaner()
-    stream = Stream(target, lambda: 0.0)
+    stream = Stream(target, Markdown(target), pause=0.0)
     for piece in [*map(cleaner.feed, pieces), cleaner.end()]:
         stream.feed(piece)
         stream.draw()
