@@ -228,11 +228,19 @@ class Archive:
         )
         self.begin()
         self.id, self.title, self._system = name, _unpack(title), _unpack(system)
-        self._turns = {turn.id: turn for turn in map(_turn, rows)}
+        self._turns = self._rooted({turn.id: turn for turn in map(_turn, rows)})
         self._stored = set(self._turns)
         self._head = _head(self._turns, head, marked)
         self._marked = marked
         return Conversation(self._system, dict(self._turns), self._head, self.save)
+
+    def _rooted(self, turns: dict[int, Turn]) -> dict[int, Turn]:
+        """Let a turn begin a conversation where it does not stand below an earlier one, as all that is written does."""
+        stray = [turn for turn in turns.values() if turn.parent is not None and not _below(turn, turns)]
+        if stray:
+            numbers = ", ".join(str(turn.id) for turn in stray[:5]) + ", …" * (len(stray) > 5)
+            self.warn(f"what turn {numbers} answered is not there: a conversation of its own begins with it")
+        return turns | {turn.id: replace(turn, parent=None) for turn in stray}
 
     def _named(self, id: str) -> str:
         known = [row[0] for row in self._read("select id from sessions order by changed desc, row desc")]
@@ -275,10 +283,14 @@ def _turn(row: Any) -> Turn:
     return Turn(number, parent, role, _unpack(text), "cancelled" if state == "open" else state, done)
 
 
+def _below(turn: Turn, turns: dict[int, Turn]) -> bool:
+    return turn.parent in turns and turn.parent < turn.id
+
+
 def _head(turns: dict[int, Turn], head: int | None, marked: int) -> int | None:
     """Return where a session stands: at what was marked, or at a later reply that a kill kept from being marked."""
     later = [turn.id for turn in turns.values() if turn.id > marked and turn.role == "assistant" and turn.text]
-    return max(later, default=head)
+    return max(later, default=head if head in turns else None)
 
 
 def _pack(text: str) -> Saved:

@@ -18,6 +18,7 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 from zipfile import ZipFile
 
+from repl import children
 from repl import convert as converter
 from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, NotFound, ReplError, Unreachable
 from repl.events import Notice, Progress
@@ -188,7 +189,10 @@ def attend(command: list[str], part: Path, emit: Emit, look: Callable[[], Progre
     Its stdout and stderr go to the files `out` and `err` in `part`. Returns its exit code.
     """
     scratch = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(part / "pip"))  # seen as it grows, and removed with the rest
-    surroundings = os.environ | scratch | {"PYTHONUTF8": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
+    surroundings = {**children.environment(children.HUB), **scratch} | {
+        "PYTHONUTF8": "1",
+        "PIP_REQUIRE_VIRTUALENV": "0",
+    }
     apart = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # Windows: keeps the terminal's Ctrl-C from the child
     with (part / "out").open("wb") as out, (part / "err").open("wb") as err:
         child = Popen(

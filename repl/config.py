@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from repl import settings
-from repl.errors import UsageError
+from repl import settings, texts
+from repl.errors import ReplError, UsageError
 from repl.kinds import nearest
 from repl.settings import Settings
 
@@ -34,14 +34,14 @@ class Config:
 def read(path: Path) -> Config:
     """Read the file; no file is an empty one."""
     try:
-        text = path.read_text("utf-8")
+        if not path.exists():
+            return Config()
+        text = texts.read(str(path))
         table = tomllib.loads(text)
-    except FileNotFoundError:
-        return Config()
     except tomllib.TOMLDecodeError as error:
         return Config(wrong=(f"{path} is not valid TOML: {error}",))
-    except (OSError, UnicodeDecodeError) as error:
-        return Config(wrong=(f"{path} cannot be read: {error}",))
+    except ReplError as error:
+        return Config(wrong=(error.message,))
     return Reader(path, text).read(table)
 
 

@@ -61,7 +61,7 @@ def opened(path: Path, steps: Steps = STEPS) -> Opened:
 def damaged(path: Path, error: Exception) -> bool:
     """Tell whether nothing can be done with the file, as opposed to a disk or another program in the way."""
     if isinstance(error, OSError):
-        return path.exists() and (not path.is_file() or not os.access(path, os.R_OK))
+        return os.path.exists(path) and (not path.is_file() or not os.access(path, os.R_OK))
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return isinstance(error, Damaged) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from prompt_toolkit.application import get_app
+from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.data_structures import Point
 from prompt_toolkit.document import Document
@@ -15,6 +15,7 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import ConditionalContainer, Dimension, FormattedTextControl, HSplit, Window
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
 
+from repl import children
 from repl.clean import clean_line
 from repl.pasted import MARK, Folds
 
@@ -87,9 +88,9 @@ def _clear(line: Buffer, stop: Callable[[], object]) -> None:
 
 async def _edit(line: Buffer, folds: Folds) -> None:
     """Open the whole text in `$EDITOR`; what of it was folded and stays as it was is folded again."""
-    line.text = folds.whole(line.text)
-    await line.open_in_editor(validate_and_handle=False)
-    text = folds.entry(line.text)
+    whole = folds.whole(line.text)
+    edited = await run_in_terminal(lambda: children.edit(whole), in_executor=True)
+    text = folds.entry(whole if edited is None else edited)
     line.document = Document(text, len(text))
 
 

@@ -5,11 +5,16 @@ from pathlib import Path
 
 import platformdirs
 
+from repl.errors import ReplError
+
 
 def _folder(kind: str, usual: str) -> Path:
     home = os.environ.get("HUB_REPL_HOME", "")
-    path = Path(home).expanduser() / kind if home else Path(usual)
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = Path(os.path.expanduser(home)) / kind if home else Path(usual)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ReplError(f"cannot make the folder {path}: {error.strerror}", "HUB_REPL_HOME=FOLDER hub-repl") from error
     return path
 
 

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from repl import config, paths
+from repl import config, paths, texts
 from repl.clean import ascii_only
-from repl.errors import UsageError
 from repl.settings import Settings, named
 from repl.worker import Emit, Job, Worker
 
@@ -34,7 +33,7 @@ class Program:
         self.config = found
         self.chosen = chosen
         self.worker = Worker()
-        self.typed = sys.stdin is not None and sys.stdin.isatty()
+        self.typed = sys.stdin.isatty()
         self.interactive = self.typed and sys.stdout.isatty() and not asked.prompt and not asked.json
         self._shell: Shell | None = None
         self._editor: Editor | None = None
@@ -83,14 +82,9 @@ class Program:
 
     def _lines(self) -> list[str]:
         script: list[str] = []
-        if self.asked.script == "-":
-            script = sys.stdin.read().split("\n")
-        elif self.asked.script:
-            try:
-                with open(self.asked.script, encoding="utf-8") as file:
-                    script = file.read().split("\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UsageError(f"cannot read the script {self.asked.script!r}: {error}") from error
+        if self.asked.script:
+            text = texts.piped() if self.asked.script == "-" else texts.read(self.asked.script, kinds=texts.PIPED)
+            script = text.split("\n")
         resumed = [] if self.asked.resume is None else [f"/resume {self.asked.resume}".strip()]
         return [*self.config.startup, *resumed, *self._connected(), *self.asked.commands, *script]
 
@@ -120,7 +114,7 @@ class Program:
         words = " ".join(self.asked.prompt)
         if self.typed and (words or self._has_lines()):
             return words
-        piped = "" if self.asked.script == "-" or sys.stdin is None else self._piped()
+        piped = "" if self.asked.script == "-" else self._piped()
         return "\n\n".join(part for part in (piped.strip("\n"), words) if part.strip())
 
     def _has_lines(self) -> bool:
@@ -129,7 +123,7 @@ class Program:
     def _piped(self) -> str:
         if self.typed or _silent(GRACE):
             self.shell.screen.notice("reading standard input, Ctrl-D ends it (< /dev/null gives none)")
-        return sys.stdin.read()
+        return texts.piped()
 
     # at a prompt
 
@@ -189,13 +183,15 @@ class Program:
             if self._death is not None:
                 raise self._death
 
-    def _catch(self) -> None:
-        def interrupt(number: int, frame: FrameType | None) -> None:
-            if not self.interactive and (self._shell is None or self._shell.running is None):
-                raise KeyboardInterrupt
-            if self._shell is not None:
-                self._shell.interrupt()
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._shell is None and self._editor is None:
+            os._exit(130)  # nothing is done yet, and an exception could be lost in an import
+        if not self.interactive and (self._shell is None or self._shell.running is None):
+            raise KeyboardInterrupt
+        if self._shell is not None:
+            self._shell.interrupt()
 
+    def _catch(self) -> None:
         deadly = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 
         def kill(number: int, frame: FrameType | None) -> None:
@@ -205,7 +201,7 @@ class Program:
             if self._editor is None or not self._editor.breaks(self._death):
                 raise self._death
 
-        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGINT, self._interrupt)
         for one in deadly:
             signal.signal(one, kill)
 

@@ -128,7 +128,6 @@ class Editor:
             key_bindings=keys,
             bottom_toolbar=self._bar,
             enable_suspend=True,
-            tempfile_suffix=".md",
         )
         self._prompt.default_buffer.enable_history_search = Always()  # as an option it would end completion in typing
         self._place(SideView(lambda: self.desk.panel(self._adapt), self._prompt.default_buffer), keys)

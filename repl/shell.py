@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from types import NoneType
 from typing import Any, Protocol
 
-from repl import decoding, registry
+from repl import decoding, registry, streams
 from repl.clean import repaired
 from repl.errors import Cancelled, Quit, ReplError, UsageError
 from repl.events import Done, Event, Notice
@@ -108,9 +108,9 @@ class Shell:
             self.offer(error.choices, line if error.again else "")
         except Cancelled as stopped:
             self.screen.notice(joined("stopped", str(stopped)))
-        except BrokenPipeError:
-            raise
         except Exception as error:  # a bug of ours: its traceback goes to the log, the session goes on
+            if isinstance(error, OSError) and streams.lost(error):
+                raise
             log.exception("a bug")
             self.screen.error(ReplError(f"a bug in hub-repl: {sentence(error)}; hub-repl.log has the details"))
         self.screen.space()

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from repl import folder
+from repl import folder, writing
+from repl.errors import ReplError
 from repl.folder import NeedsCode
 from repl.headers import bad, check_link, locate, read_json
 from repl.settings import Load
@@ -59,10 +60,12 @@ class Consents:
             raise NeedsCode(tuple(code), _changed(load.model, before, now))
 
     def _write(self) -> None:
-        if self._saved is not None:
-            self._saved.parent.mkdir(parents=True, exist_ok=True)
-            self._saved.write_text(json.dumps(self._lasting, indent=1), encoding="utf-8")
-            self._saved.chmod(0o600)
+        if self._saved is None:
+            return
+        try:
+            writing.replace(self._saved, json.dumps(self._lasting, indent=1).encode(), 0o600)
+        except OSError as error:
+            raise ReplError(f"cannot write {self._saved}: {error.strerror}") from error
 
 
 def _changed(model: str, before: str, now: str) -> str:

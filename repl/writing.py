@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,21 +30,37 @@ def create(path: Path, content: bytes) -> None:
         except FileExistsError:
             raise
         except OSError:  # a file system without links
-            if path.exists():
+            if os.path.lexists(path):
                 raise FileExistsError from None
             os.rename(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a file in place of another; raises `OSError`."""
-    path = path.resolve()  # a link stays, what it points to is replaced
+def replace(path: Path, content: bytes, mode: int | None = None) -> None:
+    """Write a file in place of another, with the rights of that one; a link is replaced itself. Raises `OSError`."""
     beside = _beside(path, content)
     try:
+        with suppress(FileNotFoundError):
+            found = path.lstat().st_mode
+            mode = stat.S_IMODE(found) if mode is None and stat.S_ISREG(found) else mode
+        if mode is not None:
+            beside.chmod(mode)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def append(path: Path, text: str) -> None:
+    """Add to a file of the user's own, through a link too, or begin it; raises `ReplError`."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(0, "it is not a file")
+        with open(os.open(path, flags, 0o666), "ab") as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise ReplError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _beside(path: Path, content: bytes) -> Path:

@@ -798,3 +798,46 @@ def test_every_field_of_a_turn_is_saved() -> None:
     """A new field needs a column: this test is where it is noticed."""
     assert [spot.name for spot in fields(Turn)] == ["id", "parent", "role", "text", "state", "record"]
     assert Opened(None).writable
+
+
+PARENTS: dict[str, tuple[dict[int, int], list[int]]] = {
+    "its own parent": ({4: 4}, [4]),
+    "two under each other": ({3: 4}, [3, 4]),
+    "a longer circle": ({1: 4}, [1, 2, 3, 4]),
+    "a later turn": ({2: 3, 3: 1}, [1, 3, 4]),
+    "a turn that is not there": ({3: 77}, [3, 4]),
+}
+
+
+@pytest.mark.parametrize("name", PARENTS)
+def test_a_turn_that_stands_nowhere_begins_a_conversation(name: str, tmp_path: Path) -> None:
+    """Every turn can be reached, in an end, and what is wrong is told."""
+    archive, _ = Archive.open(tmp_path / "archive.db")
+    talk = Conversation(keep=archive.save)
+    for role in ("user", "assistant", "user", "assistant"):
+        talk.head = talk.add(role, role, talk.head).id
+    archive.mark(talk.head, "")
+    moved, path = PARENTS[name]
+    with sqlite3.connect(tmp_path / "archive.db") as connection:
+        for number, parent in moved.items():
+            connection.execute("update turns set parent = ? where number = ?", (parent, number))
+    archive.close()
+    archive, _ = Archive.open(tmp_path / "archive.db")
+    said: list[str] = []
+    archive.warn = said.append
+    found = archive.load()
+    assert [turn.id for turn in found.path()] == path
+    assert len(found.turns) == 4
+    assert "a conversation of its own begins with it" in said[0]
+    archive.close()
+
+
+def test_a_session_that_stands_at_no_turn_opens(tmp_path: Path) -> None:
+    archive, _ = Archive.open(tmp_path / "archive.db")
+    talk = Conversation(keep=archive.save)
+    talk.head = talk.add("user", "Hello", None).id
+    archive.mark(talk.head, "")
+    with sqlite3.connect(tmp_path / "archive.db") as connection:
+        connection.execute("update sessions set head = 99")
+    assert archive.load(archive.id).path() == []
+    archive.close()

@@ -23,7 +23,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output.vt100 import Vt100_Output
 from terminal import Terminal, surroundings
 
-from repl import commands, history, registry
+from repl import children, commands, history, registry
 from repl.panel import Panel
 from repl.pasted import FIRST, LINES, Folds
 from repl.prompt import HINTS, Editor
@@ -332,6 +332,19 @@ def test_ctrl_o_opens_what_is_folded(desk: Desk, pencil: Path) -> None:
     look = desk.cursor("❯ see [pasted 200 lines] edited")
     assert desk.run(f"see {pasted(BLOCK)}\x0f", look, ENTER) == [f"see {BLOCK} edited"]
     assert pencil.read_text() == f"see {BLOCK}"
+
+
+def test_an_editor_gets_no_token_of_the_hub(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plugins keep their own keys; a helper that needs none gets none."""
+    script = tmp_path / "nosy.py"
+    names = "[name for name in ('HF_TOKEN', 'OPENAI_API_KEY') if name in os.environ]"
+    script.write_text(f"import os, sys\nopen(sys.argv[1], 'w').write(str({names}))\n")
+    monkeypatch.setenv("VISUAL", f"{sys.executable} {script}")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "secret")
+    assert desk.run("draft\x0f", desk.cursor("❯ ['OPENAI_API_KEY']"), ENTER) == ["['OPENAI_API_KEY']"]
+    assert "secret" not in children.environment().values()
+    assert children.environment()["VISUAL"]
 
 
 def test_an_editor_that_fails_leaves_the_draft(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

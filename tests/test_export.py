@@ -235,12 +235,26 @@ def test_flags_and_quoted_names_are_read_from_the_line(session: Session) -> None
 
 
 @POSIX
-def test_a_link_stays_and_what_it_points_to_is_replaced(session: Session) -> None:
+@pytest.mark.parametrize("target", ["real.txt", "gone.txt"])
+def test_a_link_is_replaced_and_what_it_points_to_stays(session: Session, target: str) -> None:
+    """Nothing is written through a link: a file in a folder that others write to may be one."""
     Path("real.txt").write_text("old")
-    Path("link.txt").symlink_to("real.txt")
+    Path("link.txt").symlink_to(target)
+    with pytest.raises(UsageError, match="exists"):
+        export(session, "link.txt")
     export(session, "link.txt", force=True)
-    assert Path("link.txt").is_symlink()
-    assert "say one" in Path("real.txt").read_text()
+    assert not Path("link.txt").is_symlink()
+    assert "say one" in Path("link.txt").read_text()
+    assert Path("real.txt").read_text() == "old"
+    assert not Path("gone.txt").exists()
+
+
+@POSIX
+def test_a_file_that_is_replaced_keeps_its_rights(session: Session) -> None:
+    export(session, "chat.txt")
+    os.chmod("chat.txt", 0o600)
+    export(session, "chat.txt", force=True)
+    assert stat.S_IMODE(os.stat("chat.txt").st_mode) == 0o600
 
 
 @POSIX

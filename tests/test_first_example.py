@@ -171,7 +171,7 @@ USAGE = {
     "--dtype bf17": "'bf17'",
     "--num-beams 0": "'0'",
     "--max-length 5 --max-new-tokens 5": "max_new_tokens and max_length exclude each other",
-    "--script /no/such/file": "cannot read the script '/no/such/file'",
+    "--script /no/such/file": "cannot read '/no/such/file'",
     "--json --temperature": "'Once upon a time' is not a number",
 }
 

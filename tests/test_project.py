@@ -11,7 +11,7 @@ from repl import commands, registry, settings
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "repl").rglob("*.py"))
-TOP = ("keys", "inspector", "offers", "prompt", "shell", "commands", "program", "__main__")
+TOP = ("keys", "inspector", "offers", "prompt", "shell", "commands", "program", "main", "__main__")
 """Modules above the commands: nothing below imports them."""
 FUNCTION = 40
 
@@ -74,7 +74,7 @@ def test_every_command_has_help_and_stands_in_the_readme() -> None:
 
 def test_every_setting_has_a_command_an_option_and_one_line_of_help() -> None:
     """A setting is declared once, and everything follows from the field."""
-    from repl.__main__ import parser
+    from repl.main import parser
 
     options = {option for action in parser()._actions for option in action.option_strings}
     for name in settings.places():

@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.segment import ControlType, Segment
 from rich.text import Text
 
+from repl import children
 from repl.clean import clean, clean_line
 from repl.errors import MissingExtra, ReplError, UsageError
 from repl.kinds import Choice
@@ -139,7 +140,10 @@ def hand_over(text: str) -> str:
 def _fed(line: list[str], content: bytes) -> None:
     # some tools stay behind to serve the clipboard: they must hold none of our pipes, nor hear our Ctrl-C
     quiet = subprocess.DEVNULL
-    subprocess.run(line, input=content, stdout=quiet, stderr=quiet, timeout=WAIT, check=True, start_new_session=True)
+    env = children.environment()
+    subprocess.run(
+        line, input=content, stdout=quiet, stderr=quiet, timeout=WAIT, check=True, start_new_session=True, env=env
+    )
 
 
 def _coded(text: str) -> str:

@@ -8,17 +8,15 @@ from typing import Annotated, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from repl import config, paths, settings
+from repl import config, paths, settings, texts, writing
 from repl.change import apply, load
 from repl.clean import clean, clean_line
-from repl.errors import ReplError, UsageError
+from repl.errors import UsageError
 from repl.kinds import Rest
 from repl.kinds import Text as Words
 from repl.registry import command
 from repl.screen import Lines, Said, joined, view
 from repl.session import Session
-
-LARGEST = 4_000_000  # bytes of a file that goes into a message
 
 
 @command("talk")
@@ -30,7 +28,7 @@ def read(session: Session, file: Annotated[str, Rest("a file")]) -> Said:
     if file == "none":
         session.attached.clear()
         return Said("nothing in front of the next message")
-    path, text = Path(file).expanduser(), _text(file)
+    path, text = Path(file).expanduser(), texts.read(file)
     session.attached.append((path.name, text))
     rows = len(text.splitlines())
     size = f"{len(text):,} characters, {rows:,} line{'' if rows == 1 else 's'}"
@@ -40,20 +38,7 @@ def read(session: Session, file: Annotated[str, Rest("a file")]) -> Said:
 @command("rest")
 def script(session: Session, file: Annotated[str, Rest("a file")]) -> Lines:
     """Run the lines of a file, up to the first that fails."""
-    return Lines(_text(file).split("\n"))
-
-
-def _text(file: str) -> str:
-    """Return a file's text; raises `ReplError` naming it."""
-    path = Path(file).expanduser()
-    try:
-        if path.stat().st_size > LARGEST:
-            raise ReplError(f"{file!r} has {path.stat().st_size / 1e6:.0f} MB, more than a message can hold")
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ReplError(f"{file!r} is not UTF-8 text") from error
-    except (OSError, ValueError) as error:
-        raise ReplError(f"cannot read {file!r}: {getattr(error, 'strerror', None) or error}") from error
+    return Lines(texts.read(file, kinds=texts.PIPED).split("\n"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +85,13 @@ def _save(session: Session, name: str) -> Said:
     if not words:
         raise UsageError("nothing is set that a preset could keep", "/settings")
     lines = [f"{key} = {config.value(key, session.settings.get(key))}" for key in words]
-    _append("\n".join(["", f"[presets.{name}]", *lines, ""]))
+    writing.append(_path(), "\n".join(["", f"[presets.{name}]", *lines, ""]))
     session.presets[name] = words
     return Said(f"preset {name} saved: {', '.join(f'{key} {word}' for key, word in words.items())}")
 
 
 def _path() -> Path:
     return paths.config() / "config.toml"
-
-
-def _append(text: str) -> None:
-    try:
-        with _path().open("a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise ReplError(f"cannot write {_path()}: {error.strerror}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +111,9 @@ def config_(session: Session, word: Annotated[str, Words()] = "") -> Any:
     if word not in ("", "init"):
         raise UsageError(f"/config does not take {word!r}", "/config init")
     if word == "init":
-        if _path().exists():
-            raise UsageError(f"{_path()} is there already")
-        _append(config.template())
+        writing.write(str(_path()), config.template().encode(), False, "/config")
         return Said(f"{_path()} written: every setting, commented out")
-    return Where(str(_path()), _text(str(_path())) if _path().exists() else "")
+    return Where(str(_path()), texts.read(str(_path())) if _path().exists() else "")
 
 
 @view.register

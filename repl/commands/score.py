@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from repl import texts
 from repl.clean import clean_line
 from repl.errors import ReplError, UsageError
 from repl.events import Progress
@@ -115,22 +116,16 @@ def score_(session: Session, text: Annotated[str, Rest()]) -> Task[Score]:
 
 
 def _content(text: str) -> tuple[str, str]:
-    path = Path(text).expanduser()
     try:
-        if not path.is_file():
-            if PATH.fullmatch(text) and not path.exists():
+        if not (path := Path(text).expanduser()).exists():
+            if PATH.fullmatch(text):
                 raise UsageError(f"there is no file {text!r}", "/score TEXT")
             return "text", text
-    except (OSError, ValueError):  # no name that a file could have
+    except (OSError, ValueError, RuntimeError):  # no name that a file could have
         return "text", text
-    try:
-        if (size := path.stat().st_size) > LARGEST:
-            raise ReplError(f"{text!r} has {size / 2**20:.0f} MiB, more than the {LARGEST // 2**20} that /score takes")
-        content = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ReplError(f"{text!r} is not UTF-8 text") from error
-    except OSError as error:
-        raise ReplError(f"cannot read {text!r}: {error.strerror}") from error
+    if path.is_dir() and not PATH.fullmatch(text):
+        return "text", text
+    content = texts.read(text, LARGEST)
     if not content:
         raise ReplError(f"{text!r} is empty")
     return str(path), content

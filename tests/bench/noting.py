@@ -7,7 +7,7 @@ from typing import Any
 from prompt_toolkit.input import Input
 
 from repl import prompt
-from repl.__main__ import main
+from repl.main import main
 
 
 def watched(source: Input, path: str) -> Input:

@@ -1,7 +1,7 @@
 """The program as it would be if replies were not measured: what measuring costs is seen beside it."""
 
-from repl.__main__ import main
 from repl.events import Measures
+from repl.main import main
 from repl.meter import Meter
 
 Meter._take = lambda *_: None  # type: ignore[method-assign]

@@ -1,0 +1,60 @@
+"""The standard streams: closed ones are filled, and what cannot be written any more ends the program with a code."""
+
+import errno
+import os
+import sys
+from contextlib import suppress
+from typing import Any, TextIO, cast
+
+LOST = (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.ENXIO)
+
+
+class Beside:
+    """Standard error: what cannot be said there is not worth an answer."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text if that can be done."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Let it appear if that can be done."""
+        with suppress(OSError):
+            self._stream.flush()
+
+
+def fill() -> list[str]:
+    """Open what was closed, so that no file takes its number, and set how text is written; returns what was closed."""
+    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    for name in closed:
+        number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, and these are in order
+        setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):
+            handler = "hub-repl" if stream.isatty() else "backslashreplace"  # text in a pipe stays what it is
+            stream.reconfigure(errors=handler)  # type: ignore[union-attr]  # a text stream here
+    sys.stderr = cast(TextIO, Beside(sys.stderr))
+    return closed
+
+
+def lost(error: OSError) -> bool:
+    """Tell whether an error says that standard output takes nothing more; those of files name their file."""
+    return error.filename is None and error.errno in LOST
+
+
+def end(error: OSError) -> int:
+    """Say why nothing more is written, where somebody may hear it; returns the exit code."""
+    if error.errno == errno.EIO and sys.stdout.isatty():
+        return 129  # the terminal is gone, and the signal that says so comes too late
+    if error.errno != errno.EPIPE:
+        sys.stderr.write(f"hub-repl: cannot write standard output: {error.strerror}\n")
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141 if error.errno == errno.EPIPE else 1
