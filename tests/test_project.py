@@ -88,7 +88,7 @@ def test_the_prompt_is_drawn_before_the_rest_is_imported() -> None:
     import subprocess
     import sys
 
-    line = "import sys, repl.__main__, repl.program, repl.prompt; print(*sys.modules)"
+    line = "import sys, repl.main, repl.program, repl.prompt; print(*sys.modules)"
     brought = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True).stdout.split()
     assert "prompt_toolkit" in brought
     assert not set(brought) & {"rich", "sqlite3", "psutil", "pygments", "jinja2", "huggingface_hub", "torch"}
