@@ -275,6 +275,14 @@ def check_tokenizer(folder: Path) -> None:
             begin(folder, name, "file itself")
 
 
+def pieces_file(folder: Path) -> str:
+    """Name the SentencePiece file that is all there is of a tokenizer; '' where there is more, or another kind."""
+    names = sorted(path.name for path in folder.glob("*.model") if path.is_file())
+    if (folder / "tokenizer.json").is_file() or not names:
+        return ""
+    return names[0] if begin(folder, names[0], "file itself")[0][:1] == b"\n" else ""  # others are lines of base64
+
+
 def weight_files(folder: Path, config: dict[str, Any], allow_pickle: bool) -> tuple[str, dict[str, set[str]]]:
     """Find the format and the files that transformers will read, each with the tensors an index promises there."""
     explicit = config.get("transformers_weights")

@@ -1,10 +1,11 @@
 """Read a model's files through the library: config, tokenizer, weights; and refuse what is not whole."""
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
-from repl import hub, library, placement, quantization, quiet, trust
-from repl.errors import BadModel, Cancelled, ReplError
+from repl import folder, hub, library, placement, quantization, quiet, trust
+from repl.errors import BadModel, Cancelled, MissingExtra, ReplError
 from repl.events import Progress
 from repl.folder import NeedsCode
 from repl.mishaps import sentence
@@ -94,11 +95,26 @@ def tokenizer(found: hub.Found, load: Load, emit: Emit) -> Any:
     except (ReplError, Cancelled):
         raise
     except BaseException as error:  # the Rust side panics with a BaseException
-        if not load.trust_remote_code and (own := trust.tokenizer_code(found.folder)):
-            needs = NeedsCode(own, config="tokenizer_config.json")
-            needs.found = found
-            raise needs from error
-        raise BadModel(f"the tokenizer in {found.folder} does not load: {sentence(error)}") from error
+        raise _unread(found, load, error) from error
+
+
+def _unread(found: hub.Found, load: Load, error: BaseException) -> ReplError:
+    """Say why a tokenizer does not load, and what would help."""
+    if not load.trust_remote_code and (own := trust.tokenizer_code(found.folder)):
+        needs = NeedsCode(own, config="tokenizer_config.json")
+        needs.found = found
+        return needs
+    if (name := folder.pieces_file(found.folder)) and not _has("sentencepiece", "google.protobuf"):
+        said = f"the tokenizer in {found.folder} is {name} alone, which is read with the sentencepiece package"
+        return MissingExtra(said, "pip install sentencepiece protobuf")
+    return BadModel(f"the tokenizer in {found.folder} does not load: {sentence(error)}")
+
+
+def _has(*packages: str) -> bool:
+    try:
+        return all(find_spec(name) is not None for name in packages)
+    except ModuleNotFoundError:  # the package around it
+        return False
 
 
 def model(found: hub.Found, load: Load, config: Any, form: str, emit: Emit) -> tuple[Any, dict[str, Any]]:

@@ -1,12 +1,16 @@
 """Files and streams from outside: only what is a file is read, never more than fits, and every end has its code."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import driving
 import pytest
 from test_first_example import HUNG, ROOT, environment
 
@@ -24,8 +28,10 @@ MARKS = {"utf-8-sig": "a byte order mark", "utf-16": "what an older PowerShell w
 
 
 @pytest.fixture
-def session() -> Session:
-    return Session(Settings(), Store(), Worker())
+def session() -> Iterator[Session]:
+    made = Session(Settings(), Store(), Worker())
+    yield made
+    made.close()
 
 
 # texts
@@ -194,3 +200,18 @@ def test_ctrl_c_while_the_program_starts_is_quiet(after: float, gpt2_folder: Pat
     assert child.returncode == 130
     assert b"Traceback" not in said
     assert b"ignored" not in said
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="then it loads")
+@pytest.mark.parametrize("content", [b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02", b"IQ== 0\n"])
+def test_a_tokenizer_of_pieces_alone_names_its_package(
+    content: bytes, session: Session, llama_folder: Path, tmp_path: Path
+) -> None:
+    """The library blames another package; a tiktoken file of the same name is left to it."""
+    folder = shutil.copytree(llama_folder, tmp_path / "pieces")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(content)
+    with pytest.raises(ReplError) as caught:
+        driving.run(session, f"/model {folder}", "/info")
+    assert ("sentencepiece" in caught.value.message) == content.startswith(b"\n")
+    assert content.startswith(b"\n") == (caught.value.hints == ("pip install sentencepiece protobuf",))
