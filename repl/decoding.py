@@ -5,12 +5,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from repl.errors import UsageError
+from repl.fields import show
 from repl.kinds import nearest
-from repl.settings import Decode, Settings, find
+from repl.settings import Decode, Settings, find, kind
 
 NEW_TOKENS = 512  # most tokens of a reply where neither you nor the model say
 LENGTHS = ("max_new_tokens", "max_length")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+WARPERS = (*SAMPLING, "top_h", "epsilon_cutoff", "eta_cutoff")  # what only sampling heeds
 BEAMS = ("length_penalty", "early_stopping")
 AHEAD = ("prompt_lookup", "assistant")
 FAST = (*AHEAD, "compile")
@@ -19,6 +21,14 @@ PREFIX = "template."  # of the variables that a chat template reads
 SERVER = "server."  # of the fields that only the server in use knows
 PENALTIES = ("frequency_penalty", "presence_penalty")  # what only servers know
 OURS = {"stop": "stop_strings"}  # settings that the library calls otherwise
+STATIC = ("static", "offloaded_static")  # caches
+REMOTE = {
+    "contrastive search": ("penalty_alpha",),
+    "DoLa decoding": ("dola_layers",),
+    "group beam search": ("num_beam_groups",),
+    "constrained beam search": ("constraints", "force_words_ids"),
+}
+"""Ways to decode that the library runs with code from the Hub alone, and the fields that ask for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,7 @@ def effective(settings: Settings, base: Base) -> dict[str, Value]:
 
 def _value(name: str, settings: Settings, base: Base) -> Value:
     own, library = settings.get(name), OURS.get(name, name)
-    if own not in (None, ()):
+    if own is not None:
         return Value(own, settings.origins.get(name, "default"))
     if base.model.get(library) is not None:
         return Value(base.model[library], "model")
@@ -75,15 +85,18 @@ def _length(settings: Settings, base: Base) -> dict[str, Value]:
 
 
 def overrides(settings: Settings, base: Base) -> dict[str, Any]:
-    """Return what has to be put into the model's generation config for the next reply, in the library's names."""
+    """Return what `generate` is called with beside the model's own generation config, in the library's names.
+
+    None switches a field off that the model's config sets.
+    """
     own = {name: settings.get(name) for name in (spot.name for spot in fields(Decode)) if name not in APART}
-    given = {OURS.get(name, name): value for name, value in own.items() if value not in (None, ())}
+    given = {OURS.get(name, name): value for name, value in own.items() if value is not None}
     if "stop_strings" in given:
-        given["stop_strings"] = list(given["stop_strings"])
-    (limit,) = _length(settings, base).items()
-    neutral = dict.fromkeys(LENGTHS)
+        given["stop_strings"] = list(given["stop_strings"]) or None
+    limits = {name: item.value for name, item in _length(settings, base).items()}
     others = {name: value for name, value in _fields(settings) if name not in PENALTIES}
-    return {**neutral, **given, limit[0]: limit[1].value, **others}
+    values = {**dict.fromkeys(LENGTHS), **given, **limits, **others}
+    return {name: value for name, value in values.items() if value is not None or name in base.model}
 
 
 def _fields(settings: Settings) -> list[tuple[str, Any]]:
@@ -106,24 +119,47 @@ def phrase(table: Mapping[str, Value]) -> str:
 def remark(name: str, settings: Settings, base: Base) -> str:
     """Say what keeps a value that was just set from having an effect, with the line that changes it; or nothing."""
     values = {key: item.value for key, item in effective(settings, base).items()}
-    shown = settings.get(name)
-    if name in SAMPLING and not values.get("do_sample"):
-        return f"{name} {shown} has no effect while greedy · /sample turns sampling on"
-    if name == "seed" and not values.get("do_sample"):
-        return "seed has no effect while greedy · /sample turns sampling on"
-    if name in BEAMS and (values.get("num_beams") or 1) < 2:
+    shown = settings.get(name) if is_setting(name) else show(dict(settings.extra).get(name))
+    beams = (values.get("num_beams") or 1) > 1
+    if name in (*WARPERS, "seed") and not values.get("do_sample"):
+        said = name if name == "seed" else f"{name} {shown}"
+        if beams:
+            return f"{said} has no effect on a beam search without sampling · /do_sample on turns sampling on"
+        return f"{said} has no effect while greedy · /sample turns sampling on"
+    if name in BEAMS and not beams:
         return f"{name} has no effect without beams · /beams 4 turns them on"
-    several = (values.get("num_beams") or 1) > 1 or (values.get("num_return_sequences") or 1) > 1
-    if name == "prompt_lookup" and shown and several:
-        return "prompt_lookup has no effect while several sequences are made · /greedy makes one"
-    if name == "compile" and shown and several:
-        return "compile has no effect while several sequences are made · /greedy makes one"
+    several = beams or (values.get("num_return_sequences") or 1) > 1
+    if name in ("prompt_lookup", "compile") and shown and several:
+        return f"{name} has no effect while several sequences are made · /greedy makes one"
+    return _lacking(name, values)
+
+
+def _lacking(name: str, values: Mapping[str, Any]) -> str:
+    """Say which other value a field of the library's needs to have an effect; or nothing."""
+    kept = values.get("cache_implementation")
+    if name == "cache_config" and kept != "quantized":
+        return "cache_config has no effect without a quantized cache · /set cache_implementation quantized"
+    if name == "max_cache_len" and kept not in STATIC:
+        return "max_cache_len has no effect without a static cache · /set cache_implementation static"
+    if name in ("compile_config", "disable_compile"):
+        return f"{name} has an effect on a GPU with a static cache only · /set cache_implementation static"
+    if name == "forced_bos_token_id":
+        return "forced_bos_token_id has an effect behind a prompt of one token only · /raw TEXT"
+    if name == "min_length" and values.get("min_new_tokens"):
+        return "min_length has no effect beside min_new_tokens · /min_new_tokens none"
     return ""
 
 
 def check(settings: Settings, base: Base) -> None:
     """Refuse what the library would only refuse in the middle of a reply; raises `UsageError`."""
-    values = {key: item.value for key, item in effective(settings, base).items()}
+    table = effective(settings, base)
+    values = {key: item.value for key, item in table.items()}
+    if mode := _remote(values):
+        raise UsageError(f"{mode} needs code from the Hub (custom_generate) that is not run here", *_off(mode, values))
+    _sensible(table)
+    if values.get("prefill_chunk_size") and values.get("use_cache") is False:
+        hints = "/set use_cache default", "/set prefill_chunk_size none"
+        raise UsageError("prefill_chunk_size needs the KV cache, which use_cache off does without", *hints)
     wanted, beams = values.get("num_return_sequences") or 1, values.get("num_beams") or 1
     if wanted > beams and not (values.get("do_sample") and beams == 1):
         more = f"/beams {wanted}"
@@ -132,6 +168,45 @@ def check(settings: Settings, base: Base) -> None:
         raise UsageError("prompt_lookup and an assistant exclude each other", "/assistant none", "/prompt_lookup off")
     if settings.decode.compile and (settings.decode.prompt_lookup or settings.decode.assistant != "none"):
         raise UsageError("compiled steps make one token each, and nothing is read ahead with them", "/fast compile")
+
+
+def _remote(values: Mapping[str, Any]) -> str:
+    """Return the way to decode that the library itself no longer has, if these values ask for one."""
+    beams, samples = (values.get("num_beams") or 1) > 1, bool(values.get("do_sample"))
+    top_k = values.get("top_k")
+    if values.get("constraints") is not None or values.get("force_words_ids") is not None:
+        return "constrained beam search"
+    if beams:
+        return "group beam search" if (values.get("num_beam_groups") or 1) > 1 else ""
+    if values.get("dola_layers") is not None:
+        return "DoLa decoding"
+    contrasts = (values.get("penalty_alpha") or 0) > 0 and top_k is not None and top_k > 1 and not samples
+    return "contrastive search" if contrasts else ""
+
+
+def _off(mode: str, values: Mapping[str, Any]) -> list[str]:
+    """Return the lines that turn a way to decode off."""
+    return [f"/set {name} none" for name in REMOTE[mode] if values.get(name) is not None]
+
+
+def _sensible(table: Mapping[str, Value]) -> None:
+    """Raise `UsageError` for a value of the model's own that the library refuses, with what puts it right."""
+    values = {name: item.value for name, item in table.items() if item.origin == "model"}
+    samples = bool(table["do_sample"].value) if "do_sample" in table else False
+    if samples and "temperature" in values and not values["temperature"]:
+        raise UsageError(
+            "the model's generation config samples with temperature 0, which is greedy decoding",
+            *("/greedy", "/temperature 0.7"),
+        )
+    names = ("repetition_penalty", "no_repeat_ngram_size", "num_beams", *(SAMPLING if samples else ()))
+    for name in (name for name in names if name in values):
+        if name == "top_p" and values[name] == 0:  # the library takes it as greedy
+            continue
+        try:
+            kind(name).read(str(values[name]))
+        except UsageError as error:
+            said = f"{name} of the model's generation config: {error.message}"
+            raise UsageError(said, f"/{name} none") from None
 
 
 def fit(config: Any, prompt: int, context: int, model: str) -> str:
@@ -165,7 +240,7 @@ def stops(config: Any) -> list[int]:
 
 def other(name: str, base: Base) -> str:
     """Return the name of a field of the library's GenerationConfig; raises `UsageError` with the nearest name."""
-    if name in base.known:
+    if name in base.known and not name.startswith("_"):
         return name
     close = nearest(name, [*base.known, *(spot.name for spot in fields(Decode))])
     raise UsageError(

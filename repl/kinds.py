@@ -258,8 +258,8 @@ class Strings:
         return [_unescape(word)]
 
     def show(self, value: tuple[str, ...]) -> str:
-        """Return a JSON list, or nothing for no strings."""
-        return " ".join(json.dumps(text, ensure_ascii=False) for text in value)
+        """Return the strings in quotes, or `none`."""
+        return " ".join(json.dumps(text, ensure_ascii=False) for text in value) or "none"
 
     def complete(self) -> list[str]:
         """Offer nothing."""

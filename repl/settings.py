@@ -34,9 +34,9 @@ SHADED = {"probability": "on", "yes": "on", "true": "on", "no": "off", "false": 
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
-def setting(default: Any, help: str) -> Any:
-    """Declare a field that is a setting."""
-    return field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, **off: Any) -> Any:
+    """Declare a field that is a setting; `off` is the value that the word `none` stands for, where there is one."""
+    return field(default=default, metadata={"help": help, **off})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,34 +74,38 @@ class Decode:
 
     max_new_tokens: Annotated[int | None, Whole(1)] = setting(None, "most tokens of one reply")
     max_length: Annotated[int | None, Whole(1)] = setting(None, "most tokens of prompt and reply together")
-    min_new_tokens: Annotated[int | None, Whole(0)] = setting(None, "fewest tokens before a reply may end")
-    do_sample: Annotated[bool | None, Flag()] = setting(None, "draw tokens at random instead of taking the likeliest")
-    num_beams: Annotated[int | None, Whole(1, 1000)] = setting(None, "hypotheses kept by beam search; 1 is off")
-    num_return_sequences: Annotated[int | None, Whole(1, 1000)] = setting(None, "answers made for each prompt")
-    length_penalty: Annotated[float | None, Number()] = setting(
-        None, "exponent on the length that beam scores are divided by"
+    min_new_tokens: Annotated[int | None, Whole(0)] = setting(None, "fewest tokens before a reply may end", off=0)
+    do_sample: Annotated[bool | None, Flag()] = setting(
+        None, "draw tokens at random instead of taking the likeliest", off=False
     )
-    early_stopping: Annotated[bool | str | None, OrNever()] = setting(None, "when a beam search may end")
-    temperature: Annotated[float | None, Number(above=0)] = setting(None, "flattens (above 1) or sharpens the odds")
-    top_k: Annotated[int | None, Whole(0)] = setting(None, "draw from the K likeliest tokens; 0 is off")
+    num_beams: Annotated[int | None, Whole(1, 1000)] = setting(None, "hypotheses kept by beam search; 1 is off", off=1)
+    num_return_sequences: Annotated[int | None, Whole(1, 1000)] = setting(None, "answers made for each prompt", off=1)
+    length_penalty: Annotated[float | None, Number()] = setting(
+        None, "exponent on the length that beam scores are divided by", off=0.0
+    )
+    early_stopping: Annotated[bool | str | None, OrNever()] = setting(None, "when a beam search may end", off=False)
+    temperature: Annotated[float | None, Number(above=0)] = setting(
+        None, "flattens (above 1) or sharpens the odds", off=1.0
+    )
+    top_k: Annotated[int | None, Whole(0)] = setting(None, "draw from the K likeliest tokens; 0 is off", off=0)
     top_p: Annotated[float | None, Number(above=0, most=1)] = setting(
-        None, "draw from the likeliest tokens that together reach this; 1 is off"
+        None, "draw from the likeliest tokens that together reach this; 1 is off", off=1.0
     )
     min_p: Annotated[float | None, Number(least=0, most=1)] = setting(
-        None, "drop tokens below this share of the likeliest's probability; 0 is off"
+        None, "drop tokens below this share of the likeliest's probability; 0 is off", off=0.0
     )
     typical_p: Annotated[float | None, Number(above=0, most=1)] = setting(
-        None, "draw from tokens of typical surprise, up to this mass; 1 is off"
+        None, "draw from tokens of typical surprise, up to this mass; 1 is off", off=1.0
     )
     repetition_penalty: Annotated[float | None, Number(above=0)] = setting(
-        None, "makes tokens that occurred less likely; 1 is off"
+        None, "makes tokens that occurred less likely; 1 is off", off=1.0
     )
     no_repeat_ngram_size: Annotated[int | None, Whole(0)] = setting(
-        None, "no run of this many tokens occurs twice; 0 is off"
+        None, "no run of this many tokens occurs twice; 0 is off", off=0
     )
-    stop: Annotated[tuple[str, ...], Strings()] = setting((), "texts that end a reply")
+    stop: Annotated[tuple[str, ...] | None, Strings()] = setting(None, "texts that end a reply", off=())
     seed: Annotated[int | None, Whole(0, 2**63 - 1)] = setting(
-        None, "fixes the random draws; without it each reply differs"
+        None, "fixes the random draws; without it each reply differs", off=None
     )
     overflow: Annotated[str, Choice(("ask", "stop", "drop_oldest"))] = setting(
         "ask", "what to do with a chat that is longer than the context"
@@ -110,7 +114,7 @@ class Decode:
         True, "keep the KV cache: only what differs from the text before is computed"
     )
     prompt_lookup: Annotated[int, Whole(0, 100, zero="off")] = setting(
-        0, "tokens copied ahead from the text, checked in one pass; try 10"
+        0, "tokens copied ahead from the text, checked in one pass; try 10", off=0
     )
     assistant: Annotated[str, Text("an id or a folder, or none", lambda: ["none"])] = setting(
         "none", "smaller model that proposes tokens ahead, checked in one pass"
@@ -205,7 +209,12 @@ class Settings:
 
 
 def read(name: str, word: str) -> Any:
-    """Read the value of a setting from a word; raises `UsageError` naming the setting and what it takes."""
+    """Read the value of a setting from a word, `none` for off; raises `UsageError` naming it and what it takes."""
+    if word.strip().lower() == "none":
+        if "off" in declared(name).metadata:
+            return declared(name).metadata["off"]
+        if name in ("max_new_tokens", "max_length"):
+            raise UsageError(f"{name} cannot be none: every reply needs a limit on its length", f"/{name} 2048")
     try:
         return kind(name).read(word)
     except UsageError as error:
@@ -229,7 +238,7 @@ def named(model: str) -> str:
 
 def show(name: str, value: Any) -> str:
     """Return the words for a setting's value; empty where there is none."""
-    return "" if value is None or value in ("", ()) else kind(name).show(value)
+    return "" if value is None or value == "" else kind(name).show(value)
 
 
 def find(name: str) -> str:
