@@ -1,11 +1,10 @@
 """A recorded reply made once more: its ids, where they part from the record, and what has changed since."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repl import decoding, provenance, recipe
+from repl import arguments, decoding, provenance, recipe
 from repl.events import Done, Progress
 from repl.loading import Resident
 from repl.probe import breakable, entry, one_sentence
@@ -45,11 +44,7 @@ def generated(resident: Resident, record: Done, emit: Emit) -> list[int]:
     import torch
 
     model, (prompt, made) = resident.model, recipe.parts(record)
-    config = copy.deepcopy(model.generation_config)
-    for name, value in {**dict.fromkeys(decoding.LENGTHS), **recipe.arguments(record)}.items():
-        setattr(config, name, value)
-    if config.pad_token_id is None:
-        config.pad_token_id = next(iter(decoding.stops(config)), None)
+    chosen = arguments.of_values(model, recipe.arguments(record))
 
     def tell(ids: Any, _: Any) -> bool:
         emit(Progress("make it again", ids.shape[1] - len(prompt), len(made), "tokens"))
@@ -62,12 +57,13 @@ def generated(resident: Resident, record: Done, emit: Emit) -> list[int]:
         rows = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=config,
+            generation_config=chosen.config,
             stopping_criteria=[tell],
             tokenizer=resident.tokenizer,
+            **chosen.off,
         )
     new: list[int] = rows[recipe.row(record), len(prompt) :].tolist()
-    ends = [place for place, token in enumerate(new) if token in decoding.stops(config)]
+    ends = [place for place, token in enumerate(new) if token in decoding.stops(chosen.config)]
     return new[: ends[0] + 1] if ends else new
 
 

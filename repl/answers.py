@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from repl import decoding, engine
+from repl import arguments, decoding, engine
 from repl.conversation import Turn
 from repl.errors import Cancelled, ReplError, UsageError
 from repl.events import Done, Echo, Measures, Timing, Usage
@@ -108,7 +108,7 @@ def going_on(resident: Resident, begun: Turn, settings: Settings, emit: Emit) ->
     record = answered(begun)
     emit(Echo(begun.text))
     request = Request(settings, ids=(*record.prompt_ids, *record.token_ids))
-    if record.token_ids[-1] not in decoding.stops(engine.configure(resident, settings)):
+    if record.token_ids[-1] not in decoding.stops(arguments.of_settings(resident, settings).config):
         return engine.reply(resident, request, emit)
     return replace(
         record,

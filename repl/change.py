@@ -1,14 +1,16 @@
 """Turn a knob: words become settings, at once for decoding and view, through a load for the rest."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from repl import decoding, settings
-from repl.errors import UsageError
+from repl import arguments, decoding, fields, settings
+from repl.errors import Failed, UsageError
+from repl.loading import Resident
+from repl.mishaps import sentence
 from repl.screen import Said, joined
 from repl.session import Session, Task
+from repl.warping import processors
 
 Words = Sequence[tuple[str, str]]
 
@@ -55,9 +57,14 @@ def apply(session: Session, words: Words) -> Said:
     session.settings = changed(before, full, parts=("decode", "view"))
     aside = [name for name in decoding.LENGTHS if before.get(name) and session.settings.get(name) is None]
     lost = [f"{name} set aside: it excludes {full[0][0]}" for name in aside if name not in dict(full)]
-    remarks = [decoding.remark(name, session.settings, session.base()) for name, text in full if text != "default"]
-    blocked = [remark for remark in remarks if remark]
-    said = blocked or [_phrase(session, full), *lost, "from the next reply on" if _decodes(full) else ""]
+    remarks = [
+        decoding.remark(name, session.settings, session.base())
+        for name, text in full
+        if text not in ("default", fields.NONE)
+    ]
+    idle = [remark for remark in remarks if remark]
+    done = [_phrase(session, full), *lost, "from the next reply on" if _decodes(full) else ""]
+    said = idle if len(idle) == len(full) == 1 else [*done, *idle]
     if "keep_models" in dict(full):
         session.start(lambda emit: session.store.trim())
         session.start(lambda emit: session.store.tidy())
@@ -121,18 +128,29 @@ def names(part: str) -> list[str]:
     return [name for name, home in settings.places().items() if home == part]
 
 
-def validated(name: str, word: str) -> tuple[str, Any]:
-    """Read a value as JSON, or as text, and let the library check it; raises `UsageError`."""
-    from transformers import GenerationConfig
+def field(session: Session, name: str, word: str) -> tuple[str, Any]:
+    """Read a field of the library's generation config and let the library try it; for the model thread.
 
+    Raises `UsageError` where the library would refuse it in the middle of a reply.
+    """
     if word == "default":
         return name, None
-    try:
-        value = json.loads(word)
-    except ValueError:
-        value = {"none": None, "on": True, "off": False}.get(word, word)
-    try:
-        GenerationConfig(**{name: value}).validate()
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{name} cannot be {word!r}: {' '.join(str(error).split())[:160]}") from error
+    value = fields.read(name, word, session.base().model)
+    if session.remote is None and value is not None:
+        resident, before = session.store.current(), session.settings
+        fields.beyond(name, value, resident.facts.vocabulary)
+        extra = (*(pair for pair in before.extra if pair[0] != name), (name, value))
+        said = _refusal(resident, replace(before, extra=extra))
+        if said and not _refusal(resident, before):
+            hints = f"/set {name} {fields.find(name).example}", f"/set {name} none"
+            raise UsageError(f"{name} cannot be {word}: {said}", *hints)
     return name, value
+
+
+def _refusal(resident: Resident, chosen: settings.Settings) -> str:
+    """Return what the library says against these settings, before it runs the model; empty where it takes them."""
+    try:
+        processors(resident.model, arguments.of_settings(resident, chosen), [0])
+    except Failed as error:
+        return sentence(error.__cause__ or error)
+    return ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from math import exp, log
 from typing import Any
 
-from repl import decoding, engine, loading, rows, scoring
+from repl import arguments, decoding, engine, loading, rows, scoring
 from repl.errors import Cancelled, NoMemory, UsageError
 from repl.events import Done, Progress
 from repl.loading import Facts, Resident
@@ -313,7 +313,7 @@ def _onward(second: Resident, asked: Asked, text: Text, fork: Fork, emit: Emit) 
     place = fork.place - 1
     before = tuple(text.ids[: len(text.done.prompt_ids) + place])
     rest = [fork.second.id]
-    config = engine.configure(second, asked.settings)
+    config = arguments.of_settings(second, asked.settings).config
     if fork.second.id not in decoding.stops(config):
         settings = greedy(asked.settings).put("max_new_tokens", ONWARD - 1, "diverge")
         request = Request(settings, ids=(*before, fork.second.id))

@@ -93,7 +93,9 @@ class Drafting:
             most = self._chosen.decode.prompt_lookup if self._helper is None else MOST
             ends = stack.enter_context(taken_over(config, self._resident.tokenizer))
             self._loop = Ahead(drafter, most, reuse.stretch(model), streamer, ends, self._resident.threads)
-            yield {"custom_generate": self._loop, **(past or {library.cache_name(): reuse.remembering(model)})}
+            off = {"stop_strings": None} if model.generation_config.stop_strings else {}  # they are criteria here
+            past = past or {library.cache_name(): reuse.remembering(model)}
+            yield {"custom_generate": self._loop, **off, **past}
 
     def _may(self, config: Any, prompt: int) -> bool:
         reason = refusal(self._resident.model, config, prompt)

@@ -1,17 +1,18 @@
 """Turn a prompt into events: encode, check what can be checked, generate, and tell what happened."""
 
-import copy
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
-from repl import decoding, loop, template
+from repl import arguments, decoding, loop, template
+from repl.arguments import Arguments
 from repl.beams import Watch, spelled
 from repl.compiled import Loan
 from repl.drafting import Drafting, Get
-from repl.errors import Cancelled, Failed, ReplError
+from repl.errors import Cancelled, Failed, ReplError, UsageError
 from repl.events import Done, Echo, Measures, Notice, Opening, Search, Sequence, Timing, Token, Usage
 from repl.libraries import release
 from repl.loading import Resident
@@ -21,7 +22,6 @@ from repl.probe import breakable, entry, finite, one_sentence
 from repl.provenance import described, environment, versions
 from repl.relief import dead, out_of_memory
 from repl.request import Prompt, Request, encode
-from repl.settings import Settings
 from repl.stream import streamer
 from repl.thinking import marks
 from repl.worker import Emit, bare
@@ -35,12 +35,14 @@ def reply(resident: Resident, request: Request, emit: Emit, get: Get | None = No
     """
     began = time.monotonic()
     decoding.check(request.settings, resident.facts.base)
-    config = configure(resident, request.settings)
+    chosen = arguments.of_settings(resident, request.settings)
     with one_sentence("the prompt cannot be encoded"):
-        prompt = encode(resident, request, config.max_new_tokens or resident.facts.context, emit)
-    if cut := decoding.fit(config, len(prompt.ids), resident.facts.context, resident.facts.id):
+        prompt = encode(resident, request, chosen.config.max_new_tokens or resident.facts.context, emit)
+        if chosen.config.token_healing:
+            prompt, chosen = healed(resident, request, chosen, prompt)
+    if cut := decoding.fit(chosen.config, len(prompt.ids), resident.facts.context, resident.facts.id):
         emit(Notice(cut))
-    run = Run(resident, request, prompt, config, emit, began)
+    run = Run(resident, request, prompt, chosen, emit, began)
     run.drafting.get = get
     try:
         return run.done(*run.generate())
@@ -55,23 +57,27 @@ def reply(resident: Resident, request: Request, emit: Emit, get: Get | None = No
         raise
 
 
-def configure(resident: Resident, settings: Settings) -> Any:
-    """Return the generation config of one reply: the model's own, with your values put in."""
-    config = copy.deepcopy(resident.model.generation_config)
-    for name, value in decoding.overrides(settings, resident.facts.base).items():
-        setattr(config, name, value)
-    if config.pad_token_id is None:  # the library would do the same with a warning
-        config.pad_token_id = next(iter(decoding.stops(config)), None)
-    return config
+def healed(resident: Resident, request: Request, chosen: Arguments, prompt: Prompt) -> tuple[Prompt, Arguments]:
+    """Let the library replace the prompt's last token, before the reply: the record then has the ids that count."""
+    import torch
+
+    if request.chats:
+        said = "token_healing takes the control tokens out of a chat's prompt: it is for plain text"
+        raise UsageError(said, "/set token_healing none", "/raw TEXT")
+    ids = torch.tensor([prompt.ids], device=entry(resident.model))
+    found = resident.model.heal_tokens(ids, resident.tokenizer)[0].tolist()
+    chosen.config.token_healing = False
+    return replace(prompt, ids=found), replace(chosen, given={**chosen.given, "token_healing": False})
 
 
 class Run:
     """One reply on its way: what goes into `generate`, what has come out so far, and the record of it."""
 
     def __init__(
-        self, resident: Resident, request: Request, prompt: Prompt, config: Any, emit: Emit, began: float
+        self, resident: Resident, request: Request, prompt: Prompt, chosen: Arguments, emit: Emit, began: float
     ) -> None:
-        self.resident, self.request, self.config, self.emit = resident, request, config, emit
+        self.resident, self.request, self.arguments, self.emit = resident, request, chosen, emit
+        self.config = config = chosen.config
         self.prompt, self.dropped = prompt.ids, prompt.dropped
         self.began = began
         self.beams = (config.num_beams or 1) > 1
@@ -155,8 +161,7 @@ class Run:
                 logits_processor=[*([self.watch] if self.beams else []), finite(self.resident.facts, len(self.prompt))],
                 stopping_criteria=[self._told_to_stop],
                 tokenizer=self.resident.tokenizer,
-                **words,
-                **extra,
+                **{**self.arguments.off, **words, **extra},
             )
 
     def _steps(self) -> Loan | None:
@@ -291,7 +296,7 @@ class Run:
             sequences=tuple(sequences) if len(sequences) > 1 or self.beams else (),
             dropped=self.dropped,
             versions=versions(),
-            given=self._given(),
+            given=self.arguments.recorded(),
             system=self.request.system,
             prefill=self.request.prefill,
             template=template.arguments(settings.extra) if self.request.chats else {},
@@ -304,11 +309,6 @@ class Run:
     def _search(self, sequences: list[Sequence]) -> Search:
         rows = [found.token_ids for found in sequences]
         return self.watch.search(self.before, rows)
-
-    def _given(self) -> dict[str, Any]:
-        names = decoding.overrides(self.request.settings, self.resident.facts.base)
-        values = {name: getattr(self.config, name) for name in names}
-        return {name: value for name, value in values.items() if value is not None}
 
     def _decode(self) -> dict[str, Any]:
         table = decoding.effective(self.request.settings, self.resident.facts.base)

@@ -148,28 +148,30 @@ class Field:
     example: str
     off: Any = None
     idle: str = ""
-    """Why it cannot be set here: what the field is for; empty where it can."""
+    """Why it cannot be set here; empty where it can."""
     hints: tuple[str, ...] = field(default=())
     """What to type instead where it cannot be set."""
+    heeded: bool = True
+    """Whether a value in the model's own generation config counts, so that it can be switched off."""
 
 
 def _shape(name: str) -> Field:
-    said = "only changes what `generate` returns beside the text; /logprobs 5 records log-probabilities"
-    return Field(Flag(), "on", False, said, ("/logprobs 5",))
+    said = "it changes what `generate` returns beside the text"
+    return Field(Flag(), "on", False, said, ("/logprobs 5",), heeded=False)
 
 
 def _drafts(kind: Kind) -> Field:
-    said = "steers the library's own assisted decoding, and drafts are checked by another loop here"
+    said = "it steers the library's own assisted decoding, and drafts are checked by another loop here"
     return Field(kind, "", None, said, ("/assistant ID", "/prompt_lookup 10"))
 
 
 def _remote(mode: str, kind: Kind, off: Any = None) -> Field:
-    said = f"is for {mode}, which the library leaves to code from the Hub (custom_generate); that code is not run here"
+    said = f"it is for {mode}, which takes code from the Hub (custom_generate) that is not run here"
     return Field(kind, "", off, said, ("/beams 4", "/sample"))
 
 
 def _gone(what: str, kind: Kind, off: Any = None, *hints: str) -> Field:
-    return Field(kind, "", off, what, hints or ("/settings",))
+    return Field(kind, "", off, what, hints or ("/settings",), heeded=False)
 
 
 ANY = Json("a value in JSON", lambda value: value is not None)
@@ -208,14 +210,14 @@ FIELDS: dict[str, Field] = {
     **{name: _drafts(Number()) for name in ("assistant_confidence_threshold", "assistant_ensemble_weight")},
     **{name: _drafts(Text()) for name in ("num_assistant_tokens_schedule", "speculation_type")},
     "use_mtp": _drafts(Flag()),
-    "prompt_lookup_num_tokens": _gone("is called prompt_lookup here", Whole(1), None, "/prompt_lookup 10"),
-    "is_assistant": _gone("is for the smaller model that assists another", Flag(), False, "/assistant ID"),
-    "pad_token_id": _gone("only fills rows behind their end, which is cut here", Whole(0)),
-    "bos_token_id": _gone("is only read where there is no prompt", Whole(0)),
-    "decoder_start_token_id": _gone("is for models with an encoder", ID_OR_IDS),
-    "continuous_batching_config": _gone("is for the library's continuous batching, which makes no reply here", ANY),
-    "low_memory": _gone("has no effect any more in the library", Flag()),
-    "transformers_version": _gone("names the version that wrote the config", Text(), None, "/version"),
+    "prompt_lookup_num_tokens": _drafts(Whole(1)),
+    "is_assistant": _gone("it is for the smaller model that assists another", Flag(), False, "/assistant ID"),
+    "pad_token_id": _gone("it fills rows behind their end, which is cut here", Whole(0)),
+    "bos_token_id": _gone("it is only read where there is no prompt", Whole(0)),
+    "decoder_start_token_id": _gone("it is for models with an encoder", ID_OR_IDS),
+    "continuous_batching_config": _gone("it is for the library's continuous batching, which makes no reply here", ANY),
+    "low_memory": _gone("the library no longer reads it", Flag()),
+    "transformers_version": _gone("it names the version that wrote the config", Text(), None, "/version"),
     "penalty_alpha": _remote("contrastive search", Number()),
     "dola_layers": _remote("DoLa decoding", Text()),
     "num_beam_groups": _remote("group beam search", Whole(1), 1),
@@ -262,10 +264,10 @@ def read(name: str, word: str, model: Mapping[str, Any]) -> Any:
     Raises `UsageError` with a line to type.
     """
     spot = find(name)
-    if word.strip().lower() == NONE and (not spot.idle or name in model):
+    if word.strip().lower() == NONE and (not spot.idle or (spot.heeded and name in model)):
         return spot.off
     if spot.idle:
-        raise UsageError(f"{name} has no effect here: it {spot.idle}", *spot.hints)
+        raise UsageError(f"{name} has no effect here: {spot.idle}", *spot.hints)
     try:
         return spot.kind.read(word)
     except UsageError as error:

@@ -1,12 +1,11 @@
 """A decode loop of our own inside the library's `generate`: the same ids, with less done between two tokens."""
 
-import copy
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from repl import library
+from repl import decoding, library
 from repl.threads import Threads
 
 MODES = ("greedy_search", "sample")
@@ -37,19 +36,17 @@ def generate(
     import torch
 
     config = given["generation_config"]
-    if not (own and set(given) <= TAKEN | {library.cache_name()} and fits(model, config)):
+    named = {name for name, value in given.items() if value is not None}  # None only switches a field off
+    if not (own and named <= TAKEN | {library.cache_name()} and fits(model, config)):
         with torch.inference_mode():
             return model.generate(**given)
     loop = Loop(given.get("streamer"), threads, lend)
-    if config.stop_strings:  # the library makes this criterion only with a tokenizer, which it keeps from other loops
-        from transformers import StopStringCriteria
-
-        criterion = StopStringCriteria(given["tokenizer"], config.stop_strings)
-        config = copy.copy(config)
-        config.stop_strings = None
-        given["stopping_criteria"] = [*given.get("stopping_criteria", ()), criterion]
+    if config.stop_strings:
+        config, off, criteria = decoding.as_criteria(model, config, given["tokenizer"])
+        given["stopping_criteria"] = [*given.get("stopping_criteria", ()), *criteria]
+        given |= {"generation_config": config, **off}
     with torch.inference_mode():
-        return model.generate(**{**given, "generation_config": config}, custom_generate=loop)
+        return model.generate(**given, custom_generate=loop)
 
 
 def fits(model: Any, config: Any) -> bool:

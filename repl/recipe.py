@@ -7,7 +7,7 @@ from typing import Any
 
 from repl.clean import clean_line
 from repl.conversation import Conversation, Turn
-from repl.decoding import APART, BEAMS, LENGTHS, OURS, SAMPLING
+from repl.decoding import APART, BEAMS, LENGTHS, OURS, WARPERS
 from repl.errors import UsageError
 from repl.events import Done
 from repl.placement import max_memory
@@ -84,18 +84,23 @@ def row(record: Done) -> int:
     return next((place for place, one in enumerate(record.sequences) if one.token_ids == made), 0)
 
 
+def values(record: Done) -> dict[str, Any]:
+    """Return what a reply was made with, in the library's names; None switched off what the model's config sets."""
+    older = {OURS.get(name, name): value for name, value in record.decode.items() if name not in APART}
+    return dict(record.given) or {name: value for name, value in older.items() if value not in (None, (), [])}
+
+
 def arguments(record: Done) -> dict[str, Any]:
     """Return what `generate` has to be called with; a reply that was broken off, or out of time, ends where it did."""
-    older = {OURS.get(name, name): value for name, value in record.decode.items() if name not in APART}
-    values = {name: value for name, value in (record.given or older).items() if value not in (None, (), [])}
+    found = values(record)
     if _cut(record):
-        values = {name: value for name, value in values.items() if name not in LENGTHS}
-        values["max_new_tokens"] = len(parts(record)[1])
-    values.pop("max_time", None)  # what fitted into it once need not fit again
-    idle = (() if record.decode.get("do_sample") else SAMPLING, () if _searches(record) else BEAMS)
-    values = {name: value for name, value in values.items() if name not in (*idle[0], *idle[1])}
-    order = sorted(values, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
-    return {name: values[name] for name in order if name.isidentifier() and not name.startswith(FORM)}
+        found = {name: value for name, value in found.items() if name not in LENGTHS}
+        found["max_new_tokens"] = len(parts(record)[1])
+    found.pop("max_time", None)  # what fitted into it once need not fit again
+    idle = (() if record.decode.get("do_sample") else WARPERS, () if _searches(record) else BEAMS)
+    found = {name: value for name, value in found.items() if name not in (*idle[0], *idle[1])}
+    order = sorted(found, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    return {name: found[name] for name in order if name.isidentifier() and not name.startswith(FORM)}
 
 
 def _cut(record: Done) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repl import decoding, engine, library, scoring
+from repl import arguments, decoding, engine, library, scoring
 from repl.errors import Cancelled, Failed
 from repl.events import Done, Event, Notice, Progress, Token
 from repl.libraries import release
@@ -39,10 +39,10 @@ class Row:
     def __init__(self, resident: Resident, request: Request, prompt: Prompt, emit: Emit, began: float) -> None:
         facts = resident.facts
         decoding.check(request.settings, facts.base)
-        config = engine.configure(resident, request.settings)
-        decoding.fit(config, len(prompt.ids), facts.context, facts.id)
+        chosen = arguments.of_settings(resident, request.settings)
+        decoding.fit(chosen.config, len(prompt.ids), facts.context, facts.id)
         self.request = request
-        self.run = engine.Run(resident, request, prompt, config, emit, began)
+        self.run = engine.Run(resident, request, prompt, chosen, emit, began)
         self.logprobs: list[float] = []
         self.made: Made | None = None
         self.processors: Any = None
@@ -58,22 +58,22 @@ class Row:
     def prepare(self, ids: Any) -> None:
         """Let the library make what `generate` would choose tokens with; the model is not run."""
         import torch
-        from transformers import StopStringCriteria
 
-        resident, config = self._resident, copy.deepcopy(self.run.config)
-        strings, config.stop_strings = config.stop_strings, None  # a loop of one's own is not given the tokenizer
+        resident, model = self._resident, self._resident.model
+        config, off, criteria = decoding.as_criteria(model, self.run.config, resident.tokenizer)
 
         def catch(model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, **_: Any) -> Any:
             self.processors, self._criteria = logits_processor, stopping_criteria
             return input_ids
 
-        resident.model.generate(
+        model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=config,
             logits_processor=[finite(resident.facts, ids.shape[-1])],
-            stopping_criteria=[StopStringCriteria(resident.tokenizer, strings)] if strings else None,
+            stopping_criteria=criteria or None,
             custom_generate=catch,
+            **{**self.run.arguments.off, **off},
         )
         if self.run.seed is not None:  # the numbers that follow `torch.manual_seed`, apart from those of other rows
             self._random = torch.Generator(ids.device).manual_seed(self.run.seed)
@@ -113,7 +113,7 @@ class Rows:
     def __init__(self, resident: Resident, requests: Sequence[Request], emit: Emit, exact: bool = False) -> None:
         began = time.monotonic()
         self._resident, self._emit = resident, emit
-        first = engine.configure(resident, requests[0].settings)
+        first = arguments.of_settings(resident, requests[0].settings).config
         with one_sentence("the prompt cannot be encoded"):
             prompt = encode(resident, requests[0], first.max_new_tokens or resident.facts.context, emit)
         self.prompt = prompt.ids
@@ -179,8 +179,7 @@ class Rows:
             with one_sentence("the rows stopped"), breakable(model, self._emit.check):
                 for row in self._batch:
                     row.prepare(ids)
-                config = copy.deepcopy(first.config)
-                config.stop_strings = None
+                config, off, _ = decoding.as_criteria(model, first.config, self._resident.tokenizer)
                 with kept.lent(model, config, ids, lambda: self.prompt) as (past, reused):
                     for row in self._batch:
                         row.run.reused = reused
@@ -189,7 +188,7 @@ class Rows:
                         attention_mask=torch.ones_like(ids),
                         generation_config=config,
                         custom_generate=self._steps,
-                        **past,
+                        **{**first.arguments.off, **off, **past},
                     )
             return
         except Failed as error:

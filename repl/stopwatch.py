@@ -1,13 +1,12 @@
 """One timed reply: the library's bare generate, or the program's own under some settings, with the same prompt."""
 
-import copy
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from repl import decoding, drafting, engine, reuse
+from repl import arguments, decoding, drafting, engine, reuse
 from repl.errors import Cancelled, UsageError
 from repl.events import Event, Notice, Progress
 from repl.loading import Resident
@@ -19,7 +18,7 @@ from repl.worker import Emit
 
 BARE, LOOP = "generate", "loop"
 """The library's `generate`, and the program's own way with nothing that `/fast` adds."""
-PLAIN = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "stop_strings": None, "max_length": None}
+PLAIN = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "stop_strings": None}
 """Values of a bare greedy `generate`."""
 FASTER = tuple(name for name in decoding.APART if name not in ("seed", "reuse", "overflow"))
 """Settings for decoding that change how fast replies come, and nothing else."""
@@ -121,15 +120,14 @@ def bare(resident: Resident, ids: list[int], new: int, emit: Emit) -> Run:
     import torch
 
     model = resident.model
-    config = copy.deepcopy(model.generation_config)
-    for name, value in {**PLAIN, "max_new_tokens": new, "min_new_tokens": new}.items():
-        setattr(config, name, value)
-    config.pad_token_id = next(iter(decoding.stops(config)), 0)
+    chosen = arguments.of_values(model, {**PLAIN, "max_new_tokens": new, "min_new_tokens": new})
     prompt = torch.tensor([ids], device=entry(model))
     with one_sentence("the run stopped"):
         clock = Clock(emit)
         mask = torch.ones_like(prompt)
-        model.generate(input_ids=prompt, attention_mask=mask, generation_config=config, streamer=clock)
+        model.generate(
+            input_ids=prompt, attention_mask=mask, generation_config=chosen.config, streamer=clock, **chosen.off
+        )
         return clock.run()
 
 

@@ -1,14 +1,14 @@
 """What stands between a model's logits and the draw: the library's processors and warpers, one after another."""
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from repl import decoding
+from repl.arguments import Arguments
 from repl.errors import Failed
 from repl.loading import Resident
-from repl.probe import entry
+from repl.probe import entry, one_sentence
 
 NAMES = {
     "TemperatureLogitsWarper": ("temperature", "temperature"),
@@ -68,8 +68,10 @@ class Stage:
         return int(self.scores.isneginf().logical_not().sum())
 
 
-def stages(resident: Resident, config: Any, prompt: Sequence[int], made: Sequence[int], logits: Any) -> list[Stage]:
-    """Run what a generation config makes active over the logits, shape (vocab,), behind `prompt` and `made`.
+def stages(
+    resident: Resident, chosen: Arguments, prompt: Sequence[int], made: Sequence[int], logits: Any
+) -> list[Stage]:
+    """Run what the arguments of `generate` make active over the logits, shape (vocab,), behind `prompt` and `made`.
 
     The processors are those that `generate` itself would use, in its order. Raises `Failed` where one of them goes by
     what it did at earlier tokens.
@@ -78,10 +80,10 @@ def stages(resident: Resident, config: Any, prompt: Sequence[int], made: Sequenc
 
     ids = torch.tensor([[*prompt, *made]], device=entry(resident.model))
     scores = logits.float()[None].to(ids.device)
-    if (config.num_beams or 1) > 1:
+    if (chosen.config.num_beams or 1) > 1:
         scores = scores.log_softmax(-1)  # a beam search sums logprobs, and processes those
     found = [Stage("", None, scores[0])]
-    for processor in processors(resident.model, config, prompt):
+    for processor in processors(resident.model, chosen, prompt):
         name, value = _named(processor)
         if name in REMEMBERS and made:
             raise Failed(f"{name} depends on the tokens before in a way that is not kept", "/next")
@@ -91,8 +93,11 @@ def stages(resident: Resident, config: Any, prompt: Sequence[int], made: Sequenc
     return found
 
 
-def processors(model: Any, config: Any, prompt: Sequence[int]) -> list[Any]:
-    """Return the processors and warpers of one call of `generate`: it prepares them, and is stopped there."""
+def processors(model: Any, chosen: Arguments, prompt: Sequence[int]) -> list[Any]:
+    """Return the processors and warpers of one call of `generate`: it prepares them, and is stopped there.
+
+    Raises `Failed` with what the library says where it refuses a value.
+    """
     import torch
 
     found: list[Any] = []
@@ -103,10 +108,12 @@ def processors(model: Any, config: Any, prompt: Sequence[int]) -> list[Any]:
         found.extend(logits_processor)
         return input_ids
 
-    bare = copy.deepcopy(config)
-    bare.stop_strings, bare.num_return_sequences = None, 1  # they change no score
+    bare, off, _ = decoding.as_criteria(model, chosen.config, None)
+    bare.num_return_sequences, bare.token_healing = 1, False  # they change no score
     ids = torch.tensor([list(prompt)], device=entry(model))
-    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=bare, custom_generate=take)
+    given = {"generation_config": bare, **chosen.off, **off}
+    with one_sentence("the library refuses these settings"):
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), custom_generate=take, **given)
     return found
 
 
@@ -115,18 +122,3 @@ def _named(processor: Any) -> tuple[str, float | None]:
     name, place = NAMES.get(kind, (kind, ""))
     value = getattr(processor, place, None) if place else None
     return name, None if value is None else round(float(value), 12)
-
-
-def recorded(model: Any, decode: Mapping[str, Any]) -> Any:
-    """Return the generation config of a reply from the decoding values of its record."""
-    config = copy.deepcopy(model.generation_config)
-    values = {name: value for name, value in decode.items() if value is not None and not _apart(name)}
-    for name, value in {**dict.fromkeys(decoding.LENGTHS), **values}.items():
-        setattr(config, decoding.OURS.get(name, name), value)
-    if config.pad_token_id is None:  # the library would do the same with a warning
-        config.pad_token_id = next(iter(decoding.stops(config)), None)
-    return config
-
-
-def _apart(name: str) -> bool:
-    return name in decoding.APART or name.startswith(decoding.PREFIX)

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from repl import arguments, decoding, recipe
 from repl.errors import UsageError
 from repl.events import Done
 from repl.loading import Facts, Resident
 from repl.pieces import Speller
 from repl.scoring import following
 from repl.stream import Detokenizer
-from repl.warping import Stage, recorded, stages
+from repl.warping import Stage, stages
 from repl.worker import Emit
 
 COUNT = 8  # candidates shown, by the model's odds and by the final ones
@@ -74,9 +75,11 @@ def explain(resident: Resident, record: Done, place: str, changes: Mapping[str, 
     """Compute how a token came about, from the record of its reply; for the model thread."""
     spot = _place(resident.tokenizer, record, place)
     token, made = record.token_ids[spot], record.token_ids[:spot]
-    config = recorded(resident.model, {**record.decode, **changes})
+    renamed = {decoding.OURS.get(name, name): value for name, value in changes.items()}
+    chosen = arguments.of_values(resident.model, {**recipe.values(record), **renamed})
+    config = chosen.config
     logits = following(resident, [*record.prompt_ids, *made], emit, shared)
-    found = stages(resident, config, record.prompt_ids, made, logits)
+    found = stages(resident, chosen, record.prompt_ids, made, logits)
     odds = [stage.probabilities for stage in found]
     steps = [_step(token, *pair) for pair in pairwise(found)]
     speller = Speller(resident.tokenizer)

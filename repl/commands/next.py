@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from repl import arguments, decoding
 from repl.clean import ascii_only, clean_line
-from repl.engine import configure
 from repl.errors import UsageError
 from repl.kinds import Rest
 from repl.loading import Resident
@@ -74,10 +74,12 @@ class Next:
 def look(resident: Resident, spot: Here, count: int, emit: Emit) -> Next:
     """Compute what comes next; for the model thread."""
     request = spot.request
-    config = configure(resident, request.settings)
+    decoding.check(request.settings, resident.facts.base)
+    chosen = arguments.of_settings(resident, request.settings)
     ids = encode(resident, request, 1, emit).ids
+    decoding.fit(chosen.config, len(ids), resident.facts.context, resident.facts.id)
     logits = following(resident, ids, emit, shared=request.settings.decode.reuse)
-    raw, *active = stages(resident, config, ids, (), logits)
+    raw, *active = stages(resident, chosen, ids, (), logits)
     final = active[-1] if active else raw
     speller = Speller(resident.tokenizer)
     logs, drawn = raw.scores.log_softmax(-1), final.probabilities
@@ -93,7 +95,7 @@ def look(resident: Resident, spot: Here, count: int, emit: Emit) -> Next:
         [stage.label for stage in active],
         final.entropy,
         final.left,
-        not config.do_sample,
+        not chosen.config.do_sample and (chosen.config.num_beams or 1) == 1,
     )
 
 

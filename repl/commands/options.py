@@ -7,13 +7,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import decoding, registry, settings
-from repl.change import Setting, apply, change, describe, names, validated
+from repl import decoding, fields, registry, settings
+from repl.change import Setting, apply, change, describe, field, names
 from repl.clean import clean_line
 from repl.kinds import Change, Rest
 from repl.kinds import Text as Words
 from repl.registry import command
-from repl.screen import Said, view
+from repl.screen import Said, joined, view
 from repl.session import Session
 from repl.template import arguments
 from repl.template_values import argument
@@ -64,7 +64,7 @@ def _(result: Table_) -> RenderableType:
 
 def _shown(row: Setting) -> Text:
     known = row.name in settings.places()
-    value = settings.show(row.name, row.value) if known else str(row.value)
+    value = settings.show(row.name, row.value) if known else fields.show(row.value)
     return Text(clean_line(value or "–"))
 
 
@@ -72,8 +72,10 @@ def _shown(row: Setting) -> Text:
 def set_(session: Session, name: str, value: Annotated[str, Rest()]) -> Any:
     """Set anything by name: settings, generation_config, template.NAME.
 
-    /set template.chat_template NAME chooses one of several chat templates.
+    /set template.chat_template NAME chooses one of several chat templates. /set FIELD none switches a field of the
+    generation config off that the model's own config sets, /set FIELD default leaves it to the model again.
     """
+    name = {theirs: ours for ours, theirs in decoding.OURS.items()}.get(name, name)
     if decoding.is_setting(name):
         return change(session, settings.find(name), value)
 
@@ -82,13 +84,15 @@ def set_(session: Session, name: str, value: Annotated[str, Rest()]) -> Any:
             return found
         if name.startswith(decoding.PREFIX):
             return argument(session.store.current().tokenizer, name, value, arguments(session.settings.extra))
-        return validated(decoding.other(name.replace("-", "_"), session.base()), value)
+        return field(session, decoding.other(name.replace("-", "_"), session.base()), value)
 
     def settle(job: Any) -> Said:
         full, found = job.result()
         kept = tuple(pair for pair in session.settings.extra if pair[0] != full)
         session.settings = replace(session.settings, extra=kept + (((full, found),) if value != "default" else ()))
-        return Said(f"{full} {'as the model has it' if value == 'default' else found} · from the next reply on")
+        shown = "reset to the model's default" if value == "default" else fields.show(found)
+        said = "" if value in ("default", fields.NONE) else decoding.remark(full, session.settings, session.base())
+        return Said(joined(f"{full} {shown}", said or "from the next reply on"))
 
     return session.start(check, settle)
 

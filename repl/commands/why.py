@@ -7,8 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import decoding, settings
-from repl.change import validated
+from repl import decoding, fields, settings
 from repl.errors import UsageError
 from repl.events import Done
 from repl.kinds import Change
@@ -29,7 +28,6 @@ SIGNS = {
     "repetition_penalty": "penalty",
     "no_repeat_ngram_size": "ngram",
 }
-WARPERS = (*decoding.SAMPLING, "top_h", "epsilon_cutoff", "eta_cutoff")
 ODDS = {name for name, _ in NAMES.values()}  # what is active between the model and the draw, also what /set takes
 
 
@@ -61,7 +59,7 @@ def _values(session: Session, record: Done, token: str, changes: Sequence[tuple[
     values: dict[str, Any] = {}
     for word, text in changes:
         if (other := word.replace("-", "_")) in ODDS and not decoding.is_setting(other):
-            values[other] = validated(decoding.other(other, session.base()), text)[1]
+            values[decoding.other(other, session.base())] = fields.read(other, text, session.base().model)
             continue
         name = settings.find(word)
         if settings.places()[name] != "decode":
@@ -69,7 +67,7 @@ def _values(session: Session, record: Done, token: str, changes: Sequence[tuple[
         default = decoding.effective(Settings(), session.base()).get(name)
         values[name] = settings.read(name, text) if text != "default" else default.value if default else None
     sampled = {**record.decode, **values}.get("do_sample")
-    idle = [name for name in values if name in WARPERS and not sampled]
+    idle = [name for name in values if name in decoding.WARPERS and not sampled]
     if idle:
         line = " ".join(f"{name}={text}" for name, text in changes)
         raise UsageError(f"{idle[0]} has no effect on a greedy reply", f"/why {token} do_sample=on {line}")
