@@ -12,6 +12,7 @@ from repl.screen import Said, joined
 from repl.session import Session, Task
 from repl.warping import processors
 
+STATIC = "/set cache_implementation static"
 Words = Sequence[tuple[str, str]]
 
 
@@ -139,6 +140,8 @@ def field(session: Session, name: str, word: str) -> tuple[str, Any]:
     if session.remote is None and value is not None:
         resident, before = session.store.current(), session.settings
         fields.beyond(name, value, resident.facts.vocabulary)
+        if "offloaded" in str(value) and resident.model.device.type == "cpu":
+            raise UsageError(f"{name} {value} moves between a GPU and the CPU: this model is on the CPU", STATIC)
         extra = (*(pair for pair in before.extra if pair[0] != name), (name, value))
         said = _refusal(resident, replace(before, extra=extra))
         if said and not _refusal(resident, before):

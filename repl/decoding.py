@@ -146,6 +146,9 @@ def _lacking(name: str, values: Mapping[str, Any]) -> str:
         return f"{name} has an effect on a GPU with a static cache only · /set cache_implementation static"
     if name == "forced_bos_token_id":
         return "forced_bos_token_id has an effect behind a prompt of one token only · /raw TEXT"
+    most, least = values.get("max_new_tokens"), values.get("min_new_tokens")
+    if name in ("max_new_tokens", "min_new_tokens") and most and least and least > most:
+        return f"min_new_tokens {least} cannot be reached: max_new_tokens is {most} · /max {least}"
     if name == "min_length" and values.get("min_new_tokens"):
         return "min_length has no effect beside min_new_tokens · /min_new_tokens none"
     return ""
@@ -161,6 +164,9 @@ def check(settings: Settings, base: Base) -> None:
     if values.get("prefill_chunk_size") and values.get("use_cache") is False:
         hints = "/set use_cache default", "/set prefill_chunk_size none"
         raise UsageError("prefill_chunk_size needs the KV cache, which use_cache off does without", *hints)
+    if values.get("exponential_decay_length_penalty") and "eos_token_id" in values and values["eos_token_id"] is None:
+        hints = "/set exponential_decay_length_penalty none", "/set eos_token_id default"
+        raise UsageError("exponential_decay_length_penalty needs an end token, and eos_token_id is none", *hints)
     wanted, beams = values.get("num_return_sequences") or 1, values.get("num_beams") or 1
     if wanted > beams and not (values.get("do_sample") and beams == 1):
         more = f"/beams {wanted}"

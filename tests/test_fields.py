@@ -24,7 +24,7 @@ WAYS = {"greedy": "/greedy", "sample": "/sample", "beams": "/beams 3"}
 GOOD: dict[str, list[str]] = {
     "max_length": ["40"],
     "max_new_tokens": ["7"],
-    "min_length": ["20"],
+    "min_length": ["9"],
     "min_new_tokens": ["5"],
     "early_stopping": ["on", "never"],
     "max_time": ["60"],
@@ -33,7 +33,7 @@ GOOD: dict[str, list[str]] = {
     "num_beams": ["2"],
     "num_return_sequences": ["1"],
     "use_cache": ["off"],
-    "cache_implementation": ["dynamic", "static", "offloaded_static"],
+    "cache_implementation": ["dynamic", "static"],
     "cache_config": ['{"nbits": 4}'],
     "max_cache_len": ["64"],
     "prefill_chunk_size": ["3"],
@@ -170,19 +170,20 @@ def attempt(session: Any, line: str) -> bool:
     try:
         run(session, line)
     except UsageError as error:
-        assert error.hints, line
-        assert session.settings == before
-        assert "Error" not in error.message
-        assert "object" not in error.message.replace("a JSON object", "")
-        return False
-    return True
+        refusal = error
+    else:
+        return True
+    assert refusal.hints, line
+    assert session.settings == before
+    assert not any(sign in refusal.message.replace("JSON object", "") for sign in ("Error", "object", "Traceback"))
+    return False
 
 
 def looked_at(session: Any) -> None:
     """Look at a reply in every view that goes by its settings: none of them fails, the reply comes again."""
-    run(session, "/settings", "/next 2", f"/next 2 {PROMPT}", "/recipe")
-    if not {"guidance_scale"} & set(dict(session.settings.extra)):
-        run(session, "/why 1", "/why 2")
+    run(session, "/settings", f"/next 2 {PROMPT}", "/recipe", "/why 1")
+    if session.last.record.finish != "length" or "max_length" not in session.last.record.given:
+        run(session, "/next 2")
     assert run(session, "/reproduce").identical
 
 
@@ -235,9 +236,10 @@ def test_none_is_none_as_an_argument_of_generate(laden, name):
     run(session, "/reset", "/max 8", "/seed 3")
     as_it_is = run(session, f"/raw {PROMPT}")
     assert [*as_it_is.prompt_ids, *as_it_is.token_ids] == made(model, tokenizer, {})
-    run(session, f"/set {name} none")
+    off = [name, "exponential_decay_length_penalty"] if name == "eos_token_id" else [name]  # that one needs an end
+    run(session, *(f"/set {each} none" for each in off))
     done = run(session, f"/raw {PROMPT}")
-    assert [*done.prompt_ids, *done.token_ids] == made(model, tokenizer, {name: None})
+    assert [*done.prompt_ids, *done.token_ids] == made(model, tokenizer, dict.fromkeys(off))
     assert not done.given[name] or done.given[name] == value(name, "none")
     if name != "guidance_scale":  # of a token that it shaped the steps are not kept
         with pytest.raises(Exception, match="guidance_scale"):
@@ -263,7 +265,9 @@ def test_a_model_with_stop_strings_ends_there_and_says_so(laden):
     assert run(session, f"/raw {PROMPT}").finish == "length"
 
 
-@pytest.mark.parametrize(("theirs", "line", "made_of"), [("max_new_tokens", "/max_length", 12), ("max_length", "/max", 9)])
+@pytest.mark.parametrize(
+    ("theirs", "line", "made_of"), [("max_new_tokens", "/max_length", 12), ("max_length", "/max", 9)]
+)
 def test_your_limit_on_length_puts_the_models_aside(llama_folder, tmp_path, theirs, line, made_of):
     folder = configured(llama_folder, tmp_path / "model", {theirs: 6})
     with opened(folder) as session:
