@@ -176,12 +176,42 @@ def test_yours_comes_before_the_models_before_the_librarys() -> None:
 def test_only_what_you_set_goes_into_the_config_and_one_limit() -> None:
     chosen = Settings().put("max_length", 50, "you").put("stop", ("a",), "you").put("seed", 3, "you")
     given = decoding.overrides(chosen, BASE)
-    assert given == {"max_new_tokens": None, "max_length": 50, "stop_strings": ["a"]}
+    assert given == {"max_length": 50, "stop_strings": ["a"]}
 
 
 def test_the_models_own_limit_stands_where_you_set_none() -> None:
     theirs = Base({"max_length": 77}, {})
-    assert decoding.overrides(Settings(), theirs) == {"max_new_tokens": None, "max_length": 77}
+    assert decoding.overrides(Settings(), theirs) == {"max_length": 77}
+
+
+def test_your_limit_puts_the_models_aside() -> None:
+    chosen = Settings().put("max_length", 50, "you")
+    assert decoding.overrides(chosen, Base({"max_new_tokens": 5}, {})) == {"max_length": 50, "max_new_tokens": None}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said", "line"),
+    [
+        ({"do_sample": True, "temperature": 0.0}, "temperature 0", "/greedy"),
+        ({"do_sample": True, "top_k": -1}, "top_k of the model's", "/top_k none"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty of the model's", "/repetition_penalty none"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive search", "/set penalty_alpha none"),
+        ({"dola_layers": "low"}, "DoLa", "/set dola_layers none"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "group beam search", "/set num_beam_groups none"),
+        ({"force_words_ids": [[5]]}, "constrained", "/set force_words_ids none"),
+        ({"prefill_chunk_size": 8, "use_cache": False}, "KV cache", "/set use_cache default"),
+    ],
+)
+def test_what_the_model_asks_for_and_the_library_refuses_is_said_with_what_turns_it_off(theirs, said, line) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        decoding.check(Settings(), Base(theirs, BASE.library))
+    assert line in caught.value.hints
+    decoding.check(Settings(), Base({**theirs, "temperature": 0.7} if "temperature" in theirs else {}, BASE.library))
+
+
+@pytest.mark.parametrize("name", [spot for spot in settings.places() if "off" in settings.declared(spot).metadata])
+def test_none_switches_a_setting_off(name: str) -> None:
+    assert settings.read(name, "none") == settings.declared(name).metadata["off"]
 
 
 @pytest.mark.parametrize(
