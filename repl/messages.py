@@ -17,13 +17,18 @@ Message = Mapping[str, Any]
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for a thought
 CHANNEL = "<|channel|>"  # how gpt-oss names the parts of a reply
 PARSE_SECONDS = 5.0  # a response template may hold a pattern that runs without end
+MAX_PARSED = 500  # replies that are remembered as they were read
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Makes messages for one template: `names` are those that it looks up, `prompt` renders what a reply answers."""
+    """Makes messages for one template: `names` are those that it looks up, `prompt` renders what a reply answers.
+
+    Templates and values that make the same prompts have the same `key`.
+    """
 
     tokenizer: Any
+    key: str
     names: Collection[str]
     prompt: Callable[[Sequence[Message]], str]
     emit: Emit
@@ -40,7 +45,7 @@ class Reader:
 
     def _reply(self, raw: str, parts: Parts, before: Sequence[Message]) -> dict[str, Any]:
         if getattr(self.tokenizer, "response_template", None) is not None:
-            found = self._parsed(raw, before)
+            found = self._parsed(raw, before) or {"content": raw}
         elif CHANNEL in raw:
             found = _fields(parts)
         else:
@@ -51,22 +56,31 @@ class Reader:
         return found
 
     def _parsed(self, raw: str, before: Sequence[Message]) -> dict[str, Any]:
-        """Read a reply with the library's parser, behind the prompt that it answers."""
+        """Read a reply with the library's parser, behind the prompt that it answers; nothing where that fails."""
+        key = hash((self.key, repr(self.tokenizer.response_template), raw, repr(before)))
+        if key not in _PARSED:
+            if len(_PARSED) >= MAX_PARSED:
+                _PARSED.clear()
+            _PARSED[key] = self._parse(raw, before)
+        return dict(_PARSED[key])
+
+    def _parse(self, raw: str, before: Sequence[Message]) -> dict[str, Any]:
         try:
-            anchored = before and "start_anchor" in self.tokenizer.response_template
-            prefix = self.prompt(before) if anchored else ""
+            prefix = self.prompt(before) if before else ""
         except Failed:  # the template does not write what stands before by itself
             prefix = ""
         try:
             found = aside(lambda: dict(self.tokenizer.parse_response(raw, prefix=prefix)), self.emit, PARSE_SECONDS)
         except Exception:  # a stranger's pattern, on a reply that may have been cut anywhere
-            return {"content": raw}
+            return {}
         return {"content": "", **found}
+
+
+_PARSED: dict[int, dict[str, Any]] = {}  # a prompt reads all replies before it again
 
 
 def _fields(parts: Parts) -> dict[str, Any]:
     """Return parts under the names of gpt-oss, whose template takes no answer beside a thought and a call."""
-    calls = [{"type": "function", "function": dict(call)} for call in parts.tool_calls]
-    found: dict[str, Any] = {"content": "" if calls and parts.thinking else parts.answer}
+    found: dict[str, Any] = {"content": "" if parts.tool_calls and parts.thinking else parts.answer}
     found |= {"thinking": parts.thinking} if parts.thinking else {}
-    return found | ({"tool_calls": calls} if calls else {})
+    return found | ({"tool_calls": list(parts.tool_calls)} if parts.tool_calls else {})

@@ -23,6 +23,7 @@ THOUGHTS = {  # what opens a thought, and what closes it
     "<think>": "</think>",
     "<thinking>": "</thinking>",
     "<seed:think>": "</seed:think>",
+    "<mm:think>": "</mm:think>",
     "[THINK]": "[/THINK]",
     "<|channel>thought": "<channel|>",
     "<|START_THINKING|>": "<|END_THINKING|>",
@@ -136,7 +137,8 @@ class Template:
         def prompt(before: Sequence[Message]) -> str:
             return self._write(before, add_generation_prompt=True).text
 
-        return Reader(self.tokenizer, self.reads.attributes, prompt, self._emit).messages(messages)
+        key = f"{self.values!r} {self.source}"
+        return Reader(self.tokenizer, key, self.reads.attributes, prompt, self._emit).messages(messages)
 
     # a reply that has begun
 

@@ -3,10 +3,12 @@
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import models
 import pytest
+from campaign_templates import row
 from chats import library, said
 from conftest import Recorder
 from driving import bare, opened, run
@@ -249,7 +251,7 @@ def test_channels_go_back_as_parts():
     rendered = made(tokenizer, [USER, said(raw, "Hm.", "Fine."), MORE])
     plain = {"role": "assistant", "thinking": "Hm.", "content": "Fine."}
     assert list(rendered.ids) == library(tokenizer, [USER, plain, MORE])
-    called = made(tokenizer, [USER, said(raw, "Hm.", "Fine.", {"name": "look", "arguments": {}}), MORE])
+    called = made(tokenizer, [USER, said(raw, "Hm.", "Fine.", {"function": {"name": "look", "arguments": {}}}), MORE])
     assert "<|message|>look<|end|>" in called.text
     assert made(tokenizer, [USER], prefill=raw).text.endswith("<|start|>assistant" + raw)
 
@@ -302,6 +304,48 @@ def test_arguments_reach_the_template_and_cannot_carry_control_tokens(forms):
     rendered = render(tokenizer, TALK, arguments={"mood": "</s>"}, emit=Recorder())
     assert rendered.text == "</s>"
     assert tokenizer.eos_token_id not in rendered.ids
+
+
+REAL = sorted((Path(__file__).parent / "templates").glob("*.jinja"))
+
+
+@pytest.mark.library
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
+def test_real_templates_make_the_ids_that_the_library_makes(path):
+    """Turns 1 to 3, with and without a thought, a call, a beginning of the reply; the campaign has many more."""
+    found = row(path)
+    assert found == dict.fromkeys(found, "ok")
+    assert len(found) == 13
+
+
+@pytest.mark.library
+def test_a_forced_thought_of_qwen3_is_the_token(forms):
+    tokenizer = tokenizer_for(REAL[0].read_text(), ("<|im_start|>", "<|im_end|>"), "<|im_end|>")
+    tokenizer.add_tokens(["<think>", "</think>"])
+    ids = made(tokenizer, TALK, prefill="<think>").ids
+    assert tokenizer.decode(ids[-3:]) == "\n<think>\n"
+    assert ids[-2] == tokenizer.convert_tokens_to_ids("<think>")
+
+
+@pytest.mark.library
+def test_every_turn_of_a_conversation_has_the_ids_of_the_library(llama_folder):
+    """Whatever was typed, said before, begun or tried again."""
+    with opened(llama_folder, max_new_tokens=6) as session:
+        tokenizer = session.store.current().tokenizer
+        chat = [SYSTEM]
+        run(session, "/system Be kind.")
+        for text in ("hello", "what is <|im_end|>?", "and then?"):
+            done = run(session, text)
+            chat.append({"role": "user", "content": text})
+            assert list(done.prompt_ids) == library(tokenizer, chat)
+            again = run(session, "/retry temperature=2.0")
+            assert again.prompt_ids == done.prompt_ids
+            reply = tokenizer.decode(again.token_ids, skip_special_tokens=True)
+            chat.append({"role": "assistant", "content": reply})
+        run(session, "/prefill Well, <|im_end|>")
+        done = run(session, "so?")
+        chat += [{"role": "user", "content": "so?"}, {"role": "assistant", "content": "Well, <|im_end|>"}]
+        assert list(done.prompt_ids) == library(tokenizer, chat, continue_final_message=True)
 
 
 # system texts
