@@ -78,6 +78,7 @@ SGLANG = Dialect(  # sglang/srt/entrypoints/openai/{protocol,serving_chat,servin
     | {"custom_logit_processor", "custom_params", "lora_path"},
     continues={"continue_final_message": True},
     ids=("text",),  # its chat refuses return_token_ids together with stream
+    takes_ids=True,
     template=True,
 )
 LLAMA = {"repetition_penalty": "repeat_penalty"}
@@ -91,6 +92,7 @@ LLAMA_CPP = Dialect(  # llama.cpp/tools/server/server-{schema,common,context,tas
     | {"dry_sequence_breakers", "reasoning_format", "reasoning_budget_tokens", "t_max_predict_ms"},
     continues={"continue_final_message": True, "add_generation_prompt": False},  # older builds do so unasked
     alternatives=100,
+    takes_ids=True,  # it gives those of a reply with its log-probabilities
     facts="/props",
     template=True,
 )

@@ -55,8 +55,11 @@ class Peer:
 class Heard:
     """One reply on its way: what is asked, what has come so far, and the record of it."""
 
-    def __init__(self, peer: Peer, request: Request, emit: Emit, began: float) -> None:
+    def __init__(
+        self, peer: Peer, request: Request, emit: Emit, began: float, given: Mapping[str, Any] | None = None
+    ) -> None:
         self.peer, self.request, self.emit, self.began = peer, request, emit, began
+        self._given = given  # what to send, in place of the settings
         self.path = "/chat/completions" if request.chats else "/completions"
         self.messages = [*request.messages]
         self.turns = [*request.turns]
@@ -76,7 +79,7 @@ class Heard:
         self._usage: Mapping[str, Any] = {}
         self._first = self._last = 0.0
         self._thinks = self._opened = False
-        self._asked = wanted(request.settings, peer.kind)
+        self._asked = int((given or {}).get("top_logprobs") or wanted(request.settings, peer.kind))
         self._tally = Tally(self._asked)
         self._half = ""  # the first half of a character beyond U+FFFF
 
@@ -84,20 +87,12 @@ class Heard:
 
     def body(self) -> dict[str, Any]:
         """Return the request as it is sent, as far as the server is known to take it."""
-        given = {**self._what(), **self.sent()}
+        given = {**self.what(), **self.sent()}
         model = {"model": self.peer.model} if self.peer.model else {}
         return {**model, **given}
 
-    def sent(self) -> dict[str, Any]:
-        """Return what is sent beside the text and the model."""
-        given = parameters(self.request.settings, self.peer.kind, self.request.chats)
-        given |= {"stream": True, "stream_options": {"include_usage": True}}
-        given = {self.peer.renamed.get(name, name): value for name, value in given.items()}
-        limits = {**self.peer.limits, **(dict.fromkeys(("max_tokens", "max_completion_tokens"), self.room or 1 << 62))}
-        capped = {name: min(given[name], limits[name]) for name in limits if name in given}
-        return {name: value for name, value in {**given, **capped}.items() if name not in self.peer.refused}
-
-    def _what(self) -> dict[str, Any]:
+    def what(self) -> dict[str, Any]:
+        """Return what is asked: a conversation, a text or ids."""
         request = self.request
         if request.ids:
             return {"prompt": list(request.ids)}
@@ -108,6 +103,17 @@ class Heard:
             return {"messages": messages}
         begun = {"role": "assistant", "content": request.prefill}
         return {"messages": [*messages, begun], **(self.peer.kind.continues or {})}
+
+    def sent(self) -> dict[str, Any]:
+        """Return what is sent beside the text and the model."""
+        if self._given is not None:
+            return dict(self._given)
+        given = parameters(self.request.settings, self.peer.kind, self.request.chats)
+        given |= {"stream": True, "stream_options": {"include_usage": True}}
+        given = {self.peer.renamed.get(name, name): value for name, value in given.items()}
+        limits = {**self.peer.limits, **(dict.fromkeys(("max_tokens", "max_completion_tokens"), self.room or 1 << 62))}
+        capped = {name: min(given[name], limits[name]) for name in limits if name in given}
+        return {name: value for name, value in {**given, **capped}.items() if name not in self.peer.refused}
 
     def shorten(self) -> bool:
         """Leave out the oldest exchange, where that is allowed and there is one."""

@@ -57,6 +57,14 @@ class Shown:
 
 
 def chosen(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Done]:
+    """Return the reply of a model here that a number means, with its record; raises `UsageError`."""
+    turn, record = reply(talk, last, number)
+    if server := record.model.get("server"):
+        raise UsageError(f"turn {turn.id} was made by {server}: a script makes replies of a local model")
+    return turn, record
+
+
+def reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Done]:
     """Return the reply that a number means, 0 the last one, with its record; raises `UsageError`."""
     turn = talk.turn(number) if number else last
     if turn is None:
@@ -65,9 +73,9 @@ def chosen(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Do
         replies = [child.id for child in talk.children(turn.id) if child.record]
         said = "is a message: its reply is" if replies else "has no record of how it was made"
         raise UsageError(f"turn {turn.id} {said}{f' turn {replies[-1]}' if replies else ''}", "/tree")
-    if server := turn.record.model.get("server"):
-        raise UsageError(f"turn {turn.id} was made by {server}, which keeps its token ids to itself")
-    if not parts(turn.record)[1]:
+    if (server := turn.record.model.get("server")) and not turn.record.token_ids:
+        raise UsageError(f"turn {turn.id} was made by {server}, which does not return token ids")
+    if not server and not parts(turn.record)[1]:
         raise UsageError(f"turn {turn.id} was broken off before its first token", "/retry")
     return turn, turn.record
 

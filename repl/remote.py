@@ -179,15 +179,15 @@ class Remote:
 
     # a reply
 
-    def reply(self, request: Request, emit: Emit) -> Done:
+    def reply(self, request: Request, emit: Emit, given: Mapping[str, Any] | None = None) -> Done:
         """Answer a request with `Token` events; a cancelled reply is returned with what there is of it.
 
+        `given` is sent as it stands in place of the settings.
         Raises `UsageError` before anything is made, `Failed` and its kin when the server gives up.
         """
         began = time.monotonic()
         self.check(request)
-        learned = (self.refused, self.told, self.limits, self.renamed)
-        heard = Heard(Peer(self.host, self.model, self.context, self.kind, *learned), request, emit, began)
+        heard = Heard(self._peer(), request, emit, began, given)
         try:
             heard.tell_unheeded()
             self._hear(heard, emit)
@@ -199,6 +199,14 @@ class Remote:
             error.partial = heard.done("failed")
             raise
         return heard.done(heard.finish)
+
+    def _peer(self) -> Peer:
+        learned = (self.refused, self.told, self.limits, self.renamed)
+        return Peer(self.host, self.model, self.context, self.kind, *learned)
+
+    def asked(self, request: Request, emit: Emit) -> dict[str, Any]:
+        """Return what a request asks, as it is sent."""
+        return Heard(self._peer(), request, emit, 0.0).what()
 
     def next(self, request: Request, count: int, emit: Emit) -> tuple[tuple[str, float], ...]:
         """Return the likeliest next tokens with their log-probabilities, as many as the server gives.

@@ -399,8 +399,8 @@ def test_entropy_is_not_made_up(session: Session, server: FakeServer) -> None:
 
 
 def test_another_token_needs_ids(river: Done, llama_folder: Path, session: Session) -> None:
-    """Neither while the server answers nor afterwards can one be put into its reply."""
-    with pytest.raises(NeedsLocal):
+    """Neither while the server answers nor afterwards can one be put into a reply that came without."""
+    with pytest.raises(UsageError, match="needs token ids"):
         run(session, "/take 1 5")
     session.connect(None)
     finish(session.load(session.settings.put("model", str(llama_folder), "you")))
@@ -768,7 +768,7 @@ def test_what_a_server_made_is_not_proved_here(llama_folder: Path, line: str) ->
         run(session, f"/connect {server.host}")
         ask(session, "Hi")
         run(session, "/disconnect")
-        with pytest.raises(UsageError, match="keeps its token ids to itself"):
+        with pytest.raises(UsageError, match="does not return token ids"):
             run(session, line)
 
 

@@ -719,3 +719,78 @@ def test_a_picked_server_keeps_model_offers_and_dialect(session: Session) -> Non
         assert (session.remote.model, session.remote.kind.name, session.remote.context) == ("m", "llama.cpp", 77)
         ask(session, "And?")
     assert (one.sent[-1]["repeat_penalty"], one.sent[-1]["model"]) == (1.5, "m")
+
+
+# ids
+
+
+def test_a_reply_of_a_server_is_made_again_there(session: Session) -> None:
+    """The same request goes to the same server, whatever was set meanwhile, and the ids are compared."""
+    first, other = with_ids(("a", [5]), ("b", [6])), with_ids(("a", [5]), ("c", [7]))
+    with serving(session, "vLLM", first) as server:
+        run(session, "/system Be kind.", "/sample seed=3 temperature=0.5", "Hi")
+        run(session, "/system none", "/greedy")
+        same = run(session, "/reproduce")
+        assert server.sent[-1] == server.sent[0]
+        server.answers = [other]
+        differs = run(session, "/reproduce")
+        run(session, "/disconnect") if session.store.facts() else session.connect(None)
+        with pytest.raises(UsageError, match="not connected"):
+            run(session, "/reproduce")
+    assert (same.identical, same.same, same.total) == (True, 2, 2)
+    assert (differs.identical, differs.same, differs.changed) == (False, 1, [])
+
+
+def test_what_a_server_says_of_itself_is_compared(session: Session) -> None:
+    one, two = (event({"system_fingerprint": name, "choices": [{"delta": {}, "token_ids": []}]}) for name in "xy")
+    reply = with_ids(("a", [5]))
+    with serving(session, "vLLM", Answer([one, *reply.pieces])) as server:
+        ask(session, "Hi")
+        server.answers = [Answer([two, *reply.pieces])]
+        found = run(session, "/reproduce").changed
+    assert [(change.name, change.then, change.now) for change in found][:1] == [("fingerprint", "x", "y")]
+    assert [change.name for change in found][1:] == ["seed"]
+
+
+class Spelling(FakeServer):
+    """A server that also spells token ids, and makes ids of texts."""
+
+    def _next(self, asked: Asked) -> Answer:
+        answers = {
+            "/detokenize": {"prompt": "A"},
+            "/apply-template": {"prompt": "<user>Hi<bot>"},
+            "/tokenize": {"tokens": [1, 2, 3]},
+        }
+        found = answers.get(asked.path)
+        return super()._next(asked) if found is None else as_json(found)
+
+
+@pytest.mark.parametrize("kind", ["vLLM", "llama.cpp"])
+def test_another_token_is_taken_at_the_server(session: Session, kind: str) -> None:
+    """It is asked to complete the ids; the new branch has all of them."""
+    entries = [(text, one) for text, one in (("a", 5), ("b", 6))]
+    scored = [
+        event({"choices": [{"delta": {"content": text}, "logprobs": {"content": [drawn(text, -0.5, id=one)]}}]})
+        for text, one in entries
+    ]
+    reply = with_ids(("a", [5]), ("b", [6])) if kind == "vLLM" else Answer([*scored, chunk(finish="stop"), DONE])
+    onward = event({"choices": [{"text": " on", "token_ids": [8], "finish_reason": "stop"}]})
+    with Spelling(reply, listed=LISTED[kind]) as server:
+        run(session, f"/connect {server.host}", "/logprobs 1")
+        first = ask(session, "Hi")
+        server.answers = [Answer([onward, DONE])]
+        done = run(session, "/take 1 7")
+        asked = server.asked[-1]
+    assert (first.token_ids, asked.path, asked.body["prompt"]) == ((5, 6), "/v1/completions", [1, 2, 3, 7])
+    assert (done.raw, done.prompt_ids, done.token_ids) == ("A on", (1, 2, 3), (7, 8))
+    path = session.conversation.path()
+    assert [turn.text for turn in path] == ["Hi", "A on"]
+    assert len(session.conversation.children(path[0].id)) == 2
+
+
+def test_a_token_cannot_be_taken_where_ids_are_not_taken(session: Session) -> None:
+    with serving(session, "unknown", with_ids(("a", [5]))) as server:
+        ask(session, "Hi")
+        with pytest.raises(NeedsLocal, match="token ids"):
+            run(session, "/take 1 7")
+    assert (len(server.sent), len(session.conversation.turns)) == (1, 2)

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import settings
+from repl import retake, settings
 from repl.answers import going_on, instead, into, whole
 from repl.change import change
 from repl.clean import clean_line
@@ -20,10 +20,11 @@ from repl.events import Done
 from repl.kinds import Rest, Whole
 from repl.pieces import quoted
 from repl.registry import command
+from repl.request import Request
 from repl.screen import Said, joined, view
 from repl.session import Session, Task
 from repl.shades import percent
-from repl.traces import Inspection, Seen, Trace, answered, measured, recomputed
+from repl.traces import Inspection, Seen, Trace, answered, measured, recomputed, server
 from repl.worker import Emit
 
 LISTED = 3  # alternatives in a row of the list
@@ -91,13 +92,16 @@ def take(
     TOKEN is its id; what follows stands on a branch of its own. Of the last reply, or of --turn N. /inspect shows the
     ids of what the model considered, and does this for Enter.
     """
-    session.ready()
+    session.answers()
     before = session.conversation.turn(turn) if turn else session.last
     if before is None or before.parent is None:
         raise UsageError("nothing was answered yet", "Why is the sky blue?")
     count = len(answered(before).token_ids)
     if place > count:
         raise UsageError(f"turn {before.id} has {count} tokens, not {place}", f"/inspect {before.id}")
+    if server(answered(before)):
+        return _taken_there(session, before, place, token)
+    session.ready()
     asked, chosen, ended = session.conversation.turns[before.parent], session.settings, list[Done]()
 
     def work(emit: Emit) -> Done:
@@ -112,6 +116,15 @@ def take(
         return done
 
     return into(session, asked, work, whole=lambda done: ended[0])
+
+
+def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task[Done]:
+    """Let the server that made a reply go on from another token."""
+    remote, record = retake.maker(session.remote, before), answered(before)
+    request = retake.asked_for(session.conversation, before, session.settings)
+    remote.check(Request(session.settings, ids=record.token_ids))
+    asked, lead = session.conversation.turns[before.parent or 0], before.text.removesuffix(record.raw)
+    return into(session, asked, lambda emit: retake.taken(remote, request, record, place, token, emit), lead)
 
 
 def looked_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:

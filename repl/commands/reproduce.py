@@ -5,7 +5,7 @@ from typing import Annotated
 
 from rich.text import Text
 
-from repl import recipe
+from repl import recipe, retake
 from repl.again import Candidate, Changed, Fork, changes, fork, generated
 from repl.clean import clean_line
 from repl.errors import UsageError
@@ -13,11 +13,14 @@ from repl.events import Done
 from repl.kinds import Whole
 from repl.loading import Facts, Resident
 from repl.registry import command
+from repl.remote import Remote
+from repl.request import Request
 from repl.reuse import common
 from repl.screen import view
 from repl.session import Session, Task
 from repl.worker import Emit
 
+NAMED = ("served", "kind", "fingerprint")  # what a server says of the model that answers
 TIE = 0.1  # nats between two tokens below which their order is a matter of rounding
 
 
@@ -34,6 +37,8 @@ class Reproduced:
     reused: int
     """Tokens of the prompt that came from a kept cache then; now all are computed."""
     token_ids: tuple[int, ...]
+    server: str = ""
+    """The server that made both."""
 
 
 def compared(resident: Resident, turn: int, record: Done, emit: Emit) -> Reproduced:
@@ -47,14 +52,34 @@ def compared(resident: Resident, turn: int, record: Done, emit: Emit) -> Reprodu
     return Reproduced(turn, identical, same, len(made), parted, found, record.usage.reused, tuple(now))
 
 
+def compared_there(remote: Remote, request: Request, turn: int, record: Done, emit: Emit) -> Reproduced:
+    """Have a server make a recorded reply once more and compare the ids."""
+    done = retake.again(remote, request, record, emit)
+    broken = record.finish in ("cancelled", "failed")
+    now = done.token_ids[: len(record.token_ids)] if broken else done.token_ids
+    if not now:
+        raise UsageError(f"{remote.host} returned no token ids this time", "/retry")
+    same = common(record.token_ids, now)
+    pairs = [(name, *(str(one.model.get(name) or "") for one in (record, done))) for name in NAMED]
+    found = [Changed(name, then, later) for name, then, later in pairs if then != later]
+    if record.seed is None and record.decode.get("do_sample"):
+        found.append(Changed("seed", "not sent", "not sent either, so the server draws anew"))
+    identical = len(record.token_ids) == len(now) == same
+    return Reproduced(turn, identical, same, len(record.token_ids), None, found, 0, tuple(now), remote.host)
+
+
 @command("prove", waits=True)
 def reproduce(session: Session, number: Annotated[int, Whole(1)] = 0) -> Task[Reproduced]:
     """Make a reply again from its record: are the ids the same?
 
-    By default the last.
+    By default the last. What a server made, it is asked for once more.
     """
+    turn, record = recipe.reply(session.conversation, session.last, number)
+    if record.model.get("server"):
+        remote = retake.maker(session.remote, turn)
+        request = retake.asked_for(session.conversation, turn, session.settings)
+        return session.call(lambda emit: compared_there(remote, request, turn.id, record, emit))
     facts = session.facts()
-    turn, record = recipe.chosen(session.conversation, session.last, number)
     if (facts.id, facts.commit) != (record.model["id"], record.model["commit"]):
         raise other(facts, turn.id, record)
     if record.finish in ("cancelled", "failed") and (record.decode.get("num_beams") or 1) > 1:
@@ -77,6 +102,8 @@ def _(result: Reproduced) -> Text:
         drawn.append(f"\nfirst difference at token {result.same + 1}")
         drawn.append(f"\n  then  {_shown(parted.then)}\n  now   {_shown(parted.now)}")
         drawn.append(_apart(parted.margin), "quiet")
+    elif not result.identical:
+        drawn.append(f"\nfirst difference at token {result.same + 1}")
     for said in _said(result):
         drawn.append(f"\n{said}", "quiet")
     return drawn
@@ -96,7 +123,9 @@ def _said(result: Reproduced) -> list[str]:
     rows = [f"{one.name} was {clean_line(one.then)}, is {clean_line(one.now)}" for one in result.changed]
     if result.identical:
         return rows
-    if not rows:
+    if not rows and result.server:
+        rows.append(f"{clean_line(result.server)} names the same model and fingerprint")
+    elif not rows:
         rows.append("versions, format, device, attention and threads are the same")
     if result.reused:
         rows.append(f"{result.reused} tokens of the prompt came from a kept cache then, all were computed now")
