@@ -100,7 +100,8 @@ def whole(resident: Resident, begun: Turn, done: Done) -> Done:
     found = onward(begun, record.token_ids, done)
     pieces = pieces_of(resident, seed_of(resident, begun), found.token_ids)
     lengths = tuple(map(len, pieces)) if found.measures.logprobs else ()
-    return replace(found, text=lead + "".join(pieces), measures=replace(found.measures, lengths=lengths))
+    text = lead + "".join(pieces)
+    return replace(found, text=text, raw=text, measures=replace(found.measures, lengths=lengths))
 
 
 def going_on(resident: Resident, begun: Turn, settings: Settings, emit: Emit) -> Done:

@@ -205,6 +205,7 @@ def onward(before: Turn, kept: Sequence[int], done: Done) -> Done:
     return replace(
         done,
         text=before.text + done.text,
+        raw=before.text + done.raw,
         prompt_ids=before.record.prompt_ids,
         token_ids=(*kept, *done.token_ids),
         measures=joined(cut(before.record.measures, len(kept)), len(kept), done.measures, len(done.token_ids)),
