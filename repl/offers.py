@@ -10,7 +10,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import History
 
-from repl import history, registry
+from repl import history
 from repl.clean import clean_line
 from repl.pasted import Folds
 
@@ -18,7 +18,7 @@ from repl.pasted import Folds
 class SlashCompleter(Completer):
     """Commands and their values, paths where a value looks like one."""
 
-    def __init__(self, offered: Callable[[str], list[tuple[str, str]]] = registry.complete) -> None:
+    def __init__(self, offered: Callable[[str], list[tuple[str, str]]]) -> None:
         self._offered = offered
         self._paths = PathCompleter(expanduser=True)
 

@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import Parameter
 from typing import Any, TypeVar, get_type_hints
 
@@ -66,7 +66,7 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
-ALIASES: dict[str, str] = {}
+ALIASES: dict[str, str] = dict(settings.ALIASES)
 LINES: dict[str, str] = {}
 """The user's own aliases: a name for a whole line."""
 
@@ -215,31 +215,28 @@ def _read(found: Command, word: Word, text: str) -> Any:
         raise UsageError(f"/{found.name} {word.name}: {error.message}", *error.hints, f"/help {found.name}") from None
 
 
-def dispatch(session: Any, line: str) -> Any:
-    """Run one line: a command, or a message. Returns a result, a `Task`, or None."""
-    if line.startswith("//"):
-        return COMMANDS["say"].function(session, line[1:])
-    if not line.startswith("/"):
-        return COMMANDS["say"].function(session, line)
-    name, rest = split(expand(line))
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line that was read: the command that it runs, `say` for a message, with its arguments."""
+
+    text: str
+    command: Command
+    arguments: tuple[Any, ...] = ()
+    named: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, session: Any) -> Any:
+        """Return a result, a `Task`, or None."""
+        return self.command.function(session, *self.arguments, **self.named)
+
+
+def read(text: str) -> Line:
+    """Read one line; raises `UsageError` before anything is done."""
+    if not text.startswith("/") or text.startswith("//"):
+        return Line(text, COMMANDS["say"], (text.removeprefix("/"),))
+    name, rest = split(expand(text))
     found = find(name)
     arguments, named = parse(found, rest)
-    return found.function(session, *arguments, **named)
-
-
-def title(line: str) -> str:
-    """Return the name of the command that a line runs; `say` for a message."""
-    if not line.startswith("/") or line.startswith("//"):
-        return "say"
-    return find(split(expand(line))[0]).name
-
-
-def must_wait(line: str) -> bool:
-    """Tell whether a line needs the model that is being loaded."""
-    try:
-        return COMMANDS[title(line)].waits
-    except UsageError:
-        return False
+    return Line(text, found, tuple(arguments), named)
 
 
 def complete(line: str, session: Any = None) -> list[tuple[str, str]]:

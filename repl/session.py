@@ -34,6 +34,15 @@ class Task(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """What a command showed: the line that was typed, the name of its command, and the result."""
+
+    line: str
+    command: str
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """A model that is ready; `before` is what was resident when the load began."""
 
@@ -62,7 +71,7 @@ class Session:
         self.conversation = Conversation(keep=lambda turn: self.archive.save(turn))
         self.last: Turn | None = None  # the reply that views and /pick speak of
         self.swept: object = None  # the last sweep, see `repl.sweep`
-        self.shown: tuple[str, Any] | None = None  # the last view: the line that asked for it, and its result
+        self.shown: View | None = None  # the last view
         self.loading: Task[Facts] | None = None
         self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
         self.untrusted: tuple[Settings, Any] | None = None  # a load refused for its code, and where that lies

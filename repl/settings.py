@@ -241,9 +241,14 @@ def show(name: str, value: Any) -> str:
     return "" if value is None or value == "" else kind(name).show(value)
 
 
+ALIASES = {"temp": "temperature", "max": "max_new_tokens", "penalty": "repetition_penalty"}
+"""Short names of settings."""
+
+
 def find(name: str) -> str:
     """Return the full name of a setting typed with hyphens or in part; raises `UsageError` with the nearest name."""
     wanted = name.replace("-", "_").lower()
+    wanted = ALIASES.get(wanted, wanted)
     names = list(places())
     if wanted in names:
         return wanted

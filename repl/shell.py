@@ -16,7 +16,7 @@ from repl.panel import Panel
 from repl.quiet import log
 from repl.remote import Connected
 from repl.screen import Aside, Draft, Lines, Said, Screen, joined
-from repl.session import Loaded, Session, Task
+from repl.session import Loaded, Session, Task, View
 from repl.settings import Settings, named
 from repl.traces import Inspection
 
@@ -117,22 +117,23 @@ class Shell:
         return False
 
     def _attempt(self, line: str) -> bool:
-        if self.session.remote is None and registry.must_wait(line) and not self.settle_load():
+        parsed = registry.read(line)
+        if self.session.remote is None and parsed.command.waits and not self.settle_load():
             self._give_back(line)
             return False
-        outcome = registry.dispatch(self.session, line)
+        outcome = parsed.run(self.session)
         if isinstance(outcome, Task) and outcome.background and self.screen.interactive:
             return not self._soon() or self.end_load()  # else its end is told above the prompt
         if isinstance(outcome, Task):
             outcome = self.follow(outcome)
         if not isinstance(outcome, NO_VIEW):
-            self.session.shown = (line, outcome)
+            self.session.shown = View(line, parsed.command.name, outcome)
         if isinstance(outcome, Inspection) and self.look is not None:
             if next_line := self.look(outcome):
                 self.screen.notice(next_line)
                 return self._attempt(next_line)
         elif outcome is not None:
-            self._show(line, outcome)
+            self._show(parsed.command.name, outcome)
         self.screen.space()
         return True
 
@@ -142,7 +143,7 @@ class Shell:
             self.draft = line
             self.screen.notice("your message is back at the prompt")
 
-    def _show(self, line: str, outcome: Any) -> None:
+    def _show(self, command: str, outcome: Any) -> None:
         if isinstance(outcome, Lines):
             self.script(outcome.lines)
             return
@@ -150,7 +151,7 @@ class Shell:
         self.offer(getattr(outcome, "choices", ()), default=getattr(outcome, "default", ""))
         wanted = self.session.settings.view.stats or self.screen.as_json or not isinstance(outcome, Done)
         if wanted:
-            self.screen.show(registry.title(line), outcome)
+            self.screen.show(command, outcome)
 
     def follow(self, task: Task[Any]) -> Any:
         """Show a job as it runs, and return the result of its end."""

@@ -14,8 +14,8 @@ from rich.text import Text
 from repl.clean import clean, clean_line
 from repl.colours import caption, painted
 from repl.conversation import Turn
-from repl.registry import title
 from repl.screen import as_record, palette, plain, view
+from repl.session import View
 from repl.traces import traced
 
 WIDTH = 100  # columns of what is drawn in a file
@@ -116,34 +116,34 @@ def coloured(turn: Turn, by: str = "off") -> Text:
     return painted(found, by) if found else Text(clean(turn.text))
 
 
-def view_as_html(line: str, result: Any) -> str:
+def view_as_html(shown: View) -> str:
     """Return a result as a page, in its colours, under the line that asked for it."""
     console = sheet()
-    console.print(Text(clean_line(line), "bold"), "", view(result), sep="\n")
-    return page(console, line)
+    console.print(Text(clean_line(shown.line), "bold"), "", view(shown.result), sep="\n")
+    return page(console, shown.line)
 
 
-def view_as_text(line: str, result: Any) -> str:
+def view_as_text(shown: View) -> str:
     """Return a result as it reads without colours."""
     console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False, highlight=False, theme=palette("mono"))
     with console.capture() as drawn:
-        console.print(Text(clean_line(line)), "", view(result), sep="\n")
+        console.print(Text(clean_line(shown.line)), "", view(shown.result), sep="\n")
     return "\n".join(row.rstrip() for row in drawn.get().splitlines()) + "\n"
 
 
-def view_as_markdown(line: str, result: Any) -> str:
+def view_as_markdown(shown: View) -> str:
     """Return a result in a block of code, under the line that asked for it."""
-    _, _, drawn = view_as_text(line, result).partition("\n\n")
+    _, _, drawn = view_as_text(shown).partition("\n\n")
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", drawn))])
-    return f"# {clean_line(line)}\n\n{fence}\n{drawn}{fence}\n"
+    return f"# {clean_line(shown.line)}\n\n{fence}\n{drawn}{fence}\n"
 
 
-def view_as_json(line: str, result: Any) -> str:
+def view_as_json(shown: View) -> str:
     """Return a result field by field, as --json writes it."""
-    return _dumped(as_record(title(line), result))
+    return _dumped(as_record(shown.command, shown.result))
 
 
-VIEWS: dict[str, Callable[[str, Any], str]] = {
+VIEWS: dict[str, Callable[[View], str]] = {
     ".md": view_as_markdown,
     ".json": view_as_json,
     ".txt": view_as_text,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from repl import catalog, drafting, registry, servers, settings
+from repl import catalog, drafting, servers, settings
 from repl.change import changed
 from repl.decoding import SAMPLING
 from repl.dialects import Listing
@@ -124,7 +124,7 @@ def _pairs(part: str) -> list[tuple[str, str]]:
     typed, _, value = part.partition("=")
     if typed == FAST and value in WORDS:
         return WORDS[value]
-    name = settings.find(SHORT.get(typed, registry.ALIASES.get(typed, typed)))
+    name = settings.find(SHORT.get(typed, typed))
     if settings.places()[name] == "view" and name != "mode":
         raise UsageError(f"{name} is about the screen, not about an answer", f"/{name}")
     if name == "model":

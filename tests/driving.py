@@ -58,9 +58,10 @@ def run(session: Session, *lines: str, heard: Callable[[Event], object] = lambda
     """Run lines to their end, and return the result of the last one; raises what a line raises."""
     result = None
     for line in lines:
-        if session.loading and registry.must_wait(line):
+        parsed = registry.read(line)
+        if session.loading and parsed.command.waits:
             finish(session.loading)
-        result = registry.dispatch(session, line)
+        result = parsed.run(session)
         if isinstance(result, Task):
             result = finish(result, heard)
     return result
@@ -81,7 +82,7 @@ def listen(session: Session, text: str) -> tuple[Done, list[Event]]:
 
 def ask_until(session: Session, text: str, enough: Callable[[Event], bool]) -> Done:
     """Send a message and cancel the reply at the first event that is `enough`."""
-    task = registry.dispatch(session, text)
+    task = registry.read(text).run(session)
     done = finish(task, lambda event: task.job.cancel() if enough(event) else None)
     assert isinstance(done, Done)
     return done

@@ -225,7 +225,7 @@ def test_a_length_that_does_not_fit_is_said_and_the_others_are_measured(session)
 @pytest.mark.parametrize(("done", "kept"), [(0, []), (1, [1]), (2, [2])])
 def test_what_is_done_is_kept_when_it_is_stopped(session, done, kept):
     """Before, between and after the runs of one length."""
-    task = registry.dispatch(session, "/bench --prompt-tokens 8,16 --new-tokens 60 --repeats 2")
+    task = registry.read("/bench --prompt-tokens 8,16 --new-tokens 60 --repeats 2").run(session)
     seen = []
 
     def stop(event: object) -> None:

@@ -229,7 +229,7 @@ def test_foreign_words_cannot_act_on_the_terminal(hub: FakeHub, llama_folder: Pa
 def test_a_download_can_be_stopped_and_keeps_whole_files(hub: FakeHub, session: Session) -> None:
     """What is whole by then is not fetched again."""
     hub.fault = Fault(on="GET .*safetensors", delay=0.05)
-    task = registry.dispatch(session, "/download acme/tiny")
+    task = registry.read("/download acme/tiny").run(session)
 
     def stop(event: Any) -> None:
         if isinstance(event, Progress) and event.unit == "B" and event.done:

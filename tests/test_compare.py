@@ -310,7 +310,7 @@ def test_words_that_are_missing_or_wrong_start_nothing(chat: Session) -> None:
 
 def cancel_in(session: Session, line: str, column: int, kind: type = Token) -> Compared:
     """Run a comparison and cancel it at the first event of a kind in a column."""
-    task = registry.dispatch(session, line)
+    task = registry.read(line).run(session)
 
     def heard(event: Event) -> None:
         if isinstance(event, InColumn) and event.column == column and isinstance(event.event, kind):
@@ -345,7 +345,7 @@ def test_a_cancel_while_the_second_model_loads_keeps_the_first(chat: Session, ot
 
 
 def test_a_cancel_before_the_first_answer_is_only_a_cancel(chat: Session) -> None:
-    task = registry.dispatch(chat, "/compare now greedy -- Hello")
+    task = registry.read("/compare now greedy -- Hello").run(chat)
     task.job.cancel()
     with pytest.raises(Cancelled):
         finish(task)

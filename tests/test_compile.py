@@ -419,7 +419,7 @@ def test_it_excludes_reading_ahead_and_several_sequences(llama_folder):
         run(session, "/compile on")
         with pytest.raises(UsageError, match="nothing is read ahead"):
             ask(session, STORY)
-        task = registry.dispatch(session, "/fast compile")
+        task = registry.read("/fast compile").run(session)
         finish(task)
         assert (session.settings.decode.prompt_lookup, session.settings.decode.compile) == (0, True)
         run(session, "/fast prompt_lookup")

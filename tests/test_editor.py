@@ -425,7 +425,7 @@ def _opened(session: Session) -> Panel:
 
 def test_vi_and_emacs_change_places_live(desk: Desk, session: Session) -> None:
     """By command from the next prompt on, by F2 at once."""
-    registry.dispatch(session, "/set editing_mode vi")
+    registry.read("/set editing_mode vi").run(session)
     assert desk.run("hello\x1b0iX", ENTER) == ["Xhello"]
     assert desk.run("one\x1b\rtwo", ENTER) == ["one\ntwo"]
     mode = go(session, "editing_mode")

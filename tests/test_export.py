@@ -26,9 +26,9 @@ from repl.commands.export import copy, export
 from repl.conversation import Turn
 from repl.errors import MissingExtra, ReplError, UsageError
 from repl.events import Done, Timing, Usage
-from repl.registry import dispatch
+from repl.registry import read
 from repl.screen import THEME, plain, view
-from repl.session import Session
+from repl.session import Session, View
 from repl.settings import Settings
 from repl.store import Store
 from repl.transcript import FORMATS, Transcript, as_html, as_json, as_markdown, as_text, fenced
@@ -220,16 +220,16 @@ def test_a_code_block_that_was_cut_off_is_closed(text: str, ends: str) -> None:
 def test_a_file_that_is_there_is_only_replaced_when_asked(session: Session) -> None:
     Path("chat.txt").write_text("precious")
     with pytest.raises(UsageError, match=r"'chat\.txt' exists") as refused:
-        dispatch(session, "/export chat.txt")
+        read("/export chat.txt").run(session)
     assert refused.value.hints == ("/export chat.txt --force",)
     assert Path("chat.txt").read_text() == "precious"
-    dispatch(session, "/export chat.txt --force")
+    read("/export chat.txt --force").run(session)
     assert "say one" in Path("chat.txt").read_text()
     assert os.listdir() == ["chat.txt"]
 
 
 def test_flags_and_quoted_names_are_read_from_the_line(session: Session) -> None:
-    result = dispatch(session, '/export "two words.json" --all --force')
+    result = read('/export "two words.json" --all --force').run(session)
     assert (result.file, result.turns, result.bytes) == ("two words.json", 5, os.path.getsize("two words.json"))
     assert drawn(result).startswith("two words.json · 5 turns · ")
 
@@ -418,7 +418,7 @@ def test_nothing_to_copy_is_said(session: Session) -> None:
 def test_the_terminal_gets_one_sequence_that_holds_the_reply(session: Session, text: str) -> None:
     """And only a terminal gets it."""
     with_text(session, text)
-    result = dispatch(session, "/copy osc52")
+    result = read("/copy osc52").run(session)
     (found,) = re.findall(r"\x1b\]52;c;([A-Za-z0-9+/=]+)\x07", drawn(result, terminal=True))
     assert base64.b64decode(found).decode() == clean(text)
     assert "\x1b" not in drawn(result)
@@ -445,7 +445,7 @@ def _(result: Shown) -> Text:
 
 def shown(session: Session, text: str) -> None:
     """Let a view be the last one."""
-    session.shown = ("/next 3", Shown(text, 0.25))
+    session.shown = View("/next 3", "next", Shown(text, 0.25))
 
 
 def test_the_last_view_is_a_page_in_its_colours(session: Session) -> None:
@@ -481,4 +481,4 @@ def test_without_a_view_there_is_none_to_export(session: Session) -> None:
     with pytest.raises(UsageError) as refused:
         export(session, "view.txt", view=True)
     assert refused.value.hints == ("/export view.txt --force --view",)
-    assert dispatch(session, refused.value.hints[0]).line == "/next 3"
+    assert read(refused.value.hints[0]).run(session).line == "/next 3"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from repl import commands, registry
 from repl.errors import UsageError
-from repl.registry import complete, find, parse, split, title
+from repl.registry import complete, find, parse, read, split
 
 assert commands
 
@@ -84,7 +84,7 @@ def test_any_line_is_parsed_or_refused(text: str) -> None:
     [("hello", "say"), ("//etc", "say"), ("/beams 2", "beams"), ("/dtype bf16", "dtype"), ("/?", "help")],
 )
 def test_a_line_has_a_title(line: str, name: str) -> None:
-    assert title(line) == name
+    assert read(line).command.name == name
 
 
 def words(line: str) -> list[str]:

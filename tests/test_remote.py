@@ -493,7 +493,7 @@ def test_a_cancelled_reply_closes_the_connection_and_keeps_what_came(session: Se
 def test_a_server_that_is_silent_can_be_left(session: Session, server: FakeServer) -> None:
     """Waiting for the first byte is shown and ends at once."""
     server.answers = [Answer(silent=-1)]
-    task = registry.dispatch(session, "Hi")
+    task = registry.read("Hi").run(session)
     events: list[Event] = []
     while not server.sent:
         events += task.job.poll(0.05)
@@ -800,7 +800,7 @@ def test_one_answer_from_a_server(home: Path) -> None:
 
 def test_going_back_without_a_model_loads_one(session: Session, server: FakeServer, gpt2_folder: Path) -> None:
     session.settings = session.settings.put("model", str(gpt2_folder), "you")
-    finish(registry.dispatch(session, "/disconnect"))
+    finish(registry.read("/disconnect").run(session))
     assert session.facts().id == str(gpt2_folder)
 
 

@@ -696,7 +696,7 @@ def test_servers_that_are_compared_can_be_left(session: Session) -> None:
                 texts.append(event.event.text)
             return len(texts) == 2
 
-        task = registry.dispatch(session, f"/compare {one.url} {two.url} -- Hi")
+        task = registry.read(f"/compare {one.url} {two.url} -- Hi").run(session)
         found = finish(task, lambda event: task.job.cancel() if both(event) else None)
         assert all(server.left.wait(PATIENCE) for server in (one, two))
     assert ([column.text for column in found.columns], found.whole) == (["One", "Two"], False)

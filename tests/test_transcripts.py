@@ -18,7 +18,7 @@ from prompt_toolkit.output import DummyOutput
 from rich.cells import cell_len
 from rich.console import Console
 
-from repl import commands, history
+from repl import commands, history, registry
 from repl import shell as repl_shell
 from repl.errors import BadModel
 from repl.events import Progress
@@ -478,7 +478,7 @@ def test_ctrl_r_searches(typist: Typist) -> None:
 
 
 def complete(line: str) -> list[str]:
-    found = SlashCompleter().get_completions(Document(line), CompleteEvent())
+    found = SlashCompleter(registry.complete).get_completions(Document(line), CompleteEvent())
     return [line[: len(line) + each.start_position] + each.text for each in found]
 
 

@@ -68,9 +68,8 @@ def export(
     if view:
         if session.shown is None:
             raise UsageError("nothing was shown yet that could be exported", "/next Once upon a time")
-        line, result = session.shown
-        content = VIEWS[ending](line, result).encode("utf-8", "replace")
-        return Exported(str(write(file, content, force, again)), 0, len(content), line)
+        content = VIEWS[ending](session.shown).encode("utf-8", "replace")
+        return Exported(str(write(file, content, force, again)), 0, len(content), session.shown.line)
     talk = transcript(session, all)
     if not talk.turns:
         shown = () if session.shown is None else (f"/export {file} --view",)

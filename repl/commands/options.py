@@ -134,4 +134,3 @@ for _name in settings.places():
     # commands of their own: id@revision and id:file.gguf; the totals beside it; the last reply once more; loads it
     if _name not in ("model", "stats", "probs", "assistant"):
         _register(_name)
-registry.ALIASES.update({"temp": "temperature", "max": "max_new_tokens", "penalty": "repetition_penalty"})
