@@ -1,6 +1,8 @@
 """Fixtures of all tests: tiny models made once, a recording `emit`, and a home that is never the user's."""
 
 import os
+import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +26,12 @@ from huggingface_hub import constants  # noqa: E402
 
 from repl.errors import Cancelled  # noqa: E402
 from repl.events import Event  # noqa: E402
+
+collect_ignore = [  # no pseudo-terminals there
+    path.name
+    for path in Path(__file__).parent.glob("test_*.py")
+    if sys.platform == "win32" and re.search("^(from terminal|import pexpect)", path.read_text("utf-8"), re.MULTILINE)
+]
 
 
 class Recorder:

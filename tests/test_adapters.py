@@ -16,6 +16,8 @@ from repl.session import Session
 from repl.store import sizes
 from repl.transfer import prepare
 
+pytestmark = pytest.mark.library
+
 peft = pytest.importorskip("peft")
 PROMPT = "Once upon a time"
 

@@ -66,6 +66,7 @@ def searched(model: Any, prompt: list[int], width: int, steps: int) -> list[list
     return history
 
 
+@pytest.mark.library
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "recurrent"])
 @pytest.mark.parametrize("width", [2, 4])
 def test_the_hypotheses_shown_are_those_of_a_search_by_hand(kind, width, request):
@@ -85,6 +86,7 @@ def test_the_hypotheses_shown_are_those_of_a_search_by_hand(kind, width, request
         assert [branch.score for branch in event.branches] == pytest.approx([total for _, total in alive], abs=1e-3)
 
 
+@pytest.mark.library
 def test_the_winner_is_one_of_the_last_hypotheses_with_one_more_token(session):
     choose(session, {"num_beams": 4, "max_new_tokens": 8})
     run(session, "/set suppress_tokens [0]")  # so that none has ended before
@@ -110,6 +112,7 @@ def test_a_winner_that_ended_early_was_alive_until_then(scripted_folder):
     assert "hello there" in alive
 
 
+@pytest.mark.library
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0, -0.5])
 def test_the_score_of_a_sequence_is_its_logprob_over_its_length(folder, penalty):
     """Each sequence goes through the model once more: the sum of its tokens' log-probabilities, length-penalised."""
@@ -140,6 +143,7 @@ def test_the_winner_is_told_as_tokens_after_the_search(session):
     assert places == sorted(places)
 
 
+@pytest.mark.library
 def test_drawn_beams_show_no_scores(session):
     """Their log-probabilities are warped after the watch has seen them: a number would be wrong."""
     choose(session, {"num_beams": 2, "do_sample": True, "seed": 3, "max_new_tokens": 6})
@@ -160,6 +164,7 @@ def test_a_quick_search_is_drawn_no_more_often_than_eyes_see(session):
 # cancel
 
 
+@pytest.mark.library
 @pytest.mark.parametrize("step", [1, 5])
 def test_a_cancelled_search_keeps_its_best_so_far(session, step):
     """The text is one of the hypotheses of the steps just then, and the next search is whole."""
@@ -293,6 +298,7 @@ def test_beams_returns_as_many_as_it_searches_and_one_turns_it_off(session):
 # the watch alone
 
 
+@pytest.mark.library
 def test_the_watch_changes_nothing(folder):
     import torch
 
@@ -304,6 +310,7 @@ def test_the_watch_changes_nothing(folder):
     assert Watch(None, Recorder()).best() == []
 
 
+@pytest.mark.library
 def test_the_watch_sees_what_generate_returns_in_the_end(folder):
     """The hypotheses before the last step are the sequences of a search that is one step shorter."""
     from transformers import LogitsProcessorList

@@ -184,6 +184,7 @@ def test_the_builtin_model_stands_finished_with_its_licence_and_origin(builtin_f
     assert leftovers(builtin_folder.parents[1]) == []
 
 
+@pytest.mark.library
 def test_the_builtin_model_loads_like_any_folder_and_answers(builtin_folder: Path) -> None:
     """A plain `from_pretrained` needs no more, says nothing, and the model knows when its turn ends."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -253,6 +254,7 @@ def write_gguf(path: Path, folder: Path) -> int:
     return count
 
 
+@pytest.mark.library
 def test_a_converted_model_computes_exactly_what_its_gguf_file_does(
     index: Path, tmp_path: Path, llama_folder: Path, emit: Recorder
 ) -> None:

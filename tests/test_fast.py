@@ -106,6 +106,7 @@ def ahead_of(model: Any, tokenizer: Any, prompt: list[int], drafter: Any, values
 # exactness
 
 
+@pytest.mark.library
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("seed", range(3))
 def test_checked_proposals_give_the_ids_of_the_plain_loop(tiny, way, seed):
@@ -123,6 +124,7 @@ def test_checked_proposals_give_the_ids_of_the_plain_loop(tiny, way, seed):
     assert loop.passes + loop.accepted == len(plain_ids) - 1
 
 
+@pytest.mark.library
 def test_a_lookup_copies_and_nothing_else_changes(scripted_folder):
     """A model that says the same line again and again: found in its own text, in far fewer passes."""
     model, tokenizer = bare(scripted_folder(b"abcdefgh" * 12))
@@ -134,6 +136,7 @@ def test_a_lookup_copies_and_nothing_else_changes(scripted_folder):
     assert loop.passes < 40
 
 
+@pytest.mark.library
 def test_the_built_in_model_gives_the_same_ids(builtin_folder):
     with opened(builtin_folder, max_new_tokens=24, do_sample="off") as session:
         asked = "Repeat word for word: The river rises in the hills above the town, and it carries the water of nine."
@@ -253,6 +256,7 @@ def test_one_busy_moment_ends_nothing():
 # in the session
 
 
+@pytest.mark.library
 def test_the_next_turn_equals_a_fresh_one_after_a_cancel(session):
     """What is kept of a reply that was stopped in the middle of proposals is sound."""
     run(session, "/fast prompt_lookup", "/max 60")
@@ -272,6 +276,7 @@ def test_the_next_turn_equals_a_fresh_one_after_a_cancel(session):
     assert ask(session, "And then?").token_ids == after.token_ids
 
 
+@pytest.mark.library
 @pytest.mark.parametrize("halt", range(1, 40, 3))
 def test_a_cancel_at_any_moment_leaves_a_sound_cache(tiny, halt):
     """Before a layer, in a checked pass or as a token is told: what is kept goes on as a new text does."""
@@ -310,6 +315,7 @@ def test_a_cancel_at_any_moment_leaves_a_sound_cache(tiny, halt):
     assert going_on == generated(model, tokenizer, more, {"max_new_tokens": 9, "do_sample": False})[0]
 
 
+@pytest.mark.library
 @pytest.mark.parametrize("lines", [["/greedy"], ["/sample temperature=1.2", "/seed 3"], ['/stop "e"'], ["/reuse off"]])
 def test_turns_are_the_same_with_and_without(session, lines):
     """Two turns each, whatever the watch allows; also what the record says of how they ended."""
@@ -328,6 +334,7 @@ def test_turns_are_the_same_with_and_without(session, lines):
         assert other.drafts.by == "prompt_lookup"
 
 
+@pytest.mark.library
 def test_logprobs_are_those_of_each_token(session):
     """Read ahead or not: every token's event has the figures of its own place."""
     run(session, "/logprobs 2", "/greedy")
@@ -450,6 +457,7 @@ def helper_folder(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return models.save(model, tokenizer, tmp_path_factory.mktemp("helper"))
 
 
+@pytest.mark.library
 def test_an_assistant_changes_speed_and_nothing_else(session, helper_folder):
     """Two turns, greedy and sampled; its id and commit stand in the record."""
     for lines in (["/greedy"], ["/sample temperature=1.1", "/seed 4"]):
@@ -465,6 +473,7 @@ def test_an_assistant_changes_speed_and_nothing_else(session, helper_folder):
         assert turns[0].decode["assistant"] == str(helper_folder)
 
 
+@pytest.mark.library
 def test_an_assistant_proposes_what_it_would_say_itself(tiny, emit):
     """The model as its own assistant is always right; its cache holds what it was fed."""
     model, tokenizer = tiny

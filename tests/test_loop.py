@@ -8,6 +8,8 @@ from driving import bare
 
 from repl import library, loop
 
+pytestmark = pytest.mark.library
+
 KINDS = ("llama", "gpt2", "recurrent")
 DTYPES = ("float32", "bfloat16")
 LONG = 80

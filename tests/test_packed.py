@@ -13,6 +13,8 @@ from repl import packed
 from repl.errors import BadModel, Cancelled, NoMemory
 from repl.events import Progress
 
+pytestmark = pytest.mark.library
+
 BOTH = pytest.mark.parametrize("quantize", ["int8", "int4"])
 
 

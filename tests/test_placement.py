@@ -11,6 +11,8 @@ from repl.events import Token
 from repl.placement import folded, layers, remarks
 from repl.settings import Load
 
+pytestmark = pytest.mark.library
+
 SPREAD = {
     "model.embed_tokens": "cuda:0",
     **{f"model.layers.{number}": "cuda:0" for number in range(12)},

@@ -23,6 +23,8 @@ from repl.loading import Resident, bring
 from repl.reuse import Kept
 from repl.settings import Load, Settings
 
+pytestmark = pytest.mark.library
+
 WINDOW = 8  # far shorter than the texts here
 SHAPE = {
     **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4},

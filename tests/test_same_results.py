@@ -114,11 +114,13 @@ def agree(session, model, tokenizer, values: dict[str, Any]) -> None:
     assert [found.text for found in done.sequences][:1] == ([done.text] if several else [])
 
 
+@pytest.mark.library
 @pytest.mark.parametrize("name", CASES)
 def test_a_tiny_model_says_what_generate_says(tiny, name):
     agree(*tiny, CASES[name])
 
 
+@pytest.mark.library
 @pytest.mark.parametrize("name", COSTLY)
 def test_the_builtin_model_says_what_generate_says(builtin, name):
     lengths = {"max_new_tokens": 8} if "max_new_tokens" in CASES[name] else {"max_length": 45}
@@ -131,6 +133,7 @@ def found_in(text: str) -> str:
     return next(pair for pair in pairs if pair.isascii() and pair.strip() and text.index(pair) > 5)
 
 
+@pytest.mark.library
 @pytest.mark.parametrize("others", [{}, SEEDED], ids=["greedy", "sample"])
 def test_a_stop_string_ends_where_generate_ends(tiny, others):
     session, model, tokenizer = tiny
@@ -144,6 +147,7 @@ def test_a_stop_string_ends_where_generate_ends(tiny, others):
     assert stop in done.text
 
 
+@pytest.mark.library
 def test_a_stop_string_ends_hypotheses_where_generate_ends_them(tiny):
     """Which of them wins is for the scores to say: one that was stopped, one that ended, or one that was cut."""
     session, model, tokenizer = tiny
@@ -199,6 +203,7 @@ TURNS = {
 START = ("/reset", "/sample", "/seed 7", "/max_new_tokens 8", "/mode auto", "/logprobs 0")
 
 
+@pytest.mark.library
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(
@@ -278,6 +283,7 @@ def test_a_continuation_is_what_the_ids_add_to_the_prompt(kind, request):
             assert done.text == whole[common(before, whole) :]
 
 
+@pytest.mark.library
 def test_the_model_sees_the_ids_of_the_record(llama):
     """A hook reads what goes in: prompt, then each token but the last, all of it and nothing else."""
     seen: list[int] = []
@@ -289,6 +295,7 @@ def test_the_model_sees_the_ids_of_the_record(llama):
     assert len(seen) == len(done.prompt_ids) + len(done.token_ids) - 1
 
 
+@pytest.mark.library
 def test_a_chat_passes_the_system_text_and_all_that_was_said(llama):
     run(llama, "/system Be brief.")
     first = ask(llama, "hello")
@@ -317,6 +324,7 @@ def test_plain_continuation_works_on_a_chat_model(llama, line):
 # figures of single tokens
 
 
+@pytest.mark.library
 @pytest.mark.parametrize("values", [{}, {**SEEDED, "repetition_penalty": 1.5, "top_k": 2, "num_return_sequences": 2}])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logprobs_are_those_of_the_model_itself(kind, values, request):

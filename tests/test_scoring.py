@@ -6,6 +6,8 @@ from driving import ask, bare, opened, refused, run
 from repl.errors import Cancelled, Failed, UsageError
 from repl.scoring import following, logits, score
 
+pytestmark = pytest.mark.library
+
 TEXT = "The quick brown fox jumps over the lazy dog while seven wizards quietly box. Prices rose by 12.5 percent."
 
 

@@ -42,6 +42,7 @@ def values(line):
 # the rows
 
 
+@pytest.mark.library
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_has_the_ids_of_a_bare_call_with_its_seed(kind, folder):
     """Greedy, flat and sharp rows of one batch: each is what `generate` makes alone after `torch.manual_seed`."""
@@ -55,6 +56,7 @@ def test_a_row_has_the_ids_of_a_bare_call_with_its_seed(kind, folder):
             assert list(line.token_ids) == rows[0]
 
 
+@pytest.mark.library
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_row_is_the_reply_that_a_message_would_get(kind, folder):
     """`/retry` with a row's settings gives its ids and its text, and `--exact` gives them too."""
@@ -73,6 +75,7 @@ def test_a_row_is_the_reply_that_a_message_would_get(kind, folder):
             assert (done.token_ids, done.text, done.finish) == (line.token_ids, line.text, line.finish)
 
 
+@pytest.mark.library
 def test_rows_that_end_early_leave_the_others_as_they_are(llama_folder):
     """Twenty seeds end at different lengths, by an end token, a stop string or the limit."""
     model, tokenizer = bare(llama_folder)
@@ -85,6 +88,7 @@ def test_rows_that_end_early_leave_the_others_as_they_are(llama_folder):
         assert list(line.token_ids) == generated(model, tokenizer, list(found.prompt_ids), wanted)[0][0]
 
 
+@pytest.mark.library
 def test_a_sliding_window_is_copied_for_each_row(tmp_path):
     """Windows that have slid past the prompt hold the same for every row."""
     import models
@@ -105,6 +109,7 @@ def test_a_sliding_window_is_copied_for_each_row(tmp_path):
             assert list(line.token_ids) == generated(model, tokenizer, list(found.prompt_ids), wanted)[0][0]
 
 
+@pytest.mark.library
 def test_the_rows_of_the_built_in_model_are_those_of_separate_calls(builtin_folder):
     """A real model, in float32."""
     model, tokenizer = bare(builtin_folder)
@@ -115,6 +120,7 @@ def test_the_rows_of_the_built_in_model_are_those_of_separate_calls(builtin_fold
         assert list(line.token_ids) == generated(model, tokenizer, list(found.prompt_ids), wanted)[0][0]
 
 
+@pytest.mark.library
 def test_beams_stand_beside_rows_that_share_their_steps(llama_folder):
     """What cannot share a step is made alone, and that is said."""
     with opened(llama_folder, max_new_tokens=8) as session:
@@ -125,6 +131,7 @@ def test_beams_stand_beside_rows_that_share_their_steps(llama_folder):
         assert found.lines[1].token_ids == run(session, "/retry num_beams=3").token_ids
 
 
+@pytest.mark.library
 def test_a_kept_cache_stays_that_of_the_prompt(llama_folder):
     """After a sweep a reply still is the one it was, and computes one token of its prompt."""
     with opened(llama_folder, max_new_tokens=10) as session:
