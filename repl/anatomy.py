@@ -187,9 +187,10 @@ def _sizes(shape: Sequence[int]) -> str:
 
 def _shape(module: Any) -> str:
     """Say what a module maps, or how large the one thing is that it holds."""
-    if hasattr(module, "in_features"):
-        return f"{module.in_features:,} to {module.out_features:,}" + (" + bias" if module.bias is not None else "")
-    if hasattr(module, "num_embeddings"):
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        bias = getattr(module, "bias", None) is not None
+        return f"{module.in_features:,} to {module.out_features:,}" + (" + bias" if bias else "")
+    if hasattr(module, "num_embeddings") and hasattr(module, "embedding_dim"):
         return f"{module.num_embeddings:,} x {module.embedding_dim:,}"
     if type(module).__name__ == "Conv1D":  # GPT-2's linear map, with its weight the other way round
         return f"{module.weight.shape[0]:,} to {module.weight.shape[1]:,} + bias"

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from repl import reference, scoring
 from repl.errors import Failed, NoMemory, UsageError
 from repl.events import Progress
 from repl.libraries import release
@@ -68,11 +69,16 @@ def _read(model: Any, facts: Facts, ids: list[int], emit: Emit) -> Depths:
         raise Failed(f"{facts.architecture} keeps its layers in no list, so there is nothing to look through")
     given = torch.tensor([ids], device=entry(model))
     with torch.no_grad(), breakable(model, emit.check):
+        fits = scoring.way(model, given) != "none"
         with _seen(blocks, emit) as seen:
             own = _last(model, given)[0]
+        if not (fits or reference.same(own, reference.following(model, given), model.dtype)):
+            raise Failed(
+                f"the lens does not fit {facts.architecture}: a whole text gets other logits than a reply does"
+            )
         states = _states(seen, len(blocks), len(ids), facts)
         with _instead(blocks[-1], states), _after(model, blocks) as through:
-            logits = _last(model, given[:, -1:].repeat(len(states), 1))
+            logits = _last(model, given[:, -1:].repeat(len(states), 1), len(ids) - 1)
     if not _same(logits[-1], own, model.dtype):
         way = ", ".join(through) or "nothing with weights"
         raise Failed(
@@ -83,13 +89,14 @@ def _read(model: Any, facts: Facts, ids: list[int], emit: Emit) -> Depths:
     return Depths(logits, tuple(through))
 
 
-def _last(model: Any, ids: Any) -> Any:
+def _last(model: Any, ids: Any, start: int = 0) -> Any:
     """Return the float32 logits behind the last token of each row; the cache is left out."""
     import inspect
 
     known = inspect.signature(model.forward).parameters
     less = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-    return model(input_ids=ids, attention_mask=ids.new_ones(ids.shape), use_cache=False, **less).logits[:, -1].float()
+    given = {"attention_mask": ids.new_ones(ids.shape), "use_cache": False, **scoring.places(model, start, ids[:1])}
+    return model(input_ids=ids, **given, **less).logits[:, -1].float()
 
 
 @contextmanager

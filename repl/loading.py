@@ -148,6 +148,7 @@ def _bare(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
     quantization.admit(load, quantization.stored(found.folder))
     with translated(load):
         config = reading.config(found, load)
+    reading.admit(config)
     make_room(weigh.needs(weights, config, load).total, lambda rooms: fit.check(weights, config, load, rooms))
     with translated(load), weighed(weights, config, load), libraries.uncollected():
         tokenizer = reading.tokenizer(found, load, emit)

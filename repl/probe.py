@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repl import folder
+from repl import folder, model_config
 from repl.errors import Cancelled, Failed, ReplError
 from repl.loading import Facts
 from repl.mishaps import sentence
@@ -49,18 +49,31 @@ def breakable(model: Any, check: Callable[[], None]) -> Iterator[None]:
 
 
 def layers(model: Any) -> list[Any]:
-    """Return the blocks of a model: the list of modules that is as long as its config says, else its longest.
+    """Return the blocks of the part that writes text: the list that is as long as its config says, else the longest.
 
-    Not simply the longest: a mixture of experts lists those too.
+    Not simply the longest: a mixture of experts lists those too. A vision tower has blocks as well, as many even.
     """
-    import torch
-
-    lists: list[Any] = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     config = getattr(model, "config", None)
-    count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0) if config is not None else 0
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    lists = list(_lists(decoder, decoder, config)) or list(_lists(model, model, None))
+    count = model_config.count(model_config.text(config), "num_hidden_layers") if config is not None else 0
     said = [found for found in lists if len(found) == count]
     longest: Any = max(lists, key=len, default=[])
     return list(said[0] if said else longest)
+
+
+def _lists(module: Any, whole: Any, config: Any) -> Iterator[Any]:
+    """Yield the lists of modules in a module, leaving out parts with a config of another kind: towers, encoders."""
+    import torch
+
+    own = {getattr(each, "model_type", "") for each in (config, model_config.text(config)) if config is not None}
+    if isinstance(module, torch.nn.ModuleList):
+        yield module
+    kind = getattr(getattr(module, "config", None), "model_type", "")
+    if module is not whole and own and kind and kind not in own:
+        return
+    for child in module.children():
+        yield from _lists(child, whole, config)
 
 
 def entry(model: Any) -> Any:

@@ -71,6 +71,34 @@ def auto_class(config: Any) -> Any:
     return AutoModelForImageTextToText if seeing and not remote else AutoModelForCausalLM
 
 
+def _seeing_class(config: Any) -> Any:
+    """Return the library's class for images and text where a config could be loaded by either; else None."""
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto
+
+    causal, seeing = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    either = type(config) in causal and type(config) in seeing and causal[type(config)] is not seeing[type(config)]
+    return AutoModelForImageTextToText if either else None
+
+
+def admit(config: Any) -> None:
+    """Refuse a model that does not answer text alone, token by token; raises `BadModel`."""
+    import inspect
+
+    from transformers import GenerationMixin
+
+    if (kind := _class(config)) is None:
+        return
+    name = kind.__name__
+    if auto_class(config).__name__ == "AutoModelForImageTextToText" and config.is_encoder_decoder:
+        raise BadModel(f"{name} is an encoder with a decoder, which is not a causal language model")
+    if not issubclass(kind, GenerationMixin):
+        raise BadModel(f"{name} does not write text token by token")
+    given = inspect.signature(kind.generate).parameters.values()
+    if any(each.name.startswith("pixel") and each.default is each.empty for each in given):
+        raise BadModel(f"{name} needs an image with every message, and a conversation here is text alone")
+
+
 def _class(config: Any) -> Any:
     """Return the class of the model itself; None for one that is not the library's own."""
     from transformers.models.auto import modeling_auto
@@ -122,10 +150,12 @@ def model(found: hub.Found, load: Load, config: Any, form: str, emit: Emit) -> t
     with emit.shield():
         _class(config)  # imports the model's own code
     emit(Progress("read weights"))
+    kind, other = auto_class(config), _seeing_class(config)
     with quiet.bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
-        read, report = auto_class(config).from_pretrained(
-            str(found.folder), config=config, output_loading_info=True, **_options(load, found, config, form)
-        )
+        options = {"config": config, "output_loading_info": True, **_options(load, found, config, form)}
+        read, report = kind.from_pretrained(str(found.folder), **options)
+        if report["missing_keys"] and other:  # emu3: the class for text alone finds nothing under its names
+            read, report = other.from_pretrained(str(found.folder), **options)
     emit(Progress("place"))
     return read, report
 
@@ -134,6 +164,23 @@ def check(found: hub.Found, model: Any, report: dict[str, Any]) -> None:
     """Refuse what was read if it is not whole, or would decode without end; raises `BadModel`."""
     _complete(found, report)
     _modest(model.generation_config)
+    _answers(model)
+
+
+def _answers(model: Any) -> None:
+    """Refuse a model that was made to see or to assist where it cannot answer a few ids; others need not be asked."""
+    import torch
+
+    from repl import reference
+
+    special = auto_class(model.config).__name__ != "AutoModelForCausalLM" or "Assistant" in type(model).__name__
+    if not special or model.device.type == "meta":
+        return
+    try:
+        reference.following(model, torch.tensor([[1, 2, 3]], device=model.device))
+    except Exception as error:
+        said = f"{type(model).__name__} does not answer text alone: {sentence(error)}"
+        raise BadModel(said) from error
 
 
 def _complete(found: hub.Found, report: dict[str, Any]) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 from repl import library, model_config
 from repl.errors import Cancelled
+from repl.reference import Known, carries_on
 
 OTHERWISE = ("cache_implementation", "prompt_lookup_num_tokens", "token_healing", "use_mtp", "speculation_type")
 """Fields of a generation config that bring another cache, feed ids of their own, or change the prompt's."""
 STRETCHED = ("dynamic", "longrope", "su")
 """Position embeddings that change for all tokens once a text is longer than the model was first trained for."""
-PROBED = 24  # tokens of a prompt that the probe for carrying on reads
+PROBED, FEW = 24, 8  # tokens of a prompt that are tried: where layers are unusual, and where they are not
+CARRIES = Known()  # whether a loaded model goes on rightly from a cache
 
 
 class Kept:
@@ -20,7 +22,6 @@ class Kept:
     def __init__(self) -> None:
         self._cache: Any = None
         self._ids: list[int] = []
-        self._carries: bool | None = None  # whether unusual layers go on rightly from a cache; None until tried
 
     def drop(self) -> None:
         """Give the cache up."""
@@ -65,12 +66,11 @@ class Kept:
         return cache, reused
 
     def may_go_on(self, model: Any, cache: Any, prompt: Any) -> bool:
-        """Tell whether reading in steps comes to what reading at once does; the first of `prompt` may be tried."""
-        if all(map(_simple, cache.layers)):
-            return True
-        if self._carries is None and prompt.shape[-1] >= PROBED:
-            self._carries = carries_on(model, prompt[:, :PROBED])
-        return bool(self._carries)
+        """Tell whether reading in steps comes to what reading at once does; the first of `prompt` is tried, once."""
+        tried = prompt[:, : FEW if all(map(_simple, cache.layers)) else PROBED]
+        if tried.shape[-1] < (FEW if all(map(_simple, cache.layers)) else PROBED):
+            return False
+        return bool(CARRIES.get(model, lambda: carries_on(model, tried, lambda: blank(model))))
 
     def _give_back(self, cache: Any, ids: list[int], broken_off: bool) -> None:
         length = min(sound(cache, broken_off), len(ids))
@@ -212,23 +212,3 @@ def _crop(layer: Any, length: int) -> bool:
     if layer.is_sliding:
         layer.cumulative_length = length
     return True
-
-
-def carries_on(model: Any, prompt: Any) -> bool:
-    """Tell whether a model goes on from its cache as if it had read everything at once.
-
-    Recurrent layers of some models and versions begin anew with every prompt, without a word. `prompt`, of shape
-    (1, tokens), is read at once, in two halves, and the second half alone: the halves must come far closer to the
-    whole.
-    """
-    import torch
-
-    half = prompt.shape[-1] // 2
-    with torch.no_grad():
-        cache = blank(model)
-        model(prompt[:, :half], **{library.cache_name(): cache}, use_cache=True)
-        reads = ((prompt[:, half:], cache), (prompt, blank(model)), (prompt[:, half:], blank(model)))
-        calls = [(ids, {library.cache_name(): past, "use_cache": True}) for ids, past in reads]
-        logits = [model(ids, **given).logits[0, -1].float() for ids, given in calls]
-    halves, whole, alone = logits
-    return bool((halves - whole).abs().max() * 10 < (alone - whole).abs().max())

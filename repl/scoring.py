@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from repl import library, model_config
+from repl import library, model_config, reference
 from repl.errors import Failed, NoMemory, UsageError
 from repl.libraries import release
 from repl.loading import Facts, Resident
@@ -16,6 +16,8 @@ from repl.worker import Emit, bare
 
 CHUNK = (256, 1024)  # tokens whose logits are in memory at once, at least and at most
 LOGITS = 2**26  # and so many logits, where that allows the least: longer steps are quicker
+TRIED = 8  # tokens on which a model is asked whether it reads a text as it writes one
+WAYS = reference.Known()  # how a loaded model reads a text: plain, placed (told the positions), or not at all
 
 
 def score(
@@ -51,10 +53,56 @@ def following(resident: Resident, ids: Sequence[int], emit: Emit, shared: bool =
     """
     key = tuple(ids)
     if key not in resident.behind:
-        [(_, rows)] = _read(resident, list(ids), len(ids), emit, step(resident.model), shared)
+        rows = _behind(resident, list(ids), emit, shared)
         resident.behind.clear()
-        resident.behind[key] = rows[-1].clone()
+        resident.behind[key] = rows.clone()
     return resident.behind[key]
+
+
+def _behind(resident: Resident, ids: list[int], emit: Emit, shared: bool) -> Any:
+    import torch
+
+    model = resident.model
+    given = torch.tensor([ids], device=entry(model))
+    with _told(resident), breakable(model, emit.check):
+        if way(model, given) == "none":
+            return _checked(resident.facts, len(ids), reference.following(model, given)[None])[0]
+    [(_, rows)] = _read(resident, ids, len(ids), emit, step(model), shared)
+    return rows[-1]
+
+
+def way(model: Any, ids: Any) -> str:
+    """Tell how a model reads a whole text as `generate` does token by token; `ids` of it are tried, once a model."""
+    tried = ids[:, :TRIED]
+    return str(WAYS.get(model, lambda: _find_way(model, tried))) if ids.shape[-1] > 3 else "plain"
+
+
+def _find_way(model: Any, ids: Any) -> str:
+    import torch
+
+    stops = ids.shape[-1] // 2, ids.shape[-1]
+    expected = [reference.following(model, ids[:, :stop]) for stop in stops]
+    for name, extra in (("plain", {}), ("placed", _numbered(model, 0, ids))):
+        with torch.no_grad():
+            rows = model(ids, use_cache=False, **extra).logits[0].float()
+        pairs = zip(stops, expected, strict=True)
+        if not rows.isfinite().all() or all(reference.same(rows[stop - 1], each, model.dtype) for stop, each in pairs):
+            return name
+    return "none"
+
+
+def places(model: Any, start: int, ids: Any) -> dict[str, Any]:
+    """Return the positions of ids that begin at a place, for a model that has to be told them."""
+    return _numbered(model, start, ids) if WAYS.get(model, lambda: "plain") == "placed" else {}
+
+
+def _numbered(model: Any, start: int, ids: Any) -> dict[str, Any]:
+    import inspect
+
+    import torch
+
+    known = "position_ids" in inspect.signature(model.forward).parameters
+    return {"position_ids": torch.arange(start, start + ids.shape[-1], device=ids.device)[None]} if known else {}
 
 
 def _read(
@@ -71,6 +119,10 @@ def _read(
         raise UsageError(f"the text has {len(fed)} tokens, {facts.id} reads at most {facts.context}")
     kept = resident.kept if shared else Kept()
     ids = torch.tensor([fed], device=entry(model))
+    with _told(resident), breakable(model, emit.check):
+        if way(model, ids) == "none":
+            said = "gives a whole text other logits than the same text token by token, so no text can be scored"
+            raise Failed(f"{facts.architecture} {said}")
     with _told(resident), kept.lent(model, config, ids[:, :first], lambda: fed) as (past, reused):
         cache = past.get(library.cache_name())
         steps = cache is not None and fits(model, config, len(fed)) and kept.may_go_on(model, cache, ids)
@@ -99,7 +151,7 @@ def _in_steps(
     for start in range(reused, ids.shape[-1], chunk):
         piece = ids[:, start : start + chunk]
         skipped = max(0, first - 1 - start)
-        given = {library.cache_name(): cache, "use_cache": True}
+        given = {library.cache_name(): cache, "use_cache": True, **places(model, start, piece)}
         rows = _last_rows(model, piece, max(1, piece.shape[-1] - skipped), emit, **given)
         if skipped < piece.shape[-1]:
             yield start + skipped + 1, rows
@@ -112,7 +164,7 @@ def _whole(model: Any, ids: Any, first: int, chunk: int, emit: Emit) -> Iterator
     """
     wanted = ids.shape[-1] - first + 1
     if wanted <= chunk or model.get_output_embeddings() is None:
-        rows = _last_rows(model, ids, wanted, emit, use_cache=False)
+        rows = _last_rows(model, ids, wanted, emit, use_cache=False, **places(model, 0, ids))
         yield from ((first + place, rows[place : place + chunk]) for place in range(0, wanted, chunk))
         return
     seen: list[Any] = []
@@ -121,7 +173,7 @@ def _whole(model: Any, ids: Any, first: int, chunk: int, emit: Emit) -> Iterator
         seen.append(hidden[:, -wanted:])
         return hidden[:, -1:]
 
-    _pass(model, ids, keep, emit, use_cache=False)
+    _pass(model, ids, keep, emit, use_cache=False, **places(model, 0, ids))
     for place in range(0, wanted, chunk):
         part = seen[0][:, place : place + chunk]
         yield first + place, _pass(model, ids[:, :1], partial(_instead, part), emit, use_cache=False)

@@ -63,6 +63,7 @@ RULES: list[tuple[str, Any]] = [
     (r"num_filters|base_channels|latent_channels|output_channels|num_embeddings|codebook_size", 32),
     (r"image_size|img_size|crop_size|max_image_size|resolution", 32),
     (r"patch_size", lambda value: value if value <= 2 else 8),
+    (r"(mamba_)?n_groups|mamba_ngroups", 1),
     (r"num_nextn_predict_layers", 0),
     (r"num_kv_shared_layers", 2),
     (r"index_topk", 64),
@@ -109,13 +110,14 @@ def layers(values: dict[str, Any]) -> int:
     return max([LAYERS, *kinds]) * (2 if values.get("num_kv_shared_layers") else 1)
 
 
-def shrunk(values: dict[str, Any], count: int, ids: Ids) -> dict[str, Any]:
+def shrunk(values: dict[Any, Any], count: int, ids: Ids) -> dict[str, Any]:
     """Return the values of a config made small; parts of it have as many layers as they need."""
     small: dict[str, Any] = {}
     depth = values.get("num_hidden_layers") or values.get("n_layer") or 0
     heads = values.get("num_attention_heads")
-    for name, value in values.items():
-        if value is None or name in DERIVED:
+    for key, value in values.items():
+        name = str(key)
+        if (value is None and "model_type" in values) or name in DERIVED:
             continue
         if name == "mrope_section":
             small[name] = [4, 2, 2]
@@ -180,13 +182,20 @@ LAYERS_OF: dict[str, int] = {"dory": 3}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXPERTS = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
 CHANGES: dict[str, dict[str, Any]] = {
+    "apertus1p5": {"audio_config": {"codebook_dim": 64}, "audio_token_offset": 131272 + 32},
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "dots3_note": {"audio_config": {"adapter_input_size": 64}},
+    "granite4_vision": {"deepstack_layer_map": [[0, 0]]},
+    "hrm_text": {"num_hidden_layers": 8, "num_layers_per_stack": 1},
     "bamba": {"attn_layer_indices": [1]},
     "blt": {"encoder_hash_byte_group_vocab": 500},
     "chameleon": {"vocabulary_map": {"<image>": 510}},
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": ROPE}}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8}},
-    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
+    "deepseek_ocr2": {
+        "text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    },
     "diffusion_gemma": {"text_config": EXPERTS},
     "dory": {
         **{"num_hidden_layers": 8, "n_input_layers": 2, "n_recurrent_layers": 4, "n_output_layers": 2},

@@ -54,12 +54,17 @@ class Bare:
         self.model: Any = None
         with outcome(found, "bare"):
             import torch
-            from transformers import AutoConfig
+            from transformers import AutoConfig, AutoModelForImageTextToText
 
             from repl.reading import auto_class
 
             config = AutoConfig.from_pretrained(folder)
-            self.model = auto_class(config).from_pretrained(folder, dtype=torch.float32).eval()
+            options = {"dtype": torch.float32, "output_loading_info": True}
+            model, report = auto_class(config).from_pretrained(folder, **options)
+            if report["missing_keys"]:  # the class for text alone does not know the names in the files
+                model, report = AutoModelForImageTextToText.from_pretrained(folder, **options)
+            assert not report["missing_keys"], sorted(report["missing_keys"])[:3]
+            self.model = model.eval()
             self.ids([5, 6, 7, 8])
 
     def ids(self, prompt: list[int], **values: Any) -> list[int]:

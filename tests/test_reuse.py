@@ -397,11 +397,11 @@ def test_layers_that_begin_anew_with_every_prompt_are_found_out(residents):
 
     resident = residents("delta")
     prompt = torch.tensor([FIRST])
-    assert reuse.carries_on(resident.model, prompt)
+    assert reuse.carries_on(resident.model, prompt, lambda: reuse.blank(resident.model))
     forgetting = [layer for layer in resident.model.modules() if hasattr(layer, "conv1d")]
     assert forgetting
     hooks = [layer.register_forward_pre_hook(without_state, with_kwargs=True) for layer in forgetting]
-    assert not reuse.carries_on(resident.model, prompt)
+    assert not reuse.carries_on(resident.model, prompt, lambda: reuse.blank(resident.model))
     for hook in hooks:
         hook.remove()
 
