@@ -40,12 +40,12 @@ def take(session: Session, asked: Question, cells: Mapping[int, Cell], made: Map
         session.attached.clear()
     role = "completion" if asked.role == "prompt" else "assistant"
     state = "cancelled" if done.finish == "cancelled" else "complete"
-    reply = talk.close(talk.add(role, "", asked.turn), asked.request.prefill + done.text, state, done)
+    reply = talk.close(talk.add(role, "", asked.turn), asked.request.prefill + done.raw, state, done)
     if role == "assistant":
         talk.head = reply.id
     session.last, session.used = reply, done.tokens
     offer(session, asked, cells, made)
-    return Taken(number, reply.text, done.token_ids, decoding.phrase(session.decoding()))
+    return Taken(number, reply.parts.answer, done.token_ids, decoding.phrase(session.decoding()))
 
 
 def words(session: Session, cell: Cell, made: Made) -> list[tuple[str, str]]:

@@ -9,11 +9,13 @@ from repl.errors import Cancelled, ReplError, UsageError
 from repl.events import Done, Echo, Measures, Timing, Usage
 from repl.loading import Resident
 from repl.meter import KEPT
+from repl.parsing import Begun
+from repl.parts import Parts
 from repl.request import Request
 from repl.scoring import score
 from repl.session import Session, Task
 from repl.settings import Settings
-from repl.traces import Seen, answered, check, gathered, named, onward, pieces_of, recomputed, seed_of, traced
+from repl.traces import Seen, answered, check, gathered, named, onward, pieces_of, recomputed, seed_of, told, traced
 from repl.worker import Emit, Job
 
 
@@ -100,20 +102,25 @@ def whole(resident: Resident, begun: Turn, done: Done) -> Done:
     found = onward(begun, record.token_ids, done)
     pieces = pieces_of(resident, seed_of(resident, begun), found.token_ids)
     lengths = tuple(map(len, pieces)) if found.measures.logprobs else ()
-    text = lead + "".join(pieces)
-    return replace(found, text=text, raw=text, measures=replace(found.measures, lengths=lengths))
+    raw = lead + "".join(pieces)
+    parts = done.parts if begun.role == "assistant" else Parts(answer=raw)
+    return replace(found, **told(raw, parts), measures=replace(found.measures, lengths=lengths))
 
 
 def going_on(resident: Resident, begun: Turn, settings: Settings, emit: Emit) -> Done:
     """Tell a beginning and generate what follows it: nothing where it ends with an end token."""
     record = answered(begun)
-    emit(Echo(begun.text))
-    request = Request(settings, ids=(*record.prompt_ids, *record.token_ids))
+    chat = Begun(begun.text, record.prefill, record.token_ids) if begun.role == "assistant" else None
+    request = Request(settings, ids=(*record.prompt_ids, *record.token_ids), begun=chat)
+    if chat is None:
+        emit(Echo(begun.text))
     if record.token_ids[-1] not in decoding.stops(arguments.of_settings(resident, settings).config):
         return engine.reply(resident, request, emit)
+    if reading := engine.reading(resident, request, [*request.ids], emit):
+        reading.open(emit)
     return replace(
         record,
-        text="",
+        **{**told("", Parts()), "begun": reading.begun if reading else Parts()},
         prompt_ids=request.ids,
         token_ids=(),
         finish="stop",

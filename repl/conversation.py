@@ -26,7 +26,11 @@ class Turn:
     @property
     def parts(self) -> Parts:
         """Return what was thought, answered and called."""
-        return self.record.parts if self.record and self.text else Parts(answer=self.text)
+        record = self.record
+        if record is None or not self.text.endswith(record.raw):
+            return Parts(answer=self.text)
+        lead = Parts(answer=self.text.removesuffix(record.raw)) if record.begun is None else Parts()
+        return lead + record.parts
 
 
 def forget(turn: Turn) -> None:

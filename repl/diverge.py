@@ -252,7 +252,7 @@ def _weighed(
         made=asked.record is None,
         prompt_ids=done.prompt_ids,
         token_ids=done.token_ids,
-        text=done.text,
+        text=done.raw,
         steps=tuple(steps),
         agreeing=sum(step.agrees for step in steps),
         strayed=sum(step.first != step.id for step in steps),

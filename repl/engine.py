@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from repl import arguments, decoding, loop, template
@@ -13,17 +14,18 @@ from repl.beams import Watch, spelled
 from repl.compiled import Loan
 from repl.drafting import Drafting, Get
 from repl.errors import Cancelled, Failed, ReplError, UsageError
-from repl.events import Done, Echo, Measures, Notice, Opening, Search, Sequence, Timing, Token, Usage
+from repl.events import Done, Echo, Measures, Notice, Search, Sequence, Timing, Token, Usage
 from repl.libraries import release
 from repl.loading import Resident
 from repl.meter import Meter
 from repl.mishaps import is_memory, sentence
+from repl.parsing import Begun, Reading
+from repl.parts import Parts
 from repl.probe import breakable, entry, finite, one_sentence
 from repl.provenance import described, environment, versions
 from repl.relief import dead, out_of_memory
 from repl.request import Prompt, Request, encode
 from repl.stream import streamer
-from repl.thinking import marks
 from repl.worker import Emit, bare
 
 
@@ -70,6 +72,19 @@ def healed(resident: Resident, request: Request, chosen: Arguments, prompt: Prom
     return replace(prompt, ids=found), replace(chosen, given={**chosen.given, "token_healing": False})
 
 
+def reading(resident: Resident, request: Request, prompt: list[int], emit: Emit) -> Reading | None:
+    """Return what reads a reply in a chat, None for a text that is completed."""
+    begun = request.begun or (Begun(request.prefill, request.prefill) if request.chats else None)
+    return Reading(resident.tokenizer, prompt, begun, lambda said: mention(resident, said, emit)) if begun else None
+
+
+def mention(resident: Resident, said: str, emit: Emit) -> None:
+    """Say something about a model once."""
+    if said and said not in resident.told:
+        resident.told.add(said)
+        emit(Notice(said))
+
+
 class Run:
     """One reply on its way: what goes into `generate`, what has come out so far, and the record of it."""
 
@@ -86,6 +101,7 @@ class Run:
         self.ids: list[int] = []  # made so far
         self.pieces: list[str] = []  # their text, as it was told
         self.stream: Any = None
+        self.reader: Any = None  # cuts what is shown into its parts
         self.first_at = self.last_at = 0.0
         self.drafting = Drafting(resident, request.settings, emit)
         self.watch = Watch(resident.tokenizer, emit, not config.do_sample, decoding.stops(config))
@@ -104,6 +120,11 @@ class Run:
         """Return the ids that are one text with the reply: the prompt where it is continued, none in a chat."""
         return self.prompt if self.request.seeded else []
 
+    @cached_property
+    def reading(self) -> Reading | None:
+        """What tells the parts of the reply; None for a text that is completed."""
+        return reading(self.resident, self.request, self.prompt, self.emit)
+
     def _spelled(self, ids: list[int] | tuple[int, ...]) -> Iterator[Token]:
         return spelled(self.resident.tokenizer, self.before, ids)
 
@@ -118,7 +139,7 @@ class Run:
                 if not self.beams:
                     hooks.enter_context(self.meter.reading(self.resident.model))
                 output = self._call()
-                self._mention(self.resident.threads.said())
+                mention(self.resident, self.resident.threads.said(), self.emit)
                 sequences, finish = self._sequences(output), self._finish(output)
                 return self.told(sequences), finish
         except Failed as error:
@@ -133,11 +154,9 @@ class Run:
         raise out_of_memory(self.resident, self.config, len(self.prompt), words)
 
     def _echo(self) -> None:
-        if self.request.chats:
-            tokenizer = self.resident.tokenizer
-            self.emit(Opening(marks(tokenizer, tokenizer.decode(self.prompt[-64:]))))
-        if self.request.prefill:
-            self.emit(Echo(self.request.prefill))
+        if self.reading:
+            self.reading.open(self.emit)
+            self.reader = self.reading.begin()
         elif self.request.text:
             self.emit(Echo(self.resident.tokenizer.decode(self.prompt, skip_special_tokens=True)))
 
@@ -170,11 +189,6 @@ class Run:
             self.loan = resident.steps.loan(resident.model, resident.load, lambda said: self.emit(Notice(said)))
         return self.loan
 
-    def _mention(self, said: str) -> None:
-        if said and said not in self.resident.told:
-            self.resident.told.add(said)
-            self.emit(Notice(said))
-
     def _lent(self, ids: Any) -> AbstractContextManager[tuple[dict[str, Any], int]]:
         kept = self.resident.kept
         if self.request.settings.decode.reuse:
@@ -195,13 +209,17 @@ class Run:
     def _made(self, token: Token) -> None:
         """Pass a token on; raises `Cancelled`. What was shown is kept, whenever the reply is broken off."""
         with self.emit.shield():
-            self.emit(token)
+            self.emit(self._read(token))
             self.last_at = time.monotonic()
             self.first_at = self.first_at or self.last_at
             self.pieces.append(token.text)
             self.meter.told(token.id, token.text)
             if token.id is not None:
                 self.ids.append(token.id)
+
+    def _read(self, token: Token) -> Token:
+        pieces = self.reading.take(self.reader, token) if self.reading else ()
+        return replace(token, pieces=pieces) if pieces else token
 
     def _told_to_stop(self, ids: Any, _: Any) -> Any:
         """End a beam search that was cancelled, keeping the best so far."""
@@ -227,26 +245,26 @@ class Run:
         """Return ids that were made, without what follows their end, and the text that they add."""
         ends = [place for place, token in enumerate(row) if token in decoding.stops(self.config)]
         kept = row[: ends[0] + 1] if ends else row  # what follows the end is padding
-        return Sequence(self._text(kept), tuple(kept), score)
+        return self._parted("".join(token.text for token in self._spelled(kept)), kept, score)
 
-    def _text(self, ids: list[int]) -> str:
-        """Return the text that `ids` add: the whole minus the prompt for a continuation, plain for a chat reply."""
-        decode = self.resident.tokenizer.decode
-        if not self.request.seeded:
-            return str(decode(ids, skip_special_tokens=True))
-        before = decode(self.prompt, skip_special_tokens=True)
-        whole = decode([*self.prompt, *ids], skip_special_tokens=True)
-        if whole.startswith(before):
-            return str(whole[len(before) :])
-        # a byte that ends the prompt and one that begins the reply are no character together: as it was told
-        return "".join(token.text for token in self._spelled(ids))
+    def _parted(self, raw: str, ids: list[int], score: float | None = None) -> Sequence:
+        """Return text that was made with its parts, without those of what the reply was made to begin with."""
+        parts = self._own(self.reading.parts(raw, ids)) if self.reading else Parts(answer=raw)
+        return Sequence(parts.answer, tuple(ids), score, raw, parts.thinking, parts.tool_calls)
+
+    def _own(self, whole: Parts) -> Parts:
+        assert self.reading is not None
+        own = whole.since(self.reading.begun)
+        if own is None:  # what came later made something else of the beginning
+            self.reading.begun, own = Parts(), whole
+        return own
 
     def told(self, sequences: list[Sequence]) -> list[Sequence]:
         """Emit the winner of a beam search as tokens: the search itself has none to stream."""
         if self.beams:
             self.emit.settle()
             for token in self._spelled(sequences[0].token_ids):
-                self.emit(token)
+                self.emit(self._read(token))
         return sequences
 
     def partial(self) -> list[Sequence]:
@@ -259,7 +277,7 @@ class Run:
             told = "".join(self.pieces)
             if whole.startswith(told) and whole != told:
                 self._made(Token(whole[len(told) :]))
-        return [Sequence("".join(self.pieces), tuple(self.ids))]
+        return [self._parted("".join(self.pieces), self.ids)]
 
     def _finish(self, output: Any) -> str:
         if self.emit.stopped():
@@ -282,8 +300,14 @@ class Run:
         """Return the reply with its record."""
         facts, settings = self.resident.facts, self.request.settings
         best = sequences[0]
+        if rest := self.reader.end() if self.reader else ():
+            self.emit(Token("", pieces=rest))
         return Done(
             text=best.text,
+            raw=best.raw,
+            thinking=best.thinking,
+            tool_calls=best.tool_calls,
+            begun=self.reading.begun if self.reading else Parts(),
             prompt_ids=tuple(self.prompt),
             token_ids=best.token_ids,
             finish=finish,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from repl.parts import Parts
+from repl.parts import Parts, Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +18,21 @@ class Token:
     """Entropy of that distribution, in nats."""
     top: tuple[tuple[int, str, float], ...] = ()
     """The likeliest tokens there, as many as `/logprobs` asks for: (id, text, logprob in nats)."""
+    pieces: tuple[Piece, ...] = ()
+    """In a chat: what of the thought, the answer and the calls of tools is certain now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A chat reply begins; `marks` tell its thinking from its answer (see `repl.thinking`)."""
-
-    marks: Any
+    """A chat reply begins: its tokens come with their pieces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """The text that a reply goes on from, as the model sees it."""
+    """The text that a reply goes on from, as the model sees it; in a chat with its pieces."""
 
     text: str
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,21 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """One finished sequence; `score` is the length-penalised log-probability, None where the search has none."""
+    """One finished sequence; `score` is the length-penalised log-probability, None where the search has none.
+
+    `text`, `raw`, `thinking` and `tool_calls` are as in `Done`.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     score: float | None = None
+    raw: str = ""
+    thinking: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.raw:
+            object.__setattr__(self, "raw", self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +223,8 @@ class Done:
     """What was thought before the answer."""
     tool_calls: tuple[dict[str, Any], ...] = ()
     """The tools that were called, each with `name` and `arguments`."""
-    begun: Parts = field(default_factory=Parts)
-    """The parts of what the reply was made to begin with."""
+    begun: Parts | None = None
+    """The parts of what the reply was made to begin with; None in a record from before there were parts."""
 
     def __post_init__(self) -> None:
         if not self.raw:  # of a record from before there were parts, the text was all that was made
@@ -222,7 +233,7 @@ class Done:
     @property
     def parts(self) -> Parts:
         """Return the parts of the whole reply, with the beginning that it was given."""
-        return self.begun + Parts(self.thinking, self.text, self.tool_calls)
+        return (self.begun or Parts()) + Parts(self.thinking, self.text, self.tool_calls)
 
     @property
     def tokens(self) -> int:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from repl import context, decoding, thinking
+from repl import context, decoding
 from repl.decoding import PENALTIES, Base
 from repl.dialects import UNKNOWN, Dialect, whole
 from repl.errors import Failed
 from repl.events import Done, Echo, Notice, Opening, Timing, Token, Usage
-from repl.parts import Parts
+from repl.parts import Parts, Reader
 from repl.protocol import (
     BROKEN,
     ENDS,
@@ -82,6 +82,9 @@ class Heard:
         self._asked = int((given or {}).get("top_logprobs") or wanted(request.settings, peer.kind))
         self._tally = Tally(self._asked)
         self._half = ""  # the first half of a character beyond U+FFFF
+        self._reader = Reader()
+        self._lead = self._reader.feed(request.prefill)
+        self._begun = self._reader.parts()
 
     # ask
 
@@ -210,9 +213,9 @@ class Heard:
             return
         self._opened = True
         if self.request.chats:
-            self.emit(Opening(thinking.Marks()))
+            self.emit(Opening())
         if begun := self.request.prefill or self.request.text:
-            self.emit(Echo(begun))
+            self.emit(Echo(begun, self._lead))
 
     def _say(self, pieces: list[Piece], thinks: bool) -> None:
         """Pass text on, with the tags by which thinking is told apart everywhere else around what was thought."""
@@ -230,7 +233,8 @@ class Heard:
             self._last = time.monotonic()
             self._first = self._first or self._last
             self._ids += [] if token.id is None else [token.id]
-            self.emit(replace(token, text=text))
+            read = self._reader.feed(text) if self.request.chats else ()
+            self.emit(replace(token, text=text, pieces=read))
             self._texts.append(text)
             (self._thoughts if thinks else self._answers).append(own)
             self._count += 1
@@ -289,13 +293,13 @@ class Heard:
         span = self._last - self._first
         self._tally.rest(len(self._half))
         raw = "".join(self._texts) + self._half
-        thought, answer = self._parts(raw)
+        begun, own = self._parts(raw)
         request = self.request
         return Done(
-            text=answer,
+            text=own.answer,
             raw=raw,
-            thinking=thought,
-            tool_calls=self._calls.all(),
+            thinking=own.thinking,
+            tool_calls=(*own.tool_calls, *self._calls.all()),
             prompt_ids=tuple(self._prompt),
             token_ids=tuple(self._ids) if len(self._ids) in (made, made - 1) else (),  # some leave the end out
             finish=finish,
@@ -313,16 +317,21 @@ class Heard:
             dropped=tuple(self.dropped),
             system=request.system,
             prefill=request.prefill,
-            begun=Parts(answer=request.prefill),
+            begun=begun,
             measures=self._tally.measures(),
         )
 
-    def _parts(self, raw: str) -> tuple[str, str]:
-        """Return thought and answer: as the server told them apart, or by tags in the text."""
+    def _parts(self, raw: str) -> tuple[Parts, Parts]:
+        """Return the parts of the beginning, and of what was made: as the server told them apart, or by tags."""
+        if not self.request.chats:
+            return Parts(), Parts(answer=raw)
+        if rest := (*self._reader.feed(self._half), *self._reader.end()):
+            self.emit(Token("", pieces=rest))
         if any(self._thoughts):
-            return "".join(self._thoughts), "".join(self._answers) + self._half
-        thought, answer = thinking.split(thinking.Marks(), [(raw, None)])
-        return thought, answer.lstrip("\n") if thought else raw
+            return self._begun, Parts("".join(self._thoughts), "".join(self._answers) + self._half)
+        whole = self._reader.parts()
+        own = whole.since(self._begun)
+        return (Parts(), whole) if own is None else (self._begun, own)
 
     def _described(self) -> dict[str, Any]:
         served = self._model or self.peer.model or self.peer.host

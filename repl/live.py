@@ -38,7 +38,7 @@ class Pane:
         self._beams: Live | None = None
         self._board: Board | None = None
         self._column = False  # the cursor stands behind text
-        self._begins = ""  # what the text goes on from: drawn with its first token, a search comes before
+        self._begins: list[Echo] = []  # what the text goes on from: drawn with its first token, a search comes before
         self._shaded = ""  # by what tokens were coloured
         self._later: list[str] = []  # notices that came in the middle of a text
 
@@ -70,10 +70,10 @@ class Pane:
         match event:
             case Token():
                 self._token(event)
-            case Opening(marks=marks):
-                self._reply = Reply(self._screen, marks, self._view)
-            case Echo(text=text):
-                self._begins += text
+            case Opening():
+                self._reply = Reply(self._screen, self._view)
+            case Echo():
+                self._begins.append(event)
             case Step():
                 self._bar.step(event)
             case Beams():
@@ -93,7 +93,8 @@ class Pane:
     def _token(self, token: Token) -> None:
         self._quiet()
         if self._screen.as_json:
-            self._screen.record(token_record(token))
+            if token.text or token.id is not None:  # the rest are pieces that waited for more
+                self._screen.record(token_record(token))
         else:
             self._begin()
             self._reply.feed(token, self._shade(token))
@@ -106,10 +107,10 @@ class Pane:
         return style(certainty(token.logprob, token.entropy, self._view.probs))
 
     def _begin(self) -> None:
-        if self._begins and not self._screen.as_json:
-            self._reply.echo(self._begins)
+        for echo in [] if self._screen.as_json else self._begins:
+            self._reply.echo(echo)
             self._column = True
-        self._begins = ""
+        self._begins.clear()
 
     def _beside(self, event: Columns | InColumn) -> None:
         if isinstance(event, InColumn):

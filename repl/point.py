@@ -6,6 +6,7 @@ from repl.conversation import Turn
 from repl.errors import UsageError
 from repl.events import Done
 from repl.loading import Facts
+from repl.parsing import Begun
 from repl.request import Request
 from repl.session import Session
 from repl.settings import Settings
@@ -26,7 +27,8 @@ def onward(session: Session, last: Turn) -> Request:
             return Request(session.settings, text=asked.text + last.text)
         return chat(session, session.settings, asked, last.text)
     made = record.token_ids[:-1] if record.finish == "stop" else record.token_ids
-    return Request(session.settings, ids=(*record.prompt_ids, *made))
+    begun = Begun(last.text, record.prefill, made, shown=True) if last.role == "assistant" else None
+    return Request(session.settings, ids=(*record.prompt_ids, *made), begun=begun)
 
 
 def made_by(record: Done, facts: Facts) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
 
-from repl import decoding, thinking
+from repl import decoding
 from repl.decoding import APART, BEAMS, SAMPLING
 from repl.dialects import Dialect
 from repl.events import Token
@@ -100,12 +100,8 @@ def wanted(settings: Settings, kind: Dialect) -> int:
 
 def plain(message: Mapping[str, Any]) -> dict[str, str]:
     """Return a message as it is sent: what was thought before an answer is not part of the talk."""
-    content = str(message["content"])
-    if message["role"] == "assistant":
-        parts = message.get("parts")
-        said = parts.answer if parts else thinking.split(thinking.Marks(), [(content, None)])[1].lstrip("\n")
-        content = said or content
-    return {"role": message["role"], "content": content}
+    parts = message.get("parts")
+    return {"role": message["role"], "content": (parts.answer if parts else "") or message["content"]}
 
 
 # hear

@@ -158,7 +158,7 @@ class Rehearsal:
         same = (record.model.get("id"), record.model.get("commit")) == (resident.facts.id, resident.facts.commit)
         alike = same or self.known.get(exchange.load) == made.vocabulary
         told = exchange.asked(exchange.messages)
-        before = weigh(resident, self.variant.settings, told, record.text, record.token_ids if alike else (), aside)
+        before = weigh(resident, self.variant.settings, told, record.raw, record.token_ids if alike else (), aside)
         after = bits(made.logprobs[: len(_bare(resident, made.ids))], made.text)
         one = bool(record.load) and self._here(exchange.load)
         return replace(
@@ -178,7 +178,7 @@ class Rehearsal:
             aside(Progress("weigh the answers", place, len(self.found), "answers"))
             record, made, alike = again.exchange.record, again.made, known == again.made.vocabulary
             before = bits(
-                sides.weighed(resident, record.prompt_ids, _bare(resident, record.token_ids), aside), record.text
+                sides.weighed(resident, record.prompt_ids, _bare(resident, record.token_ids), aside), record.raw
             )
             asked = again.exchange.asked(again.messages)
             after = weigh(resident, self.variant.settings, asked, made.text, made.ids if alike else (), aside)

@@ -3,12 +3,12 @@
 from rich.text import Text
 
 from repl.clean import Cleaner, clean
-from repl.events import Token
+from repl.events import Echo, Token
 from repl.markdown import Markdown
 from repl.redraw import Stream, Words
 from repl.screen import Screen
 from repl.settings import View
-from repl.thinking import Fold, Marks, Shown
+from repl.thinking import Fold, Shown
 
 ERASE = "\r\x1b[2K"
 
@@ -16,9 +16,9 @@ ERASE = "\r\x1b[2K"
 class Reply:
     """Draws a reply; it begins on a fresh line, and `end` leaves the cursor on one."""
 
-    def __init__(self, screen: Screen, marks: Marks, view: View) -> None:
+    def __init__(self, screen: Screen, view: View) -> None:
         self._screen = screen
-        self._fold = Fold(marks, view.thinking if screen.interactive else "show" if view.thinking == "show" else "hide")
+        self._fold = Fold(view.thinking if screen.interactive else "show" if view.thinking == "show" else "hide")
         self._raw = not screen.interactive and view.thinking == "show"
         self._cleaner = Cleaner()
         self._stream = stream(screen, view)
@@ -27,18 +27,14 @@ class Reply:
         self._line = ""  # what stands on the cursor's line, outside of Markdown
         self._status = False
 
-    def echo(self, text: str) -> None:
+    def echo(self, echo: Echo) -> None:
         """Show what the reply was made to begin with."""
-        self._answer(self._cleaner.feed(text))
+        self._draw(self._fold.feed(echo.pieces, counts=False), echo.text)
 
     def feed(self, token: Token, words: str = "") -> None:
         """Draw one token, in a style where it has one."""
         self._words = words
-        if self._raw:
-            self._answer(self._cleaner.feed(token.text))
-            return
-        for shown in self._fold.feed(token.text, token.id):
-            self._draw(shown)
+        self._draw(self._fold.feed(token.pieces), token.text)
 
     def rest(self) -> None:
         """Draw what waited for more: nothing comes just now."""
@@ -47,8 +43,7 @@ class Reply:
 
     def end(self) -> None:
         """Draw what was held back, and end the line."""
-        for shown in [] if self._raw else self._fold.end():
-            self._draw(shown)
+        self._draw(self._fold.end(), "")
         self._answer(self._cleaner.end())
         self._erase()
         if self._stream is not None and not self._line:
@@ -56,7 +51,15 @@ class Reply:
         else:
             self._screen.write("\n")
 
-    def _draw(self, shown: Shown) -> None:
+    def _draw(self, shown: list[Shown], text: str) -> None:
+        """Draw what a setting makes of a text, or the text itself."""
+        if self._raw:
+            self._answer(self._cleaner.feed(text))
+            return
+        for one in shown:
+            self._show(one)
+
+    def _show(self, shown: Shown) -> None:
         match shown.kind:
             case "text":
                 self._answer(self._cleaner.feed(shown.text))
@@ -69,6 +72,9 @@ class Reply:
             case "line":
                 self._erase()
                 self._dim(shown.text + "\n\n")
+            case "gap":
+                self._erase()
+                self._dim("\n\n" if self._line else "\n")
 
     def _answer(self, text: str) -> None:
         if not text:
@@ -76,6 +82,7 @@ class Reply:
         self._erase()
         if self._stream is None:
             self._screen.write(text, self._words)
+            self._line = (self._line + text).rpartition("\n")[2]
             return
         self._line, self._begun = "", True
         if isinstance(self._stream.reader, Words):
@@ -106,9 +113,9 @@ class Continuation:
         self._lines = Stream(screen.out, self._words) if flows(screen, view) else None
         self._cleaner = Cleaner()
 
-    def echo(self, text: str) -> None:
+    def echo(self, echo: Echo) -> None:
         """Show what it goes on from."""
-        self._write(clean(text), "quiet" if self._screen.interactive else "")
+        self._write(clean(echo.text), "quiet" if self._screen.interactive else "")
 
     def feed(self, token: Token, words: str = "") -> None:
         """Draw one token, in a style where it has one."""

@@ -9,6 +9,7 @@ from repl.context import Fitted
 from repl.errors import UsageError
 from repl.events import Notice
 from repl.loading import Resident
+from repl.parsing import Begun
 from repl.settings import Settings
 from repl.worker import Emit
 
@@ -27,6 +28,8 @@ class Request:
     ids: tuple[int, ...] = ()
     prefill: str = ""
     """What the reply begins with, in a chat."""
+    begun: Begun | None = None
+    """The reply of a chat that `ids` end with."""
 
     @property
     def chats(self) -> bool:

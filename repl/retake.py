@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from repl import thinking
+from repl import parts
 from repl.conversation import Conversation, Turn
 from repl.errors import UsageError
 from repl.events import Done, Echo, Measures, Usage
@@ -53,12 +53,13 @@ def taken(remote: Remote, request: Request, record: Done, place: int, token: int
 
 def _whole(done: Done, record: Done, lead: str, prompt: tuple[int, ...], ids: tuple[int, ...]) -> Done:
     raw = lead + done.raw
-    thought, answer = thinking.split(thinking.Marks(), [(raw, None)])
+    found = parts.read(raw)
     return replace(
         done,
         raw=raw,
-        text=answer.lstrip("\n") if thought else raw,
-        thinking=thought,
+        text=found.answer,
+        thinking=found.thinking,
+        tool_calls=found.tool_calls,
         prompt_ids=prompt,
         token_ids=(*ids, *done.token_ids) if done.token_ids else (),
         usage=Usage(len(prompt), done.usage.reused, len(ids) + done.usage.completion),

@@ -72,8 +72,8 @@ class Made:
 
     @property
     def text(self) -> str:
-        """The text of the answer, without what it was made to begin with."""
-        return self.done.text if self.done else ""
+        """All of the text that was made, without what it was made to begin with."""
+        return self.done.raw if self.done else ""
 
     @property
     def cut(self) -> bool:
@@ -233,4 +233,4 @@ def pieces(tokens: Sequence[Token]) -> tuple[str, ...]:
 
 def spoken(made: Made) -> str:
     """Return the text of an answer with what it was made to begin with."""
-    return made.done.prefill + made.done.text if made.done else ""
+    return made.done.prefill + made.done.raw if made.done else ""

@@ -6,6 +6,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 from repl.events import Token
+from repl.parsing import spoken
 
 KEPT = 8
 """Tokens decoded again as the context of the next ones: an incomplete character reaches back over three."""
@@ -19,6 +20,7 @@ _TIDIED = tuple((f" {text}", text.rstrip()) for text in (".", "?", "!", ",", "' 
 class Detokenizer:
     """Token ids in, text out: joined pieces equal `tokenizer.decode(ids)`, invalid bytes included.
 
+    Special tokens add no text, but for those that mark the parts of a reply (see `repl.parsing`).
     `seed` are the ids before them (for raw completion), so that the first word keeps its leading space; then the
     pieces are what `decode(seed + ids)` adds to `decode(seed)`. Each token is decoded in a window of at most `MOST`
     tokens.
@@ -29,9 +31,10 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any, seed: Sequence[int] = (), skip_special_tokens: bool = True) -> None:
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)  # the Rust side; None for a Python tokenizer
-        self._silent = _special(tokenizer) if skip_special_tokens else frozenset[int]()
+        marks = spoken(tokenizer) if skip_special_tokens else {}
+        self._silent = _special(tokenizer) - marks.keys() if skip_special_tokens else frozenset[int]()
         self._tidy = _Tidy(_TIDIED if _tidies(tokenizer) else ())
-        self._decode = _decoder(tokenizer, skip_special_tokens)
+        self._decode = _decoder(tokenizer, skip_special_tokens and not marks)
         self._merges = self._backend is not None and _merges_bytes(self._backend)
         self._doubtful = 3 if self._backend is None else 1  # replacement characters that may stand for one incomplete
         self._probe = _probe(tokenizer) if self._backend is None else []

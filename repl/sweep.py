@@ -230,7 +230,7 @@ def line(
         logprob=sum(logprobs) / len(logprobs) if logprobs else None,
         parts=parted(ids, greedy),
         same_as=same,
-        text=done.text,
+        text=done.raw,
         token_ids=ids,
         logprobs=logprobs,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from repl.beams import spelled
 from repl.conversation import Turn
@@ -9,6 +10,7 @@ from repl.errors import ReplError, UsageError
 from repl.events import Done, Measures, Progress
 from repl.loading import Facts, Resident
 from repl.meter import KEPT, rounded, text_of
+from repl.parts import Parts
 from repl.probe import Scored
 from repl.scoring import score
 from repl.worker import Emit
@@ -125,7 +127,8 @@ def recomputed(resident: Resident, turn: Turn, emit: Emit) -> Trace:
         if place % STEP == 0:
             emit(Progress("measuring the reply", place, len(pieces), "tokens"))
         seen.append(named(resident, found, pieces[place]))
-    return Trace(turn.id, turn.text.removesuffix("".join(pieces)), tuple(seen))
+    made = "".join(pieces)  # a reply of before may have another text: it left out the tags of its parts
+    return Trace(turn.id, turn.text.removesuffix(made if turn.text.endswith(made) else record.raw), tuple(seen))
 
 
 def check(facts: Facts, record: Done, number: int) -> None:
@@ -199,13 +202,19 @@ def joined(one: Measures, first: int, other: Measures, second: int) -> Measures:
     )
 
 
+def told(raw: str, parts: Parts) -> dict[str, Any]:
+    """Return the fields of a record for a text with its parts."""
+    fields = {"text": parts.answer, "thinking": parts.thinking, "tool_calls": parts.tool_calls}
+    return {"raw": raw, "begun": Parts(), **fields}
+
+
 def onward(before: Turn, kept: Sequence[int], done: Done) -> Done:
     """Return the record of a reply that went on from the `kept` ids of another as one reply."""
     assert before.record is not None
+    raw = before.text + done.raw
     return replace(
         done,
-        text=before.text + done.text,
-        raw=before.text + done.raw,
+        **told(raw, done.parts if before.role == "assistant" else Parts(answer=raw)),
         prompt_ids=before.record.prompt_ids,
         token_ids=(*kept, *done.token_ids),
         measures=joined(cut(before.record.measures, len(kept)), len(kept), done.measures, len(done.token_ids)),

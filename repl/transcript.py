@@ -14,6 +14,7 @@ from rich.text import Text
 from repl.clean import clean, clean_line
 from repl.colours import caption, painted
 from repl.conversation import Turn
+from repl.parts import Parts
 from repl.screen import as_record, palette, plain, view
 from repl.session import View
 from repl.traces import traced
@@ -51,7 +52,11 @@ class Transcript:
 
 def as_json(talk: Transcript) -> str:
     """Return every turn with its whole record and its exact text."""
-    return _dumped(plain(talk))
+    told = plain(talk)
+    for turn, written in zip(talk.turns, told["turns"], strict=True):
+        parts = turn.parts
+        written |= {"answer": parts.answer, "thinking": parts.thinking, "tool_calls": plain(parts.tool_calls)}
+    return _dumped(told)
 
 
 def _dumped(value: Any) -> str:
@@ -66,15 +71,34 @@ def _dumped(value: Any) -> str:
 def as_text(talk: Transcript) -> str:
     """Return plain text; control characters are made visible."""
     system = [f"system:\n{clean(talk.system)}\n"] if talk.system else []
-    return "\n".join([*system, *(f"{head}:\n{clean(turn.text)}\n" for head, turn in _labelled(talk))])
+    return "\n".join([*system, *(f"{head}:\n{_plainly(turn.parts)}\n" for head, turn in _labelled(talk))])
+
+
+def _plainly(parts: Parts) -> str:
+    thought = [f"[thinking]\n{clean(parts.thinking)}\n[/thinking]"] if parts.thinking else []
+    calls = [f"[tool call] {clean(json.dumps(one, ensure_ascii=False))}" for one in parts.tool_calls]
+    return "\n\n".join([*thought, *([clean(parts.answer)] if parts.answer or not thought + calls else []), *calls])
 
 
 def as_markdown(talk: Transcript) -> str:
     """Return Markdown in which a code block that was cut off does not swallow the rest."""
     blocks = [f"# {clean_line(talk.title) or 'Conversation'}"]
     blocks += [f"## system\n\n{fenced(clean(talk.system))}"] if talk.system else []
-    blocks += [f"## {head}\n\n{fenced(clean(turn.text))}" for head, turn in _labelled(talk)]
+    blocks += [f"## {head}\n\n{_in_markdown(turn.parts)}" for head, turn in _labelled(talk)]
     return "\n\n".join(blocks) + "\n"
+
+
+def _in_markdown(parts: Parts) -> str:
+    quoted = "\n".join(f"> {line}".rstrip() for line in fenced(clean(parts.thinking)).split("\n"))
+    thought = [f"> **thinking**\n>\n{quoted}"] if parts.thinking else []
+    calls = [block(json.dumps(one, ensure_ascii=False, indent=1), "json") for one in parts.tool_calls]
+    return "\n\n".join(text for text in [*thought, fenced(clean(parts.answer)), *calls] if text)
+
+
+def block(text: str, language: str = "") -> str:
+    """Return a block of code, fenced so that nothing in it ends it."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}{language}\n{clean(text).rstrip()}\n{fence}"
 
 
 def as_html(talk: Transcript, by: str = "off") -> str:
@@ -113,7 +137,14 @@ def page(console: Console, title: str) -> str:
 def coloured(turn: Turn, by: str = "off") -> Text:
     """Return a turn as a page shows it: in the colours of its tokens where they were measured."""
     found = traced(turn) if by != "off" else None
-    return painted(found, by) if found else Text(clean(turn.text))
+    return painted(found, by) if found else said(turn.parts)
+
+
+def said(parts: Parts) -> Text:
+    """Return what was thought, answered and called; all but the answer dim."""
+    calls = "\n".join(json.dumps(one, ensure_ascii=False) for one in parts.tool_calls)
+    drawn = [(parts.thinking, "quiet"), (parts.answer, ""), (calls, "quiet")]
+    return Text("\n\n").join(Text(clean(text), words) for text, words in drawn if text)
 
 
 def view_as_html(shown: View) -> str:
@@ -134,8 +165,7 @@ def view_as_text(shown: View) -> str:
 def view_as_markdown(shown: View) -> str:
     """Return a result in a block of code, under the line that asked for it."""
     _, _, drawn = view_as_text(shown).partition("\n\n")
-    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", drawn))])
-    return f"# {clean_line(shown.line)}\n\n{fence}\n{drawn}{fence}\n"
+    return f"# {clean_line(shown.line)}\n\n{block(drawn)}\n"
 
 
 def view_as_json(shown: View) -> str:

@@ -269,8 +269,11 @@ class Lookup(Generic[T]):
         self._value = self._work()
 
 
-def apart(work: Callable[[], T]) -> T:
-    """Run work on a thread of its own, whose frames end with it, and wait for it; raises what it raised."""
+def apart(work: Callable[[], T], seconds: float | None = None) -> T:
+    """Run work on a thread of its own, whose frames end with it, and wait for it; raises what it raised.
+
+    Raises `TimeoutError` after `seconds`; the thread is left to end by itself then.
+    """
     outcome: list[tuple[T | None, BaseException | None]] = []
 
     def run() -> None:
@@ -281,7 +284,9 @@ def apart(work: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="apart", daemon=True)
     thread.start()
-    thread.join()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError
     value, error = outcome[0]
     if error is not None:
         raise error

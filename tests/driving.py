@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from rich.console import Console
 
 from repl import commands, registry, settings
 from repl.errors import UsageError
-from repl.events import Done, Event
+from repl.events import Done, Event, Opening, Token
+from repl.parts import Reader
 from repl.screen import THEME, view
 from repl.session import Session, Task
 from repl.settings import Settings
@@ -42,6 +44,13 @@ def opened(folder: Path | str, **words: object) -> Iterator[Session]:
         yield session
     finally:
         session.close()
+
+
+def in_parts(*tokens: Token) -> list[Event]:
+    """Return tokens as those of a reply in a chat."""
+    reader = Reader()
+    read: list[Event] = [replace(token, pieces=reader.feed(token.text)) for token in tokens]
+    return [Opening(), *read, Token("", pieces=reader.end())]
 
 
 def finish(task: Task[Any], heard: Callable[[Event], object] = lambda event: None) -> Any:

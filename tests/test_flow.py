@@ -1,6 +1,7 @@
 """Text that is shown as it comes: words stay whole, every letter keeps its style, and a token costs what it is."""
 
 import pytest
+from driving import in_parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -8,13 +9,12 @@ from rich.console import Console
 from rich.style import Style
 from window import Window
 
-from repl.events import Beams, Branch, Echo, Event, Opening, Token
+from repl.events import Beams, Branch, Echo, Event, Token
 from repl.live import Pane
 from repl.markdown import Line
 from repl.redraw import Stream, Words
 from repl.screen import THEME, Screen
 from repl.settings import View
-from repl.thinking import Marks
 
 PLAIN = Style.null()
 STYLES = [PLAIN, Style(underline=True), Style(bold=True, underline=True), Style(reverse=True)]
@@ -128,29 +128,29 @@ UNLIKELY = [
 ]
 
 
-@pytest.mark.parametrize("begins", [[Opening(Marks())], [Echo("So, ")], []])
-def test_coloured_replies_keep_their_words_whole(begins: list[Event]) -> None:
+@pytest.mark.parametrize("events", [in_parts(*UNLIKELY), [Echo("So, "), *UNLIKELY], UNLIKELY])
+def test_coloured_replies_keep_their_words_whole(events: list[Event]) -> None:
     """Those of a chat, and those that go on from a text."""
-    rows = drawn([*begins, *UNLIKELY], View(probs="on")).rows()
-    text = "".join(event.text for event in begins if isinstance(event, Echo)) + "Plain words and"
+    rows = drawn([*events], View(probs="on")).rows()
+    text = "".join(event.text for event in events if isinstance(event, Echo)) + "Plain words and"
     assert rows[:2] == [text, "logarithmically"]
 
 
 def test_colours_move_with_their_word() -> None:
-    row = drawn([Opening(Marks()), *UNLIKELY], View(probs="on")).screen.buffer[1]
+    row = drawn(in_parts(*UNLIKELY), View(probs="on")).screen.buffer[1]
     assert [row[column].reverse for column in range(6)] == [True] * 4 + [False] * 2
 
 
 def test_text_as_it_comes_is_broken_by_the_terminal() -> None:
     """Without Markdown and colours nothing is added, so that it can be copied as it was written."""
-    window = drawn([Opening(Marks()), *UNLIKELY], View(markdown=False))
+    window = drawn(in_parts(*UNLIKELY), View(markdown=False))
     assert window.raw == "Plain words and logarithmically\n"
 
 
 def test_thinking_that_is_shown_stands_before_the_answer() -> None:
     """A dim line, then the coloured words on lines of their own."""
     said = [Token("<think>why", 1, 0.0), Token("</think>", 2, 0.0), *UNLIKELY]
-    rows = drawn([Opening(Marks()), *said], View(probs="on", thinking="show")).rows()
+    rows = drawn(in_parts(*said), View(probs="on", thinking="show")).rows()
     assert rows[:4] == ["why", "", "Plain words and", "logarithmically"]
 
 

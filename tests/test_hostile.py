@@ -24,11 +24,11 @@ from repl.clean import Cleaner
 from repl.conversation import Conversation
 from repl.events import Token
 from repl.markdown import Markdown
+from repl.parts import Reader
 from repl.redraw import Stream
 from repl.reply import Reply
 from repl.screen import THEME, Screen
 from repl.settings import View
-from repl.thinking import Marks
 
 STOP, LEAVE = "\x03", "\x04"
 PACKED = 200  # bytes of payloads in one reply: a turn costs more than its tokens
@@ -93,9 +93,10 @@ def replied(pieces: list[str], markdown: bool, thinking: str) -> str:
     """Draw pieces of a text as a reply, half of it thought aloud."""
     screen = Screen(interactive=True)
     screen.out = console()
-    reply = Reply(screen, Marks((("<think>", "</think>"),)), View(markdown=markdown, thinking=thinking))
+    reply, reader = Reply(screen, View(markdown=markdown, thinking=thinking)), Reader()
     for piece in ["<think>", *pieces, "</think>", *pieces]:
-        reply.feed(Token(piece))
+        reply.feed(Token(piece, pieces=reader.feed(piece)))
+    reply.feed(Token("", pieces=reader.end()))
     reply.end()
     return screen.out.file.getvalue()
 

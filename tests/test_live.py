@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 
 import pytest
+from driving import in_parts
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -16,7 +17,6 @@ from repl.events import Beams, Branch, Echo, Event, Notice, Opening, Progress, T
 from repl.live import Pace, Pane, columns, figures, hypotheses
 from repl.screen import Screen
 from repl.settings import View
-from repl.thinking import Marks
 
 
 def drawn(events: list[Event], view: View = View(), as_json: bool = False) -> tuple[str, str]:  # noqa: B008  # frozen
@@ -32,9 +32,9 @@ def drawn(events: list[Event], view: View = View(), as_json: bool = False) -> tu
 @given(st.lists(st.text("ab \n", max_size=4), min_size=1, max_size=12))
 def test_a_pipe_gets_the_text_and_one_line_end(pieces: list[str]) -> None:
     """Law: what `print` of the whole text writes."""
-    tokens: list[Event] = [Token(piece, number) for number, piece in enumerate(pieces)]
-    assert drawn(tokens) == ("".join(pieces) + "\n", "")
-    assert drawn([Opening(Marks()), *tokens], View(thinking="show")) == ("".join(pieces) + "\n", "")
+    tokens = [Token(piece, number) for number, piece in enumerate(pieces)]
+    assert drawn([*tokens]) == ("".join(pieces) + "\n", "")
+    assert drawn(in_parts(*tokens), View(thinking="show")) == ("".join(pieces) + "\n", "")
 
 
 def test_a_continuation_stands_behind_its_text() -> None:
@@ -54,7 +54,7 @@ def test_a_notice_in_the_middle_waits_for_the_end_of_the_text() -> None:
 
 
 def test_thinking_stays_out_of_a_pipe_unless_it_is_to_be_shown() -> None:
-    events: list[Event] = [Opening(Marks()), Token("<think>hm", 1), Token("</think>", 2), Token("yes", 3)]
+    events = in_parts(Token("<think>hm", 1), Token("</think>", 2), Token("yes", 3))
     assert drawn(events)[0] == "yes\n"
     assert drawn(events, View(thinking="hide"))[0] == "yes\n"
     assert drawn(events, View(thinking="show"))[0] == "<think>hm</think>yes\n"
@@ -65,7 +65,7 @@ def test_no_control_character_of_a_reply_reaches_a_pipe() -> None:
 
 
 def test_json_has_every_token_exactly() -> None:
-    out, err = drawn([Opening(Marks()), Echo("x"), Token("a\x1b", 5), Token("", 6), Token("é", None)], as_json=True)
+    out, err = drawn([Opening(), Echo("x"), Token("a\x1b", 5), Token("", 6), Token("é", None)], as_json=True)
     records = [json.loads(line) for line in out.splitlines()]
     assert [(record["text"], record["id"]) for record in records] == [("a\x1b", 5), ("", 6), ("é", None)]
     assert err == ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driving import ask, ask_until, bare, choose, finish, listen, opened, run
+from driving import ask, ask_until, bare, choose, finish, in_parts, listen, opened, run
 from rich.console import Console
 
 from repl import paths
@@ -18,7 +18,7 @@ from repl.colours import certainty, painted
 from repl.commands.probs import Painted
 from repl.conversation import Turn
 from repl.errors import ReplError, UsageError
-from repl.events import Done, Echo, Measures, Opening, Token
+from repl.events import Done, Echo, Measures, Token
 from repl.live import Pane
 from repl.meter import KEPT
 from repl.records import decode, encode
@@ -27,7 +27,6 @@ from repl.session import FILE, Session
 from repl.settings import View
 from repl.shades import style
 from repl.store import Store
-from repl.thinking import Marks
 from repl.traces import Inspection, Trace, traced
 from repl.transcript import Transcript, as_html
 from repl.worker import Worker
@@ -257,9 +256,9 @@ def test_painted_text_is_the_text(llama_folder: Path) -> None:
         assert found.lead == "Well"
 
 
-@pytest.mark.parametrize("opening", [[], [Opening(Marks())]])
+@pytest.mark.parametrize("chats", [False, True])
 @pytest.mark.parametrize("theme", ["dark", "light", "mono"])
-def test_a_coloured_stream_is_its_text_on_a_terminal(theme: str, opening: list[Any]) -> None:
+def test_a_coloured_stream_is_its_text_on_a_terminal(theme: str, chats: bool) -> None:
     """Without the codes of styles stands what was said, tabs as spaces; with them, what was unlikely."""
     pieces = [("a likely\t", -0.1), ("thing\n\n", -1.5), ("\x1b[31m", -3.0), ("", -9.0), ("好\n", -9.0)]
     tokens = [Token(text, number, logprob, 0.5) for number, (text, logprob) in enumerate(pieces)]
@@ -270,7 +269,7 @@ def test_a_coloured_stream_is_its_text_on_a_terminal(theme: str, opening: list[A
     screen.paint(theme)
     for _ in range(2):
         with Pane(screen, View(probs="on", theme=theme)) as pane:
-            for event in [*opening, *tokens]:
+            for event in in_parts(*tokens) if chats else tokens:
                 pane.draw([event])
     said = clean("".join(text for text, _ in pieces)).expandtabs(8)
     assert CODES.sub("", out.getvalue()) == said * 2

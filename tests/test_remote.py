@@ -31,10 +31,10 @@ from fakeserver import (
 from rich.console import Console
 from terminal import Terminal, surroundings
 
-from repl import config, registry, thinking
+from repl import config, registry
 from repl.colours import certainty
 from repl.errors import Failed, NeedsLocal, NoModel, NotFound, Overflow, ReplError, Unreachable, UsageError
-from repl.events import Done, Event, Measures, Notice, Opening, Progress, Token
+from repl.events import Done, Event, Measures, Notice, Progress, Token
 from repl.records import decode, encode
 from repl.remote import known, reach
 from repl.request import Request
@@ -143,9 +143,6 @@ def test_reasoning_is_a_thinking_span(session: Session, server: FakeServer, fiel
     thoughts = [chunk(**{field: "Well, "}), chunk(**{field: "yes."})]
     server.answers = [Answer([*thoughts, chunk("Yes"), chunk("!", finish="stop"), DONE]), chat("Good.")]
     done, events = listen(session, "Sure?")
-    (opening,) = (one for one in events if isinstance(one, Opening))
-    pieces = [(one.text, one.id) for one in events if isinstance(one, Token)]
-    assert thinking.split(opening.marks, pieces) == ("\nWell, yes.\n", "\n\nYes!")
     assert (told(events), done.thinking, done.text) == (done.raw, "Well, yes.", "Yes!")
     ask(session, "And?")
     assert server.sent[-1]["messages"][1] == {"role": "assistant", "content": "Yes!"}

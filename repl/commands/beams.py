@@ -48,8 +48,9 @@ def pick(session: Session, number: Annotated[int, Whole(1)]) -> Any:
         raise UsageError(f"there are {len(found)} sequences, not {number}")
     chosen = found[number - 1]
     talk = session.conversation
-    record = replace(turn.record, text=chosen.text, token_ids=chosen.token_ids, measures=Measures())
-    sibling = talk.close(talk.add("assistant", "", turn.parent), chosen.text, "complete", record)
+    told = {name: getattr(chosen, name) for name in ("text", "raw", "thinking", "tool_calls", "token_ids")}
+    record = replace(turn.record, **told, measures=Measures())
+    sibling = talk.close(talk.add("assistant", "", turn.parent), record.prefill + chosen.raw, "complete", record)
     if talk.head == turn.id:
         talk.head = sibling.id
     session.last = sibling

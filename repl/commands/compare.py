@@ -110,7 +110,7 @@ def _write(session: Session, one: Made, done: Done, asked: Asked, turn: Turn | N
     if turn is None or turn.role != role:
         turn = talk.add(role, asked.text, talk.head if one.chats else None)
     state = "cancelled" if done.finish == "cancelled" else "complete"
-    answer = talk.close(talk.add(answers, "", turn.id), done.prefill + done.text, state, done)
+    answer = talk.close(talk.add(answers, "", turn.id), done.prefill + done.raw, state, done)
     session.last, session.speed = answer, done.timing.decode_tps or session.speed
     session.used = done.tokens
     if one.chats:
@@ -132,13 +132,17 @@ def _(result: Compared) -> RenderableType:
 
 
 def _block(number: int, column: Column, result: Compared) -> Block:
-    text = Text(clean(column.text))
+    whole = column.text
+    answer = column.done.parts.answer if column.done else ""
+    thought = len(whole) - len(answer) if answer and whole.endswith(answer) else 0
+    text = Text(clean(whole))
     if found := column.difference:
-        start = len(column.text) - len(column.done.text if column.done else "") + found.start
-        text = Text(clean(column.text[:start]))
+        start = len(whole) - len(column.done.raw if column.done else "") + found.start
+        text = Text(clean(whole[:start]))
         marked = Text(clean(found.text.replace("\n", "↵\n")), "accent")
         marked.stylize("reverse")
-        text.append_text(marked).append(clean(column.text[start + len(found.text) :]))
+        text.append_text(marked).append(clean(whole[start + len(found.text) :]))
+    text.stylize("quiet", 0, len(clean(whole[:thought])))
     if column.problem:
         text.append(clean("\n" * bool(text) + joined(column.problem.message, *column.problem.hints)))
     return Block(f"{number} {column.title}", text, _foot(number, column, result))

@@ -112,7 +112,7 @@ def copy(session: Session, how: Annotated[str, Choice(("auto", "osc52"))] = "aut
     It goes through a clipboard tool; /copy osc52 asks the terminal to do it. With osc52 an escape sequence (OSC 52)
     goes to the terminal, which also works over ssh where the terminal allows it.
     """
-    text = clean(session.last.text) if session.last else ""
+    text = clean(session.last.parts.answer) if session.last else ""
     if not text:
         raise UsageError("there is no reply to copy yet")
     if how == "osc52":

@@ -1,7 +1,7 @@
 """History: what was said, as a list and as a tree; going back, and to other branches."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -11,14 +11,16 @@ from repl.clean import clean, clean_line
 from repl.conversation import Conversation, Turn
 from repl.events import Done
 from repl.kinds import Whole
+from repl.parts import Parts
 from repl.registry import command
 from repl.screen import Said, view
 from repl.session import Session
+from repl.transcript import said
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One turn as it is listed."""
+    """One turn as it is listed; the text of a reply is its answer."""
 
     number: int
     parent: int | None
@@ -27,14 +29,22 @@ class Line:
     state: str
     model: str
     tokens: int
+    thinking: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def parts(self) -> Parts:
+        """Return what was thought, answered and called."""
+        return Parts(self.thinking, self.text, self.tool_calls)
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The current branch, oldest turn first."""
+    """The current branch, oldest turn first; `shown` tells whether thoughts are shown, folded or hidden."""
 
     system: str
     turns: list[Line]
+    shown: str = "show"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +59,9 @@ def line(turn: Turn) -> Line:
     """Return a turn as it is listed."""
     record = turn.record
     model = str(record.model.get("id", "")) if record else ""
-    return Line(turn.id, turn.parent, turn.role, turn.text, turn.state, model, made(record) if record else 0)
+    parts, count = turn.parts, made(record) if record else 0
+    told = turn.id, turn.parent, turn.role, parts.answer, turn.state, model, count
+    return Line(*told, parts.thinking, parts.tool_calls)
 
 
 def made(record: Done) -> int:
@@ -60,7 +72,8 @@ def made(record: Done) -> int:
 @command("history")
 def history(session: Session) -> History:
     """Show the conversation so far: the branch that the next message goes on."""
-    return History(session.conversation.system, [line(turn) for turn in session.conversation.path()])
+    lines = [line(turn) for turn in session.conversation.path()]
+    return History(session.conversation.system, lines, session.settings.view.thinking)
 
 
 @command("history")
@@ -121,8 +134,18 @@ def _(result: History) -> RenderableType:
     for turn in result.turns:
         mark = "" if turn.state == "complete" else f"  {turn.state}"
         style = "accent" if turn.role == "user" else "quiet"
-        blocks.append(Text.assemble((f"{turn.number:3} {turn.role}{mark}", style), "\n", clean(turn.text).strip("\n")))
+        blocks.append(
+            Text.assemble((f"{turn.number:3} {turn.role}{mark}", style), "\n", said(_folded(turn, result.shown)))
+        )
     return Group(*blocks)
+
+
+def _folded(turn: Line, shown: str) -> Parts:
+    """Return the parts of a turn as a setting shows them."""
+    words = len(turn.thinking.split())
+    folded = f"thought {words} word{'' if words == 1 else 's'} · /thinking show" if words else ""
+    thinking = {"show": turn.thinking, "fold": folded, "hide": ""}[shown]
+    return Parts(thinking, turn.text.strip("\n"), turn.tool_calls)
 
 
 @view.register
@@ -145,7 +168,7 @@ def _(result: Forest) -> RenderableType:
 
 
 def _label(turn: Line, current: bool) -> Text:
-    text = clean_line(" ".join(turn.text.split()))
+    text = clean_line(" ".join(said(Parts(answer=turn.text) if turn.text else turn.parts).plain.split()))
     mark = "" if turn.state == "complete" else f" ({turn.state})"
     lead = (f"{turn.number} ", "quiet"), ("❯ " if turn.role == "user" else "", "accent")
     return Text.assemble(*lead, (text, "" if current else "quiet"), (mark, "quiet"), no_wrap=True, overflow="ellipsis")

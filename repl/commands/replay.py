@@ -124,15 +124,15 @@ def graft(session: Session, found: Sequence[Again]) -> int | None:
 def replayed(again: Again) -> Replayed:
     """Put both answers to a message beside each other."""
     record, made = again.exchange.record, again.made
-    ways = [record.token_ids, made.ids] if again.alike else [[*map(ord, record.text)], [*map(ord, made.text)]]
+    ways = [record.token_ids, made.ids] if again.alike else [[*map(ord, record.raw)], [*map(ord, made.text)]]
     same = common(*ways)
     ended = [same == len(way) for way in ways]
     cut = made.cut or record.finish in ("cancelled", "failed")
     parted = None
     if made.done and not all(ended) and not (any(ended) and cut):
-        shared = common([*map(ord, record.text)], [*map(ord, made.text)])
+        shared = common([*map(ord, record.raw)], [*map(ord, made.text)])
         place = same if again.alike else trial.piece(made, shared)
-        parted = Parted(place + 1, record.text[shared:], made.text[shared:])
+        parted = Parted(place + 1, record.raw[shared:], made.text[shared:])
     return Replayed(
         turn=again.exchange.turn,
         prompt=again.exchange.text,

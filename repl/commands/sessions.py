@@ -86,7 +86,7 @@ def resume(
     if session.last is None:  # texts that were completed stand beside the talk
         session.last = next((turn for turn in reversed(talk.turns.values()) if turn.record), None)
     path = talk.path() or talk.path(session.last.id if session.last else None)
-    last = [Shown(turn.id, turn.role, turn.text, turn.state) for turn in path[-TURNS:]]
+    last = [Shown(turn.id, turn.role, turn.parts.answer, turn.state) for turn in path[-TURNS:]]
     return Resumed(session.archive.id, session.archive.title, len(talk.turns), last, unanswered(talk))
 
 

@@ -1,0 +1,95 @@
+"""Read what a model wrote as a call of a tool, in the spellings that models are trained on."""
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+Call = dict[str, Any]
+NAMES, ARGUMENTS = ("name", "tool_name"), ("arguments", "parameters")
+UNREADABLE = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+QUOTE = '<|"|>'  # Gemma's
+_NAMED = re.compile(r"\s*(?:call:)?([\w.-]+)\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(\{.*)", re.DOTALL)
+_KEY = re.compile(r"([{,]\s*)([A-Za-z_]\w*)\s*:")
+_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+_PAIR = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+
+
+def call(name: str, arguments: Any) -> Call:
+    """Return the call of a tool; its arguments are a mapping, or the text that is none."""
+    return {"name": name, "arguments": arguments}
+
+
+def read(text: str, opening: str = "") -> tuple[Call, ...]:
+    """Return the calls in a part of a reply; nothing where it holds anything else.
+
+    `opening` stands before each of several calls.
+    """
+    found: list[Call] = []
+    for part in text.split(opening) if opening else [text]:
+        if part.strip():
+            calls = next((calls for way in WAYS if (calls := _read(way, part))), None)
+            if calls is None:
+                return ()
+            found += calls
+    return tuple(found)
+
+
+def value(text: str) -> Any:
+    """Return an argument: what it is in JSON, else the text."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(text)
+    return text
+
+
+def _read(way: Callable[[str], Iterable[Call]], text: str) -> list[Call]:
+    try:
+        return list(way(text))
+    except UNREADABLE:
+        return []
+
+
+def _in_json(text: str) -> Iterable[Call]:
+    made = json.loads(text)
+    for one in made if isinstance(made, list) else [made]:
+        if name := next((one[key] for key in NAMES if key in one), ""):
+            arguments: Any = next((one[key] for key in ARGUMENTS if key in one), {})
+            yield call(str(name), value(arguments) if isinstance(arguments, str) else arguments)
+        else:  # Apertus: the name is the key
+            ((name, arguments),) = one.items()
+            yield call(name, dict(arguments))
+
+
+def _named(text: str) -> Iterable[Call]:
+    if found := _NAMED.fullmatch(text):
+        yield call(found[1], dict(json.loads(_strict(found[2]))))
+
+
+def _strict(text: str) -> str:
+    """Write Gemma's arguments as JSON: keys without quotes, texts in quotes of their own."""
+    if QUOTE not in text and '"' in text:
+        return text
+    parts = text.split(QUOTE)
+    return "".join(json.dumps(part) if place % 2 else _KEY.sub(r'\1"\2":', part) for place, part in enumerate(parts))
+
+
+def _tagged(text: str) -> Iterable[Call]:
+    for name, body in _FUNCTION.findall(text):
+        yield call(name.strip(), {key.strip(): value(word) for key, word in _PARAMETER.findall(body)})
+    if pairs := _PAIR.findall(text):  # GLM
+        yield call(text.split("<arg_key>")[0].strip(), {key.strip(): value(word) for key, word in pairs})
+
+
+def _in_python(text: str) -> Iterable[Call]:
+    made = ast.parse(text.strip(), mode="eval").body
+    for one in made.elts if isinstance(made, ast.List) else [made]:
+        if not isinstance(one, ast.Call) or one.args:
+            raise ValueError("not a call with names for its arguments")
+        arguments = {str(word.arg): ast.literal_eval(word.value) for word in one.keywords}
+        yield call(ast.unparse(one.func).removesuffix(".call"), arguments)
+
+
+WAYS = (_in_json, _named, _tagged, _in_python)
