@@ -47,7 +47,7 @@ class Program:
         return self._shell
 
     def _made(self) -> "Shell":
-        from repl import commands, quiet, registry
+        from repl import commands, extensions, quiet, registry
         from repl.remote import known
         from repl.screen import Screen
         from repl.session import FILE, Session
@@ -64,7 +64,7 @@ class Program:
         session = Session(self.chosen, store, self.worker, saved)
         session.presets = dict(self.config.presets)
         known.update(self.config.engines)
-        session.notices += [*self.config.wrong, *registry.alias(self.config.aliases)]
+        session.notices += [*self.config.wrong, *extensions.problems(), *registry.alias(self.config.aliases)]
         shell = Shell(session, Screen(self.asked.json, self.interactive))
         shell.unopened = not self.asked.connect  # where a server answers, no model is loaded
         return shell

@@ -16,9 +16,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import __version__, libraries, snapshots
+from repl import __version__, extensions, libraries, snapshots
 from repl.clean import clean_line
 from repl.events import Progress
+from repl.extensions import Extension
 from repl.registry import command
 from repl.room import Room
 from repl.screen import joined, mebibytes, view
@@ -46,6 +47,7 @@ class Doctor:
     cache_bytes: int
     disk_free: int
     extras: dict[str, str]
+    extensions: tuple[Extension, ...]
     terminal: str
     hints: list[str]
 
@@ -76,6 +78,7 @@ def doctor(session: Session) -> Task[Doctor]:
             cache_bytes=size,
             disk_free=free,
             extras=found(EXTRAS),
+            extensions=extensions.load(),
             terminal=terminal,
             hints=advice(speeds),
         )
@@ -183,5 +186,11 @@ def rows(result: Doctor) -> list[tuple[str, str]]:
         ("cache", f"{result.cache} · {mebibytes(result.cache_bytes)}, {mebibytes(result.disk_free)} of the disk free"),
         ("extras", ", ".join(extras) or "none"),
         ("absent", ", ".join(absent) or "nothing"),
+        *(("extension", extension(one)) for one in result.extensions),
         ("terminal", result.terminal),
     ]
+
+
+def extension(found: Extension) -> str:
+    """Describe a package that brings commands."""
+    return joined(f"{found.package} {found.version}", ", ".join(f"/{name}" for name in found.commands), found.problem)
