@@ -73,7 +73,8 @@ def instead(resident: Resident, turn: Turn, place: int, token: int, emit: Emit) 
     ids = (*(seen.id for seen in kept), token)
     pieces = pieces_of(resident, seed_of(resident, turn), ids)
     tokens = [replace(seen, text=text) for seen, text in zip([*kept, new], pieces, strict=True)]
-    begun = replace(record, token_ids=ids, finish="length", measures=gathered(tokens))
+    own = (*(one for one in record.taken if one < place), place)
+    begun = replace(record, token_ids=ids, finish="length", measures=gathered(tokens), taken=own)
     return replace(turn, text=found.lead + "".join(pieces), record=begun)
 
 

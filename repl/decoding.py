@@ -177,6 +177,15 @@ def check(settings: Settings, base: Base) -> None:
         raise UsageError("compiled steps make one token each, and nothing is read ahead with them", "/fast compile")
 
 
+def remarks(base: Base) -> list[str]:
+    """Say what in a model's own generation config keeps it from replying, with what turns it off; mostly nothing."""
+    try:
+        check(Settings(), base)
+    except UsageError as error:
+        return [" · ".join((error.message, *error.hints))]
+    return []
+
+
 def _remote(values: Mapping[str, Any]) -> str:
     """Return the way to decode that the library itself no longer has, if these values ask for one."""
     beams, samples = (values.get("num_beams") or 1) > 1, bool(values.get("do_sample"))

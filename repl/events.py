@@ -217,6 +217,8 @@ class Done:
     """Of the reply's tokens, one for each; empty where they were not measured."""
     drafts: Drafts | None = None
     """How it was read ahead."""
+    taken: tuple[int, ...] = ()
+    """Places, from 1, of tokens that the user put in with /take."""
     raw: str = ""
     """All that was made, exactly: the joined texts of the tokens."""
     thinking: str = ""

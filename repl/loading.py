@@ -10,6 +10,7 @@ from repl import (
     adapters,
     anatomy,
     builtin,
+    decoding,
     fit,
     folder,
     hub,
@@ -214,7 +215,7 @@ def _builtin(emit: Emit, offline: bool) -> Path:
 def _facts(load: Load, base: adapters.Base, model: Any, began: float) -> Facts:
     found, weights, tokenizer = base.found, base.weights, base.tokenizer
     config = model_config.text(model.config)
-    places = placement.placed(model)
+    places, own = placement.placed(model), _base(model)
     size = base.bytes if load.adapter == "none" else model.get_memory_footprint()
     return Facts(
         id=load.model,
@@ -233,7 +234,7 @@ def _facts(load: Load, base: adapters.Base, model: Any, began: float) -> Facts:
         layers=model_config.count(config, "num_hidden_layers"),
         vocabulary=model_config.count(config, "vocab_size"),
         chats=bool(getattr(tokenizer, "chat_template", None)),
-        base=_base(model),
+        base=own,
         seconds=time.monotonic() - began,
         quantization=load.quantize if load.quantize != "none" else quantization.stored(found.folder) or "none",
         packed=base.packing.linears if base.packing else 0,
@@ -244,8 +245,17 @@ def _facts(load: Load, base: adapters.Base, model: Any, began: float) -> Facts:
             *quantization.remarks(load, weights, base.packing, size),
             *placement.remarks(load, places),
             *adapters.remarks(found.folder, Adapter.of(load.adapter)),
+            *_beyond(tokenizer, model_config.count(config, "vocab_size")),
+            *decoding.remarks(own),
         ),
     )
+
+
+def _beyond(tokenizer: Any, vocabulary: int) -> list[str]:
+    """Say that a tokenizer makes ids that the model has no embedding for."""
+    count = len(tokenizer)
+    said = f"the tokenizer has {count} tokens, the embedding {vocabulary}: a text with one of the others cannot be read"
+    return [said] if 0 < vocabulary < count else []
 
 
 def _base(model: Any) -> Base:
@@ -253,4 +263,6 @@ def _base(model: Any) -> Base:
 
     theirs = model.generation_config.to_diff_dict().items()
     own = {name: value for name, value in theirs if value is not None and name not in NOISE and name[0] != "_"}
+    if isinstance(own.get("stop_strings"), str):
+        own["stop_strings"] = [own["stop_strings"]]
     return Base(own, library.generation_defaults(), frozenset(vars(GenerationConfig())))

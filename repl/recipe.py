@@ -3,8 +3,10 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from repl.adapters import Adapter
 from repl.clean import clean_line
 from repl.conversation import Conversation, Turn
 from repl.decoding import APART, BEAMS, LENGTHS, OURS, WARPERS
@@ -17,7 +19,7 @@ Message = Mapping[str, Any]
 WIDTH = 92
 FIRST = (*LENGTHS, "num_beams", "do_sample")  # the order in which people write them
 FORM = ("return_dict_in_generate", "output_")  # beginnings of fields that only change the form of what comes back
-LOADED = ("model", "revision", "dtype", "device", "max_memory", "quantize", "attention", "gguf_file")
+LOADED = ("model", "revision", "dtype", "device", "max_memory", "quantize", "attention", "gguf_file", "adapter")
 ASIDE = ("trust_remote_code", "allow_pickle", "offload_folder")
 PACKED = {
     "8bit": "BitsAndBytesConfig(load_in_8bit=True)",
@@ -203,11 +205,17 @@ def script(turn: Turn, source: Source, form: Prompt, how: Shown) -> str:
     names = ["AutoModelForCausalLM", "AutoTokenizer"]
     names += ["BitsAndBytesConfig"] if quantized else ["GgufConfig"] if source.gguf_file else []
     blocks = [
-        [*_remarks(turn, record, form), "import torch", f"from transformers import {', '.join(names)}"],
+        [*_remarks(turn, record, form), "import torch", *_imports(record, names)],
         _loading(record, source, quantized),
         [*_inputs(form), *_generating(record), *_printing(turn, record, how)],
     ]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def _imports(record: Done, names: Sequence[str]) -> list[str]:
+    names = [*names, *(["CompileConfig"] if record.given.get("compile_config") else [])]
+    adapted = ["from peft import PeftModel"] if record.load.get("adapter", "none") != "none" else []
+    return [*adapted, f"from transformers import {', '.join(sorted(names))}"]
 
 
 def _remarks(turn: Turn, record: Done, form: Prompt) -> list[str]:
@@ -269,7 +277,20 @@ def _loading(record: Done, source: Source, quantized: str) -> list[str]:
         *named,
         _call("tokenizer = AutoTokenizer.from_pretrained", name, **both),
         _call("model = AutoModelForCausalLM.from_pretrained", name, **words),
+        *_adapting(str(load.get("adapter", "none"))),
     ]
+
+
+def _adapting(words: str) -> list[str]:
+    """Return the lines that put an adapter on."""
+    asked = Adapter.of(words)
+    if not asked.name:
+        return []
+    path = Path(asked.name).expanduser()
+    name, _, revision = (str(path.resolve()), "", "") if path.is_dir() else asked.name.partition("@")
+    options = {"revision": literal(revision)} if revision else {}
+    line = _call("model = PeftModel.from_pretrained", "model", literal(name), **options, autocast_adapter_dtype="False")
+    return [line, *(["model = model.merge_and_unload(safe_merge=True)"] if asked.merge else [])]
 
 
 def _inputs(form: Prompt) -> list[str]:
@@ -316,6 +337,8 @@ def _numbers(ids: Sequence[int]) -> str:
 
 def _generating(record: Done) -> list[str]:
     values = {name: literal(value) for name, value in arguments(record).items()}
+    if "compile_config" in values:
+        values["compile_config"] = f"CompileConfig(**{values['compile_config']})"
     if values.keys() & {"stop_strings", "token_healing"}:  # the library looks at text then
         values["tokenizer"] = "tokenizer"
     seed = [] if record.seed is None else [f"torch.manual_seed({record.seed})"]

@@ -217,5 +217,6 @@ def onward(before: Turn, kept: Sequence[int], done: Done) -> Done:
         **told(raw, done.parts if before.role == "assistant" else Parts(answer=raw)),
         prompt_ids=before.record.prompt_ids,
         token_ids=(*kept, *done.token_ids),
+        taken=tuple(place for place in before.record.taken if place <= len(kept)),
         measures=joined(cut(before.record.measures, len(kept)), len(kept), done.measures, len(done.token_ids)),
     )

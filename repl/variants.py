@@ -86,7 +86,7 @@ def variant(word: str, base: Settings) -> Variant:
     """Read one word that says nothing of servers: what is not named stays as it is; raises `UsageError`."""
     parts = _parts(word)
     given = _given(parts)
-    return Variant(_title(parts), changed(base, _implied(given) + given))
+    return Variant(_title(parts), changed(base, implied(given) + given))
 
 
 def _served(session: Session, parts: list[str], server: Server, given: list[tuple[str, str]]) -> Variant:
@@ -94,7 +94,7 @@ def _served(session: Session, parts: list[str], server: Server, given: list[tupl
     given = [pair for pair in given if pair[0] not in ADDRESS]
     if loads := [name for name, _ in given if settings.places()[settings.find(name)] == "load"]:
         raise UsageError(f"{loads[0]} is a matter of loading, which a server does by itself")
-    return Variant(_title(parts), changed(session.settings, _implied(given) + given), replace(server, model=model))
+    return Variant(_title(parts), changed(session.settings, implied(given) + given), replace(server, model=model))
 
 
 def _parts(word: str) -> list[str]:
@@ -132,7 +132,7 @@ def _pairs(part: str) -> list[tuple[str, str]]:
     return GREEDY if name == "temperature" and value in ("0", "0.0") else [(name, _bare(value))]
 
 
-def _implied(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def implied(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return what has to be so for a value to have an effect: nobody compares temperatures of a greedy reply."""
     given = dict(pairs)
     if "do_sample" in given:

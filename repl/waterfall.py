@@ -54,7 +54,7 @@ class Why:
     id: int
     text: str
     how: str
-    """sampled, greedy or beams."""
+    """sampled, greedy or beams; taken where the user put the token in."""
     model: float
     """The token's probability in the model's own distribution."""
     rank: int
@@ -77,7 +77,6 @@ def explain(resident: Resident, record: Done, place: str, changes: Mapping[str, 
     token, made = record.token_ids[spot], record.token_ids[:spot]
     renamed = {decoding.OURS.get(name, name): value for name, value in changes.items()}
     chosen = arguments.of_values(resident.model, {**recipe.values(record), **renamed})
-    config = chosen.config
     logits = following(resident, [*record.prompt_ids, *made], emit, shared)
     found = stages(resident, chosen, record.prompt_ids, made, logits)
     odds = [stage.probabilities for stage in found]
@@ -89,7 +88,7 @@ def explain(resident: Resident, record: Done, place: str, changes: Mapping[str, 
         of=len(record.token_ids),
         id=token,
         text=speller.text(token),
-        how="beams" if (config.num_beams or 1) > 1 else "sampled" if config.do_sample else "greedy",
+        how="taken" if spot + 1 in record.taken else _way(chosen.config),
         model=float(odds[0][token]),
         rank=int((odds[0] > odds[0][token]).sum()) + 1,
         entropy=found[0].entropy,
@@ -102,6 +101,10 @@ def explain(resident: Resident, record: Done, place: str, changes: Mapping[str, 
         decode=dict(changes),
         notes=_notes(record, resident.facts),
     )
+
+
+def _way(config: Any) -> str:
+    return "beams" if (config.num_beams or 1) > 1 else "sampled" if config.do_sample else "greedy"
 
 
 def _place(tokenizer: Any, record: Done, word: str) -> int:

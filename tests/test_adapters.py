@@ -1,6 +1,7 @@
 """Adapters: put beside the weights or merged, switched without reading the model again, wrong ones refused."""
 
 import json
+import runpy
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,6 +78,15 @@ def expected(base: Path, adapter: Path, prompt: tuple[int, ...]) -> list[int]:
     model = peft.PeftModel.from_pretrained(bare(base)[0], adapter).eval()
     output = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
     return list(output[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("merge", ["", " merge"])
+def test_the_script_of_a_reply_puts_the_adapter_on(session, one, merge, tmp_path):
+    run(session, f"/adapter {one}{merge}", "/greedy", "/max 6")
+    done = run(session, "hello")
+    run(session, f"/recipe {tmp_path / 'reply.py'}")
+    names = runpy.run_path(str(tmp_path / "reply.py"))
+    assert names["output"].tolist() == [[*done.prompt_ids, *done.token_ids]]
 
 
 @pytest.mark.parametrize("merge", ["", " merge"])

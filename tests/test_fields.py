@@ -276,3 +276,129 @@ def test_your_limit_on_length_puts_the_models_aside(llama_folder, tmp_path, thei
         count = made_of - len(done.prompt_ids) if line == "/max_length" else made_of
         assert (len(done.token_ids), done.finish) == (count, "length")
         assert run(session, "/reproduce").identical
+
+
+# what a model's own generation config asks for
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said", "line"),
+    [
+        ({"do_sample": True, "temperature": 0.0}, "temperature 0", "/greedy"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive search", "/set penalty_alpha none"),
+        ({"dola_layers": "high"}, "DoLa", "/set dola_layers none"),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, "group beam", "/set num_beam_groups none"),
+        ({"force_words_ids": [[5]], "num_beams": 2}, "constrained", "/set force_words_ids none"),
+    ],
+)
+def test_what_it_asks_for_in_vain_is_said_at_load_and_the_line_offered_puts_it_right(
+    llama_folder, tmp_path, theirs, said, line
+):
+    with opened(configured(llama_folder, tmp_path / "model", theirs), max_new_tokens=6) as session:
+        assert [said in one and line in one for one in session.facts().remarks] == [True]
+        for asked in (f"/raw {PROMPT}", f"/next {PROMPT}"):
+            with pytest.raises(UsageError, match=said) as caught:
+                run(session, asked)
+            assert line in caught.value.hints
+        run(session, line)
+        assert len(run(session, f"/raw {PROMPT}").token_ids) == 6
+        run(session, "/next", "/why 1", "/recipe")
+        assert run(session, "/reproduce").identical
+
+
+def test_what_changes_no_text_is_left_out_of_a_reply(llama_folder, tmp_path):
+    """An assistant's stopping rule, outputs that sdpa cannot give, and fewer layers, which a failure would leave."""
+    theirs = {"is_assistant": True, "output_attentions": True, "output_hidden_states": True, "output_logits": True}
+    folder = configured(llama_folder, tmp_path / "model", {**theirs, "assistant_early_exit": 1})
+    model, tokenizer = bare(llama_folder)
+    with opened(folder, max_new_tokens=8) as session:
+        for ask_for in ("/greedy", "/beams 3", "/sample"):
+            run(session, ask_for, "/seed 3")
+            done = run(session, f"/raw {PROMPT}")
+            given = {"/greedy": {}, "/beams 3": {"num_beams": 3}, "/sample": {"do_sample": True}}[ask_for]
+            assert [*done.prompt_ids, *done.token_ids] == made(model, tokenizer, given)
+        assert session.store.current().model.config.num_hidden_layers == model.config.num_hidden_layers
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_told_at_load(llama_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(llama_folder, folder)
+    tokenizer = bare(folder)[1]
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(folder)
+    with opened(folder) as session:
+        (remark,) = session.facts().remarks
+        assert f"the tokenizer has {len(tokenizer)} tokens, the embedding {len(tokenizer) - 1}" in remark
+
+
+# many at once
+
+
+@pytest.mark.library
+@pytest.mark.parametrize(
+    "name",
+    ["suppress_tokens", "sequence_bias", "guidance_scale", "eos_token_id", "epsilon_cutoff", "watermarking_config"],
+)
+def test_the_rows_of_a_sweep_heed_a_field_as_generate_does(tiny, name):
+    session, model, tokenizer = tiny
+    word = GOOD[name][0]
+    run(session, "/reset", "/max 8", "/mode complete", f"/set {name} {word}")
+    swept = run(session, f"/sweep temperature=0,0.7,1.5 seed=3 -- {PROMPT}")
+    for line, given in zip(swept.lines, ({}, {"temperature": 0.7}, {"temperature": 1.5}), strict=True):
+        values = {**({"do_sample": True} if given else {}), **given, name: value(name, word)}
+        assert [*swept.prompt_ids, *line.token_ids] == made(model, tokenizer, values, line.seed or 0)
+    run(session, "/mode auto")
+
+
+# what is said
+
+
+def test_retry_with_a_temperature_samples_while_greedy(tiny):
+    session = tiny[0]
+    run(session, "/reset", "/greedy", "/clear", "hello")
+    drawn = run(session, "/retry temperature=1.5 seed=4")
+    assert (drawn.decode["do_sample"], drawn.decode["temperature"], drawn.seed) == (True, 1.5, 4)
+    run(session, "/beams 3")
+    assert run(session, "/retry temp=1.5").decode["num_beams"] == 1
+    assert run(session, "/retry length_penalty=2").decode["num_beams"] == 3
+
+
+def test_beams_with_a_temperature_says_that_beams_are_set_and_the_temperature_idle(tiny):
+    session = tiny[0]
+    run(session, "/reset", "/greedy")
+    said = run(session, "/beams 4 temperature=0.5").text
+    assert said.startswith("beams 4 · ")
+    assert "temperature 0.5 has no effect on a beam search without sampling" in said
+    assert "greedy" not in said
+    assert not run(session, f"/next 2 {PROMPT}").greedy
+
+
+def test_a_text_that_stands_at_max_length_is_told(tiny):
+    session = tiny[0]
+    run(session, "/reset", "/greedy", "/max_length 12")
+    run(session, f"/raw {PROMPT}")
+    with pytest.raises(UsageError, match="12 tokens, max_length is 12") as caught:
+        run(session, "/next")
+    assert "/max 50" in caught.value.hints
+
+
+def test_the_lens_looks_where_next_looks_behind_a_completion(tiny):
+    session = tiny[0]
+    run(session, "/reset", "/max 5", "/greedy", "/clear", "hello", f"/raw {PROMPT}")
+    seen, offered = run(session, "/lens"), run(session, "/next 1")
+    assert seen.answer.id == offered.candidates[0].id
+    assert seen.tokens == len([*session.last.record.prompt_ids, *session.last.record.token_ids])
+
+
+def test_why_says_that_a_token_was_put_in(tiny):
+    session = tiny[0]
+    run(session, "/reset", "/max 6", "/greedy", "/clear", "hello", "/take 2 70")
+    assert session.last.record.taken == (2,)
+    assert run(session, "/why 2").how == "taken"
+    assert run(session, "/why 1").how == run(session, "/why 3").how == "greedy"
+    run(session, "/take 4 71", "/continue")
+    assert session.last.record.taken == (2, 4)
+    run(session, "/take 3 72")
+    assert session.last.record.taken == (2, 3)
+    run(session, "/retry")
+    assert session.last.record.taken == ()

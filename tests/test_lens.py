@@ -217,7 +217,7 @@ def test_without_a_text_it_is_the_conversation_as_the_model_saw_it(chat):
     found = run(chat, "/lens")
     own = logits_after(chat, [*record.prompt_ids, *made]).log_softmax(-1)
     assert found.tokens == len(record.prompt_ids) + len(made)
-    assert found.place == "the conversation, turn 2"
+    assert found.place == "the last reply"
     assert found.answer.id == int(own.argmax())
     assert found.answer.logprob == pytest.approx(float(own.max()), abs=1e-4)
     assert [layer.number for layer in found.layers] == [0, 1, 2]

@@ -15,6 +15,7 @@ from repl.kinds import Rest, Whole
 from repl.layers import Candidate, candidate, depths, opening
 from repl.loading import Resident
 from repl.pieces import Speller, quoted
+from repl.point import here, made_by
 from repl.registry import command
 from repl.request import Request, encode
 from repl.screen import joined, shortened, view
@@ -86,28 +87,18 @@ def _spot(session: Session, text: str, at: int) -> Spot:
         raise UsageError("--at counts the tokens of the last reply, a text has none of those", EXAMPLE)
     if text.strip():
         return Spot(Request(session.settings, text=text), quoted(text))
-    talk, chosen = session.conversation, session.settings
-    turn = talk.turns.get(talk.head or 0) if session.chats() else session.last
-    if turn is None:
-        raise UsageError("nothing was said yet that the lens could look at", EXAMPLE)
-    record, facts = turn.record, session.facts()
-    if record and (record.model.get("id"), record.model.get("commit")) == (facts.id, facts.commit):
-        made = record.token_ids[:-1] if record.finish == "stop" else record.token_ids
-        if at > len(record.token_ids):
-            raise UsageError(f"the last reply has {len(record.token_ids)} tokens, not {at}", EXAMPLE)
-        kept = record.token_ids[: at - 1] if at else made
-        place = f"the place of token {at} in turn {turn.id}" if at else f"the conversation, turn {turn.id}"
-        said = record.token_ids[at - 1] if at else -1
-        return Spot(Request(chosen, ids=(*record.prompt_ids, *kept)), place, said)
-    if at:
-        raise UsageError(f"turn {turn.id} is not a reply of this model: its tokens are others", "/retry")
-    if turn.role == "completion":
-        before = talk.turns[turn.parent].text if turn.parent else ""
-        return Spot(Request(chosen, text=before + turn.text), "the last text")
-    asked, begun = (turn.parent, turn.text) if turn.role == "assistant" else (turn.id, "")
-    turns = [*([0] if talk.system else []), *(one.id for one in talk.path(asked))]
-    request = Request(chosen, messages=tuple(talk.messages(asked)), turns=tuple(turns), prefill=begun)
-    return Spot(request, f"the conversation, turn {turn.id}")
+    if not at:
+        spot = here(session)  # the place that /next looks at
+        return Spot(spot.request, spot.after)
+    turn = session.last
+    if turn is None or turn.record is None or not made_by(turn.record, session.facts()):
+        raise UsageError("the last reply is not a reply of this model: its tokens are others", "/retry")
+    record = turn.record
+    if at > len(record.token_ids):
+        raise UsageError(f"the last reply has {len(record.token_ids)} tokens, not {at}", EXAMPLE)
+    ids = (*record.prompt_ids, *record.token_ids[: at - 1])
+    place = f"the place of token {at} in turn {turn.id}"
+    return Spot(Request(session.settings, ids=ids), place, record.token_ids[at - 1])
 
 
 def look(resident: Resident, spot: Spot, word: str, top: int, emit: Emit) -> Lens:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any
 
-from repl import point
+from repl import point, registry, settings
 from repl.answers import into
 from repl.change import changed
 from repl.conversation import Turn
@@ -17,6 +17,7 @@ from repl.screen import Draft, Said
 from repl.session import Session, Task
 from repl.settings import Settings
 from repl.traces import onward
+from repl.variants import implied
 
 
 @command("talk", waits=True)
@@ -51,11 +52,13 @@ def raw(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
 def retry(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> Task[Done]:
     """Answer the last message again, with other settings for this once.
 
-    /retry temperature=1.2 changes one.
+    /retry temperature=1.2 changes one, and samples where replies are greedy.
     """
     session.answers()
     last = _last(session)
-    chosen = changed(session.settings, changes, parts=("decode", "view"))
+    words = [(settings.find(registry.ALIASES.get(name, name)), text) for name, text in changes]
+    samples = session.decoding()["do_sample"].value
+    chosen = changed(session.settings, [*([] if samples else implied(words)), *words], parts=("decode", "view"))
     return _sent(session, lambda: _answer(session, session.conversation.turns[last.parent or 0], chosen))
 
 

@@ -121,6 +121,8 @@ def _story(result: Why) -> list[str]:
 
 
 def _end(result: Why) -> str:
+    if result.how == "taken":
+        return f"put in by you with /take; the settings give it {percent(result.probability)}"
     if result.how == "beams":
         return f"{percent(result.probability)} alone: a beam search weighs whole sequences, not single tokens"
     if result.how == "sampled":
