@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from repl import library, model_config
-from repl.loop import own_steps
 from repl.native import Native
 
 FORM = 1
@@ -41,7 +40,7 @@ def unfit(model: Any) -> str:
         return "this model makes its tokens in a way of its own"
     if {type(layer) for layer in DynamicCache(config=model.config).layers} != {DynamicLayer}:
         return "this model keeps something else than the keys and values of all tokens"
-    if own_steps(type(model)):
+    if library.prepares_steps(type(model)):
         return "this model prepares each step in a way of its own"
     if moving(model.config.get_text_config(decoder=True)):
         return "the positions of this model change with the length of the text"

@@ -168,19 +168,21 @@ class Run:
         model = self.resident.model
         ids = torch.tensor([self.prompt], device=entry(model))
         extra = {} if self.beams else {"streamer": self._streamer()}
-        with self._lent(ids) as (past, self.reused), self.drafting.words(self.config, ids, past, self.stream) as words:
-            self.meter.several |= self.drafting.works
+        lent, drafting = self._lent(ids), self.drafting
+        with lent as (past, self.reused), drafting.proposals(self.config, ids, past) as (proposals, cache):
+            self.meter.several |= drafting.works
             return loop.generate(
                 model,
                 self.resident.threads,
-                lend=self._steps(),
+                self._steps(),
+                proposals,
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=self._returning(),
                 logits_processor=[*([self.watch] if self.beams else []), finite(self.resident.facts, len(self.prompt))],
                 stopping_criteria=[self._told_to_stop],
                 tokenizer=self.resident.tokenizer,
-                **{**self.arguments.off, **words, **extra},
+                **{**self.arguments.off, **cache, **extra},
             )
 
     def _steps(self) -> Loan | None:

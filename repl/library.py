@@ -4,6 +4,7 @@ Seen names the versions it was seen in; Gone says what happens where it is not t
 """
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -40,12 +41,17 @@ def abort_downloads() -> None:
 
 # transformers
 
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""What versions have called the cache of a model; mamba had the last of them to itself, until 5.24."""
+OWN_STEPS = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+OWN_LOOP = ("generate", "_sample", "_prefill", "_update_model_kwargs_for_generation")
+
 
 @cache
 def cache_name() -> str:
     """Return what `generate`, every `forward` and every output call the KV cache.
 
-    `cache` since transformers 5.24, `past_key_values` in 5.23 and before. A third name would be neither: an error here.
+    Seen: `cache` in transformers 5.24, `past_key_values` in 5.23. Gone: an error here; nothing runs without it.
     """
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -56,8 +62,8 @@ def cache_name() -> str:
 def takes_cache(model: Any) -> bool:
     """Tell whether a model's `forward` takes its cache under the usual name.
 
-    Seen in 5.23 and 5.24: rwkv, xlnet and reformer keep lists of tensors under names of their own, openai-gpt keeps
-    nothing; in 5.23 mamba says `cache_params`.
+    Seen: transformers 5.23 and 5.24; rwkv, xlnet and reformer keep lists of tensors under names of their own,
+    openai-gpt keeps nothing, mamba says `cache_params` in 5.23. Gone: the model's cache is not reused.
     """
     return cache_name() in inspect.signature(model.forward).parameters
 
@@ -69,6 +75,33 @@ def cache_of(output: Any) -> Any:
     """
     names = (cache_name(), *(() if cache_name() == "cache" else ("cache_params",)), "state", "mems")
     return next((found for name in names if (found := dict.get(output, name)) is not None), None)
+
+
+def prepares_steps(kind: Any) -> bool:
+    """Tell whether a class of models prepares its steps in a way of its own; see `decodes_itself`."""
+    return _overrides(kind, OWN_STEPS)
+
+
+def decodes_itself(kind: Any) -> bool:
+    """Tell whether a class of models decodes in a way that a loop for all models does not know.
+
+    Seen: transformers 5.23 and 5.24, the methods in `OWN_LOOP`. Gone: no model overrides what the library dropped.
+    """
+    return _overrides(kind, OWN_LOOP)
+
+
+def _overrides(kind: Any, names: tuple[str, ...]) -> bool:
+    from transformers import GenerationMixin
+
+    return any(getattr(kind, name, None) is not getattr(GenerationMixin, name, None) for name in names)
+
+
+def decoding(model: Any) -> AbstractContextManager[Any]:
+    """Return the context in which `generate` makes its steps: on a GPU experts are multiplied in another way.
+
+    Seen: transformers 5.23 and 5.24, `_optimize_model_for_decode`. Gone: there is no such difference.
+    """
+    return getattr(model, "_optimize_model_for_decode", nullcontext)()
 
 
 def attention(config: Any) -> str:

@@ -1,78 +1,145 @@
-"""A decode loop of our own inside the library's `generate`: the same ids, with less done between two tokens."""
+"""The one decode loop of our own: `generate` calls it in place of its own, and the ids are the same.
 
-import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+In come how tokens are chosen, for all rows alike or for each in a way of its own; proposals, which are only checked;
+what may lend faster steps; a streamer. What it does not cover, beams above all, stays with the library: see `why_not`.
+"""
 
-from repl import decoding, library
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+from repl import library, reuse
 from repl.threads import Threads
 
-MODES = ("greedy_search", "sample")
-"""What the loop does; beams, and drafts that are checked, stay with the library."""
-KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states", "token_healing")
-"""Fields of a generation config that keep more than ids, or need the tokenizer: only the library's loop is given it."""
-TAKEN = {
-    *("input_ids", "attention_mask", "generation_config"),
-    *("logits_processor", "stopping_criteria", "tokenizer", "streamer"),
+MODES = {
+    "beam_search": "beams are searched by the library",
+    "beam_sample": "beams are searched by the library",
+    "assisted_generation": "the library's own assisted decoding was asked for",
 }
-"""Arguments of `generate` that the loop is known to heed."""
-PLAIN = frozenset({"attention_mask", "position_ids", "use_cache", "logits_to_keep"})
-"""Arguments of a forward pass that are known to change from step to step in one way only, or not at all."""
+KEEPING = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+OTHERWISE = ("token_healing", "prefill_chunk_size", "use_mtp", "speculation_type")
+"""Fields of a generation config that keep more than ids, and those that change the prompt or how it is read."""
+DEVICES = ("cpu", "cuda", "meta")
 
 Step = Callable[[Any, Any], Any]
 Lend = Callable[[Any], AbstractContextManager[Step]]
 """Lends a step that goes on from a cache, which gets back what is made meanwhile."""
 
 
-def generate(
-    model: Any, threads: Threads | None = None, own: bool = True, lend: Lend | None = None, **given: Any
-) -> Any:
-    """Call the library's `generate` with our loop, or as it is where that does not fit or `own` is off.
+class Choice(Protocol):
+    """How the tokens of all rows are chosen, and which rows go on."""
 
-    `given` are the arguments of `generate`, among them `generation_config`; `threads` are minded by our loop only.
-    `lend` is what may lend it faster steps.
+    @property
+    def copies(self) -> int:
+        """Return how many rows are made of each prompt."""
+
+    def choose(self, ids: Any, logits: Any) -> Any:
+        """Return the next tokens, shape (rows,); `logits`, shape (rows, vocab) in float32, may be changed."""
+
+    def left(self, ids: Any) -> Sequence[int]:
+        """Return the places of the rows that go on after their new tokens; none ends the reply."""
+
+
+class Proposals(Protocol):
+    """What may come next; a proposal only saves a pass where it is what the model chooses anyway."""
+
+    def offer(self, ids: Any, room: int) -> list[int]:
+        """Return up to `room` ids that may follow `ids`, shape (1, tokens)."""
+
+    def settle(self, made: int) -> None:
+        """Hear how many tokens the pass brought that checked the last offer; 1 where none of it was right."""
+
+
+def why_not(model: Any, config: Any) -> str:
+    """Say why the library's own loop is used for a model with a generation config; empty where ours is."""
+    if library.decodes_itself(type(model)) or "generate" in vars(model):
+        return "this model overrides parts of generate()"
+    if model.config.is_encoder_decoder:
+        return "this model is an encoder-decoder"
+    if model.device.type not in DEVICES:
+        return f"the library has a loop of its own for {model.device.type}"
+    if model.device.type != "cpu" and config.cache_implementation:
+        return "the library compiles steps for this kind of cache"
+    mode = str(config.get_generation_mode().value)
+    if mode not in ("greedy_search", "sample"):
+        return MODES.get(mode, f"{mode.replace('_', ' ')} is decoded by the library")
+    return next((f"{name} is set" for name in (*KEEPING, *OTHERWISE) if getattr(config, name, None)), "")
+
+
+def generate(
+    model: Any,
+    threads: Threads | None = None,
+    lend: Lend | None = None,
+    proposals: Proposals | None = None,
+    choice: Choice | None = None,
+    **given: Any,
+) -> Any:
+    """Call the library's `generate` with our loop, or as it is where that does not fit.
+
+    `given` are the arguments of `generate`, `generation_config` among them; `choice` needs a model that `why_not` has
+    nothing against.
     """
     import torch
 
-    config = given["generation_config"]
-    named = {name for name, value in given.items() if value is not None}  # None only switches a field off
-    if not (own and named <= TAKEN | {library.cache_name()} and fits(model, config)):
-        with torch.inference_mode():
-            return model.generate(**given)
-    loop = Loop(given.get("streamer"), threads, lend)
-    if config.stop_strings:
-        config, off, criteria = decoding.as_criteria(model, config, given["tokenizer"])
-        given["stopping_criteria"] = [*given.get("stopping_criteria", ()), *criteria]
-        given |= {"generation_config": config, **off}
     with torch.inference_mode():
-        return model.generate(**given, custom_generate=loop)
+        if why_not(model, settled(model, given)):
+            return model.generate(**given)
+        loop = Loop(given.get("streamer"), threads, lend, proposals, choice)
+        return model.generate(**_for_own_loop(model, given), custom_generate=loop)
 
 
-def fits(model: Any, config: Any) -> bool:
-    """Tell whether our loop does for this model and generation config what the library's `_sample` would do."""
-    from transformers import GenerationMixin
+def captured(model: Any, **given: Any) -> tuple[Any, Any]:
+    """Return the logits processors and the stopping criteria that `generate` would use; the model is not run."""
+    found: list[tuple[Any, Any]] = []
 
-    kind = type(model)
-    if "generate" in vars(model) or any(
-        getattr(kind, name, None) is not getattr(GenerationMixin, name)
-        for name in ("generate", "_sample", "_prefill", "_get_logits_processor", "_get_stopping_criteria")
-    ):
-        return False
-    if model.config.is_encoder_decoder or any(getattr(config, name, None) for name in KEPT):
-        return False
-    device = model.device.type  # elsewhere the library stops a step late, or compiles for a static cache
-    if device not in ("cpu", "cuda", "meta") or (device != "cpu" and config.cache_implementation):
-        return False
-    return str(config.get_generation_mode().value) in MODES
+    def catch(model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, **_: Any) -> Any:
+        found.append((logits_processor, stopping_criteria))
+        return input_ids
+
+    model.generate(**_for_own_loop(model, given), custom_generate=catch)
+    return found[0]
+
+
+def settled(model: Any, given: dict[str, Any]) -> Any:
+    """Return the generation config of a call: None in it means the model's value, an argument comes first."""
+    config = copy.copy(given["generation_config"])
+    for name, value in vars(model.generation_config).items():
+        if getattr(config, name, None) is None:
+            setattr(config, name, value)
+    for name in set(given) & set(vars(config)):
+        setattr(config, name, given[name])
+    return config
+
+
+def _for_own_loop(model: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `generate`, stop strings as a criterion: it gives own loops no tokenizer."""
+    from transformers import StopStringCriteria
+
+    strings, config = settled(model, given).stop_strings, copy.copy(given["generation_config"])
+    rest = {name: value for name, value in given.items() if name not in ("tokenizer", "stop_strings")}
+    if strings:
+        criterion = StopStringCriteria(given["tokenizer"], strings)
+        rest["stopping_criteria"] = [*(given.get("stopping_criteria") or ()), criterion]
+    config.stop_strings = None
+    if model.generation_config.stop_strings:  # None in a config means these
+        rest["stop_strings"] = None
+    return {**rest, "generation_config": config}
 
 
 class Loop:
-    """What `generate(custom_generate=...)` calls in place of `_sample`: one prefill, then step after step."""
+    """What `generate(custom_generate=...)` calls: one pass over the prompt, then step after step."""
 
-    def __init__(self, streamer: Any = None, threads: Threads | None = None, lend: Lend | None = None) -> None:
-        self._streamer, self._lend = streamer, lend
-        self._threads = threads or Threads()
+    def __init__(
+        self,
+        streamer: Any = None,
+        threads: Threads | None = None,
+        lend: Lend | None = None,
+        proposals: Proposals | None = None,
+        choice: Choice | None = None,
+    ) -> None:
+        self._streamer, self._threads, self._lend = streamer, threads, lend
+        self._proposals, self._choice = proposals, choice
 
     def __call__(
         self,
@@ -85,148 +152,188 @@ class Loop:
     ) -> Any:
         """Return what `_sample` returns: the ids, shape (rows, tokens), or those with the cache."""
         from transformers.generation import GenerateDecoderOnlyOutput
-        from transformers.generation.utils import ALL_CACHE_NAMES
 
-        with self._threads.minded(model):
-            output = model._prefill(input_ids, generation_config, given, is_first_iteration=True)
-            with model._optimize_model_for_decode(), chosen(model, output, given, self._lend) as step:
-                ids = self._decode(input_ids, output, step, logits_processor, stopping_criteria, generation_config)
+        rows = input_ids.shape[0]
+        choice = self._choice or Alike(logits_processor, stopping_criteria, generation_config, rows)
+        text = Text(model, input_ids, given)
+        with nullcontext() if self._threads is None else self._threads.minded(model):
+            logits = text.read([])
+            if choice.copies > 1:
+                logits = text.multiply(logits, choice.copies)
+            with library.decoding(model), self._steps(text) as step:
+                self._decode(text, choice, logits, step, generation_config.max_length)
         if self._streamer is not None:
             self._streamer.end()
         if not generation_config.return_dict_in_generate:
-            return ids
-        past = next((given[name] for name in ALL_CACHE_NAMES if name in given), None)
-        return GenerateDecoderOnlyOutput(sequences=ids, **{library.cache_name(): past})
+            return text.ids
+        return GenerateDecoderOnlyOutput(sequences=text.ids, **{library.cache_name(): text.cache})
 
-    def _decode(self, ids: Any, output: Any, step: Step, processors: Any, criteria: Any, config: Any) -> Any:
+    def _steps(self, text: "Text") -> AbstractContextManager[Callable[[list[int]], Any]]:
+        """Return how to go on behind the prompt: a function from a draft to logits."""
+        if self._lend is None or self._proposals is not None or not text.alone():
+            return nullcontext(text.read)
+        return text.lent(self._lend)
+
+    def _decode(self, text: "Text", choice: Choice, logits: Any, step: Callable[[list[int]], Any], most: int) -> None:
+        """Make tokens until all rows have ended; no text gets longer than `most`."""
+        going = self._take(text, choice, logits, [])
+        del logits
+        while going:
+            length = text.ids.shape[-1]
+            draft = [] if self._proposals is None else self._proposals.offer(text.ids, most - length - 1)
+            with nullcontext() if draft or self._threads is None else self._threads.step():
+                logits = step(draft)
+            going = self._take(text, choice, logits, draft)
+            if self._proposals is not None:
+                self._proposals.settle(text.ids.shape[-1] - length)
+
+    def _take(self, text: "Text", choice: Choice, logits: Any, draft: list[int]) -> bool:
+        """Choose tokens for as long as a draft has them, from logits of shape (rows, draft + 1, vocab).
+
+        Returns whether a row goes on.
+        """
         import torch
 
-        draw = drawn if config.do_sample else likeliest
-        pad = config._pad_token_tensor if any(hasattr(one, "eos_token_id") for one in criteria) else None
-        going = torch.ones(ids.shape[0], dtype=torch.long, device=ids.device)
-        while True:
-            # a copy: what else the logits of a long prompt hold is let go
-            logits = output.logits[:, -1].to(copy=True, dtype=torch.float32, device=ids.device)
-            del output
-            tokens = draw(processors(ids, logits))
-            if pad is not None:
-                tokens = tokens * going + pad.to(ids.device) * (1 - going)
-            ids = torch.cat([ids, tokens[:, None]], dim=-1)
-            going = going & ~criteria(ids, None)
+        left: Sequence[int] = ()
+        for place, proposed in enumerate([*draft, None]):
+            tokens = choice.choose(text.ids, logits[:, place])
+            wrong = proposed is not None and int(tokens) != proposed
+            if wrong:
+                text.forget()  # before anybody hears of it: a cancel may come any time
+            text.ids = torch.cat([text.ids, tokens[:, None]], dim=-1)
+            left = choice.left(text.ids)
             if self._streamer is not None:
                 self._streamer.put(tokens.cpu())
-            if not going.any():
-                return ids
-            with self._threads.step():
-                output = step(ids, tokens)
+            if wrong or not left:
+                break
+        if 0 < len(left) < text.ids.shape[0]:
+            text.keep(left)
+        return bool(left)
 
 
-def likeliest(scores: Any) -> Any:
-    """Return the likeliest token of each row; `scores` has the shape (rows, vocab)."""
-    return scores.argmax(dim=-1)
+class Alike:
+    """All rows have the processors, criteria and draws of one call, as in `_sample`; a row that has ended is padded."""
 
+    copies = 1
 
-def drawn(scores: Any) -> Any:
-    """Draw a token for each row, with the very calls of the library: they decide what a seed gives."""
-    import torch
+    def __init__(self, processors: Any, criteria: Any, config: Any, rows: int) -> None:
+        self._processors, self._criteria, self._draws = processors, criteria, config.do_sample
+        ends = [each.eos_token_id for each in criteria if hasattr(each, "eos_token_id")]
+        self._pad = config.pad_token_id if config.pad_token_id is not None or not ends else int(ends[0].flatten()[0])
+        self._pads = bool(ends)
+        self._going: Any = True
+        self._rows = range(rows)
 
-    return torch.multinomial(torch.nn.functional.softmax(scores, dim=-1), num_samples=1).squeeze(1)
-
-
-# steps
-
-
-def chosen(model: Any, output: Any, given: dict[str, Any], lend: Lend | None) -> AbstractContextManager[Step]:
-    """Return how to go on from the prefill's output; `given` are the arguments of its forward pass, kept up to date."""
-    if not plain(model, output, given):
-        return nullcontext(Careful(model, output, given).step)
-    if lend is not None and alone(output, given):
-        cache = given[library.cache_name()] = library.cache_of(output)
-        return lend(cache)
-    return nullcontext(Plain(model, output, given).step)
-
-
-def alone(output: Any, given: dict[str, Any]) -> bool:
-    """Tell whether there is one text, every token of it counts, and the next one stands right behind it."""
-    from transformers.cache_utils import DynamicLayer
-
-    positions, mask = given.get("position_ids"), given.get("attention_mask")
-    cache = library.cache_of(output)
-    length = cache.get_seq_length()
-    return (
-        output.logits.shape[0] == 1
-        and all(type(layer) is DynamicLayer for layer in cache.layers)
-        and (mask is None or bool(mask.all()))
-        and (positions is None or int(positions[0, -1]) == length - 1)
-    )
-
-
-def plain(model: Any, output: Any, given: dict[str, Any]) -> bool:
-    """Tell whether a step's inputs are just the new token and its place: nothing of the model's own prepares them."""
-    from transformers import Cache
-
-    if own_steps(type(model)):
-        return False
-    cache, positions = library.cache_of(output), given.get("position_ids")
-    return (
-        set(given) <= PLAIN | {library.cache_name()}
-        and bool(given.get("use_cache"))
-        and isinstance(cache, Cache)
-        and not cache.is_compileable
-        and (positions is None or positions.dim() == 2)
-        and output.logits.device == model.device
-        and not (model.is_remote_code() and "cache_position" in inspect.signature(model.forward).parameters)
-    )
-
-
-def own_steps(kind: Any) -> bool:
-    """Tell whether a class of models prepares its steps in a way of its own."""
-    from transformers import GenerationMixin
-
-    names = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
-    return any(getattr(kind, name, None) is not getattr(GenerationMixin, name) for name in names)
-
-
-class Plain:
-    """The new token, its position and the cache go in; a mask, where rows are padded, grows by one."""
-
-    def __init__(self, model: Any, output: Any, given: dict[str, Any]) -> None:
-        given[library.cache_name()] = library.cache_of(output)
-        self._positions, self._mask = given.get("position_ids"), given.get("attention_mask")
-        if self._positions is not None:
-            self._positions = self._positions[:, -1:]
-        passed = (library.cache_name(), "use_cache", "logits_to_keep")
-        self._rest = {name: given[name] for name in passed if name in given}
-        self._model = model
-
-    def step(self, _: Any, tokens: Any) -> Any:
-        """Run the model on the tokens just made, shape (rows,)."""
+    def choose(self, ids: Any, logits: Any) -> Any:
+        """Take the likeliest tokens, or draw with the very calls of the library: they decide what a seed gives."""
         import torch
 
-        inputs = {"input_ids": tokens[:, None], **self._rest}
-        if self._positions is not None:
-            inputs["position_ids"] = self._positions = self._positions + 1
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=-1)
-            inputs["attention_mask"] = self._mask
-        return self._model(**inputs, return_dict=True)
+        scores = self._processors(ids, logits)
+        if self._draws:
+            tokens = torch.multinomial(torch.nn.functional.softmax(scores, dim=-1), num_samples=1).squeeze(1)
+        else:
+            tokens = scores.argmax(dim=-1)
+        if self._pads and self._going is not True:
+            tokens = tokens.masked_fill(~self._going, self._pad)
+        return tokens
+
+    def left(self, ids: Any) -> Sequence[int]:
+        """Return all rows for as long as one of them goes on."""
+        self._going = ~self._criteria(ids, None) & self._going
+        return self._rows if bool(self._going.any()) else ()
 
 
-class Careful:
-    """The model itself prepares every step, as in the library's loop."""
+class Text:
+    """The rows as far as they are made, shape (rows, tokens), and what else goes into a pass over the next tokens.
 
-    def __init__(self, model: Any, output: Any, given: dict[str, Any]) -> None:
-        self._model, self._given = model, given
-        self._update(output)
+    `given` are the arguments of a forward pass that `generate` has prepared for the prompt.
+    """
 
-    def _update(self, output: Any) -> None:
-        # in place: the caller returns the cache from it
-        self._given.update(self._model._update_model_kwargs_for_generation(output, self._given))
+    def __init__(self, model: Any, ids: Any, given: dict[str, Any]) -> None:
+        self.ids, self._model = ids, model
+        self._name = next((name for name in library.CACHE_NAMES if name in given), library.cache_name())
+        self.cache = given.pop(self._name, None)
+        self._mask, self._positions = given.pop("attention_mask", None), given.pop("position_ids", None)
+        self._rest, self._first = given, True
+        known = any(hasattr(layer, "get_seq_length") for layer in getattr(self.cache, "layers", ()))
+        self._read = int(self.cache.get_seq_length()) if known else 0  # tokens that the cache holds
 
-    def step(self, ids: Any, _: Any) -> Any:
-        """Run the model on all ids so far, shape (rows, tokens), or on the last ones where it keeps a cache."""
-        last = 1 if self._given["use_cache"] else None
-        inputs = self._model.prepare_inputs_for_generation(ids, next_sequence_length=last, **self._given)
+    def read(self, draft: list[int]) -> Any:
+        """Run the model on what it has not read and on a draft behind it.
+
+        Returns the logits behind the last token and those of the draft, shape (rows, draft + 1, vocab), as a copy:
+        whatever else those of a long prompt hold is let go.
+        """
+        import torch
+
+        ids = torch.cat([self.ids, self.ids.new_tensor([draft])], -1) if draft else self.ids
+        end, count = ids.shape[-1], len(draft) + 1
+        fresh = end - self._read if self._read and self._rest.get("use_cache") else None
+        inputs = self._model.prepare_inputs_for_generation(
+            ids, next_sequence_length=fresh, is_first_iteration=self._first, **self._arguments(end, count)
+        )
         output = self._model(**inputs, return_dict=True)
-        self._update(output)
-        return output
+        self.cache = library.cache_of(output) or self.cache
+        self._read, self._first = end, False
+        return output.logits[:, -count:].to(copy=True, dtype=torch.float32, device=ids.device)
+
+    def _arguments(self, end: int, count: int) -> dict[str, Any]:
+        """Return the arguments for a text of `end` tokens: mask and positions reach to its end."""
+        import torch
+
+        found = dict(self._rest) if self.cache is None else {**self._rest, self._name: self.cache}
+        if "logits_to_keep" in found:
+            found["logits_to_keep"] = count
+        if self._mask is not None:
+            more = self._mask.new_ones(self._mask.shape[0], end - self._mask.shape[-1])
+            found["attention_mask"] = torch.cat([self._mask, more], -1)
+        if self._positions is not None:
+            steps = torch.arange(1, end - self._positions.shape[-1] + 1, device=self._positions.device)
+            found["position_ids"] = torch.cat([self._positions, self._positions[..., -1:] + steps], -1)
+        return found
+
+    def forget(self) -> None:
+        """Take back from the cache what is not in the text."""
+        self._read = self.ids.shape[-1]
+        reuse.cropped(self.cache, self._read)
+
+    def multiply(self, logits: Any, count: int) -> Any:
+        """Make a text of one row one of many, with a cache of its own; returns logits for all of them."""
+        self.cache = copy.deepcopy(self.cache)
+        self.cache.batch_repeat_interleave(count)
+        self._select([0] * count)
+        return logits.repeat(count, 1, 1)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Leave out the rows that have ended."""
+        self.cache.batch_select_indices(self._select(rows))
+
+    def _select(self, rows: Sequence[int]) -> Any:
+        import torch
+
+        places = torch.tensor(list(rows), device=self.ids.device)
+        self.ids = self.ids[places]
+        self._mask = None if self._mask is None else self._mask[places]
+        self._positions = None if self._positions is None else self._positions.index_select(-2, places)
+        return places
+
+    # a lent step
+
+    def alone(self) -> bool:
+        """Tell whether there is one row, every token of it counts, and each stands right behind the one before."""
+        from transformers.cache_utils import DynamicLayer
+
+        return (
+            self.ids.shape[0] == 1
+            and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+            and (self._mask is None or bool(self._mask.all()))
+            and (self._positions is None or int(self._positions.flatten()[-1]) == self._positions.shape[-1] - 1)
+        )
+
+    @contextmanager
+    def lent(self, lend: Lend) -> Iterator[Callable[[list[int]], Any]]:
+        """Yield a function that makes its steps with what is lent."""
+        import torch
+
+        with lend(self.cache) as step:
+            yield lambda _: step(self.ids, self.ids[:, -1]).logits[:, -1:].to(copy=True, dtype=torch.float32)

@@ -3,14 +3,13 @@
 Every row has its own logits processors, stopping criteria and random numbers, as `generate` would prepare them for it.
 """
 
-import copy
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repl import arguments, decoding, engine, library, scoring
+from repl import arguments, decoding, engine, loop, scoring
 from repl.errors import Cancelled, Failed
 from repl.events import Done, Event, Notice, Progress, Token
 from repl.libraries import release
@@ -59,21 +58,14 @@ class Row:
         """Let the library make what `generate` would choose tokens with; the model is not run."""
         import torch
 
-        resident, model = self._resident, self._resident.model
-        config, off, criteria = decoding.as_criteria(model, self.run.config, resident.tokenizer)
-
-        def catch(model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, **_: Any) -> Any:
-            self.processors, self._criteria = logits_processor, stopping_criteria
-            return input_ids
-
-        model.generate(
+        self.processors, self._criteria = loop.captured(
+            self._resident.model,
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=config,
-            logits_processor=[finite(resident.facts, ids.shape[-1])],
-            stopping_criteria=criteria or None,
-            custom_generate=catch,
-            **{**self.run.arguments.off, **off},
+            generation_config=self.run.config,
+            logits_processor=[finite(self._resident.facts, ids.shape[-1])],
+            tokenizer=self._resident.tokenizer,
+            **self.run.arguments.off,
         )
         if self.run.seed is not None:  # the numbers that follow `torch.manual_seed`, apart from those of other rows
             self._random = torch.Generator(ids.device).manual_seed(self.run.seed)
@@ -120,13 +112,15 @@ class Rows:
         self.rows = [Row(resident, request, prompt, emit, began) for request in requests]
         self.alone = "as asked" if exact else "" if plain(resident.model) else "its cache cannot be copied for each row"
         self._batch = [row for row in self.rows if not self.alone and self._shares(row)]
+        self._live = list(self._batch)  # those that still run
         self._alone = [row for row in self.rows if row not in self._batch]
         self.together = len(self._batch)
         if self._alone and not self.alone:
             self.alone = "beams, or a setting that needs a cache of its own"
 
     def _shares(self, row: Row) -> bool:
-        return fits(self._resident.model, row.run.config, len(self.prompt))
+        model, config = self._resident.model, row.run.config
+        return not loop.why_not(model, config) and fits(model, config, len(self.prompt))
 
     @property
     def made(self) -> list[Made | None]:
@@ -179,16 +173,17 @@ class Rows:
             with one_sentence("the rows stopped"), breakable(model, self._emit.check):
                 for row in self._batch:
                     row.prepare(ids)
-                config, off, _ = decoding.as_criteria(model, first.config, self._resident.tokenizer)
-                with kept.lent(model, config, ids, lambda: self.prompt) as (past, reused):
+                with kept.lent(model, first.config, ids, lambda: self.prompt) as (past, reused):
                     for row in self._batch:
                         row.run.reused = reused
-                    model.generate(
+                    loop.generate(
+                        model,
+                        choice=self,
                         input_ids=ids,
                         attention_mask=torch.ones_like(ids),
-                        generation_config=config,
-                        custom_generate=self._steps,
-                        **{**first.arguments.off, **off, **past},
+                        generation_config=first.config,
+                        tokenizer=self._resident.tokenizer,
+                        **{**first.arguments.off, **past},
                     )
             return
         except Failed as error:
@@ -200,57 +195,28 @@ class Rows:
         release()
         raise out_of_memory(self._resident, first.config, len(self.prompt), words)
 
-    def _steps(self, model: Any, input_ids: Any, generation_config: Any, **kwargs: Any) -> Any:
-        """Decode all rows from the one prompt; called by `generate` in place of its own loop, with what it prepared."""
-        import torch
+    @property
+    def copies(self) -> int:
+        """Return how many rows come of the one prompt."""
+        return len(self._live)
 
-        for name in ("logits_processor", "stopping_criteria", "synced_gpus"):
-            kwargs.pop(name, None)
-        live = list(self._batch)
-        output = model._prefill(input_ids, generation_config, kwargs)
-        kwargs = model._update_model_kwargs_for_generation(output, kwargs)
-        name = library.cache_name()
-        kwargs[name] = copy.deepcopy(kwargs[name])  # the kept one stays that of one row
-        kwargs[name].batch_repeat_interleave(len(live))
-        ids, kwargs = model._expand_inputs_for_generation(len(live), False, input_ids, **kwargs)
-        logits = output.logits[:, -1].float().repeat(len(live), 1)
-        while True:
-            tokens = self._choose(live, ids, logits)
-            ids = torch.cat([ids, torch.tensor(tokens, device=ids.device)[:, None]], -1)
-            keep = [place for place, row in enumerate(live) if not row.over(ids[place : place + 1])]
-            self._tell()
-            if not keep:
-                return input_ids
-            if len(keep) < len(live):
-                live = [live[place] for place in keep]
-                ids, kwargs = _selected(ids, kwargs, torch.tensor(keep, device=ids.device))
-            inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **kwargs)
-            output = model(**inputs, return_dict=True)
-            kwargs = model._update_model_kwargs_for_generation(output, kwargs)
-            logits = output.logits[:, -1].to(torch.float32, copy=True)
-
-    def _choose(self, live: list[Row], ids: Any, logits: Any) -> list[int]:
+    def choose(self, ids: Any, logits: Any) -> Any:
+        """Choose each row's next token in its own way; called by the decode loop."""
         import torch
 
         logs = logits.log_softmax(-1)
-        tokens = [row.choose(ids[at : at + 1], logits[at : at + 1]) for at, row in enumerate(live)]
-        own = logs.gather(-1, torch.tensor(tokens, device=logs.device)[:, None])[:, 0].tolist()
-        for row, token, logprob in zip(live, tokens, own, strict=True):
+        tokens = [row.choose(ids[at : at + 1], logits[at : at + 1]) for at, row in enumerate(self._live)]
+        found = torch.tensor(tokens, device=ids.device)
+        for row, token, logprob in zip(self._live, tokens, logs.gather(-1, found[:, None])[:, 0].tolist(), strict=True):
             row.take(token, logprob)
-        return tokens
+        return found
 
-
-def _selected(ids: Any, kwargs: dict[str, Any], keep: Any) -> tuple[Any, dict[str, Any]]:
-    """Leave out the rows that have ended."""
-    import torch
-
-    count = ids.shape[0]
-    kwargs[library.cache_name()].batch_select_indices(keep)
-    fitting = {
-        name: value[keep] if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == count else value
-        for name, value in kwargs.items()
-    }
-    return ids[keep], fitting
+    def left(self, ids: Any) -> list[int]:
+        """Return the places of the rows that go on, and close the others; called by the decode loop."""
+        keep = [place for place, row in enumerate(self._live) if not row.over(ids[place : place + 1])]
+        self._live = [self._live[place] for place in keep]
+        self._tell()
+        return keep
 
 
 class Muted:

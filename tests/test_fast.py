@@ -10,14 +10,13 @@ from typing import Any
 
 import models
 import pytest
-from driving import ask, ask_until, bare, generated, opened, run
+from driving import ask, ask_until, bare, generated, opened, run, trimmed
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from repl import library, reuse
-from repl.ahead import CREDIT, SHARE, WORST, Ahead, Balance, Lookup, agreeing, refusal
-from repl.drafting import Assistant, taken_over
+from repl import library, loop, reuse
+from repl.drafting import CREDIT, SHARE, WORST, Ahead, Assistant, Balance, Lookup, agreeing, refusal
 from repl.errors import UsageError
 from repl.events import Notice, Token
 from repl.meter import Meter
@@ -89,18 +88,35 @@ def drawn(result: object) -> str:
     return console.file.getvalue()
 
 
-def ahead_of(model: Any, tokenizer: Any, prompt: list[int], drafter: Any, values: dict[str, Any]) -> tuple[Any, ...]:
-    """Generate with proposals that cost no time, so that there is always one; returns ids, events and the loop."""
+def checked(
+    model: Any, tokenizer: Any, prompt: list[int], ahead: Ahead, values: dict[str, Any], stream: Any, **cache: Any
+) -> list[int]:
+    """Generate with proposals; returns the new ids."""
+    import torch
     from transformers import GenerationConfig
 
+    given = {name: value for name, value in values.items() if name != "seed"}
+    if "seed" in values:
+        torch.manual_seed(values["seed"])
+    ids = torch.tensor([prompt])
+    found = loop.generate(
+        model,
+        proposals=ahead,
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        generation_config=GenerationConfig(**given),
+        streamer=stream,
+        tokenizer=tokenizer,
+        **(cache or {library.cache_name(): reuse.remembering(model)}),
+    )
+    return trimmed(found[0, len(prompt) :].tolist(), model)
+
+
+def ahead_of(model: Any, tokenizer: Any, prompt: list[int], drafter: Any, values: dict[str, Any]) -> tuple[Any, ...]:
+    """Generate with proposals that cost no time, so that there is always one; returns ids, events and the figures."""
     told: list[Token] = []
-    values = dict(values)
-    stops = GenerationConfig(stop_strings=values.pop("stop_strings", None))
-    with taken_over(stops, tokenizer) as ends:
-        loop = Ahead(drafter, 7, 0, streamer(tokenizer, told.append), ends, clock=lambda: 0.0)
-        more = {"custom_generate": loop, library.cache_name(): reuse.remembering(model), "streamer": loop.streamer}
-        rows, _ = generated(model, tokenizer, prompt, {**values, **more})
-    return rows[0], told, loop
+    ahead = Ahead(drafter, 7, clock=lambda: 0.0)
+    return checked(model, tokenizer, prompt, ahead, values, streamer(tokenizer, told.append)), told, ahead
 
 
 # exactness
@@ -115,13 +131,13 @@ def test_checked_proposals_give_the_ids_of_the_plain_loop(tiny, way, seed):
     prompt = tokenizer(TEXT)["input_ids"]
     values = {"max_new_tokens": 48, **WAYS[way]}
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
-    made, told, loop = ahead_of(model, tokenizer, prompt, Knowing(prompt, plain_ids, seed), values)
+    made, told, ahead = ahead_of(model, tokenizer, prompt, Knowing(prompt, plain_ids, seed), values)
     assert made == plain_ids
     assert [token.id for token in told if token.id is not None] == plain_ids
     if len(plain_ids) > 20:
-        assert 0 < loop.accepted < loop.proposed
-        assert loop.passes < len(plain_ids) - 1
-    assert loop.passes + loop.accepted == len(plain_ids) - 1
+        assert 0 < ahead.accepted < ahead.proposed
+        assert ahead.passes < len(plain_ids) - 1
+    assert ahead.passes + ahead.accepted == len(plain_ids) - 1
 
 
 @pytest.mark.library
@@ -131,9 +147,9 @@ def test_a_lookup_copies_and_nothing_else_changes(scripted_folder):
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": ""}], return_dict=False)
     values = {"max_new_tokens": 96, "do_sample": False}
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
-    made, _, loop = ahead_of(model, tokenizer, prompt, Lookup(), values)
+    made, _, ahead = ahead_of(model, tokenizer, prompt, Lookup(), values)
     assert made == plain_ids
-    assert loop.passes < 40
+    assert ahead.passes < 40
 
 
 @pytest.mark.library
@@ -301,12 +317,11 @@ def test_a_cancel_at_any_moment_leaves_a_sound_cache(tiny, halt):
 
     ids = torch.tensor([prompt])
     stream = streamer(tokenizer, put)
-    loop = Ahead(Knowing(prompt, plain_ids, 0), 7, 0, stream, clock=lambda: 0.0)
-    config = model.generation_config
-    words = {"custom_generate": loop, "streamer": stream, "max_new_tokens": 30, "do_sample": False}
+    ahead = Ahead(Knowing(prompt, plain_ids, 0), 7, clock=lambda: 0.0)
+    config, values = model.generation_config, {"max_new_tokens": 30, "do_sample": False}
     stopping = pytest.raises(Cancelled), breakable(model, check)
     with stopping[0], kept.lent(model, config, ids, lambda: prompt + told) as (past, _), stopping[1]:
-        generated(model, tokenizer, prompt, {**words, **past})
+        checked(model, tokenizer, prompt, ahead, values, stream, **past)
     assert plain_ids[: len(told)] == told
     more = [*prompt, *told, 7, 8, 9]
     with kept.lent(model, config, torch.tensor([more]), lambda: more) as (past, reused):
@@ -361,11 +376,10 @@ def test_checked_rows_are_measured_in_their_order(tiny):
     told: list[Token] = []
     meter = Meter(tokenizer, 1, several=True)
     stream = streamer(tokenizer, told.append, measure=meter.measure)
-    loop = Ahead(Knowing(prompt, plain_ids, 1), 7, 0, stream, clock=lambda: 0.0)
+    ahead = Ahead(Knowing(prompt, plain_ids, 1), 7, clock=lambda: 0.0)
     with meter.reading(model):
-        more = {"custom_generate": loop, library.cache_name(): reuse.remembering(model), "streamer": stream}
-        generated(model, tokenizer, prompt, {**values, **more})
-    assert loop.accepted
+        checked(model, tokenizer, prompt, ahead, values, stream)
+    assert ahead.accepted
     assert [token.top[0][0] for token in told if token.id is not None] == plain_ids
 
 
@@ -378,7 +392,7 @@ def test_it_rests_with_beams_and_says_so_once(session):
     done = ask(session, TEXT, heard.append)
     ask(session, TEXT, heard.append)
     said = [event.text for event in heard if isinstance(event, Notice)]
-    assert said == ["prompt_lookup rests: it works with one sequence at a time"]
+    assert said == ["prompt_lookup is off: it works with one sequence at a time"]
     assert done.drafts is None
     assert len(done.sequences) == 2
 
@@ -388,7 +402,7 @@ def test_a_model_without_such_a_cache_is_answered_plainly(recurrent_folder):
         heard: list[Any] = []
         done = ask(session, TEXT, heard.append)
     (said,) = [event.text for event in heard if isinstance(event, Notice)]
-    assert said.startswith("prompt_lookup rests: what this model keeps")
+    assert said.startswith("prompt_lookup is off: this model's KV cache")
     assert done.drafts is None
 
 
@@ -405,9 +419,8 @@ def test_what_stretches_its_positions_is_read_ahead_only_before_it_does(tiny):
             return super().propose(ids, most)
 
     stream = streamer(tokenizer, lambda token: None)
-    loop = Ahead(Told(prompt, plain_ids, 0), 7, len(prompt) + 20, stream, clock=lambda: 0.0)
-    more = {"custom_generate": loop, library.cache_name(): reuse.remembering(model), "streamer": stream}
-    (made,), _ = generated(model, tokenizer, prompt, {"max_new_tokens": 40, "do_sample": False, **more})
+    ahead = Ahead(Told(prompt, plain_ids, 0), 7, len(prompt) + 20, clock=lambda: 0.0)
+    made = checked(model, tokenizer, prompt, ahead, {"max_new_tokens": 40, "do_sample": False}, stream)
     assert made == plain_ids
     assert max(longest) < len(prompt) + 20
 
@@ -481,9 +494,9 @@ def test_an_assistant_proposes_what_it_would_say_itself(tiny, emit):
     values = {"max_new_tokens": 30, "do_sample": False}
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
     drafter = Assistant(model, reuse.remembering(model), [], model.config.vocab_size)
-    made, _, loop = ahead_of(model, tokenizer, prompt, drafter, values)
+    made, _, ahead = ahead_of(model, tokenizer, prompt, drafter, values)
     assert made == plain_ids
-    assert loop.accepted == loop.proposed > 0
+    assert ahead.accepted == ahead.proposed > 0
     assert drafter.fed[: len(prompt)] == prompt
 
 
@@ -494,9 +507,9 @@ def test_an_assistant_with_a_shorter_context_stops_proposing(tiny):
     values = {"max_new_tokens": 40, "do_sample": False}
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
     drafter = Assistant(model, reuse.remembering(model), [], model.config.vocab_size, len(prompt) + 12)
-    made, _, loop = ahead_of(model, tokenizer, prompt, drafter, values)
+    made, _, ahead = ahead_of(model, tokenizer, prompt, drafter, values)
     assert made == plain_ids
-    assert loop.accepted <= 12
+    assert ahead.accepted <= 12
     assert len(drafter.fed) <= len(prompt) + 12
     late = Assistant(model, reuse.remembering(model), [], model.config.vocab_size, 3)
     assert ahead_of(model, tokenizer, prompt, late, values)[0] == plain_ids
@@ -510,7 +523,7 @@ def test_a_model_that_generates_its_own_way_is_left_to_it(tiny):
         def _sample(self, *words: Any, **named: Any) -> Any:
             return super()._sample(*words, **named)
 
-    assert "a way of its own" in refusal(Own(model.config), model.generation_config, 5)
+    assert "overrides" in refusal(Own(model.config), model.generation_config, 5)
 
 
 def test_another_tokenizer_is_refused_and_nothing_changes(session, gpt2_folder, recurrent_folder):
@@ -529,7 +542,7 @@ def test_an_assistant_that_no_longer_fits_rests(session, gpt2_folder):
     assert done.token_ids
     assert done.drafts is None
     (said,) = [event.text for event in heard if isinstance(event, Notice)]
-    assert re.match("assistant rests: .* has another tokenizer", said)
+    assert re.match("assistant is off: .* has another tokenizer", said)
 
 
 def test_a_cancel_leaves_model_and_assistant_sound(session, helper_folder):
