@@ -1,6 +1,5 @@
 """Which decoding values a reply really uses: yours, else the model's, else the library's; and what contradicts what."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -252,19 +251,6 @@ def stops(config: Any) -> list[int]:
     """Return the ids that end a sequence."""
     found = config.eos_token_id
     return [] if found is None else [found] if isinstance(found, int) else list(found)
-
-
-def as_criteria(model: Any, config: Any, tokenizer: Any) -> tuple[Any, dict[str, None], list[Any]]:
-    """Return a generation config without stop strings, the arguments that say so, and criteria in their place.
-
-    `generate` keeps the tokenizer from a loop that is not its own, and refuses stop strings then, the model's too.
-    """
-    from transformers import StopStringCriteria
-
-    strings, config = config.stop_strings, copy.copy(config)
-    config.stop_strings = None
-    off = {"stop_strings": None} if model.generation_config.stop_strings else {}
-    return config, off, [StopStringCriteria(tokenizer, strings)] if strings and tokenizer is not None else []
 
 
 def other(name: str, base: Base) -> str:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from inspect import signature
 from statistics import median
 from typing import Any, Protocol
 
@@ -183,7 +184,7 @@ class Assistant:
     def __init__(self, model: Any, cache: Any, fed: list[int], vocabulary: int, context: int = 0) -> None:
         self._model, self._cache, self._vocabulary, self._context = model, cache, vocabulary, context
         self.fed = fed
-        self._last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+        self._last = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
 
     def read(self, ids: Sequence[int]) -> None:
         """Read the text so far."""

@@ -68,6 +68,14 @@ def takes_cache(model: Any) -> bool:
     return cache_name() in inspect.signature(model.forward).parameters
 
 
+def makes_dynamic_cache(model: Any) -> bool:
+    """Tell whether `generate` makes a `DynamicCache` for a model where nothing else is asked for.
+
+    Seen: transformers 5.23 and 5.24, `_supports_default_dynamic_cache`. Gone: it does for every model.
+    """
+    return bool(getattr(model, "_supports_default_dynamic_cache", lambda: True)())
+
+
 def cache_of(output: Any) -> Any:
     """Return what an output holds of the text, None where it holds nothing; rwkv calls it `state`, xlnet `mems`.
 

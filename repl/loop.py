@@ -118,7 +118,7 @@ def _for_own_loop(model: Any, given: dict[str, Any]) -> dict[str, Any]:
 
     strings, config = settled(model, given).stop_strings, copy.copy(given["generation_config"])
     rest = {name: value for name, value in given.items() if name not in ("tokenizer", "stop_strings")}
-    if strings:
+    if strings and "tokenizer" in given:
         criterion = StopStringCriteria(given["tokenizer"], strings)
         rest["stopping_criteria"] = [*(given.get("stopping_criteria") or ()), criterion]
     config.stop_strings = None

@@ -88,7 +88,7 @@ def fits(model: Any, config: Any, prompt: int) -> bool:
     limit = stretch(model)
     if limit and prompt > limit:
         return False
-    return bool(model._supports_default_dynamic_cache()) and any(map(_measured, blank(model).layers))
+    return library.makes_dynamic_cache(model) and any(map(_measured, blank(model).layers))
 
 
 def stretch(model: Any) -> int:

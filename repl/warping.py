@@ -1,10 +1,11 @@
 """What stands between a model's logits and the draw: the library's processors and warpers, one after another."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repl import decoding
+from repl import loop
 from repl.arguments import Arguments
 from repl.errors import Failed
 from repl.loading import Resident
@@ -100,21 +101,13 @@ def processors(model: Any, chosen: Arguments, prompt: Sequence[int]) -> list[Any
     """
     import torch
 
-    found: list[Any] = []
-
-    def take(
-        model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **_: Any
-    ) -> Any:
-        found.extend(logits_processor)
-        return input_ids
-
-    bare, off, _ = decoding.as_criteria(model, chosen.config, None)
+    bare = copy.copy(chosen.config)
     bare.num_return_sequences, bare.token_healing = 1, False  # they change no score
     ids = torch.tensor([list(prompt)], device=entry(model))
-    given = {"generation_config": bare, **chosen.off, **off}
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": bare, **chosen.off}
     with one_sentence("the library refuses these settings"):
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), custom_generate=take, **given)
-    return found
+        found, _ = loop.captured(model, **given)
+    return list(found)
 
 
 def _named(processor: Any) -> tuple[str, float | None]:

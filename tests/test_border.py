@@ -10,11 +10,6 @@ import pytest
 ROOT = Path(__file__).parent.parent / "repl"
 BORDER = ROOT / "library.py"
 LATER = {
-    "ahead.py": "one decode loop takes its place",
-    "drafting.py": "as above",
-    "loop.py": "as above",
-    "rows.py": "as above",
-    "reuse.py": "as above",
     "compiled.py": "compiling is rebuilt on documented calls, or goes",
     "compiling.py": "as above",
     "native.py": "as above",
