@@ -51,8 +51,6 @@ class Dialect:
     """A path beside `/v1` that knows the context where the model list does not."""
     template: bool = False
     """Whether it passes variables on to the chat template."""
-    certain: bool = True
-    """Whether the entry is complete; if not, everything is tried."""
 
     def fields(self, chats: bool) -> Mapping[str, str]:
         """Return the settings that it heeds with their fields."""
@@ -138,7 +136,6 @@ UNKNOWN = Dialect(
     {**BASIC, **WIDE, "typical_p": "typical_p", "no_repeat_ngram_size": "no_repeat_ngram_size"},
     own=OPENAI_FIELDS,
     template=True,
-    certain=False,
 )
 KINDS = (VLLM, SGLANG, LLAMA_CPP, LLAMA_PYTHON, OLLAMA, TGI, TRANSFORMERS, OPENAI, UNKNOWN)
 OWNERS = {

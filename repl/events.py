@@ -160,7 +160,7 @@ class Measures:
     lengths: tuple[int, ...] = ()
     """Characters that each token adds to the reply's text."""
     made: tuple[int, ...] = ()
-    """Where the reply has no ids: the numbers by which `texts` knows its tokens, below 0."""
+    """Of a server's reply: the numbers by which `texts` knows its tokens, below 0 where their ids are not known."""
     limit: int = 0
     """How many of the likeliest a server gives; 0 where the model was here."""
 

@@ -112,10 +112,10 @@ class Inspector:
 
     def take(self, event: KeyPressEvent) -> None:
         """Leave with the line that takes the chosen alternative."""
-        if self.found.server:
-            self.said = "this needs token ids, the server gives texts"
-        elif self.chosen is None:
+        if self.chosen is None:
             self.said = "a digit or Tab chooses an alternative first"
+        elif self.token.top[self.chosen][0] < 0:
+            self.said = f"{self.found.server} does not say the id of this token"
         elif self.token.top[self.chosen][0] == self.token.id:
             self.said = "this is the token that was taken"
         else:

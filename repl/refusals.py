@@ -14,7 +14,6 @@ from repl.kinds import nearest
 
 WORDS = 300  # characters shown of what a server says
 FULL = {"context_length_exceeded", "exceed_context_size_error"}  # OpenAI, Groq, llama-cpp-python; llama.cpp
-INPUT = {"input_tokens", "input_text", "prompt_token_ids", "messages", "prompt", "inputs"}
 SIGNS = re.compile(
     r"context.{0,3}(length|size|window)|maximum (context|model length)|reduce the length of the (messages|prompt|input)"
     r"|(prompt|input) is too long|`inputs` (must have less|tokens)",
@@ -188,7 +187,7 @@ def fault(refused: Refused, host: str, model: str, offers: Sequence[Offer], path
     if status in (401, 403):
         return ReplError(f"{host} refuses the key, or wants one: {words}", "/connect URL --key-env NAME")
     what = {429: "has too many requests", 503: "is not ready"}.get(status, f"failed ({status})")
-    if status >= 500 or status == 429:
+    if status >= 500 or status in (424, 429):
         return Failed(f"{host} {what}: {words}", "/retry")
     return UsageError(f"{host} refuses this ({status}): {words}") if status else Failed(f"{host}: {words}", "/retry")
 

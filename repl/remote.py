@@ -33,12 +33,13 @@ known: dict[str, Mapping[str, str]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A server that answers: the model in use (none: its own), the context in tokens, and all that it lists."""
+    """A server that answers: the model in use (none: its own), the context in tokens, all that it lists, its kind."""
 
     url: str
     model: str
     context: int
     models: list[str]
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +153,15 @@ class Remote:
 
     def connected(self) -> Connected:
         """Return what is known of the server, as news."""
-        return Connected(self.wire.where.url, self.model, self.context, [offer.id for offer in self.listing.offers])
+        return Connected(*self._facts())
 
     def served(self) -> Served:
         """Return what is known of the server."""
-        return Served(self.wire.where.url, self.model, self.context, [offer.id for offer in self.listing.offers])
+        return Served(*self._facts())
+
+    def _facts(self) -> tuple[str, str, int, list[str], str]:
+        names = [offer.id for offer in self.listing.offers]
+        return self.wire.where.url, self.model, self.context, names, self.kind.name
 
     def parameter(self, name: str, word: str) -> tuple[str, Any] | None:
         """Read what `/set` takes for this server beyond the settings; None for a name that it does not know.

@@ -24,8 +24,8 @@ from fakeserver import (
 )
 
 from repl import dialects, protocol, registry
-from repl.dialects import KINDS, UNKNOWN, Dialect, Listing, confirmed, context_of, dialect, read_list
-from repl.errors import Failed, NeedsLocal, Overflow, UsageError
+from repl.dialects import KINDS, Dialect, Listing, confirmed, context_of, dialect, read_list
+from repl.errors import Failed, NeedsLocal, Overflow, ReplError, UsageError
 from repl.events import Event, InColumn, Notice, Token
 from repl.refusals import Refused, lower, read_error
 from repl.session import Session
@@ -457,6 +457,23 @@ def test_a_fault_of_a_stream_after_a_text_keeps_what_came(session: Session) -> N
     assert (len(server.sent), list(session.conversation.turns.values())[-1].text) == (1, "Once ")
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'event: error\ndata: {"message": "it broke"}\n\n',
+        b'data: {"object": "error", "message": "it broke", "code": 500}\n\n',
+        b'data: {"choices": [{"error": {"message": "it broke"}, "delta": {}}]}\n\n',
+        b'data: {"error": {"message": "it broke", "http_status_code": 424}}\n\n',
+    ],
+)
+def test_an_error_event_has_many_forms(session: Session, data: bytes) -> None:
+    with (
+        serving(session, "unknown", Answer([chunk(role="assistant"), data])),
+        pytest.raises(ReplError, match="it broke"),
+    ):
+        ask(session, "Hi")
+
+
 def test_an_error_without_escapes_is_read(session: Session) -> None:
     broken = b'data: {"error": "could not find "x" in the cache"}\n\n'
     answer = Answer([chunk(role="assistant"), broken])
@@ -642,9 +659,8 @@ def test_the_length_that_was_reached_is_blamed(
 
 
 def test_the_table_is_complete() -> None:
-    """Names are unique, only a kind that is known has packed settings, and what is packed is heeded."""
+    """Names are unique, and what is packed is heeded."""
     assert len({kind.name for kind in KINDS}) == len(KINDS)
-    assert [kind for kind in KINDS if not kind.certain] == [UNKNOWN]
     assert all(set(kind.packed) <= set(kind.heeds) for kind in KINDS)
 
 

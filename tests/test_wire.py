@@ -42,6 +42,23 @@ def test_several_data_lines_are_one_event() -> None:
     assert [found for _, found in events(iter([b"data: a\ndata: b\n\ndata:\n\n"]))] == ["a\nb"]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("size", [1, 3, 1 << 16])
+def test_marks_comments_and_separators_of_others_change_nothing(end: bytes, size: int) -> None:
+    """A byte order mark, comments, other fields, and separators that only `splitlines` knows."""
+    text = "a\u2028b\u0085c\x0bd\ufeff"
+    lines = ["\ufeff: hello", "", "retry: 3", f"data: {text}", "id: 7", "", ": alive", "", f"data:{text}", ""]
+    whole = b"".join(line.encode() + end for line in lines)
+    pieces = (whole[at : at + size] for at in range(0, len(whole), size))
+    assert [found for _, found in events(pieces)] == [text, text]
+
+
+def test_an_event_of_a_megabyte_is_whole() -> None:
+    text = "x" * (1 << 20)
+    data = b"data: " + text.encode() + b"\n\n"
+    assert [found for _, found in events(data[at : at + 9999] for at in range(0, len(data), 9999))] == [text]
+
+
 def test_an_event_without_end_is_given_up() -> None:
     """A server cannot fill the memory."""
     endless = (b"data: " + b"x" * (1 << 20) for _ in range(1000))

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from repl import servers
 from repl.clean import clean_line
+from repl.dialects import UNKNOWN
 from repl.errors import UsageError
 from repl.kinds import Text as Words
 from repl.registry import command
@@ -87,7 +88,8 @@ def _(result: Served) -> RenderableType:
     offers = f"{count} models · /model NAME chooses one" if count > 1 else ""
     unlisted = "" if not result.model or result.model in result.models or not count else "not among those it lists"
     limit = f"context {result.context}" if result.context else ""
-    rest = joined(host if result.model else "", limit, unlisted or offers, "/disconnect goes back")
+    kind = result.kind if result.kind != UNKNOWN.name else ""
+    rest = joined(host if result.model else "", kind, limit, unlisted or offers, "/disconnect goes back")
     return Text.assemble((clean_line(named(result.model) or host), "accent"), (" · " + clean_line(rest), "quiet"))
 
 
