@@ -6,20 +6,24 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, requires
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import __version__, extensions, libraries, snapshots
+from repl import __version__, extensions, fast_paths, libraries, snapshots
 from repl.clean import clean_line
 from repl.events import Progress
 from repl.extensions import Extension
+from repl.fast_paths import FastPath
 from repl.registry import command
 from repl.room import Room
 from repl.screen import joined, mebibytes, view
@@ -30,6 +34,9 @@ from repl.worker import Emit
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "huggingface_hub", "safetensors")
 EXTRAS = {"peft": "adapters", "bitsandbytes": "8bit and 4bit weights", "torchao": "int8 and int4 weights"}
+DISTRIBUTION = "hub-repl"
+TESTED = ("torch", "transformers")
+"""Libraries whose oldest and newest supported versions are those that the tests run on."""
 REACH = 4.5  # seconds for the Hub to answer
 
 
@@ -49,6 +56,7 @@ class Doctor:
     extras: dict[str, str]
     extensions: tuple[Extension, ...]
     terminal: str
+    paths: tuple[FastPath, ...]
     hints: list[str]
 
 
@@ -58,7 +66,7 @@ def doctor(session: Session) -> Task[Doctor]:
 
     It takes some seconds.
     """
-    terminal = describe_terminal()
+    terminal, chosen = describe_terminal(), session.settings
 
     def examine(emit: Emit) -> Doctor:
         libraries.bring(emit)
@@ -67,8 +75,9 @@ def doctor(session: Session) -> Task[Doctor]:
         emit(Progress("ask the Hub"))
         answer = reach(emit, session.store.offline)
         size, free = cache_size()
+        versions = {"hub-repl": __version__, "python": platform.python_version(), **found(LIBRARIES)}
         return Doctor(
-            versions={"hub-repl": __version__, "python": platform.python_version(), **found(LIBRARIES)},
+            versions=versions,
             devices=[described(room) for room in session.store.measure()],
             threads=threads(),
             speeds=speeds,
@@ -80,7 +89,8 @@ def doctor(session: Session) -> Task[Doctor]:
             extras=found(EXTRAS),
             extensions=extensions.load(),
             terminal=terminal,
-            hints=advice(speeds),
+            paths=fast_paths.examine(session.store.current(), chosen) if session.store.facts() else (),
+            hints=[*untested(versions), *advice(speeds)],
         )
 
     return session.start(examine)
@@ -96,6 +106,19 @@ def _version(name: str) -> str:
         return installed(name) if importlib.util.find_spec(name) else ""
     except PackageNotFoundError:
         return "of no known version"
+
+
+def untested(versions: Mapping[str, str]) -> list[str]:
+    """Say which of these libraries lie outside of the versions that the tests ran on."""
+    with suppress(PackageNotFoundError):  # run from a folder, without being installed
+        declared = [Requirement(line) for line in requires(DISTRIBUTION) or ()]
+        return [
+            f"{each.name} {found} lies outside of the versions tested ({each.specifier}): what fails may be due to that"
+            for each in declared
+            if each.name in TESTED and not each.marker and (found := versions.get(each.name))
+            if not each.specifier.contains(found, prereleases=True)
+        ]
+    return []
 
 
 def described(room: Room) -> str:
@@ -188,6 +211,7 @@ def rows(result: Doctor) -> list[tuple[str, str]]:
         ("absent", ", ".join(absent) or "nothing"),
         *(("extension", extension(one)) for one in result.extensions),
         ("terminal", result.terminal),
+        *((path.name, joined("on" if path.on else "off", path.why)) for path in result.paths),
     ]
 
 

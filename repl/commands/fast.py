@@ -8,11 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import catalog, decoding, drafting, settings
+from repl import catalog, decoding, drafting, fast_paths, settings
 from repl.change import apply, change, changed
 from repl.clean import clean_line
 from repl.errors import UsageError
 from repl.events import Done, Notice
+from repl.fast_paths import FastPath
 from repl.kinds import Choice, Rest
 from repl.loading import Facts
 from repl.registry import command
@@ -40,15 +41,16 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class Fast:
-    """What is on, what it brought, and the speed of replies without it."""
+    """What is on, what it brought, and the speed of replies without it; no paths where no model is loaded."""
 
     modes: list[Mode]
     plain_tps: float | None
+    paths: tuple[FastPath, ...] = ()
 
 
 @command("prove", waits=True)
 def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "compile", "off"))]) -> Any:
-    """Make replies faster; alone, what that brought.
+    """Make replies faster; alone, what is on and what it brought.
 
     prompt_lookup proposes what followed earlier in the text when the same tokens stood there, and the model checks
     that in one pass: much faster where a reply repeats its prompt, and it rests where it does not pay. /assistant ID
@@ -62,7 +64,7 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "comp
     if session.remote is not None:
         session.facts()  # says that it takes a model in this process
     if not modes:
-        return overview(session)
+        return shown(session)
     if len(modes) > 1 and "off" in modes:
         raise UsageError("off goes by itself", "/fast off")
     if modes[0] == "off":
@@ -108,14 +110,24 @@ def assistant(session: Session, id: Annotated[str, Rest(suggest=catalog.names)] 
     return session.start(lambda emit: drafting.admit(session.store.current(), chosen, emit, session.store.get), settle)
 
 
-def overview(session: Session) -> Fast:
+def shown(session: Session) -> Any:
+    """Say which ways are on for the model in use, and what they brought."""
+    if session.store.facts() is None:
+        return overview(session, ())
+    chosen = session.settings
+    return session.start(
+        lambda emit: fast_paths.examine(session.store.current(), chosen), lambda job: overview(session, job.result())
+    )
+
+
+def overview(session: Session, paths: tuple[FastPath, ...]) -> Fast:
     """Compare the replies of the model in use: read ahead by each mode, and not."""
     facts = session.store.facts()
     turns = session.conversation.turns.values()
     records = {turn.record.timing: turn.record for turn in turns if turn.record and not turn.record.sequences}
     own = [record for record in records.values() if facts and _same(record, facts)]
     modes = [_mode(name, session, [one for one in own if by(one) == name]) for name in decoding.FAST]
-    return Fast(modes, _speed([one for one in own if not by(one)]))
+    return Fast(modes, _speed([one for one in own if not by(one)]), paths)
 
 
 def by(record: Done) -> str:
@@ -155,8 +167,14 @@ def _(result: Fast) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for style in ("accent", "", "quiet"):
         table.add_column(style=style, no_wrap=style == "accent", overflow="fold")
+    brought = {mode.name: _brought(mode, result.plain_tps) for mode in result.modes}
+    for path in result.paths:
+        said = joined(path.why, brought.get(path.name, ""))
+        table.add_row(path.name, "on" if path.on else "off", Text(clean_line(said)))
+    if result.paths:
+        return table
     for mode in result.modes:
-        table.add_row(mode.name, Text(clean_line(mode.value)), Text(clean_line(_brought(mode, result.plain_tps))))
+        table.add_row(mode.name, Text(clean_line(mode.value)), Text(clean_line(brought[mode.name])))
     off = all(mode.value in ("off", "none") for mode in result.modes)
     hint = Text.assemble(("/fast prompt_lookup", "accent"), (" looks up, ", "quiet"))
     hint += Text.assemble(("/assistant ID", "accent"), (" lets a smaller model propose, ", "quiet"))
@@ -166,9 +184,8 @@ def _(result: Fast) -> RenderableType:
 
 def _brought(mode: Mode, plain: float | None) -> str:
     if not mode.replies:
-        return mode.state
+        return ""
     return joined(
-        mode.state,
         f"{mode.tokens_per_pass:.1f} tokens a pass" if mode.tokens_per_pass else "",
         f"{mode.accepted} of {mode.proposed} proposals right" if mode.proposed else "",
         f"{mode.decode_tps:.1f} tokens/s" if mode.decode_tps else "",

@@ -1,0 +1,98 @@
+"""Which ways of being faster than the library's own apply to the model in use; runs on the model thread.
+
+In come the model and the settings of the next reply, out comes on or off for each way, with the reason. Nothing is
+turned on or off here: whoever decodes decides by the same functions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from repl import ahead, arguments, compiled, drafting, loop, packed, reuse
+from repl.errors import MissingExtra
+from repl.loading import Resident
+from repl.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class FastPath:
+    """One way of being faster; `why` says what keeps it from applying, or what turns it on."""
+
+    name: str
+    on: bool
+    why: str
+
+
+def examine(resident: Resident, chosen: Settings) -> tuple[FastPath, ...]:
+    """Return every way, whether or not it applies."""
+    found = {name: reason(resident, chosen) for name, reason in REASONS.items()}
+    return tuple(FastPath(name, not why, why) for name, why in found.items())
+
+
+def _decode_loop(resident: Resident, chosen: Settings) -> str:
+    fits = loop.fits(resident.model, arguments.of_settings(resident, chosen).config)
+    return "" if fits else "this model or a setting needs the library's own loop"
+
+
+def _reuse(resident: Resident, chosen: Settings) -> str:
+    if not chosen.decode.reuse:
+        return "turned off: /reuse on"
+    return "" if _fits(resident, chosen) else "this model or a setting needs a new KV cache for each reply"
+
+
+def _prompt_lookup(resident: Resident, chosen: Settings) -> str:
+    if reason := _ahead(resident, chosen):
+        return reason
+    return "" if drafting.wanted(chosen) == "prompt_lookup" else "not chosen: /fast prompt_lookup"
+
+
+def _assistant(resident: Resident, chosen: Settings) -> str:
+    if reason := _ahead(resident, chosen):
+        return reason
+    return "" if drafting.wanted(chosen) == "assistant" else "not chosen: /assistant ID"
+
+
+def _ahead(resident: Resident, chosen: Settings) -> str:
+    return ahead.refusal(resident.model, arguments.of_settings(resident, chosen).config, 1)
+
+
+def _rows(resident: Resident, chosen: Settings) -> str:
+    if not reuse.plain(resident.model):
+        return "this model's KV cache cannot be copied for each row"
+    return _decode_loop(resident, chosen) or (
+        "" if _fits(resident, chosen) else "a setting needs a KV cache for each row"
+    )
+
+
+def _fits(resident: Resident, chosen: Settings) -> bool:
+    return reuse.fits(resident.model, arguments.of_settings(resident, chosen).config, 1)
+
+
+def _compiled(resident: Resident, chosen: Settings) -> str:
+    if reason := compiled.unfit(resident.model):
+        return reason
+    if not chosen.decode.compile:
+        return "not chosen: /fast compile"
+    word, why = resident.steps.state
+    return "" if word == "compiled" else why or word or "begins with the next reply"
+
+
+def _packed(resident: Resident, _: Settings) -> str:
+    if resident.facts.packed:
+        return ""
+    try:
+        packed.check("int4")
+    except MissingExtra as error:
+        return error.message
+    return "not chosen: /quantize int4"
+
+
+REASONS: dict[str, Callable[[Resident, Settings], str]] = {
+    "decode loop": _decode_loop,
+    "KV reuse": _reuse,
+    "prompt_lookup": _prompt_lookup,
+    "assistant": _assistant,
+    "batched rows": _rows,
+    "compile": _compiled,
+    "packed kernels": _packed,
+}
+"""For each way the function that says what keeps it from applying; empty where nothing does."""
