@@ -7,7 +7,7 @@ turned on or off here: whoever decodes decides by the same functions.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from repl import ahead, arguments, compiled, drafting, loop, packed, reuse
+from repl import arguments, compiled, drafting, loop, packed, reuse
 from repl.errors import MissingExtra
 from repl.loading import Resident
 from repl.settings import Settings
@@ -29,8 +29,7 @@ def examine(resident: Resident, chosen: Settings) -> tuple[FastPath, ...]:
 
 
 def _decode_loop(resident: Resident, chosen: Settings) -> str:
-    fits = loop.fits(resident.model, arguments.of_settings(resident, chosen).config)
-    return "" if fits else "this model or a setting needs the library's own loop"
+    return loop.why_not(resident.model, arguments.of_settings(resident, chosen).config)
 
 
 def _reuse(resident: Resident, chosen: Settings) -> str:
@@ -52,7 +51,7 @@ def _assistant(resident: Resident, chosen: Settings) -> str:
 
 
 def _ahead(resident: Resident, chosen: Settings) -> str:
-    return ahead.refusal(resident.model, arguments.of_settings(resident, chosen).config, 1)
+    return drafting.refusal(resident.model, arguments.of_settings(resident, chosen).config, 1)
 
 
 def _rows(resident: Resident, chosen: Settings) -> str:

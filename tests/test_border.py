@@ -20,7 +20,7 @@ PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 C_INTERFACES = {"ctypes", "cffi", "_ctypes"}
 IMPORTS = ("sys.modules", "sys.meta_path", "sys.path_hooks")
 OURS = ("self", "cls")
-STANDARD = {"os": {"_exit", "environ"}, "logging": {"raiseExceptions"}}
+STANDARD = {"os": {"_exit", "environ"}, "logging": {"raiseExceptions"}, "sys": {"stdin", "stdout", "stderr"}}
 """What Python documents although it looks like somebody else's: a name with an underscore, switches to be set."""
 
 Finding = tuple[int, str]
@@ -127,7 +127,7 @@ def changes(tree: ast.AST) -> Iterator[Finding]:
                 if not documented(node):
                     yield node.lineno, f"{dotted(node)} ="
             case ast.Call(func=ast.Name(id="setattr" | "delattr"), args=[first, *_]):
-                if dotted(first).partition(".")[0] in others:
+                if dotted(first).partition(".")[0] in others - set(STANDARD):
                     yield node.lineno, f"setattr({dotted(first)}, ...)"
 
 
