@@ -86,7 +86,7 @@ def cache_of(output: Any) -> Any:
 
 
 def prepares_steps(kind: Any) -> bool:
-    """Tell whether a class of models prepares its steps in a way of its own: as `decodes_itself`, seen in 5.23, 5.24."""
+    """Tell whether a class of models prepares its steps in a way of its own (5.23, 5.24); see `decodes_itself`."""
     return _overrides(kind, OWN_STEPS)
 
 
