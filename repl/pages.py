@@ -12,6 +12,11 @@ from repl.traces import Seen
 
 Fragment = tuple[int, str]  # number of a token, and what of it stands in a row
 NOTHING = "·"  # stands for a token that adds no text and has none by itself
+APART = {  # terminals disagree on the width of emoji made of several code points: here each code point stands alone
+    **dict.fromkeys([0x200D, 0x20E3, *range(0xFE00, 0xFE10), *range(0xE0020, 0xE0080)]),  # joiners, keycap, selectors
+    **dict.fromkeys(range(0x1F3FB, 0x1F400), "·"),  # skin tones
+    **{0x1F1E6 + letter: chr(0xFF21 + letter) for letter in range(26)},  # the letters of flags, in full width
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class Page:
 
     def find(self, words: str, after: int) -> int | None:
         """Return the next token in which a text begins, round the end; None where it is nowhere."""
-        wanted = words.lower()
+        wanted = words.translate(APART).lower()
         if not wanted:
             return None
         behind = self.starts[after + 1] if after + 1 < len(self.starts) else len(self.text)
@@ -58,7 +63,7 @@ def laid_out(tokens: Sequence[Seen], width: int) -> Page:
         column = 0
         for token, text in row:
             places.setdefault(token, (number, column))
-            column += cell_len(text)
+            column += sum(map(cells, text))
     texts = [text.lower() for text in shown]
     starts = list(accumulate(map(len, texts), initial=0))[:-1]
     return Page(rows, [places[token] for token in range(len(shown))], "".join(texts), starts)
@@ -81,7 +86,7 @@ def _rows(shown: Sequence[str], width: int) -> list[list[Fragment]]:
             if character == "\n":
                 end(len(row))
                 continue
-            wide = 1 if character.isascii() else cell_len(character)
+            wide = cells(character)
             while row and used + wide > width:
                 end(gap or len(row))
             row.append((token, character, wide))
@@ -92,9 +97,14 @@ def _rows(shown: Sequence[str], width: int) -> list[list[Fragment]]:
     return rows
 
 
+def cells(character: str) -> int:
+    """Return the columns of one character, which is how the screen counts them."""
+    return 1 if character.isascii() else cell_len(character)
+
+
 def visible(token: Seen) -> str:
     """Return what a page shows for a token, never nothing: the name of an end token, a dot for a part of a letter."""
     if token.text:
-        return clean(token.text).replace("\n", "↵\n").replace("\t", "⇥   ") or NOTHING
-    name = clean_line(token.name)
+        return clean(token.text).translate(APART).replace("\n", "↵\n").replace("\t", "⇥   ") or NOTHING
+    name = clean_line(token.name).translate(APART)
     return name if name.strip("\ufffd ") else NOTHING

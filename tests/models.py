@@ -1,7 +1,7 @@
 """Writes tiny models to disk, each a real folder that the libraries load like any other."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,10 @@ def recurrent(folder: Path, seed: int = 0) -> Path:
     return save(model, tokenizer, folder)
 
 
-def scripted(folder: Path, *replies: bytes) -> Path:
+def scripted(folder: Path, *replies: bytes, marks: Sequence[str] = (), special: bool = True) -> Path:
     """A chat model whose greedy reply to the k-th user turn is `replies[k]`, byte for byte.
+
+    `marks` are single tokens, `special` ones or not.
 
     The block of this GPT-2 is zero, so what comes next depends on the position alone: the embedding of each position
     carries the code of the byte to say there. The chat template renders nothing but padding, as much as puts the
@@ -74,8 +76,10 @@ def scripted(folder: Path, *replies: bytes) -> Path:
 
     slot = max(map(len, replies)) + 2
     tokenizer = byte_tokenizer(slot)
+    tokenizer.add_tokens([*marks], special_tokens=special)
     end = tokenizer.eos_token_id
-    spoken = torch_tensor(spell(replies, slot, end))
+    ids = [tokenizer(reply.decode())["input_ids"] if marks else reply for reply in replies]
+    spoken = torch_tensor(spell(ids, slot, end))
     with seeded(0):
         shape = {"n_positions": len(spoken), "n_embd": 256, "n_layer": 1, "n_head": 4, "n_inner": 16}
         model = GPT2LMHeadModel(GPT2Config(**sizes(tokenizer), **shape, tie_word_embeddings=False))
@@ -179,12 +183,12 @@ def sizes(tokenizer: Any) -> dict[str, int]:
     return {"vocab_size": len(tokenizer), **ids, "pad_token_id": tokenizer.eos_token_id}
 
 
-def spell(replies: tuple[bytes, ...], slot: int, end: int) -> list[int]:
+def spell(replies: Sequence[Sequence[int]], slot: int, end: int) -> list[int]:
     """List what to say at every position: reply k from position `slot * k - 1` on, `end` everywhere else."""
     spoken = [end] * (slot * (len(replies) + 2))
     for turn, reply in enumerate(replies, 1):
         first = slot * turn - 1  # a position's logits choose the token of the next one
-        spoken[first : first + len(reply)] = reply
+        spoken[first : first + len(reply)] = [*reply]
     return spoken
 
 

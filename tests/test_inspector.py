@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from prompt_toolkit.utils import get_cwidth
 from rich.cells import cell_len
 from terminal import LOADED, Terminal
 
@@ -69,6 +70,18 @@ def test_words_are_not_broken_where_they_need_not_be() -> None:
 
 def test_what_adds_no_text_is_seen_all_the_same() -> None:
     assert [visible(seen("", 1, name)) for name in ("<|end|>", "\ufffd", "")] == ["<|end|>", NOTHING, NOTHING]
+
+
+EMOJI = ["👨\u200d👩\u200d👧", "🇩🇪", "👍🏽", "❤\ufe0f", "1\ufe0f\u20e3", "🏳\ufe0f\u200d🌈", "e\u0301", "한"]
+
+
+@pytest.mark.parametrize("text", EMOJI)
+def test_every_row_is_as_wide_as_the_screen_counts_it(text: str) -> None:
+    """Terminals join code points that the screen counts one by one: none of those is drawn."""
+    page = laid_out([seen(text, 1), seen("x", 2)], 20)
+    drawn = "".join(part for _, part in page.rows[0])
+    assert page.places[1][1] == cell_len(drawn[:-1]) == sum(map(get_cwidth, drawn[:-1]))
+    assert page.find(text, 1) == 0
 
 
 def test_only_the_rows_that_are_seen_are_drawn() -> None:

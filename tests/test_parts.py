@@ -5,6 +5,7 @@ from typing import Any
 
 import models
 import pytest
+from driving import ask, opened, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -260,3 +261,57 @@ def test_a_pattern_that_runs_without_end_is_given_up(monkeypatch):
     reader.feed("<think>")
     assert said
     assert reader.parts().answer.startswith("aaa")
+
+
+# in a session
+
+TALK = b"<think>\nShe greets.\n</think>\n\nHello!"
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["special", "ordinary"])
+def thinker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model that thinks between tags, which are special tokens or not."""
+    folder = tmp_path_factory.mktemp("thinker")
+    return models.scripted(folder, TALK, b"Fine.", marks=["<think>", "</think>"], special=request.param)
+
+
+def test_a_turn_has_all_of_its_text_and_its_parts(thinker):
+    with opened(thinker, max_new_tokens=60) as session:
+        done = ask(session, "Hi")
+        assert (done.raw, done.thinking, done.text) == (TALK.decode(), "She greets.", "Hello!")
+        (_, reply) = session.conversation.path()
+        assert (reply.text, reply.parts) == (TALK.decode(), Parts("She greets.", "Hello!"))
+        assert session.conversation.messages()[1] == {"role": "assistant", "content": reply.text, "parts": reply.parts}
+        assert ask(session, "How are you?").text == "Fine."
+
+
+@pytest.mark.parametrize("length", [3, 12, 14, 20])
+def test_a_reply_that_goes_on_is_read_as_one(thinker, length):
+    """Wherever it was cut: in its thought, in a tag, in the answer."""
+    with opened(thinker, max_new_tokens=length) as session:
+        ask(session, "Hi")
+        events: list[Any] = []
+        run(session, "/max_new_tokens 60", "/continue", heard=events.append)
+        assert session.last is not None
+        assert (session.last.text, session.last.parts) == (TALK.decode(), Parts("She greets.", "Hello!"))
+        found = [piece for event in events if isinstance(event, Token) for piece in event.pieces]
+        begun = session.conversation.turns[2].parts
+        said = "".join(piece.text for piece in found if piece.kind == ANSWER)
+        assert (begun.answer + said).strip() == "Hello!"
+
+
+def test_another_token_in_a_thought_is_thought(thinker):
+    with opened(thinker, max_new_tokens=60) as session:
+        place = ask(session, "Hi").token_ids.index(ord("S")) + 1
+        run(session, f"/take {place} {ord('s')}")
+        assert session.last is not None
+        assert session.last.parts == Parts("she greets.", "Hello!")
+
+
+def test_a_thought_may_be_begun_for_the_model(thinker):
+    with opened(thinker, max_new_tokens=60) as session:
+        run(session, "/prefill <think>\nSo.")
+        done = ask(session, "Hi")
+        assert session.last is not None
+        assert session.last.parts.thinking.startswith("So.")
+        assert done.raw == session.last.text.removeprefix("<think>\nSo.")
