@@ -7,6 +7,7 @@ its own (the one that the template reads) only where the library says what the t
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from repl.errors import Failed
@@ -32,6 +33,8 @@ class Reader:
     names: Collection[str]
     prompt: Callable[[Sequence[Message]], str]
     emit: Emit
+    tools: Any = None
+    """What the template is given as tools, which says of what type the arguments of a call are."""
 
     def messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """Return the messages of a conversation, whose replies have `parts` beside all that was made, exactly."""
@@ -70,7 +73,9 @@ class Reader:
         except Failed:  # the template does not write what stands before by itself
             prefix = ""
         try:
-            found = aside(lambda: dict(self.tokenizer.parse_response(raw, prefix=prefix)), self.emit, PARSE_SECONDS)
+            typed = {"tools": self.tools} if self.tools else {}
+            work = partial(self.tokenizer.parse_response, raw, prefix=prefix, **typed)
+            found = aside(work, self.emit, PARSE_SECONDS)
         except Exception:  # a stranger's pattern, on a reply that may have been cut anywhere
             return {}
         return {"content": "", **found}

@@ -15,20 +15,12 @@ from repl.bounded import MAX_BYTES, bounded
 from repl.decoding import PREFIX
 from repl.errors import Failed, ReplError, UsageError
 from repl.messages import REASONING, Message, Reader
+from repl.parts import TAGS, THINKING
 from repl.worker import Emit
 
 WAY_OUT = ("/mode complete", "/raw TEXT")  # plain rendering needs no template
 MARKS = re.compile("[\U000f0000\U000f0001]")  # what the library puts around control tokens that a person typed
-THOUGHTS = {  # what opens a thought, and what closes it
-    "<think>": "</think>",
-    "<thinking>": "</thinking>",
-    "<seed:think>": "</seed:think>",
-    "<mm:think>": "</mm:think>",
-    "[THINK]": "[/THINK]",
-    "<|channel>thought": "<channel|>",
-    "<|START_THINKING|>": "<|END_THINKING|>",
-    "<|inner_prefix|>": "<|inner_suffix|>",
-}
+THOUGHTS = {tag.opens.strip(): tag.closes for tag in TAGS if tag.kind == THINKING}
 FOLDED = "the chat template has no place for a system text: it was put in front of your first message"
 DROPPED = "the chat template leaves the system text out"
 NAMED = "chat_template"  # the argument that chooses among several templates
@@ -138,7 +130,8 @@ class Template:
             return self._write(before, add_generation_prompt=True).text
 
         key = f"{self.values!r} {self.source}"
-        return Reader(self.tokenizer, key, self.reads.attributes, prompt, self._emit).messages(messages)
+        reader = Reader(self.tokenizer, key, self.reads.attributes, prompt, self._emit, self.values.get("tools"))
+        return reader.messages(messages)
 
     # a reply that has begun
 

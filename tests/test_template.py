@@ -228,6 +228,23 @@ def test_a_reply_is_read_by_the_tokenizer_s_response_template(name):
     assert "assistant\n[Hm.]Fine.<|im_end|>" in rendered.text  # the prompt has opened that thought
 
 
+@pytest.mark.library
+def test_a_call_has_arguments_of_the_types_that_its_tool_takes():
+    inline = {"content": "xml-inline", "content_args": {"tag_pattern": r"<(?P<key>\w+)>(?P<value>.*?)</\w+>"}}
+    calls = {"open_pattern": r"<call:(?P<name>\w+)>", "close": "</call>", **inline}
+    calls["transform"] = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
+    tokenizer = tokenizer_for(READS, ("<|im_start|>", "<|im_end|>"), "<|im_end|>")
+    tokenizer.response_template = {
+        **RESPONSE,
+        "fields": {**RESPONSE["fields"], "tool_calls": {**calls, "repeats": True}},
+    }
+    parameters = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    chat = [USER, said("<call:f><x>7</x></call>"), MORE]
+    assert '"x": 7}' in render(tokenizer, chat, arguments={"tools": [tool]}, emit=Recorder()).text
+    assert '"x": "7"}' in render(tokenizer, chat, arguments={}, emit=Recorder()).text
+
+
 def test_a_reply_that_cannot_be_read_goes_back_as_it_stands():
     tokenizer = tokenizer_for(READS, ("<|im_start|>", "<|im_end|>"), "<|im_end|>")
     tokenizer.response_template = RESPONSE
