@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from repl import context, decoding
-from repl.decoding import PENALTIES, Base
+from repl.decoding import FAST, PENALTIES, Base
 from repl.dialects import UNKNOWN, Dialect, whole
 from repl.errors import Failed
 from repl.events import Done, Echo, Notice, Opening, Timing, Token, Usage
@@ -33,6 +33,7 @@ from repl.worker import Emit
 
 BASE = Base({}, {"do_sample": True}, frozenset(PENALTIES))
 """What a server brings to decoding: what is not set is its own to choose, and servers sample."""
+LOCAL = ("reuse", *FAST)  # settings that only a model here heeds, so that nothing need be said of them
 AT_ONCE = 0.001  # seconds within which pieces that came in one go are taken: they say nothing about a speed
 SLACK = 4  # a server that sends this many times the pieces it was allowed tokens does not stop by itself
 
@@ -356,7 +357,7 @@ class Heard:
         """Return the decoding values that the server heeds; what it chose by itself is not known."""
         kind, settings, chats = self.peer.kind, self.request.settings, self.request.chats
         table, fields = decoding.effective(settings, BASE), kind.fields(chats)
-        gone = {*unheeded(settings, kind, chats), *self.peer.refused}
+        gone = {*unheeded(settings, kind, chats), *self.peer.refused, *LOCAL}
         gone |= {name for name, theirs in fields.items() if self.peer.renamed.get(theirs, theirs) in self.peer.refused}
         if settings.decode.max_new_tokens is None:
             gone.add("max_new_tokens")
