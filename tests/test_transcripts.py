@@ -319,7 +319,7 @@ def test_several_sequences_need_beams_or_sampling(speaker: Typist) -> None:
 
 def test_a_field_of_the_library_is_reset_as_it_was_set(speaker: Typist) -> None:
     said = speaker.lines("/set max-time 3", "/set suppress_tokens [4]", "/reset max-time")
-    assert "max_time as the model has it" in said
+    assert "max_time reset to the model's default" in said
     assert speaker.session.settings.extra == (("suppress_tokens", [4]),)
     assert "no setting 'max-time'" in speaker.lines("/reset max-time")
 
