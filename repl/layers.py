@@ -72,11 +72,11 @@ def _read(model: Any, facts: Facts, ids: list[int], emit: Emit) -> Depths:
         fits = scoring.way(model, given) != "none"
         with _seen(blocks, emit) as seen:
             own = _last(model, given)[0]
+        states = _states(seen, len(blocks), len(ids), facts)
         if not (fits or reference.same(own, reference.following(model, given), model.dtype)):
             raise Failed(
                 f"the lens does not fit {facts.architecture}: a whole text gets other logits than a reply does"
             )
-        states = _states(seen, len(blocks), len(ids), facts)
         with _instead(blocks[-1], states), _after(model, blocks) as through:
             logits = _last(model, given[:, -1:].repeat(len(states), 1), len(ids) - 1)
     if not _same(logits[-1], own, model.dtype):

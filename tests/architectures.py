@@ -182,7 +182,11 @@ LAYERS_OF: dict[str, int] = {"dory": 3}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXPERTS = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
 CHANGES: dict[str, dict[str, Any]] = {
-    "apertus1p5": {"audio_config": {"codebook_dim": 64}, "audio_token_offset": 131272 + 32},
+    "apertus1p5": {
+        "audio_config": {"codebook_dim": 64},
+        "audio_token_offset": 131272 + 32,
+        "text_config": {"vocab_size": 131272 + 4200},
+    },
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "dots3_note": {"audio_config": {"adapter_input_size": 64}},
     "granite4_vision": {"deepstack_layer_map": [[0, 0]]},

@@ -5,6 +5,7 @@ Each is made tiny, saved, and loaded and asked in a process of its own. The resu
 """
 
 import contextlib
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -31,6 +32,7 @@ def folder() -> Path:
 def one(kind: str, results: Path) -> None:
     """Make a model and look at it; for a process of its own."""
     place = results / "models" / kind
+    os.environ["HUB_REPL_HOME"] = str(place / "home")
     with open(results / f"{kind}.log", "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         found: dict[str, str] = {}
         try:
@@ -58,6 +60,7 @@ def told(kinds: list[str], results: Path) -> str:
 @pytest.mark.timeout(0)
 @pytest.mark.filterwarnings("ignore")  # what the libraries warn of in models this small
 def test_every_architecture_answers_as_generate_does_or_says_why_not():
+    faulthandler.cancel_dump_traceback_later()  # this takes as long as it takes
     results = folder()
     results.mkdir(parents=True, exist_ok=True)
     kinds = os.environ.get("ARCHITECTURES", "").split() or architectures.kinds()

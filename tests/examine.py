@@ -1,7 +1,6 @@
 """Looks at one model in all ways, and compares with what the bare library makes of the same ids."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,6 @@ CLOSE = 2e-3  # nats, between two ways to the same number
 
 def examine(folder: Path, found: dict[str, str]) -> None:
     """Put for each view "ok", or what is wrong or was refused, into `found`."""
-    os.environ["HUB_REPL_HOME"] = str(folder / "home")
-    os.environ["HF_HUB_OFFLINE"] = "1"
     bare = Bare(folder, found)
     with contextlib.suppress(ReplError):
         with outcome(found, "load"):
