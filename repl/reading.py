@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from repl import folder, hub, library, placement, quantization, quiet, trust
@@ -69,6 +70,19 @@ def auto_class(config: Any) -> Any:
     kind, remote = type(config), "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     seeing = kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     return AutoModelForImageTextToText if seeing and not remote else AutoModelForCausalLM
+
+
+def auto_name(place: Path) -> str:
+    """Return the name of the library's class that loads a folder, as its config.json says."""
+    from transformers.models.auto import modeling_auto
+
+    try:
+        kind = folder.read_config(place).get("model_type")
+    except BadModel:
+        kind = ""
+    causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    seeing = kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not causal
+    return "AutoModelForImageTextToText" if seeing else "AutoModelForCausalLM"
 
 
 def _seeing_class(config: Any) -> Any:

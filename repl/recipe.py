@@ -34,6 +34,8 @@ class Source:
     name: str
     commit: str = ""
     gguf_file: str = ""
+    kind: str = "AutoModelForCausalLM"
+    """The library's class that loads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,7 @@ def script(turn: Turn, source: Source, form: Prompt, how: Shown) -> str:
     record = turn.record
     assert record is not None
     quantized = PACKED.get(str(record.load.get("quantize")), "")
-    names = ["AutoModelForCausalLM", "AutoTokenizer"]
+    names = [source.kind, "AutoTokenizer"]
     names += ["BitsAndBytesConfig"] if quantized else ["GgufConfig"] if source.gguf_file else []
     blocks = [
         [*_remarks(turn, record, form), "import torch", *_imports(record, names)],
@@ -276,7 +278,7 @@ def _loading(record: Done, source: Source, quantized: str) -> list[str]:
     return [
         *named,
         _call("tokenizer = AutoTokenizer.from_pretrained", name, **both),
-        _call("model = AutoModelForCausalLM.from_pretrained", name, **words),
+        _call(f"model = {source.kind}.from_pretrained", name, **words),
         *_adapting(str(load.get("adapter", "none"))),
     ]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from rich.text import Text
 
-from repl import builtin, loading, recipe
+from repl import builtin, loading, reading, recipe
 from repl.clean import clean, clean_line
 from repl.conversation import Turn
 from repl.errors import ReplError, UsageError
@@ -63,9 +63,10 @@ def source(record: Done, folder: Path) -> Source:
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         return Source(str(path.resolve().parent), "", path.name)
+    kind = "AutoModelForCausalLM" if file else reading.auto_name(folder)
     if name == builtin.ID or path.is_dir():
-        return Source(str(folder.resolve()), "", file)
-    return Source(name, str(record.model["commit"] or ""), file)
+        return Source(str(folder.resolve()), "", file, kind)
+    return Source(name, str(record.model["commit"] or ""), file, kind)
 
 
 @command("prove", name="recipe")
