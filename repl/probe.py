@@ -11,6 +11,8 @@ from repl.errors import Cancelled, Failed, ReplError
 from repl.loading import Facts
 from repl.mishaps import sentence
 
+REMEDIES = {"beam search with a cache": ("/set use_cache false", "/beams 1")}
+"""What to type where a library says this."""
 AT_ONCE = 2**18  # logits that are measured at once: they stay in the processor's cache
 
 
@@ -34,7 +36,9 @@ def one_sentence(what: str) -> Iterator[None]:
     except (Cancelled, ReplError, GeneratorExit):
         raise
     except BaseException as error:  # the tokenizer's Rust side panics with a BaseException
-        raise Failed(f"{what}: {sentence(error)}") from error
+        words = sentence(error)
+        hints = next((lines for sign, lines in REMEDIES.items() if sign in words), ())
+        raise Failed(f"{what}: {words}", *hints) from error
 
 
 @contextmanager

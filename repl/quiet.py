@@ -4,10 +4,12 @@ import logging
 import logging.handlers
 import os
 import re
+import sys
+from _thread import get_ident
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TextIO
 
 SOURCES = (
     "huggingface_hub",
@@ -38,8 +40,35 @@ class Formatter(logging.Formatter):
         return hidden(super().format(record))
 
 
+class Stdout:
+    """Stands before a stream: what a muted thread prints there goes to the log, all else through."""
+
+    muted: ClassVar[set[int]] = set()
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, or log it."""
+        if get_ident() not in self.muted:
+            return self._stream.write(text)
+        if text.strip():
+            log.warning("printed: %s", text.strip())
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def mute() -> None:
+    """Log what libraries print on this thread: results on stdout are lines that others read."""
+    Stdout.muted.add(get_ident())
+
+
 def install(folder: Path) -> None:
-    """Route every log record and warning of this process to `hub-repl.log` in a folder."""
+    """Route every log record and warning of this process to `hub-repl.log` in a folder, and what libraries print."""
+    if not isinstance(sys.stdout, Stdout):
+        sys.stdout = Stdout(sys.stdout)  # a stream in all that matters
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-from repl import library
+from repl import library, quiet
 from repl.errors import Cancelled
 from repl.events import Event
 
@@ -234,6 +234,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def _serve(self) -> None:
+        quiet.mute()
         while True:
             try:
                 job = self._jobs.get()

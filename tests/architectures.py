@@ -222,6 +222,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"head_dim": 32},
+    "reformer": {"is_decoder": True},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},
 }
 
 
