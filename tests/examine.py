@@ -145,13 +145,15 @@ class Look:
         return told if len(result.layers) == layers + 1 else f"ok {len(result.layers) - 1} of {layers} layers"
 
     def plan(self) -> str:
+        from transformers import AutoConfig
+
         from repl import weigh
         from repl.plan import placed
         from repl.traits import memory
 
         run(self.session, "/plan")
         resident = self.session.store.current()
-        placed(resident.model.config, resident.load, [])
+        placed(AutoConfig.from_pretrained(resident.facts.folder), resident.load, [])
         kept, remark = memory(resident.model, lambda: None)
         seen = sum(layer.per_token * 64 + layer.fixed for layer in kept)
         guess = weigh.cache(resident.model.config, 64, 4)
