@@ -67,6 +67,8 @@ class Kept:
 
     def may_go_on(self, model: Any, cache: Any, prompt: Any) -> bool:
         """Tell whether reading in steps comes to what reading at once does; the first of `prompt` is tried, once."""
+        if any(type(layer).__module__ != "transformers.cache_utils" for layer in cache.layers):
+            return False  # a kind of its own, which may treat what is read at once and what is made differently
         tried = prompt[:, : FEW if all(map(_simple, cache.layers)) else PROBED]
         if tried.shape[-1] < (FEW if all(map(_simple, cache.layers)) else PROBED):
             return False

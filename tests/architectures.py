@@ -224,6 +224,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mamba2": {"head_dim": 32},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
     "paddleocr_vl": {"text_config": {"rope_parameters": {"mrope_section": [2, 3, 3]}}},
+    **{kind: {"text_config": {"rope_parameters": {"mrope_section": [2, 3, 3]}}} for kind in ("qwen2_vl", "qwen2_5_vl")},
+    "qwen2_5_omni_thinker": {
+        **{"vision_start_token_id": 515, "vision_end_token_id": 516},
+        "text_config": {"rope_parameters": {"mrope_section": [2, 3, 3]}},
+    },
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 515, "vision_end_token_id": 516},
+    "step3p7": {"text_config": {"sliding_window": 16}},
     "reformer": {"is_decoder": True},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
 }
