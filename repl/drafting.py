@@ -240,7 +240,7 @@ class Drafting:
         `ids` is the prompt, shape (1, tokens), `past` the cache that was lent. Where nothing can be proposed, that is
         said once for each model.
         """
-        if not self._by or not self._may(config, ids.shape[-1]):
+        if not self._by or not self._may(config, ids):
             yield None, past
             return
         model, helper = self._resident.model, self._helper
@@ -250,8 +250,8 @@ class Drafting:
             self._ahead = Ahead(drafter, most, reuse.stretch(model))
             yield self._ahead, past or {library.cache_name(): reuse.remembering(model)}
 
-    def _may(self, config: Any, prompt: int) -> bool:
-        reason = refusal(self._resident.model, config, prompt)
+    def _may(self, config: Any, ids: Any) -> bool:
+        reason = refusal(self._resident.model, config, ids.shape[-1]) or self._untrue(ids)
         if self._by == "assistant" and not reason:
             reason = self._bring()
         said = f"{self._by} is off: {reason}"
@@ -259,6 +259,13 @@ class Drafting:
             self._resident.told.add(said)
             self._emit(Notice(said))
         return not reason
+
+    def _untrue(self, ids: Any) -> str:
+        """Say so where a pass over several tokens is no substitute for passes over each: tried once for each model."""
+        model, some = self._resident.model, ids.repeat(1, reuse.FEW)
+        if self._resident.kept.may_go_on(model, reuse.remembering(model), some):
+            return ""
+        return "this model reads several tokens at once in another way than one by one"
 
     def _bring(self) -> str:
         """Bring the assistant; returns what keeps it from helping."""

@@ -609,3 +609,15 @@ def test_the_view_has_words_for_it():
     assert "prompt_lookup" in text
     assert "2.3 tokens a pass · 43 of 65 proposals right · 38.4 tokens/s · 16.5 without" in text
     assert "/assistant ID" in drawn(Fast([replace(used, value="off"), idle], None))
+
+
+def test_a_model_that_also_looks_ahead_is_not_read_ahead(tmp_path):
+    """It takes and fills a cache, but several tokens of one pass see each other: proposals would change its ids."""
+    import architectures
+
+    architectures.make("bert", tmp_path / "bert")
+    with opened(tmp_path / "bert", max_new_tokens=4, prompt_lookup=5) as session:
+        heard: list[Any] = []
+        done = ask(session, TEXT, heard.append)
+    assert any("in another way than one by one" in event.text for event in heard if isinstance(event, Notice))
+    assert done.drafts is None
