@@ -11,7 +11,7 @@ from repl import commands, registry, settings
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "repl").rglob("*.py"))
-TOP = ("embed", "keys", "inspector", "offers", "prompt", "shell", "commands", "program", "main", "__main__")
+TOP = ("__init__", "embed", "keys", "inspector", "offers", "prompt", "shell", "commands", "program", "main", "__main__")
 """Modules above the commands: nothing below imports them."""
 FUNCTION = 40
 
