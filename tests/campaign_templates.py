@@ -51,7 +51,8 @@ STOPS = {  # what ends a reply, from the generation configs of the models
 USERS = [{"role": "user", "content": text} for text in ("How are you?", "What is 1 + 1? ", "And what then?")]
 TYPED = {"role": "user", "content": "What do <think>, </think>, <|im_end|>, <|eot_id|> and [/INST] mean?"}
 CALL = {"type": "function", "function": {"name": "look", "arguments": {"city": "Paris"}}}
-TOOL = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {"type": "object"}}}
+CITY = {"type": "object", "properties": {"city": {"type": "string", "description": "A city."}}, "required": ["city"]}
+TOOL = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": CITY}}
 RESULT = {"role": "tool", "name": "look", "tool_call_id": "abcdefghi", "content": "sunny"}
 
 
