@@ -13,7 +13,7 @@ from repl.libraries import release
 from repl.loading import Resident, bring
 from repl.provenance import versions
 from repl.settings import Load
-from repl.stopwatch import BARE, Run, Speed, Way, compiled, speed, timed
+from repl.stopwatch import BARE, Run, Speed, Way, speed, timed
 from repl.store import Store
 from repl.worker import Emit
 
@@ -120,7 +120,6 @@ class Bench:
         with ExitStack() as stack:
             stack.callback(release)
             resident = bring(load, self._emit, self._offline, lambda needed, _: room(load, needed))
-            stack.callback(resident.steps.close)
             yield resident
 
     def _measure(self, resident: Resident, ways: Sequence[Way]) -> None:
@@ -149,7 +148,6 @@ class Bench:
             self._emit(Progress(stage, 0, self.plan.repeats, "runs"))
             for way in ways:
                 with noted(problems):  # one that cannot leaves the others their turn
-                    compiled(resident, self._emit, way)
                     timed(resident, ids, min(WARM, new), self._emit, way)
                     runs.append((way, []))
             for number in range(self.plan.repeats):

@@ -121,7 +121,7 @@ class Reader:
 def _name(key: str) -> str:
     if key not in settings.places():
         close = nearest(key, list(settings.places()))
-        raise UsageError(f"no setting {key!r}" + (f", did you mean {close}?" if close else ""))
+        raise UsageError(settings.gone(key) or f"no setting {key!r}" + (f", did you mean {close}?" if close else ""))
     return key
 
 

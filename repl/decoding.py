@@ -7,7 +7,7 @@ from typing import Any
 from repl.errors import UsageError
 from repl.fields import show
 from repl.kinds import nearest
-from repl.settings import Decode, Settings, find, kind
+from repl.settings import GONE, Decode, Settings, find, gone, kind
 
 NEW_TOKENS = 512  # most tokens of a reply where neither you nor the model say
 LENGTHS = ("max_new_tokens", "max_length")
@@ -15,8 +15,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 WARPERS = (*SAMPLING, "top_h", "epsilon_cutoff", "eta_cutoff")  # what only sampling heeds
 BEAMS = ("length_penalty", "early_stopping")
 AHEAD = ("prompt_lookup", "assistant")
-FAST = (*AHEAD, "compile")
-APART = ("seed", "reuse", "overflow", *FAST)  # settings that are no fields of the library's generation config
+APART = ("seed", "reuse", "overflow", *AHEAD, *GONE)  # settings that are no fields of the library's generation config
 PREFIX = "template."  # of the variables that a chat template reads
 SERVER = "server."  # of the fields that only the server in use knows
 PENALTIES = ("frequency_penalty", "presence_penalty")  # what only servers know
@@ -129,8 +128,8 @@ def remark(name: str, settings: Settings, base: Base) -> str:
     if name in BEAMS and not beams:
         return f"{name} has no effect without beams · /beams 4 turns them on"
     several = beams or (values.get("num_return_sequences") or 1) > 1
-    if name in ("prompt_lookup", "compile") and shown and several:
-        return f"{name} has no effect while several sequences are made · /greedy makes one"
+    if name == "prompt_lookup" and shown and several:
+        return "prompt_lookup has no effect while several sequences are made · /greedy makes one"
     return _lacking(name, values)
 
 
@@ -172,8 +171,6 @@ def check(settings: Settings, base: Base) -> None:
         raise UsageError(f"num_return_sequences {wanted} needs sampling or at least {wanted} beams", "/sample", more)
     if settings.decode.prompt_lookup and settings.decode.assistant != "none":
         raise UsageError("prompt_lookup and an assistant exclude each other", "/assistant none", "/prompt_lookup off")
-    if settings.decode.compile and (settings.decode.prompt_lookup or settings.decode.assistant != "none"):
-        raise UsageError("compiled steps make one token each, and nothing is read ahead with them", "/fast compile")
 
 
 def remarks(base: Base) -> list[str]:
@@ -258,11 +255,9 @@ def other(name: str, base: Base) -> str:
     if name in base.known and not name.startswith("_"):
         return name
     close = nearest(name, [*base.known, *(spot.name for spot in fields(Decode))])
-    raise UsageError(
-        f"no setting {name!r}, and no such field in the library's generation config"
-        + (f", did you mean {close}?" if close else ""),
-        "/settings",
-    )
+    like = f", did you mean {close}?" if close else ""
+    none = f"no setting {name!r}, and no such field in the library's generation config{like}"
+    raise UsageError(gone(name) or none, "/settings")
 
 
 def is_setting(name: str) -> bool:

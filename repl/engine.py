@@ -11,7 +11,6 @@ from typing import Any
 from repl import arguments, decoding, loop, template
 from repl.arguments import Arguments
 from repl.beams import Watch, spelled
-from repl.compiled import Loan
 from repl.drafting import Drafting, Get
 from repl.errors import Cancelled, Failed, ReplError, UsageError
 from repl.events import Done, Echo, Measures, Notice, Search, Sequence, Timing, Token, Usage
@@ -105,7 +104,6 @@ class Run:
         self.first_at = self.last_at = 0.0
         self.drafting = Drafting(resident, request.settings, emit)
         self.watch = Watch(resident.tokenizer, emit, not config.do_sample, decoding.stops(config))
-        self.loan: Loan | None = None  # of compiled steps
         several = bool(getattr(config, "prompt_lookup_num_tokens", None))
         self.meter = Meter(resident.tokenizer, request.settings.view.logprobs, several)
 
@@ -174,7 +172,6 @@ class Run:
             return loop.generate(
                 model,
                 self.resident.threads,
-                self._steps(),
                 proposals,
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -184,12 +181,6 @@ class Run:
                 tokenizer=self.resident.tokenizer,
                 **{**self.arguments.off, **cache, **extra},
             )
-
-    def _steps(self) -> Loan | None:
-        if self.request.settings.decode.compile and not self.beams:
-            resident = self.resident
-            self.loan = resident.steps.loan(resident.model, resident.load, lambda said: self.emit(Notice(said)))
-        return self.loan
 
     def _lent(self, ids: Any) -> AbstractContextManager[tuple[dict[str, Any], int]]:
         kept = self.resident.kept
@@ -326,7 +317,7 @@ class Run:
             system=self.request.system,
             prefill=self.request.prefill,
             template=template.arguments(settings.extra) if self.request.chats else {},
-            environment=environment(facts, self.loan),
+            environment=environment(facts),
             search=self._search(sequences) if self.beams else None,
             measures=Measures() if self.beams else self.meter.measures(best.token_ids),
             drafts=self.drafting.drafts(),

@@ -7,7 +7,7 @@ turned on or off here: whoever decodes decides by the same functions.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from repl import arguments, compiled, drafting, loop, packed, reuse
+from repl import arguments, drafting, loop, packed, reuse
 from repl.errors import MissingExtra
 from repl.loading import Resident
 from repl.settings import Settings
@@ -66,15 +66,6 @@ def _fits(resident: Resident, chosen: Settings) -> bool:
     return reuse.fits(resident.model, arguments.of_settings(resident, chosen).config, 1)
 
 
-def _compiled(resident: Resident, chosen: Settings) -> str:
-    if reason := compiled.unfit(resident.model):
-        return reason
-    if not chosen.decode.compile:
-        return "not chosen: /fast compile"
-    word, why = resident.steps.state
-    return "" if word == "compiled" else why or word or "begins with the next reply"
-
-
 def _packed(resident: Resident, _: Settings) -> str:
     if resident.facts.packed:
         return ""
@@ -91,7 +82,6 @@ REASONS: dict[str, Callable[[Resident, Settings], str]] = {
     "prompt_lookup": _prompt_lookup,
     "assistant": _assistant,
     "batched rows": _rows,
-    "compile": _compiled,
     "packed kernels": _packed,
 }
 """For each way the function that says what keeps it from applying; empty where nothing does."""

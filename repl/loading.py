@@ -25,7 +25,6 @@ from repl import (
     weigh,
 )
 from repl.adapters import Adapter, Bases
-from repl.compiler import Steps
 from repl.decoding import Base
 from repl.errors import BadModel, Unreachable
 from repl.folder import NeedsCode
@@ -97,7 +96,6 @@ class Resident:
     tokenizer: Any
     kept: Kept = field(default_factory=Kept)
     threads: Threads = field(default_factory=Threads)
-    steps: Steps = field(default_factory=Steps)
     told: set[str] = field(default_factory=set)
     """What was said of this model and need not be said again."""
     modules: tuple[str, ...] = ()

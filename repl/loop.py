@@ -1,12 +1,12 @@
 """The one decode loop of our own: `generate` calls it in place of its own, and the ids are the same.
 
 In come how tokens are chosen, for all rows alike or for each in a way of its own; proposals, which are only checked;
-what may lend faster steps; a streamer. What it does not cover, beams above all, stays with the library: see `why_not`.
+a streamer. What it does not cover, beams above all, stays with the library: see `why_not`.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 from repl import library, reuse
@@ -21,10 +21,6 @@ KEEPING = ("output_scores", "output_logits", "output_attentions", "output_hidden
 OTHERWISE = ("token_healing", "prefill_chunk_size", "use_mtp", "speculation_type")
 """Fields of a generation config that keep more than ids, and those that change the prompt or how it is read."""
 DEVICES = ("cpu", "cuda", "meta")
-
-Step = Callable[[Any, Any], Any]
-Lend = Callable[[Any], AbstractContextManager[Step]]
-"""Lends a step that goes on from a cache, which gets back what is made meanwhile."""
 
 
 class Choice(Protocol):
@@ -70,7 +66,6 @@ def why_not(model: Any, config: Any) -> str:
 def generate(
     model: Any,
     threads: Threads | None = None,
-    lend: Lend | None = None,
     proposals: Proposals | None = None,
     choice: Choice | None = None,
     **given: Any,
@@ -85,7 +80,7 @@ def generate(
     with torch.inference_mode():
         if why_not(model, settled(model, given)):
             return model.generate(**given)
-        loop = Loop(given.get("streamer"), threads, lend, proposals, choice)
+        loop = Loop(given.get("streamer"), threads, proposals, choice)
         return model.generate(**_for_own_loop(model, given), custom_generate=loop)
 
 
@@ -134,11 +129,10 @@ class Loop:
         self,
         streamer: Any = None,
         threads: Threads | None = None,
-        lend: Lend | None = None,
         proposals: Proposals | None = None,
         choice: Choice | None = None,
     ) -> None:
-        self._streamer, self._threads, self._lend = streamer, threads, lend
+        self._streamer, self._threads = streamer, threads
         self._proposals, self._choice = proposals, choice
 
     def __call__(
@@ -160,21 +154,15 @@ class Loop:
             logits = text.read([])
             if choice.copies > 1:
                 logits = text.multiply(logits, choice.copies)
-            with library.decoding(model), self._steps(text) as step:
-                self._decode(text, choice, logits, step, generation_config.max_length)
+            with library.decoding(model):
+                self._decode(text, choice, logits, generation_config.max_length)
         if self._streamer is not None:
             self._streamer.end()
         if not generation_config.return_dict_in_generate:
             return text.ids
         return GenerateDecoderOnlyOutput(sequences=text.ids, **{library.cache_name(): text.cache})
 
-    def _steps(self, text: "Text") -> AbstractContextManager[Callable[[list[int]], Any]]:
-        """Return how to go on behind the prompt: a function from a draft to logits."""
-        if self._lend is None or self._proposals is not None or not text.alone():
-            return nullcontext(text.read)
-        return text.lent(self._lend)
-
-    def _decode(self, text: "Text", choice: Choice, logits: Any, step: Callable[[list[int]], Any], most: int) -> None:
+    def _decode(self, text: "Text", choice: Choice, logits: Any, most: int) -> None:
         """Make tokens until all rows have ended; no text gets longer than `most`."""
         going = self._take(text, choice, logits, [])
         del logits
@@ -182,7 +170,7 @@ class Loop:
             length = text.ids.shape[-1]
             draft = [] if self._proposals is None else self._proposals.offer(text.ids, most - length - 1)
             with nullcontext() if draft or self._threads is None else self._threads.step():
-                logits = step(draft)
+                logits = text.read(draft)
             going = self._take(text, choice, logits, draft)
             if self._proposals is not None:
                 self._proposals.settle(text.ids.shape[-1] - length)
@@ -316,24 +304,3 @@ class Text:
         self._mask = None if self._mask is None else self._mask[places]
         self._positions = None if self._positions is None else self._positions.index_select(-2, places)
         return places
-
-    # a lent step
-
-    def alone(self) -> bool:
-        """Tell whether there is one row, every token of it counts, and each stands right behind the one before."""
-        from transformers.cache_utils import DynamicLayer
-
-        return (
-            self.ids.shape[0] == 1
-            and all(type(layer) is DynamicLayer for layer in self.cache.layers)
-            and (self._mask is None or bool(self._mask.all()))
-            and (self._positions is None or int(self._positions.flatten()[-1]) == self._positions.shape[-1] - 1)
-        )
-
-    @contextmanager
-    def lent(self, lend: Lend) -> Iterator[Callable[[list[int]], Any]]:
-        """Yield a function that makes its steps with what is lent."""
-        import torch
-
-        with lend(self.cache) as step:
-            yield lambda _: step(self.ids, self.ids[:, -1]).logits[:, -1:].to(copy=True, dtype=torch.float32)

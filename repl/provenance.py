@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from repl.compiled import Loan
 from repl.loading import Facts
 from repl.settings import Settings
 
@@ -30,12 +29,11 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("transformers", "torch", "tokenizers")}
 
 
-def environment(facts: Facts, loan: Loan | None = None) -> dict[str, Any]:
+def environment(facts: Facts) -> dict[str, Any]:
     """Return what else may decide between two tokens that are nearly as likely."""
     import torch
 
-    step = {"step": "compiled"} if loan and loan.used else {}
-    return {"attention": facts.attention, "threads": torch.get_num_threads(), "devices": _devices(facts), **step}
+    return {"attention": facts.attention, "threads": torch.get_num_threads(), "devices": _devices(facts)}
 
 
 def _devices(facts: Facts) -> dict[str, str]:

@@ -117,7 +117,8 @@ def find(name: str) -> Command:
     if starts:
         raise UsageError(f"/{name} may be {', '.join('/' + start for start in starts)}")
     close = nearest(wanted, [*COMMANDS, *ALIASES])
-    raise UsageError(f"no command /{name}" + (f", did you mean /{close}?" if close else ""), "/help")
+    like = f", did you mean /{close}?" if close else ""
+    raise UsageError(settings.gone(wanted) or f"no command /{name}{like}", "/help")
 
 
 def alias(lines: Mapping[str, str]) -> list[str]:

@@ -243,11 +243,6 @@ class Session:
         """Return the decoding values in effect."""
         return decoding.effective(self.settings, self.base())
 
-    def compiling(self) -> tuple[str, str]:
-        """Say in a word how far compiling the steps of the model in use is, and why it rests, where it is wanted."""
-        wanted = self.settings.decode.compile and self.remote is None and self.store.facts()
-        return self.store.current().steps.state if wanted else ("", "")
-
     def ready(self) -> None:
         """Raise `NoModel` unless a model is resident or on its way, and `NeedsLocal` while a server answers."""
         self.local()
@@ -259,12 +254,10 @@ class Session:
             raise NoModel("no model is loaded", "/model builtin")
 
     def close(self, seconds: float = 1.0) -> bool:
-        """Close the archive, end the threads and what they started; False if one is still busy after `seconds`."""
+        """Close the archive and end the threads; False if one is still busy after `seconds`."""
         self.mark()
         if self._archive is not None:
             self._archive.close()
         self.connect(None)
-        for resident in self.store.residents():
-            resident.steps.close()
         idle = [worker is None or worker.close(seconds) for worker in (self._errands, self._network)]
         return self.worker.close(seconds) and all(idle)

@@ -31,6 +31,8 @@ DTYPES = {
     "bf16": "bfloat16",
 }
 SHADED = {"probability": "on", "yes": "on", "true": "on", "no": "off", "false": "off"}
+GONE = {"compile": "steps are not compiled any more"}
+"""Settings of earlier versions, which config files and records may still name, and what became of them."""
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -119,7 +121,6 @@ class Decode:
     assistant: Annotated[str, Text("an id or a folder, or none", lambda: ["none"])] = setting(
         "none", "smaller model that proposes tokens ahead, checked in one pass"
     )
-    compile: Annotated[bool, Flag()] = setting(False, "make each token with a step compiled beside the replies (CPU)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +246,11 @@ ALIASES = {"temp": "temperature", "max": "max_new_tokens", "penalty": "repetitio
 """Short names of settings."""
 
 
+def gone(name: str) -> str:
+    """Say that a name was that of a setting, and is no more; empty for others."""
+    return f"{name} is no setting any more: {GONE[name]}" if name in GONE else ""
+
+
 def find(name: str) -> str:
     """Return the full name of a setting typed with hyphens or in part; raises `UsageError` with the nearest name."""
     wanted = name.replace("-", "_").lower()
@@ -258,4 +264,6 @@ def find(name: str) -> str:
     if starts:
         raise UsageError(f"{name!r} may be {', '.join(starts)}")
     close = nearest(wanted, names)
-    raise UsageError(f"no setting {name!r}" + (f", did you mean {close}?" if close else ""), "/settings")
+    raise UsageError(
+        gone(wanted) or f"no setting {name!r}" + (f", did you mean {close}?" if close else ""), "/settings"
+    )

@@ -285,7 +285,6 @@ class Shell:
             *engine.traits,
             "chat" if session.talks() else "complete",
             decoding.phrase(session.decoding()),
-            session.compiling()[0],
             context,
             f"{session.speed:.0f} tokens/s" if session.speed else "",
         ]

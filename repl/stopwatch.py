@@ -8,7 +8,7 @@ from typing import Any
 
 from repl import arguments, decoding, drafting, engine, reuse
 from repl.errors import Cancelled, UsageError
-from repl.events import Event, Notice, Progress
+from repl.events import Event, Notice
 from repl.loading import Resident
 from repl.probe import entry, one_sentence
 from repl.request import Request
@@ -20,9 +20,8 @@ BARE, LOOP = "generate", "loop"
 """The library's `generate`, and the program's own way with nothing that `/fast` adds."""
 PLAIN = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "stop_strings": None}
 """Values of a bare greedy `generate`."""
-FASTER = tuple(name for name in decoding.APART if name not in ("seed", "reuse", "overflow"))
+FASTER = decoding.AHEAD
 """Settings for decoding that change how fast replies come, and nothing else."""
-LOOK = 0.3  # seconds between two looks whether steps are compiled by now
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,18 +143,6 @@ def own(resident: Resident, ids: list[int], new: int, emit: Emit, way: Way) -> R
         raise UsageError(next(iter(notices.heard), f"{way.name} rests"))
     made, timing = len(done.token_ids), done.timing
     return Run(made, timing.ttft_s or 0.0, (made - 1) / timing.decode_tps if timing.decode_tps else 0.0)
-
-
-def compiled(resident: Resident, emit: Emit, way: Way) -> None:
-    """Wait for compiled steps, where a way wants them; raises `UsageError` where there will be none."""
-    if way.settings is None or not way.settings.decode.compile:
-        return
-    steps = resident.steps
-    while steps.loan(resident.model, resident.load, lambda _: None) is None and steps.state[0] == "compiling":
-        emit(Progress(f"compile the steps of {resident.facts.name}"))
-        time.sleep(LOOK)
-    if steps.state[0] != "compiled":
-        raise UsageError(f"compile rests: {steps.state[1]}")
 
 
 def asked(way: Way, new: int) -> Settings:

@@ -168,18 +168,12 @@ class Store:
     def _keep(self, resident: Resident) -> None:
         """Hold one more model, instead of the one of the same load."""
         self._untidy = True  # reading files takes more than what stays of them
-        for each in self._held:
-            if each.load == resident.load and each is not resident:
-                each.steps.close()
         self._held = (*(each for each in self._held if each.load != resident.load), resident)
 
     def _let_go(self, loads: Iterable[Load]) -> None:
         gone = set(loads)
         if self._current is not None and self._current.load in gone:
             self._current = None
-        for each in self._held:
-            if each.load in gone:
-                each.steps.close()
         self._held = tuple(each for each in self._held if each.load not in gone)
 
     def rooms(self) -> list[Room]:

@@ -26,8 +26,7 @@ GREEDY = [("do_sample", "off"), *PLAIN]
 SAMPLED = [("do_sample", "on"), *PLAIN]
 WORDS: dict[str, list[tuple[str, str]]] = {
     **{NOW: [], LOCAL: [], "greedy": GREEDY, "sample": SAMPLED},
-    "prompt_lookup": [("assistant", "none"), ("compile", "off"), ("prompt_lookup", str(drafting.TOKENS))],
-    "compile": [("assistant", "none"), ("prompt_lookup", "off"), ("compile", "on")],
+    "prompt_lookup": [("assistant", "none"), ("prompt_lookup", str(drafting.TOKENS))],
 }
 NEXT = "|".join(WORDS)
 JOINT = re.compile(rf"[,+\s]+(?=(?!cpu=|mps=|disk=)[A-Za-z_][A-Za-z_-]*=|(?:{NEXT})\b)")  # memory is cpu=4GiB

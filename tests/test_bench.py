@@ -118,14 +118,6 @@ def test_a_way_that_a_model_cannot_go_is_a_problem_and_no_end(recurrent_folder):
     assert entry.problem.startswith("prompt_lookup rests")
 
 
-def test_compiled_steps_are_waited_for_or_said_to_rest(recurrent_folder):
-    """What cannot be compiled is a problem; plain steps never stand under its name."""
-    with opened(recurrent_folder) as session:
-        (entry,) = run(session, "/bench compile --prompt-tokens 8 --new-tokens 3 --repeats 1").entries
-    assert [one.mode for one in entry.speeds] == ["generate", "loop"]
-    assert entry.problem.startswith("compile rests: ")
-
-
 def test_rates_are_what_the_clock_says():
     """Three runs of five tokens: the prompt by the time to the first, four steps by the time after it."""
     runs = [Run(5, 0.5, 2.0), Run(5, 1.0, 4.0), Run(5, 0.25, 1.0)]

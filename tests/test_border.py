@@ -9,12 +9,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "repl"
 BORDER = ROOT / "library.py"
-LATER = {
-    "compiled.py": "compiling is rebuilt on documented calls, or goes",
-    "compiling.py": "as above",
-    "native.py": "as above",
-}
-"""Files that may still use private names, each with what will end that."""
 PRIVATE = re.compile(r"_[A-Za-z]\w*(?<!__)")
 PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 C_INTERFACES = {"ctypes", "cffi", "_ctypes"}
@@ -167,16 +161,10 @@ def test_private_names_of_libraries_stand_in_one_file() -> None:
     wrong = [
         f"{path.relative_to(ROOT)} line {line}: {name}"
         for path, found in FOUND.items()
-        if path != BORDER and path.name not in LATER
+        if path != BORDER
         for line, name in found
     ]
     assert wrong == []
-
-
-def test_the_exceptions_are_needed() -> None:
-    """A file that uses no private name any longer loses its exception."""
-    needed = {path.name for path, found in FOUND.items() if found}
-    assert set(LATER) <= needed
 
 
 def test_every_use_says_where_it_was_seen() -> None:

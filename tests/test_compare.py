@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from terminal import LOADED, Terminal
 
-from repl import registry, variants, weigh
+from repl import drafting, registry, variants, weigh
 from repl.columns import Board
 from repl.errors import Cancelled, UsageError
 from repl.events import Beams, Branch, Columns, Done, Event, InColumn, Notice, Progress, Timing, Token, Usage
@@ -97,7 +97,7 @@ def test_a_line_is_cut_into_words_and_a_prompt(line: str, words: list[str], prom
         ('stop="a, b"', {"stop": ("a, b",)}),
         ("mode=complete", {"mode": "complete"}),
         ("temp=0.5", {"temperature": 0.5}),
-        ("quantize=int4,compile", {"quantize": "int4", "compile": True, "prompt_lookup": 0}),
+        ("quantize=int4,prompt_lookup", {"quantize": "int4", "prompt_lookup": drafting.TOKENS}),
     ],
 )
 def test_a_word_is_a_model_or_settings(word: str, values: dict[str, object]) -> None:

@@ -587,16 +587,30 @@ def test_fast_alone_says_what_is_on_and_what_it_brought(llama_folder):
         done = ask(session, TEXT)
         found = run(session, "/fast")
         run(session, "/fast off")
-        assert [mode.value for mode in run(session, "/fast").modes] == ["off", "none", "off"]
-    lookup, assistant, compiling = found.modes
+        assert [mode.value for mode in run(session, "/fast").modes] == ["off", "none"]
+    lookup, assistant = found.modes
     assert (lookup.name, lookup.value, lookup.replies) == ("prompt_lookup", "15", 1)
     assert (lookup.proposed, lookup.accepted) == (done.drafts.proposed, done.drafts.accepted)
     assert lookup.tokens_per_pass == pytest.approx((len(done.token_ids) - 1) / done.drafts.passes)
     assert lookup.decode_tps == pytest.approx(done.timing.decode_tps)
     assert found.plain_tps > 0
     assert (assistant.value, assistant.replies) == ("none", 0)
-    assert (compiling.value, compiling.state, compiling.replies) == ("off", "", 0)
     assert plain(found)["modes"][0]["name"] == "prompt_lookup"
+
+
+def test_replies_of_compiled_steps_are_those_of_an_earlier_version(llama_folder):
+    """They open, no speed without help is taken from them, and nothing of them stands in a recipe or in the way."""
+    with opened(llama_folder, max_new_tokens=8) as session:
+        ask(session, TEXT)
+        turn = session.last
+        old = turn.record.environment | {"step": "compiled"}
+        record = replace(turn.record, environment=old, decode=turn.record.decode | {"compile": True}, given={})
+        session.last = session.conversation.close(turn, turn.text, "complete", record)
+        assert run(session, "/fast").plain_tps is None
+        assert "compile" not in run(session, "/recipe").script
+        assert run(session, "/reproduce").same
+        with pytest.raises(UsageError, match="compile is no setting any more"):
+            run(session, "/set compile on")
 
 
 def test_the_view_has_words_for_it():

@@ -70,7 +70,7 @@ def bench_(
     /bench prompt_lookup quantize=int4 --prompt-tokens 32,512 chooses what.
     Each length of prompt is run once to warm up, then --repeats times, with --new-tokens made in turn by the library's
     bare generate, by the loop that makes replies, and by what /fast has on. Words name more ways: prompt_lookup,
-    compile, quantize=int4, quantize=int4,compile. Or --models A,B --dtypes float32,bfloat16. Ctrl-C keeps what is done
+    quantize=int4, quantize=int4,prompt_lookup. Or --models A,B --dtypes float32,bfloat16. Ctrl-C keeps what is done
     so far. --save FILE.json writes it down, --force in place of a file that is there. All else stays as it is.
     """
     if save and not save.endswith(".json"):

@@ -1,4 +1,4 @@
-"""Faster: read ahead by looking up or by an assistant, compiled steps, and what they brought."""
+"""Faster: read ahead by looking up or by an assistant, and what that brought."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from repl import catalog, decoding, drafting, fast_paths, settings
 from repl.change import apply, change, changed
 from repl.clean import clean_line
 from repl.errors import UsageError
-from repl.events import Done, Notice
+from repl.events import Done
 from repl.fast_paths import FastPath
 from repl.kinds import Choice, Rest
 from repl.loading import Facts
 from repl.registry import command
 from repl.screen import Said, joined, mebibytes, view
 from repl.session import Session
-from repl.worker import Emit, Job
+from repl.worker import Job
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
     """A way to be faster, and the replies of this conversation that it made with the model in use.
 
-    `tokens_per_pass` counts passes of the model itself, the prompt's left out; `state` says how far compiling is.
+    `tokens_per_pass` counts passes of the model itself, the prompt's left out.
     """
 
     name: str
@@ -36,7 +36,6 @@ class Mode:
     accepted: int
     tokens_per_pass: float | None
     decode_tps: float | None
-    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +48,12 @@ class Fast:
 
 
 @command("prove", waits=True)
-def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "compile", "off"))]) -> Any:
+def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"))]) -> Any:
     """Make replies faster; alone, what is on and what it brought.
 
     prompt_lookup proposes what followed earlier in the text when the same tokens stood there, and the model checks
     that in one pass: much faster where a reply repeats its prompt, and it rests where it does not pay. /assistant ID
-    lets a smaller model propose.
-
-    compile turns the pass for one token into a single function, in a process of its own: replies go on as they were
-    until it is there, after a minute or two, and it is kept for later sessions. In float32 the tokens stay the same;
-    with /quantize int4 it pays most, though its roundings are not those of the uncompiled kernels. /fast off turns
-    all of it off.
+    lets a smaller model propose. /fast off turns all of it off.
     """
     if session.remote is not None:
         session.facts()  # says that it takes a model in this process
@@ -68,24 +62,10 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "comp
     if len(modes) > 1 and "off" in modes:
         raise UsageError("off goes by itself", "/fast off")
     if modes[0] == "off":
-        apply(session, [(name, "default") for name in decoding.FAST])
-        return Said("nothing is read ahead or compiled · from the next reply on")
-    if modes[0] == "compile":
-        return compiled(session)
-    apply(session, [("assistant", "none"), ("compile", "off")])
+        apply(session, [(name, "default") for name in decoding.AHEAD])
+        return Said("nothing is read ahead · from the next reply on")
+    apply(session, [("assistant", "none")])
     return apply(session, [("prompt_lookup", str(drafting.TOKENS))])
-
-
-def compiled(session: Session) -> Any:
-    """Turn compiled steps on, and begin to make them."""
-    session.facts()
-    apply(session, [*((name, "default") for name in decoding.AHEAD), ("compile", "on")])
-
-    def begin(emit: Emit) -> None:
-        resident = session.store.current()
-        resident.steps.loan(resident.model, resident.load, lambda said: emit(Notice(said)))
-
-    return session.start(begin, lambda job: Said("compile on · replies take the step as soon as it is there"))
 
 
 @command("setting", waits=True)
@@ -97,7 +77,7 @@ def assistant(session: Session, id: Annotated[str, Rest(suggest=catalog.names)] 
     if id in ("", "none", "default"):
         return change(session, "assistant", id)
     session.facts()
-    words = [("assistant", id), ("prompt_lookup", "off"), ("compile", "off")]
+    words = [("assistant", id), ("prompt_lookup", "off")]
     chosen = changed(session.settings, words, parts=("decode",))
 
     def settle(job: Job[Facts]) -> Said:
@@ -126,13 +106,13 @@ def overview(session: Session, paths: tuple[FastPath, ...]) -> Fast:
     turns = session.conversation.turns.values()
     records = {turn.record.timing: turn.record for turn in turns if turn.record and not turn.record.sequences}
     own = [record for record in records.values() if facts and _same(record, facts)]
-    modes = [_mode(name, session, [one for one in own if by(one) == name]) for name in decoding.FAST]
+    modes = [_mode(name, session, [one for one in own if by(one) == name]) for name in decoding.AHEAD]
     return Fast(modes, _speed([one for one in own if not by(one)]), paths)
 
 
 def by(record: Done) -> str:
     """Return what made a reply faster."""
-    return record.drafts.by if record.drafts else "compile" if record.environment.get("step") else ""
+    return record.drafts.by if record.drafts else str(record.environment.get("step", ""))  # of an earlier version
 
 
 def _same(record: Done, facts: Facts) -> bool:
@@ -151,7 +131,6 @@ def _mode(name: str, session: Session, records: Sequence[Done]) -> Mode:
         sum(one.accepted for one in found),
         made / passes if passes else None,
         _speed(records),
-        ": ".join(filter(None, session.compiling())) if name == "compile" else "",
     )
 
 
@@ -177,8 +156,7 @@ def _(result: Fast) -> RenderableType:
         table.add_row(mode.name, Text(clean_line(mode.value)), Text(clean_line(brought[mode.name])))
     off = all(mode.value in ("off", "none") for mode in result.modes)
     hint = Text.assemble(("/fast prompt_lookup", "accent"), (" looks up, ", "quiet"))
-    hint += Text.assemble(("/assistant ID", "accent"), (" lets a smaller model propose, ", "quiet"))
-    hint += Text.assemble(("/fast compile", "accent"), (" compiles", "quiet"))
+    hint += Text.assemble(("/assistant ID", "accent"), (" lets a smaller model propose", "quiet"))
     return Group(table, *([hint] if off else []))
 
 
