@@ -91,8 +91,7 @@ def chosen(asked: argparse.Namespace, found: Settings) -> Settings:
 
 def main() -> NoReturn:
     """Run the program and end with its exit code."""
-    closed = streams.fill()
-    if "stdout" in closed:
+    if not streams.begin():
         sys.stderr.write("hub-repl: standard output is closed\n")
         leave(1)
     leave(_guarded(run))
@@ -139,6 +138,6 @@ def _ended(work: Callable[[], int]) -> int:
 def leave(code: int) -> NoReturn:
     """End at once: a thread that is still inside a library must not take the interpreter down."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
+        with suppress(AttributeError, OSError, ValueError):
             stream.flush()
     os._exit(code)

@@ -33,7 +33,7 @@ class Program:
         self.config = found
         self.chosen = chosen
         self.worker = Worker()
-        self.typed = sys.stdin.isatty()
+        self.typed = sys.stdin is not None and sys.stdin.isatty()
         self.interactive = self.typed and sys.stdout.isatty() and not asked.prompt and not asked.json
         self._shell: Shell | None = None
         self._editor: Editor | None = None

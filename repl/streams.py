@@ -1,9 +1,9 @@
-"""The standard streams: closed ones are filled, and what cannot be written any more ends the program with a code."""
+"""The standard streams: closed ones are seen to, and what cannot be written any more ends the program with a code."""
 
 import errno
 import os
 import sys
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from typing import Any, TextIO, cast
 
 LOST = (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.ENXIO)
@@ -30,18 +30,20 @@ class Beside:
             self._stream.flush()
 
 
-def fill() -> list[str]:
-    """Open what was closed, so that no file takes its number, and set how text is written; returns what was closed."""
-    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
-    for name in closed:
-        number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, and these are in order
-        setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", encoding="utf-8"))
+def begin() -> bool:
+    """Set how text is written, and let no file take the number of a stream that is closed.
+
+    Standard error is `Beside` from now on. Tells whether there is a standard output.
+    """
+    for _ in (stream for stream in (sys.stdin, sys.stdout, sys.stderr) if stream is None):
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
             handler = "hub-repl" if stream.isatty() else "backslashreplace"  # text in a pipe stays what it is
             stream.reconfigure(errors=handler)  # type: ignore[union-attr]  # a text stream here
-    sys.stderr = cast(TextIO, Beside(sys.stderr))
-    return closed
+    said = sys.stderr if sys.stderr is not None else os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+    redirect_stderr(cast(TextIO, Beside(said))).__enter__()
+    return sys.stdout is not None
 
 
 def lost(error: OSError) -> bool:

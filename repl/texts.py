@@ -51,6 +51,8 @@ def decoded(content: bytes, name: str, largest: int = LARGEST) -> str:
 
 def piped() -> str:
     """Return standard input to its end; raises `ReplError`."""
+    if sys.stdin is None:  # closed
+        return ""
     try:
         return decoded(sys.stdin.buffer.read(LARGEST + 1), "standard input")
     except OSError as error:
