@@ -69,8 +69,8 @@ def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str) -> None:
 
 
 def test_bytes_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_bytes(b"\xff\xfe")
-    assert "cannot be read" in config.read(tmp_path / "config.toml").wrong[0]
+    (tmp_path / "config.toml").write_bytes(b"\xff\xfa")
+    assert "is not UTF-8 text" in config.read(tmp_path / "config.toml").wrong[0]
 
 
 def test_the_written_file_says_nothing_until_its_marks_are_removed(tmp_path: Path) -> None:
