@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from repl import context, decoding
-from repl.decoding import FAST, PENALTIES, Base
+from repl.decoding import AHEAD, PENALTIES, Base
 from repl.dialects import UNKNOWN, Dialect, whole
 from repl.errors import Failed
 from repl.events import Done, Echo, Notice, Opening, Timing, Token, Usage
@@ -33,7 +33,7 @@ from repl.worker import Emit
 
 BASE = Base({}, {"do_sample": True}, frozenset(PENALTIES))
 """What a server brings to decoding: what is not set is its own to choose, and servers sample."""
-LOCAL = ("reuse", *FAST)  # settings that only a model here heeds, so that nothing need be said of them
+LOCAL = ("reuse", *AHEAD)  # settings that only a model here heeds, so that nothing need be said of them
 AT_ONCE = 0.001  # seconds within which pieces that came in one go are taken: they say nothing about a speed
 SLACK = 4  # a server that sends this many times the pieces it was allowed tokens does not stop by itself
 
