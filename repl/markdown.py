@@ -7,7 +7,7 @@ stay, and HTML is shown as it was written.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -155,7 +155,7 @@ class Code:
         return self._fitted(self._colours.draft(self._bare(line)), width, True)
 
     def _fitted(self, line: Line, width: int, whole: bool) -> list[Line]:
-        line = _stripped(line)
+        line = trimmed(line)
         return [line] if whole and all(part.text.isascii() for part in line) else _folded(line, width)
 
     def _bare(self, line: str) -> str:
@@ -229,7 +229,7 @@ class Renderer:
         for row in bodies[0].children if bodies else ():
             table.add_row(*(self.inline(cell.children[0].content) for cell in row.children))
         options = self.console.options.update(width=width)
-        return [_stripped(line) for line in self.console.render_lines(table, options, pad=False)]
+        return [trimmed(line) for line in self.console.render_lines(table, options, pad=False)]
 
     # text
 
@@ -268,7 +268,7 @@ class Renderer:
 
     def line(self, text: Text) -> Line:
         """Return one line of text as segments."""
-        return _stripped([part for part in text.render(self.console) if part.text])
+        return trimmed(text.render(self.console))
 
 
 def _inline_tokens(source: str) -> Iterator["Token"]:
@@ -308,19 +308,19 @@ def _quiet(text: str) -> Line:
 
 
 def _marked(lines: list[Line], first: Segment, later: Segment) -> list[Line]:
-    return [_stripped([later if number else first, *line]) for number, line in enumerate(lines or [[]])]
+    return [trimmed([later if number else first, *line]) for number, line in enumerate(lines or [[]])]
 
 
 def _folded(line: Line, width: int) -> list[Line]:
     """Break a line wherever it is full."""
     letters = [Segment(letter, part.style) for part in line for letter in part.text]
     ends = accumulate(map(len, chop_cells("".join(part.text for part in line), width)), initial=0)
-    return [_stripped(list(Segment.simplify(letters[start:end]))) for start, end in pairwise(ends)] or [[]]
+    return [trimmed(list(Segment.simplify(letters[start:end]))) for start, end in pairwise(ends)] or [[]]
 
 
-def _stripped(line: Line) -> Line:
-    """Return a line without spaces at its end."""
-    kept = [part for part in line if part.text]
+def trimmed(line: Iterable[Segment]) -> Line:
+    """Return a line without spaces at its end and without empty parts."""
+    kept = [Segment(part.text, part.style or None) for part in line if part.text]  # a null style is none
     while kept and not kept[-1].text.strip(" "):
         kept.pop()
     if kept:

@@ -15,7 +15,7 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from repl.markdown import Line
+from repl.markdown import Line, trimmed
 from repl.screen import SYSTEMS
 
 MIN_REDRAW_S = 0.04
@@ -70,9 +70,7 @@ class Words:
         return lines
 
     def _line(self, text: Text) -> Line:
-        text = text.copy()
-        text.rstrip()
-        return [part for part in text.render(self._console) if part.text]
+        return trimmed(text.render(self._console))
 
 
 class Stream:

@@ -271,9 +271,9 @@ def test_a_coloured_stream_is_its_text_on_a_terminal(theme: str, chats: bool) ->
         with Pane(screen, View(probs="on", theme=theme)) as pane:
             for event in in_parts(*tokens) if chats else tokens:
                 pane.draw([event])
-    said = clean("".join(text for text, _ in pieces)).expandtabs(8)
+    said = clean("".join(text for text, _ in pieces)).expandtabs(4)
     assert CODES.sub("", out.getvalue()) == said * 2
-    assert out.getvalue().startswith("a likely        \x1b[")
+    assert out.getvalue().startswith("a likely    \x1b[")
     colours = re.search(r"\x1b\[(?:[\d;]*;)?(?:38;|[39][0-7])", out.getvalue())  # rich keeps a style's first rendering
     assert (colours is not None) is (theme != "mono")
     assert CODES.sub("", err.getvalue()).count("50 % or more") == 1  # the legend is for once
