@@ -7,6 +7,7 @@ from contextlib import redirect_stderr, suppress
 from typing import Any, TextIO, cast
 
 LOST = (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.ENXIO)
+TERMINAL = "hub-repl"  # how what a terminal cannot show is written; a stream keeps that when its window is gone
 
 
 class Beside:
@@ -39,7 +40,7 @@ def begin() -> bool:
         os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
-            handler = "hub-repl" if stream.isatty() else "backslashreplace"  # text in a pipe stays what it is
+            handler = TERMINAL if stream.isatty() else "backslashreplace"  # text in a pipe stays what it is
             stream.reconfigure(errors=handler)  # type: ignore[union-attr]  # a text stream here
     said = sys.stderr if sys.stderr is not None else os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     redirect_stderr(cast(TextIO, Beside(said))).__enter__()
@@ -53,7 +54,7 @@ def lost(error: OSError) -> bool:
 
 def end(error: OSError) -> int:
     """Say why nothing more is written, where somebody may hear it; returns the exit code."""
-    if error.errno == errno.EIO and sys.stdout.isatty():
+    if error.errno == errno.EIO and sys.stdout.errors == TERMINAL:
         return 129  # the terminal is gone, and the signal that says so comes too late
     if error.errno != errno.EPIPE:
         sys.stderr.write(f"hub-repl: cannot write standard output: {error.strerror}\n")
