@@ -1,7 +1,7 @@
 """Columns of text side by side, below each other where the window is narrow; while they are filled, and for good."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from repl.clean import Cleaner, clean, clean_line
-from repl.events import Beams, Columns, Event, InColumn, Notice, Progress, Token
+from repl.events import Beams, Columns, Echo, Event, InColumn, Notice, Opening, Progress, Token
+from repl.parts import ANSWER, Piece
+from repl.thinking import Fold
 
 NARROW = 30  # cells that a column needs to be read
 GAP = 3  # cells between two
@@ -58,44 +60,64 @@ def _parts(block: Block) -> tuple[Text, Text, Text]:
 
 
 class Filling:
-    """One column while it is filled."""
+    """One column while it is filled; what was thought is shown, folded or hidden as in a reply."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, thinking: str = "show") -> None:
         self.title = title
-        self.text = ""
+        self.text = Text()
         self.state = ""  # what stands in the place of text, or below it
         self.begun, self.heard_at = False, 0.0
         self._searching = False  # the text is the best of a beam search as yet
         self._cleaner = Cleaner()
+        self._fold = Fold(thinking)
+        self._chats = False  # tokens come with their pieces
 
     def take(self, event: Event) -> None:
         """Take one event of the answer."""
         self.begun, self.heard_at = True, time.monotonic()
         match event:
-            case Token(text=text):
-                before = "" if self._searching else self.text
-                self.text, self.state, self._searching = before + self._cleaner.feed(text), "", False
+            case Opening():
+                self._chats = True
+            case Echo(pieces=pieces) if self._chats:
+                self._say(pieces, counts=False)
+            case Token(text=text, pieces=pieces):
+                self.text = Text() if self._searching else self.text
+                self.state, self._searching = "", False
+                self._say(pieces if self._chats else [Piece(ANSWER, text)])
             case Beams(common=common, branches=branches):
-                self.text = clean(common + (branches[0].text if branches else ""))
+                self.text = Text(clean(common + (branches[0].text if branches else "")))
                 self.state, self._searching = f"{len(branches)} beams", True
             case Progress(stage=stage, done=done, total=total):
                 self.state = f"{clean_line(stage)} {done / total:.0%}" if total else clean_line(stage)
             case Notice(text=text):
                 self.state = clean_line(text)
 
+    def _say(self, pieces: Iterable[Piece], counts: bool = True) -> None:
+        for shown in self._fold.feed(pieces, counts):
+            match shown.kind:
+                case "text":
+                    self.text.append(self._cleaner.feed(shown.text))
+                case "dim":
+                    self.text.append(clean(shown.text), "quiet")
+                case "status":
+                    self.state = shown.text
+                case "line":
+                    self.text.append(shown.text + "\n\n", "quiet")
+                case "gap":
+                    self.text.append("\n" if self.text.plain.endswith("\n") else "\n\n")
+
     def block(self, console: Console, width: int, rows: int) -> Block:
         """Return its newest lines, as many as there is room for."""
-        text = Text(self.text[-width * rows :])
-        lines = text.wrap(console, width, overflow="fold")[-rows:]
+        lines = self.text[-width * rows :].wrap(console, width, overflow="fold")[-rows:]
         return Block(self.title, Text("\n").join(lines), self.state)
 
 
 class Board:
     """All columns while they are filled, redrawn in place."""
 
-    def __init__(self, console: Console, columns: Columns) -> None:
+    def __init__(self, console: Console, columns: Columns, thinking: str = "show") -> None:
         self._console = console
-        self._columns = [Filling(f"{number} {title}") for number, title in enumerate(columns.titles, 1)]
+        self._columns = [Filling(f"{number} {title}", thinking) for number, title in enumerate(columns.titles, 1)]
         self._live = Live(console=console, transient=True, auto_refresh=False)
         self._live.start()
         self._drawn_at = 0.0

@@ -120,7 +120,7 @@ class Pane:
                 self._draw(event.event)
         elif self._redraws():
             self._quiet()
-            self._board = Board(self._screen.out, event)
+            self._board = Board(self._screen.out, event, self._view.thinking)
 
     def _redraws(self) -> bool:
         return self._screen.interactive and self._screen.out.is_terminal and not self._screen.as_json

@@ -41,6 +41,12 @@ def spoken(tokenizer: Any) -> dict[int, str]:
     return {number: str(token) for number, token in added.items() if token.special and str(token) in written}
 
 
+def silent(tokenizer: Any) -> dict[int, str]:
+    """Return the special tokens that add no text to a reply."""
+    marks, added = spoken(tokenizer), tokenizer.added_tokens_decoder.items()
+    return {int(one): str(token) for one, token in added if token.special and int(one) not in marks}
+
+
 def template(tokenizer: Any) -> Mapping[str, Any]:
     """Return the response template of a tokenizer, which may be anything; empty where it has none."""
     found = getattr(tokenizer, "response_template", None)
@@ -133,8 +139,7 @@ class Reading:
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], begun: Begun, tell: Tell) -> None:
         self._tokenizer, self._begun, self._tell = tokenizer, begun, tell
-        marks, added = spoken(tokenizer), tokenizer.added_tokens_decoder.items()
-        self._silent = {int(one): str(token) for one, token in added if token.special and int(one) not in marks}
+        self._silent = silent(tokenizer)
         ahead = list(prompt[: len(prompt) - len(begun.ids)])
         text = str(tokenizer.decode(ahead[-TAIL_TOKENS - len(begun.prefill) :]))
         before, found, after = text.rpartition(begun.prefill.strip() or "\0")

@@ -12,6 +12,7 @@ from repl.conversation import Conversation, Turn
 from repl.decoding import APART, BEAMS, LENGTHS, OURS, WARPERS
 from repl.errors import UsageError
 from repl.events import Done
+from repl.parsing import silent, spoken
 from repl.placement import max_memory
 from repl.template import folded
 
@@ -54,10 +55,14 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """How a script shows the reply: the text in front of it, and whether it is decoded together with its prompt."""
+    """How a script shows the reply: the text in front of it, and whether it is decoded together with its prompt.
+
+    `without` are the special tokens that add no text where others do, since they mark parts; None: none of them does.
+    """
 
     lead: str = ""
     together: bool = False
+    without: tuple[int, ...] | None = None
 
 
 def chosen(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Done]:
@@ -190,10 +195,20 @@ def shown(turn: Turn, record: Done, tokenizer: Any = None) -> Shown:
         return Shown()  # the whole text, prompt and all
     if tokenizer is None:
         return Shown(record.prefill)
-    made = tokenizer.decode(list(record.token_ids), skip_special_tokens=True)
-    if turn.text.endswith(made):
-        return Shown(turn.text[: len(turn.text) - len(made)])
+    for without in _unspoken(record, tokenizer):
+        ids = [token for token in record.token_ids if token not in (without or ())]
+        made = tokenizer.decode(ids, skip_special_tokens=without is None)
+        if turn.text.endswith(made):
+            return Shown(turn.text[: len(turn.text) - len(made)], without=without)
     return Shown(record.prefill, together=bool(record.prefill))
+
+
+def _unspoken(record: Done, tokenizer: Any) -> Iterator[tuple[int, ...] | None]:
+    """Yield the ways in which special tokens may be left out of a text, the likeliest first."""
+    if not spoken(tokenizer).keys().isdisjoint(record.token_ids):
+        padding = {tokenizer.pad_token_id} if record.sequences else set[int]()
+        yield tuple(sorted(silent(tokenizer).keys() & {*record.token_ids, *padding}))
+    yield None
 
 
 # the script
@@ -360,7 +375,14 @@ def _printing(turn: Turn, record: Done, how: Shown) -> list[str]:
         ]
     whole = parts(record)[0] == record.prompt_ids
     start = 'inputs["input_ids"].shape[1]' if whole else str(len(record.prompt_ids))
-    return [f"reply = output[{place}, {start}:]", f"print({lead}tokenizer.decode(reply, skip_special_tokens=True))"]
+    if how.without is None:
+        return [f"reply = output[{place}, {start}:]", f"print({lead}tokenizer.decode(reply, skip_special_tokens=True))"]
+    kept = f"token for token in output[{place}, {start}:].tolist() if token not in {literal([*how.without])}"
+    return [
+        "# The parts of the reply stand between special tokens: only those that mark no part are left out.",
+        f"reply = [{kept}]" if how.without else f"reply = output[{place}, {start}:]",
+        f"print({lead}tokenizer.decode(reply))",
+    ]
 
 
 def _call(function: str, *plain: str, **named: str) -> str:

@@ -3,9 +3,9 @@
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from repl.parts import ANSWER, THINKING, Piece
+from repl.parts import ANSWER, THINKING, Parts, Piece
 
 BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")
 
@@ -16,6 +16,13 @@ class Shown:
 
     kind: str
     text: str = ""
+
+
+def folded(parts: Parts, mode: str) -> Parts:
+    """Return the parts of a reply that was made before, as a setting shows them."""
+    words = len(parts.thinking.split())
+    line = f"thought {words} word{'' if words == 1 else 's'} · /thinking show" if words else ""
+    return replace(parts, thinking={"show": parts.thinking, "fold": line, "hide": ""}[mode])
 
 
 class Fold:

@@ -50,13 +50,15 @@ class Column:
 class Compared:
     """The answers to one message; `whole` is False where it was stopped before the end.
 
-    `turn` is the message of the conversation that was asked again, None for a new one.
+    `turn` is the message of the conversation that was asked again, None for a new one; `shown` tells whether thoughts
+    are shown, folded or hidden.
     """
 
     prompt: str
     turn: int | None
     columns: list[Column]
     whole: bool
+    shown: str = "show"
 
 
 def run(store: Store, variants: Sequence[Variant], asked: Asked, emit: Emit, made: dict[int, Made]) -> None:
@@ -142,8 +144,8 @@ def _marked(made: Made, place: int) -> Difference:
     return Difference(place + 1, text, start, start + len(text))
 
 
-def compared(prompt: str, turn: int | None, made: Sequence[Made], wanted: int) -> Compared:
-    """Put answers beside each other, of as many as were wanted."""
+def compared(prompt: str, turn: int | None, made: Sequence[Made], wanted: int, shown: str) -> Compared:
+    """Put answers beside each other, of as many as were wanted, with thoughts shown as a setting says."""
     found = [
         Column(
             title=one.variant.title,
@@ -158,4 +160,4 @@ def compared(prompt: str, turn: int | None, made: Sequence[Made], wanted: int) -
         for one, difference in zip(made, differences(made), strict=True)
     ]
     whole = len(made) == wanted and not any(one.done and one.done.finish == "cancelled" for one in made)
-    return Compared(prompt, turn, found, whole)
+    return Compared(prompt, turn, found, whole, shown)

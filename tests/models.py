@@ -135,8 +135,8 @@ def byte_tokenizer(slot: int) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     turns = "messages | selectattr('role', 'equalto', 'user') | list | length"
     template = f"{{{{ 'U' * ({slot} * ({turns})) }}}}"
-    tokenizer.add_special_tokens(["<|end|>"])
-    return wrapped(tokenizer, eos_token="<|end|>", bos_token="<|end|>", chat_template=template)
+    tokenizer.add_special_tokens(["<|return|>"])
+    return wrapped(tokenizer, eos_token="<|return|>", bos_token="<|return|>", chat_template=template)
 
 
 def byte_characters() -> list[str]:

@@ -389,7 +389,7 @@ def test_a_token_is_found_by_its_text(scripted_folder):
         assert run(session, "/why e").number == 2
         assert run(session, "/why there").number == 7
         assert run(session, '/why "o t"').number == 5
-        assert run(session, "/why <|end|>").number == 12
+        assert run(session, "/why <|return|>").number == 12
 
 
 @pytest.mark.parametrize(

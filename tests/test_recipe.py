@@ -244,8 +244,8 @@ LOADS = {
     "code": ({"trust_remote_code": True}, 'from_pretrained("gpt2", trust_remote_code=True)'),
     "disk": ({"offload_folder": "/tmp/x"}, 'offload_folder="/tmp/x"'),
     "an adapter": (
-        {"adapter": "acme/tuned@v2"},
-        'PeftModel.from_pretrained(model, "acme/tuned", revision="v2", autocast_adapter_dtype=False)',
+        {"adapter": "acme/it@v2"},
+        'PeftModel.from_pretrained(model, "acme/it", revision="v2", autocast_adapter_dtype=False)',
     ),
     "a merged adapter": ({"adapter": "acme/tuned merge"}, "model = model.merge_and_unload(safe_merge=True)"),
     "an option of later": ({"new": "some\nthing"}, '# Loaded with new "some\\nthing", which this script leaves out.'),

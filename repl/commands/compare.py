@@ -15,11 +15,14 @@ from repl.conversation import Turn
 from repl.errors import Cancelled, UsageError
 from repl.events import Done
 from repl.kinds import Rest
+from repl.parts import Parts
 from repl.registry import command
 from repl.remote import Remote
 from repl.screen import Said, joined, mebibytes, shortened, view
 from repl.session import Session, Task
 from repl.sides import Asked, Made
+from repl.thinking import folded
+from repl.transcript import said
 from repl.trial import Column, Compared
 from repl.variants import NOW, Variant
 from repl.wire import Wire
@@ -52,7 +55,7 @@ def compare(session: Session, *columns: Annotated[str, Rest(suggest=variants.off
         if not (done := tuple(made[column] for column in sorted(made))):
             raise Cancelled
         session.offer(lambda number: take(session, done, asked, turn, number))
-        return trial.compared(asked.text, turn.id if turn else None, done, len(ways))
+        return trial.compared(asked.text, turn.id if turn else None, done, len(ways), session.settings.view.thinking)
 
     return session.start(lambda emit: trial.run(session.store, ways, asked, emit, made), settle)
 
@@ -132,20 +135,38 @@ def _(result: Compared) -> RenderableType:
 
 
 def _block(number: int, column: Column, result: Compared) -> Block:
-    whole = column.text
-    answer = column.done.parts.answer if column.done else ""
-    thought = len(whole) - len(answer) if answer and whole.endswith(answer) else 0
-    text = Text(clean(whole))
-    if found := column.difference:
-        start = len(whole) - len(column.done.raw if column.done else "") + found.start
-        text = Text(clean(whole[:start]))
-        marked = Text(clean(found.text.replace("\n", "↵\n")), "accent")
-        marked.stylize("reverse")
-        text.append_text(marked).append(clean(whole[start + len(found.text) :]))
-    text.stylize("quiet", 0, len(clean(whole[:thought])))
+    text = _said(column, result.shown)
     if column.problem:
         text.append(clean("\n" * bool(text) + joined(column.problem.message, *column.problem.hints)))
     return Block(f"{number} {column.title}", text, _foot(number, column, result))
+
+
+def _said(column: Column, shown: str) -> Text:
+    """Return an answer in its parts, thoughts as a setting shows them, with the token marked that differs."""
+    done, found, whole = column.done, column.difference, column.text
+    if done is None:
+        return Text(clean(whole))
+    mark = found.text if found else ""
+    start = len(whole) - len(done.raw) + (found.start if found else 0)
+    parts = done.parts
+    if not parts.thinking and not parts.tool_calls:
+        return _marked(whole, mark, start)
+    thought = Text(folded(parts, shown).thinking)
+    if shown == "show":
+        thought = _marked(parts.thinking, mark, start - whole.find(parts.thinking))
+    answer = _marked(parts.answer, mark, start - whole.rfind(parts.answer))
+    thought.style = "quiet"
+    told = [thought, answer, said(Parts(tool_calls=parts.tool_calls))]
+    return Text("\n\n").join(one for one in told if one)
+
+
+def _marked(text: str, mark: str, start: int) -> Text:
+    """Mark what stands at a place of a text, where it is there."""
+    end = start + len(mark)
+    if start < 0 or text[start:end] != mark:
+        return Text(clean(text))
+    marked = (clean(mark.replace("\n", "↵\n")), "accent reverse")
+    return Text.assemble(clean(text[:start]), marked, clean(text[end:]))
 
 
 def _foot(number: int, column: Column, result: Compared) -> str:

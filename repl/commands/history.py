@@ -1,6 +1,6 @@
 """History: what was said, as a list and as a tree; going back, and to other branches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from rich.console import Group, RenderableType
@@ -15,6 +15,7 @@ from repl.parts import Parts
 from repl.registry import command
 from repl.screen import Said, view
 from repl.session import Session
+from repl.thinking import folded
 from repl.transcript import said
 
 
@@ -134,18 +135,9 @@ def _(result: History) -> RenderableType:
     for turn in result.turns:
         mark = "" if turn.state == "complete" else f"  {turn.state}"
         style = "accent" if turn.role == "user" else "quiet"
-        blocks.append(
-            Text.assemble((f"{turn.number:3} {turn.role}{mark}", style), "\n", said(_folded(turn, result.shown)))
-        )
+        parts = folded(replace(turn.parts, answer=turn.text.strip("\n")), result.shown)
+        blocks.append(Text.assemble((f"{turn.number:3} {turn.role}{mark}", style), "\n", said(parts)))
     return Group(*blocks)
-
-
-def _folded(turn: Line, shown: str) -> Parts:
-    """Return the parts of a turn as a setting shows them."""
-    words = len(turn.thinking.split())
-    folded = f"thought {words} word{'' if words == 1 else 's'} · /thinking show" if words else ""
-    thinking = {"show": turn.thinking, "fold": folded, "hide": ""}[shown]
-    return Parts(thinking, turn.text.strip("\n"), turn.tool_calls)
 
 
 @view.register
