@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driving import ask, bare, drawn, finish, opened, run
+from driving import ask, bare, drawn, finish, in_parts, opened, run
 from fakeserver import FakeServer
 from fakeserver import chat as served
 from rich.cells import cell_len
@@ -15,7 +15,7 @@ from rich.console import Console
 from terminal import LOADED, Terminal
 
 from repl import drafting, registry, variants, weigh
-from repl.columns import Board
+from repl.columns import Board, Filling
 from repl.errors import Cancelled, UsageError
 from repl.events import Beams, Branch, Columns, Done, Event, InColumn, Notice, Progress, Timing, Token, Usage
 from repl.folder import examine
@@ -522,6 +522,18 @@ def test_a_column_shows_the_best_beam_until_the_search_has_ended() -> None:
     live.close()
     assert live._columns[0].block(console, 30, 5).text.plain == "A␛[31m"
     assert live._columns[1].block(console, 30, 5).foot == "it␛ broke"
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [("show", "hm\n\nyes"), ("fold", "thought for 3 tokens · 0.0 s\n\nyes"), ("hide", "yes")],
+)
+def test_a_column_follows_the_setting_while_it_is_filled(shown: str, text: str) -> None:
+    column = Filling("a", shown)
+    for event in in_parts(*(Token(text, 1) for text in ("<think>", "hm", "</think>", "yes"))):
+        column.take(event)
+    assert column.text.plain == text
+    assert "thinking" not in column.block(Console(width=40), 30, 5).foot
 
 
 def test_on_a_terminal_columns_are_drawn_once_for_good(llama_folder: Path, tmp_path: Path) -> None:

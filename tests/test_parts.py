@@ -1,5 +1,9 @@
 """A reply is read the way its model writes it: the same parts however it is cut, and nothing of it lost."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,11 +12,13 @@ import pytest
 from driving import ask, opened, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from terminal import LOADED, Terminal
 
 from repl.events import Token
 from repl.parsing import Begun, Reading, TemplateReader, form, spoken
 from repl.parts import ANSWER, CHANNELS, TAGS, THINKING, Form, Parts, Piece, Reader
 from repl.stream import Detokenizer
+from repl.template import render
 
 PLAIN, NAMED = Form(), Form(channels=True)
 LOOK = '{"name": "look", "arguments": {"at": "sky"}}'
@@ -315,3 +321,78 @@ def test_a_thought_may_be_begun_for_the_model(thinker):
         assert session.last is not None
         assert session.last.parts.thinking.startswith("So.")
         assert done.raw == session.last.text.removeprefix("<think>\nSo.")
+
+
+# channels, from the keyboard to the next prompt
+
+ROUND = (
+    "<|channel|>analysis<|message|>They greet.<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>Hello **there**.<|return|>"
+)
+NEXT = (
+    "{% for m in messages %}<|start|>{{ m.role }}"
+    "{% if m.thinking %}<|channel|>analysis<|message|>{{ m.thinking }}<|end|><|start|>assistant{% endif %}"
+    "{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>{{ m.content }}<|end|>{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def channeller(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model that writes its parts in channels, as gpt-oss does."""
+    folder = tmp_path_factory.mktemp("channeller")
+    said = ROUND.removesuffix("<|return|>").encode()
+    return models.scripted(folder, said, said, marks=[*CHANNELS, "<|constrain|>"])
+
+
+def test_channels_are_stored_exported_and_sent_back_in_parts(channeller, tmp_path, emit):
+    with opened(channeller, max_new_tokens=200) as session:
+        done = ask(session, "Hi")
+        assert (done.raw, done.finish) == (ROUND.removesuffix("<|return|>"), "stop")
+        assert session.last is not None
+        assert session.last.parts == Parts("They greet.", "Hello **there**.")
+        run(session, f"/export {tmp_path / 'talk.md'}", f"/export {tmp_path / 'talk.json'}")
+        page = (tmp_path / "talk.md").read_text()
+        told = json.loads((tmp_path / "talk.json").read_text())["turns"][1]
+        assert "> They greet.\n\nHello **there**." in page
+        assert {"answer": "Hello **there**.", "thinking": "They greet."}.items() <= told.items()
+        tokenizer = tokenizer_with(*CHANNELS, chat_template=NEXT)
+        sent = render(
+            tokenizer,
+            session.conversation.messages(),
+            arguments={},
+            generation_prompt=False,
+            emit=emit,
+        )
+        assert sent.text == f"<|start|>user<|message|>Hi<|end|><|start|>assistant{ROUND[:-10]}<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("shown", "thought"),
+    [("show", ["They greet."]), ("fold", ["thought for"]), ("hide", [])],
+)
+def test_channels_on_a_terminal_follow_the_setting(channeller, tmp_path, shown, thought):
+    with Terminal(str(channeller), "--max-new-tokens", "200", "--thinking", shown, home=tmp_path) as terminal:
+        terminal.see(LOADED)
+        for line in ("Hi", "/compare now greedy -- Hi"):
+            rows = "\n".join(terminal.ask(line))
+            assert "Hello" in rows
+            assert "<|" not in rows
+            found = [one for one in ("They greet.", "thought for", "thought 2 words") if one in rows]
+            assert found == (thought if line == "Hi" or shown != "fold" else ["thought 2 words"])
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"), [("show", ROUND[:-10]), ("fold", "Hello **there**."), ("hide", "Hello **there**.")]
+)
+def test_channels_in_a_pipe_are_all_of_the_text_or_the_answer(channeller, tmp_path, shown, said):
+    words = [str(channeller), "--max-new-tokens", "200", "--thinking", shown]
+    run = subprocess.run(
+        [sys.executable, "-m", "repl", *words],
+        input="Hi",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "HUB_REPL_HOME": str(tmp_path)},
+        check=True,
+    )
+    assert run.stdout == said + "\n"

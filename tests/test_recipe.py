@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import models
 import pytest
 from driving import ask, ask_until, opened, run
 from huggingface_hub import constants
@@ -167,6 +168,18 @@ def test_a_script_runs_by_itself(book):
     assert child(book.folder / "prefill.py") == book.texts["prefill"] + "\n"
 
 
+def test_a_script_prints_the_tags_that_the_reply_has(tmp_path, capsys):
+    """They are special tokens here: leaving out all of those would run a thought into its answer."""
+    folder = models.scripted(tmp_path / "thinker", b"<think>Hm.</think>Yes.", marks=["<think>", "</think>"])
+    file = tmp_path / "reply.py"
+    with opened(folder, max_new_tokens=60) as session:
+        done = ask(session, "Hi")
+        run(session, f"/recipe {file}")
+    runpy.run_path(str(file))
+    assert capsys.readouterr().out.endswith(f"{done.raw}\n")
+    assert done.raw == "<think>Hm.</think>Yes."
+
+
 # the text of a script
 
 RECORD = Done(
@@ -244,8 +257,8 @@ LOADS = {
     "code": ({"trust_remote_code": True}, 'from_pretrained("gpt2", trust_remote_code=True)'),
     "disk": ({"offload_folder": "/tmp/x"}, 'offload_folder="/tmp/x"'),
     "an adapter": (
-        {"adapter": "acme/it@v2"},
-        'PeftModel.from_pretrained(model, "acme/it", revision="v2", autocast_adapter_dtype=False)',
+        {"adapter": "acme/tuned@v2"},
+        'from_pretrained(\n    model,\n    "acme/tuned",\n    revision="v2",\n    autocast_adapter_dtype=False',
     ),
     "a merged adapter": ({"adapter": "acme/tuned merge"}, "model = model.merge_and_unload(safe_merge=True)"),
     "an option of later": ({"new": "some\nthing"}, '# Loaded with new "some\\nthing", which this script leaves out.'),
