@@ -55,10 +55,17 @@ class Tag:
     within: tuple[str, ...] = ()
 
 
+DEEPSEEK = ("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>")
+KIMI = ("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>")
+HUNYUAN = tuple(
+    f"<{name}:opensource>"
+    for name in ("tool_call", "/tool_call", "tool_sep", "arg_key", "/arg_key", "arg_value", "/arg_value")
+)
 TAGS = (
     Tag(THINKING, "<think>", "</think>"),
     Tag(THINKING, "<thinking>", "</thinking>"),
     Tag(THINKING, "[THINK]", "[/THINK]"),  # Magistral, Ministral
+    Tag(THINKING, "<think:opensource>", "</think:opensource>"),  # Hy3
     Tag(THINKING, "<seed:think>", "</seed:think>"),  # Seed-OSS
     Tag(THINKING, "<mm:think>", "</mm:think>"),  # MiniMax-M3
     Tag(THINKING, "<|channel>thought\n", "<channel|>"),  # Gemma 4
@@ -72,6 +79,18 @@ TAGS = (
     Tag(CALL, "<|START_ACTION|>", "<|END_ACTION|>"),
     Tag(CALL, "<|tools_prefix|>", "<|tools_suffix|>"),
     Tag(CALL, "<|tool_call_start|>", "<|tool_call_end|>"),  # LFM2
+    Tag(CALL, "<tool_calls>", "</tool_calls>"),  # MiniMax-M1, Apriel
+    Tag(CALL, "<minimax:tool_call>", "</minimax:tool_call>"),  # MiniMax-M2
+    Tag(CALL, "]<]minimax[>[<tool_call>", "]<]minimax[>[</tool_call>"),  # MiniMax-M3
+    Tag(CALL, "<TOOLCALL>", "</TOOLCALL>"),  # Nemotron Nano
+    Tag(CALL, "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", DEEPSEEK),
+    Tag(CALL, "<｜DSML｜function_calls>", "</｜DSML｜function_calls>"),  # DeepSeek V3.2
+    Tag(CALL, "<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>"),  # DeepSeek V4
+    Tag(CALL, "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", KIMI),
+    Tag(CALL, "<tool_calls:opensource>", "</tool_calls:opensource>", HUNYUAN),  # Hy3
+    Tag(CALL, "<|function_call|>"),  # GigaChat 3.1
+    Tag(CALL, "<function=", "</function>"),  # Functionary 3.1
+    Tag(CALL, '<function name="', "</function>"),  # MiniCPM5
 )
 OPENINGS = tuple(tag.opens for tag in TAGS)
 BY_OPENING = {tag.opens: tag for tag in TAGS}
@@ -238,7 +257,8 @@ def _headed(header: str) -> _Span:
 def _calls(span: _Span) -> tuple[dict[str, Any], ...]:
     if span.name:
         return (tool_calls.call(span.name, tool_calls.value(span.text)),)
-    return tool_calls.read(span.text, "" if span.closes else span.opens)
+    begins = span.opens.endswith((">", "]"))  # else the tag is the beginning of the call itself
+    return tool_calls.read(span.text if begins else span.whole, "" if span.closes else span.opens)
 
 
 def _paragraphs(texts: Iterable[str]) -> str:

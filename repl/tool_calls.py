@@ -15,7 +15,18 @@ _NAMED = re.compile(r"\s*(?:call:)?([\w.-]+)\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\
 _KEY = re.compile(r"([{,]\s*)([A-Za-z_]\w*)\s*:")
 _FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
-_PAIR = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+_PAIR = re.compile(r"<arg_key(?::\w+)?>(.*?)</arg_key(?::\w+)?>\s*<arg_value(?::\w+)?>(.*?)</arg_value", re.DOTALL)
+_ENDS = re.compile(r"</tool_call(?::\w+)?>")
+_INVOKED = re.compile(r'<(?:invoke|function) name="([^"]+)">(.*?)</(?:invoke|function)>', re.DOTALL)
+_GIVEN = re.compile(r'<param(?:eter)? name="([^"]+)"(?: string="(\w+)")?>(.*?)</param(?:eter)?>', re.DOTALL)
+_CHILD = re.compile(r"<([\w.-]+)>()([^<]*)</\1>")
+_PREFIXES = re.compile(r"｜DSML｜|\]<\]minimax\[>\[")  # of every tag in a call
+_SEPARATED = re.compile(
+    r"(?:function<｜tool▁sep｜>|functions\.)?([\w.-]+)(?::\d+)?\s*"
+    r"(?:<｜tool▁sep｜>|<\|tool_call_argument_begin\|>|```json)\s*(\{.*\})\s*(?:```)?\s*",
+    re.DOTALL,
+)  # DeepSeek, Kimi
+_BETWEEN = re.compile(r"<[|｜]tool[_▁]call[_▁](?:begin|end)[|｜]>")
 
 
 def call(name: str, arguments: Any) -> Call:
@@ -76,11 +87,32 @@ def _strict(text: str) -> str:
     return "".join(json.dumps(part) if place % 2 else _KEY.sub(r'\1"\2":', part) for place, part in enumerate(parts))
 
 
+def _in_lines(text: str) -> Iterable[Call]:
+    for line in text.strip().split("\n"):
+        yield from _in_json(line)
+
+
 def _tagged(text: str) -> Iterable[Call]:
     for name, body in _FUNCTION.findall(text):
-        yield call(name.strip(), {key.strip(): value(word) for key, word in _PARAMETER.findall(body)})
-    if pairs := _PAIR.findall(text):  # GLM
-        yield call(text.split("<arg_key>")[0].strip(), {key.strip(): value(word) for key, word in pairs})
+        given = {key.strip(): value(word) for key, word in _PARAMETER.findall(body)}
+        yield call(name.strip(), dict(json.loads(body)) if body.lstrip().startswith("{") else given)
+    for part in _ENDS.split(text):  # GLM, Hy3
+        if pairs := _PAIR.findall(part):
+            name = re.sub(r"<[^>]*>", "", part.split("<arg_key")[0])
+            yield call(name.strip(), {key.strip(): value(word) for key, word in pairs})
+
+
+def _invoked(text: str) -> Iterable[Call]:
+    for name, body in _INVOKED.findall(_PREFIXES.sub("", text)):
+        given = _GIVEN.findall(body) or _CHILD.findall(body)
+        yield call(name, {key: word if as_text == "true" else value(word) for key, as_text, word in given})
+
+
+def _separated(text: str) -> Iterable[Call]:
+    for part in filter(str.strip, _BETWEEN.split(text)):
+        if (found := _SEPARATED.fullmatch(part)) is None:
+            raise ValueError("no call")
+        yield call(found[1], dict(json.loads(found[2])))
 
 
 def _in_python(text: str) -> Iterable[Call]:
@@ -92,4 +124,4 @@ def _in_python(text: str) -> Iterable[Call]:
         yield call(ast.unparse(one.func).removesuffix(".call"), arguments)
 
 
-WAYS = (_in_json, _named, _tagged, _in_python)
+WAYS = (_in_json, _in_lines, _named, _tagged, _invoked, _separated, _in_python)

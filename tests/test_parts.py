@@ -28,6 +28,12 @@ HARMONY = (
     "<|start|>assistant<|channel|>commentary to=functions.look <|constrain|>json<|message|>"
     '{"at": "sky"}<|end|><|start|>assistant<|channel|>final<|message|>Hello.'
 )
+INVOKED = '<invoke name="look">\n<parameter name="at">sky</parameter>\n</invoke>'
+DSML = '<｜DSML｜invoke name="look"><｜DSML｜parameter name="at" string="true">sky</｜DSML｜parameter></｜DSML｜invoke>'
+DEEP = '<｜tool▁call▁begin｜>look<｜tool▁sep｜>{"at": "sky"}<｜tool▁call▁end｜>'
+DEEP_1 = '<｜tool▁call▁begin｜>function<｜tool▁sep｜>look\n```json\n{"at": "sky"}\n```<｜tool▁call▁end｜>'
+KIMI = '<|tool_call_begin|>functions.look:0<|tool_call_argument_begin|>{"at": "sky"}<|tool_call_end|>'
+HUNYUAN = "<tool_call>look<tool_sep>\n<arg_key>at</arg_key>\n<arg_value>sky</arg_value>\n</tool_call>"
 
 
 def thought(form: Form, text: str, thinking: str, answer: str, closing: str = "") -> Any:
@@ -75,6 +81,21 @@ REPLIES = [
     called('<|tool_call_start|>[look(at="sky")]<|tool_call_end|>'),
     called('<|START_ACTION|>[{"tool_name": "look", "parameters": {"at": "sky"}}]<|END_ACTION|>'),
     called('<|tools_prefix|>[{"look": {"at": "sky"}}]<|tools_suffix|>'),
+    called(f"<tool_calls>[{LOOK}]</tool_calls>"),
+    called(f"<tool_calls>\n{LOOK}\n{LOOK}\n</tool_calls>", calls=(LOOKED, LOOKED)),
+    called(f"<TOOLCALL>[{LOOK}]</TOOLCALL>"),
+    called(f"<|function_call|>{LOOK}"),
+    called('<function=look>{"at": "sky"}</function>'),
+    called("<function=look>\n<parameter=at>\nsky\n</parameter>\n</function>"),
+    called('<function name="look"><param name="at">sky</param></function>'),
+    called(f"<minimax:tool_call>\n{INVOKED}\n{INVOKED}\n</minimax:tool_call>", calls=(LOOKED, LOOKED)),
+    called(f"<｜DSML｜function_calls>\n{DSML}\n</｜DSML｜function_calls>"),
+    called(f"<｜DSML｜tool_calls>\n{DSML}\n{DSML}\n</｜DSML｜tool_calls>", calls=(LOOKED, LOOKED)),
+    called('~<tool_call>~<invoke name="look">~<at>sky~</at>~</invoke>~</tool_call>'.replace("~", "]<]minimax[>[")),
+    called(f"<｜tool▁calls▁begin｜>{DEEP * 2}<｜tool▁calls▁end｜>", calls=(LOOKED, LOOKED)),
+    called(f"<｜tool▁calls▁begin｜>{DEEP_1}<｜tool▁calls▁end｜>"),
+    called(f"<|tool_calls_section_begin|>{KIMI * 2}<|tool_calls_section_end|>", calls=(LOOKED, LOOKED)),
+    called(f"<tool_calls>{HUNYUAN * 2}</tool_calls>".replace(">", ":opensource>"), calls=(LOOKED, LOOKED)),
     called("The tag <tool_call> begins one.", "The tag <tool_call> begins one.", ()),
     called("So:\n<tool_call>{broken\n</tool_call> ends", "So:\n<tool_call>{broken\n</tool_call> ends", ()),
 ]
