@@ -6,8 +6,8 @@ from typing import Any
 
 from repl import arguments, decoding, provenance, recipe
 from repl.events import Done, Progress
-from repl.loading import Resident
 from repl.probe import breakable, entry, one_sentence
+from repl.runtime import Model
 from repl.screen import device
 from repl.worker import Emit
 
@@ -39,7 +39,7 @@ class Fork:
     margin: float | None
 
 
-def generated(resident: Resident, record: Done, emit: Emit) -> list[int]:
+def generated(resident: Model, record: Done, emit: Emit) -> list[int]:
     """Call `generate` as the record says, without the kept cache; raises `Failed` or `Cancelled`."""
     import torch
 
@@ -67,7 +67,7 @@ def generated(resident: Resident, record: Done, emit: Emit) -> list[int]:
     return new[: ends[0] + 1] if ends else new
 
 
-def fork(resident: Resident, before: list[int], then: Sequence[int], now: Sequence[int]) -> Fork:
+def fork(resident: Model, before: list[int], then: Sequence[int], now: Sequence[int]) -> Fork:
     """Weigh the first tokens of two ways to go on after the same text, in the model's own distribution."""
     import torch
 
@@ -92,7 +92,7 @@ def _candidate(tokenizer: Any, logs: Any, ids: Sequence[int]) -> Candidate:
     return Candidate(ids[0], str(tokenizer.decode([ids[0]])), float(logs[ids[0]])) if ids else Candidate(None, "", None)
 
 
-def changes(record: Done, resident: Resident) -> list[Changed]:
+def changes(record: Done, resident: Model) -> list[Changed]:
     """Return what is known of both runs and differs: library versions, format, place, attention, threads, steps."""
     facts = resident.facts
     then = {**record.versions, **_conditions(record.model, record.environment)}

@@ -78,11 +78,6 @@ def weights(model: Any) -> Weights:
     return Weights(dtypes, devices, tied)
 
 
-def paths(model: Any) -> tuple[str, ...]:
-    """Return the paths of all modules."""
-    return tuple(name for name, _ in model.named_modules() if name)
-
-
 class Reader:
     """Reads the modules of one model below a path."""
 

@@ -7,11 +7,11 @@ from repl import arguments, decoding, engine
 from repl.conversation import Turn
 from repl.errors import Cancelled, ReplError, UsageError
 from repl.events import Done, Echo, Measures, Timing, Usage
-from repl.loading import Resident
 from repl.meter import KEPT
 from repl.parsing import Begun
 from repl.parts import Parts
 from repl.request import Request
+from repl.runtime import Model
 from repl.scoring import score
 from repl.session import Session, Task
 from repl.settings import Settings
@@ -58,7 +58,7 @@ def _close(session: Session, turn: Turn, lead: str, done: Done | None, state: st
             session.conversation.head = closed.id
 
 
-def instead(resident: Resident, turn: Turn, place: int, token: int, emit: Emit) -> Turn:
+def instead(resident: Model, turn: Turn, place: int, token: int, emit: Emit) -> Turn:
     """Return a reply up to a place (from 1), with another token there, as the turn to go on from; for the model thread.
 
     Raises `ReplError` unless the model that made the turn is loaded, `UsageError` for an id that it does not know.
@@ -86,14 +86,14 @@ def _considered(there: Seen, token: int) -> Seen | None:
     return None
 
 
-def _scored(resident: Resident, record: Done, kept: tuple[Seen, ...], token: int, emit: Emit) -> Seen:
+def _scored(resident: Model, record: Done, kept: tuple[Seen, ...], token: int, emit: Emit) -> Seen:
     """Measure a token behind those that are kept."""
     ids = (*record.prompt_ids, *(seen.id for seen in kept), token)
     (found,) = score(resident, ids, emit, first=len(ids) - 1, top=KEPT, shared=True)
     return named(resident, found, "")
 
 
-def whole(resident: Resident, begun: Turn, done: Done) -> Done:
+def whole(resident: Model, begun: Turn, done: Done) -> Done:
     """Return the record of a beginning and what followed as one reply, its text spelled from all of its ids.
 
     Two texts in a row will not do: a character may have begun in the one and ended in the other.
@@ -108,7 +108,7 @@ def whole(resident: Resident, begun: Turn, done: Done) -> Done:
     return replace(found, **told(raw, parts), measures=replace(found.measures, lengths=lengths))
 
 
-def going_on(resident: Resident, begun: Turn, settings: Settings, emit: Emit) -> Done:
+def going_on(resident: Model, begun: Turn, settings: Settings, emit: Emit) -> Done:
     """Tell a beginning and generate what follows it: nothing where it ends with an end token."""
     record = answered(begun)
     chat = Begun(begun.text, record.prefill, record.token_ids) if begun.role == "assistant" else None

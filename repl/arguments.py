@@ -12,7 +12,7 @@ from typing import Any
 
 from repl import decoding, fields
 from repl.decoding import LENGTHS
-from repl.loading import Resident
+from repl.runtime import Model
 from repl.settings import Settings
 
 
@@ -30,7 +30,7 @@ class Arguments:
         return {**self.given, **lengths}
 
 
-def of_settings(resident: Resident, settings: Settings) -> Arguments:
+def of_settings(resident: Model, settings: Settings) -> Arguments:
     """Return what a reply under these settings is made with."""
     return of_values(resident.model, decoding.overrides(settings, resident.facts.base))
 

@@ -10,11 +10,11 @@ import psutil
 from repl.errors import Cancelled, NoMemory, ReplError, UsageError
 from repl.events import Progress
 from repl.libraries import release
-from repl.loading import Resident, bring
+from repl.loading import bring
 from repl.provenance import versions
+from repl.runtime import Model, Models, Runtime
 from repl.settings import Load
 from repl.stopwatch import BARE, Run, Speed, Way, speed, timed
-from repl.store import Store
 from repl.worker import Emit
 
 TEXT = (
@@ -87,7 +87,7 @@ class Benched:
 class Bench:
     """Measures what a plan says; what is done stays in `entries` when it is stopped. For the model thread."""
 
-    def __init__(self, plan: Plan, resident: Resident | None, offline: bool, emit: Emit) -> None:
+    def __init__(self, plan: Plan, resident: Model | None, offline: bool, emit: Emit) -> None:
         self.plan, self._resident, self._offline, self._emit = plan, resident, offline, emit
         self.entries: list[Entry] = []
         self.memory: list[Memory] = []
@@ -112,17 +112,17 @@ class Bench:
             )
 
     @contextmanager
-    def _brought(self, load: Load) -> Iterator[Resident]:
+    def _brought(self, load: Load) -> Iterator[Model]:
         """Yield the resident model where it is meant, else one that is loaded for this and freed after it."""
         if self._resident is not None and same(load, self._resident):
             yield self._resident
             return
         with ExitStack() as stack:
             stack.callback(release)
-            resident = bring(load, self._emit, self._offline, lambda needed, _: room(load, needed))
+            resident = bring(load, self._emit, self._offline, lambda needed, _: room(load, needed), Runtime)
             yield resident
 
-    def _measure(self, resident: Resident, ways: Sequence[Way]) -> None:
+    def _measure(self, resident: Model, ways: Sequence[Way]) -> None:
         speeds: list[Speed] = []
         problems: list[str] = []
         memory = self._bandwidth(resident)
@@ -136,7 +136,7 @@ class Bench:
                 self.entries.append(entry_of(resident, resident is self._resident, limit, speeds, "; ".join(problems)))
 
     def _length(
-        self, resident: Resident, prompt: int, ways: Sequence[Way], limit: float | None, speeds: list[Speed]
+        self, resident: Model, prompt: int, ways: Sequence[Way], limit: float | None, speeds: list[Speed]
     ) -> None:
         new = self.plan.new_tokens
         fits(resident, prompt + new)
@@ -159,7 +159,7 @@ class Bench:
         if problems:
             raise UsageError("; ".join(problems))
 
-    def _bandwidth(self, resident: Resident) -> Memory | None:
+    def _bandwidth(self, resident: Model) -> Memory | None:
         """Measure a device once; a model on several, or on disk, has no such limit."""
         places = sorted(set(resident.facts.device_map.values()))
         if len(places) != 1 or places[0] == "disk":
@@ -171,7 +171,7 @@ class Bench:
         return self.memory[-1]
 
 
-def measured(plan: Plan, store: Store, emit: Emit) -> Benched:
+def measured(plan: Plan, store: Models, emit: Emit) -> Benched:
     """Run a plan; for the model thread."""
     import torch
 
@@ -190,7 +190,7 @@ def noted(problems: list[str]) -> Iterator[None]:
         problems.append(error.message)
 
 
-def entry_of(resident: Resident, kept: bool, limit: float | None, speeds: Sequence[Speed], problem: str) -> Entry:
+def entry_of(resident: Model, kept: bool, limit: float | None, speeds: Sequence[Speed], problem: str) -> Entry:
     """Describe a model that was measured."""
     facts = resident.facts
     return Entry(
@@ -235,7 +235,7 @@ def _named(base: Load, words: str) -> Load:
     return replace(base, model=name, revision=revision or "main", gguf_file="", trust_remote_code=False)
 
 
-def same(load: Load, resident: Resident) -> bool:
+def same(load: Load, resident: Model) -> bool:
     """Tell whether the resident model is what a `Load` asks for."""
     exact = load.dtype in (resident.load.dtype, resident.facts.dtype)  # auto, or what it turned out to be
     return exact and replace(load, dtype="auto") == replace(resident.load, dtype="auto")
@@ -248,20 +248,20 @@ def room(load: Load, needed: int) -> None:
         raise NoMemory(f"{load.model} needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free", "/unload")
 
 
-def fits(resident: Resident, tokens: int) -> None:
+def fits(resident: Model, tokens: int) -> None:
     """Refuse a length that the model was not made for; raises `UsageError`."""
     context = resident.facts.context
     if context and tokens > context:
         raise UsageError(f"prompt and reply of {tokens} tokens do not fit into the context of {context}")
 
 
-def text_ids(resident: Resident, count: int) -> list[int]:
+def text_ids(resident: Model, count: int) -> list[int]:
     """Return so many ids of plain English."""
     ids = [int(token) for token in resident.tokenizer(TEXT)["input_ids"]]
     return (ids * (count // len(ids) + 1))[:count]
 
 
-def read_bytes(resident: Resident) -> int:
+def read_bytes(resident: Model) -> int:
     """Return the bytes of weights that one token needs: all but an input embedding of its own, of which it reads a row.
 
     Of a mixture of experts this counts every expert.

@@ -6,8 +6,8 @@ from typing import Any
 
 from repl import arguments, decoding, fields, settings
 from repl.errors import Failed, UsageError
-from repl.loading import Resident
 from repl.mishaps import sentence
+from repl.runtime import Model
 from repl.screen import Said, joined
 from repl.session import Session, Task
 from repl.warping import processors
@@ -150,7 +150,7 @@ def field(session: Session, name: str, word: str) -> tuple[str, Any]:
     return name, value
 
 
-def _refusal(resident: Resident, chosen: settings.Settings) -> str:
+def _refusal(resident: Model, chosen: settings.Settings) -> str:
     """Return what the library says against these settings, before it runs the model; empty where it takes them."""
     try:
         processors(resident.model, arguments.of_settings(resident, chosen), [0])

@@ -11,11 +11,11 @@ from typing import Any
 from repl import arguments, decoding, engine, loading, rows, scoring
 from repl.errors import Cancelled, NoMemory, UsageError
 from repl.events import Done, Progress
-from repl.loading import Facts, Resident
+from repl.loading import Facts
 from repl.pieces import Speller
 from repl.request import Request
+from repl.runtime import Model, Models
 from repl.settings import Load, Settings
-from repl.store import Store
 from repl.worker import Emit
 
 TIE = 0.1  # nats: below this in both, which of two tokens leads is a matter of rounding
@@ -123,7 +123,7 @@ class Text:
         return [*self.done.prompt_ids, *self.done.token_ids]
 
 
-def diverge(store: Store, asked: Asked, other: Load, names: tuple[str, str], emit: Emit) -> Diverged:
+def diverge(store: Models, asked: Asked, other: Load, names: tuple[str, str], emit: Emit) -> Diverged:
     """Compare the current model with another way to load it; for the model thread.
 
     Raises `UsageError` where the other has another tokenizer, and what loading and reading raise.
@@ -139,7 +139,7 @@ def diverge(store: Store, asked: Asked, other: Load, names: tuple[str, str], emi
     return _weighed(store.current().facts, second, asked, text, names, _rows(store.current(), text, emit), emit)
 
 
-def _in_turn(store: Store, asked: Asked, text: Text, other: Load, names: tuple[str, str], emit: Emit) -> Diverged:
+def _in_turn(store: Models, asked: Asked, text: Text, other: Load, names: tuple[str, str], emit: Emit) -> Diverged:
     """Read with one, keep its logits, then load the other in its place; the one before is loaded again at the end."""
     before, facts = store.current().load, store.current().facts
     kept = [row.cpu() for row in _rows(store.current(), text, emit)]
@@ -184,7 +184,7 @@ def _even(one: Any, other: Any) -> bool:
     )
 
 
-def _text(resident: Resident, asked: Asked, emit: Emit) -> Text:
+def _text(resident: Model, asked: Asked, emit: Emit) -> Text:
     """Return the reply to lead both over: the recorded one, or a greedy one made now."""
     done = asked.record
     if done is None:
@@ -201,7 +201,7 @@ def _text(resident: Resident, asked: Asked, emit: Emit) -> Text:
     return Text(done, found, rows.named(found))
 
 
-def alike(store: Store, other: Load, emit: Emit) -> None:
+def alike(store: Models, other: Load, emit: Emit) -> None:
     """Check that another model reads the same ids: same vocabulary, same cuts; raises `UsageError`."""
     theirs, _ = loading.tokenizer(other, emit, store.consents)
     resident = store.current()
@@ -219,7 +219,7 @@ def alike(store: Store, other: Load, emit: Emit) -> None:
 # the numbers
 
 
-def _rows(resident: Resident, text: Text, emit: Emit) -> Iterator[Any]:
+def _rows(resident: Model, text: Text, emit: Emit) -> Iterator[Any]:
     """Yield the logits that each token of the reply is chosen from, shape (vocab,)."""
     for _, block in scoring.logits(resident, text.ids, emit, len(text.done.prompt_ids)):
         yield from block
@@ -227,7 +227,7 @@ def _rows(resident: Resident, text: Text, emit: Emit) -> Iterator[Any]:
 
 def _weighed(
     facts: Facts,
-    second: Resident,
+    second: Model,
     asked: Asked,
     text: Text,
     names: tuple[str, str],
@@ -308,7 +308,7 @@ def _bits(steps: Sequence[Step], speller: Speller) -> tuple[float, float]:
     return one, two
 
 
-def _onward(second: Resident, asked: Asked, text: Text, fork: Fork, emit: Emit) -> tuple[str, str]:
+def _onward(second: Model, asked: Asked, text: Text, fork: Fork, emit: Emit) -> tuple[str, str]:
     """Return how both texts go on from the fork: the reply as it is, and what the second says from its own token on."""
     place = fork.place - 1
     before = tuple(text.ids[: len(text.done.prompt_ids) + place])

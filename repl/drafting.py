@@ -15,12 +15,13 @@ from typing import Any, Protocol
 from repl import library, loop, reuse, settings
 from repl.errors import ReplError, UsageError
 from repl.events import Drafts, Notice
-from repl.loading import Facts, Resident
+from repl.loading import Facts
 from repl.probe import breakable, entry
+from repl.runtime import Model
 from repl.settings import Load, Settings
 from repl.worker import Emit
 
-Get = Callable[[Load, Emit], Resident]
+Get = Callable[[Load, Emit], Model]
 MOST = 8  # tokens that an assistant proposes at once
 TOKENS = 15  # looked up at once where nothing else is said: on a CPU the last ones cost next to nothing
 SURE = 0.4  # probability below which an assistant's next token is not worth proposing
@@ -225,13 +226,13 @@ class Assistant:
 class Drafting:
     """How one reply is read ahead, if at all."""
 
-    def __init__(self, resident: Resident, chosen: Settings, emit: Emit) -> None:
+    def __init__(self, resident: Model, chosen: Settings, emit: Emit) -> None:
         self._resident, self._chosen, self._emit = resident, chosen, emit
         self.get: Get | None = None
         """Brings the assistant."""
         self._by = wanted(chosen)
         self._ahead: Ahead | None = None
-        self._helper: Resident | None = None
+        self._helper: Model | None = None
 
     @contextmanager
     def proposals(self, config: Any, ids: Any, past: dict[str, Any]) -> Iterator[tuple[Ahead | None, dict[str, Any]]]:
@@ -255,15 +256,15 @@ class Drafting:
         if self._by == "assistant" and not reason:
             reason = self._bring()
         said = f"{self._by} is off: {reason}"
-        if reason and said not in self._resident.told:
-            self._resident.told.add(said)
+        if reason and said not in self._resident.runtime.notices_shown:
+            self._resident.runtime.notices_shown.add(said)
             self._emit(Notice(said))
         return not reason
 
     def _untrue(self, ids: Any) -> str:
         """Say so where a pass over several tokens is no substitute for passes over each: tried once for each model."""
         model, some = self._resident.model, ids.repeat(1, reuse.FEW)
-        if self._resident.kept.may_go_on(model, reuse.remembering(model), some):
+        if self._resident.runtime.kv_cache.may_go_on(model, reuse.remembering(model), some):
             return ""
         return "this model reads several tokens at once in another way than one by one"
 
@@ -280,11 +281,11 @@ class Drafting:
         return reason
 
     @contextmanager
-    def _assistant(self, helper: Resident, ids: Any) -> Iterator[Assistant]:
+    def _assistant(self, helper: Model, ids: Any) -> Iterator[Assistant]:
         model, fed = helper.model, list[int]()
         words = self._resident.model.get_output_embeddings().weight.shape[0]
         prompt = ids.to(entry(model))
-        with helper.kept.lent(model, model.generation_config, prompt, lambda: fed) as (past, reused):
+        with helper.runtime.kv_cache.lent(model, model.generation_config, prompt, lambda: fed) as (past, reused):
             fed += prompt[0, :reused].tolist()
             with breakable(model, self._emit.check):
                 cache = past[library.cache_name()] if past else reuse.remembering(model)
@@ -321,7 +322,7 @@ def load(chosen: Settings) -> Load:
     return replace(chosen.load, **{**neutral, **words})
 
 
-def unfit(resident: Resident, helper: Resident) -> str:
+def unfit(resident: Model, helper: Model) -> str:
     """Say why one model cannot assist another; empty where it can."""
     name, other = helper.facts.name, resident.facts.name
     if helper.model is resident.model:
@@ -333,7 +334,7 @@ def unfit(resident: Resident, helper: Resident) -> str:
     return ""
 
 
-def admit(resident: Resident, chosen: Settings, emit: Emit, get: Get) -> Facts:
+def admit(resident: Model, chosen: Settings, emit: Emit, get: Get) -> Facts:
     """Load the assistant and tell what it is; raises `UsageError` where it cannot help this model."""
     helper = get(load(chosen), emit)
     if reason := unfit(resident, helper):

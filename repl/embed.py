@@ -13,6 +13,7 @@ from typing import Any
 
 from repl import commands, extensions, registry, settings
 from repl.events import Event
+from repl.runtime import Runtime
 from repl.session import Session, Task
 from repl.settings import Settings
 from repl.store import Store
@@ -80,7 +81,7 @@ def open_session(model: str = "builtin", *, offline: bool = False, **chosen: obj
     for name, word in [*settings.address(model), *chosen.items()]:
         full = settings.find(name)
         wanted = wanted if word == "default" else wanted.put(full, settings.read(full, _word(word)), "you")
-    session = OpenSession(Session(wanted, Store(offline), Worker()))
+    session = OpenSession(Session(wanted, Store(Runtime, offline), Worker()))
     try:
         session._finish(session._session.load(wanted), lambda event: None)
     except BaseException:

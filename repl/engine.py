@@ -15,7 +15,6 @@ from repl.drafting import Drafting, Get
 from repl.errors import Cancelled, Failed, ReplError, UsageError
 from repl.events import Done, Echo, Measures, Notice, Search, Sequence, Timing, Token, Usage
 from repl.libraries import release
-from repl.loading import Resident
 from repl.meter import Meter
 from repl.mishaps import is_memory, sentence
 from repl.parsing import Begun, Reading
@@ -24,11 +23,12 @@ from repl.probe import breakable, entry, finite, one_sentence
 from repl.provenance import described, environment, versions
 from repl.relief import dead, out_of_memory
 from repl.request import Prompt, Request, encode
+from repl.runtime import Model
 from repl.stream import streamer
 from repl.worker import Emit, bare
 
 
-def reply(resident: Resident, request: Request, emit: Emit, get: Get | None = None) -> Done:
+def reply(resident: Model, request: Request, emit: Emit, get: Get | None = None) -> Done:
     """Answer a request with `Token` or `Beams` events; a cancelled reply is returned with what there is of it.
 
     `get` brings another model beside it, the assistant. Raises `UsageError` before anything is made, `NoMemory` or
@@ -58,7 +58,7 @@ def reply(resident: Resident, request: Request, emit: Emit, get: Get | None = No
         raise
 
 
-def healed(resident: Resident, request: Request, chosen: Arguments, prompt: Prompt) -> tuple[Prompt, Arguments]:
+def healed(resident: Model, request: Request, chosen: Arguments, prompt: Prompt) -> tuple[Prompt, Arguments]:
     """Let the library replace the prompt's last token, before the reply: the record then has the ids that count."""
     import torch
 
@@ -71,16 +71,16 @@ def healed(resident: Resident, request: Request, chosen: Arguments, prompt: Prom
     return replace(prompt, ids=found), replace(chosen, given={**chosen.given, "token_healing": False})
 
 
-def reading(resident: Resident, request: Request, prompt: list[int], emit: Emit) -> Reading | None:
+def reading(resident: Model, request: Request, prompt: list[int], emit: Emit) -> Reading | None:
     """Return what reads a reply in a chat, None for a text that is completed."""
     begun = request.begun or (Begun(request.prefill, request.prefill) if request.chats else None)
     return Reading(resident.tokenizer, prompt, begun, lambda said: mention(resident, said, emit)) if begun else None
 
 
-def mention(resident: Resident, said: str, emit: Emit) -> None:
+def mention(resident: Model, said: str, emit: Emit) -> None:
     """Say something about a model once."""
-    if said and said not in resident.told:
-        resident.told.add(said)
+    if said and said not in resident.runtime.notices_shown:
+        resident.runtime.notices_shown.add(said)
         emit(Notice(said))
 
 
@@ -88,7 +88,7 @@ class Run:
     """One reply on its way: what goes into `generate`, what has come out so far, and the record of it."""
 
     def __init__(
-        self, resident: Resident, request: Request, prompt: Prompt, chosen: Arguments, emit: Emit, began: float
+        self, resident: Model, request: Request, prompt: Prompt, chosen: Arguments, emit: Emit, began: float
     ) -> None:
         self.resident, self.request, self.arguments, self.emit = resident, request, chosen, emit
         self.config = config = chosen.config
@@ -137,7 +137,7 @@ class Run:
                 if not self.beams:
                     hooks.enter_context(self.meter.reading(self.resident.model))
                 output = self._call()
-                mention(self.resident, self.resident.threads.said(), self.emit)
+                mention(self.resident, self.resident.runtime.threads.said(), self.emit)
                 sequences, finish = self._sequences(output), self._finish(output)
                 return self.told(sequences), finish
         except Failed as error:
@@ -147,7 +147,7 @@ class Run:
             if error.__cause__ is None or not is_memory(error.__cause__):
                 raise
             words = sentence(bare(error.__cause__))
-        self.resident.kept.drop()
+        self.resident.runtime.kv_cache.drop()
         release()
         raise out_of_memory(self.resident, self.config, len(self.prompt), words)
 
@@ -171,7 +171,7 @@ class Run:
             self.meter.several |= drafting.works
             return loop.generate(
                 model,
-                self.resident.threads,
+                self.resident.runtime.threads,
                 proposals,
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -183,7 +183,7 @@ class Run:
             )
 
     def _lent(self, ids: Any) -> AbstractContextManager[tuple[dict[str, Any], int]]:
-        kept = self.resident.kept
+        kept = self.resident.runtime.kv_cache
         if self.request.settings.decode.reuse:
             return kept.lent(self.resident.model, self.config, ids, lambda: [*self.prompt, *self.ids])
         kept.drop()
@@ -222,7 +222,7 @@ class Run:
 
     def _may_go_on(self) -> None:
         """Break a forward pass off; a beam search past its prompt ends by itself and keeps its best."""
-        self.resident.threads.hurry()
+        self.resident.runtime.threads.hurry()
         if not (self.beams and self.watch.steps):
             self.emit.check()
 

@@ -8,7 +8,7 @@ from repl.errors import NoModel
 from repl.events import Done
 from repl.loading import Facts
 from repl.request import Request
-from repl.store import Store
+from repl.runtime import Models
 from repl.worker import Emit
 
 
@@ -45,7 +45,7 @@ class Engine(Protocol):
 class Local:
     """The resident model, whichever it is by then. Only the model thread may ask it for a reply."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Models) -> None:
         self._store = store
 
     @property

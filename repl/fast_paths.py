@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from repl import arguments, drafting, loop, packed, reuse
 from repl.errors import MissingExtra
-from repl.loading import Resident
+from repl.runtime import Model
 from repl.settings import Settings
 
 
@@ -22,39 +22,39 @@ class FastPath:
     why: str
 
 
-def examine(resident: Resident, chosen: Settings) -> tuple[FastPath, ...]:
+def examine(resident: Model, chosen: Settings) -> tuple[FastPath, ...]:
     """Return every way, whether or not it applies."""
     found = {name: reason(resident, chosen) for name, reason in REASONS.items()}
     return tuple(FastPath(name, not why, why) for name, why in found.items())
 
 
-def _decode_loop(resident: Resident, chosen: Settings) -> str:
+def _decode_loop(resident: Model, chosen: Settings) -> str:
     return loop.why_not(resident.model, arguments.of_settings(resident, chosen).config)
 
 
-def _reuse(resident: Resident, chosen: Settings) -> str:
+def _reuse(resident: Model, chosen: Settings) -> str:
     if not chosen.decode.reuse:
         return "turned off: /reuse on"
     return "" if _fits(resident, chosen) else "this model or a setting needs a new KV cache for each reply"
 
 
-def _prompt_lookup(resident: Resident, chosen: Settings) -> str:
+def _prompt_lookup(resident: Model, chosen: Settings) -> str:
     if reason := _ahead(resident, chosen):
         return reason
     return "" if drafting.wanted(chosen) == "prompt_lookup" else "not chosen: /fast prompt_lookup"
 
 
-def _assistant(resident: Resident, chosen: Settings) -> str:
+def _assistant(resident: Model, chosen: Settings) -> str:
     if reason := _ahead(resident, chosen):
         return reason
     return "" if drafting.wanted(chosen) == "assistant" else "not chosen: /assistant ID"
 
 
-def _ahead(resident: Resident, chosen: Settings) -> str:
+def _ahead(resident: Model, chosen: Settings) -> str:
     return drafting.refusal(resident.model, arguments.of_settings(resident, chosen).config, 1)
 
 
-def _rows(resident: Resident, chosen: Settings) -> str:
+def _rows(resident: Model, chosen: Settings) -> str:
     if not reuse.plain(resident.model):
         return "this model's KV cache cannot be copied for each row"
     return _decode_loop(resident, chosen) or (
@@ -62,11 +62,11 @@ def _rows(resident: Resident, chosen: Settings) -> str:
     )
 
 
-def _fits(resident: Resident, chosen: Settings) -> bool:
+def _fits(resident: Model, chosen: Settings) -> bool:
     return reuse.fits(resident.model, arguments.of_settings(resident, chosen).config, 1)
 
 
-def _packed(resident: Resident, _: Settings) -> str:
+def _packed(resident: Model, _: Settings) -> str:
     if resident.facts.packed:
         return ""
     try:
@@ -76,7 +76,7 @@ def _packed(resident: Resident, _: Settings) -> str:
     return "not chosen: /quantize int4"
 
 
-REASONS: dict[str, Callable[[Resident, Settings], str]] = {
+REASONS: dict[str, Callable[[Model, Settings], str]] = {
     "decode loop": _decode_loop,
     "KV reuse": _reuse,
     "prompt_lookup": _prompt_lookup,

@@ -9,10 +9,11 @@ from repl import reference, scoring
 from repl.errors import Failed, NoMemory, UsageError
 from repl.events import Progress
 from repl.libraries import release
-from repl.loading import Facts, Resident
+from repl.loading import Facts
 from repl.mishaps import is_memory, sentence
 from repl.pieces import Speller
 from repl.probe import breakable, entry, layers, one_sentence
+from repl.runtime import Model
 from repl.worker import Emit, bare
 
 CLOSE = 1e-4  # of the largest logit: how far two ways to the same number may lie apart in float32
@@ -40,7 +41,7 @@ class Depths:
     through: tuple[str, ...]
 
 
-def depths(resident: Resident, ids: Sequence[int], emit: Emit) -> Depths:
+def depths(resident: Model, ids: Sequence[int], emit: Emit) -> Depths:
     """Read every layer's hidden state behind the last of `ids` as the model reads that of its last layer.
 
     Nothing about the model is assumed: its own code runs from the last layer on, with the hidden states of all layers

@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from repl import (
     adapters,
-    anatomy,
     builtin,
     decoding,
     fit,
@@ -30,10 +29,8 @@ from repl.errors import BadModel, Unreachable
 from repl.folder import NeedsCode
 from repl.headers import Weights
 from repl.mishaps import translated, weighed
-from repl.reuse import Kept
 from repl.room import Room
 from repl.settings import Load
-from repl.threads import Threads
 from repl.trust import Consents
 from repl.worker import Emit
 
@@ -86,24 +83,22 @@ class Facts:
         return Path(self.id).name if Path(self.id).is_absolute() else self.id
 
 
+R = TypeVar("R")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Resident:
-    """A model in memory with its tokenizer and the cache of the last text; only the model thread touches those."""
+class LoadedModel(Generic[R]):
+    """A model in memory with its tokenizer, and what generation keeps beside it; for the model thread."""
 
     load: Load
     facts: Facts
     model: Any
     tokenizer: Any
-    kept: Kept = field(default_factory=Kept)
-    threads: Threads = field(default_factory=Threads)
-    told: set[str] = field(default_factory=set)
-    """What was said of this model and need not be said again."""
+    runtime: R
     modules: tuple[str, ...] = ()
     """The paths of its modules, for completion."""
     base: Any = None
     """The model without its adapter, kept for the next one."""
-    behind: dict[tuple[int, ...], Any] = field(default_factory=dict)
-    """The logits behind the text that was looked at last, by its ids."""
 
 
 BASES = Bases()
@@ -112,9 +107,17 @@ BASES = Bases()
 MakeRoom = Callable[[int, Callable[[list[Room]], None]], None]
 
 
-def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: Consents | None = None) -> Resident:
+def bring(
+    load: Load,
+    emit: Emit,
+    offline: bool,
+    make_room: MakeRoom,
+    make_runtime: Callable[[], R],
+    consents: Consents | None = None,
+) -> LoadedModel[R]:
     """Load a model; before memory is taken `make_room` gets the bytes and a check that refuses what does not fit.
 
+    `make_runtime` makes what is kept beside the model.
     Raises a `ReplError` that names what is wrong, or `Cancelled`; then nothing of it stays in memory.
     """
     began = time.monotonic()
@@ -136,7 +139,8 @@ def bring(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
     if not adapter.merge:
         BASES.known[bare] = base
     facts = _facts(load, base, model, began)
-    return Resident(load, facts, model.eval(), base.tokenizer, modules=anatomy.paths(model), base=base)
+    paths_of_modules = tuple(name for name, _ in model.named_modules() if name)
+    return LoadedModel(load, facts, model.eval(), base.tokenizer, make_runtime(), paths_of_modules, base)
 
 
 def _bare(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: Consents) -> adapters.Base:

@@ -49,6 +49,7 @@ class Program:
     def _made(self) -> "Shell":
         from repl import commands, extensions, quiet, registry
         from repl.remote import known
+        from repl.runtime import Runtime
         from repl.screen import Screen
         from repl.session import FILE, Session
         from repl.shell import Shell
@@ -60,7 +61,7 @@ class Program:
         quiet.install(paths.data())
         offline = self.asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
         saved = None if self.asked.no_save else paths.data() / FILE
-        store = Store(offline, consents=Consents(paths.data() / TRUSTED))
+        store = Store(Runtime, offline, consents=Consents(paths.data() / TRUSTED))
         session = Session(self.chosen, store, self.worker, saved)
         session.presets = dict(self.config.presets)
         known.update(self.config.engines)

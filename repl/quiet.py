@@ -5,10 +5,10 @@ import logging.handlers
 import os
 import re
 import sys
-from _thread import get_ident
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any, ClassVar, TextIO
 
 SOURCES = (

@@ -11,12 +11,11 @@ from repl import decoding, sides
 from repl.conversation import Conversation, message
 from repl.errors import Cancelled, ReplError, UsageError
 from repl.events import Columns, Done, InColumn, Progress
-from repl.loading import Resident
 from repl.parts import Parts
 from repl.request import Message, encode
+from repl.runtime import Model, Models
 from repl.settings import Load, Settings
 from repl.sides import Aside, Asked, Here, Made, There
-from repl.store import Store
 from repl.variants import Variant
 from repl.worker import Emit
 
@@ -86,7 +85,7 @@ class Rehearsal:
     `home` is how the model of the session is loaded: it, and what is in memory anyway, weighs the new answers.
     """
 
-    store: Store
+    store: Models
     variant: Variant
     talk: Sequence[Exchange]
     pinned: bool
@@ -152,7 +151,7 @@ class Rehearsal:
         except ReplError as error:
             return Again(exchange, sides.failed(self.variant, error, aside.tokens), messages)
 
-    def _weighed(self, resident: Resident, again: Again, aside: Aside) -> Again:
+    def _weighed(self, resident: Model, again: Again, aside: Aside) -> Again:
         """Weigh both answers with the model that made the new one."""
         exchange, record, made = again.exchange, again.exchange.record, again.made
         same = (record.model.get("id"), record.model.get("commit")) == (resident.facts.id, resident.facts.commit)
@@ -190,9 +189,7 @@ class Rehearsal:
             )
 
 
-def weigh(
-    resident: Resident, chosen: Settings, asked: Asked, text: str, ids: Sequence[int], emit: Emit
-) -> float | None:
+def weigh(resident: Model, chosen: Settings, asked: Asked, text: str, ids: Sequence[int], emit: Emit) -> float | None:
     """Return the bits per byte of an answer under a model; `ids` are its own for this text, where it has some."""
     with suppress(ReplError):  # too long for this model: a figure less
         prompt = encode(resident, asked.request(chosen, resident.facts.chats), 1, emit).ids
@@ -201,7 +198,7 @@ def weigh(
     return None
 
 
-def _bare(resident: Resident, ids: Sequence[int]) -> Sequence[int]:
+def _bare(resident: Model, ids: Sequence[int]) -> Sequence[int]:
     """Leave the token out that ended an answer: it is no part of the text."""
     return ids[:-1] if ids and ids[-1] in decoding.stops(resident.model.generation_config) else ids
 

@@ -8,8 +8,8 @@ from repl import context, template
 from repl.context import Fitted
 from repl.errors import UsageError
 from repl.events import Notice
-from repl.loading import Resident
 from repl.parsing import Begun
+from repl.runtime import Model
 from repl.settings import Settings
 from repl.worker import Emit
 
@@ -56,7 +56,7 @@ class Prompt:
     dropped: tuple[int, ...] = ()
 
 
-def encode(resident: Resident, request: Request, wanted: int, emit: Emit) -> Prompt:
+def encode(resident: Model, request: Request, wanted: int, emit: Emit) -> Prompt:
     """Return the ids of the prompt; of a chat that is too long, those that the overflow setting allows.
 
     `wanted` is how many tokens the reply may have. Raises `UsageError`, among them `Overflow`, and `Failed` where
@@ -77,13 +77,13 @@ def encode(resident: Resident, request: Request, wanted: int, emit: Emit) -> Pro
     return Prompt(fitted.ids, dropped)
 
 
-def _fitted(resident: Resident, request: Request, wanted: int, emit: Emit) -> Fitted:
+def _fitted(resident: Model, request: Request, wanted: int, emit: Emit) -> Fitted:
     values: dict[str, Any] = template.arguments(request.settings.extra)
 
     def count(messages: Sequence[Message]) -> list[int]:
         made = template.render(resident.tokenizer, messages, arguments=values, prefill=request.prefill, emit=emit)
-        if made.notice and made.notice not in resident.told:
-            resident.told.add(made.notice)
+        if made.notice and made.notice not in resident.runtime.notices_shown:
+            resident.runtime.notices_shown.add(made.notice)
             emit(Notice(made.notice))
         return list(made.ids)
 

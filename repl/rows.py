@@ -13,12 +13,12 @@ from repl import arguments, decoding, engine, loop, scoring
 from repl.errors import Cancelled, Failed
 from repl.events import Done, Event, Notice, Progress, Token
 from repl.libraries import release
-from repl.loading import Resident
 from repl.mishaps import is_memory, sentence
 from repl.probe import breakable, entry, finite, one_sentence
 from repl.relief import out_of_memory
 from repl.request import Prompt, Request, encode
 from repl.reuse import fits, plain
+from repl.runtime import Model
 from repl.worker import Emit, bare
 
 Tell = Callable[[], None]
@@ -35,7 +35,7 @@ class Made:
 class Row:
     """One of several replies: how its tokens are chosen, and those that are there."""
 
-    def __init__(self, resident: Resident, request: Request, prompt: Prompt, emit: Emit, began: float) -> None:
+    def __init__(self, resident: Model, request: Request, prompt: Prompt, emit: Emit, began: float) -> None:
         facts = resident.facts
         decoding.check(request.settings, facts.base)
         chosen = arguments.of_settings(resident, request.settings)
@@ -102,7 +102,7 @@ class Row:
 class Rows:
     """The replies to make; `made` has one for each request, as far as it came."""
 
-    def __init__(self, resident: Resident, requests: Sequence[Request], emit: Emit, exact: bool = False) -> None:
+    def __init__(self, resident: Model, requests: Sequence[Request], emit: Emit, exact: bool = False) -> None:
         began = time.monotonic()
         self._resident, self._emit = resident, emit
         first = arguments.of_settings(resident, requests[0].settings).config
@@ -167,7 +167,7 @@ class Rows:
     def _share(self) -> None:
         import torch
 
-        model, kept, first = self._resident.model, self._resident.kept, self._batch[0].run
+        model, kept, first = self._resident.model, self._resident.runtime.kv_cache, self._batch[0].run
         ids = torch.tensor([self.prompt], device=entry(model))
         try:
             with one_sentence("the rows stopped"), breakable(model, self._emit.check):
@@ -235,7 +235,7 @@ class Muted:
         self.check()
 
 
-def processors(resident: Resident, request: Request, prompt: Sequence[int], emit: Emit) -> Any:
+def processors(resident: Model, request: Request, prompt: Sequence[int], emit: Emit) -> Any:
     """Return what `generate` would change the logits with before it takes the likeliest, for a request."""
     import torch
 

@@ -8,10 +8,11 @@ from typing import Any
 from repl import library, model_config, reference
 from repl.errors import Failed, NoMemory, UsageError
 from repl.libraries import release
-from repl.loading import Facts, Resident
+from repl.loading import Facts
 from repl.mishaps import is_memory, sentence
 from repl.probe import Scored, breakable, entry, measured, not_finite, one_sentence
 from repl.reuse import Kept, fits
+from repl.runtime import Model
 from repl.worker import Emit, bare
 
 CHUNK = (256, 1024)  # tokens whose logits are in memory at once, at least and at most
@@ -21,7 +22,7 @@ WAYS = reference.Known()  # how a loaded model reads a text: plain, placed (told
 
 
 def score(
-    resident: Resident, ids: Sequence[int], emit: Emit, first: int = 1, top: int = 0, shared: bool = False
+    resident: Model, ids: Sequence[int], emit: Emit, first: int = 1, top: int = 0, shared: bool = False
 ) -> Iterator[Scored]:
     """Measure the tokens of a text from place `first` on, each with the `top` likeliest there; see `logits`."""
     for place, rows in logits(resident, ids, emit, first, shared=shared):
@@ -29,7 +30,7 @@ def score(
 
 
 def logits(
-    resident: Resident, ids: Sequence[int], emit: Emit, first: int = 1, chunk: int = 0, shared: bool = False
+    resident: Model, ids: Sequence[int], emit: Emit, first: int = 1, chunk: int = 0, shared: bool = False
 ) -> Iterator[tuple[int, Any]]:
     """Yield places in a text with the float32 logits there, shape (at most `chunk`, vocab).
 
@@ -46,20 +47,20 @@ def step(model: Any) -> int:
     return min(max(LOGITS // max(vocabulary, 1), CHUNK[0]), CHUNK[1])
 
 
-def following(resident: Resident, ids: Sequence[int], emit: Emit, shared: bool = False) -> Any:
+def following(resident: Model, ids: Sequence[int], emit: Emit, shared: bool = False) -> Any:
     """Return the float32 logits of what comes after a text, shape (vocab,); see `logits`.
 
     Those of the text that was looked at last are kept: asking for them again computes nothing.
     """
     key = tuple(ids)
-    if key not in resident.behind:
+    if key not in resident.runtime.last_logits:
         rows = _behind(resident, list(ids), emit, shared)
-        resident.behind.clear()
-        resident.behind[key] = rows.clone()
-    return resident.behind[key]
+        resident.runtime.last_logits.clear()
+        resident.runtime.last_logits[key] = rows.clone()
+    return resident.runtime.last_logits[key]
 
 
-def _behind(resident: Resident, ids: list[int], emit: Emit, shared: bool) -> Any:
+def _behind(resident: Model, ids: list[int], emit: Emit, shared: bool) -> Any:
     import torch
 
     model = resident.model
@@ -106,7 +107,7 @@ def _numbered(model: Any, start: int, ids: Any) -> dict[str, Any]:
 
 
 def _read(
-    resident: Resident, fed: list[int], first: int, emit: Emit, chunk: int, shared: bool
+    resident: Model, fed: list[int], first: int, emit: Emit, chunk: int, shared: bool
 ) -> Iterator[tuple[int, Any]]:
     """Yield the logits behind each of the ids that are fed to the model, from the one before place `first` on."""
     import torch
@@ -117,7 +118,7 @@ def _read(
     model, facts, config = resident.model, resident.facts, GenerationConfig()
     if facts.context and len(fed) > facts.context:
         raise UsageError(f"the text has {len(fed)} tokens, {facts.id} reads at most {facts.context}")
-    kept = resident.kept if shared else Kept()
+    kept = resident.runtime.kv_cache if shared else Kept()
     ids = torch.tensor([fed], device=entry(model))
     with _told(resident), breakable(model, emit.check):
         if way(model, ids) == "none":
@@ -210,7 +211,7 @@ def _before_head(model: Any, change: Callable[[Any], Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _told(resident: Resident) -> Iterator[None]:
+def _told(resident: Model) -> Iterator[None]:
     """Say in one sentence what the library raises, and give memory back when it ran out."""
     try:
         with one_sentence("the text cannot be read"):
@@ -220,7 +221,7 @@ def _told(resident: Resident) -> Iterator[None]:
         if error.__cause__ is None or not is_memory(error.__cause__):
             raise
         words = sentence(bare(error.__cause__))
-    resident.kept.drop()
+    resident.runtime.kv_cache.drop()
     release()
     smaller = ["/dtype bfloat16"] if resident.facts.dtype == "float32" else []
     raise NoMemory(f"memory ran out: {words}", *smaller, "/quantize 4bit")

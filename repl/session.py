@@ -15,8 +15,8 @@ from repl.errors import NeedsLocal, NoModel
 from repl.folder import NeedsCode
 from repl.loading import Facts
 from repl.remote import Remote, known, offered
+from repl.runtime import Models
 from repl.settings import Load, Settings
-from repl.store import Store
 from repl.worker import Emit, Job, Worker
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class Loaded:
 class Session:
     """One user at one prompt."""
 
-    def __init__(self, chosen: Settings, store: Store, worker: Worker, saved: Path | None = None) -> None:
+    def __init__(self, chosen: Settings, store: Models, worker: Worker, saved: Path | None = None) -> None:
         self.settings = chosen
         self.store = store
         store.keep = lambda: self.settings.view.keep_models

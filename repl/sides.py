@@ -8,13 +8,11 @@ from typing import Any, Protocol
 from repl import engine
 from repl.errors import Cancelled, NoMemory, ReplError
 from repl.events import Done, Event, InColumn, Token
-from repl.loading import Resident
 from repl.remote import Remote, reach
 from repl.request import Message, Request
-from repl.reuse import Kept
+from repl.runtime import Model, Models, Runtime
 from repl.scoring import score
 from repl.settings import Load, Settings
-from repl.store import Store
 from repl.variants import Variant
 from repl.wire import Wire
 from repl.worker import Emit, Relay
@@ -123,7 +121,7 @@ def failed(variant: Variant, error: ReplError, tokens: Sequence[Token]) -> Made:
     return Made(variant, error.partial, Problem(error.kind, error.message, error.hints), pieces=pieces(tokens))
 
 
-def brought(store: Store, load: Load, emit: Emit) -> Resident:
+def brought(store: Models, load: Load, emit: Emit) -> Model:
     """Return a model beside the current one, or instead of it where both do not fit; raises a `ReplError`."""
     try:
         return store.get(load, emit)
@@ -144,10 +142,10 @@ class Side(Protocol):
 
 
 @contextmanager
-def reached(store: Store, variant: Variant, emit: Emit) -> Iterator["Here | There"]:
+def reached(store: Models, variant: Variant, emit: Emit) -> Iterator["Here | There"]:
     """Yield what answers, with a cache or a connection of its own; raises a `ReplError`."""
     if (server := variant.server) is None:
-        yield Here(replace(brought(store, variant.settings.load, emit), kept=Kept()))
+        yield Here(replace(brought(store, variant.settings.load, emit), runtime=Runtime()))
         return
     if server.listing is None:
         remote = reach(server.where, server.model, emit)
@@ -163,7 +161,7 @@ def reached(store: Store, variant: Variant, emit: Emit) -> Iterator["Here | Ther
 class Here:
     """A model in this process, with a cache of its own: each prompt is read from its beginning, so figures compare."""
 
-    resident: Resident
+    resident: Model
 
     def answer(self, variant: Variant, asked: Asked, seed: int, aside: Aside) -> Made:
         """Answer once."""
@@ -206,7 +204,7 @@ def drawing(chosen: Settings, seed: int) -> Settings:
     return chosen if chosen.decode.seed is not None else replace(chosen, decode=replace(chosen.decode, seed=seed))
 
 
-def weighed(resident: Resident, prompt: Sequence[int], ids: Sequence[int], emit: Emit) -> tuple[float, ...]:
+def weighed(resident: Model, prompt: Sequence[int], ids: Sequence[int], emit: Emit) -> tuple[float, ...]:
     """Return the log-probability of each token of a text behind a prompt, in nats; none where that cannot be read."""
     try:
         return tuple(one.logprob for one in score(resident, [*prompt, *ids], emit, len(prompt)))

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from repl import arguments, decoding, drafting, engine, reuse
+from repl import arguments, decoding, drafting, engine
 from repl.errors import Cancelled, UsageError
 from repl.events import Event, Notice
-from repl.loading import Resident
 from repl.probe import entry, one_sentence
 from repl.request import Request
 from repl.rows import Muted
+from repl.runtime import Model, Runtime
 from repl.settings import Settings
 from repl.worker import Emit
 
@@ -109,12 +109,12 @@ class Clock:
         return Run(len(self._times), self._times[0] - self._began, self._times[-1] - self._times[0])
 
 
-def timed(resident: Resident, ids: list[int], new: int, emit: Emit, way: Way) -> Run:
+def timed(resident: Model, ids: list[int], new: int, emit: Emit, way: Way) -> Run:
     """Time a greedy reply of exactly `new` tokens, without a kept cache; raises `ReplError`."""
     return bare(resident, ids, new, emit) if way.settings is None else own(resident, ids, new, emit, way)
 
 
-def bare(resident: Resident, ids: list[int], new: int, emit: Emit) -> Run:
+def bare(resident: Model, ids: list[int], new: int, emit: Emit) -> Run:
     """Time what the library does by itself."""
     import torch
 
@@ -130,13 +130,11 @@ def bare(resident: Resident, ids: list[int], new: int, emit: Emit) -> Run:
         return clock.run()
 
 
-def own(resident: Resident, ids: list[int], new: int, emit: Emit, way: Way) -> Run:
+def own(resident: Model, ids: list[int], new: int, emit: Emit, way: Way) -> Run:
     """Time a reply as the program makes it; raises `UsageError` where what should make it faster rests."""
     chosen = asked(way, new)
     notices = Notices(emit)
-    done = engine.reply(
-        replace(resident, kept=reuse.Kept(), told=set()), Request(chosen, ids=tuple(ids)), notices, way.get
-    )
+    done = engine.reply(replace(resident, runtime=Runtime()), Request(chosen, ids=tuple(ids)), notices, way.get)
     if done.finish == "cancelled":
         raise Cancelled
     if done.drafts is None and drafting.wanted(chosen):

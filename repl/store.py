@@ -5,30 +5,35 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any, Generic
 
 from repl import loading, room
 from repl.errors import NoMemory, NoModel, ReplError
 from repl.libraries import release
-from repl.loading import Facts, MakeRoom, Resident
+from repl.loading import Facts, LoadedModel, MakeRoom, R
 from repl.room import Room, capped, targets, with_back
 from repl.settings import Load
 from repl.trust import Consents
 from repl.weigh import STORED
 from repl.worker import Emit
 
-Bring = Callable[[Load, Emit, bool, MakeRoom], Resident]
+Bring = Callable[[Load, Emit, bool, MakeRoom], LoadedModel[R]]
 Check = Callable[[list[Room]], None]
 SPARE = 512 * 2**20  # bytes to be free beside a load as long as others stay: texts grow
 MOST = 0.9  # part of a device that weights may fill: mapped files count as free, and would be read again and again
 
 
-class Store:
-    """Holds resident models by their `Load`. What loads, frees or looks into one runs on the model thread."""
+class Store(Generic[R]):
+    """Holds models in memory by their `Load`; what loads, frees or looks into one runs on the model thread.
+
+    `make_runtime` makes what is kept beside each.
+    """
 
     def __init__(
         self,
+        make_runtime: Callable[[], R],
         offline: bool = False,
-        bring: Bring | None = None,
+        bring: Bring[R] | None = None,
         measure: Callable[[], list[Room]] = room.measure,
         consents: Consents | None = None,
     ) -> None:
@@ -37,12 +42,12 @@ class Store:
         """How many models may stay; 0 is as many as fit."""
         self.allowed: set[Load] = set()  # loads that begin however little is free
         self.consents = consents or Consents()
-        self._bring = bring or partial(loading.bring, consents=self.consents)
+        self._bring = bring or partial(loading.bring, make_runtime=make_runtime, consents=self.consents)
         self._measure = measure
-        self._held: tuple[Resident, ...] = ()  # the least recently used first; replaced whole, other threads read it
-        self._current: Resident | None = None
+        self._held: tuple[LoadedModel[R], ...] = ()  # least recently used first; replaced whole: other threads read it
+        self._current: LoadedModel[R] | None = None
         self._untidy = False  # something was freed, and the system has not got all of it back
-        self._going: tuple[Resident, ...] = ()  # may go as soon as nobody waits
+        self._going: tuple[LoadedModel[R], ...] = ()  # may go as soon as nobody waits
 
     # safe on every thread, as long as only `load` and `facts` of a resident are looked at
 
@@ -51,7 +56,7 @@ class Store:
         resident = self._current
         return resident.facts if resident else None
 
-    def current(self) -> Resident:
+    def current(self) -> LoadedModel[R]:
         """Return the current model; raises `NoModel`."""
         if self._current is None and self._held:
             raise NoModel("no model is in use", *(f"/model {each.facts.id}" for each in self.residents()))
@@ -59,7 +64,7 @@ class Store:
             raise NoModel("no model is loaded", "/model builtin")
         return self._current
 
-    def residents(self) -> list[Resident]:
+    def residents(self) -> list[LoadedModel[R]]:
         """Return every model in memory, the most recently used first."""
         return list(reversed(self._held))
 
@@ -104,7 +109,7 @@ class Store:
         self.trim()
         return resident.facts
 
-    def get(self, load: Load, emit: Emit) -> Resident:
+    def get(self, load: Load, emit: Emit) -> LoadedModel[R]:
         """Return a model, resident or loaded now, without making it the current one.
 
         It stays as the most recently used; the current one stays in memory beside it. Raises `NoMemory` where both
@@ -141,7 +146,7 @@ class Store:
         release()
         return facts
 
-    def trim(self, besides: Resident | None = None) -> None:
+    def trim(self, besides: LoadedModel[R] | None = None) -> None:
         """Free what is more than may stay, least recently used first; the current one and `besides` stay."""
         most = self.keep() or len(self._held)
         others = [each.load for each in self._held if each not in (self._current, besides)]
@@ -158,14 +163,14 @@ class Store:
 
     # what stays and what goes
 
-    def _used(self, load: Load) -> Resident | None:
+    def _used(self, load: Load) -> LoadedModel[R] | None:
         """Return a resident model, which becomes the most recently used."""
         found = next((each for each in self._held if each.load == load), None)
         if found is not None:
             self._held = (*(each for each in self._held if each is not found), found)
         return found
 
-    def _keep(self, resident: Resident) -> None:
+    def _keep(self, resident: LoadedModel[R]) -> None:
         """Hold one more model, instead of the one of the same load."""
         self._untidy = True  # reading files takes more than what stays of them
         self._held = (*(each for each in self._held if each.load != resident.load), resident)
@@ -187,7 +192,9 @@ class Store:
         """Return the devices with what is free on them now."""
         return self._measure()
 
-    def _make_room(self, load: Load, beside: Resident | None, needed: int, check: Check = lambda rooms: None) -> None:
+    def _make_room(
+        self, load: Load, beside: LoadedModel[R] | None, needed: int, check: Check = lambda rooms: None
+    ) -> None:
         """Free models, least recently used first and the current one last, until so many bytes fit as well.
 
         Raises `NoMemory` where they do not, and `beside` has to stay; before anything is freed, for what would not
@@ -234,7 +241,7 @@ def emptied(rooms: Iterable[Room]) -> list[Room]:
     return [replace(each, free=each.total) for each in rooms]
 
 
-def sizes(residents: Iterable[Resident]) -> Iterator[tuple[Resident, int]]:
+def sizes(residents: Iterable[LoadedModel[R]]) -> Iterator[tuple[LoadedModel[R], int]]:
     """Yield what each takes, in bytes; a model that several adapters stand on counts with the first of them."""
     seen: set[int] = set()
     for each in residents:
@@ -244,7 +251,7 @@ def sizes(residents: Iterable[Resident]) -> Iterator[tuple[Resident, int]]:
         yield each, each.facts.bytes - shared
 
 
-def _lies(resident: Resident, there: list[Room]) -> bool:
+def _lies(resident: LoadedModel[Any], there: list[Room]) -> bool:
     parts = {part.removesuffix(":0") if part.startswith("mps") else part for part in resident.facts.device_map.values()}
     return any(each.device in parts for each in there)
 

@@ -9,10 +9,10 @@ from repl import decoding, settings
 from repl.decoding import SAMPLING, Base
 from repl.errors import UsageError
 from repl.kinds import Whole, refuse
-from repl.loading import Resident
 from repl.request import Request
 from repl.reuse import common
 from repl.rows import Made, Rows
+from repl.runtime import Model
 from repl.settings import Decode, Settings
 from repl.worker import Emit
 
@@ -171,7 +171,7 @@ def key(chosen: Settings, base: Base) -> Decode:
 class Run:
     """A plan being made; `made` may be looked at after it was stopped."""
 
-    def __init__(self, resident: Resident, plan: Plan, request: Request, emit: Emit, exact: bool) -> None:
+    def __init__(self, resident: Model, plan: Plan, request: Request, emit: Emit, exact: bool) -> None:
         base = resident.facts.base
         self.keys = [key(cell.chosen, base) for cell in plan.cells]
         self.plan, self._first = plan, key(plan.greedy, base)

@@ -8,10 +8,11 @@ from repl.beams import spelled
 from repl.conversation import Turn
 from repl.errors import ReplError, UsageError
 from repl.events import Done, Measures, Progress
-from repl.loading import Facts, Resident
+from repl.loading import Facts
 from repl.meter import KEPT, rounded, text_of
 from repl.parts import Parts
 from repl.probe import Scored
+from repl.runtime import Model
 from repl.scoring import score
 from repl.worker import Emit
 
@@ -116,7 +117,7 @@ def traced(turn: Turn) -> Trace | None:
     return Trace(turn.id, lead, tuple(tokens), server=server(record) if found.made else "", limit=found.limit)
 
 
-def recomputed(resident: Resident, turn: Turn, emit: Emit) -> Trace:
+def recomputed(resident: Model, turn: Turn, emit: Emit) -> Trace:
     """Measure the tokens of a reply once more, for the model thread; raises `ReplError` unless its model is loaded."""
     record = answered(turn)
     check(resident.facts, record, turn.id)
@@ -143,14 +144,14 @@ def check(facts: Facts, record: Done, number: int) -> None:
         )
 
 
-def seed_of(resident: Resident, turn: Turn) -> Sequence[int]:
+def seed_of(resident: Model, turn: Turn) -> Sequence[int]:
     """Return the ids whose text a reply's text goes on from: of a chat reply none, of a continuation the prompt's."""
     record = answered(turn)
     fits = turn.text.endswith("".join(pieces_of(resident, (), record.token_ids)))
     return () if fits else record.prompt_ids
 
 
-def pieces_of(resident: Resident, seed: Sequence[int], ids: Sequence[int]) -> list[str]:
+def pieces_of(resident: Model, seed: Sequence[int], ids: Sequence[int]) -> list[str]:
     """Return the text of each of some tokens behind others; a last rest belongs to the last token."""
     pieces: list[str] = []
     for token in spelled(resident.tokenizer, seed, ids):
@@ -161,7 +162,7 @@ def pieces_of(resident: Resident, seed: Sequence[int], ids: Sequence[int]) -> li
     return pieces
 
 
-def named(resident: Resident, found: Scored, text: str) -> Seen:
+def named(resident: Model, found: Scored, text: str) -> Seen:
     """Return a token that was scored with the text it adds."""
     name = text_of(resident.tokenizer, found.id)
     return Seen(found.id, text, name, found.logprob, found.entropy, found.rank, found.top)

@@ -10,8 +10,8 @@ from itertools import accumulate
 from repl.errors import Cancelled, ReplError
 from repl.events import Columns, Done, Notice
 from repl.reuse import common
+from repl.runtime import Models
 from repl.sides import Apart, Aside, Asked, Made, Problem, failed, reached, spoken
-from repl.store import Store
 from repl.variants import Variant
 from repl.worker import Emit, beside
 
@@ -61,7 +61,7 @@ class Compared:
     shown: str = "show"
 
 
-def run(store: Store, variants: Sequence[Variant], asked: Asked, emit: Emit, made: dict[int, Made]) -> None:
+def run(store: Models, variants: Sequence[Variant], asked: Asked, emit: Emit, made: dict[int, Made]) -> None:
     """Answer in every way, adding to `made`, by column, as soon as an answer has ended; for the model thread.
 
     Servers answer all at the same time, beside the models here, which take turns. One that fails is told and the next
@@ -88,7 +88,7 @@ def run(store: Store, variants: Sequence[Variant], asked: Asked, emit: Emit, mad
     store.tidy()
 
 
-def _answered(store: Store, variant: Variant, asked: Asked, seed: int, aside: Aside) -> Made:
+def _answered(store: Models, variant: Variant, asked: Asked, seed: int, aside: Aside) -> Made:
     try:
         with reached(store, variant, aside) as side:
             return side.answer(variant, asked, seed, aside)

@@ -8,8 +8,8 @@ from typing import Any
 from repl import loop
 from repl.arguments import Arguments
 from repl.errors import Failed
-from repl.loading import Resident
 from repl.probe import entry, one_sentence
+from repl.runtime import Model
 
 NAMES = {
     "TemperatureLogitsWarper": ("temperature", "temperature"),
@@ -69,9 +69,7 @@ class Stage:
         return int(self.scores.isneginf().logical_not().sum())
 
 
-def stages(
-    resident: Resident, chosen: Arguments, prompt: Sequence[int], made: Sequence[int], logits: Any
-) -> list[Stage]:
+def stages(resident: Model, chosen: Arguments, prompt: Sequence[int], made: Sequence[int], logits: Any) -> list[Stage]:
     """Run what the arguments of `generate` make active over the logits, shape (vocab,), behind `prompt` and `made`.
 
     The processors are those that `generate` itself would use, in its order. Raises `Failed` where one of them goes by

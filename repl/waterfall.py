@@ -8,8 +8,9 @@ from typing import Any
 from repl import arguments, decoding, recipe
 from repl.errors import UsageError
 from repl.events import Done
-from repl.loading import Facts, Resident
+from repl.loading import Facts
 from repl.pieces import Speller
+from repl.runtime import Model
 from repl.scoring import following
 from repl.stream import Detokenizer
 from repl.warping import Stage, stages
@@ -71,7 +72,7 @@ class Why:
     notes: list[str]
 
 
-def explain(resident: Resident, record: Done, place: str, changes: Mapping[str, Any], shared: bool, emit: Emit) -> Why:
+def explain(resident: Model, record: Done, place: str, changes: Mapping[str, Any], shared: bool, emit: Emit) -> Why:
     """Compute how a token came about, from the record of its reply; for the model thread."""
     spot = _place(resident.tokenizer, record, place)
     token, made = record.token_ids[spot], record.token_ids[:spot]

@@ -16,6 +16,7 @@ from repl import commands, registry, settings
 from repl.errors import UsageError
 from repl.events import Done, Event, Opening, Token
 from repl.parts import Reader
+from repl.runtime import Runtime
 from repl.screen import THEME, view
 from repl.session import Session, Task
 from repl.settings import Settings
@@ -31,7 +32,7 @@ def session_for(folder: Path | str, **words: object) -> Session:
     chosen = Settings()
     for name, word in {"model": folder, "dtype": "float32", **words}.items():
         chosen = chosen.put(name, settings.read(name, str(word)), "command line")
-    session = Session(chosen, Store(offline=True), Worker())
+    session = Session(chosen, Store(Runtime, offline=True), Worker())
     finish(session.load(chosen))
     return session
 

@@ -18,6 +18,7 @@ import torch
 from repl import engine, libraries, loading, weigh
 from repl.folder import examine
 from repl.request import Request
+from repl.runtime import Runtime
 from repl.settings import Load, Settings
 
 MADE = 4  # tokens of each reply
@@ -45,7 +46,7 @@ def reply(found: Any, tokens: int) -> None:
 def main(warm: str, folder: str, dtype: str, *lengths: str) -> None:
     """Use a small model first, then measure the other."""
     torch.set_num_threads(1)
-    small = loading.bring(Load(warm, dtype="float32"), conftest.Recorder(), True, lambda *_: None)
+    small = loading.bring(Load(warm, dtype="float32"), conftest.Recorder(), True, lambda *_: None, Runtime)
     reply(small, 20)
     del small
     for length in map(int, lengths):
@@ -57,7 +58,7 @@ def measure(load: Load, length: int) -> None:
     libraries.release()
     forget()
     before = resident("VmRSS")
-    model = loading.bring(load, conftest.Recorder(), True, lambda *_: None)
+    model = loading.bring(load, conftest.Recorder(), True, lambda *_: None, Runtime)
     loaded = resident("VmHWM") - before
     forget()
     reply(model, length)

@@ -25,6 +25,7 @@ from repl.database import STEPS, Opened
 from repl.errors import NotFound, ReplError, UsageError
 from repl.events import Done, Sequence, Timing, Usage
 from repl.records import decode, encode
+from repl.runtime import Runtime
 from repl.screen import view
 from repl.session import Session
 from repl.settings import Settings
@@ -685,7 +686,7 @@ class Still:
 
 @pytest.fixture
 def session(archive: Archive) -> Session:
-    session = Session(Settings(), Store(), Still())  # type: ignore[arg-type]
+    session = Session(Settings(), Store(Runtime), Still())  # type: ignore[arg-type]
     session._archive = archive
     return session
 

@@ -21,6 +21,7 @@ from repl.commands.models import Info
 from repl.commands.storage import Erasable
 from repl.errors import Cancelled, NoModel, NotFound, Unreachable, UsageError
 from repl.events import Progress
+from repl.runtime import Runtime
 from repl.screen import THEME, Said, plain, view
 from repl.session import Session
 from repl.settings import Settings
@@ -48,7 +49,7 @@ def hub(fake_hub: FakeHub, llama_folder: Path) -> FakeHub:
 
 @pytest.fixture
 def session() -> Iterator[Session]:
-    made = Session(Settings(), Store(), Worker())
+    made = Session(Settings(), Store(Runtime), Worker())
     yield made
     assert made.close(30)
 
@@ -132,7 +133,7 @@ def test_a_hub_that_fails_is_passed_over(hub: FakeHub, session: Session, fault: 
 
 
 def test_offline_nobody_is_asked(hub: FakeHub) -> None:
-    made = Session(Settings(), Store(offline=True), Worker())
+    made = Session(Settings(), Store(Runtime, offline=True), Worker())
     found = run(made, "/models tiny")
     assert (found.hub, found.silence) == ([], "offline: the Hub is not asked")
     catalog.Names()()
@@ -370,7 +371,7 @@ def test_memory_counts_the_bytes_of_weights_and_cache(llama_folder: Path) -> Non
         driving.ask(session, "Hello there")
         shown = run(session, "/memory")
         resident = session.store.current()
-        model, kept = resident.model, resident.kept
+        model, kept = resident.model, resident.runtime.kv_cache
         cache = kept._cache
         weights = sum(each.numel() * each.element_size() for each in model.parameters())
         stores = {

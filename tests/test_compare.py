@@ -20,6 +20,7 @@ from repl.errors import Cancelled, UsageError
 from repl.events import Beams, Branch, Columns, Done, Event, InColumn, Notice, Progress, Timing, Token, Usage
 from repl.folder import examine
 from repl.room import Room
+from repl.runtime import Runtime
 from repl.screen import THEME, as_record
 from repl.session import Session
 from repl.settings import Load, Settings
@@ -41,7 +42,7 @@ def chat(llama_folder: Path) -> Iterator[Session]:
 def state(session: Session) -> tuple[Any, ...]:
     """Return what /compare has to leave alone."""
     talk, resident = session.conversation, session.store.current()
-    kept = resident.kept
+    kept = resident.runtime.kv_cache
     return (
         session.settings,
         talk.head,
@@ -194,7 +195,7 @@ def test_a_text_is_asked_again_as_a_text(gpt2_folder: Path, llama_folder: Path) 
 def test_nothing_changes_until_one_is_picked(chat: Session, other_folder: Path) -> None:
     """Law: model, settings, conversation and KV cache are as before."""
     run(chat, STORY)
-    before, cache = state(chat), list(chat.store.current().kept._ids)
+    before, cache = state(chat), list(chat.store.current().runtime.kv_cache._ids)
     run(chat, f"/compare {other_folder} dtype=bfloat16 temperature=1.5 -- Another")
     assert state(chat) == before
     assert cache
@@ -362,7 +363,7 @@ def needed(folder: Path) -> int:
 def cramped(llama_folder: Path, other_folder: Path) -> Iterator[Session]:
     """A machine on which two models do not fit side by side."""
     total = int(max(needed(llama_folder), needed(other_folder)) * 1.05)
-    session = Session(Settings(), Store(offline=True, measure=lambda: [Room("cpu", total, total)]), Worker())
+    session = Session(Settings(), Store(Runtime, offline=True, measure=lambda: [Room("cpu", total, total)]), Worker())
     chosen = Settings().put("model", str(llama_folder), "you").put("max_new_tokens", 8, "you")
     finish(session.load(chosen.put("dtype", "float32", "you")))
     yield session

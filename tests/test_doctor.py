@@ -12,6 +12,7 @@ from rich.console import Console
 from repl.commands.doctor import Doctor
 from repl.errors import Cancelled
 from repl.events import Progress
+from repl.runtime import Runtime
 from repl.screen import THEME, plain, view
 from repl.session import Session
 from repl.settings import Settings
@@ -24,7 +25,7 @@ SECRET = "hf_" + "x" * 30
 
 @pytest.fixture
 def session() -> Iterator[Session]:
-    made = Session(Settings(), Store(), Worker())
+    made = Session(Settings(), Store(Runtime), Worker())
     yield made
     assert made.close(30)
 
@@ -58,7 +59,7 @@ def test_the_doctor_finds_what_is_there(fake_hub: FakeHub, session: Session, mon
 @pytest.mark.parametrize(("offline", "said"), [(True, "not asked"), (False, "does not answer")])
 def test_a_hub_that_says_nothing_is_not_waited_for(fake_hub: FakeHub, offline: bool, said: str) -> None:
     fake_hub.fault = Fault(silent=True)
-    made = Session(Settings(), Store(offline=offline), Worker())
+    made = Session(Settings(), Store(Runtime, offline=offline), Worker())
     began = time.monotonic()
     found = run(made, "/doctor")
     assert time.monotonic() - began < 30

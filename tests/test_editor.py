@@ -27,6 +27,7 @@ from repl import children, commands, history, registry
 from repl.panel import Panel
 from repl.pasted import FIRST, LINES, Folds
 from repl.prompt import HINTS, Editor
+from repl.runtime import Runtime
 from repl.session import Session
 from repl.settings import Settings
 from repl.store import Store
@@ -135,7 +136,7 @@ class Desk:
 @pytest.fixture
 def session() -> Iterator[Session]:
     """A session without a model."""
-    session = Session(Settings(), Store(), Worker())
+    session = Session(Settings(), Store(Runtime), Worker())
     yield session
     session.close()
 

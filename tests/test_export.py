@@ -27,6 +27,7 @@ from repl.conversation import Turn
 from repl.errors import MissingExtra, ReplError, UsageError
 from repl.events import Done, Timing, Usage
 from repl.registry import read
+from repl.runtime import Runtime
 from repl.screen import THEME, plain, view
 from repl.session import Session, View
 from repl.settings import Settings
@@ -51,7 +52,7 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     folder = tmp_path / "files"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    session = Session(Settings(), Store(), Still())  # type: ignore[arg-type]
+    session = Session(Settings(), Store(Runtime), Still())  # type: ignore[arg-type]
     session._archive, _ = Archive.open(tmp_path / "archive.db")
     talk = session.conversation
     talk.keep = session.archive.save

@@ -18,6 +18,7 @@ from repl import config, paths, texts, writing
 from repl.commands.files import config_, preset, read, script
 from repl.commands.score import _content
 from repl.errors import ReplError, UsageError
+from repl.runtime import Runtime
 from repl.session import Session
 from repl.settings import Settings
 from repl.store import Store
@@ -29,7 +30,7 @@ MARKS = {"utf-8-sig": "a byte order mark", "utf-16": "what an older PowerShell w
 
 @pytest.fixture
 def session() -> Iterator[Session]:
-    made = Session(Settings(), Store(), Worker())
+    made = Session(Settings(), Store(Runtime), Worker())
     yield made
     made.close()
 

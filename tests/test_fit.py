@@ -13,6 +13,7 @@ from repl import fit, quantization, settings, weigh
 from repl.errors import NoMemory, UsageError
 from repl.headers import Weights
 from repl.room import Room, amount, capped
+from repl.runtime import Runtime
 from repl.session import Session
 from repl.settings import Load, Settings
 from repl.store import Store
@@ -117,7 +118,7 @@ def limited(folder: Path, free: int) -> Iterator[Session]:
     """A session with a model of a folder, on a machine with so many bytes free for the next."""
     rooms = [Room("cpu", 10**12, 10**12)]
     chosen = Settings().put("model", str(folder), "you").put("dtype", "float32", "you")
-    session = Session(chosen, Store(offline=True, measure=lambda: rooms), Worker())
+    session = Session(chosen, Store(Runtime, offline=True, measure=lambda: rooms), Worker())
     try:
         driving.finish(session.load(chosen))
         rooms[0] = Room("cpu", 10**9, free)

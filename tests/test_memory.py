@@ -30,9 +30,10 @@ import gc, sys, weakref
 sys.path.insert(0, sys.argv[1])
 import conftest
 from repl import loading
+from repl.runtime import Runtime
 from repl.settings import Load
 
-seen = weakref.ref(loading.bring(Load(sys.argv[2]), conftest.Recorder(), True, lambda *_: None).model)
+seen = weakref.ref(loading.bring(Load(sys.argv[2]), conftest.Recorder(), True, lambda *_: None, Runtime).model)
 gc.collect()
 print(seen())
 """

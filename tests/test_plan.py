@@ -22,6 +22,7 @@ from repl.fit import FITS, OFFLOAD, TOO_LARGE
 from repl.folder import examine
 from repl.headers import Weights
 from repl.room import Room
+from repl.runtime import Runtime
 from repl.screen import THEME, Screen, as_record, view
 from repl.session import Session
 from repl.settings import Load, Settings
@@ -39,7 +40,7 @@ HEADER = 100_000  # bytes that the Hub's library reads of every file of weights
 @contextmanager
 def planning(rooms: list[Room] = ROOMS, offline: bool = False) -> Iterator[Session]:
     """A session that has loaded nothing yet."""
-    session = Session(Settings(), Store(offline=offline, measure=lambda: rooms), Worker())
+    session = Session(Settings(), Store(Runtime, offline=offline, measure=lambda: rooms), Worker())
     try:
         yield session
     finally:

@@ -22,6 +22,7 @@ from repl.events import Done, Echo, Measures, Token
 from repl.live import Pane
 from repl.meter import KEPT
 from repl.records import decode, encode
+from repl.runtime import Runtime
 from repl.screen import Screen, as_record, palette, view
 from repl.session import FILE, Session
 from repl.settings import View
@@ -149,7 +150,7 @@ def saved(folder: Path) -> Session:
     chosen = Settings()
     for name, word in {"model": str(folder), "dtype": "float32", "max_new_tokens": "6"}.items():
         chosen = chosen.put(name, settings.read(name, word), "you")
-    session = Session(chosen, Store(offline=True), Worker(), paths.data() / FILE)
+    session = Session(chosen, Store(Runtime, offline=True), Worker(), paths.data() / FILE)
     finish(session.load(chosen))
     return session
 

@@ -38,6 +38,7 @@ from repl.events import Done, Event, Measures, Notice, Progress, Token
 from repl.records import decode, encode
 from repl.remote import known, reach
 from repl.request import Request
+from repl.runtime import Runtime
 from repl.screen import palette, view
 from repl.servers import key
 from repl.session import Session
@@ -53,7 +54,7 @@ CANARY = "sk-canary-0123456789"
 @pytest.fixture
 def session() -> Iterator[Session]:
     """A session without a model."""
-    made = Session(Settings(), Store(offline=True), Worker())
+    made = Session(Settings(), Store(Runtime, offline=True), Worker())
     yield made
     made.close()
 

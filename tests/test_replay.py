@@ -47,7 +47,7 @@ def test_its_own_answers_make_a_branch(chat: Session, other_folder: Path) -> Non
     """The first conversation stays, /go returns to it; model, settings and cache are as before."""
     talk = chat.conversation
     before, head = talk.messages(), talk.head
-    settings, resident, size = chat.settings, chat.store.current(), chat.store.current().kept.size()
+    settings, resident, size = chat.settings, chat.store.current(), chat.store.current().runtime.kv_cache.size()
     found = run(chat, f"/replay {other_folder}")
     path = talk.path()
     assert (found.before, found.branch) == (head, talk.head) == (head, path[-1].id)
@@ -55,7 +55,11 @@ def test_its_own_answers_make_a_branch(chat: Session, other_folder: Path) -> Non
     assert [turn.text for turn in path if turn.role == "assistant"] == [turn.anew.text for turn in found.turns]
     assert {turn.record.model["id"] for turn in path if turn.record} == {str(other_folder)}
     assert talk.messages(head) == before
-    assert (chat.settings, chat.store.current(), chat.store.current().kept.size()) == (settings, resident, size)
+    assert (chat.settings, chat.store.current(), chat.store.current().runtime.kv_cache.size()) == (
+        settings,
+        resident,
+        size,
+    )
     assert f"/go {head}" in drawn(found)
     run(chat, f"/go {head}")
     assert talk.messages() == before

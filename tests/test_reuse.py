@@ -19,8 +19,8 @@ from repl import library, reuse
 from repl.engine import Request, reply
 from repl.errors import Failed, NoMemory
 from repl.events import Done
-from repl.loading import Resident, bring
-from repl.reuse import Kept
+from repl.loading import bring
+from repl.runtime import Model, Runtime
 from repl.settings import Load, Settings
 
 pytestmark = pytest.mark.library
@@ -84,8 +84,8 @@ class Halting(Recorder):
         self._stop, self.left = False, 0
 
 
-def load(folder: Any) -> Resident:
-    return bring(Load(model=str(folder), dtype="float32"), Recorder(), True, lambda *_: None)
+def load(folder: Any) -> Model:
+    return bring(Load(model=str(folder), dtype="float32"), Recorder(), True, lambda *_: None, Runtime)
 
 
 def made(kind: str, folder: Any) -> Any:
@@ -101,32 +101,32 @@ def made(kind: str, folder: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def residents(request, tmp_path_factory) -> Callable[[str], Resident]:
+def residents(request, tmp_path_factory) -> Callable[[str], Model]:
     """A model of a kind, loaded once."""
-    found: dict[str, Resident] = {}
+    found: dict[str, Model] = {}
 
-    def get(kind: str) -> Resident:
+    def get(kind: str) -> Model:
         if kind not in found:
             new = kind in MADE
             place = made(kind, tmp_path_factory.mktemp(kind)) if new else request.getfixturevalue(f"{kind}_folder")
             found[kind] = load(place)
-        return replace(found[kind], kept=Kept())
+        return replace(found[kind], runtime=Runtime())
 
     return get
 
 
 @pytest.fixture(params=CROPPED)
-def cropped(request, residents) -> Resident:
+def cropped(request, residents) -> Model:
     return residents(request.param)
 
 
 @pytest.fixture(params=EXTENDED)
-def extended(request, residents) -> Resident:
+def extended(request, residents) -> Model:
     return residents(request.param)
 
 
 @pytest.fixture
-def llama(residents) -> Resident:
+def llama(residents) -> Model:
     return residents("llama")
 
 
@@ -137,19 +137,19 @@ def chosen(way: str = "greedy", **values: object) -> Settings:
     return settings
 
 
-def answer(resident: Resident, ids: list[int], way: str = "greedy", halt: int = 0, **values: object) -> Done:
+def answer(resident: Model, ids: list[int], way: str = "greedy", halt: int = 0, **values: object) -> Done:
     return reply(resident, Request(chosen(way, **values), ids=tuple(ids)), Halting(halt))
 
 
-def anew(resident: Resident, ids: list[int], way: str = "greedy", **values: object) -> Done:
-    return answer(replace(resident, kept=Kept()), ids, way, reuse=False, **values)
+def anew(resident: Model, ids: list[int], way: str = "greedy", **values: object) -> Done:
+    return answer(replace(resident, runtime=Runtime()), ids, way, reuse=False, **values)
 
 
 def told(done: Done) -> list[int]:
     return [*done.prompt_ids, *done.token_ids]
 
 
-def agrees(resident: Resident, ids: list[int], way: str = "greedy", halt: int = 0) -> Done:
+def agrees(resident: Model, ids: list[int], way: str = "greedy", halt: int = 0) -> Done:
     """Ask with the kept cache and without: the same ids, as far as a cancelled reply goes."""
     done, fresh = answer(resident, ids, way, halt), anew(resident, ids, way)
     assert 0 <= done.usage.reused < len(ids)
@@ -247,7 +247,10 @@ def test_a_window_without_its_past_is_extended_but_not_cut(residents, kind):
 
     resident = residents(kind)
     model, ids = resident.model, torch.tensor([FIRST])
-    with resident.kept.lent(model, model.generation_config, ids, lambda: FIRST) as (past, _), torch.no_grad():
+    with (
+        resident.runtime.kv_cache.lent(model, model.generation_config, ids, lambda: FIRST) as (past, _),
+        torch.no_grad(),
+    ):
         model(ids, **past)
         past[library.cache_name()].crop(0)
     assert agrees(resident, [*FIRST, 9]).usage.reused == len(FIRST)
@@ -338,7 +341,7 @@ def test_an_interrupt_between_key_and_value_is_noticed(residents, kind, part):
     resident = residents(kind)
     model, ids = resident.model, torch.tensor([FIRST])
     config = model.generation_config
-    with resident.kept.lent(model, config, ids, lambda: FIRST) as (past, _), torch.no_grad():
+    with resident.runtime.kv_cache.lent(model, config, ids, lambda: FIRST) as (past, _), torch.no_grad():
         model(ids, **past)
     layer = past[library.cache_name()].layers[1]
     setattr(layer, part, torch.cat([getattr(layer, part)] * 2, -2))

@@ -28,6 +28,7 @@ from repl.dialects import KINDS, Dialect, Listing, confirmed, context_of, dialec
 from repl.errors import Failed, NeedsLocal, Overflow, ReplError, UsageError
 from repl.events import Event, InColumn, Notice, Token
 from repl.refusals import Refused, lower, read_error
+from repl.runtime import Runtime
 from repl.session import Session
 from repl.settings import Settings
 from repl.store import Store
@@ -50,7 +51,7 @@ TGI = as_json({"data": [{"id": "m", "owned_by": "m"}], "max_total_tokens": 4096}
 @pytest.fixture
 def session() -> Iterator[Session]:
     """A session without a model."""
-    made = Session(Settings(), Store(offline=True), Worker())
+    made = Session(Settings(), Store(Runtime, offline=True), Worker())
     yield made
     made.close()
 

@@ -13,8 +13,9 @@ from conftest import Recorder
 from repl.change import apply
 from repl.decoding import NOTHING
 from repl.errors import BadModel, Cancelled, NoMemory, NoModel, UsageError
-from repl.loading import Facts, Resident
+from repl.loading import Facts, LoadedModel
 from repl.room import Room
+from repl.runtime import Model, Runtime
 from repl.session import Session
 from repl.settings import Load, Settings
 from repl.store import Store
@@ -25,7 +26,7 @@ HUGE = 1 << 60
 GIB = 1 << 30
 
 
-class Known(Resident):
+class Known(LoadedModel[Runtime]):
     """A resident model whose end can be watched."""
 
 
@@ -40,7 +41,7 @@ class Bring:
         self.held = threading.Event()
         self.held.set()
 
-    def __call__(self, load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None]) -> Resident:
+    def __call__(self, load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None]) -> Model:
         self.loads.append(load)
         make_room(HUGE if load.model in self.huge else self.size)
         while not self.held.is_set():
@@ -50,7 +51,7 @@ class Bring:
             raise BadModel(f"{load.model} is broken")
         places = {"": "cpu" if load.device == "auto" else load.device}
         facts = replace(FACTS, id=load.model, dtype=load.dtype, bytes=self.size, device_map=places)
-        return Known(load, facts, object(), object())
+        return Known(load, facts, object(), object(), Runtime())
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ class Machine:
 
 def on_machine(bring: Bring, total: int) -> Store:
     machine = Machine(total)
-    machine.store = Store(bring=bring, measure=machine)
+    machine.store = Store(Runtime, bring=bring, measure=machine)
     return machine.store
 
 
@@ -187,7 +188,7 @@ def test_models_stay_only_while_they_fit(bring: Bring, emit: Recorder) -> None:
 
 def test_mapped_weights_count_although_the_system_calls_them_free(bring: Bring, emit: Recorder) -> None:
     bring.size = 3 * GIB
-    store = Store(bring=bring, measure=lambda: [Room("cpu", 10 * GIB, 10 * GIB)])
+    store = Store(Runtime, bring=bring, measure=lambda: [Room("cpu", 10 * GIB, 10 * GIB)])
     for name in ("a", "b", "c", "d"):
         store.load(Load(name), emit)
     assert names(store) == ["d", "c", "b"]
@@ -196,7 +197,7 @@ def test_mapped_weights_count_although_the_system_calls_them_free(bring: Bring, 
 def test_a_model_on_another_device_does_not_have_to_go(bring: Bring, emit: Recorder) -> None:
     """A GPU that is full is no reason to free what lies in the processor's memory."""
     bring.size = 3 * GIB
-    store = Store(bring=bring, measure=lambda: [Room("cpu", 64 * GIB, 64 * GIB), Room("cuda:0", 8 * GIB, GIB)])
+    store = Store(Runtime, bring=bring, measure=lambda: [Room("cpu", 64 * GIB, 64 * GIB), Room("cuda:0", 8 * GIB, GIB)])
     store.load(Load("a", device="cpu"), emit)
     store.load(Load("b", device="cuda:0"), emit)
     store.load(Load("c", device="cuda:0"), emit)

@@ -25,6 +25,7 @@ from repl.events import Progress
 from repl.loading import bring
 from repl.offers import SlashCompleter
 from repl.prompt import ESCAPE_WAIT, Editor, Keyboard
+from repl.runtime import Runtime
 from repl.screen import THEME, Screen
 from repl.session import Session
 from repl.settings import Load, Settings
@@ -99,7 +100,7 @@ class Loads:
             time.sleep(0.01)
         while load.model == "deaf":  # a library that never looks up
             sum(range(1000))
-        return bring(load, emit, offline, make_room)
+        return bring(load, emit, offline, make_room, Runtime)
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def loads() -> Loads:
 @pytest.fixture
 def typist(tmp_path: Path, loads: Loads) -> Iterator[Typist]:
     """A user at a prompt without a model."""
-    typist = Typist(tmp_path, Store(bring=loads))
+    typist = Typist(tmp_path, Store(Runtime, bring=loads))
     yield typist
     typist.session.close()
 
@@ -465,7 +466,7 @@ def test_the_toolbar_never_wraps(speaker: Typist, width: int) -> None:
 
 def test_history_walks_whole_entries_across_starts(typist: Typist) -> None:
     typist.run(f"/version one\ntwo{ENTER}/version{ENTER}")
-    again = Typist(typist.past.parent, Store())
+    again = Typist(typist.past.parent, Store(Runtime))
     again.run(f"{UP}{UP}!{ENTER}")
     again.session.close()
     assert history.entries(typist.past)[-1] == "/version one\ntwo!"

@@ -15,6 +15,7 @@ from repl import quiet, trust
 from repl.commands.trust import Trust
 from repl.errors import BadModel, ReplError, UsageError
 from repl.folder import NeedsCode
+from repl.runtime import Runtime
 from repl.screen import Screen
 from repl.session import Session
 from repl.settings import Load, Settings
@@ -58,7 +59,7 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
-    made = Session(Settings(), Store(consents=Consents(tmp_path / "trusted.json")), Worker())
+    made = Session(Settings(), Store(Runtime, consents=Consents(tmp_path / "trusted.json")), Worker())
     yield made
     made.close()
 
@@ -350,7 +351,7 @@ def test_the_token_is_never_told(
     quiet.install(home)
     root.setLevel(logging.DEBUG)
     try:
-        session = Session(Settings(), Store(), Worker(), home / "archive.db")
+        session = Session(Settings(), Store(Runtime), Worker(), home / "archive.db")
         shell = Shell(session, Screen(interactive=True))
         shell.unopened = False
         for line in ("/plan acme/tiny", "/model acme/tiny", "/info", "/model acme/gated", "/info", "/model acme/no"):

@@ -11,8 +11,8 @@ from rich.text import Text
 from repl.anatomy import Part, Weights, blocks, cut, tree, weights
 from repl.clean import clean_line
 from repl.kinds import Whole
-from repl.loading import Resident
 from repl.registry import command
+from repl.runtime import Model
 from repl.screen import count, joined, view
 from repl.session import Session, Task
 from repl.traits import Traits, traits
@@ -69,7 +69,7 @@ def arch(session: Session, path: Annotated[str, Path()] = "", *, depth: Annotate
     return session.start(lambda emit: read(session.store.current(), path, depth, emit))
 
 
-def read(resident: Resident, path: str, depth: int, emit: Emit) -> Arch:
+def read(resident: Model, path: str, depth: int, emit: Emit) -> Arch:
     """Read the modules of a model; for the model thread."""
     facts, model = resident.facts, resident.model
     whole = tree(model, path)

@@ -14,9 +14,10 @@ from repl.catalog import Cached, Listed
 from repl.clean import clean_line
 from repl.errors import ReplError
 from repl.kinds import Rest
-from repl.loading import Facts, Resident
+from repl.loading import Facts
 from repl.narrow import First
 from repl.registry import command
+from repl.runtime import Model
 from repl.screen import ago, count, joined, mebibytes, view
 from repl.session import Session, Task
 from repl.settings import Load
@@ -74,7 +75,7 @@ def models(session: Session, words: Annotated[str, Rest("words of a name")] = ""
     return session.errand(look)
 
 
-def in_memory(resident: Resident, now: Load, current: Facts | None) -> Row:
+def in_memory(resident: Model, now: Load, current: Facts | None) -> Row:
     """Describe a model in memory; the line that switches to it names what is set otherwise now."""
     facts, load = resident.facts, resident.load
     apart = [name for name in load.__slots__ if name != "model" and getattr(load, name) != getattr(now, name)]

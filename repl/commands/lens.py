@@ -13,11 +13,11 @@ from repl.clean import clean_line
 from repl.errors import UsageError
 from repl.kinds import Rest, Whole
 from repl.layers import Candidate, candidate, depths, opening
-from repl.loading import Resident
 from repl.pieces import Speller, quoted
 from repl.point import here, made_by
 from repl.registry import command
 from repl.request import Request, encode
+from repl.runtime import Model
 from repl.screen import joined, shortened, view
 from repl.session import Session, Task
 from repl.shades import percent
@@ -101,7 +101,7 @@ def _spot(session: Session, text: str, at: int) -> Spot:
     return Spot(Request(session.settings, ids=ids), place, record.token_ids[at - 1])
 
 
-def look(resident: Resident, spot: Spot, word: str, top: int, emit: Emit) -> Lens:
+def look(resident: Model, spot: Spot, word: str, top: int, emit: Emit) -> Lens:
     """Look through the layers; for the model thread."""
     ids = encode(resident, spot.request, 0, emit).ids
     found = depths(resident, ids, emit)

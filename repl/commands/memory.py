@@ -8,9 +8,9 @@ from rich.text import Text
 
 from repl import libraries, settings, store
 from repl.clean import clean_line
-from repl.loading import Resident
 from repl.registry import command
 from repl.room import Room
+from repl.runtime import Model
 from repl.screen import joined, mebibytes, view
 from repl.session import Session, Task
 from repl.worker import Emit
@@ -70,9 +70,9 @@ def taken(room: Room) -> Device:
     return Device(room.device, room.total, room.free, room.own, allocator, room.others)
 
 
-def held(resident: Resident, weights: int, current: bool) -> Held:
+def held(resident: Model, weights: int, current: bool) -> Held:
     """Weigh a resident model; on the model thread."""
-    facts, (tokens, size) = resident.facts, resident.kept.size()
+    facts, (tokens, size) = resident.facts, resident.runtime.kv_cache.size()
     return Held(
         facts.name, facts.form, ", ".join(dict.fromkeys(facts.device_map.values())), weights, size, tokens, current
     )

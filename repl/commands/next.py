@@ -13,11 +13,11 @@ from repl import arguments, decoding
 from repl.clean import ascii_only, clean_line
 from repl.errors import UsageError
 from repl.kinds import Rest
-from repl.loading import Resident
 from repl.pieces import Speller, quoted
 from repl.point import Here, here
 from repl.registry import command
 from repl.request import Request, encode
+from repl.runtime import Model
 from repl.scoring import following
 from repl.screen import joined, view
 from repl.session import Session, Task
@@ -71,7 +71,7 @@ class Next:
     greedy: bool
 
 
-def look(resident: Resident, spot: Here, count: int, emit: Emit) -> Next:
+def look(resident: Model, spot: Here, count: int, emit: Emit) -> Next:
     """Compute what comes next; for the model thread."""
     request = spot.request
     decoding.check(request.settings, resident.facts.base)

@@ -15,10 +15,10 @@ from repl.highlight import Highlighter
 from repl.kinds import Text as Words
 from repl.recipe import Prompt, Source
 from repl.registry import command
+from repl.runtime import Models
 from repl.screen import joined, view
 from repl.session import Session, Task
 from repl.settings import Load
-from repl.store import Store
 from repl.worker import Emit, Job
 from repl.writing import write
 
@@ -32,7 +32,7 @@ class Recipe:
     file: str = ""
 
 
-def written(store: Store, turn: Turn, forms: list[Prompt], emit: Emit) -> Recipe:
+def written(store: Models, turn: Turn, forms: list[Prompt], emit: Emit) -> Recipe:
     """Write the script of a reply; for the model thread."""
     record = turn.record
     assert record is not None
@@ -46,7 +46,7 @@ def written(store: Store, turn: Turn, forms: list[Prompt], emit: Emit) -> Recipe
     return Recipe(turn.id, recipe.script(turn, source(record, folder), form, how))
 
 
-def reader(store: Store, record: Done, emit: Emit) -> tuple[Any, Path]:
+def reader(store: Models, record: Done, emit: Emit) -> tuple[Any, Path]:
     """Return the tokenizer that a reply was made with and its folder: the resident one, or one from disk."""
     facts = store.facts()
     if facts and (facts.id, facts.commit) == (record.model["id"], record.model["commit"]):

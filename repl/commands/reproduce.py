@@ -11,11 +11,12 @@ from repl.clean import clean_line
 from repl.errors import UsageError
 from repl.events import Done
 from repl.kinds import Whole
-from repl.loading import Facts, Resident
+from repl.loading import Facts
 from repl.registry import command
 from repl.remote import Remote
 from repl.request import Request
 from repl.reuse import common
+from repl.runtime import Model
 from repl.screen import view
 from repl.session import Session, Task
 from repl.worker import Emit
@@ -41,7 +42,7 @@ class Reproduced:
     """The server that made both."""
 
 
-def compared(resident: Resident, turn: int, record: Done, emit: Emit) -> Reproduced:
+def compared(resident: Model, turn: int, record: Done, emit: Emit) -> Reproduced:
     """Make a recorded reply once more and compare the ids; for the model thread."""
     before, made = recipe.parts(record)
     now = generated(resident, record, emit)

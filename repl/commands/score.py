@@ -16,10 +16,10 @@ from repl.clean import clean_line
 from repl.errors import ReplError, UsageError
 from repl.events import Progress
 from repl.kinds import Rest
-from repl.loading import Resident
 from repl.pieces import Piece, Speller, quoted
 from repl.probe import Scored
 from repl.registry import command
+from repl.runtime import Model
 from repl.scoring import score
 from repl.screen import joined, view
 from repl.session import Session, Task
@@ -71,7 +71,7 @@ def _stride(window: int) -> int:
     return max(1, window // 2)
 
 
-def measure(resident: Resident, text: str, source: str, emit: Emit) -> Score:
+def measure(resident: Model, text: str, source: str, emit: Emit) -> Score:
     """Score a text; for the model thread."""
     ids = [int(token) for token in resident.tokenizer(text)["input_ids"]]
     if len(ids) < 2:

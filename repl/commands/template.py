@@ -15,8 +15,8 @@ from repl import decoding
 from repl.checks import Check, check
 from repl.clean import clean, clean_line
 from repl.kinds import Rest
-from repl.loading import Resident
 from repl.registry import command
+from repl.runtime import Model
 from repl.screen import joined, view
 from repl.session import Session, Task
 from repl.spans import Span, spans
@@ -69,7 +69,7 @@ class Turn:
     values: Mapping[str, Any]
 
 
-def prompt(resident: Resident, turn: Turn, listed: bool, emit: Emit) -> Prompt:
+def prompt(resident: Model, turn: Turn, listed: bool, emit: Emit) -> Prompt:
     """Render a chat, and tell its tokens apart by role; for the model thread."""
     tokenizer, messages = resident.tokenizer, turn.messages
     made = render(tokenizer, messages, arguments=turn.values, prefill=turn.prefill, emit=emit)
@@ -91,7 +91,7 @@ def _pieces(tokenizer: Any, made: Rendered, parts: list[Span]) -> Iterator[Piece
         place += len(text)
 
 
-def report(resident: Resident, values: Mapping[str, Any], emit: Emit) -> Report:
+def report(resident: Model, values: Mapping[str, Any], emit: Emit) -> Report:
     """Try the template of a model; for the model thread."""
     template = Template(resident.tokenizer, values, emit)
     return Report(check(template, decoding.stops(resident.model.generation_config)))

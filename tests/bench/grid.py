@@ -31,7 +31,7 @@ def rows(ground: Ground) -> list[Row]:
             apart = one_by_one(model, tokenizer, list(found.prompt_ids))
             ended = time.monotonic()
             assert apart == [list(line.token_ids) for line in found.lines], "a row is not that of its own call"
-            session.store.current().kept.drop()
+            session.store.current().runtime.kv_cache.drop()
             if turn:
                 ours.append(middle - began)
                 theirs.append(ended - middle)

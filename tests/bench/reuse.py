@@ -9,8 +9,8 @@ from statistics import median
 
 from repl.engine import Request, reply
 from repl.events import Done, Event
-from repl.loading import Resident, bring
-from repl.reuse import Kept
+from repl.loading import bring
+from repl.runtime import Model, Runtime
 from repl.settings import Load, Settings
 
 TURNS, NEW = 8, 64
@@ -44,7 +44,7 @@ def main() -> int:
     options.add_argument("--folder", type=Path, help="the model's folder; by default the built-in model")
     given = options.parse_args()
     load = Load(model=str(given.folder) if given.folder else "builtin", dtype="float32")
-    resident = bring(load, Quiet(), False, lambda size: None)  # type: ignore[arg-type]
+    resident = bring(load, Quiet(), False, lambda size: None, Runtime)  # type: ignore[arg-type]
     rounds = [side_by_side(resident) for _ in range(given.rounds)]
     print(f"{'turn':>5} {'prompt':>7} {'reused':>7} {'with s':>8} {'without s':>10} {'ratio':>7}")
     ratio = 0.0
@@ -57,12 +57,12 @@ def main() -> int:
     return int(ratio < LEAST)
 
 
-def side_by_side(resident: Resident) -> list[tuple[Done, Done]]:
+def side_by_side(resident: Model) -> list[tuple[Done, Done]]:
     """Have one chat, each turn with the kept cache and, for its first token, without; that must be the same."""
     settings = Settings().put("do_sample", False, "you")
     whole = settings.put("max_new_tokens", NEW, "you").put("min_new_tokens", NEW, "you")
     first = settings.put("max_new_tokens", 1, "you").put("min_new_tokens", 1, "you").put("reuse", False, "you")
-    ways = replace(resident, kept=Kept()), replace(resident, kept=Kept())
+    ways = replace(resident, runtime=Runtime()), replace(resident, runtime=Runtime())
     messages: list[dict[str, str]] = []
     found = []
     for turn in range(TURNS):
