@@ -13,6 +13,7 @@ OTHERWISE = ("cache_implementation", "prompt_lookup_num_tokens", "token_healing"
 STRETCHED = ("dynamic", "longrope", "su")
 """Position embeddings that change for all tokens once a text is longer than the model was first trained for."""
 PROBED, FEW = 24, 8  # tokens of a prompt that are tried: where layers are unusual, and where they are not
+NARROW = 4  # tokens of a sliding window in that trial
 CARRIES = Known()  # whether a loaded model goes on rightly from a cache
 
 
@@ -61,8 +62,7 @@ class Kept:
         self.drop()  # from here on an interrupt leaves nothing behind that might be wrong
         reused = common(ids, prompt[0, :-1].tolist())
         if not reused or not cropped(cache, reused) or not self.may_go_on(model, cache, prompt):
-            cache, reused = blank(model), 0
-        _remember(cache)
+            cache, reused = lasting(model), 0
         return cache, reused
 
     def may_go_on(self, model: Any, cache: Any, prompt: Any) -> bool:
@@ -72,7 +72,8 @@ class Kept:
         tried = prompt[:, : FEW if all(map(_simple, cache.layers)) else PROBED]
         if tried.shape[-1] < (FEW if all(map(_simple, cache.layers)) else PROBED):
             return False
-        return bool(CARRIES.get(model, lambda: carries_on(model, tried, lambda: blank(model))))
+        with narrowed(model_config.text(model.config)):
+            return bool(CARRIES.get(model, lambda: carries_on(model, tried, lambda: lasting(model))))
 
     def _give_back(self, cache: Any, ids: list[int], broken_off: bool) -> None:
         length = min(sound(cache, broken_off), len(ids))
@@ -111,10 +112,32 @@ def blank(model: Any) -> Any:
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
-def remembering(model: Any) -> Any:
-    """Return an empty cache that can be cut back at any length; None where this model has none such."""
+def lasting(model: Any) -> Any:
+    """Return an empty cache whose sliding windows keep what slides out of them."""
     cache = blank(model)
     _remember(cache)
+    return cache
+
+
+@contextmanager
+def narrowed(config: Any) -> Iterator[None]:
+    """Make the sliding window meanwhile so narrow that a few tokens go beyond it.
+
+    moshi leaves the window to its cache: from a longer one, or in other steps, it reads other things.
+    """
+    window = model_config.count(config, "sliding_window")
+    if window:
+        config.sliding_window = min(window, NARROW)
+    try:
+        yield
+    finally:
+        if window:
+            config.sliding_window = window
+
+
+def remembering(model: Any) -> Any:
+    """Return an empty cache that can be cut back at any length; None where this model has none such."""
+    cache = lasting(model)
     return cache if all(map(_simple, cache.layers)) else None
 
 
