@@ -72,7 +72,7 @@ def _read(model: Any, facts: Facts, ids: list[int], emit: Emit) -> Depths:
     with torch.no_grad(), breakable(model, emit.check):
         fits = scoring.way(model, given) != "none"
         with _seen(blocks, emit) as seen:
-            own = _last(model, given)[0]
+            own = _own(model, given, facts)
         states = _states(seen, len(blocks), len(ids), facts)
         if not (fits or reference.same(own, reference.following(model, given), model.dtype)):
             raise Failed(
@@ -88,6 +88,14 @@ def _read(model: Any, facts: Facts, ids: list[int], emit: Emit) -> Depths:
         )
     logits[-1] = own
     return Depths(logits, tuple(through))
+
+
+def _own(model: Any, ids: Any, facts: Facts) -> Any:
+    try:
+        return _last(model, ids)[0]
+    except (TypeError, ValueError) as error:  # kosmos-2
+        said = f"the lens does not fit {facts.architecture}: it reads text in generate() only"
+        raise Failed(said) from error
 
 
 def _last(model: Any, ids: Any, start: int = 0) -> Any:

@@ -98,6 +98,17 @@ def _overrides(kind: Any, names: tuple[str, ...]) -> bool:
     return any(getattr(kind, name, None) is not getattr(GenerationMixin, name, None) for name in names)
 
 
+def speakers(model: Any) -> list[Any]:
+    """Return the modules whose logits `generate` may take: the model, and the part that it may hand a text over to.
+
+    Seen: transformers 5.23 and 5.24, `text_model` of kosmos-2. Gone: the model alone, as of all others.
+    """
+    from transformers import GenerationMixin
+
+    part = getattr(model, "text_model", None)
+    return [model, part] if isinstance(part, GenerationMixin) else [model]
+
+
 def decoding(model: Any) -> AbstractContextManager[Any]:
     """Return the context in which `generate` makes its steps: on a GPU experts are multiplied in another way.
 
@@ -115,19 +126,14 @@ def attention(config: Any) -> str:
 
 
 def forget_attention(config: Any) -> None:
-    """Drop what a config file says of attention: it could name code on the Hub.
+    """Drop what a config file says of attention, for any part of the model: it could name code on the Hub.
 
     Seen: transformers 5.23 and 5.24, `_attn_implementation`. Gone: the argument of `from_pretrained` still decides.
     """
     config._attn_implementation = None
-
-
-def supports_sdpa(kind: Any) -> bool:
-    """Tell whether a class of models computes attention by torch's `scaled_dot_product_attention`.
-
-    Seen: transformers 5.23 and 5.24, `_supports_sdpa`. Gone: eager attention, which every model has.
-    """
-    return bool(getattr(kind, "_supports_sdpa", False))
+    for part in list(vars(config).values()):
+        if hasattr(part, "_attn_implementation"):  # a part that the config does not declare as one
+            forget_attention(part)
 
 
 def generation_defaults() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from repl import library
 from repl.errors import Cancelled
 from repl.events import Measures
 
@@ -31,11 +32,13 @@ class Meter:
     @contextmanager
     def reading(self, model: Any) -> Iterator[None]:
         """Take the logits of every forward pass meanwhile."""
-        hook = model.register_forward_hook(lambda _, __, output: self._take(output.logits[0]))
+        parts = library.speakers(model)
+        hooks = [part.register_forward_hook(lambda _, __, output: self._take(output.logits[0])) for part in parts]
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             self._rows = None
 
     def _take(self, rows: Any) -> None:

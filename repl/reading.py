@@ -5,15 +5,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from repl import folder, hub, library, placement, quantization, quiet, trust
+from repl import folder, hub, library, model_config, placement, quantization, quiet, trust
 from repl.errors import BadModel, Cancelled, MissingExtra, ReplError
 from repl.events import Progress
 from repl.folder import NeedsCode
-from repl.mishaps import sentence
+from repl.mishaps import is_memory, sentence
 from repl.settings import Load
 from repl.worker import Emit
 
 MOST = 1000  # beams, or answers to one prompt
+HALVES = ("decoder_layers", "num_decoder_layers")
+"""What the config of an encoder with a decoder has, of which the decoder is used alone."""
 
 
 def config(found: hub.Found, load: Load) -> Any:
@@ -28,11 +30,11 @@ def config(found: hub.Found, load: Load) -> Any:
     return config
 
 
-def _options(load: Load, found: hub.Found, config: Any, form: str) -> dict[str, Any]:
+def _options(load: Load, found: hub.Found, form: str) -> dict[str, Any]:
     options: dict[str, Any] = {
         "dtype": quantization.dtype(load),
         **placement.options(load),
-        "attn_implementation": _attention(load, config),
+        "attn_implementation": None if load.attention == "auto" else load.attention,  # None: each part chooses its own
         "trust_remote_code": load.trust_remote_code,
         "local_files_only": True,
         "ignore_mismatched_sizes": True,  # then they are reported, and refused with their names
@@ -49,14 +51,6 @@ def _options(load: Load, found: hub.Found, config: Any, form: str) -> dict[str, 
         del options["use_safetensors"]
         options["dtype"] = "float32" if options["dtype"] == "auto" else options["dtype"]
     return options
-
-
-def _attention(load: Load, config: Any) -> str:
-    """Return the attention to ask for: what you say, else what the library itself would take."""
-    if load.attention != "auto":
-        return load.attention
-    kind = _class(config)
-    return "sdpa" if kind is None or library.supports_sdpa(kind) else "eager"
 
 
 def auto_class(config: Any) -> Any:
@@ -104,6 +98,9 @@ def admit(config: Any) -> None:
     if (kind := _class(config)) is None:
         return
     name = kind.__name__
+    if "default_language" in vars(config) and config.default_language is None:
+        known = ", ".join(map(str, config.languages))
+        raise BadModel(f"config.json has no default_language, which {name} needs: one of {known}")
     if auto_class(config).__name__ == "AutoModelForImageTextToText" and config.is_encoder_decoder:
         raise BadModel(f"{name} is an encoder with a decoder, which is not a causal language model")
     if not issubclass(kind, GenerationMixin):
@@ -166,7 +163,7 @@ def model(found: hub.Found, load: Load, config: Any, form: str, emit: Emit) -> t
     emit(Progress("read weights"))
     kind, other = auto_class(config), _seeing_class(config)
     with quiet.bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
-        options = {"config": config, "output_loading_info": True, **_options(load, found, config, form)}
+        options = {"config": config, "output_loading_info": True, **_options(load, found, form)}
         read, report = kind.from_pretrained(str(found.folder), **options)
         if report["missing_keys"] and other:  # emu3: the class for text alone finds nothing under its names
             read, report = other.from_pretrained(str(found.folder), **options)
@@ -182,19 +179,33 @@ def check(found: hub.Found, model: Any, report: dict[str, Any]) -> None:
 
 
 def _answers(model: Any) -> None:
-    """Refuse a model that was made to see or to assist where it cannot answer a few ids; others need not be asked."""
+    """Refuse a model that cannot answer a few ids; one that is called as all text models are need not be asked."""
     import torch
 
     from repl import reference
 
-    special = auto_class(model.config).__name__ != "AutoModelForCausalLM" or "Assistant" in type(model).__name__
-    if not special or model.device.type == "meta":
+    kind = type(model)
+    special = auto_class(model.config).__name__ != "AutoModelForCausalLM" or "Assistant" in kind.__name__
+    config = model_config.text(model.config)
+    odd = not model_config.count(config, "num_hidden_layers") or model_config.count(config, *HALVES)
+    if model.device.type == "meta" or not (special or odd or library.prepares_steps(kind)):
         return
     try:
-        reference.following(model, torch.tensor([[1, 2, 3]], device=model.device))
+        reference.answered(model, torch.tensor([[1, 2, 3]], device=model.device), tokens=2)
     except Exception as error:
-        said = f"{type(model).__name__} does not answer text alone: {sentence(error)}"
-        raise BadModel(said) from error
+        if is_memory(error):
+            raise
+        quiet.log.warning("%s does not answer", kind.__name__, exc_info=error)
+        raise BadModel(_why_silent(model.config, kind.__name__)) from error
+
+
+def _why_silent(config: Any, name: str) -> str:
+    """Say in plain words that a model does not answer text, which the library's own `generate` has shown."""
+    if "Assistant" in name:
+        return f"{name} only drafts for the model that it was made for, and does not answer by itself"
+    if auto_class(config).__name__ == "AutoModelForImageTextToText":
+        return f"{name} does not answer text alone: the library's own generate() fails with it"
+    return f"{name} cannot be used: the library's own generate() fails with it"
 
 
 def _complete(found: hub.Found, report: dict[str, Any]) -> None:
