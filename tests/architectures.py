@@ -178,7 +178,7 @@ def merged(values: dict[str, Any], change: dict[str, Any]) -> None:
 
 
 STARTS: dict[str, dict[str, Any]] = {"gemma4_assistant": {}}
-LAYERS_OF: dict[str, int] = {"dory": 3}
+LAYERS_OF: dict[str, int] = {"dory": 3, "recurrent_gemma": 3}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXPERTS = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
 CHANGES: dict[str, dict[str, Any]] = {
@@ -232,6 +232,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 515, "vision_end_token_id": 516},
     "step3p7": {"text_config": {"sliding_window": 16}},
     "reformer": {"is_decoder": True},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32},
+    "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "nemotron": {"num_key_value_heads": 2},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
 }
 

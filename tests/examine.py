@@ -96,7 +96,7 @@ class Look:
         run(self.session, "/greedy")
         self.view("greedy", lambda: self.reply(FIRST))
         self.view("probs", self.probs)
-        self.view("why", lambda: drawn(run(self.session, "/why 3")) and "")
+        self.view("why", self.why)
         self.view("second", lambda: self.reply(SECOND))
         self.view("next", self.next)
         self.view("lens", self.lens)
@@ -125,6 +125,10 @@ class Look:
         logs = self.bare.logprobs(list(done.prompt_ids), len(done.token_ids))
         expected = [float(row[token]) for row, token in zip(logs, done.token_ids, strict=False)]
         return near(done.measures.logprobs, expected)
+
+    def why(self) -> str:
+        drawn(run(self.session, f"/why {min(3, len(self.session.last.record.token_ids))}"))
+        return ""
 
     def next(self) -> str:
         result = run(self.session, f"/next {TEXT}")

@@ -10,10 +10,12 @@ KINDS = {
     "deepseek_v3": "",  # latent attention, experts
     "gemma4": "",  # values that differ from layer to layer, a vision tower
     "git": "",  # a vision tower as deep as the decoder
+    "kosmos-2": "lens score",  # hands a text over to a part of itself
     "lfm2": "",  # convolutions
     "llava": "",  # loaded as an image-text model
     "mamba": "",  # recurrent
     "mixtral": "",  # experts
+    "moshi": "",  # leaves its sliding window to the cache
     "openai-gpt": "",  # no cache
     "opt": "",  # learned positions
     "qwen3_next": "",  # recurrent and attention
@@ -36,7 +38,10 @@ def test_an_architecture_answers_as_generate_does(kind, tmp_path, monkeypatch):
     assert all(word.startswith("says: ") for word in wrong.values()), wrong
 
 
-@pytest.mark.parametrize(("kind", "why"), [("blip", "needs an image"), ("diffusion_gemma", "token by token")])
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [("blip", "needs an image"), ("diffusion_gemma", "token by token"), ("prophetnet", "generate() fails")],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_what_cannot_answer_text_alone_is_refused_at_the_load(kind, why, tmp_path):
     found: dict[str, str] = {}
