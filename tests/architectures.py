@@ -177,10 +177,16 @@ def merged(values: dict[str, Any], change: dict[str, Any]) -> None:
             values[name] = value
 
 
-STARTS: dict[str, dict[str, Any]] = {"gemma4_assistant": {}}
+STARTS: dict[str, dict[str, Any]] = {
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}}
+}
 LAYERS_OF: dict[str, int] = {"dory": 3, "recurrent_gemma": 3}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXPERTS = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
+INDEXER = {
+    **{"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 64},
+    **{"indexer_compress_ratio": 4, "hc_lowrank": 16},
+}
 CHANGES: dict[str, dict[str, Any]] = {
     "apertus1p5": {
         "audio_config": {"codebook_dim": 64},
@@ -231,11 +237,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 515, "vision_end_token_id": 516},
     "step3p7": {"text_config": {"sliding_window": 16}},
-    "reformer": {"is_decoder": True},
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 64]},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32},
     "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32},
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "ministral": {"head_dim": 16},
+    "mistral4": {"head_dim": 32, "qk_head_dim": 32},
+    "qwen4_exp": {"text_config": INDEXER},
+    "qwen4_exp_text": INDEXER,
     "nemotron": {"num_key_value_heads": 2},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
 }
