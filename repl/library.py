@@ -43,6 +43,7 @@ def abort_downloads() -> None:
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """What versions have called the cache of a model; mamba had the last of them to itself, until 5.24."""
+OWN_STEPS = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 OWN_LOOP = ("generate", "_sample", "_prefill", "_update_model_kwargs_for_generation")
 
 
@@ -82,6 +83,11 @@ def cache_of(output: Any) -> Any:
     """
     names = (cache_name(), *(() if cache_name() == "cache" else ("cache_params",)), "state", "mems")
     return next((found for name in names if (found := dict.get(output, name)) is not None), None)
+
+
+def prepares_steps(kind: Any) -> bool:
+    """Tell whether a class of models prepares its steps in a way of its own (5.23, 5.24); see `decodes_itself`."""
+    return _overrides(kind, OWN_STEPS)
 
 
 def decodes_itself(kind: Any) -> bool:
