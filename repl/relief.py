@@ -6,8 +6,8 @@ from typing import Any
 
 from repl import quantization, room, weigh
 from repl.errors import Failed, NoMemory
+from repl.loading import LoadedModel
 from repl.room import ADDRESSES, Room, amount
-from repl.runtime import Model
 from repl.weigh import LOGITS, PACKED, WIDTHS, Sizes
 
 DEAD = ("device-side assert", "illegal memory access", "unspecified launch failure")
@@ -21,7 +21,7 @@ LEAST = 200  # part of all that is needed which a remedy has to save
 class Want:
     """What one reply takes beside the weights, in bytes; a beam search keeps a cache and logits for each beam."""
 
-    def __init__(self, resident: Model, config: Any, prompt: int) -> None:
+    def __init__(self, resident: LoadedModel[Any], config: Any, prompt: int) -> None:
         self.resident, self.prompt = resident, prompt
         self.beams = config.num_beams or 1
         context = resident.facts.context or weigh.GLANCE
@@ -51,7 +51,7 @@ class Want:
         return self.cache(self.made, self.beams, self.width)
 
 
-def out_of_memory(resident: Model, config: Any, prompt: int, words: str) -> NoMemory:
+def out_of_memory(resident: LoadedModel[Any], config: Any, prompt: int, words: str) -> NoMemory:
     """Make the error for a reply that memory did not suffice for; `prompt` is its length in tokens."""
     want = Want(resident, config, prompt)
     parts = {
@@ -78,7 +78,7 @@ def asked(words: str) -> str:
     return f"{amount(int(number * BYTES.get(unit, 1)))} more were asked for"
 
 
-def _beside(resident: Model, rooms: list[Room]) -> float:
+def _beside(resident: LoadedModel[Any], rooms: list[Room]) -> float:
     """Return the bytes that a model may take beside the file that it is read from, which takes addresses meanwhile."""
     bound = [
         each.free for each in rooms if each.limit == ADDRESSES and each.device in resident.facts.device_map.values()
