@@ -6,9 +6,9 @@ from typing import Any
 
 from repl import arguments, decoding, provenance, recipe
 from repl.events import Done, Progress
+from repl.format import device
 from repl.probe import breakable, entry, one_sentence
 from repl.runtime import Model
-from repl.screen import device
 from repl.worker import Emit
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from repl import arguments, decoding, fields, settings
 from repl.errors import Failed, UsageError
-from repl.mishaps import sentence
+from repl.explain import sentence
+from repl.format import joined
+from repl.results import Said
 from repl.runtime import Model
-from repl.screen import Said, joined
 from repl.session import Session, Task
 from repl.warping import processors
 

@@ -14,9 +14,9 @@ from repl.beams import Watch, spelled
 from repl.drafting import Drafting, Get
 from repl.errors import Cancelled, Failed, ReplError, UsageError
 from repl.events import Done, Echo, Measures, Notice, Search, Sequence, Timing, Token, Usage
+from repl.explain import is_memory, sentence
 from repl.libraries import release
 from repl.meter import Meter
-from repl.mishaps import is_memory, sentence
 from repl.parsing import Begun, Reading
 from repl.parts import Parts
 from repl.probe import breakable, entry, finite, one_sentence

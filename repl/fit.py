@@ -6,8 +6,9 @@ from typing import Any
 
 from repl import paths, quantization, weigh
 from repl.errors import NoMemory
+from repl.format import amount
 from repl.headers import Weights
-from repl.room import SPREAD, Room, amount, capped, targets
+from repl.room import SPREAD, Room, capped, targets
 from repl.settings import Load
 from repl.weigh import Needs
 

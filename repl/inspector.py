@@ -19,9 +19,10 @@ from rich.style import Style as Look
 
 from repl.clean import clean_line, signs
 from repl.colours import caption, shade
+from repl.format import joined
 from repl.pages import Page, laid_out
 from repl.pieces import quoted
-from repl.screen import ACCENTS, joined, palette
+from repl.screen import ACCENTS, palette
 from repl.shades import bar, percent
 from repl.traces import Inspection, Seen
 

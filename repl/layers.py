@@ -8,9 +8,9 @@ from typing import Any
 from repl import reference, scoring
 from repl.errors import Failed, NoMemory, UsageError
 from repl.events import Progress
+from repl.explain import is_memory, sentence
 from repl.libraries import release
 from repl.loading import Facts
-from repl.mishaps import is_memory, sentence
 from repl.pieces import Speller
 from repl.probe import breakable, entry, layers, one_sentence
 from repl.runtime import Model

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from repl import settings
 from repl.clean import clean_line
-from repl.screen import joined
+from repl.format import joined
 from repl.sweep import Line, Sweep
 
 OPENING = 16  # least columns worth giving to the beginning of a text beside the figures

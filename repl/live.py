@@ -18,8 +18,9 @@ from repl.colours import caption, certainty
 from repl.columns import Board
 from repl.events import Beams, Columns, Echo, Event, InColumn, Notice, Opening, Token
 from repl.events import Progress as Step
+from repl.format import joined
 from repl.reply import Continuation, Reply
-from repl.screen import Screen, joined
+from repl.screen import Screen
 from repl.settings import View
 from repl.shades import style
 

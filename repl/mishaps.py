@@ -5,14 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from repl import fit, quantization, quiet, weigh
+from repl import fit, quantization, weigh
 from repl.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError
+from repl.explain import is_memory, sentence
 from repl.headers import Weights
 from repl.room import measure
 from repl.settings import Load
-
-SHORT = ("can't allocate memory", "cannot allocate memory", "out of memory")
-"""What the allocator, the system and the library of an accelerator say when memory ran out."""
 
 
 @contextmanager
@@ -52,22 +50,9 @@ def weighed(weights: Weights, config: Any, load: Load) -> Iterator[None]:
         raise NoMemory(said, choices=fit.lighter(weights, config, load, rooms)) from error
 
 
-def is_memory(error: BaseException) -> bool:
-    """Tell whether an error of torch says that memory ran out; on CPU and MPS it is a plain RuntimeError."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or any(sign in words for sign in SHORT)
-
-
 def no_room(load: Load, words: str) -> NoMemory:
     """Make the error for weights that do not fit."""
     smaller = () if load.dtype in ("bfloat16", "float16") else ("/dtype bfloat16",)
     form = quantization.best(4, load) if load.quantize == "none" else ""
     packed = (f"/quantize {form}",) if form else ()
     return NoMemory(f"{load.model} does not fit: {words}", *smaller, *packed, "/device auto")
-
-
-def sentence(error: BaseException, most: int = 200) -> str:
-    """Return what an error says on one line without a full stop, cut to a readable length."""
-    words = " ".join((quiet.hidden(str(error)) or type(error).__name__).split())
-    first = words.split(". ")[0] if len(words) > most else words
-    return (first if len(first) <= most else first[: most - 1] + "…").rstrip(".")

@@ -8,8 +8,8 @@ from typing import Any
 
 from repl import folder, model_config
 from repl.errors import Cancelled, Failed, ReplError
+from repl.explain import sentence
 from repl.loading import Facts
-from repl.mishaps import sentence
 
 REMEDIES = {"beam search with a cache": ("/set use_cache false", "/beams 1")}
 """What to type where a library says this."""

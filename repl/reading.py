@@ -8,8 +8,8 @@ from typing import Any
 from repl import folder, hub, library, model_config, placement, quantization, quiet, trust
 from repl.errors import BadModel, Cancelled, MissingExtra, ReplError
 from repl.events import Progress
+from repl.explain import is_memory, sentence
 from repl.folder import NeedsCode
-from repl.mishaps import is_memory, sentence
 from repl.settings import Load
 from repl.worker import Emit
 

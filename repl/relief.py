@@ -6,8 +6,9 @@ from typing import Any
 
 from repl import quantization, room, weigh
 from repl.errors import Failed, NoMemory
+from repl.format import amount
 from repl.loading import LoadedModel
-from repl.room import ADDRESSES, Room, amount
+from repl.room import ADDRESSES, Room
 from repl.weigh import LOGITS, PACKED, WIDTHS, Sizes
 
 DEAD = ("device-side assert", "illegal memory access", "unspecified launch failure")

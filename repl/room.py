@@ -148,13 +148,6 @@ def size(words: str) -> int:
     return int(float(digits) * UNITS[words[len(digits) :]])
 
 
-def amount(size: int) -> str:
-    """Return a size in KiB, MiB, or GiB with two places."""
-    if size < 2**20:
-        return f"{max(1, round(size / 2**10)) if size else 0} KiB"
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
 def with_back(rooms: Iterable[Room], given: dict[str, int]) -> list[Room]:
     """Return the devices as they would be with these bytes given back."""
     return [replace(room, free=room.free + given.get(room.device, 0)) for room in rooms]

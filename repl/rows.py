@@ -12,8 +12,8 @@ from typing import Any
 from repl import arguments, decoding, engine, loop, scoring
 from repl.errors import Cancelled, Failed
 from repl.events import Done, Event, Notice, Progress, Token
+from repl.explain import is_memory, sentence
 from repl.libraries import release
-from repl.mishaps import is_memory, sentence
 from repl.probe import breakable, entry, finite, one_sentence
 from repl.relief import out_of_memory
 from repl.request import Prompt, Request, encode

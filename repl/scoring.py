@@ -7,9 +7,9 @@ from typing import Any
 
 from repl import library, model_config, reference
 from repl.errors import Failed, NoMemory, UsageError
+from repl.explain import is_memory, sentence
 from repl.libraries import release
 from repl.loading import Facts
-from repl.mishaps import is_memory, sentence
 from repl.probe import Scored, breakable, entry, measured, not_finite, one_sentence
 from repl.reuse import Kept, fits
 from repl.runtime import Model

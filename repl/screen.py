@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Mapping
 from functools import singledispatch
 from pathlib import Path
@@ -19,8 +18,9 @@ from repl.adapters import Adapter
 from repl.clean import clean, clean_line
 from repl.errors import ReplError
 from repl.events import Done
+from repl.format import amount, count, device, joined, shortened
 from repl.remote import Connected
-from repl.room import amount
+from repl.results import Draft, Said
 from repl.session import Loaded
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
@@ -48,35 +48,6 @@ def palette(theme: str) -> Theme:
 
 
 THEME = palette("dark")
-AGES = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Said:
-    """A sentence about what was done; it goes beside the answers, not among them."""
-
-    text: str
-
-
-class Aside:
-    """A result about the talk or a file: after it, the view that was shown before is still the last one."""
-
-    __slots__ = ()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Draft:
-    """A text to put into the line editor, with a sentence about it; any result with a `draft` does that."""
-
-    draft: str
-    said: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Lines:
-    """Lines to run one after another."""
-
-    lines: list[str]
 
 
 @singledispatch
@@ -98,11 +69,6 @@ def _(result: Draft) -> Text:
 @view.register
 def _(result: Loaded) -> Text:
     return headline(result)
-
-
-def joined(*parts: str) -> str:
-    """Join what there is of a few short facts with middle dots."""
-    return " · ".join(part for part in parts if part)
 
 
 def headline(result: Loaded) -> Text:
@@ -136,35 +102,6 @@ def _asked(dtype: str) -> str:
     return "as stored" if dtype == "auto" else f"asked for {dtype}"
 
 
-def device(places: Mapping[str, str]) -> str:
-    """Return where a model is: one device, or how its parts are spread."""
-    tally: dict[str, int] = {}
-    for place in places.values():
-        tally[place] = tally.get(place, 0) + 1
-    if len(tally) == 1:
-        return next(iter(tally))
-    return ", ".join(f"{number} parts on {place}" for place, number in tally.items())
-
-
-def count(number: int) -> str:
-    """Return a number of parameters as people say it: 135M, 1.1B."""
-    for size, sign in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if number >= size:
-            value = number / size
-            return f"{value:.0f}{sign}" if value >= 10 else f"{value:.1f}{sign}"
-    return str(number)
-
-
-def ago(moment: float) -> str:
-    """Say how long ago something was."""
-    seconds = time.time() - moment
-    for size, name in AGES:
-        if seconds >= size:
-            number = int(seconds // size)
-            return f"{number} {name}{'' if number == 1 else 's'} ago"
-    return "just now"
-
-
 @view.register
 def _(result: Done) -> Text:
     return Text.assemble(*sequences(result), (figures(result), "quiet"))
@@ -179,12 +116,6 @@ def sequences(done: Done) -> list[Any]:
         score = "" if found.score is None else f"{found.score:8.3f} "
         lines += [(f"{number:3}{score}  ", "quiet"), (shortened(found.text, 60), "quiet"), "\n"]
     return [*lines, ("/pick N", "accent"), (" takes another one\n", "quiet")]
-
-
-def shortened(text: str, most: int) -> str:
-    """Return the beginning of a text on one line."""
-    line = clean_line(" ".join(text.split()))
-    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def figures(done: Done) -> str:

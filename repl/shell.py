@@ -10,12 +10,14 @@ from repl import decoding, registry, streams
 from repl.clean import repaired
 from repl.errors import Cancelled, Quit, ReplError, UsageError
 from repl.events import Done, Event, Notice
+from repl.explain import sentence
+from repl.format import joined
 from repl.live import Pace, Pane
-from repl.mishaps import sentence
 from repl.panel import Panel
 from repl.quiet import log
 from repl.remote import Connected
-from repl.screen import Aside, Draft, Lines, Said, Screen, joined
+from repl.results import Aside, Draft, Lines, Said
+from repl.screen import Screen
 from repl.session import Loaded, Session, Task, View
 from repl.settings import Settings, named
 from repl.traces import Inspection

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from repl.errors import Failed, ReplError, Unreachable, UsageError
-from repl.mishaps import sentence
+from repl.explain import sentence
 from repl.refusals import Refused, of_event, read_error, shortened
 from repl.worker import Emit, flowing
 

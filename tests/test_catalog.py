@@ -21,8 +21,9 @@ from repl.commands.models import Info
 from repl.commands.storage import Erasable
 from repl.errors import Cancelled, NoModel, NotFound, Unreachable, UsageError
 from repl.events import Progress
+from repl.results import Said
 from repl.runtime import Runtime
-from repl.screen import THEME, Said, plain, view
+from repl.screen import THEME, plain, view
 from repl.session import Session
 from repl.settings import Settings
 from repl.shell import Shell

@@ -20,7 +20,8 @@ from repl.drafting import CREDIT, SHARE, WORST, Ahead, Assistant, Balance, Looku
 from repl.errors import UsageError
 from repl.events import Notice, Token
 from repl.meter import Meter
-from repl.screen import THEME, Said, figures, plain, view
+from repl.results import Said
+from repl.screen import THEME, figures, plain, view
 from repl.session import Session
 from repl.stream import streamer
 

@@ -11,8 +11,9 @@ import pytest
 
 from repl import fit, quantization, settings, weigh
 from repl.errors import NoMemory, UsageError
+from repl.format import amount
 from repl.headers import Weights
-from repl.room import Room, amount, capped
+from repl.room import Room, capped
 from repl.runtime import Runtime
 from repl.session import Session
 from repl.settings import Load, Settings

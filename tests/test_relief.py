@@ -10,8 +10,9 @@ import pytest
 
 from repl import relief, weigh
 from repl.errors import Failed, NoMemory
-from repl.mishaps import is_memory
-from repl.room import Room, amount
+from repl.explain import is_memory
+from repl.format import amount
+from repl.room import Room
 from repl.screen import Screen
 from repl.session import Session
 from repl.shell import Shell

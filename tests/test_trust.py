@@ -373,6 +373,6 @@ def test_the_token_is_never_told(
 
 def test_an_error_does_not_repeat_what_holds_a_token() -> None:
     """Even a library that quotes its headers."""
-    from repl.mishaps import sentence
+    from repl.explain import sentence
 
     assert TOKEN not in sentence(ReplError(f"401 for Authorization: Bearer {TOKEN} at hub"))

@@ -10,10 +10,11 @@ from rich.text import Text
 
 from repl.anatomy import Part, Weights, blocks, cut, tree, weights
 from repl.clean import clean_line
+from repl.format import count, joined
 from repl.kinds import Whole
 from repl.registry import command
 from repl.runtime import Model
-from repl.screen import count, joined, view
+from repl.screen import view
 from repl.session import Session, Task
 from repl.traits import Traits, traits
 from repl.worker import Emit

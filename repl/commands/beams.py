@@ -14,10 +14,11 @@ from repl.clean import clean
 from repl.conversation import Turn
 from repl.errors import UsageError
 from repl.events import Measures
+from repl.format import joined, shortened
 from repl.kinds import Change, Whole, refuse
 from repl.pieces import quoted
 from repl.registry import command
-from repl.screen import joined, shortened, view
+from repl.screen import view
 from repl.session import Session
 from repl.shades import percent
 

@@ -14,10 +14,11 @@ from repl import bench, settings, variants
 from repl.bench import Benched, Entry, Plan
 from repl.clean import clean_line
 from repl.errors import UsageError
+from repl.format import device, joined
 from repl.kinds import Kind, Whole
 from repl.kinds import Text as Words
 from repl.registry import command
-from repl.screen import device, joined, mebibytes, plain, view
+from repl.screen import mebibytes, plain, view
 from repl.session import Session, Task
 from repl.settings import Load
 from repl.stopwatch import BARE, FASTER, LOOP, Speed, Spread, Way

@@ -13,12 +13,13 @@ from repl import catalog, fit, settings
 from repl.catalog import Cached, Listed
 from repl.clean import clean_line
 from repl.errors import ReplError
+from repl.format import ago, count, joined
 from repl.kinds import Rest
 from repl.loading import Facts
 from repl.narrow import First
 from repl.registry import command
 from repl.runtime import Model
-from repl.screen import ago, count, joined, mebibytes, view
+from repl.screen import mebibytes, view
 from repl.session import Session, Task
 from repl.settings import Load
 from repl.worker import Emit

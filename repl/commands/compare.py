@@ -14,11 +14,13 @@ from repl.columns import Block, Blocks
 from repl.conversation import Turn
 from repl.errors import Cancelled, UsageError
 from repl.events import Done
+from repl.format import joined, shortened
 from repl.kinds import Rest
 from repl.parts import Parts
 from repl.registry import command
 from repl.remote import Remote
-from repl.screen import Said, joined, mebibytes, shortened, view
+from repl.results import Said
+from repl.screen import mebibytes, view
 from repl.session import Session, Task
 from repl.sides import Asked, Made
 from repl.thinking import folded

@@ -11,10 +11,12 @@ from repl import servers
 from repl.clean import clean_line
 from repl.dialects import UNKNOWN
 from repl.errors import UsageError
+from repl.format import joined
 from repl.kinds import Text as Words
 from repl.registry import command
 from repl.remote import Connected, Remote, Served, known, reach
-from repl.screen import Said, joined, view
+from repl.results import Said
+from repl.screen import view
 from repl.session import Session
 from repl.settings import named
 

@@ -11,12 +11,13 @@ from repl.change import changed
 from repl.clean import clean_line
 from repl.diverge import TIE, Asked, Diverged, Fork, diverge, is_greedy
 from repl.errors import UsageError
+from repl.format import device, joined, shortened
 from repl.kinds import Rest
 from repl.pieces import quoted
 from repl.point import question, split
 from repl.registry import command
 from repl.request import Request
-from repl.screen import device, joined, shortened, view
+from repl.screen import view
 from repl.session import Session, Task
 from repl.settings import Load
 from repl.spark import column, spark

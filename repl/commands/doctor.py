@@ -24,9 +24,10 @@ from repl.clean import clean_line
 from repl.events import Progress
 from repl.extensions import Extension
 from repl.fast_paths import FastPath
+from repl.format import joined
 from repl.registry import command
 from repl.room import Room
-from repl.screen import joined, mebibytes, view
+from repl.screen import mebibytes, view
 from repl.session import Session, Task
 from repl.speed import Speed, advice, measured
 from repl.transfer import prepare, watched

@@ -20,7 +20,8 @@ from repl.errors import MissingExtra, ReplError, UsageError
 from repl.kinds import Choice
 from repl.kinds import Text as Words
 from repl.registry import command
-from repl.screen import Aside, view
+from repl.results import Aside
+from repl.screen import view
 from repl.session import Session
 from repl.transcript import FORMATS, VIEWS, Transcript, as_html
 from repl.writing import write

@@ -14,10 +14,12 @@ from repl.clean import clean_line
 from repl.errors import UsageError
 from repl.events import Done
 from repl.fast_paths import FastPath
+from repl.format import joined
 from repl.kinds import Choice, Rest
 from repl.loading import Facts
 from repl.registry import command
-from repl.screen import Said, joined, mebibytes, view
+from repl.results import Said
+from repl.screen import mebibytes, view
 from repl.session import Session
 from repl.worker import Job
 

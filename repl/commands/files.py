@@ -12,10 +12,12 @@ from repl import config, paths, settings, texts, writing
 from repl.change import apply, load
 from repl.clean import clean, clean_line
 from repl.errors import UsageError
+from repl.format import joined
 from repl.kinds import Rest
 from repl.kinds import Text as Words
 from repl.registry import command
-from repl.screen import Lines, Said, joined, view
+from repl.results import Lines, Said
+from repl.screen import view
 from repl.session import Session
 
 

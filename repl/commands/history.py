@@ -13,7 +13,8 @@ from repl.events import Done
 from repl.kinds import Whole
 from repl.parts import Parts
 from repl.registry import command
-from repl.screen import Said, view
+from repl.results import Said
+from repl.screen import view
 from repl.session import Session
 from repl.thinking import folded
 from repl.transcript import said

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from repl.clean import clean_line
 from repl.errors import UsageError
+from repl.format import joined, shortened
 from repl.kinds import Rest, Whole
 from repl.layers import Candidate, candidate, depths, opening
 from repl.pieces import Speller, quoted
@@ -18,7 +19,7 @@ from repl.point import here, made_by
 from repl.registry import command
 from repl.request import Request, encode
 from repl.runtime import Model
-from repl.screen import joined, shortened, view
+from repl.screen import view
 from repl.session import Session, Task
 from repl.shades import percent
 from repl.worker import Emit

@@ -8,10 +8,11 @@ from rich.text import Text
 
 from repl import libraries, settings, store
 from repl.clean import clean_line
+from repl.format import joined
 from repl.registry import command
 from repl.room import Room
 from repl.runtime import Model
-from repl.screen import joined, mebibytes, view
+from repl.screen import mebibytes, view
 from repl.session import Session, Task
 from repl.worker import Emit
 

@@ -11,11 +11,13 @@ from repl import catalog, placement, remote, settings
 from repl.catalog import Card
 from repl.change import changed, load
 from repl.clean import clean_line
+from repl.format import count, device, joined
 from repl.kinds import Change
 from repl.kinds import Text as Words
 from repl.loading import Facts
 from repl.registry import command
-from repl.screen import Said, count, device, joined, mebibytes, view
+from repl.results import Said
+from repl.screen import mebibytes, view
 from repl.session import Session, Task
 from repl.weigh import STORED
 

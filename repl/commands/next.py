@@ -12,6 +12,7 @@ from rich.text import Text
 from repl import arguments, decoding
 from repl.clean import ascii_only, clean_line
 from repl.errors import UsageError
+from repl.format import joined
 from repl.kinds import Rest
 from repl.pieces import Speller, quoted
 from repl.point import Here, here
@@ -19,7 +20,7 @@ from repl.registry import command
 from repl.request import Request, encode
 from repl.runtime import Model
 from repl.scoring import following
-from repl.screen import joined, view
+from repl.screen import view
 from repl.session import Session, Task
 from repl.shades import bar, percent, style
 from repl.warping import stages

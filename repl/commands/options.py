@@ -10,10 +10,12 @@ from rich.text import Text
 from repl import decoding, fields, registry, settings
 from repl.change import Setting, apply, change, describe, field, names
 from repl.clean import clean_line
+from repl.format import joined
 from repl.kinds import Change, Rest
 from repl.kinds import Text as Words
 from repl.registry import command
-from repl.screen import Said, joined, view
+from repl.results import Said
+from repl.screen import view
 from repl.session import Session
 from repl.template import arguments
 from repl.template_values import argument

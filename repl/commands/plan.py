@@ -13,12 +13,13 @@ from repl import hub, plan, settings
 from repl.change import changed
 from repl.clean import clean_line
 from repl.fit import FITS, TOO_LARGE
+from repl.format import amount, count, joined
 from repl.kinds import Text as Words
 from repl.narrow import First
 from repl.plan import Row
 from repl.registry import command
-from repl.room import Room, amount
-from repl.screen import count, joined, view
+from repl.room import Room
+from repl.screen import view
 from repl.session import Session, Task
 from repl.settings import Load
 from repl.survey import Code, Survey, survey

@@ -17,11 +17,13 @@ from repl.colours import caption, painted, shade
 from repl.conversation import Turn
 from repl.errors import ReplError, UsageError
 from repl.events import Done
+from repl.format import joined
 from repl.kinds import Rest, Whole
 from repl.pieces import quoted
 from repl.registry import command
 from repl.request import Request
-from repl.screen import Said, joined, view
+from repl.results import Said
+from repl.screen import view
 from repl.session import Session, Task
 from repl.shades import percent
 from repl.traces import Inspection, Seen, Trace, answered, measured, recomputed, server

@@ -11,12 +11,13 @@ from repl.clean import clean, clean_line
 from repl.conversation import Turn
 from repl.errors import ReplError, UsageError
 from repl.events import Done, Notice
+from repl.format import joined
 from repl.highlight import Highlighter
 from repl.kinds import Text as Words
 from repl.recipe import Prompt, Source
 from repl.registry import command
 from repl.runtime import Models
-from repl.screen import joined, view
+from repl.screen import view
 from repl.session import Session, Task
 from repl.settings import Load
 from repl.worker import Emit, Job

@@ -12,11 +12,12 @@ from repl import trial, variants
 from repl.clean import clean
 from repl.errors import Cancelled, UsageError
 from repl.events import Done
+from repl.format import joined, shortened
 from repl.kinds import Text as Words
 from repl.registry import command
 from repl.replay import Again, Bits, Rehearsal, exchanges
 from repl.reuse import common
-from repl.screen import joined, shortened, view
+from repl.screen import view
 from repl.session import Session, Task
 from repl.sides import Problem, spoken
 from repl.worker import Job

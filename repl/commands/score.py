@@ -15,13 +15,14 @@ from repl import texts
 from repl.clean import clean_line
 from repl.errors import ReplError, UsageError
 from repl.events import Progress
+from repl.format import joined
 from repl.kinds import Rest
 from repl.pieces import Piece, Speller, quoted
 from repl.probe import Scored
 from repl.registry import command
 from repl.runtime import Model
 from repl.scoring import score
-from repl.screen import joined, view
+from repl.screen import view
 from repl.session import Session, Task
 from repl.shades import OnTerminal, legend, percent, style, written
 from repl.worker import Emit

@@ -12,10 +12,12 @@ from repl import paths
 from repl.archive import Summary, titles
 from repl.clean import clean, clean_line
 from repl.conversation import Conversation
+from repl.format import joined, shortened
 from repl.kinds import Rest
 from repl.kinds import Text as Words
 from repl.registry import command
-from repl.screen import Said, joined, shortened, view
+from repl.results import Said
+from repl.screen import view
 from repl.session import FILE, Session
 
 SHOWN = 20  # sessions listed at once

@@ -12,9 +12,10 @@ from repl import settings
 from repl.change import change
 from repl.clean import clean_line
 from repl.events import Done
+from repl.format import joined
 from repl.kinds import Rest
 from repl.registry import command
-from repl.screen import joined, view
+from repl.screen import view
 from repl.session import Session
 
 

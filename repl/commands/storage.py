@@ -11,10 +11,12 @@ from repl import builtin, catalog, hub
 from repl.catalog import Freed
 from repl.clean import clean_line
 from repl.errors import UsageError
+from repl.format import joined
 from repl.kinds import Flag
 from repl.kinds import Text as Words
 from repl.registry import command
-from repl.screen import Said, joined, mebibytes, view
+from repl.results import Said
+from repl.screen import mebibytes, view
 from repl.session import Session, Task
 from repl.worker import Emit
 

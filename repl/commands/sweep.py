@@ -10,12 +10,14 @@ from rich.text import Text
 from repl import adopt, settings
 from repl.clean import clean
 from repl.errors import UsageError
+from repl.format import joined
 from repl.kinds import Rest, Whole
 from repl.lineup import Drawing, short
 from repl.point import question, split
 from repl.registry import command
+from repl.results import Said
 from repl.rows import Made
-from repl.screen import Said, joined, view
+from repl.screen import view
 from repl.session import Session, Task
 from repl.sweep import EXAMPLE, Line, Run, Sweep, plan
 from repl.worker import Job

@@ -13,7 +13,7 @@ from repl.events import Done
 from repl.kinds import Change, Rest, Whole
 from repl.registry import command
 from repl.request import Request
-from repl.screen import Draft, Said
+from repl.results import Draft, Said
 from repl.session import Session, Task
 from repl.settings import Settings
 from repl.traces import onward

@@ -14,10 +14,11 @@ from rich.text import Text
 from repl import decoding
 from repl.checks import Check, check
 from repl.clean import clean, clean_line
+from repl.format import joined
 from repl.kinds import Rest
 from repl.registry import command
 from repl.runtime import Model
-from repl.screen import joined, view
+from repl.screen import view
 from repl.session import Session, Task
 from repl.spans import Span, spans
 from repl.stream import Detokenizer

@@ -12,12 +12,13 @@ from repl.clean import ascii_only
 from repl.conversation import Turn
 from repl.errors import UsageError
 from repl.events import Done
+from repl.format import joined
 from repl.kinds import Rest
 from repl.pieces import Piece, Speller, quoted
 from repl.point import made_by
 from repl.registry import command
 from repl.reuse import common
-from repl.screen import joined, view
+from repl.screen import view
 from repl.session import Session, Task
 from repl.shades import OnTerminal, written
 

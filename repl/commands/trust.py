@@ -9,9 +9,11 @@ from rich.text import Text
 from repl import trust
 from repl.clean import clean_line
 from repl.errors import UsageError
+from repl.format import joined
 from repl.kinds import Choice
 from repl.registry import command
-from repl.screen import Said, joined, view
+from repl.results import Said
+from repl.screen import view
 from repl.session import Session
 from repl.settings import Load
 from repl.survey import survey
