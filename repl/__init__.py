@@ -2,20 +2,37 @@
 
 For notebooks and scripts: `open_session` gives a session that runs lines and returns their results. For packages that
 bring commands of their own: `command` makes a function a command, `view` says how its result is drawn.
+
+The house, from top to bottom; imports point down only:
+
+    cli         argument parsing, run modes, the loop; wires everything together
+    commands    the slash commands: a function, its frozen result, its view
+    analysis    experiments on replies and models        terminal    what is typed and drawn
+    session     one user's state: conversation, archive, config file
+    remote      the engine over a server
+    generation  from a request to a reply: prompt, decode loop, measurements
+    models      from a folder to a model in memory
+    hub         from a name to a folder of checked files
+    core        values every part uses; no model, no terminal
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from repl.embed import OpenSession, open_session
-    from repl.registry import command
-    from repl.screen import view
+    from repl.cli.embed import OpenSession, open_session
+    from repl.commands.registry import command
+    from repl.terminal.screen import view
 
 __version__ = "0.1.0"
 __all__ = ["OpenSession", "command", "open_session", "view"]
 
-_HOMES = {"OpenSession": "repl.embed", "open_session": "repl.embed", "command": "repl.registry", "view": "repl.screen"}
+_HOMES = {
+    "OpenSession": "repl.cli.embed",
+    "open_session": "repl.cli.embed",
+    "command": "repl.commands.registry",
+    "view": "repl.terminal.screen",
+}
 """Where the public names lie: they are imported when somebody asks for one, so that `--help` stays quick."""
 
 

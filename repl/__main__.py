@@ -9,7 +9,7 @@ from typing import NoReturn
 def main() -> NoReturn:
     """Run the program and end with its exit code."""
     signal.signal(signal.SIGINT, _interrupted)
-    from repl import main as program
+    from repl.cli import main as program
 
     program.main()
 

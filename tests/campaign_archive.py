@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from archive_writer import text_of
 
-from repl.archive import Archive
+from repl.session.archive import Archive
 
 Saved = tuple[str, int, str]
-WRITER = Path(__file__).with_name("archive_writer.py")
+WRITER = Path(__file__).parent / "support" / "archive_writer.py"
 
 
 def writer(path: Path, *words: object) -> "subprocess.Popen[bytes]":

@@ -21,11 +21,11 @@ import pytest
 from chats import library, said
 from conftest import Recorder
 
-from repl.checks import check
-from repl.errors import ReplError
-from repl.parsing import REASONING, Begun, Reading
-from repl.template import THOUGHTS, Template, render
-from repl.template_values import variables
+from repl.analysis.template_checks import check
+from repl.core.errors import ReplError
+from repl.generation.prompt.chat_template import THOUGHTS, Template, render
+from repl.generation.prompt.reply_parser import REASONING, Begun, Reading
+from repl.generation.prompt.template_values import variables
 
 show = sys.stdout.write
 TOKEN = re.compile(

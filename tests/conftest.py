@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # what the tests share
+
 # the libraries read these when they are imported: before anything else, and for child processes too
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_XET_CACHE"):
     os.environ.pop(name, None)
@@ -24,18 +26,18 @@ import pytest  # noqa: E402
 from fakehub import FakeHub  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
 
-from repl.errors import Cancelled  # noqa: E402
-from repl.events import Event  # noqa: E402
+from repl.core.errors import Cancelled  # noqa: E402
+from repl.core.events import Event  # noqa: E402
 
 collect_ignore = [  # no pseudo-terminals there
-    path.name
-    for path in Path(__file__).parent.glob("test_*.py")
+    str(path.relative_to(Path(__file__).parent))
+    for path in Path(__file__).parent.rglob("test_*.py")
     if sys.platform == "win32" and re.search("^(from terminal|import pexpect)", path.read_text("utf-8"), re.MULTILINE)
 ]
 
 
 class Recorder:
-    """A fake `repl.worker.Emit`: keeps the events, and is cancelled by `cancel()` or at the event `until` picks."""
+    """A fake `repl.core.jobs.Emit`: keeps the events, and is cancelled by `cancel()` or at the event `until` picks."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -139,7 +141,7 @@ def scripted_folder(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def builtin_folder() -> Path:
     """The built-in model, fetched and converted once per machine."""
-    from repl import builtin
+    from repl.hub import builtin
 
     cache = os.environ.get("HUB_REPL_TEST_CACHE") or platformdirs.user_cache_dir("hub-repl", appauthor=False)
     return builtin.folder(Path(cache), Recorder())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "repl"
-BORDER = ROOT / "library.py"
+BORDER = ROOT / "core" / "library.py"
 PRIVATE = re.compile(r"_[A-Za-z]\w*(?<!__)")
 PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 C_INTERFACES = {"ctypes", "cffi", "_ctypes"}

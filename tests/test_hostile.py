@@ -19,16 +19,16 @@ from payloads import PAYLOADS, foreign, text, words
 from rich.console import Console
 from terminal import LOADED, Terminal, surroundings
 
-from repl.archive import Archive
-from repl.clean import Cleaner
-from repl.conversation import Conversation
-from repl.events import Token
-from repl.markdown import Markdown
-from repl.parts import Reader
-from repl.redraw import Stream
-from repl.reply import Reply
-from repl.screen import THEME, Screen
-from repl.settings import View
+from repl.core.conversation import Conversation
+from repl.core.events import Token
+from repl.core.parts import Reader
+from repl.core.sanitize import Cleaner
+from repl.core.settings import View
+from repl.session.archive import Archive
+from repl.terminal.markdown import Markdown
+from repl.terminal.redraw import Stream
+from repl.terminal.reply import Reply
+from repl.terminal.screen import THEME, Screen
 
 STOP, LEAVE = "\x03", "\x04"
 PACKED = 200  # bytes of payloads in one reply: a turn costs more than its tokens

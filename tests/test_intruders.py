@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).with_name("intruder.py")
+PROGRAM = Path(__file__).parent / "support" / "intruder.py"
 WITHIN = 10.0  # seconds for each folder
 GUARD = 500  # seconds for all of them
 GROWTH = 150_000_000  # bytes that all of them together may leave behind: tables of the libraries, not a model each

@@ -9,10 +9,10 @@ from driving import ask, ask_until, bare, choose, generated, listen, opened, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from repl import quantization
-from repl.errors import Failed, NoMemory, ReplError, UsageError
-from repl.events import Echo, Notice, Token
-from repl.reuse import common
+from repl.core.errors import Failed, NoMemory, ReplError, UsageError
+from repl.core.events import Echo, Notice, Token
+from repl.generation.decode.kv_cache import common
+from repl.models import quantization
 
 PROMPT = "Once upon a time"
 KINDS = ("llama", "gpt2", "recurrent")
@@ -538,7 +538,7 @@ def test_an_empty_prompt_is_refused(gpt2, text):
 
 
 def test_a_reply_without_a_first_token_is_refused_by_the_engine(gpt2):
-    from repl.engine import Request, reply
+    from repl.generation.engine import Request, reply
 
     with pytest.raises(UsageError, match="the prompt is empty"):
         reply(gpt2.store.current(), Request(gpt2.settings, text=""), Recorder())
@@ -567,7 +567,7 @@ class Stopping(Recorder):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "metaspace"])
 def test_a_token_that_was_not_passed_on_leaves_nothing_behind(kind, request):
     """Wherever a cancel comes, what was held back then is told, and nothing of the token after it."""
-    from repl.engine import Request, reply
+    from repl.generation.engine import Request, reply
 
     with opened(request.getfixturevalue(f"{kind}_folder")) as session:
         run(session, "/max 40", "/set suppress_tokens [0, 1, 2]", "/mode complete")

@@ -10,7 +10,7 @@ import models
 import pytest
 from terminal import LOADED, Terminal
 
-from repl import history
+from repl.terminal.editor import history
 
 ENTER, ESCAPE, CLEAR, LEAVE, TAB, RIGHT = "\r", "\x1b", "\x03", "\x04", "\t", "\x1b[C"
 HELLO = "Hello there."

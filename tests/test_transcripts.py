@@ -18,20 +18,22 @@ from prompt_toolkit.output import DummyOutput
 from rich.cells import cell_len
 from rich.console import Console
 
-from repl import commands, history, registry
-from repl import shell as repl_shell
-from repl.errors import BadModel
-from repl.events import Progress
-from repl.loading import bring
-from repl.offers import SlashCompleter
-from repl.prompt import ESCAPE_WAIT, Editor, Keyboard
-from repl.runtime import Runtime
-from repl.screen import THEME, Screen
-from repl.session import Session
-from repl.settings import Load, Settings
-from repl.shell import Shell
-from repl.store import Store
-from repl.worker import Emit, Job, Worker
+from repl import commands
+from repl.cli import shell as repl_shell
+from repl.cli.shell import Shell
+from repl.commands import registry
+from repl.core.errors import BadModel
+from repl.core.events import Progress
+from repl.core.jobs import Emit, Job, Worker
+from repl.core.settings import Load, Settings
+from repl.generation.runtime import Runtime
+from repl.models.loader import bring
+from repl.models.store import Store
+from repl.session.session import Session
+from repl.terminal.editor import history
+from repl.terminal.editor.completion import SlashCompleter
+from repl.terminal.editor.prompt import ESCAPE_WAIT, Editor, Keyboard
+from repl.terminal.screen import THEME, Screen
 
 assert commands
 ENTER, ESCAPE, CLEAR, LEAVE, TAB, UP = "\r", "\x1b", "\x03", "\x04", "\t", "\x1b[A"

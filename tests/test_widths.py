@@ -11,10 +11,10 @@ from rich.cells import cell_len
 from rich.console import Console
 from terminal import LOADED, Terminal
 
-from repl import registry
-from repl.errors import ReplError
-from repl.screen import THEME, view
-from repl.session import Session
+from repl.commands import registry
+from repl.core.errors import ReplError
+from repl.session.session import Session
+from repl.terminal.screen import THEME, view
 
 WIDTHS = (20, 40, 60, 80, 140, 400)
 APART = {"say", "quit", "unload", "reload", "clear", "copy"}

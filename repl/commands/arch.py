@@ -8,16 +8,16 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.anatomy import Part, Weights, blocks, cut, tree, weights
-from repl.clean import clean_line
-from repl.format import count, joined
-from repl.kinds import Whole
-from repl.registry import command
-from repl.runtime import Model
-from repl.screen import view
-from repl.session import Session, Task
-from repl.traits import Traits, traits
-from repl.worker import Emit
+from repl.analysis.attention import Traits, traits
+from repl.analysis.modules import Part, Weights, blocks, cut, tree, weights
+from repl.commands.registry import command
+from repl.core.format import count, joined
+from repl.core.jobs import Emit
+from repl.core.sanitize import clean_line
+from repl.core.values import Whole
+from repl.generation.runtime import Model
+from repl.session.session import Session, Task
+from repl.terminal.screen import view
 
 OPENED = 2  # levels shown of a part that was asked for
 

@@ -8,19 +8,19 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
-from repl.branches import Node, grow
-from repl.change import apply
-from repl.clean import clean
-from repl.conversation import Turn
-from repl.errors import UsageError
-from repl.events import Measures
-from repl.format import joined, shortened
-from repl.kinds import Change, Whole, refuse
-from repl.pieces import quoted
-from repl.registry import command
-from repl.screen import view
-from repl.session import Session
-from repl.shades import percent
+from repl.analysis.beam_tree import Node, grow
+from repl.commands.registry import command
+from repl.core.conversation import Turn
+from repl.core.errors import UsageError
+from repl.core.events import Measures
+from repl.core.format import joined, shortened
+from repl.core.sanitize import clean
+from repl.core.values import Change, Whole, refuse
+from repl.generation.measure.token_text import quoted
+from repl.session.change_settings import apply
+from repl.session.session import Session
+from repl.terminal.screen import view
+from repl.terminal.shades import percent
 
 FATES = {"pruned": "pruned", "ended": "ended, scored lower", "running": "alive at the end"}
 GUIDES = ("├ ", "└ ", "│ "), ("|-", "`-", "| ")

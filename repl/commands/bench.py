@@ -10,20 +10,21 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from repl import bench, settings, variants
-from repl.bench import Benched, Entry, Plan
-from repl.clean import clean_line
-from repl.errors import UsageError
-from repl.format import device, joined
-from repl.kinds import Kind, Whole
-from repl.kinds import Text as Words
-from repl.registry import command
-from repl.screen import mebibytes, plain, view
-from repl.session import Session, Task
-from repl.settings import Load
-from repl.stopwatch import BARE, FASTER, LOOP, Speed, Spread, Way
-from repl.worker import Job
-from repl.writing import write
+from repl.analysis import bench, variants
+from repl.analysis.bench import Benched, Entry, Plan
+from repl.analysis.timed_reply import BARE, FASTER, LOOP, Speed, Spread, Way
+from repl.commands.registry import command
+from repl.core import settings
+from repl.core.atomic_write import write
+from repl.core.errors import UsageError
+from repl.core.format import device, joined
+from repl.core.jobs import Job
+from repl.core.sanitize import clean_line
+from repl.core.settings import Load
+from repl.core.values import Kind, Whole
+from repl.core.values import Text as Words
+from repl.session.session import Session, Task
+from repl.terminal.screen import mebibytes, plain, view
 
 HEADS = ("prompt", "mode", "first token", "read", "written", "of bare", "of limit")
 RANGES = (76, 100)  # columns from which on there is room for the ranges of what is written, and for all

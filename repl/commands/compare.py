@@ -7,28 +7,29 @@ from typing import Annotated, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from repl import trial, variants
-from repl.change import adopt
-from repl.clean import clean
-from repl.columns import Block, Blocks
-from repl.conversation import Turn
-from repl.errors import Cancelled, UsageError
-from repl.events import Done
-from repl.format import joined, shortened
-from repl.kinds import Rest
-from repl.parts import Parts
-from repl.registry import command
-from repl.remote import Remote
-from repl.results import Said
-from repl.screen import mebibytes, view
-from repl.session import Session, Task
-from repl.sides import Asked, Made
-from repl.thinking import folded
-from repl.transcript import said
-from repl.trial import Column, Compared
-from repl.variants import NOW, Variant
-from repl.wire import Wire
-from repl.worker import Job
+from repl.analysis import compare as comparison
+from repl.analysis import variants
+from repl.analysis.answerers import Asked, Made
+from repl.analysis.compare import Column, Compared
+from repl.analysis.variants import NOW, Variant
+from repl.commands.registry import command
+from repl.core.conversation import Turn
+from repl.core.errors import Cancelled, UsageError
+from repl.core.events import Done
+from repl.core.format import joined, shortened
+from repl.core.jobs import Job
+from repl.core.parts import Parts
+from repl.core.sanitize import clean
+from repl.core.values import Rest
+from repl.generation.prompt.thinking import folded
+from repl.remote.engine import Remote
+from repl.remote.http import Wire
+from repl.session.change_settings import adopt
+from repl.session.results import Said
+from repl.session.session import Session, Task
+from repl.terminal.columns import Block, Blocks
+from repl.terminal.export import said
+from repl.terminal.screen import mebibytes, view
 
 
 @command("compare", waits=True)
@@ -57,9 +58,11 @@ def compare(session: Session, *columns: Annotated[str, Rest(suggest=variants.off
         if not (done := tuple(made[column] for column in sorted(made))):
             raise Cancelled
         session.offer(lambda number: take(session, done, asked, turn, number))
-        return trial.compared(asked.text, turn.id if turn else None, done, len(ways), session.settings.view.thinking)
+        return comparison.compared(
+            asked.text, turn.id if turn else None, done, len(ways), session.settings.view.thinking
+        )
 
-    return session.start(lambda emit: trial.run(session.store, ways, asked, emit, made), settle)
+    return session.start(lambda emit: comparison.run(session.store, ways, asked, emit, made), settle)
 
 
 def question(session: Session, prompt: str | None) -> tuple[Asked, Turn | None]:

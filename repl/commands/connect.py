@@ -7,18 +7,18 @@ from typing import Annotated, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from repl import servers
-from repl.clean import clean_line
-from repl.dialects import UNKNOWN
-from repl.errors import UsageError
-from repl.format import joined
-from repl.kinds import Text as Words
-from repl.registry import command
-from repl.remote import Connected, Remote, Served, known, reach
-from repl.results import Said
-from repl.screen import view
-from repl.session import Session
-from repl.settings import named
+from repl.commands.registry import command
+from repl.core.errors import UsageError
+from repl.core.format import joined
+from repl.core.sanitize import clean_line
+from repl.core.settings import named
+from repl.core.values import Text as Words
+from repl.remote.dialects import UNKNOWN
+from repl.remote.engine import Connected, Remote, Served, known, reach
+from repl.session import servers
+from repl.session.results import Said
+from repl.session.session import Session
+from repl.terminal.screen import view
 
 SHOWN = 20  # models listed at once
 

@@ -6,21 +6,21 @@ from typing import Annotated
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
-from repl import settings
-from repl.change import changed
-from repl.clean import clean_line
-from repl.diverge import TIE, Asked, Diverged, Fork, diverge, is_greedy
-from repl.errors import UsageError
-from repl.format import device, joined, shortened
-from repl.kinds import Rest
-from repl.pieces import quoted
-from repl.point import question, split
-from repl.registry import command
-from repl.request import Request
-from repl.screen import view
-from repl.session import Session, Task
-from repl.settings import Load
-from repl.spark import column, spark
+from repl.analysis.diverge import TIE, Asked, Diverged, Fork, diverge, is_greedy
+from repl.commands.registry import command
+from repl.core import settings
+from repl.core.errors import UsageError
+from repl.core.format import device, joined, shortened
+from repl.core.sanitize import clean_line
+from repl.core.settings import Load
+from repl.core.values import Rest
+from repl.generation.measure.token_text import quoted
+from repl.generation.request import Request
+from repl.session.change_settings import changed
+from repl.session.position import question, split
+from repl.session.session import Session, Task
+from repl.terminal.screen import view
+from repl.terminal.sparkline import column, spark
 
 EXAMPLE = "/diverge dtype=float16"
 USUAL = ("dtype=float16", "dtype=bfloat16", "dtype=float32", "quantize=int8", "quantize=int4", "attention=eager")

@@ -19,19 +19,23 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import __version__, extensions, fast_paths, libraries, snapshots
-from repl.clean import clean_line
-from repl.events import Progress
-from repl.extensions import Extension
-from repl.fast_paths import FastPath
-from repl.format import joined
-from repl.registry import command
-from repl.room import Room
-from repl.screen import mebibytes, view
-from repl.session import Session, Task
-from repl.speed import Speed, advice, measured
-from repl.transfer import prepare, watched
-from repl.worker import Emit
+from repl import __version__
+from repl.analysis.matmul_speed import Speed, advice, measured
+from repl.commands import extensions
+from repl.commands.extensions import Extension
+from repl.commands.registry import command
+from repl.core.events import Progress
+from repl.core.format import joined
+from repl.core.jobs import Emit
+from repl.core.sanitize import clean_line
+from repl.generation import fast_paths
+from repl.generation.fast_paths import FastPath
+from repl.hub import cache as hub_cache
+from repl.hub.download import prepare, watched
+from repl.models import imports
+from repl.models.memory.available import Room
+from repl.session.session import Session, Task
+from repl.terminal.screen import mebibytes, view
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "huggingface_hub", "safetensors")
 EXTRAS = {"peft": "adapters", "bitsandbytes": "8bit and 4bit weights", "torchao": "int8 and int4 weights"}
@@ -70,7 +74,7 @@ def doctor(session: Session) -> Task[Doctor]:
     terminal, chosen = describe_terminal(), session.settings
 
     def examine(emit: Emit) -> Doctor:
-        libraries.bring(emit)
+        imports.bring(emit)
         prepare(emit)
         speeds = measured(emit)
         emit(Progress("ask the Hub"))
@@ -84,7 +88,7 @@ def doctor(session: Session) -> Task[Doctor]:
             speeds=speeds,
             hub=answer,
             token=token(),
-            cache=str(snapshots.home()),
+            cache=str(hub_cache.home()),
             cache_bytes=size,
             disk_free=free,
             extras=found(EXTRAS),
@@ -162,7 +166,7 @@ def token() -> bool:
 
 def cache_size() -> tuple[int, int]:
     """Return the bytes of the Hub's cache, and those that its disk has free."""
-    home = snapshots.home()
+    home = hub_cache.home()
     size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file() and not path.is_symlink())
     place = next((path for path in (home, *home.parents) if path.exists()), Path())
     return size, shutil.disk_usage(place).free

@@ -14,17 +14,17 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.segment import ControlType, Segment
 from rich.text import Text
 
-from repl import children
-from repl.clean import clean, clean_line
-from repl.errors import MissingExtra, ReplError, UsageError
-from repl.kinds import Choice
-from repl.kinds import Text as Words
-from repl.registry import command
-from repl.results import Aside
-from repl.screen import view
-from repl.session import Session
-from repl.transcript import FORMATS, VIEWS, Transcript, as_html
-from repl.writing import write
+from repl.commands.registry import command
+from repl.core import children
+from repl.core.atomic_write import write
+from repl.core.errors import MissingExtra, ReplError, UsageError
+from repl.core.sanitize import clean, clean_line
+from repl.core.values import Choice
+from repl.core.values import Text as Words
+from repl.session.results import Aside
+from repl.session.session import Session
+from repl.terminal.export import FORMATS, VIEWS, Transcript, as_html
+from repl.terminal.screen import view
 
 LARGEST = 74_994  # base64 characters that terminals take in one OSC 52
 WAIT = 3.0  # seconds for a clipboard tool

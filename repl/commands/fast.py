@@ -8,20 +8,23 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import catalog, decoding, drafting, fast_paths, settings
-from repl.change import apply, change, changed
-from repl.clean import clean_line
-from repl.errors import UsageError
-from repl.events import Done
-from repl.fast_paths import FastPath
-from repl.format import joined
-from repl.kinds import Choice, Rest
-from repl.loading import Facts
-from repl.registry import command
-from repl.results import Said
-from repl.screen import mebibytes, view
-from repl.session import Session
-from repl.worker import Job
+from repl.commands.registry import command
+from repl.core import decoding, settings
+from repl.core.errors import UsageError
+from repl.core.events import Done
+from repl.core.format import joined
+from repl.core.jobs import Job
+from repl.core.sanitize import clean_line
+from repl.core.values import Choice, Rest
+from repl.generation import fast_paths
+from repl.generation.decode import drafters
+from repl.generation.fast_paths import FastPath
+from repl.hub import catalog
+from repl.models.loader import Facts
+from repl.session.change_settings import apply, change, changed
+from repl.session.results import Said
+from repl.session.session import Session
+from repl.terminal.screen import mebibytes, view
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
         apply(session, [(name, "default") for name in decoding.AHEAD])
         return Said("nothing is read ahead · from the next reply on")
     apply(session, [("assistant", "none")])
-    return apply(session, [("prompt_lookup", str(drafting.TOKENS))])
+    return apply(session, [("prompt_lookup", str(drafters.TOKENS))])
 
 
 @command("setting", waits=True)
@@ -89,7 +92,7 @@ def assistant(session: Session, id: Annotated[str, Rest(suggest=catalog.names)] 
         size = f"{facts.dtype}, {mebibytes(facts.bytes)}"
         return Said(joined(f"assistant {facts.name} ({size})", aside, "from the next reply on"))
 
-    return session.start(lambda emit: drafting.admit(session.store.current(), chosen, emit, session.store.get), settle)
+    return session.start(lambda emit: drafters.admit(session.store.current(), chosen, emit, session.store.get), settle)
 
 
 def shown(session: Session) -> Any:

@@ -8,17 +8,18 @@ from typing import Annotated, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from repl import config, paths, settings, texts, writing
-from repl.change import apply, load
-from repl.clean import clean, clean_line
-from repl.errors import UsageError
-from repl.format import joined
-from repl.kinds import Rest
-from repl.kinds import Text as Words
-from repl.registry import command
-from repl.results import Lines, Said
-from repl.screen import view
-from repl.session import Session
+from repl.commands.registry import command
+from repl.core import atomic_write, paths, settings, texts
+from repl.core.errors import UsageError
+from repl.core.format import joined
+from repl.core.sanitize import clean, clean_line
+from repl.core.values import Rest
+from repl.core.values import Text as Words
+from repl.session import config_file
+from repl.session.change_settings import apply, load
+from repl.session.results import Lines, Said
+from repl.session.session import Session
+from repl.terminal.screen import view
 
 
 @command("talk")
@@ -86,8 +87,8 @@ def _save(session: Session, name: str) -> Said:
     words = {key: settings.show(key, session.settings.get(key)) for key in kept}
     if not words:
         raise UsageError("nothing is set that a preset could keep", "/settings")
-    lines = [f"{key} = {config.value(key, session.settings.get(key))}" for key in words]
-    writing.append(_path(), "\n".join(["", f"[presets.{name}]", *lines, ""]))
+    lines = [f"{key} = {config_file.value(key, session.settings.get(key))}" for key in words]
+    atomic_write.append(_path(), "\n".join(["", f"[presets.{name}]", *lines, ""]))
     session.presets[name] = words
     return Said(f"preset {name} saved: {', '.join(f'{key} {word}' for key, word in words.items())}")
 
@@ -113,7 +114,7 @@ def config_(session: Session, word: Annotated[str, Words()] = "") -> Any:
     if word not in ("", "init"):
         raise UsageError(f"/config does not take {word!r}", "/config init")
     if word == "init":
-        writing.write(str(_path()), config.template().encode(), False, "/config")
+        atomic_write.write(str(_path()), config_file.template().encode(), False, "/config")
         return Said(f"{_path()} written: every setting, commented out")
     return Where(str(_path()), texts.read(str(_path())) if _path().exists() else "")
 

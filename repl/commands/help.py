@@ -8,12 +8,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from repl import registry, settings
-from repl.clean import clean_line
-from repl.kinds import Rest
-from repl.registry import command
-from repl.screen import view
-from repl.session import Session
+from repl.commands import registry
+from repl.commands.registry import command
+from repl.core import settings
+from repl.core.sanitize import clean_line
+from repl.core.values import Rest
+from repl.session.session import Session
+from repl.terminal.screen import view
 
 FAMILIES = ("talk", "history", "models", "settings", "look inside", "compare", "prove", "rest")
 FIRST = (

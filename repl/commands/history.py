@@ -7,17 +7,17 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from repl.clean import clean, clean_line
-from repl.conversation import Conversation, Turn
-from repl.events import Done
-from repl.kinds import Whole
-from repl.parts import Parts
-from repl.registry import command
-from repl.results import Said
-from repl.screen import view
-from repl.session import Session
-from repl.thinking import folded
-from repl.transcript import said
+from repl.commands.registry import command
+from repl.core.conversation import Conversation, Turn
+from repl.core.events import Done
+from repl.core.parts import Parts
+from repl.core.sanitize import clean, clean_line
+from repl.core.values import Whole
+from repl.generation.prompt.thinking import folded
+from repl.session.results import Said
+from repl.session.session import Session
+from repl.terminal.export import said
+from repl.terminal.screen import view
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,20 +9,20 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.clean import clean_line
-from repl.errors import UsageError
-from repl.format import joined, shortened
-from repl.kinds import Rest, Whole
-from repl.layers import Candidate, candidate, depths, opening
-from repl.pieces import Speller, quoted
-from repl.point import here, made_by
-from repl.registry import command
-from repl.request import Request, encode
-from repl.runtime import Model
-from repl.screen import view
-from repl.session import Session, Task
-from repl.shades import percent
-from repl.worker import Emit
+from repl.analysis.logit_lens import Candidate, candidate, depths, opening
+from repl.commands.registry import command
+from repl.core.errors import UsageError
+from repl.core.format import joined, shortened
+from repl.core.jobs import Emit
+from repl.core.sanitize import clean_line
+from repl.core.values import Rest, Whole
+from repl.generation.measure.token_text import Speller, quoted
+from repl.generation.request import Request, encode
+from repl.generation.runtime import Model
+from repl.session.position import here, made_by
+from repl.session.session import Session, Task
+from repl.terminal.screen import view
+from repl.terminal.shades import percent
 
 EXAMPLE = "/lens The capital of France is"
 CELL = 20  # columns that one token with its probability takes

@@ -6,15 +6,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import libraries, settings, store
-from repl.clean import clean_line
-from repl.format import joined
-from repl.registry import command
-from repl.room import Room
-from repl.runtime import Model
-from repl.screen import mebibytes, view
-from repl.session import Session, Task
-from repl.worker import Emit
+from repl.commands.registry import command
+from repl.core import settings
+from repl.core.format import joined
+from repl.core.jobs import Emit
+from repl.core.sanitize import clean_line
+from repl.generation.runtime import Model
+from repl.models import imports, store
+from repl.models.memory.available import Room
+from repl.session.session import Session, Task
+from repl.terminal.screen import mebibytes, view
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def memory(session: Session) -> Task[Memory]:
     keep = settings.show("keep_models", session.settings.view.keep_models)
 
     def look(emit: Emit) -> Memory:
-        libraries.bring(emit)
+        imports.bring(emit)
         current = session.store.facts()
         models = [held(each, size, each.facts is current) for each, size in store.sizes(session.store.residents())]
         return Memory([taken(room) for room in session.store.measure()], models, keep)

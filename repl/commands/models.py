@@ -7,24 +7,27 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import catalog, placement, remote, settings
-from repl.catalog import Card
-from repl.change import changed, load
-from repl.clean import clean_line
-from repl.format import count, device, joined
-from repl.kinds import Change
-from repl.kinds import Text as Words
-from repl.loading import Facts
-from repl.registry import command
-from repl.results import Said
-from repl.screen import mebibytes, view
-from repl.session import Session, Task
-from repl.weigh import STORED
+from repl.commands.registry import command
+from repl.core import settings
+from repl.core.format import count, device, joined
+from repl.core.sanitize import clean_line
+from repl.core.values import Change
+from repl.core.values import Text as Words
+from repl.hub import catalog
+from repl.hub.catalog import Card
+from repl.models import device_map
+from repl.models.loader import Facts
+from repl.models.memory.estimate import STORED
+from repl.remote import engine
+from repl.session.change_settings import changed, load
+from repl.session.results import Said
+from repl.session.session import Session, Task
+from repl.terminal.screen import mebibytes, view
 
 
 def known() -> list[str]:
     """Return the models to complete: those of the server that answers, else those that load without the network."""
-    return remote.offered or catalog.names()
+    return engine.offered or catalog.names()
 
 
 @command("models")
@@ -117,7 +120,7 @@ def _(result: Info) -> RenderableType:
         "adapter": facts.adapter,
         "memory": mebibytes(facts.bytes),
         "device": f"{device(facts.device_map)} (asked for {asked['device']})",
-        **({"device map": ", ".join(placement.folded(facts.device_map))} if len(facts.device_map) > 1 else {}),
+        **({"device map": ", ".join(device_map.folded(facts.device_map))} if len(facts.device_map) > 1 else {}),
         "attention": f"{facts.attention or 'none'} (asked for {asked['attention']})",
         "context": f"{facts.context} tokens" if facts.context else "no fixed limit",
         "talk": "chats through its template" if facts.chats else "completes text: it has no chat template",

@@ -9,22 +9,23 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import arguments, decoding
-from repl.clean import ascii_only, clean_line
-from repl.errors import UsageError
-from repl.format import joined
-from repl.kinds import Rest
-from repl.pieces import Speller, quoted
-from repl.point import Here, here
-from repl.registry import command
-from repl.request import Request, encode
-from repl.runtime import Model
-from repl.scoring import following
-from repl.screen import view
-from repl.session import Session, Task
-from repl.shades import bar, percent, style
-from repl.warping import stages
-from repl.worker import Emit
+from repl.commands.registry import command
+from repl.core import decoding
+from repl.core.errors import UsageError
+from repl.core.format import joined
+from repl.core.jobs import Emit
+from repl.core.sanitize import ascii_only, clean_line
+from repl.core.values import Rest
+from repl.generation import arguments
+from repl.generation.measure.processors import stages
+from repl.generation.measure.scoring import following
+from repl.generation.measure.token_text import Speller, quoted
+from repl.generation.request import Request, encode
+from repl.generation.runtime import Model
+from repl.session.position import Here, here
+from repl.session.session import Session, Task
+from repl.terminal.screen import view
+from repl.terminal.shades import bar, percent, style
 
 COUNT = 10  # candidates shown where no number is given
 MOST = 1000

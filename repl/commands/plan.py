@@ -9,22 +9,24 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import hub, plan, settings
-from repl.change import changed
-from repl.clean import clean_line
-from repl.fit import FITS, TOO_LARGE
-from repl.format import amount, count, joined
-from repl.kinds import Text as Words
-from repl.narrow import First
-from repl.plan import Row
-from repl.registry import command
-from repl.room import Room
-from repl.screen import view
-from repl.session import Session, Task
-from repl.settings import Load
-from repl.survey import Code, Survey, survey
-from repl.weigh import STORED, Sizes
-from repl.worker import Emit
+from repl.commands.registry import command
+from repl.core import settings
+from repl.core.format import amount, count, joined
+from repl.core.jobs import Emit
+from repl.core.sanitize import clean_line
+from repl.core.settings import Load
+from repl.core.values import Text as Words
+from repl.hub import locate
+from repl.models.memory import plan
+from repl.models.memory.available import Room
+from repl.models.memory.estimate import STORED, Sizes
+from repl.models.memory.fit import FITS, TOO_LARGE
+from repl.models.memory.plan import Row
+from repl.models.memory.survey import Code, Survey, survey
+from repl.session.change_settings import changed
+from repl.session.session import Session, Task
+from repl.terminal.responsive import First
+from repl.terminal.screen import view
 
 MARKS = {"fits": "", "fits with offload": "quiet", "does not fit": "quiet"}
 SIZES = {"weights": "weights", "KV cache": "cache", "working": "working", "needs": "needs"}
@@ -74,7 +76,7 @@ def planned(load: Load, rooms: Sequence[Room], offline: bool, emit: Emit) -> Pla
         context=sizes.context,
         fetch=found.fetch,
         cached=found.cached,
-        disk_free=hub.disk()[1],
+        disk_free=locate.disk()[1],
         rooms=list(rooms),
         rows=table,
         device_map=_places(found, table, taken, load, rooms),
@@ -95,7 +97,7 @@ def _places(found: Survey, table: list[Row], taken: int, load: Load, rooms: Sequ
 
 
 @command("models", name="plan")
-def plan_(session: Session, id: Annotated[str, Words("a model", suggest=hub.cached_models)] = "") -> Task[Plan]:
+def plan_(session: Session, id: Annotated[str, Words("a model", suggest=locate.cached_models)] = "") -> Task[Plan]:
     """Show whether a model fits before its weights are downloaded.
 
     A row's number loads it so.

@@ -6,22 +6,24 @@ from typing import Annotated, Any
 
 from rich.text import Text
 
-from repl import builtin, loading, reading, recipe
-from repl.clean import clean, clean_line
-from repl.conversation import Turn
-from repl.errors import ReplError, UsageError
-from repl.events import Done, Notice
-from repl.format import joined
-from repl.highlight import Highlighter
-from repl.kinds import Text as Words
-from repl.recipe import Prompt, Source
-from repl.registry import command
-from repl.runtime import Models
-from repl.screen import view
-from repl.session import Session, Task
-from repl.settings import Load
-from repl.worker import Emit, Job
-from repl.writing import write
+from repl.analysis import recipe
+from repl.analysis.recipe import Prompt, Source
+from repl.commands.registry import command
+from repl.core.atomic_write import write
+from repl.core.conversation import Turn
+from repl.core.errors import ReplError, UsageError
+from repl.core.events import Done, Notice
+from repl.core.format import joined
+from repl.core.jobs import Emit, Job
+from repl.core.sanitize import clean, clean_line
+from repl.core.settings import Load
+from repl.core.values import Text as Words
+from repl.generation.runtime import Models
+from repl.hub import builtin
+from repl.models import from_files, loader
+from repl.session.session import Session, Task
+from repl.terminal.highlight import Highlighter
+from repl.terminal.screen import view
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def reader(store: Models, record: Done, emit: Emit) -> tuple[Any, Path]:
     known = {spot.name for spot in fields(Load)}
     load = Load(**{name: value for name, value in record.load.items() if name in known})
     exact = str(record.model["commit"] or load.revision)
-    return loading.tokenizer(replace(load, revision=exact, trust_remote_code=False), emit)
+    return loader.tokenizer(replace(load, revision=exact, trust_remote_code=False), emit)
 
 
 def source(record: Done, folder: Path) -> Source:
@@ -64,7 +66,7 @@ def source(record: Done, folder: Path) -> Source:
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         return Source(str(path.resolve().parent), "", path.name)
-    kind = "AutoModelForCausalLM" if file else reading.auto_name(folder)
+    kind = "AutoModelForCausalLM" if file else from_files.auto_name(folder)
     if name == builtin.ID or path.is_dir():
         return Source(str(folder.resolve()), "", file, kind)
     return Source(name, str(record.model["commit"] or ""), file, kind)

@@ -8,19 +8,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import trial, variants
-from repl.clean import clean
-from repl.errors import Cancelled, UsageError
-from repl.events import Done
-from repl.format import joined, shortened
-from repl.kinds import Text as Words
-from repl.registry import command
-from repl.replay import Again, Bits, Rehearsal, exchanges
-from repl.reuse import common
-from repl.screen import view
-from repl.session import Session, Task
-from repl.sides import Problem, spoken
-from repl.worker import Job
+from repl.analysis import compare, variants
+from repl.analysis.answerers import Problem, spoken
+from repl.analysis.replay import Again, Bits, Rehearsal, exchanges
+from repl.commands.registry import command
+from repl.core.errors import Cancelled, UsageError
+from repl.core.events import Done
+from repl.core.format import joined, shortened
+from repl.core.jobs import Job
+from repl.core.sanitize import clean
+from repl.core.values import Text as Words
+from repl.generation.decode.kv_cache import common
+from repl.session.session import Session, Task
+from repl.terminal.screen import view
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def replayed(again: Again) -> Replayed:
     parted = None
     if made.done and not all(ended) and not (any(ended) and cut):
         shared = common([*map(ord, record.raw)], [*map(ord, made.text)])
-        place = same if again.alike else trial.piece(made, shared)
+        place = same if again.alike else compare.piece(made, shared)
         parted = Parted(place + 1, record.raw[shared:], made.text[shared:])
     return Replayed(
         turn=again.exchange.turn,

@@ -5,21 +5,22 @@ from typing import Annotated
 
 from rich.text import Text
 
-from repl import recipe, retake
-from repl.again import Candidate, Changed, Fork, changes, fork, generated
-from repl.clean import clean_line
-from repl.errors import UsageError
-from repl.events import Done
-from repl.kinds import Whole
-from repl.loading import Facts
-from repl.registry import command
-from repl.remote import Remote
-from repl.request import Request
-from repl.reuse import common
-from repl.runtime import Model
-from repl.screen import view
-from repl.session import Session, Task
-from repl.worker import Emit
+from repl.analysis import recipe
+from repl.analysis.reproduce import Candidate, Changed, Fork, changes, fork, generated
+from repl.commands.registry import command
+from repl.core.errors import UsageError
+from repl.core.events import Done
+from repl.core.jobs import Emit
+from repl.core.sanitize import clean_line
+from repl.core.values import Whole
+from repl.generation.decode.kv_cache import common
+from repl.generation.request import Request
+from repl.generation.runtime import Model
+from repl.models.loader import Facts
+from repl.remote import retake
+from repl.remote.engine import Remote
+from repl.session.session import Session, Task
+from repl.terminal.screen import view
 
 NAMED = ("served", "kind", "fingerprint")  # what a server says of the model that answers
 TIE = 0.1  # nats between two tokens below which their order is a matter of rounding

@@ -11,21 +11,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import texts
-from repl.clean import clean_line
-from repl.errors import ReplError, UsageError
-from repl.events import Progress
-from repl.format import joined
-from repl.kinds import Rest
-from repl.pieces import Piece, Speller, quoted
-from repl.probe import Scored
-from repl.registry import command
-from repl.runtime import Model
-from repl.scoring import score
-from repl.screen import view
-from repl.session import Session, Task
-from repl.shades import OnTerminal, legend, percent, style, written
-from repl.worker import Emit
+from repl.commands.registry import command
+from repl.core import texts
+from repl.core.errors import ReplError, UsageError
+from repl.core.events import Progress
+from repl.core.format import joined
+from repl.core.jobs import Emit
+from repl.core.sanitize import clean_line
+from repl.core.values import Rest
+from repl.generation.measure.forward import Scored
+from repl.generation.measure.scoring import score
+from repl.generation.measure.token_text import Piece, Speller, quoted
+from repl.generation.runtime import Model
+from repl.session.session import Session, Task
+from repl.terminal.screen import view
+from repl.terminal.shades import OnTerminal, legend, percent, style, written
 
 WINDOW = 8192  # most tokens read at once, where the context is longer or without an end
 LARGEST = 64 * 2**20  # bytes of a file

@@ -8,17 +8,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import paths
-from repl.archive import Summary, titles
-from repl.clean import clean, clean_line
-from repl.conversation import Conversation
-from repl.format import joined, shortened
-from repl.kinds import Rest
-from repl.kinds import Text as Words
-from repl.registry import command
-from repl.results import Said
-from repl.screen import view
-from repl.session import FILE, Session
+from repl.commands.registry import command
+from repl.core import paths
+from repl.core.conversation import Conversation
+from repl.core.format import joined, shortened
+from repl.core.sanitize import clean, clean_line
+from repl.core.values import Rest
+from repl.core.values import Text as Words
+from repl.session.archive import Summary, titles
+from repl.session.results import Said
+from repl.session.session import FILE, Session
+from repl.terminal.screen import view
 
 SHOWN = 20  # sessions listed at once
 TURNS = 4  # last turns shown of a session that is gone on with

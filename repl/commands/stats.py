@@ -8,15 +8,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import settings
-from repl.change import change
-from repl.clean import clean_line
-from repl.events import Done
-from repl.format import joined
-from repl.kinds import Rest
-from repl.registry import command
-from repl.screen import view
-from repl.session import Session
+from repl.commands.registry import command
+from repl.core import settings
+from repl.core.events import Done
+from repl.core.format import joined
+from repl.core.sanitize import clean_line
+from repl.core.values import Rest
+from repl.session.change_settings import change
+from repl.session.session import Session
+from repl.terminal.screen import view
 
 
 @dataclass(frozen=True, slots=True)

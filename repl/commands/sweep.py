@@ -7,21 +7,22 @@ from typing import Annotated, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from repl import adopt, settings
-from repl.clean import clean
-from repl.errors import UsageError
-from repl.format import joined
-from repl.kinds import Rest, Whole
-from repl.lineup import Drawing, short
-from repl.point import question, split
-from repl.registry import command
-from repl.results import Said
-from repl.rows import Made
-from repl.screen import view
-from repl.session import Session, Task
-from repl.sweep import EXAMPLE, Line, Run, Sweep, plan
-from repl.worker import Job
-from repl.writing import write
+from repl.analysis import adopt
+from repl.analysis.sweep import EXAMPLE, Line, Run, Sweep, plan
+from repl.commands.lineup import Drawing, short
+from repl.commands.registry import command
+from repl.core import settings
+from repl.core.atomic_write import write
+from repl.core.errors import UsageError
+from repl.core.format import joined
+from repl.core.jobs import Job
+from repl.core.sanitize import clean
+from repl.core.values import Rest, Whole
+from repl.generation.decode.batch import Made
+from repl.session.position import question, split
+from repl.session.results import Said
+from repl.session.session import Session, Task
+from repl.terminal.screen import view
 
 SAVE = "/sweep save FILE.jsonl"
 USUAL = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penalty=1,1.1", "show", "save")

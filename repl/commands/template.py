@@ -11,19 +11,19 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import decoding
-from repl.checks import Check, check
-from repl.clean import clean, clean_line
-from repl.format import joined
-from repl.kinds import Rest
-from repl.registry import command
-from repl.runtime import Model
-from repl.screen import view
-from repl.session import Session, Task
-from repl.spans import Span, spans
-from repl.stream import Detokenizer
-from repl.template import Rendered, Template, arguments, render
-from repl.worker import Emit
+from repl.analysis.template_checks import Check, check
+from repl.commands.registry import command
+from repl.core import decoding
+from repl.core.format import joined
+from repl.core.jobs import Emit
+from repl.core.sanitize import clean, clean_line
+from repl.core.values import Rest
+from repl.generation.decode.detokenizer import Detokenizer
+from repl.generation.prompt.chat_template import Rendered, Template, arguments, render
+from repl.generation.prompt.spans import Span, spans
+from repl.generation.runtime import Model
+from repl.session.session import Session, Task
+from repl.terminal.screen import view
 
 NEXT = "(your next message)"
 STYLES = {"system": "magenta", "user": "green", "assistant": "cyan"}

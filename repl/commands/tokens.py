@@ -8,19 +8,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.clean import ascii_only
-from repl.conversation import Turn
-from repl.errors import UsageError
-from repl.events import Done
-from repl.format import joined
-from repl.kinds import Rest
-from repl.pieces import Piece, Speller, quoted
-from repl.point import made_by
-from repl.registry import command
-from repl.reuse import common
-from repl.screen import view
-from repl.session import Session, Task
-from repl.shades import OnTerminal, written
+from repl.commands.registry import command
+from repl.core.conversation import Turn
+from repl.core.errors import UsageError
+from repl.core.events import Done
+from repl.core.format import joined
+from repl.core.sanitize import ascii_only
+from repl.core.values import Rest
+from repl.generation.decode.kv_cache import common
+from repl.generation.measure.token_text import Piece, Speller, quoted
+from repl.session.position import made_by
+from repl.session.session import Session, Task
+from repl.terminal.screen import view
+from repl.terminal.shades import OnTerminal, written
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,18 @@ from typing import Annotated, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from repl import trust
-from repl.clean import clean_line
-from repl.errors import UsageError
-from repl.format import joined
-from repl.kinds import Choice
-from repl.registry import command
-from repl.results import Said
-from repl.screen import view
-from repl.session import Session
-from repl.settings import Load
-from repl.survey import survey
-from repl.worker import Emit
+from repl.commands.registry import command
+from repl.core.errors import UsageError
+from repl.core.format import joined
+from repl.core.jobs import Emit
+from repl.core.sanitize import clean_line
+from repl.core.settings import Load
+from repl.core.values import Choice
+from repl.hub import consent
+from repl.models.memory.survey import survey
+from repl.session.results import Said
+from repl.session.session import Session
+from repl.terminal.screen import view
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
         return session.start(lambda emit: asked(wanted.load, allowed, session.store.offline, emit))
     if found is None:
         raise UsageError("no model was refused for its code", "/model ID")
-    consents.give(model, trust.mark(found), lasting=answer == "always")
+    consents.give(model, consent.mark(found), lasting=answer == "always")
     session.untrusted = None
     return session.reload(wanted.put("trust_remote_code", True, "your consent"))
 

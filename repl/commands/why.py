@@ -7,19 +7,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import decoding, fields, settings
-from repl.errors import UsageError
-from repl.events import Done
-from repl.kinds import Change
-from repl.pieces import quoted
-from repl.point import made_by
-from repl.registry import command
-from repl.screen import view
-from repl.session import Session, Task
-from repl.settings import Settings
-from repl.shades import percent
-from repl.warping import NAMES
-from repl.waterfall import Candidate, Step, Why, explain
+from repl.analysis.why import Candidate, Step, Why, explain
+from repl.commands.registry import command
+from repl.core import decoding, fields, settings
+from repl.core.errors import UsageError
+from repl.core.events import Done
+from repl.core.settings import Settings
+from repl.core.values import Change
+from repl.generation.measure.processors import NAMES
+from repl.generation.measure.token_text import quoted
+from repl.session.position import made_by
+from repl.session.session import Session, Task
+from repl.terminal.screen import view
+from repl.terminal.shades import percent
 
 SIGNS = {
     "temperature": "T",

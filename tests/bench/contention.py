@@ -12,12 +12,13 @@ from typing import Any
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from driving import ask, finish, opened, run
 from figures import Ground, Row, shown
 
-from repl.session import Session
+from repl.session.session import Session
 
 PROMPT = "Tell me a long story about a lighthouse keeper and a whale."
 TOKENS, SHORT = 128, 12

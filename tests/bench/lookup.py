@@ -5,14 +5,15 @@ import time
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from driving import ask, finish, opened, run
 from figures import Ground, Row, shown
 
-from repl import threads
-from repl.events import Event, Token
-from repl.session import Session
+from repl.core.events import Event, Token
+from repl.generation.decode import threads
+from repl.session.session import Session
 
 TOKENS = 96
 CHATS = {

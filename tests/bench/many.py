@@ -13,7 +13,8 @@ import psutil
 from child import Child
 from figures import Ground, Row, against, within
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import models
 from fakehub import FakeHub, Fault
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
 
-from repl.markdown import Markdown as Reader
-from repl.redraw import Stream
+from repl.terminal.markdown import Markdown as Reader
+from repl.terminal.redraw import Stream
 
 AT, LENGTH, SPAN = (100, 1000, 4000), 4000, 200
 WIDTH, HEIGHT = 100, 40

@@ -6,8 +6,8 @@ from typing import Any
 
 from prompt_toolkit.input import Input
 
-from repl import prompt
-from repl.main import main
+from repl.cli.main import main
+from repl.terminal.editor import prompt
 
 
 def watched(source: Input, path: str) -> Input:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from repl.engine import Request, reply
-from repl.events import Done, Event
-from repl.loading import bring
-from repl.runtime import Model, Runtime
-from repl.settings import Load, Settings
+from repl.core.events import Done, Event
+from repl.core.settings import Load, Settings
+from repl.generation.engine import Request, reply
+from repl.generation.runtime import Model, Runtime
+from repl.models.loader import bring
 
 TURNS, NEW = 8, 64
 LEAST = 6.0

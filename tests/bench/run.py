@@ -21,8 +21,8 @@ import start
 import views
 from figures import Ground, Row
 
-from repl import builtin
-from repl.worker import Worker
+from repl.core.jobs import Worker
+from repl.hub import builtin
 
 
 def stream(ground: Ground) -> list[Row]:

@@ -10,8 +10,8 @@ from zipfile import ZipFile
 from child import Child
 from figures import Ground, Row, against
 
-from repl import builtin
-from repl.worker import Worker
+from repl.core.jobs import Worker
+from repl.hub import builtin
 
 IMPORTS = "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer"
 EDITOR = "from prompt_toolkit import PromptSession; PromptSession('❯ ').prompt()"

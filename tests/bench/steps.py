@@ -7,14 +7,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import torch
 from driving import bare
 from figures import Ground, Row, shown
 from greenlet import getcurrent, greenlet
 
-from repl import loop
+from repl.generation.decode import loop
 
 TOKENS = 96
 WARM = 3  # steps at the beginning of a reply that do not count: ours tries out fewer threads

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, TextIteratorStreamer
 
-from repl.stream import streamer
+from repl.generation.decode.detokenizer import streamer
 
 SENTENCE = "the quick brown fox jumps over the lazy dog and 3 naïve cats, then it sleeps; "
 AT, ROUNDS, STEPS = (10, 200, 1000, 4000), 7, 20

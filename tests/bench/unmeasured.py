@@ -1,8 +1,8 @@
 """The program as it would be if replies were not measured: what measuring costs is seen beside it."""
 
-from repl.events import Measures
-from repl.main import main
-from repl.meter import Meter
+from repl.cli.main import main
+from repl.core.events import Measures
+from repl.generation.measure.token_stats import Meter
 
 Meter._take = lambda *_: None  # type: ignore[method-assign]
 Meter.measure = lambda *_: {}  # type: ignore[method-assign]

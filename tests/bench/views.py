@@ -5,14 +5,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from child import Child
 from echo import PROMPT
 from figures import Ground, Row, against, within
 from pyte import Screen
 
-from repl import library
+from repl.core import library
 
 TOKENS = 128
 UNMEASURED = (sys.executable, str(Path(__file__).with_name("unmeasured.py")))

@@ -1,0 +1,198 @@
+"""How a model attends, tells positions apart and remembers: seen from a short run and from its config."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from repl.core import library
+from repl.generation.measure.forward import breakable, entry
+from repl.models import model_config
+
+FIRST, SECOND = 2, 3  # tokens of two runs whose caches are compared
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What one layer keeps of the text: bytes for each token, up to a window (0: none), and bytes whatever its length.
+
+    `heads` and `width` are those of the keys, 0 where it keeps none.
+    """
+
+    per_token: int
+    fixed: int
+    window: int
+    heads: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """A model's attention, positions and cache, in plain values."""
+
+    attention: str
+    heads: int
+    kv_heads: int
+    head_width: int
+    positions: str
+    layers: int
+    windows: dict[int, int]
+    """How many layers see only so many tokens back."""
+    kv_bytes_per_token: int
+    fixed_bytes: int
+    context: int
+    context_bytes: int
+    """Of the cache at the full context, windows considered."""
+    remark: str
+
+
+def traits(model: Any, context: int, check: Callable[[], None]) -> Traits:
+    """Look at a model; two tiny runs show what its cache holds."""
+    config = model_config.text(model.config)
+    kept, remark = memory(model, check)
+    keyed = [layer for layer in kept if layer.heads]
+    heads = int(model_config.read(config, "num_attention_heads") or 0)
+    windows: dict[int, int] = {}
+    for layer in kept:
+        if layer.window:
+            windows[layer.window] = windows.get(layer.window, 0) + 1
+    shared = keyed[0].heads if keyed else 0
+    return Traits(
+        attention=_kind(config, heads, shared, len(keyed), kept),
+        heads=heads,
+        kv_heads=shared,
+        head_width=keyed[0].width if keyed else 0,
+        positions=positions(model, config),
+        layers=int(model_config.read(config, "num_hidden_layers") or len(kept)),
+        windows=windows,
+        kv_bytes_per_token=sum(layer.per_token for layer in kept),
+        fixed_bytes=sum(layer.fixed for layer in kept),
+        context=context,
+        context_bytes=sum(
+            layer.fixed + layer.per_token * (min(context, layer.window) if layer.window else context) for layer in kept
+        ),
+        remark=remark,
+    )
+
+
+def memory(model: Any, check: Callable[[], None]) -> tuple[list[Memory], str]:
+    """Return what each layer's cache holds, measured; nothing and a remark where that cannot be done."""
+    if any(str(place) in ("disk", "meta") for place in (getattr(model, "hf_device_map", None) or {}).values()):
+        return [], "not measured: weights are on disk"
+    try:
+        first, second = (_cache(model, tokens, check) for tokens in (FIRST, SECOND))
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # a model that takes no bare ids
+        return [], f"not measured: {' '.join(str(error).split())[:80]}"
+    if not second:
+        return [], "this model gives no cache away"
+    return [_memory(one, two) for one, two in zip(first, second, strict=True)], ""
+
+
+def _cache(model: Any, tokens: int, check: Callable[[], None]) -> list[Any]:
+    """Run a few tokens and return what each layer keeps of them."""
+    import torch
+
+    ids = torch.zeros((1, tokens), dtype=torch.long, device=entry(model))
+    with torch.no_grad(), breakable(model, check):
+        output = model(input_ids=ids, use_cache=True)
+    found: Any = library.cache_of(output) or []
+    return list(getattr(found, "layers", found))
+
+
+def _memory(one: Any, two: Any) -> Memory:
+    before, after = (sum(tensor.nbytes for tensor in _tensors(layer)) for layer in (one, two))
+    grown = (after - before) // (SECOND - FIRST)
+    keys = getattr(two, "keys", None)
+    shape = tuple(keys.shape) if keys is not None and hasattr(keys, "shape") and keys.dim() == 4 else (0, 0, 0, 0)
+    window = int(getattr(two, "sliding_window", 0) or 0) if grown else 0
+    return Memory(grown, after - grown * SECOND, window, shape[1], shape[3])
+
+
+def _tensors(value: Any) -> Iterator[Any]:
+    """Yield the tensors of a layer's cache that hold more than a counter."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield from [value] if value.dim() > 1 else []
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif hasattr(value, "__dict__"):
+        yield from _tensors(vars(value))
+
+
+def _kind(config: Any, heads: int, shared: int, keyed: int, kept: list[Memory]) -> str:
+    """Name the kind of attention, and how many layers have none."""
+    if not keyed:
+        return "none: recurrent" if kept and not any(layer.per_token for layer in kept) else "unknown"
+    if model_config.read(config, "kv_lora_rank"):
+        name = "multi-head latent"
+    elif shared == heads:
+        name = "multi-head"
+    else:
+        name = "multi-query" if shared == 1 else "grouped-query"
+    others = len(kept) - keyed
+    return f"{name} in {keyed} of {len(kept)} layers, the others are recurrent" if others else name
+
+
+def positions(model: Any, config: Any) -> str:
+    """Say how a model tells positions apart, from its modules where they show it, else from its config."""
+    for module in model.modules():
+        name = type(module).__name__
+        if "RotaryEmbedding" in name or "RotaryPosition" in name:
+            return rotary(config)
+    if learned := _learned(model):
+        return f"learned, {learned:,}"
+    if model_config.read(config, "rotary_dim", "rope_parameters"):
+        return rotary(config)
+    if model_config.read(config, "alibi") or type(model).__name__.startswith("Bloom") or _alibi(config):
+        return "ALiBi: a slope on the distance"
+    return "none of its own"
+
+
+def _alibi(config: Any) -> bool:
+    inner = model_config.read(config, "attn_config")
+    return bool(getattr(inner, "alibi", False))
+
+
+def _learned(model: Any) -> int:
+    """Return how many positions an embedding table holds that is not the vocabulary's."""
+    import torch
+
+    words = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if isinstance(module, torch.nn.Embedding) and id(module) not in words and ("pos" in last or last == "wpe"):
+            return int(module.num_embeddings) - int(getattr(module, "offset", 0))
+    return 0
+
+
+def rotary(config: Any) -> str:
+    """Say which rotary embedding a config describes, for each kind of layer where they differ."""
+    given = model_config.read(config, "rope_parameters") or {}
+    by_kind = {kind: values for kind, values in given.items() if isinstance(values, dict)}
+    if not by_kind:
+        return f"rotary{_theta(config, given)}"
+    said = {_theta(config, values).removeprefix(", ") for values in by_kind.values()}
+    if len(said) == 1:
+        return f"rotary, {said.pop()}"
+    each = (
+        f"{_theta(config, values).removeprefix(', ')} ({kind.replace('_', ' ')})" for kind, values in by_kind.items()
+    )
+    return f"rotary, {', '.join(each)}"
+
+
+def _theta(config: Any, values: dict[str, Any]) -> str:
+    theta = values.get("rope_theta") or model_config.read(config, "rope_theta", "rotary_emb_base")
+    words = f", theta {theta:,.0f}" if theta else ""
+    kind, factor = values.get("rope_type", "default"), values.get("factor")
+    if kind != "default":
+        words += f", {kind} scaling" + (f" x {factor:g}" if factor else "")
+    part = values.get("partial_rotary_factor") or 1.0
+    if part != 1.0:
+        words += f", on {part:.0%} of each head"
+    elif dimension := model_config.read(config, "rotary_dim"):
+        words += f", on {dimension} values of each head"
+    return words

@@ -1,0 +1,92 @@
+"""A beam search as a tree: what its sequences share is one stretch, where they part it branches."""
+
+from collections.abc import Sequence as Several
+from dataclasses import dataclass
+from math import exp
+
+from repl.core.events import Cut, Search, Sequence
+
+SHOWN = 12  # of what was given up: the nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A stretch of tokens; a leaf is a finished sequence, or one that was given up (`fate`, see `Cut`).
+
+    `probability` is that of its first token after what came before, `logprob` the sum over its tokens, `total` the sum
+    from the beginning to its end (nats; None where they are not known); `score` is the library's.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    probability: float | None
+    logprob: float | None
+    total: float | None
+    sequence: int = 0
+    score: float | None = None
+    fate: str = ""
+    short: float | None = None
+    branches: tuple["Node", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """One way from the beginning to a leaf."""
+
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    sequence: int = 0
+    score: float | None = None
+    fate: str = ""
+    short: float | None = None
+
+
+def grow(sequences: Several[Sequence], search: Search) -> Node:
+    """Return the tree of a search; its leaves are the sequences and the nearest of what was given up."""
+    costs = search.logprobs or ((),) * len(sequences)
+    paths = [
+        Path(found.token_ids, pieces, own, number, found.score)
+        for number, (found, pieces, own) in enumerate(zip(sequences, search.pieces, costs, strict=True), 1)
+    ]
+    return _node([*paths, *(_lost(paths[cut.sequence - 1], cut) for cut in search.cuts[:SHOWN])], 0, 0.0)
+
+
+def _lost(beside: Path, cut: Cut) -> Path:
+    pieces = (*beside.pieces[: cut.shared], cut.text, *[""] * (len(cut.token_ids) - 1))
+    ids = beside.ids[: cut.shared] + cut.token_ids
+    return Path(ids, pieces, beside.logprobs[: cut.shared] + cut.logprobs, 0, None, cut.fate, cut.short)
+
+
+def _node(paths: list[Path], start: int, before: float) -> Node:
+    """Take the stretch that all of some paths share from `start` on, and branch behind it."""
+    first, end = paths[0], _parting(paths, start)
+    own = first.logprobs[start:end]
+    known = len(own) == end - start
+    ending = next((path for path in paths if len(path.ids) == end), Path((), (), ()))
+    groups: dict[int, list[Path]] = {}
+    for path in paths:
+        if len(path.ids) > end:
+            groups.setdefault(path.ids[end], []).append(path)
+    total = before + sum(own)
+    return Node(
+        "".join(first.pieces[start:end]),
+        first.ids[start:end],
+        exp(own[0]) if own and known else None,
+        sum(own) if known and first.logprobs else None,
+        total if known and first.logprobs else None,
+        ending.sequence,
+        ending.score,
+        ending.fate,
+        ending.short,
+        tuple(_node(group, end, total) for group in groups.values()),
+    )
+
+
+def _parting(paths: list[Path], start: int) -> int:
+    """Return where paths that are the same up to `start` part, or the first of them ends."""
+    end = start
+    shortest = min(len(path.ids) for path in paths)
+    while end < shortest and len({path.ids[end] for path in paths}) == 1:
+        end += 1
+    return end

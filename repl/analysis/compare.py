@@ -1,0 +1,163 @@
+"""One message answered in several ways, servers side by side, and where the answers part."""
+
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+from repl.analysis.answerers import Apart, Aside, Asked, Made, Problem, failed, reached, spoken
+from repl.analysis.variants import Variant
+from repl.core.errors import Cancelled, ReplError
+from repl.core.events import Columns, Done, Notice
+from repl.core.jobs import Emit, beside
+from repl.generation.decode.kv_cache import common
+from repl.generation.runtime import Models
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where an answer parts from another: its token there, counted from 1, and the characters to mark.
+
+    They are none where the answer ends.
+    """
+
+    token: int
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One answer: how it was asked for, what made it, where it parts from the first, and its record.
+
+    `bytes` are those of the weights, `mean_logprob` is in nats, in the model's own distribution.
+    """
+
+    title: str
+    model: str
+    bytes: int
+    mean_logprob: float | None
+    text: str
+    difference: Difference | None
+    problem: Problem | None
+    done: Done | None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The answers to one message; `whole` is False where it was stopped before the end.
+
+    `turn` is the message of the conversation that was asked again, None for a new one; `shown` tells whether thoughts
+    are shown, folded or hidden.
+    """
+
+    prompt: str
+    turn: int | None
+    columns: list[Column]
+    whole: bool
+    shown: str = "show"
+
+
+def run(store: Models, variants: Sequence[Variant], asked: Asked, emit: Emit, made: dict[int, Made]) -> None:
+    """Answer in every way, adding to `made`, by column, as soon as an answer has ended; for the model thread.
+
+    Servers answer all at the same time, beside the models here, which take turns. One that fails is told and the next
+    goes on; a cancel ends it with what there is. What was kept of the models' last texts stays as it is. Where two
+    models do not fit side by side, the current one has to go.
+    """
+    seed = secrets.randbits(31)  # one for all: ways to answer differ, not the draws
+    emit(Columns(tuple(variant.title for variant in variants)))
+
+    there = [column for column, variant in enumerate(variants) if variant.server]
+
+    def answer(column: int) -> None:
+        aside = (Apart if column in there else Aside)(emit, column)
+        with suppress(Cancelled):
+            made[column] = _answered(store, variants[column], asked, seed, aside)
+
+    with beside([partial(answer, column) for column in there], emit):
+        for column in range(len(variants)):
+            if column not in there and not emit.stopped():
+                answer(column)
+        if emit.stopped():
+            emit.settle()
+    store.trim()
+    store.tidy()
+
+
+def _answered(store: Models, variant: Variant, asked: Asked, seed: int, aside: Aside) -> Made:
+    try:
+        with reached(store, variant, aside) as side:
+            return side.answer(variant, asked, seed, aside)
+    except ReplError as error:
+        if not aside.stopped():
+            aside(Notice(error.message))
+        return failed(variant, error, aside.tokens)
+
+
+def mean(logprobs: Sequence[float]) -> float | None:
+    """Return the mean log-probability in nats."""
+    return sum(logprobs) / len(logprobs) if logprobs else None
+
+
+def differences(made: Sequence[Made]) -> list[Difference | None]:
+    """Tell of each answer where it parts from the first one, and of the first where another parts from it soonest."""
+    good = [place for place, one in enumerate(made) if one.done is not None]
+    found: list[Difference | None] = [None] * len(made)
+    firsts: list[Difference] = []
+    for place in good[1:]:
+        if parted := parting(made[good[0]], made[place]):
+            firsts.append(parted[0])
+            found[place] = parted[1]
+    if firsts:
+        found[good[0]] = min(firsts, key=lambda one: one.token)
+    return found
+
+
+def parting(one: Made, other: Made) -> tuple[Difference, Difference] | None:
+    """Return where two answers part, by token ids where the tokenizers are the same, else by text.
+
+    What was stopped has no end of its own: nothing is known of what would have followed.
+    """
+    by_ids = one.vocabulary == other.vocabulary != 0
+    ways = [made.ids if by_ids else [*map(ord, made.text)] for made in (one, other)]
+    same = common(*ways)
+    ended = [made for made, way in zip((one, other), ways, strict=True) if same == len(way)]
+    if len(ended) == 2 or any(made.cut for made in ended):
+        return None
+    places = [same if by_ids else piece(made, same) for made in (one, other)]
+    return _marked(one, places[0]), _marked(other, places[1])
+
+
+def piece(made: Made, character: int) -> int:
+    """Return the token that a character of the text belongs to."""
+    ends = accumulate(map(len, made.pieces))
+    return next((place for place, end in enumerate(ends) if end > character), len(made.pieces))
+
+
+def _marked(made: Made, place: int) -> Difference:
+    start = len("".join(made.pieces[:place]))
+    text = next((piece for piece in made.pieces[place:] if piece), "")  # half a character shows with its other half
+    return Difference(place + 1, text, start, start + len(text))
+
+
+def compared(prompt: str, turn: int | None, made: Sequence[Made], wanted: int, shown: str) -> Compared:
+    """Put answers beside each other, of as many as were wanted, with thoughts shown as a setting says."""
+    found = [
+        Column(
+            title=one.variant.title,
+            model=one.model,
+            bytes=one.bytes,
+            mean_logprob=mean(one.logprobs),
+            text=spoken(one),
+            difference=difference,
+            problem=one.problem,
+            done=one.done,
+        )
+        for one, difference in zip(made, differences(made), strict=True)
+    ]
+    whole = len(made) == wanted and not any(one.done and one.done.finish == "cancelled" for one in made)
+    return Compared(prompt, turn, found, whole, shown)

@@ -1,0 +1,335 @@
+"""A reply under two ways of loading: where the likeliest token flips, by how much, and what follows there.
+
+Both are teacher-forced over the same ids through the same code, so that their numbers compare.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import exp, log
+from typing import Any
+
+from repl.core import decoding
+from repl.core.errors import Cancelled, NoMemory, UsageError
+from repl.core.events import Done, Progress
+from repl.core.jobs import Emit
+from repl.core.settings import Load, Settings
+from repl.generation import arguments, engine
+from repl.generation.decode import batch
+from repl.generation.measure import scoring
+from repl.generation.measure.token_text import Speller
+from repl.generation.request import Request
+from repl.generation.runtime import Model, Models
+from repl.models import loader
+from repl.models.loader import Facts
+
+TIE = 0.1  # nats: below this in both, which of two tokens leads is a matter of rounding
+ONWARD = 24  # tokens shown of how each text goes on behind the fork
+IDLE = (*decoding.SAMPLING, *decoding.BEAMS, *decoding.LENGTHS, *decoding.APART, "num_return_sequences", "stop")
+"""Settings that do not decide which token is the likeliest."""
+PROBE = "The quick brown fox, 1,234.5 km; naïve café — 你好, мир.\n\tdef f(x):\n        return x + 1  # 🙂"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token of the reply, and what both make of its place; everything in nats.
+
+    `first` and `second` are the likeliest tokens in each, `margins` how far each leads there: before the other's
+    token where they differ, before the next likeliest where they agree.
+    """
+
+    id: int
+    text: str
+    kl: float
+    """Kullback-Leibler divergence of the second's distribution from the first's."""
+    first: int
+    second: int
+    margins: tuple[float, float]
+    logprobs: tuple[float, float]
+    """Of the reply's own token, before any processor."""
+
+    @property
+    def agrees(self) -> bool:
+        """Tell whether both find the same token likeliest."""
+        return self.first == self.second
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token at the fork with its probability in the first and in the second."""
+
+    id: int
+    text: str
+    probabilities: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """The first place, from 1, where the likeliest token flips: both candidates, and how far each leads in its own.
+
+    `tie` says that both margins are below 0.1 nats: a near tie; else it is a real change. `onward` is how the texts
+    go on from there.
+    """
+
+    place: int
+    first: Candidate
+    second: Candidate
+    margins: tuple[float, float]
+    tie: bool
+    onward: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """Two ways of loading over one reply."""
+
+    names: tuple[str, str]
+    made: bool
+    """Whether the reply had to be made: the last one was not greedy, or made otherwise."""
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    steps: tuple[Step, ...]
+    agreeing: int
+    strayed: int
+    """Tokens of the reply that are not the likeliest in the first either: read at once, the last bits are others."""
+    fork: Fork | None
+    kl_mean: float
+    kl_most: float
+    kl_most_at: int
+    """The place, from 1, of the largest divergence."""
+    bits_per_byte: tuple[float, float]
+    processors: tuple[str, ...]
+    """What changes the logits before a token is chosen, in both."""
+    whole: bool
+    """Whether both fitted into memory at once; else they were loaded one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to compare over: a recorded greedy reply, or a request for one; `settings` are those of now."""
+
+    settings: Settings
+    request: Request
+    record: Done | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The reply that both are led over, and what the library does to logits before it chooses."""
+
+    done: Done
+    processors: Any
+    names: tuple[str, ...]
+
+    @property
+    def ids(self) -> list[int]:
+        """Return all ids, prompt and reply."""
+        return [*self.done.prompt_ids, *self.done.token_ids]
+
+
+def diverge(store: Models, asked: Asked, other: Load, names: tuple[str, str], emit: Emit) -> Diverged:
+    """Compare the current model with another way to load it; for the model thread.
+
+    Raises `UsageError` where the other has another tokenizer, and what loading and reading raise.
+    """
+    if other.model != store.current().load.model:
+        alike(store, other, emit)
+    text = _text(store.current(), asked, emit)
+    emit(Progress("load the other"))
+    try:
+        second = store.get(other, emit)
+    except NoMemory:
+        return _in_turn(store, asked, text, other, names, emit)
+    return _weighed(store.current().facts, second, asked, text, names, _rows(store.current(), text, emit), emit)
+
+
+def _in_turn(store: Models, asked: Asked, text: Text, other: Load, names: tuple[str, str], emit: Emit) -> Diverged:
+    """Read with one, keep its logits, then load the other in its place; the one before is loaded again at the end."""
+    before, facts = store.current().load, store.current().facts
+    kept = [row.cpu() for row in _rows(store.current(), text, emit)]
+    try:
+        store.load(other, emit)
+        found = _weighed(facts, store.current(), asked, text, names, kept, emit)
+    finally:
+        emit.settle()
+        store.load(before, emit)
+        store.tidy()
+    return replace(found, whole=False)
+
+
+# the reply
+
+
+def greedy(settings: Settings) -> Settings:
+    """Return settings that take the likeliest token each time."""
+    values = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+    for name, value in values.items():
+        settings = settings.put(name, value, "diverge")
+    return settings
+
+
+def is_greedy(record: Done, facts: Facts, load: Load, settings: Settings) -> bool:
+    """Tell whether a reply is what the model, as it is loaded, and the settings would make greedily now."""
+    loaded = {name: getattr(load, name) for name in load.__slots__}
+    same = {**record.load, "dtype": record.model.get("dtype")} == {**loaded, "dtype": facts.dtype}
+    chosen = not record.decode.get("do_sample") and (record.decode.get("num_beams") or 1) == 1
+    table = decoding.effective(greedy(settings), facts.base)
+    changed = [name for name in record.decode if name in table and name not in IDLE]
+    alike = all(_even(record.decode[name], table[name].value) for name in changed)
+    return bool(record.token_ids) and same and chosen and alike and record.model.get("commit") == facts.commit
+
+
+def _even(one: Any, other: Any) -> bool:
+    """Compare values, one of which may have been read from JSON."""
+    return (
+        (list(one) == list(other))
+        if isinstance(one, list | tuple) and isinstance(other, list | tuple)
+        else one == other
+    )
+
+
+def _text(resident: Model, asked: Asked, emit: Emit) -> Text:
+    """Return the reply to lead both over: the recorded one, or a greedy one made now."""
+    done = asked.record
+    if done is None:
+        made = [0]
+
+        def tell() -> None:
+            made[0] += 1
+            emit(Progress("make a greedy reply", made[0], 0, "tokens"))
+
+        done = engine.reply(resident, replace(asked.request, settings=greedy(asked.settings)), batch.Muted(emit, tell))
+        if done.finish == "cancelled":
+            raise Cancelled
+    found = batch.processors(resident, replace(asked.request, settings=greedy(asked.settings)), done.prompt_ids, emit)
+    return Text(done, found, batch.named(found))
+
+
+def alike(store: Models, other: Load, emit: Emit) -> None:
+    """Check that another model reads the same ids: same vocabulary, same cuts; raises `UsageError`."""
+    theirs, _ = loader.tokenizer(other, emit, store.consents)
+    resident = store.current()
+    ours, name = resident.tokenizer, resident.facts.name
+    one, two = ours.get_vocab(), theirs.get_vocab()
+    if one != two:
+        shared = sum(two.get(word) == number for word, number in one.items())
+        said = f"{shared:,} of the {len(one):,} tokens of {name} have the same id there"
+        raise UsageError(f"{other.model} has another tokenizer: {said}", "/score TEXT")
+    cuts = [list(each(PROBE, add_special_tokens=False)["input_ids"]) for each in (ours, theirs)]
+    if cuts[0] != cuts[1]:
+        raise UsageError(f"{other.model} has the tokens of {name} and cuts a text into others", "/score TEXT")
+
+
+# the numbers
+
+
+def _rows(resident: Model, text: Text, emit: Emit) -> Iterator[Any]:
+    """Yield the logits that each token of the reply is chosen from, shape (vocab,)."""
+    for _, block in scoring.logits(resident, text.ids, emit, len(text.done.prompt_ids)):
+        yield from block
+
+
+def _weighed(
+    facts: Facts,
+    second: Model,
+    asked: Asked,
+    text: Text,
+    names: tuple[str, str],
+    firsts: Iterable[Any],
+    emit: Emit,
+) -> Diverged:
+    done, steps = text.done, []
+    fork: Fork | None = None
+    speller = Speller(second.tokenizer)
+    for place, (one, two) in enumerate(zip(firsts, _rows(second, text, emit), strict=True)):
+        step, logs = _step(text, place, one, two.to(one.device), speller)
+        if fork is None and not step.agrees:
+            fork = _fork(place, step, logs, speller)
+        steps.append(step)
+        emit(Progress("compare", place + 1, len(done.token_ids), "tokens"))
+    if fork is not None:
+        fork = replace(fork, onward=_onward(second, asked, text, fork, emit))
+    divergences = [step.kl for step in steps]
+    most = max(range(len(steps)), key=divergences.__getitem__)
+    return Diverged(
+        names=names,
+        made=asked.record is None,
+        prompt_ids=done.prompt_ids,
+        token_ids=done.token_ids,
+        text=done.raw,
+        steps=tuple(steps),
+        agreeing=sum(step.agrees for step in steps),
+        strayed=sum(step.first != step.id for step in steps),
+        fork=fork,
+        kl_mean=sum(divergences) / len(steps),
+        kl_most=divergences[most],
+        kl_most_at=most + 1,
+        bits_per_byte=_bits(steps, speller),
+        processors=text.names,
+        whole=True,
+    )
+
+
+def _step(text: Text, place: int, one: Any, two: Any, speller: Speller) -> tuple[Step, tuple[Any, Any]]:
+    """Compare the logits of both at a place of the reply; also returns the log-probabilities there."""
+    import torch
+
+    size = min(len(one), len(two))  # embeddings may be padded to different widths
+    token = text.done.token_ids[place]
+    before = torch.tensor([text.ids[: len(text.done.prompt_ids) + place]], device=one.device)
+    raw = [each[:size] for each in (one, two)]
+    own = [float(each.log_softmax(-1)[token]) for each in raw]
+    logs = [text.processors(before, each[None].clone())[0].double().log_softmax(-1) for each in raw]
+    first, second = (int(each.argmax()) for each in logs)
+    margins = _lead(logs[0], first, second), _lead(logs[1], second, first)
+    apart = logs[0].exp() * (logs[0] - logs[1])
+    kl = float(apart[logs[0] > -torch.inf].sum().clamp_min(0))
+    step = Step(token, speller.text(token), kl, first, second, margins, (own[0], own[1]))
+    return step, (logs[0], logs[1])
+
+
+def _lead(logs: Any, token: int, other: int) -> float:
+    """Return by how many nats a token leads: before another, or before the next likeliest where that is itself."""
+    if token != other:
+        return float(logs[token] - logs[other])
+    two = logs.topk(2).values
+    return float(two[0] - two[1])
+
+
+def _fork(place: int, step: Step, logs: tuple[Any, Any], speller: Speller) -> Fork:
+    one, two = (
+        Candidate(token, speller.text(token), (exp(float(logs[0][token])), exp(float(logs[1][token]))))
+        for token in (step.first, step.second)
+    )
+    return Fork(place + 1, one, two, step.margins, max(step.margins) < TIE)
+
+
+def _bits(steps: Sequence[Step], speller: Speller) -> tuple[float, float]:
+    """Return the bits per byte of the reply under both; an end token has no bytes and does not count."""
+    counted = [step for step in steps if not speller.special(step.id)]
+    size = max(1, sum(speller.size(step.id) for step in counted))
+    one, two = (-sum(step.logprobs[side] for step in counted) / log(2) / size for side in (0, 1))
+    return one, two
+
+
+def _onward(second: Model, asked: Asked, text: Text, fork: Fork, emit: Emit) -> tuple[str, str]:
+    """Return how both texts go on from the fork: the reply as it is, and what the second says from its own token on."""
+    place = fork.place - 1
+    before = tuple(text.ids[: len(text.done.prompt_ids) + place])
+    rest = [fork.second.id]
+    config = arguments.of_settings(second, asked.settings).config
+    if fork.second.id not in decoding.stops(config):
+        settings = greedy(asked.settings).put("max_new_tokens", ONWARD - 1, "diverge")
+        request = Request(settings, ids=(*before, fork.second.id))
+        done = engine.reply(second, request, batch.Muted(emit, lambda: None))
+        if done.finish == "cancelled":
+            raise Cancelled
+        rest += done.token_ids
+    own = text.done.token_ids[place : place + ONWARD]
+    return _added(second.tokenizer, before, own), _added(second.tokenizer, before, rest)
+
+
+def _added(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
+    start = str(tokenizer.decode(list(before), skip_special_tokens=True))
+    both = str(tokenizer.decode([*before, *ids], skip_special_tokens=True))
+    return both[len(start) :] if both.startswith(start) else str(tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -1,0 +1,209 @@
+"""What every layer of a model would say: its hidden state read by whatever the model reads its last one with."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from repl.core.errors import Failed, NoMemory, UsageError
+from repl.core.events import Progress
+from repl.core.explain import is_memory, sentence
+from repl.core.jobs import Emit, bare
+from repl.generation.measure import scoring
+from repl.generation.measure.forward import breakable, entry, layers, one_sentence
+from repl.generation.measure.token_text import Speller
+from repl.generation.runtime import Model
+from repl.models import reference
+from repl.models.imports import release
+from repl.models.loader import Facts
+
+CLOSE = 1e-4  # of the largest logit: how far two ways to the same number may lie apart in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token and its probability, with its rank from 1 on."""
+
+    id: int
+    text: str
+    probability: float
+    logprob: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Depths:
+    """The logits of every layer at the last token of a text: float32, shape (layers + 1, vocab), the embedding first.
+
+    The last row is the model's own. `through` names the modules that stand between the last layer and the logits.
+    """
+
+    logits: Any
+    through: tuple[str, ...]
+
+
+def depths(resident: Model, ids: Sequence[int], emit: Emit) -> Depths:
+    """Read every layer's hidden state behind the last of `ids` as the model reads that of its last layer.
+
+    Nothing about the model is assumed: its own code runs from the last layer on, with the hidden states of all layers
+    in place of that layer's (norm, projection, head, scales and soft caps are what they are). That this is right is
+    seen from the last layer, which must come to the model's own logits. Raises `UsageError`, `Failed` or `NoMemory`.
+    """
+    facts = resident.facts
+    if facts.context and len(ids) > facts.context:
+        raise UsageError(f"the text has {len(ids)} tokens, {facts.id} reads at most {facts.context}")
+    try:
+        with one_sentence("the layers cannot be read"):
+            return _read(resident.model, facts, list(ids), emit)
+    except Failed as error:
+        if error.__cause__ is None or not is_memory(error.__cause__):
+            raise
+        words = sentence(bare(error.__cause__))
+    release()
+    raise NoMemory(f"memory ran out: {words}", *(["/dtype bfloat16"] if facts.dtype == "float32" else []))
+
+
+def _read(model: Any, facts: Facts, ids: list[int], emit: Emit) -> Depths:
+    import torch
+
+    blocks = layers(model)
+    if not blocks:
+        raise Failed(f"{facts.architecture} keeps its layers in no list, so there is nothing to look through")
+    given = torch.tensor([ids], device=entry(model))
+    with torch.no_grad(), breakable(model, emit.check):
+        fits = scoring.way(model, given) != "none"
+        with _seen(blocks, emit) as seen:
+            own = _own(model, given, facts)
+        states = _states(seen, len(blocks), len(ids), facts)
+        if not (fits or reference.same(own, reference.following(model, given), model.dtype)):
+            raise Failed(
+                f"the lens does not fit {facts.architecture}: a whole text gets other logits than a reply does"
+            )
+        with _instead(blocks[-1], states), _after(model, blocks) as through:
+            logits = _last(model, given[:, -1:].repeat(len(states), 1), len(ids) - 1)
+    if not _same(logits[-1], own, model.dtype):
+        way = ", ".join(through) or "nothing with weights"
+        raise Failed(
+            f"the lens does not fit {facts.architecture}: behind its last layer comes {way}, and the last layer's "
+            "hidden state read through that is not what the model says"
+        )
+    logits[-1] = own
+    return Depths(logits, tuple(through))
+
+
+def _own(model: Any, ids: Any, facts: Facts) -> Any:
+    try:
+        return _last(model, ids)[0]
+    except (TypeError, ValueError) as error:  # kosmos-2
+        said = f"the lens does not fit {facts.architecture}: it reads text in generate() only"
+        raise Failed(said) from error
+
+
+def _last(model: Any, ids: Any, start: int = 0) -> Any:
+    """Return the float32 logits behind the last token of each row; the cache is left out."""
+    import inspect
+
+    known = inspect.signature(model.forward).parameters
+    less = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    given = {"attention_mask": ids.new_ones(ids.shape), "use_cache": False, **scoring.places(model, start, ids[:1])}
+    return model(input_ids=ids, **given, **less).logits[:, -1].float()
+
+
+@contextmanager
+def _seen(blocks: list[Any], emit: Emit) -> Iterator[list[Any]]:
+    """Collect what goes into the first block, and then what comes out of each."""
+    seen: list[Any] = []
+
+    def first(_: Any, args: Any, named: Any) -> None:
+        seen.append(args[0] if args else named.get("hidden_states"))
+
+    def then(_: Any, __: Any, output: Any) -> None:
+        seen.append(_hidden(output))
+        emit(Progress("read layer by layer", len(seen) - 1, len(blocks), "layers"))
+
+    with ExitStack() as hooks:
+        _hook(hooks, blocks[0].register_forward_pre_hook(first, with_kwargs=True))
+        for block in blocks:
+            _hook(hooks, block.register_forward_hook(then))
+        yield seen
+
+
+def _hook(hooks: ExitStack, handle: Any) -> None:
+    hooks.callback(handle.remove)
+
+
+def _hidden(output: Any) -> Any:
+    """Return the hidden states among what a block gives: it, or the first of it."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def _states(seen: list[Any], blocks: int, tokens: int, facts: Facts) -> Any:
+    """Return the hidden states of the last token, shape (layers + 1, 1, width); raises `Failed` for another build."""
+    import torch
+
+    shapes = {tuple(state.shape[:-1]) if isinstance(state, torch.Tensor) else None for state in seen}
+    if len(seen) != blocks + 1:
+        raise Failed(f"the lens does not fit {facts.architecture}: not each of its {blocks} layers runs once a token")
+    if shapes != {(1, tokens)}:
+        raise Failed(f"the lens does not fit {facts.architecture}: its layers do not pass on one vector for each token")
+    last = seen[-1]
+    return torch.stack([state[0, -1:].to(last) for state in seen])
+
+
+@contextmanager
+def _instead(block: Any, states: Any) -> Iterator[None]:
+    """Let a block give other hidden states than its own."""
+
+    def change(_: Any, __: Any, output: Any) -> Any:
+        other = states.to(_hidden(output))
+        return type(output)((other, *output[1:])) if isinstance(output, tuple | list) else other
+
+    hook = block.register_forward_hook(change)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _after(model: Any, blocks: list[Any]) -> Iterator[list[str]]:
+    """Collect the names of the modules with weights that run behind the last block."""
+    inside = {id(part) for block in blocks for part in block.modules()}
+    found: list[str] = []
+    past: list[bool] = []
+    with ExitStack() as hooks:
+        _hook(hooks, blocks[-1].register_forward_hook(lambda *_: past.append(True)))
+        for name, module in model.named_modules():
+            leaf = next(module.children(), None) is None
+            if leaf and id(module) not in inside and next(module.parameters(), None) is not None:
+                _hook(hooks, module.register_forward_hook(_noting(name, found, past)))
+        yield found
+
+
+def _noting(name: str, found: list[str], past: list[bool]) -> Callable[..., None]:
+    return lambda *_: found.append(name) if past else None
+
+
+def _same(one: Any, other: Any, dtype: Any) -> bool:
+    """Tell whether two rows of logits are the same number for number, up to how a dtype rounds."""
+    import torch
+
+    most = float(other.abs().max())
+    return bool((one - other).abs().max() <= max(CLOSE, 4 * torch.finfo(dtype).eps) * max(1.0, most))
+
+
+def candidate(logs: Any, token: int, speller: Speller) -> Candidate:
+    """Return a token with its place in a distribution, log-probabilities of shape (vocab,)."""
+    logprob = logs[token]
+    rank = int((logs > logprob).sum()) + 1
+    return Candidate(token, speller.text(token), float(logprob.exp()), float(logprob), rank)
+
+
+def opening(tokenizer: Any, word: str, logs: Any) -> int:
+    """Return the first token of a word: of its spellings with and without a space in front, the likelier one."""
+    spellings = [word] if word[:1].isspace() else [word, f" {word}"]
+    starts = [ids[0] for ids in (tokenizer(text, add_special_tokens=False)["input_ids"] for text in spellings) if ids]
+    named = [start for start in starts if str(tokenizer.decode([start])).strip()] or starts
+    if not named:
+        raise UsageError(f"{word!r} has no token in this model's vocabulary")
+    return int(max(named, key=lambda start: float(logs[start])))

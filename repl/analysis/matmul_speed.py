@@ -1,0 +1,70 @@
+"""How fast this machine multiplies matrices in each number format, measured in about a second."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from repl.core.events import Progress
+from repl.core.jobs import Emit
+
+DTYPES = ("float32", "bfloat16", "float16")
+WIDTH, ROWS = 1024, 32  # of the matrices that are multiplied: one row is a reply's token, many are a prompt's
+TURN = 0.12  # seconds for each measurement
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Products with a square matrix, in thousands of millions of operations a second."""
+
+    dtype: str
+    device: str
+    reading: float
+    """Many rows at once, as while a prompt is read."""
+    replying: float
+    """One row at a time, as while a reply is made."""
+
+
+def measured(emit: Emit) -> list[Speed]:
+    """Multiply matrices in every number format, for about a second altogether."""
+    import torch
+
+    device = "cuda:0" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return [speed for dtype in DTYPES if (speed := _speed(dtype, device, emit)) is not None]
+
+
+def _speed(dtype: str, device: str, emit: Emit) -> Speed | None:
+    import torch
+
+    emit(Progress(f"measure {dtype}"))
+    try:
+        matrix = torch.ones(WIDTH, WIDTH, dtype=getattr(torch, dtype), device=device)
+        reading, replying = (_rate(matrix, rows, emit) for rows in (ROWS, 1))
+    except (RuntimeError, NotImplementedError):  # this device does not compute in this format
+        return None
+    return Speed(dtype, device, reading, replying)
+
+
+def _rate(matrix: Any, rows: int, emit: Emit) -> float:
+    """Return thousands of millions of additions and multiplications a second."""
+    some = matrix[:rows]
+    (some @ matrix)[0, 0].item()  # the first one sets things up
+    quickest, until = float("inf"), time.perf_counter() + TURN
+    while (began := time.perf_counter()) < until:
+        emit.check()
+        (some @ matrix)[0, 0].item()  # reading a number waits for the device
+        quickest = min(quickest, time.perf_counter() - began)  # whatever disturbs makes it slower
+    return 2 * rows * WIDTH * WIDTH / max(quickest, 1e-9) / 1e9
+
+
+def advice(speeds: list[Speed]) -> list[str]:
+    """Say which number format is worth choosing here, as far as the measurement shows it."""
+    by_name = {speed.dtype: speed for speed in speeds}
+    one, half = by_name.get("float32"), by_name.get("bfloat16")
+    if one is None or half is None:
+        return []
+    prompt, reply = half.reading / one.reading, half.replying / one.replying
+    if prompt < 0.8 and reply < 0.8:
+        return [f"bfloat16 is {1 / prompt:.1f} times slower than float32 here: /dtype float32 where memory suffices"]
+    if prompt < 0.8:
+        return [f"bfloat16 reads prompts {1 / prompt:.1f} times slower than float32 here, and takes half the memory"]
+    return [f"bfloat16 computes {prompt:.1f} times as fast as float32 here, in half the memory: /dtype bfloat16"]

@@ -1,0 +1,213 @@
+"""What a model is made of: its modules with equal ones folded, and what they cost; for the model thread."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from repl.core.errors import UsageError
+from repl.core.values import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A module, or a parameter that a module holds itself; with `count` of them folded, the numbers are of one."""
+
+    path: str
+    """Where it is; of folded ones the first."""
+    name: str
+    kind: str
+    count: int
+    shape: str
+    parameters: int
+    """Shared weights count where they come first."""
+    bytes: int
+    """Of parameters and buffers."""
+    dtype: str
+    device: str
+    tied: str
+    """The parameter whose weights it uses."""
+    parts: tuple["Part", ...] = ()
+    inside: int = 0
+    """Parts that are left out here: the tree is deeper."""
+
+
+def tree(model: Any, path: str = "") -> Part:
+    """Return the part at a path with everything in it, equal ones folded; raises `UsageError` for a wrong path."""
+    return Reader(model, path).part(path, path or type(model).__name__)
+
+
+def cut(part: Part, depth: int) -> Part:
+    """Return a part with so many levels below it."""
+    if not depth and part.parts:
+        return replace(part, parts=(), inside=len(part.parts))
+    return replace(part, parts=tuple(cut(one, depth - 1) for one in part.parts))
+
+
+def blocks(part: Part) -> int:
+    """Return the level at which the most modules are folded, 0 where none are."""
+    found = [(one.count, -level) for level, one in _levels(part, 0) if one.count > 1]
+    return -max(found)[1] if found else 0
+
+
+def _levels(part: Part, level: int) -> Iterator[tuple[int, Part]]:
+    yield level, part
+    for one in part.parts:
+        yield from _levels(one, level + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The parameters of a whole model: how many of each number format and on each device, and which are shared."""
+
+    dtypes: dict[str, int]
+    devices: dict[str, int]
+    tied: dict[str, str]
+
+
+def weights(model: Any) -> Weights:
+    """Count the parameters of a model by what they are and where."""
+    reader = Reader(model, "")
+    dtypes: dict[str, int] = {}
+    devices: dict[str, int] = {}
+    tied: dict[str, str] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        part = reader.weight(name, name, weight)
+        dtypes[part.dtype] = dtypes.get(part.dtype, 0) + part.parameters
+        devices[part.device] = devices.get(part.device, 0) + part.parameters
+        tied.update({name: part.tied} if part.tied else {})
+    return Weights(dtypes, devices, tied)
+
+
+class Reader:
+    """Reads the modules of one model below a path."""
+
+    def __init__(self, model: Any, path: str) -> None:
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        if path not in self._modules:
+            raise UsageError(f"no module {path!r}{_meant(path, list(self._modules))}", "/arch")
+        self._root = path
+        self._places = getattr(model, "hf_device_map", None) or {}
+        self._first: dict[int, str] = {}
+        for name, weight in self._modules[path].named_parameters(path, remove_duplicate=False):
+            self._first.setdefault(id(weight), name)
+        for name, weight in model.named_parameters(remove_duplicate=False):
+            self._first.setdefault(id(weight), name)
+
+    def part(self, path: str, name: str) -> Part:
+        """Return the module at a path."""
+        module = self._modules[path]
+        below = [(f"{path}.{child}".lstrip("."), child) for child, _ in module.named_children()]
+        parts = self._folded(module, [self.part(*one) for one in below])
+        own = [
+            self.weight(f"{path}.{key}".lstrip("."), key, weight)
+            for key, weight in module.named_parameters(recurse=False, remove_duplicate=False)
+        ]
+        ties = [one.tied for one in own if one.tied]
+        whole = self._whole(path, name, module, [*own, *parts])
+        if len(parts) == 1 and not own and parts[0].count > 1 and parts[0].count == len(below):
+            return replace(parts[0], path=path, name=name)
+        shown = [*([] if own and not parts and path != self._root else own), *parts]
+        return replace(whole, parts=tuple(shown), tied=ties[0] if len(ties) == len(own) == 1 else "")
+
+    def _whole(self, path: str, name: str, module: Any, parts: Sequence[Part]) -> Part:
+        buffers = sum(buffer.nbytes for _, buffer in module.named_buffers(recurse=False, remove_duplicate=False))
+        return Part(
+            path,
+            name,
+            type(module).__name__,
+            1,
+            _shape(module),
+            sum(one.parameters * one.count for one in parts),
+            sum(one.bytes * one.count for one in parts) + buffers,
+            _listed(one.dtype for one in parts),
+            _listed(one.device for one in parts),
+            "",
+        )
+
+    def weight(self, path: str, name: str, weight: Any) -> Part:
+        """Return a parameter; shared weights count where they come first."""
+        tied = self._first[id(weight)] if self._first[id(weight)] != path else ""
+        packed = getattr(weight, "quant_state", None)  # 4 bit weights are stored two in a byte
+        shape = tuple(packed.shape if packed is not None else weight.shape)
+        count = 1
+        for size in shape:
+            count *= size
+        dtype = packed.quant_type if packed is not None else str(weight.dtype).removeprefix("torch.")
+        own, taken = (0, 0) if tied else (count, int(weight.nbytes))
+        return Part(path, name, "parameter", 1, _sizes(shape), own, taken, dtype, self._device(path, weight), tied)
+
+    def _device(self, path: str, weight: Any) -> str:
+        if weight.device.type != "meta":
+            return str(weight.device)
+        above = [place for place in self._places if path == place or path.startswith(f"{place}.") or not place]
+        return str(self._places[max(above, key=len)]) if above else "meta"
+
+    def _folded(self, module: Any, parts: list[Part]) -> list[Part]:
+        """Fold what is equal among numbered modules; runs need not be unbroken, as where two kinds take turns."""
+        if not all(part.name.isdigit() for part in parts):
+            return parts
+        groups: dict[Part, list[Part]] = {}
+        for part in parts:
+            groups.setdefault(nameless(part), []).append(part)
+        return [
+            replace(group[0], count=len(group), name=_ranges([int(one.name) for one in group]))
+            for group in groups.values()
+        ]
+
+
+def nameless(part: Part) -> Part:
+    """Return a part without what tells it from an equal one elsewhere."""
+    return replace(part, path="", name="" if part.name.isdigit() else part.name, parts=tuple(map(nameless, part.parts)))
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Write `0-2, 5` for 0, 1, 2, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _listed(words: Iterator[str] | Any) -> str:
+    found = [word for listed in words for word in listed.split(", ") if word]
+    return ", ".join(dict.fromkeys(found))
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return " x ".join(f"{size:,}" for size in shape)
+
+
+def _shape(module: Any) -> str:
+    """Say what a module maps, or how large the one thing is that it holds."""
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        bias = getattr(module, "bias", None) is not None
+        return f"{module.in_features:,} to {module.out_features:,}" + (" + bias" if bias else "")
+    if hasattr(module, "num_embeddings") and hasattr(module, "embedding_dim"):
+        return f"{module.num_embeddings:,} x {module.embedding_dim:,}"
+    if type(module).__name__ == "Conv1D":  # GPT-2's linear map, with its weight the other way round
+        return f"{module.weight.shape[0]:,} to {module.weight.shape[1]:,} + bias"
+    weight = getattr(module, "weight", None)
+    return _sizes(weight.shape) if weight is not None and hasattr(weight, "shape") else ""
+
+
+def _meant(path: str, known: list[str]) -> str:
+    """Name the nearest path: the parts that are right are kept, the first wrong one is mended."""
+    right = path
+    while right and right not in known:
+        right = right.rpartition(".")[0]
+    begin = f"{right}." if right else ""
+    wrong = path[len(begin) :].partition(".")[0]
+    here = [name[len(begin) :] for name in known if name.startswith(begin) and name != right]
+    names = list(dict.fromkeys(name.partition(".")[0] for name in here if name))
+    if close := nearest(wrong, names):
+        whole = f"{begin}{close}{path[len(begin) + len(wrong) :]}"
+        return f", did you mean {whole if whole in known else begin + close}?"
+    if names and all(name.isdigit() for name in names):
+        return f": {right} has {names[0]} to {names[-1]}"
+    by_end = [name for name in known if name.endswith(f".{path}")]
+    if by_end:
+        return f", did you mean {by_end[0]}?"
+    return f": in {right or 'the model'} there are {', '.join(names)}" if names else f": {right} has no parts"

@@ -1,0 +1,407 @@
+"""A recorded reply as a short script for transformers alone, which makes the same token ids."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from repl.core.conversation import Conversation, Turn
+from repl.core.decoding import APART, BEAMS, LENGTHS, OURS, WARPERS
+from repl.core.errors import UsageError
+from repl.core.events import Done
+from repl.core.sanitize import clean_line
+from repl.generation.prompt.chat_template import folded
+from repl.generation.prompt.reply_parser import silent, spoken
+from repl.models.adapters import Adapter
+from repl.models.device_map import max_memory
+
+Message = Mapping[str, Any]
+WIDTH = 92
+FIRST = (*LENGTHS, "num_beams", "do_sample")  # the order in which people write them
+FORM = ("return_dict_in_generate", "output_")  # beginnings of fields that only change the form of what comes back
+LOADED = ("model", "revision", "dtype", "device", "max_memory", "quantize", "attention", "gguf_file", "adapter")
+ASIDE = ("trust_remote_code", "allow_pickle", "offload_folder")
+PACKED = {
+    "8bit": "BitsAndBytesConfig(load_in_8bit=True)",
+    "4bit": 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a script loads the model from: a folder, or a repository with its commit."""
+
+    name: str
+    commit: str = ""
+    gguf_file: str = ""
+    kind: str = "AutoModelForCausalLM"
+    """The library's class that loads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One way to write a prompt: messages through the chat template, a text, or the very ids.
+
+    `options` are arguments of the call that encodes, `behind` is written behind what the template makes.
+    """
+
+    messages: tuple[Message, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    behind: str = ""
+    text: str = ""
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How a script shows the reply: the text in front of it, and whether it is decoded together with its prompt.
+
+    `without` are the special tokens that add no text where others do, since they mark parts; None: none of them does.
+    """
+
+    lead: str = ""
+    together: bool = False
+    without: tuple[int, ...] | None = None
+
+
+def chosen(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Done]:
+    """Return the reply of a model here that a number means, with its record; raises `UsageError`."""
+    turn, record = reply(talk, last, number)
+    if server := record.model.get("server"):
+        raise UsageError(f"turn {turn.id} was made by {server}: a script makes replies of a local model")
+    return turn, record
+
+
+def reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Done]:
+    """Return the reply that a number means, 0 the last one, with its record; raises `UsageError`."""
+    turn = talk.turn(number) if number else last
+    if turn is None:
+        raise UsageError("nothing was answered yet")
+    if turn.record is None:
+        replies = [child.id for child in talk.children(turn.id) if child.record]
+        said = "is a message: its reply is" if replies else "has no record of how it was made"
+        raise UsageError(f"turn {turn.id} {said}{f' turn {replies[-1]}' if replies else ''}", "/tree")
+    if (server := turn.record.model.get("server")) and not turn.record.token_ids:
+        raise UsageError(f"turn {turn.id} was made by {server}, which does not return token ids")
+    if not server and not parts(turn.record)[1]:
+        raise UsageError(f"turn {turn.id} was broken off before its first token", "/retry")
+    return turn, turn.record
+
+
+def parts(record: Done) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids that the last call was given and those that it made: a continued reply was made in several."""
+    ids = record.prompt_ids + record.token_ids
+    return ids[: record.usage.prompt], ids[record.usage.prompt :]
+
+
+def row(record: Done) -> int:
+    """Return which of the sequences the reply is."""
+    made = parts(record)[1]
+    return next((place for place, one in enumerate(record.sequences) if one.token_ids == made), 0)
+
+
+def values(record: Done) -> dict[str, Any]:
+    """Return what a reply was made with, in the library's names; None switched off what the model's config sets."""
+    older = {OURS.get(name, name): value for name, value in record.decode.items() if name not in APART}
+    return dict(record.given) or {name: value for name, value in older.items() if value not in (None, (), [])}
+
+
+def arguments(record: Done) -> dict[str, Any]:
+    """Return what `generate` has to be called with; a reply that was broken off, or out of time, ends where it did."""
+    found = values(record)
+    if _cut(record):
+        found = {name: value for name, value in found.items() if name not in LENGTHS}
+        found["max_new_tokens"] = len(parts(record)[1])
+    found.pop("max_time", None)  # what fitted into it once need not fit again
+    idle = (() if record.decode.get("do_sample") else WARPERS, () if _searches(record) else BEAMS)
+    found = {name: value for name, value in found.items() if name not in (*idle[0], *idle[1])}
+    order = sorted(found, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    return {name: found[name] for name in order if name.isidentifier() and not name.startswith(FORM)}
+
+
+def _cut(record: Done) -> str:
+    """Say what ended a reply at a moment, not at a token; empty where nothing did."""
+    if record.finish in ("cancelled", "failed"):
+        return "broken off"
+    return "out of time" if record.out_of_time else ""
+
+
+def _searches(record: Done) -> bool:
+    return (record.decode.get("num_beams") or 1) > 1
+
+
+# the prompt
+
+
+def spellings(talk: Conversation, turn: Turn, record: Done) -> list[Prompt]:
+    """Return the ways to write the prompt of a reply, the most readable first; the ids themselves are the last."""
+    ids = parts(record)[0]
+    asked = talk.turns[turn.parent or 0]
+    if ids != record.prompt_ids:
+        found = []
+    elif asked.role == "prompt":
+        found = [Prompt(text=asked.text), Prompt(text=asked.text, options={"return_token_type_ids": False})]
+    else:
+        path = [one for one in talk.path(asked.id) if one.id not in record.dropped]
+        said: list[Message] = [{"role": one.role, "content": one.text} for one in path]
+        head = [{"role": "system", "content": record.system}] if record.system and 0 not in record.dropped else []
+        chats = [[*head, *said], *([folded([*head, *said])] if head else [])]
+        found = [form for messages in chats for form in _chats(messages, record)]
+    return [*found, Prompt(ids=ids)]
+
+
+def fitting(forms: Sequence[Prompt], tokenizer: Any) -> Prompt:
+    """Return the first way to write a prompt that encodes to its ids; for the model thread."""
+    ids = list(forms[-1].ids)
+    return next((one for one in forms[:-1] if _encoded(tokenizer, one) == ids), forms[-1])
+
+
+def _chats(messages: Sequence[Message], record: Done) -> Iterator[Prompt]:
+    """Yield the plain form first, then the one in which control tokens that a user typed are encoded as text."""
+    plain = Prompt(tuple(messages), {**record.template, "add_generation_prompt": True})
+    if record.prefill:
+        begun = {"role": "assistant", "content": record.prefill}
+        forms = [
+            Prompt((*messages, begun), {**record.template, "continue_final_message": True}),
+            replace(plain, behind=record.prefill),
+        ]
+    else:
+        forms = [plain]
+    for form in forms:
+        yield form
+        if not form.behind:
+            yield replace(form, options={**form.options, "sanitize_control_tokens": True})
+
+
+def _encoded(tokenizer: Any, form: Prompt) -> list[int] | None:
+    """Return the ids of a prompt as the script will make them, None where the library refuses or makes more of it."""
+    try:
+        if not form.messages:
+            made = tokenizer(form.text, **form.options)
+        elif form.behind:
+            text = tokenizer.apply_chat_template(list(form.messages), tokenize=False, **form.options)
+            made = tokenizer(text + form.behind, add_special_tokens=False)
+        else:
+            made = tokenizer.apply_chat_template(list(form.messages), return_dict=True, **form.options)
+    except Exception:  # a template may raise anything; another form may do
+        return None
+    return list(made["input_ids"]) if set(made) <= {"input_ids", "attention_mask"} else None
+
+
+def shown(turn: Turn, record: Done, tokenizer: Any = None) -> Shown:
+    """Return how the script gets at the text of a reply; for the model thread."""
+    if turn.role == "completion":
+        return Shown()  # the whole text, prompt and all
+    if tokenizer is None:
+        return Shown(record.prefill)
+    for without in _unspoken(record, tokenizer):
+        ids = [token for token in record.token_ids if token not in (without or ())]
+        made = tokenizer.decode(ids, skip_special_tokens=without is None)
+        if turn.text.endswith(made):
+            return Shown(turn.text[: len(turn.text) - len(made)], without=without)
+    return Shown(record.prefill, together=bool(record.prefill))
+
+
+def _unspoken(record: Done, tokenizer: Any) -> Iterator[tuple[int, ...] | None]:
+    """Yield the ways in which special tokens may be left out of a text, the likeliest first."""
+    if not spoken(tokenizer).keys().isdisjoint(record.token_ids):
+        padding = {tokenizer.pad_token_id} if record.sequences else set[int]()
+        yield tuple(sorted(silent(tokenizer).keys() & {*record.token_ids, *padding}))
+    yield None
+
+
+# the script
+
+
+def script(turn: Turn, source: Source, form: Prompt, how: Shown) -> str:
+    """Return the program text for a reply; it prints what the reply says."""
+    record = turn.record
+    assert record is not None
+    quantized = PACKED.get(str(record.load.get("quantize")), "")
+    names = [source.kind, "AutoTokenizer"]
+    names += ["BitsAndBytesConfig"] if quantized else ["GgufConfig"] if source.gguf_file else []
+    blocks = [
+        [*_remarks(turn, record, form), "import torch", *_imports(record, names)],
+        _loading(record, source, quantized),
+        [*_inputs(form), *_generating(record), *_printing(turn, record, how)],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def _imports(record: Done, names: Sequence[str]) -> list[str]:
+    names = [*names, *(["CompileConfig"] if record.given.get("compile_config") else [])]
+    adapted = ["from peft import PeftModel"] if record.load.get("adapter", "none") != "none" else []
+    return [*adapted, f"from transformers import {', '.join(sorted(names))}"]
+
+
+def _remarks(turn: Turn, record: Done, form: Prompt) -> list[str]:
+    known = [(name, clean_line(record.versions[name])) for name in ("transformers", "torch") if name in record.versions]
+    libraries = " and ".join(f"{name} {version}" for name, version in known)
+    said = [f"turn {turn.id} of a hub-repl session" + (f", recorded with {libraries}" if libraries else "")]
+    if form.ids and parts(record)[0] != record.prompt_ids:
+        said.append("it goes on from the ids of the reply before, which are part of its prompt here")
+    elif form.ids:
+        said.append("the prompt stands here as its ids: no plain call of the tokenizer is known to make them")
+    if record.dropped:
+        said.append(f"left out because the context was full: turns {', '.join(map(str, record.dropped))} (0: system)")
+    if cut := _cut(record):
+        said.append(f"it was {cut} after {_tokens(len(parts(record)[1]))}, so this ends there too")
+    if record.usage.reused and record.model.get("dtype") != "float32":
+        said.append(
+            f"{_tokens(record.usage.reused)} came from the cache of the turn before: near ties may fall otherwise"
+        )
+    return [f"# {one[0].upper()}{one[1:]}." for one in (*said, *_unsaid(record))]
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'' if count == 1 else 's'}"
+
+
+def _unsaid(record: Done) -> Iterator[str]:
+    packed = str(record.load.get("quantize", "none"))
+    if packed not in ("none", *PACKED):
+        yield f"the weights were packed as {literal(packed)}, which this script does not do: other tokens may come"
+    for name, value in record.load.items():
+        if name not in (*LOADED, *ASIDE) and value and value not in ("none", "auto"):
+            yield f"loaded with {literal(name)[1:-1]} {literal(value)}, which this script leaves out"
+    if not record.given:
+        yield "the record is an older one: every value in effect is written out"
+
+
+def _loading(record: Done, source: Source, quantized: str) -> list[str]:
+    load = record.load
+    both = {"gguf_file": literal(source.gguf_file)} if source.gguf_file else {}
+    both |= {"trust_remote_code": "True"} if load.get("trust_remote_code") else {}
+    dtype = str(record.model["dtype"])
+    exact = not quantized or load.get("dtype") != "auto"
+    model = {
+        "device_map": literal(load.get("device", "auto")),
+        "dtype": f"torch.{dtype}" if exact and dtype.isidentifier() else '"auto"',
+        "max_memory": literal(max_memory(load["max_memory"])) if load.get("max_memory") else "",
+        "offload_folder": literal(load.get("offload_folder") or "") if load.get("offload_folder") else "",
+        "attn_implementation": literal(load["attention"]) if load.get("attention", "auto") != "auto" else "",
+        "quantization_config": "GgufConfig(dequantize=True)" if source.gguf_file else quantized,
+    }
+    name, named = literal(source.name), []
+    if source.commit:
+        named = [f"name, commit = {name}, {literal(source.commit)}"]
+        name, both = "name", {"revision": "commit", **both}
+    elif len(name) > 40:
+        named, name = [f"folder = {name}"], "folder"
+    words = {key: word for key, word in {**both, **model}.items() if word}
+    return [
+        *named,
+        _call("tokenizer = AutoTokenizer.from_pretrained", name, **both),
+        _call(f"model = {source.kind}.from_pretrained", name, **words),
+        *_adapting(str(load.get("adapter", "none"))),
+    ]
+
+
+def _adapting(words: str) -> list[str]:
+    """Return the lines that put an adapter on."""
+    asked = Adapter.of(words)
+    if not asked.name:
+        return []
+    path = Path(asked.name).expanduser()
+    name, _, revision = (str(path.resolve()), "", "") if path.is_dir() else asked.name.partition("@")
+    options = {"revision": literal(revision)} if revision else {}
+    line = _call("model = PeftModel.from_pretrained", "model", literal(name), **options, autocast_adapter_dtype="False")
+    return [line, *(["model = model.merge_and_unload(safe_merge=True)"] if asked.merge else [])]
+
+
+def _inputs(form: Prompt) -> list[str]:
+    options = {name: literal(value) for name, value in form.options.items()}
+    if form.ids:
+        return [
+            f"ids = torch.tensor([{_numbers(form.ids)}], device=model.device)",
+            'inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}',
+        ]
+    if not form.messages:
+        encode = _call("inputs = tokenizer", literal(form.text), **options, return_tensors='"pt"')
+        return [f"{encode}.to(model.device)"]
+    messages = _messages(form.messages)
+    if form.behind:
+        text = _call("text = tokenizer.apply_chat_template", "messages", **options, tokenize="False")
+        encode = _call("inputs = tokenizer", "text", add_special_tokens="False", return_tensors='"pt"')
+        return [*messages, f"{text} + {literal(form.behind)}", f"{encode}.to(model.device)"]
+    rest = {"return_dict": "True", "return_tensors": '"pt"'}
+    encode = _call("inputs = tokenizer.apply_chat_template", "messages", **options, **rest)
+    return [*messages, f"{encode}.to(model.device)"]
+
+
+def _messages(messages: Sequence[Message]) -> list[str]:
+    told = [_message(one) for one in messages]
+    line = f"messages = [{', '.join(told)}]"
+    return [line] if len(line) <= WIDTH and len(told) == 1 else ["messages = [", *(f"    {one}," for one in told), "]"]
+
+
+def _message(message: Message) -> str:
+    content = str(message["content"])
+    lines = content.splitlines(keepends=True)
+    if len(lines) < 2 or len(content) < WIDTH // 2:
+        return literal(dict(message))
+    told = "".join(f"\n            {literal(line)}" for line in lines)
+    return f'{{\n        "role": {literal(message["role"])},\n        "content": ({told}\n        ),\n    }}'
+
+
+def _numbers(ids: Sequence[int]) -> str:
+    if len(ids) <= 16:
+        return literal(list(ids))
+    rows = [", ".join(map(str, ids[place : place + 16])) for place in range(0, len(ids), 16)]
+    return "[\n" + "".join(f"    {one},\n" for one in rows) + "]"
+
+
+def _generating(record: Done) -> list[str]:
+    values = {name: literal(value) for name, value in arguments(record).items()}
+    if "compile_config" in values:
+        values["compile_config"] = f"CompileConfig(**{values['compile_config']})"
+    if values.keys() & {"stop_strings", "token_healing"}:  # the library looks at text then
+        values["tokenizer"] = "tokenizer"
+    seed = [] if record.seed is None else [f"torch.manual_seed({record.seed})"]
+    return [*seed, _call("output = model.generate", "**inputs", **values)]
+
+
+def _printing(turn: Turn, record: Done, how: Shown) -> list[str]:
+    place = row(record)
+    if turn.role == "completion":
+        return [f"print(tokenizer.decode(output[{place}], skip_special_tokens=True))"]
+    lead = f"{literal(how.lead)} + " if how.lead else ""
+    if how.together:
+        return [
+            'before = tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)',
+            f"text = tokenizer.decode(output[{place}], skip_special_tokens=True)",
+            f"print({lead}text[len(before):])",
+        ]
+    whole = parts(record)[0] == record.prompt_ids
+    start = 'inputs["input_ids"].shape[1]' if whole else str(len(record.prompt_ids))
+    if how.without is None:
+        return [f"reply = output[{place}, {start}:]", f"print({lead}tokenizer.decode(reply, skip_special_tokens=True))"]
+    kept = f"token for token in output[{place}, {start}:].tolist() if token not in {literal([*how.without])}"
+    return [
+        "# The parts of the reply stand between special tokens: only those that mark no part are left out.",
+        f"reply = [{kept}]" if how.without else f"reply = output[{place}, {start}:]",
+        f"print({lead}tokenizer.decode(reply))",
+    ]
+
+
+def _call(function: str, *plain: str, **named: str) -> str:
+    words = [*plain, *(f"{name}={word}" for name, word in named.items())]
+    line = f"{function}({', '.join(words)})"
+    return line if len(line) <= WIDTH else f"{function}(\n" + "".join(f"    {word},\n" for word in words) + ")"
+
+
+def literal(value: Any) -> str:
+    """Return a value as Python writes it, texts in double quotes; what is not printable is escaped."""
+    match value:
+        case str():
+            word = repr(value)
+            return f'"{word[1:-1]}"' if word[0] == "'" and '"' not in word and "\\'" not in word else word
+        case float() if not math.isfinite(value):
+            return f'float("{value}")'
+        case dict():
+            return "{" + ", ".join(f"{literal(key)}: {literal(item)}" for key, item in value.items()) + "}"
+        case list() | tuple():
+            return "[" + ", ".join(map(literal, value)) + "]"
+        case _:
+            return repr(value)

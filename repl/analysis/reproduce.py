@@ -1,0 +1,114 @@
+"""A recorded reply made once more: its ids, where they part from the record, and what has changed since."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from repl.analysis import recipe
+from repl.core import decoding
+from repl.core.events import Done, Progress
+from repl.core.format import device
+from repl.core.jobs import Emit
+from repl.generation import arguments, provenance
+from repl.generation.measure.forward import breakable, entry, one_sentence
+from repl.generation.runtime import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token at the place of the first difference, with its log-probability there in nats; id None is the end."""
+
+    id: int | None
+    text: str
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Something that is not as it was when the reply was recorded."""
+
+    name: str
+    then: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """The tokens that follow the same text in two runs, and how far apart they are there: nats, None at an end."""
+
+    then: Candidate
+    now: Candidate
+    margin: float | None
+
+
+def generated(resident: Model, record: Done, emit: Emit) -> list[int]:
+    """Call `generate` as the record says, without the kept cache; raises `Failed` or `Cancelled`."""
+    import torch
+
+    model, (prompt, made) = resident.model, recipe.parts(record)
+    chosen = arguments.of_values(model, recipe.arguments(record))
+
+    def tell(ids: Any, _: Any) -> bool:
+        emit(Progress("make it again", ids.shape[1] - len(prompt), len(made), "tokens"))
+        return False
+
+    if record.seed is not None:
+        torch.manual_seed(record.seed)
+    ids = torch.tensor([prompt], device=entry(model))
+    with one_sentence("the repetition stopped"), breakable(model, emit.check):
+        rows = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=chosen.config,
+            stopping_criteria=[tell],
+            tokenizer=resident.tokenizer,
+            **chosen.off,
+        )
+    new: list[int] = rows[recipe.row(record), len(prompt) :].tolist()
+    ends = [place for place, token in enumerate(new) if token in decoding.stops(chosen.config)]
+    return new[: ends[0] + 1] if ends else new
+
+
+def fork(resident: Model, before: list[int], then: Sequence[int], now: Sequence[int]) -> Fork:
+    """Weigh the first tokens of two ways to go on after the same text, in the model's own distribution."""
+    import torch
+
+    ids = torch.tensor([before], device=entry(resident.model))
+    output = resident.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=1,
+        num_beams=1,
+        num_return_sequences=1,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    logs = output.logits[0][0].float().log_softmax(-1)
+    one, other = (_candidate(resident.tokenizer, logs, ids[:1]) for ids in (then, now))
+    known = one.logprob is not None and other.logprob is not None
+    return Fork(one, other, abs(float(logs[then[0]] - logs[now[0]])) if known else None)
+
+
+def _candidate(tokenizer: Any, logs: Any, ids: Sequence[int]) -> Candidate:
+    return Candidate(ids[0], str(tokenizer.decode([ids[0]])), float(logs[ids[0]])) if ids else Candidate(None, "", None)
+
+
+def changes(record: Done, resident: Model) -> list[Changed]:
+    """Return what is known of both runs and differs: library versions, format, place, attention, threads, steps."""
+    facts = resident.facts
+    then = {**record.versions, **_conditions(record.model, record.environment)}
+    model = {"dtype": facts.dtype, "device_map": facts.device_map, "quantization": resident.load.quantize}
+    now = {**provenance.versions(), **_conditions(model, provenance.environment(facts))}
+    both = [name for name in then if name in now and then[name] != now[name]]
+    return [Changed(name, then[name], now[name]) for name in both]
+
+
+def _conditions(model: dict[str, Any], environment: dict[str, Any]) -> dict[str, str]:
+    places = device(model.get("device_map") or {"": ""})
+    named = {"dtype": model.get("dtype"), "device": places, "quantize": model.get("quantization")}
+    named |= {name: environment.get(name) for name in ("attention", "threads")} | {
+        "step": environment.get("step", "plain")
+    }
+    named |= {f"device {place}": name for place, name in environment.get("devices", {}).items()}
+    return {name: str(value) for name, value in named.items() if value}

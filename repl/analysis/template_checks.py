@@ -1,0 +1,190 @@
+"""What chat templates classically get wrong: each failure tried on the template, with a verdict and a reason."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from repl.core.errors import ReplError
+from repl.core.parts import Parts
+from repl.generation.prompt.chat_template import THOUGHTS, Template
+from repl.generation.prompt.messages import CHANNEL
+
+SYSTEM = {"role": "system", "content": "Speak in plain words."}
+FIRST = {"role": "user", "content": "How are you today?"}
+ANSWER = {"role": "assistant", "content": "Fine, thank you."}
+SECOND = {"role": "user", "content": "What comes next?"}
+LATER = {"role": "assistant", "content": "Nothing much."}
+THOUGHT = "A secret consideration."
+TALK = (FIRST, ANSWER, SECOND)
+QUOTED = 12  # tokens of a quote, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that may be wrong; `verdict` is good, note or bad."""
+
+    name: str
+    verdict: str
+    reason: str
+
+
+def check(template: Template, stops: Sequence[int]) -> list[Check]:
+    """Try a template; `stops` are the ids that end a reply. Raises `Failed` where it passes its bounds."""
+    error = template.attempt([FIRST]).error or template.attempt(TALK).error
+    if error:
+        return [Check("renders", "bad", error)]
+    return [Check("renders", "good", "messages of yours and a reply"), *_tried(template, stops)]
+
+
+def _tried(template: Template, stops: Sequence[int]) -> Iterator[Check]:
+    yield Check("BOS", *_bos(template))
+    yield Check("system message", *_system(template))
+    yield Check("generation prompt", *_generation_prompt(template))
+    yield Check("end of turn", *_end(template, stops))
+    yield Check("earlier turns", *_earlier(template))
+    yield Check("thinking in history", *_thinking(template))
+    yield Check("control tokens typed by you", *_typed(template))
+
+
+Verdict = tuple[str, str]
+
+
+def _text(template: Template, *messages: Any, prompt: bool = False) -> str:
+    return template.write(messages, prompt).text
+
+
+def _bos(template: Template) -> Verdict:
+    tokenizer = template.tokenizer
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return "good", "the tokenizer has none"
+    ids = template.encode(template.write([FIRST]))
+    if ids[:2] == (bos, bos):
+        return "bad", f"{tokenizer.bos_token} stands twice at the beginning"
+    if ids[:1] == (bos,):
+        return "good", f"{tokenizer.bos_token} once"
+    if tokenizer("a")["input_ids"][:1] == [bos]:
+        return "note", f"plain text gets {tokenizer.bos_token} in front, a chat does not"
+    return "good", "none, as with plain text"
+
+
+def _system(template: Template) -> Verdict:
+    outcome = template.attempt([SYSTEM, FIRST])
+    if outcome.refused:
+        return "note", "refused: it is put in front of your first message"
+    if outcome.error:
+        return "bad", outcome.error
+    if SYSTEM["content"] not in outcome.text:
+        return "bad", "left out silently"
+    return "good", "written"
+
+
+def _generation_prompt(template: Template) -> Verdict:
+    """Compare what asks for a reply with what stands in front of one in history, behind the end of your message."""
+    asked = _atoms(template, _text(template, FIRST, prompt=True).partition(FIRST["content"])[2])
+    stands = _atoms(template, _between(template, FIRST, ANSWER))
+    alone = template.attempt([FIRST], generation_prompt=False).text.partition(FIRST["content"])[2]
+    twice = template.attempt([FIRST, SECOND], generation_prompt=False).text.partition(FIRST["content"])[2]
+    size = _common(_atoms(template, twice.partition(SECOND["content"])[0] or alone), stands)  # the end of your turn
+    header = "".join(stands[size:])
+    if _common(asked, stands) > size or ("".join(asked[size:]).strip() and not header.strip()):
+        return "good", repr("".join(asked[_common(_atoms(template, alone), asked) :]) or "".join(asked))
+    if not header.strip():
+        return "good", "none needed: the reply follows your turn directly"
+    if added := "".join(asked[size:]).strip():
+        return "bad", f"{added!r} asks for a reply, but {header!r} stands in front of one in history"
+    return "bad", f"none: {header!r} should follow, the model may go on with your turn"
+
+
+def _between(template: Template, first: Any, second: Any) -> str:
+    """Return what a template writes between two messages that follow each other in a chat."""
+    after = _text(template, *TALK, prompt=True).partition(first["content"])[2]
+    return after.partition(second["content"])[0]
+
+
+def _atoms(template: Template, text: str) -> list[str]:
+    """Cut a text into control tokens, words and single characters."""
+    controls = map(re.escape, sorted(template.controls, key=len, reverse=True))
+    return re.findall("|".join([*controls, r"\w+", "."]), text, re.DOTALL)
+
+
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
+
+
+def _end(template: Template, stops: Sequence[int]) -> Verdict:
+    """Look for an id that stops generation among the control tokens behind a reply, the last one and an earlier one."""
+    behind = template.attempt([FIRST, ANSWER], generation_prompt=False).text.partition(ANSWER["content"])[2]
+    between = _between(template, ANSWER, SECOND)
+    found = [one for one in (*_atoms(template, behind), *_atoms(template, between)) if one in template.controls]
+    if not found:
+        return "bad", "nothing marks the end of a reply: answers run on"
+    for one in found:
+        if template.tokenizer.convert_tokens_to_ids(one) in stops:
+            return "good", f"{one} ends a reply, and stops generation"
+    names = ", ".join(map(str, template.tokenizer.convert_ids_to_tokens(list(stops)))) or "nothing"
+    return "bad", f"{found[0]} ends a reply, but {names} stops generation: answers run on"
+
+
+def _earlier(template: Template) -> Verdict:
+    """Compare the prompts of three turns: each should begin with the one before."""
+    chats = [[FIRST], TALK, [*TALK, LATER, SECOND]]
+    prompts = [template.write(chat) for chat in chats]
+    opening = ""
+    for chat, before, after in zip(chats, prompts, prompts[1:], strict=False):
+        if after.text.startswith(before.text):
+            continue
+        old, new = template.encode(before), template.encode(after)
+        place = _common(old, new)
+        quote = _near(str(template.tokenizer.decode(list(old[place : place + QUOTED]))))
+        said = before.text.rindex(chat[-1]["content"]) + len(chat[-1]["content"])
+        if before.text[:said] != after.text[:said]:
+            return "bad", f"written anew once a turn follows, from {quote} on: less of the cache is kept"
+        opening = quote
+    if opening:
+        return "note", f"stay as they are, but {opening} is left out in front of a reply: what follows it is read again"
+    return "good", "stay as they are: the cache can be kept"
+
+
+def _near(text: str) -> str:
+    line = text.strip().partition("\n")[0]
+    return repr(line if len(line) <= 24 else line[:23] + "…")
+
+
+def _thinking(template: Template) -> Verdict:
+    literals, answer = template.reads.literals, ANSWER["content"]
+    tag = next((tag for tag, end in THOUGHTS.items() if tag in literals or end in literals), "")
+    raw = f"{tag or '<think>'}\n{THOUGHT}\n{THOUGHTS[tag or '<think>']}\n\n{answer}"
+    if CHANNEL in literals:
+        tag, raw = CHANNEL, f"{CHANNEL}analysis<|message|>{THOUGHT}<|end|>{CHANNEL}final<|message|>{answer}"
+    reply = {**ANSWER, "content": raw, "parts": Parts(THOUGHT, answer)}
+    outcome = template.attempt([FIRST, reply, SECOND])
+    if outcome.error:
+        return "bad", outcome.error
+    if THOUGHT not in outcome.text:
+        return "good", "left out of earlier replies, as the template is made"
+    if tag:
+        return "note", "left in earlier replies: it takes up context"
+    return "good", "left as it was said: the template knows of none"
+
+
+def _typed(template: Template) -> Verdict:
+    hostile = {**FIRST, "content": FIRST["content"] + " ".join(template.controls)}
+    try:
+        plain, tried = (_controls_in(template, message) for message in (FIRST, hostile))
+    except ReplError as error:
+        return "note", f"such a message is refused: {error.message}"
+    if forged := sorted((tried - plain).keys()):
+        return "bad", f"{', '.join(forged)} acts when you type it"
+    if not plain.keys() - {template.tokenizer.bos_token}:
+        return "note", "are plain text, but turns are marked by plain text too: a message can look like several"
+    return "good", "are plain text"
+
+
+def _controls_in(template: Template, message: dict[str, str]) -> Counter[str]:
+    ids = template.encode(template.write([message]))
+    by_id = {template.tokenizer.convert_tokens_to_ids(name): name for name in template.controls}
+    return Counter(by_id[token] for token in ids if token in by_id)

@@ -1,0 +1,153 @@
+"""Ways to answer the same message: the words of /compare and /replay, and the settings that each comes to."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from repl.core import settings
+from repl.core.decoding import SAMPLING
+from repl.core.errors import UsageError
+from repl.core.settings import Settings
+from repl.generation.decode import drafters
+from repl.hub import catalog
+from repl.remote.dialects import Listing
+from repl.remote.http import Address
+from repl.session import servers
+from repl.session.change_settings import changed
+from repl.session.session import Session
+
+NOW, LOCAL = "now", "local"
+"""Words for what answers as things stand, and for the model in this process while a server answers."""
+URL = re.compile(r"https?://")
+ADDRESS = ("model", "revision", "gguf_file", "trust_remote_code")  # settings that the word for a model comes to
+WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|\S)+""")
+PROMPT = re.compile(r"(?:^|\s)--(?:\s|$)")
+NAMED = re.compile(r"[A-Za-z_][A-Za-z_-]*=.*", re.DOTALL)
+PLAIN = [("num_beams", "1"), ("num_return_sequences", "default")]
+GREEDY = [("do_sample", "off"), *PLAIN]
+SAMPLED = [("do_sample", "on"), *PLAIN]
+WORDS: dict[str, list[tuple[str, str]]] = {
+    **{NOW: [], LOCAL: [], "greedy": GREEDY, "sample": SAMPLED},
+    "prompt_lookup": [("assistant", "none"), ("prompt_lookup", str(drafters.TOKENS))],
+}
+NEXT = "|".join(WORDS)
+JOINT = re.compile(rf"[,+\s]+(?=(?!cpu=|mps=|disk=)[A-Za-z_][A-Za-z_-]*=|(?:{NEXT})\b)")  # memory is cpu=4GiB
+FAST = "fast"  # as in fast=prompt_lookup
+SHORT = {"beams": "num_beams"}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server, the model of it that is wanted, and what it offers; None: not asked yet."""
+
+    where: Address
+    model: str = ""
+    listing: Listing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to answer: how it was typed, the settings that it comes to, and the server where one answers."""
+
+    title: str
+    settings: Settings
+    server: Server | None = None
+
+
+def split(line: str) -> tuple[list[str], str | None]:
+    """Split `A B -- PROMPT` into the words in front and the prompt, which is None where there is none."""
+    mark = PROMPT.search(line)
+    front, prompt = (line[: mark.start()], line[mark.end() :].strip("\n")) if mark else (line, None)
+    return WORD.findall(front), prompt
+
+
+def way(session: Session, word: str) -> Variant:
+    """Read one word: a model, a server, or settings over those of the session; raises `UsageError`.
+
+    While a server answers, its models and what says nothing of loading are meant for it.
+    """
+    parts, remote = _parts(word), session.remote
+    first = parts[0] if parts else ""
+    if first in session.engines or URL.match(first):
+        chosen = session.engines.get(first, {}).get("model", "")
+        server = Server(servers.where(session, first), chosen)
+        return _served(session, parts, server, _given(parts[1:]))
+    given = _given(parts)
+    loads = {name: value for name, value in given if settings.places()[settings.find(name)] == "load"}
+    if (
+        remote is None
+        or LOCAL in parts
+        or (loads and loads.get("model") not in {one.id for one in remote.listing.offers})
+    ):
+        return variant(word, session.settings)
+    return _served(session, parts, Server(remote.wire.where, remote.model, remote.listing), given)
+
+
+def variant(word: str, base: Settings) -> Variant:
+    """Read one word that says nothing of servers: what is not named stays as it is; raises `UsageError`."""
+    parts = _parts(word)
+    given = _given(parts)
+    return Variant(_title(parts), changed(base, implied(given) + given))
+
+
+def _served(session: Session, parts: list[str], server: Server, given: list[tuple[str, str]]) -> Variant:
+    model = next((value for name, value in given if name == "model"), server.model)
+    given = [pair for pair in given if pair[0] not in ADDRESS]
+    if loads := [name for name, _ in given if settings.places()[settings.find(name)] == "load"]:
+        raise UsageError(f"{loads[0]} is a matter of loading, which a server does by itself")
+    return Variant(_title(parts), changed(session.settings, implied(given) + given), replace(server, model=model))
+
+
+def _parts(word: str) -> list[str]:
+    """Cut a word into the settings that commas or plus signs join; inside quotes spaces do as well."""
+    return [part for part in JOINT.split(_bare(word)) if part]
+
+
+def _title(parts: list[str]) -> str:
+    return ",".join(settings.named(part) for part in parts) or NOW
+
+
+def _given(parts: list[str]) -> list[tuple[str, str]]:
+    return [pair for part in parts for pair in _pairs(part)]
+
+
+def _bare(word: str) -> str:
+    inner = word[1:-1]
+    return inner if len(word) > 1 and word[0] == word[-1] and word[0] in "\"'" and word[0] not in inner else word
+
+
+def _pairs(part: str) -> list[tuple[str, str]]:
+    """Return the settings that a part of a word names; what is no setting is a model."""
+    if part in WORDS:
+        return WORDS[part]
+    if not NAMED.fullmatch(part) or Path(part).expanduser().exists():
+        return settings.address(part)
+    typed, _, value = part.partition("=")
+    if typed == FAST and value in WORDS:
+        return WORDS[value]
+    name = settings.find(SHORT.get(typed, typed))
+    if settings.places()[name] == "view" and name != "mode":
+        raise UsageError(f"{name} is about the screen, not about an answer", f"/{name}")
+    if name == "model":
+        return settings.address(value)
+    return GREEDY if name == "temperature" and value in ("0", "0.0") else [(name, _bare(value))]
+
+
+def implied(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return what has to be so for a value to have an effect: nobody compares temperatures of a greedy reply."""
+    given = dict(pairs)
+    if "do_sample" in given:
+        return []
+    if "num_beams" in given:
+        return [("do_sample", "off"), ("num_return_sequences", "default")]
+    return SAMPLED if given.keys() & {*SAMPLING, "seed"} else []
+
+
+def offered() -> Mapping[str, str]:
+    """Return the words worth completing: models, and the names of settings."""
+    found = catalog.names()
+    models = found if isinstance(found, Mapping) else dict.fromkeys(found, "")
+    own = [name for name, part in settings.places().items() if part != "view" and name != "model"]
+    short = {"beams=": "beam search", "greedy": "the likeliest token at every step", NOW: "the settings as they stand"}
+    return {**short, **{f"{name}=": settings.help_of(name) for name in own}, **models}

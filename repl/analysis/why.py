@@ -1,0 +1,152 @@
+"""How one token of a reply came about: each step from the model's own distribution to the final odds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from repl.analysis import recipe
+from repl.core import decoding
+from repl.core.errors import UsageError
+from repl.core.events import Done
+from repl.core.jobs import Emit
+from repl.generation import arguments
+from repl.generation.decode.detokenizer import Detokenizer
+from repl.generation.measure.processors import Stage, stages
+from repl.generation.measure.scoring import following
+from repl.generation.measure.token_text import Speller
+from repl.generation.runtime import Model
+from repl.models.loader import Facts
+
+COUNT = 8  # candidates shown, by the model's odds and by the final ones
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One processor: what the token's probability is behind it, and what it removed of the tokens there were."""
+
+    name: str
+    value: float | None
+    probability: float
+    factor: float
+    """What it multiplied the token's probability by: the model's probability times all factors is the final one."""
+    removed: int
+    mass: float
+    """The probability that the removed tokens had together."""
+    changed: bool
+    """Whether it changed any probability at this place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that might have come: its probabilities, the model's own first, then behind each processor."""
+
+    id: int
+    text: str
+    probabilities: list[float]
+    removed_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """How one token of the last reply came about."""
+
+    number: int
+    of: int
+    """Tokens of the reply."""
+    id: int
+    text: str
+    how: str
+    """sampled, greedy or beams; taken where the user put the token in."""
+    model: float
+    """The token's probability in the model's own distribution."""
+    rank: int
+    entropy: float
+    """Of the model's own distribution, in nats."""
+    steps: list[Step]
+    probability: float
+    """The token's final probability: what it was drawn with."""
+    likeliest: int
+    """The likeliest token behind all steps, which greedy takes."""
+    candidates: list[Candidate]
+    decode: dict[str, Any]
+    """Decoding values that differ from the record's."""
+    notes: list[str]
+
+
+def explain(resident: Model, record: Done, place: str, changes: Mapping[str, Any], shared: bool, emit: Emit) -> Why:
+    """Compute how a token came about, from the record of its reply; for the model thread."""
+    spot = _place(resident.tokenizer, record, place)
+    token, made = record.token_ids[spot], record.token_ids[:spot]
+    renamed = {decoding.OURS.get(name, name): value for name, value in changes.items()}
+    chosen = arguments.of_values(resident.model, {**recipe.values(record), **renamed})
+    logits = following(resident, [*record.prompt_ids, *made], emit, shared)
+    found = stages(resident, chosen, record.prompt_ids, made, logits)
+    odds = [stage.probabilities for stage in found]
+    steps = [_step(token, *pair) for pair in pairwise(found)]
+    speller = Speller(resident.tokenizer)
+    shown = sorted({token, *_best(odds[0]), *_best(odds[-1])}, key=lambda one: -float(odds[0][one]))
+    return Why(
+        number=spot + 1,
+        of=len(record.token_ids),
+        id=token,
+        text=speller.text(token),
+        how="taken" if spot + 1 in record.taken else _way(chosen.config),
+        model=float(odds[0][token]),
+        rank=int((odds[0] > odds[0][token]).sum()) + 1,
+        entropy=found[0].entropy,
+        steps=steps,
+        probability=float(odds[-1][token]),
+        likeliest=int(found[-1].scores.argmax()),
+        candidates=[
+            Candidate(one, speller.text(one), [float(row[one]) for row in odds], _remover(found, one)) for one in shown
+        ],
+        decode=dict(changes),
+        notes=_notes(record, resident.facts),
+    )
+
+
+def _way(config: Any) -> str:
+    return "beams" if (config.num_beams or 1) > 1 else "sampled" if config.do_sample else "greedy"
+
+
+def _place(tokenizer: Any, record: Done, word: str) -> int:
+    """Return the place of a token by its number or its text; raises `UsageError`."""
+    count = len(record.token_ids)
+    if word.isdecimal():
+        if not 0 < int(word) <= count:
+            raise UsageError(f"the last reply has tokens 1 to {count}, not {word}", "/tokens --ids")
+        return int(word) - 1
+    reader = Detokenizer(tokenizer, record.prompt_ids, skip_special_tokens=False)
+    texts = [reader.feed(token) for token in record.token_ids]
+    alone = [place for place, text in enumerate(texts) if text.strip() == word]
+    begin = "".join(texts).find(word)
+    ends = [sum(map(len, texts[: place + 1])) for place in range(count)]
+    spots = alone or [place for place, end in enumerate(ends) if 0 <= begin < end]
+    if not spots:
+        raise UsageError(f"the last reply has no {word!r}", "/tokens --ids")
+    return spots[0]
+
+
+def _best(odds: Any) -> list[int]:
+    values, places = odds.topk(min(COUNT, len(odds)))
+    return [token for token, value in zip(places.tolist(), values.tolist(), strict=True) if value]
+
+
+def _step(token: int, before: Stage, after: Stage) -> Step:
+    old, new = before.probabilities, after.probabilities
+    gone = after.scores.isneginf() & before.scores.isneginf().logical_not()
+    was, now = float(old[token]), float(new[token])
+    changed = bool((old - new).abs().max() > 1e-7)
+    return Step(
+        after.name, after.value, now, now / was if was else 0.0, int(gone.sum()), float(old[gone].sum()), changed
+    )
+
+
+def _remover(found: Sequence[Stage], token: int) -> str:
+    return next((stage.name for stage in found[1:] if stage.scores[token].isneginf()), "")
+
+
+def _notes(record: Done, facts: Facts) -> list[str]:
+    made = str(record.model.get("dtype"))
+    return [f"made in {made}, computed here in {facts.dtype}"] if made != facts.dtype else []

@@ -1,0 +1,145 @@
+"""The command line: options made from the settings; interactive, one shot, pipe, script, JSON."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from repl import __version__
+from repl.core import settings, streams
+from repl.core.errors import ReplError, UsageError
+from repl.core.sanitize import clean_line
+from repl.core.settings import Settings
+
+
+class Line(argparse.ArgumentParser):
+    """Usage errors in our own words, and help that fails where it cannot be written."""
+
+    def print_help(self, file: Any = None) -> None:
+        """Write the help to standard output."""
+        sys.stdout.write(self.format_help())
+
+    def error(self, message: str) -> NoReturn:
+        """Say it in one line and end with 2."""
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        if message.startswith("unrecognized") and unknown.startswith("--"):
+            message = self._unknown(unknown)
+        self.exit(2, f"hub-repl: {clean_line(message)} · hub-repl --help\n")
+
+    def _unknown(self, word: str) -> str:
+        from repl.core.values import nearest
+
+        known = [word for word in self.format_help().replace(",", " ").split() if word.startswith("--")]
+        close = nearest(word.partition("=")[0], known)
+        return f"no option {word}" + (f", did you mean {close}?" if close else "")
+
+
+def parser() -> Line:
+    """Return the parser: what is about this run, then one option for each setting."""
+    line = Line(
+        prog="hub-repl",
+        usage="hub-repl [MODEL | --connect URL] [PROMPT ...] [--SETTING VALUE ...] [-c LINE]... [--script FILE] "
+        "[--json]",
+        description="Explore language models from the Hugging Face Hub: load, prompt, turn a knob, prompt again.",
+        epilog="A PROMPT, or text on standard input, is answered once; without either a prompt opens.",
+        allow_abbrev=False,
+    )
+    line.add_argument("model", nargs="?", metavar="MODEL", help="Hub id, id@revision, folder, .gguf file, or builtin")
+    line.add_argument("prompt", nargs="*", metavar="PROMPT", help="answer this and exit")
+    line.add_argument("-c", dest="commands", action="append", default=[], metavar="LINE", help="run this line first")
+    line.add_argument("--script", metavar="FILE", help="run the lines of a file (- for standard input)")
+    line.add_argument("--keep-going", action="store_true", help="go on after a line of a script that failed")
+    line.add_argument("--json", action="store_true", help="one JSON object per line on standard output")
+    line.add_argument(
+        "--resume", nargs="?", const="", metavar="SESSION", help="go on with the last session, or this one"
+    )
+    line.add_argument("--connect", metavar="URL", help="let a server answer; all words are then the PROMPT")
+    line.add_argument("--model", dest="named", metavar="MODEL", help="the MODEL, here or on the server of --connect")
+    line.add_argument("--no-save", action="store_true", help="leave nothing of this session on disk")
+    line.add_argument("--offline", action="store_true", help="never touch the network")
+    line.add_argument("--version", action="store_true", help="show the version and exit")
+    for part in settings.SPECS:
+        group = line.add_argument_group(f"{part} settings")
+        for name in (name for name, home in settings.places().items() if home == part and name != "model"):
+            spellings = dict.fromkeys(("--" + name.replace("_", "-"), "--" + name))
+            help_text = settings.help_of(name).replace("%", "%%")
+            group.add_argument(*spellings, dest=f"set_{name}", metavar="VALUE", help=help_text)
+    return line
+
+
+def sorted_out(asked: argparse.Namespace) -> argparse.Namespace:
+    """Tell the model from the prompt: the first word is the model, unless an option says which, or a server is."""
+    if asked.model is not None and (asked.named or asked.connect):
+        asked.prompt = [asked.model, *asked.prompt]
+        asked.model = None
+    asked.model = asked.named or asked.model
+    return asked
+
+
+def chosen(asked: argparse.Namespace, found: Settings) -> Settings:
+    """Return the settings of the config file with those of the command line over them; raises `UsageError`."""
+    given = {name: word for name in settings.places() if (word := getattr(asked, f"set_{name}", None)) is not None}
+    if {"max_new_tokens", "max_length"} <= set(given):
+        raise UsageError("max_new_tokens and max_length exclude each other: give one")
+    if asked.model and not asked.connect:
+        given |= {name: word for name, word in settings.address(asked.model) if word != "default"}
+    for name, word in given.items():
+        found = found.put(name, settings.read(name, word), "you")
+    return found
+
+
+def main() -> NoReturn:
+    """Run the program and end with its exit code."""
+    if not streams.begin():
+        sys.stderr.write("hub-repl: standard output is closed\n")
+        leave(1)
+    leave(_guarded(run))
+
+
+def run() -> int:
+    """Read the command line and the config file, and run the program; returns the exit code."""
+    asked = sorted_out(parser().parse_intermixed_args())
+    if asked.version:
+        sys.stdout.write(f"hub-repl {__version__}\n")
+        return 0
+    from repl.cli.program import Program
+    from repl.core import paths
+    from repl.session import config_file
+
+    found = config_file.read(paths.config() / "config.toml")
+    return Program(asked, found, chosen(asked, found.settings)).run()
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    """Do the work and write out what it said; what ends it early becomes an exit code."""
+    code = 0
+    try:
+        code = _ended(work)
+        sys.stdout.flush()
+    except OSError as error:
+        if not streams.lost(error):
+            raise
+        return code or streams.end(error)
+    return code
+
+
+def _ended(work: Callable[[], int]) -> int:
+    try:
+        return work()
+    except ReplError as error:
+        sys.stderr.write("hub-repl: " + clean_line(" · ".join([error.message, *error.hints])) + "\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as death:  # a signal asked for it, or a word of the command line
+        return int(death.code or 0)
+
+
+def leave(code: int) -> NoReturn:
+    """End at once: a thread that is still inside a library must not take the interpreter down."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -1,0 +1,267 @@
+"""One run of the program: at a prompt, for one answer, over a script; the prompt is drawn before the rest is there."""
+
+import argparse
+import importlib
+import os
+import select
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from repl.core import paths, texts
+from repl.core.jobs import Emit, Job, Worker
+from repl.core.sanitize import ascii_only
+from repl.core.settings import Settings, named
+from repl.session import config_file
+
+if TYPE_CHECKING:
+    from repl.cli.shell import Shell
+    from repl.generation.measure.token_trace import Inspection
+    from repl.terminal.editor.prompt import Editor
+    from repl.terminal.editor.settings_panel import Panel
+
+GRACE = 1.0  # seconds after which the user is told that standard input is waited for
+
+
+class Program:
+    """One run of the program."""
+
+    def __init__(self, asked: argparse.Namespace, found: config_file.Config, chosen: Settings) -> None:
+        self.asked = asked
+        self.config = found
+        self.chosen = chosen
+        self.worker = Worker()
+        self.typed = sys.stdin is not None and sys.stdin.isatty()
+        self.interactive = self.typed and sys.stdout.isatty() and not asked.prompt and not asked.json
+        self._shell: Shell | None = None
+        self._editor: Editor | None = None
+        self._death: SystemExit | None = None  # what a signal asked for while keys were read
+
+    @property
+    def shell(self) -> "Shell":
+        """Return what runs lines; it is made when it is first needed."""
+        if self._shell is None:
+            self._shell = self._made()
+        return self._shell
+
+    def _made(self) -> "Shell":
+        from repl import commands
+        from repl.cli.shell import Shell
+        from repl.commands import extensions, registry
+        from repl.core import log
+        from repl.generation.runtime import Runtime
+        from repl.hub.consent import FILE as TRUSTED
+        from repl.hub.consent import Consents
+        from repl.models.store import Store
+        from repl.remote.engine import known
+        from repl.session.session import FILE, Session
+        from repl.terminal.screen import Screen
+
+        assert commands  # importing them registers them
+        log.install(paths.data())
+        offline = self.asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+        saved = None if self.asked.no_save else paths.data() / FILE
+        store = Store(Runtime, offline, consents=Consents(paths.data() / TRUSTED))
+        session = Session(self.chosen, store, self.worker, saved)
+        session.presets = dict(self.config.presets)
+        known.update(self.config.engines)
+        session.notices += [*self.config.wrong, *extensions.problems(), *registry.alias(self.config.aliases)]
+        shell = Shell(session, Screen(self.asked.json, self.interactive))
+        shell.unopened = not self.asked.connect  # where a server answers, no model is loaded
+        return shell
+
+    def run(self) -> int:
+        """Serve what was asked for; returns the exit code."""
+        self._catch()
+        try:
+            good = self._interactive() if self.interactive else self._once()
+        finally:
+            if self._shell is not None:
+                self._shell.session.close()
+        interrupted = self._shell is not None and self._shell.interrupted
+        return 130 if interrupted and not self.interactive else 0 if good else 1
+
+    def _lines(self) -> list[str]:
+        script: list[str] = []
+        if self.asked.script:
+            text = texts.piped() if self.asked.script == "-" else texts.read(self.asked.script, kinds=texts.PIPED)
+            script = text.split("\n")
+        resumed = [] if self.asked.resume is None else [f"/resume {self.asked.resume}".strip()]
+        return [*self.config.startup, *resumed, *self._connected(), *self.asked.commands, *script]
+
+    def _connected(self) -> list[str]:
+        if not self.asked.connect:
+            return []
+        chosen = f" --model {shlex.quote(self.asked.model)}" if self.asked.model else ""
+        return [f"/connect {shlex.quote(self.asked.connect)}{chosen}"]
+
+    # without a prompt
+
+    def _once(self) -> bool:
+        self.shell.tell()
+        self.shell.open()
+        lines = self._lines()
+        prompt = self._prompt()
+        if not self.shell.settle_load():
+            return False
+        if not self.shell.script(lines, self.asked.keep_going):
+            return False
+        if prompt or not lines:
+            return self.shell.message(prompt)
+        return True
+
+    def _prompt(self) -> str:
+        """Return standard input and the words of the command line, a blank line between."""
+        words = " ".join(self.asked.prompt)
+        if self.typed and (words or self._has_lines()):
+            return words
+        piped = "" if self.asked.script == "-" else self._piped()
+        return "\n\n".join(part for part in (piped.strip("\n"), words) if part.strip())
+
+    def _has_lines(self) -> bool:
+        return bool(self.asked.commands or self.asked.script)
+
+    def _piped(self) -> str:
+        if self.typed or _silent(GRACE):
+            self.shell.screen.notice("reading standard input, Ctrl-D ends it (< /dev/null gives none)")
+        return texts.piped()
+
+    # at a prompt
+
+    def _interactive(self) -> bool:
+        from repl.terminal.editor.prompt import Editor, Plain, dumb, restored
+
+        mark = "> " if ascii_only() else "❯ "
+        if dumb():
+            self._before()
+            self.shell.interactive(Plain(mark, self.shell.settle_load).read)
+            return True
+        self._editor = editor = Editor(paths.data() / "history", Opening(self), mark, keep=not self.asked.no_save)
+        with restored(), editor.held():
+            asked, found = self.asked, self.config
+            if self._has_lines() or asked.resume is not None or asked.connect or found.startup or found.wrong:
+                self.take()
+                self._before()
+            self._serve(editor)
+        return True
+
+    def take(self) -> None:
+        """Put the shell behind the prompt."""
+        assert self._editor is not None
+        self._editor.desk = self.shell
+        self.shell.keyboard = self._editor.keyboard
+        self.shell.look = self._look
+
+    def _look(self, found: "Inspection") -> str:
+        """Show the tokens of a reply on a screen of their own; returns the line to run afterwards, if any."""
+        from repl.terminal.inspector import Inspector
+
+        assert self._editor is not None
+        theme = self.shell.session.settings.view.theme
+        return self._read(Inspector(found, theme, self._editor.input, self._editor.output).run)
+
+    def _before(self) -> None:
+        """Run the lines that were asked for; one that fails must not take the prompt away."""
+        self.shell.tell()
+        self.shell.script(self._lines(), keep_going=True)
+
+    def _serve(self, editor: "Editor") -> None:
+        """Serve lines; the first one may be typed before there is a shell to run it."""
+        ahead: list[str] = []
+        if self._shell is None:
+            try:
+                ahead.append(self._read(editor.read))
+            except EOFError:
+                return
+            self.take()
+        self.shell.interactive(lambda draft: ahead.pop() if ahead else self._read(lambda: editor.read(draft)))
+
+    def _read(self, read: Callable[[], str]) -> str:
+        """Read keys to the end of a line; raises what a signal asked for, also where it came as the reading ended."""
+        try:
+            return read()
+        finally:
+            if self._death is not None:
+                raise self._death
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._shell is None and self._editor is None:
+            os._exit(130)  # nothing is done yet, and an exception could be lost in an import
+        if not self.interactive and (self._shell is None or self._shell.running is None):
+            raise KeyboardInterrupt
+        if self._shell is not None:
+            self._shell.interrupt()
+
+    def _catch(self) -> None:
+        deadly = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+
+        def kill(number: int, frame: FrameType | None) -> None:
+            for one in deadly:  # a window that closes says so twice: the second must not hit what saves and restores
+                signal.signal(one, signal.SIG_IGN)
+            self._death = SystemExit(128 + number)  # of a kind that an event loop lets through
+            if self._editor is None or not self._editor.breaks(self._death):
+                raise self._death
+
+        signal.signal(signal.SIGINT, self._interrupt)
+        for one in deadly:
+            signal.signal(one, kill)
+
+
+class Opening:
+    """Stands behind the prompt until the rest of the program is imported beside it, then puts the shell there."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._job: Job[None] | None = None
+
+    def toolbar(self, width: int) -> str:
+        """Return the line under the prompt."""
+        return f" loading {named(self._program.chosen.load.model)}"[: max(1, width - 1)]
+
+    def tick(self) -> Callable[[], object] | None:
+        """Begin the imports once the prompt is drawn; hand over when they are done."""
+        if self._job is None:
+            self._job = self._program.worker.start(bring)
+        self._job.poll()
+        if not self._job.finished():
+            return None
+        self._program.take()
+        return self._program.shell.tell if self._program.shell.session.notices else None
+
+    def watch(self, wake: Callable[[], object]) -> None:
+        """Nothing is loading yet: imports do not end sooner for being watched."""
+
+    def stop_load(self) -> None:
+        """Nothing is loading yet."""
+
+    def settings(self) -> Settings:
+        """Return what the config file and the command line say."""
+        return self._program.chosen
+
+    def complete(self, line: str) -> list[tuple[str, str]]:
+        """Return what could stand at the end of a line; nothing is loaded yet."""
+        from repl.commands import registry
+
+        return registry.complete(line)
+
+    def panel(self, changed: Callable[[], object]) -> "Panel":
+        """Return the settings view, which needs the rest of the program at once."""
+        return self._program.shell.panel(changed)
+
+
+def bring(emit: Emit) -> None:
+    """Import what serves a line."""
+    with emit.shield():
+        for name in ("repl.cli.shell", "repl.models.store", "repl.commands"):
+            importlib.import_module(name)
+
+
+def _silent(seconds: float) -> bool:
+    """Tell whether nothing comes from standard input in that time: it may be one that nobody will ever close."""
+    try:
+        return not select.select([sys.stdin], [], [], seconds)[0]
+    except (OSError, ValueError):  # Windows: only sockets can be waited for
+        return False

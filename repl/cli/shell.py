@@ -1,0 +1,333 @@
+"""Read, dispatch, show: one loop for the keyboard, one for scripts."""
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from types import NoneType
+from typing import Any, Protocol
+
+from repl.commands import registry
+from repl.core import decoding, streams
+from repl.core.errors import Cancelled, Quit, ReplError, UsageError
+from repl.core.events import Done, Event, Notice
+from repl.core.explain import sentence
+from repl.core.format import joined
+from repl.core.log import log
+from repl.core.sanitize import repaired
+from repl.core.settings import Settings, named
+from repl.generation.measure.token_trace import Inspection
+from repl.remote.engine import Connected
+from repl.session.results import Aside, Draft, Lines, Said
+from repl.session.session import Loaded, Session, Task, View
+from repl.terminal.editor.settings_panel import Panel
+from repl.terminal.live import Pace, Pane
+from repl.terminal.screen import Screen
+
+NO_VIEW = (NoneType, Said, Draft, Lines, Done, Loaded, Connected, Aside)
+"""Results that /export leaves out when it writes the last view."""
+
+
+LOOK = 0.05  # seconds between looks at the keyboard meanwhile: each takes time from the load
+MOMENT = 0.25  # seconds that a load may take before the prompt comes back without it
+LAST = 1.0  # seconds that a job may take to end when the program is told to
+
+
+class Keys(Protocol):
+    """A keyboard that is watched while something runs; `late`: it was asked to stop when nobody looked any more."""
+
+    late: bool
+
+    def cancelled(self) -> bool:
+        """Tell whether the user asked to stop."""
+
+
+class NoKeys:
+    """Nobody at the keyboard."""
+
+    late = False
+
+    def cancelled(self) -> bool:
+        """Never."""
+        return False
+
+
+class Shell:
+    """Runs lines against a session and shows what comes of them."""
+
+    def __init__(self, session: Session, screen: Screen) -> None:
+        self.session = session
+        self.screen = screen
+        self.keyboard: Callable[[], AbstractContextManager[Keys]] = lambda: nullcontext(NoKeys())
+        self.running: Task[Any] | None = None
+        self.interrupted = False
+        self.offered: tuple[list[str], str] = ([], "")  # lines that a number stands for, and the line to repeat then
+        self.default = ""  # the line that an empty one stands for
+        self.look: Callable[[Inspection], str] | None = None  # shows tokens on a screen of their own; says what to run
+        self.draft = ""  # a message that could not be sent goes back to the prompt
+        self._theme = "dark"
+        self.paint()
+        self.unopened = True
+        self._pace = Pace()
+
+    # one line
+
+    def run(self, line: str) -> bool:
+        """Run one line; False if it failed. A number takes up what the result or the failure before offered."""
+        line = repaired(line)
+        (choices, failed), self.offered, self.default = self.offered, ([], ""), ""
+        if line.strip().isdecimal() and 0 < int(line) <= len(choices):
+            good = self._run(choices[int(line) - 1]) and (not failed or (self.settle_load() and self._run(failed)))
+        else:
+            good = self._run(line)
+        self.session.mark()
+        self.paint()
+        self.tell()
+        return good
+
+    def offer(self, choices: Iterable[tuple[str, str]], failed: str = "", default: str = "") -> None:
+        """Let numbers stand for lines, from 1 on; the line that failed is run again after one of them."""
+        self.offered, self.default = ([line for line, _ in choices], failed), default
+
+    def paint(self) -> None:
+        """Take over a change of the theme."""
+        if self._theme != self.session.settings.view.theme:
+            self._theme = self.session.settings.view.theme
+            self.screen.paint(self._theme)
+
+    def tell(self) -> None:
+        """Say what the session has to say."""
+        for said in self.session.notices:
+            self.screen.notice(said)
+        self.session.notices.clear()
+
+    def _run(self, line: str) -> bool:
+        self.open()
+        try:
+            return self._attempt(line)
+        except ReplError as error:
+            if not isinstance(error, UsageError):
+                log.warning("%s\n%s", error, error.__dict__.get("trace", ""))
+            self.screen.error(error)
+            self.offer(error.choices, line if error.again else "")
+        except Cancelled as stopped:
+            self.screen.notice(joined("stopped", str(stopped)))
+        except Exception as error:  # a bug of ours: its traceback goes to the log, the session goes on
+            if isinstance(error, OSError) and streams.lost(error):
+                raise
+            log.exception("a bug")
+            self.screen.error(ReplError(f"a bug in hub-repl: {sentence(error)}; hub-repl.log has the details"))
+        self.screen.space()
+        return False
+
+    def _attempt(self, line: str) -> bool:
+        parsed = registry.read(line)
+        if self.session.remote is None and parsed.command.waits and not self.settle_load():
+            self._give_back(line)
+            return False
+        outcome = parsed.run(self.session)
+        if isinstance(outcome, Task) and outcome.background and self.screen.interactive:
+            return not self._soon() or self.end_load()  # else its end is told above the prompt
+        if isinstance(outcome, Task):
+            outcome = self.follow(outcome)
+        if not isinstance(outcome, NO_VIEW):
+            self.session.shown = View(line, parsed.command.name, outcome)
+        if isinstance(outcome, Inspection) and self.look is not None:
+            if next_line := self.look(outcome):
+                self.screen.notice(next_line)
+                return self._attempt(next_line)
+        elif outcome is not None:
+            self._show(parsed.command.name, outcome)
+        self.screen.space()
+        return True
+
+    def _give_back(self, line: str) -> None:
+        """Put a message that could not be sent back into the line editor."""
+        if self.screen.interactive and not line.startswith("/"):
+            self.draft = line
+            self.screen.notice("your message is back at the prompt")
+
+    def _show(self, command: str, outcome: Any) -> None:
+        if isinstance(outcome, Lines):
+            self.script(outcome.lines)
+            return
+        self.draft = getattr(outcome, "draft", self.draft)
+        self.offer(getattr(outcome, "choices", ()), default=getattr(outcome, "default", ""))
+        wanted = self.session.settings.view.stats or self.screen.as_json or not isinstance(outcome, Done)
+        if wanted:
+            self.screen.show(command, outcome)
+
+    def follow(self, task: Task[Any]) -> Any:
+        """Show a job as it runs, and return the result of its end."""
+        self._wait(task)
+        return task.settle()
+
+    def _wait(self, task: Task[Any]) -> None:
+        self.running, self.interrupted = task, False
+        try:
+            with Pane(self.screen, self.session.settings.view) as pane, self.keyboard() as keys:
+                while not task.job.finished():
+                    pane.draw(task.job.poll(0.02))
+                    if keys.cancelled():
+                        self.interrupt()
+        except (SystemExit, OSError):  # a signal, a window that is gone: what there is of a reply is saved
+            self._cut(task)
+            raise
+        finally:
+            self.running = None
+
+    def _cut(self, task: Task[Any]) -> None:
+        """End a job as a cancel would, waiting a moment for it."""
+        task.job.cancel()
+        deadline = time.monotonic() + LAST
+        while not task.job.finished() and time.monotonic() < deadline:
+            task.job.poll(0.02)
+        with suppress(ReplError, Cancelled):
+            task.settle()
+
+    def interrupt(self) -> None:
+        """Stop what runs: called for Esc, Ctrl-C and SIGINT."""
+        self.interrupted = True
+        if self.running is not None:
+            self.running.job.cancel()
+
+    # loading beside the prompt
+
+    def open(self) -> None:
+        """Begin the first load: once the prompt is on the screen, or when something needs the model."""
+        if self.unopened:
+            self.unopened = False
+            self.session.load(self.session.settings)
+
+    def settle_load(self) -> bool:
+        """Wait for a load that is on its way; False if it failed or was stopped."""
+        self.open()
+        if self.session.loading is not None:
+            self._wait(self.session.loading)
+            return self.end_load()
+        return True
+
+    def _soon(self) -> bool:
+        """Give a load a moment before the prompt is drawn, which would take as long again; True if it has ended."""
+        task, deadline = self.session.loading, time.monotonic() + MOMENT
+        if task is None:
+            return False
+        with self.keyboard() as keys:
+            while not (task.job.ends(LOOK) or task.job.stopped() or time.monotonic() > deadline):
+                if keys.cancelled():
+                    task.job.cancel()
+        if keys.late:  # pressed behind the last look: it was meant for this load
+            task.job.cancel()
+        self._hear(task.job.poll())
+        return task.job.finished()
+
+    def _hear(self, events: list[Event]) -> None:
+        self._pace.follow(events)
+        if said := [event.text for event in events if isinstance(event, Notice)]:
+            self.screen.notice("\n".join(said))
+
+    def end_load(self) -> bool:
+        """Take over a load that has ended, and say so."""
+        assert self.session.loading is not None
+        try:
+            self.screen.show("model", self.session.loading.settle())
+        except ReplError as error:
+            self.screen.error(error, repeats=False)
+            self.offer(error.choices)
+            return False
+        except Cancelled:
+            self.screen.notice(self._stopped())
+            return False
+        finally:
+            self.screen.space()
+        return True
+
+    def _stopped(self) -> str:
+        facts = self.session.store.facts()
+        return joined("loading stopped", f"{facts.name} stays" if facts else "/model builtin loads the built-in")
+
+    def watch(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called when the load that runs beside the prompt ends."""
+        if self.session.loading is not None:
+            self.session.loading.job.wakes(wake)
+
+    def stop_load(self) -> None:
+        """Stop a load that runs beside the prompt."""
+        if self.session.loading is not None:
+            self.session.loading.job.cancel()
+
+    def tick(self) -> Callable[[], object] | None:
+        """Look after a background load; returns what to print above the prompt when it has ended."""
+        self.open()
+        task = self.session.loading
+        if task is None:
+            return None
+        events = task.job.poll()
+        self._pace.follow(events)
+        if said := [event.text for event in events if isinstance(event, Notice)]:
+            return lambda: self.screen.notice("\n".join(said))
+        return self.end_load if task.job.finished() else None
+
+    def toolbar(self, width: int) -> str:
+        """Return the line under the prompt, without what does not fit."""
+        away = self.session.remote is not None
+        parts = self._state() if away or not (self.session.loading or self.unopened) else self._loading()
+        while len(parts) > 1 and len(joined(*parts)) > width - 2:
+            parts.pop()
+        return (" " + joined(*parts))[: max(1, width - 1)]
+
+    def _loading(self) -> list[str]:
+        return [part for part in (f"loading {named(self.session.pending().load.model)}", *self._pace.said()) if part]
+
+    def _state(self) -> list[str]:
+        session, engine = self.session, self.session.engine
+        if session.remote is None and session.store.facts() is None:
+            return ["no model", "/model ID loads one"]
+        context = f"context {session.used} of {engine.context}" if engine.context else f"context {session.used}"
+        return [
+            engine.name,
+            *engine.traits,
+            "chat" if session.talks() else "complete",
+            decoding.phrase(session.decoding()),
+            context,
+            f"{session.speed:.0f} tokens/s" if session.speed else "",
+        ]
+
+    def settings(self) -> Settings:
+        """Return the settings as they stand."""
+        return self.session.settings
+
+    def complete(self, line: str) -> list[tuple[str, str]]:
+        """Return what could stand at the end of a line, with what is loaded in mind."""
+        return registry.complete(line, self.session)
+
+    def panel(self, changed: Callable[[], object]) -> Panel:
+        """Return the settings view."""
+        return Panel(self.session, changed)
+
+    # many lines
+
+    def message(self, text: str) -> bool:
+        """Send a text as a message, whatever it begins with; False if it failed or was stopped."""
+        return self.run("/" + text if text.startswith("/") else text) and not self.interrupted
+
+    def interactive(self, read: Callable[[str], str]) -> None:
+        """Serve lines from the keyboard until `/quit` or the end of input."""
+        while True:
+            draft, self.draft = self.draft, ""
+            try:
+                line = read(draft)
+                if line.strip() or self.default:
+                    self.run(line.strip("\n") if line.strip() else self.default)
+            except (EOFError, Quit):
+                return
+
+    def script(self, lines: Iterable[str], keep_going: bool = False) -> bool:
+        """Run lines, leaving out blank ones and `#` comments; False as soon as one failed, unless told to go on."""
+        good = True
+        for line in lines:
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            good = self.run(line.rstrip("\n")) and good
+            if self.interrupted or not (good or keep_going):
+                return False
+        return good

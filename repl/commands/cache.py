@@ -1,0 +1,79 @@
+"""The cache of models: fetch one, delete one."""
+
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from repl.commands.registry import command
+from repl.core.errors import UsageError
+from repl.core.format import joined
+from repl.core.jobs import Emit
+from repl.core.sanitize import clean_line
+from repl.core.values import Flag
+from repl.core.values import Text as Words
+from repl.hub import builtin, catalog, locate
+from repl.hub.catalog import Freed
+from repl.session.results import Said
+from repl.session.session import Session, Task
+from repl.terminal.screen import mebibytes, view
+
+
+@command("models")
+def download(session: Session, id: Annotated[str, Words("a model", suggest=catalog.names)]) -> Task[Any]:
+    """Fetch a model into the cache, without loading it."""
+    want, began = catalog.wanted(id), time.monotonic()
+
+    def fetch(emit: Emit) -> str:
+        found = locate.locate(want.model, want.revision, want.gguf_file, emit, offline=session.store.offline)
+        size = sum(path.stat().st_size for path in found.folder.rglob("*") if path.is_file())
+        seconds = time.monotonic() - began
+        return joined(f"{id} is in the cache, {mebibytes(size)}", f"{seconds:.1f} s", f"/model {id} loads it")
+
+    return session.errand(fetch, lambda job: Said(job.result()))
+
+
+@dataclass(frozen=True, slots=True)
+class Erasable:
+    """What would be deleted; a 1 at the next prompt does it."""
+
+    freed: Freed
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """Return the line behind the number, with its effect."""
+        return [(f"/delete {self.freed.id} --yes", "deletes it")]
+
+
+@command("models")
+def delete(
+    session: Session,
+    id: Annotated[str, Words("a model in the cache", suggest=catalog.names.here)],
+    *,
+    yes: Annotated[bool, Flag()] = False,
+) -> Task[Any]:
+    """Delete a model from the cache; without --yes, show what that frees."""
+    if id == builtin.ID:
+        raise UsageError("the built-in model is not part of the cache, and stays")
+    if any(resident.facts.id == id for resident in session.store.residents()):
+        raise UsageError(f"{id} is in memory, its files are in use", f"/unload {id}")
+
+    def settle(job: Any) -> Any:
+        freed = job.result()
+        return Said(f"{id} deleted, {mebibytes(freed.bytes)} free again") if yes else Erasable(freed)
+
+    return session.errand(lambda emit: catalog.erase(id, emit, yes), settle)
+
+
+@view.register
+def _(result: Erasable) -> RenderableType:
+    freed = result.freed
+    several = f", {freed.revisions} revisions" if freed.revisions > 1 else ""
+    return Text.assemble(
+        (clean_line(freed.id), "accent"),
+        f" takes {mebibytes(freed.bytes)}{several} in {clean_line(freed.folder)}\n  1 ",
+        (f"/delete {clean_line(freed.id)} --yes", "accent"),
+        ("\n    the number deletes it, anything else leaves it", "quiet"),
+    )

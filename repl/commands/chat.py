@@ -1,0 +1,180 @@
+"""Talk: messages, plain continuation, the system instruction, and trying again."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated, Any
+
+from repl.analysis.variants import implied
+from repl.commands import registry
+from repl.commands.registry import command
+from repl.core import settings
+from repl.core.conversation import Turn
+from repl.core.errors import UsageError
+from repl.core.events import Done
+from repl.core.settings import Settings
+from repl.core.values import Change, Rest, Whole
+from repl.generation.measure.token_trace import onward
+from repl.generation.request import Request
+from repl.session import position
+from repl.session.change_settings import changed
+from repl.session.replies import into
+from repl.session.results import Draft, Said
+from repl.session.session import Session, Task
+
+
+@command("talk", waits=True)
+def say(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
+    """Send a message, or a text to complete where the model has no chat template."""
+    session.answers()
+    if not text.strip():
+        raise UsageError("the prompt is empty")
+    if not session.talks():
+        return raw(session, text)
+
+    asked = ({"role": "user", "content": text},)
+    _check(session, Request(session.settings, messages=asked, prefill=session.prefill))
+
+    def send() -> Task[Done]:
+        whole, talk, aim = _with_files(session, text), session.conversation, session.aim
+        session.aim = None
+        return _answer(session, talk.add("user", whole, aim.parent if aim else talk.head), session.settings)
+
+    return _sent(session, send)
+
+
+@command("talk", waits=True)
+def raw(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
+    """Continue a text without the chat template and outside the conversation."""
+    session.answers()
+    _check(session, Request(session.settings, text=text))
+    return _answer(session, session.conversation.add("prompt", text, None), session.settings)
+
+
+@command("talk", waits=True)
+def retry(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> Task[Done]:
+    """Answer the last message again, with other settings for this once.
+
+    /retry temperature=1.2 changes one, and samples where replies are greedy.
+    """
+    session.answers()
+    last = _last(session)
+    words = [(settings.find(registry.ALIASES.get(name, name)), text) for name, text in changes]
+    samples = session.decoding()["do_sample"].value
+    chosen = changed(session.settings, [*([] if samples else implied(words)), *words], parts=("decode", "view"))
+    return _sent(session, lambda: _answer(session, session.conversation.turns[last.parent or 0], chosen))
+
+
+@command("talk", name="continue", waits=True)
+def continue_(session: Session) -> Task[Done]:
+    """Let the last reply go on from its last token."""
+    session.answers()
+    last = _last(session)
+    if last.record is None:
+        raise UsageError("the last reply has no record to go on from", "/retry")
+    request = position.onward(session, last)
+    _check(session, request)
+    return _generate(session, request, session.conversation.turns[last.parent or 0], last)
+
+
+@command("talk")
+def prefill(session: Session, text: Annotated[str, Rest()] = "") -> Said:
+    """Give the next reply its beginning; the model goes on from there."""
+    session.prefill = text
+    return Said(f"the next reply begins with: {text}" if text else "the next reply begins by itself")
+
+
+@command("talk")
+def edit(session: Session, number: Annotated[int, Whole(1)] = 0) -> Draft:
+    """Change an earlier message: the next line replaces it, on a branch.
+
+    Turn N, by default the last.
+    """
+    asked = [turn for turn in session.conversation.path() if turn.role == "user"]
+    turn = session.conversation.turn(number) if number else asked[-1] if asked else None
+    if turn is None or turn.role != "user":
+        raise UsageError(
+            f"turn {number} is not a message of yours" if number else "there is no message to edit", "/history"
+        )
+    session.aim = turn
+    return Draft(turn.text, f"the next message replaces turn {turn.id} · Ctrl-O opens an editor")
+
+
+@command("talk")
+def system(session: Session, text: Annotated[str, Rest()] = "") -> Any:
+    """Set the instruction in front; alone it shows it.
+
+    `/system none` removes it.
+    """
+    if not text:
+        return Said(f"system: {session.conversation.system}" if session.conversation.system else "no system text")
+    session.conversation.system = "" if text == "none" else text
+    return Said("system text removed" if text == "none" else "system text set · from the next message on")
+
+
+@command("talk")
+def clear(session: Session) -> Said:
+    """Begin a new conversation; model, settings and system text stay."""
+    count = len(session.conversation.path())
+    session.conversation.clear()
+    session.moved()
+    return Said(f"a new conversation · {count} messages set aside" if count else "a new conversation")
+
+
+def _sent(session: Session, send: Callable[[], Task[Done]]) -> Task[Done]:
+    """Send a message; the files, the beginning and the branch meant for it wait for the next where no reply comes."""
+    along, head = (list(session.attached), session.prefill, session.aim), session.conversation.head
+
+    def settle(task: Task[Done]) -> Done:
+        try:
+            done: Done = task.settle()
+        finally:
+            if session.conversation.head == head:
+                session.attached, session.prefill, session.aim = along
+        return done
+
+    task = send()
+    return replace(task, settle=lambda: settle(task))
+
+
+def _with_files(session: Session, text: str) -> str:
+    texts = [f"{name}:\n{content}" for name, content in session.attached]
+    session.attached.clear()
+    return "\n\n".join([*texts, text])
+
+
+def _last(session: Session) -> Turn:
+    if session.last is None or session.last.parent is None:
+        raise UsageError("nothing was answered yet")
+    return session.last
+
+
+def _answer(session: Session, asked: Turn, chosen: Settings) -> Task[Done]:
+    """Reply to a message through the template, or to a text as it stands."""
+    if asked.role == "prompt":
+        return _generate(session, Request(chosen, text=asked.text), asked)
+    request = position.chat(session, chosen, asked, session.prefill)
+    _check(session, request)
+    session.prefill = ""
+    return _generate(session, request, asked)
+
+
+def _check(session: Session, request: Request) -> None:
+    """Refuse what the server in use cannot do before there is a turn of it."""
+    if session.remote is not None:
+        session.remote.check(request)
+
+
+def _generate(session: Session, request: Request, asked: Turn, before: Turn | None = None) -> Task[Done]:
+    """Answer a request, or let the reply before go on with it."""
+    lead = before.text if before and not request.ids else request.prefill
+    engine = session.engine
+    return into(
+        session, asked, lambda emit: engine.reply(request, emit), lead, lambda done: _whole(done, request, before)
+    )
+
+
+def _whole(done: Done, request: Request, before: Turn | None) -> Done:
+    """Return the record of a reply that went on from another as one reply."""
+    if before is None or before.record is None or not request.ids:
+        return done
+    return onward(before, request.ids[len(before.record.prompt_ids) :], done)

@@ -1,0 +1,185 @@
+"""Look at replies token by token: coloured by probability, listed, or one by one on a screen of their own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import exp
+from typing import Annotated, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl.commands.registry import command
+from repl.core import settings
+from repl.core.conversation import Turn
+from repl.core.errors import ReplError, UsageError
+from repl.core.events import Done
+from repl.core.format import joined
+from repl.core.jobs import Emit
+from repl.core.sanitize import clean_line
+from repl.core.values import Rest, Whole
+from repl.generation.measure.token_text import quoted
+from repl.generation.measure.token_trace import Inspection, Seen, Trace, answered, measured, recomputed, server
+from repl.generation.request import Request
+from repl.remote import retake
+from repl.session.change_settings import change
+from repl.session.replies import going_on, instead, into, whole
+from repl.session.results import Said
+from repl.session.session import Session, Task
+from repl.terminal.colours import caption, painted, shade
+from repl.terminal.screen import view
+from repl.terminal.shades import percent
+
+LISTED = 3  # alternatives in a row of the list
+
+
+@dataclass(frozen=True, slots=True)
+class Painted(Trace):
+    """The last reply in colours, by probability (`on`) or `entropy`; `streams` tells whether replies come coloured."""
+
+    by: str
+    streams: bool
+
+
+@command("look inside")
+def probs(session: Session, value: Annotated[str, Rest(suggest=settings.kind("probs").complete)] = "") -> Any:
+    """Colour replies by probability or entropy; alone it repaints the last.
+
+    Probabilities are the model's own, before temperature and other processors. While it is on, Markdown is shown as it
+    comes.
+    """
+    if value:
+        return switched(session, value)
+    if session.last is None:
+        raise UsageError("nothing was answered yet", "Why is the sky blue?")
+    chosen = session.settings.view.probs
+    by, streams = "entropy" if chosen == "entropy" else "on", chosen != "off"
+    return looked_at(session, session.last, lambda found: Painted(*parts(found, by), streams, **origin(found)))
+
+
+def switched(session: Session, value: str) -> Said:
+    """Turn the colours on or off."""
+    said = change(session, "probs", value)
+    on = session.settings.view.probs != "off"
+    raw = on and session.settings.view.markdown
+    return Said(
+        joined(said.text, "from the next reply on" if on else "", "Markdown is shown as it comes" if raw else "")
+    )
+
+
+@command("look inside")
+def inspect(session: Session, number: Annotated[int, Whole(1)] = 0) -> Any:
+    """Look into a reply token by token: what else was likely.
+
+    By default the last one. On a terminal: arrows move, a digit or Tab chooses an alternative, Enter takes it and goes
+    on from there on a branch of its own (what /take does), p and e colour by probability and entropy, / searches, n
+    finds the next, q leaves. Elsewhere the tokens are listed.
+    """
+    turn = session.conversation.turn(number) if number else session.last
+    if turn is None:
+        raise UsageError("nothing was answered yet", "Why is the sky blue?")
+    by = "entropy" if session.settings.view.probs == "entropy" else "on"
+    return looked_at(session, turn, lambda found: Inspection(*parts(found, by), **origin(found)))
+
+
+@command("look inside", waits=True)
+def take(
+    session: Session,
+    place: Annotated[int, Whole(1)],
+    token: Annotated[int, Whole(0)],
+    *,
+    turn: Annotated[int, Whole(1)] = 0,
+) -> Task[Done]:
+    """Put another token in the place of token N, and go on from there.
+
+    TOKEN is its id; what follows stands on a branch of its own. Of the last reply, or of --turn N. /inspect shows the
+    ids of what the model considered, and does this for Enter.
+    """
+    session.answers()
+    before = session.conversation.turn(turn) if turn else session.last
+    if before is None or before.parent is None:
+        raise UsageError("nothing was answered yet", "Why is the sky blue?")
+    count = len(answered(before).token_ids)
+    if place > count:
+        raise UsageError(f"turn {before.id} has {count} tokens, not {place}", f"/inspect {before.id}")
+    if server(answered(before)):
+        return _taken_there(session, before, place, token)
+    session.ready()
+    asked, chosen, ended = session.conversation.turns[before.parent], session.settings, list[Done]()
+
+    def work(emit: Emit) -> Done:
+        resident = session.store.current()
+        begun = instead(resident, before, place, token, emit)
+        try:
+            done = going_on(resident, begun, chosen, emit)
+        except ReplError as error:
+            ended.extend(whole(resident, begun, partial) for partial in [getattr(error, "partial", None)] if partial)
+            raise
+        ended.append(whole(resident, begun, done))
+        return done
+
+    return into(session, asked, work, whole=lambda done: ended[0])
+
+
+def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task[Done]:
+    """Let the server that made a reply go on from another token."""
+    remote, record = retake.maker(session.remote, before), answered(before)
+    request = retake.asked_for(session.conversation, before, session.settings)
+    remote.check(Request(session.settings, ids=record.token_ids))
+    asked, lead = session.conversation.turns[before.parent or 0], before.text.removesuffix(record.raw)
+    return into(session, asked, lambda emit: retake.taken(remote, request, record, place, token, emit), lead)
+
+
+def looked_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:
+    """Make a result from the tokens of a reply: from its record, or measured again on the model thread."""
+    found = measured(turn)
+    if found is not None:
+        return make(found)
+    return session.start(lambda emit: make(recomputed(session.store.current(), turn, emit)))
+
+
+def parts(found: Trace, by: str) -> tuple[int, str, tuple[Seen, ...], str]:
+    """Return what a view of a reply holds; its colours go by probability where no entropy is known."""
+    return found.turn, found.lead, found.tokens, "on" if found.server else by
+
+
+def origin(found: Trace) -> dict[str, Any]:
+    """Return where the figures are from."""
+    return {"server": found.server, "limit": found.limit}
+
+
+@view.register
+def _(result: Painted) -> RenderableType:
+    hint = (
+        [] if result.streams else [Text.assemble(("/probs on", "accent"), (" colours replies as they come", "quiet"))]
+    )
+    known = [Text(clean_line(result.truncated), "quiet")] if result.server else []
+    return Group(painted(result, result.by), "", caption(result.by), *known, *hint)
+
+
+@view.register
+def _(result: Inspection) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    rows = [row(place, token, result) for place, token in enumerate(result.tokens, 1)]
+    names = list(rows[0]) if rows else []
+    for name in names:
+        left = name in ("token", "likeliest")
+        table.add_column(justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    table.add_row(*(Text(name, "quiet") for name in names))
+    for cells in rows:
+        table.add_row(*cells.values())
+    return Group(table, Text(clean_line(result.truncated), "quiet")) if result.server else table
+
+
+def row(place: int, token: Seen, found: Inspection) -> dict[str, Text]:
+    """Return the columns of one token under their names; a server knows neither ids nor entropy."""
+    likeliest = "  ".join(f"{quoted(text)} {percent(exp(value))}" for _, text, value in token.top[:LISTED])
+    return {
+        "": Text(str(place), "quiet"),
+        **({} if found.server else {"id": Text(str(token.id))}),
+        "token": Text(quoted(token.text or token.name), shade(token, found.by) or "none"),
+        "model": Text(percent(exp(token.logprob))),
+        "rank": Text(token.place),
+        **({} if token.entropy is None else {"entropy": Text(f"{token.entropy:.2f}")}),
+        "likeliest": Text(likeliest, "quiet"),
+    }

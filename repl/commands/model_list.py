@@ -1,0 +1,164 @@
+"""The catalogue: models in memory, in the cache and on the Hub."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from rich.console import Group, JustifyMethod, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl.commands.registry import command
+from repl.core import settings
+from repl.core.errors import ReplError
+from repl.core.format import ago, count, joined
+from repl.core.jobs import Emit
+from repl.core.sanitize import clean_line
+from repl.core.settings import Load
+from repl.core.values import Rest
+from repl.generation.runtime import Model
+from repl.hub import catalog
+from repl.hub.catalog import Cached, Listed
+from repl.models.loader import Facts
+from repl.models.memory import fit
+from repl.session.session import Session, Task
+from repl.terminal.responsive import First
+from repl.terminal.screen import mebibytes, view
+
+Parts = Sequence[tuple[str, Sequence[Sequence[Text]]]]
+"""Titles, and below each the models by what is said of them: the name first."""
+SIDES: tuple[JustifyMethod, ...] = ("right", "right", "left", "left")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A model in memory: `dtype`, `parameters` and `bytes` as loaded; `line` switches to it."""
+
+    id: str
+    dtype: str
+    parameters: int
+    bytes: int
+    current: bool
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models there are; a number at the next prompt loads one."""
+
+    resident: list[Row]
+    cached: list[Cached]
+    hub: list[Listed]
+    silence: str = ""
+    """Why the Hub is not in the list."""
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """Return the line behind each number, with its effect."""
+        switches = [(row.line, "switches to it") for row in self.resident]
+        ids = [each.id for each in self.cached] + [each.id for each in self.hub]
+        return switches + [(f"/model {id}", "loads it") for id in ids]
+
+
+@command("models")
+def models(session: Session, words: Annotated[str, Rest("words of a name")] = "") -> Task[Models]:
+    """List models in memory, in the cache and on the Hub; words choose."""
+    current = session.store.facts()
+    rows = [in_memory(each, session.pending().load, current) for each in session.store.residents()]
+
+    def look(emit: Emit) -> Models:
+        fits = [word.lower() for word in words.split()]
+        here = [each for each in catalog.cached(emit) if all(word in each.id.lower() for word in fits)]
+        found, silence = searched(words, emit, session.store.offline)
+        known = {each.id for each in here}
+        mine = [row for row in rows if all(word in row.id.lower() for word in fits)]
+        return Models(mine, here, [each for each in found if each.id not in known], silence)
+
+    return session.errand(look)
+
+
+def in_memory(resident: Model, now: Load, current: Facts | None) -> Row:
+    """Describe a model in memory; the line that switches to it names what is set otherwise now."""
+    facts, load = resident.facts, resident.load
+    apart = [name for name in load.__slots__ if name != "model" and getattr(load, name) != getattr(now, name)]
+    words = [f"{name}={settings.show(name, getattr(load, name)) or 'default'}" for name in apart]
+    line = " ".join([f"/model {fit.name(load)}", *(f'"{word}"' if " " in word else word for word in words)])
+    return Row(facts.id, facts.form, facts.parameters, facts.bytes, facts is current, line)
+
+
+def searched(words: str, emit: Emit, offline: bool) -> tuple[list[Listed], str]:
+    """Search the Hub; why there is nothing of it comes second."""
+    try:
+        return catalog.search(words, emit, offline), ""
+    except ReplError as error:  # the models that are here can be listed all the same
+        return [], error.message
+
+
+@view.register
+def _(result: Models) -> RenderableType:
+    silence = clean_line(result.silence)
+    parts = (("in memory", _resident(result)), ("cached", _cached(result)), ("on the Hub", _listed(result)))
+    if not any(rows for _, rows in parts):
+        return Text(joined("no model found here", silence or "and none on the Hub"), "quiet")
+    drawings = First(_table(parts), _table([(title, list(map(_stacked, rows))) for title, rows in parts]))
+    return Group(drawings, Text(joined(silence, "a number loads it", "/info ID tells more"), "quiet"))
+
+
+def _table(parts: Parts) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", style="accent", no_wrap=True)
+    table.add_column(overflow="fold")
+    most = max(len(row) for _, rows in parts for row in rows)
+    for justify in SIDES[: most - 1]:
+        table.add_column(justify=justify, style="quiet", no_wrap=True)
+    numbers = itertools.count(1)
+    for title, rows in parts:
+        if rows:
+            table.add_row("", Text(title, "quiet"))
+        for row in rows:
+            table.add_row(str(next(numbers)), *row)
+    return table
+
+
+def _stacked(row: Sequence[Text]) -> list[Text]:
+    """Put what is said of a model below its name."""
+    name, *rest = row
+    return [Text.assemble(name, "\n", (joined(*(cell.plain for cell in rest)), "quiet"))]
+
+
+def _cells(*words: str) -> list[Text]:
+    return [Text(clean_line(word)) for word in words]
+
+
+def _resident(result: Models) -> list[list[Text]]:
+    return [
+        _cells(each.id, count(each.parameters), mebibytes(each.bytes), each.dtype, "current" if each.current else "")
+        for each in result.resident
+    ]
+
+
+def _cached(result: Models) -> list[list[Text]]:
+    return [
+        _cells(
+            each.id,
+            count(each.parameters) if each.parameters else "",
+            mebibytes(each.bytes),
+            each.dtype,
+            f"used {ago(each.used)}" if each.complete else "partial",
+        )
+        for each in result.cached
+    ]
+
+
+def _listed(result: Models) -> list[list[Text]]:
+    return [
+        _cells(
+            each.id,
+            count(each.parameters) if each.parameters else "",
+            mebibytes(each.bytes) if each.bytes else "",
+            joined(each.licence, "gated" if each.gated else ""),
+            f"{count(each.downloads)} downloads",
+        )
+        for each in result.hub
+    ]

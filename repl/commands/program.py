@@ -1,0 +1,41 @@
+"""The rest: version and leaving."""
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+
+from rich.text import Text
+
+from repl import __version__
+from repl.commands.registry import command
+from repl.core.errors import Quit
+from repl.session.session import Session
+from repl.terminal.screen import view
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """Versions of this program, of Python and of the libraries that decide what a reply is."""
+
+    hub_repl: str
+    python: str
+    transformers: str
+    torch: str
+
+
+@command("rest")
+def version(session: Session) -> Version:
+    """Show the versions of this program and its libraries."""
+    return Version(__version__, platform.python_version(), installed("transformers"), installed("torch"))
+
+
+@view.register
+def _(result: Version) -> Text:
+    programs = f"hub-repl {result.hub_repl} · python {result.python}"
+    return Text(f"{programs} · transformers {result.transformers} · torch {result.torch}")
+
+
+@command("rest", name="quit", aliases=("exit", "bye", "q"))
+def quit_(session: Session) -> None:
+    """Leave; Ctrl-D on an empty line does the same."""
+    raise Quit

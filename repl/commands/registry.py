@@ -1,0 +1,276 @@
+"""Commands from functions: the signature is the grammar, the docstring the help, the annotations read and complete."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from inspect import Parameter
+from typing import Any, TypeVar, get_type_hints
+
+from repl.core import settings
+from repl.core.errors import UsageError
+from repl.core.values import Change, Flag, Kind, Rest, Whole, kind_of, nearest
+
+F = TypeVar("F", bound=Callable[..., Any])
+FLAG = re.compile(r"--([\w-]+)(?:(=)|\s+|$)")
+WORD = re.compile(r'"([^"]*)"|\'([^\']*)\'|(\S+)')
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One thing a command takes."""
+
+    name: str
+    kind: Kind
+    default: Any
+    many: bool = False
+    flag: bool = False  # typed as --name VALUE or name=VALUE
+
+    @property
+    def needed(self) -> bool:
+        """Tell whether the line is wrong without it."""
+        return self.default is Parameter.empty and not self.many
+
+    @property
+    def usage(self) -> str:
+        """Return how it is written in a usage line."""
+        if isinstance(self.kind, Change):
+            return "[NAME=VALUE ...]"
+        name = self._option if self.flag else self.name.upper()
+        name += " ..." if self.many else ""
+        return name if self.needed else f"[{name}]"
+
+    @property
+    def _option(self) -> str:
+        takes = "" if isinstance(self.kind, Flag) else " N" if isinstance(self.kind, Whole) else " VALUE"
+        return "--" + self.name.replace("_", "-") + takes
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command as the user sees it."""
+
+    name: str
+    function: Callable[..., Any]
+    words: tuple[Word, ...]
+    help: str
+    more: str
+    family: str
+    waits: bool
+
+    @property
+    def usage(self) -> str:
+        """Return the line that shows how to type it."""
+        words = sorted(self.words, key=lambda word: not word.flag) if _ends_in_text(self.words) else self.words
+        return " ".join([f"/{self.name}", *(word.usage for word in words)])
+
+
+COMMANDS: dict[str, Command] = {}
+ALIASES: dict[str, str] = dict(settings.ALIASES)
+LINES: dict[str, str] = {}
+"""The user's own aliases: a name for a whole line."""
+
+
+def command(family: str, *, name: str = "", aliases: tuple[str, ...] = (), waits: bool = False) -> Callable[[F], F]:
+    """Make a function a command; `waits` holds its line back until a load that is on its way has ended."""
+
+    def register(function: F) -> F:
+        title = name or function.__name__.removesuffix("_")
+        add(title, function, family, inspect.getdoc(function) or "", waits)
+        ALIASES.update(dict.fromkeys(aliases, title))
+        return function
+
+    return register
+
+
+def add(name: str, function: Callable[..., Any], family: str, doc: str, waits: bool = False) -> None:
+    """Register a function under a name."""
+    first, _, more = doc.partition("\n")
+    COMMANDS[name] = Command(name, function, _grammar(function), first.rstrip("."), more.strip(), family, waits)
+
+
+def _grammar(function: Callable[..., Any]) -> tuple[Word, ...]:
+    hints = get_type_hints(function, include_extras=True)
+    parameters = list(inspect.signature(function).parameters.values())[1:]  # the first is the session
+    return tuple(
+        Word(
+            spot.name,
+            kind_of(hints[spot.name]),
+            spot.default,
+            many=spot.kind is Parameter.VAR_POSITIONAL,
+            flag=spot.kind is Parameter.KEYWORD_ONLY,
+        )
+        for spot in parameters
+    )
+
+
+def find(name: str) -> Command:
+    """Return the command a word means: its name, an alias, or an unambiguous start; raises `UsageError`."""
+    wanted = name.replace("-", "_").lower()
+    if not wanted:
+        raise UsageError("a command follows the slash", "/help")
+    if (title := ALIASES.get(wanted, wanted)) in COMMANDS:
+        return COMMANDS[title]
+    starts = sorted({ALIASES.get(known, known) for known in (*COMMANDS, *ALIASES) if known.startswith(wanted)})
+    if len(starts) == 1:
+        return COMMANDS[starts[0]]
+    if starts:
+        raise UsageError(f"/{name} may be {', '.join('/' + start for start in starts)}")
+    close = nearest(wanted, [*COMMANDS, *ALIASES])
+    like = f", did you mean /{close}?" if close else ""
+    raise UsageError(settings.gone(wanted) or f"no command /{name}{like}", "/help")
+
+
+def alias(lines: Mapping[str, str]) -> list[str]:
+    """Take over the user's aliases; returns a sentence for each that hides a command."""
+    hidden = [name for name in lines if name in COMMANDS or name in ALIASES]
+    LINES.update({name: line for name, line in lines.items() if name not in hidden})
+    return [f"the alias {name!r} is left out: /{name} is a command" for name in hidden]
+
+
+def expand(line: str) -> str:
+    """Replace an alias at the beginning of a line by what it stands for."""
+    name, rest = split(line) if line.startswith("/") else ("", "")
+    return f"{LINES[name]} {rest}".strip() if name in LINES else line
+
+
+def split(line: str) -> tuple[str, str]:
+    """Split `/name rest` into name and rest."""
+    name, _, rest = line[1:].partition(" ")
+    if "\n" in name:
+        name, _, rest = line[1:].partition("\n")
+    return name, rest.strip()
+
+
+def parse(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
+    """Read the words behind a command's name into arguments; raises `UsageError`."""
+    words = [word for word in found.words if not word.flag]
+    named: dict[str, Any] = {}
+    if _ends_in_text(words):
+        text, named = _ahead(found, text)
+        texts = _leading(text, len(words))
+    else:
+        texts, named = _sort(found, list(WORD.finditer(text)))
+    arguments: list[Any] = []
+    for word in words:
+        taken, texts = (texts, []) if word.many else (texts[:1], texts[1:])
+        if not taken and word.needed:
+            raise UsageError(f"/{found.name} needs {word.name}: {found.usage}", f"/help {found.name}")
+        arguments += [_read(found, word, text) for text in taken] or ([] if word.many else [word.default])
+    if texts:
+        raise UsageError(f"/{found.name} does not take {texts[0]!r}: {found.usage}", f"/help {found.name}")
+    return arguments, named
+
+
+def _ends_in_text(words: Iterable[Word]) -> bool:
+    return any(isinstance(word.kind, Rest) and not word.flag for word in words)
+
+
+def _ahead(found: Command, text: str) -> tuple[str, dict[str, Any]]:
+    """Read the flags in front of a text that is taken as it stands; what comes behind them is the text."""
+    flags = {word.name: word for word in found.words if word.flag}
+    named: dict[str, Any] = {}
+    while (match := FLAG.match(text)) and (word := flags.get(match[1].replace("-", "_"))):
+        text = text[match.end() :]
+        if isinstance(word.kind, Flag) and not match[2]:
+            named[word.name] = True
+            continue
+        value = WORD.match(text)
+        named[word.name] = _read(found, word, _unquoted(value) if value else "")
+        text = text[value.end() :].lstrip() if value else text
+    return text, named
+
+
+def _unquoted(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group is not None)
+
+
+def _leading(text: str, count: int) -> list[str]:
+    """Split off the words before the last one, which takes the rest of the line as it stands."""
+    return text.split(maxsplit=count - 1) if count > 1 else [text] if text else []
+
+
+def _sort(found: Command, matches: list[re.Match[str]]) -> tuple[list[str], dict[str, Any]]:
+    """Separate `--flag value` and `name=value` for keyword-only words from the rest."""
+    flags = {word.name: word for word in found.words if word.flag}
+    texts = [_unquoted(match) for match in matches]
+    loose: list[str] = []
+    named: dict[str, Any] = {}
+    while texts:
+        text = texts.pop(0)
+        name, sign, value = text.removeprefix("--").replace("-", "_").partition("=")
+        word = flags.get(name)
+        if word is None or not (text.startswith("--") or sign):
+            loose.append(text)
+            continue
+        if not sign:
+            value = "on" if isinstance(word.kind, Flag) else texts.pop(0) if texts else ""
+        named[name] = _read(found, word, value)
+    return loose, named
+
+
+def _read(found: Command, word: Word, text: str) -> Any:
+    try:
+        return word.kind.read(text)
+    except UsageError as error:
+        raise UsageError(f"/{found.name} {word.name}: {error.message}", *error.hints, f"/help {found.name}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line that was read: the command that it runs, `say` for a message, with its arguments."""
+
+    text: str
+    command: Command
+    arguments: tuple[Any, ...] = ()
+    named: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, session: Any) -> Any:
+        """Return a result, a `Task`, or None."""
+        return self.command.function(session, *self.arguments, **self.named)
+
+
+def read(text: str) -> Line:
+    """Read one line; raises `UsageError` before anything is done."""
+    if not text.startswith("/") or text.startswith("//"):
+        return Line(text, COMMANDS["say"], (text.removeprefix("/"),))
+    name, rest = split(expand(text))
+    found = find(name)
+    arguments, named = parse(found, rest)
+    return Line(text, found, tuple(arguments), named)
+
+
+def complete(line: str, session: Any = None) -> list[tuple[str, str]]:
+    """Return what could stand at the end of a line as (word, help): command names, values, setting names.
+
+    A kind with a method `offer(session, word)` is asked with what is loaded.
+    """
+    if not line.startswith("/") or line.startswith("//") or "\n" in line:
+        return []
+    name, space, rest = line[1:].partition(" ")
+    if not space:
+        named = [found for found in COMMANDS.values() if found.name.startswith(name) and found.name != "say"]
+        own = [("/" + alias, line) for alias, line in LINES.items() if alias.startswith(name)]
+        return [*(("/" + found.name, found.help) for found in named), *own]
+    try:
+        found = find(name)
+    except UsageError:
+        return []
+    return _values(found, rest, session)
+
+
+def _values(found: Command, rest: str, session: Any) -> list[tuple[str, str]]:
+    before, last = rest.split()[:-1] if rest and not rest.endswith(" ") else rest.split(), rest.rpartition(" ")[2]
+    place = len(before)
+    words = [word for word in found.words if not word.flag]
+    if not words or (place >= len(words) and not words[-1].many):
+        return []
+    word = words[min(place, len(words) - 1)]
+    if isinstance(word.kind, Change):
+        return [(f"{name}=", settings.help_of(name)) for name in settings.places() if name.startswith(last)]
+    if session is not None and (offer := getattr(word.kind, "offer", None)):
+        return [(value, "") for value in offer(session, last)]
+    offered = word.kind.complete()
+    helps = offered if isinstance(offered, Mapping) else {}
+    begins = re.compile(f"(?:^|.*/){re.escape(last)}", re.IGNORECASE)  # the owner of a model may be left out
+    return [(value, helps.get(value, "")) for value in offered if begins.match(value)]

@@ -1,0 +1,139 @@
+"""Settings: a command for each field, the table of all, and the shorthands for decoding."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from repl.commands import registry
+from repl.commands.registry import command
+from repl.core import decoding, fields, settings
+from repl.core.format import joined
+from repl.core.jobs import Emit
+from repl.core.sanitize import clean_line
+from repl.core.values import Change, Rest
+from repl.core.values import Text as Words
+from repl.generation.prompt.chat_template import arguments
+from repl.generation.prompt.template_values import argument
+from repl.session.change_settings import Setting, apply, change, describe, field, names
+from repl.session.results import Said
+from repl.session.session import Session
+from repl.terminal.screen import view
+
+
+@dataclass(frozen=True, slots=True)
+class Table_:
+    """Every setting by part."""
+
+    load: list[Setting]
+    decode: list[Setting]
+    view: list[Setting]
+    extra: list[Setting]
+
+
+@view.register
+def _(result: Setting) -> RenderableType:
+    value = settings.show(result.name, result.value) or "not set"
+    lead = Text.assemble((result.name, "accent"), f" {clean_line(value)}", (f" · {result.origin}", "quiet"))
+    return Text.assemble(lead, "\n", (f"{clean_line(result.help)} · takes {result.takes}", "quiet"))
+
+
+@command("settings", name="settings")
+def all_settings(session: Session) -> Table_:
+    """Show every setting, its value and where it comes from."""
+    rows = {part: [describe(session, name) for name in names(part)] for part in settings.SPECS}
+    known = {row.name for part in rows.values() for row in part}
+    others = [
+        Setting(name, found.value, found.origin, "generation config", "")
+        for name, found in session.decoding().items()
+        if name not in known
+    ]
+    return Table_(rows["load"], rows["decode"], rows["view"], others)
+
+
+@view.register
+def _(result: Table_) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for style in ("accent", "", "quiet", "quiet"):
+        table.add_column(style=style, no_wrap=style == "accent", overflow="fold")
+    for part in (result.load, result.decode, result.view, result.extra):
+        for row in part:
+            table.add_row(row.name, _shown(row), row.origin, Text(row.help, overflow="ellipsis", no_wrap=True))
+        table.add_row("")
+    return table
+
+
+def _shown(row: Setting) -> Text:
+    known = row.name in settings.places()
+    value = settings.show(row.name, row.value) if known else fields.show(row.value)
+    return Text(clean_line(value or "–"))
+
+
+@command("settings", waits=True)
+def set_(session: Session, name: str, value: Annotated[str, Rest()]) -> Any:
+    """Set anything by name: settings, generation_config, template.NAME.
+
+    /set template.chat_template NAME chooses one of several chat templates. /set FIELD none switches a field of the
+    generation config off that the model's own config sets, /set FIELD default leaves it to the model again.
+    """
+    name = {theirs: ours for ours, theirs in decoding.OURS.items()}.get(name, name)
+    if decoding.is_setting(name):
+        return change(session, settings.find(name), value)
+
+    def check(emit: Emit) -> Any:
+        if session.remote is not None and (found := session.remote.parameter(name, value)):
+            return found
+        if name.startswith(decoding.PREFIX):
+            return argument(session.store.current().tokenizer, name, value, arguments(session.settings.extra))
+        return field(session, decoding.other(name.replace("-", "_"), session.base()), value)
+
+    def settle(job: Any) -> Said:
+        full, found = job.result()
+        kept = tuple(pair for pair in session.settings.extra if pair[0] != full)
+        session.settings = replace(session.settings, extra=kept + (((full, found),) if value != "default" else ()))
+        shown = "reset to the model's default" if value == "default" else fields.show(found)
+        said = "" if value in ("default", fields.NONE) else decoding.remark(full, session.settings, session.base())
+        return Said(joined(f"{full} {shown}", said or "from the next reply on"))
+
+    return session.start(check, settle)
+
+
+@command("settings")
+def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(settings.places()))] = "") -> Any:
+    """Put a setting back to its default; alone, every decoding setting."""
+    if not decoding.is_setting(name) and name.replace("-", "_") in dict(session.settings.extra):
+        return set_(session, name, "default")
+    if name:
+        return change(session, settings.find(name), "default")
+    session.settings = replace(session.settings, extra=())
+    apply(session, [(one, "default") for one in names("decode")])
+    return Said(f"decoding as the model has it: {decoding.phrase(session.decoding())}")
+
+
+@command("settings")
+def greedy(session: Session) -> Said:
+    """Take the likeliest token at every step."""
+    return apply(session, [("do_sample", "off"), ("num_beams", "1"), ("num_return_sequences", "default")])
+
+
+@command("settings")
+def sample(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> Said:
+    """Draw tokens at random: /sample temperature=0.8 top_p=0.95."""
+    return apply(session, [("do_sample", "on"), ("num_beams", "1"), ("num_return_sequences", "default"), *changes])
+
+
+def _register(name: str) -> None:
+    """Make `/name [value]` from the field."""
+
+    def run(session: Session, value: Annotated[str, Rest(suggest=settings.kind(name).complete)] = "") -> Any:
+        return change(session, name, value)
+
+    registry.add(name, run, "setting", settings.help_of(name))
+
+
+for _name in settings.places():
+    # commands of their own: id@revision and id:file.gguf; the totals beside it; the last reply once more; loads it
+    if _name not in ("model", "stats", "probs", "assistant"):
+        _register(_name)

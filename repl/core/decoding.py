@@ -1,0 +1,269 @@
+"""Which decoding values a reply really uses: yours, else the model's, else the library's; and what contradicts what."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from repl.core.errors import UsageError
+from repl.core.fields import show
+from repl.core.settings import GONE, Decode, Settings, find, gone, kind
+from repl.core.values import nearest
+
+NEW_TOKENS = 512  # most tokens of a reply where neither you nor the model say
+LENGTHS = ("max_new_tokens", "max_length")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+WARPERS = (*SAMPLING, "top_h", "epsilon_cutoff", "eta_cutoff")  # what only sampling heeds
+BEAMS = ("length_penalty", "early_stopping")
+AHEAD = ("prompt_lookup", "assistant")
+APART = ("seed", "reuse", "overflow", *AHEAD, *GONE)  # settings that are no fields of the library's generation config
+PREFIX = "template."  # of the variables that a chat template reads
+SERVER = "server."  # of the fields that only the server in use knows
+PENALTIES = ("frequency_penalty", "presence_penalty")  # what only servers know
+OURS = {"stop": "stop_strings"}  # settings that the library calls otherwise
+STATIC = ("static", "offloaded_static")  # caches
+REMOTE = {
+    "contrastive search": ("penalty_alpha",),
+    "DoLa decoding": ("dola_layers",),
+    "group beam search": ("num_beam_groups",),
+    "constrained beam search": ("constraints", "force_words_ids"),
+}
+"""Ways to decode that the library runs with code from the Hub alone, and the fields that ask for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a model brings: its own generation config, the library's defaults, and every name that config knows."""
+
+    model: Mapping[str, Any]
+    library: Mapping[str, Any]
+    known: frozenset[str] = frozenset()
+
+
+NOTHING = Base({}, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value in effect and where it comes from: default, model, config, command line or you."""
+
+    value: Any
+    origin: str
+
+
+def effective(settings: Settings, base: Base) -> dict[str, Value]:
+    """Return every decoding value in effect for the next reply."""
+    names = [spot.name for spot in fields(Decode) if spot.name not in LENGTHS]
+    table = {name: _value(name, settings, base) for name in names}
+    table.update({name: Value(value, "you") for name, value in _fields(settings)})
+    others = {name: Value(value, "model") for name, value in base.model.items() if name not in table}
+    return {
+        **_length(settings, base),
+        **table,
+        **{n: v for n, v in others.items() if n not in (*LENGTHS, "stop_strings")},
+    }
+
+
+def _value(name: str, settings: Settings, base: Base) -> Value:
+    own, library = settings.get(name), OURS.get(name, name)
+    if own is not None:
+        return Value(own, settings.origins.get(name, "default"))
+    if base.model.get(library) is not None:
+        return Value(base.model[library], "model")
+    return Value(base.library.get(library, own), "default")
+
+
+def _length(settings: Settings, base: Base) -> dict[str, Value]:
+    """Return the one limit on length that counts: yours, else the model's, else ours."""
+    own = [name for name in LENGTHS if settings.get(name) is not None]
+    if own:
+        return {own[0]: Value(settings.get(own[0]), settings.origins.get(own[0], "default"))}
+    theirs = [name for name in LENGTHS if base.model.get(name)]
+    if theirs:
+        return {theirs[0]: Value(base.model[theirs[0]], "model")}
+    return {"max_new_tokens": Value(NEW_TOKENS, "default")}
+
+
+def overrides(settings: Settings, base: Base) -> dict[str, Any]:
+    """Return what `generate` is called with beside the model's own generation config, in the library's names.
+
+    None switches a field off that the model's config sets.
+    """
+    own = {name: settings.get(name) for name in (spot.name for spot in fields(Decode)) if name not in APART}
+    given = {OURS.get(name, name): value for name, value in own.items() if value is not None}
+    if "stop_strings" in given:
+        given["stop_strings"] = list(given["stop_strings"]) or None
+    limits = {name: item.value for name, item in _length(settings, base).items()}
+    others = {name: value for name, value in _fields(settings) if name not in PENALTIES}
+    values = {**dict.fromkeys(LENGTHS), **given, **limits, **others}
+    return {name: value for name, value in values.items() if value is not None or name in base.model}
+
+
+def _fields(settings: Settings) -> list[tuple[str, Any]]:
+    """Return what was set by name of the library's generation config; others have a prefix."""
+    return [(name, value) for name, value in settings.extra if not name.startswith((PREFIX, SERVER))]
+
+
+def phrase(table: Mapping[str, Value]) -> str:
+    """Say how text is made in a few words: `greedy`, `beams 4`, `sample T=0.7 p=0.9`."""
+    values = {name: item.value for name, item in table.items()}
+    beams = values.get("num_beams") or 1
+    words = [f"beams {beams}"] if beams > 1 else []
+    if values.get("do_sample"):
+        shown = (("T", "temperature", 1.0), ("k", "top_k", 0), ("p", "top_p", 1.0), ("min_p", "min_p", 0.0))
+        kept = [f"{sign}={values[name]:g}" for sign, name, off in shown if values.get(name) not in (None, off)]
+        words.append(" ".join(["sample", *kept]))
+    return " ".join(words) or "greedy"
+
+
+def remark(name: str, settings: Settings, base: Base) -> str:
+    """Say what keeps a value that was just set from having an effect, with the line that changes it; or nothing."""
+    values = {key: item.value for key, item in effective(settings, base).items()}
+    shown = settings.get(name) if is_setting(name) else show(dict(settings.extra).get(name))
+    beams = (values.get("num_beams") or 1) > 1
+    if name in (*WARPERS, "seed") and not values.get("do_sample"):
+        said = name if name == "seed" else f"{name} {shown}"
+        if beams:
+            return f"{said} has no effect on a beam search without sampling · /do_sample on turns sampling on"
+        return f"{said} has no effect while greedy · /sample turns sampling on"
+    if name in BEAMS and not beams:
+        return f"{name} has no effect without beams · /beams 4 turns them on"
+    several = beams or (values.get("num_return_sequences") or 1) > 1
+    if name == "prompt_lookup" and shown and several:
+        return "prompt_lookup has no effect while several sequences are made · /greedy makes one"
+    return _lacking(name, values)
+
+
+def _lacking(name: str, values: Mapping[str, Any]) -> str:
+    """Say which other value a field of the library's needs to have an effect; or nothing."""
+    kept = values.get("cache_implementation")
+    if name == "cache_config" and kept != "quantized":
+        return "cache_config has no effect without a quantized cache · /set cache_implementation quantized"
+    if name == "max_cache_len" and kept not in STATIC:
+        return "max_cache_len has no effect without a static cache · /set cache_implementation static"
+    if name in ("compile_config", "disable_compile"):
+        return f"{name} has an effect on a GPU with a static cache only · /set cache_implementation static"
+    if name == "forced_bos_token_id":
+        return "forced_bos_token_id has an effect behind a prompt of one token only · /raw TEXT"
+    most, least = values.get("max_new_tokens"), values.get("min_new_tokens")
+    if name in ("max_new_tokens", "min_new_tokens") and most and least and least > most:
+        return f"min_new_tokens {least} cannot be reached: max_new_tokens is {most} · /max {least}"
+    if name == "min_length" and values.get("min_new_tokens"):
+        return "min_length has no effect beside min_new_tokens · /min_new_tokens none"
+    return ""
+
+
+def check(settings: Settings, base: Base) -> None:
+    """Refuse what the library would only refuse in the middle of a reply; raises `UsageError`."""
+    table = effective(settings, base)
+    values = {key: item.value for key, item in table.items()}
+    if mode := _remote(values):
+        raise UsageError(f"{mode} needs code from the Hub (custom_generate) that is not run here", *_off(mode, values))
+    _sensible(table)
+    if values.get("prefill_chunk_size") and values.get("use_cache") is False:
+        hints = "/set use_cache default", "/set prefill_chunk_size none"
+        raise UsageError("prefill_chunk_size needs the KV cache, which use_cache off does without", *hints)
+    if values.get("exponential_decay_length_penalty") and "eos_token_id" in values and values["eos_token_id"] is None:
+        hints = "/set exponential_decay_length_penalty none", "/set eos_token_id default"
+        raise UsageError("exponential_decay_length_penalty needs an end token, and eos_token_id is none", *hints)
+    wanted, beams = values.get("num_return_sequences") or 1, values.get("num_beams") or 1
+    if wanted > beams and not (values.get("do_sample") and beams == 1):
+        more = f"/beams {wanted}"
+        raise UsageError(f"num_return_sequences {wanted} needs sampling or at least {wanted} beams", "/sample", more)
+    if settings.decode.prompt_lookup and settings.decode.assistant != "none":
+        raise UsageError("prompt_lookup and an assistant exclude each other", "/assistant none", "/prompt_lookup off")
+
+
+def remarks(base: Base) -> list[str]:
+    """Say what in a model's own generation config keeps it from replying, with what turns it off; mostly nothing."""
+    try:
+        check(Settings(), base)
+    except UsageError as error:
+        return [" · ".join((error.message, *error.hints))]
+    return []
+
+
+def _remote(values: Mapping[str, Any]) -> str:
+    """Return the way to decode that the library itself no longer has, if these values ask for one."""
+    beams, samples = (values.get("num_beams") or 1) > 1, bool(values.get("do_sample"))
+    top_k = values.get("top_k")
+    if values.get("constraints") is not None or values.get("force_words_ids") is not None:
+        return "constrained beam search"
+    if beams:
+        return "group beam search" if (values.get("num_beam_groups") or 1) > 1 else ""
+    if values.get("dola_layers") is not None:
+        return "DoLa decoding"
+    contrasts = (values.get("penalty_alpha") or 0) > 0 and top_k is not None and top_k > 1 and not samples
+    return "contrastive search" if contrasts else ""
+
+
+def _off(mode: str, values: Mapping[str, Any]) -> list[str]:
+    """Return the lines that turn a way to decode off."""
+    return [f"/set {name} none" for name in REMOTE[mode] if values.get(name) is not None]
+
+
+def _sensible(table: Mapping[str, Value]) -> None:
+    """Raise `UsageError` for a value of the model's own that the library refuses, with what puts it right."""
+    values = {name: item.value for name, item in table.items() if item.origin == "model"}
+    samples = bool(table["do_sample"].value) if "do_sample" in table else False
+    if samples and "temperature" in values and not values["temperature"]:
+        raise UsageError(
+            "the model's generation config samples with temperature 0, which is greedy decoding",
+            *("/greedy", "/temperature 0.7"),
+        )
+    names = ("repetition_penalty", "no_repeat_ngram_size", "num_beams", *(SAMPLING if samples else ()))
+    for name in (name for name in names if name in values):
+        if name == "top_p" and values[name] == 0:  # the library takes it as greedy
+            continue
+        try:
+            kind(name).read(str(values[name]))
+        except UsageError as error:
+            said = f"{name} of the model's generation config: {error.message}"
+            raise UsageError(said, f"/{name} none") from None
+
+
+def fit(config: Any, prompt: int, context: int, model: str) -> str:
+    """Keep a prompt of so many tokens and its reply inside the context; returns what to say of it, mostly nothing.
+
+    `config` is the generation config of this reply, `context` 0 where there is no limit. Raises `UsageError` when
+    nothing fits behind the prompt.
+    """
+    if config.max_length is not None and config.max_length <= prompt:
+        longer = f"/max_length {prompt + 50}"
+        raise UsageError(f"the prompt has {prompt} tokens, max_length is {config.max_length}", longer, "/max 50")
+    if not context:
+        return ""
+    if prompt >= context:
+        raise UsageError(f"the prompt has {prompt} tokens, {model} reads at most {context}", "/clear")
+    if config.max_length is not None:
+        config.max_length = min(config.max_length, context)
+    room = context - prompt
+    if config.max_new_tokens is None or config.max_new_tokens <= room:
+        return ""
+    config.max_new_tokens = room
+    late = prompt * 2 > context  # before that, nobody needs to know
+    return f"max_new_tokens is {room} for this reply: the context of {context} ends there" if late else ""
+
+
+def stops(config: Any) -> list[int]:
+    """Return the ids that end a sequence."""
+    found = config.eos_token_id
+    return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+
+def other(name: str, base: Base) -> str:
+    """Return the name of a field of the library's GenerationConfig; raises `UsageError` with the nearest name."""
+    if name in base.known and not name.startswith("_"):
+        return name
+    close = nearest(name, [*base.known, *(spot.name for spot in fields(Decode))])
+    like = f", did you mean {close}?" if close else ""
+    none = f"no setting {name!r}, and no such field in the library's generation config{like}"
+    raise UsageError(gone(name) or none, "/settings")
+
+
+def is_setting(name: str) -> bool:
+    """Tell whether a word names a setting of ours."""
+    try:
+        find(name)
+    except UsageError:
+        return False
+    return True

@@ -1,0 +1,300 @@
+"""The fields of the library's generation config that are no settings of ours: what each takes and what it is for.
+
+In comes the name of a field and a word; out comes the value that `generate` takes, as JSON has it, or a `UsageError`
+with a line to type. Nothing here knows a model: what depends on one is checked in `arguments`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from repl.core.errors import UsageError
+from repl.core.values import Choice, Flag, Kind, Number, Text, Whole, refuse
+
+NONE = "none"
+"""The word that switches a field off, whatever the model's own generation config says."""
+CACHES = ("dynamic", "static", "offloaded", "offloaded_static", "quantized")
+
+
+@dataclass(frozen=True, slots=True)
+class Json:
+    """A value in JSON that passes a check."""
+
+    phrase: str
+    check: Callable[[Any], bool]
+
+    def read(self, word: str) -> Any:
+        """Read JSON; raises `UsageError`."""
+        try:
+            value = json.loads(word)
+        except ValueError:
+            raise refuse(word, self.phrase) from None
+        if not self.check(value):
+            raise refuse(word, self.phrase)
+        return value
+
+    def show(self, value: Any) -> str:
+        """Return the JSON."""
+        return json.dumps(value)
+
+    def complete(self) -> list[str]:
+        """Offer nothing."""
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """A value of the first kind that reads the word."""
+
+    phrase: str
+    kinds: tuple[Kind, ...]
+
+    def read(self, word: str) -> Any:
+        """Try one after another."""
+        for kind in self.kinds:
+            try:
+                return kind.read(word)
+            except UsageError:
+                continue
+        raise refuse(word, self.phrase)
+
+    def show(self, value: Any) -> str:
+        """Return the JSON."""
+        return json.dumps(value)
+
+    def complete(self) -> list[str]:
+        """Offer nothing."""
+        return []
+
+
+def is_id(value: Any) -> bool:
+    """Tell whether a value may be a token id."""
+    return type(value) is int and value >= 0
+
+
+def is_ids(value: Any) -> bool:
+    """Tell whether a value is a list of token ids, at least one."""
+    return isinstance(value, list) and bool(value) and all(map(is_id, value))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and value == value and abs(value) != float("inf")
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(is_ids, value))
+
+
+def _is_biases(value: Any) -> bool:
+    pairs = value if isinstance(value, list) and value else [None]
+    return all(isinstance(one, list) and len(one) == 2 and is_ids(one[0]) and _is_number(one[1]) for one in pairs)
+
+
+def _is_decay(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and is_id(value[0]) and _is_number(value[1]) and value[1] > 0
+
+
+def _options(checks: Mapping[str, Callable[[Any], bool]]) -> Json:
+    """Return the kind of a JSON object that has some of these keys, each with a value that passes its check."""
+
+    def fits(value: Any) -> bool:
+        return (
+            isinstance(value, dict) and bool(value) and all(key in checks and checks[key](value[key]) for key in value)
+        )
+
+    return Json(f"a JSON object with some of {', '.join(checks)}", fits)
+
+
+def _one_of(*words: Any) -> Callable[[Any], bool]:
+    return lambda value: type(value) in map(type, words) and value in words
+
+
+IDS = Json("a list of token ids", is_ids)
+ID_OR_IDS = OneOf("a token id or a list of them", (Whole(0), IDS))
+SHARE = Number(least=0, below=1)
+CACHE_OPTIONS = _options(
+    {"backend": _one_of("quanto", "hqq", "fp8"), "nbits": _one_of(1, 2, 3, 4, 8)}
+    | dict.fromkeys(("axis_key", "axis_value"), _one_of(0, 1, -1))
+    | dict.fromkeys(("q_group_size", "residual_length"), is_id)
+)
+MARK_OPTIONS = _options(
+    {
+        "greenlist_ratio": lambda value: _is_number(value) and 0 < value < 1,
+        "bias": _is_number,
+        "hashing_key": is_id,
+        "seeding_scheme": _one_of("lefthash", "selfhash"),
+        "context_width": lambda value: is_id(value) and value > 0,
+    }
+)
+COMPILE_OPTIONS = _options(
+    {
+        "fullgraph": _one_of(True, False),
+        "dynamic": _one_of(True, False, None),
+        "backend": lambda value: isinstance(value, str) and bool(value),
+        "mode": _one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        "options": lambda value: value is None or isinstance(value, dict),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field: how its value is read, a value to type, and what `none` stands for (None: an argument None)."""
+
+    kind: Kind
+    example: str
+    off: Any = None
+    idle: str = ""
+    """Why it cannot be set here; empty where it can."""
+    hints: tuple[str, ...] = field(default=())
+    """What to type instead where it cannot be set."""
+    heeded: bool = True
+    """Whether a value in the model's own generation config counts, so that it can be switched off."""
+
+
+def _shape(name: str) -> Field:
+    said = "it changes what `generate` returns beside the text"
+    return Field(Flag(), "on", False, said, ("/logprobs 5",), heeded=False)
+
+
+def _drafts(kind: Kind) -> Field:
+    said = "it steers the library's own assisted decoding, and drafts are checked by another loop here"
+    return Field(kind, "", None, said, ("/assistant ID", "/prompt_lookup 10"))
+
+
+def _remote(mode: str, kind: Kind, off: Any = None) -> Field:
+    said = f"it is for {mode}, which takes code from the Hub (custom_generate) that is not run here"
+    return Field(kind, "", off, said, ("/beams 4", "/sample"))
+
+
+def _gone(what: str, kind: Kind, off: Any = None, *hints: str) -> Field:
+    return Field(kind, "", off, what, hints or ("/settings",), heeded=False)
+
+
+ANY = Json("a value in JSON", lambda value: value is not None)
+FIELDS: dict[str, Field] = {
+    "min_length": Field(Whole(0), "20", 0),
+    "max_time": Field(Number(above=0), "5"),
+    "use_cache": Field(Flag(), "off", False),
+    "cache_implementation": Field(Choice(CACHES), "static"),
+    "cache_config": Field(CACHE_OPTIONS, '{"nbits": 4}'),
+    "max_cache_len": Field(Whole(1), "512"),
+    "prefill_chunk_size": Field(Whole(1), "256"),
+    "top_h": Field(Number(above=0, most=1), "0.4"),
+    "epsilon_cutoff": Field(SHARE, "0.0003", 0.0),
+    "eta_cutoff": Field(SHARE, "0.0003", 0.0),
+    "encoder_repetition_penalty": Field(Number(above=0), "1.2", 1.0),
+    "encoder_no_repeat_ngram_size": Field(Whole(0), "3", 0),
+    "bad_words_ids": Field(Json("a list of lists of token ids", _is_words), "[[5], [7, 9]]"),
+    "renormalize_logits": Field(Flag(), "on", False),
+    "forced_bos_token_id": Field(Whole(0), "5"),
+    "forced_eos_token_id": Field(ID_OR_IDS, "2"),
+    "remove_invalid_values": Field(Flag(), "on", False),
+    "exponential_decay_length_penalty": Field(Json("[start, factor], a factor above 0", _is_decay), "[20, 1.05]"),
+    "suppress_tokens": Field(IDS, "[5, 7]"),
+    "begin_suppress_tokens": Field(IDS, "[5, 7]"),
+    "sequence_bias": Field(Json("a list of [token ids, bias] pairs", _is_biases), "[[[5], -2.5], [[7, 9], 1.0]]"),
+    "token_healing": Field(Flag(), "on", False),
+    "guidance_scale": Field(Number(least=0), "1.5", 1.0),
+    "watermarking_config": Field(MARK_OPTIONS, '{"bias": 2.0}'),
+    "eos_token_id": Field(ID_OR_IDS, "[2, 5]"),
+    "compile_config": Field(COMPILE_OPTIONS, '{"mode": "default"}'),
+    "disable_compile": Field(Flag(), "on", False),
+    **{name: _shape(name) for name in ("output_scores", "output_logits", "return_dict_in_generate")},
+    **{name: _shape(name) for name in ("output_attentions", "output_hidden_states")},
+    **{name: _drafts(Whole(1)) for name in ("num_assistant_tokens", "assistant_lookbehind", "target_lookbehind")},
+    **{name: _drafts(Whole(1)) for name in ("max_matching_ngram_size", "assistant_early_exit")},
+    **{name: _drafts(Number()) for name in ("assistant_confidence_threshold", "assistant_ensemble_weight")},
+    **{name: _drafts(Text()) for name in ("num_assistant_tokens_schedule", "speculation_type")},
+    "use_mtp": _drafts(Flag()),
+    "prompt_lookup_num_tokens": _drafts(Whole(1)),
+    "is_assistant": _gone("it is for the smaller model that assists another", Flag(), False, "/assistant ID"),
+    "pad_token_id": _gone("it fills rows behind their end, which is cut here", Whole(0)),
+    "bos_token_id": _gone("it is only read where there is no prompt", Whole(0)),
+    "decoder_start_token_id": _gone("it is for models with an encoder", ID_OR_IDS),
+    "continuous_batching_config": _gone("it is for the library's continuous batching, which makes no reply here", ANY),
+    "low_memory": _gone("the library no longer reads it", Flag()),
+    "transformers_version": _gone("it names the version that wrote the config", Text(), None, "/version"),
+    "penalty_alpha": _remote("contrastive search", Number()),
+    "dola_layers": _remote("DoLa decoding", Text()),
+    "num_beam_groups": _remote("group beam search", Whole(1), 1),
+    "diversity_penalty": _remote("group beam search", Number(), 0.0),
+    "constraints": _remote("constrained beam search", ANY),
+    "force_words_ids": _remote("constrained beam search", ANY),
+}
+WITH_IDS = (
+    *("bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"),
+    *("sequence_bias", "eos_token_id"),
+)
+"""Fields that hold token ids."""
+NEUTRAL = {
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "output_logits", "is_assistant"), False),
+    "assistant_early_exit": None,  # the library leaves the model with fewer layers when such a reply is broken off
+}
+"""What a model's own generation config must not bring into a reply."""
+
+
+def find(name: str) -> Field:
+    """Return how a field is read: as declared here, or as the library's docstring says for a field newer than this."""
+    return FIELDS.get(name) or _documented(name)
+
+
+@cache
+def _documented(name: str) -> Field:
+    from transformers import GenerationConfig
+
+    words = re.search(rf"^\s*{name}\s*:?\s*\(([^)]*)\)?", GenerationConfig.__doc__ or "", re.MULTILINE)
+    kinds: dict[str, Field] = {
+        "int": Field(Whole(0), "1"),
+        "float": Field(Number(), "1.0"),
+        "bool": Field(Flag(), "on", False),
+        "str": Field(Text(), "WORD"),
+    }
+    types = re.findall(r"`(\w+)`", words[1]) if words else []
+    return kinds[types[0]] if len(types) == 1 and types[0] in kinds else Field(ANY, "JSON")
+
+
+def read(name: str, word: str, model: Mapping[str, Any]) -> Any:
+    """Read the value of a field, None where `none` has to be passed as an argument of `generate`.
+
+    `model` is what the model's own generation config sets: that can be switched off even where it cannot be set here.
+    Raises `UsageError` with a line to type.
+    """
+    spot = find(name)
+    if word.strip().lower() == NONE and (not spot.idle or (spot.heeded and name in model)):
+        return spot.off
+    if spot.idle:
+        raise UsageError(f"{name} has no effect here: {spot.idle}", *spot.hints)
+    try:
+        return spot.kind.read(word)
+    except UsageError as error:
+        raise UsageError(f"{name} {error.message}", f"/set {name} {spot.example}", f"/set {name} none") from None
+
+
+def show(value: Any) -> str:
+    """Return a field's value as it is typed."""
+    if isinstance(value, bool):
+        return Flag().show(value)
+    return NONE if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def ids(value: Any) -> Iterator[int]:
+    """Yield the token ids in the value of one of the fields that hold some."""
+    if is_id(value):
+        yield value
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for item in value:
+            yield from ids(item)
+
+
+def beyond(name: str, value: Any, vocabulary: int) -> None:
+    """Raise `UsageError` for a token id that the model does not have."""
+    parts = [pair[0] for pair in value] if name == "sequence_bias" and value else value
+    wrong = [one for one in ids(parts) if one >= vocabulary] if name in WITH_IDS and vocabulary else []
+    if wrong:
+        raise UsageError(
+            f"{name} {wrong[0]} is no token of this model: its ids go from 0 to {vocabulary - 1}", "/tokens --ids TEXT"
+        )

@@ -1,0 +1,55 @@
+"""Numbers and facts in a few words: sizes, ages, devices."""
+
+import time
+from collections.abc import Mapping
+
+from repl.core.sanitize import clean_line
+
+AGES = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
+
+
+def joined(*parts: str) -> str:
+    """Join what there is of a few short facts with middle dots."""
+    return " · ".join(part for part in parts if part)
+
+
+def device(places: Mapping[str, str]) -> str:
+    """Return where a model is: one device, or how its parts are spread."""
+    tally: dict[str, int] = {}
+    for place in places.values():
+        tally[place] = tally.get(place, 0) + 1
+    if len(tally) == 1:
+        return next(iter(tally))
+    return ", ".join(f"{number} parts on {place}" for place, number in tally.items())
+
+
+def count(number: int) -> str:
+    """Return a number of parameters as people say it: 135M, 1.1B."""
+    for size, sign in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            value = number / size
+            return f"{value:.0f}{sign}" if value >= 10 else f"{value:.1f}{sign}"
+    return str(number)
+
+
+def ago(moment: float) -> str:
+    """Say how long ago something was."""
+    seconds = time.time() - moment
+    for size, name in AGES:
+        if seconds >= size:
+            number = int(seconds // size)
+            return f"{number} {name}{'' if number == 1 else 's'} ago"
+    return "just now"
+
+
+def shortened(text: str, most: int) -> str:
+    """Return the beginning of a text on one line."""
+    line = clean_line(" ".join(text.split()))
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def amount(size: int) -> str:
+    """Return a size in KiB, MiB, or GiB with two places."""
+    if size < 2**20:
+        return f"{max(1, round(size / 2**10)) if size else 0} KiB"
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,380 @@
+"""The model thread: one worker owns every tensor; jobs go in through a queue, events come back through another."""
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
+
+from repl.core import library, log
+from repl.core.errors import Cancelled
+from repl.core.events import Event
+
+T = TypeVar("T")
+PATIENCE = 0.3  # seconds a cancelled job may take to notice by itself, before its thread is interrupted
+GRACE = 1.5  # seconds after which a cancelled job is no longer waited for: imports cannot be interrupted
+
+
+class Emit(Protocol):
+    """The job as its own work sees it: say something, or learn that it was cancelled."""
+
+    def __call__(self, event: Event) -> None:
+        """Send an event to the main thread; raises `Cancelled` once the user stopped the job."""
+
+    def check(self) -> None:
+        """Raise `Cancelled` once the user stopped the job."""
+
+    def stopped(self) -> bool:
+        """Tell whether the user stopped the job."""
+
+    def shield(self) -> AbstractContextManager[None]:
+        """Context in which the thread is not interrupted: imports, or writes that must be whole."""
+
+    def settle(self) -> None:
+        """Be left alone from here on: the work has noticed the cancel and is putting things in order."""
+
+
+class Relay:
+    """A job as seen by work that is listened to on the way: what a listener does not change goes on to the job."""
+
+    emit: Emit
+
+    def check(self) -> None:
+        """Raise `Cancelled` once the job was cancelled."""
+        self.emit.check()
+
+    def stopped(self) -> bool:
+        """Tell whether the job was cancelled."""
+        return self.emit.stopped()
+
+    def shield(self) -> AbstractContextManager[None]:
+        """Keep the thread from being interrupted."""
+        return self.emit.shield()
+
+    def settle(self) -> None:
+        """Be left alone from here on."""
+        self.emit.settle()
+
+
+class Job(Generic[T]):
+    """Work on the model thread. Iterate for its events; the iteration raises what the work raised."""
+
+    def __init__(self, work: Callable[[Emit], T]) -> None:
+        self._work: Callable[[Emit], T] | None = work
+        self._events: SimpleQueue[Event | None] = SimpleQueue()
+        self._stop = False
+        self._shielded = False
+        self._settling = False
+        self._ended = False
+        self._lock = threading.Lock()
+        self._thread = 0  # ident of the thread that runs the work, 0 before and after
+        self._stopped_at = self._asked_at = 0.0
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._wake: Callable[[], object] = lambda: None
+        self._over = threading.Event()
+
+    # as the work sees it
+
+    def __call__(self, event: Event) -> None:
+        """Send an event; raises `Cancelled` once the job was cancelled."""
+        self.check()
+        self._events.put(event)
+
+    def check(self) -> None:
+        """Raise `Cancelled` once the job was cancelled, unless it is settling."""
+        if self._stop and not self._settling:
+            raise Cancelled
+
+    def stopped(self) -> bool:
+        """Tell whether the job was cancelled."""
+        return self._stop
+
+    @contextmanager
+    def shield(self) -> Iterator[None]:
+        """Keep the thread from being interrupted; a cancel takes effect at the end."""
+        self._shielded = True
+        try:
+            yield
+        finally:
+            self._shielded = self._settling
+        self.check()
+
+    def settle(self) -> None:
+        """Be left alone from here on."""
+        self._shielded = self._settling = True
+
+    # as the main thread sees it
+
+    def cancel(self) -> None:
+        """Ask the job to stop; may be called from any thread and more than once."""
+        if not self._stop:
+            self._stopped_at = self._asked_at = time.monotonic()
+            self._stop = True
+
+    def finished(self) -> bool:
+        """Tell whether the work has ended and every event was read, or was cancelled and is not worth waiting for."""
+        return (self._ended and self._events.empty()) or self._given_up()
+
+    def _given_up(self) -> bool:
+        return self._stop and time.monotonic() - self._stopped_at > GRACE
+
+    def poll(self, seconds: float = 0.0) -> list[Event]:
+        """Return the events that are there, waiting at most `seconds` for the first."""
+        events: list[Event] = []
+        with suppress(Empty):
+            event = self._events.get(timeout=seconds) if seconds else self._events.get_nowait()
+            while True:
+                if event is not None:
+                    events.append(event)
+                event = self._events.get_nowait()
+        self.hurry()
+        return events
+
+    def __iter__(self) -> Iterator[Event]:
+        while not self.finished():
+            yield from self.poll(0.1)
+        self.result()
+
+    def result(self) -> T:
+        """Return what the work returned, or raise what it raised; call it when `finished`."""
+        if not self._ended:
+            raise Cancelled
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]  # set whenever there was no error
+
+    def ends(self, seconds: float) -> bool:
+        """Wait for the end, whatever is told meanwhile; False if it has not come by then."""
+        return self._over.wait(seconds)
+
+    def wakes(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called when the work has ended, on its thread; at once where it has."""
+        self._wake = wake
+        if self._ended:
+            wake()
+
+    def hurry(self) -> None:
+        """Interrupt a thread that was asked to stop and has not noticed, unless it is shielded."""
+        if not self._stop or time.monotonic() - self._asked_at < PATIENCE:
+            return
+        with self._lock:  # the thread leaves the work under this lock, so it is never hit outside it
+            if self._thread and not self._shielded:
+                library.interrupt(self._thread, Cancelled)
+                self._asked_at = time.monotonic() + 1.0
+
+    # as the worker sees it
+
+    def run(self) -> None:
+        """Do the work on this thread; whatever happens, the reader is told."""
+        try:
+            self._value = self._guarded()
+        except BaseException as error:
+            self._error = bare(error)
+        finally:
+            self._thread = 0
+            self._work = None  # the closure may hold a model
+            self._ended = True
+            self._events.put(None)  # wakes a reader
+            self._over.set()
+            with suppress(RuntimeError):  # whoever was to be woken is gone
+                self._wake()
+
+    def _guarded(self) -> T:
+        assert self._work is not None
+        self._thread = threading.get_ident()
+        try:
+            self.check()
+            return self._work(self)
+        finally:
+            with self._lock:  # an interrupt is sent under this lock: it arrives here at the latest
+                self._thread = 0
+
+
+def bare(error: BaseException) -> BaseException:
+    """Drop the frames of an error and of its causes, which would keep a model alive; their text stays in `trace`."""
+    error.__dict__["trace"] = "".join(traceback.format_exception(error))
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
+class Worker:
+    """One persistent thread that runs jobs in the order they were started."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
+        self._current: Job[Any] | None = None
+        self._thread.start()
+
+    def start(self, work: Callable[[Emit], T]) -> Job[T]:
+        """Queue work; it runs when everything started before it has ended."""
+        job = Job(work)
+        self._jobs.put(job)
+        return job
+
+    def idle(self) -> bool:
+        """Tell whether nothing waits for what runs now to end."""
+        return self._jobs.empty()
+
+    def close(self, seconds: float = 1.0) -> bool:
+        """Cancel what runs and end the thread; False if it is still busy after `seconds`."""
+        self._jobs.put(None)
+        deadline = time.monotonic() + seconds
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            if (job := self._current) is not None:
+                job.cancel()
+                job.hurry()
+            self._thread.join(0.05)
+        return not self._thread.is_alive()
+
+    def _serve(self) -> None:
+        log.mute()
+        while True:
+            try:
+                job = self._jobs.get()
+                if job is None:
+                    return
+                self._current = job
+                job.run()
+                self._current = job = None
+            except Cancelled:  # an interrupt that arrived just after its job had ended
+                continue
+
+
+class Lookup(Generic[T]):
+    """A value that is looked up on a thread of its own, and again when it is older than some seconds."""
+
+    def __init__(self, work: Callable[[], T], value: T, seconds: float) -> None:
+        self._work = work
+        self._value = value
+        self._seconds = seconds
+        self._stale_at = 0.0
+        self._thread: threading.Thread | None = None
+
+    def now(self, patience: float = 0.0) -> T:
+        """Return the newest value there is; `patience` is what a new one may take to be waited for."""
+        if time.monotonic() > self._stale_at and (self._thread is None or not self._thread.is_alive()):
+            self._stale_at = time.monotonic() + self._seconds
+            self._thread = threading.Thread(target=self._look, name="lookup", daemon=True)
+            self._thread.start()
+            self._thread.join(patience)
+        return self._value
+
+    def _look(self) -> None:
+        self._value = self._work()
+
+
+def apart(work: Callable[[], T], seconds: float | None = None) -> T:
+    """Run work on a thread of its own, whose frames end with it, and wait for it; raises what it raised.
+
+    Raises `TimeoutError` after `seconds`; the thread is left to end by itself then.
+    """
+    outcome: list[tuple[T | None, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((work(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, name="apart", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]  # set whenever there was no error
+
+
+def aside(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
+    """Run blocking network work on a thread of its own, so that a cancel is never held up by a silent peer.
+
+    Raises `TimeoutError` after `seconds` (0: none) and `Cancelled` at once; the thread is left to end by itself.
+    """
+    outcome: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put((work(), None))
+        except BaseException as error:
+            outcome.put((None, error))
+
+    threading.Thread(target=run, name="network", daemon=True).start()
+    value, error = _waited(outcome, emit, seconds)
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]  # set whenever there was no error
+
+
+@contextmanager
+def beside(works: Sequence[Callable[[], None]], emit: Emit) -> Iterator[None]:
+    """Run network work on threads of its own while the context does something else, and wait for all of it at the end.
+
+    Works look for a cancel themselves; after one, the job is left alone until they have ended. Raises what one raised.
+    """
+    errors: list[BaseException] = []
+
+    def run(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,), name="network", daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        while thread.is_alive():
+            if emit.stopped():
+                emit.settle()
+            thread.join(0.05)
+    if errors:
+        raise errors[0]
+
+
+def flowing(
+    work: Callable[[Callable[[T], None]], None], emit: Emit, cut: Callable[[], None], seconds: float = 0.0
+) -> Generator[T]:
+    """Yield what blocking network work hands over, from a thread of its own that `cut` must end.
+
+    Raises what the work raised, `TimeoutError` after `seconds` without anything (0: none), and `Cancelled` at once.
+    """
+    outcome: SimpleQueue[tuple[T | None, bool, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            work(lambda piece: outcome.put((piece, False, None)))
+            outcome.put((None, True, None))
+        except BaseException as error:
+            outcome.put((None, True, error))
+
+    threading.Thread(target=run, name="network", daemon=True).start()
+    try:
+        while True:
+            piece, over, error = _waited(outcome, emit, seconds)
+            if error is not None:
+                raise error
+            if over:
+                return
+            yield piece  # type: ignore[misc]  # a piece unless it is over
+    finally:
+        cut()
+
+
+def _waited(outcome: SimpleQueue[T], emit: Emit, seconds: float) -> T:
+    deadline = time.monotonic() + seconds
+    while True:
+        emit.check()
+        with suppress(Empty):
+            return outcome.get(timeout=0.05)
+        if seconds and time.monotonic() > deadline:
+            raise TimeoutError

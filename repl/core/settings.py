@@ -1,0 +1,269 @@
+"""Load, Decode and View: every setting is declared here once; flags, keys, commands and help follow from the field."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from repl.core.errors import UsageError
+from repl.core.values import (
+    Choice,
+    Device,
+    Flag,
+    Kind,
+    MaxMemory,
+    Number,
+    OrNever,
+    Strings,
+    Text,
+    Whole,
+    kind_of,
+    nearest,
+)
+
+DTYPES = {
+    "fp32": "float32",
+    "f32": "float32",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+}
+SHADED = {"probability": "on", "yes": "on", "true": "on", "no": "off", "false": "off"}
+GONE = {"compile": "steps are not compiled any more"}
+"""Settings of earlier versions, which config files and records may still name, and what became of them."""
+ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+def setting(default: Any, help: str, **off: Any) -> Any:
+    """Declare a field that is a setting; `off` is the value that the word `none` stands for, where there is one."""
+    return field(default=default, metadata={"help": help, **off})
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How a model gets into memory; changing one of these means loading again."""
+
+    model: Annotated[str, Text("a Hub id, a folder, a .gguf file or builtin")] = setting(
+        "builtin", "Hub id, local folder, .gguf file, or builtin"
+    )
+    revision: Annotated[str, Text("a branch, tag or commit")] = setting("main", "branch, tag or commit on the Hub")
+    dtype: Annotated[str, Choice(("auto", "float32", "bfloat16", "float16"), DTYPES)] = setting(
+        "auto", "number format of the weights; auto is the one they are stored in"
+    )
+    device: Annotated[str, Device()] = setting("auto", "where the weights go (the device map)")
+    max_memory: Annotated[str, MaxMemory()] = setting("", "most that each device may hold, as 0=20GiB,cpu=48GiB")
+    quantize: Annotated[str, Choice(("none", "int8", "int4", "8bit", "4bit"))] = setting(
+        "none",
+        "weights in fewer bits: int8, int4, or 8bit, 4bit by bitsandbytes",
+    )
+    adapter: Annotated[str, Text("an id or a folder, merge behind it or not; or none", lambda: ["none"])] = setting(
+        "none", "adapter on the model (peft); `merge` behind it builds it in for speed"
+    )
+    attention: Annotated[str, Choice(ATTENTION)] = setting("auto", "attention implementation")
+    gguf_file: Annotated[str, Text("a file name")] = setting("", "GGUF file inside the model's repository")
+    trust_remote_code: Annotated[bool, Flag()] = setting(
+        False, "run Python code that the model brings; off for the next one"
+    )
+    allow_pickle: Annotated[bool, Flag()] = setting(False, "read pickled weights (tensors only) where nothing safer is")
+    offload_folder: Annotated[str, Text("a folder")] = setting("", "where weights that fit nowhere else are kept")
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """How text is made; None takes the model's own value. Changes count from the next reply on."""
+
+    max_new_tokens: Annotated[int | None, Whole(1)] = setting(None, "most tokens of one reply")
+    max_length: Annotated[int | None, Whole(1)] = setting(None, "most tokens of prompt and reply together")
+    min_new_tokens: Annotated[int | None, Whole(0)] = setting(None, "fewest tokens before a reply may end", off=0)
+    do_sample: Annotated[bool | None, Flag()] = setting(
+        None, "draw tokens at random instead of taking the likeliest", off=False
+    )
+    num_beams: Annotated[int | None, Whole(1, 1000)] = setting(None, "hypotheses kept by beam search; 1 is off", off=1)
+    num_return_sequences: Annotated[int | None, Whole(1, 1000)] = setting(None, "answers made for each prompt", off=1)
+    length_penalty: Annotated[float | None, Number()] = setting(
+        None, "exponent on the length that beam scores are divided by", off=0.0
+    )
+    early_stopping: Annotated[bool | str | None, OrNever()] = setting(None, "when a beam search may end", off=False)
+    temperature: Annotated[float | None, Number(above=0)] = setting(
+        None, "flattens (above 1) or sharpens the odds", off=1.0
+    )
+    top_k: Annotated[int | None, Whole(0)] = setting(None, "draw from the K likeliest tokens; 0 is off", off=0)
+    top_p: Annotated[float | None, Number(above=0, most=1)] = setting(
+        None, "draw from the likeliest tokens that together reach this; 1 is off", off=1.0
+    )
+    min_p: Annotated[float | None, Number(least=0, most=1)] = setting(
+        None, "drop tokens below this share of the likeliest's probability; 0 is off", off=0.0
+    )
+    typical_p: Annotated[float | None, Number(above=0, most=1)] = setting(
+        None, "draw from tokens of typical surprise, up to this mass; 1 is off", off=1.0
+    )
+    repetition_penalty: Annotated[float | None, Number(above=0)] = setting(
+        None, "makes tokens that occurred less likely; 1 is off", off=1.0
+    )
+    no_repeat_ngram_size: Annotated[int | None, Whole(0)] = setting(
+        None, "no run of this many tokens occurs twice; 0 is off", off=0
+    )
+    stop: Annotated[tuple[str, ...] | None, Strings()] = setting(None, "texts that end a reply", off=())
+    seed: Annotated[int | None, Whole(0, 2**63 - 1)] = setting(
+        None, "fixes the random draws; without it each reply differs", off=None
+    )
+    overflow: Annotated[str, Choice(("ask", "stop", "drop_oldest"))] = setting(
+        "ask", "what to do with a chat that is longer than the context"
+    )
+    reuse: Annotated[bool, Flag()] = setting(
+        True, "keep the KV cache: only what differs from the text before is computed"
+    )
+    prompt_lookup: Annotated[int, Whole(0, 100, zero="off")] = setting(
+        0, "tokens copied ahead from the text, checked in one pass; try 10", off=0
+    )
+    assistant: Annotated[str, Text("an id or a folder, or none", lambda: ["none"])] = setting(
+        "none", "smaller model that proposes tokens ahead, checked in one pass"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is shown and how the program behaves."""
+
+    mode: Annotated[str, Choice(("auto", "chat", "complete"))] = setting(
+        "auto", "chat with the template or complete text; auto: as the model can"
+    )
+    markdown: Annotated[bool, Flag()] = setting(True, "render replies as Markdown; off prints them as they come")
+    thinking: Annotated[str, Choice(("show", "fold", "hide"))] = setting(
+        "fold", "what a model thinks before it answers: dim, one line, or nothing"
+    )
+    probs: Annotated[str, Choice(("off", "on", "entropy"), SHADED)] = setting(
+        "off", "colour replies by the probability of each token, or by the entropy there"
+    )
+    stats: Annotated[bool, Flag()] = setting(True, "a line of figures after each reply")
+    theme: Annotated[str, Choice(("dark", "light", "mono"))] = setting(
+        "dark", "colours for a dark or light terminal, or none"
+    )
+    editing_mode: Annotated[str, Choice(("emacs", "vi"))] = setting("emacs", "whose keys the line editor has")
+    logprobs: Annotated[int, Whole(0, 100)] = setting(
+        0, "record log-probabilities and this many alternatives (for --json)"
+    )
+    keep_models: Annotated[int, Whole(1, zero="auto")] = setting(
+        0, "models kept in memory, longest unused goes first; auto: what fits"
+    )
+
+
+SPECS: dict[str, Any] = {"load": Load, "decode": Decode, "view": View}
+Extra = tuple[tuple[str, Any], ...]
+
+
+@cache
+def places() -> dict[str, str]:
+    """Return which part (load, decode, view) each setting belongs to."""
+    return {spot.name: part for part, spec in SPECS.items() for spot in fields(spec)}
+
+
+@cache
+def kind(name: str) -> Kind:
+    """Return the kind of a setting's value."""
+    return kind_of(get_type_hints(SPECS[places()[name]], include_extras=True)[name])
+
+
+def declared(name: str) -> Field[Any]:
+    """Return the field that declares a setting."""
+    return next(spot for spot in fields(SPECS[places()[name]]) if spot.name == name)
+
+
+def help_of(name: str) -> str:
+    """Return the one line that says what a setting does."""
+    return str(declared(name).metadata["help"])
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings with where each value that is not a default came from; a change makes a new one."""
+
+    load: Load = Load()
+    decode: Decode = Decode()
+    view: View = View()
+    extra: Extra = ()  # other fields of GenerationConfig, set by name
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def get(self, name: str) -> Any:
+        """Return the value of a setting; None where a decoding value is left to the model."""
+        return getattr(getattr(self, places()[name]), name)
+
+    def put(self, name: str, value: Any, origin: str) -> "Settings":
+        """Return a copy with one value; `max_new_tokens` and `max_length` push each other out."""
+        part = places()[name]
+        other = {"max_new_tokens": "max_length", "max_length": "max_new_tokens"}.get(name, "")
+        cleared = {other: None} if other and value is not None else {}
+        spec = replace(getattr(self, part), **{name: value}, **cleared)
+        origins = {key: word for key, word in self.origins.items() if key not in (name, *cleared)}
+        return replace(self, **{part: spec}, origins={**origins, name: origin})
+
+    def reset(self, name: str) -> "Settings":
+        """Return a copy with one value at its default."""
+        bare = self.put(name, declared(name).default, "default")
+        kept = {key: word for key, word in bare.origins.items() if key != name}
+        return replace(bare, origins=kept)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from places()
+
+
+def read(name: str, word: str) -> Any:
+    """Read the value of a setting from a word, `none` for off; raises `UsageError` naming it and what it takes."""
+    if word.strip().lower() == "none":
+        if "off" in declared(name).metadata:
+            return declared(name).metadata["off"]
+        if name in ("max_new_tokens", "max_length"):
+            raise UsageError(f"{name} cannot be none: every reply needs a limit on its length", f"/{name} 2048")
+    try:
+        return kind(name).read(word)
+    except UsageError as error:
+        raise UsageError(f"{name} {error.message}", f"/help {name}") from None
+
+
+def address(text: str) -> list[tuple[str, str]]:
+    """Split `id@revision` and `id:file.gguf` into settings; what a new model does not take over is put back."""
+    name, _, file = text.rpartition(":") if text.lower().endswith(".gguf") else (text, "", "")
+    if len(name) < 2:  # no colon, or the one of a Windows drive
+        name, file = text, ""
+    name, _, revision = name.partition("@")
+    parts = {"revision": revision, "gguf_file": file, "trust_remote_code": ""}
+    return [("model", name), *((key, value or "default") for key, value in parts.items())]
+
+
+def named(model: str) -> str:
+    """Return a model's id for the screen: the last part where it is a path."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def show(name: str, value: Any) -> str:
+    """Return the words for a setting's value; empty where there is none."""
+    return "" if value is None or value == "" else kind(name).show(value)
+
+
+ALIASES = {"temp": "temperature", "max": "max_new_tokens", "penalty": "repetition_penalty"}
+"""Short names of settings."""
+
+
+def gone(name: str) -> str:
+    """Say that a name was that of a setting, and is no more; empty for others."""
+    return f"{name} is no setting any more: {GONE[name]}" if name in GONE else ""
+
+
+def find(name: str) -> str:
+    """Return the full name of a setting typed with hyphens or in part; raises `UsageError` with the nearest name."""
+    wanted = name.replace("-", "_").lower()
+    wanted = ALIASES.get(wanted, wanted)
+    names = list(places())
+    if wanted in names:
+        return wanted
+    starts = [candidate for candidate in names if candidate.startswith(wanted)]
+    if wanted and len(starts) == 1:
+        return starts[0]
+    if starts:
+        raise UsageError(f"{name!r} may be {', '.join(starts)}")
+    close = nearest(wanted, names)
+    raise UsageError(
+        gone(wanted) or f"no setting {name!r}" + (f", did you mean {close}?" if close else ""), "/settings"
+    )

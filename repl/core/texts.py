@@ -1,0 +1,59 @@
+"""Texts from outside: files that the user names, and standard input.
+
+Only regular files are read (a script may be a pipe), never more than so many bytes, and a byte order mark is no text.
+"""
+
+import codecs
+import os
+import stat
+import sys
+from pathlib import Path
+
+from repl.core.errors import ReplError
+
+LARGEST = 4_000_000  # bytes, more than a message can hold
+KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+PLAIN, PIPED = (stat.S_IFREG,), (stat.S_IFREG, stat.S_IFIFO)
+
+
+def read(file: str, largest: int = LARGEST, kinds: tuple[int, ...] = PLAIN) -> str:
+    """Return a file's text; raises `ReplError` naming it."""
+    try:
+        return decoded(_content(Path(file).expanduser(), largest, kinds), repr(file), largest)
+    except (OSError, ValueError, RuntimeError) as error:  # in this order: the disk, a NUL, the home of nobody
+        raise ReplError(f"cannot read {file!r}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _content(path: Path, largest: int, kinds: tuple[int, ...]) -> bytes:
+    found = path.stat()
+    kind = stat.S_IFMT(found.st_mode)
+    if os.path.samestat(found, os.stat(os.devnull)):
+        return b""
+    if kind not in kinds:
+        raise OSError(0, f"it is {KINDS.get(kind, 'a device')}, not a file")
+    if found.st_size > largest:
+        return bytes(largest + 1)
+    with path.open("rb") as file:
+        return file.read(largest + 1)  # what the system makes up as it is read has no size
+
+
+def decoded(content: bytes, name: str, largest: int = LARGEST) -> str:
+    """Return the text in some bytes; raises `ReplError` for more than `largest` of them, and for what is no text."""
+    if len(content) > largest:
+        raise ReplError(f"{name} is larger than {largest / 1e6:.0f} MB, the most that is read here")
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ReplError(f"{name} is not UTF-8 text") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def piped() -> str:
+    """Return standard input to its end; raises `ReplError`."""
+    if sys.stdin is None:  # closed
+        return ""
+    try:
+        return decoded(sys.stdin.buffer.read(LARGEST + 1), "standard input")
+    except OSError as error:
+        raise ReplError(f"cannot read standard input: {error.strerror}") from error

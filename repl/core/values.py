@@ -1,0 +1,350 @@
+"""Words and values: each kind reads a word, shows a value, says what it takes and offers completions."""
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Annotated, Any, Protocol, get_args, get_origin
+
+from repl.core.errors import UsageError
+
+
+class Kind(Protocol):
+    """One way to turn a word into a value and back."""
+
+    @property
+    def phrase(self) -> str:
+        """What it takes, to be read after `is not`."""
+
+    def read(self, word: str) -> Any:
+        """Return the value of a word; raises `UsageError`."""
+
+    def show(self, value: Any) -> str:
+        """Return the word that reads back as the value."""
+
+    def complete(self) -> Collection[str]:
+        """Return the words worth offering; a mapping says what each one is."""
+
+
+def refuse(word: str, phrase: str) -> UsageError:
+    """Make the error for a word that is not what the phrase says."""
+    return UsageError(f"{word!r} is not {phrase}")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """On or off."""
+
+    phrase: str = "on or off"
+
+    def read(self, word: str) -> bool:
+        """Read on/off and what people type instead."""
+        if word.lower() in ("on", "true", "yes", "1"):
+            return True
+        if word.lower() in ("off", "false", "no", "0"):
+            return False
+        raise refuse(word, self.phrase)
+
+    def show(self, value: bool) -> str:
+        """Return on or off."""
+        return "on" if value else "off"
+
+    def complete(self) -> list[str]:
+        """Offer both."""
+        return ["on", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole number within bounds, both included; `zero` is a word for 0."""
+
+    least: int = 0
+    most: int | None = None
+    zero: str = ""
+
+    @property
+    def phrase(self) -> str:
+        """Name the bounds."""
+        bounds = f"a whole number from {self.least}" + (f" to {self.most}" if self.most is not None else "")
+        return f"{self.zero} or {bounds}" if self.zero else bounds
+
+    def read(self, word: str) -> int:
+        """Read decimal digits, `_` and `,` allowed between them."""
+        if self.zero and word.lower() == self.zero:
+            return 0
+        digits = word.strip().replace(",", "").replace("_", "")
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", digits):
+            raise refuse(word, self.phrase)
+        value = int(digits)
+        if value < self.least or (self.most is not None and value > self.most):
+            raise refuse(word, self.phrase)
+        return value
+
+    def show(self, value: int) -> str:
+        """Return the digits."""
+        return str(value or self.zero or 0)
+
+    def complete(self) -> list[str]:
+        """Offer the word and the first numbers after it; any number may be meant."""
+        return [self.zero, *(str(self.least + step) for step in range(4))] if self.zero else []
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A finite number within bounds; `above`/`below` are not included, `least`/`most` are."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    @property
+    def phrase(self) -> str:
+        """Name the bounds."""
+        words = ["a number"]
+        words += [f"from {self.least:g}"] if self.least is not None else []
+        words += [f"above {self.above:g}"] if self.above is not None else []
+        words += [f"to {self.most:g}"] if self.most is not None else []
+        words += [f"below {self.below:g}"] if self.below is not None else []
+        return " ".join(words)
+
+    def read(self, word: str) -> float:
+        """Read what `float` reads, except infinities and NaN."""
+        try:
+            value = float(word)
+        except ValueError:
+            raise refuse(word, self.phrase) from None
+        inside = (
+            math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+        if not inside:
+            raise refuse(word, self.phrase)
+        return value
+
+    def show(self, value: float) -> str:
+        """Return the shortest digits that read back."""
+        return repr(value).removesuffix(".0")
+
+    def complete(self) -> list[str]:
+        """Offer nothing: any number may be meant."""
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of a few words; aliases are other spellings of them."""
+
+    options: tuple[str, ...]
+    aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def phrase(self) -> str:
+        """List them."""
+        return "one of " + ", ".join(self.options)
+
+    def read(self, word: str) -> str:
+        """Read an option or an alias, in any case."""
+        name = self.aliases.get(word.lower(), word.lower())
+        if name not in self.options:
+            raise refuse(word, self.phrase)
+        return name
+
+    def show(self, value: str) -> str:
+        """Return the option."""
+        return value
+
+    def complete(self) -> list[str]:
+        """Offer the options."""
+        return list(self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Any text that is not blank; `suggest` offers words that make sense here."""
+
+    phrase: str = "a text"
+    suggest: Callable[[], Collection[str]] = list
+
+    def read(self, word: str) -> str:
+        """Return the text without the space around it."""
+        if not word.strip():
+            raise refuse(word, self.phrase)
+        return word.strip()
+
+    def show(self, value: str) -> str:
+        """Return the text."""
+        return value
+
+    def complete(self) -> Collection[str]:
+        """Offer the suggestions."""
+        return self.suggest()
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device or a way to spread a model over devices."""
+
+    phrase: str = "one of auto, cpu, cuda, cuda:N, mps, balanced, sequential"
+
+    def read(self, word: str) -> str:
+        """Read the name in any case."""
+        name = word.strip().lower()
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?|mps|balanced|sequential", name):
+            raise refuse(word, self.phrase)
+        return name
+
+    def show(self, value: str) -> str:
+        """Return the name."""
+        return value
+
+    def complete(self) -> list[str]:
+        """Offer the names."""
+        return ["auto", "cpu", "cuda", "mps", "balanced", "sequential"]
+
+
+@dataclass(frozen=True, slots=True)
+class MaxMemory:
+    """How much each device may hold, kept as the words `0=20GiB,cpu=48GiB`."""
+
+    phrase: str = "device=size pairs such as 0=20GiB,cpu=48GiB"
+
+    def read(self, word: str) -> str:
+        """Check every pair and write it in one spelling."""
+        pairs = [pair.strip() for pair in word.split(",")]
+        found = [re.fullmatch(r"([0-9]+|cpu|mps|disk)\s*=\s*([0-9.]+)\s*([KMGT]i?B)", pair, re.I) for pair in pairs]
+        if not all(found):
+            raise refuse(word, self.phrase)
+        return ",".join(f"{m[1].lower()}={float(m[2]):g}{m[3].upper().replace('I', 'i')}" for m in found if m)
+
+    def show(self, value: str) -> str:
+        """Return the pairs."""
+        return value
+
+    def complete(self) -> list[str]:
+        """Offer the common forms."""
+        return ["cpu=16GiB", "0=20GiB,cpu=48GiB"]
+
+
+@dataclass(frozen=True, slots=True)
+class Strings:
+    r"""A few strings: bare text is one string, quotes separate several, `\n` is a line feed."""
+
+    phrase: str = 'a text, or several in quotes: "###" "\\n\\n"'
+
+    def read(self, word: str) -> tuple[str, ...]:
+        """Read a JSON list, quoted strings, or one bare string; empty strings are refused."""
+        try:
+            texts = self._split(word.strip())
+        except ValueError:
+            raise refuse(word, self.phrase) from None
+        if not texts or not all(isinstance(text, str) and text for text in texts):
+            raise refuse(word, self.phrase)
+        return tuple(texts)
+
+    def _split(self, word: str) -> list[str]:
+        if word.startswith("["):
+            return list(json.loads(word))
+        if word[:1] in ("'", '"'):
+            lexer = shlex.shlex(word, posix=True)
+            lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
+            return [_unescape(text) for text in lexer]
+        return [_unescape(word)]
+
+    def show(self, value: tuple[str, ...]) -> str:
+        """Return the strings in quotes, or `none`."""
+        return " ".join(json.dumps(text, ensure_ascii=False) for text in value) or "none"
+
+    def complete(self) -> list[str]:
+        """Offer nothing."""
+        return []
+
+
+def _unescape(text: str) -> str:
+    plain = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
+    return re.sub(r"\\[ntr\\]", lambda match: plain[match[0]], text)
+
+
+@dataclass(frozen=True, slots=True)
+class OrNever:
+    """On, off, or never: how `early_stopping` ends a beam search."""
+
+    phrase: str = "on, off or never"
+
+    def read(self, word: str) -> bool | str:
+        """Read the three words."""
+        return "never" if word.lower() == "never" else Flag(self.phrase).read(word)
+
+    def show(self, value: bool | str) -> str:
+        """Return the word."""
+        return value if isinstance(value, str) else Flag().show(value)
+
+    def complete(self) -> list[str]:
+        """Offer the three."""
+        return ["on", "off", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A `name=value` word, kept as the pair."""
+
+    phrase: str = "name=value, such as temperature=0.8"
+
+    def read(self, word: str) -> tuple[str, str]:
+        """Split at the first equals sign."""
+        name, sign, value = word.partition("=")
+        if not (name and sign and value):
+            raise refuse(word, self.phrase)
+        return name, value
+
+    def show(self, value: tuple[str, str]) -> str:
+        """Join the pair."""
+        return "=".join(value)
+
+    def complete(self) -> list[str]:
+        """Offer nothing: the registry knows the names."""
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """The rest of the line as it was typed."""
+
+    phrase: str = "a text"
+    suggest: Callable[[], Collection[str]] = list
+
+    def read(self, word: str) -> str:
+        """Return it unchanged."""
+        return word
+
+    def show(self, value: str) -> str:
+        """Return it unchanged."""
+        return value
+
+    def complete(self) -> Collection[str]:
+        """Offer the suggestions."""
+        return self.suggest()
+
+
+PLAIN: dict[Any, Kind] = {bool: Flag(), int: Whole(), float: Number(), str: Text()}
+
+
+def kind_of(annotation: Any) -> Kind:
+    """Return the kind an annotation names: `Annotated[T, kind]`, or a plain type, with or without `| None`."""
+    if get_origin(annotation) is Annotated:
+        kind: Kind = get_args(annotation)[1]
+        return kind
+    found = [PLAIN[part] for part in (annotation, *get_args(annotation)) if part in PLAIN]
+    return found[0]
+
+
+def nearest(word: str, names: list[str]) -> str:
+    """Return the name that a mistyped word was probably meant to be, or an empty string."""
+    swapped = [name for name in names if sorted(name) == sorted(word)]
+    return next(iter(swapped or get_close_matches(word, names, n=1, cutoff=0.6)), "")

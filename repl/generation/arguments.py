@@ -1,0 +1,64 @@
+"""What `generate` is called with: made here alone, from settings or from the values of a record.
+
+In come values in the library's names, where None switches a field off; out comes the generation config, with every
+value that counts in it, and what has to be passed as an argument beside it: in a config None means "as the model has
+it". The model itself is never changed.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from repl.core import decoding, fields
+from repl.core.decoding import LENGTHS
+from repl.core.settings import Settings
+from repl.generation.runtime import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The generation config of one call, the arguments beside it (all None), and the values that it was made from."""
+
+    config: Any
+    off: dict[str, None]
+    given: dict[str, Any]
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the values with the limit on length that came to be in effect."""
+        lengths = {name: getattr(self.config, name) for name in LENGTHS if self.given.get(name) is not None}
+        return {**self.given, **lengths}
+
+
+def of_settings(resident: Model, settings: Settings) -> Arguments:
+    """Return what a reply under these settings is made with."""
+    return of_values(resident.model, decoding.overrides(settings, resident.facts.base))
+
+
+def of_values(model: Any, values: Mapping[str, Any]) -> Arguments:
+    """Return what `generate` is called with for values in the library's names; None switches a field off."""
+    own = model.generation_config
+    limit = [name for name in LENGTHS if values.get(name) is not None]
+    others = dict.fromkeys(name for name in LENGTHS if limit and name not in limit)
+    theirs = {name: value for name, value in fields.NEUTRAL.items() if getattr(own, name, None)}
+    whole = {**theirs, **others, **values}
+    config = copy.deepcopy(own)
+    for name, value in whole.items():
+        setattr(config, name, _built(name, value))
+    if isinstance(config.stop_strings, str):
+        config.stop_strings = [config.stop_strings]
+    if config.pad_token_id is None:  # the library would do the same with a warning
+        config.pad_token_id = next(iter(decoding.stops(config)), None)
+    off = dict.fromkeys(name for name, value in whole.items() if value is None and getattr(own, name, None) is not None)
+    return Arguments(config, off, dict(values))
+
+
+def _built(name: str, value: Any) -> Any:
+    """Return a value as a generation config holds it: of two fields an object that JSON has the parts of."""
+    from transformers import CompileConfig, WatermarkingConfig
+
+    if name == "watermarking_config" and isinstance(value, Mapping):
+        return WatermarkingConfig(**value)
+    if name == "compile_config" and isinstance(value, Mapping):
+        return CompileConfig(**value)
+    return value

@@ -1,0 +1,277 @@
+"""A `TextIteratorStreamer` whose text is exact, comes at once, and costs the same at every token."""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+from repl.core.events import Token
+from repl.generation.prompt.reply_parser import spoken
+
+KEPT = 8
+"""Tokens decoded again as the context of the next ones: an incomplete character reaches back over three."""
+MOST = 16
+"""Tokens after which the window is cut back to `KEPT`."""
+
+_BYTE = re.compile(r"<0x[+0-9A-Fa-f][0-9A-Fa-f]>")
+_TIDIED = tuple((f" {text}", text.rstrip()) for text in (".", "?", "!", ",", "' ", "n't", "'m", "'s", "'ve", "'re"))
+
+
+class Detokenizer:
+    """Token ids in, text out: joined pieces equal `tokenizer.decode(ids)`, invalid bytes included.
+
+    Special tokens add no text, but for those that mark the parts of a reply (see `reply_parser`).
+    `seed` are the ids before them (for raw completion), so that the first word keeps its leading space; then the
+    pieces are what `decode(seed + ids)` adds to `decode(seed)`. Each token is decoded in a window of at most `MOST`
+    tokens.
+
+    `DecodeStream` of the tokenizers library does not do: it writes `中` for three byte tokens and raises
+    when a fourth one turns them into `����`, and its window grows with every skipped or undecodable token.
+    """
+
+    def __init__(self, tokenizer: Any, seed: Sequence[int] = (), skip_special_tokens: bool = True) -> None:
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)  # the Rust side; None for a Python tokenizer
+        marks = spoken(tokenizer) if skip_special_tokens else {}
+        self._silent = _special(tokenizer) - marks.keys() if skip_special_tokens else frozenset[int]()
+        self._tidy = _Tidy(_TIDIED if _tidies(tokenizer) else ())
+        self._decode = _decoder(tokenizer, skip_special_tokens and not marks)
+        self._merges = self._backend is not None and _merges_bytes(self._backend)
+        self._doubtful = 3 if self._backend is None else 1  # replacement characters that may stand for one incomplete
+        self._probe = _probe(tokenizer) if self._backend is None else []
+        self._window: list[int] = []
+        self._done = 0  # characters of the window's text that were given out
+        self._owed = ""  # the end of the seed's text: shown already, not yet given out here
+        for token_id in self._last(seed):
+            self.feed(token_id)
+        self._owed = self._rest()
+
+    def feed(self, token_id: int) -> str:
+        """Return the text that can no longer change after this token; '' while a character is incomplete.
+
+        Byte-fallback tokens are held until their run ends, since one invalid byte changes the text of all of them.
+        A Rust panic of the tokenizer passes.
+        """
+        if self._is_silent(token_id):
+            return ""
+        self._window.append(token_id)
+        if self._is_byte(token_id):
+            return ""
+        return self._unseen(self._tidy.feed(self._settled()))
+
+    def flush(self) -> str:
+        """Return the rest: what was held back at the end of the ids."""
+        rest = self._unseen(self._rest())
+        self._window.clear()
+        self._done, self._tidy, self._owed = 0, _Tidy(()), ""
+        return rest
+
+    def _is_silent(self, token_id: int) -> bool:
+        unknown = self._backend is not None and self._backend.id_to_token(token_id) is None
+        return unknown or token_id in self._silent  # a vocabulary may be smaller than the model's output
+
+    def _is_byte(self, token_id: int) -> bool:
+        return self._merges and _BYTE.fullmatch(self._backend.id_to_token(token_id)) is not None
+
+    def _last(self, seed: Sequence[int]) -> list[int]:
+        enough = len(seed) if self._tidy.works else KEPT  # how ` ' ' ' ` is tidied depends on where it began
+        heard: list[int] = []
+        for token_id in reversed(seed):
+            if not self._is_silent(token_id):
+                heard.append(token_id)
+                if len(heard) >= enough and not self._is_byte(token_id):
+                    break
+        return heard[::-1]
+
+    def _settled(self) -> str:
+        now = self._decode(self._window)
+        end = max(self._done, self._certain(now))
+        text, held = now[self._done : end], len(now) - end
+        self._done = end
+        if len(self._window) > MOST:
+            self._window = self._window[-KEPT:]
+            self._done = len(self._decode(self._window)) - held
+        return text
+
+    def _certain(self, now: str) -> int:
+        sure = now[: -self._doubtful]
+        end = len(sure) + len(now[len(sure) :].rstrip("\ufffd"))
+        if self._probe:  # a Python tokenizer may join words afterwards: `ab@@` and `cd` are `abcd`
+            end = min(end, _common(now, self._decode(self._window + self._probe)))
+        return end
+
+    def _rest(self) -> str:
+        now = self._decode(self._window) if self._window else ""
+        return self._tidy.rest(now[self._done :])
+
+    def _unseen(self, text: str) -> str:
+        if not self._owed or not text:
+            return text
+        seen = _common(self._owed, text)
+        self._owed = self._owed[seen:] if seen == len(text) else ""
+        return text[seen:]
+
+
+class _Tidy:
+    """`clean_up_tokenization_spaces` for a stream: each replacement in turn, holding what may still become a match."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
+        self._pairs = pairs
+        self.works = bool(pairs)
+        self._held = [""] * len(pairs)
+
+    def feed(self, text: str) -> str:
+        for place, (old, new) in enumerate(self._pairs):
+            *before, last = (self._held[place] + text).split(old)
+            sizes = (size for size in range(len(old) - 1, 0, -1) if last.endswith(old[:size]))
+            cut = len(last) - next(sizes, 0)
+            self._held[place] = last[cut:]
+            text = new.join([*before, last[:cut]])
+        return text
+
+    def rest(self, text: str) -> str:
+        for held, (old, new) in zip(self._held, self._pairs, strict=True):
+            text = (held + text).replace(old, new)
+        return text
+
+
+def _common(one: str, other: str) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _special(tokenizer: Any) -> frozenset[int]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return frozenset(getattr(tokenizer, "all_special_ids", ()))
+    return frozenset(token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special)
+
+
+def _tidies(tokenizer: Any) -> bool:
+    if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return False
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # for BPE the library ignores the setting, unless forced
+    forced = getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    return backend is None or forced or type(backend.model).__name__ != "BPE"
+
+
+def _decoder(tokenizer: Any, skip: bool) -> Callable[[list[int]], str]:
+    tidied = getattr(tokenizer, "clean_up_tokenization_spaces", False)
+    plain = {"clean_up_tokenization_spaces": False} if tidied else {}
+    return partial(tokenizer.decode, skip_special_tokens=skip, **plain)
+
+
+def _merges_bytes(backend: Any) -> bool:
+    return backend.decoder is not None and backend.decoder.decode(["<0xC3>", "<0xA9>"]).strip() == "é"
+
+
+def _probe(tokenizer: Any) -> list[int]:
+    """Find a token that is a word or letter of its own, to see what one more token would change."""
+    if not hasattr(tokenizer, "convert_tokens_to_string"):
+        return []
+    first = range(min(1000, len(tokenizer)))
+    return next(([token_id] for token_id in first if tokenizer.decode([token_id]).isalpha()), [])
+
+
+class Failure(NamedTuple):
+    """What ends a stream that failed, in its queue."""
+
+    error: BaseException
+
+
+class ExactStreamer:
+    """One reply of `generate` as `Token` events; `streamer` makes it a `TextIteratorStreamer`.
+
+    `put` gets the prompt first (skipped), then a step: shape `(batch,)`, of which row 0 is streamed, or `(1, k)`.
+    Pieces go to `emit`, which may raise, or into `text_queue` for whoever iterates. The iteration ends after `end`,
+    and raises after `fail`. One streamer serves one reply.
+    """
+
+    text_queue: Any
+    timeout: float | None
+    next_tokens_are_prompt: bool
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        emit: Callable[[Token], None] | None,
+        seed: Sequence[int],
+        eos: Collection[int],
+        measure: Callable[[int], dict[str, Any]] | None,
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt=True)  # type: ignore[call-arg]  # the library's class comes next
+        self.ids: list[int] = []
+        """Ids whose events were taken so far, the end-of-sequence included."""
+        self._detokenizer = Detokenizer(tokenizer, seed)
+        self._emit = emit or self.text_queue.put
+        self._eos = frozenset(eos)
+        self._measure = measure
+        self._complete = False  # the row has ended: what follows is padding
+        self._ended = False
+
+    def put(self, value: Any) -> None:
+        """Stream the ids of one step, a tensor of shape `(batch,)` or `(1, k)`; passes on what `emit` raises."""
+        if self.next_tokens_are_prompt:
+            self.next_tokens_are_prompt = False
+            return
+        row = value.tolist()[0]
+        for token_id in row if isinstance(row, list) else [row]:
+            if not self._complete:
+                self._say(token_id)
+
+    def _say(self, token_id: int) -> None:
+        fields = self._measure(token_id) if self._measure else {}
+        text = self._detokenizer.feed(token_id)
+        self._complete = token_id in self._eos
+        self._emit(Token(text, token_id, **fields))
+        self.ids.append(token_id)
+
+    def end(self) -> None:
+        """Send the rest of the text, where there is one, and end the stream; further calls change nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            if rest := self._detokenizer.flush():
+                self._emit(Token(rest))
+        finally:
+            self.text_queue.put(None)
+
+    def fail(self, error: BaseException) -> None:
+        """End the stream so that its reader raises `error` after the pieces already there."""
+        if not self._ended:
+            self._ended = True
+            self.text_queue.put(Failure(error))
+
+    def __iter__(self) -> Iterator[Token]:
+        return self
+
+    def __next__(self) -> Token:
+        found = self.text_queue.get(timeout=self.timeout)
+        if isinstance(found, Token):
+            return found
+        self.text_queue.put(None)  # whoever asks again is told again
+        if isinstance(found, Failure):
+            raise found.error
+        raise StopIteration
+
+
+def streamer(
+    tokenizer: Any,
+    emit: Callable[[Token], None] | None = None,
+    seed: Sequence[int] = (),
+    eos: Collection[int] = (),
+    measure: Callable[[int], dict[str, Any]] | None = None,
+) -> ExactStreamer:
+    """Make the streamer of one reply: a `TextIteratorStreamer` for `generate(streamer=...)`.
+
+    `seed` are the prompt's ids where prompt and reply are one text, `eos` the ids that end the row; `measure` gives
+    the fields `logprob`, `entropy`, `top` of a token's event.
+    """
+    return _kind()(tokenizer, emit, seed, eos, measure)
+
+
+@cache
+def _kind() -> type[ExactStreamer]:
+    from transformers import TextIteratorStreamer
+
+    return type("ExactStreamer", (ExactStreamer, TextIteratorStreamer), {"__doc__": ExactStreamer.__doc__})

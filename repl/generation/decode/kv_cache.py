@@ -1,0 +1,240 @@
+"""The KV cache between turns: what a prompt has in common with the text before it is not computed again."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from repl.core import library
+from repl.core.errors import Cancelled
+from repl.models import model_config
+from repl.models.reference import Known, carries_on
+
+OTHERWISE = ("cache_implementation", "prompt_lookup_num_tokens", "token_healing", "use_mtp", "speculation_type")
+"""Fields of a generation config that bring another cache, feed ids of their own, or change the prompt's."""
+STRETCHED = ("dynamic", "longrope", "su")
+"""Position embeddings that change for all tokens once a text is longer than the model was first trained for."""
+PROBED, FEW = 24, 8  # tokens of a prompt that are tried: where layers are unusual, and where they are not
+NARROW = 4  # tokens of a sliding window in that trial
+CARRIES = Known()  # whether a loaded model goes on rightly from a cache
+
+
+class Kept:
+    """The cache of the text that was worked on last, and the ids it stands for; only the model thread touches it."""
+
+    def __init__(self) -> None:
+        self._cache: Any = None
+        self._ids: list[int] = []
+
+    def drop(self) -> None:
+        """Give the cache up."""
+        self._cache, self._ids = None, []
+
+    def size(self) -> tuple[int, int]:
+        """Return how many tokens are kept, and the bytes they take: of a tensor that was cut the whole counts."""
+        parts = [part for layer in getattr(self._cache, "layers", ()) for part in vars(layer).values()]
+        tensors = [each for part in parts for each in (part.values() if isinstance(part, dict) else [part])]
+        stores = [each.untyped_storage() for each in tensors if hasattr(each, "untyped_storage")]
+        return len(self._ids), sum({each.data_ptr(): each.nbytes() for each in stores}.values())
+
+    @contextmanager
+    def lent(
+        self, model: Any, config: Any, prompt: Any, seen: Callable[[], list[int]]
+    ) -> Iterator[tuple[dict[str, Any], int]]:
+        """Yield what to call `generate` with besides, and how many tokens of the prompt need not be computed.
+
+        `config` is the generation config of the call, `prompt` its ids, shape (1, tokens). After a reply, whole or
+        cancelled, what is sound is kept; `seen` then tells the ids of prompt and reply. After an error nothing is.
+        """
+        if not fits(model, config, prompt.shape[-1]):
+            yield {}, 0
+            return
+        cache, reused = self._take(model, prompt)
+        with passes(model) as broken_off:
+            try:
+                yield {library.cache_name(): cache}, reused
+            except Cancelled:
+                self._give_back(cache, seen()[: stretch(model) or None], broken_off())
+                raise
+            self._give_back(cache, seen()[: stretch(model) or None], broken_off())
+
+    def _take(self, model: Any, prompt: Any) -> tuple[Any, int]:
+        """Return a cache of a beginning of the prompt; at least the last token is left to compute."""
+        cache, ids = self._cache, self._ids
+        self.drop()  # from here on an interrupt leaves nothing behind that might be wrong
+        reused = common(ids, prompt[0, :-1].tolist())
+        if not reused or not cropped(cache, reused) or not self.may_go_on(model, cache, prompt):
+            cache, reused = lasting(model), 0
+        return cache, reused
+
+    def may_go_on(self, model: Any, cache: Any, prompt: Any) -> bool:
+        """Tell whether reading in steps comes to what reading at once does; the first of `prompt` is tried, once."""
+        if any(type(layer).__module__ != "transformers.cache_utils" for layer in cache.layers):
+            return False  # a kind of its own, which may treat what is read at once and what is made differently
+        tried = prompt[:, : FEW if all(map(_simple, cache.layers)) else PROBED]
+        if tried.shape[-1] < (FEW if all(map(_simple, cache.layers)) else PROBED):
+            return False
+        with narrowed(model_config.text(model.config)):
+            return bool(CARRIES.get(model, lambda: carries_on(model, tried, lambda: lasting(model))))
+
+    def _give_back(self, cache: Any, ids: list[int], broken_off: bool) -> None:
+        length = min(sound(cache, broken_off), len(ids))
+        if length and cropped(cache, length):
+            self._cache, self._ids = cache, ids[:length]
+
+
+def fits(model: Any, config: Any, prompt: int) -> bool:
+    """Tell whether `generate` with this config may be given a cache, for a prompt of so many tokens."""
+    beams, rows = config.num_beams or 1, config.num_return_sequences or 1
+    if beams > 1 or rows > 1 or config.use_cache is False or any(getattr(config, name, None) for name in OTHERWISE):
+        return False
+    if not library.takes_cache(model) or model.config.is_encoder_decoder:
+        return False
+    limit = stretch(model)
+    if limit and prompt > limit:
+        return False
+    return library.makes_dynamic_cache(model) and any(map(_measured, blank(model).layers))
+
+
+def stretch(model: Any) -> int:
+    """Return the length at which position embeddings change, 0 where they never do."""
+    config = model_config.text(model.config)
+    rope = model_config.read(config, "rope_parameters", "rope_scaling") or {}
+    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]  # one, or one per kind of layer
+    found = [part for part in parts if part.get("rope_type", part.get("type")) in STRETCHED]
+    name = "original_max_position_embeddings"
+    whole = model_config.count(config, name, "max_position_embeddings") or 1
+    return min((int(part.get(name, whole)) for part in found), default=0)
+
+
+def blank(model: Any) -> Any:
+    """Return an empty cache of the kind that `generate` would make itself."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def lasting(model: Any) -> Any:
+    """Return an empty cache whose sliding windows keep what slides out of them."""
+    cache = blank(model)
+    _remember(cache)
+    return cache
+
+
+@contextmanager
+def narrowed(config: Any) -> Iterator[None]:
+    """Make the sliding window meanwhile so narrow that a few tokens go beyond it.
+
+    moshi leaves the window to its cache: from a longer one, or in other steps, it reads other things.
+    """
+    window = model_config.count(config, "sliding_window")
+    if window:
+        config.sliding_window = min(window, NARROW)
+    try:
+        yield
+    finally:
+        if window:
+            config.sliding_window = window
+
+
+def remembering(model: Any) -> Any:
+    """Return an empty cache that can be cut back at any length; None where this model has none such."""
+    cache = lasting(model)
+    return cache if all(map(_simple, cache.layers)) else None
+
+
+def common(one: Sequence[object], other: Sequence[object]) -> int:
+    """Return how many ids two texts begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
+
+
+@contextmanager
+def passes(model: Any) -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether a forward pass was begun and not ended."""
+    under_way = [False]
+    hooks = [
+        model.register_forward_pre_hook(lambda *_: under_way.__setitem__(0, True)),
+        model.register_forward_hook(lambda *_: under_way.__setitem__(0, False)),
+    ]
+    try:
+        yield lambda: under_way[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# layers
+
+
+def plain(model: Any) -> bool:
+    """Tell whether a model's cache holds keys and values by position and nothing else: its rows can be copied."""
+    return all(map(_simple, blank(model).layers))
+
+
+def _simple(layer: Any) -> bool:
+    """Tell whether a layer holds keys and values by position and nothing else."""
+    from transformers import cache_utils
+
+    dummy = getattr(cache_utils, "DummyLayer", cache_utils.DynamicLayer)
+    return type(layer) in (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer, dummy)
+
+
+def _measured(layer: Any) -> bool:
+    """Tell whether a layer knows how many tokens it has read; recurrent ones do not."""
+    return hasattr(layer, "get_seq_length")
+
+
+def _remember(cache: Any) -> None:
+    """Let sliding windows keep what slides out of them: without it they cannot be cropped."""
+    for layer in cache.layers:
+        if _simple(layer) and hasattr(layer, "activate_past_recording"):
+            layer.activate_past_recording()
+
+
+def sound(cache: Any, broken_off: bool) -> int:
+    """Return how many tokens, from the first on, all layers hold; 0 where that cannot be told."""
+    if broken_off:  # some layers are a step ahead of others
+        whole = all(_simple(layer) and _whole(layer) for layer in cache.layers)
+        return min((_reach(layer) for layer in cache.layers if _measured(layer)), default=0) if whole else 0
+    lengths = {int(layer.get_seq_length()) for layer in cache.layers if _measured(layer) and _filled(layer)}
+    return lengths.pop() if len(lengths) == 1 else 0
+
+
+def _filled(layer: Any) -> bool:
+    return layer.is_initialized and layer.keys is not None
+
+
+def _whole(layer: Any) -> bool:
+    """Tell whether a layer holds every token it has read."""
+    return not _measured(layer) or not _filled(layer) or layer.keys.shape[-2] == layer.get_seq_length()
+
+
+def _reach(layer: Any) -> int:
+    """Return the tokens of which a layer holds key and value: an interrupt may come between the two."""
+    return min(layer.keys.shape[-2], layer.values.shape[-2]) if _filled(layer) else 0
+
+
+def cropped(cache: Any, length: int) -> bool:
+    """Cut a cache back to its first tokens; False where it cannot be, and is then of no use any more.
+
+    The library's own `crop` also cuts what a sliding window remembers, so that a second one comes out wrong.
+    """
+    layers = [layer for layer in cache.layers if _measured(layer) and _filled(layer)]
+    if all(layer.get_seq_length() == length for layer in layers) and all(map(_even, layers)):
+        return True
+    return all(map(_simple, cache.layers)) and all(_crop(layer, length) for layer in layers)
+
+
+def _even(layer: Any) -> bool:
+    return not _simple(layer) or layer.keys.shape == layer.values.shape
+
+
+def _crop(layer: Any, length: int) -> bool:
+    left = layer.keys.shape[-2] - (layer.get_seq_length() - length)
+    window = layer.sliding_window - 1 if layer.is_sliding else length
+    if left < min(window, length):
+        return False
+    layer.keys, layer.values = layer.keys[..., :left, :], layer.values[..., :left, :]
+    if layer.is_sliding:
+        layer.cumulative_length = length
+    return True

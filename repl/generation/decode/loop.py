@@ -1,0 +1,307 @@
+"""The one decode loop of our own: `generate` calls it in place of its own, and the ids are the same.
+
+In come how tokens are chosen, for all rows alike or for each in a way of its own; proposals, which are only checked;
+a streamer. What it does not cover, beams above all, stays with the library: see `why_not`.
+"""
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+from repl.core import library
+from repl.generation.decode import kv_cache
+from repl.generation.decode.threads import Threads
+
+MODES = {
+    "beam_search": "beams are searched by the library",
+    "beam_sample": "beams are searched by the library",
+    "assisted_generation": "the library's own assisted decoding was asked for",
+}
+KEEPING = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+OTHERWISE = ("token_healing", "prefill_chunk_size", "use_mtp", "speculation_type")
+"""Fields of a generation config that keep more than ids, and those that change the prompt or how it is read."""
+DEVICES = ("cpu", "cuda", "meta")
+
+
+class Choice(Protocol):
+    """How the tokens of all rows are chosen, and which rows go on."""
+
+    @property
+    def copies(self) -> int:
+        """Return how many rows are made of each prompt."""
+
+    def choose(self, ids: Any, logits: Any) -> Any:
+        """Return the next tokens, shape (rows,); `logits`, shape (rows, vocab) in float32, may be changed."""
+
+    def left(self, ids: Any) -> Sequence[int]:
+        """Return the places of the rows that go on after their new tokens; none ends the reply."""
+
+
+class Proposals(Protocol):
+    """What may come next; a proposal only saves a pass where it is what the model chooses anyway."""
+
+    def offer(self, ids: Any, room: int) -> list[int]:
+        """Return up to `room` ids that may follow `ids`, shape (1, tokens)."""
+
+    def settle(self, made: int) -> None:
+        """Hear how many tokens the pass brought that checked the last offer; 1 where none of it was right."""
+
+
+def why_not(model: Any, config: Any) -> str:
+    """Say why the library's own loop is used for a model with a generation config; empty where ours is."""
+    if library.decodes_itself(type(model)) or "generate" in vars(model):
+        return "this model overrides parts of generate()"
+    if model.config.is_encoder_decoder:
+        return "this model is an encoder-decoder"
+    if model.device.type not in DEVICES:
+        return f"the library has a loop of its own for {model.device.type}"
+    if model.device.type != "cpu" and config.cache_implementation:
+        return "the library compiles steps for this kind of cache"
+    mode = str(config.get_generation_mode().value)
+    if mode not in ("greedy_search", "sample"):
+        return MODES.get(mode, f"{mode.replace('_', ' ')} is decoded by the library")
+    return next((f"{name} is set" for name in (*KEEPING, *OTHERWISE) if getattr(config, name, None)), "")
+
+
+def generate(
+    model: Any,
+    threads: Threads | None = None,
+    proposals: Proposals | None = None,
+    choice: Choice | None = None,
+    **given: Any,
+) -> Any:
+    """Call the library's `generate` with our loop, or as it is where that does not fit.
+
+    `given` are the arguments of `generate`, `generation_config` among them; `choice` needs a model that `why_not` has
+    nothing against.
+    """
+    import torch
+
+    with torch.inference_mode():
+        if why_not(model, settled(model, given)):
+            return model.generate(**given)
+        loop = Loop(given.get("streamer"), threads, proposals, choice)
+        return model.generate(**_for_own_loop(model, given), custom_generate=loop)
+
+
+def captured(model: Any, **given: Any) -> tuple[Any, Any]:
+    """Return the logits processors and the stopping criteria that `generate` would use; the model is not run."""
+    found: list[tuple[Any, Any]] = []
+
+    def catch(model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, **_: Any) -> Any:
+        found.append((logits_processor, stopping_criteria))
+        return input_ids
+
+    model.generate(**_for_own_loop(model, given), custom_generate=catch)
+    return found[0]
+
+
+def settled(model: Any, given: dict[str, Any]) -> Any:
+    """Return the generation config of a call: None in it means the model's value, an argument comes first."""
+    config = copy.copy(given["generation_config"])
+    for name, value in vars(model.generation_config).items():
+        if getattr(config, name, None) is None:
+            setattr(config, name, value)
+    for name in set(given) & set(vars(config)):
+        setattr(config, name, given[name])
+    return config
+
+
+def _for_own_loop(model: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `generate`, stop strings as a criterion: it gives own loops no tokenizer."""
+    from transformers import StopStringCriteria
+
+    strings, config = settled(model, given).stop_strings, copy.copy(given["generation_config"])
+    rest = {name: value for name, value in given.items() if name not in ("tokenizer", "stop_strings")}
+    if strings and "tokenizer" in given:
+        criterion = StopStringCriteria(given["tokenizer"], strings)
+        rest["stopping_criteria"] = [*(given.get("stopping_criteria") or ()), criterion]
+    config.stop_strings = None
+    if model.generation_config.stop_strings:  # None in a config means these
+        rest["stop_strings"] = None
+    return {**rest, "generation_config": config}
+
+
+class Loop:
+    """What `generate(custom_generate=...)` calls: one pass over the prompt, then step after step."""
+
+    def __init__(
+        self,
+        streamer: Any = None,
+        threads: Threads | None = None,
+        proposals: Proposals | None = None,
+        choice: Choice | None = None,
+    ) -> None:
+        self._streamer, self._threads = streamer, threads
+        self._proposals, self._choice = proposals, choice
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Any,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **given: Any,
+    ) -> Any:
+        """Return what `_sample` returns: the ids, shape (rows, tokens), or those with the cache."""
+        from transformers.generation import GenerateDecoderOnlyOutput
+
+        rows = input_ids.shape[0]
+        choice = self._choice or Alike(logits_processor, stopping_criteria, generation_config, rows)
+        text = Text(model, input_ids, given)
+        with nullcontext() if self._threads is None else self._threads.minded(model):
+            logits = text.read([])
+            if choice.copies > 1:
+                logits = text.multiply(logits, choice.copies)
+            with library.decoding(model):
+                self._decode(text, choice, logits, generation_config.max_length)
+        if self._streamer is not None:
+            self._streamer.end()
+        if not generation_config.return_dict_in_generate:
+            return text.ids
+        return GenerateDecoderOnlyOutput(sequences=text.ids, **{library.cache_name(): text.cache})
+
+    def _decode(self, text: "Text", choice: Choice, logits: Any, most: int) -> None:
+        """Make tokens until all rows have ended; no text gets longer than `most`."""
+        going = self._take(text, choice, logits, [])
+        del logits
+        while going:
+            length = text.ids.shape[-1]
+            draft = [] if self._proposals is None else self._proposals.offer(text.ids, most - length - 1)
+            with nullcontext() if draft or self._threads is None else self._threads.step():
+                logits = text.read(draft)
+            going = self._take(text, choice, logits, draft)
+            if self._proposals is not None:
+                self._proposals.settle(text.ids.shape[-1] - length)
+
+    def _take(self, text: "Text", choice: Choice, logits: Any, draft: list[int]) -> bool:
+        """Choose tokens for as long as a draft has them, from logits of shape (rows, draft + 1, vocab).
+
+        Returns whether a row goes on.
+        """
+        import torch
+
+        left: Sequence[int] = ()
+        for place, proposed in enumerate([*draft, None]):
+            tokens = choice.choose(text.ids, logits[:, place])
+            wrong = proposed is not None and int(tokens) != proposed
+            if wrong:
+                text.forget()  # before anybody hears of it: a cancel may come any time
+            text.ids = torch.cat([text.ids, tokens[:, None]], dim=-1)
+            left = choice.left(text.ids)
+            if self._streamer is not None:
+                self._streamer.put(tokens.cpu())
+            if wrong or not left:
+                break
+        if 0 < len(left) < text.ids.shape[0]:
+            text.keep(left)
+        return bool(left)
+
+
+class Alike:
+    """All rows have the processors, criteria and draws of one call, as in `_sample`; a row that has ended is padded."""
+
+    copies = 1
+
+    def __init__(self, processors: Any, criteria: Any, config: Any, rows: int) -> None:
+        self._processors, self._criteria, self._draws = processors, criteria, config.do_sample
+        ends = [each.eos_token_id for each in criteria if hasattr(each, "eos_token_id")]
+        self._pad = config.pad_token_id if config.pad_token_id is not None or not ends else int(ends[0].flatten()[0])
+        self._pads = bool(ends)
+        self._going: Any = True
+        self._rows = range(rows)
+
+    def choose(self, ids: Any, logits: Any) -> Any:
+        """Take the likeliest tokens, or draw with the very calls of the library: they decide what a seed gives."""
+        import torch
+
+        scores = self._processors(ids, logits)
+        if self._draws:
+            tokens = torch.multinomial(torch.nn.functional.softmax(scores, dim=-1), num_samples=1).squeeze(1)
+        else:
+            tokens = scores.argmax(dim=-1)
+        if self._pads and self._going is not True:
+            tokens = tokens.masked_fill(~self._going, self._pad)
+        return tokens
+
+    def left(self, ids: Any) -> Sequence[int]:
+        """Return all rows for as long as one of them goes on."""
+        self._going = ~self._criteria(ids, None) & self._going
+        return self._rows if bool(self._going.any()) else ()
+
+
+class Text:
+    """The rows as far as they are made, shape (rows, tokens), and what else goes into a pass over the next tokens.
+
+    `given` are the arguments of a forward pass that `generate` has prepared for the prompt.
+    """
+
+    def __init__(self, model: Any, ids: Any, given: dict[str, Any]) -> None:
+        self.ids, self._model = ids, model
+        self._name = next((name for name in library.CACHE_NAMES if name in given), library.cache_name())
+        self.cache = given.pop(self._name, None)
+        self._mask, self._positions = given.pop("attention_mask", None), given.pop("position_ids", None)
+        self._rest, self._first = given, True
+        known = any(hasattr(layer, "get_seq_length") for layer in getattr(self.cache, "layers", ()))
+        self._read = int(self.cache.get_seq_length()) if known else 0  # tokens that the cache holds
+
+    def read(self, draft: list[int]) -> Any:
+        """Run the model on what it has not read and on a draft behind it.
+
+        Returns the logits behind the last token and those of the draft, shape (rows, draft + 1, vocab), as a copy:
+        whatever else those of a long prompt hold is let go.
+        """
+        import torch
+
+        ids = torch.cat([self.ids, self.ids.new_tensor([draft])], -1) if draft else self.ids
+        end, count = ids.shape[-1], len(draft) + 1
+        fresh = end - self._read if self._read and self._rest.get("use_cache") else None
+        inputs = self._model.prepare_inputs_for_generation(
+            ids, next_sequence_length=fresh, is_first_iteration=self._first, **self._arguments(end, count)
+        )
+        output = self._model(**inputs, return_dict=True)
+        self.cache = library.cache_of(output) or self.cache
+        self._read, self._first = end, False
+        return output.logits[:, -count:].to(copy=True, dtype=torch.float32, device=ids.device)
+
+    def _arguments(self, end: int, count: int) -> dict[str, Any]:
+        """Return the arguments for a text of `end` tokens: mask and positions reach to its end."""
+        import torch
+
+        found = dict(self._rest) if self.cache is None else {**self._rest, self._name: self.cache}
+        if "logits_to_keep" in found:
+            found["logits_to_keep"] = count
+        if self._mask is not None:
+            more = self._mask.new_ones(self._mask.shape[0], end - self._mask.shape[-1])
+            found["attention_mask"] = torch.cat([self._mask, more], -1)
+        if self._positions is not None:
+            steps = torch.arange(1, end - self._positions.shape[-1] + 1, device=self._positions.device)
+            found["position_ids"] = torch.cat([self._positions, self._positions[..., -1:] + steps], -1)
+        return found
+
+    def forget(self) -> None:
+        """Take back from the cache what is not in the text."""
+        self._read = self.ids.shape[-1]
+        kv_cache.cropped(self.cache, self._read)
+
+    def multiply(self, logits: Any, count: int) -> Any:
+        """Make a text of one row one of many, with a cache of its own; returns logits for all of them."""
+        self.cache = copy.deepcopy(self.cache)
+        self.cache.batch_repeat_interleave(count)
+        self._select([0] * count)
+        return logits.repeat(count, 1, 1)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Leave out the rows that have ended."""
+        self.cache.batch_select_indices(self._select(rows))
+
+    def _select(self, rows: Sequence[int]) -> Any:
+        import torch
+
+        places = torch.tensor(list(rows), device=self.ids.device)
+        self.ids = self.ids[places]
+        self._mask = None if self._mask is None else self._mask[places]
+        self._positions = None if self._positions is None else self._positions.index_select(-2, places)
+        return places

@@ -1,0 +1,348 @@
+"""Turn a prompt into events: encode, check what can be checked, generate, and tell what happened."""
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from repl.core import decoding
+from repl.core.errors import Cancelled, Failed, ReplError, UsageError
+from repl.core.events import Done, Echo, Measures, Notice, Search, Sequence, Timing, Token, Usage
+from repl.core.explain import is_memory, sentence
+from repl.core.jobs import Emit, bare
+from repl.core.parts import Parts
+from repl.generation import arguments
+from repl.generation.arguments import Arguments
+from repl.generation.decode import loop
+from repl.generation.decode.beams import Watch, spelled
+from repl.generation.decode.detokenizer import streamer
+from repl.generation.decode.drafters import Drafting, Get
+from repl.generation.measure.forward import breakable, entry, finite, one_sentence
+from repl.generation.measure.token_stats import Meter
+from repl.generation.prompt import chat_template
+from repl.generation.prompt.reply_parser import Begun, Reading
+from repl.generation.provenance import described, environment, versions
+from repl.generation.request import Prompt, Request, encode
+from repl.generation.runtime import Model
+from repl.models.imports import release
+from repl.models.memory.out_of_memory import dead, out_of_memory
+
+
+def reply(resident: Model, request: Request, emit: Emit, get: Get | None = None) -> Done:
+    """Answer a request with `Token` or `Beams` events; a cancelled reply is returned with what there is of it.
+
+    `get` brings another model beside it, the assistant. Raises `UsageError` before anything is made, `NoMemory` or
+    `Failed` when the model gives up.
+    """
+    began = time.monotonic()
+    decoding.check(request.settings, resident.facts.base)
+    chosen = arguments.of_settings(resident, request.settings)
+    with one_sentence("the prompt cannot be encoded"):
+        prompt = encode(resident, request, chosen.config.max_new_tokens or resident.facts.context, emit)
+        if chosen.config.token_healing:
+            prompt, chosen = healed(resident, request, chosen, prompt)
+    if cut := decoding.fit(chosen.config, len(prompt.ids), resident.facts.context, resident.facts.id):
+        emit(Notice(cut))
+    run = Run(resident, request, prompt, chosen, emit, began)
+    run.drafting.get = get
+    try:
+        return run.done(*run.generate())
+    except Cancelled:
+        emit.settle()
+        with one_sentence("the reply cannot be decoded"):
+            return run.done(run.told(run.partial()), "cancelled")
+    except ReplError as error:
+        emit.settle()
+        with suppress(ReplError), one_sentence("the reply cannot be decoded"):
+            error.partial = run.done(run.partial(), "failed")
+        raise
+
+
+def healed(resident: Model, request: Request, chosen: Arguments, prompt: Prompt) -> tuple[Prompt, Arguments]:
+    """Let the library replace the prompt's last token, before the reply: the record then has the ids that count."""
+    import torch
+
+    if request.chats:
+        said = "token_healing takes the control tokens out of a chat's prompt: it is for plain text"
+        raise UsageError(said, "/set token_healing none", "/raw TEXT")
+    ids = torch.tensor([prompt.ids], device=entry(resident.model))
+    found = resident.model.heal_tokens(ids, resident.tokenizer)[0].tolist()
+    chosen.config.token_healing = False
+    return replace(prompt, ids=found), replace(chosen, given={**chosen.given, "token_healing": False})
+
+
+def reading(resident: Model, request: Request, prompt: list[int], emit: Emit) -> Reading | None:
+    """Return what reads a reply in a chat, None for a text that is completed."""
+    begun = request.begun or (Begun(request.prefill, request.prefill) if request.chats else None)
+    return Reading(resident.tokenizer, prompt, begun, lambda said: mention(resident, said, emit)) if begun else None
+
+
+def mention(resident: Model, said: str, emit: Emit) -> None:
+    """Say something about a model once."""
+    if said and said not in resident.runtime.notices_shown:
+        resident.runtime.notices_shown.add(said)
+        emit(Notice(said))
+
+
+class Run:
+    """One reply on its way: what goes into `generate`, what has come out so far, and the record of it."""
+
+    def __init__(
+        self, resident: Model, request: Request, prompt: Prompt, chosen: Arguments, emit: Emit, began: float
+    ) -> None:
+        self.resident, self.request, self.arguments, self.emit = resident, request, chosen, emit
+        self.config = config = chosen.config
+        self.prompt, self.dropped = prompt.ids, prompt.dropped
+        self.began = began
+        self.beams = (config.num_beams or 1) > 1
+        self.seed = self._seed()
+        self.reused = 0  # tokens of the prompt that the kept cache holds
+        self.ids: list[int] = []  # made so far
+        self.pieces: list[str] = []  # their text, as it was told
+        self.stream: Any = None
+        self.reader: Any = None  # cuts what is shown into its parts
+        self.first_at = self.last_at = 0.0
+        self.drafting = Drafting(resident, request.settings, emit)
+        self.watch = Watch(resident.tokenizer, emit, not config.do_sample, decoding.stops(config))
+        several = bool(getattr(config, "prompt_lookup_num_tokens", None))
+        self.meter = Meter(resident.tokenizer, request.settings.view.logprobs, several)
+
+    def _seed(self) -> int | None:
+        if not self.config.do_sample:
+            return None
+        given = self.request.settings.decode.seed
+        return secrets.randbits(31) if given is None else given
+
+    @property
+    def before(self) -> list[int]:
+        """Return the ids that are one text with the reply: the prompt where it is continued, none in a chat."""
+        return self.prompt if self.request.seeded else []
+
+    @cached_property
+    def reading(self) -> Reading | None:
+        """What tells the parts of the reply; None for a text that is completed."""
+        return reading(self.resident, self.request, self.prompt, self.emit)
+
+    def _spelled(self, ids: list[int] | tuple[int, ...]) -> Iterator[Token]:
+        return spelled(self.resident.tokenizer, self.before, ids)
+
+    # generate
+
+    def generate(self) -> tuple[list[Sequence], str]:
+        """Run the library's `generate`; raises `Cancelled`, or one `ReplError` for whatever the library raises."""
+        try:
+            with one_sentence("the reply stopped"), ExitStack() as hooks:
+                self._echo()
+                hooks.enter_context(breakable(self.resident.model, self._may_go_on))
+                if not self.beams:
+                    hooks.enter_context(self.meter.reading(self.resident.model))
+                output = self._call()
+                mention(self.resident, self.resident.runtime.threads.said(), self.emit)
+                sequences, finish = self._sequences(output), self._finish(output)
+                return self.told(sequences), finish
+        except Failed as error:
+            self.emit.settle()
+            if lost := dead(str(error.__cause__)):
+                raise lost from error
+            if error.__cause__ is None or not is_memory(error.__cause__):
+                raise
+            words = sentence(bare(error.__cause__))
+        self.resident.runtime.kv_cache.drop()
+        release()
+        raise out_of_memory(self.resident, self.config, len(self.prompt), words)
+
+    def _echo(self) -> None:
+        if self.reading:
+            self.reading.open(self.emit)
+            self.reader = self.reading.begin()
+        elif self.request.text:
+            self.emit(Echo(self.resident.tokenizer.decode(self.prompt, skip_special_tokens=True)))
+
+    def _call(self) -> Any:
+        import torch
+
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+        model = self.resident.model
+        ids = torch.tensor([self.prompt], device=entry(model))
+        extra = {} if self.beams else {"streamer": self._streamer()}
+        lent, drafting = self._lent(ids), self.drafting
+        with lent as (past, self.reused), drafting.proposals(self.config, ids, past) as (proposals, cache):
+            self.meter.several |= drafting.works
+            return loop.generate(
+                model,
+                self.resident.runtime.threads,
+                proposals,
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=self._returning(),
+                logits_processor=[*([self.watch] if self.beams else []), finite(self.resident.facts, len(self.prompt))],
+                stopping_criteria=[self._told_to_stop],
+                tokenizer=self.resident.tokenizer,
+                **{**self.arguments.off, **cache, **extra},
+            )
+
+    def _lent(self, ids: Any) -> AbstractContextManager[tuple[dict[str, Any], int]]:
+        kept = self.resident.runtime.kv_cache
+        if self.request.settings.decode.reuse:
+            return kept.lent(self.resident.model, self.config, ids, lambda: [*self.prompt, *self.ids])
+        kept.drop()
+        return nullcontext(({}, 0))
+
+    def _returning(self) -> Any:
+        self.config.return_dict_in_generate = True
+        self.config.output_scores = self.beams  # the library computes sequence scores only then
+        return self.config
+
+    def _streamer(self) -> Any:
+        tokenizer, ends = self.resident.tokenizer, decoding.stops(self.config)
+        self.stream = streamer(tokenizer, self._made, seed=self.before, eos=ends, measure=self.meter.measure)
+        return self.stream
+
+    def _made(self, token: Token) -> None:
+        """Pass a token on; raises `Cancelled`. What was shown is kept, whenever the reply is broken off."""
+        with self.emit.shield():
+            self.emit(self._read(token))
+            self.last_at = time.monotonic()
+            self.first_at = self.first_at or self.last_at
+            self.pieces.append(token.text)
+            self.meter.told(token.id, token.text)
+            if token.id is not None:
+                self.ids.append(token.id)
+
+    def _read(self, token: Token) -> Token:
+        pieces = self.reading.take(self.reader, token) if self.reading else ()
+        return replace(token, pieces=pieces) if pieces else token
+
+    def _told_to_stop(self, ids: Any, _: Any) -> Any:
+        """End a beam search that was cancelled, keeping the best so far."""
+        import torch
+
+        return torch.full((ids.shape[0],), self.beams and self.emit.stopped(), device=ids.device)
+
+    def _may_go_on(self) -> None:
+        """Break a forward pass off; a beam search past its prompt ends by itself and keeps its best."""
+        self.resident.runtime.threads.hurry()
+        if not (self.beams and self.watch.steps):
+            self.emit.check()
+
+    # tell
+
+    def _sequences(self, output: Any) -> list[Sequence]:
+        rows = output.sequences[:, len(self.prompt) :].tolist()
+        scores = getattr(output, "sequences_scores", None)
+        listed = [None] * len(rows) if scores is None else scores.tolist()
+        return [self.sequence(row, score) for row, score in zip(rows, listed, strict=True)]
+
+    def sequence(self, row: list[int], score: float | None = None) -> Sequence:
+        """Return ids that were made, without what follows their end, and the text that they add."""
+        ends = [place for place, token in enumerate(row) if token in decoding.stops(self.config)]
+        kept = row[: ends[0] + 1] if ends else row  # what follows the end is padding
+        return self._parted("".join(token.text for token in self._spelled(kept)), kept, score)
+
+    def _parted(self, raw: str, ids: list[int], score: float | None = None) -> Sequence:
+        """Return text that was made with its parts, without those of what the reply was made to begin with."""
+        parts = self._own(self.reading.parts(raw, ids)) if self.reading else Parts(answer=raw)
+        return Sequence(parts.answer, tuple(ids), score, raw, parts.thinking, parts.tool_calls)
+
+    def _own(self, whole: Parts) -> Parts:
+        assert self.reading is not None
+        own = whole.since(self.reading.begun)
+        if own is None:  # what came later made something else of the beginning
+            self.reading.begun, own = Parts(), whole
+        return own
+
+    def told(self, sequences: list[Sequence]) -> list[Sequence]:
+        """Emit the winner of a beam search as tokens: the search itself has none to stream."""
+        if self.beams:
+            self.emit.settle()
+            for token in self._spelled(sequences[0].token_ids):
+                self.emit(self._read(token))
+        return sequences
+
+    def partial(self) -> list[Sequence]:
+        """Return what there is of a reply that was broken off, telling the text that was held back."""
+        if self.beams:
+            return [self.sequence(self.watch.best())]
+        with suppress(ReplError), one_sentence("the tokenizer fails at what was held back"):
+            # from the ids alone: the streamer may have read a token that was not passed on
+            whole = "".join(token.text for token in self._spelled(self.ids))
+            told = "".join(self.pieces)
+            if whole.startswith(told) and whole != told:
+                self._made(Token(whole[len(told) :]))
+        return [self._parted("".join(self.pieces), self.ids)]
+
+    def _finish(self, output: Any) -> str:
+        if self.emit.stopped():
+            return "cancelled"
+        return self.ended(self.sequence(output.sequences[0, len(self.prompt) :].tolist()).token_ids)
+
+    def ended(self, ids: tuple[int, ...]) -> str:
+        """Tell why a reply of these ids has ended: stop, length or stop_string."""
+        if ids and ids[-1] in decoding.stops(self.config):
+            return "stop"
+        full = self.config.max_new_tokens or (self.config.max_length or 0) - len(self.prompt)
+        strings = self.config.stop_strings or ()
+        if strings and self.config.max_time is not None:  # either of them may have been it
+            text = "".join(token.text for token in self._spelled(ids))
+            strings = [each for each in strings if each in text]
+        limited = len(ids) >= full or (self.config.max_time is not None and not strings)
+        return "length" if limited else "stop_string" if strings else "stop"
+
+    def done(self, sequences: list[Sequence], finish: str) -> Done:
+        """Return the reply with its record."""
+        facts, settings = self.resident.facts, self.request.settings
+        best = sequences[0]
+        if rest := self.reader.end() if self.reader else ():
+            self.emit(Token("", pieces=rest))
+        return Done(
+            text=best.text,
+            raw=best.raw,
+            thinking=best.thinking,
+            tool_calls=best.tool_calls,
+            begun=self.reading.begun if self.reading else Parts(),
+            prompt_ids=tuple(self.prompt),
+            token_ids=best.token_ids,
+            finish=finish,
+            model=described(facts, settings),
+            load={name: getattr(settings.load, name) for name in settings.load.__slots__},
+            decode=self._decode(),
+            seed=self.seed,
+            usage=Usage(len(self.prompt), self.reused, len(best.token_ids)),
+            timing=self._timing(len(best.token_ids)),
+            sequences=tuple(sequences) if len(sequences) > 1 or self.beams else (),
+            dropped=self.dropped,
+            versions=versions(),
+            given=self.arguments.recorded(),
+            system=self.request.system,
+            prefill=self.request.prefill,
+            template=chat_template.arguments(settings.extra) if self.request.chats else {},
+            environment=environment(facts),
+            search=self._search(sequences) if self.beams else None,
+            measures=Measures() if self.beams else self.meter.measures(best.token_ids),
+            drafts=self.drafting.drafts(),
+        )
+
+    def _search(self, sequences: list[Sequence]) -> Search:
+        rows = [found.token_ids for found in sequences]
+        return self.watch.search(self.before, rows)
+
+    def _decode(self) -> dict[str, Any]:
+        table = decoding.effective(self.request.settings, self.resident.facts.base)
+        values = {name: item.value for name, item in table.items() if name != "seed"}
+        return {**values, **{name: getattr(self.config, name) for name in decoding.LENGTHS if name in values}}
+
+    def _timing(self, made: int) -> Timing:
+        now = time.monotonic()
+        first, last = (self.watch.first_at, now) if self.beams else (self.first_at, self.last_at)
+        waited = first - self.began if first else None
+        steps = self.watch.steps if self.beams else made
+        return Timing(
+            ttft_s=waited,
+            prefill_tps=(len(self.prompt) - self.reused) / waited if waited else None,
+            decode_tps=(steps - 1) / (last - first) if steps > 1 and last > first else None,
+            total_s=now - self.began,
+        )

@@ -1,0 +1,139 @@
+"""Hooks into a model's forward pass, and what its logits say: break it off, refuse numbers that are none, measure."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repl.core.errors import Cancelled, Failed, ReplError
+from repl.core.explain import sentence
+from repl.hub import validate
+from repl.models import model_config
+from repl.models.loader import Facts
+
+REMEDIES = {"beam search with a cache": ("/set use_cache false", "/beams 1")}
+"""What to type where a library says this."""
+AT_ONCE = 2**18  # logits that are measured at once: they stay in the processor's cache
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One token of a text and what the model gave it: logprob and entropy in nats, rank 1 for the likeliest."""
+
+    id: int
+    logprob: float
+    entropy: float
+    rank: int
+    top: tuple[tuple[int, str, float], ...] = ()
+    """The likeliest tokens there: (id, text, logprob in nats)."""
+
+
+@contextmanager
+def one_sentence(what: str) -> Iterator[None]:
+    """Turn whatever a library raises into one `Failed`; errors of ours and a cancel pass."""
+    try:
+        yield
+    except (Cancelled, ReplError, GeneratorExit):
+        raise
+    except BaseException as error:  # the tokenizer's Rust side panics with a BaseException
+        words = sentence(error)
+        hints = next((lines for sign, lines in REMEDIES.items() if sign in words), ())
+        raise Failed(f"{what}: {words}", *hints) from error
+
+
+@contextmanager
+def breakable(model: Any, check: Callable[[], None]) -> Iterator[None]:
+    """Let `check` break a forward pass off between two layers: a long prompt must not hold up a cancel."""
+    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in layers(model)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def layers(model: Any) -> list[Any]:
+    """Return the blocks of the part that writes text: the list that is as long as its config says, else the longest.
+
+    Not simply the longest: a mixture of experts lists those too. A vision tower has blocks as well, as many even.
+    """
+    config = getattr(model, "config", None)
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    lists = list(_lists(decoder, decoder, config)) or list(_lists(model, model, None))
+    count = model_config.count(model_config.text(config), "num_hidden_layers") if config is not None else 0
+    said = [found for found in lists if len(found) == count]
+    longest: Any = max(lists, key=len, default=[])
+    return list(said[0] if said else longest)
+
+
+def _lists(module: Any, whole: Any, config: Any) -> Iterator[Any]:
+    """Yield the lists of modules in a module, leaving out parts with a config of another kind: towers, encoders."""
+    import torch
+
+    own = {getattr(each, "model_type", "") for each in (config, model_config.text(config)) if config is not None}
+    if isinstance(module, torch.nn.ModuleList):
+        yield module
+    kind = getattr(getattr(module, "config", None), "model_type", "")
+    if module is not whole and own and kind and kind not in own:
+        return
+    for child in module.children():
+        yield from _lists(child, whole, config)
+
+
+def entry(model: Any) -> Any:
+    """Return the device that ids go in at; weights on disk stand on `meta`, their hooks move the ids on."""
+    device = model.device
+    return "cpu" if device.type == "meta" else device
+
+
+def finite(facts: Facts, prompt: int) -> Callable[[Any, Any], Any]:
+    """Return a logits processor that refuses numbers that are none: greedy decoding would silently take token 0.
+
+    `prompt` is the length of the prompt in tokens. Raises `Failed`.
+    """
+    import torch
+
+    def guard(ids: Any, scores: Any) -> Any:
+        if not torch.isfinite(scores.max()):
+            raise not_finite(facts, ids.shape[1] - prompt + 1)
+        return scores
+
+    return guard
+
+
+def not_finite(facts: Facts, place: int) -> Failed:
+    """Make the error for logits that are no numbers, naming the tensors that hold the cause where there are any."""
+    said = f"the model's numbers are not finite at token {place}"
+    broken = validate.nonfinite(Path(facts.folder)) if Path(facts.folder).is_dir() else []
+    if broken:
+        return Failed(f"{said}: NaN or infinity in {', '.join(broken)}", "/model ID")
+    if facts.dtype == "float32":
+        return Failed(said, "/reload")
+    return Failed(f"{said}: {facts.dtype} may be too narrow for it", "/dtype float32")
+
+
+def measured(logits: Any, tokens: Sequence[int], tokenizer: Any, count: int = 0) -> list[Scored]:
+    """Measure tokens in their distributions, each with the `count` likeliest there.
+
+    `logits`, of shape (tokens, vocab), are what the model gave; row j is the one that token j was drawn from.
+    """
+    rows = max(1, AT_ONCE // logits.shape[-1])
+    parts = zip(logits.split(rows), range(0, len(tokens), rows), strict=True)
+    return [one for part, place in parts for one in _block(part, tokens[place : place + rows], tokenizer, count)]
+
+
+def _block(logits: Any, tokens: Sequence[int], tokenizer: Any, count: int) -> Iterator[Scored]:
+    import torch
+
+    logs = logits.float().log_softmax(-1)
+    own = logs.gather(-1, torch.tensor(tokens, device=logs.device)[:, None])
+    ranks = (logs > own).sum(-1, dtype=torch.int32).add(1).tolist()
+    entropies = logs.exp().mul_(logs).nansum(-1).neg().tolist()
+    values, ids = logs.topk(min(count, logs.shape[-1])) if count else (own[:, :0], own[:, :0])
+    columns = tokens, own[:, 0].tolist(), entropies, ranks, ids.tolist(), values.tolist()
+    for token, logprob, entropy, rank, places, logprobs in zip(*columns, strict=True):
+        pairs = zip(places, logprobs, strict=True)
+        yield Scored(
+            token, logprob, entropy, rank, tuple((one, str(tokenizer.decode([one])), value) for one, value in pairs)
+        )

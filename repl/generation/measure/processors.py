@@ -1,0 +1,115 @@
+"""What stands between a model's logits and the draw: the library's processors and warpers, one after another."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from repl.core.errors import Failed
+from repl.generation.arguments import Arguments
+from repl.generation.decode import loop
+from repl.generation.measure.forward import entry, one_sentence
+from repl.generation.runtime import Model
+
+NAMES = {
+    "TemperatureLogitsWarper": ("temperature", "temperature"),
+    "TopHLogitsWarper": ("top_h", "top_h"),
+    "TopKLogitsWarper": ("top_k", "top_k"),
+    "TopPLogitsWarper": ("top_p", "top_p"),
+    "MinPLogitsWarper": ("min_p", "min_p"),
+    "TypicalLogitsWarper": ("typical_p", "mass"),
+    "EpsilonLogitsWarper": ("epsilon_cutoff", "epsilon"),
+    "EtaLogitsWarper": ("eta_cutoff", "epsilon"),
+    "RepetitionPenaltyLogitsProcessor": ("repetition_penalty", "penalty"),
+    "NoRepeatNGramLogitsProcessor": ("no_repeat_ngram_size", "ngram_size"),
+    "MinNewTokensLengthLogitsProcessor": ("min_new_tokens", "min_new_tokens"),
+    "MinLengthLogitsProcessor": ("min_length", "min_length"),
+    "NoBadWordsLogitsProcessor": ("bad_words_ids", ""),
+    "SequenceBiasLogitsProcessor": ("sequence_bias", ""),
+    "SuppressTokensLogitsProcessor": ("suppress_tokens", ""),
+    "SuppressTokensAtBeginLogitsProcessor": ("begin_suppress_tokens", ""),
+    "ForcedBOSTokenLogitsProcessor": ("forced_bos_token_id", "bos_token_id"),
+    "ForcedEOSTokenLogitsProcessor": ("forced_eos_token_id", ""),
+    "ExponentialDecayLengthPenalty": ("exponential_decay_length_penalty", "regulation_factor"),
+    "InfNanRemoveLogitsProcessor": ("remove_invalid_values", ""),
+    "LogitNormalization": ("renormalize_logits", ""),
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor": ("guidance_scale", "guidance_scale"),
+}
+"""The setting that brings each processor of the library, and where the processor keeps its value."""
+REMEMBERS = ("guidance_scale",)  # what it makes of a token depends on its own earlier calls
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The scores behind one processor, shape (vocab,); the first is the model itself, of no name."""
+
+    name: str
+    value: float | None
+    scores: Any
+
+    @property
+    def probabilities(self) -> Any:
+        """Return the distribution, shape (vocab,)."""
+        return self.scores.softmax(-1)
+
+    @property
+    def label(self) -> str:
+        """Return the setting with its value, as it is typed."""
+        return self.name if self.value is None else f"{self.name} {self.value:g}"
+
+    @property
+    def entropy(self) -> float:
+        """Return the entropy of the distribution, in nats."""
+        logs = self.scores.log_softmax(-1)
+        return max(0.0, float(-(logs.exp() * logs).nansum()))
+
+    @property
+    def left(self) -> int:
+        """Return how many tokens can still be drawn."""
+        return int(self.scores.isneginf().logical_not().sum())
+
+
+def stages(resident: Model, chosen: Arguments, prompt: Sequence[int], made: Sequence[int], logits: Any) -> list[Stage]:
+    """Run what the arguments of `generate` make active over the logits, shape (vocab,), behind `prompt` and `made`.
+
+    The processors are those that `generate` itself would use, in its order. Raises `Failed` where one of them goes by
+    what it did at earlier tokens.
+    """
+    import torch
+
+    ids = torch.tensor([[*prompt, *made]], device=entry(resident.model))
+    scores = logits.float()[None].to(ids.device)
+    if (chosen.config.num_beams or 1) > 1:
+        scores = scores.log_softmax(-1)  # a beam search sums logprobs, and processes those
+    found = [Stage("", None, scores[0])]
+    for processor in processors(resident.model, chosen, prompt):
+        name, value = _named(processor)
+        if name in REMEMBERS and made:
+            raise Failed(f"{name} depends on the tokens before in a way that is not kept", "/next")
+        with torch.no_grad():
+            scores = processor(ids, scores.clone())
+        found.append(Stage(name, value, scores[0]))
+    return found
+
+
+def processors(model: Any, chosen: Arguments, prompt: Sequence[int]) -> list[Any]:
+    """Return the processors and warpers of one call of `generate`: it prepares them, and is stopped there.
+
+    Raises `Failed` with what the library says where it refuses a value.
+    """
+    import torch
+
+    bare = copy.copy(chosen.config)
+    bare.num_return_sequences, bare.token_healing = 1, False  # they change no score
+    ids = torch.tensor([list(prompt)], device=entry(model))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": bare, **chosen.off}
+    with one_sentence("the library refuses these settings"):
+        found, _ = loop.captured(model, **given)
+    return list(found)
+
+
+def _named(processor: Any) -> tuple[str, float | None]:
+    kind = type(processor).__name__
+    name, place = NAMES.get(kind, (kind, ""))
+    value = getattr(processor, place, None) if place else None
+    return name, None if value is None else round(float(value), 12)

@@ -1,0 +1,231 @@
+"""What a model makes of given ids: its logits and the measure of each token, in steps that memory bounds."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from repl.core import library
+from repl.core.errors import Failed, NoMemory, UsageError
+from repl.core.explain import is_memory, sentence
+from repl.core.jobs import Emit, bare
+from repl.generation.decode.kv_cache import Kept, fits
+from repl.generation.measure.forward import Scored, breakable, entry, measured, not_finite, one_sentence
+from repl.generation.runtime import Model
+from repl.models import model_config, reference
+from repl.models.imports import release
+from repl.models.loader import Facts
+
+CHUNK = (256, 1024)  # tokens whose logits are in memory at once, at least and at most
+LOGITS = 2**26  # and so many logits, where that allows the least: longer steps are quicker
+TRIED = 8  # tokens on which a model is asked whether it reads a text as it writes one
+WAYS = reference.Known()  # how a loaded model reads a text: plain, placed (told the positions), or not at all
+
+
+def score(
+    resident: Model, ids: Sequence[int], emit: Emit, first: int = 1, top: int = 0, shared: bool = False
+) -> Iterator[Scored]:
+    """Measure the tokens of a text from place `first` on, each with the `top` likeliest there; see `logits`."""
+    for place, rows in logits(resident, ids, emit, first, shared=shared):
+        yield from measured(rows, ids[place : place + len(rows)], resident.tokenizer, top)
+
+
+def logits(
+    resident: Model, ids: Sequence[int], emit: Emit, first: int = 1, chunk: int = 0, shared: bool = False
+) -> Iterator[tuple[int, Any]]:
+    """Yield places in a text with the float32 logits there, shape (at most `chunk`, vocab).
+
+    Row j is what the model predicts `ids[place + j]` from, the ids before it; `first` is at least 1. `shared` goes on
+    from the cache that replies keep, which then stands for this text. Raises `UsageError` for a text longer than the
+    context, `NoMemory` or `Failed` when the model gives up, `Cancelled`.
+    """
+    yield from _read(resident, list(ids[:-1]), first, emit, chunk or step(resident.model), shared)
+
+
+def step(model: Any) -> int:
+    """Return how many tokens are read at once."""
+    vocabulary = model_config.count(model_config.text(model.config), "vocab_size")
+    return min(max(LOGITS // max(vocabulary, 1), CHUNK[0]), CHUNK[1])
+
+
+def following(resident: Model, ids: Sequence[int], emit: Emit, shared: bool = False) -> Any:
+    """Return the float32 logits of what comes after a text, shape (vocab,); see `logits`.
+
+    Those of the text that was looked at last are kept: asking for them again computes nothing.
+    """
+    key = tuple(ids)
+    if key not in resident.runtime.last_logits:
+        rows = _behind(resident, list(ids), emit, shared)
+        resident.runtime.last_logits.clear()
+        resident.runtime.last_logits[key] = rows.clone()
+    return resident.runtime.last_logits[key]
+
+
+def _behind(resident: Model, ids: list[int], emit: Emit, shared: bool) -> Any:
+    import torch
+
+    model = resident.model
+    given = torch.tensor([ids], device=entry(model))
+    with _told(resident), breakable(model, emit.check):
+        if way(model, given) == "none":
+            return _checked(resident.facts, len(ids), reference.following(model, given)[None])[0]
+    [(_, rows)] = _read(resident, ids, len(ids), emit, step(model), shared)
+    return rows[-1]
+
+
+def way(model: Any, ids: Any) -> str:
+    """Tell how a model reads a whole text as `generate` does token by token; `ids` of it are tried, once a model."""
+    tried = ids[:, :TRIED]
+    return str(WAYS.get(model, lambda: _find_way(model, tried))) if ids.shape[-1] > 3 else "plain"
+
+
+def _find_way(model: Any, ids: Any) -> str:
+    import torch
+
+    stops = ids.shape[-1] // 2, ids.shape[-1]
+    expected = [reference.following(model, ids[:, :stop]) for stop in stops]
+    for name, extra in (("plain", {}), ("placed", _numbered(model, 0, ids))):
+        try:
+            with torch.no_grad():
+                rows = model(input_ids=ids, use_cache=False, **extra).logits[0].float()
+        except (TypeError, ValueError):  # kosmos-2 reads text alone in `generate` only
+            continue
+        pairs = zip(stops, expected, strict=True)
+        if not rows.isfinite().all() or all(reference.same(rows[stop - 1], each, model.dtype) for stop, each in pairs):
+            return name
+    return "none"
+
+
+def places(model: Any, start: int, ids: Any) -> dict[str, Any]:
+    """Return the positions of ids that begin at a place, for a model that has to be told them."""
+    return _numbered(model, start, ids) if WAYS.get(model, lambda: "plain") == "placed" else {}
+
+
+def _numbered(model: Any, start: int, ids: Any) -> dict[str, Any]:
+    import inspect
+
+    import torch
+
+    known = "position_ids" in inspect.signature(model.forward).parameters
+    return {"position_ids": torch.arange(start, start + ids.shape[-1], device=ids.device)[None]} if known else {}
+
+
+def _read(
+    resident: Model, fed: list[int], first: int, emit: Emit, chunk: int, shared: bool
+) -> Iterator[tuple[int, Any]]:
+    """Yield the logits behind each of the ids that are fed to the model, from the one before place `first` on."""
+    import torch
+    from transformers import GenerationConfig
+
+    if first > len(fed):
+        return
+    model, facts, config = resident.model, resident.facts, GenerationConfig()
+    if facts.context and len(fed) > facts.context:
+        raise UsageError(f"the text has {len(fed)} tokens, {facts.id} reads at most {facts.context}")
+    kept = resident.runtime.kv_cache if shared else Kept()
+    ids = torch.tensor([fed], device=entry(model))
+    with _told(resident), breakable(model, emit.check):
+        if way(model, ids) == "none":
+            said = "gives a whole text other logits than the same text token by token, so no text can be scored"
+            raise Failed(f"{facts.architecture} {said}")
+    with _told(resident), kept.lent(model, config, ids[:, :first], lambda: fed) as (past, reused):
+        cache = past.get(library.cache_name())
+        steps = cache is not None and fits(model, config, len(fed)) and kept.may_go_on(model, cache, ids)
+        read = (
+            _in_steps(model, ids, first, chunk, cache, reused, emit)
+            if steps
+            else _whole(model, ids, first, chunk, emit)
+        )
+        for place, rows in read:
+            yield place, _checked(facts, place, rows)
+
+
+def _checked(facts: Facts, place: int, rows: Any) -> Any:
+    import torch
+
+    good = torch.isfinite(rows.amax(-1))
+    if not good.all():
+        raise not_finite(facts, place + int(good.logical_not().nonzero()[0]) + 1)
+    return rows
+
+
+def _in_steps(
+    model: Any, ids: Any, first: int, chunk: int, cache: Any, reused: int, emit: Emit
+) -> Iterator[tuple[int, Any]]:
+    """Read a text piece by piece into a cache that holds its first `reused` tokens."""
+    for start in range(reused, ids.shape[-1], chunk):
+        piece = ids[:, start : start + chunk]
+        skipped = max(0, first - 1 - start)
+        given = {library.cache_name(): cache, "use_cache": True, **places(model, start, piece)}
+        rows = _last_rows(model, piece, max(1, piece.shape[-1] - skipped), emit, **given)
+        if skipped < piece.shape[-1]:
+            yield start + skipped + 1, rows
+
+
+def _whole(model: Any, ids: Any, first: int, chunk: int, emit: Emit) -> Iterator[tuple[int, Any]]:
+    """Read a text at once, and let the head see what came of it piece by piece.
+
+    Each piece goes with a pass over one token: what a model does behind its head, a scale or a soft cap, is done too.
+    """
+    wanted = ids.shape[-1] - first + 1
+    if wanted <= chunk or model.get_output_embeddings() is None:
+        rows = _last_rows(model, ids, wanted, emit, use_cache=False, **places(model, 0, ids))
+        yield from ((first + place, rows[place : place + chunk]) for place in range(0, wanted, chunk))
+        return
+    seen: list[Any] = []
+
+    def keep(hidden: Any) -> Any:
+        seen.append(hidden[:, -wanted:])
+        return hidden[:, -1:]
+
+    _pass(model, ids, keep, emit, use_cache=False, **places(model, 0, ids))
+    for place in range(0, wanted, chunk):
+        part = seen[0][:, place : place + chunk]
+        yield first + place, _pass(model, ids[:, :1], partial(_instead, part), emit, use_cache=False)
+
+
+def _instead(part: Any, _: Any) -> Any:
+    return part
+
+
+def _last_rows(model: Any, ids: Any, count: int, emit: Emit, **options: Any) -> Any:
+    """Return the logits behind the last ids, shape (count, vocab); the head need not see the others."""
+    return _pass(model, ids, lambda hidden: hidden[:, -count:], emit, **options)[-count:]
+
+
+def _pass(model: Any, ids: Any, change: Callable[[Any], Any], emit: Emit, **options: Any) -> Any:
+    import torch
+
+    with torch.no_grad(), breakable(model, emit.check), _before_head(model, change):
+        return model(input_ids=ids, **options).logits[0].float()
+
+
+@contextmanager
+def _before_head(model: Any, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Change the hidden states, shape (1, tokens, width), that go into a model's head."""
+    head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, given: (change(given[0]), *given[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _told(resident: Model) -> Iterator[None]:
+    """Say in one sentence what the library raises, and give memory back when it ran out."""
+    try:
+        with one_sentence("the text cannot be read"):
+            yield
+        return
+    except Failed as error:
+        if error.__cause__ is None or not is_memory(error.__cause__):
+            raise
+        words = sentence(bare(error.__cause__))
+    resident.runtime.kv_cache.drop()
+    release()
+    smaller = ["/dtype bfloat16"] if resident.facts.dtype == "float32" else []
+    raise NoMemory(f"memory ran out: {words}", *smaller, "/quantize 4bit")

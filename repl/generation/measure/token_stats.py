@@ -1,0 +1,119 @@
+"""Measure the tokens of a reply as they are made: in the model's own distribution, before any processor changes it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from repl.core import library
+from repl.core.errors import Cancelled
+from repl.core.events import Measures
+
+KEPT = 5  # alternatives that every record has
+DIGITS = 5  # decimals of what is kept, in nats
+
+
+class Meter:
+    """Measures one reply; `listed` alternatives go with each token's event, `KEPT` or more into the record.
+
+    `several` says that one forward pass may bring more than one token, as assisted decoding does.
+    """
+
+    def __init__(self, tokenizer: Any, listed: int, several: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._listed = listed
+        self.several = several
+        self._rows: Any = None  # logits of the last forward pass, shape (places, vocab)
+        self._place = 0  # of the next token in them
+        self._figures: list[tuple[float, float, int]] = []  # logprob, entropy, rank of each token
+        self._likeliest: list[tuple[tuple[int, ...], tuple[float, ...]]] = []  # ids and logprobs
+        self._lengths: list[int] = []
+        self._texts: dict[int, str] = {}
+
+    @contextmanager
+    def reading(self, model: Any) -> Iterator[None]:
+        """Take the logits of every forward pass meanwhile."""
+        parts = library.speakers(model)
+        hooks = [part.register_forward_hook(lambda _, __, output: self._take(output.logits[0])) for part in parts]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._rows = None
+
+    def _take(self, rows: Any) -> None:
+        self._rows, self._place = rows if self._figures else rows[-1:], 0  # a prompt brings one token only
+
+    def measure(self, token: int) -> dict[str, Any]:
+        """Measure the token that was just made; returns the fields of its event."""
+        row = self._rows[min(self._place, len(self._rows) - 1) if self.several else -1]
+        self._place += 1
+        (logprob, entropy, rank), ids, values = figures(row, token, max(KEPT, self._listed))
+        self._figures.append((logprob, entropy, rank))
+        self._likeliest.append((ids, values))
+        pairs = zip(ids[: self._listed], values, strict=False)
+        return {
+            "logprob": logprob,
+            "entropy": entropy,
+            "top": tuple((one, self._text(one), value) for one, value in pairs),
+        }
+
+    def told(self, token: int | None, text: str) -> None:
+        """Take note of the text that a token brought; a last rest belongs to the token before."""
+        if token is not None:
+            self._lengths.append(len(text))
+        elif self._lengths:
+            self._lengths[-1] += len(text)
+
+    def measures(self, ids: tuple[int, ...]) -> Measures:
+        """Return what was measured of a reply with these ids; nothing where it is not whole."""
+        if not ids or len(self._lengths) != len(ids) or len(self._figures) < len(ids):
+            return Measures()
+        logprobs, entropies, ranks = zip(*self._figures[: len(ids)], strict=True)  # a cancel loses the last one
+        likeliest = self._likeliest[: len(ids)]
+        named = {*ids, *(one for places, _ in likeliest for one in places)}
+        return Measures(
+            logprobs=rounded(logprobs),
+            entropies=rounded(entropies),
+            ranks=ranks,
+            ids=tuple(places for places, _ in likeliest),
+            values=tuple(rounded(values) for _, values in likeliest),
+            texts={one: self._text(one) for one in sorted(named)},
+            lengths=tuple(self._lengths),
+        )
+
+    def _text(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = text_of(self._tokenizer, token)
+        return self._texts[token]
+
+
+def figures(logits: Any, token: int, count: int) -> tuple[tuple[float, float, int], tuple[int, ...], tuple[float, ...]]:
+    """Measure a token in a distribution, `logits` of shape (vocab,): logprob and entropy in nats, rank from 1.
+
+    With them come the `count` likeliest ids and their logprobs.
+    """
+    import torch
+
+    logs = logits.float().log_softmax(-1)
+    values, ids = logs.topk(min(count, len(logs)))
+    own = torch.stack([logs[token], -(logs.exp() * logs).nansum(), (logs > logs[token]).sum() + 1])
+    # one transfer for all: each would wait for the device; ids are exact in float32 up to 2**24
+    logprob, entropy, rank, *rest = torch.cat([own, values, ids.float()]).tolist()
+    half = len(rest) // 2
+    return (logprob, entropy, int(rank)), tuple(map(int, rest[half:])), tuple(rest[:half])
+
+
+def rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return figures with the decimals that are kept, without a minus before zero."""
+    return tuple(round(value, DIGITS) + 0.0 for value in values)
+
+
+def text_of(tokenizer: Any, token: int) -> str:
+    """Return a token's text by itself; empty for an id that the tokenizer does not know or cannot spell."""
+    try:
+        return str(tokenizer.decode([token]))
+    except Cancelled:
+        raise
+    except BaseException:  # the Rust side panics with a BaseException; no alternative is worth a reply
+        return ""

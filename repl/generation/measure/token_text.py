@@ -1,0 +1,89 @@
+"""What single tokens stand for: their text behind other text, and the bytes of those that are no whole character."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+
+from repl.core.sanitize import ascii_only, clean_line
+
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+ESCAPED = re.compile("[\udc80-\udcff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token: its text, where bytes that are no whole character read `<e4>`, and whether it steers the model."""
+
+    id: int
+    text: str
+    special: bool = False
+
+
+class Speller:
+    """Tells the text of single tokens, as they read in the middle of a text; for the model thread."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._added = tokenizer.added_tokens_decoder
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        decoder = getattr(backend, "decoder", None)
+        self._bytes = decoder is not None and decoder.decode(["Ã", "©"]) == "é"
+        self._anchor = list(tokenizer("a", add_special_tokens=False)["input_ids"])[-1:]
+        self._before = str(tokenizer.decode(self._anchor))
+
+    def pieces(self, ids: Iterable[int]) -> list[Piece]:
+        """Return a piece for each id."""
+        return [Piece(token, self.text(token), self.special(token)) for token in ids]
+
+    def special(self, token: int) -> bool:
+        """Tell whether a token was added to the vocabulary to steer: an end, a role, a tool."""
+        return token in self._added and self._added[token].special
+
+    def text(self, token: int) -> str:
+        """Return the text of a token; empty for an id that stands for nothing."""
+        if token in self._added:
+            return str(self._added[token])
+        raw = self._raw(token)
+        return ESCAPED.sub(_code, raw.decode("utf-8", "surrogateescape")) if raw else self._behind(token)
+
+    def size(self, token: int) -> int:
+        """Return how many bytes of UTF-8 a token is."""
+        return len(self._raw(token) or self.text(token).encode("utf-8", "replace"))
+
+    def _raw(self, token: int) -> bytes:
+        """Return the bytes of a token that is written as such; nothing where it is text."""
+        written = self._tokenizer.convert_ids_to_tokens(token) or ""
+        if self._bytes and all(character in _stand_ins() for character in written):
+            return bytes(_stand_ins()[character] for character in written)
+        found = None if self._bytes else BYTE.fullmatch(written)
+        return bytes([int(found[1], 16)]) if found else b""
+
+    def _behind(self, token: int) -> str:
+        """Decode a token behind a letter: at the beginning of a text some tokenizers drop its space."""
+        both = str(self._tokenizer.decode([*self._anchor, token]))
+        return both.removeprefix(self._before) if both.startswith(self._before) else self._tokenizer.decode([token])
+
+
+def quoted(text: str, most: int = 0) -> str:
+    """Return a piece in quotes on one line, its line ends and tabs written as in code; at `most` so many columns."""
+    line = clean_line(text.replace("\n", r"\n").replace("\t", r"\t"))
+    if most and cell_len(line) > most - 2:
+        more = "..." if ascii_only() else "…"
+        line = set_cell_size(line, max(0, most - 2 - len(more))) + more
+    return f'"{line}"'
+
+
+def _code(found: re.Match[str]) -> str:
+    return f"<{ord(found[0]) - 0xDC00:02x}>"
+
+
+@cache
+def _stand_ins() -> dict[str, int]:
+    """Return the bytes by the printable characters that byte-level tokenizers write them as."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return {chr(byte) if byte in printable else chr(next(others)): byte for byte in range(256)}

@@ -1,0 +1,223 @@
+"""The tokens of a reply with what the model made of each: read off its record, measured again, cut and joined."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from repl.core.conversation import Turn
+from repl.core.errors import ReplError, UsageError
+from repl.core.events import Done, Measures, Progress
+from repl.core.jobs import Emit
+from repl.core.parts import Parts
+from repl.generation.decode.beams import spelled
+from repl.generation.measure.forward import Scored
+from repl.generation.measure.scoring import score
+from repl.generation.measure.token_stats import KEPT, rounded, text_of
+from repl.generation.runtime import Model
+from repl.models.loader import Facts
+
+Top = tuple[tuple[int, str, float], ...]
+STEP = 64  # tokens between two words about progress
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One token of a reply in the model's own distribution, before any processor; figures in nats."""
+
+    id: int
+    """Below 0 where it is not known: a server gives texts."""
+    text: str
+    """What it adds to the reply: empty for an end token, and while a character is incomplete."""
+    name: str
+    """Its text by itself."""
+    logprob: float
+    entropy: float | None
+    """None where it is not known: it takes more than the likeliest."""
+    rank: int
+    """0 where it is past the likeliest that are known."""
+    top: Top
+    """The likeliest tokens there: (id, text, logprob)."""
+
+    @property
+    def place(self) -> str:
+        """Return its rank in words."""
+        return str(self.rank) if self.rank else f">{len(self.top)}" if self.top else "?"
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A reply token by token; `lead` is what stands before the first one: the beginning that it was given."""
+
+    turn: int
+    lead: str
+    tokens: tuple[Seen, ...]
+    server: str = field(default="", kw_only=True)
+    """The server that gave the figures; empty where they are the model's here."""
+    limit: int = field(default=0, kw_only=True)
+    """How many of the likeliest it gives."""
+
+    @property
+    def truncated(self) -> str:
+        """Say what of the distribution is known, where that is not all."""
+        some = f"of the {self.limit} likeliest" if self.limit else "of this token alone"
+        return f"{some}, as {self.server} gives them · entropy is not known" if self.server else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection(Trace):
+    """A reply to look into, coloured by probability (`on`) or `entropy`."""
+
+    by: str
+
+
+def answered(turn: Turn) -> Done:
+    """Return the record of a reply; raises `UsageError` for a turn that is none, or has no tokens."""
+    if turn.record is None:
+        raise UsageError(f"turn {turn.id} has no record of tokens: it is not a reply", "/history")
+    if not turn.record.token_ids:
+        if host := server(turn.record):
+            raise UsageError(f"turn {turn.id} was answered by {host}, which gives texts: this needs token ids")
+        raise UsageError(f"turn {turn.id} has no tokens", "/history")
+    return turn.record
+
+
+def server(record: Done) -> str:
+    """Return the server that made a reply; empty for one that was made here."""
+    return str(record.model.get("server") or "")
+
+
+def measured(turn: Turn) -> Trace | None:
+    """Return what to look at: None where it must be measured again; raises `UsageError` where that cannot be."""
+    found = traced(turn)
+    if found is None and turn.record is not None and (host := server(turn.record)) and turn.text:
+        raise UsageError(
+            f"turn {turn.id} came from {host} without log-probabilities, and only there can it be measured",
+            "/probs on",
+            "/retry",
+        )
+    if found is None:
+        answered(turn)
+    return found
+
+
+def traced(turn: Turn) -> Trace | None:
+    """Return the tokens of a reply from its record; None where they were not measured."""
+    record = turn.record
+    if record is None or not record.measures.logprobs:
+        return None
+    found, at = record.measures, max(0, len(turn.text) - sum(record.measures.lengths))
+    lead, tokens = turn.text[:at], []
+    for place, token in enumerate(found.made or record.token_ids):
+        text, at = turn.text[at : at + found.lengths[place]], at + found.lengths[place]
+        pairs = zip(found.ids[place], found.values[place], strict=True)
+        top = tuple((one, found.texts.get(one, ""), value) for one, value in pairs)
+        entropy = found.entropies[place] if found.entropies else None
+        figures = found.logprobs[place], entropy, found.ranks[place]
+        tokens.append(Seen(token, text, found.texts.get(token, ""), *figures, top))
+    return Trace(turn.id, lead, tuple(tokens), server=server(record) if found.made else "", limit=found.limit)
+
+
+def recomputed(resident: Model, turn: Turn, emit: Emit) -> Trace:
+    """Measure the tokens of a reply once more, for the model thread; raises `ReplError` unless its model is loaded."""
+    record = answered(turn)
+    check(resident.facts, record, turn.id)
+    pieces = pieces_of(resident, seed_of(resident, turn), record.token_ids)
+    seen: list[Seen] = []
+    ids, first = (*record.prompt_ids, *record.token_ids), len(record.prompt_ids)
+    for place, found in enumerate(score(resident, ids, emit, first=first, top=KEPT, shared=True)):
+        if place % STEP == 0:
+            emit(Progress("measuring the reply", place, len(pieces), "tokens"))
+        seen.append(named(resident, found, pieces[place]))
+    made = "".join(pieces)  # a reply of before may have another text: it left out the tags of its parts
+    return Trace(turn.id, turn.text.removesuffix(made if turn.text.endswith(made) else record.raw), tuple(seen))
+
+
+def check(facts: Facts, record: Done, number: int) -> None:
+    """Raise `ReplError` unless the model that is loaded is the one that made a reply, in the same numbers."""
+    made = record.model
+    if (made.get("id"), made.get("commit")) != (facts.id, facts.commit):
+        raise ReplError(f"turn {number} was made by {made.get('id')}, which is not loaded", f"/model {made.get('id')}")
+    if made.get("dtype") != facts.dtype:
+        raise ReplError(
+            f"turn {number} was made in {made.get('dtype')}, the model is loaded in {facts.dtype}",
+            f"/dtype {made.get('dtype')}",
+        )
+
+
+def seed_of(resident: Model, turn: Turn) -> Sequence[int]:
+    """Return the ids whose text a reply's text goes on from: of a chat reply none, of a continuation the prompt's."""
+    record = answered(turn)
+    fits = turn.text.endswith("".join(pieces_of(resident, (), record.token_ids)))
+    return () if fits else record.prompt_ids
+
+
+def pieces_of(resident: Model, seed: Sequence[int], ids: Sequence[int]) -> list[str]:
+    """Return the text of each of some tokens behind others; a last rest belongs to the last token."""
+    pieces: list[str] = []
+    for token in spelled(resident.tokenizer, seed, ids):
+        if token.id is None:
+            pieces[-1] += token.text
+        else:
+            pieces.append(token.text)
+    return pieces
+
+
+def named(resident: Model, found: Scored, text: str) -> Seen:
+    """Return a token that was scored with the text it adds."""
+    name = text_of(resident.tokenizer, found.id)
+    return Seen(found.id, text, name, found.logprob, found.entropy, found.rank, found.top)
+
+
+def gathered(tokens: Sequence[Seen]) -> Measures:
+    """Return the measures of some tokens as a record keeps them."""
+    return Measures(
+        logprobs=rounded(tuple(token.logprob for token in tokens)),
+        entropies=rounded(tuple(token.entropy for token in tokens if token.entropy is not None)),
+        ranks=tuple(token.rank for token in tokens),
+        ids=tuple(tuple(one for one, _, _ in token.top) for token in tokens),
+        values=tuple(rounded(tuple(value for _, _, value in token.top)) for token in tokens),
+        texts={token.id: token.name for token in tokens}
+        | {one: text for token in tokens for one, text, _ in token.top},
+        lengths=tuple(len(token.text) for token in tokens),
+    )
+
+
+def cut(found: Measures, count: int) -> Measures:
+    """Return the measures of the first tokens."""
+    columns = ("logprobs", "entropies", "ranks", "ids", "values", "lengths")
+    return replace(found, **{name: getattr(found, name)[:count] for name in columns})
+
+
+def joined(one: Measures, first: int, other: Measures, second: int) -> Measures:
+    """Return the measures of two texts in a row, of so many tokens; nothing where one of them was not measured."""
+    if (first and not one.logprobs) or (second and not other.logprobs):
+        return Measures()
+    return Measures(
+        logprobs=one.logprobs + other.logprobs,
+        entropies=one.entropies + other.entropies,
+        ranks=one.ranks + other.ranks,
+        ids=one.ids + other.ids,
+        values=one.values + other.values,
+        texts=one.texts | other.texts,
+        lengths=one.lengths + other.lengths,
+    )
+
+
+def told(raw: str, parts: Parts) -> dict[str, Any]:
+    """Return the fields of a record for a text with its parts."""
+    fields = {"text": parts.answer, "thinking": parts.thinking, "tool_calls": parts.tool_calls}
+    return {"raw": raw, "begun": Parts(), **fields}
+
+
+def onward(before: Turn, kept: Sequence[int], done: Done) -> Done:
+    """Return the record of a reply that went on from the `kept` ids of another as one reply."""
+    assert before.record is not None
+    raw = before.text + done.raw
+    return replace(
+        done,
+        **told(raw, done.parts if before.role == "assistant" else Parts(answer=raw)),
+        prompt_ids=before.record.prompt_ids,
+        token_ids=(*kept, *done.token_ids),
+        taken=tuple(place for place in before.record.taken if place <= len(kept)),
+        measures=joined(cut(before.record.measures, len(kept)), len(kept), done.measures, len(done.token_ids)),
+    )

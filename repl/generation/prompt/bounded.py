@@ -1,0 +1,55 @@
+"""Programs of strangers that run in this process, such as chat templates: ended by a cancel, by a clock, by size."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from repl.core.errors import Failed
+from repl.core.jobs import Emit
+
+SECONDS = 10.0  # that a template may take, which is done in milliseconds as a rule
+MAX_BYTES = 4_000_000  # of a rendered prompt
+PIECES = 16 * MAX_BYTES  # characters that a template may put out on its way to a prompt
+STEPS = 64  # calls and lines between two looks
+TEMPLATE = "<template>"  # what Jinja names the file of compiled templates
+
+
+class _Ended(BaseException):
+    """Not an `Exception`: neither Jinja nor a template catches it."""
+
+
+@contextmanager
+def bounded(emit: Emit, seconds: float | None = None) -> Iterator[None]:
+    """Run a template on this thread until it ends, the user cancels, or a bound is passed; raises `Failed`.
+
+    The tracer of the thread looks at the cancel flag and the clock: at each call, and at each line of a template.
+    """
+    seconds = SECONDS if seconds is None else seconds
+    deadline = time.monotonic() + seconds
+    steps = written = 0
+
+    def look(frame: FrameType, event: str, value: Any) -> Any:
+        nonlocal steps, written
+        steps += 1
+        if steps % STEPS == 0:
+            emit.check()
+            if time.monotonic() > deadline:
+                raise _Ended(f"the chat template is not done after {seconds:g} s")
+        if frame.f_code.co_filename != TEMPLATE:
+            return None
+        written += len(value) if event == "return" and isinstance(value, str) else 0
+        if written > PIECES:
+            raise _Ended(f"the chat template writes more than {MAX_BYTES // 10**6} MB")
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        yield
+    except _Ended as ended:
+        raise Failed(str(ended)) from None
+    finally:
+        sys.settrace(before)

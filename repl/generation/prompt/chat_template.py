@@ -1,0 +1,297 @@
+"""Chat templates: the messages of a conversation in, the ids that the library's `apply_chat_template` makes out.
+
+The template is rendered by the library in this process, under bounds (`bounded`). Control tokens in what a person
+or a file says are encoded as text; what the model itself said goes back as it said it (`messages`).
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+from repl.core.decoding import PREFIX
+from repl.core.errors import Failed, ReplError, UsageError
+from repl.core.jobs import Emit
+from repl.core.parts import TAGS, THINKING
+from repl.generation.prompt import template_source
+from repl.generation.prompt.bounded import MAX_BYTES, bounded
+from repl.generation.prompt.messages import REASONING, Message, Reader
+
+WAY_OUT = ("/mode complete", "/raw TEXT")  # plain rendering needs no template
+MARKS = re.compile("[\U000f0000\U000f0001]")  # what the library puts around control tokens that a person typed
+THOUGHTS = {tag.opens.strip(): tag.closes for tag in TAGS if tag.kind == THINKING}
+FOLDED = "the chat template has no place for a system text: it was put in front of your first message"
+DROPPED = "the chat template leaves the system text out"
+NAMED = "chat_template"  # the argument that chooses among several templates
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt as the model gets it: `text` encodes to `ids`, `notice` is what the user should know of it, or empty."""
+
+    ids: tuple[int, ...]
+    text: str
+    notice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a template made of a chat; `marked` says that control tokens which a person typed have marks around them."""
+
+    marked_text: str
+    marked: bool = False
+
+    @property
+    def text(self) -> str:
+        """Return the text as the model reads it."""
+        return MARKS.sub("", self.marked_text) if self.marked else self.marked_text
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one rendering: its text, or a sentence on why there is none; `refused` is the author's own."""
+
+    text: str = ""
+    error: str = ""
+    refused: bool = False
+
+
+class Refused(Failed):
+    """The author of a template does not want such a chat; the message is theirs."""
+
+
+class Template:
+    """The chat template of a tokenizer with values for the variables that it reads; for the model thread.
+
+    Raises `UsageError` where the tokenizer has none, `Failed` where it is broken.
+    """
+
+    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any], emit: Emit) -> None:
+        self.tokenizer, self._emit = tokenizer, emit
+        self.values = _accepted(tokenizer, arguments)
+        self.source = source(tokenizer, self.values)
+        self.reads = read(self.source)
+        self.controls = _controls(tokenizer, self.reads.literals)
+        self._control = re.compile("|".join(map(re.escape, sorted(self.controls, key=len, reverse=True))) or "(?!)")
+
+    def write(self, messages: Sequence[Message], generation_prompt: bool = True) -> Written:
+        """Render the messages of a conversation; raises `Failed`."""
+        return self._write(self.read_messages(messages), add_generation_prompt=generation_prompt)
+
+    def attempt(self, messages: Sequence[Message], generation_prompt: bool = True) -> Outcome:
+        """Render messages, or tell why that fails."""
+        try:
+            return Outcome(self.write(messages, generation_prompt).text)
+        except Failed as error:
+            return Outcome(error=error.message, refused=isinstance(error, Refused))
+
+    def _write(self, messages: Sequence[Message], **options: Any) -> Written:
+        """Render messages as the template reads them, control tokens in what a person wrote marked."""
+        values, chat = self.values, list(messages)
+        persons = [message for message in chat if message["role"] != "assistant"]
+        marked = self._holds_control([values, persons])
+        if marked:
+            values = self._mark(values)
+            chat = [message if message["role"] == "assistant" else self._mark(message) for message in chat]
+        try:
+            with bounded(self._emit):
+                text = self.tokenizer.apply_chat_template(chat, tokenize=False, **values, **options)
+        except Exception as error:
+            raise _translated(error) from error
+        if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+            raise Failed(f"the chat template writes more than {MAX_BYTES // 10**6} MB", *WAY_OUT)
+        return Written(text, marked)
+
+    def _holds_control(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return bool(self._control.search(value))
+        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        return any(map(self._holds_control, inner))
+
+    def _mark(self, value: Any) -> Any:
+        from transformers.utils.chat_template_utils import mark_control_tokens
+
+        return mark_control_tokens(value, self._control)
+
+    def encode(self, written: Written) -> tuple[int, ...]:
+        """Return the ids of a rendered text; raises `Failed` where a person's text cannot be kept from acting."""
+        sanitize = {"sanitize_control_tokens": True} if written.marked else {}
+        try:
+            found = self.tokenizer(written.marked_text, add_special_tokens=False, **sanitize)["input_ids"]
+        except ValueError as error:
+            raise Failed(f"the prompt cannot be encoded: {error}", *WAY_OUT) from error
+        return tuple(int(token) for token in found)
+
+    def read_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return the messages of a conversation as the template reads them."""
+
+        def prompt(before: Sequence[Message]) -> str:
+            return self._write(before, add_generation_prompt=True).text
+
+        key = f"{self.values!r} {self.source}"
+        reader = Reader(self.tokenizer, key, self.reads.attributes, prompt, self._emit, self.values.get("tools"))
+        return reader.messages(messages)
+
+    # a reply that has begun
+
+    def begin(self, messages: Sequence[Message], prefill: str) -> Written:
+        """Render a chat whose last reply begins with `prefill` and is not ended, as the library continues a message.
+
+        Where the library or the template does not take such a beginning, it stands behind the generation prompt.
+        """
+        said = self.read_messages(messages)
+        for field, last in self._beginnings(prefill, said):
+            try:
+                written = self._write([*said, {"role": "assistant", **last}], continue_final_message=field)
+            except Failed:  # the template makes something else of it
+                continue
+            if _begins(written.text, prefill):
+                return written
+        behind = self._write(said, add_generation_prompt=True)
+        return Written(behind.marked_text + prefill, behind.marked)
+
+    def _beginnings(self, prefill: str, said: Sequence[Message]) -> list[tuple[str, dict[str, Any]]]:
+        """Return the messages that may continue a beginning, each with the field that goes on."""
+        tag = next((tag for tag in THOUGHTS if prefill.lstrip().startswith(tag)), "")
+        names = [name for name in REASONING if name in self.reads.attributes][:1]
+        if tag and THOUGHTS[tag] not in prefill:
+            thought = prefill.lstrip().removeprefix(tag).lstrip("\n")
+            return [*((name, {"content": "", name: thought}) for name in names), ("content", {"content": prefill})]
+        return [("content", {"content": prefill})]
+
+
+def _begins(text: str, prefill: str) -> bool:
+    """Tell whether a prompt ends with the beginning of a reply, and no thought was ended in front of one."""
+    end, begun = "".join(text.split()), "".join(prefill.split())
+    before = end.removesuffix(begun)
+    opens = begun.startswith(tuple(THOUGHTS))
+    return end.endswith(begun) and not (opens and before.endswith(tuple(THOUGHTS.values())))
+
+
+def render(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    arguments: Mapping[str, Any],
+    prefill: str = "",
+    generation_prompt: bool = True,
+    emit: Emit,
+) -> Rendered:
+    """Make the prompt of a chat, whose reply begins with `prefill` where there is one.
+
+    The ids are those of `apply_chat_template`; control tokens in what a person or a file says (everything but the
+    model's own replies and `prefill`) are encoded as plain text. A system text that the template refuses is put in
+    front of the first user message. Raises `UsageError` without a template, `Failed` where it fails, `Cancelled`.
+    """
+    template = Template(tokenizer, arguments, emit)
+
+    def write(chat: Sequence[Message]) -> Written:
+        return template.begin(chat, prefill) if prefill else template.write(chat, generation_prompt)
+
+    written, notice = _with_system(write, messages)
+    ids = template.encode(written)
+    if not ids:
+        raise Failed("the chat template makes nothing of this chat", *WAY_OUT)
+    return Rendered(ids, written.text, notice)
+
+
+def _with_system(write: Callable[[Sequence[Message]], Written], messages: Sequence[Message]) -> tuple[Written, str]:
+    if not messages or messages[0]["role"] != "system":
+        return write(messages), ""
+    try:
+        written = write(messages)
+    except Refused as refused:
+        try:
+            return write(folded(messages)), FOLDED
+        except Failed:  # then the system text was not the reason
+            raise refused from None
+    said = str(messages[0]["content"]).strip()
+    return written, "" if said in written.text else DROPPED
+
+
+def folded(messages: Sequence[Message]) -> list[Message]:
+    """Put the system text in front of the first message behind it."""
+    system, *rest = messages
+    if not rest:
+        return [{**system, "role": "user"}]
+    first, *rest = rest
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+# the source
+
+
+def source(tokenizer: Any, values: Mapping[str, Any]) -> str:
+    """Return the chat template that is used, of several the one that was chosen; raises `UsageError`."""
+    found = getattr(tokenizer, "chat_template", None)
+    if not found:
+        raise UsageError("the model has no chat template", *WAY_OUT)
+    name = values.get(NAMED)
+    if isinstance(found, Mapping) and (name or "default") not in found:
+        names = ", ".join(sorted(map(str, found)))
+        hints = [f"/set {PREFIX}{NAMED} {each}" for each in sorted(map(str, found))]
+        said = (
+            f"the model has no chat template {name!r}" if name else "none of the model's chat templates is the default"
+        )
+        raise UsageError(f"{said}: it has {names}", *hints[:3])
+    return str(tokenizer.get_chat_template(chat_template=name, tools=values.get("tools")))
+
+
+def read(text: str) -> template_source.Source:
+    """Parse a template; raises `Failed` where it is none."""
+    try:
+        return template_source.read(text)
+    except Exception as error:
+        raise _translated(error) from error
+
+
+def _accepted(tokenizer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that the library's call can carry: a name only where there are several templates."""
+    several = isinstance(getattr(tokenizer, "chat_template", None), Mapping)
+    refused = taken(tokenizer) - ({NAMED} if several else set())
+    return {name: value for name, value in arguments.items() if name not in refused}
+
+
+def taken(tokenizer: Any) -> frozenset[str]:
+    """Return the names that `apply_chat_template` has for itself, which no template can be given."""
+    return frozenset(signature(tokenizer.apply_chat_template).parameters) - {"tools", "documents"} | {"messages"}
+
+
+def _controls(tokenizer: Any, literals: str) -> tuple[str, ...]:
+    """Return the tokens that steer, as the library tells them: special ones, and those that the template writes."""
+    added = tokenizer.added_tokens_decoder.values()
+    named = getattr(tokenizer, "chat_control_tokens", None)
+    if named is not None:
+        return tuple(str(token) for token in added if token.special or str(token) in named)
+    return tuple(
+        str(token) for token in added if token.special or (str(token) in literals and not str(token).isspace())
+    )
+
+
+def _translated(error: Exception) -> ReplError:
+    """Say what is wrong with a template, in the words of its author or of Jinja."""
+    if isinstance(error, ReplError):
+        return Failed(error.message, *WAY_OUT)
+    starts = {
+        "TemplateSyntaxError": f"the chat template does not parse, line {getattr(error, 'lineno', 0)}: ",
+        "SecurityError": "the chat template does what none may do: ",
+        "UndefinedError": "the chat template reads what is not there: ",
+        "MemoryError": "the chat template needs too much memory",
+        "RecursionError": "the chat template calls itself without end",
+    }
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    if kinds[0] == "TemplateError":  # what `raise_exception` raises
+        return Refused(f"the chat template refuses this chat: {_short(error)}", *WAY_OUT)
+    start = next((starts[kind] for kind in kinds if kind in starts), "the chat template fails: ")
+    return Failed(start + (_short(error) if start.endswith(": ") else ""), *WAY_OUT)
+
+
+def _short(error: Exception) -> str:
+    words = " ".join(str(error)[:1000].split()) or type(error).__name__
+    return (words if len(words) <= 200 else words[:199] + "…").rstrip(".")
+
+
+def arguments(extra: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Pick the template's variables from settings that were made by name."""
+    return {name.removeprefix(PREFIX): value for name, value in extra if name.startswith(PREFIX)}

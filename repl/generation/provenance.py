@@ -1,0 +1,44 @@
+"""Where a reply comes from, as its record tells it: the model, the libraries, the machine."""
+
+from typing import Any
+
+from repl.core.settings import Settings
+from repl.models.loader import Facts
+
+
+def described(facts: Facts, settings: Settings) -> dict[str, Any]:
+    """Return the `model` entry of a record."""
+    return {
+        "id": facts.id,
+        "revision": settings.load.revision,
+        "commit": facts.commit,
+        "dtype": facts.dtype,
+        "device_map": dict(facts.device_map),
+        "quantization": facts.quantization,
+        "adapter": facts.adapter,
+        "parameters": facts.parameters,
+        "context": facts.context,
+        "bytes": facts.bytes,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide what a reply is."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("transformers", "torch", "tokenizers")}
+
+
+def environment(facts: Facts) -> dict[str, Any]:
+    """Return what else may decide between two tokens that are nearly as likely."""
+    import torch
+
+    return {"attention": facts.attention, "threads": torch.get_num_threads(), "devices": _devices(facts)}
+
+
+def _devices(facts: Facts) -> dict[str, str]:
+    import torch
+
+    places = sorted(set(facts.device_map.values()))
+    names = {place: torch.cuda.get_device_name(place) for place in places if place.startswith("cuda")}
+    return {"cpu": torch.backends.cpu.get_cpu_capability(), **names}

@@ -1,0 +1,91 @@
+"""What is asked of a model, and the ids that it comes to: through the chat template, or as plain text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from repl.core.errors import UsageError
+from repl.core.events import Notice
+from repl.core.jobs import Emit
+from repl.core.settings import Settings
+from repl.generation.prompt import chat_template, context_window
+from repl.generation.prompt.context_window import Fitted
+from repl.generation.prompt.reply_parser import Begun
+from repl.generation.runtime import Model
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to answer: the messages of a chat, a text to continue, or the very ids to go on from."""
+
+    settings: Settings
+    messages: tuple[Message, ...] = ()
+    turns: tuple[int, ...] = ()
+    """The numbers of the turns that the messages are, 0 for the system text."""
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    prefill: str = ""
+    """What the reply begins with, in a chat."""
+    begun: Begun | None = None
+    """The reply of a chat that `ids` end with."""
+
+    @property
+    def chats(self) -> bool:
+        """Tell whether the template is used."""
+        return bool(self.messages)
+
+    @property
+    def system(self) -> str:
+        """The instruction in front of the chat, empty where there is none."""
+        first = self.messages[0] if self.messages else {}
+        return first["content"] if first.get("role") == "system" else ""
+
+    @property
+    def seeded(self) -> bool:
+        """Tell whether the reply's text goes on from the prompt's, as a continuation does."""
+        return not self.messages or bool(self.prefill)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The prompt as it is sent: its ids, and the turns that were left out of it."""
+
+    ids: list[int]
+    dropped: tuple[int, ...] = ()
+
+
+def encode(resident: Model, request: Request, wanted: int, emit: Emit) -> Prompt:
+    """Return the ids of the prompt; of a chat that is too long, those that the overflow setting allows.
+
+    `wanted` is how many tokens the reply may have. Raises `UsageError`, among them `Overflow`, and `Failed` where
+    the template does not do.
+    """
+    if request.ids:
+        return Prompt(list(request.ids))
+    if not request.chats:
+        ids = [int(token) for token in resident.tokenizer(request.text)["input_ids"]]
+        if not ids:
+            raise UsageError("the prompt is empty: the model needs at least one token to go on from")
+        return Prompt(ids)
+    fitted = _fitted(resident, request, wanted, emit)
+    dropped = tuple(request.turns[place] for place in fitted.dropped)
+    if dropped:
+        left = f"turns {dropped[0]} to {dropped[-1]}" if len(dropped) > 1 else f"turn {dropped[0]}"
+        emit(Notice(f"{left} left out: the context of {resident.facts.context} tokens is full"))
+    return Prompt(fitted.ids, dropped)
+
+
+def _fitted(resident: Model, request: Request, wanted: int, emit: Emit) -> Fitted:
+    values: dict[str, Any] = chat_template.arguments(request.settings.extra)
+
+    def count(messages: Sequence[Message]) -> list[int]:
+        made = chat_template.render(resident.tokenizer, messages, arguments=values, prefill=request.prefill, emit=emit)
+        if made.notice and made.notice not in resident.runtime.notices_shown:
+            resident.runtime.notices_shown.add(made.notice)
+            emit(Notice(made.notice))
+        return list(made.ids)
+
+    policy = request.settings.decode.overflow
+    return context_window.fit(request.messages, count, resident.facts.context, wanted, policy)

@@ -1,0 +1,25 @@
+"""What generation keeps beside a loaded model; made with it, and freed with it."""
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from repl.generation.decode.kv_cache import Kept
+from repl.generation.decode.threads import Threads
+from repl.models.loader import LoadedModel
+from repl.models.store import Store
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runtime:
+    """The KV cache of the text that was worked on last, and what else follows from the texts so far."""
+
+    kv_cache: Kept = field(default_factory=Kept)
+    threads: Threads = field(default_factory=Threads)
+    last_logits: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    """The logits behind the text that was looked at last, by its ids."""
+    notices_shown: set[str] = field(default_factory=set)
+    """What was said of this model and need not be said again."""
+
+
+Model: TypeAlias = LoadedModel[Runtime]
+Models: TypeAlias = Store[Runtime]

@@ -1,0 +1,302 @@
+"""Which models there are besides those in memory: in the cache of the Hub's library, and on the Hub."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from repl.core import settings
+from repl.core.errors import NotFound, ReplError, Unreachable
+from repl.core.events import Progress
+from repl.core.jobs import Emit, Lookup
+from repl.hub import builtin, cache, locate, validate, weight_headers
+from repl.hub.cache import Want
+from repl.hub.download import glimpse, prepare, watched
+
+ANSWER = 3.0  # seconds for the Hub to answer a search
+LISTED = 12  # models of a search that are shown
+POPULAR = 500  # models of the Hub that are offered for completion
+TASK = "text-generation"
+WANTED = ("downloads", "gated", "safetensors", "usedStorage", "tags")
+STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+
+
+def wanted(text: str) -> Want:
+    """Return what `id@revision` or `id:file.gguf` asks for."""
+    parts = {name: word for name, word in settings.address(text) if word != "default"}
+    return Want(parts["model"], parts.get("revision", "main"), parts.get("gguf_file", ""))
+
+
+# the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A model in the cache; `bytes` on disk in all revisions, `used` as a Unix time, dtype as most of it is stored."""
+
+    id: str
+    bytes: int
+    complete: bool
+    dtype: str
+    parameters: int
+    used: float
+
+
+def cached(emit: Emit) -> list[Cached]:
+    """List the models in the cache, the last used first; reads headers only."""
+    prepare(emit)
+    found = []
+    for repo in _repos():
+        emit.check()
+        found.append(_cached(repo))
+    return sorted(found, key=lambda each: -each.used)
+
+
+def _repos() -> Iterator[Any]:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        yield from (repo for repo in scan_cache_dir(cache.home()).repos if repo.repo_type == "model")
+    except CacheNotFound:
+        return
+
+
+def _cached(repo: Any) -> Cached:
+    revisions = sorted(repo.revisions, key=lambda each: ("main" in each.refs, each.last_modified))
+    place = Path(revisions[-1].snapshot_path) if revisions else Path()
+    packed = sorted(path.name for path in place.glob("*.gguf")) if revisions else []
+    whole = bool(revisions) and cache.complete(place, Want(repo.repo_id))
+    if packed and not whole:
+        return Cached(f"{repo.repo_id}:{packed[0]}", repo.size_on_disk, True, "gguf", 0, repo.last_accessed)
+    dtype, parameters = stored(place) if whole else ("", 0)
+    mark = "" if not revisions or "main" in revisions[-1].refs else f"@{revisions[-1].commit_hash}"
+    return Cached(repo.repo_id + mark, repo.size_on_disk, whole, dtype, parameters, repo.last_accessed)
+
+
+def stored(place: Path) -> tuple[str, int]:
+    """Return the dtype that most of a model is stored in, and its parameters; nothing where that cannot be read."""
+    try:
+        config = validate.read_config(place)
+        kind, files = validate.weight_files(place, config, allow_pickle=True)
+        if kind != "safetensors":
+            return "pickle", weight_headers.pickled(place, config, files).parameters
+        found = weight_headers.counted(files, weight_headers.read_tensors(place, files).values(), kind)
+    except (ReplError, OSError):
+        return "", 0
+    return most(found.dtypes), found.parameters
+
+
+def most(dtypes: dict[str, int]) -> str:
+    """Name the dtype that most parameters have."""
+    name = max(dtypes, key=lambda each: dtypes[each], default="")
+    return STORED.get(name, name.lower())
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What deleting a model from the cache gives back."""
+
+    id: str
+    bytes: int
+    revisions: int
+    folder: str
+
+
+def erase(id: str, emit: Emit, really: bool) -> Freed:
+    """Delete a model from the cache, or only find out what that would free; raises `NotFound`."""
+    from huggingface_hub import scan_cache_dir
+
+    prepare(emit)
+    repos = {repo.repo_id: repo for repo in _repos()}
+    if id not in repos:
+        there = f"; there are {', '.join(sorted(repos)[:5])}" if repos else ""
+        raise NotFound(f"{id!r} is not in the cache{there}", "/models")
+    repo = repos[id]
+    # one repository alone: the same commit may stand in two, and the library would take either
+    alone = replace(scan_cache_dir(cache.home()), repos=frozenset({repo}))
+    plan = alone.delete_revisions(*(each.commit_hash for each in repo.revisions))
+    if really:
+        with emit.shield():
+            plan.execute()
+    return Freed(id, plan.expected_freed_size, len(repo.revisions), str(repo.repo_path))
+
+
+# the Hub
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A model on the Hub, as a search gives it; 0 and '' where the Hub does not say."""
+
+    id: str
+    downloads: int
+    parameters: int
+    bytes: int
+    gated: bool
+    licence: str
+
+
+def search(text: str, emit: Emit, offline: bool) -> list[Listed]:
+    """Ask the Hub for models with these words in their name, the most downloaded first; raises `Unreachable`."""
+    from huggingface_hub import constants
+
+    prepare(emit)
+    if offline or constants.HF_HUB_OFFLINE:
+        raise Unreachable("offline: the Hub is not asked")
+    emit(Progress("ask the Hub"))
+
+    def ask() -> list[Listed]:
+        from huggingface_hub import HfApi
+
+        options: Any = {"pipeline_tag": TASK, "sort": "downloads", "limit": LISTED, "expand": list(WANTED)}
+        return [_listed(each) for each in HfApi().list_models(search=text or None, **options)]
+
+    try:
+        found = watched(ask, emit, ANSWER)
+    except Exception as error:  # sockets, TLS, statuses, pages of a captive portal
+        raise Unreachable("the Hub does not answer") from error
+    names.found(each.id for each in found)
+    return found
+
+
+def _listed(model: Any) -> Listed:
+    marks = [tag.removeprefix("license:") for tag in model.tags or () if tag.startswith("license:")]
+    total = model.safetensors.total if model.safetensors else 0
+    return Listed(model.id, model.downloads or 0, total, model.used_storage or 0, bool(model.gated), " ".join(marks))
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What is known of a model that is not loaded; `files` are names and bytes, `source` is Hub or cache."""
+
+    id: str
+    source: str
+    commit: str
+    architecture: str
+    parameters: int
+    dtype: str
+    licence: str
+    downloads: int
+    gated: bool
+    languages: list[str]
+    base_models: list[str]
+    task: str
+    cached: bool
+    files: list[tuple[str, int]]
+
+
+def card(want: Want, emit: Emit, offline: bool) -> Card:
+    """Read the card of a model from the Hub, or what the cache knows where the Hub is silent.
+
+    Raises `NotFound` and `Unreachable` as `hub.locate` does.
+    """
+    from huggingface_hub import HfApi, constants
+
+    prepare(emit)
+    here = cache.snapshot(want.model, want.revision)
+    if not (offline or constants.HF_HUB_OFFLINE):
+        ask = partial(HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3)
+        try:
+            return _card(want, watched(ask, emit, locate.PROBE))
+        except Exception as error:
+            problem = locate.explained(error, want, emit) or locate.absent(want, "cannot reach the Hub")
+            if here is None:
+                raise problem from error
+    if here is None:
+        raise locate.absent(want, "offline")
+    return _from_cache(want, here)
+
+
+def _card(want: Want, said: Any) -> Card:
+    data = said.card_data.to_dict() if said.card_data else {}
+    parameters = said.safetensors.parameters if said.safetensors else {}
+    kinds = (said.config or {}).get("architectures") or []
+    return Card(
+        id=want.model,
+        source="Hub",
+        commit=said.sha or "",
+        architecture=", ".join(map(str, kinds)),
+        parameters=said.safetensors.total if said.safetensors else 0,
+        dtype=most(parameters),
+        licence=str(data.get("license_name") or data.get("license") or ""),
+        downloads=said.downloads or 0,
+        gated=bool(said.gated),
+        languages=_several(data.get("language")),
+        base_models=_several(data.get("base_model")),
+        task=said.pipeline_tag or "",
+        cached=cache.find(want) is not None,
+        files=[(each.rfilename, each.size or 0) for each in said.siblings or ()],
+    )
+
+
+def _from_cache(want: Want, here: Path) -> Card:
+    try:
+        kinds = validate.read_config(here).get("architectures")
+    except ReplError:
+        kinds = None
+    dtype, parameters = stored(here)
+    paths = sorted(path for path in here.rglob("*") if path.is_file())
+    return Card(
+        id=want.model,
+        source="cache",
+        commit=here.name,
+        architecture=", ".join(_several(kinds)),
+        parameters=parameters,
+        dtype=dtype,
+        licence="",
+        downloads=0,
+        gated=False,
+        languages=[],
+        base_models=[],
+        task="",
+        cached=cache.find(want) is not None,
+        files=[(path.relative_to(here).as_posix(), path.stat().st_size) for path in paths],
+    )
+
+
+def _several(value: Any) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else [str(value)] if value else []
+
+
+# names for completion
+
+
+class Names:
+    """What `/model` may be followed by; asking never waits for a disk or a network."""
+
+    def __init__(self) -> None:
+        self.offline = True  # until a session says otherwise
+        self.held: Callable[[], list[str]] = list
+        """The ids in memory; a session says which."""
+        self._cached = Lookup(lambda: [builtin.ID, *cache.cached_models()], [builtin.ID], 2.0)
+        self._hub: Lookup[list[str]] = Lookup(_popular, [], 900.0)
+        self._found: dict[str, None] = {}
+
+    def found(self, ids: Iterable[str]) -> None:
+        """Remember ids that a search has found."""
+        self._found |= dict.fromkeys(ids)
+
+    def here(self) -> list[str]:
+        """Return the ids in the cache."""
+        return self._cached.now(0.05)
+
+    def __call__(self) -> list[str]:
+        """Return ids: those in memory, in the cache, those found, and the most used of the Hub."""
+        listed = [] if self.offline else self._hub.now()
+        return list(dict.fromkeys([*self.held(), *self.here(), *self._found, *listed]))
+
+
+def _popular() -> list[str]:
+    def ask() -> list[str]:
+        from huggingface_hub import HfApi, constants
+
+        if constants.HF_HUB_OFFLINE:
+            return []
+        return [each.id for each in HfApi().list_models(pipeline_tag=TASK, sort="downloads", limit=POPULAR)]
+
+    return glimpse(ask) or []
+
+
+names = Names()

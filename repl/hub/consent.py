@@ -1,0 +1,152 @@
+"""Consent to run a model's own Python code: for one repository at one commit, until it changes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from repl.core import atomic_write
+from repl.core.errors import ReplError
+from repl.core.settings import Load
+from repl.hub import validate
+from repl.hub.cache import Found
+from repl.hub.validate import NeedsCode
+from repl.hub.weight_headers import bad, check_link, locate, read_json
+
+FILE = "trusted.json"
+CONFIGS = "*config*.json"  # whatever the library reads an `auto_map` from, older configs such as config.4.0.0.json too
+CODE = (
+    *(".py", ".pyw", ".pyc", ".pyx", ".pyd", ".so", ".dll", ".dylib", ".zip", ".egg", ".whl", ".sh"),
+    *(".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".mm", ".metal"),
+)
+
+
+class Consents:
+    """What the user allowed to run, by model: a commit, or for a plain folder the digest of its code."""
+
+    def __init__(self, saved: Path | None = None) -> None:
+        self._saved = saved
+        self.given: dict[str, str] = {}
+        if saved is not None:
+            with suppress(OSError, ValueError, AttributeError):
+                kept = json.loads(saved.read_text("utf-8"))
+                self.given = {str(model): str(mark) for model, mark in kept.items()}
+        self._lasting = dict(self.given)
+
+    def give(self, model: str, mark: str, lasting: bool = False) -> None:
+        """Allow a model's code as it is now; `lasting` for later sessions too."""
+        self.given[model] = mark
+        if lasting:
+            self._lasting[model] = mark
+            self._write()
+
+    def withdraw(self, model: str) -> bool:
+        """Forget a consent; False if there was none."""
+        if self._lasting.pop(model, None) is not None:
+            self._write()
+        return self.given.pop(model, None) is not None
+
+    def check(self, load: Load, found: Found) -> None:
+        """Raise `NeedsCode` if the code is not what was allowed; code that was switched on by hand is from now on."""
+        declared, code = asked_for(found.folder), sources(found.folder)
+        if not declared and not code:
+            return
+        check_places(found.folder, declared)
+        now = mark(found)
+        before = self.given.setdefault(load.model, now)
+        if before != now:
+            raise NeedsCode(tuple(code), _changed(load.model, before, now))
+
+    def _write(self) -> None:
+        if self._saved is None:
+            return
+        try:
+            atomic_write.replace(self._saved, json.dumps(self._lasting, indent=1).encode(), 0o600)
+        except OSError as error:
+            raise ReplError(f"cannot write {self._saved}: {error.strerror}") from error
+
+
+def _changed(model: str, before: str, now: str) -> str:
+    if len(before) < len(now):
+        return f"the code of {model} was allowed by a version that did not watch all of it: allow it once more"
+    return f"the code of {model} changed since you allowed it: from {before[:12]} to {now[:12]}"
+
+
+def asked_for(place: Path) -> dict[str, Any]:
+    """Return the classes that the configs of a folder ask for from Python files: lists by file and kind of class."""
+    asked: dict[str, Any] = {}
+    for name in sorted(path.name for path in place.glob(CONFIGS) if path.is_file()):
+        for key, value in _maps(read_json(place, name, validate.LARGEST_CONFIG)):
+            asked.setdefault(f"{name} {key}", []).extend(value if isinstance(value, list) else [value])
+    return asked
+
+
+def _maps(content: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of every `auto_map` at any depth; the older form for tokenizers is a list."""
+    parts = [content]
+    while parts:
+        part = parts.pop()
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        declared = part.get("auto_map") if isinstance(part, dict) else None
+        if isinstance(declared, dict):
+            yield from declared.items()
+        elif declared:
+            yield "AutoTokenizer", declared
+
+
+def tokenizer_code(place: Path) -> tuple[str, ...]:
+    """Name the Python files that a folder asks for to make its tokenizer."""
+    return validate.code_files(
+        {name: value for name, value in asked_for(place).items() if name.endswith("AutoTokenizer")}
+    )
+
+
+def check_places(place: Path, declared: Mapping[str, Any]) -> None:
+    """Raise `BadModel` for code that a config takes from outside of the folder."""
+    for name, files in ((name, validate.code_files({name: value})) for name, value in declared.items()):
+        for file in files:
+            if ": " in file:
+                cause = f"takes code from another repository ({file}), which hub-repl never runs"
+                raise bad(name.split()[0], cause)
+            if os.path.lexists(place / file):
+                locate(place, file)
+
+
+def mark(found: Found) -> str:
+    """Return what a consent is for: the commit, or for a plain folder a digest of its code and of what asks for it."""
+    if found.commit:
+        return found.commit
+    total = hashlib.sha256(json.dumps(asked_for(found.folder), sort_keys=True).encode())
+    for name, path in sources(found.folder).items():
+        total.update(f"\n{json.dumps(name)} {_content(path)}".encode())
+    return total.hexdigest()
+
+
+def _content(path: Path) -> str:
+    if path.is_dir():
+        return f"link to {os.readlink(path)}"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sources(place: Path) -> dict[str, Path]:
+    """List what could run in a folder and below it, by path: Python files, and libraries and sources that these load.
+
+    Links to folders are listed as they are. Raises `BadModel` for a link that leads out, and for what is no file.
+    """
+    found: dict[str, Path] = {}
+    for at, folders, files in os.walk(place):
+        linked = [name for name in folders if (Path(at) / name).is_symlink()]
+        for path in (Path(at) / name for name in (*filter(could_run, files), *linked)):
+            name = path.relative_to(place).as_posix()
+            check_link(place, path)
+            found[name] = path if path.is_dir() else locate(place, name)
+    return dict(sorted(found.items()))
+
+
+def could_run(name: str) -> bool:
+    """Tell whether Python or a compiler would take a file for code, by its name."""
+    return name.lower().endswith(CODE)

@@ -1,0 +1,139 @@
+"""Calls of the Hub's library, made quiet, countable and possible to stop."""
+
+import importlib
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from repl.core.errors import Cancelled
+from repl.core.events import Progress
+from repl.core.jobs import Emit, aside
+from repl.core.library import abort_downloads
+from repl.core.log import Bar
+
+T = TypeVar("T")
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
+
+
+class Call:
+    """A call of the library that runs aside; `left` once nobody waits for it."""
+
+    current: ContextVar["Call | None"] = ContextVar("current", default=None)
+
+    def __init__(self, emit: Emit | None = None) -> None:
+        self.emit = emit
+        self.left = False
+
+
+class Watch(logging.Handler):
+    """Keeps the library's words off the terminal; that it tries again ends a call that was left, and else is told."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Raise `Cancelled` on a thread that nobody waits for."""
+        call = Call.current.get()
+        if call is not None and call.left:
+            raise Cancelled
+        if call is not None and call.emit is not None and "Retrying" in record.getMessage():
+            call.emit(Progress("wait for the Hub to answer"))  # by 429 it may ask for half a minute
+
+
+def prepare(emit: Emit) -> None:
+    """Import the library and take its log off the terminal."""
+    with emit.shield():  # an import cut short stays broken
+        _prepare()
+
+
+def _prepare() -> None:
+    importlib.import_module("huggingface_hub.hf_api")
+    logger = logging.getLogger("huggingface_hub")
+    if not any(isinstance(each, Watch) for each in logger.handlers):
+        logger.handlers[:] = [Watch()]
+    logger.propagate = True
+
+
+def glimpse(work: Callable[[], T]) -> T | None:
+    """Run a call of the library on this thread, without its attempts to try again; None for whatever goes wrong."""
+    call = Call()
+    call.left = True
+    before = Call.current.set(call)
+    try:
+        _prepare()
+        return work()
+    except (Cancelled, Exception):  # what is only looked up in passing may fail without a word
+        return None
+    finally:
+        Call.current.reset(before)
+
+
+def watched(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
+    """Run a call of the library aside; raises `TimeoutError` after `seconds`, `Cancelled` at once."""
+    call = Call(emit)
+
+    def run() -> T:
+        Call.current.set(call)
+        return work()
+
+    try:
+        return aside(run, emit, seconds)
+    except Cancelled:
+        abort_downloads()
+        raise
+    finally:
+        call.left = True
+
+
+class Meter:
+    """Adds up the bytes of several files and says how far they are; before there is a plan it is silent."""
+
+    def __init__(self, emit: Emit, sizes: dict[str, int]) -> None:
+        self._emit, self._sizes = emit, sizes
+        self._total = self._before = self._done = 0
+        self._name = ""
+
+    def plan(self, names: list[str]) -> int:
+        """Count from here on towards the bytes of these files; returns their sum."""
+        self._before, self._total = 0, sum(self._sizes[name] for name in names)
+        return self._total
+
+    def begin(self, name: str) -> Any:
+        """Start the next file; returns the class that the library takes for tqdm."""
+        self._name, self._done = name, 0
+        meter = self
+
+        class Transfer(Bar):
+            def __init__(self, *args: Any, **options: Any) -> None:
+                rust = "bar_format" in options  # xet calls from Rust, where nothing may be raised
+                super().__init__(meter.note if rust else meter.report, *args, **options)
+
+            def update_transfer(self, _: int) -> None:
+                """Leave bytes on the wire uncounted; without this method xet would make, and count, two bars."""
+
+        return Transfer
+
+    def report(self, _: str, done: int, __: int) -> None:
+        """Take a step of the file under way; raises `Cancelled` once the job was stopped."""
+        self._emit.check()
+        self._done = done
+        if self._total:
+            self._emit(Progress("download", self._before + done, self._total, "B"))
+
+    def note(self, name: str, done: int, total: int) -> None:
+        """Take a step and raise nothing."""
+        with suppress(Cancelled):
+            self.report(name, done, total)
+
+    def end(self) -> None:
+        """Count the file under way as done, however it came."""
+        self._before += self._sizes[self._name]
+        self.report(self._name, 0, 0)
+
+    def stopped(self) -> str:
+        """Say how far the file under way has come."""
+        return f"the download of {self._name} stopped at {self._of(self._done)} and will start again"
+
+    def _of(self, done: int) -> str:
+        size = self._sizes[self._name]
+        unit, word = next((pair for pair in UNITS if size >= pair[0]), UNITS[-1])
+        return f"{done / unit:.3g} of {size / unit:.3g} {word}"

@@ -1,0 +1,312 @@
+"""From a model's name to a folder: what is cached at once, else one short probe and the files that are needed."""
+
+import difflib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+
+from repl.core.errors import BadModel, Cancelled, NotFound, ReplError, Unreachable, UsageError
+from repl.core.events import Progress
+from repl.core.jobs import Emit
+from repl.hub import cache
+from repl.hub.cache import Found, Want, cached, cached_models
+from repl.hub.consent import could_run
+from repl.hub.download import Meter, prepare, watched
+
+__all__ = ["Found", "adapter", "cached", "cached_models", "locate"]
+
+PROBE, GLANCE = 4.5, 2.0  # seconds for the Hub to answer at all; for what only makes an error message better
+SMALL = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.json")
+LIGHT = (*cache.TOKENIZER, *SMALL, "*.jinja")
+PATH = re.compile(r"[./~]|[A-Za-z]:[\\/]|.*\\|(?:[^/]*/){2}|.*\.gguf$")
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+BUILTIN, ELSEWHERE, LOGIN = "/model builtin", "HF_HOME=FOLDER hub-repl", "hf auth login"
+
+
+def locate(
+    model: str,
+    revision: str,
+    gguf_file: str,
+    emit: Emit,
+    *,
+    offline: bool = False,
+    pickle: bool = False,
+    code: bool = False,
+) -> Found:
+    """Find a model on this machine, or download it; a complete copy is used without asking the Hub.
+
+    Raises `UsageError` for what cannot be an id, `NotFound`, `Unreachable` (within 5 s where nothing answers),
+    `BadModel` for a repository without a model that loads, `ReplError` where the disk does not take it.
+    """
+    want = Want(model, revision, gguf_file, pickle, code)
+    if found := local(want) or cache.find(want):
+        return found
+    prepare(emit)
+    check_id(model)
+    from huggingface_hub import constants
+
+    if offline or constants.HF_HUB_OFFLINE:
+        raise absent(want, "offline")
+    emit(Progress("resolve"))
+    return download(want, probe(want, emit).sizes, emit)
+
+
+def adapter(name: str, revision: str, emit: Emit, offline: bool = False) -> Found:
+    """Find an adapter on this machine, or download its config and its safetensors; raises as `locate` does."""
+    want, files = Want(name, revision), ("adapter_config.json", "adapter_model.safetensors")
+    if found := local(want):
+        return found
+    folder = cache.snapshot(name, revision)
+    if folder and all((folder / file).is_file() for file in files):
+        return Found(name, folder, folder.name, "")
+    prepare(emit)
+    check_id(name)
+    from huggingface_hub import constants
+
+    if offline or constants.HF_HUB_OFFLINE:
+        raise Unreachable(f"offline and the adapter {want} is not cached", "/adapter none")
+    emit(Progress("resolve"))
+    sizes = probe(want, emit).sizes
+    if missing := [file for file in files if file not in sizes]:
+        raise BadModel(f"{want} holds no {missing[0]}, and only such adapters are read", "/adapter none")
+    meter = Meter(emit, sizes)
+    check_room(want, meter.plan(list(files)))
+    folder = begin(want, files[0], meter, emit)
+    fetch(want, files[1], folder.name, meter, emit)
+    return Found(name, folder, folder.name, "")
+
+
+def local(want: Want) -> Found | None:
+    """Find a folder or a .gguf file; raise `NotFound` for a path that leads nowhere, None for what is no path."""
+    if not want.model.strip():
+        raise UsageError("no model is named", BUILTIN)
+    with suppress(OSError, RuntimeError, ValueError):  # a name too long for a path, a home that is not there
+        path = Path(want.model).expanduser().absolute()
+        if path.is_dir():
+            return Found(want.model, path, "", want.gguf_file)
+        if path.is_file() and path.suffix.lower() == ".gguf":
+            return Found(want.model, path.parent, "", path.name)
+        if path.is_file():
+            raise BadModel(f"{want.model!r} is neither a folder nor a .gguf file", f"/model {path.parent}")
+    if PATH.match(want.model):
+        raise NotFound(f"no folder or file {want.model!r}")
+    return None
+
+
+def check_id(model: str) -> None:
+    """Raise `UsageError` for what the Hub does not take as an id."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its __all__ lacks most names
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError as error:
+        raise UsageError(f"{model!r} is not a model id: NAME or OWNER/NAME, of letters, digits, - _ and .") from error
+
+
+# one probe, then file by file
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What the Hub says of a model: its commit, whether it is gated, its files with their sizes in bytes.
+
+    `stored` counts the parameters of the safetensors by dtype, where the Hub knows.
+    """
+
+    commit: str
+    gated: bool
+    sizes: dict[str, int]
+    stored: dict[str, int]
+
+
+def probe(want: Want, emit: Emit) -> Listing:
+    """Ask the Hub for a model, within a few seconds."""
+    from huggingface_hub import HfApi
+
+    ask = partial(HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3)
+    try:
+        info = watched(ask, emit, PROBE)
+    except Exception as error:  # sockets, TLS, the page of a captive portal: no answer is no answer
+        raise explained(error, want, emit) or absent(want, "cannot reach the Hub") from error
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    stored = getattr(getattr(info, "safetensors", None), "parameters", None) or {}
+    return Listing(info.sha or "", bool(info.gated), sizes, dict(stored))
+
+
+def download(want: Want, sizes: dict[str, int], emit: Emit) -> Found:
+    """Bring the files that are needed into the cache, all of one commit."""
+    if problem := flaw(want, list(sizes)):
+        raise problem
+    meter = Meter(emit, sizes)
+    if want.gguf_file:
+        check_room(want, meter.plan([want.gguf_file]))
+        folder = begin(want, want.gguf_file, meter, emit)
+        return Found(want.model, folder, folder.name, want.gguf_file)
+    folder = begin(want, "config.json", meter, emit)
+    first = cache.head(sizes, want.pickle)
+    if first.endswith(".json"):
+        fetch(want, first, folder.name, meter, emit)
+    names = [name for name in needed(want, folder, first, sizes) if not (folder / name).is_file()]
+    check_room(want, meter.plan(names))
+    for name in names:
+        fetch(want, name, folder.name, meter, emit)
+    return Found(want.model, folder, folder.name, "")
+
+
+def begin(want: Want, name: str, meter: Meter, emit: Emit) -> Path:
+    """Download the first file by the revision's name, which the cache remembers; return the folder of its commit."""
+    fetch(want, name, want.revision, meter, emit)
+    folder = cache.snapshot(want.model, want.revision)
+    if folder is None:
+        raise ReplError(f"the cache under {str(cache.home())!r} does not keep what is downloaded", ELSEWHERE)
+    return folder
+
+
+def needed(want: Want, folder: Path, first: str, names: Iterable[str]) -> list[str]:
+    """Choose the files: tokenizer, templates, defaults, code if wanted, then the weights that begin with `first`."""
+    top = [name for name in names if "/" not in name and any(fnmatchcase(name, pattern) for pattern in LIGHT)]
+    templates = [name for name in names if name.startswith("additional_chat_templates/")]
+    code = [name for name in names if want.code and could_run(name)]
+    weights = cache.shards(folder, first)
+    if missing := [name for name in weights if name not in names]:
+        raise BadModel(f"{first} of {want} names {missing[0]!r}, which is not there")
+    return [*top, *templates, *code, *weights]
+
+
+def fetch(want: Want, name: str, revision: str, meter: Meter, emit: Emit) -> None:
+    """Download one file into the cache."""
+    from huggingface_hub import hf_hub_download
+
+    bar = meter.begin(name)
+    try:
+        watched(partial(hf_hub_download, want.model, name, revision=revision, tqdm_class=bar), emit)
+        meter.end()
+    except Cancelled:
+        raise Cancelled(f"files that have come whole are kept, {name} will start again") from None
+    except Exception as error:  # as for the probe
+        raise explained(error, want, emit) or Unreachable(meter.stopped(), f"/model {want.model}") from error
+
+
+def check_room(want: Want, size: int) -> None:
+    """Raise `ReplError` if the disk of the cache has fewer bytes free than this."""
+    place, free = disk()
+    if size > free:
+        sentence = f"{want} needs {size / 1e9:.1f} GB, and the disk of {str(place)!r} has {free / 1e9:.1f} GB free"
+        raise ReplError(sentence, ELSEWHERE)
+
+
+def disk() -> tuple[Path, int]:
+    """Return the folder that the cache is in, or will be, and the bytes free on its disk."""
+    place = next((path for path in (cache.home(), *cache.home().parents) if path.exists()), Path())
+    return place, shutil.disk_usage(place).free
+
+
+# what went wrong, in the user's terms
+
+
+def flaw(want: Want, names: list[str]) -> ReplError | None:
+    """Say why a repository with these files does not hold what is wanted."""
+    packed = [f"/model {want.model}:{name}" for name in names if name.endswith(".gguf")][:5]
+    if want.gguf_file:
+        return None if want.gguf_file in names else NotFound(f"no file {want.gguf_file!r} in {want.model!r}", *packed)
+    if not cache.head(names, pickle=True) and packed:
+        return BadModel(f"{want} holds GGUF files only, and one of them has to be named", *packed)
+    if "adapter_config.json" in names and "config.json" not in names:
+        return BadModel(f"{want} is an adapter, not a whole model", f"/adapter {want.model}")
+    if "config.json" not in names:
+        return BadModel(f"{want} holds no config.json: it is no model for transformers")
+    return None if cache.head(names, want.pickle) else weightless(want, names)
+
+
+def weightless(want: Want, names: list[str]) -> BadModel:
+    """Say that there are no weights, or only pickles."""
+    if cache.head(names, pickle=True):
+        return BadModel(f"the weights of {want} are pickles, which can run code when read", "/allow_pickle true")
+    return BadModel(f"{want} holds no weights: no model.safetensors and no index of several")
+
+
+def absent(want: Want, why: str) -> ReplError:
+    """Say that a model is not on this machine, and what is."""
+    folder = cache.snapshot(want.model, want.revision)
+    if folder and not want.pickle and cache.complete(folder, replace(want, pickle=True)):
+        return weightless(want, [path.name for path in folder.iterdir()])
+    state = f"the cached copy of {want} is incomplete" if folder else f"{want} is not cached"
+    known = cached_models()
+    others = f"; cached models: {', '.join(known[:5])}{', ...' if known[5:] else ''}" if known else ""
+    nearest = difflib.get_close_matches(want.model, known, 3) or known[:3]
+    return Unreachable(f"{why} and {state}{others}", *[f"/model {name}" for name in nearest], BUILTIN)
+
+
+def explained(error: Exception, want: Want, emit: Emit) -> ReplError | None:
+    """Translate what the Hub or the disk said; None where nobody said anything."""
+    from huggingface_hub import errors
+
+    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
+    match cause:
+        case errors.GatedRepoError():
+            page = f"https://huggingface.co/{want.model}"
+            return NotFound(f"{want.model!r} is gated: accept its terms at {page}, then log in", LOGIN)
+        case errors.RepositoryNotFoundError():
+            return unknown(want, emit)
+        case errors.RevisionNotFoundError():
+            return unrevised(want, emit)
+        case errors.HfHubHTTPError(response=response):
+            return refused(want, response.status_code)
+        case OSError(errno=number) if number in DISK:
+            why = os.strerror(number).lower()
+            return ReplError(f"cannot write to the cache under {str(cache.home())!r}: {why}", ELSEWHERE)
+    return None
+
+
+def refused(want: Want, status: int) -> ReplError:
+    """Say what an HTTP status means here."""
+    words = next((each.phrase.lower() for each in HTTPStatus if each == status), "no known status")
+    if status == HTTPStatus.UNAUTHORIZED:
+        return NotFound("the Hub does not accept the saved token", LOGIN)
+    if status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+        return NotFound(f"the Hub does not give out {want}: {status} {words}", LOGIN)
+    return absent(want, f"the Hub answers {status} ({words})")
+
+
+def unknown(want: Want, emit: Emit) -> NotFound:
+    """Say that there is no such model, with the nearest that there are."""
+    from huggingface_hub import HfApi
+
+    word = want.model.split("/")[-1]
+    near = difflib.get_close_matches(want.model, cached_models(), 3)
+    near += glance(lambda: [each.id for each in HfApi().list_models(search=word, sort="downloads", limit=3)], emit)
+    return NotFound(
+        f"no model {want.model!r} on the Hub (or it is private)",
+        *[f"/model {name}" for name in dict.fromkeys(near)],
+        LOGIN,
+    )
+
+
+def unrevised(want: Want, emit: Emit) -> NotFound:
+    """Say that there is no such revision, with those that there are."""
+    from huggingface_hub import HfApi
+
+    def ask() -> list[str]:
+        refs = HfApi().list_repo_refs(want.model)
+        return [each.name for each in (*refs.branches, *refs.tags)]
+
+    known = glance(ask, emit)
+    near = difflib.get_close_matches(want.revision, known, 3) or known[:5]
+    return NotFound(f"no revision {want.revision!r} of {want.model!r}", *[f"/revision {name}" for name in near])
+
+
+def glance(work: Callable[[], list[str]], emit: Emit) -> list[str]:
+    """Look up what only makes a message better: for two seconds, and nothing if that is not enough."""
+    try:
+        return watched(work, emit, GLANCE)
+    except Exception:  # the message has to come without it
+        return []

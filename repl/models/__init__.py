@@ -1,0 +1,3 @@
+"""From a folder to a model in memory: loader, device map, quantization, adapters, and the store of models that are
+loaded.
+"""

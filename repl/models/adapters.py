@@ -1,0 +1,193 @@
+"""Adapters on top of a model: found, checked before anything reads them, attached beside the weights or merged in."""
+
+import copy
+import importlib.util
+import itertools
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from repl.core import library
+from repl.core.errors import BadModel, MissingExtra, ReplError
+from repl.core.events import Progress
+from repl.core.jobs import Emit
+from repl.core.settings import Load
+from repl.hub import locate, weight_headers
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+NONE = "/adapter none"
+KINDS = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA")
+"""The kinds of adapter that change layers in place; others put words in front of the prompt."""
+PREFIX = "base_model.model."
+PATTERN = re.compile(r"[\w.\\^$*+-]{1,200}")
+"""What a pattern in an adapter's config may hold: without groups it cannot take for ever to match."""
+MUTATING = ("pissa", "olora", "corda", "loftq")
+"""Ways to begin an adapter that change the weights of the model under it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What is asked for: an id with an optional @revision, or a folder; merged into the weights or beside them."""
+
+    name: str
+    merge: bool
+
+    @classmethod
+    def of(cls, words: str) -> "Adapter":
+        """Read `ID|PATH [merge]`; `none` has no name."""
+        if words == "none":
+            return cls("", False)
+        name, _, last = words.rpartition(" ")
+        return cls(name.strip(), True) if last == "merge" and name else cls(words, False)
+
+
+@dataclass(eq=False)
+class Base:
+    """A model as it is without an adapter, for as long as a resident model stands on it; `served` was the last."""
+
+    model: Any
+    tokenizer: Any
+    found: Any
+    weights: Any
+    packing: Any
+    served: str = ""
+    bytes: int = 0
+    """What it takes in memory without an adapter."""
+    unexpected: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bases:
+    """The models in memory that an adapter may be put on without reading them again."""
+
+    known: "WeakValueDictionary[Load, Base]" = field(default_factory=WeakValueDictionary)
+
+    def take(self, bare: Load, adapter: str) -> Base | None:
+        """Return the base of a load without its adapter; the adapter it served last means to load it again."""
+        base = self.known.get(bare)
+        return base if base and base.served != adapter and not library.offloaded(base.model) else None
+
+
+def find(adapter: Adapter, emit: Emit, offline: bool) -> Path:
+    """Find the folder of an adapter, downloading it if need be; raises what `hub.locate` raises."""
+    if importlib.util.find_spec("peft") is None:
+        raise MissingExtra("adapters need the peft package", "pip install 'hub-repl[peft]'", NONE)
+    name, _, revision = adapter.name.partition("@")
+    return locate.adapter(name, revision or "main", emit, offline).folder
+
+
+def remarks(folder: Path, asked: Adapter) -> list[str]:
+    """Say that an adapter lies in a model's folder, which the library would put on without a word."""
+    there = (folder / CONFIG).is_file() and asked.name != str(folder)
+    return [f"{CONFIG} lies beside the model: not put on · /adapter {folder} does"] if there else []
+
+
+def examine(folder: Path) -> tuple[dict[str, Any], dict[str, weight_headers.Tensor]]:
+    """Read and check the config and the header of an adapter; raises `BadModel`."""
+    if not (folder / CONFIG).is_file():
+        hint = [f"/model {folder}"] if (folder / "config.json").is_file() else []
+        raise BadModel(f"no {CONFIG} in {folder}: it holds no adapter", *hint, NONE)
+    if not (folder / WEIGHTS).is_file():
+        if (folder / PICKLE).is_file():
+            raise BadModel(
+                f"{PICKLE} in {folder} is a pickle, which can run code when read: only {WEIGHTS} is read", NONE
+            )
+        raise BadModel(f"no {WEIGHTS} in {folder}: the adapter has no weights", NONE)
+    config = weight_headers.read_json(folder, CONFIG, 1_000_000)
+    tensors = weight_headers.read_header(folder, WEIGHTS)
+    if not tensors:
+        raise BadModel(f"{WEIGHTS} in {folder} holds no tensors", NONE)
+    check(config)
+    return config, tensors
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raise `BadModel` for a config that asks for what is not done here."""
+    kind = str(config.get("peft_type")).upper()
+    if kind not in KINDS:
+        raise BadModel(
+            f"{CONFIG} asks for a {weight_headers.short(kind)} adapter, and only {', '.join(KINDS)} are put on", NONE
+        )
+    begun = config.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(MUTATING):
+        raise BadModel(
+            f"{CONFIG} has init_lora_weights {weight_headers.short(begun)!r}, which changes the model itself", NONE
+        )
+    if config.get("layer_replication"):
+        raise BadModel(f"{CONFIG} asks for layers to be repeated, which is not done here", NONE)
+    patterns = [config.get(name) for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")]
+    patterns += [list(config.get(name) or ()) for name in ("rank_pattern", "alpha_pattern")]
+    words = itertools.chain.from_iterable(item if isinstance(item, list) else [item] for item in patterns if item)
+    if strange := [word for word in words if not (isinstance(word, str) and PATTERN.fullmatch(word))]:
+        raise BadModel(
+            f"{CONFIG} names modules by {weight_headers.short(str(strange[0]))!r}, which is not read here", NONE
+        )
+
+
+def fits(model: Any, config: dict[str, Any], tensors: dict[str, weight_headers.Tensor]) -> None:
+    """Raise `BadModel` where a tensor of an adapter has no place in a model, or one of another size."""
+    modules = dict(model.named_modules())
+    made_for = config.get("base_model_name_or_path")
+    whose = f" (made for {weight_headers.short(made_for)})" if isinstance(made_for, str) and made_for else ""
+    for name, tensor in tensors.items():
+        path, sign, _ = name.removeprefix(PREFIX).partition(".lora_")
+        if not sign:
+            continue
+        module = modules.get(path)
+        if module is None:
+            raise BadModel(
+                f"the adapter{whose} is for another model: this one has no {weight_headers.short(path)}", NONE
+            )
+        side = getattr(module, "in_features", None) if ".lora_A." in name else getattr(module, "out_features", None)
+        mine = tensor.shape[-1] if ".lora_A." in name else tensor.shape[0]
+        if side is not None and len(tensor.shape) == 2 and ".lora_embedding" not in name and side != mine:
+            cause = f"{weight_headers.short(path)} is {side} wide here, and {mine} there"
+            raise BadModel(f"the adapter{whose} is for another model: {cause}", NONE)
+
+
+def shell(model: Any) -> Any:
+    """Copy a model's structure around the same tensors: what is changed on the copy leaves the model as it is."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def attach(model: Any, folder: Path, merge: bool, emit: Emit) -> Any:
+    """Return a model with an adapter put on or merged in; the model itself is changed by it."""
+    config, tensors = examine(folder)
+    fits(model, config, tensors)
+    emit(Progress("put the adapter on"))
+    try:
+        with emit.shield():
+            return _attached(model, folder, merge, sorted(_targets(tensors)))
+    except ReplError:
+        raise
+    except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
+        # peft has no error of its own for what does not fit together
+        words = " ".join(str(error).split())[:200].rstrip(".")
+        raise BadModel(f"the adapter in {folder} does not fit this model: {words}", NONE) from error
+
+
+def _targets(tensors: dict[str, weight_headers.Tensor]) -> set[str]:
+    """Name the modules that a LoRA changes, from its tensors: the config may name them by patterns."""
+    return {name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors if ".lora_" in name}
+
+
+def _attached(model: Any, folder: Path, merge: bool, targets: list[str]) -> Any:
+    import peft
+    from safetensors.torch import load_file
+
+    config = peft.PeftConfig.from_pretrained(str(folder), local_files_only=True)
+    config.inference_mode, config.auto_mapping = True, None
+    if targets:
+        config.target_modules = targets
+        config.fan_in_fan_out = hasattr(model.get_submodule(targets[0]), "nf")  # GPT-2's transposed layers
+    dressed = peft.PeftModel(model, config, autocast_adapter_dtype=False)
+    report = peft.set_peft_model_state_dict(dressed, load_file(folder / WEIGHTS))
+    if extra := sorted(report.unexpected_keys):
+        raise BadModel(f"the adapter in {folder} has a tensor with no place in this model: {extra[0]}", NONE)
+    if lost := sorted(key for key in report.missing_keys if ".default." in key):
+        raise BadModel(f"{WEIGHTS} in {folder} lacks the tensor {lost[0].removeprefix(PREFIX)}", NONE)
+    dressed.eval().requires_grad_(False)
+    return dressed.merge_and_unload(safe_merge=True) if merge else dressed.get_base_model()

@@ -1,0 +1,137 @@
+"""Where weights go: the words for it, what comes of them, and what is worth saying about that."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from repl.core.errors import BadModel, UsageError
+from repl.core.settings import Load
+
+SPREAD = ("auto", "balanced", "sequential")  # the maps that the library makes itself, within `max_memory`
+LAYER = re.compile(r"(?P<front>.*?\.)(?P<number>\d+)(?P<rest>\..*)?$")
+
+
+def options(load: Load) -> dict[str, Any]:
+    """Return what `from_pretrained` takes for placing a model; raises `BadModel` for a device that is not there."""
+    import torch
+
+    found: dict[str, Any] = {"device_map": device_map(load.device)}
+    if load.max_memory and load.device in SPREAD:
+        found["max_memory"] = max_memory(load.max_memory)
+        for name in found["max_memory"]:
+            if isinstance(name, int):
+                require(name)
+    if load.offload_folder:
+        found["offload_folder"] = offload_folder(load.offload_folder)
+    if load.device in SPREAD and len(found) == 1 and not torch.accelerator.is_available():
+        found["device_map"] = {"": "cpu"}  # what it comes to, without weighing every module
+    return found
+
+
+def device_map(device: str) -> Any:
+    """Return what `from_pretrained` takes for a device; raises `BadModel` where the machine has none such."""
+    import torch
+
+    name, _, number = device.partition(":")
+    if name == "cuda":
+        require(int(number or 0))
+        return {"": int(number or 0)}
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise BadModel("no MPS device: this machine or this build of torch has none", "/device auto", "/device cpu")
+    return {"": name} if name in ("cpu", "mps") else name
+
+
+def require(number: int) -> None:
+    """Raise `BadModel` unless there is a CUDA device of this number."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if number >= count:
+        here = f"this machine has {count}" if count else "this machine or this build of torch has none"
+        raise BadModel(f"no CUDA device {number}: {here}", "/device auto", "/device cpu")
+
+
+def max_memory(words: str) -> dict[int | str, str]:
+    """Return `0=20GiB,cpu=48GiB` as the dictionary that accelerate takes."""
+    pairs = dict(pair.split("=") for pair in words.split(","))
+    return {int(device) if device.isdigit() else device: size for device, size in pairs.items()}
+
+
+def offload_folder(words: str) -> str:
+    """Return the folder for weights that fit nowhere, made if it is not there; raises `UsageError`."""
+    folder = Path(words).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise UsageError(f"no weights can be kept in {str(folder)!r}: {why}", "/offload_folder default") from error
+    return str(folder)
+
+
+def placed(model: Any) -> dict[str, str]:
+    """Return the device of each part of a model that was placed as one."""
+    places = getattr(model, "hf_device_map", None) or {"": model.device}
+    return {part: f"cuda:{place}" if isinstance(place, int) else str(place) for part, place in places.items()}
+
+
+def folded(places: Mapping[str, str]) -> list[str]:
+    """Write a device map with one entry for neighbouring layers: `model.layers.0-11: cuda:0`."""
+    rows: list[tuple[str, str, int, int, str]] = []  # front, rest, first, last, place
+    for part, place in places.items():
+        match = LAYER.match(part)
+        front, number, rest = (match["front"], int(match["number"]), match["rest"] or "") if match else (part, -1, "")
+        before = rows[-1] if rows else None
+        if match and before and (before[0], before[1], before[4]) == (front, rest, place) and before[3] == number - 1:
+            rows[-1] = (front, rest, before[2], number, place)
+        else:
+            rows.append((front, rest, number, number, place))
+    return [f"{_part(front, first, last)}{rest or ''}: {place}" for front, rest, first, last, place in rows]
+
+
+def _part(front: str, first: int, last: int) -> str:
+    if first < 0:
+        return front or "all"
+    return f"{front}{first}" if first == last else f"{front}{first}-{last}"
+
+
+def layers(places: Mapping[str, str]) -> dict[str, int]:
+    """Count the layers on each device; empty where the model lies in one piece."""
+    found: dict[str, set[str]] = {}
+    for part, place in places.items():
+        if match := LAYER.match(part):
+            found.setdefault(place, set()).add(match["front"] + match["number"])
+    return {place: len(names) for place, names in found.items()}
+
+
+def remarks(load: Load, places: Mapping[str, str]) -> list[str]:
+    """Say what slows a model down where it lies, and what setting had no effect."""
+    said = []
+    if load.max_memory and load.device not in SPREAD:
+        said.append(f"max_memory has no effect with device {load.device} · /device auto spreads by it")
+    tally = layers(places)
+    whole, slow = sum(tally.values()), {place: tally[place] for place in ("cpu", "disk") if place in tally}
+    alone = set(places.values()) == {"cpu"}
+    if slow and not alone:
+        words = [f"{number} of {whole} layers on {_named(place)}" for place, number in slow.items()]
+        said.append(f"{' and '.join(words)}: slow")
+    elif "disk" in places.values():
+        said.append("some weights stay on disk and are read again for every token: slow")
+    if alone and (gpu := _free()):
+        said.append(f"on the CPU although {gpu} · /device auto")
+    return said
+
+
+def _named(place: str) -> str:
+    return "the CPU" if place == "cpu" else place
+
+
+def _free() -> str:
+    """Name a GPU that is there and has room."""
+    import torch
+
+    if torch.cuda.is_available():
+        rooms = [(torch.cuda.mem_get_info(number)[0], number) for number in range(torch.cuda.device_count())]
+        room, number = max(rooms)
+        return f"cuda:{number} has {room / 2**30:.0f} GiB free" if room > 2**30 else ""
+    return "mps is there" if torch.backends.mps.is_available() else ""

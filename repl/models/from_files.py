@@ -1,0 +1,228 @@
+"""Read a model's files through the library: config, tokenizer, weights; and refuse what is not whole."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from repl.core import library, log
+from repl.core.errors import BadModel, Cancelled, MissingExtra, ReplError
+from repl.core.events import Progress
+from repl.core.explain import is_memory, sentence
+from repl.core.jobs import Emit
+from repl.core.settings import Load
+from repl.hub import consent, locate, validate
+from repl.hub.validate import NeedsCode
+from repl.models import device_map, model_config, quantization
+
+MOST = 1000  # beams, or answers to one prompt
+HALVES = ("decoder_layers", "num_decoder_layers")
+"""What the config of an encoder with a decoder has, of which the decoder is used alone."""
+
+
+def config(found: locate.Found, load: Load) -> Any:
+    """Read the config; what it says about attention code is dropped, it could name code on the Hub."""
+    from transformers import AutoConfig
+
+    extra = {"gguf_file": found.gguf_file} if found.gguf_file else {}
+    config = AutoConfig.from_pretrained(
+        str(found.folder), trust_remote_code=load.trust_remote_code, local_files_only=True, **extra
+    )
+    library.forget_attention(config)
+    return config
+
+
+def _options(load: Load, found: locate.Found, form: str) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "dtype": quantization.dtype(load),
+        **device_map.options(load),
+        "attn_implementation": None if load.attention == "auto" else load.attention,  # None: each part chooses its own
+        "trust_remote_code": load.trust_remote_code,
+        "local_files_only": True,
+        "ignore_mismatched_sizes": True,  # then they are reported, and refused with their names
+        "use_safetensors": form != "pickle",
+        "adapter_kwargs": {"subfolder": os.devnull},  # an adapter beside the weights would be put on unasked
+    }
+    if (quantized := quantization.config(load)) is not None:
+        options["quantization_config"] = quantized
+    if found.gguf_file:
+        from transformers import GgufConfig
+
+        options["quantization_config"] = GgufConfig(dequantize=True)
+        options["gguf_file"] = found.gguf_file
+        del options["use_safetensors"]
+        options["dtype"] = "float32" if options["dtype"] == "auto" else options["dtype"]
+    return options
+
+
+def auto_class(config: Any) -> Any:
+    """Return the library's class that loads a config: for causal models, else for those that also see images."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+
+    kind, remote = type(config), "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    seeing = kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if seeing and not remote else AutoModelForCausalLM
+
+
+def auto_name(place: Path) -> str:
+    """Return the name of the library's class that loads a folder, as its config.json says."""
+    from transformers.models.auto import modeling_auto
+
+    try:
+        kind = validate.read_config(place).get("model_type")
+    except BadModel:
+        kind = ""
+    causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    seeing = kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not causal
+    return "AutoModelForImageTextToText" if seeing else "AutoModelForCausalLM"
+
+
+def _seeing_class(config: Any) -> Any:
+    """Return the library's class for images and text where a config could be loaded by either; else None."""
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto
+
+    causal, seeing = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    either = type(config) in causal and type(config) in seeing and causal[type(config)] is not seeing[type(config)]
+    return AutoModelForImageTextToText if either else None
+
+
+def admit(config: Any) -> None:
+    """Refuse a model that does not answer text alone, token by token; raises `BadModel`."""
+    import inspect
+
+    from transformers import GenerationMixin
+
+    if (kind := _class(config)) is None:
+        return
+    name = kind.__name__
+    if "default_language" in vars(config) and config.default_language is None:
+        known = ", ".join(map(str, config.languages))
+        raise BadModel(f"config.json has no default_language, which {name} needs: one of {known}")
+    if auto_class(config).__name__ == "AutoModelForImageTextToText" and config.is_encoder_decoder:
+        raise BadModel(f"{name} is an encoder with a decoder, which is not a causal language model")
+    if not issubclass(kind, GenerationMixin):
+        raise BadModel(f"{name} does not write text token by token")
+    given = inspect.signature(kind.generate).parameters.values()
+    if any(each.name.startswith("pixel") and each.default is each.empty for each in given):
+        raise BadModel(f"{name} needs an image with every message, and a conversation here is text alone")
+
+
+def _class(config: Any) -> Any:
+    """Return the class of the model itself; None for one that is not the library's own."""
+    from transformers.models.auto import modeling_auto
+
+    for mapping in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        if (kind := mapping.get(type(config), None)) is not None:
+            return kind[0] if isinstance(kind, tuple | list) else kind
+    return None
+
+
+def tokenizer(found: locate.Found, load: Load, emit: Emit) -> Any:
+    """Read the tokenizer; raises `BadModel`."""
+    from transformers import AutoTokenizer
+
+    emit(Progress("read the tokenizer"))
+    extra = {"gguf_file": found.gguf_file} if found.gguf_file else {}
+    try:
+        with emit.shield():
+            return AutoTokenizer.from_pretrained(
+                str(found.folder), trust_remote_code=load.trust_remote_code, local_files_only=True, **extra
+            )
+    except (ReplError, Cancelled):
+        raise
+    except BaseException as error:  # the Rust side panics with a BaseException
+        raise _unread(found, load, error) from error
+
+
+def _unread(found: locate.Found, load: Load, error: BaseException) -> ReplError:
+    """Say why a tokenizer does not load, and what would help."""
+    if not load.trust_remote_code and (own := consent.tokenizer_code(found.folder)):
+        needs = NeedsCode(own, config="tokenizer_config.json")
+        needs.found = found
+        return needs
+    if (name := validate.pieces_file(found.folder)) and not _has("sentencepiece", "google.protobuf"):
+        said = f"the tokenizer in {found.folder} is {name} alone, which is read with the sentencepiece package"
+        return MissingExtra(said, "pip install sentencepiece protobuf")
+    return BadModel(f"the tokenizer in {found.folder} does not load: {sentence(error)}")
+
+
+def _has(*packages: str) -> bool:
+    try:
+        return all(find_spec(name) is not None for name in packages)
+    except ModuleNotFoundError:  # the package around it
+        return False
+
+
+def model(found: locate.Found, load: Load, config: Any, form: str, emit: Emit) -> tuple[Any, dict[str, Any]]:
+    """Read the weights into a model; returns it with the library's report on tensors."""
+    with emit.shield():
+        _class(config)  # imports the model's own code
+    emit(Progress("read weights"))
+    kind, other = auto_class(config), _seeing_class(config)
+    with log.bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
+        options = {"config": config, "output_loading_info": True, **_options(load, found, form)}
+        read, report = kind.from_pretrained(str(found.folder), **options)
+        if report["missing_keys"] and other:  # emu3: the class for text alone finds nothing under its names
+            read, report = other.from_pretrained(str(found.folder), **options)
+    emit(Progress("place"))
+    return read, report
+
+
+def check(found: locate.Found, model: Any, report: dict[str, Any]) -> None:
+    """Refuse what was read if it is not whole, or would decode without end; raises `BadModel`."""
+    _complete(found, report)
+    _modest(model.generation_config)
+    _answers(model)
+
+
+def _answers(model: Any) -> None:
+    """Refuse a model that cannot answer a few ids; one that is called as all text models are need not be asked."""
+    import torch
+
+    from repl.models import reference
+
+    kind = type(model)
+    special = auto_class(model.config).__name__ != "AutoModelForCausalLM" or "Assistant" in kind.__name__
+    config = model_config.text(model.config)
+    odd = not model_config.count(config, "num_hidden_layers") or model_config.count(config, *HALVES)
+    if model.device.type == "meta" or not (special or odd or library.prepares_steps(kind)):
+        return
+    try:
+        reference.answered(model, torch.tensor([[1, 2, 3]], device=model.device), tokens=2)
+    except Exception as error:
+        if is_memory(error):
+            raise
+        log.log.warning("%s does not answer", kind.__name__, exc_info=error)
+        raise BadModel(_why_silent(model.config, kind.__name__)) from error
+
+
+def _why_silent(config: Any, name: str) -> str:
+    """Say in plain words that a model does not answer text, which the library's own `generate` has shown."""
+    if "Assistant" in name:
+        return f"{name} only drafts for the model that it was made for, and does not answer by itself"
+    if auto_class(config).__name__ == "AutoModelForImageTextToText":
+        return f"{name} does not answer text alone: the library's own generate() fails with it"
+    return f"{name} cannot be used: the library's own generate() fails with it"
+
+
+def _complete(found: locate.Found, report: dict[str, Any]) -> None:
+    """Refuse weights that lack tensors: the library would fill them with random numbers and say so in a table."""
+    for name, stored, wanted in sorted(report.get("mismatched_keys") or ())[:1]:
+        shapes = f"{list(stored)}, but config.json makes it {list(wanted)}"
+        raise BadModel(f"the weights in {found.folder} have the tensor {name} in the shape {shapes}")
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise BadModel(f"the weights in {found.folder} lack the tensor {missing[0]}{more}: renamed or incomplete")
+
+
+def _modest(config: Any) -> None:
+    """Refuse a model whose own decoding would search without end."""
+    for name in ("num_beams", "num_return_sequences"):
+        if isinstance(value := getattr(config, name, None), int) and value > MOST:
+            raise BadModel(f"generation_config.json asks for {name} {value}, more than the {MOST} that make sense")

@@ -1,0 +1,48 @@
+"""torch and transformers: imported once without holding up the keyboard; their memory given back."""
+
+import gc
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from repl.core import log
+from repl.core.events import Progress
+from repl.core.jobs import Emit, apart
+
+
+def bring(emit: Emit) -> None:
+    """Import torch and transformers once; an import that is broken off cannot be made good."""
+    if "transformers.generation.utils" in sys.modules:
+        return
+    emit(Progress("import torch and transformers"))
+    with emit.shield():
+        apart(_import)  # what is frozen below holds on to the frames it was made in, and what those came to hold
+
+
+def _import() -> None:
+    with uncollected():
+        importlib.import_module("transformers.generation.utils")
+        importlib.import_module("transformers.models.auto.modeling_auto")
+        importlib.import_module("transformers.models.auto.tokenization_auto")
+        log.hush()
+        gc.freeze()  # what the imports made stays: leave it out of later collections
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import or load without garbage collections: they find nothing, and some block the keyboard meanwhile."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def release() -> None:
+    """Give freed memory back to the device."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

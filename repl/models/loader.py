@@ -1,0 +1,257 @@
+"""From a `Load` to a model in memory; runs on the model thread."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from repl.core import decoding, library, paths
+from repl.core.decoding import Base
+from repl.core.errors import BadModel, Unreachable
+from repl.core.jobs import Emit
+from repl.core.settings import Load
+from repl.hub import builtin, locate, validate
+from repl.hub.consent import Consents
+from repl.hub.validate import NeedsCode
+from repl.hub.weight_headers import Weights
+from repl.models import adapters, device_map, from_files, imports, model_config, packed_linear, quantization
+from repl.models.adapters import Adapter, Bases
+from repl.models.load_errors import translated, weighed
+from repl.models.memory import estimate, fit
+from repl.models.memory.available import Room
+
+NOISE = ("transformers_version", "use_cache", "output_attentions", "output_hidden_states")
+"""Fields of a generation config that say nothing about the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a loaded model is, without any tensor: safe to read on every thread."""
+
+    id: str
+    commit: str
+    folder: str
+    architecture: str
+    parameters: int
+    bytes: int
+    dtype: str
+    stored: dict[str, int]
+    """Parameters by the number format they are stored in."""
+    device_map: dict[str, str]
+    attention: str
+    context: int
+    """Most tokens the model was made for; 0 where it has no such limit."""
+    layers: int
+    vocabulary: int
+    chats: bool
+    base: Base
+    seconds: float
+    quantization: str = "none"
+    """The form of the weights: none, int8, int4, 8bit, 4bit, or the one they are stored in."""
+    packed: int = 0
+    """Linear layers with packed weights."""
+    left: int = 0
+    """Linear layers that the packed kernels do not take."""
+    adapter: str = "none"
+    remarks: tuple[str, ...] = ()
+    """Sentences to say after the load."""
+    unexpected: tuple[str, ...] = ()
+    """Tensors in the files that the model has no place for."""
+
+    @property
+    def form(self) -> str:
+        """How the weights are kept: the quantization, or else the number format."""
+        return self.dtype if self.quantization == "none" else self.quantization
+
+    @property
+    def name(self) -> str:
+        """The id, without the path where it is a folder."""
+        return Path(self.id).name if Path(self.id).is_absolute() else self.id
+
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel(Generic[R]):
+    """A model in memory with its tokenizer, and what generation keeps beside it; for the model thread."""
+
+    load: Load
+    facts: Facts
+    model: Any
+    tokenizer: Any
+    runtime: R
+    modules: tuple[str, ...] = ()
+    """The paths of its modules, for completion."""
+    base: Any = None
+    """The model without its adapter, kept for the next one."""
+
+
+BASES = Bases()
+
+
+MakeRoom = Callable[[int, Callable[[list[Room]], None]], None]
+
+
+def bring(
+    load: Load,
+    emit: Emit,
+    offline: bool,
+    make_room: MakeRoom,
+    make_runtime: Callable[[], R],
+    consents: Consents | None = None,
+) -> LoadedModel[R]:
+    """Load a model; before memory is taken `make_room` gets the bytes and a check that refuses what does not fit.
+
+    `make_runtime` makes what is kept beside the model.
+    Raises a `ReplError` that names what is wrong, or `Cancelled`; then nothing of it stays in memory.
+    """
+    began = time.monotonic()
+    imports.bring(emit)
+    adapter = Adapter.of(load.adapter)
+    over = adapters.find(adapter, emit, offline) if adapter.name else None
+    bare = replace(load, adapter="none")
+    with translated(load):
+        base = None if adapter.merge else BASES.take(bare, load.adapter)
+        base = base or _bare(load, emit, offline, make_room, consents or Consents())
+        base.served, base.bytes = load.adapter, base.bytes or base.model.get_memory_footprint()
+        model = base.model
+        if over and adapter.merge:
+            model = adapters.attach(model, over, True, emit)
+        elif over:
+            model = adapters.attach(adapters.shell(model), over, False, emit)
+        if over and adapter.merge and quantization.packs(load):
+            base.packing = _packed(model, load, emit)
+    if not adapter.merge:
+        BASES.known[bare] = base
+    facts = _facts(load, base, model, began)
+    paths_of_modules = tuple(name for name, _ in model.named_modules() if name)
+    return LoadedModel(load, facts, model.eval(), base.tokenizer, make_runtime(), paths_of_modules, base)
+
+
+def _bare(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: Consents) -> adapters.Base:
+    """Read a model from its files; an adapter to be merged comes before packing, every other after it."""
+    device_map.options(load)  # a device that is not there needs no model to be found
+    found = _find(load, emit, offline)
+    weights = _examined(load, found, consents)
+    quantization.admit(load, quantization.stored(found.folder))
+    with translated(load):
+        config = from_files.config(found, load)
+    from_files.admit(config)
+    make_room(estimate.needs(weights, config, load).total, lambda rooms: fit.check(weights, config, load, rooms))
+    with translated(load), weighed(weights, config, load), imports.uncollected():
+        tokenizer = from_files.tokenizer(found, load, emit)
+        model, report = from_files.model(found, load, config, weights.format, emit)
+        from_files.check(found, model, report)
+        later = not quantization.packs(load) or Adapter.of(load.adapter).merge
+        packing = None if later else _packed(model, load, emit)
+    unexpected = tuple(sorted(report.get("unexpected_keys") or ()))
+    return adapters.Base(model, tokenizer, found, weights, packing, unexpected=unexpected)
+
+
+def _packed(model: Any, load: Load, emit: Emit) -> packed_linear.Packing:
+    if "disk" in device_map.placed(model).values():
+        said = f"{load.quantize} packs weights in memory, and some are on disk"
+        raise BadModel(said, "/max_memory default", "/quantize none")
+    return packed_linear.pack(model, load.quantize, emit)
+
+
+def _examined(load: Load, found: locate.Found, consents: Consents) -> Weights:
+    """Check the folder, and that code which it may run is what was allowed."""
+    try:
+        if load.trust_remote_code:
+            consents.check(load, found)
+        return validate.examine(
+            found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=load.trust_remote_code
+        )
+    except NeedsCode as error:
+        error.found = found
+        raise
+
+
+def tokenizer(load: Load, emit: Emit, consents: Consents | None = None) -> tuple[Any, Path]:
+    """Load the tokenizer alone of a model that is on this machine, and tell its folder; raises a `ReplError`."""
+    imports.bring(emit)
+    found = _find(load, emit, offline=True)
+    if load.trust_remote_code:
+        (consents or Consents()).check(load, found)
+    return from_files.tokenizer(found, load, emit), found.folder
+
+
+def _find(load: Load, emit: Emit, offline: bool) -> locate.Found:
+    if load.model == builtin.ID:
+        return locate.Found(builtin.ID, _builtin(emit, offline), "", "")
+    return locate.locate(
+        load.model,
+        load.revision,
+        load.gguf_file,
+        emit,
+        offline=offline,
+        pickle=load.allow_pickle,
+        code=load.trust_remote_code,
+    )
+
+
+def _builtin(emit: Emit, offline: bool) -> Path:
+    if not offline:
+        return builtin.folder(paths.cache(), emit)
+    if (made := builtin.ready(paths.cache())) is None:
+        raise Unreachable("the built-in model is not made yet, and this session is offline", "/model FOLDER")
+    return made
+
+
+def _facts(load: Load, base: adapters.Base, model: Any, began: float) -> Facts:
+    found, weights, tokenizer = base.found, base.weights, base.tokenizer
+    config = model_config.text(model.config)
+    places, own = device_map.placed(model), _base(model)
+    size = base.bytes if load.adapter == "none" else model.get_memory_footprint()
+    return Facts(
+        id=load.model,
+        commit=found.commit,
+        folder=str(found.folder),
+        architecture=type(model).__name__,
+        parameters=sum(weight.numel() for weight in model.parameters())
+        if load.quantize == load.adapter == "none"
+        else weights.parameters,
+        bytes=size,
+        dtype=str(model.dtype).removeprefix("torch."),
+        stored=dict(weights.dtypes),
+        device_map=places,
+        attention=library.attention(model.config),
+        context=model_config.count(config, "max_position_embeddings"),
+        layers=model_config.count(config, "num_hidden_layers"),
+        vocabulary=model_config.count(config, "vocab_size"),
+        chats=bool(getattr(tokenizer, "chat_template", None)),
+        base=own,
+        seconds=time.monotonic() - began,
+        quantization=load.quantize if load.quantize != "none" else quantization.stored(found.folder) or "none",
+        packed=base.packing.linears if base.packing else 0,
+        left=base.packing.left if base.packing else 0,
+        adapter=load.adapter,
+        unexpected=base.unexpected,
+        remarks=(
+            *quantization.remarks(load, weights, base.packing, size),
+            *device_map.remarks(load, places),
+            *adapters.remarks(found.folder, Adapter.of(load.adapter)),
+            *_beyond(tokenizer, model_config.count(config, "vocab_size")),
+            *decoding.remarks(own),
+        ),
+    )
+
+
+def _beyond(tokenizer: Any, vocabulary: int) -> list[str]:
+    """Say that a tokenizer makes ids that the model has no embedding for."""
+    count = len(tokenizer)
+    said = f"the tokenizer has {count} tokens, the embedding {vocabulary}: a text with one of the others cannot be read"
+    return [said] if 0 < vocabulary < count else []
+
+
+def _base(model: Any) -> Base:
+    from transformers import GenerationConfig
+
+    theirs = model.generation_config.to_diff_dict().items()
+    own = {name: value for name, value in theirs if value is not None and name not in NOISE and name[0] != "_"}
+    if isinstance(own.get("stop_strings"), str):
+        own["stop_strings"] = [own["stop_strings"]]
+    return Base(own, library.generation_defaults(), frozenset(vars(GenerationConfig())))

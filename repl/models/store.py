@@ -1,0 +1,265 @@
+"""The models in memory: as many as fit or are allowed, one of them current; whatever fails, what was current is."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, Generic
+
+from repl.core.errors import NoMemory, NoModel, ReplError
+from repl.core.jobs import Emit
+from repl.core.settings import Load
+from repl.hub.consent import Consents
+from repl.models import loader
+from repl.models.imports import release
+from repl.models.loader import Facts, LoadedModel, MakeRoom, R
+from repl.models.memory import available
+from repl.models.memory.available import Room, capped, targets, with_back
+from repl.models.memory.estimate import STORED
+
+Bring = Callable[[Load, Emit, bool, MakeRoom], LoadedModel[R]]
+Check = Callable[[list[Room]], None]
+SPARE = 512 * 2**20  # bytes to be free beside a load as long as others stay: texts grow
+MOST = 0.9  # part of a device that weights may fill: mapped files count as free, and would be read again and again
+
+
+class Store(Generic[R]):
+    """Holds models in memory by their `Load`; what loads, frees or looks into one runs on the model thread.
+
+    `make_runtime` makes what is kept beside each.
+    """
+
+    def __init__(
+        self,
+        make_runtime: Callable[[], R],
+        offline: bool = False,
+        bring: Bring[R] | None = None,
+        measure: Callable[[], list[Room]] = available.measure,
+        consents: Consents | None = None,
+    ) -> None:
+        self.offline = offline
+        self.keep: Callable[[], int] = lambda: 0
+        """How many models may stay; 0 is as many as fit."""
+        self.allowed: set[Load] = set()  # loads that begin however little is free
+        self.consents = consents or Consents()
+        self._bring = bring or partial(loader.bring, make_runtime=make_runtime, consents=self.consents)
+        self._measure = measure
+        self._held: tuple[LoadedModel[R], ...] = ()  # least recently used first; replaced whole: other threads read it
+        self._current: LoadedModel[R] | None = None
+        self._untidy = False  # something was freed, and the system has not got all of it back
+        self._going: tuple[LoadedModel[R], ...] = ()  # may go as soon as nobody waits
+
+    # safe on every thread, as long as only `load` and `facts` of a resident are looked at
+
+    def facts(self) -> Facts | None:
+        """Return what the current model is; None where there is none."""
+        resident = self._current
+        return resident.facts if resident else None
+
+    def current(self) -> LoadedModel[R]:
+        """Return the current model; raises `NoModel`."""
+        if self._current is None and self._held:
+            raise NoModel("no model is in use", *(f"/model {each.facts.id}" for each in self.residents()))
+        if self._current is None:
+            raise NoModel("no model is loaded", "/model builtin")
+        return self._current
+
+    def residents(self) -> list[LoadedModel[R]]:
+        """Return every model in memory, the most recently used first."""
+        return list(reversed(self._held))
+
+    def holds(self, load: Load) -> bool:
+        """Tell whether a load would be over at once."""
+        return any(each.load == load for each in self._held)
+
+    # on the model thread
+
+    def load(self, load: Load, emit: Emit) -> Facts:
+        """Make a model the current one, at once where it is resident; on any failure the one before still is.
+
+        `tidy` is to follow.
+        """
+        began = time.monotonic()
+        resident = self._used(load)
+        if resident is None:
+            return self.reload(load, emit)
+        emit.settle()  # an interrupt between here and the end would leave settings and model apart
+        self._current = resident
+        self.trim()
+        return replace(resident.facts, seconds=time.monotonic() - began)
+
+    def reload(self, load: Load, emit: Emit) -> Facts:
+        """Read a model anew and make it the current one; on any failure the one before still, or again, is.
+
+        `tidy` is to follow.
+        """
+        self._going = ()
+        before = self._current.load if self._current else None
+        try:
+            resident = self._bring(load, emit, self.offline, partial(self._make_room, load, None))
+            emit.check()
+        except BaseException:
+            emit.settle()
+            self._restore(before, emit)
+            raise
+        emit.settle()  # as above
+        self._current = None
+        self._keep(resident)
+        self._current = resident
+        self.trim()
+        return resident.facts
+
+    def get(self, load: Load, emit: Emit) -> LoadedModel[R]:
+        """Return a model, resident or loaded now, without making it the current one.
+
+        It stays as the most recently used; the current one stays in memory beside it. Raises `NoMemory` where both
+        do not fit: `load` one after the other then. Do not hold on to what is returned beyond the job.
+        """
+        resident = self._used(load)
+        if resident is None:
+            try:
+                resident = self._bring(load, emit, self.offline, partial(self._make_room, load, self._current))
+                emit.check()
+            except BaseException:
+                emit.settle()
+                release()
+                raise
+            self._keep(resident)
+        self.trim(resident)
+        self.tidy()
+        return resident
+
+    def drop(self, emit: Emit, id: str = "") -> list[Facts]:
+        """Free the current model, or every resident one of an id; returns what, with the bytes that are free by it.
+
+        Raises `NoModel`.
+        """
+        gone = [each for each in self._held if id in (each.facts.id, each.facts.name)] if id else [self.current()]
+        if not gone:
+            there = dict.fromkeys(each.facts.name for each in self.residents())
+            known = f"; in memory: {', '.join(there)}" if there else ""
+            raise NoModel(f"{id!r} is not in memory{known}", *(f"/unload {name}" for name in there))
+        kept = [each for each in self._held if each not in gone]
+        facts = [replace(each.facts, bytes=size) for each, size in sizes((*kept, *gone)) if each in gone]
+        self._let_go(each.load for each in gone)
+        gone.clear()  # else this frame keeps them
+        release()
+        return facts
+
+    def trim(self, besides: LoadedModel[R] | None = None) -> None:
+        """Free what is more than may stay, least recently used first; the current one and `besides` stay."""
+        most = self.keep() or len(self._held)
+        others = [each.load for each in self._held if each not in (self._current, besides)]
+        if extra := others[: max(0, len(self._held) - most)]:
+            self._going += tuple(each for each in self._held if each.load in extra)
+            self._let_go(extra)
+            self._untidy = True
+
+    def tidy(self) -> None:
+        """Free what may go, and give all of it back to the system: too long to let a ready model wait for it."""
+        if self._untidy:
+            self._untidy, self._going = False, ()
+            release()
+
+    # what stays and what goes
+
+    def _used(self, load: Load) -> LoadedModel[R] | None:
+        """Return a resident model, which becomes the most recently used."""
+        found = next((each for each in self._held if each.load == load), None)
+        if found is not None:
+            self._held = (*(each for each in self._held if each is not found), found)
+        return found
+
+    def _keep(self, resident: LoadedModel[R]) -> None:
+        """Hold one more model, instead of the one of the same load."""
+        self._untidy = True  # reading files takes more than what stays of them
+        self._held = (*(each for each in self._held if each.load != resident.load), resident)
+
+    def _let_go(self, loads: Iterable[Load]) -> None:
+        gone = set(loads)
+        if self._current is not None and self._current.load in gone:
+            self._current = None
+        self._held = tuple(each for each in self._held if each.load not in gone)
+
+    def rooms(self) -> list[Room]:
+        """Return the devices with what would be free on them if nothing were loaded."""
+        rooms = self._measure()
+        for each, size in sizes(self._held):
+            rooms = with_back(rooms, _given(each.facts, size))
+        return rooms
+
+    def measure(self) -> list[Room]:
+        """Return the devices with what is free on them now."""
+        return self._measure()
+
+    def _make_room(
+        self, load: Load, beside: LoadedModel[R] | None, needed: int, check: Check = lambda rooms: None
+    ) -> None:
+        """Free models, least recently used first and the current one last, until so many bytes fit as well.
+
+        Raises `NoMemory` where they do not, and `beside` has to stay; before anything is freed, for what would not
+        fit alone.
+        """
+        if load not in self.allowed:
+            check(self.rooms())
+        spared = beside.load if beside else None
+        del beside  # it may be the current one: this frame must not keep it
+        while self._lacking(load, needed, SPARE) > 0:
+            if not (victims := [each for each in self._in_the_way(load) if each != spared]):
+                break
+            self._let_go(victims[:1])
+            release()
+        if spared is not None and (lack := self._lacking(load, needed)) > 0:
+            sentence = f"{load.model} does not fit beside {spared.model}: {lack / 2**30:.1f} GiB are missing"
+            raise NoMemory(sentence, f"/model {load.model}", "/memory")
+
+    def _lacking(self, load: Load, needed: int, spare: int = 0) -> int:
+        """Return how many bytes are missing where a load goes; what `max_memory` keeps from there is not missing."""
+        there = targets(load.device, self._measure())
+        total = sum(each.total for each in there)
+        needed = min(needed, sum(each.free for each in capped(emptied(there), load.max_memory)))
+        held = sum(size for each, size in sizes(self._held) if _lies(each, there))
+        return int(max(needed + spare - sum(each.free for each in there), held + needed - MOST * total)) if there else 0
+
+    def _in_the_way(self, load: Load) -> list[Load]:
+        """List what lies where a load goes, in the order in which it may be freed."""
+        there = targets(load.device, self._measure())
+        found = [each for each in self._held if _lies(each, there)]
+        return [each.load for each in sorted(found, key=lambda each: each is self._current)]
+
+    def _restore(self, load: Load | None, emit: Emit) -> None:
+        """Bring back the current model if it had to go first."""
+        if load is not None and self._current is None:
+            with suppress(ReplError):  # then none is current, and the first failure is the one to tell
+                self._current = self._bring(load, emit, True, lambda *_: None)
+                self._keep(self._current)
+        release()
+
+
+def emptied(rooms: Iterable[Room]) -> list[Room]:
+    """Return the devices as they would be with nothing on them."""
+    return [replace(each, free=each.total) for each in rooms]
+
+
+def sizes(residents: Iterable[LoadedModel[R]]) -> Iterator[tuple[LoadedModel[R], int]]:
+    """Yield what each takes, in bytes; a model that several adapters stand on counts with the first of them."""
+    seen: set[int] = set()
+    for each in residents:
+        shared = each.base.bytes if id(each.base) in seen else 0
+        if each.base is not None:
+            seen.add(id(each.base))
+        yield each, each.facts.bytes - shared
+
+
+def _lies(resident: LoadedModel[Any], there: list[Room]) -> bool:
+    parts = {part.removesuffix(":0") if part.startswith("mps") else part for part in resident.facts.device_map.values()}
+    return any(each.device in parts for each in there)
+
+
+def _given(facts: Facts, size: int) -> dict[str, int]:
+    """Return what a model would give back, by device; weights used as they lie in their file count as free already."""
+    mapped = facts.quantization == "none" and {STORED.get(name) for name in facts.stored} == {facts.dtype}
+    places = list(facts.device_map.values())
+    shares = {place: size * places.count(place) // len(places) for place in places}
+    return {place: 0 if place == "cpu" and mapped else share for place, share in shares.items()}

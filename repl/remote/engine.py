@@ -1,0 +1,321 @@
+"""The remote engine: a request becomes a call of an OpenAI-compatible server, its stream becomes events."""
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from repl.core import decoding
+from repl.core.decoding import PENALTIES, Base
+from repl.core.errors import Cancelled, Failed, NeedsLocal, ReplError, UsageError
+from repl.core.events import Done, Event, Notice, Progress, Token
+from repl.core.jobs import Emit, Relay
+from repl.core.settings import Decode, named
+from repl.core.values import Number
+from repl.generation.request import Request
+from repl.remote.dialects import Dialect, Listing, confirmed, dialect, read_list
+from repl.remote.http import Address, Wire
+from repl.remote.protocol import DROPPABLE
+from repl.remote.refusals import Refused, asked_to_wait, droppable, fault, lower
+from repl.remote.reply import BASE, Heard, Peer
+
+WAITS, PATIENCE = 5, 600.0  # how often, and seconds for how long at most, a server may ask to wait
+MENDS = 8  # requests that are made once more for other reasons
+SHARE = 8  # a reply should find at least this part of the context free
+offered: list[str] = []
+"""The model ids of the server in use, for completion: a completer knows no session."""
+known: dict[str, Mapping[str, str]] = {}
+"""The servers that the config file names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server that answers: the model in use (none: its own), the context in tokens, all that it lists, its kind."""
+
+    url: str
+    model: str
+    context: int
+    models: list[str]
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Connected(Served):
+    """The same, when it begins to answer: outside of a prompt that goes without saying."""
+
+
+def reach(where: Address, model: str, emit: Emit) -> "Remote":
+    """Ask a server what it offers; returns an engine that is nobody's yet. Raises `ReplError`."""
+    emit(Progress(f"ask {where.host}"))
+    wire = Wire(where)
+    try:
+        listing = _facts(wire, read_list(wire.ask("/models", emit), where.url), emit)
+    except Refused as refused:
+        if refused.status in (401, 403, 503):
+            raise fault(refused, where.host, model, ()) from refused
+        listing = Listing()  # it need not list them: a server with one model takes any request as one for that
+    offers = listing.offers
+    return Remote(wire, model or (offers[0].id if len(offers) == 1 else ""), listing)
+
+
+def _facts(wire: Wire, listing: Listing, emit: Emit) -> Listing:
+    """Ask what the model list does not say."""
+    if not listing.kind.facts or not listing.offers or all(offer.context for offer in listing.offers):
+        return listing
+    try:
+        return confirmed(listing, wire.ask(listing.kind.facts, emit, beside=True))
+    except (Refused, ReplError):
+        return confirmed(listing, None)
+
+
+class First(Relay):
+    """Listens to a reply in place of the screen: keeps what could have stood first, passes on how far things are."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.emit = emit
+        self.top: tuple[tuple[str, float], ...] = ()
+
+    def __call__(self, event: Event) -> None:
+        """Take an event; raises `Cancelled` once the user stopped the job."""
+        if isinstance(event, Token):
+            self.top = self.top or tuple((text, value) for _, text, value in event.top)
+        elif isinstance(event, Progress):
+            self.emit(event)
+        self.check()
+
+
+def wait(host: str, seconds: float, emit: Emit) -> None:
+    """Let a server have the time it asks for, so that one sees it; raises `Cancelled`."""
+    began = time.monotonic()
+    while (gone := time.monotonic() - began) < seconds:
+        emit(Progress(f"{host} asks to wait", int(gone), round(seconds), "s"))
+        time.sleep(min(0.1, seconds - gone))
+
+
+class Remote:
+    """A model behind a server."""
+
+    def __init__(self, wire: Wire, model: str = "", listing: Listing | None = None) -> None:
+        self.wire, self.model, self.listing = wire, model, listing or Listing()
+        self.refused: set[str] = set()  # parameters that the server does not take
+        self.told: set[str] = set()
+        self.limits: dict[str, int] = {}  # parameters with the most that it allows
+        self.renamed: dict[str, str] = {}
+        self.chats = True
+
+    @property
+    def kind(self) -> Dialect:
+        """Return how the model in use wants to be asked."""
+        return dialect(self.listing.kind, self.model)
+
+    @property
+    def host(self) -> str:
+        """Return where it runs."""
+        return self.wire.where.host
+
+    @property
+    def name(self) -> str:
+        """Return the model's id, or the host where only the server knows it."""
+        return named(self.model) or self.host
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """Return what to say of it beside its name."""
+        return (self.host,) if self.model else ()
+
+    @property
+    def context(self) -> int:
+        """Return the context in tokens, 0 where it is not known."""
+        return next((offer.context for offer in self.listing.offers if offer.id == self.model), 0)
+
+    @property
+    def base(self) -> Base:
+        """Return what it brings to decoding."""
+        return BASE
+
+    def made(self, record: Done) -> bool:
+        """Tell whether a reply can go on from its very ids: never, a server takes text."""
+        return False
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self.wire.close()
+
+    def choose(self, model: str) -> Connected:
+        """Take another model of the server from now on."""
+        self.model = model
+        for learned in (self.refused, self.told, self.limits, self.renamed):
+            learned.clear()
+        return self.connected()
+
+    def connected(self) -> Connected:
+        """Return what is known of the server, as news."""
+        return Connected(*self._facts())
+
+    def served(self) -> Served:
+        """Return what is known of the server."""
+        return Served(*self._facts())
+
+    def _facts(self) -> tuple[str, str, int, list[str], str]:
+        names = [offer.id for offer in self.listing.offers]
+        return self.wire.where.url, self.model, self.context, names, self.kind.name
+
+    def parameter(self, name: str, word: str) -> tuple[str, Any] | None:
+        """Read what `/set` takes for this server beyond the settings; None for a name that it does not know.
+
+        That is a penalty, a variable of its chat template, or a field of its own such as `reasoning_effort`.
+        """
+        full = name.removeprefix(decoding.SERVER).replace("-", "_")
+        if full in PENALTIES:
+            return full, None if word == "default" else Number(least=-2, most=2).read(word)
+        if full in self.kind.own:
+            name = decoding.SERVER + full
+        elif not name.startswith(decoding.PREFIX):
+            return None
+        value: Any = word
+        with suppress(ValueError):
+            value = json.loads(word)
+        if full == "logit_bias" and word != "default" and not isinstance(value, dict):
+            raise UsageError(f"logit_bias takes token ids with a bias, not {word!r}", '/set logit_bias {"42": -100}')
+        return name, value
+
+    # a reply
+
+    def reply(self, request: Request, emit: Emit, given: Mapping[str, Any] | None = None) -> Done:
+        """Answer a request with `Token` events; a cancelled reply is returned with what there is of it.
+
+        `given` is sent as it stands in place of the settings.
+        Raises `UsageError` before anything is made, `Failed` and its kin when the server gives up.
+        """
+        began = time.monotonic()
+        self.check(request)
+        heard = Heard(self._peer(), request, emit, began, given)
+        try:
+            heard.tell_unheeded()
+            self._hear(heard, emit)
+        except Cancelled:
+            emit.settle()
+            return heard.done("cancelled")
+        except ReplError as error:
+            emit.settle()
+            error.partial = heard.done("failed")
+            raise
+        return heard.done(heard.finish)
+
+    def _peer(self) -> Peer:
+        learned = (self.refused, self.told, self.limits, self.renamed)
+        return Peer(self.host, self.model, self.context, self.kind, *learned)
+
+    def asked(self, request: Request, emit: Emit) -> dict[str, Any]:
+        """Return what a request asks, as it is sent."""
+        return Heard(self._peer(), request, emit, 0.0).what()
+
+    def next(self, request: Request, count: int, emit: Emit) -> tuple[tuple[str, float], ...]:
+        """Return the likeliest next tokens with their log-probabilities, as many as the server gives.
+
+        It is asked for one token. Raises `UsageError` for a server that gives none, and what `reply` raises.
+        """
+        if request.chats and request.prefill and self.kind.continues is None:
+            raise NeedsLocal("looking on behind a reply", "/next TEXT")
+        if not self.kind.alternatives:
+            raise UsageError(f"{self.host} gives no log-probabilities")
+        seen = First(emit)
+        view = replace(request.settings.view, logprobs=min(count, self.kind.alternatives), probs="off")
+        plain = replace(request.settings, decode=Decode(max_new_tokens=1), view=view)
+        done = self.reply(replace(request, settings=plain), seen)
+        if done.finish == "cancelled":
+            raise Cancelled
+        if not seen.top:
+            raise UsageError(f"{self.host} gives no log-probabilities")
+        return seen.top[:count]
+
+    def check(self, request: Request) -> None:
+        """Raise `UsageError` for what this server cannot do, so that it need not be asked."""
+        decode, offers = request.settings.decode, self.listing.offers
+        if (decode.num_beams or 1) > 1 or (decode.num_return_sequences or 1) > 1:
+            raise NeedsLocal("a beam search", "/beams 1")
+        if decode.max_length:
+            raise UsageError("max_length counts the prompt, which the server does", "/max_length default", "/max 50")
+        if request.ids and not self.kind.takes_ids:
+            raise NeedsLocal("going on from token ids")
+        if request.chats and request.prefill and self.kind.continues is None:
+            raise NeedsLocal("a reply with a given beginning")
+        if not self.model and len(offers) > 1:
+            some = [f"/model {offer.id}" for offer in offers[:3]]
+            raise UsageError(f"{self.host} offers {len(offers)} models: choose one", *some)
+
+    def _hear(self, heard: Heard, emit: Emit) -> None:
+        """Ask until the server answers: without what it refuses, later where it says so, shorter where allowed."""
+        for _ in range(WAITS + MENDS + len(DROPPABLE) + len(heard.messages)):
+            emit(Progress(f"wait for {self.host}"))
+            heard.afresh()
+            try:
+                for event in self.wire.stream(heard.path, heard.body(), emit):
+                    heard.take(event)
+                    if heard.endless:
+                        emit(Notice(f"{self.host} went on past max_new_tokens and was stopped"))
+                        break
+                return heard.end()
+            except Refused as refused:
+                if heard.begun:
+                    raise Failed(f"{self.host}: {refused.words}", "/retry") from refused
+                self._mend(refused, heard, emit)
+        raise Failed(f"{self.host} keeps refusing", "/retry")
+
+    def _mend(self, refused: Refused, heard: Heard, emit: Emit) -> None:
+        """Do about a refusal what can be done, so that the request is worth sending again; raises what is left."""
+        mended = (
+            self._lower(refused, heard, emit)
+            or self._drop(refused, heard, emit)
+            or self._wait(refused, heard, emit)
+            or (refused.full and self._fit(refused, heard, emit))
+        )
+        if not mended:
+            offers = self.listing.offers
+            raise fault(refused, self.host, self.model, offers, heard.path) from refused
+
+    def _lower(self, refused: Refused, heard: Heard, emit: Emit) -> bool:
+        """Ask for as many alternatives as the server allows."""
+        if (found := lower(refused, heard.body())) is None:
+            return False
+        name, most = found
+        self.limits[name] = most
+        emit(Notice(f"{self.host} gives at most {most} alternatives: {name} is {most}"))
+        return True
+
+    def _drop(self, refused: Refused, heard: Heard, emit: Emit) -> bool:
+        """Leave out what the server does not take, or call it as it wants it called."""
+        body = heard.body()
+        if "max_tokens" in body and refused.of_the_request and re.search(r"[Uu]se .?max_completion_", refused.words):
+            self.renamed["max_tokens"] = "max_completion_tokens"
+            return True
+        names = droppable(refused, body, DROPPABLE)
+        names += ["top_logprobs"] if "logprobs" in names and "top_logprobs" in body else []
+        if names:
+            self.refused.update(names)
+            emit(Notice(f"{self.host} does not take {', '.join(names)}: left out"))
+        return bool(names)
+
+    def _wait(self, refused: Refused, heard: Heard, emit: Emit) -> bool:
+        seconds = asked_to_wait(refused)
+        due = refused.status in (429, 503) and 0 < seconds <= PATIENCE and heard.waits < WAITS
+        if due:
+            heard.waits += 1
+            wait(self.host, seconds, emit)
+        return due
+
+    def _fit(self, refused: Refused, heard: Heard, emit: Emit) -> bool:
+        """Make prompt and reply fit into the context: fewer tokens of the reply, else the oldest messages left out."""
+        asked, limit = heard.request.settings.decode.max_new_tokens, refused.error.context
+        room = limit - refused.error.prompt if refused.error.prompt else 0
+        scarce = room < min(asked or 0, limit // SHARE)
+        if scarce and heard.shorten():
+            return True
+        if not (asked and 0 < room < (heard.room or asked)):
+            return heard.shorten()
+        heard.room = room
+        emit(Notice(f"max_new_tokens is {room} for this reply: the context of {limit} ends there"))
+        return True

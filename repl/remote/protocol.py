@@ -1,0 +1,234 @@
+"""The OpenAI protocol: settings become fields of a request, what a server streams becomes text, figures and ends."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any
+
+from repl.core import decoding
+from repl.core.decoding import APART, BEAMS, SAMPLING
+from repl.core.events import Token
+from repl.core.settings import Decode, Settings
+from repl.generation.measure.token_stats import KEPT
+from repl.remote.dialects import Dialect
+
+DROPPABLE = (
+    *("top_k", "min_p", "typical_p", "repetition_penalty", "repeat_penalty", "no_repeat_ngram_size", "min_tokens"),
+    *("stream_options", "top_logprobs", "logprobs", "seed", "chat_template_kwargs", "return_token_ids"),
+    *decoding.PENALTIES,
+)
+UNSAID = ("num_beams", "num_return_sequences", "max_length", *BEAMS)  # refused before, or without effect anyway
+SERVE_LENGTH = 1024  # what `transformers serve` takes unless it is given a generation_config
+ENDS = {"length": "length", "max_tokens": "length", "model_length": "length", "stop_sequence": "stop_string"}
+BROKEN = ("error", "abort", "aborted", "network_error", "server_error", "insufficient_system_resource")
+READ = 101  # alternatives read at one place
+LEAST = -9999.0  # what servers give for a token that cannot come
+
+Number = Callable[[Mapping[str, Any]], int]
+"""Gives every token of a reply its number: its id, or one of its own below 0 where the server does not say it."""
+
+
+# ask
+
+
+def chosen(settings: Settings) -> dict[str, Any]:
+    """Return the decoding settings that somebody chose; greedy, those that only change a draw are none."""
+    local = {name for name in APART if name != "seed"}
+    own = {spot.name: getattr(settings.decode, spot.name) for spot in fields(Decode) if spot.name not in local}
+    values = {name: value for name, value in own.items() if value not in (None, ())}
+    prefixes = (decoding.PREFIX, decoding.SERVER)
+    values |= {name: value for name, value in settings.extra if not name.startswith(prefixes) and value is not None}
+    idle = SAMPLING if values.get("do_sample") is False else ()
+    return {name: value for name, value in values.items() if name not in idle}
+
+
+def prefixed(settings: Settings, prefix: str) -> dict[str, Any]:
+    """Return what was set under names with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in settings.extra if name.startswith(prefix)}
+
+
+def unheeded(settings: Settings, kind: Dialect, chats: bool) -> list[str]:
+    """Return what was set and has no effect on a server."""
+    values, heeds = chosen(settings), kind.fields(chats)
+    found = [name for name in values if name not in (*heeds, *UNSAID, "do_sample")]
+    if values.get("do_sample") is False and "temperature" not in heeds:
+        found.append("greedy")
+    if chats and not kind.template:
+        found += [decoding.PREFIX + name for name in prefixed(settings, decoding.PREFIX)]
+    return found + [name for name in prefixed(settings, decoding.SERVER) if name not in kind.own]
+
+
+def parameters(settings: Settings, kind: Dialect, chats: bool) -> dict[str, Any]:
+    """Return what was chosen as the fields of a request; what was not chosen is left to the server."""
+    values, heeds = chosen(settings), kind.fields(chats)
+    found = {heeds[name]: value for name, value in values.items() if name in heeds and name not in kind.packed}
+    if values.get("do_sample") is False and "temperature" in heeds:
+        found["temperature"] = 0.0
+    if "stop" in found:
+        found["stop"] = list(found["stop"])
+    if kind.packed and (config := packed(values, kind)):
+        found["generation_config"] = json.dumps(config)
+    if count := wanted(settings, kind):
+        found |= {"logprobs": True, "top_logprobs": count} if chats else {"logprobs": count}
+    if chats and kind.template and (variables := prefixed(settings, decoding.PREFIX)):
+        found["chat_template_kwargs"] = variables
+    if ("chat" if chats else "text") in kind.ids:
+        found["return_token_ids"] = True
+    return found | {name: value for name, value in prefixed(settings, decoding.SERVER).items() if name in kind.own}
+
+
+def packed(values: Mapping[str, Any], kind: Dialect) -> dict[str, Any]:
+    """Return what travels as a generation config of the library's; without do_sample, no temperature has an effect."""
+    config = {name: values[name] for name in kind.packed if name in values}
+    draws = values.get("do_sample")
+    if draws is not False and any(name in values for name in SAMPLING):
+        draws = True
+    if draws or (config and draws is not None):
+        config["do_sample"] = draws
+    if config and "max_new_tokens" not in values:
+        config["max_new_tokens"] = SERVE_LENGTH  # its own length, which the config would replace by the library's 20
+    return config
+
+
+def wanted(settings: Settings, kind: Dialect) -> int:
+    """Return how many alternatives a server is asked for at each token; 0: for no log-probabilities at all."""
+    view = settings.view
+    return min(max(view.logprobs, KEPT if view.probs != "off" else 0), kind.alternatives)
+
+
+def plain(message: Mapping[str, Any]) -> dict[str, str]:
+    """Return a message as it is sent: what was thought before an answer is not part of the talk."""
+    parts = message.get("parts")
+    return {"role": message["role"], "content": (parts.answer if parts else "") or message["content"]}
+
+
+# hear
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A token as it came: its text by itself, and its number, None where nothing is known of it but text.
+
+    The text by itself is not what the token adds where tokens share a character.
+    """
+
+    token: Token
+    name: str
+    number: int | None = None
+
+
+def scored(text: str, given: Any, number: Number) -> list[Piece]:
+    """Return a piece of text as tokens with their log-probabilities, as far as the server gives them."""
+    try:
+        entries = list(measures(given, number)) if isinstance(given, Mapping) else []
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):  # of another form
+        entries = []
+    if not entries:
+        return [Piece(Token(text), text)] if text else []
+    whole = "".join(entry.name for entry in entries) == text
+    # their texts are not always the very text: characters that tokens share, special tokens
+    texts = [entry.name for entry in entries] if whole else [""] * (len(entries) - 1) + [text]
+    return [
+        Piece(Token(piece, known(one.number), one.token.logprob, None, one.token.top), one.name, one.number)
+        for piece, one in zip(texts, entries, strict=True)
+    ]
+
+
+def measures(given: Mapping[str, Any], number: Number) -> Iterator[Piece]:
+    """Yield the tokens of a chat's form or of a completion's, with what stood beside each."""
+    content = given.get("content")
+    if isinstance(content, list):
+        for one in content:
+            others = [(it, it["logprob"]) for it in islice(one.get("top_logprobs") or (), READ)]
+            yield Piece(
+                Token("", None, nats(one["logprob"]), None, top(others, number)), str(one["token"]), number(one)
+            )
+        return
+    words, logprobs = given.get("tokens") or (), given.get("token_logprobs") or ()
+    tops = given.get("top_logprobs") or [{}] * len(words)
+    for word, logprob, likeliest in zip(words, logprobs, tops, strict=False):
+        pairs = [({"token": text}, value) for text, value in islice((likeliest or {}).items(), READ)]
+        token = Token("", None, nats(logprob or 0.0), None, top(pairs, number))
+        yield Piece(token, str(word), number({"token": word}))
+
+
+def top(pairs: Iterable[tuple[Mapping[str, Any], Any]], number: Number) -> tuple[tuple[int, str, float], ...]:
+    """Return the likeliest tokens at a place, the likeliest first."""
+    found = [(number(one), str(one["token"]), nats(value)) for one, value in pairs]
+    return tuple(sorted(found, key=lambda entry: -entry[2]))
+
+
+def known(number: int | None) -> int | None:
+    """Return the id that a number is, None for one of our own."""
+    return number if number is not None and number >= 0 else None
+
+
+def nats(value: Any) -> float:
+    """Return a log-probability that a server gives; raises `ValueError` for what is none."""
+    found = float(value)
+    if math.isnan(found):
+        raise ValueError("not a number")
+    return min(max(found, LEAST), 0.0)
+
+
+def numbers(value: Any) -> list[int]:
+    """Return token ids that a server gives, none for anything else."""
+    whole = isinstance(value, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
+    return list(value) if whole else []
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The texts of one event: thought, answered, and why the model refuses."""
+
+    thought: str = ""
+    answer: str = ""
+    refusal: str = ""
+
+
+def said(delta: Mapping[str, Any]) -> Said:
+    """Return the texts of a message or of a piece of one; content may come as a list of parts."""
+    thoughts = [_text(delta.get("reasoning_content") or delta.get("reasoning"))]
+    answers: list[str] = []
+    refusals: list[str] = []
+    content = delta.get("content")
+    for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+        if isinstance(part, Mapping):
+            kind = str(part.get("type") or "text")
+            place = thoughts if kind in ("thinking", "reasoning") else refusals if kind == "refusal" else answers
+            place.append(_text(part.get(kind) if kind in part else part.get("text")))
+    refusals.append(_text(delta.get("refusal")))
+    return Said("".join(thoughts), "".join(answers), "".join(refusals))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "".join(_text(one.get("text")) for one in value if isinstance(one, Mapping))
+    return value if isinstance(value, str) else ""
+
+
+class Calls:
+    """The tools that a reply calls, put together from the pieces in which they come."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, dict[str, str]] = {}
+
+    def take(self, delta: Mapping[str, Any]) -> None:
+        """Take what an event says of calls."""
+        given = delta.get("tool_calls")
+        for place, call in enumerate(given if isinstance(given, list) else []):
+            if isinstance(call, Mapping):
+                self._add(call.get("index", place), call.get("function"))
+        self._add(0, delta.get("function_call"))
+
+    def _add(self, index: Any, function: Any) -> None:
+        if isinstance(function, Mapping):
+            entry = self._found.setdefault(index if isinstance(index, int) else 0, {"name": "", "arguments": ""})
+            for name in entry:
+                entry[name] += _text(function.get(name))
+
+    def all(self) -> tuple[dict[str, Any], ...]:
+        """Return the calls in their order."""
+        return tuple(dict(entry) for _, entry in sorted(self._found.items()))

@@ -1,0 +1,216 @@
+"""What a server says when it refuses: the error object as it came, what is wrong by it, and the error for the user."""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from repl.core.errors import Failed, NotFound, Overflow, ReplError, UsageError
+from repl.core.values import nearest
+from repl.remote.dialects import Offer, whole
+
+WORDS = 300  # characters shown of what a server says
+FULL = {"context_length_exceeded", "exceed_context_size_error"}  # OpenAI, Groq, llama-cpp-python; llama.cpp
+SIGNS = re.compile(
+    r"context.{0,3}(length|size|window)|maximum (context|model length)|reduce the length of the (messages|prompt|input)"
+    r"|(prompt|input) is too long|`inputs` (must have less|tokens)",
+    re.IGNORECASE,
+)
+MOST = re.compile(r"(?:max allowed|<=|less than or equal to|at most|maximum(?: value)? (?:of|is)|and)\W{0,4}(\d+)")
+CONTEXT = re.compile(
+    r"(?:context (?:length|size|window)\D{0,20}|maximum (?:context|model) length\D{0,20}"
+    r"|must be <= |have less than )(\d+)",
+    re.IGNORECASE,
+)
+PROMPT = re.compile(
+    r"(\d+)\)? (?:in the messages|in your prompt|input tokens|`inputs` tokens|tokens from the input)"
+    r"|(?:request|input) \((\d+) tokens\)|(?:resulted in|contains at least) (\d+)|(?:has|have) (\d+) (?:input )?tokens"
+    r"|less than \d+ tokens\. Given: (\d+)",
+    re.IGNORECASE,
+)
+ROOM = (
+    ("/overflow drop_oldest", "leave out the oldest messages as needed"),
+    ("/clear", "begin a new conversation with this message"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorObject:
+    """What a server says of a fault, whole: `context` and `prompt` are tokens, 0 where it does not say."""
+
+    message: str
+    type: str = ""
+    code: str = ""
+    param: str = ""
+    context: int = 0
+    prompt: int = 0
+
+    @property
+    def full(self) -> bool:
+        """Tell whether the context is what is too small."""
+        if self.param and self.param in ("stop", "stop_sequences", "top_logprobs", "logprobs"):
+            return False
+        if "rate_limit" in self.code or "rate_limit" in self.type:
+            return False
+        return bool(FULL & {self.type, self.code}) or bool(SIGNS.search(self.message))
+
+
+class Refused(Exception):
+    """An answer that is no success: its status (0: an event of a stream), the error, and the wait it asks for."""
+
+    def __init__(self, status: int, error: ErrorObject, wait: str = "") -> None:
+        super().__init__(error.message)
+        self.status, self.error, self.wait = status, error, wait
+
+    @property
+    def words(self) -> str:
+        """Return what the server says."""
+        return self.error.message
+
+    @property
+    def of_the_request(self) -> bool:
+        """Tell whether another request may do."""
+        return self.status in (0, 400, 413, 422)
+
+    @property
+    def full(self) -> bool:
+        """Tell whether the request is too long."""
+        limited = "rate_limit" in self.error.code
+        return (self.of_the_request and self.error.full) or (self.status == 413 and not limited)
+
+
+def read_error(answer: Any) -> ErrorObject:
+    """Read an error in any of the forms that servers have; `answer` is text or what JSON came to."""
+    found = _parsed(answer)
+    outer = found if isinstance(found, Mapping) else {}
+    inner: Mapping[str, Any] = next(
+        (outer[name] for name in ("error", "detail") if isinstance(outer.get(name), dict)), {}
+    )
+    both = {**outer, **inner}
+    words = said(found)
+    kind = both.get("type") or both.get("error_type") or ""
+    return ErrorObject(
+        shortened(words, WORDS),
+        str(kind),
+        str(both.get("code") or both.get("http_status_code") or ""),
+        str(both.get("param") or ""),
+        whole(both.get("n_ctx")) or _number(CONTEXT, words),
+        whole(both.get("n_prompt_tokens")) or _number(PROMPT, words),
+    )
+
+
+def of_event(found: Mapping[str, Any]) -> Refused:
+    """Return the refusal that an event of a stream is; its code may be a status."""
+    error = read_error(found)
+    return Refused(int(error.code) if error.code.isdecimal() and len(error.code) == 3 else 0, error)
+
+
+def _parsed(answer: Any) -> Any:
+    if isinstance(answer, str):
+        try:
+            found = json.loads(answer.removeprefix("\ufeff"))
+        except (ValueError, RecursionError):
+            return answer
+        return found if isinstance(found, dict | list) else answer
+    return answer
+
+
+def _number(pattern: re.Pattern[str], words: str) -> int:
+    found = pattern.search(words)
+    return int(next(group for group in found.groups() if group)) if found else 0
+
+
+def said(answer: Any) -> str:
+    """Find the sentence in an answer that refuses: servers put it into `error`, `detail` or `message`."""
+    found = _parsed(answer)
+    if isinstance(found, list):
+        return "; ".join(said(one) for one in found[:3])
+    if isinstance(found, Mapping):
+        inner = next((found[name] for name in ("error", "detail", "message", "msg") if found.get(name)), None)
+        place = ".".join(str(part) for part in found.get("loc") or ())
+        return f"{place} {said(inner)}".strip() if inner is not None else json.dumps(found)
+    return str(found)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text on one line, without a full stop, cut to a length."""
+    line = " ".join(text.split())
+    return (line if len(line) <= most else line[: most - 1] + "…").rstrip(".")
+
+
+def lower(refused: Refused, body: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Return the field of the alternatives and the most that a server allows, where it refuses as many as asked."""
+    name = "top_logprobs" if "top_logprobs" in body else "logprobs"
+    about = re.search(r"logprobs|top_n_tokens", f"{refused.error.param} {refused.words}")
+    if not (about and refused.of_the_request) or isinstance(body.get(name), bool):
+        return None
+    fits = [int(one) for one in MOST.findall(refused.words) if int(one) < int(body.get(name) or 0)]
+    return (name, max(fits)) if fits else None
+
+
+def droppable(refused: Refused, body: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return the fields that a server refuses and that a request can do without."""
+    if not refused.of_the_request:
+        return []
+    error = refused.error
+    if error.code in ("unsupported_parameter", "unsupported_value") and error.param in body:
+        return [error.param]
+    return [name for name in names if name in body and re.search(rf"\b{name}\b", f"{error.param} {refused.words}")]
+
+
+def asked_to_wait(refused: Refused) -> float:
+    """Return the seconds after which a server wants to be asked again, 0 where it does not say."""
+    try:
+        return max(0.0, float(refused.wait))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(refused.wait).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def fault(refused: Refused, host: str, model: str, offers: Sequence[Offer], path: str = "/models") -> ReplError:
+    """Return the error for a request that a server refuses."""
+    words, status, error = refused.words, refused.status, refused.error
+    if not_there(refused, model):
+        return no_model(host, model, offers)
+    if status in (404, 405):
+        return missing(host, path, words)
+    if refused.full:
+        figures = f"the prompt has {error.prompt} tokens, the context of {host} holds {error.context}"
+        plain = f"the conversation is too long for {host}: {words}"
+        return Overflow(figures if 0 < error.context <= error.prompt else plain, choices=ROOM)
+    if status in (401, 403):
+        return ReplError(f"{host} refuses the key, or wants one: {words}", "/connect URL --key-env NAME")
+    what = {429: "has too many requests", 503: "is not ready"}.get(status, f"failed ({status})")
+    if status >= 500 or status in (424, 429):
+        return Failed(f"{host} {what}: {words}", "/retry")
+    return UsageError(f"{host} refuses this ({status}): {words}") if status else Failed(f"{host}: {words}", "/retry")
+
+
+def not_there(refused: Refused, model: str) -> bool:
+    """Tell whether a server refuses because it does not have the model."""
+    words = refused.words.lower()
+    named = bool(model) and model.lower() in words
+    says = any(sign in words for sign in ("not exist", "not found", "no such model", "unknown model"))
+    of_model = refused.error.code == "model_not_found" or (named and "model" in words)
+    return of_model and (refused.status == 404 or (refused.status == 400 and says))
+
+
+def no_model(host: str, model: str, offers: Sequence[Offer]) -> NotFound:
+    """Make the error for a model that a server does not have, with the nearest that it has."""
+    known = [offer.id for offer in offers if offer.id != model]
+    close = nearest(model, known) or next(iter(known), "")
+    more = f", the nearest is {close}" if close else ""
+    return NotFound(f"{host} has no model {model!r}{more}", *([f"/model {close}"] if close else []), "/model")
+
+
+def missing(host: str, path: str, words: str) -> ReplError:
+    """Make the error for a path that a server does not have."""
+    way = {"/completions": ("continue a text", "/mode chat"), "/chat/completions": ("chat", "/mode complete")}
+    what, hint = way.get(path, ("list models", "/connect URL"))
+    return UsageError(f"{host} cannot {what}: it has no {path} ({words})", hint)

@@ -1,0 +1,354 @@
+"""One reply of a server: what is asked, what comes, and the record of it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from repl.core import decoding
+from repl.core.decoding import AHEAD, PENALTIES, Base
+from repl.core.errors import Failed
+from repl.core.events import Done, Echo, Notice, Opening, Timing, Token, Usage
+from repl.core.jobs import Emit
+from repl.core.parts import Parts, Reader
+from repl.core.settings import named
+from repl.generation.prompt import context_window
+from repl.generation.request import Request
+from repl.remote.dialects import UNKNOWN, Dialect, whole
+from repl.remote.http import END
+from repl.remote.protocol import BROKEN, ENDS, Calls, Piece, numbers, parameters, plain, said, scored, unheeded, wanted
+from repl.remote.refusals import of_event
+from repl.remote.tally import Tally
+
+BASE = Base({}, {"do_sample": True}, frozenset(PENALTIES))
+"""What a server brings to decoding: what is not set is its own to choose, and servers sample."""
+LOCAL = ("reuse", *AHEAD)  # settings that only a model here heeds, so that nothing need be said of them
+AT_ONCE = 0.001  # seconds within which pieces that came in one go are taken: they say nothing about a speed
+SLACK = 4  # a server that sends this many times the pieces it was allowed tokens does not stop by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The server as its replies see it, with what it refused, allowed and was told of before."""
+
+    host: str
+    model: str
+    context: int
+    kind: Dialect = UNKNOWN
+    refused: set[str] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
+    limits: dict[str, int] = field(default_factory=dict)
+    """Fields with the most that it allows."""
+    renamed: dict[str, str] = field(default_factory=dict)
+
+
+class Heard:
+    """One reply on its way: what is asked, what has come so far, and the record of it."""
+
+    def __init__(
+        self, peer: Peer, request: Request, emit: Emit, began: float, given: Mapping[str, Any] | None = None
+    ) -> None:
+        self.peer, self.request, self.emit, self.began = peer, request, emit, began
+        self._given = given  # what to send, in place of the settings
+        self.path = "/chat/completions" if request.chats else "/completions"
+        self.messages = [*request.messages]
+        self.turns = [*request.turns]
+        self.dropped: list[int] = []
+        self.waits = 0
+        self.room = 0  # tokens that the context leaves for the reply, where that is less than was asked for
+        self.finish = ""
+        self._ended = ""  # the end in the server's word
+        self._model = self._fingerprint = ""
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._answers: list[str] = []
+        self._calls = Calls()
+        self._count = 0  # tokens as far as they came one by one
+        self._prompt: list[int] = []
+        self._ids: list[int] = []
+        self._usage: Mapping[str, Any] = {}
+        self._first = self._last = 0.0
+        self._thinks = self._opened = False
+        self._asked = int((given or {}).get("top_logprobs") or wanted(request.settings, peer.kind))
+        self._tally = Tally(self._asked)
+        self._half = ""  # the first half of a character beyond U+FFFF
+        self._reader = Reader()
+        self._lead = self._reader.feed(request.prefill)
+        self._begun = self._reader.parts()
+
+    # ask
+
+    def body(self) -> dict[str, Any]:
+        """Return the request as it is sent, as far as the server is known to take it."""
+        given = {**self.what(), **self.sent()}
+        model = {"model": self.peer.model} if self.peer.model else {}
+        return {**model, **given}
+
+    def what(self) -> dict[str, Any]:
+        """Return what is asked: a conversation, a text or ids."""
+        request = self.request
+        if request.ids:
+            return {"prompt": list(request.ids)}
+        if not request.chats:
+            return {"prompt": request.text}
+        messages = [plain(message) for message in self.messages]
+        if not request.prefill:
+            return {"messages": messages}
+        begun = {"role": "assistant", "content": request.prefill}
+        return {"messages": [*messages, begun], **(self.peer.kind.continues or {})}
+
+    def sent(self) -> dict[str, Any]:
+        """Return what is sent beside the text and the model."""
+        if self._given is not None:
+            return dict(self._given)
+        given = parameters(self.request.settings, self.peer.kind, self.request.chats)
+        given |= {"stream": True, "stream_options": {"include_usage": True}}
+        given = {self.peer.renamed.get(name, name): value for name, value in given.items()}
+        limits = {**self.peer.limits, **(dict.fromkeys(("max_tokens", "max_completion_tokens"), self.room or 1 << 62))}
+        capped = {name: min(given[name], limits[name]) for name in limits if name in given}
+        return {name: value for name, value in {**given, **capped}.items() if name not in self.peer.refused}
+
+    def shorten(self) -> bool:
+        """Leave out the oldest exchange, where that is allowed and there is one."""
+        gone = context_window.oldest(self.messages) if self.request.settings.decode.overflow == "drop_oldest" else []
+        if gone:
+            self.dropped += [self.turns[place] for place in gone]
+            self.emit(Notice(f"turns {self.turns[gone[0]]} to {self.turns[gone[-1]]} left out: the context is full"))
+            self.messages = [one for place, one in enumerate(self.messages) if place not in gone]
+            self.turns = [turn for place, turn in enumerate(self.turns) if place not in gone]
+        return bool(gone)
+
+    def tell_unheeded(self) -> None:
+        """Say what was set and has no effect there, once for each."""
+        view = self.request.settings.view
+        if not self.peer.kind.alternatives and (view.logprobs or view.probs != "off"):
+            self._tell_once("log-probabilities", f"{self.peer.host} gives no log-probabilities")
+        for name in unheeded(self.request.settings, self.peer.kind, self.request.chats):
+            self._tell_once(name, f"{name} has no effect: {self.peer.host} is {self.peer.kind.name}, which ignores it")
+
+    # hear
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether a text has come."""
+        return any(self._texts)
+
+    @property
+    def endless(self) -> bool:
+        """Tell whether the server does not stop by itself."""
+        limit = self.request.settings.decode.max_new_tokens or self.peer.context
+        return bool(limit) and self._count > SLACK * limit + 64
+
+    def afresh(self) -> None:
+        """Forget what a request brought that has to be made once more: no text was among it."""
+        self.finish = self._ended = ""
+        self._count, self._prompt = 0, []
+        for gathered in (self._ids, self._texts, self._thoughts, self._answers):
+            gathered.clear()
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Take one event of the stream; raises `Failed` for one that is not of the protocol, `Refused`, `Cancelled`."""
+        if event is END and self._texts:
+            self.finish = self.finish or "stop"
+        self._model = str(event.get("model") or self._model)
+        self._fingerprint = str(event.get("system_fingerprint") or self._fingerprint)
+        self._usage = event["usage"] if isinstance(event.get("usage"), Mapping) else self._usage
+        self._prompt = numbers(event.get("prompt_token_ids")) or self._prompt
+        choices = event.get("choices")
+        for choice in choices if isinstance(choices, list) else []:
+            if not isinstance(choice, Mapping):
+                raise self._strange()
+            self._choice(choice)
+
+    def _choice(self, choice: Mapping[str, Any]) -> None:
+        if choice.get("error"):
+            raise of_event(choice)
+        delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
+        if not isinstance(delta, Mapping):
+            raise self._strange()
+        self._open()
+        found, given = said(delta), choice.get("logprobs") if self._asked else None
+        self._calls.take(delta)
+        ids = numbers(choice.get("token_ids"))
+        self._prompt = numbers(choice.get("prompt_token_ids")) or self._prompt
+        if found.refusal:
+            self._ended = "refusal"
+        answer = found.answer + found.refusal
+        if found.thought:
+            alone = not answer
+            self._say(self._pieces(found.thought, given if alone else None, ids if alone else []), thinks=True)
+        # figures or ids without a text: a token that does not end a character, or ends the reply
+        if answer or ((given or ids) and not found.thought):
+            self._say(self._pieces(answer, given, ids), thinks=self._thinks and not answer)
+        if choice.get("finish_reason"):
+            self._end_with(str(choice["finish_reason"]), choice.get("stop_reason"))
+
+    def _end_with(self, word: str, stop: Any) -> None:
+        self._ended = self._ended or word
+        self.finish = "stop_string" if isinstance(stop, str) and word == "stop" else ENDS.get(word, "stop")
+
+    def _pieces(self, text: str, given: Any, ids: list[int]) -> list[Piece]:
+        """Return a text as tokens with what is known of each: ids, where the server says which it made."""
+        pieces = scored(text, given, self._tally.number)
+        if not ids:
+            return pieces
+        if len(ids) != len(pieces):  # figures for none of them, or not for each
+            pieces = [*(Piece(Token(""), "") for _ in ids[1:]), Piece(Token(text), text)]
+        for piece, one in zip(pieces, ids, strict=True):
+            self._tally.learn(piece.number, one)
+        return [replace(piece, token=replace(piece.token, id=one)) for piece, one in zip(pieces, ids, strict=True)]
+
+    def _open(self) -> None:
+        if self._opened:
+            return
+        self._opened = True
+        if self.request.chats:
+            self.emit(Opening())
+        if begun := self.request.prefill or self.request.text:
+            self.emit(Echo(begun, self._lead))
+
+    def _say(self, pieces: list[Piece], thinks: bool) -> None:
+        """Pass text on, with the tags by which thinking is told apart everywhere else around what was thought."""
+        mark = ("<think>\n" if thinks else "\n</think>\n\n") if thinks != self._thinks else ""
+        self._thinks = thinks
+        if self._asked and pieces and pieces[-1].name and not thinks:
+            self._tell_measures(pieces[0].token)
+        for piece in pieces:
+            token = piece.token
+            own = self._paired(token.text)
+            text = mark + own
+            # before the first token with figures a mark is part of what stands in front of them
+            self._tally.take(piece, len(text if self._tally.begun else own))
+            mark = ""
+            self._last = time.monotonic()
+            self._first = self._first or self._last
+            self._ids += [] if token.id is None else [token.id]
+            read = self._reader.feed(text) if self.request.chats else ()
+            self.emit(replace(token, text=text, pieces=read))
+            self._texts.append(text)
+            (self._thoughts if thinks else self._answers).append(own)
+            self._count += 1
+
+    def _paired(self, text: str) -> str:
+        """Put the halves of a character together that two events bring."""
+        text, self._half = self._half + text, ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+    def end(self) -> None:
+        """Take note of the end of the stream, and say what the user should know of it.
+
+        Raises `Failed` where the server gave up, or broke off, though in order.
+        """
+        host = self.peer.host
+        if self._ended in BROKEN:
+            raise Failed(f"{host} gave up in the middle of its answer ({self._ended})", "/retry")
+        if not (self.finish or self._usage or self._texts):
+            raise Failed(f"{host} answered with nothing", "/retry")
+        if not self.finish:
+            if not self.endless:
+                raise Failed(f"{host} closed before the reply had ended", "/retry")
+            self.finish = "length"
+        if self._ended == "refusal":
+            self.emit(Notice(f"the model at {host} refuses to answer this"))
+        if self._ended == "content_filter":
+            self.emit(Notice(f"the content filter of {host} ended the reply"))
+        for call in self._calls.all():
+            self.emit(Notice(f"the model calls a tool: {call['name']}({call['arguments']})"))
+
+    def _strange(self) -> Failed:
+        return Failed(f"{self.peer.host} sent an event that is not of the protocol", "/retry")
+
+    def _tell_measures(self, first: Token) -> None:
+        """Say what the server does not give, before the first text of the answer: a line of its own."""
+        if first.logprob is None and not self._tally.begun:
+            self._tell_once("log-probabilities", f"{self.peer.host} gives no log-probabilities")
+        elif self.request.settings.view.probs == "entropy":
+            self._tell_once("entropy", f"{self.peer.host} gives no entropy: the colours go by probability")
+
+    def _tell_once(self, about: str, words: str) -> None:
+        if about not in self.peer.told:
+            self.peer.told.add(about)
+            self.emit(Notice(words))
+
+    # tell
+
+    def done(self, finish: str) -> Done:
+        """Return the reply with its record."""
+        made = whole(self._usage.get("completion_tokens")) or self._count
+        asked = whole(self._usage.get("prompt_tokens")) or len(self._prompt)
+        details = self._usage.get("prompt_tokens_details")
+        kept = whole(details.get("cached_tokens")) if isinstance(details, Mapping) else 0
+        span = self._last - self._first
+        self._tally.rest(len(self._half))
+        raw = "".join(self._texts) + self._half
+        begun, own = self._parts(raw)
+        request = self.request
+        return Done(
+            text=own.answer,
+            raw=raw,
+            thinking=own.thinking,
+            tool_calls=(*own.tool_calls, *self._calls.all()),
+            prompt_ids=tuple(self._prompt),
+            token_ids=tuple(self._ids) if len(self._ids) in (made, made - 1) else (),  # some leave the end out
+            finish=finish,
+            model=self._described(),
+            load={},
+            decode=self._decode(),
+            seed=self.sent().get("seed"),
+            usage=Usage(asked, kept, made),
+            timing=Timing(
+                ttft_s=self._first - self.began if self._first else None,
+                prefill_tps=None,
+                decode_tps=(made - 1) / span if made > 1 and span > AT_ONCE else None,
+                total_s=time.monotonic() - self.began,
+            ),
+            dropped=tuple(self.dropped),
+            system=request.system,
+            prefill=request.prefill,
+            begun=begun,
+            measures=self._tally.measures(),
+        )
+
+    def _parts(self, raw: str) -> tuple[Parts, Parts]:
+        """Return the parts of the beginning, and of what was made: as the server told them apart, or by tags."""
+        if not self.request.chats:
+            return Parts(), Parts(answer=raw)
+        if rest := (*self._reader.feed(self._half), *self._reader.end()):
+            self.emit(Token("", pieces=rest))
+        if any(self._thoughts):
+            return self._begun, Parts("".join(self._thoughts), "".join(self._answers) + self._half)
+        whole = self._reader.parts()
+        own = whole.since(self._begun)
+        return (Parts(), whole) if own is None else (self._begun, own)
+
+    def _described(self) -> dict[str, Any]:
+        served = self._model or self.peer.model or self.peer.host
+        unknown = {"revision": "", "commit": "", "dtype": "", "device_map": {}, "quantization": "", "parameters": 0}
+        return {
+            "id": named(served),
+            **unknown,
+            "context": self.peer.context,
+            "bytes": 0,
+            "server": self.peer.host,
+            "kind": self.peer.kind.name,
+            "served": served,
+            "asked": self.peer.model,
+            "fingerprint": self._fingerprint,
+            "sent": self.sent(),
+            "ended": self._ended,
+            "counted": "by the server" if self._usage else "by pieces",
+            "logprobs": f"of the {self._tally.limit} likeliest" if self._tally.begun else "",
+        }
+
+    def _decode(self) -> dict[str, Any]:
+        """Return the decoding values that the server heeds; what it chose by itself is not known."""
+        kind, settings, chats = self.peer.kind, self.request.settings, self.request.chats
+        table, fields = decoding.effective(settings, BASE), kind.fields(chats)
+        gone = {*unheeded(settings, kind, chats), *self.peer.refused, *LOCAL}
+        gone |= {name for name, theirs in fields.items() if self.peer.renamed.get(theirs, theirs) in self.peer.refused}
+        if settings.decode.max_new_tokens is None:
+            gone.add("max_new_tokens")
+        found = {name: item.value for name, item in table.items() if item.value not in (None, ()) and name not in gone}
+        return found | ({"max_new_tokens": self.room} if self.room and "max_new_tokens" in found else {})

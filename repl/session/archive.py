@@ -1,0 +1,327 @@
+"""Sessions on disk: every turn is durable when `save` returns, every session can be found and gone on with."""
+
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from repl.core.conversation import Conversation, Turn
+from repl.core.errors import NotFound, ReplError, UsageError
+from repl.core.events import Done
+from repl.core.values import nearest
+from repl.session import database
+from repl.session.database import Opened
+from repl.session.record_json import decode, encode
+
+TITLE = 48  # characters of a title made from a first message
+AROUND = 30  # characters before and after a word that was found
+INDEX = "create virtual table if not exists words using fts5 (text, session unindexed, number unindexed)"
+Saved = str | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A saved session; `when` is its last change in seconds since 1970, `snippet` the place where a word was found."""
+
+    id: str
+    title: str
+    when: float
+    turns: int
+    model: str
+    snippet: str = ""
+
+
+class Archive:
+    """The saved sessions, one of which is being written. For one thread.
+
+    What cannot be written is said once through `warn`, kept, and written together with the next turn that can be.
+    """
+
+    def __init__(self, found: Opened, saving: bool = True, index: bool = True) -> None:
+        self.warn: Callable[[str], None] = lambda sentence: None
+        self._connection = found.connection
+        self._saving = saving and found.writable and found.connection is not None
+        self._indexed = index and self._connection is not None and _has_index(self._connection)
+        self._failing = not found.writable  # then it has been said already
+        self.begin()
+
+    @classmethod
+    def open(cls, path: Path, saving: bool = True) -> tuple["Archive", str]:
+        """Open the archive in a file; returns it with a sentence where something is not as usual.
+
+        Without `saving` sessions can be read, but nothing is written or created.
+        """
+        if not saving and not path.is_file():
+            return cls(Opened(None, False), saving), ""
+        found = database.opened(path)
+        return cls(found, saving), found.sentence if saving else ""
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection, self._saving = None, False
+
+    # write
+
+    def begin(self) -> None:
+        """Begin a session; it is written with its first turn."""
+        self.id = self.title = self._system = ""
+        self._head: int | None = None
+        self._marked = 0  # the newest turn when the head was last written down
+        self._turns: dict[int, Turn] = {}
+        self._stored: set[int] = set()
+        self._owed: set[int] = set()
+
+    def save(self, turn: Turn) -> None:
+        """Write a new turn, or the new state of one; it outlives a kill and a power cut when this returns."""
+        self._turns[turn.id] = turn
+        self._owed.add(turn.id)
+        self.title = self.title or _title(turn.text)
+        self._write()
+
+    def mark(self, head: int | None, system: str) -> None:
+        """Write where the session stands, if that has changed; call it before each prompt."""
+        newest = max(self._turns, default=0)
+        if (head, system, newest) != (self._head, self._system, self._marked):
+            self._head, self._system, self._marked = head, system, newest
+            self._write()
+
+    def rename(self, title: str) -> None:
+        """Give the session a title."""
+        self.title = title
+        self._write()
+
+    def _write(self) -> None:
+        if not self._saving or not self._turns:
+            return
+        try:
+            try:
+                self._commit()
+            except sqlite3.IntegrityError:  # these numbers are taken: the session goes on in another program too
+                self._part()
+                self._commit()
+        except (sqlite3.Error, OverflowError) as error:
+            self._failed(error)
+        else:
+            self._recovered()
+
+    def _commit(self) -> None:
+        assert self._connection is not None
+        with database.transaction(self._connection):
+            name = self.id or self._create()
+            self._update(name)
+            for number in sorted(self._owed):
+                self._put(name, self._turns[number])
+        self.id = name
+        self._stored |= self._owed
+        self._owed.clear()
+
+    def _part(self) -> None:
+        """Go on as a session of our own."""
+        if self.id:
+            self.warn("this session goes on in another program: what you say here is saved as a session of its own")
+        self.id = ""
+        self._stored.clear()
+        self._owed = set(self._turns)
+
+    def _failed(self, error: Exception) -> None:
+        if not self._failing:
+            self._failing = True
+            self._run("pragma busy_timeout = 100")  # it was waited for once
+            self.warn(f"the archive cannot be written: {database.reason(error)}; the conversation goes on unsaved")
+
+    def _recovered(self) -> None:
+        if self._failing:
+            self._failing = False
+            self._run(f"pragma busy_timeout = {database.PATIENCE * 1000:.0f}")
+            self.warn("the conversation is saved again, with what was missing")
+
+    def _create(self) -> str:
+        name, now = secrets.token_hex(4), time.time()
+        self._run(
+            "insert into sessions (id, title, system, marked, model, started, changed) values (?, '', '', 0, '', ?, ?)",
+            (name, now, now),
+        )
+        return name
+
+    def _update(self, name: str) -> None:
+        values = (_pack(self.title), _pack(self._system), self._head, self._marked, time.time(), name)
+        self._run("update sessions set title = ?, system = ?, head = ?, marked = ?, changed = ? where id = ?", values)
+        row = self._run("select row from sessions where id = ?", (name,))[0][0]
+        self._index(-row, self.title, name, 0)
+
+    def _put(self, name: str, turn: Turn) -> None:
+        record = _pack(encode(Done, turn.record)) if turn.record else None
+        values = (turn.parent, turn.role, _pack(turn.text), turn.state, record, time.time(), name, turn.id)
+        self._run(
+            "update turns set parent = ?, role = ?, text = ?, state = ?, record = ?, changed = ?"
+            " where session = ? and number = ?"
+            if turn.id in self._stored
+            else "insert into turns (parent, role, text, state, record, changed, session, number)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?)",
+            values,
+        )
+        row = self._run("select row from turns where session = ? and number = ?", (name, turn.id))[0][0]
+        self._index(row, turn.text, name, turn.id)
+        if turn.record:
+            model = str(turn.record.model.get("id", ""))
+            self._run("update sessions set model = ? where id = ?", (_pack(model), name))
+
+    def _index(self, row: int, text: str, name: str, number: int) -> None:
+        """Make a text findable: a turn under its own row, a title under the negative one of its session."""
+        if self._indexed:
+            plain = text.encode("utf-8", "replace").decode()
+            self._run("delete from words where rowid = ?", (row,))
+            self._run(
+                "insert into words (rowid, text, session, number) values (?, ?, ?, ?)", (row, plain, name, number)
+            )
+
+    def _run(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        assert self._connection is not None
+        return self._connection.execute(statement, values).fetchall()
+
+    # read
+
+    def sessions(self, words: str = "") -> list[Summary]:
+        """Return the sessions that hold every one of some words, newest first; raises `ReplError`."""
+        rows = self._read(
+            "select id, title, changed, (select count(*) from turns where session = id), model"
+            " from sessions order by changed desc, row desc"
+        )
+        found = [Summary(row[0], _unpack(row[1]), row[2], row[3], _unpack(row[4])) for row in rows]
+        for word in words.split():
+            places = self._matches(word) or self._scan(word)
+            found = [replace(it, snippet=it.snippet or places[it.id]) for it in found if it.id in places]
+        return found
+
+    def _matches(self, word: str) -> dict[str, str]:
+        """Return the sessions that hold a word or its beginning, with the place, from the index."""
+        try:
+            phrase = '"' + word.replace('"', '""') + '"*'
+            select = "select session, snippet(words, 0, '', '', '…', 12) from words where words match ? order by number"
+            return dict(self._run(select, (phrase,))) if self._indexed else {}
+        except (sqlite3.Error, UnicodeEncodeError):  # NUL, lone surrogates, a damaged index
+            return {}
+
+    def _scan(self, word: str) -> dict[str, str]:
+        """Return the sessions whose texts hold a piece of text: for languages without spaces, and without an index."""
+        places: dict[str, str] = {}
+        rows = self._read("select session, text from turns union all select id, title from sessions")
+        for name, text in ((row[0], _unpack(row[1])) for row in rows):
+            if name not in places and (at := text.casefold().find(word.casefold())) >= 0:
+                places[name] = _around(text, at, len(word))
+        return places
+
+    def load(self, id: str = "") -> Conversation:
+        """Return a session, by the beginning of its id or the last one, and go on writing it; raises `ReplError`."""
+        name = self._named(id)
+        title, system, head, marked = self._read(
+            "select title, system, head, marked from sessions where id = ?", (name,)
+        )[0]
+        rows = self._read(
+            "select number, parent, role, text, state, record from turns where session = ? order by number", (name,)
+        )
+        self.begin()
+        self.id, self.title, self._system = name, _unpack(title), _unpack(system)
+        self._turns = self._rooted({turn.id: turn for turn in map(_turn, rows)})
+        self._stored = set(self._turns)
+        self._head = _head(self._turns, head, marked)
+        self._marked = marked
+        return Conversation(self._system, dict(self._turns), self._head, self.save)
+
+    def _rooted(self, turns: dict[int, Turn]) -> dict[int, Turn]:
+        """Let a turn begin a conversation where it does not stand below an earlier one, as all that is written does."""
+        stray = [turn for turn in turns.values() if turn.parent is not None and not _below(turn, turns)]
+        if stray:
+            numbers = ", ".join(str(turn.id) for turn in stray[:5]) + ", …" * (len(stray) > 5)
+            self.warn(f"what turn {numbers} answered is not there: a conversation of its own begins with it")
+        return turns | {turn.id: replace(turn, parent=None) for turn in stray}
+
+    def _named(self, id: str) -> str:
+        known = [row[0] for row in self._read("select id from sessions order by changed desc, row desc")]
+        others = [name for name in known if name != self.id]
+        found = [name for name in known if name.startswith(id.lower())] if id else others[:1]
+        if len(found) > 1 and id.lower() not in found:
+            raise UsageError(f"{id!r} may be {', '.join(found[:5])}", "/sessions")
+        if found:
+            return id.lower() if id.lower() in found else found[0]
+        if not id:
+            raise NotFound("there is no other saved session" if known else "there is no saved session yet")
+        close = nearest(id, known)
+        raise NotFound(f"no session {id!r}" + (f", did you mean {close}?" if close else ""), "/sessions")
+
+    def _read(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        try:
+            return self._run(statement, values) if self._connection is not None else []
+        except sqlite3.Error as error:
+            raise ReplError(f"the archive cannot be read: {database.reason(error)}") from error
+
+
+def _has_index(connection: sqlite3.Connection) -> bool:
+    """Make the index where SQLite was built with it; tells whether there is one."""
+    try:
+        if not connection.execute("select 1 from sqlite_master where name = 'words'").fetchone():
+            connection.execute(INDEX)
+        connection.execute("select rowid from words limit 1")
+    except sqlite3.Error:
+        return False
+    return True
+
+
+def _turn(row: Any) -> Turn:
+    """Return a turn as it was saved; one that a kill left open was cancelled by it."""
+    number, parent, role, text, state, record = row
+    try:
+        done = decode(Done, _unpack(record)) if record else None
+    except ValueError:
+        done = None
+    return Turn(number, parent, role, _unpack(text), "cancelled" if state == "open" else state, done)
+
+
+def _below(turn: Turn, turns: dict[int, Turn]) -> bool:
+    return turn.parent in turns and turn.parent < turn.id
+
+
+def _head(turns: dict[int, Turn], head: int | None, marked: int) -> int | None:
+    """Return where a session stands: at what was marked, or at a later reply that a kill kept from being marked."""
+    later = [turn.id for turn in turns.values() if turn.id > marked and turn.role == "assistant" and turn.text]
+    return max(later, default=head if head in turns else None)
+
+
+def _pack(text: str) -> Saved:
+    """Return a text as SQLite holds it exactly: as text, or as bytes where lone surrogates are in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def _unpack(saved: Saved) -> str:
+    return saved if isinstance(saved, str) else saved.decode("utf-8", "surrogatepass")
+
+
+def titles(path: Path, most: int = 20) -> dict[str, str]:
+    """Return the newest sessions of a file, title by id, without touching it; nothing where it cannot be read."""
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=0.1)) as connection:
+            rows = connection.execute("select id, title from sessions order by changed desc, row desc limit ?", (most,))
+            return {str(row[0]): _unpack(row[1]) for row in rows}
+    except sqlite3.Error:
+        return {}
+
+
+def _title(text: str) -> str:
+    """Return the first words of a text."""
+    line = " ".join(text[: 4 * TITLE].split())
+    return line if len(line) <= TITLE else line[: TITLE - 1].rsplit(" ", 1)[0] + "…"
+
+
+def _around(text: str, at: int, length: int) -> str:
+    start, end = max(0, at - AROUND), at + length + AROUND
+    return "…" * (start > 0) + text[start:end] + "…" * (end < len(text))

@@ -1,0 +1,161 @@
+"""Turn a knob: words become settings, at once for decoding and view, through a load for the rest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from repl.core import decoding, fields, settings
+from repl.core.errors import Failed, UsageError
+from repl.core.explain import sentence
+from repl.core.format import joined
+from repl.generation import arguments
+from repl.generation.measure.processors import processors
+from repl.generation.runtime import Model
+from repl.session.results import Said
+from repl.session.session import Session, Task
+
+STATIC = "/set cache_implementation static"
+Words = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as it stands: its value, where that comes from, what it does and takes."""
+
+    name: str
+    value: Any
+    origin: str
+    help: str
+    takes: str
+
+
+def change(session: Session, name: str, text: str = "") -> Any:
+    """Show a setting, or change it: what `/name [value]` runs."""
+    if not text:
+        return describe(session, name)
+    if settings.places()[name] == "load":
+        return load(session, [(name, text)])
+    return apply(session, [(name, text)])
+
+
+def load(session: Session, words: Words) -> Any:
+    """Change how the model is loaded, which begins to load it; what is so already is only said."""
+    before = session.pending()
+    wanted = changed(before, words, parts=("load",))
+    if "model" in dict(words) and wanted.load.model in session.store.consents.given:
+        wanted = wanted.put("trust_remote_code", True, "your consent")
+    if wanted.load == before.load and (session.loading or session.store.facts()):
+        typed = [name for name, text in words if text != "default"] or [name for name, _ in words]
+        said = (f"{name} is {settings.show(name, wanted.get(name)) or 'not set'} already" for name in typed)
+        return Said(joined(*said))
+    return session.load(wanted)
+
+
+def apply(session: Session, words: Words) -> Said:
+    """Change decoding or view settings, all of them or none; says what has no effect as things stand."""
+    full = [(settings.find(name), text) for name, text in words]
+    if set(decoding.LENGTHS) <= {name for name, text in full if text != "default"}:
+        raise UsageError("max_new_tokens and max_length exclude each other: give one")
+    before = session.settings
+    session.settings = changed(before, full, parts=("decode", "view"))
+    aside = [name for name in decoding.LENGTHS if before.get(name) and session.settings.get(name) is None]
+    lost = [f"{name} set aside: it excludes {full[0][0]}" for name in aside if name not in dict(full)]
+    remarks = [
+        decoding.remark(name, session.settings, session.base())
+        for name, text in full
+        if text not in ("default", fields.NONE)
+    ]
+    idle = [remark for remark in remarks if remark]
+    done = [_phrase(session, full), *lost, "from the next reply on" if _decodes(full) else ""]
+    said = idle if len(idle) == len(full) == 1 else [*done, *idle]
+    if "keep_models" in dict(full):
+        session.start(lambda emit: session.store.trim())
+        session.start(lambda emit: session.store.tidy())
+    return Said(joined(*said))
+
+
+def adopt(session: Session, chosen: settings.Settings, said: Said) -> Any:
+    """Take over settings for loading and decoding; what loads is over at once where the model is in memory."""
+    taken = {*names("decode"), "mode"}
+    own = {name: word for name, word in session.settings.origins.items() if name not in taken}
+    theirs = {name: word for name, word in chosen.origins.items() if name in taken}
+    shown = replace(session.settings.view, mode=chosen.view.mode)
+    session.settings = replace(
+        session.settings, decode=chosen.decode, extra=chosen.extra, view=shown, origins={**own, **theirs}
+    )
+    if chosen.load == session.settings.load:
+        return said
+    task = session.load(replace(session.settings, load=chosen.load, origins=chosen.origins))
+
+    def settle() -> Said:
+        task.settle()
+        return said
+
+    return Task(task.job, settle, task.background)
+
+
+def changed(before: settings.Settings, words: Words, parts: Sequence[str] = tuple(settings.SPECS)) -> settings.Settings:
+    """Return settings with some of these parts read from words; the word `default` puts one back."""
+    for word, text in words:
+        name = settings.find(word)
+        if settings.places()[name] not in parts:
+            belongs = "belongs to" if settings.places()[name] == "load" else "has nothing to do with"
+            raise UsageError(f"{name} {belongs} loading: change it by itself", f"/{name}")
+        before = before.reset(name) if text == "default" else before.put(name, settings.read(name, text), "you")
+    return before
+
+
+def _decodes(words: Words) -> bool:
+    return any(settings.places()[name] == "decode" for name, _ in words)
+
+
+def _phrase(session: Session, words: Words) -> str:
+    if len(words) > 1:
+        return decoding.phrase(session.decoding())
+    name = words[0][0]
+    shown = describe(session, name)
+    value = settings.show(name, shown.value) or "not set"
+    return f"{name} {value}" + (f" ({shown.origin})" if words[0][1] == "default" else "")
+
+
+def describe(session: Session, name: str) -> Setting:
+    """Return a setting with the value in effect and its origin."""
+    now, origins = session.settings.get(name), session.settings.origins
+    table = session.decoding() if settings.places()[name] == "decode" else {}
+    found = table.get(name, decoding.Value(now, origins.get(name, "default")))
+    return Setting(name, found.value, found.origin, settings.help_of(name), settings.kind(name).phrase)
+
+
+def names(part: str) -> list[str]:
+    """Return the settings of a part in their order."""
+    return [name for name, home in settings.places().items() if home == part]
+
+
+def field(session: Session, name: str, word: str) -> tuple[str, Any]:
+    """Read a field of the library's generation config and let the library try it; for the model thread.
+
+    Raises `UsageError` where the library would refuse it in the middle of a reply.
+    """
+    if word == "default":
+        return name, None
+    value = fields.read(name, word, session.base().model)
+    if session.remote is None and value is not None:
+        resident, before = session.store.current(), session.settings
+        fields.beyond(name, value, resident.facts.vocabulary)
+        if "offloaded" in str(value) and resident.model.device.type == "cpu":
+            raise UsageError(f"{name} {value} moves between a GPU and the CPU: this model is on the CPU", STATIC)
+        extra = (*(pair for pair in before.extra if pair[0] != name), (name, value))
+        said = _refusal(resident, replace(before, extra=extra))
+        if said and not _refusal(resident, before):
+            hints = f"/set {name} {fields.find(name).example}", f"/set {name} none"
+            raise UsageError(f"{name} cannot be {word}: {said}", *hints)
+    return name, value
+
+
+def _refusal(resident: Model, chosen: settings.Settings) -> str:
+    """Return what the library says against these settings, before it runs the model; empty where it takes them."""
+    try:
+        processors(resident.model, arguments.of_settings(resident, chosen), [0])
+    except Failed as error:
+        return sentence(error.__cause__ or error)
+    return ""

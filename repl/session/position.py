@@ -1,0 +1,104 @@
+"""Where a conversation stands: what a model is asked to go on from."""
+
+from dataclasses import dataclass
+
+from repl.core.conversation import Turn
+from repl.core.errors import UsageError
+from repl.core.events import Done
+from repl.core.settings import Settings
+from repl.generation.prompt.reply_parser import Begun
+from repl.generation.request import Request
+from repl.models.loader import Facts
+from repl.session.session import Session
+
+
+def chat(session: Session, chosen: Settings, asked: Turn, prefill: str = "") -> Request:
+    """Ask for the reply to a message, which begins with `prefill`."""
+    talk = session.conversation
+    turns = [*([0] if talk.system else []), *(turn.id for turn in talk.path(asked.id))]
+    return Request(chosen, messages=tuple(talk.messages(asked.id)), turns=tuple(turns), prefill=prefill)
+
+
+def onward(session: Session, last: Turn) -> Request:
+    """Go on from the very ids; a model that did not make them goes on from the text."""
+    record, asked = last.record, session.conversation.turns[last.parent or 0]
+    if record is None or not session.engine.made(record):
+        if asked.role == "prompt":
+            return Request(session.settings, text=asked.text + last.text)
+        return chat(session, session.settings, asked, last.text)
+    made = record.token_ids[:-1] if record.finish == "stop" else record.token_ids
+    begun = Begun(last.text, record.prefill, made, shown=True) if last.role == "assistant" else None
+    return Request(session.settings, ids=(*record.prompt_ids, *made), begun=begun)
+
+
+def made_by(record: Done, facts: Facts) -> bool:
+    """Tell whether a reply was made by this model."""
+    made = record.model
+    return "server" not in made and (made.get("id"), made.get("commit")) == (facts.id, facts.commit)
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """What would come next: the request for it, after what that is in words, and the text there."""
+
+    request: Request
+    after: str
+    text: str
+
+
+def here(session: Session) -> Here:
+    """Return what comes next in the conversation as it stands; raises `UsageError`."""
+    talk, last = session.conversation, session.last
+    if last is not None and last.role == "completion":
+        return Here(onward(session, last), "the last completion", talk.turns[last.parent or 0].text + last.text)
+    if talk.head is None:
+        raise UsageError("nothing was said yet that something could come after", "/next Once upon a time")
+    head = talk.turns[talk.head]
+    if head.role == "user" or head.parent is None:
+        begun = session.prefill
+        return Here(chat(session, session.settings, head, begun), "your message", begun or head.text)
+    ended = head.record is not None and head.record.finish == "stop" and session.engine.made(head.record)
+    return Here(onward(session, head), "the last reply, where it ended" if ended else "the last reply", head.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be answered: the last message again, or a new one that no turn holds yet (`turn` is None then)."""
+
+    request: Request
+    turn: int | None
+    role: str
+    text: str
+    parent: int | None
+
+
+def question(session: Session, text: str, example: str) -> Question:
+    """Return the question that a line with `-- PROMPT` asks, by default the last message; raises `UsageError`."""
+    talk = session.conversation
+    if text and not session.chats():
+        return Question(Request(session.settings, text=text), None, "prompt", text, None)
+    if text:
+        text = "\n\n".join([*(f"{name}:\n{content}" for name, content in session.attached), text])
+        messages = (*talk.messages(), {"role": "user", "content": text})
+        turns = [*([0] if talk.system else []), *(turn.id for turn in talk.path()), max(talk.turns, default=0) + 1]
+        request = Request(session.settings, messages=messages, turns=tuple(turns), prefill=session.prefill)
+        return Question(request, None, "user", text, talk.head)
+    asked = last_asked(session)
+    if asked is None:
+        raise UsageError("nothing was asked yet", example)
+    begun = session.last.record.prefill if session.last and session.last.record else ""
+    if asked.role == "prompt":
+        return Question(Request(session.settings, text=asked.text), asked.id, "prompt", asked.text, asked.parent)
+    return Question(chat(session, session.settings, asked, begun), asked.id, "user", asked.text, asked.parent)
+
+
+def last_asked(session: Session) -> Turn | None:
+    """Return the message or text that the last reply answers."""
+    last = session.last
+    return session.conversation.turns.get(last.parent) if last is not None and last.parent else None
+
+
+def split(text: str) -> tuple[list[str], str]:
+    """Split `WORD ... -- PROMPT` into its words and the prompt, which is taken as it stands."""
+    front, _, prompt = f" {text}".partition(" -- ") if " -- " in f" {text}" else (text, "", "")
+    return front.split(), prompt.strip()

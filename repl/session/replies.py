@@ -1,0 +1,145 @@
+"""Answers as turns: generate into a new turn, and go on from a place in a reply with another token there."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from repl.core import decoding
+from repl.core.conversation import Turn
+from repl.core.errors import Cancelled, ReplError, UsageError
+from repl.core.events import Done, Echo, Measures, Timing, Usage
+from repl.core.jobs import Emit, Job
+from repl.core.parts import Parts
+from repl.core.settings import Settings
+from repl.generation import arguments, engine
+from repl.generation.measure.scoring import score
+from repl.generation.measure.token_stats import KEPT
+from repl.generation.measure.token_trace import (
+    Seen,
+    answered,
+    check,
+    gathered,
+    named,
+    onward,
+    pieces_of,
+    recomputed,
+    seed_of,
+    told,
+    traced,
+)
+from repl.generation.prompt.reply_parser import Begun
+from repl.generation.request import Request
+from repl.generation.runtime import Model
+from repl.session.session import Session, Task
+
+
+def into(
+    session: Session,
+    asked: Turn,
+    work: Callable[[Emit], Done],
+    lead: str = "",
+    whole: Callable[[Done], Done] = lambda done: done,
+) -> Task[Done]:
+    """Generate on the model thread into a new turn, which is closed with whatever comes of it.
+
+    `lead` is the text that the reply was given to begin with; `whole` makes its record from what came out.
+    """
+    role = "assistant" if asked.role == "user" else "completion"
+    turn = session.conversation.add(role, "", asked.id, state="open")
+
+    def settle(job: Job[Done]) -> Done:
+        try:
+            done = job.result()
+        except (ReplError, Cancelled) as error:
+            partial = getattr(error, "partial", None)
+            _close(session, turn, lead, whole(partial) if partial else None, "failed")
+            raise
+        state = "cancelled" if done.finish == "cancelled" else "complete"
+        _close(session, turn, lead, whole(done), state)
+        session.speed = done.timing.decode_tps or session.speed
+        session.used = done.tokens
+        return done
+
+    return (session.call if session.remote else session.start)(work, settle)
+
+
+def _close(session: Session, turn: Turn, lead: str, done: Done | None, state: str) -> None:
+    there = done is not None and (bool(done.raw) or state == "complete")  # a beginning that was given is no reply
+    closed = session.conversation.close(turn, lead + done.raw if done and there else "", state, done)
+    if there:
+        session.last = closed
+        if turn.role == "assistant":
+            session.conversation.head = closed.id
+
+
+def instead(resident: Model, turn: Turn, place: int, token: int, emit: Emit) -> Turn:
+    """Return a reply up to a place (from 1), with another token there, as the turn to go on from; for the model thread.
+
+    Raises `ReplError` unless the model that made the turn is loaded, `UsageError` for an id that it does not know.
+    """
+    record = answered(turn)
+    check(resident.facts, record, turn.id)
+    if token >= resident.model.get_input_embeddings().weight.shape[0]:
+        raise UsageError(f"{resident.facts.name} has no token {token}", "/inspect")
+    found = traced(turn) or recomputed(resident, turn, emit)
+    kept = found.tokens[: place - 1]
+    new = _considered(found.tokens[place - 1], token) or _scored(resident, record, kept, token, emit)
+    ids = (*(seen.id for seen in kept), token)
+    pieces = pieces_of(resident, seed_of(resident, turn), ids)
+    tokens = [replace(seen, text=text) for seen, text in zip([*kept, new], pieces, strict=True)]
+    own = (*(one for one in record.taken if one < place), place)
+    begun = replace(record, token_ids=ids, finish="length", measures=gathered(tokens), taken=own)
+    return replace(turn, text=found.lead + "".join(pieces), record=begun)
+
+
+def _considered(there: Seen, token: int) -> Seen | None:
+    """Return one of the likeliest tokens at a place as if it had been taken."""
+    for rank, (one, name, logprob) in enumerate(there.top, 1):
+        if one == token:
+            return replace(there, id=token, name=name, logprob=logprob, rank=rank)
+    return None
+
+
+def _scored(resident: Model, record: Done, kept: tuple[Seen, ...], token: int, emit: Emit) -> Seen:
+    """Measure a token behind those that are kept."""
+    ids = (*record.prompt_ids, *(seen.id for seen in kept), token)
+    (found,) = score(resident, ids, emit, first=len(ids) - 1, top=KEPT, shared=True)
+    return named(resident, found, "")
+
+
+def whole(resident: Model, begun: Turn, done: Done) -> Done:
+    """Return the record of a beginning and what followed as one reply, its text spelled from all of its ids.
+
+    Two texts in a row will not do: a character may have begun in the one and ended in the other.
+    """
+    record = answered(begun)
+    lead = begun.text[: len(begun.text) - sum(record.measures.lengths)]
+    found = onward(begun, record.token_ids, done)
+    pieces = pieces_of(resident, seed_of(resident, begun), found.token_ids)
+    lengths = tuple(map(len, pieces)) if found.measures.logprobs else ()
+    raw = lead + "".join(pieces)
+    parts = done.parts if begun.role == "assistant" else Parts(answer=raw)
+    return replace(found, **told(raw, parts), measures=replace(found.measures, lengths=lengths))
+
+
+def going_on(resident: Model, begun: Turn, settings: Settings, emit: Emit) -> Done:
+    """Tell a beginning and generate what follows it: nothing where it ends with an end token."""
+    record = answered(begun)
+    chat = Begun(begun.text, record.prefill, record.token_ids) if begun.role == "assistant" else None
+    request = Request(settings, ids=(*record.prompt_ids, *record.token_ids), begun=chat)
+    if chat is None:
+        emit(Echo(begun.text))
+    if record.token_ids[-1] not in decoding.stops(arguments.of_settings(resident, settings).config):
+        return engine.reply(resident, request, emit)
+    if reading := engine.reading(resident, request, [*request.ids], emit):
+        reading.open(emit)
+    return replace(
+        record,
+        **{**told("", Parts()), "begun": reading.begun if reading else Parts()},
+        prompt_ids=request.ids,
+        token_ids=(),
+        finish="stop",
+        usage=Usage(len(request.ids), 0, 0),
+        timing=Timing(None, None, None, 0.0),
+        sequences=(),
+        measures=Measures(),
+    )

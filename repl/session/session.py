@@ -1,0 +1,264 @@
+"""What commands act on: the settings, the model, the conversation, and work in progress."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from repl.core import decoding, paths, settings
+from repl.core.conversation import Conversation, Turn
+from repl.core.decoding import NOTHING, Base
+from repl.core.errors import NeedsLocal, NoModel
+from repl.core.jobs import Emit, Job, Worker
+from repl.core.settings import Load, Settings
+from repl.generation.interface import Engine, Local
+from repl.generation.runtime import Models
+from repl.hub import catalog
+from repl.hub.validate import NeedsCode
+from repl.models.loader import Facts
+from repl.remote.engine import Remote, known, offered
+from repl.session.archive import Archive
+
+T = TypeVar("T")
+FILE = "archive.db"
+BREATH = 0.05  # seconds in which a load's end is drawn before anything else is done
+
+
+@dataclass(slots=True)
+class Task(Generic[T]):
+    """A job with what follows it on the main thread: `settle` is called once, when the job has finished."""
+
+    job: Job[T]
+    settle: Callable[[], Any]
+    background: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a command showed: the line that was typed, the name of its command, and the result."""
+
+    line: str
+    command: str
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready; `before` is what was resident when the load began."""
+
+    facts: Facts
+    asked: Load
+    before: Facts | None = None
+
+
+class Session:
+    """One user at one prompt."""
+
+    def __init__(self, chosen: Settings, store: Models, worker: Worker, saved: Path | None = None) -> None:
+        self.settings = chosen
+        self.store = store
+        store.keep = lambda: self.settings.view.keep_models
+        catalog.names.offline = store.offline
+        catalog.names.held = lambda: [each.facts.id for each in store.residents()]
+        self.worker = worker
+        self._errands: Worker | None = None
+        self.remote: Remote | None = None  # the server that answers instead of the model in this process
+        self.trusted: set[str] = set()  # hosts that may be talked to without encryption
+        self._network: Worker | None = None
+        self.notices: list[str] = []  # sentences for the user that are not said yet
+        self._saved = saved  # the file of the archive, None where nothing is saved
+        self._archive: Archive | None = None
+        self.conversation = Conversation(keep=lambda turn: self.archive.save(turn))
+        self.last: Turn | None = None  # the reply that views and /pick speak of
+        self.swept: object = None  # the last sweep, see `repl.analysis.sweep`
+        self.shown: View | None = None  # the last view
+        self.loading: Task[Facts] | None = None
+        self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
+        self.untrusted: tuple[Settings, Any] | None = None  # a load refused for its code, and where that lies
+        self.speed: float | None = None  # tokens per second of the last reply
+        self.presets: dict[str, Mapping[str, str]] = {}
+        self.attached: list[tuple[str, str]] = []  # files in front of the next message: name and text
+        self.aim: Turn | None = None  # the message that the next one replaces, on a branch of its own
+        self.prefill = ""  # what the next reply begins with
+        self.used = 0  # tokens of the context that the last reply ended with
+        self._offer: tuple[Callable[[int], Any], Conversation, int] | None = None
+
+    # work
+
+    def start(self, work: Callable[[Emit], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+        """Queue work for the model thread; `settle(job)` turns its end into a result, on the main thread."""
+        job = self.worker.start(work)
+        return Task(job, lambda: settle(job) if settle else job.result())
+
+    def errand(self, work: Callable[[Emit], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+        """As `start`, for work on disk and network that touches no tensor: it need not wait for the model thread."""
+        self._errands = self._errands or Worker()
+        job = self._errands.start(work)
+        return Task(job, lambda: settle(job) if settle else job.result())
+
+    def call(self, work: Callable[[Emit], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+        """Queue work for a server: on a thread of its own, which no load holds up."""
+        self._network = self._network or Worker()
+        job = self._network.start(work)
+        return Task(job, lambda: settle(job) if settle else job.result())
+
+    @property
+    def engines(self) -> Mapping[str, Mapping[str, str]]:
+        """Return the servers that the config file names."""
+        return known
+
+    def connect(self, remote: Remote | None) -> None:
+        """Let a server answer from now on; None: the model in this process."""
+        if self.remote is not None and self.remote is not remote:
+            self.remote.close()
+        self.remote = remote
+        offered[:] = [offer.id for offer in remote.listing.offers] if remote else []
+
+    def load(self, wanted: Settings) -> Task[Facts]:
+        """Begin to load what the settings say; they become the session's own when it is ready.
+
+        A load that is on its way is cancelled: the new one includes what it asked for. What is in memory is ready
+        at once, and not worth a task in the background.
+        """
+        return self._load(wanted, self.store.load, background=not self.store.holds(wanted.load))
+
+    def reload(self, wanted: Settings | None = None) -> Task[Facts]:
+        """Begin to load the model, or another one, anew: from the files as they are now."""
+        return self._load(wanted or self.pending(), self.store.reload, background=True)
+
+    def _load(self, wanted: Settings, bring: Callable[[Load, Emit], Facts], background: bool) -> Task[Facts]:
+        if self.loading:
+            self.loading.job.cancel()
+        before = self.store.facts()
+        job = self.worker.start(lambda emit: bring(wanted.load, emit))
+        task = Task(job, lambda: self._loaded(task, wanted, before), background)
+        self.loading, self.wanted = task, wanted
+        return task
+
+    def _loaded(self, task: Task[Facts], wanted: Settings, before: Facts | None) -> Loaded:
+        if self.loading is task:
+            self.loading = self.wanted = None
+        self.worker.start(self._tidy)
+        try:
+            facts = task.job.result()
+        except NeedsCode as error:
+            self.untrusted = (wanted, error.found)
+            raise
+        # decoding and view may have changed meanwhile: only the loading part is taken over
+        names = [name for name, part in settings.places().items() if part == "load"]
+        kept = {name: word for name, word in self.settings.origins.items() if name not in names}
+        mine = {name: word for name, word in wanted.origins.items() if name in names}
+        self.settings = replace(self.settings, load=wanted.load, origins={**kept, **mine})
+        return Loaded(facts, wanted.load, before)
+
+    def _tidy(self, emit: Emit) -> None:
+        """Give back what a load left behind, once there was time to say that the model is ready."""
+        until = time.monotonic() + BREATH
+        while self.worker.idle() and time.monotonic() < until:
+            time.sleep(BREATH / 10)
+        emit.check()
+        emit.settle()  # an interrupt in the middle of collecting garbage would be told on the screen
+        self.store.tidy()
+
+    def offer(self, take: Callable[[int], Any]) -> None:
+        """Let /pick choose among answers that are no turns yet: `take(number)` makes one a turn."""
+        self._offer = (take, self.conversation, len(self.conversation.turns))
+
+    def offered(self) -> Callable[[int], Any] | None:
+        """Return what /pick chooses from, until something else is said."""
+        if self._offer is None:
+            return None
+        take, talk, count = self._offer
+        return take if talk is self.conversation and len(talk.turns) == count else None
+
+    def restore(self) -> None:
+        """Begin to bring the model back that the settings name, where another had to take its place."""
+        if self.loading is None and self.store.facts() and self.store.current().load != self.settings.load:
+            self.notices.append(f"not all fit side by side: {settings.named(self.settings.load.model)} is loaded again")
+            self.load(self.settings)
+
+    def moved(self) -> None:
+        """Follow the head of the conversation to another turn."""
+        turn = self.conversation.turns.get(self.conversation.head or 0)
+        record = turn.record if turn else None
+        self.last = turn if record else self.last
+        self.used = record.tokens if record else 0
+        self.aim = None
+
+    # what stays
+
+    @property
+    def archive(self) -> Archive:
+        """Return the saved sessions; the file is opened when it is first needed."""
+        if self._archive is None:
+            self._archive, said = Archive.open(self._saved or paths.data() / FILE, saving=self._saved is not None)
+            self._archive.warn = self.notices.append
+            self.notices += [said] if said else []
+        return self._archive
+
+    def mark(self) -> None:
+        """Write down where the conversation stands."""
+        if self._archive is not None:
+            self._archive.mark(self.conversation.head, self.conversation.system)
+
+    # what is so now
+
+    def pending(self) -> Settings:
+        """Return the settings with the load that is on its way: what a further change builds on."""
+        if self.wanted is None:
+            return self.settings
+        return replace(self.settings, load=self.wanted.load, origins={**self.settings.origins, **self.wanted.origins})
+
+    def facts(self) -> Facts:
+        """Return what is loaded, for what needs the model itself; raises `NoModel` and `NeedsLocal`."""
+        self.local()
+        return self.store.current().facts
+
+    def local(self, what: str = "this") -> None:
+        """Raise `NeedsLocal` while a server answers."""
+        if self.remote is not None:
+            facts = self.store.facts()
+            raise NeedsLocal(what, back=facts.name if facts else self.pending().load.model)
+
+    @property
+    def engine(self) -> Engine:
+        """Return what answers."""
+        return self.remote or Local(self.store)
+
+    def base(self) -> Base:
+        """Return what the model brings to decoding; nothing before one is loaded."""
+        return self.engine.base if self.remote or self.store.facts() else NOTHING
+
+    def chats(self) -> bool:
+        """Tell whether a message goes through the model's own chat template; raises `NoModel` and `NeedsLocal`."""
+        self.local()
+        return self.talks()
+
+    def talks(self) -> bool:
+        """Tell whether a message is part of a chat, or else a text to go on from; raises `NoModel`."""
+        mode = self.settings.view.mode
+        return self.engine.chats if mode == "auto" else mode == "chat"
+
+    def decoding(self) -> dict[str, decoding.Value]:
+        """Return the decoding values in effect."""
+        return decoding.effective(self.settings, self.base())
+
+    def ready(self) -> None:
+        """Raise `NoModel` unless a model is resident or on its way, and `NeedsLocal` while a server answers."""
+        self.local()
+        self.answers()
+
+    def answers(self) -> None:
+        """Raise `NoModel` unless something answers, or will when it is loaded."""
+        if self.remote is None and self.store.facts() is None and self.loading is None:
+            raise NoModel("no model is loaded", "/model builtin")
+
+    def close(self, seconds: float = 1.0) -> bool:
+        """Close the archive and end the threads; False if one is still busy after `seconds`."""
+        self.mark()
+        if self._archive is not None:
+            self._archive.close()
+        self.connect(None)
+        idle = [worker is None or worker.close(seconds) for worker in (self._errands, self._network)]
+        return self.worker.close(seconds) and all(idle)

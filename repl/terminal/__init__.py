@@ -1,0 +1,1 @@
+"""What is typed and drawn: the views of values, live output, Markdown, the inspector, exports."""

@@ -1,0 +1,150 @@
+"""Columns of text side by side, below each other where the window is narrow; while they are filled, and for good."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from repl.core.events import Beams, Columns, Echo, Event, InColumn, Notice, Opening, Progress, Token
+from repl.core.parts import ANSWER, Piece
+from repl.core.sanitize import Cleaner, clean, clean_line
+from repl.generation.prompt.thinking import Fold
+
+NARROW = 30  # cells that a column needs to be read
+GAP = 3  # cells between two
+FRAMES = 12.0  # redraws a second, at most
+QUIET = 1.0  # seconds after which an answer that says nothing is shown in one row, where columns do not fit
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One column: its title, its text, and the figures under it."""
+
+    title: str
+    text: Text
+    foot: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Several columns as wide as the window allows, or one below the other."""
+
+    blocks: Sequence[Block]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw them; a pipe gets them one below the other, its lines are not to be broken."""
+        if options.no_wrap or each(options.max_width, len(self.blocks)) < NARROW:
+            for place, block in enumerate(self.blocks):
+                yield Text() if place else Text(end="")
+                yield from (part for part in _parts(block) if part.plain)
+            return
+        table = Table.grid(padding=(0, GAP, 0, 0), expand=True, pad_edge=False)
+        for _ in self.blocks:
+            table.add_column(ratio=1, overflow="fold")
+        for row in zip(*map(_parts, self.blocks), strict=True):
+            table.add_row(*row)
+        yield table
+
+
+def each(width: int, count: int) -> int:
+    """Return the cells that each of so many columns gets side by side."""
+    return (width - GAP * (count - 1)) // max(1, count)
+
+
+def _parts(block: Block) -> tuple[Text, Text, Text]:
+    return Text(clean_line(block.title), "accent"), block.text, Text(clean(block.foot), "quiet")
+
+
+class Filling:
+    """One column while it is filled; what was thought is shown, folded or hidden as in a reply."""
+
+    def __init__(self, title: str, thinking: str = "show") -> None:
+        self.title = title
+        self.text = Text()
+        self.state = ""  # what stands in the place of text, or below it
+        self.begun, self.heard_at = False, 0.0
+        self._searching = False  # the text is the best of a beam search as yet
+        self._cleaner = Cleaner()
+        self._fold = Fold(thinking)
+        self._chats = False  # tokens come with their pieces
+
+    def take(self, event: Event) -> None:
+        """Take one event of the answer."""
+        self.begun, self.heard_at = True, time.monotonic()
+        match event:
+            case Opening():
+                self._chats = True
+            case Echo(pieces=pieces) if self._chats:
+                self._say(pieces, counts=False)
+            case Token(text=text, pieces=pieces):
+                self.text = Text() if self._searching else self.text
+                self.state, self._searching = "", False
+                self._say(pieces if self._chats else [Piece(ANSWER, text)])
+            case Beams(common=common, branches=branches):
+                self.text = Text(clean(common + (branches[0].text if branches else "")))
+                self.state, self._searching = f"{len(branches)} beams", True
+            case Progress(stage=stage, done=done, total=total):
+                self.state = f"{clean_line(stage)} {done / total:.0%}" if total else clean_line(stage)
+            case Notice(text=text):
+                self.state = clean_line(text)
+
+    def _say(self, pieces: Iterable[Piece], counts: bool = True) -> None:
+        for shown in self._fold.feed(pieces, counts):
+            match shown.kind:
+                case "text":
+                    self.text.append(self._cleaner.feed(shown.text))
+                case "dim":
+                    self.text.append(clean(shown.text), "quiet")
+                case "status":
+                    self.state = shown.text
+                case "line":
+                    self.text.append(shown.text + "\n\n", "quiet")
+                case "gap":
+                    self.text.append("\n" if self.text.plain.endswith("\n") else "\n\n")
+
+    def block(self, console: Console, width: int, rows: int) -> Block:
+        """Return its newest lines, as many as there is room for."""
+        lines = self.text[-width * rows :].wrap(console, width, overflow="fold")[-rows:]
+        return Block(self.title, Text("\n").join(lines), self.state)
+
+
+class Board:
+    """All columns while they are filled, redrawn in place."""
+
+    def __init__(self, console: Console, columns: Columns, thinking: str = "show") -> None:
+        self._console = console
+        self._columns = [Filling(f"{number} {title}", thinking) for number, title in enumerate(columns.titles, 1)]
+        self._live = Live(console=console, transient=True, auto_refresh=False)
+        self._live.start()
+        self._drawn_at = 0.0
+        self._behind = True  # something is not drawn yet
+
+    def take(self, event: InColumn) -> None:
+        """Take an event of one of the columns."""
+        self._columns[event.column].take(event.event)
+        self._behind = True
+
+    def draw(self) -> None:
+        """Draw what has come since the last time, unless that was just now."""
+        if self._behind and time.monotonic() - self._drawn_at > 1 / FRAMES:
+            self._live.update(self._drawn(), refresh=True)
+            self._drawn_at, self._behind = time.monotonic(), False
+
+    def _drawn(self) -> RenderableType:
+        width, height = self._console.width, self._console.height
+        room = each(width, len(self._columns))
+        if room >= NARROW:
+            return Blocks([one.block(self._console, room, max(1, height - 5)) for one in self._columns])
+        begun = [one for one in self._columns if one.begun] or self._columns[:1]
+        newest = max(one.heard_at for one in begun)
+        busy = [one for one in begun if newest - one.heard_at < QUIET]
+        rows = max(1, (height - 4 - 3 * len(self._columns)) // len(busy))
+        return Blocks([one.block(self._console, width, rows if one in busy else 1) for one in begun])
+
+    def close(self) -> None:
+        """Take them away: what they came to is drawn for good afterwards."""
+        self._live.stop()

@@ -1,0 +1,306 @@
+"""The line editor: completion, keys, history, toolbar, and the keyboard while something else owns the screen."""
+
+import asyncio
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app, run_in_terminal
+from prompt_toolkit.enums import EditingMode
+from prompt_toolkit.filters import Always
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.input import Input, create_input
+from prompt_toolkit.input.typeahead import store_typeahead
+from prompt_toolkit.key_binding import KeyBindings, KeyPress
+from prompt_toolkit.keys import Keys
+from prompt_toolkit.layout import HSplit
+from prompt_toolkit.output import ColorDepth, Output, create_output
+from prompt_toolkit.shortcuts import CompleteStyle
+from prompt_toolkit.styles import DynamicStyle, Style
+from prompt_toolkit.utils import get_cwidth
+from prompt_toolkit.utils import is_dumb_terminal as dumb
+
+from repl.core.sanitize import SIGNS, ascii_only, clean_line
+from repl.core.settings import Settings
+from repl.terminal.editor.completion import FromPast, Past, SlashCompleter
+from repl.terminal.editor.keys import Folded, SideView, bindings, menu
+from repl.terminal.editor.paste import Folds
+
+if TYPE_CHECKING:
+    from repl.terminal.editor.settings_panel import Panel
+
+__all__ = ["Editor", "Keyboard", "Plain", "dumb", "restored"]
+ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
+CALM = 0.1  # seconds between looks at what goes on beside the prompt: each takes time from a load
+ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
+HINTS = (  # one for each of the first prompts
+    "type a message, / for commands",
+    "F2 settings · Ctrl-O opens an editor",
+    "Up and Ctrl-R find what you typed before",
+)
+
+
+def look(accent: str) -> Style:
+    """Return how the editor looks with an accent colour."""
+    return Style.from_dict(
+        {
+            "prompt": accent,
+            "bottom-toolbar": "noreverse #808080",
+            "completion-menu": "noreverse bg:default #808080",
+            "completion-menu.completion": "noreverse bg:default default",
+            "completion-menu.completion.current": f"noreverse bg:default {accent}",
+            "completion-menu.meta.completion": "noreverse bg:default #808080",
+            "completion-menu.meta.completion.current": "noreverse bg:default #808080",
+            "scrollbar.background": "bg:default",
+            "scrollbar.button": "bg:#808080",
+            "auto-suggestion": "#808080",
+            "folded": accent,
+            "panel.chosen": accent,
+            "panel.foot": "#808080",
+        }
+    )
+
+
+class Desk(Protocol):
+    """Who stands behind the prompt."""
+
+    def toolbar(self, width: int) -> str:
+        """Return the line under the prompt."""
+
+    def tick(self) -> Callable[[], object] | None:
+        """Do a little of what goes on beside the prompt; returns what to print above it."""
+
+    def watch(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called, on any thread, when what loads beside the prompt ends."""
+
+    def stop_load(self) -> None:
+        """Stop what is loading."""
+
+    def settings(self) -> Settings:
+        """Return the settings as they stand."""
+
+    def complete(self, line: str) -> list[tuple[str, str]]:
+        """Return what could stand at the end of a line, with what is loaded in mind."""
+
+    def panel(self, changed: Callable[[], object]) -> "Panel":
+        """Return the settings view; `changed` is called when it changed one."""
+
+
+class Editor:
+    """Reads lines; between them it watches the keyboard for whoever owns the screen."""
+
+    def __init__(
+        self,
+        past: Path,
+        desk: Desk,
+        mark: str = "❯ ",
+        source: Input | None = None,
+        target: Output | None = None,
+        keep: bool = True,
+    ) -> None:
+        self.input = source or create_input()
+        self.output = spelled(sighted(target or create_output()))
+        self.desk = desk
+        self._styles = {theme: look(accent) for theme, accent in ACCENTS.items()}
+        self._folds = Folds()
+        self._prompts = 0
+        keys = bindings(lambda: self.desk.stop_load(), self._folds)
+        self._prompt: PromptSession[str] = PromptSession(
+            message=[("class:prompt", mark)],
+            input=self.input,
+            output=self.output,
+            style=DynamicStyle(lambda: self._styles[self.desk.settings().view.theme]),
+            multiline=True,
+            prompt_continuation=self._continuation,
+            completer=SlashCompleter(lambda line: self.desk.complete(line)),
+            complete_while_typing=True,
+            complete_style=CompleteStyle.COLUMN,
+            search_ignore_case=True,
+            auto_suggest=FromPast(),
+            history=Past(past, keep, self._folds),
+            input_processors=[Folded(self._folds)],
+            key_bindings=keys,
+            bottom_toolbar=self._bar,
+            enable_suspend=True,
+        )
+        self._prompt.default_buffer.enable_history_search = Always()  # as an option it would end completion in typing
+        self._place(SideView(lambda: self.desk.panel(self._adapt), self._prompt.default_buffer), keys)
+
+    def _place(self, view: SideView, keys: KeyBindings) -> None:
+        """Put the settings view above the toolbar."""
+        self._prompt.key_bindings = view.keys(keys)
+        layout = self._prompt.layout.container
+        assert isinstance(layout, HSplit)
+        layout.children.insert(-1, view.container)
+
+    def _adapt(self) -> None:
+        """Take over the keys of the editing mode that is set."""
+        vi = self.desk.settings().view.editing_mode == "vi"
+        self._prompt.editing_mode = EditingMode.VI if vi else EditingMode.EMACS
+        self._prompt.color_depth = ColorDepth.DEPTH_1_BIT if self.desk.settings().view.theme == "mono" else None
+        self._prompt.app.timeoutlen = ESCAPE_WAIT if vi else 1.0  # seconds that Esc waits for the key it is the Alt of
+
+    def read(self, draft: str = "") -> str:
+        """Return the next line, whole; raises `EOFError` on Ctrl-D in an empty one."""
+        self._prompts += 1
+        self._adapt()
+        self._prompt.reserve_space_for_menu = menu(self.output.get_size().rows)
+        return self._folds.whole(self._prompt.prompt(default=self._folds.entry(draft), pre_run=self._watch))
+
+    def breaks(self, error: SystemExit) -> bool:
+        """Have an error raised between two steps of reading keys; False where no keys are read.
+
+        In the middle of a step it could miss what puts the terminal back.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        loop.call_soon_threadsafe(_raise, error)
+        return True
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep echo and the keys that send signals off, also between the prompts."""
+        return self.input.raw_mode()
+
+    @contextmanager
+    def keyboard(self) -> Iterator["Keyboard"]:
+        """Turn echo off while something else owns the screen."""
+        keys = Keyboard(self.input)
+        with self.held():
+            self.output.enable_bracketed_paste()
+            self.output.flush()
+            try:
+                yield keys
+            finally:
+                keys.keep()
+                self.output.disable_bracketed_paste()
+                self.output.flush()
+
+    def _continuation(self, width: int, number: int, wrapped: int) -> str:
+        return " " * width
+
+    def _bar(self) -> StyleAndTextTuples:
+        width = get_app().output.get_size().columns
+        said = clean_line(self.desk.toolbar(width))
+        hint = HINTS[self._prompts - 1] if self._prompts <= len(HINTS) and not self._prompt.default_buffer.text else ""
+        room = width - 1 - get_cwidth(said) - len(hint)
+        return [("class:bottom-toolbar", said + " " * room + hint if hint and room > 2 else said)]
+
+    def _watch(self) -> None:
+        get_app().create_background_task(self._ticking())
+
+    async def _ticking(self) -> None:
+        """Let the shell finish background work: it says what to print above the prompt."""
+        shown, ended, loop = self._bar(), asyncio.Event(), asyncio.get_running_loop()
+        while True:
+            ended.clear()
+            said = self.desk.tick()
+            if said is not None:
+                await run_in_terminal(said)
+            if shown != (shown := self._bar()):  # a redraw without need would make the cursor flicker
+                get_app().invalidate()
+            self.desk.watch(lambda: loop.call_soon_threadsafe(ended.set))
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(ended.wait(), CALM)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+class Plain:
+    """Reads lines where the terminal can neither move its cursor nor tell keys apart."""
+
+    def __init__(self, mark: str, settle: Callable[[], object]) -> None:
+        self._mark = mark
+        self._settle = settle
+
+    def read(self, draft: str = "") -> str:
+        """Return the next line; raises `EOFError` at the end of input. Work begun beside the prompt is waited for."""
+        self._settle()
+        sys.stdout.write(self._mark)
+        sys.stdout.flush()
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.removesuffix("\n")
+
+
+class Keyboard:
+    """Keys typed while a reply streams: Esc and Ctrl-C cancel, the rest waits for the next prompt."""
+
+    def __init__(self, source: Input) -> None:
+        self._input = source
+        self._keys: list[KeyPress] = []
+        self._heard_at = 0.0
+        self.late = False
+
+    def cancelled(self) -> bool:
+        """Read what was typed; True once for Esc or Ctrl-C."""
+        arriving, now = self._arriving(), time.monotonic()
+        pressed = self._input.read_keys()
+        if arriving:
+            self._heard_at = now
+        elif now - self._heard_at > ESCAPE_WAIT:
+            pressed += self._input.flush_keys()
+        stop = [key for key in pressed if key.key in (Keys.ControlC, Keys.SIGINT)]
+        if pressed and pressed[-1].key == Keys.Escape:  # in front of another key it is the Alt of that key
+            stop.append(pressed[-1])
+        self._keys += [key for key in pressed if key not in stop and key.key != Keys.CPRResponse]
+        return bool(stop)
+
+    def _arriving(self) -> bool:
+        """Tell whether bytes wait to be read: the parser does not say when it holds an escape back."""
+        try:
+            return bool(select.select([self._input.fileno()], [], [], 0)[0])
+        except (OSError, ValueError, NotImplementedError):  # Windows: its console gives whole keys
+            return False
+
+    def keep(self) -> None:
+        """Hand the keys to the next prompt; a stop among the last of them is noted as late."""
+        with suppress(EOFError, OSError):
+            self.late = self.cancelled()
+        store_typeahead(self._input, self._keys)
+        self._keys = []
+
+
+def spelled(output: Output) -> Output:
+    """Let a terminal that has ASCII alone show the program's own signs as it can; all else becomes a `?`."""
+    if ascii_only():
+        write = output.write
+        output.write = lambda data: write(data.translate(SIGNS))  # type: ignore[method-assign]  # each takes one column
+    return output
+
+
+def sighted(output: Output) -> Output:
+    """Let an output that cannot ask where its cursor is draw the toolbar all the same."""
+    if not output.responds_to_cpr:
+        with suppress(AttributeError):
+            output.get_rows_below_cursor_position = lambda: 1  # type: ignore[method-assign]  # "unknown" hides it
+    return output
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Leave the terminal as it was found, whatever ends the program."""
+    try:
+        import termios
+    except ImportError:  # Windows restores its console by itself
+        yield
+        return
+    descriptor = sys.stdin.fileno() if sys.stdin and sys.stdin.isatty() else -1
+    before: Any = termios.tcgetattr(descriptor) if descriptor >= 0 else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            with suppress(termios.error, OSError):
+                termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+                os.write(sys.stdout.fileno(), b"\x1b[?7h\x1b[?2004l\x1b[?25h\x1b[0m")

@@ -1,0 +1,274 @@
+"""A reply on a screen of its own: the tokens in their colours, and beside them what else the model considered."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from math import exp
+
+from prompt_toolkit.application import Application
+from prompt_toolkit.data_structures import Point
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.input import Input
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
+from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, UIContent, UIControl, VSplit, Window
+from prompt_toolkit.layout.containers import ScrollOffsets
+from prompt_toolkit.output import ColorDepth, Output
+from prompt_toolkit.styles import Style
+from rich.style import Style as Look
+
+from repl.core.format import joined
+from repl.core.sanitize import clean_line, signs
+from repl.generation.measure.token_text import quoted
+from repl.generation.measure.token_trace import Inspection, Seen
+from repl.terminal.colours import caption, shade
+from repl.terminal.inspector_layout import Page, laid_out
+from repl.terminal.screen import ACCENTS, palette
+from repl.terminal.shades import bar, percent
+
+ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
+SIDE = (26, 32)  # columns of the table, at least and at most
+KEYS = (
+    "arrows move · 1-5 or Tab choose · Enter takes · p e colours · / n search · q",
+    "arrows · 1-5 choose · Enter takes · p e · / n · q leaves",
+)
+LOOKING = ("arrows move · / searches · n finds the next · q leaves", "arrows · / · n · q leaves")
+"""Keys where no token can be put in the place of another."""
+
+
+class Inspector:
+    """Shows one reply; `run` returns the line to run afterwards, which takes an alternative, or nothing."""
+
+    def __init__(
+        self, found: Inspection, theme: str = "dark", source: Input | None = None, target: Output | None = None
+    ) -> None:
+        self.found = found
+        self.at = 0
+        self.chosen: int | None = None  # among the alternatives at this place
+        self.by = found.by
+        self.words: str | None = None  # being typed to search for
+        self.sought = ""
+        self.said = ""
+        self._height = 10  # rows of the text
+        self._width = 0
+        self._pages = lru_cache(2)(lambda width: laid_out(found.tokens, width))
+        self._text = Tokens(self)
+        self.app: Application[str] = Application(
+            layout=Layout(self._container()),
+            key_bindings=self._keys(),
+            style=styles(theme),
+            full_screen=True,
+            input=source,
+            output=target,
+            color_depth=ColorDepth.DEPTH_1_BIT if theme == "mono" else None,
+        )
+        self.app.ttimeoutlen = self.app.timeoutlen = ESCAPE_WAIT
+
+    def run(self) -> str:
+        """Serve keys until one leaves."""
+        return self.app.run()
+
+    # what there is
+
+    @property
+    def token(self) -> Seen:
+        """Return the token that the cursor stands on."""
+        return self.found.tokens[self.at]
+
+    def page(self, width: int = 0, height: int = 0) -> Page:
+        """Return the text laid out in a width, by default the one it was last drawn in."""
+        self._width, self._height = width or self._width, height or self._height
+        found: Page = self._pages(self._width)
+        return found
+
+    # what keys do
+
+    def go(self, token: int | None) -> None:
+        """Put the cursor on a token; where there is none say so."""
+        self.said = "" if token is not None else f"{quoted(self.sought)} is not in this reply"
+        if token is not None:
+            self.at, self.chosen = min(max(token, 0), len(self.found.tokens) - 1), None
+
+    def down(self, rows: int) -> None:
+        """Move the cursor by rows."""
+        self.go(self.page().beside(self.at, rows))
+
+    def turn(self, step: int) -> None:
+        """Choose the next or previous alternative, round the ends."""
+        count = len(self.token.top)
+        start = -1 if step > 0 else 0
+        self.choose(((start if self.chosen is None else self.chosen) + step) % count if count else 0)
+
+    def choose(self, number: int) -> None:
+        """Choose an alternative by its place in the table."""
+        self.said = ""
+        self.chosen = number if number < len(self.token.top) else self.chosen
+
+    def colour(self, by: str) -> None:
+        """Colour by probability or by entropy, where that is known."""
+        if by == "entropy" and self.found.server:
+            self.said = f"entropy is not known: {self.found.server} gives the likeliest alone"
+        else:
+            self.by, self.said = by, ""
+
+    def take(self, event: KeyPressEvent) -> None:
+        """Leave with the line that takes the chosen alternative."""
+        if self.chosen is None:
+            self.said = "a digit or Tab chooses an alternative first"
+        elif self.token.top[self.chosen][0] < 0:
+            self.said = f"{self.found.server} does not say the id of this token"
+        elif self.token.top[self.chosen][0] == self.token.id:
+            self.said = "this is the token that was taken"
+        else:
+            event.app.exit(result=f"/take {self.at + 1} {self.token.top[self.chosen][0]} --turn {self.found.turn}")
+
+    def seek(self, words: str | None) -> None:
+        """Begin or go on typing what to search for; None gives it up."""
+        self.words, self.said = words, ""
+
+    def search(self, words: str) -> None:
+        """Go to the next place of a text, by default of the last one."""
+        self.words, self.sought = None, words or self.sought
+        self.go(self.page().find(self.sought, self.at) if self.sought else self.at)
+
+    def _keys(self) -> KeyBindings:
+        keys, typing = KeyBindings(), Condition(lambda: self.words is not None)
+        self._typing_keys(keys, typing)
+        acts: dict[str, Callable[[], object]] = {
+            "left": lambda: self.go(self.at - 1),
+            "right": lambda: self.go(self.at + 1),
+            "up": lambda: self.down(-1),
+            "down": lambda: self.down(1),
+            "pageup": lambda: self.down(1 - self._height),
+            "pagedown": lambda: self.down(self._height - 1),
+            "home": lambda: self.go(0),
+            "end": lambda: self.go(len(self.found.tokens) - 1),
+            "tab": lambda: self.turn(1),
+            "s-tab": lambda: self.turn(-1),
+            "p": lambda: self.colour("on"),
+            "e": lambda: self.colour("entropy"),
+            "/": lambda: self.seek(""),
+            "n": lambda: self.search(""),
+        }
+        acts |= {str(digit): lambda digit=digit: self.choose(digit - 1) for digit in range(1, 10)}  # type: ignore[misc]
+        for name, act in acts.items():
+            keys.add(name, filter=~typing)(lambda event, act=act: act())
+        keys.add("enter", filter=~typing)(self.take)
+        for name in ("q", "escape", "c-c", "c-d", "<sigint>"):
+            keys.add(name, filter=~typing, eager=True)(lambda event: event.app.exit(result=""))
+        return keys
+
+    def _typing_keys(self, keys: KeyBindings, typing: Condition) -> None:
+        for key in (Keys.Any, Keys.BracketedPaste):
+            keys.add(key, filter=typing)(lambda event: self.seek((self.words or "") + clean_line(event.data)))
+        keys.add("backspace", filter=typing)(lambda event: self.seek((self.words or "")[:-1]))
+        keys.add("enter", filter=typing)(lambda event: self.search(self.words or ""))
+        for name in ("escape", "c-c", "<sigint>"):
+            keys.add(name, filter=typing, eager=True)(lambda event: self.seek(None))
+
+    # what is drawn
+
+    def _container(self) -> HSplit:
+        text = Window(self._text, wrap_lines=False, scroll_offsets=ScrollOffsets(top=1, bottom=1))
+        side = Window(FormattedTextControl(self._side), width=self._side_width, wrap_lines=False)
+        space = Window(width=2)
+        head = Window(FormattedTextControl(self._head), height=1)
+        foot = Window(FormattedTextControl(self._foot), height=2)
+        return HSplit([head, Window(height=1), VSplit([text, space, side]), Window(height=1), foot])
+
+    def _columns(self) -> int:
+        return self.app.output.get_size().columns
+
+    def _side_width(self) -> int:
+        return min(max(self._columns() * 2 // 5, SIDE[0]), SIDE[1])
+
+    def _head(self) -> StyleAndTextTuples:
+        place = f"token {self.at + 1} of {len(self.found.tokens)}"
+        by = f"coloured by {'entropy' if self.by == 'entropy' else 'probability'}"
+        about = clean_line(f"{self.found.limit} likeliest of {self.found.server}") if self.found.server else by
+        return [
+            ("class:accent", f"turn {self.found.turn}"),
+            ("class:quiet", signs(" · " + joined(place, about))),
+        ]
+
+    def _foot(self) -> StyleAndTextTuples:
+        scale = caption(self.by)
+        spans = [(scale.plain[span.start : span.end], str(span.style)) for span in scale.spans]
+        lines = LOOKING if self.found.server else KEYS
+        keys = next((line for line in lines if len(line) < self._columns()), lines[-1])
+        below = f"/{self.words}_" if self.words is not None else self.said or keys
+        return [*((f"class:{words}", text) for text, words in spans), ("class:quiet", signs("\n" + below))]
+
+    def _side(self) -> StyleAndTextTuples:
+        token, width = self.token, self._side_width()
+        one = "" if self.found.server else f"id {token.id}"
+        drawn: StyleAndTextTuples = [
+            ("class:accent", quoted(token.text or token.name, width) + "\n"),
+            ("class:quiet", signs(joined(one, f"rank {token.place}")) + "\n\n"),
+            ("", f"probability {percent(exp(token.logprob)):>8}\n"),
+            ("", f"logprob     {token.logprob:8.4f} nats\n"),
+            ("", "\n" if token.entropy is None else f"entropy     {token.entropy:8.2f} nats\n\n"),
+        ]
+        for number, (other, name, value) in enumerate(token.top):
+            drawn.append(self._row(number, other, name, exp(value), width))
+        if token.id not in [one for one, _, _ in token.top]:
+            drawn.append(("class:quiet", f"{signs('•')}{token.place:>6} {percent(exp(token.logprob)):>8}\n"))
+        return drawn
+
+    def _row(self, number: int, token: int, name: str, share: float, width: int) -> tuple[str, str]:
+        mark = ">" if number == self.chosen else signs("•") if token == self.token.id else " "
+        long = max(2, width - 26)
+        fitting = quoted(name, max(4, width - 14 - long))
+        words = "class:accent" if number == self.chosen else ""
+        return words, f"{mark}{number + 1:>2} {percent(share):>8} {bar(share, long):<{long}} {fitting}\n"
+
+
+class Tokens(UIControl):
+    """The text of the reply; only the rows that are seen are drawn."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self._inspector = inspector
+
+    def create_content(self, width: int, height: int) -> UIContent:
+        """Return the rows in a width, with the cursor where the token begins."""
+        page = self._inspector.page(width, height)
+        row, column = page.places[self._inspector.at]
+        return UIContent(lambda number: self._line(page, number), len(page.rows), Point(column, row), show_cursor=True)
+
+    def is_focusable(self) -> bool:
+        """Let the cursor stand here."""
+        return True
+
+    def _line(self, page: Page, number: int) -> StyleAndTextTuples:
+        return [(self._style(token), text) for token, text in page.rows[number]]
+
+    def _style(self, token: int) -> str:
+        seen = self._inspector.found.tokens[token]
+        if token == self._inspector.at:
+            return "class:here"
+        if not seen.text:
+            return "class:quiet"
+        words = shade(seen, self._inspector.by)
+        return f"class:{words}" if words else ""
+
+
+def styles(theme: str) -> Style:
+    """Return the styles of a theme in the words of the line editor."""
+    looks = palette(theme).styles
+    found = {name: css(looks[name]) for name in ("shade1", "shade2", "shade3")}
+    accent = {"mono": "bold"}.get(theme, f"ansi{ACCENTS[theme]}")
+    here = (
+        "reverse bold"
+        if theme == "mono"
+        else f"bg:{accent} fg:ansiwhite bold"
+        if theme == "light"
+        else f"bg:{accent} fg:ansiblack bold"
+    )
+    return Style.from_dict({**found, "accent": accent, "quiet": "#808080", "here": here, "none": ""})
+
+
+def css(look: Look) -> str:
+    """Return a style of rich in the words of prompt_toolkit."""
+    named = {"bold": look.bold, "underline": look.underline, "reverse": look.reverse}
+    colour = [look.color.get_truecolor().hex] if look.color else []
+    return " ".join([*(name for name, on in named.items() if on), *colour])

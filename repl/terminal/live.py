@@ -1,0 +1,297 @@
+"""A job as it runs: text as it is made, the beams in place, one bar for long work; or JSON lines."""
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Column
+from rich.text import Text
+
+from repl.core.events import Beams, Columns, Echo, Event, InColumn, Notice, Opening, Token
+from repl.core.events import Progress as Step
+from repl.core.format import joined
+from repl.core.sanitize import clean_line
+from repl.core.settings import View
+from repl.terminal.colours import caption, certainty
+from repl.terminal.columns import Board
+from repl.terminal.reply import Continuation, Reply
+from repl.terminal.screen import Screen
+from repl.terminal.shades import style
+
+SOON = 5.0  # seconds: less is not worth a word, but for downloads
+SHORTEST, LONGEST = 8, 24  # columns of a bar
+
+
+class Pane:
+    """Draws the events of one job; use it as a context."""
+
+    def __init__(self, screen: Screen, view: View) -> None:
+        self._screen = screen
+        self._view = view
+        self._reply: Reply | Continuation = Continuation(screen, view)
+        self._bar = Bar(screen)
+        self._beams: Live | None = None
+        self._board: Board | None = None
+        self._column = False  # the cursor stands behind text
+        self._begins: list[Echo] = []  # what the text goes on from: drawn with its first token, a search comes before
+        self._shaded = ""  # by what tokens were coloured
+        self._later: list[str] = []  # notices that came in the middle of a text
+
+    def __enter__(self) -> "Pane":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._quiet()
+        self._begin()
+        self._end_line()
+        if self._shaded:
+            self._screen.once(caption(self._shaded))
+        for text in self._later:
+            self._screen.notice(text)
+
+    def draw(self, events: list[Event]) -> None:
+        """Draw a few events; text is written at once and flushed together. Without events, what waited is drawn."""
+        if not events:
+            self._reply.rest()
+        for event in events:
+            self._draw(event)
+        if self._board is not None:
+            self._board.draw()
+        self._screen.flush()
+
+    def _draw(self, event: Event) -> None:
+        match event:
+            case Token():
+                self._token(event)
+            case Opening():
+                self._reply = Reply(self._screen, self._view)
+            case Echo():
+                self._begins.append(event)
+            case Step():
+                self._bar.step(event)
+            case Beams():
+                self._search(event)
+            case Columns() | InColumn():
+                self._beside(event)
+            case Notice(text=text):
+                self._quiet()
+                self._notice(text)
+
+    def _notice(self, text: str) -> None:
+        if self._column:
+            self._later.append(text)
+        else:
+            self._screen.notice(text)
+
+    def _token(self, token: Token) -> None:
+        self._quiet()
+        if self._screen.as_json:
+            if token.text or token.id is not None:  # the rest are pieces that waited for more
+                self._screen.record(token_record(token))
+        else:
+            self._begin()
+            self._reply.feed(token, self._shade(token))
+            self._column = True  # a reply ends its line even when it is empty
+
+    def _shade(self, token: Token) -> str:
+        if self._view.probs == "off" or self._screen.out.color_system is None or token.logprob is None:
+            return ""
+        self._shaded = "on" if token.entropy is None else self._view.probs
+        return style(certainty(token.logprob, token.entropy, self._view.probs))
+
+    def _begin(self) -> None:
+        for echo in [] if self._screen.as_json else self._begins:
+            self._reply.echo(echo)
+            self._column = True
+        self._begins.clear()
+
+    def _beside(self, event: Columns | InColumn) -> None:
+        if isinstance(event, InColumn):
+            if self._board is not None:
+                self._board.take(event)
+            elif isinstance(event.event, Step | Notice):  # the text is told when all are done
+                self._draw(event.event)
+        elif self._redraws():
+            self._quiet()
+            self._board = Board(self._screen.out, event, self._view.thinking)
+
+    def _redraws(self) -> bool:
+        return self._screen.interactive and self._screen.out.is_terminal and not self._screen.as_json
+
+    def _search(self, beams: Beams) -> None:
+        console = self._screen.out
+        if not self._redraws():
+            return
+        self._bar.close()
+        if self._beams is None:
+            self._end_line()
+            self._beams = Live(console=console, transient=True, auto_refresh=False)
+            self._beams.start()
+        self._beams.update(hypotheses(beams, console.width, console.height - 3), refresh=True)
+
+    def _end_line(self) -> None:
+        if self._column:
+            self._reply.end()
+            self._column = False
+        self._screen.flush()
+
+    def _quiet(self) -> None:
+        """Take away what is redrawn in place: it would erase an unfinished line."""
+        self._bar.close()
+        if self._beams is not None:
+            self._beams.stop()
+            self._beams = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+def token_record(token: Token) -> dict[str, Any]:
+    """Return the JSON object of a token."""
+    record: dict[str, Any] = {"event": "token", "text": token.text, "id": token.id}
+    if token.top:  # asked for; without `/logprobs` the figures only go into the record
+        record.update(logprob=token.logprob, entropy=token.entropy, top=[list(entry) for entry in token.top])
+    return record
+
+
+def hypotheses(beams: Beams, width: int, height: int) -> Group:
+    """Return the live hypotheses, best first: what they share dim, where they part bright, one line each.
+
+    Below them, where there is room: how near the best of those that were pruned just now came to the last.
+    """
+    common = Text(_tail(beams.common, 2 * width - 2), "quiet", overflow="fold")
+    pruned = beams.margin is not None and height > 4
+    shown = beams.branches[: max(1, height - 2 - pruned)]
+    rows = [Text.assemble((_score(branch.score), "quiet"), _tail(branch.text, width - 10)) for branch in shown]
+    said = _tail(f"{-(beams.margin or 0.0):7.2f} the next was pruned, so far behind", width - 1)
+    return Group(common, *rows, *([Text(said, "quiet")] if pruned else []))
+
+
+def _score(score: float | None) -> str:
+    return "       " if score is None else f"{score:7.2f} "
+
+
+def _tail(text: str, width: int) -> str:
+    line = clean_line(text)
+    return line if len(line) <= width else "…" + line[-(width - 1) :]
+
+
+class Track(BarColumn):
+    """The bar itself, as long as the words beside it leave it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(LONGEST, "dim", "cyan", "cyan", "dim")
+        self._console = console
+
+    def render(self, task: Task) -> ProgressBar:
+        """Return the bar of a stage."""
+        self.bar_width = fitted(task, self._console.width)[0]
+        return super().render(task)
+
+
+class Amount(ProgressColumn):
+    """How far a stage is, how fast it goes, and how long it takes yet: as much of that as fits on the line."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._console = console
+
+    def render(self, task: Task) -> Text:
+        """Return the figures of a stage that can be counted."""
+        return Text(joined(*fitted(task, self._console.width)[1]), "quiet")
+
+
+def columns(console: Console) -> tuple[ProgressColumn, ...]:
+    """Return what stands on the line of a stage: its name, the bar, its figures."""
+    name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
+    return name, Track(console), Amount(console)
+
+
+def fitted(task: Task, width: int) -> tuple[int, list[str]]:
+    """Return the length of a stage's bar and its figures, all on one line; the rate goes first, what is done last."""
+    parts = figures(int(task.completed), int(task.total or 0), task.fields["unit"], task.speed or 0.0)
+    room = width - cell_len(task.description) - 2  # a space on each side of the bar
+    while len(parts) > 1 and SHORTEST + len(joined(*parts)) > room:
+        del parts[1]
+    return max(1, min(LONGEST, room - len(joined(*parts)))), parts
+
+
+def figures(done: int, total: int, unit: str, speed: float) -> list[str]:
+    """Return `93 of 513 MB`, `12.1 MB/s`, `35 s left`, as far as known; bytes count in MB as downloads usually do."""
+    scale, sign = (10**6, "MB") if unit == "B" else (1, unit)
+    if not (done or total):
+        return []
+    of = f"{done / scale:,.0f} of {total / scale:,.0f} {sign}" if total else f"{done / scale:,.0f} {sign}"
+    if not speed:
+        return [of]
+    rate = f"{speed / scale:.1f} {sign}/s" if unit == "B" else f"{speed:.0f} {sign}/s" if unit == "tokens" else ""
+    left = max(0.0, (total - done) / speed) if total else 0.0
+    parts = [of, rate, remaining(left) if total and (unit == "B" or left >= SOON) else ""]
+    return [part for part in parts if part]
+
+
+def remaining(seconds: float) -> str:
+    """Say how long something takes yet."""
+    minutes = seconds / 60
+    if seconds < 100:
+        return f"{seconds:.0f} s left"
+    return f"{minutes:.0f} min left" if minutes < 100 else f"{minutes / 60:.0f} h left"
+
+
+class Pace:
+    """The last step of a job, and how fast its stage goes."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.step = Step("")
+        self._clock = clock
+        self._began = (0.0, 0)  # when the stage began, and how far it was then
+
+    def follow(self, events: list[Event]) -> None:
+        """Take note of the newest step."""
+        for step in (event for event in events if isinstance(event, Step)):
+            if step.stage != self.step.stage:
+                self._began = (self._clock(), step.done)
+            self.step = step
+
+    def said(self) -> list[str]:
+        """Say where the job is: `download`, `93 of 513 MB`, `12.1 MB/s`, `35 s left`."""
+        began, before = self._began
+        seconds = self._clock() - began
+        speed = (self.step.done - before) / seconds if seconds > 1 else 0.0
+        return [self.step.stage, *figures(self.step.done, self.step.total, self.step.unit, speed)]
+
+
+class Bar:
+    """One line on the terminal for the stages of a job; nothing where there is no terminal."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._console = screen.err
+        self._on = screen.err.is_terminal and not screen.as_json
+        self._bar: Progress | None = None
+        self._stage = ""
+
+    def step(self, step: Step) -> None:
+        """Show a stage."""
+        if not self._on:
+            return
+        if self._bar is None or self._stage != step.stage:
+            self.close()
+            self._bar = Progress(*columns(self._console), console=self._console, transient=True, refresh_per_second=10)
+            self._bar.add_task(clean_line(step.stage), total=step.total or None, unit=step.unit)
+            self._bar.start()
+            self._stage = step.stage
+        self._bar.update(self._bar.task_ids[0], completed=step.done, total=step.total or None)
+
+    def close(self) -> None:
+        """Take the line away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,217 @@
+"""Text that is drawn while it is made: finished lines go into the scrollback for good, the open end is drawn again.
+
+In: cleaned text, in pieces. Out: bytes on a console, which begin and end on a fresh line. It knows no markup: a
+`Reader` makes lines of the text.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from time import perf_counter
+from typing import Protocol
+
+from rich.console import Console
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
+
+from repl.terminal.markdown import Line, trimmed
+from repl.terminal.screen import SYSTEMS
+
+MIN_REDRAW_S = 0.04
+"""Seconds between two drawings, at least."""
+IDLE_SHARE = 10
+"""Drawing waits this many times as long as it took, so it never takes more than a part of the time."""
+
+_WORD = re.compile(r"\n|[^\S\n]+|\S+")
+
+
+class Reader(Protocol):
+    """Makes lines out of a text: Markdown, or a text as it comes."""
+
+    width: int
+
+    def feed(self, text: str) -> list[Line]:
+        """Read on, and return the lines that are finished."""
+
+    def rest(self) -> list[Line]:
+        """Return the lines that are open, as they look now."""
+
+    def end(self) -> list[Line]:
+        """Return the lines that were open, now that nothing follows; another text may begin."""
+
+
+class Words:
+    """Reads text as it comes, each piece in a style of its own: only its lines are broken, between words."""
+
+    def __init__(self, console: Console) -> None:
+        self.width = console.width
+        self.style = Style.null()  # of what is read next
+        self._console = console
+        self._open = Text()
+
+    def feed(self, text: str) -> list[Line]:
+        """Read on word by word, and return the lines that are finished."""
+        lines: list[Line] = []
+        for word in _WORD.findall(text.replace("\t", "    ")):
+            self._open.append(word, self.style)
+            if not word.isspace() or word == "\n":  # spaces at the end of a line need no room
+                *finished, self._open = self._open.wrap(self._console, self.width, overflow="fold")
+                lines += map(self._line, finished)
+        return lines
+
+    def rest(self) -> list[Line]:
+        """Return the line that is open, as it looks now."""
+        return [self._line(self._open)] if self._open.plain else []
+
+    def end(self) -> list[Line]:
+        """Return the line that was open."""
+        lines, self._open = self.rest(), Text()
+        return lines
+
+    def _line(self, text: Text) -> Line:
+        return trimmed(text.render(self._console))
+
+
+class Stream:
+    """Draws one text as it is made.
+
+    `text` must be clean already (`sanitize.Cleaner`). Where the console cannot move its cursor the text is written as
+    it comes.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        reader: Reader,
+        clock: Callable[[], float] = perf_counter,
+        pause: float = MIN_REDRAW_S,
+    ) -> None:
+        self._console, self.reader, self._clock, self._pause = console, reader, clock, pause
+        self._live = console.is_terminal and not console.is_dumb_terminal and not console.legacy_windows
+        self._region = Region(console)
+        self._finished: list[Line] = []  # not drawn yet
+        self._due = 0.0  # when the next drawing may be
+        self._waiting = False
+        self._last = "\n"  # the last character, where text is written as it comes
+
+    def feed(self, text: str) -> None:
+        """Add text; it is drawn now, or with what follows where something was drawn just now."""
+        if not text:
+            return
+        if not self._live:
+            self._console.file.write(text)
+            self._last = text[-1]
+            return
+        self._finished += self.reader.feed(text)
+        self._waiting = True
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw what has come, unless something was drawn just now."""
+        began = self._clock()
+        if not self._waiting or began < self._due:
+            return
+        self._fit()
+        self._paint(self.reader.rest())
+        ended = self._clock()
+        self._due = ended + max(self._pause, IDLE_SHARE * (ended - began))
+
+    def end(self) -> None:
+        """Draw the end of the text, and leave the cursor on a fresh line; afterwards another text may begin."""
+        if not self._live:
+            self._console.file.write("" if self._last == "\n" else "\n")
+            self._console.file.flush()
+            self._last = "\n"
+            return
+        self._fit()
+        self._finished += self.reader.end()
+        self._paint([])
+        self._due = 0.0
+
+    def _paint(self, open_lines: list[Line]) -> None:
+        self._region.draw(self._finished, open_lines)
+        self._finished, self._waiting = [], False
+
+    def _fit(self) -> None:
+        self.reader.width, height = self._console.size
+        self._region.resize(self.reader.width, height)
+
+
+class Region:
+    """The last lines on the screen, which can be drawn again; the cursor stands at their end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._width, self._height = console.size
+        self._shown: list[Line] = []
+        self._system = None if console.color_system is None else SYSTEMS[console.color_system]
+
+    def resize(self, width: int, height: int) -> None:
+        """Take note of the size of the window; lines that do not fit any more are broken by the terminal."""
+        if width < self._width and not _reflows():
+            self._shown = [[Segment("")] for _ in self._shown]  # rows are cut off, not broken
+        self._width, self._height = width, height
+
+    def draw(self, finished: list[Line], open_lines: list[Line]) -> None:
+        """Replace the open lines; finished lines come before them and are never touched again."""
+        visible = self._visible(open_lines)
+        wanted = finished + visible
+        # where lines are taken away the last one is written again, as the cursor stands behind it
+        most = len(self._shown) if len(self._shown) <= len(wanted) else len(wanted) - 1
+        same = 0
+        while same < most and wanted[same] == self._shown[same]:
+            same += 1
+        written = self._moves(same, wanted) + ("\n" if finished and not visible else "")
+        if written:
+            self._console.file.write(written)
+            self._console.file.flush()
+        self._shown = visible
+
+    def _moves(self, same: int, wanted: list[Line]) -> str:
+        """Return what turns the shown lines into the wanted ones, the first of which are the same."""
+        old = self._shown[same:]
+        if not old:
+            return ("\n" if same and wanted[same:] else "") + self._text(wanted[same:])
+        if len(old) == 1 and wanted[same:] and (added := _added(old[0], wanted[same])) is not None:
+            return self._text([added, *wanted[same + 1 :]])
+        rows = sum(self._rows(line) for line in old) - 1
+        up = f"\x1b[{min(rows, self._height - 1)}A" if rows else ""
+        return f"\r{up}\x1b[J{self._text(wanted[same:])}"
+
+    def _visible(self, lines: list[Line]) -> list[Line]:
+        """Return the last lines that fit the screen, one at least."""
+        room = self._height - 1
+        for start in range(len(lines) - 1, -1, -1):
+            room -= self._rows(lines[start])
+            if room < 0:
+                return lines[min(start + 1, len(lines) - 1) :]
+        return lines
+
+    def _rows(self, line: Line) -> int:
+        return max(1, -(-Segment.get_line_length(line) // self._width))
+
+    def _text(self, lines: list[Line]) -> str:
+        return "\n".join("".join(self._run(part) for part in line) for line in lines)
+
+    def _run(self, part: Segment) -> str:
+        if part.style is None:
+            return part.text
+        style = part.style.without_color if self._console.no_color else part.style
+        return style.render(part.text, color_system=self._system)
+
+
+def _added(old: Line, new: Line) -> Line | None:
+    """Return what stands in the new line behind the old one, None where it does not begin with that."""
+    if not old:
+        return new
+    at = len(old) - 1
+    (text, style, _), (longer, its_style, _) = old[at], new[at] if at < len(new) else Segment("")
+    if old[:at] != new[:at] or style != its_style or not longer.startswith(text):
+        return None
+    return [Segment(longer[len(text) :], style), *new[at + 1 :]]
+
+
+def _reflows() -> bool:
+    """Tell whether a narrower window breaks long lines anew; a few terminals cut them off."""
+    return "XTERM_VERSION" not in os.environ and not os.environ.get("TERM", "").startswith(("linux", "screen."))

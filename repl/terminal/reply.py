@@ -1,0 +1,154 @@
+"""A reply as it is made: thinking dim, folded or hidden, the answer as Markdown or as it comes; a text that goes on."""
+
+from rich.text import Text
+
+from repl.core.events import Echo, Token
+from repl.core.sanitize import Cleaner, clean
+from repl.core.settings import View
+from repl.generation.prompt.thinking import Fold, Shown
+from repl.terminal.markdown import Markdown
+from repl.terminal.redraw import Stream, Words
+from repl.terminal.screen import Screen
+
+ERASE = "\r\x1b[2K"
+
+
+class Reply:
+    """Draws a reply; it begins on a fresh line, and `end` leaves the cursor on one."""
+
+    def __init__(self, screen: Screen, view: View) -> None:
+        self._screen = screen
+        self._fold = Fold(view.thinking if screen.interactive else "show" if view.thinking == "show" else "hide")
+        self._raw = not screen.interactive and view.thinking == "show"
+        self._cleaner = Cleaner()
+        self._stream = stream(screen, view)
+        self._begun = False  # the stream has text that it may draw again
+        self._words = ""  # style of the token that is being drawn
+        self._line = ""  # what stands on the cursor's line, outside of Markdown
+        self._status = False
+
+    def echo(self, echo: Echo) -> None:
+        """Show what the reply was made to begin with."""
+        self._draw(self._fold.feed(echo.pieces, counts=False), echo.text)
+
+    def feed(self, token: Token, words: str = "") -> None:
+        """Draw one token, in a style where it has one."""
+        self._words = words
+        self._draw(self._fold.feed(token.pieces), token.text)
+
+    def rest(self) -> None:
+        """Draw what waited for more: nothing comes just now."""
+        if self._stream is not None:
+            self._stream.draw()
+
+    def end(self) -> None:
+        """Draw what was held back, and end the line."""
+        self._draw(self._fold.end(), "")
+        self._answer(self._cleaner.end())
+        self._erase()
+        if self._stream is not None and not self._line:
+            self._stream.end()
+        else:
+            self._screen.write("\n")
+
+    def _draw(self, shown: list[Shown], text: str) -> None:
+        """Draw what a setting makes of a text, or the text itself."""
+        if self._raw:
+            self._answer(self._cleaner.feed(text))
+            return
+        for one in shown:
+            self._show(one)
+
+    def _show(self, shown: Shown) -> None:
+        match shown.kind:
+            case "text":
+                self._answer(self._cleaner.feed(shown.text))
+            case "dim":
+                self._dim(clean(shown.text))
+            case "status":
+                self._erase()
+                self._dim(shown.text)
+                self._status = True
+            case "line":
+                self._erase()
+                self._dim(shown.text + "\n\n")
+            case "gap":
+                self._erase()
+                self._dim("\n\n" if self._line else "\n")
+
+    def _answer(self, text: str) -> None:
+        if not text:
+            return
+        self._erase()
+        if self._stream is None:
+            self._screen.write(text, self._words)
+            self._line = (self._line + text).rpartition("\n")[2]
+            return
+        self._line, self._begun = "", True
+        if isinstance(self._stream.reader, Words):
+            self._stream.reader.style = self._screen.out.get_style(self._words or "none")
+        self._stream.feed(text)
+
+    def _dim(self, text: str) -> None:
+        if self._stream is not None and self._begun:
+            self._stream.end()
+            self._begun = False
+        self._screen.out.print(Text(text, "quiet"), end="", soft_wrap=True)
+        self._line = text.rpartition("\n")[2]
+
+    def _erase(self) -> None:
+        """Take the counter of a folded thought away."""
+        if self._status and self._screen.out.is_terminal:
+            self._screen.write(ERASE)
+            self._line = ""
+        self._status = False
+
+
+class Continuation:
+    """Draws a text that goes on: what it goes on from dim, then what is made, as it comes."""
+
+    def __init__(self, screen: Screen, view: View) -> None:
+        self._screen = screen
+        self._words = Words(screen.out)
+        self._lines = Stream(screen.out, self._words) if flows(screen, view) else None
+        self._cleaner = Cleaner()
+
+    def echo(self, echo: Echo) -> None:
+        """Show what it goes on from."""
+        self._write(clean(echo.text), "quiet" if self._screen.interactive else "")
+
+    def feed(self, token: Token, words: str = "") -> None:
+        """Draw one token, in a style where it has one."""
+        self._write(self._cleaner.feed(token.text), words)
+
+    def rest(self) -> None:
+        """Draw what waited for more: nothing comes just now."""
+        if self._lines is not None:
+            self._lines.draw()
+
+    def end(self) -> None:
+        """Draw what was held back, and end the line."""
+        self._write(self._cleaner.end())
+        if self._lines is None:
+            self._screen.write("\n")
+        else:
+            self._lines.end()
+
+    def _write(self, text: str, words: str = "") -> None:
+        if self._lines is None:
+            self._screen.write(text, words)
+        elif text:
+            self._words.style = self._screen.out.get_style(words or "none")
+            self._lines.feed(text)
+
+
+def flows(screen: Screen, view: View) -> bool:
+    """Tell whether lines are broken between words: not where text is to be written just as it comes."""
+    return screen.interactive and (view.markdown or view.probs != "off")
+
+
+def stream(screen: Screen, view: View) -> Stream | None:
+    """Return what draws an answer where lines can be drawn again: colours are those of tokens, or of Markdown."""
+    if not flows(screen, view):
+        return None
+    return Stream(screen.out, Markdown(screen.out) if view.probs == "off" else Words(screen.out))

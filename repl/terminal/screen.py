@@ -1,0 +1,283 @@
+"""What the user sees: results through their views, errors and notices as one line, JSON where asked."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+from rich.color import ColorSystem
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+from rich.theme import Theme
+
+from repl.core.errors import ReplError
+from repl.core.events import Done
+from repl.core.format import amount, count, device, joined, shortened
+from repl.core.sanitize import clean, clean_line
+from repl.models.adapters import Adapter
+from repl.remote.engine import Connected
+from repl.session.results import Draft, Said
+from repl.session.session import Loaded
+
+ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
+SYSTEMS = {
+    "standard": ColorSystem.STANDARD,
+    "256": ColorSystem.EIGHT_BIT,
+    "truecolor": ColorSystem.TRUECOLOR,
+    "windows": ColorSystem.WINDOWS,
+}
+mebibytes = amount
+SHADES = {
+    "dark": ("#5fafff", "#ffaf00", "on #3a3a3a"),
+    "light": ("#005fd7", "#af5f00", "on #dadada"),
+    "mono": ("", "", "underline"),
+}
+"""What is less likely, what is unlikely, and every other token: told apart by colour-blind people too."""
+
+
+def palette(theme: str) -> Theme:
+    """Return the styles of a theme; shades differ by more than colour."""
+    less, least, band = SHADES["mono" if "NO_COLOR" in os.environ else theme]
+    shades = {"shade1": f"underline {less}", "shade2": f"bold underline {least}", "shade3": f"reverse {least}"}
+    accent = ACCENTS[theme]
+    return Theme({"accent": accent, "quiet": "dim", "special": f"bold {accent}", "band": band, **shades})
+
+
+THEME = palette("dark")
+
+
+@singledispatch
+def view(result: Any) -> RenderableType:
+    """Draw a result; every result class registers its own."""
+    raise TypeError(f"no view for {type(result).__name__}")
+
+
+@view.register
+def _(result: Said) -> Text:
+    return Text(clean(result.text), "quiet")
+
+
+@view.register
+def _(result: Draft) -> Text:
+    return Text(clean(result.said), "quiet")
+
+
+@view.register
+def _(result: Loaded) -> Text:
+    return headline(result)
+
+
+def headline(result: Loaded) -> Text:
+    """Say what is ready to use, as asked for and as it is, and what it takes beside the model before."""
+    facts, before = result.facts, result.before
+    was = before.bytes if before and before.id == facts.id and before.bytes != facts.bytes else 0
+    asked = "" if result.asked.dtype == facts.dtype else f" ({_asked(result.asked.dtype)})"
+    rest = joined(
+        f"{count(facts.parameters)} parameters",
+        facts.form + ("" if facts.form == facts.quantization else asked),
+        f"adapter {_named(facts.adapter)}" if facts.adapter != "none" else "",
+        mebibytes(facts.bytes) + (f" (was {mebibytes(was)})" if was else ""),
+        device(facts.device_map),
+        "chats" if facts.chats else "completes text",
+        f"ready in {facts.seconds:.1f} s" if facts.seconds > 0.1 else f"ready in {max(1, facts.seconds * 1000):.0f} ms",
+    )
+    first = [] if before else [(" · ", "quiet"), ("/help", "accent")]
+    said = [(f"\n{clean_line(remark)}", "quiet") for remark in facts.remarks]
+    return Text.assemble((clean_line(facts.name), "accent"), (" · " + clean_line(rest), "quiet"), *first, *said)
+
+
+def _named(adapter: str) -> str:
+    """Return an adapter's id, or the last part of its path."""
+    found = Adapter.of(adapter)
+    local = Path(found.name).is_absolute() or found.name.startswith((".", "~"))
+    name = Path(found.name).name if local else found.name
+    return f"{name} (merged)" if found.merge else name
+
+
+def _asked(dtype: str) -> str:
+    return "as stored" if dtype == "auto" else f"asked for {dtype}"
+
+
+@view.register
+def _(result: Done) -> Text:
+    return Text.assemble(*sequences(result), (figures(result), "quiet"))
+
+
+def sequences(done: Done) -> list[Any]:
+    """Return one line for each finished sequence where there are several, with its score."""
+    if len(done.sequences) < 2:
+        return []
+    lines: list[Any] = []
+    for number, found in enumerate(done.sequences, 1):
+        score = "" if found.score is None else f"{found.score:8.3f} "
+        lines += [(f"{number:3}{score}  ", "quiet"), (shortened(found.text, 60), "quiet"), "\n"]
+    return [*lines, ("/pick N", "accent"), (" takes another one\n", "quiet")]
+
+
+def figures(done: Done) -> str:
+    """Return the line of figures under a reply."""
+    made, timing = done.usage.completion, done.timing
+    ends = {"cancelled": "stopped by you", "length": _limit(done)}
+    return joined(
+        f"{made} {_unit(done)}{'' if made == 1 else 's'}",
+        f"first after {timing.ttft_s:.2f} s" if timing.ttft_s is not None else "",
+        f"{timing.decode_tps:.0f} tokens/s" if timing.decode_tps else "",
+        f"{done.usage.reused} of {done.usage.prompt} reused" if done.usage.reused else "",
+        f"seed {done.seed}" if done.seed is not None else "",
+        ends.get(done.finish, ""),
+    )
+
+
+def _unit(done: Done) -> str:
+    """Say what was counted: a server that did not say how many tokens it made sent so many pieces."""
+    return "piece" if done.model.get("counted") == "by pieces" else "token"
+
+
+def _limit(done: Done) -> str:
+    """Say which limit a reply ran into: the one that was reached."""
+    context, made, server = done.model.get("context") or 0, done.usage.completion, done.model.get("server")
+    if server and done.decode.get("max_new_tokens") is None and not 0 < context <= done.usage.prompt + made:
+        return f"cut by {clean_line(server)} after {made} {_unit(done)}s, /max {2 * made} asks for more"
+    if context and done.usage.prompt + done.usage.completion >= context:
+        return f"the context of {context} tokens is full"
+    if done.out_of_time:
+        seconds = done.decode["max_time"]
+        return f"cut after {seconds:g} s, /set max_time {2 * seconds:g} allows more"
+    if (limit := done.decode.get("max_new_tokens")) is not None:
+        return f"cut at {limit} tokens, /max {2 * limit} allows more"
+    return f"cut at max_length {done.decode.get('max_length')}"
+
+
+class Screen:
+    """Two consoles: `out` for answers and results, `err` for everything beside them."""
+
+    def __init__(self, as_json: bool = False, interactive: bool = False) -> None:
+        self.as_json = as_json
+        self.interactive = interactive
+        self._explained: set[str] = set()
+        self.out = Console(theme=THEME, highlight=False, soft_wrap=not interactive)
+        self.err = Console(theme=THEME, highlight=False, stderr=True, soft_wrap=not interactive)
+
+    def show(self, command: str, result: Any) -> None:
+        """Show what a command returned."""
+        if self.as_json:
+            self.record(as_record(command, result))
+        elif self.interactive:
+            self.out.print(view(result))
+        elif isinstance(result, Said | Draft):
+            self.err.print(view(result))
+        elif not isinstance(
+            result, Done | Loaded | Connected
+        ):  # a reply is written already, and readiness goes without saying
+            self.out.print(view(result))
+
+    def paint(self, theme: str) -> None:
+        """Draw in the colours of a theme from now on."""
+        for console in (self.out, self.err):
+            console.push_theme(palette(theme))
+            console.no_color = theme == "mono" or "NO_COLOR" in os.environ
+
+    def space(self) -> None:
+        """Leave a line free before the next prompt."""
+        if self.interactive:
+            self.out.print()
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Write one JSON line."""
+        self.out.file.write(json.dumps(record, ensure_ascii=self.out.is_terminal, default=str) + "\n")
+        self.out.file.flush()
+
+    def error(self, error: ReplError, repeats: bool = True) -> None:
+        """Say what went wrong and what to type next; `repeats` tells that a choice runs the line again."""
+        if self.as_json:
+            hints = list(error.hints)
+            self.record({"event": "error", "kind": error.kind, "message": error.message, "hints": hints})
+        else:
+            name = "" if self.interactive else "hub-repl: "
+            numbered = self.interactive and error.choices
+            self.err.print(Text.assemble(name + clean(error.message), *([] if numbered else _hints(error))))
+            if numbered:
+                self.err.print(_choices(error, repeats))
+
+    def once(self, explained: Text) -> None:
+        """Explain something beside the answers, the first time only."""
+        if explained.plain not in self._explained:
+            self._explained.add(explained.plain)
+            self.err.print(explained)
+
+    def notice(self, text: str) -> None:
+        """Say something beside the answers."""
+        if not self.as_json or not self.interactive:
+            self.err.print(Text(clean(text), "quiet"))
+
+    def write(self, text: str, words: str = "") -> None:
+        """Write a piece of an answer exactly as it is, apart from what would act on the terminal."""
+        self.out.file.write(self._inked(text, words) if words else text)
+
+    def _inked(self, text: str, words: str) -> str:
+        system = SYSTEMS.get(self.out.color_system or "")
+        style = self.out.get_style(words)
+        style = style.without_color if self.out.no_color else style
+        return "\n".join(style.render(line, color_system=system) if line else "" for line in text.split("\n"))
+
+    def flush(self) -> None:
+        """Let the pieces appear."""
+        self.out.file.flush()
+
+
+def _hints(error: ReplError) -> list[Any]:
+    return [part for hint in error.hints for part in ((" · ", "quiet"), (clean_line(hint), "accent"))]
+
+
+def _choices(error: ReplError, repeats: bool) -> Table:
+    table = Table.grid(padding=(0, 1))  # what is long goes on below its own beginning
+    table.add_column(justify="right", width=3)
+    table.add_column(overflow="fold")
+    for number, (line, effect) in enumerate(error.choices, 1):
+        said = Text.assemble((clean_line(line), "accent"), (f"  {clean_line(effect)}", "quiet"))
+        table.add_row(str(number), said)
+    again = " and sends the message again" if repeats and error.again else ""
+    table.add_row("", Text(f"a number does it{again}", "quiet"))
+    return table
+
+
+def as_record(command: str, result: Any) -> dict[str, Any]:
+    """Return the JSON object of a result."""
+    match result:
+        case Loaded(facts=facts, asked=asked):
+            return {"event": "loaded", "model": model_entry(facts, asked), "seconds": round(facts.seconds, 3)}
+        case Done():
+            kept = {name: value for name, value in plain(result).items() if name not in ("measures", "begun")}
+            return {"event": "done", **kept}
+        case _:
+            return {"event": "result", "command": command, "data": plain(result)}
+
+
+def model_entry(facts: Any, asked: Any) -> dict[str, Any]:
+    """Return the `model` entry of a `loaded` line."""
+    return {
+        "id": facts.id,
+        "revision": asked.revision,
+        "commit": facts.commit,
+        "dtype": facts.dtype,
+        "device_map": facts.device_map,
+        "quantization": facts.quantization,
+        "adapter": facts.adapter,
+        "parameters": facts.parameters,
+        "bytes": facts.bytes,
+    }
+
+
+def plain(value: Any) -> Any:
+    """Turn dataclasses, sets and tuples into what JSON has."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {spot.name: plain(getattr(value, spot.name)) for spot in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return value

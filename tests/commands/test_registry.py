@@ -1,0 +1,119 @@
+"""Commands from functions: the signature is the grammar."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repl import commands
+from repl.commands import registry
+from repl.commands.registry import complete, find, parse, read, split
+from repl.core.errors import UsageError
+
+assert commands
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [("temp", "temperature"), ("max", "max_new_tokens"), ("?", "help"), ("exit", "quit"), ("dty", "dtype")],
+)
+def test_aliases_and_unambiguous_starts_work(word: str, name: str) -> None:
+    assert find(word).name == name
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("tempreature", "did you mean /temperature"), ("xyzzy", "no command /xyzzy"), ("re", "may be")]
+)
+def test_an_unknown_command_names_the_nearest(word: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        find(word)
+
+
+def test_every_name_finds_itself() -> None:
+    for name in registry.COMMANDS:
+        assert find(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments"),
+    [
+        ("/beams 4", [4]),
+        ("/beams 4 length_penalty=1.5", [4, ("length_penalty", "1.5")]),
+        ("/sample", []),
+        ("/sample temperature=0.8 top_p=0.95", [("temperature", "0.8"), ("top_p", "0.95")]),
+        ("/raw  Once   upon", ["Once   upon"]),
+        ("/system", [""]),
+        ('/model "a b"', ["a b"]),
+        ("/set epsilon_cutoff 0.1", ["epsilon_cutoff", "0.1"]),
+        ("/set stop two words", ["stop", "two words"]),
+    ],
+)
+def test_words_become_arguments(line: str, arguments: list[object]) -> None:
+    name, rest = split(line)
+    assert parse(find(name), rest)[0] == arguments
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/beams", "needs count"),
+        ("/beams x", "not a whole number"),
+        ("/beams 4 5", "name=value"),
+        ("/pick", "needs number"),
+        ("/clear now", "does not take 'now'"),
+        ("/raw", "needs text"),
+        ("/sample warm", "name=value"),
+        ("/set", "needs name"),
+    ],
+)
+def test_wrong_words_are_told_the_usage(line: str, said: str) -> None:
+    name, rest = split(line)
+    with pytest.raises(UsageError, match=said):
+        parse(find(name), rest)
+
+
+@given(st.text(max_size=30))
+def test_any_line_is_parsed_or_refused(text: str) -> None:
+    name, rest = split("/" + text)
+    try:
+        parse(find(name), rest)
+    except UsageError:
+        return
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [("hello", "say"), ("//etc", "say"), ("/beams 2", "beams"), ("/dtype bf16", "dtype"), ("/?", "help")],
+)
+def test_a_line_has_a_title(line: str, name: str) -> None:
+    assert read(line).command.name == name
+
+
+def words(line: str) -> list[str]:
+    return [word for word, _ in complete(line)]
+
+
+def test_completion_offers_commands_values_and_names() -> None:
+    assert "/dtype" in words("/dt")
+    assert words("/dtype b") == ["bfloat16"]
+    assert words("/dtype ") == ["auto", "float32", "bfloat16", "float16"]
+    assert words("/model bui") == ["builtin"]
+    assert words("/sample tempe") == ["temperature="]
+    assert words("/beams 4 length") == ["length_penalty="]
+    assert words("/do_sample o") == ["on", "off"]
+    assert words("hello") == words("//dt") == words("/nothing x") == []
+
+
+def test_every_offered_command_is_explained() -> None:
+    assert all(help_text for _, help_text in complete("/"))
+
+
+@pytest.mark.parametrize("name", sorted(registry.COMMANDS))
+def test_a_help_fits_beside_its_name(name: str) -> None:
+    """In a window of 80 columns; what needs more stands below it in /help NAME."""
+    assert len(f"/{name}  {registry.COMMANDS[name].help}") <= 80 or name == "say"
+
+
+def test_a_usage_line_can_be_typed_as_it_stands() -> None:
+    """Options have the hyphens that one types, and say whether a value follows."""
+    assert find("connect").usage == "/connect [URL] [--key-env VALUE] [--model VALUE] [--insecure]"
+    assert find("take").usage == "/take PLACE TOKEN [--turn N]"
