@@ -83,3 +83,14 @@ def test_the_working_folder_brings_nothing(site: Path, monkeypatch: pytest.Monke
     install(site, "hub_repl_greet", MODULE)
     monkeypatch.chdir(site)
     assert extensions.load() == ()
+
+
+def test_the_example_for_contributors_runs(site: Path, llama_folder: Path) -> None:
+    """The command that CONTRIBUTING.md shows is all of one."""
+    page = (Path(__file__).parents[2] / ".github" / "CONTRIBUTING.md").read_text("utf-8")
+    code = next(block for block in page.split("```python\n")[1:] if "class Vocabulary" in block).partition("```")[0]
+    install(site, "hub_repl_vocabulary", code)
+    (found,) = extensions.load()
+    assert found.commands == ("vocabulary",), found.problem
+    with driving.opened(llama_folder) as session:
+        assert driving.drawn(driving.run(session, "/vocabulary")).endswith("special\n")
