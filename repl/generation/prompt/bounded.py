@@ -3,9 +3,11 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
+
+import psutil
 
 from repl.core.errors import Failed
 from repl.core.jobs import Emit
@@ -14,6 +16,7 @@ SECONDS = 10.0  # that a template may take, which is done in milliseconds as a r
 MAX_BYTES = 4_000_000  # of a rendered prompt
 PIECES = 16 * MAX_BYTES  # characters that a template may put out on its way to a prompt
 STEPS = 64  # calls and lines between two looks
+MAX_MEMORY_BYTES = 2**30  # of address space that a template may take beside what is in use
 TEMPLATE = "<template>"  # what Jinja names the file of compiled templates
 
 
@@ -46,10 +49,31 @@ def bounded(emit: Emit, seconds: float | None = None) -> Iterator[None]:
         return look
 
     before = sys.gettrace()
-    sys.settrace(look)
+    with limited_memory():
+        sys.settrace(look)
+        try:
+            yield
+        except _Ended as ended:
+            raise Failed(str(ended)) from None
+        finally:
+            sys.settrace(before)
+
+
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """Let one huge allocation fail: no tracer sees it. Only where the system has such a limit: not on Windows."""
+    try:
+        import resource
+    except ImportError:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = psutil.Process().memory_info().vms + MAX_MEMORY_BYTES
+    bounds = [bound for bound in (soft, hard, wanted) if bound != resource.RLIM_INFINITY]
+    with suppress(ValueError, OSError):  # macOS refuses some
+        resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
     try:
         yield
-    except _Ended as ended:
-        raise Failed(str(ended)) from None
     finally:
-        sys.settrace(before)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -15,7 +15,7 @@ from repl.core.errors import Failed, ReplError, UsageError
 from repl.core.jobs import Emit
 from repl.core.parts import TAGS, THINKING
 from repl.generation.prompt import template_source
-from repl.generation.prompt.bounded import MAX_BYTES, bounded
+from repl.generation.prompt.bounded import MAX_BYTES, bounded, limited_memory
 from repl.generation.prompt.messages import REASONING, Message, Reader
 
 WAY_OUT = ("/mode complete", "/raw TEXT")  # plain rendering needs no template
@@ -241,7 +241,8 @@ def source(tokenizer: Any, values: Mapping[str, Any]) -> str:
 def read(text: str) -> template_source.Source:
     """Parse a template; raises `Failed` where it is none."""
     try:
-        return template_source.read(text)
+        with limited_memory():  # Jinja computes what is constant as it reads
+            return template_source.read(text)
     except Exception as error:
         raise _translated(error) from error
 
