@@ -379,12 +379,21 @@ def failing(session, text: str) -> ReplError:
     return error
 
 
+def settled(session):
+    """Return a reply after which nothing is left to try out about the model: each further pass is one of a reply."""
+    whole = ask(session, "hello")
+    for _ in range(2):
+        run(session, "/clear")
+        ask(session, "hello")
+    run(session, "/clear")
+    return whole
+
+
 @pytest.mark.parametrize("error", [RuntimeError("the device\nfell over."), Panic("panicked"), KeyboardInterrupt()])
 @pytest.mark.parametrize("call", [0, 5, 11])
 def test_a_reply_that_breaks_off_keeps_what_there_is(llama, call, error):
     """At the first, a middle and the last token: one sentence, the partial text in its turn, the next reply whole."""
-    whole = ask(llama, "hello")
-    run(llama, "/clear")
+    whole = settled(llama)
     hook = llama.store.current().model.register_forward_pre_hook(breaks(call, error))
     found = failing(llama, "hello")
     hook.remove()
@@ -467,8 +476,7 @@ def test_memory_that_runs_out_leaves_the_model_and_names_remedies(llama, values)
     import torch
 
     choose(llama, {**values, "max_new_tokens": 120})
-    whole = ask(llama, "hello")
-    run(llama, "/clear")
+    whole = settled(llama)
     calls = count()
     hook = llama.store.current().model.register_forward_pre_hook(
         lambda *_: torch.empty(2**52) if next(calls) == 5 else None

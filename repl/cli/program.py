@@ -125,6 +125,8 @@ class Program:
         return bool(self.asked.commands or self.asked.script)
 
     def _piped(self) -> str:
+        if sys.stdin is None:
+            return ""
         if self.typed or _silent(GRACE):
             self.shell.screen.notice("reading standard input, Ctrl-D ends it (< /dev/null gives none)")
         return texts.piped()

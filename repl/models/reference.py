@@ -6,12 +6,11 @@ from weakref import WeakKeyDictionary
 
 from repl.core import library
 
-PLAIN: dict[str, Any] = {
-    **{"do_sample": False, "num_beams": 1, "num_return_sequences": 1},
-    **{"stop_strings": None, "prompt_lookup_num_tokens": None, "cache_implementation": None, "guidance_scale": None},
-    **{"return_dict_in_generate": True, "output_logits": True, "use_cache": True},
-}
-"""Arguments of `generate` for tokens with nothing of a model's own generation config in the way."""
+PLAIN: dict[str, Any] = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
+PLAIN |= {"return_dict_in_generate": True, "output_logits": True}
+"""Arguments of `generate` for the likeliest tokens, with their logits."""
+KEPT = ("_token_id", "_version", "_from_model_config")
+"""Ends of the names in a model's own generation config that stay in effect; all else is switched off."""
 TIMES, COARSE = 50, 4  # so much closer has the right way to be than reading without what came before, in half precision
 MADE = 3  # tokens of the answer that is tried
 CLOSE = 1e-3  # of the largest logit: how far two ways to the same number may lie apart in float32
@@ -31,8 +30,9 @@ def answered(model: Any, ids: Any, cache: Any = None, tokens: int = 1) -> Any:
 
     given = {library.cache_name(): cache} if cache is not None else {}
     length = {"max_new_tokens": tokens, "min_new_tokens": tokens if tokens > 1 else None}
+    off = {name: None for name in model.generation_config.to_diff_dict() if not name.endswith(KEPT)}
     with torch.inference_mode():
-        return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **PLAIN, **length, **given)
+        return model.generate(**{**off, **PLAIN, **length, **given}, input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 def carries_on(model: Any, ids: Any, blank: Callable[[], Any]) -> bool:

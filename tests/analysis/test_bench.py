@@ -116,7 +116,7 @@ def test_a_way_that_a_model_cannot_go_is_a_problem_and_no_end(recurrent_folder):
     with opened(recurrent_folder) as session:
         (entry,) = run(session, "/bench prompt_lookup --prompt-tokens 8 --new-tokens 3").entries
     assert [one.mode for one in entry.speeds] == ["generate", "loop"]
-    assert entry.problem.startswith("prompt_lookup rests")
+    assert entry.problem.startswith("prompt_lookup is off")
 
 
 def test_rates_are_what_the_clock_says():

@@ -163,7 +163,7 @@ class Silent:
 
     def __getattr__(self, name: str) -> Any:
         class Terminal:
-            is_terminal = False
+            is_terminal, width = False, 80
 
         return Terminal() if name in ("out", "err") else lambda *_: None
 

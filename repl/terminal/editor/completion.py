@@ -27,7 +27,8 @@ class SlashCompleter(Completer):
         line = document.text_before_cursor
         last = line.rpartition(" ")[2]
         if line.startswith("/") and " " in line and last[:1] in ("/", ".", "~"):
-            yield from self._paths.get_completions(Document(last), complete_event)
+            for found in self._paths.get_completions(Document(last), complete_event):
+                yield Completion(found.text, found.start_position, display=clean_line(found.display_text))
             return
         for word, help_text in self._offered(line):
             yield Completion(word, -len(last), display=clean_line(word), display_meta=clean_line(help_text))
