@@ -59,8 +59,8 @@ time.sleep(600)
 START = """
 import json, sys
 from pathlib import Path
-from repl import builtin
-from repl.worker import Job
+from repl.hub import builtin
+from repl.core.jobs import Job
 job = Job(lambda emit: builtin.folder(Path(sys.argv[1]), emit, builtin.Source(**json.loads(sys.argv[2]))))
 job.run()
 print([event.text for event in job.poll() if hasattr(event, "text")])
@@ -313,9 +313,8 @@ def test_a_damaged_folder_is_seen_at_the_start_and_made_anew(source: Source, tmp
 
 def test_looking_for_the_folder_imports_nothing_heavy(tmp_path: Path) -> None:
     """`ready` may be asked before the prompt is drawn."""
-    code = (
-        "import sys; from pathlib import Path; from repl import builtin; builtin.ready(Path('.')); print(*sys.modules)"
-    )
+    lines = ("import sys", "from pathlib import Path", "from repl.hub import builtin", "builtin.ready(Path('.'))")
+    code = "; ".join((*lines, "print(*sys.modules)"))
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "transformers", "gguf", "numpy", "filelock", "pip"} & set(said.split())
 

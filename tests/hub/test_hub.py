@@ -550,8 +550,8 @@ def test_a_killed_download_is_begun_again(fake_hub, repository, home):
     """After a kill -9 in the middle of the weights the cache is incomplete, and the next try completes it."""
     fake_hub.add(MODEL, repository)
     fake_hub.fault = Fault(on="GET .*safetensors", delay=0.2)
-    work = f"lambda emit: hub.locate({MODEL!r}, 'main', '', emit)"
-    code = f"from repl import hub, worker; list(worker.Worker().start({work}))"
+    work = f"lambda emit: locate.locate({MODEL!r}, 'main', '', emit)"
+    code = f"from repl.core import jobs; from repl.hub import locate; list(jobs.Worker().start({work}))"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
     deadline = time.monotonic() + HANG
     while not half_made(home) and time.monotonic() < deadline and child.poll() is None:

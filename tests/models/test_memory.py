@@ -10,7 +10,7 @@ GROWTH = 1.25  # of the same model: holes in the heap, where a model that stays 
 
 ALTERNATE = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/support"]
 import driving, psutil, torch
 
 torch.set_num_threads(1)
@@ -29,11 +29,11 @@ FIRST = """
 import gc, sys, weakref
 sys.path.insert(0, sys.argv[1])
 import conftest
-from repl import loading
-from repl.runtime import Runtime
-from repl.settings import Load
+from repl.core.settings import Load
+from repl.generation.runtime import Runtime
+from repl.models import loader
 
-seen = weakref.ref(loading.bring(Load(sys.argv[2]), conftest.Recorder(), True, lambda *_: None, Runtime).model)
+seen = weakref.ref(loader.bring(Load(sys.argv[2]), conftest.Recorder(), True, lambda *_: None, Runtime).model)
 gc.collect()
 print(seen())
 """

@@ -12,7 +12,7 @@ from repl.cli.shell import Shell
 from repl.core.errors import Failed, NoMemory
 from repl.core.explain import is_memory
 from repl.core.format import amount
-from repl.models.memory import estimate, out_of_memory
+from repl.models.memory import available, estimate, out_of_memory
 from repl.models.memory.available import Room
 from repl.session.session import Session
 from repl.terminal.screen import Screen
@@ -78,7 +78,7 @@ def test_what_has_to_be_loaded_again_needs_room_beside_its_file(
     session: Session, limit: str, free: int, offered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit on addresses counts the mapped file too: a number that would be refused is not offered."""
-    monkeypatch.setattr(out_of_memory.room, "measure", lambda: [Room("cpu", GB, free, limit)])
+    monkeypatch.setattr(available, "measure", lambda: [Room("cpu", GB, free, limit)])
     lines = dict(refused(session).choices)
     assert ("/dtype bfloat16" in lines) == offered
     assert any(line.startswith("/quantize") for line in lines) == offered
@@ -180,9 +180,9 @@ def test_a_dead_accelerator_is_said_to_be_dead(session: Session) -> None:
 
 LIMITED = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/support"]
 import driving, psutil, resource
-from repl.errors import NoMemory
+from repl.core.errors import NoMemory
 
 with driving.opened(sys.argv[2], max_new_tokens=2) as session:
     before = driving.ask(session, "Hello").token_ids
