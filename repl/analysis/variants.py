@@ -34,7 +34,6 @@ WORDS: dict[str, list[tuple[str, str]]] = {
 NEXT = "|".join(WORDS)
 JOINT = re.compile(rf"[,+\s]+(?=(?!cpu=|mps=|disk=)[A-Za-z_][A-Za-z_-]*=|(?:{NEXT})\b)")  # memory is cpu=4GiB
 FAST = "fast"  # as in fast=prompt_lookup
-SHORT = {"beams": "num_beams"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ def _pairs(part: str) -> list[tuple[str, str]]:
     typed, _, value = part.partition("=")
     if typed == FAST and value in WORDS:
         return WORDS[value]
-    name = settings.find(SHORT.get(typed, typed))
+    name = settings.find(settings.SHORT.get(typed, typed))
     if settings.places()[name] == "view" and name != "mode":
         raise UsageError(f"{name} is about the screen, not about an answer", f"/{name}")
     if name == "model":

@@ -63,7 +63,8 @@ def parser() -> Line:
     for part in settings.SPECS:
         group = line.add_argument_group(f"{part} settings")
         for name in (name for name, home in settings.places().items() if home == part and name != "model"):
-            spellings = dict.fromkeys(("--" + name.replace("_", "-"), "--" + name))
+            short = [word for word, full in settings.SHORT.items() if full == name]
+            spellings = dict.fromkeys(("--" + name.replace("_", "-"), "--" + name, *(f"--{word}" for word in short)))
             help_text = settings.help_of(name).replace("%", "%%")
             group.add_argument(*spellings, dest=f"set_{name}", metavar="VALUE", help=help_text)
     return line

@@ -244,6 +244,8 @@ def show(name: str, value: Any) -> str:
 
 ALIASES = {"temp": "temperature", "max": "max_new_tokens", "penalty": "repetition_penalty"}
 """Short names of settings."""
+SHORT = {**ALIASES, "beams": "num_beams"}
+"""Short names where only a setting can stand; at the prompt `/beams` is a command."""
 
 
 def gone(name: str) -> str:
