@@ -9,7 +9,7 @@ from repl.core import library
 PLAIN: dict[str, Any] = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
 PLAIN |= {"return_dict_in_generate": True, "output_logits": True}
 """Arguments of `generate` for the likeliest tokens, with their logits."""
-KEPT = ("_token_id", "_version", "_from_model_config")
+KEPT = ("token_id", "version", "from_model_config")
 """Ends of the names in a model's own generation config that stay in effect; all else is switched off."""
 TIMES, COARSE = 50, 4  # so much closer has the right way to be than reading without what came before, in half precision
 MADE = 3  # tokens of the answer that is tried
