@@ -71,9 +71,9 @@ def tiny(request, at_home):
         yield session, *bare(folder, dtype)
 
 
-@pytest.fixture(scope="module", params=DTYPES)
+@pytest.fixture(scope="module", params=[pytest.param("float32", marks=pytest.mark.library), "bfloat16"])
 def builtin(request, at_home, builtin_folder):
-    """As `tiny`, with the built-in model."""
+    """As `tiny`, with the built-in model; in bfloat16 two tokens are exactly as likely, and torch 2.10 rounds apart."""
     with opened(builtin_folder, dtype=request.param) as session:
         yield session, *bare(builtin_folder, request.param)
 
@@ -120,7 +120,6 @@ def test_a_tiny_model_says_what_generate_says(tiny, name):
     agree(*tiny, CASES[name])
 
 
-@pytest.mark.library
 @pytest.mark.parametrize("name", COSTLY)
 def test_the_builtin_model_says_what_generate_says(builtin, name):
     lengths = {"max_new_tokens": 8} if "max_new_tokens" in CASES[name] else {"max_length": 45}
