@@ -83,7 +83,7 @@ class Round:
 
     # what must hold
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Have a good turn, and find a good archive."""
         self.landed.update(self.states())
         asked = len(self.path()) // 2
@@ -149,7 +149,7 @@ def test_three_hundred_presses_of_ctrl_c_leave_a_program_that_answers(tmp_path: 
                 place = chance.choice(list(PLACES))
                 PLACES[place](here)
                 here.empty()
-                here.check()
+                here.raise_if_cancelled()
                 pressed[place] += 1
                 screen.screen.history.top.clear()  # else every look at it takes longer
             screen.keys("\x04")

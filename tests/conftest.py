@@ -46,16 +46,16 @@ class Recorder:
         self._stop = False
 
     def __call__(self, event: Event) -> None:
-        self.check()
+        self.raise_if_cancelled()
         self.events.append(event)
         if self.until(event):
             self.cancel()
-            self.check()
+            self.raise_if_cancelled()
 
     def cancel(self) -> None:
         self._stop = True
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         if self._stop:
             raise Cancelled
 
@@ -63,11 +63,11 @@ class Recorder:
         return self._stop
 
     @contextmanager
-    def shield(self) -> Iterator[None]:
+    def uninterruptible(self) -> Iterator[None]:
         yield
-        self.check()
+        self.raise_if_cancelled()
 
-    def settle(self) -> None:
+    def begin_cleanup(self) -> None:
         self.settled = True
 
     def of(self, kind: type) -> list[Event]:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from repl.core.errors import Failed, NoMemory, ReplError, UsageError
-from repl.core.events import Echo, Notice, Token
+from repl.core.events import Notice, PromptEcho, Token
 from repl.generation.decode.kv_cache import common
 from repl.models import quantization
 
@@ -276,7 +276,7 @@ def test_a_continuation_is_what_the_ids_add_to_the_prompt(kind, request):
             before = tokenizer.decode(prompt, skip_special_tokens=True)
             whole = tokenizer.decode(prompt + list(done.token_ids), skip_special_tokens=True)
             assert list(done.prompt_ids) == prompt
-            assert [event.text for event in events if isinstance(event, Echo)] == [before]
+            assert [event.text for event in events if isinstance(event, PromptEcho)] == [before]
             assert "".join(event.text for event in events if isinstance(event, Token)) == done.text
             # a byte that ends the prompt may become another character beside one that begins the reply
             assert done.text == whole[common(before, whole) :]
@@ -566,9 +566,9 @@ class Stopping(Recorder):
             self.cancel()
         super().__call__(event)
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         if not self.settled:
-            super().check()
+            super().raise_if_cancelled()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "metaspace"])

@@ -24,7 +24,7 @@ from repl.cli.shell import Shell
 from repl.commands import registry
 from repl.core.errors import BadModel
 from repl.core.events import Progress
-from repl.core.jobs import Emit, Job, Worker
+from repl.core.jobs import Job, JobContext, Worker
 from repl.core.settings import Load, Settings
 from repl.generation.runtime import Runtime
 from repl.models.loader import bring
@@ -91,14 +91,14 @@ class Loads:
     def __init__(self) -> None:
         self.begun: Callable[[], object] = lambda: None  # called when a slow one has begun
 
-    def __call__(self, load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None]) -> Any:
+    def __call__(self, load: Load, emit: JobContext, offline: bool, make_room: Callable[[int], None]) -> Any:
         if load.model == "broken":
             raise BadModel("broken is broken", "/model builtin")
         if load.model in ("slow", "deaf"):
             emit(Progress("read weights", 1, 9, "tensors"))
             self.begun()
         while load.model == "slow":
-            emit.check()
+            emit.raise_if_cancelled()
             time.sleep(0.01)
         while load.model == "deaf":  # a library that never looks up
             sum(range(1000))

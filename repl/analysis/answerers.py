@@ -7,19 +7,19 @@ from typing import Any, Protocol
 
 from repl.analysis.variants import Variant
 from repl.core.errors import Cancelled, NoMemory, ReplError
-from repl.core.events import Done, Event, InColumn, Token
-from repl.core.jobs import Emit, Relay
+from repl.core.events import ColumnEvent, Done, Event, Token
+from repl.core.jobs import ForwardingContext, JobContext
 from repl.core.settings import Load, Settings
 from repl.generation import engine
 from repl.generation.measure.scoring import score
 from repl.generation.request import Message, Request
 from repl.generation.runtime import Model, Models, Runtime
 from repl.remote.engine import Remote, reach
-from repl.remote.http import Wire
+from repl.remote.http import ServerConnection
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Query:
     """What is to be answered: the messages of a chat, none for a text that every model completes, and that text."""
 
     text: str
@@ -45,7 +45,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Answer:
     """What came of one way to answer; without a model's tensors, for every thread."""
 
     variant: Variant
@@ -80,23 +80,23 @@ class Made:
 
 
 @dataclass
-class Aside(Relay):
+class Aside(ForwardingContext):
     """The job as one of several answers sees it: what it says goes into its column."""
 
-    emit: Emit
+    emit: JobContext
     column: int
     tokens: list[Token] = field(default_factory=list)
 
     def __call__(self, event: Event) -> None:
         """Send an event; raises `Cancelled` once the job was cancelled."""
-        self.emit(InColumn(self.column, event))
+        self.emit(ColumnEvent(self.column, event))
         if isinstance(event, Token):
             self.tokens.append(event)
 
-    def settle(self) -> None:
+    def begin_cleanup(self) -> None:
         """Be left alone, but only once the whole job was cancelled: an answer that fails does not end it."""
         if self.emit.stopped():
-            self.emit.settle()
+            self.emit.begin_cleanup()
 
 
 class Apart(Aside):
@@ -104,24 +104,24 @@ class Apart(Aside):
 
     def __call__(self, event: Event) -> None:
         """Send an event; raises `Cancelled` once the job was cancelled."""
-        self.check()
+        self.raise_if_cancelled()
         super().__call__(event)
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raise `Cancelled` once the job was cancelled."""
         if self.stopped():
             raise Cancelled
 
-    def settle(self) -> None:
+    def begin_cleanup(self) -> None:
         """Do nothing: nobody interrupts this thread, and the job's own must still be stopped."""
 
 
-def failed(variant: Variant, error: ReplError, tokens: Sequence[Token]) -> Made:
+def failed(variant: Variant, error: ReplError, tokens: Sequence[Token]) -> Answer:
     """Return why there is no answer, with what there is of one."""
-    return Made(variant, error.partial, Problem(error.kind, error.message, error.hints), pieces=pieces(tokens))
+    return Answer(variant, error.partial, Problem(error.kind, error.message, error.hints), pieces=pieces(tokens))
 
 
-def brought(store: Models, load: Load, emit: Emit) -> Model:
+def get_model(store: Models, load: Load, emit: JobContext) -> Model:
     """Return a model beside the current one, or instead of it where both do not fit; raises a `ReplError`."""
     try:
         return store.get(load, emit)
@@ -137,39 +137,39 @@ def brought(store: Models, load: Load, emit: Emit) -> Model:
 class Side(Protocol):
     """What answers in one way: a model in this process, or one behind a server."""
 
-    def answer(self, variant: Variant, asked: Asked, seed: int, aside: Aside) -> Made:
+    def answer(self, variant: Variant, asked: Query, seed: int, aside: Aside) -> Answer:
         """Answer once; raises a `ReplError` or `Cancelled`."""
 
 
 @contextmanager
-def reached(store: Models, variant: Variant, emit: Emit) -> Iterator["Here | There"]:
+def open_answerer(store: Models, variant: Variant, emit: JobContext) -> Iterator["LocalAnswerer | RemoteAnswerer"]:
     """Yield what answers, with a cache or a connection of its own; raises a `ReplError`."""
     if (server := variant.server) is None:
-        yield Here(replace(brought(store, variant.settings.load, emit), runtime=Runtime()))
+        yield LocalAnswerer(replace(get_model(store, variant.settings.load, emit), runtime=Runtime()))
         return
     if server.listing is None:
         remote = reach(server.where, server.model, emit)
     else:
-        remote = Remote(Wire(server.where), server.model, server.listing)
+        remote = Remote(ServerConnection(server.where), server.model, server.listing)
     try:
-        yield There(remote)
+        yield RemoteAnswerer(remote)
     finally:
         remote.close()
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class LocalAnswerer:
     """A model in this process, with a cache of its own: each prompt is read from its beginning, so figures compare."""
 
     resident: Model
 
-    def answer(self, variant: Variant, asked: Asked, seed: int, aside: Aside) -> Made:
+    def answer(self, variant: Variant, asked: Query, seed: int, aside: Aside) -> Answer:
         """Answer once."""
         resident, facts = self.resident, self.resident.facts
         request = asked.request(drawing(variant.settings, seed), facts.chats)
         done = engine.reply(resident, request, aside)
         logprobs = tuple(token.logprob for token in aside.tokens if token.logprob is not None)
-        return Made(
+        return Answer(
             variant,
             done,
             model=facts.name,
@@ -182,12 +182,12 @@ class Here:
 
 
 @dataclass(frozen=True, slots=True)
-class There:
+class RemoteAnswerer:
     """A model behind a server."""
 
     remote: Remote
 
-    def answer(self, variant: Variant, asked: Asked, seed: int, aside: Aside) -> Made:
+    def answer(self, variant: Variant, asked: Query, seed: int, aside: Aside) -> Answer:
         """Answer once; the draws are the server's own unless the settings have a seed."""
         request = asked.request(variant.settings, self.remote.chats)
         done = self.remote.reply(request, aside)
@@ -196,7 +196,7 @@ class There:
         if variant.server is not None:  # what it was asked about itself is worth keeping
             server = replace(variant.server, model=self.remote.model, listing=self.remote.listing)
             variant = replace(variant, server=server)
-        return Made(variant, done, model=name, chats=request.chats, pieces=pieces(aside.tokens), logprobs=logprobs)
+        return Answer(variant, done, model=name, chats=request.chats, pieces=pieces(aside.tokens), logprobs=logprobs)
 
 
 def drawing(chosen: Settings, seed: int) -> Settings:
@@ -204,7 +204,7 @@ def drawing(chosen: Settings, seed: int) -> Settings:
     return chosen if chosen.decode.seed is not None else replace(chosen, decode=replace(chosen.decode, seed=seed))
 
 
-def weighed(resident: Model, prompt: Sequence[int], ids: Sequence[int], emit: Emit) -> tuple[float, ...]:
+def weighed(resident: Model, prompt: Sequence[int], ids: Sequence[int], emit: JobContext) -> tuple[float, ...]:
     """Return the log-probability of each token of a text behind a prompt, in nats; none where that cannot be read."""
     try:
         return tuple(one.logprob for one in score(resident, [*prompt, *ids], emit, len(prompt)))
@@ -229,6 +229,6 @@ def pieces(tokens: Sequence[Token]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def spoken(made: Made) -> str:
+def full_text(made: Answer) -> str:
     """Return the text of an answer with what it was made to begin with."""
     return made.done.prefill + made.done.raw if made.done else ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repl.core import library
-from repl.generation.measure.forward import breakable, entry
+from repl.generation.measure.forward import cancellable_forward, input_device
 from repl.models import model_config
 
 FIRST, SECOND = 2, 3  # tokens of two runs whose caches are compared
@@ -91,8 +91,8 @@ def _cache(model: Any, tokens: int, check: Callable[[], None]) -> list[Any]:
     """Run a few tokens and return what each layer keeps of them."""
     import torch
 
-    ids = torch.zeros((1, tokens), dtype=torch.long, device=entry(model))
-    with torch.no_grad(), breakable(model, check):
+    ids = torch.zeros((1, tokens), dtype=torch.long, device=input_device(model))
+    with torch.no_grad(), cancellable_forward(model, check):
         output = model(input_ids=ids, use_cache=True)
     found: Any = library.cache_of(output) or []
     return list(getattr(found, "layers", found))

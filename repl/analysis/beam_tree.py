@@ -4,14 +4,14 @@ from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from math import exp
 
-from repl.core.events import Cut, Search, Sequence
+from repl.core.events import BeamSearch, PrunedBeam, Sequence
 
 SHOWN = 12  # of what was given up: the nearest
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A stretch of tokens; a leaf is a finished sequence, or one that was given up (`fate`, see `Cut`).
+    """A stretch of tokens; a leaf is a finished sequence, or one that was given up (`fate`, see `PrunedBeam`).
 
     `probability` is that of its first token after what came before, `logprob` the sum over its tokens, `total` the sum
     from the beginning to its end (nats; None where they are not known); `score` is the library's.
@@ -42,7 +42,7 @@ class Path:
     short: float | None = None
 
 
-def grow(sequences: Several[Sequence], search: Search) -> Node:
+def grow(sequences: Several[Sequence], search: BeamSearch) -> Node:
     """Return the tree of a search; its leaves are the sequences and the nearest of what was given up."""
     costs = search.logprobs or ((),) * len(sequences)
     paths = [
@@ -52,7 +52,7 @@ def grow(sequences: Several[Sequence], search: Search) -> Node:
     return _node([*paths, *(_lost(paths[cut.sequence - 1], cut) for cut in search.cuts[:SHOWN])], 0, 0.0)
 
 
-def _lost(beside: Path, cut: Cut) -> Path:
+def _lost(beside: Path, cut: PrunedBeam) -> Path:
     pieces = (*beside.pieces[: cut.shared], cut.text, *[""] * (len(cut.token_ids) - 1))
     ids = beside.ids[: cut.shared] + cut.token_ids
     return Path(ids, pieces, beside.logprobs[: cut.shared] + cut.logprobs, 0, None, cut.fate, cut.short)

@@ -10,7 +10,7 @@ import psutil
 from repl.analysis.timed_reply import BARE, Run, Speed, Way, speed, timed
 from repl.core.errors import Cancelled, NoMemory, ReplError, UsageError
 from repl.core.events import Progress
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.settings import Load
 from repl.generation.provenance import versions
 from repl.generation.runtime import Model, Models, Runtime
@@ -87,7 +87,7 @@ class Benched:
 class Bench:
     """Measures what a plan says; what is done stays in `entries` when it is stopped. For the model thread."""
 
-    def __init__(self, plan: Plan, resident: Model | None, offline: bool, emit: Emit) -> None:
+    def __init__(self, plan: Plan, resident: Model | None, offline: bool, emit: JobContext) -> None:
         self.plan, self._resident, self._offline, self._emit = plan, resident, offline, emit
         self.entries: list[Entry] = []
         self.memory: list[Memory] = []
@@ -98,7 +98,7 @@ class Bench:
             for load, ways in self.plan.models:
                 self._model(load, ways)
         except Cancelled:
-            self._emit.settle()
+            self._emit.begin_cleanup()
             return False
         return True
 
@@ -171,7 +171,7 @@ class Bench:
         return self.memory[-1]
 
 
-def measured(plan: Plan, store: Models, emit: Emit) -> Benched:
+def measured(plan: Plan, store: Models, emit: JobContext) -> Benched:
     """Run a plan; for the model thread."""
     import torch
 
@@ -284,7 +284,7 @@ def used_bytes(device_map: dict[str, str]) -> int:
     return int(sum(torch.cuda.max_memory_allocated(place) for place in range(torch.cuda.device_count())))
 
 
-def bandwidth(device: str, emit: Emit, clock: Callable[[], float] = time.perf_counter) -> float:
+def bandwidth(device: str, emit: JobContext, clock: Callable[[], float] = time.perf_counter) -> float:
     """Return the bytes per second that a device reads, with all of torch's threads."""
     import torch
 
@@ -292,7 +292,7 @@ def bandwidth(device: str, emit: Emit, clock: Callable[[], float] = time.perf_co
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(block.device.type, lambda: None)
     seconds: list[float] = []
     for _ in range(READS + 1):  # the first touches the pages
-        emit.check()
+        emit.raise_if_cancelled()
         wait()
         began = clock()
         torch.dot(block, block)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
-from repl.analysis.answerers import Apart, Aside, Asked, Made, Problem, failed, reached, spoken
+from repl.analysis.answerers import Answer, Apart, Aside, Problem, Query, failed, full_text, open_answerer
 from repl.analysis.variants import Variant
 from repl.core.errors import Cancelled, ReplError
-from repl.core.events import Columns, Done, Notice
-from repl.core.jobs import Emit, beside
+from repl.core.events import Done, Notice, SideBySide
+from repl.core.jobs import JobContext, beside
 from repl.generation.decode.kv_cache import common
 from repl.generation.runtime import Models
 
@@ -61,7 +61,7 @@ class Compared:
     shown: str = "show"
 
 
-def run(store: Models, variants: Sequence[Variant], asked: Asked, emit: Emit, made: dict[int, Made]) -> None:
+def run(store: Models, variants: Sequence[Variant], asked: Query, emit: JobContext, made: dict[int, Answer]) -> None:
     """Answer in every way, adding to `made`, by column, as soon as an answer has ended; for the model thread.
 
     Servers answer all at the same time, beside the models here, which take turns. One that fails is told and the next
@@ -69,7 +69,7 @@ def run(store: Models, variants: Sequence[Variant], asked: Asked, emit: Emit, ma
     models do not fit side by side, the current one has to go.
     """
     seed = secrets.randbits(31)  # one for all: ways to answer differ, not the draws
-    emit(Columns(tuple(variant.title for variant in variants)))
+    emit(SideBySide(tuple(variant.title for variant in variants)))
 
     there = [column for column, variant in enumerate(variants) if variant.server]
 
@@ -83,14 +83,14 @@ def run(store: Models, variants: Sequence[Variant], asked: Asked, emit: Emit, ma
             if column not in there and not emit.stopped():
                 answer(column)
         if emit.stopped():
-            emit.settle()
+            emit.begin_cleanup()
     store.trim()
     store.tidy()
 
 
-def _answered(store: Models, variant: Variant, asked: Asked, seed: int, aside: Aside) -> Made:
+def _answered(store: Models, variant: Variant, asked: Query, seed: int, aside: Aside) -> Answer:
     try:
-        with reached(store, variant, aside) as side:
+        with open_answerer(store, variant, aside) as side:
             return side.answer(variant, asked, seed, aside)
     except ReplError as error:
         if not aside.stopped():
@@ -103,7 +103,7 @@ def mean(logprobs: Sequence[float]) -> float | None:
     return sum(logprobs) / len(logprobs) if logprobs else None
 
 
-def differences(made: Sequence[Made]) -> list[Difference | None]:
+def differences(made: Sequence[Answer]) -> list[Difference | None]:
     """Tell of each answer where it parts from the first one, and of the first where another parts from it soonest."""
     good = [place for place, one in enumerate(made) if one.done is not None]
     found: list[Difference | None] = [None] * len(made)
@@ -117,7 +117,7 @@ def differences(made: Sequence[Made]) -> list[Difference | None]:
     return found
 
 
-def parting(one: Made, other: Made) -> tuple[Difference, Difference] | None:
+def parting(one: Answer, other: Answer) -> tuple[Difference, Difference] | None:
     """Return where two answers part, by token ids where the tokenizers are the same, else by text.
 
     What was stopped has no end of its own: nothing is known of what would have followed.
@@ -132,19 +132,19 @@ def parting(one: Made, other: Made) -> tuple[Difference, Difference] | None:
     return _marked(one, places[0]), _marked(other, places[1])
 
 
-def piece(made: Made, character: int) -> int:
+def piece(made: Answer, character: int) -> int:
     """Return the token that a character of the text belongs to."""
     ends = accumulate(map(len, made.pieces))
     return next((place for place, end in enumerate(ends) if end > character), len(made.pieces))
 
 
-def _marked(made: Made, place: int) -> Difference:
+def _marked(made: Answer, place: int) -> Difference:
     start = len("".join(made.pieces[:place]))
     text = next((piece for piece in made.pieces[place:] if piece), "")  # half a character shows with its other half
     return Difference(place + 1, text, start, start + len(text))
 
 
-def compared(prompt: str, turn: int | None, made: Sequence[Made], wanted: int, shown: str) -> Compared:
+def compared(prompt: str, turn: int | None, made: Sequence[Answer], wanted: int, shown: str) -> Compared:
     """Put answers beside each other, of as many as were wanted, with thoughts shown as a setting says."""
     found = [
         Column(
@@ -152,7 +152,7 @@ def compared(prompt: str, turn: int | None, made: Sequence[Made], wanted: int, s
             model=one.model,
             bytes=one.bytes,
             mean_logprob=mean(one.logprobs),
-            text=spoken(one),
+            text=full_text(one),
             difference=difference,
             problem=one.problem,
             done=one.done,

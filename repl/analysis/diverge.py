@@ -11,7 +11,7 @@ from typing import Any
 from repl.core import decoding
 from repl.core.errors import Cancelled, NoMemory, UsageError
 from repl.core.events import Done, Progress
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.settings import Load, Settings
 from repl.generation import arguments, engine
 from repl.generation.decode import batch
@@ -20,7 +20,7 @@ from repl.generation.measure.token_text import Speller
 from repl.generation.request import Request
 from repl.generation.runtime import Model, Models
 from repl.models import loader
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 
 TIE = 0.1  # nats: below this in both, which of two tokens leads is a matter of rounding
 ONWARD = 24  # tokens shown of how each text goes on behind the fork
@@ -127,7 +127,7 @@ class Text:
         return [*self.done.prompt_ids, *self.done.token_ids]
 
 
-def diverge(store: Models, asked: Asked, other: Load, names: tuple[str, str], emit: Emit) -> Diverged:
+def diverge(store: Models, asked: Asked, other: Load, names: tuple[str, str], emit: JobContext) -> Diverged:
     """Compare the current model with another way to load it; for the model thread.
 
     Raises `UsageError` where the other has another tokenizer, and what loading and reading raise.
@@ -143,7 +143,9 @@ def diverge(store: Models, asked: Asked, other: Load, names: tuple[str, str], em
     return _weighed(store.current().facts, second, asked, text, names, _rows(store.current(), text, emit), emit)
 
 
-def _in_turn(store: Models, asked: Asked, text: Text, other: Load, names: tuple[str, str], emit: Emit) -> Diverged:
+def _in_turn(
+    store: Models, asked: Asked, text: Text, other: Load, names: tuple[str, str], emit: JobContext
+) -> Diverged:
     """Read with one, keep its logits, then load the other in its place; the one before is loaded again at the end."""
     before, facts = store.current().load, store.current().facts
     kept = [row.cpu() for row in _rows(store.current(), text, emit)]
@@ -151,7 +153,7 @@ def _in_turn(store: Models, asked: Asked, text: Text, other: Load, names: tuple[
         store.load(other, emit)
         found = _weighed(facts, store.current(), asked, text, names, kept, emit)
     finally:
-        emit.settle()
+        emit.begin_cleanup()
         store.load(before, emit)
         store.tidy()
     return replace(found, whole=False)
@@ -168,7 +170,7 @@ def greedy(settings: Settings) -> Settings:
     return settings
 
 
-def is_greedy(record: Done, facts: Facts, load: Load, settings: Settings) -> bool:
+def is_greedy(record: Done, facts: ModelInfo, load: Load, settings: Settings) -> bool:
     """Tell whether a reply is what the model, as it is loaded, and the settings would make greedily now."""
     loaded = {name: getattr(load, name) for name in load.__slots__}
     same = {**record.load, "dtype": record.model.get("dtype")} == {**loaded, "dtype": facts.dtype}
@@ -188,7 +190,7 @@ def _even(one: Any, other: Any) -> bool:
     )
 
 
-def _text(resident: Model, asked: Asked, emit: Emit) -> Text:
+def _text(resident: Model, asked: Asked, emit: JobContext) -> Text:
     """Return the reply to lead both over: the recorded one, or a greedy one made now."""
     done = asked.record
     if done is None:
@@ -205,7 +207,7 @@ def _text(resident: Model, asked: Asked, emit: Emit) -> Text:
     return Text(done, found, batch.named(found))
 
 
-def alike(store: Models, other: Load, emit: Emit) -> None:
+def alike(store: Models, other: Load, emit: JobContext) -> None:
     """Check that another model reads the same ids: same vocabulary, same cuts; raises `UsageError`."""
     theirs, _ = loader.tokenizer(other, emit, store.consents)
     resident = store.current()
@@ -223,20 +225,20 @@ def alike(store: Models, other: Load, emit: Emit) -> None:
 # the numbers
 
 
-def _rows(resident: Model, text: Text, emit: Emit) -> Iterator[Any]:
+def _rows(resident: Model, text: Text, emit: JobContext) -> Iterator[Any]:
     """Yield the logits that each token of the reply is chosen from, shape (vocab,)."""
     for _, block in scoring.logits(resident, text.ids, emit, len(text.done.prompt_ids)):
         yield from block
 
 
 def _weighed(
-    facts: Facts,
+    facts: ModelInfo,
     second: Model,
     asked: Asked,
     text: Text,
     names: tuple[str, str],
     firsts: Iterable[Any],
-    emit: Emit,
+    emit: JobContext,
 ) -> Diverged:
     done, steps = text.done, []
     fork: Fork | None = None
@@ -312,7 +314,7 @@ def _bits(steps: Sequence[Step], speller: Speller) -> tuple[float, float]:
     return one, two
 
 
-def _onward(second: Model, asked: Asked, text: Text, fork: Fork, emit: Emit) -> tuple[str, str]:
+def _onward(second: Model, asked: Asked, text: Text, fork: Fork, emit: JobContext) -> tuple[str, str]:
     """Return how both texts go on from the fork: the reply as it is, and what the second says from its own token on."""
     place = fork.place - 1
     before = tuple(text.ids[: len(text.done.prompt_ids) + place])

@@ -8,14 +8,14 @@ from typing import Any
 from repl.core.errors import Failed, NoMemory, UsageError
 from repl.core.events import Progress
 from repl.core.explain import is_memory, sentence
-from repl.core.jobs import Emit, bare
+from repl.core.jobs import JobContext, strip_traceback
 from repl.generation.measure import scoring
-from repl.generation.measure.forward import breakable, entry, layers, one_sentence
+from repl.generation.measure.forward import cancellable_forward, input_device, layers, library_errors
 from repl.generation.measure.token_text import Speller
 from repl.generation.runtime import Model
 from repl.models import reference
 from repl.models.imports import release
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 
 CLOSE = 1e-4  # of the largest logit: how far two ways to the same number may lie apart in float32
 
@@ -42,7 +42,7 @@ class Depths:
     through: tuple[str, ...]
 
 
-def depths(resident: Model, ids: Sequence[int], emit: Emit) -> Depths:
+def depths(resident: Model, ids: Sequence[int], emit: JobContext) -> Depths:
     """Read every layer's hidden state behind the last of `ids` as the model reads that of its last layer.
 
     Nothing about the model is assumed: its own code runs from the last layer on, with the hidden states of all layers
@@ -53,24 +53,24 @@ def depths(resident: Model, ids: Sequence[int], emit: Emit) -> Depths:
     if facts.context and len(ids) > facts.context:
         raise UsageError(f"the text has {len(ids)} tokens, {facts.id} reads at most {facts.context}")
     try:
-        with one_sentence("the layers cannot be read"):
+        with library_errors("the layers cannot be read"):
             return _read(resident.model, facts, list(ids), emit)
     except Failed as error:
         if error.__cause__ is None or not is_memory(error.__cause__):
             raise
-        words = sentence(bare(error.__cause__))
+        words = sentence(strip_traceback(error.__cause__))
     release()
     raise NoMemory(f"memory ran out: {words}", *(["/dtype bfloat16"] if facts.dtype == "float32" else []))
 
 
-def _read(model: Any, facts: Facts, ids: list[int], emit: Emit) -> Depths:
+def _read(model: Any, facts: ModelInfo, ids: list[int], emit: JobContext) -> Depths:
     import torch
 
     blocks = layers(model)
     if not blocks:
         raise Failed(f"{facts.architecture} keeps its layers in no list, so there is nothing to look through")
-    given = torch.tensor([ids], device=entry(model))
-    with torch.no_grad(), breakable(model, emit.check):
+    given = torch.tensor([ids], device=input_device(model))
+    with torch.no_grad(), cancellable_forward(model, emit.raise_if_cancelled):
         fits = scoring.way(model, given) != "none"
         with _seen(blocks, emit) as seen:
             own = _own(model, given, facts)
@@ -91,7 +91,7 @@ def _read(model: Any, facts: Facts, ids: list[int], emit: Emit) -> Depths:
     return Depths(logits, tuple(through))
 
 
-def _own(model: Any, ids: Any, facts: Facts) -> Any:
+def _own(model: Any, ids: Any, facts: ModelInfo) -> Any:
     try:
         return _last(model, ids)[0]
     except (TypeError, ValueError) as error:  # kosmos-2
@@ -110,7 +110,7 @@ def _last(model: Any, ids: Any, start: int = 0) -> Any:
 
 
 @contextmanager
-def _seen(blocks: list[Any], emit: Emit) -> Iterator[list[Any]]:
+def _seen(blocks: list[Any], emit: JobContext) -> Iterator[list[Any]]:
     """Collect what goes into the first block, and then what comes out of each."""
     seen: list[Any] = []
 
@@ -137,7 +137,7 @@ def _hidden(output: Any) -> Any:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def _states(seen: list[Any], blocks: int, tokens: int, facts: Facts) -> Any:
+def _states(seen: list[Any], blocks: int, tokens: int, facts: ModelInfo) -> Any:
     """Return the hidden states of the last token, shape (layers + 1, 1, width); raises `Failed` for another build."""
     import torch
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repl.core.events import Progress
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 
 DTYPES = ("float32", "bfloat16", "float16")
 WIDTH, ROWS = 1024, 32  # of the matrices that are multiplied: one row is a reply's token, many are a prompt's
@@ -24,7 +24,7 @@ class Speed:
     """One row at a time, as while a reply is made."""
 
 
-def measured(emit: Emit) -> list[Speed]:
+def measured(emit: JobContext) -> list[Speed]:
     """Multiply matrices in every number format, for about a second altogether."""
     import torch
 
@@ -32,7 +32,7 @@ def measured(emit: Emit) -> list[Speed]:
     return [speed for dtype in DTYPES if (speed := _speed(dtype, device, emit)) is not None]
 
 
-def _speed(dtype: str, device: str, emit: Emit) -> Speed | None:
+def _speed(dtype: str, device: str, emit: JobContext) -> Speed | None:
     import torch
 
     emit(Progress(f"measure {dtype}"))
@@ -44,13 +44,13 @@ def _speed(dtype: str, device: str, emit: Emit) -> Speed | None:
     return Speed(dtype, device, reading, replying)
 
 
-def _rate(matrix: Any, rows: int, emit: Emit) -> float:
+def _rate(matrix: Any, rows: int, emit: JobContext) -> float:
     """Return thousands of millions of additions and multiplications a second."""
     some = matrix[:rows]
     (some @ matrix)[0, 0].item()  # the first one sets things up
     quickest, until = float("inf"), time.perf_counter() + TURN
     while (began := time.perf_counter()) < until:
-        emit.check()
+        emit.raise_if_cancelled()
         (some @ matrix)[0, 0].item()  # reading a number waits for the device
         quickest = min(quickest, time.perf_counter() - began)  # whatever disturbs makes it slower
     return 2 * rows * WIDTH * WIDTH / max(quickest, 1e-9) / 1e9

@@ -8,13 +8,13 @@ from itertools import pairwise
 from math import log
 
 from repl.analysis import answerers
-from repl.analysis.answerers import Aside, Asked, Here, Made, There
+from repl.analysis.answerers import Answer, Aside, LocalAnswerer, Query, RemoteAnswerer
 from repl.analysis.variants import Variant
 from repl.core import decoding
 from repl.core.conversation import Conversation, message
 from repl.core.errors import Cancelled, ReplError, UsageError
-from repl.core.events import Columns, Done, InColumn, Progress
-from repl.core.jobs import Emit
+from repl.core.events import ColumnEvent, Done, Progress, SideBySide
+from repl.core.jobs import JobContext
 from repl.core.parts import Parts
 from repl.core.settings import Load, Settings
 from repl.generation.request import Message, encode
@@ -37,9 +37,9 @@ class Exchange:
         known = {spot.name for spot in fields(Load)}
         return Load(**{name: value for name, value in self.record.load.items() if name in known})
 
-    def asked(self, messages: tuple[Message, ...]) -> Asked:
+    def asked(self, messages: tuple[Message, ...]) -> Query:
         """Return what is asked after the messages before it as they are now."""
-        return Asked(self.text, messages, self.turns, self.record.prefill)
+        return Query(self.text, messages, self.turns, self.record.prefill)
 
 
 def exchanges(talk: Conversation) -> list[Exchange]:
@@ -69,7 +69,7 @@ class Again:
     """One message answered anew, after `messages`, and how likely either answer is for either model."""
 
     exchange: Exchange
-    made: Made
+    made: Answer
     messages: tuple[Message, ...]
     before: Bits = Bits()
     """Of the recorded answer."""
@@ -96,19 +96,19 @@ class Rehearsal:
     known: dict[Load, int] = field(default_factory=dict)
     """Tokenizers of the models that were in memory."""
 
-    def run(self, emit: Emit) -> None:
+    def run(self, emit: JobContext) -> None:
         """Answer everything; a cancel ends it with what there is. For the model thread; raises a `ReplError`."""
         try:
             held = self.store.residents()
             self.known = {each.load: answerers.vocabulary(each.tokenizer) for each in held}
             held.clear()  # else this frame keeps a model that has to go
-            with answerers.reached(self.store, self.variant, emit) as side:
+            with answerers.open_answerer(self.store, self.variant, emit) as side:
                 self._answer_all(side, emit)
             for load in dict.fromkeys(again.exchange.load for again in self.found if again.exchange.record.load):
                 if not self._here(load) and (load == self.home or self.store.holds(load)):
                     self._weigh_all(load, Aside(emit, 0))
         except Cancelled:
-            emit.settle()
+            emit.begin_cleanup()
             if not self.found:
                 raise
         self.store.trim()
@@ -118,13 +118,13 @@ class Rehearsal:
         """Tell whether the model that answers anew is the one that was recorded, loaded alike."""
         return self.variant.server is None and load == self.variant.settings.load
 
-    def _answer_all(self, side: Here | There, emit: Emit) -> None:
+    def _answer_all(self, side: LocalAnswerer | RemoteAnswerer, emit: JobContext) -> None:
         self._check(side)
         said: tuple[Message, ...] = ()
         for place, exchange in enumerate(self.talk, 1):
             stage = f"answer {place} of {len(self.talk)}"
-            emit(Columns((f"{self.variant.title} · {stage}",)))
-            emit(InColumn(0, Progress(stage)))
+            emit(SideBySide((f"{self.variant.title} · {stage}",)))
+            emit(ColumnEvent(0, Progress(stage)))
             messages = exchange.messages if self.pinned or not said else (*said, exchange.messages[-1])
             again = self._answered(side, exchange, messages, Aside(emit, 0))
             self.found.append(again)
@@ -132,19 +132,26 @@ class Rehearsal:
                 raise Cancelled
             if again.made.problem and not self.pinned:
                 return  # what follows would answer an answer that is not there
-            if isinstance(side, Here) and again.made.done:
+            if isinstance(side, LocalAnswerer) and again.made.done:
                 self.found[-1] = self._weighed(side.resident, again, Aside(emit, 0))
             parts = again.made.done.parts if again.made.done else Parts()
-            said = (*messages, message("assistant", answerers.spoken(again.made), parts)) if messages else ()
+            said = (*messages, message("assistant", answerers.full_text(again.made), parts)) if messages else ()
 
-    def _check(self, side: Here | There) -> None:
+    def _check(self, side: LocalAnswerer | RemoteAnswerer) -> None:
         """Refuse a model that cannot chat; raises `UsageError`."""
         mode = self.variant.settings.view.mode
-        if self.talk[0].messages and isinstance(side, Here) and not side.resident.facts.chats and mode != "chat":
+        if (
+            self.talk[0].messages
+            and isinstance(side, LocalAnswerer)
+            and not side.resident.facts.chats
+            and mode != "chat"
+        ):
             name = side.resident.facts.name
             raise UsageError(f"{name} has no chat template, which a conversation needs", f"/compare now {name}")
 
-    def _answered(self, side: Here | There, exchange: Exchange, messages: tuple[Message, ...], aside: Aside) -> Again:
+    def _answered(
+        self, side: LocalAnswerer | RemoteAnswerer, exchange: Exchange, messages: tuple[Message, ...], aside: Aside
+    ) -> Again:
         seed = exchange.record.seed  # draw as the record did, where it drew
         try:
             drawn = secrets.randbits(31) if seed is None else seed
@@ -168,7 +175,7 @@ class Rehearsal:
     def _weigh_all(self, load: Load, aside: Aside) -> None:
         """Weigh the answers with a model that made some of the recorded ones."""
         try:
-            resident = answerers.brought(self.store, load, aside)
+            resident = answerers.get_model(self.store, load, aside)
         except ReplError:  # a figure less: the answers are there
             return
         known = answerers.vocabulary(resident.tokenizer)
@@ -190,7 +197,9 @@ class Rehearsal:
             )
 
 
-def weigh(resident: Model, chosen: Settings, asked: Asked, text: str, ids: Sequence[int], emit: Emit) -> float | None:
+def weigh(
+    resident: Model, chosen: Settings, asked: Query, text: str, ids: Sequence[int], emit: JobContext
+) -> float | None:
     """Return the bits per byte of an answer under a model; `ids` are its own for this text, where it has some."""
     with suppress(ReplError):  # too long for this model: a figure less
         prompt = encode(resident, asked.request(chosen, resident.facts.chats), 1, emit).ids

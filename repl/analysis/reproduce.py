@@ -8,9 +8,9 @@ from repl.analysis import recipe
 from repl.core import decoding
 from repl.core.events import Done, Progress
 from repl.core.format import device
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.generation import arguments, provenance
-from repl.generation.measure.forward import breakable, entry, one_sentence
+from repl.generation.measure.forward import cancellable_forward, input_device, library_errors
 from repl.generation.runtime import Model
 
 
@@ -41,7 +41,7 @@ class Fork:
     margin: float | None
 
 
-def generated(resident: Model, record: Done, emit: Emit) -> list[int]:
+def generated(resident: Model, record: Done, emit: JobContext) -> list[int]:
     """Call `generate` as the record says, without the kept cache; raises `Failed` or `Cancelled`."""
     import torch
 
@@ -54,8 +54,8 @@ def generated(resident: Model, record: Done, emit: Emit) -> list[int]:
 
     if record.seed is not None:
         torch.manual_seed(record.seed)
-    ids = torch.tensor([prompt], device=entry(model))
-    with one_sentence("the repetition stopped"), breakable(model, emit.check):
+    ids = torch.tensor([prompt], device=input_device(model))
+    with library_errors("the repetition stopped"), cancellable_forward(model, emit.raise_if_cancelled):
         rows = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -73,7 +73,7 @@ def fork(resident: Model, before: list[int], then: Sequence[int], now: Sequence[
     """Weigh the first tokens of two ways to go on after the same text, in the model's own distribution."""
     import torch
 
-    ids = torch.tensor([before], device=entry(resident.model))
+    ids = torch.tensor([before], device=input_device(resident.model))
     output = resident.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),

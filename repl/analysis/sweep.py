@@ -6,11 +6,11 @@ from itertools import pairwise, product
 from typing import Any
 
 from repl.core import decoding, settings
-from repl.core.decoding import SAMPLING, Base
+from repl.core.decoding import SAMPLING, ModelDefaults
 from repl.core.errors import UsageError
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.settings import Decode, Settings
-from repl.core.values import Whole, refuse
+from repl.core.values import Integer, refuse
 from repl.generation.decode.batch import Made, Rows
 from repl.generation.decode.kv_cache import common
 from repl.generation.request import Request
@@ -78,7 +78,7 @@ class Sweep:
     """Rows that were not begun when it was stopped."""
 
 
-def plan(chosen: Settings, base: Base, words: Sequence[str]) -> Plan:
+def plan(chosen: Settings, base: ModelDefaults, words: Sequence[str]) -> Plan:
     """Read `name=value,value` words into the rows they ask for; raises `UsageError`."""
     grid: dict[str, tuple[str, ...]] = {}
     count, seed = 1, 1 if chosen.decode.seed is None else chosen.decode.seed
@@ -87,9 +87,9 @@ def plan(chosen: Settings, base: Base, words: Sequence[str]) -> Plan:
         if not (name and sign and text):
             raise UsageError(f"{word!r} is not name=value,value", EXAMPLE)
         if name == "n":
-            count = _whole("n", text, Whole(1, MOST))
+            count = _whole("n", text, Integer(1, MOST))
         elif name == "seed":
-            seed = _whole("seed", text, Whole(0, 2**63 - 1 - MOST))
+            seed = _whole("seed", text, Integer(0, 2**63 - 1 - MOST))
         else:
             full = _swept(name)
             grid[full] = _values(full, text)
@@ -103,7 +103,7 @@ def plan(chosen: Settings, base: Base, words: Sequence[str]) -> Plan:
     return Plan(tuple(cells), _greedily(neutral))
 
 
-def _whole(name: str, text: str, kind: Whole) -> int:
+def _whole(name: str, text: str, kind: Integer) -> int:
     try:
         return kind.read(text.replace(",", " "))  # several are none: a comma would read as one between thousands
     except UsageError:
@@ -143,7 +143,7 @@ def _neutral(chosen: Settings, grid: dict[str, Any]) -> Settings:
     return chosen
 
 
-def _cell(chosen: Settings, base: Base, words: Words, seed: int) -> Cell:
+def _cell(chosen: Settings, base: ModelDefaults, words: Words, seed: int) -> Cell:
     for name, text in words:
         if name == "temperature" and _zero(text):
             chosen = chosen.put("do_sample", False, "sweep").reset("temperature")
@@ -158,7 +158,7 @@ def _greedily(chosen: Settings) -> Settings:
     return chosen.put("do_sample", False, "sweep").put("num_beams", 1, "sweep")
 
 
-def key(chosen: Settings, base: Base) -> Decode:
+def key(chosen: Settings, base: ModelDefaults) -> Decode:
     """Return what decides the text: what only sampling reads is left out of what does not sample."""
     table = decoding.effective(chosen, base)
     own = replace(chosen.decode, do_sample=bool(table["do_sample"].value), num_beams=table["num_beams"].value or 1)
@@ -171,7 +171,7 @@ def key(chosen: Settings, base: Base) -> Decode:
 class Run:
     """A plan being made; `made` may be looked at after it was stopped."""
 
-    def __init__(self, resident: Model, plan: Plan, request: Request, emit: Emit, exact: bool) -> None:
+    def __init__(self, resident: Model, plan: Plan, request: Request, emit: JobContext, exact: bool) -> None:
         base = resident.facts.base
         self.keys = [key(cell.chosen, base) for cell in plan.cells]
         self.plan, self._first = plan, key(plan.greedy, base)

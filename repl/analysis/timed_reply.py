@@ -9,12 +9,12 @@ from typing import Any
 from repl.core import decoding
 from repl.core.errors import Cancelled, UsageError
 from repl.core.events import Event, Notice
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.settings import Settings
 from repl.generation import arguments, engine
 from repl.generation.decode import drafters
 from repl.generation.decode.batch import Muted
-from repl.generation.measure.forward import entry, one_sentence
+from repl.generation.measure.forward import input_device, library_errors
 from repl.generation.request import Request
 from repl.generation.runtime import Model, Runtime
 
@@ -76,7 +76,7 @@ class Speed:
 class Notices(Muted):
     """Lets nothing of a reply through, and keeps what was to be said about it."""
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: JobContext) -> None:
         super().__init__(emit, lambda: None)
         self.heard: list[str] = []
 
@@ -84,13 +84,13 @@ class Notices(Muted):
         """Keep a notice; raises `Cancelled`."""
         if isinstance(event, Notice):
             self.heard.append(event.text)
-        self.check()
+        self.raise_if_cancelled()
 
 
 class Clock:
     """A streamer that notes when the first and the last token came; raises `Cancelled`."""
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: JobContext) -> None:
         self._emit = emit
         self._began = time.perf_counter()
         self._times: list[float] = []
@@ -98,7 +98,7 @@ class Clock:
 
     def put(self, _: Any) -> None:
         """Take a token; the first call brings the prompt."""
-        self._emit.check()
+        self._emit.raise_if_cancelled()
         self._calls += 1
         if self._calls > 1:
             self._times.append(time.perf_counter())
@@ -111,19 +111,19 @@ class Clock:
         return Run(len(self._times), self._times[0] - self._began, self._times[-1] - self._times[0])
 
 
-def timed(resident: Model, ids: list[int], new: int, emit: Emit, way: Way) -> Run:
+def timed(resident: Model, ids: list[int], new: int, emit: JobContext, way: Way) -> Run:
     """Time a greedy reply of exactly `new` tokens, without a kept cache; raises `ReplError`."""
     return bare(resident, ids, new, emit) if way.settings is None else own(resident, ids, new, emit, way)
 
 
-def bare(resident: Model, ids: list[int], new: int, emit: Emit) -> Run:
+def bare(resident: Model, ids: list[int], new: int, emit: JobContext) -> Run:
     """Time what the library does by itself."""
     import torch
 
     model = resident.model
     chosen = arguments.of_values(model, {**PLAIN, "max_new_tokens": new, "min_new_tokens": new})
-    prompt = torch.tensor([ids], device=entry(model))
-    with one_sentence("the run stopped"):
+    prompt = torch.tensor([ids], device=input_device(model))
+    with library_errors("the run stopped"):
         clock = Clock(emit)
         mask = torch.ones_like(prompt)
         model.generate(
@@ -132,7 +132,7 @@ def bare(resident: Model, ids: list[int], new: int, emit: Emit) -> Run:
         return clock.run()
 
 
-def own(resident: Model, ids: list[int], new: int, emit: Emit, way: Way) -> Run:
+def own(resident: Model, ids: list[int], new: int, emit: JobContext, way: Way) -> Run:
     """Time a reply as the program makes it; raises `UsageError` where what should make it faster rests."""
     chosen = asked(way, new)
     notices = Notices(emit)

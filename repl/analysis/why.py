@@ -9,14 +9,14 @@ from repl.analysis import recipe
 from repl.core import decoding
 from repl.core.errors import UsageError
 from repl.core.events import Done
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.generation import arguments
 from repl.generation.decode.detokenizer import Detokenizer
 from repl.generation.measure.processors import Stage, stages
 from repl.generation.measure.scoring import following
 from repl.generation.measure.token_text import Speller
 from repl.generation.runtime import Model
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 
 COUNT = 8  # candidates shown, by the model's odds and by the final ones
 
@@ -74,7 +74,9 @@ class Why:
     notes: list[str]
 
 
-def explain(resident: Model, record: Done, place: str, changes: Mapping[str, Any], shared: bool, emit: Emit) -> Why:
+def explain(
+    resident: Model, record: Done, place: str, changes: Mapping[str, Any], shared: bool, emit: JobContext
+) -> Why:
     """Compute how a token came about, from the record of its reply; for the model thread."""
     spot = _place(resident.tokenizer, record, place)
     token, made = record.token_ids[spot], record.token_ids[:spot]
@@ -147,6 +149,6 @@ def _remover(found: Sequence[Stage], token: int) -> str:
     return next((stage.name for stage in found[1:] if stage.scores[token].isneginf()), "")
 
 
-def _notes(record: Done, facts: Facts) -> list[str]:
+def _notes(record: Done, facts: ModelInfo) -> list[str]:
     made = str(record.model.get("dtype"))
     return [f"made in {made}, computed here in {facts.dtype}"] if made != facts.dtype else []

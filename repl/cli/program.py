@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from repl.core import paths, texts
-from repl.core.jobs import Emit, Job, Worker
+from repl.core.jobs import Job, JobContext, Worker
 from repl.core.sanitize import ascii_only
 from repl.core.settings import Settings, named
 from repl.session import config_file
@@ -141,7 +141,7 @@ class Program:
             self._before()
             self.shell.interactive(Plain(mark, self.shell.settle_load).read)
             return True
-        self._editor = editor = Editor(paths.data() / "history", Opening(self), mark, keep=not self.asked.no_save)
+        self._editor = editor = Editor(paths.data() / "history", StartingShell(self), mark, keep=not self.asked.no_save)
         with restored(), editor.held():
             asked, found = self.asked, self.config
             if self._has_lines() or asked.resume is not None or asked.connect or found.startup or found.wrong:
@@ -212,7 +212,7 @@ class Program:
             signal.signal(one, kill)
 
 
-class Opening:
+class StartingShell:
     """Stands behind the prompt until the rest of the program is imported beside it, then puts the shell there."""
 
     def __init__(self, program: Program) -> None:
@@ -254,9 +254,9 @@ class Opening:
         return self._program.shell.panel(changed)
 
 
-def bring(emit: Emit) -> None:
+def bring(emit: JobContext) -> None:
     """Import what serves a line."""
-    with emit.shield():
+    with emit.uninterruptible():
         for name in ("repl.cli.shell", "repl.models.store", "repl.commands"):
             importlib.import_module(name)
 

@@ -17,13 +17,13 @@ from repl.core.sanitize import repaired
 from repl.core.settings import Settings, named
 from repl.generation.measure.token_trace import Inspection
 from repl.remote.engine import Connected
-from repl.session.results import Aside, Draft, Lines, Said
+from repl.session.results import Draft, Lines, Message, NotAView
 from repl.session.session import Loaded, Session, Task, View
 from repl.terminal.editor.settings_panel import Panel
-from repl.terminal.live import Pace, Pane
+from repl.terminal.live import LiveOutput, LoadProgress
 from repl.terminal.screen import Screen
 
-NO_VIEW = (NoneType, Said, Draft, Lines, Done, Loaded, Connected, Aside)
+NO_VIEW = (NoneType, Message, Draft, Lines, Done, Loaded, Connected, NotAView)
 """Results that /export leaves out when it writes the last view."""
 
 
@@ -67,7 +67,7 @@ class Shell:
         self._theme = "dark"
         self.paint()
         self.unopened = True
-        self._pace = Pace()
+        self._pace = LoadProgress()
 
     # one line
 
@@ -164,7 +164,7 @@ class Shell:
     def _wait(self, task: Task[Any]) -> None:
         self.running, self.interrupted = task, False
         try:
-            with Pane(self.screen, self.session.settings.view) as pane, self.keyboard() as keys:
+            with LiveOutput(self.screen, self.session.settings.view) as pane, self.keyboard() as keys:
                 while not task.job.finished():
                     pane.draw(task.job.poll(0.02))
                     if keys.cancelled():

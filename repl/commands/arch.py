@@ -12,9 +12,9 @@ from repl.analysis.attention import Traits, traits
 from repl.analysis.modules import Part, Weights, blocks, cut, tree, weights
 from repl.commands.registry import command
 from repl.core.format import count, joined
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
-from repl.core.values import Whole
+from repl.core.values import Integer
 from repl.generation.runtime import Model
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
@@ -61,7 +61,7 @@ class Arch:
 
 
 @command("look inside", waits=True)
-def arch(session: Session, path: Annotated[str, Path()] = "", *, depth: Annotated[int, Whole(1)] = 0) -> Task[Arch]:
+def arch(session: Session, path: Annotated[str, Path()] = "", *, depth: Annotated[int, Integer(1)] = 0) -> Task[Arch]:
     """Show the modules of the model, equal ones folded, with sizes and KV cache.
 
     /arch model.layers.3 opens one; --depth N shows N levels. Inside folded modules the numbers are those of one.
@@ -70,12 +70,12 @@ def arch(session: Session, path: Annotated[str, Path()] = "", *, depth: Annotate
     return session.start(lambda emit: read(session.store.current(), path, depth, emit))
 
 
-def read(resident: Model, path: str, depth: int, emit: Emit) -> Arch:
+def read(resident: Model, path: str, depth: int, emit: JobContext) -> Arch:
     """Read the modules of a model; for the model thread."""
     facts, model = resident.facts, resident.model
     whole = tree(model, path)
     shown = cut(whole, depth or (OPENED if path else blocks(whole) + 1))
-    found = None if path else traits(model, facts.context, emit.check)
+    found = None if path else traits(model, facts.context, emit.raise_if_cancelled)
     return Arch(facts.name, facts.attention, shown, weights(model), found)
 
 

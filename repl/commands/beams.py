@@ -12,10 +12,10 @@ from repl.analysis.beam_tree import Node, grow
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
-from repl.core.events import Measures
+from repl.core.events import TokenLogprobs
 from repl.core.format import joined, shortened
 from repl.core.sanitize import clean
-from repl.core.values import Change, Whole, refuse
+from repl.core.values import Assignment, Integer, refuse
 from repl.generation.measure.token_text import quoted
 from repl.session.change_settings import apply
 from repl.session.session import Session
@@ -37,7 +37,7 @@ class Picked:
 
 
 @command("talk")
-def pick(session: Session, number: Annotated[int, Whole(1)]) -> Any:
+def pick(session: Session, number: Annotated[int, Integer(1)]) -> Any:
     """Take another sequence, an answer of /compare or a row of /sweep instead."""
     if take := session.offered():
         return take(number)
@@ -50,7 +50,7 @@ def pick(session: Session, number: Annotated[int, Whole(1)]) -> Any:
     chosen = found[number - 1]
     talk = session.conversation
     told = {name: getattr(chosen, name) for name in ("text", "raw", "thinking", "tool_calls", "token_ids")}
-    record = replace(turn.record, **told, measures=Measures())
+    record = replace(turn.record, **told, measures=TokenLogprobs())
     sibling = talk.close(talk.add("assistant", "", turn.parent), record.prefill + chosen.raw, "complete", record)
     if talk.head == turn.id:
         talk.head = sibling.id
@@ -74,7 +74,7 @@ class Width:
         if word.lower() == "tree":
             return "tree"
         try:
-            return Whole(1, 1000).read(word)
+            return Integer(1, 1000).read(word)
         except UsageError:
             raise refuse(word, self.phrase) from None
 
@@ -102,7 +102,7 @@ class Tree:
 
 @command("settings", name="beams")
 def beams(
-    session: Session, count: Annotated[int | str, Width()], *changes: Annotated[tuple[str, str], Change()]
+    session: Session, count: Annotated[int | str, Width()], *changes: Annotated[tuple[str, str], Assignment()]
 ) -> Any:
     """Search with this many beams, all shown while they live.
 

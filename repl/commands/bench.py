@@ -21,7 +21,7 @@ from repl.core.format import device, joined
 from repl.core.jobs import Job
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
-from repl.core.values import Kind, Whole
+from repl.core.values import Integer, Kind
 from repl.core.values import Text as Words
 from repl.session.session import Session, Task
 from repl.terminal.screen import mebibytes, plain, view
@@ -61,9 +61,9 @@ def bench_(
     *ways: Annotated[str, Words("a setting such as quantize=int4", variants.offered)],
     models: Annotated[tuple[str, ...], Several(Words("a model"))] = (),
     dtypes: Annotated[tuple[str, ...], Several(settings.kind("dtype"))] = (),
-    prompt_tokens: Annotated[tuple[int, ...], Several(Whole(1))] = (32, 512),
-    new_tokens: Annotated[int, Whole(2)] = 128,
-    repeats: Annotated[int, Whole(1)] = 3,
+    prompt_tokens: Annotated[tuple[int, ...], Several(Integer(1))] = (32, 512),
+    new_tokens: Annotated[int, Integer(2)] = 128,
+    repeats: Annotated[int, Integer(1)] = 3,
     save: str = "",
     force: bool = False,
 ) -> Task[Benched]:

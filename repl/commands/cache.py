@@ -10,13 +10,13 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core.errors import UsageError
 from repl.core.format import joined
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import Flag
 from repl.core.values import Text as Words
 from repl.hub import builtin, catalog, locate
 from repl.hub.catalog import Freed
-from repl.session.results import Said
+from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.screen import mebibytes, view
 
@@ -26,13 +26,13 @@ def download(session: Session, id: Annotated[str, Words("a model", suggest=catal
     """Fetch a model into the cache, without loading it."""
     want, began = catalog.wanted(id), time.monotonic()
 
-    def fetch(emit: Emit) -> str:
+    def fetch(emit: JobContext) -> str:
         found = locate.locate(want.model, want.revision, want.gguf_file, emit, offline=session.store.offline)
         size = sum(path.stat().st_size for path in found.folder.rglob("*") if path.is_file())
         seconds = time.monotonic() - began
         return joined(f"{id} is in the cache, {mebibytes(size)}", f"{seconds:.1f} s", f"/model {id} loads it")
 
-    return session.errand(fetch, lambda job: Said(job.result()))
+    return session.errand(fetch, lambda job: Message(job.result()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def delete(
 
     def settle(job: Any) -> Any:
         freed = job.result()
-        return Said(f"{id} deleted, {mebibytes(freed.bytes)} free again") if yes else Erasable(freed)
+        return Message(f"{id} deleted, {mebibytes(freed.bytes)} free again") if yes else Erasable(freed)
 
     return session.errand(lambda emit: catalog.erase(id, emit, yes), settle)
 

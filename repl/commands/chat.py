@@ -12,18 +12,18 @@ from repl.core.conversation import Turn
 from repl.core.errors import UsageError
 from repl.core.events import Done
 from repl.core.settings import Settings
-from repl.core.values import Change, Rest, Whole
+from repl.core.values import Assignment, Integer, RestOfLine
 from repl.generation.measure.token_trace import onward
 from repl.generation.request import Request
 from repl.session import position
 from repl.session.change_settings import changed
-from repl.session.replies import into
-from repl.session.results import Draft, Said
+from repl.session.replies import generate_turn
+from repl.session.results import Draft, Message
 from repl.session.session import Session, Task
 
 
 @command("talk", waits=True)
-def say(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
+def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Done]:
     """Send a message, or a text to complete where the model has no chat template."""
     session.answers()
     if not text.strip():
@@ -43,7 +43,7 @@ def say(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
 
 
 @command("talk", waits=True)
-def raw(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
+def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Done]:
     """Continue a text without the chat template and outside the conversation."""
     session.answers()
     _check(session, Request(session.settings, text=text))
@@ -51,7 +51,7 @@ def raw(session: Session, text: Annotated[str, Rest()]) -> Task[Done]:
 
 
 @command("talk", waits=True)
-def retry(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> Task[Done]:
+def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) -> Task[Done]:
     """Answer the last message again, with other settings for this once.
 
     /retry temperature=1.2 changes one, and samples where replies are greedy.
@@ -71,20 +71,20 @@ def continue_(session: Session) -> Task[Done]:
     last = _last(session)
     if last.record is None:
         raise UsageError("the last reply has no record to go on from", "/retry")
-    request = position.onward(session, last)
+    request = position.continuation_request(session, last)
     _check(session, request)
     return _generate(session, request, session.conversation.turns[last.parent or 0], last)
 
 
 @command("talk")
-def prefill(session: Session, text: Annotated[str, Rest()] = "") -> Said:
+def prefill(session: Session, text: Annotated[str, RestOfLine()] = "") -> Message:
     """Give the next reply its beginning; the model goes on from there."""
     session.prefill = text
-    return Said(f"the next reply begins with: {text}" if text else "the next reply begins by itself")
+    return Message(f"the next reply begins with: {text}" if text else "the next reply begins by itself")
 
 
 @command("talk")
-def edit(session: Session, number: Annotated[int, Whole(1)] = 0) -> Draft:
+def edit(session: Session, number: Annotated[int, Integer(1)] = 0) -> Draft:
     """Change an earlier message: the next line replaces it, on a branch.
 
     Turn N, by default the last.
@@ -100,24 +100,24 @@ def edit(session: Session, number: Annotated[int, Whole(1)] = 0) -> Draft:
 
 
 @command("talk")
-def system(session: Session, text: Annotated[str, Rest()] = "") -> Any:
+def system(session: Session, text: Annotated[str, RestOfLine()] = "") -> Any:
     """Set the instruction in front; alone it shows it.
 
     `/system none` removes it.
     """
     if not text:
-        return Said(f"system: {session.conversation.system}" if session.conversation.system else "no system text")
+        return Message(f"system: {session.conversation.system}" if session.conversation.system else "no system text")
     session.conversation.system = "" if text == "none" else text
-    return Said("system text removed" if text == "none" else "system text set · from the next message on")
+    return Message("system text removed" if text == "none" else "system text set · from the next message on")
 
 
 @command("talk")
-def clear(session: Session) -> Said:
+def clear(session: Session) -> Message:
     """Begin a new conversation; model, settings and system text stay."""
     count = len(session.conversation.path())
     session.conversation.clear()
     session.moved()
-    return Said(f"a new conversation · {count} messages set aside" if count else "a new conversation")
+    return Message(f"a new conversation · {count} messages set aside" if count else "a new conversation")
 
 
 def _sent(session: Session, send: Callable[[], Task[Done]]) -> Task[Done]:
@@ -168,7 +168,7 @@ def _generate(session: Session, request: Request, asked: Turn, before: Turn | No
     """Answer a request, or let the reply before go on with it."""
     lead = before.text if before and not request.ids else request.prefill
     engine = session.engine
-    return into(
+    return generate_turn(
         session, asked, lambda emit: engine.reply(request, emit), lead, lambda done: _whole(done, request, before)
     )
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from repl.analysis import compare as comparison
 from repl.analysis import variants
-from repl.analysis.answerers import Asked, Made
+from repl.analysis.answerers import Answer, Query
 from repl.analysis.compare import Column, Compared
 from repl.analysis.variants import NOW, Variant
 from repl.commands.registry import command
@@ -20,12 +20,12 @@ from repl.core.format import joined, shortened
 from repl.core.jobs import Job
 from repl.core.parts import Parts
 from repl.core.sanitize import clean
-from repl.core.values import Rest
+from repl.core.values import RestOfLine
 from repl.generation.prompt.thinking import folded
 from repl.remote.engine import Remote
-from repl.remote.http import Wire
+from repl.remote.http import ServerConnection
 from repl.session.change_settings import adopt
-from repl.session.results import Said
+from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.columns import Block, Blocks
 from repl.terminal.export import said
@@ -33,7 +33,7 @@ from repl.terminal.screen import mebibytes, view
 
 
 @command("compare", waits=True)
-def compare(session: Session, *columns: Annotated[str, Rest(suggest=variants.offered)]) -> Task[Any]:
+def compare(session: Session, *columns: Annotated[str, RestOfLine(suggest=variants.offered)]) -> Task[Any]:
     """Answer a message in several ways, side by side.
 
     /compare gpt2 dtype=bfloat16 temperature=0.7,seed=1 -- PROMPT does that in three columns.
@@ -49,7 +49,7 @@ def compare(session: Session, *columns: Annotated[str, Rest(suggest=variants.off
         raise UsageError("/compare needs models or settings: /compare A B [-- PROMPT]", "/help compare")
     ways = [variants.way(session, word) for word in ([NOW] if len(typed) == 1 else []) + typed]
     asked, turn = question(session, prompt)
-    made: dict[int, Made] = {}
+    made: dict[int, Answer] = {}
 
     def settle(job: Job[None]) -> Compared:
         session.restore()
@@ -65,7 +65,7 @@ def compare(session: Session, *columns: Annotated[str, Rest(suggest=variants.off
     return session.start(lambda emit: comparison.run(session.store, ways, asked, emit, made), settle)
 
 
-def question(session: Session, prompt: str | None) -> tuple[Asked, Turn | None]:
+def question(session: Session, prompt: str | None) -> tuple[Query, Turn | None]:
     """Return what is asked: a new message at the head of the conversation, or the last one with its turn."""
     talk, last = session.conversation, session.last
     if prompt is not None:
@@ -74,20 +74,20 @@ def question(session: Session, prompt: str | None) -> tuple[Asked, Turn | None]:
         text = "\n\n".join([*(f"{name}:\n{content}" for name, content in session.attached), prompt])
         said = (*talk.messages(), {"role": "user", "content": text})
         turns = (*([0] if talk.system else []), *(each.id for each in talk.path()), max(talk.turns, default=0) + 1)
-        return Asked(text, said, turns, session.prefill), None
+        return Query(text, said, turns, session.prefill), None
     if last is None or last.parent is None:
         raise UsageError("nothing was asked yet", "/compare A B -- PROMPT")
     turn = talk.turns[last.parent]
     if turn.role == "prompt":
-        return Asked(turn.text), turn
+        return Query(turn.text), turn
     turns = (*([0] if talk.system else []), *(each.id for each in talk.path(turn.id)))
-    return Asked(turn.text, tuple(talk.messages(turn.id)), turns, session.prefill), turn
+    return Query(turn.text, tuple(talk.messages(turn.id)), turns, session.prefill), turn
 
 
 # take
 
 
-def take(session: Session, made: Sequence[Made], asked: Asked, turn: Turn | None, number: int) -> Any:
+def take(session: Session, made: Sequence[Answer], asked: Query, turn: Turn | None, number: int) -> Any:
     """Make an answer part of the conversation, and its settings those of the session."""
     if number > len(made):
         raise UsageError(f"there {'is 1 answer' if len(made) == 1 else f'are {len(made)} answers'}, not {number}")
@@ -96,7 +96,7 @@ def take(session: Session, made: Sequence[Made], asked: Asked, turn: Turn | None
         raise UsageError(f"column {number} has no answer")
     _write(session, one, one.done, asked, turn)
     session.offer(lambda other: take(session, made, asked, turn, other))
-    said = Said(joined(f"answer {number} taken", one.variant.title if one.variant.title != NOW else ""))
+    said = Message(joined(f"answer {number} taken", one.variant.title if one.variant.title != NOW else ""))
     connect(session, one.variant)
     return adopt(session, one.variant.settings, said)
 
@@ -108,10 +108,10 @@ def connect(session: Session, chosen: Variant) -> None:
     elif session.remote is not None and session.remote.wire.where == server.where:
         session.remote.choose(server.model)
     else:
-        session.connect(Remote(Wire(server.where), server.model, server.listing))
+        session.connect(Remote(ServerConnection(server.where), server.model, server.listing))
 
 
-def _write(session: Session, one: Made, done: Done, asked: Asked, turn: Turn | None) -> None:
+def _write(session: Session, one: Answer, done: Done, asked: Query, turn: Turn | None) -> None:
     """Add the answer to the tree, with the message where that is not there yet in the role it was asked in."""
     talk = session.conversation
     role, answers = ("user", "assistant") if one.chats else ("prompt", "completion")

@@ -16,7 +16,7 @@ from repl.core.values import Text as Words
 from repl.remote.dialects import UNKNOWN
 from repl.remote.engine import Connected, Remote, Served, known, reach
 from repl.session import servers
-from repl.session.results import Said
+from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.screen import view
 
@@ -80,7 +80,7 @@ def disconnect(session: Session) -> Any:
         session.notices.append(f"disconnected from {host}")
         return session.load(session.settings)
     name = facts.name if facts else session.pending().load.model
-    return Said(joined(f"disconnected from {host}", f"{name} answers"))
+    return Message(joined(f"disconnected from {host}", f"{name} answers"))
 
 
 @view.register

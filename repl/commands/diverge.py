@@ -13,7 +13,7 @@ from repl.core.errors import UsageError
 from repl.core.format import device, joined, shortened
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
-from repl.core.values import Rest
+from repl.core.values import RestOfLine
 from repl.generation.measure.token_text import quoted
 from repl.generation.request import Request
 from repl.session.change_settings import changed
@@ -27,7 +27,7 @@ USUAL = ("dtype=float16", "dtype=bfloat16", "dtype=float32", "quantize=int8", "q
 
 
 @command("compare", name="diverge", waits=True)
-def diverge_(session: Session, text: Annotated[str, Rest(suggest=lambda: USUAL)]) -> Task[Diverged]:
+def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: USUAL)]) -> Task[Diverged]:
     """Tell whether other settings would have changed the last reply.
 
     As in /diverge dtype=float16 [SETTING=VALUE ...] [-- PROMPT]. Settings are those of loading: dtype, quantize,

@@ -26,12 +26,12 @@ from repl.commands.extensions import Extension
 from repl.commands.registry import command
 from repl.core.events import Progress
 from repl.core.format import joined
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.generation import fast_paths
 from repl.generation.fast_paths import FastPath
 from repl.hub import cache as hub_cache
-from repl.hub.download import prepare, watched
+from repl.hub.download import call_hub, prepare
 from repl.models import imports
 from repl.models.memory.available import Room
 from repl.session.session import Session, Task
@@ -73,7 +73,7 @@ def doctor(session: Session) -> Task[Doctor]:
     """
     terminal, chosen = describe_terminal(), session.settings
 
-    def examine(emit: Emit) -> Doctor:
+    def examine(emit: JobContext) -> Doctor:
         imports.bring(emit)
         prepare(emit)
         speeds = measured(emit)
@@ -143,7 +143,7 @@ def threads() -> int:
     return int(torch.get_num_threads())
 
 
-def reach(emit: Emit, offline: bool) -> str:
+def reach(emit: JobContext, offline: bool) -> str:
     """Ask the Hub for one small thing and say how it answers."""
     from huggingface_hub import HfApi, constants
 
@@ -151,7 +151,7 @@ def reach(emit: Emit, offline: bool) -> str:
         return "not asked: this session is offline"
     began = time.monotonic()
     try:
-        watched(lambda: next(iter(HfApi().list_models(limit=1)), None), emit, REACH)
+        call_hub(lambda: next(iter(HfApi().list_models(limit=1)), None), emit, REACH)
     except Exception:  # whatever went wrong: it does not answer
         return f"does not answer at {constants.ENDPOINT}"
     return f"answers at {constants.ENDPOINT} in {time.monotonic() - began:.1f} s"

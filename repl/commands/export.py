@@ -21,7 +21,7 @@ from repl.core.errors import MissingExtra, ReplError, UsageError
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import Choice
 from repl.core.values import Text as Words
-from repl.session.results import Aside
+from repl.session.results import NotAView
 from repl.session.session import Session
 from repl.terminal.export import FORMATS, VIEWS, Transcript, as_html
 from repl.terminal.screen import view
@@ -38,7 +38,7 @@ TOOLS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Exported(Aside):
+class Exported(NotAView):
     """A file that was written: so many turns, or the view that a line had shown."""
 
     file: str
@@ -99,7 +99,7 @@ def _(result: Exported) -> Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Copied(Aside):
+class Copied(NotAView):
     """The reply that went into the clipboard; `through` is the tool, or osc52: the terminal itself."""
 
     text: str

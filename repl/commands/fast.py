@@ -15,14 +15,14 @@ from repl.core.events import Done
 from repl.core.format import joined
 from repl.core.jobs import Job
 from repl.core.sanitize import clean_line
-from repl.core.values import Choice, Rest
+from repl.core.values import Choice, RestOfLine
 from repl.generation import fast_paths
 from repl.generation.decode import drafters
 from repl.generation.fast_paths import FastPath
 from repl.hub import catalog
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 from repl.session.change_settings import apply, change, changed
-from repl.session.results import Said
+from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.screen import mebibytes, view
 
@@ -68,13 +68,13 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
         raise UsageError("off goes by itself", "/fast off")
     if modes[0] == "off":
         apply(session, [(name, "default") for name in decoding.AHEAD])
-        return Said("nothing is read ahead · from the next reply on")
+        return Message("nothing is read ahead · from the next reply on")
     apply(session, [("assistant", "none")])
     return apply(session, [("prompt_lookup", str(drafters.TOKENS))])
 
 
 @command("setting", waits=True)
-def assistant(session: Session, id: Annotated[str, Rest(suggest=catalog.names)] = "") -> Any:
+def assistant(session: Session, id: Annotated[str, RestOfLine(suggest=catalog.names)] = "") -> Any:
     """Let a smaller model propose tokens that the model checks in one pass.
 
     Both need the same tokenizer. /assistant none ends it.
@@ -85,12 +85,12 @@ def assistant(session: Session, id: Annotated[str, Rest(suggest=catalog.names)] 
     words = [("assistant", id), ("prompt_lookup", "off")]
     chosen = changed(session.settings, words, parts=("decode",))
 
-    def settle(job: Job[Facts]) -> Said:
+    def settle(job: Job[ModelInfo]) -> Message:
         facts = job.result()
         aside = "prompt_lookup set aside" if session.settings.decode.prompt_lookup else ""
         apply(session, words)
         size = f"{facts.dtype}, {mebibytes(facts.bytes)}"
-        return Said(joined(f"assistant {facts.name} ({size})", aside, "from the next reply on"))
+        return Message(joined(f"assistant {facts.name} ({size})", aside, "from the next reply on"))
 
     return session.start(lambda emit: drafters.admit(session.store.current(), chosen, emit, session.store.get), settle)
 
@@ -120,7 +120,7 @@ def by(record: Done) -> str:
     return record.drafts.by if record.drafts else str(record.environment.get("step", ""))  # of an earlier version
 
 
-def _same(record: Done, facts: Facts) -> bool:
+def _same(record: Done, facts: ModelInfo) -> bool:
     named = {"id": facts.id, "commit": facts.commit, "dtype": facts.dtype, "quantization": facts.quantization}
     return all(record.model.get(name) == value for name, value in named.items())
 

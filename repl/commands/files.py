@@ -13,33 +13,33 @@ from repl.core import atomic_write, paths, settings, texts
 from repl.core.errors import UsageError
 from repl.core.format import joined
 from repl.core.sanitize import clean, clean_line
-from repl.core.values import Rest
+from repl.core.values import RestOfLine
 from repl.core.values import Text as Words
 from repl.session import config_file
 from repl.session.change_settings import apply, load
-from repl.session.results import Lines, Said
+from repl.session.results import Lines, Message
 from repl.session.session import Session
 from repl.terminal.screen import view
 
 
 @command("talk")
-def read(session: Session, file: Annotated[str, Rest("a file")]) -> Said:
+def read(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Message:
     """Put a text file in front of the next message.
 
     `/read none` takes it away again.
     """
     if file == "none":
         session.attached.clear()
-        return Said("nothing in front of the next message")
+        return Message("nothing in front of the next message")
     path, text = Path(file).expanduser(), texts.read(file)
     session.attached.append((path.name, text))
     rows = len(text.splitlines())
     size = f"{len(text):,} characters, {rows:,} line{'' if rows == 1 else 's'}"
-    return Said(f"{path.name}: {size} · in front of the next message · /read none takes it away")
+    return Message(f"{path.name}: {size} · in front of the next message · /read none takes it away")
 
 
 @command("rest")
-def script(session: Session, file: Annotated[str, Rest("a file")]) -> Lines:
+def script(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Lines:
     """Run the lines of a file, up to the first that fails."""
     return Lines(texts.read(file, kinds=texts.PIPED).split("\n"))
 
@@ -77,7 +77,7 @@ def preset(session: Session, name: Annotated[str, Words()] = "", new: Annotated[
     return load(session, loading) if loading else said
 
 
-def _save(session: Session, name: str) -> Said:
+def _save(session: Session, name: str) -> Message:
     """Append a table to the config file: what stands there already is not touched."""
     if not name.isidentifier():
         raise UsageError(f"{name!r} is not a name for a preset: letters, digits and _", "/preset save NAME")
@@ -90,7 +90,7 @@ def _save(session: Session, name: str) -> Said:
     lines = [f"{key} = {config_file.value(key, session.settings.get(key))}" for key in words]
     atomic_write.append(_path(), "\n".join(["", f"[presets.{name}]", *lines, ""]))
     session.presets[name] = words
-    return Said(f"preset {name} saved: {', '.join(f'{key} {word}' for key, word in words.items())}")
+    return Message(f"preset {name} saved: {', '.join(f'{key} {word}' for key, word in words.items())}")
 
 
 def _path() -> Path:
@@ -115,7 +115,7 @@ def config_(session: Session, word: Annotated[str, Words()] = "") -> Any:
         raise UsageError(f"/config does not take {word!r}", "/config init")
     if word == "init":
         atomic_write.write(str(_path()), config_file.template().encode(), False, "/config")
-        return Said(f"{_path()} written: every setting, commented out")
+        return Message(f"{_path()} written: every setting, commented out")
     return Where(str(_path()), texts.read(str(_path())) if _path().exists() else "")
 
 

@@ -12,7 +12,7 @@ from repl.commands import registry
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.sanitize import clean_line
-from repl.core.values import Rest
+from repl.core.values import RestOfLine
 from repl.session.session import Session
 from repl.terminal.screen import view
 
@@ -64,7 +64,7 @@ class Family:
 
 
 @command("rest", name="help", aliases=("?", "h"))
-def help_(session: Session, name: Annotated[str, Rest()] = "") -> Help | Family | Page:
+def help_(session: Session, name: Annotated[str, RestOfLine()] = "") -> Help | Family | Page:
     """Show what there is: /help talk for a family, /help dtype for one command.
 
     A family is a word at the left of /help; where a command has the same name, both are shown.
@@ -103,8 +103,8 @@ def family(title: str, names: list[str]) -> Family:
 def page(name: str) -> Page:
     """Return what is known of a command or setting; raises `UsageError`."""
     wanted = name.strip().lstrip("/")
-    if wanted in registry.LINES:
-        return Page(f"/{wanted}", f"your alias for {registry.LINES[wanted]}", "", "")
+    if wanted in registry.USER_ALIASES:
+        return Page(f"/{wanted}", f"your alias for {registry.USER_ALIASES[wanted]}", "", "")
     found = registry.find(wanted)
     takes = settings.kind(found.name).phrase if found.name in settings.places() else ""
     return Page(found.usage, found.help, found.more, takes)

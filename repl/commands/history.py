@@ -12,9 +12,9 @@ from repl.core.conversation import Conversation, Turn
 from repl.core.events import Done
 from repl.core.parts import Parts
 from repl.core.sanitize import clean, clean_line
-from repl.core.values import Whole
+from repl.core.values import Integer
 from repl.generation.prompt.thinking import folded
-from repl.session.results import Said
+from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.export import said
 from repl.terminal.screen import view
@@ -86,7 +86,7 @@ def tree(session: Session) -> Forest:
 
 
 @command("history")
-def undo(session: Session, count: Annotated[int, Whole(1)] = 1) -> Said:
+def undo(session: Session, count: Annotated[int, Integer(1)] = 1) -> Message:
     """Take back the last message and its reply, or the last N.
 
     They stay in the tree.
@@ -94,11 +94,11 @@ def undo(session: Session, count: Annotated[int, Whole(1)] = 1) -> Said:
     gone = session.conversation.undo(count)
     session.moved()
     numbers = f"turns {gone[0].id} to {gone[-1].id}" if len(gone) > 1 else f"turn {gone[0].id}"
-    return Said(f"{numbers} taken back · /go {gone[-1].id} returns there")
+    return Message(f"{numbers} taken back · /go {gone[-1].id} returns there")
 
 
 @command("history")
-def go(session: Session, number: Annotated[int, Whole(1)]) -> History:
+def go(session: Session, number: Annotated[int, Integer(1)]) -> History:
     """Go to the branch that holds turn N, at its newest end."""
     talk = session.conversation
     talk.head = talk.leaf(talk.turn(number)).id
@@ -108,7 +108,7 @@ def go(session: Session, number: Annotated[int, Whole(1)]) -> History:
 
 
 @command("history")
-def branch(session: Session, number: Annotated[int, Whole(1)] = 0) -> Said:
+def branch(session: Session, number: Annotated[int, Integer(1)] = 0) -> Message:
     """Begin a branch after turn N, by default after the reply before the last."""
     talk = session.conversation
     if number:
@@ -117,7 +117,7 @@ def branch(session: Session, number: Annotated[int, Whole(1)] = 0) -> Said:
     else:
         talk.undo(1)
     session.moved()
-    return Said(f"the next message begins a branch after turn {talk.head}" if talk.head else "a new beginning")
+    return Message(f"the next message begins a branch after turn {talk.head}" if talk.head else "a new beginning")
 
 
 def _end_on_reply(talk: Conversation) -> None:

@@ -15,16 +15,16 @@ from repl.core.conversation import Turn
 from repl.core.errors import ReplError, UsageError
 from repl.core.events import Done
 from repl.core.format import joined
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
-from repl.core.values import Rest, Whole
+from repl.core.values import Integer, RestOfLine
 from repl.generation.measure.token_text import quoted
 from repl.generation.measure.token_trace import Inspection, Seen, Trace, answered, measured, recomputed, server
 from repl.generation.request import Request
 from repl.remote import retake
 from repl.session.change_settings import change
-from repl.session.replies import going_on, instead, into, whole
-from repl.session.results import Said
+from repl.session.replies import continue_reply, generate_turn, substitute_token, whole
+from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.colours import caption, painted, shade
 from repl.terminal.screen import view
@@ -42,7 +42,7 @@ class Painted(Trace):
 
 
 @command("look inside")
-def probs(session: Session, value: Annotated[str, Rest(suggest=settings.kind("probs").complete)] = "") -> Any:
+def probs(session: Session, value: Annotated[str, RestOfLine(suggest=settings.kind("probs").complete)] = "") -> Any:
     """Colour replies by probability or entropy; alone it repaints the last.
 
     Probabilities are the model's own, before temperature and other processors. While it is on, Markdown is shown as it
@@ -57,18 +57,18 @@ def probs(session: Session, value: Annotated[str, Rest(suggest=settings.kind("pr
     return looked_at(session, session.last, lambda found: Painted(*parts(found, by), streams, **origin(found)))
 
 
-def switched(session: Session, value: str) -> Said:
+def switched(session: Session, value: str) -> Message:
     """Turn the colours on or off."""
     said = change(session, "probs", value)
     on = session.settings.view.probs != "off"
     raw = on and session.settings.view.markdown
-    return Said(
+    return Message(
         joined(said.text, "from the next reply on" if on else "", "Markdown is shown as it comes" if raw else "")
     )
 
 
 @command("look inside")
-def inspect(session: Session, number: Annotated[int, Whole(1)] = 0) -> Any:
+def inspect(session: Session, number: Annotated[int, Integer(1)] = 0) -> Any:
     """Look into a reply token by token: what else was likely.
 
     By default the last one. On a terminal: arrows move, a digit or Tab chooses an alternative, Enter takes it and goes
@@ -85,10 +85,10 @@ def inspect(session: Session, number: Annotated[int, Whole(1)] = 0) -> Any:
 @command("look inside", waits=True)
 def take(
     session: Session,
-    place: Annotated[int, Whole(1)],
-    token: Annotated[int, Whole(0)],
+    place: Annotated[int, Integer(1)],
+    token: Annotated[int, Integer(0)],
     *,
-    turn: Annotated[int, Whole(1)] = 0,
+    turn: Annotated[int, Integer(1)] = 0,
 ) -> Task[Done]:
     """Put another token in the place of token N, and go on from there.
 
@@ -107,18 +107,18 @@ def take(
     session.ready()
     asked, chosen, ended = session.conversation.turns[before.parent], session.settings, list[Done]()
 
-    def work(emit: Emit) -> Done:
+    def work(emit: JobContext) -> Done:
         resident = session.store.current()
-        begun = instead(resident, before, place, token, emit)
+        begun = substitute_token(resident, before, place, token, emit)
         try:
-            done = going_on(resident, begun, chosen, emit)
+            done = continue_reply(resident, begun, chosen, emit)
         except ReplError as error:
             ended.extend(whole(resident, begun, partial) for partial in [getattr(error, "partial", None)] if partial)
             raise
         ended.append(whole(resident, begun, done))
         return done
 
-    return into(session, asked, work, whole=lambda done: ended[0])
+    return generate_turn(session, asked, work, whole=lambda done: ended[0])
 
 
 def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task[Done]:
@@ -127,7 +127,7 @@ def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task
     request = retake.asked_for(session.conversation, before, session.settings)
     remote.check(Request(session.settings, ids=record.token_ids))
     asked, lead = session.conversation.turns[before.parent or 0], before.text.removesuffix(record.raw)
-    return into(session, asked, lambda emit: retake.taken(remote, request, record, place, token, emit), lead)
+    return generate_turn(session, asked, lambda emit: retake.taken(remote, request, record, place, token, emit), lead)
 
 
 def looked_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:

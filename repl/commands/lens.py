@@ -13,9 +13,9 @@ from repl.analysis.logit_lens import Candidate, candidate, depths, opening
 from repl.commands.registry import command
 from repl.core.errors import UsageError
 from repl.core.format import joined, shortened
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
-from repl.core.values import Rest, Whole
+from repl.core.values import Integer, RestOfLine
 from repl.generation.measure.token_text import Speller, quoted
 from repl.generation.request import Request, encode
 from repl.generation.runtime import Model
@@ -66,11 +66,11 @@ class Spot:
 @command("look inside", waits=True)
 def lens(
     session: Session,
-    text: Annotated[str, Rest()] = "",
+    text: Annotated[str, RestOfLine()] = "",
     *,
-    word: Annotated[str, Rest("a word")] = "",
-    top: Annotated[int, Whole(1, 100)] = 3,
-    at: Annotated[int, Whole(1)] = 0,
+    word: Annotated[str, RestOfLine("a word")] = "",
+    top: Annotated[int, Integer(1, 100)] = 3,
+    at: Annotated[int, Integer(1)] = 0,
 ) -> Task[Lens]:
     """Show what each layer would say next, and where the model's answer leads.
 
@@ -102,7 +102,7 @@ def _spot(session: Session, text: str, at: int) -> Spot:
     return Spot(Request(session.settings, ids=ids), place, record.token_ids[at - 1])
 
 
-def look(resident: Model, spot: Spot, word: str, top: int, emit: Emit) -> Lens:
+def look(resident: Model, spot: Spot, word: str, top: int, emit: JobContext) -> Lens:
     """Look through the layers; for the model thread."""
     ids = encode(resident, spot.request, 0, emit).ids
     found = depths(resident, ids, emit)

@@ -9,7 +9,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.format import joined
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.generation.runtime import Model
 from repl.models import imports, store
@@ -57,7 +57,7 @@ def memory(session: Session) -> Task[Memory]:
     """Show the memory of each device, and what models and caches take."""
     keep = settings.show("keep_models", session.settings.view.keep_models)
 
-    def look(emit: Emit) -> Memory:
+    def look(emit: JobContext) -> Memory:
         imports.bring(emit)
         current = session.store.facts()
         models = [held(each, size, each.facts is current) for each, size in store.sizes(session.store.residents())]

@@ -13,14 +13,14 @@ from repl.commands.registry import command
 from repl.core import settings
 from repl.core.errors import ReplError
 from repl.core.format import ago, count, joined
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
-from repl.core.values import Rest
+from repl.core.values import RestOfLine
 from repl.generation.runtime import Model
 from repl.hub import catalog
 from repl.hub.catalog import Cached, Listed
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 from repl.models.memory import fit
 from repl.session.session import Session, Task
 from repl.terminal.responsive import First
@@ -62,12 +62,12 @@ class Models:
 
 
 @command("models")
-def models(session: Session, words: Annotated[str, Rest("words of a name")] = "") -> Task[Models]:
+def models(session: Session, words: Annotated[str, RestOfLine("words of a name")] = "") -> Task[Models]:
     """List models in memory, in the cache and on the Hub; words choose."""
     current = session.store.facts()
     rows = [in_memory(each, session.pending().load, current) for each in session.store.residents()]
 
-    def look(emit: Emit) -> Models:
+    def look(emit: JobContext) -> Models:
         fits = [word.lower() for word in words.split()]
         here = [each for each in catalog.cached(emit) if all(word in each.id.lower() for word in fits)]
         found, silence = searched(words, emit, session.store.offline)
@@ -78,7 +78,7 @@ def models(session: Session, words: Annotated[str, Rest("words of a name")] = ""
     return session.errand(look)
 
 
-def in_memory(resident: Model, now: Load, current: Facts | None) -> Row:
+def in_memory(resident: Model, now: Load, current: ModelInfo | None) -> Row:
     """Describe a model in memory; the line that switches to it names what is set otherwise now."""
     facts, load = resident.facts, resident.load
     apart = [name for name in load.__slots__ if name != "model" and getattr(load, name) != getattr(now, name)]
@@ -87,7 +87,7 @@ def in_memory(resident: Model, now: Load, current: Facts | None) -> Row:
     return Row(facts.id, facts.form, facts.parameters, facts.bytes, facts is current, line)
 
 
-def searched(words: str, emit: Emit, offline: bool) -> tuple[list[Listed], str]:
+def searched(words: str, emit: JobContext, offline: bool) -> tuple[list[Listed], str]:
     """Search the Hub; why there is nothing of it comes second."""
     try:
         return catalog.search(words, emit, offline), ""

@@ -11,16 +11,16 @@ from repl.commands.registry import command
 from repl.core import settings
 from repl.core.format import count, device, joined
 from repl.core.sanitize import clean_line
-from repl.core.values import Change
+from repl.core.values import Assignment
 from repl.core.values import Text as Words
 from repl.hub import catalog
-from repl.hub.catalog import Card
+from repl.hub.catalog import ModelCard
 from repl.models import device_map
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 from repl.models.memory.estimate import STORED
 from repl.remote import engine
 from repl.session.change_settings import changed, load
-from repl.session.results import Said
+from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.screen import mebibytes, view
 
@@ -34,7 +34,7 @@ def known() -> list[str]:
 def model(
     session: Session,
     id: Annotated[str, Words("a model", suggest=known)] = "",
-    *changes: Annotated[tuple[str, str], Change()],
+    *changes: Annotated[tuple[str, str], Assignment()],
 ) -> Any:
     """Load a model: a Hub id, a folder, builtin; or take one of a server's.
 
@@ -50,7 +50,7 @@ def model(
 def model_all_the_same(
     session: Session,
     id: Annotated[str, Words("a model", suggest=catalog.names)],
-    *changes: Annotated[tuple[str, str], Change()],
+    *changes: Annotated[tuple[str, str], Assignment()],
 ) -> Any:
     """Load a model like /model, even where it does not seem to fit."""
     given = [*settings.address(id), *changes]
@@ -59,7 +59,7 @@ def model_all_the_same(
 
 
 @command("models")
-def reload(session: Session) -> Task[Facts]:
+def reload(session: Session) -> Task[ModelInfo]:
     """Load the model again, from the files as they are now."""
     return session.reload()
 
@@ -67,24 +67,24 @@ def reload(session: Session) -> Task[Facts]:
 @command("models", waits=True)
 def unload(
     session: Session, id: Annotated[str, Words("a model in memory", suggest=lambda: catalog.names.held())] = ""
-) -> Task[list[Facts]]:
+) -> Task[list[ModelInfo]]:
     """Free the memory of a model, by default the current one; the talk stays."""
     return session.start(lambda emit: session.store.drop(emit, id), lambda job: unloaded(session, job.result()))
 
 
-def unloaded(session: Session, gone: list[Facts]) -> Said:
+def unloaded(session: Session, gone: list[ModelInfo]) -> Message:
     """Say what was freed, and what to do now that no model is current."""
     names, size = ", ".join(dict.fromkeys(facts.name for facts in gone)), mebibytes(sum(facts.bytes for facts in gone))
     others = [f"/model {each.facts.id} is still in memory" for each in session.store.residents()[:1]]
     ways = "" if session.store.facts() else joined(*others, "/model ID loads another, /reload the same")
-    return Said(joined(f"{names} unloaded, {size}", ways))
+    return Message(joined(f"{names} unloaded, {size}", ways))
 
 
 @dataclass(frozen=True, slots=True)
 class Info:
     """What is loaded, as asked for and as it is."""
 
-    facts: Facts
+    facts: ModelInfo
     asked: dict[str, Any]
 
 
@@ -100,7 +100,7 @@ def info(session: Session, id: Annotated[str, Words("a model", suggest=catalog.n
     return Info(facts, {name: getattr(chosen, name) for name in chosen.__slots__})
 
 
-def quantized(facts: Facts) -> str:
+def quantized(facts: ModelInfo) -> str:
     """Return the form of the weights, and how many layers have it where that was counted."""
     left = f", {facts.left} left as they are" if facts.left else ""
     return facts.quantization + (f" ({facts.packed} linear layers packed{left})" if facts.packed else "")
@@ -131,7 +131,7 @@ def _(result: Info) -> RenderableType:
 
 
 @view.register
-def _(result: Card) -> RenderableType:
+def _(result: ModelCard) -> RenderableType:
     size = sum(size for _, size in result.files)
     there = "in the cache" if result.cached else "to be downloaded"
     rows = {
@@ -151,7 +151,7 @@ def _(result: Card) -> RenderableType:
     return listed({name: value for name, value in rows.items() if value})
 
 
-def largest(card: Card, most: int = 10) -> list[tuple[str, int]]:
+def largest(card: ModelCard, most: int = 10) -> list[tuple[str, int]]:
     """Return the largest files, the largest first."""
     return sorted(card.files, key=lambda file: (-file[1], file[0]))[:most]
 

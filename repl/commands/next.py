@@ -13,16 +13,16 @@ from repl.commands.registry import command
 from repl.core import decoding
 from repl.core.errors import UsageError
 from repl.core.format import joined
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.sanitize import ascii_only, clean_line
-from repl.core.values import Rest
+from repl.core.values import RestOfLine
 from repl.generation import arguments
 from repl.generation.measure.processors import stages
 from repl.generation.measure.scoring import following
 from repl.generation.measure.token_text import Speller, quoted
 from repl.generation.request import Request, encode
 from repl.generation.runtime import Model
-from repl.session.position import Here, here
+from repl.session.position import Position, here
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
 from repl.terminal.shades import bar, percent, style
@@ -73,7 +73,7 @@ class Next:
     greedy: bool
 
 
-def look(resident: Model, spot: Here, count: int, emit: Emit) -> Next:
+def look(resident: Model, spot: Position, count: int, emit: JobContext) -> Next:
     """Compute what comes next; for the model thread."""
     request = spot.request
     decoding.check(request.settings, resident.facts.base)
@@ -102,7 +102,7 @@ def look(resident: Model, spot: Here, count: int, emit: Emit) -> Next:
 
 
 @command("look inside", name="next", waits=True)
-def next_(session: Session, text: Annotated[str, Rest()] = "") -> Task[Any]:
+def next_(session: Session, text: Annotated[str, RestOfLine()] = "") -> Task[Any]:
     """Show the likeliest next tokens at this point of the talk, or after TEXT.
 
     /next 20 and /next 20 TEXT show so many. Alone it goes on from the last reply, as /continue does: where the reply
@@ -114,7 +114,7 @@ def next_(session: Session, text: Annotated[str, Rest()] = "") -> Task[Any]:
     if remote is None:
         session.facts()
     count, said = _counted(text)
-    spot = Here(Request(chosen, text=said), "your text", said) if said else here(session)
+    spot = Position(Request(chosen, text=said), "your text", said) if said else here(session)
     if remote is not None:
         return session.call(
             lambda emit: Offered(

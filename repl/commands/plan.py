@@ -12,7 +12,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.format import amount, count, joined
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
 from repl.core.values import Text as Words
@@ -60,7 +60,7 @@ class Plan:
     """The row that an empty line takes, from 1 on; 0 for none."""
 
 
-def planned(load: Load, rooms: Sequence[Room], offline: bool, emit: Emit) -> Plan:
+def planned(load: Load, rooms: Sequence[Room], offline: bool, emit: JobContext) -> Plan:
     """Look a model over and weigh it; for the model thread."""
     found = survey(load, emit, offline)
     sizes = Sizes(found.config)

@@ -14,7 +14,7 @@ from repl.core.conversation import Turn
 from repl.core.errors import ReplError, UsageError
 from repl.core.events import Done, Notice
 from repl.core.format import joined
-from repl.core.jobs import Emit, Job
+from repl.core.jobs import Job, JobContext
 from repl.core.sanitize import clean, clean_line
 from repl.core.settings import Load
 from repl.core.values import Text as Words
@@ -35,7 +35,7 @@ class Recipe:
     file: str = ""
 
 
-def written(store: Models, turn: Turn, forms: list[Prompt], emit: Emit) -> Recipe:
+def written(store: Models, turn: Turn, forms: list[Prompt], emit: JobContext) -> Recipe:
     """Write the script of a reply; for the model thread."""
     record = turn.record
     assert record is not None
@@ -49,7 +49,7 @@ def written(store: Models, turn: Turn, forms: list[Prompt], emit: Emit) -> Recip
     return Recipe(turn.id, recipe.script(turn, source(record, folder), form, how))
 
 
-def reader(store: Models, record: Done, emit: Emit) -> tuple[Any, Path]:
+def reader(store: Models, record: Done, emit: JobContext) -> tuple[Any, Path]:
     """Return the tokenizer that a reply was made with and its folder: the resident one, or one from disk."""
     facts = store.facts()
     if facts and (facts.id, facts.commit) == (record.model["id"], record.model["commit"]):

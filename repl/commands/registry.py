@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from repl.core import settings
 from repl.core.errors import UsageError
-from repl.core.values import Change, Flag, Kind, Rest, Whole, kind_of, nearest
+from repl.core.values import Assignment, Flag, Integer, Kind, RestOfLine, kind_of, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 FLAG = re.compile(r"--([\w-]+)(?:(=)|\s+|$)")
@@ -17,7 +17,7 @@ WORD = re.compile(r'"([^"]*)"|\'([^\']*)\'|(\S+)')
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class Argument:
     """One thing a command takes."""
 
     name: str
@@ -34,7 +34,7 @@ class Word:
     @property
     def usage(self) -> str:
         """Return how it is written in a usage line."""
-        if isinstance(self.kind, Change):
+        if isinstance(self.kind, Assignment):
             return "[NAME=VALUE ...]"
         name = self._option if self.flag else self.name.upper()
         name += " ..." if self.many else ""
@@ -42,7 +42,7 @@ class Word:
 
     @property
     def _option(self) -> str:
-        takes = "" if isinstance(self.kind, Flag) else " N" if isinstance(self.kind, Whole) else " VALUE"
+        takes = "" if isinstance(self.kind, Flag) else " N" if isinstance(self.kind, Integer) else " VALUE"
         return "--" + self.name.replace("_", "-") + takes
 
 
@@ -52,7 +52,7 @@ class Command:
 
     name: str
     function: Callable[..., Any]
-    words: tuple[Word, ...]
+    words: tuple[Argument, ...]
     help: str
     more: str
     family: str
@@ -67,7 +67,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {}
 ALIASES: dict[str, str] = dict(settings.ALIASES)
-LINES: dict[str, str] = {}
+USER_ALIASES: dict[str, str] = {}
 """The user's own aliases: a name for a whole line."""
 
 
@@ -89,11 +89,11 @@ def add(name: str, function: Callable[..., Any], family: str, doc: str, waits: b
     COMMANDS[name] = Command(name, function, _grammar(function), first.rstrip("."), more.strip(), family, waits)
 
 
-def _grammar(function: Callable[..., Any]) -> tuple[Word, ...]:
+def _grammar(function: Callable[..., Any]) -> tuple[Argument, ...]:
     hints = get_type_hints(function, include_extras=True)
     parameters = list(inspect.signature(function).parameters.values())[1:]  # the first is the session
     return tuple(
-        Word(
+        Argument(
             spot.name,
             kind_of(hints[spot.name]),
             spot.default,
@@ -124,14 +124,14 @@ def find(name: str) -> Command:
 def alias(lines: Mapping[str, str]) -> list[str]:
     """Take over the user's aliases; returns a sentence for each that hides a command."""
     hidden = [name for name in lines if name in COMMANDS or name in ALIASES]
-    LINES.update({name: line for name, line in lines.items() if name not in hidden})
+    USER_ALIASES.update({name: line for name, line in lines.items() if name not in hidden})
     return [f"the alias {name!r} is left out: /{name} is a command" for name in hidden]
 
 
 def expand(line: str) -> str:
     """Replace an alias at the beginning of a line by what it stands for."""
     name, rest = split(line) if line.startswith("/") else ("", "")
-    return f"{LINES[name]} {rest}".strip() if name in LINES else line
+    return f"{USER_ALIASES[name]} {rest}".strip() if name in USER_ALIASES else line
 
 
 def split(line: str) -> tuple[str, str]:
@@ -162,8 +162,8 @@ def parse(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
     return arguments, named
 
 
-def _ends_in_text(words: Iterable[Word]) -> bool:
-    return any(isinstance(word.kind, Rest) and not word.flag for word in words)
+def _ends_in_text(words: Iterable[Argument]) -> bool:
+    return any(isinstance(word.kind, RestOfLine) and not word.flag for word in words)
 
 
 def _ahead(found: Command, text: str) -> tuple[str, dict[str, Any]]:
@@ -209,7 +209,7 @@ def _sort(found: Command, matches: list[re.Match[str]]) -> tuple[list[str], dict
     return loose, named
 
 
-def _read(found: Command, word: Word, text: str) -> Any:
+def _read(found: Command, word: Argument, text: str) -> Any:
     try:
         return word.kind.read(text)
     except UsageError as error:
@@ -250,7 +250,7 @@ def complete(line: str, session: Any = None) -> list[tuple[str, str]]:
     name, space, rest = line[1:].partition(" ")
     if not space:
         named = [found for found in COMMANDS.values() if found.name.startswith(name) and found.name != "say"]
-        own = [("/" + alias, line) for alias, line in LINES.items() if alias.startswith(name)]
+        own = [("/" + alias, line) for alias, line in USER_ALIASES.items() if alias.startswith(name)]
         return [*(("/" + found.name, found.help) for found in named), *own]
     try:
         found = find(name)
@@ -266,7 +266,7 @@ def _values(found: Command, rest: str, session: Any) -> list[tuple[str, str]]:
     if not words or (place >= len(words) and not words[-1].many):
         return []
     word = words[min(place, len(words) - 1)]
-    if isinstance(word.kind, Change):
+    if isinstance(word.kind, Assignment):
         return [(f"{name}=", settings.help_of(name)) for name in settings.places() if name.startswith(last)]
     if session is not None and (offer := getattr(word.kind, "offer", None)):
         return [(value, "") for value in offer(session, last)]

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repl.analysis import compare, variants
-from repl.analysis.answerers import Problem, spoken
+from repl.analysis.answerers import Problem, full_text
 from repl.analysis.replay import Again, Bits, Rehearsal, exchanges
 from repl.commands.registry import command
 from repl.core.errors import Cancelled, UsageError
@@ -114,7 +114,7 @@ def graft(session: Session, found: Sequence[Again]) -> int | None:
         if end is not None and again.messages:
             asked = talk.add("user", asked.text, end)
         state = "cancelled" if again.made.cut else "complete"
-        turn = talk.close(talk.add(role, "", asked.id), spoken(again.made), state, done)
+        turn = talk.close(talk.add(role, "", asked.id), full_text(again.made), state, done)
         end = turn.id if again.messages else None
     if end is not None:
         talk.head = end

@@ -16,9 +16,9 @@ from repl.core import texts
 from repl.core.errors import ReplError, UsageError
 from repl.core.events import Progress
 from repl.core.format import joined
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
-from repl.core.values import Rest
+from repl.core.values import RestOfLine
 from repl.generation.measure.forward import Scored
 from repl.generation.measure.scoring import score
 from repl.generation.measure.token_text import Piece, Speller, quoted
@@ -72,7 +72,7 @@ def _stride(window: int) -> int:
     return max(1, window // 2)
 
 
-def measure(resident: Model, text: str, source: str, emit: Emit) -> Score:
+def measure(resident: Model, text: str, source: str, emit: JobContext) -> Score:
     """Score a text; for the model thread."""
     ids = [int(token) for token in resident.tokenizer(text)["input_ids"]]
     if len(ids) < 2:
@@ -102,7 +102,7 @@ def measure(resident: Model, text: str, source: str, emit: Emit) -> Score:
 
 
 @command("look inside", name="score", waits=True)
-def score_(session: Session, text: Annotated[str, Rest()]) -> Task[Score]:
+def score_(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Score]:
     """Show how likely a text or file is: each token, perplexity, bits per byte.
 
     A text that is the path of a file stands for what is in it. The text is read as it stands, without the chat

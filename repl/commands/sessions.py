@@ -13,10 +13,10 @@ from repl.core import paths
 from repl.core.conversation import Conversation
 from repl.core.format import joined, shortened
 from repl.core.sanitize import clean, clean_line
-from repl.core.values import Rest
+from repl.core.values import RestOfLine
 from repl.core.values import Text as Words
 from repl.session.archive import Summary, titles
-from repl.session.results import Said
+from repl.session.results import Message
 from repl.session.session import FILE, Session
 from repl.terminal.screen import view
 
@@ -35,7 +35,7 @@ class Sessions:
 
 
 @command("history")
-def sessions(session: Session, words: Annotated[str, Rest()] = "") -> Sessions:
+def sessions(session: Session, words: Annotated[str, RestOfLine()] = "") -> Sessions:
     """List saved sessions, or those with some words.
 
     /resume ID goes on with one.
@@ -100,11 +100,13 @@ def unanswered(talk: Conversation) -> str:
 
 
 @command("history")
-def title(session: Session, text: Annotated[str, Rest()] = "") -> Said:
+def title(session: Session, text: Annotated[str, RestOfLine()] = "") -> Message:
     """Give this session a title; alone it shows it."""
     if text.strip():
         session.archive.rename(" ".join(text.split()))
-    return Said(f"title: {session.archive.title}" if session.archive.title else "no title yet · /title TEXT sets one")
+    return Message(
+        f"title: {session.archive.title}" if session.archive.title else "no title yet · /title TEXT sets one"
+    )
 
 
 def moment(when: float, now: datetime) -> str:

@@ -11,14 +11,14 @@ from repl.commands import registry
 from repl.commands.registry import command
 from repl.core import decoding, fields, settings
 from repl.core.format import joined
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
-from repl.core.values import Change, Rest
+from repl.core.values import Assignment, RestOfLine
 from repl.core.values import Text as Words
 from repl.generation.prompt.chat_template import arguments
 from repl.generation.prompt.template_values import argument
 from repl.session.change_settings import Setting, apply, change, describe, field, names
-from repl.session.results import Said
+from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.screen import view
 
@@ -72,7 +72,7 @@ def _shown(row: Setting) -> Text:
 
 
 @command("settings", waits=True)
-def set_(session: Session, name: str, value: Annotated[str, Rest()]) -> Any:
+def set_(session: Session, name: str, value: Annotated[str, RestOfLine()]) -> Any:
     """Set anything by name: settings, generation_config, template.NAME.
 
     /set template.chat_template NAME chooses one of several chat templates. /set FIELD none switches a field of the
@@ -82,20 +82,20 @@ def set_(session: Session, name: str, value: Annotated[str, Rest()]) -> Any:
     if decoding.is_setting(name):
         return change(session, settings.find(name), value)
 
-    def check(emit: Emit) -> Any:
+    def check(emit: JobContext) -> Any:
         if session.remote is not None and (found := session.remote.parameter(name, value)):
             return found
         if name.startswith(decoding.PREFIX):
             return argument(session.store.current().tokenizer, name, value, arguments(session.settings.extra))
         return field(session, decoding.other(name.replace("-", "_"), session.base()), value)
 
-    def settle(job: Any) -> Said:
+    def settle(job: Any) -> Message:
         full, found = job.result()
         kept = tuple(pair for pair in session.settings.extra if pair[0] != full)
         session.settings = replace(session.settings, extra=kept + (((full, found),) if value != "default" else ()))
         shown = "reset to the model's default" if value == "default" else fields.show(found)
         said = "" if value in ("default", fields.NONE) else decoding.remark(full, session.settings, session.base())
-        return Said(joined(f"{full} {shown}", said or "from the next reply on"))
+        return Message(joined(f"{full} {shown}", said or "from the next reply on"))
 
     return session.start(check, settle)
 
@@ -109,17 +109,17 @@ def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(sett
         return change(session, settings.find(name), "default")
     session.settings = replace(session.settings, extra=())
     apply(session, [(one, "default") for one in names("decode")])
-    return Said(f"decoding as the model has it: {decoding.phrase(session.decoding())}")
+    return Message(f"decoding as the model has it: {decoding.phrase(session.decoding())}")
 
 
 @command("settings")
-def greedy(session: Session) -> Said:
+def greedy(session: Session) -> Message:
     """Take the likeliest token at every step."""
     return apply(session, [("do_sample", "off"), ("num_beams", "1"), ("num_return_sequences", "default")])
 
 
 @command("settings")
-def sample(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> Said:
+def sample(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) -> Message:
     """Draw tokens at random: /sample temperature=0.8 top_p=0.95."""
     return apply(session, [("do_sample", "on"), ("num_beams", "1"), ("num_return_sequences", "default"), *changes])
 
@@ -127,7 +127,7 @@ def sample(session: Session, *changes: Annotated[tuple[str, str], Change()]) -> 
 def _register(name: str) -> None:
     """Make `/name [value]` from the field."""
 
-    def run(session: Session, value: Annotated[str, Rest(suggest=settings.kind(name).complete)] = "") -> Any:
+    def run(session: Session, value: Annotated[str, RestOfLine(suggest=settings.kind(name).complete)] = "") -> Any:
         return change(session, name, value)
 
     registry.add(name, run, "setting", settings.help_of(name))

@@ -13,7 +13,7 @@ from repl.core import settings
 from repl.core.events import Done
 from repl.core.format import joined
 from repl.core.sanitize import clean_line
-from repl.core.values import Rest
+from repl.core.values import RestOfLine
 from repl.session.change_settings import change
 from repl.session.session import Session
 from repl.terminal.screen import view
@@ -69,7 +69,7 @@ def label(record: Done) -> str:
 
 
 @command("rest")
-def stats(session: Session, value: Annotated[str, Rest(suggest=settings.kind("stats").complete)] = "") -> Any:
+def stats(session: Session, value: Annotated[str, RestOfLine(suggest=settings.kind("stats").complete)] = "") -> Any:
     """Show what this session has done; on or off: the figures under replies.
 
     Counted is every reply of the conversation with all its branches, also those that were stopped.

@@ -17,10 +17,10 @@ from repl.core.errors import UsageError
 from repl.core.format import joined
 from repl.core.jobs import Job
 from repl.core.sanitize import clean
-from repl.core.values import Rest, Whole
+from repl.core.values import Integer, RestOfLine
 from repl.generation.decode.batch import Made
 from repl.session.position import question, split
-from repl.session.results import Said
+from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
 
@@ -38,7 +38,7 @@ class Shown:
 @command("compare", name="sweep", waits=True)
 def sweep(
     session: Session,
-    text: Annotated[str, Rest(suggest=lambda: USUAL)] = "",
+    text: Annotated[str, RestOfLine(suggest=lambda: USUAL)] = "",
     *,
     exact: bool = False,
     force: bool = False,
@@ -85,21 +85,21 @@ def _last(session: Session) -> Sweep:
 
 
 def _line(found: Sweep, words: list[str]) -> Line:
-    number = Whole(1).read(" ".join(words) or "nothing")
+    number = Integer(1).read(" ".join(words) or "nothing")
     lines = {line.number: line for line in found.lines}
     if number not in lines:
         raise UsageError(f"there is no row {number} in the last sweep, it has {len(lines)}", "/sweep")
     return lines[number]
 
 
-def _saved(found: Sweep, file: str, force: bool) -> Said:
+def _saved(found: Sweep, file: str, force: bool) -> Message:
     file = file.strip().strip("\"'")
     if not file.endswith(".jsonl"):
         raise UsageError(f"{file!r} does not end in .jsonl", SAVE)
     rows = [_record(found, line) for line in found.lines]
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     path = write(file, content.encode("utf-8", "replace"), force, f"/sweep save {file} --force")
-    return Said(f"{len(rows)} rows written to {path}")
+    return Message(f"{len(rows)} rows written to {path}")
 
 
 def _record(found: Sweep, line: Line) -> dict[str, Any]:

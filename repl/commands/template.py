@@ -15,9 +15,9 @@ from repl.analysis.template_checks import Check, check
 from repl.commands.registry import command
 from repl.core import decoding
 from repl.core.format import joined
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.sanitize import clean, clean_line
-from repl.core.values import Rest
+from repl.core.values import RestOfLine
 from repl.generation.decode.detokenizer import Detokenizer
 from repl.generation.prompt.chat_template import Rendered, Template, arguments, render
 from repl.generation.prompt.spans import Span, spans
@@ -70,7 +70,7 @@ class Turn:
     values: Mapping[str, Any]
 
 
-def prompt(resident: Model, turn: Turn, listed: bool, emit: Emit) -> Prompt:
+def prompt(resident: Model, turn: Turn, listed: bool, emit: JobContext) -> Prompt:
     """Render a chat, and tell its tokens apart by role; for the model thread."""
     tokenizer, messages = resident.tokenizer, turn.messages
     made = render(tokenizer, messages, arguments=turn.values, prefill=turn.prefill, emit=emit)
@@ -92,14 +92,14 @@ def _pieces(tokenizer: Any, made: Rendered, parts: list[Span]) -> Iterator[Piece
         place += len(text)
 
 
-def report(resident: Model, values: Mapping[str, Any], emit: Emit) -> Report:
+def report(resident: Model, values: Mapping[str, Any], emit: JobContext) -> Report:
     """Try the template of a model; for the model thread."""
     template = Template(resident.tokenizer, values, emit)
     return Report(check(template, decoding.stops(resident.model.generation_config)))
 
 
 @command("look inside", waits=True)
-def template(session: Session, text: Annotated[str, Rest(suggest=lambda: ["check", "--ids"])] = "") -> Task[Any]:
+def template(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["check", "--ids"])] = "") -> Task[Any]:
     """Show the exact prompt of the next turn.
 
     `/template check` tries the template. /template TEXT puts TEXT where your next message goes. --ids lists the tokens

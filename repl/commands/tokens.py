@@ -14,7 +14,7 @@ from repl.core.errors import UsageError
 from repl.core.events import Done
 from repl.core.format import joined
 from repl.core.sanitize import ascii_only
-from repl.core.values import Rest
+from repl.core.values import RestOfLine
 from repl.generation.decode.kv_cache import common
 from repl.generation.measure.token_text import Piece, Speller, quoted
 from repl.session.position import made_by
@@ -59,7 +59,7 @@ def of_turn(tokenizer: Any, record: Done, known: int, listed: bool) -> Tokens:
 
 
 @command("look inside", waits=True)
-def tokens(session: Session, text: Annotated[str, Rest(suggest=lambda: ["--ids"])] = "") -> Task[Tokens]:
+def tokens(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["--ids"])] = "") -> Task[Tokens]:
     """Show how a text is cut into tokens; alone, those of the last turn.
 
     --ids lists them. The last turn is your last message as the model got it, and the reply, from the record of the

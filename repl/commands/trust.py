@@ -9,13 +9,13 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core.errors import UsageError
 from repl.core.format import joined
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
 from repl.core.values import Choice
 from repl.hub import consent
 from repl.models.memory.survey import survey
-from repl.session.results import Said
+from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.screen import view
 
@@ -31,7 +31,7 @@ class Trust:
     allowed: bool
 
 
-def asked(load: Load, allowed: bool, offline: bool, emit: Emit) -> Trust:
+def asked(load: Load, allowed: bool, offline: bool, emit: JobContext) -> Trust:
     """List a model's code without running any; for the model thread."""
     code = survey(replace(load, trust_remote_code=True), emit, offline).code
     page = f"https://huggingface.co/{load.model}/tree/{code.commit}" if code and code.commit else load.model
@@ -53,7 +53,7 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
         taken = consents.withdraw(model)
         there = any(each.load.model == model and each.load.trust_remote_code for each in session.store.residents())
         stays = f"what is loaded of it stays: /unload {model} frees it" if there else ""
-        return Said(joined(f"{model}: its code does not run", stays if taken else "it was not allowed before"))
+        return Message(joined(f"{model}: its code does not run", stays if taken else "it was not allowed before"))
     if answer == "show":
         allowed = model in consents.given and found is None
         return session.start(lambda emit: asked(wanted.load, allowed, session.store.offline, emit))

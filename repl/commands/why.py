@@ -13,7 +13,7 @@ from repl.core import decoding, fields, settings
 from repl.core.errors import UsageError
 from repl.core.events import Done
 from repl.core.settings import Settings
-from repl.core.values import Change
+from repl.core.values import Assignment
 from repl.generation.measure.processors import NAMES
 from repl.generation.measure.token_text import quoted
 from repl.session.position import made_by
@@ -32,7 +32,7 @@ ODDS = {name for name, _ in NAMES.values()}  # what is active between the model 
 
 
 @command("look inside", waits=True)
-def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Change()]) -> Task[Why]:
+def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Assignment()]) -> Task[Why]:
     """Show how a token of the last reply came about: /why 3, /why Paris.
 
     /why 3 top_p=0.8 shows it under other settings. The token is named by its number (/tokens --ids lists them) or by a

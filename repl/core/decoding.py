@@ -31,7 +31,7 @@ REMOTE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class ModelDefaults:
     """What a model brings: its own generation config, the library's defaults, and every name that config knows."""
 
     model: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Base:
     known: frozenset[str] = frozenset()
 
 
-NOTHING = Base({}, {})
+NOTHING = ModelDefaults({}, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Value:
     origin: str
 
 
-def effective(settings: Settings, base: Base) -> dict[str, Value]:
+def effective(settings: Settings, base: ModelDefaults) -> dict[str, Value]:
     """Return every decoding value in effect for the next reply."""
     names = [spot.name for spot in fields(Decode) if spot.name not in LENGTHS]
     table = {name: _value(name, settings, base) for name in names}
@@ -63,7 +63,7 @@ def effective(settings: Settings, base: Base) -> dict[str, Value]:
     }
 
 
-def _value(name: str, settings: Settings, base: Base) -> Value:
+def _value(name: str, settings: Settings, base: ModelDefaults) -> Value:
     own, library = settings.get(name), OURS.get(name, name)
     if own is not None:
         return Value(own, settings.origins.get(name, "default"))
@@ -72,7 +72,7 @@ def _value(name: str, settings: Settings, base: Base) -> Value:
     return Value(base.library.get(library, own), "default")
 
 
-def _length(settings: Settings, base: Base) -> dict[str, Value]:
+def _length(settings: Settings, base: ModelDefaults) -> dict[str, Value]:
     """Return the one limit on length that counts: yours, else the model's, else ours."""
     own = [name for name in LENGTHS if settings.get(name) is not None]
     if own:
@@ -83,7 +83,7 @@ def _length(settings: Settings, base: Base) -> dict[str, Value]:
     return {"max_new_tokens": Value(NEW_TOKENS, "default")}
 
 
-def overrides(settings: Settings, base: Base) -> dict[str, Any]:
+def overrides(settings: Settings, base: ModelDefaults) -> dict[str, Any]:
     """Return what `generate` is called with beside the model's own generation config, in the library's names.
 
     None switches a field off that the model's config sets.
@@ -115,7 +115,7 @@ def phrase(table: Mapping[str, Value]) -> str:
     return " ".join(words) or "greedy"
 
 
-def remark(name: str, settings: Settings, base: Base) -> str:
+def remark(name: str, settings: Settings, base: ModelDefaults) -> str:
     """Say what keeps a value that was just set from having an effect, with the line that changes it; or nothing."""
     values = {key: item.value for key, item in effective(settings, base).items()}
     shown = settings.get(name) if is_setting(name) else show(dict(settings.extra).get(name))
@@ -152,7 +152,7 @@ def _lacking(name: str, values: Mapping[str, Any]) -> str:
     return ""
 
 
-def check(settings: Settings, base: Base) -> None:
+def check(settings: Settings, base: ModelDefaults) -> None:
     """Refuse what the library would only refuse in the middle of a reply; raises `UsageError`."""
     table = effective(settings, base)
     values = {key: item.value for key, item in table.items()}
@@ -173,7 +173,7 @@ def check(settings: Settings, base: Base) -> None:
         raise UsageError("prompt_lookup and an assistant exclude each other", "/assistant none", "/prompt_lookup off")
 
 
-def remarks(base: Base) -> list[str]:
+def remarks(base: ModelDefaults) -> list[str]:
     """Say what in a model's own generation config keeps it from replying, with what turns it off; mostly nothing."""
     try:
         check(Settings(), base)
@@ -250,7 +250,7 @@ def stops(config: Any) -> list[int]:
     return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
-def other(name: str, base: Base) -> str:
+def other(name: str, base: ModelDefaults) -> str:
     """Return the name of a field of the library's GenerationConfig; raises `UsageError` with the nearest name."""
     if name in base.known and not name.startswith("_"):
         return name

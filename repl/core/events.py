@@ -23,12 +23,12 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class ReplyStarted:
     """A chat reply begins: its tokens come with their pieces."""
 
 
 @dataclass(frozen=True, slots=True)
-class Echo:
+class PromptEcho:
     """The text that a reply goes on from, as the model sees it; in a chat with its pieces."""
 
     text: str
@@ -36,7 +36,7 @@ class Echo:
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class Beam:
     """A live hypothesis of a beam search: what it adds to the common text, and its summed log-probability in nats."""
 
     text: str
@@ -49,7 +49,7 @@ class Beams:
 
     step: int
     common: str
-    branches: tuple[Branch, ...]
+    branches: tuple[Beam, ...]
     margin: float | None = None
     """How far the best hypothesis pruned at this step lies behind the last one kept, in nats."""
 
@@ -91,7 +91,7 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class PrunedBeam:
     """A hypothesis that a beam search did not return, where it leaves a sequence that it did.
 
     It begins with the first `shared` tokens of sequence number `sequence` (from 1). `fate` is pruned, ended (finished
@@ -109,7 +109,7 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class BeamSearch:
     """What a beam search considered: for each token of each sequence its text and log-probability in nats.
 
     `margins` has one entry for each step (see `Beams`); `cuts` are the nearest of what was given up. Where the
@@ -119,7 +119,7 @@ class Search:
     pieces: tuple[tuple[str, ...], ...]
     logprobs: tuple[tuple[float, ...], ...] = ()
     margins: tuple[float | None, ...] = ()
-    cuts: tuple[Cut, ...] = ()
+    cuts: tuple[PrunedBeam, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Measures:
+class TokenLogprobs:
     """What the model itself made of each token of a reply, before any processor; in columns, to be small on disk."""
 
     logprobs: tuple[float, ...] = ()
@@ -166,7 +166,7 @@ class Measures:
 
 
 @dataclass(frozen=True, slots=True)
-class Drafts:
+class SpeculationStats:
     """How a reply was read ahead: forward passes after the prompt's, those that checked proposals, and the tokens."""
 
     by: str
@@ -211,11 +211,11 @@ class Done:
     """Values of the chat template's variables."""
     environment: dict[str, Any] = field(default_factory=dict)
     """What else may decide between two tokens that are nearly as likely: attention, threads, devices."""
-    search: Search | None = None
+    search: BeamSearch | None = None
     """What a beam search considered."""
-    measures: Measures = field(default_factory=Measures)
+    measures: TokenLogprobs = field(default_factory=TokenLogprobs)
     """Of the reply's tokens, one for each; empty where they were not measured."""
-    drafts: Drafts | None = None
+    drafts: SpeculationStats | None = None
     """How it was read ahead."""
     taken: tuple[int, ...] = ()
     """Places, from 1, of tokens that the user put in with /take."""
@@ -253,18 +253,18 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class SideBySide:
     """Several answers to one message follow, each in a column of its own."""
 
     titles: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class InColumn:
+class ColumnEvent:
     """An event of one of several answers; columns count from 0."""
 
     column: int
     event: "Event"
 
 
-Event = Token | Opening | Echo | Beams | Progress | Notice | Done | Columns | InColumn
+Event = Token | ReplyStarted | PromptEcho | Beams | Progress | Notice | Done | SideBySide | ColumnEvent

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from repl.core.errors import UsageError
-from repl.core.values import Choice, Flag, Kind, Number, Text, Whole, refuse
+from repl.core.values import Choice, Flag, Integer, Kind, Number, Text, refuse
 
 NONE = "none"
 """The word that switches a field off, whatever the model's own generation config says."""
@@ -113,7 +113,7 @@ def _one_of(*words: Any) -> Callable[[Any], bool]:
 
 
 IDS = Json("a list of token ids", is_ids)
-ID_OR_IDS = OneOf("a token id or a list of them", (Whole(0), IDS))
+ID_OR_IDS = OneOf("a token id or a list of them", (Integer(0), IDS))
 SHARE = Number(least=0, below=1)
 CACHE_OPTIONS = _options(
     {"backend": _one_of("quanto", "hqq", "fp8"), "nbits": _one_of(1, 2, 3, 4, 8)}
@@ -176,21 +176,21 @@ def _gone(what: str, kind: Kind, off: Any = None, *hints: str) -> Field:
 
 ANY = Json("a value in JSON", lambda value: value is not None)
 FIELDS: dict[str, Field] = {
-    "min_length": Field(Whole(0), "20", 0),
+    "min_length": Field(Integer(0), "20", 0),
     "max_time": Field(Number(above=0), "5"),
     "use_cache": Field(Flag(), "off", False),
     "cache_implementation": Field(Choice(CACHES), "static"),
     "cache_config": Field(CACHE_OPTIONS, '{"nbits": 4}'),
-    "max_cache_len": Field(Whole(1), "512"),
-    "prefill_chunk_size": Field(Whole(1), "256"),
+    "max_cache_len": Field(Integer(1), "512"),
+    "prefill_chunk_size": Field(Integer(1), "256"),
     "top_h": Field(Number(above=0, most=1), "0.4"),
     "epsilon_cutoff": Field(SHARE, "0.0003", 0.0),
     "eta_cutoff": Field(SHARE, "0.0003", 0.0),
     "encoder_repetition_penalty": Field(Number(above=0), "1.2", 1.0),
-    "encoder_no_repeat_ngram_size": Field(Whole(0), "3", 0),
+    "encoder_no_repeat_ngram_size": Field(Integer(0), "3", 0),
     "bad_words_ids": Field(Json("a list of lists of token ids", _is_words), "[[5], [7, 9]]"),
     "renormalize_logits": Field(Flag(), "on", False),
-    "forced_bos_token_id": Field(Whole(0), "5"),
+    "forced_bos_token_id": Field(Integer(0), "5"),
     "forced_eos_token_id": Field(ID_OR_IDS, "2"),
     "remove_invalid_values": Field(Flag(), "on", False),
     "exponential_decay_length_penalty": Field(Json("[start, factor], a factor above 0", _is_decay), "[20, 1.05]"),
@@ -205,22 +205,22 @@ FIELDS: dict[str, Field] = {
     "disable_compile": Field(Flag(), "on", False),
     **{name: _shape(name) for name in ("output_scores", "output_logits", "return_dict_in_generate")},
     **{name: _shape(name) for name in ("output_attentions", "output_hidden_states")},
-    **{name: _drafts(Whole(1)) for name in ("num_assistant_tokens", "assistant_lookbehind", "target_lookbehind")},
-    **{name: _drafts(Whole(1)) for name in ("max_matching_ngram_size", "assistant_early_exit")},
+    **{name: _drafts(Integer(1)) for name in ("num_assistant_tokens", "assistant_lookbehind", "target_lookbehind")},
+    **{name: _drafts(Integer(1)) for name in ("max_matching_ngram_size", "assistant_early_exit")},
     **{name: _drafts(Number()) for name in ("assistant_confidence_threshold", "assistant_ensemble_weight")},
     **{name: _drafts(Text()) for name in ("num_assistant_tokens_schedule", "speculation_type")},
     "use_mtp": _drafts(Flag()),
-    "prompt_lookup_num_tokens": _drafts(Whole(1)),
+    "prompt_lookup_num_tokens": _drafts(Integer(1)),
     "is_assistant": _gone("it is for the smaller model that assists another", Flag(), False, "/assistant ID"),
-    "pad_token_id": _gone("it fills rows behind their end, which is cut here", Whole(0)),
-    "bos_token_id": _gone("it is only read where there is no prompt", Whole(0)),
+    "pad_token_id": _gone("it fills rows behind their end, which is cut here", Integer(0)),
+    "bos_token_id": _gone("it is only read where there is no prompt", Integer(0)),
     "decoder_start_token_id": _gone("it is for models with an encoder", ID_OR_IDS),
     "continuous_batching_config": _gone("it is for the library's continuous batching, which makes no reply here", ANY),
     "low_memory": _gone("the library no longer reads it", Flag()),
     "transformers_version": _gone("it names the version that wrote the config", Text(), None, "/version"),
     "penalty_alpha": _remote("contrastive search", Number()),
     "dola_layers": _remote("DoLa decoding", Text()),
-    "num_beam_groups": _remote("group beam search", Whole(1), 1),
+    "num_beam_groups": _remote("group beam search", Integer(1), 1),
     "diversity_penalty": _remote("group beam search", Number(), 0.0),
     "constraints": _remote("constrained beam search", ANY),
     "force_words_ids": _remote("constrained beam search", ANY),
@@ -248,7 +248,7 @@ def _documented(name: str) -> Field:
 
     words = re.search(rf"^\s*{name}\s*:?\s*\(([^)]*)\)?", GenerationConfig.__doc__ or "", re.MULTILINE)
     kinds: dict[str, Field] = {
-        "int": Field(Whole(0), "1"),
+        "int": Field(Integer(0), "1"),
         "float": Field(Number(), "1.0"),
         "bool": Field(Flag(), "on", False),
         "str": Field(Text(), "WORD"),

@@ -17,52 +17,52 @@ PATIENCE = 0.3  # seconds a cancelled job may take to notice by itself, before i
 GRACE = 1.5  # seconds after which a cancelled job is no longer waited for: imports cannot be interrupted
 
 
-class Emit(Protocol):
+class JobContext(Protocol):
     """The job as its own work sees it: say something, or learn that it was cancelled."""
 
     def __call__(self, event: Event) -> None:
         """Send an event to the main thread; raises `Cancelled` once the user stopped the job."""
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raise `Cancelled` once the user stopped the job."""
 
     def stopped(self) -> bool:
         """Tell whether the user stopped the job."""
 
-    def shield(self) -> AbstractContextManager[None]:
+    def uninterruptible(self) -> AbstractContextManager[None]:
         """Context in which the thread is not interrupted: imports, or writes that must be whole."""
 
-    def settle(self) -> None:
+    def begin_cleanup(self) -> None:
         """Be left alone from here on: the work has noticed the cancel and is putting things in order."""
 
 
-class Relay:
+class ForwardingContext:
     """A job as seen by work that is listened to on the way: what a listener does not change goes on to the job."""
 
-    emit: Emit
+    emit: JobContext
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raise `Cancelled` once the job was cancelled."""
-        self.emit.check()
+        self.emit.raise_if_cancelled()
 
     def stopped(self) -> bool:
         """Tell whether the job was cancelled."""
         return self.emit.stopped()
 
-    def shield(self) -> AbstractContextManager[None]:
+    def uninterruptible(self) -> AbstractContextManager[None]:
         """Keep the thread from being interrupted."""
-        return self.emit.shield()
+        return self.emit.uninterruptible()
 
-    def settle(self) -> None:
+    def begin_cleanup(self) -> None:
         """Be left alone from here on."""
-        self.emit.settle()
+        self.emit.begin_cleanup()
 
 
 class Job(Generic[T]):
     """Work on the model thread. Iterate for its events; the iteration raises what the work raised."""
 
-    def __init__(self, work: Callable[[Emit], T]) -> None:
-        self._work: Callable[[Emit], T] | None = work
+    def __init__(self, work: Callable[[JobContext], T]) -> None:
+        self._work: Callable[[JobContext], T] | None = work
         self._events: SimpleQueue[Event | None] = SimpleQueue()
         self._stop = False
         self._shielded = False
@@ -80,10 +80,10 @@ class Job(Generic[T]):
 
     def __call__(self, event: Event) -> None:
         """Send an event; raises `Cancelled` once the job was cancelled."""
-        self.check()
+        self.raise_if_cancelled()
         self._events.put(event)
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raise `Cancelled` once the job was cancelled, unless it is settling."""
         if self._stop and not self._settling:
             raise Cancelled
@@ -93,16 +93,16 @@ class Job(Generic[T]):
         return self._stop
 
     @contextmanager
-    def shield(self) -> Iterator[None]:
+    def uninterruptible(self) -> Iterator[None]:
         """Keep the thread from being interrupted; a cancel takes effect at the end."""
         self._shielded = True
         try:
             yield
         finally:
             self._shielded = self._settling
-        self.check()
+        self.raise_if_cancelled()
 
-    def settle(self) -> None:
+    def begin_cleanup(self) -> None:
         """Be left alone from here on."""
         self._shielded = self._settling = True
 
@@ -172,7 +172,7 @@ class Job(Generic[T]):
         try:
             self._value = self._guarded()
         except BaseException as error:
-            self._error = bare(error)
+            self._error = strip_traceback(error)
         finally:
             self._thread = 0
             self._work = None  # the closure may hold a model
@@ -186,14 +186,14 @@ class Job(Generic[T]):
         assert self._work is not None
         self._thread = threading.get_ident()
         try:
-            self.check()
+            self.raise_if_cancelled()
             return self._work(self)
         finally:
             with self._lock:  # an interrupt is sent under this lock: it arrives here at the latest
                 self._thread = 0
 
 
-def bare(error: BaseException) -> BaseException:
+def strip_traceback(error: BaseException) -> BaseException:
     """Drop the frames of an error and of its causes, which would keep a model alive; their text stays in `trace`."""
     error.__dict__["trace"] = "".join(traceback.format_exception(error))
     link: BaseException | None = error
@@ -212,7 +212,7 @@ class Worker:
         self._current: Job[Any] | None = None
         self._thread.start()
 
-    def start(self, work: Callable[[Emit], T]) -> Job[T]:
+    def start(self, work: Callable[[JobContext], T]) -> Job[T]:
         """Queue work; it runs when everything started before it has ended."""
         job = Job(work)
         self._jobs.put(job)
@@ -247,7 +247,7 @@ class Worker:
                 continue
 
 
-class Lookup(Generic[T]):
+class CachedLookup(Generic[T]):
     """A value that is looked up on a thread of its own, and again when it is older than some seconds."""
 
     def __init__(self, work: Callable[[], T], value: T, seconds: float) -> None:
@@ -270,7 +270,7 @@ class Lookup(Generic[T]):
         self._value = self._work()
 
 
-def apart(work: Callable[[], T], seconds: float | None = None) -> T:
+def run_isolated(work: Callable[[], T], seconds: float | None = None) -> T:
     """Run work on a thread of its own, whose frames end with it, and wait for it; raises what it raised.
 
     Raises `TimeoutError` after `seconds`; the thread is left to end by itself then.
@@ -294,7 +294,7 @@ def apart(work: Callable[[], T], seconds: float | None = None) -> T:
     return value  # type: ignore[return-value]  # set whenever there was no error
 
 
-def aside(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
+def run_in_thread(work: Callable[[], T], emit: JobContext, seconds: float = 0.0) -> T:
     """Run blocking network work on a thread of its own, so that a cancel is never held up by a silent peer.
 
     Raises `TimeoutError` after `seconds` (0: none) and `Cancelled` at once; the thread is left to end by itself.
@@ -315,7 +315,7 @@ def aside(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
 
 
 @contextmanager
-def beside(works: Sequence[Callable[[], None]], emit: Emit) -> Iterator[None]:
+def beside(works: Sequence[Callable[[], None]], emit: JobContext) -> Iterator[None]:
     """Run network work on threads of its own while the context does something else, and wait for all of it at the end.
 
     Works look for a cancel themselves; after one, the job is left alone until they have ended. Raises what one raised.
@@ -335,14 +335,14 @@ def beside(works: Sequence[Callable[[], None]], emit: Emit) -> Iterator[None]:
     for thread in threads:
         while thread.is_alive():
             if emit.stopped():
-                emit.settle()
+                emit.begin_cleanup()
             thread.join(0.05)
     if errors:
         raise errors[0]
 
 
-def flowing(
-    work: Callable[[Callable[[T], None]], None], emit: Emit, cut: Callable[[], None], seconds: float = 0.0
+def stream_from_thread(
+    work: Callable[[Callable[[T], None]], None], emit: JobContext, cut: Callable[[], None], seconds: float = 0.0
 ) -> Generator[T]:
     """Yield what blocking network work hands over, from a thread of its own that `cut` must end.
 
@@ -370,10 +370,10 @@ def flowing(
         cut()
 
 
-def _waited(outcome: SimpleQueue[T], emit: Emit, seconds: float) -> T:
+def _waited(outcome: SimpleQueue[T], emit: JobContext, seconds: float) -> T:
     deadline = time.monotonic() + seconds
     while True:
-        emit.check()
+        emit.raise_if_cancelled()
         with suppress(Empty):
             return outcome.get(timeout=0.05)
         if seconds and time.monotonic() > deadline:

@@ -8,16 +8,16 @@ from typing import Annotated, Any, get_type_hints
 
 from repl.core.errors import UsageError
 from repl.core.values import (
+    BoolOrNever,
     Choice,
     Device,
     Flag,
+    Integer,
     Kind,
     MaxMemory,
     Number,
-    OrNever,
     Strings,
     Text,
-    Whole,
     kind_of,
     nearest,
 )
@@ -74,22 +74,24 @@ class Load:
 class Decode:
     """How text is made; None takes the model's own value. Changes count from the next reply on."""
 
-    max_new_tokens: Annotated[int | None, Whole(1)] = setting(None, "most tokens of one reply")
-    max_length: Annotated[int | None, Whole(1)] = setting(None, "most tokens of prompt and reply together")
-    min_new_tokens: Annotated[int | None, Whole(0)] = setting(None, "fewest tokens before a reply may end", off=0)
+    max_new_tokens: Annotated[int | None, Integer(1)] = setting(None, "most tokens of one reply")
+    max_length: Annotated[int | None, Integer(1)] = setting(None, "most tokens of prompt and reply together")
+    min_new_tokens: Annotated[int | None, Integer(0)] = setting(None, "fewest tokens before a reply may end", off=0)
     do_sample: Annotated[bool | None, Flag()] = setting(
         None, "draw tokens at random instead of taking the likeliest", off=False
     )
-    num_beams: Annotated[int | None, Whole(1, 1000)] = setting(None, "hypotheses kept by beam search; 1 is off", off=1)
-    num_return_sequences: Annotated[int | None, Whole(1, 1000)] = setting(None, "answers made for each prompt", off=1)
+    num_beams: Annotated[int | None, Integer(1, 1000)] = setting(
+        None, "hypotheses kept by beam search; 1 is off", off=1
+    )
+    num_return_sequences: Annotated[int | None, Integer(1, 1000)] = setting(None, "answers made for each prompt", off=1)
     length_penalty: Annotated[float | None, Number()] = setting(
         None, "exponent on the length that beam scores are divided by", off=0.0
     )
-    early_stopping: Annotated[bool | str | None, OrNever()] = setting(None, "when a beam search may end", off=False)
+    early_stopping: Annotated[bool | str | None, BoolOrNever()] = setting(None, "when a beam search may end", off=False)
     temperature: Annotated[float | None, Number(above=0)] = setting(
         None, "flattens (above 1) or sharpens the odds", off=1.0
     )
-    top_k: Annotated[int | None, Whole(0)] = setting(None, "draw from the K likeliest tokens; 0 is off", off=0)
+    top_k: Annotated[int | None, Integer(0)] = setting(None, "draw from the K likeliest tokens; 0 is off", off=0)
     top_p: Annotated[float | None, Number(above=0, most=1)] = setting(
         None, "draw from the likeliest tokens that together reach this; 1 is off", off=1.0
     )
@@ -102,11 +104,11 @@ class Decode:
     repetition_penalty: Annotated[float | None, Number(above=0)] = setting(
         None, "makes tokens that occurred less likely; 1 is off", off=1.0
     )
-    no_repeat_ngram_size: Annotated[int | None, Whole(0)] = setting(
+    no_repeat_ngram_size: Annotated[int | None, Integer(0)] = setting(
         None, "no run of this many tokens occurs twice; 0 is off", off=0
     )
     stop: Annotated[tuple[str, ...] | None, Strings()] = setting(None, "texts that end a reply", off=())
-    seed: Annotated[int | None, Whole(0, 2**63 - 1)] = setting(
+    seed: Annotated[int | None, Integer(0, 2**63 - 1)] = setting(
         None, "fixes the random draws; without it each reply differs", off=None
     )
     overflow: Annotated[str, Choice(("ask", "stop", "drop_oldest"))] = setting(
@@ -115,7 +117,7 @@ class Decode:
     reuse: Annotated[bool, Flag()] = setting(
         True, "keep the KV cache: only what differs from the text before is computed"
     )
-    prompt_lookup: Annotated[int, Whole(0, 100, zero="off")] = setting(
+    prompt_lookup: Annotated[int, Integer(0, 100, zero="off")] = setting(
         0, "tokens copied ahead from the text, checked in one pass; try 10", off=0
     )
     assistant: Annotated[str, Text("an id or a folder, or none", lambda: ["none"])] = setting(
@@ -142,10 +144,10 @@ class View:
         "dark", "colours for a dark or light terminal, or none"
     )
     editing_mode: Annotated[str, Choice(("emacs", "vi"))] = setting("emacs", "whose keys the line editor has")
-    logprobs: Annotated[int, Whole(0, 100)] = setting(
+    logprobs: Annotated[int, Integer(0, 100)] = setting(
         0, "record log-probabilities and this many alternatives (for --json)"
     )
-    keep_models: Annotated[int, Whole(1, zero="auto")] = setting(
+    keep_models: Annotated[int, Integer(1, zero="auto")] = setting(
         0, "models kept in memory, longest unused goes first; auto: what fits"
     )
 

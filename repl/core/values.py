@@ -58,7 +58,7 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class Integer:
     """A whole number within bounds, both included; `zero` is a word for 0."""
 
     least: int = 0
@@ -272,7 +272,7 @@ def _unescape(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class OrNever:
+class BoolOrNever:
     """On, off, or never: how `early_stopping` ends a beam search."""
 
     phrase: str = "on, off or never"
@@ -291,7 +291,7 @@ class OrNever:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Assignment:
     """A `name=value` word, kept as the pair."""
 
     phrase: str = "name=value, such as temperature=0.8"
@@ -313,7 +313,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class RestOfLine:
     """The rest of the line as it was typed."""
 
     phrase: str = "a text"
@@ -332,7 +332,7 @@ class Rest:
         return self.suggest()
 
 
-PLAIN: dict[Any, Kind] = {bool: Flag(), int: Whole(), float: Number(), str: Text()}
+PLAIN: dict[Any, Kind] = {bool: Flag(), int: Integer(), float: Number(), str: Text()}
 
 
 def kind_of(annotation: Any) -> Kind:

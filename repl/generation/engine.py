@@ -10,9 +10,9 @@ from typing import Any
 
 from repl.core import decoding
 from repl.core.errors import Cancelled, Failed, ReplError, UsageError
-from repl.core.events import Done, Echo, Measures, Notice, Search, Sequence, Timing, Token, Usage
+from repl.core.events import BeamSearch, Done, Notice, PromptEcho, Sequence, Timing, Token, TokenLogprobs, Usage
 from repl.core.explain import is_memory, sentence
-from repl.core.jobs import Emit, bare
+from repl.core.jobs import JobContext, strip_traceback
 from repl.core.parts import Parts
 from repl.generation import arguments
 from repl.generation.arguments import Arguments
@@ -20,7 +20,7 @@ from repl.generation.decode import loop
 from repl.generation.decode.beams import Watch, spelled
 from repl.generation.decode.detokenizer import streamer
 from repl.generation.decode.drafters import Drafting, Get
-from repl.generation.measure.forward import breakable, entry, finite, one_sentence
+from repl.generation.measure.forward import cancellable_forward, input_device, library_errors, nan_guard
 from repl.generation.measure.token_stats import Meter
 from repl.generation.prompt import chat_template
 from repl.generation.prompt.reply_parser import Begun, Reading
@@ -31,7 +31,7 @@ from repl.models.imports import release
 from repl.models.memory.out_of_memory import dead, out_of_memory
 
 
-def reply(resident: Model, request: Request, emit: Emit, get: Get | None = None) -> Done:
+def reply(resident: Model, request: Request, emit: JobContext, get: Get | None = None) -> Done:
     """Answer a request with `Token` or `Beams` events; a cancelled reply is returned with what there is of it.
 
     `get` brings another model beside it, the assistant. Raises `UsageError` before anything is made, `NoMemory` or
@@ -40,7 +40,7 @@ def reply(resident: Model, request: Request, emit: Emit, get: Get | None = None)
     began = time.monotonic()
     decoding.check(request.settings, resident.facts.base)
     chosen = arguments.of_settings(resident, request.settings)
-    with one_sentence("the prompt cannot be encoded"):
+    with library_errors("the prompt cannot be encoded"):
         prompt = encode(resident, request, chosen.config.max_new_tokens or resident.facts.context, emit)
         if chosen.config.token_healing:
             prompt, chosen = healed(resident, request, chosen, prompt)
@@ -51,12 +51,12 @@ def reply(resident: Model, request: Request, emit: Emit, get: Get | None = None)
     try:
         return run.done(*run.generate())
     except Cancelled:
-        emit.settle()
-        with one_sentence("the reply cannot be decoded"):
+        emit.begin_cleanup()
+        with library_errors("the reply cannot be decoded"):
             return run.done(run.told(run.partial()), "cancelled")
     except ReplError as error:
-        emit.settle()
-        with suppress(ReplError), one_sentence("the reply cannot be decoded"):
+        emit.begin_cleanup()
+        with suppress(ReplError), library_errors("the reply cannot be decoded"):
             error.partial = run.done(run.partial(), "failed")
         raise
 
@@ -68,19 +68,19 @@ def healed(resident: Model, request: Request, chosen: Arguments, prompt: Prompt)
     if request.chats:
         said = "token_healing takes the control tokens out of a chat's prompt: it is for plain text"
         raise UsageError(said, "/set token_healing none", "/raw TEXT")
-    ids = torch.tensor([prompt.ids], device=entry(resident.model))
+    ids = torch.tensor([prompt.ids], device=input_device(resident.model))
     found = resident.model.heal_tokens(ids, resident.tokenizer)[0].tolist()
     chosen.config.token_healing = False
     return replace(prompt, ids=found), replace(chosen, given={**chosen.given, "token_healing": False})
 
 
-def reading(resident: Model, request: Request, prompt: list[int], emit: Emit) -> Reading | None:
+def reading(resident: Model, request: Request, prompt: list[int], emit: JobContext) -> Reading | None:
     """Return what reads a reply in a chat, None for a text that is completed."""
     begun = request.begun or (Begun(request.prefill, request.prefill) if request.chats else None)
     return Reading(resident.tokenizer, prompt, begun, lambda said: mention(resident, said, emit)) if begun else None
 
 
-def mention(resident: Model, said: str, emit: Emit) -> None:
+def mention(resident: Model, said: str, emit: JobContext) -> None:
     """Say something about a model once."""
     if said and said not in resident.runtime.notices_shown:
         resident.runtime.notices_shown.add(said)
@@ -91,7 +91,7 @@ class Run:
     """One reply on its way: what goes into `generate`, what has come out so far, and the record of it."""
 
     def __init__(
-        self, resident: Model, request: Request, prompt: Prompt, chosen: Arguments, emit: Emit, began: float
+        self, resident: Model, request: Request, prompt: Prompt, chosen: Arguments, emit: JobContext, began: float
     ) -> None:
         self.resident, self.request, self.arguments, self.emit = resident, request, chosen, emit
         self.config = config = chosen.config
@@ -134,9 +134,9 @@ class Run:
     def generate(self) -> tuple[list[Sequence], str]:
         """Run the library's `generate`; raises `Cancelled`, or one `ReplError` for whatever the library raises."""
         try:
-            with one_sentence("the reply stopped"), ExitStack() as hooks:
+            with library_errors("the reply stopped"), ExitStack() as hooks:
                 self._echo()
-                hooks.enter_context(breakable(self.resident.model, self._may_go_on))
+                hooks.enter_context(cancellable_forward(self.resident.model, self._may_go_on))
                 if not self.beams:
                     hooks.enter_context(self.meter.reading(self.resident.model))
                 output = self._call()
@@ -144,12 +144,12 @@ class Run:
                 sequences, finish = self._sequences(output), self._finish(output)
                 return self.told(sequences), finish
         except Failed as error:
-            self.emit.settle()
+            self.emit.begin_cleanup()
             if lost := dead(str(error.__cause__)):
                 raise lost from error
             if error.__cause__ is None or not is_memory(error.__cause__):
                 raise
-            words = sentence(bare(error.__cause__))
+            words = sentence(strip_traceback(error.__cause__))
         self.resident.runtime.kv_cache.drop()
         release()
         raise out_of_memory(self.resident, self.config, len(self.prompt), words)
@@ -159,7 +159,7 @@ class Run:
             self.reading.open(self.emit)
             self.reader = self.reading.begin()
         elif self.request.text:
-            self.emit(Echo(self.resident.tokenizer.decode(self.prompt, skip_special_tokens=True)))
+            self.emit(PromptEcho(self.resident.tokenizer.decode(self.prompt, skip_special_tokens=True)))
 
     def _call(self) -> Any:
         import torch
@@ -167,7 +167,7 @@ class Run:
         if self.seed is not None:
             torch.manual_seed(self.seed)
         model = self.resident.model
-        ids = torch.tensor([self.prompt], device=entry(model))
+        ids = torch.tensor([self.prompt], device=input_device(model))
         extra = {} if self.beams else {"streamer": self._streamer()}
         lent, drafting = self._lent(ids), self.drafting
         with lent as (past, self.reused), drafting.proposals(self.config, ids, past) as (proposals, cache):
@@ -179,7 +179,10 @@ class Run:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=self._returning(),
-                logits_processor=[*([self.watch] if self.beams else []), finite(self.resident.facts, len(self.prompt))],
+                logits_processor=[
+                    *([self.watch] if self.beams else []),
+                    nan_guard(self.resident.facts, len(self.prompt)),
+                ],
                 stopping_criteria=[self._told_to_stop],
                 tokenizer=self.resident.tokenizer,
                 **{**self.arguments.off, **cache, **extra},
@@ -204,7 +207,7 @@ class Run:
 
     def _made(self, token: Token) -> None:
         """Pass a token on; raises `Cancelled`. What was shown is kept, whenever the reply is broken off."""
-        with self.emit.shield():
+        with self.emit.uninterruptible():
             self.emit(self._read(token))
             self.last_at = time.monotonic()
             self.first_at = self.first_at or self.last_at
@@ -227,7 +230,7 @@ class Run:
         """Break a forward pass off; a beam search past its prompt ends by itself and keeps its best."""
         self.resident.runtime.threads.hurry()
         if not (self.beams and self.watch.steps):
-            self.emit.check()
+            self.emit.raise_if_cancelled()
 
     # tell
 
@@ -258,7 +261,7 @@ class Run:
     def told(self, sequences: list[Sequence]) -> list[Sequence]:
         """Emit the winner of a beam search as tokens: the search itself has none to stream."""
         if self.beams:
-            self.emit.settle()
+            self.emit.begin_cleanup()
             for token in self._spelled(sequences[0].token_ids):
                 self.emit(self._read(token))
         return sequences
@@ -267,7 +270,7 @@ class Run:
         """Return what there is of a reply that was broken off, telling the text that was held back."""
         if self.beams:
             return [self.sequence(self.watch.best())]
-        with suppress(ReplError), one_sentence("the tokenizer fails at what was held back"):
+        with suppress(ReplError), library_errors("the tokenizer fails at what was held back"):
             # from the ids alone: the streamer may have read a token that was not passed on
             whole = "".join(token.text for token in self._spelled(self.ids))
             told = "".join(self.pieces)
@@ -322,11 +325,11 @@ class Run:
             template=chat_template.arguments(settings.extra) if self.request.chats else {},
             environment=environment(facts),
             search=self._search(sequences) if self.beams else None,
-            measures=Measures() if self.beams else self.meter.measures(best.token_ids),
+            measures=TokenLogprobs() if self.beams else self.meter.measures(best.token_ids),
             drafts=self.drafting.drafts(),
         )
 
-    def _search(self, sequences: list[Sequence]) -> Search:
+    def _search(self, sequences: list[Sequence]) -> BeamSearch:
         rows = [found.token_ids for found in sequences]
         return self.watch.search(self.before, rows)
 

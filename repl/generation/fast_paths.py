@@ -57,7 +57,7 @@ def _ahead(resident: Model, chosen: Settings) -> str:
 
 
 def _rows(resident: Model, chosen: Settings) -> str:
-    if not kv_cache.plain(resident.model):
+    if not kv_cache.is_plain_kv(resident.model):
         return "this model's KV cache cannot be copied for each row"
     return _decode_loop(resident, chosen) or (
         "" if _fits(resident, chosen) else "a setting needs a KV cache for each row"

@@ -2,14 +2,14 @@
 
 from typing import Protocol
 
-from repl.core.decoding import Base
+from repl.core.decoding import ModelDefaults
 from repl.core.errors import NoModel
 from repl.core.events import Done
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.generation import engine
 from repl.generation.request import Request
 from repl.generation.runtime import Models
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 
 
 class Engine(Protocol):
@@ -32,13 +32,13 @@ class Engine(Protocol):
         """Whether messages go through a chat template."""
 
     @property
-    def base(self) -> Base:
+    def base(self) -> ModelDefaults:
         """What it brings to decoding."""
 
     def made(self, record: Done) -> bool:
         """Tell whether it made a reply and can go on from its very ids."""
 
-    def reply(self, request: Request, emit: Emit) -> Done:
+    def reply(self, request: Request, emit: JobContext) -> Done:
         """Answer a request; a cancelled reply is returned with what there is of it, a failed one is in the error."""
 
 
@@ -49,7 +49,7 @@ class Local:
         self._store = store
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> ModelInfo:
         """Return what is loaded; raises `NoModel`."""
         if (facts := self._store.facts()) is None:
             raise NoModel("no model is loaded", "/model builtin")
@@ -76,7 +76,7 @@ class Local:
         return self.facts.chats
 
     @property
-    def base(self) -> Base:
+    def base(self) -> ModelDefaults:
         """Return the model's own generation config."""
         return self.facts.base
 
@@ -85,6 +85,6 @@ class Local:
         made = record.model
         return "server" not in made and (made.get("id"), made.get("commit")) == (self.facts.id, self.facts.commit)
 
-    def reply(self, request: Request, emit: Emit) -> Done:
+    def reply(self, request: Request, emit: JobContext) -> Done:
         """Answer on the model thread."""
         return engine.reply(self._store.current(), request, emit, self._store.get)

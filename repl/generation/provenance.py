@@ -3,10 +3,10 @@
 from typing import Any
 
 from repl.core.settings import Settings
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 
 
-def described(facts: Facts, settings: Settings) -> dict[str, Any]:
+def described(facts: ModelInfo, settings: Settings) -> dict[str, Any]:
     """Return the `model` entry of a record."""
     return {
         "id": facts.id,
@@ -29,14 +29,14 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("transformers", "torch", "tokenizers")}
 
 
-def environment(facts: Facts) -> dict[str, Any]:
+def environment(facts: ModelInfo) -> dict[str, Any]:
     """Return what else may decide between two tokens that are nearly as likely."""
     import torch
 
     return {"attention": facts.attention, "threads": torch.get_num_threads(), "devices": _devices(facts)}
 
 
-def _devices(facts: Facts) -> dict[str, str]:
+def _devices(facts: ModelInfo) -> dict[str, str]:
     import torch
 
     places = sorted(set(facts.device_map.values()))

@@ -6,7 +6,7 @@ from typing import Any
 
 from repl.core.errors import UsageError
 from repl.core.events import Notice
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.settings import Settings
 from repl.generation.prompt import chat_template, context_window
 from repl.generation.prompt.context_window import Fitted
@@ -56,7 +56,7 @@ class Prompt:
     dropped: tuple[int, ...] = ()
 
 
-def encode(resident: Model, request: Request, wanted: int, emit: Emit) -> Prompt:
+def encode(resident: Model, request: Request, wanted: int, emit: JobContext) -> Prompt:
     """Return the ids of the prompt; of a chat that is too long, those that the overflow setting allows.
 
     `wanted` is how many tokens the reply may have. Raises `UsageError`, among them `Overflow`, and `Failed` where
@@ -77,7 +77,7 @@ def encode(resident: Model, request: Request, wanted: int, emit: Emit) -> Prompt
     return Prompt(fitted.ids, dropped)
 
 
-def _fitted(resident: Model, request: Request, wanted: int, emit: Emit) -> Fitted:
+def _fitted(resident: Model, request: Request, wanted: int, emit: JobContext) -> Fitted:
     values: dict[str, Any] = chat_template.arguments(request.settings.extra)
 
     def count(messages: Sequence[Message]) -> list[int]:

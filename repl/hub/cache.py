@@ -18,7 +18,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class LocalModel:
     """A model on disk: its name as the user said it, its folder, its commit ('' for a plain folder), its GGUF file."""
 
     id: str
@@ -28,7 +28,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class ModelRequest:
     """What is asked for: a model, and which of its files will be read."""
 
     model: str
@@ -44,9 +44,9 @@ class Want:
 
 def cached(
     model: str, revision: str = "main", gguf_file: str = "", *, pickle: bool = False, code: bool = False
-) -> Found | None:
+) -> LocalModel | None:
     """Find a model that is complete in the cache."""
-    return find(Want(model, revision, gguf_file, pickle, code))
+    return find(ModelRequest(model, revision, gguf_file, pickle, code))
 
 
 def cached_models() -> list[str]:
@@ -73,14 +73,14 @@ def snapshot(model: str, revision: str) -> Path | None:
     return None
 
 
-def find(want: Want) -> Found | None:
+def find(want: ModelRequest) -> LocalModel | None:
     """Find what is wanted, if all of it is there."""
     folder = snapshot(want.model, want.revision)
     whole = folder is not None and complete(folder, want)
-    return Found(want.model, folder, folder.name, want.gguf_file) if folder and whole else None
+    return LocalModel(want.model, folder, folder.name, want.gguf_file) if folder and whole else None
 
 
-def complete(folder: Path, want: Want) -> bool:
+def complete(folder: Path, want: ModelRequest) -> bool:
     """Tell whether a folder holds every file that loading takes: config, tokenizer, all weights, code if wanted."""
     if want.gguf_file:
         return (folder / want.gguf_file).is_file()

@@ -9,10 +9,10 @@ from typing import Any
 from repl.core import settings
 from repl.core.errors import NotFound, ReplError, Unreachable
 from repl.core.events import Progress
-from repl.core.jobs import Emit, Lookup
+from repl.core.jobs import CachedLookup, JobContext
 from repl.hub import builtin, cache, locate, validate, weight_headers
-from repl.hub.cache import Want
-from repl.hub.download import glimpse, prepare, watched
+from repl.hub.cache import ModelRequest
+from repl.hub.download import call_hub, lookup_quietly, prepare
 
 ANSWER = 3.0  # seconds for the Hub to answer a search
 LISTED = 12  # models of a search that are shown
@@ -22,10 +22,10 @@ WANTED = ("downloads", "gated", "safetensors", "usedStorage", "tags")
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 
-def wanted(text: str) -> Want:
+def wanted(text: str) -> ModelRequest:
     """Return what `id@revision` or `id:file.gguf` asks for."""
     parts = {name: word for name, word in settings.address(text) if word != "default"}
-    return Want(parts["model"], parts.get("revision", "main"), parts.get("gguf_file", ""))
+    return ModelRequest(parts["model"], parts.get("revision", "main"), parts.get("gguf_file", ""))
 
 
 # the cache
@@ -43,12 +43,12 @@ class Cached:
     used: float
 
 
-def cached(emit: Emit) -> list[Cached]:
+def cached(emit: JobContext) -> list[Cached]:
     """List the models in the cache, the last used first; reads headers only."""
     prepare(emit)
     found = []
     for repo in _repos():
-        emit.check()
+        emit.raise_if_cancelled()
         found.append(_cached(repo))
     return sorted(found, key=lambda each: -each.used)
 
@@ -67,7 +67,7 @@ def _cached(repo: Any) -> Cached:
     revisions = sorted(repo.revisions, key=lambda each: ("main" in each.refs, each.last_modified))
     place = Path(revisions[-1].snapshot_path) if revisions else Path()
     packed = sorted(path.name for path in place.glob("*.gguf")) if revisions else []
-    whole = bool(revisions) and cache.complete(place, Want(repo.repo_id))
+    whole = bool(revisions) and cache.complete(place, ModelRequest(repo.repo_id))
     if packed and not whole:
         return Cached(f"{repo.repo_id}:{packed[0]}", repo.size_on_disk, True, "gguf", 0, repo.last_accessed)
     dtype, parameters = stored(place) if whole else ("", 0)
@@ -104,7 +104,7 @@ class Freed:
     folder: str
 
 
-def erase(id: str, emit: Emit, really: bool) -> Freed:
+def erase(id: str, emit: JobContext, really: bool) -> Freed:
     """Delete a model from the cache, or only find out what that would free; raises `NotFound`."""
     from huggingface_hub import scan_cache_dir
 
@@ -118,7 +118,7 @@ def erase(id: str, emit: Emit, really: bool) -> Freed:
     alone = replace(scan_cache_dir(cache.home()), repos=frozenset({repo}))
     plan = alone.delete_revisions(*(each.commit_hash for each in repo.revisions))
     if really:
-        with emit.shield():
+        with emit.uninterruptible():
             plan.execute()
     return Freed(id, plan.expected_freed_size, len(repo.revisions), str(repo.repo_path))
 
@@ -138,7 +138,7 @@ class Listed:
     licence: str
 
 
-def search(text: str, emit: Emit, offline: bool) -> list[Listed]:
+def search(text: str, emit: JobContext, offline: bool) -> list[Listed]:
     """Ask the Hub for models with these words in their name, the most downloaded first; raises `Unreachable`."""
     from huggingface_hub import constants
 
@@ -154,7 +154,7 @@ def search(text: str, emit: Emit, offline: bool) -> list[Listed]:
         return [_listed(each) for each in HfApi().list_models(search=text or None, **options)]
 
     try:
-        found = watched(ask, emit, ANSWER)
+        found = call_hub(ask, emit, ANSWER)
     except Exception as error:  # sockets, TLS, statuses, pages of a captive portal
         raise Unreachable("the Hub does not answer") from error
     names.found(each.id for each in found)
@@ -168,7 +168,7 @@ def _listed(model: Any) -> Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class ModelCard:
     """What is known of a model that is not loaded; `files` are names and bytes, `source` is Hub or cache."""
 
     id: str
@@ -187,7 +187,7 @@ class Card:
     files: list[tuple[str, int]]
 
 
-def card(want: Want, emit: Emit, offline: bool) -> Card:
+def card(want: ModelRequest, emit: JobContext, offline: bool) -> ModelCard:
     """Read the card of a model from the Hub, or what the cache knows where the Hub is silent.
 
     Raises `NotFound` and `Unreachable` as `hub.locate` does.
@@ -199,21 +199,21 @@ def card(want: Want, emit: Emit, offline: bool) -> Card:
     if not (offline or constants.HF_HUB_OFFLINE):
         ask = partial(HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3)
         try:
-            return _card(want, watched(ask, emit, locate.PROBE))
+            return _card(want, call_hub(ask, emit, locate.PROBE))
         except Exception as error:
-            problem = locate.explained(error, want, emit) or locate.absent(want, "cannot reach the Hub")
+            problem = locate.explained(error, want, emit) or locate.not_cached(want, "cannot reach the Hub")
             if here is None:
                 raise problem from error
     if here is None:
-        raise locate.absent(want, "offline")
+        raise locate.not_cached(want, "offline")
     return _from_cache(want, here)
 
 
-def _card(want: Want, said: Any) -> Card:
+def _card(want: ModelRequest, said: Any) -> ModelCard:
     data = said.card_data.to_dict() if said.card_data else {}
     parameters = said.safetensors.parameters if said.safetensors else {}
     kinds = (said.config or {}).get("architectures") or []
-    return Card(
+    return ModelCard(
         id=want.model,
         source="Hub",
         commit=said.sha or "",
@@ -231,14 +231,14 @@ def _card(want: Want, said: Any) -> Card:
     )
 
 
-def _from_cache(want: Want, here: Path) -> Card:
+def _from_cache(want: ModelRequest, here: Path) -> ModelCard:
     try:
         kinds = validate.read_config(here).get("architectures")
     except ReplError:
         kinds = None
     dtype, parameters = stored(here)
     paths = sorted(path for path in here.rglob("*") if path.is_file())
-    return Card(
+    return ModelCard(
         id=want.model,
         source="cache",
         commit=here.name,
@@ -263,15 +263,15 @@ def _several(value: Any) -> list[str]:
 # names for completion
 
 
-class Names:
+class ModelNames:
     """What `/model` may be followed by; asking never waits for a disk or a network."""
 
     def __init__(self) -> None:
         self.offline = True  # until a session says otherwise
         self.held: Callable[[], list[str]] = list
         """The ids in memory; a session says which."""
-        self._cached = Lookup(lambda: [builtin.ID, *cache.cached_models()], [builtin.ID], 2.0)
-        self._hub: Lookup[list[str]] = Lookup(_popular, [], 900.0)
+        self._cached = CachedLookup(lambda: [builtin.ID, *cache.cached_models()], [builtin.ID], 2.0)
+        self._hub: CachedLookup[list[str]] = CachedLookup(_popular, [], 900.0)
         self._found: dict[str, None] = {}
 
     def found(self, ids: Iterable[str]) -> None:
@@ -296,7 +296,7 @@ def _popular() -> list[str]:
             return []
         return [each.id for each in HfApi().list_models(pipeline_tag=TASK, sort="downloads", limit=POPULAR)]
 
-    return glimpse(ask) or []
+    return lookup_quietly(ask) or []
 
 
-names = Names()
+names = ModelNames()

@@ -12,7 +12,7 @@ from repl.core import atomic_write
 from repl.core.errors import ReplError
 from repl.core.settings import Load
 from repl.hub import validate
-from repl.hub.cache import Found
+from repl.hub.cache import LocalModel
 from repl.hub.validate import NeedsCode
 from repl.hub.weight_headers import bad, check_link, locate, read_json
 
@@ -49,7 +49,7 @@ class Consents:
             self._write()
         return self.given.pop(model, None) is not None
 
-    def check(self, load: Load, found: Found) -> None:
+    def check(self, load: Load, found: LocalModel) -> None:
         """Raise `NeedsCode` if the code is not what was allowed; code that was switched on by hand is from now on."""
         declared, code = asked_for(found.folder), sources(found.folder)
         if not declared and not code:
@@ -115,7 +115,7 @@ def check_places(place: Path, declared: Mapping[str, Any]) -> None:
                 locate(place, file)
 
 
-def mark(found: Found) -> str:
+def mark(found: LocalModel) -> str:
     """Return what a consent is for: the commit, or for a plain folder a digest of its code and of what asks for it."""
     if found.commit:
         return found.commit

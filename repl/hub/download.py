@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from repl.core.errors import Cancelled
 from repl.core.events import Progress
-from repl.core.jobs import Emit, aside
+from repl.core.jobs import JobContext, run_in_thread
 from repl.core.library import abort_downloads
 from repl.core.log import Bar
 
@@ -17,66 +17,66 @@ T = TypeVar("T")
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
 
 
-class Call:
+class HubCall:
     """A call of the library that runs aside; `left` once nobody waits for it."""
 
-    current: ContextVar["Call | None"] = ContextVar("current", default=None)
+    current: ContextVar["HubCall | None"] = ContextVar("current", default=None)
 
-    def __init__(self, emit: Emit | None = None) -> None:
+    def __init__(self, emit: JobContext | None = None) -> None:
         self.emit = emit
         self.left = False
 
 
-class Watch(logging.Handler):
+class HubLogHandler(logging.Handler):
     """Keeps the library's words off the terminal; that it tries again ends a call that was left, and else is told."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Raise `Cancelled` on a thread that nobody waits for."""
-        call = Call.current.get()
+        call = HubCall.current.get()
         if call is not None and call.left:
             raise Cancelled
         if call is not None and call.emit is not None and "Retrying" in record.getMessage():
             call.emit(Progress("wait for the Hub to answer"))  # by 429 it may ask for half a minute
 
 
-def prepare(emit: Emit) -> None:
+def prepare(emit: JobContext) -> None:
     """Import the library and take its log off the terminal."""
-    with emit.shield():  # an import cut short stays broken
+    with emit.uninterruptible():  # an import cut short stays broken
         _prepare()
 
 
 def _prepare() -> None:
     importlib.import_module("huggingface_hub.hf_api")
     logger = logging.getLogger("huggingface_hub")
-    if not any(isinstance(each, Watch) for each in logger.handlers):
-        logger.handlers[:] = [Watch()]
+    if not any(isinstance(each, HubLogHandler) for each in logger.handlers):
+        logger.handlers[:] = [HubLogHandler()]
     logger.propagate = True
 
 
-def glimpse(work: Callable[[], T]) -> T | None:
+def lookup_quietly(work: Callable[[], T]) -> T | None:
     """Run a call of the library on this thread, without its attempts to try again; None for whatever goes wrong."""
-    call = Call()
+    call = HubCall()
     call.left = True
-    before = Call.current.set(call)
+    before = HubCall.current.set(call)
     try:
         _prepare()
         return work()
     except (Cancelled, Exception):  # what is only looked up in passing may fail without a word
         return None
     finally:
-        Call.current.reset(before)
+        HubCall.current.reset(before)
 
 
-def watched(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
+def call_hub(work: Callable[[], T], emit: JobContext, seconds: float = 0.0) -> T:
     """Run a call of the library aside; raises `TimeoutError` after `seconds`, `Cancelled` at once."""
-    call = Call(emit)
+    call = HubCall(emit)
 
     def run() -> T:
-        Call.current.set(call)
+        HubCall.current.set(call)
         return work()
 
     try:
-        return aside(run, emit, seconds)
+        return run_in_thread(run, emit, seconds)
     except Cancelled:
         abort_downloads()
         raise
@@ -84,10 +84,10 @@ def watched(work: Callable[[], T], emit: Emit, seconds: float = 0.0) -> T:
         call.left = True
 
 
-class Meter:
+class DownloadProgress:
     """Adds up the bytes of several files and says how far they are; before there is a plan it is silent."""
 
-    def __init__(self, emit: Emit, sizes: dict[str, int]) -> None:
+    def __init__(self, emit: JobContext, sizes: dict[str, int]) -> None:
         self._emit, self._sizes = emit, sizes
         self._total = self._before = self._done = 0
         self._name = ""
@@ -114,7 +114,7 @@ class Meter:
 
     def report(self, _: str, done: int, __: int) -> None:
         """Take a step of the file under way; raises `Cancelled` once the job was stopped."""
-        self._emit.check()
+        self._emit.raise_if_cancelled()
         self._done = done
         if self._total:
             self._emit(Progress("download", self._before + done, self._total, "B"))

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from repl.core.errors import BadModel, Cancelled, NotFound, ReplError, Unreachable, UsageError
 from repl.core.events import Progress
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.hub import cache
-from repl.hub.cache import Found, Want, cached, cached_models
+from repl.hub.cache import LocalModel, ModelRequest, cached, cached_models
 from repl.hub.consent import could_run
-from repl.hub.download import Meter, prepare, watched
+from repl.hub.download import DownloadProgress, call_hub, prepare
 
-__all__ = ["Found", "adapter", "cached", "cached_models", "locate"]
+__all__ = ["LocalModel", "adapter", "cached", "cached_models", "locate"]
 
 PROBE, GLANCE = 4.5, 2.0  # seconds for the Hub to answer at all; for what only makes an error message better
 SMALL = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.json")
@@ -35,18 +35,18 @@ def locate(
     model: str,
     revision: str,
     gguf_file: str,
-    emit: Emit,
+    emit: JobContext,
     *,
     offline: bool = False,
     pickle: bool = False,
     code: bool = False,
-) -> Found:
+) -> LocalModel:
     """Find a model on this machine, or download it; a complete copy is used without asking the Hub.
 
     Raises `UsageError` for what cannot be an id, `NotFound`, `Unreachable` (within 5 s where nothing answers),
     `BadModel` for a repository without a model that loads, `ReplError` where the disk does not take it.
     """
-    want = Want(model, revision, gguf_file, pickle, code)
+    want = ModelRequest(model, revision, gguf_file, pickle, code)
     if found := local(want) or cache.find(want):
         return found
     prepare(emit)
@@ -54,19 +54,19 @@ def locate(
     from huggingface_hub import constants
 
     if offline or constants.HF_HUB_OFFLINE:
-        raise absent(want, "offline")
+        raise not_cached(want, "offline")
     emit(Progress("resolve"))
     return download(want, probe(want, emit).sizes, emit)
 
 
-def adapter(name: str, revision: str, emit: Emit, offline: bool = False) -> Found:
+def adapter(name: str, revision: str, emit: JobContext, offline: bool = False) -> LocalModel:
     """Find an adapter on this machine, or download its config and its safetensors; raises as `locate` does."""
-    want, files = Want(name, revision), ("adapter_config.json", "adapter_model.safetensors")
+    want, files = ModelRequest(name, revision), ("adapter_config.json", "adapter_model.safetensors")
     if found := local(want):
         return found
     folder = cache.snapshot(name, revision)
     if folder and all((folder / file).is_file() for file in files):
-        return Found(name, folder, folder.name, "")
+        return LocalModel(name, folder, folder.name, "")
     prepare(emit)
     check_id(name)
     from huggingface_hub import constants
@@ -77,23 +77,23 @@ def adapter(name: str, revision: str, emit: Emit, offline: bool = False) -> Foun
     sizes = probe(want, emit).sizes
     if missing := [file for file in files if file not in sizes]:
         raise BadModel(f"{want} holds no {missing[0]}, and only such adapters are read", "/adapter none")
-    meter = Meter(emit, sizes)
+    meter = DownloadProgress(emit, sizes)
     check_room(want, meter.plan(list(files)))
     folder = begin(want, files[0], meter, emit)
     fetch(want, files[1], folder.name, meter, emit)
-    return Found(name, folder, folder.name, "")
+    return LocalModel(name, folder, folder.name, "")
 
 
-def local(want: Want) -> Found | None:
+def local(want: ModelRequest) -> LocalModel | None:
     """Find a folder or a .gguf file; raise `NotFound` for a path that leads nowhere, None for what is no path."""
     if not want.model.strip():
         raise UsageError("no model is named", BUILTIN)
     with suppress(OSError, RuntimeError, ValueError):  # a name too long for a path, a home that is not there
         path = Path(want.model).expanduser().absolute()
         if path.is_dir():
-            return Found(want.model, path, "", want.gguf_file)
+            return LocalModel(want.model, path, "", want.gguf_file)
         if path.is_file() and path.suffix.lower() == ".gguf":
-            return Found(want.model, path.parent, "", path.name)
+            return LocalModel(want.model, path.parent, "", path.name)
         if path.is_file():
             raise BadModel(f"{want.model!r} is neither a folder nor a .gguf file", f"/model {path.parent}")
     if PATH.match(want.model):
@@ -116,7 +116,7 @@ def check_id(model: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class RepoFiles:
     """What the Hub says of a model: its commit, whether it is gated, its files with their sizes in bytes.
 
     `stored` counts the parameters of the safetensors by dtype, where the Hub knows.
@@ -128,29 +128,29 @@ class Listing:
     stored: dict[str, int]
 
 
-def probe(want: Want, emit: Emit) -> Listing:
+def probe(want: ModelRequest, emit: JobContext) -> RepoFiles:
     """Ask the Hub for a model, within a few seconds."""
     from huggingface_hub import HfApi
 
     ask = partial(HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3)
     try:
-        info = watched(ask, emit, PROBE)
+        info = call_hub(ask, emit, PROBE)
     except Exception as error:  # sockets, TLS, the page of a captive portal: no answer is no answer
-        raise explained(error, want, emit) or absent(want, "cannot reach the Hub") from error
+        raise explained(error, want, emit) or not_cached(want, "cannot reach the Hub") from error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     stored = getattr(getattr(info, "safetensors", None), "parameters", None) or {}
-    return Listing(info.sha or "", bool(info.gated), sizes, dict(stored))
+    return RepoFiles(info.sha or "", bool(info.gated), sizes, dict(stored))
 
 
-def download(want: Want, sizes: dict[str, int], emit: Emit) -> Found:
+def download(want: ModelRequest, sizes: dict[str, int], emit: JobContext) -> LocalModel:
     """Bring the files that are needed into the cache, all of one commit."""
-    if problem := flaw(want, list(sizes)):
+    if problem := repo_problem(want, list(sizes)):
         raise problem
-    meter = Meter(emit, sizes)
+    meter = DownloadProgress(emit, sizes)
     if want.gguf_file:
         check_room(want, meter.plan([want.gguf_file]))
         folder = begin(want, want.gguf_file, meter, emit)
-        return Found(want.model, folder, folder.name, want.gguf_file)
+        return LocalModel(want.model, folder, folder.name, want.gguf_file)
     folder = begin(want, "config.json", meter, emit)
     first = cache.head(sizes, want.pickle)
     if first.endswith(".json"):
@@ -159,10 +159,10 @@ def download(want: Want, sizes: dict[str, int], emit: Emit) -> Found:
     check_room(want, meter.plan(names))
     for name in names:
         fetch(want, name, folder.name, meter, emit)
-    return Found(want.model, folder, folder.name, "")
+    return LocalModel(want.model, folder, folder.name, "")
 
 
-def begin(want: Want, name: str, meter: Meter, emit: Emit) -> Path:
+def begin(want: ModelRequest, name: str, meter: DownloadProgress, emit: JobContext) -> Path:
     """Download the first file by the revision's name, which the cache remembers; return the folder of its commit."""
     fetch(want, name, want.revision, meter, emit)
     folder = cache.snapshot(want.model, want.revision)
@@ -171,7 +171,7 @@ def begin(want: Want, name: str, meter: Meter, emit: Emit) -> Path:
     return folder
 
 
-def needed(want: Want, folder: Path, first: str, names: Iterable[str]) -> list[str]:
+def needed(want: ModelRequest, folder: Path, first: str, names: Iterable[str]) -> list[str]:
     """Choose the files: tokenizer, templates, defaults, code if wanted, then the weights that begin with `first`."""
     top = [name for name in names if "/" not in name and any(fnmatchcase(name, pattern) for pattern in LIGHT)]
     templates = [name for name in names if name.startswith("additional_chat_templates/")]
@@ -182,13 +182,13 @@ def needed(want: Want, folder: Path, first: str, names: Iterable[str]) -> list[s
     return [*top, *templates, *code, *weights]
 
 
-def fetch(want: Want, name: str, revision: str, meter: Meter, emit: Emit) -> None:
+def fetch(want: ModelRequest, name: str, revision: str, meter: DownloadProgress, emit: JobContext) -> None:
     """Download one file into the cache."""
     from huggingface_hub import hf_hub_download
 
     bar = meter.begin(name)
     try:
-        watched(partial(hf_hub_download, want.model, name, revision=revision, tqdm_class=bar), emit)
+        call_hub(partial(hf_hub_download, want.model, name, revision=revision, tqdm_class=bar), emit)
         meter.end()
     except Cancelled:
         raise Cancelled(f"files that have come whole are kept, {name} will start again") from None
@@ -196,7 +196,7 @@ def fetch(want: Want, name: str, revision: str, meter: Meter, emit: Emit) -> Non
         raise explained(error, want, emit) or Unreachable(meter.stopped(), f"/model {want.model}") from error
 
 
-def check_room(want: Want, size: int) -> None:
+def check_room(want: ModelRequest, size: int) -> None:
     """Raise `ReplError` if the disk of the cache has fewer bytes free than this."""
     place, free = disk()
     if size > free:
@@ -213,7 +213,7 @@ def disk() -> tuple[Path, int]:
 # what went wrong, in the user's terms
 
 
-def flaw(want: Want, names: list[str]) -> ReplError | None:
+def repo_problem(want: ModelRequest, names: list[str]) -> ReplError | None:
     """Say why a repository with these files does not hold what is wanted."""
     packed = [f"/model {want.model}:{name}" for name in names if name.endswith(".gguf")][:5]
     if want.gguf_file:
@@ -224,21 +224,21 @@ def flaw(want: Want, names: list[str]) -> ReplError | None:
         return BadModel(f"{want} is an adapter, not a whole model", f"/adapter {want.model}")
     if "config.json" not in names:
         return BadModel(f"{want} holds no config.json: it is no model for transformers")
-    return None if cache.head(names, want.pickle) else weightless(want, names)
+    return None if cache.head(names, want.pickle) else no_weights(want, names)
 
 
-def weightless(want: Want, names: list[str]) -> BadModel:
+def no_weights(want: ModelRequest, names: list[str]) -> BadModel:
     """Say that there are no weights, or only pickles."""
     if cache.head(names, pickle=True):
         return BadModel(f"the weights of {want} are pickles, which can run code when read", "/allow_pickle true")
     return BadModel(f"{want} holds no weights: no model.safetensors and no index of several")
 
 
-def absent(want: Want, why: str) -> ReplError:
+def not_cached(want: ModelRequest, why: str) -> ReplError:
     """Say that a model is not on this machine, and what is."""
     folder = cache.snapshot(want.model, want.revision)
     if folder and not want.pickle and cache.complete(folder, replace(want, pickle=True)):
-        return weightless(want, [path.name for path in folder.iterdir()])
+        return no_weights(want, [path.name for path in folder.iterdir()])
     state = f"the cached copy of {want} is incomplete" if folder else f"{want} is not cached"
     known = cached_models()
     others = f"; cached models: {', '.join(known[:5])}{', ...' if known[5:] else ''}" if known else ""
@@ -246,7 +246,7 @@ def absent(want: Want, why: str) -> ReplError:
     return Unreachable(f"{why} and {state}{others}", *[f"/model {name}" for name in nearest], BUILTIN)
 
 
-def explained(error: Exception, want: Want, emit: Emit) -> ReplError | None:
+def explained(error: Exception, want: ModelRequest, emit: JobContext) -> ReplError | None:
     """Translate what the Hub or the disk said; None where nobody said anything."""
     from huggingface_hub import errors
 
@@ -267,23 +267,25 @@ def explained(error: Exception, want: Want, emit: Emit) -> ReplError | None:
     return None
 
 
-def refused(want: Want, status: int) -> ReplError:
+def refused(want: ModelRequest, status: int) -> ReplError:
     """Say what an HTTP status means here."""
     words = next((each.phrase.lower() for each in HTTPStatus if each == status), "no known status")
     if status == HTTPStatus.UNAUTHORIZED:
         return NotFound("the Hub does not accept the saved token", LOGIN)
     if status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
         return NotFound(f"the Hub does not give out {want}: {status} {words}", LOGIN)
-    return absent(want, f"the Hub answers {status} ({words})")
+    return not_cached(want, f"the Hub answers {status} ({words})")
 
 
-def unknown(want: Want, emit: Emit) -> NotFound:
+def unknown(want: ModelRequest, emit: JobContext) -> NotFound:
     """Say that there is no such model, with the nearest that there are."""
     from huggingface_hub import HfApi
 
     word = want.model.split("/")[-1]
     near = difflib.get_close_matches(want.model, cached_models(), 3)
-    near += glance(lambda: [each.id for each in HfApi().list_models(search=word, sort="downloads", limit=3)], emit)
+    near += quick_lookup(
+        lambda: [each.id for each in HfApi().list_models(search=word, sort="downloads", limit=3)], emit
+    )
     return NotFound(
         f"no model {want.model!r} on the Hub (or it is private)",
         *[f"/model {name}" for name in dict.fromkeys(near)],
@@ -291,7 +293,7 @@ def unknown(want: Want, emit: Emit) -> NotFound:
     )
 
 
-def unrevised(want: Want, emit: Emit) -> NotFound:
+def unrevised(want: ModelRequest, emit: JobContext) -> NotFound:
     """Say that there is no such revision, with those that there are."""
     from huggingface_hub import HfApi
 
@@ -299,14 +301,14 @@ def unrevised(want: Want, emit: Emit) -> NotFound:
         refs = HfApi().list_repo_refs(want.model)
         return [each.name for each in (*refs.branches, *refs.tags)]
 
-    known = glance(ask, emit)
+    known = quick_lookup(ask, emit)
     near = difflib.get_close_matches(want.revision, known, 3) or known[:5]
     return NotFound(f"no revision {want.revision!r} of {want.model!r}", *[f"/revision {name}" for name in near])
 
 
-def glance(work: Callable[[], list[str]], emit: Emit) -> list[str]:
+def quick_lookup(work: Callable[[], list[str]], emit: JobContext) -> list[str]:
     """Look up what only makes a message better: for two seconds, and nothing if that is not enough."""
     try:
-        return watched(work, emit, GLANCE)
+        return call_hub(work, emit, GLANCE)
     except Exception:  # the message has to come without it
         return []

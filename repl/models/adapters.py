@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from repl.core import library
 from repl.core.errors import BadModel, MissingExtra, ReplError
 from repl.core.events import Progress
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.settings import Load
 from repl.hub import locate, weight_headers
 
@@ -44,7 +44,7 @@ class Adapter:
 
 
 @dataclass(eq=False)
-class Base:
+class BaseModel:
     """A model as it is without an adapter, for as long as a resident model stands on it; `served` was the last."""
 
     model: Any
@@ -62,15 +62,15 @@ class Base:
 class Bases:
     """The models in memory that an adapter may be put on without reading them again."""
 
-    known: "WeakValueDictionary[Load, Base]" = field(default_factory=WeakValueDictionary)
+    known: "WeakValueDictionary[Load, BaseModel]" = field(default_factory=WeakValueDictionary)
 
-    def take(self, bare: Load, adapter: str) -> Base | None:
+    def take(self, bare: Load, adapter: str) -> BaseModel | None:
         """Return the base of a load without its adapter; the adapter it served last means to load it again."""
         base = self.known.get(bare)
         return base if base and base.served != adapter and not library.offloaded(base.model) else None
 
 
-def find(adapter: Adapter, emit: Emit, offline: bool) -> Path:
+def find(adapter: Adapter, emit: JobContext, offline: bool) -> Path:
     """Find the folder of an adapter, downloading it if need be; raises what `hub.locate` raises."""
     if importlib.util.find_spec("peft") is None:
         raise MissingExtra("adapters need the peft package", "pip install 'hub-repl[peft]'", NONE)
@@ -153,13 +153,13 @@ def shell(model: Any) -> Any:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def attach(model: Any, folder: Path, merge: bool, emit: Emit) -> Any:
+def attach(model: Any, folder: Path, merge: bool, emit: JobContext) -> Any:
     """Return a model with an adapter put on or merged in; the model itself is changed by it."""
     config, tensors = examine(folder)
     fits(model, config, tensors)
     emit(Progress("put the adapter on"))
     try:
-        with emit.shield():
+        with emit.uninterruptible():
             return _attached(model, folder, merge, sorted(_targets(tensors)))
     except ReplError:
         raise

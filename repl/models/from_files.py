@@ -9,7 +9,7 @@ from repl.core import library, log
 from repl.core.errors import BadModel, Cancelled, MissingExtra, ReplError
 from repl.core.events import Progress
 from repl.core.explain import is_memory, sentence
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.settings import Load
 from repl.hub import consent, locate, validate
 from repl.hub.validate import NeedsCode
@@ -20,7 +20,7 @@ HALVES = ("decoder_layers", "num_decoder_layers")
 """What the config of an encoder with a decoder has, of which the decoder is used alone."""
 
 
-def config(found: locate.Found, load: Load) -> Any:
+def config(found: locate.LocalModel, load: Load) -> Any:
     """Read the config; what it says about attention code is dropped, it could name code on the Hub."""
     from transformers import AutoConfig
 
@@ -32,7 +32,7 @@ def config(found: locate.Found, load: Load) -> Any:
     return config
 
 
-def _options(load: Load, found: locate.Found, form: str) -> dict[str, Any]:
+def _options(load: Load, found: locate.LocalModel, form: str) -> dict[str, Any]:
     options: dict[str, Any] = {
         "dtype": quantization.dtype(load),
         **device_map.options(load),
@@ -122,14 +122,14 @@ def _class(config: Any) -> Any:
     return None
 
 
-def tokenizer(found: locate.Found, load: Load, emit: Emit) -> Any:
+def tokenizer(found: locate.LocalModel, load: Load, emit: JobContext) -> Any:
     """Read the tokenizer; raises `BadModel`."""
     from transformers import AutoTokenizer
 
     emit(Progress("read the tokenizer"))
     extra = {"gguf_file": found.gguf_file} if found.gguf_file else {}
     try:
-        with emit.shield():
+        with emit.uninterruptible():
             return AutoTokenizer.from_pretrained(
                 str(found.folder), trust_remote_code=load.trust_remote_code, local_files_only=True, **extra
             )
@@ -139,7 +139,7 @@ def tokenizer(found: locate.Found, load: Load, emit: Emit) -> Any:
         raise _unread(found, load, error) from error
 
 
-def _unread(found: locate.Found, load: Load, error: BaseException) -> ReplError:
+def _unread(found: locate.LocalModel, load: Load, error: BaseException) -> ReplError:
     """Say why a tokenizer does not load, and what would help."""
     if not load.trust_remote_code and (own := consent.tokenizer_code(found.folder)):
         needs = NeedsCode(own, config="tokenizer_config.json")
@@ -158,9 +158,9 @@ def _has(*packages: str) -> bool:
         return False
 
 
-def model(found: locate.Found, load: Load, config: Any, form: str, emit: Emit) -> tuple[Any, dict[str, Any]]:
+def model(found: locate.LocalModel, load: Load, config: Any, form: str, emit: JobContext) -> tuple[Any, dict[str, Any]]:
     """Read the weights into a model; returns it with the library's report on tensors."""
-    with emit.shield():
+    with emit.uninterruptible():
         _class(config)  # imports the model's own code
     emit(Progress("read weights"))
     kind, other = auto_class(config), _seeing_class(config)
@@ -173,7 +173,7 @@ def model(found: locate.Found, load: Load, config: Any, form: str, emit: Emit) -
     return read, report
 
 
-def check(found: locate.Found, model: Any, report: dict[str, Any]) -> None:
+def check(found: locate.LocalModel, model: Any, report: dict[str, Any]) -> None:
     """Refuse what was read if it is not whole, or would decode without end; raises `BadModel`."""
     _complete(found, report)
     _modest(model.generation_config)
@@ -210,7 +210,7 @@ def _why_silent(config: Any, name: str) -> str:
     return f"{name} cannot be used: the library's own generate() fails with it"
 
 
-def _complete(found: locate.Found, report: dict[str, Any]) -> None:
+def _complete(found: locate.LocalModel, report: dict[str, Any]) -> None:
     """Refuse weights that lack tensors: the library would fill them with random numbers and say so in a table."""
     for name, stored, wanted in sorted(report.get("mismatched_keys") or ())[:1]:
         shapes = f"{list(stored)}, but config.json makes it {list(wanted)}"

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 
 from repl.core import log
 from repl.core.events import Progress
-from repl.core.jobs import Emit, apart
+from repl.core.jobs import JobContext, run_isolated
 
 
-def bring(emit: Emit) -> None:
+def bring(emit: JobContext) -> None:
     """Import torch and transformers once; an import that is broken off cannot be made good."""
     if "transformers.generation.utils" in sys.modules:
         return
     emit(Progress("import torch and transformers"))
-    with emit.shield():
-        apart(_import)  # what is frozen below holds on to the frames it was made in, and what those came to hold
+    with emit.uninterruptible():
+        run_isolated(_import)  # what is frozen below holds on to the frames it was made in, and what those came to hold
 
 
 def _import() -> None:

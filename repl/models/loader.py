@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from repl.core import decoding, library, paths
-from repl.core.decoding import Base
+from repl.core.decoding import ModelDefaults
 from repl.core.errors import BadModel, Unreachable
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.settings import Load
 from repl.hub import builtin, locate, validate
 from repl.hub.consent import Consents
@@ -26,7 +26,7 @@ NOISE = ("transformers_version", "use_cache", "output_attentions", "output_hidde
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ModelInfo:
     """What a loaded model is, without any tensor: safe to read on every thread."""
 
     id: str
@@ -45,7 +45,7 @@ class Facts:
     layers: int
     vocabulary: int
     chats: bool
-    base: Base
+    base: ModelDefaults
     seconds: float
     quantization: str = "none"
     """The form of the weights: none, int8, int4, 8bit, 4bit, or the one they are stored in."""
@@ -78,7 +78,7 @@ class LoadedModel(Generic[R]):
     """A model in memory with its tokenizer, and what generation keeps beside it; for the model thread."""
 
     load: Load
-    facts: Facts
+    facts: ModelInfo
     model: Any
     tokenizer: Any
     runtime: R
@@ -96,7 +96,7 @@ MakeRoom = Callable[[int, Callable[[list[Room]], None]], None]
 
 def bring(
     load: Load,
-    emit: Emit,
+    emit: JobContext,
     offline: bool,
     make_room: MakeRoom,
     make_runtime: Callable[[], R],
@@ -130,7 +130,7 @@ def bring(
     return LoadedModel(load, facts, model.eval(), base.tokenizer, make_runtime(), paths_of_modules, base)
 
 
-def _bare(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: Consents) -> adapters.Base:
+def _bare(load: Load, emit: JobContext, offline: bool, make_room: MakeRoom, consents: Consents) -> adapters.BaseModel:
     """Read a model from its files; an adapter to be merged comes before packing, every other after it."""
     device_map.options(load)  # a device that is not there needs no model to be found
     found = _find(load, emit, offline)
@@ -147,17 +147,17 @@ def _bare(load: Load, emit: Emit, offline: bool, make_room: MakeRoom, consents: 
         later = not quantization.packs(load) or Adapter.of(load.adapter).merge
         packing = None if later else _packed(model, load, emit)
     unexpected = tuple(sorted(report.get("unexpected_keys") or ()))
-    return adapters.Base(model, tokenizer, found, weights, packing, unexpected=unexpected)
+    return adapters.BaseModel(model, tokenizer, found, weights, packing, unexpected=unexpected)
 
 
-def _packed(model: Any, load: Load, emit: Emit) -> packed_linear.Packing:
+def _packed(model: Any, load: Load, emit: JobContext) -> packed_linear.Packing:
     if "disk" in device_map.placed(model).values():
         said = f"{load.quantize} packs weights in memory, and some are on disk"
         raise BadModel(said, "/max_memory default", "/quantize none")
     return packed_linear.pack(model, load.quantize, emit)
 
 
-def _examined(load: Load, found: locate.Found, consents: Consents) -> Weights:
+def _examined(load: Load, found: locate.LocalModel, consents: Consents) -> Weights:
     """Check the folder, and that code which it may run is what was allowed."""
     try:
         if load.trust_remote_code:
@@ -170,7 +170,7 @@ def _examined(load: Load, found: locate.Found, consents: Consents) -> Weights:
         raise
 
 
-def tokenizer(load: Load, emit: Emit, consents: Consents | None = None) -> tuple[Any, Path]:
+def tokenizer(load: Load, emit: JobContext, consents: Consents | None = None) -> tuple[Any, Path]:
     """Load the tokenizer alone of a model that is on this machine, and tell its folder; raises a `ReplError`."""
     imports.bring(emit)
     found = _find(load, emit, offline=True)
@@ -179,9 +179,9 @@ def tokenizer(load: Load, emit: Emit, consents: Consents | None = None) -> tuple
     return from_files.tokenizer(found, load, emit), found.folder
 
 
-def _find(load: Load, emit: Emit, offline: bool) -> locate.Found:
+def _find(load: Load, emit: JobContext, offline: bool) -> locate.LocalModel:
     if load.model == builtin.ID:
-        return locate.Found(builtin.ID, _builtin(emit, offline), "", "")
+        return locate.LocalModel(builtin.ID, _builtin(emit, offline), "", "")
     return locate.locate(
         load.model,
         load.revision,
@@ -193,7 +193,7 @@ def _find(load: Load, emit: Emit, offline: bool) -> locate.Found:
     )
 
 
-def _builtin(emit: Emit, offline: bool) -> Path:
+def _builtin(emit: JobContext, offline: bool) -> Path:
     if not offline:
         return builtin.folder(paths.cache(), emit)
     if (made := builtin.ready(paths.cache())) is None:
@@ -201,12 +201,12 @@ def _builtin(emit: Emit, offline: bool) -> Path:
     return made
 
 
-def _facts(load: Load, base: adapters.Base, model: Any, began: float) -> Facts:
+def _facts(load: Load, base: adapters.BaseModel, model: Any, began: float) -> ModelInfo:
     found, weights, tokenizer = base.found, base.weights, base.tokenizer
     config = model_config.text(model.config)
     places, own = device_map.placed(model), _base(model)
     size = base.bytes if load.adapter == "none" else model.get_memory_footprint()
-    return Facts(
+    return ModelInfo(
         id=load.model,
         commit=found.commit,
         folder=str(found.folder),
@@ -247,11 +247,11 @@ def _beyond(tokenizer: Any, vocabulary: int) -> list[str]:
     return [said] if 0 < vocabulary < count else []
 
 
-def _base(model: Any) -> Base:
+def _base(model: Any) -> ModelDefaults:
     from transformers import GenerationConfig
 
     theirs = model.generation_config.to_diff_dict().items()
     own = {name: value for name, value in theirs if value is not None and name not in NOISE and name[0] != "_"}
     if isinstance(own.get("stop_strings"), str):
         own["stop_strings"] = [own["stop_strings"]]
-    return Base(own, library.generation_defaults(), frozenset(vars(GenerationConfig())))
+    return ModelDefaults(own, library.generation_defaults(), frozenset(vars(GenerationConfig())))

@@ -8,7 +8,7 @@ from typing import Any
 from repl.core import library
 from repl.core.errors import MissingExtra
 from repl.core.events import Progress
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 
 GROUP = 32  # int4 weights that share a scale and a zero
 TILE = 16  # rows that the int4 kernel works on together: what is left over is padded
@@ -29,7 +29,7 @@ class Packing:
     """Linear layers whose shape the kernel does not take; they stay as they were."""
 
 
-def pack(model: Any, quantize: str, emit: Emit) -> Packing:
+def pack(model: Any, quantize: str, emit: JobContext) -> Packing:
     """Swap every linear layer of a model for a packed one, one after the other, each original freed at once.
 
     Raises `MissingExtra` where this build of torch has no kernels that are right.
@@ -133,7 +133,7 @@ def replaced(linear: Any, quantize: str, twice: bool = False) -> Any:
     with torch.no_grad():
         weight = linear.weight.detach()
         weight = weight if hasattr(linear, "in_features") else weight.t()
-        quantized = eight(weight) if quantize == "int8" else four(weight, twice)
+        quantized = quantize_int8(weight) if quantize == "int8" else quantize_int4(weight, twice)
         return linear_class()(quantize, tuple(weight.shape), *quantized, linear.bias)
 
 
@@ -143,7 +143,7 @@ def chunks(weight: Any) -> Iterator[Any]:
         yield weight[start : start + CHUNK].float()
 
 
-def eight(weight: Any) -> tuple[Any, Any]:
+def quantize_int8(weight: Any) -> tuple[Any, Any]:
     """Quantize to int8 with one bfloat16 scale a row: values (rows, columns), scales (rows)."""
     import torch
 
@@ -155,7 +155,7 @@ def eight(weight: Any) -> tuple[Any, Any]:
     return torch.cat(values).contiguous(), torch.cat(scales)
 
 
-def four(weight: Any, twice: bool = False) -> tuple[Any, Any]:
+def quantize_int4(weight: Any, twice: bool = False) -> tuple[Any, Any]:
     """Quantize to int4 with a bfloat16 scale and zero for each group, in the kernel's own order.
 
     A weight is `(value - 8) * scale + zero`; scale and zero have shape (groups, rows, 2). Twice, what the first time
@@ -167,17 +167,17 @@ def four(weight: Any, twice: bool = False) -> tuple[Any, Any]:
     for block in chunks(weight):
         block = torch.nn.functional.pad(block, (0, 0, 0, -block.shape[0] % TILE))
         if twice:
-            steps, scale, zero = stepped(block)
+            steps, scale, zero = round_groups(block)
             rest = block - ((steps - 8) * scale.unsqueeze(-1) + zero.unsqueeze(-1)).view(block.shape)
             block = torch.cat([block, rest], 1)
-        steps, scale, zero = stepped(block)
+        steps, scale, zero = round_groups(block)
         whole = steps.to(torch.int32).view(block.shape)
         values.append(library.int4_weights(whole))
         scales.append(torch.stack([scale, zero], -1).transpose(0, 1).bfloat16())
     return torch.cat(values), torch.cat(scales, 1).contiguous()
 
 
-def stepped(block: Any) -> tuple[Any, Any, Any]:
+def round_groups(block: Any) -> tuple[Any, Any, Any]:
     """Round groups to 16 steps: values (rows, groups, GROUP), scale and zero (rows, groups), all in float32."""
     groups = block.view(block.shape[0], -1, GROUP)
     least, most = groups.aminmax(dim=-1)
@@ -200,7 +200,7 @@ def times_four(rows: Any, values: Any, scales: Any) -> Any:
     return library.int4_product(rows, values, GROUP, scales)
 
 
-class Packed:
+class PackedLinearBase:
     """What a packed layer is beside a linear one: it computes in bfloat16 and answers in the dtype it is asked in."""
 
     register_buffer: Any
@@ -255,7 +255,7 @@ class Packed:
         return out
 
 
-class Part:
+class PackedSlice:
     """Some outputs of a packed layer that stands for several."""
 
     def __init__(self, whole: Any, start: int, size: int, parts: int) -> None:
@@ -285,7 +285,7 @@ def linear_class() -> Any:
     """Return the class of packed layers; made late, for torch is not imported before it is needed."""
     import torch
 
-    return type("PackedLinear", (Packed, torch.nn.Linear), {})
+    return type("PackedLinear", (PackedLinearBase, torch.nn.Linear), {})
 
 
 @cache
@@ -293,4 +293,4 @@ def part_class() -> Any:
     """Return the class of layers that are part of a packed one."""
     import torch
 
-    return type("PackedPart", (Part, torch.nn.Linear), {})
+    return type("PackedPart", (PackedSlice, torch.nn.Linear), {})

@@ -8,17 +8,17 @@ from functools import partial
 from typing import Any, Generic
 
 from repl.core.errors import NoMemory, NoModel, ReplError
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.settings import Load
 from repl.hub.consent import Consents
 from repl.models import loader
 from repl.models.imports import release
-from repl.models.loader import Facts, LoadedModel, MakeRoom, R
+from repl.models.loader import LoadedModel, MakeRoom, ModelInfo, R
 from repl.models.memory import available
 from repl.models.memory.available import Room, capped, targets, with_back
 from repl.models.memory.estimate import STORED
 
-Bring = Callable[[Load, Emit, bool, MakeRoom], LoadedModel[R]]
+Bring = Callable[[Load, JobContext, bool, MakeRoom], LoadedModel[R]]
 Check = Callable[[list[Room]], None]
 SPARE = 512 * 2**20  # bytes to be free beside a load as long as others stay: texts grow
 MOST = 0.9  # part of a device that weights may fill: mapped files count as free, and would be read again and again
@@ -52,7 +52,7 @@ class Store(Generic[R]):
 
     # safe on every thread, as long as only `load` and `facts` of a resident are looked at
 
-    def facts(self) -> Facts | None:
+    def facts(self) -> ModelInfo | None:
         """Return what the current model is; None where there is none."""
         resident = self._current
         return resident.facts if resident else None
@@ -75,7 +75,7 @@ class Store(Generic[R]):
 
     # on the model thread
 
-    def load(self, load: Load, emit: Emit) -> Facts:
+    def load(self, load: Load, emit: JobContext) -> ModelInfo:
         """Make a model the current one, at once where it is resident; on any failure the one before still is.
 
         `tidy` is to follow.
@@ -84,12 +84,12 @@ class Store(Generic[R]):
         resident = self._used(load)
         if resident is None:
             return self.reload(load, emit)
-        emit.settle()  # an interrupt between here and the end would leave settings and model apart
+        emit.begin_cleanup()  # an interrupt between here and the end would leave settings and model apart
         self._current = resident
         self.trim()
         return replace(resident.facts, seconds=time.monotonic() - began)
 
-    def reload(self, load: Load, emit: Emit) -> Facts:
+    def reload(self, load: Load, emit: JobContext) -> ModelInfo:
         """Read a model anew and make it the current one; on any failure the one before still, or again, is.
 
         `tidy` is to follow.
@@ -98,19 +98,19 @@ class Store(Generic[R]):
         before = self._current.load if self._current else None
         try:
             resident = self._bring(load, emit, self.offline, partial(self._make_room, load, None))
-            emit.check()
+            emit.raise_if_cancelled()
         except BaseException:
-            emit.settle()
+            emit.begin_cleanup()
             self._restore(before, emit)
             raise
-        emit.settle()  # as above
+        emit.begin_cleanup()  # as above
         self._current = None
         self._keep(resident)
         self._current = resident
         self.trim()
         return resident.facts
 
-    def get(self, load: Load, emit: Emit) -> LoadedModel[R]:
+    def get(self, load: Load, emit: JobContext) -> LoadedModel[R]:
         """Return a model, resident or loaded now, without making it the current one.
 
         It stays as the most recently used; the current one stays in memory beside it. Raises `NoMemory` where both
@@ -120,9 +120,9 @@ class Store(Generic[R]):
         if resident is None:
             try:
                 resident = self._bring(load, emit, self.offline, partial(self._make_room, load, self._current))
-                emit.check()
+                emit.raise_if_cancelled()
             except BaseException:
-                emit.settle()
+                emit.begin_cleanup()
                 release()
                 raise
             self._keep(resident)
@@ -130,7 +130,7 @@ class Store(Generic[R]):
         self.tidy()
         return resident
 
-    def drop(self, emit: Emit, id: str = "") -> list[Facts]:
+    def drop(self, emit: JobContext, id: str = "") -> list[ModelInfo]:
         """Free the current model, or every resident one of an id; returns what, with the bytes that are free by it.
 
         Raises `NoModel`.
@@ -228,7 +228,7 @@ class Store(Generic[R]):
         found = [each for each in self._held if _lies(each, there)]
         return [each.load for each in sorted(found, key=lambda each: each is self._current)]
 
-    def _restore(self, load: Load | None, emit: Emit) -> None:
+    def _restore(self, load: Load | None, emit: JobContext) -> None:
         """Bring back the current model if it had to go first."""
         if load is not None and self._current is None:
             with suppress(ReplError):  # then none is current, and the first failure is the one to tell
@@ -257,7 +257,7 @@ def _lies(resident: LoadedModel[Any], there: list[Room]) -> bool:
     return any(each.device in parts for each in there)
 
 
-def _given(facts: Facts, size: int) -> dict[str, int]:
+def _given(facts: ModelInfo, size: int) -> dict[str, int]:
     """Return what a model would give back, by device; weights used as they lie in their file count as free already."""
     mapped = facts.quantization == "none" and {STORED.get(name) for name in facts.stored} == {facts.dtype}
     places = list(facts.device_map.values())

@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from repl.core import decoding
-from repl.core.decoding import PENALTIES, Base
+from repl.core.decoding import PENALTIES, ModelDefaults
 from repl.core.errors import Cancelled, Failed, NeedsLocal, ReplError, UsageError
 from repl.core.events import Done, Event, Notice, Progress, Token
-from repl.core.jobs import Emit, Relay
+from repl.core.jobs import ForwardingContext, JobContext
 from repl.core.settings import Decode, named
 from repl.core.values import Number
 from repl.generation.request import Request
 from repl.remote.dialects import Dialect, Listing, confirmed, dialect, read_list
-from repl.remote.http import Address, Wire
+from repl.remote.http import Address, ServerConnection
 from repl.remote.protocol import DROPPABLE
 from repl.remote.refusals import Refused, asked_to_wait, droppable, fault, lower
-from repl.remote.reply import BASE, Heard, Peer
+from repl.remote.reply import BASE, ServerState, StreamedReply
 
 WAITS, PATIENCE = 5, 600.0  # how often, and seconds for how long at most, a server may ask to wait
 MENDS = 8  # requests that are made once more for other reasons
@@ -47,10 +47,10 @@ class Connected(Served):
     """The same, when it begins to answer: outside of a prompt that goes without saying."""
 
 
-def reach(where: Address, model: str, emit: Emit) -> "Remote":
+def reach(where: Address, model: str, emit: JobContext) -> "Remote":
     """Ask a server what it offers; returns an engine that is nobody's yet. Raises `ReplError`."""
     emit(Progress(f"ask {where.host}"))
-    wire = Wire(where)
+    wire = ServerConnection(where)
     try:
         listing = _facts(wire, read_list(wire.ask("/models", emit), where.url), emit)
     except Refused as refused:
@@ -61,7 +61,7 @@ def reach(where: Address, model: str, emit: Emit) -> "Remote":
     return Remote(wire, model or (offers[0].id if len(offers) == 1 else ""), listing)
 
 
-def _facts(wire: Wire, listing: Listing, emit: Emit) -> Listing:
+def _facts(wire: ServerConnection, listing: Listing, emit: JobContext) -> Listing:
     """Ask what the model list does not say."""
     if not listing.kind.facts or not listing.offers or all(offer.context for offer in listing.offers):
         return listing
@@ -71,10 +71,10 @@ def _facts(wire: Wire, listing: Listing, emit: Emit) -> Listing:
         return confirmed(listing, None)
 
 
-class First(Relay):
+class FirstTokenListener(ForwardingContext):
     """Listens to a reply in place of the screen: keeps what could have stood first, passes on how far things are."""
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: JobContext) -> None:
         self.emit = emit
         self.top: tuple[tuple[str, float], ...] = ()
 
@@ -84,10 +84,10 @@ class First(Relay):
             self.top = self.top or tuple((text, value) for _, text, value in event.top)
         elif isinstance(event, Progress):
             self.emit(event)
-        self.check()
+        self.raise_if_cancelled()
 
 
-def wait(host: str, seconds: float, emit: Emit) -> None:
+def wait(host: str, seconds: float, emit: JobContext) -> None:
     """Let a server have the time it asks for, so that one sees it; raises `Cancelled`."""
     began = time.monotonic()
     while (gone := time.monotonic() - began) < seconds:
@@ -98,7 +98,7 @@ def wait(host: str, seconds: float, emit: Emit) -> None:
 class Remote:
     """A model behind a server."""
 
-    def __init__(self, wire: Wire, model: str = "", listing: Listing | None = None) -> None:
+    def __init__(self, wire: ServerConnection, model: str = "", listing: Listing | None = None) -> None:
         self.wire, self.model, self.listing = wire, model, listing or Listing()
         self.refused: set[str] = set()  # parameters that the server does not take
         self.told: set[str] = set()
@@ -132,7 +132,7 @@ class Remote:
         return next((offer.context for offer in self.listing.offers if offer.id == self.model), 0)
 
     @property
-    def base(self) -> Base:
+    def base(self) -> ModelDefaults:
         """Return what it brings to decoding."""
         return BASE
 
@@ -184,7 +184,7 @@ class Remote:
 
     # a reply
 
-    def reply(self, request: Request, emit: Emit, given: Mapping[str, Any] | None = None) -> Done:
+    def reply(self, request: Request, emit: JobContext, given: Mapping[str, Any] | None = None) -> Done:
         """Answer a request with `Token` events; a cancelled reply is returned with what there is of it.
 
         `given` is sent as it stands in place of the settings.
@@ -192,28 +192,28 @@ class Remote:
         """
         began = time.monotonic()
         self.check(request)
-        heard = Heard(self._peer(), request, emit, began, given)
+        heard = StreamedReply(self._peer(), request, emit, began, given)
         try:
             heard.tell_unheeded()
             self._hear(heard, emit)
         except Cancelled:
-            emit.settle()
+            emit.begin_cleanup()
             return heard.done("cancelled")
         except ReplError as error:
-            emit.settle()
+            emit.begin_cleanup()
             error.partial = heard.done("failed")
             raise
         return heard.done(heard.finish)
 
-    def _peer(self) -> Peer:
+    def _peer(self) -> ServerState:
         learned = (self.refused, self.told, self.limits, self.renamed)
-        return Peer(self.host, self.model, self.context, self.kind, *learned)
+        return ServerState(self.host, self.model, self.context, self.kind, *learned)
 
-    def asked(self, request: Request, emit: Emit) -> dict[str, Any]:
+    def asked(self, request: Request, emit: JobContext) -> dict[str, Any]:
         """Return what a request asks, as it is sent."""
-        return Heard(self._peer(), request, emit, 0.0).what()
+        return StreamedReply(self._peer(), request, emit, 0.0).what()
 
-    def next(self, request: Request, count: int, emit: Emit) -> tuple[tuple[str, float], ...]:
+    def next(self, request: Request, count: int, emit: JobContext) -> tuple[tuple[str, float], ...]:
         """Return the likeliest next tokens with their log-probabilities, as many as the server gives.
 
         It is asked for one token. Raises `UsageError` for a server that gives none, and what `reply` raises.
@@ -222,7 +222,7 @@ class Remote:
             raise NeedsLocal("looking on behind a reply", "/next TEXT")
         if not self.kind.alternatives:
             raise UsageError(f"{self.host} gives no log-probabilities")
-        seen = First(emit)
+        seen = FirstTokenListener(emit)
         view = replace(request.settings.view, logprobs=min(count, self.kind.alternatives), probs="off")
         plain = replace(request.settings, decode=Decode(max_new_tokens=1), view=view)
         done = self.reply(replace(request, settings=plain), seen)
@@ -247,7 +247,7 @@ class Remote:
             some = [f"/model {offer.id}" for offer in offers[:3]]
             raise UsageError(f"{self.host} offers {len(offers)} models: choose one", *some)
 
-    def _hear(self, heard: Heard, emit: Emit) -> None:
+    def _hear(self, heard: StreamedReply, emit: JobContext) -> None:
         """Ask until the server answers: without what it refuses, later where it says so, shorter where allowed."""
         for _ in range(WAITS + MENDS + len(DROPPABLE) + len(heard.messages)):
             emit(Progress(f"wait for {self.host}"))
@@ -265,7 +265,7 @@ class Remote:
                 self._mend(refused, heard, emit)
         raise Failed(f"{self.host} keeps refusing", "/retry")
 
-    def _mend(self, refused: Refused, heard: Heard, emit: Emit) -> None:
+    def _mend(self, refused: Refused, heard: StreamedReply, emit: JobContext) -> None:
         """Do about a refusal what can be done, so that the request is worth sending again; raises what is left."""
         mended = (
             self._lower(refused, heard, emit)
@@ -277,7 +277,7 @@ class Remote:
             offers = self.listing.offers
             raise fault(refused, self.host, self.model, offers, heard.path) from refused
 
-    def _lower(self, refused: Refused, heard: Heard, emit: Emit) -> bool:
+    def _lower(self, refused: Refused, heard: StreamedReply, emit: JobContext) -> bool:
         """Ask for as many alternatives as the server allows."""
         if (found := lower(refused, heard.body())) is None:
             return False
@@ -286,7 +286,7 @@ class Remote:
         emit(Notice(f"{self.host} gives at most {most} alternatives: {name} is {most}"))
         return True
 
-    def _drop(self, refused: Refused, heard: Heard, emit: Emit) -> bool:
+    def _drop(self, refused: Refused, heard: StreamedReply, emit: JobContext) -> bool:
         """Leave out what the server does not take, or call it as it wants it called."""
         body = heard.body()
         if "max_tokens" in body and refused.of_the_request and re.search(r"[Uu]se .?max_completion_", refused.words):
@@ -299,7 +299,7 @@ class Remote:
             emit(Notice(f"{self.host} does not take {', '.join(names)}: left out"))
         return bool(names)
 
-    def _wait(self, refused: Refused, heard: Heard, emit: Emit) -> bool:
+    def _wait(self, refused: Refused, heard: StreamedReply, emit: JobContext) -> bool:
         seconds = asked_to_wait(refused)
         due = refused.status in (429, 503) and 0 < seconds <= PATIENCE and heard.waits < WAITS
         if due:
@@ -307,7 +307,7 @@ class Remote:
             wait(self.host, seconds, emit)
         return due
 
-    def _fit(self, refused: Refused, heard: Heard, emit: Emit) -> bool:
+    def _fit(self, refused: Refused, heard: StreamedReply, emit: JobContext) -> bool:
         """Make prompt and reply fit into the context: fewer tokens of the reply, else the oldest messages left out."""
         asked, limit = heard.request.settings.decode.max_new_tokens, refused.error.context
         room = limit - refused.error.prompt if refused.error.prompt else 0

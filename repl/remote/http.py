@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from repl.core.errors import Failed, ReplError, Unreachable, UsageError
 from repl.core.explain import sentence
-from repl.core.jobs import Emit, flowing
+from repl.core.jobs import JobContext, stream_from_thread
 from repl.remote.refusals import Refused, of_event, read_error, shortened
 
 CONNECT = 10.0  # seconds for a connection to come about
@@ -82,7 +82,7 @@ def address(words: str) -> Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ResponseHead:
     """The beginning of an answer."""
 
     status: int
@@ -91,7 +91,7 @@ class Head:
     goes: str
 
 
-class Wire:
+class ServerConnection:
     """One server; requests may be made on any thread, each is one connection."""
 
     def __init__(self, where: Address) -> None:
@@ -104,7 +104,7 @@ class Wire:
             self._client.close()
             self._client = None
 
-    def ask(self, path: str, emit: Emit, body: Mapping[str, Any] | None = None, beside: bool = False) -> Any:
+    def ask(self, path: str, emit: JobContext, body: Mapping[str, Any] | None = None, beside: bool = False) -> Any:
         """Return the JSON that a path holds, or answers a body with; raises `Refused` and `ReplError`.
 
         `beside` means a path of the server that is not below the base.
@@ -118,7 +118,7 @@ class Wire:
         except (ValueError, RecursionError) as error:
             raise self._stranger("something that is not JSON") from error
 
-    def stream(self, path: str, body: Mapping[str, Any], emit: Emit) -> Iterator[Any]:
+    def stream(self, path: str, body: Mapping[str, Any], emit: JobContext) -> Iterator[Any]:
         """Send a request and yield the events of its answer; one that does not stream is one event.
 
         Ends where the server says `[DONE]`, which is `END`, or closes in order; raises `Refused` for an error in place
@@ -151,20 +151,20 @@ class Wire:
         return found
 
     def _pieces(
-        self, method: str, url: str, body: Mapping[str, Any] | None, emit: Emit, seconds: float
+        self, method: str, url: str, body: Mapping[str, Any] | None, emit: JobContext, seconds: float
     ) -> Generator[bytes]:
         """Yield what kind of answer comes (for a POST), then its bytes."""
-        line = Line()
+        line = CancellableSocket()
 
         def work(put: Callable[[Any], None]) -> None:
             content = None if body is None else json.dumps(body).encode()
             with self._opened().stream(method, url, content=content, extensions={"trace": line.watch}) as answer:
                 names = ("content-type", "retry-after", "location")
-                put(Head(answer.status_code, *(answer.headers.get(name, "") for name in names)))
+                put(ResponseHead(answer.status_code, *(answer.headers.get(name, "") for name in names)))
                 for piece in answer.iter_bytes():
                     put(piece)
 
-        pieces = flowing(work, emit, line.cut, seconds)
+        pieces = stream_from_thread(work, emit, line.cut, seconds)
         begun = False
         try:
             head = next(pieces)
@@ -203,7 +203,7 @@ class Wire:
         kind: type[Exception] = httpx2.HTTPError
         return kind
 
-    def _accept(self, head: Head, pieces: Iterator[bytes]) -> None:
+    def _accept(self, head: ResponseHead, pieces: Iterator[bytes]) -> None:
         if 300 <= head.status < 400:
             goes = f": it sends to {shortened(self._clean(head.goes), 80)}" if head.goes else ""
             raise Failed(f"{self.where.host} answers from elsewhere{goes}", "/connect URL")
@@ -211,7 +211,7 @@ class Wire:
             body = self._clean(bounded(pieces, PAGE).decode("utf-8", "replace"))
             raise Refused(head.status, read_error(body), head.wait)
 
-    def _kind(self, head: Head) -> bytes:
+    def _kind(self, head: ResponseHead) -> bytes:
         kind = head.kind.partition(";")[0].strip().lower()
         if kind not in (STREAM, "application/json"):
             raise self._stranger(shortened(kind, 40) or "no content type")
@@ -241,7 +241,7 @@ STREAM = "text/event-stream"
 END: Mapping[str, Any] = {"choices": []}
 
 
-class Line:
+class CancellableSocket:
     """The connection of one request: it can be cut from another thread, in every phase."""
 
     def __init__(self) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from repl.core import decoding
-from repl.core.decoding import AHEAD, PENALTIES, Base
+from repl.core.decoding import AHEAD, PENALTIES, ModelDefaults
 from repl.core.errors import Failed
-from repl.core.events import Done, Echo, Notice, Opening, Timing, Token, Usage
-from repl.core.jobs import Emit
+from repl.core.events import Done, Notice, PromptEcho, ReplyStarted, Timing, Token, Usage
+from repl.core.jobs import JobContext
 from repl.core.parts import Parts, Reader
 from repl.core.settings import named
 from repl.generation.prompt import context_window
@@ -18,9 +18,9 @@ from repl.remote.dialects import UNKNOWN, Dialect, whole
 from repl.remote.http import END
 from repl.remote.protocol import BROKEN, ENDS, Calls, Piece, numbers, parameters, plain, said, scored, unheeded, wanted
 from repl.remote.refusals import of_event
-from repl.remote.tally import Tally
+from repl.remote.tally import LogprobCollector
 
-BASE = Base({}, {"do_sample": True}, frozenset(PENALTIES))
+BASE = ModelDefaults({}, {"do_sample": True}, frozenset(PENALTIES))
 """What a server brings to decoding: what is not set is its own to choose, and servers sample."""
 LOCAL = ("reuse", *AHEAD)  # settings that only a model here heeds, so that nothing need be said of them
 AT_ONCE = 0.001  # seconds within which pieces that came in one go are taken: they say nothing about a speed
@@ -28,7 +28,7 @@ SLACK = 4  # a server that sends this many times the pieces it was allowed token
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class ServerState:
     """The server as its replies see it, with what it refused, allowed and was told of before."""
 
     host: str
@@ -42,11 +42,16 @@ class Peer:
     renamed: dict[str, str] = field(default_factory=dict)
 
 
-class Heard:
+class StreamedReply:
     """One reply on its way: what is asked, what has come so far, and the record of it."""
 
     def __init__(
-        self, peer: Peer, request: Request, emit: Emit, began: float, given: Mapping[str, Any] | None = None
+        self,
+        peer: ServerState,
+        request: Request,
+        emit: JobContext,
+        began: float,
+        given: Mapping[str, Any] | None = None,
     ) -> None:
         self.peer, self.request, self.emit, self.began = peer, request, emit, began
         self._given = given  # what to send, in place of the settings
@@ -70,7 +75,7 @@ class Heard:
         self._first = self._last = 0.0
         self._thinks = self._opened = False
         self._asked = int((given or {}).get("top_logprobs") or wanted(request.settings, peer.kind))
-        self._tally = Tally(self._asked)
+        self._tally = LogprobCollector(self._asked)
         self._half = ""  # the first half of a character beyond U+FFFF
         self._reader = Reader()
         self._lead = self._reader.feed(request.prefill)
@@ -203,9 +208,9 @@ class Heard:
             return
         self._opened = True
         if self.request.chats:
-            self.emit(Opening())
+            self.emit(ReplyStarted())
         if begun := self.request.prefill or self.request.text:
-            self.emit(Echo(begun, self._lead))
+            self.emit(PromptEcho(begun, self._lead))
 
     def _say(self, pieces: list[Piece], thinks: bool) -> None:
         """Pass text on, with the tags by which thinking is told apart everywhere else around what was thought."""

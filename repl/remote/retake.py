@@ -6,8 +6,8 @@ from typing import Any
 from repl.core import parts
 from repl.core.conversation import Conversation, Turn
 from repl.core.errors import UsageError
-from repl.core.events import Done, Echo, Measures, Usage
-from repl.core.jobs import Emit
+from repl.core.events import Done, PromptEcho, TokenLogprobs, Usage
+from repl.core.jobs import JobContext
 from repl.core.settings import Settings
 from repl.generation.measure.token_trace import answered, server
 from repl.generation.request import Request
@@ -36,17 +36,17 @@ def asked_for(talk: Conversation, turn: Turn, settings: Settings) -> Request:
     return Request(settings, messages=(*system, *kept), turns=turns, prefill=record.prefill)
 
 
-def again(remote: Remote, request: Request, record: Done, emit: Emit) -> Done:
+def again(remote: Remote, request: Request, record: Done, emit: JobContext) -> Done:
     """Ask once more for what a reply answers, with what was sent then."""
     return remote.reply(request, emit, record.model["sent"])
 
 
-def taken(remote: Remote, request: Request, record: Done, place: int, token: int, emit: Emit) -> Done:
+def taken(remote: Remote, request: Request, record: Done, place: int, token: int, emit: JobContext) -> Done:
     """Go on from a reply up to a place (from 1), with another token there; returns the record of the whole."""
     prompt = record.prompt_ids or _prompt(remote, request, emit)
     ids = (*record.token_ids[: place - 1], token)
     lead = _text(remote, "/detokenize", {"tokens": list(ids), "skip_special_tokens": False}, emit)
-    emit(Echo(lead))
+    emit(PromptEcho(lead))
     done = remote.reply(Request(request.settings, ids=(*prompt, *ids)), emit)
     return _whole(done, record, lead, prompt, ids)
 
@@ -63,14 +63,14 @@ def _whole(done: Done, record: Done, lead: str, prompt: tuple[int, ...], ids: tu
         prompt_ids=prompt,
         token_ids=(*ids, *done.token_ids) if done.token_ids else (),
         usage=Usage(len(prompt), done.usage.reused, len(ids) + done.usage.completion),
-        measures=Measures(),
+        measures=TokenLogprobs(),
         system=record.system,
         prefill=record.prefill,
         begun=record.begun,
     )
 
 
-def _prompt(remote: Remote, request: Request, emit: Emit) -> tuple[int, ...]:
+def _prompt(remote: Remote, request: Request, emit: JobContext) -> tuple[int, ...]:
     """Return the ids of a prompt that a server does not send along (llama.cpp): its template, then its tokenizer."""
     text = request.text
     if request.chats:
@@ -79,12 +79,12 @@ def _prompt(remote: Remote, request: Request, emit: Emit) -> tuple[int, ...]:
     return tuple(int(one) for one in found.get("tokens") or ())
 
 
-def _text(remote: Remote, path: str, body: dict[str, Any], emit: Emit) -> str:
+def _text(remote: Remote, path: str, body: dict[str, Any], emit: JobContext) -> str:
     found = _ask(remote, path, body, emit)
     return str(next((found[name] for name in ("prompt", "content", "text") if name in found), ""))
 
 
-def _ask(remote: Remote, path: str, body: dict[str, Any], emit: Emit) -> dict[str, Any]:
+def _ask(remote: Remote, path: str, body: dict[str, Any], emit: JobContext) -> dict[str, Any]:
     model = {"model": remote.model} if remote.model else {}
     try:
         found = remote.wire.ask(path, emit, {**model, **body}, beside=True)

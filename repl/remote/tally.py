@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from repl.core.events import Measures
+from repl.core.events import TokenLogprobs
 from repl.generation.measure.token_stats import rounded
 from repl.remote.protocol import Piece
 
 
-class Tally:
+class LogprobCollector:
     """Gathers one reply; a token whose id is not known gets a number of its own, below 0."""
 
     def __init__(self, limit: int) -> None:
@@ -65,15 +65,15 @@ class Tally:
         """Return how many of the likeliest the server gives."""
         return max((len(places) for places, _ in self._likeliest), default=0)
 
-    def measures(self) -> Measures:
+    def measures(self) -> TokenLogprobs:
         """Return what was gathered; nothing where it is not whole."""
         if not self._tokens or self._broken:
-            return Measures()
+            return TokenLogprobs()
         numbers, logprobs, ranks, lengths = zip(*self._tokens, strict=True)
         made = self._known(numbers)
         ids = tuple(self._known(places) for places, _ in self._likeliest)
         named = {self._ids.get(number, number): text for number, text in self._texts.items()}
-        return Measures(
+        return TokenLogprobs(
             logprobs=rounded(logprobs),
             ranks=ranks,
             ids=ids,

@@ -11,7 +11,7 @@ from repl.core.format import joined
 from repl.generation import arguments
 from repl.generation.measure.processors import processors
 from repl.generation.runtime import Model
-from repl.session.results import Said
+from repl.session.results import Message
 from repl.session.session import Session, Task
 
 STATIC = "/set cache_implementation static"
@@ -47,11 +47,11 @@ def load(session: Session, words: Words) -> Any:
     if wanted.load == before.load and (session.loading or session.store.facts()):
         typed = [name for name, text in words if text != "default"] or [name for name, _ in words]
         said = (f"{name} is {settings.show(name, wanted.get(name)) or 'not set'} already" for name in typed)
-        return Said(joined(*said))
+        return Message(joined(*said))
     return session.load(wanted)
 
 
-def apply(session: Session, words: Words) -> Said:
+def apply(session: Session, words: Words) -> Message:
     """Change decoding or view settings, all of them or none; says what has no effect as things stand."""
     full = [(settings.find(name), text) for name, text in words]
     if set(decoding.LENGTHS) <= {name for name, text in full if text != "default"}:
@@ -71,10 +71,10 @@ def apply(session: Session, words: Words) -> Said:
     if "keep_models" in dict(full):
         session.start(lambda emit: session.store.trim())
         session.start(lambda emit: session.store.tidy())
-    return Said(joined(*said))
+    return Message(joined(*said))
 
 
-def adopt(session: Session, chosen: settings.Settings, said: Said) -> Any:
+def adopt(session: Session, chosen: settings.Settings, said: Message) -> Any:
     """Take over settings for loading and decoding; what loads is over at once where the model is in memory."""
     taken = {*names("decode"), "mode"}
     own = {name: word for name, word in session.settings.origins.items() if name not in taken}
@@ -87,7 +87,7 @@ def adopt(session: Session, chosen: settings.Settings, said: Said) -> Any:
         return said
     task = session.load(replace(session.settings, load=chosen.load, origins=chosen.origins))
 
-    def settle() -> Said:
+    def settle() -> Message:
         task.settle()
         return said
 

@@ -8,7 +8,7 @@ from repl.core.events import Done
 from repl.core.settings import Settings
 from repl.generation.prompt.reply_parser import Begun
 from repl.generation.request import Request
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 from repl.session.session import Session
 
 
@@ -19,7 +19,7 @@ def chat(session: Session, chosen: Settings, asked: Turn, prefill: str = "") -> 
     return Request(chosen, messages=tuple(talk.messages(asked.id)), turns=tuple(turns), prefill=prefill)
 
 
-def onward(session: Session, last: Turn) -> Request:
+def continuation_request(session: Session, last: Turn) -> Request:
     """Go on from the very ids; a model that did not make them goes on from the text."""
     record, asked = last.record, session.conversation.turns[last.parent or 0]
     if record is None or not session.engine.made(record):
@@ -31,14 +31,14 @@ def onward(session: Session, last: Turn) -> Request:
     return Request(session.settings, ids=(*record.prompt_ids, *made), begun=begun)
 
 
-def made_by(record: Done, facts: Facts) -> bool:
+def made_by(record: Done, facts: ModelInfo) -> bool:
     """Tell whether a reply was made by this model."""
     made = record.model
     return "server" not in made and (made.get("id"), made.get("commit")) == (facts.id, facts.commit)
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class Position:
     """What would come next: the request for it, after what that is in words, and the text there."""
 
     request: Request
@@ -46,19 +46,23 @@ class Here:
     text: str
 
 
-def here(session: Session) -> Here:
+def here(session: Session) -> Position:
     """Return what comes next in the conversation as it stands; raises `UsageError`."""
     talk, last = session.conversation, session.last
     if last is not None and last.role == "completion":
-        return Here(onward(session, last), "the last completion", talk.turns[last.parent or 0].text + last.text)
+        return Position(
+            continuation_request(session, last), "the last completion", talk.turns[last.parent or 0].text + last.text
+        )
     if talk.head is None:
         raise UsageError("nothing was said yet that something could come after", "/next Once upon a time")
     head = talk.turns[talk.head]
     if head.role == "user" or head.parent is None:
         begun = session.prefill
-        return Here(chat(session, session.settings, head, begun), "your message", begun or head.text)
+        return Position(chat(session, session.settings, head, begun), "your message", begun or head.text)
     ended = head.record is not None and head.record.finish == "stop" and session.engine.made(head.record)
-    return Here(onward(session, head), "the last reply, where it ended" if ended else "the last reply", head.text)
+    return Position(
+        continuation_request(session, head), "the last reply, where it ended" if ended else "the last reply", head.text
+    )
 
 
 @dataclass(frozen=True, slots=True)

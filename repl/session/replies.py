@@ -6,8 +6,8 @@ from dataclasses import replace
 from repl.core import decoding
 from repl.core.conversation import Turn
 from repl.core.errors import Cancelled, ReplError, UsageError
-from repl.core.events import Done, Echo, Measures, Timing, Usage
-from repl.core.jobs import Emit, Job
+from repl.core.events import Done, PromptEcho, Timing, TokenLogprobs, Usage
+from repl.core.jobs import Job, JobContext
 from repl.core.parts import Parts
 from repl.core.settings import Settings
 from repl.generation import arguments, engine
@@ -32,10 +32,10 @@ from repl.generation.runtime import Model
 from repl.session.session import Session, Task
 
 
-def into(
+def generate_turn(
     session: Session,
     asked: Turn,
-    work: Callable[[Emit], Done],
+    work: Callable[[JobContext], Done],
     lead: str = "",
     whole: Callable[[Done], Done] = lambda done: done,
 ) -> Task[Done]:
@@ -71,7 +71,7 @@ def _close(session: Session, turn: Turn, lead: str, done: Done | None, state: st
             session.conversation.head = closed.id
 
 
-def instead(resident: Model, turn: Turn, place: int, token: int, emit: Emit) -> Turn:
+def substitute_token(resident: Model, turn: Turn, place: int, token: int, emit: JobContext) -> Turn:
     """Return a reply up to a place (from 1), with another token there, as the turn to go on from; for the model thread.
 
     Raises `ReplError` unless the model that made the turn is loaded, `UsageError` for an id that it does not know.
@@ -99,7 +99,7 @@ def _considered(there: Seen, token: int) -> Seen | None:
     return None
 
 
-def _scored(resident: Model, record: Done, kept: tuple[Seen, ...], token: int, emit: Emit) -> Seen:
+def _scored(resident: Model, record: Done, kept: tuple[Seen, ...], token: int, emit: JobContext) -> Seen:
     """Measure a token behind those that are kept."""
     ids = (*record.prompt_ids, *(seen.id for seen in kept), token)
     (found,) = score(resident, ids, emit, first=len(ids) - 1, top=KEPT, shared=True)
@@ -121,13 +121,13 @@ def whole(resident: Model, begun: Turn, done: Done) -> Done:
     return replace(found, **told(raw, parts), measures=replace(found.measures, lengths=lengths))
 
 
-def going_on(resident: Model, begun: Turn, settings: Settings, emit: Emit) -> Done:
+def continue_reply(resident: Model, begun: Turn, settings: Settings, emit: JobContext) -> Done:
     """Tell a beginning and generate what follows it: nothing where it ends with an end token."""
     record = answered(begun)
     chat = Begun(begun.text, record.prefill, record.token_ids) if begun.role == "assistant" else None
     request = Request(settings, ids=(*record.prompt_ids, *record.token_ids), begun=chat)
     if chat is None:
-        emit(Echo(begun.text))
+        emit(PromptEcho(begun.text))
     if record.token_ids[-1] not in decoding.stops(arguments.of_settings(resident, settings).config):
         return engine.reply(resident, request, emit)
     if reading := engine.reading(resident, request, [*request.ids], emit):
@@ -141,5 +141,5 @@ def going_on(resident: Model, begun: Turn, settings: Settings, emit: Emit) -> Do
         usage=Usage(len(request.ids), 0, 0),
         timing=Timing(None, None, None, 0.0),
         sequences=(),
-        measures=Measures(),
+        measures=TokenLogprobs(),
     )

@@ -4,13 +4,13 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Said:
+class Message:
     """A sentence about what was done; it goes beside the answers, not among them."""
 
     text: str
 
 
-class Aside:
+class NotAView:
     """A result about the talk or a file: after it, the view that was shown before is still the last one."""
 
     __slots__ = ()

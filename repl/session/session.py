@@ -8,15 +8,15 @@ from typing import Any, Generic, TypeVar
 
 from repl.core import decoding, paths, settings
 from repl.core.conversation import Conversation, Turn
-from repl.core.decoding import NOTHING, Base
+from repl.core.decoding import NOTHING, ModelDefaults
 from repl.core.errors import NeedsLocal, NoModel
-from repl.core.jobs import Emit, Job, Worker
+from repl.core.jobs import Job, JobContext, Worker
 from repl.core.settings import Load, Settings
 from repl.generation.interface import Engine, Local
 from repl.generation.runtime import Models
 from repl.hub import catalog
 from repl.hub.validate import NeedsCode
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 from repl.remote.engine import Remote, known, offered
 from repl.session.archive import Archive
 
@@ -47,9 +47,9 @@ class View:
 class Loaded:
     """A model that is ready; `before` is what was resident when the load began."""
 
-    facts: Facts
+    facts: ModelInfo
     asked: Load
-    before: Facts | None = None
+    before: ModelInfo | None = None
 
 
 class Session:
@@ -73,7 +73,7 @@ class Session:
         self.last: Turn | None = None  # the reply that views and /pick speak of
         self.swept: object = None  # the last sweep, see `repl.analysis.sweep`
         self.shown: View | None = None  # the last view
-        self.loading: Task[Facts] | None = None
+        self.loading: Task[ModelInfo] | None = None
         self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
         self.untrusted: tuple[Settings, Any] | None = None  # a load refused for its code, and where that lies
         self.speed: float | None = None  # tokens per second of the last reply
@@ -86,18 +86,18 @@ class Session:
 
     # work
 
-    def start(self, work: Callable[[Emit], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+    def start(self, work: Callable[[JobContext], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
         """Queue work for the model thread; `settle(job)` turns its end into a result, on the main thread."""
         job = self.worker.start(work)
         return Task(job, lambda: settle(job) if settle else job.result())
 
-    def errand(self, work: Callable[[Emit], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+    def errand(self, work: Callable[[JobContext], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
         """As `start`, for work on disk and network that touches no tensor: it need not wait for the model thread."""
         self._errands = self._errands or Worker()
         job = self._errands.start(work)
         return Task(job, lambda: settle(job) if settle else job.result())
 
-    def call(self, work: Callable[[Emit], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+    def call(self, work: Callable[[JobContext], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
         """Queue work for a server: on a thread of its own, which no load holds up."""
         self._network = self._network or Worker()
         job = self._network.start(work)
@@ -115,7 +115,7 @@ class Session:
         self.remote = remote
         offered[:] = [offer.id for offer in remote.listing.offers] if remote else []
 
-    def load(self, wanted: Settings) -> Task[Facts]:
+    def load(self, wanted: Settings) -> Task[ModelInfo]:
         """Begin to load what the settings say; they become the session's own when it is ready.
 
         A load that is on its way is cancelled: the new one includes what it asked for. What is in memory is ready
@@ -123,11 +123,13 @@ class Session:
         """
         return self._load(wanted, self.store.load, background=not self.store.holds(wanted.load))
 
-    def reload(self, wanted: Settings | None = None) -> Task[Facts]:
+    def reload(self, wanted: Settings | None = None) -> Task[ModelInfo]:
         """Begin to load the model, or another one, anew: from the files as they are now."""
         return self._load(wanted or self.pending(), self.store.reload, background=True)
 
-    def _load(self, wanted: Settings, bring: Callable[[Load, Emit], Facts], background: bool) -> Task[Facts]:
+    def _load(
+        self, wanted: Settings, bring: Callable[[Load, JobContext], ModelInfo], background: bool
+    ) -> Task[ModelInfo]:
         if self.loading:
             self.loading.job.cancel()
         before = self.store.facts()
@@ -136,7 +138,7 @@ class Session:
         self.loading, self.wanted = task, wanted
         return task
 
-    def _loaded(self, task: Task[Facts], wanted: Settings, before: Facts | None) -> Loaded:
+    def _loaded(self, task: Task[ModelInfo], wanted: Settings, before: ModelInfo | None) -> Loaded:
         if self.loading is task:
             self.loading = self.wanted = None
         self.worker.start(self._tidy)
@@ -152,13 +154,13 @@ class Session:
         self.settings = replace(self.settings, load=wanted.load, origins={**kept, **mine})
         return Loaded(facts, wanted.load, before)
 
-    def _tidy(self, emit: Emit) -> None:
+    def _tidy(self, emit: JobContext) -> None:
         """Give back what a load left behind, once there was time to say that the model is ready."""
         until = time.monotonic() + BREATH
         while self.worker.idle() and time.monotonic() < until:
             time.sleep(BREATH / 10)
-        emit.check()
-        emit.settle()  # an interrupt in the middle of collecting garbage would be told on the screen
+        emit.raise_if_cancelled()
+        emit.begin_cleanup()  # an interrupt in the middle of collecting garbage would be told on the screen
         self.store.tidy()
 
     def offer(self, take: Callable[[int], Any]) -> None:
@@ -210,7 +212,7 @@ class Session:
             return self.settings
         return replace(self.settings, load=self.wanted.load, origins={**self.settings.origins, **self.wanted.origins})
 
-    def facts(self) -> Facts:
+    def facts(self) -> ModelInfo:
         """Return what is loaded, for what needs the model itself; raises `NoModel` and `NeedsLocal`."""
         self.local()
         return self.store.current().facts
@@ -226,7 +228,7 @@ class Session:
         """Return what answers."""
         return self.remote or Local(self.store)
 
-    def base(self) -> Base:
+    def base(self) -> ModelDefaults:
         """Return what the model brings to decoding; nothing before one is loaded."""
         return self.engine.base if self.remote or self.store.facts() else NOTHING
 

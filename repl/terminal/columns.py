@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from repl.core.events import Beams, Columns, Echo, Event, InColumn, Notice, Opening, Progress, Token
+from repl.core.events import Beams, ColumnEvent, Event, Notice, Progress, PromptEcho, ReplyStarted, SideBySide, Token
 from repl.core.parts import ANSWER, Piece
 from repl.core.sanitize import Cleaner, clean, clean_line
 from repl.generation.prompt.thinking import Fold
@@ -76,9 +76,9 @@ class Filling:
         """Take one event of the answer."""
         self.begun, self.heard_at = True, time.monotonic()
         match event:
-            case Opening():
+            case ReplyStarted():
                 self._chats = True
-            case Echo(pieces=pieces) if self._chats:
+            case PromptEcho(pieces=pieces) if self._chats:
                 self._say(pieces, counts=False)
             case Token(text=text, pieces=pieces):
                 self.text = Text() if self._searching else self.text
@@ -115,7 +115,7 @@ class Filling:
 class Board:
     """All columns while they are filled, redrawn in place."""
 
-    def __init__(self, console: Console, columns: Columns, thinking: str = "show") -> None:
+    def __init__(self, console: Console, columns: SideBySide, thinking: str = "show") -> None:
         self._console = console
         self._columns = [Filling(f"{number} {title}", thinking) for number, title in enumerate(columns.titles, 1)]
         self._live = Live(console=console, transient=True, auto_refresh=False)
@@ -123,7 +123,7 @@ class Board:
         self._drawn_at = 0.0
         self._behind = True  # something is not drawn yet
 
-    def take(self, event: InColumn) -> None:
+    def take(self, event: ColumnEvent) -> None:
         """Take an event of one of the columns."""
         self._columns[event.column].take(event.event)
         self._behind = True

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column
 from rich.text import Text
 
-from repl.core.events import Beams, Columns, Echo, Event, InColumn, Notice, Opening, Token
+from repl.core.events import Beams, ColumnEvent, Event, Notice, PromptEcho, ReplyStarted, SideBySide, Token
 from repl.core.events import Progress as Step
 from repl.core.format import joined
 from repl.core.sanitize import clean_line
@@ -28,7 +28,7 @@ SOON = 5.0  # seconds: less is not worth a word, but for downloads
 SHORTEST, LONGEST = 8, 24  # columns of a bar
 
 
-class Pane:
+class LiveOutput:
     """Draws the events of one job; use it as a context."""
 
     def __init__(self, screen: Screen, view: View) -> None:
@@ -39,11 +39,13 @@ class Pane:
         self._beams: Live | None = None
         self._board: Board | None = None
         self._column = False  # the cursor stands behind text
-        self._begins: list[Echo] = []  # what the text goes on from: drawn with its first token, a search comes before
+        self._begins: list[
+            PromptEcho
+        ] = []  # what the text goes on from: drawn with its first token, a search comes before
         self._shaded = ""  # by what tokens were coloured
         self._later: list[str] = []  # notices that came in the middle of a text
 
-    def __enter__(self) -> "Pane":
+    def __enter__(self) -> "LiveOutput":
         return self
 
     def __exit__(
@@ -71,15 +73,15 @@ class Pane:
         match event:
             case Token():
                 self._token(event)
-            case Opening():
+            case ReplyStarted():
                 self._reply = Reply(self._screen, self._view)
-            case Echo():
+            case PromptEcho():
                 self._begins.append(event)
             case Step():
                 self._bar.step(event)
             case Beams():
                 self._search(event)
-            case Columns() | InColumn():
+            case SideBySide() | ColumnEvent():
                 self._beside(event)
             case Notice(text=text):
                 self._quiet()
@@ -113,8 +115,8 @@ class Pane:
             self._column = True
         self._begins.clear()
 
-    def _beside(self, event: Columns | InColumn) -> None:
-        if isinstance(event, InColumn):
+    def _beside(self, event: SideBySide | ColumnEvent) -> None:
+        if isinstance(event, ColumnEvent):
             if self._board is not None:
                 self._board.take(event)
             elif isinstance(event.event, Step | Notice):  # the text is told when all are done
@@ -246,7 +248,7 @@ def remaining(seconds: float) -> str:
     return f"{minutes:.0f} min left" if minutes < 100 else f"{minutes / 60:.0f} h left"
 
 
-class Pace:
+class LoadProgress:
     """The last step of a job, and how fast its stage goes."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -2,7 +2,7 @@
 
 from rich.text import Text
 
-from repl.core.events import Echo, Token
+from repl.core.events import PromptEcho, Token
 from repl.core.sanitize import Cleaner, clean
 from repl.core.settings import View
 from repl.generation.prompt.thinking import Fold, Shown
@@ -27,7 +27,7 @@ class Reply:
         self._line = ""  # what stands on the cursor's line, outside of Markdown
         self._status = False
 
-    def echo(self, echo: Echo) -> None:
+    def echo(self, echo: PromptEcho) -> None:
         """Show what the reply was made to begin with."""
         self._draw(self._fold.feed(echo.pieces, counts=False), echo.text)
 
@@ -113,7 +113,7 @@ class Continuation:
         self._lines = Stream(screen.out, self._words) if flows(screen, view) else None
         self._cleaner = Cleaner()
 
-    def echo(self, echo: Echo) -> None:
+    def echo(self, echo: PromptEcho) -> None:
         """Show what it goes on from."""
         self._write(clean(echo.text), "quiet" if self._screen.interactive else "")
 

@@ -20,7 +20,7 @@ from repl.core.format import amount, count, device, joined, shortened
 from repl.core.sanitize import clean, clean_line
 from repl.models.adapters import Adapter
 from repl.remote.engine import Connected
-from repl.session.results import Draft, Said
+from repl.session.results import Draft, Message
 from repl.session.session import Loaded
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
@@ -57,7 +57,7 @@ def view(result: Any) -> RenderableType:
 
 
 @view.register
-def _(result: Said) -> Text:
+def _(result: Message) -> Text:
     return Text(clean(result.text), "quiet")
 
 
@@ -168,7 +168,7 @@ class Screen:
             self.record(as_record(command, result))
         elif self.interactive:
             self.out.print(view(result))
-        elif isinstance(result, Said | Draft):
+        elif isinstance(result, Message | Draft):
             self.err.print(view(result))
         elif not isinstance(
             result, Done | Loaded | Connected

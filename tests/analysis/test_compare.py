@@ -15,12 +15,12 @@ from rich.console import Console
 from terminal import LOADED, Terminal
 
 from repl.analysis import variants
-from repl.analysis.answerers import Made
+from repl.analysis.answerers import Answer
 from repl.analysis.compare import Compared, parting
 from repl.analysis.variants import Variant, split, variant
 from repl.commands import registry
 from repl.core.errors import Cancelled, UsageError
-from repl.core.events import Beams, Branch, Columns, Done, Event, InColumn, Notice, Progress, Timing, Token, Usage
+from repl.core.events import Beam, Beams, ColumnEvent, Done, Event, Notice, Progress, SideBySide, Timing, Token, Usage
 from repl.core.jobs import Worker
 from repl.core.settings import Load, Settings
 from repl.generation.decode import drafters
@@ -243,11 +243,11 @@ def test_other_tokenizers_are_compared_by_text(chat: Session, metaspace_folder: 
         assert column.difference.start <= shared < column.difference.end
 
 
-def made(*pieces: str, vocabulary: int = 1, finish: str = "length") -> Made:
+def made(*pieces: str, vocabulary: int = 1, finish: str = "length") -> Answer:
     """Return an answer whose token ids are its pieces' own."""
     text, ids = "".join(pieces), tuple(hash(piece) for piece in pieces)
     record = Done(text, (), ids, finish, {}, {}, {}, None, Usage(0, 0, len(ids)), Timing(None, None, None, 0.0))
-    return Made(Variant("", Settings()), record, pieces=pieces, vocabulary=vocabulary)
+    return Answer(Variant("", Settings()), record, pieces=pieces, vocabulary=vocabulary)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def made(*pieces: str, vocabulary: int = 1, finish: str = "length") -> Made:
         (made(), made("a"), ((1, "", 0, 0), (1, "a", 0, 1))),
     ],
 )
-def test_answers_part_at_a_token(one: Made, other: Made, found: Any) -> None:
+def test_answers_part_at_a_token(one: Answer, other: Answer, found: Any) -> None:
     """By ids where they mean the same, else by text; what was stopped has no end."""
     parted = parting(one, other)
     told = parted and tuple((each.token, each.text, each.start, each.end) for each in parted)
@@ -317,7 +317,7 @@ def cancel_in(session: Session, line: str, column: int, kind: type = Token) -> C
     task = registry.read(line).run(session)
 
     def heard(event: Event) -> None:
-        if isinstance(event, InColumn) and event.column == column and isinstance(event.event, kind):
+        if isinstance(event, ColumnEvent) and event.column == column and isinstance(event.event, kind):
             task.job.cancel()
 
     found = finish(task, heard)
@@ -495,7 +495,7 @@ def test_json_has_every_column_with_its_record(chat: Session) -> None:
 
 def board(width: int, height: int, titles: tuple[str, ...]) -> tuple[Board, Console]:
     console = Console(width=width, height=height, file=io.StringIO(), theme=THEME, force_terminal=True)
-    return Board(console, Columns(titles)), console
+    return Board(console, SideBySide(titles)), console
 
 
 @pytest.mark.parametrize("width", [30, 60, 100, 200])
@@ -503,8 +503,8 @@ def test_a_window_shows_the_end_of_long_columns_and_no_more_rows_than_it_has(wid
     live, console = board(width, 12, ("a", "b", "c"))
     for column in (0, 1):
         for number in range(300):
-            live.take(InColumn(column, Token(f"w{column}-{number} 三只", number)))
-    live.take(InColumn(2, Progress("read weights", 1, 4, "tensors")))
+            live.take(ColumnEvent(column, Token(f"w{column}-{number} 三只", number)))
+    live.take(ColumnEvent(2, Progress("read weights", 1, 4, "tensors")))
     rows = console.render_lines(live._drawn(), console.options.update(height=None), pad=False)
     text = ["".join(part.text for part in row) for row in rows]
     live.close()
@@ -518,11 +518,11 @@ def test_a_window_shows_the_end_of_long_columns_and_no_more_rows_than_it_has(wid
 
 def test_a_column_shows_the_best_beam_until_the_search_has_ended() -> None:
     live, console = board(80, 20, ("a", "b"))
-    live.take(InColumn(0, Beams(1, "The ", (Branch("cat", -1.0), Branch("dog", -2.0)))))
+    live.take(ColumnEvent(0, Beams(1, "The ", (Beam("cat", -1.0), Beam("dog", -2.0)))))
     first = live._columns[0].block(console, 30, 5)
     assert (first.text.plain, first.foot) == ("The cat", "2 beams")
-    live.take(InColumn(0, Token("A\x1b[31m", 1)))
-    live.take(InColumn(1, Notice("it\x1b broke")))
+    live.take(ColumnEvent(0, Token("A\x1b[31m", 1)))
+    live.take(ColumnEvent(1, Notice("it\x1b broke")))
     live.close()
     assert live._columns[0].block(console, 30, 5).text.plain == "A␛[31m"
     assert live._columns[1].block(console, 30, 5).foot == "it␛ broke"

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 
 from repl.commands import registry
 from repl.core.errors import Cancelled, UsageError
-from repl.core.events import Event, InColumn, Token
+from repl.core.events import ColumnEvent, Event, Token
 from repl.session.session import Session
 from repl.terminal.screen import as_record
 
@@ -144,8 +144,8 @@ def cancel_in(session: Session, line: str, answer: int) -> Any:
     task, begun = registry.read(line).run(session), [0]
 
     def heard(event: Event) -> None:
-        begun[0] += not isinstance(event, InColumn)
-        if begun[0] == answer and isinstance(event, InColumn) and isinstance(event.event, Token):
+        begun[0] += not isinstance(event, ColumnEvent)
+        if begun[0] == answer and isinstance(event, ColumnEvent) and isinstance(event.event, Token):
             task.job.cancel()
 
     return finish(task, heard)

@@ -1,12 +1,12 @@
 """The program as it would be if replies were not measured: what measuring costs is seen beside it."""
 
 from repl.cli.main import main
-from repl.core.events import Measures
+from repl.core.events import TokenLogprobs
 from repl.generation.measure.token_stats import Meter
 
 Meter._take = lambda *_: None  # type: ignore[method-assign]
 Meter.measure = lambda *_: {}  # type: ignore[method-assign]
-Meter.measures = lambda *_: Measures()  # type: ignore[method-assign]
+Meter.measures = lambda *_: TokenLogprobs()  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     main()

@@ -81,7 +81,7 @@ def test_the_recording_emit_cancels_at_the_chosen_event(emit: Recorder):
     assert emit.stopped()
     assert emit.of(Progress) == [Progress("read", 1, 2)]
     with pytest.raises(Cancelled):
-        emit.check()
+        emit.raise_if_cancelled()
 
 
 def test_no_test_touches_the_home_of_the_user(home):

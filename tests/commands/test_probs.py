@@ -15,7 +15,7 @@ from repl.commands.inspect import Painted
 from repl.core import paths
 from repl.core.conversation import Turn
 from repl.core.errors import ReplError, UsageError
-from repl.core.events import Done, Echo, Measures, Token
+from repl.core.events import Done, PromptEcho, Token, TokenLogprobs
 from repl.core.jobs import Worker
 from repl.core.sanitize import clean
 from repl.core.settings import View
@@ -28,7 +28,7 @@ from repl.session.record_json import decode, encode
 from repl.session.session import FILE, Session
 from repl.terminal.colours import certainty, painted
 from repl.terminal.export import Transcript, as_html
-from repl.terminal.live import Pane
+from repl.terminal.live import LiveOutput
 from repl.terminal.screen import Screen, as_record, palette, view
 from repl.terminal.shades import style
 
@@ -87,7 +87,7 @@ def test_the_builtin_model_is_measured_rightly_and_kept_small(builtin_folder: Pa
     with opened(builtin_folder, max_new_tokens=24) as session:
         done = ask(session, "Tell me about Paris and its rivers.")
     assert_measured(*bare(builtin_folder), done)
-    bytes_of = [len(encode(Done, one).encode()) for one in (done, replace(done, measures=Measures()))]
+    bytes_of = [len(encode(Done, one).encode()) for one in (done, replace(done, measures=TokenLogprobs()))]
     assert (bytes_of[0] - bytes_of[1]) / len(done.token_ids) < 160
 
 
@@ -183,7 +183,7 @@ def test_a_record_of_an_older_version_still_loads(gpt2_folder: Path) -> None:
         done = ask(session, PROMPT)
     old = json.loads(encode(Done, done))
     del old["measures"]
-    assert decode(Done, json.dumps(old)) == replace(done, measures=Measures())
+    assert decode(Done, json.dumps(old)) == replace(done, measures=TokenLogprobs())
     assert decode(Done, encode(Done, done)) == done
 
 
@@ -209,7 +209,7 @@ def forget(session: Session) -> None:
     """Take the measures out of the last reply's record, as an older version had none."""
     assert session.last is not None
     assert session.last.record is not None
-    session.last = replace(session.last, record=replace(session.last.record, measures=Measures()))
+    session.last = replace(session.last, record=replace(session.last.record, measures=TokenLogprobs()))
     session.conversation.turns[session.last.id] = session.last
 
 
@@ -217,7 +217,7 @@ def test_beams_are_measured_when_they_are_looked_at(gpt2_folder: Path) -> None:
     with opened(gpt2_folder, max_new_tokens=5) as session:
         run(session, "/beams 3")
         done = ask(session, PROMPT)
-        assert done.measures == Measures()
+        assert done.measures == TokenLogprobs()
         found = run(session, "/probs")
         model, _ = bare(gpt2_folder)
         logs = oracle(model, done)
@@ -269,7 +269,7 @@ def test_a_coloured_stream_is_its_text_on_a_terminal(theme: str, chats: bool) ->
     screen.err = Console(file=err, force_terminal=True, color_system="256", theme=palette("dark"), width=60)
     screen.paint(theme)
     for _ in range(2):
-        with Pane(screen, View(probs="on", theme=theme)) as pane:
+        with LiveOutput(screen, View(probs="on", theme=theme)) as pane:
             for event in in_parts(*tokens) if chats else tokens:
                 pane.draw([event])
     said = clean("".join(text for text, _ in pieces)).expandtabs(4)
@@ -283,7 +283,7 @@ def test_a_coloured_stream_is_its_text_on_a_terminal(theme: str, chats: bool) ->
 def test_nothing_is_coloured_in_a_pipe() -> None:
     screen = Screen()
     screen.out.file = out = io.StringIO()
-    with Pane(screen, View(probs="on")) as pane:
+    with LiveOutput(screen, View(probs="on")) as pane:
         pane.draw([Token("a", 1, -9.0, 0.5)])
     assert out.getvalue() == "a\n"
 
@@ -350,7 +350,7 @@ def test_a_taken_alternative_begins_a_branch_of_its_own(kind: str, request: pyte
     assert after.record.token_ids[:4] == (*first.token_ids[:3], other)
     assert after.record.prompt_ids == first.prompt_ids
     assert done.prompt_ids == (*first.prompt_ids, *first.token_ids[:3], other)
-    told = "".join(event.text for event in events if isinstance(event, Echo | Token))
+    told = "".join(event.text for event in events if isinstance(event, PromptEcho | Token))
     assert told == after.text == after.record.text
     model, tokenizer = bare(folder)
     assert_measured(model, tokenizer, after.record)
@@ -412,7 +412,7 @@ def test_what_is_looked_at_is_plain_data(llama_folder: Path) -> None:
 
 def test_a_trace_survives_texts_that_do_not_fit_their_lengths() -> None:
     """A damaged record shows what it can and raises nothing."""
-    found = Measures((-1.0,), (0.5,), (1,), ((5,),), ((-1.0,),), {5: "x"}, (7,))
+    found = TokenLogprobs((-1.0,), (0.5,), (1,), ((5,),), ((-1.0,),), {5: "x"}, (7,))
     record = Done("ab", (1,), (5,), "stop", {}, {}, {}, None, None, None, measures=found)  # type: ignore[arg-type]
     trace = traced(Turn(1, None, "assistant", "ab", "complete", record))
     assert isinstance(trace, Trace)

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repl.core import decoding, settings, values
-from repl.core.decoding import Base
+from repl.core.decoding import ModelDefaults
 from repl.core.errors import UsageError
 from repl.core.settings import Settings
 
-BASE = Base(
+BASE = ModelDefaults(
     {"temperature": 0.6, "top_p": 0.9, "eos_token_id": 2},
     {"do_sample": False, "temperature": 1.0, "top_k": 50, "num_beams": 1, "num_return_sequences": 1},
     frozenset({"epsilon_cutoff", "min_length", "stop_strings"}),
@@ -180,13 +180,16 @@ def test_only_what_you_set_goes_into_the_config_and_one_limit() -> None:
 
 
 def test_the_models_own_limit_stands_where_you_set_none() -> None:
-    theirs = Base({"max_length": 77}, {})
+    theirs = ModelDefaults({"max_length": 77}, {})
     assert decoding.overrides(Settings(), theirs) == {"max_length": 77}
 
 
 def test_your_limit_puts_the_models_aside() -> None:
     chosen = Settings().put("max_length", 50, "you")
-    assert decoding.overrides(chosen, Base({"max_new_tokens": 5}, {})) == {"max_length": 50, "max_new_tokens": None}
+    assert decoding.overrides(chosen, ModelDefaults({"max_new_tokens": 5}, {})) == {
+        "max_length": 50,
+        "max_new_tokens": None,
+    }
 
 
 @pytest.mark.parametrize(
@@ -204,9 +207,11 @@ def test_your_limit_puts_the_models_aside() -> None:
 )
 def test_what_the_model_asks_for_and_the_library_refuses_is_said_with_what_turns_it_off(theirs, said, line) -> None:
     with pytest.raises(UsageError, match=said) as caught:
-        decoding.check(Settings(), Base(theirs, BASE.library))
+        decoding.check(Settings(), ModelDefaults(theirs, BASE.library))
     assert line in caught.value.hints
-    decoding.check(Settings(), Base({**theirs, "temperature": 0.7} if "temperature" in theirs else {}, BASE.library))
+    decoding.check(
+        Settings(), ModelDefaults({**theirs, "temperature": 0.7} if "temperature" in theirs else {}, BASE.library)
+    )
 
 
 @pytest.mark.parametrize("name", [spot for spot in settings.places() if "off" in settings.declared(spot).metadata])
@@ -269,5 +274,5 @@ def test_other_fields_of_the_library_are_known_by_name() -> None:
 
 
 def test_kinds_follow_from_annotations() -> None:
-    assert values.kind_of(int | None) == values.Whole()
+    assert values.kind_of(int | None) == values.Integer()
     assert values.kind_of(bool) == values.Flag()

@@ -11,7 +11,7 @@ import pytest
 
 from repl.core.errors import Cancelled, ReplError
 from repl.core.events import Notice, Progress
-from repl.core.jobs import GRACE, PATIENCE, Emit, Job, Worker, aside, bare, flowing
+from repl.core.jobs import GRACE, PATIENCE, Job, JobContext, Worker, run_in_thread, stream_from_thread, strip_traceback
 
 HANG = 20.0  # seconds after which a test that waits has failed
 
@@ -24,7 +24,7 @@ def worker() -> Iterator[Worker]:
     worker.close()
 
 
-def spin(_: Emit) -> None:
+def spin(_: JobContext) -> None:
     """Compute without ever looking up, as a library does."""
     while True:
         sum(range(1000))
@@ -37,11 +37,11 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.005)
 
 
-def started(worker: Worker, work: Callable[[Emit], Any]) -> Job[Any]:
+def started(worker: Worker, work: Callable[[JobContext], Any]) -> Job[Any]:
     """Start work and wait until it runs."""
     running = threading.Event()
 
-    def begin(emit: Emit) -> Any:
+    def begin(emit: JobContext) -> Any:
         running.set()
         return work(emit)
 
@@ -56,7 +56,7 @@ def end(job: Job[Any]) -> None:
 
 
 def test_events_arrive_in_order_and_the_value_after_them(worker: Worker) -> None:
-    def work(emit: Emit) -> str:
+    def work(emit: JobContext) -> str:
         for number in range(100):
             emit(Progress("count", number))
         return "all"
@@ -80,7 +80,7 @@ def test_jobs_run_one_after_the_other_in_the_order_they_were_started(worker: Wor
 def test_whatever_the_work_raises_reaches_the_reader(worker: Worker, error: BaseException) -> None:
     """After the events before it, whatever its kind; the thread lives on."""
 
-    def work(emit: Emit) -> None:
+    def work(emit: JobContext) -> None:
         emit(Notice("before"))
         raise error
 
@@ -94,7 +94,7 @@ def test_whatever_the_work_raises_reaches_the_reader(worker: Worker, error: Base
 
 
 def test_events_before_an_error_are_not_lost(worker: Worker) -> None:
-    def work(emit: Emit) -> None:
+    def work(emit: JobContext) -> None:
         emit(Notice("before"))
         raise ValueError
 
@@ -112,7 +112,7 @@ def test_an_error_keeps_its_words_but_none_of_its_frames(worker: Worker) -> None
 
     kept: list[weakref.ref[Model]] = []
 
-    def work(emit: Emit) -> None:
+    def work(emit: JobContext) -> None:
         model = Model()
         kept.append(weakref.ref(model))
         try:
@@ -137,14 +137,14 @@ def test_bare_is_for_every_link_of_the_chain() -> None:
         except KeyError as error:
             raise ValueError from error
     except ValueError as error:
-        found = bare(error)
+        found = strip_traceback(error)
     assert found.__traceback__ is None
     assert found.__cause__ is not None
     assert found.__cause__.__traceback__ is None
 
 
 def test_a_cancel_is_raised_where_the_work_speaks(worker: Worker) -> None:
-    def work(emit: Emit) -> None:
+    def work(emit: JobContext) -> None:
         while True:
             emit(Notice("tick"))
             time.sleep(0.001)
@@ -193,8 +193,8 @@ def test_a_shield_holds_an_interrupt_back_until_its_end(worker: Worker) -> None:
     """What must be whole is whole; the cancel counts right after it."""
     done: list[str] = []
 
-    def work(emit: Emit) -> None:
-        with emit.shield():
+    def work(emit: JobContext) -> None:
+        with emit.uninterruptible():
             deadline = time.monotonic() + 3 * PATIENCE
             while time.monotonic() < deadline:
                 sum(range(100))
@@ -212,12 +212,12 @@ def test_a_shield_holds_an_interrupt_back_until_its_end(worker: Worker) -> None:
 def test_settled_work_is_left_alone_and_its_value_counts(worker: Worker) -> None:
     """A reply that noticed the cancel puts its partial text in order."""
 
-    def work(emit: Emit) -> str:
+    def work(emit: JobContext) -> str:
         until(emit.stopped)
-        emit.settle()
+        emit.begin_cleanup()
         deadline = time.monotonic() + 3 * PATIENCE
         while time.monotonic() < deadline:
-            emit.check()
+            emit.raise_if_cancelled()
         emit(Notice("rest"))
         return "partial"
 
@@ -233,8 +233,8 @@ def test_a_cancelled_job_that_cannot_be_interrupted_is_given_up(worker: Worker) 
     """Nobody waits for an import longer than the grace; what runs next waits for it."""
     gate = threading.Event()
 
-    def work(emit: Emit) -> str:
-        with emit.shield():
+    def work(emit: JobContext) -> str:
+        with emit.uninterruptible():
             gate.wait(HANG)
         return "never mind"
 
@@ -267,8 +267,8 @@ def test_close_ends_the_thread_whatever_runs() -> None:
 def test_close_says_when_the_thread_is_stuck() -> None:
     worker, gate = Worker(), threading.Event()
 
-    def work(emit: Emit) -> None:
-        with emit.shield():
+    def work(emit: JobContext) -> None:
+        with emit.uninterruptible():
             gate.wait(HANG)
 
     started(worker, work)
@@ -303,17 +303,17 @@ def test_aside_returns_what_the_work_returns_and_raises_what_it_raises(emit: Any
     def fails() -> None:
         raise OSError("gone")
 
-    assert aside(lambda: 7, emit) == 7
+    assert run_in_thread(lambda: 7, emit) == 7
     with pytest.raises(OSError, match="gone"):
-        aside(fails, emit)
+        run_in_thread(fails, emit)
 
 
 def test_aside_does_not_wait_for_a_silent_peer(worker: Worker, emit: Any) -> None:
     """Neither past its time, nor past a cancel."""
     gate = threading.Event()
     with pytest.raises(TimeoutError):
-        aside(lambda: gate.wait(HANG), emit, 0.1)
-    job = started(worker, lambda emit: aside(lambda: gate.wait(HANG), emit))
+        run_in_thread(lambda: gate.wait(HANG), emit, 0.1)
+    job = started(worker, lambda emit: run_in_thread(lambda: gate.wait(HANG), emit))
     job.cancel()
     until(lambda: job._ended)
     with pytest.raises(Cancelled):
@@ -332,8 +332,8 @@ def test_network_work_that_flows_is_left_at_once(worker: Worker) -> None:
 
     heard: list[int] = []
 
-    def read(emit: Emit) -> None:
-        for number in flowing(work, emit, cut.set):
+    def read(emit: JobContext) -> None:
+        for number in stream_from_thread(work, emit, cut.set):
             heard.append(number)
             emit(Notice(str(number)))
 
@@ -351,6 +351,6 @@ def test_network_work_that_flows_raises_what_it_raised(worker: Worker) -> None:
         put(1)
         raise ConnectionError("gone")
 
-    job = worker.start(lambda emit: list(flowing(work, emit, lambda: None)))
+    job = worker.start(lambda emit: list(stream_from_thread(work, emit, lambda: None)))
     with pytest.raises(ConnectionError, match="gone"):
         list(job)

@@ -10,7 +10,7 @@ from test_beams import slowed
 from repl.analysis.beam_tree import Node, grow
 from repl.commands.beams import Tree
 from repl.core.errors import UsageError
-from repl.core.events import Beams, Branch, Cut, Search, Sequence
+from repl.core.events import Beam, Beams, BeamSearch, PrunedBeam, Sequence
 from repl.generation.decode.beam_history import History
 from repl.session.record_json import decode, encode
 from repl.terminal.live import hypotheses
@@ -189,7 +189,7 @@ def test_a_search_too_large_to_keep_has_no_numbers():
     history.look([(0, 1, -1.0), (0, 2, -2.0)], 1)
     history.step([0], [1], [-1.0])
     assert history.logprobs([[1]]) == ()
-    root = grow([Sequence("a", (1,), -1.0)], Search((("a",),)))
+    root = grow([Sequence("a", (1,), -1.0)], BeamSearch((("a",),)))
     assert (root.text, root.sequence, root.logprob) == ("a", 1, None)
 
 
@@ -219,8 +219,8 @@ def test_every_leaf_has_a_row_and_none_is_too_wide(gpt2_folder, width):
 def test_the_parts_stand_below_what_they_share():
     found = [Sequence("the cat", (1, 2), -0.5), Sequence("the dog", (1, 3), -0.7)]
     logs = ((-0.1, -0.9), (-0.1, -1.3))
-    cut = Cut(1, 1, " owl\x1b", (4,), (-2.0,), "pruned", 0.7)
-    root = grow(found, Search((("the", " cat"), ("the", " dog")), logs, (0.7,), (cut,)))
+    cut = PrunedBeam(1, 1, " owl\x1b", (4,), (-2.0,), "pruned", 0.7)
+    root = grow(found, BeamSearch((("the", " cat"), ("the", " dog")), logs, (0.7,), (cut,)))
     assert rows(Tree(2, 2, 1.0, 1, root, (0.7,)), 40) == [
         "2 beams · score = nats / tokens^1 ·",
         "closest call 0.7 nats",
@@ -234,7 +234,7 @@ def test_the_parts_stand_below_what_they_share():
 
 @pytest.mark.parametrize("height", [3, 5, 12])
 def test_the_live_view_tells_the_margin_where_there_is_room(height):
-    beams = Beams(3, "Once", tuple(Branch(f" {number}", -1.0 - number) for number in range(6)), 0.31)
+    beams = Beams(3, "Once", tuple(Beam(f" {number}", -1.0 - number) for number in range(6)), 0.31)
     drawn = [str(row) for row in hypotheses(beams, 60, height).renderables]
     assert len(drawn) - 1 <= max(1, height - 2)
     assert ("0.31" in drawn[-1]) == (height > 4)

@@ -22,7 +22,7 @@ from repl.generation.decode import kv_cache, loop
 from repl.generation.decode.detokenizer import streamer
 from repl.generation.decode.drafters import CREDIT, SHARE, WORST, Ahead, Assistant, Balance, Lookup, agreeing, refusal
 from repl.generation.measure.token_stats import Meter
-from repl.session.results import Said
+from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.screen import THEME, figures, plain, view
 
@@ -109,7 +109,7 @@ def checked(
         generation_config=GenerationConfig(**given),
         streamer=stream,
         tokenizer=tokenizer,
-        **(cache or {library.cache_name(): kv_cache.remembering(model)}),
+        **(cache or {library.cache_name(): kv_cache.croppable_cache(model)}),
     )
     return trimmed(found[0, len(prompt) :].tolist(), model)
 
@@ -299,12 +299,12 @@ def test_the_next_turn_equals_a_fresh_one_after_a_cancel(session):
 def test_a_cancel_at_any_moment_leaves_a_sound_cache(tiny, halt):
     """Before a layer, in a checked pass or as a token is told: what is kept goes on as a new text does."""
     from repl.core.errors import Cancelled
-    from repl.generation.measure.forward import breakable
+    from repl.generation.measure.forward import cancellable_forward
 
     model, tokenizer = tiny
     prompt = tokenizer(TEXT)["input_ids"]
     (plain_ids,), _ = generated(model, tokenizer, prompt, {"max_new_tokens": 30, "do_sample": False})
-    kept, told, left = kv_cache.Kept(), list[int](), [halt]
+    kept, told, left = kv_cache.PrefixCache(), list[int](), [halt]
 
     def check() -> None:
         left[0] -= 1
@@ -321,7 +321,7 @@ def test_a_cancel_at_any_moment_leaves_a_sound_cache(tiny, halt):
     stream = streamer(tokenizer, put)
     ahead = Ahead(Knowing(prompt, plain_ids, 0), 7, clock=lambda: 0.0)
     config, values = model.generation_config, {"max_new_tokens": 30, "do_sample": False}
-    stopping = pytest.raises(Cancelled), breakable(model, check)
+    stopping = pytest.raises(Cancelled), cancellable_forward(model, check)
     with stopping[0], kept.lent(model, config, ids, lambda: prompt + told) as (past, _), stopping[1]:
         checked(model, tokenizer, prompt, ahead, values, stream, **past)
     assert plain_ids[: len(told)] == told
@@ -479,7 +479,7 @@ def test_an_assistant_changes_speed_and_nothing_else(session, helper_folder):
         run(session, *lines, "/assistant none", "/clear")
         plain_turns = [ask(session, text) for text in (TEXT, "And then?")]
         said = run(session, f"/assistant {helper_folder}")
-        assert isinstance(said, Said)
+        assert isinstance(said, Message)
         run(session, "/clear")
         turns = [ask(session, text) for text in (TEXT, "And then?")]
         assert [turn.token_ids for turn in turns] == [turn.token_ids for turn in plain_turns]
@@ -495,7 +495,7 @@ def test_an_assistant_proposes_what_it_would_say_itself(tiny, emit):
     prompt = tokenizer(TEXT)["input_ids"]
     values = {"max_new_tokens": 30, "do_sample": False}
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
-    drafter = Assistant(model, kv_cache.remembering(model), [], model.config.vocab_size)
+    drafter = Assistant(model, kv_cache.croppable_cache(model), [], model.config.vocab_size)
     made, _, ahead = ahead_of(model, tokenizer, prompt, drafter, values)
     assert made == plain_ids
     assert ahead.accepted == ahead.proposed > 0
@@ -508,12 +508,12 @@ def test_an_assistant_with_a_shorter_context_stops_proposing(tiny):
     prompt = tokenizer(TEXT)["input_ids"]
     values = {"max_new_tokens": 40, "do_sample": False}
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
-    drafter = Assistant(model, kv_cache.remembering(model), [], model.config.vocab_size, len(prompt) + 12)
+    drafter = Assistant(model, kv_cache.croppable_cache(model), [], model.config.vocab_size, len(prompt) + 12)
     made, _, ahead = ahead_of(model, tokenizer, prompt, drafter, values)
     assert made == plain_ids
     assert ahead.accepted <= 12
     assert len(drafter.fed) <= len(prompt) + 12
-    late = Assistant(model, kv_cache.remembering(model), [], model.config.vocab_size, 3)
+    late = Assistant(model, kv_cache.croppable_cache(model), [], model.config.vocab_size, 3)
     assert ahead_of(model, tokenizer, prompt, late, values)[0] == plain_ids
     assert late.fed == []
 

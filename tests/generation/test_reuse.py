@@ -74,14 +74,14 @@ class Halting(Recorder):
         super().__init__()
         self.left = halt
 
-    def check(self) -> None:
+    def raise_if_cancelled(self) -> None:
         self.left -= 1
         if not self.left:
             self.cancel()
-        super().check()
+        super().raise_if_cancelled()
 
-    def settle(self) -> None:
-        super().settle()
+    def begin_cleanup(self) -> None:
+        super().begin_cleanup()
         self._stop, self.left = False, 0
 
 
@@ -346,7 +346,7 @@ def test_an_interrupt_between_key_and_value_is_noticed(residents, kind, part):
         model(ids, **past)
     layer = past[library.cache_name()].layers[1]
     setattr(layer, part, torch.cat([getattr(layer, part)] * 2, -2))
-    length = kv_cache.sound(past[library.cache_name()], broken_off=True)
+    length = kv_cache.valid_length(past[library.cache_name()], broken_off=True)
     assert length in (0, len(FIRST))
     if length:
         assert kv_cache.cropped(past[library.cache_name()], length)
@@ -401,11 +401,11 @@ def test_layers_that_begin_anew_with_every_prompt_are_found_out(residents):
 
     resident = residents("delta")
     prompt = torch.tensor([FIRST])
-    assert kv_cache.carries_on(resident.model, prompt, lambda: kv_cache.blank(resident.model))
+    assert kv_cache.carries_on(resident.model, prompt, lambda: kv_cache.new_cache(resident.model))
     forgetting = [layer for layer in resident.model.modules() if hasattr(layer, "conv1d")]
     assert forgetting
     hooks = [layer.register_forward_pre_hook(without_state, with_kwargs=True) for layer in forgetting]
-    assert not kv_cache.carries_on(resident.model, prompt, lambda: kv_cache.blank(resident.model))
+    assert not kv_cache.carries_on(resident.model, prompt, lambda: kv_cache.new_cache(resident.model))
     for hook in hooks:
         hook.remove()
 

@@ -21,14 +21,14 @@ from repl.commands.model_list import Models, Row
 from repl.commands.models import Info
 from repl.core.errors import Cancelled, NoModel, NotFound, Unreachable, UsageError
 from repl.core.events import Progress
-from repl.core.jobs import Lookup, Worker
+from repl.core.jobs import CachedLookup, Worker
 from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.hub import cache as hub_cache
 from repl.hub import catalog
 from repl.hub.catalog import Cached, Listed
 from repl.models.store import Store
-from repl.session.results import Said
+from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.screen import THEME, plain, view
 
@@ -139,7 +139,7 @@ def test_offline_nobody_is_asked(hub: FakeHub) -> None:
     made = Session(Settings(), Store(Runtime, offline=True), Worker())
     found = run(made, "/models tiny")
     assert (found.hub, found.silence) == ([], "offline: the Hub is not asked")
-    catalog.Names()()
+    catalog.ModelNames()()
     with pytest.raises(Unreachable, match="offline"):
         run(made, "/info acme/tiny")
     made.close()
@@ -261,7 +261,7 @@ def test_deleting_asks_and_says_what_is_freed(hub: FakeHub, llama_folder: Path, 
     assert place.is_dir()
     assert "/delete acme/tiny --yes" in drawn(asked)
     said = run(session, *(line for line, _ in asked.choices))
-    assert isinstance(said, Said)
+    assert isinstance(said, Message)
     assert not place.exists()
     assert hub_cache.cached("acme/twin") is not None
     with pytest.raises(NotFound, match="'acme/tiny' is not in the cache; there are acme/twin"):
@@ -284,7 +284,7 @@ def test_what_is_in_memory_is_not_deleted(hub: FakeHub, session: Session) -> Non
 def test_completion_never_waits_and_learns(hub: FakeHub, session: Session) -> None:
     """The first key gets what is known; names of the Hub are there a moment later, by owner or by name."""
     hub.fault = Fault(on="api/models", delay=0.0, silent=True)
-    names = catalog.Names()
+    names = catalog.ModelNames()
     names.offline = False
     began = time.monotonic()
     assert "builtin" in names()
@@ -329,7 +329,7 @@ def test_a_number_switches_to_a_model_as_it_lies_in_memory(llama_folder: Path) -
 
 
 def test_the_most_used_models_of_the_hub_are_offered(hub: FakeHub) -> None:
-    names = catalog.Names()
+    names = catalog.ModelNames()
     names.offline = False
     deadline = time.monotonic() + HANG
     while "acme/tiny" not in names():
@@ -344,9 +344,9 @@ def test_a_lookup_is_not_made_again_while_it_is_fresh() -> None:
         looks.append(1)
         return len(looks)
 
-    lookup = Lookup(look, 0, 1000.0)
+    lookup = CachedLookup(look, 0, 1000.0)
     assert [lookup.now(5.0), lookup.now(5.0)] == [1, 1]
-    stale = Lookup(look, 0, 0.0)
+    stale = CachedLookup(look, 0, 0.0)
     assert [stale.now(5.0), stale.now(5.0)] == [2, 3]
 
 

@@ -16,7 +16,7 @@ from fakehub import Fault
 from repl.core.errors import BadModel, Cancelled, NotFound, ReplError, Unreachable, UsageError
 from repl.core.events import Progress
 from repl.hub import locate as repl_hub
-from repl.hub.locate import Found, cached
+from repl.hub.locate import LocalModel, cached
 
 MODEL = "acme/tiny"
 WEIGHTS = 3_000_000  # bytes
@@ -65,7 +65,7 @@ def sharded(folder: Path, names: str = "a.safetensors b.safetensors") -> Path:
     return folder
 
 
-def locate(model=MODEL, revision="main", gguf_file="", emit=None, **options) -> Found:
+def locate(model=MODEL, revision="main", gguf_file="", emit=None, **options) -> LocalModel:
     return repl_hub.locate(model, revision, gguf_file, emit or Recorder(), **options)
 
 
@@ -75,7 +75,7 @@ def fails(kind: type[ReplError], *arguments, **options) -> ReplError:
     return caught.value
 
 
-def held(found: Found) -> set[str]:
+def held(found: LocalModel) -> set[str]:
     return {path.relative_to(found.folder).as_posix() for path in found.folder.rglob("*") if path.is_file()}
 
 
@@ -93,7 +93,7 @@ def half_made(home: Path) -> list[Path]:
 
 
 def test_a_folder_is_itself(llama_folder, monkeypatch):
-    assert locate(str(llama_folder)) == Found(str(llama_folder), llama_folder, "", "")
+    assert locate(str(llama_folder)) == LocalModel(str(llama_folder), llama_folder, "", "")
     monkeypatch.chdir(llama_folder.parent)
     assert locate(llama_folder.name).folder == llama_folder
 
@@ -106,8 +106,8 @@ def test_a_tilde_is_the_home_folder(llama_folder, monkeypatch):
 
 def test_a_gguf_file_is_its_folder_and_its_name(tmp_path):
     write(tmp_path, "tiny.gguf")
-    assert locate(str(tmp_path / "tiny.gguf")) == Found(str(tmp_path / "tiny.gguf"), tmp_path, "", "tiny.gguf")
-    assert locate(str(tmp_path), gguf_file="tiny.gguf") == Found(str(tmp_path), tmp_path, "", "tiny.gguf")
+    assert locate(str(tmp_path / "tiny.gguf")) == LocalModel(str(tmp_path / "tiny.gguf"), tmp_path, "", "tiny.gguf")
+    assert locate(str(tmp_path), gguf_file="tiny.gguf") == LocalModel(str(tmp_path), tmp_path, "", "tiny.gguf")
 
 
 @pytest.mark.parametrize("path", ["./gone", "../gone", "/gone", "~/gone", "~nobody/x", r"C:\gone", "a/b/c", "x.gguf"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from repl.hub.cache import Found, cached, cached_models
+from repl.hub.cache import LocalModel, cached, cached_models
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WHOLE = "config.json tokenizer.json model.safetensors"
@@ -30,7 +30,7 @@ def index(folder: Path, name: str, *files: str) -> None:
 
 def test_a_model_is_found_by_its_name_revision_or_commit():
     folder = keep("acme/tiny", WHOLE)
-    assert cached("acme/tiny") == Found("acme/tiny", folder, COMMIT, "")
+    assert cached("acme/tiny") == LocalModel("acme/tiny", folder, COMMIT, "")
     assert cached("acme/tiny", COMMIT) == cached("acme/tiny")
     assert cached("acme/tiny", "v2") is None
     assert cached("acme/other") is None

@@ -7,7 +7,7 @@ from conftest import Recorder
 
 from repl.core.errors import Cancelled
 from repl.core.events import Progress
-from repl.hub.download import Meter, prepare, watched
+from repl.hub.download import DownloadProgress, call_hub, prepare
 
 SIZES = {"a": 1_500_000, "b": 3_000_000_000, "c": 0}
 
@@ -17,7 +17,7 @@ def steps(emit: Recorder) -> list[tuple[int, int]]:
 
 
 def test_a_meter_adds_the_files_up(emit):
-    meter = Meter(emit, SIZES)
+    meter = DownloadProgress(emit, SIZES)
     assert meter.plan(["a", "b"]) == 3_001_500_000
     for name, counts in {"a": [500_000, 1_000_000], "b": [10]}.items():
         with meter.begin(name)(total=SIZES[name], unit="B", desc=name) as bar:
@@ -30,7 +30,7 @@ def test_a_meter_adds_the_files_up(emit):
 
 
 def test_a_file_that_needed_no_transfer_counts_as_done(emit):
-    meter = Meter(emit, SIZES)
+    meter = DownloadProgress(emit, SIZES)
     meter.plan(["a", "c"])
     for name in ("a", "c"):
         meter.begin(name)
@@ -39,7 +39,7 @@ def test_a_file_that_needed_no_transfer_counts_as_done(emit):
 
 
 def test_a_meter_without_a_plan_is_silent_and_still_stops(emit):
-    bar = Meter(emit, SIZES).begin("a")()
+    bar = DownloadProgress(emit, SIZES).begin("a")()
     bar.update(5)
     emit.cancel()
     with pytest.raises(Cancelled):
@@ -48,14 +48,14 @@ def test_a_meter_without_a_plan_is_silent_and_still_stops(emit):
 
 
 def test_nothing_is_raised_where_xet_calls_from_rust(emit):
-    bar = Meter(emit, SIZES).begin("a")(bar_format="{bar}")
+    bar = DownloadProgress(emit, SIZES).begin("a")(bar_format="{bar}")
     emit.cancel()
     bar.update(5)
     assert bar.n == 5
 
 
 def test_it_says_how_far_a_file_came(emit):
-    meter = Meter(emit, SIZES)
+    meter = DownloadProgress(emit, SIZES)
     meter.begin("a")().update(1_000_000)
     assert meter.stopped() == "the download of a stopped at 1 of 1.5 MB and will start again"
     meter.begin("b")().update(2_125_000_000)
@@ -68,7 +68,7 @@ def test_the_log_of_the_library_stays_off_the_terminal(emit, capfd, caplog):
     prepare(emit)
     prepare(emit)
     logger = logging.getLogger("huggingface_hub.file_download")
-    watched(lambda: logger.warning("retrying"), emit)
+    call_hub(lambda: logger.warning("retrying"), emit)
     logger.warning("said on another thread")
     assert capfd.readouterr() == ("", "")
     assert [record.message for record in caplog.records] == ["retrying", "said on another thread"]
@@ -77,7 +77,7 @@ def test_the_log_of_the_library_stays_off_the_terminal(emit, capfd, caplog):
 def test_waiting_for_a_busy_hub_is_said(emit):
     """The library waits in silence where it is told to come back later."""
     prepare(emit)
-    watched(lambda: logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s [Retry 4/5]."), emit)
+    call_hub(lambda: logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s [Retry 4/5]."), emit)
     assert Progress("wait for the Hub to answer") in emit.events
 
 
@@ -96,7 +96,7 @@ def test_a_call_that_was_left_ends_when_it_logs(emit):
             ended.set()
 
     with pytest.raises(TimeoutError):
-        watched(work, emit, 0.1)
+        call_hub(work, emit, 0.1)
     waiting.set()
     assert ended.wait(30)
     assert not logged.is_set()

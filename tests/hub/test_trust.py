@@ -19,7 +19,7 @@ from repl.core.jobs import Worker
 from repl.core.settings import Load, Settings
 from repl.generation.runtime import Runtime
 from repl.hub import consent
-from repl.hub.cache import Found
+from repl.hub.cache import LocalModel
 from repl.hub.consent import Consents
 from repl.hub.validate import NeedsCode
 from repl.models.store import Store
@@ -215,7 +215,7 @@ def test_every_change_of_code_asks_again(name: str, llama_folder: Path, tmp_path
         (folder / file).parent.mkdir()
         (folder / file).write_text("x = 1\n")
     (folder / "link").symlink_to("a")
-    load, found = Load(model=str(folder), trust_remote_code=True), Found(str(folder), folder, "", "")
+    load, found = Load(model=str(folder), trust_remote_code=True), LocalModel(str(folder), folder, "", "")
     consents = Consents(tmp_path / "trusted.json")
     consents.give(load.model, consent.mark(found), lasting=True)
     change, file = CHANGES[name]
@@ -230,7 +230,7 @@ def test_two_files_that_change_places_are_a_change(llama_folder: Path, tmp_path:
     for name in "ab":
         (folder / name).mkdir()
         (folder / name / "same.py").write_text(name)
-    found = Found(str(folder), folder, "", "")
+    found = LocalModel(str(folder), folder, "", "")
     before = consent.mark(found)
     (folder / "a").rename(folder / "c")
     (folder / "b").rename(folder / "a")
@@ -255,7 +255,7 @@ def test_no_config_takes_code_from_elsewhere(name: str, llama_folder: Path, tmp_
     (folder / name).write_text(json.dumps(before | OUTSIDE[name]))
     for gguf_file in ("", "x.gguf"):
         with pytest.raises(BadModel, match=rf"{name} takes code from another repository"):
-            Consents().check(Load(model=str(folder)), Found(str(folder), folder, "", gguf_file))
+            Consents().check(Load(model=str(folder)), LocalModel(str(folder), folder, "", gguf_file))
 
 
 @pytest.mark.parametrize("link", ["modeling_y.py", "sub/modeling_y.py", "folder"])
@@ -267,12 +267,12 @@ def test_code_behind_a_link_that_leads_out_is_refused(link: str, llama_folder: P
     (folder / link).parent.mkdir(exist_ok=True)
     (folder / link).symlink_to(tmp_path / "out" / ("" if link == "folder" else "modeling_y.py"))
     with pytest.raises(BadModel, match="link that leads out of the folder"):
-        Consents().check(Load(model=str(folder)), Found(str(folder), folder, "", ""))
+        Consents().check(Load(model=str(folder)), LocalModel(str(folder), folder, "", ""))
     (folder / link).unlink()
     named = {"AutoModel": f"{tmp_path}/out/modeling_y.Y"}
     (folder / "config.json").write_text(json.dumps({"auto_map": named}))
     with pytest.raises(BadModel, match="leads out of the folder"):
-        Consents().check(Load(model=str(folder)), Found(str(folder), folder, "", ""))
+        Consents().check(Load(model=str(folder)), LocalModel(str(folder), folder, "", ""))
 
 
 def test_a_consent_that_watched_less_is_asked_for_again(llama_folder: Path, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_consent_that_watched_less_is_asked_for_again(llama_folder: Path, tmp_
     consents = Consents()
     consents.give(str(folder), "0" * 40)
     with pytest.raises(NeedsCode, match="did not watch all of it"):
-        consents.check(Load(model=str(folder)), Found(str(folder), folder, "", ""))
+        consents.check(Load(model=str(folder)), LocalModel(str(folder), folder, "", ""))
 
 
 TOKENIZER = """

@@ -76,9 +76,9 @@ def test_a_weight_packed_in_blocks_is_the_weight_packed_whole(monkeypatch):
     import torch
 
     weight = linear(3000, 64).weight
-    parts = packed_linear.four(weight)
+    parts = packed_linear.quantize_int4(weight)
     monkeypatch.setattr(packed_linear, "CHUNK", 1 << 20)
-    assert all(torch.equal(one, other) for one, other in zip(parts, packed_linear.four(weight), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(parts, packed_linear.quantize_int4(weight), strict=True))
 
 
 @BOTH

@@ -12,16 +12,16 @@ from conftest import Recorder
 
 from repl.core.decoding import NOTHING
 from repl.core.errors import BadModel, Cancelled, NoMemory, NoModel, UsageError
-from repl.core.jobs import Emit, Worker
+from repl.core.jobs import JobContext, Worker
 from repl.core.settings import Load, Settings
 from repl.generation.runtime import Model, Runtime
-from repl.models.loader import Facts, LoadedModel
+from repl.models.loader import LoadedModel, ModelInfo
 from repl.models.memory.available import Room
 from repl.models.store import Store
 from repl.session.change_settings import apply
 from repl.session.session import Session
 
-FACTS = Facts("a", "", "", "Fake", 1, 1, "float32", {}, {"": "cpu"}, "", 0, 1, 1, True, NOTHING, 0.0)
+FACTS = ModelInfo("a", "", "", "Fake", 1, 1, "float32", {}, {"": "cpu"}, "", 0, 1, 1, True, NOTHING, 0.0)
 HUGE = 1 << 60
 GIB = 1 << 30
 
@@ -41,11 +41,11 @@ class Bring:
         self.held = threading.Event()
         self.held.set()
 
-    def __call__(self, load: Load, emit: Emit, offline: bool, make_room: Callable[[int], None]) -> Model:
+    def __call__(self, load: Load, emit: JobContext, offline: bool, make_room: Callable[[int], None]) -> Model:
         self.loads.append(load)
         make_room(HUGE if load.model in self.huge else self.size)
         while not self.held.is_set():
-            emit.check()
+            emit.raise_if_cancelled()
             time.sleep(0.005)
         if load.model in self.refused:
             raise BadModel(f"{load.model} is broken")

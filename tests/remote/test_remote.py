@@ -33,8 +33,8 @@ from terminal import Terminal, surroundings
 
 from repl.commands import registry
 from repl.core.errors import Failed, NeedsLocal, NoModel, NotFound, Overflow, ReplError, Unreachable, UsageError
-from repl.core.events import Done, Event, Measures, Notice, Progress, Token
-from repl.core.jobs import Emit, Worker
+from repl.core.events import Done, Event, Notice, Progress, Token, TokenLogprobs
+from repl.core.jobs import JobContext, Worker
 from repl.core.settings import Settings
 from repl.generation.measure.token_trace import traced
 from repl.generation.request import Request
@@ -426,7 +426,7 @@ def test_a_thought_with_and_without_measures(session: Session, server: FakeServe
     trace = traced(session.last)
     assert trace is not None
     assert (trace.lead + "".join(token.text for token in trace.tokens), trace.tokens[0].text) == (done.raw, "So")
-    assert ask(session, "Hi").measures == Measures()
+    assert ask(session, "Hi").measures == TokenLogprobs()
 
 
 @pytest.mark.parametrize("value", ["NaN", 1e999, -1e999, 10**400, 5, True, {}, None])
@@ -804,9 +804,9 @@ def test_going_back_without_a_model_loads_one(session: Session, server: FakeServ
 
 
 def test_a_reply_of_a_server_does_not_wait_for_a_load(session: Session, server: FakeServer) -> None:
-    def load(emit: Emit) -> None:
+    def load(emit: JobContext) -> None:
         while True:
-            emit.check()
+            emit.raise_if_cancelled()
             time.sleep(0.01)
 
     held = session.start(load)

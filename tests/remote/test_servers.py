@@ -25,7 +25,7 @@ from fakeserver import (
 
 from repl.commands import registry
 from repl.core.errors import Failed, NeedsLocal, Overflow, ReplError, UsageError
-from repl.core.events import Event, InColumn, Notice, Token
+from repl.core.events import ColumnEvent, Event, Notice, Token
 from repl.core.jobs import Worker
 from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
@@ -710,7 +710,7 @@ def test_servers_that_are_compared_can_be_left(session: Session) -> None:
         texts: list[str] = []
 
         def both(event: Event) -> bool:
-            if isinstance(event, InColumn) and isinstance(event.event, Token):
+            if isinstance(event, ColumnEvent) and isinstance(event.event, Token):
                 texts.append(event.event.text)
             return len(texts) == 2
 

@@ -16,7 +16,7 @@ from repl import commands
 from repl.commands import registry
 from repl.core import settings
 from repl.core.errors import UsageError
-from repl.core.events import Done, Event, Opening, Token
+from repl.core.events import Done, Event, ReplyStarted, Token
 from repl.core.jobs import Worker
 from repl.core.parts import Reader
 from repl.core.settings import Settings
@@ -53,7 +53,7 @@ def in_parts(*tokens: Token) -> list[Event]:
     """Return tokens as those of a reply in a chat."""
     reader = Reader()
     read: list[Event] = [replace(token, pieces=reader.feed(token.text)) for token in tokens]
-    return [Opening(), *read, Token("", pieces=reader.end())]
+    return [ReplyStarted(), *read, Token("", pieces=reader.end())]
 
 
 def finish(task: Task[Any], heard: Callable[[Event], object] = lambda event: None) -> Any:

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.style import Style
 from window import Window
 
-from repl.core.events import Beams, Branch, Echo, Event, Token
+from repl.core.events import Beam, Beams, Event, PromptEcho, Token
 from repl.core.settings import View
-from repl.terminal.live import Pane
+from repl.terminal.live import LiveOutput
 from repl.terminal.markdown import Line
 from repl.terminal.redraw import Stream, Words
 from repl.terminal.screen import THEME, Screen
@@ -112,7 +112,7 @@ def drawn(events: list[Event], view: View, width: int = 24) -> Window:
     screen = Screen(interactive=True)
     screen.out = screen.err = window.console
     screen.out.push_theme(THEME)
-    with Pane(screen, view) as pane:
+    with LiveOutput(screen, view) as pane:
         for event in events:
             pane.draw([event])
             pane.draw([])  # nothing more comes just now
@@ -128,11 +128,11 @@ UNLIKELY = [
 ]
 
 
-@pytest.mark.parametrize("events", [in_parts(*UNLIKELY), [Echo("So, "), *UNLIKELY], UNLIKELY])
+@pytest.mark.parametrize("events", [in_parts(*UNLIKELY), [PromptEcho("So, "), *UNLIKELY], UNLIKELY])
 def test_coloured_replies_keep_their_words_whole(events: list[Event]) -> None:
     """Those of a chat, and those that go on from a text."""
     rows = drawn([*events], View(probs="on")).rows()
-    text = "".join(event.text for event in events if isinstance(event, Echo)) + "Plain words and"
+    text = "".join(event.text for event in events if isinstance(event, PromptEcho)) + "Plain words and"
     assert rows[:2] == [text, "logarithmically"]
 
 
@@ -156,6 +156,6 @@ def test_thinking_that_is_shown_stands_before_the_answer() -> None:
 
 def test_a_search_goes_on_from_its_text_on_the_same_line() -> None:
     """The live hypotheses are gone when it has ended, and what it goes on from stands in front of the winner."""
-    search = [Beams(1, "", (Branch(" a time", -1.0), Branch(" a dog", -2.0)))]
-    rows = drawn([Echo("Once upon"), *search, Token(" a time", 1)], View()).rows()
+    search = [Beams(1, "", (Beam(" a time", -1.0), Beam(" a dog", -2.0)))]
+    rows = drawn([PromptEcho("Once upon"), *search, Token(" a time", 1)], View()).rows()
     assert rows[:2] == ["Once upon a time", ""]

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import ProgressSample, Task, TaskID
 
-from repl.core.events import Beams, Branch, Echo, Event, Notice, Opening, Progress, Token
+from repl.core.events import Beam, Beams, Event, Notice, Progress, PromptEcho, ReplyStarted, Token
 from repl.core.settings import View
-from repl.terminal.live import Pace, Pane, columns, figures, hypotheses
+from repl.terminal.live import LiveOutput, LoadProgress, columns, figures, hypotheses
 from repl.terminal.screen import Screen
 
 
@@ -23,7 +23,7 @@ def drawn(events: list[Event], view: View = View(), as_json: bool = False) -> tu
     """Return what stands on standard output and standard error after some events, in a pipe."""
     screen = Screen(as_json=as_json)
     screen.out.file, screen.err.file = out, err = io.StringIO(), io.StringIO()
-    with Pane(screen, view) as pane:
+    with LiveOutput(screen, view) as pane:
         for event in events:
             pane.draw([event])
     return out.getvalue(), err.getvalue()
@@ -38,7 +38,7 @@ def test_a_pipe_gets_the_text_and_one_line_end(pieces: list[str]) -> None:
 
 
 def test_a_continuation_stands_behind_its_text() -> None:
-    assert drawn([Echo("Once upon"), Token(" a time", 1)])[0] == "Once upon a time\n"
+    assert drawn([PromptEcho("Once upon"), Token(" a time", 1)])[0] == "Once upon a time\n"
 
 
 def test_nothing_said_is_nothing_written() -> None:
@@ -65,7 +65,7 @@ def test_no_control_character_of_a_reply_reaches_a_pipe() -> None:
 
 
 def test_json_has_every_token_exactly() -> None:
-    out, err = drawn([Opening(), Echo("x"), Token("a\x1b", 5), Token("", 6), Token("é", None)], as_json=True)
+    out, err = drawn([ReplyStarted(), PromptEcho("x"), Token("a\x1b", 5), Token("", 6), Token("é", None)], as_json=True)
     records = [json.loads(line) for line in out.splitlines()]
     assert [(record["text"], record["id"]) for record in records] == [("a\x1b", 5), ("", 6), ("é", None)]
     assert err == ""
@@ -114,7 +114,7 @@ def test_a_bar_keeps_to_its_line(width: int, speed: float) -> None:
 def test_the_pace_is_that_of_the_stage_alone() -> None:
     now = [0.0]
     clock: Callable[[], float] = lambda: now[0]  # noqa: E731
-    pace = Pace(clock)
+    pace = LoadProgress(clock)
     pace.follow([Progress("resolve")])
     now[0] = 10.0
     pace.follow([Progress("download", 0, 100_000_000, "B")])
@@ -126,6 +126,6 @@ def test_the_pace_is_that_of_the_stage_alone() -> None:
 @given(st.integers(20, 200), st.integers(3, 40), st.lists(st.text(max_size=300), min_size=1, max_size=40))
 def test_live_hypotheses_fit_the_screen(width: int, height: int, texts: list[str]) -> None:
     """Each is one line, and all of them are no higher than the window."""
-    group = hypotheses(Beams(1, "common " * 40, tuple(Branch(text, -1.0) for text in texts)), width, height)
+    group = hypotheses(Beams(1, "common " * 40, tuple(Beam(text, -1.0) for text in texts)), width, height)
     assert len(group.renderables) - 1 <= max(1, height - 2)
     assert all("\n" not in str(row) for row in group.renderables)

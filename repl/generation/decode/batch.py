@@ -13,12 +13,12 @@ from repl.core import decoding
 from repl.core.errors import Cancelled, Failed
 from repl.core.events import Done, Event, Notice, Progress, Token
 from repl.core.explain import is_memory, sentence
-from repl.core.jobs import Emit, bare
+from repl.core.jobs import JobContext, strip_traceback
 from repl.generation import arguments, engine
 from repl.generation.decode import loop
-from repl.generation.decode.kv_cache import fits, plain
+from repl.generation.decode.kv_cache import fits, is_plain_kv
 from repl.generation.measure import scoring
-from repl.generation.measure.forward import breakable, entry, finite, one_sentence
+from repl.generation.measure.forward import cancellable_forward, input_device, library_errors, nan_guard
 from repl.generation.request import Prompt, Request, encode
 from repl.generation.runtime import Model
 from repl.models.imports import release
@@ -38,7 +38,7 @@ class Made:
 class Row:
     """One of several replies: how its tokens are chosen, and those that are there."""
 
-    def __init__(self, resident: Model, request: Request, prompt: Prompt, emit: Emit, began: float) -> None:
+    def __init__(self, resident: Model, request: Request, prompt: Prompt, emit: JobContext, began: float) -> None:
         facts = resident.facts
         decoding.check(request.settings, facts.base)
         chosen = arguments.of_settings(resident, request.settings)
@@ -66,7 +66,7 @@ class Row:
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=self.run.config,
-            logits_processor=[finite(self._resident.facts, ids.shape[-1])],
+            logits_processor=[nan_guard(self._resident.facts, ids.shape[-1])],
             tokenizer=self._resident.tokenizer,
             **self.run.arguments.off,
         )
@@ -105,15 +105,17 @@ class Row:
 class Rows:
     """The replies to make; `made` has one for each request, as far as it came."""
 
-    def __init__(self, resident: Model, requests: Sequence[Request], emit: Emit, exact: bool = False) -> None:
+    def __init__(self, resident: Model, requests: Sequence[Request], emit: JobContext, exact: bool = False) -> None:
         began = time.monotonic()
         self._resident, self._emit = resident, emit
         first = arguments.of_settings(resident, requests[0].settings).config
-        with one_sentence("the prompt cannot be encoded"):
+        with library_errors("the prompt cannot be encoded"):
             prompt = encode(resident, requests[0], first.max_new_tokens or resident.facts.context, emit)
         self.prompt = prompt.ids
         self.rows = [Row(resident, request, prompt, emit, began) for request in requests]
-        self.alone = "as asked" if exact else "" if plain(resident.model) else "its cache cannot be copied for each row"
+        self.alone = (
+            "as asked" if exact else "" if is_plain_kv(resident.model) else "its cache cannot be copied for each row"
+        )
         self._batch = [row for row in self.rows if not self.alone and self._shares(row)]
         self._live = list(self._batch)  # those that still run
         self._alone = [row for row in self.rows if row not in self._batch]
@@ -141,7 +143,7 @@ class Rows:
                     return False
             return True
         except Cancelled:
-            self._emit.settle()
+            self._emit.begin_cleanup()
             for row in self._batch:
                 if row.made is None and row.run.ids:
                     row.close("cancelled")
@@ -171,9 +173,9 @@ class Rows:
         import torch
 
         model, kept, first = self._resident.model, self._resident.runtime.kv_cache, self._batch[0].run
-        ids = torch.tensor([self.prompt], device=entry(model))
+        ids = torch.tensor([self.prompt], device=input_device(model))
         try:
-            with one_sentence("the rows stopped"), breakable(model, self._emit.check):
+            with library_errors("the rows stopped"), cancellable_forward(model, self._emit.raise_if_cancelled):
                 for row in self._batch:
                     row.prepare(ids)
                 with kept.lent(model, first.config, ids, lambda: self.prompt) as (past, reused):
@@ -190,10 +192,10 @@ class Rows:
                     )
             return
         except Failed as error:
-            self._emit.settle()
+            self._emit.begin_cleanup()
             if error.__cause__ is None or not is_memory(error.__cause__):
                 raise
-            words = sentence(bare(error.__cause__))
+            words = sentence(strip_traceback(error.__cause__))
         kept.drop()
         release()
         raise out_of_memory(self._resident, first.config, len(self.prompt), words)
@@ -223,11 +225,16 @@ class Rows:
 
 
 class Muted:
-    """An `Emit` that passes a reply's progress on as `tell`, and nothing of its text."""
+    """A `JobContext` that passes a reply's progress on as `tell`, and nothing of its text."""
 
-    def __init__(self, emit: Emit, tell: Tell) -> None:
+    def __init__(self, emit: JobContext, tell: Tell) -> None:
         self._emit, self._tell = emit, tell
-        self.check, self.stopped, self.shield, self.settle = emit.check, emit.stopped, emit.shield, emit.settle
+        self.raise_if_cancelled, self.stopped, self.uninterruptible, self.begin_cleanup = (
+            emit.raise_if_cancelled,
+            emit.stopped,
+            emit.uninterruptible,
+            emit.begin_cleanup,
+        )
 
     def __call__(self, event: Event) -> None:
         """Pass on progress and notices; raises `Cancelled`."""
@@ -235,16 +242,16 @@ class Muted:
             self._tell()
         elif isinstance(event, Progress | Notice):
             self._emit(event)
-        self.check()
+        self.raise_if_cancelled()
 
 
-def processors(resident: Model, request: Request, prompt: Sequence[int], emit: Emit) -> Any:
+def processors(resident: Model, request: Request, prompt: Sequence[int], emit: JobContext) -> Any:
     """Return what `generate` would change the logits with before it takes the likeliest, for a request."""
     import torch
 
-    ids = torch.tensor([list(prompt)], device=entry(resident.model))
+    ids = torch.tensor([list(prompt)], device=input_device(resident.model))
     row = Row(resident, request, Prompt(list(prompt)), emit, time.monotonic())
-    with one_sentence("the library cannot prepare this"):
+    with library_errors("the library cannot prepare this"):
         row.prepare(ids)
     return row.processors
 

@@ -14,7 +14,7 @@ Candidate = tuple[int, int, float]
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A hypothesis that was not returned, from where it leaves the sequence that it shares most with; see `Cut`."""
+    """A hypothesis not returned, from where it leaves the sequence that it shares most with; see `PrunedBeam`."""
 
     sequence: int
     shared: int

@@ -4,8 +4,8 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from repl.core.events import Beams, Branch, Cut, Search, Token
-from repl.core.jobs import Emit
+from repl.core.events import Beam, Beams, BeamSearch, PrunedBeam, Token
+from repl.core.jobs import JobContext
 from repl.generation.decode.beam_history import History, Lost
 from repl.generation.decode.detokenizer import Detokenizer
 
@@ -21,7 +21,7 @@ class Watch:
     cannot be known here and are left out.
     """
 
-    def __init__(self, tokenizer: Any, emit: Emit, scored: bool = True, ends: Collection[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, emit: JobContext, scored: bool = True, ends: Collection[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._emit = emit
         self._scored = scored
@@ -74,7 +74,7 @@ class Watch:
         texts = [self._tokenizer.decode(row, skip_special_tokens=True) for row in (rows[0][:shared], *rows)]
         prefix = texts[0] if all(text.startswith(texts[0]) for text in texts) else ""
         sums = self._sums.tolist() if self._scored else [None] * len(rows)
-        branches = tuple(Branch(text[len(prefix) :], score) for text, score in zip(texts[1:], sums, strict=True))
+        branches = tuple(Beam(text[len(prefix) :], score) for text, score in zip(texts[1:], sums, strict=True))
         return Beams(self.steps, prefix, branches, self._history.margins[-1] if self._history.margins else None)
 
     def best(self) -> list[int]:
@@ -84,18 +84,20 @@ class Watch:
         found: list[int] = self._ids[0].tolist()[self.start :]
         return found
 
-    def search(self, seed: Sequence[int], sequences: Sequence[Sequence[int]]) -> Search:
+    def search(self, seed: Sequence[int], sequences: Sequence[Sequence[int]]) -> BeamSearch:
         """Return what was considered beside the sequences that came of it; `seed` as in `Detokenizer`."""
         pieces = tuple(tuple(pieced(self._tokenizer, seed, ids)) for ids in sequences)
         if not self._scored or not (logprobs := self._history.logprobs(sequences)):
-            return Search(pieces)
+            return BeamSearch(pieces)
         cuts = (self._cut(seed, sequences, lost) for lost in self._history.lost(sequences))
-        return Search(pieces, logprobs, tuple(self._history.margins), tuple(cuts))
+        return BeamSearch(pieces, logprobs, tuple(self._history.margins), tuple(cuts))
 
-    def _cut(self, seed: Sequence[int], sequences: Sequence[Sequence[int]], lost: Lost) -> Cut:
+    def _cut(self, seed: Sequence[int], sequences: Sequence[Sequence[int]], lost: Lost) -> PrunedBeam:
         before = [*seed, *sequences[lost.sequence][: lost.shared]]
         text = "".join(pieced(self._tokenizer, before, lost.ids))
-        return Cut(lost.sequence + 1, lost.shared, text, tuple(lost.ids), tuple(lost.logprobs), lost.fate, lost.short)
+        return PrunedBeam(
+            lost.sequence + 1, lost.shared, text, tuple(lost.ids), tuple(lost.logprobs), lost.fate, lost.short
+        )
 
 
 def spelled(tokenizer: Any, seed: Sequence[int], ids: Sequence[int]) -> Iterator[Token]:

@@ -14,15 +14,15 @@ from typing import Any, Protocol
 
 from repl.core import library, settings
 from repl.core.errors import ReplError, UsageError
-from repl.core.events import Drafts, Notice
-from repl.core.jobs import Emit
+from repl.core.events import Notice, SpeculationStats
+from repl.core.jobs import JobContext
 from repl.core.settings import Load, Settings
 from repl.generation.decode import kv_cache, loop
-from repl.generation.measure.forward import breakable, entry
+from repl.generation.measure.forward import cancellable_forward, input_device
 from repl.generation.runtime import Model
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 
-Get = Callable[[Load, Emit], Model]
+Get = Callable[[Load, JobContext], Model]
 MOST = 8  # tokens that an assistant proposes at once
 TOKENS = 15  # looked up at once where nothing else is said: on a CPU the last ones cost next to nothing
 SURE = 0.4  # probability below which an assistant's next token is not worth proposing
@@ -161,9 +161,9 @@ class Ahead:
             self.proposed += proposed
             self.accepted += made - 1  # the last one is the model's own
 
-    def drafts(self, by: str, model: dict[str, Any]) -> Drafts:
+    def drafts(self, by: str, model: dict[str, Any]) -> SpeculationStats:
         """Return the figures of the reply."""
-        return Drafts(by, self.passes, self.tried, self.proposed, self.accepted, model)
+        return SpeculationStats(by, self.passes, self.tried, self.proposed, self.accepted, model)
 
 
 def refusal(model: Any, config: Any, prompt: int) -> str:
@@ -172,7 +172,7 @@ def refusal(model: Any, config: Any, prompt: int) -> str:
         return "it works with one sequence at a time"
     if reason := loop.why_not(model, config):
         return reason
-    if not kv_cache.fits(model, config, prompt) or kv_cache.remembering(model) is None:
+    if not kv_cache.fits(model, config, prompt) or kv_cache.croppable_cache(model) is None:
         return "this model's KV cache cannot be cropped"
     return ""
 
@@ -218,7 +218,7 @@ class Assistant:
         same = min(kv_cache.common(self.fed, ids), len(ids) - 1)
         kv_cache.cropped(self._cache, same)
         del self.fed[same:]
-        fresh = torch.tensor([ids[same:]], device=entry(self._model))
+        fresh = torch.tensor([ids[same:]], device=input_device(self._model))
         output = self._model(fresh, **{library.cache_name(): self._cache}, use_cache=True, **self._last)
         self.fed += ids[same:]
         return output.logits[0, -1]
@@ -227,7 +227,7 @@ class Assistant:
 class Drafting:
     """How one reply is read ahead, if at all."""
 
-    def __init__(self, resident: Model, chosen: Settings, emit: Emit) -> None:
+    def __init__(self, resident: Model, chosen: Settings, emit: JobContext) -> None:
         self._resident, self._chosen, self._emit = resident, chosen, emit
         self.get: Get | None = None
         """Brings the assistant."""
@@ -249,8 +249,8 @@ class Drafting:
         with ExitStack() as stack:
             drafter = Lookup() if helper is None else stack.enter_context(self._assistant(helper, ids))
             most = self._chosen.decode.prompt_lookup if helper is None else MOST
-            self._ahead = Ahead(drafter, most, kv_cache.stretch(model))
-            yield self._ahead, past or {library.cache_name(): kv_cache.remembering(model)}
+            self._ahead = Ahead(drafter, most, kv_cache.rope_scaling_start(model))
+            yield self._ahead, past or {library.cache_name(): kv_cache.croppable_cache(model)}
 
     def _may(self, config: Any, ids: Any) -> bool:
         reason = refusal(self._resident.model, config, ids.shape[-1]) or self._untrue(ids)
@@ -265,7 +265,7 @@ class Drafting:
     def _untrue(self, ids: Any) -> str:
         """Say so where a pass over several tokens is no substitute for passes over each: tried once for each model."""
         model, some = self._resident.model, ids.repeat(1, kv_cache.FEW)
-        if self._resident.runtime.kv_cache.may_go_on(model, kv_cache.remembering(model), some):
+        if self._resident.runtime.kv_cache.may_go_on(model, kv_cache.croppable_cache(model), some):
             return ""
         return "this model reads several tokens at once in another way than one by one"
 
@@ -285,11 +285,11 @@ class Drafting:
     def _assistant(self, helper: Model, ids: Any) -> Iterator[Assistant]:
         model, fed = helper.model, list[int]()
         words = self._resident.model.get_output_embeddings().weight.shape[0]
-        prompt = ids.to(entry(model))
+        prompt = ids.to(input_device(model))
         with helper.runtime.kv_cache.lent(model, model.generation_config, prompt, lambda: fed) as (past, reused):
             fed += prompt[0, :reused].tolist()
-            with breakable(model, self._emit.check):
-                cache = past[library.cache_name()] if past else kv_cache.remembering(model)
+            with cancellable_forward(model, self._emit.raise_if_cancelled):
+                cache = past[library.cache_name()] if past else kv_cache.croppable_cache(model)
                 yield Assistant(model, cache, fed, words, helper.facts.context)
 
     @property
@@ -297,7 +297,7 @@ class Drafting:
         """Tell whether this reply is read ahead."""
         return self._ahead is not None
 
-    def drafts(self) -> Drafts | None:
+    def drafts(self) -> SpeculationStats | None:
         """Return the figures of the reply; None where it was not read ahead."""
         if self._ahead is None:
             return None
@@ -335,7 +335,7 @@ def unfit(resident: Model, helper: Model) -> str:
     return ""
 
 
-def admit(resident: Model, chosen: Settings, emit: Emit, get: Get) -> Facts:
+def admit(resident: Model, chosen: Settings, emit: JobContext, get: Get) -> ModelInfo:
     """Load the assistant and tell what it is; raises `UsageError` where it cannot help this model."""
     helper = get(load(chosen), emit)
     if reason := unfit(resident, helper):

@@ -18,7 +18,7 @@ NARROW = 4  # tokens of a sliding window in that trial
 CARRIES = Known()  # whether a loaded model goes on rightly from a cache
 
 
-class Kept:
+class PrefixCache:
     """The cache of the text that was worked on last, and the ids it stands for; only the model thread touches it."""
 
     def __init__(self) -> None:
@@ -53,9 +53,9 @@ class Kept:
             try:
                 yield {library.cache_name(): cache}, reused
             except Cancelled:
-                self._give_back(cache, seen()[: stretch(model) or None], broken_off())
+                self._give_back(cache, seen()[: rope_scaling_start(model) or None], broken_off())
                 raise
-            self._give_back(cache, seen()[: stretch(model) or None], broken_off())
+            self._give_back(cache, seen()[: rope_scaling_start(model) or None], broken_off())
 
     def _take(self, model: Any, prompt: Any) -> tuple[Any, int]:
         """Return a cache of a beginning of the prompt; at least the last token is left to compute."""
@@ -77,7 +77,7 @@ class Kept:
             return bool(CARRIES.get(model, lambda: carries_on(model, tried, lambda: lasting(model))))
 
     def _give_back(self, cache: Any, ids: list[int], broken_off: bool) -> None:
-        length = min(sound(cache, broken_off), len(ids))
+        length = min(valid_length(cache, broken_off), len(ids))
         if length and cropped(cache, length):
             self._cache, self._ids = cache, ids[:length]
 
@@ -89,13 +89,13 @@ def fits(model: Any, config: Any, prompt: int) -> bool:
         return False
     if not library.takes_cache(model) or model.config.is_encoder_decoder:
         return False
-    limit = stretch(model)
+    limit = rope_scaling_start(model)
     if limit and prompt > limit:
         return False
-    return library.makes_dynamic_cache(model) and any(map(_measured, blank(model).layers))
+    return library.makes_dynamic_cache(model) and any(map(_measured, new_cache(model).layers))
 
 
-def stretch(model: Any) -> int:
+def rope_scaling_start(model: Any) -> int:
     """Return the length at which position embeddings change, 0 where they never do."""
     config = model_config.text(model.config)
     rope = model_config.read(config, "rope_parameters", "rope_scaling") or {}
@@ -106,7 +106,7 @@ def stretch(model: Any) -> int:
     return min((int(part.get(name, whole)) for part in found), default=0)
 
 
-def blank(model: Any) -> Any:
+def new_cache(model: Any) -> Any:
     """Return an empty cache of the kind that `generate` would make itself."""
     from transformers import DynamicCache
 
@@ -115,7 +115,7 @@ def blank(model: Any) -> Any:
 
 def lasting(model: Any) -> Any:
     """Return an empty cache whose sliding windows keep what slides out of them."""
-    cache = blank(model)
+    cache = new_cache(model)
     _remember(cache)
     return cache
 
@@ -136,7 +136,7 @@ def narrowed(config: Any) -> Iterator[None]:
             config.sliding_window = window
 
 
-def remembering(model: Any) -> Any:
+def croppable_cache(model: Any) -> Any:
     """Return an empty cache that can be cut back at any length; None where this model has none such."""
     cache = lasting(model)
     return cache if all(map(_simple, cache.layers)) else None
@@ -166,9 +166,9 @@ def passes(model: Any) -> Iterator[Callable[[], bool]]:
 # layers
 
 
-def plain(model: Any) -> bool:
+def is_plain_kv(model: Any) -> bool:
     """Tell whether a model's cache holds keys and values by position and nothing else: its rows can be copied."""
-    return all(map(_simple, blank(model).layers))
+    return all(map(_simple, new_cache(model).layers))
 
 
 def _simple(layer: Any) -> bool:
@@ -191,7 +191,7 @@ def _remember(cache: Any) -> None:
             layer.activate_past_recording()
 
 
-def sound(cache: Any, broken_off: bool) -> int:
+def valid_length(cache: Any, broken_off: bool) -> int:
     """Return how many tokens, from the first on, all layers hold; 0 where that cannot be told."""
     if broken_off:  # some layers are a step ahead of others
         whole = all(_simple(layer) and _whole(layer) for layer in cache.layers)

@@ -10,7 +10,7 @@ from repl.core.errors import Cancelled, Failed, ReplError
 from repl.core.explain import sentence
 from repl.hub import validate
 from repl.models import model_config
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 
 REMEDIES = {"beam search with a cache": ("/set use_cache false", "/beams 1")}
 """What to type where a library says this."""
@@ -30,7 +30,7 @@ class Scored:
 
 
 @contextmanager
-def one_sentence(what: str) -> Iterator[None]:
+def library_errors(what: str) -> Iterator[None]:
     """Turn whatever a library raises into one `Failed`; errors of ours and a cancel pass."""
     try:
         yield
@@ -43,7 +43,7 @@ def one_sentence(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def breakable(model: Any, check: Callable[[], None]) -> Iterator[None]:
+def cancellable_forward(model: Any, check: Callable[[], None]) -> Iterator[None]:
     """Let `check` break a forward pass off between two layers: a long prompt must not hold up a cancel."""
     hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in layers(model)]
     try:
@@ -81,13 +81,13 @@ def _lists(module: Any, whole: Any, config: Any) -> Iterator[Any]:
         yield from _lists(child, whole, config)
 
 
-def entry(model: Any) -> Any:
+def input_device(model: Any) -> Any:
     """Return the device that ids go in at; weights on disk stand on `meta`, their hooks move the ids on."""
     device = model.device
     return "cpu" if device.type == "meta" else device
 
 
-def finite(facts: Facts, prompt: int) -> Callable[[Any, Any], Any]:
+def nan_guard(facts: ModelInfo, prompt: int) -> Callable[[Any, Any], Any]:
     """Return a logits processor that refuses numbers that are none: greedy decoding would silently take token 0.
 
     `prompt` is the length of the prompt in tokens. Raises `Failed`.
@@ -102,7 +102,7 @@ def finite(facts: Facts, prompt: int) -> Callable[[Any, Any], Any]:
     return guard
 
 
-def not_finite(facts: Facts, place: int) -> Failed:
+def not_finite(facts: ModelInfo, place: int) -> Failed:
     """Make the error for logits that are no numbers, naming the tensors that hold the cause where there are any."""
     said = f"the model's numbers are not finite at token {place}"
     broken = validate.nonfinite(Path(facts.folder)) if Path(facts.folder).is_dir() else []

@@ -8,7 +8,7 @@ from typing import Any
 from repl.core.errors import Failed
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
-from repl.generation.measure.forward import entry, one_sentence
+from repl.generation.measure.forward import input_device, library_errors
 from repl.generation.runtime import Model
 
 NAMES = {
@@ -77,7 +77,7 @@ def stages(resident: Model, chosen: Arguments, prompt: Sequence[int], made: Sequ
     """
     import torch
 
-    ids = torch.tensor([[*prompt, *made]], device=entry(resident.model))
+    ids = torch.tensor([[*prompt, *made]], device=input_device(resident.model))
     scores = logits.float()[None].to(ids.device)
     if (chosen.config.num_beams or 1) > 1:
         scores = scores.log_softmax(-1)  # a beam search sums logprobs, and processes those
@@ -101,9 +101,9 @@ def processors(model: Any, chosen: Arguments, prompt: Sequence[int]) -> list[Any
 
     bare = copy.copy(chosen.config)
     bare.num_return_sequences, bare.token_healing = 1, False  # they change no score
-    ids = torch.tensor([list(prompt)], device=entry(model))
+    ids = torch.tensor([list(prompt)], device=input_device(model))
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": bare, **chosen.off}
-    with one_sentence("the library refuses these settings"):
+    with library_errors("the library refuses these settings"):
         found, _ = loop.captured(model, **given)
     return list(found)
 

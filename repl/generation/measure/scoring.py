@@ -8,13 +8,20 @@ from typing import Any
 from repl.core import library
 from repl.core.errors import Failed, NoMemory, UsageError
 from repl.core.explain import is_memory, sentence
-from repl.core.jobs import Emit, bare
-from repl.generation.decode.kv_cache import Kept, fits
-from repl.generation.measure.forward import Scored, breakable, entry, measured, not_finite, one_sentence
+from repl.core.jobs import JobContext, strip_traceback
+from repl.generation.decode.kv_cache import PrefixCache, fits
+from repl.generation.measure.forward import (
+    Scored,
+    cancellable_forward,
+    input_device,
+    library_errors,
+    measured,
+    not_finite,
+)
 from repl.generation.runtime import Model
 from repl.models import model_config, reference
 from repl.models.imports import release
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 
 CHUNK = (256, 1024)  # tokens whose logits are in memory at once, at least and at most
 LOGITS = 2**26  # and so many logits, where that allows the least: longer steps are quicker
@@ -23,7 +30,7 @@ WAYS = reference.Known()  # how a loaded model reads a text: plain, placed (told
 
 
 def score(
-    resident: Model, ids: Sequence[int], emit: Emit, first: int = 1, top: int = 0, shared: bool = False
+    resident: Model, ids: Sequence[int], emit: JobContext, first: int = 1, top: int = 0, shared: bool = False
 ) -> Iterator[Scored]:
     """Measure the tokens of a text from place `first` on, each with the `top` likeliest there; see `logits`."""
     for place, rows in logits(resident, ids, emit, first, shared=shared):
@@ -31,7 +38,7 @@ def score(
 
 
 def logits(
-    resident: Model, ids: Sequence[int], emit: Emit, first: int = 1, chunk: int = 0, shared: bool = False
+    resident: Model, ids: Sequence[int], emit: JobContext, first: int = 1, chunk: int = 0, shared: bool = False
 ) -> Iterator[tuple[int, Any]]:
     """Yield places in a text with the float32 logits there, shape (at most `chunk`, vocab).
 
@@ -48,7 +55,7 @@ def step(model: Any) -> int:
     return min(max(LOGITS // max(vocabulary, 1), CHUNK[0]), CHUNK[1])
 
 
-def following(resident: Model, ids: Sequence[int], emit: Emit, shared: bool = False) -> Any:
+def following(resident: Model, ids: Sequence[int], emit: JobContext, shared: bool = False) -> Any:
     """Return the float32 logits of what comes after a text, shape (vocab,); see `logits`.
 
     Those of the text that was looked at last are kept: asking for them again computes nothing.
@@ -61,12 +68,12 @@ def following(resident: Model, ids: Sequence[int], emit: Emit, shared: bool = Fa
     return resident.runtime.last_logits[key]
 
 
-def _behind(resident: Model, ids: list[int], emit: Emit, shared: bool) -> Any:
+def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> Any:
     import torch
 
     model = resident.model
-    given = torch.tensor([ids], device=entry(model))
-    with _told(resident), breakable(model, emit.check):
+    given = torch.tensor([ids], device=input_device(model))
+    with _told(resident), cancellable_forward(model, emit.raise_if_cancelled):
         if way(model, given) == "none":
             return _checked(resident.facts, len(ids), reference.following(model, given)[None])[0]
     [(_, rows)] = _read(resident, ids, len(ids), emit, step(model), shared)
@@ -111,7 +118,7 @@ def _numbered(model: Any, start: int, ids: Any) -> dict[str, Any]:
 
 
 def _read(
-    resident: Model, fed: list[int], first: int, emit: Emit, chunk: int, shared: bool
+    resident: Model, fed: list[int], first: int, emit: JobContext, chunk: int, shared: bool
 ) -> Iterator[tuple[int, Any]]:
     """Yield the logits behind each of the ids that are fed to the model, from the one before place `first` on."""
     import torch
@@ -122,9 +129,9 @@ def _read(
     model, facts, config = resident.model, resident.facts, GenerationConfig()
     if facts.context and len(fed) > facts.context:
         raise UsageError(f"the text has {len(fed)} tokens, {facts.id} reads at most {facts.context}")
-    kept = resident.runtime.kv_cache if shared else Kept()
-    ids = torch.tensor([fed], device=entry(model))
-    with _told(resident), breakable(model, emit.check):
+    kept = resident.runtime.kv_cache if shared else PrefixCache()
+    ids = torch.tensor([fed], device=input_device(model))
+    with _told(resident), cancellable_forward(model, emit.raise_if_cancelled):
         if way(model, ids) == "none":
             said = "gives a whole text other logits than the same text token by token, so no text can be scored"
             raise Failed(f"{facts.architecture} {said}")
@@ -140,7 +147,7 @@ def _read(
             yield place, _checked(facts, place, rows)
 
 
-def _checked(facts: Facts, place: int, rows: Any) -> Any:
+def _checked(facts: ModelInfo, place: int, rows: Any) -> Any:
     import torch
 
     good = torch.isfinite(rows.amax(-1))
@@ -150,7 +157,7 @@ def _checked(facts: Facts, place: int, rows: Any) -> Any:
 
 
 def _in_steps(
-    model: Any, ids: Any, first: int, chunk: int, cache: Any, reused: int, emit: Emit
+    model: Any, ids: Any, first: int, chunk: int, cache: Any, reused: int, emit: JobContext
 ) -> Iterator[tuple[int, Any]]:
     """Read a text piece by piece into a cache that holds its first `reused` tokens."""
     for start in range(reused, ids.shape[-1], chunk):
@@ -162,7 +169,7 @@ def _in_steps(
             yield start + skipped + 1, rows
 
 
-def _whole(model: Any, ids: Any, first: int, chunk: int, emit: Emit) -> Iterator[tuple[int, Any]]:
+def _whole(model: Any, ids: Any, first: int, chunk: int, emit: JobContext) -> Iterator[tuple[int, Any]]:
     """Read a text at once, and let the head see what came of it piece by piece.
 
     Each piece goes with a pass over one token: what a model does behind its head, a scale or a soft cap, is done too.
@@ -188,15 +195,15 @@ def _instead(part: Any, _: Any) -> Any:
     return part
 
 
-def _last_rows(model: Any, ids: Any, count: int, emit: Emit, **options: Any) -> Any:
+def _last_rows(model: Any, ids: Any, count: int, emit: JobContext, **options: Any) -> Any:
     """Return the logits behind the last ids, shape (count, vocab); the head need not see the others."""
     return _pass(model, ids, lambda hidden: hidden[:, -count:], emit, **options)[-count:]
 
 
-def _pass(model: Any, ids: Any, change: Callable[[Any], Any], emit: Emit, **options: Any) -> Any:
+def _pass(model: Any, ids: Any, change: Callable[[Any], Any], emit: JobContext, **options: Any) -> Any:
     import torch
 
-    with torch.no_grad(), breakable(model, emit.check), _before_head(model, change):
+    with torch.no_grad(), cancellable_forward(model, emit.raise_if_cancelled), _before_head(model, change):
         return model(input_ids=ids, **options).logits[0].float()
 
 
@@ -218,13 +225,13 @@ def _before_head(model: Any, change: Callable[[Any], Any]) -> Iterator[None]:
 def _told(resident: Model) -> Iterator[None]:
     """Say in one sentence what the library raises, and give memory back when it ran out."""
     try:
-        with one_sentence("the text cannot be read"):
+        with library_errors("the text cannot be read"):
             yield
         return
     except Failed as error:
         if error.__cause__ is None or not is_memory(error.__cause__):
             raise
-        words = sentence(bare(error.__cause__))
+        words = sentence(strip_traceback(error.__cause__))
     resident.runtime.kv_cache.drop()
     release()
     smaller = ["/dtype bfloat16"] if resident.facts.dtype == "float32" else []

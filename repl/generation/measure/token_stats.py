@@ -6,7 +6,7 @@ from typing import Any
 
 from repl.core import library
 from repl.core.errors import Cancelled
-from repl.core.events import Measures
+from repl.core.events import TokenLogprobs
 
 KEPT = 5  # alternatives that every record has
 DIGITS = 5  # decimals of what is kept, in nats
@@ -65,14 +65,14 @@ class Meter:
         elif self._lengths:
             self._lengths[-1] += len(text)
 
-    def measures(self, ids: tuple[int, ...]) -> Measures:
+    def measures(self, ids: tuple[int, ...]) -> TokenLogprobs:
         """Return what was measured of a reply with these ids; nothing where it is not whole."""
         if not ids or len(self._lengths) != len(ids) or len(self._figures) < len(ids):
-            return Measures()
+            return TokenLogprobs()
         logprobs, entropies, ranks = zip(*self._figures[: len(ids)], strict=True)  # a cancel loses the last one
         likeliest = self._likeliest[: len(ids)]
         named = {*ids, *(one for places, _ in likeliest for one in places)}
-        return Measures(
+        return TokenLogprobs(
             logprobs=rounded(logprobs),
             entropies=rounded(entropies),
             ranks=ranks,

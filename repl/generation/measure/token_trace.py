@@ -6,15 +6,15 @@ from typing import Any
 
 from repl.core.conversation import Turn
 from repl.core.errors import ReplError, UsageError
-from repl.core.events import Done, Measures, Progress
-from repl.core.jobs import Emit
+from repl.core.events import Done, Progress, TokenLogprobs
+from repl.core.jobs import JobContext
 from repl.core.parts import Parts
 from repl.generation.decode.beams import spelled
 from repl.generation.measure.forward import Scored
 from repl.generation.measure.scoring import score
 from repl.generation.measure.token_stats import KEPT, rounded, text_of
 from repl.generation.runtime import Model
-from repl.models.loader import Facts
+from repl.models.loader import ModelInfo
 
 Top = tuple[tuple[int, str, float], ...]
 STEP = 64  # tokens between two words about progress
@@ -117,7 +117,7 @@ def traced(turn: Turn) -> Trace | None:
     return Trace(turn.id, lead, tuple(tokens), server=server(record) if found.made else "", limit=found.limit)
 
 
-def recomputed(resident: Model, turn: Turn, emit: Emit) -> Trace:
+def recomputed(resident: Model, turn: Turn, emit: JobContext) -> Trace:
     """Measure the tokens of a reply once more, for the model thread; raises `ReplError` unless its model is loaded."""
     record = answered(turn)
     check(resident.facts, record, turn.id)
@@ -132,7 +132,7 @@ def recomputed(resident: Model, turn: Turn, emit: Emit) -> Trace:
     return Trace(turn.id, turn.text.removesuffix(made if turn.text.endswith(made) else record.raw), tuple(seen))
 
 
-def check(facts: Facts, record: Done, number: int) -> None:
+def check(facts: ModelInfo, record: Done, number: int) -> None:
     """Raise `ReplError` unless the model that is loaded is the one that made a reply, in the same numbers."""
     made = record.model
     if (made.get("id"), made.get("commit")) != (facts.id, facts.commit):
@@ -168,9 +168,9 @@ def named(resident: Model, found: Scored, text: str) -> Seen:
     return Seen(found.id, text, name, found.logprob, found.entropy, found.rank, found.top)
 
 
-def gathered(tokens: Sequence[Seen]) -> Measures:
+def gathered(tokens: Sequence[Seen]) -> TokenLogprobs:
     """Return the measures of some tokens as a record keeps them."""
-    return Measures(
+    return TokenLogprobs(
         logprobs=rounded(tuple(token.logprob for token in tokens)),
         entropies=rounded(tuple(token.entropy for token in tokens if token.entropy is not None)),
         ranks=tuple(token.rank for token in tokens),
@@ -182,17 +182,17 @@ def gathered(tokens: Sequence[Seen]) -> Measures:
     )
 
 
-def cut(found: Measures, count: int) -> Measures:
+def cut(found: TokenLogprobs, count: int) -> TokenLogprobs:
     """Return the measures of the first tokens."""
     columns = ("logprobs", "entropies", "ranks", "ids", "values", "lengths")
     return replace(found, **{name: getattr(found, name)[:count] for name in columns})
 
 
-def joined(one: Measures, first: int, other: Measures, second: int) -> Measures:
+def joined(one: TokenLogprobs, first: int, other: TokenLogprobs, second: int) -> TokenLogprobs:
     """Return the measures of two texts in a row, of so many tokens; nothing where one of them was not measured."""
     if (first and not one.logprobs) or (second and not other.logprobs):
-        return Measures()
-    return Measures(
+        return TokenLogprobs()
+    return TokenLogprobs(
         logprobs=one.logprobs + other.logprobs,
         entropies=one.entropies + other.entropies,
         ranks=one.ranks + other.ranks,

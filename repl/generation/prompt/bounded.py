@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from repl.core.errors import Failed
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 
 SECONDS = 10.0  # that a template may take, which is done in milliseconds as a rule
 MAX_BYTES = 4_000_000  # of a rendered prompt
@@ -25,7 +25,7 @@ class _Ended(BaseException):
 
 
 @contextmanager
-def bounded(emit: Emit, seconds: float | None = None) -> Iterator[None]:
+def bounded(emit: JobContext, seconds: float | None = None) -> Iterator[None]:
     """Run a template on this thread until it ends, the user cancels, or a bound is passed; raises `Failed`.
 
     The tracer of the thread looks at the cancel flag and the clock: at each call, and at each line of a template.
@@ -38,7 +38,7 @@ def bounded(emit: Emit, seconds: float | None = None) -> Iterator[None]:
         nonlocal steps, written
         steps += 1
         if steps % STEPS == 0:
-            emit.check()
+            emit.raise_if_cancelled()
             if time.monotonic() > deadline:
                 raise _Ended(f"the chat template is not done after {seconds:g} s")
         if frame.f_code.co_filename != TEMPLATE:

@@ -12,7 +12,7 @@ from typing import Any
 
 from repl.core.decoding import PREFIX
 from repl.core.errors import Failed, ReplError, UsageError
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.parts import TAGS, THINKING
 from repl.generation.prompt import template_source
 from repl.generation.prompt.bounded import MAX_BYTES, bounded, limited_memory
@@ -67,7 +67,7 @@ class Template:
     Raises `UsageError` where the tokenizer has none, `Failed` where it is broken.
     """
 
-    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any], emit: Emit) -> None:
+    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any], emit: JobContext) -> None:
         self.tokenizer, self._emit = tokenizer, emit
         self.values = _accepted(tokenizer, arguments)
         self.source = source(tokenizer, self.values)
@@ -176,7 +176,7 @@ def render(
     arguments: Mapping[str, Any],
     prefill: str = "",
     generation_prompt: bool = True,
-    emit: Emit,
+    emit: JobContext,
 ) -> Rendered:
     """Make the prompt of a chat, whose reply begins with `prefill` where there is one.
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from repl.core.errors import Failed
-from repl.core.jobs import Emit, aside
+from repl.core.jobs import JobContext, run_in_thread
 from repl.core.parts import Parts
 
 Message = Mapping[str, Any]
@@ -32,7 +32,7 @@ class Reader:
     key: str
     names: Collection[str]
     prompt: Callable[[Sequence[Message]], str]
-    emit: Emit
+    emit: JobContext
     tools: Any = None
     """What the template is given as tools, which says of what type the arguments of a call are."""
 
@@ -75,7 +75,7 @@ class Reader:
         try:
             typed = {"tools": self.tools} if self.tools else {}
             work = partial(self.tokenizer.parse_response, raw, prefix=prefix, **typed)
-            found = aside(work, self.emit, PARSE_SECONDS)
+            found = run_in_thread(work, self.emit, PARSE_SECONDS)
         except Exception:  # a stranger's pattern, on a reply that may have been cut anywhere
             return {}
         return {"content": "", **found}

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from repl.core.events import Echo, Opening, Token
-from repl.core.jobs import Emit, apart
+from repl.core.events import PromptEcho, ReplyStarted, Token
+from repl.core.jobs import JobContext, run_isolated
 from repl.core.parts import ANSWER, CALL, CHANNELS, TAGS, THINKING, WITHIN, Form, Parts, Piece, Reader
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class TemplateReader:
 
     def _tried(self, work: Callable[[], T]) -> T | None:
         try:
-            return apart(work, PARSE_S)
+            return run_isolated(work, PARSE_S)
         except Exception:  # a template may be anything, and so may what it raises
             self._parser = None
             self._tell(FAILED)
@@ -150,11 +150,11 @@ class Reading:
         self.lead = (*reader.feed(begun.text), *reader.end()) if begun.text else ()
         self.begun = reader.parts() if begun.text else Parts()
 
-    def open(self, emit: Emit) -> None:
+    def open(self, emit: JobContext) -> None:
         """Tell how the reply begins."""
-        emit(Opening())
+        emit(ReplyStarted())
         if self._begun.text and not self._begun.shown:
-            emit(Echo(self._begun.text, self.lead))
+            emit(PromptEcho(self._begun.text, self.lead))
 
     def begin(self) -> Reader | TemplateReader:
         """Return what reads a reply, behind its beginning."""

