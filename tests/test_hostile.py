@@ -27,7 +27,7 @@ from repl.core.settings import View
 from repl.session.archive import Archive
 from repl.terminal.markdown import Markdown
 from repl.terminal.redraw import Stream
-from repl.terminal.reply import Reply
+from repl.terminal.reply import LiveReply
 from repl.terminal.screen import THEME, Screen
 
 STOP, LEAVE = "\x03", "\x04"
@@ -93,7 +93,7 @@ def replied(pieces: list[str], markdown: bool, thinking: str) -> str:
     """Draw pieces of a text as a reply, half of it thought aloud."""
     screen = Screen(interactive=True)
     screen.out = console()
-    reply, reader = Reply(screen, View(markdown=markdown, thinking=thinking)), Reader()
+    reply, reader = LiveReply(screen, View(markdown=markdown, thinking=thinking)), Reader()
     for piece in ["<think>", *pieces, "</think>", *pieces]:
         reply.feed(Token(piece, pieces=reader.feed(piece)))
     reply.feed(Token("", pieces=reader.end()))

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 from repl.analysis.variants import Variant
 from repl.core.errors import Cancelled, NoMemory, ReplError
-from repl.core.events import ColumnEvent, Done, Event, Token
+from repl.core.events import ColumnEvent, Event, Token
 from repl.core.jobs import ForwardingContext, JobContext
+from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation import engine
 from repl.generation.measure.scoring import score
@@ -49,7 +50,7 @@ class Answer:
     """What came of one way to answer; without a model's tensors, for every thread."""
 
     variant: Variant
-    done: Done | None = None
+    done: Reply | None = None
     problem: Problem | None = None
     model: str = ""
     bytes: int = 0

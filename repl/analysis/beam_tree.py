@@ -4,7 +4,7 @@ from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from math import exp
 
-from repl.core.events import BeamSearch, PrunedBeam, Sequence
+from repl.core.reply import BeamSearch, PrunedBeam, Sequence
 
 SHOWN = 12  # of what was given up: the nearest
 

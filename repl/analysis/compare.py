@@ -10,8 +10,9 @@ from itertools import accumulate
 from repl.analysis.answerers import Answer, Apart, Aside, Problem, Query, failed, full_text, open_answerer
 from repl.analysis.variants import Variant
 from repl.core.errors import Cancelled, ReplError
-from repl.core.events import Done, Notice, SideBySide
+from repl.core.events import Notice, SideBySide
 from repl.core.jobs import JobContext, beside
+from repl.core.reply import Reply
 from repl.generation.decode.kv_cache import common
 from repl.generation.runtime import Models
 
@@ -43,7 +44,7 @@ class Column:
     text: str
     difference: Difference | None
     problem: Problem | None
-    done: Done | None
+    done: Reply | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 from repl.core import decoding
 from repl.core.errors import Cancelled, NoMemory, UsageError
-from repl.core.events import Done, Progress
+from repl.core.events import Progress
 from repl.core.jobs import JobContext
+from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation import arguments, engine
 from repl.generation.decode import batch
@@ -110,14 +111,14 @@ class Asked:
 
     settings: Settings
     request: Request
-    record: Done | None = None
+    record: Reply | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
     """The reply that both are led over, and what the library does to logits before it chooses."""
 
-    done: Done
+    done: Reply
     processors: Any
     names: tuple[str, ...]
 
@@ -170,7 +171,7 @@ def greedy(settings: Settings) -> Settings:
     return settings
 
 
-def is_greedy(record: Done, facts: ModelInfo, load: Load, settings: Settings) -> bool:
+def is_greedy(record: Reply, facts: ModelInfo, load: Load, settings: Settings) -> bool:
     """Tell whether a reply is what the model, as it is loaded, and the settings would make greedily now."""
     loaded = {name: getattr(load, name) for name in load.__slots__}
     same = {**record.load, "dtype": record.model.get("dtype")} == {**loaded, "dtype": facts.dtype}

@@ -9,7 +9,7 @@ from typing import Any
 from repl.core.conversation import Conversation, Turn
 from repl.core.decoding import APART, BEAMS, LENGTHS, OURS, WARPERS
 from repl.core.errors import UsageError
-from repl.core.events import Done
+from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.generation.prompt.chat_template import folded
 from repl.generation.prompt.reply_parser import silent, spoken
@@ -65,7 +65,7 @@ class Shown:
     without: tuple[int, ...] | None = None
 
 
-def chosen(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Done]:
+def chosen(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
     """Return the reply of a model here that a number means, with its record; raises `UsageError`."""
     turn, record = reply(talk, last, number)
     if server := record.model.get("server"):
@@ -73,7 +73,7 @@ def chosen(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Do
     return turn, record
 
 
-def reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Done]:
+def reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
     """Return the reply that a number means, 0 the last one, with its record; raises `UsageError`."""
     turn = talk.turn(number) if number else last
     if turn is None:
@@ -89,25 +89,25 @@ def reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Don
     return turn, turn.record
 
 
-def parts(record: Done) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def parts(record: Reply) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids that the last call was given and those that it made: a continued reply was made in several."""
     ids = record.prompt_ids + record.token_ids
     return ids[: record.usage.prompt], ids[record.usage.prompt :]
 
 
-def row(record: Done) -> int:
+def row(record: Reply) -> int:
     """Return which of the sequences the reply is."""
     made = parts(record)[1]
     return next((place for place, one in enumerate(record.sequences) if one.token_ids == made), 0)
 
 
-def values(record: Done) -> dict[str, Any]:
+def values(record: Reply) -> dict[str, Any]:
     """Return what a reply was made with, in the library's names; None switched off what the model's config sets."""
     older = {OURS.get(name, name): value for name, value in record.decode.items() if name not in APART}
     return dict(record.given) or {name: value for name, value in older.items() if value not in (None, (), [])}
 
 
-def arguments(record: Done) -> dict[str, Any]:
+def arguments(record: Reply) -> dict[str, Any]:
     """Return what `generate` has to be called with; a reply that was broken off, or out of time, ends where it did."""
     found = values(record)
     if _cut(record):
@@ -120,21 +120,21 @@ def arguments(record: Done) -> dict[str, Any]:
     return {name: found[name] for name in order if name.isidentifier() and not name.startswith(FORM)}
 
 
-def _cut(record: Done) -> str:
+def _cut(record: Reply) -> str:
     """Say what ended a reply at a moment, not at a token; empty where nothing did."""
     if record.finish in ("cancelled", "failed"):
         return "broken off"
     return "out of time" if record.out_of_time else ""
 
 
-def _searches(record: Done) -> bool:
+def _searches(record: Reply) -> bool:
     return (record.decode.get("num_beams") or 1) > 1
 
 
 # the prompt
 
 
-def spellings(talk: Conversation, turn: Turn, record: Done) -> list[Prompt]:
+def spellings(talk: Conversation, turn: Turn, record: Reply) -> list[Prompt]:
     """Return the ways to write the prompt of a reply, the most readable first; the ids themselves are the last."""
     ids = parts(record)[0]
     asked = talk.turns[turn.parent or 0]
@@ -157,7 +157,7 @@ def fitting(forms: Sequence[Prompt], tokenizer: Any) -> Prompt:
     return next((one for one in forms[:-1] if _encoded(tokenizer, one) == ids), forms[-1])
 
 
-def _chats(messages: Sequence[Message], record: Done) -> Iterator[Prompt]:
+def _chats(messages: Sequence[Message], record: Reply) -> Iterator[Prompt]:
     """Yield the plain form first, then the one in which control tokens that a user typed are encoded as text."""
     plain = Prompt(tuple(messages), {**record.template, "add_generation_prompt": True})
     if record.prefill:
@@ -189,7 +189,7 @@ def _encoded(tokenizer: Any, form: Prompt) -> list[int] | None:
     return list(made["input_ids"]) if set(made) <= {"input_ids", "attention_mask"} else None
 
 
-def shown(turn: Turn, record: Done, tokenizer: Any = None) -> Shown:
+def shown(turn: Turn, record: Reply, tokenizer: Any = None) -> Shown:
     """Return how the script gets at the text of a reply; for the model thread."""
     if turn.role == "completion":
         return Shown()  # the whole text, prompt and all
@@ -203,7 +203,7 @@ def shown(turn: Turn, record: Done, tokenizer: Any = None) -> Shown:
     return Shown(record.prefill, together=bool(record.prefill))
 
 
-def _unspoken(record: Done, tokenizer: Any) -> Iterator[tuple[int, ...] | None]:
+def _unspoken(record: Reply, tokenizer: Any) -> Iterator[tuple[int, ...] | None]:
     """Yield the ways in which special tokens may be left out of a text, the likeliest first."""
     if not spoken(tokenizer).keys().isdisjoint(record.token_ids):
         padding = {tokenizer.pad_token_id} if record.sequences else set[int]()
@@ -229,13 +229,13 @@ def script(turn: Turn, source: Source, form: Prompt, how: Shown) -> str:
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
-def _imports(record: Done, names: Sequence[str]) -> list[str]:
+def _imports(record: Reply, names: Sequence[str]) -> list[str]:
     names = [*names, *(["CompileConfig"] if record.given.get("compile_config") else [])]
     adapted = ["from peft import PeftModel"] if record.load.get("adapter", "none") != "none" else []
     return [*adapted, f"from transformers import {', '.join(sorted(names))}"]
 
 
-def _remarks(turn: Turn, record: Done, form: Prompt) -> list[str]:
+def _remarks(turn: Turn, record: Reply, form: Prompt) -> list[str]:
     known = [(name, clean_line(record.versions[name])) for name in ("transformers", "torch") if name in record.versions]
     libraries = " and ".join(f"{name} {version}" for name, version in known)
     said = [f"turn {turn.id} of a hub-repl session" + (f", recorded with {libraries}" if libraries else "")]
@@ -258,7 +258,7 @@ def _tokens(count: int) -> str:
     return f"{count} token{'' if count == 1 else 's'}"
 
 
-def _unsaid(record: Done) -> Iterator[str]:
+def _unsaid(record: Reply) -> Iterator[str]:
     packed = str(record.load.get("quantize", "none"))
     if packed not in ("none", *PACKED):
         yield f"the weights were packed as {literal(packed)}, which this script does not do: other tokens may come"
@@ -269,7 +269,7 @@ def _unsaid(record: Done) -> Iterator[str]:
         yield "the record is an older one: every value in effect is written out"
 
 
-def _loading(record: Done, source: Source, quantized: str) -> list[str]:
+def _loading(record: Reply, source: Source, quantized: str) -> list[str]:
     load = record.load
     both = {"gguf_file": literal(source.gguf_file)} if source.gguf_file else {}
     both |= {"trust_remote_code": "True"} if load.get("trust_remote_code") else {}
@@ -352,7 +352,7 @@ def _numbers(ids: Sequence[int]) -> str:
     return "[\n" + "".join(f"    {one},\n" for one in rows) + "]"
 
 
-def _generating(record: Done) -> list[str]:
+def _generating(record: Reply) -> list[str]:
     values = {name: literal(value) for name, value in arguments(record).items()}
     if "compile_config" in values:
         values["compile_config"] = f"CompileConfig(**{values['compile_config']})"
@@ -362,7 +362,7 @@ def _generating(record: Done) -> list[str]:
     return [*seed, _call("output = model.generate", "**inputs", **values)]
 
 
-def _printing(turn: Turn, record: Done, how: Shown) -> list[str]:
+def _printing(turn: Turn, record: Reply, how: Shown) -> list[str]:
     place = row(record)
     if turn.role == "completion":
         return [f"print(tokenizer.decode(output[{place}], skip_special_tokens=True))"]

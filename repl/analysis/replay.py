@@ -13,9 +13,10 @@ from repl.analysis.variants import Variant
 from repl.core import decoding
 from repl.core.conversation import Conversation, message
 from repl.core.errors import Cancelled, ReplError, UsageError
-from repl.core.events import ColumnEvent, Done, Progress, SideBySide
+from repl.core.events import ColumnEvent, Progress, SideBySide
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts
+from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation.request import Message, encode
 from repl.generation.runtime import Model, Models
@@ -29,7 +30,7 @@ class Exchange:
     text: str
     messages: tuple[Message, ...]
     turns: tuple[int, ...]
-    record: Done
+    record: Reply
 
     @property
     def load(self) -> Load:

@@ -6,9 +6,10 @@ from typing import Any
 
 from repl.analysis import recipe
 from repl.core import decoding
-from repl.core.events import Done, Progress
+from repl.core.events import Progress
 from repl.core.format import device
 from repl.core.jobs import JobContext
+from repl.core.reply import Reply
 from repl.generation import arguments, provenance
 from repl.generation.measure.forward import cancellable_forward, input_device, library_errors
 from repl.generation.runtime import Model
@@ -41,7 +42,7 @@ class Fork:
     margin: float | None
 
 
-def generated(resident: Model, record: Done, emit: JobContext) -> list[int]:
+def generated(resident: Model, record: Reply, emit: JobContext) -> list[int]:
     """Call `generate` as the record says, without the kept cache; raises `Failed` or `Cancelled`."""
     import torch
 
@@ -94,7 +95,7 @@ def _candidate(tokenizer: Any, logs: Any, ids: Sequence[int]) -> Candidate:
     return Candidate(ids[0], str(tokenizer.decode([ids[0]])), float(logs[ids[0]])) if ids else Candidate(None, "", None)
 
 
-def changes(record: Done, resident: Model) -> list[Changed]:
+def changes(record: Reply, resident: Model) -> list[Changed]:
     """Return what is known of both runs and differs: library versions, format, place, attention, threads, steps."""
     facts = resident.facts
     then = {**record.versions, **_conditions(record.model, record.environment)}

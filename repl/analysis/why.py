@@ -8,8 +8,8 @@ from typing import Any
 from repl.analysis import recipe
 from repl.core import decoding
 from repl.core.errors import UsageError
-from repl.core.events import Done
 from repl.core.jobs import JobContext
+from repl.core.reply import Reply
 from repl.generation import arguments
 from repl.generation.decode.detokenizer import Detokenizer
 from repl.generation.measure.processors import Stage, stages
@@ -75,7 +75,7 @@ class Why:
 
 
 def explain(
-    resident: Model, record: Done, place: str, changes: Mapping[str, Any], shared: bool, emit: JobContext
+    resident: Model, record: Reply, place: str, changes: Mapping[str, Any], shared: bool, emit: JobContext
 ) -> Why:
     """Compute how a token came about, from the record of its reply; for the model thread."""
     spot = _place(resident.tokenizer, record, place)
@@ -112,7 +112,7 @@ def _way(config: Any) -> str:
     return "beams" if (config.num_beams or 1) > 1 else "sampled" if config.do_sample else "greedy"
 
 
-def _place(tokenizer: Any, record: Done, word: str) -> int:
+def _place(tokenizer: Any, record: Reply, word: str) -> int:
     """Return the place of a token by its number or its text; raises `UsageError`."""
     count = len(record.token_ids)
     if word.isdecimal():
@@ -149,6 +149,6 @@ def _remover(found: Sequence[Stage], token: int) -> str:
     return next((stage.name for stage in found[1:] if stage.scores[token].isneginf()), "")
 
 
-def _notes(record: Done, facts: ModelInfo) -> list[str]:
+def _notes(record: Reply, facts: ModelInfo) -> list[str]:
     made = str(record.model.get("dtype"))
     return [f"made in {made}, computed here in {facts.dtype}"] if made != facts.dtype else []

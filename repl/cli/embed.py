@@ -34,7 +34,7 @@ class OpenSession:
     def run(self, line: str, on_event: Callable[[Event], object] = lambda event: None) -> Any:
         """Run one line, a command or a message, to its end, and return its result: a frozen dataclass, or None.
 
-        A message gives a `Done`, with `text`, `token_ids`, `prompt_ids` and the whole record. `on_event` is told each
+        A message gives a `Reply`, with `text`, `token_ids`, `prompt_ids` and the whole record. `on_event` is told each
         event meanwhile, such as a `Token`. KeyboardInterrupt cancels: a reply is returned as far as it came. Raises a
         `repl.core.errors.ReplError`, whose `hints` are lines to type instead.
         """

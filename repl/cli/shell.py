@@ -9,10 +9,11 @@ from typing import Any, Protocol
 from repl.commands import registry
 from repl.core import decoding, streams
 from repl.core.errors import Cancelled, Quit, ReplError, UsageError
-from repl.core.events import Done, Event, Notice
+from repl.core.events import Event, Notice
 from repl.core.explain import sentence
 from repl.core.format import joined
 from repl.core.log import log
+from repl.core.reply import Reply
 from repl.core.sanitize import repaired
 from repl.core.settings import Settings, named
 from repl.generation.measure.token_trace import Inspection
@@ -23,7 +24,7 @@ from repl.terminal.editor.settings_panel import Panel
 from repl.terminal.live import LiveOutput, LoadProgress
 from repl.terminal.screen import Screen
 
-NO_VIEW = (NoneType, Message, Draft, Lines, Done, Loaded, Connected, NotAView)
+NO_VIEW = (NoneType, Message, Draft, Lines, Reply, Loaded, Connected, NotAView)
 """Results that /export leaves out when it writes the last view."""
 
 
@@ -152,7 +153,7 @@ class Shell:
             return
         self.draft = getattr(outcome, "draft", self.draft)
         self.offer(getattr(outcome, "choices", ()), default=getattr(outcome, "default", ""))
-        wanted = self.session.settings.view.stats or self.screen.as_json or not isinstance(outcome, Done)
+        wanted = self.session.settings.view.stats or self.screen.as_json or not isinstance(outcome, Reply)
         if wanted:
             self.screen.show(command, outcome)
 

@@ -12,8 +12,8 @@ from repl.analysis.beam_tree import Node, grow
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
-from repl.core.events import TokenLogprobs
 from repl.core.format import joined, shortened
+from repl.core.reply import TokenLogprobs
 from repl.core.sanitize import clean
 from repl.core.values import Assignment, Integer, refuse
 from repl.generation.measure.token_text import quoted

@@ -10,7 +10,7 @@ from repl.commands.registry import command
 from repl.core import settings
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
-from repl.core.events import Done
+from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.core.values import Assignment, Integer, RestOfLine
 from repl.generation.measure.token_trace import onward
@@ -23,7 +23,7 @@ from repl.session.session import Session, Task
 
 
 @command("talk", waits=True)
-def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Done]:
+def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     """Send a message, or a text to complete where the model has no chat template."""
     session.answers()
     if not text.strip():
@@ -34,7 +34,7 @@ def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Done]:
     asked = ({"role": "user", "content": text},)
     _check(session, Request(session.settings, messages=asked, prefill=session.prefill))
 
-    def send() -> Task[Done]:
+    def send() -> Task[Reply]:
         whole, talk, aim = _with_files(session, text), session.conversation, session.aim
         session.aim = None
         return _answer(session, talk.add("user", whole, aim.parent if aim else talk.head), session.settings)
@@ -43,7 +43,7 @@ def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Done]:
 
 
 @command("talk", waits=True)
-def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Done]:
+def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     """Continue a text without the chat template and outside the conversation."""
     session.answers()
     _check(session, Request(session.settings, text=text))
@@ -51,7 +51,7 @@ def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Done]:
 
 
 @command("talk", waits=True)
-def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) -> Task[Done]:
+def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) -> Task[Reply]:
     """Answer the last message again, with other settings for this once.
 
     /retry temperature=1.2 changes one, and samples where replies are greedy.
@@ -65,7 +65,7 @@ def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) 
 
 
 @command("talk", name="continue", waits=True)
-def continue_(session: Session) -> Task[Done]:
+def continue_(session: Session) -> Task[Reply]:
     """Let the last reply go on from its last token."""
     session.answers()
     last = _last(session)
@@ -120,13 +120,13 @@ def clear(session: Session) -> Message:
     return Message(f"a new conversation · {count} messages set aside" if count else "a new conversation")
 
 
-def _sent(session: Session, send: Callable[[], Task[Done]]) -> Task[Done]:
+def _sent(session: Session, send: Callable[[], Task[Reply]]) -> Task[Reply]:
     """Send a message; the files, the beginning and the branch meant for it wait for the next where no reply comes."""
     along, head = (list(session.attached), session.prefill, session.aim), session.conversation.head
 
-    def settle(task: Task[Done]) -> Done:
+    def settle(task: Task[Reply]) -> Reply:
         try:
-            done: Done = task.settle()
+            done: Reply = task.settle()
         finally:
             if session.conversation.head == head:
                 session.attached, session.prefill, session.aim = along
@@ -148,7 +148,7 @@ def _last(session: Session) -> Turn:
     return session.last
 
 
-def _answer(session: Session, asked: Turn, chosen: Settings) -> Task[Done]:
+def _answer(session: Session, asked: Turn, chosen: Settings) -> Task[Reply]:
     """Reply to a message through the template, or to a text as it stands."""
     if asked.role == "prompt":
         return _generate(session, Request(chosen, text=asked.text), asked)
@@ -164,7 +164,7 @@ def _check(session: Session, request: Request) -> None:
         session.remote.check(request)
 
 
-def _generate(session: Session, request: Request, asked: Turn, before: Turn | None = None) -> Task[Done]:
+def _generate(session: Session, request: Request, asked: Turn, before: Turn | None = None) -> Task[Reply]:
     """Answer a request, or let the reply before go on with it."""
     lead = before.text if before and not request.ids else request.prefill
     engine = session.engine
@@ -173,7 +173,7 @@ def _generate(session: Session, request: Request, asked: Turn, before: Turn | No
     )
 
 
-def _whole(done: Done, request: Request, before: Turn | None) -> Done:
+def _whole(done: Reply, request: Request, before: Turn | None) -> Reply:
     """Return the record of a reply that went on from another as one reply."""
     if before is None or before.record is None or not request.ids:
         return done

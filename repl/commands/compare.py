@@ -15,10 +15,10 @@ from repl.analysis.variants import NOW, Variant
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import Cancelled, UsageError
-from repl.core.events import Done
 from repl.core.format import joined, shortened
 from repl.core.jobs import Job
 from repl.core.parts import Parts
+from repl.core.reply import Reply
 from repl.core.sanitize import clean
 from repl.core.values import RestOfLine
 from repl.generation.prompt.thinking import folded
@@ -111,7 +111,7 @@ def connect(session: Session, chosen: Variant) -> None:
         session.connect(Remote(ServerConnection(server.where), server.model, server.listing))
 
 
-def _write(session: Session, one: Answer, done: Done, asked: Query, turn: Turn | None) -> None:
+def _write(session: Session, one: Answer, done: Reply, asked: Query, turn: Turn | None) -> None:
     """Add the answer to the tree, with the message where that is not there yet in the role it was asked in."""
     talk = session.conversation
     role, answers = ("user", "assistant") if one.chats else ("prompt", "completion")

@@ -11,9 +11,9 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core import decoding, settings
 from repl.core.errors import UsageError
-from repl.core.events import Done
 from repl.core.format import joined
 from repl.core.jobs import Job
+from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.core.values import Choice, RestOfLine
 from repl.generation import fast_paths
@@ -115,17 +115,17 @@ def overview(session: Session, paths: tuple[FastPath, ...]) -> Fast:
     return Fast(modes, _speed([one for one in own if not by(one)]), paths)
 
 
-def by(record: Done) -> str:
+def by(record: Reply) -> str:
     """Return what made a reply faster."""
     return record.drafts.by if record.drafts else str(record.environment.get("step", ""))  # of an earlier version
 
 
-def _same(record: Done, facts: ModelInfo) -> bool:
+def _same(record: Reply, facts: ModelInfo) -> bool:
     named = {"id": facts.id, "commit": facts.commit, "dtype": facts.dtype, "quantization": facts.quantization}
     return all(record.model.get(name) == value for name, value in named.items())
 
 
-def _mode(name: str, session: Session, records: Sequence[Done]) -> Mode:
+def _mode(name: str, session: Session, records: Sequence[Reply]) -> Mode:
     found = [one.drafts for one in records if one.drafts]
     passes, made = sum(one.passes for one in found), sum(max(0, one.usage.completion - 1) for one in records)
     return Mode(
@@ -139,7 +139,7 @@ def _mode(name: str, session: Session, records: Sequence[Done]) -> Mode:
     )
 
 
-def _speed(records: Iterable[Done]) -> float | None:
+def _speed(records: Iterable[Reply]) -> float | None:
     """Return tokens by seconds over some replies, the first token of each left out."""
     timed = [(one.usage.completion - 1, one.timing.decode_tps) for one in records if one.timing.decode_tps]
     seconds = sum(made / speed for made, speed in timed)

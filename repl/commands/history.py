@@ -9,8 +9,8 @@ from rich.tree import Tree
 
 from repl.commands.registry import command
 from repl.core.conversation import Conversation, Turn
-from repl.core.events import Done
 from repl.core.parts import Parts
+from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import Integer
 from repl.generation.prompt.thinking import folded
@@ -66,7 +66,7 @@ def line(turn: Turn) -> Line:
     return Line(*told, parts.thinking, parts.tool_calls)
 
 
-def made(record: Done) -> int:
+def made(record: Reply) -> int:
     """Return how many tokens a reply has; a server may keep their ids to itself."""
     return len(record.token_ids) or record.usage.completion
 

@@ -13,9 +13,9 @@ from repl.commands.registry import command
 from repl.core import settings
 from repl.core.conversation import Turn
 from repl.core.errors import ReplError, UsageError
-from repl.core.events import Done
 from repl.core.format import joined
 from repl.core.jobs import JobContext
+from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.core.values import Integer, RestOfLine
 from repl.generation.measure.token_text import quoted
@@ -89,7 +89,7 @@ def take(
     token: Annotated[int, Integer(0)],
     *,
     turn: Annotated[int, Integer(1)] = 0,
-) -> Task[Done]:
+) -> Task[Reply]:
     """Put another token in the place of token N, and go on from there.
 
     TOKEN is its id; what follows stands on a branch of its own. Of the last reply, or of --turn N. /inspect shows the
@@ -105,9 +105,9 @@ def take(
     if server(answered(before)):
         return _taken_there(session, before, place, token)
     session.ready()
-    asked, chosen, ended = session.conversation.turns[before.parent], session.settings, list[Done]()
+    asked, chosen, ended = session.conversation.turns[before.parent], session.settings, list[Reply]()
 
-    def work(emit: JobContext) -> Done:
+    def work(emit: JobContext) -> Reply:
         resident = session.store.current()
         begun = substitute_token(resident, before, place, token, emit)
         try:
@@ -121,7 +121,7 @@ def take(
     return generate_turn(session, asked, work, whole=lambda done: ended[0])
 
 
-def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task[Done]:
+def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task[Reply]:
     """Let the server that made a reply go on from another token."""
     remote, record = retake.maker(session.remote, before), answered(before)
     request = retake.asked_for(session.conversation, before, session.settings)

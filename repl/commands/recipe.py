@@ -12,9 +12,10 @@ from repl.commands.registry import command
 from repl.core.atomic_write import write
 from repl.core.conversation import Turn
 from repl.core.errors import ReplError, UsageError
-from repl.core.events import Done, Notice
+from repl.core.events import Notice
 from repl.core.format import joined
 from repl.core.jobs import Job, JobContext
+from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
 from repl.core.settings import Load
 from repl.core.values import Text as Words
@@ -49,7 +50,7 @@ def written(store: Models, turn: Turn, forms: list[Prompt], emit: JobContext) ->
     return Recipe(turn.id, recipe.script(turn, source(record, folder), form, how))
 
 
-def reader(store: Models, record: Done, emit: JobContext) -> tuple[Any, Path]:
+def reader(store: Models, record: Reply, emit: JobContext) -> tuple[Any, Path]:
     """Return the tokenizer that a reply was made with and its folder: the resident one, or one from disk."""
     facts = store.facts()
     if facts and (facts.id, facts.commit) == (record.model["id"], record.model["commit"]):
@@ -60,7 +61,7 @@ def reader(store: Models, record: Done, emit: JobContext) -> tuple[Any, Path]:
     return loader.tokenizer(replace(load, revision=exact, trust_remote_code=False), emit)
 
 
-def source(record: Done, folder: Path) -> Source:
+def source(record: Reply, folder: Path) -> Source:
     """Return where a script finds the model: what is on disk by its full path, the rest by repository and commit."""
     name, file = str(record.model["id"]), str(record.load.get("gguf_file") or "")
     path = Path(name).expanduser()

@@ -13,9 +13,9 @@ from repl.analysis.answerers import Problem, full_text
 from repl.analysis.replay import Again, Bits, Rehearsal, exchanges
 from repl.commands.registry import command
 from repl.core.errors import Cancelled, UsageError
-from repl.core.events import Done
 from repl.core.format import joined, shortened
 from repl.core.jobs import Job
+from repl.core.reply import Reply
 from repl.core.sanitize import clean
 from repl.core.values import Text as Words
 from repl.generation.decode.kv_cache import common
@@ -53,7 +53,7 @@ class Replayed:
     same: bool
     difference: Parted | None
     problem: Problem | None
-    done: Done | None
+    done: Reply | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def replayed(again: Again) -> Replayed:
     )
 
 
-def _side(done: Done | None, weight: Bits) -> Side:
+def _side(done: Reply | None, weight: Bits) -> Side:
     return Side(done.text, done.usage.completion, done.timing.decode_tps, weight) if done else Side("", 0, None, weight)
 
 

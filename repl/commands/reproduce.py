@@ -9,8 +9,8 @@ from repl.analysis import recipe
 from repl.analysis.reproduce import Candidate, Changed, Fork, changes, fork, generated
 from repl.commands.registry import command
 from repl.core.errors import UsageError
-from repl.core.events import Done
 from repl.core.jobs import JobContext
+from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.core.values import Integer
 from repl.generation.decode.kv_cache import common
@@ -43,7 +43,7 @@ class Reproduced:
     """The server that made both."""
 
 
-def compared(resident: Model, turn: int, record: Done, emit: JobContext) -> Reproduced:
+def compared(resident: Model, turn: int, record: Reply, emit: JobContext) -> Reproduced:
     """Make a recorded reply once more and compare the ids; for the model thread."""
     before, made = recipe.parts(record)
     now = generated(resident, record, emit)
@@ -54,7 +54,7 @@ def compared(resident: Model, turn: int, record: Done, emit: JobContext) -> Repr
     return Reproduced(turn, identical, same, len(made), parted, found, record.usage.reused, tuple(now))
 
 
-def compared_there(remote: Remote, request: Request, turn: int, record: Done, emit: JobContext) -> Reproduced:
+def compared_there(remote: Remote, request: Request, turn: int, record: Reply, emit: JobContext) -> Reproduced:
     """Have a server make a recorded reply once more and compare the ids."""
     done = retake.again(remote, request, record, emit)
     broken = record.finish in ("cancelled", "failed")
@@ -89,7 +89,7 @@ def reproduce(session: Session, number: Annotated[int, Integer(1)] = 0) -> Task[
     return session.start(lambda emit: compared(session.store.current(), turn.id, record, emit))
 
 
-def other(facts: ModelInfo, turn: int, record: Done) -> UsageError:
+def other(facts: ModelInfo, turn: int, record: Reply) -> UsageError:
     """Make the error for a reply of another model."""
     name, commit, file = str(record.model["id"]), str(record.model["commit"]), str(record.load.get("gguf_file") or "")
     exact = name + (f":{file}" if file else f"@{commit}" if commit else "")

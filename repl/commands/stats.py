@@ -10,8 +10,8 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core import settings
-from repl.core.events import Done
 from repl.core.format import joined
+from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.core.values import RestOfLine
 from repl.session.change_settings import change
@@ -45,7 +45,7 @@ class Stats:
     """A line of figures stands under each reply."""
 
 
-def summed(name: str, records: Iterable[Done]) -> Total:
+def summed(name: str, records: Iterable[Reply]) -> Total:
     """Add up the figures of replies."""
     found = list(records)
     timed = [one for one in found if one.timing.decode_tps and one.usage.completion > 1]
@@ -62,7 +62,7 @@ def summed(name: str, records: Iterable[Done]) -> Total:
     )
 
 
-def label(record: Done) -> str:
+def label(record: Reply) -> str:
     """Return what replies are told apart by: the model and its format."""
     packed = record.model.get("quantization", "none")
     return joined(str(record.model["id"]), str(record.model["dtype"]), "" if packed == "none" else str(packed))

@@ -11,8 +11,8 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
-from repl.core.events import Done
 from repl.core.format import joined
+from repl.core.reply import Reply
 from repl.core.sanitize import ascii_only
 from repl.core.values import RestOfLine
 from repl.generation.decode.kv_cache import common
@@ -51,7 +51,7 @@ def of_text(tokenizer: Any, text: str, listed: bool) -> Tokens:
     return cut(tokenizer, ids, len(ids), text, listed)
 
 
-def of_turn(tokenizer: Any, record: Done, known: int, listed: bool) -> Tokens:
+def of_turn(tokenizer: Any, record: Reply, known: int, listed: bool) -> Tokens:
     """Show what a turn added to the `known` tokens before it: its message, and the reply; for the model thread."""
     ids = [*record.prompt_ids[known:], *record.token_ids]
     text = tokenizer.decode(ids, skip_special_tokens=True)
@@ -80,7 +80,7 @@ def tokens(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["-
     return session.start(lambda emit: of_turn(session.store.current().tokenizer, record, known, listed))
 
 
-def _known(session: Session, last: Turn, record: Done) -> int:
+def _known(session: Session, last: Turn, record: Reply) -> int:
     """Return how many tokens of a reply's prompt were there before its message."""
     before = [turn.record for turn in session.conversation.path(last.parent) if turn.record is not None]
     if last.role == "completion" or not before:

@@ -11,7 +11,7 @@ from repl.analysis.why import Candidate, Step, Why, explain
 from repl.commands.registry import command
 from repl.core import decoding, fields, settings
 from repl.core.errors import UsageError
-from repl.core.events import Done
+from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.core.values import Assignment
 from repl.generation.measure.processors import NAMES
@@ -54,7 +54,7 @@ def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Assig
     return session.start(lambda emit: explain(session.store.current(), record, token, values, shared, emit))
 
 
-def _values(session: Session, record: Done, token: str, changes: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _values(session: Session, record: Reply, token: str, changes: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Read changed settings; raises `UsageError`, also for one that has no effect on this reply."""
     values: dict[str, Any] = {}
     for word, text in changes:

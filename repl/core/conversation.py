@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from repl.core.errors import UsageError
-from repl.core.events import Done
 from repl.core.parts import Parts
+from repl.core.reply import Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Turn:
     role: str
     text: str
     state: str = "complete"
-    record: Done | None = None
+    record: Reply | None = None
 
     @property
     def parts(self) -> Parts:
@@ -58,7 +58,7 @@ class Conversation:
         self.keep(turn)
         return turn
 
-    def close(self, turn: Turn, text: str, state: str, record: Done | None = None) -> Turn:
+    def close(self, turn: Turn, text: str, state: str, record: Reply | None = None) -> Turn:
         """Write down how an open turn ended."""
         closed = replace(turn, text=text, state=state, record=record)
         self.turns[turn.id] = closed

@@ -8,7 +8,7 @@ class ReplError(Exception):
 
     kind = "error"
     partial: Any = None
-    """What there is of a reply that failed: a `Done`, or None."""
+    """What there is of a reply that failed: a `Reply`, or None."""
 
     def __init__(
         self, message: str, *hints: str, choices: tuple[tuple[str, str], ...] = (), again: bool = True

@@ -10,10 +10,11 @@ from typing import Any
 
 from repl.core import decoding
 from repl.core.errors import Cancelled, Failed, ReplError, UsageError
-from repl.core.events import BeamSearch, Done, Notice, PromptEcho, Sequence, Timing, Token, TokenLogprobs, Usage
+from repl.core.events import Notice, PromptEcho, Token
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext, strip_traceback
 from repl.core.parts import Parts
+from repl.core.reply import BeamSearch, Reply, Sequence, Timing, TokenLogprobs, Usage
 from repl.generation import arguments
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
@@ -31,7 +32,7 @@ from repl.models.imports import release
 from repl.models.memory.out_of_memory import dead, out_of_memory
 
 
-def reply(resident: Model, request: Request, emit: JobContext, get: Get | None = None) -> Done:
+def reply(resident: Model, request: Request, emit: JobContext, get: Get | None = None) -> Reply:
     """Answer a request with `Token` or `Beams` events; a cancelled reply is returned with what there is of it.
 
     `get` brings another model beside it, the assistant. Raises `UsageError` before anything is made, `NoMemory` or
@@ -295,13 +296,13 @@ class Run:
         limited = len(ids) >= full or (self.config.max_time is not None and not strings)
         return "length" if limited else "stop_string" if strings else "stop"
 
-    def done(self, sequences: list[Sequence], finish: str) -> Done:
+    def done(self, sequences: list[Sequence], finish: str) -> Reply:
         """Return the reply with its record."""
         facts, settings = self.resident.facts, self.request.settings
         best = sequences[0]
         if rest := self.reader.end() if self.reader else ():
             self.emit(Token("", pieces=rest))
-        return Done(
+        return Reply(
             text=best.text,
             raw=best.raw,
             thinking=best.thinking,

@@ -4,8 +4,8 @@ from typing import Protocol
 
 from repl.core.decoding import ModelDefaults
 from repl.core.errors import NoModel
-from repl.core.events import Done
 from repl.core.jobs import JobContext
+from repl.core.reply import Reply
 from repl.generation import engine
 from repl.generation.request import Request
 from repl.generation.runtime import Models
@@ -35,10 +35,10 @@ class Engine(Protocol):
     def base(self) -> ModelDefaults:
         """What it brings to decoding."""
 
-    def made(self, record: Done) -> bool:
+    def made(self, record: Reply) -> bool:
         """Tell whether it made a reply and can go on from its very ids."""
 
-    def reply(self, request: Request, emit: JobContext) -> Done:
+    def reply(self, request: Request, emit: JobContext) -> Reply:
         """Answer a request; a cancelled reply is returned with what there is of it, a failed one is in the error."""
 
 
@@ -80,11 +80,11 @@ class Local:
         """Return the model's own generation config."""
         return self.facts.base
 
-    def made(self, record: Done) -> bool:
+    def made(self, record: Reply) -> bool:
         """Tell whether this very model made a reply."""
         made = record.model
         return "server" not in made and (made.get("id"), made.get("commit")) == (self.facts.id, self.facts.commit)
 
-    def reply(self, request: Request, emit: JobContext) -> Done:
+    def reply(self, request: Request, emit: JobContext) -> Reply:
         """Answer on the model thread."""
         return engine.reply(self._store.current(), request, emit, self._store.get)

@@ -11,8 +11,9 @@ from typing import Any
 from repl.core import decoding
 from repl.core.decoding import PENALTIES, ModelDefaults
 from repl.core.errors import Cancelled, Failed, NeedsLocal, ReplError, UsageError
-from repl.core.events import Done, Event, Notice, Progress, Token
+from repl.core.events import Event, Notice, Progress, Token
 from repl.core.jobs import ForwardingContext, JobContext
+from repl.core.reply import Reply
 from repl.core.settings import Decode, named
 from repl.core.values import Number
 from repl.generation.request import Request
@@ -136,7 +137,7 @@ class Remote:
         """Return what it brings to decoding."""
         return BASE
 
-    def made(self, record: Done) -> bool:
+    def made(self, record: Reply) -> bool:
         """Tell whether a reply can go on from its very ids: never, a server takes text."""
         return False
 
@@ -184,7 +185,7 @@ class Remote:
 
     # a reply
 
-    def reply(self, request: Request, emit: JobContext, given: Mapping[str, Any] | None = None) -> Done:
+    def reply(self, request: Request, emit: JobContext, given: Mapping[str, Any] | None = None) -> Reply:
         """Answer a request with `Token` events; a cancelled reply is returned with what there is of it.
 
         `given` is sent as it stands in place of the settings.

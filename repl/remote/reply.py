@@ -8,9 +8,10 @@ from typing import Any
 from repl.core import decoding
 from repl.core.decoding import AHEAD, PENALTIES, ModelDefaults
 from repl.core.errors import Failed
-from repl.core.events import Done, Notice, PromptEcho, ReplyStarted, Timing, Token, Usage
+from repl.core.events import Notice, PromptEcho, ReplyStarted, Token
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts, Reader
+from repl.core.reply import Reply, Timing, Usage
 from repl.core.settings import named
 from repl.generation.prompt import context_window
 from repl.generation.request import Request
@@ -279,7 +280,7 @@ class StreamedReply:
 
     # tell
 
-    def done(self, finish: str) -> Done:
+    def done(self, finish: str) -> Reply:
         """Return the reply with its record."""
         made = whole(self._usage.get("completion_tokens")) or self._count
         asked = whole(self._usage.get("prompt_tokens")) or len(self._prompt)
@@ -290,7 +291,7 @@ class StreamedReply:
         raw = "".join(self._texts) + self._half
         begun, own = self._parts(raw)
         request = self.request
-        return Done(
+        return Reply(
             text=own.answer,
             raw=raw,
             thinking=own.thinking,

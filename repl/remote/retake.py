@@ -6,8 +6,9 @@ from typing import Any
 from repl.core import parts
 from repl.core.conversation import Conversation, Turn
 from repl.core.errors import UsageError
-from repl.core.events import Done, PromptEcho, TokenLogprobs, Usage
+from repl.core.events import PromptEcho
 from repl.core.jobs import JobContext
+from repl.core.reply import Reply, TokenLogprobs, Usage
 from repl.core.settings import Settings
 from repl.generation.measure.token_trace import answered, server
 from repl.generation.request import Request
@@ -36,12 +37,12 @@ def asked_for(talk: Conversation, turn: Turn, settings: Settings) -> Request:
     return Request(settings, messages=(*system, *kept), turns=turns, prefill=record.prefill)
 
 
-def again(remote: Remote, request: Request, record: Done, emit: JobContext) -> Done:
+def again(remote: Remote, request: Request, record: Reply, emit: JobContext) -> Reply:
     """Ask once more for what a reply answers, with what was sent then."""
     return remote.reply(request, emit, record.model["sent"])
 
 
-def taken(remote: Remote, request: Request, record: Done, place: int, token: int, emit: JobContext) -> Done:
+def taken(remote: Remote, request: Request, record: Reply, place: int, token: int, emit: JobContext) -> Reply:
     """Go on from a reply up to a place (from 1), with another token there; returns the record of the whole."""
     prompt = record.prompt_ids or _prompt(remote, request, emit)
     ids = (*record.token_ids[: place - 1], token)
@@ -51,7 +52,7 @@ def taken(remote: Remote, request: Request, record: Done, place: int, token: int
     return _whole(done, record, lead, prompt, ids)
 
 
-def _whole(done: Done, record: Done, lead: str, prompt: tuple[int, ...], ids: tuple[int, ...]) -> Done:
+def _whole(done: Reply, record: Reply, lead: str, prompt: tuple[int, ...], ids: tuple[int, ...]) -> Reply:
     raw = lead + done.raw
     found = parts.read(raw)
     return replace(

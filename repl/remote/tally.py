@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from repl.core.events import TokenLogprobs
+from repl.core.reply import TokenLogprobs
 from repl.generation.measure.token_stats import rounded
 from repl.remote.protocol import Piece
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from repl.core.conversation import Conversation, Turn
 from repl.core.errors import NotFound, ReplError, UsageError
-from repl.core.events import Done
+from repl.core.reply import Reply
 from repl.core.values import nearest
 from repl.session import database
 from repl.session.database import Opened
@@ -156,7 +156,7 @@ class Archive:
         self._index(-row, self.title, name, 0)
 
     def _put(self, name: str, turn: Turn) -> None:
-        record = _pack(encode(Done, turn.record)) if turn.record else None
+        record = _pack(encode(Reply, turn.record)) if turn.record else None
         values = (turn.parent, turn.role, _pack(turn.text), turn.state, record, time.time(), name, turn.id)
         self._run(
             "update turns set parent = ?, role = ?, text = ?, state = ?, record = ?, changed = ?"
@@ -277,7 +277,7 @@ def _turn(row: Any) -> Turn:
     """Return a turn as it was saved; one that a kill left open was cancelled by it."""
     number, parent, role, text, state, record = row
     try:
-        done = decode(Done, _unpack(record)) if record else None
+        done = decode(Reply, _unpack(record)) if record else None
     except ValueError:
         done = None
     return Turn(number, parent, role, _unpack(text), "cancelled" if state == "open" else state, done)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
-from repl.core.events import Done
+from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.generation.prompt.reply_parser import Begun
 from repl.generation.request import Request
@@ -31,7 +31,7 @@ def continuation_request(session: Session, last: Turn) -> Request:
     return Request(session.settings, ids=(*record.prompt_ids, *made), begun=begun)
 
 
-def made_by(record: Done, facts: ModelInfo) -> bool:
+def made_by(record: Reply, facts: ModelInfo) -> bool:
     """Tell whether a reply was made by this model."""
     made = record.model
     return "server" not in made and (made.get("id"), made.get("commit")) == (facts.id, facts.commit)

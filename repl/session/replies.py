@@ -6,9 +6,10 @@ from dataclasses import replace
 from repl.core import decoding
 from repl.core.conversation import Turn
 from repl.core.errors import Cancelled, ReplError, UsageError
-from repl.core.events import Done, PromptEcho, Timing, TokenLogprobs, Usage
+from repl.core.events import PromptEcho
 from repl.core.jobs import Job, JobContext
 from repl.core.parts import Parts
+from repl.core.reply import Reply, Timing, TokenLogprobs, Usage
 from repl.core.settings import Settings
 from repl.generation import arguments, engine
 from repl.generation.measure.scoring import score
@@ -35,10 +36,10 @@ from repl.session.session import Session, Task
 def generate_turn(
     session: Session,
     asked: Turn,
-    work: Callable[[JobContext], Done],
+    work: Callable[[JobContext], Reply],
     lead: str = "",
-    whole: Callable[[Done], Done] = lambda done: done,
-) -> Task[Done]:
+    whole: Callable[[Reply], Reply] = lambda done: done,
+) -> Task[Reply]:
     """Generate on the model thread into a new turn, which is closed with whatever comes of it.
 
     `lead` is the text that the reply was given to begin with; `whole` makes its record from what came out.
@@ -46,7 +47,7 @@ def generate_turn(
     role = "assistant" if asked.role == "user" else "completion"
     turn = session.conversation.add(role, "", asked.id, state="open")
 
-    def settle(job: Job[Done]) -> Done:
+    def settle(job: Job[Reply]) -> Reply:
         try:
             done = job.result()
         except (ReplError, Cancelled) as error:
@@ -62,7 +63,7 @@ def generate_turn(
     return (session.call if session.remote else session.start)(work, settle)
 
 
-def _close(session: Session, turn: Turn, lead: str, done: Done | None, state: str) -> None:
+def _close(session: Session, turn: Turn, lead: str, done: Reply | None, state: str) -> None:
     there = done is not None and (bool(done.raw) or state == "complete")  # a beginning that was given is no reply
     closed = session.conversation.close(turn, lead + done.raw if done and there else "", state, done)
     if there:
@@ -99,14 +100,14 @@ def _considered(there: Seen, token: int) -> Seen | None:
     return None
 
 
-def _scored(resident: Model, record: Done, kept: tuple[Seen, ...], token: int, emit: JobContext) -> Seen:
+def _scored(resident: Model, record: Reply, kept: tuple[Seen, ...], token: int, emit: JobContext) -> Seen:
     """Measure a token behind those that are kept."""
     ids = (*record.prompt_ids, *(seen.id for seen in kept), token)
     (found,) = score(resident, ids, emit, first=len(ids) - 1, top=KEPT, shared=True)
     return named(resident, found, "")
 
 
-def whole(resident: Model, begun: Turn, done: Done) -> Done:
+def whole(resident: Model, begun: Turn, done: Reply) -> Reply:
     """Return the record of a beginning and what followed as one reply, its text spelled from all of its ids.
 
     Two texts in a row will not do: a character may have begun in the one and ended in the other.
@@ -121,7 +122,7 @@ def whole(resident: Model, begun: Turn, done: Done) -> Done:
     return replace(found, **told(raw, parts), measures=replace(found.measures, lengths=lengths))
 
 
-def continue_reply(resident: Model, begun: Turn, settings: Settings, emit: JobContext) -> Done:
+def continue_reply(resident: Model, begun: Turn, settings: Settings, emit: JobContext) -> Reply:
     """Tell a beginning and generate what follows it: nothing where it ends with an end token."""
     record = answered(begun)
     chat = Begun(begun.text, record.prefill, record.token_ids) if begun.role == "assistant" else None

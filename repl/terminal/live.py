@@ -20,7 +20,7 @@ from repl.core.sanitize import clean_line
 from repl.core.settings import View
 from repl.terminal.colours import caption, certainty
 from repl.terminal.columns import Board
-from repl.terminal.reply import Continuation, Reply
+from repl.terminal.reply import Continuation, LiveReply
 from repl.terminal.screen import Screen
 from repl.terminal.shades import style
 
@@ -34,7 +34,7 @@ class LiveOutput:
     def __init__(self, screen: Screen, view: View) -> None:
         self._screen = screen
         self._view = view
-        self._reply: Reply | Continuation = Continuation(screen, view)
+        self._reply: LiveReply | Continuation = Continuation(screen, view)
         self._bar = Bar(screen)
         self._beams: Live | None = None
         self._board: Board | None = None
@@ -74,7 +74,7 @@ class LiveOutput:
             case Token():
                 self._token(event)
             case ReplyStarted():
-                self._reply = Reply(self._screen, self._view)
+                self._reply = LiveReply(self._screen, self._view)
             case PromptEcho():
                 self._begins.append(event)
             case Step():

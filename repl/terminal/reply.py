@@ -13,7 +13,7 @@ from repl.terminal.screen import Screen
 ERASE = "\r\x1b[2K"
 
 
-class Reply:
+class LiveReply:
     """Draws a reply; it begins on a fresh line, and `end` leaves the cursor on one."""
 
     def __init__(self, screen: Screen, view: View) -> None:

@@ -15,8 +15,8 @@ from rich.text import Text
 from rich.theme import Theme
 
 from repl.core.errors import ReplError
-from repl.core.events import Done
 from repl.core.format import amount, count, device, joined, shortened
+from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
 from repl.models.adapters import Adapter
 from repl.remote.engine import Connected
@@ -103,11 +103,11 @@ def _asked(dtype: str) -> str:
 
 
 @view.register
-def _(result: Done) -> Text:
+def _(result: Reply) -> Text:
     return Text.assemble(*sequences(result), (figures(result), "quiet"))
 
 
-def sequences(done: Done) -> list[Any]:
+def sequences(done: Reply) -> list[Any]:
     """Return one line for each finished sequence where there are several, with its score."""
     if len(done.sequences) < 2:
         return []
@@ -118,7 +118,7 @@ def sequences(done: Done) -> list[Any]:
     return [*lines, ("/pick N", "accent"), (" takes another one\n", "quiet")]
 
 
-def figures(done: Done) -> str:
+def figures(done: Reply) -> str:
     """Return the line of figures under a reply."""
     made, timing = done.usage.completion, done.timing
     ends = {"cancelled": "stopped by you", "length": _limit(done)}
@@ -132,12 +132,12 @@ def figures(done: Done) -> str:
     )
 
 
-def _unit(done: Done) -> str:
+def _unit(done: Reply) -> str:
     """Say what was counted: a server that did not say how many tokens it made sent so many pieces."""
     return "piece" if done.model.get("counted") == "by pieces" else "token"
 
 
-def _limit(done: Done) -> str:
+def _limit(done: Reply) -> str:
     """Say which limit a reply ran into: the one that was reached."""
     context, made, server = done.model.get("context") or 0, done.usage.completion, done.model.get("server")
     if server and done.decode.get("max_new_tokens") is None and not 0 < context <= done.usage.prompt + made:
@@ -171,7 +171,7 @@ class Screen:
         elif isinstance(result, Message | Draft):
             self.err.print(view(result))
         elif not isinstance(
-            result, Done | Loaded | Connected
+            result, Reply | Loaded | Connected
         ):  # a reply is written already, and readiness goes without saying
             self.out.print(view(result))
 
@@ -250,7 +250,7 @@ def as_record(command: str, result: Any) -> dict[str, Any]:
     match result:
         case Loaded(facts=facts, asked=asked):
             return {"event": "loaded", "model": model_entry(facts, asked), "seconds": round(facts.seconds, 3)}
-        case Done():
+        case Reply():
             kept = {name: value for name, value in plain(result).items() if name not in ("measures", "begun")}
             return {"event": "done", **kept}
         case _:

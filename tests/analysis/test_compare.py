@@ -20,8 +20,9 @@ from repl.analysis.compare import Compared, parting
 from repl.analysis.variants import Variant, split, variant
 from repl.commands import registry
 from repl.core.errors import Cancelled, UsageError
-from repl.core.events import Beam, Beams, ColumnEvent, Done, Event, Notice, Progress, SideBySide, Timing, Token, Usage
+from repl.core.events import Beam, Beams, ColumnEvent, Event, Notice, Progress, SideBySide, Token
 from repl.core.jobs import Worker
+from repl.core.reply import Reply, Timing, Usage
 from repl.core.settings import Load, Settings
 from repl.generation.decode import drafters
 from repl.generation.runtime import Runtime
@@ -246,7 +247,7 @@ def test_other_tokenizers_are_compared_by_text(chat: Session, metaspace_folder: 
 def made(*pieces: str, vocabulary: int = 1, finish: str = "length") -> Answer:
     """Return an answer whose token ids are its pieces' own."""
     text, ids = "".join(pieces), tuple(hash(piece) for piece in pieces)
-    record = Done(text, (), ids, finish, {}, {}, {}, None, Usage(0, 0, len(ids)), Timing(None, None, None, 0.0))
+    record = Reply(text, (), ids, finish, {}, {}, {}, None, Usage(0, 0, len(ids)), Timing(None, None, None, 0.0))
     return Answer(Variant("", Settings()), record, pieces=pieces, vocabulary=vocabulary)
 
 

@@ -24,7 +24,8 @@ from repl.analysis.recipe import Prompt, Shown, Source, literal, script
 from repl.commands.recipe import Recipe, source
 from repl.core.conversation import Conversation, Turn
 from repl.core.errors import UsageError
-from repl.core.events import Done, Event, Notice, Timing, Token, Usage
+from repl.core.events import Event, Notice, Token
+from repl.core.reply import Reply, Timing, Usage
 from repl.hub import locate
 from repl.session.session import Session
 from repl.terminal.screen import THEME, figures, view
@@ -183,7 +184,7 @@ def test_a_script_prints_the_tags_that_the_reply_has(tmp_path, capsys):
 
 # the text of a script
 
-RECORD = Done(
+RECORD = Reply(
     text=" there",
     prompt_ids=(7, 8),
     token_ids=(9,),

@@ -11,7 +11,8 @@ from rich.console import Console
 from repl.commands import registry
 from repl.commands.reproduce import Reproduced
 from repl.core.errors import Cancelled, UsageError
-from repl.core.events import Done, Progress, Token
+from repl.core.events import Progress, Token
+from repl.core.reply import Reply
 from repl.session.session import Session
 from repl.terminal.screen import THEME, as_record, view
 
@@ -30,7 +31,7 @@ def chat(llama_folder):
         yield session
 
 
-def forged(session: Session, **changes: object) -> Done:
+def forged(session: Session, **changes: object) -> Reply:
     """Change what is written down of the last reply."""
     turn = session.last
     assert turn is not None

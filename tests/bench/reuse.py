@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from repl.core.events import Done, Event
+from repl.core.events import Event
+from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation.engine import Request, reply
 from repl.generation.runtime import Model, Runtime
@@ -57,7 +58,7 @@ def main() -> int:
     return int(ratio < LEAST)
 
 
-def side_by_side(resident: Model) -> list[tuple[Done, Done]]:
+def side_by_side(resident: Model) -> list[tuple[Reply, Reply]]:
     """Have one chat, each turn with the kept cache and, for its first token, without; that must be the same."""
     settings = Settings().put("do_sample", False, "you")
     whole = settings.put("max_new_tokens", NEW, "you").put("min_new_tokens", NEW, "you")
@@ -75,7 +76,7 @@ def side_by_side(resident: Model) -> list[tuple[Done, Done]]:
     return found
 
 
-def ttft(replies: Sequence[Done]) -> float:
+def ttft(replies: Sequence[Reply]) -> float:
     """Return the median time to the first token in seconds."""
     return median(one.timing.ttft_s or 0.0 for one in replies)
 

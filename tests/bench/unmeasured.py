@@ -1,7 +1,7 @@
 """The program as it would be if replies were not measured: what measuring costs is seen beside it."""
 
 from repl.cli.main import main
-from repl.core.events import TokenLogprobs
+from repl.core.reply import TokenLogprobs
 from repl.generation.measure.token_stats import Meter
 
 Meter._take = lambda *_: None  # type: ignore[method-assign]

@@ -6,14 +6,15 @@ import pytest
 
 import repl
 from repl.core.errors import ReplError, UsageError
-from repl.core.events import Done, Event, Token
+from repl.core.events import Event, Token
+from repl.core.reply import Reply
 
 
 def test_lines_give_their_results(llama_folder: Path) -> None:
     with repl.open_session(str(llama_folder), dtype="float32", max_new_tokens=6) as session:
         events: list[Event] = []
         reply = session.run("/raw Once upon a time", events.append)
-        assert isinstance(reply, Done)
+        assert isinstance(reply, Reply)
         assert len(reply.token_ids) == 6
         assert "".join(event.text for event in events if isinstance(event, Token)) == reply.raw
         assert session.run("/next 3").candidates[0].id

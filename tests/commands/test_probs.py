@@ -15,8 +15,9 @@ from repl.commands.inspect import Painted
 from repl.core import paths
 from repl.core.conversation import Turn
 from repl.core.errors import ReplError, UsageError
-from repl.core.events import Done, PromptEcho, Token, TokenLogprobs
+from repl.core.events import PromptEcho, Token
 from repl.core.jobs import Worker
+from repl.core.reply import Reply, TokenLogprobs
 from repl.core.sanitize import clean
 from repl.core.settings import View
 from repl.generation.measure.token_stats import KEPT
@@ -38,7 +39,7 @@ WARPED = {"do_sample": True, "seed": 7, "temperature": 1.6, "top_k": 20, "repeti
 CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def oracle(model: Any, done: Done) -> Any:
+def oracle(model: Any, done: Reply) -> Any:
     """Compute log-probabilities with one plain pass: shape (tokens, vocab)."""
     import torch
 
@@ -47,7 +48,7 @@ def oracle(model: Any, done: Done) -> Any:
     return logits.float().log_softmax(-1)
 
 
-def assert_measured(model: Any, tokenizer: Any, done: Done) -> None:
+def assert_measured(model: Any, tokenizer: Any, done: Reply) -> None:
     """Compare a record with an independent computation."""
     import torch
 
@@ -87,7 +88,7 @@ def test_the_builtin_model_is_measured_rightly_and_kept_small(builtin_folder: Pa
     with opened(builtin_folder, max_new_tokens=24) as session:
         done = ask(session, "Tell me about Paris and its rivers.")
     assert_measured(*bare(builtin_folder), done)
-    bytes_of = [len(encode(Done, one).encode()) for one in (done, replace(done, measures=TokenLogprobs()))]
+    bytes_of = [len(encode(Reply, one).encode()) for one in (done, replace(done, measures=TokenLogprobs()))]
     assert (bytes_of[0] - bytes_of[1]) / len(done.token_ids) < 160
 
 
@@ -181,10 +182,10 @@ def test_an_old_turn_shows_its_own_figures_after_a_switch_and_after_a_resume(
 def test_a_record_of_an_older_version_still_loads(gpt2_folder: Path) -> None:
     with opened(gpt2_folder, max_new_tokens=2) as session:
         done = ask(session, PROMPT)
-    old = json.loads(encode(Done, done))
+    old = json.loads(encode(Reply, done))
     del old["measures"]
-    assert decode(Done, json.dumps(old)) == replace(done, measures=TokenLogprobs())
-    assert decode(Done, encode(Done, done)) == done
+    assert decode(Reply, json.dumps(old)) == replace(done, measures=TokenLogprobs())
+    assert decode(Reply, encode(Reply, done)) == done
 
 
 # measured again
@@ -359,7 +360,7 @@ def test_a_taken_alternative_begins_a_branch_of_its_own(kind: str, request: pyte
     assert (done.usage.reused == len(done.prompt_ids) - 1) is (kind != "recurrent")
 
 
-def taken(session: Session, line: str) -> Done:
+def taken(session: Session, line: str) -> Reply:
     """Put another token in a place, and return the record of what came of it."""
     run(session, line)
     assert session.last is not None
@@ -413,7 +414,7 @@ def test_what_is_looked_at_is_plain_data(llama_folder: Path) -> None:
 def test_a_trace_survives_texts_that_do_not_fit_their_lengths() -> None:
     """A damaged record shows what it can and raises nothing."""
     found = TokenLogprobs((-1.0,), (0.5,), (1,), ((5,),), ((-1.0,),), {5: "x"}, (7,))
-    record = Done("ab", (1,), (5,), "stop", {}, {}, {}, None, None, None, measures=found)  # type: ignore[arg-type]
+    record = Reply("ab", (1,), (5,), "stop", {}, {}, {}, None, None, None, measures=found)  # type: ignore[arg-type]
     trace = traced(Turn(1, None, "assistant", "ab", "complete", record))
     assert isinstance(trace, Trace)
     assert trace.tokens[0].text == "ab"

@@ -8,14 +8,15 @@ from driving import ask, ask_until, opened, run
 from rich.console import Console
 
 from repl.commands.stats import Stats, Total, summed
-from repl.core.events import Done, Timing, Token, Usage
+from repl.core.events import Token
+from repl.core.reply import Reply, Timing, Usage
 from repl.terminal.screen import THEME, figures, view
 
 
-def done(prompt: int, reused: int, made: int, tps: float | None, seconds: float) -> Done:
+def done(prompt: int, reused: int, made: int, tps: float | None, seconds: float) -> Reply:
     usage, timing = Usage(prompt, reused, made), Timing(0.5, 10.0, tps, seconds)
     model = {"id": "m", "dtype": "float32"}
-    return Done("", (), (), "stop", model, {}, {}, None, usage, timing)
+    return Reply("", (), (), "stop", model, {}, {}, None, usage, timing)
 
 
 def drawn(result: object, width: int = 80) -> str:

@@ -16,7 +16,7 @@ from driving import ask, bare, opened, run
 from repl.core import fields, settings
 from repl.core.decoding import OURS
 from repl.core.errors import UsageError
-from repl.core.events import Done
+from repl.core.reply import Reply
 
 PROMPT = "Once upon a time"
 WAYS = {"greedy": "/greedy", "sample": "/sample", "beams": "/beams 3"}
@@ -201,7 +201,7 @@ def test_a_good_value_makes_what_generate_makes_of_it(tiny, name, way):
             continue
         found = value(name, word)
         done = run(session, f"/raw {PROMPT}")
-        assert isinstance(done, Done)
+        assert isinstance(done, Reply)
         given = {"compile_config": None} if name == "compile_config" else {name: found}
         assert [*done.prompt_ids, *done.token_ids] == made(model, tokenizer, {**start, **given})
         if name != "token_healing":

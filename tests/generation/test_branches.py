@@ -10,7 +10,8 @@ from test_beams import slowed
 from repl.analysis.beam_tree import Node, grow
 from repl.commands.beams import Tree
 from repl.core.errors import UsageError
-from repl.core.events import Beam, Beams, BeamSearch, PrunedBeam, Sequence
+from repl.core.events import Beam, Beams
+from repl.core.reply import BeamSearch, PrunedBeam, Sequence
 from repl.generation.decode.beam_history import History
 from repl.session.record_json import decode, encode
 from repl.terminal.live import hypotheses
@@ -156,7 +157,7 @@ def test_pick_moves_the_mark_and_keeps_the_tree(llama_folder):
 
 def test_the_record_keeps_the_search(gpt2_folder):
     """Written and read again as the archive does it, and drawn after another model was loaded."""
-    from repl.core.events import Done
+    from repl.core.reply import Reply
 
     with opened(gpt2_folder) as session:
         run(session, "/beams 3", "/max 6")
@@ -164,8 +165,8 @@ def test_the_record_keeps_the_search(gpt2_folder):
         before = run(session, "/beams tree")
         run(session, "/unload")
         assert run(session, "/beams tree") == before
-    assert decode(Done, encode(Done, done)) == done
-    assert len(encode(Done, done)) < 20_000
+    assert decode(Reply, encode(Reply, done)) == done
+    assert len(encode(Reply, done)) < 20_000
 
 
 @pytest.mark.parametrize("lines", [[], ["/greedy", "hello"], ["/sample", "/num_return_sequences 3", "hello"]])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from repl.core import library
 from repl.core.errors import Failed, NoMemory
-from repl.core.events import Done
+from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation.decode import kv_cache
 from repl.generation.engine import Request, reply
@@ -138,19 +138,19 @@ def chosen(way: str = "greedy", **values: object) -> Settings:
     return settings
 
 
-def answer(resident: Model, ids: list[int], way: str = "greedy", halt: int = 0, **values: object) -> Done:
+def answer(resident: Model, ids: list[int], way: str = "greedy", halt: int = 0, **values: object) -> Reply:
     return reply(resident, Request(chosen(way, **values), ids=tuple(ids)), Halting(halt))
 
 
-def anew(resident: Model, ids: list[int], way: str = "greedy", **values: object) -> Done:
+def anew(resident: Model, ids: list[int], way: str = "greedy", **values: object) -> Reply:
     return answer(replace(resident, runtime=Runtime()), ids, way, reuse=False, **values)
 
 
-def told(done: Done) -> list[int]:
+def told(done: Reply) -> list[int]:
     return [*done.prompt_ids, *done.token_ids]
 
 
-def agrees(resident: Model, ids: list[int], way: str = "greedy", halt: int = 0) -> Done:
+def agrees(resident: Model, ids: list[int], way: str = "greedy", halt: int = 0) -> Reply:
     """Ask with the kept cache and without: the same ids, as far as a cancelled reply goes."""
     done, fresh = answer(resident, ids, way, halt), anew(resident, ids, way)
     assert 0 <= done.usage.reused < len(ids)

@@ -33,8 +33,9 @@ from terminal import Terminal, surroundings
 
 from repl.commands import registry
 from repl.core.errors import Failed, NeedsLocal, NoModel, NotFound, Overflow, ReplError, Unreachable, UsageError
-from repl.core.events import Done, Event, Notice, Progress, Token, TokenLogprobs
+from repl.core.events import Event, Notice, Progress, Token
 from repl.core.jobs import JobContext, Worker
+from repl.core.reply import Reply, TokenLogprobs
 from repl.core.settings import Settings
 from repl.generation.measure.token_trace import traced
 from repl.generation.request import Request
@@ -329,7 +330,7 @@ RIVER = streamed(
 )
 
 
-def set_and_ask(session: Session, line: str) -> Done:
+def set_and_ask(session: Session, line: str) -> Reply:
     run(session, line)
     return ask(session, "Hi")
 
@@ -343,20 +344,20 @@ def plain(result: Any) -> str:
 
 
 @pytest.fixture
-def river(session: Session, server: FakeServer) -> Done:
+def river(session: Session, server: FakeServer) -> Reply:
     """A reply that was measured by its server, two alternatives at each place."""
     server.answers = [RIVER]
     return set_and_ask(session, "/logprobs 2")
 
 
-def test_what_a_server_measures_is_recorded(river: Done, session: Session) -> None:
+def test_what_a_server_measures_is_recorded(river: Reply, session: Session) -> None:
     """Lengths add up to the text, a token past the likeliest has no rank, and the archive keeps it all."""
     found = river.measures
     assert (river.text, found.logprobs, found.lengths) == ("The é", (-0.5, -0.1, -2.5, -0.25), (3, 0, 2, 0))
     assert (found.ranks, found.entropies, found.limit) == ((1, 1, 0, 1), (), 2)
     assert [found.texts[one] for one in found.made] == ["The", "\ufffd", "\ufffd", "<end>"]
     assert [[found.texts[one] for one in places] for places in found.ids][2] == [" x", " y"]
-    assert decode(Done, encode(Done, river)) == river
+    assert decode(Reply, encode(Reply, river)) == river
     assert session.last is not None
     trace = traced(session.last)
     assert trace is not None
@@ -375,7 +376,7 @@ def test_colours_ask_for_what_they_need(session: Session, server: FakeServer) ->
 
 @pytest.mark.parametrize("line", ["/probs", "/inspect"])
 def test_views_of_a_server_say_what_they_do_not_know(
-    river: Done, session: Session, server: FakeServer, line: str
+    river: Reply, session: Session, server: FakeServer, line: str
 ) -> None:
     run(session, "/probs entropy")
     found = run(session, line)
@@ -397,7 +398,7 @@ def test_entropy_is_not_made_up(session: Session, server: FakeServer) -> None:
     assert certainty(-0.5, None, "entropy") == certainty(-0.5, None, "on")
 
 
-def test_another_token_needs_ids(river: Done, llama_folder: Path, session: Session) -> None:
+def test_another_token_needs_ids(river: Reply, llama_folder: Path, session: Session) -> None:
     """Neither while the server answers nor afterwards can one be put into a reply that came without."""
     with pytest.raises(UsageError, match="needs token ids"):
         run(session, "/take 1 5")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from repl.commands.sessions import moment, resume, sessions, title
 from repl.core.conversation import Conversation, Turn
 from repl.core.errors import NotFound, ReplError, UsageError
-from repl.core.events import Done, Sequence, Timing, Usage
+from repl.core.reply import Reply, Sequence, Timing, Usage
 from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
@@ -47,7 +47,7 @@ table = st.dictionaries(anything, free, max_size=3)
 ids = st.lists(st.integers(0, 2**40), max_size=5).map(tuple)
 maybe = st.none() | number
 records = st.builds(
-    Done,
+    Reply,
     text=anything,
     prompt_ids=ids,
     token_ids=ids,
@@ -105,7 +105,7 @@ def said(archive: Archive, *texts: str, model: str = "") -> str:
     return archive.id
 
 
-DONE = Done(
+DONE = Reply(
     "hello", (1, 2), (3,), "stop", {"id": "acme/tiny"}, {}, {"stop": ("a",)}, 7, Usage(2, 0, 1), Timing(0.1, 2, 3, 4)
 )
 
@@ -130,15 +130,15 @@ def test_a_conversation_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFa
 
 @settings(max_examples=60, deadline=None)
 @given(records)
-def test_a_record_comes_back_from_its_json(record: Done) -> None:
+def test_a_record_comes_back_from_its_json(record: Reply) -> None:
     """Tuples stay tuples, odd keys stay what they are."""
-    assert decode(Done, encode(Done, record)) == record
+    assert decode(Reply, encode(Reply, record)) == record
 
 
 def test_what_json_cannot_hold_does_not_stop_a_record() -> None:
     """A value of a library's own becomes its text; NaN stays a number."""
     record = replace(DONE, decode={"path": Path("a"), "temperature": math.nan})
-    found = decode(Done, encode(Done, record))
+    found = decode(Reply, encode(Reply, record))
     assert found.decode["path"] == "a"
     assert math.isnan(found.decode["temperature"])
 
@@ -163,7 +163,7 @@ def test_records_outlive_changes_of_their_fields() -> None:
 @pytest.mark.parametrize("text", ["", "[", "[]", "3", "{}", '{"text": 1}', '{"usage": 3}', '"a"'])
 def test_json_that_holds_no_record_is_an_error_of_its_own(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        decode(Done, text)
+        decode(Reply, text)
 
 
 def test_a_record_that_cannot_be_read_costs_itself_alone(archive: Archive, path: Path) -> None:
@@ -706,7 +706,7 @@ def drawn(result: Any) -> str:
     return written.getvalue()
 
 
-def reply(session: Session, text: str, done: Done | None = DONE) -> Turn:
+def reply(session: Session, text: str, done: Reply | None = DONE) -> Turn:
     talk = session.conversation
     asked = talk.add("user", f"say {text}", talk.head)
     talk.head = talk.close(talk.add("assistant", "", asked.id, "open"), text, "complete", done).id

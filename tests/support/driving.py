@@ -16,9 +16,10 @@ from repl import commands
 from repl.commands import registry
 from repl.core import settings
 from repl.core.errors import UsageError
-from repl.core.events import Done, Event, ReplyStarted, Token
+from repl.core.events import Event, ReplyStarted, Token
 from repl.core.jobs import Worker
 from repl.core.parts import Reader
+from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
@@ -79,24 +80,24 @@ def run(session: Session, *lines: str, heard: Callable[[Event], object] = lambda
     return result
 
 
-def ask(session: Session, text: str, heard: Callable[[Event], object] = lambda event: None) -> Done:
+def ask(session: Session, text: str, heard: Callable[[Event], object] = lambda event: None) -> Reply:
     """Send a message, whatever it begins with."""
     done = run(session, "/" + text if text.startswith("/") else text, heard=heard)
-    assert isinstance(done, Done)
+    assert isinstance(done, Reply)
     return done
 
 
-def listen(session: Session, text: str) -> tuple[Done, list[Event]]:
+def listen(session: Session, text: str) -> tuple[Reply, list[Event]]:
     """Send a message and return the reply with the events before it."""
     events: list[Event] = []
     return ask(session, text, events.append), events
 
 
-def ask_until(session: Session, text: str, enough: Callable[[Event], bool]) -> Done:
+def ask_until(session: Session, text: str, enough: Callable[[Event], bool]) -> Reply:
     """Send a message and cancel the reply at the first event that is `enough`."""
     task = registry.read(text).run(session)
     done = finish(task, lambda event: task.job.cancel() if enough(event) else None)
-    assert isinstance(done, Done)
+    assert isinstance(done, Reply)
     return done
 
 

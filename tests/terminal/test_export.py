@@ -24,7 +24,7 @@ from repl.commands.export import copy, export
 from repl.commands.registry import read
 from repl.core.conversation import Turn
 from repl.core.errors import MissingExtra, ReplError, UsageError
-from repl.core.events import Done, Timing, Usage
+from repl.core.reply import Reply, Timing, Usage
 from repl.core.sanitize import clean
 from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
@@ -35,7 +35,7 @@ from repl.terminal.export import FORMATS, Transcript, as_html, as_json, as_markd
 from repl.terminal.screen import THEME, plain, view
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="modes and scripts are POSIX")
-DONE = Done(
+DONE = Reply(
     "hello", (1, 2), (3,), "stop", {"id": "acme/tiny"}, {}, {"stop": ("a",)}, 7, Usage(2, 0, 1), Timing(0.1, 2, 3, 4)
 )
 HOSTILE = "\x1b]52;c;AAAA\x07 \x9b31m \x1b[2J \u202e \r over \x00 <script>alert(1)</script> & {code} {{ [red]"

@@ -11,9 +11,10 @@ from typing import Any
 
 from repl.core import decoding
 from repl.core.errors import Cancelled, Failed
-from repl.core.events import Done, Event, Notice, Progress, Token
+from repl.core.events import Event, Notice, Progress, Token
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext, strip_traceback
+from repl.core.reply import Reply
 from repl.generation import arguments, engine
 from repl.generation.decode import loop
 from repl.generation.decode.kv_cache import fits, is_plain_kv
@@ -31,7 +32,7 @@ Tell = Callable[[], None]
 class Made:
     """A reply, and the log-probability of each of its tokens in the model's own distribution, in nats."""
 
-    done: Done
+    done: Reply
     logprobs: tuple[float, ...]
 
 
@@ -162,7 +163,7 @@ class Rows:
         done = engine.reply(self._resident, row.request, Muted(self._emit, lambda: None))
         row.made = Made(done, done.measures.logprobs or self._scored(done))
 
-    def _scored(self, done: Done) -> tuple[float, ...]:
+    def _scored(self, done: Reply) -> tuple[float, ...]:
         ids = [*done.prompt_ids, *done.token_ids]
         scored = scoring.score(self._resident, ids, self._emit, len(done.prompt_ids), shared=True)
         return tuple(one.logprob for one in scored)

@@ -4,8 +4,9 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from repl.core.events import Beam, Beams, BeamSearch, PrunedBeam, Token
+from repl.core.events import Beam, Beams, Token
 from repl.core.jobs import JobContext
+from repl.core.reply import BeamSearch, PrunedBeam
 from repl.generation.decode.beam_history import History, Lost
 from repl.generation.decode.detokenizer import Detokenizer
 

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 from repl.core import library, settings
 from repl.core.errors import ReplError, UsageError
-from repl.core.events import Notice, SpeculationStats
+from repl.core.events import Notice
 from repl.core.jobs import JobContext
+from repl.core.reply import SpeculationStats
 from repl.core.settings import Load, Settings
 from repl.generation.decode import kv_cache, loop
 from repl.generation.measure.forward import cancellable_forward, input_device

@@ -6,7 +6,7 @@ from typing import Any
 
 from repl.core import library
 from repl.core.errors import Cancelled
-from repl.core.events import TokenLogprobs
+from repl.core.reply import TokenLogprobs
 
 KEPT = 5  # alternatives that every record has
 DIGITS = 5  # decimals of what is kept, in nats

@@ -6,9 +6,10 @@ from typing import Any
 
 from repl.core.conversation import Turn
 from repl.core.errors import ReplError, UsageError
-from repl.core.events import Done, Progress, TokenLogprobs
+from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts
+from repl.core.reply import Reply, TokenLogprobs
 from repl.generation.decode.beams import spelled
 from repl.generation.measure.forward import Scored
 from repl.generation.measure.scoring import score
@@ -70,7 +71,7 @@ class Inspection(Trace):
     by: str
 
 
-def answered(turn: Turn) -> Done:
+def answered(turn: Turn) -> Reply:
     """Return the record of a reply; raises `UsageError` for a turn that is none, or has no tokens."""
     if turn.record is None:
         raise UsageError(f"turn {turn.id} has no record of tokens: it is not a reply", "/history")
@@ -81,7 +82,7 @@ def answered(turn: Turn) -> Done:
     return turn.record
 
 
-def server(record: Done) -> str:
+def server(record: Reply) -> str:
     """Return the server that made a reply; empty for one that was made here."""
     return str(record.model.get("server") or "")
 
@@ -132,7 +133,7 @@ def recomputed(resident: Model, turn: Turn, emit: JobContext) -> Trace:
     return Trace(turn.id, turn.text.removesuffix(made if turn.text.endswith(made) else record.raw), tuple(seen))
 
 
-def check(facts: ModelInfo, record: Done, number: int) -> None:
+def check(facts: ModelInfo, record: Reply, number: int) -> None:
     """Raise `ReplError` unless the model that is loaded is the one that made a reply, in the same numbers."""
     made = record.model
     if (made.get("id"), made.get("commit")) != (facts.id, facts.commit):
@@ -209,7 +210,7 @@ def told(raw: str, parts: Parts) -> dict[str, Any]:
     return {"raw": raw, "begun": Parts(), **fields}
 
 
-def onward(before: Turn, kept: Sequence[int], done: Done) -> Done:
+def onward(before: Turn, kept: Sequence[int], done: Reply) -> Reply:
     """Return the record of a reply that went on from the `kept` ids of another as one reply."""
     assert before.record is not None
     raw = before.text + done.raw

@@ -1,0 +1,187 @@
+"""The record of a reply: what was asked, how it was made and what came of it; kept with its turn, and never changed."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from repl.core.parts import Parts
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One finished sequence; `score` is the length-penalised log-probability, None where the search has none.
+
+    `text`, `raw`, `thinking` and `tool_calls` are as in `Reply`.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    score: float | None = None
+    raw: str = ""
+    thinking: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.raw:
+            object.__setattr__(self, "raw", self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class PrunedBeam:
+    """A hypothesis that a beam search did not return, where it leaves a sequence that it did.
+
+    It begins with the first `shared` tokens of sequence number `sequence` (from 1). `fate` is pruned, ended (finished
+    with too low a score) or running (alive when the search ended); `short` says how far a pruned one lay behind the
+    last that was kept, in nats.
+    """
+
+    sequence: int
+    shared: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    fate: str
+    short: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BeamSearch:
+    """What a beam search considered: for each token of each sequence its text and log-probability in nats.
+
+    `margins` has one entry for each step (see `Beams`); `cuts` are the nearest of what was given up. Where the
+    numbers cannot be known (sampled beams) there are none.
+    """
+
+    pieces: tuple[tuple[str, ...], ...]
+    logprobs: tuple[tuple[float, ...], ...] = ()
+    margins: tuple[float | None, ...] = ()
+    cuts: tuple[PrunedBeam, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds and tokens per second of one reply; None where a figure has no meaning."""
+
+    ttft_s: float | None
+    prefill_tps: float | None
+    decode_tps: float | None
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one reply: read, taken over from the kept cache, and made."""
+
+    prompt: int
+    reused: int
+    completion: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """What the model itself made of each token of a reply, before any processor; in columns, to be small on disk."""
+
+    logprobs: tuple[float, ...] = ()
+    """Log-probability of each token, in nats."""
+    entropies: tuple[float, ...] = ()
+    """Entropy of the distribution at each token, in nats; none of a server's reply: it gives the likeliest alone."""
+    ranks: tuple[int, ...] = ()
+    """Rank of each token, 1 for the likeliest; 0 where it is past those that a server gives."""
+    ids: tuple[tuple[int, ...], ...] = ()
+    """The likeliest tokens at each place, the likeliest first."""
+    values: tuple[tuple[float, ...], ...] = ()
+    """Their log-probabilities, in nats."""
+    texts: dict[int, str] = field(default_factory=dict)
+    """The text of every token that occurs, by itself."""
+    lengths: tuple[int, ...] = ()
+    """Characters that each token adds to the reply's text."""
+    made: tuple[int, ...] = ()
+    """Of a server's reply: the numbers by which `texts` knows its tokens, below 0 where their ids are not known."""
+    limit: int = 0
+    """How many of the likeliest a server gives; 0 where the model was here."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculationStats:
+    """How a reply was read ahead: forward passes after the prompt's, those that checked proposals, and the tokens."""
+
+    by: str
+    """prompt_lookup or assistant."""
+    passes: int
+    tried: int
+    proposed: int
+    accepted: int
+    model: dict[str, Any] = field(default_factory=dict)
+    """The assistant: id, commit, dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply as it ended, with the record of how it was made.
+
+    `prompt_ids + token_ids` are the ids the model saw and made; `finish` is stop, length, stop_string or cancelled.
+    `text` is the answer in `raw`: without what was thought, and without the tools that were called.
+    """
+
+    text: str
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    finish: str
+    model: dict[str, Any]
+    load: dict[str, Any]
+    decode: dict[str, Any]
+    seed: int | None
+    usage: Usage
+    timing: Timing
+    sequences: tuple[Sequence, ...] = ()
+    dropped: tuple[int, ...] = ()
+    """Turns that were left out of the prompt because the context was full."""
+    versions: dict[str, str] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    """What was put into the model's own generation config, in the library's names."""
+    system: str = ""
+    """The instruction in front of the chat."""
+    prefill: str = ""
+    """What the reply was made to begin with."""
+    template: dict[str, Any] = field(default_factory=dict)
+    """Values of the chat template's variables."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """What else may decide between two tokens that are nearly as likely: attention, threads, devices."""
+    search: BeamSearch | None = None
+    """What a beam search considered."""
+    measures: TokenLogprobs = field(default_factory=TokenLogprobs)
+    """Of the reply's tokens, one for each; empty where they were not measured."""
+    drafts: SpeculationStats | None = None
+    """How it was read ahead."""
+    taken: tuple[int, ...] = ()
+    """Places, from 1, of tokens that the user put in with /take."""
+    raw: str = ""
+    """All that was made, exactly: the joined texts of the tokens."""
+    thinking: str = ""
+    """What was thought before the answer."""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    """The tools that were called, each with `name` and `arguments`."""
+    begun: Parts | None = None
+    """The parts of what the reply was made to begin with; None in a record from before there were parts."""
+
+    def __post_init__(self) -> None:
+        if not self.raw:  # of a record from before there were parts, the text was all that was made
+            object.__setattr__(self, "raw", self.text)
+
+    @property
+    def parts(self) -> Parts:
+        """Return the parts of the whole reply, with the beginning that it was given."""
+        return (self.begun or Parts()) + Parts(self.thinking, self.text, self.tool_calls)
+
+    @property
+    def tokens(self) -> int:
+        """Return how many tokens prompt and reply have together; a server may keep their ids to itself."""
+        return len(self.prompt_ids) + len(self.token_ids) or self.usage.prompt + self.usage.completion
+
+    @property
+    def out_of_time(self) -> bool:
+        """Tell whether `max_time` ended the reply, and not a limit on its length."""
+        if self.finish != "length" or self.decode.get("max_time") is None:
+            return False
+        longest = self.decode.get("max_new_tokens") or (self.decode.get("max_length") or 0) - self.usage.prompt
+        context = self.model.get("context") or float("inf")
+        return self.usage.completion < longest and self.usage.prompt + self.usage.completion < context
