@@ -174,12 +174,12 @@ def greedy(settings: Settings) -> Settings:
 def is_greedy(record: Reply, facts: ModelInfo, load: Load, settings: Settings) -> bool:
     """Tell whether a reply is what the model, as it is loaded, and the settings would make greedily now."""
     loaded = {name: getattr(load, name) for name in load.__slots__}
-    same = {**record.load, "dtype": record.model.get("dtype")} == {**loaded, "dtype": facts.dtype}
-    chosen = not record.decode.get("do_sample") and (record.decode.get("num_beams") or 1) == 1
+    same = {**record.load, "dtype": record.model.dtype} == {**loaded, "dtype": facts.dtype}
+    chosen = not record.sampled and record.beams == 1
     table = decoding.effective(greedy(settings), facts.base)
     changed = [name for name in record.decode if name in table and name not in IDLE]
     alike = all(_even(record.decode[name], table[name].value) for name in changed)
-    return bool(record.token_ids) and same and chosen and alike and record.model.get("commit") == facts.commit
+    return bool(record.token_ids) and same and chosen and alike and record.model.commit == facts.commit
 
 
 def _even(one: Any, other: Any) -> bool:

@@ -68,7 +68,7 @@ class Shown:
 def chosen(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
     """Return the reply of a model here that a number means, with its record; raises `UsageError`."""
     turn, record = reply(talk, last, number)
-    if server := record.model.get("server"):
+    if server := record.server:
         raise UsageError(f"turn {turn.id} was made by {server}: a script makes replies of a local model")
     return turn, record
 
@@ -82,7 +82,7 @@ def reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Rep
         replies = [child.id for child in talk.children(turn.id) if child.record]
         said = "is a message: its reply is" if replies else "has no record of how it was made"
         raise UsageError(f"turn {turn.id} {said}{f' turn {replies[-1]}' if replies else ''}", "/tree")
-    if (server := turn.record.model.get("server")) and not turn.record.token_ids:
+    if (server := turn.record.server) and not turn.record.token_ids:
         raise UsageError(f"turn {turn.id} was made by {server}, which does not return token ids")
     if not server and not parts(turn.record)[1]:
         raise UsageError(f"turn {turn.id} was broken off before its first token", "/retry")
@@ -114,7 +114,7 @@ def arguments(record: Reply) -> dict[str, Any]:
         found = {name: value for name, value in found.items() if name not in LENGTHS}
         found["max_new_tokens"] = len(parts(record)[1])
     found.pop("max_time", None)  # what fitted into it once need not fit again
-    idle = (() if record.decode.get("do_sample") else WARPERS, () if _searches(record) else BEAMS)
+    idle = (() if record.sampled else WARPERS, () if record.beams > 1 else BEAMS)
     found = {name: value for name, value in found.items() if name not in (*idle[0], *idle[1])}
     order = sorted(found, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     return {name: found[name] for name in order if name.isidentifier() and not name.startswith(FORM)}
@@ -125,10 +125,6 @@ def _cut(record: Reply) -> str:
     if record.finish in ("cancelled", "failed"):
         return "broken off"
     return "out of time" if record.out_of_time else ""
-
-
-def _searches(record: Reply) -> bool:
-    return (record.decode.get("num_beams") or 1) > 1
 
 
 # the prompt
@@ -247,7 +243,7 @@ def _remarks(turn: Turn, record: Reply, form: Prompt) -> list[str]:
         said.append(f"left out because the context was full: turns {', '.join(map(str, record.dropped))} (0: system)")
     if cut := _cut(record):
         said.append(f"it was {cut} after {_tokens(len(parts(record)[1]))}, so this ends there too")
-    if record.usage.reused and record.model.get("dtype") != "float32":
+    if record.usage.reused and record.model.dtype != "float32":
         said.append(
             f"{_tokens(record.usage.reused)} came from the cache of the turn before: near ties may fall otherwise"
         )
@@ -273,7 +269,7 @@ def _loading(record: Reply, source: Source, quantized: str) -> list[str]:
     load = record.load
     both = {"gguf_file": literal(source.gguf_file)} if source.gguf_file else {}
     both |= {"trust_remote_code": "True"} if load.get("trust_remote_code") else {}
-    dtype = str(record.model["dtype"])
+    dtype = record.model.dtype
     exact = not quantized or load.get("dtype") != "auto"
     model = {
         "device_map": literal(load.get("device", "auto")),

@@ -163,7 +163,7 @@ class Rehearsal:
     def _weighed(self, resident: Model, again: Again, aside: Aside) -> Again:
         """Weigh both answers with the model that made the new one."""
         exchange, record, made = again.exchange, again.exchange.record, again.made
-        same = (record.model.get("id"), record.model.get("commit")) == (resident.facts.id, resident.facts.commit)
+        same = (record.model.id, record.model.commit) == (resident.facts.id, resident.facts.commit)
         alike = same or self.known.get(exchange.load) == made.vocabulary
         told = exchange.asked(exchange.messages)
         before = weigh(resident, self.variant.settings, told, record.raw, record.token_ids if alike else (), aside)

@@ -9,7 +9,7 @@ from repl.core import decoding
 from repl.core.events import Progress
 from repl.core.format import device
 from repl.core.jobs import JobContext
-from repl.core.reply import Reply
+from repl.core.reply import Environment, ModelRecord, Reply
 from repl.generation import arguments, provenance
 from repl.generation.measure.forward import cancellable_forward, input_device, library_errors
 from repl.generation.runtime import Model
@@ -98,18 +98,21 @@ def _candidate(tokenizer: Any, logs: Any, ids: Sequence[int]) -> Candidate:
 def changes(record: Reply, resident: Model) -> list[Changed]:
     """Return what is known of both runs and differs: library versions, format, place, attention, threads, steps."""
     facts = resident.facts
-    then = {**record.versions, **_conditions(record.model, record.environment)}
-    model = {"dtype": facts.dtype, "device_map": facts.device_map, "quantization": resident.load.quantize}
-    now = {**provenance.versions(), **_conditions(model, provenance.environment(facts))}
+    then = record.versions | _conditions(record.model, record.environment)
+    model = ModelRecord(dtype=facts.dtype, device_map=dict(facts.device_map), quantization=resident.load.quantize)
+    now = provenance.versions() | _conditions(model, provenance.environment(facts))
     both = [name for name in then if name in now and then[name] != now[name]]
     return [Changed(name, then[name], now[name]) for name in both]
 
 
-def _conditions(model: dict[str, Any], environment: dict[str, Any]) -> dict[str, str]:
-    places = device(model.get("device_map") or {"": ""})
-    named = {"dtype": model.get("dtype"), "device": places, "quantize": model.get("quantization")}
-    named |= {name: environment.get(name) for name in ("attention", "threads")} | {
-        "step": environment.get("step", "plain")
+def _conditions(model: ModelRecord, environment: Environment) -> dict[str, str]:
+    named = {
+        "dtype": model.dtype,
+        "device": device(model.device_map or {"": ""}),
+        "quantize": model.quantization,
+        "attention": environment.attention,
+        "threads": environment.threads,
+        "step": environment.step or "plain",
+        **{f"device {place}": name for place, name in environment.devices.items()},
     }
-    named |= {f"device {place}": name for place, name in environment.get("devices", {}).items()}
     return {name: str(value) for name, value in named.items() if value}

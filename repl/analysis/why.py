@@ -150,5 +150,5 @@ def _remover(found: Sequence[Stage], token: int) -> str:
 
 
 def _notes(record: Reply, facts: ModelInfo) -> list[str]:
-    made = str(record.model.get("dtype"))
+    made = record.model.dtype
     return [f"made in {made}, computed here in {facts.dtype}"] if made != facts.dtype else []

@@ -129,7 +129,7 @@ def tree(turn: Turn | None) -> Tree:
     chosen = ids.index(record.token_ids) + 1 if record.token_ids in ids else 0
     penalty = float(record.decode.get("length_penalty") or 0.0)
     root = grow(record.sequences, record.search)
-    return Tree(turn.id, int(record.decode.get("num_beams") or 1), penalty, chosen, root, record.search.margins)
+    return Tree(turn.id, record.beams, penalty, chosen, root, record.search.margins)
 
 
 class Drawing:

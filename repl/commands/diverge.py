@@ -44,7 +44,7 @@ def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: U
     record = session.last.record if session.last and not prompt else None
     if record is not None and is_greedy(record, facts, now, session.settings):
         asked = Asked(session.settings, Request(session.settings), record)
-    elif record is not None and record.model.get("id") == facts.id:
+    elif record is not None and record.model.id == facts.id:
         asked = Asked(session.settings, Request(session.settings, ids=record.prompt_ids))
     else:
         asked = Asked(session.settings, question(session, prompt, f"{EXAMPLE} -- PROMPT").request)

@@ -117,12 +117,12 @@ def overview(session: Session, paths: tuple[FastPath, ...]) -> Fast:
 
 def by(record: Reply) -> str:
     """Return what made a reply faster."""
-    return record.drafts.by if record.drafts else str(record.environment.get("step", ""))  # of an earlier version
+    return record.drafts.by if record.drafts else record.environment.step  # of an earlier version
 
 
 def _same(record: Reply, facts: ModelInfo) -> bool:
     named = {"id": facts.id, "commit": facts.commit, "dtype": facts.dtype, "quantization": facts.quantization}
-    return all(record.model.get(name) == value for name, value in named.items())
+    return all(getattr(record.model, name) == value for name, value in named.items())
 
 
 def _mode(name: str, session: Session, records: Sequence[Reply]) -> Mode:

@@ -60,7 +60,7 @@ class Forest:
 def line(turn: Turn) -> Line:
     """Return a turn as it is listed."""
     record = turn.record
-    model = str(record.model.get("id", "")) if record else ""
+    model = record.model.id if record else ""
     parts, count = turn.parts, made(record) if record else 0
     told = turn.id, turn.parent, turn.role, parts.answer, turn.state, model, count
     return Line(*told, parts.thinking, parts.tool_calls)

@@ -19,7 +19,7 @@ from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.core.values import Integer, RestOfLine
 from repl.generation.measure.token_text import quoted
-from repl.generation.measure.token_trace import Inspection, Seen, Trace, answered, measured, recomputed, server
+from repl.generation.measure.token_trace import Inspection, Seen, Trace, answered, measured, recomputed
 from repl.generation.request import Request
 from repl.remote import retake
 from repl.session.change_settings import change
@@ -102,7 +102,7 @@ def take(
     count = len(answered(before).token_ids)
     if place > count:
         raise UsageError(f"turn {before.id} has {count} tokens, not {place}", f"/inspect {before.id}")
-    if server(answered(before)):
+    if answered(before).server:
         return _taken_there(session, before, place, token)
     session.ready()
     asked, chosen, ended = session.conversation.turns[before.parent], session.settings, list[Reply]()

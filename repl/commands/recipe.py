@@ -44,7 +44,7 @@ def written(store: Models, turn: Turn, forms: list[Prompt], emit: JobContext) ->
         tokenizer, folder = reader(store, record, emit)
     except ReplError as error:  # a model that is not here any more: its ids are
         emit(Notice(joined(error.message, "so the prompt stands in the script as ids")))
-        place = source(record, Path(str(record.model["id"])))
+        place = source(record, Path(record.model.id))
         return Recipe(turn.id, recipe.script(turn, place, forms[-1], recipe.shown(turn, record)))
     form, how = recipe.fitting(forms, tokenizer), recipe.shown(turn, record, tokenizer)
     return Recipe(turn.id, recipe.script(turn, source(record, folder), form, how))
@@ -53,24 +53,24 @@ def written(store: Models, turn: Turn, forms: list[Prompt], emit: JobContext) ->
 def reader(store: Models, record: Reply, emit: JobContext) -> tuple[Any, Path]:
     """Return the tokenizer that a reply was made with and its folder: the resident one, or one from disk."""
     facts = store.facts()
-    if facts and (facts.id, facts.commit) == (record.model["id"], record.model["commit"]):
+    if facts and (facts.id, facts.commit) == (record.model.id, record.model.commit):
         return store.current().tokenizer, Path(facts.folder)
     known = {spot.name for spot in fields(Load)}
     load = Load(**{name: value for name, value in record.load.items() if name in known})
-    exact = str(record.model["commit"] or load.revision)
+    exact = record.model.commit or load.revision
     return loader.tokenizer(replace(load, revision=exact, trust_remote_code=False), emit)
 
 
 def source(record: Reply, folder: Path) -> Source:
     """Return where a script finds the model: what is on disk by its full path, the rest by repository and commit."""
-    name, file = str(record.model["id"]), str(record.load.get("gguf_file") or "")
+    name, file = record.model.id, str(record.load.get("gguf_file") or "")
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         return Source(str(path.resolve().parent), "", path.name)
     kind = "AutoModelForCausalLM" if file else from_files.auto_name(folder)
     if name == builtin.ID or path.is_dir():
         return Source(str(folder.resolve()), "", file, kind)
-    return Source(name, str(record.model["commit"] or ""), file, kind)
+    return Source(name, record.model.commit, file, kind)
 
 
 @command("prove", name="recipe")

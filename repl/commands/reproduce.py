@@ -62,9 +62,9 @@ def compared_there(remote: Remote, request: Request, turn: int, record: Reply, e
     if not now:
         raise UsageError(f"{remote.host} returned no token ids this time", "/retry")
     same = common(record.token_ids, now)
-    pairs = [(name, *(str(one.model.get(name) or "") for one in (record, done))) for name in NAMED]
+    pairs = [(name, *(str(getattr(one.model, name, "")) for one in (record, done))) for name in NAMED]
     found = [Changed(name, then, later) for name, then, later in pairs if then != later]
-    if record.seed is None and record.decode.get("do_sample"):
+    if record.seed is None and record.sampled:
         found.append(Changed("seed", "not sent", "not sent either, so the server draws anew"))
     identical = len(record.token_ids) == len(now) == same
     return Reproduced(turn, identical, same, len(record.token_ids), None, found, 0, tuple(now), remote.host)
@@ -77,21 +77,21 @@ def reproduce(session: Session, number: Annotated[int, Integer(1)] = 0) -> Task[
     By default the last. What a server made, it is asked for once more.
     """
     turn, record = recipe.reply(session.conversation, session.last, number)
-    if record.model.get("server"):
+    if record.server:
         remote = retake.maker(session.remote, turn)
         request = retake.asked_for(session.conversation, turn, session.settings)
         return session.call(lambda emit: compared_there(remote, request, turn.id, record, emit))
     facts = session.facts()
-    if (facts.id, facts.commit) != (record.model["id"], record.model["commit"]):
+    if (facts.id, facts.commit) != (record.model.id, record.model.commit):
         raise other(facts, turn.id, record)
-    if record.finish in ("cancelled", "failed") and (record.decode.get("num_beams") or 1) > 1:
+    if record.finish in ("cancelled", "failed") and record.beams > 1:
         raise UsageError(f"turn {turn.id} is a beam search that was broken off: it cannot be led to the same place")
     return session.start(lambda emit: compared(session.store.current(), turn.id, record, emit))
 
 
 def other(facts: ModelInfo, turn: int, record: Reply) -> UsageError:
     """Make the error for a reply of another model."""
-    name, commit, file = str(record.model["id"]), str(record.model["commit"]), str(record.load.get("gguf_file") or "")
+    name, commit, file = record.model.id, record.model.commit, str(record.load.get("gguf_file") or "")
     exact = name + (f":{file}" if file else f"@{commit}" if commit else "")
     return UsageError(f"turn {turn} was made by {name}, and {facts.id} is loaded", f"/model {exact}")
 

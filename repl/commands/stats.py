@@ -64,8 +64,8 @@ def summed(name: str, records: Iterable[Reply]) -> Total:
 
 def label(record: Reply) -> str:
     """Return what replies are told apart by: the model and its format."""
-    packed = record.model.get("quantization", "none")
-    return joined(str(record.model["id"]), str(record.model["dtype"]), "" if packed == "none" else str(packed))
+    packed = record.model.quantization
+    return joined(record.model.id, record.model.dtype, "" if packed == "none" else packed)
 
 
 @command("rest")

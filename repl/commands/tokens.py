@@ -75,7 +75,7 @@ def tokens(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["-
         raise UsageError("nothing was answered yet", "/tokens Once upon a time")
     record, known = last.record, _known(session, last, last.record)
     if not made_by(record, facts):
-        name = record.model.get("id")
+        name = record.model.id
         raise UsageError(f"the last reply has tokens of {name}, {facts.name} is loaded", f"/model {name}")
     return session.start(lambda emit: of_turn(session.store.current().tokenizer, record, known, listed))
 

@@ -45,9 +45,8 @@ def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Assig
         raise UsageError("nothing was answered yet that could be explained", "/next Once upon a time")
     record = last.record
     if not made_by(record, facts):
-        revision = record.model.get("revision")
-        name = record.model.get("id")
-        line = f"/model {name}" + (f"@{revision}" if revision not in (None, "", "main") else "")
+        name, revision = record.model.id, record.model.revision
+        line = f"/model {name}" + (f"@{revision}" if revision not in ("", "main") else "")
         raise UsageError(f"the last reply was made by {name}, {facts.name} is loaded", line)
     values = _values(session, record, token, changes)
     shared = session.settings.decode.reuse

@@ -114,6 +114,61 @@ class SpeculationStats:
     """The assistant: id, commit, dtype."""
 
 
+def rare(default: Any) -> Any:
+    """Declare a field that is left out of a saved record while it has its default."""
+    return field(default=default, metadata={"rare": True})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """The model that made a reply, as it was loaded."""
+
+    id: str = ""
+    revision: str = ""
+    commit: str = ""
+    dtype: str = ""
+    device_map: dict[str, str] = field(default_factory=dict)
+    quantization: str = ""
+    adapter: str = rare("")
+    parameters: int = 0
+    context: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel(ModelRecord):
+    """The model of a server: what it says of itself, and how it was asked."""
+
+    server: str
+    kind: str = ""
+    """The kind of server."""
+    served: str = ""
+    """The model by the name that the server gives it."""
+    asked: str = ""
+    """The model that was asked for; empty for the server's only one."""
+    fingerprint: str = ""
+    sent: dict[str, Any] = field(default_factory=dict)
+    """What was sent beside the text and the model."""
+    ended: str = ""
+    """The end of the reply in the server's word."""
+    counted: str = ""
+    """Who counted the tokens: by the server, or by pieces."""
+    logprobs: str = ""
+    """How many of the likeliest tokens it gave; empty for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What else may decide between two tokens that are nearly as likely; nothing is known of a server's."""
+
+    attention: str = rare("")
+    threads: int = rare(0)
+    devices: dict[str, str] = field(default_factory=dict, metadata={"rare": True})
+    """The name of each device."""
+    step: str = rare("")
+    """How the steps of an earlier version were run, where that was not the plain way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A reply as it ended, with the record of how it was made.
@@ -126,9 +181,11 @@ class Reply:
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     finish: str
-    model: dict[str, Any]
+    model: ServedModel | ModelRecord
     load: dict[str, Any]
+    """Settings for loading by name, those of later versions included; none of a server's reply."""
     decode: dict[str, Any]
+    """Settings for decoding by name."""
     seed: int | None
     usage: Usage
     timing: Timing
@@ -144,8 +201,7 @@ class Reply:
     """What the reply was made to begin with."""
     template: dict[str, Any] = field(default_factory=dict)
     """Values of the chat template's variables."""
-    environment: dict[str, Any] = field(default_factory=dict)
-    """What else may decide between two tokens that are nearly as likely: attention, threads, devices."""
+    environment: Environment = field(default_factory=Environment)
     search: BeamSearch | None = None
     """What a beam search considered."""
     measures: TokenLogprobs = field(default_factory=TokenLogprobs)
@@ -173,6 +229,25 @@ class Reply:
         return (self.begun or Parts()) + Parts(self.thinking, self.text, self.tool_calls)
 
     @property
+    def server(self) -> str:
+        """Return the server that made it; empty for one that was made here."""
+        return self.model.server if isinstance(self.model, ServedModel) else ""
+
+    def made_by(self, id: str, commit: str) -> bool:
+        """Tell whether it was made here, by this very model."""
+        return not self.server and (self.model.id, self.model.commit) == (id, commit)
+
+    @property
+    def sampled(self) -> bool:
+        """Tell whether its tokens were drawn."""
+        return bool(self.decode.get("do_sample"))
+
+    @property
+    def beams(self) -> int:
+        """Return with how many beams it was searched for; 1 for no search."""
+        return int(self.decode.get("num_beams") or 1)
+
+    @property
     def tokens(self) -> int:
         """Return how many tokens prompt and reply have together; a server may keep their ids to itself."""
         return len(self.prompt_ids) + len(self.token_ids) or self.usage.prompt + self.usage.completion
@@ -183,5 +258,5 @@ class Reply:
         if self.finish != "length" or self.decode.get("max_time") is None:
             return False
         longest = self.decode.get("max_new_tokens") or (self.decode.get("max_length") or 0) - self.usage.prompt
-        context = self.model.get("context") or float("inf")
+        context = self.model.context or float("inf")
         return self.usage.completion < longest and self.usage.prompt + self.usage.completion < context

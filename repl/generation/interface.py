@@ -82,8 +82,7 @@ class Local:
 
     def made(self, record: Reply) -> bool:
         """Tell whether this very model made a reply."""
-        made = record.model
-        return "server" not in made and (made.get("id"), made.get("commit")) == (self.facts.id, self.facts.commit)
+        return record.made_by(self.facts.id, self.facts.commit)
 
     def reply(self, request: Request, emit: JobContext) -> Reply:
         """Answer on the model thread."""

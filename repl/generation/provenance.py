@@ -1,25 +1,24 @@
 """Where a reply comes from, as its record tells it: the model, the libraries, the machine."""
 
-from typing import Any
-
+from repl.core.reply import Environment, ModelRecord
 from repl.core.settings import Settings
 from repl.models.loader import ModelInfo
 
 
-def described(facts: ModelInfo, settings: Settings) -> dict[str, Any]:
-    """Return the `model` entry of a record."""
-    return {
-        "id": facts.id,
-        "revision": settings.load.revision,
-        "commit": facts.commit,
-        "dtype": facts.dtype,
-        "device_map": dict(facts.device_map),
-        "quantization": facts.quantization,
-        "adapter": facts.adapter,
-        "parameters": facts.parameters,
-        "context": facts.context,
-        "bytes": facts.bytes,
-    }
+def described(facts: ModelInfo, settings: Settings) -> ModelRecord:
+    """Return the model of a record."""
+    return ModelRecord(
+        id=facts.id,
+        revision=settings.load.revision,
+        commit=facts.commit,
+        dtype=facts.dtype,
+        device_map=dict(facts.device_map),
+        quantization=facts.quantization,
+        adapter=facts.adapter,
+        parameters=facts.parameters,
+        context=facts.context,
+        bytes=facts.bytes,
+    )
 
 
 def versions() -> dict[str, str]:
@@ -29,11 +28,11 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("transformers", "torch", "tokenizers")}
 
 
-def environment(facts: ModelInfo) -> dict[str, Any]:
+def environment(facts: ModelInfo) -> Environment:
     """Return what else may decide between two tokens that are nearly as likely."""
     import torch
 
-    return {"attention": facts.attention, "threads": torch.get_num_threads(), "devices": _devices(facts)}
+    return Environment(facts.attention, torch.get_num_threads(), _devices(facts))
 
 
 def _devices(facts: ModelInfo) -> dict[str, str]:

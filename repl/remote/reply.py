@@ -11,7 +11,7 @@ from repl.core.errors import Failed
 from repl.core.events import Notice, PromptEcho, ReplyStarted, Token
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts, Reader
-from repl.core.reply import Reply, Timing, Usage
+from repl.core.reply import Reply, ServedModel, Timing, Usage
 from repl.core.settings import named
 from repl.generation.prompt import context_window
 from repl.generation.request import Request
@@ -329,24 +329,21 @@ class StreamedReply:
         own = whole.since(self._begun)
         return (Parts(), whole) if own is None else (self._begun, own)
 
-    def _described(self) -> dict[str, Any]:
+    def _described(self) -> ServedModel:
         served = self._model or self.peer.model or self.peer.host
-        unknown = {"revision": "", "commit": "", "dtype": "", "device_map": {}, "quantization": "", "parameters": 0}
-        return {
-            "id": named(served),
-            **unknown,
-            "context": self.peer.context,
-            "bytes": 0,
-            "server": self.peer.host,
-            "kind": self.peer.kind.name,
-            "served": served,
-            "asked": self.peer.model,
-            "fingerprint": self._fingerprint,
-            "sent": self.sent(),
-            "ended": self._ended,
-            "counted": "by the server" if self._usage else "by pieces",
-            "logprobs": f"of the {self._tally.limit} likeliest" if self._tally.begun else "",
-        }
+        return ServedModel(
+            id=named(served),
+            context=self.peer.context,
+            server=self.peer.host,
+            kind=self.peer.kind.name,
+            served=served,
+            asked=self.peer.model,
+            fingerprint=self._fingerprint,
+            sent=self.sent(),
+            ended=self._ended,
+            counted="by the server" if self._usage else "by pieces",
+            logprobs=f"of the {self._tally.limit} likeliest" if self._tally.begun else "",
+        )
 
     def _decode(self) -> dict[str, Any]:
         """Return the decoding values that the server heeds; what it chose by itself is not known."""

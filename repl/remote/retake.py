@@ -8,9 +8,9 @@ from repl.core.conversation import Conversation, Turn
 from repl.core.errors import UsageError
 from repl.core.events import PromptEcho
 from repl.core.jobs import JobContext
-from repl.core.reply import Reply, TokenLogprobs, Usage
+from repl.core.reply import Reply, ServedModel, TokenLogprobs, Usage
 from repl.core.settings import Settings
-from repl.generation.measure.token_trace import answered, server
+from repl.generation.measure.token_trace import answered
 from repl.generation.request import Request
 from repl.remote.engine import Remote
 from repl.remote.refusals import Refused, fault
@@ -18,7 +18,7 @@ from repl.remote.refusals import Refused, fault
 
 def maker(remote: Remote | None, turn: Turn) -> Remote:
     """Return the server that made a reply; raises `UsageError` unless it is connected."""
-    host = server(answered(turn))
+    host = answered(turn).server
     if remote is None or remote.host != host:
         raise UsageError(f"turn {turn.id} was made by {host}, which is not connected", f"/connect {host}")
     return remote
@@ -38,8 +38,10 @@ def asked_for(talk: Conversation, turn: Turn, settings: Settings) -> Request:
 
 
 def again(remote: Remote, request: Request, record: Reply, emit: JobContext) -> Reply:
-    """Ask once more for what a reply answers, with what was sent then."""
-    return remote.reply(request, emit, record.model["sent"])
+    """Ask once more for what a reply of a server answers, with what was sent then."""
+    made = record.model
+    assert isinstance(made, ServedModel)
+    return remote.reply(request, emit, made.sent)
 
 
 def taken(remote: Remote, request: Request, record: Reply, place: int, token: int, emit: JobContext) -> Reply:

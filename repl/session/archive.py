@@ -169,8 +169,7 @@ class Archive:
         row = self._run("select row from turns where session = ? and number = ?", (name, turn.id))[0][0]
         self._index(row, turn.text, name, turn.id)
         if turn.record:
-            model = str(turn.record.model.get("id", ""))
-            self._run("update sessions set model = ? where id = ?", (_pack(model), name))
+            self._run("update sessions set model = ? where id = ?", (_pack(turn.record.model.id), name))
 
     def _index(self, row: int, text: str, name: str, number: int) -> None:
         """Make a text findable: a turn under its own row, a title under the negative one of its session."""

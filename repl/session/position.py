@@ -33,8 +33,7 @@ def continuation_request(session: Session, last: Turn) -> Request:
 
 def made_by(record: Reply, facts: ModelInfo) -> bool:
     """Tell whether a reply was made by this model."""
-    made = record.model
-    return "server" not in made and (made.get("id"), made.get("commit")) == (facts.id, facts.commit)
+    return record.made_by(facts.id, facts.commit)
 
 
 @dataclass(frozen=True, slots=True)

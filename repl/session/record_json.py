@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import MISSING
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -33,11 +34,28 @@ def _fields(kind: Any) -> dict[str, Any]:
     return {spot.name: hints[spot.name] for spot in dataclasses.fields(kind)}
 
 
-def _certain(kind: Any) -> Any:
-    """Return what an optional kind is when it is there."""
+@cache
+def _rare(kind: Any) -> dict[str, Any]:
+    """Return the fields that are not written while they have their defaults, with these."""
+    return {
+        spot.name: spot.default if spot.default_factory is MISSING else spot.default_factory()
+        for spot in dataclasses.fields(kind)
+        if spot.metadata.get("rare")
+    }
+
+
+def _certain(kind: Any, value: Any) -> Any:
+    """Return which of several kinds a value has: the first that it holds all that is needed for."""
     if get_origin(kind) in (Union, UnionType):
-        return next(part for part in get_args(kind) if part is not NoneType)
+        kinds = [part for part in get_args(kind) if part is not NoneType]
+        return next((part for part in kinds[:-1] if _needed(part) <= value.keys()), kinds[-1])
     return kind
+
+
+@cache
+def _needed(kind: Any) -> set[str]:
+    spots = dataclasses.fields(kind)
+    return {spot.name for spot in spots if spot.default is spot.default_factory is MISSING}
 
 
 def _places(kind: Any, count: int) -> list[Any]:
@@ -51,17 +69,22 @@ def _flat(kind: Any) -> bool:
 
 
 def _down(kind: Any, value: Any) -> Any:
-    kind = _certain(kind)
     if value is None or isinstance(value, str | int | float):
         return value
     if dataclasses.is_dataclass(value):
-        exact: Any = type(value)
-        return {name: _down(part, getattr(value, name)) for name, part in _fields(exact).items()}
+        return _fields_down(value)
+    kind = _certain(kind, value)
     if _flat(kind):
         return list(value)
     if get_origin(kind) is tuple:
         return [_down(part, item) for part, item in zip(_places(kind, len(value)), value, strict=True)]
     return _tagged(value)
+
+
+def _fields_down(value: Any) -> dict[str, Any]:
+    rare, kinds = _rare(value.__class__), _fields(value.__class__)
+    there = {name: getattr(value, name) for name in kinds}
+    return {name: _down(kinds[name], it) for name, it in there.items() if name not in rare or it != rare[name]}
 
 
 def _tagged(value: Any) -> Any:
@@ -81,9 +104,9 @@ def _tagged(value: Any) -> Any:
 
 
 def _up(kind: Any, value: Any) -> Any:
-    kind = _certain(kind)
     if value is None:
         return None
+    kind = _certain(kind, value)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         parts = _fields(kind)
         return kind(**{name: _up(parts[name], item) for name, item in value.items() if name in parts})

@@ -207,7 +207,7 @@ def _labelled(talk: Transcript) -> list[tuple[str, Turn]]:
 
 
 def _label(turn: Turn) -> str:
-    model = str(turn.record.model.get("id", "")) if turn.record else ""
+    model = turn.record.model.id if turn.record else ""
     who = "you" if turn.role in ("user", "prompt") else model or turn.role
     return who if turn.state == "complete" else f"{who} · {turn.state}"
 

@@ -16,7 +16,7 @@ from rich.theme import Theme
 
 from repl.core.errors import ReplError
 from repl.core.format import amount, count, device, joined, shortened
-from repl.core.reply import Reply
+from repl.core.reply import Reply, ServedModel
 from repl.core.sanitize import clean, clean_line
 from repl.models.adapters import Adapter
 from repl.remote.engine import Connected
@@ -134,12 +134,12 @@ def figures(done: Reply) -> str:
 
 def _unit(done: Reply) -> str:
     """Say what was counted: a server that did not say how many tokens it made sent so many pieces."""
-    return "piece" if done.model.get("counted") == "by pieces" else "token"
+    return "piece" if isinstance(done.model, ServedModel) and done.model.counted == "by pieces" else "token"
 
 
 def _limit(done: Reply) -> str:
     """Say which limit a reply ran into: the one that was reached."""
-    context, made, server = done.model.get("context") or 0, done.usage.completion, done.model.get("server")
+    context, made, server = done.model.context, done.usage.completion, done.server
     if server and done.decode.get("max_new_tokens") is None and not 0 < context <= done.usage.prompt + made:
         return f"cut by {clean_line(server)} after {made} {_unit(done)}s, /max {2 * made} asks for more"
     if context and done.usage.prompt + done.usage.completion >= context:

@@ -22,7 +22,7 @@ from repl.commands import registry
 from repl.core.errors import Cancelled, UsageError
 from repl.core.events import Beam, Beams, ColumnEvent, Event, Notice, Progress, SideBySide, Token
 from repl.core.jobs import Worker
-from repl.core.reply import Reply, Timing, Usage
+from repl.core.reply import ModelRecord, Reply, Timing, Usage
 from repl.core.settings import Load, Settings
 from repl.generation.decode import drafters
 from repl.generation.runtime import Runtime
@@ -247,7 +247,9 @@ def test_other_tokenizers_are_compared_by_text(chat: Session, metaspace_folder: 
 def made(*pieces: str, vocabulary: int = 1, finish: str = "length") -> Answer:
     """Return an answer whose token ids are its pieces' own."""
     text, ids = "".join(pieces), tuple(hash(piece) for piece in pieces)
-    record = Reply(text, (), ids, finish, {}, {}, {}, None, Usage(0, 0, len(ids)), Timing(None, None, None, 0.0))
+    record = Reply(
+        text, (), ids, finish, ModelRecord(), {}, {}, None, Usage(0, 0, len(ids)), Timing(None, None, None, 0.0)
+    )
     return Answer(Variant("", Settings()), record, pieces=pieces, vocabulary=vocabulary)
 
 
@@ -383,7 +385,7 @@ def test_models_that_do_not_fit_side_by_side_take_turns(cramped: Session, other_
     assert [column.problem for column in found.columns] == [None] * 3
     assert found.columns[0].done.token_ids == found.columns[2].done.token_ids == plain.token_ids
     found = run(cramped, f"/compare now {other_folder} -- {STORY}")
-    assert found.columns[1].done.model["id"] == str(other_folder)
+    assert found.columns[1].done.model.id == str(other_folder)
     assert cramped.loading is not None
     assert "is loaded again" in cramped.notices[-1]
     assert ask(cramped, STORY).token_ids == plain.token_ids
@@ -418,7 +420,7 @@ def test_a_server_answers_in_a_column_of_its_own(chat: Session) -> None:
         server.answers = [served("Yes")]
         there = run(chat, "/compare now local -- And?")
         assert there.columns[0].text == "Yes"
-        assert there.columns[1].done.model["id"] == chat.settings.load.model
+        assert there.columns[1].done.model.id == chat.settings.load.model
         run(chat, "/pick 2")
         assert chat.remote is None
     with pytest.raises(UsageError, match="matter of loading"):

@@ -25,7 +25,7 @@ from repl.commands.recipe import Recipe, source
 from repl.core.conversation import Conversation, Turn
 from repl.core.errors import UsageError
 from repl.core.events import Event, Notice, Token
-from repl.core.reply import Reply, Timing, Usage
+from repl.core.reply import ModelRecord, Reply, Timing, Usage
 from repl.hub import locate
 from repl.session.session import Session
 from repl.terminal.screen import THEME, figures, view
@@ -189,7 +189,7 @@ RECORD = Reply(
     prompt_ids=(7, 8),
     token_ids=(9,),
     finish="length",
-    model={"id": "gpt2", "commit": "", "dtype": "float32"},
+    model=ModelRecord("gpt2", dtype="float32"),
     load={"model": "gpt2", "dtype": "float32", "device": "auto", "quantize": "none", "attention": "auto"},
     decode={"max_length": 50, "num_beams": 1, "do_sample": False, "stop": (), "seed": None, "reuse": True},
     seed=None,
@@ -305,7 +305,7 @@ def test_a_limit_of_time_is_left_out_and_where_it_cut_is_told(finish, limits, cu
 @pytest.mark.parametrize(("context", "out"), [(3, False), (4, True)])
 def test_a_full_context_is_no_lack_of_time(context, out):
     values = {"max_new_tokens": 9, "max_time": 0.5}
-    record = replace(RECORD, decode=values, model={**RECORD.model, "context": context})
+    record = replace(RECORD, decode=values, model=replace(RECORD.model, context=context))
     assert record.out_of_time == out
     assert ("cut after 0.5 s, /set max_time 1 allows more" in figures(record)) == out
     assert (f"the context of {context} tokens is full" in figures(record)) != out
@@ -319,7 +319,7 @@ def test_a_gguf_file_is_loaded_as_such():
 
 def test_a_reused_cache_is_said_where_it_can_matter():
     """In float32 it makes no difference; a narrower format may decide a near tie otherwise."""
-    narrow = {**RECORD.model, "dtype": "bfloat16"}
+    narrow = replace(RECORD.model, dtype="bfloat16")
     assert "# 1 token came from the cache" not in scripted(usage=Usage(2, 1, 1))
     assert "# 1 token came from the cache" in scripted(usage=Usage(2, 1, 1), model=narrow)
     assert "dtype=torch.bfloat16" in scripted(model=narrow)
@@ -338,7 +338,7 @@ def test_a_record_from_elsewhere_adds_no_statement():
     """Names and versions come from a file, and a file may say anything."""
     evil = "float32\nimport os"
     text = scripted(
-        model={**RECORD.model, "dtype": evil},
+        model=replace(RECORD.model, dtype=evil),
         versions={"transformers": evil, "torch": "2"},
         load={**RECORD.load, evil: evil, "device": evil, "attention": evil, "quantize": evil},
         given={evil: 1, "max_new_tokens": 2},
@@ -438,7 +438,7 @@ def test_a_model_that_is_gone_leaves_its_ids(gpt2_folder, recurrent_folder, tmp_
 
 
 def test_the_built_in_model_stands_by_its_folder(tmp_path):
-    record = replace(RECORD, model={"id": "builtin", "commit": "", "dtype": "float32"})
+    record = replace(RECORD, model=ModelRecord("builtin", dtype="float32"))
     assert source(record, tmp_path) == Source(str(tmp_path))
-    record = replace(RECORD, model={"id": "acme/tiny", "commit": "abc", "dtype": "float32"})
+    record = replace(RECORD, model=ModelRecord("acme/tiny", commit="abc", dtype="float32"))
     assert source(record, tmp_path) == Source("acme/tiny", "abc")

@@ -53,7 +53,7 @@ def test_its_own_answers_make_a_branch(chat: Session, other_folder: Path) -> Non
     assert (found.before, found.branch) == (head, talk.head) == (head, path[-1].id)
     assert [turn.text for turn in path if turn.role == "user"] == list(LINES)
     assert [turn.text for turn in path if turn.role == "assistant"] == [turn.anew.text for turn in found.turns]
-    assert {turn.record.model["id"] for turn in path if turn.record} == {str(other_folder)}
+    assert {turn.record.model.id for turn in path if turn.record} == {str(other_folder)}
     assert talk.messages(head) == before
     assert (chat.settings, chat.store.current(), chat.store.current().runtime.kv_cache.size()) == (
         settings,
@@ -201,7 +201,7 @@ def test_a_server_is_asked_each_message_after_its_own_answers(chat: Session) -> 
     assert [turn.text for turn in talk.path() if turn.role == "assistant"] == ["One.", "Two.", "Three."]
     assert "0 of 3 answers the same" in drawn(found)
     run(chat, f"/go {head}")
-    assert ask(chat, "Again").model["id"] == chat.facts().id  # the model here answers as before
+    assert ask(chat, "Again").model.id == chat.facts().id  # the model here answers as before
 
 
 def test_a_server_is_given_the_recorded_answers_where_they_are_pinned(chat: Session) -> None:

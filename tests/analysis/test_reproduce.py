@@ -12,7 +12,7 @@ from repl.commands import registry
 from repl.commands.reproduce import Reproduced
 from repl.core.errors import Cancelled, UsageError
 from repl.core.events import Progress, Token
-from repl.core.reply import Reply
+from repl.core.reply import Environment, Reply
 from repl.session.session import Session
 from repl.terminal.screen import THEME, as_record, view
 
@@ -142,14 +142,14 @@ def test_what_changed_since_is_said(session, gpt2_folder):
     """Versions and threads of the record, and the format that the model is in now."""
     run(session, "/reset", "/max 4", STORY)
     record = session.last.record
-    places = {**record.environment, "threads": 64, "attention": "eager"}
+    places = replace(record.environment, threads=64, attention="eager")
     forged(session, versions={**record.versions, "torch": "2.9.1"}, environment=places)
     run(session, "/dtype bfloat16", "/info")
     found = run(session, "/reproduce")
     then = {one.name: one.then for one in found.changed}
     assert then == {"torch": "2.9.1", "dtype": "float32", "threads": "64", "attention": "eager"}
     assert "dtype was float32, is bfloat16" in drawn(found)
-    forged(session, versions={}, environment={}, given={})
+    forged(session, versions={}, environment=Environment(), given={})
     assert [one.name for one in run(session, "/reproduce").changed] == ["dtype"]
     run(session, "/dtype float32", "/info")
 

@@ -17,7 +17,7 @@ from repl.core.conversation import Turn
 from repl.core.errors import ReplError, UsageError
 from repl.core.events import PromptEcho, Token
 from repl.core.jobs import Worker
-from repl.core.reply import Reply, TokenLogprobs
+from repl.core.reply import ModelRecord, Reply, TokenLogprobs
 from repl.core.sanitize import clean
 from repl.core.settings import View
 from repl.generation.measure.token_stats import KEPT
@@ -414,7 +414,7 @@ def test_what_is_looked_at_is_plain_data(llama_folder: Path) -> None:
 def test_a_trace_survives_texts_that_do_not_fit_their_lengths() -> None:
     """A damaged record shows what it can and raises nothing."""
     found = TokenLogprobs((-1.0,), (0.5,), (1,), ((5,),), ((-1.0,),), {5: "x"}, (7,))
-    record = Reply("ab", (1,), (5,), "stop", {}, {}, {}, None, None, None, measures=found)  # type: ignore[arg-type]
+    record = Reply("ab", (1,), (5,), "stop", ModelRecord(), {}, {}, None, None, None, measures=found)  # type: ignore[arg-type]
     trace = traced(Turn(1, None, "assistant", "ab", "complete", record))
     assert isinstance(trace, Trace)
     assert trace.tokens[0].text == "ab"

@@ -9,13 +9,13 @@ from rich.console import Console
 
 from repl.commands.stats import Stats, Total, summed
 from repl.core.events import Token
-from repl.core.reply import Reply, Timing, Usage
+from repl.core.reply import ModelRecord, Reply, Timing, Usage
 from repl.terminal.screen import THEME, figures, view
 
 
 def done(prompt: int, reused: int, made: int, tps: float | None, seconds: float) -> Reply:
     usage, timing = Usage(prompt, reused, made), Timing(0.5, 10.0, tps, seconds)
-    model = {"id": "m", "dtype": "float32"}
+    model = ModelRecord("m", dtype="float32")
     return Reply("", (), (), "stop", model, {}, {}, None, usage, timing)
 
 

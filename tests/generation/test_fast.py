@@ -605,7 +605,7 @@ def test_replies_of_compiled_steps_are_those_of_an_earlier_version(llama_folder)
     with opened(llama_folder, max_new_tokens=8) as session:
         ask(session, TEXT)
         turn = session.last
-        old = turn.record.environment | {"step": "compiled"}
+        old = replace(turn.record.environment, step="compiled")
         record = replace(turn.record, environment=old, decode=turn.record.decode | {"compile": True}, given={})
         session.last = session.conversation.close(turn, turn.text, "complete", record)
         assert run(session, "/fast").plain_tps is None

@@ -95,7 +95,7 @@ def test_an_adapter_says_what_it_says_in_peft(session, llama_folder, one, merge)
     loaded = run(session, f"/adapter {one}{merge}")
     done = run(session, "/retry")
     assert list(done.token_ids) == expected(llama_folder, one, done.prompt_ids) != list(without.token_ids)
-    assert done.model["adapter"] == done.load["adapter"] == f"{one}{merge}"
+    assert done.model.adapter == done.load["adapter"] == f"{one}{merge}"
     assert loaded.facts.adapter == f"{one}{merge}"
     assert ("lora_" in str(session.store.current().model)) == (not merge)
 

@@ -86,10 +86,10 @@ def test_a_reply_is_streamed_and_recorded(session: Session, server: FakeServer) 
     """The record says which model on which host, what was sent and what was counted."""
     done, events = listen(session, "Hi")
     assert (done.text, done.finish, told(events)) == ("Hello there.", "stop", "Hello there.")
-    assert (done.model["id"], done.model["server"]) == ("served", server.host)
+    assert (done.model.id, done.model.server) == ("served", server.host)
     assert (done.usage.prompt, done.usage.completion) == (7, 2)
     assert done.timing.ttft_s is not None
-    assert (done.model["kind"], "max_tokens" in done.model["sent"]) == ("vLLM", False)
+    assert (done.model.kind, "max_tokens" in done.model.sent) == ("vLLM", False)
     assert server.asked[-1].path == "/v1/chat/completions"
     assert server.sent[-1]["messages"] == [{"role": "user", "content": "Hi"}]
 
@@ -132,7 +132,7 @@ def test_a_server_without_done_or_usage_is_good_enough(session: Session, server:
     server.answers = [Answer([chunk("a"), chunk("b", finish="stop")])]
     done = ask(session, "Hi")
     assert (done.text, done.finish, done.usage.completion) == ("ab", "stop", 2)
-    assert done.model["counted"] == "by pieces"
+    assert done.model.counted == "by pieces"
 
 
 def test_a_stream_that_says_done_is_done(session: Session, server: FakeServer) -> None:
@@ -220,7 +220,7 @@ def test_what_a_server_does_not_take_is_left_out_and_said_once(
     assert [("top_k" in body, body["temperature"]) for body in server.sent] == [(True, 0.5), (False, 0.5)]
     assert "does not take" in noticed(events)[0]
     assert "top_k" in noticed(events)[0]
-    assert (done.text, "top_k" in done.decode, "top_k" in done.model["sent"]) == ("Fine.", False, False)
+    assert (done.text, "top_k" in done.decode, "top_k" in done.model.sent) == ("Fine.", False, False)
     _, events = listen(session, "Again")
     assert (noticed(events), "top_k" in server.sent[-1], len(server.sent)) == ([], False, 3)
 
@@ -232,7 +232,7 @@ def test_llama_cpp_has_its_own_name_for_a_penalty(session: Session, owner: str) 
         run(session, f"/connect {server.host}", "/greedy", "/repetition_penalty 1.2")
         done = ask(session, "Hi")
         assert (server.sent[-1]["repeat_penalty"], "repetition_penalty" in server.sent[-1]) == (1.2, False)
-        assert done.decode["repetition_penalty"] == done.model["sent"]["repeat_penalty"] == 1.2
+        assert done.decode["repetition_penalty"] == done.model.sent["repeat_penalty"] == 1.2
         server.answers = [refusal(400, "repeat_penalty is not known"), chat("Fine.")]
         assert "repetition_penalty" not in ask(session, "Again").decode
 
@@ -273,7 +273,7 @@ def test_log_probabilities_come_with_the_tokens(session: Session, server: FakeSe
     tokens = [one for one in events if isinstance(one, Token)]
     assert [(one.text, one.logprob, one.entropy) for one in tokens] == [("Hel", -0.5, None), ("lo", -0.25, None)]
     assert [(text, value) for _, text, value in tokens[0].top] == [("Hel", -0.5), ("By", -1.5)]
-    assert (done.text, done.model["logprobs"]) == ("Hello", "of the 2 likeliest")
+    assert (done.text, done.model.logprobs) == ("Hello", "of the 2 likeliest")
 
 
 def test_tokens_that_share_a_character_keep_text_and_measures(session: Session, server: FakeServer) -> None:
@@ -474,7 +474,7 @@ def test_a_path_is_named_by_its_last_part(session: Session) -> None:
     with FakeServer(listed=models("/models/tiny")) as server:
         run(session, f"/connect {server.host}")
         done = ask(session, "Hi")
-        assert (done.model["id"], done.model["asked"], session.engine.name) == ("served", "/models/tiny", "tiny")
+        assert (done.model.id, done.model.asked, session.engine.name) == ("served", "/models/tiny", "tiny")
         assert server.sent[-1]["model"] == "/models/tiny"
 
 
@@ -649,7 +649,7 @@ def test_a_server_that_lists_nothing_answers_with_its_own_model(session: Session
         run(session, f"/connect {server.host}")
         done = ask(session, "Hi")
         assert "model" not in server.sent[-1]
-    assert done.model["id"] == "served"
+    assert done.model.id == "served"
 
 
 def test_one_of_several_models_is_chosen(session: Session) -> None:
@@ -752,7 +752,7 @@ def test_one_conversation_is_held_here_and_there(llama_folder: Path) -> None:
         third = ask(session, "three")
         path = session.conversation.path()
         assert "From far." in session.store.current().tokenizer.decode(third.prompt_ids)
-        assert [turn.record.model["id"] for turn in path if turn.record] == [
+        assert [turn.record.model.id for turn in path if turn.record] == [
             str(llama_folder),
             "served",
             str(llama_folder),

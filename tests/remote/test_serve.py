@@ -46,7 +46,7 @@ def test_the_server_says_what_the_model_here_says(session: Session, served: serv
     assert (there.text, there.finish) == (here.text, here.finish)
     assert text == there.text
     assert (there.usage.prompt, there.usage.completion) == (len(here.prompt_ids), len(here.token_ids))
-    assert (there.model["server"], there.model["counted"]) == (served.host, "by the server")
+    assert (there.model.server, there.model.counted) == (served.host, "by the server")
 
 
 def test_a_conversation_is_held_half_here_half_there(session: Session, tmp_path: Path) -> None:

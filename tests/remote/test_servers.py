@@ -83,9 +83,9 @@ def test_every_kind_is_recognised(session: Session, kind: str) -> None:
     with serving(session, kind) as server:
         done = ask(session, "Hi")
     assert session.remote is not None
-    assert session.remote.kind.name == kind == done.model["kind"]
+    assert session.remote.kind.name == kind == done.model.kind
     said = kind not in ("llama-cpp-python", "Ollama", "transformers serve", "OpenAI")
-    assert (done.model["context"], server.sent[0]["model"]) == (4096 if said else 0, "m")
+    assert (done.model.context, server.sent[0]["model"]) == (4096 if said else 0, "m")
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ def test_every_end_is_told(session: Session, word: str, extra: dict[str, Any], f
             assert caught.value.partial.raw == "a"
             return
         done, events = listen(session, "Hi")
-    assert (done.finish, done.model["ended"]) == (finish, word)
+    assert (done.finish, done.model.ended) == (finish, word)
     assert any(said in words for words in noticed(events)) or not said
 
 
@@ -518,7 +518,7 @@ def test_a_refusal_is_shown_and_told(session: Session) -> None:
     pieces = [chunk(refusal="I cannot "), chunk(refusal="do that."), chunk(finish="stop"), DONE]
     with serving(session, "OpenAI", Answer(pieces)):
         done, events = listen(session, "Hi")
-    assert (done.text, done.model["ended"]) == ("I cannot do that.", "refusal")
+    assert (done.text, done.model.ended) == ("I cannot do that.", "refusal")
     assert "refuses to answer" in noticed(events)[-1]
 
 
@@ -530,7 +530,7 @@ def test_tool_calls_are_put_together(session: Session) -> None:
     with serving(session, "vLLM", Answer(pieces)):
         done, events = listen(session, "Hi")
     calls = ({"name": "look", "arguments": '{"q": "x"}'}, {"name": "stop", "arguments": "{}"})
-    assert (done.tool_calls, done.finish, done.model["ended"]) == (calls, "stop", "tool_calls")
+    assert (done.tool_calls, done.finish, done.model.ended) == (calls, "stop", "tool_calls")
     assert noticed(events)[-2:] == ['the model calls a tool: look({"q": "x"})', "the model calls a tool: stop({})"]
 
 
@@ -580,7 +580,7 @@ def test_the_record_names_the_model_that_answered(session: Session) -> None:
     with serving(session, "unknown", Answer([event(routed), DONE])) as server:
         done = ask(session, "Hi")
         assert server.sent[-1]["model"] == "m"
-    assert [done.model[name] for name in ("id", "served", "asked", "fingerprint")] == [
+    assert [getattr(done.model, name) for name in ("id", "served", "asked", "fingerprint")] == [
         "other-7b",
         "other-7b",
         "m",

@@ -1,5 +1,6 @@
 """Sessions on disk: exact, found again, shared by several programs, and never in the way of the conversation."""
 
+import json
 import math
 import os
 import random
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from repl.commands.sessions import moment, resume, sessions, title
 from repl.core.conversation import Conversation, Turn
 from repl.core.errors import NotFound, ReplError, UsageError
-from repl.core.reply import Reply, Sequence, Timing, Usage
+from repl.core.reply import ModelRecord, Reply, Sequence, ServedModel, Timing, Usage
 from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
@@ -46,13 +47,16 @@ free: st.SearchStrategy[Any] = st.recursive(
 table = st.dictionaries(anything, free, max_size=3)
 ids = st.lists(st.integers(0, 2**40), max_size=5).map(tuple)
 maybe = st.none() | number
+models = st.builds(ModelRecord, id=anything, adapter=anything, context=st.integers(0)) | st.builds(
+    ServedModel, id=anything, server=anything, sent=table
+)
 records = st.builds(
     Reply,
     text=anything,
     prompt_ids=ids,
     token_ids=ids,
     finish=st.sampled_from(["stop", "length", "stop_string", "cancelled"]),
-    model=table,
+    model=models,
     load=table,
     decode=table,
     seed=st.none() | st.integers(0, 2**63 - 1),
@@ -106,7 +110,16 @@ def said(archive: Archive, *texts: str, model: str = "") -> str:
 
 
 DONE = Reply(
-    "hello", (1, 2), (3,), "stop", {"id": "acme/tiny"}, {}, {"stop": ("a",)}, 7, Usage(2, 0, 1), Timing(0.1, 2, 3, 4)
+    "hello",
+    (1, 2),
+    (3,),
+    "stop",
+    ModelRecord("acme/tiny"),
+    {},
+    {"stop": ("a",)},
+    7,
+    Usage(2, 0, 1),
+    Timing(0.1, 2, 3, 4),
 )
 
 # exactness
@@ -141,6 +154,38 @@ def test_what_json_cannot_hold_does_not_stop_a_record() -> None:
     found = decode(Reply, encode(Reply, record))
     assert found.decode["path"] == "a"
     assert math.isnan(found.decode["temperature"])
+
+
+LOCAL = {
+    "model": {
+        **{"id": "acme/tiny", "revision": "main", "commit": "abc", "dtype": "float32", "device_map": {"": "cpu"}},
+        **{"quantization": "none", "adapter": "none", "parameters": 9, "context": 64, "bytes": 36},
+    },
+    "load": {"model": "acme/tiny", "max_memory": ""},
+    "environment": {"attention": "sdpa", "threads": 2, "devices": {"cpu": "AVX2"}},
+}
+SERVED = {
+    "model": {
+        **{"id": "served", "revision": "", "commit": "", "dtype": "", "device_map": {}, "quantization": ""},
+        **{"parameters": 0, "context": 64, "bytes": 0, "server": "127.0.0.1:8000", "kind": "vLLM", "served": "served"},
+        **{"asked": "", "fingerprint": "fp", "sent": {"stop": ["a"], "seed": 1}, "ended": "stop"},
+        **{"counted": "by the server", "logprobs": ""},
+    },
+    "load": {},
+    "environment": {},
+}
+
+
+@pytest.mark.parametrize("saved", [LOCAL, SERVED], ids=["local", "served"])
+def test_a_record_of_before_is_read_and_written_as_it_was(saved: dict[str, object]) -> None:
+    """The forms of model and environment that earlier versions saved, key by key."""
+    text = json.dumps(json.loads(encode(Reply, DONE)) | saved)
+    found = decode(Reply, text)
+    assert isinstance(found.model, ServedModel) == (saved is SERVED)
+    assert json.loads(encode(Reply, found)) == json.loads(text)
+    assert (
+        decode(Reply, encode(Reply, replace(found, environment=replace(found.environment, step="compiled")))) != found
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -759,7 +804,7 @@ def test_resume_speaks_of_a_completion_where_there_was_no_talk(session: Session)
 def test_sessions_are_drawn_harmless(session: Session) -> None:
     """Titles and models come from outside."""
     session.conversation.add("user", "\x1b]0;owned\x07 hello", None)
-    session.archive.save(Turn(2, 1, "assistant", "wor\x9bld", "complete", replace(DONE, model={"id": "a\x1bb"})))
+    session.archive.save(Turn(2, 1, "assistant", "wor\x9bld", "complete", replace(DONE, model=ModelRecord("a\x1bb"))))
     for result in (sessions(session), sessions(session, "hello"), resume(session, session.archive.id)):
         assert not set(drawn(result)) & {"\x1b", "\x07", "\x9b"}
     assert f"{session.archive.id}  " in drawn(sessions(session))

@@ -24,7 +24,7 @@ from repl.commands.export import copy, export
 from repl.commands.registry import read
 from repl.core.conversation import Turn
 from repl.core.errors import MissingExtra, ReplError, UsageError
-from repl.core.reply import Reply, Timing, Usage
+from repl.core.reply import ModelRecord, Reply, Timing, Usage
 from repl.core.sanitize import clean
 from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
@@ -36,7 +36,16 @@ from repl.terminal.screen import THEME, plain, view
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="modes and scripts are POSIX")
 DONE = Reply(
-    "hello", (1, 2), (3,), "stop", {"id": "acme/tiny"}, {}, {"stop": ("a",)}, 7, Usage(2, 0, 1), Timing(0.1, 2, 3, 4)
+    "hello",
+    (1, 2),
+    (3,),
+    "stop",
+    ModelRecord("acme/tiny"),
+    {},
+    {"stop": ("a",)},
+    7,
+    Usage(2, 0, 1),
+    Timing(0.1, 2, 3, 4),
 )
 HOSTILE = "\x1b]52;c;AAAA\x07 \x9b31m \x1b[2J \u202e \r over \x00 <script>alert(1)</script> & {code} {{ [red]"
 anything = st.text(st.characters(codec=None, exclude_categories=()), max_size=60)
@@ -155,7 +164,7 @@ def test_the_whole_tree_tells_where_each_turn_hangs(session: Session, suffix: st
 @pytest.mark.parametrize("write", [as_text, as_markdown, as_html])
 def test_files_to_read_hold_nothing_that_acts(write: Any) -> None:
     """Printing such a file on a terminal, or opening it in a browser, does nothing."""
-    model = replace(DONE, model={"id": HOSTILE})
+    model = replace(DONE, model=ModelRecord(HOSTILE))
     text = write(
         sheet(
             Turn(1, None, "user", HOSTILE),

@@ -76,21 +76,16 @@ def answered(turn: Turn) -> Reply:
     if turn.record is None:
         raise UsageError(f"turn {turn.id} has no record of tokens: it is not a reply", "/history")
     if not turn.record.token_ids:
-        if host := server(turn.record):
+        if host := turn.record.server:
             raise UsageError(f"turn {turn.id} was answered by {host}, which gives texts: this needs token ids")
         raise UsageError(f"turn {turn.id} has no tokens", "/history")
     return turn.record
 
 
-def server(record: Reply) -> str:
-    """Return the server that made a reply; empty for one that was made here."""
-    return str(record.model.get("server") or "")
-
-
 def measured(turn: Turn) -> Trace | None:
     """Return what to look at: None where it must be measured again; raises `UsageError` where that cannot be."""
     found = traced(turn)
-    if found is None and turn.record is not None and (host := server(turn.record)) and turn.text:
+    if found is None and turn.record is not None and (host := turn.record.server) and turn.text:
         raise UsageError(
             f"turn {turn.id} came from {host} without log-probabilities, and only there can it be measured",
             "/probs on",
@@ -115,7 +110,7 @@ def traced(turn: Turn) -> Trace | None:
         entropy = found.entropies[place] if found.entropies else None
         figures = found.logprobs[place], entropy, found.ranks[place]
         tokens.append(Seen(token, text, found.texts.get(token, ""), *figures, top))
-    return Trace(turn.id, lead, tuple(tokens), server=server(record) if found.made else "", limit=found.limit)
+    return Trace(turn.id, lead, tuple(tokens), server=record.server if found.made else "", limit=found.limit)
 
 
 def recomputed(resident: Model, turn: Turn, emit: JobContext) -> Trace:
@@ -136,13 +131,11 @@ def recomputed(resident: Model, turn: Turn, emit: JobContext) -> Trace:
 def check(facts: ModelInfo, record: Reply, number: int) -> None:
     """Raise `ReplError` unless the model that is loaded is the one that made a reply, in the same numbers."""
     made = record.model
-    if (made.get("id"), made.get("commit")) != (facts.id, facts.commit):
-        raise ReplError(f"turn {number} was made by {made.get('id')}, which is not loaded", f"/model {made.get('id')}")
-    if made.get("dtype") != facts.dtype:
-        raise ReplError(
-            f"turn {number} was made in {made.get('dtype')}, the model is loaded in {facts.dtype}",
-            f"/dtype {made.get('dtype')}",
-        )
+    if (made.id, made.commit) != (facts.id, facts.commit):
+        raise ReplError(f"turn {number} was made by {made.id}, which is not loaded", f"/model {made.id}")
+    if made.dtype != facts.dtype:
+        said = f"turn {number} was made in {made.dtype}, the model is loaded in {facts.dtype}"
+        raise ReplError(said, f"/dtype {made.dtype}")
 
 
 def seed_of(resident: Model, turn: Turn) -> Sequence[int]:
