@@ -25,7 +25,7 @@ class Taken:
 
 def offer(session: Session, asked: Question, cells: Mapping[int, Cell], made: Mapping[int, Made]) -> None:
     """Let /pick take one of these rows."""
-    session.offer(lambda number: take(session, asked, cells, made, number))
+    session.set_pick(lambda number: take(session, asked, cells, made, number))
 
 
 def take(session: Session, asked: Question, cells: Mapping[int, Cell], made: Mapping[int, Made], number: int) -> Taken:
@@ -43,7 +43,7 @@ def take(session: Session, asked: Question, cells: Mapping[int, Cell], made: Map
     reply = talk.close(talk.add(role, "", asked.turn), asked.request.prefill + done.raw, state, done)
     if role == "assistant":
         talk.head = reply.id
-    session.last, session.used = reply, done.tokens
+    session.last, session.context_used = reply, done.tokens
     offer(session, asked, cells, made)
     return Taken(number, reply.parts.answer, done.token_ids, decoding.phrase(session.decoding()))
 

@@ -80,7 +80,7 @@ class Shell:
             good = self._run(choices[int(line) - 1]) and (not failed or (self.settle_load() and self._run(failed)))
         else:
             good = self._run(line)
-        self.session.mark()
+        self.session.save_head()
         self.paint()
         self.tell()
         return good
@@ -131,7 +131,7 @@ class Shell:
         if isinstance(outcome, Task):
             outcome = self.follow(outcome)
         if not isinstance(outcome, NO_VIEW):
-            self.session.shown = View(line, parsed.command.name, outcome)
+            self.session.last_view = View(line, parsed.command.name, outcome)
         if isinstance(outcome, Inspection) and self.look is not None:
             if next_line := self.look(outcome):
                 self.screen.notice(next_line)
@@ -283,11 +283,12 @@ class Shell:
         session, engine = self.session, self.session.engine
         if session.remote is None and session.store.facts() is None:
             return ["no model", "/model ID loads one"]
-        context = f"context {session.used} of {engine.context}" if engine.context else f"context {session.used}"
+        used = session.context_used
+        context = f"context {used} of {engine.context}" if engine.context else f"context {used}"
         return [
             engine.name,
             *engine.traits,
-            "chat" if session.talks() else "complete",
+            "chat" if session.uses_template() else "complete",
             decoding.phrase(session.decoding()),
             context,
             f"{session.speed:.0f} tokens/s" if session.speed else "",

@@ -67,7 +67,7 @@ def arch(session: Session, path: Annotated[str, Path()] = "", *, depth: Annotate
     /arch model.layers.3 opens one; --depth N shows N levels. Inside folded modules the numbers are those of one.
     """
     session.facts()
-    return session.start(lambda emit: read(session.store.current(), path, depth, emit))
+    return session.run_on_model(lambda emit: read(session.store.current(), path, depth, emit))
 
 
 def read(resident: Model, path: str, depth: int, emit: JobContext) -> Arch:

@@ -39,7 +39,7 @@ class Picked:
 @command("talk")
 def pick(session: Session, number: Annotated[int, Integer(1)]) -> Any:
     """Take another sequence, an answer of /compare or a row of /sweep instead."""
-    if take := session.offered():
+    if take := session.get_pick():
         return take(number)
     turn = session.last
     found = turn.record.sequences if turn and turn.record else ()
@@ -113,7 +113,7 @@ def beams(
     if isinstance(count, str):
         return tree(session.last)
     if count > 1:
-        session.local("a beam search")
+        session.require_local("a beam search")
     words = [("num_beams", str(count)), ("do_sample", "off"), ("num_return_sequences", str(count)), *changes]
     if count == 1:
         words[2] = ("num_return_sequences", "default")

@@ -92,7 +92,7 @@ def bench_(
         path = write(save, content + b"\n", force, "/bench --save FILE.json --force")
         return replace(found, file=str(path))
 
-    return session.start(lambda emit: bench.measured(plan, session.store, emit), settle)
+    return session.run_on_model(lambda emit: bench.measured(plan, session.store, emit), settle)
 
 
 def planned(session: Session, loads: Sequence[Load], words: Sequence[str]) -> tuple[tuple[Load, tuple[Way, ...]], ...]:

@@ -32,7 +32,7 @@ def download(session: Session, id: Annotated[str, Words("a model", suggest=catal
         seconds = time.monotonic() - began
         return joined(f"{id} is in the cache, {mebibytes(size)}", f"{seconds:.1f} s", f"/model {id} loads it")
 
-    return session.errand(fetch, lambda job: Message(job.result()))
+    return session.run_io(fetch, lambda job: Message(job.result()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def delete(
         freed = job.result()
         return Message(f"{id} deleted, {mebibytes(freed.bytes)} free again") if yes else Erasable(freed)
 
-    return session.errand(lambda emit: catalog.erase(id, emit, yes), settle)
+    return session.run_io(lambda emit: catalog.erase(id, emit, yes), settle)
 
 
 @view.register

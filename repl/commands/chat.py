@@ -25,18 +25,18 @@ from repl.session.session import Session, Task
 @command("talk", waits=True)
 def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     """Send a message, or a text to complete where the model has no chat template."""
-    session.answers()
+    session.require_engine()
     if not text.strip():
         raise UsageError("the prompt is empty")
-    if not session.talks():
+    if not session.uses_template():
         return raw(session, text)
 
     asked = ({"role": "user", "content": text},)
     _check(session, Request(session.settings, messages=asked, prefill=session.prefill))
 
     def send() -> Task[Reply]:
-        whole, talk, aim = _with_files(session, text), session.conversation, session.aim
-        session.aim = None
+        whole, talk, aim = _with_files(session, text), session.conversation, session.replacing
+        session.replacing = None
         return _answer(session, talk.add("user", whole, aim.parent if aim else talk.head), session.settings)
 
     return _sent(session, send)
@@ -45,7 +45,7 @@ def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
 @command("talk", waits=True)
 def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     """Continue a text without the chat template and outside the conversation."""
-    session.answers()
+    session.require_engine()
     _check(session, Request(session.settings, text=text))
     return _answer(session, session.conversation.add("prompt", text, None), session.settings)
 
@@ -56,7 +56,7 @@ def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) 
 
     /retry temperature=1.2 changes one, and samples where replies are greedy.
     """
-    session.answers()
+    session.require_engine()
     last = _last(session)
     words = [(settings.find(registry.ALIASES.get(name, name)), text) for name, text in changes]
     samples = session.decoding()["do_sample"].value
@@ -67,7 +67,7 @@ def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) 
 @command("talk", name="continue", waits=True)
 def continue_(session: Session) -> Task[Reply]:
     """Let the last reply go on from its last token."""
-    session.answers()
+    session.require_engine()
     last = _last(session)
     if last.record is None:
         raise UsageError("the last reply has no record to go on from", "/retry")
@@ -95,7 +95,7 @@ def edit(session: Session, number: Annotated[int, Integer(1)] = 0) -> Draft:
         raise UsageError(
             f"turn {number} is not a message of yours" if number else "there is no message to edit", "/history"
         )
-    session.aim = turn
+    session.replacing = turn
     return Draft(turn.text, f"the next message replaces turn {turn.id} · Ctrl-O opens an editor")
 
 
@@ -116,20 +116,20 @@ def clear(session: Session) -> Message:
     """Begin a new conversation; model, settings and system text stay."""
     count = len(session.conversation.path())
     session.conversation.clear()
-    session.moved()
+    session.follow_head()
     return Message(f"a new conversation · {count} messages set aside" if count else "a new conversation")
 
 
 def _sent(session: Session, send: Callable[[], Task[Reply]]) -> Task[Reply]:
     """Send a message; the files, the beginning and the branch meant for it wait for the next where no reply comes."""
-    along, head = (list(session.attached), session.prefill, session.aim), session.conversation.head
+    along, head = (list(session.attached), session.prefill, session.replacing), session.conversation.head
 
     def settle(task: Task[Reply]) -> Reply:
         try:
             done: Reply = task.settle()
         finally:
             if session.conversation.head == head:
-                session.attached, session.prefill, session.aim = along
+                session.attached, session.prefill, session.replacing = along
         return done
 
     task = send()

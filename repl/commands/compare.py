@@ -57,12 +57,12 @@ def compare(session: Session, *columns: Annotated[str, RestOfLine(suggest=varian
             job.result()
         if not (done := tuple(made[column] for column in sorted(made))):
             raise Cancelled
-        session.offer(lambda number: take(session, done, asked, turn, number))
+        session.set_pick(lambda number: take(session, done, asked, turn, number))
         return comparison.compared(
             asked.text, turn.id if turn else None, done, len(ways), session.settings.view.thinking
         )
 
-    return session.start(lambda emit: comparison.run(session.store, ways, asked, emit, made), settle)
+    return session.run_on_model(lambda emit: comparison.run(session.store, ways, asked, emit, made), settle)
 
 
 def question(session: Session, prompt: str | None) -> tuple[Query, Turn | None]:
@@ -95,7 +95,7 @@ def take(session: Session, made: Sequence[Answer], asked: Query, turn: Turn | No
     if one.done is None or one.problem is not None:
         raise UsageError(f"column {number} has no answer")
     _write(session, one, one.done, asked, turn)
-    session.offer(lambda other: take(session, made, asked, turn, other))
+    session.set_pick(lambda other: take(session, made, asked, turn, other))
     said = Message(joined(f"answer {number} taken", one.variant.title if one.variant.title != NOW else ""))
     connect(session, one.variant)
     return adopt(session, one.variant.settings, said)
@@ -120,7 +120,7 @@ def _write(session: Session, one: Answer, done: Reply, asked: Query, turn: Turn 
     state = "cancelled" if done.finish == "cancelled" else "complete"
     answer = talk.close(talk.add(answers, "", turn.id), done.prefill + done.raw, state, done)
     session.last, session.speed = answer, done.timing.decode_tps or session.speed
-    session.used = done.tokens
+    session.context_used = done.tokens
     if one.chats:
         talk.head, session.prefill = answer.id, ""
         session.attached.clear()

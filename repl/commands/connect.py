@@ -65,7 +65,7 @@ def connect(
         session.connect(remote)
         return remote.connected()
 
-    return session.call(lambda emit: reach(where, chosen, emit), settle)
+    return session.run_network(lambda emit: reach(where, chosen, emit), settle)
 
 
 @command("models")

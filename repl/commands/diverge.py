@@ -49,7 +49,7 @@ def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: U
     else:
         asked = Asked(session.settings, question(session, prompt, f"{EXAMPLE} -- PROMPT").request)
     names = _names(now, other, facts.dtype, facts.attention, device(facts.device_map))
-    return session.start(lambda emit: diverge(session.store, asked, other, names, emit))
+    return session.run_on_model(lambda emit: diverge(session.store, asked, other, names, emit))
 
 
 def _other(session: Session, words: list[str]) -> Load:

@@ -98,7 +98,7 @@ def doctor(session: Session) -> Task[Doctor]:
             hints=[*untested(versions), *advice(speeds)],
         )
 
-    return session.start(examine)
+    return session.run_on_model(examine)
 
 
 def found(names: Any) -> dict[str, str]:

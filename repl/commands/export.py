@@ -67,13 +67,13 @@ def export(
         raise UsageError(f"{file!r} does not end in one of {', '.join(FORMATS)}", hint)
     again = f"/export {file} --force" + " --view" * view
     if view:
-        if session.shown is None:
+        if session.last_view is None:
             raise UsageError("nothing was shown yet that could be exported", "/next Once upon a time")
-        content = VIEWS[ending](session.shown).encode("utf-8", "replace")
-        return Exported(str(write(file, content, force, again)), 0, len(content), session.shown.line)
+        content = VIEWS[ending](session.last_view).encode("utf-8", "replace")
+        return Exported(str(write(file, content, force, again)), 0, len(content), session.last_view.line)
     talk = transcript(session, all)
     if not talk.turns:
-        shown = () if session.shown is None else (f"/export {file} --view",)
+        shown = () if session.last_view is None else (f"/export {file} --view",)
         raise UsageError("there is nothing to export yet: nothing was said", *shown)
     content = formats(session)[ending](talk).encode()
     return Exported(str(write(file, content, force, again)), len(talk.turns), len(content))

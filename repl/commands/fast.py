@@ -92,7 +92,9 @@ def assistant(session: Session, id: Annotated[str, RestOfLine(suggest=catalog.na
         size = f"{facts.dtype}, {mebibytes(facts.bytes)}"
         return Message(joined(f"assistant {facts.name} ({size})", aside, "from the next reply on"))
 
-    return session.start(lambda emit: drafters.admit(session.store.current(), chosen, emit, session.store.get), settle)
+    return session.run_on_model(
+        lambda emit: drafters.admit(session.store.current(), chosen, emit, session.store.get), settle
+    )
 
 
 def shown(session: Session) -> Any:
@@ -100,7 +102,7 @@ def shown(session: Session) -> Any:
     if session.store.facts() is None:
         return overview(session, ())
     chosen = session.settings
-    return session.start(
+    return session.run_on_model(
         lambda emit: fast_paths.examine(session.store.current(), chosen), lambda job: overview(session, job.result())
     )
 

@@ -92,7 +92,7 @@ def undo(session: Session, count: Annotated[int, Integer(1)] = 1) -> Message:
     They stay in the tree.
     """
     gone = session.conversation.undo(count)
-    session.moved()
+    session.follow_head()
     numbers = f"turns {gone[0].id} to {gone[-1].id}" if len(gone) > 1 else f"turn {gone[0].id}"
     return Message(f"{numbers} taken back · /go {gone[-1].id} returns there")
 
@@ -103,7 +103,7 @@ def go(session: Session, number: Annotated[int, Integer(1)]) -> History:
     talk = session.conversation
     talk.head = talk.leaf(talk.turn(number)).id
     _end_on_reply(talk)
-    session.moved()
+    session.follow_head()
     return history(session)
 
 
@@ -116,7 +116,7 @@ def branch(session: Session, number: Annotated[int, Integer(1)] = 0) -> Message:
         _end_on_reply(talk)
     else:
         talk.undo(1)
-    session.moved()
+    session.follow_head()
     return Message(f"the next message begins a branch after turn {talk.head}" if talk.head else "a new beginning")
 
 

@@ -95,7 +95,7 @@ def take(
     TOKEN is its id; what follows stands on a branch of its own. Of the last reply, or of --turn N. /inspect shows the
     ids of what the model considered, and does this for Enter.
     """
-    session.answers()
+    session.require_engine()
     before = session.conversation.turn(turn) if turn else session.last
     if before is None or before.parent is None:
         raise UsageError("nothing was answered yet", "Why is the sky blue?")
@@ -104,7 +104,7 @@ def take(
         raise UsageError(f"turn {before.id} has {count} tokens, not {place}", f"/inspect {before.id}")
     if answered(before).server:
         return _taken_there(session, before, place, token)
-    session.ready()
+    session.require_local_model()
     asked, chosen, ended = session.conversation.turns[before.parent], session.settings, list[Reply]()
 
     def work(emit: JobContext) -> Reply:
@@ -135,7 +135,7 @@ def looked_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any
     found = measured(turn)
     if found is not None:
         return make(found)
-    return session.start(lambda emit: make(recomputed(session.store.current(), turn, emit)))
+    return session.run_on_model(lambda emit: make(recomputed(session.store.current(), turn, emit)))
 
 
 def parts(found: Trace, by: str) -> tuple[int, str, tuple[Seen, ...], str]:

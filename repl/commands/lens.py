@@ -80,7 +80,7 @@ def lens(
     """
     session.facts()
     spot = _spot(session, text, at)
-    return session.start(lambda emit: look(session.store.current(), spot, word, top, emit))
+    return session.run_on_model(lambda emit: look(session.store.current(), spot, word, top, emit))
 
 
 def _spot(session: Session, text: str, at: int) -> Spot:

@@ -63,7 +63,7 @@ def memory(session: Session) -> Task[Memory]:
         models = [held(each, size, each.facts is current) for each, size in store.sizes(session.store.residents())]
         return Memory([taken(room) for room in session.store.measure()], models, keep)
 
-    return session.start(look)
+    return session.run_on_model(look)
 
 
 def taken(room: Room) -> Device:

@@ -75,7 +75,7 @@ def models(session: Session, words: Annotated[str, RestOfLine("words of a name")
         mine = [row for row in rows if all(word in row.id.lower() for word in fits)]
         return Models(mine, here, [each for each in found if each.id not in known], silence)
 
-    return session.errand(look)
+    return session.run_io(look)
 
 
 def in_memory(resident: Model, now: Load, current: ModelInfo | None) -> Row:

@@ -69,7 +69,7 @@ def unload(
     session: Session, id: Annotated[str, Words("a model in memory", suggest=lambda: catalog.names.held())] = ""
 ) -> Task[list[ModelInfo]]:
     """Free the memory of a model, by default the current one; the talk stays."""
-    return session.start(lambda emit: session.store.drop(emit, id), lambda job: unloaded(session, job.result()))
+    return session.run_on_model(lambda emit: session.store.drop(emit, id), lambda job: unloaded(session, job.result()))
 
 
 def unloaded(session: Session, gone: list[ModelInfo]) -> Message:
@@ -95,7 +95,7 @@ def info(session: Session, id: Annotated[str, Words("a model", suggest=catalog.n
         return session.remote.served()
     loaded = next((each for each in session.store.residents() if id in (each.facts.id, each.facts.name)), None)
     if id and loaded is None:
-        return session.errand(lambda emit: catalog.card(catalog.wanted(id), emit, session.store.offline))
+        return session.run_io(lambda emit: catalog.card(catalog.wanted(id), emit, session.store.offline))
     facts, chosen = (loaded.facts, loaded.load) if loaded else (session.facts(), session.settings.load)
     return Info(facts, {name: getattr(chosen, name) for name in chosen.__slots__})
 

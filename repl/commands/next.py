@@ -116,12 +116,12 @@ def next_(session: Session, text: Annotated[str, RestOfLine()] = "") -> Task[Any
     count, said = _counted(text)
     spot = Position(Request(chosen, text=said), "your text", said) if said else here(session)
     if remote is not None:
-        return session.call(
+        return session.run_network(
             lambda emit: Offered(
                 spot.after, spot.text, [*remote.next(spot.request, count, emit)], remote.host, remote.name
             )
         )
-    return session.start(lambda emit: look(session.store.current(), spot, count, emit))
+    return session.run_on_model(lambda emit: look(session.store.current(), spot, count, emit))
 
 
 def _counted(text: str) -> tuple[int, str]:

@@ -106,7 +106,7 @@ def plan_(session: Session, id: Annotated[str, Words("a model", suggest=locate.c
     now = session.pending()
     load = changed(now, settings.address(id), parts=("load",)).load if id else now.load
     store = session.store
-    return session.start(lambda emit: planned(load, store.rooms(), store.offline, emit))
+    return session.run_on_model(lambda emit: planned(load, store.rooms(), store.offline, emit))
 
 
 @view.register

@@ -100,7 +100,7 @@ def recipe_(
         return replace(made, file=str(path))
 
     forms = recipe.spellings(session.conversation, asked, record)
-    return session.start(lambda emit: written(session.store, asked, forms, emit), settle)
+    return session.run_on_model(lambda emit: written(session.store, asked, forms, emit), settle)
 
 
 @view.register

@@ -99,7 +99,7 @@ def replay(
         branch = None if pinned else graft(session, found)
         return Replay(way.title, pinned, [replayed(one) for one in found], len(talk), branch, before)
 
-    return session.start(work.run, settle)
+    return session.run_on_model(work.run, settle)
 
 
 def graft(session: Session, found: Sequence[Again]) -> int | None:
@@ -118,7 +118,7 @@ def graft(session: Session, found: Sequence[Again]) -> int | None:
         end = turn.id if again.messages else None
     if end is not None:
         talk.head = end
-        session.moved()
+        session.follow_head()
     return end
 
 

@@ -80,13 +80,13 @@ def reproduce(session: Session, number: Annotated[int, Integer(1)] = 0) -> Task[
     if record.server:
         remote = retake.maker(session.remote, turn)
         request = retake.asked_for(session.conversation, turn, session.settings)
-        return session.call(lambda emit: compared_there(remote, request, turn.id, record, emit))
+        return session.run_network(lambda emit: compared_there(remote, request, turn.id, record, emit))
     facts = session.facts()
     if (facts.id, facts.commit) != (record.model.id, record.model.commit):
         raise other(facts, turn.id, record)
     if record.finish in ("cancelled", "failed") and record.beams > 1:
         raise UsageError(f"turn {turn.id} is a beam search that was broken off: it cannot be led to the same place")
-    return session.start(lambda emit: compared(session.store.current(), turn.id, record, emit))
+    return session.run_on_model(lambda emit: compared(session.store.current(), turn.id, record, emit))
 
 
 def other(facts: ModelInfo, turn: int, record: Reply) -> UsageError:

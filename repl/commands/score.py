@@ -113,7 +113,7 @@ def score_(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Score]:
     if not text:
         raise UsageError("/score needs a text or a file", "/score The capital of France is Paris.")
     source, content = _content(text)
-    return session.start(lambda emit: measure(session.store.current(), content, source, emit))
+    return session.run_on_model(lambda emit: measure(session.store.current(), content, source, emit))
 
 
 def _content(text: str) -> tuple[str, str]:

@@ -84,7 +84,7 @@ def resume(
     """Go on with a saved session: the last one, or the one whose id begins so."""
     talk = session.archive.load(id)
     session.conversation, session.last = talk, None
-    session.moved()
+    session.follow_head()
     if session.last is None:  # texts that were completed stand beside the talk
         session.last = next((turn for turn in reversed(talk.turns.values()) if turn.record), None)
     path = talk.path() or talk.path(session.last.id if session.last else None)

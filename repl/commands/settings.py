@@ -97,7 +97,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()]) -> An
         said = "" if value in ("default", fields.NONE) else decoding.remark(full, session.settings, session.base())
         return Message(joined(f"{full} {shown}", said or "from the next reply on"))
 
-    return session.start(check, settle)
+    return session.run_on_model(check, settle)
 
 
 @command("settings")

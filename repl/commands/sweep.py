@@ -72,16 +72,18 @@ def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task
         found, made = job.result()
         if made:
             adopt.offer(session, asked, dict(enumerate(chosen.cells, 1)), made)
-        session.swept = found
+        session.last_sweep = found
         return found
 
-    return session.start(lambda emit: Run(session.store.current(), chosen, asked.request, emit, exact).sweep(), settle)
+    return session.run_on_model(
+        lambda emit: Run(session.store.current(), chosen, asked.request, emit, exact).sweep(), settle
+    )
 
 
 def _last(session: Session) -> Sweep:
-    if not isinstance(session.swept, Sweep):
+    if not isinstance(session.last_sweep, Sweep):
         raise UsageError("there is no sweep to show", EXAMPLE)
-    return session.swept
+    return session.last_sweep
 
 
 def _line(found: Sweep, words: list[str]) -> Line:

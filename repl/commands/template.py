@@ -108,12 +108,12 @@ def template(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: [
     session.facts()
     values = arguments(session.settings.extra)
     if text == "check":
-        return session.start(lambda emit: report(session.store.current(), values, emit))
+        return session.run_on_model(lambda emit: report(session.store.current(), values, emit))
     listed = text.split()[:1] == ["--ids"]
     said = text.removeprefix("--ids").lstrip() if listed else text
     messages = [*session.conversation.messages(), {"role": "user", "content": said or NEXT}]
     turn = Turn(messages, session.prefill, values)
-    return session.start(lambda emit: prompt(session.store.current(), turn, listed, emit))
+    return session.run_on_model(lambda emit: prompt(session.store.current(), turn, listed, emit))
 
 
 @view.register

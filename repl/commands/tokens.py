@@ -69,7 +69,7 @@ def tokens(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["-
     listed = text.split()[:1] == ["--ids"]
     said = text.removeprefix("--ids").lstrip() if listed else text
     if said:
-        return session.start(lambda emit: of_text(session.store.current().tokenizer, said, listed))
+        return session.run_on_model(lambda emit: of_text(session.store.current().tokenizer, said, listed))
     last = session.last
     if last is None or last.record is None:
         raise UsageError("nothing was answered yet", "/tokens Once upon a time")
@@ -77,7 +77,7 @@ def tokens(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["-
     if not made_by(record, facts):
         name = record.model.id
         raise UsageError(f"the last reply has tokens of {name}, {facts.name} is loaded", f"/model {name}")
-    return session.start(lambda emit: of_turn(session.store.current().tokenizer, record, known, listed))
+    return session.run_on_model(lambda emit: of_turn(session.store.current().tokenizer, record, known, listed))
 
 
 def _known(session: Session, last: Turn, record: Reply) -> int:

@@ -56,7 +56,7 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
         return Message(joined(f"{model}: its code does not run", stays if taken else "it was not allowed before"))
     if answer == "show":
         allowed = model in consents.given and found is None
-        return session.start(lambda emit: asked(wanted.load, allowed, session.store.offline, emit))
+        return session.run_on_model(lambda emit: asked(wanted.load, allowed, session.store.offline, emit))
     if found is None:
         raise UsageError("no model was refused for its code", "/model ID")
     consents.give(model, consent.mark(found), lasting=answer == "always")

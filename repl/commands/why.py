@@ -50,7 +50,7 @@ def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Assig
         raise UsageError(f"the last reply was made by {name}, {facts.name} is loaded", line)
     values = _values(session, record, token, changes)
     shared = session.settings.decode.reuse
-    return session.start(lambda emit: explain(session.store.current(), record, token, values, shared, emit))
+    return session.run_on_model(lambda emit: explain(session.store.current(), record, token, values, shared, emit))
 
 
 def _values(session: Session, record: Reply, token: str, changes: Sequence[tuple[str, str]]) -> dict[str, Any]:

@@ -69,8 +69,8 @@ def apply(session: Session, words: Words) -> Message:
     done = [_phrase(session, full), *lost, "from the next reply on" if _decodes(full) else ""]
     said = idle if len(idle) == len(full) == 1 else [*done, *idle]
     if "keep_models" in dict(full):
-        session.start(lambda emit: session.store.trim())
-        session.start(lambda emit: session.store.tidy())
+        session.run_on_model(lambda emit: session.store.trim())
+        session.run_on_model(lambda emit: session.store.tidy())
     return Message(joined(*said))
 
 

@@ -57,10 +57,10 @@ def generate_turn(
         state = "cancelled" if done.finish == "cancelled" else "complete"
         _close(session, turn, lead, whole(done), state)
         session.speed = done.timing.decode_tps or session.speed
-        session.used = done.tokens
+        session.context_used = done.tokens
         return done
 
-    return (session.call if session.remote else session.start)(work, settle)
+    return (session.run_network if session.remote else session.run_on_model)(work, settle)
 
 
 def _close(session: Session, turn: Turn, lead: str, done: Reply | None, state: str) -> None:

@@ -71,33 +71,33 @@ class Session:
         self._archive: Archive | None = None
         self.conversation = Conversation(keep=lambda turn: self.archive.save(turn))
         self.last: Turn | None = None  # the reply that views and /pick speak of
-        self.swept: object = None  # the last sweep, see `repl.analysis.sweep`
-        self.shown: View | None = None  # the last view
+        self.last_sweep: object = None  # the last sweep, see `repl.analysis.sweep`
+        self.last_view: View | None = None  # the last view
         self.loading: Task[ModelInfo] | None = None
         self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
         self.untrusted: tuple[Settings, Any] | None = None  # a load refused for its code, and where that lies
         self.speed: float | None = None  # tokens per second of the last reply
         self.presets: dict[str, Mapping[str, str]] = {}
         self.attached: list[tuple[str, str]] = []  # files in front of the next message: name and text
-        self.aim: Turn | None = None  # the message that the next one replaces, on a branch of its own
+        self.replacing: Turn | None = None  # the message that the next one replaces, on a branch of its own
         self.prefill = ""  # what the next reply begins with
-        self.used = 0  # tokens of the context that the last reply ended with
+        self.context_used = 0  # tokens of the context that the last reply ended with
         self._offer: tuple[Callable[[int], Any], Conversation, int] | None = None
 
     # work
 
-    def start(self, work: Callable[[JobContext], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+    def run_on_model(self, work: Callable[[JobContext], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
         """Queue work for the model thread; `settle(job)` turns its end into a result, on the main thread."""
         job = self.worker.start(work)
         return Task(job, lambda: settle(job) if settle else job.result())
 
-    def errand(self, work: Callable[[JobContext], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+    def run_io(self, work: Callable[[JobContext], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
         """As `start`, for work on disk and network that touches no tensor: it need not wait for the model thread."""
         self._errands = self._errands or Worker()
         job = self._errands.start(work)
         return Task(job, lambda: settle(job) if settle else job.result())
 
-    def call(self, work: Callable[[JobContext], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+    def run_network(self, work: Callable[[JobContext], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
         """Queue work for a server: on a thread of its own, which no load holds up."""
         self._network = self._network or Worker()
         job = self._network.start(work)
@@ -163,11 +163,11 @@ class Session:
         emit.begin_cleanup()  # an interrupt in the middle of collecting garbage would be told on the screen
         self.store.tidy()
 
-    def offer(self, take: Callable[[int], Any]) -> None:
+    def set_pick(self, take: Callable[[int], Any]) -> None:
         """Let /pick choose among answers that are no turns yet: `take(number)` makes one a turn."""
         self._offer = (take, self.conversation, len(self.conversation.turns))
 
-    def offered(self) -> Callable[[int], Any] | None:
+    def get_pick(self) -> Callable[[int], Any] | None:
         """Return what /pick chooses from, until something else is said."""
         if self._offer is None:
             return None
@@ -180,13 +180,13 @@ class Session:
             self.notices.append(f"not all fit side by side: {settings.named(self.settings.load.model)} is loaded again")
             self.load(self.settings)
 
-    def moved(self) -> None:
+    def follow_head(self) -> None:
         """Follow the head of the conversation to another turn."""
         turn = self.conversation.turns.get(self.conversation.head or 0)
         record = turn.record if turn else None
         self.last = turn if record else self.last
-        self.used = record.tokens if record else 0
-        self.aim = None
+        self.context_used = record.tokens if record else 0
+        self.replacing = None
 
     # what stays
 
@@ -199,7 +199,7 @@ class Session:
             self.notices += [said] if said else []
         return self._archive
 
-    def mark(self) -> None:
+    def save_head(self) -> None:
         """Write down where the conversation stands."""
         if self._archive is not None:
             self._archive.mark(self.conversation.head, self.conversation.system)
@@ -214,10 +214,10 @@ class Session:
 
     def facts(self) -> ModelInfo:
         """Return what is loaded, for what needs the model itself; raises `NoModel` and `NeedsLocal`."""
-        self.local()
+        self.require_local()
         return self.store.current().facts
 
-    def local(self, what: str = "this") -> None:
+    def require_local(self, what: str = "this") -> None:
         """Raise `NeedsLocal` while a server answers."""
         if self.remote is not None:
             facts = self.store.facts()
@@ -234,10 +234,10 @@ class Session:
 
     def chats(self) -> bool:
         """Tell whether a message goes through the model's own chat template; raises `NoModel` and `NeedsLocal`."""
-        self.local()
-        return self.talks()
+        self.require_local()
+        return self.uses_template()
 
-    def talks(self) -> bool:
+    def uses_template(self) -> bool:
         """Tell whether a message is part of a chat, or else a text to go on from; raises `NoModel`."""
         mode = self.settings.view.mode
         return self.engine.chats if mode == "auto" else mode == "chat"
@@ -246,19 +246,19 @@ class Session:
         """Return the decoding values in effect."""
         return decoding.effective(self.settings, self.base())
 
-    def ready(self) -> None:
+    def require_local_model(self) -> None:
         """Raise `NoModel` unless a model is resident or on its way, and `NeedsLocal` while a server answers."""
-        self.local()
-        self.answers()
+        self.require_local()
+        self.require_engine()
 
-    def answers(self) -> None:
+    def require_engine(self) -> None:
         """Raise `NoModel` unless something answers, or will when it is loaded."""
         if self.remote is None and self.store.facts() is None and self.loading is None:
             raise NoModel("no model is loaded", "/model builtin")
 
     def close(self, seconds: float = 1.0) -> bool:
         """Close the archive and end the threads; False if one is still busy after `seconds`."""
-        self.mark()
+        self.save_head()
         if self._archive is not None:
             self._archive.close()
         self.connect(None)

@@ -52,7 +52,7 @@ def state(session: Session) -> tuple[Any, ...]:
         talk.head,
         dict(talk.turns),
         session.last,
-        session.used,
+        session.context_used,
         resident,
         kept.size(),
         id(kept._cache),

@@ -118,7 +118,7 @@ def reply(session: Session) -> float:
 
 def bare(session: Session, threads: int) -> float:
     """Return the tokens/s of the library's loop with so many threads, untreated."""
-    return float(finish(session.start(lambda emit: plain(session.store.current(), threads))))
+    return float(finish(session.run_on_model(lambda emit: plain(session.store.current(), threads))))
 
 
 def plain(resident: Any, threads: int) -> float:

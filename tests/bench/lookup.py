@@ -37,7 +37,7 @@ def rows(ground: Ground) -> list[Row]:
     One thread, and the processor's time: what else the machine does would hide differences of a few hundredths.
     """
     with opened(ground.model, max_new_tokens=TOKENS, do_sample="off", reuse="off") as session:
-        finish(session.start(lambda emit: threads.use(1)))
+        finish(session.run_on_model(lambda emit: threads.use(1)))
         for line in ("/fast prompt_lookup", "/fast off"):
             reply(session, COPY, line)
         chats = {kind: [pair(session, text, turn) for turn in range(ground.rounds)] for kind, text in CHATS.items()}

@@ -121,17 +121,17 @@ def test_what_went_along_with_a_message_goes_along_again(session: Session, tmp_p
     """A file, a beginning, an edited message's branch: none is lost with a reply that never came."""
     (tmp_path / "note.txt").write_text("some text", "utf-8")
     driving.run(session, "One", "Two", "/edit", f"/read {tmp_path / 'note.txt'}", "/prefill So")
-    aim = session.aim
+    aim = session.replacing
     assert aim is not None
     assert aim.text == "Two"
     refused(session, "What is it?")
-    assert (session.attached, session.prefill, session.aim) == ([("note.txt", "some text")], "So", aim)
+    assert (session.attached, session.prefill, session.replacing) == ([("note.txt", "some text")], "So", aim)
     driving.run(session, "What is it?")
     asked, reply = session.conversation.path()[-2:]
     assert asked.text == "note.txt:\nsome text\n\nWhat is it?"
     assert asked.parent == aim.parent
     assert reply.text.startswith("So")
-    assert (session.attached, session.prefill, session.aim) == ([], "", None)
+    assert (session.attached, session.prefill, session.replacing) == ([], "", None)
 
 
 def test_what_is_counted_is_what_weigh_counts(session: Session) -> None:

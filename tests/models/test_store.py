@@ -340,7 +340,7 @@ def test_what_may_stay_is_a_setting_that_frees_at_once(session: Session) -> None
     for name in ("a", "b", "c"):
         finish(session.load(session.settings.put("model", name, "you")))
     assert apply(session, [("keep_models", "1")]).text == "keep_models 1"
-    finish(session.start(lambda emit: None))
+    finish(session.run_on_model(lambda emit: None))
     assert names(session.store) == ["c"]
     assert apply(session, [("keep_models", "auto")]).text == "keep_models auto"
     with pytest.raises(UsageError, match="keep_models '0' is not auto or a whole number from 1"):
@@ -349,4 +349,4 @@ def test_what_may_stay_is_a_setting_that_frees_at_once(session: Session) -> None
 
 def test_without_a_model_a_message_is_refused(session: Session) -> None:
     with pytest.raises(NoModel):
-        session.ready()
+        session.require_local_model()

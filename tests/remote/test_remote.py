@@ -810,7 +810,7 @@ def test_a_reply_of_a_server_does_not_wait_for_a_load(session: Session, server: 
             emit.raise_if_cancelled()
             time.sleep(0.01)
 
-    held = session.start(load)
+    held = session.run_on_model(load)
     assert ask(session, "Hi").text == "Hello there."
     held.job.cancel()
 

@@ -770,7 +770,7 @@ def test_resume_goes_on_where_the_session_stood(session: Session) -> None:
     assert (result.id, result.title, result.count, result.unanswered) == (name, "say one", 6, "")
     assert [shown.text for shown in result.turns] == ["say two", "two", "say three", "three"]
     assert (session.conversation.turns, session.conversation.head) == (talk.turns, talk.head)
-    assert (session.last, session.used) == (last, 3)
+    assert (session.last, session.context_used) == (last, 3)
     reply(session, "four")
     assert [found.turns for found in session.archive.sessions()] == [8]
 

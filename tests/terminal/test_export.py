@@ -455,7 +455,7 @@ def _(result: Shown) -> Text:
 
 def shown(session: Session, text: str) -> None:
     """Let a view be the last one."""
-    session.shown = View("/next 3", "next", Shown(text, 0.25))
+    session.last_view = View("/next 3", "next", Shown(text, 0.25))
 
 
 def test_the_last_view_is_a_page_in_its_colours(session: Session) -> None:
