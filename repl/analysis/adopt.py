@@ -33,17 +33,16 @@ def take(session: Session, asked: Question, cells: Mapping[int, Cell], made: Map
     if number not in made:
         raise UsageError(f"there is no row {number}: they are numbered {min(made)} to {max(made)}", "/sweep")
     talk, done = session.conversation, made[number].done
-    session.settings = changed(session.settings, words(session, cells[number], made[number]), parts=("decode",))
+    session.change(changed(session.settings, words(session, cells[number], made[number]), parts=("decode",)))
     if asked.turn is None:
         asked = replace(asked, turn=talk.add(asked.role, asked.text, asked.parent).id)
-        session.prefill = ""
-        session.attached.clear()
+        session.prepare(files=(), prefill="")
     role = "completion" if asked.role == "prompt" else "assistant"
     state = "cancelled" if done.finish == "cancelled" else "complete"
     reply = talk.close(talk.add(role, "", asked.turn), asked.request.prefill + done.raw, state, done)
     if role == "assistant":
         talk.head = reply.id
-    session.last, session.context_used = reply, done.tokens
+    session.set_last(reply)
     offer(session, asked, cells, made)
     return Taken(number, reply.parts.answer, done.token_ids, decoding.phrase(session.decoding()))
 

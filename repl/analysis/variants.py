@@ -143,10 +143,9 @@ def implied(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return SAMPLED if given.keys() & {*SAMPLING, "seed"} else []
 
 
-def offered() -> Mapping[str, str]:
+def offered(session: Session | None = None) -> Mapping[str, str]:
     """Return the words worth completing: models, and the names of settings."""
-    found = catalog.names()
-    models = found if isinstance(found, Mapping) else dict.fromkeys(found, "")
+    models = dict.fromkeys(catalog.names() if session is None else session.model_names(), "")
     own = [name for name, part in settings.places().items() if part != "view" and name != "model"]
     short = {"beams=": "beam search", "greedy": "the likeliest token at every step", NOW: "the settings as they stand"}
     return {**short, **{f"{name}=": settings.help_of(name) for name in own}, **models}

@@ -56,7 +56,6 @@ class Program:
         from repl.hub.consent import FILE as TRUSTED
         from repl.hub.consent import Consents
         from repl.models.store import Store
-        from repl.remote.engine import known
         from repl.session.session import FILE, Session
         from repl.terminal.screen import Screen
 
@@ -66,9 +65,8 @@ class Program:
         saved = None if self.asked.no_save else paths.data() / FILE
         store = Store(Runtime, offline, consents=Consents(paths.data() / TRUSTED))
         session = Session(self.chosen, store, self.worker, saved)
-        session.presets = dict(self.config.presets)
-        known.update(self.config.engines)
-        session.notices += [*self.config.wrong, *extensions.problems(), *registry.alias(self.config.aliases)]
+        session.configure(self.config.presets, self.config.engines)
+        session.notify(*self.config.wrong, *extensions.problems(), *registry.alias(self.config.aliases))
         shell = Shell(session, Screen(self.asked.json, self.interactive))
         shell.unopened = not self.asked.connect  # where a server answers, no model is loaded
         return shell

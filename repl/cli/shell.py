@@ -97,9 +97,8 @@ class Shell:
 
     def tell(self) -> None:
         """Say what the session has to say."""
-        for said in self.session.notices:
+        for said in self.session.take_notices():
             self.screen.notice(said)
-        self.session.notices.clear()
 
     def _run(self, line: str) -> bool:
         self.open()
@@ -131,7 +130,7 @@ class Shell:
         if isinstance(outcome, Task):
             outcome = self.follow(outcome)
         if not isinstance(outcome, NO_VIEW):
-            self.session.last_view = View(line, parsed.command.name, outcome)
+            self.session.keep_view(View(line, parsed.command.name, outcome))
         if isinstance(outcome, Inspection) and self.look is not None:
             if next_line := self.look(outcome):
                 self.screen.notice(next_line)

@@ -54,7 +54,7 @@ def pick(session: Session, number: Annotated[int, Integer(1)]) -> Any:
     sibling = talk.close(talk.add("assistant", "", turn.parent), record.prefill + chosen.raw, "complete", record)
     if talk.head == turn.id:
         talk.head = sibling.id
-    session.last = sibling
+    session.set_last(sibling)
     return Picked(number, chosen.text, chosen.score, chosen.token_ids)
 
 

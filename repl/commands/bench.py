@@ -58,7 +58,7 @@ class Several:
 @command("prove", name="bench", waits=True)
 def bench_(
     session: Session,
-    *ways: Annotated[str, Words("a setting such as quantize=int4", variants.offered)],
+    *ways: Annotated[str, Words("a setting such as quantize=int4", variants.offered, variants.offered)],
     models: Annotated[tuple[str, ...], Several(Words("a model"))] = (),
     dtypes: Annotated[tuple[str, ...], Several(settings.kind("dtype"))] = (),
     prompt_tokens: Annotated[tuple[int, ...], Several(Integer(1))] = (32, 512),

@@ -22,7 +22,7 @@ from repl.terminal.screen import mebibytes, view
 
 
 @command("models")
-def download(session: Session, id: Annotated[str, Words("a model", suggest=catalog.names)]) -> Task[Any]:
+def download(session: Session, id: Annotated[str, Words("a model", catalog.names, Session.model_names)]) -> Task[Any]:
     """Fetch a model into the cache, without loading it."""
     want, began = catalog.wanted(id), time.monotonic()
 

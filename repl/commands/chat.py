@@ -32,11 +32,12 @@ def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
         return raw(session, text)
 
     asked = ({"role": "user", "content": text},)
-    _check(session, Request(session.settings, messages=asked, prefill=session.prefill))
+    _check(session, Request(session.settings, messages=asked, prefill=session.next_message.prefill))
 
     def send() -> Task[Reply]:
-        whole, talk, aim = _with_files(session, text), session.conversation, session.replacing
-        session.replacing = None
+        waiting, talk = session.next_message, session.conversation
+        whole, aim = waiting.with_files(text), waiting.replaces
+        session.prepare(files=(), replaces=None)
         return _answer(session, talk.add("user", whole, aim.parent if aim else talk.head), session.settings)
 
     return _sent(session, send)
@@ -79,7 +80,7 @@ def continue_(session: Session) -> Task[Reply]:
 @command("talk")
 def prefill(session: Session, text: Annotated[str, RestOfLine()] = "") -> Message:
     """Give the next reply its beginning; the model goes on from there."""
-    session.prefill = text
+    session.prepare(prefill=text)
     return Message(f"the next reply begins with: {text}" if text else "the next reply begins by itself")
 
 
@@ -95,7 +96,7 @@ def edit(session: Session, number: Annotated[int, Integer(1)] = 0) -> Draft:
         raise UsageError(
             f"turn {number} is not a message of yours" if number else "there is no message to edit", "/history"
         )
-    session.replacing = turn
+    session.prepare(replaces=turn)
     return Draft(turn.text, f"the next message replaces turn {turn.id} · Ctrl-O opens an editor")
 
 
@@ -122,24 +123,18 @@ def clear(session: Session) -> Message:
 
 def _sent(session: Session, send: Callable[[], Task[Reply]]) -> Task[Reply]:
     """Send a message; the files, the beginning and the branch meant for it wait for the next where no reply comes."""
-    along, head = (list(session.attached), session.prefill, session.replacing), session.conversation.head
+    waiting, head = session.next_message, session.conversation.head
 
     def settle(task: Task[Reply]) -> Reply:
         try:
             done: Reply = task.settle()
         finally:
             if session.conversation.head == head:
-                session.attached, session.prefill, session.replacing = along
+                session.wait_with(waiting)
         return done
 
     task = send()
     return replace(task, settle=lambda: settle(task))
-
-
-def _with_files(session: Session, text: str) -> str:
-    texts = [f"{name}:\n{content}" for name, content in session.attached]
-    session.attached.clear()
-    return "\n\n".join([*texts, text])
 
 
 def _last(session: Session) -> Turn:
@@ -152,9 +147,9 @@ def _answer(session: Session, asked: Turn, chosen: Settings) -> Task[Reply]:
     """Reply to a message through the template, or to a text as it stands."""
     if asked.role == "prompt":
         return _generate(session, Request(chosen, text=asked.text), asked)
-    request = position.chat(session, chosen, asked, session.prefill)
+    request = position.chat(session, chosen, asked, session.next_message.prefill)
     _check(session, request)
-    session.prefill = ""
+    session.prepare(prefill="")
     return _generate(session, request, asked)
 
 

@@ -31,9 +31,11 @@ from repl.terminal.columns import Block, Blocks
 from repl.terminal.export import said
 from repl.terminal.screen import mebibytes, view
 
+COLUMN = RestOfLine("a text", variants.offered, variants.offered)
+
 
 @command("compare", waits=True)
-def compare(session: Session, *columns: Annotated[str, RestOfLine(suggest=variants.offered)]) -> Task[Any]:
+def compare(session: Session, *columns: Annotated[str, COLUMN]) -> Task[Any]:
     """Answer a message in several ways, side by side.
 
     /compare gpt2 dtype=bfloat16 temperature=0.7,seed=1 -- PROMPT does that in three columns.
@@ -71,17 +73,17 @@ def question(session: Session, prompt: str | None) -> tuple[Query, Turn | None]:
     if prompt is not None:
         if not prompt.strip():
             raise UsageError("the prompt is empty")
-        text = "\n\n".join([*(f"{name}:\n{content}" for name, content in session.attached), prompt])
+        text = session.next_message.with_files(prompt)
         said = (*talk.messages(), {"role": "user", "content": text})
         turns = (*([0] if talk.system else []), *(each.id for each in talk.path()), max(talk.turns, default=0) + 1)
-        return Query(text, said, turns, session.prefill), None
+        return Query(text, said, turns, session.next_message.prefill), None
     if last is None or last.parent is None:
         raise UsageError("nothing was asked yet", "/compare A B -- PROMPT")
     turn = talk.turns[last.parent]
     if turn.role == "prompt":
         return Query(turn.text), turn
     turns = (*([0] if talk.system else []), *(each.id for each in talk.path(turn.id)))
-    return Query(turn.text, tuple(talk.messages(turn.id)), turns, session.prefill), turn
+    return Query(turn.text, tuple(talk.messages(turn.id)), turns, session.next_message.prefill), turn
 
 
 # take
@@ -119,11 +121,10 @@ def _write(session: Session, one: Answer, done: Reply, asked: Query, turn: Turn 
         turn = talk.add(role, asked.text, talk.head if one.chats else None)
     state = "cancelled" if done.finish == "cancelled" else "complete"
     answer = talk.close(talk.add(answers, "", turn.id), done.prefill + done.raw, state, done)
-    session.last, session.speed = answer, done.timing.decode_tps or session.speed
-    session.context_used = done.tokens
+    session.set_last(answer)
     if one.chats:
-        talk.head, session.prefill = answer.id, ""
-        session.attached.clear()
+        talk.head = answer.id
+        session.prepare(files=(), prefill="")
 
 
 # draw

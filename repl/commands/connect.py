@@ -14,7 +14,7 @@ from repl.core.sanitize import clean_line
 from repl.core.settings import named
 from repl.core.values import Text as Words
 from repl.remote.dialects import UNKNOWN
-from repl.remote.engine import Connected, Remote, Served, known, reach
+from repl.remote.engine import Connected, Remote, Served, reach
 from repl.session import servers
 from repl.session.results import Message
 from repl.session.session import Session
@@ -31,15 +31,15 @@ class Known:
     engines: Mapping[str, str]
 
 
-def named_ones() -> dict[str, str]:
+def named_ones(session: Session) -> dict[str, str]:
     """Return the names that the config file has, each with its URL."""
-    return {name: table["url"] for name, table in known.items()}
+    return {name: table["url"] for name, table in session.engines.items()}
 
 
 @command("models")
 def connect(
     session: Session,
-    url: Annotated[str, Words("a URL, or a name from the config file", suggest=named_ones)] = "",
+    url: Annotated[str, Words("a URL, or a name from the config file", of_session=named_ones)] = "",
     *,
     key_env: str = "",
     model: str = "",
@@ -54,11 +54,11 @@ def connect(
     """
     if not url:
         server = session.remote.served() if session.remote else None
-        return Known(server, named_ones())
+        return Known(server, named_ones(session))
     where = servers.where(session, url, key_env, insecure)
     chosen = model or session.engines.get(url, {}).get("model", "")
     if insecure:
-        session.trusted.add(where.host)
+        session.trust_host(where.host)
 
     def settle(job: Any) -> Connected:
         remote: Remote = job.result()
@@ -77,7 +77,7 @@ def disconnect(session: Session) -> Any:
     session.connect(None)
     facts = session.store.facts()
     if facts is None and session.loading is None:
-        session.notices.append(f"disconnected from {host}")
+        session.notify(f"disconnected from {host}")
         return session.load(session.settings)
     name = facts.name if facts else session.pending().load.model
     return Message(joined(f"disconnected from {host}", f"{name} answers"))

@@ -74,7 +74,9 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
 
 
 @command("setting", waits=True)
-def assistant(session: Session, id: Annotated[str, RestOfLine(suggest=catalog.names)] = "") -> Any:
+def assistant(
+    session: Session, id: Annotated[str, RestOfLine("a model", catalog.names, Session.model_names)] = ""
+) -> Any:
     """Let a smaller model propose tokens that the model checks in one pass.
 
     Both need the same tokenizer. /assistant none ends it.

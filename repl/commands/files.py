@@ -29,10 +29,10 @@ def read(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Messag
     `/read none` takes it away again.
     """
     if file == "none":
-        session.attached.clear()
+        session.prepare(files=())
         return Message("nothing in front of the next message")
     path, text = Path(file).expanduser(), texts.read(file)
-    session.attached.append((path.name, text))
+    session.prepare(files=(*session.next_message.files, (path.name, text)))
     rows = len(text.splitlines())
     size = f"{len(text):,} characters, {rows:,} line{'' if rows == 1 else 's'}"
     return Message(f"{path.name}: {size} · in front of the next message · /read none takes it away")
@@ -89,7 +89,7 @@ def _save(session: Session, name: str) -> Message:
         raise UsageError("nothing is set that a preset could keep", "/settings")
     lines = [f"{key} = {config_file.value(key, session.settings.get(key))}" for key in words]
     atomic_write.append(_path(), "\n".join(["", f"[presets.{name}]", *lines, ""]))
-    session.presets[name] = words
+    session.add_preset(name, words)
     return Message(f"preset {name} saved: {', '.join(f'{key} {word}' for key, word in words.items())}")
 
 

@@ -18,22 +18,27 @@ from repl.hub.catalog import ModelCard
 from repl.models import device_map
 from repl.models.loader import ModelInfo
 from repl.models.memory.estimate import STORED
-from repl.remote import engine
 from repl.session.change_settings import changed, load
 from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.screen import mebibytes, view
 
 
-def known() -> list[str]:
-    """Return the models to complete: those of the server that answers, else those that load without the network."""
-    return engine.offered or catalog.names()
+def known(session: Session) -> list[str]:
+    """Return the models to complete: those of the server that answers, else those that this program can load."""
+    remote = session.remote
+    return [offer.id for offer in remote.listing.offers] if remote else session.model_names()
+
+
+def resident(session: Session) -> list[str]:
+    """Return the models in memory."""
+    return [each.facts.id for each in session.store.residents()]
 
 
 @command("models")
 def model(
     session: Session,
-    id: Annotated[str, Words("a model", suggest=known)] = "",
+    id: Annotated[str, Words("a model", suggest=catalog.names, of_session=known)] = "",
     *changes: Annotated[tuple[str, str], Assignment()],
 ) -> Any:
     """Load a model: a Hub id, a folder, builtin; or take one of a server's.
@@ -49,7 +54,7 @@ def model(
 @command("models", name="model!")
 def model_all_the_same(
     session: Session,
-    id: Annotated[str, Words("a model", suggest=catalog.names)],
+    id: Annotated[str, Words("a model", catalog.names, Session.model_names)],
     *changes: Annotated[tuple[str, str], Assignment()],
 ) -> Any:
     """Load a model like /model, even where it does not seem to fit."""
@@ -66,7 +71,11 @@ def reload(session: Session) -> Task[ModelInfo]:
 
 @command("models", waits=True)
 def unload(
-    session: Session, id: Annotated[str, Words("a model in memory", suggest=lambda: catalog.names.held())] = ""
+    session: Session,
+    id: Annotated[
+        str,
+        Words("a model in memory", of_session=resident),
+    ] = "",
 ) -> Task[list[ModelInfo]]:
     """Free the memory of a model, by default the current one; the talk stays."""
     return session.run_on_model(lambda emit: session.store.drop(emit, id), lambda job: unloaded(session, job.result()))
@@ -89,7 +98,7 @@ class Info:
 
 
 @command("models", waits=True)
-def info(session: Session, id: Annotated[str, Words("a model", suggest=catalog.names)] = "") -> Any:
+def info(session: Session, id: Annotated[str, Words("a model", catalog.names, Session.model_names)] = "") -> Any:
     """Show what is loaded and its limits; of another model what its card says."""
     if session.remote is not None and not id:
         return session.remote.served()

@@ -270,7 +270,8 @@ def _values(found: Command, rest: str, session: Any) -> list[tuple[str, str]]:
         return [(f"{name}=", settings.help_of(name)) for name in settings.places() if name.startswith(last)]
     if session is not None and (offer := getattr(word.kind, "offer", None)):
         return [(value, "") for value in offer(session, last)]
-    offered = word.kind.complete()
+    ask = getattr(word.kind, "of_session", None)
+    offered = ask(session) if ask and session is not None else word.kind.complete()
     helps = offered if isinstance(offered, Mapping) else {}
     begins = re.compile(f"(?:^|.*/){re.escape(last)}", re.IGNORECASE)  # the owner of a model may be left out
     return [(value, helps.get(value, "")) for value in offered if begins.match(value)]

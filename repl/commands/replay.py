@@ -71,7 +71,7 @@ class Replay:
 @command("compare", waits=True)
 def replay(
     session: Session,
-    model: Annotated[str, Words("a model or settings", suggest=variants.offered)],
+    model: Annotated[str, Words("a model or settings", variants.offered, variants.offered)],
     *,
     pinned: bool = False,
 ) -> Task[Any]:

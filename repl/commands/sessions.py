@@ -74,19 +74,13 @@ def recent() -> dict[str, str]:
     return titles(paths.data() / FILE)
 
 
-KEY = Words("the beginning of a session's id", suggest=recent)
-
-
 @command("history")
 def resume(
     session: Session, id: Annotated[str, Words("the beginning of a session's id", suggest=recent)] = ""
 ) -> Resumed:
     """Go on with a saved session: the last one, or the one whose id begins so."""
     talk = session.archive.load(id)
-    session.conversation, session.last = talk, None
-    session.follow_head()
-    if session.last is None:  # texts that were completed stand beside the talk
-        session.last = next((turn for turn in reversed(talk.turns.values()) if turn.record), None)
+    session.resume(talk)
     path = talk.path() or talk.path(session.last.id if session.last else None)
     last = [Shown(turn.id, turn.role, turn.parts.answer, turn.state) for turn in path[-TURNS:]]
     return Resumed(session.archive.id, session.archive.title, len(talk.turns), last, unanswered(talk))

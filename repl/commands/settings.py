@@ -92,7 +92,8 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()]) -> An
     def settle(job: Any) -> Message:
         full, found = job.result()
         kept = tuple(pair for pair in session.settings.extra if pair[0] != full)
-        session.settings = replace(session.settings, extra=kept + (((full, found),) if value != "default" else ()))
+        extra = kept + (((full, found),) if value != "default" else ())
+        session.change(replace(session.settings, extra=extra))
         shown = "reset to the model's default" if value == "default" else fields.show(found)
         said = "" if value in ("default", fields.NONE) else decoding.remark(full, session.settings, session.base())
         return Message(joined(f"{full} {shown}", said or "from the next reply on"))
@@ -107,7 +108,7 @@ def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(sett
         return set_(session, name, "default")
     if name:
         return change(session, settings.find(name), "default")
-    session.settings = replace(session.settings, extra=())
+    session.change(replace(session.settings, extra=()))
     apply(session, [(one, "default") for one in names("decode")])
     return Message(f"decoding as the model has it: {decoding.phrase(session.decoding())}")
 

@@ -72,7 +72,7 @@ def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task
         found, made = job.result()
         if made:
             adopt.offer(session, asked, dict(enumerate(chosen.cells, 1)), made)
-        session.last_sweep = found
+        session.keep_sweep(found)
         return found
 
     return session.run_on_model(

@@ -112,7 +112,7 @@ def template(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: [
     listed = text.split()[:1] == ["--ids"]
     said = text.removeprefix("--ids").lstrip() if listed else text
     messages = [*session.conversation.messages(), {"role": "user", "content": said or NEXT}]
-    turn = Turn(messages, session.prefill, values)
+    turn = Turn(messages, session.next_message.prefill, values)
     return session.run_on_model(lambda emit: prompt(session.store.current(), turn, listed, emit))
 
 

@@ -49,7 +49,7 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
     wanted, found = session.untrusted or (session.pending(), None)
     model, consents = wanted.load.model, session.store.consents
     if answer == "no":
-        session.untrusted = None
+        session.forget_refusal()
         taken = consents.withdraw(model)
         there = any(each.load.model == model and each.load.trust_remote_code for each in session.store.residents())
         stays = f"what is loaded of it stays: /unload {model} frees it" if there else ""
@@ -60,7 +60,7 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
     if found is None:
         raise UsageError("no model was refused for its code", "/model ID")
     consents.give(model, consent.mark(found), lasting=answer == "always")
-    session.untrusted = None
+    session.forget_refusal()
     return session.reload(wanted.put("trust_remote_code", True, "your consent"))
 
 

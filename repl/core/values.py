@@ -171,6 +171,8 @@ class Text:
 
     phrase: str = "a text"
     suggest: Callable[[], Collection[str]] = list
+    of_session: Callable[[Any], Collection[str]] | None = None
+    """The same by what a session knows, once there is one."""
 
     def read(self, word: str) -> str:
         """Return the text without the space around it."""
@@ -318,6 +320,8 @@ class RestOfLine:
 
     phrase: str = "a text"
     suggest: Callable[[], Collection[str]] = list
+    of_session: Callable[[Any], Collection[str]] | None = None
+    """The same by what a session knows, once there is one."""
 
     def read(self, word: str) -> str:
         """Return it unchanged."""

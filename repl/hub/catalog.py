@@ -1,6 +1,6 @@
 """Which models there are besides those in memory: in the cache of the Hub's library, and on the Hub."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -267,9 +267,6 @@ class ModelNames:
     """What `/model` may be followed by; asking never waits for a disk or a network."""
 
     def __init__(self) -> None:
-        self.offline = True  # until a session says otherwise
-        self.held: Callable[[], list[str]] = list
-        """The ids in memory; a session says which."""
         self._cached = CachedLookup(lambda: [builtin.ID, *cache.cached_models()], [builtin.ID], 2.0)
         self._hub: CachedLookup[list[str]] = CachedLookup(_popular, [], 900.0)
         self._found: dict[str, None] = {}
@@ -282,10 +279,10 @@ class ModelNames:
         """Return the ids in the cache."""
         return self._cached.now(0.05)
 
-    def __call__(self) -> list[str]:
+    def __call__(self, offline: bool = True, held: Iterable[str] = ()) -> list[str]:
         """Return ids: those in memory, in the cache, those found, and the most used of the Hub."""
-        listed = [] if self.offline else self._hub.now()
-        return list(dict.fromkeys([*self.held(), *self.here(), *self._found, *listed]))
+        listed = [] if offline else self._hub.now()
+        return list(dict.fromkeys([*held, *self.here(), *self._found, *listed]))
 
 
 def _popular() -> list[str]:

@@ -26,10 +26,6 @@ from repl.remote.reply import BASE, ServerState, StreamedReply
 WAITS, PATIENCE = 5, 600.0  # how often, and seconds for how long at most, a server may ask to wait
 MENDS = 8  # requests that are made once more for other reasons
 SHARE = 8  # a reply should find at least this part of the context free
-offered: list[str] = []
-"""The model ids of the server in use, for completion: a completer knows no session."""
-known: dict[str, Mapping[str, str]] = {}
-"""The servers that the config file names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def apply(session: Session, words: Words) -> Message:
     if set(decoding.LENGTHS) <= {name for name, text in full if text != "default"}:
         raise UsageError("max_new_tokens and max_length exclude each other: give one")
     before = session.settings
-    session.settings = changed(before, full, parts=("decode", "view"))
+    session.change(changed(before, full, parts=("decode", "view")))
     aside = [name for name in decoding.LENGTHS if before.get(name) and session.settings.get(name) is None]
     lost = [f"{name} set aside: it excludes {full[0][0]}" for name in aside if name not in dict(full)]
     remarks = [
@@ -80,9 +80,8 @@ def adopt(session: Session, chosen: settings.Settings, said: Message) -> Any:
     own = {name: word for name, word in session.settings.origins.items() if name not in taken}
     theirs = {name: word for name, word in chosen.origins.items() if name in taken}
     shown = replace(session.settings.view, mode=chosen.view.mode)
-    session.settings = replace(
-        session.settings, decode=chosen.decode, extra=chosen.extra, view=shown, origins={**own, **theirs}
-    )
+    origins = {**own, **theirs}
+    session.change(replace(session.settings, decode=chosen.decode, extra=chosen.extra, view=shown, origins=origins))
     if chosen.load == session.settings.load:
         return said
     task = session.load(replace(session.settings, load=chosen.load, origins=chosen.origins))

@@ -56,7 +56,7 @@ def here(session: Session) -> Position:
         raise UsageError("nothing was said yet that something could come after", "/next Once upon a time")
     head = talk.turns[talk.head]
     if head.role == "user" or head.parent is None:
-        begun = session.prefill
+        begun = session.next_message.prefill
         return Position(chat(session, session.settings, head, begun), "your message", begun or head.text)
     ended = head.record is not None and head.record.finish == "stop" and session.engine.made(head.record)
     return Position(
@@ -78,13 +78,15 @@ class Question:
 def question(session: Session, text: str, example: str) -> Question:
     """Return the question that a line with `-- PROMPT` asks, by default the last message; raises `UsageError`."""
     talk = session.conversation
-    if text and not session.chats():
+    if text:
+        session.require_local()
+    if text and not session.uses_template():
         return Question(Request(session.settings, text=text), None, "prompt", text, None)
     if text:
-        text = "\n\n".join([*(f"{name}:\n{content}" for name, content in session.attached), text])
+        text = session.next_message.with_files(text)
         messages = (*talk.messages(), {"role": "user", "content": text})
         turns = [*([0] if talk.system else []), *(turn.id for turn in talk.path()), max(talk.turns, default=0) + 1]
-        request = Request(session.settings, messages=messages, turns=tuple(turns), prefill=session.prefill)
+        request = Request(session.settings, messages=messages, turns=tuple(turns), prefill=session.next_message.prefill)
         return Question(request, None, "user", text, talk.head)
     asked = last_asked(session)
     if asked is None:

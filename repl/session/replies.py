@@ -56,8 +56,6 @@ def generate_turn(
             raise
         state = "cancelled" if done.finish == "cancelled" else "complete"
         _close(session, turn, lead, whole(done), state)
-        session.speed = done.timing.decode_tps or session.speed
-        session.context_used = done.tokens
         return done
 
     return (session.run_network if session.remote else session.run_on_model)(work, settle)
@@ -67,7 +65,7 @@ def _close(session: Session, turn: Turn, lead: str, done: Reply | None, state: s
     there = done is not None and (bool(done.raw) or state == "complete")  # a beginning that was given is no reply
     closed = session.conversation.close(turn, lead + done.raw if done and there else "", state, done)
     if there:
-        session.last = closed
+        session.set_last(closed)
         if turn.role == "assistant":
             session.conversation.head = closed.id
 

@@ -17,7 +17,7 @@ from repl.generation.runtime import Models
 from repl.hub import catalog
 from repl.hub.validate import NeedsCode
 from repl.models.loader import ModelInfo
-from repl.remote.engine import Remote, known, offered
+from repl.remote.engine import Remote
 from repl.session.archive import Archive
 
 T = TypeVar("T")
@@ -52,15 +52,29 @@ class Loaded:
     before: ModelInfo | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NextMessage:
+    """What waits for the next message."""
+
+    files: tuple[tuple[str, str], ...] = ()
+    """Texts in front of it, each with its name."""
+    prefill: str = ""
+    """What its reply begins with."""
+    replaces: Turn | None = None
+    """The message that it replaces, on a branch of its own."""
+
+    def with_files(self, text: str) -> str:
+        """Return a message with the files in front of it."""
+        return "\n\n".join([*(f"{name}:\n{content}" for name, content in self.files), text])
+
+
 class Session:
-    """One user at one prompt."""
+    """One user at one prompt; what is known here is read everywhere, and changed by the methods alone."""
 
     def __init__(self, chosen: Settings, store: Models, worker: Worker, saved: Path | None = None) -> None:
         self.settings = chosen
         self.store = store
         store.keep = lambda: self.settings.view.keep_models
-        catalog.names.offline = store.offline
-        catalog.names.held = lambda: [each.facts.id for each in store.residents()]
         self.worker = worker
         self._errands: Worker | None = None
         self.remote: Remote | None = None  # the server that answers instead of the model in this process
@@ -78,11 +92,10 @@ class Session:
         self.untrusted: tuple[Settings, Any] | None = None  # a load refused for its code, and where that lies
         self.speed: float | None = None  # tokens per second of the last reply
         self.presets: dict[str, Mapping[str, str]] = {}
-        self.attached: list[tuple[str, str]] = []  # files in front of the next message: name and text
-        self.replacing: Turn | None = None  # the message that the next one replaces, on a branch of its own
-        self.prefill = ""  # what the next reply begins with
+        self.engines: Mapping[str, Mapping[str, str]] = {}  # the servers that the config file names
+        self.next_message = NextMessage()
         self.context_used = 0  # tokens of the context that the last reply ended with
-        self._offer: tuple[Callable[[int], Any], Conversation, int] | None = None
+        self._pick: tuple[Callable[[int], Any], Conversation, int] | None = None
 
     # work
 
@@ -103,17 +116,11 @@ class Session:
         job = self._network.start(work)
         return Task(job, lambda: settle(job) if settle else job.result())
 
-    @property
-    def engines(self) -> Mapping[str, Mapping[str, str]]:
-        """Return the servers that the config file names."""
-        return known
-
     def connect(self, remote: Remote | None) -> None:
         """Let a server answer from now on; None: the model in this process."""
         if self.remote is not None and self.remote is not remote:
             self.remote.close()
         self.remote = remote
-        offered[:] = [offer.id for offer in remote.listing.offers] if remote else []
 
     def load(self, wanted: Settings) -> Task[ModelInfo]:
         """Begin to load what the settings say; they become the session's own when it is ready.
@@ -165,19 +172,19 @@ class Session:
 
     def set_pick(self, take: Callable[[int], Any]) -> None:
         """Let /pick choose among answers that are no turns yet: `take(number)` makes one a turn."""
-        self._offer = (take, self.conversation, len(self.conversation.turns))
+        self._pick = (take, self.conversation, len(self.conversation.turns))
 
     def get_pick(self) -> Callable[[int], Any] | None:
         """Return what /pick chooses from, until something else is said."""
-        if self._offer is None:
+        if self._pick is None:
             return None
-        take, talk, count = self._offer
+        take, talk, count = self._pick
         return take if talk is self.conversation and len(talk.turns) == count else None
 
     def restore(self) -> None:
         """Begin to bring the model back that the settings name, where another had to take its place."""
         if self.loading is None and self.store.facts() and self.store.current().load != self.settings.load:
-            self.notices.append(f"not all fit side by side: {settings.named(self.settings.load.model)} is loaded again")
+            self.notify(f"both models do not fit in memory; reloading {settings.named(self.settings.load.model)}")
             self.load(self.settings)
 
     def follow_head(self) -> None:
@@ -186,7 +193,68 @@ class Session:
         record = turn.record if turn else None
         self.last = turn if record else self.last
         self.context_used = record.tokens if record else 0
-        self.replacing = None
+        self.prepare(replaces=None)
+
+    def set_last(self, turn: Turn) -> None:
+        """Let a reply be the one that views and figures speak of."""
+        self.last = turn
+        if turn.record is not None:
+            self.speed = turn.record.timing.decode_tps or self.speed
+            self.context_used = turn.record.tokens
+
+    def resume(self, talk: Conversation) -> None:
+        """Go on with another conversation, where it stands."""
+        self.conversation, self.last = talk, None
+        self.follow_head()
+        if self.last is None:  # texts that were completed stand beside the talk
+            self.last = next((turn for turn in reversed(talk.turns.values()) if turn.record), None)
+
+    # what is told
+
+    def configure(self, presets: Mapping[str, Mapping[str, str]], engines: Mapping[str, Mapping[str, str]]) -> None:
+        """Take over what the config file names: presets of settings, and servers."""
+        self.presets, self.engines = dict(presets), engines
+
+    def add_preset(self, name: str, words: Mapping[str, str]) -> None:
+        """Name some settings for the rest of the session."""
+        self.presets[name] = words
+
+    def change(self, chosen: Settings) -> None:
+        """Take other settings for decoding and view; what is loaded stays."""
+        self.settings = chosen
+
+    def prepare(self, **changes: Any) -> None:
+        """Change what waits for the next message, field by field."""
+        self.next_message = replace(self.next_message, **changes)
+
+    def wait_with(self, message: NextMessage) -> None:
+        """Put back what a message took along that got no reply."""
+        self.next_message = message
+
+    def notify(self, *sentences: str) -> None:
+        """Keep sentences for the user until they can be said."""
+        self.notices += sentences
+
+    def take_notices(self) -> list[str]:
+        """Return the sentences that are not said yet, which they are then."""
+        said, self.notices = self.notices, []
+        return said
+
+    def keep_view(self, view: View) -> None:
+        """Remember what a command showed."""
+        self.last_view = view
+
+    def keep_sweep(self, found: object) -> None:
+        """Remember a sweep."""
+        self.last_sweep = found
+
+    def trust_host(self, host: str) -> None:
+        """Let a server be talked to without encryption."""
+        self.trusted.add(host)
+
+    def forget_refusal(self) -> None:
+        """Let go of the load that was refused for its code."""
+        self.untrusted = None
 
     # what stays
 
@@ -195,8 +263,8 @@ class Session:
         """Return the saved sessions; the file is opened when it is first needed."""
         if self._archive is None:
             self._archive, said = Archive.open(self._saved or paths.data() / FILE, saving=self._saved is not None)
-            self._archive.warn = self.notices.append
-            self.notices += [said] if said else []
+            self._archive.warn = self.notify
+            self.notify(*filter(None, [said]))
         return self._archive
 
     def save_head(self) -> None:
@@ -232,15 +300,14 @@ class Session:
         """Return what the model brings to decoding; nothing before one is loaded."""
         return self.engine.base if self.remote or self.store.facts() else NOTHING
 
-    def chats(self) -> bool:
-        """Tell whether a message goes through the model's own chat template; raises `NoModel` and `NeedsLocal`."""
-        self.require_local()
-        return self.uses_template()
-
     def uses_template(self) -> bool:
         """Tell whether a message is part of a chat, or else a text to go on from; raises `NoModel`."""
         mode = self.settings.view.mode
         return self.engine.chats if mode == "auto" else mode == "chat"
+
+    def model_names(self) -> list[str]:
+        """Return the models to complete: in memory, in the cache, found, and the most used of the Hub."""
+        return catalog.names(self.store.offline, [each.facts.id for each in self.store.residents()])
 
     def decoding(self) -> dict[str, decoding.Value]:
         """Return the decoding values in effect."""

@@ -180,7 +180,7 @@ def test_the_last_message_is_asked_again_in_its_place(chat: Session) -> None:
     assert [column.done.token_ids for column in found.columns] == [last.record.token_ids] * 2
     run(chat, "/prefill So")
     assert all(column.text.startswith("So") for column in run(chat, "/compare now beams=2").columns)
-    assert chat.prefill == "So"
+    assert chat.next_message.prefill == "So"
 
 
 def test_a_text_is_asked_again_as_a_text(gpt2_folder: Path, llama_folder: Path) -> None:
@@ -387,7 +387,7 @@ def test_models_that_do_not_fit_side_by_side_take_turns(cramped: Session, other_
     found = run(cramped, f"/compare now {other_folder} -- {STORY}")
     assert found.columns[1].done.model.id == str(other_folder)
     assert cramped.loading is not None
-    assert "is loaded again" in cramped.notices[-1]
+    assert "reloading" in cramped.notices[-1]
     assert ask(cramped, STORY).token_ids == plain.token_ids
     assert (cramped.settings, cramped.facts().id) == (before, before.load.model)
 

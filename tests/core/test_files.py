@@ -54,7 +54,7 @@ def test_what_is_no_file_is_refused_at_once(name: str, kind: str, session: Sessi
     with pytest.raises(ReplError, match=f"cannot read .*{kind}"):
         _content(str(path))
     assert kind in config_file.read(path).wrong[0]
-    assert session.attached == []
+    assert session.next_message.files == ()
 
 
 @POSIX
@@ -87,7 +87,7 @@ def test_a_byte_order_mark_is_no_text(encoding: str, session: Session, tmp_path:
     (tmp_path / "a.txt").write_bytes("top_k = 5\r\n# ä\n".encode(encoding))
     path = str(tmp_path / "a.txt")
     read(session, path)
-    assert session.attached == [("a.txt", "top_k = 5\n# ä\n")]
+    assert session.next_message.files == (("a.txt", "top_k = 5\n# ä\n"),)
     assert script(session, path).lines[0] == "top_k = 5"
     assert _content(path)[1] == "top_k = 5\n# ä\n"
     found = config_file.read(Path(path))

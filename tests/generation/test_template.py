@@ -696,7 +696,7 @@ def test_the_command_takes_what_was_prefilled_and_set(llama_folder):
         assert run(session, "/template").text.endswith("<|im_start|>assistant\nWell,")
         session.store.current().tokenizer.chat_template = "{{ mood }}{{ messages[-1].content }}"
         session.settings = replace(session.settings, extra=(("template.mood", "calm"),))
-        session.prefill = ""
+        session.prepare(prefill="")
         assert run(session, "/template x").text == "calmx"
 
 

@@ -285,9 +285,8 @@ def test_completion_never_waits_and_learns(hub: FakeHub, session: Session) -> No
     """The first key gets what is known; names of the Hub are there a moment later, by owner or by name."""
     hub.fault = Fault(on="api/models", delay=0.0, silent=True)
     names = catalog.ModelNames()
-    names.offline = False
     began = time.monotonic()
-    assert "builtin" in names()
+    assert "builtin" in names(offline=False)
     assert time.monotonic() - began < 1.0  # the Hub says nothing for a minute
     hub.fault = Fault(on="^$")
     catalog.search("tiny", Recorder(), offline=False)
@@ -330,9 +329,8 @@ def test_a_number_switches_to_a_model_as_it_lies_in_memory(llama_folder: Path) -
 
 def test_the_most_used_models_of_the_hub_are_offered(hub: FakeHub) -> None:
     names = catalog.ModelNames()
-    names.offline = False
     deadline = time.monotonic() + HANG
-    while "acme/tiny" not in names():
+    while "acme/tiny" not in names(offline=False):
         assert time.monotonic() < deadline, "no name of the Hub came"
         time.sleep(0.02)
 

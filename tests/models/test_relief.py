@@ -14,7 +14,7 @@ from repl.core.explain import is_memory
 from repl.core.format import amount
 from repl.models.memory import available, estimate, out_of_memory
 from repl.models.memory.available import Room
-from repl.session.session import Session
+from repl.session.session import NextMessage, Session
 from repl.terminal.screen import Screen
 
 WANTED = 1 << 50  # bytes that no machine has
@@ -121,17 +121,17 @@ def test_what_went_along_with_a_message_goes_along_again(session: Session, tmp_p
     """A file, a beginning, an edited message's branch: none is lost with a reply that never came."""
     (tmp_path / "note.txt").write_text("some text", "utf-8")
     driving.run(session, "One", "Two", "/edit", f"/read {tmp_path / 'note.txt'}", "/prefill So")
-    aim = session.replacing
+    aim = session.next_message.replaces
     assert aim is not None
     assert aim.text == "Two"
     refused(session, "What is it?")
-    assert (session.attached, session.prefill, session.replacing) == ([("note.txt", "some text")], "So", aim)
+    assert session.next_message == NextMessage((("note.txt", "some text"),), "So", aim)
     driving.run(session, "What is it?")
     asked, reply = session.conversation.path()[-2:]
     assert asked.text == "note.txt:\nsome text\n\nWhat is it?"
     assert asked.parent == aim.parent
     assert reply.text.startswith("So")
-    assert (session.attached, session.prefill, session.replacing) == ([], "", None)
+    assert session.next_message == NextMessage()
 
 
 def test_what_is_counted_is_what_weigh_counts(session: Session) -> None:

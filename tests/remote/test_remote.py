@@ -41,7 +41,7 @@ from repl.generation.measure.token_trace import traced
 from repl.generation.request import Request
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
-from repl.remote.engine import known, reach
+from repl.remote.engine import reach
 from repl.remote.http import Address, address
 from repl.session import config_file as config_files
 from repl.session.record_json import decode, encode
@@ -655,7 +655,7 @@ def test_a_server_that_lists_nothing_answers_with_its_own_model(session: Session
 def test_one_of_several_models_is_chosen(session: Session) -> None:
     with FakeServer(listed=models("b-model", "a-model", max_model_len=99)) as server:
         run(session, f"/connect {server.host}")
-        assert registry.complete("/model a") == [("a-model", "")]
+        assert registry.complete("/model a", session) == [("a-model", "")]
         with pytest.raises(UsageError, match="offers 2 models: choose one") as caught:
             ask(session, "Hi")
         assert caught.value.hints == ("/model b-model", "/model a-model")
@@ -663,7 +663,7 @@ def test_one_of_several_models_is_chosen(session: Session) -> None:
         ask(session, "Hi")
         assert server.sent[-1]["model"] == "a-model"
         session.connect(None)
-        assert ("a-model", "") not in registry.complete("/model a")
+        assert ("a-model", "") not in registry.complete("/model a", session)
 
 
 def test_a_server_has_a_name_in_the_config_file(
@@ -674,9 +674,9 @@ def test_a_server_has_a_name_in_the_config_file(
         table = f'[engines.box]\nurl = "{server.url}"\nkey_env = "BOX_KEY"\nmodel = "y"\n'
         file.write_text(table + '[engines.bad]\naddress = "x"\n[engines.odd]\nurl = "x"\nport = "8"\n')
         found = config_files.read(file)
-        monkeypatch.setitem(known, "box", found.engines["box"])
+        session.configure({}, found.engines)
         monkeypatch.setenv("BOX_KEY", CANARY)
-        assert registry.complete("/connect b") == [("box", server.url)]
+        assert registry.complete("/connect b", session) == [("box", server.url)]
         assert run(session, "/connect").engines == {"box": server.url}
         with pytest.raises(UsageError, match="no server 'bix', did you mean box"):
             run(session, "/connect bix")
@@ -702,7 +702,7 @@ def test_what_needs_the_model_itself_says_so_and_changes_nothing(llama_folder: P
         assert (session.settings, server.sent) == (before, [])
 
 
-@pytest.mark.parametrize("guard", ["facts", "ready", "chats"])
+@pytest.mark.parametrize("guard", ["facts", "require_local_model"])
 def test_the_guards_of_commands_refuse(session: Session, server: FakeServer, guard: str) -> None:
     """A command that asks for the model before it begins needs to know nothing of servers."""
     with pytest.raises(NeedsLocal):

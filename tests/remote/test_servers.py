@@ -268,7 +268,7 @@ def test_a_beginning_goes_where_it_is_continued_and_elsewhere_leaves_no_turn(ses
                 with pytest.raises(NeedsLocal):
                     run(session, *lines)
                 assert (session.conversation.turns, len(server.sent)) == (turns, 1)
-                assert lines != ["/continue"] or session.prefill == "Once"
+                assert lines != ["/continue"] or session.next_message.prefill == "Once"
 
 
 # what is refused

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from repl.core.conversation import Conversation
 from repl.core.errors import UsageError
-from repl.session.session import Session
+from repl.session.session import NextMessage, Session
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,8 @@ def loaded(llama_folder: Path) -> Iterator[Session]:
 @pytest.fixture
 def session(loaded: Session) -> Session:
     """The loaded session with nothing said yet."""
-    loaded.conversation = Conversation()
-    loaded.last = loaded.aim = None
-    loaded.prefill = ""
-    loaded.attached.clear()
+    loaded.resume(Conversation())
+    loaded.wait_with(NextMessage())
     run(loaded, "/reset", "/max 6")
     return loaded
 
@@ -102,7 +100,7 @@ def test_a_prefilled_reply_begins_so_and_the_model_saw_it(session: Session) -> N
     assert said(session)[-1] == ("assistant", "Well," + done.text)
     resident = session.store.current()
     assert resident.tokenizer.decode(done.prompt_ids).endswith("Well,")
-    assert session.prefill == ""
+    assert session.next_message.prefill == ""
 
 
 def test_an_edited_message_begins_a_branch_and_the_old_one_stays(session: Session) -> None:
