@@ -22,7 +22,7 @@ from repl.generation.measure.token_text import quoted
 from repl.generation.measure.token_trace import Inspection, Seen, Trace, answered, measured, recomputed
 from repl.generation.request import Request
 from repl.remote import retake
-from repl.session.change_settings import change
+from repl.session.change_settings import apply
 from repl.session.replies import continue_reply, generate_turn, substitute_token, whole
 from repl.session.results import Message
 from repl.session.session import Session, Task
@@ -59,7 +59,7 @@ def probs(session: Session, value: Annotated[str, RestOfLine(suggest=settings.ki
 
 def switched(session: Session, value: str) -> Message:
     """Turn the colours on or off."""
-    said = change(session, "probs", value)
+    said = apply(session, [("probs", value)])
     on = session.settings.view.probs != "off"
     raw = on and session.settings.view.markdown
     return Message(

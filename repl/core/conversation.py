@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from repl.core.errors import UsageError
 from repl.core.parts import Parts
@@ -31,6 +31,14 @@ class Turn:
             return Parts(answer=self.text)
         lead = Parts(answer=self.text.removesuffix(record.raw)) if record.begun is None else Parts()
         return lead + record.parts
+
+
+class ChatMessage(TypedDict):
+    """A message as a model is given it; of a reply with its parts."""
+
+    role: str
+    content: str
+    parts: NotRequired[Parts]
 
 
 def forget(turn: Turn) -> None:
@@ -93,9 +101,9 @@ class Conversation:
             turn = below[-1]
         return turn
 
-    def messages(self, leaf: int | None = None) -> list[dict[str, Any]]:
+    def messages(self, leaf: int | None = None) -> list[ChatMessage]:
         """Return the path as role/content pairs, a reply with all of its text and, beside that, its parts."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
+        system: list[ChatMessage] = [{"role": "system", "content": self.system}] if self.system else []
         return system + [message(turn.role, turn.text, turn.parts) for turn in self.path(leaf)]
 
     # move
@@ -115,9 +123,10 @@ class Conversation:
         self.head = None
 
 
-def message(role: str, content: str, parts: Parts) -> dict[str, Any]:
+def message(role: str, content: str, parts: Parts) -> ChatMessage:
     """Return a message of a conversation; what a template reads is made of it where it is rendered."""
-    return {"role": role, "content": content, **({"parts": parts} if role == "assistant" else {})}
+    found: ChatMessage = {"role": role, "content": content}
+    return {**found, "parts": parts} if role == "assistant" else found
 
 
 def _are(count: int) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repl.core.errors import BadModel
+from repl.hub.cache import LocalModel
 from repl.hub.weight_headers import (
     BITS,
     Tensor,
@@ -55,7 +56,7 @@ class NeedsCode(BadModel):
         asks = f"{config} asks for the model's own Python code{named}, which hub-repl does not run unless told"
         super().__init__(sentence or asks, "/trust")
         self.files = files
-        self.found: Any = None  # where it lies, once that is known
+        self.found: LocalModel | None = None  # where it lies, once that is known
 
 
 def examine(

@@ -8,7 +8,6 @@ that one is asked for everything, and what it refuses is left out.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 BASIC = {
@@ -37,7 +36,7 @@ class Dialect:
     """The same where a plain text is completed and that differs."""
     own: frozenset[str] = frozenset()
     """Fields of its own that `/set` passes on."""
-    continues: Mapping[str, Any] | None = None
+    continues: Mapping[str, bool] | None = None
     """Fields by which it goes on from a last assistant message; None: it begins a new reply behind it."""
     packed: tuple[str, ...] = ()
     """Settings that travel inside its field `generation_config`, as JSON."""
@@ -177,7 +176,7 @@ class Listing:
     kind: Dialect = field(default=UNKNOWN)
 
 
-def read_list(answer: Any, url: str) -> Listing:
+def read_list(answer: object, url: str) -> Listing:
     """Read the list of models; the kind of a server is told by the owner that it names for them, or its address."""
     found = answer.get("data") if isinstance(answer, Mapping) else answer
     entries = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
@@ -186,7 +185,7 @@ def read_list(answer: Any, url: str) -> Listing:
     return Listing(offers, recognise(entries, url))
 
 
-def recognise(entries: Sequence[Mapping[str, Any]], url: str) -> Dialect:
+def recognise(entries: Sequence[Mapping[str, object]], url: str) -> Dialect:
     """Tell what kind of server lists such models; TGI is a guess that its facts have to confirm."""
     parts, first = urlsplit(url), entries[0] if entries else {}
     if (parts.hostname or "").endswith(("api.openai.com", ".openai.azure.com")):
@@ -200,7 +199,7 @@ def recognise(entries: Sequence[Mapping[str, Any]], url: str) -> Dialect:
     return TGI if first and first.get("owned_by") == first.get("id") else UNKNOWN
 
 
-def confirmed(listing: Listing, facts: Any) -> Listing:
+def confirmed(listing: Listing, facts: object) -> Listing:
     """Return a listing with the contexts that the facts of a server add; without them, a guess is given up."""
     kind, known = listing.kind, facts if isinstance(facts, Mapping) else {}
     if kind is TGI:
@@ -219,10 +218,10 @@ def _filled(offers: Sequence[Offer], contexts: Mapping[str, int], every: int) ->
     return tuple(Offer(one.id, one.owner, one.context or contexts.get(one.id, 0) or every) for one in offers)
 
 
-def context_of(entry: Mapping[str, Any]) -> int:
+def context_of(entry: Mapping[str, object]) -> int:
     """Return the context that an entry of a model list names, 0 where it names none."""
     for path in CONTEXTS:
-        value: Any = entry
+        value: object = entry
         for name in path:
             value = value.get(name) if isinstance(value, Mapping) else None
         if found := whole(value):
@@ -230,7 +229,7 @@ def context_of(entry: Mapping[str, Any]) -> int:
     return 0
 
 
-def whole(value: Any) -> int:
+def whole(value: object) -> int:
     """Return a number that a server gives, 0 where it gives none."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 from repl.core import decoding
 from repl.core.decoding import PENALTIES, ModelDefaults
@@ -160,7 +159,7 @@ class Remote:
         names = [offer.id for offer in self.listing.offers]
         return self.wire.where.url, self.model, self.context, names, self.kind.name
 
-    def parameter(self, name: str, word: str) -> tuple[str, Any] | None:
+    def parameter(self, name: str, word: str) -> tuple[str, object] | None:
         """Read what `/set` takes for this server beyond the settings; None for a name that it does not know.
 
         That is a penalty, a variable of its chat template, or a field of its own such as `reasoning_effort`.
@@ -172,7 +171,7 @@ class Remote:
             name = decoding.SERVER + full
         elif not name.startswith(decoding.PREFIX):
             return None
-        value: Any = word
+        value: object = word
         with suppress(ValueError):
             value = json.loads(word)
         if full == "logit_bias" and word != "default" and not isinstance(value, dict):
@@ -181,7 +180,7 @@ class Remote:
 
     # a reply
 
-    def reply(self, request: Request, emit: JobContext, given: Mapping[str, Any] | None = None) -> Reply:
+    def reply(self, request: Request, emit: JobContext, given: Mapping[str, object] | None = None) -> Reply:
         """Answer a request with `Token` events; a cancelled reply is returned with what there is of it.
 
         `given` is sent as it stands in place of the settings.
@@ -206,7 +205,7 @@ class Remote:
         learned = (self.refused, self.told, self.limits, self.renamed)
         return ServerState(self.host, self.model, self.context, self.kind, *learned)
 
-    def asked(self, request: Request, emit: JobContext) -> dict[str, Any]:
+    def asked(self, request: Request, emit: JobContext) -> dict[str, object]:
         """Return what a request asks, as it is sent."""
         return StreamedReply(self._peer(), request, emit, 0.0).what()
 

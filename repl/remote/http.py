@@ -14,13 +14,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from repl.core.errors import Failed, ReplError, Unreachable, UsageError
 from repl.core.explain import sentence
 from repl.core.jobs import JobContext, stream_from_thread
 from repl.remote.refusals import Refused, of_event, read_error, shortened
+
+if TYPE_CHECKING:
+    from httpx2 import Client
 
 CONNECT = 10.0  # seconds for a connection to come about
 ANSWER = 20.0  # seconds for an answer that is no stream
@@ -96,7 +99,7 @@ class ServerConnection:
 
     def __init__(self, where: Address) -> None:
         self.where = where
-        self._client: Any = None
+        self._client: Client | None = None
 
     def close(self) -> None:
         """Let go of what is open."""
@@ -104,7 +107,9 @@ class ServerConnection:
             self._client.close()
             self._client = None
 
-    def ask(self, path: str, emit: JobContext, body: Mapping[str, Any] | None = None, beside: bool = False) -> Any:
+    def ask(
+        self, path: str, emit: JobContext, body: Mapping[str, object] | None = None, beside: bool = False
+    ) -> object:
         """Return the JSON that a path holds, or answers a body with; raises `Refused` and `ReplError`.
 
         `beside` means a path of the server that is not below the base.
@@ -118,7 +123,7 @@ class ServerConnection:
         except (ValueError, RecursionError) as error:
             raise self._stranger("something that is not JSON") from error
 
-    def stream(self, path: str, body: Mapping[str, Any], emit: JobContext) -> Iterator[Any]:
+    def stream(self, path: str, body: Mapping[str, object], emit: JobContext) -> Iterator[Mapping[str, object]]:
         """Send a request and yield the events of its answer; one that does not stream is one event.
 
         Ends where the server says `[DONE]`, which is `END`, or closes in order; raises `Refused` for an error in place
@@ -136,7 +141,7 @@ class ServerConnection:
         finally:
             pieces.close()
 
-    def _event(self, kind: str, data: str) -> Any:
+    def _event(self, kind: str, data: str) -> Mapping[str, object]:
         try:
             found = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -151,7 +156,7 @@ class ServerConnection:
         return found
 
     def _pieces(
-        self, method: str, url: str, body: Mapping[str, Any] | None, emit: JobContext, seconds: float
+        self, method: str, url: str, body: Mapping[str, object] | None, emit: JobContext, seconds: float
     ) -> Generator[bytes]:
         """Yield what kind of answer comes (for a POST), then its bytes."""
         line = CancellableSocket()
@@ -180,7 +185,7 @@ class ServerConnection:
         finally:
             pieces.close()
 
-    def _opened(self) -> Any:
+    def _opened(self) -> "Client":
         if self._client is None:
             import httpx2
 
@@ -238,14 +243,14 @@ class ServerConnection:
 
 
 STREAM = "text/event-stream"
-END: Mapping[str, Any] = {"choices": []}
+END: Mapping[str, object] = {"choices": []}
 
 
 class CancellableSocket:
     """The connection of one request: it can be cut from another thread, in every phase."""
 
     def __init__(self) -> None:
-        self._socket: Any = None
+        self._socket: socket.socket | None = None
         self._over = False
 
     def watch(self, name: str, info: Mapping[str, Any]) -> None:

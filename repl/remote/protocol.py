@@ -26,14 +26,14 @@ BROKEN = ("error", "abort", "aborted", "network_error", "server_error", "insuffi
 READ = 101  # alternatives read at one place
 LEAST = -9999.0  # what servers give for a token that cannot come
 
-Number = Callable[[Mapping[str, Any]], int]
+Number = Callable[[Mapping[str, object]], int]
 """Gives every token of a reply its number: its id, or one of its own below 0 where the server does not say it."""
 
 
 # ask
 
 
-def chosen(settings: Settings) -> dict[str, Any]:
+def chosen(settings: Settings) -> dict[str, object]:
     """Return the decoding settings that somebody chose; greedy, those that only change a draw are none."""
     local = {name for name in APART if name != "seed"}
     own = {spot.name: getattr(settings.decode, spot.name) for spot in fields(Decode) if spot.name not in local}
@@ -44,7 +44,7 @@ def chosen(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in idle}
 
 
-def prefixed(settings: Settings, prefix: str) -> dict[str, Any]:
+def prefixed(settings: Settings, prefix: str) -> dict[str, object]:
     """Return what was set under names with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in settings.extra if name.startswith(prefix)}
 
@@ -60,14 +60,13 @@ def unheeded(settings: Settings, kind: Dialect, chats: bool) -> list[str]:
     return found + [name for name in prefixed(settings, decoding.SERVER) if name not in kind.own]
 
 
-def parameters(settings: Settings, kind: Dialect, chats: bool) -> dict[str, Any]:
+def parameters(settings: Settings, kind: Dialect, chats: bool) -> dict[str, object]:
     """Return what was chosen as the fields of a request; what was not chosen is left to the server."""
     values, heeds = chosen(settings), kind.fields(chats)
-    found = {heeds[name]: value for name, value in values.items() if name in heeds and name not in kind.packed}
+    own = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    found = {heeds[name]: value for name, value in own.items() if name in heeds and name not in kind.packed}
     if values.get("do_sample") is False and "temperature" in heeds:
         found["temperature"] = 0.0
-    if "stop" in found:
-        found["stop"] = list(found["stop"])
     if kind.packed and (config := packed(values, kind)):
         found["generation_config"] = json.dumps(config)
     if count := wanted(settings, kind):
@@ -79,7 +78,7 @@ def parameters(settings: Settings, kind: Dialect, chats: bool) -> dict[str, Any]
     return found | {name: value for name, value in prefixed(settings, decoding.SERVER).items() if name in kind.own}
 
 
-def packed(values: Mapping[str, Any], kind: Dialect) -> dict[str, Any]:
+def packed(values: Mapping[str, object], kind: Dialect) -> dict[str, object]:
     """Return what travels as a generation config of the library's; without do_sample, no temperature has an effect."""
     config = {name: values[name] for name in kind.packed if name in values}
     draws = values.get("do_sample")
@@ -119,7 +118,7 @@ class Piece:
     number: int | None = None
 
 
-def scored(text: str, given: Any, number: Number) -> list[Piece]:
+def scored(text: str, given: object, number: Number) -> list[Piece]:
     """Return a piece of text as tokens with their log-probabilities, as far as the server gives them."""
     try:
         entries = list(measures(given, number)) if isinstance(given, Mapping) else []
@@ -154,7 +153,7 @@ def measures(given: Mapping[str, Any], number: Number) -> Iterator[Piece]:
         yield Piece(token, str(word), number({"token": word}))
 
 
-def top(pairs: Iterable[tuple[Mapping[str, Any], Any]], number: Number) -> tuple[tuple[int, str, float], ...]:
+def top(pairs: Iterable[tuple[Mapping[str, object], float]], number: Number) -> tuple[tuple[int, str, float], ...]:
     """Return the likeliest tokens at a place, the likeliest first."""
     found = [(number(one), str(one["token"]), nats(value)) for one, value in pairs]
     return tuple(sorted(found, key=lambda entry: -entry[2]))
@@ -165,7 +164,7 @@ def known(number: int | None) -> int | None:
     return number if number is not None and number >= 0 else None
 
 
-def nats(value: Any) -> float:
+def nats(value: float) -> float:
     """Return a log-probability that a server gives; raises `ValueError` for what is none."""
     found = float(value)
     if math.isnan(found):
@@ -173,10 +172,10 @@ def nats(value: Any) -> float:
     return min(max(found, LEAST), 0.0)
 
 
-def numbers(value: Any) -> list[int]:
+def numbers(value: object) -> list[int]:
     """Return token ids that a server gives, none for anything else."""
-    whole = isinstance(value, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
-    return list(value) if whole else []
+    found = value if isinstance(value, list) else []
+    return [*found] if all(isinstance(one, int) and not isinstance(one, bool) for one in found) else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +187,7 @@ class Said:
     refusal: str = ""
 
 
-def said(delta: Mapping[str, Any]) -> Said:
+def said(delta: Mapping[str, object]) -> Said:
     """Return the texts of a message or of a piece of one; content may come as a list of parts."""
     thoughts = [_text(delta.get("reasoning_content") or delta.get("reasoning"))]
     answers: list[str] = []
@@ -203,7 +202,7 @@ def said(delta: Mapping[str, Any]) -> Said:
     return Said("".join(thoughts), "".join(answers), "".join(refusals))
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, list):
         return "".join(_text(one.get("text")) for one in value if isinstance(one, Mapping))
     return value if isinstance(value, str) else ""
@@ -215,7 +214,7 @@ class Calls:
     def __init__(self) -> None:
         self._found: dict[int, dict[str, str]] = {}
 
-    def take(self, delta: Mapping[str, Any]) -> None:
+    def take(self, delta: Mapping[str, object]) -> None:
         """Take what an event says of calls."""
         given = delta.get("tool_calls")
         for place, call in enumerate(given if isinstance(given, list) else []):
@@ -223,12 +222,12 @@ class Calls:
                 self._add(call.get("index", place), call.get("function"))
         self._add(0, delta.get("function_call"))
 
-    def _add(self, index: Any, function: Any) -> None:
+    def _add(self, index: object, function: object) -> None:
         if isinstance(function, Mapping):
             entry = self._found.setdefault(index if isinstance(index, int) else 0, {"name": "", "arguments": ""})
             for name in entry:
                 entry[name] += _text(function.get(name))
 
-    def all(self) -> tuple[dict[str, Any], ...]:
+    def all(self) -> tuple[dict[str, object], ...]:
         """Return the calls in their order."""
         return tuple(dict(entry) for _, entry in sorted(self._found.items()))

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 from repl.core.errors import Failed, NotFound, Overflow, ReplError, UsageError
 from repl.core.values import nearest
@@ -82,11 +81,11 @@ class Refused(Exception):
         return (self.of_the_request and self.error.full) or (self.status == 413 and not limited)
 
 
-def read_error(answer: Any) -> ErrorObject:
+def read_error(answer: object) -> ErrorObject:
     """Read an error in any of the forms that servers have; `answer` is text or what JSON came to."""
     found = _parsed(answer)
     outer = found if isinstance(found, Mapping) else {}
-    inner: Mapping[str, Any] = next(
+    inner: Mapping[str, object] = next(
         (outer[name] for name in ("error", "detail") if isinstance(outer.get(name), dict)), {}
     )
     both = {**outer, **inner}
@@ -102,13 +101,13 @@ def read_error(answer: Any) -> ErrorObject:
     )
 
 
-def of_event(found: Mapping[str, Any]) -> Refused:
+def of_event(found: Mapping[str, object]) -> Refused:
     """Return the refusal that an event of a stream is; its code may be a status."""
     error = read_error(found)
     return Refused(int(error.code) if error.code.isdecimal() and len(error.code) == 3 else 0, error)
 
 
-def _parsed(answer: Any) -> Any:
+def _parsed(answer: object) -> object:
     if isinstance(answer, str):
         try:
             found = json.loads(answer.removeprefix("\ufeff"))
@@ -123,7 +122,7 @@ def _number(pattern: re.Pattern[str], words: str) -> int:
     return int(next(group for group in found.groups() if group)) if found else 0
 
 
-def said(answer: Any) -> str:
+def said(answer: object) -> str:
     """Find the sentence in an answer that refuses: servers put it into `error`, `detail` or `message`."""
     found = _parsed(answer)
     if isinstance(found, list):
@@ -141,17 +140,18 @@ def shortened(text: str, most: int) -> str:
     return (line if len(line) <= most else line[: most - 1] + "…").rstrip(".")
 
 
-def lower(refused: Refused, body: Mapping[str, Any]) -> tuple[str, int] | None:
+def lower(refused: Refused, body: Mapping[str, object]) -> tuple[str, int] | None:
     """Return the field of the alternatives and the most that a server allows, where it refuses as many as asked."""
     name = "top_logprobs" if "top_logprobs" in body else "logprobs"
     about = re.search(r"logprobs|top_n_tokens", f"{refused.error.param} {refused.words}")
-    if not (about and refused.of_the_request) or isinstance(body.get(name), bool):
+    asked = whole(body.get(name))
+    if not (about and refused.of_the_request and asked):
         return None
-    fits = [int(one) for one in MOST.findall(refused.words) if int(one) < int(body.get(name) or 0)]
+    fits = [int(one) for one in MOST.findall(refused.words) if int(one) < asked]
     return (name, max(fits)) if fits else None
 
 
-def droppable(refused: Refused, body: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def droppable(refused: Refused, body: Mapping[str, object], names: Sequence[str]) -> list[str]:
     """Return the fields that a server refuses and that a request can do without."""
     if not refused.of_the_request:
         return []

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from repl.core import decoding
 from repl.core.decoding import AHEAD, PENALTIES, ModelDefaults
@@ -52,7 +51,7 @@ class StreamedReply:
         request: Request,
         emit: JobContext,
         began: float,
-        given: Mapping[str, Any] | None = None,
+        given: Mapping[str, object] | None = None,
     ) -> None:
         self.peer, self.request, self.emit, self.began = peer, request, emit, began
         self._given = given  # what to send, in place of the settings
@@ -72,10 +71,10 @@ class StreamedReply:
         self._count = 0  # tokens as far as they came one by one
         self._prompt: list[int] = []
         self._ids: list[int] = []
-        self._usage: Mapping[str, Any] = {}
+        self._usage: Mapping[str, object] = {}
         self._first = self._last = 0.0
         self._thinks = self._opened = False
-        self._asked = int((given or {}).get("top_logprobs") or wanted(request.settings, peer.kind))
+        self._asked = whole((given or {}).get("top_logprobs")) or wanted(request.settings, peer.kind)
         self._tally = LogprobCollector(self._asked)
         self._half = ""  # the first half of a character beyond U+FFFF
         self._reader = Reader()
@@ -84,13 +83,13 @@ class StreamedReply:
 
     # ask
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, object]:
         """Return the request as it is sent, as far as the server is known to take it."""
         given = {**self.what(), **self.sent()}
         model = {"model": self.peer.model} if self.peer.model else {}
         return {**model, **given}
 
-    def what(self) -> dict[str, Any]:
+    def what(self) -> dict[str, object]:
         """Return what is asked: a conversation, a text or ids."""
         request = self.request
         if request.ids:
@@ -103,7 +102,7 @@ class StreamedReply:
         begun = {"role": "assistant", "content": request.prefill}
         return {"messages": [*messages, begun], **(self.peer.kind.continues or {})}
 
-    def sent(self) -> dict[str, Any]:
+    def sent(self) -> dict[str, object]:
         """Return what is sent beside the text and the model."""
         if self._given is not None:
             return dict(self._given)
@@ -111,7 +110,7 @@ class StreamedReply:
         given |= {"stream": True, "stream_options": {"include_usage": True}}
         given = {self.peer.renamed.get(name, name): value for name, value in given.items()}
         limits = {**self.peer.limits, **(dict.fromkeys(("max_tokens", "max_completion_tokens"), self.room or 1 << 62))}
-        capped = {name: min(given[name], limits[name]) for name in limits if name in given}
+        capped = {name: min(it, limits[name]) for name, it in given.items() if name in limits and isinstance(it, int)}
         return {name: value for name, value in {**given, **capped}.items() if name not in self.peer.refused}
 
     def shorten(self) -> bool:
@@ -152,13 +151,14 @@ class StreamedReply:
         for gathered in (self._ids, self._texts, self._thoughts, self._answers):
             gathered.clear()
 
-    def take(self, event: Mapping[str, Any]) -> None:
+    def take(self, event: Mapping[str, object]) -> None:
         """Take one event of the stream; raises `Failed` for one that is not of the protocol, `Refused`, `Cancelled`."""
         if event is END and self._texts:
             self.finish = self.finish or "stop"
         self._model = str(event.get("model") or self._model)
         self._fingerprint = str(event.get("system_fingerprint") or self._fingerprint)
-        self._usage = event["usage"] if isinstance(event.get("usage"), Mapping) else self._usage
+        if isinstance(usage := event.get("usage"), Mapping):
+            self._usage = usage
         self._prompt = numbers(event.get("prompt_token_ids")) or self._prompt
         choices = event.get("choices")
         for choice in choices if isinstance(choices, list) else []:
@@ -166,7 +166,7 @@ class StreamedReply:
                 raise self._strange()
             self._choice(choice)
 
-    def _choice(self, choice: Mapping[str, Any]) -> None:
+    def _choice(self, choice: Mapping[str, object]) -> None:
         if choice.get("error"):
             raise of_event(choice)
         delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
@@ -189,11 +189,11 @@ class StreamedReply:
         if choice.get("finish_reason"):
             self._end_with(str(choice["finish_reason"]), choice.get("stop_reason"))
 
-    def _end_with(self, word: str, stop: Any) -> None:
+    def _end_with(self, word: str, stop: object) -> None:
         self._ended = self._ended or word
         self.finish = "stop_string" if isinstance(stop, str) and word == "stop" else ENDS.get(word, "stop")
 
-    def _pieces(self, text: str, given: Any, ids: list[int]) -> list[Piece]:
+    def _pieces(self, text: str, given: object, ids: list[int]) -> list[Piece]:
         """Return a text as tokens with what is known of each: ids, where the server says which it made."""
         pieces = scored(text, given, self._tally.number)
         if not ids:
@@ -286,7 +286,7 @@ class StreamedReply:
         asked = whole(self._usage.get("prompt_tokens")) or len(self._prompt)
         details = self._usage.get("prompt_tokens_details")
         kept = whole(details.get("cached_tokens")) if isinstance(details, Mapping) else 0
-        span = self._last - self._first
+        span, seed = self._last - self._first, self.sent().get("seed")
         self._tally.rest(len(self._half))
         raw = "".join(self._texts) + self._half
         begun, own = self._parts(raw)
@@ -302,7 +302,7 @@ class StreamedReply:
             model=self._described(),
             load={},
             decode=self._decode(),
-            seed=self.sent().get("seed"),
+            seed=seed if isinstance(seed, int) else None,
             usage=Usage(asked, kept, made),
             timing=Timing(
                 ttft_s=self._first - self.began if self._first else None,
@@ -345,7 +345,7 @@ class StreamedReply:
             logprobs=f"of the {self._tally.limit} likeliest" if self._tally.begun else "",
         )
 
-    def _decode(self) -> dict[str, Any]:
+    def _decode(self) -> dict[str, object]:
         """Return the decoding values that the server heeds; what it chose by itself is not known."""
         kind, settings, chats = self.peer.kind, self.request.settings, self.request.chats
         table, fields = decoding.effective(settings, BASE), kind.fields(chats)

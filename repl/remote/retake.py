@@ -1,7 +1,6 @@
 """Replies of a server from their token ids: made once more as they were asked for, or from another token on."""
 
 from dataclasses import replace
-from typing import Any
 
 from repl.core import parts
 from repl.core.conversation import Conversation, Turn
@@ -13,6 +12,7 @@ from repl.core.settings import Settings
 from repl.generation.measure.token_trace import answered
 from repl.generation.request import Request
 from repl.remote.engine import Remote
+from repl.remote.protocol import numbers
 from repl.remote.refusals import Refused, fault
 
 
@@ -79,15 +79,15 @@ def _prompt(remote: Remote, request: Request, emit: JobContext) -> tuple[int, ..
     if request.chats:
         text = _text(remote, "/apply-template", remote.asked(request, emit), emit)
     found = _ask(remote, "/tokenize", {"content": text, "add_special": True, "parse_special": True}, emit)
-    return tuple(int(one) for one in found.get("tokens") or ())
+    return tuple(numbers(found.get("tokens")))
 
 
-def _text(remote: Remote, path: str, body: dict[str, Any], emit: JobContext) -> str:
+def _text(remote: Remote, path: str, body: dict[str, object], emit: JobContext) -> str:
     found = _ask(remote, path, body, emit)
     return str(next((found[name] for name in ("prompt", "content", "text") if name in found), ""))
 
 
-def _ask(remote: Remote, path: str, body: dict[str, Any], emit: JobContext) -> dict[str, Any]:
+def _ask(remote: Remote, path: str, body: dict[str, object], emit: JobContext) -> dict[str, object]:
     model = {"model": remote.model} if remote.model else {}
     try:
         found = remote.wire.ask(path, emit, {**model, **body}, beside=True)

@@ -1,7 +1,6 @@
 """The log-probabilities that a server gives, gathered for the record of a reply: truncated, by id, bytes or text."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from repl.core.reply import TokenLogprobs
 from repl.generation.measure.token_stats import rounded
@@ -20,7 +19,7 @@ class LogprobCollector:
         self._ids: dict[int, int] = {}  # what became known of a number of our own
         self._broken = False  # a text without figures came between such with figures
 
-    def number(self, entry: Mapping[str, Any]) -> int:
+    def number(self, entry: Mapping[str, object]) -> int:
         """Return the number of a token: its id, else one for its bytes (halves of characters share a text)."""
         given, data, text = entry.get("id"), entry.get("bytes"), str(entry["token"])
         if isinstance(given, int) and given >= 0:

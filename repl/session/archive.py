@@ -180,7 +180,7 @@ class Archive:
                 "insert into words (rowid, text, session, number) values (?, ?, ?, ?)", (row, plain, name, number)
             )
 
-    def _run(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+    def _run(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
         assert self._connection is not None
         return self._connection.execute(statement, values).fetchall()
 
@@ -254,7 +254,7 @@ class Archive:
         close = nearest(id, known)
         raise NotFound(f"no session {id!r}" + (f", did you mean {close}?" if close else ""), "/sessions")
 
-    def _read(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+    def _read(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
         try:
             return self._run(statement, values) if self._connection is not None else []
         except sqlite3.Error as error:
@@ -272,7 +272,7 @@ def _has_index(connection: sqlite3.Connection) -> bool:
     return True
 
 
-def _turn(row: Any) -> Turn:
+def _turn(row: tuple[Any, ...]) -> Turn:
     """Return a turn as it was saved; one that a kill left open was cancelled by it."""
     number, parent, role, text, state, record = row
     try:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from repl.core import decoding, fields, settings
 from repl.core.errors import Failed, UsageError
@@ -11,6 +10,7 @@ from repl.core.format import joined
 from repl.generation import arguments
 from repl.generation.measure.processors import processors
 from repl.generation.runtime import Model
+from repl.models.loader import ModelInfo
 from repl.session.results import Message
 from repl.session.session import Session, Task
 
@@ -23,13 +23,13 @@ class Setting:
     """One setting as it stands: its value, where that comes from, what it does and takes."""
 
     name: str
-    value: Any
+    value: object
     origin: str
     help: str
     takes: str
 
 
-def change(session: Session, name: str, text: str = "") -> Any:
+def change(session: Session, name: str, text: str = "") -> Setting | Message | Task[ModelInfo]:
     """Show a setting, or change it: what `/name [value]` runs."""
     if not text:
         return describe(session, name)
@@ -38,7 +38,7 @@ def change(session: Session, name: str, text: str = "") -> Any:
     return apply(session, [(name, text)])
 
 
-def load(session: Session, words: Words) -> Any:
+def load(session: Session, words: Words) -> Message | Task[ModelInfo]:
     """Change how the model is loaded, which begins to load it; what is so already is only said."""
     before = session.pending()
     wanted = changed(before, words, parts=("load",))
@@ -74,7 +74,7 @@ def apply(session: Session, words: Words) -> Message:
     return Message(joined(*said))
 
 
-def adopt(session: Session, chosen: settings.Settings, said: Message) -> Any:
+def adopt(session: Session, chosen: settings.Settings, said: Message) -> Message | Task[ModelInfo]:
     """Take over settings for loading and decoding; what loads is over at once where the model is in memory."""
     taken = {*names("decode"), "mode"}
     own = {name: word for name, word in session.settings.origins.items() if name not in taken}
@@ -130,7 +130,7 @@ def names(part: str) -> list[str]:
     return [name for name, home in settings.places().items() if home == part]
 
 
-def field(session: Session, name: str, word: str) -> tuple[str, Any]:
+def field(session: Session, name: str, word: str) -> tuple[str, object]:
     """Read a field of the library's generation config and let the library try it; for the model thread.
 
     Raises `UsageError` where the library would refuse it in the middle of a reply.

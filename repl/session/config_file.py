@@ -6,7 +6,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from repl.core import settings, texts
 from repl.core.errors import ReplError, UsageError
@@ -53,53 +52,54 @@ class Reader:
         self._text = text
         self._wrong: list[str] = []
 
-    def read(self, table: dict[str, Any]) -> Config:
+    def read(self, table: dict[str, object]) -> Config:
         """Return what the table says."""
         startup = self._startup(table.pop("startup", []))
         presets = {name: self._preset(name, rest) for name, rest in self._table(table.pop("presets", {}), "presets")}
         aliases = {
-            name: line for name, line in self._table(table.pop("aliases", {}), "aliases") if self._line(name, line)
+            name: str(line) for name, line in self._table(table.pop("aliases", {}), "aliases") if self._line(name, line)
         }
         found = self._table(table.pop("engines", {}), "engines")
-        engines = {name: rest for name, rest in found if self._engine(name, rest)}
+        engines = {name: taken for name, rest in found if (taken := self._engine(name, rest))}
         chosen = Settings()
         for key, word in self._words(table).items():
             chosen = chosen.put(key, settings.read(key, word), "config")
         return Config(chosen, startup, presets, aliases, engines, tuple(self._wrong))
 
-    def _startup(self, lines: Any) -> tuple[str, ...]:
+    def _startup(self, lines: object) -> tuple[str, ...]:
         if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
             return tuple(lines)
         self._say("startup", 'startup is not a list of lines such as ["/greedy"]')
         return ()
 
-    def _table(self, value: Any, key: str) -> list[tuple[str, Any]]:
+    def _table(self, value: object, key: str) -> list[tuple[str, object]]:
         if isinstance(value, dict):
             return list(value.items())
         self._say(key, f"{key} is not a table: write [{key}]")
         return []
 
-    def _preset(self, name: str, value: Any) -> Preset:
+    def _preset(self, name: str, value: object) -> Preset:
         if isinstance(value, dict):
             return self._words(value)
         self._say(name, f"preset {name!r} is not a table: write [presets.{name}]")
         return {}
 
-    def _line(self, name: str, line: Any) -> bool:
+    def _line(self, name: str, line: object) -> bool:
         good = isinstance(line, str) and line.startswith("/") and re.fullmatch(r"[a-z][a-z0-9_]*", name) is not None
         if not good:
             self._say(name, f'alias {name!r} is not a word with a line such as "/sample temperature=1"')
         return good
 
-    def _engine(self, name: str, value: Any) -> bool:
-        good = isinstance(value, dict) and "url" in value and all(isinstance(word, str) for word in value.values())
-        if not good or (strange := sorted(set(value) - set(ENGINE))):
+    def _engine(self, name: str, value: object) -> dict[str, str]:
+        table = value if isinstance(value, dict) else {}
+        good = "url" in table and all(isinstance(word, str) for word in table.values())
+        if not good or (strange := sorted(set(table) - set(ENGINE))):
             key = "" if not good else f": it does not take {strange[0]!r}"
             self._say(name, f'engine {name!r} is not a table with url = "http://host:8000", key_env, model{key}')
-            return False
-        return True
+            return {}
+        return table
 
-    def _words(self, table: dict[str, Any]) -> dict[str, str]:
+    def _words(self, table: dict[str, object]) -> dict[str, str]:
         """Return the settings of a table as words, leaving out those that cannot be read."""
         good: dict[str, str] = {}
         for key, value in table.items():
@@ -125,14 +125,14 @@ def _name(key: str) -> str:
     return key
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     """Return the word a user would type for a TOML value."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
-def value(name: str, chosen: Any) -> str:
+def value(name: str, chosen: object) -> str:
     """Return the TOML for a setting's value."""
     if isinstance(chosen, bool):
         return "true" if chosen else "false"

@@ -15,12 +15,15 @@ from repl.core.settings import Load, Settings
 from repl.generation.interface import Engine, Local
 from repl.generation.runtime import Models
 from repl.hub import catalog
+from repl.hub.cache import LocalModel
 from repl.hub.validate import NeedsCode
 from repl.models.loader import ModelInfo
 from repl.remote.engine import Remote
 from repl.session.archive import Archive
 
 T = TypeVar("T")
+Work = Callable[[JobContext], T]
+Settle = Callable[[Job[T]], object]
 FILE = "archive.db"
 BREATH = 0.05  # seconds in which a load's end is drawn before anything else is done
 
@@ -40,7 +43,7 @@ class View:
 
     line: str
     command: str
-    result: Any
+    result: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,11 @@ class NextMessage:
         return "\n\n".join([*(f"{name}:\n{content}" for name, content in self.files), text])
 
 
+def _run(worker: Worker, work: Work[T], settle: Settle[T] | None) -> Task[T]:
+    job = worker.start(work)
+    return Task(job, lambda: settle(job) if settle else job.result())
+
+
 class Session:
     """One user at one prompt; what is known here is read everywhere, and changed by the methods alone."""
 
@@ -89,32 +97,31 @@ class Session:
         self.last_view: View | None = None  # the last view
         self.loading: Task[ModelInfo] | None = None
         self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
-        self.untrusted: tuple[Settings, Any] | None = None  # a load refused for its code, and where that lies
+        self.untrusted: tuple[Settings, LocalModel | None] | None = (
+            None  # a load refused for its code, and where that lies
+        )
         self.speed: float | None = None  # tokens per second of the last reply
         self.presets: dict[str, Mapping[str, str]] = {}
         self.engines: Mapping[str, Mapping[str, str]] = {}  # the servers that the config file names
         self.next_message = NextMessage()
         self.context_used = 0  # tokens of the context that the last reply ended with
-        self._pick: tuple[Callable[[int], Any], Conversation, int] | None = None
+        self._pick: tuple[Callable[[int], object], Conversation, int] | None = None
 
     # work
 
-    def run_on_model(self, work: Callable[[JobContext], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+    def run_on_model(self, work: Work[T], settle: Settle[T] | None = None) -> Task[T]:
         """Queue work for the model thread; `settle(job)` turns its end into a result, on the main thread."""
-        job = self.worker.start(work)
-        return Task(job, lambda: settle(job) if settle else job.result())
+        return _run(self.worker, work, settle)
 
-    def run_io(self, work: Callable[[JobContext], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
-        """As `start`, for work on disk and network that touches no tensor: it need not wait for the model thread."""
+    def run_io(self, work: Work[T], settle: Settle[T] | None = None) -> Task[T]:
+        """Queue work on disk and network that touches no tensor: it need not wait for the model thread."""
         self._errands = self._errands or Worker()
-        job = self._errands.start(work)
-        return Task(job, lambda: settle(job) if settle else job.result())
+        return _run(self._errands, work, settle)
 
-    def run_network(self, work: Callable[[JobContext], T], settle: Callable[[Job[T]], Any] | None = None) -> Task[T]:
+    def run_network(self, work: Work[T], settle: Settle[T] | None = None) -> Task[T]:
         """Queue work for a server: on a thread of its own, which no load holds up."""
         self._network = self._network or Worker()
-        job = self._network.start(work)
-        return Task(job, lambda: settle(job) if settle else job.result())
+        return _run(self._network, work, settle)
 
     def connect(self, remote: Remote | None) -> None:
         """Let a server answer from now on; None: the model in this process."""
@@ -170,11 +177,11 @@ class Session:
         emit.begin_cleanup()  # an interrupt in the middle of collecting garbage would be told on the screen
         self.store.tidy()
 
-    def set_pick(self, take: Callable[[int], Any]) -> None:
+    def set_pick(self, take: Callable[[int], object]) -> None:
         """Let /pick choose among answers that are no turns yet: `take(number)` makes one a turn."""
         self._pick = (take, self.conversation, len(self.conversation.turns))
 
-    def get_pick(self) -> Callable[[int], Any] | None:
+    def get_pick(self) -> Callable[[int], object] | None:
         """Return what /pick chooses from, until something else is said."""
         if self._pick is None:
             return None
