@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from repl.analysis.variants import Variant
 from repl.core.errors import Cancelled, NoMemory, ReplError
 from repl.core.events import ColumnEvent, Event, Token
 from repl.core.jobs import ForwardingContext, JobContext
+from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation import engine
@@ -213,7 +214,7 @@ def weighed(resident: Model, prompt: Sequence[int], ids: Sequence[int], emit: Jo
         return ()
 
 
-def vocabulary(tokenizer: Any) -> int:
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return a number that is the same for tokenizers with the same ids for the same tokens, within this process."""
     return hash(frozenset(tokenizer.get_vocab().items())) or 1
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repl.core import library
+from repl.core.library_types import PreTrainedConfig, PreTrainedModel
 from repl.generation.measure.forward import cancellable_forward, input_device
 from repl.models import model_config
 
@@ -45,7 +46,7 @@ class Traits:
     remark: str
 
 
-def traits(model: Any, context: int, check: Callable[[], None]) -> Traits:
+def traits(model: PreTrainedModel, context: int, check: Callable[[], None]) -> Traits:
     """Look at a model; two tiny runs show what its cache holds."""
     config = model_config.text(model.config)
     kept, remark = memory(model, check)
@@ -74,7 +75,7 @@ def traits(model: Any, context: int, check: Callable[[], None]) -> Traits:
     )
 
 
-def memory(model: Any, check: Callable[[], None]) -> tuple[list[Memory], str]:
+def memory(model: PreTrainedModel, check: Callable[[], None]) -> tuple[list[Memory], str]:
     """Return what each layer's cache holds, measured; nothing and a remark where that cannot be done."""
     if any(str(place) in ("disk", "meta") for place in (getattr(model, "hf_device_map", None) or {}).values()):
         return [], "not measured: weights are on disk"
@@ -87,7 +88,7 @@ def memory(model: Any, check: Callable[[], None]) -> tuple[list[Memory], str]:
     return [_memory(one, two) for one, two in zip(first, second, strict=True)], ""
 
 
-def _cache(model: Any, tokens: int, check: Callable[[], None]) -> list[Any]:
+def _cache(model: PreTrainedModel, tokens: int, check: Callable[[], None]) -> list[Any]:
     """Run a few tokens and return what each layer keeps of them."""
     import torch
 
@@ -123,7 +124,7 @@ def _tensors(value: Any) -> Iterator[Any]:
         yield from _tensors(vars(value))
 
 
-def _kind(config: Any, heads: int, shared: int, keyed: int, kept: list[Memory]) -> str:
+def _kind(config: PreTrainedConfig, heads: int, shared: int, keyed: int, kept: list[Memory]) -> str:
     """Name the kind of attention, and how many layers have none."""
     if not keyed:
         return "none: recurrent" if kept and not any(layer.per_token for layer in kept) else "unknown"
@@ -137,7 +138,7 @@ def _kind(config: Any, heads: int, shared: int, keyed: int, kept: list[Memory]) 
     return f"{name} in {keyed} of {len(kept)} layers, the others are recurrent" if others else name
 
 
-def positions(model: Any, config: Any) -> str:
+def positions(model: PreTrainedModel, config: PreTrainedConfig) -> str:
     """Say how a model tells positions apart, from its modules where they show it, else from its config."""
     for module in model.modules():
         name = type(module).__name__
@@ -152,12 +153,12 @@ def positions(model: Any, config: Any) -> str:
     return "none of its own"
 
 
-def _alibi(config: Any) -> bool:
+def _alibi(config: PreTrainedConfig) -> bool:
     inner = model_config.read(config, "attn_config")
     return bool(getattr(inner, "alibi", False))
 
 
-def _learned(model: Any) -> int:
+def _learned(model: PreTrainedModel) -> int:
     """Return how many positions an embedding table holds that is not the vocabulary's."""
     import torch
 
@@ -169,7 +170,7 @@ def _learned(model: Any) -> int:
     return 0
 
 
-def rotary(config: Any) -> str:
+def rotary(config: PreTrainedConfig) -> str:
     """Say which rotary embedding a config describes, for each kind of layer where they differ."""
     given = model_config.read(config, "rope_parameters") or {}
     by_kind = {kind: values for kind, values in given.items() if isinstance(values, dict)}
@@ -184,7 +185,7 @@ def rotary(config: Any) -> str:
     return f"rotary, {', '.join(each)}"
 
 
-def _theta(config: Any, values: dict[str, Any]) -> str:
+def _theta(config: PreTrainedConfig, values: dict[str, Any]) -> str:
     theta = values.get("rope_theta") or model_config.read(config, "rope_theta", "rotary_emb_base")
     words = f", theta {theta:,.0f}" if theta else ""
     kind, factor = values.get("rope_type", "default"), values.get("factor")

@@ -12,6 +12,7 @@ from repl.core import decoding
 from repl.core.errors import Cancelled, NoMemory, UsageError
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
+from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation import arguments, engine
@@ -273,7 +274,7 @@ def _weighed(
     )
 
 
-def _step(text: Text, place: int, one: Any, two: Any, speller: Speller) -> tuple[Step, tuple[Any, Any]]:
+def _step(text: Text, place: int, one: Tensor, two: Tensor, speller: Speller) -> tuple[Step, tuple[Any, Any]]:
     """Compare the logits of both at a place of the reply; also returns the log-probabilities there."""
     import torch
 
@@ -291,7 +292,7 @@ def _step(text: Text, place: int, one: Any, two: Any, speller: Speller) -> tuple
     return step, (logs[0], logs[1])
 
 
-def _lead(logs: Any, token: int, other: int) -> float:
+def _lead(logs: Tensor, token: int, other: int) -> float:
     """Return by how many nats a token leads: before another, or before the next likeliest where that is itself."""
     if token != other:
         return float(logs[token] - logs[other])
@@ -332,7 +333,7 @@ def _onward(second: Model, asked: Asked, text: Text, fork: Fork, emit: JobContex
     return _added(second.tokenizer, before, own), _added(second.tokenizer, before, rest)
 
 
-def _added(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
+def _added(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> str:
     start = str(tokenizer.decode(list(before), skip_special_tokens=True))
     both = str(tokenizer.decode([*before, *ids], skip_special_tokens=True))
     return both[len(start) :] if both.startswith(start) else str(tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -9,6 +9,7 @@ from repl.core.errors import Failed, NoMemory, UsageError
 from repl.core.events import Progress
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext, strip_traceback
+from repl.core.library_types import ModelOutput, Module, PreTrainedModel, PreTrainedTokenizerBase, Tensor
 from repl.generation.measure import scoring
 from repl.generation.measure.forward import cancellable_forward, input_device, layers, library_errors
 from repl.generation.measure.token_text import Speller
@@ -63,7 +64,7 @@ def depths(resident: Model, ids: Sequence[int], emit: JobContext) -> Depths:
     raise NoMemory(f"memory ran out: {words}", *(["/dtype bfloat16"] if facts.dtype == "float32" else []))
 
 
-def _read(model: Any, facts: ModelInfo, ids: list[int], emit: JobContext) -> Depths:
+def _read(model: PreTrainedModel, facts: ModelInfo, ids: list[int], emit: JobContext) -> Depths:
     import torch
 
     blocks = layers(model)
@@ -91,7 +92,7 @@ def _read(model: Any, facts: ModelInfo, ids: list[int], emit: JobContext) -> Dep
     return Depths(logits, tuple(through))
 
 
-def _own(model: Any, ids: Any, facts: ModelInfo) -> Any:
+def _own(model: PreTrainedModel, ids: Tensor, facts: ModelInfo) -> Tensor:
     try:
         return _last(model, ids)[0]
     except (TypeError, ValueError) as error:  # kosmos-2
@@ -99,7 +100,7 @@ def _own(model: Any, ids: Any, facts: ModelInfo) -> Any:
         raise Failed(said) from error
 
 
-def _last(model: Any, ids: Any, start: int = 0) -> Any:
+def _last(model: PreTrainedModel, ids: Tensor, start: int = 0) -> Tensor:
     """Return the float32 logits behind the last token of each row; the cache is left out."""
     import inspect
 
@@ -117,7 +118,7 @@ def _seen(blocks: list[Any], emit: JobContext) -> Iterator[list[Any]]:
     def first(_: Any, args: Any, named: Any) -> None:
         seen.append(args[0] if args else named.get("hidden_states"))
 
-    def then(_: Any, __: Any, output: Any) -> None:
+    def then(_: Any, __: Any, output: ModelOutput) -> None:
         seen.append(_hidden(output))
         emit(Progress("read layer by layer", len(seen) - 1, len(blocks), "layers"))
 
@@ -132,7 +133,7 @@ def _hook(hooks: ExitStack, handle: Any) -> None:
     hooks.callback(handle.remove)
 
 
-def _hidden(output: Any) -> Any:
+def _hidden(output: ModelOutput) -> Tensor:
     """Return the hidden states among what a block gives: it, or the first of it."""
     return output[0] if isinstance(output, tuple | list) else output
 
@@ -151,10 +152,10 @@ def _states(seen: list[Any], blocks: int, tokens: int, facts: ModelInfo) -> Any:
 
 
 @contextmanager
-def _instead(block: Any, states: Any) -> Iterator[None]:
+def _instead(block: Module, states: Tensor) -> Iterator[None]:
     """Let a block give other hidden states than its own."""
 
-    def change(_: Any, __: Any, output: Any) -> Any:
+    def change(_: Any, __: Any, output: ModelOutput) -> Any:
         other = states.to(_hidden(output))
         return type(output)((other, *output[1:])) if isinstance(output, tuple | list) else other
 
@@ -166,7 +167,7 @@ def _instead(block: Any, states: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _after(model: Any, blocks: list[Any]) -> Iterator[list[str]]:
+def _after(model: PreTrainedModel, blocks: list[Any]) -> Iterator[list[str]]:
     """Collect the names of the modules with weights that run behind the last block."""
     inside = {id(part) for block in blocks for part in block.modules()}
     found: list[str] = []
@@ -184,7 +185,7 @@ def _noting(name: str, found: list[str], past: list[bool]) -> Callable[..., None
     return lambda *_: found.append(name) if past else None
 
 
-def _same(one: Any, other: Any, dtype: Any) -> bool:
+def _same(one: Tensor, other: Tensor, dtype: Any) -> bool:
     """Tell whether two rows of logits are the same number for number, up to how a dtype rounds."""
     import torch
 
@@ -192,14 +193,14 @@ def _same(one: Any, other: Any, dtype: Any) -> bool:
     return bool((one - other).abs().max() <= max(CLOSE, 4 * torch.finfo(dtype).eps) * max(1.0, most))
 
 
-def candidate(logs: Any, token: int, speller: Speller) -> Candidate:
+def candidate(logs: Tensor, token: int, speller: Speller) -> Candidate:
     """Return a token with its place in a distribution, log-probabilities of shape (vocab,)."""
     logprob = logs[token]
     rank = int((logs > logprob).sum()) + 1
     return Candidate(token, speller.text(token), float(logprob.exp()), float(logprob), rank)
 
 
-def opening(tokenizer: Any, word: str, logs: Any) -> int:
+def opening(tokenizer: PreTrainedTokenizerBase, word: str, logs: Tensor) -> int:
     """Return the first token of a word: of its spellings with and without a space in front, the likelier one."""
     spellings = [word] if word[:1].isspace() else [word, f" {word}"]
     starts = [ids[0] for ids in (tokenizer(text, add_special_tokens=False)["input_ids"] for text in spellings) if ids]

@@ -2,10 +2,10 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
+from repl.core.library_types import Tensor
 
 DTYPES = ("float32", "bfloat16", "float16")
 WIDTH, ROWS = 1024, 32  # of the matrices that are multiplied: one row is a reply's token, many are a prompt's
@@ -44,7 +44,7 @@ def _speed(dtype: str, device: str, emit: JobContext) -> Speed | None:
     return Speed(dtype, device, reading, replying)
 
 
-def _rate(matrix: Any, rows: int, emit: JobContext) -> float:
+def _rate(matrix: Tensor, rows: int, emit: JobContext) -> float:
     """Return thousands of millions of additions and multiplications a second."""
     some = matrix[:rows]
     (some @ matrix)[0, 0].item()  # the first one sets things up

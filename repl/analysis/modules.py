@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from repl.core.errors import UsageError
+from repl.core.library_types import Module, PreTrainedModel, Tensor
 from repl.core.values import nearest
 
 
@@ -31,7 +32,7 @@ class Part:
     """Parts that are left out here: the tree is deeper."""
 
 
-def tree(model: Any, path: str = "") -> Part:
+def tree(model: PreTrainedModel, path: str = "") -> Part:
     """Return the part at a path with everything in it, equal ones folded; raises `UsageError` for a wrong path."""
     return Reader(model, path).part(path, path or type(model).__name__)
 
@@ -64,7 +65,7 @@ class Weights:
     tied: dict[str, str]
 
 
-def weights(model: Any) -> Weights:
+def weights(model: PreTrainedModel) -> Weights:
     """Count the parameters of a model by what they are and where."""
     reader = Reader(model, "")
     dtypes: dict[str, int] = {}
@@ -81,7 +82,7 @@ def weights(model: Any) -> Weights:
 class Reader:
     """Reads the modules of one model below a path."""
 
-    def __init__(self, model: Any, path: str) -> None:
+    def __init__(self, model: PreTrainedModel, path: str) -> None:
         self._modules = dict(model.named_modules(remove_duplicate=False))
         if path not in self._modules:
             raise UsageError(f"no module {path!r}{_meant(path, list(self._modules))}", "/arch")
@@ -109,7 +110,7 @@ class Reader:
         shown = [*([] if own and not parts and path != self._root else own), *parts]
         return replace(whole, parts=tuple(shown), tied=ties[0] if len(ties) == len(own) == 1 else "")
 
-    def _whole(self, path: str, name: str, module: Any, parts: Sequence[Part]) -> Part:
+    def _whole(self, path: str, name: str, module: Module, parts: Sequence[Part]) -> Part:
         buffers = sum(buffer.nbytes for _, buffer in module.named_buffers(recurse=False, remove_duplicate=False))
         return Part(
             path,
@@ -124,7 +125,7 @@ class Reader:
             "",
         )
 
-    def weight(self, path: str, name: str, weight: Any) -> Part:
+    def weight(self, path: str, name: str, weight: Tensor) -> Part:
         """Return a parameter; shared weights count where they come first."""
         tied = self._first[id(weight)] if self._first[id(weight)] != path else ""
         packed = getattr(weight, "quant_state", None)  # 4 bit weights are stored two in a byte
@@ -136,13 +137,13 @@ class Reader:
         own, taken = (0, 0) if tied else (count, int(weight.nbytes))
         return Part(path, name, "parameter", 1, _sizes(shape), own, taken, dtype, self._device(path, weight), tied)
 
-    def _device(self, path: str, weight: Any) -> str:
+    def _device(self, path: str, weight: Tensor) -> str:
         if weight.device.type != "meta":
             return str(weight.device)
         above = [place for place in self._places if path == place or path.startswith(f"{place}.") or not place]
         return str(self._places[max(above, key=len)]) if above else "meta"
 
-    def _folded(self, module: Any, parts: list[Part]) -> list[Part]:
+    def _folded(self, module: Module, parts: list[Part]) -> list[Part]:
         """Fold what is equal among numbered modules; runs need not be unbroken, as where two kinds take turns."""
         if not all(part.name.isdigit() for part in parts):
             return parts
@@ -180,7 +181,7 @@ def _sizes(shape: Sequence[int]) -> str:
     return " x ".join(f"{size:,}" for size in shape)
 
 
-def _shape(module: Any) -> str:
+def _shape(module: Module) -> str:
     """Say what a module maps, or how large the one thing is that it holds."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         bias = getattr(module, "bias", None) is not None

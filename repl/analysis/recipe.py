@@ -9,6 +9,7 @@ from typing import Any
 from repl.core.conversation import Conversation, Turn
 from repl.core.decoding import APART, BEAMS, LENGTHS, OURS, WARPERS
 from repl.core.errors import UsageError
+from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.generation.prompt.chat_template import folded
@@ -147,7 +148,7 @@ def spellings(talk: Conversation, turn: Turn, record: Reply) -> list[Prompt]:
     return [*found, Prompt(ids=ids)]
 
 
-def fitting(forms: Sequence[Prompt], tokenizer: Any) -> Prompt:
+def fitting(forms: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> Prompt:
     """Return the first way to write a prompt that encodes to its ids; for the model thread."""
     ids = list(forms[-1].ids)
     return next((one for one in forms[:-1] if _encoded(tokenizer, one) == ids), forms[-1])
@@ -170,7 +171,7 @@ def _chats(messages: Sequence[Message], record: Reply) -> Iterator[Prompt]:
             yield replace(form, options={**form.options, "sanitize_control_tokens": True})
 
 
-def _encoded(tokenizer: Any, form: Prompt) -> list[int] | None:
+def _encoded(tokenizer: PreTrainedTokenizerBase, form: Prompt) -> list[int] | None:
     """Return the ids of a prompt as the script will make them, None where the library refuses or makes more of it."""
     try:
         if not form.messages:
@@ -185,7 +186,7 @@ def _encoded(tokenizer: Any, form: Prompt) -> list[int] | None:
     return list(made["input_ids"]) if set(made) <= {"input_ids", "attention_mask"} else None
 
 
-def shown(turn: Turn, record: Reply, tokenizer: Any = None) -> Shown:
+def shown(turn: Turn, record: Reply, tokenizer: PreTrainedTokenizerBase = None) -> Shown:
     """Return how the script gets at the text of a reply; for the model thread."""
     if turn.role == "completion":
         return Shown()  # the whole text, prompt and all
@@ -199,7 +200,7 @@ def shown(turn: Turn, record: Reply, tokenizer: Any = None) -> Shown:
     return Shown(record.prefill, together=bool(record.prefill))
 
 
-def _unspoken(record: Reply, tokenizer: Any) -> Iterator[tuple[int, ...] | None]:
+def _unspoken(record: Reply, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, ...] | None]:
     """Yield the ways in which special tokens may be left out of a text, the likeliest first."""
     if not spoken(tokenizer).keys().isdisjoint(record.token_ids):
         padding = {tokenizer.pad_token_id} if record.sequences else set[int]()

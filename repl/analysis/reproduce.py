@@ -9,6 +9,7 @@ from repl.core import decoding
 from repl.core.events import Progress
 from repl.core.format import device
 from repl.core.jobs import JobContext
+from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Environment, ModelRecord, Reply
 from repl.generation import arguments, provenance
 from repl.generation.measure.forward import cancellable_forward, input_device, library_errors
@@ -49,7 +50,7 @@ def generated(resident: Model, record: Reply, emit: JobContext) -> list[int]:
     model, (prompt, made) = resident.model, recipe.parts(record)
     chosen = arguments.of_values(model, recipe.arguments(record))
 
-    def tell(ids: Any, _: Any) -> bool:
+    def tell(ids: Tensor, _: Any) -> bool:
         emit(Progress("make it again", ids.shape[1] - len(prompt), len(made), "tokens"))
         return False
 
@@ -91,7 +92,7 @@ def fork(resident: Model, before: list[int], then: Sequence[int], now: Sequence[
     return Fork(one, other, abs(float(logs[then[0]] - logs[now[0]])) if known else None)
 
 
-def _candidate(tokenizer: Any, logs: Any, ids: Sequence[int]) -> Candidate:
+def _candidate(tokenizer: PreTrainedTokenizerBase, logs: Tensor, ids: Sequence[int]) -> Candidate:
     return Candidate(ids[0], str(tokenizer.decode([ids[0]])), float(logs[ids[0]])) if ids else Candidate(None, "", None)
 
 

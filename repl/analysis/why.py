@@ -9,6 +9,7 @@ from repl.analysis import recipe
 from repl.core import decoding
 from repl.core.errors import UsageError
 from repl.core.jobs import JobContext
+from repl.core.library_types import GenerationConfig, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Reply
 from repl.generation import arguments
 from repl.generation.decode.detokenizer import Detokenizer
@@ -108,11 +109,11 @@ def explain(
     )
 
 
-def _way(config: Any) -> str:
+def _way(config: GenerationConfig) -> str:
     return "beams" if (config.num_beams or 1) > 1 else "sampled" if config.do_sample else "greedy"
 
 
-def _place(tokenizer: Any, record: Reply, word: str) -> int:
+def _place(tokenizer: PreTrainedTokenizerBase, record: Reply, word: str) -> int:
     """Return the place of a token by its number or its text; raises `UsageError`."""
     count = len(record.token_ids)
     if word.isdecimal():
@@ -130,7 +131,7 @@ def _place(tokenizer: Any, record: Reply, word: str) -> int:
     return spots[0]
 
 
-def _best(odds: Any) -> list[int]:
+def _best(odds: Tensor) -> list[int]:
     values, places = odds.topk(min(COUNT, len(odds)))
     return [token for token, value in zip(places.tolist(), values.tolist(), strict=True) if value]
 

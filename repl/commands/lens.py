@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.cells import set_cell_size
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -14,6 +14,7 @@ from repl.commands.registry import command
 from repl.core.errors import UsageError
 from repl.core.format import joined, shortened
 from repl.core.jobs import JobContext
+from repl.core.library_types import Tensor
 from repl.core.sanitize import clean_line
 from repl.core.values import Integer, RestOfLine
 from repl.generation.measure.token_text import Speller, quoted
@@ -117,7 +118,7 @@ def look(resident: Model, spot: Spot, word: str, top: int, emit: JobContext) -> 
     return Lens(spot.place, len(ids), found.through, layers[-1].answer, ranks.index(1), leads, followed, layers)
 
 
-def _layer(number: int, logs: Any, speller: Speller, top: int, answer: int, word: int) -> Layer:
+def _layer(number: int, logs: Tensor, speller: Speller, top: int, answer: int, word: int) -> Layer:
     likeliest = logs.topk(min(top, len(logs))).indices.tolist()
     one, other = (candidate(logs, token, speller) for token in (answer, max(word, 0)))
     return Layer(

@@ -16,6 +16,7 @@ from repl.commands.registry import command
 from repl.core import decoding
 from repl.core.format import joined
 from repl.core.jobs import JobContext
+from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import RestOfLine
 from repl.generation.decode.detokenizer import Detokenizer
@@ -80,7 +81,7 @@ def prompt(resident: Model, turn: Turn, listed: bool, emit: JobContext) -> Promp
     return Prompt(made.text, list(made.ids), pieces, tokens, resident.facts.context, made.notice, listed)
 
 
-def _pieces(tokenizer: Any, made: Rendered, parts: list[Span]) -> Iterator[Piece]:
+def _pieces(tokenizer: PreTrainedTokenizerBase, made: Rendered, parts: list[Span]) -> Iterator[Piece]:
     reader = Detokenizer(tokenizer, skip_special_tokens=False)
     added = tokenizer.added_tokens_decoder
     ends = [part.end for part in parts]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,6 +12,7 @@ from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
 from repl.core.format import joined
+from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
 from repl.core.sanitize import ascii_only
 from repl.core.values import RestOfLine
@@ -38,20 +39,20 @@ class Tokens:
     """Draw them one a line."""
 
 
-def cut(tokenizer: Any, ids: Sequence[int], reply: int, text: str, listed: bool) -> Tokens:
+def cut(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], reply: int, text: str, listed: bool) -> Tokens:
     """Tell the tokens of a text apart; for the model thread."""
     pieces = Speller(tokenizer).pieces(ids)
     size = len(text.encode("utf-8", "replace"))
     return Tokens(list(ids), pieces, reply, len(text), size, sum(piece.special for piece in pieces), listed)
 
 
-def of_text(tokenizer: Any, text: str, listed: bool) -> Tokens:
+def of_text(tokenizer: PreTrainedTokenizerBase, text: str, listed: bool) -> Tokens:
     """Cut a text as a prompt is cut; for the model thread."""
     ids = [int(token) for token in tokenizer(text)["input_ids"]]
     return cut(tokenizer, ids, len(ids), text, listed)
 
 
-def of_turn(tokenizer: Any, record: Reply, known: int, listed: bool) -> Tokens:
+def of_turn(tokenizer: PreTrainedTokenizerBase, record: Reply, known: int, listed: bool) -> Tokens:
     """Show what a turn added to the `known` tokens before it: its message, and the reply; for the model thread."""
     ids = [*record.prompt_ids[known:], *record.token_ids]
     text = tokenizer.decode(ids, skip_special_tokens=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from repl.core.errors import UsageError
 from repl.core.fields import show
+from repl.core.library_types import GenerationConfig
 from repl.core.settings import GONE, Decode, Settings, find, gone, kind
 from repl.core.values import nearest
 
@@ -221,7 +222,7 @@ def _sensible(table: Mapping[str, Value]) -> None:
             raise UsageError(said, f"/{name} none") from None
 
 
-def fit(config: Any, prompt: int, context: int, model: str) -> str:
+def fit(config: GenerationConfig, prompt: int, context: int, model: str) -> str:
     """Keep a prompt of so many tokens and its reply inside the context; returns what to say of it, mostly nothing.
 
     `config` is the generation config of this reply, `context` 0 where there is no limit. Raises `UsageError` when
@@ -244,7 +245,7 @@ def fit(config: Any, prompt: int, context: int, model: str) -> str:
     return f"max_new_tokens is {room} for this reply: the context of {context} ends there" if late else ""
 
 
-def stops(config: Any) -> list[int]:
+def stops(config: GenerationConfig) -> list[int]:
     """Return the ids that end a sequence."""
     found = config.eos_token_id
     return [] if found is None else [found] if isinstance(found, int) else list(found)

@@ -9,6 +9,8 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
+from repl.core.library_types import Cache, ModelOutput, PreTrainedConfig, PreTrainedModel, Tensor
+
 # Python
 
 
@@ -59,7 +61,7 @@ def cache_name() -> str:
     return next(name for name in ("cache", "past_key_values") if name in names)
 
 
-def takes_cache(model: Any) -> bool:
+def takes_cache(model: PreTrainedModel) -> bool:
     """Tell whether a model's `forward` takes its cache under the usual name.
 
     Seen: transformers 5.23 and 5.24; rwkv, xlnet and reformer keep lists of tensors under names of their own,
@@ -68,7 +70,7 @@ def takes_cache(model: Any) -> bool:
     return cache_name() in inspect.signature(model.forward).parameters
 
 
-def makes_dynamic_cache(model: Any) -> bool:
+def makes_dynamic_cache(model: PreTrainedModel) -> bool:
     """Tell whether `generate` makes a `DynamicCache` for a model where nothing else is asked for.
 
     Seen: transformers 5.23 and 5.24, `_supports_default_dynamic_cache`. Gone: it does for every model.
@@ -76,7 +78,7 @@ def makes_dynamic_cache(model: Any) -> bool:
     return bool(getattr(model, "_supports_default_dynamic_cache", lambda: True)())
 
 
-def cache_of(output: Any) -> Any:
+def cache_of(output: ModelOutput) -> Cache:
     """Return what an output holds of the text, None where it holds nothing; rwkv calls it `state`, xlnet `mems`.
 
     The old names are properties in 5.24 that warn: only the names of the installed version are asked for.
@@ -104,7 +106,7 @@ def _overrides(kind: Any, names: tuple[str, ...]) -> bool:
     return any(getattr(kind, name, None) is not getattr(GenerationMixin, name, None) for name in names)
 
 
-def speakers(model: Any) -> list[Any]:
+def speakers(model: PreTrainedModel) -> list[Any]:
     """Return the modules whose logits `generate` may take: the model, and the part that it may hand a text over to.
 
     Seen: transformers 5.23 and 5.24, `text_model` of kosmos-2. Gone: the model alone, as of all others.
@@ -115,7 +117,7 @@ def speakers(model: Any) -> list[Any]:
     return [model, part] if isinstance(part, GenerationMixin) else [model]
 
 
-def decoding(model: Any) -> AbstractContextManager[Any]:
+def decoding(model: PreTrainedModel) -> AbstractContextManager[Any]:
     """Return the context in which `generate` makes its steps: on a GPU experts are multiplied in another way.
 
     Seen: transformers 5.23 and 5.24, `_optimize_model_for_decode`. Gone: there is no such difference.
@@ -123,7 +125,7 @@ def decoding(model: Any) -> AbstractContextManager[Any]:
     return getattr(model, "_optimize_model_for_decode", nullcontext)()
 
 
-def attention(config: Any) -> str:
+def attention(config: PreTrainedConfig) -> str:
     """Return how a loaded model computes attention, empty where it does not say.
 
     Seen: transformers 5.23 and 5.24, `_attn_implementation`. Gone: it is not shown.
@@ -131,7 +133,7 @@ def attention(config: Any) -> str:
     return str(getattr(config, "_attn_implementation", "") or "")
 
 
-def forget_attention(config: Any) -> None:
+def forget_attention(config: PreTrainedConfig) -> None:
     """Drop what a config file says of attention, for any part of the model: it could name code on the Hub.
 
     Seen: transformers 5.23 and 5.24, `_attn_implementation`. Gone: the argument of `from_pretrained` still decides.
@@ -153,7 +155,7 @@ def generation_defaults() -> dict[str, Any]:
     return dict(getattr(GenerationConfig, "_get_default_generation_params", dict)())
 
 
-def undivided(model: Any) -> list[str]:
+def undivided(model: PreTrainedModel) -> list[str]:
     """Return the classes of modules that a device map must not split.
 
     Seen: transformers 5.23 and 5.24, `_no_split_modules`, as accelerate's guide uses it. Gone: a plan may split a
@@ -165,7 +167,7 @@ def undivided(model: Any) -> list[str]:
 # accelerate
 
 
-def offloaded(model: Any) -> bool:
+def offloaded(model: PreTrainedModel) -> bool:
     """Tell whether accelerate moves parts of a model between devices as it runs.
 
     Seen: accelerate 1.10 to 1.15, `_hf_hook`. Gone: such a model counts as one that lies still.
@@ -186,7 +188,7 @@ def int4_weights(steps: Any) -> Any:
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps, 1)
 
 
-def int4_product(rows: Any, weights: Any, group: int, scales: Any) -> Any:
+def int4_product(rows: Tensor, weights: Tensor, group: int, scales: Tensor) -> Tensor:
     """Multiply rows by packed 4-bit weights; scales and zeros have shape (groups, outputs, 2).
 
     Seen: torch 2.10 to 2.13, CPU kernels. Gone: as above.
@@ -196,7 +198,7 @@ def int4_product(rows: Any, weights: Any, group: int, scales: Any) -> Any:
     return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, weights, group, scales)
 
 
-def int8_product(rows: Any, weights: Any, scales: Any) -> Any:
+def int8_product(rows: Tensor, weights: Tensor, scales: Tensor) -> Tensor:
     """Multiply rows by 8-bit weights of shape (outputs, inputs), with one scale for each output.
 
     Seen: torch 2.10 to 2.13, CPU kernels. Gone: as above.

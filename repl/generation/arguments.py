@@ -12,6 +12,7 @@ from typing import Any
 
 from repl.core import decoding, fields
 from repl.core.decoding import LENGTHS
+from repl.core.library_types import PreTrainedModel
 from repl.core.settings import Settings
 from repl.generation.runtime import Model
 
@@ -35,7 +36,7 @@ def of_settings(resident: Model, settings: Settings) -> Arguments:
     return of_values(resident.model, decoding.overrides(settings, resident.facts.base))
 
 
-def of_values(model: Any, values: Mapping[str, Any]) -> Arguments:
+def of_values(model: PreTrainedModel, values: Mapping[str, Any]) -> Arguments:
     """Return what `generate` is called with for values in the library's names; None switches a field off."""
     own = model.generation_config
     limit = [name for name in LENGTHS if values.get(name) is not None]

@@ -13,6 +13,7 @@ from repl.core.errors import Cancelled, Failed, ReplError, UsageError
 from repl.core.events import Notice, PromptEcho, Token
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext, strip_traceback
+from repl.core.library_types import ModelOutput, Tensor
 from repl.core.parts import Parts
 from repl.core.reply import BeamSearch, Reply, Sequence, Timing, TokenLogprobs, Usage
 from repl.generation import arguments
@@ -162,7 +163,7 @@ class Run:
         elif self.request.text:
             self.emit(PromptEcho(self.resident.tokenizer.decode(self.prompt, skip_special_tokens=True)))
 
-    def _call(self) -> Any:
+    def _call(self) -> ModelOutput:
         import torch
 
         if self.seed is not None:
@@ -189,7 +190,7 @@ class Run:
                 **{**self.arguments.off, **cache, **extra},
             )
 
-    def _lent(self, ids: Any) -> AbstractContextManager[tuple[dict[str, Any], int]]:
+    def _lent(self, ids: Tensor) -> AbstractContextManager[tuple[dict[str, Any], int]]:
         kept = self.resident.runtime.kv_cache
         if self.request.settings.decode.reuse:
             return kept.lent(self.resident.model, self.config, ids, lambda: [*self.prompt, *self.ids])
@@ -221,7 +222,7 @@ class Run:
         pieces = self.reading.take(self.reader, token) if self.reading else ()
         return replace(token, pieces=pieces) if pieces else token
 
-    def _told_to_stop(self, ids: Any, _: Any) -> Any:
+    def _told_to_stop(self, ids: Tensor, _: Any) -> Tensor:
         """End a beam search that was cancelled, keeping the best so far."""
         import torch
 
@@ -235,7 +236,7 @@ class Run:
 
     # tell
 
-    def _sequences(self, output: Any) -> list[Sequence]:
+    def _sequences(self, output: ModelOutput) -> list[Sequence]:
         rows = output.sequences[:, len(self.prompt) :].tolist()
         scores = getattr(output, "sequences_scores", None)
         listed = [None] * len(rows) if scores is None else scores.tolist()
@@ -279,7 +280,7 @@ class Run:
                 self._made(Token(whole[len(told) :]))
         return [self._parted("".join(self.pieces), self.ids)]
 
-    def _finish(self, output: Any) -> str:
+    def _finish(self, output: ModelOutput) -> str:
         if self.emit.stopped():
             return "cancelled"
         return self.ended(self.sequence(output.sequences[0, len(self.prompt) :].tolist()).token_ids)

@@ -13,6 +13,7 @@ from repl.core import library
 from repl.core.errors import BadModel, MissingExtra, ReplError
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
+from repl.core.library_types import PreTrainedModel
 from repl.core.settings import Load
 from repl.hub import locate, weight_headers
 
@@ -126,7 +127,7 @@ def check(config: dict[str, Any]) -> None:
         )
 
 
-def fits(model: Any, config: dict[str, Any], tensors: dict[str, weight_headers.Tensor]) -> None:
+def fits(model: PreTrainedModel, config: dict[str, Any], tensors: dict[str, weight_headers.Tensor]) -> None:
     """Raise `BadModel` where a tensor of an adapter has no place in a model, or one of another size."""
     modules = dict(model.named_modules())
     made_for = config.get("base_model_name_or_path")
@@ -147,13 +148,13 @@ def fits(model: Any, config: dict[str, Any], tensors: dict[str, weight_headers.T
             raise BadModel(f"the adapter{whose} is for another model: {cause}", NONE)
 
 
-def shell(model: Any) -> Any:
+def shell(model: PreTrainedModel) -> PreTrainedModel:
     """Copy a model's structure around the same tensors: what is changed on the copy leaves the model as it is."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def attach(model: Any, folder: Path, merge: bool, emit: JobContext) -> Any:
+def attach(model: PreTrainedModel, folder: Path, merge: bool, emit: JobContext) -> PreTrainedModel:
     """Return a model with an adapter put on or merged in; the model itself is changed by it."""
     config, tensors = examine(folder)
     fits(model, config, tensors)
@@ -174,7 +175,7 @@ def _targets(tensors: dict[str, weight_headers.Tensor]) -> set[str]:
     return {name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors if ".lora_" in name}
 
 
-def _attached(model: Any, folder: Path, merge: bool, targets: list[str]) -> Any:
+def _attached(model: PreTrainedModel, folder: Path, merge: bool, targets: list[str]) -> PreTrainedModel:
     import peft
     from safetensors.torch import load_file
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from repl.core.errors import BadModel, UsageError
+from repl.core.library_types import PreTrainedModel
 from repl.core.settings import Load
 
 SPREAD = ("auto", "balanced", "sequential")  # the maps that the library makes itself, within `max_memory`
@@ -69,7 +70,7 @@ def offload_folder(words: str) -> str:
     return str(folder)
 
 
-def placed(model: Any) -> dict[str, str]:
+def placed(model: PreTrainedModel) -> dict[str, str]:
     """Return the device of each part of a model that was placed as one."""
     places = getattr(model, "hf_device_map", None) or {"": model.device}
     return {part: f"cuda:{place}" if isinstance(place, int) else str(place) for part, place in places.items()}

@@ -10,6 +10,7 @@ from repl.core.errors import BadModel, Cancelled, MissingExtra, ReplError
 from repl.core.events import Progress
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext
+from repl.core.library_types import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from repl.core.settings import Load
 from repl.hub import consent, locate, validate
 from repl.hub.validate import NeedsCode
@@ -20,7 +21,7 @@ HALVES = ("decoder_layers", "num_decoder_layers")
 """What the config of an encoder with a decoder has, of which the decoder is used alone."""
 
 
-def config(found: locate.LocalModel, load: Load) -> Any:
+def config(found: locate.LocalModel, load: Load) -> PreTrainedConfig:
     """Read the config; what it says about attention code is dropped, it could name code on the Hub."""
     from transformers import AutoConfig
 
@@ -55,7 +56,7 @@ def _options(load: Load, found: locate.LocalModel, form: str) -> dict[str, Any]:
     return options
 
 
-def auto_class(config: Any) -> Any:
+def auto_class(config: PreTrainedConfig) -> Any:
     """Return the library's class that loads a config: for causal models, else for those that also see images."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import (
@@ -81,7 +82,7 @@ def auto_name(place: Path) -> str:
     return "AutoModelForImageTextToText" if seeing else "AutoModelForCausalLM"
 
 
-def _seeing_class(config: Any) -> Any:
+def _seeing_class(config: PreTrainedConfig) -> Any:
     """Return the library's class for images and text where a config could be loaded by either; else None."""
     from transformers import AutoModelForImageTextToText
     from transformers.models.auto import modeling_auto
@@ -91,7 +92,7 @@ def _seeing_class(config: Any) -> Any:
     return AutoModelForImageTextToText if either else None
 
 
-def admit(config: Any) -> None:
+def admit(config: PreTrainedConfig) -> None:
     """Refuse a model that does not answer text alone, token by token; raises `BadModel`."""
     import inspect
 
@@ -112,7 +113,7 @@ def admit(config: Any) -> None:
         raise BadModel(f"{name} needs an image with every message, and a conversation here is text alone")
 
 
-def _class(config: Any) -> Any:
+def _class(config: PreTrainedConfig) -> Any:
     """Return the class of the model itself; None for one that is not the library's own."""
     from transformers.models.auto import modeling_auto
 
@@ -122,7 +123,7 @@ def _class(config: Any) -> Any:
     return None
 
 
-def tokenizer(found: locate.LocalModel, load: Load, emit: JobContext) -> Any:
+def tokenizer(found: locate.LocalModel, load: Load, emit: JobContext) -> PreTrainedTokenizerBase:
     """Read the tokenizer; raises `BadModel`."""
     from transformers import AutoTokenizer
 
@@ -158,7 +159,9 @@ def _has(*packages: str) -> bool:
         return False
 
 
-def model(found: locate.LocalModel, load: Load, config: Any, form: str, emit: JobContext) -> tuple[Any, dict[str, Any]]:
+def model(
+    found: locate.LocalModel, load: Load, config: PreTrainedConfig, form: str, emit: JobContext
+) -> tuple[Any, dict[str, Any]]:
     """Read the weights into a model; returns it with the library's report on tensors."""
     with emit.uninterruptible():
         _class(config)  # imports the model's own code
@@ -173,14 +176,14 @@ def model(found: locate.LocalModel, load: Load, config: Any, form: str, emit: Jo
     return read, report
 
 
-def check(found: locate.LocalModel, model: Any, report: dict[str, Any]) -> None:
+def check(found: locate.LocalModel, model: PreTrainedModel, report: dict[str, Any]) -> None:
     """Refuse what was read if it is not whole, or would decode without end; raises `BadModel`."""
     _complete(found, report)
     _modest(model.generation_config)
     _answers(model)
 
 
-def _answers(model: Any) -> None:
+def _answers(model: PreTrainedModel) -> None:
     """Refuse a model that cannot answer a few ids; one that is called as all text models are need not be asked."""
     import torch
 
@@ -201,7 +204,7 @@ def _answers(model: Any) -> None:
         raise BadModel(_why_silent(model.config, kind.__name__)) from error
 
 
-def _why_silent(config: Any, name: str) -> str:
+def _why_silent(config: PreTrainedConfig, name: str) -> str:
     """Say in plain words that a model does not answer text, which the library's own `generate` has shown."""
     if "Assistant" in name:
         return f"{name} only drafts for the model that it was made for, and does not answer by itself"
@@ -221,7 +224,7 @@ def _complete(found: locate.LocalModel, report: dict[str, Any]) -> None:
         raise BadModel(f"the weights in {found.folder} lack the tensor {missing[0]}{more}: renamed or incomplete")
 
 
-def _modest(config: Any) -> None:
+def _modest(config: PreTrainedConfig) -> None:
     """Refuse a model whose own decoding would search without end."""
     for name in ("num_beams", "num_return_sequences"):
         if isinstance(value := getattr(config, name, None), int) and value > MOST:

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from repl.core.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError
 from repl.core.explain import is_memory, sentence
+from repl.core.library_types import PreTrainedConfig
 from repl.core.settings import Load
 from repl.hub.weight_headers import Weights
 from repl.models import quantization
@@ -37,7 +37,7 @@ def translated(load: Load) -> Iterator[None]:
 
 
 @contextmanager
-def weighed(weights: Weights, config: Any, load: Load) -> Iterator[None]:
+def weighed(weights: Weights, config: PreTrainedConfig, load: Load) -> Iterator[None]:
     """Let an error about memory say what was needed, what is free, and what needs less."""
     try:
         yield

@@ -10,6 +10,7 @@ from repl.core import decoding, library, paths
 from repl.core.decoding import ModelDefaults
 from repl.core.errors import BadModel, Unreachable
 from repl.core.jobs import JobContext
+from repl.core.library_types import PreTrainedModel, PreTrainedTokenizerBase
 from repl.core.settings import Load
 from repl.hub import builtin, locate, validate
 from repl.hub.consent import Consents
@@ -150,7 +151,7 @@ def _bare(load: Load, emit: JobContext, offline: bool, make_room: MakeRoom, cons
     return adapters.BaseModel(model, tokenizer, found, weights, packing, unexpected=unexpected)
 
 
-def _packed(model: Any, load: Load, emit: JobContext) -> packed_linear.Packing:
+def _packed(model: PreTrainedModel, load: Load, emit: JobContext) -> packed_linear.Packing:
     if "disk" in device_map.placed(model).values():
         said = f"{load.quantize} packs weights in memory, and some are on disk"
         raise BadModel(said, "/max_memory default", "/quantize none")
@@ -201,7 +202,7 @@ def _builtin(emit: JobContext, offline: bool) -> Path:
     return made
 
 
-def _facts(load: Load, base: adapters.BaseModel, model: Any, began: float) -> ModelInfo:
+def _facts(load: Load, base: adapters.BaseModel, model: PreTrainedModel, began: float) -> ModelInfo:
     found, weights, tokenizer = base.found, base.weights, base.tokenizer
     config = model_config.text(model.config)
     places, own = device_map.placed(model), _base(model)
@@ -240,14 +241,14 @@ def _facts(load: Load, base: adapters.BaseModel, model: Any, began: float) -> Mo
     )
 
 
-def _beyond(tokenizer: Any, vocabulary: int) -> list[str]:
+def _beyond(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[str]:
     """Say that a tokenizer makes ids that the model has no embedding for."""
     count = len(tokenizer)
     said = f"the tokenizer has {count} tokens, the embedding {vocabulary}: a text with one of the others cannot be read"
     return [said] if 0 < vocabulary < count else []
 
 
-def _base(model: Any) -> ModelDefaults:
+def _base(model: PreTrainedModel) -> ModelDefaults:
     from transformers import GenerationConfig
 
     theirs = model.generation_config.to_diff_dict().items()

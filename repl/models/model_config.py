@@ -6,32 +6,34 @@ Plain `getattr` raises on such a value (Gemma 4), a `RuntimeError` that no defau
 from collections.abc import Sequence
 from typing import Any
 
+from repl.core.library_types import PreTrainedConfig
 
-def read(config: Any, *names: str) -> Any:
+
+def read(config: PreTrainedConfig, *names: str) -> Any:
     """Return the first of these values that is set; None where none is, or where it differs between layers."""
     return next((value for name in names if (value := _value(config, name)) is not None), None)
 
 
-def count(config: Any, *names: str) -> int:
+def count(config: PreTrainedConfig, *names: str) -> int:
     """Return the first of these values that is a positive number, else 0; -1 is how some configs say "no limit"."""
     values = (_value(config, name) for name in names)
     return next((int(value) for value in values if isinstance(value, int | float) and value > 0), 0)
 
 
-def text(config: Any) -> Any:
+def text(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the config of the part that writes text: of a model with a vision tower the language model's."""
     find = getattr(config, "get_text_config", None)
     return find(decoder=True) if callable(find) else config
 
 
-def by_layer(config: Any) -> Sequence[Any]:
+def by_layer(config: PreTrainedConfig) -> Sequence[Any]:
     """Return one config for each layer where values differ between layers; empty where they do not."""
     varied = getattr(config, "is_heterogeneous", False)
     layers = getattr(config, "per_layer_config", None) if varied is True else None
     return [layers[number] for number in range(len(layers))] if layers is not None else []
 
 
-def _value(config: Any, name: str) -> Any:
+def _value(config: PreTrainedConfig, name: str) -> Any:
     try:
         return getattr(config, name, None)
     except RuntimeError:  # AmbiguousGlobalPerLayerAttributeError, since transformers 5.24

@@ -9,6 +9,7 @@ from repl.core import library
 from repl.core.errors import MissingExtra
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
+from repl.core.library_types import Linear, Module, PreTrainedModel, Tensor
 
 GROUP = 32  # int4 weights that share a scale and a zero
 TILE = 16  # rows that the int4 kernel works on together: what is left over is padded
@@ -29,7 +30,7 @@ class Packing:
     """Linear layers whose shape the kernel does not take; they stay as they were."""
 
 
-def pack(model: Any, quantize: str, emit: JobContext) -> Packing:
+def pack(model: PreTrainedModel, quantize: str, emit: JobContext) -> Packing:
     """Swap every linear layer of a model for a packed one, one after the other, each original freed at once.
 
     Raises `MissingExtra` where this build of torch has no kernels that are right.
@@ -50,7 +51,7 @@ def pack(model: Any, quantize: str, emit: JobContext) -> Packing:
     return Packing(took, len(found) - took)
 
 
-def linears(model: Any) -> Iterator[tuple[Any, str, Any]]:
+def linears(model: PreTrainedModel) -> Iterator[tuple[Any, str, Any]]:
     """Find the linear layers, GPT-2's transposed ones too: parent, name and layer; an adapter's own are left out."""
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -61,7 +62,7 @@ def linears(model: Any) -> Iterator[tuple[Any, str, Any]]:
                 yield module, name, child
 
 
-def shape(linear: Any) -> tuple[int, int]:
+def shape(linear: Linear) -> tuple[int, int]:
     """Return outputs and inputs of a linear layer."""
     rows, columns = linear.weight.shape
     return (rows, columns) if hasattr(linear, "in_features") else (columns, rows)
@@ -72,7 +73,7 @@ def packs(quantize: str, rows: int, columns: int) -> bool:
     return rows > 0 and columns > 0 and columns % GROUP == 0
 
 
-def join(parent: Any, names: tuple[str, ...]) -> None:
+def join(parent: Module, names: tuple[str, ...]) -> None:
     """Let packed siblings share one call of the kernel: for a single token, calling costs as much as computing."""
     import torch
 
@@ -93,12 +94,12 @@ def join(parent: Any, names: tuple[str, ...]) -> None:
         start += each.out_features
 
 
-def joins(linear: Any) -> bool:
+def joins(linear: Linear) -> bool:
     """Tell whether the rows of a packed layer can stand beside those of another."""
     return bool(linear.quantize == "int8" or linear.out_features % BLOCK == 0)
 
 
-def detach(model: Any) -> None:
+def detach(model: PreTrainedModel) -> None:
     """Copy what stays as it is: it lies in the mapped weight file, which would be held in memory as a whole."""
     import torch
 
@@ -126,7 +127,7 @@ def check(quantize: str) -> None:
         raise MissingExtra(f"this build of torch has no {quantize} kernel for this CPU", "/quantize 8bit")
 
 
-def replaced(linear: Any, quantize: str, twice: bool = False) -> Any:
+def replaced(linear: Linear, quantize: str, twice: bool = False) -> Module:
     """Return the packed layer that stands for a linear one; `twice` gives int4 eight bits, as a head needs them."""
     import torch
 
@@ -137,13 +138,13 @@ def replaced(linear: Any, quantize: str, twice: bool = False) -> Any:
         return linear_class()(quantize, tuple(weight.shape), *quantized, linear.bias)
 
 
-def chunks(weight: Any) -> Iterator[Any]:
+def chunks(weight: Tensor) -> Iterator[Any]:
     """Cut a weight into blocks of rows, in float32."""
     for start in range(0, weight.shape[0], CHUNK):
         yield weight[start : start + CHUNK].float()
 
 
-def quantize_int8(weight: Any) -> tuple[Any, Any]:
+def quantize_int8(weight: Tensor) -> tuple[Any, Any]:
     """Quantize to int8 with one bfloat16 scale a row: values (rows, columns), scales (rows)."""
     import torch
 
@@ -155,7 +156,7 @@ def quantize_int8(weight: Any) -> tuple[Any, Any]:
     return torch.cat(values).contiguous(), torch.cat(scales)
 
 
-def quantize_int4(weight: Any, twice: bool = False) -> tuple[Any, Any]:
+def quantize_int4(weight: Tensor, twice: bool = False) -> tuple[Any, Any]:
     """Quantize to int4 with a bfloat16 scale and zero for each group, in the kernel's own order.
 
     A weight is `(value - 8) * scale + zero`; scale and zero have shape (groups, rows, 2). Twice, what the first time
@@ -177,7 +178,7 @@ def quantize_int4(weight: Any, twice: bool = False) -> tuple[Any, Any]:
     return torch.cat(values), torch.cat(scales, 1).contiguous()
 
 
-def round_groups(block: Any) -> tuple[Any, Any, Any]:
+def round_groups(block: Tensor) -> tuple[Any, Any, Any]:
     """Round groups to 16 steps: values (rows, groups, GROUP), scale and zero (rows, groups), all in float32."""
     groups = block.view(block.shape[0], -1, GROUP)
     least, most = groups.aminmax(dim=-1)
@@ -186,7 +187,7 @@ def round_groups(block: Any) -> tuple[Any, Any, Any]:
     return groups.sub(zero.unsqueeze(-1)).div_(scale.unsqueeze(-1)).add_(8).round_().clamp_(0, 15), scale, zero
 
 
-def times_eight(rows: Any, values: Any, scales: Any) -> Any:
+def times_eight(rows: Tensor, values: Tensor, scales: Tensor) -> Tensor:
     """Multiply rows by an int8 weight; many rows in float32, for the kernel is made for few."""
     import torch
 
@@ -195,7 +196,7 @@ def times_eight(rows: Any, values: Any, scales: Any) -> Any:
     return library.int8_product(rows, values, scales)
 
 
-def times_four(rows: Any, values: Any, scales: Any) -> Any:
+def times_four(rows: Tensor, values: Tensor, scales: Tensor) -> Tensor:
     """Multiply rows by an int4 weight."""
     return library.int4_product(rows, values, GROUP, scales)
 
@@ -209,7 +210,7 @@ class PackedLinearBase:
     scales: Any
     bias: Any
 
-    def __init__(self, quantize: str, size: tuple[int, int], values: Any, scales: Any, bias: Any) -> None:
+    def __init__(self, quantize: str, size: tuple[int, int], values: Tensor, scales: Tensor, bias: Tensor) -> None:
         import torch
 
         torch.nn.Module.__init__(self)
@@ -223,27 +224,27 @@ class PackedLinearBase:
         self.shared: list[Any] = [None, None, 0]  # input, output, and how many parts have not taken theirs
 
     @property
-    def weight(self) -> Any:
+    def weight(self) -> Tensor:
         """The weight as the kernel sees it, in bfloat16: for code that goes past `forward`."""
         import torch
 
         return self.product(torch.eye(self.in_features, dtype=self.kept)).t().contiguous()
 
-    def product(self, rows: Any) -> Any:
+    def product(self, rows: Tensor) -> Tensor:
         """Multiply rows of bfloat16 by the weight: (count, inputs) to (count, outputs)."""
         if self.twice:
             rows = rows.repeat(1, 2)
         out = self.kernel(rows, self.values, self.scales)
         return out if out.shape[1] == self.out_features else out[:, : self.out_features]
 
-    def forward(self, input: Any) -> Any:
+    def forward(self, input: Tensor) -> Tensor:
         """Do what a linear layer does."""
         out = self.product(input.reshape(-1, self.in_features).to(self.kept).contiguous()).to(input.dtype)
         if (bias := self.bias) is not None:
             out = out + bias
         return out.view(*input.shape[:-1], self.out_features)
 
-    def for_all(self, input: Any, parts: int) -> Any:
+    def for_all(self, input: Tensor, parts: int) -> Tensor:
         """Compute once what several parts ask for in turn, and let go of it when all of them have."""
         shared = self.shared
         if shared[0] is not input:
@@ -258,7 +259,7 @@ class PackedLinearBase:
 class PackedSlice:
     """Some outputs of a packed layer that stands for several."""
 
-    def __init__(self, whole: Any, start: int, size: int, parts: int) -> None:
+    def __init__(self, whole: Module, start: int, size: int, parts: int) -> None:
         import torch
 
         torch.nn.Module.__init__(self)
@@ -266,7 +267,7 @@ class PackedSlice:
         self.in_features, self.out_features, self.quantize = whole.in_features, size, whole.quantize
 
     @property
-    def weight(self) -> Any:
+    def weight(self) -> Tensor:
         """These rows of the whole weight."""
         return self.whole.weight[self.start : self.stop]
 
@@ -275,7 +276,7 @@ class PackedSlice:
         """These numbers of the whole bias."""
         return None if self.whole.bias is None else self.whole.bias[self.start : self.stop]
 
-    def forward(self, input: Any) -> Any:
+    def forward(self, input: Tensor) -> Tensor:
         """Do what a linear layer does."""
         return self.whole.for_all(input, self.parts)[..., self.start : self.stop]
 

@@ -5,6 +5,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from repl.core import library
+from repl.core.library_types import Cache, PreTrainedModel, Tensor
 
 PLAIN: dict[str, Any] = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
 PLAIN |= {"return_dict_in_generate": True, "output_logits": True}
@@ -16,7 +17,7 @@ MADE = 3  # tokens of the answer that is tried
 CLOSE = 1e-3  # of the largest logit: how far two ways to the same number may lie apart in float32
 
 
-def following(model: Any, ids: Any, cache: Any = None) -> Any:
+def following(model: PreTrainedModel, ids: Tensor, cache: Cache = None) -> Tensor:
     """Return the float32 logits behind `ids`, shape (1, tokens), as `generate` has them: shape (vocab,).
 
     `cache` holds the beginning of the ids; it is filled up to their end.
@@ -24,7 +25,7 @@ def following(model: Any, ids: Any, cache: Any = None) -> Any:
     return answered(model, ids, cache).logits[0][0].float()
 
 
-def answered(model: Any, ids: Any, cache: Any = None, tokens: int = 1) -> Any:
+def answered(model: PreTrainedModel, ids: Tensor, cache: Cache = None, tokens: int = 1) -> Tensor:
     """Return what `generate` makes of `ids`, exactly so many tokens, with their logits; see `following`."""
     import torch
 
@@ -35,7 +36,7 @@ def answered(model: Any, ids: Any, cache: Any = None, tokens: int = 1) -> Any:
         return model.generate(**{**off, **PLAIN, **length, **given}, input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
-def carries_on(model: Any, ids: Any, blank: Callable[[], Any]) -> bool:
+def carries_on(model: PreTrainedModel, ids: Tensor, blank: Callable[[], Any]) -> bool:
     """Tell whether `generate` goes on from a cache as if it had read everything at once.
 
     Some models take a cache and heed it wrongly or not at all, and some keep more of what they make than the tokens
@@ -56,7 +57,7 @@ def carries_on(model: Any, ids: Any, blank: Callable[[], Any]) -> bool:
     return bool((halves - whole).abs().max() * times < (alone - whole).abs().max())
 
 
-def same(logits: Any, expected: Any, dtype: Any) -> bool:
+def same(logits: Tensor, expected: Tensor, dtype: Any) -> bool:
     """Tell whether two rows of logits, shape (vocab,), are the same up to how a dtype rounds."""
     import torch
 
@@ -70,7 +71,7 @@ class Known:
     def __init__(self) -> None:
         self._found: MutableMapping[Any, Any] = WeakKeyDictionary()
 
-    def get(self, model: Any, find: Callable[[], Any]) -> Any:
+    def get(self, model: PreTrainedModel, find: Callable[[], Any]) -> Any:
         """Return what is known of a model; `find` finds it out where nothing is."""
         if model not in self._found:
             self._found[model] = find()

@@ -14,6 +14,7 @@ from repl.core.errors import Cancelled, Failed
 from repl.core.events import Event, Notice, Progress, Token
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext, strip_traceback
+from repl.core.library_types import LogitsProcessor, Tensor
 from repl.core.reply import Reply
 from repl.generation import arguments, engine
 from repl.generation.decode import loop
@@ -58,7 +59,7 @@ class Row:
         """Return how many tokens there are."""
         return len(self.made.done.token_ids) if self.made else len(self.run.ids)
 
-    def prepare(self, ids: Any) -> None:
+    def prepare(self, ids: Tensor) -> None:
         """Let the library make what `generate` would choose tokens with; the model is not run."""
         import torch
 
@@ -74,7 +75,7 @@ class Row:
         if self.run.seed is not None:  # the numbers that follow `torch.manual_seed`, apart from those of other rows
             self._random = torch.Generator(ids.device).manual_seed(self.run.seed)
 
-    def choose(self, ids: Any, logits: Any) -> int:
+    def choose(self, ids: Tensor, logits: Tensor) -> int:
         """Choose the next token; `ids` have shape (1, tokens), `logits` (1, vocab), which may be changed."""
         import torch
 
@@ -90,7 +91,7 @@ class Row:
         self.run.ids.append(token)
         self.logprobs.append(logprob)
 
-    def over(self, ids: Any) -> bool:
+    def over(self, ids: Tensor) -> bool:
         """Tell whether the reply has ended, and close it then."""
         if not bool(self._criteria(ids, None).all()):
             return False
@@ -206,7 +207,7 @@ class Rows:
         """Return how many rows come of the one prompt."""
         return len(self._live)
 
-    def choose(self, ids: Any, logits: Any) -> Any:
+    def choose(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Choose each row's next token in its own way; called by the decode loop."""
         import torch
 
@@ -217,7 +218,7 @@ class Rows:
             row.take(token, logprob)
         return found
 
-    def left(self, ids: Any) -> list[int]:
+    def left(self, ids: Tensor) -> list[int]:
         """Return the places of the rows that go on, and close the others; called by the decode loop."""
         keep = [place for place, row in enumerate(self._live) if not row.over(ids[place : place + 1])]
         self._live = [self._live[place] for place in keep]
@@ -263,7 +264,7 @@ def named(found: Any) -> tuple[str, ...]:
     return tuple(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower() for kind in kinds)
 
 
-def _theirs(processor: Any) -> bool:
+def _theirs(processor: LogitsProcessor) -> bool:
     from transformers import LogitsProcessor
 
     return isinstance(processor, LogitsProcessor)

@@ -6,6 +6,7 @@ from typing import Any
 
 from repl.core.events import Beam, Beams, Token
 from repl.core.jobs import JobContext
+from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.reply import BeamSearch, PrunedBeam
 from repl.generation.decode.beam_history import History, Lost
 from repl.generation.decode.detokenizer import Detokenizer
@@ -22,7 +23,9 @@ class Watch:
     cannot be known here and are left out.
     """
 
-    def __init__(self, tokenizer: Any, emit: JobContext, scored: bool = True, ends: Collection[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, emit: JobContext, scored: bool = True, ends: Collection[int] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         self._emit = emit
         self._scored = scored
@@ -35,7 +38,7 @@ class Watch:
         self.steps = 0
         self.first_at = 0.0
 
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """See one step; returns the scores as they came."""
         if self._ids is None:
             self.start = input_ids.shape[1]
@@ -48,7 +51,7 @@ class Watch:
             self._history.look(*self._best(scores))
         return scores
 
-    def _best(self, scores: Any) -> tuple[list[tuple[int, int, float]], int]:
+    def _best(self, scores: Tensor) -> tuple[list[tuple[int, int, float]], int]:
         """Return the continuations that the library looks at, best first, and how many of them may be kept."""
         beams, vocabulary = scores.shape
         totals = (scores.float() + self._sums[:, None]).flatten()
@@ -56,7 +59,7 @@ class Watch:
         found = zip(places.tolist(), values.tolist(), strict=True)
         return [(*divmod(place, vocabulary), value) for place, value in found if value > NEVER / 2], beams
 
-    def _follow(self, ids: Any) -> None:
+    def _follow(self, ids: Tensor) -> None:
         """Find each hypothesis's parent in the step before, and add what its last token cost."""
         self.steps += 1
         self.first_at = self.first_at or time.monotonic()
@@ -68,7 +71,7 @@ class Watch:
             self._shown = time.monotonic()
             self._emit(self.picture(ids))
 
-    def picture(self, ids: Any) -> Beams:
+    def picture(self, ids: Tensor) -> Beams:
         """Return the hypotheses in `ids` with what they have in common."""
         rows = [row[self.start :] for row in ids.tolist()]
         shared = common(rows)
@@ -101,7 +104,7 @@ class Watch:
         )
 
 
-def spelled(tokenizer: Any, seed: Sequence[int], ids: Sequence[int]) -> Iterator[Token]:
+def spelled(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Sequence[int]) -> Iterator[Token]:
     """Yield finished ids as the tokens that a streamer would have sent; `seed` as in `Detokenizer`."""
     pieces = Detokenizer(tokenizer, seed)
     for token in ids:
@@ -110,7 +113,7 @@ def spelled(tokenizer: Any, seed: Sequence[int], ids: Sequence[int]) -> Iterator
         yield Token(rest)
 
 
-def pieced(tokenizer: Any, seed: Sequence[int], ids: Sequence[int]) -> list[str]:
+def pieced(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Sequence[int]) -> list[str]:
     """Return the text of each of some ids; what is left at the end belongs to the last."""
     tokens = list(spelled(tokenizer, seed, ids))
     texts = [token.text for token in tokens if token.id is not None]

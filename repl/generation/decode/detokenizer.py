@@ -6,6 +6,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 from repl.core.events import Token
+from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.generation.prompt.reply_parser import spoken
 
 KEPT = 8
@@ -29,7 +30,9 @@ class Detokenizer:
     when a fourth one turns them into `����`, and its window grows with every skipped or undecodable token.
     """
 
-    def __init__(self, tokenizer: Any, seed: Sequence[int] = (), skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, seed: Sequence[int] = (), skip_special_tokens: bool = True
+    ) -> None:
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)  # the Rust side; None for a Python tokenizer
         marks = spoken(tokenizer) if skip_special_tokens else {}
         self._silent = _special(tokenizer) - marks.keys() if skip_special_tokens else frozenset[int]()
@@ -139,14 +142,14 @@ def _common(one: str, other: str) -> int:
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _special(tokenizer: Any) -> frozenset[int]:
+def _special(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return frozenset(getattr(tokenizer, "all_special_ids", ()))
     return frozenset(token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special)
 
 
-def _tidies(tokenizer: Any) -> bool:
+def _tidies(tokenizer: PreTrainedTokenizerBase) -> bool:
     if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
         return False
     backend = getattr(tokenizer, "backend_tokenizer", None)  # for BPE the library ignores the setting, unless forced
@@ -154,7 +157,7 @@ def _tidies(tokenizer: Any) -> bool:
     return backend is None or forced or type(backend.model).__name__ != "BPE"
 
 
-def _decoder(tokenizer: Any, skip: bool) -> Callable[[list[int]], str]:
+def _decoder(tokenizer: PreTrainedTokenizerBase, skip: bool) -> Callable[[list[int]], str]:
     tidied = getattr(tokenizer, "clean_up_tokenization_spaces", False)
     plain = {"clean_up_tokenization_spaces": False} if tidied else {}
     return partial(tokenizer.decode, skip_special_tokens=skip, **plain)
@@ -164,7 +167,7 @@ def _merges_bytes(backend: Any) -> bool:
     return backend.decoder is not None and backend.decoder.decode(["<0xC3>", "<0xA9>"]).strip() == "é"
 
 
-def _probe(tokenizer: Any) -> list[int]:
+def _probe(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Find a token that is a word or letter of its own, to see what one more token would change."""
     if not hasattr(tokenizer, "convert_tokens_to_string"):
         return []
@@ -192,7 +195,7 @@ class ExactStreamer:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         emit: Callable[[Token], None] | None,
         seed: Sequence[int],
         eos: Collection[int],
@@ -208,7 +211,7 @@ class ExactStreamer:
         self._complete = False  # the row has ended: what follows is padding
         self._ended = False
 
-    def put(self, value: Any) -> None:
+    def put(self, value: Tensor) -> None:
         """Stream the ids of one step, a tensor of shape `(batch,)` or `(1, k)`; passes on what `emit` raises."""
         if self.next_tokens_are_prompt:
             self.next_tokens_are_prompt = False
@@ -256,7 +259,7 @@ class ExactStreamer:
 
 
 def streamer(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     emit: Callable[[Token], None] | None = None,
     seed: Sequence[int] = (),
     eos: Collection[int] = (),

@@ -16,6 +16,7 @@ from repl.core import library, settings
 from repl.core.errors import ReplError, UsageError
 from repl.core.events import Notice
 from repl.core.jobs import JobContext
+from repl.core.library_types import Cache, GenerationConfig, PreTrainedModel, Tensor
 from repl.core.reply import SpeculationStats
 from repl.core.settings import Load, Settings
 from repl.generation.decode import kv_cache, loop
@@ -138,7 +139,7 @@ class Ahead:
         self._began = self._ready = 0.0
         self.passes = self.tried = self.proposed = self.accepted = 0
 
-    def offer(self, ids: Any, room: int) -> list[int]:
+    def offer(self, ids: Tensor, room: int) -> list[int]:
         """Return up to `room` ids that may follow `ids`, shape (1, tokens)."""
         self._ids += ids[0, len(self._ids) :].tolist()
         if not self.passes:
@@ -167,7 +168,7 @@ class Ahead:
         return SpeculationStats(by, self.passes, self.tried, self.proposed, self.accepted, model)
 
 
-def refusal(model: Any, config: Any, prompt: int) -> str:
+def refusal(model: PreTrainedModel, config: GenerationConfig, prompt: int) -> str:
     """Say why nothing can be read ahead with this model and generation config; empty where it can."""
     if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
         return "it works with one sequence at a time"
@@ -184,7 +185,7 @@ class Assistant:
     `vocabulary` is how many tokens the larger one knows, `context` how long a text this one may read (0: any).
     """
 
-    def __init__(self, model: Any, cache: Any, fed: list[int], vocabulary: int, context: int = 0) -> None:
+    def __init__(self, model: PreTrainedModel, cache: Cache, fed: list[int], vocabulary: int, context: int = 0) -> None:
         self._model, self._cache, self._vocabulary, self._context = model, cache, vocabulary, context
         self.fed = fed
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
@@ -237,7 +238,9 @@ class Drafting:
         self._helper: Model | None = None
 
     @contextmanager
-    def proposals(self, config: Any, ids: Any, past: dict[str, Any]) -> Iterator[tuple[Ahead | None, dict[str, Any]]]:
+    def proposals(
+        self, config: GenerationConfig, ids: Tensor, past: dict[str, Any]
+    ) -> Iterator[tuple[Ahead | None, dict[str, Any]]]:
         """Yield what proposes tokens, None for nothing, and the cache to call `generate` with: one that can be cropped.
 
         `ids` is the prompt, shape (1, tokens), `past` the cache that was lent. Where nothing can be proposed, that is
@@ -253,7 +256,7 @@ class Drafting:
             self._ahead = Ahead(drafter, most, kv_cache.rope_scaling_start(model))
             yield self._ahead, past or {library.cache_name(): kv_cache.croppable_cache(model)}
 
-    def _may(self, config: Any, ids: Any) -> bool:
+    def _may(self, config: GenerationConfig, ids: Tensor) -> bool:
         reason = refusal(self._resident.model, config, ids.shape[-1]) or self._untrue(ids)
         if self._by == "assistant" and not reason:
             reason = self._bring()
@@ -263,7 +266,7 @@ class Drafting:
             self._emit(Notice(said))
         return not reason
 
-    def _untrue(self, ids: Any) -> str:
+    def _untrue(self, ids: Tensor) -> str:
         """Say so where a pass over several tokens is no substitute for passes over each: tried once for each model."""
         model, some = self._resident.model, ids.repeat(1, kv_cache.FEW)
         if self._resident.runtime.kv_cache.may_go_on(model, kv_cache.croppable_cache(model), some):
@@ -283,7 +286,7 @@ class Drafting:
         return reason
 
     @contextmanager
-    def _assistant(self, helper: Model, ids: Any) -> Iterator[Assistant]:
+    def _assistant(self, helper: Model, ids: Tensor) -> Iterator[Assistant]:
         model, fed = helper.model, list[int]()
         words = self._resident.model.get_output_embeddings().weight.shape[0]
         prompt = ids.to(input_device(model))

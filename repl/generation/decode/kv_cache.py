@@ -6,6 +6,7 @@ from typing import Any
 
 from repl.core import library
 from repl.core.errors import Cancelled
+from repl.core.library_types import Cache, CacheLayerMixin, GenerationConfig, PreTrainedConfig, PreTrainedModel, Tensor
 from repl.models import model_config
 from repl.models.reference import Known, carries_on
 
@@ -38,7 +39,7 @@ class PrefixCache:
 
     @contextmanager
     def lent(
-        self, model: Any, config: Any, prompt: Any, seen: Callable[[], list[int]]
+        self, model: PreTrainedModel, config: GenerationConfig, prompt: Tensor, seen: Callable[[], list[int]]
     ) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield what to call `generate` with besides, and how many tokens of the prompt need not be computed.
 
@@ -57,7 +58,7 @@ class PrefixCache:
                 raise
             self._give_back(cache, seen()[: rope_scaling_start(model) or None], broken_off())
 
-    def _take(self, model: Any, prompt: Any) -> tuple[Any, int]:
+    def _take(self, model: PreTrainedModel, prompt: Tensor) -> tuple[Any, int]:
         """Return a cache of a beginning of the prompt; at least the last token is left to compute."""
         cache, ids = self._cache, self._ids
         self.drop()  # from here on an interrupt leaves nothing behind that might be wrong
@@ -66,7 +67,7 @@ class PrefixCache:
             cache, reused = lasting(model), 0
         return cache, reused
 
-    def may_go_on(self, model: Any, cache: Any, prompt: Any) -> bool:
+    def may_go_on(self, model: PreTrainedModel, cache: Cache, prompt: Tensor) -> bool:
         """Tell whether reading in steps comes to what reading at once does; the first of `prompt` is tried, once."""
         if any(type(layer).__module__ != "transformers.cache_utils" for layer in cache.layers):
             return False  # a kind of its own, which may treat what is read at once and what is made differently
@@ -76,13 +77,13 @@ class PrefixCache:
         with narrowed(model_config.text(model.config)):
             return bool(CARRIES.get(model, lambda: carries_on(model, tried, lambda: lasting(model))))
 
-    def _give_back(self, cache: Any, ids: list[int], broken_off: bool) -> None:
+    def _give_back(self, cache: Cache, ids: list[int], broken_off: bool) -> None:
         length = min(valid_length(cache, broken_off), len(ids))
         if length and cropped(cache, length):
             self._cache, self._ids = cache, ids[:length]
 
 
-def fits(model: Any, config: Any, prompt: int) -> bool:
+def fits(model: PreTrainedModel, config: GenerationConfig, prompt: int) -> bool:
     """Tell whether `generate` with this config may be given a cache, for a prompt of so many tokens."""
     beams, rows = config.num_beams or 1, config.num_return_sequences or 1
     if beams > 1 or rows > 1 or config.use_cache is False or any(getattr(config, name, None) for name in OTHERWISE):
@@ -95,7 +96,7 @@ def fits(model: Any, config: Any, prompt: int) -> bool:
     return library.makes_dynamic_cache(model) and any(map(_measured, new_cache(model).layers))
 
 
-def rope_scaling_start(model: Any) -> int:
+def rope_scaling_start(model: PreTrainedModel) -> int:
     """Return the length at which position embeddings change, 0 where they never do."""
     config = model_config.text(model.config)
     rope = model_config.read(config, "rope_parameters", "rope_scaling") or {}
@@ -106,14 +107,14 @@ def rope_scaling_start(model: Any) -> int:
     return min((int(part.get(name, whole)) for part in found), default=0)
 
 
-def new_cache(model: Any) -> Any:
+def new_cache(model: PreTrainedModel) -> Cache:
     """Return an empty cache of the kind that `generate` would make itself."""
     from transformers import DynamicCache
 
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
-def lasting(model: Any) -> Any:
+def lasting(model: PreTrainedModel) -> Any:
     """Return an empty cache whose sliding windows keep what slides out of them."""
     cache = new_cache(model)
     _remember(cache)
@@ -121,7 +122,7 @@ def lasting(model: Any) -> Any:
 
 
 @contextmanager
-def narrowed(config: Any) -> Iterator[None]:
+def narrowed(config: PreTrainedConfig) -> Iterator[None]:
     """Make the sliding window meanwhile so narrow that a few tokens go beyond it.
 
     moshi leaves the window to its cache: from a longer one, or in other steps, it reads other things.
@@ -136,7 +137,7 @@ def narrowed(config: Any) -> Iterator[None]:
             config.sliding_window = window
 
 
-def croppable_cache(model: Any) -> Any:
+def croppable_cache(model: PreTrainedModel) -> Any:
     """Return an empty cache that can be cut back at any length; None where this model has none such."""
     cache = lasting(model)
     return cache if all(map(_simple, cache.layers)) else None
@@ -149,7 +150,7 @@ def common(one: Sequence[object], other: Sequence[object]) -> int:
 
 
 @contextmanager
-def passes(model: Any) -> Iterator[Callable[[], bool]]:
+def passes(model: PreTrainedModel) -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether a forward pass was begun and not ended."""
     under_way = [False]
     hooks = [
@@ -166,12 +167,12 @@ def passes(model: Any) -> Iterator[Callable[[], bool]]:
 # layers
 
 
-def is_plain_kv(model: Any) -> bool:
+def is_plain_kv(model: PreTrainedModel) -> bool:
     """Tell whether a model's cache holds keys and values by position and nothing else: its rows can be copied."""
     return all(map(_simple, new_cache(model).layers))
 
 
-def _simple(layer: Any) -> bool:
+def _simple(layer: CacheLayerMixin) -> bool:
     """Tell whether a layer holds keys and values by position and nothing else."""
     from transformers import cache_utils
 
@@ -179,19 +180,19 @@ def _simple(layer: Any) -> bool:
     return type(layer) in (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer, dummy)
 
 
-def _measured(layer: Any) -> bool:
+def _measured(layer: CacheLayerMixin) -> bool:
     """Tell whether a layer knows how many tokens it has read; recurrent ones do not."""
     return hasattr(layer, "get_seq_length")
 
 
-def _remember(cache: Any) -> None:
+def _remember(cache: Cache) -> None:
     """Let sliding windows keep what slides out of them: without it they cannot be cropped."""
     for layer in cache.layers:
         if _simple(layer) and hasattr(layer, "activate_past_recording"):
             layer.activate_past_recording()
 
 
-def valid_length(cache: Any, broken_off: bool) -> int:
+def valid_length(cache: Cache, broken_off: bool) -> int:
     """Return how many tokens, from the first on, all layers hold; 0 where that cannot be told."""
     if broken_off:  # some layers are a step ahead of others
         whole = all(_simple(layer) and _whole(layer) for layer in cache.layers)
@@ -200,21 +201,21 @@ def valid_length(cache: Any, broken_off: bool) -> int:
     return lengths.pop() if len(lengths) == 1 else 0
 
 
-def _filled(layer: Any) -> bool:
+def _filled(layer: CacheLayerMixin) -> bool:
     return layer.is_initialized and layer.keys is not None
 
 
-def _whole(layer: Any) -> bool:
+def _whole(layer: CacheLayerMixin) -> bool:
     """Tell whether a layer holds every token it has read."""
     return not _measured(layer) or not _filled(layer) or layer.keys.shape[-2] == layer.get_seq_length()
 
 
-def _reach(layer: Any) -> int:
+def _reach(layer: CacheLayerMixin) -> int:
     """Return the tokens of which a layer holds key and value: an interrupt may come between the two."""
     return min(layer.keys.shape[-2], layer.values.shape[-2]) if _filled(layer) else 0
 
 
-def cropped(cache: Any, length: int) -> bool:
+def cropped(cache: Cache, length: int) -> bool:
     """Cut a cache back to its first tokens; False where it cannot be, and is then of no use any more.
 
     The library's own `crop` also cuts what a sliding window remembers, so that a second one comes out wrong.
@@ -225,11 +226,11 @@ def cropped(cache: Any, length: int) -> bool:
     return all(map(_simple, cache.layers)) and all(_crop(layer, length) for layer in layers)
 
 
-def _even(layer: Any) -> bool:
+def _even(layer: CacheLayerMixin) -> bool:
     return not _simple(layer) or layer.keys.shape == layer.values.shape
 
 
-def _crop(layer: Any, length: int) -> bool:
+def _crop(layer: CacheLayerMixin, length: int) -> bool:
     left = layer.keys.shape[-2] - (layer.get_seq_length() - length)
     window = layer.sliding_window - 1 if layer.is_sliding else length
     if left < min(window, length):

@@ -10,6 +10,15 @@ from contextlib import nullcontext
 from typing import Any, Protocol
 
 from repl.core import library
+from repl.core.library_types import (
+    BaseStreamer,
+    GenerationConfig,
+    LogitsProcessorList,
+    ModelOutput,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    Tensor,
+)
 from repl.generation.decode import kv_cache
 from repl.generation.decode.threads import Threads
 
@@ -31,24 +40,24 @@ class Choice(Protocol):
     def copies(self) -> int:
         """Return how many rows are made of each prompt."""
 
-    def choose(self, ids: Any, logits: Any) -> Any:
+    def choose(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Return the next tokens, shape (rows,); `logits`, shape (rows, vocab) in float32, may be changed."""
 
-    def left(self, ids: Any) -> Sequence[int]:
+    def left(self, ids: Tensor) -> Sequence[int]:
         """Return the places of the rows that go on after their new tokens; none ends the reply."""
 
 
 class Proposals(Protocol):
     """What may come next; a proposal only saves a pass where it is what the model chooses anyway."""
 
-    def offer(self, ids: Any, room: int) -> list[int]:
+    def offer(self, ids: Tensor, room: int) -> list[int]:
         """Return up to `room` ids that may follow `ids`, shape (1, tokens)."""
 
     def settle(self, made: int) -> None:
         """Hear how many tokens the pass brought that checked the last offer; 1 where none of it was right."""
 
 
-def why_not(model: Any, config: Any) -> str:
+def why_not(model: PreTrainedModel, config: GenerationConfig) -> str:
     """Say why the library's own loop is used for a model with a generation config; empty where ours is."""
     if library.decodes_itself(type(model)) or "generate" in vars(model):
         return "this model overrides parts of generate()"
@@ -65,12 +74,12 @@ def why_not(model: Any, config: Any) -> str:
 
 
 def generate(
-    model: Any,
+    model: PreTrainedModel,
     threads: Threads | None = None,
     proposals: Proposals | None = None,
     choice: Choice | None = None,
     **given: Any,
-) -> Any:
+) -> ModelOutput:
     """Call the library's `generate` with our loop, or as it is where that does not fit.
 
     `given` are the arguments of `generate`, `generation_config` among them; `choice` needs a model that `why_not` has
@@ -85,11 +94,17 @@ def generate(
         return model.generate(**_for_own_loop(model, given), custom_generate=loop)
 
 
-def captured(model: Any, **given: Any) -> tuple[Any, Any]:
+def captured(model: PreTrainedModel, **given: Any) -> tuple[Any, Any]:
     """Return the logits processors and the stopping criteria that `generate` would use; the model is not run."""
     found: list[tuple[Any, Any]] = []
 
-    def catch(model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, **_: Any) -> Any:
+    def catch(
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        **_: Any,
+    ) -> Any:
         found.append((logits_processor, stopping_criteria))
         return input_ids
 
@@ -97,7 +112,7 @@ def captured(model: Any, **given: Any) -> tuple[Any, Any]:
     return found[0]
 
 
-def settled(model: Any, given: dict[str, Any]) -> Any:
+def settled(model: PreTrainedModel, given: dict[str, Any]) -> Any:
     """Return the generation config of a call: None in it means the model's value, an argument comes first."""
     config = copy.copy(given["generation_config"])
     for name, value in vars(model.generation_config).items():
@@ -108,7 +123,7 @@ def settled(model: Any, given: dict[str, Any]) -> Any:
     return config
 
 
-def _for_own_loop(model: Any, given: dict[str, Any]) -> dict[str, Any]:
+def _for_own_loop(model: PreTrainedModel, given: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `generate`, stop strings as a criterion: it gives own loops no tokenizer."""
     from transformers import StopStringCriteria
 
@@ -128,7 +143,7 @@ class Loop:
 
     def __init__(
         self,
-        streamer: Any = None,
+        streamer: BaseStreamer = None,
         threads: Threads | None = None,
         proposals: Proposals | None = None,
         choice: Choice | None = None,
@@ -138,11 +153,11 @@ class Loop:
 
     def __call__(
         self,
-        model: Any,
-        input_ids: Any,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
         **given: Any,
     ) -> Any:
         """Return what `_sample` returns: the ids, shape (rows, tokens), or those with the cache."""
@@ -163,7 +178,7 @@ class Loop:
             return text.ids
         return GenerateDecoderOnlyOutput(sequences=text.ids, **{library.cache_name(): text.cache})
 
-    def _decode(self, text: "Text", choice: Choice, logits: Any, most: int) -> None:
+    def _decode(self, text: "Text", choice: Choice, logits: Tensor, most: int) -> None:
         """Make tokens until all rows have ended; no text gets longer than `most`."""
         going = self._take(text, choice, logits, [])
         del logits
@@ -176,7 +191,7 @@ class Loop:
             if self._proposals is not None:
                 self._proposals.settle(text.ids.shape[-1] - length)
 
-    def _take(self, text: "Text", choice: Choice, logits: Any, draft: list[int]) -> bool:
+    def _take(self, text: "Text", choice: Choice, logits: Tensor, draft: list[int]) -> bool:
         """Choose tokens for as long as a draft has them, from logits of shape (rows, draft + 1, vocab).
 
         Returns whether a row goes on.
@@ -205,7 +220,9 @@ class Alike:
 
     copies = 1
 
-    def __init__(self, processors: Any, criteria: Any, config: Any, rows: int) -> None:
+    def __init__(
+        self, processors: LogitsProcessorList, criteria: StoppingCriteriaList, config: GenerationConfig, rows: int
+    ) -> None:
         self._processors, self._criteria, self._draws = processors, criteria, config.do_sample
         ends = [each.eos_token_id for each in criteria if hasattr(each, "eos_token_id")]
         self._pad = config.pad_token_id if config.pad_token_id is not None or not ends else int(ends[0].flatten()[0])
@@ -213,7 +230,7 @@ class Alike:
         self._going: Any = True
         self._rows = range(rows)
 
-    def choose(self, ids: Any, logits: Any) -> Any:
+    def choose(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Take the likeliest tokens, or draw with the very calls of the library: they decide what a seed gives."""
         import torch
 
@@ -226,7 +243,7 @@ class Alike:
             tokens = tokens.masked_fill(~self._going, self._pad)
         return tokens
 
-    def left(self, ids: Any) -> Sequence[int]:
+    def left(self, ids: Tensor) -> Sequence[int]:
         """Return all rows for as long as one of them goes on."""
         self._going = ~self._criteria(ids, None) & self._going
         return self._rows if bool(self._going.any()) else ()
@@ -238,7 +255,7 @@ class Text:
     `given` are the arguments of a forward pass that `generate` has prepared for the prompt.
     """
 
-    def __init__(self, model: Any, ids: Any, given: dict[str, Any]) -> None:
+    def __init__(self, model: PreTrainedModel, ids: Tensor, given: dict[str, Any]) -> None:
         self.ids, self._model = ids, model
         self._name = next((name for name in library.CACHE_NAMES if name in given), library.cache_name())
         self.cache = given.pop(self._name, None)
@@ -286,7 +303,7 @@ class Text:
         self._read = self.ids.shape[-1]
         kv_cache.cropped(self.cache, self._read)
 
-    def multiply(self, logits: Any, count: int) -> Any:
+    def multiply(self, logits: Tensor, count: int) -> Tensor:
         """Make a text of one row one of many, with a cache of its own; returns logits for all of them."""
         self.cache = copy.deepcopy(self.cache)
         self.cache.batch_repeat_interleave(count)
@@ -297,7 +314,7 @@ class Text:
         """Leave out the rows that have ended."""
         self.cache.batch_select_indices(self._select(rows))
 
-    def _select(self, rows: Sequence[int]) -> Any:
+    def _select(self, rows: Sequence[int]) -> Tensor:
         import torch
 
         places = torch.tensor(list(rows), device=self.ids.device)

@@ -11,9 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import psutil
+
+from repl.core.library_types import PreTrainedModel
 
 LEARN = 3  # steps with fewer threads before all are tried
 TRIAL = 3  # steps of a trial of all threads; one more goes before them, in which threads are woken
@@ -60,7 +61,7 @@ class Threads:
         return f"another process is busy: {self.fewer} of {self.all} threads write faster"
 
     @contextmanager
-    def minded(self, model: Any) -> Iterator[None]:
+    def minded(self, model: PreTrainedModel) -> Iterator[None]:
         """Mind the steps of one reply; all threads are back afterwards. Models on other devices are left alone."""
         self.all = self.now = self._count() if model.device.type == "cpu" else 1
         self.fewer = max(1, min(self.all - 1, self.all * 3 // 4))

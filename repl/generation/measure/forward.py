@@ -8,6 +8,7 @@ from typing import Any
 
 from repl.core.errors import Cancelled, Failed, ReplError
 from repl.core.explain import sentence
+from repl.core.library_types import Module, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Tensor
 from repl.hub import validate
 from repl.models import model_config
 from repl.models.loader import ModelInfo
@@ -43,7 +44,7 @@ def library_errors(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def cancellable_forward(model: Any, check: Callable[[], None]) -> Iterator[None]:
+def cancellable_forward(model: PreTrainedModel, check: Callable[[], None]) -> Iterator[None]:
     """Let `check` break a forward pass off between two layers: a long prompt must not hold up a cancel."""
     hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in layers(model)]
     try:
@@ -53,7 +54,7 @@ def cancellable_forward(model: Any, check: Callable[[], None]) -> Iterator[None]
             hook.remove()
 
 
-def layers(model: Any) -> list[Any]:
+def layers(model: PreTrainedModel) -> list[Any]:
     """Return the blocks of the part that writes text: the list that is as long as its config says, else the longest.
 
     Not simply the longest: a mixture of experts lists those too. A vision tower has blocks as well, as many even.
@@ -67,7 +68,7 @@ def layers(model: Any) -> list[Any]:
     return list(said[0] if said else longest)
 
 
-def _lists(module: Any, whole: Any, config: Any) -> Iterator[Any]:
+def _lists(module: Module, whole: Module, config: PreTrainedConfig) -> Iterator[Any]:
     """Yield the lists of modules in a module, leaving out parts with a config of another kind: towers, encoders."""
     import torch
 
@@ -81,7 +82,7 @@ def _lists(module: Any, whole: Any, config: Any) -> Iterator[Any]:
         yield from _lists(child, whole, config)
 
 
-def input_device(model: Any) -> Any:
+def input_device(model: PreTrainedModel) -> Any:
     """Return the device that ids go in at; weights on disk stand on `meta`, their hooks move the ids on."""
     device = model.device
     return "cpu" if device.type == "meta" else device
@@ -94,7 +95,7 @@ def nan_guard(facts: ModelInfo, prompt: int) -> Callable[[Any, Any], Any]:
     """
     import torch
 
-    def guard(ids: Any, scores: Any) -> Any:
+    def guard(ids: Tensor, scores: Tensor) -> Any:
         if not torch.isfinite(scores.max()):
             raise not_finite(facts, ids.shape[1] - prompt + 1)
         return scores
@@ -113,7 +114,7 @@ def not_finite(facts: ModelInfo, place: int) -> Failed:
     return Failed(f"{said}: {facts.dtype} may be too narrow for it", "/dtype float32")
 
 
-def measured(logits: Any, tokens: Sequence[int], tokenizer: Any, count: int = 0) -> list[Scored]:
+def measured(logits: Tensor, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, count: int = 0) -> list[Scored]:
     """Measure tokens in their distributions, each with the `count` likeliest there.
 
     `logits`, of shape (tokens, vocab), are what the model gave; row j is the one that token j was drawn from.
@@ -123,7 +124,7 @@ def measured(logits: Any, tokens: Sequence[int], tokenizer: Any, count: int = 0)
     return [one for part, place in parts for one in _block(part, tokens[place : place + rows], tokenizer, count)]
 
 
-def _block(logits: Any, tokens: Sequence[int], tokenizer: Any, count: int) -> Iterator[Scored]:
+def _block(logits: Tensor, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, count: int) -> Iterator[Scored]:
     import torch
 
     logs = logits.float().log_softmax(-1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repl.core.errors import Failed
+from repl.core.library_types import LogitsProcessor, PreTrainedModel, Tensor
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
 from repl.generation.measure.forward import input_device, library_errors
@@ -69,7 +70,9 @@ class Stage:
         return int(self.scores.isneginf().logical_not().sum())
 
 
-def stages(resident: Model, chosen: Arguments, prompt: Sequence[int], made: Sequence[int], logits: Any) -> list[Stage]:
+def stages(
+    resident: Model, chosen: Arguments, prompt: Sequence[int], made: Sequence[int], logits: Tensor
+) -> list[Stage]:
     """Run what the arguments of `generate` make active over the logits, shape (vocab,), behind `prompt` and `made`.
 
     The processors are those that `generate` itself would use, in its order. Raises `Failed` where one of them goes by
@@ -92,7 +95,7 @@ def stages(resident: Model, chosen: Arguments, prompt: Sequence[int], made: Sequ
     return found
 
 
-def processors(model: Any, chosen: Arguments, prompt: Sequence[int]) -> list[Any]:
+def processors(model: PreTrainedModel, chosen: Arguments, prompt: Sequence[int]) -> list[Any]:
     """Return the processors and warpers of one call of `generate`: it prepares them, and is stopped there.
 
     Raises `Failed` with what the library says where it refuses a value.
@@ -108,7 +111,7 @@ def processors(model: Any, chosen: Arguments, prompt: Sequence[int]) -> list[Any
     return list(found)
 
 
-def _named(processor: Any) -> tuple[str, float | None]:
+def _named(processor: LogitsProcessor) -> tuple[str, float | None]:
     kind = type(processor).__name__
     name, place = NAMES.get(kind, (kind, ""))
     value = getattr(processor, place, None) if place else None

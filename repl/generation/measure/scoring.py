@@ -9,6 +9,7 @@ from repl.core import library
 from repl.core.errors import Failed, NoMemory, UsageError
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext, strip_traceback
+from repl.core.library_types import Cache, ModelOutput, Module, PreTrainedModel, Tensor
 from repl.generation.decode.kv_cache import PrefixCache, fits
 from repl.generation.measure.forward import (
     Scored,
@@ -49,7 +50,7 @@ def logits(
     yield from _read(resident, list(ids[:-1]), first, emit, chunk or step(resident.model), shared)
 
 
-def step(model: Any) -> int:
+def step(model: PreTrainedModel) -> int:
     """Return how many tokens are read at once."""
     vocabulary = model_config.count(model_config.text(model.config), "vocab_size")
     return min(max(LOGITS // max(vocabulary, 1), CHUNK[0]), CHUNK[1])
@@ -80,13 +81,13 @@ def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> 
     return rows[-1]
 
 
-def way(model: Any, ids: Any) -> str:
+def way(model: PreTrainedModel, ids: Tensor) -> str:
     """Tell how a model reads a whole text as `generate` does token by token; `ids` of it are tried, once a model."""
     tried = ids[:, :TRIED]
     return str(WAYS.get(model, lambda: _find_way(model, tried))) if ids.shape[-1] > 3 else "plain"
 
 
-def _find_way(model: Any, ids: Any) -> str:
+def _find_way(model: PreTrainedModel, ids: Tensor) -> str:
     import torch
 
     stops = ids.shape[-1] // 2, ids.shape[-1]
@@ -103,12 +104,12 @@ def _find_way(model: Any, ids: Any) -> str:
     return "none"
 
 
-def places(model: Any, start: int, ids: Any) -> dict[str, Any]:
+def places(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Any]:
     """Return the positions of ids that begin at a place, for a model that has to be told them."""
     return _numbered(model, start, ids) if WAYS.get(model, lambda: "plain") == "placed" else {}
 
 
-def _numbered(model: Any, start: int, ids: Any) -> dict[str, Any]:
+def _numbered(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Any]:
     import inspect
 
     import torch
@@ -147,7 +148,7 @@ def _read(
             yield place, _checked(facts, place, rows)
 
 
-def _checked(facts: ModelInfo, place: int, rows: Any) -> Any:
+def _checked(facts: ModelInfo, place: int, rows: Tensor) -> Tensor:
     import torch
 
     good = torch.isfinite(rows.amax(-1))
@@ -157,7 +158,7 @@ def _checked(facts: ModelInfo, place: int, rows: Any) -> Any:
 
 
 def _in_steps(
-    model: Any, ids: Any, first: int, chunk: int, cache: Any, reused: int, emit: JobContext
+    model: PreTrainedModel, ids: Tensor, first: int, chunk: int, cache: Cache, reused: int, emit: JobContext
 ) -> Iterator[tuple[int, Any]]:
     """Read a text piece by piece into a cache that holds its first `reused` tokens."""
     for start in range(reused, ids.shape[-1], chunk):
@@ -169,7 +170,7 @@ def _in_steps(
             yield start + skipped + 1, rows
 
 
-def _whole(model: Any, ids: Any, first: int, chunk: int, emit: JobContext) -> Iterator[tuple[int, Any]]:
+def _whole(model: PreTrainedModel, ids: Tensor, first: int, chunk: int, emit: JobContext) -> Iterator[tuple[int, Any]]:
     """Read a text at once, and let the head see what came of it piece by piece.
 
     Each piece goes with a pass over one token: what a model does behind its head, a scale or a soft cap, is done too.
@@ -181,7 +182,7 @@ def _whole(model: Any, ids: Any, first: int, chunk: int, emit: JobContext) -> It
         return
     seen: list[Any] = []
 
-    def keep(hidden: Any) -> Any:
+    def keep(hidden: Tensor) -> Any:
         seen.append(hidden[:, -wanted:])
         return hidden[:, -1:]
 
@@ -191,16 +192,18 @@ def _whole(model: Any, ids: Any, first: int, chunk: int, emit: JobContext) -> It
         yield first + place, _pass(model, ids[:, :1], partial(_instead, part), emit, use_cache=False)
 
 
-def _instead(part: Any, _: Any) -> Any:
+def _instead(part: Module, _: Any) -> Any:
     return part
 
 
-def _last_rows(model: Any, ids: Any, count: int, emit: JobContext, **options: Any) -> Any:
+def _last_rows(model: PreTrainedModel, ids: Tensor, count: int, emit: JobContext, **options: Any) -> Tensor:
     """Return the logits behind the last ids, shape (count, vocab); the head need not see the others."""
     return _pass(model, ids, lambda hidden: hidden[:, -count:], emit, **options)[-count:]
 
 
-def _pass(model: Any, ids: Any, change: Callable[[Any], Any], emit: JobContext, **options: Any) -> Any:
+def _pass(
+    model: PreTrainedModel, ids: Tensor, change: Callable[[Any], Any], emit: JobContext, **options: Any
+) -> ModelOutput:
     import torch
 
     with torch.no_grad(), cancellable_forward(model, emit.raise_if_cancelled), _before_head(model, change):
@@ -208,7 +211,7 @@ def _pass(model: Any, ids: Any, change: Callable[[Any], Any], emit: JobContext, 
 
 
 @contextmanager
-def _before_head(model: Any, change: Callable[[Any], Any]) -> Iterator[None]:
+def _before_head(model: PreTrainedModel, change: Callable[[Any], Any]) -> Iterator[None]:
     """Change the hidden states, shape (1, tokens, width), that go into a model's head."""
     head = model.get_output_embeddings()
     if head is None:

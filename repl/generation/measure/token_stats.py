@@ -6,6 +6,7 @@ from typing import Any
 
 from repl.core import library
 from repl.core.errors import Cancelled
+from repl.core.library_types import PreTrainedModel, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import TokenLogprobs
 
 KEPT = 5  # alternatives that every record has
@@ -18,7 +19,7 @@ class Meter:
     `several` says that one forward pass may bring more than one token, as assisted decoding does.
     """
 
-    def __init__(self, tokenizer: Any, listed: int, several: bool = False) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, listed: int, several: bool = False) -> None:
         self._tokenizer = tokenizer
         self._listed = listed
         self.several = several
@@ -30,7 +31,7 @@ class Meter:
         self._texts: dict[int, str] = {}
 
     @contextmanager
-    def reading(self, model: Any) -> Iterator[None]:
+    def reading(self, model: PreTrainedModel) -> Iterator[None]:
         """Take the logits of every forward pass meanwhile."""
         parts = library.speakers(model)
         hooks = [part.register_forward_hook(lambda _, __, output: self._take(output.logits[0])) for part in parts]
@@ -41,7 +42,7 @@ class Meter:
                 hook.remove()
             self._rows = None
 
-    def _take(self, rows: Any) -> None:
+    def _take(self, rows: Tensor) -> None:
         self._rows, self._place = rows if self._figures else rows[-1:], 0  # a prompt brings one token only
 
     def measure(self, token: int) -> dict[str, Any]:
@@ -88,7 +89,9 @@ class Meter:
         return self._texts[token]
 
 
-def figures(logits: Any, token: int, count: int) -> tuple[tuple[float, float, int], tuple[int, ...], tuple[float, ...]]:
+def figures(
+    logits: Tensor, token: int, count: int
+) -> tuple[tuple[float, float, int], tuple[int, ...], tuple[float, ...]]:
     """Measure a token in a distribution, `logits` of shape (vocab,): logprob and entropy in nats, rank from 1.
 
     With them come the `count` likeliest ids and their logprobs.
@@ -109,7 +112,7 @@ def rounded(values: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(round(value, DIGITS) + 0.0 for value in values)
 
 
-def text_of(tokenizer: Any, token: int) -> str:
+def text_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """Return a token's text by itself; empty for an id that the tokenizer does not know or cannot spell."""
     try:
         return str(tokenizer.decode([token]))

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
+from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.sanitize import ascii_only, clean_line
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -26,7 +26,7 @@ class Piece:
 class Speller:
     """Tells the text of single tokens, as they read in the middle of a text; for the model thread."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._added = tokenizer.added_tokens_decoder
         backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -13,6 +13,7 @@ from typing import Any
 from repl.core.decoding import PREFIX
 from repl.core.errors import Failed, ReplError, UsageError
 from repl.core.jobs import JobContext
+from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.parts import TAGS, THINKING
 from repl.generation.prompt import template_source
 from repl.generation.prompt.bounded import MAX_BYTES, bounded, limited_memory
@@ -67,7 +68,7 @@ class Template:
     Raises `UsageError` where the tokenizer has none, `Failed` where it is broken.
     """
 
-    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any], emit: JobContext) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any], emit: JobContext) -> None:
         self.tokenizer, self._emit = tokenizer, emit
         self.values = _accepted(tokenizer, arguments)
         self.source = source(tokenizer, self.values)
@@ -170,7 +171,7 @@ def _begins(text: str, prefill: str) -> bool:
 
 
 def render(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     *,
     arguments: Mapping[str, Any],
@@ -222,7 +223,7 @@ def folded(messages: Sequence[Message]) -> list[Message]:
 # the source
 
 
-def source(tokenizer: Any, values: Mapping[str, Any]) -> str:
+def source(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any]) -> str:
     """Return the chat template that is used, of several the one that was chosen; raises `UsageError`."""
     found = getattr(tokenizer, "chat_template", None)
     if not found:
@@ -247,19 +248,19 @@ def read(text: str) -> template_source.Source:
         raise _translated(error) from error
 
 
-def _accepted(tokenizer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _accepted(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that the library's call can carry: a name only where there are several templates."""
     several = isinstance(getattr(tokenizer, "chat_template", None), Mapping)
     refused = taken(tokenizer) - ({NAMED} if several else set())
     return {name: value for name, value in arguments.items() if name not in refused}
 
 
-def taken(tokenizer: Any) -> frozenset[str]:
+def taken(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
     """Return the names that `apply_chat_template` has for itself, which no template can be given."""
     return frozenset(signature(tokenizer.apply_chat_template).parameters) - {"tools", "documents"} | {"messages"}
 
 
-def _controls(tokenizer: Any, literals: str) -> tuple[str, ...]:
+def _controls(tokenizer: PreTrainedTokenizerBase, literals: str) -> tuple[str, ...]:
     """Return the tokens that steer, as the library tells them: special ones, and those that the template writes."""
     added = tokenizer.added_tokens_decoder.values()
     named = getattr(tokenizer, "chat_control_tokens", None)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from repl.core.events import PromptEcho, ReplyStarted, Token
 from repl.core.jobs import JobContext, run_isolated
+from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.parts import ANSWER, CALL, CHANNELS, TAGS, THINKING, WITHIN, Form, Parts, Piece, Reader
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ TAIL_TOKENS = 256  # of the prompt in front of a reply: the template's beginning
 FAILED = "the model's response template cannot be used: thoughts and tool calls are told apart by their tags"
 
 
-def form(tokenizer: Any) -> Form:
+def form(tokenizer: PreTrainedTokenizerBase) -> Form:
     """Return how a model writes its parts."""
     added = {str(token): bool(token.special) for token in tokenizer.added_tokens_decoder.values()}
     sure = {
@@ -31,7 +32,7 @@ def form(tokenizer: Any) -> Form:
     return Form(set(CHANNELS) <= added.keys(), frozenset(sure))
 
 
-def spoken(tokenizer: Any) -> dict[int, str]:
+def spoken(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Return the special tokens that stand in the text of a reply: they mark its parts; the others add no text."""
     added = {int(number): token for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
     literals = [word for tag in TAGS for word in (tag.opens, tag.closes, *tag.within)]
@@ -41,13 +42,13 @@ def spoken(tokenizer: Any) -> dict[int, str]:
     return {number: str(token) for number, token in added.items() if token.special and str(token) in written}
 
 
-def silent(tokenizer: Any) -> dict[int, str]:
+def silent(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Return the special tokens that add no text to a reply."""
     marks, added = spoken(tokenizer), tokenizer.added_tokens_decoder.items()
     return {int(one): str(token) for one, token in added if token.special and int(one) not in marks}
 
 
-def template(tokenizer: Any) -> Mapping[str, Any]:
+def template(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
     """Return the response template of a tokenizer, which may be anything; empty where it has none."""
     found = getattr(tokenizer, "response_template", None)
     return found if isinstance(found, Mapping) else {}
@@ -73,7 +74,7 @@ def _texts(value: Any) -> Iterator[str]:
 class TemplateReader:
     """A reply read by the library with the tokenizer's response template, and by its tags once that fails."""
 
-    def __init__(self, tokenizer: Any, before: str, table: Reader, tell: Tell) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, before: str, table: Reader, tell: Tell) -> None:
         self._table, self._tell = table, tell
         self._text = ""
         self._message: Mapping[str, Any] = {}
@@ -137,7 +138,7 @@ class Begun:
 class Reading:
     """How one reply is read: behind a prompt, whose ids end with those of its beginning."""
 
-    def __init__(self, tokenizer: Any, prompt: Sequence[int], begun: Begun, tell: Tell) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], begun: Begun, tell: Tell) -> None:
         self._tokenizer, self._begun, self._tell = tokenizer, begun, tell
         self._silent = silent(tokenizer)
         ahead = list(prompt[: len(prompt) - len(begun.ids)])

@@ -6,11 +6,12 @@ from typing import Any
 
 from repl.core.decoding import PREFIX
 from repl.core.errors import UsageError
+from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.values import nearest
 from repl.generation.prompt.chat_template import NAMED, read, source, taken
 
 
-def variables(tokenizer: Any, values: Mapping[str, Any] | None = None) -> list[str]:
+def variables(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any] | None = None) -> list[str]:
     """Return the names that a template reads and a user may set."""
     several = isinstance(tokenizer.chat_template, Mapping)
     try:
@@ -23,7 +24,9 @@ def variables(tokenizer: Any, values: Mapping[str, Any] | None = None) -> list[s
     return sorted(names | {NAMED} if several else names)
 
 
-def argument(tokenizer: Any, name: str, word: str, values: Mapping[str, Any] | None = None) -> tuple[str, Any]:
+def argument(
+    tokenizer: PreTrainedTokenizerBase, name: str, word: str, values: Mapping[str, Any] | None = None
+) -> tuple[str, Any]:
     """Read `template.NAME VALUE`: the full name, and the value as JSON or text, None for `default`.
 
     `values` are what is set already. Raises `UsageError` with the nearest name where the template reads no such

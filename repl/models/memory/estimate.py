@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
+from repl.core.library_types import PreTrainedConfig
 from repl.core.settings import Load
 from repl.hub.validate import CONVERTED, size_in
 from repl.hub.weight_headers import Weights
@@ -54,7 +54,7 @@ class Layer:
 class Sizes:
     """The figures of a config that decide on memory; a field that is missing or no number counts as nothing."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         self.config = model_config.text(config)
         self.each = [Sizes(layer) for layer in model_config.by_layer(self.config)]
         """Of every layer, where they differ."""
@@ -144,7 +144,7 @@ class Sizes:
         return ["sliding_attention" if windowed else "full_attention"] * self.layers
 
 
-def cache(config: Any, tokens: int, width: int, remembers: bool = True) -> int:
+def cache(config: PreTrainedConfig, tokens: int, width: int, remembers: bool = True) -> int:
     """Return the bytes that a text of so many tokens takes in the KV cache, at `width` bytes a number.
 
     `remembers` is how the cache between turns works: a sliding window keeps what slid out of it, so as to go back.
@@ -154,7 +154,7 @@ def cache(config: Any, tokens: int, width: int, remembers: bool = True) -> int:
     return sum((layer.width * count + layer.state) * width for layer, count in zip(layers, seen, strict=True))
 
 
-def working(config: Any, tokens: int, width: int, eager: bool = False) -> int:
+def working(config: PreTrainedConfig, tokens: int, width: int, eager: bool = False) -> int:
     """Return the bytes that a forward pass over so many tokens takes beside weights and cache, with the next logits.
 
     Measured on the CPU. At its widest a pass holds two tensors as wide as the model, and either three as wide as the
@@ -185,7 +185,7 @@ def packed(weights: Weights, quantize: str, dtype: str) -> int:
     return int(weights.matrices * PACKED[quantize] / 8) + rest
 
 
-def needs(weights: Weights, config: Any, load: Load, tokens: int = 0) -> Needs:
+def needs(weights: Weights, config: PreTrainedConfig, load: Load, tokens: int = 0) -> Needs:
     """Return what a load needs for a text of so many tokens; without a number, for a short talk."""
     dtype = computed(weights, load)
     width = WIDTHS.get(dtype, 4)

@@ -7,6 +7,7 @@ from typing import Any
 from repl.core import paths
 from repl.core.errors import NoMemory
 from repl.core.format import amount
+from repl.core.library_types import PreTrainedConfig
 from repl.core.settings import Load
 from repl.hub.weight_headers import Weights
 from repl.models import quantization
@@ -35,7 +36,7 @@ def spreads(needs: Needs, load: Load, rooms: Iterable[Room]) -> bool:
     return to_disk or needs.total <= sum(room.free for room in rooms)
 
 
-def check(weights: Weights, config: Any, load: Load, rooms: Sequence[Room]) -> None:
+def check(weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequence[Room]) -> None:
     """Raise `NoMemory` for a load that does not fit, with what would."""
     needs = estimate.needs(weights, config, load)
     if verdict(needs, load, rooms) != TOO_LARGE or not targets(load.device, rooms):
@@ -47,7 +48,9 @@ def check(weights: Weights, config: Any, load: Load, rooms: Sequence[Room]) -> N
     raise NoMemory(f"{short(load)} does not fit: it needs {spelled(needs)}, and {free}", choices=(*choices, override))
 
 
-def lighter(weights: Weights, config: Any, load: Load, rooms: Sequence[Room]) -> tuple[tuple[str, str], ...]:
+def lighter(
+    weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequence[Room]
+) -> tuple[tuple[str, str], ...]:
     """Return lines that load with less, each with what is needed then: for a load that ran out of memory after all."""
     whole = estimate.needs(weights, config, load).total
     found = (
@@ -57,7 +60,7 @@ def lighter(weights: Weights, config: Any, load: Load, rooms: Sequence[Room]) ->
 
 
 def remedies(
-    weights: Weights, config: Any, load: Load, rooms: Sequence[Room]
+    weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequence[Room]
 ) -> Iterator[tuple[dict[str, str], Needs]]:
     """Yield the changes that make it fit, the smallest first, each with what is needed then."""
     for change in changes(weights, load, rooms):

@@ -6,6 +6,7 @@ from typing import Any
 
 from repl.core.errors import Failed, NoMemory
 from repl.core.format import amount
+from repl.core.library_types import PreTrainedConfig
 from repl.models import quantization
 from repl.models.loader import LoadedModel
 from repl.models.memory import available, estimate
@@ -23,7 +24,7 @@ LEAST = 200  # part of all that is needed which a remedy has to save
 class Want:
     """What one reply takes beside the weights, in bytes; a beam search keeps a cache and logits for each beam."""
 
-    def __init__(self, resident: LoadedModel[Any], config: Any, prompt: int) -> None:
+    def __init__(self, resident: LoadedModel[Any], config: PreTrainedConfig, prompt: int) -> None:
         self.resident, self.prompt = resident, prompt
         self.beams = config.num_beams or 1
         context = resident.facts.context or estimate.GLANCE
@@ -53,7 +54,7 @@ class Want:
         return self.cache(self.made, self.beams, self.width)
 
 
-def out_of_memory(resident: LoadedModel[Any], config: Any, prompt: int, words: str) -> NoMemory:
+def out_of_memory(resident: LoadedModel[Any], config: PreTrainedConfig, prompt: int, words: str) -> NoMemory:
     """Make the error for a reply that memory did not suffice for; `prompt` is its length in tokens."""
     want = Want(resident, config, prompt)
     parts = {

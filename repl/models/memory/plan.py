@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from repl.core import library
+from repl.core.library_types import PreTrainedConfig
 from repl.core.settings import Load
 from repl.hub.weight_headers import Weights
 from repl.models import from_files, model_config, quantization
@@ -58,7 +59,7 @@ def spelled(change: Mapping[str, Any], load: Load) -> dict[str, Any]:
     return {**change, "quantize": bits if bits == "none" else quantization.best(bits, load) or f"{bits}bit"}
 
 
-def row(weights: Weights, config: Any, load: Load, form: str, tokens: int, rooms: Sequence[Room]) -> Row:
+def row(weights: Weights, config: PreTrainedConfig, load: Load, form: str, tokens: int, rooms: Sequence[Room]) -> Row:
     """Weigh one number format at one length."""
     needs = estimate.needs(weights, config, load, tokens)
     change = {"dtype": load.dtype, "quantize": load.quantize}
@@ -76,7 +77,7 @@ def row(weights: Weights, config: Any, load: Load, form: str, tokens: int, rooms
     )
 
 
-def lengths(config: Any) -> list[int]:
+def lengths(config: PreTrainedConfig) -> list[int]:
     """Return the lengths of text to weigh: as far as the context reaches."""
     context = Sizes(config).context
     return sorted({min(length, context) for length in (*LENGTHS, context)}) if context else list(LENGTHS)
@@ -112,7 +113,7 @@ def first(row: Row) -> list[str]:
     return [word for device, word in row.verdicts.items() if device != "cpu"] or list(row.verdicts.values())
 
 
-def placed(config: Any, load: Load, rooms: Sequence[Room]) -> dict[str, str]:
+def placed(config: PreTrainedConfig, load: Load, rooms: Sequence[Room]) -> dict[str, str]:
     """Return where the parts of a model would go, by the rules that loading follows; nothing is allocated.
 
     Raises whatever the libraries raise about a config that they cannot build.

@@ -13,6 +13,7 @@ from repl.core import paths
 from repl.core.errors import BadModel, NotFound, ReplError, Unreachable
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
+from repl.core.library_types import PreTrainedConfig
 from repl.core.settings import Load
 from repl.hub import builtin, cache, consent, locate, validate
 from repl.hub.cache import ModelRequest
@@ -93,7 +94,7 @@ def code_here(found: cache.LocalModel) -> Code | None:
     return Code(files, found.commit) if asks else None
 
 
-def config(folder_: Path, gguf_file: str = "") -> Any:
+def config(folder_: Path, gguf_file: str = "") -> PreTrainedConfig:
     """Read a config without running any code; one of a foreign type is taken as it stands."""
     from transformers import AutoConfig, PreTrainedConfig
 
@@ -152,7 +153,9 @@ def code_there(want: ModelRequest, place: Path, listing: RepoFiles, emit: JobCon
     return Code(files, listing.commit) if GENERATE in files or consent.asked_for(place) else None
 
 
-def remote_weights(want: ModelRequest, names: list[str], listing: RepoFiles, config: Any, emit: JobContext) -> Weights:
+def remote_weights(
+    want: ModelRequest, names: list[str], listing: RepoFiles, config: PreTrainedConfig, emit: JobContext
+) -> Weights:
     """Read the headers of weights on the Hub, or count from what the Hub says where that would be too many."""
     headed = all(name.endswith(".safetensors") for name in names)
     if not headed or (len(names) > HEADERS and listing.stored):
@@ -186,7 +189,7 @@ def remote_header(want: ModelRequest, name: str, listing: RepoFiles, emit: JobCo
     }
 
 
-def by_count(listing: RepoFiles, names: Iterable[str], config: Any) -> Weights:
+def by_count(listing: RepoFiles, names: Iterable[str], config: PreTrainedConfig) -> Weights:
     """Count parameters from what the Hub says of them, or else from the sizes of the files."""
     names = list(names)
     size = sum(listing.sizes[name] for name in names)
