@@ -23,7 +23,7 @@ TEXT = (
     "fields, and the children take the long way to school. Nobody minds much. The ground is the better for it, and the "
     "older people remember years in which the river came into the houses and stayed until May. "
 )
-WARM = 12  # tokens of the run that is not counted: how many threads pay is found out in it
+WARM = 3  # tokens of the run that is not counted
 BLOCK = 2**28  # bytes that are read to measure the memory: far more than any cache holds
 READS = 7
 PACKED = ("torch.int8", "torch.uint8", "torch.int32")  # what weights that are no parameters are packed into

@@ -142,7 +142,6 @@ class Run:
                 if not self.beams:
                     hooks.enter_context(self.meter.reading(self.resident.model))
                 output = self._call()
-                mention(self.resident, self.resident.runtime.threads.said(), self.emit)
                 sequences, finish = self._sequences(output), self._finish(output)
                 return self.told(sequences), finish
         except Failed as error:
@@ -176,7 +175,6 @@ class Run:
             self.meter.several |= drafting.works
             return loop.generate(
                 model,
-                self.resident.runtime.threads,
                 proposals,
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -230,7 +228,6 @@ class Run:
 
     def _may_go_on(self) -> None:
         """Break a forward pass off; a beam search past its prompt ends by itself and keeps its best."""
-        self.resident.runtime.threads.hurry()
         if not (self.beams and self.watch.steps):
             self.emit.raise_if_cancelled()
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from repl.generation.decode.kv_cache import PrefixCache
-from repl.generation.decode.threads import Threads
 from repl.models.loader import LoadedModel
 from repl.models.store import Store
 
@@ -14,7 +13,6 @@ class Runtime:
     """The KV cache of the text that was worked on last, and what else follows from the texts so far."""
 
     kv_cache: PrefixCache = field(default_factory=PrefixCache)
-    threads: Threads = field(default_factory=Threads)
     last_logits: dict[tuple[int, ...], Any] = field(default_factory=dict)
     """The logits behind the text that was looked at last, by its ids."""
     notices_shown: set[str] = field(default_factory=set)

@@ -12,7 +12,6 @@ from driving import ask, finish, opened, run
 from figures import Ground, Row, shown
 
 from repl.core.events import Event, Token
-from repl.generation.decode import threads
 from repl.session.session import Session
 
 TOKENS = 96
@@ -37,7 +36,7 @@ def rows(ground: Ground) -> list[Row]:
     One thread, and the processor's time: what else the machine does would hide differences of a few hundredths.
     """
     with opened(ground.model, max_new_tokens=TOKENS, do_sample="off", reuse="off") as session:
-        finish(session.run_on_model(lambda emit: threads.use(1)))
+        finish(session.run_on_model(lambda emit: single_thread()))
         for line in ("/fast prompt_lookup", "/fast off"):
             reply(session, COPY, line)
         chats = {kind: [pair(session, text, turn) for turn in range(ground.rounds)] for kind, text in CHATS.items()}
@@ -48,6 +47,13 @@ def rows(ground: Ground) -> list[Row]:
         *(row(f"  {kind}", pairs, None) for kind, pairs in chats.items() if kind != least),
         row("prompt_lookup, a copy", copies, 2.0),
     ]
+
+
+def single_thread() -> None:
+    """Let torch use one thread; for the model thread."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def row(what: str, pairs: list[tuple[float, float]], bound: float | None) -> Row:

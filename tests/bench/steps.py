@@ -18,7 +18,7 @@ from greenlet import getcurrent, greenlet
 from repl.generation.decode import loop
 
 TOKENS = 96
-WARM = 3  # steps at the beginning of a reply that do not count: ours tries out fewer threads
+WARM = 3  # steps at the beginning of a reply that do not count
 PROMPT = "Once upon a time there was a lighthouse keeper who found a letter in a bottle, and it said:"
 
 Generate = Callable[..., Any]

@@ -6,7 +6,6 @@ a streamer. What it does not cover, beams above all, stays with the library: see
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, Protocol
 
 from repl.core import library
@@ -20,7 +19,6 @@ from repl.core.library_types import (
     Tensor,
 )
 from repl.generation.decode import kv_cache
-from repl.generation.decode.threads import Threads
 
 MODES = {
     "beam_search": "beams are searched by the library",
@@ -75,7 +73,6 @@ def why_not(model: PreTrainedModel, config: GenerationConfig) -> str:
 
 def generate(
     model: PreTrainedModel,
-    threads: Threads | None = None,
     proposals: Proposals | None = None,
     choice: Choice | None = None,
     **given: Any,
@@ -90,7 +87,7 @@ def generate(
     with torch.inference_mode():
         if why_not(model, settled(model, given)):
             return model.generate(**given)
-        loop = Loop(given.get("streamer"), threads, proposals, choice)
+        loop = Loop(given.get("streamer"), proposals, choice)
         return model.generate(**_for_own_loop(model, given), custom_generate=loop)
 
 
@@ -144,12 +141,10 @@ class Loop:
     def __init__(
         self,
         streamer: BaseStreamer = None,
-        threads: Threads | None = None,
         proposals: Proposals | None = None,
         choice: Choice | None = None,
     ) -> None:
-        self._streamer, self._threads = streamer, threads
-        self._proposals, self._choice = proposals, choice
+        self._streamer, self._proposals, self._choice = streamer, proposals, choice
 
     def __call__(
         self,
@@ -166,12 +161,11 @@ class Loop:
         rows = input_ids.shape[0]
         choice = self._choice or Alike(logits_processor, stopping_criteria, generation_config, rows)
         text = Text(model, input_ids, given)
-        with nullcontext() if self._threads is None else self._threads.minded(model):
-            logits = text.read([])
-            if choice.copies > 1:
-                logits = text.multiply(logits, choice.copies)
-            with library.decoding(model):
-                self._decode(text, choice, logits, generation_config.max_length)
+        logits = text.read([])
+        if choice.copies > 1:
+            logits = text.multiply(logits, choice.copies)
+        with library.decoding(model):
+            self._decode(text, choice, logits, generation_config.max_length)
         if self._streamer is not None:
             self._streamer.end()
         if not generation_config.return_dict_in_generate:
@@ -185,8 +179,7 @@ class Loop:
         while going:
             length = text.ids.shape[-1]
             draft = [] if self._proposals is None else self._proposals.offer(text.ids, most - length - 1)
-            with nullcontext() if draft or self._threads is None else self._threads.step():
-                logits = text.read(draft)
+            logits = text.read(draft)
             going = self._take(text, choice, logits, draft)
             if self._proposals is not None:
                 self._proposals.settle(text.ids.shape[-1] - length)
