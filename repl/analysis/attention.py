@@ -84,7 +84,7 @@ def memory(model: PreTrainedModel, check: Callable[[], None]) -> tuple[list[Memo
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # a model that takes no bare ids
         return [], f"not measured: {' '.join(str(error).split())[:80]}"
     if not second:
-        return [], "this model gives no cache away"
+        return [], "this model returns no cache"
     return [_memory(one, two) for one, two in zip(first, second, strict=True)], ""
 
 

@@ -52,7 +52,7 @@ def depths(resident: Model, ids: Sequence[int], emit: JobContext) -> Depths:
     """
     facts = resident.facts
     if facts.context and len(ids) > facts.context:
-        raise UsageError(f"the text has {len(ids)} tokens, {facts.id} reads at most {facts.context}")
+        raise UsageError(f"the text has {len(ids)} tokens; {facts.id}'s context is {facts.context}")
     try:
         with library_errors("the layers cannot be read"):
             return _read(resident.model, facts, list(ids), emit)
@@ -69,7 +69,7 @@ def _read(model: PreTrainedModel, facts: ModelInfo, ids: list[int], emit: JobCon
 
     blocks = layers(model)
     if not blocks:
-        raise Failed(f"{facts.architecture} keeps its layers in no list, so there is nothing to look through")
+        raise Failed(f"{facts.architecture} has no list of decoder layers")
     given = torch.tensor([ids], device=input_device(model))
     with torch.no_grad(), cancellable_forward(model, emit.raise_if_cancelled):
         fits = scoring.way(model, given) != "none"
@@ -77,27 +77,26 @@ def _read(model: PreTrainedModel, facts: ModelInfo, ids: list[int], emit: JobCon
             own = _own(model, given, facts)
         states = _states(seen, len(blocks), len(ids), facts)
         if not (fits or reference.same(own, reference.following(model, given), model.dtype)):
-            raise Failed(
-                f"the lens does not fit {facts.architecture}: a whole text gets other logits than a reply does"
-            )
+            raise _unsupported(facts, "a whole text gets other logits than a reply does")
         with _instead(blocks[-1], states), _after(model, blocks) as through:
             logits = _last(model, given[:, -1:].repeat(len(states), 1), len(ids) - 1)
     if not _same(logits[-1], own, model.dtype):
         way = ", ".join(through) or "nothing with weights"
-        raise Failed(
-            f"the lens does not fit {facts.architecture}: behind its last layer comes {way}, and the last layer's "
-            "hidden state read through that is not what the model says"
-        )
+        said = f"behind its last layer comes {way}, and the last layer's hidden state read through that is not"
+        raise _unsupported(facts, f"{said} what the model says")
     logits[-1] = own
     return Depths(logits, tuple(through))
+
+
+def _unsupported(facts: ModelInfo, why: str) -> Failed:
+    return Failed(f"the logit lens does not support {facts.architecture}: {why}")
 
 
 def _own(model: PreTrainedModel, ids: Tensor, facts: ModelInfo) -> Tensor:
     try:
         return _last(model, ids)[0]
     except (TypeError, ValueError) as error:  # kosmos-2
-        said = f"the lens does not fit {facts.architecture}: it reads text in generate() only"
-        raise Failed(said) from error
+        raise _unsupported(facts, "it reads text in generate() only") from error
 
 
 def _last(model: PreTrainedModel, ids: Tensor, start: int = 0) -> Tensor:
@@ -144,9 +143,9 @@ def _states(seen: list[Any], blocks: int, tokens: int, facts: ModelInfo) -> Any:
 
     shapes = {tuple(state.shape[:-1]) if isinstance(state, torch.Tensor) else None for state in seen}
     if len(seen) != blocks + 1:
-        raise Failed(f"the lens does not fit {facts.architecture}: not each of its {blocks} layers runs once a token")
+        raise _unsupported(facts, f"not each of its {blocks} layers runs once a token")
     if shapes != {(1, tokens)}:
-        raise Failed(f"the lens does not fit {facts.architecture}: its layers do not pass on one vector for each token")
+        raise _unsupported(facts, "its layers do not pass on one vector for each token")
     last = seen[-1]
     return torch.stack([state[0, -1:].to(last) for state in seen])
 

@@ -78,7 +78,7 @@ def reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Rep
     """Return the reply that a number means, 0 the last one, with its record; raises `UsageError`."""
     turn = talk.turn(number) if number else last
     if turn is None:
-        raise UsageError("nothing was answered yet")
+        raise UsageError("no replies yet")
     if turn.record is None:
         replies = [child.id for child in talk.children(turn.id) if child.record]
         said = "is a message: its reply is" if replies else "has no record of how it was made"

@@ -113,7 +113,7 @@ def _whole(name: str, text: str, kind: Integer) -> int:
 def _swept(name: str) -> str:
     full = "temperature" if name == "temp" else settings.find(name)
     if settings.places()[full] == "load":
-        raise UsageError(f"{full} belongs to loading: a sweep goes through ways to decode", f"/diverge {name}=VALUE")
+        raise UsageError(f"{full} is a load setting; a sweep varies decoding settings only", f"/diverge {name}=VALUE")
     if settings.places()[full] != "decode" or full in ("num_return_sequences", "overflow", "reuse"):
         raise UsageError(f"{full} cannot be swept: it does not change the text", EXAMPLE)
     return full

@@ -140,7 +140,7 @@ def own(resident: Model, ids: list[int], new: int, emit: JobContext, way: Way) -
     if done.finish == "cancelled":
         raise Cancelled
     if done.drafts is None and drafters.wanted(chosen):
-        raise UsageError(next(iter(notices.heard), f"{way.name} rests"))
+        raise UsageError(next(iter(notices.heard), f"{way.name} is off for this model"))
     made, timing = len(done.token_ids), done.timing
     return Run(made, timing.ttft_s or 0.0, (made - 1) / timing.decode_tps if timing.decode_tps else 0.0)
 

@@ -94,7 +94,7 @@ def _served(session: Session, parts: list[str], server: Server, given: list[tupl
     model = next((value for name, value in given if name == "model"), server.model)
     given = [pair for pair in given if pair[0] not in ADDRESS]
     if loads := [name for name, _ in given if settings.places()[settings.find(name)] == "load"]:
-        raise UsageError(f"{loads[0]} is a matter of loading, which a server does by itself")
+        raise UsageError(f"{loads[0]} is a load setting; the server decides it")
     return Variant(_title(parts), changed(session.settings, implied(given) + given), replace(server, model=model))
 
 
@@ -127,7 +127,7 @@ def _pairs(part: str) -> list[tuple[str, str]]:
         return WORDS[value]
     name = settings.find(settings.SHORT.get(typed, typed))
     if settings.places()[name] == "view" and name != "mode":
-        raise UsageError(f"{name} is about the screen, not about an answer", f"/{name}")
+        raise UsageError(f"{name} is a display setting", f"/{name}")
     if name == "model":
         return settings.address(value)
     return GREEDY if name == "temperature" and value in ("0", "0.0") else [(name, _bare(value))]

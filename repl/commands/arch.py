@@ -60,7 +60,7 @@ class Arch:
     traits: Traits | None
 
 
-@command("look inside", waits=True)
+@command("inspect", waits=True)
 def arch(session: Session, path: Annotated[str, Path()] = "", *, depth: Annotated[int, Integer(1)] = 0) -> Task[Arch]:
     """Show the modules of the model, equal ones folded, with sizes and KV cache.
 

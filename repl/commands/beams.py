@@ -36,7 +36,7 @@ class Picked:
     token_ids: tuple[int, ...]
 
 
-@command("talk")
+@command("chat")
 def pick(session: Session, number: Annotated[int, Integer(1)]) -> Any:
     """Take another sequence, an answer of /compare or a row of /sweep instead."""
     if take := session.get_pick():
@@ -104,7 +104,7 @@ class Tree:
 def beams(
     session: Session, count: Annotated[int | str, Width()], *changes: Annotated[tuple[str, str], Assignment()]
 ) -> Any:
-    """Search with this many beams, all shown while they live.
+    """Search with this many beams, shown live.
 
     `/beams tree` draws what the last search found. The tree shows how likely each way was where the sequences part,
     their scores, and what was nearly kept: how far it fell short of the last hypothesis kept, in nats. /pick N takes
@@ -148,7 +148,7 @@ class Drawing:
         )
         yield Text(said, "quiet")
         yield from self._lines(found.root, "", "", options.max_width, GUIDES[options.ascii_only])
-        yield Text.assemble(("/pick N", "accent"), (" takes another one", "quiet"))
+        yield Text.assemble(("/pick N", "accent"), (" selects another answer", "quiet"))
 
     def _lines(self, node: Node, lead: str, below: str, width: int, guides: tuple[str, str, str]) -> Iterator[Text]:
         chance = f"{percent(node.probability):>8} " if lead and node.probability is not None else ""

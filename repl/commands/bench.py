@@ -26,7 +26,7 @@ from repl.core.values import Text as Words
 from repl.session.session import Session, Task
 from repl.terminal.screen import mebibytes, plain, view
 
-HEADS = ("prompt", "mode", "first token", "read", "written", "of bare", "of limit")
+HEADS = ("prompt", "mode", "first token", "prefill tok/s", "decode tok/s", "vs generate", "% of limit")
 RANGES = (76, 100)  # columns from which on there is room for the ranges of what is written, and for all
 USUAL = 14  # letters of a way that leave room for them
 
@@ -55,7 +55,7 @@ class Several:
         return self.one.complete()
 
 
-@command("prove", name="bench", waits=True)
+@command("speed", name="bench", waits=True)
 def bench_(
     session: Session,
     *ways: Annotated[str, Words("a setting such as quantize=int4", variants.offered, variants.offered)],
@@ -67,7 +67,7 @@ def bench_(
     save: str = "",
     force: bool = False,
 ) -> Task[Benched]:
-    """Measure how fast models read and write on this machine.
+    """Measure prefill and decode speed on this machine.
 
     /bench prompt_lookup quantize=int4 --prompt-tokens 32,512 chooses what.
     Each length of prompt is run once to warm up, then --repeats times, with --new-tokens made in turn by the library's
@@ -139,7 +139,7 @@ def _drawn(entry: Entry) -> list[RenderableType]:
     blocks += [Text(clean_line(entry.problem))] if entry.problem else []
     if entry.limit_tps and entry.speeds:
         each = f"a token needs {mebibytes(entry.read_bytes)} of weights"
-        blocks.append(Text(f"limit: {each}, memory delivers {_short(entry.limit_tps)} times that a second", "quiet"))
+        blocks.append(Text(f"limit: {each}, memory bandwidth allows {_short(entry.limit_tps)} tokens/s", "quiet"))
     return [*blocks, Text()]
 
 
@@ -187,9 +187,8 @@ def _foot(result: Benched) -> str:
     threads = "1 thread" if result.threads == 1 else f"{result.threads} threads"
     rates = [f"{one.device} reads {one.bytes_per_s / 1e9:.1f} GB/s" for one in result.memory]
     rows = [
-        f"tokens/s read and written: medians of {counted} of {result.new_tokens} tokens after a warm-up,"
-        " with ranges where there is room",
-        "of bare: written, against the library's generate with the first of these models",
+        f"tok/s: medians of {counted} of {result.new_tokens} tokens after a warm-up, with ranges where there is room",
+        "vs generate: decode speed against the library's generate with the first of these models",
         joined(threads, f"torch {result.versions['torch']}", *rates),
         "" if result.whole else "stopped: this is what was done by then",
         f"written to {clean_line(result.file)}" if result.file else "",

@@ -1,4 +1,4 @@
-"""Talk: messages, plain continuation, the system instruction, and trying again."""
+"""Chat: messages, plain continuation, the system instruction, and trying again."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +22,7 @@ from repl.session.results import Draft, Message
 from repl.session.session import Session, Task
 
 
-@command("talk", waits=True)
+@command("chat", waits=True)
 def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     """Send a message, or a text to complete where the model has no chat template."""
     session.require_engine()
@@ -43,7 +43,7 @@ def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     return _sent(session, send)
 
 
-@command("talk", waits=True)
+@command("chat", waits=True)
 def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     """Continue a text without the chat template and outside the conversation."""
     session.require_engine()
@@ -51,9 +51,9 @@ def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     return _answer(session, session.conversation.add("prompt", text, None), session.settings)
 
 
-@command("talk", waits=True)
+@command("chat", waits=True)
 def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) -> Task[Reply]:
-    """Answer the last message again, with other settings for this once.
+    """Answer the last message again; other settings count for this reply only.
 
     /retry temperature=1.2 changes one, and samples where replies are greedy.
     """
@@ -65,9 +65,9 @@ def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) 
     return _sent(session, lambda: _answer(session, session.conversation.turns[last.parent or 0], chosen))
 
 
-@command("talk", name="continue", waits=True)
+@command("chat", name="continue", waits=True)
 def continue_(session: Session) -> Task[Reply]:
-    """Let the last reply go on from its last token."""
+    """Continue the last reply from its last token."""
     session.require_engine()
     last = _last(session)
     if last.record is None:
@@ -77,14 +77,14 @@ def continue_(session: Session) -> Task[Reply]:
     return _generate(session, request, session.conversation.turns[last.parent or 0], last)
 
 
-@command("talk")
+@command("chat")
 def prefill(session: Session, text: Annotated[str, RestOfLine()] = "") -> Message:
-    """Give the next reply its beginning; the model goes on from there."""
+    """Begin the next reply with a text; the model continues it."""
     session.prepare(prefill=text)
-    return Message(f"the next reply begins with: {text}" if text else "the next reply begins by itself")
+    return Message(f"the next reply begins with: {text}" if text else "the next reply begins without a prefill")
 
 
-@command("talk")
+@command("chat")
 def edit(session: Session, number: Annotated[int, Integer(1)] = 0) -> Draft:
     """Change an earlier message: the next line replaces it, on a branch.
 
@@ -100,25 +100,30 @@ def edit(session: Session, number: Annotated[int, Integer(1)] = 0) -> Draft:
     return Draft(turn.text, f"the next message replaces turn {turn.id} · Ctrl-O opens an editor")
 
 
-@command("talk")
+@command("chat")
 def system(session: Session, text: Annotated[str, RestOfLine()] = "") -> Any:
-    """Set the instruction in front; alone it shows it.
+    """Set the system message; without an argument shows it.
 
     `/system none` removes it.
     """
+    now = session.conversation.system
     if not text:
-        return Message(f"system: {session.conversation.system}" if session.conversation.system else "no system text")
+        return Message(f"system: {now}" if now else "no system message · /system TEXT sets one")
     session.conversation.system = "" if text == "none" else text
-    return Message("system text removed" if text == "none" else "system text set · from the next message on")
+    return Message("system message removed" if text == "none" else "system message set · from the next message on")
 
 
-@command("talk")
+@command("chat")
 def clear(session: Session) -> Message:
-    """Begin a new conversation; model, settings and system text stay."""
+    """Start a new conversation; model, settings and system message are kept."""
     count = len(session.conversation.path())
     session.conversation.clear()
     session.follow_head()
-    return Message(f"a new conversation · {count} messages set aside" if count else "a new conversation")
+    return Message(f"a new conversation · {_messages(count)} kept in /tree" if count else "a new conversation")
+
+
+def _messages(count: int) -> str:
+    return "1 message" if count == 1 else f"{count} messages"
 
 
 def _sent(session: Session, send: Callable[[], Task[Reply]]) -> Task[Reply]:
@@ -139,7 +144,7 @@ def _sent(session: Session, send: Callable[[], Task[Reply]]) -> Task[Reply]:
 
 def _last(session: Session) -> Turn:
     if session.last is None or session.last.parent is None:
-        raise UsageError("nothing was answered yet")
+        raise UsageError("no replies yet")
     return session.last
 
 

@@ -70,7 +70,7 @@ def connect(
 
 @command("models")
 def disconnect(session: Session) -> Any:
-    """Let the model in this process answer again."""
+    """Go back to the model in this process."""
     if session.remote is None:
         raise UsageError("no server is connected", "/connect URL")
     host = session.remote.host

@@ -148,7 +148,7 @@ class Drawing:
         turns = "" if found.whole else "both did not fit into memory: they were loaded one after the other"
         said = [
             joined(agree, f"KL mean {_short(found.kl_mean)} nats, {most}"),
-            f"bits a byte of the reply: {bits[0]:.3f} {one}, {bits[1]:.3f} {two}",
+            f"bits per byte of the reply: {bits[0]:.3f} {one}, {bits[1]:.3f} {two}",
             changed,
             strayed if found.strayed else "",
             turns,

@@ -65,9 +65,9 @@ class Doctor:
     hints: list[str]
 
 
-@command("rest")
+@command("other")
 def doctor(session: Session) -> Task[Doctor]:
-    """Examine versions, devices, number formats, the Hub, cache and terminal.
+    """Check versions, devices, number formats, the Hub, cache and terminal.
 
     It takes some seconds.
     """

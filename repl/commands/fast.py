@@ -52,12 +52,12 @@ class Fast:
     paths: tuple[FastPath, ...] = ()
 
 
-@command("prove", waits=True)
+@command("speed", waits=True)
 def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"))]) -> Any:
-    """Make replies faster; alone, what is on and what it brought.
+    """Make replies faster; without an argument shows the measured speed-up.
 
     prompt_lookup proposes what followed earlier in the text when the same tokens stood there, and the model checks
-    that in one pass: much faster where a reply repeats its prompt, and it rests where it does not pay. /assistant ID
+    that in one pass: much faster where a reply repeats its prompt, and off where it does not pay. /assistant ID
     lets a smaller model propose. /fast off turns all of it off.
     """
     if session.remote is not None:
@@ -73,7 +73,7 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
     return apply(session, [("prompt_lookup", str(drafters.TOKENS))])
 
 
-@command("setting", waits=True)
+@command("speed", waits=True)
 def assistant(
     session: Session, id: Annotated[str, RestOfLine("a model", catalog.names, Session.model_names)] = ""
 ) -> Any:
@@ -89,7 +89,7 @@ def assistant(
 
     def settle(job: Job[ModelInfo]) -> Message:
         facts = job.result()
-        aside = "prompt_lookup set aside" if session.settings.decode.prompt_lookup else ""
+        aside = "prompt_lookup unset" if session.settings.decode.prompt_lookup else ""
         apply(session, words)
         size = f"{facts.dtype}, {mebibytes(facts.bytes)}"
         return Message(joined(f"assistant {facts.name} ({size})", aside, "from the next reply on"))

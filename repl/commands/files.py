@@ -22,7 +22,7 @@ from repl.session.session import Session
 from repl.terminal.screen import view
 
 
-@command("talk")
+@command("chat")
 def read(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Message:
     """Put a text file in front of the next message.
 
@@ -38,7 +38,7 @@ def read(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Messag
     return Message(f"{path.name}: {size} · in front of the next message · /read none takes it away")
 
 
-@command("rest")
+@command("other")
 def script(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Lines:
     """Run the lines of a file, up to the first that fails."""
     return Lines(texts.read(file, kinds=texts.PIPED).split("\n"))
@@ -61,7 +61,7 @@ class Presets:
 
 @command("settings")
 def preset(session: Session, name: Annotated[str, Words()] = "", new: Annotated[str, Words()] = "") -> Any:
-    """Apply settings saved under a name; alone it lists the names.
+    """Apply settings saved under a name; without an argument lists them.
 
     `/preset save NAME` saves those of now.
     """

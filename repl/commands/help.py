@@ -16,16 +16,28 @@ from repl.core.values import RestOfLine
 from repl.session.session import Session
 from repl.terminal.screen import view
 
-FAMILIES = ("talk", "history", "models", "settings", "look inside", "compare", "prove", "rest")
+FAMILIES = ("chat", "history", "models", "settings", "inspect", "compare", "reproduce", "speed", "other")
 FIRST = (
     *("system", "prefill", "read", "raw", "retry", "continue", "edit", "pick", "clear"),
     *("history", "tree", "undo", "branch", "go", "sessions", "resume", "title", "export", "copy"),
     *("model", "model!", "models", "info", "plan", "download", "delete", "trust", "memory", "reload", "unload"),
     *("greedy", "sample", "beams", "settings", "set", "reset", "preset", "config"),
     *("template", "tokens", "next", "score", "why", "probs", "inspect", "take", "lens", "arch"),
-    *("compare", "diverge", "sweep", "replay", "recipe", "reproduce", "bench", "help"),
+    *("compare", "diverge", "sweep", "replay", "recipe", "reproduce", "fast", "bench", "help"),
 )
 """The order in which a newcomer meets them; what is not named here comes behind."""
+EXAMPLES = {
+    "chat": ("/system Be brief.", "/retry temperature=1.2", "/continue", "/edit"),
+    "history": ("/undo", "/tree", "/sessions", "/resume", "/export talk.html"),
+    "models": ("/model gpt2", "/models", "/plan gpt2", "/memory"),
+    "settings": ("/temperature 0.7", "/max 256", "/beams 4", "/greedy", "/settings"),
+    "inspect": ("/next", "/inspect", "/probs on", "/why 3", "/lens", "/tokens"),
+    "compare": ("/compare greedy temperature=0.9", "/diverge dtype=float16"),
+    "reproduce": ("/recipe", "/reproduce"),
+    "speed": ("/fast", "/bench"),
+    "other": ("/doctor", "/stats", "/quit"),
+}
+"""Lines to type as they stand: what is used most of each family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +50,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Help:
-    """The names of the commands by family, and of the settings by part."""
+    """The names of the commands by family, and of the settings by part; `full` asks to see all of them."""
 
     families: dict[str, list[str]]
     settings: dict[str, list[str]]
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +76,16 @@ class Family:
     entries: list[Entry]
 
 
-@command("rest", name="help", aliases=("?", "h"))
+@command("other", name="help", aliases=("?", "h"))
 def help_(session: Session, name: Annotated[str, RestOfLine()] = "") -> Help | Family | Page:
-    """Show what there is: /help talk for a family, /help dtype for one command.
+    """List commands: /help all, /help inspect for a family, /help dtype for one.
 
     A family is a word at the left of /help; where a command has the same name, both are shown.
     """
     title = " ".join(name.lower().split())
     known = families() | settings_by_part()
-    if not title:
-        return Help(families(), settings_by_part())
+    if title in ("", "all"):
+        return Help(families(), settings_by_part(), title == "all")
     return family(title, known[title]) if title in known else page(name)
 
 
@@ -88,8 +101,12 @@ def families() -> dict[str, list[str]]:
 
 
 def settings_by_part() -> dict[str, list[str]]:
-    """Return the names of the settings by part."""
-    return {part: [name for name, home in settings.places().items() if home == part] for part in settings.SPECS}
+    """Return the names of the settings by part, without those that a command of a family shows."""
+    parts: dict[str, list[str]] = {part: [] for part in settings.SPECS}
+    for name, part in settings.places().items():
+        if registry.COMMANDS[name].family not in FAMILIES:
+            parts[part].append(name)
+    return parts
 
 
 def family(title: str, names: list[str]) -> Family:
@@ -139,14 +156,18 @@ def _(result: Help) -> RenderableType:
     table.add_column(style="quiet", no_wrap=True)
     table.add_column(style="accent")
     for title, names in result.families.items():
-        table.add_row(title, Text("  ".join("/" + name for name in names)))
-    table.add_row("")
-    for part, names in result.settings.items():
-        table.add_row(part, Text("  ".join("/" + name for name in names)))
+        shown = ["/" + name for name in names] if result.full else EXAMPLES[title]
+        table.add_row(title, Text("  ".join(shown)))
+    if result.full:
+        table.add_row("")
+        for part, names in result.settings.items():
+            table.add_row(part, Text("  ".join("/" + name for name in names)))
+    more = "" if result.full else "/help all lists more, "
     return Group(
         Text("A line that begins with / is a command; every other line goes to the model."),
         Text(),
         table,
         Text(),
-        Text("/help look inside tells what those do, /help dtype all of one · Tab completes", "quiet"),
+        Text(f"{more}/help inspect explains a family, /help dtype one", "quiet"),
+        Text("Tab completes, F2 shows settings, Ctrl-D leaves", "quiet"),
     )

@@ -117,7 +117,11 @@ def branch(session: Session, number: Annotated[int, Integer(1)] = 0) -> Message:
     else:
         talk.undo(1)
     session.follow_head()
-    return Message(f"the next message begins a branch after turn {talk.head}" if talk.head else "a new beginning")
+    return Message(
+        f"the next message begins a branch after turn {talk.head}"
+        if talk.head
+        else "the next message begins a new conversation"
+    )
 
 
 def _end_on_reply(talk: Conversation) -> None:
@@ -129,7 +133,7 @@ def _end_on_reply(talk: Conversation) -> None:
 @view.register
 def _(result: History) -> RenderableType:
     if not result.turns:
-        return Text("nothing was said yet", "quiet")
+        return Text("no messages yet", "quiet")
     blocks: list[RenderableType] = []
     if result.system:
         blocks.append(Text.assemble(("   system  ", "quiet"), clean(result.system)))
@@ -144,7 +148,7 @@ def _(result: History) -> RenderableType:
 @view.register
 def _(result: Forest) -> RenderableType:
     if not result.turns:
-        return Text("nothing was said yet", "quiet")
+        return Text("no messages yet", "quiet")
     below: dict[int | None, list[Line]] = {}
     for turn in result.turns:
         below.setdefault(turn.parent, []).append(turn)

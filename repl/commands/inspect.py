@@ -41,9 +41,9 @@ class Painted(Trace):
     streams: bool
 
 
-@command("look inside")
+@command("inspect")
 def probs(session: Session, value: Annotated[str, RestOfLine(suggest=settings.kind("probs").complete)] = "") -> Any:
-    """Colour replies by probability or entropy; alone it repaints the last.
+    """Colour replies by probability or entropy; without an argument, the last.
 
     Probabilities are the model's own, before temperature and other processors. While it is on, Markdown is shown as it
     comes.
@@ -51,7 +51,7 @@ def probs(session: Session, value: Annotated[str, RestOfLine(suggest=settings.ki
     if value:
         return switched(session, value)
     if session.last is None:
-        raise UsageError("nothing was answered yet", "Why is the sky blue?")
+        raise UsageError("no replies yet", "Why is the sky blue?")
     chosen = session.settings.view.probs
     by, streams = "entropy" if chosen == "entropy" else "on", chosen != "off"
     return looked_at(session, session.last, lambda found: Painted(*parts(found, by), streams, **origin(found)))
@@ -67,9 +67,9 @@ def switched(session: Session, value: str) -> Message:
     )
 
 
-@command("look inside")
+@command("inspect")
 def inspect(session: Session, number: Annotated[int, Integer(1)] = 0) -> Any:
-    """Look into a reply token by token: what else was likely.
+    """Browse a reply token by token, with the alternatives at each.
 
     By default the last one. On a terminal: arrows move, a digit or Tab chooses an alternative, Enter takes it and goes
     on from there on a branch of its own (what /take does), p and e colour by probability and entropy, / searches, n
@@ -77,12 +77,12 @@ def inspect(session: Session, number: Annotated[int, Integer(1)] = 0) -> Any:
     """
     turn = session.conversation.turn(number) if number else session.last
     if turn is None:
-        raise UsageError("nothing was answered yet", "Why is the sky blue?")
+        raise UsageError("no replies yet", "Why is the sky blue?")
     by = "entropy" if session.settings.view.probs == "entropy" else "on"
     return looked_at(session, turn, lambda found: Inspection(*parts(found, by), **origin(found)))
 
 
-@command("look inside", waits=True)
+@command("inspect", waits=True)
 def take(
     session: Session,
     place: Annotated[int, Integer(1)],
@@ -98,7 +98,7 @@ def take(
     session.require_engine()
     before = session.conversation.turn(turn) if turn else session.last
     if before is None or before.parent is None:
-        raise UsageError("nothing was answered yet", "Why is the sky blue?")
+        raise UsageError("no replies yet", "Why is the sky blue?")
     count = len(answered(before).token_ids)
     if place > count:
         raise UsageError(f"turn {before.id} has {count} tokens, not {place}", f"/inspect {before.id}")

@@ -64,7 +64,7 @@ class Spot:
     said: int = -1
 
 
-@command("look inside", waits=True)
+@command("inspect", waits=True)
 def lens(
     session: Session,
     text: Annotated[str, RestOfLine()] = "",

@@ -102,7 +102,7 @@ def _folded(same: list[Line], width: int) -> Iterator[Text]:
 def _said(found: Sweep) -> str:
     made = sum(line.length for line in found.lines if line.same_as is None)
     made += found.greedy.length if found.greedy.same_as is None else 0
-    alone = f"one after another: {found.alone}"
+    alone = f"one by one: {found.alone}"
     how = "all together" if not found.alone else f"{found.together} together, the others {alone}"
     how = how if found.together else alone
     return joined(

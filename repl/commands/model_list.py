@@ -63,7 +63,7 @@ class Models:
 
 @command("models")
 def models(session: Session, words: Annotated[str, RestOfLine("words of a name")] = "") -> Task[Models]:
-    """List models in memory, in the cache and on the Hub; words choose."""
+    """List models in memory, in the cache and on the Hub, filtered by words."""
     current = session.store.facts()
     rows = [in_memory(each, session.pending().load, current) for each in session.store.residents()]
 

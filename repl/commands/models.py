@@ -77,7 +77,7 @@ def unload(
         Words("a model in memory", of_session=resident),
     ] = "",
 ) -> Task[list[ModelInfo]]:
-    """Free the memory of a model, by default the current one; the talk stays."""
+    """Free the memory of a model; the conversation is kept."""
     return session.run_on_model(lambda emit: session.store.drop(emit, id), lambda job: unloaded(session, job.result()))
 
 
@@ -99,7 +99,7 @@ class Info:
 
 @command("models", waits=True)
 def info(session: Session, id: Annotated[str, Words("a model", catalog.names, Session.model_names)] = "") -> Any:
-    """Show what is loaded and its limits; of another model what its card says."""
+    """Show the loaded model and its limits, or another model's card."""
     if session.remote is not None and not id:
         return session.remote.served()
     loaded = next((each for each in session.store.residents() if id in (each.facts.id, each.facts.name)), None)
@@ -132,9 +132,9 @@ def _(result: Info) -> RenderableType:
         **({"device map": ", ".join(device_map.folded(facts.device_map))} if len(facts.device_map) > 1 else {}),
         "attention": f"{facts.attention or 'none'} (asked for {asked['attention']})",
         "context": f"{facts.context} tokens" if facts.context else "no fixed limit",
-        "talk": "chats through its template" if facts.chats else "completes text: it has no chat template",
-        "left over": _left(facts.unexpected),
-        "its own decoding": ", ".join(f"{key} {value}" for key, value in facts.base.model.items()) or "nothing set",
+        "chat template": "yes" if facts.chats else "none: the model completes text",
+        "unused tensors": _left(facts.unexpected),
+        "generation config": ", ".join(f"{key} {value}" for key, value in facts.base.model.items()) or "nothing set",
     }
     return listed(rows)
 
@@ -152,10 +152,10 @@ def _(result: ModelCard) -> RenderableType:
         "gated": "yes: accept its terms on its page, then hf auth login" if result.gated else "",
         "downloads": f"{result.downloads:,} in the last month" if result.downloads else "",
         "languages": ", ".join(result.languages),
-        "made from": ", ".join(result.base_models),
+        "base model": ", ".join(result.base_models),
         "files": f"{len(result.files)}, {mebibytes(size)} together",
         "": "\n".join(f"{mebibytes(size):>9}  {name}" for name, size in largest(result)),
-        "said by": "the cache: the Hub did not answer" if result.source == "cache" else "",
+        "source": "the cache; the Hub did not answer" if result.source == "cache" else "",
     }
     return listed({name: value for name, value in rows.items() if value})
 

@@ -101,14 +101,14 @@ def look(resident: Model, spot: Position, count: int, emit: JobContext) -> Next:
     )
 
 
-@command("look inside", name="next", waits=True)
+@command("inspect", name="next", waits=True)
 def next_(session: Session, text: Annotated[str, RestOfLine()] = "") -> Task[Any]:
-    """Show the likeliest next tokens at this point of the talk, or after TEXT.
+    """Show the likeliest next tokens here, or after TEXT.
 
-    /next 20 and /next 20 TEXT show so many. Alone it goes on from the last reply, as /continue does: where the reply
-    ended by itself, that is the end and what it might have said instead. TEXT is taken as it stands, without the chat
-    template. Where settings change the odds (/temperature, /top_p, ...) what is drawn from stands beside them. Of a
-    server it is the likeliest that it gives.
+    /next 20 and /next 20 TEXT show so many. Without TEXT it goes on from the last reply, as /continue does:
+    where the reply ended by itself, that is the end and what it might have said instead. TEXT is taken as it stands,
+    without the chat template. Where settings change the odds (/temperature, /top_p, ...) what is drawn from stands
+    beside them. Of a server it is the likeliest that it gives.
     """
     remote, chosen = session.remote, session.settings
     if remote is None:

@@ -23,7 +23,7 @@ class Version:
     torch: str
 
 
-@command("rest")
+@command("other")
 def version(session: Session) -> Version:
     """Show the versions of this program and its libraries."""
     return Version(__version__, platform.python_version(), installed("transformers"), installed("torch"))
@@ -35,7 +35,7 @@ def _(result: Version) -> Text:
     return Text(f"{programs} · transformers {result.transformers} · torch {result.torch}")
 
 
-@command("rest", name="quit", aliases=("exit", "bye", "q"))
+@command("other", name="quit", aliases=("exit", "bye", "q"))
 def quit_(session: Session) -> None:
     """Leave; Ctrl-D on an empty line does the same."""
     raise Quit

@@ -73,7 +73,7 @@ def source(record: Reply, folder: Path) -> Source:
     return Source(name, record.model.commit, file, kind)
 
 
-@command("prove", name="recipe")
+@command("reproduce", name="recipe")
 def recipe_(
     session: Session,
     turn: Annotated[str, Words("the number of a turn")] = "",

@@ -70,9 +70,9 @@ def compared_there(remote: Remote, request: Request, turn: int, record: Reply, e
     return Reproduced(turn, identical, same, len(record.token_ids), None, found, 0, tuple(now), remote.host)
 
 
-@command("prove", waits=True)
+@command("reproduce", waits=True)
 def reproduce(session: Session, number: Annotated[int, Integer(1)] = 0) -> Task[Reproduced]:
-    """Make a reply again from its record: are the ids the same?
+    """Generate a reply again from its record and compare the token ids.
 
     By default the last. What a server made, it is asked for once more.
     """

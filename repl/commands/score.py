@@ -101,7 +101,7 @@ def measure(resident: Model, text: str, source: str, emit: JobContext) -> Score:
     )
 
 
-@command("look inside", name="score", waits=True)
+@command("inspect", name="score", waits=True)
 def score_(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Score]:
     """Show how likely a text or file is: each token, perplexity, bits per byte.
 
@@ -164,7 +164,7 @@ def _figures(result: Score) -> str:
         f"{len(result.ids):,} tokens, {result.bytes:,} bytes",
         f"total {result.total:.2f} nats",
         f"perplexity {result.perplexity:.2f}",
-        f"{result.bits_per_byte:.3f} bits a byte",
+        f"{result.bits_per_byte:.3f} bits per byte",
         half,
     )
     return f"least expected: {', '.join(worst)}\n{figures}"

@@ -95,7 +95,7 @@ def unanswered(talk: Conversation) -> str:
 
 @command("history")
 def title(session: Session, text: Annotated[str, RestOfLine()] = "") -> Message:
-    """Give this session a title; alone it shows it."""
+    """Give this session a title; without an argument shows it."""
     if text.strip():
         session.archive.rename(" ".join(text.split()))
     return Message(

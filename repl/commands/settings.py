@@ -103,14 +103,14 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()]) -> An
 
 @command("settings")
 def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(settings.places()))] = "") -> Any:
-    """Put a setting back to its default; alone, every decoding setting."""
+    """Put a setting back to its default, or every decoding setting."""
     if not decoding.is_setting(name) and name.replace("-", "_") in dict(session.settings.extra):
         return set_(session, name, "default")
     if name:
         return change(session, settings.find(name), "default")
     session.change(replace(session.settings, extra=()))
     apply(session, [(one, "default") for one in names("decode")])
-    return Message(f"decoding as the model has it: {decoding.phrase(session.decoding())}")
+    return Message(f"decoding reset to the model's defaults: {decoding.phrase(session.decoding())}")
 
 
 @command("settings")

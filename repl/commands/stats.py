@@ -68,9 +68,9 @@ def label(record: Reply) -> str:
     return joined(record.model.id, record.model.dtype, "" if packed == "none" else packed)
 
 
-@command("rest")
+@command("other")
 def stats(session: Session, value: Annotated[str, RestOfLine(suggest=settings.kind("stats").complete)] = "") -> Any:
-    """Show what this session has done; on or off: the figures under replies.
+    """Show totals of this session; on or off: the figures under replies.
 
     Counted is every reply of the conversation with all its branches, also those that were stopped.
     """
@@ -87,7 +87,7 @@ def stats(session: Session, value: Annotated[str, RestOfLine(suggest=settings.ki
 @view.register
 def _(result: Stats) -> RenderableType:
     if not result.total.replies:
-        return Text("nothing was answered yet", "quiet")
+        return Text("no replies yet", "quiet")
     table = Table.grid(padding=(0, 2))
     for _ in range(6):
         table.add_column(justify="right", no_wrap=True)

@@ -99,7 +99,7 @@ def report(resident: Model, values: Mapping[str, Any], emit: JobContext) -> Repo
     return Report(check(template, decoding.stops(resident.model.generation_config)))
 
 
-@command("look inside", waits=True)
+@command("inspect", waits=True)
 def template(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["check", "--ids"])] = "") -> Task[Any]:
     """Show the exact prompt of the next turn.
 

@@ -59,9 +59,9 @@ def of_turn(tokenizer: PreTrainedTokenizerBase, record: Reply, known: int, liste
     return cut(tokenizer, ids, len(record.prompt_ids) - known, text, listed)
 
 
-@command("look inside", waits=True)
+@command("inspect", waits=True)
 def tokens(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["--ids"])] = "") -> Task[Tokens]:
-    """Show how a text is cut into tokens; alone, those of the last turn.
+    """Show the tokens of a text, by default of the last turn.
 
     --ids lists them. The last turn is your last message as the model got it, and the reply, from the record of the
     reply. The tokens of the reply are numbered as /why counts them. Bytes that are no whole character read <e4>.
@@ -73,7 +73,7 @@ def tokens(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["-
         return session.run_on_model(lambda emit: of_text(session.store.current().tokenizer, said, listed))
     last = session.last
     if last is None or last.record is None:
-        raise UsageError("nothing was answered yet", "/tokens Once upon a time")
+        raise UsageError("no replies yet", "/tokens Once upon a time")
     record, known = last.record, _known(session, last, last.record)
     if not made_by(record, facts):
         name = record.model.id

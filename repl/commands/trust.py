@@ -40,7 +40,7 @@ def asked(load: Load, allowed: bool, offline: bool, emit: JobContext) -> Trust:
 
 @command("models", name="trust")
 def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "always", "no"))] = "show") -> Any:
-    """Show the Python code that a model brings, and allow it to run.
+    """Show a model's remote code, and allow it to run.
 
     `/trust yes` allows it at this commit, in this session. It speaks of the model that was refused last, else of the
     one that is loaded. `/trust always` allows this commit in later sessions too, `/trust no` takes a consent back. A
@@ -53,7 +53,7 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
         taken = consents.withdraw(model)
         there = any(each.load.model == model and each.load.trust_remote_code for each in session.store.residents())
         stays = f"what is loaded of it stays: /unload {model} frees it" if there else ""
-        return Message(joined(f"{model}: its code does not run", stays if taken else "it was not allowed before"))
+        return Message(joined(f"{model}: remote code disabled", stays if taken else "it was not allowed before"))
     if answer == "show":
         allowed = model in consents.given and found is None
         return session.run_on_model(lambda emit: asked(wanted.load, allowed, session.store.offline, emit))
@@ -68,7 +68,7 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
 def _(result: Trust) -> RenderableType:
     name = clean_line(result.model)
     if not result.files:
-        return Text(f"{name} brings no Python code", "quiet")
+        return Text(f"{name} has no remote code", "quiet")
     width = max(map(len, result.files))
     files = "\n".join(f"  {clean_line(file):{width}}  {size:>9,} bytes" for file, size in result.files.items())
     at = f" at commit {result.commit}" if result.commit else ""

@@ -31,9 +31,9 @@ SIGNS = {
 ODDS = {name for name, _ in NAMES.values()}  # what is active between the model and the draw, also what /set takes
 
 
-@command("look inside", waits=True)
+@command("inspect", waits=True)
 def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Assignment()]) -> Task[Why]:
-    """Show how a token of the last reply came about: /why 3, /why Paris.
+    """Explain a token of the last reply: /why 3, /why Paris.
 
     /why 3 top_p=0.8 shows it under other settings. The token is named by its number (/tokens --ids lists them) or by a
     text, whose first token is meant. The columns are the model's own odds and those behind each processor and warper,

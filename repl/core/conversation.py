@@ -78,7 +78,7 @@ class Conversation:
     def turn(self, number: int) -> Turn:
         """Return a turn by its number; raises `UsageError`."""
         if number not in self.turns:
-            known = f"turns are numbered 1 to {len(self.turns)}" if self.turns else "nothing was said yet"
+            known = f"turns are numbered 1 to {len(self.turns)}" if self.turns else "no messages yet"
             raise UsageError(f"no turn {number}: {known}", "/tree")
         return self.turns[number]
 

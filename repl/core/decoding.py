@@ -234,7 +234,7 @@ def fit(config: GenerationConfig, prompt: int, context: int, model: str) -> str:
     if not context:
         return ""
     if prompt >= context:
-        raise UsageError(f"the prompt has {prompt} tokens, {model} reads at most {context}", "/clear")
+        raise UsageError(f"the prompt has {prompt} tokens; {model}'s context is {context}", "/clear")
     if config.max_length is not None:
         config.max_length = min(config.max_length, context)
     room = context - prompt

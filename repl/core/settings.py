@@ -130,7 +130,7 @@ class View:
     """What is shown and how the program behaves."""
 
     mode: Annotated[str, Choice(("auto", "chat", "complete"))] = setting(
-        "auto", "chat with the template or complete text; auto: as the model can"
+        "auto", "chat through the template or complete text; auto: as the model allows"
     )
     markdown: Annotated[bool, Flag()] = setting(True, "render replies as Markdown; off prints them as they come")
     thinking: Annotated[str, Choice(("show", "fold", "hide"))] = setting(

@@ -211,7 +211,7 @@ class Store(Generic[R]):
             self._let_go(victims[:1])
             release()
         if spared is not None and (lack := self._lacking(load, needed)) > 0:
-            sentence = f"{load.model} does not fit beside {spared.model}: {lack / 2**30:.1f} GiB are missing"
+            sentence = f"not enough memory for {load.model} and {spared.model} together ({lack / 2**30:.1f} GiB short)"
             raise NoMemory(sentence, f"/model {load.model}", "/memory")
 
     def _lacking(self, load: Load, needed: int, spare: int = 0) -> int:

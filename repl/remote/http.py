@@ -210,8 +210,8 @@ class ServerConnection:
 
     def _accept(self, head: ResponseHead, pieces: Iterator[bytes]) -> None:
         if 300 <= head.status < 400:
-            goes = f": it sends to {shortened(self._clean(head.goes), 80)}" if head.goes else ""
-            raise Failed(f"{self.where.host} answers from elsewhere{goes}", "/connect URL")
+            goes = f" to {shortened(self._clean(head.goes), 80)}" if head.goes else ""
+            raise Failed(f"{self.where.host} redirects{goes}; redirects are not followed", "/connect URL")
         if head.status >= 400:
             body = self._clean(bounded(pieces, PAGE).decode("utf-8", "replace"))
             raise Refused(head.status, read_error(body), head.wait)
@@ -223,7 +223,7 @@ class ServerConnection:
         return kind.encode()
 
     def _stranger(self, what: str) -> ReplError:
-        return Failed(f"{self.where.host} does not speak the OpenAI protocol here: it answers {what}", "/connect URL")
+        return Failed(f"{self.where.host} does not speak the OpenAI protocol: it answers {what}", "/connect URL")
 
     def _broken(self, error: Exception, begun: bool) -> ReplError:
         import httpx2

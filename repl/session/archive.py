@@ -133,7 +133,9 @@ class Archive:
         if not self._failing:
             self._failing = True
             self._run("pragma busy_timeout = 100")  # it was waited for once
-            self.warn(f"the archive cannot be written: {database.reason(error)}; the conversation goes on unsaved")
+            self.warn(
+                f"the archive cannot be written: {database.reason(error)}; the conversation is no longer being saved"
+            )
 
     def _recovered(self) -> None:
         if self._failing:

@@ -59,7 +59,7 @@ def apply(session: Session, words: Words) -> Message:
     before = session.settings
     session.change(changed(before, full, parts=("decode", "view")))
     aside = [name for name in decoding.LENGTHS if before.get(name) and session.settings.get(name) is None]
-    lost = [f"{name} set aside: it excludes {full[0][0]}" for name in aside if name not in dict(full)]
+    lost = [f"{name} unset: cannot be combined with {full[0][0]}" for name in aside if name not in dict(full)]
     remarks = [
         decoding.remark(name, session.settings, session.base())
         for name, text in full

@@ -115,7 +115,7 @@ def sequences(done: Reply) -> list[Any]:
     for number, found in enumerate(done.sequences, 1):
         score = "" if found.score is None else f"{found.score:8.3f} "
         lines += [(f"{number:3}{score}  ", "quiet"), (shortened(found.text, 60), "quiet"), "\n"]
-    return [*lines, ("/pick N", "accent"), (" takes another one\n", "quiet")]
+    return [*lines, ("/pick N", "accent"), (" selects another answer\n", "quiet")]
 
 
 def figures(done: Reply) -> str:
@@ -240,8 +240,8 @@ def _choices(error: ReplError, repeats: bool) -> Table:
     for number, (line, effect) in enumerate(error.choices, 1):
         said = Text.assemble((clean_line(line), "accent"), (f"  {clean_line(effect)}", "quiet"))
         table.add_row(str(number), said)
-    again = " and sends the message again" if repeats and error.again else ""
-    table.add_row("", Text(f"a number does it{again}", "quiet"))
+    again = " and retry" if repeats and error.again else ""
+    table.add_row("", Text(f"type a number to apply it{again}", "quiet"))
     return table
 
 

@@ -291,7 +291,7 @@ def test_a_wrong_line_is_one_sentence(chat, line, words):
 
 def test_before_anything_was_said_it_says_what_to_type(gpt2_folder):
     with opened(gpt2_folder, max_new_tokens=5) as session:
-        with pytest.raises(UsageError, match="nothing was said yet") as caught:
+        with pytest.raises(UsageError, match="no messages yet") as caught:
             run(session, "/lens")
         done = ask(session, caught.value.hints[0].removeprefix("/lens "))
         assert run(session, "/lens").tokens >= len(done.prompt_ids) + 4
@@ -308,7 +308,7 @@ def test_a_reply_of_another_model_is_read_from_its_text(llama_folder, gpt2_folde
 
 
 def test_more_tokens_than_the_context_holds_are_refused(gpt2_folder):
-    with opened(gpt2_folder) as session, pytest.raises(UsageError, match="reads at most 128"):
+    with opened(gpt2_folder) as session, pytest.raises(UsageError, match="context is 128"):
         run(session, "/lens " + "one two three " * 90)
 
 

@@ -386,7 +386,7 @@ def test_long_prompts_keep_their_lines():
 def test_a_turn_that_is_no_reply_is_refused_with_the_one_that_is():
     talk = Conversation()
     asked = talk.add("user", "Hi", None)
-    with pytest.raises(UsageError, match="nothing was answered yet"):
+    with pytest.raises(UsageError, match="no replies yet"):
         recipe.chosen(talk, None, 0)
     with pytest.raises(UsageError, match="turn 1 has no record"):
         recipe.chosen(talk, None, 1)

@@ -179,7 +179,7 @@ def test_what_cannot_be_replayed_is_said(llama_folder: Path, chat: Session) -> N
     with pytest.raises(ReplError, match="/no/such"):
         run(chat, "/replay /no/such")
     run(chat, "/clear")
-    with opened(llama_folder) as fresh, pytest.raises(UsageError, match="nothing was answered yet"):
+    with opened(llama_folder) as fresh, pytest.raises(UsageError, match="no replies yet"):
         run(fresh, "/replay now")
 
 

@@ -174,7 +174,7 @@ def test_it_can_be_stopped(session):
 
 def test_without_a_model_or_a_reply_it_says_so(session, gpt2_folder):
     with opened(gpt2_folder) as fresh:
-        with pytest.raises(UsageError, match="nothing was answered yet"):
+        with pytest.raises(UsageError, match="no replies yet"):
             run(fresh, "/reproduce")
         with pytest.raises(UsageError, match="no turn 3"):
             run(fresh, "/reproduce 3")

@@ -127,7 +127,7 @@ def test_beams_stand_beside_rows_that_share_their_steps(llama_folder):
         ask(session, PROMPT)
         found = run(session, "/sweep num_beams=1,3")
         assert found.together == 1
-        assert "one after another: beams" in drawn(found)
+        assert "one by one: beams" in drawn(found)
         assert found.lines[1].token_ids == run(session, "/retry num_beams=3").token_ids
 
 
@@ -169,7 +169,7 @@ def test_what_comes_to_the_same_is_made_once(gpt2_folder):
         ("temperature", "is not name=value,value"),
         ("temperature=warm", "temperature 'warm' is not a number"),
         ("temperature=-0", "temperature '-0' is not a number"),
-        ("dtype=float16,bfloat16", "dtype belongs to loading"),
+        ("dtype=float16,bfloat16", "dtype is a load setting"),
         ("wrap=1,2", "no setting 'wrap'"),
         ("reuse=on,off", "reuse cannot be swept"),
         ("n=0", "n '0' is not a whole number"),

@@ -106,7 +106,7 @@ def test_tokens_are_told_apart_on_a_terminal_and_in_a_pipe(chat):
 
 
 def test_without_a_text_or_a_turn_there_is_nothing_to_cut(chat):
-    with pytest.raises(UsageError, match="nothing was answered yet"):
+    with pytest.raises(UsageError, match="no replies yet"):
         run(chat, "/tokens")
 
 
@@ -252,7 +252,7 @@ def test_the_view_of_a_score_is_readable_without_colour(chat):
     assert "\x1b[" in shown
     lines = drawn(found).splitlines()
     assert len([line for line in lines if '"' in line and "least" not in line]) >= len(found.ids)
-    assert "bits a byte" in drawn(found, 200)
+    assert "bits per byte" in drawn(found, 200)
 
 
 @pytest.mark.parametrize("line", ["/score", "/score a"])

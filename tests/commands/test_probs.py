@@ -299,7 +299,7 @@ def test_entropy_and_probability_go_by_one_scale() -> None:
 
 def test_probs_is_a_setting_and_a_look_at_the_last_reply(gpt2_folder: Path) -> None:
     with opened(gpt2_folder, max_new_tokens=3) as session:
-        with pytest.raises(UsageError, match="nothing was answered yet"):
+        with pytest.raises(UsageError, match="no replies yet"):
             run(session, "/probs")
         assert run(session, "/probs entropy").text.startswith("probs entropy")
         assert session.settings.view.probs == "entropy"

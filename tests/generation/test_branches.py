@@ -229,7 +229,7 @@ def test_the_parts_stand_below_what_they_share():
         "├  40.66 % cat".ljust(29) + "  1  -0.500",
         "├  27.25 % dog".ljust(29) + "  2  -0.700",
         "└  13.53 % owl␛".ljust(25) + "0.70 nats short",
-        "/pick N takes another one",
+        "/pick N selects another answer",
     ]
 
 

@@ -128,7 +128,7 @@ def test_without_sharing_the_kept_cache_is_left_alone(llama_folder, emit):
 
 
 def test_a_text_beyond_the_context_is_refused(gpt2_folder, emit):
-    with opened(gpt2_folder) as session, pytest.raises(UsageError, match="reads at most 128"):
+    with opened(gpt2_folder) as session, pytest.raises(UsageError, match="context is 128"):
         list(score(session.store.current(), [5] * 130, emit))
 
 

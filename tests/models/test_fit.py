@@ -131,7 +131,7 @@ def limited(folder: Path, free: int) -> Iterator[Session]:
 
 
 def test_what_does_not_fit_is_refused_and_the_old_model_stays(llama_folder: Path, builtin_folder: Path) -> None:
-    """Needed against free, what would fit, and a way to load it all the same; nothing of the session changes."""
+    """Needed against free, what would fit, and a way to load anyway; nothing of the session changes."""
     with limited(llama_folder, 560 * MB) as session:
         before, resident = session.settings, session.store.current()
         with pytest.raises(NoMemory, match=r"does not fit: it needs .* and cpu has 534 MiB free") as caught:

@@ -600,7 +600,7 @@ def test_a_full_disk_is_told_once_and_catches_up(path: Path) -> None:
     )
     for number in range(3):
         talk.add("user", f"{number} " + "x" * 20_000, number + 1)
-    assert heard == ["the archive cannot be written: the disk is full; the conversation goes on unsaved"]
+    assert heard == ["the archive cannot be written: the disk is full; the conversation is no longer being saved"]
     archive._connection.execute("pragma max_page_count = 100000")
     talk.add("user", "last", 4)
     assert len(heard) == 2
@@ -616,7 +616,7 @@ def test_a_disk_that_refuses_is_told_once(path: Path) -> None:
     """A real limit of the system: no file over 200 kB. What was acknowledged before is there."""
     lines = ran(path, 60, 400_000)
     assert len(heard(lines)) == 1
-    assert "the conversation goes on unsaved" in heard(lines)[0]
+    assert "the conversation is no longer being saved" in heard(lines)[0]
     before = lines[: next(number for number, line in enumerate(lines) if line.startswith("!"))]
     assert len(before) > 3
     assert missing(path, saved(before)) == []
@@ -634,7 +634,9 @@ def test_an_archive_that_another_program_keeps_locked_is_told_once(
     talk = Conversation(keep=archive.save)
     talk.add("user", "one", None)
     talk.add("user", "two", 1)
-    assert heard == ["the archive cannot be written: another program keeps it locked; the conversation goes on unsaved"]
+    assert heard == [
+        "the archive cannot be written: another program keeps it locked; the conversation is no longer being saved"
+    ]
     lock.execute("rollback")
     lock.close()
     talk.add("user", "three", 2)

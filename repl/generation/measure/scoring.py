@@ -129,7 +129,7 @@ def _read(
         return
     model, facts, config = resident.model, resident.facts, GenerationConfig()
     if facts.context and len(fed) > facts.context:
-        raise UsageError(f"the text has {len(fed)} tokens, {facts.id} reads at most {facts.context}")
+        raise UsageError(f"the text has {len(fed)} tokens; {facts.id}'s context is {facts.context}")
     kept = resident.runtime.kv_cache if shared else PrefixCache()
     ids = torch.tensor([fed], device=input_device(model))
     with _told(resident), cancellable_forward(model, emit.raise_if_cancelled):

@@ -77,7 +77,7 @@ def answered(turn: Turn) -> Reply:
         raise UsageError(f"turn {turn.id} has no record of tokens: it is not a reply", "/history")
     if not turn.record.token_ids:
         if host := turn.record.server:
-            raise UsageError(f"turn {turn.id} was answered by {host}, which gives texts: this needs token ids")
+            raise UsageError(f"turn {turn.id} was answered by {host}, which returned text only; token ids are needed")
         raise UsageError(f"turn {turn.id} has no tokens", "/history")
     return turn.record
 

@@ -44,7 +44,7 @@ def check(weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequenc
     free = ", ".join(described(room) for room in targets(load.device, capped(rooms, load.max_memory)))
     choices = [(line(load, change), effect(found)) for change, found in remedies(weights, config, load, rooms)]
     choices = choices or list(on_disk(needs, load, rooms))
-    override = (f"/model! {name(load)}", "load it all the same")
+    override = (f"/model! {name(load)}", "load anyway")
     raise NoMemory(f"{short(load)} does not fit: it needs {spelled(needs)}, and {free}", choices=(*choices, override))
 
 
