@@ -130,7 +130,9 @@ def _ended(work: Callable[[], int]) -> int:
     try:
         return work()
     except ReplError as error:
-        sys.stderr.write("hub-repl: " + clean_line(" · ".join([error.message, *error.hints])) + "\n")
+        sys.stderr.write(
+            "hub-repl: " + clean_line(" · ".join([error.message, *map(settings.in_shell, error.hints)])) + "\n"
+        )
         return 2
     except KeyboardInterrupt:
         return 130

@@ -234,8 +234,9 @@ class StartingShell:
     def watch(self, wake: Callable[[], object]) -> None:
         """Nothing is loading yet: imports do not end sooner for being watched."""
 
-    def stop_load(self) -> None:
+    def stop_load(self) -> bool:
         """Nothing is loading yet."""
+        return False
 
     def settings(self) -> Settings:
         """Return what the config file and the command line say."""

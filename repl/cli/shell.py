@@ -28,6 +28,7 @@ NO_VIEW = (NoneType, Message, Draft, Lines, Reply, Loaded, Connected, NotAView)
 """Results that /export leaves out when it writes the last view."""
 
 
+BARE = {"help": "/help", "?": "/help", "exit": "/quit", "quit": "/quit"}
 LOOK = 0.05  # seconds between looks at the keyboard meanwhile: each takes time from the load
 MOMENT = 0.25  # seconds that a load may take before the prompt comes back without it
 LAST = 1.0  # seconds that a job may take to end when the program is told to
@@ -103,11 +104,13 @@ class Shell:
     def _run(self, line: str) -> bool:
         self.open()
         try:
+            if self.screen.interactive and not self.session.conversation.turns:
+                offer_command(line)
             return self._attempt(line)
         except ReplError as error:
             if not isinstance(error, UsageError):
                 log.warning("%s\n%s", error, error.__dict__.get("trace", ""))
-            self.screen.error(error)
+            self.screen.error(error, line=line)
             self.offer(error.choices, line if error.again else "")
         except Cancelled as stopped:
             self.screen.notice(joined("stopped", str(stopped)))
@@ -250,10 +253,11 @@ class Shell:
         if self.session.loading is not None:
             self.session.loading.job.wakes(wake)
 
-    def stop_load(self) -> None:
-        """Stop a load that runs beside the prompt."""
+    def stop_load(self) -> bool:
+        """Stop a load that runs beside the prompt; False where there is none."""
         if self.session.loading is not None:
             self.session.loading.job.cancel()
+        return self.session.loading is not None
 
     def tick(self) -> Callable[[], object] | None:
         """Look after a background load; returns what to print above the prompt when it has ended."""
@@ -332,3 +336,11 @@ class Shell:
             if self.interrupted or not (good or keep_going):
                 return False
         return good
+
+
+def offer_command(line: str) -> None:
+    """Raise `UsageError` for a first line that is a bare word with which people ask for help or leave."""
+    if command := BARE.get(line.strip().lower()):
+        said = f"{line.strip()!r} is not sent to the model: commands begin with a slash"
+        ways = (command, registry.find(command[1:]).help), (f"/say {line.strip()}", "Send it to the model")
+        raise UsageError(said, choices=ways, again=False)

@@ -17,14 +17,14 @@ from repl.commands.registry import command
 from repl.core import settings
 from repl.core.atomic_write import write
 from repl.core.errors import UsageError
-from repl.core.format import device, joined
+from repl.core.format import amount, device, joined
 from repl.core.jobs import Job
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
 from repl.core.values import Integer, Kind
 from repl.core.values import Text as Words
 from repl.session.session import Session, Task
-from repl.terminal.screen import mebibytes, plain, view
+from repl.terminal.screen import plain, view
 
 HEADS = ("prompt", "mode", "first token", "prefill tok/s", "decode tok/s", "vs generate", "% of limit")
 RANGES = (76, 100)  # columns from which on there is room for the ranges of what is written, and for all
@@ -129,8 +129,8 @@ def _drawn(entry: Entry) -> list[RenderableType]:
         entry.dtype,
         "" if entry.quantization == "none" else entry.quantization,
         device(entry.device_map) if entry.device_map else "",
-        f"weights {mebibytes(entry.weight_bytes)}" if entry.weight_bytes else "",
-        f"process {mebibytes(entry.used_bytes)}" if entry.used_bytes else "",
+        f"weights {amount(entry.weight_bytes)}" if entry.weight_bytes else "",
+        f"process {amount(entry.used_bytes)}" if entry.used_bytes else "",
         f"ready in {entry.load_s:.2f} s" if entry.load_s else "",
     )
     name = clean_line(path.name if path.is_absolute() else entry.model)
@@ -138,7 +138,7 @@ def _drawn(entry: Entry) -> list[RenderableType]:
     blocks += [Speeds(entry.speeds)] if entry.speeds else []
     blocks += [Text(clean_line(entry.problem))] if entry.problem else []
     if entry.limit_tps and entry.speeds:
-        each = f"a token needs {mebibytes(entry.read_bytes)} of weights"
+        each = f"a token needs {amount(entry.read_bytes)} of weights"
         blocks.append(Text(f"limit: {each}, memory bandwidth allows {_short(entry.limit_tps)} tokens/s", "quiet"))
     return [*blocks, Text()]
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core.errors import UsageError
-from repl.core.format import joined
+from repl.core.format import amount, joined
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import Flag
@@ -18,7 +18,7 @@ from repl.hub import builtin, catalog, locate
 from repl.hub.catalog import Freed
 from repl.session.results import Message
 from repl.session.session import Session, Task
-from repl.terminal.screen import mebibytes, view
+from repl.terminal.screen import view
 
 
 @command("models")
@@ -30,7 +30,7 @@ def download(session: Session, id: Annotated[str, Words("a model", catalog.names
         found = locate.locate(want.model, want.revision, want.gguf_file, emit, offline=session.store.offline)
         size = sum(path.stat().st_size for path in found.folder.rglob("*") if path.is_file())
         seconds = time.monotonic() - began
-        return joined(f"{id} is in the cache, {mebibytes(size)}", f"{seconds:.1f} s", f"/model {id} loads it")
+        return joined(f"{id} is in the cache, {amount(size)}", f"{seconds:.1f} s", f"/model {id} loads it")
 
     return session.run_io(fetch, lambda job: Message(job.result()))
 
@@ -62,7 +62,7 @@ def delete(
 
     def settle(job: Any) -> Any:
         freed = job.result()
-        return Message(f"{id} deleted, {mebibytes(freed.bytes)} free again") if yes else Erasable(freed)
+        return Message(f"{id} deleted, {amount(freed.bytes)} free again") if yes else Erasable(freed)
 
     return session.run_io(lambda emit: catalog.erase(id, emit, yes), settle)
 
@@ -73,7 +73,7 @@ def _(result: Erasable) -> RenderableType:
     several = f", {freed.revisions} revisions" if freed.revisions > 1 else ""
     return Text.assemble(
         (clean_line(freed.id), "accent"),
-        f" takes {mebibytes(freed.bytes)}{several} in {clean_line(freed.folder)}\n  1 ",
+        f" takes {amount(freed.bytes)}{several} in {clean_line(freed.folder)}\n  1 ",
         (f"/delete {clean_line(freed.id)} --yes", "accent"),
         ("\n    the number deletes it, anything else leaves it", "quiet"),
     )

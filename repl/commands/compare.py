@@ -15,7 +15,7 @@ from repl.analysis.variants import NOW, Variant
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import Cancelled, UsageError
-from repl.core.format import joined, shortened
+from repl.core.format import amount, joined, shortened
 from repl.core.jobs import Job
 from repl.core.parts import Parts
 from repl.core.reply import Reply
@@ -29,7 +29,7 @@ from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.columns import Block, Blocks
 from repl.terminal.export import said
-from repl.terminal.screen import mebibytes, view
+from repl.terminal.screen import view
 
 COLUMN = RestOfLine("a text", variants.offered, variants.offered)
 
@@ -188,7 +188,7 @@ def _foot(number: int, column: Column, result: Compared) -> str:
             f"{done.timing.decode_tps:.0f} tokens/s" if done.timing.decode_tps else "",
         ),
         joined(
-            mebibytes(column.bytes) if column.bytes else "",
+            amount(column.bytes) if column.bytes else "",
             f"mean {mean:.3f} nats" if mean is not None else "",
             f"seed {done.seed}" if done.seed is not None else "",
         ),

@@ -25,7 +25,7 @@ from repl.commands import extensions
 from repl.commands.extensions import Extension
 from repl.commands.registry import command
 from repl.core.events import Progress
-from repl.core.format import joined
+from repl.core.format import amount, joined
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.generation import fast_paths
@@ -35,7 +35,7 @@ from repl.hub.download import call_hub, prepare
 from repl.models import imports
 from repl.models.memory.available import Room
 from repl.session.session import Session, Task
-from repl.terminal.screen import mebibytes, view
+from repl.terminal.screen import view
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "huggingface_hub", "safetensors")
 EXTRAS = {"peft": "adapters", "bitsandbytes": "8bit and 4bit weights", "torchao": "int8 and int4 weights"}
@@ -128,7 +128,7 @@ def untested(versions: Mapping[str, str]) -> list[str]:
 
 def described(room: Room) -> str:
     """Describe a device in a few words."""
-    free = f"{mebibytes(room.free)} of {mebibytes(room.total)} free"
+    free = f"{amount(room.free)} of {amount(room.total)} free"
     if room.device.startswith("cuda"):
         import torch
 
@@ -211,7 +211,7 @@ def rows(result: Doctor) -> list[tuple[str, str]]:
         ),
         ("Hub", result.hub),
         ("token", "there" if result.token else "none: gated models need hf auth login"),
-        ("cache", f"{result.cache} · {mebibytes(result.cache_bytes)}, {mebibytes(result.disk_free)} of the disk free"),
+        ("cache", f"{result.cache} · {amount(result.cache_bytes)}, {amount(result.disk_free)} of the disk free"),
         ("extras", ", ".join(extras) or "none"),
         ("absent", ", ".join(absent) or "nothing"),
         *(("extension", extension(one)) for one in result.extensions),

@@ -11,7 +11,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core import decoding, settings
 from repl.core.errors import UsageError
-from repl.core.format import joined
+from repl.core.format import amount, joined
 from repl.core.jobs import Job
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
@@ -24,7 +24,7 @@ from repl.models.loader import ModelInfo
 from repl.session.change_settings import apply, change, changed
 from repl.session.results import Message
 from repl.session.session import Session
-from repl.terminal.screen import mebibytes, view
+from repl.terminal.screen import view
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def assistant(
         facts = job.result()
         aside = "prompt_lookup unset" if session.settings.decode.prompt_lookup else ""
         apply(session, words)
-        size = f"{facts.dtype}, {mebibytes(facts.bytes)}"
+        size = f"{facts.dtype}, {amount(facts.bytes)}"
         return Message(joined(f"assistant {facts.name} ({size})", aside, "from the next reply on"))
 
     return session.run_on_model(

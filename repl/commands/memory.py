@@ -8,14 +8,14 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core import settings
-from repl.core.format import joined
+from repl.core.format import amount, joined
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.generation.runtime import Model
 from repl.models import imports, store
 from repl.models.memory.available import Room
 from repl.session.session import Session, Task
-from repl.terminal.screen import mebibytes, view
+from repl.terminal.screen import view
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,8 @@ def _(result: Memory) -> RenderableType:
         table.add_column(justify=justify, no_wrap=True)
     table.add_row(*(Text(name, "quiet") for name in ("", "total", "free", "this program", "others")))
     for one in result.devices:
-        table.add_row(Text(one.name, "accent"), *map(mebibytes, (one.total, one.free, one.program, one.others)))
-    empty = [f"{one.name} keeps {mebibytes(one.allocator)} of it empty" for one in result.devices if one.allocator]
+        table.add_row(Text(one.name, "accent"), *map(amount, (one.total, one.free, one.program, one.others)))
+    empty = [f"{one.name} keeps {amount(one.allocator)} of it empty" for one in result.devices if one.allocator]
     rows = [Text(line, "quiet") for line in empty]
     return Group(table, *rows, Text(), models(result))
 
@@ -103,7 +103,7 @@ def models(result: Memory) -> RenderableType:
     table.add_row(*(Text(name, "quiet") for name in ("", "", "", "weights", "KV cache")))
     for one in result.models:
         name = Text(("> " if one.current else "  ") + clean_line(one.id), "accent" if one.current else "")
-        cache = f"{mebibytes(one.cache)}, {one.tokens} tokens" if one.tokens else "none"
-        table.add_row(name, one.dtype, one.device, mebibytes(one.weights), cache)
+        cache = f"{amount(one.cache)}, {one.tokens} tokens" if one.tokens else "none"
+        table.add_row(name, one.dtype, one.device, amount(one.weights), cache)
     stay = "models stay while they fit" if result.keep_models == "auto" else f"{result.keep_models} of them may stay"
     return Group(table, Text(joined(stay, f"keep_models {result.keep_models}"), "quiet"))

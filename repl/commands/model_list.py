@@ -12,7 +12,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.errors import ReplError
-from repl.core.format import ago, count, joined
+from repl.core.format import ago, amount, count, joined
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
@@ -24,7 +24,7 @@ from repl.models.loader import ModelInfo
 from repl.models.memory import fit
 from repl.session.session import Session, Task
 from repl.terminal.responsive import First
-from repl.terminal.screen import mebibytes, view
+from repl.terminal.screen import view
 
 Parts = Sequence[tuple[str, Sequence[Sequence[Text]]]]
 """Titles, and below each the models by what is said of them: the name first."""
@@ -133,7 +133,7 @@ def _cells(*words: str) -> list[Text]:
 
 def _resident(result: Models) -> list[list[Text]]:
     return [
-        _cells(each.id, count(each.parameters), mebibytes(each.bytes), each.dtype, "current" if each.current else "")
+        _cells(each.id, count(each.parameters), amount(each.bytes), each.dtype, "current" if each.current else "")
         for each in result.resident
     ]
 
@@ -143,7 +143,7 @@ def _cached(result: Models) -> list[list[Text]]:
         _cells(
             each.id,
             count(each.parameters) if each.parameters else "",
-            mebibytes(each.bytes),
+            amount(each.bytes),
             each.dtype,
             f"used {ago(each.used)}" if each.complete else "partial",
         )
@@ -156,7 +156,7 @@ def _listed(result: Models) -> list[list[Text]]:
         _cells(
             each.id,
             count(each.parameters) if each.parameters else "",
-            mebibytes(each.bytes) if each.bytes else "",
+            amount(each.bytes) if each.bytes else "",
             joined(each.licence, "gated" if each.gated else ""),
             f"{count(each.downloads)} downloads",
         )

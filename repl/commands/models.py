@@ -9,7 +9,7 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core import settings
-from repl.core.format import count, device, joined
+from repl.core.format import amount, count, device, joined
 from repl.core.sanitize import clean_line
 from repl.core.values import Assignment
 from repl.core.values import Text as Words
@@ -21,7 +21,7 @@ from repl.models.memory.estimate import STORED
 from repl.session.change_settings import changed, load
 from repl.session.results import Message
 from repl.session.session import Session, Task
-from repl.terminal.screen import mebibytes, view
+from repl.terminal.screen import view
 
 
 def known(session: Session) -> list[str]:
@@ -83,7 +83,7 @@ def unload(
 
 def unloaded(session: Session, gone: list[ModelInfo]) -> Message:
     """Say what was freed, and what to do now that no model is current."""
-    names, size = ", ".join(dict.fromkeys(facts.name for facts in gone)), mebibytes(sum(facts.bytes for facts in gone))
+    names, size = ", ".join(dict.fromkeys(facts.name for facts in gone)), amount(sum(facts.bytes for facts in gone))
     others = [f"/model {each.facts.id} is still in memory" for each in session.store.residents()[:1]]
     ways = "" if session.store.facts() else joined(*others, "/model ID loads another, /reload the same")
     return Message(joined(f"{names} unloaded, {size}", ways))
@@ -127,7 +127,7 @@ def _(result: Info) -> RenderableType:
         "dtype": f"{facts.dtype} (asked for {asked['dtype']})",
         "quantization": quantized(facts),
         "adapter": facts.adapter,
-        "memory": mebibytes(facts.bytes),
+        "memory": amount(facts.bytes),
         "device": f"{device(facts.device_map)} (asked for {asked['device']})",
         **({"device map": ", ".join(device_map.folded(facts.device_map))} if len(facts.device_map) > 1 else {}),
         "attention": f"{facts.attention or 'none'} (asked for {asked['attention']})",
@@ -153,8 +153,8 @@ def _(result: ModelCard) -> RenderableType:
         "downloads": f"{result.downloads:,} in the last month" if result.downloads else "",
         "languages": ", ".join(result.languages),
         "base model": ", ".join(result.base_models),
-        "files": f"{len(result.files)}, {mebibytes(size)} together",
-        "": "\n".join(f"{mebibytes(size):>9}  {name}" for name, size in largest(result)),
+        "files": f"{len(result.files)}, {amount(size)} together",
+        "": "\n".join(f"{amount(size):>9}  {name}" for name, size in largest(result)),
         "source": "the cache; the Hub did not answer" if result.source == "cache" else "",
     }
     return listed({name: value for name, value in rows.items() if value})

@@ -236,6 +236,8 @@ def read(text: str) -> Line:
         return Line(text, COMMANDS["say"], (text.removeprefix("/"),))
     name, rest = split(expand(text))
     found = find(name)
+    if rest in ("--help", "-h"):
+        return Line(text, COMMANDS["help"], (found.name,))
     arguments, named = parse(found, rest)
     return Line(text, found, tuple(arguments), named)
 

@@ -1,5 +1,6 @@
 """Load, Decode and View: every setting is declared here once; flags, keys, commands and help follow from the field."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cache
@@ -221,7 +222,28 @@ def read(name: str, word: str) -> Any:
     try:
         return kind(name).read(word)
     except UsageError as error:
-        raise UsageError(f"{name} {error.message}", f"/help {name}") from None
+        raise UsageError(f"{name} {error.message}", f"/{name} {example(name)}", f"/help {name}") from None
+
+
+def example(name: str) -> str:
+    """Return a word that a setting takes."""
+    return EXAMPLES.get(name) or next(iter(kind(name).complete()))
+
+
+def in_shell(line: str) -> str:
+    """Return what does in a shell what a line does at the prompt."""
+    command, _, rest = line.partition(" ")
+    name = command.removeprefix("/")
+    if not line.startswith("/"):
+        return line
+    if name == "help":
+        return "hub-repl --help"
+    if name == "model" and rest:
+        words = [f"--{word.replace('_', '-').replace('=', ' ', 1)}" if "=" in word else word for word in rest.split()]
+        return " ".join(["hub-repl", *words])
+    if (full := SHORT.get(name, name)) in places() and rest:
+        return f"--{full.replace('_', '-')} {rest}"
+    return f"hub-repl -c {shlex.quote(line)}"
 
 
 def address(text: str) -> list[tuple[str, str]]:
@@ -244,6 +266,14 @@ def show(name: str, value: Any) -> str:
     return "" if value is None or value == "" else kind(name).show(value)
 
 
+EXAMPLES = {
+    **{"model": "gpt2", "revision": "main", "adapter": "./lora", "gguf_file": "model-Q4_K_M.gguf"},
+    **{"offload_folder": "./offload", "max_new_tokens": "256", "max_length": "2048", "min_new_tokens": "16"},
+    **{"num_beams": "4", "num_return_sequences": "2", "length_penalty": "1.0", "temperature": "0.7", "top_k": "50"},
+    **{"top_p": "0.9", "min_p": "0.05", "typical_p": "0.95", "repetition_penalty": "1.1", "stop": "###"},
+    **{"no_repeat_ngram_size": "3", "seed": "1", "prompt_lookup": "10", "logprobs": "5", "keep_models": "2"},
+}
+"""A value that makes sense, for each setting whose kind offers none or a lesser one."""
 ALIASES = {"temp": "temperature", "max": "max_new_tokens", "penalty": "repetition_penalty"}
 """Short names of settings."""
 SHORT = {**ALIASES, "beams": "num_beams"}

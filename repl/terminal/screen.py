@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
 from rich.color import ColorSystem
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
@@ -18,10 +18,12 @@ from repl.core.errors import ReplError
 from repl.core.format import amount, count, device, joined, shortened
 from repl.core.reply import Reply, ServedModel
 from repl.core.sanitize import clean, clean_line
+from repl.core.settings import in_shell
 from repl.models.adapters import Adapter
 from repl.remote.engine import Connected
 from repl.session.results import Draft, Message
 from repl.session.session import Loaded
+from repl.terminal.responsive import First
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
 SYSTEMS = {
@@ -30,7 +32,6 @@ SYSTEMS = {
     "truecolor": ColorSystem.TRUECOLOR,
     "windows": ColorSystem.WINDOWS,
 }
-mebibytes = amount
 SHADES = {
     "dark": ("#5fafff", "#ffaf00", "on #3a3a3a"),
     "light": ("#005fd7", "#af5f00", "on #dadada"),
@@ -67,27 +68,30 @@ def _(result: Draft) -> Text:
 
 
 @view.register
-def _(result: Loaded) -> Text:
-    return headline(result)
-
-
-def headline(result: Loaded) -> Text:
-    """Say what is ready to use, as asked for and as it is, and what it takes beside the model before."""
+def _(result: Loaded) -> RenderableType:
+    """Say what is ready to use and what it takes, on one line: in a narrow window without the lesser facts."""
     facts, before = result.facts, result.before
     was = before.bytes if before and before.id == facts.id and before.bytes != facts.bytes else 0
-    asked = "" if result.asked.dtype == facts.dtype else f" ({_asked(result.asked.dtype)})"
-    rest = joined(
+    took = f"{facts.seconds:.1f} s" if facts.seconds > 0.1 else f"{max(1, facts.seconds * 1000):.0f} ms"
+    head = [
         f"{count(facts.parameters)} parameters",
-        facts.form + ("" if facts.form == facts.quantization else asked),
+        facts.form + _asked(result),
         f"adapter {_named(facts.adapter)}" if facts.adapter != "none" else "",
-        mebibytes(facts.bytes) + (f" (was {mebibytes(was)})" if was else ""),
-        device(facts.device_map),
-        "chats" if facts.chats else "completes text",
-        f"ready in {facts.seconds:.1f} s" if facts.seconds > 0.1 else f"ready in {max(1, facts.seconds * 1000):.0f} ms",
-    )
+    ]
+    size, was_size = amount(facts.bytes), f" (was {amount(was)})" if was else ""
+    tail = [device(facts.device_map), "" if facts.chats else "completes text"]
+    lines = [[*head, size + was_size, *tail], [*head, size + was_size], [*head[1:], size], [size], []]
     first = [] if before else [(" · ", "quiet"), ("/help", "accent")]
-    said = [(f"\n{clean_line(remark)}", "quiet") for remark in facts.remarks]
-    return Text.assemble((clean_line(facts.name), "accent"), (" · " + clean_line(rest), "quiet"), *first, *said)
+    name = clean_line(facts.name), "accent"
+    said = (f" · {clean_line(joined(*line, f'ready in {took}'))}" for line in lines)
+    shown = (Text.assemble(name, (line, "quiet"), *first) for line in said)
+    return Group(First(*shown), *(Text(clean_line(remark), "quiet") for remark in facts.remarks))
+
+
+def _asked(result: Loaded) -> str:
+    """Return the number format that was asked for, where the weights have another."""
+    asked, facts = result.asked.dtype, result.facts
+    return f" (asked for {asked})" if asked not in ("auto", facts.dtype) and facts.form != facts.quantization else ""
 
 
 def _named(adapter: str) -> str:
@@ -96,10 +100,6 @@ def _named(adapter: str) -> str:
     local = Path(found.name).is_absolute() or found.name.startswith((".", "~"))
     name = Path(found.name).name if local else found.name
     return f"{name} (merged)" if found.merge else name
-
-
-def _asked(dtype: str) -> str:
-    return "as stored" if dtype == "auto" else f"asked for {dtype}"
 
 
 @view.register
@@ -191,15 +191,20 @@ class Screen:
         self.out.file.write(json.dumps(record, ensure_ascii=self.out.is_terminal, default=str) + "\n")
         self.out.file.flush()
 
-    def error(self, error: ReplError, repeats: bool = True) -> None:
-        """Say what went wrong and what to type next; `repeats` tells that a choice runs the line again."""
+    def error(self, error: ReplError, repeats: bool = True, line: str = "") -> None:
+        """Say what went wrong and what to type next; `repeats` tells that a choice runs the line again.
+
+        `line` is the one that failed: without a prompt, what is no command was asked for in a shell.
+        """
         if self.as_json:
             hints = list(error.hints)
             self.record({"event": "error", "kind": error.kind, "message": error.message, "hints": hints})
         else:
             name = "" if self.interactive else "hub-repl: "
             numbered = self.interactive and error.choices
-            self.err.print(Text.assemble(name + clean(error.message), *([] if numbered else _hints(error))))
+            asked_in_shell = not (self.interactive or line.startswith("/"))
+            hints = [in_shell(hint) for hint in error.hints] if asked_in_shell else list(error.hints)
+            self.err.print(Text.assemble(name + clean(error.message), *([] if numbered else _hints(hints))))
             if numbered:
                 self.err.print(_choices(error, repeats))
 
@@ -229,8 +234,8 @@ class Screen:
         self.out.file.flush()
 
 
-def _hints(error: ReplError) -> list[Any]:
-    return [part for hint in error.hints for part in ((" · ", "quiet"), (clean_line(hint), "accent"))]
+def _hints(hints: Iterable[str]) -> list[Any]:
+    return [part for hint in hints for part in ((" · ", "quiet"), (clean_line(hint), "accent"))]
 
 
 def _choices(error: ReplError, repeats: bool) -> Table:

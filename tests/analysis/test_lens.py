@@ -170,7 +170,7 @@ def once_more(model) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (unlisted, "keeps its layers in no list"),
+        (unlisted, "has no list of decoder layers"),
         (skipping, r"behind its last layer comes model\.norm, lm_head, and .* not what the model says"),
         (once_more, "not each of its 3 layers runs once"),
     ],
@@ -291,7 +291,7 @@ def test_a_wrong_line_is_one_sentence(chat, line, words):
 
 def test_before_anything_was_said_it_says_what_to_type(gpt2_folder):
     with opened(gpt2_folder, max_new_tokens=5) as session:
-        with pytest.raises(UsageError, match="no messages yet") as caught:
+        with pytest.raises(UsageError, match="nothing was said yet") as caught:
             run(session, "/lens")
         done = ask(session, caught.value.hints[0].removeprefix("/lens "))
         assert run(session, "/lens").tokens >= len(done.prompt_ids) + 4

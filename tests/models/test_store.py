@@ -229,7 +229,7 @@ def test_getting_what_does_not_fit_beside_the_current_one_is_refused(bring: Brin
     bring.size = 3 * GIB
     store = on_machine(bring, 5 * GIB)
     store.load(Load("a"), emit)
-    with pytest.raises(NoMemory, match="b does not fit beside a"):
+    with pytest.raises(NoMemory, match="not enough memory for b and a together"):
         store.get(Load("b"), emit)
     assert names(store) == ["a"]
 

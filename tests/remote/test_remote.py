@@ -400,11 +400,11 @@ def test_entropy_is_not_made_up(session: Session, server: FakeServer) -> None:
 
 def test_another_token_needs_ids(river: Reply, llama_folder: Path, session: Session) -> None:
     """Neither while the server answers nor afterwards can one be put into a reply that came without."""
-    with pytest.raises(UsageError, match="needs token ids"):
+    with pytest.raises(UsageError, match="token ids are needed"):
         run(session, "/take 1 5")
     session.connect(None)
     finish(session.load(session.settings.put("model", str(llama_folder), "you")))
-    with pytest.raises(UsageError, match="needs token ids"):
+    with pytest.raises(UsageError, match="token ids are needed"):
         run(session, "/take 1 5")
 
 
@@ -856,7 +856,7 @@ def test_a_redirect_is_not_followed(session: Session, monkeypatch: pytest.Monkey
     with FakeServer() as other, FakeServer() as server:
         server.answers = [Answer([], 307, headers={"Location": f"{other.url}/chat/completions"})]
         run(session, f"/connect {server.host} --key-env MY_KEY")
-        with pytest.raises(Failed, match=f"redirects to {other.url}; redirects are not followed"):
+        with pytest.raises(Failed, match=f"redirects to {other.url}.*; redirects are not followed"):
             ask(session, "Hi")
         assert other.asked == []
 

@@ -26,6 +26,7 @@ from prompt_toolkit.styles import DynamicStyle, Style
 from prompt_toolkit.utils import get_cwidth
 from prompt_toolkit.utils import is_dumb_terminal as dumb
 
+from repl.core.format import joined
 from repl.core.sanitize import SIGNS, ascii_only, clean_line
 from repl.core.settings import Settings
 from repl.terminal.editor.completion import FromPast, Past, SlashCompleter
@@ -79,8 +80,8 @@ class PromptBackend(Protocol):
     def watch(self, wake: Callable[[], object]) -> None:
         """Have `wake` called, on any thread, when what loads beside the prompt ends."""
 
-    def stop_load(self) -> None:
-        """Stop what is loading."""
+    def stop_load(self) -> bool:
+        """Stop what is loading; False where nothing is."""
 
     def settings(self) -> Settings:
         """Return the settings as they stand."""
@@ -110,7 +111,8 @@ class Editor:
         self._styles = {theme: look(accent) for theme, accent in ACCENTS.items()}
         self._folds = Folds()
         self._prompts = 0
-        keys = bindings(lambda: self.desk.stop_load(), self._folds)
+        self._says_how_to_leave = False  # Ctrl-C was pressed with nothing to stop
+        keys = bindings(self._stop, self._folds)
         self._prompt: PromptSession[str] = PromptSession(
             message=[("class:prompt", mark)],
             input=self.input,
@@ -149,6 +151,7 @@ class Editor:
     def read(self, draft: str = "") -> str:
         """Return the next line, whole; raises `EOFError` on Ctrl-D in an empty one."""
         self._prompts += 1
+        self._says_how_to_leave = False
         self._adapt()
         self._prompt.reserve_space_for_menu = menu(self.output.get_size().rows)
         return self._folds.whole(self._prompt.prompt(default=self._folds.entry(draft), pre_run=self._watch))
@@ -186,9 +189,14 @@ class Editor:
     def _continuation(self, width: int, number: int, wrapped: int) -> str:
         return " " * width
 
+    def _stop(self) -> None:
+        self._says_how_to_leave = not self.desk.stop_load()
+
     def _bar(self) -> StyleAndTextTuples:
         width = get_app().output.get_size().columns
         said = clean_line(self.desk.toolbar(width))
+        if self._says_how_to_leave and not self._prompt.default_buffer.text:
+            said = joined(" Ctrl-D leaves", said.strip())[: width - 1]
         hint = HINTS[self._prompts - 1] if self._prompts <= len(HINTS) and not self._prompt.default_buffer.text else ""
         room = width - 1 - get_cwidth(said) - len(hint)
         return [("class:bottom-toolbar", said + " " * room + hint if hint and room > 2 else said)]
