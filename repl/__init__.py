@@ -17,7 +17,7 @@ The house, from top to bottom; imports point down only:
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from repl.cli.embed import OpenSession, open_session
@@ -36,7 +36,7 @@ _HOMES = {
 """Where the public names lie: they are imported when somebody asks for one, so that `--help` stays quick."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repl.core import library
-from repl.core.library_types import PreTrainedConfig, PreTrainedModel
+from repl.core.library_types import CacheLayerMixin, PreTrainedConfig, PreTrainedModel, Tensor
 from repl.generation.measure.forward import cancellable_forward, input_device
 from repl.models import model_config
 
@@ -88,7 +88,7 @@ def memory(model: PreTrainedModel, check: Callable[[], None]) -> tuple[list[Memo
     return [_memory(one, two) for one, two in zip(first, second, strict=True)], ""
 
 
-def _cache(model: PreTrainedModel, tokens: int, check: Callable[[], None]) -> list[Any]:
+def _cache(model: PreTrainedModel, tokens: int, check: Callable[[], None]) -> list[CacheLayerMixin]:
     """Run a few tokens and return what each layer keeps of them."""
     import torch
 
@@ -99,7 +99,7 @@ def _cache(model: PreTrainedModel, tokens: int, check: Callable[[], None]) -> li
     return list(getattr(found, "layers", found))
 
 
-def _memory(one: Any, two: Any) -> Memory:
+def _memory(one: CacheLayerMixin, two: CacheLayerMixin) -> Memory:
     before, after = (sum(tensor.nbytes for tensor in _tensors(layer)) for layer in (one, two))
     grown = (after - before) // (SECOND - FIRST)
     keys = getattr(two, "keys", None)
@@ -108,7 +108,7 @@ def _memory(one: Any, two: Any) -> Memory:
     return Memory(grown, after - grown * SECOND, window, shape[1], shape[3])
 
 
-def _tensors(value: Any) -> Iterator[Any]:
+def _tensors(value: object) -> Iterator[Tensor]:
     """Yield the tensors of a layer's cache that hold more than a counter."""
     import torch
 
@@ -185,7 +185,7 @@ def rotary(config: PreTrainedConfig) -> str:
     return f"rotary, {', '.join(each)}"
 
 
-def _theta(config: PreTrainedConfig, values: dict[str, Any]) -> str:
+def _theta(config: PreTrainedConfig, values: dict[str, object]) -> str:
     theta = values.get("rope_theta") or model_config.read(config, "rope_theta", "rotary_emb_base")
     words = f", theta {theta:,.0f}" if theta else ""
     kind, factor = values.get("rope_type", "default"), values.get("factor")

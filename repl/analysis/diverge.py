@@ -183,7 +183,7 @@ def is_greedy(record: Reply, facts: ModelInfo, load: Load, settings: Settings) -
     return bool(record.token_ids) and same and chosen and alike and record.model.commit == facts.commit
 
 
-def _even(one: Any, other: Any) -> bool:
+def _even(one: object, other: object) -> bool:
     """Compare values, one of which may have been read from JSON."""
     return (
         (list(one) == list(other))
@@ -227,7 +227,7 @@ def alike(store: Models, other: Load, emit: JobContext) -> None:
 # the numbers
 
 
-def _rows(resident: Model, text: Text, emit: JobContext) -> Iterator[Any]:
+def _rows(resident: Model, text: Text, emit: JobContext) -> Iterator[Tensor]:
     """Yield the logits that each token of the reply is chosen from, shape (vocab,)."""
     for _, block in scoring.logits(resident, text.ids, emit, len(text.done.prompt_ids)):
         yield from block
@@ -239,7 +239,7 @@ def _weighed(
     asked: Asked,
     text: Text,
     names: tuple[str, str],
-    firsts: Iterable[Any],
+    firsts: Iterable[Tensor],
     emit: JobContext,
 ) -> Diverged:
     done, steps = text.done, []
@@ -274,7 +274,7 @@ def _weighed(
     )
 
 
-def _step(text: Text, place: int, one: Tensor, two: Tensor, speller: Speller) -> tuple[Step, tuple[Any, Any]]:
+def _step(text: Text, place: int, one: Tensor, two: Tensor, speller: Speller) -> tuple[Step, tuple[Tensor, Tensor]]:
     """Compare the logits of both at a place of the reply; also returns the log-probabilities there."""
     import torch
 
@@ -300,7 +300,7 @@ def _lead(logs: Tensor, token: int, other: int) -> float:
     return float(two[0] - two[1])
 
 
-def _fork(place: int, step: Step, logs: tuple[Any, Any], speller: Speller) -> Fork:
+def _fork(place: int, step: Step, logs: tuple[Tensor, Tensor], speller: Speller) -> Fork:
     one, two = (
         Candidate(token, speller.text(token), (exp(float(logs[0][token])), exp(float(logs[1][token]))))
         for token in (step.first, step.second)

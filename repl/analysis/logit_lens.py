@@ -110,14 +110,14 @@ def _last(model: PreTrainedModel, ids: Tensor, start: int = 0) -> Tensor:
 
 
 @contextmanager
-def _seen(blocks: list[Any], emit: JobContext) -> Iterator[list[Any]]:
+def _seen(blocks: list[Module], emit: JobContext) -> Iterator[list[Tensor]]:
     """Collect what goes into the first block, and then what comes out of each."""
-    seen: list[Any] = []
+    seen: list[Tensor] = []
 
-    def first(_: Any, args: Any, named: Any) -> None:
+    def first(_: Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         seen.append(args[0] if args else named.get("hidden_states"))
 
-    def then(_: Any, __: Any, output: ModelOutput) -> None:
+    def then(_: Module, __: object, output: ModelOutput) -> None:
         seen.append(_hidden(output))
         emit(Progress("read layer by layer", len(seen) - 1, len(blocks), "layers"))
 
@@ -137,7 +137,7 @@ def _hidden(output: ModelOutput) -> Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def _states(seen: list[Any], blocks: int, tokens: int, facts: ModelInfo) -> Any:
+def _states(seen: list[Tensor], blocks: int, tokens: int, facts: ModelInfo) -> Tensor:
     """Return the hidden states of the last token, shape (layers + 1, 1, width); raises `Failed` for another build."""
     import torch
 
@@ -154,7 +154,7 @@ def _states(seen: list[Any], blocks: int, tokens: int, facts: ModelInfo) -> Any:
 def _instead(block: Module, states: Tensor) -> Iterator[None]:
     """Let a block give other hidden states than its own."""
 
-    def change(_: Any, __: Any, output: ModelOutput) -> Any:
+    def change(_: object, __: object, output: ModelOutput) -> ModelOutput:
         other = states.to(_hidden(output))
         return type(output)((other, *output[1:])) if isinstance(output, tuple | list) else other
 
@@ -166,7 +166,7 @@ def _instead(block: Module, states: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _after(model: PreTrainedModel, blocks: list[Any]) -> Iterator[list[str]]:
+def _after(model: PreTrainedModel, blocks: list[Module]) -> Iterator[list[str]]:
     """Collect the names of the modules with weights that run behind the last block."""
     inside = {id(part) for block in blocks for part in block.modules()}
     found: list[str] = []
@@ -184,7 +184,7 @@ def _noting(name: str, found: list[str], past: list[bool]) -> Callable[..., None
     return lambda *_: found.append(name) if past else None
 
 
-def _same(one: Tensor, other: Tensor, dtype: Any) -> bool:
+def _same(one: Tensor, other: Tensor, dtype: object) -> bool:
     """Tell whether two rows of logits are the same number for number, up to how a dtype rounds."""
     import torch
 

@@ -108,7 +108,7 @@ def values(record: Reply) -> dict[str, Any]:
     return dict(record.given) or {name: value for name, value in older.items() if value not in (None, (), [])}
 
 
-def arguments(record: Reply) -> dict[str, Any]:
+def arguments(record: Reply) -> dict[str, object]:
     """Return what `generate` has to be called with; a reply that was broken off, or out of time, ends where it did."""
     found = values(record)
     if _cut(record):
@@ -388,7 +388,7 @@ def _call(function: str, *plain: str, **named: str) -> str:
     return line if len(line) <= WIDTH else f"{function}(\n" + "".join(f"    {word},\n" for word in words) + ")"
 
 
-def literal(value: Any) -> str:
+def literal(value: object) -> str:
     """Return a value as Python writes it, texts in double quotes; what is not printable is escaped."""
     match value:
         case str():

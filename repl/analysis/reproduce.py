@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from repl.analysis import recipe
 from repl.core import decoding
@@ -50,7 +49,7 @@ def generated(resident: Model, record: Reply, emit: JobContext) -> list[int]:
     model, (prompt, made) = resident.model, recipe.parts(record)
     chosen = arguments.of_values(model, recipe.arguments(record))
 
-    def tell(ids: Tensor, _: Any) -> bool:
+    def tell(ids: Tensor, _: object) -> bool:
         emit(Progress("make it again", ids.shape[1] - len(prompt), len(made), "tokens"))
         return False
 

@@ -210,12 +210,12 @@ class Run:
         ), records
 
 
-def _value(name: str, text: str) -> Any:
+def _value(name: str, text: str) -> object:
     return 0.0 if name == "temperature" and _zero(text) else settings.read(name, text)
 
 
 def line(
-    number: int, shown: dict[str, Any], seed: int | None, made: Made, greedy: Sequence[int], same: int | None
+    number: int, shown: dict[str, object], seed: int | None, made: Made, greedy: Sequence[int], same: int | None
 ) -> Line:
     """Measure a reply."""
     done, logprobs = made.done, made.logprobs

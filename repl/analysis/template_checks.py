@@ -111,7 +111,7 @@ def _atoms(template: Template, text: str) -> list[str]:
     return re.findall("|".join([*controls, r"\w+", "."]), text, re.DOTALL)
 
 
-def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+def _common(one: Sequence[object], other: Sequence[object]) -> int:
     return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
 
 

@@ -4,7 +4,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from repl.core import decoding
 from repl.core.errors import Cancelled, UsageError
@@ -96,7 +95,7 @@ class Clock:
         self._times: list[float] = []
         self._calls = 0
 
-    def put(self, _: Any) -> None:
+    def put(self, _: object) -> None:
         """Take a token; the first call brings the prompt."""
         self._emit.raise_if_cancelled()
         self._calls += 1

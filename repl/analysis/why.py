@@ -76,7 +76,7 @@ class Why:
 
 
 def explain(
-    resident: Model, record: Reply, place: str, changes: Mapping[str, Any], shared: bool, emit: JobContext
+    resident: Model, record: Reply, place: str, changes: Mapping[str, object], shared: bool, emit: JobContext
 ) -> Why:
     """Compute how a token came about, from the record of its reply; for the model thread."""
     spot = _place(resident.tokenizer, record, place)

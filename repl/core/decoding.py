@@ -99,7 +99,7 @@ def overrides(settings: Settings, base: ModelDefaults) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None or name in base.model}
 
 
-def _fields(settings: Settings) -> list[tuple[str, Any]]:
+def _fields(settings: Settings) -> list[tuple[str, object]]:
     """Return what was set by name of the library's generation config; others have a prefix."""
     return [(name, value) for name, value in settings.extra if not name.startswith((PREFIX, SERVER))]
 
@@ -197,7 +197,7 @@ def _remote(values: Mapping[str, Any]) -> str:
     return "contrastive search" if contrasts else ""
 
 
-def _off(mode: str, values: Mapping[str, Any]) -> list[str]:
+def _off(mode: str, values: Mapping[str, object]) -> list[str]:
     """Return the lines that turn a way to decode off."""
     return [f"/set {name} none" for name in REMOTE[mode] if values.get(name) is not None]
 

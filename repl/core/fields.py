@@ -108,7 +108,7 @@ def _options(checks: Mapping[str, Callable[[Any], bool]]) -> Json:
     return Json(f"a JSON object with some of {', '.join(checks)}", fits)
 
 
-def _one_of(*words: Any) -> Callable[[Any], bool]:
+def _one_of(*words: Any) -> Callable[[object], bool]:
     return lambda value: type(value) in map(type, words) and value in words
 
 

@@ -7,7 +7,6 @@ import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from functools import cache
-from typing import Any
 
 from repl.core.library_types import Cache, ModelOutput, PreTrainedConfig, PreTrainedModel, Tensor
 
@@ -87,12 +86,12 @@ def cache_of(output: ModelOutput) -> Cache:
     return next((found for name in names if (found := dict.get(output, name)) is not None), None)
 
 
-def prepares_steps(kind: Any) -> bool:
+def prepares_steps(kind: object) -> bool:
     """Tell whether a class of models prepares its steps in a way of its own (5.23, 5.24); see `decodes_itself`."""
     return _overrides(kind, OWN_STEPS)
 
 
-def decodes_itself(kind: Any) -> bool:
+def decodes_itself(kind: object) -> bool:
     """Tell whether a class of models decodes in a way that a loop for all models does not know.
 
     Seen: transformers 5.23 and 5.24, the methods in `OWN_LOOP`. Gone: no model overrides what the library dropped.
@@ -100,13 +99,13 @@ def decodes_itself(kind: Any) -> bool:
     return _overrides(kind, OWN_LOOP)
 
 
-def _overrides(kind: Any, names: tuple[str, ...]) -> bool:
+def _overrides(kind: object, names: tuple[str, ...]) -> bool:
     from transformers import GenerationMixin
 
     return any(getattr(kind, name, None) is not getattr(GenerationMixin, name, None) for name in names)
 
 
-def speakers(model: PreTrainedModel) -> list[Any]:
+def speakers(model: PreTrainedModel) -> list[PreTrainedModel]:
     """Return the modules whose logits `generate` may take: the model, and the part that it may hand a text over to.
 
     Seen: transformers 5.23 and 5.24, `text_model` of kosmos-2. Gone: the model alone, as of all others.
@@ -117,7 +116,7 @@ def speakers(model: PreTrainedModel) -> list[Any]:
     return [model, part] if isinstance(part, GenerationMixin) else [model]
 
 
-def decoding(model: PreTrainedModel) -> AbstractContextManager[Any]:
+def decoding(model: PreTrainedModel) -> AbstractContextManager[object]:
     """Return the context in which `generate` makes its steps: on a GPU experts are multiplied in another way.
 
     Seen: transformers 5.23 and 5.24, `_optimize_model_for_decode`. Gone: there is no such difference.
@@ -144,7 +143,7 @@ def forget_attention(config: PreTrainedConfig) -> None:
             forget_attention(part)
 
 
-def generation_defaults() -> dict[str, Any]:
+def generation_defaults() -> dict[str, object]:
     """Return the values that `generate` takes for fields which neither model nor user set.
 
     Seen: transformers 5.23 and 5.24, `GenerationConfig._get_default_generation_params`. Gone: none are known, and
@@ -178,7 +177,7 @@ def offloaded(model: PreTrainedModel) -> bool:
 # torch
 
 
-def int4_weights(steps: Any) -> Any:
+def int4_weights(steps: Tensor) -> Tensor:
     """Put 4-bit steps, int32 of shape (rows, columns), into the kernel's own order.
 
     Seen: torch 2.10 to 2.13, CPU kernels. Gone: `packed.check` refuses the format.

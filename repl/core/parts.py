@@ -254,7 +254,7 @@ def _headed(header: str) -> _Span:
     return _Span(ANSWER if names[:1] in ([], ["final"], ["commentary"]) else THINKING)
 
 
-def _calls(span: _Span) -> tuple[dict[str, Any], ...]:
+def _calls(span: _Span) -> tuple[dict[str, object], ...]:
     if span.name:
         return (tool_calls.call(span.name, tool_calls.value(span.text)),)
     begins = span.opens.endswith((">", "]"))  # else the tag is the beginning of the call itself

@@ -114,7 +114,7 @@ class SpeculationStats:
     """The assistant: id, commit, dtype."""
 
 
-def rare(default: Any) -> Any:
+def rare(default: object) -> Any:
     """Declare a field that is left out of a saved record while it has its default."""
     return field(default=default, metadata={"rare": True})
 

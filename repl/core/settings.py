@@ -37,7 +37,7 @@ GONE = {"compile": "steps are not compiled any more"}
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
-def setting(default: Any, help: str, **off: Any) -> Any:
+def setting(default: object, help: str, **off: Any) -> Any:
     """Declare a field that is a setting; `off` is the value that the word `none` stands for, where there is one."""
     return field(default=default, metadata={"help": help, **off})
 
@@ -169,7 +169,7 @@ def kind(name: str) -> Kind:
     return kind_of(get_type_hints(SPECS[places()[name]], include_extras=True)[name])
 
 
-def declared(name: str) -> Field[Any]:
+def declared(name: str) -> Field[object]:
     """Return the field that declares a setting."""
     return next(spot for spot in fields(SPECS[places()[name]]) if spot.name == name)
 
@@ -193,7 +193,7 @@ class Settings:
         """Return the value of a setting; None where a decoding value is left to the model."""
         return getattr(getattr(self, places()[name]), name)
 
-    def put(self, name: str, value: Any, origin: str) -> "Settings":
+    def put(self, name: str, value: object, origin: str) -> "Settings":
         """Return a copy with one value; `max_new_tokens` and `max_length` push each other out."""
         part = places()[name]
         other = {"max_new_tokens": "max_length", "max_length": "max_new_tokens"}.get(name, "")
@@ -261,7 +261,7 @@ def named(model: str) -> str:
     return Path(model).name if Path(model).is_absolute() else model
 
 
-def show(name: str, value: Any) -> str:
+def show(name: str, value: object) -> str:
     """Return the words for a setting's value; empty where there is none."""
     return "" if value is None or value == "" else kind(name).show(value)
 

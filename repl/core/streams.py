@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from contextlib import redirect_stderr, suppress
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 LOST = (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.ENXIO)
 TERMINAL = "hub-repl"  # how what a terminal cannot show is written; a stream keeps that when its window is gone
@@ -16,7 +16,7 @@ class Beside:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:

@@ -29,7 +29,7 @@ _SEPARATED = re.compile(
 _BETWEEN = re.compile(r"<[|｜]tool[_▁]call[_▁](?:begin|end)[|｜]>")
 
 
-def call(name: str, arguments: Any) -> Call:
+def call(name: str, arguments: object) -> Call:
     """Return the call of a tool; its arguments are a mapping, or the text that is none."""
     return {"name": name, "arguments": arguments}
 
@@ -49,7 +49,7 @@ def read(text: str, opening: str = "") -> tuple[Call, ...]:
     return tuple(found)
 
 
-def value(text: str) -> Any:
+def value(text: str) -> object:
     """Return an argument: what it is in JSON, else the text."""
     with suppress(ValueError, RecursionError):
         return json.loads(text)

@@ -25,7 +25,7 @@ class Arguments:
     off: dict[str, None]
     given: dict[str, Any]
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, object]:
         """Return the values with the limit on length that came to be in effect."""
         lengths = {name: getattr(self.config, name) for name in LENGTHS if self.given.get(name) is not None}
         return {**self.given, **lengths}
@@ -36,7 +36,7 @@ def of_settings(resident: Model, settings: Settings) -> Arguments:
     return of_values(resident.model, decoding.overrides(settings, resident.facts.base))
 
 
-def of_values(model: PreTrainedModel, values: Mapping[str, Any]) -> Arguments:
+def of_values(model: PreTrainedModel, values: Mapping[str, object]) -> Arguments:
     """Return what `generate` is called with for values in the library's names; None switches a field off."""
     own = model.generation_config
     limit = [name for name in LENGTHS if values.get(name) is not None]
@@ -54,7 +54,7 @@ def of_values(model: PreTrainedModel, values: Mapping[str, Any]) -> Arguments:
     return Arguments(config, off, dict(values))
 
 
-def _built(name: str, value: Any) -> Any:
+def _built(name: str, value: object) -> object:
     """Return a value as a generation config holds it: of two fields an object that JSON has the parts of."""
     from transformers import CompileConfig, WatermarkingConfig
 

@@ -13,7 +13,7 @@ from repl.core.errors import Cancelled, Failed, ReplError, UsageError
 from repl.core.events import Notice, PromptEcho, Token
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext, strip_traceback
-from repl.core.library_types import ModelOutput, Tensor
+from repl.core.library_types import Cache, ModelOutput, Tensor
 from repl.core.parts import Parts
 from repl.core.reply import BeamSearch, Reply, Sequence, Timing, TokenLogprobs, Usage
 from repl.generation import arguments
@@ -188,7 +188,7 @@ class Run:
                 **{**self.arguments.off, **cache, **extra},
             )
 
-    def _lent(self, ids: Tensor) -> AbstractContextManager[tuple[dict[str, Any], int]]:
+    def _lent(self, ids: Tensor) -> AbstractContextManager[tuple[dict[str, Cache], int]]:
         kept = self.resident.runtime.kv_cache
         if self.request.settings.decode.reuse:
             return kept.lent(self.resident.model, self.config, ids, lambda: [*self.prompt, *self.ids])
@@ -220,7 +220,7 @@ class Run:
         pieces = self.reading.take(self.reader, token) if self.reading else ()
         return replace(token, pieces=pieces) if pieces else token
 
-    def _told_to_stop(self, ids: Tensor, _: Any) -> Tensor:
+    def _told_to_stop(self, ids: Tensor, _: object) -> Tensor:
         """End a beam search that was cancelled, keeping the best so far."""
         import torch
 

@@ -256,7 +256,7 @@ def _from_cache(want: ModelRequest, here: Path) -> ModelCard:
     )
 
 
-def _several(value: Any) -> list[str]:
+def _several(value: object) -> list[str]:
     return [str(each) for each in value] if isinstance(value, list) else [str(value)] if value else []
 
 

@@ -75,7 +75,7 @@ def _changed(model: str, before: str, now: str) -> str:
     return f"the code of {model} changed since you allowed it: from {before[:12]} to {now[:12]}"
 
 
-def asked_for(place: Path) -> dict[str, Any]:
+def asked_for(place: Path) -> dict[str, object]:
     """Return the classes that the configs of a folder ask for from Python files: lists by file and kind of class."""
     asked: dict[str, Any] = {}
     for name in sorted(path.name for path in place.glob(CONFIGS) if path.is_file()):
@@ -84,7 +84,7 @@ def asked_for(place: Path) -> dict[str, Any]:
     return asked
 
 
-def _maps(content: Any) -> Iterator[tuple[str, Any]]:
+def _maps(content: object) -> Iterator[tuple[str, object]]:
     """Yield the entries of every `auto_map` at any depth; the older form for tokenizers is a list."""
     parts = [content]
     while parts:
@@ -104,7 +104,7 @@ def tokenizer_code(place: Path) -> tuple[str, ...]:
     )
 
 
-def check_places(place: Path, declared: Mapping[str, Any]) -> None:
+def check_places(place: Path, declared: Mapping[str, object]) -> None:
     """Raise `BadModel` for code that a config takes from outside of the folder."""
     for name, files in ((name, validate.code_files({name: value})) for name, value in declared.items()):
         for file in files:

@@ -97,7 +97,7 @@ class DownloadProgress:
         self._before, self._total = 0, sum(self._sizes[name] for name in names)
         return self._total
 
-    def begin(self, name: str) -> Any:
+    def begin(self, name: str) -> object:
         """Start the next file; returns the class that the library takes for tqdm."""
         self._name, self._done = name, 0
         meter = self

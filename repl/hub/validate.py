@@ -139,7 +139,7 @@ def nonfinite(folder: Path, limit: int = 3) -> list[str]:
     return found
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, object]:
     """Read `config.json`; raise `BadModel` that says what the folder is instead, where that can be seen."""
     if os.path.lexists(folder / "config.json"):
         return read_json(folder, "config.json", LARGEST_CONFIG)
@@ -159,7 +159,7 @@ def adapter(folder: Path) -> BadModel:
     return BadModel(sentence, *load, f"/adapter {folder}")
 
 
-def check_type(config: dict[str, Any], trust_remote_code: bool) -> bool:
+def check_type(config: dict[str, object], trust_remote_code: bool) -> bool:
     """Tell whether transformers' own classes will load it; raise `BadModel` if nothing would as a causal LM."""
     declared = config.get("auto_map")
     code: dict[str, Any] = declared if isinstance(declared, dict) else {}
@@ -194,14 +194,14 @@ def unknown(kind: str) -> BadModel:
     return bad("config.json", cause, "pip install --upgrade transformers")
 
 
-def code_files(code: dict[str, Any]) -> tuple[str, ...]:
+def code_files(code: dict[str, object]) -> tuple[str, ...]:
     """List the files that `auto_map` names: `modeling_x.py`, or `owner/name: modeling_x.py` from elsewhere."""
     classes = [each for value in code.values() for each in (value if isinstance(value, list) else [value])]
     paths = [each.rpartition(".")[0] or each for each in classes if isinstance(each, str)]
     return tuple(sorted({short(path.replace("--", ": ")) + ".py" for path in paths}))
 
 
-def check_head(config: dict[str, Any]) -> None:
+def check_head(config: dict[str, object]) -> None:
     """Raise `BadModel` where the type could be a causal LM, and these weights are something else."""
     declared = config.get("architectures")
     classes = [each for each in declared if isinstance(each, str)] if isinstance(declared, list) else []
@@ -214,7 +214,7 @@ def check_head(config: dict[str, Any]) -> None:
         raise bad("config.json", f"says {name}, an encoder with a decoder, which is not a causal language model")
 
 
-def check_sizes(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def check_sizes(config: dict[str, object], tensors: dict[str, Tensor]) -> None:
     """Raise `BadModel` if the config describes a model of quite another size than the weights.
 
     Only what is absurd: layers may share weights, and embeddings may be narrower than the model.
@@ -231,7 +231,7 @@ def check_sizes(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
                 check_size(part, names, found, most)
 
 
-def check_size(config: dict[str, Any], names: Iterable[str], found: str, most: int) -> None:
+def check_size(config: dict[str, object], names: Iterable[str], found: str, most: int) -> None:
     """Raise `BadModel` if one of these values is no number, or far above what was found."""
     for name in names:
         value = config.get(name)
@@ -284,7 +284,7 @@ def pieces_file(folder: Path) -> str:
     return names[0] if begin(folder, names[0], "file itself")[0][:1] == b"\n" else ""  # others are lines of base64
 
 
-def weight_files(folder: Path, config: dict[str, Any], allow_pickle: bool) -> tuple[str, dict[str, set[str]]]:
+def weight_files(folder: Path, config: dict[str, object], allow_pickle: bool) -> tuple[str, dict[str, set[str]]]:
     """Find the format and the files that transformers will read, each with the tensors an index promises there."""
     explicit = config.get("transformers_weights")
     wanted: tuple[str, ...] = SAFE

@@ -110,7 +110,7 @@ def begin(folder: Path, name: str, contents: str = "weights") -> tuple[bytes, in
     return first, size
 
 
-def read_json(folder: Path, name: str, largest: int = LARGEST_FILE) -> dict[str, Any]:
+def read_json(folder: Path, name: str, largest: int = LARGEST_FILE) -> dict[str, object]:
     """Read a JSON object; raise `BadModel` if the file holds none."""
     _, size = begin(folder, name, "file itself")
     if size > largest:
@@ -173,7 +173,7 @@ def read_header(folder: Path, name: str) -> dict[str, Tensor]:
     return tensors
 
 
-def entry(file: str, name: str, value: Any) -> Tensor:
+def entry(file: str, name: str, value: object) -> Tensor:
     """Check one tensor of a header by itself."""
     match value:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if (
@@ -219,7 +219,7 @@ def counted(files: Iterable[str], tensors: Iterable[Tensor], kind: str) -> Weigh
     return Weights(tuple(files), dtypes.total(), size, dict(dtypes), kind)
 
 
-def pickled(folder: Path, config: dict[str, Any], files: Iterable[str]) -> Weights:
+def pickled(folder: Path, config: dict[str, object], files: Iterable[str]) -> Weights:
     """Look at pickles from outside: whole or not, and what they may hold by size and the config's dtype."""
     size = 0
     for file in files:

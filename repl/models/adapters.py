@@ -85,7 +85,7 @@ def remarks(folder: Path, asked: Adapter) -> list[str]:
     return [f"{CONFIG} lies beside the model: not put on · /adapter {folder} does"] if there else []
 
 
-def examine(folder: Path) -> tuple[dict[str, Any], dict[str, weight_headers.Tensor]]:
+def examine(folder: Path) -> tuple[dict[str, object], dict[str, weight_headers.Tensor]]:
     """Read and check the config and the header of an adapter; raises `BadModel`."""
     if not (folder / CONFIG).is_file():
         hint = [f"/model {folder}"] if (folder / "config.json").is_file() else []
@@ -127,7 +127,7 @@ def check(config: dict[str, Any]) -> None:
         )
 
 
-def fits(model: PreTrainedModel, config: dict[str, Any], tensors: dict[str, weight_headers.Tensor]) -> None:
+def fits(model: PreTrainedModel, config: dict[str, object], tensors: dict[str, weight_headers.Tensor]) -> None:
     """Raise `BadModel` where a tensor of an adapter has no place in a model, or one of another size."""
     modules = dict(model.named_modules())
     made_for = config.get("base_model_name_or_path")

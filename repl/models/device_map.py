@@ -13,7 +13,7 @@ SPREAD = ("auto", "balanced", "sequential")  # the maps that the library makes i
 LAYER = re.compile(r"(?P<front>.*?\.)(?P<number>\d+)(?P<rest>\..*)?$")
 
 
-def options(load: Load) -> dict[str, Any]:
+def options(load: Load) -> dict[str, object]:
     """Return what `from_pretrained` takes for placing a model; raises `BadModel` for a device that is not there."""
     import torch
 
@@ -30,7 +30,7 @@ def options(load: Load) -> dict[str, Any]:
     return found
 
 
-def device_map(device: str) -> Any:
+def device_map(device: str) -> object:
     """Return what `from_pretrained` takes for a device; raises `BadModel` where the machine has none such."""
     import torch
 

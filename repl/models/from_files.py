@@ -161,7 +161,7 @@ def _has(*packages: str) -> bool:
 
 def model(
     found: locate.LocalModel, load: Load, config: PreTrainedConfig, form: str, emit: JobContext
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Read the weights into a model; returns it with the library's report on tensors."""
     with emit.uninterruptible():
         _class(config)  # imports the model's own code
@@ -176,7 +176,7 @@ def model(
     return read, report
 
 
-def check(found: locate.LocalModel, model: PreTrainedModel, report: dict[str, Any]) -> None:
+def check(found: locate.LocalModel, model: PreTrainedModel, report: dict[str, object]) -> None:
     """Refuse what was read if it is not whole, or would decode without end; raises `BadModel`."""
     _complete(found, report)
     _modest(model.generation_config)

@@ -171,7 +171,7 @@ def _examined(load: Load, found: locate.LocalModel, consents: Consents) -> Weigh
         raise
 
 
-def tokenizer(load: Load, emit: JobContext, consents: Consents | None = None) -> tuple[Any, Path]:
+def tokenizer(load: Load, emit: JobContext, consents: Consents | None = None) -> tuple[PreTrainedTokenizerBase, Path]:
     """Load the tokenizer alone of a model that is on this machine, and tell its folder; raises a `ReplError`."""
     imports.bring(emit)
     found = _find(load, emit, offline=True)

@@ -26,14 +26,14 @@ def text(config: PreTrainedConfig) -> PreTrainedConfig:
     return find(decoder=True) if callable(find) else config
 
 
-def by_layer(config: PreTrainedConfig) -> Sequence[Any]:
+def by_layer(config: PreTrainedConfig) -> Sequence[PreTrainedConfig]:
     """Return one config for each layer where values differ between layers; empty where they do not."""
     varied = getattr(config, "is_heterogeneous", False)
     layers = getattr(config, "per_layer_config", None) if varied is True else None
     return [layers[number] for number in range(len(layers))] if layers is not None else []
 
 
-def _value(config: PreTrainedConfig, name: str) -> Any:
+def _value(config: PreTrainedConfig, name: str) -> object:
     try:
         return getattr(config, name, None)
     except RuntimeError:  # AmbiguousGlobalPerLayerAttributeError, since transformers 5.24

@@ -51,7 +51,7 @@ def pack(model: PreTrainedModel, quantize: str, emit: JobContext) -> Packing:
     return Packing(took, len(found) - took)
 
 
-def linears(model: PreTrainedModel) -> Iterator[tuple[Any, str, Any]]:
+def linears(model: PreTrainedModel) -> Iterator[tuple[Module, str, Linear]]:
     """Find the linear layers, GPT-2's transposed ones too: parent, name and layer; an adapter's own are left out."""
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -138,13 +138,13 @@ def replaced(linear: Linear, quantize: str, twice: bool = False) -> Module:
         return linear_class()(quantize, tuple(weight.shape), *quantized, linear.bias)
 
 
-def chunks(weight: Tensor) -> Iterator[Any]:
+def chunks(weight: Tensor) -> Iterator[Tensor]:
     """Cut a weight into blocks of rows, in float32."""
     for start in range(0, weight.shape[0], CHUNK):
         yield weight[start : start + CHUNK].float()
 
 
-def quantize_int8(weight: Tensor) -> tuple[Any, Any]:
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize to int8 with one bfloat16 scale a row: values (rows, columns), scales (rows)."""
     import torch
 
@@ -156,7 +156,7 @@ def quantize_int8(weight: Tensor) -> tuple[Any, Any]:
     return torch.cat(values).contiguous(), torch.cat(scales)
 
 
-def quantize_int4(weight: Tensor, twice: bool = False) -> tuple[Any, Any]:
+def quantize_int4(weight: Tensor, twice: bool = False) -> tuple[Tensor, Tensor]:
     """Quantize to int4 with a bfloat16 scale and zero for each group, in the kernel's own order.
 
     A weight is `(value - 8) * scale + zero`; scale and zero have shape (groups, rows, 2). Twice, what the first time
@@ -178,7 +178,7 @@ def quantize_int4(weight: Tensor, twice: bool = False) -> tuple[Any, Any]:
     return torch.cat(values), torch.cat(scales, 1).contiguous()
 
 
-def round_groups(block: Tensor) -> tuple[Any, Any, Any]:
+def round_groups(block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Round groups to 16 steps: values (rows, groups, GROUP), scale and zero (rows, groups), all in float32."""
     groups = block.view(block.shape[0], -1, GROUP)
     least, most = groups.aminmax(dim=-1)
@@ -272,7 +272,7 @@ class PackedSlice:
         return self.whole.weight[self.start : self.stop]
 
     @property
-    def bias(self) -> Any:
+    def bias(self) -> Tensor | None:
         """These numbers of the whole bias."""
         return None if self.whole.bias is None else self.whole.bias[self.start : self.stop]
 
@@ -282,7 +282,7 @@ class PackedSlice:
 
 
 @cache
-def linear_class() -> Any:
+def linear_class() -> type[Linear]:
     """Return the class of packed layers; made late, for torch is not imported before it is needed."""
     import torch
 
@@ -290,7 +290,7 @@ def linear_class() -> Any:
 
 
 @cache
-def part_class() -> Any:
+def part_class() -> type[Module]:
     """Return the class of layers that are part of a packed one."""
     import torch
 

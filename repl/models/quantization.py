@@ -142,7 +142,7 @@ def _where(load: Load) -> str:
     return "on a GPU" if accelerated(load) else "on the CPU"
 
 
-def _bitsandbytes(quantize: str) -> Any:
+def _bitsandbytes(quantize: str) -> object:
     from transformers import BitsAndBytesConfig
 
     if quantize == "8bit":
@@ -150,7 +150,7 @@ def _bitsandbytes(quantize: str) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
 
 
-def _torchao(quantize: str) -> Any:
+def _torchao(quantize: str) -> object:
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 

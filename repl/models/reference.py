@@ -36,7 +36,7 @@ def answered(model: PreTrainedModel, ids: Tensor, cache: Cache = None, tokens: i
         return model.generate(**{**off, **PLAIN, **length, **given}, input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
-def carries_on(model: PreTrainedModel, ids: Tensor, blank: Callable[[], Any]) -> bool:
+def carries_on(model: PreTrainedModel, ids: Tensor, blank: Callable[[], object]) -> bool:
     """Tell whether `generate` goes on from a cache as if it had read everything at once.
 
     Some models take a cache and heed it wrongly or not at all, and some keep more of what they make than the tokens
@@ -57,7 +57,7 @@ def carries_on(model: PreTrainedModel, ids: Tensor, blank: Callable[[], Any]) ->
     return bool((halves - whole).abs().max() * times < (alone - whole).abs().max())
 
 
-def same(logits: Tensor, expected: Tensor, dtype: Any) -> bool:
+def same(logits: Tensor, expected: Tensor, dtype: object) -> bool:
     """Tell whether two rows of logits, shape (vocab,), are the same up to how a dtype rounds."""
     import torch
 
@@ -71,7 +71,7 @@ class Known:
     def __init__(self) -> None:
         self._found: MutableMapping[Any, Any] = WeakKeyDictionary()
 
-    def get(self, model: PreTrainedModel, find: Callable[[], Any]) -> Any:
+    def get(self, model: PreTrainedModel, find: Callable[[], object]) -> Any:
         """Return what is known of a model; `find` finds it out where nothing is."""
         if model not in self._found:
             self._found[model] = find()

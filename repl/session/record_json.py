@@ -11,7 +11,7 @@ T = TypeVar("T")
 TUPLE, PAIRS = "()", "{}"  # tags where JSON has no such thing: a tuple, and a mapping whose keys JSON cannot hold
 
 
-def encode(kind: Any, value: Any) -> str:
+def encode(kind: object, value: object) -> str:
     """Return the JSON of a value of a kind; lone surrogates stay as they are."""
     return json.dumps(_down(kind, value), ensure_ascii=False, separators=(",", ":"))
 
@@ -29,13 +29,13 @@ def decode(kind: type[T], text: str) -> T:
 
 
 @cache
-def _fields(kind: Any) -> dict[str, Any]:
+def _fields(kind: Any) -> dict[str, object]:
     hints = get_type_hints(kind)
     return {spot.name: hints[spot.name] for spot in dataclasses.fields(kind)}
 
 
 @cache
-def _rare(kind: Any) -> dict[str, Any]:
+def _rare(kind: Any) -> dict[str, object]:
     """Return the fields that are not written while they have their defaults, with these."""
     return {
         spot.name: spot.default if spot.default_factory is MISSING else spot.default_factory()
@@ -44,7 +44,7 @@ def _rare(kind: Any) -> dict[str, Any]:
     }
 
 
-def _certain(kind: Any, value: Any) -> Any:
+def _certain(kind: Any, value: Any) -> object:
     """Return which of several kinds a value has: the first that it holds all that is needed for."""
     if get_origin(kind) in (Union, UnionType):
         kinds = [part for part in get_args(kind) if part is not NoneType]
@@ -58,17 +58,17 @@ def _needed(kind: Any) -> set[str]:
     return {spot.name for spot in spots if spot.default is spot.default_factory is MISSING}
 
 
-def _places(kind: Any, count: int) -> list[Any]:
+def _places(kind: object, count: int) -> list[object]:
     parts = get_args(kind)
     return [parts[0]] * count if parts[-1] is Ellipsis else list(parts)
 
 
-def _flat(kind: Any) -> bool:
+def _flat(kind: object) -> bool:
     """Tell whether a kind is a row of numbers or texts, which JSON has as it is; a reply has thousands of them."""
     return kind in (tuple[int, ...], tuple[float, ...], tuple[str, ...])
 
 
-def _down(kind: Any, value: Any) -> Any:
+def _down(kind: Any, value: Any) -> object:
     if value is None or isinstance(value, str | int | float):
         return value
     if dataclasses.is_dataclass(value):
@@ -81,13 +81,13 @@ def _down(kind: Any, value: Any) -> Any:
     return _tagged(value)
 
 
-def _fields_down(value: Any) -> dict[str, Any]:
+def _fields_down(value: Any) -> dict[str, object]:
     rare, kinds = _rare(value.__class__), _fields(value.__class__)
     there = {name: getattr(value, name) for name in kinds}
     return {name: _down(kinds[name], it) for name, it in there.items() if name not in rare or it != rare[name]}
 
 
-def _tagged(value: Any) -> Any:
+def _tagged(value: object) -> object:
     match value:
         case None | str() | int() | float():
             return value
@@ -117,7 +117,7 @@ def _up(kind: Any, value: Any) -> Any:
     return _untagged(value)
 
 
-def _untagged(value: Any) -> Any:
+def _untagged(value: object) -> object:
     match value:
         case {"()": items, **rest} if not rest:
             return tuple(_untagged(item) for item in items)

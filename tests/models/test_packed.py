@@ -202,7 +202,7 @@ def test_conversation_beams_samples_and_the_kept_cache_work_on_packed_layers(lla
 def test_a_dtype_you_ask_for_holds_between_the_layers(llama_folder):
     with opened(llama_folder, dtype="float32", quantize="int4", max_new_tokens=4) as session:
         assert session.facts().dtype == "float32"
-        assert ask(session, "Hello").model["quantization"] == "int4"
+        assert ask(session, "Hello").model.quantization == "int4"
 
 
 def test_what_was_packed_is_said_after_the_load_and_in_info(llama_folder):

@@ -14,7 +14,7 @@ from repl.core.errors import Cancelled, Failed
 from repl.core.events import Event, Notice, Progress, Token
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext, strip_traceback
-from repl.core.library_types import LogitsProcessor, Tensor
+from repl.core.library_types import LogitsProcessor, LogitsProcessorList, Tensor
 from repl.core.reply import Reply
 from repl.generation import arguments, engine
 from repl.generation.decode import loop
@@ -247,7 +247,7 @@ class Muted:
         self.raise_if_cancelled()
 
 
-def processors(resident: Model, request: Request, prompt: Sequence[int], emit: JobContext) -> Any:
+def processors(resident: Model, request: Request, prompt: Sequence[int], emit: JobContext) -> LogitsProcessorList:
     """Return what `generate` would change the logits with before it takes the likeliest, for a request."""
     import torch
 
@@ -258,7 +258,7 @@ def processors(resident: Model, request: Request, prompt: Sequence[int], emit: J
     return row.processors
 
 
-def named(found: Any) -> tuple[str, ...]:
+def named(found: LogitsProcessorList) -> tuple[str, ...]:
     """Return the names of the library's processors in plain words."""
     kinds = [type(each).__name__.removesuffix("Processor").removesuffix("Logits") for each in found if _theirs(each)]
     return tuple(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower() for kind in kinds)

@@ -213,7 +213,7 @@ class Assistant:
                 logits = self._feed([*ids, *draft])
         return draft
 
-    def _feed(self, ids: Sequence[int]) -> Any:
+    def _feed(self, ids: Sequence[int]) -> Tensor:
         """Bring the cache to these ids; returns the logits of what follows, shape (vocab,)."""
         import torch
 
@@ -239,7 +239,7 @@ class Drafting:
 
     @contextmanager
     def proposals(
-        self, config: GenerationConfig, ids: Tensor, past: dict[str, Any]
+        self, config: GenerationConfig, ids: Tensor, past: dict[str, object]
     ) -> Iterator[tuple[Ahead | None, dict[str, Any]]]:
         """Yield what proposes tokens, None for nothing, and the cache to call `generate` with: one that can be cropped.
 

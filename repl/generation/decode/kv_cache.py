@@ -40,7 +40,7 @@ class PrefixCache:
     @contextmanager
     def lent(
         self, model: PreTrainedModel, config: GenerationConfig, prompt: Tensor, seen: Callable[[], list[int]]
-    ) -> Iterator[tuple[dict[str, Any], int]]:
+    ) -> Iterator[tuple[dict[str, Cache], int]]:
         """Yield what to call `generate` with besides, and how many tokens of the prompt need not be computed.
 
         `config` is the generation config of the call, `prompt` its ids, shape (1, tokens). After a reply, whole or
@@ -58,7 +58,7 @@ class PrefixCache:
                 raise
             self._give_back(cache, seen()[: rope_scaling_start(model) or None], broken_off())
 
-    def _take(self, model: PreTrainedModel, prompt: Tensor) -> tuple[Any, int]:
+    def _take(self, model: PreTrainedModel, prompt: Tensor) -> tuple[Cache | None, int]:
         """Return a cache of a beginning of the prompt; at least the last token is left to compute."""
         cache, ids = self._cache, self._ids
         self.drop()  # from here on an interrupt leaves nothing behind that might be wrong
@@ -114,7 +114,7 @@ def new_cache(model: PreTrainedModel) -> Cache:
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
-def lasting(model: PreTrainedModel) -> Any:
+def lasting(model: PreTrainedModel) -> Cache:
     """Return an empty cache whose sliding windows keep what slides out of them."""
     cache = new_cache(model)
     _remember(cache)
@@ -137,7 +137,7 @@ def narrowed(config: PreTrainedConfig) -> Iterator[None]:
             config.sliding_window = window
 
 
-def croppable_cache(model: PreTrainedModel) -> Any:
+def croppable_cache(model: PreTrainedModel) -> Cache | None:
     """Return an empty cache that can be cut back at any length; None where this model has none such."""
     cache = lasting(model)
     return cache if all(map(_simple, cache.layers)) else None

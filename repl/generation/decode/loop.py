@@ -91,7 +91,7 @@ def generate(
         return model.generate(**_for_own_loop(model, given), custom_generate=loop)
 
 
-def captured(model: PreTrainedModel, **given: Any) -> tuple[Any, Any]:
+def captured(model: PreTrainedModel, **given: Any) -> tuple[LogitsProcessorList, StoppingCriteriaList]:
     """Return the logits processors and the stopping criteria that `generate` would use; the model is not run."""
     found: list[tuple[Any, Any]] = []
 
@@ -257,7 +257,7 @@ class Text:
         known = any(hasattr(layer, "get_seq_length") for layer in getattr(self.cache, "layers", ()))
         self._read = int(self.cache.get_seq_length()) if known else 0  # tokens that the cache holds
 
-    def read(self, draft: list[int]) -> Any:
+    def read(self, draft: list[int]) -> Tensor:
         """Run the model on what it has not read and on a draft behind it.
 
         Returns the logits behind the last token and those of the draft, shape (rows, draft + 1, vocab), as a copy:

@@ -54,7 +54,7 @@ def cancellable_forward(model: PreTrainedModel, check: Callable[[], None]) -> It
             hook.remove()
 
 
-def layers(model: PreTrainedModel) -> list[Any]:
+def layers(model: PreTrainedModel) -> list[Module]:
     """Return the blocks of the part that writes text: the list that is as long as its config says, else the longest.
 
     Not simply the longest: a mixture of experts lists those too. A vision tower has blocks as well, as many even.
@@ -68,7 +68,7 @@ def layers(model: PreTrainedModel) -> list[Any]:
     return list(said[0] if said else longest)
 
 
-def _lists(module: Module, whole: Module, config: PreTrainedConfig) -> Iterator[Any]:
+def _lists(module: Module, whole: Module, config: PreTrainedConfig) -> Iterator[Sequence[Module]]:
     """Yield the lists of modules in a module, leaving out parts with a config of another kind: towers, encoders."""
     import torch
 
@@ -88,14 +88,14 @@ def input_device(model: PreTrainedModel) -> Any:
     return "cpu" if device.type == "meta" else device
 
 
-def nan_guard(facts: ModelInfo, prompt: int) -> Callable[[Any, Any], Any]:
+def nan_guard(facts: ModelInfo, prompt: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a logits processor that refuses numbers that are none: greedy decoding would silently take token 0.
 
     `prompt` is the length of the prompt in tokens. Raises `Failed`.
     """
     import torch
 
-    def guard(ids: Tensor, scores: Tensor) -> Any:
+    def guard(ids: Tensor, scores: Tensor) -> Tensor:
         if not torch.isfinite(scores.max()):
             raise not_finite(facts, ids.shape[1] - prompt + 1)
         return scores

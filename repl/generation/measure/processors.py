@@ -49,7 +49,7 @@ class Stage:
     scores: Any
 
     @property
-    def probabilities(self) -> Any:
+    def probabilities(self) -> Tensor:
         """Return the distribution, shape (vocab,)."""
         return self.scores.softmax(-1)
 
@@ -95,7 +95,7 @@ def stages(
     return found
 
 
-def processors(model: PreTrainedModel, chosen: Arguments, prompt: Sequence[int]) -> list[Any]:
+def processors(model: PreTrainedModel, chosen: Arguments, prompt: Sequence[int]) -> list[LogitsProcessor]:
     """Return the processors and warpers of one call of `generate`: it prepares them, and is stopped there.
 
     Raises `Failed` with what the library says where it refuses a value.

@@ -40,7 +40,7 @@ def score(
 
 def logits(
     resident: Model, ids: Sequence[int], emit: JobContext, first: int = 1, chunk: int = 0, shared: bool = False
-) -> Iterator[tuple[int, Any]]:
+) -> Iterator[tuple[int, Tensor]]:
     """Yield places in a text with the float32 logits there, shape (at most `chunk`, vocab).
 
     Row j is what the model predicts `ids[place + j]` from, the ids before it; `first` is at least 1. `shared` goes on
@@ -56,7 +56,7 @@ def step(model: PreTrainedModel) -> int:
     return min(max(LOGITS // max(vocabulary, 1), CHUNK[0]), CHUNK[1])
 
 
-def following(resident: Model, ids: Sequence[int], emit: JobContext, shared: bool = False) -> Any:
+def following(resident: Model, ids: Sequence[int], emit: JobContext, shared: bool = False) -> Tensor:
     """Return the float32 logits of what comes after a text, shape (vocab,); see `logits`.
 
     Those of the text that was looked at last are kept: asking for them again computes nothing.
@@ -69,7 +69,7 @@ def following(resident: Model, ids: Sequence[int], emit: JobContext, shared: boo
     return resident.runtime.last_logits[key]
 
 
-def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> Any:
+def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> Tensor:
     import torch
 
     model = resident.model
@@ -104,12 +104,12 @@ def _find_way(model: PreTrainedModel, ids: Tensor) -> str:
     return "none"
 
 
-def places(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Any]:
+def places(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:
     """Return the positions of ids that begin at a place, for a model that has to be told them."""
     return _numbered(model, start, ids) if WAYS.get(model, lambda: "plain") == "placed" else {}
 
 
-def _numbered(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Any]:
+def _numbered(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:
     import inspect
 
     import torch
@@ -120,7 +120,7 @@ def _numbered(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Any]
 
 def _read(
     resident: Model, fed: list[int], first: int, emit: JobContext, chunk: int, shared: bool
-) -> Iterator[tuple[int, Any]]:
+) -> Iterator[tuple[int, Tensor]]:
     """Yield the logits behind each of the ids that are fed to the model, from the one before place `first` on."""
     import torch
     from transformers import GenerationConfig
@@ -159,7 +159,7 @@ def _checked(facts: ModelInfo, place: int, rows: Tensor) -> Tensor:
 
 def _in_steps(
     model: PreTrainedModel, ids: Tensor, first: int, chunk: int, cache: Cache, reused: int, emit: JobContext
-) -> Iterator[tuple[int, Any]]:
+) -> Iterator[tuple[int, Tensor]]:
     """Read a text piece by piece into a cache that holds its first `reused` tokens."""
     for start in range(reused, ids.shape[-1], chunk):
         piece = ids[:, start : start + chunk]
@@ -170,7 +170,9 @@ def _in_steps(
             yield start + skipped + 1, rows
 
 
-def _whole(model: PreTrainedModel, ids: Tensor, first: int, chunk: int, emit: JobContext) -> Iterator[tuple[int, Any]]:
+def _whole(
+    model: PreTrainedModel, ids: Tensor, first: int, chunk: int, emit: JobContext
+) -> Iterator[tuple[int, Tensor]]:
     """Read a text at once, and let the head see what came of it piece by piece.
 
     Each piece goes with a pass over one token: what a model does behind its head, a scale or a soft cap, is done too.
@@ -182,7 +184,7 @@ def _whole(model: PreTrainedModel, ids: Tensor, first: int, chunk: int, emit: Jo
         return
     seen: list[Any] = []
 
-    def keep(hidden: Tensor) -> Any:
+    def keep(hidden: Tensor) -> Tensor:
         seen.append(hidden[:, -wanted:])
         return hidden[:, -1:]
 
@@ -192,7 +194,7 @@ def _whole(model: PreTrainedModel, ids: Tensor, first: int, chunk: int, emit: Jo
         yield first + place, _pass(model, ids[:, :1], partial(_instead, part), emit, use_cache=False)
 
 
-def _instead(part: Module, _: Any) -> Any:
+def _instead(part: Module, _: object) -> Tensor:
     return part
 
 
@@ -202,7 +204,7 @@ def _last_rows(model: PreTrainedModel, ids: Tensor, count: int, emit: JobContext
 
 
 def _pass(
-    model: PreTrainedModel, ids: Tensor, change: Callable[[Any], Any], emit: JobContext, **options: Any
+    model: PreTrainedModel, ids: Tensor, change: Callable[[Tensor], Tensor], emit: JobContext, **options: Any
 ) -> ModelOutput:
     import torch
 
@@ -211,7 +213,7 @@ def _pass(
 
 
 @contextmanager
-def _before_head(model: PreTrainedModel, change: Callable[[Any], Any]) -> Iterator[None]:
+def _before_head(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Change the hidden states, shape (1, tokens, width), that go into a model's head."""
     head = model.get_output_embeddings()
     if head is None:

@@ -34,7 +34,7 @@ def bounded(emit: JobContext, seconds: float | None = None) -> Iterator[None]:
     deadline = time.monotonic() + seconds
     steps = written = 0
 
-    def look(frame: FrameType, event: str, value: Any) -> Any:
+    def look(frame: FrameType, event: str, value: object) -> Any:
         nonlocal steps, written
         steps += 1
         if steps % STEPS == 0:

@@ -68,7 +68,7 @@ class Template:
     Raises `UsageError` where the tokenizer has none, `Failed` where it is broken.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any], emit: JobContext) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, object], emit: JobContext) -> None:
         self.tokenizer, self._emit = tokenizer, emit
         self.values = _accepted(tokenizer, arguments)
         self.source = source(tokenizer, self.values)
@@ -104,13 +104,13 @@ class Template:
             raise Failed(f"the chat template writes more than {MAX_BYTES // 10**6} MB", *WAY_OUT)
         return Written(text, marked)
 
-    def _holds_control(self, value: Any) -> bool:
+    def _holds_control(self, value: object) -> bool:
         if isinstance(value, str):
             return bool(self._control.search(value))
         inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
         return any(map(self._holds_control, inner))
 
-    def _mark(self, value: Any) -> Any:
+    def _mark(self, value: object) -> Any:
         from transformers.utils.chat_template_utils import mark_control_tokens
 
         return mark_control_tokens(value, self._control)
@@ -124,7 +124,7 @@ class Template:
             raise Failed(f"the prompt cannot be encoded: {error}", *WAY_OUT) from error
         return tuple(int(token) for token in found)
 
-    def read_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def read_messages(self, messages: Sequence[Message]) -> list[dict[str, object]]:
         """Return the messages of a conversation as the template reads them."""
 
         def prompt(before: Sequence[Message]) -> str:
@@ -174,7 +174,7 @@ def render(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     *,
-    arguments: Mapping[str, Any],
+    arguments: Mapping[str, object],
     prefill: str = "",
     generation_prompt: bool = True,
     emit: JobContext,
@@ -223,7 +223,7 @@ def folded(messages: Sequence[Message]) -> list[Message]:
 # the source
 
 
-def source(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any]) -> str:
+def source(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, object]) -> str:
     """Return the chat template that is used, of several the one that was chosen; raises `UsageError`."""
     found = getattr(tokenizer, "chat_template", None)
     if not found:
@@ -248,7 +248,7 @@ def read(text: str) -> template_source.Source:
         raise _translated(error) from error
 
 
-def _accepted(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _accepted(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, object]) -> dict[str, object]:
     """Return the values that the library's call can carry: a name only where there are several templates."""
     several = isinstance(getattr(tokenizer, "chat_template", None), Mapping)
     refused = taken(tokenizer) - ({NAMED} if several else set())
@@ -294,6 +294,6 @@ def _short(error: Exception) -> str:
     return (words if len(words) <= 200 else words[:199] + "…").rstrip(".")
 
 
-def arguments(extra: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def arguments(extra: Sequence[tuple[str, object]]) -> dict[str, object]:
     """Pick the template's variables from settings that were made by name."""
     return {name.removeprefix(PREFIX): value for name, value in extra if name.startswith(PREFIX)}

@@ -36,7 +36,7 @@ class Reader:
     tools: Any = None
     """What the template is given as tools, which says of what type the arguments of a call are."""
 
-    def messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def messages(self, messages: Sequence[Message]) -> list[dict[str, object]]:
         """Return the messages of a conversation, whose replies have `parts` beside all that was made, exactly."""
         made: list[dict[str, Any]] = []
         for message in messages:
@@ -46,7 +46,7 @@ class Reader:
             made.append({**plain, **reply})
         return made
 
-    def _reply(self, raw: str, parts: Parts, before: Sequence[Message]) -> dict[str, Any]:
+    def _reply(self, raw: str, parts: Parts, before: Sequence[Message]) -> dict[str, object]:
         if getattr(self.tokenizer, "response_template", None) is not None:
             found = self._parsed(raw, before) or {"content": raw}
         elif CHANNEL in raw:
@@ -58,7 +58,7 @@ class Reader:
             found["reasoning"] = thought  # the library gives it the other names
         return found
 
-    def _parsed(self, raw: str, before: Sequence[Message]) -> dict[str, Any]:
+    def _parsed(self, raw: str, before: Sequence[Message]) -> dict[str, object]:
         """Read a reply with the library's parser, behind the prompt that it answers; nothing where that fails."""
         key = hash((self.key, repr(self.tokenizer.response_template), raw, repr(before)))
         if key not in _PARSED:
@@ -67,7 +67,7 @@ class Reader:
             _PARSED[key] = self._parse(raw, before)
         return dict(_PARSED[key])
 
-    def _parse(self, raw: str, before: Sequence[Message]) -> dict[str, Any]:
+    def _parse(self, raw: str, before: Sequence[Message]) -> dict[str, object]:
         try:
             prefix = self.prompt(before) if before else ""
         except Failed:  # the template does not write what stands before by itself
@@ -84,7 +84,7 @@ class Reader:
 _PARSED: dict[int, dict[str, Any]] = {}  # a prompt reads all replies before it again
 
 
-def _fields(parts: Parts) -> dict[str, Any]:
+def _fields(parts: Parts) -> dict[str, object]:
     """Return parts under the names of gpt-oss, whose template takes no answer beside a thought and a call."""
     found: dict[str, Any] = {"content": "" if parts.tool_calls and parts.thinking else parts.answer}
     found |= {"thinking": parts.thinking} if parts.thinking else {}

@@ -48,13 +48,13 @@ def silent(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {int(one): str(token) for one, token in added if token.special and int(one) not in marks}
 
 
-def template(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Any]:
+def template(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, object]:
     """Return the response template of a tokenizer, which may be anything; empty where it has none."""
     found = getattr(tokenizer, "response_template", None)
     return found if isinstance(found, Mapping) else {}
 
 
-def _literals(found: Mapping[str, Any]) -> Iterator[str]:
+def _literals(found: Mapping[str, object]) -> Iterator[str]:
     """Yield what stands around the fields of a response template, and within: not what ends the whole reply."""
     fields = found.get("fields")
     for field in fields.values() if isinstance(fields, Mapping) else ():
@@ -63,7 +63,7 @@ def _literals(found: Mapping[str, Any]) -> Iterator[str]:
             yield from (text.replace("\\", "") for text in _texts(field.get(name)))
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list | tuple):

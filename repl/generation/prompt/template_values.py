@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from repl.core.decoding import PREFIX
 from repl.core.errors import UsageError
@@ -11,7 +10,7 @@ from repl.core.values import nearest
 from repl.generation.prompt.chat_template import NAMED, read, source, taken
 
 
-def variables(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any] | None = None) -> list[str]:
+def variables(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, object] | None = None) -> list[str]:
     """Return the names that a template reads and a user may set."""
     several = isinstance(tokenizer.chat_template, Mapping)
     try:
@@ -25,8 +24,8 @@ def variables(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any] | No
 
 
 def argument(
-    tokenizer: PreTrainedTokenizerBase, name: str, word: str, values: Mapping[str, Any] | None = None
-) -> tuple[str, Any]:
+    tokenizer: PreTrainedTokenizerBase, name: str, word: str, values: Mapping[str, object] | None = None
+) -> tuple[str, object]:
     """Read `template.NAME VALUE`: the full name, and the value as JSON or text, None for `default`.
 
     `values` are what is set already. Raises `UsageError` with the nearest name where the template reads no such
@@ -45,7 +44,7 @@ def argument(
     return PREFIX + short, value
 
 
-def _value(word: str) -> Any:
+def _value(word: str) -> object:
     words = {"default": None, "none": None, "on": True, "off": False, "True": True, "False": False}
     if word in words:
         return words[word]

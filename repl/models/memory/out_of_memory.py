@@ -24,7 +24,7 @@ LEAST = 200  # part of all that is needed which a remedy has to save
 class Want:
     """What one reply takes beside the weights, in bytes; a beam search keeps a cache and logits for each beam."""
 
-    def __init__(self, resident: LoadedModel[Any], config: PreTrainedConfig, prompt: int) -> None:
+    def __init__(self, resident: LoadedModel[object], config: PreTrainedConfig, prompt: int) -> None:
         self.resident, self.prompt = resident, prompt
         self.beams = config.num_beams or 1
         context = resident.facts.context or estimate.GLANCE
@@ -81,7 +81,7 @@ def asked(words: str) -> str:
     return f"{amount(int(number * BYTES.get(unit, 1)))} more were asked for"
 
 
-def _beside(resident: LoadedModel[Any], rooms: list[Room]) -> float:
+def _beside(resident: LoadedModel[object], rooms: list[Room]) -> float:
     """Return the bytes that a model may take beside the file that it is read from, which takes addresses meanwhile."""
     bound = [
         each.free for each in rooms if each.limit == ADDRESSES and each.device in resident.facts.device_map.values()
