@@ -112,7 +112,7 @@ def test_a_number_mends_it_and_sends_the_message_again(session: Session, capsys:
     assert session.facts().dtype == "bfloat16"
     assert session.last is not None
     assert session.last.record is not None
-    assert session.last.record.model["dtype"] == "bfloat16"
+    assert session.last.record.model.dtype == "bfloat16"
     assert session.conversation.turns[session.last.parent or 0].text == "Hello"
     assert "memory ran out" in capsys.readouterr().err
 
