@@ -4,14 +4,12 @@ from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from math import exp
 
-from repl.core.reply import BeamSearch, PrunedBeam, Sequence
-
-SHOWN = 12  # of what was given up: the nearest
+from repl.core.reply import BeamSearch, Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A stretch of tokens; a leaf is a finished sequence, or one that was given up (`fate`, see `PrunedBeam`).
+    """A stretch of tokens; a leaf is a finished sequence.
 
     `probability` is that of its first token after what came before, `logprob` the sum over its tokens, `total` the sum
     from the beginning to its end (nats; None where they are not known); `score` is the library's.
@@ -24,8 +22,6 @@ class Node:
     total: float | None
     sequence: int = 0
     score: float | None = None
-    fate: str = ""
-    short: float | None = None
     branches: tuple["Node", ...] = ()
 
 
@@ -38,24 +34,16 @@ class Path:
     logprobs: tuple[float, ...]
     sequence: int = 0
     score: float | None = None
-    fate: str = ""
-    short: float | None = None
 
 
 def grow(sequences: Several[Sequence], search: BeamSearch) -> Node:
-    """Return the tree of a search; its leaves are the sequences and the nearest of what was given up."""
+    """Return the tree of a search; its leaves are the sequences."""
     costs = search.logprobs or ((),) * len(sequences)
     paths = [
         Path(found.token_ids, pieces, own, number, found.score)
         for number, (found, pieces, own) in enumerate(zip(sequences, search.pieces, costs, strict=True), 1)
     ]
-    return _node([*paths, *(_lost(paths[cut.sequence - 1], cut) for cut in search.cuts[:SHOWN])], 0, 0.0)
-
-
-def _lost(beside: Path, cut: PrunedBeam) -> Path:
-    pieces = (*beside.pieces[: cut.shared], cut.text, *[""] * (len(cut.token_ids) - 1))
-    ids = beside.ids[: cut.shared] + cut.token_ids
-    return Path(ids, pieces, beside.logprobs[: cut.shared] + cut.logprobs, 0, None, cut.fate, cut.short)
+    return _node(paths, 0, 0.0)
 
 
 def _node(paths: list[Path], start: int, before: float) -> Node:
@@ -77,8 +65,6 @@ def _node(paths: list[Path], start: int, before: float) -> Node:
         total if known and first.logprobs else None,
         ending.sequence,
         ending.score,
-        ending.fate,
-        ending.short,
         tuple(_node(group, end, total) for group in groups.values()),
     )
 

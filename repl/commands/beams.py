@@ -22,7 +22,6 @@ from repl.session.session import Session
 from repl.terminal.screen import view
 from repl.terminal.shades import percent
 
-FATES = {"pruned": "pruned", "ended": "ended, scored lower", "running": "alive at the end"}
 GUIDES = ("├ ", "└ ", "│ "), ("|-", "`-", "| ")
 
 
@@ -89,7 +88,7 @@ class Width:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """What a beam search found: from the common beginning to the finished sequences, and what it gave up."""
+    """What a beam search found: from the common beginning to the finished sequences."""
 
     turn: int
     beams: int
@@ -107,8 +106,7 @@ def beams(
     """Search with this many beams, shown live.
 
     `/beams tree` draws what the last search found. The tree shows how likely each way was where the sequences part,
-    their scores, and what was nearly kept: how far it fell short of the last hypothesis kept, in nats. /pick N takes
-    another sequence as the answer.
+    and their scores. /pick N takes another sequence as the answer.
     """
     if isinstance(count, str):
         return tree(session.last)
@@ -155,7 +153,7 @@ class Drawing:
         figures = _figures(node)
         room = max(8, width - cell_len(lead + chance + figures) - 2)
         text = _line(node, room)
-        style = "accent" if node.sequence == self._tree.chosen else "quiet" if node.fate else ""
+        style = "accent" if node.sequence == self._tree.chosen else ""
         line = Text.assemble((lead + chance, "quiet"), (text, style))
         if figures:
             line.pad_right(max(1, width - line.cell_len - cell_len(figures)))
@@ -175,8 +173,6 @@ def _line(node: Node, most: int) -> str:
 
 
 def _figures(node: Node) -> str:
-    if node.fate:
-        return FATES[node.fate] if node.short is None else f"{node.short:.2f} nats short"
     if not node.sequence:
         return ""
     return f"{node.sequence:3}" + ("" if node.score is None else f"{node.score:8.3f}")

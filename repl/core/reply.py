@@ -26,35 +26,16 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
-class PrunedBeam:
-    """A hypothesis that a beam search did not return, where it leaves a sequence that it did.
-
-    It begins with the first `shared` tokens of sequence number `sequence` (from 1). `fate` is pruned, ended (finished
-    with too low a score) or running (alive when the search ended); `short` says how far a pruned one lay behind the
-    last that was kept, in nats.
-    """
-
-    sequence: int
-    shared: int
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    fate: str
-    short: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class BeamSearch:
     """What a beam search considered: for each token of each sequence its text and log-probability in nats.
 
-    `margins` has one entry for each step (see `Beams`); `cuts` are the nearest of what was given up. Where the
-    numbers cannot be known (sampled beams) there are none.
+    `margins` has one entry for each step (see `Beams`). Where the numbers cannot be known (sampled beams) there are
+    none.
     """
 
     pieces: tuple[tuple[str, ...], ...]
     logprobs: tuple[tuple[float, ...], ...] = ()
     margins: tuple[float | None, ...] = ()
-    cuts: tuple[PrunedBeam, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from repl.core.reply import BeamSearch, Reply, Sequence, Timing, TokenLogprobs, 
 from repl.generation import arguments
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
-from repl.generation.decode.beams import Watch, spelled
+from repl.generation.decode.beams import Watch, spelled, token_logprobs
 from repl.generation.decode.detokenizer import streamer
 from repl.generation.decode.drafters import Drafting, Get
 from repl.generation.measure.forward import cancellable_forward, input_device, library_errors, nan_guard
@@ -109,6 +109,7 @@ class Run:
         self.first_at = self.last_at = 0.0
         self.drafting = Drafting(resident, request.settings, emit)
         self.watch = Watch(resident.tokenizer, emit, not config.do_sample, decoding.stops(config))
+        self.token_logprobs: tuple[tuple[float, ...], ...] = ()  # of each sequence that a beam search returned
         several = bool(getattr(config, "prompt_lookup_num_tokens", None))
         self.meter = Meter(resident.tokenizer, request.settings.view.logprobs, several)
 
@@ -237,6 +238,8 @@ class Run:
         rows = output.sequences[:, len(self.prompt) :].tolist()
         scores = getattr(output, "sequences_scores", None)
         listed = [None] * len(rows) if scores is None else scores.tolist()
+        if self.beams and self.watch.scored:
+            self.token_logprobs = token_logprobs(output, len(self.prompt))
         return [self.sequence(row, score) for row, score in zip(rows, listed, strict=True)]
 
     def sequence(self, row: list[int], score: float | None = None) -> Sequence:
@@ -329,8 +332,7 @@ class Run:
         )
 
     def _search(self, sequences: list[Sequence]) -> BeamSearch:
-        rows = [found.token_ids for found in sequences]
-        return self.watch.search(self.before, rows)
+        return self.watch.search(self.before, [found.token_ids for found in sequences], self.token_logprobs)
 
     def _decode(self) -> dict[str, Any]:
         table = decoding.effective(self.request.settings, self.resident.facts.base)

@@ -6,9 +6,8 @@ from typing import Any
 
 from repl.core.events import Beam, Beams, Token
 from repl.core.jobs import JobContext
-from repl.core.library_types import PreTrainedTokenizerBase, Tensor
-from repl.core.reply import BeamSearch, PrunedBeam
-from repl.generation.decode.beam_history import History, Lost
+from repl.core.library_types import ModelOutput, PreTrainedTokenizerBase, Tensor
+from repl.core.reply import BeamSearch
 from repl.generation.decode.detokenizer import Detokenizer
 
 NEVER = -1e9  # the sum that the library gives a hypothesis that does not count
@@ -28,12 +27,14 @@ class Watch:
     ) -> None:
         self._tokenizer = tokenizer
         self._emit = emit
-        self._scored = scored
+        self.scored = scored
         self._shown = 0.0
         self._ids: Any = None  # the step before: ids, log-probabilities, sums
         self._step: Any = None
         self._sums: Any = None
-        self._history = History(ends)
+        self._ends = frozenset(ends)
+        self._candidates: list[tuple[tuple[int, int], float]] = []  # (parent row, token), summed log-probability
+        self.margins: list[float | None] = []
         self.start = 0  # length of the prompt
         self.steps = 0
         self.first_at = 0.0
@@ -47,17 +48,19 @@ class Watch:
         else:
             self._follow(input_ids)
         self._ids, self._step = input_ids, scores
-        if self._scored:
-            self._history.look(*self._best(scores))
+        if self.scored:
+            self._candidates = self._best(scores)
         return scores
 
-    def _best(self, scores: Tensor) -> tuple[list[tuple[int, int, float]], int]:
-        """Return the continuations that the library looks at, best first, and how many of them may be kept."""
+    def _best(self, scores: Tensor) -> list[tuple[tuple[int, int], float]]:
+        """Return the best continuations that do not end, one more than can be kept."""
         beams, vocabulary = scores.shape
         totals = (scores.float() + self._sums[:, None]).flatten()
-        values, places = totals.topk(min(self._history.width(beams), len(totals)))
-        found = zip(places.tolist(), values.tolist(), strict=True)
-        return [(*divmod(place, vocabulary), value) for place, value in found if value > NEVER / 2], beams
+        values, places = totals.topk(min((1 + len(self._ends)) * beams + 1, len(totals)))
+        found = (
+            (divmod(place, vocabulary), value) for place, value in zip(places.tolist(), values.tolist(), strict=True)
+        )
+        return [(pair, value) for pair, value in found if value > NEVER / 2 and pair[1] not in self._ends]
 
     def _follow(self, ids: Tensor) -> None:
         """Find each hypothesis's parent in the step before, and add what its last token cost."""
@@ -65,8 +68,10 @@ class Watch:
         self.first_at = self.first_at or time.monotonic()
         parent = (self._ids[None] == ids[:, None, :-1]).all(-1).int().argmax(-1)
         self._sums = self._sums[parent] + self._step[parent, ids[:, -1]].float()
-        if self._scored:
-            self._history.step(parent.tolist(), ids[:, -1].tolist(), self._sums.tolist())
+        if self.scored:
+            kept = set(zip(parent.tolist(), ids[:, -1].tolist(), strict=True))
+            pruned = (value for pair, value in self._candidates if pair not in kept)
+            self.margins.append(next((float(self._sums[-1]) - value for value in pruned), None))
         if time.monotonic() - self._shown > PAUSE:
             self._shown = time.monotonic()
             self._emit(self.picture(ids))
@@ -77,9 +82,9 @@ class Watch:
         shared = common(rows)
         texts = [self._tokenizer.decode(row, skip_special_tokens=True) for row in (rows[0][:shared], *rows)]
         prefix = texts[0] if all(text.startswith(texts[0]) for text in texts) else ""
-        sums = self._sums.tolist() if self._scored else [None] * len(rows)
+        sums = self._sums.tolist() if self.scored else [None] * len(rows)
         branches = tuple(Beam(text[len(prefix) :], score) for text, score in zip(texts[1:], sums, strict=True))
-        return Beams(self.steps, prefix, branches, self._history.margins[-1] if self._history.margins else None)
+        return Beams(self.steps, prefix, branches, self.margins[-1] if self.margins else None)
 
     def best(self) -> list[int]:
         """Return the new ids of the likeliest live hypothesis; empty before the first step."""
@@ -88,20 +93,29 @@ class Watch:
         found: list[int] = self._ids[0].tolist()[self.start :]
         return found
 
-    def search(self, seed: Sequence[int], sequences: Sequence[Sequence[int]]) -> BeamSearch:
+    def search(
+        self, seed: Sequence[int], sequences: Sequence[Sequence[int]], logprobs: tuple[tuple[float, ...], ...]
+    ) -> BeamSearch:
         """Return what was considered beside the sequences that came of it; `seed` as in `Detokenizer`."""
         pieces = tuple(tuple(pieced(self._tokenizer, seed, ids)) for ids in sequences)
-        if not self._scored or not (logprobs := self._history.logprobs(sequences)):
-            return BeamSearch(pieces)
-        cuts = (self._cut(seed, sequences, lost) for lost in self._history.lost(sequences))
-        return BeamSearch(pieces, logprobs, tuple(self._history.margins), tuple(cuts))
+        return BeamSearch(pieces, logprobs, tuple(self.margins) if logprobs else ())
 
-    def _cut(self, seed: Sequence[int], sequences: Sequence[Sequence[int]], lost: Lost) -> PrunedBeam:
-        before = [*seed, *sequences[lost.sequence][: lost.shared]]
-        text = "".join(pieced(self._tokenizer, before, lost.ids))
-        return PrunedBeam(
-            lost.sequence + 1, lost.shared, text, tuple(lost.ids), tuple(lost.logprobs), lost.fate, lost.short
+
+def token_logprobs(output: ModelOutput, start: int) -> tuple[tuple[float, ...], ...]:
+    """Return the log-probability of each token behind the prompt of each sequence that a beam search returned, in nats.
+
+    `output.scores` has one tensor (beams, vocabulary) for each step, `output.beam_indices` (sequences, steps) the row
+    that each token came from, -1 behind the end.
+    """
+    ids, rows = output.sequences[:, start:].tolist(), output.beam_indices.tolist()
+    return tuple(
+        tuple(
+            float(output.scores[step][row, token])
+            for step, (row, token) in enumerate(zip(*one, strict=False))
+            if row >= 0
         )
+        for one in zip(rows, ids, strict=True)
+    )
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Sequence[int]) -> Iterator[Token]:
