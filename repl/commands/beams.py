@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -36,7 +36,7 @@ class Picked:
 
 
 @command("chat")
-def pick(session: Session, number: Annotated[int, Integer(1)]) -> Any:
+def pick(session: Session, number: Annotated[int, Integer(1)]) -> object:
     """Take another sequence, an answer of /compare or a row of /sweep instead."""
     if take := session.get_pick():
         return take(number)
@@ -102,7 +102,7 @@ class Tree:
 @command("settings", name="beams")
 def beams(
     session: Session, count: Annotated[int | str, Width()], *changes: Annotated[tuple[str, str], Assignment()]
-) -> Any:
+) -> object:
     """Search with this many beams, shown live.
 
     `/beams tree` draws what the last search found. The tree shows how likely each way was where the sequences part,

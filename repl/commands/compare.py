@@ -89,7 +89,7 @@ def question(session: Session, prompt: str | None) -> tuple[Query, Turn | None]:
 # take
 
 
-def take(session: Session, made: Sequence[Answer], asked: Query, turn: Turn | None, number: int) -> Any:
+def take(session: Session, made: Sequence[Answer], asked: Query, turn: Turn | None, number: int) -> object:
     """Make an answer part of the conversation, and its settings those of the session."""
     if number > len(made):
         raise UsageError(f"there {'is 1 answer' if len(made) == 1 else f'are {len(made)} answers'}, not {number}")

@@ -69,7 +69,7 @@ def connect(
 
 
 @command("models")
-def disconnect(session: Session) -> Any:
+def disconnect(session: Session) -> object:
     """Go back to the model in this process."""
     if session.remote is None:
         raise UsageError("no server is connected", "/connect URL")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import accumulate
 from math import exp
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -102,7 +102,7 @@ def look(resident: Model, spot: Position, count: int, emit: JobContext) -> Next:
 
 
 @command("inspect", name="next", waits=True)
-def next_(session: Session, text: Annotated[str, RestOfLine()] = "") -> Task[Any]:
+def next_(session: Session, text: Annotated[str, RestOfLine()] = "") -> Task[object]:
     """Show the likeliest next tokens here, or after TEXT.
 
     /next 20 and /next 20 TEXT show so many. Without TEXT it goes on from the last reply, as /continue does:

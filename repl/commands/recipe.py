@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.text import Text
 
@@ -15,6 +15,7 @@ from repl.core.errors import ReplError, UsageError
 from repl.core.events import Notice
 from repl.core.format import joined
 from repl.core.jobs import Job, JobContext
+from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
 from repl.core.settings import Load
@@ -50,7 +51,7 @@ def written(store: Models, turn: Turn, forms: list[Prompt], emit: JobContext) ->
     return Recipe(turn.id, recipe.script(turn, source(record, folder), form, how))
 
 
-def reader(store: Models, record: Reply, emit: JobContext) -> tuple[Any, Path]:
+def reader(store: Models, record: Reply, emit: JobContext) -> tuple[PreTrainedTokenizerBase, Path]:
     """Return the tokenizer that a reply was made with and its folder: the resident one, or one from disk."""
     facts = store.facts()
     if facts and (facts.id, facts.commit) == (record.model.id, record.model.commit):

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -42,7 +42,7 @@ def sweep(
     *,
     exact: bool = False,
     force: bool = False,
-) -> Any:
+) -> object:
     """Answer one prompt under a grid of settings.
 
     As in /sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2 [seed=1] [-- PROMPT].
@@ -104,7 +104,7 @@ def _saved(found: Sweep, file: str, force: bool) -> Message:
     return Message(f"{len(rows)} rows written to {path}")
 
 
-def _record(found: Sweep, line: Line) -> dict[str, Any]:
+def _record(found: Sweep, line: Line) -> dict[str, object]:
     own = {name: getattr(line, name) for name in Line.__slots__ if name not in ("text", "token_ids", "logprobs")}
     ids = {"prompt_ids": found.prompt_ids, "token_ids": line.token_ids, "logprobs": line.logprobs}
     return {**own, "text": line.text, **ids}

@@ -53,7 +53,7 @@ def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Assig
     return session.run_on_model(lambda emit: explain(session.store.current(), record, token, values, shared, emit))
 
 
-def _values(session: Session, record: Reply, token: str, changes: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _values(session: Session, record: Reply, token: str, changes: Sequence[tuple[str, str]]) -> dict[str, object]:
     """Read changed settings; raises `UsageError`, also for one that has no effect on this reply."""
     values: dict[str, Any] = {}
     for word, text in changes:

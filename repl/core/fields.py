@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 from repl.core.errors import UsageError
 from repl.core.values import Choice, Flag, Integer, Kind, Number, Text, refuse
@@ -70,37 +70,38 @@ class OneOf:
         return []
 
 
-def is_id(value: Any) -> bool:
+def is_id(value: object) -> TypeGuard[int]:
     """Tell whether a value may be a token id."""
     return type(value) is int and value >= 0
 
 
-def is_ids(value: Any) -> bool:
+def is_ids(value: object) -> bool:
     """Tell whether a value is a list of token ids, at least one."""
     return isinstance(value, list) and bool(value) and all(map(is_id, value))
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and value == value and abs(value) != float("inf")
+def _is_number(value: object) -> TypeGuard[float]:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and value == value and abs(value) != float("inf")
 
 
-def _is_words(value: Any) -> bool:
+def _is_words(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(map(is_ids, value))
 
 
-def _is_biases(value: Any) -> bool:
+def _is_biases(value: object) -> bool:
     pairs = value if isinstance(value, list) and value else [None]
     return all(isinstance(one, list) and len(one) == 2 and is_ids(one[0]) and _is_number(one[1]) for one in pairs)
 
 
-def _is_decay(value: Any) -> bool:
+def _is_decay(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and is_id(value[0]) and _is_number(value[1]) and value[1] > 0
 
 
-def _options(checks: Mapping[str, Callable[[Any], bool]]) -> Json:
+def _options(checks: Mapping[str, Callable[[object], bool]]) -> Json:
     """Return the kind of a JSON object that has some of these keys, each with a value that passes its check."""
 
-    def fits(value: Any) -> bool:
+    def fits(value: object) -> bool:
         return (
             isinstance(value, dict) and bool(value) and all(key in checks and checks[key](value[key]) for key in value)
         )
@@ -108,7 +109,7 @@ def _options(checks: Mapping[str, Callable[[Any], bool]]) -> Json:
     return Json(f"a JSON object with some of {', '.join(checks)}", fits)
 
 
-def _one_of(*words: Any) -> Callable[[object], bool]:
+def _one_of(*words: object) -> Callable[[object], bool]:
     return lambda value: type(value) in map(type, words) and value in words
 
 
@@ -146,7 +147,7 @@ class Field:
 
     kind: Kind
     example: str
-    off: Any = None
+    off: object = None
     idle: str = ""
     """Why it cannot be set here; empty where it can."""
     hints: tuple[str, ...] = field(default=())
@@ -165,12 +166,12 @@ def _drafts(kind: Kind) -> Field:
     return Field(kind, "", None, said, ("/assistant ID", "/prompt_lookup 10"))
 
 
-def _remote(mode: str, kind: Kind, off: Any = None) -> Field:
+def _remote(mode: str, kind: Kind, off: object = None) -> Field:
     said = f"it is for {mode}, which takes code from the Hub (custom_generate) that is not run here"
     return Field(kind, "", off, said, ("/beams 4", "/sample"))
 
 
-def _gone(what: str, kind: Kind, off: Any = None, *hints: str) -> Field:
+def _gone(what: str, kind: Kind, off: object = None, *hints: str) -> Field:
     return Field(kind, "", off, what, hints or ("/settings",), heeded=False)
 
 
@@ -274,14 +275,14 @@ def read(name: str, word: str, model: Mapping[str, Any]) -> Any:
         raise UsageError(f"{name} {error.message}", f"/set {name} {spot.example}", f"/set {name} none") from None
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """Return a field's value as it is typed."""
     if isinstance(value, bool):
         return Flag().show(value)
     return NONE if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def ids(value: Any) -> Iterator[int]:
+def ids(value: object) -> Iterator[int]:
     """Yield the token ids in the value of one of the fields that hold some."""
     if is_id(value):
         yield value
@@ -290,9 +291,9 @@ def ids(value: Any) -> Iterator[int]:
             yield from ids(item)
 
 
-def beyond(name: str, value: Any, vocabulary: int) -> None:
+def beyond(name: str, value: object, vocabulary: int) -> None:
     """Raise `UsageError` for a token id that the model does not have."""
-    parts = [pair[0] for pair in value] if name == "sequence_bias" and value else value
+    parts = [pair[0] for pair in value] if name == "sequence_bias" and isinstance(value, list) else value
     wrong = [one for one in ids(parts) if one >= vocabulary] if name in WITH_IDS and vocabulary else []
     if wrong:
         raise UsageError(
