@@ -81,8 +81,9 @@ def is_ids(value: object) -> bool:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and value == value and abs(value) != float("inf")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value == value and abs(value) != float("inf")
 
 
 def _is_words(value: object) -> bool:

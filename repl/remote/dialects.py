@@ -1,8 +1,9 @@
 """The kinds of server: which settings each one heeds and under which name, what it can do, how it is recognised.
 
-In go the model list that a server gives and its address, out comes one `Dialect`. Every entry was read in the source of
-the version named beside it. What an entry does not list has no effect there, except on a server of an unknown kind:
-that one is asked for everything, and what it refuses is left out.
+In go the model list that a server gives and its address, out comes one `Dialect`. An entry lists what the server's own
+description of a request names, in the files beside it; other versions may differ. Only `transformers serve` is tried
+for real in the tests. What an entry does not list is not sent, except to a server of an unknown kind: that one is asked
+for everything, and what it refuses is left out.
 """
 
 import re
@@ -56,7 +57,7 @@ class Dialect:
         return self.heeds if chats or self.completes is None else self.completes
 
 
-VLLM = Dialect(  # vllm/entrypoints/openai/{chat_completion,completion}/protocol.py of 0.33
+VLLM = Dialect(  # vllm/entrypoints/openai/{chat_completion,completion}/protocol.py
     "vLLM",
     {**BASIC, **WIDE},
     own=SCHEMAS
@@ -67,7 +68,7 @@ VLLM = Dialect(  # vllm/entrypoints/openai/{chat_completion,completion}/protocol
     takes_ids=True,
     template=True,
 )
-SGLANG = Dialect(  # sglang/srt/entrypoints/openai/{protocol,serving_chat,serving_completions}.py of 0.5.23
+SGLANG = Dialect(  # sglang/srt/entrypoints/openai/{protocol,serving_chat,serving_completions}.py
     "SGLang",
     {**BASIC, **WIDE},
     own=SCHEMAS
@@ -79,7 +80,7 @@ SGLANG = Dialect(  # sglang/srt/entrypoints/openai/{protocol,serving_chat,servin
     template=True,
 )
 LLAMA = {"repetition_penalty": "repeat_penalty"}
-LLAMA_CPP = Dialect(  # llama.cpp/tools/server/server-{schema,common,context,task}.cpp as in llama-cpp-python 0.3.36
+LLAMA_CPP = Dialect(  # llama.cpp/tools/server/server-{schema,common,context,task}.cpp
     "llama.cpp",
     {**BASIC, "top_k": "top_k", "min_p": "min_p", "typical_p": "typical_p", **LLAMA},
     own=SCHEMAS
@@ -93,18 +94,18 @@ LLAMA_CPP = Dialect(  # llama.cpp/tools/server/server-{schema,common,context,tas
     facts="/props",
     template=True,
 )
-LLAMA_PYTHON = Dialect(  # llama_cpp/server/types.py of llama-cpp-python 0.3.36; ignores names it does not know
+LLAMA_PYTHON = Dialect(  # llama_cpp/server/types.py; ignores names it does not know
     "llama-cpp-python",
     {**BASIC, "top_k": "top_k", "min_p": "min_p", "min_new_tokens": "min_tokens", **LLAMA},
     own=frozenset({"logit_bias", "response_format", "grammar", "mirostat_mode", "mirostat_tau", "mirostat_eta"}),
 )
-OLLAMA = Dialect(  # ollama/openai/openai.go of August 2026; whether it continues depends on each model's template
+OLLAMA = Dialect(  # ollama/openai/openai.go; whether it continues depends on each model's template
     "Ollama", BASIC, own=frozenset({"reasoning_effort", "response_format"}), facts="/api/ps"
 )
 TGI_CHAT = {
     ours: theirs for ours, theirs in BASIC.items() if ours != "presence_penalty"
 }  # it makes another one of that
-TGI = Dialect(  # text-generation-inference/router/src/{lib,validation,infer/chat_template}.rs of January 2026
+TGI = Dialect(  # text-generation-inference/router/src/{lib,validation,infer/chat_template}.rs
     "TGI",
     TGI_CHAT,
     completes={**TGI_CHAT, "repetition_penalty": "repetition_penalty"},
@@ -113,7 +114,7 @@ TGI = Dialect(  # text-generation-inference/router/src/{lib,validation,infer/cha
     alternatives=5,
     facts="/info",
 )
-TRANSFORMERS = Dialect(  # transformers/cli/serving/{utils,chat_completion,completion}.py of 5.24
+TRANSFORMERS = Dialect(  # transformers/cli/serving/{utils,chat_completion,completion}.py
     "transformers serve",
     {"max_new_tokens": "max_tokens", "stop": "stop", "seed": "seed", "temperature": "temperature"}
     | {name: name for name in PACKED},
@@ -192,7 +193,7 @@ def recognise(entries: Sequence[Mapping[str, object]], url: str) -> Dialect:
         return OPENAI
     if kind := OWNERS.get(str(first.get("owned_by") or "")):
         return kind
-    if isinstance(first.get("status"), Mapping):  # whether it is loaded: transformers 5.24
+    if isinstance(first.get("status"), Mapping):  # whether it is loaded: transformers serve
         return TRANSFORMERS
     if parts.port == OLLAMA_PORT:
         return OLLAMA

@@ -27,7 +27,7 @@ AT_ONCE = 0.001  # seconds within which pieces that came in one go are taken: th
 SLACK = 4  # a server that sends this many times the pieces it was allowed tokens does not stop by itself
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ServerState:
     """The server as its replies see it, with what it refused, allowed and was told of before."""
 
