@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from repl.commands import registry
 from repl.core import decoding, streams
 from repl.core.errors import Cancelled, Quit, ReplError, UsageError
-from repl.core.events import Event, Notice
+from repl.core.events import Notice
 from repl.core.explain import sentence
 from repl.core.format import joined
 from repl.core.log import log
@@ -220,13 +220,15 @@ class Shell:
                     task.job.cancel()
         if keys.late:  # pressed behind the last look: it was meant for this load
             task.job.cancel()
-        self._hear(task.job.poll())
+        if said := self._follow_load(task):
+            self.screen.notice(said)
         return task.job.finished()
 
-    def _hear(self, events: list[Event]) -> None:
+    def _follow_load(self, task: Task[Any]) -> str:
+        """Take note of how far a load is, and return its notices."""
+        events = task.job.poll()
         self._pace.follow(events)
-        if said := [event.text for event in events if isinstance(event, Notice)]:
-            self.screen.notice("\n".join(said))
+        return "\n".join(event.text for event in events if isinstance(event, Notice))
 
     def end_load(self) -> bool:
         """Take over a load that has ended, and say so."""
@@ -265,10 +267,8 @@ class Shell:
         task = self.session.loading
         if task is None:
             return None
-        events = task.job.poll()
-        self._pace.follow(events)
-        if said := [event.text for event in events if isinstance(event, Notice)]:
-            return lambda: self.screen.notice("\n".join(said))
+        if said := self._follow_load(task):
+            return lambda: self.screen.notice(said)
         return self.end_load if task.job.finished() else None
 
     def toolbar(self, width: int) -> str:

@@ -20,7 +20,7 @@ from repl.generation.measure.token_text import quoted
 from repl.session.change_settings import apply
 from repl.session.session import Session
 from repl.terminal.screen import view
-from repl.terminal.shades import percent
+from repl.terminal.token_colours import percent
 
 GUIDES = ("├ ", "└ ", "│ "), ("|-", "`-", "| ")
 

@@ -26,9 +26,8 @@ from repl.session.change_settings import apply
 from repl.session.replies import continue_reply, generate_turn, substitute_token, whole
 from repl.session.results import Message
 from repl.session.session import Session, Task
-from repl.terminal.colours import caption, painted, shade
 from repl.terminal.screen import view
-from repl.terminal.shades import percent
+from repl.terminal.token_colours import caption, painted, percent, shade
 
 LISTED = 3  # alternatives in a row of the list
 

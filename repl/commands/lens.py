@@ -23,7 +23,7 @@ from repl.generation.runtime import Model
 from repl.session.position import here, made_by
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
-from repl.terminal.shades import percent
+from repl.terminal.token_colours import percent
 
 EXAMPLE = "/lens The capital of France is"
 CELL = 20  # columns that one token with its probability takes

@@ -25,7 +25,7 @@ from repl.generation.runtime import Model
 from repl.session.position import Position, here
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
-from repl.terminal.shades import bar, percent, style
+from repl.terminal.token_colours import bar, percent, style
 
 COUNT = 10  # candidates shown where no number is given
 MOST = 1000

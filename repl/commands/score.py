@@ -25,7 +25,7 @@ from repl.generation.measure.token_text import Piece, Speller, quoted
 from repl.generation.runtime import Model
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
-from repl.terminal.shades import OnTerminal, legend, percent, style, written
+from repl.terminal.token_colours import OnTerminal, caption, percent, style, written
 
 WINDOW = 8192  # most tokens read at once, where the context is longer or without an end
 LARGEST = 64 * 2**20  # bytes of a file
@@ -135,7 +135,7 @@ def _content(text: str) -> tuple[str, str]:
 @view.register
 def _(result: Score) -> RenderableType:
     source = "your text" if result.source == "text" else f"file {clean_line(result.source)}"
-    shown = Group(_text(result), legend())
+    shown = Group(_text(result), caption())
     return Group(Text(source, "quiet"), OnTerminal(shown, _table(result)), Text(_figures(result), "quiet"))
 
 

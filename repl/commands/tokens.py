@@ -21,7 +21,7 @@ from repl.generation.measure.token_text import Piece, Speller, quoted
 from repl.session.position import made_by
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
-from repl.terminal.shades import OnTerminal, written
+from repl.terminal.token_colours import OnTerminal, written
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from repl.generation.measure.token_text import quoted
 from repl.session.position import made_by
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
-from repl.terminal.shades import percent
+from repl.terminal.token_colours import percent
 
 SIGNS = {
     "temperature": "T",

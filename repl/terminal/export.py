@@ -16,8 +16,8 @@ from repl.core.parts import Parts
 from repl.core.sanitize import clean, clean_line
 from repl.generation.measure.token_trace import traced
 from repl.session.session import View
-from repl.terminal.colours import caption, painted
 from repl.terminal.screen import as_record, palette, plain, view
+from repl.terminal.token_colours import caption, painted
 
 WIDTH = 100  # columns of what is drawn in a file
 PAGE = """<!DOCTYPE html>

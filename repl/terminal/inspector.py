@@ -21,10 +21,9 @@ from repl.core.format import joined
 from repl.core.sanitize import clean_line, signs
 from repl.generation.measure.token_text import quoted
 from repl.generation.measure.token_trace import Inspection, Seen
-from repl.terminal.colours import caption, shade
 from repl.terminal.inspector_layout import Page, laid_out
 from repl.terminal.screen import ACCENTS, palette
-from repl.terminal.shades import bar, percent
+from repl.terminal.token_colours import bar, caption, percent, shade
 
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
 SIDE = (26, 32)  # columns of the table, at least and at most
@@ -257,13 +256,8 @@ def styles(theme: str) -> Style:
     looks = palette(theme).styles
     found = {name: css(looks[name]) for name in ("shade1", "shade2", "shade3")}
     accent = {"mono": "bold"}.get(theme, f"ansi{ACCENTS[theme]}")
-    here = (
-        "reverse bold"
-        if theme == "mono"
-        else f"bg:{accent} fg:ansiwhite bold"
-        if theme == "light"
-        else f"bg:{accent} fg:ansiblack bold"
-    )
+    ink = "white" if theme == "light" else "black"
+    here = "reverse bold" if theme == "mono" else f"bg:{accent} fg:ansi{ink} bold"
     return Style.from_dict({**found, "accent": accent, "quiet": "#808080", "here": here, "none": ""})
 
 

@@ -6,10 +6,9 @@ from types import TracebackType
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.progress_bar import ProgressBar
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Column
 from rich.text import Text
 
@@ -18,11 +17,10 @@ from repl.core.events import Progress as Step
 from repl.core.format import joined
 from repl.core.sanitize import clean_line
 from repl.core.settings import View
-from repl.terminal.colours import caption, certainty
 from repl.terminal.columns import Board
 from repl.terminal.reply import Continuation, LiveReply
 from repl.terminal.screen import Screen
-from repl.terminal.shades import style
+from repl.terminal.token_colours import caption, certainty, style
 
 SOON = 5.0  # seconds: less is not worth a word, but for downloads
 SHORTEST, LONGEST = 8, 24  # columns of a bar
@@ -186,44 +184,18 @@ def _tail(text: str, width: int) -> str:
     return line if len(line) <= width else "…" + line[-(width - 1) :]
 
 
-class Track(BarColumn):
-    """The bar itself, as long as the words beside it leave it."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(LONGEST, "dim", "cyan", "cyan", "dim")
-        self._console = console
-
-    def render(self, task: Task) -> ProgressBar:
-        """Return the bar of a stage."""
-        self.bar_width = fitted(task, self._console.width)[0]
-        return super().render(task)
-
-
-class Amount(ProgressColumn):
-    """How far a stage is, how fast it goes, and how long it takes yet: as much of that as fits on the line."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(Column(no_wrap=True))
-        self._console = console
-
-    def render(self, task: Task) -> Text:
-        """Return the figures of a stage that can be counted."""
-        return Text(joined(*fitted(task, self._console.width)[1]), "quiet")
-
-
-def columns(console: Console) -> tuple[ProgressColumn, ...]:
-    """Return what stands on the line of a stage: its name, the bar, its figures."""
+def columns() -> tuple[ProgressColumn, ...]:
+    """Return what stands on the line of a stage: its name, a bar as long as there is room, its figures."""
     name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
-    return name, Track(console), Amount(console)
+    track = BarColumn(None, "dim", "cyan", "cyan", "dim", Column(max_width=LONGEST))
+    return name, track, TextColumn("{task.fields[said]}", "quiet", markup=False, table_column=Column(no_wrap=True))
 
 
-def fitted(task: Task, width: int) -> tuple[int, list[str]]:
-    """Return the length of a stage's bar and its figures, all on one line; the rate goes first, what is done last."""
-    parts = figures(int(task.completed), int(task.total or 0), task.fields["unit"], task.speed or 0.0)
-    room = width - cell_len(task.description) - 2  # a space on each side of the bar
-    while len(parts) > 1 and SHORTEST + len(joined(*parts)) > room:
-        del parts[1]
-    return max(1, min(LONGEST, room - len(joined(*parts)))), parts
+def fitting(stage: str, parts: list[str], width: int) -> str:
+    """Return the figures that fit beside a stage's name and a bar; the rate goes first, what is done last."""
+    while len(parts) > 1 and SHORTEST + len(joined(*parts)) > width - cell_len(stage) - 2:
+        parts = parts[:1] + parts[2:]
+    return joined(*parts)
 
 
 def figures(done: int, total: int, unit: str, speed: float) -> list[str]:
@@ -278,19 +250,21 @@ class Bar:
         self._console = screen.err
         self._on = screen.err.is_terminal and not screen.as_json
         self._bar: Progress | None = None
-        self._stage = ""
+        self._pace = LoadProgress()
 
     def step(self, step: Step) -> None:
         """Show a stage."""
         if not self._on:
             return
-        if self._bar is None or self._stage != step.stage:
+        stage, begun = clean_line(step.stage), self._pace.step.stage != step.stage
+        self._pace.follow([step])
+        said = fitting(stage, self._pace.said()[1:], self._console.width)
+        if self._bar is None or begun:
             self.close()
-            self._bar = Progress(*columns(self._console), console=self._console, transient=True, refresh_per_second=10)
-            self._bar.add_task(clean_line(step.stage), total=step.total or None, unit=step.unit)
+            self._bar = Progress(*columns(), console=self._console, transient=True, refresh_per_second=10)
+            self._bar.add_task(stage, said=said)
             self._bar.start()
-            self._stage = step.stage
-        self._bar.update(self._bar.task_ids[0], completed=step.done, total=step.total or None)
+        self._bar.update(self._bar.task_ids[0], completed=step.done, total=step.total or None, said=said)
 
     def close(self) -> None:
         """Take the line away."""

@@ -32,6 +32,8 @@ SYSTEMS = {
     "truecolor": ColorSystem.TRUECOLOR,
     "windows": ColorSystem.WINDOWS,
 }
+TOLD = ("id", "commit", "dtype", "device_map", "quantization", "adapter", "parameters", "bytes")
+"""What a JSON line says of a model that was loaded, beside its revision."""
 SHADES = {
     "dark": ("#5fafff", "#ffaf00", "on #3a3a3a"),
     "light": ("#005fd7", "#af5f00", "on #dadada"),
@@ -254,27 +256,13 @@ def as_record(command: str, result: Any) -> dict[str, Any]:
     """Return the JSON object of a result."""
     match result:
         case Loaded(facts=facts, asked=asked):
-            return {"event": "loaded", "model": model_entry(facts, asked), "seconds": round(facts.seconds, 3)}
+            told = {name: getattr(facts, name) for name in TOLD} | {"revision": asked.revision}
+            return {"event": "loaded", "model": told, "seconds": round(facts.seconds, 3)}
         case Reply():
             kept = {name: value for name, value in plain(result).items() if name not in ("measures", "begun")}
             return {"event": "done", **kept}
         case _:
             return {"event": "result", "command": command, "data": plain(result)}
-
-
-def model_entry(facts: Any, asked: Any) -> dict[str, Any]:
-    """Return the `model` entry of a `loaded` line."""
-    return {
-        "id": facts.id,
-        "revision": asked.revision,
-        "commit": facts.commit,
-        "dtype": facts.dtype,
-        "device_map": facts.device_map,
-        "quantization": facts.quantization,
-        "adapter": facts.adapter,
-        "parameters": facts.parameters,
-        "bytes": facts.bytes,
-    }
 
 
 def plain(value: Any) -> Any:

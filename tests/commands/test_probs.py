@@ -27,11 +27,10 @@ from repl.models.store import Store
 from repl.session.archive import Archive
 from repl.session.record_json import decode, encode
 from repl.session.session import FILE, Session
-from repl.terminal.colours import certainty, painted
 from repl.terminal.export import Transcript, as_html
 from repl.terminal.live import LiveOutput
 from repl.terminal.screen import Screen, as_record, palette, view
-from repl.terminal.shades import style
+from repl.terminal.token_colours import certainty, painted, style
 
 PROMPT = "Once upon a time"
 KINDS = ("llama", "gpt2", "recurrent")

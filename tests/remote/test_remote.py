@@ -47,8 +47,8 @@ from repl.session import config_file as config_files
 from repl.session.record_json import decode, encode
 from repl.session.servers import key
 from repl.session.session import Session
-from repl.terminal.colours import certainty
 from repl.terminal.screen import palette, view
+from repl.terminal.token_colours import certainty
 
 CANARY = "sk-canary-0123456789"
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress as Bars
-from rich.progress import ProgressSample, Task, TaskID
+from rich.progress import Task, TaskID
 
 from repl.core.events import Beam, Beams, Event, Notice, Progress, PromptEcho, ReplyStarted, Token
 from repl.core.settings import View
-from repl.terminal.live import LiveOutput, LoadProgress, columns, figures, hypotheses
-from repl.terminal.screen import Screen
+from repl.terminal.live import LiveOutput, LoadProgress, columns, figures, fitting, hypotheses
+from repl.terminal.screen import THEME, Screen
 
 
 def drawn(events: list[Event], view: View = View(), as_json: bool = False) -> tuple[str, str]:  # noqa: B008  # frozen
@@ -98,12 +98,12 @@ def test_progress_is_said_with_rate_and_time_left(step: tuple[int, int, str, flo
 @pytest.mark.parametrize("speed", [0.0, 700_000.0, 120_000_000.0])
 def test_a_bar_keeps_to_its_line(width: int, speed: float) -> None:
     """However narrow the window and however slow the download; how far it is stays to the last."""
-    task = Task(TaskID(0), "download", 12_345_000_000, 1_234_000_000, lambda: 60.0, fields={"unit": "B"})
-    task.start_time = 0.0
-    task._progress.extend([ProgressSample(0.0, 0.0), ProgressSample(10.0, 10 * speed)])  # as its bar takes them down
-    console = Console(width=width)
+    parts = figures(1_234_000_000, 12_345_000_000, "B", speed)
+    said = fitting("download", parts, width)
+    task = Task(TaskID(0), "download", 12_345_000_000, 1_234_000_000, lambda: 60.0, fields={"said": said})
+    console = Console(width=width, theme=THEME)
     with console.capture() as line:
-        console.print(Bars(*columns(console), console=console).make_tasks_table([task]))
+        console.print(Bars(*columns(), console=console).make_tasks_table([task]))
     assert line.get().count("\n") == 1
     assert cell_len(line.get().rstrip("\n")) <= width
     if width >= 60:

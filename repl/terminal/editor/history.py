@@ -46,13 +46,6 @@ def _torn(descriptor: int) -> bool:
     return os.read(descriptor, 1) != b"\n"
 
 
-def entries(path: Path) -> list[str]:
-    """Return the newest entries, oldest first; lines that were torn by a kill are left out."""
-    with suppress(OSError):
-        return _read(path.read_bytes().splitlines()[-MOST:])
-    return []
-
-
 def _read(lines: Iterable[bytes]) -> list[str]:
     found: list[str] = []
     for line in lines:

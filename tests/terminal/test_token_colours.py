@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from repl.terminal import screen, shades
+from repl.terminal import screen, token_colours
 
 
 def drawn(text: Text, theme: str = "dark", **options: object) -> str:
@@ -28,12 +28,12 @@ def drawn(text: Text, theme: str = "dark", **options: object) -> str:
     ],
 )
 def test_each_probability_has_its_class(probability, name):
-    assert shades.style(probability) == name
+    assert token_colours.style(probability) == name
 
 
 @pytest.mark.parametrize("probability", [0.0, -1e-9, 1e-300, 1.0000001, float("nan")])
 def test_rounding_never_leaves_a_probability_without_a_style(probability):
-    assert shades.style(probability) in ("", "shade3")
+    assert token_colours.style(probability) in ("", "shade3")
 
 
 @pytest.mark.parametrize("theme", ["dark", "light", "mono"])
@@ -41,7 +41,7 @@ def test_the_classes_differ_without_colour(theme):
     """A terminal without colours still tells all four apart."""
     seen = {
         drawn(Text("x", name), theme, force_terminal=True, no_color=True, color_system="truecolor")
-        for _, name, _ in shades.CLASSES
+        for _, name, _ in token_colours.CLASSES
     }
     assert len(seen) == 4
 
@@ -66,7 +66,7 @@ def test_the_colours_are_readable_and_lie_on_the_blue_yellow_axis(theme, paper):
 
 
 def test_the_legend_names_every_class_in_its_own_style():
-    legend = shades.legend()
+    legend = token_colours.caption()
     assert legend.plain == "probability  50 % or more  10 to 50  1 to 10  less"
     assert {"shade1", "shade2", "shade3"} <= {span.style for span in legend.spans}
 
@@ -76,9 +76,9 @@ def test_the_legend_names_every_class_in_its_own_style():
     [(0, ""), (1, "████"), (0.5, "██"), (1e-9, "▏"), (0.25 + 1 / 32, "█▏"), (2, "████"), (-1, "")],
 )
 def test_a_bar_grows_with_its_share(share, text):
-    assert shades.bar(share, 4) == text
+    assert token_colours.bar(share, 4) == text
 
 
 def test_a_bar_in_an_ascii_locale(monkeypatch):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
-    assert [shades.bar(share, 4) for share in (0, 1e-9, 0.3, 0.5, 1)] == ["", "#", "#", "##", "####"]
+    assert [token_colours.bar(share, 4) for share in (0, 1e-9, 0.3, 0.5, 1)] == ["", "#", "#", "##", "####"]

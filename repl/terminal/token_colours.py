@@ -1,11 +1,16 @@
-"""Probabilities as shades and bars: told apart by colour-blind people, and without any colour."""
+"""Probabilities as colours and bars, told apart by colour-blind people and without any colour.
 
+In: probabilities, entropies, a reply's trace. Out: names of the screen's styles, and text drawn in them.
+"""
+
+import math
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from repl.core.sanitize import Cleaner, ascii_only
+from repl.generation.measure.token_trace import Seen, Trace
 
 CLASSES = ((0.5, "", "50 % or more"), (0.1, "shade1", "10 to 50"), (0.01, "shade2", "1 to 10"), (0.0, "shade3", "less"))
 """From which probability on a token is drawn how: plain, underlined, bold and underlined, reversed."""
@@ -15,12 +20,6 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 def style(probability: float) -> str:
     """Return the style that a token of this probability is drawn in; a name of the screen's themes, or empty."""
     return next(name for least, name, _ in CLASSES if probability >= least or not least)
-
-
-def legend() -> Text:
-    """Say what the shades mean, each drawn in itself."""
-    parts = [part for _, name, words in CLASSES for part in (("  ", "quiet"), (words, name or "none"))]
-    return Text.assemble(("probability", "quiet"), *parts)
 
 
 def bar(share: float, width: int) -> str:
@@ -43,6 +42,39 @@ def written(parts: Iterable[tuple[str, str]]) -> Text:
     for text, name in parts:
         drawn.append(cleaner.feed(text), name or None)
     return drawn.append(cleaner.end())
+
+
+def certainty(logprob: float, entropy: float | None, by: str) -> float:
+    """Return what a token is coloured by, from 0 to 1: its probability, or for `entropy` how sure the model was there.
+
+    Where the entropy is not known it is the probability.
+
+    The exponential of the negative entropy (nats) is the probability of each of so many tokens between which the
+    model would be just as unsure: both go by one scale.
+    """
+    return math.exp(min(logprob, 0.0) if entropy is None or by != "entropy" else -max(entropy, 0.0))
+
+
+def shade(token: Seen, by: str) -> str:
+    """Return the style of a token."""
+    return style(certainty(token.logprob, token.entropy, by))
+
+
+def caption(by: str = "on") -> Text:
+    """Say what the colours mean, each drawn in itself."""
+    names, words = [name for _, name, _ in CLASSES], [said for _, _, said in CLASSES]
+    if by == "entropy":
+        limits = [-math.log(least) for least, _, _ in CLASSES if least]
+        words = [f"{limits[0]:.1f} or less", *(f"to {limit:.1f}" for limit in limits[1:]), "more"]
+    drawn = Text().append("entropy (nats)" if by == "entropy" else "probability", "quiet")
+    for name, word in zip(names, words, strict=True):
+        drawn.append("  ", "quiet").append(word, name or None)
+    return drawn
+
+
+def painted(found: Trace, by: str) -> Text:
+    """Return the text of a reply in its colours, made harmless; what it was given to begin with is dim."""
+    return written([(found.lead, "quiet"), *((token.text, shade(token, by)) for token in found.tokens)])
 
 
 class OnTerminal:
