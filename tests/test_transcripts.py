@@ -21,7 +21,7 @@ from rich.console import Console
 from repl import commands
 from repl.cli import shell as repl_shell
 from repl.cli.shell import Shell
-from repl.commands import registry
+from repl.commands import help, registry
 from repl.core.errors import BadModel
 from repl.core.events import Progress
 from repl.core.jobs import Job, JobContext, Worker
@@ -245,6 +245,30 @@ def test_no_line_is_wider_than_the_screen(speaker: Typist, width: int) -> None:
     for line in ("/help", "/help dtype", "/settings", "/info", "/version", "/dtype", "/temp", "/beams 3", "/reset"):
         for row in speaker.lines(line).splitlines():
             assert cell_len(row) <= width, line
+
+
+def test_help_lines_run_and_families_share_nothing() -> None:
+    names = [name for found in (*help.families().values(), *help.settings_by_part().values()) for name in found]
+    assert len(names) == len(set(names))
+    assert set(registry.COMMANDS) - set(names) == {"say"}
+    for title, lines in help.EXAMPLES.items():
+        families = {registry.read(line).command.family for line in lines}
+        assert families <= {title, "setting"}, title
+
+
+def test_a_bare_word_at_the_beginning_is_taken_for_a_command(speaker: Typist) -> None:
+    for word, command in (("help", "/help"), ("?", "/help"), ("Exit", "/quit")):
+        said = speaker.lines(word)
+        assert f"1 {command}" in said
+        assert "2 /say" in said
+    assert "/help all" in speaker.lines("?", "1")
+    speaker.lines("help", "2", "exit")
+    assert speaker.sent() == ["help", "exit"]
+
+
+@pytest.mark.parametrize("line", ["/dtype --help", "/compare --help", "/why -h", "/raw --help"])
+def test_every_command_explains_itself(typist: Typist, line: str) -> None:
+    assert typist.lines(line) == typist.lines(f"/help {line.split()[0]}")
 
 
 def test_an_error_quotes_what_was_pasted_without_its_control_bytes(typist: Typist) -> None:

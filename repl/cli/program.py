@@ -62,7 +62,8 @@ class Program:
         assert commands  # importing them registers them
         log.install(paths.data())
         offline = self.asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-        saved = None if self.asked.no_save else paths.data() / FILE
+        one_shot = not (self.interactive or self._has_lines() or self.asked.resume is not None)
+        saved = None if self.asked.no_save or one_shot else paths.data() / FILE
         store = Store(Runtime, offline, consents=Consents(paths.data() / TRUSTED))
         session = Session(self.chosen, store, self.worker, saved)
         session.configure(self.config.presets, self.config.engines)

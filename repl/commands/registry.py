@@ -237,7 +237,7 @@ def read(text: str) -> Line:
     name, rest = split(expand(text))
     found = find(name)
     if rest in ("--help", "-h"):
-        return Line(text, COMMANDS["help"], (found.name,))
+        return Line(text, COMMANDS["help"], (f"/{found.name}",))
     arguments, named = parse(found, rest)
     return Line(text, found, tuple(arguments), named)
 

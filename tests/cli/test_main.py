@@ -1,8 +1,14 @@
 """Options of the command line."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from terminal import surroundings
 
 from repl.cli.main import parser
+from repl.core import settings
 
 
 @pytest.mark.parametrize(
@@ -10,3 +16,50 @@ from repl.cli.main import parser
 )
 def test_short_names_of_the_prompt_are_options_too(short: str, name: str) -> None:
     assert getattr(parser().parse_args(["gpt2", short, "4"]), f"set_{name}") == "4"
+
+
+def test_an_answer_in_a_shell_is_no_session(gpt2_folder: Path, tmp_path: Path) -> None:
+    """Lines beside the prompt make it one: they may ask for its history."""
+    one_shot(gpt2_folder, tmp_path, "Hi")
+    assert not (tmp_path / "data" / "archive.db").exists()
+    one_shot(gpt2_folder, tmp_path, "-c", "/max 2", "Hi")
+    assert (tmp_path / "data" / "archive.db").exists()
+
+
+def test_a_shell_is_told_what_to_type_in_a_shell(gpt2_folder: Path, tmp_path: Path) -> None:
+    done = one_shot(gpt2_folder, tmp_path, "--temperature", "warm", "Hi")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "hub-repl: temperature 'warm' is not a number above 0 · --temperature 0.7 · hub-repl --help\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "typed"),
+    [
+        ("/model gpt2 dtype=bfloat16", "hub-repl gpt2 --dtype bfloat16"),
+        ("/max 50", "--max-new-tokens 50"),
+        ("/trust yes", "hub-repl -c '/trust yes'"),
+        ("pip install x", "pip install x"),
+    ],
+)
+def test_a_line_of_the_prompt_is_said_as_a_shell_has_it(line: str, typed: str) -> None:
+    assert settings.in_shell(line) == typed
+
+
+@pytest.mark.parametrize("name", settings.places())
+def test_every_setting_has_an_example_that_it_takes(name: str) -> None:
+    settings.read(name, settings.example(name))
+
+
+def one_shot(model: Path, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end, with nothing on its standard input."""
+    return subprocess.run(
+        [sys.executable, "-m", "repl", str(model), "--max", "2", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=surroundings(home),
+        timeout=120,
+        check=False,
+    )

@@ -18,7 +18,7 @@ def test_what_was_typed_comes_back_whole(tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("history") / "history"
     for text in texts:
         history.append(path, text)
-    assert history.entries(path) == texts
+    assert history.Reader(path).fresh() == texts
 
 
 def test_a_torn_line_loses_itself_alone(tmp_path: Path) -> None:
@@ -27,11 +27,11 @@ def test_a_torn_line_loses_itself_alone(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b'"torn\n')
     history.append(path, "second")
-    assert history.entries(path) == ["first\nline", "second"]
+    assert history.Reader(path).fresh() == ["first\nline", "second"]
 
 
 def test_no_file_is_no_history(tmp_path: Path) -> None:
-    assert history.entries(tmp_path / "none") == []
+    assert history.Reader(tmp_path / "none").fresh() == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
@@ -55,4 +55,4 @@ def test_several_programs_write_at_once_and_every_entry_is_whole(tmp_path: Path)
     for worker in workers:
         worker.join()
     wanted = {f"{name}{number} " + name * (10 ** (number % 5)) for name in "abcd" for number in range(25)}
-    assert set(history.entries(path)) == wanted
+    assert set(history.Reader(path).fresh()) == wanted
