@@ -70,7 +70,7 @@ def way(session: Session, word: str) -> Variant:
     first = parts[0] if parts else ""
     if first in session.engines or URL.match(first):
         chosen = session.engines.get(first, {}).get("model", "")
-        server = Server(servers.where(session, first), chosen)
+        server = Server(servers.server_address(session, first), chosen)
         return _served(session, parts, server, _given(parts[1:]))
     given = _given(parts)
     loads = {name: value for name, value in given if settings.places()[settings.find(name)] == "load"}

@@ -20,7 +20,7 @@ from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.screen import view
 
-SHOWN = 20  # models listed at once
+MAX_MODELS = 20  # models listed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def connect(
     if not url:
         server = session.remote.served() if session.remote else None
         return Known(server, named_ones(session))
-    where = servers.where(session, url, key_env, insecure)
+    where = servers.server_address(session, url, key_env, insecure)
     chosen = model or session.engines.get(url, {}).get("model", "")
     if insecure:
         session.trust_host(where.host)
@@ -100,9 +100,9 @@ def _(result: Known) -> RenderableType:
     rows: list[Any] = []
     if result.server is not None:
         rows += [view(result.server), "\n"]
-        listed = result.server.models[:SHOWN] if len(result.server.models) > 1 else []
+        listed = result.server.models[:MAX_MODELS] if len(result.server.models) > 1 else []
         rows += [(f"  {clean_line(name)}\n", "quiet") for name in listed]
-        more = len(result.server.models) - SHOWN
+        more = len(result.server.models) - MAX_MODELS
         rows += [(f"  and {more} more: /model completes them\n", "quiet")] if more > 0 else []
     rows += [
         part

@@ -17,7 +17,7 @@ from repl.core.values import RestOfLine
 from repl.generation.measure.token_text import quoted
 from repl.generation.request import Request
 from repl.session.change_settings import changed
-from repl.session.position import question, split
+from repl.session.position import question, split_prompt
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
 from repl.terminal.sparkline import column, spark
@@ -36,7 +36,7 @@ def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: U
     the lead of each candidate in nats; the divergence at each token; the share of steps that agree; and how the other
     goes on from there. Below 0.1 nats in both it is a near tie.
     """
-    words, prompt = split(text)
+    words, prompt = split_prompt(text)
     facts, now = session.facts(), session.store.current().load
     other = _other(session, words)
     if other == now:

@@ -23,7 +23,7 @@ from repl.generation.measure.token_trace import Inspection, Seen, Trace, answere
 from repl.generation.request import Request
 from repl.remote import retake
 from repl.session.change_settings import apply
-from repl.session.replies import continue_reply, generate_turn, substitute_token, whole
+from repl.session.replies import continue_reply, generate_turn, join_records, substitute_token
 from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
@@ -112,9 +112,11 @@ def take(
         try:
             done = continue_reply(resident, begun, chosen, emit)
         except ReplError as error:
-            ended.extend(whole(resident, begun, partial) for partial in [getattr(error, "partial", None)] if partial)
+            ended.extend(
+                join_records(resident, begun, partial) for partial in [getattr(error, "partial", None)] if partial
+            )
             raise
-        ended.append(whole(resident, begun, done))
+        ended.append(join_records(resident, begun, done))
         return done
 
     return generate_turn(session, asked, work, whole=lambda done: ended[0])
@@ -122,11 +124,13 @@ def take(
 
 def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task[Reply]:
     """Let the server that made a reply go on from another token."""
-    remote, record = retake.maker(session.remote, before), answered(before)
-    request = retake.asked_for(session.conversation, before, session.settings)
+    remote, record = retake.require_server(session.remote, before), answered(before)
+    request = retake.rebuild_request(session.conversation, before, session.settings)
     remote.check(Request(session.settings, ids=record.token_ids))
     asked, lead = session.conversation.turns[before.parent or 0], before.text.removesuffix(record.raw)
-    return generate_turn(session, asked, lambda emit: retake.taken(remote, request, record, place, token, emit), lead)
+    return generate_turn(
+        session, asked, lambda emit: retake.substitute_token(remote, request, record, place, token, emit), lead
+    )
 
 
 def looked_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:

@@ -20,7 +20,7 @@ from repl.core.values import Integer, RestOfLine
 from repl.generation.measure.token_text import Speller, quoted
 from repl.generation.request import Request, encode
 from repl.generation.runtime import Model
-from repl.session.position import here, made_by
+from repl.session.position import made_by, next_position
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
 from repl.terminal.token_colours import percent
@@ -90,7 +90,7 @@ def _spot(session: Session, text: str, at: int) -> Spot:
     if text.strip():
         return Spot(Request(session.settings, text=text), quoted(text))
     if not at:
-        spot = here(session)  # the place that /next looks at
+        spot = next_position(session)  # the place that /next looks at
         return Spot(spot.request, spot.after)
     turn = session.last
     if turn is None or turn.record is None or not made_by(turn.record, session.facts()):

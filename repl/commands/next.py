@@ -22,7 +22,7 @@ from repl.generation.measure.scoring import following
 from repl.generation.measure.token_text import Speller, quoted
 from repl.generation.request import Request, encode
 from repl.generation.runtime import Model
-from repl.session.position import Position, here
+from repl.session.position import Position, next_position
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
 from repl.terminal.token_colours import bar, percent, style
@@ -114,7 +114,7 @@ def next_(session: Session, text: Annotated[str, RestOfLine()] = "") -> Task[obj
     if remote is None:
         session.facts()
     count, said = _counted(text)
-    spot = Position(Request(chosen, text=said), "your text", said) if said else here(session)
+    spot = Position(Request(chosen, text=said), "your text", said) if said else next_position(session)
     if remote is not None:
         return session.run_network(
             lambda emit: Offered(

@@ -15,14 +15,14 @@ from repl.core.format import joined, shortened
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import RestOfLine
 from repl.core.values import Text as Words
-from repl.session.archive import Summary, titles
+from repl.session.archive import Summary, newest_titles
 from repl.session.results import Message
 from repl.session.session import FILE, Session
 from repl.terminal.screen import view
 
-SHOWN = 20  # sessions listed at once
-TURNS = 4  # last turns shown of a session that is gone on with
-LINES = 8  # lines shown of each
+MAX_SESSIONS = 20  # sessions listed at once
+SHOWN_TURNS = 4  # last turns shown of a session that is gone on with
+SHOWN_LINES = 8  # lines shown of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Resumed:
 
 def recent() -> dict[str, str]:
     """Return the newest sessions, for completion: title by id."""
-    return titles(paths.data() / FILE)
+    return newest_titles(paths.data() / FILE)
 
 
 @command("history")
@@ -82,7 +82,7 @@ def resume(
     talk = session.archive.load(id)
     session.resume(talk)
     path = talk.path() or talk.path(session.last.id if session.last else None)
-    last = [Shown(turn.id, turn.role, turn.parts.answer, turn.state) for turn in path[-TURNS:]]
+    last = [Shown(turn.id, turn.role, turn.parts.answer, turn.state) for turn in path[-SHOWN_TURNS:]]
     return Resumed(session.archive.id, session.archive.title, len(talk.turns), last, unanswered(talk))
 
 
@@ -118,9 +118,9 @@ def _(result: Sessions) -> RenderableType:
     table.add_column(style="accent", no_wrap=True)
     table.add_column(style="quiet", no_wrap=True)
     table.add_column(overflow="fold")
-    for found in result.sessions[:SHOWN]:
+    for found in result.sessions[:MAX_SESSIONS]:
         table.add_row(found.id, moment(found.when, now), _described(found, found.id == result.current))
-    more = len(result.sessions) - SHOWN
+    more = len(result.sessions) - MAX_SESSIONS
     hint = f"{more} more: /sessions WORDS finds them · " if more > 0 else ""
     return Group(table, Text(f"{hint}/resume ID goes on with one", "quiet"))
 
@@ -146,4 +146,6 @@ def _(result: Resumed) -> RenderableType:
 
 def _beginning(text: str) -> str:
     lines = clean(text).splitlines()
-    return "\n".join(lines[:LINES]) + (f"\n… {len(lines) - LINES} more lines" if len(lines) > LINES else "")
+    more = len(lines) - SHOWN_LINES
+    cut = [f"… {more} more line{'' if more == 1 else 's'}"] if more > 0 else []
+    return "\n".join([*lines[:SHOWN_LINES], *cut])

@@ -17,7 +17,7 @@ from repl.core.values import Assignment, RestOfLine
 from repl.core.values import Text as Words
 from repl.generation.prompt.chat_template import arguments
 from repl.generation.prompt.template_values import argument
-from repl.session.change_settings import Setting, apply, change, describe, field, names
+from repl.session.change_settings import Setting, apply, change, describe, names, read_field
 from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.screen import view
@@ -87,7 +87,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()]) -> An
             return found
         if name.startswith(decoding.PREFIX):
             return argument(session.store.current().tokenizer, name, value, arguments(session.settings.extra))
-        return field(session, decoding.other(name.replace("-", "_"), session.base()), value)
+        return read_field(session, decoding.other(name.replace("-", "_"), session.base()), value)
 
     def settle(job: Any) -> Message:
         full, found = job.result()

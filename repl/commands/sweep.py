@@ -19,7 +19,7 @@ from repl.core.jobs import Job
 from repl.core.sanitize import clean
 from repl.core.values import Integer, RestOfLine
 from repl.generation.decode.batch import Made
-from repl.session.position import question, split
+from repl.session.position import question, split_prompt
 from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
@@ -51,7 +51,7 @@ def sweep(
     random numbers; --exact makes them one after another. Ctrl-C keeps what is done. /sweep show 5 shows a row,
     /pick 5 takes it as the answer with its settings, /sweep save FILE.jsonl [--force] keeps all.
     """
-    words, prompt = split(text)
+    words, prompt = split_prompt(text)
     flags = {word for word in words if word in ("--exact", "--force")}
     words = [word for word in words if word not in flags]
     if words[:1] == ["show"] and not prompt:

@@ -182,7 +182,7 @@ def read_list(answer: object, url: str) -> Listing:
     found = answer.get("data") if isinstance(answer, Mapping) else answer
     entries = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
     entries = [entry for entry in entries if str(entry.get("id") or "\n").isprintable()]
-    offers = tuple(Offer(str(one["id"]), str(one.get("owned_by") or ""), context_of(one)) for one in entries)
+    offers = tuple(Offer(str(one["id"]), str(one.get("owned_by") or ""), read_context(one)) for one in entries)
     return Listing(offers, recognise(entries, url))
 
 
@@ -200,18 +200,18 @@ def recognise(entries: Sequence[Mapping[str, object]], url: str) -> Dialect:
     return TGI if first and first.get("owned_by") == first.get("id") else UNKNOWN
 
 
-def confirmed(listing: Listing, facts: object) -> Listing:
+def confirm(listing: Listing, facts: object) -> Listing:
     """Return a listing with the contexts that the facts of a server add; without them, a guess is given up."""
     kind, known = listing.kind, facts if isinstance(facts, Mapping) else {}
     if kind is TGI:
-        total = whole(known.get("max_total_tokens"))
+        total = positive_int(known.get("max_total_tokens"))
         return Listing(_filled(listing.offers, {}, total), TGI if total else UNKNOWN)
     if kind is OLLAMA:
         running = known.get("models")
         models = [one for one in running if isinstance(one, Mapping)] if isinstance(running, list) else []
-        return Listing(_filled(listing.offers, {str(one.get("name")): context_of(one) for one in models}, 0), kind)
+        return Listing(_filled(listing.offers, {str(one.get("name")): read_context(one) for one in models}, 0), kind)
     settings = known.get("default_generation_settings")
-    every = whole(settings.get("n_ctx")) if isinstance(settings, Mapping) else 0
+    every = positive_int(settings.get("n_ctx")) if isinstance(settings, Mapping) else 0
     return Listing(_filled(listing.offers, {}, every), kind)
 
 
@@ -219,22 +219,22 @@ def _filled(offers: Sequence[Offer], contexts: Mapping[str, int], every: int) ->
     return tuple(Offer(one.id, one.owner, one.context or contexts.get(one.id, 0) or every) for one in offers)
 
 
-def context_of(entry: Mapping[str, object]) -> int:
+def read_context(entry: Mapping[str, object]) -> int:
     """Return the context that an entry of a model list names, 0 where it names none."""
     for path in CONTEXTS:
         value: object = entry
         for name in path:
             value = value.get(name) if isinstance(value, Mapping) else None
-        if found := whole(value):
+        if found := positive_int(value):
             return found
     return 0
 
 
-def whole(value: object) -> int:
+def positive_int(value: object) -> int:
     """Return a number that a server gives, 0 where it gives none."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-def dialect(kind: Dialect, model: str) -> Dialect:
+def dialect_of(kind: Dialect, model: str) -> Dialect:
     """Return how a model of a server wants to be asked."""
     return REASONING if kind is OPENAI and THINKERS.match(model.rpartition("/")[2]) else kind

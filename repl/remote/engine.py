@@ -16,15 +16,15 @@ from repl.core.reply import Reply
 from repl.core.settings import Decode, named
 from repl.core.values import Number
 from repl.generation.request import Request
-from repl.remote.dialects import Dialect, Listing, confirmed, dialect, read_list
+from repl.remote.dialects import Dialect, Listing, confirm, dialect_of, read_list
 from repl.remote.http import Address, ServerConnection
 from repl.remote.protocol import DROPPABLE
-from repl.remote.refusals import Refused, asked_to_wait, droppable, fault, lower
+from repl.remote.refusals import Refused, asked_to_wait, droppable_fields, lower_alternatives, to_error
 from repl.remote.reply import BASE, ServerState, StreamedReply
 
-WAITS, PATIENCE = 5, 600.0  # how often, and seconds for how long at most, a server may ask to wait
-MENDS = 8  # requests that are made once more for other reasons
-SHARE = 8  # a reply should find at least this part of the context free
+MAX_WAITS, MAX_WAIT_S = 5, 600.0  # how often, and seconds for how long at most, a server may ask to wait
+MAX_MENDS = 8  # requests that are made once more for other reasons
+MIN_CONTEXT_SHARE = 8  # a reply should find at least this part of the context free
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def reach(where: Address, model: str, emit: JobContext) -> "Remote":
         listing = _facts(wire, read_list(wire.ask("/models", emit), where.url), emit)
     except Refused as refused:
         if refused.status in (401, 403, 503):
-            raise fault(refused, where.host, model, ()) from refused
+            raise to_error(refused, where.host, model, ()) from refused
         listing = Listing()  # it need not list them: a server with one model takes any request as one for that
     offers = listing.offers
     return Remote(wire, model or (offers[0].id if len(offers) == 1 else ""), listing)
@@ -62,9 +62,9 @@ def _facts(wire: ServerConnection, listing: Listing, emit: JobContext) -> Listin
     if not listing.kind.facts or not listing.offers or all(offer.context for offer in listing.offers):
         return listing
     try:
-        return confirmed(listing, wire.ask(listing.kind.facts, emit, beside=True))
+        return confirm(listing, wire.ask(listing.kind.facts, emit, beside=True))
     except (Refused, ReplError):
-        return confirmed(listing, None)
+        return confirm(listing, None)
 
 
 class FirstTokenListener(ForwardingContext):
@@ -83,7 +83,7 @@ class FirstTokenListener(ForwardingContext):
         self.raise_if_cancelled()
 
 
-def wait(host: str, seconds: float, emit: JobContext) -> None:
+def wait_as_asked(host: str, seconds: float, emit: JobContext) -> None:
     """Let a server have the time it asks for, so that one sees it; raises `Cancelled`."""
     began = time.monotonic()
     while (gone := time.monotonic() - began) < seconds:
@@ -105,7 +105,7 @@ class Remote:
     @property
     def kind(self) -> Dialect:
         """Return how the model in use wants to be asked."""
-        return dialect(self.listing.kind, self.model)
+        return dialect_of(self.listing.kind, self.model)
 
     @property
     def host(self) -> str:
@@ -245,7 +245,7 @@ class Remote:
 
     def _hear(self, heard: StreamedReply, emit: JobContext) -> None:
         """Ask until the server answers: without what it refuses, later where it says so, shorter where allowed."""
-        for _ in range(WAITS + MENDS + len(DROPPABLE) + len(heard.messages)):
+        for _ in range(MAX_WAITS + MAX_MENDS + len(DROPPABLE) + len(heard.messages)):
             emit(Progress(f"wait for {self.host}"))
             heard.afresh()
             try:
@@ -271,11 +271,11 @@ class Remote:
         )
         if not mended:
             offers = self.listing.offers
-            raise fault(refused, self.host, self.model, offers, heard.path) from refused
+            raise to_error(refused, self.host, self.model, offers, heard.path) from refused
 
     def _lower(self, refused: Refused, heard: StreamedReply, emit: JobContext) -> bool:
         """Ask for as many alternatives as the server allows."""
-        if (found := lower(refused, heard.body())) is None:
+        if (found := lower_alternatives(refused, heard.body())) is None:
             return False
         name, most = found
         self.limits[name] = most
@@ -288,7 +288,7 @@ class Remote:
         if "max_tokens" in body and refused.of_the_request and re.search(r"[Uu]se .?max_completion_", refused.words):
             self.renamed["max_tokens"] = "max_completion_tokens"
             return True
-        names = droppable(refused, body, DROPPABLE)
+        names = droppable_fields(refused, body, DROPPABLE)
         names += ["top_logprobs"] if "logprobs" in names and "top_logprobs" in body else []
         if names:
             self.refused.update(names)
@@ -297,17 +297,17 @@ class Remote:
 
     def _wait(self, refused: Refused, heard: StreamedReply, emit: JobContext) -> bool:
         seconds = asked_to_wait(refused)
-        due = refused.status in (429, 503) and 0 < seconds <= PATIENCE and heard.waits < WAITS
+        due = refused.status in (429, 503) and 0 < seconds <= MAX_WAIT_S and heard.waits < MAX_WAITS
         if due:
             heard.waits += 1
-            wait(self.host, seconds, emit)
+            wait_as_asked(self.host, seconds, emit)
         return due
 
     def _fit(self, refused: Refused, heard: StreamedReply, emit: JobContext) -> bool:
         """Make prompt and reply fit into the context: fewer tokens of the reply, else the oldest messages left out."""
         asked, limit = heard.request.settings.decode.max_new_tokens, refused.error.context
         room = limit - refused.error.prompt if refused.error.prompt else 0
-        scarce = room < min(asked or 0, limit // SHARE)
+        scarce = room < min(asked or 0, limit // MIN_CONTEXT_SHARE)
         if scarce and heard.shorten():
             return True
         if not (asked and 0 < room < (heard.room or asked)):

@@ -20,16 +20,16 @@ from urllib.parse import urlsplit
 from repl.core.errors import Failed, ReplError, Unreachable, UsageError
 from repl.core.explain import sentence
 from repl.core.jobs import JobContext, stream_from_thread
-from repl.remote.refusals import Refused, of_event, read_error, shortened
+from repl.remote.refusals import Refused, one_line, read_error, read_event_error
 
 if TYPE_CHECKING:
     from httpx2 import Client
 
-CONNECT = 10.0  # seconds for a connection to come about
-ANSWER = 20.0  # seconds for an answer that is no stream
-LARGEST = 16 << 20  # bytes of one event, or of one answer that is no stream
-PAGE = 1 << 16  # bytes read of an answer that refuses
-HUB = ("huggingface.co", "hf.co")
+CONNECT_TIMEOUT_S = 10.0  # seconds for a connection to come about
+ANSWER_TIMEOUT_S = 20.0  # seconds for an answer that is no stream
+MAX_ANSWER_BYTES = 16 << 20  # bytes of one event, or of one answer that is no stream
+MAX_ERROR_BYTES = 1 << 16  # bytes read of an answer that refuses
+HUB_HOSTS = ("huggingface.co", "hf.co")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ class Address:
     def hub(self) -> bool:
         """Tell whether the Hub's own token may go there."""
         name = urlsplit(self.url).hostname or ""
-        return self.encrypted and any(name == known or name.endswith("." + known) for known in HUB)
+        return self.encrypted and any(name == known or name.endswith("." + known) for known in HUB_HOSTS)
 
 
-def address(words: str) -> Address:
+def read_address(words: str) -> Address:
     """Read a URL: the scheme may be left out, and `/v1` where there is no path; raises `UsageError`."""
     text = words.strip()
     try:
@@ -115,11 +115,11 @@ class ServerConnection:
         `beside` means a path of the server that is not below the base.
         """
         base = self.where.url.removesuffix("/v1") if beside else self.where.url
-        pieces = self._pieces("GET" if body is None else "POST", base + path, body, emit, ANSWER)
+        pieces = self._pieces("GET" if body is None else "POST", base + path, body, emit, ANSWER_TIMEOUT_S)
         if body is not None:
             next(pieces)
         try:
-            return json.loads(bounded(pieces, LARGEST).decode("utf-8-sig", "replace"))
+            return json.loads(read_bounded(pieces, MAX_ANSWER_BYTES).decode("utf-8-sig", "replace"))
         except (ValueError, RecursionError) as error:
             raise self._stranger("something that is not JSON") from error
 
@@ -132,8 +132,8 @@ class ServerConnection:
         pieces = self._pieces("POST", self.where.url + path, body, emit, 0.0)
         try:
             streams = next(pieces) == STREAM.encode()
-            whole = () if streams else [("", bounded(pieces, LARGEST).decode("utf-8-sig", "replace"))]
-            for kind, data in events(pieces) if streams else whole:
+            whole = () if streams else [("", read_bounded(pieces, MAX_ANSWER_BYTES).decode("utf-8-sig", "replace"))]
+            for kind, data in read_events(pieces) if streams else whole:
                 if data.strip() == "[DONE]":
                     yield END
                     return
@@ -147,12 +147,12 @@ class ServerConnection:
         except (ValueError, RecursionError) as error:
             if data.startswith('{"error": "'):  # `transformers serve` writes it without escapes
                 raise Refused(0, read_error(self._clean(data[11:].removesuffix('"}')))) from error
-            shown = shortened(self._clean(data), 60)
+            shown = one_line(self._clean(data), 60)
             raise Failed(f"{self.where.host} sent an event that is not JSON: {shown!r}", "/retry") from error
         if not isinstance(found, dict):
             raise Failed(f"{self.where.host} sent an event that is no object", "/retry")
         if found.get("error") or found.get("object") == "error" or kind == "error":
-            raise of_event(json.loads(self._clean(data)))
+            raise read_event_error(json.loads(self._clean(data)))
         return found
 
     def _pieces(
@@ -197,7 +197,7 @@ class ServerConnection:
                 follow_redirects=False,
                 # what stays on this machine goes through no proxy
                 mounts=dict.fromkeys(("http://", "https://", "all://")) if self.where.loopback else None,
-                timeout=httpx2.Timeout(None, connect=CONNECT),
+                timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
                 limits=httpx2.Limits(max_keepalive_connections=0),
             )
         return self._client
@@ -210,16 +210,16 @@ class ServerConnection:
 
     def _accept(self, head: ResponseHead, pieces: Iterator[bytes]) -> None:
         if 300 <= head.status < 400:
-            goes = f" to {shortened(self._clean(head.goes), 80)}" if head.goes else ""
+            goes = f" to {one_line(self._clean(head.goes), 80)}" if head.goes else ""
             raise Failed(f"{self.where.host} redirects{goes}; redirects are not followed", "/connect URL")
         if head.status >= 400:
-            body = self._clean(bounded(pieces, PAGE).decode("utf-8", "replace"))
+            body = self._clean(read_bounded(pieces, MAX_ERROR_BYTES).decode("utf-8", "replace"))
             raise Refused(head.status, read_error(body), head.wait)
 
     def _kind(self, head: ResponseHead) -> bytes:
         kind = head.kind.partition(";")[0].strip().lower()
         if kind not in (STREAM, "application/json"):
-            raise self._stranger(shortened(kind, 40) or "no content type")
+            raise self._stranger(one_line(kind, 40) or "no content type")
         return kind.encode()
 
     def _stranger(self, what: str) -> ReplError:
@@ -257,7 +257,7 @@ class CancellableSocket:
         """Keep the socket of a connection that comes about."""
         if name.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._socket = info["return_value"].get_extra_info("socket")
-            for option in alive() if name.endswith("connect_tcp.complete") else ():
+            for option in keepalive_options() if name.endswith("connect_tcp.complete") else ():
                 self._socket.setsockopt(*option)
             if self._over:
                 self.cut()
@@ -271,7 +271,7 @@ class CancellableSocket:
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
-def alive() -> list[tuple[int, int, int]]:
+def keepalive_options() -> list[tuple[int, int, int]]:
     """Return the socket options by which a peer that vanished is noticed."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
@@ -280,7 +280,7 @@ def alive() -> list[tuple[int, int, int]]:
     return options
 
 
-def events(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+def read_events(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:
     """Yield kind and data of server-sent events, however the bytes are cut.
 
     Raises `Failed` for one that does not end.
@@ -295,12 +295,12 @@ def events(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:
         default_encoding="utf-8-sig",  # a byte order mark is none of the first event
     )
     try:
-        yield from ((event.event, event.data) for event in httpx2.EventSource(answer, LARGEST) if event.data)
+        yield from ((event.event, event.data) for event in httpx2.EventSource(answer, MAX_ANSWER_BYTES) if event.data)
     except httpx2.SSEError as error:
-        raise Failed(f"an event is larger than {LARGEST >> 20} MiB", "/retry") from error
+        raise Failed(f"an event is larger than {MAX_ANSWER_BYTES >> 20} MiB", "/retry") from error
 
 
-def bounded(pieces: Iterator[bytes], most: int) -> bytes:
+def read_bounded(pieces: Iterator[bytes], most: int) -> bytes:
     """Return an answer, or as much of it as is worth having."""
     found: list[bytes] = []
     size = 0

@@ -20,11 +20,11 @@ DROPPABLE = (
     *decoding.PENALTIES,
 )
 UNSAID = ("num_beams", "num_return_sequences", "max_length", *BEAMS)  # refused before, or without effect anyway
-SERVE_LENGTH = 1024  # what `transformers serve` takes unless it is given a generation_config
+SERVE_MAX_TOKENS = 1024  # what `transformers serve` takes unless it is given a generation_config
 ENDS = {"length": "length", "max_tokens": "length", "model_length": "length", "stop_sequence": "stop_string"}
 BROKEN = ("error", "abort", "aborted", "network_error", "server_error", "insufficient_system_resource")
-READ = 101  # alternatives read at one place
-LEAST = -9999.0  # what servers give for a token that cannot come
+MAX_ALTERNATIVES = 101  # alternatives read at one place
+MIN_LOGPROB = -9999.0  # what servers give for a token that cannot come
 
 Number = Callable[[Mapping[str, object]], int]
 """Gives every token of a reply its number: its id, or one of its own below 0 where the server does not say it."""
@@ -33,7 +33,7 @@ Number = Callable[[Mapping[str, object]], int]
 # ask
 
 
-def chosen(settings: Settings) -> dict[str, object]:
+def chosen_settings(settings: Settings) -> dict[str, object]:
     """Return the decoding settings that somebody chose; greedy, those that only change a draw are none."""
     local = {name for name in APART if name != "seed"}
     own = {spot.name: getattr(settings.decode, spot.name) for spot in fields(Decode) if spot.name not in local}
@@ -44,41 +44,43 @@ def chosen(settings: Settings) -> dict[str, object]:
     return {name: value for name, value in values.items() if name not in idle}
 
 
-def prefixed(settings: Settings, prefix: str) -> dict[str, object]:
+def prefixed_settings(settings: Settings, prefix: str) -> dict[str, object]:
     """Return what was set under names with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in settings.extra if name.startswith(prefix)}
 
 
-def unheeded(settings: Settings, kind: Dialect, chats: bool) -> list[str]:
+def unheeded_settings(settings: Settings, kind: Dialect, chats: bool) -> list[str]:
     """Return what was set and has no effect on a server."""
-    values, heeds = chosen(settings), kind.fields(chats)
+    values, heeds = chosen_settings(settings), kind.fields(chats)
     found = [name for name in values if name not in (*heeds, *UNSAID, "do_sample")]
     if values.get("do_sample") is False and "temperature" not in heeds:
         found.append("greedy")
     if chats and not kind.template:
-        found += [decoding.PREFIX + name for name in prefixed(settings, decoding.PREFIX)]
-    return found + [name for name in prefixed(settings, decoding.SERVER) if name not in kind.own]
+        found += [decoding.PREFIX + name for name in prefixed_settings(settings, decoding.PREFIX)]
+    return found + [name for name in prefixed_settings(settings, decoding.SERVER) if name not in kind.own]
 
 
-def parameters(settings: Settings, kind: Dialect, chats: bool) -> dict[str, object]:
+def request_fields(settings: Settings, kind: Dialect, chats: bool) -> dict[str, object]:
     """Return what was chosen as the fields of a request; what was not chosen is left to the server."""
-    values, heeds = chosen(settings), kind.fields(chats)
-    own = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    found = {heeds[name]: value for name, value in own.items() if name in heeds and name not in kind.packed}
+    values, heeds = chosen_settings(settings), kind.fields(chats)
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    found = {heeds[name]: value for name, value in plain.items() if name in heeds and name not in kind.packed}
     if values.get("do_sample") is False and "temperature" in heeds:
         found["temperature"] = 0.0
-    if kind.packed and (config := packed(values, kind)):
+    if kind.packed and (config := generation_config(values, kind)):
         found["generation_config"] = json.dumps(config)
-    if count := wanted(settings, kind):
+    if count := alternatives_wanted(settings, kind):
         found |= {"logprobs": True, "top_logprobs": count} if chats else {"logprobs": count}
-    if chats and kind.template and (variables := prefixed(settings, decoding.PREFIX)):
+    if chats and kind.template and (variables := prefixed_settings(settings, decoding.PREFIX)):
         found["chat_template_kwargs"] = variables
     if ("chat" if chats else "text") in kind.ids:
         found["return_token_ids"] = True
-    return found | {name: value for name, value in prefixed(settings, decoding.SERVER).items() if name in kind.own}
+    return found | {
+        name: value for name, value in prefixed_settings(settings, decoding.SERVER).items() if name in kind.own
+    }
 
 
-def packed(values: Mapping[str, object], kind: Dialect) -> dict[str, object]:
+def generation_config(values: Mapping[str, object], kind: Dialect) -> dict[str, object]:
     """Return what travels as a generation config of the library's; without do_sample, no temperature has an effect."""
     config = {name: values[name] for name in kind.packed if name in values}
     draws = values.get("do_sample")
@@ -87,17 +89,19 @@ def packed(values: Mapping[str, object], kind: Dialect) -> dict[str, object]:
     if draws or (config and draws is not None):
         config["do_sample"] = draws
     if config and "max_new_tokens" not in values:
-        config["max_new_tokens"] = SERVE_LENGTH  # its own length, which the config would replace by the library's 20
+        config["max_new_tokens"] = (
+            SERVE_MAX_TOKENS  # its own length, which the config would replace by the library's 20
+        )
     return config
 
 
-def wanted(settings: Settings, kind: Dialect) -> int:
+def alternatives_wanted(settings: Settings, kind: Dialect) -> int:
     """Return how many alternatives a server is asked for at each token; 0: for no log-probabilities at all."""
     view = settings.view
     return min(max(view.logprobs, KEPT if view.probs != "off" else 0), kind.alternatives)
 
 
-def plain(message: Mapping[str, Any]) -> dict[str, str]:
+def message_body(message: Mapping[str, Any]) -> dict[str, str]:
     """Return a message as it is sent: what was thought before an answer is not part of the talk."""
     parts = message.get("parts")
     return {"role": message["role"], "content": (parts.answer if parts else "") or message["content"]}
@@ -118,10 +122,10 @@ class Piece:
     number: int | None = None
 
 
-def scored(text: str, given: object, number: Number) -> list[Piece]:
+def split_tokens(text: str, given: object, number: Number) -> list[Piece]:
     """Return a piece of text as tokens with their log-probabilities, as far as the server gives them."""
     try:
-        entries = list(measures(given, number)) if isinstance(given, Mapping) else []
+        entries = list(read_logprobs(given, number)) if isinstance(given, Mapping) else []
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):  # of another form
         entries = []
     if not entries:
@@ -130,49 +134,53 @@ def scored(text: str, given: object, number: Number) -> list[Piece]:
     # their texts are not always the very text: characters that tokens share, special tokens
     texts = [entry.name for entry in entries] if whole else [""] * (len(entries) - 1) + [text]
     return [
-        Piece(Token(piece, known(one.number), one.token.logprob, None, one.token.top), one.name, one.number)
+        Piece(Token(piece, known_id(one.number), one.token.logprob, None, one.token.top), one.name, one.number)
         for piece, one in zip(texts, entries, strict=True)
     ]
 
 
-def measures(given: Mapping[str, Any], number: Number) -> Iterator[Piece]:
+def read_logprobs(given: Mapping[str, Any], number: Number) -> Iterator[Piece]:
     """Yield the tokens of a chat's form or of a completion's, with what stood beside each."""
     content = given.get("content")
     if isinstance(content, list):
         for one in content:
-            others = [(it, it["logprob"]) for it in islice(one.get("top_logprobs") or (), READ)]
+            others = [(it, it["logprob"]) for it in islice(one.get("top_logprobs") or (), MAX_ALTERNATIVES)]
             yield Piece(
-                Token("", None, nats(one["logprob"]), None, top(others, number)), str(one["token"]), number(one)
+                Token("", None, read_nats(one["logprob"]), None, read_likeliest(others, number)),
+                str(one["token"]),
+                number(one),
             )
         return
     words, logprobs = given.get("tokens") or (), given.get("token_logprobs") or ()
     tops = given.get("top_logprobs") or [{}] * len(words)
     for word, logprob, likeliest in zip(words, logprobs, tops, strict=False):
-        pairs = [({"token": text}, value) for text, value in islice((likeliest or {}).items(), READ)]
-        token = Token("", None, nats(logprob or 0.0), None, top(pairs, number))
+        pairs = [({"token": text}, value) for text, value in islice((likeliest or {}).items(), MAX_ALTERNATIVES)]
+        token = Token("", None, read_nats(logprob or 0.0), None, read_likeliest(pairs, number))
         yield Piece(token, str(word), number({"token": word}))
 
 
-def top(pairs: Iterable[tuple[Mapping[str, object], float]], number: Number) -> tuple[tuple[int, str, float], ...]:
+def read_likeliest(
+    pairs: Iterable[tuple[Mapping[str, object], float]], number: Number
+) -> tuple[tuple[int, str, float], ...]:
     """Return the likeliest tokens at a place, the likeliest first."""
-    found = [(number(one), str(one["token"]), nats(value)) for one, value in pairs]
+    found = [(number(one), str(one["token"]), read_nats(value)) for one, value in pairs]
     return tuple(sorted(found, key=lambda entry: -entry[2]))
 
 
-def known(number: int | None) -> int | None:
+def known_id(number: int | None) -> int | None:
     """Return the id that a number is, None for one of our own."""
     return number if number is not None and number >= 0 else None
 
 
-def nats(value: float) -> float:
+def read_nats(value: float) -> float:
     """Return a log-probability that a server gives; raises `ValueError` for what is none."""
     found = float(value)
     if math.isnan(found):
         raise ValueError("not a number")
-    return min(max(found, LEAST), 0.0)
+    return min(max(found, MIN_LOGPROB), 0.0)
 
 
-def numbers(value: object) -> list[int]:
+def read_ids(value: object) -> list[int]:
     """Return token ids that a server gives, none for anything else."""
     found = value if isinstance(value, list) else []
     return [*found] if all(isinstance(one, int) and not isinstance(one, bool) for one in found) else []
@@ -187,7 +195,7 @@ class Said:
     refusal: str = ""
 
 
-def said(delta: Mapping[str, object]) -> Said:
+def read_texts(delta: Mapping[str, object]) -> Said:
     """Return the texts of a message or of a piece of one; content may come as a list of parts."""
     thoughts = [_text(delta.get("reasoning_content") or delta.get("reasoning"))]
     answers: list[str] = []

@@ -9,9 +9,9 @@ from email.utils import parsedate_to_datetime
 
 from repl.core.errors import Failed, NotFound, Overflow, ReplError, UsageError
 from repl.core.values import nearest
-from repl.remote.dialects import Offer, whole
+from repl.remote.dialects import Offer, positive_int
 
-WORDS = 300  # characters shown of what a server says
+MAX_ERROR_CHARS = 300  # characters shown of what a server says
 FULL = {"context_length_exceeded", "exceed_context_size_error"}  # OpenAI, Groq, llama-cpp-python; llama.cpp
 SIGNS = re.compile(
     r"context.{0,3}(length|size|window)|maximum (context|model length)|reduce the length of the (messages|prompt|input)"
@@ -89,19 +89,19 @@ def read_error(answer: object) -> ErrorObject:
         (outer[name] for name in ("error", "detail") if isinstance(outer.get(name), dict)), {}
     )
     both = {**outer, **inner}
-    words = said(found)
+    words = find_message(found)
     kind = both.get("type") or both.get("error_type") or ""
     return ErrorObject(
-        shortened(words, WORDS),
+        one_line(words, MAX_ERROR_CHARS),
         str(kind),
         str(both.get("code") or both.get("http_status_code") or ""),
         str(both.get("param") or ""),
-        whole(both.get("n_ctx")) or _number(CONTEXT, words),
-        whole(both.get("n_prompt_tokens")) or _number(PROMPT, words),
+        positive_int(both.get("n_ctx")) or _number(CONTEXT, words),
+        positive_int(both.get("n_prompt_tokens")) or _number(PROMPT, words),
     )
 
 
-def of_event(found: Mapping[str, object]) -> Refused:
+def read_event_error(found: Mapping[str, object]) -> Refused:
     """Return the refusal that an event of a stream is; its code may be a status."""
     error = read_error(found)
     return Refused(int(error.code) if error.code.isdecimal() and len(error.code) == 3 else 0, error)
@@ -122,36 +122,36 @@ def _number(pattern: re.Pattern[str], words: str) -> int:
     return int(next(group for group in found.groups() if group)) if found else 0
 
 
-def said(answer: object) -> str:
+def find_message(answer: object) -> str:
     """Find the sentence in an answer that refuses: servers put it into `error`, `detail` or `message`."""
     found = _parsed(answer)
     if isinstance(found, list):
-        return "; ".join(said(one) for one in found[:3])
+        return "; ".join(find_message(one) for one in found[:3])
     if isinstance(found, Mapping):
         inner = next((found[name] for name in ("error", "detail", "message", "msg") if found.get(name)), None)
         place = ".".join(str(part) for part in found.get("loc") or ())
-        return f"{place} {said(inner)}".strip() if inner is not None else json.dumps(found)
+        return f"{place} {find_message(inner)}".strip() if inner is not None else json.dumps(found)
     return str(found)
 
 
-def shortened(text: str, most: int) -> str:
+def one_line(text: str, most: int) -> str:
     """Return a text on one line, without a full stop, cut to a length."""
     line = " ".join(text.split())
     return (line if len(line) <= most else line[: most - 1] + "…").rstrip(".")
 
 
-def lower(refused: Refused, body: Mapping[str, object]) -> tuple[str, int] | None:
+def lower_alternatives(refused: Refused, body: Mapping[str, object]) -> tuple[str, int] | None:
     """Return the field of the alternatives and the most that a server allows, where it refuses as many as asked."""
     name = "top_logprobs" if "top_logprobs" in body else "logprobs"
     about = re.search(r"logprobs|top_n_tokens", f"{refused.error.param} {refused.words}")
-    asked = whole(body.get(name))
+    asked = positive_int(body.get(name))
     if not (about and refused.of_the_request and asked):
         return None
     fits = [int(one) for one in MOST.findall(refused.words) if int(one) < asked]
     return (name, max(fits)) if fits else None
 
 
-def droppable(refused: Refused, body: Mapping[str, object], names: Sequence[str]) -> list[str]:
+def droppable_fields(refused: Refused, body: Mapping[str, object], names: Sequence[str]) -> list[str]:
     """Return the fields that a server refuses and that a request can do without."""
     if not refused.of_the_request:
         return []
@@ -173,13 +173,13 @@ def asked_to_wait(refused: Refused) -> float:
         return 0.0
 
 
-def fault(refused: Refused, host: str, model: str, offers: Sequence[Offer], path: str = "/models") -> ReplError:
+def to_error(refused: Refused, host: str, model: str, offers: Sequence[Offer], path: str = "/models") -> ReplError:
     """Return the error for a request that a server refuses."""
     words, status, error = refused.words, refused.status, refused.error
-    if not_there(refused, model):
-        return no_model(host, model, offers)
+    if lacks_model(refused, model):
+        return model_not_found(host, model, offers)
     if status in (404, 405):
-        return missing(host, path, words)
+        return path_not_found(host, path, words)
     if refused.full:
         figures = f"the prompt has {error.prompt} tokens, the context of {host} holds {error.context}"
         plain = f"the conversation is too long for {host}: {words}"
@@ -192,7 +192,7 @@ def fault(refused: Refused, host: str, model: str, offers: Sequence[Offer], path
     return UsageError(f"{host} refuses this ({status}): {words}") if status else Failed(f"{host}: {words}", "/retry")
 
 
-def not_there(refused: Refused, model: str) -> bool:
+def lacks_model(refused: Refused, model: str) -> bool:
     """Tell whether a server refuses because it does not have the model."""
     words = refused.words.lower()
     named = bool(model) and model.lower() in words
@@ -201,7 +201,7 @@ def not_there(refused: Refused, model: str) -> bool:
     return of_model and (refused.status == 404 or (refused.status == 400 and says))
 
 
-def no_model(host: str, model: str, offers: Sequence[Offer]) -> NotFound:
+def model_not_found(host: str, model: str, offers: Sequence[Offer]) -> NotFound:
     """Make the error for a model that a server does not have, with the nearest that it has."""
     known = [offer.id for offer in offers if offer.id != model]
     close = nearest(model, known) or next(iter(known), "")
@@ -209,7 +209,7 @@ def no_model(host: str, model: str, offers: Sequence[Offer]) -> NotFound:
     return NotFound(f"{host} has no model {model!r}{more}", *([f"/model {close}"] if close else []), "/model")
 
 
-def missing(host: str, path: str, words: str) -> ReplError:
+def path_not_found(host: str, path: str, words: str) -> ReplError:
     """Make the error for a path that a server does not have."""
     way = {"/completions": ("continue a text", "/mode chat"), "/chat/completions": ("chat", "/mode complete")}
     what, hint = way.get(path, ("list models", "/connect URL"))

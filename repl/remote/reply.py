@@ -14,17 +14,29 @@ from repl.core.reply import Reply, ServedModel, Timing, Usage
 from repl.core.settings import named
 from repl.generation.prompt import context_window
 from repl.generation.request import Request
-from repl.remote.dialects import UNKNOWN, Dialect, whole
+from repl.remote.dialects import UNKNOWN, Dialect, positive_int
 from repl.remote.http import END
-from repl.remote.protocol import BROKEN, ENDS, Calls, Piece, numbers, parameters, plain, said, scored, unheeded, wanted
-from repl.remote.refusals import of_event
+from repl.remote.protocol import (
+    BROKEN,
+    ENDS,
+    Calls,
+    Piece,
+    alternatives_wanted,
+    message_body,
+    read_ids,
+    read_texts,
+    request_fields,
+    split_tokens,
+    unheeded_settings,
+)
+from repl.remote.refusals import read_event_error
 from repl.remote.tally import LogprobCollector
 
 BASE = ModelDefaults({}, {"do_sample": True}, frozenset(PENALTIES))
 """What a server brings to decoding: what is not set is its own to choose, and servers sample."""
 LOCAL = ("reuse", *AHEAD)  # settings that only a model here heeds, so that nothing need be said of them
-AT_ONCE = 0.001  # seconds within which pieces that came in one go are taken: they say nothing about a speed
-SLACK = 4  # a server that sends this many times the pieces it was allowed tokens does not stop by itself
+MIN_SPAN_S = 0.001  # seconds within which pieces that came in one go are taken: they say nothing about a speed
+MAX_PIECES_PER_TOKEN = 4  # a server that sends this many times the pieces it was allowed tokens does not stop by itself
 
 
 @dataclass(slots=True)
@@ -74,7 +86,9 @@ class StreamedReply:
         self._usage: Mapping[str, object] = {}
         self._first = self._last = 0.0
         self._thinks = self._opened = False
-        self._asked = whole((given or {}).get("top_logprobs")) or wanted(request.settings, peer.kind)
+        self._asked = positive_int((given or {}).get("top_logprobs")) or alternatives_wanted(
+            request.settings, peer.kind
+        )
         self._tally = LogprobCollector(self._asked)
         self._half = ""  # the first half of a character beyond U+FFFF
         self._reader = Reader()
@@ -96,7 +110,7 @@ class StreamedReply:
             return {"prompt": list(request.ids)}
         if not request.chats:
             return {"prompt": request.text}
-        messages = [plain(message) for message in self.messages]
+        messages = [message_body(message) for message in self.messages]
         if not request.prefill:
             return {"messages": messages}
         begun = {"role": "assistant", "content": request.prefill}
@@ -106,7 +120,7 @@ class StreamedReply:
         """Return what is sent beside the text and the model."""
         if self._given is not None:
             return dict(self._given)
-        given = parameters(self.request.settings, self.peer.kind, self.request.chats)
+        given = request_fields(self.request.settings, self.peer.kind, self.request.chats)
         given |= {"stream": True, "stream_options": {"include_usage": True}}
         given = {self.peer.renamed.get(name, name): value for name, value in given.items()}
         limits = {**self.peer.limits, **(dict.fromkeys(("max_tokens", "max_completion_tokens"), self.room or 1 << 62))}
@@ -128,7 +142,7 @@ class StreamedReply:
         view = self.request.settings.view
         if not self.peer.kind.alternatives and (view.logprobs or view.probs != "off"):
             self._tell_once("log-probabilities", f"{self.peer.host} gives no log-probabilities")
-        for name in unheeded(self.request.settings, self.peer.kind, self.request.chats):
+        for name in unheeded_settings(self.request.settings, self.peer.kind, self.request.chats):
             self._tell_once(name, f"{name} has no effect: {self.peer.host} is {self.peer.kind.name}, which ignores it")
 
     # hear
@@ -142,7 +156,7 @@ class StreamedReply:
     def endless(self) -> bool:
         """Tell whether the server does not stop by itself."""
         limit = self.request.settings.decode.max_new_tokens or self.peer.context
-        return bool(limit) and self._count > SLACK * limit + 64
+        return bool(limit) and self._count > MAX_PIECES_PER_TOKEN * limit + 64
 
     def afresh(self) -> None:
         """Forget what a request brought that has to be made once more: no text was among it."""
@@ -159,7 +173,7 @@ class StreamedReply:
         self._fingerprint = str(event.get("system_fingerprint") or self._fingerprint)
         if isinstance(usage := event.get("usage"), Mapping):
             self._usage = usage
-        self._prompt = numbers(event.get("prompt_token_ids")) or self._prompt
+        self._prompt = read_ids(event.get("prompt_token_ids")) or self._prompt
         choices = event.get("choices")
         for choice in choices if isinstance(choices, list) else []:
             if not isinstance(choice, Mapping):
@@ -168,15 +182,15 @@ class StreamedReply:
 
     def _choice(self, choice: Mapping[str, object]) -> None:
         if choice.get("error"):
-            raise of_event(choice)
+            raise read_event_error(choice)
         delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
         if not isinstance(delta, Mapping):
             raise self._strange()
         self._open()
-        found, given = said(delta), choice.get("logprobs") if self._asked else None
+        found, given = read_texts(delta), choice.get("logprobs") if self._asked else None
         self._calls.take(delta)
-        ids = numbers(choice.get("token_ids"))
-        self._prompt = numbers(choice.get("prompt_token_ids")) or self._prompt
+        ids = read_ids(choice.get("token_ids"))
+        self._prompt = read_ids(choice.get("prompt_token_ids")) or self._prompt
         if found.refusal:
             self._ended = "refusal"
         answer = found.answer + found.refusal
@@ -195,7 +209,7 @@ class StreamedReply:
 
     def _pieces(self, text: str, given: object, ids: list[int]) -> list[Piece]:
         """Return a text as tokens with what is known of each: ids, where the server says which it made."""
-        pieces = scored(text, given, self._tally.number)
+        pieces = split_tokens(text, given, self._tally.number)
         if not ids:
             return pieces
         if len(ids) != len(pieces):  # figures for none of them, or not for each
@@ -282,10 +296,10 @@ class StreamedReply:
 
     def done(self, finish: str) -> Reply:
         """Return the reply with its record."""
-        made = whole(self._usage.get("completion_tokens")) or self._count
-        asked = whole(self._usage.get("prompt_tokens")) or len(self._prompt)
+        made = positive_int(self._usage.get("completion_tokens")) or self._count
+        asked = positive_int(self._usage.get("prompt_tokens")) or len(self._prompt)
         details = self._usage.get("prompt_tokens_details")
-        kept = whole(details.get("cached_tokens")) if isinstance(details, Mapping) else 0
+        kept = positive_int(details.get("cached_tokens")) if isinstance(details, Mapping) else 0
         span, seed = self._last - self._first, self.sent().get("seed")
         self._tally.rest(len(self._half))
         raw = "".join(self._texts) + self._half
@@ -307,7 +321,7 @@ class StreamedReply:
             timing=Timing(
                 ttft_s=self._first - self.began if self._first else None,
                 prefill_tps=None,
-                decode_tps=(made - 1) / span if made > 1 and span > AT_ONCE else None,
+                decode_tps=(made - 1) / span if made > 1 and span > MIN_SPAN_S else None,
                 total_s=time.monotonic() - self.began,
             ),
             dropped=tuple(self.dropped),
@@ -349,7 +363,7 @@ class StreamedReply:
         """Return the decoding values that the server heeds; what it chose by itself is not known."""
         kind, settings, chats = self.peer.kind, self.request.settings, self.request.chats
         table, fields = decoding.effective(settings, BASE), kind.fields(chats)
-        gone = {*unheeded(settings, kind, chats), *self.peer.refused, *LOCAL}
+        gone = {*unheeded_settings(settings, kind, chats), *self.peer.refused, *LOCAL}
         gone |= {name for name, theirs in fields.items() if self.peer.renamed.get(theirs, theirs) in self.peer.refused}
         if settings.decode.max_new_tokens is None:
             gone.add("max_new_tokens")

@@ -12,11 +12,11 @@ from repl.core.settings import Settings
 from repl.generation.measure.token_trace import answered
 from repl.generation.request import Request
 from repl.remote.engine import Remote
-from repl.remote.protocol import numbers
-from repl.remote.refusals import Refused, fault
+from repl.remote.protocol import read_ids
+from repl.remote.refusals import Refused, to_error
 
 
-def maker(remote: Remote | None, turn: Turn) -> Remote:
+def require_server(remote: Remote | None, turn: Turn) -> Remote:
     """Return the server that made a reply; raises `UsageError` unless it is connected."""
     host = answered(turn).server
     if remote is None or remote.host != host:
@@ -24,7 +24,7 @@ def maker(remote: Remote | None, turn: Turn) -> Remote:
     return remote
 
 
-def asked_for(talk: Conversation, turn: Turn, settings: Settings) -> Request:
+def rebuild_request(talk: Conversation, turn: Turn, settings: Settings) -> Request:
     """Return the request that a reply answers, as it was: its system text, without what was left out of it."""
     record, asked = answered(turn), talk.turns[turn.parent or 0]
     if asked.role == "prompt":
@@ -37,14 +37,16 @@ def asked_for(talk: Conversation, turn: Turn, settings: Settings) -> Request:
     return Request(settings, messages=(*system, *kept), turns=turns, prefill=record.prefill)
 
 
-def again(remote: Remote, request: Request, record: Reply, emit: JobContext) -> Reply:
+def ask_again(remote: Remote, request: Request, record: Reply, emit: JobContext) -> Reply:
     """Ask once more for what a reply of a server answers, with what was sent then."""
     made = record.model
     assert isinstance(made, ServedModel)
     return remote.reply(request, emit, made.sent)
 
 
-def taken(remote: Remote, request: Request, record: Reply, place: int, token: int, emit: JobContext) -> Reply:
+def substitute_token(
+    remote: Remote, request: Request, record: Reply, place: int, token: int, emit: JobContext
+) -> Reply:
     """Go on from a reply up to a place (from 1), with another token there; returns the record of the whole."""
     prompt = record.prompt_ids or _prompt(remote, request, emit)
     ids = (*record.token_ids[: place - 1], token)
@@ -79,7 +81,7 @@ def _prompt(remote: Remote, request: Request, emit: JobContext) -> tuple[int, ..
     if request.chats:
         text = _text(remote, "/apply-template", remote.asked(request, emit), emit)
     found = _ask(remote, "/tokenize", {"content": text, "add_special": True, "parse_special": True}, emit)
-    return tuple(numbers(found.get("tokens")))
+    return tuple(read_ids(found.get("tokens")))
 
 
 def _text(remote: Remote, path: str, body: dict[str, object], emit: JobContext) -> str:
@@ -92,5 +94,5 @@ def _ask(remote: Remote, path: str, body: dict[str, object], emit: JobContext) -
     try:
         found = remote.wire.ask(path, emit, {**model, **body}, beside=True)
     except Refused as refused:
-        raise fault(refused, remote.host, remote.model, remote.listing.offers, path) from refused
+        raise to_error(refused, remote.host, remote.model, remote.listing.offers, path) from refused
     return found if isinstance(found, dict) else {}

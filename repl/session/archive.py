@@ -17,8 +17,8 @@ from repl.session import database
 from repl.session.database import Opened
 from repl.session.record_json import decode, encode
 
-TITLE = 48  # characters of a title made from a first message
-AROUND = 30  # characters before and after a word that was found
+TITLE_CHARS = 48  # characters of a title made from a first message
+SNIPPET_CHARS = 30  # characters before and after a word that was found
 INDEX = "create virtual table if not exists words using fts5 (text, session unindexed, number unindexed)"
 Saved = str | bytes
 
@@ -57,7 +57,7 @@ class Archive:
         """
         if not saving and not path.is_file():
             return cls(Opened(None, False), saving), ""
-        found = database.opened(path)
+        found = database.open_database(path)
         return cls(found, saving), found.sentence if saving else ""
 
     def close(self) -> None:
@@ -134,13 +134,13 @@ class Archive:
             self._failing = True
             self._run("pragma busy_timeout = 100")  # it was waited for once
             self.warn(
-                f"the archive cannot be written: {database.reason(error)}; the conversation is no longer being saved"
+                f"the archive cannot be written: {database.explain(error)}; the conversation is no longer being saved"
             )
 
     def _recovered(self) -> None:
         if self._failing:
             self._failing = False
-            self._run(f"pragma busy_timeout = {database.PATIENCE * 1000:.0f}")
+            self._run(f"pragma busy_timeout = {database.BUSY_TIMEOUT_S * 1000:.0f}")
             self.warn("the conversation is saved again, with what was missing")
 
     def _create(self) -> str:
@@ -260,7 +260,7 @@ class Archive:
         try:
             return self._run(statement, values) if self._connection is not None else []
         except sqlite3.Error as error:
-            raise ReplError(f"the archive cannot be read: {database.reason(error)}") from error
+            raise ReplError(f"the archive cannot be read: {database.explain(error)}") from error
 
 
 def _has_index(connection: sqlite3.Connection) -> bool:
@@ -307,7 +307,7 @@ def _unpack(saved: Saved) -> str:
     return saved if isinstance(saved, str) else saved.decode("utf-8", "surrogatepass")
 
 
-def titles(path: Path, most: int = 20) -> dict[str, str]:
+def newest_titles(path: Path, most: int = 20) -> dict[str, str]:
     """Return the newest sessions of a file, title by id, without touching it; nothing where it cannot be read."""
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=0.1)) as connection:
@@ -319,10 +319,10 @@ def titles(path: Path, most: int = 20) -> dict[str, str]:
 
 def _title(text: str) -> str:
     """Return the first words of a text."""
-    line = " ".join(text[: 4 * TITLE].split())
-    return line if len(line) <= TITLE else line[: TITLE - 1].rsplit(" ", 1)[0] + "…"
+    line = " ".join(text[: 4 * TITLE_CHARS].split())
+    return line if len(line) <= TITLE_CHARS else line[: TITLE_CHARS - 1].rsplit(" ", 1)[0] + "…"
 
 
 def _around(text: str, at: int, length: int) -> str:
-    start, end = max(0, at - AROUND), at + length + AROUND
+    start, end = max(0, at - SNIPPET_CHARS), at + length + SNIPPET_CHARS
     return "…" * (start > 0) + text[start:end] + "…" * (end < len(text))

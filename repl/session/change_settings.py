@@ -130,7 +130,7 @@ def names(part: str) -> list[str]:
     return [name for name, home in settings.places().items() if home == part]
 
 
-def field(session: Session, name: str, word: str) -> tuple[str, object]:
+def read_field(session: Session, name: str, word: str) -> tuple[str, object]:
     """Read a field of the library's generation config and let the library try it; for the model thread.
 
     Raises `UsageError` where the library would refuse it in the middle of a reply.

@@ -11,9 +11,15 @@ from sqlite3 import Connection
 
 from filelock import FileLock, Timeout
 
-PATIENCE = 5.0  # seconds to wait for another program that is writing
-SMALL = 32_000_000  # bytes up to which the whole file is checked at the start (0.1 s); others fail where they are read
-SIDES = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database: it belongs to that file and to no other
+BUSY_TIMEOUT_S = 5.0  # seconds to wait for another program that is writing
+FULL_CHECK_BYTES = (
+    32_000_000  # bytes up to which the whole file is checked at the start (0.1 s); others fail where they are read
+)
+SIDE_FILES = (
+    "-wal",
+    "-shm",
+    "-journal",
+)  # what SQLite keeps beside a database: it belongs to that file and to no other
 
 Steps = tuple[tuple[str, ...], ...]
 STEPS: Steps = (
@@ -48,14 +54,14 @@ class Opened:
     sentence: str = ""
 
 
-def opened(path: Path, steps: Steps = STEPS) -> Opened:
+def open_database(path: Path, steps: Steps = STEPS) -> Opened:
     """Open or create the database; never raises for the state that the file or the disk is in."""
     try:
         return Opened(_connect(path, steps))
     except Newer:
         return Opened(None, False, "the archive belongs to a newer hub-repl; this session is not saved")
     except (Damaged, sqlite3.Error, OSError) as error:
-        return _replaced(path, steps) if damaged(path, error) else _readable(path, reason(error))
+        return _replaced(path, steps) if damaged(path, error) else _readable(path, explain(error))
 
 
 def damaged(path: Path, error: Exception) -> bool:
@@ -66,7 +72,7 @@ def damaged(path: Path, error: Exception) -> bool:
     return isinstance(error, Damaged) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def reason(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """Say in a few words why the database cannot be written."""
     known = {
         sqlite3.SQLITE_FULL: "the disk is full",
@@ -115,7 +121,7 @@ def _version(connection: Connection) -> int:
 
 def _connect(path: Path, steps: Steps) -> Connection:
     _private(path)
-    connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     try:
         if _version(connection) > len(steps):
             raise Newer  # before anything is written
@@ -142,7 +148,7 @@ def _private(path: Path) -> None:
 
 
 def _check(connection: Connection, path: Path) -> None:
-    if path.stat().st_size <= SMALL:
+    if path.stat().st_size <= FULL_CHECK_BYTES:
         found = connection.execute("pragma quick_check(1)").fetchone()[0]
         if found != "ok":
             raise Damaged(found)
@@ -150,7 +156,7 @@ def _check(connection: Connection, path: Path) -> None:
 
 def _replaced(path: Path, steps: Steps) -> Opened:
     """Set a damaged file aside and begin a new one, unless another program has just done so."""
-    lock = FileLock(f"{path}.lock", timeout=PATIENCE)
+    lock = FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S)
     try:
         with lock:
             try:
@@ -163,14 +169,14 @@ def _replaced(path: Path, steps: Steps) -> Opened:
                 _connect(path, steps), True, f"the archive was damaged and is kept as {name}; a new one begins"
             )
     except (Damaged, Newer, Timeout, sqlite3.Error, OSError) as error:
-        return Opened(None, False, f"the archive is damaged ({reason(error)}); this session is not saved")
+        return Opened(None, False, f"the archive is damaged ({explain(error)}); this session is not saved")
 
 
 def _set_aside(path: Path) -> str:
     stamp = f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
     names = [stamp, *(f"{stamp}-{number}" for number in range(2, 100))]
     name = next(name for name in names if not path.with_name(name).exists())
-    for side in SIDES:
+    for side in SIDE_FILES:
         with suppress(FileNotFoundError):
             os.rename(f"{path}{side}", path.with_name(f"{name}{side}"))
     os.rename(path, path.with_name(name))

@@ -45,7 +45,7 @@ class Position:
     text: str
 
 
-def here(session: Session) -> Position:
+def next_position(session: Session) -> Position:
     """Return what comes next in the conversation as it stands; raises `UsageError`."""
     talk, last = session.conversation, session.last
     if last is not None and last.role == "completion":
@@ -103,7 +103,7 @@ def last_asked(session: Session) -> Turn | None:
     return session.conversation.turns.get(last.parent) if last is not None and last.parent else None
 
 
-def split(text: str) -> tuple[list[str], str]:
+def split_prompt(text: str) -> tuple[list[str], str]:
     """Split `WORD ... -- PROMPT` into its words and the prompt, which is taken as it stands."""
     front, _, prompt = f" {text}".partition(" -- ") if " -- " in f" {text}" else (text, "", "")
     return front.split(), prompt.strip()

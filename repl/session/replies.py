@@ -105,7 +105,7 @@ def _scored(resident: Model, record: Reply, kept: tuple[Seen, ...], token: int, 
     return named(resident, found, "")
 
 
-def whole(resident: Model, begun: Turn, done: Reply) -> Reply:
+def join_records(resident: Model, begun: Turn, done: Reply) -> Reply:
     """Return the record of a beginning and what followed as one reply, its text spelled from all of its ids.
 
     Two texts in a row will not do: a character may have begun in the one and ended in the other.

@@ -5,11 +5,11 @@ import re
 
 from repl.core.errors import UsageError
 from repl.core.values import nearest
-from repl.remote.http import Address, address
+from repl.remote.http import Address, read_address
 from repl.session.session import Session
 
 
-def where(session: Session, url: str, key_env: str = "", insecure: bool = False) -> Address:
+def server_address(session: Session, url: str, key_env: str = "", insecure: bool = False) -> Address:
     """Return the address of a server with its key; `url` may be the name of a table in the config file.
 
     Raises `UsageError` for one that may not be talked to as things stand, and for a key that is not there.
@@ -17,15 +17,15 @@ def where(session: Session, url: str, key_env: str = "", insecure: bool = False)
     if url not in session.engines and re.fullmatch(r"\w+", url) and (close := nearest(url, list(session.engines))):
         raise UsageError(f"no server {url!r}, did you mean {close}?", f"/connect {close}")
     table = session.engines.get(url, {"url": url})
-    found = address(table["url"])
+    found = read_address(table["url"])
     if found.host not in session.trusted and not (insecure or found.encrypted or found.loopback):
-        raise unencrypted(found, url)
+        raise ask_unencrypted(found, url)
     if session.store.offline and not found.loopback:
         raise UsageError("this session is offline, only servers on this machine can be reached", "/connect 127.0.0.1")
-    return Address(found.url, key(found, key_env or table.get("key_env", "")))
+    return Address(found.url, server_key(found, key_env or table.get("key_env", "")))
 
 
-def unencrypted(where: Address, typed: str) -> UsageError:
+def ask_unencrypted(where: Address, typed: str) -> UsageError:
     """Make the question whether a server may be talked to in the open."""
     effect = "everyone on the way can read what you send, a key included"
     line = f"/connect {typed} --insecure"
@@ -34,7 +34,7 @@ def unencrypted(where: Address, typed: str) -> UsageError:
     )
 
 
-def key(where: Address, name: str) -> str:
+def server_key(where: Address, name: str) -> str:
     """Return the key for a server: that of the variable, or the Hub's own for the Hub; raises `UsageError`."""
     if not name:
         from huggingface_hub import get_token

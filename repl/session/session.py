@@ -25,7 +25,7 @@ T = TypeVar("T")
 Work = Callable[[JobContext], T]
 Settle = Callable[[Job[T]], object]
 FILE = "archive.db"
-BREATH = 0.05  # seconds in which a load's end is drawn before anything else is done
+TIDY_DELAY_S = 0.05  # seconds in which a load's end is drawn before anything else is done
 
 
 @dataclass(slots=True)
@@ -170,9 +170,9 @@ class Session:
 
     def _tidy(self, emit: JobContext) -> None:
         """Give back what a load left behind, once there was time to say that the model is ready."""
-        until = time.monotonic() + BREATH
+        until = time.monotonic() + TIDY_DELAY_S
         while self.worker.idle() and time.monotonic() < until:
-            time.sleep(BREATH / 10)
+            time.sleep(TIDY_DELAY_S / 10)
         emit.raise_if_cancelled()
         emit.begin_cleanup()  # an interrupt in the middle of collecting garbage would be told on the screen
         self.store.tidy()

@@ -42,10 +42,10 @@ from repl.generation.request import Request
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.remote.engine import reach
-from repl.remote.http import Address, address
+from repl.remote.http import Address, read_address
 from repl.session import config_file as config_files
 from repl.session.record_json import decode, encode
-from repl.session.servers import key
+from repl.session.servers import server_key
 from repl.session.session import Session
 from repl.terminal.screen import palette, view
 from repl.terminal.token_colours import certainty
@@ -166,7 +166,7 @@ def test_texts_are_completed_where_that_is_offered(session: Session, server: Fak
 def test_an_engine_needs_no_session(emit: Recorder) -> None:
     """A comparison may ask a server that nobody is connected to."""
     with FakeServer() as server:
-        engine = reach(address(server.url), "", emit)
+        engine = reach(read_address(server.url), "", emit)
         done = engine.reply(Request(Settings(), messages=({"role": "user", "content": "Hi"},), turns=(1,)), emit)
     assert (engine.name, engine.context, done.text) == ("served", 4096, "Hello there.")
 
@@ -845,9 +845,9 @@ def test_a_variable_without_a_key_is_refused_unseen(
 
 def test_the_token_of_the_hub_goes_to_the_hub_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", CANARY)
-    assert key(Address("https://router.huggingface.co/v1"), "") == CANARY
+    assert server_key(Address("https://router.huggingface.co/v1"), "") == CANARY
     others = ("http://router.huggingface.co/v1", "https://example.org/v1", "http://127.0.0.1:8000/v1")
-    assert [key(Address(url), "") for url in others] == ["", "", ""]
+    assert [server_key(Address(url), "") for url in others] == ["", "", ""]
 
 
 def test_a_redirect_is_not_followed(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

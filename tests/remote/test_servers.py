@@ -31,8 +31,8 @@ from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.remote import dialects, protocol
-from repl.remote.dialects import KINDS, Dialect, Listing, confirmed, context_of, dialect, read_list
-from repl.remote.refusals import Refused, lower, read_error
+from repl.remote.dialects import KINDS, Dialect, Listing, confirm, dialect_of, read_context, read_list
+from repl.remote.refusals import Refused, lower_alternatives, read_error
 from repl.session.session import Session
 
 STATUS = {"status": {"value": "loaded"}, "owned_by": "me-too"}
@@ -117,7 +117,7 @@ def test_an_address_tells_what_a_list_does_not(url: str, entry: dict[str, Any], 
     ],
 )
 def test_the_context_stands_in_many_places(entry: dict[str, Any], context: int) -> None:
-    assert context_of(entry) == context
+    assert read_context(entry) == context
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_the_context_stands_in_many_places(entry: dict[str, Any], context: int) 
     ],
 )
 def test_facts_beside_the_list(kind: Dialect, facts: Any, contexts: tuple[int, int], confirmed_as: str) -> None:
-    found = confirmed(Listing((dialects.Offer("a"), dialects.Offer("b")), kind), facts)
+    found = confirm(Listing((dialects.Offer("a"), dialects.Offer("b")), kind), facts)
     assert (tuple(offer.context for offer in found.offers), found.kind.name) == (contexts, confirmed_as)
 
 
@@ -199,7 +199,7 @@ def test_transformers_serve_draws_only_when_told_to(session: Session) -> None:
         ask(session, "Hi")
         third = server.sent[-1]
     packed = [json.loads(body["generation_config"]) for body in (first, second, third)]
-    assert packed[0] == {"do_sample": True, "max_new_tokens": protocol.SERVE_LENGTH}
+    assert packed[0] == {"do_sample": True, "max_new_tokens": protocol.SERVE_MAX_TOKENS}
     assert packed[1] == {"do_sample": True, "top_k": 3}
     assert packed[2] == {"do_sample": False, "repetition_penalty": 1.2}
     assert (first["temperature"], second["max_tokens"], third["temperature"]) == (0.7, 5, 0.0)
@@ -217,7 +217,7 @@ def test_reasoning_models_have_a_length_of_another_name_and_no_temperature(sessi
 
 @pytest.mark.parametrize("model", ["gpt-4o", "gpt-5-chat-latest", "omni-moderation"])
 def test_other_models_are_asked_as_ever(model: str) -> None:
-    assert dialect(dialects.OPENAI, model) is dialects.OPENAI
+    assert dialect_of(dialects.OPENAI, model) is dialects.OPENAI
 
 
 @pytest.mark.parametrize(
@@ -410,8 +410,8 @@ def test_alternatives_are_lowered_to_the_limit(
 
 def test_no_limit_is_read_out_of_nothing() -> None:
     asked = {"logprobs": True, "top_logprobs": 3}
-    assert lower(Refused(400, read_error("top_logprobs must be at most 20")), asked) is None
-    assert lower(Refused(401, read_error("logprobs: max allowed: 1")), asked) is None
+    assert lower_alternatives(Refused(400, read_error("top_logprobs must be at most 20")), asked) is None
+    assert lower_alternatives(Refused(401, read_error("logprobs: max allowed: 1")), asked) is None
 
 
 @pytest.mark.parametrize("streamed", [False, True])

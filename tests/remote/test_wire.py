@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repl.core.errors import Failed, UsageError
-from repl.remote.http import LARGEST, Address, address, events
-from repl.remote.refusals import said
+from repl.remote.http import MAX_ANSWER_BYTES, Address, read_address, read_events
+from repl.remote.refusals import find_message
 
 TEXT = st.text(
     st.characters(exclude_categories=["Cs"]) | st.sampled_from("\u2028\u0085\x0b\r\n\U0001f600"), max_size=20
@@ -31,15 +31,15 @@ def test_events_are_the_same_however_the_bytes_are_cut(
     whole = b": a comment" + end + b"".join(b"event: m" + end + lead + one + end * 2 for one in data)
     places = sorted({0, len(whole), *(cut for cut in cuts if cut < len(whole))})
     pieces = [whole[one:other] for one, other in pairwise(places)]
-    assert [found for _, found in events(iter(pieces))] == [one.decode() for one in data]
+    assert [found for _, found in read_events(iter(pieces))] == [one.decode() for one in data]
 
 
 def test_a_last_event_without_its_blank_line_counts() -> None:
-    assert [found for _, found in events(iter([b"data: 1\n\ndata: 2"]))] == ["1", "2"]
+    assert [found for _, found in read_events(iter([b"data: 1\n\ndata: 2"]))] == ["1", "2"]
 
 
 def test_several_data_lines_are_one_event() -> None:
-    assert [found for _, found in events(iter([b"data: a\ndata: b\n\ndata:\n\n"]))] == ["a\nb"]
+    assert [found for _, found in read_events(iter([b"data: a\ndata: b\n\ndata:\n\n"]))] == ["a\nb"]
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
@@ -50,20 +50,20 @@ def test_marks_comments_and_separators_of_others_change_nothing(end: bytes, size
     lines = ["\ufeff: hello", "", "retry: 3", f"data: {text}", "id: 7", "", ": alive", "", f"data:{text}", ""]
     whole = b"".join(line.encode() + end for line in lines)
     pieces = (whole[at : at + size] for at in range(0, len(whole), size))
-    assert [found for _, found in events(pieces)] == [text, text]
+    assert [found for _, found in read_events(pieces)] == [text, text]
 
 
 def test_an_event_of_a_megabyte_is_whole() -> None:
     text = "x" * (1 << 20)
     data = b"data: " + text.encode() + b"\n\n"
-    assert [found for _, found in events(data[at : at + 9999] for at in range(0, len(data), 9999))] == [text]
+    assert [found for _, found in read_events(data[at : at + 9999] for at in range(0, len(data), 9999))] == [text]
 
 
 def test_an_event_without_end_is_given_up() -> None:
     """A server cannot fill the memory."""
     endless = (b"data: " + b"x" * (1 << 20) for _ in range(1000))
-    with pytest.raises(Failed, match=f"larger than {LARGEST >> 20} MiB"):
-        list(events(endless))
+    with pytest.raises(Failed, match=f"larger than {MAX_ANSWER_BYTES >> 20} MiB"):
+        list(read_events(endless))
 
 
 @pytest.mark.parametrize(
@@ -80,19 +80,19 @@ def test_an_event_without_end_is_given_up() -> None:
     ],
 )
 def test_an_address_is_read_as_people_type_it(typed: str, url: str) -> None:
-    assert address(typed).url == url
+    assert read_address(typed).url == url
 
 
 @pytest.mark.parametrize("typed", ["ftp://x", "http://", "http://x:port", "http://a b", "file:///etc/passwd"])
 def test_what_is_no_address_is_refused(typed: str) -> None:
     with pytest.raises(UsageError, match="not"):
-        address(typed)
+        read_address(typed)
 
 
 @pytest.mark.parametrize("typed", ["http://me:secret@host", "https://host/v1?key=secret", "https://host#secret"])
 def test_a_key_in_the_address_is_refused_without_repeating_it(typed: str) -> None:
     with pytest.raises(UsageError) as caught:
-        address(typed)
+        read_address(typed)
     assert "secret" not in caught.value.message
 
 
@@ -132,4 +132,4 @@ def test_a_key_is_in_no_text_about_an_address() -> None:
     ],
 )
 def test_the_sentence_in_a_refusal_is_found(body: str, words: str) -> None:
-    assert said(body) == words
+    assert find_message(body) == words

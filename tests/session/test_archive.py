@@ -26,7 +26,7 @@ from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.session import database
-from repl.session.archive import Archive, Summary, titles
+from repl.session.archive import Archive, Summary, newest_titles
 from repl.session.database import STEPS, Opened
 from repl.session.record_json import decode, encode
 from repl.session.session import Session
@@ -386,7 +386,7 @@ def test_what_was_said_is_found(archive: Archive, text: str, index: bool) -> Non
 
 @pytest.mark.parametrize("index", [True, False])
 def test_every_word_must_be_there_but_not_in_one_turn(path: Path, index: bool) -> None:
-    archive = Archive(database.opened(path), index=index)
+    archive = Archive(database.open_database(path), index=index)
     name = said(archive, "Foxes live in the woods", "and Whales in the Sea")
     said(archive, "foxes only")
     assert [found.id for found in archive.sessions("whale fox")] == [name]
@@ -396,7 +396,7 @@ def test_every_word_must_be_there_but_not_in_one_turn(path: Path, index: bool) -
 
 @pytest.mark.parametrize("index", [True, False])
 def test_a_search_shows_the_place(path: Path, index: bool) -> None:
-    archive = Archive(database.opened(path), index=index)
+    archive = Archive(database.open_database(path), index=index)
     said(archive, "title", "much " * 40 + "needle " + "hay " * 40)
     snippet = archive.sessions("NEEDLE")[0].snippet
     assert "much needle hay" in snippet
@@ -565,7 +565,7 @@ def test_an_older_archive_is_brought_up_to_date(path: Path) -> None:
     archive.close()
     later = (*STEPS, ("alter table sessions add column colour text not null default 'red'", "create table tags (name)"))
     for _ in range(2):
-        found = database.opened(path, later)
+        found = database.open_database(path, later)
         assert found.sentence == ""
         assert found.connection is not None
         assert found.connection.execute("select colour from sessions").fetchall() == [("red",)]
@@ -575,13 +575,15 @@ def test_an_older_archive_is_brought_up_to_date(path: Path) -> None:
         said(archive, "again")
         archive.rename("x")
         archive.close()
-        database.opened(path, later).connection.execute("delete from sessions where title = 'x'").connection.close()
-    broken = database.opened(path, (*later, ("create table more (name)", "alter table nowhere add column x")))
+        database.open_database(path, later).connection.execute(
+            "delete from sessions where title = 'x'"
+        ).connection.close()
+    broken = database.open_database(path, (*later, ("create table more (name)", "alter table nowhere add column x")))
     assert not broken.writable
     assert "nowhere" in broken.sentence
     assert broken.connection is not None
     broken.connection.close()
-    found = database.opened(path, later)
+    found = database.open_database(path, later)
     assert found.sentence == ""
     assert found.connection is not None
     assert not found.connection.execute("select 1 from sqlite_master where name = 'more'").fetchall()
@@ -782,8 +784,8 @@ def test_resume_completes_ids_with_their_titles(session: Session) -> None:
     reply(session, "one")
     assert session.archive._connection is not None
     file = Path(session.archive._connection.execute("pragma database_list").fetchone()[2])
-    assert titles(file) == {session.archive.id: "say one"}
-    assert titles(file.with_name("none.db")) == {}
+    assert newest_titles(file) == {session.archive.id: "say one"}
+    assert newest_titles(file.with_name("none.db")) == {}
 
 
 def test_resume_tells_a_message_that_got_no_reply(session: Session) -> None:
