@@ -155,7 +155,7 @@ def shown(text: str) -> list[str]:
 def test_a_message_is_answered_and_kept(speaker: Typist) -> None:
     assert shown(speaker.lines("hi", "again")) == [HELLO.decode()] * 2
     assert speaker.sent() == ["hi", "again"]
-    assert history.entries(speaker.past) == ["hi", "again"]
+    assert history.Reader(speaker.past).fresh() == ["hi", "again"]
 
 
 def test_a_slash_line_can_be_sent(speaker: Typist) -> None:
@@ -424,7 +424,7 @@ def test_a_message_comes_back_as_draft_when_the_load_fails(typist: Typist, monke
     said = typist.run(f"/model broken{ENTER}precious words{ENTER} and more{CLEAR}")
     assert said == f"broken is broken · /model builtin\n{BACK}"
     typist.run(f"/model broken{ENTER}precious words{ENTER} and more{ENTER}{CLEAR}")
-    assert history.entries(typist.past)[-1] == "precious words and more"
+    assert history.Reader(typist.past).fresh()[-1] == "precious words and more"
 
 
 @pytest.mark.parametrize("name", ["slow", "deaf"])
@@ -496,13 +496,13 @@ def test_history_walks_whole_entries_across_starts(typist: Typist) -> None:
     again = Typist(typist.past.parent, Store(Runtime))
     again.run(f"{UP}{UP}!{ENTER}")
     again.session.close()
-    assert history.entries(typist.past)[-1] == "/version one\ntwo!"
+    assert history.Reader(typist.past).fresh()[-1] == "/version one\ntwo!"
 
 
 def test_ctrl_r_searches(typist: Typist) -> None:
     typist.lines("/version alpha", "/version beta")
     typist.run(f"\x12alph{ENTER}{ENTER}")
-    assert history.entries(typist.past)[-1] == "/version alpha"
+    assert history.Reader(typist.past).fresh()[-1] == "/version alpha"
 
 
 def complete(line: str) -> list[str]:
