@@ -9,6 +9,7 @@ from typing import Any
 from repl.core.conversation import Conversation, Turn
 from repl.core.decoding import APART, BEAMS, LENGTHS, OURS, WARPERS
 from repl.core.errors import UsageError
+from repl.core.format import counted
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
@@ -243,16 +244,11 @@ def _remarks(turn: Turn, record: Reply, form: Prompt) -> list[str]:
     if record.dropped:
         said.append(f"left out because the context was full: turns {', '.join(map(str, record.dropped))} (0: system)")
     if cut := _cut(record):
-        said.append(f"it was {cut} after {_tokens(len(parts(record)[1]))}, so this ends there too")
+        said.append(f"it was {cut} after {counted(len(parts(record)[1]), 'token')}, so this ends there too")
     if record.usage.reused and record.model.dtype != "float32":
-        said.append(
-            f"{_tokens(record.usage.reused)} came from the cache of the turn before: near ties may fall otherwise"
-        )
+        reused = counted(record.usage.reused, "token")
+        said.append(f"{reused} came from the cache of the turn before: near ties may fall otherwise")
     return [f"# {one[0].upper()}{one[1:]}." for one in (*said, *_unsaid(record))]
-
-
-def _tokens(count: int) -> str:
-    return f"{count} token{'' if count == 1 else 's'}"
 
 
 def _unsaid(record: Reply) -> Iterator[str]:

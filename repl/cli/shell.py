@@ -11,7 +11,7 @@ from repl.core import decoding, streams
 from repl.core.errors import Cancelled, Quit, ReplError, UsageError
 from repl.core.events import Notice
 from repl.core.explain import sentence
-from repl.core.format import joined
+from repl.core.format import joined, rate
 from repl.core.log import log
 from repl.core.reply import Reply
 from repl.core.sanitize import repaired
@@ -294,7 +294,7 @@ class Shell:
             "chat" if session.uses_template() else "complete",
             decoding.phrase(session.decoding()),
             context,
-            f"{session.speed:.0f} tokens/s" if session.speed else "",
+            rate(session.speed) if session.speed else "",
         ]
 
     def settings(self) -> Settings:
@@ -342,5 +342,5 @@ def offer_command(line: str) -> None:
     """Raise `UsageError` for a first line that is a bare word with which people ask for help or leave."""
     if command := BARE.get(line.strip().lower()):
         said = f"{line.strip()!r} is not sent to the model: commands begin with a slash"
-        ways = (command, registry.find(command[1:]).help), (f"/say {line.strip()}", "Send it to the model")
+        ways = (command, "lists the commands" if command == "/help" else "leaves"), (f"/say {line.strip()}", "sends it")
         raise UsageError(said, choices=ways, again=False)

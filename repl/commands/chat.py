@@ -10,6 +10,7 @@ from repl.commands.registry import command
 from repl.core import settings
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
+from repl.core.format import counted
 from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.core.values import Assignment, Integer, RestOfLine
@@ -119,11 +120,7 @@ def clear(session: Session) -> Message:
     count = len(session.conversation.path())
     session.conversation.clear()
     session.follow_head()
-    return Message(f"a new conversation · {_messages(count)} kept in /tree" if count else "a new conversation")
-
-
-def _messages(count: int) -> str:
-    return "1 message" if count == 1 else f"{count} messages"
+    return Message(f"a new conversation · {counted(count, 'message')} kept in /tree" if count else "a new conversation")
 
 
 def _sent(session: Session, send: Callable[[], Task[Reply]]) -> Task[Reply]:

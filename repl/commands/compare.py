@@ -15,7 +15,7 @@ from repl.analysis.variants import NOW, Variant
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import Cancelled, UsageError
-from repl.core.format import amount, joined, shortened
+from repl.core.format import amount, counted, joined, rate, shortened
 from repl.core.jobs import Job
 from repl.core.parts import Parts
 from repl.core.reply import Reply
@@ -182,10 +182,10 @@ def _foot(number: int, column: Column, result: Compared) -> str:
     ended = {"cancelled": "stopped by you", "length": "cut there"}
     rows = [
         joined(
-            f"{made} token{'' if made == 1 else 's'}",
+            counted(made, "token"),
             ended.get(done.finish, ""),
             f"first after {done.timing.ttft_s:.2f} s" if done.timing.ttft_s is not None else "",
-            f"{done.timing.decode_tps:.0f} tokens/s" if done.timing.decode_tps else "",
+            rate(done.timing.decode_tps) if done.timing.decode_tps else "",
         ),
         joined(
             amount(column.bytes) if column.bytes else "",

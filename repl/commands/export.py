@@ -18,6 +18,7 @@ from repl.commands.registry import command
 from repl.core import children
 from repl.core.atomic_write import write
 from repl.core.errors import MissingExtra, ReplError, UsageError
+from repl.core.format import counted
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import Choice
 from repl.core.values import Text as Words
@@ -94,7 +95,7 @@ def transcript(session: Session, all: bool) -> Transcript:
 
 @view.register
 def _(result: Exported) -> Text:
-    what = clean_line(result.line) or f"{result.turns} turn{'' if result.turns == 1 else 's'}"
+    what = clean_line(result.line) or counted(result.turns, "turn")
     return Text.assemble((clean_line(result.file), "accent"), (f" · {what} · {result.bytes:,} bytes", "quiet"))
 
 

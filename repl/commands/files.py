@@ -11,7 +11,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core import atomic_write, paths, settings, texts
 from repl.core.errors import UsageError
-from repl.core.format import joined
+from repl.core.format import counted, joined
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import RestOfLine
 from repl.core.values import Text as Words
@@ -34,7 +34,7 @@ def read(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Messag
     path, text = Path(file).expanduser(), texts.read(file)
     session.prepare(files=(*session.next_message.files, (path.name, text)))
     rows = len(text.splitlines())
-    size = f"{len(text):,} characters, {rows:,} line{'' if rows == 1 else 's'}"
+    size = f"{counted(len(text), 'character')}, {counted(rows, 'line')}"
     return Message(f"{path.name}: {size} · in front of the next message · /read none takes it away")
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from repl.analysis.logit_lens import Candidate, candidate, depths, opening
 from repl.commands.registry import command
 from repl.core.errors import UsageError
-from repl.core.format import joined, shortened
+from repl.core.format import counted, joined, shortened
 from repl.core.jobs import JobContext
 from repl.core.library_types import Tensor
 from repl.core.sanitize import clean_line
@@ -136,9 +136,7 @@ class Drawing:
         lens, mark = self._lens, ">" if options.ascii_only else "▸"
         through = f"read through {clean_line(', '.join(lens.through))}" if lens.through else ""
         yield Text(
-            joined(
-                f"after {shortened(lens.place, 60)}", f"{lens.tokens} token{'' if lens.tokens == 1 else 's'}", through
-            ),
+            joined(f"after {shortened(lens.place, 60)}", counted(lens.tokens, "token"), through),
             "quiet",
         )
         table = Table.grid(padding=(0, 2))

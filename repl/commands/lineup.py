@@ -8,7 +8,7 @@ from rich.text import Text
 
 from repl.analysis.sweep import Line, Sweep
 from repl.core import settings
-from repl.core.format import joined
+from repl.core.format import counted, joined, rate
 from repl.core.sanitize import clean_line
 
 OPENING = 16  # least columns worth giving to the beginning of a text beside the figures
@@ -107,6 +107,6 @@ def _said(found: Sweep) -> str:
     how = how if found.together else alone
     return joined(
         f"{found.made} rows made {how}",
-        f"{made} tokens in {found.seconds:.1f} s, {made / found.seconds:.0f} tokens/s" if found.seconds else "",
+        f"{counted(made, 'token')} in {found.seconds:.1f} s, {rate(made / found.seconds)}" if found.seconds else "",
         f"stopped by you{f', {found.left_out} rows not begun' if found.left_out else ''}" if not found.whole else "",
     )

@@ -12,7 +12,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core import decoding
 from repl.core.errors import UsageError
-from repl.core.format import joined
+from repl.core.format import counted, joined
 from repl.core.jobs import JobContext
 from repl.core.sanitize import ascii_only, clean_line
 from repl.core.values import RestOfLine
@@ -188,5 +188,5 @@ def _figures(result: Next) -> str:
     end = "greedy takes the likeliest" if result.greedy else ""
     if not result.processors:
         return joined(entropy, end)
-    tokens = f"{result.left:,} token{'' if result.left == 1 else 's'} left"
+    tokens = f"{counted(result.left, 'token')} left"
     return joined(f"{entropy}, drawn {result.drawn_entropy:.2f}", tokens, ", ".join(result.processors), end)

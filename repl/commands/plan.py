@@ -11,7 +11,7 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core import settings
-from repl.core.format import amount, count, joined
+from repl.core.format import amount, count, counted, joined
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
@@ -133,9 +133,7 @@ def _head(result: Plan) -> Text:
     )
     fetch = sum(result.fetch.values())
     files = (
-        f"{len(result.fetch)} file{'s' * (len(result.fetch) > 1)} to download, {amount(fetch)}"
-        if result.fetch
-        else "nothing to download"
+        f"{counted(len(result.fetch), 'file')} to download, {amount(fetch)}" if result.fetch else "nothing to download"
     )
     where = joined(
         f"commit {result.commit[:12]}" if result.commit else "",

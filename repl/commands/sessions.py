@@ -11,7 +11,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core import paths
 from repl.core.conversation import Conversation
-from repl.core.format import joined, shortened
+from repl.core.format import counted, joined, shortened
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import RestOfLine
 from repl.core.values import Text as Words
@@ -126,7 +126,7 @@ def _(result: Sessions) -> RenderableType:
 
 
 def _described(found: Summary, current: bool) -> Text:
-    turns = f"{found.turns} turn{'' if found.turns == 1 else 's'}"
+    turns = counted(found.turns, "turn")
     facts = joined(turns, clean_line(found.model), "this one" if current else "")
     place = "\n" + shortened(found.snippet, 100) if found.snippet else ""
     return Text.assemble(clean_line(found.title) or "untitled", ("  " + facts, "quiet"), (place, "quiet"))

@@ -14,7 +14,7 @@ from rich.text import Text
 from repl.analysis.template_checks import Check, check
 from repl.commands.registry import command
 from repl.core import decoding
-from repl.core.format import joined
+from repl.core.format import counted, joined
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.sanitize import clean, clean_line
@@ -122,12 +122,12 @@ def _(result: Prompt) -> RenderableType:
     drawn = Text()
     for role, group in groupby(result.pieces, lambda piece: piece.role):
         pieces = list(group)
-        drawn.append(f"{role} · {_counted(len(pieces))}\n", "quiet")
+        drawn.append(f"{role} · {counted(len(pieces), 'token')}\n", "quiet")
         (_list if result.listed else _write)(drawn, pieces)
         drawn.append("" if drawn.plain.endswith("\n") else "\n")
     special = sum(piece.special for piece in result.pieces)
     of = f" of {result.context}" if result.context else ""
-    drawn.append(joined(f"{_counted(len(result.ids))}{of}", f"{special} special"), "quiet")
+    drawn.append(joined(f"{counted(len(result.ids), 'token')}{of}", f"{special} special"), "quiet")
     if result.notice:
         drawn.append(f"\n{clean(result.notice)}", "quiet")
     return drawn
@@ -147,10 +147,6 @@ def _list(drawn: Text, pieces: list[Piece]) -> None:
 
 def _style(role: str, special: bool) -> str:
     return " ".join([STYLES.get(role, ""), "bold underline" if special else ""]).strip()
-
-
-def _counted(count: int) -> str:
-    return f"{count} token{'' if count == 1 else 's'}"
 
 
 @view.register

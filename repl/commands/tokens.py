@@ -11,7 +11,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
-from repl.core.format import joined
+from repl.core.format import counted, joined
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
 from repl.core.sanitize import ascii_only
@@ -102,7 +102,7 @@ def _text(result: Tokens) -> Text:
         if not pieces:
             continue
         if result.reply < len(result.pieces):
-            drawn.append(f"{name} · {_counted(len(pieces))}\n", "quiet")
+            drawn.append(f"{name} · {counted(len(pieces), 'token')}\n", "quiet")
         drawn.append(written(_shaded(pieces, start)))
         drawn.append("" if drawn.plain.endswith("\n") else "\n")
     drawn.right_crop(1)
@@ -128,14 +128,10 @@ def _table(result: Tokens) -> Table:
 def _figures(result: Tokens) -> str:
     special = f"{result.special} special" if result.special else ""
     sizes = ((result.characters, "character"), (result.bytes, "byte"))
-    return joined(_counted(len(result.ids)), special, *(_each(size, what, result) for size, what in sizes))
+    return joined(counted(len(result.ids), "token"), special, *(_each(size, what, result) for size, what in sizes))
 
 
 def _each(size: int, what: str, result: Tokens) -> str:
     plain = len(result.ids) - result.special
-    words = f"{size} {what}{'' if size == 1 else 's'}"
+    words = counted(size, what)
     return f"{words} ({size / plain:.1f} a token)" if plain else words
-
-
-def _counted(count: int) -> str:
-    return f"{count} token{'' if count == 1 else 's'}"

@@ -11,6 +11,7 @@ from repl.analysis.why import Candidate, Step, Why, explain
 from repl.commands.registry import command
 from repl.core import decoding, fields, settings
 from repl.core.errors import UsageError
+from repl.core.format import counted
 from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.core.values import Assignment
@@ -110,7 +111,7 @@ def _story(result: Why) -> list[str]:
     """Say in words what the table cannot: what was removed besides, and how the choice was made."""
     named = [(step, step.name + ("" if step.value is None else f" {step.value:g}")) for step in result.steps]
     lines = [
-        f"{name} removed {step.removed:,} token{'' if step.removed == 1 else 's'}, {percent(step.mass)} of the odds"
+        f"{name} removed {counted(step.removed, 'token')}, {percent(step.mass)} of the odds"
         for step, name in named
         if step.removed
     ]

@@ -32,13 +32,23 @@ def count(number: int) -> str:
     return str(number)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: 1 token, 2,000 tokens."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def rate(per_second: float) -> str:
+    """Return a speed in tokens: 12 tokens/s, 1 token/s, 0.4 tokens/s."""
+    said = f"{per_second:.0f}" if per_second >= 0.95 else f"{per_second:.2g}"
+    return f"{said} token{'' if said == '1' else 's'}/s"
+
+
 def ago(moment: float) -> str:
     """Say how long ago something was."""
     seconds = time.time() - moment
     for size, name in AGES:
         if seconds >= size:
-            number = int(seconds // size)
-            return f"{number} {name}{'' if number == 1 else 's'} ago"
+            return f"{counted(int(seconds // size), name)} ago"
     return "just now"
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from repl.core.errors import ReplError
-from repl.core.format import amount, count, device, joined, shortened
+from repl.core.format import amount, count, counted, device, joined, rate, shortened
 from repl.core.reply import Reply, ServedModel
 from repl.core.sanitize import clean, clean_line
 from repl.core.settings import in_shell
@@ -125,9 +125,9 @@ def figures(done: Reply) -> str:
     made, timing = done.usage.completion, done.timing
     ends = {"cancelled": "stopped by you", "length": _limit(done)}
     return joined(
-        f"{made} {_unit(done)}{'' if made == 1 else 's'}",
+        counted(made, _unit(done)),
         f"first after {timing.ttft_s:.2f} s" if timing.ttft_s is not None else "",
-        f"{timing.decode_tps:.0f} tokens/s" if timing.decode_tps else "",
+        rate(timing.decode_tps) if timing.decode_tps else "",
         f"{done.usage.reused} of {done.usage.prompt} reused" if done.usage.reused else "",
         f"seed {done.seed}" if done.seed is not None else "",
         ends.get(done.finish, ""),
@@ -143,14 +143,14 @@ def _limit(done: Reply) -> str:
     """Say which limit a reply ran into: the one that was reached."""
     context, made, server = done.model.context, done.usage.completion, done.server
     if server and done.decode.get("max_new_tokens") is None and not 0 < context <= done.usage.prompt + made:
-        return f"cut by {clean_line(server)} after {made} {_unit(done)}s, /max {2 * made} asks for more"
+        return f"cut by {clean_line(server)} after {counted(made, _unit(done))}, /max {2 * made} asks for more"
     if context and done.usage.prompt + done.usage.completion >= context:
         return f"the context of {context} tokens is full"
     if done.out_of_time:
         seconds = done.decode["max_time"]
         return f"cut after {seconds:g} s, /set max_time {2 * seconds:g} allows more"
     if (limit := done.decode.get("max_new_tokens")) is not None:
-        return f"cut at {limit} tokens, /max {2 * limit} allows more"
+        return f"cut at {counted(limit, 'token')}, /max {2 * limit} allows more"
     return f"cut at max_length {done.decode.get('max_length')}"
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from repl.core.format import counted
 from repl.core.parts import ANSWER, THINKING, Parts, Piece
 
 BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")
@@ -21,7 +22,7 @@ class Shown:
 def folded(parts: Parts, mode: str) -> Parts:
     """Return the parts of a reply that was made before, as a setting shows them."""
     words = len(parts.thinking.split())
-    line = f"thought {words} word{'' if words == 1 else 's'} · /thinking show" if words else ""
+    line = f"thought {counted(words, 'word')} · /thinking show" if words else ""
     return replace(parts, thinking={"show": parts.thinking, "fold": line, "hide": ""}[mode])
 
 
@@ -91,4 +92,4 @@ class Fold:
 
     def _figures(self) -> str:
         seconds = self._clock() - (self._began or 0.0)
-        return f"{self._tokens} token{'' if self._tokens == 1 else 's'} · {seconds:.1f} s"
+        return f"{counted(self._tokens, 'token')} · {seconds:.1f} s"
