@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from repl.core import decoding
 from repl.core.decoding import PENALTIES, ModelDefaults
@@ -95,12 +95,9 @@ class Remote:
     """A model behind a server."""
 
     def __init__(self, wire: ServerConnection, model: str = "", listing: Listing | None = None) -> None:
-        self.wire, self.model, self.listing = wire, model, listing or Listing()
-        self.refused: set[str] = set()  # parameters that the server does not take
-        self.told: set[str] = set()
-        self.limits: dict[str, int] = {}  # parameters with the most that it allows
-        self.renamed: dict[str, str] = {}
+        self.wire, self.listing = wire, listing or Listing()
         self.chats = True
+        self.choose(model)
 
     @property
     def kind(self) -> Dialect:
@@ -143,21 +140,17 @@ class Remote:
     def choose(self, model: str) -> Connected:
         """Take another model of the server from now on."""
         self.model = model
-        for learned in (self.refused, self.told, self.limits, self.renamed):
-            learned.clear()
+        self._state = ServerState(self.host, model, self.context, self.kind)
         return self.connected()
 
     def connected(self) -> Connected:
         """Return what is known of the server, as news."""
-        return Connected(*self._facts())
+        names = [offer.id for offer in self.listing.offers]
+        return Connected(self.wire.where.url, self.model, self.context, names, self.kind.name)
 
     def served(self) -> Served:
         """Return what is known of the server."""
-        return Served(*self._facts())
-
-    def _facts(self) -> tuple[str, str, int, list[str], str]:
-        names = [offer.id for offer in self.listing.offers]
-        return self.wire.where.url, self.model, self.context, names, self.kind.name
+        return Served(*astuple(self.connected()))
 
     def parameter(self, name: str, word: str) -> tuple[str, object] | None:
         """Read what `/set` takes for this server beyond the settings; None for a name that it does not know.
@@ -188,7 +181,7 @@ class Remote:
         """
         began = time.monotonic()
         self.check(request)
-        heard = StreamedReply(self._peer(), request, emit, began, given)
+        heard = StreamedReply(self._state, request, emit, began, given)
         try:
             heard.tell_unheeded()
             self._hear(heard, emit)
@@ -201,13 +194,9 @@ class Remote:
             raise
         return heard.done(heard.finish)
 
-    def _peer(self) -> ServerState:
-        learned = (self.refused, self.told, self.limits, self.renamed)
-        return ServerState(self.host, self.model, self.context, self.kind, *learned)
-
     def asked(self, request: Request, emit: JobContext) -> dict[str, object]:
         """Return what a request asks, as it is sent."""
-        return StreamedReply(self._peer(), request, emit, 0.0).what()
+        return StreamedReply(self._state, request, emit, 0.0).what()
 
     def next(self, request: Request, count: int, emit: JobContext) -> tuple[tuple[str, float], ...]:
         """Return the likeliest next tokens with their log-probabilities, as many as the server gives.
@@ -278,7 +267,7 @@ class Remote:
         if (found := lower_alternatives(refused, heard.body())) is None:
             return False
         name, most = found
-        self.limits[name] = most
+        self._state.limits[name] = most
         emit(Notice(f"{self.host} gives at most {most} alternatives: {name} is {most}"))
         return True
 
@@ -286,12 +275,12 @@ class Remote:
         """Leave out what the server does not take, or call it as it wants it called."""
         body = heard.body()
         if "max_tokens" in body and refused.of_the_request and re.search(r"[Uu]se .?max_completion_", refused.words):
-            self.renamed["max_tokens"] = "max_completion_tokens"
+            self._state.renamed["max_tokens"] = "max_completion_tokens"
             return True
         names = droppable_fields(refused, body, DROPPABLE)
         names += ["top_logprobs"] if "logprobs" in names and "top_logprobs" in body else []
         if names:
-            self.refused.update(names)
+            self._state.refused.update(names)
             emit(Notice(f"{self.host} does not take {', '.join(names)}: left out"))
         return bool(names)
 

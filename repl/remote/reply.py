@@ -39,7 +39,7 @@ MIN_SPAN_S = 0.001  # seconds within which pieces that came in one go are taken:
 MAX_PIECES_PER_TOKEN = 4  # a server that sends this many times the pieces it was allowed tokens does not stop by itself
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ServerState:
     """The server as its replies see it, with what it refused, allowed and was told of before."""
 
