@@ -20,7 +20,9 @@ KINDS = {
     "opt": "",  # learned positions
     "qwen3_next": "",  # recurrent and attention
     "qwen3_vl": "",  # positions in three dimensions
+    "reformer": "lens",  # two streams through its layers
     "xlnet": "lens score",  # no limit on the context, a memory instead of a cache
+    "zamba2": "",  # recurrent, with blocks that layers share
 }
 """Types, each with the views that it refuses in a sentence."""
 

@@ -133,7 +133,9 @@ def _hook(hooks: ExitStack, handle: Any) -> None:
 
 
 def _hidden(output: ModelOutput) -> Tensor:
-    """Return the hidden states among what a block gives: it, or the first of it."""
+    """Return the hidden states among what a block gives: it, or the first of it; None of several streams (reformer)."""
+    if hasattr(output, "_fields"):
+        return None
     return output[0] if isinstance(output, tuple | list) else output
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import architectures
 import models
 import pytest
 
@@ -59,7 +60,8 @@ def held(cache: Any) -> int:
     for layer in cache.layers:
         for value in vars(layer).values():
             found += value.values() if isinstance(value, dict) else [value]
-    return sum(each.nbytes for each in found if torch.is_tensor(each) and each.ndim > 1)
+    tensors = [each for each in found if torch.is_tensor(each) and each.ndim > 1]
+    return sum({each.data_ptr(): each.nbytes for each in tensors if each.nbytes}.values())
 
 
 @pytest.mark.parametrize("tokens", [12, 90])
@@ -74,6 +76,27 @@ def test_a_cache_takes_what_its_config_says(family: str, tokens: int) -> None:
         output = model(torch.arange(tokens)[None] + 3, use_cache=True)
     cache = library.cache_of(output)
     assert held(cache) <= estimate.cache(model.config, tokens, 4, remembers=False) <= 1.1 * held(cache)
+
+
+@pytest.mark.parametrize(("kind", "field"), [("rwkv", "state"), ("xlnet", "mems")])
+def test_a_memory_that_is_no_cache_takes_what_its_config_says(kind: str, field: str) -> None:
+    import torch
+
+    model = architectures.build(kind)
+    with torch.no_grad():
+        kept = getattr(model(torch.arange(20)[None] + 3, use_cache=True), field)
+    assert estimate.cache(model.config, 20, 4) == sum(each.nbytes for each in kept)
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v32", "glm5_next", "deepseek_v4"])
+def test_a_cache_with_an_index_takes_what_its_config_says(kind: str) -> None:
+    """What deepseek_v4 waits to compress is counted as full."""
+    import torch
+
+    model = architectures.build(kind)
+    with torch.no_grad():
+        cache = library.cache_of(model(torch.arange(500)[None] % 200 + 3, use_cache=True))
+    assert held(cache) <= estimate.cache(model.config, 500, 4) <= 1.25 * held(cache)
 
 
 def test_a_window_that_can_go_back_keeps_everything() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import models
 
+VOCABULARY = 540  # tokens, the extra ones included
 EXTRA = 40  # tokens that stand for images, sounds and the like
 SPREAD = 0.3  # of the weights: far apart enough that greedy text is varied and seldom a near tie
 
@@ -181,6 +182,7 @@ STARTS: dict[str, dict[str, Any]] = {
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}}
 }
 LAYERS_OF: dict[str, int] = {"dory": 3, "recurrent_gemma": 3}
+AXIAL = {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 64]}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXPERTS = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
 INDEXER = {
@@ -237,10 +239,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 515, "vision_end_token_id": 516},
     "step3p7": {"text_config": {"sliding_window": 16}},
-    "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 64]},
+    "reformer": {"is_decoder": True, "vocab_size": VOCABULARY, "num_buckets": 4, **AXIAL},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32},
-    "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32},
+    "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32, "hybrid_layer_ids": [1]},
     "ministral": {"head_dim": 16},
     "mistral4": {"head_dim": 32, "qk_head_dim": 32},
     "qwen4_exp": {"text_config": INDEXER},
@@ -252,19 +254,23 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def make(kind: str, folder: Path) -> Any:
     """Write a tiny model of a type as a real folder."""
+    return models.save(build(kind), tokens(), folder)
+
+
+def build(kind: str) -> Any:
+    """Return a tiny model of a type."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as seeing
 
-    tokenizer = tokens()
-    config = config_of(kind, tokenizer)
+    config = config_of(kind, tokens())
     whole = AutoModelForImageTextToText if kind in seeing else AutoModelForCausalLM
     with models.seeded(0):
         model = whole.from_config(config, dtype=torch.float32).eval()
         for _, weight in model.named_parameters():
             if weight.dim() > 1 and float(weight.std()) < SPREAD / 2:
                 weight.normal_(0, SPREAD)
-    return models.save(model, tokenizer, folder)
+    return model
 
 
 def tokens() -> Any:

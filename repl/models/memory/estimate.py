@@ -20,6 +20,8 @@ COMPOSED = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python", "quick_gelu
 LOGITS = 4  # copies of the last token's logits in float32, while it is chosen
 GLANCE = 2048  # tokens for which there must be room when a model is loaded
 MASKED = ("sliding_attention", "chunked_attention", "hybrid_sliding", "reference_sliding_attention")
+COMPRESSED = ("compressed_sparse_attention", "heavily_compressed_attention")
+UNSPLIT = ("reformer", "xlnet")  # types that keep hidden states in place of keys and values
 RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid", "hybrid_sliding")
 
 
@@ -94,6 +96,8 @@ class Sizes:
 
     def attention(self) -> int:
         """Return the keys and values of one token in one attention layer, as numbers."""
+        if self.one_of("model_type") in UNSPLIT:
+            return self.hidden
         if latent := self.one("kv_lora_rank"):  # multi-head latent attention keeps what keys and values are made of
             return latent + self.one("qk_rope_head_dim")
         read = model_config.read
@@ -108,8 +112,19 @@ class Sizes:
         found = inner.get("kv_n_heads") if isinstance(inner, dict) else getattr(inner, "kv_n_heads", None)
         return found if isinstance(found, int) else 0
 
+    def compressed(self, kind: str) -> Layer:
+        """Return what a layer keeps that puts many tokens into one entry, besides those of its window as they are."""
+        rate = int((model_config.read(self.config, "compress_rates") or {}).get(kind, 1))
+        each = self.one("head_dim") + (self.one("index_head_dim") if kind == COMPRESSED[0] else 0)
+        return Layer(each // rate, 0, self.one("sliding_window") * self.one("head_dim") + 2 * rate * each)
+
     def recurrent(self) -> int:
         """Return the numbers that a recurrent layer keeps, however long the text."""
+        if "rwkv" in self.one_of("model_type"):
+            return 5 * (self.one("attention_hidden_size") or self.hidden)
+        if heads := self.one("linear_num_heads"):
+            size = self.one("linear_head_dim")
+            return heads * size * (size + 3 * self.one("linear_conv_kernel_dim"))
         inner = self.one("mamba_expand", "expand") * self.hidden or self.one("lru_width", "intermediate_size")
         if heads := self.one("linear_num_value_heads"):  # gated delta rule
             keys, values = self.one("linear_key_head_dim"), self.one("linear_value_head_dim")
@@ -131,6 +146,11 @@ class Sizes:
                 width = sizes.attention() if kind.startswith("hybrid") else 0
                 state = sizes.hidden * sizes.one("conv_L_cache") if kind == "conv" else sizes.recurrent()
                 yield Layer(width, window if kind in MASKED else 0, state)
+            elif kind in COMPRESSED:
+                yield sizes.compressed(kind)
+            elif kind == "indexed_attention":  # an index key besides; in pools, with its gates and a mark
+                index = sizes.one("index_head_dim")
+                yield Layer(sizes.attention() + (2 * index + 1 if sizes.one("index_kpool") else index))
             elif kind not in ("moe", "mlp"):
                 yield Layer(sizes.attention(), window if kind in MASKED else 0)
 
