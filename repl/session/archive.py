@@ -19,7 +19,6 @@ from repl.session.record_json import decode, encode
 
 TITLE_CHARS = 48  # characters of a title made from a first message
 SNIPPET_CHARS = 30  # characters before and after a word that was found
-INDEX = "create virtual table if not exists words using fts5 (text, session unindexed, number unindexed)"
 Saved = str | bytes
 
 
@@ -41,11 +40,10 @@ class Archive:
     What cannot be written is said once through `warn`, kept, and written together with the next turn that can be.
     """
 
-    def __init__(self, found: Opened, saving: bool = True, index: bool = True) -> None:
+    def __init__(self, found: Opened, saving: bool = True) -> None:
         self.warn: Callable[[str], None] = lambda sentence: None
         self._connection = found.connection
         self._saving = saving and found.writable and found.connection is not None
-        self._indexed = index and self._connection is not None and _has_index(self._connection)
         self._failing = not found.writable  # then it has been said already
         self.begin()
 
@@ -154,8 +152,6 @@ class Archive:
     def _update(self, name: str) -> None:
         values = (_pack(self.title), _pack(self._system), self._head, self._marked, time.time(), name)
         self._run("update sessions set title = ?, system = ?, head = ?, marked = ?, changed = ? where id = ?", values)
-        row = self._run("select row from sessions where id = ?", (name,))[0][0]
-        self._index(-row, self.title, name, 0)
 
     def _put(self, name: str, turn: Turn) -> None:
         record = _pack(encode(Reply, turn.record)) if turn.record else None
@@ -168,19 +164,8 @@ class Archive:
             " values (?, ?, ?, ?, ?, ?, ?, ?)",
             values,
         )
-        row = self._run("select row from turns where session = ? and number = ?", (name, turn.id))[0][0]
-        self._index(row, turn.text, name, turn.id)
         if turn.record:
             self._run("update sessions set model = ? where id = ?", (_pack(turn.record.model.id), name))
-
-    def _index(self, row: int, text: str, name: str, number: int) -> None:
-        """Make a text findable: a turn under its own row, a title under the negative one of its session."""
-        if self._indexed:
-            plain = text.encode("utf-8", "replace").decode()
-            self._run("delete from words where rowid = ?", (row,))
-            self._run(
-                "insert into words (rowid, text, session, number) values (?, ?, ?, ?)", (row, plain, name, number)
-            )
 
     def _run(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
         assert self._connection is not None
@@ -195,27 +180,20 @@ class Archive:
             " from sessions order by changed desc, row desc"
         )
         found = [Summary(row[0], _unpack(row[1]), row[2], row[3], _unpack(row[4])) for row in rows]
-        for word in words.split():
-            places = self._matches(word) or self._scan(word)
-            found = [replace(it, snippet=it.snippet or places[it.id]) for it in found if it.id in places]
-        return found
+        wanted = words.casefold().split()
+        places = self._search(wanted) if wanted else {}
+        held = {name: there[wanted[0]] for name, there in places.items() if len(there) == len(set(wanted))}
+        return [replace(it, snippet=held[it.id]) for it in found if it.id in held] if wanted else found
 
-    def _matches(self, word: str) -> dict[str, str]:
-        """Return the sessions that hold a word or its beginning, with the place, from the index."""
-        try:
-            phrase = '"' + word.replace('"', '""') + '"*'
-            select = "select session, snippet(words, 0, '', '', '…', 12) from words where words match ? order by number"
-            return dict(self._run(select, (phrase,))) if self._indexed else {}
-        except (sqlite3.Error, UnicodeEncodeError):  # NUL, lone surrogates, a damaged index
-            return {}
-
-    def _scan(self, word: str) -> dict[str, str]:
-        """Return the sessions whose texts hold a piece of text: for languages without spaces, and without an index."""
-        places: dict[str, str] = {}
+    def _search(self, words: list[str]) -> dict[str, dict[str, str]]:
+        """Return for each session which of some words its texts hold, with the first place of each."""
+        places: dict[str, dict[str, str]] = {}
         rows = self._read("select session, text from turns union all select id, title from sessions")
         for name, text in ((row[0], _unpack(row[1])) for row in rows):
-            if name not in places and (at := text.casefold().find(word.casefold())) >= 0:
-                places[name] = _around(text, at, len(word))
+            there, folded = places.setdefault(name, {}), text.casefold()
+            for word in words:
+                if word not in there and (at := folded.find(word)) >= 0:
+                    there[word] = _around(text, at, len(word))
         return places
 
     def load(self, id: str = "") -> Conversation:
@@ -261,17 +239,6 @@ class Archive:
             return self._run(statement, values) if self._connection is not None else []
         except sqlite3.Error as error:
             raise ReplError(f"the archive cannot be read: {database.explain(error)}") from error
-
-
-def _has_index(connection: sqlite3.Connection) -> bool:
-    """Make the index where SQLite was built with it; tells whether there is one."""
-    try:
-        if not connection.execute("select 1 from sqlite_master where name = 'words'").fetchone():
-            connection.execute(INDEX)
-        connection.execute("select rowid from words limit 1")
-    except sqlite3.Error:
-        return False
-    return True
 
 
 def _turn(row: tuple[Any, ...]) -> Turn:

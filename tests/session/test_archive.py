@@ -376,34 +376,27 @@ def test_any_words_are_a_legal_search(archive: Archive, words: str) -> None:
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(anything.filter(str.strip), st.booleans())
-def test_what_was_said_is_found(archive: Archive, text: str, index: bool) -> None:
-    """Each word of a message finds its session, with an index and without one."""
-    archive._indexed = index
+@given(anything.filter(str.strip))
+def test_what_was_said_is_found(archive: Archive, text: str) -> None:
+    """Each word of a message finds its session."""
     name = said(archive, "first", text)
     assert name in [found.id for found in archive.sessions(text)]
 
 
-@pytest.mark.parametrize("index", [True, False])
-def test_every_word_must_be_there_but_not_in_one_turn(path: Path, index: bool) -> None:
-    archive = Archive(database.open_database(path), index=index)
+def test_every_word_must_be_there_but_not_in_one_turn(archive: Archive) -> None:
     name = said(archive, "Foxes live in the woods", "and Whales in the Sea")
     said(archive, "foxes only")
     assert [found.id for found in archive.sessions("whale fox")] == [name]
     assert archive.sessions("whales desert") == []
-    archive.close()
 
 
-@pytest.mark.parametrize("index", [True, False])
-def test_a_search_shows_the_place(path: Path, index: bool) -> None:
-    archive = Archive(database.open_database(path), index=index)
+def test_a_search_shows_the_place(archive: Archive) -> None:
     said(archive, "title", "much " * 40 + "needle " + "hay " * 40)
     snippet = archive.sessions("NEEDLE")[0].snippet
     assert "much needle hay" in snippet
     assert snippet.startswith("…")
     assert snippet.endswith("…")
     assert len(snippet) < 100
-    archive.close()
 
 
 def test_a_piece_of_a_text_without_spaces_is_found(archive: Archive) -> None:
