@@ -1,8 +1,7 @@
 """What a model is made of: its modules with equal ones folded, and what they cost; for the model thread."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from repl.core.errors import UsageError
 from repl.core.library_types import Module, PreTrainedModel, Tensor
@@ -172,7 +171,7 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _listed(words: Iterator[str] | Any) -> str:
+def _listed(words: Iterable[str]) -> str:
     found = [word for listed in words for word in listed.split(", ") if word]
     return ", ".join(dict.fromkeys(found))
 

@@ -1,6 +1,6 @@
 """A grid of settings over one prompt: which rows it has, and what is measured of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise, product
 from typing import Any
@@ -133,7 +133,7 @@ def _zero(text: str) -> bool:
     return text.replace(".", "").strip("0") == "" and "0" in text
 
 
-def _neutral(chosen: Settings, grid: dict[str, Any]) -> Settings:
+def _neutral(chosen: Settings, grid: Mapping[str, object]) -> Settings:
     """Return the settings that every row begins with: one sequence, no beams, sampling if that is what is swept."""
     chosen = chosen.put("num_return_sequences", 1, "sweep")
     if "num_beams" not in grid:

@@ -2,10 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
 from repl.core.errors import ReplError
 from repl.core.parts import Parts
@@ -52,7 +51,7 @@ def _tried(template: Template, stops: Sequence[int]) -> Iterator[Check]:
 Verdict = tuple[str, str]
 
 
-def _text(template: Template, *messages: Any, prompt: bool = False) -> str:
+def _text(template: Template, *messages: Mapping[str, str], prompt: bool = False) -> str:
     return template.write(messages, prompt).text
 
 
@@ -99,7 +98,7 @@ def _generation_prompt(template: Template) -> Verdict:
     return "bad", f"none: {header!r} should follow, the model may go on with your turn"
 
 
-def _between(template: Template, first: Any, second: Any) -> str:
+def _between(template: Template, first: Mapping[str, str], second: Mapping[str, str]) -> str:
     """Return what a template writes between two messages that follow each other in a chat."""
     after = _text(template, *TALK, prompt=True).partition(first["content"])[2]
     return after.partition(second["content"])[0]

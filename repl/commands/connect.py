@@ -10,14 +10,16 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core.errors import UsageError
 from repl.core.format import joined
+from repl.core.jobs import Job
 from repl.core.sanitize import clean_line
 from repl.core.settings import named
 from repl.core.values import Text as Words
+from repl.models.loader import ModelInfo
 from repl.remote.dialects import UNKNOWN
 from repl.remote.engine import Connected, Remote, Served, reach
 from repl.session import servers
 from repl.session.results import Message
-from repl.session.session import Session
+from repl.session.session import Session, Task
 from repl.terminal.screen import view
 
 MAX_MODELS = 20  # models listed at once
@@ -44,7 +46,7 @@ def connect(
     key_env: str = "",
     model: str = "",
     insecure: bool = False,
-) -> Any:
+) -> Known | Task[Remote]:
     """Let a server that speaks the OpenAI protocol answer.
 
     /connect http://127.0.0.1:8000 is all it takes for one on this machine. URL may be the name of a table
@@ -60,8 +62,8 @@ def connect(
     if insecure:
         session.trust_host(where.host)
 
-    def settle(job: Any) -> Connected:
-        remote: Remote = job.result()
+    def settle(job: Job[Remote]) -> Connected:
+        remote = job.result()
         session.connect(remote)
         return remote.connected()
 
@@ -69,7 +71,7 @@ def connect(
 
 
 @command("models")
-def disconnect(session: Session) -> object:
+def disconnect(session: Session) -> Message | Task[ModelInfo]:
     """Go back to the model in this process."""
     if session.remote is None:
         raise UsageError("no server is connected", "/connect URL")

@@ -5,11 +5,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from inspect import Parameter
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from repl.core import settings
 from repl.core.errors import UsageError
 from repl.core.values import Assignment, Flag, Integer, Kind, RestOfLine, kind_of, nearest
+
+if TYPE_CHECKING:
+    from repl.session.session import Session
 
 F = TypeVar("F", bound=Callable[..., Any])
 FLAG = re.compile(r"--([\w-]+)(?:(=)|\s+|$)")
@@ -225,7 +228,7 @@ class Line:
     arguments: tuple[Any, ...] = ()
     named: Mapping[str, Any] = field(default_factory=dict)
 
-    def run(self, session: Any) -> Any:
+    def run(self, session: "Session") -> Any:
         """Return a result, a `Task`, or None."""
         return self.command.function(session, *self.arguments, **self.named)
 
@@ -242,7 +245,7 @@ def read(text: str) -> Line:
     return Line(text, found, tuple(arguments), named)
 
 
-def complete(line: str, session: Any = None) -> list[tuple[str, str]]:
+def complete(line: str, session: "Session | None" = None) -> list[tuple[str, str]]:
     """Return what could stand at the end of a line as (word, help): command names, values, setting names.
 
     A kind with a method `offer(session, word)` is asked with what is loaded.
@@ -261,7 +264,7 @@ def complete(line: str, session: Any = None) -> list[tuple[str, str]]:
     return _values(found, rest, session)
 
 
-def _values(found: Command, rest: str, session: Any) -> list[tuple[str, str]]:
+def _values(found: Command, rest: str, session: "Session | None") -> list[tuple[str, str]]:
     before, last = rest.split()[:-1] if rest and not rest.endswith(" ") else rest.split(), rest.rpartition(" ")[2]
     place = len(before)
     words = [word for word in found.words if not word.flag]
