@@ -23,9 +23,8 @@ from conftest import Recorder
 
 from repl.analysis.template_checks import check
 from repl.core.errors import ReplError
-from repl.generation.prompt.chat_template import THOUGHTS, Template, render
+from repl.generation.prompt.chat_template import THOUGHTS, Template, render, variables
 from repl.generation.prompt.reply_parser import REASONING, Begun, Reading
-from repl.generation.prompt.template_values import variables
 
 show = sys.stdout.write
 TOKEN = re.compile(

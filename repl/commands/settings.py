@@ -15,8 +15,7 @@ from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import Assignment, RestOfLine
 from repl.core.values import Text as Words
-from repl.generation.prompt.chat_template import arguments
-from repl.generation.prompt.template_values import argument
+from repl.generation.prompt.chat_template import argument, arguments
 from repl.session.change_settings import Setting, apply, change, describe, names, read_field
 from repl.session.results import Message
 from repl.session.session import Session

@@ -9,7 +9,6 @@ from repl.core.explain import is_memory, sentence
 from repl.core.library_types import PreTrainedConfig
 from repl.core.settings import Load
 from repl.hub.weight_headers import Weights
-from repl.models import quantization
 from repl.models.memory import estimate, fit
 from repl.models.memory.available import measure
 
@@ -17,14 +16,10 @@ from repl.models.memory.available import measure
 @contextmanager
 def translated(load: Load) -> Iterator[None]:
     """Turn what the libraries raise while loading into one sentence."""
-    import torch
-
     try:
         yield
     except (ReplError, Cancelled):
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise no_room(load, sentence(error)) from error
     except ImportError as error:
         way_out = () if load.attention == "auto" else ("/attention auto",)
         raise MissingExtra(f"a package is missing for {load.model}: {sentence(error)}", *way_out) from error
@@ -32,7 +27,8 @@ def translated(load: Load) -> Iterator[None]:
         raise BadModel(f"a file of {load.model} is not valid JSON: {sentence(error)}") from error
     except BaseException as error:  # the Rust sides of the libraries panic with a BaseException
         if is_memory(error):
-            raise no_room(load, sentence(error)) from error
+            said = f"{load.model} does not fit: {sentence(error)}"
+            raise NoMemory(said, f"/plan {fit.name(load)}", "/device auto") from error
         raise BadModel(f"{load.model} does not load: {sentence(error)}") from error
 
 
@@ -49,11 +45,3 @@ def weighed(weights: Weights, config: PreTrainedConfig, load: Load) -> Iterator[
         free = ", ".join(map(fit.described, rooms))
         said = f"{load.model} does not fit: {sentence(error)}; it needs {needed}, and {free}"
         raise NoMemory(said, choices=fit.lighter(weights, config, load, rooms)) from error
-
-
-def no_room(load: Load, words: str) -> NoMemory:
-    """Make the error for weights that do not fit."""
-    smaller = () if load.dtype in ("bfloat16", "float16") else ("/dtype bfloat16",)
-    form = quantization.best(4, load) if load.quantize == "none" else ""
-    packed = (f"/quantize {form}",) if form else ()
-    return NoMemory(f"{load.model} does not fit: {words}", *smaller, *packed, "/device auto")

@@ -12,6 +12,7 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply, Timing, TokenLogprobs, Usage
 from repl.core.settings import Settings
 from repl.generation import arguments, engine
+from repl.generation.decode.beams import pieced
 from repl.generation.measure.scoring import score
 from repl.generation.measure.token_stats import KEPT
 from repl.generation.measure.token_trace import (
@@ -21,7 +22,6 @@ from repl.generation.measure.token_trace import (
     gathered,
     named,
     onward,
-    pieces_of,
     recomputed,
     seed_of,
     told,
@@ -83,7 +83,7 @@ def substitute_token(resident: Model, turn: Turn, place: int, token: int, emit: 
     kept = found.tokens[: place - 1]
     new = _considered(found.tokens[place - 1], token) or _scored(resident, record, kept, token, emit)
     ids = (*(seen.id for seen in kept), token)
-    pieces = pieces_of(resident, seed_of(resident, turn), ids)
+    pieces = pieced(resident.tokenizer, seed_of(resident, turn), ids)
     tokens = [replace(seen, text=text) for seen, text in zip([*kept, new], pieces, strict=True)]
     own = (*(one for one in record.taken if one < place), place)
     begun = replace(record, token_ids=ids, finish="length", measures=gathered(tokens), taken=own)
@@ -113,7 +113,7 @@ def join_records(resident: Model, begun: Turn, done: Reply) -> Reply:
     record = answered(begun)
     lead = begun.text[: len(begun.text) - sum(record.measures.lengths)]
     found = onward(begun, record.token_ids, done)
-    pieces = pieces_of(resident, seed_of(resident, begun), found.token_ids)
+    pieces = pieced(resident.tokenizer, seed_of(resident, begun), found.token_ids)
     lengths = tuple(map(len, pieces)) if found.measures.logprobs else ()
     raw = lead + "".join(pieces)
     parts = done.parts if begun.role == "assistant" else Parts(answer=raw)

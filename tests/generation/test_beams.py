@@ -11,7 +11,8 @@ from driving import ask, ask_until, bare, choose, generated, listen, opened, run
 
 from repl.core.errors import UsageError
 from repl.core.events import Beams, Token
-from repl.generation.decode.beams import PAUSE, Watch, common
+from repl.generation.decode.beams import PAUSE, Watch
+from repl.generation.decode.kv_cache import common
 
 PROMPT = "Once upon a time"
 
@@ -339,4 +340,4 @@ def test_the_watch_sees_what_generate_returns_in_the_end(folder):
     ("rows", "shared"), [([[1, 2, 3], [1, 2, 4]], 2), ([[1], [2]], 0), ([[5, 6]], 2), ([[1, 2], [1]], 1), ([[]], 0)]
 )
 def test_common_counts_the_leading_ids_that_all_share(rows, shared):
-    assert common(rows) == shared
+    assert common(*rows) == shared

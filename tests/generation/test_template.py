@@ -23,9 +23,17 @@ from repl.core.decoding import stops
 from repl.core.errors import Cancelled, Failed, ReplError, UsageError
 from repl.core.jobs import Worker
 from repl.generation.prompt import bounded
-from repl.generation.prompt.chat_template import DROPPED, FOLDED, WAY_OUT, Template, arguments, render
+from repl.generation.prompt.chat_template import (
+    DROPPED,
+    FOLDED,
+    WAY_OUT,
+    Template,
+    argument,
+    arguments,
+    render,
+    variables,
+)
 from repl.generation.prompt.spans import spans
-from repl.generation.prompt.template_values import argument, variables
 from repl.terminal.screen import THEME, view
 
 USER = {"role": "user", "content": "How are you?"}

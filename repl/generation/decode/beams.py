@@ -9,6 +9,7 @@ from repl.core.jobs import JobContext
 from repl.core.library_types import ModelOutput, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import BeamSearch
 from repl.generation.decode.detokenizer import Detokenizer
+from repl.generation.decode.kv_cache import common
 
 NEVER = -1e9  # the sum that the library gives a hypothesis that does not count
 PAUSE = 0.05  # seconds between two pictures of the search: eyes need no more
@@ -79,7 +80,7 @@ class Watch:
     def picture(self, ids: Tensor) -> Beams:
         """Return the hypotheses in `ids` with what they have in common."""
         rows = [row[self.start :] for row in ids.tolist()]
-        shared = common(rows)
+        shared = common(*rows)
         texts = [self._tokenizer.decode(row, skip_special_tokens=True) for row in (rows[0][:shared], *rows)]
         prefix = texts[0] if all(text.startswith(texts[0]) for text in texts) else ""
         sums = self._sums.tolist() if self.scored else [None] * len(rows)
@@ -133,13 +134,3 @@ def pieced(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Sequenc
     texts = [token.text for token in tokens if token.id is not None]
     rest = "".join(token.text for token in tokens if token.id is None)
     return [*texts[:-1], texts[-1] + rest] if texts else []
-
-
-def common(rows: list[list[int]]) -> int:
-    """Return how many leading ids all rows share."""
-    count = 0
-    for column in zip(*rows, strict=False):
-        if len(set(column)) > 1:
-            break
-        count += 1
-    return count

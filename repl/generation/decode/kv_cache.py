@@ -143,10 +143,10 @@ def croppable_cache(model: PreTrainedModel) -> Cache | None:
     return cache if all(map(_simple, cache.layers)) else None
 
 
-def common(one: Sequence[object], other: Sequence[object]) -> int:
-    """Return how many ids two texts begin with in common."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
+def common(*texts: Sequence[object]) -> int:
+    """Return how many ids some texts begin with in common."""
+    columns = enumerate(zip(*texts, strict=False))
+    return next((place for place, column in columns if column.count(column[0]) < len(texts)), min(map(len, texts)))
 
 
 @contextmanager

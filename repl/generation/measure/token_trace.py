@@ -10,7 +10,7 @@ from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts
 from repl.core.reply import Reply, TokenLogprobs
-from repl.generation.decode.beams import spelled
+from repl.generation.decode.beams import pieced
 from repl.generation.measure.forward import Scored
 from repl.generation.measure.scoring import score
 from repl.generation.measure.token_stats import KEPT, rounded, text_of
@@ -117,7 +117,7 @@ def recomputed(resident: Model, turn: Turn, emit: JobContext) -> Trace:
     """Measure the tokens of a reply once more, for the model thread; raises `ReplError` unless its model is loaded."""
     record = answered(turn)
     check(resident.facts, record, turn.id)
-    pieces = pieces_of(resident, seed_of(resident, turn), record.token_ids)
+    pieces = pieced(resident.tokenizer, seed_of(resident, turn), record.token_ids)
     seen: list[Seen] = []
     ids, first = (*record.prompt_ids, *record.token_ids), len(record.prompt_ids)
     for place, found in enumerate(score(resident, ids, emit, first=first, top=KEPT, shared=True)):
@@ -141,19 +141,8 @@ def check(facts: ModelInfo, record: Reply, number: int) -> None:
 def seed_of(resident: Model, turn: Turn) -> Sequence[int]:
     """Return the ids whose text a reply's text goes on from: of a chat reply none, of a continuation the prompt's."""
     record = answered(turn)
-    fits = turn.text.endswith("".join(pieces_of(resident, (), record.token_ids)))
+    fits = turn.text.endswith("".join(pieced(resident.tokenizer, (), record.token_ids)))
     return () if fits else record.prompt_ids
-
-
-def pieces_of(resident: Model, seed: Sequence[int], ids: Sequence[int]) -> list[str]:
-    """Return the text of each of some tokens behind others; a last rest belongs to the last token."""
-    pieces: list[str] = []
-    for token in spelled(resident.tokenizer, seed, ids):
-        if token.id is None:
-            pieces[-1] += token.text
-        else:
-            pieces.append(token.text)
-    return pieces
 
 
 def named(resident: Model, found: Scored, text: str) -> Seen:
