@@ -1,4 +1,4 @@
-"""A grid of settings over one prompt: which rows it has, and what is measured of each."""
+"""A grid of settings over one prompt: which rows it has, what is measured of each, and taking one as the answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,6 +15,9 @@ from repl.generation.decode.batch import Made, Rows
 from repl.generation.decode.kv_cache import common
 from repl.generation.request import Request
 from repl.generation.runtime import Model
+from repl.session.change_settings import changed
+from repl.session.position import Question
+from repl.session.session import Session
 
 EXAMPLE = "/sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2"
 MOST = 500  # rows
@@ -249,3 +252,45 @@ def parted(ids: Sequence[int], greedy: Sequence[int]) -> int | None:
 
 
 NONE = Line(0, {}, None, "cancelled", 0, None, None, None, None, "", (), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A row that is the answer now, and how the next reply is made."""
+
+    number: int
+    text: str
+    token_ids: tuple[int, ...]
+    now: str
+
+
+def offer_rows(session: Session, asked: Question, cells: Mapping[int, Cell], made: Mapping[int, Made]) -> None:
+    """Let /pick take one of these rows."""
+    session.set_pick(lambda number: take(session, asked, cells, made, number))
+
+
+def take(session: Session, asked: Question, cells: Mapping[int, Cell], made: Mapping[int, Made], number: int) -> Taken:
+    """Make a row the reply to its question, and its settings those of the session; raises `UsageError`."""
+    if number not in made:
+        raise UsageError(f"there is no row {number}: they are numbered {min(made)} to {max(made)}", "/sweep")
+    talk, done = session.conversation, made[number].done
+    session.change(changed(session.settings, words(session, cells[number], made[number]), parts=("decode",)))
+    if asked.turn is None:
+        asked = replace(asked, turn=talk.add(asked.role, asked.text, asked.parent).id)
+        session.prepare(files=(), prefill="")
+    role = "completion" if asked.role == "prompt" else "assistant"
+    state = "cancelled" if done.finish == "cancelled" else "complete"
+    reply = talk.close(talk.add(role, "", asked.turn), asked.request.prefill + done.raw, state, done)
+    if role == "assistant":
+        talk.head = reply.id
+    session.set_last(reply)
+    offer_rows(session, asked, cells, made)
+    return Taken(number, reply.parts.answer, done.token_ids, decoding.phrase(session.decoding()))
+
+
+def words(session: Session, cell: Cell, made: Made) -> list[tuple[str, str]]:
+    """Return what has to be set to go on as a row was made; its seed is not: it would fix all further replies."""
+    samples = made.done.seed is not None
+    beams = [("num_beams", "1")] if (session.decoding()["num_beams"].value or 1) > 1 else []
+    kept = [(name, text) for name, text in cell.words if samples or name not in SAMPLING]
+    return [("do_sample", "on" if samples else "off"), *beams, *kept]

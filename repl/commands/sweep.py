@@ -1,22 +1,22 @@
 """Sweep: one prompt under a grid of settings, all rows together."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from rich.console import RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
-from repl.analysis import adopt
-from repl.analysis.sweep import EXAMPLE, Line, Run, Sweep, plan
-from repl.commands.lineup import Drawing, short
+from repl.analysis.sweep import EXAMPLE, Line, Run, Sweep, Taken, offer_rows, plan
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.atomic_write import write
 from repl.core.errors import UsageError
-from repl.core.format import joined
+from repl.core.format import counted, joined, rate
 from repl.core.jobs import Job
-from repl.core.sanitize import clean
+from repl.core.sanitize import clean, clean_line
 from repl.core.values import Integer, RestOfLine
 from repl.generation.decode.batch import Made
 from repl.session.position import question, split_prompt
@@ -24,6 +24,7 @@ from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
 
+OPENING = 16  # least columns worth giving to the beginning of a text beside the figures
 SAVE = "/sweep save FILE.jsonl"
 USUAL = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penalty=1,1.1", "show", "save")
 
@@ -71,7 +72,7 @@ def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task
     def settle(job: Job[tuple[Sweep, dict[int, Made]]]) -> Sweep:
         found, made = job.result()
         if made:
-            adopt.offer(session, asked, dict(enumerate(chosen.cells, 1)), made)
+            offer_rows(session, asked, dict(enumerate(chosen.cells, 1)), made)
         session.keep_sweep(found)
         return found
 
@@ -128,5 +129,103 @@ def _(result: Shown) -> RenderableType:
 
 
 @view.register
-def _(result: adopt.Taken) -> RenderableType:
+def _(result: Taken) -> RenderableType:
     return Text.assemble(clean(result.text), (f"\n{result.now} · from the next reply on", "quiet"))
+
+
+class Drawing:
+    """A line for each row; where the window is narrow, the beginning of its text stands below its figures."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        found = self._sweep
+        heads = ["", *map(short, found.names), "seed", "tokens", "end", "distinct-2", "logprob", "parts at"]
+        rows = [self._cells(line) for line in found.lines if line.same_as is None]
+        first = ["", *[""] * len(found.names), *self._figures(found.greedy)]
+        widths = [max(map(cell_len, column)) for column in zip(heads, first, *rows, strict=True)]
+        room = options.max_width - sum(widths) - 2 * len(widths)
+        yield Text(_aligned(heads, widths), "quiet")
+        if found.greedy.same_as is None and found.greedy.length:
+            first[1 if found.names else 0] = ""
+            yield from self._drawn(_aligned(first, widths), found.greedy, room, "quiet", "greedy: ")
+        yield from self._body(widths, room)
+        yield Text(_said(found), "quiet")
+        if found.lines:
+            yield Text.assemble(
+                ("/sweep show N", "accent"), (" shows a row, ", "quiet"), ("/pick N", "accent"), (" takes it", "quiet")
+            )
+
+    def _body(self, widths: list[int], room: int) -> Iterator[Text]:
+        same: list[Line] = []
+        for line in self._sweep.lines:
+            if line.same_as is not None:
+                same.append(line)
+                continue
+            yield from _folded(same, widths[0])
+            same = []
+            yield from self._drawn(_aligned(self._cells(line), widths), line, room, "")
+        yield from _folded(same, widths[0])
+
+    def _cells(self, line: Line) -> list[str]:
+        values = [settings.show(name, line.settings[name]) for name in self._sweep.names]
+        return [str(line.number), *values, *self._figures(line)]
+
+    def _figures(self, line: Line) -> list[str]:
+        return [
+            "" if line.seed is None else str(line.seed),
+            str(line.length),
+            "stopped" if line.finish == "cancelled" else line.finish.replace("_", " "),
+            "" if line.distinct_2 is None else f"{line.distinct_2:.2f}",
+            "" if line.logprob is None else f"{line.logprob:.2f}",
+            ""
+            if line.number in (0, self._sweep.greedy.same_as)
+            else "never"
+            if line.parts is None
+            else str(line.parts),
+        ]
+
+    def _drawn(self, figures: str, line: Line, room: int, style: str, lead: str = "") -> Iterator[Text]:
+        if room >= OPENING:
+            yield Text.assemble((figures + "  ", "quiet"), _opening(lead + line.text, room, style))
+            return
+        yield Text(figures, "quiet")
+        yield Text("   ") + _opening(lead + line.text, max(20, room + cell_len(figures) - 3), style)
+
+
+def _opening(text: str, most: int, style: str) -> Text:
+    """Return the beginning of a text in so many columns."""
+    drawn = Text(clean_line(" ".join(text[: 2 * most].split())), style, no_wrap=True)
+    drawn.truncate(most, overflow="ellipsis")
+    return drawn
+
+
+def short(name: str) -> str:
+    """Return a setting's name as a heading."""
+    return {"temperature": "temp", "repetition_penalty": "rep. penalty"}.get(name, name)
+
+
+def _aligned(cells: list[str], widths: list[int]) -> str:
+    return "  ".join(" " * (width - cell_len(cell)) + cell for cell, width in zip(cells, widths, strict=True))
+
+
+def _folded(same: list[Line], width: int) -> Iterator[Text]:
+    """Draw rows that are copies of others in one line."""
+    if same:
+        numbers = str(same[0].number) if len(same) == 1 else f"{same[0].number}-{same[-1].number}"
+        rows = ", ".join(str(number) for number in dict.fromkeys(line.same_as for line in same))
+        yield Text(f"{numbers:>{width}}  as row {rows}: settings that come to the same", "quiet")
+
+
+def _said(found: Sweep) -> str:
+    made = sum(line.length for line in found.lines if line.same_as is None)
+    made += found.greedy.length if found.greedy.same_as is None else 0
+    alone = f"one by one: {found.alone}"
+    how = "all together" if not found.alone else f"{found.together} together, the others {alone}"
+    how = how if found.together else alone
+    return joined(
+        f"{found.made} rows made {how}",
+        f"{counted(made, 'token')} in {found.seconds:.1f} s, {rate(made / found.seconds)}" if found.seconds else "",
+        f"stopped by you{f', {found.left_out} rows not begun' if found.left_out else ''}" if not found.whole else "",
+    )
