@@ -1,33 +1,96 @@
-"""How fast a model reads and writes here: repeated runs, their spread, and the limit that memory sets."""
+"""How fast a model reads prompts and makes replies here: the median of repeated runs, and the limit of memory.
 
+In come models, each with ways to make a reply; out come their speeds. The model in use, its conversation and its KV
+cache stay as they are.
+"""
+
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import psutil
 
-from repl.analysis.timed_reply import BARE, Run, Speed, Way, speed, timed
+from repl.core import decoding
 from repl.core.errors import Cancelled, NoMemory, ReplError, UsageError
-from repl.core.events import Progress
+from repl.core.events import Event, Notice, Progress
 from repl.core.jobs import JobContext
-from repl.core.settings import Load
+from repl.core.settings import Load, Settings
+from repl.generation import arguments, engine
+from repl.generation.decode import drafters
+from repl.generation.decode.batch import Muted
+from repl.generation.measure.forward import input_device, library_errors
 from repl.generation.provenance import versions
+from repl.generation.request import Request
 from repl.generation.runtime import Model, Models, Runtime
 from repl.models.imports import release
 from repl.models.loader import bring
 
+BARE, LOOP = "generate", "loop"
+"""The library's `generate`, and the program's own way with nothing that `/fast` adds."""
+PLAIN = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "stop_strings": None}
+"""Values of a bare greedy `generate`."""
+FASTER = decoding.AHEAD
+"""Settings for decoding that change how fast replies come, and nothing else."""
 TEXT = (
     "The river rises in the hills above the town, and by the time it reaches the bridge it carries the water of nine "
     "streams. In spring the meadows stand under water for a week or two; the farmers move their animals to the higher "
     "fields, and the children take the long way to school. Nobody minds much. The ground is the better for it, and the "
     "older people remember years in which the river came into the houses and stayed until May. "
 )
-WARM = 3  # tokens of the run that is not counted
-BLOCK = 2**28  # bytes that are read to measure the memory: far more than any cache holds
+WARM_UP_TOKENS = 3  # tokens of the run that is not counted
+BLOCK_BYTES = 2**28  # read to measure the memory: far more than any cache holds
 READS = 7
 PACKED = ("torch.int8", "torch.uint8", "torch.int32")  # what weights that are no parameters are packed into
-SPARE = 1.1  # a model is taken to fit where this much of its size is free
+FREE_SHARE = 1.1  # a model is taken to fit where this much of its size is free
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How replies are made: under settings, or by the library's bare `generate` where there are none."""
+
+    name: str
+    settings: Settings | None = None
+    get: drafters.Get | None = None
+    """Brings another model beside it, the assistant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One timed reply: how many tokens were made, seconds to the first one, seconds from there to the last."""
+
+    made: int
+    first_s: float
+    rest_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of a few measurements, and their range."""
+
+    median: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """One model at one length of prompt: seconds to the first token, tokens/s while reading and while writing.
+
+    `of_bare` is what is written for each token of bare `generate` with the first of a model's formats, `limit` the
+    share of the tokens/s at which memory could deliver the weights.
+    """
+
+    mode: str
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    ttft_s: Spread
+    prefill_tps: Spread
+    decode_tps: Spread
+    limit: float | None
+    of_bare: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,29 +98,19 @@ class Entry:
     """One model in one format: what it takes, how long it took to load, its speeds, and what went wrong, if anything.
 
     `read_bytes` are the weights that a single token needs, `limit_tps` how often in a second memory could deliver
-    those, None where that is unknown; `used_bytes` is what the process holds after the runs (CUDA: the device at most).
+    those, None where that is unknown.
     """
 
     model: str
     dtype: str
-    device_map: dict[str, str]
-    resident: bool
-    load_s: float
-    weight_bytes: int
-    read_bytes: int
-    limit_tps: float | None
-    used_bytes: int
-    speeds: tuple[Speed, ...]
-    problem: str = ""
-    quantization: str = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes per second that a device reads from its memory: the fastest of a few dot products over a large block."""
-
-    device: str
-    bytes_per_s: float
+    quantization: str
+    device_map: dict[str, str] = field(default_factory=dict)
+    load_s: float = 0.0
+    weight_bytes: int = 0
+    read_bytes: int = 0
+    limit_tps: float | None = None
+    speeds: list[Speed] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,110 +128,100 @@ class Benched:
     """What was measured, with what decides it; `whole` is False where it was stopped before the end."""
 
     entries: list[Entry]
-    memory: list[Memory]
+    bandwidth: dict[str, float]
+    """Bytes per second that each device reads from its memory."""
     new_tokens: int
     repeats: int
     threads: int
     versions: dict[str, str]
     whole: bool
-    file: str = ""
 
 
 class Bench:
     """Measures what a plan says; what is done stays in `entries` when it is stopped. For the model thread."""
 
-    def __init__(self, plan: Plan, resident: Model | None, offline: bool, emit: JobContext) -> None:
-        self.plan, self._resident, self._offline, self._emit = plan, resident, offline, emit
-        self.entries: list[Entry] = []
-        self.memory: list[Memory] = []
+    def __init__(self, plan: Plan, store: Models, emit: JobContext) -> None:
+        self._plan, self._emit, self._offline = plan, emit, store.offline
+        self._current = store.current() if store.facts() else None
+        self._entries: list[Entry] = []
+        self._bandwidth: dict[str, float] = {}
 
-    def run(self) -> bool:
-        """Measure model after model; False if it was stopped."""
+    def run(self) -> Benched:
+        """Measure model after model; one that fails leaves the others their turn."""
+        import torch
+
+        whole = True
         try:
-            for load, ways in self.plan.models:
-                self._model(load, ways)
+            for load, ways in self._plan.models:
+                self._measure(load, ways)
         except Cancelled:
             self._emit.begin_cleanup()
-            return False
-        return True
+            whole = False
+        entries = compared([one for one in self._entries if one.speeds or one.problems])
+        plan, threads = self._plan, torch.get_num_threads()
+        return Benched(entries, self._bandwidth, plan.new_tokens, plan.repeats, threads, versions(), whole)
 
-    def _model(self, load: Load, ways: Sequence[Way]) -> None:
-        try:
-            with self._brought(load) as resident:
-                self._measure(resident, ways)
-        except ReplError as error:  # one that fails leaves the others their turn
-            self.entries.append(
-                Entry(load.model, load.dtype, {}, False, 0.0, 0, 0, None, 0, (), error.message, load.quantize)
-            )
-
-    @contextmanager
-    def _brought(self, load: Load) -> Iterator[Model]:
-        """Yield the resident model where it is meant, else one that is loaded for this and freed after it."""
-        if self._resident is not None and same(load, self._resident):
-            yield self._resident
-            return
-        with ExitStack() as stack:
-            stack.callback(release)
-            resident = bring(load, self._emit, self._offline, lambda needed, _: room(load, needed), Runtime)
-            yield resident
-
-    def _measure(self, resident: Model, ways: Sequence[Way]) -> None:
-        speeds: list[Speed] = []
+    def _measure(self, load: Load, ways: Sequence[Way]) -> None:
         problems: list[str] = []
-        memory = self._bandwidth(resident)
-        limit = memory.bytes_per_s / read_bytes(resident) if memory else None
-        try:
-            for prompt in self.plan.prompt_tokens:
-                with noted(problems):
-                    self._length(resident, prompt, ways, limit, speeds)
-        finally:  # also when it is stopped: what is done so far counts
-            if speeds or problems:
-                self.entries.append(entry_of(resident, resident is self._resident, limit, speeds, "; ".join(problems)))
-
-    def _length(
-        self, resident: Model, prompt: int, ways: Sequence[Way], limit: float | None, speeds: list[Speed]
-    ) -> None:
-        new = self.plan.new_tokens
-        fits(resident, prompt + new)
-        ids = text_ids(resident, prompt)
-        stage = f"bench {resident.facts.name} {resident.facts.dtype}, prompt of {prompt}"
-        runs: list[tuple[Way, list[Run]]] = []
-        problems: list[str] = []
-        try:
-            self._emit(Progress(stage, 0, self.plan.repeats, "runs"))
-            for way in ways:
-                with noted(problems):  # one that cannot leaves the others their turn
-                    timed(resident, ids, min(WARM, new), self._emit, way)
-                    runs.append((way, []))
-            for number in range(self.plan.repeats):
-                for way, found in runs:  # in turn: what else the machine does falls on all
-                    found.append(timed(resident, ids, new, self._emit, way))
-                self._emit(Progress(stage, number + 1, self.plan.repeats, "runs"))
-        finally:
-            speeds += [replace(speed(found, prompt, new, limit), mode=way.name) for way, found in runs if found]
+        with noted(problems):
+            try:
+                self._measure_model(self._model(load), ways)
+            finally:
+                release()
         if problems:
-            raise UsageError("; ".join(problems))
+            self._entries.append(Entry(load.model, load.dtype, load.quantize, problems=problems))
 
-    def _bandwidth(self, resident: Model) -> Memory | None:
+    def _model(self, load: Load) -> Model:
+        """Return the current model where it is meant, else one that is loaded for this."""
+        if self._current is not None and same(load, self._current):
+            return self._current
+        return bring(load, self._emit, self._offline, lambda needed, _: check_free(load, needed), Runtime)
+
+    def _measure_model(self, model: Model, ways: Sequence[Way]) -> None:
+        facts, size = model.facts, read_bytes(model)
+        rate = self._rate(sorted(set(facts.device_map.values())))
+        entry = Entry(
+            model=facts.id,
+            dtype=facts.dtype,
+            quantization=facts.quantization,
+            device_map=dict(facts.device_map),
+            load_s=facts.seconds,
+            weight_bytes=facts.bytes,
+            read_bytes=size,
+            limit_tps=rate / size if rate else None,
+        )
+        self._entries.append(entry)
+        for prompt in self._plan.prompt_tokens:
+            with noted(entry.problems):
+                self._measure_length(model, prompt, ways, entry)
+
+    def _measure_length(self, model: Model, prompt: int, ways: Sequence[Way], entry: Entry) -> None:
+        new, repeats, emit = self._plan.new_tokens, self._plan.repeats, self._emit
+        check_context(model, prompt + new)
+        ids = text_ids(model, prompt)
+        stage = f"bench {model.facts.name} {model.facts.dtype}, prompt of {prompt}"
+        runs: list[tuple[Way, list[Run]]] = []
+        try:
+            emit(Progress(stage, 0, repeats, "runs"))
+            for way in ways:
+                with noted(entry.problems):  # one that cannot leaves the others their turn
+                    timed(model, ids, min(WARM_UP_TOKENS, new), emit, way)
+                    runs.append((way, []))
+            for number in range(repeats):
+                for way, found in runs:  # in turn: what else the machine does falls on all
+                    found.append(timed(model, ids, new, emit, way))
+                emit(Progress(stage, number + 1, repeats, "runs"))
+        finally:  # also when it is stopped: what is done so far counts
+            entry.speeds.extend(speed(way.name, found, prompt, new, entry.limit_tps) for way, found in runs if found)
+
+    def _rate(self, devices: Sequence[str]) -> float | None:
         """Measure a device once; a model on several, or on disk, has no such limit."""
-        places = sorted(set(resident.facts.device_map.values()))
-        if len(places) != 1 or places[0] == "disk":
+        if len(devices) != 1 or devices[0] == "disk":
             return None
-        if known := [one for one in self.memory if one.device == places[0]]:
-            return known[0]
-        self._emit(Progress("measure the memory"))
-        self.memory.append(Memory(places[0], bandwidth(places[0], self._emit)))
-        return self.memory[-1]
-
-
-def measured(plan: Plan, store: Models, emit: JobContext) -> Benched:
-    """Run a plan; for the model thread."""
-    import torch
-
-    runs = Bench(plan, store.current() if store.facts() else None, store.offline, emit)
-    whole = runs.run()
-    threads = torch.get_num_threads()
-    return Benched(beside(runs.entries), runs.memory, plan.new_tokens, plan.repeats, threads, versions(), whole)
+        if devices[0] not in self._bandwidth:
+            self._emit(Progress("measure the memory"))
+            self._bandwidth[devices[0]] = bandwidth(devices[0], self._emit)
+        return self._bandwidth[devices[0]]
 
 
 @contextmanager
@@ -190,49 +233,17 @@ def noted(problems: list[str]) -> Iterator[None]:
         problems.append(error.message)
 
 
-def entry_of(resident: Model, kept: bool, limit: float | None, speeds: Sequence[Speed], problem: str) -> Entry:
-    """Describe a model that was measured."""
-    facts = resident.facts
-    return Entry(
-        model=facts.id,
-        dtype=facts.dtype,
-        device_map=dict(facts.device_map),
-        resident=kept,
-        load_s=facts.seconds,
-        weight_bytes=facts.bytes,
-        read_bytes=read_bytes(resident),
-        limit_tps=limit,
-        used_bytes=used_bytes(facts.device_map),
-        speeds=tuple(speeds),
-        problem=problem,
-        quantization=facts.quantization,
-    )
-
-
-def beside(entries: Sequence[Entry]) -> list[Entry]:
-    """Set every speed of writing against bare `generate` in the first entry of the same model."""
+def compared(entries: Sequence[Entry]) -> list[Entry]:
+    """Set every decode speed against bare `generate` in the first entry of the same model."""
     first: dict[tuple[str, int], float] = {}
     for entry in entries:
         for one in entry.speeds:
             if one.mode == BARE:
                 first.setdefault((entry.model, one.prompt_tokens), one.decode_tps.median)
-
-    def against(model: str, one: Speed) -> Speed:
-        bare = first.get((model, one.prompt_tokens))
-        return replace(one, of_bare=one.decode_tps.median / bare) if bare else one
-
-    return [replace(entry, speeds=tuple(against(entry.model, one) for one in entry.speeds)) for entry in entries]
-
-
-def loads(base: Load, models: Sequence[str], dtypes: Sequence[str]) -> tuple[Load, ...]:
-    """Return every model (`id` or `id@revision`) in every format; without models the one that `base` names."""
-    chosen = [base if name == base.model else _named(base, name) for name in models or [base.model]]
-    return tuple(replace(one, dtype=dtype) for one in chosen for dtype in dtypes or [base.dtype])
-
-
-def _named(base: Load, words: str) -> Load:
-    name, _, revision = words.partition("@")
-    return replace(base, model=name, revision=revision or "main", gguf_file="", trust_remote_code=False)
+            if bare := first.get((entry.model, one.prompt_tokens)):
+                place = entry.speeds.index(one)
+                entry.speeds[place] = replace(one, of_bare=one.decode_tps.median / bare)
+    return list(entries)
 
 
 def same(load: Load, resident: Model) -> bool:
@@ -241,14 +252,14 @@ def same(load: Load, resident: Model) -> bool:
     return exact and replace(load, dtype="auto") == replace(resident.load, dtype="auto")
 
 
-def room(load: Load, needed: int) -> None:
+def check_free(load: Load, needed: int) -> None:
     """Refuse to load what does not fit beside the resident model; raises `NoMemory`."""
     free = psutil.virtual_memory().available
-    if load.device == "cpu" and needed * SPARE > free:
+    if load.device == "cpu" and needed * FREE_SHARE > free:
         raise NoMemory(f"{load.model} needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free", "/unload")
 
 
-def fits(resident: Model, tokens: int) -> None:
+def check_context(resident: Model, tokens: int) -> None:
     """Refuse a length that the model was not made for; raises `UsageError`."""
     context = resident.facts.context
     if context and tokens > context:
@@ -275,20 +286,11 @@ def read_bytes(resident: Model) -> int:
     return int(total)
 
 
-def used_bytes(device_map: dict[str, str]) -> int:
-    """Return what the process holds; on CUDA the most that its tensors took on the devices."""
-    if not any(place.startswith("cuda") for place in device_map.values()):
-        return int(psutil.Process().memory_info().rss)
-    import torch
-
-    return int(sum(torch.cuda.max_memory_allocated(place) for place in range(torch.cuda.device_count())))
-
-
 def bandwidth(device: str, emit: JobContext, clock: Callable[[], float] = time.perf_counter) -> float:
     """Return the bytes per second that a device reads, with all of torch's threads."""
     import torch
 
-    block = torch.ones(BLOCK // 4, device=device)
+    block = torch.ones(BLOCK_BYTES // 4, device=device)
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(block.device.type, lambda: None)
     seconds: list[float] = []
     for _ in range(READS + 1):  # the first touches the pages
@@ -298,4 +300,101 @@ def bandwidth(device: str, emit: JobContext, clock: Callable[[], float] = time.p
         torch.dot(block, block)
         wait()
         seconds.append(clock() - began)
-    return BLOCK / min(seconds[1:])
+    return BLOCK_BYTES / min(seconds[1:])
+
+
+class Notices(Muted):
+    """Lets nothing of a reply through, and keeps what was to be said about it."""
+
+    def __init__(self, emit: JobContext) -> None:
+        super().__init__(emit, lambda: None)
+        self.heard: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        """Keep a notice; raises `Cancelled`."""
+        if isinstance(event, Notice):
+            self.heard.append(event.text)
+        self.raise_if_cancelled()
+
+
+class Clock:
+    """A streamer that notes when the first and the last token came; raises `Cancelled`."""
+
+    def __init__(self, emit: JobContext) -> None:
+        self._emit = emit
+        self._began = time.perf_counter()
+        self._times: list[float] = []
+        self._calls = 0
+
+    def put(self, _: object) -> None:
+        """Take a token; the first call brings the prompt."""
+        self._emit.raise_if_cancelled()
+        self._calls += 1
+        if self._calls > 1:
+            self._times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Be told that it is over."""
+
+    def run(self) -> Run:
+        """Return the times of the reply."""
+        return Run(len(self._times), self._times[0] - self._began, self._times[-1] - self._times[0])
+
+
+def timed(resident: Model, ids: list[int], new: int, emit: JobContext, way: Way) -> Run:
+    """Time a greedy reply of exactly `new` tokens, without a kept cache; raises `ReplError`."""
+    return bare(resident, ids, new, emit) if way.settings is None else own(resident, ids, new, emit, way)
+
+
+def bare(resident: Model, ids: list[int], new: int, emit: JobContext) -> Run:
+    """Time what the library does by itself."""
+    import torch
+
+    model = resident.model
+    chosen = arguments.of_values(model, {**PLAIN, "max_new_tokens": new, "min_new_tokens": new})
+    prompt = torch.tensor([ids], device=input_device(model))
+    with library_errors("the run stopped"):
+        clock = Clock(emit)
+        mask = torch.ones_like(prompt)
+        model.generate(
+            input_ids=prompt, attention_mask=mask, generation_config=chosen.config, streamer=clock, **chosen.off
+        )
+        return clock.run()
+
+
+def own(resident: Model, ids: list[int], new: int, emit: JobContext, way: Way) -> Run:
+    """Time a reply as the program makes it; raises `UsageError` where what should make it faster rests."""
+    chosen = asked(way, new)
+    notices = Notices(emit)
+    done = engine.reply(replace(resident, runtime=Runtime()), Request(chosen, ids=tuple(ids)), notices, way.get)
+    if done.finish == "cancelled":
+        raise Cancelled
+    if done.drafts is None and drafters.wanted(chosen):
+        raise UsageError(next(iter(notices.heard), f"{way.name} is off for this model"))
+    made, timing = len(done.token_ids), done.timing
+    return Run(made, timing.ttft_s or 0.0, (made - 1) / timing.decode_tps if timing.decode_tps else 0.0)
+
+
+def asked(way: Way, new: int) -> Settings:
+    """Return the settings of one greedy reply: of those for decoding, only what makes it faster is kept."""
+    assert way.settings is not None
+    values = {name: getattr(way.settings.decode, name) for name in FASTER}
+    values |= {"do_sample": False, "num_beams": 1, "max_new_tokens": new, "min_new_tokens": new}
+    chosen = replace(Settings(), load=way.settings.load)
+    for name, value in values.items():
+        chosen = chosen.put(name, value, "bench")
+    return chosen
+
+
+def speed(mode: str, runs: Sequence[Run], prompt: int, new: int, limit: float | None) -> Speed:
+    """Turn runs into rates; `limit` is the most tokens/s that memory allows."""
+    first = [run.first_s for run in runs]
+    decode = spread([(run.made - 1) / run.rest_s if run.rest_s else 0.0 for run in runs])
+    prefill = spread([prompt / seconds for seconds in first])
+    share = decode.median / limit if limit else None
+    return Speed(mode, prompt, new, len(runs), spread(first), prefill, decode, share)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return median and range."""
+    return Spread(statistics.median(values), min(values), max(values))

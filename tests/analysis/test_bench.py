@@ -2,7 +2,6 @@
 
 import gc
 import io
-import json
 import shutil
 from dataclasses import replace
 
@@ -10,14 +9,12 @@ import pytest
 from driving import ask, finish, opened, run
 from rich.console import Console
 
-from repl.analysis import bench, timed_reply
-from repl.analysis.bench import Bench, Memory, Plan
-from repl.analysis.timed_reply import Clock, Run, Spread, Way
+from repl.analysis import bench
+from repl.analysis.bench import Bench, Clock, Plan, Run, Spread, Way
 from repl.commands import registry
 from repl.core.errors import Cancelled, NoModel, UsageError
 from repl.core.events import Progress
-from repl.core.settings import Load
-from repl.terminal.screen import THEME, plain, view
+from repl.terminal.screen import THEME, view
 
 SHORT = "/bench --prompt-tokens 8,40 --new-tokens 6 --repeats 2"
 
@@ -45,7 +42,7 @@ def test_the_loaded_model_is_measured_at_every_length(session):
     found = run(session, SHORT)
     (entry,) = found.entries
     assert found.whole
-    assert (entry.model, entry.dtype, entry.resident, entry.problem) == (session.facts().id, "float32", True, "")
+    assert (entry.model, entry.dtype, entry.problems) == (session.facts().id, "float32", [])
     assert (entry.weight_bytes, entry.load_s) == (session.facts().bytes, session.facts().seconds)
     assert [(one.prompt_tokens, one.new_tokens, one.repeats, one.mode) for one in entry.speeds] == [
         (8, 6, 2, "generate"),
@@ -57,8 +54,8 @@ def test_the_loaded_model_is_measured_at_every_length(session):
         for measured in (one.ttft_s, one.prefill_tps, one.decode_tps):
             assert 0 < measured.least <= measured.median <= measured.most
         assert one.limit == pytest.approx(one.decode_tps.median / entry.limit_tps)
-    assert [one.device for one in found.memory] == ["cpu"]
-    assert entry.limit_tps == pytest.approx(found.memory[0].bytes_per_s / entry.read_bytes)
+    assert [*found.bandwidth] == ["cpu"]
+    assert entry.limit_tps == pytest.approx(found.bandwidth["cpu"] / entry.read_bytes)
 
 
 def test_ways_stand_beside_bare_generate(session):
@@ -107,7 +104,7 @@ def test_an_assistant_is_measured_as_well(session, gpt2_folder, tmp_path):
 def test_what_decides_the_words_of_a_reply_is_left_out_of_the_runs(session, emit):
     """A penalty of yours costs time that bare generate does not take."""
     way = Way("loop", session.settings.put("repetition_penalty", 2.0, "x").put("prompt_lookup", 3, "x"))
-    chosen = timed_reply.asked(way, 9).decode
+    chosen = bench.asked(way, 9).decode
     assert (chosen.repetition_penalty, chosen.do_sample, chosen.prompt_lookup) == (None, False, 3)
     assert (chosen.max_new_tokens, chosen.min_new_tokens) == (9, 9)
 
@@ -116,18 +113,18 @@ def test_a_way_that_a_model_cannot_go_is_a_problem_and_no_end(recurrent_folder):
     with opened(recurrent_folder) as session:
         (entry,) = run(session, "/bench prompt_lookup --prompt-tokens 8 --new-tokens 3").entries
     assert [one.mode for one in entry.speeds] == ["generate", "loop"]
-    assert entry.problem.startswith("prompt_lookup is off")
+    assert entry.problems[0].startswith("prompt_lookup is off")
 
 
 def test_rates_are_what_the_clock_says():
     """Three runs of five tokens: the prompt by the time to the first, four steps by the time after it."""
     runs = [Run(5, 0.5, 2.0), Run(5, 1.0, 4.0), Run(5, 0.25, 1.0)]
-    found = timed_reply.speed(runs, 100, 5, limit=8.0)
+    found = bench.speed("loop", runs, 100, 5, limit=8.0)
     assert found.ttft_s == Spread(0.5, 0.25, 1.0)
     assert found.prefill_tps == Spread(200.0, 100.0, 400.0)
     assert found.decode_tps == Spread(2.0, 1.0, 4.0)
     assert found.limit == 0.25
-    assert timed_reply.speed(runs, 100, 5, limit=None).limit is None
+    assert bench.speed("loop", runs, 100, 5, limit=None).limit is None
 
 
 def test_exactly_as_many_tokens_are_made_as_were_asked_for(scripted_folder, emit):
@@ -136,7 +133,7 @@ def test_exactly_as_many_tokens_are_made_as_were_asked_for(scripted_folder, emit
         resident = session.store.current()
         assert len(ask(session, "Hi").token_ids) == 3
         assert all(
-            timed_reply.timed(resident, bench.text_ids(resident, 22), 9, emit, way).made == 9
+            bench.timed(resident, bench.text_ids(resident, 22), 9, emit, way).made == 9
             for way in (Way("generate"), Way("loop", session.settings))
         )
 
@@ -164,32 +161,27 @@ def test_memory_is_as_fast_as_the_fastest_read(emit):
     """The first read, which makes the pages, does not count."""
     reads = [(0, 0.1), (1, 3), (4, 4.5), (5, 7), (8, 10), (11, 13), (14, 16), (17, 19)]
     clock = iter([moment for read in reads for moment in read])
-    assert bench.bandwidth("cpu", emit, lambda: next(clock)) == bench.BLOCK / 0.5
+    assert bench.bandwidth("cpu", emit, lambda: next(clock)) == bench.BLOCK_BYTES / 0.5
 
 
 def test_a_model_on_several_devices_has_no_such_limit(session, emit):
-    resident = session.store.current()
-    spread_out = replace(resident, facts=replace(resident.facts, device_map={"a": "cpu", "b": "disk"}))
-    runs = Bench(Plan((), (), 2, 1), None, True, emit)
-    assert runs._bandwidth(spread_out) is None
-    assert runs.memory == []
-    known = Memory("cpu", 1e9)
-    runs.memory.append(known)
-    assert runs._bandwidth(resident) is known
+    runs = Bench(Plan((), (), 2, 1), session.store, emit)
+    assert runs._rate(["cpu", "disk"]) is runs._rate(["disk"]) is None
+    assert runs.run().bandwidth == {}
+    assert runs._rate(["cpu"]) == runs._rate(["cpu"]) > 0
 
 
 def test_other_models_and_formats_come_and_go(session, gpt2_folder, llama_folder, tmp_path):
     """The one that is loaded is used where it is meant, and is the same object afterwards; one that fails is said."""
     resident, settings, before = session.store.current(), session.settings, in_memory()
-    line = f"{SHORT} --models {gpt2_folder},{tmp_path / 'nothing'},{llama_folder} --dtypes float32,bf16"
-    found = run(session, line)
-    assert [(one.model, one.dtype, one.resident, bool(one.problem)) for one in found.entries] == [
-        (str(gpt2_folder), "float32", True, False),
-        (str(gpt2_folder), "bfloat16", False, False),
-        (str(tmp_path / "nothing"), "float32", False, True),
-        (str(tmp_path / "nothing"), "bfloat16", False, True),
-        (str(llama_folder), "float32", False, False),
-        (str(llama_folder), "bfloat16", False, False),
+    nothing = tmp_path / "nothing"
+    found = run(session, f"{SHORT} dtype=bf16 {nothing} {llama_folder} {llama_folder},dtype=bf16")
+    assert [(one.model, one.dtype, bool(one.problems)) for one in found.entries] == [
+        (str(gpt2_folder), "float32", False),
+        (str(gpt2_folder), "bfloat16", False),
+        (str(nothing), "float32", True),
+        (str(llama_folder), "float32", False),
+        (str(llama_folder), "bfloat16", False),
     ]
     assert session.store.current() is resident
     assert session.settings is settings
@@ -212,7 +204,7 @@ def test_the_conversation_and_its_cache_stay(llama_folder):
 def test_a_length_that_does_not_fit_is_said_and_the_others_are_measured(session):
     (entry,) = run(session, "/bench --prompt-tokens 500,8 --new-tokens 4 --repeats 1").entries
     assert [one.prompt_tokens for one in entry.speeds] == [8, 8]
-    assert "504 tokens do not fit into the context of 128" in entry.problem
+    assert "504 tokens do not fit into the context of 128" in entry.problems[0]
 
 
 @pytest.mark.parametrize(("done", "kept"), [(0, []), (1, [1]), (2, [2])])
@@ -237,19 +229,8 @@ def test_what_is_done_is_kept_when_it_is_stopped(session, done, kept):
     assert ask(session, "Once").token_ids
 
 
-def test_it_goes_into_a_file(session, tmp_path):
-    file = tmp_path / "bench.json"
-    found = run(session, f"{SHORT} --save {file}")
-    assert json.loads(file.read_text()) == json.loads(json.dumps(plain(replace(found, file=""))))
-    with pytest.raises(UsageError, match="exists") as refused:
-        run(session, f"/bench --save {file}")
-    assert refused.value.hints == (f"/bench --save {file} --force",)
-    with pytest.raises(UsageError, match=r"does not end in \.json"):
-        run(session, "/bench --save bench.csv")
-
-
 @pytest.mark.parametrize(
-    "words", ["--dtypes float31", "--prompt-tokens 0", "--new-tokens 1", "--models ,", "temperature=0.7", "nothing=3"]
+    "words", ["dtype=float31", "--prompt-tokens 0", "--new-tokens 1", "temperature=0.7", "nothing=3"]
 )
 def test_words_that_cannot_be_read_are_refused(session, words):
     with pytest.raises(UsageError):
@@ -261,21 +242,10 @@ def test_without_a_model_there_is_nothing_to_measure(gpt2_folder):
         run(session, "/unload")
         with pytest.raises(NoModel):
             run(session, "/bench")
-        found = run(session, f"{SHORT} --models {gpt2_folder}")
+        found = run(session, f"{SHORT} {gpt2_folder}")
         assert found.entries[0].speeds
         with pytest.raises(NoModel):
             session.facts()
-
-
-def test_models_and_formats_are_crossed():
-    base = Load(model="a", device="cpu", revision="dev")
-    assert bench.loads(base, (), ()) == (base,)
-    found = bench.loads(base, ("a", "b@v1", "c"), ("float32", "bfloat16"))
-    assert [(one.model, one.revision, one.dtype, one.device) for one in found] == [
-        (name, revision, dtype, "cpu")
-        for name, revision in (("a", "dev"), ("b", "v1"), ("c", "main"))
-        for dtype in ("float32", "bfloat16")
-    ]
 
 
 @pytest.mark.parametrize("width", [60, 100])
