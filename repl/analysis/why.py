@@ -80,11 +80,12 @@ def explain(
 ) -> Why:
     """Compute how a token came about, from the record of its reply; for the model thread."""
     spot = _place(resident.tokenizer, record, place)
-    token, made = record.token_ids[spot], record.token_ids[:spot]
+    token = record.token_ids[spot]
+    prompt, made = given(record, spot)
     renamed = {decoding.OURS.get(name, name): value for name, value in changes.items()}
     chosen = arguments.of_values(resident.model, {**recipe.values(record), **renamed})
-    logits = following(resident, [*record.prompt_ids, *made], emit, shared)
-    found = stages(resident, chosen, record.prompt_ids, made, logits)
+    logits = following(resident, [*prompt, *made], emit, shared)
+    found = stages(resident, chosen, prompt, made, logits)
     odds = [stage.probabilities for stage in found]
     steps = [_step(token, *pair) for pair in pairwise(found)]
     speller = Speller(resident.tokenizer)
@@ -107,6 +108,16 @@ def explain(
         decode=dict(changes),
         notes=_notes(record, resident.facts),
     )
+
+
+def given(record: Reply, spot: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids that `generate` was called with for a token, and those that it had made by then.
+
+    A continued reply was made by several calls: a token of the last one has the reply before it in its prompt.
+    """
+    before, prompt = record.prompt_ids + record.token_ids[:spot], len(record.prompt_ids)
+    length = record.usage.prompt if prompt <= record.usage.prompt <= len(before) else prompt
+    return before[:length], before[length:]
 
 
 def _way(config: GenerationConfig) -> str:

@@ -8,6 +8,7 @@ import pytest
 from driving import ask, ask_until, bare, choose, finish, opened, run
 from rich.console import Console
 
+from repl.analysis.why import given
 from repl.commands import registry
 from repl.commands.score import windows
 from repl.core.errors import Cancelled, ReplError, UsageError
@@ -355,6 +356,16 @@ def test_a_greedy_token_is_the_likeliest_behind_the_processors(chat):
         found = run(chat, f"/why {number}")
         assert (found.how, found.likeliest) == ("greedy", found.id)
     assert "taken as the likeliest" in drawn(found)
+
+
+def test_a_continued_token_has_the_reply_before_it_in_its_prompt(chat):
+    """The processors get the length that `generate` was called with: what counts new tokens counts from there."""
+    choose(chat, {"max_new_tokens": 4})
+    first = ask(chat, "hello")
+    run(chat, "/continue")
+    record = chat.last.record
+    assert given(record, 3) == (first.prompt_ids, record.token_ids[:3])
+    assert given(record, 5) == (first.prompt_ids + first.token_ids, record.token_ids[4:5])
 
 
 def test_a_token_of_a_beam_search_is_weighed_with_its_sequence(chat):
