@@ -132,9 +132,9 @@ def _hook(hooks: ExitStack, handle: Any) -> None:
     hooks.callback(handle.remove)
 
 
-def _hidden(output: ModelOutput) -> Tensor:
+def _hidden(output: ModelOutput) -> Tensor | None:
     """Return the hidden states among what a block gives: it, or the first of it; None of several streams (reformer)."""
-    if hasattr(output, "_fields"):
+    if isinstance(output, tuple) and type(output) is not tuple:  # a named one
         return None
     return output[0] if isinstance(output, tuple | list) else output
 
