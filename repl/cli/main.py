@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from repl import __version__
@@ -105,12 +106,24 @@ def run() -> int:
     if asked.version:
         sys.stdout.write(f"hub-repl {__version__}\n")
         return 0
+    if asked.model == "guide" and not asked.named and not Path("guide").exists():
+        return show_guide(asked)
     from repl.cli.program import Program
     from repl.core import paths
     from repl.session import config_file
 
     found = config_file.read(paths.config() / "config.toml")
     return Program(asked, found, chosen(asked, found.settings)).run()
+
+
+def show_guide(asked: argparse.Namespace) -> int:
+    """Write the pages of the guide, or the one that is named; no model is loaded."""
+    from repl.commands import guide
+    from repl.terminal.screen import Screen
+
+    name = " ".join(asked.prompt)
+    Screen(asked.json, sys.stdout.isatty()).show("guide", guide.shown(guide.PageName().read(name) if name else ""))
+    return 0
 
 
 def _guarded(work: Callable[[], int]) -> int:

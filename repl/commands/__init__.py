@@ -13,6 +13,7 @@ from repl.commands import (  # noqa: F401 importing them registers them
     export,
     fast,
     files,
+    guide,
     help,
     history,
     inspect,

@@ -169,5 +169,5 @@ def _(result: Help) -> RenderableType:
         table,
         Text(),
         Text(f"{more}/help inspect explains a family, /help dtype one", "quiet"),
-        Text("Tab completes, F2 shows settings, Ctrl-D leaves", "quiet"),
+        Text("/guide explains by topic, Tab completes, F2 shows settings, Ctrl-D leaves", "quiet"),
     )

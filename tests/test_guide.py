@@ -1,0 +1,45 @@
+"""The guide and the README hold every command and setting, and each line in them is one that the program reads."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from repl.commands import guide, registry
+from repl.core import settings
+
+ROOT = Path(__file__).parent.parent
+TEXTS = {"README": (ROOT / "README.md").read_text("utf-8")} | {name: guide.text_of(name) for name in guide.PAGES}
+OF_CODE = re.compile(r"```.*?```|`([^`\n]+)`", re.DOTALL)
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines to type: those behind a prompt, and the code in a text that begins with a slash."""
+    typed = re.findall(r"^❯ (/.+)$", text, re.MULTILINE)
+    spans = [match[1] for match in OF_CODE.finditer(text) if match[1]]
+    return typed + [span for span in spans if re.match(r"/[a-z_]+!?(?: |$)", span)]
+
+
+def test_every_command_and_setting_stands_in_a_page() -> None:
+    """Nothing works that nobody can find."""
+    spans = [match[0] for name in guide.PAGES for match in OF_CODE.finditer(TEXTS[name])]
+    mentioned = set(re.findall(r"/([a-z_]+!?)", "\n".join(spans)))
+    own = {name for name, found in registry.COMMANDS.items() if found.function.__module__.startswith("repl.")}
+    assert (own | set(settings.places())) - {"say"} <= mentioned
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_command_line_is_one_that_the_program_reads(name: str) -> None:
+    """A bare name or a line with a placeholder in capitals names a command; any other is read with its values."""
+    for line in lines_of(TEXTS[name]):
+        if re.search(r"\b[A-Z]{2,}\b|\b[NKW]\b|\[|\.\.\.", line) or " " not in line:
+            registry.find(registry.split(line)[0])
+        else:
+            registry.read(line)
+
+
+def test_a_page_has_a_title_with_a_colon() -> None:
+    """The list of pages shows what stands behind it."""
+    assert {path.stem for path in Path(guide.__file__).with_name("pages").glob("*.md")} == set(guide.PAGES)
+    for name in guide.PAGES:
+        assert re.match(r"# [^\n:]+: [^\n]+\n\n", TEXTS[name])
