@@ -54,7 +54,7 @@ class PageName:
         found = [name for name in PAGES if name == wanted] or [name for name in PAGES if name.startswith(wanted)]
         if len(found) == 1:
             return found[0]
-        close = nearest(wanted, PAGES)
+        close = nearest(wanted, [*PAGES])
         raise UsageError(f"no page {word!r} in the guide" + (f", did you mean {close}?" if close else ""), "/guide")
 
     def show(self, value: str) -> str:
