@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -153,16 +154,19 @@ def findings(trees: dict[Path, ast.AST]) -> dict[Path, list[Finding]]:
     }
 
 
-FOUND = findings({path: ast.parse(path.read_text("utf-8")) for path in sorted(ROOT.rglob("*.py"))})
+@cache
+def found() -> dict[Path, list[Finding]]:
+    """Read the whole program once."""
+    return findings({path: ast.parse(path.read_text("utf-8")) for path in sorted(ROOT.rglob("*.py"))})
 
 
 def test_private_names_of_libraries_stand_in_one_file() -> None:
     """And no function, constant or module of a library is replaced, nor anything called through a C interface."""
     wrong = [
         f"{path.relative_to(ROOT)} line {line}: {name}"
-        for path, found in FOUND.items()
+        for path, lines in found().items()
         if path != BORDER
-        for line, name in found
+        for line, name in lines
     ]
     assert wrong == []
 

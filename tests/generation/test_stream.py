@@ -4,11 +4,9 @@ import threading
 from functools import cache
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import ByT5Tokenizer, CTRLTokenizer, PreTrainedTokenizerFast, TextIteratorStreamer
 
 from repl.core.errors import Cancelled
 from repl.core.events import Token
@@ -39,7 +37,15 @@ TEXTS = [
 def wrap(tokenizer, **options):
     tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
     tokenizer.add_tokens([AddedToken("<tool>"), AddedToken("中間")])
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", **options)
+
+
+def python_bytes():
+    from transformers import ByT5Tokenizer
+
+    return ByT5Tokenizer()
 
 
 def byte_level():
@@ -106,6 +112,8 @@ def end_of_word():
 
 
 def forced_cleanup():
+    from transformers import PreTrainedTokenizerFast
+
     forced = {"clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True}
     tokenizer = byte_level()
     return PreTrainedTokenizerFast(
@@ -114,6 +122,8 @@ def forced_cleanup():
 
 
 def ctrl(folder):
+    from transformers import CTRLTokenizer
+
     words = ["a@@", "b@@", "c", "d", "<unk>", "e@@"]
     (folder / "vocab.json").write_text("{" + ", ".join(f'"{word}": {n}' for n, word in enumerate(words)) + "}")
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -130,7 +140,7 @@ MAKERS = {
     "word-piece, clean_up_tokenization_spaces": lambda: word_piece(clean_up_tokenization_spaces=True),
     "byte-level, forced cleanup": forced_cleanup,
     "end-of-word": end_of_word,
-    "python bytes": ByT5Tokenizer,
+    "python bytes": python_bytes,
 }
 made = cache(lambda name: MAKERS[name]())
 each = pytest.mark.parametrize("name", MAKERS)
@@ -282,6 +292,8 @@ def test_a_long_prompt_costs_no_more_than_a_short_one():
 
 
 def test_a_panic_of_the_tokenizer_passes():
+    import torch
+
     class Panic(BaseException):
         pass
 
@@ -301,12 +313,16 @@ def test_a_panic_of_the_tokenizer_passes():
 
 
 def play(stream, ids, prompt=(1, 2)):
+    import torch
+
     stream.put(torch.tensor([list(prompt)]))
     for token_id in ids:
         stream.put(torch.tensor([token_id]))
 
 
 def test_it_is_the_librarys_own_kind_of_streamer():
+    from transformers import TextIteratorStreamer
+
     assert isinstance(streamer(Counting()), TextIteratorStreamer)
     assert type(streamer(Counting())) is type(streamer(Counting()))
 
@@ -335,6 +351,9 @@ def test_no_rest_no_last_event():
 
 def test_only_the_first_row_until_its_end():
     """Other rows, and the padding after the end-of-sequence, are not this reply's text."""
+
+    import torch
+
     heard = []
     stream = streamer(Counting(), heard.append, eos={0})
     stream.put(torch.tensor([[1, 2], [1, 2]]))
@@ -346,6 +365,9 @@ def test_only_the_first_row_until_its_end():
 
 def test_several_tokens_at_once():
     """Assisted decoding hands over what was accepted, shape `(1, k)`; what follows an end in it is dropped."""
+
+    import torch
+
     heard = []
     stream = streamer(Counting(), heard.append, eos=[0])
     stream.put(torch.tensor([[1]]))
@@ -356,6 +378,8 @@ def test_several_tokens_at_once():
 
 def test_pieces_go_to_emit_and_its_cancel_passes():
     """A cancel leaves `put` as it came, and the token that was not taken is not counted."""
+
+    import torch
 
     def emit(event):
         if event.id == 67:
@@ -419,6 +443,8 @@ def test_a_reader_on_another_thread_gets_everything():
 
 def test_generate_streams_what_it_returns():
     """Through the library's own loop: ids and text of the events are those of the result."""
+
+    import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     tokenizer = made("byte-level")

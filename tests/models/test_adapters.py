@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from repl.models import adapters
 from repl.models.store import sizes
 from repl.session.session import Session
 
-pytestmark = pytest.mark.library
+pytestmark = [pytest.mark.library, pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")]
 
-peft = pytest.importorskip("peft")
 PROMPT = "Once upon a time"
 
 
 def lora(folder: Path, base: Path, seed: int, **options: Any) -> Path:
     """Write a LoRA with weights large enough to change what is said."""
+    import peft
     import torch
 
     model, _ = bare(base)
@@ -73,6 +74,7 @@ def copied(one: Path, tmp_path: Path) -> Callable[..., Path]:
 
 def expected(base: Path, adapter: Path, prompt: tuple[int, ...]) -> list[int]:
     """Generate with nothing but transformers and peft."""
+    import peft
     import torch
 
     model = peft.PeftModel.from_pretrained(bare(base)[0], adapter).eval()
