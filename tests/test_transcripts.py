@@ -141,7 +141,7 @@ def cuda() -> bool:
 
 def behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the prompt come back before a load has ended, however short it is."""
-    monkeypatch.setattr(Shell, "_soon", lambda shell: False)
+    monkeypatch.setattr(Shell, "_wait_briefly", lambda shell: False)
 
 
 def shown(text: str) -> list[str]:
@@ -396,7 +396,7 @@ def test_a_load_that_fails_leaves_everything_as_it_was(
     speaker: Typist, tmp_path: Path, name: str, moment: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sentence; the old model answers, and a message that waited is not lost."""
-    behind(monkeypatch) if not moment else monkeypatch.setattr(repl_shell, "MOMENT", moment)
+    behind(monkeypatch) if not moment else monkeypatch.setattr(repl_shell, "WAIT_FOR_LOAD_S", moment)
     folder = Path(speaker.session.facts().folder)
     wanted = bad_folders(tmp_path, folder).get(name, tmp_path / name if name == "nowhere" else name)
     before = speaker.session.settings
@@ -435,7 +435,7 @@ def test_ctrl_c_at_the_prompt_stops_a_load(
     speaker: Typist, loads: Loads, name: str, moment: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the library looks up or not, and whenever it is pressed; the old model answers, no message is lost."""
-    behind(monkeypatch) if moment is None else monkeypatch.setattr(repl_shell, "MOMENT", moment)
+    behind(monkeypatch) if moment is None else monkeypatch.setattr(repl_shell, "WAIT_FOR_LOAD_S", moment)
     pressed = threading.Event()
     loads.begun = lambda: (speaker.press(CLEAR), pressed.set())
     if moment == 0:  # it is pressed while the last wait for the end is on
@@ -469,7 +469,7 @@ def test_the_toolbar_tells_of_a_load(speaker: Typist, loads: Loads) -> None:
     seen: list[str] = []
 
     def look() -> None:
-        until(lambda: speaker.shell.tick() is None and "read weights" in speaker.shell.toolbar(100))
+        until(lambda: speaker.shell.poll_load() is None and "read weights" in speaker.shell.toolbar(100))
         seen.append(speaker.shell.toolbar(100))
 
     before = speaker.shell.toolbar(100)

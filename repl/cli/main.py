@@ -71,7 +71,7 @@ def parser() -> Line:
     return line
 
 
-def sorted_out(asked: argparse.Namespace) -> argparse.Namespace:
+def split_model(asked: argparse.Namespace) -> argparse.Namespace:
     """Tell the model from the prompt: the first word is the model, unless an option says which, or a server is."""
     if asked.model is not None and (asked.named or asked.connect):
         asked.prompt = [asked.model, *asked.prompt]
@@ -80,7 +80,7 @@ def sorted_out(asked: argparse.Namespace) -> argparse.Namespace:
     return asked
 
 
-def chosen(asked: argparse.Namespace, found: Settings) -> Settings:
+def choose_settings(asked: argparse.Namespace, found: Settings) -> Settings:
     """Return the settings of the config file with those of the command line over them; raises `UsageError`."""
     given = {name: word for name in settings.places() if (word := getattr(asked, f"set_{name}", None)) is not None}
     if {"max_new_tokens", "max_length"} <= set(given):
@@ -97,12 +97,12 @@ def main() -> NoReturn:
     if not streams.begin():
         sys.stderr.write("hub-repl: standard output is closed\n")
         leave(1)
-    leave(_guarded(run))
+    leave(_flush_after(run))
 
 
 def run() -> int:
     """Read the command line and the config file, and run the program; returns the exit code."""
-    asked = sorted_out(parser().parse_intermixed_args())
+    asked = split_model(parser().parse_intermixed_args())
     if asked.version:
         sys.stdout.write(f"hub-repl {__version__}\n")
         return 0
@@ -113,7 +113,7 @@ def run() -> int:
     from repl.session import config_file
 
     found = config_file.read(paths.config() / "config.toml")
-    return Program(asked, found, chosen(asked, found.settings)).run()
+    return Program(asked, found, choose_settings(asked, found.settings)).run()
 
 
 def show_guide(asked: argparse.Namespace) -> int:
@@ -126,11 +126,11 @@ def show_guide(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _guarded(work: Callable[[], int]) -> int:
+def _flush_after(work: Callable[[], int]) -> int:
     """Do the work and write out what it said; what ends it early becomes an exit code."""
     code = 0
     try:
-        code = _ended(work)
+        code = _exit_code(work)
         sys.stdout.flush()
     except OSError as error:
         if not streams.lost(error):
@@ -139,7 +139,7 @@ def _guarded(work: Callable[[], int]) -> int:
     return code
 
 
-def _ended(work: Callable[[], int]) -> int:
+def _exit_code(work: Callable[[], int]) -> int:
     try:
         return work()
     except ReplError as error:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from repl.terminal.editor.prompt import Editor
     from repl.terminal.editor.settings_panel import Panel
 
-GRACE = 1.0  # seconds after which the user is told that standard input is waited for
+STDIN_NOTICE_S = 1.0  # seconds after which the user is told that standard input is waited for
 
 
 class Program:
@@ -44,10 +44,10 @@ class Program:
     def shell(self) -> "Shell":
         """Return what runs lines; it is made when it is first needed."""
         if self._shell is None:
-            self._shell = self._made()
+            self._shell = self._make_shell()
         return self._shell
 
-    def _made(self) -> "Shell":
+    def _make_shell(self) -> "Shell":
         from repl import commands
         from repl.cli.shell import Shell
         from repl.commands import extensions, registry
@@ -100,7 +100,7 @@ class Program:
     # without a prompt
 
     def _once(self) -> bool:
-        self.shell.tell()
+        self.shell.print_notices()
         self.shell.open()
         lines = self._lines()
         prompt = self._prompt()
@@ -126,14 +126,14 @@ class Program:
     def _piped(self) -> str:
         if sys.stdin is None:
             return ""
-        if self.typed or _silent(GRACE):
+        if self.typed or _is_silent(STDIN_NOTICE_S):
             self.shell.screen.notice("reading standard input, Ctrl-D ends it (< /dev/null gives none)")
         return texts.piped()
 
     # at a prompt
 
     def _interactive(self) -> bool:
-        from repl.terminal.editor.prompt import Editor, Plain, dumb, restored
+        from repl.terminal.editor.prompt import Editor, Plain, dumb, restore_terminal
 
         mark = "> " if ascii_only() else "❯ "
         if dumb():
@@ -141,7 +141,7 @@ class Program:
             self.shell.interactive(Plain(mark, self.shell.settle_load).read)
             return True
         self._editor = editor = Editor(paths.data() / "history", StartingShell(self), mark, keep=not self.asked.no_save)
-        with restored(), editor.held():
+        with restore_terminal(), editor.hold_keys():
             asked, found = self.asked, self.config
             if self._has_lines() or asked.resume is not None or asked.connect or found.startup or found.wrong:
                 self.take()
@@ -152,11 +152,11 @@ class Program:
     def take(self) -> None:
         """Put the shell behind the prompt."""
         assert self._editor is not None
-        self._editor.desk = self.shell
+        self._editor.backend = self.shell
         self.shell.keyboard = self._editor.keyboard
-        self.shell.look = self._look
+        self.shell.open_inspector = self._open_inspector
 
-    def _look(self, found: "Inspection") -> str:
+    def _open_inspector(self, found: "Inspection") -> str:
         """Show the tokens of a reply on a screen of their own; returns the line to run afterwards, if any."""
         from repl.terminal.inspector import Inspector
 
@@ -166,7 +166,7 @@ class Program:
 
     def _before(self) -> None:
         """Run the lines that were asked for; one that fails must not take the prompt away."""
-        self.shell.tell()
+        self.shell.print_notices()
         self.shell.script(self._lines(), keep_going=True)
 
     def _serve(self, editor: "Editor") -> None:
@@ -222,15 +222,15 @@ class StartingShell:
         """Return the line under the prompt."""
         return f" loading {named(self._program.chosen.load.model)}"[: max(1, width - 1)]
 
-    def tick(self) -> Callable[[], object] | None:
+    def poll_load(self) -> Callable[[], object] | None:
         """Begin the imports once the prompt is drawn; hand over when they are done."""
         if self._job is None:
-            self._job = self._program.worker.start(bring)
+            self._job = self._program.worker.start(import_program)
         self._job.poll()
         if not self._job.finished():
             return None
         self._program.take()
-        return self._program.shell.tell if self._program.shell.session.notices else None
+        return self._program.shell.print_notices if self._program.shell.session.notices else None
 
     def watch(self, wake: Callable[[], object]) -> None:
         """Nothing is loading yet: imports do not end sooner for being watched."""
@@ -254,14 +254,14 @@ class StartingShell:
         return self._program.shell.panel(changed)
 
 
-def bring(emit: JobContext) -> None:
+def import_program(emit: JobContext) -> None:
     """Import what serves a line."""
     with emit.uninterruptible():
         for name in ("repl.cli.shell", "repl.models.store", "repl.commands"):
             importlib.import_module(name)
 
 
-def _silent(seconds: float) -> bool:
+def _is_silent(seconds: float) -> bool:
     """Tell whether nothing comes from standard input in that time: it may be one that nobody will ever close."""
     try:
         return not select.select([sys.stdin], [], [], seconds)[0]

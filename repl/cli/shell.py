@@ -29,9 +29,9 @@ NO_VIEW = (NoneType, Message, Draft, Lines, Reply, Loaded, Connected, NotAView)
 
 
 BARE = {"help": "/help", "?": "/help", "exit": "/quit", "quit": "/quit"}
-LOOK = 0.05  # seconds between looks at the keyboard meanwhile: each takes time from the load
-MOMENT = 0.25  # seconds that a load may take before the prompt comes back without it
-LAST = 1.0  # seconds that a job may take to end when the program is told to
+KEYBOARD_POLL_S = 0.05  # seconds between looks at the keyboard meanwhile: each takes time from the load
+WAIT_FOR_LOAD_S = 0.25  # seconds that a load may take before the prompt comes back without it
+END_OF_JOB_S = 1.0  # seconds that a job may take to end when the program is told to
 
 
 class Keys(Protocol):
@@ -64,10 +64,12 @@ class Shell:
         self.interrupted = False
         self.offered: tuple[list[str], str] = ([], "")  # lines that a number stands for, and the line to repeat then
         self.default = ""  # the line that an empty one stands for
-        self.look: Callable[[Inspection], str] | None = None  # shows tokens on a screen of their own; says what to run
+        self.open_inspector: Callable[[Inspection], str] | None = (
+            None  # shows tokens on a screen of their own; says what to run
+        )
         self.draft = ""  # a message that could not be sent goes back to the prompt
         self._theme = "dark"
-        self.paint()
+        self.apply_theme()
         self.unopened = True
         self._pace = LoadProgress()
 
@@ -82,21 +84,21 @@ class Shell:
         else:
             good = self._run(line)
         self.session.save_head()
-        self.paint()
-        self.tell()
+        self.apply_theme()
+        self.print_notices()
         return good
 
     def offer(self, choices: Iterable[tuple[str, str]], failed: str = "", default: str = "") -> None:
         """Let numbers stand for lines, from 1 on; the line that failed is run again after one of them."""
         self.offered, self.default = ([line for line, _ in choices], failed), default
 
-    def paint(self) -> None:
+    def apply_theme(self) -> None:
         """Take over a change of the theme."""
         if self._theme != self.session.settings.view.theme:
             self._theme = self.session.settings.view.theme
             self.screen.paint(self._theme)
 
-    def tell(self) -> None:
+    def print_notices(self) -> None:
         """Say what the session has to say."""
         for said in self.session.take_notices():
             self.screen.notice(said)
@@ -129,13 +131,13 @@ class Shell:
             return False
         outcome = parsed.run(self.session)
         if isinstance(outcome, Task) and outcome.background and self.screen.interactive:
-            return not self._soon() or self.end_load()  # else its end is told above the prompt
+            return not self._wait_briefly() or self.end_load()  # else its end is told above the prompt
         if isinstance(outcome, Task):
             outcome = self.follow(outcome)
         if not isinstance(outcome, NO_VIEW):
             self.session.keep_view(View(line, parsed.command.name, outcome))
-        if isinstance(outcome, Inspection) and self.look is not None:
-            if next_line := self.look(outcome):
+        if isinstance(outcome, Inspection) and self.open_inspector is not None:
+            if next_line := self.open_inspector(outcome):
                 self.screen.notice(next_line)
                 return self._attempt(next_line)
         elif outcome is not None:
@@ -181,7 +183,7 @@ class Shell:
     def _cut(self, task: Task[Any]) -> None:
         """End a job as a cancel would, waiting a moment for it."""
         task.job.cancel()
-        deadline = time.monotonic() + LAST
+        deadline = time.monotonic() + END_OF_JOB_S
         while not task.job.finished() and time.monotonic() < deadline:
             task.job.poll(0.02)
         with suppress(ReplError, Cancelled):
@@ -209,13 +211,13 @@ class Shell:
             return self.end_load()
         return True
 
-    def _soon(self) -> bool:
+    def _wait_briefly(self) -> bool:
         """Give a load a moment before the prompt is drawn, which would take as long again; True if it has ended."""
-        task, deadline = self.session.loading, time.monotonic() + MOMENT
+        task, deadline = self.session.loading, time.monotonic() + WAIT_FOR_LOAD_S
         if task is None:
             return False
         with self.keyboard() as keys:
-            while not (task.job.ends(LOOK) or task.job.stopped() or time.monotonic() > deadline):
+            while not (task.job.ends(KEYBOARD_POLL_S) or task.job.stopped() or time.monotonic() > deadline):
                 if keys.cancelled():
                     task.job.cancel()
         if keys.late:  # pressed behind the last look: it was meant for this load
@@ -261,7 +263,7 @@ class Shell:
             self.session.loading.job.cancel()
         return self.session.loading is not None
 
-    def tick(self) -> Callable[[], object] | None:
+    def poll_load(self) -> Callable[[], object] | None:
         """Look after a background load; returns what to print above the prompt when it has ended."""
         self.open()
         task = self.session.loading

@@ -27,8 +27,8 @@ from repl.session.session import Session
 from repl.terminal.export import FORMATS, VIEWS, Transcript, as_html
 from repl.terminal.screen import view
 
-LARGEST = 74_994  # base64 characters that terminals take in one OSC 52
-WAIT = 3.0  # seconds for a clipboard tool
+MAX_OSC52_CHARACTERS = 74_994  # base64 characters that terminals take in one OSC 52
+TOOL_WAIT_S = 3.0  # seconds for a clipboard tool
 TOOLS = (
     ("wl-copy",),
     ("xclip", "-selection", "clipboard"),
@@ -118,7 +118,7 @@ def copy(session: Session, how: Annotated[str, Choice(("auto", "osc52"))] = "aut
     if not text:
         raise UsageError("there is no reply to copy yet")
     if how == "osc52":
-        if len(_coded(text)) > LARGEST:
+        if len(_coded(text)) > MAX_OSC52_CHARACTERS:
             raise UsageError("the reply is larger than terminals take", "/export reply.txt")
         return Copied(text, how)
     return Copied(text, hand_over(text))
@@ -143,7 +143,14 @@ def _fed(line: list[str], content: bytes) -> None:
     quiet = subprocess.DEVNULL
     env = children.environment()
     subprocess.run(
-        line, input=content, stdout=quiet, stderr=quiet, timeout=WAIT, check=True, start_new_session=True, env=env
+        line,
+        input=content,
+        stdout=quiet,
+        stderr=quiet,
+        timeout=TOOL_WAIT_S,
+        check=True,
+        start_new_session=True,
+        env=env,
     )
 
 

@@ -27,7 +27,7 @@ from repl.session.replies import continue_reply, generate_turn, join_records, su
 from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.screen import view
-from repl.terminal.token_colours import caption, painted, percent, shade
+from repl.terminal.token_colours import caption, colour_trace, percent, shade
 
 LISTED = 3  # alternatives in a row of the list
 
@@ -157,7 +157,7 @@ def _(result: Painted) -> RenderableType:
         [] if result.streams else [Text.assemble(("/probs on", "accent"), (" colours replies as they come", "quiet"))]
     )
     known = [Text(clean_line(result.truncated), "quiet")] if result.server else []
-    return Group(painted(result, result.by), "", caption(result.by), *known, *hint)
+    return Group(colour_trace(result, result.by), "", caption(result.by), *known, *hint)
 
 
 @view.register

@@ -150,10 +150,10 @@ def parse(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
     words = [word for word in found.words if not word.flag]
     named: dict[str, Any] = {}
     if _ends_in_text(words):
-        text, named = _ahead(found, text)
-        texts = _leading(text, len(words))
+        text, named = _leading_flags(found, text)
+        texts = _first_words(text, len(words))
     else:
-        texts, named = _sort(found, list(WORD.finditer(text)))
+        texts, named = _split_flags(found, list(WORD.finditer(text)))
     arguments: list[Any] = []
     for word in words:
         taken, texts = (texts, []) if word.many else (texts[:1], texts[1:])
@@ -169,7 +169,7 @@ def _ends_in_text(words: Iterable[Argument]) -> bool:
     return any(isinstance(word.kind, RestOfLine) and not word.flag for word in words)
 
 
-def _ahead(found: Command, text: str) -> tuple[str, dict[str, Any]]:
+def _leading_flags(found: Command, text: str) -> tuple[str, dict[str, Any]]:
     """Read the flags in front of a text that is taken as it stands; what comes behind them is the text."""
     flags = {word.name: word for word in found.words if word.flag}
     named: dict[str, Any] = {}
@@ -188,12 +188,12 @@ def _unquoted(match: re.Match[str]) -> str:
     return next(group for group in match.groups() if group is not None)
 
 
-def _leading(text: str, count: int) -> list[str]:
+def _first_words(text: str, count: int) -> list[str]:
     """Split off the words before the last one, which takes the rest of the line as it stands."""
     return text.split(maxsplit=count - 1) if count > 1 else [text] if text else []
 
 
-def _sort(found: Command, matches: list[re.Match[str]]) -> tuple[list[str], dict[str, Any]]:
+def _split_flags(found: Command, matches: list[re.Match[str]]) -> tuple[list[str], dict[str, Any]]:
     """Separate `--flag value` and `name=value` for keyword-only words from the rest."""
     flags = {word.name: word for word in found.words if word.flag}
     texts = [_unquoted(match) for match in matches]

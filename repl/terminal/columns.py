@@ -14,10 +14,10 @@ from repl.core.parts import ANSWER, Piece
 from repl.core.sanitize import Cleaner, clean, clean_line
 from repl.generation.prompt.thinking import Fold
 
-NARROW = 30  # cells that a column needs to be read
-GAP = 3  # cells between two
-FRAMES = 12.0  # redraws a second, at most
-QUIET = 1.0  # seconds after which an answer that says nothing is shown in one row, where columns do not fit
+MIN_CELLS = 30  # cells that a column needs to be read
+GAP_CELLS = 3  # cells between two
+MAX_REDRAWS_PER_S = 12.0  # redraws a second, at most
+SILENT_AFTER_S = 1.0  # seconds after which an answer that says nothing is shown in one row, where columns do not fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Blocks:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw them; a pipe gets them one below the other, its lines are not to be broken."""
-        if options.no_wrap or each(options.max_width, len(self.blocks)) < NARROW:
+        if options.no_wrap or each(options.max_width, len(self.blocks)) < MIN_CELLS:
             for place, block in enumerate(self.blocks):
                 yield Text() if place else Text(end="")
                 yield from (part for part in _parts(block) if part.plain)
             return
-        table = Table.grid(padding=(0, GAP, 0, 0), expand=True, pad_edge=False)
+        table = Table.grid(padding=(0, GAP_CELLS, 0, 0), expand=True, pad_edge=False)
         for _ in self.blocks:
             table.add_column(ratio=1, overflow="fold")
         for row in zip(*map(_parts, self.blocks), strict=True):
@@ -52,7 +52,7 @@ class Blocks:
 
 def each(width: int, count: int) -> int:
     """Return the cells that each of so many columns gets side by side."""
-    return (width - GAP * (count - 1)) // max(1, count)
+    return (width - GAP_CELLS * (count - 1)) // max(1, count)
 
 
 def _parts(block: Block) -> tuple[Text, Text, Text]:
@@ -130,18 +130,18 @@ class Board:
 
     def draw(self) -> None:
         """Draw what has come since the last time, unless that was just now."""
-        if self._behind and time.monotonic() - self._drawn_at > 1 / FRAMES:
+        if self._behind and time.monotonic() - self._drawn_at > 1 / MAX_REDRAWS_PER_S:
             self._live.update(self._drawn(), refresh=True)
             self._drawn_at, self._behind = time.monotonic(), False
 
     def _drawn(self) -> RenderableType:
         width, height = self._console.width, self._console.height
         room = each(width, len(self._columns))
-        if room >= NARROW:
+        if room >= MIN_CELLS:
             return Blocks([one.block(self._console, room, max(1, height - 5)) for one in self._columns])
         begun = [one for one in self._columns if one.begun] or self._columns[:1]
         newest = max(one.heard_at for one in begun)
-        busy = [one for one in begun if newest - one.heard_at < QUIET]
+        busy = [one for one in begun if newest - one.heard_at < SILENT_AFTER_S]
         rows = max(1, (height - 4 - 3 * len(self._columns)) // len(busy))
         return Blocks([one.block(self._console, width, rows if one in busy else 1) for one in begun])
 

@@ -17,7 +17,7 @@ from repl.core.sanitize import clean, clean_line
 from repl.generation.measure.token_trace import traced
 from repl.session.session import View
 from repl.terminal.screen import as_record, palette, plain, view
-from repl.terminal.token_colours import caption, painted
+from repl.terminal.token_colours import caption, colour_trace
 
 WIDTH = 100  # columns of what is drawn in a file
 PAGE = """<!DOCTYPE html>
@@ -137,7 +137,7 @@ def page(console: Console, title: str) -> str:
 def coloured(turn: Turn, by: str = "off") -> Text:
     """Return a turn as a page shows it: in the colours of its tokens where they were measured."""
     found = traced(turn) if by != "off" else None
-    return painted(found, by) if found else said(turn.parts)
+    return colour_trace(found, by) if found else said(turn.parts)
 
 
 def said(parts: Parts) -> Text:

@@ -21,12 +21,12 @@ from repl.core.format import joined
 from repl.core.sanitize import clean_line, signs
 from repl.generation.measure.token_text import quoted
 from repl.generation.measure.token_trace import Inspection, Seen
-from repl.terminal.inspector_layout import Page, laid_out
+from repl.terminal.inspector_layout import Page, lay_out
 from repl.terminal.screen import ACCENTS, palette
 from repl.terminal.token_colours import bar, caption, percent, shade
 
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
-SIDE = (26, 32)  # columns of the table, at least and at most
+SIDE_COLUMNS = (26, 32)  # columns of the table, at least and at most
 KEYS = (
     "arrows move · 1-5 or Tab choose · Enter takes · p e colours · / n search · q",
     "arrows · 1-5 choose · Enter takes · p e · / n · q leaves",
@@ -50,7 +50,7 @@ class Inspector:
         self.said = ""
         self._height = 10  # rows of the text
         self._width = 0
-        self._pages = lru_cache(2)(lambda width: laid_out(found.tokens, width))
+        self._pages = lru_cache(2)(lambda width: lay_out(found.tokens, width))
         self._text = Tokens(self)
         self.app: Application[str] = Application(
             layout=Layout(self._container()),
@@ -179,7 +179,7 @@ class Inspector:
         return self.app.output.get_size().columns
 
     def _side_width(self) -> int:
-        return min(max(self._columns() * 2 // 5, SIDE[0]), SIDE[1])
+        return min(max(self._columns() * 2 // 5, SIDE_COLUMNS[0]), SIDE_COLUMNS[1])
 
     def _head(self) -> StyleAndTextTuples:
         place = f"token {self.at + 1} of {len(self.found.tokens)}"

@@ -54,7 +54,7 @@ class Page:
         return None if found < 0 else bisect_right(self.starts, found) - 1
 
 
-def laid_out(tokens: Sequence[Seen], width: int) -> Page:
+def lay_out(tokens: Sequence[Seen], width: int) -> Page:
     """Lay tokens out in rows of a width, broken between words where that can be."""
     shown = [visible(token) for token in tokens]
     rows = list(_rows(shown, max(width, 2)))

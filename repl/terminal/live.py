@@ -22,8 +22,8 @@ from repl.terminal.reply import Continuation, LiveReply
 from repl.terminal.screen import Screen
 from repl.terminal.token_colours import caption, certainty, style
 
-SOON = 5.0  # seconds: less is not worth a word, but for downloads
-SHORTEST, LONGEST = 8, 24  # columns of a bar
+MIN_TIME_LEFT_S = 5.0  # seconds: less is not worth a word, but for downloads
+MIN_BAR, MAX_BAR = 8, 24  # columns of a bar
 
 
 class LiveOutput:
@@ -53,7 +53,7 @@ class LiveOutput:
         self._begin()
         self._end_line()
         if self._shaded:
-            self._screen.once(caption(self._shaded))
+            self._screen.explain_once(caption(self._shaded))
         for text in self._later:
             self._screen.notice(text)
 
@@ -187,13 +187,13 @@ def _tail(text: str, width: int) -> str:
 def columns() -> tuple[ProgressColumn, ...]:
     """Return what stands on the line of a stage: its name, a bar as long as there is room, its figures."""
     name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
-    track = BarColumn(None, "dim", "cyan", "cyan", "dim", Column(max_width=LONGEST))
+    track = BarColumn(None, "dim", "cyan", "cyan", "dim", Column(max_width=MAX_BAR))
     return name, track, TextColumn("{task.fields[said]}", "quiet", markup=False, table_column=Column(no_wrap=True))
 
 
 def fitting(stage: str, parts: list[str], width: int) -> str:
     """Return the figures that fit beside a stage's name and a bar; the rate goes first, what is done last."""
-    while len(parts) > 1 and SHORTEST + len(joined(*parts)) > width - cell_len(stage) - 2:
+    while len(parts) > 1 and MIN_BAR + len(joined(*parts)) > width - cell_len(stage) - 2:
         parts = parts[:1] + parts[2:]
     return joined(*parts)
 
@@ -208,7 +208,7 @@ def figures(done: int, total: int, unit: str, speed: float) -> list[str]:
         return [of]
     rate = f"{speed / scale:.1f} {sign}/s" if unit == "B" else f"{speed:.0f} {sign}/s" if unit == "tokens" else ""
     left = max(0.0, (total - done) / speed) if total else 0.0
-    parts = [of, rate, remaining(left) if total and (unit == "B" or left >= SOON) else ""]
+    parts = [of, rate, remaining(left) if total and (unit == "B" or left >= MIN_TIME_LEFT_S) else ""]
     return [part for part in parts if part]
 
 

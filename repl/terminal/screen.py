@@ -210,7 +210,7 @@ class Screen:
             if numbered:
                 self.err.print(_choices(error, repeats))
 
-    def once(self, explained: Text) -> None:
+    def explain_once(self, explained: Text) -> None:
         """Explain something beside the answers, the first time only."""
         if explained.plain not in self._explained:
             self._explained.add(explained.plain)

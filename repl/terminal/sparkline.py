@@ -8,7 +8,7 @@ PLAIN = "_.:-=+*#"
 """The same heights for a terminal without blocks."""
 
 
-def binned(values: Sequence[float], width: int) -> list[float]:
+def bin_peaks(values: Sequence[float], width: int) -> list[float]:
     """Return at most `width` numbers: the largest of each stretch, so that no peak is lost."""
     count = min(len(values), max(1, width))
     edges = [len(values) * place // count for place in range(count + 1)] if count else []
@@ -23,6 +23,6 @@ def column(place: int, count: int, width: int) -> int:
 
 def spark(values: Sequence[float], width: int, plain: bool = False) -> str:
     """Draw numbers from 0 to their largest as bars; what is 0, or next to it, is the lowest."""
-    found, signs = binned(values, width), PLAIN if plain else BARS
+    found, signs = bin_peaks(values, width), PLAIN if plain else BARS
     most = max(found, default=0.0)
     return "".join(signs[round((len(signs) - 1) * value / most) if most > 0 else 0] for value in found)

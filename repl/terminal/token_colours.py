@@ -72,7 +72,7 @@ def caption(by: str = "on") -> Text:
     return drawn
 
 
-def painted(found: Trace, by: str) -> Text:
+def colour_trace(found: Trace, by: str) -> Text:
     """Return the text of a reply in its colours, made harmless; what it was given to begin with is dim."""
     return written([(found.lead, "quiet"), *((token.text, shade(token, by)) for token in found.tokens)])
 

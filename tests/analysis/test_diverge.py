@@ -15,7 +15,7 @@ from repl.commands import registry
 from repl.core.errors import Cancelled, ReplError, UsageError
 from repl.models.memory.available import Room
 from repl.terminal.screen import as_record
-from repl.terminal.sparkline import BARS, binned, column, spark
+from repl.terminal.sparkline import BARS, bin_peaks, column, spark
 
 KINDS = ["llama", "gpt2", "recurrent"]
 PROMPT = "The quick brown fox"
@@ -339,5 +339,5 @@ def test_a_spark_line_keeps_its_peaks():
     assert spark([1.0, 0.0], 10, plain=True).isascii()
     assert spark([], 10) == ""
     assert spark([0.0, 0.0], 10) == BARS[0] * 2
-    assert binned([3.0, 1.0, 2.0], 2) == [3.0, 2.0]
+    assert bin_peaks([3.0, 1.0, 2.0], 2) == [3.0, 2.0]
     assert [column(place, 5, 10) for place in range(5)] == list(range(5))

@@ -11,7 +11,7 @@ from repl.terminal.editor import prompt
 
 
 def watched(source: Input, path: str) -> Input:
-    """Write `MOMENT KEY` to a file for every key that is read."""
+    """Write `WAIT_FOR_LOAD_S KEY` to a file for every key that is read."""
     read, notes = source.read_keys, open(path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
 
     def read_keys() -> list[Any]:

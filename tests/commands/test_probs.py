@@ -1,4 +1,4 @@
-"""What the model made of each token: recorded rightly, kept, painted, and gone on from with another token."""
+"""What the model made of each token: recorded rightly, kept, colour_trace, and gone on from with another token."""
 
 import io
 import json
@@ -30,7 +30,7 @@ from repl.session.session import FILE, Session
 from repl.terminal.export import Transcript, as_html
 from repl.terminal.live import LiveOutput
 from repl.terminal.screen import Screen, as_record, palette, view
-from repl.terminal.token_colours import certainty, painted, style
+from repl.terminal.token_colours import certainty, colour_trace, style
 
 PROMPT = "Once upon a time"
 KINDS = ("llama", "gpt2", "recurrent")
@@ -242,7 +242,7 @@ def test_another_model_does_not_measure_a_turn(llama_folder: Path, gpt2_folder: 
         assert str(llama_folder) in caught.value.hints[0]
 
 
-# painted
+# colour_trace
 
 
 def test_painted_text_is_the_text(llama_folder: Path) -> None:
@@ -253,7 +253,7 @@ def test_painted_text_is_the_text(llama_folder: Path) -> None:
         for by in ("on", "entropy"):
             assert session.last is not None
             found = run(session, "/probs")
-            assert painted(found, by).plain == clean(session.last.text)
+            assert colour_trace(found, by).plain == clean(session.last.text)
         assert found.lead == "Well"
 
 

@@ -308,9 +308,9 @@ def test_what_is_refused_offers_numbers(
 ) -> None:
     """A load that ends beside the prompt offers its remedies too, behind the line that waited for its end."""
     if beside:
-        monkeypatch.setattr(Shell, "_soon", lambda shell: False)
+        monkeypatch.setattr(Shell, "_wait_briefly", lambda shell: False)
     else:
-        monkeypatch.setattr(repl_shell, "MOMENT", 30.0)
+        monkeypatch.setattr(repl_shell, "WAIT_FOR_LOAD_S", 30.0)
     with planning([Room("cpu", GB, 1000)]) as session:
         shell = Shell(session, Screen(interactive=True))
         shell.unopened = False

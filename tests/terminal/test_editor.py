@@ -32,7 +32,7 @@ from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.session.session import Session
 from repl.terminal.editor import history
-from repl.terminal.editor.paste import FIRST, LINES, Folds
+from repl.terminal.editor.paste import FIRST, MAX_LINES, Folds
 from repl.terminal.editor.prompt import HINTS, Editor
 from repl.terminal.editor.settings_panel import Panel
 
@@ -259,9 +259,9 @@ def test_a_long_paste_is_one_line_on_the_screen_and_whole_when_sent(desk: Desk) 
 @pytest.mark.parametrize(
     ("text", "folded"),
     [
-        ("\n".join("x" * LINES), False),
-        ("\n".join("x" * LINES) + "\n", False),
-        ("\n".join("x" * LINES) + "\ny", True),
+        ("\n".join("x" * MAX_LINES), False),
+        ("\n".join("x" * MAX_LINES) + "\n", False),
+        ("\n".join("x" * MAX_LINES) + "\ny", True),
         ("word " * 1000, False),
         ("word " * 3000, True),
     ],

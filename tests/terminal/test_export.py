@@ -396,7 +396,7 @@ def test_a_tool_that_stays_behind_is_not_waited_for(session: Session, tools: Pat
 
 @POSIX
 def test_a_tool_that_hangs_is_given_up(session: Session, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "WAIT", 0.2)
+    monkeypatch.setattr(exporting, "TOOL_WAIT_S", 0.2)
     tool(tools, "xsel", f"exec {SLEEP} 30")
     with pytest.raises(ReplError, match="xsel did not take the text") as refused:
         copy(session)

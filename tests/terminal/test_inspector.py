@@ -15,7 +15,7 @@ from terminal import LOADED, Terminal
 
 from repl.generation.measure.token_trace import Inspection, Seen
 from repl.terminal.inspector import Inspector, Tokens, styles
-from repl.terminal.inspector_layout import NOTHING, laid_out, visible
+from repl.terminal.inspector_layout import NOTHING, lay_out, visible
 
 UP, DOWN, RIGHT, LEFT, END, HOME, PAGE = "\x1b[A", "\x1b[B", "\x1b[C", "\x1b[D", "\x1b[F", "\x1b[H", "\x1b[6~"
 
@@ -50,7 +50,7 @@ TEXTS = st.lists(st.text("ab \n\té好\u0301\ufffd", max_size=9), min_size=1, ma
 def test_a_page_shows_every_token_in_its_order_and_within_its_width(texts: list[str], width: int) -> None:
     """Law: rows joined are what the tokens show, each token has a place, and no row is wider than the page."""
     tokens = reply(*texts).tokens
-    page = laid_out(tokens, width)
+    page = lay_out(tokens, width)
     joined = "".join(text for row in page.rows for _, text in row)
     assert joined == "".join(visible(token) for token in tokens).replace("\n", "")
     assert all(sum(cell_len(text) for _, text in row) <= width for row in page.rows)
@@ -64,7 +64,7 @@ def test_a_page_shows_every_token_in_its_order_and_within_its_width(texts: list[
 
 
 def test_words_are_not_broken_where_they_need_not_be() -> None:
-    rows = ["".join(text for _, text in row) for row in laid_out(WORDS.tokens, 12).rows]
+    rows = ["".join(text for _, text in row) for row in lay_out(WORDS.tokens, 12).rows]
     assert rows == ["Paris is a ", "city of ", "light.↵", "It is old."]
 
 
@@ -78,7 +78,7 @@ EMOJI = ["👨\u200d👩\u200d👧", "🇩🇪", "👍🏽", "❤\ufe0f", "1\ufe
 @pytest.mark.parametrize("text", EMOJI)
 def test_every_row_is_as_wide_as_the_screen_counts_it(text: str) -> None:
     """Terminals join code points that the screen counts one by one: none of those is drawn."""
-    page = laid_out([seen(text, 1), seen("x", 2)], 20)
+    page = lay_out([seen(text, 1), seen("x", 2)], 20)
     drawn = "".join(part for _, part in page.rows[0])
     assert page.places[1][1] == cell_len(drawn[:-1]) == sum(map(get_cwidth, drawn[:-1]))
     assert page.find(text, 1) == 0

@@ -48,7 +48,7 @@ class Past(History):
     async def load(self) -> AsyncGenerator[str, None]:
         """Yield entries, newest first."""
         self._entries[:0] = self.load_history_strings()
-        for entry in self._entries[: history.MOST]:
+        for entry in self._entries[: history.MAX_ENTRIES]:
             yield entry
 
     def get_strings(self) -> list[str]:

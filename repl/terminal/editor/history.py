@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-MOST = 2000  # entries offered at the prompt
-FAR_BACK = 32 * 2**20  # bytes from the end of the file that are looked through for them
+MAX_ENTRIES = 2000  # entries offered at the prompt
+MAX_READ_BYTES = 32 * 2**20  # bytes from the end of the file that are looked through for them
 BINARY = getattr(os, "O_BINARY", 0)  # Windows would write two bytes for a line feed
 
 
@@ -67,7 +67,7 @@ class Reader:
         with suppress(OSError):
             size = self._path.stat().st_size
             if self._at < 0 or size < self._at:  # the first time, or another file stands there
-                self._at = max(0, size - FAR_BACK)
+                self._at = max(0, size - MAX_READ_BYTES)
             if size > self._at:
                 return self._since()
         return []
@@ -77,4 +77,4 @@ class Reader:
             file.seek(self._at)
             whole, end, _ = file.read().rpartition(b"\n")  # behind it stands what another program is writing
         self._at += len(whole + end)
-        return _read(whole.splitlines()[-MOST:])
+        return _read(whole.splitlines()[-MAX_ENTRIES:])

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from repl.terminal.editor.settings_panel import Panel
 
 DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
-ROWS = 12  # of the settings view; more are scrolled
-AROUND = 3  # rows of a window for the foot of the view and the toolbar
+MAX_ROWS = 12  # of the settings view; more are scrolled
+OTHER_ROWS = 3  # rows of a window for the foot of the view and the toolbar
 
 
 def menu(rows: int) -> int:
@@ -161,7 +161,7 @@ class SideView:
     def _room(self) -> int:
         """Return how many rows the list may have: the line, the foot and the toolbar need some of the window."""
         rows = get_app().output.get_size().rows
-        return max(1, min(ROWS, rows - menu(rows) - AROUND))
+        return max(1, min(MAX_ROWS, rows - menu(rows) - OTHER_ROWS))
 
     def _rows(self) -> StyleAndTextTuples:
         if self._panel is None:
@@ -174,7 +174,16 @@ class SideView:
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
-        moves = {"up": -1, "down": 1, "c-p": -1, "c-n": 1, "s-tab": -1, "tab": 1, "pageup": -ROWS, "pagedown": ROWS}
+        moves = {
+            "up": -1,
+            "down": 1,
+            "c-p": -1,
+            "c-n": 1,
+            "s-tab": -1,
+            "tab": 1,
+            "pageup": -MAX_ROWS,
+            "pagedown": MAX_ROWS,
+        }
         for name, step in moves.items():
             keys.add(name)(lambda event, step=step: self.panel.move(step))
         for name, step in {"left": -1, "right": 1}.items():

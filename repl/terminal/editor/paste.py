@@ -2,9 +2,9 @@
 
 import re
 
-LINES = 20  # a pasted block of more is folded
-LENGTH = 10_000  # characters; so is one of more
-HISTORY = 65_536  # characters; an entry of more comes back with only its first line open
+MAX_LINES = 20  # a pasted block of more is folded
+MAX_CHARACTERS = 10_000  # characters; so is one of more
+MAX_HISTORY_CHARACTERS = 65_536  # characters; an entry of more comes back with only its first line open
 FIRST, LAST = 0x10F000, 0x10FFFD  # private characters, from a plane that no font and no text uses
 MARK = re.compile(f"[{chr(FIRST)}-{chr(LAST)}]")
 
@@ -17,7 +17,7 @@ class Folds:
 
     def fold(self, text: str) -> str:
         """Return what stands for a pasted text: itself, or one character where it is long."""
-        long = count(text) > LINES or len(text) > LENGTH
+        long = count(text) > MAX_LINES or len(text) > MAX_CHARACTERS
         return self._mark(text) if long or MARK.search(text) else text
 
     def entry(self, text: str) -> str:
@@ -26,11 +26,13 @@ class Folds:
             return self._mark(text)
         for mark, folded in self._texts.items():
             text = text if MARK.search(folded) else text.replace(folded, mark)
-        if len(text) <= HISTORY:
+        if len(text) <= MAX_HISTORY_CHARACTERS:
             return text
         head, end, rest = text.partition("\n")
         return (
-            head + end + self._mark(self.whole(rest)) if rest and len(head) < LENGTH else self._mark(self.whole(text))
+            head + end + self._mark(self.whole(rest))
+            if rest and len(head) < MAX_CHARACTERS
+            else self._mark(self.whole(text))
         )
 
     def whole(self, text: str) -> str:

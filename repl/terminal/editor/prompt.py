@@ -36,9 +36,9 @@ from repl.terminal.editor.paste import Folds
 if TYPE_CHECKING:
     from repl.terminal.editor.settings_panel import Panel
 
-__all__ = ["Editor", "Keyboard", "Plain", "dumb", "restored"]
+__all__ = ["Editor", "Keyboard", "Plain", "dumb", "restore_terminal"]
 ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
-CALM = 0.1  # seconds between looks at what goes on beside the prompt: each takes time from a load
+POLL_S = 0.1  # seconds between looks at what goes on beside the prompt: each takes time from a load
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
 HINTS = (  # one for each of the first prompts
     "type a message, / for commands",
@@ -74,7 +74,7 @@ class PromptBackend(Protocol):
     def toolbar(self, width: int) -> str:
         """Return the line under the prompt."""
 
-    def tick(self) -> Callable[[], object] | None:
+    def poll_load(self) -> Callable[[], object] | None:
         """Do a little of what goes on beside the prompt; returns what to print above it."""
 
     def watch(self, wake: Callable[[], object]) -> None:
@@ -99,15 +99,15 @@ class Editor:
     def __init__(
         self,
         past: Path,
-        desk: PromptBackend,
+        backend: PromptBackend,
         mark: str = "❯ ",
         source: Input | None = None,
         target: Output | None = None,
         keep: bool = True,
     ) -> None:
         self.input = source or create_input()
-        self.output = spelled(sighted(target or create_output()))
-        self.desk = desk
+        self.output = write_signs(show_toolbar(target or create_output()))
+        self.backend = backend
         self._styles = {theme: look(accent) for theme, accent in ACCENTS.items()}
         self._folds = Folds()
         self._prompts = 0
@@ -117,10 +117,10 @@ class Editor:
             message=[("class:prompt", mark)],
             input=self.input,
             output=self.output,
-            style=DynamicStyle(lambda: self._styles[self.desk.settings().view.theme]),
+            style=DynamicStyle(lambda: self._styles[self.backend.settings().view.theme]),
             multiline=True,
             prompt_continuation=self._continuation,
-            completer=SlashCompleter(lambda line: self.desk.complete(line)),
+            completer=SlashCompleter(lambda line: self.backend.complete(line)),
             complete_while_typing=True,
             complete_style=CompleteStyle.COLUMN,
             search_ignore_case=True,
@@ -132,7 +132,7 @@ class Editor:
             enable_suspend=True,
         )
         self._prompt.default_buffer.enable_history_search = Always()  # as an option it would end completion in typing
-        self._place(SideView(lambda: self.desk.panel(self._adapt), self._prompt.default_buffer), keys)
+        self._place(SideView(lambda: self.backend.panel(self._adapt), self._prompt.default_buffer), keys)
 
     def _place(self, view: SideView, keys: KeyBindings) -> None:
         """Put the settings view above the toolbar."""
@@ -143,9 +143,9 @@ class Editor:
 
     def _adapt(self) -> None:
         """Take over the keys of the editing mode that is set."""
-        vi = self.desk.settings().view.editing_mode == "vi"
+        vi = self.backend.settings().view.editing_mode == "vi"
         self._prompt.editing_mode = EditingMode.VI if vi else EditingMode.EMACS
-        self._prompt.color_depth = ColorDepth.DEPTH_1_BIT if self.desk.settings().view.theme == "mono" else None
+        self._prompt.color_depth = ColorDepth.DEPTH_1_BIT if self.backend.settings().view.theme == "mono" else None
         self._prompt.app.timeoutlen = ESCAPE_WAIT if vi else 1.0  # seconds that Esc waits for the key it is the Alt of
 
     def read(self, draft: str = "") -> str:
@@ -168,7 +168,7 @@ class Editor:
         loop.call_soon_threadsafe(_raise, error)
         return True
 
-    def held(self) -> AbstractContextManager[None]:
+    def hold_keys(self) -> AbstractContextManager[None]:
         """Keep echo and the keys that send signals off, also between the prompts."""
         return self.input.raw_mode()
 
@@ -176,7 +176,7 @@ class Editor:
     def keyboard(self) -> Iterator["Keyboard"]:
         """Turn echo off while something else owns the screen."""
         keys = Keyboard(self.input)
-        with self.held():
+        with self.hold_keys():
             self.output.enable_bracketed_paste()
             self.output.flush()
             try:
@@ -190,11 +190,11 @@ class Editor:
         return " " * width
 
     def _stop(self) -> None:
-        self._says_how_to_leave = not self.desk.stop_load()
+        self._says_how_to_leave = not self.backend.stop_load()
 
     def _bar(self) -> StyleAndTextTuples:
         width = get_app().output.get_size().columns
-        said = clean_line(self.desk.toolbar(width))
+        said = clean_line(self.backend.toolbar(width))
         if self._says_how_to_leave and not self._prompt.default_buffer.text:
             said = joined(" Ctrl-D leaves", said.strip())[: width - 1]
         hint = HINTS[self._prompts - 1] if self._prompts <= len(HINTS) and not self._prompt.default_buffer.text else ""
@@ -209,14 +209,14 @@ class Editor:
         shown, ended, loop = self._bar(), asyncio.Event(), asyncio.get_running_loop()
         while True:
             ended.clear()
-            said = self.desk.tick()
+            said = self.backend.poll_load()
             if said is not None:
                 await run_in_terminal(said)
             if shown != (shown := self._bar()):  # a redraw without need would make the cursor flicker
                 get_app().invalidate()
-            self.desk.watch(lambda: loop.call_soon_threadsafe(ended.set))
+            self.backend.watch(lambda: loop.call_soon_threadsafe(ended.set))
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(ended.wait(), CALM)
+                await asyncio.wait_for(ended.wait(), POLL_S)
 
 
 def _raise(error: BaseException) -> None:
@@ -279,7 +279,7 @@ class Keyboard:
         self._keys = []
 
 
-def spelled(output: Output) -> Output:
+def write_signs(output: Output) -> Output:
     """Let a terminal that has ASCII alone show the program's own signs as it can; all else becomes a `?`."""
     if ascii_only():
         write = output.write
@@ -287,7 +287,7 @@ def spelled(output: Output) -> Output:
     return output
 
 
-def sighted(output: Output) -> Output:
+def show_toolbar(output: Output) -> Output:
     """Let an output that cannot ask where its cursor is draw the toolbar all the same."""
     if not output.responds_to_cpr:
         with suppress(AttributeError):
@@ -296,7 +296,7 @@ def sighted(output: Output) -> Output:
 
 
 @contextmanager
-def restored() -> Iterator[None]:
+def restore_terminal() -> Iterator[None]:
     """Leave the terminal as it was found, whatever ends the program."""
     try:
         import termios
