@@ -110,7 +110,7 @@ class Desk:
         """Return the settings view."""
         return Panel(self.session, changed)
 
-    def tick(self) -> None:
+    def poll_load(self) -> None:
         """Take the next step: the editor asks often whether there is something to do."""
         while self._steps and (isinstance(self._steps[0], str) or self._steps[0]()):
             step = self._steps.popleft()
