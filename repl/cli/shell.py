@@ -64,9 +64,7 @@ class Shell:
         self.interrupted = False
         self.offered: tuple[list[str], str] = ([], "")  # lines that a number stands for, and the line to repeat then
         self.default = ""  # the line that an empty one stands for
-        self.open_inspector: Callable[[Inspection], str] | None = (
-            None  # shows tokens on a screen of their own; says what to run
-        )
+        self.open_inspector: Callable[[Inspection], str] | None = None  # returns the line to run
         self.draft = ""  # a message that could not be sent goes back to the prompt
         self._theme = "dark"
         self.apply_theme()

@@ -68,7 +68,7 @@ def caption(by: str = "on") -> Text:
         words = [f"{limits[0]:.1f} or less", *(f"to {limit:.1f}" for limit in limits[1:]), "more"]
     drawn = Text().append("entropy (nats)" if by == "entropy" else "probability", "quiet")
     for name, word in zip(names, words, strict=True):
-        drawn.append("  ", "quiet").append(word, name or None)
+        drawn.append("  ", "quiet").append(word, name or "none")
     return drawn
 
 

@@ -96,8 +96,9 @@ class Desk:
     def watch(self, wake: Callable[[], object]) -> None:
         """Nothing loads."""
 
-    def stop_load(self) -> None:
+    def stop_load(self) -> bool:
         """Nothing loads."""
+        return False
 
     def settings(self) -> Settings:
         """Return the settings as they stand."""
