@@ -116,7 +116,7 @@ def test_a_word_is_a_model_or_settings(word: str, values: dict[str, object]) -> 
         ("temprature=1", "did you mean temperature"),
         ("temperature=warm", "temperature 'warm' is not a number"),
         ("dtype=bf16,temprature=1", "did you mean temperature"),
-        ("theme=light", "theme is about the screen"),
+        ("theme=light", "theme is a display setting"),
         ("dtype=", "is not one of"),
     ],
 )
@@ -423,7 +423,7 @@ def test_a_server_answers_in_a_column_of_its_own(chat: Session) -> None:
         assert there.columns[1].done.model.id == chat.settings.load.model
         run(chat, "/pick 2")
         assert chat.remote is None
-    with pytest.raises(UsageError, match="matter of loading"):
+    with pytest.raises(UsageError, match="load setting"):
         run(chat, f"/compare now {server.url},dtype=bfloat16 -- Hi")
 
 
