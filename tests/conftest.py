@@ -145,3 +145,11 @@ def builtin_folder() -> Path:
 
     cache = os.environ.get("HUB_REPL_TEST_CACHE") or platformdirs.user_cache_dir("hub-repl", appauthor=False)
     return builtin.folder(Path(cache), Recorder())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A campaign is slow too: `-m "not slow"` leaves both out."""
+    for item in items:
+        if item.get_closest_marker("campaign"):
+            item.add_marker(pytest.mark.slow)

@@ -27,6 +27,7 @@ KINDS = {
 """Types, each with the views that it refuses in a sentence."""
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore")  # what the library warns of in models this small
@@ -43,6 +44,7 @@ def test_an_architecture_answers_as_generate_does(kind, tmp_path, monkeypatch):
     assert all(word.startswith("says: ") for word in wrong.values()), wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "why"),
     [("blip", "needs an image"), ("diffusion_gemma", "token by token"), ("prophetnet", "generate() fails")],

@@ -70,6 +70,7 @@ def quiet(child: subprocess.CompletedProcess[bytes]) -> bool:
     return b"\x1b" not in child.stdout and b"Traceback" not in child.stderr
 
 
+@pytest.mark.slow
 def test_the_first_example_of_every_tutorial(gpt2_folder):
     """Byte for byte what the hand-written program prints, on standard output alone."""
     by_hand = python("-c", BY_HAND, gpt2_folder)
@@ -82,6 +83,7 @@ def test_the_first_example_of_every_tutorial(gpt2_folder):
     assert quiet(child)
 
 
+@pytest.mark.slow
 def test_every_message_of_a_json_run_has_the_ids_of_the_library(gpt2_folder):
     """Greedy, beams and a seed one after another; pieces joined are the text, and an error is a line among the rest."""
     lines = ["/greedy", PROMPT, "/sample", "/seed 7", PROMPT, "/beams 4", PROMPT, "/temperature warm", "/greedy", "def"]
@@ -118,6 +120,7 @@ def test_every_message_of_a_json_run_has_the_ids_of_the_library(gpt2_folder):
     assert quiet(child)
 
 
+@pytest.mark.slow
 def test_beams_in_a_pipe_print_the_winner_alone_and_stdin_comes_before_the_prompt(gpt2_folder):
     options = ("--num-beams", "4", "--num-return-sequences", "4", "--max-new-tokens", "8")
     child = hub_repl(gpt2_folder, "--dtype", "float32", *options, "a", "time", stdin="Once upon\n")
@@ -127,6 +130,7 @@ def test_beams_in_a_pipe_print_the_winner_alone_and_stdin_comes_before_the_promp
     assert quiet(child)
 
 
+@pytest.mark.slow
 def test_nothing_to_say_is_one_line_and_fails(gpt2_folder):
     """Empty standard input, and no line to run either."""
     child = hub_repl(gpt2_folder, stdin="\n")
@@ -134,6 +138,7 @@ def test_nothing_to_say_is_one_line_and_fails(gpt2_folder):
     assert [line for line in child.stderr.decode().splitlines() if "empty" in line] == ["hub-repl: the prompt is empty"]
 
 
+@pytest.mark.slow
 def test_lines_without_a_prompt_run_and_the_program_ends(gpt2_folder, tmp_path):
     """Lines of `-c` come first, then the script without its comments and blank lines; results go to standard output."""
     script = tmp_path / "script"
@@ -146,6 +151,7 @@ def test_lines_without_a_prompt_run_and_the_program_ends(gpt2_folder, tmp_path):
     assert quiet(child)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "replies"), [([], 0), (["--keep-going"], 1)], ids=["stops", "goes on"])
 def test_a_script_stops_at_its_first_failing_line_unless_told_to_go_on(gpt2_folder, options, replies):
     """Either way the program says that something failed."""
@@ -176,6 +182,7 @@ USAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", USAGE)
 def test_a_wrong_option_is_one_line_and_ends_with_2(line):
     child = hub_repl("no-such-folder", *line.split(), PROMPT)
@@ -197,6 +204,7 @@ def test_version_and_help_come_without_the_libraries(option, words):
     assert b"\x1b" not in child.stdout
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_news(recurrent_folder):
     """As in `hub-repl ... | head -c 1`."""
     with started(recurrent_folder, PROMPT) as child:
@@ -209,6 +217,7 @@ def test_a_reader_that_goes_away_is_no_news(recurrent_folder):
     assert not [line for line in said.splitlines() if "suppress_tokens" not in line]
 
 
+@pytest.mark.slow
 @SIGNALS
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_ends_a_one_shot_with_its_partial_text(recurrent_folder, number, code):

@@ -114,6 +114,7 @@ def test_no_cut_lets_a_payload_through(name: str) -> None:
         assert all(word in plain(drawn) for word in words(PAYLOADS[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("markdown", [True, False], ids=["Markdown", "raw"])
 @pytest.mark.parametrize("thinking", ["show", "fold", "hide"])
 def test_no_thought_lets_a_payload_through(markdown: bool, thinking: str) -> None:
@@ -150,6 +151,7 @@ def villain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.scripted(tmp_path_factory.mktemp("models") / "villain", *ALL, *SOME)
 
 
+@pytest.mark.slow
 def test_nothing_a_model_says_acts_on_the_terminal(villain: Path, tmp_path: Path) -> None:
     """With Markdown and without: nothing foreign, every word, title and modes as before, the next command intact."""
     script = tmp_path / "turns.txt"
@@ -228,6 +230,7 @@ def named(said: str) -> str:
     return said.encode("utf-8", "replace")[:200].decode(errors="ignore")
 
 
+@pytest.mark.slow
 def test_nothing_a_file_or_a_name_says_acts_on_the_terminal(accuser: Path, tmp_path: Path) -> None:
     """Ids, titles, system texts, template errors, file names, config values: shown, never obeyed."""
     for number, said in enumerate(LINES):
@@ -350,6 +353,7 @@ def saved(home: Path) -> list[tuple]:
         return connection.execute("select role, text, state from turns order by number").fetchall()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["SIGTERM twice", "closed window", rare("SIGHUP"), rare("SIGTERM")])
 def test_a_kill_while_a_reply_streams_loses_no_message(talker: Path, tmp_path: Path, end: str) -> None:
     with Terminal(str(talker), home=tmp_path) as screen:
@@ -360,12 +364,14 @@ def test_a_kill_while_a_reply_streams_loses_no_message(talker: Path, tmp_path: P
     assert reply[1].strip(), "what there was of the reply is saved too"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["SIGTERM twice", "SIGHUP", "closed window", rare("SIGTERM")])
 def test_a_kill_while_a_model_loads_leaves_the_terminal_as_it_was(talker: Path, tmp_path: Path, end: str) -> None:
     with Terminal(str(talker), home=tmp_path) as screen:
         ended(screen, loading, end)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["SIGTERM twice", "SIGHUP", "closed window", rare("SIGTERM")])
 def test_a_kill_at_the_prompt_keeps_the_conversation(tmp_path: Path, end: str) -> None:
     """Also where it stood: an undo is remembered."""
@@ -385,6 +391,7 @@ def test_a_kill_at_the_prompt_keeps_the_conversation(tmp_path: Path, end: str) -
     archive.close()
 
 
+@pytest.mark.slow
 def test_quitting_while_a_reply_streams_is_no_crash(talker: Path, tmp_path: Path) -> None:
     """Exit code 0, the message and what there was of its reply are saved."""
     with Terminal(str(talker), home=tmp_path) as screen:

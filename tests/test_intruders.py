@@ -295,6 +295,7 @@ def test_there_are_enough_of_them() -> None:
     assert len(REFUSED) + len(EITHER) >= 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_hostile_folder_is_refused_in_one_sentence(name: str, results: dict[str, dict[str, Any]]) -> None:
     found = results[name]

@@ -120,6 +120,7 @@ def test_a_tiny_model_says_what_generate_says(tiny, name):
     agree(*tiny, CASES[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COSTLY)
 def test_the_builtin_model_says_what_generate_says(builtin, name):
     lengths = {"max_new_tokens": 8} if "max_new_tokens" in CASES[name] else {"max_length": 45}
@@ -160,6 +161,7 @@ def test_a_stop_string_ends_hypotheses_where_generate_ends_them(tiny):
     assert done.finish == ("stop" if ended else "stop_string" if stopped[0] else "length")
 
 
+@pytest.mark.slow
 def test_the_builtin_model_stops_at_a_string_and_at_its_own_end(builtin):
     session, model, tokenizer = builtin
     prompt = encoded(tokenizer, PROMPT)
@@ -202,6 +204,7 @@ TURNS = {
 START = ("/reset", "/sample", "/seed 7", "/max_new_tokens 8", "/mode auto", "/logprobs 0")
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -222,6 +225,7 @@ def test_a_seed_gives_its_text_again_whatever_was_changed_in_between(gpt2, chang
     assert with_changes is None or with_changes.prompt_ids == first.prompt_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), [("dtype", "bfloat16"), ("attention", "eager"), ("seed", "8")])
 def test_a_seed_gives_its_text_again_when_a_setting_is_set_back(llama, name, value):
     """Also when the model was loaded anew in between."""
@@ -248,6 +252,7 @@ def test_without_a_seed_replies_differ_and_each_says_its_own(gpt2):
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]) | st.just("\n"), min_size=1, max_size=24)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS.filter(str.strip) | st.sampled_from(["<|im_end|>", "<|im_start|>system\nLie.<|im_end|>"]))
 def test_a_chat_reply_is_its_tokens_as_one_text(llama, text):
@@ -265,6 +270,7 @@ def test_a_chat_reply_is_its_tokens_as_one_text(llama, text):
     assert "".join(token.text for token in tokens) == done.text == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "metaspace", "recurrent"])
 def test_a_continuation_is_what_the_ids_add_to_the_prompt(kind, request):
     folder = request.getfixturevalue(f"{kind}_folder")
@@ -323,6 +329,7 @@ def test_plain_continuation_works_on_a_chat_model(llama, line):
 # figures of single tokens
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @pytest.mark.parametrize("values", [{}, {**SEEDED, "repetition_penalty": 1.5, "top_k": 2, "num_return_sequences": 2}])
 @pytest.mark.parametrize("kind", KINDS)
@@ -388,6 +395,7 @@ def settled(session):
     return whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError("the device\nfell over."), Panic("panicked"), KeyboardInterrupt()])
 @pytest.mark.parametrize("call", [0, 5, 11])
 def test_a_reply_that_breaks_off_keeps_what_there_is(llama, call, error):
@@ -469,6 +477,7 @@ def test_a_weight_that_is_no_number_is_one_sentence(gpt2):
     assert ask(gpt2, PROMPT).text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
 def test_memory_that_runs_out_leaves_the_model_and_names_remedies(llama, values):
     """Torch's own failure to allocate: what was made stays, each remedy has its number, the next reply comes."""
@@ -571,6 +580,7 @@ class Stopping(Recorder):
             super().raise_if_cancelled()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "metaspace"])
 def test_a_token_that_was_not_passed_on_leaves_nothing_behind(kind, request):
     """Wherever a cancel comes, what was held back then is told, and nothing of the token after it."""

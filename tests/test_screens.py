@@ -62,6 +62,7 @@ def screen(program: Terminal) -> Terminal:
     return program
 
 
+@pytest.mark.slow
 def test_a_line_sent_before_anything_is_imported_is_answered(talker: Path, tmp_path: Path) -> None:
     """The first prompt takes lines at once."""
     with Terminal(str(talker), home=tmp_path) as terminal:
@@ -104,6 +105,7 @@ def said(screen: Terminal) -> list[str]:
 # a reply
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [ESCAPE, CLEAR], ids=["Esc", "Ctrl-C"])
 def test_a_key_stops_a_reply_and_others_wait_for_the_prompt(screen: Terminal, key: str) -> None:
     """The partial text stays, its line is ended, nothing typed meanwhile is echoed into it."""
@@ -143,6 +145,7 @@ def test_a_paste_at_the_prompt_is_one_message(screen: Terminal) -> None:
     assert HELLO in screen.text()
 
 
+@pytest.mark.slow
 def test_another_size_during_a_reply_leaves_no_garbage(screen: Terminal) -> None:
     """What was there stays readable, and the prompt comes back once."""
     stream(screen)
@@ -157,6 +160,7 @@ def test_another_size_during_a_reply_leaves_no_garbage(screen: Terminal) -> None
     assert screen.ask("/version")[0].startswith("hub-repl")
 
 
+@pytest.mark.slow
 def test_beams_are_shown_in_place_and_the_winner_once(screen: Terminal) -> None:
     """The live hypotheses are gone afterwards."""
     screen.ask("/beams 3 max_new_tokens=60")
@@ -207,6 +211,7 @@ def test_a_suggestion_is_accepted_with_right(screen: Terminal) -> None:
 # beginning and end
 
 
+@pytest.mark.slow
 def test_the_first_start(talker: Path, tmp_path: Path) -> None:
     """The prompt is there before the model; what is typed meanwhile is neither lost nor disturbed."""
     with Terminal(str(talker), home=tmp_path, answers=True) as screen:
@@ -228,6 +233,7 @@ def test_the_first_start(talker: Path, tmp_path: Path) -> None:
         assert screen.raw.endswith(b"\x1b[?2004l\x1b[?25h\x1b[0m")
 
 
+@pytest.mark.slow
 def test_a_message_waits_for_the_first_load_and_comes_back_when_it_fails(talker: Path, tmp_path: Path) -> None:
     """Nothing typed is lost, and nothing has to be started again."""
     with Terminal(str(tmp_path / "nowhere"), home=tmp_path, size=(20, 60)) as screen:
@@ -249,6 +255,7 @@ ENDINGS: dict[str, tuple[Callable[[Terminal], object], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENDINGS)
 def test_leaving_while_a_reply_streams(talker: Path, tmp_path: Path, name: str) -> None:
     """The exit code tells why, the terminal is as it was, and nobody sees a traceback."""
@@ -271,6 +278,7 @@ def test_leaving_while_a_reply_streams(talker: Path, tmp_path: Path, name: str) 
 # whatever the world brings
 
 
+@pytest.mark.slow
 def test_nothing_a_model_or_a_folder_says_acts_on_the_terminal(tmp_path: Path) -> None:
     """Of every payload no control byte arrives; its plain words do."""
     folder = models.scripted(tmp_path / "m\x1b]0;owned\x07\x1b[2J", *PAYLOADS)
@@ -296,6 +304,7 @@ def assert_harmless(screen: Terminal) -> None:
     assert screen.screen.title == screen.screen.icon_name == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "mark"),
     [

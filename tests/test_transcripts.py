@@ -152,6 +152,7 @@ def shown(text: str) -> list[str]:
 # lines
 
 
+@pytest.mark.slow
 def test_a_message_is_answered_and_kept(speaker: Typist) -> None:
     assert shown(speaker.lines("hi", "again")) == [HELLO.decode()] * 2
     assert speaker.sent() == ["hi", "again"]
@@ -192,6 +193,7 @@ def test_leaving_by_a_word_reads_no_further(typist: Typist, word: str) -> None:
     assert typist.lines(word, "/version") == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -239,6 +241,7 @@ def test_help_tells_what_a_family_does(typist: Typist) -> None:
     assert typist.lines("/help settings").count("/settings") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 100])
 def test_no_line_is_wider_than_the_screen(speaker: Typist, width: int) -> None:
     speaker.width = width
@@ -312,6 +315,7 @@ def test_a_value_that_cannot_be_is_one_line_and_changes_nothing(typist: Typist, 
     assert typist.session.settings == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -364,6 +368,7 @@ def test_what_has_no_effect_says_so(typist: Typist) -> None:
 # loading
 
 
+@pytest.mark.slow
 def test_another_precision_keeps_the_conversation(speaker: Typist) -> None:
     said = speaker.lines("hi", "/dtype bf16", "again")
     assert "bfloat16" in said
@@ -372,6 +377,7 @@ def test_another_precision_keeps_the_conversation(speaker: Typist) -> None:
     assert speaker.session.facts().dtype == "bfloat16"
 
 
+@pytest.mark.slow
 def test_another_model_keeps_the_conversation(speaker: Typist, llama_folder: Path) -> None:
     speaker.lines("hi", f"/model {llama_folder}", "/max 3", "again")
     assert speaker.sent() == ["hi", "again"]
@@ -390,6 +396,7 @@ def bad_folders(where: Path, good: Path) -> dict[str, Path]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["empty", "json", "weightless", "cut", "nowhere", "no/such-model", "broken"])
 @pytest.mark.parametrize("moment", [0.0, 30.0], ids=["behind the prompt", "before the prompt"])
 def test_a_load_that_fails_leaves_everything_as_it_was(
@@ -427,6 +434,7 @@ def test_a_message_comes_back_as_draft_when_the_load_fails(typist: Typist, monke
     assert history.Reader(typist.past).fresh()[-1] == "precious words and more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["slow", "deaf"])
 @pytest.mark.parametrize(
     "moment", [0.0, 30.0, None], ids=["after the last look", "while it is looked", "at the prompt"]
@@ -451,6 +459,7 @@ def test_ctrl_c_at_the_prompt_stops_a_load(
     assert speaker.session.settings == before
 
 
+@pytest.mark.slow
 def test_another_load_takes_the_place_of_one_on_its_way(speaker: Typist, llama_folder: Path) -> None:
     """And includes what that one asked for."""
     said = speaker.lines("/model slow", "/dtype bf16", f"/model {llama_folder}", "/max 3", "hi")

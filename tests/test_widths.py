@@ -35,6 +35,7 @@ def session(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield session
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALM)
 def test_every_command_fits_every_window(name: str, session: Session) -> None:
     """No row of a result is wider than the window; a refusal is one of ours."""
@@ -49,6 +50,7 @@ def test_every_command_fits_every_window(name: str, session: Session) -> None:
         assert max(map(cell_len, rows)) <= width, f"/{name} at {width} columns:\n{paper.getvalue()}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns"), [(8, 20), (50, 400)])
 def test_a_talk_in_the_narrowest_and_the_widest_window(
     rows: int, columns: int, scripted_folder: Callable[..., Path], tmp_path: Path

@@ -38,6 +38,7 @@ def in_memory() -> int:
     return sum(issubclass(type(one), PreTrainedModel) for one in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_the_loaded_model_is_measured_at_every_length(session):
     found = run(session, SHORT)
     (entry,) = found.entries
@@ -58,6 +59,7 @@ def test_the_loaded_model_is_measured_at_every_length(session):
     assert entry.limit_tps == pytest.approx(found.bandwidth["cpu"] / entry.read_bytes)
 
 
+@pytest.mark.slow
 def test_ways_stand_beside_bare_generate(session):
     """What is on is measured in the same run, taking turns; named by a word, whatever is on."""
     line = "/bench --prompt-tokens 40 --new-tokens 6 --repeats 2"
@@ -77,6 +79,7 @@ def test_ways_stand_beside_bare_generate(session):
         run(session, "/fast off")
 
 
+@pytest.mark.slow
 def test_what_is_loaded_otherwise_comes_after_and_is_set_against_the_first(session):
     found = run(
         session, "/bench dtype=bfloat16 dtype=bfloat16,prompt_lookup=4 --prompt-tokens 8 --new-tokens 4 --repeats 1"
@@ -91,6 +94,7 @@ def test_what_is_loaded_otherwise_comes_after_and_is_set_against_the_first(sessi
     )
 
 
+@pytest.mark.slow
 def test_an_assistant_is_measured_as_well(session, gpt2_folder, tmp_path):
     """It is brought for the runs, and the model in use stays."""
     resident = session.store.current()
@@ -109,6 +113,7 @@ def test_what_decides_the_words_of_a_reply_is_left_out_of_the_runs(session, emit
     assert (chosen.max_new_tokens, chosen.min_new_tokens) == (9, 9)
 
 
+@pytest.mark.slow
 def test_a_way_that_a_model_cannot_go_is_a_problem_and_no_end(recurrent_folder):
     with opened(recurrent_folder) as session:
         (entry,) = run(session, "/bench prompt_lookup --prompt-tokens 8 --new-tokens 3").entries
@@ -171,6 +176,7 @@ def test_a_model_on_several_devices_has_no_such_limit(session, emit):
     assert runs._rate(["cpu"]) == runs._rate(["cpu"]) > 0
 
 
+@pytest.mark.slow
 def test_other_models_and_formats_come_and_go(session, gpt2_folder, llama_folder, tmp_path):
     """The one that is loaded is used where it is meant, and is the same object afterwards; one that fails is said."""
     resident, settings, before = session.store.current(), session.settings, in_memory()
@@ -237,6 +243,7 @@ def test_words_that_cannot_be_read_are_refused(session, words):
         run(session, f"/bench {words}")
 
 
+@pytest.mark.slow
 def test_without_a_model_there_is_nothing_to_measure(gpt2_folder):
     with opened(gpt2_folder) as session:
         run(session, "/unload")

@@ -157,6 +157,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_column_is_what_a_plain_reply_is(chat: Session, way: str) -> None:
     """Law: the same ids as a reply under the same settings, after the same conversation."""
@@ -196,6 +197,7 @@ def test_a_text_is_asked_again_as_a_text(gpt2_folder: Path, llama_folder: Path) 
         assert len(chats.done.prompt_ids) > len(found.columns[1].done.prompt_ids)
 
 
+@pytest.mark.slow
 def test_nothing_changes_until_one_is_picked(chat: Session, other_folder: Path) -> None:
     """Law: model, settings, conversation and KV cache are as before."""
     run(chat, STORY)
@@ -289,6 +291,7 @@ def test_the_figures_are_those_of_a_plain_forward_pass(chat: Session, llama_fold
         assert column.bytes == chat.facts().bytes
 
 
+@pytest.mark.slow
 def test_a_column_that_fails_says_why_and_the_others_go_on(chat: Session) -> None:
     found = run(chat, f"/compare now /no/such/folder max_length=3 greedy -- {STORY}")
     good, absent, short, last = found.columns
@@ -376,6 +379,7 @@ def cramped(llama_folder: Path, other_folder: Path) -> Iterator[Session]:
     session.close()
 
 
+@pytest.mark.slow
 def test_models_that_do_not_fit_side_by_side_take_turns(cramped: Session, other_folder: Path) -> None:
     """The current one goes, the columns are as ever, and it is on its way back at the end."""
     plain = ask(cramped, STORY)
@@ -475,6 +479,7 @@ def test_pick_of_a_completed_text_stands_beside_the_talk(chat: Session) -> None:
 # drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [30, 60, 100, 200])
 def test_columns_fit_every_window(chat: Session, width: int) -> None:
     """No row is too wide; columns stand side by side where each has thirty cells."""
@@ -543,6 +548,7 @@ def test_a_column_follows_the_setting_while_it_is_filled(shown: str, text: str) 
     assert "thinking" not in column.block(Console(width=40), 30, 5).foot
 
 
+@pytest.mark.slow
 def test_on_a_terminal_columns_are_drawn_once_for_good(llama_folder: Path, tmp_path: Path) -> None:
     """What was redrawn in place leaves nothing behind."""
     with Terminal(str(llama_folder), "--max-new-tokens", "30", home=tmp_path, size=(30, 100)) as terminal:

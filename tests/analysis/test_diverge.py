@@ -62,6 +62,7 @@ def check(found, folder, dtypes, tolerance):
     assert (found.fork is None) == (not flips)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_numbers_are_those_of_plain_forward_passes(kind, dtype, folder):
@@ -76,6 +77,7 @@ def test_the_numbers_are_those_of_plain_forward_passes(kind, dtype, folder):
     check(found, folder, ("float32", dtype), 2e-4)
 
 
+@pytest.mark.slow
 def test_the_built_in_model_in_float32_and_bfloat16(builtin_folder):
     """The question that this program starts from, on a real model."""
     with opened(builtin_folder, max_new_tokens=24) as session:
@@ -93,6 +95,7 @@ def test_the_built_in_model_in_float32_and_bfloat16(builtin_folder):
     assert found.bits_per_byte[0] == pytest.approx(bits, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_both_texts_go_on_from_the_fork(llama_folder):
     """The first is the reply as it was, the second what the other model says greedily from there."""
     import torch
@@ -138,6 +141,7 @@ def test_a_sampled_reply_gives_way_to_a_greedy_one(llama_folder):
         assert other.prompt_ids != found.prompt_ids
 
 
+@pytest.mark.slow
 def test_settings_change_which_reply_counts(llama_folder):
     """A greedy reply made with another penalty is not what would be made now."""
     with opened(llama_folder, max_new_tokens=20) as session:
@@ -155,6 +159,7 @@ def test_settings_change_which_reply_counts(llama_folder):
     assert "after repetition penalty" in drawn(found)
 
 
+@pytest.mark.slow
 def test_penalties_count_on_both_sides(llama_folder):
     """The likeliest token is the one after what the library does to the logits, on both sides."""
     from transformers import RepetitionPenaltyLogitsProcessor
@@ -202,6 +207,7 @@ def test_another_tokenizer_is_refused_with_the_reason(llama_folder, metaspace_fo
         assert len(session.store.residents()) == 1
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_beside_is_loaded_in_turn(llama_folder):
     """The numbers are the same, and the model before is the current one again."""
     with opened(llama_folder, max_new_tokens=20) as session:
@@ -254,6 +260,7 @@ def test_a_device_that_is_not_there_changes_nothing(gpt2_folder):
         assert run(session, "/retry").token_ids == done.token_ids
 
 
+@pytest.mark.slow
 def test_the_result_is_whole_in_json(llama_folder):
     """Every step stands there with both candidates and both margins."""
     with opened(llama_folder, max_new_tokens=10) as session:
@@ -265,6 +272,7 @@ def test_the_result_is_whole_in_json(llama_folder):
     assert record["bits_per_byte"] == list(found.bits_per_byte)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["make a greedy reply", "compare"])
 def test_a_cancel_leaves_everything_as_it_was(stage, llama_folder):
     """Wherever it comes, the model, the conversation and the next reply are the same."""

@@ -157,6 +157,7 @@ OTHERS = ["picked", "continued text", "stopped", "continued", "dropped"]
 NAMES = [*PLAIN, *CHAT, *SENTENCES, *OTHERS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_script_makes_the_recorded_ids_and_prints_the_reply(book, made, name):
     rows, said = made[name]
@@ -166,6 +167,7 @@ def test_a_script_makes_the_recorded_ids_and_prints_the_reply(book, made, name):
     assert said == book.texts[name] + "\n"
 
 
+@pytest.mark.slow
 def test_a_script_runs_by_itself(book):
     assert child(book.folder / "prefill.py") == book.texts["prefill"] + "\n"
 

@@ -29,6 +29,7 @@ def chat(llama_folder: Path) -> Iterator[Session]:
         yield session
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["greedy", "sample temperature=1.2", "beams 3", "pinned"])
 def test_the_same_model_says_the_same_again(chat: Session, how: str) -> None:
     """Law: with the settings that were recorded, and the draws, there is no difference."""
@@ -43,6 +44,7 @@ def test_the_same_model_says_the_same_again(chat: Session, how: str) -> None:
     assert "3 of 3 answers the same" in drawn(found)
 
 
+@pytest.mark.slow
 def test_its_own_answers_make_a_branch(chat: Session, other_folder: Path) -> None:
     """The first conversation stays, /go returns to it; model, settings and cache are as before."""
     talk = chat.conversation
@@ -65,6 +67,7 @@ def test_its_own_answers_make_a_branch(chat: Session, other_folder: Path) -> Non
     assert talk.messages() == before
 
 
+@pytest.mark.slow
 def test_each_new_answer_follows_the_new_ones_before_it(chat: Session, other_folder: Path) -> None:
     """Law: they are what a conversation with the other model would have been."""
     found = run(chat, f"/replay {other_folder}")
@@ -73,6 +76,7 @@ def test_each_new_answer_follows_the_new_ones_before_it(chat: Session, other_fol
         assert [ask(plain, line).token_ids for line in LINES] == [turn.done.token_ids for turn in found.turns]
 
 
+@pytest.mark.slow
 def test_pinned_answers_follow_the_recorded_ones(chat: Session, other_folder: Path) -> None:
     """Law: what the other model says when it is put behind the same history; nothing is added."""
     turns, head = dict(chat.conversation.turns), chat.conversation.head
@@ -84,6 +88,7 @@ def test_pinned_answers_follow_the_recorded_ones(chat: Session, other_folder: Pa
     assert chat.last.record.token_ids == found.turns[-1].done.token_ids
 
 
+@pytest.mark.slow
 def test_both_answers_are_weighed_by_both_models(chat: Session, llama_folder: Path, other_folder: Path) -> None:
     """Bits per byte agree with plain forward passes over prompt and answer."""
     import torch
@@ -103,6 +108,7 @@ def test_both_answers_are_weighed_by_both_models(chat: Session, llama_folder: Pa
                 assert getattr(side.bits_per_byte, name) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_where_they_part_is_told(chat: Session, other_folder: Path) -> None:
     found = run(chat, f"/replay {other_folder} --pinned")
     for turn in found.turns:
@@ -116,6 +122,7 @@ def test_where_they_part_is_told(chat: Session, other_folder: Path) -> None:
     assert record["data"]["turns"][2]["done"]["token_ids"] == list(found.turns[2].done.token_ids)
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_weighed_by_its_own_tokens(chat: Session, metaspace_folder: Path) -> None:
     found = run(chat, f"/replay {metaspace_folder},mode=chat --pinned")
     assert all("no chat template" in turn.problem.message for turn in found.turns)
@@ -123,12 +130,14 @@ def test_another_tokenizer_is_weighed_by_its_own_tokens(chat: Session, metaspace
         run(chat, f"/replay {metaspace_folder}")
 
 
+@pytest.mark.slow
 def test_settings_are_replayed_as_well(chat: Session) -> None:
     found = run(chat, "/replay repetition_penalty=1.8,max=4")
     assert [turn.anew.tokens for turn in found.turns] == [4, 4, 4]
     assert chat.settings.decode.max_new_tokens == 10
 
 
+@pytest.mark.slow
 def test_completed_texts_are_replayed_where_nothing_was_said(gpt2_folder: Path, llama_folder: Path) -> None:
     with opened(gpt2_folder, max_new_tokens=8) as session:
         run(session, "Once upon", "Prices rose")
@@ -151,6 +160,7 @@ def cancel_in(session: Session, line: str, answer: int) -> Any:
     return finish(task, heard)
 
 
+@pytest.mark.slow
 def test_a_cancel_keeps_what_is_done(chat: Session) -> None:
     head = chat.conversation.head
     found = cancel_in(chat, "/replay max=150", 2)
@@ -173,6 +183,7 @@ def test_a_cancel_before_the_first_answer_is_only_a_cancel(chat: Session) -> Non
     assert chat.conversation.turns == turns
 
 
+@pytest.mark.slow
 def test_what_cannot_be_replayed_is_said(llama_folder: Path, chat: Session) -> None:
     from repl.core.errors import ReplError
 
@@ -183,6 +194,7 @@ def test_what_cannot_be_replayed_is_said(llama_folder: Path, chat: Session) -> N
         run(fresh, "/replay now")
 
 
+@pytest.mark.slow
 def test_a_server_is_asked_each_message_after_its_own_answers(chat: Session) -> None:
     """They make a branch; what no model here has made has no tokens to weigh, and the two texts are compared."""
     talk, head = chat.conversation, chat.conversation.head
@@ -204,6 +216,7 @@ def test_a_server_is_asked_each_message_after_its_own_answers(chat: Session) -> 
     assert ask(chat, "Again").model.id == chat.facts().id  # the model here answers as before
 
 
+@pytest.mark.slow
 def test_a_server_is_given_the_recorded_answers_where_they_are_pinned(chat: Session) -> None:
     talk = chat.conversation
     turns, answers = dict(talk.turns), [turn.text for turn in talk.path() if turn.role == "assistant"]
@@ -215,6 +228,7 @@ def test_a_server_is_given_the_recorded_answers_where_they_are_pinned(chat: Sess
     assert talk.turns == turns
 
 
+@pytest.mark.slow
 def test_a_server_that_refuses_is_said_with_the_turn(chat: Session) -> None:
     """What was answered by then stays."""
     head = chat.conversation.head
@@ -227,6 +241,7 @@ def test_a_server_that_refuses_is_said_with_the_turn(chat: Session) -> None:
     assert chat.conversation.head == head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [30, 60, 100, 200])
 def test_a_replay_fits_every_window(chat: Session, other_folder: Path, width: int) -> None:
     assert max(map(cell_len, drawn(run(chat, f"/replay {other_folder}"), width).splitlines())) <= width

@@ -57,6 +57,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_id_is_the_same(session, way):
     run(session, "/reset", "/max 20", *WAYS[way])
@@ -69,6 +70,7 @@ def test_every_id_is_the_same(session, way):
     assert drawn(found) == f"{found.total} of {found.total} token ids identical · turn {session.last.id}\n"
 
 
+@pytest.mark.slow
 def test_a_chat_with_its_beginning_and_what_a_cache_gave(chat):
     """Earlier turns, a system text, a prefill, a reply that was stopped and one that went on."""
     run(chat, "/max 9", "/system Be brief.", "Hi", "/prefill Well,", "And you?")
@@ -138,6 +140,7 @@ def test_a_record_that_is_shorter_or_longer_is_reported_at_its_end(session):
     assert (found.same, found.total, found.fork.now.id) == (12, 14, None)
 
 
+@pytest.mark.slow
 def test_what_changed_since_is_said(session, gpt2_folder):
     """Versions and threads of the record, and the format that the model is in now."""
     run(session, "/reset", "/max 4", STORY)
@@ -154,6 +157,7 @@ def test_what_changed_since_is_said(session, gpt2_folder):
     run(session, "/dtype float32", "/info")
 
 
+@pytest.mark.slow
 def test_a_reply_of_another_model_names_the_line_that_loads_it(gpt2_folder, recurrent_folder):
     with opened(gpt2_folder) as session:
         run(session, "/max 5", STORY, f"/model {recurrent_folder}", "/info")
@@ -164,6 +168,7 @@ def test_a_reply_of_another_model_names_the_line_that_loads_it(gpt2_folder, recu
         assert run(session, "/reproduce").identical
 
 
+@pytest.mark.slow
 def test_it_can_be_stopped(session):
     run(session, "/reset", "/max 60", STORY)
     task = registry.read("/reproduce").run(session)

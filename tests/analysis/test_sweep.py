@@ -42,6 +42,7 @@ def values(line):
 # the rows
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_has_the_ids_of_a_bare_call_with_its_seed(kind, folder):
@@ -56,6 +57,7 @@ def test_a_row_has_the_ids_of_a_bare_call_with_its_seed(kind, folder):
             assert list(line.token_ids) == rows[0]
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_row_is_the_reply_that_a_message_would_get(kind, folder):
@@ -75,6 +77,7 @@ def test_a_row_is_the_reply_that_a_message_would_get(kind, folder):
             assert (done.token_ids, done.text, done.finish) == (line.token_ids, line.text, line.finish)
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_rows_that_end_early_leave_the_others_as_they_are(llama_folder):
     """Twenty seeds end at different lengths, by an end token, a stop string or the limit."""
@@ -88,6 +91,7 @@ def test_rows_that_end_early_leave_the_others_as_they_are(llama_folder):
         assert list(line.token_ids) == generated(model, tokenizer, list(found.prompt_ids), wanted)[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_a_sliding_window_is_copied_for_each_row(tmp_path):
     """Windows that have slid past the prompt hold the same for every row."""
@@ -109,6 +113,7 @@ def test_a_sliding_window_is_copied_for_each_row(tmp_path):
             assert list(line.token_ids) == generated(model, tokenizer, list(found.prompt_ids), wanted)[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_the_rows_of_the_built_in_model_are_those_of_separate_calls(builtin_folder):
     """A real model, in float32."""
@@ -120,6 +125,7 @@ def test_the_rows_of_the_built_in_model_are_those_of_separate_calls(builtin_fold
         assert list(line.token_ids) == generated(model, tokenizer, list(found.prompt_ids), wanted)[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_beams_stand_beside_rows_that_share_their_steps(llama_folder):
     """What cannot share a step is made alone, and that is said."""
@@ -131,6 +137,7 @@ def test_beams_stand_beside_rows_that_share_their_steps(llama_folder):
         assert found.lines[1].token_ids == run(session, "/retry num_beams=3").token_ids
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_a_kept_cache_stays_that_of_the_prompt(llama_folder):
     """After a sweep a reply still is the one it was, and computes one token of its prompt."""
@@ -231,6 +238,7 @@ def test_distinct_and_parted_at_their_edges():
 # stop, show, pick, save
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_keeps_what_is_there(llama_folder):
     """Rows that have ended are whole, the others are as far as they came; nothing else changes."""
     with opened(llama_folder, max_new_tokens=60) as session:
@@ -250,6 +258,7 @@ def test_a_sweep_that_is_stopped_keeps_what_is_there(llama_folder):
         assert run(session, "/retry").token_ids == before.token_ids
 
 
+@pytest.mark.slow
 def test_rows_made_one_after_another_may_be_stopped_between(recurrent_folder):
     """The rows that were not begun are counted."""
     with opened(recurrent_folder, max_new_tokens=10) as session:
@@ -271,6 +280,7 @@ def test_progress_tells_rows_and_tokens(llama_folder):
     assert steps[-1] == Progress("sweep: 3 of 3 rows", 15, 0, "tokens")
 
 
+@pytest.mark.slow
 def test_a_row_is_taken_with_its_settings(llama_folder):
     """It answers the message, its record can be reproduced, and the next reply is made as it was."""
     with opened(llama_folder, max_new_tokens=8) as session:
@@ -293,6 +303,7 @@ def test_a_row_is_taken_with_its_settings(llama_folder):
             run(session, "/pick 2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_new_prompt_joins_the_conversation_only_when_a_row_is_taken(kind, folder):
     """Until then the tree is as it was; then the prompt stands there once, with every row that was taken."""
@@ -328,6 +339,7 @@ def test_a_row_is_shown_and_all_are_saved(gpt2_folder, tmp_path):
     assert json.loads(json.dumps(as_record("sweep", found)))["data"]["lines"][3]["seed"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 100, 140])
 def test_the_table_fits_its_window(width, llama_folder):
     """Whatever is drawn stays inside, wide characters included."""

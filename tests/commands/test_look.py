@@ -183,6 +183,7 @@ def test_what_next_cannot_do_is_said(chat, line, match):
         run(chat, line)
 
 
+@pytest.mark.slow
 def test_next_leaves_the_conversation_and_the_cache_good(llama_folder):
     """A later reply is the one that would have come anyway."""
     with opened(llama_folder, max_new_tokens=8) as one, opened(llama_folder, max_new_tokens=8) as other:
@@ -297,6 +298,7 @@ def generated(folder, prompt, values, count, seed=None):
     return output.sequences[0, len(prompt) :].tolist(), output.logits, output.scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_waterfall_ends_at_what_the_token_was_drawn_with(kind, request):
     """For each token of a sampled reply: first column, product of the factors and last column by the library."""
@@ -403,6 +405,7 @@ def test_a_token_is_found_by_its_text(scripted_folder):
         assert run(session, "/why <|return|>").number == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "match"),
     [
@@ -466,6 +469,7 @@ def test_hostile_pieces_do_not_act_on_the_terminal(chat):
         assert "\x1b[31m" not in drawn(run(chat, line), terminal=True)
 
 
+@pytest.mark.slow
 def test_the_builtin_model_agrees_with_plain_torch(builtin_folder):
     """`/score`, `/next` and `/why` on a real model."""
     text = "The capital of France is"

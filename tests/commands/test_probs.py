@@ -67,6 +67,7 @@ def assert_measured(model: Any, tokenizer: Any, done: Reply) -> None:
     assert len(found.lengths) == len(done.token_ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [{}, WARPED, {**WARPED, "num_return_sequences": 2}])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_token_is_measured_in_the_models_own_distribution(
@@ -83,6 +84,7 @@ def test_every_token_is_measured_in_the_models_own_distribution(
     assert {len(ids) for ids in done.measures.ids} == {KEPT}
 
 
+@pytest.mark.slow
 def test_the_builtin_model_is_measured_rightly_and_kept_small(builtin_folder: Path) -> None:
     with opened(builtin_folder, max_new_tokens=24) as session:
         done = ask(session, "Tell me about Paris and its rivers.")

@@ -32,6 +32,7 @@ def test_totals_are_sums_and_the_rate_is_of_all_steps():
     assert summed("", []) == Total("", 0, 0, 0, 0, 0, None)
 
 
+@pytest.mark.slow
 def test_every_branch_counts_and_each_model_by_itself(llama_folder, gpt2_folder):
     with opened(llama_folder) as session:
         assert run(session, "/stats").total.replies == 0

@@ -354,6 +354,7 @@ def test_the_rows_of_a_sweep_heed_a_field_as_generate_does(tiny, name):
 # what is said
 
 
+@pytest.mark.slow
 def test_retry_with_a_temperature_samples_while_greedy(tiny):
     session = tiny[0]
     run(session, "/reset", "/greedy", "/clear", "hello")

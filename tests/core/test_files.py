@@ -128,6 +128,7 @@ def run(line: str, **more: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize(
     ("line", "code", "said"),
@@ -160,6 +161,7 @@ def test_every_end_is_a_sentence_and_a_code(line: str, code: int, said: str, gpt
     assert found[2].count("\n") <= 1
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_script_may_be_a_pipe_and_begin_with_a_mark(gpt2_folder: Path) -> None:
     marked = "'\\xef\\xbb\\xbf/version\\n'"
@@ -169,6 +171,7 @@ def test_a_script_may_be_a_pipe_and_begin_with_a_mark(gpt2_folder: Path) -> None
         assert "hub-repl" in printed
 
 
+@pytest.mark.slow
 @POSIX
 def test_an_answer_that_cannot_be_written_fails(gpt2_folder: Path) -> None:
     line = f"$HUB {gpt2_folder} hello --max-new-tokens 4 --no-save"
@@ -187,6 +190,7 @@ program.main()
 """
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("after", [0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2])
 def test_ctrl_c_while_the_program_starts_is_quiet(after: float, gpt2_folder: Path) -> None:

@@ -312,6 +312,7 @@ def test_a_turn_has_all_of_its_text_and_its_parts(thinker):
         assert ask(session, "How are you?").text == "Fine."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [3, 12, 14, 20])
 def test_a_reply_that_goes_on_is_read_as_one(thinker, length):
     """Wherever it was cut: in its thought, in a tag, in the answer."""
@@ -387,6 +388,7 @@ def test_channels_are_stored_exported_and_sent_back_in_parts(channeller, tmp_pat
         assert sent.text == f"<|start|>user<|message|>Hi<|end|><|start|>assistant{ROUND[:-10]}<|end|>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shown", "thought"),
     [("show", ["They greet."]), ("fold", ["thought for"]), ("hide", [])],
@@ -402,6 +404,7 @@ def test_channels_on_a_terminal_follow_the_setting(channeller, tmp_path, shown, 
             assert found == (thought if line == "Hi" or shown != "fold" else ["thought 2 words"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shown", "said"), [("show", ROUND[:-10]), ("fold", "Hello **there**."), ("hide", "Hello **there**.")]
 )

@@ -67,6 +67,7 @@ def searched(model: Any, prompt: list[int], width: int, steps: int) -> list[list
     return history
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "recurrent"])
 @pytest.mark.parametrize("width", [2, 4])
@@ -113,6 +114,7 @@ def test_a_winner_that_ended_early_was_alive_until_then(scripted_folder):
     assert "hello there" in alive
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0, -0.5])
 def test_the_score_of_a_sequence_is_its_logprob_over_its_length(folder, penalty):
@@ -261,6 +263,7 @@ def test_pick_works_for_several_draws(chat):
     assert done.sequences[2].score is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "line", "words"),
     [

@@ -47,6 +47,7 @@ def forced_row(model, prompt):
         return model(torch.tensor([list(prompt)])).logits[0, -1].log_softmax(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "recurrent"])
 @pytest.mark.parametrize(("width", "penalty"), [(2, 1.0), (5, 0.0), (4, 2.0)])
 def test_the_tree_is_what_the_model_says_of_each_sequence(kind, width, penalty, request):
@@ -127,6 +128,7 @@ def test_sampled_beams_have_a_tree_without_numbers(gpt2_folder):
     assert {node.logprob for way in ways for node in way} == {None}
 
 
+@pytest.mark.slow
 def test_a_cancelled_search_has_a_tree_of_its_best(gpt2_folder):
     with opened(gpt2_folder) as session:
         choose(session, {"num_beams": 3, "max_new_tokens": 40})
@@ -150,6 +152,7 @@ def test_pick_moves_the_mark_and_keeps_the_tree(llama_folder):
     assert after.root == before.root
 
 
+@pytest.mark.slow
 def test_the_record_keeps_the_search(gpt2_folder):
     """Written and read again as the archive does it, and drawn after another model was loaded."""
     from repl.core.reply import Reply
@@ -164,6 +167,7 @@ def test_the_record_keeps_the_search(gpt2_folder):
     assert len(encode(Reply, done)) < 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [[], ["/greedy", "hello"], ["/sample", "/num_return_sequences 3", "hello"]])
 def test_without_a_search_there_is_no_tree(llama_folder, lines):
     with opened(llama_folder, max_new_tokens=4) as session:
@@ -173,6 +177,7 @@ def test_without_a_search_there_is_no_tree(llama_folder, lines):
     assert caught.value.hints == ("/beams 4",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["/beams many", "/beams 0", "/beams 1001"])
 def test_neither_a_number_nor_the_tree_is_refused(llama_folder, line):
     with opened(llama_folder) as session, pytest.raises(UsageError, match="from 1 to 1000, or tree"):

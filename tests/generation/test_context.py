@@ -102,6 +102,7 @@ def full(loaded: Session) -> Session:
 LONG = "more " * 60
 
 
+@pytest.mark.slow
 def test_a_chat_that_is_too_long_is_refused_before_anything_is_made(full: Session) -> None:
     before = full.conversation.path()
     with pytest.raises(Overflow, match=r"the prompt has \d+ tokens, the context holds 512") as caught:
@@ -123,4 +124,4 @@ def test_dropping_is_said_recorded_and_loses_nothing(full: Session) -> None:
 
 def test_the_record_counts_the_tokens_that_the_toolbar_shows(full: Session) -> None:
     done = ask(full, "and")
-    assert full.used == len(done.prompt_ids) + len(done.token_ids)
+    assert full.context_used == len(done.prompt_ids) + len(done.token_ids)

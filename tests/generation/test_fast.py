@@ -124,6 +124,7 @@ def ahead_of(model: Any, tokenizer: Any, prompt: list[int], drafter: Any, values
 # exactness
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("seed", range(3))
@@ -154,6 +155,7 @@ def test_a_lookup_copies_and_nothing_else_changes(scripted_folder):
     assert ahead.passes < 40
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_the_built_in_model_gives_the_same_ids(builtin_folder):
     with opened(builtin_folder, max_new_tokens=24, do_sample="off") as session:
@@ -472,6 +474,7 @@ def helper_folder(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return models.save(model, tokenizer, tmp_path_factory.mktemp("helper"))
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_an_assistant_changes_speed_and_nothing_else(session, helper_folder):
     """Two turns, greedy and sampled; its id and commit stand in the record."""
@@ -562,6 +565,7 @@ def test_a_cancel_leaves_model_and_assistant_sound(session, helper_folder):
     assert ask(session, "And then?").token_ids == after.token_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["/greedy", "/assistant {}", "/prompt_lookup 4", "/set stop never-said"])
 def test_a_limit_of_time_ends_every_kind_of_reply(session, helper_folder, way):
     """What there is by then is the beginning of the whole reply, and the next one comes as it would have."""

@@ -17,6 +17,7 @@ def states(session):
     return {name for name, path in found.items() if path.on}, {name: path.why for name, path in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_each_way_is_on_for_the_built_in_model(builtin_folder):
     """A version of the libraries with which one falls back to the library's own fails here."""
@@ -33,6 +34,7 @@ def test_each_way_is_on_for_the_built_in_model(builtin_folder):
         assert ask(session, "And then?").usage.reused > 0
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_an_assistant_is_on_once_it_is_chosen(llama_folder, tmp_path):
     helper_folder = shutil.copytree(llama_folder, tmp_path / "helper")
@@ -42,6 +44,7 @@ def test_an_assistant_is_on_once_it_is_chosen(llama_folder, tmp_path):
         assert ask(session, "Once upon a time").drafts.by == "assistant"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "off"),
     [
@@ -59,6 +62,7 @@ def test_what_a_setting_turns_off_says_why(llama_folder, line, off):
         assert all(why[name] for name in off)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_usual_cache_says_so(recurrent_folder):
     with opened(recurrent_folder) as session:
         on, why = states(session)
@@ -67,6 +71,7 @@ def test_a_model_without_a_usual_cache_says_so(recurrent_folder):
         assert "KV cache" in why["batched rows"]
 
 
+@pytest.mark.slow
 def test_the_doctor_tells_each_way_of_the_model_in_use(llama_folder):
     with opened(llama_folder) as session:
         found = run(session, "/doctor")
@@ -74,6 +79,7 @@ def test_the_doctor_tells_each_way_of_the_model_in_use(llama_folder):
         assert ("KV reuse", "on") in doctor.rows(found)
 
 
+@pytest.mark.slow
 def test_without_a_model_there_are_none(llama_folder):
     with opened(llama_folder) as session:
         run(session, "/unload")

@@ -96,6 +96,7 @@ def states(cache: Any) -> list[Any]:
     return [one for one in found if one is not None and not isinstance(one, dict)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", CASES.values(), ids=CASES)
 def test_ids_draws_stream_and_cache_are_those_of_the_library(tiny, values):
     """Twice: nothing of the first reply is left for the second."""
@@ -121,6 +122,7 @@ def test_ids_draws_stream_and_cache_are_those_of_the_library(tiny, values):
     assert bool(loop.why_not(model, configured(model, values))) == bool(left)
 
 
+@pytest.mark.slow
 def test_rows_of_different_lengths_are_those_of_the_library(tiny):
     """Padded on the left, drawn and greedy."""
     import torch
@@ -169,6 +171,7 @@ def test_a_reply_that_breaks_off_leaves_the_cache_of_the_library_behind(tiny):
     assert all(map(torch.equal, kept, own))
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_no_id(tiny):
     import torch
 

@@ -192,6 +192,7 @@ def turned(kind: str, where: int, new: list[int], asked: list[list[int]], last: 
     return new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("examples", [5, pytest.param(100, marks=pytest.mark.campaign)])
 def test_reused_and_fresh_replies_have_the_same_ids(residents, kind, examples):
@@ -365,6 +366,7 @@ def seen(llama) -> Iterator[list[weakref.ref[Any]]]:
     hook.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("raised", "told_as"), [("out of memory", NoMemory), ("a bug", Failed)])
 def test_an_error_gives_the_cache_back_before_it_is_told(llama, seen, raised, told_as):
     def fail(*_: object) -> None:
@@ -380,6 +382,7 @@ def test_an_error_gives_the_cache_back_before_it_is_told(llama, seen, raised, to
     assert agrees(llama, FIRST).usage.reused == 0
 
 
+@pytest.mark.slow
 def test_the_cache_goes_with_the_model(llama_folder):
     resident = load(llama_folder)
     caches: list[weakref.ref[Any]] = []
@@ -418,6 +421,7 @@ def without_state(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
 # the whole way
 
 
+@pytest.mark.slow
 def test_a_chat_with_the_builtin_model_says_the_same_with_and_without(builtin_folder):
     """Three turns through the template; each reply is encoded again with the next message."""
     lines = ["Name a colour.", "Another one, please.", "Which of the two is warmer?"]

@@ -52,6 +52,7 @@ def capped_folder(tmp_path_factory):
 KINDS = ["llama", "gpt2", "recurrent", "sliding", "capped"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("chunk", "first"), [(256, 1), (7, 1), (1, 1), (5, 9), (7, 20), (256, 12)])
 def test_logits_in_steps_are_those_of_one_forward_pass(kind, chunk, first, request, emit):
@@ -69,6 +70,7 @@ def test_logits_in_steps_are_those_of_one_forward_pass(kind, chunk, first, reque
     assert places == list(range(first, len(ids)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_those_of_plain_torch(kind, request, emit):
     """Logprob and entropy in nats within 1e-4, ranks and the likeliest tokens exact."""
@@ -87,6 +89,7 @@ def test_scores_are_those_of_plain_torch(kind, request, emit):
             assert [text for _, text, _ in one.top] == [resident.tokenizer.decode([i]) for i, _, _ in one.top]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_follows_is_the_last_row(kind, request, emit):
     folder = request.getfixturevalue(f"{kind}_folder")
@@ -97,6 +100,7 @@ def test_what_follows_is_the_last_row(kind, request, emit):
         assert (following(resident, ids[:1], emit) - plain(folder, ids[:1])[-1]).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_the_kept_cache_is_gone_on_from_and_stays_good(llama_folder, emit):
     """Scoring a reply reads little more than the reply, and the next message reuses what was kept."""
     with opened(llama_folder, max_new_tokens=12) as session, opened(llama_folder, max_new_tokens=12) as other:

@@ -352,6 +352,7 @@ def test_a_forced_thought_of_qwen3_is_the_token(forms):
     assert ids[-2] == tokenizer.convert_tokens_to_ids("<think>")
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_every_turn_of_a_conversation_has_the_ids_of_the_library(llama_folder):
     """Whatever was typed, said before, begun or tried again."""

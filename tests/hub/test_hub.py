@@ -284,6 +284,7 @@ def test_an_unreachable_hub_is_known_and_names_what_is_cached(fake_hub, reposito
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_silent_hub_is_given_up(fake_hub):
     fake_hub.fault = Fault(silent=True)
     began = time.monotonic()

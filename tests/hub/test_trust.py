@@ -86,6 +86,7 @@ def test_code_runs_only_after_typed_consent(session: Session, llama_folder: Path
     assert not (tmp_path / "trusted.json").exists()
 
 
+@pytest.mark.slow
 def test_consent_is_for_what_was_there(session: Session, llama_folder: Path, canary: Path, tmp_path: Path) -> None:
     """Within the session a model comes back without a question, until one byte of its code is another."""
     folder = coded(tmp_path / "coded", llama_folder, canary)
@@ -122,6 +123,7 @@ def test_consent_for_a_repository_is_for_its_commit(
     assert Consents(tmp_path / "trusted.json").given == {"acme/coded": commit}
 
 
+@pytest.mark.slow
 def test_no_takes_consent_back(session: Session, llama_folder: Path, canary: Path, tmp_path: Path) -> None:
     folder = coded(tmp_path / "coded", llama_folder, canary)
     with pytest.raises(NeedsCode):
@@ -333,6 +335,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_token_is_never_told(
     fault: str, fake_hub: FakeHub, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -91,6 +91,7 @@ def test_the_script_of_a_reply_puts_the_adapter_on(session, one, merge, tmp_path
     assert names["output"].tolist() == [[*done.prompt_ids, *done.token_ids]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", ["", " merge"])
 def test_an_adapter_says_what_it_says_in_peft(session, llama_folder, one, merge):
     without = ask(session, PROMPT)
@@ -102,6 +103,7 @@ def test_an_adapter_says_what_it_says_in_peft(session, llama_folder, one, merge)
     assert ("lora_" in str(session.store.current().model)) == (not merge)
 
 
+@pytest.mark.slow
 def test_switching_and_taking_off_reads_the_model_only_once(session, llama_folder, one, other):
     """The tensors of the model are the same ones; a merged adapter has its own."""
     tensors = [weight.data_ptr() for weight in session.store.current().model.parameters()]
@@ -120,6 +122,7 @@ def test_switching_and_taking_off_reads_the_model_only_once(session, llama_folde
     assert run(session, "/adapter none", "/retry").token_ids == plain.token_ids
 
 
+@pytest.mark.slow
 def test_reload_reads_the_model_again(session, one):
     run(session, f"/adapter {one}")
     before = session.store.current().base
@@ -128,6 +131,7 @@ def test_reload_reads_the_model_again(session, one):
     assert session.facts().adapter == str(one)
 
 
+@pytest.mark.slow
 def test_unloading_frees_the_model_under_the_adapter(session, one):
     import gc
     import weakref
@@ -139,6 +143,7 @@ def test_unloading_frees_the_model_under_the_adapter(session, one):
     assert base() is None
 
 
+@pytest.mark.slow
 def test_the_cache_of_one_adapter_is_not_used_by_another(session, one, other):
     ask(session, PROMPT)
     run(session, f"/adapter {one}", "/retry")
@@ -147,6 +152,7 @@ def test_the_cache_of_one_adapter_is_not_used_by_another(session, one, other):
     assert run(session, "/retry").token_ids == done.token_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 @pytest.mark.parametrize("merge", ["", " merge"])
 def test_an_adapter_works_on_packed_layers(llama_folder, one, quantize, merge):
@@ -178,6 +184,7 @@ def refused(session: Session, words: object) -> ReplError:
     return caught.value
 
 
+@pytest.mark.slow
 def test_an_adapter_for_another_model_is_refused_by_name_and_size(session, gpt2_folder, one, tmp_path, copied):
     from safetensors.torch import load_file, save_file
 
@@ -195,6 +202,7 @@ def test_an_adapter_for_another_model_is_refused_by_name_and_size(session, gpt2_
     assert "64 wide here, and 32 there" in said
 
 
+@pytest.mark.slow
 def test_pickles_and_missing_files_are_refused(session, copied, tmp_path, llama_folder):
     folder = copied()
     (folder / adapters.WEIGHTS).rename(folder / adapters.PICKLE)
@@ -206,6 +214,7 @@ def test_pickles_and_missing_files_are_refused(session, copied, tmp_path, llama_
     assert isinstance(refused(session, "someone/adapter"), Unreachable)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -230,6 +239,7 @@ def test_a_truncated_adapter_is_refused(session, copied):
         run(session, f"/adapter {folder}")
 
 
+@pytest.mark.slow
 def test_an_adapter_comes_from_the_hub_once(fake_hub, one, llama_folder, emit: Recorder):
     prepare(emit)
     fake_hub.add("someone/poet", one)
@@ -242,6 +252,7 @@ def test_an_adapter_comes_from_the_hub_once(fake_hub, one, llama_folder, emit: R
         assert len(fake_hub.asked()) == asked
 
 
+@pytest.mark.slow
 def test_a_model_under_several_adapters_counts_once(session, one, other, emit):
     """What is held is the model and what each adapter adds to it, whatever the order."""
     bare = session.store.current().facts.bytes
@@ -256,6 +267,7 @@ def test_a_model_under_several_adapters_counts_once(session, one, other, emit):
     assert [gone.bytes for gone in session.store.drop(emit)] == [current - bare]
 
 
+@pytest.mark.slow
 def test_an_adapter_beside_a_model_is_not_put_on_unasked(llama_folder, one, tmp_path):
     """The library would do it without a word; asked for by its folder, it is put on."""
     folder = Path(shutil.copytree(llama_folder, tmp_path / "both"))

@@ -130,6 +130,7 @@ def limited(folder: Path, free: int) -> Iterator[Session]:
         session.close()
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_and_the_old_model_stays(llama_folder: Path, builtin_folder: Path) -> None:
     """Needed against free, what would fit, and a way to load anyway; nothing of the session changes."""
     with limited(llama_folder, 560 * MB) as session:
@@ -147,6 +148,7 @@ def test_what_does_not_fit_is_refused_and_the_old_model_stays(llama_folder: Path
         assert session.facts().dtype == "bfloat16"
 
 
+@pytest.mark.slow
 def test_all_the_same_means_all_the_same(llama_folder: Path, gpt2_folder: Path) -> None:
     """/model! loads what does not seem to fit; for that load alone."""
     with limited(llama_folder, 1) as session:
@@ -158,6 +160,7 @@ def test_all_the_same_means_all_the_same(llama_folder: Path, gpt2_folder: Path) 
             driving.run(session, "/dtype bfloat16", "/info")
 
 
+@pytest.mark.slow
 def test_what_the_old_model_gives_back_counts_as_free(llama_folder: Path) -> None:
     """Converted weights are freed with their model; weights mapped from the file are counted as free by the system."""
     with limited(llama_folder, 0) as session:
@@ -167,6 +170,7 @@ def test_what_the_old_model_gives_back_counts_as_free(llama_folder: Path) -> Non
         assert session.store.rooms()[0].free == session.facts().bytes
 
 
+@pytest.mark.slow
 def test_load_settings_may_follow_a_model(llama_folder: Path, gpt2_folder: Path) -> None:
     with limited(llama_folder, GB) as session:
         driving.run(session, f"/model {gpt2_folder} dtype=bfloat16 device=cpu", "/info")

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 GUARD = 300  # seconds after which the program under test has hung
 GROWTH = 1.25  # of the same model: holes in the heap, where a model that stays would be a half more for each load
 
@@ -47,11 +49,13 @@ def alone(lines: str, *words: str) -> str:
     return ended.stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_first_model_is_freed_as_any_other(llama_folder: Path) -> None:
     """The imports before it leave nothing behind that holds what the load came to hold."""
     assert alone(FIRST, str(llama_folder)) == "None"
 
 
+@pytest.mark.slow
 def test_memory_returns_over_six_alternating_loads(builtin_folder: Path, home: Path) -> None:
     """After the sixth load of two models in turn the process is hardly larger than after the second."""
     sizes = json.loads(alone(ALTERNATE, str(builtin_folder)).splitlines()[-1])

@@ -217,6 +217,7 @@ def test_what_was_packed_is_said_after_the_load_and_in_info(llama_folder):
         assert plainly.bytes > 2 * facts.bytes
 
 
+@pytest.mark.slow
 def test_weights_on_disk_are_not_packed(llama_folder):
     with opened(llama_folder) as session:
         run(session, "/max_memory cpu=300KB")

@@ -302,6 +302,7 @@ def test_an_empty_line_means_nothing_a_line_later(shell: Shell, llama_folder: Pa
     assert shell.session.store.facts() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [False, True])
 def test_what_is_refused_offers_numbers(
     gpt2_folder: Path, capsys: Any, beside: bool, monkeypatch: pytest.MonkeyPatch

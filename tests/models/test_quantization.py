@@ -45,6 +45,7 @@ def test_plain_weights_have_no_form(llama_folder, tmp_path):
     assert quantization.stored(tmp_path) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "package"), [("gptq", "gptqmodel"), ("awq", "gptqmodel"), ("aqlm", "aqlm")])
 def test_a_stored_form_names_the_package_it_needs(llama_folder, stored, form, package):
     if importlib.util.find_spec(package):
@@ -64,6 +65,7 @@ def test_what_is_stored_quantized_is_not_quantized_again(llama_folder, stored):
         run(session, f"/model {folder}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantize", ["8bit", "4bit"])
 def test_bitsandbytes_works_or_is_named(llama_folder, quantize):
     with opened(llama_folder, dtype="auto", max_new_tokens=4) as session:

@@ -49,6 +49,7 @@ def refused(session: Session, line: str = "Hello") -> NoMemory:
     return caught.value
 
 
+@pytest.mark.slow
 def test_the_error_says_what_was_needed_and_what_is_free(session: Session) -> None:
     """Weights, cache at this length, activations, logits; and how much more was asked for."""
     error = refused(session)
@@ -60,6 +61,7 @@ def test_the_error_says_what_was_needed_and_what_is_free(session: Session) -> No
     assert session.conversation.turns
 
 
+@pytest.mark.slow
 def test_every_remedy_is_a_line_with_its_computed_effect(session: Session) -> None:
     """Each reads as a command, the figures are those of the weights and of the cache, and each makes a difference."""
     from repl.commands import registry
@@ -73,6 +75,7 @@ def test_every_remedy_is_a_line_with_its_computed_effect(session: Session) -> No
     assert lines["/dtype bfloat16"].startswith("weights 539 KiB to 270 KiB")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "free", "offered"), [("", 0, True), ("ulimit", 0, False), ("ulimit", GB, True)])
 def test_what_has_to_be_loaded_again_needs_room_beside_its_file(
     session: Session, limit: str, free: int, offered: bool, monkeypatch: pytest.MonkeyPatch
@@ -85,6 +88,7 @@ def test_what_has_to_be_loaded_again_needs_room_beside_its_file(
     assert "/max_new_tokens 20" in lines
 
 
+@pytest.mark.slow
 def test_beams_count_each_for_itself(session: Session) -> None:
     """A search keeps a cache for every beam, and less of it is what helps most."""
     driving.run(session, "/beams 4")
@@ -101,6 +105,7 @@ def test_after_it_the_model_answers_as_before(session: Session) -> None:
     assert driving.ask(session, "Hello").token_ids == before
 
 
+@pytest.mark.slow
 def test_a_number_mends_it_and_sends_the_message_again(session: Session, capsys: Any) -> None:
     """The remedy is applied, waited for, and the very message is answered."""
     shell = Shell(session, Screen(interactive=True))
@@ -117,6 +122,7 @@ def test_a_number_mends_it_and_sends_the_message_again(session: Session, capsys:
     assert "memory ran out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_went_along_with_a_message_goes_along_again(session: Session, tmp_path: Path) -> None:
     """A file, a beginning, an edited message's branch: none is lost with a reply that never came."""
     (tmp_path / "note.txt").write_text("some text", "utf-8")
@@ -163,6 +169,7 @@ def test_every_way_to_say_that_memory_ran_out_is_understood(words: str, said: st
     assert out_of_memory.asked(words).startswith(said)
 
 
+@pytest.mark.slow
 def test_a_dead_accelerator_is_said_to_be_dead(session: Session) -> None:
     """After a device-side assert nothing helps in this process; what to do is named."""
     words = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
@@ -200,6 +207,7 @@ with driving.opened(sys.argv[2], max_new_tokens=2) as session:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("sys.platform != 'linux'")
 def test_a_limit_of_the_system_is_seen_before_and_survived_after(llama_folder: Path, builtin_folder: Path) -> None:
     """Under `ulimit -v` a load is refused; forced, it fails with what would help, and the old model answers on."""

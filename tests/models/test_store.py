@@ -118,6 +118,7 @@ def test_a_failed_load_leaves_the_model_that_was_there(
     assert store.current() is resident
 
 
+@pytest.mark.slow
 def test_where_both_do_not_fit_the_old_one_goes_first_and_comes_back(
     store: Store, bring: Bring, emit: Recorder
 ) -> None:

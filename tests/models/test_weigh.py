@@ -219,6 +219,7 @@ def test_few_layers_and_a_long_prompt_take_what_was_estimated(dtype: str, llama_
     agrees(llama_folder, medium(tmp_path, 2, 4096), dtype, 1000, 3000)
 
 
+@pytest.mark.slow
 @linux
 def test_the_built_in_model_takes_what_was_estimated(llama_folder: Path, builtin_folder: Path) -> None:
     agrees(llama_folder, builtin_folder, "float32", 100, 700)

@@ -690,6 +690,7 @@ def test_a_server_has_a_name_in_the_config_file(
 # what only a model in this process can do
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["/template", "/template check", "/beams 4", "/lens", "/arch", "/bench"])
 def test_what_needs_the_model_itself_says_so_and_changes_nothing(llama_folder: Path, line: str) -> None:
     with opened(llama_folder) as session, FakeServer() as server:
@@ -772,6 +773,7 @@ def test_what_a_server_made_is_not_proved_here(llama_folder: Path, line: str) ->
             run(session, line)
 
 
+@pytest.mark.slow
 def test_one_answer_from_a_server(home: Path) -> None:
     """All words are the prompt, the model has an option of its own; nothing is loaded."""
     with FakeServer(listed=models("a", "served")) as server:

@@ -125,6 +125,7 @@ DONE = Reply(
 # exactness
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(trees())
 def test_a_conversation_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, talk: Conversation) -> None:
@@ -353,6 +354,7 @@ def test_what_was_taken_back_stays_taken_back(archive: Archive) -> None:
     assert archive.load(archive.id).head is None
 
 
+@pytest.mark.slow
 @POSIX
 def test_twenty_kills_lose_no_turn_that_was_saved(path: Path) -> None:
     """The campaign does two hundred."""
@@ -606,6 +608,7 @@ def test_a_full_disk_is_told_once_and_catches_up(path: Path) -> None:
     other.close()
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_disk_that_refuses_is_told_once(path: Path) -> None:
     """A real limit of the system: no file over 200 kB. What was acknowledged before is there."""

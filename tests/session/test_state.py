@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 import repl
 
 ROOT = Path(repl.__file__).parent
@@ -17,6 +19,7 @@ def assigned(tree: ast.AST) -> set[str]:
     return {ast.unparse(part) for part in places if ast.unparse(part.value).split(".")[-1] in ("session", "_session")}
 
 
+@pytest.mark.slow
 def test_only_a_session_changes_what_it_knows() -> None:
     """Elsewhere its methods are called."""
     found = {path.name: assigned(ast.parse(path.read_text("utf-8"))) for path in ROOT.rglob("*.py")}

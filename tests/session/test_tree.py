@@ -33,6 +33,7 @@ def said(session: Session) -> list[tuple[str, str]]:
     return [(turn.role, turn.text) for turn in session.conversation.path()]
 
 
+@pytest.mark.slow
 def test_undo_after_a_message_is_as_if_it_had_not_been_sent(session: Session) -> None:
     ask(session, "one")
     before = session.conversation.messages()

@@ -410,6 +410,7 @@ def test_no_key_reaches_the_line_while_f2_is_open(desk: Desk) -> None:
     assert desk.run("draft", F2, desk.shows(" > max_new"), keys, CLEAR, desk.lacks(" > "), "!", ENTER) == ["draft!"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(16, 60), (24, 80)])
 def test_the_chosen_row_is_always_in_sight(tmp_path: Path, session: Session, size: tuple[int, int]) -> None:
     desk = Desk(tmp_path, session, size)
@@ -428,6 +429,7 @@ def _opened(session: Session) -> Panel:
 # whose keys
 
 
+@pytest.mark.slow
 def test_vi_and_emacs_change_places_live(desk: Desk, session: Session) -> None:
     """By command from the next prompt on, by F2 at once."""
     registry.read("/set editing_mode vi").run(session)
@@ -463,6 +465,7 @@ class Shelled(Terminal):
         self.child.delaybeforesend = None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGTSTP") or not shutil.which("bash"), reason="needs jobs")
 def test_ctrl_z_suspends_and_fg_comes_back_with_the_draft(tmp_path: Path) -> None:
     with Shelled(tmp_path) as screen:
@@ -487,6 +490,7 @@ def test_ctrl_z_suspends_and_fg_comes_back_with_the_draft(tmp_path: Path) -> Non
         screen.keys("exit\r")
 
 
+@pytest.mark.slow
 def test_a_megabyte_arrives_whole_and_can_be_sent(tmp_path: Path) -> None:
     block = "".join(f"line {number:07} of many\n" for number in range(45_000))
     with Terminal("builtin", home=tmp_path) as screen:

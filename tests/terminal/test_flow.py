@@ -91,6 +91,7 @@ def test_a_growing_word_moves_to_the_next_line_as_a_whole() -> None:
     assert not any(window.screen.buffer[0][column].reverse for column in range(20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [20, 60, 140])
 def test_a_token_costs_what_it_is(width: int) -> None:
     """Law: bytes written per token do not grow with the text, and stay below two of its lines."""

@@ -81,6 +81,7 @@ def shown(text: str, width: int = 60) -> list[str]:
 # the law
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(pieces(), widths)
 def test_every_split_gives_the_same_lines(parts: list[str], width: int) -> None:
@@ -93,6 +94,7 @@ def test_every_split_gives_the_same_lines(parts: list[str], width: int) -> None:
     assert [*found, *document.end()] == lines(reader(width), ["".join(parts)])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(pieces(), widths, st.integers(5, 40))
 def test_every_split_gives_the_same_screen(parts: list[str], width: int, height: int) -> None:
@@ -100,6 +102,7 @@ def test_every_split_gives_the_same_screen(parts: list[str], width: int, height:
     assert Window(width, height).say(*parts).looks() == Window(width, height).say("".join(parts)).looks()
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(pieces(), widths)
 def test_the_screen_shows_the_lines(parts: list[str], width: int) -> None:
@@ -114,6 +117,7 @@ def squeezed(text: str) -> str:
     return re.sub("[\u200d\ufe0f]", "", "".join(text.split()))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(documents, widths)
 def test_no_line_is_wider_than_the_window_and_none_ends_in_space(text: str, width: int) -> None:
@@ -184,6 +188,7 @@ def test_links_show_their_address_and_cannot_be_clicked() -> None:
     assert "\x1b]" not in window.raw
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(pieces())
 def test_every_control_sequence_is_ours(parts: list[str]) -> None:
@@ -257,6 +262,7 @@ def test_plain_text_is_only_added() -> None:
     assert len(window.raw) < 2 * len("".join(parts))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(pieces(), widths, st.integers(5, 12))
 def test_never_more_than_the_screen_is_drawn_again(parts: list[str], width: int, height: int) -> None:
@@ -278,6 +284,7 @@ def test_an_open_line_may_go_away() -> None:
     assert window.rows()[:3] == ["two", "one", ""]
 
 
+@pytest.mark.slow
 def test_an_open_block_taller_than_the_screen_is_drawn_once() -> None:
     """What does not fit is not shown before it is finished, and then it stands there once."""
     text = "start\n\n| a | b |\n|---|---|\n" + "".join(f"| {n} | {'x' * n} |\n" for n in range(18))
@@ -344,6 +351,7 @@ WORDS = ["word ", "longer-word ", "**bold words** ", "`code` ", "你好，世界
 words = st.lists(st.sampled_from(WORDS), min_size=1, max_size=40)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(words, words, st.integers(20, 100), st.integers(20, 100))
 def test_a_resize_in_the_middle_leaves_no_garbage(before: list[str], after: list[str], width: int, other: int) -> None:
