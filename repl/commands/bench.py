@@ -49,7 +49,7 @@ class Several:
         return self.one.complete()
 
 
-@command("prove", name="bench", waits=True)
+@command("speed", name="bench", waits=True)
 def bench_(
     session: Session,
     *ways: Annotated[str, Words("a model, or a setting such as quantize=int4", variants.offered, variants.offered)],
