@@ -4,6 +4,7 @@ Run by hand with the built-in model in the cache: `python -m tests.make_pictures
 lines and keys that were typed in its metadata, and `tests/test_guide.py` tells when they are no longer these.
 """
 
+import io
 import json
 import re
 import sys
@@ -18,6 +19,7 @@ from rich.style import Style
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
+from repl.core import paths
 from tests.support.terminal import LOADED, Terminal
 
 FOLDER = Path(__file__).parent.parent / ".github" / "pictures"
@@ -31,6 +33,7 @@ class Picture:
     before: tuple[str, ...]
     line: str
     live: str = ""  # what must stand on the screen while the line still runs
+    leave: str = "\x03"  # the key that ends it
     rows: int = 30
 
     @property
@@ -39,12 +42,12 @@ class Picture:
         return [*self.before, self.line]
 
 
-QUESTION = "What is the capital of France?"
+WORDS = ("builtin", "--no-save")
 STORY = "Tell me about the sea in two sentences."
 QUIET = "/stats off"
 PICTURES = {
     "beams": Picture((QUIET, "/beams 4"), STORY, live=r"-\d+\.\d+", rows=24),
-    "inspect": Picture((QUIET, STORY), "/inspect", live=r"logprob|entropy|rank", rows=24),
+    "inspect": Picture((QUIET, STORY), "/inspect", live=r"logprob|entropy|rank", leave="q", rows=24),
     "next": Picture((QUIET,), "/next 8 The capital of France is"),
     "why": Picture((QUIET, "/sample temperature=0.7 top_p=0.9 seed=7", STORY), "/why 3"),
     "compare": Picture(
@@ -60,9 +63,7 @@ def make(name: str, picture: Picture) -> str:
     """Type the lines of a picture and return the screen as SVG."""
     with (
         tempfile.TemporaryDirectory() as home,
-        Terminal(
-            "builtin", "--no-save", home=Path(home), size=(picture.rows, 100), environment={"COLORTERM": "truecolor"}
-        ) as terminal,
+        Terminal(*WORDS, home=unpacked(home), size=(picture.rows, 100)) as terminal,
     ):
         terminal.see(LOADED)
         for line in picture.before:
@@ -78,7 +79,18 @@ def make(name: str, picture: Picture) -> str:
             terminal.ask(picture.line)
             terminal.settle()
         drawn = svg(name, terminal.screen)
+        if picture.live:
+            terminal.keys(picture.leave)
+            terminal.wait(terminal.ready)
     return drawn.replace("<style>", f"<metadata>{escaped(picture.typed)}</metadata>\n    <style>", 1)
+
+
+def unpacked(home: str) -> Path:
+    """Return a home of its own that shares the unpacked built-in model of this user."""
+    cache = Path(home, "cache")
+    cache.mkdir()
+    (cache / "builtin").symlink_to(paths.cache() / "builtin")
+    return Path(home)
 
 
 def escaped(lines: list[str]) -> str:
@@ -91,10 +103,9 @@ def svg(name: str, screen: Any) -> str:
     rows = [cells(screen.buffer[at], screen.columns) for at in range(screen.lines)]
     while rows and not rows[-1].plain.strip():
         rows.pop()
-    console = Console(record=True, width=screen.columns, file=sys.stderr, quiet=False, force_terminal=True)
-    with console.capture():
-        for row in rows:
-            console.print(row, no_wrap=True, overflow="crop", soft_wrap=True)
+    console = Console(record=True, width=screen.columns, file=io.StringIO(), force_terminal=True)
+    for row in rows:
+        console.print(row, no_wrap=True, overflow="crop", highlight=False)
     return console.export_svg(title="hub-repl", theme=MONOKAI, unique_id=f"hub-repl-{name}")
 
 

@@ -1,12 +1,15 @@
 """The guide and the README hold every command and setting, and each line in them is one that the program reads."""
 
+import json
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
 
 from repl.commands import guide, registry
 from repl.core import settings
+from tests import make_pictures
 
 ROOT = Path(__file__).parent.parent
 TEXTS = {"README": (ROOT / "README.md").read_text("utf-8")} | {name: guide.text_of(name) for name in guide.PAGES}
@@ -43,3 +46,19 @@ def test_a_page_has_a_title_with_a_colon() -> None:
     assert {path.stem for path in Path(guide.__file__).with_name("pages").glob("*.md")} == set(guide.PAGES)
     for name in guide.PAGES:
         assert re.match(r"# [^\n:]+: [^\n]+\n\n", TEXTS[name])
+
+
+def test_the_readme_is_short_and_shows_pictures_that_lie_there() -> None:
+    """It is read in a few minutes."""
+    assert TEXTS["README"].count("\n") <= 160
+    for path in re.findall(r"!\[[^]]+\]\((\S+)\)", TEXTS["README"]):
+        assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "pictures").glob("*.svg")), ids=lambda path: path.stem)
+def test_a_picture_shows_the_lines_that_the_script_types(path: Path) -> None:
+    """A picture is stale when its lines are others than those of today; its bytes may differ."""
+    noted = json.loads(unescape(make_pictures.NOTED.search(path.read_text("utf-8"))[1]))  # type: ignore[index]
+    assert noted == make_pictures.PICTURES[path.stem].typed
+    for line in noted:
+        registry.read(line)
