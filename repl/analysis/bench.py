@@ -166,6 +166,9 @@ class Bench:
         with noted(problems):
             try:
                 self._measure_model(self._model(load), ways)
+            except Cancelled:
+                self._emit.begin_cleanup()  # no interrupt may fall into the collection of garbage
+                raise
             finally:
                 release()
         if problems:

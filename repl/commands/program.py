@@ -10,7 +10,7 @@ from rich.text import Text
 from repl import __version__
 from repl.commands.registry import command
 from repl.core.errors import Quit
-from repl.core.values import RestOfLine
+from repl.core.values import Choice
 from repl.session.session import Session
 from repl.terminal.screen import view
 
@@ -38,6 +38,6 @@ def _(result: Version) -> Text:
 
 
 @command("other", name="quit", aliases=("exit", "bye", "q"))
-def quit_(session: Session, now: Annotated[str, RestOfLine()] = "") -> None:
+def quit_(session: Session, now: Annotated[str, Choice(("now",))] = "") -> None:
     """Leave; Ctrl-D on an empty line does the same."""
     raise Quit

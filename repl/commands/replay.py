@@ -84,7 +84,7 @@ def replay(
     """
     talk = exchanges(session.conversation)
     if not talk:
-        raise UsageError("nothing was answered yet that could be replayed", "/help replay")
+        raise UsageError("no replies yet to replay", "/help replay")
     way = variants.way(session, model)
     work = Rehearsal(session.store, way, talk, pinned, session.settings.load)
 

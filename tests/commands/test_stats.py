@@ -36,7 +36,7 @@ def test_totals_are_sums_and_the_rate_is_of_all_steps():
 def test_every_branch_counts_and_each_model_by_itself(llama_folder, gpt2_folder):
     with opened(llama_folder) as session:
         assert run(session, "/stats").total.replies == 0
-        assert drawn(run(session, "/stats")) == "nothing was answered yet\n"
+        assert drawn(run(session, "/stats")) == "no replies yet\n"
         run(session, "/max 5", "One", "Two", "/undo", "Three")
         ask_until(session, "/retry max_new_tokens=90", lambda event: isinstance(event, Token) and event.id is not None)
         run(session, "/dtype bfloat16", "Four", f"/model {gpt2_folder}", "/dtype float32", "Once")
