@@ -33,7 +33,7 @@ from repl.models.store import Store
 from repl.session.session import Session
 from repl.terminal.editor import history
 from repl.terminal.editor.paste import FIRST, MAX_LINES, Folds
-from repl.terminal.editor.prompt import HINTS, Editor
+from repl.terminal.editor.prompt import HINTS, Editor, terminal_input
 from repl.terminal.editor.settings_panel import Panel
 
 assert commands
@@ -537,3 +537,25 @@ def test_eight_programs_write_200_entries_each_and_all_are_whole(tmp_path: Path)
     found = history.Reader(path).fresh()
     assert len(found) == 1600
     assert sorted(found) == sorted(wanted)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal")
+def test_enter_while_a_line_is_drawn_above_the_prompt_sends_the_draft(tmp_path, session):
+    """A load that ends says so above the prompt; what is typed in that moment is typed at the prompt."""
+    import pty
+    import tty
+
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    with open(slave, encoding="utf-8") as stdin:
+        desk = Desk(tmp_path, session)
+        editor = Editor(
+            desk.past, desk, source=terminal_input(stdin), target=Vt100_Output(desk.glass, lambda: Size(24, 90))
+        )
+        told = iter([lambda: os.write(master, b"precious words\r") and time.sleep(0.2)])
+        desk.poll_load = lambda: next(told, None)
+        guard = threading.Timer(20, os.close, (master,))  # a test must fail, not hang
+        guard.start()
+        assert editor.read() == "precious words"
+        guard.cancel()
+        os.close(master)

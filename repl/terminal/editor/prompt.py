@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
@@ -40,6 +41,7 @@ __all__ = ["Editor", "Keyboard", "Plain", "dumb", "restore_terminal"]
 ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
 POLL_S = 0.1  # seconds between looks at what goes on beside the prompt: each takes time from a load
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
+DRAWING = ContextVar("DRAWING", default=False)  # whether a line is being drawn above the prompt
 HINTS = (  # one for each of the first prompts
     "type a message, / for commands",
     "F2 settings · Ctrl-O opens an editor",
@@ -93,6 +95,23 @@ class PromptBackend(Protocol):
         """Return the settings view; `changed` is called when it changed one."""
 
 
+def terminal_input(stdin: TextIO) -> Input:
+    """Return the keyboard of a terminal, whose keys stay keys while lines are drawn above the prompt.
+
+    `run_in_terminal` would let the terminal turn an Enter of that moment into Ctrl-J, a new line in the draft. Drawing
+    needs none of what its cooked mode is for; what reads lines itself, such as an editor, does.
+    """
+    if sys.platform == "win32":
+        return create_input(stdin)
+    from prompt_toolkit.input.vt100 import Vt100Input
+
+    class Keys(Vt100Input):
+        def cooked_mode(self) -> AbstractContextManager[None]:
+            return self.raw_mode() if DRAWING.get() else super().cooked_mode()
+
+    return Keys(stdin)
+
+
 class Editor:
     """Reads lines; between them it watches the keyboard for whoever owns the screen."""
 
@@ -105,7 +124,7 @@ class Editor:
         target: Output | None = None,
         keep: bool = True,
     ) -> None:
-        self.input = source or create_input()
+        self.input = source or terminal_input(sys.stdin)
         self.output = write_signs(show_toolbar(target or create_output()))
         self.backend = backend
         self._styles = {theme: look(accent) for theme, accent in ACCENTS.items()}
@@ -211,7 +230,9 @@ class Editor:
             ended.clear()
             said = self.backend.poll_load()
             if said is not None:
+                drawing = DRAWING.set(True)
                 await run_in_terminal(said)
+                DRAWING.reset(drawing)
             if shown != (shown := self._bar()):  # a redraw without need would make the cursor flicker
                 get_app().invalidate()
             self.backend.watch(lambda: loop.call_soon_threadsafe(ended.set))
