@@ -17,6 +17,7 @@ from archive_writer import text_of
 from campaign_archive import killed, missing, saved, writer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from records import RECORD
 
 from repl.commands.sessions import moment, resume, sessions, title
 from repl.core.conversation import Conversation, Turn
@@ -109,19 +110,6 @@ def said(archive: Archive, *texts: str, model: str = "") -> str:
     return archive.id
 
 
-DONE = Reply(
-    "hello",
-    (1, 2),
-    (3,),
-    "stop",
-    ModelRecord("acme/tiny"),
-    {},
-    {"stop": ("a",)},
-    7,
-    Usage(2, 0, 1),
-    Timing(0.1, 2, 3, 4),
-)
-
 # exactness
 
 
@@ -151,7 +139,7 @@ def test_a_record_comes_back_from_its_json(record: Reply) -> None:
 
 def test_what_json_cannot_hold_does_not_stop_a_record() -> None:
     """A value of a library's own becomes its text; NaN stays a number."""
-    record = replace(DONE, decode={"path": Path("a"), "temperature": math.nan})
+    record = replace(RECORD, decode={"path": Path("a"), "temperature": math.nan})
     found = decode(Reply, encode(Reply, record))
     assert found.decode["path"] == "a"
     assert math.isnan(found.decode["temperature"])
@@ -180,7 +168,7 @@ SERVED = {
 @pytest.mark.parametrize("saved", [LOCAL, SERVED], ids=["local", "served"])
 def test_a_record_of_before_is_read_and_written_as_it_was(saved: dict[str, object]) -> None:
     """The forms of model and environment that earlier versions saved, key by key."""
-    text = json.dumps(json.loads(encode(Reply, DONE)) | saved)
+    text = json.dumps(json.loads(encode(Reply, RECORD)) | saved)
     found = decode(Reply, text)
     assert isinstance(found.model, ServedModel) == (saved is SERVED)
     assert json.loads(encode(Reply, found)) == json.loads(text)
@@ -214,7 +202,7 @@ def test_json_that_holds_no_record_is_an_error_of_its_own(text: str) -> None:
 
 def test_a_record_that_cannot_be_read_costs_itself_alone(archive: Archive, path: Path) -> None:
     """The text of the turn stays."""
-    archive.save(Turn(1, None, "assistant", "hello", "complete", DONE))
+    archive.save(Turn(1, None, "assistant", "hello", "complete", RECORD))
     with sqlite3.connect(path) as connection:
         connection.execute("update turns set record = '{'")
     connection.close()
@@ -240,7 +228,7 @@ def test_sessions_are_listed_newest_first(archive: Archive) -> None:
     """By the last change, with what tells them apart."""
     first, second = said(archive, "one", "two"), said(archive, "three")
     archive.load(first)
-    archive.save(Turn(3, 2, "assistant", "hello", "complete", DONE))
+    archive.save(Turn(3, 2, "assistant", "hello", "complete", RECORD))
     listed = archive.sessions()
     assert [(found.id, found.title, found.turns, found.model) for found in listed] == [
         (first, "one", 3, "acme/tiny"),
@@ -751,7 +739,7 @@ def drawn(result: Any) -> str:
     return written.getvalue()
 
 
-def reply(session: Session, text: str, done: Reply | None = DONE) -> Turn:
+def reply(session: Session, text: str, done: Reply | None = RECORD) -> Turn:
     talk = session.conversation
     asked = talk.add("user", f"say {text}", talk.head)
     talk.head = talk.close(talk.add("assistant", "", asked.id, "open"), text, "complete", done).id
@@ -795,7 +783,9 @@ def test_resume_tells_a_message_that_got_no_reply(session: Session) -> None:
 
 def test_resume_speaks_of_a_completion_where_there_was_no_talk(session: Session) -> None:
     talk = session.conversation
-    turn = talk.close(talk.add("completion", "", talk.add("prompt", "once", None).id, "open"), "upon", "complete", DONE)
+    turn = talk.close(
+        talk.add("completion", "", talk.add("prompt", "once", None).id, "open"), "upon", "complete", RECORD
+    )
     result = resume(session, session.archive.id)
     assert session.last == turn
     assert [shown.text for shown in result.turns] == ["once", "upon"]
@@ -804,7 +794,7 @@ def test_resume_speaks_of_a_completion_where_there_was_no_talk(session: Session)
 def test_sessions_are_drawn_harmless(session: Session) -> None:
     """Titles and models come from outside."""
     session.conversation.add("user", "\x1b]0;owned\x07 hello", None)
-    session.archive.save(Turn(2, 1, "assistant", "wor\x9bld", "complete", replace(DONE, model=ModelRecord("a\x1bb"))))
+    session.archive.save(Turn(2, 1, "assistant", "wor\x9bld", "complete", replace(RECORD, model=ModelRecord("a\x1bb"))))
     for result in (sessions(session), sessions(session, "hello"), resume(session, session.archive.id)):
         assert not set(drawn(result)) & {"\x1b", "\x07", "\x9b"}
     assert f"{session.archive.id}  " in drawn(sessions(session))

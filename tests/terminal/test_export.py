@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from records import RECORD
 from rich.console import Console
 from rich.text import Text
 
@@ -24,7 +25,7 @@ from repl.commands.export import copy, export
 from repl.commands.registry import read
 from repl.core.conversation import Turn
 from repl.core.errors import MissingExtra, ReplError, UsageError
-from repl.core.reply import ModelRecord, Reply, Timing, Usage
+from repl.core.reply import ModelRecord
 from repl.core.sanitize import clean
 from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
@@ -35,18 +36,6 @@ from repl.terminal.export import FORMATS, Transcript, as_html, as_json, as_markd
 from repl.terminal.screen import THEME, plain, view
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="modes and scripts are POSIX")
-DONE = Reply(
-    "hello",
-    (1, 2),
-    (3,),
-    "stop",
-    ModelRecord("acme/tiny"),
-    {},
-    {"stop": ("a",)},
-    7,
-    Usage(2, 0, 1),
-    Timing(0.1, 2, 3, 4),
-)
 HOSTILE = "\x1b]52;c;AAAA\x07 \x9b31m \x1b[2J \u202e \r over \x00 <script>alert(1)</script> & {code} {{ [red]"
 anything = st.text(st.characters(codec=None, exclude_categories=()), max_size=60)
 
@@ -67,7 +56,7 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     talk.keep = session.archive.save
     for said in ("one", "two"):
         asked = talk.add("user", f"say {said}", talk.head)
-        session.last = talk.close(talk.add("assistant", "", asked.id, "open"), said, "complete", DONE)
+        session.last = talk.close(talk.add("assistant", "", asked.id, "open"), said, "complete", RECORD)
         talk.head = session.last.id
     talk.close(talk.add("assistant", "", 3, "open"), "zwei", "cancelled")
     return session
@@ -77,7 +66,7 @@ def with_text(session: Session, text: str) -> None:
     """Let the last reply be a text."""
     talk = session.conversation
     assert talk.head
-    session.last = talk.close(talk.turns[talk.head], text, "complete", DONE)
+    session.last = talk.close(talk.turns[talk.head], text, "complete", RECORD)
 
 
 def drawn(result: Any, terminal: bool = False) -> str:
@@ -134,7 +123,7 @@ def test_json_holds_every_record_whole(session: Session) -> None:
     found = json.loads(Path("chat.json").read_text())
     assert (found["id"], found["title"], found["head"]) == (session.archive.id, "say one", 4)
     assert [turn["text"] for turn in found["turns"]] == ["say one", "one", "say two", "two"]
-    assert found["turns"][1]["record"] == json.loads(json.dumps(plain(DONE)))
+    assert found["turns"][1]["record"] == json.loads(json.dumps(plain(RECORD)))
 
 
 def test_html_is_one_page_that_needs_nothing_else(session: Session) -> None:
@@ -164,7 +153,7 @@ def test_the_whole_tree_tells_where_each_turn_hangs(session: Session, suffix: st
 @pytest.mark.parametrize("write", [as_text, as_markdown, as_html])
 def test_files_to_read_hold_nothing_that_acts(write: Any) -> None:
     """Printing such a file on a terminal, or opening it in a browser, does nothing."""
-    model = replace(DONE, model=ModelRecord(HOSTILE))
+    model = replace(RECORD, model=ModelRecord(HOSTILE))
     text = write(
         sheet(
             Turn(1, None, "user", HOSTILE),
@@ -345,7 +334,9 @@ def test_nothing_said_is_nothing_to_export(session: Session) -> None:
 def test_a_completion_is_exported_where_there_was_no_talk(session: Session) -> None:
     talk = session.conversation
     talk.clear()
-    session.last = talk.close(talk.add("completion", "", talk.add("prompt", "once", None).id), "upon", "complete", DONE)
+    session.last = talk.close(
+        talk.add("completion", "", talk.add("prompt", "once", None).id), "upon", "complete", RECORD
+    )
     export(session, "chat.txt")
     assert Path("chat.txt").read_text() == "you:\nonce\n\nacme/tiny:\nupon\n"
 
