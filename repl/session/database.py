@@ -12,14 +12,8 @@ from sqlite3 import Connection
 from filelock import FileLock, Timeout
 
 BUSY_TIMEOUT_S = 5.0  # seconds to wait for another program that is writing
-FULL_CHECK_BYTES = (
-    32_000_000  # bytes up to which the whole file is checked at the start (0.1 s); others fail where they are read
-)
-SIDE_FILES = (
-    "-wal",
-    "-shm",
-    "-journal",
-)  # what SQLite keeps beside a database: it belongs to that file and to no other
+FULL_CHECK_BYTES = 32_000_000  # up to here all of a file is checked at the start (0.1 s); others fail where read
+SIDE_FILES = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database, belonging to that file and to no other
 
 Steps = tuple[tuple[str, ...], ...]
 STEPS: Steps = (

@@ -105,11 +105,11 @@ def terminal_input(stdin: TextIO) -> Input:
         return create_input(stdin)
     from prompt_toolkit.input.vt100 import Vt100Input
 
-    class Keys(Vt100Input):
+    class TerminalInput(Vt100Input):
         def cooked_mode(self) -> AbstractContextManager[None]:
             return self.raw_mode() if DRAWING.get() else super().cooked_mode()
 
-    return Keys(stdin)
+    return TerminalInput(stdin)
 
 
 class Editor:
