@@ -58,6 +58,16 @@ class Window:
         rows = [*self.screen.history.top, *(self.screen.buffer[y] for y in range(self.screen.lines))]
         return [[row[x] for x in range(self.screen.columns)] for row in rows]
 
+    def drawn(self) -> list[list[Any]]:
+        """Return every row down to the cursor; below it must be nothing.
+
+        How many empty rows there are below depends on the pieces: a table that was taller on its way has made the
+        terminal scroll, and no terminal scrolls back.
+        """
+        last = len(self.screen.history.top) + self.screen.cursor.y
+        assert not any(self.rows()[last + 1 :])
+        return self.looks()[: last + 1]
+
     def say(self, *parts: str) -> "Window":
         """Stream some pieces to the end."""
         for part in parts:

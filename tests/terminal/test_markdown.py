@@ -99,7 +99,14 @@ def test_every_split_gives_the_same_lines(parts: list[str], width: int) -> None:
 @given(pieces(), widths, st.integers(5, 40))
 def test_every_split_gives_the_same_screen(parts: list[str], width: int, height: int) -> None:
     """The final screen and all that scrolled away, colours included, do not depend on the pieces."""
-    assert Window(width, height).say(*parts).looks() == Window(width, height).say("".join(parts)).looks()
+    assert Window(width, height).say(*parts).drawn() == Window(width, height).say("".join(parts)).drawn()
+
+
+def test_a_table_that_was_taller_on_its_way_leaves_empty_rows_below_alone() -> None:
+    """The example that the law above once found."""
+    row = "|long cell" * 12 + "|\n"
+    text = "words\n" * 11 + "\n" + "|c" * 12 + "|\n" + "|-" * 12 + "|\n" + row
+    assert Window(20, 20).say(*text).drawn() == Window(20, 20).say(text).drawn()
 
 
 @pytest.mark.slow
