@@ -169,7 +169,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
         yield terminal
 
 
-@pytest.mark.slow
 def test_a_reply_is_looked_into_at_80_by_24_and_gone_on_from(program: Terminal) -> None:
     """The text, the table and the keys are there; Enter streams a new reply below the prompt that is back."""
     program.ask("hello there")
