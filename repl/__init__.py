@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from repl.cli.embed import OpenSession, open_session
     from repl.commands.registry import command
-    from repl.terminal.screen import view
+    from repl.terminal.screen import render
 
 __version__ = "0.1.0"
-__all__ = ["OpenSession", "command", "open_session", "view"]
+__all__ = ["OpenSession", "command", "open_session", "render"]
 
 _HOMES = {
     "OpenSession": "repl.cli.embed",
     "open_session": "repl.cli.embed",
     "command": "repl.commands.registry",
-    "view": "repl.terminal.screen",
+    "render": "repl.terminal.screen",
 }
 """Where the public names lie: they are imported when somebody asks for one, so that `--help` stays quick."""
 

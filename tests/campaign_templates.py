@@ -23,7 +23,7 @@ from conftest import Recorder
 
 from repl.analysis.template_checks import check
 from repl.core.errors import ReplError
-from repl.generation.prompt.chat_template import THOUGHTS, Template, render, variables
+from repl.generation.prompt.chat_template import THOUGHTS, Template, render_chat, variables
 from repl.generation.prompt.reply_parser import REASONING, Begun, Reading
 
 show = sys.stdout.write
@@ -145,7 +145,7 @@ def row(path: Path) -> Mapping[str, str]:
 
     def made(messages: Any, **options: Any) -> list[int]:
         values = {"tools": [TOOL]} if any("tool_calls" in one for one in messages) else {}
-        return list(render(tokenizer, messages, arguments=values, emit=Recorder(), **options).ids)
+        return list(render_chat(tokenizer, messages, arguments=values, emit=Recorder(), **options).ids)
 
     found = {}
     for name, (kept, plain) in talks(source).items():

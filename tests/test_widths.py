@@ -14,7 +14,7 @@ from terminal import LOADED, Terminal
 from repl.commands import registry
 from repl.core.errors import ReplError
 from repl.session.session import Session
-from repl.terminal.screen import THEME, view
+from repl.terminal.screen import THEME, render
 
 WIDTHS = (20, 40, 60, 80, 140, 400)
 APART = {"say", "quit", "unload", "reload", "clear", "copy"}
@@ -44,7 +44,7 @@ def test_every_command_fits_every_window(name: str, session: Session) -> None:
         result = run(session, f"/{name}")
     for width in WIDTHS if result is not None else ():
         paper = io.StringIO()
-        Console(file=paper, width=width, height=24, theme=THEME, highlight=False).print(view(result))
+        Console(file=paper, width=width, height=24, theme=THEME, highlight=False).print(render(result))
         rows = paper.getvalue().splitlines()
         assert rows
         assert max(map(cell_len, rows)) <= width, f"/{name} at {width} columns:\n{paper.getvalue()}"

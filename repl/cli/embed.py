@@ -39,7 +39,7 @@ class OpenSession:
         `repl.core.errors.ReplError`, whose `hints` are lines to type instead.
         """
         parsed = registry.read(line)
-        if self._session.loading is not None and parsed.command.waits:
+        if self._session.loading is not None and parsed.command.needs_model:
             self._finish(self._session.loading, on_event)
         result = parsed.run(self._session)
         return self._finish(result, on_event) if isinstance(result, Task) else result

@@ -124,7 +124,7 @@ class Shell:
 
     def _attempt(self, line: str) -> bool:
         parsed = registry.read(line)
-        if self.session.remote is None and parsed.command.waits and not self.settle_load():
+        if self.session.remote is None and parsed.command.needs_model and not self.settle_load():
             self._give_back(line)
             return False
         outcome = parsed.run(self.session)

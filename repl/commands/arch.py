@@ -17,7 +17,7 @@ from repl.core.sanitize import clean_line
 from repl.core.values import Integer
 from repl.generation.runtime import Model
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 OPENED = 2  # levels shown of a part that was asked for
 
@@ -60,7 +60,7 @@ class Arch:
     traits: Traits | None
 
 
-@command("inspect", waits=True)
+@command("inspect", needs_model=True)
 def arch(session: Session, path: Annotated[str, Path()] = "", *, depth: Annotated[int, Integer(1)] = 0) -> Task[Arch]:
     """Show the modules of the model, equal ones folded, with sizes and KV cache.
 
@@ -105,7 +105,7 @@ class Drawing:
         yield table
 
 
-@view.register
+@render.register
 def _(result: Arch) -> RenderableType:
     return Drawing(result)
 

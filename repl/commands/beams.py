@@ -19,7 +19,7 @@ from repl.core.values import Assignment, Integer, refuse
 from repl.generation.measure.token_text import quoted
 from repl.session.change_settings import apply
 from repl.session.session import Session
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 from repl.terminal.token_colours import percent
 
 GUIDES = ("├ ", "└ ", "│ "), ("|-", "`-", "| ")
@@ -57,7 +57,7 @@ def pick(session: Session, number: Annotated[int, Integer(1)]) -> object:
     return Picked(number, chosen.text, chosen.score, chosen.token_ids)
 
 
-@view.register
+@render.register
 def _(result: Picked) -> RenderableType:
     return Text(clean(result.text))
 
@@ -178,6 +178,6 @@ def _figures(node: Node) -> str:
     return f"{node.sequence:3}" + ("" if node.score is None else f"{node.score:8.3f}")
 
 
-@view.register
+@render.register
 def _(result: Tree) -> RenderableType:
     return Drawing(result)

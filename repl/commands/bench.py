@@ -20,7 +20,7 @@ from repl.core.settings import Load
 from repl.core.values import Integer, Kind
 from repl.core.values import Text as Words
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 HEADS = ("prompt", "mode", "first token", "prefill tok/s", "decode tok/s", "range", "vs generate", "% of limit")
 
@@ -49,7 +49,7 @@ class Several:
         return self.one.complete()
 
 
-@command("speed", name="bench", waits=True)
+@command("speed", name="bench", needs_model=True)
 def bench_(
     session: Session,
     *ways: Annotated[str, Words("a model, or a setting such as quantize=int4", variants.offered, variants.offered)],
@@ -94,7 +94,7 @@ def planned(session: Session, words: Sequence[str]) -> tuple[tuple[Load, tuple[W
     return tuple((load, tuple(ways)) for load, ways in {**here, **apart}.items())
 
 
-@view.register
+@render.register
 def _(result: Benched) -> RenderableType:
     blocks = [block for entry in result.entries for block in _drawn(entry)]
     return Group(*blocks, Text(_foot(result), "quiet"))

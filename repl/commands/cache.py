@@ -18,7 +18,7 @@ from repl.hub import builtin, catalog, locate
 from repl.hub.catalog import Freed
 from repl.session.results import Message
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 
 @command("models")
@@ -67,7 +67,7 @@ def delete(
     return session.run_io(lambda emit: catalog.erase(id, emit, yes), settle)
 
 
-@view.register
+@render.register
 def _(result: Erasable) -> RenderableType:
     freed = result.freed
     several = f", {freed.revisions} revisions" if freed.revisions > 1 else ""

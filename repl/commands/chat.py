@@ -23,7 +23,7 @@ from repl.session.results import Draft, Message
 from repl.session.session import Session, Task
 
 
-@command("chat", waits=True)
+@command("chat", needs_model=True)
 def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     """Send a message, or a text to complete where the model has no chat template."""
     session.require_engine()
@@ -44,7 +44,7 @@ def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     return _sent(session, send)
 
 
-@command("chat", waits=True)
+@command("chat", needs_model=True)
 def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     """Continue a text without the chat template and outside the conversation."""
     session.require_engine()
@@ -52,7 +52,7 @@ def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     return _answer(session, session.conversation.add("prompt", text, None), session.settings)
 
 
-@command("chat", waits=True)
+@command("chat", needs_model=True)
 def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) -> Task[Reply]:
     """Answer the last message again; other settings count for this reply only.
 
@@ -66,7 +66,7 @@ def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) 
     return _sent(session, lambda: _answer(session, session.conversation.turns[last.parent or 0], chosen))
 
 
-@command("chat", name="continue", waits=True)
+@command("chat", name="continue", needs_model=True)
 def continue_(session: Session) -> Task[Reply]:
     """Continue the last reply from its last token."""
     session.require_engine()

@@ -29,12 +29,12 @@ from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.columns import Block, Blocks
 from repl.terminal.export import said
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 COLUMN = RestOfLine("a text", variants.offered, variants.offered)
 
 
-@command("compare", waits=True)
+@command("compare", needs_model=True)
 def compare(session: Session, *columns: Annotated[str, COLUMN]) -> Task[Any]:
     """Answer a message in several ways, side by side.
 
@@ -130,7 +130,7 @@ def _write(session: Session, one: Answer, done: Reply, asked: Query, turn: Turn 
 # draw
 
 
-@view.register
+@render.register
 def _(result: Compared) -> RenderableType:
     asked = [] if result.turn is None else [Text(shortened(result.prompt, 70), "quiet")]
     blocks = [_block(number, column, result) for number, column in enumerate(result.columns, 1)]

@@ -20,7 +20,7 @@ from repl.remote.engine import Connected, Remote, Served, reach
 from repl.session import servers
 from repl.session.results import Message
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 MAX_MODELS = 20  # models listed at once
 
@@ -85,7 +85,7 @@ def disconnect(session: Session) -> Message | Task[ModelInfo]:
     return Message(joined(f"disconnected from {host}", f"{name} answers"))
 
 
-@view.register
+@render.register
 def _(result: Served) -> RenderableType:
     host = result.url.partition("://")[2].partition("/")[0]
     count = len(result.models)
@@ -97,11 +97,11 @@ def _(result: Served) -> RenderableType:
     return Text.assemble((clean_line(named(result.model) or host), "accent"), (" · " + clean_line(rest), "quiet"))
 
 
-@view.register
+@render.register
 def _(result: Known) -> RenderableType:
     rows: list[Any] = []
     if result.server is not None:
-        rows += [view(result.server), "\n"]
+        rows += [render(result.server), "\n"]
         listed = result.server.models[:MAX_MODELS] if len(result.server.models) > 1 else []
         rows += [(f"  {clean_line(name)}\n", "quiet") for name in listed]
         more = len(result.server.models) - MAX_MODELS

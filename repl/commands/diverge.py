@@ -19,14 +19,14 @@ from repl.generation.request import Request
 from repl.session.change_settings import changed
 from repl.session.position import question, split_prompt
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 from repl.terminal.sparkline import column, spark
 
 EXAMPLE = "/diverge dtype=float16"
 USUAL = ("dtype=float16", "dtype=bfloat16", "dtype=float32", "quantize=int8", "quantize=int4", "attention=eager")
 
 
-@command("compare", name="diverge", waits=True)
+@command("compare", name="diverge", needs_model=True)
 def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: USUAL)]) -> Task[Diverged]:
     """Tell whether other settings would have changed the last reply.
 
@@ -167,6 +167,6 @@ def _short(value: float) -> str:
     return f"{value:.1e}" if 0 < value < 0.0005 else f"{value:.3f}"
 
 
-@view.register
+@render.register
 def _(result: Diverged) -> RenderableType:
     return Drawing(result)

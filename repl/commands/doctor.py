@@ -35,7 +35,7 @@ from repl.hub.download import call_hub, prepare
 from repl.models import imports
 from repl.models.memory.available import Room
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "huggingface_hub", "safetensors")
 EXTRAS = {"peft": "adapters", "bitsandbytes": "8bit and 4bit weights", "torchao": "int8 and int4 weights"}
@@ -185,7 +185,7 @@ def describe_terminal() -> str:
     )
 
 
-@view.register
+@render.register
 def _(result: Doctor) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="quiet", no_wrap=True)

@@ -25,7 +25,7 @@ from repl.core.values import Text as Words
 from repl.session.results import NotAView
 from repl.session.session import Session
 from repl.terminal.export import FORMATS, VIEWS, Transcript, as_html
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 MAX_OSC52_CHARACTERS = 74_994  # base64 characters that terminals take in one OSC 52
 TOOL_WAIT_S = 3.0  # seconds for a clipboard tool
@@ -93,7 +93,7 @@ def transcript(session: Session, all: bool) -> Transcript:
     return Transcript(archive.id, archive.title, talk.system, talk.head, turns)
 
 
-@view.register
+@render.register
 def _(result: Exported) -> Text:
     what = clean_line(result.line) or counted(result.turns, "turn")
     return Text.assemble((clean_line(result.file), "accent"), (f" · {what} · {result.bytes:,} bytes", "quiet"))
@@ -168,7 +168,7 @@ class Clipboard:
         yield Segment(f"\x1b]52;c;{_coded(self._text)}\x07", None, [(ControlType.BELL,)])
 
 
-@view.register
+@render.register
 def _(result: Copied) -> RenderableType:
     size = f"{len(result.text):,} characters"
     if result.through != "osc52":

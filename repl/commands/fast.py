@@ -24,7 +24,7 @@ from repl.models.loader import ModelInfo
 from repl.session.change_settings import apply, change, changed
 from repl.session.results import Message
 from repl.session.session import Session
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Fast:
     paths: tuple[FastPath, ...] = ()
 
 
-@command("speed", waits=True)
+@command("speed", needs_model=True)
 def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"))]) -> Any:
     """Make replies faster; without an argument shows the measured speed-up.
 
@@ -73,7 +73,7 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
     return apply(session, [("prompt_lookup", str(drafters.TOKENS))])
 
 
-@command("speed", waits=True)
+@command("speed", needs_model=True)
 def assistant(
     session: Session, id: Annotated[str, RestOfLine("a model", catalog.names, Session.model_names)] = ""
 ) -> Any:
@@ -150,7 +150,7 @@ def _speed(records: Iterable[Reply]) -> float | None:
     return sum(made for made, _ in timed) / seconds if seconds else None
 
 
-@view.register
+@render.register
 def _(result: Fast) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for style in ("accent", "", "quiet"):

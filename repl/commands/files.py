@@ -19,7 +19,7 @@ from repl.session import config_file
 from repl.session.change_settings import apply, load
 from repl.session.results import Lines, Message
 from repl.session.session import Session
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 
 @command("chat")
@@ -119,14 +119,14 @@ def config_(session: Session, word: Annotated[str, Words()] = "") -> Any:
     return Where(str(_path()), texts.read(str(_path())) if _path().exists() else "")
 
 
-@view.register
+@render.register
 def _(result: Where) -> RenderableType:
     if not result.text:
         return Text.assemble(clean_line(result.path), (" is not there · ", "quiet"), ("/config init", "accent"))
     return Text.assemble((clean_line(result.path), "accent"), "\n", clean(result.text))
 
 
-@view.register
+@render.register
 def _(result: Presets) -> RenderableType:
     if not result.presets:
         return Text.assemble(("no preset is saved · ", "quiet"), ("/preset save NAME", "accent"))

@@ -18,7 +18,7 @@ from repl.core.errors import UsageError
 from repl.core.values import nearest
 from repl.session.session import Session
 from repl.terminal.markdown import Markdown
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 PAGES = (
     *("prompt", "loading", "decoding", "inside", "compare", "reproduce", "speed"),
@@ -100,12 +100,12 @@ class Drawn:
             yield Segment.line()
 
 
-@view.register
+@render.register
 def _(result: GuidePage) -> RenderableType:
     return Drawn(result.text)
 
 
-@view.register
+@render.register
 def _(result: Guide) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="accent", no_wrap=True)

@@ -14,7 +14,7 @@ from repl.core import settings
 from repl.core.sanitize import clean_line
 from repl.core.values import RestOfLine
 from repl.session.session import Session
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 FAMILIES = ("chat", "history", "models", "settings", "inspect", "compare", "reproduce", "speed", "other")
 FIRST = (
@@ -135,12 +135,12 @@ def drawn(result: Page) -> RenderableType:
     return Group(*lines)
 
 
-@view.register
+@render.register
 def _(result: Page) -> RenderableType:
     return drawn(result)
 
 
-@view.register
+@render.register
 def _(result: Family) -> RenderableType:
     blocks: list[RenderableType] = [drawn(result.page), Text()] if result.page else []
     blocks += [Text(result.title, "quiet")]
@@ -150,7 +150,7 @@ def _(result: Family) -> RenderableType:
     return Group(*blocks, Text(last or "/help NAME tells more of one", "quiet"))
 
 
-@view.register
+@render.register
 def _(result: Help) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="quiet", no_wrap=True)

@@ -17,7 +17,7 @@ from repl.generation.prompt.thinking import folded
 from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.export import said
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def _end_on_reply(talk: Conversation) -> None:
         talk.head = talk.turns[talk.head].parent
 
 
-@view.register
+@render.register
 def _(result: History) -> RenderableType:
     if not result.turns:
         return Text("no messages yet", "quiet")
@@ -145,7 +145,7 @@ def _(result: History) -> RenderableType:
     return Group(*blocks)
 
 
-@view.register
+@render.register
 def _(result: Forest) -> RenderableType:
     if not result.turns:
         return Text("no messages yet", "quiet")

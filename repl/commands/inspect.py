@@ -26,7 +26,7 @@ from repl.session.change_settings import apply
 from repl.session.replies import continue_reply, generate_turn, join_records, substitute_token
 from repl.session.results import Message
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 from repl.terminal.token_colours import caption, colour_trace, percent, shade
 
 LISTED = 3  # alternatives in a row of the list
@@ -81,7 +81,7 @@ def inspect(session: Session, number: Annotated[int, Integer(1)] = 0) -> Any:
     return looked_at(session, turn, lambda found: Inspection(*parts(found, by), **origin(found)))
 
 
-@command("inspect", waits=True)
+@command("inspect", needs_model=True)
 def take(
     session: Session,
     place: Annotated[int, Integer(1)],
@@ -151,7 +151,7 @@ def origin(found: Trace) -> dict[str, Any]:
     return {"server": found.server, "limit": found.limit}
 
 
-@view.register
+@render.register
 def _(result: Painted) -> RenderableType:
     hint = (
         [] if result.streams else [Text.assemble(("/probs on", "accent"), (" colours replies as they come", "quiet"))]
@@ -160,7 +160,7 @@ def _(result: Painted) -> RenderableType:
     return Group(colour_trace(result, result.by), "", caption(result.by), *known, *hint)
 
 
-@view.register
+@render.register
 def _(result: Inspection) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     rows = [row(place, token, result) for place, token in enumerate(result.tokens, 1)]

@@ -22,7 +22,7 @@ from repl.generation.request import Request, encode
 from repl.generation.runtime import Model
 from repl.session.position import made_by, next_position
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 from repl.terminal.token_colours import percent
 
 EXAMPLE = "/lens The capital of France is"
@@ -64,7 +64,7 @@ class Spot:
     said: int = -1
 
 
-@command("inspect", waits=True)
+@command("inspect", needs_model=True)
 def lens(
     session: Session,
     text: Annotated[str, RestOfLine()] = "",
@@ -179,6 +179,6 @@ def _percent(token: Candidate) -> str:
     return percent(token.probability or 1e-9)  # 0 is only less than a float holds
 
 
-@view.register
+@render.register
 def _(result: Lens) -> RenderableType:
     return Drawing(result)

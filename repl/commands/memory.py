@@ -15,7 +15,7 @@ from repl.generation.runtime import Model
 from repl.models import imports, store
 from repl.models.memory.available import Room
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def held(resident: Model, weights: int, current: bool) -> Held:
     )
 
 
-@view.register
+@render.register
 def _(result: Memory) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "right", "right", "right", "right"):

@@ -24,7 +24,7 @@ from repl.models.loader import ModelInfo
 from repl.models.memory import fit
 from repl.session.session import Session, Task
 from repl.terminal.responsive import First
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 Parts = Sequence[tuple[str, Sequence[Sequence[Text]]]]
 """Titles, and below each the models by what is said of them: the name first."""
@@ -95,7 +95,7 @@ def searched(words: str, emit: JobContext, offline: bool) -> tuple[list[Listed],
         return [], error.message
 
 
-@view.register
+@render.register
 def _(result: Models) -> RenderableType:
     silence = clean_line(result.silence)
     parts = (("in memory", _resident(result)), ("cached", _cached(result)), ("on the Hub", _listed(result)))

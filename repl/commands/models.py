@@ -21,7 +21,7 @@ from repl.models.memory.estimate import STORED
 from repl.session.change_settings import changed, load
 from repl.session.results import Message
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 
 def known(session: Session) -> list[str]:
@@ -69,7 +69,7 @@ def reload(session: Session) -> Task[ModelInfo]:
     return session.reload()
 
 
-@command("models", waits=True)
+@command("models", needs_model=True)
 def unload(
     session: Session,
     id: Annotated[
@@ -97,7 +97,7 @@ class Info:
     asked: dict[str, Any]
 
 
-@command("models", waits=True)
+@command("models", needs_model=True)
 def info(session: Session, id: Annotated[str, Words("a model", catalog.names, Session.model_names)] = "") -> Any:
     """Show the loaded model and its limits, or another model's card."""
     if session.remote is not None and not id:
@@ -115,7 +115,7 @@ def quantized(facts: ModelInfo) -> str:
     return facts.quantization + (f" ({facts.packed} linear layers packed{left})" if facts.packed else "")
 
 
-@view.register
+@render.register
 def _(result: Info) -> RenderableType:
     facts, asked = result.facts, result.asked
     stored = ", ".join(f"{count(number)} {STORED.get(name, name)}" for name, number in facts.stored.items())
@@ -139,7 +139,7 @@ def _(result: Info) -> RenderableType:
     return listed(rows)
 
 
-@view.register
+@render.register
 def _(result: ModelCard) -> RenderableType:
     size = sum(size for _, size in result.files)
     there = "in the cache" if result.cached else "to be downloaded"

@@ -24,7 +24,7 @@ from repl.generation.request import Request, encode
 from repl.generation.runtime import Model
 from repl.session.position import Position, next_position
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 from repl.terminal.token_colours import bar, percent, style
 
 COUNT = 10  # candidates shown where no number is given
@@ -101,7 +101,7 @@ def look(resident: Model, spot: Position, count: int, emit: JobContext) -> Next:
     )
 
 
-@command("inspect", name="next", waits=True)
+@command("inspect", name="next", needs_model=True)
 def next_(session: Session, text: Annotated[str, RestOfLine()] = "") -> Task[object]:
     """Show the likeliest next tokens here, or after TEXT.
 
@@ -134,7 +134,7 @@ def _counted(text: str) -> tuple[int, str]:
     return int(first), rest.strip()
 
 
-@view.register
+@render.register
 def _(result: Next) -> RenderableType:
     nothing = "-" if ascii_only() else "–"
     heads = ["", "", "", "model", "sum", *(["drawn"] if result.processors else [])]
@@ -156,7 +156,7 @@ def _(result: Next) -> RenderableType:
     return Group(lead(result), table, Text(_figures(result), "quiet"))
 
 
-@view.register
+@render.register
 def _(result: Offered) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for left in (True, True, True, False, False):

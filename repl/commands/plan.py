@@ -26,7 +26,7 @@ from repl.models.memory.survey import Code, Survey, survey
 from repl.session.change_settings import changed
 from repl.session.session import Session, Task
 from repl.terminal.responsive import First
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 MARKS = {"fits": "", "fits with offload": "quiet", "does not fit": "quiet"}
 SIZES = {"weights": "weights", "KV cache": "cache", "working": "working", "needs": "needs"}
@@ -109,7 +109,7 @@ def plan_(session: Session, id: Annotated[str, Words("a model", suggest=locate.c
     return session.run_on_model(lambda emit: planned(load, store.rooms(), store.offline, emit))
 
 
-@view.register
+@render.register
 def _(result: Plan) -> RenderableType:
     tables = [_table(result, {title: SIZES[title] for title in titles}) for titles in SHOWN] if result.rows else []
     parts: list[Any] = [_head(result), *([First(*tables)] if tables else [])]

@@ -12,7 +12,7 @@ from repl.commands.registry import command
 from repl.core.errors import Quit
 from repl.core.values import Choice
 from repl.session.session import Session
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def version(session: Session) -> Version:
     return Version(__version__, platform.python_version(), installed("transformers"), installed("torch"))
 
 
-@view.register
+@render.register
 def _(result: Version) -> Text:
     programs = f"hub-repl {result.hub_repl} · python {result.python}"
     return Text(f"{programs} · transformers {result.transformers} · torch {result.torch}")

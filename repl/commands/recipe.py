@@ -25,7 +25,7 @@ from repl.hub import builtin
 from repl.models import from_files, loader
 from repl.session.session import Session, Task
 from repl.terminal.highlight import Highlighter
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def recipe_(
     return session.run_on_model(lambda emit: written(session.store, asked, forms, emit), settle)
 
 
-@view.register
+@render.register
 def _(result: Recipe) -> Text:
     lines = result.script.splitlines()
     if result.file:

@@ -59,7 +59,7 @@ class Command:
     help: str
     more: str
     family: str
-    waits: bool
+    needs_model: bool
 
     @property
     def usage(self) -> str:
@@ -74,22 +74,24 @@ USER_ALIASES: dict[str, str] = {}
 """The user's own aliases: a name for a whole line."""
 
 
-def command(family: str, *, name: str = "", aliases: tuple[str, ...] = (), waits: bool = False) -> Callable[[F], F]:
-    """Make a function a command; `waits` holds its line back until a load that is on its way has ended."""
+def command(
+    family: str, *, name: str = "", aliases: tuple[str, ...] = (), needs_model: bool = False
+) -> Callable[[F], F]:
+    """Make a function a command; `needs_model` holds its line back until a load that is on its way has ended."""
 
     def register(function: F) -> F:
         title = name or function.__name__.removesuffix("_")
-        add(title, function, family, inspect.getdoc(function) or "", waits)
+        add(title, function, family, inspect.getdoc(function) or "", needs_model)
         ALIASES.update(dict.fromkeys(aliases, title))
         return function
 
     return register
 
 
-def add(name: str, function: Callable[..., Any], family: str, doc: str, waits: bool = False) -> None:
+def add(name: str, function: Callable[..., Any], family: str, doc: str, needs_model: bool = False) -> None:
     """Register a function under a name."""
     first, _, more = doc.partition("\n")
-    COMMANDS[name] = Command(name, function, _grammar(function), first.rstrip("."), more.strip(), family, waits)
+    COMMANDS[name] = Command(name, function, _grammar(function), first.rstrip("."), more.strip(), family, needs_model)
 
 
 def _grammar(function: Callable[..., Any]) -> tuple[Argument, ...]:

@@ -20,7 +20,7 @@ from repl.core.sanitize import clean
 from repl.core.values import Text as Words
 from repl.generation.decode.kv_cache import common
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Replay:
     before: int | None
 
 
-@command("compare", waits=True)
+@command("compare", needs_model=True)
 def replay(
     session: Session,
     model: Annotated[str, Words("a model or settings", variants.offered, variants.offered)],
@@ -153,7 +153,7 @@ def _side(done: Reply | None, weight: Bits) -> Side:
 # draw
 
 
-@view.register
+@render.register
 def _(result: Replay) -> RenderableType:
     return Group(*(part for one in result.turns for part in _drawn(one)), _summary(result))
 

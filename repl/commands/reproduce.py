@@ -20,7 +20,7 @@ from repl.models.loader import ModelInfo
 from repl.remote import retake
 from repl.remote.engine import Remote
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 NAMED = ("served", "kind", "fingerprint")  # what a server says of the model that answers
 TIE = 0.1  # nats between two tokens below which their order is a matter of rounding
@@ -70,7 +70,7 @@ def compared_there(remote: Remote, request: Request, turn: int, record: Reply, e
     return Reproduced(turn, identical, same, len(record.token_ids), None, found, 0, tuple(now), remote.host)
 
 
-@command("reproduce", waits=True)
+@command("reproduce", needs_model=True)
 def reproduce(session: Session, number: Annotated[int, Integer(1)] = 0) -> Task[Reproduced]:
     """Generate a reply again from its record and compare the token ids.
 
@@ -96,7 +96,7 @@ def other(facts: ModelInfo, turn: int, record: Reply) -> UsageError:
     return UsageError(f"turn {turn} was made by {name}, and {facts.id} is loaded", f"/model {exact}")
 
 
-@view.register
+@render.register
 def _(result: Reproduced) -> Text:
     count = f"{result.total} of {result.total}" if result.identical else f"{result.same} of {result.total}"
     drawn = Text.assemble(f"{count} token ids identical", (f" · turn {result.turn}", "quiet"))

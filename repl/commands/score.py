@@ -24,7 +24,7 @@ from repl.generation.measure.scoring import score
 from repl.generation.measure.token_text import Piece, Speller, quoted
 from repl.generation.runtime import Model
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 from repl.terminal.token_colours import OnTerminal, caption, percent, style, written
 
 WINDOW = 8192  # most tokens read at once, where the context is longer or without an end
@@ -101,7 +101,7 @@ def measure(resident: Model, text: str, source: str, emit: JobContext) -> Score:
     )
 
 
-@command("inspect", name="score", waits=True)
+@command("inspect", name="score", needs_model=True)
 def score_(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Score]:
     """Show how likely a text or file is: each token, perplexity, bits per byte.
 
@@ -132,7 +132,7 @@ def _content(text: str) -> tuple[str, str]:
     return str(path), content
 
 
-@view.register
+@render.register
 def _(result: Score) -> RenderableType:
     source = "your text" if result.source == "text" else f"file {clean_line(result.source)}"
     shown = Group(_text(result), caption())

@@ -18,7 +18,7 @@ from repl.core.values import Text as Words
 from repl.session.archive import Summary, newest_titles
 from repl.session.results import Message
 from repl.session.session import FILE, Session
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 MAX_SESSIONS = 20  # sessions listed at once
 SHOWN_TURNS = 4  # last turns shown of a session that is gone on with
@@ -109,7 +109,7 @@ def moment(when: float, now: datetime) -> str:
     return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%Y-%m-%d}"
 
 
-@view.register
+@render.register
 def _(result: Sessions) -> RenderableType:
     if not result.sessions:
         return Text(f"no session holds {clean_line(result.words)}" if result.words else "no saved session yet", "quiet")
@@ -132,7 +132,7 @@ def _described(found: Summary, current: bool) -> Text:
     return Text.assemble(clean_line(found.title) or "untitled", ("  " + facts, "quiet"), (place, "quiet"))
 
 
-@view.register
+@render.register
 def _(result: Resumed) -> RenderableType:
     head = (clean_line(result.title) or "untitled", "accent"), (f" · {result.count} turns · {result.id}", "quiet")
     blocks: list[RenderableType] = [Text.assemble(*head)]

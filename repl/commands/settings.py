@@ -19,7 +19,7 @@ from repl.generation.prompt.chat_template import argument, arguments
 from repl.session.change_settings import Setting, apply, change, describe, names, read_field
 from repl.session.results import Message
 from repl.session.session import Session
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Table_:
     extra: list[Setting]
 
 
-@view.register
+@render.register
 def _(result: Setting) -> RenderableType:
     value = settings.show(result.name, result.value) or "not set"
     lead = Text.assemble((result.name, "accent"), f" {clean_line(value)}", (f" · {result.origin}", "quiet"))
@@ -52,7 +52,7 @@ def all_settings(session: Session) -> Table_:
     return Table_(rows["load"], rows["decode"], rows["view"], others)
 
 
-@view.register
+@render.register
 def _(result: Table_) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for style in ("accent", "", "quiet", "quiet"):
@@ -70,7 +70,7 @@ def _shown(row: Setting) -> Text:
     return Text(clean_line(value or "–"))
 
 
-@command("settings", waits=True)
+@command("settings", needs_model=True)
 def set_(session: Session, name: str, value: Annotated[str, RestOfLine()]) -> Any:
     """Set anything by name: settings, generation_config, template.NAME.
 

@@ -16,7 +16,7 @@ from repl.core.sanitize import clean_line
 from repl.core.values import RestOfLine
 from repl.session.change_settings import change
 from repl.session.session import Session
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def stats(session: Session, value: Annotated[str, RestOfLine(suggest=settings.ki
     return Stats(summed("", records), models, session.settings.view.stats)
 
 
-@view.register
+@render.register
 def _(result: Stats) -> RenderableType:
     if not result.total.replies:
         return Text("no replies yet", "quiet")

@@ -22,7 +22,7 @@ from repl.generation.decode.batch import Made
 from repl.session.position import question, split_prompt
 from repl.session.results import Message
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 OPENING = 16  # least columns worth giving to the beginning of a text beside the figures
 SAVE = "/sweep save FILE.jsonl"
@@ -36,7 +36,7 @@ class Shown:
     line: Line
 
 
-@command("compare", name="sweep", waits=True)
+@command("compare", name="sweep", needs_model=True)
 def sweep(
     session: Session,
     text: Annotated[str, RestOfLine(suggest=lambda: USUAL)] = "",
@@ -111,12 +111,12 @@ def _record(found: Sweep, line: Line) -> dict[str, object]:
     return {**own, "text": line.text, **ids}
 
 
-@view.register
+@render.register
 def _(result: Sweep) -> RenderableType:
     return Drawing(result)
 
 
-@view.register
+@render.register
 def _(result: Shown) -> RenderableType:
     line = result.line
     chosen = joined(
@@ -128,7 +128,7 @@ def _(result: Shown) -> RenderableType:
     return Text.assemble((chosen, "quiet"), "\n", clean(line.text))
 
 
-@view.register
+@render.register
 def _(result: Taken) -> RenderableType:
     return Text.assemble(clean(result.text), (f"\n{result.now} · from the next reply on", "quiet"))
 

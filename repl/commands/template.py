@@ -20,11 +20,11 @@ from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import RestOfLine
 from repl.generation.decode.detokenizer import Detokenizer
-from repl.generation.prompt.chat_template import Rendered, Template, arguments, render
+from repl.generation.prompt.chat_template import Rendered, Template, arguments, render_chat
 from repl.generation.prompt.spans import Span, spans
 from repl.generation.runtime import Model
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 NEXT = "(your next message)"
 STYLES = {"system": "magenta", "user": "green", "assistant": "cyan"}
@@ -74,7 +74,7 @@ class Turn:
 def prompt(resident: Model, turn: Turn, listed: bool, emit: JobContext) -> Prompt:
     """Render a chat, and tell its tokens apart by role; for the model thread."""
     tokenizer, messages = resident.tokenizer, turn.messages
-    made = render(tokenizer, messages, arguments=turn.values, prefill=turn.prefill, emit=emit)
+    made = render_chat(tokenizer, messages, arguments=turn.values, prefill=turn.prefill, emit=emit)
     parts = spans(Template(tokenizer, turn.values, emit), messages, made.text, turn.prefill)
     pieces = list(_pieces(tokenizer, made, parts))
     tokens = dict(Counter(piece.role for piece in pieces))
@@ -99,7 +99,7 @@ def report(resident: Model, values: Mapping[str, Any], emit: JobContext) -> Repo
     return Report(check(template, decoding.stops(resident.model.generation_config)))
 
 
-@command("inspect", waits=True)
+@command("inspect", needs_model=True)
 def template(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["check", "--ids"])] = "") -> Task[Any]:
     """Show the exact prompt of the next turn.
 
@@ -117,7 +117,7 @@ def template(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: [
     return session.run_on_model(lambda emit: prompt(session.store.current(), turn, listed, emit))
 
 
-@view.register
+@render.register
 def _(result: Prompt) -> RenderableType:
     drawn = Text()
     for role, group in groupby(result.pieces, lambda piece: piece.role):
@@ -149,7 +149,7 @@ def _style(role: str, special: bool) -> str:
     return " ".join([STYLES.get(role, ""), "bold underline" if special else ""]).strip()
 
 
-@view.register
+@render.register
 def _(result: Report) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)

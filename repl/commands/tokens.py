@@ -20,7 +20,7 @@ from repl.generation.decode.kv_cache import common
 from repl.generation.measure.token_text import Piece, Speller, quoted
 from repl.session.position import made_by
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 from repl.terminal.token_colours import OnTerminal, written
 
 
@@ -59,7 +59,7 @@ def of_turn(tokenizer: PreTrainedTokenizerBase, record: Reply, known: int, liste
     return cut(tokenizer, ids, len(record.prompt_ids) - known, text, listed)
 
 
-@command("inspect", waits=True)
+@command("inspect", needs_model=True)
 def tokens(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["--ids"])] = "") -> Task[Tokens]:
     """Show the tokens of a text, by default of the last turn.
 
@@ -89,7 +89,7 @@ def _known(session: Session, last: Turn, record: Reply) -> int:
     return common([*before[-1].prompt_ids, *before[-1].token_ids], record.prompt_ids)
 
 
-@view.register
+@render.register
 def _(result: Tokens) -> RenderableType:
     table = _table(result)
     return Group(table if result.listed else OnTerminal(_text(result), table), Text(_figures(result), "quiet"))

@@ -17,7 +17,7 @@ from repl.hub import consent
 from repl.models.memory.survey import survey
 from repl.session.results import Message
 from repl.session.session import Session
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
     return session.reload(wanted.put("trust_remote_code", True, "your consent"))
 
 
-@view.register
+@render.register
 def _(result: Trust) -> RenderableType:
     name = clean_line(result.model)
     if not result.files:

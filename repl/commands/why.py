@@ -19,7 +19,7 @@ from repl.generation.measure.processors import NAMES
 from repl.generation.measure.token_text import quoted
 from repl.session.position import made_by
 from repl.session.session import Session, Task
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 from repl.terminal.token_colours import percent
 
 SIGNS = {
@@ -32,7 +32,7 @@ SIGNS = {
 ODDS = {name for name, _ in NAMES.values()}  # what is active between the model and the draw, also what /set takes
 
 
-@command("inspect", waits=True)
+@command("inspect", needs_model=True)
 def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Assignment()]) -> Task[Why]:
     """Explain a token of the last reply: /why 3, /why Paris.
 
@@ -74,7 +74,7 @@ def _values(session: Session, record: Reply, token: str, changes: Sequence[tuple
     return values
 
 
-@view.register
+@render.register
 def _(result: Why) -> RenderableType:
     lead = Text.assemble((f"token {result.number} of {result.of}: ", "quiet"), (quoted(result.text), "accent"))
     if result.decode:

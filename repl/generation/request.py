@@ -81,7 +81,9 @@ def _fitted(resident: Model, request: Request, wanted: int, emit: JobContext) ->
     values: dict[str, Any] = chat_template.arguments(request.settings.extra)
 
     def count(messages: Sequence[Message]) -> list[int]:
-        made = chat_template.render(resident.tokenizer, messages, arguments=values, prefill=request.prefill, emit=emit)
+        made = chat_template.render_chat(
+            resident.tokenizer, messages, arguments=values, prefill=request.prefill, emit=emit
+        )
         if made.notice and made.notice not in resident.runtime.notices_shown:
             resident.runtime.notices_shown.add(made.notice)
             emit(Notice(made.notice))

@@ -16,7 +16,7 @@ from repl.core.parts import Parts
 from repl.core.sanitize import clean, clean_line
 from repl.generation.measure.token_trace import traced
 from repl.session.session import View
-from repl.terminal.screen import as_record, palette, plain, view
+from repl.terminal.screen import as_record, palette, plain, render
 from repl.terminal.token_colours import caption, colour_trace
 
 WIDTH = 100  # columns of what is drawn in a file
@@ -150,7 +150,7 @@ def said(parts: Parts) -> Text:
 def view_as_html(shown: View) -> str:
     """Return a result as a page, in its colours, under the line that asked for it."""
     console = sheet()
-    console.print(Text(clean_line(shown.line), "bold"), "", view(shown.result), sep="\n")
+    console.print(Text(clean_line(shown.line), "bold"), "", render(shown.result), sep="\n")
     return page(console, shown.line)
 
 
@@ -158,7 +158,7 @@ def view_as_text(shown: View) -> str:
     """Return a result as it reads without colours."""
     console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False, highlight=False, theme=palette("mono"))
     with console.capture() as drawn:
-        console.print(Text(clean_line(shown.line)), "", view(shown.result), sep="\n")
+        console.print(Text(clean_line(shown.line)), "", render(shown.result), sep="\n")
     return "\n".join(row.rstrip() for row in drawn.get().splitlines()) + "\n"
 
 

@@ -54,22 +54,22 @@ THEME = palette("dark")
 
 
 @singledispatch
-def view(result: Any) -> RenderableType:
+def render(result: Any) -> RenderableType:
     """Draw a result; every result class registers its own."""
     raise TypeError(f"no view for {type(result).__name__}")
 
 
-@view.register
+@render.register
 def _(result: Message) -> Text:
     return Text(clean(result.text), "quiet")
 
 
-@view.register
+@render.register
 def _(result: Draft) -> Text:
     return Text(clean(result.said), "quiet")
 
 
-@view.register
+@render.register
 def _(result: Loaded) -> RenderableType:
     """Say what is ready to use and what it takes, on one line: in a narrow window without the lesser facts."""
     facts, before = result.facts, result.before
@@ -104,7 +104,7 @@ def _named(adapter: str) -> str:
     return f"{name} (merged)" if found.merge else name
 
 
-@view.register
+@render.register
 def _(result: Reply) -> Text:
     return Text.assemble(*sequences(result), (figures(result), "quiet"))
 
@@ -169,13 +169,13 @@ class Screen:
         if self.as_json:
             self.record(as_record(command, result))
         elif self.interactive:
-            self.out.print(view(result))
+            self.out.print(render(result))
         elif isinstance(result, Message | Draft):
-            self.err.print(view(result))
+            self.err.print(render(result))
         elif not isinstance(
             result, Reply | Loaded | Connected
         ):  # a reply is written already, and readiness goes without saying
-            self.out.print(view(result))
+            self.out.print(render(result))
 
     def paint(self, theme: str) -> None:
         """Draw in the colours of a theme from now on."""

@@ -13,7 +13,7 @@ from repl.commands import registry
 from repl.commands.arch import size
 from repl.core import library
 from repl.core.errors import UsageError
-from repl.terminal.screen import THEME, plain, view
+from repl.terminal.screen import THEME, plain, render
 
 SIZES = {"vocab_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 32}
 ROTARY = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48}
@@ -257,7 +257,7 @@ def test_paths_are_completed_one_level_at_a_time(session):
 
 def drawn(session, line: str, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, color_system=None, theme=THEME)
-    console.print(view(run(session, line)))
+    console.print(render(run(session, line)))
     return [row.rstrip() for row in console.file.getvalue().splitlines()]
 
 

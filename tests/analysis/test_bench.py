@@ -14,7 +14,7 @@ from repl.analysis.bench import Bench, Clock, Plan, Run, Spread, Way
 from repl.commands import registry
 from repl.core.errors import Cancelled, NoModel, UsageError
 from repl.core.events import Progress
-from repl.terminal.screen import THEME, view
+from repl.terminal.screen import THEME, render
 
 SHORT = "/bench --prompt-tokens 8,40 --new-tokens 6 --repeats 2"
 
@@ -27,7 +27,7 @@ def session(gpt2_folder):
 
 def drawn(result: object, width: int = 80) -> str:
     console = Console(width=width, file=io.StringIO(), theme=THEME, highlight=False)
-    console.print(view(result))
+    console.print(render(result))
     return console.file.getvalue()
 
 

@@ -11,7 +11,7 @@ from repl.analysis.logit_lens import depths
 from repl.commands.lens import Lens
 from repl.commands.registry import COMMANDS, parse
 from repl.core.errors import Cancelled, Failed, UsageError
-from repl.terminal.screen import THEME, plain, view
+from repl.terminal.screen import THEME, plain, render
 
 IDS = [3, 14, 15, 9, 26]
 SIZES = {
@@ -330,7 +330,7 @@ def drawn(found: Lens, width: int, encoding: str = "utf-8") -> list[str]:
     console = Console(width=width, color_system=None, theme=THEME)
     with console.capture() as shown:
         console.options.encoding = encoding
-        console.print(view(found))
+        console.print(render(found))
     return [row.rstrip() for row in shown.get().splitlines()]
 
 

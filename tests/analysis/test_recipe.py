@@ -28,7 +28,7 @@ from repl.core.events import Event, Notice, Token
 from repl.core.reply import ModelRecord, Reply, Timing, Usage
 from repl.hub import locate
 from repl.session.session import Session
-from repl.terminal.screen import THEME, figures, view
+from repl.terminal.screen import THEME, figures, render
 
 STORY = "Once upon a time"
 HUNG = 120  # seconds
@@ -418,7 +418,7 @@ def test_colours_change_no_letter():
     hard = '\'"""\' \\ {f"x"} # \x1b[31m /* '
     text = scripted(form=Prompt(text=hard), given={"stop_strings": ['"""', "'"]})
     console = Console(width=300, file=io.StringIO(), theme=THEME, highlight=False)
-    console.print(view(Recipe(2, text)))
+    console.print(render(Recipe(2, text)))
     assert console.file.getvalue() == text
 
 

@@ -14,7 +14,7 @@ from repl.core.errors import Cancelled, UsageError
 from repl.core.events import Progress, Token
 from repl.core.reply import Environment, Reply
 from repl.session.session import Session
-from repl.terminal.screen import THEME, as_record, view
+from repl.terminal.screen import THEME, as_record, render
 
 STORY = "Once upon a time"
 
@@ -43,7 +43,7 @@ def forged(session: Session, **changes: object) -> Reply:
 
 def drawn(result: Reproduced, width: int = 80) -> str:
     console = Console(width=width, file=io.StringIO(), theme=THEME, highlight=False)
-    console.print(view(result))
+    console.print(render(result))
     return console.file.getvalue()
 
 

@@ -15,7 +15,7 @@ from repl.core.decoding import NOTHING
 from repl.core.errors import UsageError
 from repl.core.events import Progress
 from repl.core.settings import Settings
-from repl.terminal.screen import THEME, as_record, view
+from repl.terminal.screen import THEME, as_record, render
 
 KINDS = ["llama", "gpt2", "metaspace", "recurrent"]
 PROMPT = "The quick brown fox"
@@ -28,7 +28,7 @@ def folder(request, kind):
 
 def drawn(result, width=100, encoding="utf-8"):
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
-    Console(theme=THEME, width=width, file=file).print(view(result))
+    Console(theme=THEME, width=width, file=file).print(render(result))
     file.seek(0)
     return file.read()
 

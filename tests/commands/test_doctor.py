@@ -18,7 +18,7 @@ from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.session.session import Session
-from repl.terminal.screen import THEME, plain, view
+from repl.terminal.screen import THEME, plain, render
 
 SECRET = "hf_" + "x" * 30
 
@@ -33,7 +33,7 @@ def session() -> Iterator[Session]:
 def drawn(result: Doctor) -> str:
     console = Console(width=100, no_color=True, theme=THEME)
     with console.capture() as text:
-        console.print(view(result))
+        console.print(render(result))
     return text.get()
 
 

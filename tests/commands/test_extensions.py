@@ -12,7 +12,7 @@ from repl.commands import doctor, extensions, registry
 MODULE = '''
 from dataclasses import dataclass
 from rich.text import Text
-from repl import command, view
+from repl import command, render
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def greet(session, name: str = "you") -> Greeting:
     return Greeting(f"hello {name}")
 
 
-@view.register
+@render.register
 def _(result: Greeting) -> Text:
     return Text(result.text)
 '''

@@ -14,7 +14,7 @@ from repl.commands.score import windows
 from repl.core.errors import Cancelled, ReplError, UsageError
 from repl.core.events import Progress, Token
 from repl.generation.measure.token_text import Speller
-from repl.terminal.screen import as_record, palette, view
+from repl.terminal.screen import as_record, palette, render
 
 TEXT = "The quick brown fox jumps over the lazy dog. Prices rose by 12.5 percent in 2024."
 KINDS = ["llama", "gpt2", "recurrent", "metaspace"]
@@ -25,7 +25,7 @@ def drawn(result, width=80, terminal=False):
     """The text of a view, as a pipe or a terminal without colours gets it."""
     paper = io.StringIO()
     console = Console(file=paper, theme=palette("dark"), width=width, force_terminal=terminal, highlight=False)
-    console.print(view(result))
+    console.print(render(result))
     return paper.getvalue()
 
 

@@ -29,7 +29,7 @@ from repl.session.record_json import decode, encode
 from repl.session.session import FILE, Session
 from repl.terminal.export import Transcript, as_html
 from repl.terminal.live import LiveOutput
-from repl.terminal.screen import Screen, as_record, palette, view
+from repl.terminal.screen import Screen, as_record, palette, render
 from repl.terminal.token_colours import certainty, colour_trace, style
 
 PROMPT = "Once upon a time"
@@ -309,8 +309,8 @@ def test_probs_is_a_setting_and_a_look_at_the_last_reply(gpt2_folder: Path) -> N
         found = run(session, "/probs")
         assert isinstance(found, Painted)
         console = Console(file=io.StringIO(), width=100, theme=palette("dark"))
-        console.print(view(found))
-        console.print(view(run(session, "/inspect")))
+        console.print(render(found))
+        console.print(render(run(session, "/inspect")))
         assert "/probs on colours replies" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from repl.commands.stats import Stats, Total, summed
 from repl.core.events import Token
 from repl.core.reply import ModelRecord, Reply, Timing, Usage
-from repl.terminal.screen import THEME, figures, view
+from repl.terminal.screen import THEME, figures, render
 
 
 def done(prompt: int, reused: int, made: int, tps: float | None, seconds: float) -> Reply:
@@ -21,7 +21,7 @@ def done(prompt: int, reused: int, made: int, tps: float | None, seconds: float)
 
 def drawn(result: object, width: int = 80) -> str:
     console = Console(width=width, file=io.StringIO(), theme=THEME, highlight=False)
-    console.print(view(result))
+    console.print(render(result))
     return console.file.getvalue()
 
 

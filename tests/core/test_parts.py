@@ -17,7 +17,7 @@ from terminal import LOADED, Terminal
 from repl.core.events import Token
 from repl.core.parts import ANSWER, CHANNELS, TAGS, THINKING, Form, Parts, Piece, Reader
 from repl.generation.decode.detokenizer import Detokenizer
-from repl.generation.prompt.chat_template import render
+from repl.generation.prompt.chat_template import render_chat
 from repl.generation.prompt.reply_parser import Begun, Reading, TemplateReader, form, spoken
 
 PLAIN, NAMED = Form(), Form(channels=True)
@@ -378,7 +378,7 @@ def test_channels_are_stored_exported_and_sent_back_in_parts(channeller, tmp_pat
         assert "> They greet.\n\nHello **there**." in page
         assert {"answer": "Hello **there**.", "thinking": "They greet."}.items() <= told.items()
         tokenizer = tokenizer_with(*CHANNELS, chat_template=NEXT)
-        sent = render(
+        sent = render_chat(
             tokenizer,
             session.conversation.messages(),
             arguments={},

@@ -14,7 +14,7 @@ from repl.core.events import Beam, Beams
 from repl.core.reply import BeamSearch, Sequence
 from repl.session.record_json import decode, encode
 from repl.terminal.live import hypotheses
-from repl.terminal.screen import THEME, plain, view
+from repl.terminal.screen import THEME, plain, render
 
 PROMPT = "Once upon a time"
 
@@ -189,7 +189,7 @@ def test_neither_a_number_nor_the_tree_is_refused(llama_folder, line):
 
 def rows(result, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, color_system=None, theme=THEME)
-    console.print(view(result))
+    console.print(render(result))
     return [row.rstrip() for row in console.file.getvalue().splitlines()]
 
 

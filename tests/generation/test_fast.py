@@ -24,7 +24,7 @@ from repl.generation.decode.drafters import CREDIT, SHARE, WORST, Ahead, Assista
 from repl.generation.measure.token_stats import Meter
 from repl.session.results import Message
 from repl.session.session import Session
-from repl.terminal.screen import THEME, figures, plain, view
+from repl.terminal.screen import THEME, figures, plain, render
 
 TEXT = "The quick brown fox jumps over the lazy dog. The quick brown fox"
 WAYS: dict[str, dict[str, Any]] = {
@@ -86,7 +86,7 @@ def fresh(request: pytest.FixtureRequest) -> None:
 
 def drawn(result: object) -> str:
     console = Console(width=120, file=io.StringIO(), theme=THEME, highlight=False)
-    console.print(view(result))
+    console.print(render(result))
     return console.file.getvalue()
 
 

@@ -30,11 +30,11 @@ from repl.generation.prompt.chat_template import (
     Template,
     argument,
     arguments,
-    render,
+    render_chat,
     variables,
 )
 from repl.generation.prompt.spans import spans
-from repl.terminal.screen import THEME, view
+from repl.terminal.screen import THEME, render
 
 USER = {"role": "user", "content": "How are you?"}
 REPLY = {"role": "assistant", "content": "Fine, and you?"}
@@ -104,7 +104,7 @@ def writing(tokenizer, template: object):
 
 
 def made(tokenizer, messages, **options):
-    return render(tokenizer, messages, arguments={}, emit=Recorder(), **options)
+    return render_chat(tokenizer, messages, arguments={}, emit=Recorder(), **options)
 
 
 def failing(tokenizer, template: object, messages=(USER,)) -> ReplError:
@@ -232,7 +232,9 @@ def test_a_reply_is_read_by_the_tokenizer_s_response_template(name):
     parsed = tokenizer.parse_response(raw, prefix=prefix)
     parsed |= {name: parsed["reasoning_content"]}
     assert list(rendered.ids) == library(tokenizer, [USER, parsed, MORE])
-    rendered = render(tokenizer, [USER, said("Hm.</think>Fine."), MORE], arguments={"opened": True}, emit=Recorder())
+    rendered = render_chat(
+        tokenizer, [USER, said("Hm.</think>Fine."), MORE], arguments={"opened": True}, emit=Recorder()
+    )
     assert "assistant\n[Hm.]Fine.<|im_end|>" in rendered.text  # the prompt has opened that thought
 
 
@@ -249,8 +251,8 @@ def test_a_call_has_arguments_of_the_types_that_its_tool_takes():
     parameters = {"type": "object", "properties": {"x": {"type": "integer"}}}
     tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
     chat = [USER, said("<call:f><x>7</x></call>"), MORE]
-    assert '"x": 7}' in render(tokenizer, chat, arguments={"tools": [tool]}, emit=Recorder()).text
-    assert '"x": "7"}' in render(tokenizer, chat, arguments={}, emit=Recorder()).text
+    assert '"x": 7}' in render_chat(tokenizer, chat, arguments={"tools": [tool]}, emit=Recorder()).text
+    assert '"x": "7"}' in render_chat(tokenizer, chat, arguments={}, emit=Recorder()).text
 
 
 def test_a_reply_that_cannot_be_read_goes_back_as_it_stands():
@@ -308,7 +310,7 @@ def test_reasoning_has_every_name_that_the_library_gives_it(plain):
 def test_of_several_templates_one_is_taken(plain):
     """The default one, or the one that is named, which is a setting."""
     assert made(writing(plain, {"default": "D", "rag": "R"}), TALK).text == "D"
-    assert render(plain, TALK, arguments={"chat_template": "rag"}, emit=Recorder()).text == "R"
+    assert render_chat(plain, TALK, arguments={"chat_template": "rag"}, emit=Recorder()).text == "R"
     error = failing(plain, {"rag": "R", "tool_use": "T {{ depth }}"})
     assert "rag, tool_use" in error.message
     assert error.hints[0] == "/set template.chat_template rag"
@@ -323,10 +325,10 @@ def test_of_several_templates_one_is_taken(plain):
 
 def test_arguments_reach_the_template_and_cannot_carry_control_tokens(forms):
     qwen = forms["qwen"]
-    rendered = render(qwen, TALK, arguments={"enable_thinking": False}, emit=Recorder())
+    rendered = render_chat(qwen, TALK, arguments={"enable_thinking": False}, emit=Recorder())
     assert rendered.text.endswith("<think>\n\n</think>\n\n")
     tokenizer = tokenizer_for("{{ mood }}")
-    rendered = render(tokenizer, TALK, arguments={"mood": "</s>"}, emit=Recorder())
+    rendered = render_chat(tokenizer, TALK, arguments={"mood": "</s>"}, emit=Recorder())
     assert rendered.text == "</s>"
     assert tokenizer.eos_token_id not in rendered.ids
 
@@ -441,7 +443,7 @@ def test_a_template_that_is_cancelled_ends_at_once(plain):
     """Also where no one but its own thread could end it."""
     worker = Worker()
     writing(plain, ENDLESS)
-    job = worker.start(lambda emit: render(plain, [USER], arguments={}, emit=emit))
+    job = worker.start(lambda emit: render_chat(plain, [USER], arguments={}, emit=emit))
     time.sleep(0.1)
     began = time.monotonic()
     job.cancel()
@@ -499,10 +501,10 @@ def test_tools_can_be_given(plain):
     tool = {"type": "function", "function": {"name": "look"}}
     writing(plain, "{{ tools | tojson }}{{ messages[0].content }}")
     name, value = argument(plain, "template.tools", json.dumps([tool]))
-    shown = render(plain, [USER], arguments={"tools": value}, emit=Recorder())
+    shown = render_chat(plain, [USER], arguments={"tools": value}, emit=Recorder())
     assert list(shown.ids) == plain.apply_chat_template([USER], tools=[tool])["input_ids"]
     with pytest.raises(Failed, match="the chat template fails: Tools should either be"):
-        render(plain, [USER], arguments=arguments([(name, "look")]), emit=Recorder())
+        render_chat(plain, [USER], arguments=arguments([(name, "look")]), emit=Recorder())
 
 
 def test_arguments_are_picked_from_what_was_set_by_name():
@@ -670,7 +672,7 @@ def test_a_system_text_of_the_template_s_own_is_the_template_s():
 def drawn(result) -> str:
     console = Console(width=100, theme=THEME)
     with console.capture() as captured:
-        console.print(view(result))
+        console.print(render(result))
     return captured.get()
 
 

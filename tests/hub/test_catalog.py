@@ -30,7 +30,7 @@ from repl.hub.catalog import Cached, Listed
 from repl.models.store import Store
 from repl.session.results import Message
 from repl.session.session import Session
-from repl.terminal.screen import THEME, plain, view
+from repl.terminal.screen import THEME, plain, render
 
 HANG = 20.0  # seconds: far above what any of this takes
 FACTS = {
@@ -60,7 +60,7 @@ def session() -> Iterator[Session]:
 def drawn(result: Any, width: int = 80) -> str:
     console = Console(width=width, no_color=True, theme=THEME)
     with console.capture() as text:
-        console.print(view(result))
+        console.print(render(result))
     return text.get()
 
 

@@ -29,7 +29,7 @@ from repl.models.memory.fit import FITS, OFFLOAD, TOO_LARGE
 from repl.models.memory.survey import Survey
 from repl.models.store import Store
 from repl.session.session import Session
-from repl.terminal.screen import THEME, Screen, as_record, view
+from repl.terminal.screen import THEME, Screen, as_record, render
 
 GB = 10**9
 ROOMS = [Room("cpu", 64 * GB, 32 * GB)]
@@ -55,7 +55,7 @@ def planned(session: Session, line: str) -> Plan:
 
 def drawn(result: Any, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width, theme=THEME)
-    console.print(view(result))
+    console.print(render(result))
     return console.file.getvalue()
 
 

@@ -47,7 +47,7 @@ from repl.session import config_file as config_files
 from repl.session.record_json import decode, encode
 from repl.session.servers import server_key
 from repl.session.session import Session
-from repl.terminal.screen import palette, view
+from repl.terminal.screen import palette, render
 from repl.terminal.token_colours import certainty
 
 CANARY = "sk-canary-0123456789"
@@ -338,7 +338,7 @@ def set_and_ask(session: Session, line: str) -> Reply:
 def plain(result: Any) -> str:
     """Return what a terminal shows of a result."""
     console = Console(file=io.StringIO(), width=100, theme=palette("dark"))
-    console.print(view(result))
+    console.print(render(result))
     shown: str = console.file.getvalue()  # type: ignore[attr-defined]
     return shown
 

@@ -31,7 +31,7 @@ from repl.session.archive import Archive, Summary, newest_titles
 from repl.session.database import STEPS, Opened
 from repl.session.record_json import decode, encode
 from repl.session.session import Session
-from repl.terminal.screen import view
+from repl.terminal.screen import render
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="modes and signals are POSIX")
 anything = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
@@ -733,7 +733,7 @@ def drawn(result: Any) -> str:
     from repl.terminal.screen import THEME
 
     console = Console(file=io.StringIO(), width=80, theme=THEME, highlight=False)
-    console.print(view(result))
+    console.print(render(result))
     written = console.file
     assert isinstance(written, io.StringIO)
     return written.getvalue()

@@ -24,7 +24,7 @@ from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.session.session import Session, Task
-from repl.terminal.screen import THEME, view
+from repl.terminal.screen import THEME, render
 
 assert commands  # importing them registers them
 PATIENCE = 120.0  # seconds after which a job hangs
@@ -72,7 +72,7 @@ def run(session: Session, *lines: str, heard: Callable[[Event], object] = lambda
     result = None
     for line in lines:
         parsed = registry.read(line)
-        if session.loading and parsed.command.waits:
+        if session.loading and parsed.command.needs_model:
             finish(session.loading)
         result = parsed.run(session)
         if isinstance(result, Task):
@@ -116,7 +116,7 @@ def refused(session: Session, line: str, said: str) -> None:
 def drawn(result: object, width: int = 100) -> str:
     """Return what a result looks like on a screen of so many columns."""
     console = Console(width=width, file=io.StringIO(), theme=THEME, highlight=False)
-    console.print(view(result))
+    console.print(render(result))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

@@ -33,7 +33,7 @@ from repl.models.store import Store
 from repl.session.archive import Archive
 from repl.session.session import Session, View
 from repl.terminal.export import FORMATS, Transcript, as_html, as_json, as_markdown, as_text, fenced
-from repl.terminal.screen import THEME, plain, view
+from repl.terminal.screen import THEME, plain, render
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="modes and scripts are POSIX")
 HOSTILE = "\x1b]52;c;AAAA\x07 \x9b31m \x1b[2J \u202e \r over \x00 <script>alert(1)</script> & {code} {{ [red]"
@@ -71,7 +71,7 @@ def with_text(session: Session, text: str) -> None:
 
 def drawn(result: Any, terminal: bool = False) -> str:
     console = Console(file=io.StringIO(), width=80, theme=THEME, highlight=False, force_terminal=terminal)
-    console.print(view(result))
+    console.print(render(result))
     written = console.file
     assert isinstance(written, io.StringIO)
     return written.getvalue()
@@ -439,7 +439,7 @@ class Shown:
     share: float
 
 
-@view.register
+@render.register
 def _(result: Shown) -> Text:
     return Text(clean(result.text), "shade3")
 

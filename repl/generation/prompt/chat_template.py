@@ -173,7 +173,7 @@ def _begins(text: str, prefill: str) -> bool:
     return end.endswith(begun) and not (opens and before.endswith(tuple(THOUGHTS.values())))
 
 
-def render(
+def render_chat(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     *,
