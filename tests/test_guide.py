@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import repl
 from repl.commands import guide, registry
 from repl.core import settings
 from tests import make_pictures
@@ -39,6 +40,15 @@ def test_every_command_line_is_one_that_the_program_reads(name: str) -> None:
             registry.find(registry.split(line)[0])
         else:
             registry.read(line)
+
+
+@pytest.mark.parametrize("name", [name for name in TEXTS if "❯ " in TEXTS[name]])
+def test_every_line_behind_a_prompt_runs(name: str, llama_folder: Path) -> None:
+    """What stands behind a prompt is typed as it stands, one line after another, on a tiny model that chats."""
+    lines = re.findall(r"^❯ (.+)$", TEXTS[name], re.MULTILINE)
+    with repl.open_session(str(llama_folder), offline=True, max_new_tokens=30) as session:
+        for line in ["Once upon a time", *lines]:
+            session.run(line.replace("builtin", str(llama_folder)))
 
 
 def test_a_page_has_a_title_with_a_colon() -> None:
