@@ -1,4 +1,20 @@
-"""The small family of errors a user can cause or fix: one sentence, and what to type next."""
+"""The errors that a user can cause or fix: one sentence, and what to type next. Everything else is a bug of ours.
+
+ReplError               the message is one line, the hints are lines to type
+    UsageError          a word that cannot be read
+        Overflow        a prompt longer than the context
+        NeedsLocal      needs a model in this process, while a server answers
+    NotFound            no such model, revision or file
+    Unreachable         the Hub or the package index does not answer
+    BadModel            a folder that holds no model that loads
+        NeedsCode       a model with Python code of its own (hub/validate.py)
+    NoModel             nothing is loaded
+    NoMemory            memory ran out, or would
+    MissingExtra        an optional package is not installed
+    Failed              a library gave up in the middle of a reply
+
+Cancelled, Quit         no errors: they pass by everything that catches `Exception`
+"""
 
 from typing import Any
 

@@ -20,11 +20,11 @@ CACHES = ("dynamic", "static", "offloaded", "offloaded_static", "quantized")
 
 
 @dataclass(frozen=True, slots=True)
-class Json:
+class Json(Kind):
     """A value in JSON that passes a check."""
 
-    phrase: str
-    check: Callable[[Any], bool]
+    phrase: str = "a value in JSON"
+    check: Callable[[Any], bool] = lambda value: value is not None
 
     def read(self, word: str) -> Any:
         """Read JSON; raises `UsageError`."""
@@ -40,17 +40,13 @@ class Json:
         """Return the JSON."""
         return json.dumps(value)
 
-    def complete(self) -> list[str]:
-        """Offer nothing."""
-        return []
-
 
 @dataclass(frozen=True, slots=True)
-class OneOf:
+class OneOf(Kind):
     """A value of the first kind that reads the word."""
 
-    phrase: str
-    kinds: tuple[Kind, ...]
+    phrase: str = ""
+    kinds: tuple[Kind, ...] = ()
 
     def read(self, word: str) -> Any:
         """Try one after another."""
@@ -64,10 +60,6 @@ class OneOf:
     def show(self, value: Any) -> str:
         """Return the JSON."""
         return json.dumps(value)
-
-    def complete(self) -> list[str]:
-        """Offer nothing."""
-        return []
 
 
 def is_id(value: object) -> TypeGuard[int]:
@@ -176,7 +168,7 @@ def _gone(what: str, kind: Kind, off: object = None, *hints: str) -> Field:
     return Field(kind, "", off, what, hints or ("/settings",), heeded=False)
 
 
-ANY = Json("a value in JSON", lambda value: value is not None)
+ANY = Json()
 FIELDS: dict[str, Field] = {
     "min_length": Field(Integer(0), "20", 0),
     "max_time": Field(Number(above=0), "5"),

@@ -7,26 +7,33 @@ import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Annotated, Any, Protocol, get_args, get_origin
+from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from repl.core.errors import UsageError
 
 
-class Kind(Protocol):
-    """One way to turn a word into a value and back."""
+class Kind:
+    """One way to turn a word into a value and back; by default a value is shown as it is, and `words` are offered."""
+
+    __slots__ = ()
+    words: ClassVar[tuple[str, ...]] = ()
 
     @property
     def phrase(self) -> str:
         """What it takes, to be read after `is not`."""
+        raise NotImplementedError
 
     def read(self, word: str) -> Any:
         """Return the value of a word; raises `UsageError`."""
+        raise NotImplementedError
 
     def show(self, value: Any) -> str:
         """Return the word that reads back as the value."""
+        return str(value)
 
     def complete(self) -> Collection[str]:
         """Return the words worth offering; a mapping says what each one is."""
+        return self.words
 
 
 def refuse(word: str, phrase: str) -> UsageError:
@@ -35,10 +42,11 @@ def refuse(word: str, phrase: str) -> UsageError:
 
 
 @dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(Kind):
     """On or off."""
 
     phrase: str = "on or off"
+    words = ("on", "off")
 
     def read(self, word: str) -> bool:
         """Read on/off and what people type instead."""
@@ -52,13 +60,9 @@ class Flag:
         """Return on or off."""
         return "on" if value else "off"
 
-    def complete(self) -> list[str]:
-        """Offer both."""
-        return ["on", "off"]
-
 
 @dataclass(frozen=True, slots=True)
-class Integer:
+class Integer(Kind):
     """A whole number within bounds, both included; `zero` is a word for 0."""
 
     least: int = 0
@@ -93,23 +97,19 @@ class Integer:
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class Number(Kind):
     """A finite number within bounds; `above`/`below` are not included, `least`/`most` are."""
 
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
 
     @property
     def phrase(self) -> str:
         """Name the bounds."""
-        words = ["a number"]
-        words += [f"from {self.least:g}"] if self.least is not None else []
-        words += [f"above {self.above:g}"] if self.above is not None else []
-        words += [f"to {self.most:g}"] if self.most is not None else []
-        words += [f"below {self.below:g}"] if self.below is not None else []
-        return " ".join(words)
+        bounds = (("from", self.least), ("above", self.above), ("to", self.most), ("below", self.below))
+        return " ".join(["a number", *(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))])
 
     def read(self, word: str) -> float:
         """Read what `float` reads, except infinities and NaN."""
@@ -117,14 +117,7 @@ class Number:
             value = float(word)
         except ValueError:
             raise refuse(word, self.phrase) from None
-        inside = (
-            math.isfinite(value)
-            and (self.least is None or value >= self.least)
-            and (self.most is None or value <= self.most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
-        if not inside:
+        if not (self.least <= value <= self.most and self.above < value < self.below):
             raise refuse(word, self.phrase)
         return value
 
@@ -132,13 +125,9 @@ class Number:
         """Return the shortest digits that read back."""
         return repr(value).removesuffix(".0")
 
-    def complete(self) -> list[str]:
-        """Offer nothing: any number may be meant."""
-        return []
-
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Kind):
     """One of a few words; aliases are other spellings of them."""
 
     options: tuple[str, ...]
@@ -156,17 +145,13 @@ class Choice:
             raise refuse(word, self.phrase)
         return name
 
-    def show(self, value: str) -> str:
-        """Return the option."""
-        return value
-
     def complete(self) -> list[str]:
         """Offer the options."""
         return list(self.options)
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Text(Kind):
     """Any text that is not blank; `suggest` offers words that make sense here."""
 
     phrase: str = "a text"
@@ -180,20 +165,17 @@ class Text:
             raise refuse(word, self.phrase)
         return word.strip()
 
-    def show(self, value: str) -> str:
-        """Return the text."""
-        return value
-
     def complete(self) -> Collection[str]:
         """Offer the suggestions."""
         return self.suggest()
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class Device(Kind):
     """A device or a way to spread a model over devices."""
 
     phrase: str = "one of auto, cpu, cuda, cuda:N, mps, balanced, sequential"
+    words = ("auto", "cpu", "cuda", "mps", "balanced", "sequential")
 
     def read(self, word: str) -> str:
         """Read the name in any case."""
@@ -202,20 +184,13 @@ class Device:
             raise refuse(word, self.phrase)
         return name
 
-    def show(self, value: str) -> str:
-        """Return the name."""
-        return value
-
-    def complete(self) -> list[str]:
-        """Offer the names."""
-        return ["auto", "cpu", "cuda", "mps", "balanced", "sequential"]
-
 
 @dataclass(frozen=True, slots=True)
-class MaxMemory:
+class MaxMemory(Kind):
     """How much each device may hold, kept as the words `0=20GiB,cpu=48GiB`."""
 
     phrase: str = "device=size pairs such as 0=20GiB,cpu=48GiB"
+    words = ("cpu=16GiB", "0=20GiB,cpu=48GiB")
 
     def read(self, word: str) -> str:
         """Check every pair and write it in one spelling."""
@@ -225,17 +200,9 @@ class MaxMemory:
             raise refuse(word, self.phrase)
         return ",".join(f"{m[1].lower()}={float(m[2]):g}{m[3].upper().replace('I', 'i')}" for m in found if m)
 
-    def show(self, value: str) -> str:
-        """Return the pairs."""
-        return value
-
-    def complete(self) -> list[str]:
-        """Offer the common forms."""
-        return ["cpu=16GiB", "0=20GiB,cpu=48GiB"]
-
 
 @dataclass(frozen=True, slots=True)
-class Strings:
+class Strings(Kind):
     r"""A few strings: bare text is one string, quotes separate several, `\n` is a line feed."""
 
     phrase: str = 'a text, or several in quotes: "###" "\\n\\n"'
@@ -263,10 +230,6 @@ class Strings:
         """Return the strings in quotes, or `none`."""
         return " ".join(json.dumps(text, ensure_ascii=False) for text in value) or "none"
 
-    def complete(self) -> list[str]:
-        """Offer nothing."""
-        return []
-
 
 def _unescape(text: str) -> str:
     plain = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
@@ -274,10 +237,11 @@ def _unescape(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class BoolOrNever:
+class BoolOrNever(Kind):
     """On, off, or never: how `early_stopping` ends a beam search."""
 
     phrase: str = "on, off or never"
+    words = ("on", "off", "never")
 
     def read(self, word: str) -> bool | str:
         """Read the three words."""
@@ -287,13 +251,9 @@ class BoolOrNever:
         """Return the word."""
         return value if isinstance(value, str) else Flag().show(value)
 
-    def complete(self) -> list[str]:
-        """Offer the three."""
-        return ["on", "off", "never"]
-
 
 @dataclass(frozen=True, slots=True)
-class Assignment:
+class Assignment(Kind):
     """A `name=value` word, kept as the pair."""
 
     phrase: str = "name=value, such as temperature=0.8"
@@ -305,35 +265,14 @@ class Assignment:
             raise refuse(word, self.phrase)
         return name, value
 
-    def show(self, value: tuple[str, str]) -> str:
-        """Join the pair."""
-        return "=".join(value)
-
-    def complete(self) -> list[str]:
-        """Offer nothing: the registry knows the names."""
-        return []
-
 
 @dataclass(frozen=True, slots=True)
-class RestOfLine:
+class RestOfLine(Text):
     """The rest of the line as it was typed."""
-
-    phrase: str = "a text"
-    suggest: Callable[[], Collection[str]] = list
-    of_session: Callable[[Any], Collection[str]] | None = None
-    """The same by what a session knows, once there is one."""
 
     def read(self, word: str) -> str:
         """Return it unchanged."""
         return word
-
-    def show(self, value: str) -> str:
-        """Return it unchanged."""
-        return value
-
-    def complete(self) -> Collection[str]:
-        """Offer the suggestions."""
-        return self.suggest()
 
 
 PLAIN: dict[Any, Kind] = {bool: Flag(), int: Integer(), float: Number(), str: Text()}
