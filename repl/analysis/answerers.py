@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from repl.analysis.variants import Variant
 from repl.core.errors import Cancelled, NoMemory, ReplError
@@ -28,6 +27,10 @@ class Query:
     messages: tuple[Message, ...] = ()
     turns: tuple[int, ...] = ()
     prefill: str = ""
+
+    def after(self, said: tuple[Message, ...]) -> "Query":
+        """Return the same message behind other ones."""
+        return replace(self, messages=(*said, self.messages[-1]))
 
     def request(self, chosen: Settings, chats: bool) -> Request:
         """Return what a model is asked that chats or only completes; the setting `mode` decides before it does."""
@@ -118,11 +121,6 @@ class Apart(Aside):
         """Do nothing: nobody interrupts this thread, and the job's own must still be stopped."""
 
 
-def failed(variant: Variant, error: ReplError, tokens: Sequence[Token]) -> Answer:
-    """Return why there is no answer, with what there is of one."""
-    return Answer(variant, error.partial, Problem(error.kind, error.message, error.hints), pieces=pieces(tokens))
-
-
 def get_model(store: Models, load: Load, emit: JobContext) -> Model:
     """Return a model beside the current one, or instead of it where both do not fit; raises a `ReplError`."""
     try:
@@ -134,13 +132,6 @@ def get_model(store: Models, load: Load, emit: JobContext) -> Model:
     store.load(load, emit)
     store.tidy()
     return store.current()
-
-
-class Side(Protocol):
-    """What answers in one way: a model in this process, or one behind a server."""
-
-    def answer(self, variant: Variant, asked: Query, seed: int, aside: Aside) -> Answer:
-        """Answer once; raises a `ReplError` or `Cancelled`."""
 
 
 @contextmanager
@@ -178,7 +169,7 @@ class LocalAnswerer:
             bytes=facts.bytes,
             chats=request.chats,
             pieces=pieces(aside.tokens),
-            logprobs=logprobs or weighed(resident, done.prompt_ids, done.token_ids, aside),
+            logprobs=logprobs or _score_tokens(resident, done, aside),
             vocabulary=vocabulary(resident.tokenizer),
         )
 
@@ -206,10 +197,10 @@ def drawing(chosen: Settings, seed: int) -> Settings:
     return chosen if chosen.decode.seed is not None else replace(chosen, decode=replace(chosen.decode, seed=seed))
 
 
-def weighed(resident: Model, prompt: Sequence[int], ids: Sequence[int], emit: JobContext) -> tuple[float, ...]:
-    """Return the log-probability of each token of a text behind a prompt, in nats; none where that cannot be read."""
+def _score_tokens(resident: Model, done: Reply, emit: JobContext) -> tuple[float, ...]:
     try:
-        return tuple(one.logprob for one in score(resident, [*prompt, *ids], emit, len(prompt)))
+        ids, first = [*done.prompt_ids, *done.token_ids], len(done.prompt_ids)
+        return tuple(one.logprob for one in score(resident, ids, emit, first))
     except ReplError:  # a figure less: the answer itself is there
         return ()
 

@@ -2,12 +2,23 @@
 
 import secrets
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
-from repl.analysis.answerers import Answer, Apart, Aside, Problem, Query, failed, full_text, open_answerer
+from repl.analysis.answerers import (
+    Answer,
+    Apart,
+    Aside,
+    LocalAnswerer,
+    Problem,
+    Query,
+    RemoteAnswerer,
+    full_text,
+    open_answerer,
+    pieces,
+)
 from repl.analysis.variants import Variant
 from repl.core.errors import Cancelled, ReplError
 from repl.core.events import Notice, SideBySide
@@ -15,6 +26,8 @@ from repl.core.jobs import JobContext, beside
 from repl.core.reply import Reply
 from repl.generation.decode.kv_cache import common
 from repl.generation.runtime import Models
+
+Opened = AbstractContextManager[LocalAnswerer | RemoteAnswerer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +90,8 @@ def run(store: Models, variants: Sequence[Variant], asked: Query, emit: JobConte
     def answer(column: int) -> None:
         aside = (Apart if column in there else Aside)(emit, column)
         with suppress(Cancelled):
-            made[column] = _answered(store, variants[column], asked, seed, aside)
+            variant = variants[column]
+            made[column] = answer_query(open_answerer(store, variant, aside), variant, asked, seed, aside)
 
     with beside([partial(answer, column) for column in there], emit):
         for column in range(len(variants)):
@@ -89,14 +103,16 @@ def run(store: Models, variants: Sequence[Variant], asked: Query, emit: JobConte
     store.tidy()
 
 
-def _answered(store: Models, variant: Variant, asked: Query, seed: int, aside: Aside) -> Answer:
+def answer_query(opened: Opened, variant: Variant, asked: Query, seed: int, aside: Aside) -> Answer:
+    """Answer once; an error is told in the column, and is the answer's problem. Raises `Cancelled`."""
     try:
-        with open_answerer(store, variant, aside) as side:
+        with opened as side:
             return side.answer(variant, asked, seed, aside)
     except ReplError as error:
         if not aside.stopped():
             aside(Notice(error.message))
-        return failed(variant, error, aside.tokens)
+        problem = Problem(error.kind, error.message, error.hints)
+        return Answer(variant, error.partial, problem, pieces=pieces(aside.tokens))
 
 
 def mean(logprobs: Sequence[float]) -> float | None:

@@ -17,6 +17,7 @@ from repl.generation.request import Request
 from repl.generation.runtime import Model
 from repl.session.change_settings import changed
 from repl.session.position import Question
+from repl.session.replies import add_reply
 from repl.session.session import Session
 
 EXAMPLE = "/sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2"
@@ -278,12 +279,7 @@ def take(session: Session, asked: Question, cells: Mapping[int, Cell], made: Map
     if asked.turn is None:
         asked = replace(asked, turn=talk.add(asked.role, asked.text, asked.parent).id)
         session.prepare(files=(), prefill="")
-    role = "completion" if asked.role == "prompt" else "assistant"
-    state = "cancelled" if done.finish == "cancelled" else "complete"
-    reply = talk.close(talk.add(role, "", asked.turn), asked.request.prefill + done.raw, state, done)
-    if role == "assistant":
-        talk.head = reply.id
-    session.set_last(reply)
+    reply = add_reply(session, talk.turns[asked.turn or 0], done)
     offer_rows(session, asked, cells, made)
     return Taken(number, reply.parts.answer, done.token_ids, decoding.phrase(session.decoding()))
 

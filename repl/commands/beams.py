@@ -18,6 +18,7 @@ from repl.core.sanitize import clean
 from repl.core.values import Assignment, Integer, refuse
 from repl.generation.measure.token_text import quoted
 from repl.session.change_settings import apply
+from repl.session.replies import add_reply
 from repl.session.session import Session
 from repl.terminal.screen import render
 from repl.terminal.token_colours import percent
@@ -47,13 +48,9 @@ def pick(session: Session, number: Annotated[int, Integer(1)]) -> object:
     if number > len(found):
         raise UsageError(f"there are {len(found)} sequences, not {number}")
     chosen = found[number - 1]
-    talk = session.conversation
     told = {name: getattr(chosen, name) for name in ("text", "raw", "thinking", "tool_calls", "token_ids")}
     record = replace(turn.record, **told, measures=TokenLogprobs())
-    sibling = talk.close(talk.add("assistant", "", turn.parent), record.prefill + chosen.raw, "complete", record)
-    if talk.head == turn.id:
-        talk.head = sibling.id
-    session.set_last(sibling)
+    add_reply(session, session.conversation.turns[turn.parent or 0], record)
     return Picked(number, chosen.text, chosen.score, chosen.token_ids)
 
 

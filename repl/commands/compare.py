@@ -18,13 +18,13 @@ from repl.core.errors import Cancelled, UsageError
 from repl.core.format import amount, counted, joined, rate, shortened
 from repl.core.jobs import Job
 from repl.core.parts import Parts
-from repl.core.reply import Reply
 from repl.core.sanitize import clean
 from repl.core.values import RestOfLine
 from repl.generation.prompt.thinking import folded
 from repl.remote.engine import Remote
 from repl.remote.http import ServerConnection
 from repl.session.change_settings import adopt
+from repl.session.replies import add_reply
 from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.columns import Block, Blocks
@@ -75,15 +75,14 @@ def question(session: Session, prompt: str | None) -> tuple[Query, Turn | None]:
             raise UsageError("the prompt is empty")
         text = session.next_message.with_files(prompt)
         said = (*talk.messages(), {"role": "user", "content": text})
-        turns = (*([0] if talk.system else []), *(each.id for each in talk.path()), max(talk.turns, default=0) + 1)
+        turns = (*talk.numbers(), max(talk.turns, default=0) + 1)
         return Query(text, said, turns, session.next_message.prefill), None
     if last is None or last.parent is None:
         raise UsageError("nothing was asked yet", "/compare A B -- PROMPT")
     turn = talk.turns[last.parent]
     if turn.role == "prompt":
         return Query(turn.text), turn
-    turns = (*([0] if talk.system else []), *(each.id for each in talk.path(turn.id)))
-    return Query(turn.text, tuple(talk.messages(turn.id)), turns, session.next_message.prefill), turn
+    return Query(turn.text, tuple(talk.messages(turn.id)), talk.numbers(turn.id), session.next_message.prefill), turn
 
 
 # take
@@ -96,7 +95,12 @@ def take(session: Session, made: Sequence[Answer], asked: Query, turn: Turn | No
     one = made[number - 1]
     if one.done is None or one.problem is not None:
         raise UsageError(f"column {number} has no answer")
-    _write(session, one, one.done, asked, turn)
+    talk, role = session.conversation, "user" if one.chats else "prompt"
+    if turn is None or turn.role != role:  # the message is not there yet in the role it was asked in
+        turn = talk.add(role, asked.text, talk.head if one.chats else None)
+    add_reply(session, turn, one.done)
+    if one.chats:
+        session.prepare(files=(), prefill="")
     session.set_pick(lambda other: take(session, made, asked, turn, other))
     said = Message(joined(f"answer {number} taken", one.variant.title if one.variant.title != NOW else ""))
     connect(session, one.variant)
@@ -111,20 +115,6 @@ def connect(session: Session, chosen: Variant) -> None:
         session.remote.choose(server.model)
     else:
         session.connect(Remote(ServerConnection(server.where), server.model, server.listing))
-
-
-def _write(session: Session, one: Answer, done: Reply, asked: Query, turn: Turn | None) -> None:
-    """Add the answer to the tree, with the message where that is not there yet in the role it was asked in."""
-    talk = session.conversation
-    role, answers = ("user", "assistant") if one.chats else ("prompt", "completion")
-    if turn is None or turn.role != role:
-        turn = talk.add(role, asked.text, talk.head if one.chats else None)
-    state = "cancelled" if done.finish == "cancelled" else "complete"
-    answer = talk.close(talk.add(answers, "", turn.id), done.prefill + done.raw, state, done)
-    session.set_last(answer)
-    if one.chats:
-        talk.head = answer.id
-        session.prepare(files=(), prefill="")
 
 
 # draw

@@ -8,9 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.analysis import compare, variants
-from repl.analysis.answerers import Problem, full_text
-from repl.analysis.replay import Again, Bits, Rehearsal, exchanges
+from repl.analysis import replay as rehearsal
+from repl.analysis import variants
+from repl.analysis.answerers import Answer, Problem
+from repl.analysis.compare import parting
+from repl.analysis.replay import Exchange, bits_per_byte, exchanges
 from repl.commands.registry import command
 from repl.core.errors import Cancelled, UsageError
 from repl.core.format import joined, shortened
@@ -18,19 +20,19 @@ from repl.core.jobs import Job
 from repl.core.reply import Reply
 from repl.core.sanitize import clean
 from repl.core.values import Text as Words
-from repl.generation.decode.kv_cache import common
+from repl.session.replies import add_reply
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One of two answers: its text and length, how fast it was, and its bits per byte under either model."""
+class Told:
+    """One of two answers: its text and length, how fast it was, and its bits per byte under the model that made it."""
 
     text: str
     tokens: int
     tokens_per_s: float | None
-    bits_per_byte: Bits
+    bits_per_byte: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,8 @@ class Replayed:
 
     turn: int
     prompt: str
-    recorded: Side
-    anew: Side
+    recorded: Told
+    anew: Told
     same: bool
     difference: Parted | None
     problem: Problem | None
@@ -80,74 +82,69 @@ def replay(
     Other settings are written as for /compare: dtype=bfloat16, or several joined by commas. Each message is answered
     after the new answers before it; they make a branch of their own, where the conversation stands then (/go returns).
     --pinned answers each after the recorded ones, and adds nothing to the conversation. Told of each: the first
-    difference, lengths, speed, and bits per byte of both answers under both models. Model and settings stay.
+    difference, and length, speed and bits per byte of both answers. Model and settings stay.
     """
     talk = exchanges(session.conversation)
     if not talk:
         raise UsageError("no replies yet to replay", "/help replay")
     way = variants.way(session, model)
-    work = Rehearsal(session.store, way, talk, pinned, session.settings.load)
+    made: list[Answer] = []
 
     def settle(job: Job[None]) -> Replay:
         session.restore()
         try:
             job.result()
         except Cancelled:
-            if not work.found:
+            if not made:
                 raise
-        found, before = tuple(work.found), session.conversation.head
-        branch = None if pinned else graft(session, found)
-        return Replay(way.title, pinned, [replayed(one) for one in found], len(talk), branch, before)
+        before = session.conversation.head
+        branch = None if pinned else _add_branch(session, talk, made)
+        turns = [_replayed(*pair) for pair in zip(talk, made, strict=False)]
+        return Replay(way.title, pinned, turns, len(talk), branch, before)
 
-    return session.run_on_model(work.run, settle)
-
-
-def graft(session: Session, found: Sequence[Again]) -> int | None:
-    """Add new answers to the conversation: a chat as a branch, at whose end it then stands; returns that end."""
-    talk = session.conversation
-    end: int | None = None
-    for again in found:
-        if (done := again.made.done) is None or again.made.problem:
-            break
-        asked = talk.turns[again.exchange.turn]
-        role = "assistant" if again.messages else "completion"
-        if end is not None and again.messages:
-            asked = talk.add("user", asked.text, end)
-        state = "cancelled" if again.made.cut else "complete"
-        turn = talk.close(talk.add(role, "", asked.id), full_text(again.made), state, done)
-        end = turn.id if again.messages else None
-    if end is not None:
-        talk.head = end
-        session.follow_head()
-    return end
-
-
-def replayed(again: Again) -> Replayed:
-    """Put both answers to a message beside each other."""
-    record, made = again.exchange.record, again.made
-    ways = [record.token_ids, made.ids] if again.alike else [[*map(ord, record.raw)], [*map(ord, made.text)]]
-    same = common(*ways)
-    ended = [same == len(way) for way in ways]
-    cut = made.cut or record.finish in ("cancelled", "failed")
-    parted = None
-    if made.done and not all(ended) and not (any(ended) and cut):
-        shared = common([*map(ord, record.raw)], [*map(ord, made.text)])
-        place = same if again.alike else compare.piece(made, shared)
-        parted = Parted(place + 1, record.raw[shared:], made.text[shared:])
-    return Replayed(
-        turn=again.exchange.turn,
-        prompt=again.exchange.text,
-        recorded=_side(record, again.before),
-        anew=_side(made.done, again.after),
-        same=made.done is not None and not cut and all(ended),
-        difference=parted,
-        problem=made.problem,
-        done=made.done,
+    return session.run_on_model(
+        lambda emit: rehearsal.answer_again(session.store, way, talk, pinned, emit, made), settle
     )
 
 
-def _side(done: Reply | None, weight: Bits) -> Side:
-    return Side(done.text, done.usage.completion, done.timing.decode_tps, weight) if done else Side("", 0, None, weight)
+def _add_branch(session: Session, talk: Sequence[Exchange], made: Sequence[Answer]) -> int | None:
+    """Add new answers to the conversation: a chat as a branch, at whose end it then stands; returns that end."""
+    end: int | None = None
+    for exchange, answer in zip(talk, made, strict=False):
+        if (done := answer.done) is None or answer.problem:
+            break
+        asked = session.conversation.turns[exchange.turn]
+        if end is not None:
+            asked = session.conversation.add("user", asked.text, end)
+        reply = add_reply(session, asked, done)
+        end = reply.id if exchange.asked.messages else None
+    return end
+
+
+def _replayed(exchange: Exchange, answer: Answer) -> Replayed:
+    record, done = exchange.record, answer.done
+    same_model = done is not None and record.made_by(done.model.id, done.model.commit)
+    before = Answer(answer.variant, record, vocabulary=answer.vocabulary if same_model else 0)
+    places = parting(before, answer) if done else None
+    cut = before.cut or answer.cut
+    return Replayed(
+        turn=exchange.turn,
+        prompt=exchange.asked.text,
+        recorded=_told(record, record.measures.logprobs),
+        anew=_told(done, answer.logprobs),
+        same=done is not None and not cut and places is None,
+        difference=Parted(places[1].token, *(one[places[1].start :] for one in (before.text, answer.text)))
+        if places
+        else None,
+        problem=answer.problem,
+        done=done,
+    )
+
+
+def _told(done: Reply | None, logprobs: Sequence[float]) -> Told:
+    if done is None:
+        return Told("", 0, None, None)
+    return Told(done.text, done.usage.completion, done.timing.decode_tps, bits_per_byte(done, logprobs))
 
 
 # draw
@@ -163,12 +160,12 @@ def _drawn(one: Replayed) -> list[RenderableType]:
     if one.done is None:
         return [head, Text(_said(one)), Text()]
     table = Table.grid(padding=(0, 2))
-    for side in ("left", "right", "right", "right", "right"):
+    for side in ("left", "right", "right", "right"):
         table.add_column(justify=side, overflow="fold")
-    table.add_row(*(Text(word, "quiet") for word in ("", "tokens", "tokens/s", "bits/byte then", "now")))
+    table.add_row(*(Text(word, "quiet") for word in ("", "tokens", "tokens/s", "bits/byte")))
     for name, found in (("then", one.recorded), ("now", one.anew)):
-        weights = (_figure(found.bits_per_byte.recorded, 3), _figure(found.bits_per_byte.anew, 3))
-        table.add_row(Text(name, "quiet"), str(found.tokens), _figure(found.tokens_per_s, 1), *weights)
+        figures = (_figure(found.tokens_per_s, 1), _figure(found.bits_per_byte, 3))
+        table.add_row(Text(name, "quiet"), str(found.tokens), *figures)
     return [head, table, Text(_said(one)), Text()]
 
 
@@ -197,5 +194,4 @@ def _summary(result: Replay) -> Text:
         f"a new branch ends at turn {result.branch}" if result.branch else "",
     )
     back = [(" · ", "quiet"), (f"/go {result.before}", "accent"), (" returns", "quiet")] if result.branch else []
-    under = "bits/byte of either answer under the model then and the one now"
-    return Text.assemble((said, "quiet"), *back, (f"\n{under}", "quiet"))
+    return Text.assemble((said, "quiet"), *back)

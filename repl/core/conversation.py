@@ -106,6 +106,10 @@ class Conversation:
         system: list[ChatMessage] = [{"role": "system", "content": self.system}] if self.system else []
         return system + [message(turn.role, turn.text, turn.parts) for turn in self.path(leaf)]
 
+    def numbers(self, leaf: int | None = None) -> tuple[int, ...]:
+        """Return the turn of each of these messages, 0 for the system text."""
+        return (*([0] if self.system else []), *(turn.id for turn in self.path(leaf)))
+
     # move
 
     def undo(self, count: int) -> list[Turn]:

@@ -15,8 +15,7 @@ from repl.session.session import Session
 def chat(session: Session, chosen: Settings, asked: Turn, prefill: str = "") -> Request:
     """Ask for the reply to a message, which begins with `prefill`."""
     talk = session.conversation
-    turns = [*([0] if talk.system else []), *(turn.id for turn in talk.path(asked.id))]
-    return Request(chosen, messages=tuple(talk.messages(asked.id)), turns=tuple(turns), prefill=prefill)
+    return Request(chosen, messages=tuple(talk.messages(asked.id)), turns=talk.numbers(asked.id), prefill=prefill)
 
 
 def continuation_request(session: Session, last: Turn) -> Request:
@@ -85,8 +84,8 @@ def question(session: Session, text: str, example: str) -> Question:
     if text:
         text = session.next_message.with_files(text)
         messages = (*talk.messages(), {"role": "user", "content": text})
-        turns = [*([0] if talk.system else []), *(turn.id for turn in talk.path()), max(talk.turns, default=0) + 1]
-        request = Request(session.settings, messages=messages, turns=tuple(turns), prefill=session.next_message.prefill)
+        turns = (*talk.numbers(), max(talk.turns, default=0) + 1)
+        request = Request(session.settings, messages=messages, turns=turns, prefill=session.next_message.prefill)
         return Question(request, None, "user", text, talk.head)
     asked = last_asked(session)
     if asked is None:

@@ -70,6 +70,15 @@ def _close(session: Session, turn: Turn, lead: str, done: Reply | None, state: s
             session.conversation.head = closed.id
 
 
+def add_reply(session: Session, asked: Turn, done: Reply) -> Turn:
+    """Add a reply that was made beside the conversation below its message, and go on from there."""
+    role = "assistant" if asked.role == "user" else "completion"
+    state = "cancelled" if done.finish in ("cancelled", "failed") else "complete"
+    turn = session.conversation.add(role, "", asked.id)
+    _close(session, turn, done.prefill, done, state)
+    return session.conversation.turns[turn.id]
+
+
 def substitute_token(resident: Model, turn: Turn, place: int, token: int, emit: JobContext) -> Turn:
     """Return a reply up to a place (from 1), with another token there, as the turn to go on from; for the model thread.
 
