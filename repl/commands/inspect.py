@@ -21,7 +21,7 @@ from repl.core.values import Integer, RestOfLine
 from repl.generation.measure.token_text import quoted
 from repl.generation.measure.token_trace import Inspection, Seen, Trace, answered, measured, recomputed
 from repl.generation.request import Request
-from repl.remote import retake
+from repl.remote.engine import rebuild_request, require_server
 from repl.session.change_settings import apply
 from repl.session.replies import continue_reply, generate_turn, join_records, substitute_token
 from repl.session.results import Message
@@ -124,13 +124,11 @@ def take(
 
 def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task[Reply]:
     """Let the server that made a reply go on from another token."""
-    remote, record = retake.require_server(session.remote, before), answered(before)
-    request = retake.rebuild_request(session.conversation, before, session.settings)
+    remote, record = require_server(session.remote, before), answered(before)
+    request = rebuild_request(session.conversation, before, session.settings)
     remote.check(Request(session.settings, ids=record.token_ids))
     asked, lead = session.conversation.turns[before.parent or 0], before.text.removesuffix(record.raw)
-    return generate_turn(
-        session, asked, lambda emit: retake.substitute_token(remote, request, record, place, token, emit), lead
-    )
+    return generate_turn(session, asked, lambda emit: remote.reply_from(request, record, place, token, emit), lead)
 
 
 def looked_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:

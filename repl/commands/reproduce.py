@@ -17,8 +17,7 @@ from repl.generation.decode.kv_cache import common
 from repl.generation.request import Request
 from repl.generation.runtime import Model
 from repl.models.loader import ModelInfo
-from repl.remote import retake
-from repl.remote.engine import Remote
+from repl.remote.engine import Remote, rebuild_request, require_server
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 
@@ -56,7 +55,7 @@ def compared(resident: Model, turn: int, record: Reply, emit: JobContext) -> Rep
 
 def compared_there(remote: Remote, request: Request, turn: int, record: Reply, emit: JobContext) -> Reproduced:
     """Have a server make a recorded reply once more and compare the ids."""
-    done = retake.ask_again(remote, request, record, emit)
+    done = remote.reply_again(request, record, emit)
     broken = record.finish in ("cancelled", "failed")
     now = done.token_ids[: len(record.token_ids)] if broken else done.token_ids
     if not now:
@@ -78,8 +77,8 @@ def reproduce(session: Session, number: Annotated[int, Integer(1)] = 0) -> Task[
     """
     turn, record = recipe.reply(session.conversation, session.last, number)
     if record.server:
-        remote = retake.require_server(session.remote, turn)
-        request = retake.rebuild_request(session.conversation, turn, session.settings)
+        remote = require_server(session.remote, turn)
+        request = rebuild_request(session.conversation, turn, session.settings)
         return session.run_network(lambda emit: compared_there(remote, request, turn.id, record, emit))
     facts = session.facts()
     if (facts.id, facts.commit) != (record.model.id, record.model.commit):

@@ -5,20 +5,23 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
-from repl.core import decoding
+from repl.core import decoding, parts
+from repl.core.conversation import Conversation, Turn, message
 from repl.core.decoding import PENALTIES, ModelDefaults
 from repl.core.errors import Cancelled, Failed, NeedsLocal, ReplError, UsageError
-from repl.core.events import Event, Notice, Progress, Token
+from repl.core.events import Event, Notice, Progress, PromptEcho, Token
 from repl.core.jobs import ForwardingContext, JobContext
-from repl.core.reply import Reply
-from repl.core.settings import Decode, named
+from repl.core.parts import Parts
+from repl.core.reply import Reply, ServedModel, TokenLogprobs, Usage
+from repl.core.settings import Decode, Settings, named
 from repl.core.values import Number
+from repl.generation.measure.token_trace import answered
 from repl.generation.request import Request
 from repl.remote.dialects import Dialect, Listing, confirm, dialect_of, read_list
 from repl.remote.http import Address, ServerConnection
-from repl.remote.protocol import DROPPABLE
+from repl.remote.protocol import DROPPABLE, read_ids
 from repl.remote.refusals import Refused, asked_to_wait, droppable_fields, lower_alternatives, to_error
 from repl.remote.reply import BASE, ServerState, StreamedReply
 
@@ -38,9 +41,10 @@ class Served:
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
 class Connected(Served):
     """The same, when it begins to answer: outside of a prompt that goes without saying."""
+
+    __slots__ = ()
 
 
 def reach(where: Address, model: str, emit: JobContext) -> "Remote":
@@ -145,12 +149,15 @@ class Remote:
 
     def connected(self) -> Connected:
         """Return what is known of the server, as news."""
-        names = [offer.id for offer in self.listing.offers]
-        return Connected(self.wire.where.url, self.model, self.context, names, self.kind.name)
+        return Connected(*self._known())
 
     def served(self) -> Served:
         """Return what is known of the server."""
-        return Served(*astuple(self.connected()))
+        return Served(*self._known())
+
+    def _known(self) -> tuple[str, str, int, list[str], str]:
+        names = [offer.id for offer in self.listing.offers]
+        return self.wire.where.url, self.model, self.context, names, self.kind.name
 
     def parameter(self, name: str, word: str) -> tuple[str, object] | None:
         """Read what `/set` takes for this server beyond the settings; None for a name that it does not know.
@@ -194,9 +201,53 @@ class Remote:
             raise
         return heard.done(heard.finish)
 
-    def asked(self, request: Request, emit: JobContext) -> dict[str, object]:
-        """Return what a request asks, as it is sent."""
-        return StreamedReply(self._state, request, emit, 0.0).what()
+    def reply_again(self, request: Request, record: Reply, emit: JobContext) -> Reply:
+        """Answer once more what a reply of a server answers, with what was sent then."""
+        assert isinstance(record.model, ServedModel)
+        return self.reply(request, emit, record.model.sent)
+
+    def reply_from(self, request: Request, record: Reply, place: int, token: int, emit: JobContext) -> Reply:
+        """Go on from a reply up to a place (from 1), with another token there; returns the record of the whole."""
+        prompt = record.prompt_ids or self._prompt(request, emit)
+        ids = (*record.token_ids[: place - 1], token)
+        lead = self._text("/detokenize", {"tokens": list(ids), "skip_special_tokens": False}, emit)
+        emit(PromptEcho(lead))
+        done = self.reply(Request(request.settings, ids=(*prompt, *ids)), emit)
+        found = parts.read(lead + done.raw)
+        return replace(
+            done,
+            raw=lead + done.raw,
+            text=found.answer,
+            thinking=found.thinking,
+            tool_calls=found.tool_calls,
+            prompt_ids=prompt,
+            token_ids=(*ids, *done.token_ids) if done.token_ids else (),
+            usage=Usage(len(prompt), done.usage.reused, len(ids) + done.usage.completion),
+            measures=TokenLogprobs(),
+            system=record.system,
+            prefill=record.prefill,
+            begun=record.begun,
+        )
+
+    def _prompt(self, request: Request, emit: JobContext) -> tuple[int, ...]:
+        """Return the ids of a prompt that a server does not send along (llama.cpp)."""
+        text = request.text
+        if request.chats:
+            text = self._text("/apply-template", StreamedReply(self._state, request, emit, 0.0).what(), emit)
+        found = self._ask("/tokenize", {"content": text, "add_special": True, "parse_special": True}, emit)
+        return tuple(read_ids(found.get("tokens")))
+
+    def _text(self, path: str, body: dict[str, object], emit: JobContext) -> str:
+        found = self._ask(path, body, emit)
+        return str(next((found[name] for name in ("prompt", "content", "text") if name in found), ""))
+
+    def _ask(self, path: str, body: dict[str, object], emit: JobContext) -> dict[str, object]:
+        model = {"model": self.model} if self.model else {}
+        try:
+            found = self.wire.ask(path, emit, {**model, **body}, beside=True)
+        except Refused as refused:
+            raise to_error(refused, self.host, self.model, self.listing.offers, path) from refused
+        return found if isinstance(found, dict) else {}
 
     def next(self, request: Request, count: int, emit: JobContext) -> tuple[tuple[str, float], ...]:
         """Return the likeliest next tokens with their log-probabilities, as many as the server gives.
@@ -304,3 +355,23 @@ class Remote:
         heard.room = room
         emit(Notice(f"max_new_tokens is {room} for this reply: the context of {limit} ends there"))
         return True
+
+
+def require_server(remote: Remote | None, turn: Turn) -> Remote:
+    """Return the server that made a reply; raises `UsageError` unless it is connected."""
+    host = answered(turn).server
+    if remote is None or remote.host != host:
+        raise UsageError(f"turn {turn.id} was made by {host}, which is not connected", f"/connect {host}")
+    return remote
+
+
+def rebuild_request(talk: Conversation, turn: Turn, settings: Settings) -> Request:
+    """Return the request that a reply answers, as it was: its system text, without what was left out of it."""
+    record, asked = answered(turn), talk.turns[turn.parent or 0]
+    if asked.role == "prompt":
+        return Request(settings, text=asked.text + turn.text.removesuffix(record.raw))
+    path = [one for one in talk.path(asked.id) if one.id not in record.dropped]
+    system = [message("system", record.system, Parts())] if record.system else []
+    turns = (*([0] if system else []), *(one.id for one in path))
+    said = [message(one.role, one.text, one.parts) for one in path]
+    return Request(settings, messages=(*system, *said), turns=turns, prefill=record.prefill)

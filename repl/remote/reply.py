@@ -10,8 +10,9 @@ from repl.core.errors import Failed
 from repl.core.events import Notice, PromptEcho, ReplyStarted, Token
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts, Reader
-from repl.core.reply import Reply, ServedModel, Timing, Usage
+from repl.core.reply import Reply, ServedModel, Timing, TokenLogprobs, Usage
 from repl.core.settings import named
+from repl.generation.measure.token_stats import rounded
 from repl.generation.prompt import context_window
 from repl.generation.request import Request
 from repl.remote.dialects import UNKNOWN, Dialect, positive_int
@@ -30,7 +31,6 @@ from repl.remote.protocol import (
     unheeded_settings,
 )
 from repl.remote.refusals import read_event_error
-from repl.remote.tally import LogprobCollector
 
 BASE = ModelDefaults({}, {"do_sample": True}, frozenset(PENALTIES))
 """What a server brings to decoding: what is not set is its own to choose, and servers sample."""
@@ -52,6 +52,77 @@ class ServerState:
     limits: dict[str, int] = field(default_factory=dict)
     """Fields with the most that it allows."""
     renamed: dict[str, str] = field(default_factory=dict)
+
+
+class LogprobCollector:
+    """The log-probabilities of one reply; a token whose id is not known gets a number of its own, below 0."""
+
+    def __init__(self, asked: int) -> None:
+        self._asked = asked  # alternatives that were asked for
+        self._numbers: dict[object, int] = {}
+        self._texts: dict[int, str] = {}
+        self._ids: dict[int, int] = {}  # what became known of a number of our own
+        self._rows: list[tuple[int, int, int, Token]] = []  # number, rank, characters of the reply's text, figures
+        self._broken = False  # a text without figures came between such with figures
+
+    def number(self, entry: Mapping[str, object]) -> int:
+        """Return the number of a token: its id, else one for its bytes (halves of characters share a text)."""
+        given, data, text = entry.get("id"), entry.get("bytes"), str(entry["token"])
+        if isinstance(given, int) and given >= 0:
+            found = given
+        else:
+            key = tuple(map(str, data)) if isinstance(data, list) and data else text
+            found = self._numbers.setdefault(key, -1 - len(self._numbers))
+        self._texts.setdefault(found, text)
+        return found
+
+    def learn(self, number: int | None, token: int) -> None:
+        """Take note of the id of a token that has a number of its own."""
+        if number is not None and number < 0:
+            self._ids.setdefault(number, token)
+
+    def take(self, piece: Piece, length: int) -> None:
+        """Take note of a token and how much of the reply's text it is."""
+        if piece.number is None or piece.token.logprob is None:
+            self._broken = self._broken or bool(self._rows and length)
+            return
+        # some servers put the token that was drawn behind the likeliest, past what was asked for
+        top = piece.token.top[: self._asked]
+        found = any(number == piece.number for number, _, _ in top)
+        rank = 1 + sum(value > piece.token.logprob for _, _, value in top) if found else 0
+        self._rows.append((piece.number, rank, length, replace(piece.token, top=top)))
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether a token with figures came."""
+        return bool(self._rows)
+
+    @property
+    def limit(self) -> int:
+        """Return how many of the likeliest the server gives."""
+        return max((len(token.top) for *_, token in self._rows), default=0)
+
+    def measures(self) -> TokenLogprobs:
+        """Return what was gathered; nothing where it is not whole."""
+        if not self._rows or self._broken:
+            return TokenLogprobs()
+        numbers, ranks, lengths, tokens = zip(*self._rows, strict=True)
+        made = tuple(map(self._known, numbers))
+        ids = tuple(tuple(self._known(one) for one, _, _ in token.top) for token in tokens)
+        texts = {self._known(number): text for number, text in self._texts.items()}
+        return TokenLogprobs(
+            logprobs=rounded(tuple(token.logprob for token in tokens)),
+            ranks=ranks,
+            ids=ids,
+            values=tuple(rounded(tuple(value for _, _, value in token.top)) for token in tokens),
+            texts={number: texts[number] for number in sorted({*made, *(one for places in ids for one in places)})},
+            lengths=lengths,
+            made=made,
+            limit=self.limit,
+        )
+
+    def _known(self, number: int) -> int:
+        return self._ids.get(number, number)
 
 
 class StreamedReply:
@@ -90,7 +161,6 @@ class StreamedReply:
             request.settings, peer.kind
         )
         self._tally = LogprobCollector(self._asked)
-        self._half = ""  # the first half of a character beyond U+FFFF
         self._reader = Reader()
         self._lead = self._reader.feed(request.prefill)
         self._begun = self._reader.parts()
@@ -235,10 +305,9 @@ class StreamedReply:
             self._tell_measures(pieces[0].token)
         for piece in pieces:
             token = piece.token
-            own = self._paired(token.text)
-            text = mark + own
+            text = mark + token.text
             # before the first token with figures a mark is part of what stands in front of them
-            self._tally.take(piece, len(text if self._tally.begun else own))
+            self._tally.take(piece, len(text if self._tally.begun else token.text))
             mark = ""
             self._last = time.monotonic()
             self._first = self._first or self._last
@@ -246,15 +315,8 @@ class StreamedReply:
             read = self._reader.feed(text) if self.request.chats else ()
             self.emit(replace(token, text=text, pieces=read))
             self._texts.append(text)
-            (self._thoughts if thinks else self._answers).append(own)
+            (self._thoughts if thinks else self._answers).append(token.text)
             self._count += 1
-
-    def _paired(self, text: str) -> str:
-        """Put the halves of a character together that two events bring."""
-        text, self._half = self._half + text, ""
-        if text and "\ud800" <= text[-1] <= "\udbff":
-            text, self._half = text[:-1], text[-1]
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
     def end(self) -> None:
         """Take note of the end of the stream, and say what the user should know of it.
@@ -301,8 +363,7 @@ class StreamedReply:
         details = self._usage.get("prompt_tokens_details")
         kept = positive_int(details.get("cached_tokens")) if isinstance(details, Mapping) else 0
         span, seed = self._last - self._first, self.sent().get("seed")
-        self._tally.rest(len(self._half))
-        raw = "".join(self._texts) + self._half
+        raw = "".join(self._texts)
         begun, own = self._parts(raw)
         request = self.request
         return Reply(
@@ -335,10 +396,10 @@ class StreamedReply:
         """Return the parts of the beginning, and of what was made: as the server told them apart, or by tags."""
         if not self.request.chats:
             return Parts(), Parts(answer=raw)
-        if rest := (*self._reader.feed(self._half), *self._reader.end()):
+        if rest := self._reader.end():
             self.emit(Token("", pieces=rest))
         if any(self._thoughts):
-            return self._begun, Parts("".join(self._thoughts), "".join(self._answers) + self._half)
+            return self._begun, Parts("".join(self._thoughts), "".join(self._answers))
         whole = self._reader.parts()
         own = whole.since(self._begun)
         return (Parts(), whole) if own is None else (self._begun, own)
