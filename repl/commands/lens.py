@@ -20,7 +20,7 @@ from repl.core.values import Integer, RestOfLine
 from repl.generation.measure.token_text import Speller, quoted
 from repl.generation.request import Request, encode
 from repl.generation.runtime import Model
-from repl.session.position import made_by, next_position
+from repl.session.position import next_position
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.token_colours import percent
@@ -93,7 +93,7 @@ def _spot(session: Session, text: str, at: int) -> Spot:
         spot = next_position(session)  # the place that /next looks at
         return Spot(spot.request, spot.after)
     turn = session.last
-    if turn is None or turn.record is None or not made_by(turn.record, session.facts()):
+    if turn is None or turn.record is None or not turn.record.made_by(session.facts().id, session.facts().commit):
         raise UsageError("the last reply is not a reply of this model: its tokens are others", "/retry")
     record = turn.record
     if at > len(record.token_ids):

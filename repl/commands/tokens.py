@@ -18,7 +18,6 @@ from repl.core.sanitize import ascii_only
 from repl.core.values import RestOfLine
 from repl.generation.decode.kv_cache import common
 from repl.generation.measure.token_text import Piece, Speller, quoted
-from repl.session.position import made_by
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.token_colours import OnTerminal, written
@@ -75,7 +74,7 @@ def tokens(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["-
     if last is None or last.record is None:
         raise UsageError("no replies yet", "/tokens Once upon a time")
     record, known = last.record, _known(session, last, last.record)
-    if not made_by(record, facts):
+    if not record.made_by(facts.id, facts.commit):
         name = record.model.id
         raise UsageError(f"the last reply has tokens of {name}, {facts.name} is loaded", f"/model {name}")
     return session.run_on_model(lambda emit: of_turn(session.store.current().tokenizer, record, known, listed))

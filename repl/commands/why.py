@@ -17,7 +17,6 @@ from repl.core.settings import Settings
 from repl.core.values import Assignment
 from repl.generation.measure.processors import NAMES
 from repl.generation.measure.token_text import quoted
-from repl.session.position import made_by
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.token_colours import percent
@@ -45,7 +44,7 @@ def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Assig
     if last is None or last.record is None or not last.record.token_ids:
         raise UsageError("nothing was answered yet that could be explained", "/next Once upon a time")
     record = last.record
-    if not made_by(record, facts):
+    if not record.made_by(facts.id, facts.commit):
         name, revision = record.model.id, record.model.revision
         line = f"/model {name}" + (f"@{revision}" if revision not in ("", "main") else "")
         raise UsageError(f"the last reply was made by {name}, {facts.name} is loaded", line)

@@ -243,6 +243,11 @@ class ServerConnection:
 
 
 STREAM = "text/event-stream"
+TIMES = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+KEEPALIVE = (  # the socket options by which a peer that vanished is noticed
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in TIMES.items() if hasattr(socket, name)),
+)
 END: Mapping[str, object] = {"choices": []}
 
 
@@ -257,7 +262,7 @@ class CancellableSocket:
         """Keep the socket of a connection that comes about."""
         if name.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._socket = info["return_value"].get_extra_info("socket")
-            for option in keepalive_options() if name.endswith("connect_tcp.complete") else ():
+            for option in KEEPALIVE if name.endswith("connect_tcp.complete") else ():
                 self._socket.setsockopt(*option)
             if self._over:
                 self.cut()
@@ -269,15 +274,6 @@ class CancellableSocket:
             with suppress(OSError):  # closed already
                 # not the method of an encrypted socket: that one would change it under the thread that reads
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-
-
-def keepalive_options() -> list[tuple[int, int, int]]:
-    """Return the socket options by which a peer that vanished is noticed."""
-    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):
-            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-    return options
 
 
 def read_events(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:

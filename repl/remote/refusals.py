@@ -2,10 +2,8 @@
 
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
 from repl.core.errors import Failed, NotFound, Overflow, ReplError, UsageError
 from repl.core.values import nearest
@@ -18,6 +16,7 @@ SIGNS = re.compile(
     r"|(prompt|input) is too long|`inputs` (must have less|tokens)",
     re.IGNORECASE,
 )
+OTHER_LIMITS = ("stop", "stop_sequences", "top_logprobs", "logprobs")  # fields whose own limits read like the context's
 MOST = re.compile(r"(?:max allowed|<=|less than or equal to|at most|maximum(?: value)? (?:of|is)|and)\W{0,4}(\d+)")
 CONTEXT = re.compile(
     r"(?:context (?:length|size|window)\D{0,20}|maximum (?:context|model) length\D{0,20}"
@@ -47,15 +46,6 @@ class ErrorObject:
     context: int = 0
     prompt: int = 0
 
-    @property
-    def full(self) -> bool:
-        """Tell whether the context is what is too small."""
-        if self.param and self.param in ("stop", "stop_sequences", "top_logprobs", "logprobs"):
-            return False
-        if "rate_limit" in self.code or "rate_limit" in self.type:
-            return False
-        return bool(FULL & {self.type, self.code}) or bool(SIGNS.search(self.message))
-
 
 class Refused(Exception):
     """An answer that is no success: its status (0: an event of a stream), the error, and the wait it asks for."""
@@ -77,8 +67,11 @@ class Refused(Exception):
     @property
     def full(self) -> bool:
         """Tell whether the request is too long."""
-        limited = "rate_limit" in self.error.code
-        return (self.of_the_request and self.error.full) or (self.status == 413 and not limited)
+        error = self.error
+        if not self.of_the_request or "rate_limit" in f"{error.code} {error.type}":
+            return False
+        told = bool(FULL & {error.type, error.code}) or bool(SIGNS.search(error.message))
+        return self.status == 413 or (told and error.param not in OTHER_LIMITS)
 
 
 def read_error(answer: object) -> ErrorObject:
@@ -163,14 +156,7 @@ def droppable_fields(refused: Refused, body: Mapping[str, object], names: Sequen
 
 def asked_to_wait(refused: Refused) -> float:
     """Return the seconds after which a server wants to be asked again, 0 where it does not say."""
-    try:
-        return max(0.0, float(refused.wait))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(refused.wait).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+    return float(refused.wait) if re.fullmatch(r"\d+(\.\d+)?", refused.wait) else 0.0
 
 
 def to_error(refused: Refused, host: str, model: str, offers: Sequence[Offer], path: str = "/models") -> ReplError:

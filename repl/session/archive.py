@@ -180,21 +180,16 @@ class Archive:
             " from sessions order by changed desc, row desc"
         )
         found = [Summary(row[0], _unpack(row[1]), row[2], row[3], _unpack(row[4])) for row in rows]
-        wanted = words.casefold().split()
-        places = self._search(wanted) if wanted else {}
-        held = {name: there[wanted[0]] for name, there in places.items() if len(there) == len(set(wanted))}
-        return [replace(it, snippet=held[it.id]) for it in found if it.id in held] if wanted else found
+        for word in reversed(words.casefold().split()):  # the place of the first one is shown
+            places = self._search(word)
+            found = [replace(it, snippet=places[it.id]) for it in found if it.id in places]
+        return found
 
-    def _search(self, words: list[str]) -> dict[str, dict[str, str]]:
-        """Return for each session which of some words its texts hold, with the first place of each."""
-        places: dict[str, dict[str, str]] = {}
+    def _search(self, word: str) -> dict[str, str]:
+        """Return the sessions whose texts hold a word, each with the first place."""
         rows = self._read("select session, text from turns union all select id, title from sessions")
-        for name, text in ((row[0], _unpack(row[1])) for row in rows):
-            there, folded = places.setdefault(name, {}), text.casefold()
-            for word in words:
-                if word not in there and (at := folded.find(word)) >= 0:
-                    there[word] = _around(text, at, len(word))
-        return places
+        texts = ((row[0], _unpack(row[1])) for row in reversed(rows))
+        return {name: _around(text, at, len(word)) for name, text in texts if (at := text.casefold().find(word)) >= 0}
 
     def load(self, id: str = "") -> Conversation:
         """Return a session, by the beginning of its id or the last one, and go on writing it; raises `ReplError`."""

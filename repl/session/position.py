@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
-from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.generation.prompt.reply_parser import Begun
 from repl.generation.request import Request
-from repl.models.loader import ModelInfo
 from repl.session.session import Session
 
 
@@ -28,11 +26,6 @@ def continuation_request(session: Session, last: Turn) -> Request:
     made = record.token_ids[:-1] if record.finish == "stop" else record.token_ids
     begun = Begun(last.text, record.prefill, made, shown=True) if last.role == "assistant" else None
     return Request(session.settings, ids=(*record.prompt_ids, *made), begun=begun)
-
-
-def made_by(record: Reply, facts: ModelInfo) -> bool:
-    """Tell whether a reply was made by this model."""
-    return record.made_by(facts.id, facts.commit)
 
 
 @dataclass(frozen=True, slots=True)

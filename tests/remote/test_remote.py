@@ -586,12 +586,6 @@ def test_a_wait_can_be_left(session: Session, server: FakeServer) -> None:
     assert (done.finish, len(server.sent)) == ("cancelled", 1)
 
 
-def test_a_wait_may_be_a_date(session: Session, server: FakeServer) -> None:
-    soon = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 2))
-    server.answers = [refusal(429, "slow", Retry_After=soon), chat("Now.")]
-    assert ask(session, "Hi").text == "Now."
-
-
 def test_an_event_of_a_megabyte_is_just_text(session: Session, server: FakeServer) -> None:
     text = "word " * 200_000
     server.answers = [Answer([chunk(text), chunk(finish="stop"), DONE])]
