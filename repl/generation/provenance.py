@@ -1,5 +1,8 @@
 """Where a reply comes from, as its record tells it: the model, the libraries, the machine."""
 
+from functools import cache
+from importlib.metadata import version
+
 from repl.core.reply import Environment, ModelRecord
 from repl.core.settings import Settings
 from repl.models.loader import ModelInfo
@@ -21,10 +24,9 @@ def described(facts: ModelInfo, settings: Settings) -> ModelRecord:
     )
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that decide what a reply is."""
-    from importlib.metadata import version
-
     return {name: version(name) for name in ("transformers", "torch", "tokenizers")}
 
 
