@@ -1,6 +1,5 @@
 """Speed: what is measured, what it is set against, and that nothing else is touched."""
 
-import gc
 import io
 import shutil
 from dataclasses import replace
@@ -10,13 +9,13 @@ from driving import ask, finish, opened, run
 from rich.console import Console
 
 from repl.analysis import bench
-from repl.analysis.bench import Bench, Clock, Plan, Run, Spread, Way
+from repl.analysis.bench import BARE, Bench, Clock, Run, Sizes, Way
 from repl.commands import registry
 from repl.core.errors import Cancelled, NoModel, UsageError
 from repl.core.events import Progress
 from repl.terminal.screen import THEME, render
 
-SHORT = "/bench --prompt-tokens 8,40 --new-tokens 6 --repeats 2"
+SHORT = "/bench --prompt-tokens 40 --new-tokens 6 --repeats 2"
 
 
 @pytest.fixture(scope="module")
@@ -31,32 +30,17 @@ def drawn(result: object, width: int = 80) -> str:
     return console.file.getvalue()
 
 
-def in_memory() -> int:
-    from transformers import PreTrainedModel
-
-    gc.collect()
-    return sum(issubclass(type(one), PreTrainedModel) for one in gc.get_objects())
-
-
 @pytest.mark.slow
-def test_the_loaded_model_is_measured_at_every_length(session):
+def test_the_loaded_model_is_measured(session):
     found = run(session, SHORT)
-    (entry,) = found.entries
     assert found.whole
-    assert (entry.model, entry.dtype, entry.problems) == (session.facts().id, "float32", [])
-    assert (entry.weight_bytes, entry.load_s) == (session.facts().bytes, session.facts().seconds)
-    assert [(one.prompt_tokens, one.new_tokens, one.repeats, one.mode) for one in entry.speeds] == [
-        (8, 6, 2, "generate"),
-        (8, 6, 2, "loop"),
-        (40, 6, 2, "generate"),
-        (40, 6, 2, "loop"),
-    ]
-    for one in entry.speeds:
-        for measured in (one.ttft_s, one.prefill_tps, one.decode_tps):
-            assert 0 < measured.least <= measured.median <= measured.most
-        assert one.limit == pytest.approx(one.decode_tps.median / entry.limit_tps)
-    assert [*found.bandwidth] == ["cpu"]
-    assert entry.limit_tps == pytest.approx(found.bandwidth["cpu"] / entry.read_bytes)
+    assert (found.problems, [*found.bandwidth]) == ([], ["cpu"])
+    assert [(row.way, row.runs) for row in found.rows] == [("generate", 2), ("loop", 2)]
+    for row in found.rows:
+        assert (row.model, row.dtype) == (session.facts().id, "float32")
+        assert min(row.ttft_s, row.prefill_tps, row.decode_tps) > 0
+        assert row.limit_tps == pytest.approx(found.bandwidth["cpu"] / row.read_bytes)
+        assert row.of_bare == pytest.approx(row.decode_tps / found.rows[0].decode_tps)
 
 
 @pytest.mark.slow
@@ -64,34 +48,14 @@ def test_ways_stand_beside_bare_generate(session):
     """What is on is measured in the same run, taking turns; named by a word, whatever is on."""
     line = "/bench --prompt-tokens 40 --new-tokens 6 --repeats 2"
     named = run(session, f"{line} prompt_lookup fast=prompt_lookup prompt_lookup=3")
-    (entry,) = named.entries
     ways = ["generate", "loop", "prompt_lookup", "prompt_lookup=3"]
-    assert [(one.mode, one.repeats) for one in entry.speeds] == [(way, 2) for way in ways]
-    bare = entry.speeds[0].decode_tps.median
-    assert [one.of_bare for one in entry.speeds] == [
-        pytest.approx(one.decode_tps.median / bare) for one in entry.speeds
-    ]
+    assert [(row.way, row.runs) for row in named.rows] == [(way, 2) for way in ways]
     assert "prompt_lookup=3" in drawn(named, 90)
     run(session, "/fast prompt_lookup")
     try:
-        assert [one.mode for one in run(session, line).entries[0].speeds] == ["generate", "loop", "prompt_lookup=15"]
+        assert [row.way for row in run(session, line).rows] == ["generate", "loop", "prompt_lookup=15"]
     finally:
         run(session, "/fast off")
-
-
-@pytest.mark.slow
-def test_what_is_loaded_otherwise_comes_after_and_is_set_against_the_first(session):
-    found = run(
-        session, "/bench dtype=bfloat16 dtype=bfloat16,prompt_lookup=4 --prompt-tokens 8 --new-tokens 4 --repeats 1"
-    )
-    assert [(one.dtype, [each.mode for each in one.speeds]) for one in found.entries] == [
-        ("float32", ["generate", "loop"]),
-        ("bfloat16", ["generate", "dtype=bfloat16", "dtype=bfloat16,prompt_lookup=4"]),
-    ]
-    first, other = found.entries
-    assert other.speeds[0].of_bare == pytest.approx(
-        other.speeds[0].decode_tps.median / first.speeds[0].decode_tps.median
-    )
 
 
 @pytest.mark.slow
@@ -100,47 +64,35 @@ def test_an_assistant_is_measured_as_well(session, gpt2_folder, tmp_path):
     resident = session.store.current()
     twin = tmp_path / "twin"
     shutil.copytree(gpt2_folder, twin)
-    (entry,) = run(session, f"/bench assistant={twin} --prompt-tokens 8 --new-tokens 8 --repeats 1").entries
-    assert [one.mode for one in entry.speeds] == ["generate", "loop", f"assistant={twin}"]
+    found = run(session, f"/bench assistant={twin} --prompt-tokens 8 --new-tokens 8 --repeats 1")
+    assert [row.way for row in found.rows] == ["generate", "loop", f"assistant={twin}"]
     assert session.store.current() is resident
-
-
-def test_what_decides_the_words_of_a_reply_is_left_out_of_the_runs(session, emit):
-    """A penalty of yours costs time that bare generate does not take."""
-    way = Way("loop", session.settings.put("repetition_penalty", 2.0, "x").put("prompt_lookup", 3, "x"))
-    chosen = bench.asked(way, 9).decode
-    assert (chosen.repetition_penalty, chosen.do_sample, chosen.prompt_lookup) == (None, False, 3)
-    assert (chosen.max_new_tokens, chosen.min_new_tokens) == (9, 9)
 
 
 @pytest.mark.slow
 def test_a_way_that_a_model_cannot_go_is_a_problem_and_no_end(recurrent_folder):
     with opened(recurrent_folder) as session:
-        (entry,) = run(session, "/bench prompt_lookup --prompt-tokens 8 --new-tokens 3").entries
-    assert [one.mode for one in entry.speeds] == ["generate", "loop"]
-    assert entry.problems[0].startswith("prompt_lookup is off")
+        found = run(session, "/bench prompt_lookup --prompt-tokens 8 --new-tokens 3")
+    assert [row.way for row in found.rows] == ["generate", "loop"]
+    assert found.problems == ["prompt_lookup is off for this model"]
 
 
-def test_rates_are_what_the_clock_says():
-    """Three runs of five tokens: the prompt by the time to the first, four steps by the time after it."""
-    runs = [Run(5, 0.5, 2.0), Run(5, 1.0, 4.0), Run(5, 0.25, 1.0)]
-    found = bench.speed("loop", runs, 100, 5, limit=8.0)
-    assert found.ttft_s == Spread(0.5, 0.25, 1.0)
-    assert found.prefill_tps == Spread(200.0, 100.0, 400.0)
-    assert found.decode_tps == Spread(2.0, 1.0, 4.0)
-    assert found.limit == 0.25
-    assert bench.speed("loop", runs, 100, 5, limit=None).limit is None
+def test_a_clock_knows_when_the_first_and_the_last_token_came(emit):
+    """Five tokens: the time to the first, and four steps by the time after it."""
+    clock = Clock(emit)
+    clock._times = [1.0, 1.1, 1.5, 2.0, 2.5, 3.0, 3.5]
+    assert clock.run() == Run(0.5, 2.0)
 
 
-def test_exactly_as_many_tokens_are_made_as_were_asked_for(scripted_folder, emit):
+def test_a_model_that_ends_early_is_timed_as_others_are(scripted_folder, emit):
     """Also where the model would have ended after two."""
     with opened(scripted_folder(b"ab", bytes(20))) as session:
         resident = session.store.current()
         assert len(ask(session, "Hi").token_ids) == 3
-        assert all(
-            bench.timed(resident, bench.text_ids(resident, 22), 9, emit, way).made == 9
-            for way in (Way("generate"), Way("loop", session.settings))
-        )
+        runs = Bench(session.store, Sizes(22, 9, 1), emit)
+        for way in (Way(BARE, session.settings), Way("loop", session.settings)):
+            found = runs._time(resident, way, bench.text_ids(resident, 22), 9)
+            assert found.decode_tps > 0
 
 
 def test_prompts_are_plain_english_of_the_very_length(session):
@@ -166,32 +118,31 @@ def test_memory_is_as_fast_as_the_fastest_read(emit):
     """The first read, which makes the pages, does not count."""
     reads = [(0, 0.1), (1, 3), (4, 4.5), (5, 7), (8, 10), (11, 13), (14, 16), (17, 19)]
     clock = iter([moment for read in reads for moment in read])
-    assert bench.bandwidth("cpu", emit, lambda: next(clock)) == bench.BLOCK_BYTES / 0.5
+    assert bench.measure_bandwidth("cpu", emit, lambda: next(clock)) == bench.BLOCK_BYTES / 0.5
 
 
 def test_a_model_on_several_devices_has_no_such_limit(session, emit):
-    runs = Bench(Plan((), (), 2, 1), session.store, emit)
-    assert runs._rate(["cpu", "disk"]) is runs._rate(["disk"]) is None
-    assert runs.run().bandwidth == {}
-    assert runs._rate(["cpu"]) == runs._rate(["cpu"]) > 0
+    runs = Bench(session.store, Sizes(8, 2, 1), emit)
+    assert runs._rate({"cpu", "disk"}) is runs._rate({"disk"}) is None
+    assert runs.run([]).bandwidth == {}
+    assert runs._rate({"cpu"}) == runs._rate({"cpu"}) > 0
 
 
 @pytest.mark.slow
-def test_other_models_and_formats_come_and_go(session, gpt2_folder, llama_folder, tmp_path):
-    """The one that is loaded is used where it is meant, and is the same object afterwards; one that fails is said."""
-    resident, settings, before = session.store.current(), session.settings, in_memory()
+def test_other_models_and_formats_are_rows_too(session, gpt2_folder, llama_folder, tmp_path):
+    """The model in use is the same object afterwards; one that fails is said."""
+    resident, settings = session.store.current(), session.settings
     nothing = tmp_path / "nothing"
     found = run(session, f"{SHORT} dtype=bf16 {nothing} {llama_folder} {llama_folder},dtype=bf16")
-    assert [(one.model, one.dtype, bool(one.problems)) for one in found.entries] == [
-        (str(gpt2_folder), "float32", False),
-        (str(gpt2_folder), "bfloat16", False),
-        (str(nothing), "float32", True),
-        (str(llama_folder), "float32", False),
-        (str(llama_folder), "bfloat16", False),
+    assert [(row.model, row.dtype) for row in found.rows] == [
+        (str(gpt2_folder), "float32"),
+        (str(gpt2_folder), "float32"),
+        (str(gpt2_folder), "bfloat16"),
+        (str(llama_folder), "float32"),
+        (str(llama_folder), "bfloat16"),
     ]
     assert session.store.current() is resident
     assert session.settings is settings
-    assert in_memory() == before
     assert "no folder or file" in drawn(found)
 
 
@@ -207,16 +158,16 @@ def test_the_conversation_and_its_cache_stay(llama_folder):
         assert ask(session, "Again").usage.reused == reused > 0
 
 
-def test_a_length_that_does_not_fit_is_said_and_the_others_are_measured(session):
-    (entry,) = run(session, "/bench --prompt-tokens 500,8 --new-tokens 4 --repeats 1").entries
-    assert [one.prompt_tokens for one in entry.speeds] == [8, 8]
-    assert "504 tokens do not fit into the context of 128" in entry.problems[0]
+def test_a_length_that_does_not_fit_is_said(session):
+    found = run(session, "/bench --prompt-tokens 500 --new-tokens 4 --repeats 1")
+    assert found.rows == []
+    assert "504 tokens do not fit into the context of 128" in found.problems[0]
 
 
-@pytest.mark.parametrize(("done", "kept"), [(0, []), (1, [1]), (2, [2])])
+@pytest.mark.parametrize(("done", "kept"), [(0, []), (1, [1])])
 def test_what_is_done_is_kept_when_it_is_stopped(session, done, kept):
-    """Before, between and after the runs of one length."""
-    task = registry.read("/bench --prompt-tokens 8,16 --new-tokens 60 --repeats 2").run(session)
+    """Before and between the runs."""
+    task = registry.read("/bench --prompt-tokens 16 --new-tokens 60 --repeats 2").run(session)
     seen = []
 
     def stop(event: object) -> None:
@@ -229,9 +180,9 @@ def test_what_is_done_is_kept_when_it_is_stopped(session, done, kept):
     assert not found.whole
     said = "stopped: this is what was done by then" if kept else "stopped before anything was measured"
     assert said in drawn(found)
-    measured = [one.repeats for entry in found.entries for one in entry.speeds]
+    measured = [row.runs for row in found.rows]
     assert measured[: len(kept)] == kept
-    assert sum(measured) < 8  # the runs that were under way or ahead are not there
+    assert sum(measured) < 4  # the runs that were under way or ahead are not there
     assert ask(session, "Once").token_ids
 
 
@@ -249,10 +200,6 @@ def test_without_a_model_there_is_nothing_to_measure(gpt2_folder):
         run(session, "/unload")
         with pytest.raises(NoModel):
             run(session, "/bench")
-        found = run(session, f"{SHORT} {gpt2_folder}")
-        assert found.entries[0].speeds
-        with pytest.raises(NoModel):
-            session.facts()
 
 
 @pytest.mark.parametrize("width", [60, 100])
