@@ -133,7 +133,7 @@ class Program:
     # at a prompt
 
     def _interactive(self) -> bool:
-        from repl.terminal.editor.prompt import Editor, Plain, dumb, restore_terminal
+        from repl.terminal.editor.prompt import Editor, Plain, dumb
 
         mark = "> " if ascii_only() else "❯ "
         if dumb():
@@ -141,7 +141,7 @@ class Program:
             self.shell.interactive(Plain(mark, self.shell.settle_load).read)
             return True
         self._editor = editor = Editor(paths.data() / "history", StartingShell(self), mark, keep=not self.asked.no_save)
-        with restore_terminal(), editor.hold_keys():
+        with editor.own_terminal():
             asked, found = self.asked, self.config
             if self._has_lines() or asked.resume is not None or asked.connect or found.startup or found.wrong:
                 self.take()

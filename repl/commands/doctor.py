@@ -16,7 +16,6 @@ from typing import Any
 
 from packaging.requirements import Requirement
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from repl import __version__
@@ -36,6 +35,7 @@ from repl.models import imports
 from repl.models.memory.available import Room
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
+from repl.terminal.tables import facts
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "huggingface_hub", "safetensors")
 EXTRAS = {"peft": "adapters", "bitsandbytes": "8bit and 4bit weights", "torchao": "int8 and int4 weights"}
@@ -187,11 +187,7 @@ def describe_terminal() -> str:
 
 @render.register
 def _(result: Doctor) -> RenderableType:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="quiet", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows(result):
-        table.add_row(name, Text(clean_line(value)))
+    table = facts(rows(result))
     for hint in result.hints:
         table.add_row("hint", Text(clean_line(hint), "accent"))
     return table

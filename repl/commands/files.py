@@ -20,6 +20,7 @@ from repl.session.change_settings import apply, load
 from repl.session.results import Lines, Message
 from repl.session.session import Session
 from repl.terminal.screen import render
+from repl.terminal.tables import facts
 
 
 @command("chat")
@@ -130,8 +131,5 @@ def _(result: Where) -> RenderableType:
 def _(result: Presets) -> RenderableType:
     if not result.presets:
         return Text.assemble(("no preset is saved · ", "quiet"), ("/preset save NAME", "accent"))
-    rows = [
-        ((clean_line(one.name), "accent"), f"  {clean_line(joined(*(f'{k} {v}' for k, v in one.values.items())))}\n")
-        for one in result.presets
-    ]
-    return Text.assemble(*(part for row in rows for part in row))
+    presets = {one.name: joined(*(f"{key} {word}" for key, word in one.values.items())) for one in result.presets}
+    return facts(((clean_line(name), values) for name, values in presets.items()), "accent")

@@ -10,7 +10,6 @@ from typing import Annotated
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
-from rich.table import Table
 from rich.text import Text
 
 from repl.commands.registry import command
@@ -19,6 +18,7 @@ from repl.core.values import nearest
 from repl.session.session import Session
 from repl.terminal.markdown import Markdown
 from repl.terminal.screen import render
+from repl.terminal.tables import facts
 
 PAGES = (
     *("prompt", "loading", "decoding", "inside", "compare", "reproduce", "speed"),
@@ -107,10 +107,6 @@ def _(result: GuidePage) -> RenderableType:
 
 @render.register
 def _(result: Guide) -> RenderableType:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="accent", no_wrap=True)
-    table.add_column()
-    for name, about in result.pages.items():
-        subject = about.partition(": ")[2]
-        table.add_row(name, subject[:1].upper() + subject[1:])
+    subjects = {name: about.partition(": ")[2] for name, about in result.pages.items()}
+    table = facts(((name, subject[:1].upper() + subject[1:]) for name, subject in subjects.items()), "accent")
     return Group(table, Text("/guide NAME shows a page", "quiet"))

@@ -4,13 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.format import amount, count, device, joined
-from repl.core.sanitize import clean_line
 from repl.core.values import Assignment
 from repl.core.values import Text as Words
 from repl.hub import catalog
@@ -22,6 +19,9 @@ from repl.session.change_settings import changed, load
 from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
+from repl.terminal.tables import facts as facts_table
+
+MAX_FILES_SHOWN = 10  # of a model on the Hub
 
 
 def known(session: Session) -> list[str]:
@@ -71,11 +71,7 @@ def reload(session: Session) -> Task[ModelInfo]:
 
 @command("models", needs_model=True)
 def unload(
-    session: Session,
-    id: Annotated[
-        str,
-        Words("a model in memory", of_session=resident),
-    ] = "",
+    session: Session, id: Annotated[str, Words("a model in memory", of_session=resident)] = ""
 ) -> Task[list[ModelInfo]]:
     """Free the memory of a model; the conversation is kept."""
     return session.run_on_model(lambda emit: session.store.drop(emit, id), lambda job: unloaded(session, job.result()))
@@ -136,12 +132,13 @@ def _(result: Info) -> RenderableType:
         "unused tensors": _left(facts.unexpected),
         "generation config": ", ".join(f"{key} {value}" for key, value in facts.base.model.items()) or "nothing set",
     }
-    return listed(rows)
+    return facts_table((name, value) for name, value in rows.items() if value)
 
 
 @render.register
 def _(result: ModelCard) -> RenderableType:
     size = sum(size for _, size in result.files)
+    largest = sorted(result.files, key=lambda file: (-file[1], file[0]))[:MAX_FILES_SHOWN]
     there = "in the cache" if result.cached else "to be downloaded"
     rows = {
         "model": joined(f"{result.id} at {result.commit[:12]}", there),
@@ -154,25 +151,10 @@ def _(result: ModelCard) -> RenderableType:
         "languages": ", ".join(result.languages),
         "base model": ", ".join(result.base_models),
         "files": f"{len(result.files)}, {amount(size)} together",
-        "": "\n".join(f"{amount(size):>9}  {name}" for name, size in largest(result)),
+        "": "\n".join(f"{amount(size):>9}  {name}" for name, size in largest),
         "source": "the cache; the Hub did not answer" if result.source == "cache" else "",
     }
-    return listed({name: value for name, value in rows.items() if value})
-
-
-def largest(card: ModelCard, most: int = 10) -> list[tuple[str, int]]:
-    """Return the largest files, the largest first."""
-    return sorted(card.files, key=lambda file: (-file[1], file[0]))[:most]
-
-
-def listed(rows: dict[str, str]) -> Table:
-    """Draw names and values in two columns."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="quiet", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in ((name, value) for name, value in rows.items() if value):
-        table.add_row(name, Text("\n".join(map(clean_line, value.split("\n")))))
-    return table
+    return facts_table((name, value) for name, value in rows.items() if value)
 
 
 def _left(names: tuple[str, ...]) -> str:

@@ -270,6 +270,9 @@ def _values(found: Command, rest: str, session: "Session | None") -> list[tuple[
     before, last = rest.split()[:-1] if rest and not rest.endswith(" ") else rest.split(), rest.rpartition(" ")[2]
     place = len(before)
     words = [word for word in found.words if not word.flag]
+    if last.startswith("-"):
+        flags = ("--" + word.name.replace("_", "-") for word in found.words if word.flag)
+        return [(flag, "") for flag in flags if flag.startswith(last)]
     if not words or (place >= len(words) and not words[-1].many):
         return []
     word = words[min(place, len(words) - 1)]

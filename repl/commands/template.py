@@ -2,13 +2,12 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Annotated, Any
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from repl.analysis.template_checks import Check, check
@@ -22,9 +21,9 @@ from repl.core.values import RestOfLine
 from repl.generation.decode.detokenizer import Detokenizer
 from repl.generation.prompt.chat_template import Rendered, Template, arguments, render_chat
 from repl.generation.prompt.spans import Span, spans
-from repl.generation.runtime import Model
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
+from repl.terminal.tables import grid
 
 NEXT = "(your next message)"
 STYLES = {"system": "magenta", "user": "green", "assistant": "cyan"}
@@ -62,25 +61,6 @@ class Report:
     checks: list[Check]
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """The chat that a turn sends, the beginning of its reply, and the values of the template's variables."""
-
-    messages: Sequence[Mapping[str, Any]]
-    prefill: str
-    values: Mapping[str, Any]
-
-
-def prompt(resident: Model, turn: Turn, listed: bool, emit: JobContext) -> Prompt:
-    """Render a chat, and tell its tokens apart by role; for the model thread."""
-    tokenizer, messages = resident.tokenizer, turn.messages
-    made = render_chat(tokenizer, messages, arguments=turn.values, prefill=turn.prefill, emit=emit)
-    parts = spans(Template(tokenizer, turn.values, emit), messages, made.text, turn.prefill)
-    pieces = list(_pieces(tokenizer, made, parts))
-    tokens = dict(Counter(piece.role for piece in pieces))
-    return Prompt(made.text, list(made.ids), pieces, tokens, resident.facts.context, made.notice, listed)
-
-
 def _pieces(tokenizer: PreTrainedTokenizerBase, made: Rendered, parts: list[Span]) -> Iterator[Piece]:
     reader = Detokenizer(tokenizer, skip_special_tokens=False)
     added = tokenizer.added_tokens_decoder
@@ -93,28 +73,33 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, made: Rendered, parts: list[Span
         place += len(text)
 
 
-def report(resident: Model, values: Mapping[str, Any], emit: JobContext) -> Report:
-    """Try the template of a model; for the model thread."""
-    template = Template(resident.tokenizer, values, emit)
-    return Report(check(template, decoding.stops(resident.model.generation_config)))
-
-
 @command("inspect", needs_model=True)
-def template(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["check", "--ids"])] = "") -> Task[Any]:
+def template(
+    session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["check"])] = "", *, ids: bool = False
+) -> Task[Any]:
     """Show the exact prompt of the next turn.
 
     `/template check` tries the template. /template TEXT puts TEXT where your next message goes. --ids lists the tokens
     with their ids.
     """
     session.facts()
-    values = arguments(session.settings.extra)
-    if text == "check":
-        return session.run_on_model(lambda emit: report(session.store.current(), values, emit))
-    listed = text.split()[:1] == ["--ids"]
-    said = text.removeprefix("--ids").lstrip() if listed else text
-    messages = [*session.conversation.messages(), {"role": "user", "content": said or NEXT}]
-    turn = Turn(messages, session.next_message.prefill, values)
-    return session.run_on_model(lambda emit: prompt(session.store.current(), turn, listed, emit))
+    values, prefill = arguments(session.settings.extra), session.next_message.prefill
+    messages = [*session.conversation.messages(), {"role": "user", "content": text or NEXT}]
+
+    def report(emit: JobContext) -> Report:
+        resident = session.store.current()
+        found = check(Template(resident.tokenizer, values, emit), decoding.stops(resident.model.generation_config))
+        return Report(found)
+
+    def prompt(emit: JobContext) -> Prompt:
+        resident = session.store.current()
+        made = render_chat(resident.tokenizer, messages, arguments=values, prefill=prefill, emit=emit)
+        parts = spans(Template(resident.tokenizer, values, emit), messages, made.text, prefill)
+        pieces = list(_pieces(resident.tokenizer, made, parts))
+        tokens = dict(Counter(piece.role for piece in pieces))
+        return Prompt(made.text, list(made.ids), pieces, tokens, resident.facts.context, made.notice, ids)
+
+    return session.run_on_model(report if text == "check" else prompt)
 
 
 @render.register
@@ -151,10 +136,8 @@ def _style(role: str, special: bool) -> str:
 
 @render.register
 def _(result: Report) -> RenderableType:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(style="quiet", overflow="fold")
-    for found in result.checks:
-        table.add_row(Text(found.verdict, VERDICTS[found.verdict]), found.name, Text(clean_line(found.reason)))
-    return table
+    checks = [
+        (Text(one.verdict, VERDICTS[one.verdict]), one.name, Text(clean_line(one.reason), "quiet"))
+        for one in result.checks
+    ]
+    return grid("lll", checks)

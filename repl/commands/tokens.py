@@ -20,6 +20,7 @@ from repl.generation.decode.kv_cache import common
 from repl.generation.measure.token_text import Piece, Speller, quoted
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
+from repl.terminal.tables import grid
 from repl.terminal.token_colours import OnTerminal, written
 
 
@@ -59,17 +60,15 @@ def of_turn(tokenizer: PreTrainedTokenizerBase, record: Reply, known: int, liste
 
 
 @command("inspect", needs_model=True)
-def tokens(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["--ids"])] = "") -> Task[Tokens]:
+def tokens(session: Session, text: Annotated[str, RestOfLine()] = "", *, ids: bool = False) -> Task[Tokens]:
     """Show the tokens of a text, by default of the last turn.
 
     --ids lists them. The last turn is your last message as the model got it, and the reply, from the record of the
     reply. The tokens of the reply are numbered as /why counts them. Bytes that are no whole character read <e4>.
     """
     facts = session.facts()
-    listed = text.split()[:1] == ["--ids"]
-    said = text.removeprefix("--ids").lstrip() if listed else text
-    if said:
-        return session.run_on_model(lambda emit: of_text(session.store.current().tokenizer, said, listed))
+    if text:
+        return session.run_on_model(lambda emit: of_text(session.store.current().tokenizer, text, ids))
     last = session.last
     if last is None or last.record is None:
         raise UsageError("no replies yet", "/tokens Once upon a time")
@@ -77,7 +76,7 @@ def tokens(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["-
     if not record.made_by(facts.id, facts.commit):
         name = record.model.id
         raise UsageError(f"the last reply has tokens of {name}, {facts.name} is loaded", f"/model {name}")
-    return session.run_on_model(lambda emit: of_turn(session.store.current().tokenizer, record, known, listed))
+    return session.run_on_model(lambda emit: of_turn(session.store.current().tokenizer, record, known, ids))
 
 
 def _known(session: Session, last: Turn, record: Reply) -> int:
@@ -115,13 +114,12 @@ def _shaded(pieces: list[Piece], start: int) -> Iterator[tuple[str, str]]:
 
 
 def _table(result: Tokens) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for style in ("quiet", "quiet", ""):
-        table.add_column(style=style, justify="right" if style else "left", overflow="fold")
+    rows = []
     for place, piece in enumerate(result.pieces):
-        number = str(place - result.reply + 1) if place >= result.reply else ""
-        table.add_row(number, str(piece.id), Text(quoted(piece.text), "special" if piece.special else ""))
-    return table
+        number = Text(str(place - result.reply + 1) if place >= result.reply else "", "quiet")
+        text = Text(quoted(piece.text), "special" if piece.special else "")
+        rows.append((number, Text(str(piece.id), "quiet"), text))
+    return grid("rrl", rows)
 
 
 def _figures(result: Tokens) -> str:

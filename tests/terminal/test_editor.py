@@ -33,7 +33,7 @@ from repl.models.store import Store
 from repl.session.session import Session
 from repl.terminal.editor import history
 from repl.terminal.editor.paste import FIRST, MAX_LINES, Folds
-from repl.terminal.editor.prompt import HINTS, Editor, terminal_input
+from repl.terminal.editor.prompt import Editor, TerminalOutput, terminal_input
 from repl.terminal.editor.settings_panel import Panel
 
 assert commands
@@ -75,7 +75,7 @@ class Desk:
             self._press = pipe.send_text
             guard = threading.Timer(30, pipe.close)  # a test must fail, not hang
             guard.start()
-            output = Vt100_Output(self.glass, lambda: self._size, term="xterm-256color", enable_cpr=False)
+            output = TerminalOutput(self.glass, lambda: self._size, term="xterm-256color", enable_cpr=False)
             editor = Editor(self.past, self, source=pipe, target=output)
             lines = list(self._lines(editor))
             assert guard.is_alive(), f"hung at {self._steps} before\n" + "\n".join(self.rows())
@@ -438,14 +438,6 @@ def test_vi_and_emacs_change_places_live(desk: Desk, session: Session) -> None:
     mode = go(session, "editing_mode")
     assert desk.run("draft", F2, mode, ENTER, desk.shows("editing_mode emacs"), F2, "\x01X", ENTER) == ["Xdraft"]
     assert desk.run("hello\x01X", ENTER) == ["Xhello"]
-
-
-def test_hints_stand_beside_the_first_prompts_only(desk: Desk) -> None:
-    """They leave as soon as something is typed, and the prompt row stays empty."""
-    steps: list[Step] = []
-    for hint in HINTS:
-        steps += [desk.shows(hint), desk.cursor("❯ "), "x", desk.lacks(hint), ENTER]
-    desk.run(*steps, desk.cursor("❯ "), desk.shows("the toolbar"), *(desk.lacks(hint) for hint in HINTS))
 
 
 # the real program

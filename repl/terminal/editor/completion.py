@@ -1,11 +1,9 @@
-"""What the line editor offers: completions, what was typed before, and the rest of a line that is typed again."""
+"""What the line editor offers: completions, and what was typed before."""
 
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from prompt_toolkit.auto_suggest import AutoSuggest, Suggestion
-from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import History
@@ -70,14 +68,3 @@ class Past(History):
     def store_string(self, string: str) -> None:
         """Add an entry to the file."""
         history.append(self._path, string)
-
-
-class FromPast(AutoSuggest):
-    """Suggests the rest of the newest entry that begins with what is typed, up to the end of its line."""
-
-    def get_suggestion(self, buffer: Buffer, document: Document) -> Suggestion | None:
-        """Return it; nothing where nothing is typed yet."""
-        text = document.text
-        found = (entry for entry in reversed(buffer.history.get_strings()) if entry.startswith(text) and entry != text)
-        rest = next(found, text)[len(text) :].partition("\n")[0] if text.strip() else ""
-        return Suggestion(rest) if rest else None

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
+from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Always
 from prompt_toolkit.formatted_text import StyleAndTextTuples
@@ -22,31 +23,27 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPress
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import HSplit
 from prompt_toolkit.output import ColorDepth, Output, create_output
+from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import DynamicStyle, Style
-from prompt_toolkit.utils import get_cwidth
 from prompt_toolkit.utils import is_dumb_terminal as dumb
 
 from repl.core.format import joined
-from repl.core.sanitize import SIGNS, ascii_only, clean_line
+from repl.core.sanitize import clean_line, signs
 from repl.core.settings import Settings
-from repl.terminal.editor.completion import FromPast, Past, SlashCompleter
+from repl.terminal.editor.completion import Past, SlashCompleter
 from repl.terminal.editor.keys import Folded, SideView, bindings, menu
 from repl.terminal.editor.paste import Folds
 
 if TYPE_CHECKING:
     from repl.terminal.editor.settings_panel import Panel
 
-__all__ = ["Editor", "Keyboard", "Plain", "dumb", "restore_terminal"]
+__all__ = ["Editor", "Keyboard", "Plain", "dumb"]
 ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
 POLL_S = 0.1  # seconds between looks at what goes on beside the prompt: each takes time from a load
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
+RESTORED = b"\x1b[?7h\x1b[?2004l\x1b[?25h\x1b[0m"  # lines are broken, pastes plain, the cursor seen, no colours
 DRAWING = ContextVar("DRAWING", default=False)  # whether a line is being drawn above the prompt
-HINTS = (  # one for each of the first prompts
-    "type a message, / for commands",
-    "F2 settings · Ctrl-O opens an editor",
-    "Up and Ctrl-R find what you typed before",
-)
 
 
 def look(accent: str) -> Style:
@@ -112,6 +109,21 @@ def terminal_input(stdin: TextIO) -> Input:
     return TerminalInput(stdin)
 
 
+class TerminalOutput(Vt100_Output):
+    """A terminal whose toolbar is drawn also where it cannot be asked for the place of its cursor."""
+
+    def get_rows_below_cursor_position(self) -> int:
+        """Return the least there can be; raises `NotImplementedError` where the terminal can be asked."""
+        return super().get_rows_below_cursor_position() if self.responds_to_cpr else 1
+
+
+def terminal_output() -> Output:
+    """Return the screen of a terminal."""
+    if sys.platform == "win32":
+        return create_output()
+    return TerminalOutput.from_pty(sys.stdout, os.environ.get("TERM"), ColorDepth.from_env())
+
+
 class Editor:
     """Reads lines; between them it watches the keyboard for whoever owns the screen."""
 
@@ -125,11 +137,10 @@ class Editor:
         keep: bool = True,
     ) -> None:
         self.input = source or terminal_input(sys.stdin)
-        self.output = write_signs(show_toolbar(target or create_output()))
+        self.output = target or terminal_output()
         self.backend = backend
         self._styles = {theme: look(accent) for theme, accent in ACCENTS.items()}
         self._folds = Folds()
-        self._prompts = 0
         self._says_how_to_leave = False  # Ctrl-C was pressed with nothing to stop
         keys = bindings(self._stop, self._folds)
         self._prompt: PromptSession[str] = PromptSession(
@@ -143,7 +154,7 @@ class Editor:
             complete_while_typing=True,
             complete_style=CompleteStyle.COLUMN,
             search_ignore_case=True,
-            auto_suggest=FromPast(),
+            auto_suggest=AutoSuggestFromHistory(),
             history=Past(past, keep, self._folds),
             input_processors=[Folded(self._folds)],
             key_bindings=keys,
@@ -169,7 +180,6 @@ class Editor:
 
     def read(self, draft: str = "") -> str:
         """Return the next line, whole; raises `EOFError` on Ctrl-D in an empty one."""
-        self._prompts += 1
         self._says_how_to_leave = False
         self._adapt()
         self._prompt.reserve_space_for_menu = menu(self.output.get_size().rows)
@@ -187,15 +197,21 @@ class Editor:
         loop.call_soon_threadsafe(_raise, error)
         return True
 
-    def hold_keys(self) -> AbstractContextManager[None]:
-        """Keep echo and the keys that send signals off, also between the prompts."""
-        return self.input.raw_mode()
+    @contextmanager
+    def own_terminal(self) -> Iterator[None]:
+        """Keep echo and the keys that send signals off, also between the prompts; at the end all is as it was."""
+        try:
+            with self.input.raw_mode():
+                yield
+        finally:
+            with suppress(OSError):
+                os.write(sys.stdout.fileno(), RESTORED)
 
     @contextmanager
     def keyboard(self) -> Iterator["Keyboard"]:
         """Turn echo off while something else owns the screen."""
         keys = Keyboard(self.input)
-        with self.hold_keys():
+        with self.input.raw_mode():
             self.output.enable_bracketed_paste()
             self.output.flush()
             try:
@@ -216,9 +232,7 @@ class Editor:
         said = clean_line(self.backend.toolbar(width))
         if self._says_how_to_leave and not self._prompt.default_buffer.text:
             said = joined(" Ctrl-D leaves", said.strip())[: width - 1]
-        hint = HINTS[self._prompts - 1] if self._prompts <= len(HINTS) and not self._prompt.default_buffer.text else ""
-        room = width - 1 - get_cwidth(said) - len(hint)
-        return [("class:bottom-toolbar", said + " " * room + hint if hint and room > 2 else said)]
+        return [("class:bottom-toolbar", signs(said))]
 
     def _watch(self) -> None:
         get_app().create_background_task(self._ticking())
@@ -233,11 +247,21 @@ class Editor:
                 drawing = DRAWING.set(True)
                 await run_in_terminal(said)
                 DRAWING.reset(drawing)
+            self._find_cursor()
             if shown != (shown := self._bar()):  # a redraw without need would make the cursor flicker
                 get_app().invalidate()
             self.backend.watch(lambda: loop.call_soon_threadsafe(ended.set))
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(ended.wait(), POLL_S)
+
+    def _find_cursor(self) -> None:
+        """Ask again for the cursor's place where that went by in a rush of keys: without it no toolbar is drawn."""
+        app = get_app()
+        busy = app.key_processor.input_queue or app.renderer.waiting_for_cpr or app.is_done
+        if not (busy or app.renderer.height_is_known):
+            app.renderer.erase()
+            app.renderer.request_absolute_cursor_position()
+            app.invalidate()
 
 
 def _raise(error: BaseException) -> None:
@@ -298,38 +322,3 @@ class Keyboard:
             self.late = self.cancelled()
         store_typeahead(self._input, self._keys)
         self._keys = []
-
-
-def write_signs(output: Output) -> Output:
-    """Let a terminal that has ASCII alone show the program's own signs as it can; all else becomes a `?`."""
-    if ascii_only():
-        write = output.write
-        output.write = lambda data: write(data.translate(SIGNS))  # type: ignore[method-assign]  # each takes one column
-    return output
-
-
-def show_toolbar(output: Output) -> Output:
-    """Let an output that cannot ask where its cursor is draw the toolbar all the same."""
-    if not output.responds_to_cpr:
-        with suppress(AttributeError):
-            output.get_rows_below_cursor_position = lambda: 1  # type: ignore[method-assign]  # "unknown" hides it
-    return output
-
-
-@contextmanager
-def restore_terminal() -> Iterator[None]:
-    """Leave the terminal as it was found, whatever ends the program."""
-    try:
-        import termios
-    except ImportError:  # Windows restores its console by itself
-        yield
-        return
-    descriptor = sys.stdin.fileno() if sys.stdin and sys.stdin.isatty() else -1
-    before: Any = termios.tcgetattr(descriptor) if descriptor >= 0 else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            with suppress(termios.error, OSError):
-                termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-                os.write(sys.stdout.fileno(), b"\x1b[?7h\x1b[?2004l\x1b[?25h\x1b[0m")

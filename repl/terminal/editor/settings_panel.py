@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from repl.core import settings
 from repl.core.errors import ReplError
-from repl.core.sanitize import clean_line
+from repl.core.sanitize import clean_line, signs
 from repl.session import change_settings
 from repl.session.change_settings import Setting
 from repl.session.session import Session
@@ -90,8 +90,8 @@ class Panel:
         if at == self.at and self.typed:
             return f"{clean_line(self.typed)}_"
         shown = clean_line(settings.show(row.name, row.value)) or "not set"
-        return f"{shown if len(shown) <= VALUE else shown[: VALUE - 1] + '…':<{VALUE}}  {row.origin}"
+        return signs(f"{shown if len(shown) <= VALUE else shown[: VALUE - 1] + '…':<{VALUE}}  {row.origin}")
 
     def foot(self) -> list[str]:
         """Return what the chosen setting does, and what was said last or the keys there are."""
-        return [f"  {self.chosen.help}", f"  {clean_line(self.said) or KEYS}"]
+        return [f"  {self.chosen.help}", signs(f"  {clean_line(self.said) or KEYS}")]
