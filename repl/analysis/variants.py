@@ -29,7 +29,7 @@ GREEDY = [("do_sample", "off"), *PLAIN]
 SAMPLED = [("do_sample", "on"), *PLAIN]
 WORDS: dict[str, list[tuple[str, str]]] = {
     **{NOW: [], LOCAL: [], "greedy": GREEDY, "sample": SAMPLED},
-    "prompt_lookup": [("assistant", "none"), ("prompt_lookup", str(drafters.TOKENS))],
+    "prompt_lookup": [("assistant", "none"), ("prompt_lookup", str(drafters.LOOKUP_TOKENS))],
 }
 NEXT = "|".join(WORDS)
 JOINT = re.compile(rf"[,+\s]+(?=(?!cpu=|mps=|disk=)[A-Za-z_][A-Za-z_-]*=|(?:{NEXT})\b)")  # memory is cpu=4GiB

@@ -70,7 +70,7 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
         apply(session, [(name, "default") for name in decoding.AHEAD])
         return Message("nothing is read ahead · from the next reply on")
     apply(session, [("assistant", "none")])
-    return apply(session, [("prompt_lookup", str(drafters.TOKENS))])
+    return apply(session, [("prompt_lookup", str(drafters.LOOKUP_TOKENS))])
 
 
 @command("speed", needs_model=True)
@@ -95,7 +95,8 @@ def assistant(
         return Message(joined(f"assistant {facts.name} ({size})", aside, "from the next reply on"))
 
     return session.run_on_model(
-        lambda emit: drafters.admit(session.store.current(), chosen, emit, session.store.get), settle
+        lambda emit: drafters.load_assistant(session.store.current(), chosen, emit, session.store.get).facts,
+        settle,
     )
 
 

@@ -83,12 +83,11 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class SpeculationStats:
-    """How a reply was read ahead: forward passes after the prompt's, those that checked proposals, and the tokens."""
+    """How a reply was read ahead: forward passes after the prompt's, and the tokens that were proposed."""
 
     by: str
     """prompt_lookup or assistant."""
     passes: int
-    tried: int
     proposed: int
     accepted: int
     model: dict[str, Any] = field(default_factory=dict)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from repl.core import decoding
@@ -79,14 +79,8 @@ def healed(resident: Model, request: Request, chosen: Arguments, prompt: Prompt)
 def reading(resident: Model, request: Request, prompt: list[int], emit: JobContext) -> Reading | None:
     """Return what reads a reply in a chat, None for a text that is completed."""
     begun = request.begun or (Begun(request.prefill, request.prefill) if request.chats else None)
-    return Reading(resident.tokenizer, prompt, begun, lambda said: mention(resident, said, emit)) if begun else None
-
-
-def mention(resident: Model, said: str, emit: JobContext) -> None:
-    """Say something about a model once."""
-    if said and said not in resident.runtime.notices_shown:
-        resident.runtime.notices_shown.add(said)
-        emit(Notice(said))
+    tell = partial(resident.runtime.mention, emit=emit)
+    return Reading(resident.tokenizer, prompt, begun, tell) if begun else None
 
 
 class Run:
@@ -173,7 +167,7 @@ class Run:
         extra = {} if self.beams else {"streamer": self._streamer()}
         lent, drafting = self._lent(ids), self.drafting
         with lent as (past, self.reused), drafting.proposals(self.config, ids, past) as (proposals, cache):
-            self.meter.several |= drafting.works
+            self.meter.several |= proposals is not None
             return loop.generate(
                 model,
                 proposals,
@@ -328,7 +322,7 @@ class Run:
             environment=environment(facts),
             search=self._search(sequences) if self.beams else None,
             measures=TokenLogprobs() if self.beams else self.meter.measures(best.token_ids),
-            drafts=self.drafting.drafts(),
+            drafts=self.drafting.stats(),
         )
 
     def _search(self, sequences: list[Sequence]) -> BeamSearch:

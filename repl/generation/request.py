@@ -84,9 +84,7 @@ def _fitted(resident: Model, request: Request, wanted: int, emit: JobContext) ->
         made = chat_template.render_chat(
             resident.tokenizer, messages, arguments=values, prefill=request.prefill, emit=emit
         )
-        if made.notice and made.notice not in resident.runtime.notices_shown:
-            resident.runtime.notices_shown.add(made.notice)
-            emit(Notice(made.notice))
+        resident.runtime.mention(made.notice, emit)
         return list(made.ids)
 
     policy = request.settings.decode.overflow

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from repl.core.events import Notice
+from repl.core.jobs import JobContext
 from repl.generation.decode.kv_cache import PrefixCache
 from repl.models.loader import LoadedModel
 from repl.models.store import Store
@@ -17,6 +19,12 @@ class Runtime:
     """The logits behind the text that was looked at last, by its ids."""
     notices_shown: set[str] = field(default_factory=set)
     """What was said of this model and need not be said again."""
+
+    def mention(self, said: str, emit: JobContext) -> None:
+        """Say something about the model once."""
+        if said and said not in self.notices_shown:
+            self.notices_shown.add(said)
+            emit(Notice(said))
 
 
 Model: TypeAlias = LoadedModel[Runtime]

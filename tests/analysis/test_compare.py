@@ -102,7 +102,7 @@ def test_a_line_is_cut_into_words_and_a_prompt(line: str, words: list[str], prom
         ('stop="a, b"', {"stop": ("a, b",)}),
         ("mode=complete", {"mode": "complete"}),
         ("temp=0.5", {"temperature": 0.5}),
-        ("quantize=int4,prompt_lookup", {"quantize": "int4", "prompt_lookup": drafters.TOKENS}),
+        ("quantize=int4,prompt_lookup", {"quantize": "int4", "prompt_lookup": drafters.LOOKUP_TOKENS}),
     ],
 )
 def test_a_word_is_a_model_or_settings(word: str, values: dict[str, object]) -> None:
