@@ -17,7 +17,7 @@ from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation import arguments, engine
 from repl.generation.decode import batch
-from repl.generation.measure import scoring
+from repl.generation.measure import processors, scoring
 from repl.generation.measure.token_text import Speller
 from repl.generation.request import Request
 from repl.generation.runtime import Model, Models
@@ -194,7 +194,7 @@ def _even(one: object, other: object) -> bool:
 
 def _text(resident: Model, asked: Asked, emit: JobContext) -> Text:
     """Return the reply to lead both over: the recorded one, or a greedy one made now."""
-    done = asked.record
+    done, settings = asked.record, greedy(asked.settings)
     if done is None:
         made = [0]
 
@@ -202,11 +202,11 @@ def _text(resident: Model, asked: Asked, emit: JobContext) -> Text:
             made[0] += 1
             emit(Progress("make a greedy reply", made[0], 0, "tokens"))
 
-        done = engine.reply(resident, replace(asked.request, settings=greedy(asked.settings)), batch.Muted(emit, tell))
+        done = engine.reply(resident, replace(asked.request, settings=settings), batch.Muted(emit, tell))
         if done.finish == "cancelled":
             raise Cancelled
-    found = batch.processors(resident, replace(asked.request, settings=greedy(asked.settings)), done.prompt_ids, emit)
-    return Text(done, found, batch.named(found))
+    found = processors.processors(resident.model, arguments.of_settings(resident, settings), done.prompt_ids)
+    return Text(done, found, processors.names(found))
 
 
 def alike(store: Models, other: Load, emit: JobContext) -> None:
@@ -325,7 +325,7 @@ def _onward(second: Model, asked: Asked, text: Text, fork: Fork, emit: JobContex
     if fork.second.id not in decoding.stops(config):
         settings = greedy(asked.settings).put("max_new_tokens", ONWARD - 1, "diverge")
         request = Request(settings, ids=(*before, fork.second.id))
-        done = engine.reply(second, request, batch.Muted(emit, lambda: None))
+        done = engine.reply(second, request, batch.Muted(emit))
         if done.finish == "cancelled":
             raise Cancelled
         rest += done.token_ids

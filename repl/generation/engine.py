@@ -2,11 +2,11 @@
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from repl.core import decoding
 from repl.core.errors import Cancelled, Failed, ReplError, UsageError
@@ -20,7 +20,7 @@ from repl.generation import arguments
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
 from repl.generation.decode.beams import Watch, spelled, token_logprobs
-from repl.generation.decode.detokenizer import streamer
+from repl.generation.decode.detokenizer import streamer_class
 from repl.generation.decode.drafters import Drafting, Get
 from repl.generation.measure.forward import cancellable_forward, input_device, library_errors, nan_guard
 from repl.generation.measure.token_stats import Meter
@@ -31,6 +31,8 @@ from repl.generation.request import Prompt, Request, encode
 from repl.generation.runtime import Model
 from repl.models.imports import release
 from repl.models.memory.out_of_memory import dead, out_of_memory
+
+T = TypeVar("T")
 
 
 def reply(resident: Model, request: Request, emit: JobContext, get: Get | None = None) -> Reply:
@@ -98,7 +100,6 @@ class Run:
         self.reused = 0  # tokens of the prompt that the kept cache holds
         self.ids: list[int] = []  # made so far
         self.pieces: list[str] = []  # their text, as it was told
-        self.stream: Any = None
         self.reader: Any = None  # cuts what is shown into its parts
         self.first_at = self.last_at = 0.0
         self.drafting = Drafting(resident, request.settings, emit)
@@ -130,15 +131,13 @@ class Run:
 
     def generate(self) -> tuple[list[Sequence], str]:
         """Run the library's `generate`; raises `Cancelled`, or one `ReplError` for whatever the library raises."""
+        return self.guard("the reply stopped", self._generate)
+
+    def guard(self, what: str, work: Callable[[], T]) -> T:
+        """Work with the model; whatever a library raises is one `ReplError`, and memory that ran out is given back."""
         try:
-            with library_errors("the reply stopped"), ExitStack() as hooks:
-                self._echo()
-                hooks.enter_context(cancellable_forward(self.resident.model, self._may_go_on))
-                if not self.beams:
-                    hooks.enter_context(self.meter.reading(self.resident.model))
-                output = self._call()
-                sequences, finish = self._sequences(output), self._finish(output)
-                return self.told(sequences), finish
+            with library_errors(what):
+                return work()
         except Failed as error:
             self.emit.begin_cleanup()
             if lost := dead(str(error.__cause__)):
@@ -149,6 +148,16 @@ class Run:
         self.resident.runtime.kv_cache.drop()
         release()
         raise out_of_memory(self.resident, self.config, len(self.prompt), words)
+
+    def _generate(self) -> tuple[list[Sequence], str]:
+        with ExitStack() as hooks:
+            self._echo()
+            hooks.enter_context(cancellable_forward(self.resident.model, self._may_go_on))
+            if not self.beams:
+                hooks.enter_context(self.meter.reading(self.resident.model))
+            sequences = self._sequences(self._call())
+        finish = "cancelled" if self.emit.stopped() else self.ended(sequences[0].token_ids)
+        return self.told(sequences), finish
 
     def _echo(self) -> None:
         if self.reading:
@@ -197,8 +206,7 @@ class Run:
 
     def _streamer(self) -> Any:
         tokenizer, ends = self.resident.tokenizer, decoding.stops(self.config)
-        self.stream = streamer(tokenizer, self._made, seed=self.before, eos=ends, measure=self.meter.measure)
-        return self.stream
+        return streamer_class()(tokenizer, self._made, seed=self.before, eos=ends, measure=self.meter.measure)
 
     def _made(self, token: Token) -> None:
         """Pass a token on; raises `Cancelled`. What was shown is kept, whenever the reply is broken off."""
@@ -273,11 +281,6 @@ class Run:
             if whole.startswith(told) and whole != told:
                 self._made(Token(whole[len(told) :]))
         return [self._parted("".join(self.pieces), self.ids)]
-
-    def _finish(self, output: ModelOutput) -> str:
-        if self.emit.stopped():
-            return "cancelled"
-        return self.ended(self.sequence(output.sequences[0, len(self.prompt) :].tolist()).token_ids)
 
     def ended(self, ids: tuple[int, ...]) -> str:
         """Tell why a reply of these ids has ended: stop, length or stop_string."""

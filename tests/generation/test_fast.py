@@ -19,7 +19,7 @@ from repl.core import library
 from repl.core.errors import UsageError
 from repl.core.events import Notice, Token
 from repl.generation.decode import kv_cache, loop
-from repl.generation.decode.detokenizer import streamer
+from repl.generation.decode.detokenizer import streamer_class
 from repl.generation.decode.drafters import MAX_LOST_SHARE, Ahead, Assistant, Balance, Lookup, agreeing, refusal
 from repl.generation.measure.token_stats import Meter
 from repl.session.results import Message
@@ -115,7 +115,7 @@ def ahead_of(model: Any, tokenizer: Any, prompt: list[int], drafter: Any, values
     """Generate with proposals that cost no time, so that there is always one; returns ids, events and the figures."""
     told: list[Token] = []
     ahead = Ahead(drafter, 7, clock=lambda: 0.0)
-    return checked(model, tokenizer, prompt, ahead, values, streamer(tokenizer, told.append)), told, ahead
+    return checked(model, tokenizer, prompt, ahead, values, streamer_class()(tokenizer, told.append)), told, ahead
 
 
 # exactness
@@ -303,7 +303,7 @@ def test_a_cancel_at_any_moment_leaves_a_sound_cache(tiny, halt):
     import torch
 
     ids = torch.tensor([prompt])
-    stream = streamer(tokenizer, put)
+    stream = streamer_class()(tokenizer, put)
     ahead = Ahead(Knowing(prompt, plain_ids, 0), 7, clock=lambda: 0.0)
     config, values = model.generation_config, {"max_new_tokens": 30, "do_sample": False}
     stopping = pytest.raises(Cancelled), cancellable_forward(model, check)
@@ -362,7 +362,7 @@ def test_checked_rows_are_measured_in_their_order(tiny):
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
     told: list[Token] = []
     meter = Meter(tokenizer, 1, several=True)
-    stream = streamer(tokenizer, told.append, measure=meter.measure)
+    stream = streamer_class()(tokenizer, told.append, measure=meter.measure)
     ahead = Ahead(Knowing(prompt, plain_ids, 1), 7, clock=lambda: 0.0)
     with meter.reading(model):
         checked(model, tokenizer, prompt, ahead, values, stream)
@@ -405,7 +405,7 @@ def test_what_stretches_its_positions_is_read_ahead_only_before_it_does(tiny):
             longest.append(len(ids) + most)
             return super().__call__(ids, most)
 
-    stream = streamer(tokenizer, lambda token: None)
+    stream = streamer_class()(tokenizer, lambda token: None)
     ahead = Ahead(Told(prompt, plain_ids, 0), 7, len(prompt) + 20, clock=lambda: 0.0)
     made = checked(model, tokenizer, prompt, ahead, {"max_new_tokens": 40, "do_sample": False}, stream)
     assert made == plain_ids
@@ -495,7 +495,7 @@ def test_an_assistant_with_a_shorter_context_stops_proposing(tiny):
     values = {"max_new_tokens": 40, "do_sample": False}
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
     drafter = Assistant(model, kv_cache.croppable_cache(model), [], model.config.vocab_size)
-    stream = streamer(tokenizer, lambda token: None)
+    stream = streamer_class()(tokenizer, lambda token: None)
     ahead = Ahead(drafter, 7, len(prompt) + 12, clock=lambda: 0.0)
     assert checked(model, tokenizer, prompt, ahead, values, stream) == plain_ids
     assert ahead.accepted <= 12

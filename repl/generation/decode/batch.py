@@ -3,18 +3,16 @@
 Every row has its own logits processors, stopping criteria and random numbers, as `generate` would prepare them for it.
 """
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from repl.core import decoding
-from repl.core.errors import Cancelled, Failed
+from repl.core.errors import Cancelled
 from repl.core.events import Event, Notice, Progress, Token
-from repl.core.explain import is_memory, sentence
-from repl.core.jobs import JobContext, strip_traceback
-from repl.core.library_types import LogitsProcessor, LogitsProcessorList, Tensor
+from repl.core.jobs import ForwardingContext, JobContext
+from repl.core.library_types import Tensor
 from repl.core.reply import Reply
 from repl.generation import arguments, engine
 from repl.generation.decode import loop
@@ -23,10 +21,6 @@ from repl.generation.measure import scoring
 from repl.generation.measure.forward import cancellable_forward, input_device, library_errors, nan_guard
 from repl.generation.request import Prompt, Request, encode
 from repl.generation.runtime import Model
-from repl.models.imports import release
-from repl.models.memory.out_of_memory import out_of_memory
-
-Tell = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +132,7 @@ class Rows:
         """Make the replies; False where the user stopped it: what there is of each is kept."""
         try:
             if self._batch:
-                self._share()
+                self._batch[0].run.guard("the rows stopped", self._share)
             for row in self._alone:
                 self._follow(row)
                 if row.made and row.made.done.finish == "cancelled":
@@ -161,7 +155,7 @@ class Rows:
     def _follow(self, row: Row) -> None:
         """Make a reply by itself, as a message would."""
         self._tell()
-        done = engine.reply(self._resident, row.request, Muted(self._emit, lambda: None))
+        done = engine.reply(self._resident, row.request, Muted(self._emit))
         row.made = Made(done, done.measures.logprobs or self._scored(done))
 
     def _scored(self, done: Reply) -> tuple[float, ...]:
@@ -176,31 +170,21 @@ class Rows:
 
         model, kept, first = self._resident.model, self._resident.runtime.kv_cache, self._batch[0].run
         ids = torch.tensor([self.prompt], device=input_device(model))
-        try:
-            with library_errors("the rows stopped"), cancellable_forward(model, self._emit.raise_if_cancelled):
+        with cancellable_forward(model, self._emit.raise_if_cancelled):
+            for row in self._batch:
+                row.prepare(ids)
+            with kept.lent(model, first.config, ids, lambda: self.prompt) as (past, reused):
                 for row in self._batch:
-                    row.prepare(ids)
-                with kept.lent(model, first.config, ids, lambda: self.prompt) as (past, reused):
-                    for row in self._batch:
-                        row.run.reused = reused
-                    loop.generate(
-                        model,
-                        choice=self,
-                        input_ids=ids,
-                        attention_mask=torch.ones_like(ids),
-                        generation_config=first.config,
-                        tokenizer=self._resident.tokenizer,
-                        **{**first.arguments.off, **past},
-                    )
-            return
-        except Failed as error:
-            self._emit.begin_cleanup()
-            if error.__cause__ is None or not is_memory(error.__cause__):
-                raise
-            words = sentence(strip_traceback(error.__cause__))
-        kept.drop()
-        release()
-        raise out_of_memory(self._resident, first.config, len(self.prompt), words)
+                    row.run.reused = reused
+                loop.generate(
+                    model,
+                    choice=self,
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=first.config,
+                    tokenizer=self._resident.tokenizer,
+                    **{**first.arguments.off, **past},
+                )
 
     @property
     def copies(self) -> int:
@@ -226,45 +210,17 @@ class Rows:
         return keep
 
 
-class Muted:
-    """A `JobContext` that passes a reply's progress on as `tell`, and nothing of its text."""
+@dataclass(eq=False)
+class Muted(ForwardingContext):
+    """A job that hears nothing of a reply's text: `tell` is called for each token."""
 
-    def __init__(self, emit: JobContext, tell: Tell) -> None:
-        self._emit, self._tell = emit, tell
-        self.raise_if_cancelled, self.stopped, self.uninterruptible, self.begin_cleanup = (
-            emit.raise_if_cancelled,
-            emit.stopped,
-            emit.uninterruptible,
-            emit.begin_cleanup,
-        )
+    emit: JobContext
+    tell: Callable[[], object] = lambda: None
 
     def __call__(self, event: Event) -> None:
         """Pass on progress and notices; raises `Cancelled`."""
         if isinstance(event, Token):
-            self._tell()
+            self.tell()
         elif isinstance(event, Progress | Notice):
-            self._emit(event)
+            self.emit(event)
         self.raise_if_cancelled()
-
-
-def processors(resident: Model, request: Request, prompt: Sequence[int], emit: JobContext) -> LogitsProcessorList:
-    """Return what `generate` would change the logits with before it takes the likeliest, for a request."""
-    import torch
-
-    ids = torch.tensor([list(prompt)], device=input_device(resident.model))
-    row = Row(resident, request, Prompt(list(prompt)), emit, time.monotonic())
-    with library_errors("the library cannot prepare this"):
-        row.prepare(ids)
-    return row.processors
-
-
-def named(found: LogitsProcessorList) -> tuple[str, ...]:
-    """Return the names of the library's processors in plain words."""
-    kinds = [type(each).__name__.removesuffix("Processor").removesuffix("Logits") for each in found if _theirs(each)]
-    return tuple(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower() for kind in kinds)
-
-
-def _theirs(processor: LogitsProcessor) -> bool:
-    from transformers import LogitsProcessor
-
-    return isinstance(processor, LogitsProcessor)

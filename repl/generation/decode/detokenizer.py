@@ -1,9 +1,9 @@
 """A `TextIteratorStreamer` whose text is exact, comes at once, and costs the same at every token."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from repl.core.events import Token
 from repl.core.library_types import PreTrainedTokenizerBase, Tensor
@@ -175,41 +175,33 @@ def _probe(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return next(([token_id] for token_id in first if tokenizer.decode([token_id]).isalpha()), [])
 
 
-class Failure(NamedTuple):
-    """What ends a stream that failed, in its queue."""
-
-    error: BaseException
-
-
 class ExactStreamer:
-    """One reply of `generate` as `Token` events; `streamer` makes it a `TextIteratorStreamer`.
+    """One reply of `generate` as `Token` events; `streamer_class` makes it a `TextIteratorStreamer`.
+
+    `seed` are the prompt's ids where prompt and reply are one text, `eos` the ids that end the row; `measure` gives
+    the fields `logprob`, `entropy`, `top` of a token's event.
 
     `put` gets the prompt first (skipped), then a step: shape `(batch,)`, of which row 0 is streamed, or `(1, k)`.
-    Pieces go to `emit`, which may raise, or into `text_queue` for whoever iterates. The iteration ends after `end`,
-    and raises after `fail`. One streamer serves one reply.
+    Pieces go to `emit`, which may raise, or to whoever iterates. One streamer serves one reply.
     """
 
     text_queue: Any
-    timeout: float | None
     next_tokens_are_prompt: bool
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        emit: Callable[[Token], None] | None,
-        seed: Sequence[int],
-        eos: Collection[int],
-        measure: Callable[[int], dict[str, Any]] | None,
+        emit: Callable[[Token], None] | None = None,
+        seed: Sequence[int] = (),
+        eos: Collection[int] = (),
+        measure: Callable[[int], dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(tokenizer, skip_prompt=True)  # type: ignore[call-arg]  # the library's class comes next
-        self.ids: list[int] = []
-        """Ids whose events were taken so far, the end-of-sequence included."""
         self._detokenizer = Detokenizer(tokenizer, seed)
         self._emit = emit or self.text_queue.put
         self._eos = frozenset(eos)
         self._measure = measure
         self._complete = False  # the row has ended: what follows is padding
-        self._ended = False
 
     def put(self, value: Tensor) -> None:
         """Stream the ids of one step, a tensor of shape `(batch,)` or `(1, k)`; passes on what `emit` raises."""
@@ -226,55 +218,19 @@ class ExactStreamer:
         text = self._detokenizer.feed(token_id)
         self._complete = token_id in self._eos
         self._emit(Token(text, token_id, **fields))
-        self.ids.append(token_id)
 
     def end(self) -> None:
-        """Send the rest of the text, where there is one, and end the stream; further calls change nothing."""
-        if self._ended:
-            return
-        self._ended = True
+        """Send the rest of the text, where there is one, and end the stream."""
         try:
             if rest := self._detokenizer.flush():
                 self._emit(Token(rest))
         finally:
             self.text_queue.put(None)
 
-    def fail(self, error: BaseException) -> None:
-        """End the stream so that its reader raises `error` after the pieces already there."""
-        if not self._ended:
-            self._ended = True
-            self.text_queue.put(Failure(error))
-
-    def __iter__(self) -> Iterator[Token]:
-        return self
-
-    def __next__(self) -> Token:
-        found = self.text_queue.get(timeout=self.timeout)
-        if isinstance(found, Token):
-            return found
-        self.text_queue.put(None)  # whoever asks again is told again
-        if isinstance(found, Failure):
-            raise found.error
-        raise StopIteration
-
-
-def streamer(
-    tokenizer: PreTrainedTokenizerBase,
-    emit: Callable[[Token], None] | None = None,
-    seed: Sequence[int] = (),
-    eos: Collection[int] = (),
-    measure: Callable[[int], dict[str, Any]] | None = None,
-) -> ExactStreamer:
-    """Make the streamer of one reply: a `TextIteratorStreamer` for `generate(streamer=...)`.
-
-    `seed` are the prompt's ids where prompt and reply are one text, `eos` the ids that end the row; `measure` gives
-    the fields `logprob`, `entropy`, `top` of a token's event.
-    """
-    return _kind()(tokenizer, emit, seed, eos, measure)
-
 
 @cache
-def _kind() -> type[ExactStreamer]:
+def streamer_class() -> type[ExactStreamer]:
+    """Return the class of streamers for `generate(streamer=...)`; made late, as it takes the import of transformers."""
     from transformers import TextIteratorStreamer
 
     return type("ExactStreamer", (ExactStreamer, TextIteratorStreamer), {"__doc__": ExactStreamer.__doc__})

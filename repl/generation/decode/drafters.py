@@ -46,8 +46,8 @@ class Lookup:
 
     def __call__(self, ids: list[int], most: int) -> list[int]:
         """Return up to `most` ids from an earlier place; a copy that reaches its own beginning goes on in it."""
-        for place in range(self._read, len(ids)):
-            self._after.update({tuple(ids[place - size : place]): place for size in RUN_TOKENS if place >= size})
+        for end in range(self._read, len(ids)):
+            self._after.update({tuple(ids[end - size : end]): end for size in RUN_TOKENS if end >= size})
         self._read = len(ids)
         places = (self._after.get(tuple(ids[-size:])) for size in RUN_TOKENS)
         place = next((found for found in places if found is not None), None)

@@ -1,12 +1,13 @@
 """What stands between a model's logits and the draw: the library's processors and warpers, one after another."""
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from repl.core.errors import Failed
-from repl.core.library_types import LogitsProcessor, PreTrainedModel, Tensor
+from repl.core.library_types import LogitsProcessor, LogitsProcessorList, PreTrainedModel, Tensor
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
 from repl.generation.measure.forward import input_device, library_errors
@@ -95,7 +96,7 @@ def stages(
     return found
 
 
-def processors(model: PreTrainedModel, chosen: Arguments, prompt: Sequence[int]) -> list[LogitsProcessor]:
+def processors(model: PreTrainedModel, chosen: Arguments, prompt: Sequence[int]) -> LogitsProcessorList:
     """Return the processors and warpers of one call of `generate`: it prepares them, and is stopped there.
 
     Raises `Failed` with what the library says where it refuses a value.
@@ -108,7 +109,13 @@ def processors(model: PreTrainedModel, chosen: Arguments, prompt: Sequence[int])
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": bare, **chosen.off}
     with library_errors("the library refuses these settings"):
         found, _ = loop.captured(model, **given)
-    return list(found)
+    return found
+
+
+def names(found: LogitsProcessorList) -> tuple[str, ...]:
+    """Return the names of processors in plain words."""
+    kinds = [type(each).__name__.removesuffix("Processor").removesuffix("Logits") for each in found]
+    return tuple(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower() for kind in kinds)
 
 
 def _named(processor: LogitsProcessor) -> tuple[str, float | None]:
