@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from repl.core import settings
-from repl.core.decoding import SAMPLING
+from repl.core import decoding, settings
+from repl.core.decoding import NOTHING, ModelDefaults
 from repl.core.errors import UsageError
 from repl.core.settings import Settings
 from repl.generation.decode import drafters
@@ -14,7 +14,7 @@ from repl.hub import catalog
 from repl.remote.dialects import Listing
 from repl.remote.http import Address
 from repl.session import servers
-from repl.session.change_settings import changed
+from repl.session.change_settings import changed, full_name
 from repl.session.session import Session
 
 NOW, LOCAL = "now", "local"
@@ -71,31 +71,31 @@ def way(session: Session, word: str) -> Variant:
     if first in session.engines or URL.match(first):
         chosen = session.engines.get(first, {}).get("model", "")
         server = Server(servers.server_address(session, first), chosen)
-        return _served(session, parts, server, _given(parts[1:]))
-    given = _given(parts)
-    loads = {name: value for name, value in given if settings.places()[settings.find(name)] == "load"}
-    if (
-        remote is None
-        or LOCAL in parts
-        or (loads and loads.get("model") not in {one.id for one in remote.listing.offers})
-    ):
-        return variant(word, session.settings)
+        return _served(session, parts, server, _given(parts[1:], session.base()))
+    given = _given(parts, session.base())
+    offers = {one.id for one in remote.listing.offers} if remote else set()
+    if remote is None or LOCAL in parts or (_load_names(given) and dict(given).get("model") not in offers):
+        return variant(word, session.settings, session.base())
     return _served(session, parts, Server(remote.wire.where, remote.model, remote.listing), given)
 
 
-def variant(word: str, base: Settings) -> Variant:
-    """Read one word that says nothing of servers: what is not named stays as it is; raises `UsageError`."""
+def variant(word: str, now: Settings, base: ModelDefaults = NOTHING) -> Variant:
+    """Read one word that says nothing of servers: what is not named stays as it is; raises `UsageError`.
+
+    `base` is what the model brings: fields of its generation config may be named too.
+    """
     parts = _parts(word)
-    given = _given(parts)
-    return Variant(_title(parts), changed(base, implied(given) + given))
+    given = _given(parts, base)
+    return Variant(_title(parts), changed(now, implied(given) + given, base=base))
 
 
 def _served(session: Session, parts: list[str], server: Server, given: list[tuple[str, str]]) -> Variant:
     model = next((value for name, value in given if name == "model"), server.model)
     given = [pair for pair in given if pair[0] not in ADDRESS]
-    if loads := [name for name, _ in given if settings.places()[settings.find(name)] == "load"]:
+    if loads := _load_names(given):
         raise UsageError(f"{loads[0]} is a load setting; the server decides it")
-    return Variant(_title(parts), changed(session.settings, implied(given) + given), replace(server, model=model))
+    chosen = changed(session.settings, implied(given) + given, base=session.base())
+    return Variant(_title(parts), chosen, replace(server, model=model))
 
 
 def _parts(word: str) -> list[str]:
@@ -107,8 +107,13 @@ def _title(parts: list[str]) -> str:
     return ",".join(settings.named(part) for part in parts) or NOW
 
 
-def _given(parts: list[str]) -> list[tuple[str, str]]:
-    return [pair for part in parts for pair in _pairs(part)]
+def _given(parts: list[str], base: ModelDefaults) -> list[tuple[str, str]]:
+    return [pair for part in parts for pair in _pairs(part, base)]
+
+
+def _load_names(given: list[tuple[str, str]]) -> list[str]:
+    places = settings.places()
+    return [name for name, _ in given if places.get(name) == "load"]
 
 
 def _bare(word: str) -> str:
@@ -116,7 +121,7 @@ def _bare(word: str) -> str:
     return inner if len(word) > 1 and word[0] == word[-1] and word[0] in "\"'" and word[0] not in inner else word
 
 
-def _pairs(part: str) -> list[tuple[str, str]]:
+def _pairs(part: str, base: ModelDefaults) -> list[tuple[str, str]]:
     """Return the settings that a part of a word names; what is no setting is a model."""
     if part in WORDS:
         return WORDS[part]
@@ -125,8 +130,8 @@ def _pairs(part: str) -> list[tuple[str, str]]:
     typed, _, value = part.partition("=")
     if typed == FAST and value in WORDS:
         return WORDS[value]
-    name = settings.find(settings.SHORT.get(typed, typed))
-    if settings.places()[name] == "view" and name != "mode":
+    name = full_name(typed, base)
+    if settings.places().get(name) == "view" and name != "mode":
         raise UsageError(f"{name} is a display setting", f"/{name}")
     if name == "model":
         return settings.address(value)
@@ -140,7 +145,7 @@ def implied(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
         return []
     if "num_beams" in given:
         return [("do_sample", "off"), ("num_return_sequences", "default")]
-    return SAMPLED if given.keys() & {*SAMPLING, "seed"} else []
+    return SAMPLED if given.keys() & {*decoding.WARPERS, "seed"} else []
 
 
 def offered(session: Session | None = None) -> Mapping[str, str]:

@@ -113,11 +113,11 @@ def explain(
 def given(record: Reply, spot: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids that `generate` was called with for a token, and those that it had made by then.
 
-    A continued reply was made by several calls: a token of the last one has the reply before it in its prompt.
+    A continued reply was made by several calls: a token of a later one has the reply before it in its prompt.
     """
-    before, prompt = record.prompt_ids + record.token_ids[:spot], len(record.prompt_ids)
-    length = record.usage.prompt if prompt <= record.usage.prompt <= len(before) else prompt
-    return before[:length], before[length:]
+    calls = record.continued or (record.usage.prompt - len(record.prompt_ids),)
+    start = max((place for place in calls if 0 < place <= spot), default=0)
+    return record.prompt_ids + record.token_ids[:start], record.token_ids[start:spot]
 
 
 def _way(config: GenerationConfig) -> str:

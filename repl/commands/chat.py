@@ -5,9 +5,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from repl.analysis.variants import implied
-from repl.commands import registry
 from repl.commands.registry import command
-from repl.core import settings
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
 from repl.core.format import counted
@@ -17,7 +15,7 @@ from repl.core.values import Assignment, Integer, RestOfLine
 from repl.generation.measure.token_trace import onward
 from repl.generation.request import Request
 from repl.session import position
-from repl.session.change_settings import changed
+from repl.session.change_settings import changed, full_name
 from repl.session.replies import generate_turn
 from repl.session.results import Draft, Message
 from repl.session.session import Session, Task
@@ -60,9 +58,9 @@ def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) 
     """
     session.require_engine()
     last = _last(session)
-    words = [(settings.find(registry.ALIASES.get(name, name)), text) for name, text in changes]
-    samples = session.decoding()["do_sample"].value
-    chosen = changed(session.settings, [*([] if samples else implied(words)), *words], parts=("decode", "view"))
+    words = [(full_name(name, session.base()), text) for name, text in changes]
+    own = [] if session.decoding()["do_sample"].value else implied(words)
+    chosen = changed(session.settings, [*own, *words], parts=("decode", "view"), base=session.base())
     return _sent(session, lambda: _answer(session, session.conversation.turns[last.parent or 0], chosen))
 
 

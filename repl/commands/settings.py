@@ -16,7 +16,7 @@ from repl.core.sanitize import clean_line
 from repl.core.values import Assignment, RestOfLine
 from repl.core.values import Text as Words
 from repl.generation.prompt.chat_template import argument, arguments
-from repl.session.change_settings import Setting, apply, change, describe, names, read_field
+from repl.session.change_settings import Setting, apply, change, describe, names, put_field, read_field
 from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.screen import render
@@ -90,9 +90,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()]) -> An
 
     def settle(job: Any) -> Message:
         full, found = job.result()
-        kept = tuple(pair for pair in session.settings.extra if pair[0] != full)
-        extra = kept + (((full, found),) if value != "default" else ())
-        session.change(replace(session.settings, extra=extra))
+        session.change(put_field(session.settings, full, found, value != "default"))
         shown = "reset to the model's default" if value == "default" else fields.show(found)
         said = "" if value in ("default", fields.NONE) else decoding.remark(full, session.settings, session.base())
         return Message(joined(f"{full} {shown}", said or "from the next reply on"))

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Annotated
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
-from repl.analysis.sweep import EXAMPLE, Line, Run, Sweep, Taken, offer_rows, plan
+from repl.analysis.sweep import EXAMPLE, Sweep, SweepRow, Taken, offer_rows, plan
+from repl.analysis.sweep import sweep as make_rows
 from repl.commands.registry import command
-from repl.core import settings
+from repl.core import fields, settings
 from repl.core.atomic_write import write
 from repl.core.errors import UsageError
 from repl.core.format import counted, joined, rate
@@ -22,6 +24,7 @@ from repl.generation.decode.batch import Made
 from repl.session.position import question, split_prompt
 from repl.session.results import Message
 from repl.session.session import Session, Task
+from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 
 OPENING = 16  # least columns worth giving to the beginning of a text beside the figures
@@ -30,10 +33,10 @@ USUAL = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penal
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ShownRow:
     """One row of a sweep with its whole text."""
 
-    line: Line
+    line: SweepRow
 
 
 @command("compare", name="sweep", needs_model=True)
@@ -56,7 +59,7 @@ def sweep(
     flags = {word for word in words if word in ("--exact", "--force")}
     words = [word for word in words if word not in flags]
     if words[:1] == ["show"] and not prompt:
-        return Shown(_line(_last(session), words[1:]))
+        return ShownRow(_line(_last(session), words[1:]))
     if words[:1] == ["save"] and not prompt:
         return _saved(_last(session), text.partition("save")[2].replace("--force", ""), force or "--force" in flags)
     if not words and not prompt:
@@ -77,7 +80,7 @@ def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task
         return found
 
     return session.run_on_model(
-        lambda emit: Run(session.store.current(), chosen, asked.request, emit, exact).sweep(), settle
+        lambda emit: make_rows(session.store.current(), chosen, asked.request, emit, exact), settle
     )
 
 
@@ -87,7 +90,7 @@ def _last(session: Session) -> Sweep:
     return session.last_sweep
 
 
-def _line(found: Sweep, words: list[str]) -> Line:
+def _line(found: Sweep, words: list[str]) -> SweepRow:
     number = Integer(1).read(" ".join(words) or "nothing")
     lines = {line.number: line for line in found.lines}
     if number not in lines:
@@ -105,23 +108,23 @@ def _saved(found: Sweep, file: str, force: bool) -> Message:
     return Message(f"{len(rows)} rows written to {path}")
 
 
-def _record(found: Sweep, line: Line) -> dict[str, object]:
-    own = {name: getattr(line, name) for name in Line.__slots__ if name not in ("text", "token_ids", "logprobs")}
+def _record(found: Sweep, line: SweepRow) -> dict[str, object]:
+    own = {name: getattr(line, name) for name in SweepRow.__slots__ if name not in ("text", "token_ids", "logprobs")}
     ids = {"prompt_ids": found.prompt_ids, "token_ids": line.token_ids, "logprobs": line.logprobs}
     return {**own, "text": line.text, **ids}
 
 
 @render.register
 def _(result: Sweep) -> RenderableType:
-    return Drawing(result)
+    return Responsive(lambda width, _: _draw(result, width))
 
 
 @render.register
-def _(result: Shown) -> RenderableType:
+def _(result: ShownRow) -> RenderableType:
     line = result.line
     chosen = joined(
         f"row {line.number}",
-        *(f"{short(name)} {settings.show(name, value)}" for name, value in line.settings.items()),
+        *(f"{short(name)} {_show(name, value)}" for name, value in line.settings.items()),
         f"seed {line.seed}" if line.seed is not None else "greedy",
         f"{line.length} tokens",
     )
@@ -133,65 +136,51 @@ def _(result: Taken) -> RenderableType:
     return Text.assemble(clean(result.text), (f"\n{result.now} · from the next reply on", "quiet"))
 
 
-class Drawing:
-    """A line for each row; where the window is narrow, the beginning of its text stands below its figures."""
+def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
+    """Draw a line for each row; in a narrow window the beginning of its text stands below its figures."""
+    heads = ["", *map(short, found.names), "seed", "tokens", "end", "distinct-2", "logprob", "parts at"]
+    rows = [_cells(found, row) for row in found.lines if row.same_as is None]
+    first = ["greedy", *[""] * len(found.names), *_figures(found, found.greedy)]
+    widths = [max(map(cell_len, column)) for column in zip(heads, first, *rows, strict=True)]
+    room = width - sum(widths) - 2 * len(widths)
+    yield Text(_aligned(heads, widths), "quiet")
+    if found.greedy.same_as is None and found.greedy.length:
+        yield from _row(_aligned(first, widths), found.greedy, room, "quiet")
+    for copies, group in groupby(found.lines, lambda row: row.same_as is not None):
+        if copies:
+            yield _copies(list(group), widths[0])
+        else:
+            for row in group:
+                yield from _row(_aligned(_cells(found, row), widths), row, room, "")
+    yield Text(_said(found), "quiet")
+    if found.lines:
+        yield Text.assemble(
+            ("/sweep show N", "accent"), (" shows a row, ", "quiet"), ("/pick N", "accent"), (" takes it", "quiet")
+        )
 
-    def __init__(self, sweep: Sweep) -> None:
-        self._sweep = sweep
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        found = self._sweep
-        heads = ["", *map(short, found.names), "seed", "tokens", "end", "distinct-2", "logprob", "parts at"]
-        rows = [self._cells(line) for line in found.lines if line.same_as is None]
-        first = ["", *[""] * len(found.names), *self._figures(found.greedy)]
-        widths = [max(map(cell_len, column)) for column in zip(heads, first, *rows, strict=True)]
-        room = options.max_width - sum(widths) - 2 * len(widths)
-        yield Text(_aligned(heads, widths), "quiet")
-        if found.greedy.same_as is None and found.greedy.length:
-            first[1 if found.names else 0] = ""
-            yield from self._drawn(_aligned(first, widths), found.greedy, room, "quiet", "greedy: ")
-        yield from self._body(widths, room)
-        yield Text(_said(found), "quiet")
-        if found.lines:
-            yield Text.assemble(
-                ("/sweep show N", "accent"), (" shows a row, ", "quiet"), ("/pick N", "accent"), (" takes it", "quiet")
-            )
+def _cells(found: Sweep, row: SweepRow) -> list[str]:
+    return [str(row.number), *(_show(name, row.settings[name]) for name in found.names), *_figures(found, row)]
 
-    def _body(self, widths: list[int], room: int) -> Iterator[Text]:
-        same: list[Line] = []
-        for line in self._sweep.lines:
-            if line.same_as is not None:
-                same.append(line)
-                continue
-            yield from _folded(same, widths[0])
-            same = []
-            yield from self._drawn(_aligned(self._cells(line), widths), line, room, "")
-        yield from _folded(same, widths[0])
 
-    def _cells(self, line: Line) -> list[str]:
-        values = [settings.show(name, line.settings[name]) for name in self._sweep.names]
-        return [str(line.number), *values, *self._figures(line)]
+def _figures(found: Sweep, row: SweepRow) -> list[str]:
+    parts = "never" if row.parts is None else str(row.parts)
+    return [
+        "" if row.seed is None else str(row.seed),
+        str(row.length),
+        "stopped" if row.finish == "cancelled" else row.finish.replace("_", " "),
+        "" if row.distinct_2 is None else f"{row.distinct_2:.2f}",
+        "" if row.logprob is None else f"{row.logprob:.2f}",
+        "" if row.number in (0, found.greedy.same_as) else parts,
+    ]
 
-    def _figures(self, line: Line) -> list[str]:
-        return [
-            "" if line.seed is None else str(line.seed),
-            str(line.length),
-            "stopped" if line.finish == "cancelled" else line.finish.replace("_", " "),
-            "" if line.distinct_2 is None else f"{line.distinct_2:.2f}",
-            "" if line.logprob is None else f"{line.logprob:.2f}",
-            ""
-            if line.number in (0, self._sweep.greedy.same_as)
-            else "never"
-            if line.parts is None
-            else str(line.parts),
-        ]
 
-    def _drawn(self, figures: str, line: Line, room: int, style: str, lead: str = "") -> Iterator[Text]:
-        if room >= OPENING:
-            yield Text.assemble((figures + "  ", "quiet"), _opening(lead + line.text, room, style))
-            return
-        yield Text(figures, "quiet")
-        yield Text("   ") + _opening(lead + line.text, max(20, room + cell_len(figures) - 3), style)
+def _row(figures: str, row: SweepRow, room: int, style: str) -> Iterator[Text]:
+    if room >= OPENING:
+        yield Text.assemble((figures + "  ", "quiet"), _opening(row.text, room, style))
+        return
+    yield Text(figures, "quiet")
+    yield Text("   ") + _opening(row.text, max(20, room + cell_len(figures) - 3), style)
 
 
 def _opening(text: str, most: int, style: str) -> Text:
@@ -210,12 +199,15 @@ def _aligned(cells: list[str], widths: list[int]) -> str:
     return "  ".join(" " * (width - cell_len(cell)) + cell for cell, width in zip(cells, widths, strict=True))
 
 
-def _folded(same: list[Line], width: int) -> Iterator[Text]:
+def _copies(same: list[SweepRow], width: int) -> Text:
     """Draw rows that are copies of others in one line."""
-    if same:
-        numbers = str(same[0].number) if len(same) == 1 else f"{same[0].number}-{same[-1].number}"
-        rows = ", ".join(str(number) for number in dict.fromkeys(line.same_as for line in same))
-        yield Text(f"{numbers:>{width}}  as row {rows}: settings that come to the same", "quiet")
+    numbers = str(same[0].number) if len(same) == 1 else f"{same[0].number}-{same[-1].number}"
+    rows = ", ".join(str(number) for number in dict.fromkeys(row.same_as for row in same))
+    return Text(f"{numbers:>{width}}  as row {rows}: settings that come to the same", "quiet")
+
+
+def _show(name: str, value: object) -> str:
+    return settings.show(name, value) if name in settings.places() else fields.show(value)
 
 
 def _said(found: Sweep) -> str:

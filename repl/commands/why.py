@@ -17,6 +17,7 @@ from repl.core.settings import Settings
 from repl.core.values import Assignment
 from repl.generation.measure.processors import NAMES
 from repl.generation.measure.token_text import quoted
+from repl.session.change_settings import full_name
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.token_colours import percent
@@ -57,11 +58,11 @@ def _values(session: Session, record: Reply, token: str, changes: Sequence[tuple
     """Read changed settings; raises `UsageError`, also for one that has no effect on this reply."""
     values: dict[str, Any] = {}
     for word, text in changes:
-        if (other := word.replace("-", "_")) in ODDS and not decoding.is_setting(other):
-            values[decoding.other(other, session.base())] = fields.read(other, text, session.base().model)
+        name = full_name(word, session.base())
+        if name in ODDS and name not in settings.places():
+            values[name] = fields.read(name, text, session.base().model)
             continue
-        name = settings.find(word)
-        if settings.places()[name] != "decode":
+        if settings.places().get(name) != "decode":
             raise UsageError(f"{name} does not change the odds of a token", f"/help {name}")
         default = decoding.effective(Settings(), session.base()).get(name)
         values[name] = settings.read(name, text) if text != "default" else default.value if default else None

@@ -190,6 +190,8 @@ class Reply:
     """How it was read ahead."""
     taken: tuple[int, ...] = ()
     """Places, from 1, of tokens that the user put in with /take."""
+    continued: tuple[int, ...] = rare(())
+    """Tokens that were there each time when the reply was continued."""
     raw: str = ""
     """All that was made, exactly: the joined texts of the tokens."""
     thinking: str = ""

@@ -32,7 +32,9 @@ class Arguments:
 
 
 def of_settings(resident: Model, settings: Settings) -> Arguments:
-    """Return what a reply under these settings is made with."""
+    """Return what a reply under these settings is made with; raises `UsageError` for a token that there is not."""
+    for name, value in settings.extra:
+        fields.beyond(name, value, resident.facts.vocabulary)
     return of_values(resident.model, decoding.overrides(settings, resident.facts.base))
 
 

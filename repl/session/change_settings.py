@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from repl.core import decoding, fields, settings
+from repl.core.decoding import NOTHING, ModelDefaults
 from repl.core.errors import Failed, UsageError
 from repl.core.explain import sentence
 from repl.core.format import joined
@@ -93,15 +94,43 @@ def adopt(session: Session, chosen: settings.Settings, said: Message) -> Message
     return Task(task.job, settle, task.background)
 
 
-def changed(before: settings.Settings, words: Words, parts: Sequence[str] = tuple(settings.SPECS)) -> settings.Settings:
-    """Return settings with some of these parts read from words; the word `default` puts one back."""
+def changed(
+    before: settings.Settings,
+    words: Words,
+    parts: Sequence[str] = tuple(settings.SPECS),
+    base: ModelDefaults = NOTHING,
+) -> settings.Settings:
+    """Return settings with some of these parts read from words; the word `default` puts one back.
+
+    `base` is what a model brings, where its fields of the library's generation config may be named too.
+    """
     for word, text in words:
-        name = settings.find(word)
+        name = full_name(word, base)
+        if name not in settings.places():
+            value = None if text == "default" else fields.read(name, text, base.model)
+            before = put_field(before, name, value, text != "default")
+            continue
         if settings.places()[name] not in parts:
             belongs = "belongs to" if settings.places()[name] == "load" else "has nothing to do with"
             raise UsageError(f"{name} {belongs} loading: change it by itself", f"/{name}")
         before = before.reset(name) if text == "default" else before.put(name, settings.read(name, text), "you")
     return before
+
+
+def full_name(word: str, base: ModelDefaults = NOTHING) -> str:
+    """Return the setting that a word names, or the field of the generation config of the library; raises `UsageError`.
+
+    `base` is what a model brings, with the fields that there are.
+    """
+    short = {**settings.SHORT, **{theirs: ours for ours, theirs in decoding.OURS.items()}}
+    name = short.get(word, word).replace("-", "_")
+    return name if name in base.known and not decoding.is_setting(name) else settings.find(name)
+
+
+def put_field(before: settings.Settings, name: str, value: object, keep: bool = True) -> settings.Settings:
+    """Return settings with a field that is none of ours; without it where it is not to be kept."""
+    others = tuple(pair for pair in before.extra if pair[0] != name)
+    return replace(before, extra=(*others, (name, value)) if keep else others)
 
 
 def _decodes(words: Words) -> bool:
@@ -140,11 +169,9 @@ def read_field(session: Session, name: str, word: str) -> tuple[str, object]:
     value = fields.read(name, word, session.base().model)
     if session.remote is None and value is not None:
         resident, before = session.store.current(), session.settings
-        fields.beyond(name, value, resident.facts.vocabulary)
         if "offloaded" in str(value) and resident.model.device.type == "cpu":
             raise UsageError(f"{name} {value} moves between a GPU and the CPU: this model is on the CPU", STATIC)
-        extra = (*(pair for pair in before.extra if pair[0] != name), (name, value))
-        said = _refusal(resident, replace(before, extra=extra))
+        said = _refusal(resident, put_field(before, name, value))
         if said and not _refusal(resident, before):
             hints = f"/set {name} {fields.find(name).example}", f"/set {name} none"
             raise UsageError(f"{name} cannot be {word}: {said}", *hints)

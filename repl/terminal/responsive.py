@@ -1,6 +1,6 @@
-"""Tables that have more columns in a wide window than in a narrow one."""
+"""Drawings that depend on the width of the window."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
@@ -18,3 +18,13 @@ class First:
         room = options.update(max_width=ANY)
         widths = ((Measurement.get(console, room, each).maximum, each) for each in self._drawings)
         yield next((each for width, each in widths if width <= options.max_width), self._drawings[-1])
+
+
+class Responsive:
+    """What `draw` makes of the columns of the window, and of whether it shows ASCII only."""
+
+    def __init__(self, draw: Callable[[int, bool], Iterator[RenderableType]]) -> None:
+        self._draw = draw
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield from self._draw(options.max_width, options.ascii_only)

@@ -110,6 +110,23 @@ def test_a_word_is_a_model_or_settings(word: str, values: dict[str, object]) -> 
     assert {name: found.get(name) for name in values} == values
 
 
+def test_a_field_of_the_library_is_a_setting_too(chat: Session) -> None:
+    """As /set takes it; what only sampling heeds samples, and a wrong value is explained."""
+    found = variant("suppress-tokens=[5, 7],top_h=0.5,max=3", Settings(), chat.base()).settings
+    assert dict(found.extra) == {"suppress_tokens": [5, 7], "top_h": 0.5}
+    assert (found.decode.do_sample, found.decode.max_new_tokens) == (True, 3)
+    assert variant("top_h=default", found, chat.base()).settings.extra == (("suppress_tokens", [5, 7]),)
+    with pytest.raises(UsageError, match="top_h '7' is not"):
+        variant("top_h=7", Settings(), chat.base())
+    first = ask(chat, STORY).token_ids[0]
+    columns = run(chat, f"/compare now suppress_tokens=[{first}]").columns
+    assert columns[0].done.token_ids[0] == first
+    assert first not in columns[1].done.token_ids
+    assert first not in run(chat, f"/retry suppress_tokens=[{first}]").token_ids
+    with pytest.raises(UsageError, match="no token of this model"):
+        run(chat, "/retry suppress_tokens=[99999999]")
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [

@@ -77,6 +77,20 @@ def test_a_row_is_the_reply_that_a_message_would_get(kind, folder):
             assert (done.token_ids, done.text, done.finish) == (line.token_ids, line.text, line.finish)
 
 
+def test_fields_of_the_library_are_swept_too(llama_folder):
+    """Read as /set reads them; one in JSON stays whole at its commas, and /pick takes it over."""
+    with opened(llama_folder, max_new_tokens=6) as session:
+        first, second, *_ = ask(session, PROMPT).token_ids
+        found = run(session, f"/sweep suppress_tokens=[{first},{second}] min_length=0,6")
+        assert [row.settings["suppress_tokens"] for row in found.lines] == [[first, second]] * 2
+        assert not {first, second} & set(found.lines[0].token_ids)
+        assert "min_length" in drawn(found)
+        run(session, "/pick 2")
+        assert dict(session.settings.extra) == {"suppress_tokens": [first, second], "min_length": 6}
+        assert all(row.seed for row in run(session, "/sweep top_h=0.3,0.9").lines)
+        refused(session, "/sweep top_h=0.3,7", "top_h '7' is not")
+
+
 @pytest.mark.slow
 @pytest.mark.library
 def test_rows_that_end_early_leave_the_others_as_they_are(llama_folder):

@@ -368,6 +368,12 @@ def test_a_continued_token_has_the_reply_before_it_in_its_prompt(chat):
     record = chat.last.record
     assert given(record, 3) == (first.prompt_ids, record.token_ids[:3])
     assert given(record, 5) == (first.prompt_ids + first.token_ids, record.token_ids[4:5])
+    run(chat, "/continue")
+    again = chat.last.record
+    assert again.token_ids[:8] == record.token_ids
+    assert given(again, 3) == (first.prompt_ids, record.token_ids[:3])
+    assert given(again, 5) == (first.prompt_ids + first.token_ids, record.token_ids[4:5])
+    assert given(again, 9) == (first.prompt_ids + record.token_ids, again.token_ids[8:9])
 
 
 def test_a_token_of_a_beam_search_is_weighed_with_its_sequence(chat):

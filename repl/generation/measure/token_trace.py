@@ -202,5 +202,6 @@ def onward(before: Turn, kept: Sequence[int], done: Reply) -> Reply:
         prompt_ids=before.record.prompt_ids,
         token_ids=(*kept, *done.token_ids),
         taken=tuple(place for place in before.record.taken if place <= len(kept)),
+        continued=(*(place for place in before.record.continued if place < len(kept)), len(kept)),
         measures=joined(cut(before.record.measures, len(kept)), len(kept), done.measures, len(done.token_ids)),
     )
