@@ -71,13 +71,21 @@ def test_wrong_words_are_told_the_usage(line: str, said: str) -> None:
         parse(find(name), rest)
 
 
-@given(st.text(max_size=30))
-def test_any_line_is_parsed_or_refused(text: str) -> None:
-    name, rest = split("/" + text)
+NAMES = st.sampled_from([*registry.COMMANDS, *registry.ALIASES])
+SEEN_WORDS = ["4", "0.5", "on", "none", "--turn", "--turn 2", "temperature=0.8", "=", '"', "a b", "[1]", "{}", "--"]
+WORDS = st.lists(st.sampled_from(SEEN_WORDS) | st.text(max_size=10), max_size=4).map(" ".join)
+
+
+@given(NAMES | st.text(max_size=30), WORDS)
+def test_any_line_is_parsed_or_refused(name: str, words: str) -> None:
+    name, rest = split(f"/{name} {words}")
     try:
-        parse(find(name), rest)
+        arguments, named = parse(find(name), rest)
     except UsageError:
         return
+    takes = find(name).words
+    assert {*named} <= {word.name for word in takes if word.flag}
+    assert len(arguments) <= len(takes) or any(word.many for word in takes)
 
 
 @pytest.mark.parametrize(
