@@ -12,6 +12,7 @@ from pathlib import Path
 
 import driving
 import pytest
+from fakeserver import FakeServer
 from test_first_example import HUNG, ROOT, environment
 
 from repl.commands.files import config_, preset, read, script
@@ -117,6 +118,13 @@ def test_what_is_added_goes_through_a_link_of_the_user(tmp_path: Path) -> None:
 # the program: what it reads and where it writes
 
 
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    """A server that answers: a program that is connected to it needs no model, and a fifth of the time."""
+    with FakeServer() as server:
+        yield server
+
+
 def run(line: str, **more: str) -> tuple[int, str, str]:
     """Run a shell line in which $HUB is the program; returns its code, what it printed and what it said."""
     variables = environment() | {"HUB": f"{sys.executable} -m repl", **more}
@@ -133,29 +141,33 @@ def run(line: str, **more: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        ("$HUB $MODEL -c /version >&-", 1, "hub-repl: standard output is closed\n"),
+        ("$HUB $SERVER -c /version >&-", 1, "hub-repl: standard output is closed\n"),
         ("$HUB --help >&-", 1, "hub-repl: standard output is closed\n"),
-        ("$HUB $MODEL -c /version >&- 2>&-", 1, ""),
-        ("$HUB $MODEL -c /version >/dev/full", 1, "hub-repl: cannot write standard output: No space left on device\n"),
-        ("$HUB $MODEL --json -c /version >/dev/full", 1, "cannot write standard output"),
+        ("$HUB $SERVER -c /version >&- 2>&-", 1, ""),
+        ("$HUB $SERVER -c /version >/dev/full", 1, "hub-repl: cannot write standard output: No space left on device\n"),
+        ("$HUB $SERVER --json -c /version >/dev/full", 1, "cannot write standard output"),
         ("$HUB --help >/dev/full", 1, "cannot write standard output"),
         ("$HUB --version >/dev/full", 1, "cannot write standard output"),
-        ("$HUB $MODEL --json -c /settings | true; exit ${PIPESTATUS[0]}", 141, ""),
+        ("$HUB $SERVER --json -c /settings | true; exit ${PIPESTATUS[0]}", 141, ""),
         ("$HUB --help | true; exit ${PIPESTATUS[0]}", 141, ""),
-        ("$HUB $MODEL -c /version </dev/null 2>/dev/full", 0, ""),
-        ("$HUB $MODEL -c /nonsense </dev/null 2>/dev/full", 1, ""),
-        ("$HUB $MODEL -c /version 2>&-", 0, ""),
-        ("$HUB $MODEL -c /version <&-", 0, ""),
-        ("$HUB $MODEL --script - <&-", 0, ""),
-        ("$HUB $MODEL -c /version </dev/zero", 2, "hub-repl: standard input is larger than 4 MB"),
-        ("$HUB $MODEL --script /dev/zero", 2, "it is a device, not a file"),
-        ("printf '\\xff\\xfe\\xff' | $HUB $MODEL -c /version", 2, "hub-repl: standard input is not UTF-8 text"),
-        ("HUB_REPL_HOME=/dev/null/x $HUB $MODEL -c /version", 2, "hub-repl: cannot make the folder /dev/null/x/config"),
+        ("$HUB $SERVER -c /version </dev/null 2>/dev/full", 0, ""),
+        ("$HUB $SERVER -c /nonsense </dev/null 2>/dev/full", 1, ""),
+        ("$HUB $SERVER -c /version 2>&-", 0, ""),
+        ("$HUB $SERVER -c /version <&-", 0, ""),
+        ("$HUB $SERVER --script - <&-", 0, ""),
+        ("$HUB $SERVER -c /version </dev/zero", 2, "hub-repl: standard input is larger than 4 MB"),
+        ("$HUB $SERVER --script /dev/zero", 2, "it is a device, not a file"),
+        ("printf '\\xff\\xfe\\xff' | $HUB $SERVER -c /version", 2, "hub-repl: standard input is not UTF-8 text"),
+        (
+            "HUB_REPL_HOME=/dev/null/x $HUB $SERVER -c /version",
+            2,
+            "hub-repl: cannot make the folder /dev/null/x/config",
+        ),
         ("HUB_REPL_HOME=/proc/x $HUB hello", 2, "HUB_REPL_HOME=FOLDER hub-repl"),
     ],
 )
-def test_every_end_is_a_sentence_and_a_code(line: str, code: int, said: str, gpt2_folder: Path) -> None:
-    found = run(line, MODEL=str(gpt2_folder))
+def test_every_end_is_a_sentence_and_a_code(line: str, code: int, said: str, server: FakeServer) -> None:
+    found = run(line, SERVER=f"--connect {server.host}")
     assert found[0] == code, found
     assert said in found[2]
     assert found[2].count("\n") <= 1
@@ -163,22 +175,22 @@ def test_every_end_is_a_sentence_and_a_code(line: str, code: int, said: str, gpt
 
 @pytest.mark.slow
 @POSIX
-def test_a_script_may_be_a_pipe_and_begin_with_a_mark(gpt2_folder: Path) -> None:
+def test_a_script_may_be_a_pipe_and_begin_with_a_mark(server: FakeServer) -> None:
     marked = "'\\xef\\xbb\\xbf/version\\n'"
-    for line in (f"$HUB $MODEL --script <(printf {marked})", f"printf {marked} | $HUB $MODEL --script -"):
-        code, printed, said = run(line, MODEL=str(gpt2_folder))
+    for line in (f"$HUB $SERVER --script <(printf {marked})", f"printf {marked} | $HUB $SERVER --script -"):
+        code, printed, said = run(line, SERVER=f"--connect {server.host}")
         assert (code, said) == (0, "")
         assert "hub-repl" in printed
 
 
 @pytest.mark.slow
 @POSIX
-def test_an_answer_that_cannot_be_written_fails(gpt2_folder: Path) -> None:
-    line = f"$HUB {gpt2_folder} hello --max-new-tokens 4 --no-save"
+def test_an_answer_that_cannot_be_written_fails(server: FakeServer, gpt2_folder: Path) -> None:
+    assert run(f"$HUB {gpt2_folder} hello --max-new-tokens 4 --no-save > /dev/full")[0] == 1
+    line = f"$HUB --connect {server.host} --no-save hello"
     assert run(f"{line} > /dev/full")[0] == 1
     code, printed, _ = run(f"{line} 2> /dev/full")
-    assert code == 0
-    assert printed.startswith("hello")
+    assert (code, printed) == (0, "Hello there.\n")
 
 
 STARTED = """
