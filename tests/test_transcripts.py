@@ -304,7 +304,7 @@ def test_an_error_quotes_what_was_pasted_without_its_control_bytes(typist: Typis
         ("/mode shout", "mode 'shout' is not one of auto, chat, complete"),
         ("/sample temperature=0.5 top_p=7", "top_p '7' is not a number above 0 to 1"),
         ("/sample warm", "/sample changes: 'warm' is not name=value"),
-        ("/set temperature", "/set needs value"),
+        ("/set", "/set needs name"),
         ("/reset tempratur", "no setting 'tempratur', did you mean temperature?"),
     ],
 )
@@ -354,6 +354,15 @@ def test_a_field_of_the_library_is_reset_as_it_was_set(speaker: Typist) -> None:
     assert "max_time reset to the model's default" in said
     assert speaker.session.settings.extra == (("suppress_tokens", [4]),)
     assert "no setting 'max-time'" in speaker.lines("/reset max-time")
+
+
+def test_what_was_set_by_name_is_shown(speaker: Typist) -> None:
+    said = speaker.lines("/set max_time 3", "/set max_time", "/set top_h", "/set temperature", "/settings")
+    assert "max_time 3.0 · you\ngeneration config · takes a number above 0" in said
+    assert "top_h not set · default" in said
+    assert "temperature 1 · default" in said
+    assert re.search(r"^max_time +3.0 +you", said, re.MULTILINE)
+    assert "no setting 'nonsense'" in speaker.lines("/set nonsense")
 
 
 def test_what_has_no_effect_says_so(typist: Typist) -> None:

@@ -18,7 +18,6 @@ SECOND = {"role": "user", "content": "What comes next?"}
 LATER = {"role": "assistant", "content": "Nothing much."}
 THOUGHT = "A secret consideration."
 TALK = (FIRST, ANSWER, SECOND)
-QUOTED = 12  # tokens of a quote, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +137,7 @@ def _earlier(template: Template) -> Verdict:
             continue
         old, new = template.encode(before), template.encode(after)
         place = _common(old, new)
-        quote = _near(str(template.tokenizer.decode(list(old[place : place + QUOTED]))))
+        quote = _near(str(template.tokenizer.decode(list(old[place:]))))
         said = before.text.rindex(chat[-1]["content"]) + len(chat[-1]["content"])
         if before.text[:said] != after.text[:said]:
             return "bad", f"written anew once a turn follows, from {quote} on: less of the cache is kept"
@@ -149,7 +148,7 @@ def _earlier(template: Template) -> Verdict:
 
 
 def _near(text: str) -> str:
-    line = text.strip().partition("\n")[0]
+    line = text.strip().partition("\n")[0] or text
     return repr(line if len(line) <= 24 else line[:23] + "…")
 
 

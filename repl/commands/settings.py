@@ -34,8 +34,7 @@ class Table_:
 
 @render.register
 def _(result: Setting) -> RenderableType:
-    value = settings.show(result.name, result.value) or "not set"
-    lead = Text.assemble((result.name, "accent"), f" {clean_line(value)}", (f" · {result.origin}", "quiet"))
+    lead = Text.assemble((result.name, "accent"), f" {_shown(result) or 'not set'}", (f" · {result.origin}", "quiet"))
     return Text.assemble(lead, "\n", (f"{clean_line(result.help)} · takes {result.takes}", "quiet"))
 
 
@@ -43,13 +42,22 @@ def _(result: Setting) -> RenderableType:
 def all_settings(session: Session) -> Table_:
     """Show every setting, its value and where it comes from."""
     rows = {part: [describe(session, name) for name in names(part)] for part in settings.SPECS}
-    known = {row.name for part in rows.values() for row in part}
-    others = [
-        Setting(name, found.value, found.origin, "generation config", "")
-        for name, found in session.decoding().items()
-        if name not in known
-    ]
-    return Table_(rows["load"], rows["decode"], rows["view"], others)
+    return Table_(rows["load"], rows["decode"], rows["view"], _others(session))
+
+
+def _others(session: Session) -> list[Setting]:
+    """List what has a value in effect and no command of its own."""
+    decode = {name: found for name, found in session.decoding().items() if name not in settings.places()}
+    more = {name: decoding.Value(value, "you") for name, value in session.settings.extra if name not in decode}
+    return [_other(name, found) for name, found in {**decode, **more}.items()]
+
+
+def _other(name: str, found: decoding.Value) -> Setting:
+    if name.startswith(decoding.PREFIX):
+        return Setting(name, found.value, found.origin, "variable of the chat template", "JSON or text")
+    if name.startswith(decoding.SERVER):
+        return Setting(name, found.value, found.origin, "field of the server", "JSON or text")
+    return Setting(name, found.value, found.origin, "generation config", fields.find(name).kind.phrase)
 
 
 @render.register
@@ -59,20 +67,21 @@ def _(result: Table_) -> RenderableType:
         table.add_column(style=style, no_wrap=style == "accent", overflow="fold")
     for part in (result.load, result.decode, result.view, result.extra):
         for row in part:
-            table.add_row(row.name, _shown(row), row.origin, Text(row.help, overflow="ellipsis", no_wrap=True))
+            table.add_row(row.name, _shown(row) or "–", row.origin, Text(row.help, overflow="ellipsis", no_wrap=True))
         table.add_row("")
     return table
 
 
-def _shown(row: Setting) -> Text:
+def _shown(row: Setting) -> str:
+    if row.value is None:
+        return ""
     known = row.name in settings.places()
-    value = settings.show(row.name, row.value) if known else fields.show(row.value)
-    return Text(clean_line(value or "–"))
+    return clean_line(settings.show(row.name, row.value) if known else fields.show(row.value))
 
 
 @command("settings", needs_model=True)
-def set_(session: Session, name: str, value: Annotated[str, RestOfLine()]) -> Any:
-    """Set anything by name: settings, generation_config, template.NAME.
+def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") -> Any:
+    """Set anything by name, or show it: settings, generation_config, template.NAME.
 
     /set template.chat_template NAME chooses one of several chat templates. /set FIELD none switches a field of the
     generation config off that the model's own config sets, /set FIELD default leaves it to the model again.
@@ -82,14 +91,18 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()]) -> An
         return change(session, settings.find(name), value)
 
     def check(emit: JobContext) -> Any:
-        if session.remote is not None and (found := session.remote.parameter(name, value)):
+        word = value or "default"
+        if session.remote is not None and (found := session.remote.parameter(name, word)):
             return found
         if name.startswith(decoding.PREFIX):
-            return argument(session.store.current().tokenizer, name, value, arguments(session.settings.extra))
-        return read_field(session, decoding.other(name.replace("-", "_"), session.base()), value)
+            return argument(session.store.current().tokenizer, name, word, arguments(session.settings.extra))
+        return read_field(session, decoding.other(name.replace("-", "_"), session.base()), word)
 
-    def settle(job: Any) -> Message:
+    def settle(job: Any) -> Setting | Message:
         full, found = job.result()
+        if not value:
+            rows = {row.name: row for row in _others(session)}
+            return rows.get(full) or _other(full, decoding.Value(None, "default"))
         session.change(put_field(session.settings, full, found, value != "default"))
         shown = "reset to the model's default" if value == "default" else fields.show(found)
         said = "" if value in ("default", fields.NONE) else decoding.remark(full, session.settings, session.base())

@@ -592,6 +592,15 @@ def test_a_quote_begins_where_a_token_begins():
     assert "from 'quick " in reasons["earlier turns"]
 
 
+def test_a_quote_of_white_space_shows_it():
+    """Nemotron 3 writes `<think></think>` in history, and opens a thought with a line break behind it."""
+    turns = TURNS + "<|turn>{{ m.role }}{% if m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}<turn|>"
+    asked = turns + "{% endfor %}{% if add_generation_prompt %}<|turn>assistant<think>\n{% endif %}"
+    tokenizer = tokenizer_for(asked, ("<|turn>", "<turn|>", "<think>", "</think>"), "<turn|>")
+    reasons = {one.name: one.reason for one in check(Template(tokenizer, {}, Recorder()), [])}
+    assert "but '\\n' is left out" in reasons["earlier turns"]
+
+
 FORGING = (  # cuts a message where the library has marked the token that was typed
     "{% set text = message['content'].split('<|eot') %}"
     "{% if text[1:] %}{{ text[0][:4] }}<|eot{{ text[-1] }}{% else %}{{ text[0] }}{% endif %}"
