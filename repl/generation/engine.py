@@ -25,9 +25,10 @@ from repl.generation.decode.drafters import Drafting, Get
 from repl.generation.measure.forward import cancellable_forward, input_device, library_errors, nan_guard
 from repl.generation.measure.token_stats import Meter
 from repl.generation.prompt import chat_template
+from repl.generation.prompt.context_window import Prompt
 from repl.generation.prompt.reply_parser import Begun, Reading
 from repl.generation.provenance import described, environment, versions
-from repl.generation.request import Prompt, Request, encode
+from repl.generation.request import Request, encode
 from repl.generation.runtime import Model
 from repl.models.imports import release
 from repl.models.memory.out_of_memory import dead, out_of_memory

@@ -9,7 +9,7 @@ from repl.core.events import Notice
 from repl.core.jobs import JobContext
 from repl.core.settings import Settings
 from repl.generation.prompt import chat_template, context_window
-from repl.generation.prompt.context_window import Fitted
+from repl.generation.prompt.context_window import Prompt
 from repl.generation.prompt.reply_parser import Begun
 from repl.generation.runtime import Model
 
@@ -48,14 +48,6 @@ class Request:
         return not self.messages or bool(self.prefill)
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """The prompt as it is sent: its ids, and the turns that were left out of it."""
-
-    ids: list[int]
-    dropped: tuple[int, ...] = ()
-
-
 def encode(resident: Model, request: Request, wanted: int, emit: JobContext) -> Prompt:
     """Return the ids of the prompt; of a chat that is too long, those that the overflow setting allows.
 
@@ -77,7 +69,7 @@ def encode(resident: Model, request: Request, wanted: int, emit: JobContext) -> 
     return Prompt(fitted.ids, dropped)
 
 
-def _fitted(resident: Model, request: Request, wanted: int, emit: JobContext) -> Fitted:
+def _fitted(resident: Model, request: Request, wanted: int, emit: JobContext) -> Prompt:
     values: dict[str, Any] = chat_template.arguments(request.settings.extra)
 
     def count(messages: Sequence[Message]) -> list[int]:

@@ -12,7 +12,7 @@ from repl.models.store import Store
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Runtime:
-    """The KV cache of the text that was worked on last, and what else follows from the texts so far."""
+    """The KV cache of the text that was worked on last, and the notices so far."""
 
     kv_cache: PrefixCache = field(default_factory=PrefixCache)
     last_logits: dict[tuple[int, ...], Any] = field(default_factory=dict)

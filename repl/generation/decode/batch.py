@@ -19,7 +19,8 @@ from repl.generation.decode import loop
 from repl.generation.decode.kv_cache import fits, is_plain_kv
 from repl.generation.measure import scoring
 from repl.generation.measure.forward import cancellable_forward, input_device, library_errors, nan_guard
-from repl.generation.request import Prompt, Request, encode
+from repl.generation.prompt.context_window import Prompt
+from repl.generation.request import Request, encode
 from repl.generation.runtime import Model
 
 

@@ -20,11 +20,6 @@ from repl.core.library_types import (
 )
 from repl.generation.decode import kv_cache
 
-MODES = {
-    "beam_search": "beams are searched by the library",
-    "beam_sample": "beams are searched by the library",
-    "assisted_generation": "the library's own assisted decoding was asked for",
-}
 KEEPING = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 OTHERWISE = ("token_healing", "prefill_chunk_size", "use_mtp", "speculation_type")
 """Fields of a generation config that keep more than ids, and those that change the prompt or how it is read."""
@@ -67,7 +62,7 @@ def why_not(model: PreTrainedModel, config: GenerationConfig) -> str:
         return "the library compiles steps for this kind of cache"
     mode = str(config.get_generation_mode().value)
     if mode not in ("greedy_search", "sample"):
-        return MODES.get(mode, f"{mode.replace('_', ' ')} is decoded by the library")
+        return f"{mode.replace('_', ' ')} is decoded by the library"
     return next((f"{name} is set" for name in (*KEEPING, *OTHERWISE) if getattr(config, name, None)), "")
 
 

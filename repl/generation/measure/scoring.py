@@ -1,15 +1,15 @@
 """What a model makes of given ids: its logits and the measure of each token, in steps that memory bounds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from inspect import signature
 from typing import Any
 
 from repl.core import library
 from repl.core.errors import Failed, NoMemory, UsageError
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext, strip_traceback
-from repl.core.library_types import Cache, ModelOutput, Module, PreTrainedModel, Tensor
+from repl.core.library_types import Cache, PreTrainedModel, Tensor
 from repl.generation.decode.kv_cache import PrefixCache, fits
 from repl.generation.measure.forward import (
     Scored,
@@ -61,12 +61,12 @@ def following(resident: Model, ids: Sequence[int], emit: JobContext, shared: boo
 
     Those of the text that was looked at last are kept: asking for them again computes nothing.
     """
-    key = tuple(ids)
-    if key not in resident.runtime.last_logits:
-        rows = _behind(resident, list(ids), emit, shared)
-        resident.runtime.last_logits.clear()
-        resident.runtime.last_logits[key] = rows.clone()
-    return resident.runtime.last_logits[key]
+    kept, key = resident.runtime.last_logits, tuple(ids)
+    if key not in kept:
+        row = _behind(resident, list(ids), emit, shared).clone()
+        kept.clear()
+        kept[key] = row
+    return kept[key]
 
 
 def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> Tensor:
@@ -110,11 +110,9 @@ def places(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]
 
 
 def _numbered(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:
-    import inspect
-
     import torch
 
-    known = "position_ids" in inspect.signature(model.forward).parameters
+    known = "position_ids" in signature(model.forward).parameters
     return {"position_ids": torch.arange(start, start + ids.shape[-1], device=ids.device)[None]} if known else {}
 
 
@@ -173,57 +171,20 @@ def _in_steps(
 def _whole(
     model: PreTrainedModel, ids: Tensor, first: int, chunk: int, emit: JobContext
 ) -> Iterator[tuple[int, Tensor]]:
-    """Read a text at once, and let the head see what came of it piece by piece.
-
-    Each piece goes with a pass over one token: what a model does behind its head, a scale or a soft cap, is done too.
-    """
-    wanted = ids.shape[-1] - first + 1
-    if wanted <= chunk or model.get_output_embeddings() is None:
-        rows = _last_rows(model, ids, wanted, emit, use_cache=False, **places(model, 0, ids))
-        yield from ((first + place, rows[place : place + chunk]) for place in range(0, wanted, chunk))
-        return
-    seen: list[Any] = []
-
-    def keep(hidden: Tensor) -> Tensor:
-        seen.append(hidden[:, -wanted:])
-        return hidden[:, -1:]
-
-    _pass(model, ids, keep, emit, use_cache=False, **places(model, 0, ids))
-    for place in range(0, wanted, chunk):
-        part = seen[0][:, place : place + chunk]
-        yield first + place, _pass(model, ids[:, :1], partial(_instead, part), emit, use_cache=False)
-
-
-def _instead(part: Module, _: object) -> Tensor:
-    return part
+    """Read a text from its beginning, anew for each piece of logits."""
+    for start in range(first - 1, ids.shape[-1], chunk):
+        piece = ids[:, : start + chunk]
+        rows = _last_rows(model, piece, piece.shape[-1] - start, emit, use_cache=False, **places(model, 0, piece))
+        yield start + 1, rows
 
 
 def _last_rows(model: PreTrainedModel, ids: Tensor, count: int, emit: JobContext, **options: Any) -> Tensor:
-    """Return the logits behind the last ids, shape (count, vocab); the head need not see the others."""
-    return _pass(model, ids, lambda hidden: hidden[:, -count:], emit, **options)[-count:]
-
-
-def _pass(
-    model: PreTrainedModel, ids: Tensor, change: Callable[[Tensor], Tensor], emit: JobContext, **options: Any
-) -> ModelOutput:
+    """Return the logits behind the last ids, shape (count, vocab); most heads need not see the others."""
     import torch
 
-    with torch.no_grad(), cancellable_forward(model, emit.raise_if_cancelled), _before_head(model, change):
-        return model(input_ids=ids, **options).logits[0].float()
-
-
-@contextmanager
-def _before_head(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Change the hidden states, shape (1, tokens, width), that go into a model's head."""
-    head = model.get_output_embeddings()
-    if head is None:
-        yield
-        return
-    hook = head.register_forward_pre_hook(lambda _, given: (change(given[0]), *given[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
+    kept = {"logits_to_keep": count} if "logits_to_keep" in signature(model.forward).parameters else {}
+    with torch.no_grad(), cancellable_forward(model, emit.raise_if_cancelled):
+        return model(input_ids=ids, **options, **kept).logits[0, -count:].float()
 
 
 @contextmanager

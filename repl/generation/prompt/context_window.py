@@ -11,10 +11,9 @@ SHARE = 8  # a reply should find at least this part of the context free
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """The prompt that is sent: its messages and ids, and the places of the messages that were left out."""
+class Prompt:
+    """The prompt as it is sent: its ids, and the numbers of what was left out of it."""
 
-    messages: tuple[Message, ...]
     ids: list[int]
     dropped: tuple[int, ...] = ()
 
@@ -25,29 +24,25 @@ def fit(
     context: int,
     wanted: int,
     policy: str,
-) -> Fitted:
-    """Return the messages that fit with `wanted` tokens behind them, as far as the policy allows.
+) -> Prompt:
+    """Return the ids of the messages that fit with `wanted` tokens behind them, and the places of the others.
 
     `count` encodes messages; `context` 0 is no limit. Raises `Overflow` where nothing fits behind the prompt:
     always under `ask` and `stop`, and under `drop_oldest` where the last message alone is too long.
     """
-    kept, ids, dropped = tuple(messages), count(messages), []
-    if not context or len(ids) + 1 <= context - (0 if policy != "drop_oldest" else _room(context, wanted)):
-        return Fitted(kept, ids)
+    ids, dropped = count(messages), list[int]()
+    if not context or len(ids) < context - (_room(context, wanted) if policy == "drop_oldest" else 0):
+        return Prompt(ids)
     if policy != "drop_oldest":
-        raise _overflow(kept, ids, count, context, policy)
-    places = list(range(len(kept)))
-    while len(ids) >= context - _room(context, wanted):
-        gone = oldest(kept)
-        if not gone:
-            break
-        dropped += [places[place] for place in gone]
-        places = [place for number, place in enumerate(places) if number not in gone]
-        kept = tuple(message for number, message in enumerate(kept) if number not in gone)
-        ids = count(kept)
+        raise _overflow(messages, ids, count, context, policy)
+    kept = dict(enumerate(messages))
+    while len(ids) >= context - _room(context, wanted) and (gone := oldest(list(kept.values()))):
+        dropped += [list(kept)[place] for place in gone]
+        kept = {place: message for place, message in kept.items() if place not in dropped}
+        ids = count(list(kept.values()))
     if len(ids) >= context:
-        raise _overflow(kept, ids, count, context, "stop")
-    return Fitted(kept, ids, tuple(dropped))
+        raise _overflow(list(kept.values()), ids, count, context, "stop")
+    return Prompt(ids, tuple(dropped))
 
 
 def _room(context: int, wanted: int) -> int:
