@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow  # half a minute for all the folders
+
 PROGRAM = Path(__file__).parent / "support" / "intruder.py"
 WITHIN = 10.0  # seconds for each folder
 GUARD = 500  # seconds for all of them
@@ -295,30 +297,23 @@ def test_there_are_enough_of_them() -> None:
     assert len(REFUSED) + len(EITHER) >= 80
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_hostile_folder_is_refused_in_one_sentence(name: str, results: dict[str, dict[str, Any]]) -> None:
-    found = results[name]
-    assert found["end"] == "refused", found
-    assert "\n" not in found["said"]
-    assert len(found["said"]) < 600
+def test_a_hostile_folder_is_refused_in_one_sentence(results: dict[str, dict[str, Any]]) -> None:
+    found = [results[name] for name in REFUSED]
+    assert [one for one in found if one["end"] != "refused"] == []
+    assert [one["said"] for one in found if "\n" in one["said"] or len(one["said"]) >= 600] == []
 
 
-@pytest.mark.parametrize("name", EITHER)
-def test_an_absurd_folder_is_refused_or_answers(name: str, results: dict[str, dict[str, Any]]) -> None:
-    found = results[name]
-    assert found["end"] in ("refused", "answered"), found
-    assert "\n" not in found["said"]
+def test_an_absurd_folder_is_refused_or_answers(results: dict[str, dict[str, Any]]) -> None:
+    found = [results[name] for name in EITHER]
+    assert [one for one in found if one["end"] not in ("refused", "answered")] == []
+    assert [one["said"] for one in found if "\n" in one["said"]] == []
 
 
-@pytest.mark.parametrize("name", REFUSED | EITHER)
-def test_nothing_else_is_touched(name: str, results: dict[str, dict[str, Any]]) -> None:
-    """Nothing outside the folder is opened, none of its code compiled, no process started, nobody called; and the
-    model from before answers as before, in time."""
-    found = results[name]
-    assert found["seen"] == []
-    assert found["same"]
-    assert found["seconds"] < WITHIN, found
+def test_nothing_else_is_touched(results: dict[str, dict[str, Any]]) -> None:
+    """Nothing outside a folder is opened, none of its code compiled, no process started, nobody called; and the model
+    from before answers as before, in time."""
+    assert [one for one in results.values() if one["seen"] or not one["same"]] == []
+    assert [one for one in results.values() if one["seconds"] >= WITHIN] == []
 
 
 def test_memory_is_back(results: dict[str, dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakeserver import FakeServer
 from terminal import surroundings
 
 from repl.cli.main import parser
@@ -18,16 +19,17 @@ def test_short_names_of_the_prompt_are_options_too(short: str, name: str) -> Non
     assert getattr(parser().parse_args(["gpt2", short, "4"]), f"set_{name}") == "4"
 
 
-def test_an_answer_in_a_shell_is_no_session(gpt2_folder: Path, tmp_path: Path) -> None:
+def test_an_answer_in_a_shell_is_no_session(tmp_path: Path) -> None:
     """Lines beside the prompt make it one: they may ask for its history."""
-    one_shot(gpt2_folder, tmp_path, "Hi")
-    assert not (tmp_path / "data" / "archive.db").exists()
-    one_shot(gpt2_folder, tmp_path, "-c", "/max 2", "Hi")
+    with FakeServer() as server:
+        one_shot("--connect", server.host, "Hi", home=tmp_path)
+        assert not (tmp_path / "data" / "archive.db").exists()
+        one_shot("--connect", server.host, "-c", "/max 2", "Hi", home=tmp_path)
     assert (tmp_path / "data" / "archive.db").exists()
 
 
 def test_a_shell_is_told_what_to_type_in_a_shell(gpt2_folder: Path, tmp_path: Path) -> None:
-    done = one_shot(gpt2_folder, tmp_path, "--temperature", "warm", "Hi")
+    done = one_shot(str(gpt2_folder), "--temperature", "warm", "Hi", home=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
         "hub-repl: temperature 'warm' is not a number above 0 · --temperature 0.7 · hub-repl --help\n"
@@ -52,10 +54,10 @@ def test_every_setting_has_an_example_that_it_takes(name: str) -> None:
     settings.read(name, settings.example(name))
 
 
-def one_shot(model: Path, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def one_shot(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
     """Run the program to its end, with nothing on its standard input."""
     return subprocess.run(
-        [sys.executable, "-m", "repl", str(model), "--max", "2", *words],
+        [sys.executable, "-m", "repl", *words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -12,7 +12,10 @@ from repl.core.errors import UsageError
 from repl.core.events import Notice, Token
 from repl.session.session import Session
 
-pytestmark = pytest.mark.skipif(not serving.available(), reason="transformers[serving] is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not serving.available(), reason="transformers[serving] is not installed"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,6 @@ def afresh(session: Session) -> None:
     run(session, "/clear", "/set max_new_tokens 8", "/logprobs 0", "/top_k default")
 
 
-@pytest.mark.slow
 def test_the_server_says_what_the_model_here_says(session: Session, served: serving.Serving) -> None:
     """Greedy text, its token counts and the reason of its end are the same on both sides of the border."""
     there, events = listen(session, "Name a river.")
@@ -50,7 +52,6 @@ def test_the_server_says_what_the_model_here_says(session: Session, served: serv
     assert (there.model.server, there.model.counted) == (served.host, "by the server")
 
 
-@pytest.mark.slow
 def test_a_conversation_is_held_half_here_half_there(session: Session, tmp_path: Path) -> None:
     """Each side goes on from what the other said, and the export names who said what."""
     remote = session.remote
@@ -68,7 +69,6 @@ def test_a_conversation_is_held_half_here_half_there(session: Session, tmp_path:
     assert ["server" in model for model in made] == [False, True, False]
 
 
-@pytest.mark.slow
 def test_texts_are_completed(session: Session) -> None:
     there = run(session, "/raw The sea is")
     remote = session.remote
@@ -78,7 +78,6 @@ def test_texts_are_completed(session: Session) -> None:
     assert there.text == here.text
 
 
-@pytest.mark.slow
 def test_settings_have_the_effect_that_they_have_here(session: Session) -> None:
     """Its generation_config carries them; top_k 1 leaves nothing to draw."""
     here = greedy_here(session)
@@ -101,7 +100,6 @@ def greedy_here(session: Session) -> str:
     return here
 
 
-@pytest.mark.slow
 def test_without_a_length_it_takes_its_own(session: Session) -> None:
     """Also where its generation_config is sent, which would take the place of that: none is cut at the library's 20."""
     run(session, "/set max_new_tokens default", "/repetition_penalty 1.01")

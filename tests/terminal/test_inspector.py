@@ -169,6 +169,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
         yield terminal
 
 
+@pytest.mark.slow
 def test_a_reply_is_looked_into_at_80_by_24_and_gone_on_from(program: Terminal) -> None:
     """The text, the table and the keys are there; Enter streams a new reply below the prompt that is back."""
     program.ask("hello there")
@@ -193,6 +194,7 @@ def test_a_reply_is_looked_into_at_80_by_24_and_gone_on_from(program: Terminal) 
     assert opened < left < program.raw.rindex(b"tokens")  # what was said before is on the screen again
 
 
+@pytest.mark.slow
 def test_a_narrow_window_and_a_resize_are_survived(program: Terminal) -> None:
     program.line("/inspect 2")
     program.wait(lambda: "token 1 of" in program.rows()[0])
@@ -204,6 +206,7 @@ def test_a_narrow_window_and_a_resize_are_survived(program: Terminal) -> None:
     program.resize(24, 80)
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_the_terminal_as_it_was(program: Terminal) -> None:
     """The last test of this program: it ends while the view is open."""
     program.line("/inspect 2")
