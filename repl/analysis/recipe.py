@@ -6,15 +6,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from repl.core.conversation import Conversation, Turn
+from repl.core.conversation import Conversation, Turn, message
 from repl.core.decoding import APART, BEAMS, LENGTHS, OURS, WARPERS
 from repl.core.errors import UsageError
 from repl.core.format import counted
+from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase
+from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
-from repl.generation.prompt.chat_template import folded
-from repl.generation.prompt.reply_parser import silent, spoken
+from repl.generation.prompt.chat_template import Template, folded
+from repl.generation.prompt.reply_parser import spoken
 from repl.models.adapters import Adapter
 from repl.models.device_map import max_memory
 
@@ -24,6 +26,8 @@ FIRST = (*LENGTHS, "num_beams", "do_sample")  # the order in which people write 
 FORM = ("return_dict_in_generate", "output_")  # beginnings of fields that only change the form of what comes back
 LOADED = ("model", "revision", "dtype", "device", "max_memory", "quantize", "attention", "gguf_file", "adapter")
 ASIDE = ("trust_remote_code", "allow_pickle", "offload_folder")
+OBJECTS = {"compile_config": "CompileConfig", "watermarking_config": "WatermarkingConfig"}
+"""Fields of the generation config that hold an object, with its class."""
 PACKED = {
     "8bit": "BitsAndBytesConfig(load_in_8bit=True)",
     "4bit": 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")',
@@ -57,14 +61,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """How a script shows the reply: the text in front of it, and whether it is decoded together with its prompt.
-
-    `without` are the special tokens that add no text where others do, since they mark parts; None: none of them does.
-    """
+    """How a script shows the reply: the text in front of it, and whether special tokens are part of it (`marks`)."""
 
     lead: str = ""
-    together: bool = False
-    without: tuple[int, ...] | None = None
+    marks: bool = False
 
 
 def chosen(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
@@ -141,72 +141,67 @@ def spellings(talk: Conversation, turn: Turn, record: Reply) -> list[Prompt]:
     elif asked.role == "prompt":
         found = [Prompt(text=asked.text), Prompt(text=asked.text, options={"return_token_type_ids": False})]
     else:
-        path = [one for one in talk.path(asked.id) if one.id not in record.dropped]
-        said: list[Message] = [{"role": one.role, "content": one.text} for one in path]
-        head = [{"role": "system", "content": record.system}] if record.system and 0 not in record.dropped else []
-        chats = [[*head, *said], *([folded([*head, *said])] if head else [])]
+        said = [message(one.role, one.text, one.parts) for one in talk.path(asked.id) if one.id not in record.dropped]
+        head = [message("system", record.system, Parts())] if record.system and 0 not in record.dropped else []
+        chats: list[list[Message]] = [[*head, *said], *([folded([*head, *said])] if head else [])]
         found = [form for messages in chats for form in _chats(messages, record)]
     return [*found, Prompt(ids=ids)]
 
 
-def fitting(forms: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> Prompt:
-    """Return the first way to write a prompt that encodes to its ids; for the model thread."""
-    ids = list(forms[-1].ids)
-    return next((one for one in forms[:-1] if _encoded(tokenizer, one) == ids), forms[-1])
-
-
 def _chats(messages: Sequence[Message], record: Reply) -> Iterator[Prompt]:
     """Yield the plain form first, then the one in which control tokens that a user typed are encoded as text."""
-    plain = Prompt(tuple(messages), {**record.template, "add_generation_prompt": True})
+    form = Prompt(tuple(messages), {**record.template, "add_generation_prompt": True})
     if record.prefill:
         begun = {"role": "assistant", "content": record.prefill}
-        forms = [
-            Prompt((*messages, begun), {**record.template, "continue_final_message": True}),
-            replace(plain, behind=record.prefill),
-        ]
+        options = {**record.template, "continue_final_message": True}
+        yield Prompt((*messages, begun), options)
+        yield Prompt((*messages, begun), {**options, "sanitize_control_tokens": True})
+        yield replace(form, behind=record.prefill)
+        return
+    yield form
+    yield replace(form, options={**form.options, "sanitize_control_tokens": True})
+
+
+def fitting(forms: Sequence[Prompt], record: Reply, tokenizer: PreTrainedTokenizerBase, emit: JobContext) -> Prompt:
+    """Return the first way to write a prompt that encodes to its ids; for the model thread."""
+    ids = list(forms[-1].ids)
+    for form in forms[:-1]:
+        try:
+            if form.messages:  # replies in the parts that the template reads
+                read = Template(tokenizer, record.template, emit).read_messages(form.messages)
+                form = replace(form, messages=tuple(read))
+            if _encoded(tokenizer, form) == ids:
+                return form
+        except Exception:  # a template may raise anything; another form may do
+            continue
+    return forms[-1]
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, form: Prompt) -> list[int]:
+    """Return the ids of a prompt as the script will make them; none where the library makes more of it."""
+    if not form.messages:
+        made = tokenizer(form.text, **form.options)
+    elif form.behind:
+        text = tokenizer.apply_chat_template(list(form.messages), tokenize=False, **form.options)
+        made = tokenizer(text + form.behind, add_special_tokens=False)
     else:
-        forms = [plain]
-    for form in forms:
-        yield form
-        if not form.behind:
-            yield replace(form, options={**form.options, "sanitize_control_tokens": True})
+        made = tokenizer.apply_chat_template(list(form.messages), return_dict=True, **form.options)
+    return list(made["input_ids"]) if set(made) <= {"input_ids", "attention_mask"} else []
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, form: Prompt) -> list[int] | None:
-    """Return the ids of a prompt as the script will make them, None where the library refuses or makes more of it."""
-    try:
-        if not form.messages:
-            made = tokenizer(form.text, **form.options)
-        elif form.behind:
-            text = tokenizer.apply_chat_template(list(form.messages), tokenize=False, **form.options)
-            made = tokenizer(text + form.behind, add_special_tokens=False)
-        else:
-            made = tokenizer.apply_chat_template(list(form.messages), return_dict=True, **form.options)
-    except Exception:  # a template may raise anything; another form may do
-        return None
-    return list(made["input_ids"]) if set(made) <= {"input_ids", "attention_mask"} else None
-
-
-def shown(turn: Turn, record: Reply, tokenizer: PreTrainedTokenizerBase = None) -> Shown:
+def shown(turn: Turn, record: Reply, tokenizer: PreTrainedTokenizerBase) -> Shown:
     """Return how the script gets at the text of a reply; for the model thread."""
     if turn.role == "completion":
         return Shown()  # the whole text, prompt and all
-    if tokenizer is None:
-        return Shown(record.prefill)
-    for without in _unspoken(record, tokenizer):
-        ids = [token for token in record.token_ids if token not in (without or ())]
-        made = tokenizer.decode(ids, skip_special_tokens=without is None)
-        if turn.text.endswith(made):
-            return Shown(turn.text[: len(turn.text) - len(made)], without=without)
-    return Shown(record.prefill, together=bool(record.prefill))
+    marks = not spoken(tokenizer).keys().isdisjoint(record.token_ids)
+    made = tokenizer.decode(record.token_ids[: _length(record)], skip_special_tokens=not marks)
+    lead = turn.text.removesuffix(made) if turn.text.endswith(made) else record.prefill
+    return Shown(lead, marks)
 
 
-def _unspoken(record: Reply, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, ...] | None]:
-    """Yield the ways in which special tokens may be left out of a text, the likeliest first."""
-    if not spoken(tokenizer).keys().isdisjoint(record.token_ids):
-        padding = {tokenizer.pad_token_id} if record.sequences else set[int]()
-        yield tuple(sorted(silent(tokenizer).keys() & {*record.token_ids, *padding}))
-    yield None
+def _length(record: Reply) -> int:
+    """Return how many tokens the text of a reply has: the one that ended it adds none."""
+    return len(record.token_ids) - (record.finish == "stop")
 
 
 # the script
@@ -228,7 +223,7 @@ def script(turn: Turn, source: Source, form: Prompt, how: Shown) -> str:
 
 
 def _imports(record: Reply, names: Sequence[str]) -> list[str]:
-    names = [*names, *(["CompileConfig"] if record.given.get("compile_config") else [])]
+    names = [*names, *(kind for name, kind in OBJECTS.items() if record.given.get(name))]
     adapted = ["from peft import PeftModel"] if record.load.get("adapter", "none") != "none" else []
     return [*adapted, f"from transformers import {', '.join(sorted(names))}"]
 
@@ -329,13 +324,13 @@ def _messages(messages: Sequence[Message]) -> list[str]:
     return [line] if len(line) <= WIDTH and len(told) == 1 else ["messages = [", *(f"    {one}," for one in told), "]"]
 
 
-def _message(message: Message) -> str:
-    content = str(message["content"])
+def _message(said: Message) -> str:
+    content = str(said["content"])
     lines = content.splitlines(keepends=True)
-    if len(lines) < 2 or len(content) < WIDTH // 2:
-        return literal(dict(message))
+    if len(said) > 2 or len(lines) < 2 or len(content) < WIDTH // 2:
+        return literal(dict(said))
     told = "".join(f"\n            {literal(line)}" for line in lines)
-    return f'{{\n        "role": {literal(message["role"])},\n        "content": ({told}\n        ),\n    }}'
+    return f'{{\n        "role": {literal(said["role"])},\n        "content": ({told}\n        ),\n    }}'
 
 
 def _numbers(ids: Sequence[int]) -> str:
@@ -347,8 +342,8 @@ def _numbers(ids: Sequence[int]) -> str:
 
 def _generating(record: Reply) -> list[str]:
     values = {name: literal(value) for name, value in arguments(record).items()}
-    if "compile_config" in values:
-        values["compile_config"] = f"CompileConfig(**{values['compile_config']})"
+    for name in OBJECTS.keys() & values.keys():
+        values[name] = f"{OBJECTS[name]}(**{values[name]})"
     if values.keys() & {"stop_strings", "token_healing"}:  # the library looks at text then
         values["tokenizer"] = "tokenizer"
     seed = [] if record.seed is None else [f"torch.manual_seed({record.seed})"]
@@ -356,26 +351,18 @@ def _generating(record: Reply) -> list[str]:
 
 
 def _printing(turn: Turn, record: Reply, how: Shown) -> list[str]:
-    place = row(record)
+    place, first = row(record), len(record.prompt_ids)
     if turn.role == "completion":
         return [f"print(tokenizer.decode(output[{place}], skip_special_tokens=True))"]
     lead = f"{literal(how.lead)} + " if how.lead else ""
-    if how.together:
+    if how.marks:
         return [
-            'before = tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)',
-            f"text = tokenizer.decode(output[{place}], skip_special_tokens=True)",
-            f"print({lead}text[len(before):])",
+            "# Special tokens stand around the parts of the reply.",
+            f"reply = output[{place}, {first} : {first + _length(record)}]",
+            f"print({lead}tokenizer.decode(reply))",
         ]
-    whole = parts(record)[0] == record.prompt_ids
-    start = 'inputs["input_ids"].shape[1]' if whole else str(len(record.prompt_ids))
-    if how.without is None:
-        return [f"reply = output[{place}, {start}:]", f"print({lead}tokenizer.decode(reply, skip_special_tokens=True))"]
-    kept = f"token for token in output[{place}, {start}:].tolist() if token not in {literal([*how.without])}"
-    return [
-        "# The parts of the reply stand between special tokens: only those that mark no part are left out.",
-        f"reply = [{kept}]" if how.without else f"reply = output[{place}, {start}:]",
-        f"print({lead}tokenizer.decode(reply))",
-    ]
+    start = 'inputs["input_ids"].shape[1]' if parts(record)[0] == record.prompt_ids else str(first)
+    return [f"reply = output[{place}, {start}:]", f"print({lead}tokenizer.decode(reply, skip_special_tokens=True))"]
 
 
 def _call(function: str, *plain: str, **named: str) -> str:

@@ -11,9 +11,7 @@ from repl.analysis.recipe import Prompt, Source
 from repl.commands.registry import command
 from repl.core.atomic_write import write
 from repl.core.conversation import Turn
-from repl.core.errors import ReplError, UsageError
-from repl.core.events import Notice
-from repl.core.format import joined
+from repl.core.errors import UsageError
 from repl.core.jobs import Job, JobContext
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
@@ -41,13 +39,8 @@ def written(store: Models, turn: Turn, forms: list[Prompt], emit: JobContext) ->
     """Write the script of a reply; for the model thread."""
     record = turn.record
     assert record is not None
-    try:
-        tokenizer, folder = reader(store, record, emit)
-    except ReplError as error:  # a model that is not here any more: its ids are
-        emit(Notice(joined(error.message, "so the prompt stands in the script as ids")))
-        place = source(record, Path(record.model.id))
-        return Recipe(turn.id, recipe.script(turn, place, forms[-1], recipe.shown(turn, record)))
-    form, how = recipe.fitting(forms, tokenizer), recipe.shown(turn, record, tokenizer)
+    tokenizer, folder = reader(store, record, emit)
+    form, how = recipe.fitting(forms, record, tokenizer, emit), recipe.shown(turn, record, tokenizer)
     return Recipe(turn.id, recipe.script(turn, source(record, folder), form, how))
 
 

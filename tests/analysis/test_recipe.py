@@ -13,7 +13,7 @@ from pathlib import Path
 
 import models
 import pytest
-from driving import ask, ask_until, opened, run
+from driving import ask, ask_until, bare, opened, run
 from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,8 +23,8 @@ from repl.analysis import recipe
 from repl.analysis.recipe import Prompt, Shown, Source, literal, script
 from repl.commands.recipe import Recipe, source
 from repl.core.conversation import Conversation, Turn
-from repl.core.errors import UsageError
-from repl.core.events import Event, Notice, Token
+from repl.core.errors import ReplError, UsageError
+from repl.core.events import Token
 from repl.core.reply import ModelRecord, Reply, Timing, Usage
 from repl.hub import locate
 from repl.session.session import Session
@@ -182,6 +182,29 @@ def test_a_script_prints_the_tags_that_the_reply_has(tmp_path, capsys):
     runpy.run_path(str(file))
     assert capsys.readouterr().out.endswith(f"{done.raw}\n")
     assert done.raw == "<think>Hm.</think>Yes."
+
+
+CHANNELS = (
+    "{% for m in messages %}{% if '<|channel|>' in m.content %}{{ raise_exception('channels') }}{% endif %}"
+    "<{{ m.role }}>{{ m.thinking }}:{{ m.content }}{% endfor %}<assistant>"
+)
+
+
+def test_a_reply_in_channels_stands_as_the_template_reads_it(gpt2_folder, emit):
+    """Its prompt is messages, not ids, and the script writes thought and answer apart."""
+    _, tokenizer = bare(gpt2_folder)
+    tokenizer.chat_template = CHANNELS
+    raw, talk = "<|channel|>analysis<|message|>Hm.<|end|><|channel|>final<|message|>Fine.", Conversation()
+    first = replace(RECORD, raw=raw, text="Fine.", thinking="Hm.")
+    asked = talk.add("user", "Hi", None)
+    reply = talk.close(talk.add("assistant", "", asked.id), raw, "complete", first)
+    again = talk.add("user", "More", reply.id)
+    ids = tuple(tokenizer("<user>:Hi<assistant>Hm.:Fine.<user>:More<assistant>").input_ids)
+    record = replace(RECORD, prompt_ids=ids, usage=Usage(len(ids), 0, 1))
+    last = talk.close(talk.add("assistant", "", again.id), " there", "complete", record)
+    form = recipe.fitting(recipe.spellings(talk, last, record), record, tokenizer, emit)
+    assert form.messages[1] == {"role": "assistant", "content": "Fine.", "thinking": "Hm."}
+    assert '{"role": "assistant", "content": "Fine.", "thinking": "Hm."}' in script(last, GPT2, form, Shown())
 
 
 # the text of a script
@@ -422,8 +445,8 @@ def test_colours_change_no_letter():
     assert console.file.getvalue() == text
 
 
-def test_a_model_that_is_gone_leaves_its_ids(gpt2_folder, recurrent_folder, tmp_path):
-    """Another model is in memory, and the files of the first are there, then not."""
+def test_the_model_of_a_reply_need_not_be_loaded(gpt2_folder, recurrent_folder, tmp_path):
+    """Another model is in memory, and the files of the first are there, then not: that is said."""
     folder = tmp_path / "moved"
     shutil.copytree(gpt2_folder, folder)
     with opened(folder) as session:
@@ -433,10 +456,8 @@ def test_a_model_that_is_gone_leaves_its_ids(gpt2_folder, recurrent_folder, tmp_
         run(session, "/info")
         assert run(session, "/recipe").script == here
         shutil.rmtree(folder)
-        heard: list[Event] = []
-        gone = run(session, "/recipe", heard=heard.append).script
-    assert f"ids = torch.tensor([{list(session.last.record.prompt_ids)}], device=model.device)" in gone
-    assert [event for event in heard if isinstance(event, Notice)]
+        with pytest.raises(ReplError, match="moved"):
+            run(session, "/recipe")
 
 
 def test_the_built_in_model_stands_by_its_folder(tmp_path):
