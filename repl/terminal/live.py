@@ -65,7 +65,7 @@ class LiveOutput:
             self._draw(event)
         if self._board is not None:
             self._board.draw()
-        self._screen.flush()
+        self._screen.out.file.flush()
 
     def _draw(self, event: Event) -> None:
         match event:
@@ -141,7 +141,7 @@ class LiveOutput:
         if self._column:
             self._reply.end()
             self._column = False
-        self._screen.flush()
+        self._screen.out.file.flush()
 
     def _quiet(self) -> None:
         """Take away what is redrawn in place: it would erase an unfinished line."""

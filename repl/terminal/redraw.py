@@ -10,19 +10,26 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Protocol
 
+from rich.color import ColorSystem
 from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
 from repl.terminal.markdown import Line, trimmed
-from repl.terminal.screen import SYSTEMS
 
+PLAIN = Style.null()
 MIN_REDRAW_S = 0.04
 """Seconds between two drawings, at least."""
 IDLE_SHARE = 10
 """Drawing waits this many times as long as it took, so it never takes more than a part of the time."""
 
+SYSTEMS = {
+    "standard": ColorSystem.STANDARD,
+    "256": ColorSystem.EIGHT_BIT,
+    "truecolor": ColorSystem.TRUECOLOR,
+    "windows": ColorSystem.WINDOWS,
+}
 _WORD = re.compile(r"\n|[^\S\n]+|\S+")
 
 
@@ -46,7 +53,7 @@ class Words:
 
     def __init__(self, console: Console) -> None:
         self.width = console.width
-        self.style = Style.null()  # of what is read next
+        self.style = PLAIN  # of what is read next
         self._console = console
         self._open = Text()
 
@@ -76,33 +83,34 @@ class Words:
 class Stream:
     """Draws one text as it is made.
 
-    `text` must be clean already (`sanitize.Cleaner`). Where the console cannot move its cursor the text is written as
-    it comes.
+    `text` must be clean already (`sanitize.Cleaner`). Without a reader, or where the console cannot move its cursor,
+    the text is written as it comes.
     """
 
     def __init__(
         self,
         console: Console,
-        reader: Reader,
+        reader: Reader | None,
         clock: Callable[[], float] = perf_counter,
         pause: float = MIN_REDRAW_S,
     ) -> None:
-        self._console, self.reader, self._clock, self._pause = console, reader, clock, pause
-        self._live = console.is_terminal and not console.is_dumb_terminal and not console.legacy_windows
+        self._console, self._clock, self._pause = console, clock, pause
+        moves = console.is_terminal and not console.is_dumb_terminal and not console.legacy_windows
+        self.reader = reader if moves else None
         self._region = Region(console)
         self._finished: list[Line] = []  # not drawn yet
         self._due = 0.0  # when the next drawing may be
         self._waiting = False
-        self._last = "\n"  # the last character, where text is written as it comes
 
-    def feed(self, text: str) -> None:
+    def feed(self, text: str, style: Style = PLAIN) -> None:
         """Add text; it is drawn now, or with what follows where something was drawn just now."""
         if not text:
             return
-        if not self._live:
-            self._console.file.write(text)
-            self._last = text[-1]
+        if self.reader is None:
+            self._console.file.write(inked(self._console, text, style))
             return
+        if isinstance(self.reader, Words):
+            self.reader.style = style
         self._finished += self.reader.feed(text)
         self._waiting = True
         self.draw()
@@ -110,21 +118,20 @@ class Stream:
     def draw(self) -> None:
         """Draw what has come, unless something was drawn just now."""
         began = self._clock()
-        if not self._waiting or began < self._due:
+        if not self._waiting or began < self._due or self.reader is None:
             return
-        self._fit()
+        self._fit(self.reader)
         self._paint(self.reader.rest())
         ended = self._clock()
         self._due = ended + max(self._pause, IDLE_SHARE * (ended - began))
 
     def end(self) -> None:
         """Draw the end of the text, and leave the cursor on a fresh line; afterwards another text may begin."""
-        if not self._live:
-            self._console.file.write("" if self._last == "\n" else "\n")
+        if self.reader is None:
+            self._console.file.write("\n")
             self._console.file.flush()
-            self._last = "\n"
             return
-        self._fit()
+        self._fit(self.reader)
         self._finished += self.reader.end()
         self._paint([])
         self._due = 0.0
@@ -133,9 +140,9 @@ class Stream:
         self._region.draw(self._finished, open_lines)
         self._finished, self._waiting = [], False
 
-    def _fit(self) -> None:
-        self.reader.width, height = self._console.size
-        self._region.resize(self.reader.width, height)
+    def _fit(self, reader: Reader) -> None:
+        reader.width, height = self._console.size
+        self._region.resize(reader.width, height)
 
 
 class Region:
@@ -145,7 +152,6 @@ class Region:
         self._console = console
         self._width, self._height = console.size
         self._shown: list[Line] = []
-        self._system = None if console.color_system is None else SYSTEMS[console.color_system]
 
     def resize(self, width: int, height: int) -> None:
         """Take note of the size of the window; lines that do not fit any more are broken by the terminal."""
@@ -192,13 +198,16 @@ class Region:
         return max(1, -(-Segment.get_line_length(line) // self._width))
 
     def _text(self, lines: list[Line]) -> str:
-        return "\n".join("".join(self._run(part) for part in line) for line in lines)
+        return "\n".join(
+            "".join(inked(self._console, part.text, part.style or PLAIN) for part in line) for line in lines
+        )
 
-    def _run(self, part: Segment) -> str:
-        if part.style is None:
-            return part.text
-        style = part.style.without_color if self._console.no_color else part.style
-        return style.render(part.text, color_system=self._system)
+
+def inked(console: Console, text: str, style: Style) -> str:
+    """Return a text with the sequences that a console draws it with in a style."""
+    style = style.without_color if console.no_color else style
+    system = SYSTEMS.get(console.color_system or "")
+    return "\n".join(style.render(line, color_system=system) if line else "" for line in text.split("\n"))
 
 
 def _added(old: Line, new: Line) -> Line | None:

@@ -7,7 +7,7 @@ from repl.core.sanitize import Cleaner, clean
 from repl.core.settings import View
 from repl.generation.prompt.thinking import Fold, Shown
 from repl.terminal.markdown import Markdown
-from repl.terminal.redraw import Stream, Words
+from repl.terminal.redraw import Reader, Stream, Words
 from repl.terminal.screen import Screen
 
 ERASE = "\r\x1b[2K"
@@ -21,10 +21,10 @@ class LiveReply:
         self._fold = Fold(view.thinking if screen.interactive else "show" if view.thinking == "show" else "hide")
         self._raw = not screen.interactive and view.thinking == "show"
         self._cleaner = Cleaner()
-        self._stream = stream(screen, view)
+        self._stream = Stream(screen.out, reader(screen, view))
         self._begun = False  # the stream has text that it may draw again
         self._words = ""  # style of the token that is being drawn
-        self._line = ""  # what stands on the cursor's line, outside of Markdown
+        self._line = ""  # what of a thought stands on the cursor's line
         self._status = False
 
     def echo(self, echo: PromptEcho) -> None:
@@ -38,18 +38,17 @@ class LiveReply:
 
     def rest(self) -> None:
         """Draw what waited for more: nothing comes just now."""
-        if self._stream is not None:
-            self._stream.draw()
+        self._stream.draw()
 
     def end(self) -> None:
         """Draw what was held back, and end the line."""
         self._draw(self._fold.end(), "")
         self._answer(self._cleaner.end())
         self._erase()
-        if self._stream is not None and not self._line:
-            self._stream.end()
+        if self._line:
+            self._screen.out.print()
         else:
-            self._screen.write("\n")
+            self._stream.end()
 
     def _draw(self, shown: list[Shown], text: str) -> None:
         """Draw what a setting makes of a text, or the text itself."""
@@ -60,37 +59,29 @@ class LiveReply:
             self._show(one)
 
     def _show(self, shown: Shown) -> None:
+        if shown.kind not in ("text", "dim"):
+            self._erase()
         match shown.kind:
             case "text":
                 self._answer(self._cleaner.feed(shown.text))
             case "dim":
                 self._dim(clean(shown.text))
             case "status":
-                self._erase()
                 self._dim(shown.text)
                 self._status = True
             case "line":
-                self._erase()
                 self._dim(shown.text + "\n\n")
             case "gap":
-                self._erase()
                 self._dim("\n\n" if self._line else "\n")
 
     def _answer(self, text: str) -> None:
-        if not text:
-            return
-        self._erase()
-        if self._stream is None:
-            self._screen.write(text, self._words)
-            self._line = (self._line + text).rpartition("\n")[2]
-            return
-        self._line, self._begun = "", True
-        if isinstance(self._stream.reader, Words):
-            self._stream.reader.style = self._screen.out.get_style(self._words or "none")
-        self._stream.feed(text)
+        if text:
+            self._erase()
+            self._line, self._begun = "", True
+            self._stream.feed(text, self._screen.out.get_style(self._words or "none"))
 
     def _dim(self, text: str) -> None:
-        if self._stream is not None and self._begun:
+        if self._begun:
             self._stream.end()
             self._begun = False
         self._screen.out.print(Text(text, "quiet"), end="", soft_wrap=True)
@@ -99,7 +90,7 @@ class LiveReply:
     def _erase(self) -> None:
         """Take the counter of a folded thought away."""
         if self._status and self._screen.out.is_terminal:
-            self._screen.write(ERASE)
+            self._screen.out.file.write(ERASE)
             self._line = ""
         self._status = False
 
@@ -109,8 +100,7 @@ class Continuation:
 
     def __init__(self, screen: Screen, view: View) -> None:
         self._screen = screen
-        self._words = Words(screen.out)
-        self._lines = Stream(screen.out, self._words) if flows(screen, view) else None
+        self._stream = Stream(screen.out, Words(screen.out) if flows(screen, view) else None)
         self._cleaner = Cleaner()
 
     def echo(self, echo: PromptEcho) -> None:
@@ -123,23 +113,15 @@ class Continuation:
 
     def rest(self) -> None:
         """Draw what waited for more: nothing comes just now."""
-        if self._lines is not None:
-            self._lines.draw()
+        self._stream.draw()
 
     def end(self) -> None:
         """Draw what was held back, and end the line."""
         self._write(self._cleaner.end())
-        if self._lines is None:
-            self._screen.write("\n")
-        else:
-            self._lines.end()
+        self._stream.end()
 
     def _write(self, text: str, words: str = "") -> None:
-        if self._lines is None:
-            self._screen.write(text, words)
-        elif text:
-            self._words.style = self._screen.out.get_style(words or "none")
-            self._lines.feed(text)
+        self._stream.feed(text, self._screen.out.get_style(words or "none"))
 
 
 def flows(screen: Screen, view: View) -> bool:
@@ -147,8 +129,8 @@ def flows(screen: Screen, view: View) -> bool:
     return screen.interactive and (view.markdown or view.probs != "off")
 
 
-def stream(screen: Screen, view: View) -> Stream | None:
-    """Return what draws an answer where lines can be drawn again: colours are those of tokens, or of Markdown."""
+def reader(screen: Screen, view: View) -> Reader | None:
+    """Return what makes lines of an answer where they can be drawn again: colours are those of tokens or Markdown."""
     if not flows(screen, view):
         return None
-    return Stream(screen.out, Markdown(screen.out) if view.probs == "off" else Words(screen.out))
+    return Markdown(screen.out) if view.probs == "off" else Words(screen.out)

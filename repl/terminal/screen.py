@@ -8,7 +8,6 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
-from rich.color import ColorSystem
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -26,12 +25,6 @@ from repl.session.session import Loaded
 from repl.terminal.responsive import First
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
-SYSTEMS = {
-    "standard": ColorSystem.STANDARD,
-    "256": ColorSystem.EIGHT_BIT,
-    "truecolor": ColorSystem.TRUECOLOR,
-    "windows": ColorSystem.WINDOWS,
-}
 TOLD = ("id", "commit", "dtype", "device_map", "quantization", "adapter", "parameters", "bytes")
 """What a JSON line says of a model that was loaded, beside its revision."""
 SHADES = {
@@ -220,20 +213,6 @@ class Screen:
         """Say something beside the answers."""
         if not self.as_json or not self.interactive:
             self.err.print(Text(clean(text), "quiet"))
-
-    def write(self, text: str, words: str = "") -> None:
-        """Write a piece of an answer exactly as it is, apart from what would act on the terminal."""
-        self.out.file.write(self._inked(text, words) if words else text)
-
-    def _inked(self, text: str, words: str) -> str:
-        system = SYSTEMS.get(self.out.color_system or "")
-        style = self.out.get_style(words)
-        style = style.without_color if self.out.no_color else style
-        return "\n".join(style.render(line, color_system=system) if line else "" for line in text.split("\n"))
-
-    def flush(self) -> None:
-        """Let the pieces appear."""
-        self.out.file.flush()
 
 
 def _hints(hints: Iterable[str]) -> list[Any]:

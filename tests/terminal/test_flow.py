@@ -13,7 +13,7 @@ from repl.core.events import Beam, Beams, Event, PromptEcho, Token
 from repl.core.settings import View
 from repl.terminal.live import LiveOutput
 from repl.terminal.markdown import Line
-from repl.terminal.redraw import Stream, Words
+from repl.terminal.redraw import Words
 from repl.terminal.screen import THEME, Screen
 
 PLAIN = Style.null()
@@ -65,16 +65,10 @@ def test_indentation_stays() -> None:
     assert plain(lines([("def f():\n    return 1\n\n\ty", PLAIN)], 40)) == ["def f():", "    return 1", "", "    y"]
 
 
-def write(stream: Stream, text: str, style: Style) -> None:
-    assert isinstance(stream.reader, Words)
-    stream.reader.style = style
-    stream.feed(text)
-
-
 def coloured(width: int, pieces: list[tuple[str, Style]]) -> Window:
     window = Window(width, 12, Words)
     for text, style in pieces:
-        write(window.stream, text, style)
+        window.stream.feed(text, style)
         window.stream.draw()
     window.stream.end()
     window.show()
@@ -98,7 +92,7 @@ def test_a_token_costs_what_it_is(width: int) -> None:
     window = Window(width, 24, Words)
     sizes = []
     for number in range(1500):
-        write(window.stream, f" word{number % 7}", STYLES[number % 4])
+        window.stream.feed(f" word{number % 7}", STYLES[number % 4])
         window.stream.draw()
         sizes.append(len(window.file.getvalue()))
         window.file.seek(0)
