@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from repl import __version__
-from repl.core import settings, streams
+from repl.core import paths, settings, streams
 from repl.core.errors import ReplError, UsageError
 from repl.core.sanitize import clean_line
 from repl.core.settings import Settings
+from repl.core.values import nearest
 
 
 class Line(argparse.ArgumentParser):
@@ -30,8 +31,6 @@ class Line(argparse.ArgumentParser):
         self.exit(2, f"hub-repl: {clean_line(message)} · hub-repl --help\n")
 
     def _unknown(self, word: str) -> str:
-        from repl.core.values import nearest
-
         known = [word for word in self.format_help().replace(",", " ").split() if word.startswith("--")]
         close = nearest(word.partition("=")[0], known)
         return f"no option {word}" + (f", did you mean {close}?" if close else "")
@@ -109,7 +108,6 @@ def run() -> int:
     if asked.model == "guide" and not asked.named and not Path("guide").exists():
         return show_guide(asked)
     from repl.cli.program import Program
-    from repl.core import paths
     from repl.session import config_file
 
     found = config_file.read(paths.config() / "config.toml")

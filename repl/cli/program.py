@@ -44,33 +44,12 @@ class Program:
     def shell(self) -> "Shell":
         """Return what runs lines; it is made when it is first needed."""
         if self._shell is None:
-            self._shell = self._make_shell()
+            from repl.cli.shell import make_shell
+
+            one_shot = not (self.interactive or self._has_lines() or self.asked.resume is not None)
+            saved = not (self.asked.no_save or one_shot)
+            self._shell = make_shell(self.asked, self.config, self.chosen, self.worker, saved, self.interactive)
         return self._shell
-
-    def _make_shell(self) -> "Shell":
-        from repl import commands
-        from repl.cli.shell import Shell
-        from repl.commands import extensions, registry
-        from repl.core import log
-        from repl.generation.runtime import Runtime
-        from repl.hub.consent import FILE as TRUSTED
-        from repl.hub.consent import Consents
-        from repl.models.store import Store
-        from repl.session.session import FILE, Session
-        from repl.terminal.screen import Screen
-
-        assert commands  # importing them registers them
-        log.install(paths.data())
-        offline = self.asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-        one_shot = not (self.interactive or self._has_lines() or self.asked.resume is not None)
-        saved = None if self.asked.no_save or one_shot else paths.data() / FILE
-        store = Store(Runtime, offline, consents=Consents(paths.data() / TRUSTED))
-        session = Session(self.chosen, store, self.worker, saved)
-        session.configure(self.config.presets, self.config.engines)
-        session.notify(*self.config.wrong, *extensions.problems(), *registry.alias(self.config.aliases))
-        shell = Shell(session, Screen(self.asked.json, self.interactive))
-        shell.unopened = not self.asked.connect  # where a server answers, no model is loaded
-        return shell
 
     def run(self) -> int:
         """Serve what was asked for; returns the exit code."""
@@ -257,8 +236,7 @@ class StartingShell:
 def import_program(emit: JobContext) -> None:
     """Import what serves a line."""
     with emit.uninterruptible():
-        for name in ("repl.cli.shell", "repl.models.store", "repl.commands"):
-            importlib.import_module(name)
+        importlib.import_module("repl.cli.shell")
 
 
 def _is_silent(seconds: float) -> bool:

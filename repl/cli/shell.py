@@ -1,37 +1,45 @@
 """Read, dispatch, show: one loop for the keyboard, one for scripts."""
 
+import argparse
+import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import NoneType
 from typing import Any, Protocol
 
-from repl.commands import registry
-from repl.core import decoding, streams
+from repl import commands
+from repl.commands import extensions, registry
+from repl.core import decoding, log, paths, streams
 from repl.core.errors import Cancelled, Quit, ReplError, UsageError
 from repl.core.events import Notice
 from repl.core.explain import sentence
 from repl.core.format import joined, rate
-from repl.core.log import log
+from repl.core.jobs import Worker
 from repl.core.reply import Reply
 from repl.core.sanitize import repaired
 from repl.core.settings import Settings, named
 from repl.generation.measure.token_trace import Inspection
+from repl.generation.runtime import Runtime
+from repl.hub import consent
+from repl.models.store import Store
 from repl.remote.engine import Connected
+from repl.session.config_file import Config
 from repl.session.results import Draft, Lines, Message, NotAView
-from repl.session.session import Loaded, Session, Task, View
+from repl.session.session import FILE, Loaded, Session, Task, View
 from repl.terminal.editor.settings_panel import Panel
 from repl.terminal.live import LiveOutput, LoadProgress
 from repl.terminal.screen import Screen
 
 NO_VIEW = (NoneType, Message, Draft, Lines, Reply, Loaded, Connected, NotAView)
 """Results that /export leaves out when it writes the last view."""
-
-
 BARE = {"help": "/help", "?": "/help", "exit": "/quit", "quit": "/quit"}
 KEYBOARD_POLL_S = 0.05  # seconds between looks at the keyboard meanwhile: each takes time from the load
 WAIT_FOR_LOAD_S = 0.25  # seconds that a load may take before the prompt comes back without it
 END_OF_JOB_S = 1.0  # seconds that a job may take to end when the program is told to
+
+
+assert commands  # importing them registers them
 
 
 class Keys(Protocol):
@@ -109,7 +117,7 @@ class Shell:
             return self._attempt(line)
         except ReplError as error:
             if not isinstance(error, UsageError):
-                log.warning("%s\n%s", error, error.__dict__.get("trace", ""))
+                log.log.warning("%s\n%s", error, error.__dict__.get("trace", ""))
             self.screen.error(error, line=line)
             self.offer(error.choices, line if error.again else "")
         except Cancelled as stopped:
@@ -117,7 +125,7 @@ class Shell:
         except Exception as error:  # a bug of ours: its traceback goes to the log, the session goes on
             if isinstance(error, OSError) and streams.lost(error):
                 raise
-            log.exception("a bug")
+            log.log.exception("a bug")
             self.screen.error(ReplError(f"a bug in hub-repl: {sentence(error)}; hub-repl.log has the details"))
         self.screen.space()
         return False
@@ -336,6 +344,21 @@ class Shell:
             if self.interrupted or not (good or keep_going):
                 return False
         return good
+
+
+def make_shell(
+    asked: argparse.Namespace, config: Config, chosen: Settings, worker: Worker, saved: bool, interactive: bool
+) -> Shell:
+    """Return what runs the lines of a session, of which nothing stays on disk unless it is `saved`."""
+    log.install(paths.data())
+    offline = asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+    store = Store(Runtime, offline, consents=consent.Consents(paths.data() / consent.FILE))
+    session = Session(chosen, store, worker, paths.data() / FILE if saved else None)
+    session.configure(config.presets, config.engines)
+    session.notify(*config.wrong, *extensions.problems(), *registry.alias(config.aliases))
+    shell = Shell(session, Screen(asked.json, interactive))
+    shell.unopened = not asked.connect  # where a server answers, no model is loaded
+    return shell
 
 
 def offer_command(line: str) -> None:
