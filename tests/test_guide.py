@@ -13,7 +13,7 @@ from repl.core import settings
 from tests import make_pictures
 
 ROOT = Path(__file__).parent.parent
-TEXTS = {"README": (ROOT / "README.md").read_text("utf-8")} | {name: guide.text_of(name) for name in guide.PAGES}
+TEXTS = {"README": (ROOT / "README.md").read_text("utf-8")} | {name: guide.page_text(name) for name in guide.PAGES}
 OF_CODE = re.compile(r"```.*?```|`([^`\n]+)`", re.DOTALL)
 
 
@@ -37,9 +37,9 @@ def test_every_command_line_is_one_that_the_program_reads(name: str) -> None:
     """A bare name or a line with a placeholder in capitals names a command; any other is read with its values."""
     for line in lines_of(TEXTS[name]):
         if re.search(r"\b[A-Z]{2,}\b|\b[NKW]\b|\[|\.\.\.", line) or " " not in line:
-            registry.find(registry.split(line)[0])
+            registry.find_command(registry.split_name(line)[0])
         else:
-            registry.read(line)
+            registry.parse_line(line)
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if "❯ " in TEXTS[name]])
@@ -71,4 +71,4 @@ def test_a_picture_shows_the_lines_that_the_script_types(path: Path) -> None:
     noted = json.loads(unescape(make_pictures.NOTED.search(path.read_text("utf-8"))[1]))  # type: ignore[index]
     assert noted == make_pictures.PICTURES[path.stem].typed
     for line in noted:
-        registry.read(line)
+        registry.parse_line(line)

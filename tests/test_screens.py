@@ -99,7 +99,7 @@ def reply(screen: Terminal) -> tuple[str, str]:
 
 def said(screen: Terminal) -> list[str]:
     """Return the lines the program has kept as typed."""
-    return history.Reader(screen.home / "data" / "history").fresh()
+    return history.HistoryReader(screen.home / "data" / "history").fresh()
 
 
 # a reply

@@ -156,7 +156,7 @@ def shown(text: str) -> list[str]:
 def test_a_message_is_answered_and_kept(speaker: Typist) -> None:
     assert shown(speaker.lines("hi", "again")) == [HELLO.decode()] * 2
     assert speaker.sent() == ["hi", "again"]
-    assert history.Reader(speaker.past).fresh() == ["hi", "again"]
+    assert history.HistoryReader(speaker.past).fresh() == ["hi", "again"]
 
 
 def test_a_slash_line_can_be_sent(speaker: Typist) -> None:
@@ -254,8 +254,8 @@ def test_help_lines_run_and_families_share_nothing() -> None:
     names = [name for found in (*help.families().values(), *help.settings_by_part().values()) for name in found]
     assert len(names) == len(set(names))
     assert set(registry.COMMANDS) - set(names) == {"say"}
-    for title, lines in help.EXAMPLES.items():
-        families = {registry.read(line).command.family for line in lines}
+    for title, lines in help.FAMILY_EXAMPLES.items():
+        families = {registry.parse_line(line).command.family for line in lines}
         assert families <= {title, "setting"}, title
 
 
@@ -440,7 +440,7 @@ def test_a_message_comes_back_as_draft_when_the_load_fails(typist: Typist, monke
     said = typist.run(f"/model broken{ENTER}precious words{ENTER} and more{CLEAR}")
     assert said == f"broken is broken · /model builtin\n{BACK}"
     typist.run(f"/model broken{ENTER}precious words{ENTER} and more{ENTER}{CLEAR}")
-    assert history.Reader(typist.past).fresh()[-1] == "precious words and more"
+    assert history.HistoryReader(typist.past).fresh()[-1] == "precious words and more"
 
 
 @pytest.mark.slow
@@ -514,17 +514,17 @@ def test_history_walks_whole_entries_across_starts(typist: Typist) -> None:
     again = Typist(typist.past.parent, Store(Runtime))
     again.run(f"{UP}{UP}!{ENTER}")
     again.session.close()
-    assert history.Reader(typist.past).fresh()[-1] == "/version one\ntwo!"
+    assert history.HistoryReader(typist.past).fresh()[-1] == "/version one\ntwo!"
 
 
 def test_ctrl_r_searches(typist: Typist) -> None:
     typist.lines("/version alpha", "/version beta")
     typist.run(f"\x12alph{ENTER}{ENTER}")
-    assert history.Reader(typist.past).fresh()[-1] == "/version alpha"
+    assert history.HistoryReader(typist.past).fresh()[-1] == "/version alpha"
 
 
 def complete(line: str) -> list[str]:
-    found = SlashCompleter(registry.complete).get_completions(Document(line), CompleteEvent())
+    found = SlashCompleter(registry.complete_line).get_completions(Document(line), CompleteEvent())
     return [line[: len(line) + each.start_position] + each.text for each in found]
 
 

@@ -22,7 +22,7 @@ from repl.models.store import Store
 from repl.session.session import Session, Task
 
 assert commands  # importing them registers them
-POLL_S = 0.05
+EVENT_POLL_S = 0.05
 
 
 class OpenSession:
@@ -38,7 +38,7 @@ class OpenSession:
         event meanwhile, such as a `Token`. KeyboardInterrupt cancels: a reply is returned as far as it came. Raises a
         `repl.core.errors.ReplError`, whose `hints` are lines to type instead.
         """
-        parsed = registry.read(line)
+        parsed = registry.parse_line(line)
         if self._session.loading is not None and parsed.command.needs_model:
             self._finish(self._session.loading, on_event)
         result = parsed.run(self._session)
@@ -65,7 +65,7 @@ class OpenSession:
     def _finish(task: Task[Any], on_event: Callable[[Event], object]) -> Any:
         while not task.job.finished():
             try:
-                for event in task.job.poll(POLL_S):
+                for event in task.job.poll(EVENT_POLL_S):
                     on_event(event)
             except KeyboardInterrupt:
                 task.job.cancel()
@@ -78,7 +78,7 @@ def open_session(model: str = "builtin", *, offline: bool = False, **chosen: obj
     `chosen` are settings by name, as on the command line: `dtype="bfloat16"`, `num_beams=4`. Raises a
     `repl.core.errors.ReplError` where the model does not load or a value is refused.
     """
-    extensions.load()
+    extensions.load_extensions()
     wanted = Settings()
     for name, word in [*settings.address(model), *chosen.items()]:
         full = settings.find(name)

@@ -16,7 +16,7 @@ from repl.core.settings import Settings
 from repl.core.values import nearest
 
 
-class Line(argparse.ArgumentParser):
+class CommandLine(argparse.ArgumentParser):
     """Usage errors in our own words, and help that fails where it cannot be written."""
 
     def print_help(self, file: Any = None) -> None:
@@ -36,9 +36,9 @@ class Line(argparse.ArgumentParser):
         return f"no option {word}" + (f", did you mean {close}?" if close else "")
 
 
-def parser() -> Line:
+def parser() -> CommandLine:
     """Return the parser: what is about this run, then one option for each setting."""
-    line = Line(
+    line = CommandLine(
         prog="hub-repl",
         usage="hub-repl [MODEL | --connect URL] [PROMPT ...] [--SETTING VALUE ...] [-c LINE]... [--script FILE] "
         "[--json]",
@@ -96,10 +96,10 @@ def main() -> NoReturn:
     if not streams.begin():
         sys.stderr.write("hub-repl: standard output is closed\n")
         leave(1)
-    leave(_flush_after(run))
+    leave(_flush_after(run_program))
 
 
-def run() -> int:
+def run_program() -> int:
     """Read the command line and the config file, and run the program; returns the exit code."""
     asked = split_model(parser().parse_intermixed_args())
     if asked.version:
@@ -120,7 +120,7 @@ def show_guide(asked: argparse.Namespace) -> int:
     from repl.terminal.screen import Screen
 
     name = " ".join(asked.prompt)
-    Screen(asked.json, sys.stdout.isatty()).show("guide", guide.shown(guide.PageName().read(name) if name else ""))
+    Screen(asked.json, sys.stdout.isatty()).show("guide", guide.guide_page(guide.PageName().read(name) if name else ""))
     return 0
 
 

@@ -226,7 +226,7 @@ class StartingShell:
         """Return what could stand at the end of a line; nothing is loaded yet."""
         from repl.commands import registry
 
-        return registry.complete(line)
+        return registry.complete_line(line)
 
     def panel(self, changed: Callable[[], object]) -> "Panel":
         """Return the settings view, which needs the rest of the program at once."""

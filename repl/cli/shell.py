@@ -131,7 +131,7 @@ class Shell:
         return False
 
     def _attempt(self, line: str) -> bool:
-        parsed = registry.read(line)
+        parsed = registry.parse_line(line)
         if self.session.remote is None and parsed.command.needs_model and not self.settle_load():
             self._give_back(line)
             return False
@@ -311,7 +311,7 @@ class Shell:
 
     def complete(self, line: str) -> list[tuple[str, str]]:
         """Return what could stand at the end of a line, with what is loaded in mind."""
-        return registry.complete(line, self.session)
+        return registry.complete_line(line, self.session)
 
     def panel(self, changed: Callable[[], object]) -> Panel:
         """Return the settings view."""

@@ -78,12 +78,12 @@ def doctor(session: Session) -> Task[Doctor]:
         prepare(emit)
         speeds = measured(emit)
         emit(Progress("ask the Hub"))
-        answer = reach(emit, session.store.offline)
+        answer = ask_hub(emit, session.store.offline)
         size, free = cache_size()
         versions = {"hub-repl": __version__, "python": platform.python_version(), **found(LIBRARIES)}
         return Doctor(
             versions=versions,
-            devices=[described(room) for room in session.store.measure()],
+            devices=[describe_device(room) for room in session.store.measure()],
             threads=threads(),
             speeds=speeds,
             hub=answer,
@@ -92,7 +92,7 @@ def doctor(session: Session) -> Task[Doctor]:
             cache_bytes=size,
             disk_free=free,
             extras=found(EXTRAS),
-            extensions=extensions.load(),
+            extensions=extensions.load_extensions(),
             terminal=terminal,
             paths=fast_paths.examine(session.store.current(), chosen) if session.store.facts() else (),
             hints=[*untested(versions), *advice(speeds)],
@@ -126,7 +126,7 @@ def untested(versions: Mapping[str, str]) -> list[str]:
     return []
 
 
-def described(room: Room) -> str:
+def describe_device(room: Room) -> str:
     """Describe a device in a few words."""
     free = f"{amount(room.free)} of {amount(room.total)} free"
     if room.device.startswith("cuda"):
@@ -143,7 +143,7 @@ def threads() -> int:
     return int(torch.get_num_threads())
 
 
-def reach(emit: JobContext, offline: bool) -> str:
+def ask_hub(emit: JobContext, offline: bool) -> str:
     """Ask the Hub for one small thing and say how it answers."""
     from huggingface_hub import HfApi, constants
 
@@ -187,13 +187,13 @@ def describe_terminal() -> str:
 
 @render.register
 def _(result: Doctor) -> RenderableType:
-    table = facts(rows(result))
+    table = facts(findings(result))
     for hint in result.hints:
         table.add_row("hint", Text(clean_line(hint), "accent"))
     return table
 
 
-def rows(result: Doctor) -> list[tuple[str, str]]:
+def findings(result: Doctor) -> list[tuple[str, str]]:
     """Return what was found as names and words."""
     extras = [f"{name} {version}" for name, version in result.extras.items() if version]
     absent = [f"{name} ({EXTRAS[name]})" for name, version in result.extras.items() if not version]

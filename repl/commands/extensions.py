@@ -11,7 +11,7 @@ from pathlib import Path
 
 from repl.commands import registry
 
-GROUP = "hub_repl.commands"
+ENTRY_POINT_GROUP = "hub_repl.commands"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class Extension:
 
 
 @cache
-def load() -> tuple[Extension, ...]:
+def load_extensions() -> tuple[Extension, ...]:
     """Import every extension once, in the order of their names."""
-    return tuple(_load(entry) for entry in sorted(entry_points(group=GROUP)) if _is_installed(entry))
+    return tuple(_load(entry) for entry in sorted(entry_points(group=ENTRY_POINT_GROUP)) if _is_installed(entry))
 
 
 def _is_installed(entry: EntryPoint) -> bool:
@@ -54,4 +54,5 @@ def _load(entry: EntryPoint) -> Extension:
 
 def problems() -> list[str]:
     """Return a sentence for each extension that did not load as it is."""
-    return [f"the extension {found.package} {found.version}: {found.problem}" for found in load() if found.problem]
+    wrong = [found for found in load_extensions() if found.problem]
+    return [f"the extension {found.package} {found.version}: {found.problem}" for found in wrong]

@@ -46,7 +46,7 @@ def script(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Line
 
 
 @dataclass(frozen=True, slots=True)
-class Preset:
+class SavedPreset:
     """Settings under a name."""
 
     name: str
@@ -57,7 +57,7 @@ class Preset:
 class Presets:
     """Every preset there is."""
 
-    presets: list[Preset]
+    presets: list[SavedPreset]
 
 
 @command("settings")
@@ -67,7 +67,7 @@ def preset(session: Session, name: Annotated[str, Words()] = "", new: Annotated[
     `/preset save NAME` saves those of now.
     """
     if not name:
-        return Presets([Preset(name, values) for name, values in session.presets.items()])
+        return Presets([SavedPreset(name, values) for name, values in session.presets.items()])
     if name == "save":
         return _save(session, new)
     if name not in session.presets:

@@ -63,28 +63,28 @@ class PageName:
 
     def complete(self) -> Mapping[str, str]:
         """Return the names with their titles."""
-        return {name: title(name) for name in PAGES}
+        return {name: page_title(name) for name in PAGES}
 
 
-def text_of(name: str) -> str:
+def page_text(name: str) -> str:
     """Return the Markdown of a page."""
     return files("repl.commands").joinpath("pages", f"{name}.md").read_text("utf-8")
 
 
-def title(name: str) -> str:
+def page_title(name: str) -> str:
     """Return the heading of a page."""
-    return text_of(name).partition("\n")[0].removeprefix("# ")
+    return page_text(name).partition("\n")[0].removeprefix("# ")
 
 
 @command("other")
 def guide(session: Session, name: Annotated[str, PageName()] = "") -> Guide | GuidePage:
     """Show the pages of the guide, or one of them: /guide loading."""
-    return shown(name)
+    return guide_page(name)
 
 
-def shown(name: str) -> Guide | GuidePage:
+def guide_page(name: str) -> Guide | GuidePage:
     """Return a page, or the list of all where no name is given."""
-    return GuidePage(name, text_of(name)) if name else Guide({page: title(page) for page in PAGES})
+    return GuidePage(name, page_text(name)) if name else Guide({page: page_title(page) for page in PAGES})
 
 
 class Drawn:

@@ -17,7 +17,7 @@ from repl.session.session import Session
 from repl.terminal.screen import render
 
 FAMILIES = ("chat", "history", "models", "settings", "inspect", "compare", "reproduce", "speed", "other")
-FIRST = (
+READING_ORDER = (
     *("system", "prefill", "read", "raw", "retry", "continue", "edit", "pick", "clear"),
     *("history", "tree", "undo", "branch", "go", "sessions", "resume", "title", "export", "copy"),
     *("model", "model!", "models", "info", "plan", "download", "delete", "trust", "memory", "reload", "unload"),
@@ -26,7 +26,7 @@ FIRST = (
     *("compare", "diverge", "sweep", "replay", "recipe", "reproduce", "fast", "bench", "help"),
 )
 """The order in which a newcomer meets them; what is not named here comes behind."""
-EXAMPLES = {
+FAMILY_EXAMPLES = {
     "chat": ("/system Be brief.", "/retry temperature=1.2", "/continue", "/edit"),
     "history": ("/undo", "/tree", "/sessions", "/resume", "/export talk.html"),
     "models": ("/model gpt2", "/models", "/plan gpt2", "/memory"),
@@ -41,7 +41,7 @@ EXAMPLES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class HelpEntry:
     """One command: how to type it and what it does."""
 
     usage: str
@@ -58,7 +58,7 @@ class Help:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class HelpPage:
     """One command or setting in full."""
 
     usage: str
@@ -72,12 +72,12 @@ class Family:
     """What each command of a family does, or each setting of a part; first the command that has the same name."""
 
     title: str
-    page: Page | None
-    entries: list[Entry]
+    page: HelpPage | None
+    entries: list[HelpEntry]
 
 
 @command("other", name="help", aliases=("?", "h"))
-def help_(session: Session, name: Annotated[str, RestOfLine()] = "") -> Help | Family | Page:
+def help_(session: Session, name: Annotated[str, RestOfLine()] = "") -> Help | Family | HelpPage:
     """List commands: /help all, /help inspect for a family, /help dtype for one.
 
     A family is a word at the left of /help; where a command has the same name, both are shown.
@@ -86,13 +86,13 @@ def help_(session: Session, name: Annotated[str, RestOfLine()] = "") -> Help | F
     known = families() | settings_by_part()
     if title in ("", "all"):
         return Help(families(), settings_by_part(), title == "all")
-    return family(title, known[title]) if title in known else page(name)
+    return family(title, known[title]) if title in known else help_page(name)
 
 
 def families() -> dict[str, list[str]]:
     """Return the names of the commands by family, in the order to meet them."""
-    order = {name: place for place, name in enumerate(FIRST)}
-    names = sorted(registry.COMMANDS, key=lambda name: order.get(name, len(FIRST)))
+    order = {name: place for place, name in enumerate(READING_ORDER)}
+    names = sorted(registry.COMMANDS, key=lambda name: order.get(name, len(READING_ORDER)))
     sorted_out = {
         title: [name for name in names if registry.COMMANDS[name].family == title and name != "say"]
         for title in FAMILIES
@@ -112,22 +112,22 @@ def settings_by_part() -> dict[str, list[str]]:
 def family(title: str, names: list[str]) -> Family:
     """Return what is known of a family, and of the command that has its name."""
     if title in settings.SPECS:
-        return Family(f"{title} settings", None, [Entry(f"/{name}", settings.help_of(name)) for name in names])
-    entries = [Entry(registry.COMMANDS[name].usage, registry.COMMANDS[name].help) for name in names]
-    return Family(title, page(title) if title in registry.COMMANDS else None, entries)
+        return Family(f"{title} settings", None, [HelpEntry(f"/{name}", settings.help_of(name)) for name in names])
+    entries = [HelpEntry(registry.COMMANDS[name].usage, registry.COMMANDS[name].help) for name in names]
+    return Family(title, help_page(title) if title in registry.COMMANDS else None, entries)
 
 
-def page(name: str) -> Page:
+def help_page(name: str) -> HelpPage:
     """Return what is known of a command or setting; raises `UsageError`."""
     wanted = name.strip().lstrip("/")
     if wanted in registry.USER_ALIASES:
-        return Page(f"/{wanted}", f"your alias for {registry.USER_ALIASES[wanted]}", "", "")
-    found = registry.find(wanted)
+        return HelpPage(f"/{wanted}", f"your alias for {registry.USER_ALIASES[wanted]}", "", "")
+    found = registry.find_command(wanted)
     takes = settings.kind(found.name).phrase if found.name in settings.places() else ""
-    return Page(found.usage, found.help, found.more, takes)
+    return HelpPage(found.usage, found.help, found.more, takes)
 
 
-def drawn(result: Page) -> RenderableType:
+def drawn(result: HelpPage) -> RenderableType:
     """Draw one command or setting in full."""
     lines = [Text(result.usage, "accent"), Text(clean_line(result.help))]
     lines += [Text(f"takes {result.takes}; default puts it back", "quiet")] if result.takes else []
@@ -136,7 +136,7 @@ def drawn(result: Page) -> RenderableType:
 
 
 @render.register
-def _(result: Page) -> RenderableType:
+def _(result: HelpPage) -> RenderableType:
     return drawn(result)
 
 
@@ -156,7 +156,7 @@ def _(result: Help) -> RenderableType:
     table.add_column(style="quiet", no_wrap=True)
     table.add_column(style="accent")
     for title, names in result.families.items():
-        shown = ["/" + name for name in names] if result.full else EXAMPLES[title]
+        shown = ["/" + name for name in names] if result.full else FAMILY_EXAMPLES[title]
         table.add_row(title, Text("  ".join(shown)))
     if result.full:
         table.add_row("")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 FLAG = re.compile(r"--([\w-]+)(?:(=)|\s+|$)")
-WORD = re.compile(r'"([^"]*)"|\'([^\']*)\'|(\S+)')
+QUOTED_WORD = re.compile(r'"([^"]*)"|\'([^\']*)\'|(\S+)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
-ALIASES: dict[str, str] = dict(settings.ALIASES)
+COMMAND_ALIASES: dict[str, str] = dict(settings.ALIASES)
 USER_ALIASES: dict[str, str] = {}
 """The user's own aliases: a name for a whole line."""
 
@@ -82,7 +82,7 @@ def command(
     def register(function: F) -> F:
         title = name or function.__name__.removesuffix("_")
         add(title, function, family, inspect.getdoc(function) or "", needs_model)
-        ALIASES.update(dict.fromkeys(aliases, title))
+        COMMAND_ALIASES.update(dict.fromkeys(aliases, title))
         return function
 
     return register
@@ -109,37 +109,39 @@ def _grammar(function: Callable[..., Any]) -> tuple[Argument, ...]:
     )
 
 
-def find(name: str) -> Command:
+def find_command(name: str) -> Command:
     """Return the command a word means: its name, an alias, or an unambiguous start; raises `UsageError`."""
     wanted = name.replace("-", "_").lower()
     if not wanted:
         raise UsageError("a command follows the slash", "/help")
-    if (title := ALIASES.get(wanted, wanted)) in COMMANDS:
+    if (title := COMMAND_ALIASES.get(wanted, wanted)) in COMMANDS:
         return COMMANDS[title]
-    starts = sorted({ALIASES.get(known, known) for known in (*COMMANDS, *ALIASES) if known.startswith(wanted)})
+    starts = sorted(
+        {COMMAND_ALIASES.get(known, known) for known in (*COMMANDS, *COMMAND_ALIASES) if known.startswith(wanted)}
+    )
     if len(starts) == 1:
         return COMMANDS[starts[0]]
     if starts:
         raise UsageError(f"/{name} may be {', '.join('/' + start for start in starts)}")
-    close = nearest(wanted, [*COMMANDS, *ALIASES])
+    close = nearest(wanted, [*COMMANDS, *COMMAND_ALIASES])
     like = f", did you mean /{close}?" if close else ""
     raise UsageError(settings.gone(wanted) or f"no command /{name}{like}", "/help")
 
 
 def alias(lines: Mapping[str, str]) -> list[str]:
     """Take over the user's aliases; returns a sentence for each that hides a command."""
-    hidden = [name for name in lines if name in COMMANDS or name in ALIASES]
+    hidden = [name for name in lines if name in COMMANDS or name in COMMAND_ALIASES]
     USER_ALIASES.update({name: line for name, line in lines.items() if name not in hidden})
     return [f"the alias {name!r} is left out: /{name} is a command" for name in hidden]
 
 
 def expand(line: str) -> str:
     """Replace an alias at the beginning of a line by what it stands for."""
-    name, rest = split(line) if line.startswith("/") else ("", "")
+    name, rest = split_name(line) if line.startswith("/") else ("", "")
     return f"{USER_ALIASES[name]} {rest}".strip() if name in USER_ALIASES else line
 
 
-def split(line: str) -> tuple[str, str]:
+def split_name(line: str) -> tuple[str, str]:
     """Split `/name rest` into name and rest."""
     name, _, rest = line[1:].partition(" ")
     if "\n" in name:
@@ -147,7 +149,7 @@ def split(line: str) -> tuple[str, str]:
     return name, rest.strip()
 
 
-def parse(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
+def parse_arguments(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
     """Read the words behind a command's name into arguments; raises `UsageError`."""
     words = [word for word in found.words if not word.flag]
     named: dict[str, Any] = {}
@@ -155,7 +157,7 @@ def parse(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
         text, named = _leading_flags(found, text)
         texts = _first_words(text, len(words))
     else:
-        texts, named = _split_flags(found, list(WORD.finditer(text)))
+        texts, named = _split_flags(found, list(QUOTED_WORD.finditer(text)))
     arguments: list[Any] = []
     for word in words:
         taken, texts = (texts, []) if word.many else (texts[:1], texts[1:])
@@ -180,7 +182,7 @@ def _leading_flags(found: Command, text: str) -> tuple[str, dict[str, Any]]:
         if isinstance(word.kind, Flag) and not match[2]:
             named[word.name] = True
             continue
-        value = WORD.match(text)
+        value = QUOTED_WORD.match(text)
         named[word.name] = _read(found, word, _unquoted(value) if value else "")
         text = text[value.end() :].lstrip() if value else text
     return text, named
@@ -222,7 +224,7 @@ def _read(found: Command, word: Argument, text: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ParsedLine:
     """A line that was read: the command that it runs, `say` for a message, with its arguments."""
 
     text: str
@@ -235,19 +237,19 @@ class Line:
         return self.command.function(session, *self.arguments, **self.named)
 
 
-def read(text: str) -> Line:
+def parse_line(text: str) -> ParsedLine:
     """Read one line; raises `UsageError` before anything is done."""
     if not text.startswith("/") or text.startswith("//"):
-        return Line(text, COMMANDS["say"], (text.removeprefix("/"),))
-    name, rest = split(expand(text))
-    found = find(name)
+        return ParsedLine(text, COMMANDS["say"], (text.removeprefix("/"),))
+    name, rest = split_name(expand(text))
+    found = find_command(name)
     if rest in ("--help", "-h"):
-        return Line(text, COMMANDS["help"], (f"/{found.name}",))
-    arguments, named = parse(found, rest)
-    return Line(text, found, tuple(arguments), named)
+        return ParsedLine(text, COMMANDS["help"], (f"/{found.name}",))
+    arguments, named = parse_arguments(found, rest)
+    return ParsedLine(text, found, tuple(arguments), named)
 
 
-def complete(line: str, session: "Session | None" = None) -> list[tuple[str, str]]:
+def complete_line(line: str, session: "Session | None" = None) -> list[tuple[str, str]]:
     """Return what could stand at the end of a line as (word, help): command names, values, setting names.
 
     A kind with a method `offer(session, word)` is asked with what is loaded.
@@ -260,7 +262,7 @@ def complete(line: str, session: "Session | None" = None) -> list[tuple[str, str
         own = [("/" + alias, line) for alias, line in USER_ALIASES.items() if alias.startswith(name)]
         return [*(("/" + found.name, found.help) for found in named), *own]
     try:
-        found = find(name)
+        found = find_command(name)
     except UsageError:
         return []
     return _values(found, rest, session)

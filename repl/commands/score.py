@@ -25,7 +25,7 @@ from repl.generation.measure.token_text import Piece, Speller, quoted
 from repl.generation.runtime import Model
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
-from repl.terminal.token_colours import OnTerminal, caption, percent, style, written
+from repl.terminal.token_colours import OnTerminal, caption, percent, style, styled_text
 
 WINDOW = 8192  # most tokens read at once, where the context is longer or without an end
 LARGEST = 64 * 2**20  # bytes of a file
@@ -141,7 +141,7 @@ def _(result: Score) -> RenderableType:
 
 def _text(result: Score) -> Text:
     pairs = zip(result.pieces[:SHOWN], result.logprobs, strict=False)
-    drawn = written((piece.text, "quiet" if value is None else style(exp(value))) for piece, value in pairs)
+    drawn = styled_text((piece.text, "quiet" if value is None else style(exp(value))) for piece, value in pairs)
     drawn.rstrip()
     more = len(result.ids) - SHOWN
     return drawn.append(f"\n… {more:,} more tokens", "quiet") if more > 0 else drawn

@@ -25,13 +25,13 @@ from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
 
-NEXT = "(your next message)"
+NEXT_MESSAGE = "(your next message)"
 STYLES = {"system": "magenta", "user": "green", "assistant": "cyan"}
 VERDICTS = {"good": "green", "note": "yellow", "bad": "red"}
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class PromptPiece:
     """One token of a prompt, and whose message it belongs to."""
 
     id: int
@@ -41,12 +41,12 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class TurnPrompt:
     """What the next turn sends: text and ids, the tokens one by one, and how many each role takes."""
 
     text: str
     ids: list[int]
-    pieces: list[Piece]
+    pieces: list[PromptPiece]
     tokens: dict[str, int]
     context: int
     notice: str
@@ -61,7 +61,7 @@ class Report:
     checks: list[Check]
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, made: Rendered, parts: list[Span]) -> Iterator[Piece]:
+def _pieces(tokenizer: PreTrainedTokenizerBase, made: Rendered, parts: list[Span]) -> Iterator[PromptPiece]:
     reader = Detokenizer(tokenizer, skip_special_tokens=False)
     added = tokenizer.added_tokens_decoder
     ends = [part.end for part in parts]
@@ -69,7 +69,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, made: Rendered, parts: list[Span
     for token in made.ids:
         text = reader.feed(token)
         role = parts[min(bisect_right(ends, place), len(parts) - 1)].role
-        yield Piece(token, text, role, token in added)
+        yield PromptPiece(token, text, role, token in added)
         place += len(text)
 
 
@@ -84,26 +84,26 @@ def template(
     """
     session.facts()
     values, prefill = arguments(session.settings.extra), session.next_message.prefill
-    messages = [*session.conversation.messages(), {"role": "user", "content": text or NEXT}]
+    messages = [*session.conversation.messages(), {"role": "user", "content": text or NEXT_MESSAGE}]
 
     def report(emit: JobContext) -> Report:
         resident = session.store.current()
         found = check(Template(resident.tokenizer, values, emit), decoding.stops(resident.model.generation_config))
         return Report(found)
 
-    def prompt(emit: JobContext) -> Prompt:
+    def prompt(emit: JobContext) -> TurnPrompt:
         resident = session.store.current()
         made = render_chat(resident.tokenizer, messages, arguments=values, prefill=prefill, emit=emit)
         parts = spans(Template(resident.tokenizer, values, emit), messages, made.text, prefill)
         pieces = list(_pieces(resident.tokenizer, made, parts))
         tokens = dict(Counter(piece.role for piece in pieces))
-        return Prompt(made.text, list(made.ids), pieces, tokens, resident.facts.context, made.notice, ids)
+        return TurnPrompt(made.text, list(made.ids), pieces, tokens, resident.facts.context, made.notice, ids)
 
     return session.run_on_model(report if text == "check" else prompt)
 
 
 @render.register
-def _(result: Prompt) -> RenderableType:
+def _(result: TurnPrompt) -> RenderableType:
     drawn = Text()
     for role, group in groupby(result.pieces, lambda piece: piece.role):
         pieces = list(group)
@@ -118,13 +118,13 @@ def _(result: Prompt) -> RenderableType:
     return drawn
 
 
-def _write(drawn: Text, pieces: list[Piece]) -> None:
+def _write(drawn: Text, pieces: list[PromptPiece]) -> None:
     for special, group in groupby(pieces, lambda piece: piece.special):
         run = list(group)
         drawn.append(clean("".join(piece.text for piece in run)), _style(run[0].role, special))
 
 
-def _list(drawn: Text, pieces: list[Piece]) -> None:
+def _list(drawn: Text, pieces: list[PromptPiece]) -> None:
     for piece in pieces:
         drawn.append(f"{piece.id:>8}  ", "quiet")
         drawn.append(f"{clean_line(piece.text.replace(chr(10), '↵'))}\n", _style(piece.role, piece.special))

@@ -21,7 +21,7 @@ from repl.generation.measure.token_text import Piece, Speller, quoted
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
-from repl.terminal.token_colours import OnTerminal, written
+from repl.terminal.token_colours import OnTerminal, styled_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Tokens:
     """Draw them one a line."""
 
 
-def cut(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], reply: int, text: str, listed: bool) -> Tokens:
+def split_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], reply: int, text: str, listed: bool) -> Tokens:
     """Tell the tokens of a text apart; for the model thread."""
     pieces = Speller(tokenizer).pieces(ids)
     size = len(text.encode("utf-8", "replace"))
@@ -49,14 +49,14 @@ def cut(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], reply: int, text
 def of_text(tokenizer: PreTrainedTokenizerBase, text: str, listed: bool) -> Tokens:
     """Cut a text as a prompt is cut; for the model thread."""
     ids = [int(token) for token in tokenizer(text)["input_ids"]]
-    return cut(tokenizer, ids, len(ids), text, listed)
+    return split_tokens(tokenizer, ids, len(ids), text, listed)
 
 
 def of_turn(tokenizer: PreTrainedTokenizerBase, record: Reply, known: int, listed: bool) -> Tokens:
     """Show what a turn added to the `known` tokens before it: its message, and the reply; for the model thread."""
     ids = [*record.prompt_ids[known:], *record.token_ids]
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    return cut(tokenizer, ids, len(record.prompt_ids) - known, text, listed)
+    return split_tokens(tokenizer, ids, len(record.prompt_ids) - known, text, listed)
 
 
 @command("inspect", needs_model=True)
@@ -101,7 +101,7 @@ def _text(result: Tokens) -> Text:
             continue
         if result.reply < len(result.pieces):
             drawn.append(f"{name} · {counted(len(pieces), 'token')}\n", "quiet")
-        drawn.append(written(_shaded(pieces, start)))
+        drawn.append(styled_text(_shaded(pieces, start)))
         drawn.append("" if drawn.plain.endswith("\n") else "\n")
     drawn.right_crop(1)
     return drawn

@@ -16,10 +16,10 @@ from repl.core.parts import Parts
 from repl.core.sanitize import clean, clean_line
 from repl.generation.measure.token_trace import traced
 from repl.session.session import View
-from repl.terminal.screen import as_record, palette, plain, render
+from repl.terminal.screen import as_record, palette, render, to_jsonable
 from repl.terminal.token_colours import caption, colour_trace
 
-WIDTH = 100  # columns of what is drawn in a file
+FILE_COLUMNS = 100  # columns of what is drawn in a file
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -52,10 +52,10 @@ class Transcript:
 
 def as_json(talk: Transcript) -> str:
     """Return every turn with its whole record and its exact text."""
-    told = plain(talk)
+    told = to_jsonable(talk)
     for turn, written in zip(talk.turns, told["turns"], strict=True):
         parts = turn.parts
-        written |= {"answer": parts.answer, "thinking": parts.thinking, "tool_calls": plain(parts.tool_calls)}
+        written |= {"answer": parts.answer, "thinking": parts.thinking, "tool_calls": to_jsonable(parts.tool_calls)}
     return _dumped(told)
 
 
@@ -110,7 +110,7 @@ def as_html(talk: Transcript, by: str = "off") -> str:
         console.print(Text.assemble(("system", "bold"), "\n", (clean(talk.system), "italic"), "\n"), soft_wrap=True)
     for head, turn in _labelled(talk):
         console.print(Text.assemble((head, "bold"), "\n", coloured(turn, by), "\n"), soft_wrap=True)
-    return page(console, talk.title or "Conversation")
+    return html_page(console, talk.title or "Conversation")
 
 
 def sheet() -> Console:
@@ -118,7 +118,7 @@ def sheet() -> Console:
     return Console(
         record=True,
         file=io.StringIO(),
-        width=WIDTH,
+        width=FILE_COLUMNS,
         color_system="truecolor",
         force_terminal=True,  # what has another form without colours is drawn in the one with them
         legacy_windows=False,
@@ -128,7 +128,7 @@ def sheet() -> Console:
     )
 
 
-def page(console: Console, title: str) -> str:
+def html_page(console: Console, title: str) -> str:
     """Return what was drawn on a sheet as one HTML page."""
     name = html.escape(clean_line(title)).replace("{", "{{").replace("}", "}}")
     return console.export_html(code_format=PAGE.replace("TITLE", name), inline_styles=True)
@@ -151,12 +151,13 @@ def view_as_html(shown: View) -> str:
     """Return a result as a page, in its colours, under the line that asked for it."""
     console = sheet()
     console.print(Text(clean_line(shown.line), "bold"), "", render(shown.result), sep="\n")
-    return page(console, shown.line)
+    return html_page(console, shown.line)
 
 
 def view_as_text(shown: View) -> str:
     """Return a result as it reads without colours."""
-    console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False, highlight=False, theme=palette("mono"))
+    paper = io.StringIO()
+    console = Console(file=paper, width=FILE_COLUMNS, force_terminal=False, highlight=False, theme=palette("mono"))
     with console.capture() as drawn:
         console.print(Text(clean_line(shown.line)), "", render(shown.result), sep="\n")
     return "\n".join(row.rstrip() for row in drawn.get().splitlines()) + "\n"

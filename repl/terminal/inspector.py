@@ -27,7 +27,7 @@ from repl.terminal.token_colours import bar, caption, percent, shade
 
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
 SIDE_COLUMNS = (26, 32)  # columns of the table, at least and at most
-KEYS = (
+INSPECTOR_KEYS = (
     "arrows move · 1-5 or Tab choose · Enter takes · p e colours · / n search · q",
     "arrows · 1-5 choose · Enter takes · p e · / n · q leaves",
 )
@@ -51,7 +51,7 @@ class Inspector:
         self._height = 10  # rows of the text
         self._width = 0
         self._pages = lru_cache(2)(lambda width: lay_out(found.tokens, width))
-        self._text = Tokens(self)
+        self._text = TokenText(self)
         self.app: Application[str] = Application(
             layout=Layout(self._container()),
             key_bindings=self._keys(),
@@ -193,7 +193,7 @@ class Inspector:
     def _foot(self) -> StyleAndTextTuples:
         scale = caption(self.by)
         spans = [(scale.plain[span.start : span.end], str(span.style)) for span in scale.spans]
-        lines = LOOKING if self.found.server else KEYS
+        lines = LOOKING if self.found.server else INSPECTOR_KEYS
         keys = next((line for line in lines if len(line) < self._columns()), lines[-1])
         below = f"/{self.words}_" if self.words is not None else self.said or keys
         return [*((f"class:{words}", text) for text, words in spans), ("class:quiet", signs("\n" + below))]
@@ -222,7 +222,7 @@ class Inspector:
         return words, f"{mark}{number + 1:>2} {percent(share):>8} {bar(share, long):<{long}} {fitting}\n"
 
 
-class Tokens(UIControl):
+class TokenText(UIControl):
     """The text of the reply; only the rows that are seen are drawn."""
 
     def __init__(self, inspector: Inspector) -> None:

@@ -11,8 +11,8 @@ from repl.core.sanitize import clean, clean_line
 from repl.generation.measure.token_trace import Seen
 
 Fragment = tuple[int, str]  # number of a token, and what of it stands in a row
-NOTHING = "·"  # stands for a token that adds no text and has none by itself
-APART = {  # terminals disagree on the width of emoji made of several code points: here each code point stands alone
+EMPTY_TOKEN = "·"  # stands for a token that adds no text and has none by itself
+EMOJI_PARTS = {  # each stands alone: terminals disagree on the width of emoji made of several
     **dict.fromkeys([0x200D, 0x20E3, *range(0xFE00, 0xFE10), *range(0xE0020, 0xE0080)]),  # joiners, keycap, selectors
     **dict.fromkeys(range(0x1F3FB, 0x1F400), "·"),  # skin tones
     **{0x1F1E6 + letter: chr(0xFF21 + letter) for letter in range(26)},  # the letters of flags, in full width
@@ -45,7 +45,7 @@ class Page:
 
     def find(self, words: str, after: int) -> int | None:
         """Return the next token in which a text begins, round the end; None where it is nowhere."""
-        wanted = words.translate(APART).lower()
+        wanted = words.translate(EMOJI_PARTS).lower()
         if not wanted:
             return None
         behind = self.starts[after + 1] if after + 1 < len(self.starts) else len(self.text)
@@ -105,6 +105,6 @@ def cells(character: str) -> int:
 def visible(token: Seen) -> str:
     """Return what a page shows for a token, never nothing: the name of an end token, a dot for a part of a letter."""
     if token.text:
-        return clean(token.text).translate(APART).replace("\n", "↵\n").replace("\t", "⇥   ") or NOTHING
-    name = clean_line(token.name).translate(APART)
-    return name if name.strip("\ufffd ") else NOTHING
+        return clean(token.text).translate(EMOJI_PARTS).replace("\n", "↵\n").replace("\t", "⇥   ") or EMPTY_TOKEN
+    name = clean_line(token.name).translate(EMOJI_PARTS)
+    return name if name.strip("\ufffd ") else EMPTY_TOKEN

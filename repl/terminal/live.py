@@ -33,7 +33,7 @@ class LiveOutput:
         self._screen = screen
         self._view = view
         self._reply: LiveReply | Continuation = Continuation(screen, view)
-        self._bar = Bar(screen)
+        self._bar = StageLine(screen)
         self._beams: Live | None = None
         self._board: Board | None = None
         self._column = False  # the cursor stands behind text
@@ -191,14 +191,14 @@ def columns() -> tuple[ProgressColumn, ...]:
     return name, track, TextColumn("{task.fields[said]}", "quiet", markup=False, table_column=Column(no_wrap=True))
 
 
-def fitting(stage: str, parts: list[str], width: int) -> str:
+def fit_figures(stage: str, parts: list[str], width: int) -> str:
     """Return the figures that fit beside a stage's name and a bar; the rate goes first, what is done last."""
     while len(parts) > 1 and MIN_BAR + len(joined(*parts)) > width - cell_len(stage) - 2:
         parts = parts[:1] + parts[2:]
     return joined(*parts)
 
 
-def figures(done: int, total: int, unit: str, speed: float) -> list[str]:
+def progress_figures(done: int, total: int, unit: str, speed: float) -> list[str]:
     """Return `93 of 513 MB`, `12.1 MB/s`, `35 s left`, as far as known; bytes count in MB as downloads usually do."""
     scale, sign = (10**6, "MB") if unit == "B" else (1, unit)
     if not (done or total):
@@ -240,10 +240,10 @@ class LoadProgress:
         began, before = self._began
         seconds = self._clock() - began
         speed = (self.step.done - before) / seconds if seconds > 1 else 0.0
-        return [self.step.stage, *figures(self.step.done, self.step.total, self.step.unit, speed)]
+        return [self.step.stage, *progress_figures(self.step.done, self.step.total, self.step.unit, speed)]
 
 
-class Bar:
+class StageLine:
     """One line on the terminal for the stages of a job; nothing where there is no terminal."""
 
     def __init__(self, screen: Screen) -> None:
@@ -258,7 +258,7 @@ class Bar:
             return
         stage, begun = clean_line(step.stage), self._pace.step.stage != step.stage
         self._pace.follow([step])
-        said = fitting(stage, self._pace.said()[1:], self._console.width)
+        said = fit_figures(stage, self._pace.said()[1:], self._console.width)
         if self._bar is None or begun:
             self.close()
             self._bar = Progress(*columns(), console=self._console, transient=True, refresh_per_second=10)

@@ -50,7 +50,7 @@ class Markdown:
         self._render = Renderer(console)
         self._line = ""  # the last line, as far as it has come
         self._source = ""  # the complete lines of the open block
-        self._code: Code | None = None  # an open block of code, read line by line in place of a source
+        self._code: CodeBlock | None = None  # an open block of code, read line by line in place of a source
         self._gap = False  # a blank line stands before the open block
         self._begun = False
         self._out: list[Line] = []
@@ -109,7 +109,7 @@ class Markdown:
         if len(lines) > 1:  # closed already
             return
         self._emit(_folded(_quiet(lines[0].strip()), self.width))
-        self._code, self._source = Code(fence.markup, fence.info, len(lines[0]) - len(lines[0].lstrip())), ""
+        self._code, self._source = CodeBlock(fence.markup, fence.info, len(lines[0]) - len(lines[0].lstrip())), ""
 
     def _split(self, line: str) -> str:
         """Finish the beginning of a paragraph in one long line, up to the end of a sentence; returns the rest of it."""
@@ -131,7 +131,7 @@ class Markdown:
         return [[], *lines] if lines and self._gap and self._begun else lines
 
 
-class Code:
+class CodeBlock:
     """A fenced block that grows line by line."""
 
     def __init__(self, mark: str, info: str, indent: int = 0) -> None:
@@ -212,7 +212,7 @@ class Renderer:
                 return [self.line(line) for line in self.wrap(text, width)]
 
     def _fence(self, node: "SyntaxTreeNode", width: int, source: list[str]) -> list[Line]:
-        code = Code(node.markup, node.info)
+        code = CodeBlock(node.markup, node.info)
         lines = [part for line in node.content.splitlines() for part in code.lines(line, width, whole=False)]
         written = [line.strip(" \t>") for line in source[slice(*node.map or ())]]
         closed = len(written) > 1 + node.content.count("\n") and code.closes(written[-1])

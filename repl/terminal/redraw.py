@@ -18,7 +18,7 @@ from rich.text import Text
 
 from repl.terminal.markdown import Line, trimmed
 
-PLAIN = Style.null()
+NO_STYLE = Style.null()
 MIN_REDRAW_S = 0.04
 """Seconds between two drawings, at least."""
 IDLE_SHARE = 10
@@ -33,7 +33,7 @@ SYSTEMS = {
 _WORD = re.compile(r"\n|[^\S\n]+|\S+")
 
 
-class Reader(Protocol):
+class LineReader(Protocol):
     """Makes lines out of a text: Markdown, or a text as it comes."""
 
     width: int
@@ -48,12 +48,12 @@ class Reader(Protocol):
         """Return the lines that were open, now that nothing follows; another text may begin."""
 
 
-class Words:
+class WordWrap:
     """Reads text as it comes, each piece in a style of its own: only its lines are broken, between words."""
 
     def __init__(self, console: Console) -> None:
         self.width = console.width
-        self.style = PLAIN  # of what is read next
+        self.style = NO_STYLE  # of what is read next
         self._console = console
         self._open = Text()
 
@@ -90,7 +90,7 @@ class Stream:
     def __init__(
         self,
         console: Console,
-        reader: Reader | None,
+        reader: LineReader | None,
         clock: Callable[[], float] = perf_counter,
         pause: float = MIN_REDRAW_S,
     ) -> None:
@@ -102,14 +102,14 @@ class Stream:
         self._due = 0.0  # when the next drawing may be
         self._waiting = False
 
-    def feed(self, text: str, style: Style = PLAIN) -> None:
+    def feed(self, text: str, style: Style = NO_STYLE) -> None:
         """Add text; it is drawn now, or with what follows where something was drawn just now."""
         if not text:
             return
         if self.reader is None:
             self._console.file.write(inked(self._console, text, style))
             return
-        if isinstance(self.reader, Words):
+        if isinstance(self.reader, WordWrap):
             self.reader.style = style
         self._finished += self.reader.feed(text)
         self._waiting = True
@@ -140,7 +140,7 @@ class Stream:
         self._region.draw(self._finished, open_lines)
         self._finished, self._waiting = [], False
 
-    def _fit(self, reader: Reader) -> None:
+    def _fit(self, reader: LineReader) -> None:
         reader.width, height = self._console.size
         self._region.resize(reader.width, height)
 
@@ -199,7 +199,7 @@ class Region:
 
     def _text(self, lines: list[Line]) -> str:
         return "\n".join(
-            "".join(inked(self._console, part.text, part.style or PLAIN) for part in line) for line in lines
+            "".join(inked(self._console, part.text, part.style or NO_STYLE) for part in line) for line in lines
         )
 
 

@@ -7,7 +7,7 @@ from repl.core.sanitize import Cleaner, clean
 from repl.core.settings import View
 from repl.generation.prompt.thinking import Fold, Shown
 from repl.terminal.markdown import Markdown
-from repl.terminal.redraw import Reader, Stream, Words
+from repl.terminal.redraw import LineReader, Stream, WordWrap
 from repl.terminal.screen import Screen
 
 ERASE = "\r\x1b[2K"
@@ -100,7 +100,7 @@ class Continuation:
 
     def __init__(self, screen: Screen, view: View) -> None:
         self._screen = screen
-        self._stream = Stream(screen.out, Words(screen.out) if flows(screen, view) else None)
+        self._stream = Stream(screen.out, WordWrap(screen.out) if flows(screen, view) else None)
         self._cleaner = Cleaner()
 
     def echo(self, echo: PromptEcho) -> None:
@@ -129,8 +129,8 @@ def flows(screen: Screen, view: View) -> bool:
     return screen.interactive and (view.markdown or view.probs != "off")
 
 
-def reader(screen: Screen, view: View) -> Reader | None:
+def reader(screen: Screen, view: View) -> LineReader | None:
     """Return what makes lines of an answer where they can be drawn again: colours are those of tokens or Markdown."""
     if not flows(screen, view):
         return None
-    return Markdown(screen.out) if view.probs == "off" else Words(screen.out)
+    return Markdown(screen.out) if view.probs == "off" else WordWrap(screen.out)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 
-ANY = 10_000  # columns: wider than whatever is drawn
+UNLIMITED_COLUMNS = 10_000  # columns: wider than whatever is drawn
 
 
 class First:
@@ -15,7 +15,7 @@ class First:
         self._drawings = drawings
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        room = options.update(max_width=ANY)
+        room = options.update(max_width=UNLIMITED_COLUMNS)
         widths = ((Measurement.get(console, room, each).maximum, each) for each in self._drawings)
         yield next((each for width, each in widths if width <= options.max_width), self._drawings[-1])
 

@@ -99,7 +99,7 @@ def _named(adapter: str) -> str:
 
 @render.register
 def _(result: Reply) -> Text:
-    return Text.assemble(*sequences(result), (figures(result), "quiet"))
+    return Text.assemble(*sequences(result), (reply_figures(result), "quiet"))
 
 
 def sequences(done: Reply) -> list[Any]:
@@ -113,7 +113,7 @@ def sequences(done: Reply) -> list[Any]:
     return [*lines, ("/pick N", "accent"), (" selects another answer\n", "quiet")]
 
 
-def figures(done: Reply) -> str:
+def reply_figures(done: Reply) -> str:
     """Return the line of figures under a reply."""
     made, timing = done.usage.completion, done.timing
     ends = {"cancelled": "stopped by you", "length": _limit(done)}
@@ -238,18 +238,18 @@ def as_record(command: str, result: Any) -> dict[str, Any]:
             told = {name: getattr(facts, name) for name in TOLD} | {"revision": asked.revision}
             return {"event": "loaded", "model": told, "seconds": round(facts.seconds, 3)}
         case Reply():
-            kept = {name: value for name, value in plain(result).items() if name not in ("measures", "begun")}
+            kept = {name: value for name, value in to_jsonable(result).items() if name not in ("measures", "begun")}
             return {"event": "done", **kept}
         case _:
-            return {"event": "result", "command": command, "data": plain(result)}
+            return {"event": "result", "command": command, "data": to_jsonable(result)}
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """Turn dataclasses, sets and tuples into what JSON has."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {spot.name: plain(getattr(value, spot.name)) for spot in dataclasses.fields(value)}
+        return {spot.name: to_jsonable(getattr(value, spot.name)) for spot in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [to_jsonable(item) for item in value]
     return value

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 BARS = "▁▂▃▄▅▆▇█"
-PLAIN = "_.:-=+*#"
+ASCII_BARS = "_.:-=+*#"
 """The same heights for a terminal without blocks."""
 
 
@@ -23,6 +23,6 @@ def column(place: int, count: int, width: int) -> int:
 
 def spark(values: Sequence[float], width: int, plain: bool = False) -> str:
     """Draw numbers from 0 to their largest as bars; what is 0, or next to it, is the lowest."""
-    found, signs = bin_peaks(values, width), PLAIN if plain else BARS
+    found, signs = bin_peaks(values, width), ASCII_BARS if plain else BARS
     most = max(found, default=0.0)
     return "".join(signs[round((len(signs) - 1) * value / most) if most > 0 else 0] for value in found)

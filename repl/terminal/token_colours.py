@@ -36,7 +36,7 @@ def percent(probability: float) -> str:
     return "<0.01 %" if 0 < probability < 0.00005 else f"{100 * probability:.2f} %"
 
 
-def written(parts: Iterable[tuple[str, str]]) -> Text:
+def styled_text(parts: Iterable[tuple[str, str]]) -> Text:
     """Join pieces of text, each in its style, into one that may be drawn."""
     drawn, cleaner = Text(), Cleaner()
     for text, name in parts:
@@ -74,7 +74,7 @@ def caption(by: str = "on") -> Text:
 
 def colour_trace(found: Trace, by: str) -> Text:
     """Return the text of a reply in its colours, made harmless; what it was given to begin with is dim."""
-    return written([(found.lead, "quiet"), *((token.text, shade(token, by)) for token in found.tokens)])
+    return styled_text([(found.lead, "quiet"), *((token.text, shade(token, by)) for token in found.tokens)])
 
 
 class OnTerminal:

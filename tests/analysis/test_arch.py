@@ -13,7 +13,7 @@ from repl.commands import registry
 from repl.commands.arch import size
 from repl.core import library
 from repl.core.errors import UsageError
-from repl.terminal.screen import THEME, plain, render
+from repl.terminal.screen import THEME, render, to_jsonable
 
 SIZES = {"vocab_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 32}
 ROTARY = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48}
@@ -246,13 +246,13 @@ def test_a_wrong_path_names_the_nearest(session, path, words):
 
 def test_paths_are_completed_one_level_at_a_time(session):
     def offered(line):
-        return [word for word, _ in registry.complete(line, session)]
+        return [word for word, _ in registry.complete_line(line, session)]
 
     assert offered("/arch ") == ["model", "lm_head"]
     assert offered("/arch model.") == ["model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb"]
     assert offered("/arch model.layers.1.self") == ["model.layers.1.self_attn"]
     assert "model.layers.0.mlp.up_proj" in offered("/arch model.layers.0.mlp.")
-    assert registry.complete("/arch mo") == []
+    assert registry.complete_line("/arch mo") == []
 
 
 def drawn(session, line: str, width: int) -> list[str]:
@@ -274,7 +274,7 @@ def test_no_row_is_too_wide_and_numbers_stay_whole(session, width, line):
 def test_other_builds_are_drawn_too(kind, request):
     with opened(request.getfixturevalue(f"{kind}_folder")) as other:
         rows = drawn(other, "/arch", 100)
-        assert plain(run(other, "/arch"))["part"]["parameters"] == other.facts().parameters
+        assert to_jsonable(run(other, "/arch"))["part"]["parameters"] == other.facts().parameters
     assert any(row.lstrip().startswith(("h ", "layers ")) and " 2 x " in row for row in rows)
 
 

@@ -167,7 +167,7 @@ def test_a_length_that_does_not_fit_is_said(session):
 @pytest.mark.parametrize(("done", "kept"), [(0, []), (1, [1])])
 def test_what_is_done_is_kept_when_it_is_stopped(session, done, kept):
     """Before and between the runs."""
-    task = registry.read("/bench --prompt-tokens 16 --new-tokens 60 --repeats 2").run(session)
+    task = registry.parse_line("/bench --prompt-tokens 16 --new-tokens 60 --repeats 2").run(session)
     seen = []
 
     def stop(event: object) -> None:

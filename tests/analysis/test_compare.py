@@ -157,7 +157,7 @@ def test_a_path_with_an_equals_sign_is_a_model(tmp_path: Path) -> None:
 
 
 def test_words_are_offered_for_every_column() -> None:
-    assert [word for word, _ in registry.complete("/compare now dt")] == ["dtype="]
+    assert [word for word, _ in registry.complete_line("/compare now dt")] == ["dtype="]
     assert "builtin" in variants.offered()
 
 
@@ -337,7 +337,7 @@ def test_words_that_are_missing_or_wrong_start_nothing(chat: Session) -> None:
 
 def cancel_in(session: Session, line: str, column: int, kind: type = Token) -> Compared:
     """Run a comparison and cancel it at the first event of a kind in a column."""
-    task = registry.read(line).run(session)
+    task = registry.parse_line(line).run(session)
 
     def heard(event: Event) -> None:
         if isinstance(event, ColumnEvent) and event.column == column and isinstance(event.event, kind):
@@ -372,7 +372,7 @@ def test_a_cancel_while_the_second_model_loads_keeps_the_first(chat: Session, ot
 
 
 def test_a_cancel_before_the_first_answer_is_only_a_cancel(chat: Session) -> None:
-    task = registry.read("/compare now greedy -- Hello").run(chat)
+    task = registry.parse_line("/compare now greedy -- Hello").run(chat)
     task.job.cancel()
     with pytest.raises(Cancelled):
         finish(task)

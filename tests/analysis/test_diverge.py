@@ -280,7 +280,7 @@ def test_a_cancel_leaves_everything_as_it_was(stage, llama_folder):
         done = ask(session, PROMPT)
         run(session, "/retry do_sample=on seed=1")
         turns = dict(session.conversation.turns)
-        task = registry.read("/diverge dtype=bfloat16").run(session)
+        task = registry.parse_line("/diverge dtype=bfloat16").run(session)
         with pytest.raises(Cancelled):
             finish(task, lambda event: task.job.cancel() if getattr(event, "stage", "") == stage else None)
         assert session.conversation.turns == turns

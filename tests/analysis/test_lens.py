@@ -9,9 +9,9 @@ from rich.console import Console
 
 from repl.analysis.logit_lens import depths
 from repl.commands.lens import Lens
-from repl.commands.registry import COMMANDS, parse
+from repl.commands.registry import COMMANDS, parse_arguments
 from repl.core.errors import Cancelled, Failed, UsageError
-from repl.terminal.screen import THEME, plain, render
+from repl.terminal.screen import THEME, render, to_jsonable
 
 IDS = [3, 14, 15, 9, 26]
 SIZES = {
@@ -323,7 +323,7 @@ def test_more_tokens_than_the_context_holds_are_refused(gpt2_folder):
     ],
 )
 def test_flags_stand_before_the_text_which_is_taken_as_it_is(line, words, named):
-    assert parse(COMMANDS["lens"], line) == (words, named)
+    assert parse_arguments(COMMANDS["lens"], line) == (words, named)
 
 
 def drawn(found: Lens, width: int, encoding: str = "utf-8") -> list[str]:
@@ -348,7 +348,7 @@ def test_a_row_for_each_layer_and_none_is_too_wide(chat, width, line):
 
 def test_what_a_model_says_cannot_act_on_the_screen(chat):
     found = run(chat, "/lens Once")
-    hostile = [plain(found)]
+    hostile = [to_jsonable(found)]
     assert hostile[0]["layers"][0]["top"][0].keys() == {"id", "text", "probability", "logprob", "rank"}
     rows = drawn(run(chat, "/lens \x1b[31mred\r"), 80)
     assert not any("\x1b" in row or "\r" in row for row in rows)

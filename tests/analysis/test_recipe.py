@@ -28,7 +28,7 @@ from repl.core.events import Token
 from repl.core.reply import ModelRecord, Reply, Timing, Usage
 from repl.hub import locate
 from repl.session.session import Session
-from repl.terminal.screen import THEME, figures, render
+from repl.terminal.screen import THEME, render, reply_figures
 
 STORY = "Once upon a time"
 HUNG = 120  # seconds
@@ -332,8 +332,8 @@ def test_a_full_context_is_no_lack_of_time(context, out):
     values = {"max_new_tokens": 9, "max_time": 0.5}
     record = replace(RECORD, decode=values, model=replace(RECORD.model, context=context))
     assert record.out_of_time == out
-    assert ("cut after 0.5 s, /set max_time 1 allows more" in figures(record)) == out
-    assert (f"the context of {context} tokens is full" in figures(record)) != out
+    assert ("cut after 0.5 s, /set max_time 1 allows more" in reply_figures(record)) == out
+    assert (f"the context of {context} tokens is full" in reply_figures(record)) != out
 
 
 def test_a_gguf_file_is_loaded_as_such():

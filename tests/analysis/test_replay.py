@@ -151,7 +151,7 @@ def test_completed_texts_are_replayed_where_nothing_was_said(gpt2_folder: Path, 
 
 def cancel_in(session: Session, line: str, answer: int) -> Any:
     """Run a replay and cancel it while an answer is made."""
-    task, begun = registry.read(line).run(session), [0]
+    task, begun = registry.parse_line(line).run(session), [0]
 
     def heard(event: Event) -> None:
         begun[0] += not isinstance(event, ColumnEvent)
@@ -177,7 +177,7 @@ def test_a_cancel_keeps_what_is_done(chat: Session) -> None:
 
 def test_a_cancel_before_the_first_answer_is_only_a_cancel(chat: Session) -> None:
     turns = dict(chat.conversation.turns)
-    task = registry.read("/replay now").run(chat)
+    task = registry.parse_line("/replay now").run(chat)
     task.job.cancel()
     with pytest.raises(Cancelled):
         finish(task)

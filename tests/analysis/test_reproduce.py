@@ -171,7 +171,7 @@ def test_a_reply_of_another_model_names_the_line_that_loads_it(gpt2_folder, recu
 @pytest.mark.slow
 def test_it_can_be_stopped(session):
     run(session, "/reset", "/max 60", STORY)
-    task = registry.read("/reproduce").run(session)
+    task = registry.parse_line("/reproduce").run(session)
     with pytest.raises(Cancelled):
         finish(task, lambda event: task.job.cancel() if isinstance(event, Progress) else None)
     assert run(session, "/reproduce").identical

@@ -257,7 +257,7 @@ def test_a_sweep_that_is_stopped_keeps_what_is_there(llama_folder):
     """Rows that have ended are whole, the others are as far as they came; nothing else changes."""
     with opened(llama_folder, max_new_tokens=60) as session:
         before = ask(session, PROMPT)
-        task = registry.read("/sweep temperature=1.4 n=8").run(session)
+        task = registry.parse_line("/sweep temperature=1.4 n=8").run(session)
 
         def stop(event):
             if isinstance(event, Progress) and event.done > 8 * 12:
@@ -276,7 +276,7 @@ def test_a_sweep_that_is_stopped_keeps_what_is_there(llama_folder):
 def test_rows_made_one_after_another_may_be_stopped_between(recurrent_folder):
     """The rows that were not begun are counted."""
     with opened(recurrent_folder, max_new_tokens=10) as session:
-        task = registry.read(f"/sweep temperature=1 n=4 -- {PROMPT}").run(session)
+        task = registry.parse_line(f"/sweep temperature=1 n=4 -- {PROMPT}").run(session)
         found = finish(task, lambda event: task.job.cancel() if "2 of 5" in getattr(event, "stage", "") else None)
         assert [line.finish for line in found.lines][:1] == ["length"]
         assert len(found.lines) + found.left_out == 4

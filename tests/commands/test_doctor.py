@@ -18,7 +18,7 @@ from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.session.session import Session
-from repl.terminal.screen import THEME, plain, render
+from repl.terminal.screen import THEME, render, to_jsonable
 
 SECRET = "hf_" + "x" * 30
 
@@ -51,7 +51,7 @@ def test_the_doctor_finds_what_is_there(fake_hub: FakeHub, session: Session, mon
     assert found.hub.startswith(f"answers at {fake_hub.url}")
     assert found.token
     text = drawn(found)
-    assert SECRET not in text + str(plain(found))
+    assert SECRET not in text + str(to_jsonable(found))
     assert "GFLOP/s" in text
     assert text.count("torchao") == 1
 

@@ -37,13 +37,13 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return a folder that packages are installed in, and forget afterwards what they registered."""
     monkeypatch.syspath_prepend(tmp_path)
     before = dict(registry.COMMANDS)
-    extensions.load.cache_clear()
+    extensions.load_extensions.cache_clear()
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("hub_repl_")]:
         del sys.modules[name]
     registry.COMMANDS.clear()
     registry.COMMANDS.update(before)
-    extensions.load.cache_clear()
+    extensions.load_extensions.cache_clear()
 
 
 def install(site: Path, name: str, code: str) -> None:
@@ -56,16 +56,16 @@ def install(site: Path, name: str, code: str) -> None:
 
 def test_a_package_brings_a_command_with_its_view(site: Path) -> None:
     install(site, "hub_repl_greet", MODULE)
-    (found,) = extensions.load()
+    (found,) = extensions.load_extensions()
     assert (found.package, found.version, found.commands, found.problem) == ("hub-repl-greet", "1.2", ("greet",), "")
-    result = registry.read("/greet Ada").run(None)
+    result = registry.parse_line("/greet Ada").run(None)
     assert driving.drawn(result) == "hello Ada\n"
     assert doctor.extension(found) == "hub-repl-greet 1.2 · /greet"
 
 
 def test_a_package_that_fails_is_told_and_leaves_nothing(site: Path) -> None:
     install(site, "hub_repl_broken", MODULE + "\nraise ValueError('out of order')")
-    (found,) = extensions.load()
+    (found,) = extensions.load_extensions()
     assert found.problem == "ValueError: out of order"
     assert "greet" not in registry.COMMANDS
     assert extensions.problems() == ["the extension hub-repl-broken 1.2: ValueError: out of order"]
@@ -74,7 +74,7 @@ def test_a_package_that_fails_is_told_and_leaves_nothing(site: Path) -> None:
 def test_a_package_replaces_no_command(site: Path) -> None:
     own = registry.COMMANDS["next"]
     install(site, "hub_repl_next", MODULE.replace("def greet", "def next"))
-    (found,) = extensions.load()
+    (found,) = extensions.load_extensions()
     assert registry.COMMANDS["next"] is own
     assert found.problem == "/next exists already"
 
@@ -82,7 +82,7 @@ def test_a_package_replaces_no_command(site: Path) -> None:
 def test_the_working_folder_brings_nothing(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(site, "hub_repl_greet", MODULE)
     monkeypatch.chdir(site)
-    assert extensions.load() == ()
+    assert extensions.load_extensions() == ()
 
 
 def test_the_example_for_contributors_runs(site: Path, llama_folder: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_example_for_contributors_runs(site: Path, llama_folder: Path) -> No
     page = (Path(__file__).parents[2] / ".github" / "CONTRIBUTING.md").read_text("utf-8")
     code = next(block for block in page.split("```python\n")[1:] if "class Vocabulary" in block).partition("```")[0]
     install(site, "hub_repl_vocabulary", code)
-    (found,) = extensions.load()
+    (found,) = extensions.load_extensions()
     assert found.commands == ("vocabulary",), found.problem
     with driving.opened(llama_folder) as session:
         assert driving.drawn(driving.run(session, "/vocabulary")).endswith("special\n")

@@ -274,7 +274,7 @@ def test_a_score_can_be_stopped(gpt2_folder, tmp_path):
     path = tmp_path / "long.txt"
     path.write_text(" ".join([TEXT] * 60), "utf-8")
     with opened(gpt2_folder) as session:
-        task = registry.read(f"/score {path}").run(session)
+        task = registry.parse_line(f"/score {path}").run(session)
         with pytest.raises(Cancelled):
             finish(task, lambda event: task.job.cancel())
         assert run(session, "/score still alive").total < 0

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from repl import commands
 from repl.commands import registry
-from repl.commands.registry import complete, find, parse, read, split
+from repl.commands.registry import complete_line, find_command, parse_arguments, parse_line, split_name
 from repl.core.errors import UsageError
 
 assert commands
@@ -17,7 +17,7 @@ assert commands
     [("temp", "temperature"), ("max", "max_new_tokens"), ("?", "help"), ("exit", "quit"), ("dty", "dtype")],
 )
 def test_aliases_and_unambiguous_starts_work(word: str, name: str) -> None:
-    assert find(word).name == name
+    assert find_command(word).name == name
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,12 @@ def test_aliases_and_unambiguous_starts_work(word: str, name: str) -> None:
 )
 def test_an_unknown_command_names_the_nearest(word: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        find(word)
+        find_command(word)
 
 
 def test_every_name_finds_itself() -> None:
     for name in registry.COMMANDS:
-        assert find(name).name == name
+        assert find_command(name).name == name
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_every_name_finds_itself() -> None:
     ],
 )
 def test_words_become_arguments(line: str, arguments: list[object]) -> None:
-    name, rest = split(line)
-    assert parse(find(name), rest)[0] == arguments
+    name, rest = split_name(line)
+    assert parse_arguments(find_command(name), rest)[0] == arguments
 
 
 @pytest.mark.parametrize(
@@ -66,24 +66,24 @@ def test_words_become_arguments(line: str, arguments: list[object]) -> None:
     ],
 )
 def test_wrong_words_are_told_the_usage(line: str, said: str) -> None:
-    name, rest = split(line)
+    name, rest = split_name(line)
     with pytest.raises(UsageError, match=said):
-        parse(find(name), rest)
+        parse_arguments(find_command(name), rest)
 
 
-NAMES = st.sampled_from([*registry.COMMANDS, *registry.ALIASES])
+NAMES = st.sampled_from([*registry.COMMANDS, *registry.COMMAND_ALIASES])
 SEEN_WORDS = ["4", "0.5", "on", "none", "--turn", "--turn 2", "temperature=0.8", "=", '"', "a b", "[1]", "{}", "--"]
 WORDS = st.lists(st.sampled_from(SEEN_WORDS) | st.text(max_size=10), max_size=4).map(" ".join)
 
 
 @given(NAMES | st.text(max_size=30), WORDS)
 def test_any_line_is_parsed_or_refused(name: str, words: str) -> None:
-    name, rest = split(f"/{name} {words}")
+    name, rest = split_name(f"/{name} {words}")
     try:
-        arguments, named = parse(find(name), rest)
+        arguments, named = parse_arguments(find_command(name), rest)
     except UsageError:
         return
-    takes = find(name).words
+    takes = find_command(name).words
     assert {*named} <= {word.name for word in takes if word.flag}
     assert len(arguments) <= len(takes) or any(word.many for word in takes)
 
@@ -93,11 +93,11 @@ def test_any_line_is_parsed_or_refused(name: str, words: str) -> None:
     [("hello", "say"), ("//etc", "say"), ("/beams 2", "beams"), ("/dtype bf16", "dtype"), ("/?", "help")],
 )
 def test_a_line_has_a_title(line: str, name: str) -> None:
-    assert read(line).command.name == name
+    assert parse_line(line).command.name == name
 
 
 def words(line: str) -> list[str]:
-    return [word for word, _ in complete(line)]
+    return [word for word, _ in complete_line(line)]
 
 
 def test_completion_offers_commands_values_and_names() -> None:
@@ -112,7 +112,7 @@ def test_completion_offers_commands_values_and_names() -> None:
 
 
 def test_every_offered_command_is_explained() -> None:
-    assert all(help_text for _, help_text in complete("/"))
+    assert all(help_text for _, help_text in complete_line("/"))
 
 
 @pytest.mark.parametrize("name", sorted(registry.COMMANDS))
@@ -123,5 +123,5 @@ def test_a_help_fits_beside_its_name(name: str) -> None:
 
 def test_a_usage_line_can_be_typed_as_it_stands() -> None:
     """Options have the hyphens that one types, and say whether a value follows."""
-    assert find("connect").usage == "/connect [URL] [--key-env VALUE] [--model VALUE] [--insecure]"
-    assert find("take").usage == "/take PLACE TOKEN [--turn N]"
+    assert find_command("connect").usage == "/connect [URL] [--key-env VALUE] [--model VALUE] [--insecure]"
+    assert find_command("take").usage == "/take PLACE TOKEN [--turn N]"

@@ -10,7 +10,7 @@ from rich.console import Console
 from repl.commands.stats import Stats, Total, summed
 from repl.core.events import Token
 from repl.core.reply import ModelRecord, Reply, Timing, Usage
-from repl.terminal.screen import THEME, figures, render
+from repl.terminal.screen import THEME, render, reply_figures
 
 
 def done(prompt: int, reused: int, made: int, tps: float | None, seconds: float) -> Reply:
@@ -80,8 +80,8 @@ def test_the_line_under_a_reply_tells_what_was_reused(llama_folder):
     with opened(llama_folder) as session:
         run(session, "/max 5")
         first, second = ask(session, "One"), ask(session, "Two")
-    assert "reused" not in figures(first)
-    assert f"{second.usage.reused} of {second.usage.prompt} reused" in figures(second)
+    assert "reused" not in reply_figures(first)
+    assert f"{second.usage.reused} of {second.usage.prompt} reused" in reply_figures(second)
     assert second.usage.reused > 0
-    assert figures(second).startswith("5 tokens · first after ")
-    assert "tokens/s" in figures(replace(second, timing=Timing(0.1, 1.0, 9.0, 1.0)))
+    assert reply_figures(second).startswith("5 tokens · first after ")
+    assert "tokens/s" in reply_figures(replace(second, timing=Timing(0.1, 1.0, 9.0, 1.0)))

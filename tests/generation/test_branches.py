@@ -14,7 +14,7 @@ from repl.core.events import Beam, Beams
 from repl.core.reply import BeamSearch, Sequence
 from repl.session.record_json import decode, encode
 from repl.terminal.live import hypotheses
-from repl.terminal.screen import THEME, plain, render
+from repl.terminal.screen import THEME, render, to_jsonable
 
 PROMPT = "Once upon a time"
 
@@ -203,7 +203,7 @@ def test_every_leaf_has_a_row_and_none_is_too_wide(gpt2_folder, width):
     assert max(map(len, drawn)) <= width
     for number, found in enumerate(done.sequences, 1):
         assert len([row for row in drawn if row.endswith(f"{number:3}{found.score:8.3f}")]) == 1
-    assert plain(tree)["root"]["branches"]
+    assert to_jsonable(tree)["root"]["branches"]
 
 
 def test_the_parts_stand_below_what_they_share():

@@ -24,7 +24,7 @@ from repl.generation.decode.drafters import MAX_LOST_SHARE, Ahead, Assistant, Ba
 from repl.generation.measure.token_stats import Meter
 from repl.session.results import Message
 from repl.session.session import Session
-from repl.terminal.screen import THEME, figures, plain, render
+from repl.terminal.screen import THEME, render, reply_figures, to_jsonable
 
 TEXT = "The quick brown fox jumps over the lazy dog. The quick brown fox"
 WAYS: dict[str, dict[str, Any]] = {
@@ -346,9 +346,9 @@ def test_logprobs_are_those_of_each_token(session):
     ask(session, TEXT, events.append)
     run(session, "/logprobs 0")
     pairs = zip(plain_events, events, strict=True)
-    figures = [(one, other) for one, other in pairs if isinstance(one, Token) and one.logprob is not None]
-    assert len(figures) > 20
-    for one, other in figures:
+    measured = [(one, other) for one, other in pairs if isinstance(one, Token) and one.logprob is not None]
+    assert len(measured) > 20
+    for one, other in measured:
         assert (one.id, [top[0] for top in one.top]) == (other.id, [top[0] for top in other.top])
         assert other.logprob == pytest.approx(one.logprob, abs=1e-3)
 
@@ -556,7 +556,7 @@ def test_a_limit_of_time_ends_every_kind_of_reply(session, helper_folder, way):
     assert 0 < len(short.token_ids) < len(whole.token_ids)
     assert short.token_ids == whole.token_ids[: len(short.token_ids)]
     assert short.finish == "length"
-    assert "cut after 0.05 s, /set max_time 0.1 allows more" in figures(short)
+    assert "cut after 0.05 s, /set max_time 0.1 allows more" in reply_figures(short)
     run(session, "/set max_time default", "/set stop default", "/max 8")
     after = ask(session, "And then?")
     run(session, "/assistant none", "/prompt_lookup off", "/reuse off", "/undo")
@@ -581,7 +581,7 @@ def test_fast_alone_says_what_is_on_and_what_it_brought(llama_folder):
     assert lookup.decode_tps == pytest.approx(done.timing.decode_tps)
     assert found.plain_tps > 0
     assert (assistant.value, assistant.replies) == ("none", 0)
-    assert plain(found)["modes"][0]["name"] == "prompt_lookup"
+    assert to_jsonable(found)["modes"][0]["name"] == "prompt_lookup"
 
 
 def test_replies_of_compiled_steps_are_those_of_an_earlier_version(llama_folder):

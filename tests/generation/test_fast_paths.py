@@ -76,7 +76,7 @@ def test_the_doctor_tells_each_way_of_the_model_in_use(llama_folder):
     with opened(llama_folder) as session:
         found = run(session, "/doctor")
         assert found.paths == run(session, "/fast").paths
-        assert ("KV reuse", "on") in doctor.rows(found)
+        assert ("KV reuse", "on") in doctor.findings(found)
 
 
 @pytest.mark.slow

@@ -703,7 +703,7 @@ def test_the_command_shows_exactly_what_the_next_turn_sends(llama_folder):
 def test_the_command_changes_nothing_and_has_a_placeholder(llama_folder):
     with opened(llama_folder) as session:
         before = session.conversation.messages()
-        assert command.NEXT in run(session, "/template").text
+        assert command.NEXT_MESSAGE in run(session, "/template").text
         listed = drawn(run(session, "/template --ids hello"))
         assert all(str(number) in listed for number in run(session, "/template hello").ids)
         assert "hello" in run(session, "/template --ids hello").text

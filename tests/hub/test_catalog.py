@@ -30,7 +30,7 @@ from repl.hub.catalog import Cached, Listed
 from repl.models.store import Store
 from repl.session.results import Message
 from repl.session.session import Session
-from repl.terminal.screen import THEME, plain, render
+from repl.terminal.screen import THEME, render, to_jsonable
 
 HANG = 20.0  # seconds: far above what any of this takes
 FACTS = {
@@ -72,7 +72,7 @@ def test_a_search_says_what_one_chooses_by(hub: FakeHub, llama_folder: Path, ses
     hub.add("other/thing", llama_folder)
     found = run(session, "/models TINY")
     assert isinstance(found, Models)
-    assert plain(found)["hub"] == [
+    assert to_jsonable(found)["hub"] == [
         {
             "id": "acme/tiny",
             "downloads": 1_234_567,
@@ -234,7 +234,7 @@ def test_foreign_words_cannot_act_on_the_terminal(hub: FakeHub, llama_folder: Pa
 def test_a_download_can_be_stopped_and_keeps_whole_files(hub: FakeHub, session: Session) -> None:
     """What is whole by then is not fetched again."""
     hub.fault = Fault(on="GET .*safetensors", delay=0.05)
-    task = registry.read("/download acme/tiny").run(session)
+    task = registry.parse_line("/download acme/tiny").run(session)
 
     def stop(event: Any) -> None:
         if isinstance(event, Progress) and event.unit == "B" and event.done:
@@ -292,17 +292,17 @@ def test_completion_never_waits_and_learns(hub: FakeHub, session: Session) -> No
     assert time.monotonic() - began < 1.0  # the Hub says nothing for a minute
     hub.fault = Fault(on="^$")
     catalog.search("tiny", Recorder(), offline=False)
-    assert ("acme/tiny", "") in registry.complete("/model acme/t")
-    assert ("acme/tiny", "") in registry.complete("/model tin")
-    assert registry.complete("/model cme") == []
+    assert ("acme/tiny", "") in registry.complete_line("/model acme/t")
+    assert ("acme/tiny", "") in registry.complete_line("/model tin")
+    assert registry.complete_line("/model cme") == []
 
 
 def test_models_in_memory_are_offered_too(llama_folder: Path) -> None:
     """A folder that is loaded is neither in the cache nor on the Hub; only what is in memory can be freed."""
     with driving.opened(llama_folder) as session:
         line = f"/model {str(llama_folder)[:-2]}"
-        assert (str(llama_folder), "") in registry.complete(line, session)
-        assert registry.complete("/unload ", session) == [(str(llama_folder), "")]
+        assert (str(llama_folder), "") in registry.complete_line(line, session)
+        assert registry.complete_line("/unload ", session) == [(str(llama_folder), "")]
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def test_a_name_with_spaces_reads_back() -> None:
     from repl.commands import registry
 
     line = fit.line(Load("/my models/a", revision="v1", dtype="float32"), {"quantize": "4bit"})
-    arguments, _ = registry.parse(registry.find("model"), registry.split(line)[1])
+    arguments, _ = registry.parse_arguments(registry.find_command("model"), registry.split_name(line)[1])
     assert arguments == ["/my models/a@v1", ("dtype", "float32"), ("quantize", "4bit")]
 
 

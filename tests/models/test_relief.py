@@ -70,8 +70,8 @@ def test_every_remedy_is_a_line_with_its_computed_effect(session: Session) -> No
     lines = dict(error.choices)
     assert {"/dtype bfloat16", "/max_new_tokens 20"} <= lines.keys()
     for line in lines:
-        found = registry.find(registry.split(line)[0])
-        registry.parse(found, registry.split(line)[1])
+        found = registry.find_command(registry.split_name(line)[0])
+        registry.parse_arguments(found, registry.split_name(line)[1])
     assert lines["/dtype bfloat16"].startswith("weights 539 KiB to 270 KiB")
 
 

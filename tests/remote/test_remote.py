@@ -492,7 +492,7 @@ def test_a_cancelled_reply_closes_the_connection_and_keeps_what_came(session: Se
 def test_a_server_that_is_silent_can_be_left(session: Session, server: FakeServer) -> None:
     """Waiting for the first byte is shown and ends at once."""
     server.answers = [Answer(silent=-1)]
-    task = registry.read("Hi").run(session)
+    task = registry.parse_line("Hi").run(session)
     events: list[Event] = []
     while not server.sent:
         events += task.job.poll(0.05)
@@ -648,7 +648,7 @@ def test_a_server_that_lists_nothing_answers_with_its_own_model(session: Session
 def test_one_of_several_models_is_chosen(session: Session) -> None:
     with FakeServer(listed=models("b-model", "a-model", max_model_len=99)) as server:
         run(session, f"/connect {server.host}")
-        assert registry.complete("/model a", session) == [("a-model", "")]
+        assert registry.complete_line("/model a", session) == [("a-model", "")]
         with pytest.raises(UsageError, match="offers 2 models: choose one") as caught:
             ask(session, "Hi")
         assert caught.value.hints == ("/model b-model", "/model a-model")
@@ -656,7 +656,7 @@ def test_one_of_several_models_is_chosen(session: Session) -> None:
         ask(session, "Hi")
         assert server.sent[-1]["model"] == "a-model"
         session.connect(None)
-        assert ("a-model", "") not in registry.complete("/model a", session)
+        assert ("a-model", "") not in registry.complete_line("/model a", session)
 
 
 def test_a_server_has_a_name_in_the_config_file(
@@ -669,7 +669,7 @@ def test_a_server_has_a_name_in_the_config_file(
         found = config_files.read(file)
         session.configure({}, found.engines)
         monkeypatch.setenv("BOX_KEY", CANARY)
-        assert registry.complete("/connect b", session) == [("box", server.url)]
+        assert registry.complete_line("/connect b", session) == [("box", server.url)]
         assert run(session, "/connect").engines == {"box": server.url}
         with pytest.raises(UsageError, match="no server 'bix', did you mean box"):
             run(session, "/connect bix")
@@ -795,7 +795,7 @@ def test_one_answer_from_a_server(home: Path) -> None:
 
 def test_going_back_without_a_model_loads_one(session: Session, server: FakeServer, gpt2_folder: Path) -> None:
     session.settings = session.settings.put("model", str(gpt2_folder), "you")
-    finish(registry.read("/disconnect").run(session))
+    finish(registry.parse_line("/disconnect").run(session))
     assert session.facts().id == str(gpt2_folder)
 
 

@@ -652,12 +652,12 @@ def test_ids_that_are_not_all_there_are_none(session: Session) -> None:
 def test_the_length_that_was_reached_is_blamed(
     session: Session, context: int, chosen: int | None, made: int, said: str
 ) -> None:
-    from repl.terminal.screen import figures
+    from repl.terminal.screen import reply_figures
 
     answer = chat(*["x"] * made, finish="length")
     with FakeServer(answer, listed=models("m", owned_by="vllm", max_model_len=context)) as server:
         run(session, f"/connect {server.host}", *([f"/max {chosen}"] if chosen else []))
-        assert said in figures(ask(session, "Hi"))
+        assert said in reply_figures(ask(session, "Hi"))
 
 
 def test_the_table_is_complete() -> None:
@@ -714,7 +714,7 @@ def test_servers_that_are_compared_can_be_left(session: Session) -> None:
                 texts.append(event.event.text)
             return len(texts) == 2
 
-        task = registry.read(f"/compare {one.url} {two.url} -- Hi").run(session)
+        task = registry.parse_line(f"/compare {one.url} {two.url} -- Hi").run(session)
         found = finish(task, lambda event: task.job.cancel() if both(event) else None)
         assert all(server.left.wait(PATIENCE) for server in (one, two))
     assert ([column.text for column in found.columns], found.whole) == (["One", "Two"], False)

@@ -17,32 +17,32 @@ from repl.terminal.editor import history
 def test_what_was_typed_comes_back_whole(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("history") / "history"
     for text in texts:
-        history.append(path, text)
-    assert history.Reader(path).fresh() == texts
+        history.append_entry(path, text)
+    assert history.HistoryReader(path).fresh() == texts
 
 
 def test_a_torn_line_loses_itself_alone(tmp_path: Path) -> None:
     path = tmp_path / "history"
-    history.append(path, "first\nline")
+    history.append_entry(path, "first\nline")
     with path.open("ab") as file:
         file.write(b'"torn\n')
-    history.append(path, "second")
-    assert history.Reader(path).fresh() == ["first\nline", "second"]
+    history.append_entry(path, "second")
+    assert history.HistoryReader(path).fresh() == ["first\nline", "second"]
 
 
 def test_no_file_is_no_history(tmp_path: Path) -> None:
-    assert history.Reader(tmp_path / "none").fresh() == []
+    assert history.HistoryReader(tmp_path / "none").fresh() == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
 def test_only_the_user_may_read_it(tmp_path: Path) -> None:
-    history.append(tmp_path / "history", "secret")
+    history.append_entry(tmp_path / "history", "secret")
     assert stat.S_IMODE(os.stat(tmp_path / "history").st_mode) == 0o600
 
 
 def _write(path: Path, name: str, count: int) -> None:
     for number in range(count):
-        history.append(path, f"{name}{number} " + name * (10 ** (number % 5)))
+        history.append_entry(path, f"{name}{number} " + name * (10 ** (number % 5)))
 
 
 def test_several_programs_write_at_once_and_every_entry_is_whole(tmp_path: Path) -> None:
@@ -55,4 +55,4 @@ def test_several_programs_write_at_once_and_every_entry_is_whole(tmp_path: Path)
     for worker in workers:
         worker.join()
     wanted = {f"{name}{number} " + name * (10 ** (number % 5)) for name in "abcd" for number in range(25)}
-    assert set(history.Reader(path).fresh()) == wanted
+    assert set(history.HistoryReader(path).fresh()) == wanted

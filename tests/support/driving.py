@@ -71,7 +71,7 @@ def run(session: Session, *lines: str, heard: Callable[[Event], object] = lambda
     """Run lines to their end, and return the result of the last one; raises what a line raises."""
     result = None
     for line in lines:
-        parsed = registry.read(line)
+        parsed = registry.parse_line(line)
         if session.loading and parsed.command.needs_model:
             finish(session.loading)
         result = parsed.run(session)
@@ -95,7 +95,7 @@ def listen(session: Session, text: str) -> tuple[Reply, list[Event]]:
 
 def ask_until(session: Session, text: str, enough: Callable[[Event], bool]) -> Reply:
     """Send a message and cancel the reply at the first event that is `enough`."""
-    task = registry.read(text).run(session)
+    task = registry.parse_line(text).run(session)
     done = finish(task, lambda event: task.job.cancel() if enough(event) else None)
     assert isinstance(done, Reply)
     return done

@@ -9,7 +9,7 @@ import pyte
 from rich.console import Console
 
 from repl.terminal.markdown import Markdown
-from repl.terminal.redraw import Reader, Stream
+from repl.terminal.redraw import LineReader, Stream
 
 
 class Window:
@@ -19,7 +19,7 @@ class Window:
         self,
         width: int = 60,
         height: int = 24,
-        make: Callable[[Console], Reader] = Markdown,
+        make: Callable[[Console], LineReader] = Markdown,
         pause: float = 0.0,
         **looks: Any,
     ) -> None:

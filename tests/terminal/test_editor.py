@@ -105,7 +105,7 @@ class Desk:
         return self.session.settings
 
     def complete(self, line: str) -> list[tuple[str, str]]:
-        return registry.complete(line, self.session)
+        return registry.complete_line(line, self.session)
 
     def panel(self, changed: Callable[[], object]) -> Panel:
         """Return the settings view."""
@@ -159,7 +159,7 @@ def pasted(text: str) -> str:
 def keep(desk: Desk, *texts: str) -> None:
     """Put lines into the history."""
     for text in texts:
-        history.append(desk.past, text)
+        history.append_entry(desk.past, text)
 
 
 # what was typed before
@@ -216,25 +216,25 @@ def test_what_another_program_adds_is_there_at_the_next_prompt(desk: Desk) -> No
 
 def test_the_same_line_twice_is_kept_once(desk: Desk) -> None:
     desk.run("same", ENTER, desk.cursor("❯ "), "same", ENTER)
-    assert history.Reader(desk.past).fresh() == ["same"]
+    assert history.HistoryReader(desk.past).fresh() == ["same"]
 
 
 def test_a_new_entry_after_a_torn_one_is_whole(tmp_path: Path) -> None:
     """A kill in mid-write leaves no end of line."""
     path = tmp_path / "history"
-    history.append(path, "first")
+    history.append_entry(path, "first")
     with path.open("ab") as file:
         file.write(b'"torn')
-    history.append(path, "second")
-    assert history.Reader(path).fresh() == ["first", "second"]
+    history.append_entry(path, "second")
+    assert history.HistoryReader(path).fresh() == ["first", "second"]
 
 
 def test_a_reader_returns_every_entry_once(tmp_path: Path) -> None:
     """Not before its end is written, and from the beginning where another file takes the place."""
     path = tmp_path / "history"
-    reader = history.Reader(path)
+    reader = history.HistoryReader(path)
     assert reader.fresh() == []
-    history.append(path, "one")
+    history.append_entry(path, "one")
     assert (reader.fresh(), reader.fresh()) == (["one"], [])
     with path.open("ab") as file:
         file.write(b'"half')
@@ -243,7 +243,7 @@ def test_a_reader_returns_every_entry_once(tmp_path: Path) -> None:
         file.write(b' an hour"\n')
     assert reader.fresh() == ["half an hour"]
     path.unlink()
-    history.append(path, "new")
+    history.append_entry(path, "new")
     assert reader.fresh() == ["new"]
 
 
@@ -253,7 +253,7 @@ def test_a_reader_returns_every_entry_once(tmp_path: Path) -> None:
 def test_a_long_paste_is_one_line_on_the_screen_and_whole_when_sent(desk: Desk) -> None:
     look = desk.cursor("❯ see [pasted 200 lines] please")
     assert desk.run(f"see {pasted(BLOCK)} please", look, ENTER) == [f"see {BLOCK} please"]
-    assert history.Reader(desk.past).fresh() == [f"see {BLOCK} please"]
+    assert history.HistoryReader(desk.past).fresh() == [f"see {BLOCK} please"]
     assert not any("row 7" in row for row in desk.rows())
 
 
@@ -432,7 +432,7 @@ def _opened(session: Session) -> Panel:
 @pytest.mark.slow
 def test_vi_and_emacs_change_places_live(desk: Desk, session: Session) -> None:
     """By command from the next prompt on, by F2 at once."""
-    registry.read("/set editing_mode vi").run(session)
+    registry.parse_line("/set editing_mode vi").run(session)
     assert desk.run("hello\x1b0iX", ENTER) == ["Xhello"]
     assert desk.run("one\x1b\rtwo", ENTER) == ["one\ntwo"]
     mode = go(session, "editing_mode")
@@ -494,7 +494,7 @@ def test_a_megabyte_arrives_whole_and_can_be_sent(tmp_path: Path) -> None:
         screen.keys(ENTER)
         screen.wait(screen.ready)
         took = time.monotonic() - began
-        assert history.Reader(tmp_path / "data" / "history").fresh() == [f"/version {block}"]
+        assert history.HistoryReader(tmp_path / "data" / "history").fresh() == [f"/version {block}"]
         assert took < 60  # a hang guard; 4 s is asked for, and measured by hand on a machine at rest
 
 
@@ -510,7 +510,7 @@ def give(screen: Terminal, data: bytes) -> None:
 
 def _write(path: Path, name: int, sizes: list[int]) -> None:
     for number, size in enumerate(sizes):
-        history.append(path, f"{name} {number} ".ljust(size, "x"))
+        history.append_entry(path, f"{name} {number} ".ljust(size, "x"))
 
 
 @pytest.mark.campaign
@@ -526,7 +526,7 @@ def test_eight_programs_write_200_entries_each_and_all_are_whole(tmp_path: Path)
     for worker in workers:
         worker.join()
     wanted = [f"{name} {number} ".ljust(size, "x") for name in range(8) for number, size in enumerate(sizes[name])]
-    found = history.Reader(path).fresh()
+    found = history.HistoryReader(path).fresh()
     assert len(found) == 1600
     assert sorted(found) == sorted(wanted)
 

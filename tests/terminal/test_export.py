@@ -22,7 +22,7 @@ from rich.text import Text
 
 from repl.commands import export as exporting
 from repl.commands.export import copy, export
-from repl.commands.registry import read
+from repl.commands.registry import parse_line
 from repl.core.conversation import Turn
 from repl.core.errors import MissingExtra, ReplError, UsageError
 from repl.core.reply import ModelRecord
@@ -33,7 +33,7 @@ from repl.models.store import Store
 from repl.session.archive import Archive
 from repl.session.session import Session, View
 from repl.terminal.export import FORMATS, Transcript, as_html, as_json, as_markdown, as_text, fenced
-from repl.terminal.screen import THEME, plain, render
+from repl.terminal.screen import THEME, render, to_jsonable
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="modes and scripts are POSIX")
 HOSTILE = "\x1b]52;c;AAAA\x07 \x9b31m \x1b[2J \u202e \r over \x00 <script>alert(1)</script> & {code} {{ [red]"
@@ -123,7 +123,7 @@ def test_json_holds_every_record_whole(session: Session) -> None:
     found = json.loads(Path("chat.json").read_text())
     assert (found["id"], found["title"], found["head"]) == (session.archive.id, "say one", 4)
     assert [turn["text"] for turn in found["turns"]] == ["say one", "one", "say two", "two"]
-    assert found["turns"][1]["record"] == json.loads(json.dumps(plain(RECORD)))
+    assert found["turns"][1]["record"] == json.loads(json.dumps(to_jsonable(RECORD)))
 
 
 def test_html_is_one_page_that_needs_nothing_else(session: Session) -> None:
@@ -219,16 +219,16 @@ def test_a_code_block_that_was_cut_off_is_closed(text: str, ends: str) -> None:
 def test_a_file_that_is_there_is_only_replaced_when_asked(session: Session) -> None:
     Path("chat.txt").write_text("precious")
     with pytest.raises(UsageError, match=r"'chat\.txt' exists") as refused:
-        read("/export chat.txt").run(session)
+        parse_line("/export chat.txt").run(session)
     assert refused.value.hints == ("/export chat.txt --force",)
     assert Path("chat.txt").read_text() == "precious"
-    read("/export chat.txt --force").run(session)
+    parse_line("/export chat.txt --force").run(session)
     assert "say one" in Path("chat.txt").read_text()
     assert os.listdir() == ["chat.txt"]
 
 
 def test_flags_and_quoted_names_are_read_from_the_line(session: Session) -> None:
-    result = read('/export "two words.json" --all --force').run(session)
+    result = parse_line('/export "two words.json" --all --force').run(session)
     assert (result.file, result.turns, result.bytes) == ("two words.json", 5, os.path.getsize("two words.json"))
     assert drawn(result).startswith("two words.json · 5 turns · ")
 
@@ -419,7 +419,7 @@ def test_nothing_to_copy_is_said(session: Session) -> None:
 def test_the_terminal_gets_one_sequence_that_holds_the_reply(session: Session, text: str) -> None:
     """And only a terminal gets it."""
     with_text(session, text)
-    result = read("/copy osc52").run(session)
+    result = parse_line("/copy osc52").run(session)
     (found,) = re.findall(r"\x1b\]52;c;([A-Za-z0-9+/=]+)\x07", drawn(result, terminal=True))
     assert base64.b64decode(found).decode() == clean(text)
     assert "\x1b" not in drawn(result)
@@ -482,4 +482,4 @@ def test_without_a_view_there_is_none_to_export(session: Session) -> None:
     with pytest.raises(UsageError) as refused:
         export(session, "view.txt", view=True)
     assert refused.value.hints == ("/export view.txt --force --view",)
-    assert read(refused.value.hints[0]).run(session).line == "/next 3"
+    assert parse_line(refused.value.hints[0]).run(session).line == "/next 3"

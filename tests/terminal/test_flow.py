@@ -13,7 +13,7 @@ from repl.core.events import Beam, Beams, Event, PromptEcho, Token
 from repl.core.settings import View
 from repl.terminal.live import LiveOutput
 from repl.terminal.markdown import Line
-from repl.terminal.redraw import Words
+from repl.terminal.redraw import WordWrap
 from repl.terminal.screen import THEME, Screen
 
 PLAIN = Style.null()
@@ -26,7 +26,7 @@ texts = st.lists(st.tuples(st.sampled_from(PIECES), st.sampled_from(STYLES)), ma
 
 
 def lines(parts: list[tuple[str, Style]], width: int) -> list[Line]:
-    flow, found = Words(Console(width=width, force_terminal=True)), list[Line]()
+    flow, found = WordWrap(Console(width=width, force_terminal=True)), list[Line]()
     for text, style in parts:
         flow.style = style
         found += flow.feed(text)
@@ -66,7 +66,7 @@ def test_indentation_stays() -> None:
 
 
 def coloured(width: int, pieces: list[tuple[str, Style]]) -> Window:
-    window = Window(width, 12, Words)
+    window = Window(width, 12, WordWrap)
     for text, style in pieces:
         window.stream.feed(text, style)
         window.stream.draw()
@@ -89,7 +89,7 @@ def test_a_growing_word_moves_to_the_next_line_as_a_whole() -> None:
 @pytest.mark.parametrize("width", [20, 60, 140])
 def test_a_token_costs_what_it_is(width: int) -> None:
     """Law: bytes written per token do not grow with the text, and stay below two of its lines."""
-    window = Window(width, 24, Words)
+    window = Window(width, 24, WordWrap)
     sizes = []
     for number in range(1500):
         window.stream.feed(f" word{number % 7}", STYLES[number % 4])

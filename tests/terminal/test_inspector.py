@@ -14,8 +14,8 @@ from rich.cells import cell_len
 from terminal import LOADED, Terminal
 
 from repl.generation.measure.token_trace import Inspection, Seen
-from repl.terminal.inspector import Inspector, Tokens, styles
-from repl.terminal.inspector_layout import NOTHING, lay_out, visible
+from repl.terminal.inspector import Inspector, TokenText, styles
+from repl.terminal.inspector_layout import EMPTY_TOKEN, lay_out, visible
 
 UP, DOWN, RIGHT, LEFT, END, HOME, PAGE = "\x1b[A", "\x1b[B", "\x1b[C", "\x1b[D", "\x1b[F", "\x1b[H", "\x1b[6~"
 
@@ -69,7 +69,7 @@ def test_words_are_not_broken_where_they_need_not_be() -> None:
 
 
 def test_what_adds_no_text_is_seen_all_the_same() -> None:
-    assert [visible(seen("", 1, name)) for name in ("<|end|>", "\ufffd", "")] == ["<|end|>", NOTHING, NOTHING]
+    assert [visible(seen("", 1, name)) for name in ("<|end|>", "\ufffd", "")] == ["<|end|>", EMPTY_TOKEN, EMPTY_TOKEN]
 
 
 EMOJI = ["👨\u200d👩\u200d👧", "🇩🇪", "👍🏽", "❤\ufe0f", "1\ufe0f\u20e3", "🏳\ufe0f\u200d🌈", "e\u0301", "한"]
@@ -90,7 +90,7 @@ def test_only_the_rows_that_are_seen_are_drawn() -> None:
     with create_pipe_input() as pipe:
         inspector = Inspector(found, "dark", pipe, DummyOutput())
         asked: list[int] = []
-        text = Tokens(inspector)
+        text = TokenText(inspector)
         text._line = lambda page, number: asked.append(number) or []  # type: ignore[method-assign,func-returns-value]
         content = text.create_content(46, 20)
         assert inspector.page() is inspector.page(46)  # laid out once

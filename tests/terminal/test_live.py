@@ -15,7 +15,7 @@ from rich.progress import Task, TaskID
 
 from repl.core.events import Beam, Beams, Event, Notice, Progress, PromptEcho, ReplyStarted, Token
 from repl.core.settings import View
-from repl.terminal.live import LiveOutput, LoadProgress, columns, figures, fitting, hypotheses
+from repl.terminal.live import LiveOutput, LoadProgress, columns, fit_figures, hypotheses, progress_figures
 from repl.terminal.screen import THEME, Screen
 
 
@@ -91,15 +91,15 @@ def test_json_has_log_probabilities_where_they_were_asked_for() -> None:
     ],
 )
 def test_progress_is_said_with_rate_and_time_left(step: tuple[int, int, str, float], said: str) -> None:
-    assert " · ".join(figures(*step)) == said
+    assert " · ".join(progress_figures(*step)) == said
 
 
 @pytest.mark.parametrize("width", [*range(20, 100), 140])
 @pytest.mark.parametrize("speed", [0.0, 700_000.0, 120_000_000.0])
 def test_a_bar_keeps_to_its_line(width: int, speed: float) -> None:
     """However narrow the window and however slow the download; how far it is stays to the last."""
-    parts = figures(1_234_000_000, 12_345_000_000, "B", speed)
-    said = fitting("download", parts, width)
+    parts = progress_figures(1_234_000_000, 12_345_000_000, "B", speed)
+    said = fit_figures("download", parts, width)
     task = Task(TaskID(0), "download", 12_345_000_000, 1_234_000_000, lambda: 60.0, fields={"said": said})
     console = Console(width=width, theme=THEME)
     with console.capture() as line:

@@ -41,7 +41,7 @@ class Past(History):
         self._keep = keep
         self._entries: list[str] = []  # newest first
         self._folds = folds
-        self._reader = history.Reader(path)
+        self._reader = history.HistoryReader(path)
 
     async def load(self) -> AsyncGenerator[str, None]:
         """Yield entries, newest first."""
@@ -67,4 +67,4 @@ class Past(History):
 
     def store_string(self, string: str) -> None:
         """Add an entry to the file."""
-        history.append(self._path, string)
+        history.append_entry(self._path, string)

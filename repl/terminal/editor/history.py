@@ -25,7 +25,7 @@ def _locked(descriptor: int) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def append(path: Path, text: str) -> None:
+def append_entry(path: Path, text: str) -> None:
     """Add an entry; several programs may do so at once, and a kill leaves at most one torn line."""
     line = (json.dumps(text) + "\n").encode("ascii")
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | BINARY, 0o600)
@@ -55,7 +55,7 @@ def _read(lines: Iterable[bytes]) -> list[str]:
     return found
 
 
-class Reader:
+class HistoryReader:
     """Reads on where it stopped: what this program and others have added since."""
 
     def __init__(self, path: Path) -> None:

@@ -17,7 +17,7 @@ class Folds:
 
     def fold(self, text: str) -> str:
         """Return what stands for a pasted text: itself, or one character where it is long."""
-        long = count(text) > MAX_LINES or len(text) > MAX_CHARACTERS
+        long = count_lines(text) > MAX_LINES or len(text) > MAX_CHARACTERS
         return self._mark(text) if long or MARK.search(text) else text
 
     def entry(self, text: str) -> str:
@@ -44,7 +44,7 @@ class Folds:
         if mark not in self._texts:
             return mark
         text = self._texts[mark]
-        lines = count(text)
+        lines = count_lines(text)
         return f"[pasted {lines} lines]" if lines > 1 else f"[pasted {len(text)} characters]"
 
     def _mark(self, text: str) -> str:
@@ -58,6 +58,6 @@ class Folds:
         return mark
 
 
-def count(text: str) -> int:
+def count_lines(text: str) -> int:
     """Return how many lines a text has; an end of line at its end begins no new one."""
     return text.count("\n") + (not text.endswith("\n"))

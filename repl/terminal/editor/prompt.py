@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Editor", "Keyboard", "Plain", "dumb"]
 ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
-POLL_S = 0.1  # seconds between looks at what goes on beside the prompt: each takes time from a load
+PROMPT_POLL_S = 0.1  # seconds between looks at what goes on beside the prompt: each takes time from a load
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
 RESTORED = b"\x1b[?7h\x1b[?2004l\x1b[?25h\x1b[0m"  # lines are broken, pastes plain, the cursor seen, no colours
 DRAWING = ContextVar("DRAWING", default=False)  # whether a line is being drawn above the prompt
 
 
-def look(accent: str) -> Style:
+def prompt_style(accent: str) -> Style:
     """Return how the editor looks with an accent colour."""
     return Style.from_dict(
         {
@@ -139,7 +139,7 @@ class Editor:
         self.input = source or terminal_input(sys.stdin)
         self.output = target or terminal_output()
         self.backend = backend
-        self._styles = {theme: look(accent) for theme, accent in ACCENTS.items()}
+        self._styles = {theme: prompt_style(accent) for theme, accent in ACCENTS.items()}
         self._folds = Folds()
         self._says_how_to_leave = False  # Ctrl-C was pressed with nothing to stop
         keys = bindings(self._stop, self._folds)
@@ -252,7 +252,7 @@ class Editor:
                 get_app().invalidate()
             self.backend.watch(lambda: loop.call_soon_threadsafe(ended.set))
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(ended.wait(), POLL_S)
+                await asyncio.wait_for(ended.wait(), PROMPT_POLL_S)
 
     def _find_cursor(self) -> None:
         """Ask again for the cursor's place where that went by in a rush of keys: without it no toolbar is drawn."""

@@ -9,7 +9,7 @@ from repl.session import change_settings
 from repl.session.change_settings import Setting
 from repl.session.session import Session
 
-KEYS = "arrows choose and change · type a value, Enter takes it · Backspace default · Esc closes"
+PANEL_KEYS = "arrows choose and change · type a value, Enter takes it · Backspace default · Esc closes"
 VALUE = 24  # columns of a value
 
 
@@ -94,4 +94,4 @@ class Panel:
 
     def foot(self) -> list[str]:
         """Return what the chosen setting does, and what was said last or the keys there are."""
-        return [f"  {self.chosen.help}", signs(f"  {clean_line(self.said) or KEYS}")]
+        return [f"  {self.chosen.help}", signs(f"  {clean_line(self.said) or PANEL_KEYS}")]
