@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from conftest import Recorder
+from decoding import SEEDED, in_turn, ways
 from driving import ask, ask_until, bare, choose, generated, listen, opened, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,38 +18,11 @@ from repl.models import quantization
 PROMPT = "Once upon a time"
 KINDS = ("llama", "gpt2", "recurrent")
 DTYPES = ("float32", "bfloat16")
-SEEDED = {"do_sample": True, "seed": 7}
-
-CASES: dict[str, dict[str, Any]] = {
-    "greedy": {"do_sample": False, "max_new_tokens": 16},
+CASES = {
+    **ways(max_new_tokens=10),
+    **ways("greedy, no repeated pair", max_new_tokens=24),
     "greedy, max_length": {"do_sample": False, "max_length": 40},
-    "greedy, repetition penalty": {"repetition_penalty": 1.4, "max_new_tokens": 12},
-    "greedy, no repeated pair": {"no_repeat_ngram_size": 2, "max_new_tokens": 24},
-    "greedy, fewest tokens": {"min_new_tokens": 6, "max_new_tokens": 12},
-    "beams 2": {"num_beams": 2, "max_new_tokens": 10},
-    "beams 4": {"num_beams": 4, "max_new_tokens": 10},
-    "beams 4, all of them": {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 10},
-    "beams 4, long ones": {"num_beams": 4, "length_penalty": 2.0, "num_return_sequences": 2, "max_new_tokens": 10},
-    "beams 4, short ones": {"num_beams": 4, "length_penalty": -1.0, "early_stopping": True, "max_new_tokens": 10},
     "beams 2, max_length": {"num_beams": 2, "max_length": 36},
-    "beams 3, repetition penalty": {"num_beams": 3, "repetition_penalty": 1.2, "max_new_tokens": 8},
-    "beams 3, no repeated pair": {"num_beams": 3, "no_repeat_ngram_size": 2, "max_new_tokens": 12},
-    "beams 3, drawn": {**SEEDED, "num_beams": 3, "temperature": 1.5, "max_new_tokens": 8},
-    "sample": {**SEEDED, "max_new_tokens": 12},
-    "sample, another seed": {"do_sample": True, "seed": 123456789, "max_new_tokens": 12},
-    "sample, temperature": {**SEEDED, "temperature": 0.7, "max_new_tokens": 12},
-    "sample, hot": {**SEEDED, "temperature": 2.0, "max_new_tokens": 12},
-    "sample, top-k": {**SEEDED, "top_k": 5, "max_new_tokens": 12},
-    "sample, all tokens": {**SEEDED, "top_k": 0, "max_new_tokens": 12},
-    "sample, top-p": {**SEEDED, "top_p": 0.8, "max_new_tokens": 12},
-    "sample, min-p": {**SEEDED, "min_p": 0.1, "max_new_tokens": 12},
-    "sample, typical-p": {**SEEDED, "typical_p": 0.6, "max_new_tokens": 12},
-    "sample, all knobs": {
-        **SEEDED,
-        **{"temperature": 1.3, "top_k": 40, "top_p": 0.95, "min_p": 0.01},
-        **{"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "max_new_tokens": 16},
-    },
-    "sample, three answers": {**SEEDED, "num_return_sequences": 3, "temperature": 1.2, "max_new_tokens": 10},
     "sample, max_length": {**SEEDED, "max_length": 38},
 }
 COSTLY = ("greedy", "greedy, max_length", "beams 2", "beams 4, long ones", "sample, all knobs", "sample, three answers")
@@ -115,7 +89,7 @@ def agree(session, model, tokenizer, values: dict[str, Any]) -> None:
 
 
 @pytest.mark.library
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("tiny", "name"), in_turn(KINDS, CASES), indirect=["tiny"], ids=str)
 def test_a_tiny_model_says_what_generate_says(tiny, name):
     agree(*tiny, CASES[name])
 

@@ -5,7 +5,8 @@ import json
 from dataclasses import replace
 
 import pytest
-from driving import ask, ask_until, bare, finish, opened, run
+from decoding import ways
+from driving import ask, ask_until, bare, choose, finish, opened, run
 from rich.console import Console
 
 from repl.commands import registry
@@ -47,20 +48,17 @@ def drawn(result: Reproduced, width: int = 80) -> str:
     return console.file.getvalue()
 
 
-WAYS = {
-    "greedy": ["/greedy"],
-    "sampled": ["/sample temperature=1.3 top_p=0.9", "/seed 9"],
-    "sampled without a seed": ["/sample"],
-    "beams": ["/beams 4 length_penalty=0.3"],
-    "several": ["/sample", "/num_return_sequences 3"],
-    "penalties and a stop string": ["/repetition_penalty 1.3", "/no_repeat_ngram_size 2", "/stop e"],
+CASES = {
+    **ways("greedy", "sample, all knobs", "beams 4, long ones", "sample, three answers"),
+    "sample, without a seed": {"do_sample": True},
+    "greedy, penalties and a stop string": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "stop": ["e"]},
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-def test_every_id_is_the_same(session, way):
-    run(session, "/reset", "/max 20", *WAYS[way])
+@pytest.mark.parametrize("name", CASES)
+def test_every_id_is_the_same(session, name):
+    choose(session, {"max_new_tokens": 20, **CASES[name]})
     done = ask(session, STORY)
     found = run(session, "/reproduce")
     assert found.identical

@@ -10,6 +10,7 @@ from typing import Any
 
 import models
 import pytest
+from decoding import ways
 from driving import ask, ask_until, bare, generated, opened, run, trimmed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,13 +28,10 @@ from repl.session.session import Session
 from repl.terminal.screen import THEME, render, reply_figures, to_jsonable
 
 TEXT = "The quick brown fox jumps over the lazy dog. The quick brown fox"
-WAYS: dict[str, dict[str, Any]] = {
-    "greedy": {"do_sample": False},
-    "penalty": {"do_sample": False, "repetition_penalty": 1.4},
-    "no repeats": {"do_sample": False, "no_repeat_ngram_size": 2},
-    "sample": {"do_sample": True, "temperature": 1.3, "top_k": 20, "seed": 5},
-    "least length": {"do_sample": False, "min_new_tokens": 40},
-    "stop string": {"do_sample": False, "stop_strings": ["e"]},
+CASES = {
+    **ways("greedy", "greedy, repetition penalty", "greedy, no repeated pair", "sample, all knobs"),
+    "greedy, least length": {"do_sample": False, "min_new_tokens": 40},
+    "greedy, a text that ends it": {"do_sample": False, "stop_strings": ["e"]},
 }
 
 
@@ -122,12 +120,12 @@ def ahead_of(model: Any, tokenizer: Any, prompt: list[int], drafter: Any, values
 
 
 @pytest.mark.library
-@pytest.mark.parametrize("way", WAYS)
-def test_checked_proposals_give_the_ids_of_the_plain_loop(tiny, way):
+@pytest.mark.parametrize("name", CASES)
+def test_checked_proposals_give_the_ids_of_the_plain_loop(tiny, name):
     """Whatever is proposed, right or wrong: processors, draws and stopping criteria see each token as they would."""
     model, tokenizer = tiny
     prompt = tokenizer(TEXT)["input_ids"]
-    values = {"max_new_tokens": 48, **WAYS[way]}
+    values = {"max_new_tokens": 48, **CASES[name]}
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
     for seed in range(3):
         made, told, ahead = ahead_of(model, tokenizer, prompt, Knowing(prompt, plain_ids, seed), values)

@@ -1,10 +1,10 @@
 """Our decode loop: ids, draws, streams and caches are the library's own, bit for bit."""
 
 import copy
-from itertools import cycle
 from typing import Any
 
 import pytest
+from decoding import in_turn
 from driving import bare
 
 from repl.core import library
@@ -12,7 +12,7 @@ from repl.generation.decode import loop
 
 pytestmark = pytest.mark.library
 
-KINDS = ("llama", "gpt2", "recurrent")
+KINDS = ("gpt2", "recurrent", "llama")
 DTYPES = ("float32", "bfloat16")
 LONG = 48
 CASES: dict[str, dict[str, Any]] = {
@@ -97,12 +97,8 @@ def states(cache: Any) -> list[Any]:
     return [one for one in found if one is not None and not isinstance(one, dict)]
 
 
-EACH = [((kind, "float32"), name) for name in CASES for kind in KINDS]
-EACH += [((kind, "bfloat16"), name) for name, kind in zip(CASES, cycle(("gpt2", "recurrent", "llama")), strict=False)]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("tiny", "name"), EACH, indirect=["tiny"], ids=str)
+@pytest.mark.parametrize(("tiny", "name"), in_turn(KINDS, CASES), indirect=["tiny"], ids=str)
 def test_ids_draws_stream_and_cache_are_those_of_the_library(tiny, name):
     """Twice: nothing of the first reply is left for the second."""
     import torch

@@ -10,6 +10,7 @@ from typing import Any
 import models
 import pytest
 from conftest import Recorder
+from decoding import ways
 from driving import ask, opened, run
 from hypothesis import HealthCheck, given
 from hypothesis import settings as laws
@@ -58,13 +59,7 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
 CROPPED = ("llama", "gpt2", "sliding", "alternating")
 EXTENDED = ("convolving", "delta")
 KINDS = (*CROPPED, *EXTENDED, "stretched", "recurrent")
-WAYS: dict[str, dict[str, Any]] = {
-    "greedy": {"do_sample": False},
-    "penalty": {"do_sample": False, "repetition_penalty": 1.4},
-    "sample": {"do_sample": True, "seed": 5, "temperature": 1.3},
-    "beams": {"do_sample": False, "num_beams": 2},
-    "two answers": {"do_sample": True, "seed": 3, "num_return_sequences": 2},
-}
+CASES = ways("greedy", "greedy, repetition penalty", "sample, temperature", "beams 2", "sample, three answers")
 
 
 class Halting(Recorder):
@@ -133,7 +128,7 @@ def llama(residents) -> Model:
 
 def chosen(way: str = "greedy", **values: object) -> Settings:
     settings = Settings()
-    for name, value in {"max_new_tokens": 6, **WAYS[way], **values}.items():
+    for name, value in {"max_new_tokens": 6, **CASES[way], **values}.items():
         settings = settings.put(name, value, "you")
     return settings
 
@@ -156,7 +151,7 @@ def agrees(resident: Model, ids: list[int], way: str = "greedy", halt: int = 0) 
     assert 0 <= done.usage.reused < len(ids)
     assert fresh.usage.reused == 0
     if done.finish == "cancelled":
-        assert way == "beams" or done.token_ids == fresh.token_ids[: len(done.token_ids)]
+        assert way == "beams 2" or done.token_ids == fresh.token_ids[: len(done.token_ids)]
     else:
         assert (done.token_ids, done.sequences) == (fresh.token_ids, fresh.sequences)
     return done
@@ -169,7 +164,7 @@ moves = st.tuples(
     st.sampled_from(["extend", "extend", "edit", "undo", "retry", "branch", "shorten", "leave"]),
     st.integers(0, 10**6),  # where, modulo what there is
     texts,
-    st.sampled_from(list(WAYS)),
+    st.sampled_from(list(CASES)),
     st.one_of(st.just(0), st.just(0), st.integers(1, 40)),  # when to cancel
 )
 
@@ -231,7 +226,7 @@ def test_a_next_turn_of_layers_that_cannot_be_cropped_computes_only_what_is_new(
 
 def test_a_retry_computes_one_token(cropped):
     answer(cropped, FIRST)
-    for way in ("sample", "greedy", "penalty"):
+    for way in ("sample, temperature", "greedy", "greedy, repetition penalty"):
         assert agrees(cropped, FIRST, way).usage.reused == len(FIRST) - 1
 
 
@@ -280,7 +275,7 @@ def test_no_cache_outlives_a_change_of_all_position_embeddings(residents):
     assert agrees(resident, FIRST[:30]).usage.reused == 20
 
 
-@pytest.mark.parametrize("way", ["beams", "two answers"])
+@pytest.mark.parametrize("way", ["beams 2", "sample, three answers"])
 def test_beams_and_several_answers_neither_use_nor_spoil_the_cache(llama, way):
     answer(llama, FIRST)
     assert agrees(llama, FIRST, way).usage.reused == 0
