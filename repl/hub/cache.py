@@ -1,19 +1,15 @@
 """Which models of the Hub are on this machine, read from the folders of its cache: no network, at once."""
 
-import json
 import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from repl.core.errors import BadModel
+from repl.hub.model_files import PICKLES, SAFE, TOKENIZER, read_index, read_json
 
-SAFE = ("model.safetensors", "model.safetensors.index.json")  # in the order in which transformers looks for them
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -101,29 +97,13 @@ def head(names: Iterable[str], pickle: bool) -> str:
 
 def shards(folder: Path, first: str) -> list[str]:
     """List the files of the weights that begin with `first`; raise `BadModel` for an index that cannot be read."""
-    if not first.endswith(".index.json"):
-        return [first]
-    placed = read(folder / first).get("weight_map")
-    if not isinstance(placed, dict):
-        raise BadModel(f"{first} does not say where the tensors are")
-    return sorted({str(name) for name in placed.values()})
+    return read_index(folder, first) if first.endswith(".index.json") else [first]
 
 
 def modules(folder: Path) -> list[str]:
     """List the Python files that the configs of model and tokenizer ask for from their own repository."""
     configs = [name for name in ("config.json", "tokenizer_config.json") if (folder / name).is_file()]
-    declared = [read(folder / name).get("auto_map") for name in configs]
+    declared = [read_json(folder, name).get("auto_map") for name in configs]
     values = [each for entry in declared for each in (entry.values() if isinstance(entry, dict) else (entry,))]
     words = [word for value in values for word in (value if isinstance(value, list) else [value])]
     return sorted({f"{word.split('.')[0]}.py" for word in words if isinstance(word, str) and "--" not in word})
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raise `BadModel` if it is none."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadModel(f"{path.name} cannot be read") from error
-    if not isinstance(content, dict):
-        raise BadModel(f"{path.name} is not a JSON object")
-    return content

@@ -81,8 +81,8 @@ def stored(place: Path) -> tuple[str, int]:
         config = validate.read_config(place)
         kind, files = validate.weight_files(place, config, allow_pickle=True)
         if kind != "safetensors":
-            return "pickle", weight_headers.pickled(place, config, files).parameters
-        found = weight_headers.counted(files, weight_headers.read_tensors(place, files).values(), kind)
+            return "pickle", weight_headers.estimate_pickles(place, config, files).parameters
+        found = weight_headers.count_weights(files, weight_headers.read_tensors(place, files), kind)
     except (ReplError, OSError):
         return "", 0
     return most(found.dtypes), found.parameters

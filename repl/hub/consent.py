@@ -13,8 +13,8 @@ from repl.core.errors import ReplError
 from repl.core.settings import Load
 from repl.hub import validate
 from repl.hub.cache import LocalModel
+from repl.hub.model_files import bad_file, check_link, find_file, read_json
 from repl.hub.validate import NeedsCode
-from repl.hub.weight_headers import bad, check_link, locate, read_json
 
 FILE = "trusted.json"
 CONFIGS = "*config*.json"  # whatever the library reads an `auto_map` from, older configs such as config.4.0.0.json too
@@ -79,7 +79,7 @@ def asked_for(place: Path) -> dict[str, object]:
     """Return the classes that the configs of a folder ask for from Python files: lists by file and kind of class."""
     asked: dict[str, Any] = {}
     for name in sorted(path.name for path in place.glob(CONFIGS) if path.is_file()):
-        for key, value in _maps(read_json(place, name, validate.LARGEST_CONFIG)):
+        for key, value in _maps(read_json(place, name)):
             asked.setdefault(f"{name} {key}", []).extend(value if isinstance(value, list) else [value])
     return asked
 
@@ -110,9 +110,9 @@ def check_places(place: Path, declared: Mapping[str, object]) -> None:
         for file in files:
             if ": " in file:
                 cause = f"takes code from another repository ({file}), which hub-repl never runs"
-                raise bad(name.split()[0], cause)
+                raise bad_file(name.split()[0], cause)
             if os.path.lexists(place / file):
-                locate(place, file)
+                find_file(place, file)
 
 
 def mark(found: LocalModel) -> str:
@@ -143,7 +143,7 @@ def sources(place: Path) -> dict[str, Path]:
         for path in (Path(at) / name for name in (*filter(could_run, files), *linked)):
             name = path.relative_to(place).as_posix()
             check_link(place, path)
-            found[name] = path if path.is_dir() else locate(place, name)
+            found[name] = path if path.is_dir() else find_file(place, name)
     return dict(sorted(found.items()))
 
 

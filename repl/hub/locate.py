@@ -20,12 +20,13 @@ from repl.hub import cache
 from repl.hub.cache import LocalModel, ModelRequest, cached, cached_models
 from repl.hub.consent import could_run
 from repl.hub.download import DownloadProgress, call_hub, prepare
+from repl.hub.model_files import TOKENIZER
 
 __all__ = ["LocalModel", "adapter", "cached", "cached_models", "locate"]
 
 PROBE, GLANCE = 4.5, 2.0  # seconds for the Hub to answer at all; for what only makes an error message better
 SMALL = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.json")
-LIGHT = (*cache.TOKENIZER, *SMALL, "*.jinja")
+LIGHT = (*TOKENIZER, *SMALL, "*.jinja")
 PATH = re.compile(r"[./~]|[A-Za-z]:[\\/]|.*\\|(?:[^/]*/){2}|.*\.gguf$")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 BUILTIN, ELSEWHERE, LOGIN = "/model builtin", "HF_HOME=FOLDER hub-repl", "hf auth login"

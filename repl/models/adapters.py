@@ -15,7 +15,9 @@ from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedModel
 from repl.core.settings import Load
-from repl.hub import locate, weight_headers
+from repl.hub import locate
+from repl.hub.model_files import cut_name, read_json
+from repl.hub.weight_headers import Tensor, read_header
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 NONE = "/adapter none"
@@ -85,7 +87,7 @@ def remarks(folder: Path, asked: Adapter) -> list[str]:
     return [f"{CONFIG} lies beside the model: not put on · /adapter {folder} does"] if there else []
 
 
-def examine(folder: Path) -> tuple[dict[str, object], dict[str, weight_headers.Tensor]]:
+def examine(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Read and check the config and the header of an adapter; raises `BadModel`."""
     if not (folder / CONFIG).is_file():
         hint = [f"/model {folder}"] if (folder / "config.json").is_file() else []
@@ -96,10 +98,8 @@ def examine(folder: Path) -> tuple[dict[str, object], dict[str, weight_headers.T
                 f"{PICKLE} in {folder} is a pickle, which can run code when read: only {WEIGHTS} is read", NONE
             )
         raise BadModel(f"no {WEIGHTS} in {folder}: the adapter has no weights", NONE)
-    config = weight_headers.read_json(folder, CONFIG, 1_000_000)
-    tensors = weight_headers.read_header(folder, WEIGHTS)
-    if not tensors:
-        raise BadModel(f"{WEIGHTS} in {folder} holds no tensors", NONE)
+    config = read_json(folder, CONFIG)
+    tensors = read_header(folder, WEIGHTS)
     check(config)
     return config, tensors
 
@@ -108,43 +108,35 @@ def check(config: dict[str, Any]) -> None:
     """Raise `BadModel` for a config that asks for what is not done here."""
     kind = str(config.get("peft_type")).upper()
     if kind not in KINDS:
-        raise BadModel(
-            f"{CONFIG} asks for a {weight_headers.short(kind)} adapter, and only {', '.join(KINDS)} are put on", NONE
-        )
+        raise BadModel(f"{CONFIG} asks for a {cut_name(kind)} adapter, and only {', '.join(KINDS)} are put on", NONE)
     begun = config.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(MUTATING):
-        raise BadModel(
-            f"{CONFIG} has init_lora_weights {weight_headers.short(begun)!r}, which changes the model itself", NONE
-        )
+        raise BadModel(f"{CONFIG} has init_lora_weights {cut_name(begun)!r}, which changes the model itself", NONE)
     if config.get("layer_replication"):
         raise BadModel(f"{CONFIG} asks for layers to be repeated, which is not done here", NONE)
     patterns = [config.get(name) for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")]
     patterns += [list(config.get(name) or ()) for name in ("rank_pattern", "alpha_pattern")]
     words = itertools.chain.from_iterable(item if isinstance(item, list) else [item] for item in patterns if item)
     if strange := [word for word in words if not (isinstance(word, str) and PATTERN.fullmatch(word))]:
-        raise BadModel(
-            f"{CONFIG} names modules by {weight_headers.short(str(strange[0]))!r}, which is not read here", NONE
-        )
+        raise BadModel(f"{CONFIG} names modules by {cut_name(str(strange[0]))!r}, which is not read here", NONE)
 
 
-def fits(model: PreTrainedModel, config: dict[str, object], tensors: dict[str, weight_headers.Tensor]) -> None:
+def fits(model: PreTrainedModel, config: dict[str, object], tensors: dict[str, Tensor]) -> None:
     """Raise `BadModel` where a tensor of an adapter has no place in a model, or one of another size."""
     modules = dict(model.named_modules())
     made_for = config.get("base_model_name_or_path")
-    whose = f" (made for {weight_headers.short(made_for)})" if isinstance(made_for, str) and made_for else ""
+    whose = f" (made for {cut_name(made_for)})" if isinstance(made_for, str) and made_for else ""
     for name, tensor in tensors.items():
         path, sign, _ = name.removeprefix(PREFIX).partition(".lora_")
         if not sign:
             continue
         module = modules.get(path)
         if module is None:
-            raise BadModel(
-                f"the adapter{whose} is for another model: this one has no {weight_headers.short(path)}", NONE
-            )
+            raise BadModel(f"the adapter{whose} is for another model: this one has no {cut_name(path)}", NONE)
         side = getattr(module, "in_features", None) if ".lora_A." in name else getattr(module, "out_features", None)
         mine = tensor.shape[-1] if ".lora_A." in name else tensor.shape[0]
         if side is not None and len(tensor.shape) == 2 and ".lora_embedding" not in name and side != mine:
-            cause = f"{weight_headers.short(path)} is {side} wide here, and {mine} there"
+            cause = f"{cut_name(path)} is {side} wide here, and {mine} there"
             raise BadModel(f"the adapter{whose} is for another model: {cause}", NONE)
 
 
@@ -170,7 +162,7 @@ def attach(model: PreTrainedModel, folder: Path, merge: bool, emit: JobContext) 
         raise BadModel(f"the adapter in {folder} does not fit this model: {words}", NONE) from error
 
 
-def _targets(tensors: dict[str, weight_headers.Tensor]) -> set[str]:
+def _targets(tensors: dict[str, Tensor]) -> set[str]:
     """Name the modules that a LoRA changes, from its tensors: the config may name them by patterns."""
     return {name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors if ".lora_" in name}
 

@@ -61,7 +61,7 @@ def write(folder: Path, names: str, weights: int = 0) -> Path:
 def sharded(folder: Path, names: str = "a.safetensors b.safetensors") -> Path:
     write(folder, f"config.json tokenizer.json {names}")
     places = ", ".join(f'"{name}.weight": "{name}"' for name in ("a.safetensors", "b.safetensors"))
-    (folder / "model.safetensors.index.json").write_text(f'{{"weight_map": {{{places}}}}}')
+    (folder / "model.safetensors.index.json").write_text(f'{{"metadata": {{}}, "weight_map": {{{places}}}}}')
     return folder
 
 
@@ -396,7 +396,7 @@ def test_a_bad_revision_comes_with_those_that_exist(fake_hub, repository):
         ("config.json pytorch_model.bin.index.json", "are pickles", ("/allow_pickle true",)),
         ("a.gguf b/c.gguf README.md", "GGUF files only", ("/model acme/tiny:a.gguf", "/model acme/tiny:b/c.gguf")),
         ("config.json tokenizer.json tf_model.h5", "holds no weights", ()),
-        ("config.json model.safetensors.index.json", "does not say where the tensors are", ()),
+        ("config.json model.safetensors.index.json", "has no weight_map", ()),
     ],
 )
 def test_a_repository_without_a_model_says_what_it_lacks(fake_hub, tmp_path, files, words, hints):

@@ -25,7 +25,9 @@ def keep(model: str, names: str, revision: str = "main", commit: str = COMMIT) -
 
 
 def index(folder: Path, name: str, *files: str) -> None:
-    (folder / name).write_text(json.dumps({"weight_map": {str(n): file for n, file in enumerate(files)}}))
+    (folder / name).write_text(
+        json.dumps({"metadata": {}, "weight_map": {str(n): file for n, file in enumerate(files)}})
+    )
 
 
 def test_a_model_is_found_by_its_name_revision_or_commit():
@@ -84,7 +86,9 @@ def test_code_counts_where_it_is_wanted(auto_map):
     assert cached("acme/tiny", code=True) is not None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "\x00", '{"weight_map": 1}', '{"weight_map": {"a": "gone.safetensors"}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "\x00", '{"metadata": {}, "weight_map": 1}', '{"weight_map": {"a": "gone.safetensors"}}']
+)
 def test_an_index_that_cannot_be_followed_is_not_complete(text):
     folder = keep("acme/tiny", "config.json tokenizer.json model.safetensors.index.json")
     (folder / "model.safetensors.index.json").write_text(text)

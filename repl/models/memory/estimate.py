@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 from repl.core.library_types import PreTrainedConfig
 from repl.core.settings import Load
-from repl.hub.validate import CONVERTED, size_in
-from repl.hub.weight_headers import Weights
+from repl.hub.weight_headers import CONVERTED, Weights
 from repl.models import model_config
 
 PACKED = {"8bit": 8.1, "int8": 8.1, "4bit": 4.5, "int4": 4.5}
@@ -201,7 +200,7 @@ def left_over(sizes: Sizes, each: int) -> int:
 
 def packed(weights: Weights, quantize: str, dtype: str) -> int:
     """Return the bytes of the weights once the matrices are packed into fewer bits; the rest has the dtype's width."""
-    rest = size_in(weights, dtype) * (weights.parameters - weights.matrices) // max(1, weights.parameters)
+    rest = weights.size_in(dtype) * (weights.parameters - weights.matrices) // max(1, weights.parameters)
     return int(weights.matrices * PACKED[quantize] / 8) + rest
 
 
@@ -211,7 +210,7 @@ def needs(weights: Weights, config: PreTrainedConfig, load: Load, tokens: int = 
     width = WIDTHS.get(dtype, 4)
     tokens = tokens or min(GLANCE, Sizes(config).context or GLANCE)
     quantized = load.quantize in PACKED and model_config.read(config, "quantization_config") is None
-    size = packed(weights, load.quantize, load.dtype) if quantized else size_in(weights, load.dtype)
+    size = packed(weights, load.quantize, load.dtype) if quantized else weights.size_in(load.dtype)
     passing = 0 if in_place(weights, load) else weights.bytes
     eager = load.attention == "eager"
     loading = unpacked(weights, load) if quantized else 0
@@ -222,7 +221,7 @@ def unpacked(weights: Weights, load: Load) -> int:
     """Return the bytes of all weights before the kernels here pack them; 0 where they are mapped, or never whole."""
     dtype = "bfloat16" if load.dtype == "auto" else load.dtype
     here = load.quantize in ("int8", "int4") and not load.device.startswith(("cuda", "mps"))
-    return size_in(weights, dtype) if here and not in_place(weights, replace(load, quantize="none", dtype=dtype)) else 0
+    return weights.size_in(dtype) if here and not in_place(weights, replace(load, quantize="none", dtype=dtype)) else 0
 
 
 def computed(weights: Weights, load: Load) -> str:

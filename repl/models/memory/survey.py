@@ -19,7 +19,7 @@ from repl.hub import builtin, cache, consent, locate, validate
 from repl.hub.cache import ModelRequest
 from repl.hub.download import DownloadProgress, call_hub, prepare
 from repl.hub.locate import RepoFiles
-from repl.hub.weight_headers import BITS, Tensor, Weights, counted, entry
+from repl.hub.weight_headers import Tensor, Weights, as_tensor, bits, count_weights
 from repl.models import imports
 from repl.models.memory.estimate import Sizes
 
@@ -120,7 +120,8 @@ def there(want: ModelRequest, listing: RepoFiles, emit: JobContext) -> Survey:
         return withheld(want, listing)
     read = config(place)
     names = wanted(want, place, listing, emit)
-    weights = remote_weights(want, [name for name in names if name.endswith(validate.OTHERS)], listing, read, emit)
+    headed = [name for name in names if name.endswith(validate.WEIGHT_ENDINGS)]
+    weights = remote_weights(want, headed, listing, read, emit)
     missing = {name: listing.sizes[name] for name in names if not (place / name).is_file()}
     code = None if want.gguf_file else code_there(want, place, listing, emit)
     kept = sum(listing.sizes[name] for name in names if name not in missing)
@@ -164,7 +165,7 @@ def remote_weights(
     for done, name in enumerate(names, 1):
         emit(Progress("read headers", done, len(names), "files"))
         tensors |= remote_header(want, name, listing, emit)
-    return replace(counted(names, tensors.values(), "safetensors"), matrices=validate.packable(tensors))
+    return count_weights(names, tensors, "safetensors")
 
 
 def remote_header(want: ModelRequest, name: str, listing: RepoFiles, emit: JobContext) -> dict[str, Tensor]:
@@ -182,11 +183,7 @@ def remote_header(want: ModelRequest, name: str, listing: RepoFiles, emit: JobCo
     except Exception as error:  # as for every call of the Hub
         stopped = Unreachable(f"the Hub stopped answering while the header of {name} was read", f"/plan {want.model}")
         raise locate.explained(error, want, emit) or stopped from error
-    lists = ((key, each.dtype, list(each.shape), list(each.data_offsets)) for key, each in found.items())
-    return {
-        key: entry(name, key, {"dtype": dtype, "shape": shape, "data_offsets": spot})
-        for key, dtype, shape, spot in lists
-    }
+    return {key: as_tensor(each.dtype, each.shape) for key, each in found.items()}
 
 
 def by_count(listing: RepoFiles, names: Iterable[str], config: PreTrainedConfig) -> Weights:
@@ -196,7 +193,7 @@ def by_count(listing: RepoFiles, names: Iterable[str], config: PreTrainedConfig)
     kind = "gguf" if any(name.endswith(".gguf") for name in names) else "safetensors"
     stored = Counter(listing.stored) or Counter({"F16": size // 2})
     total = stored.total()
-    taken = sum(number * BITS.get(name, 16) // 8 for name, number in stored.items())
+    taken = sum(number * bits(name) // 8 for name, number in stored.items())
     sizes = Sizes(config) if config is not None else None
     outside = 2 * sizes.vocabulary * sizes.hidden if sizes else 0
     return Weights(tuple(names), total, taken, dict(stored), kind, max(0, total - outside))

@@ -1,0 +1,114 @@
+"""Files of a model folder, which is not trusted: every path stays inside, and what holds nothing is said to.
+
+In come a folder and the name of a file in it, as a config or an index may give it; out come a path, the first bytes or
+the JSON. Nothing here reads weights, or runs anything.
+"""
+
+import json
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from repl.core.errors import BadModel
+
+SAFE = ("model.safetensors", "model.safetensors.index.json")  # in the order in which transformers looks for them
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZER = ("tokenizer*", "tokenization*", "vocab*", "rwkv_vocab*", "tekken*", "*.model", "*.tiktoken", "*.bpe")
+POINTER = b"version https://git-lfs"
+MAX_JSON_BYTES = 100_000_000
+
+
+def bad_file(name: str, cause: str, *hints: str) -> BadModel:
+    """Build the error for one file; a foreign name may be of any length."""
+    return BadModel(f"{cut_name(name)} {cause}", *hints)
+
+
+def cut_name(name: str) -> str:
+    """Cut a foreign name to a length that a sentence bears."""
+    return name if len(name) <= 100 else f"{name[:100]}…"
+
+
+def list_names(names: list[str]) -> str:
+    """Join names for a sentence, three at most."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(cut_name, names[:3])) + more
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """Find a file of the folder; raise `BadModel` for a missing one, and for a name or a link that leads out."""
+    words = PureWindowsPath(name)  # knows drives and both separators, on every system
+    if words.anchor or ".." in words.parts or "\0" in name:
+        raise bad_file(name, "is a path that leads out of the folder")
+    path = folder / name
+    try:
+        check_link(folder, path)
+        there = path.is_file()
+    except RuntimeError as error:
+        raise bad_file(name, "is a link to itself") from error
+    except (OSError, ValueError) as error:  # too long, not to be encoded
+        raise bad_file(name, "is no name for a file here") from error
+    if not there:
+        cause = "is a broken link" if path.is_symlink() else "is not a file" if path.exists() else "is missing"
+        raise bad_file(name, cause)
+    return path
+
+
+def check_link(folder: Path, path: Path) -> None:
+    """Raise `BadModel` for a path below a folder that a link leads out of it.
+
+    A snapshot in the Hub's cache may lead to the blobs of its repository, and to those that all repositories share.
+    """
+    home, real = folder.resolve(), path.resolve()
+    homes = [home]
+    if home.parent.name == "snapshots":
+        repository = home.parent.parent
+        homes += [(repository / "blobs").resolve(), (repository.parent / "blobs").resolve()]
+    if not any(real.is_relative_to(each) for each in homes):
+        raise bad_file(path.relative_to(folder).as_posix(), f"is a link that leads out of the folder, to {real}")
+
+
+def read_start(folder: Path, name: str, contents: str = "file itself") -> bytes:
+    """Read the first bytes of a file; raise `BadModel` if they show that it holds nothing."""
+    with find_file(folder, name).open("rb") as file:
+        first = file.read(len(POINTER))
+    if not first:
+        raise bad_file(name, "is empty")
+    if first == POINTER:
+        raise bad_file(name, f"is a Git LFS pointer, not the {contents}: fetch it with git lfs pull")
+    return first
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object; raise `BadModel` if the file holds none."""
+    read_start(folder, name)
+    if (size := (folder / name).stat().st_size) > MAX_JSON_BYTES:
+        raise bad_file(name, f"is {size:,} bytes long, more than such a file can need")
+    try:
+        value = json.loads((folder / name).read_bytes().decode())
+    except json.JSONDecodeError as error:
+        raise bad_file(name, f"is not JSON (line {error.lineno}, column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise bad_file(name, "is not JSON") from error
+    if not isinstance(value, dict):
+        raise bad_file(name, "is not a JSON object")
+    return value
+
+
+def check_json_ends(folder: Path, name: str) -> None:
+    """Raise `BadModel` if a JSON file does not begin and end as an object: it was cut off, or is something else."""
+    start = read_start(folder, name)
+    with (folder / name).open("rb") as file:
+        file.seek(max(0, (folder / name).stat().st_size - 64))
+        end = file.read()
+    if not (start.lstrip().startswith(b"{") and end.rstrip().endswith(b"}")):
+        raise bad_file(name, "is not JSON from one end to the other: it was cut off")
+
+
+def read_index(folder: Path, index: str) -> list[str]:
+    """List the files that an index of weights names; raise `BadModel` for one that transformers would not read."""
+    content = read_json(folder, index)
+    placed = content.get("weight_map")
+    if not isinstance(placed, dict) or not placed or not all(isinstance(file, str) for file in placed.values()):
+        raise bad_file(index, "has no weight_map from tensors to files")
+    if not isinstance(content.get("metadata"), dict):
+        raise bad_file(index, "has no metadata, without which transformers does not read it")
+    return sorted(set(placed.values()))
