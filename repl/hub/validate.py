@@ -188,8 +188,9 @@ def check_sizes(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     if rows:
         limits["vocab_size"] = 2 * rows + 1024, f"an embedding of {rows} rows"
         limits |= dict.fromkeys(WIDTHS, (16 * columns, f"an embedding of {columns} columns"))
-    for part in (config, config.get("text_config")):
-        for name, (most, there) in limits.items() if isinstance(part, dict) else ():
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        for name, (most, there) in limits.items():
             value = part.get(name)
             if isinstance(value, int) and not 0 <= value <= most:
                 raise bad_file("config.json", f"has {name} {cut_name(str(value))}, but the weights have {there}")
