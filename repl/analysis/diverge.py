@@ -3,10 +3,9 @@
 Both are teacher-forced over the same ids through the same code, so that their numbers compare.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import exp, log
-from typing import Any
+from math import exp
 
 from repl.core import decoding
 from repl.core.errors import Cancelled, NoMemory, UsageError
@@ -28,11 +27,10 @@ TIE = 0.1  # nats: below this in both, which of two tokens leads is a matter of 
 ONWARD = 24  # tokens shown of how each text goes on behind the fork
 IDLE = (*decoding.SAMPLING, *decoding.BEAMS, *decoding.LENGTHS, *decoding.APART, "num_return_sequences", "stop")
 """Settings that do not decide which token is the likeliest."""
-PROBE = "The quick brown fox, 1,234.5 km; naïve café — 你好, мир.\n\tdef f(x):\n        return x + 1  # 🙂"
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class DivergedStep:
     """One token of the reply, and what both make of its place; everything in nats.
 
     `first` and `second` are the likeliest tokens in each, `margins` how far each leads there: before the other's
@@ -46,8 +44,6 @@ class Step:
     first: int
     second: int
     margins: tuple[float, float]
-    logprobs: tuple[float, float]
-    """Of the reply's own token, before any processor."""
 
     @property
     def agrees(self) -> bool:
@@ -56,7 +52,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class DivergedToken:
     """A token at the fork with its probability in the first and in the second."""
 
     id: int
@@ -65,7 +61,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Fork:
+class FirstFlip:
     """The first place, from 1, where the likeliest token flips: both candidates, and how far each leads in its own.
 
     `tie` says that both margins are below 0.1 nats: a near tie; else it is a real change. `onward` is how the texts
@@ -73,8 +69,8 @@ class Fork:
     """
 
     place: int
-    first: Candidate
-    second: Candidate
+    first: DivergedToken
+    second: DivergedToken
     margins: tuple[float, float]
     tie: bool
     onward: tuple[str, str] = ("", "")
@@ -90,18 +86,13 @@ class Diverged:
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     text: str
-    steps: tuple[Step, ...]
+    steps: tuple[DivergedStep, ...]
     agreeing: int
-    strayed: int
-    """Tokens of the reply that are not the likeliest in the first either: read at once, the last bits are others."""
-    fork: Fork | None
+    fork: FirstFlip | None
     kl_mean: float
     kl_most: float
     kl_most_at: int
     """The place, from 1, of the largest divergence."""
-    bits_per_byte: tuple[float, float]
-    processors: tuple[str, ...]
-    """What changes the logits before a token is chosen, in both."""
     whole: bool
     """Whether both fitted into memory at once; else they were loaded one after the other."""
 
@@ -116,12 +107,11 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Led:
     """The reply that both are led over, and what the library does to logits before it chooses."""
 
     done: Reply
-    processors: Any
-    names: tuple[str, ...]
+    processors: Callable[[Tensor, Tensor], Tensor]
 
     @property
     def ids(self) -> list[int]:
@@ -135,7 +125,7 @@ def diverge(store: Models, asked: Asked, other: Load, names: tuple[str, str], em
     Raises `UsageError` where the other has another tokenizer, and what loading and reading raise.
     """
     if other.model != store.current().load.model:
-        alike(store, other, emit)
+        _require_tokenizer(store, other, emit)
     text = _text(store.current(), asked, emit)
     emit(Progress("load the other"))
     try:
@@ -145,9 +135,7 @@ def diverge(store: Models, asked: Asked, other: Load, names: tuple[str, str], em
     return _weighed(store.current().facts, second, asked, text, names, _rows(store.current(), text, emit), emit)
 
 
-def _in_turn(
-    store: Models, asked: Asked, text: Text, other: Load, names: tuple[str, str], emit: JobContext
-) -> Diverged:
+def _in_turn(store: Models, asked: Asked, text: Led, other: Load, names: tuple[str, str], emit: JobContext) -> Diverged:
     """Read with one, keep its logits, then load the other in its place; the one before is loaded again at the end."""
     before, facts = store.current().load, store.current().facts
     kept = [row.cpu() for row in _rows(store.current(), text, emit)]
@@ -185,14 +173,12 @@ def is_greedy(record: Reply, facts: ModelInfo, load: Load, settings: Settings) -
 
 def _even(one: object, other: object) -> bool:
     """Compare values, one of which may have been read from JSON."""
-    return (
-        (list(one) == list(other))
-        if isinstance(one, list | tuple) and isinstance(other, list | tuple)
-        else one == other
-    )
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return list(one) == list(other)
+    return one == other
 
 
-def _text(resident: Model, asked: Asked, emit: JobContext) -> Text:
+def _text(resident: Model, asked: Asked, emit: JobContext) -> Led:
     """Return the reply to lead both over: the recorded one, or a greedy one made now."""
     done, settings = asked.record, greedy(asked.settings)
     if done is None:
@@ -206,28 +192,24 @@ def _text(resident: Model, asked: Asked, emit: JobContext) -> Text:
         if done.finish == "cancelled":
             raise Cancelled
     found = processors.processors(resident.model, arguments.of_settings(resident, settings), done.prompt_ids)
-    return Text(done, found, processors.names(found))
+    return Led(done, found)
 
 
-def alike(store: Models, other: Load, emit: JobContext) -> None:
-    """Check that another model reads the same ids: same vocabulary, same cuts; raises `UsageError`."""
+def _require_tokenizer(store: Models, other: Load, emit: JobContext) -> None:
+    """Refuse a model to which the same ids are other tokens; raises `UsageError`."""
     theirs, _ = loader.tokenizer(other, emit, store.consents)
-    resident = store.current()
-    ours, name = resident.tokenizer, resident.facts.name
-    one, two = ours.get_vocab(), theirs.get_vocab()
+    name = store.current().facts.name
+    one, two = store.current().tokenizer.get_vocab(), theirs.get_vocab()
     if one != two:
         shared = sum(two.get(word) == number for word, number in one.items())
         said = f"{shared:,} of the {len(one):,} tokens of {name} have the same id there"
         raise UsageError(f"{other.model} has another tokenizer: {said}", "/score TEXT")
-    cuts = [list(each(PROBE, add_special_tokens=False)["input_ids"]) for each in (ours, theirs)]
-    if cuts[0] != cuts[1]:
-        raise UsageError(f"{other.model} has the tokens of {name} and cuts a text into others", "/score TEXT")
 
 
 # the numbers
 
 
-def _rows(resident: Model, text: Text, emit: JobContext) -> Iterator[Tensor]:
+def _rows(resident: Model, text: Led, emit: JobContext) -> Iterator[Tensor]:
     """Yield the logits that each token of the reply is chosen from, shape (vocab,)."""
     for _, block in scoring.logits(resident, text.ids, emit, len(text.done.prompt_ids)):
         yield from block
@@ -237,13 +219,13 @@ def _weighed(
     facts: ModelInfo,
     second: Model,
     asked: Asked,
-    text: Text,
+    text: Led,
     names: tuple[str, str],
     firsts: Iterable[Tensor],
     emit: JobContext,
 ) -> Diverged:
     done, steps = text.done, []
-    fork: Fork | None = None
+    fork: FirstFlip | None = None
     speller = Speller(second.tokenizer)
     for place, (one, two) in enumerate(zip(firsts, _rows(second, text, emit), strict=True)):
         step, logs = _step(text, place, one, two.to(one.device), speller)
@@ -263,18 +245,17 @@ def _weighed(
         text=done.raw,
         steps=tuple(steps),
         agreeing=sum(step.agrees for step in steps),
-        strayed=sum(step.first != step.id for step in steps),
         fork=fork,
         kl_mean=sum(divergences) / len(steps),
         kl_most=divergences[most],
         kl_most_at=most + 1,
-        bits_per_byte=_bits(steps, speller),
-        processors=text.names,
         whole=True,
     )
 
 
-def _step(text: Text, place: int, one: Tensor, two: Tensor, speller: Speller) -> tuple[Step, tuple[Tensor, Tensor]]:
+def _step(
+    text: Led, place: int, one: Tensor, two: Tensor, speller: Speller
+) -> tuple[DivergedStep, tuple[Tensor, Tensor]]:
     """Compare the logits of both at a place of the reply; also returns the log-probabilities there."""
     import torch
 
@@ -282,14 +263,12 @@ def _step(text: Text, place: int, one: Tensor, two: Tensor, speller: Speller) ->
     token = text.done.token_ids[place]
     before = torch.tensor([text.ids[: len(text.done.prompt_ids) + place]], device=one.device)
     raw = [each[:size] for each in (one, two)]
-    own = [float(each.log_softmax(-1)[token]) for each in raw]
     logs = [text.processors(before, each[None].clone())[0].double().log_softmax(-1) for each in raw]
     first, second = (int(each.argmax()) for each in logs)
     margins = _lead(logs[0], first, second), _lead(logs[1], second, first)
     apart = logs[0].exp() * (logs[0] - logs[1])
     kl = float(apart[logs[0] > -torch.inf].sum().clamp_min(0))
-    step = Step(token, speller.text(token), kl, first, second, margins, (own[0], own[1]))
-    return step, (logs[0], logs[1])
+    return DivergedStep(token, speller.text(token), kl, first, second, margins), (logs[0], logs[1])
 
 
 def _lead(logs: Tensor, token: int, other: int) -> float:
@@ -300,23 +279,15 @@ def _lead(logs: Tensor, token: int, other: int) -> float:
     return float(two[0] - two[1])
 
 
-def _fork(place: int, step: Step, logs: tuple[Tensor, Tensor], speller: Speller) -> Fork:
+def _fork(place: int, step: DivergedStep, logs: tuple[Tensor, Tensor], speller: Speller) -> FirstFlip:
     one, two = (
-        Candidate(token, speller.text(token), (exp(float(logs[0][token])), exp(float(logs[1][token]))))
+        DivergedToken(token, speller.text(token), (exp(float(logs[0][token])), exp(float(logs[1][token]))))
         for token in (step.first, step.second)
     )
-    return Fork(place + 1, one, two, step.margins, max(step.margins) < TIE)
+    return FirstFlip(place + 1, one, two, step.margins, max(step.margins) < TIE)
 
 
-def _bits(steps: Sequence[Step], speller: Speller) -> tuple[float, float]:
-    """Return the bits per byte of the reply under both; an end token has no bytes and does not count."""
-    counted = [step for step in steps if not speller.special(step.id)]
-    size = max(1, sum(speller.size(step.id) for step in counted))
-    one, two = (-sum(step.logprobs[side] for step in counted) / log(2) / size for side in (0, 1))
-    return one, two
-
-
-def _onward(second: Model, asked: Asked, text: Text, fork: Fork, emit: JobContext) -> tuple[str, str]:
+def _onward(second: Model, asked: Asked, text: Led, fork: FirstFlip, emit: JobContext) -> tuple[str, str]:
     """Return how both texts go on from the fork: the reply as it is, and what the second says from its own token on."""
     place = fork.place - 1
     before = tuple(text.ids[: len(text.done.prompt_ids) + place])

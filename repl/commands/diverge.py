@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Annotated
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
-from repl.analysis.diverge import TIE, Asked, Diverged, Fork, diverge, is_greedy
+from repl.analysis.diverge import TIE, Asked, Diverged, FirstFlip, diverge, is_greedy
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.errors import UsageError
@@ -19,6 +19,7 @@ from repl.generation.request import Request
 from repl.session.change_settings import changed
 from repl.session.position import question, split_prompt
 from repl.session.session import Session, Task
+from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 from repl.terminal.sparkline import column, spark
 
@@ -86,77 +87,58 @@ def _word(load: Load, name: str) -> str:
     return f"{name} {named}" if named in ("auto", "none", "on", "off", "main") else named
 
 
-class Drawing:
-    """The verdict first, then the numbers that it rests on."""
+@render.register
+def _(result: Diverged) -> RenderableType:
+    return Responsive(lambda width, plain: _draw(result, width, plain))
 
-    def __init__(self, found: Diverged) -> None:
-        self._found = found
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        found, width = self._found, options.max_width
-        if found.made:
-            yield Text("over a greedy reply made now", "quiet")
-        if found.fork is None:
-            yield Text(f"the same: all {len(found.steps)} tokens are the likeliest in both")
-        else:
-            yield from self._forked(found.fork, width)
-        yield self._line(min(width, 100), options.ascii_only)
-        for said in self._said():
-            yield Text(said, "quiet")
+def _draw(found: Diverged, width: int, plain: bool) -> Iterator[RenderableType]:
+    """Draw the verdict first, then the numbers that it rests on."""
+    if found.made:
+        yield Text("over a greedy reply made now", "quiet")
+    if found.fork is None:
+        yield Text(f"the same: all {len(found.steps)} tokens are the likeliest in both")
+    else:
+        yield from _forked(found, found.fork, width)
+    yield _line(found, min(width, 100) - 3, plain)
+    count = len(found.steps)
+    agree = f"{found.agreeing} of {count} steps agree ({found.agreeing / count:.1%})"
+    most = f"largest {_short(found.kl_most)} at token {found.kl_most_at}"
+    yield Text(joined(agree, f"KL mean {_short(found.kl_mean)} nats, {most}"), "quiet")
+    if not found.whole:
+        yield Text("both did not fit into memory: they were loaded one after the other", "quiet")
 
-    def _forked(self, fork: Fork, width: int) -> Iterator[Text]:
-        names = self._found.names
-        wide = max(map(len, names))
+
+def _forked(found: Diverged, fork: FirstFlip, width: int) -> Iterator[Text]:
+    names = [clean_line(name) for name in found.names]
+    wide = max(map(len, names))
+    yield Text.assemble("first different token: ", (f"{fork.place}", "accent"), (f" of {len(found.steps)}", "quiet"))
+    words = [quoted(clean_line(each.text)) for each in (fork.first, fork.second)]
+    size = max(map(len, words))
+    tokens = [*zip(words, (fork.first, fork.second), strict=True)]
+    for side, name in enumerate(names):
+        (mine, own), (theirs, others) = tokens[side], tokens[1 - side]
         yield Text.assemble(
-            "first different token: ", (f"{fork.place}", "accent"), (f" of {len(self._found.steps)}", "quiet")
+            (f"  {name:<{wide}}  ", "quiet"),
+            (f"{mine:<{size}} {own.probabilities[side]:.3f}", "accent"),
+            (f"   {theirs:<{size}} {others.probabilities[side]:.3f}   {fork.margins[side]:.3f} nats ahead", "quiet"),
         )
-        rows = ((names[0], fork.first, fork.second, 0), (names[1], fork.second, fork.first, 1))
-        words = [quoted(clean_line(each.text)) for each in (fork.first, fork.second)]
-        size = max(map(len, words))
-        for name, own, others, side in rows:
-            mine, theirs = words if own is fork.first else words[::-1]
-            yield Text.assemble(
-                (f"  {clean_line(name):<{wide}}  ", "quiet"),
-                (f"{mine:<{size}} {own.probabilities[side]:.3f}", "accent"),
-                (
-                    f"   {theirs:<{size}} {others.probabilities[side]:.3f}   {fork.margins[side]:.3f} nats ahead",
-                    "quiet",
-                ),
-            )
-        yield Text(_verdict(fork, names))
-        for name, onward in zip(names, fork.onward, strict=True):
-            text = shortened(onward, max(20, width - wide - 5)) or "(ends)"
-            yield Text.assemble((f"  {clean_line(name):<{wide}}  ", "quiet"), text)
-
-    def _line(self, width: int, plain: bool) -> Text:
-        found = self._found
-        room = width - 3
-        drawn = Text(spark([step.kl for step in found.steps], room, plain), "quiet")
-        for place, step in enumerate(found.steps):
-            if not step.agrees:
-                at = column(place, len(found.steps), room)
-                drawn.stylize("accent", at, at + 1)
-        return Text("KL ", "quiet") + drawn
-
-    def _said(self) -> list[str]:
-        found, (one, two) = self._found, map(clean_line, self._found.names)
-        agree = f"{found.agreeing} of {len(found.steps)} steps agree ({found.agreeing / len(found.steps):.1%})"
-        most = f"largest {_short(found.kl_most)} at token {found.kl_most_at}"
-        bits = found.bits_per_byte
-        changed = f"probabilities are those after {', '.join(found.processors)}" if found.processors else ""
-        strayed = f"read at once, {found.strayed} tokens of the reply are not the likeliest in {one} either"
-        turns = "" if found.whole else "both did not fit into memory: they were loaded one after the other"
-        said = [
-            joined(agree, f"KL mean {_short(found.kl_mean)} nats, {most}"),
-            f"bits per byte of the reply: {bits[0]:.3f} {one}, {bits[1]:.3f} {two}",
-            changed,
-            strayed if found.strayed else "",
-            turns,
-        ]
-        return [line for line in said if line]
+    yield Text(_verdict(fork, found.names))
+    for name, onward in zip(names, fork.onward, strict=True):
+        text = shortened(onward, max(20, width - wide - 5)) or "(ends)"
+        yield Text.assemble((f"  {name:<{wide}}  ", "quiet"), text)
 
 
-def _verdict(fork: Fork, names: tuple[str, str]) -> str:
+def _line(found: Diverged, room: int, plain: bool) -> Text:
+    drawn = Text(spark([step.kl for step in found.steps], room, plain), "quiet")
+    for place, step in enumerate(found.steps):
+        if not step.agrees:
+            at = column(place, len(found.steps), room)
+            drawn.stylize("accent", at, at + 1)
+    return Text("KL ", "quiet") + drawn
+
+
+def _verdict(fork: FirstFlip, names: tuple[str, str]) -> str:
     if fork.tie:
         return f"a near tie: neither leads by {TIE:g} nats"
     surer = clean_line(names[fork.margins[1] > fork.margins[0]])
@@ -165,8 +147,3 @@ def _verdict(fork: Fork, names: tuple[str, str]) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.1e}" if 0 < value < 0.0005 else f"{value:.3f}"
-
-
-@render.register
-def _(result: Diverged) -> RenderableType:
-    return Drawing(result)

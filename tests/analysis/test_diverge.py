@@ -1,16 +1,15 @@
 """Two ways of loading over one reply: the numbers of plain arithmetic, and the verdict that follows from them."""
 
 import json
-import shutil
 from dataclasses import replace
-from math import exp, log
+from math import exp
 
 import models
 import pytest
 from driving import ask, bare, drawn, finish, opened, refused, run
 from rich.cells import cell_len
 
-from repl.analysis.diverge import Candidate, Diverged, Fork
+from repl.analysis.diverge import Diverged, DivergedStep, DivergedToken, FirstFlip
 from repl.commands import registry
 from repl.core.errors import Cancelled, ReplError, UsageError
 from repl.models.memory.available import Room
@@ -46,7 +45,6 @@ def check(found, folder, dtypes, tolerance):
     assert [place for place, step in enumerate(found.steps) if not step.agrees] == flips
     assert found.agreeing == len(one) - len(flips)
     for step, left, right in zip(found.steps, one, two, strict=True):
-        assert step.logprobs == pytest.approx((float(left[step.id]), float(right[step.id])), abs=tolerance * 50)
         if step.agrees:
             leads = [float(logs.topk(2).values.diff().abs()) for logs in (left, right)]
         else:
@@ -81,18 +79,13 @@ def test_the_numbers_are_those_of_plain_forward_passes(kind, dtype, folder):
 def test_the_built_in_model_in_float32_and_bfloat16(builtin_folder):
     """The question that this program starts from, on a real model."""
     with opened(builtin_folder, max_new_tokens=24) as session:
-        done = ask(session, "Write one sentence about a river.")
+        ask(session, "Write one sentence about a river.")
         found = run(session, "/diverge dtype=bfloat16")
-        tokenizer = session.store.current().tokenizer
-        made = done.token_ids[:-1] if done.finish == "stop" else done.token_ids
-        size = len(tokenizer.decode(made).encode())
     one, two = (plain(builtin_folder, dtype, found.prompt_ids, found.token_ids) for dtype in ("float32", "bfloat16"))
     assert [step.first for step in found.steps] == one.argmax(-1).tolist()
     assert [step.id for step in found.steps] == one.argmax(-1).tolist()
     kl = (one.exp() * (one - two)).sum(-1).tolist()
     assert [step.kl for step in found.steps] == pytest.approx(kl, rel=0.2, abs=2e-3)  # chunks round otherwise in bf16
-    bits = -sum(float(row[token]) for row, token in zip(one, made, strict=False)) / log(2) / size
-    assert found.bits_per_byte[0] == pytest.approx(bits, rel=1e-3)
 
 
 @pytest.mark.slow
@@ -153,10 +146,7 @@ def test_settings_change_which_reply_counts(llama_folder):
         assert found.token_ids == done.token_ids
         again = run(session, "/diverge dtype=bfloat16")
     assert not again.made
-    assert again.processors == ("repetition penalty",)
-    assert again.strayed == 0
     assert replace(again, made=True) == found
-    assert "after repetition penalty" in drawn(found)
 
 
 @pytest.mark.slow
@@ -192,18 +182,11 @@ def test_another_model_with_the_same_tokenizer(llama_folder, tmp_path):
     assert "a real change: " in drawn(found)
 
 
-def test_another_tokenizer_is_refused_with_the_reason(llama_folder, metaspace_folder, tmp_path):
-    """Another vocabulary, or the same one that cuts otherwise."""
-    cut = shutil.copytree(llama_folder, tmp_path / "cut")
-    content = json.loads((cut / "tokenizer.json").read_text("utf-8"))
-    content["model"]["merges"] = content["model"]["merges"][:50]
-    (cut / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+def test_another_tokenizer_is_refused_with_the_reason(llama_folder, metaspace_folder):
     with opened(llama_folder, max_new_tokens=4) as session:
         ask(session, PROMPT)
         with pytest.raises(UsageError, match=r"another tokenizer: .* of the 500 tokens"):
             run(session, f"/diverge model={metaspace_folder}")
-        with pytest.raises(UsageError, match="cuts a text into others"):
-            run(session, f"/diverge model={cut}")
         assert len(session.store.residents()) == 1
 
 
@@ -268,8 +251,7 @@ def test_the_result_is_whole_in_json(llama_folder):
         found = run(session, "/diverge dtype=bf16")
     record = json.loads(json.dumps(as_record("diverge", found)))["data"]
     assert len(record["steps"]) == 10
-    assert set(record["steps"][0]) >= {"id", "kl", "first", "second", "margins", "logprobs"}
-    assert record["bits_per_byte"] == list(found.bits_per_byte)
+    assert set(record["steps"][0]) >= {"id", "kl", "first", "second", "margins"}
 
 
 @pytest.mark.slow
@@ -292,9 +274,9 @@ def test_a_cancel_leaves_everything_as_it_was(stage, llama_folder):
 
 
 def forked(margins, tie, text=" beauty"):
-    fork = Fork(28, Candidate(5, text, (0.18, 0.17)), Candidate(6, " great", (0.17, 0.19)), margins, tie, ("a\nb", ""))
-    step = models_step()
-    steps = (step,) * 200
+    tokens = DivergedToken(5, text, (0.18, 0.17)), DivergedToken(6, " great", (0.17, 0.19))
+    fork = FirstFlip(28, *tokens, margins, tie, ("a\nb", ""))
+    steps = (DivergedStep(5, "x", 0.01, 5, 6, (0.05, 0.06)),) * 200
     return Diverged(
         ("float32", "bfloat16 eager"),
         False,
@@ -303,21 +285,12 @@ def forked(margins, tie, text=" beauty"):
         "",
         steps,
         199,
-        0,
         fork,
         0.1,
         0.2,
         3,
-        (1.0, 1.1),
-        (),
         True,
     )
-
-
-def models_step():
-    from repl.analysis.diverge import Step
-
-    return Step(5, "x", 0.01, 5, 6, (0.05, 0.06), (-1.0, -1.1))
 
 
 def test_the_verdict_names_its_number():

@@ -1,7 +1,6 @@
 """What stands between a model's logits and the draw: the library's processors and warpers, one after another."""
 
 import copy
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,12 +109,6 @@ def processors(model: PreTrainedModel, chosen: Arguments, prompt: Sequence[int])
     with library_errors("the library refuses these settings"):
         found, _ = loop.captured(model, **given)
     return found
-
-
-def names(found: LogitsProcessorList) -> tuple[str, ...]:
-    """Return the names of processors in plain words."""
-    kinds = [type(each).__name__.removesuffix("Processor").removesuffix("Logits") for each in found]
-    return tuple(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower() for kind in kinds)
 
 
 def _named(processor: LogitsProcessor) -> tuple[str, float | None]:
