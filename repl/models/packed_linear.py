@@ -13,12 +13,9 @@ from repl.core.library_types import Linear, Module, PreTrainedModel, Tensor
 
 GROUP = 32  # int4 weights that share a scale and a zero
 TILE = 16  # rows that the int4 kernel works on together: what is left over is padded
-BLOCK = 64  # rows of a packed int4 weight that lie together: what begins and ends with one can be joined
 CHUNK = 1024  # rows quantized at a time: a large head would need eight times its own size at once
 
 DENSE, LARGEST = 96, 1 << 25  # rows from which int8 computes in float32, weights up to which there is room for that
-SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"), ("w1", "w3"))
-"""Layers that read the same input and may be computed in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +41,6 @@ def pack(model: PreTrainedModel, quantize: str, emit: JobContext) -> Packing:
         if packs(quantize, *shape(linear)):
             setattr(parent, name, replaced(linear, quantize, twice=linear is head))
             took += 1
-    for parent in list(model.modules()):
-        for names in SIBLINGS:
-            join(parent, names)
     detach(model)
     return Packing(took, len(found) - took)
 
@@ -71,32 +65,6 @@ def shape(linear: Linear) -> tuple[int, int]:
 def packs(quantize: str, rows: int, columns: int) -> bool:
     """Tell whether the kernel takes a weight of this shape."""
     return rows > 0 and columns > 0 and columns % GROUP == 0
-
-
-def join(parent: Module, names: tuple[str, ...]) -> None:
-    """Let packed siblings share one call of the kernel: for a single token, calling costs as much as computing."""
-    import torch
-
-    parts: list[Any] = [getattr(parent, name, None) for name in names]
-    kind, part = linear_class(), part_class()
-    if not all(type(each) is kind and joins(each) for each in parts):
-        return
-    first = parts[0]
-    if any((each.in_features, each.bias is None) != (first.in_features, first.bias is None) for each in parts):
-        return
-    values = torch.cat([each.values for each in parts])
-    scales = torch.cat([each.scales for each in parts], first.scales.dim() // 2).contiguous()
-    bias = None if first.bias is None else torch.cat([each.bias for each in parts])
-    whole = kind(first.quantize, (sum(each.out_features for each in parts), first.in_features), values, scales, bias)
-    start = 0
-    for name, each in zip(names, parts, strict=True):
-        setattr(parent, name, part(whole, start, each.out_features, len(parts)))
-        start += each.out_features
-
-
-def joins(linear: Linear) -> bool:
-    """Tell whether the rows of a packed layer can stand beside those of another."""
-    return bool(linear.quantize == "int8" or linear.out_features % BLOCK == 0)
 
 
 def detach(model: PreTrainedModel) -> None:
@@ -221,7 +189,6 @@ class PackedLinearBase:
         self.register_buffer("values", values)
         self.register_buffer("scales", scales)
         self.register_parameter("bias", None if bias is None else torch.nn.Parameter(bias.detach().clone(), False))
-        self.shared: list[Any] = [None, None, 0]  # input, output, and how many parts have not taken theirs
 
     @property
     def weight(self) -> Tensor:
@@ -244,42 +211,6 @@ class PackedLinearBase:
             out = out + bias
         return out.view(*input.shape[:-1], self.out_features)
 
-    def for_all(self, input: Tensor, parts: int) -> Tensor:
-        """Compute once what several parts ask for in turn, and let go of it when all of them have."""
-        shared = self.shared
-        if shared[0] is not input:
-            shared[:] = input, self.forward(input), parts
-        shared[2] -= 1
-        out = shared[1]
-        if not shared[2]:
-            shared[:] = None, None, 0
-        return out
-
-
-class PackedSlice:
-    """Some outputs of a packed layer that stands for several."""
-
-    def __init__(self, whole: Module, start: int, size: int, parts: int) -> None:
-        import torch
-
-        torch.nn.Module.__init__(self)
-        self.whole, self.start, self.stop, self.parts = whole, start, start + size, parts
-        self.in_features, self.out_features, self.quantize = whole.in_features, size, whole.quantize
-
-    @property
-    def weight(self) -> Tensor:
-        """These rows of the whole weight."""
-        return self.whole.weight[self.start : self.stop]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """These numbers of the whole bias."""
-        return None if self.whole.bias is None else self.whole.bias[self.start : self.stop]
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Do what a linear layer does."""
-        return self.whole.for_all(input, self.parts)[..., self.start : self.stop]
-
 
 @cache
 def linear_class() -> type[Linear]:
@@ -287,11 +218,3 @@ def linear_class() -> type[Linear]:
     import torch
 
     return type("PackedLinear", (PackedLinearBase, torch.nn.Linear), {})
-
-
-@cache
-def part_class() -> type[Module]:
-    """Return the class of layers that are part of a packed one."""
-    import torch
-
-    return type("PackedPart", (PackedSlice, torch.nn.Linear), {})

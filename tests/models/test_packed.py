@@ -81,41 +81,6 @@ def test_a_weight_packed_in_blocks_is_the_weight_packed_whole(monkeypatch):
     assert all(torch.equal(one, other) for one, other in zip(parts, packed_linear.quantize_int4(weight), strict=True))
 
 
-@BOTH
-@pytest.mark.parametrize("bias", [True, False])
-def test_siblings_in_one_call_say_exactly_what_they_say_alone(quantize, bias):
-    """And nothing of a call is held once every sibling has taken its part."""
-    import torch
-
-    parent = torch.nn.Module()
-    names, sizes = packed_linear.SIBLINGS[0], (128, 64, 64)
-    alone = [packed_linear.replaced(linear(size, 64, bias), quantize) for size in sizes]
-    for name, layer in zip(names, alone, strict=True):
-        setattr(parent, name, layer)
-    packed_linear.join(parent, names)
-    joined = [getattr(parent, name) for name in names]
-    assert [type(each) for each in joined] == [packed_linear.part_class()] * 3
-    for count in (1, 5):
-        input = words(count, 64).view(1, count, 64)
-        for one, other in zip(alone, joined, strict=True):
-            assert torch.equal(one(input), other(input))
-            assert torch.equal(one.weight, other.weight)
-    assert joined[0].whole.shared == [None, None, 0]
-    assert torch.equal(joined[2](words(2, 64)), alone[2](words(2, 64)))  # one alone, and another text after it
-    assert torch.equal(joined[1](words(3, 64)), alone[1](words(3, 64)))
-
-
-@pytest.mark.parametrize("sizes", [(128, 32, 32), (128, 64, 100)])
-def test_rows_that_do_not_fill_a_block_are_not_joined(sizes):
-    import torch
-
-    parent = torch.nn.Module()
-    for name, size in zip(packed_linear.SIBLINGS[0], sizes, strict=True):
-        setattr(parent, name, packed_linear.replaced(linear(size, 64), "int4"))
-    packed_linear.join(parent, packed_linear.SIBLINGS[0])
-    assert type(parent.q_proj) is packed_linear.linear_class()
-
-
 def test_an_odd_shape_stays_as_it_is(emit: Recorder):
     import torch
 
