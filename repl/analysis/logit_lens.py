@@ -1,6 +1,6 @@
 """What every layer of a model would say: its hidden state read by whatever the model reads its last one with."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,20 +32,10 @@ class Candidate:
     rank: int
 
 
-@dataclass(frozen=True, slots=True)
-class Depths:
-    """The logits of every layer at the last token of a text: float32, shape (layers + 1, vocab), the embedding first.
-
-    The last row is the model's own. `through` names the modules that stand between the last layer and the logits.
-    """
-
-    logits: Any
-    through: tuple[str, ...]
-
-
-def depths(resident: Model, ids: Sequence[int], emit: JobContext) -> Depths:
+def layer_logits(resident: Model, ids: Sequence[int], emit: JobContext) -> Tensor:
     """Read every layer's hidden state behind the last of `ids` as the model reads that of its last layer.
 
+    Returns float32 logits of shape (layers + 1, vocab), those of the embedding first; the last row is the model's own.
     Nothing about the model is assumed: its own code runs from the last layer on, with the hidden states of all layers
     in place of that layer's (norm, projection, head, scales and soft caps are what they are). That this is right is
     seen from the last layer, which must come to the model's own logits. Raises `UsageError`, `Failed` or `NoMemory`.
@@ -64,7 +54,7 @@ def depths(resident: Model, ids: Sequence[int], emit: JobContext) -> Depths:
     raise NoMemory(f"memory ran out: {words}", *(["/dtype bfloat16"] if facts.dtype == "float32" else []))
 
 
-def _read(model: PreTrainedModel, facts: ModelInfo, ids: list[int], emit: JobContext) -> Depths:
+def _read(model: PreTrainedModel, facts: ModelInfo, ids: list[int], emit: JobContext) -> Tensor:
     import torch
 
     blocks = layers(model)
@@ -78,14 +68,12 @@ def _read(model: PreTrainedModel, facts: ModelInfo, ids: list[int], emit: JobCon
         states = _states(seen, len(blocks), len(ids), facts)
         if not (fits or reference.same(own, reference.following(model, given), model.dtype)):
             raise _unsupported(facts, "a whole text gets other logits than a reply does")
-        with _instead(blocks[-1], states), _after(model, blocks) as through:
+        with _instead(blocks[-1], states):
             logits = _last(model, given[:, -1:].repeat(len(states), 1), len(ids) - 1)
     if not _same(logits[-1], own, model.dtype):
-        way = ", ".join(through) or "nothing with weights"
-        said = f"behind its last layer comes {way}, and the last layer's hidden state read through that is not"
-        raise _unsupported(facts, f"{said} what the model says")
+        raise _unsupported(facts, "its last layer's hidden state, read like the others, is not what the model says")
     logits[-1] = own
-    return Depths(logits, tuple(through))
+    return logits
 
 
 def _unsupported(facts: ModelInfo, why: str) -> Failed:
@@ -165,25 +153,6 @@ def _instead(block: Module, states: Tensor) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-@contextmanager
-def _after(model: PreTrainedModel, blocks: list[Module]) -> Iterator[list[str]]:
-    """Collect the names of the modules with weights that run behind the last block."""
-    inside = {id(part) for block in blocks for part in block.modules()}
-    found: list[str] = []
-    past: list[bool] = []
-    with ExitStack() as hooks:
-        _hook(hooks, blocks[-1].register_forward_hook(lambda *_: past.append(True)))
-        for name, module in model.named_modules():
-            leaf = next(module.children(), None) is None
-            if leaf and id(module) not in inside and next(module.parameters(), None) is not None:
-                _hook(hooks, module.register_forward_hook(_noting(name, found, past)))
-        yield found
-
-
-def _noting(name: str, found: list[str], past: list[bool]) -> Callable[..., None]:
-    return lambda *_: found.append(name) if past else None
 
 
 def _same(one: Tensor, other: Tensor, dtype: object) -> bool:

@@ -45,14 +45,15 @@ def cut(part: Part, depth: int) -> Part:
 
 def blocks(part: Part) -> int:
     """Return the level at which the most modules are folded, 0 where none are."""
-    found = [(one.count, -level) for level, one in _levels(part, 0) if one.count > 1]
+    found = [(one.count, -level) for level, one in levels(part) if one.count > 1]
     return -max(found)[1] if found else 0
 
 
-def _levels(part: Part, level: int) -> Iterator[tuple[int, Part]]:
+def levels(part: Part, level: int = 0) -> Iterator[tuple[int, Part]]:
+    """Yield a part and everything in it, each with its level."""
     yield level, part
     for one in part.parts:
-        yield from _levels(one, level + 1)
+        yield from levels(one, level + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ class Reader:
     def __init__(self, model: PreTrainedModel, path: str) -> None:
         self._modules = dict(model.named_modules(remove_duplicate=False))
         if path not in self._modules:
-            raise UsageError(f"no module {path!r}{_meant(path, list(self._modules))}", "/arch")
+            close = nearest(path, list(self._modules))
+            raise UsageError(f"no module {path!r}" + (f", did you mean {close}?" if close else ""), "/arch")
         self._root = path
         self._places = getattr(model, "hf_device_map", None) or {}
         self._first: dict[int, str] = {}
@@ -191,23 +193,3 @@ def _shape(module: Module) -> str:
         return f"{module.weight.shape[0]:,} to {module.weight.shape[1]:,} + bias"
     weight = getattr(module, "weight", None)
     return _sizes(weight.shape) if weight is not None and hasattr(weight, "shape") else ""
-
-
-def _meant(path: str, known: list[str]) -> str:
-    """Name the nearest path: the parts that are right are kept, the first wrong one is mended."""
-    right = path
-    while right and right not in known:
-        right = right.rpartition(".")[0]
-    begin = f"{right}." if right else ""
-    wrong = path[len(begin) :].partition(".")[0]
-    here = [name[len(begin) :] for name in known if name.startswith(begin) and name != right]
-    names = list(dict.fromkeys(name.partition(".")[0] for name in here if name))
-    if close := nearest(wrong, names):
-        whole = f"{begin}{close}{path[len(begin) + len(wrong) :]}"
-        return f", did you mean {whole if whole in known else begin + close}?"
-    if names and all(name.isdigit() for name in names):
-        return f": {right} has {names[0]} to {names[-1]}"
-    by_end = [name for name in known if name.endswith(f".{path}")]
-    if by_end:
-        return f", did you mean {by_end[0]}?"
-    return f": in {right or 'the model'} there are {', '.join(names)}" if names else f": {right} has no parts"

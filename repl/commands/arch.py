@@ -4,19 +4,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from repl.analysis.attention import Traits, traits
-from repl.analysis.modules import Part, Weights, blocks, cut, tree, weights
+from repl.analysis.modules import Part, Weights, blocks, cut, levels, tree, weights
 from repl.commands.registry import command
-from repl.core.format import count, joined
+from repl.core.format import amount, count, joined
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import Integer
 from repl.generation.runtime import Model
 from repl.session.session import Session, Task
+from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 
 OPENED = 2  # levels shown of a part that was asked for
@@ -79,41 +80,30 @@ def read(resident: Model, path: str, depth: int, emit: JobContext) -> Arch:
     return Arch(facts.name, facts.attention, shown, weights(model), found)
 
 
-class Drawing:
-    """The facts of a model, and its tree; numbers stay whole, what is too long for the window is cut."""
-
-    def __init__(self, arch: Arch) -> None:
-        self._arch = arch
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        yield _head(self._arch)
-        yield Text()
-        several = [len(found) > 1 for found in (self._arch.weights.dtypes, self._arch.weights.devices)]
-        rows = [
-            (Text("  " * level + clean_line(one.name)), Text(_what(one, several)), _number(one))
-            for level, one in _rows(self._arch.part, 0)
-        ]
-        wide = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
-        room = options.max_width - wide[2] - 4
-        name = min(wide[0], max(room // 2, room - wide[1]))
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True, overflow="ellipsis", width=name)
-        table.add_column(no_wrap=True, overflow="ellipsis", width=max(1, min(wide[1], room - name)), style="quiet")
-        table.add_column(no_wrap=True, justify="right", width=wide[2])
-        for row in rows:
-            table.add_row(*row)
-        yield table
+def _draw(result: Arch, width: int) -> Iterator[RenderableType]:
+    """Draw the facts and the tree; numbers stay whole, what is too long for the window is cut."""
+    yield _head(result)
+    yield Text()
+    several = [len(found) > 1 for found in (result.weights.dtypes, result.weights.devices)]
+    rows = [
+        (Text("  " * level + clean_line(one.name)), Text(_what(one, several)), _number(one))
+        for level, one in levels(result.part)
+    ]
+    wide = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
+    room = width - wide[2] - 4
+    name = min(wide[0], max(room // 2, room - wide[1]))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, overflow="ellipsis", width=name)
+    table.add_column(no_wrap=True, overflow="ellipsis", width=max(1, min(wide[1], room - name)), style="quiet")
+    table.add_column(no_wrap=True, justify="right", width=wide[2])
+    for row in rows:
+        table.add_row(*row)
+    yield table
 
 
 @render.register
 def _(result: Arch) -> RenderableType:
-    return Drawing(result)
-
-
-def _rows(part: Part, level: int) -> Iterator[tuple[int, Part]]:
-    yield level, part
-    for one in part.parts:
-        yield from _rows(one, level + 1)
+    return Responsive(lambda width, _: _draw(result, width))
 
 
 def _what(part: Part, several: list[bool]) -> str:
@@ -147,7 +137,7 @@ def _facts(result: Arch) -> dict[str, str]:
     total, taken = part.parameters * part.count, part.bytes * part.count
     lines = {
         "model": joined(result.model, part.path),
-        "parameters": f"{total:,} ({count(total)}) · {size(taken)}",
+        "parameters": f"{total:,} ({count(total)}) · {amount(taken)}",
         "dtype": _shares(found.dtypes) if own else part.dtype,
         "device": _shares(found.devices) if own else part.device,
     }
@@ -168,20 +158,12 @@ def _traits(own: Traits, how: str) -> dict[str, str]:
     shared = "" if own.kv_heads in (0, own.heads) else f" on {own.kv_heads} of keys and values"
     heads = f"{own.heads} heads{shared}, {own.head_width} wide" if own.kv_heads else ""
     windows = ", ".join(f"{far:,} tokens in {number} of {own.layers} layers" for far, number in own.windows.items())
-    growing = f"{size(own.kv_bytes_per_token)} a token" if own.kv_bytes_per_token else ""
-    full = f"{size(own.context_bytes)} at {own.context:,} tokens" if growing and own.context else ""
-    fixed = f"{size(own.fixed_bytes)} whatever the length" if own.fixed_bytes else ""
+    growing = f"{amount(own.kv_bytes_per_token)} a token" if own.kv_bytes_per_token else ""
+    full = f"{amount(own.context_bytes)} at {own.context:,} tokens" if growing and own.context else ""
+    fixed = f"{amount(own.fixed_bytes)} whatever the length" if own.fixed_bytes else ""
     return {
         "attention": joined(own.attention, heads, how if own.kv_heads else ""),
         "window": windows,
         "positions": joined(own.positions, f"context {own.context:,}" if own.context else "no fixed limit"),
         "KV cache": joined(growing, fixed, full, own.remark),
     }
-
-
-def size(amount: int) -> str:
-    """Return bytes in the unit that suits them."""
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if amount >= 2**power:
-            return f"{amount / 2**power:.2f}".rstrip("0").rstrip(".") + f" {unit}"
-    return f"{amount} bytes"

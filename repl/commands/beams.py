@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
 
 from repl.analysis.beam_tree import Node, grow
@@ -20,6 +20,7 @@ from repl.generation.measure.token_text import quoted
 from repl.session.change_settings import apply
 from repl.session.replies import add_reply
 from repl.session.session import Session
+from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 from repl.terminal.token_colours import percent
 
@@ -127,38 +128,33 @@ def tree(turn: Turn | None) -> Tree:
     return Tree(turn.id, record.beams, penalty, chosen, root, record.search.margins)
 
 
-class Drawing:
-    """A line for each stretch of text, indented below where it parts from others."""
+def _draw(found: Tree, width: int, plain: bool) -> Iterator[RenderableType]:
+    """Draw a line for each stretch of text, indented below where it parts from others."""
+    nearest = min((margin for margin in found.margins if margin is not None), default=None)
+    said = joined(
+        f"{found.beams} beams",
+        f"score = nats / tokens^{found.length_penalty:g}" if found.root.logprob is not None else "",
+        f"closest call {nearest:.2g} nats" if nearest is not None else "",
+    )
+    yield Text(said, "quiet")
+    yield from _lines(found.root, "", "", width, GUIDES[plain], found.chosen)
+    yield Text.assemble(("/pick N", "accent"), (" selects another answer", "quiet"))
 
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        found = self._tree
-        nearest = min((margin for margin in found.margins if margin is not None), default=None)
-        said = joined(
-            f"{found.beams} beams",
-            f"score = nats / tokens^{found.length_penalty:g}" if found.root.logprob is not None else "",
-            f"closest call {nearest:.2g} nats" if nearest is not None else "",
-        )
-        yield Text(said, "quiet")
-        yield from self._lines(found.root, "", "", options.max_width, GUIDES[options.ascii_only])
-        yield Text.assemble(("/pick N", "accent"), (" selects another answer", "quiet"))
-
-    def _lines(self, node: Node, lead: str, below: str, width: int, guides: tuple[str, str, str]) -> Iterator[Text]:
-        chance = f"{percent(node.probability):>8} " if lead and node.probability is not None else ""
-        figures = _figures(node)
-        room = max(8, width - cell_len(lead + chance + figures) - 2)
-        text = _line(node, room)
-        style = "accent" if node.sequence == self._tree.chosen else ""
-        line = Text.assemble((lead + chance, "quiet"), (text, style))
-        if figures:
-            line.pad_right(max(1, width - line.cell_len - cell_len(figures)))
-        if text or figures:
-            yield line + Text(figures, style or "quiet")
-        for number, branch in enumerate(node.branches, 1):
-            last = number == len(node.branches)
-            yield from self._lines(branch, below + guides[last], below + ("  " if last else guides[2]), width, guides)
+def _lines(node: Node, lead: str, below: str, width: int, guides: tuple[str, str, str], chosen: int) -> Iterator[Text]:
+    chance = f"{percent(node.probability):>8} " if lead and node.probability is not None else ""
+    figures = _figures(node)
+    room = max(8, width - cell_len(lead + chance + figures) - 2)
+    text, style = _line(node, room), "accent" if node.sequence == chosen else ""
+    line = Text.assemble((lead + chance, "quiet"), (text, style))
+    if figures:
+        line.pad_right(max(1, width - line.cell_len - cell_len(figures)))
+    if text or figures:
+        yield line + Text(figures, style or "quiet")
+    for branch in node.branches:
+        last = branch is node.branches[-1]
+        inner = below + ("  " if last else guides[2])
+        yield from _lines(branch, below + guides[last], inner, width, guides, chosen)
 
 
 def _line(node: Node, most: int) -> str:
@@ -177,4 +173,4 @@ def _figures(node: Node) -> str:
 
 @render.register
 def _(result: Tree) -> RenderableType:
-    return Drawing(result)
+    return Responsive(lambda width, plain: _draw(result, width, plain))

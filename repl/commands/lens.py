@@ -5,23 +5,23 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from rich.cells import set_cell_size
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.analysis.logit_lens import Candidate, candidate, depths, opening
+from repl.analysis.logit_lens import Candidate, candidate, layer_logits, opening
 from repl.commands.registry import command
 from repl.core.errors import UsageError
 from repl.core.format import counted, joined, shortened
 from repl.core.jobs import JobContext
 from repl.core.library_types import Tensor
-from repl.core.sanitize import clean_line
 from repl.core.values import Integer, RestOfLine
 from repl.generation.measure.token_text import Speller, quoted
 from repl.generation.request import Request, encode
 from repl.generation.runtime import Model
 from repl.session.position import next_position
 from repl.session.session import Session, Task
+from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 from repl.terminal.token_colours import percent
 
@@ -45,7 +45,6 @@ class Lens:
 
     place: str
     tokens: int
-    through: tuple[str, ...]
     answer: Candidate
     first: int
     """The first layer at which the answer is the likeliest."""
@@ -106,8 +105,7 @@ def _spot(session: Session, text: str, at: int) -> Spot:
 def look(resident: Model, spot: Spot, word: str, top: int, emit: JobContext) -> Lens:
     """Look through the layers; for the model thread."""
     ids = encode(resident, spot.request, 0, emit).ids
-    found = depths(resident, ids, emit)
-    logs = found.logits.log_softmax(-1)
+    logs = layer_logits(resident, ids, emit).log_softmax(-1)
     answer = int(logs[-1].argmax())
     follow = opening(resident.tokenizer, word, logs[-1]) if word else spot.said
     speller = Speller(resident.tokenizer)
@@ -115,7 +113,7 @@ def look(resident: Model, spot: Spot, word: str, top: int, emit: JobContext) -> 
     ranks = [layer.answer.rank for layer in layers]
     leads = max([place + 1 for place, rank in enumerate(ranks) if rank > 1], default=0)
     followed = speller.text(follow) if follow >= 0 else ""
-    return Lens(spot.place, len(ids), found.through, layers[-1].answer, ranks.index(1), leads, followed, layers)
+    return Lens(spot.place, len(ids), layers[-1].answer, ranks.index(1), leads, followed, layers)
 
 
 def _layer(number: int, logs: Tensor, speller: Speller, top: int, answer: int, word: int) -> Layer:
@@ -126,42 +124,25 @@ def _layer(number: int, logs: Tensor, speller: Speller, top: int, answer: int, w
     )
 
 
-class Drawing:
-    """A row for each layer, as many tokens in it as the window has room for."""
-
-    def __init__(self, lens: Lens) -> None:
-        self._lens = lens
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        lens, mark = self._lens, ">" if options.ascii_only else "▸"
-        through = f"read through {clean_line(', '.join(lens.through))}" if lens.through else ""
-        yield Text(
-            joined(f"after {shortened(lens.place, 60)}", counted(lens.tokens, "token"), through),
-            "quiet",
-        )
-        table = Table.grid(padding=(0, 2))
-        shown = max(1, (options.max_width - 13 - (20 if lens.word else 0)) // (CELL + 2))
-        if lens.word:
-            table.add_row("", Text(quoted(lens.word, 18).rjust(18), "quiet"))
-        for layer in lens.layers:
-            table.add_row(*self._row(layer, shown, mark))
-        yield table
-        yield self._said()
-
-    def _row(self, layer: Layer, shown: int, mark: str) -> list[Text]:
-        lens = self._lens
-        number = f"{layer.number or 'embedding':>9}"
-        head = Text.assemble((mark if layer.number == lens.leads else " ", "accent"), (f" {number}", "quiet"))
+def _draw(lens: Lens, width: int, plain: bool) -> Iterator[RenderableType]:
+    """Draw a row for each layer, as many tokens in it as the window has room for."""
+    mark = ">" if plain else "▸"
+    yield Text(joined(f"after {shortened(lens.place, 60)}", counted(lens.tokens, "token")), "quiet")
+    table = Table.grid(padding=(0, 2))
+    shown = max(1, (width - 13 - (20 if lens.word else 0)) // (CELL + 2))
+    if lens.word:
+        table.add_row("", Text(quoted(lens.word, 18).rjust(18), "quiet"))
+    for layer in lens.layers:
+        number = f" {layer.number or 'embedding':>9}"
+        head = Text.assemble((mark if layer.number == lens.leads else " ", "accent"), (number, "quiet"))
         cells = [cell(token, "accent" if token.id == lens.answer.id else "") for token in layer.top[:shown]]
-        return [head, *([followed(layer.word, lens.answer.id)] if layer.word else []), *cells]
-
-    def _said(self) -> Text:
-        lens = self._lens
-        before = f", at first at {lens.first}" if lens.first < lens.leads else ""
-        last = len(lens.layers) - 1
-        where = f"from layer {lens.leads} of {last} on" if lens.leads else "from the embedding on"
-        where = f"at the last of {last} layers only" if lens.leads == last else where
-        return Text.assemble((quoted(lens.answer.text, 40), "accent"), (f" leads {where}{before}", "quiet"))
+        table.add_row(head, *([followed(layer.word, lens.answer.id)] if layer.word else []), *cells)
+    yield table
+    before = f", at first at {lens.first}" if lens.first < lens.leads else ""
+    last = len(lens.layers) - 1
+    where = f"from layer {lens.leads} of {last} on" if lens.leads else "from the embedding on"
+    where = f"at the last of {last} layers only" if lens.leads == last else where
+    yield Text.assemble((quoted(lens.answer.text, 40), "accent"), (f" leads {where}{before}", "quiet"))
 
 
 def followed(word: Candidate, answer: int) -> Text:
@@ -181,4 +162,4 @@ def _percent(token: Candidate) -> str:
 
 @render.register
 def _(result: Lens) -> RenderableType:
-    return Drawing(result)
+    return Responsive(lambda width, plain: _draw(result, width, plain))

@@ -10,7 +10,6 @@ from rich.console import Console
 from repl.analysis.attention import memory, traits
 from repl.analysis.modules import Part, blocks, cut, tree, weights
 from repl.commands import registry
-from repl.commands.arch import size
 from repl.core import library
 from repl.core.errors import UsageError
 from repl.terminal.screen import THEME, render, to_jsonable
@@ -232,10 +231,9 @@ def test_a_leaf_shows_its_weights(session):
     [
         ("model.layer.1", "did you mean model.layers.1?"),
         ("model.layers.1.self_atn.q_proj", "did you mean model.layers.1.self_attn.q_proj?"),
-        ("model.layers.7", "model.layers has 0 to 1"),
-        ("self_attn.q_proj", "did you mean model.layers.0.self_attn.q_proj?"),
-        ("xyzzy", "in the model there are model, lm_head"),
-        ("lm_head.xyzzy", "lm_head has no parts"),
+        ("model.layers.7", "did you mean model.layers."),
+        ("self_attn.q_proj", "did you mean model."),
+        ("xyzzy", "no module 'xyzzy'"),
     ],
 )
 def test_a_wrong_path_names_the_nearest(session, path, words):
@@ -276,10 +274,3 @@ def test_other_builds_are_drawn_too(kind, request):
         rows = drawn(other, "/arch", 100)
         assert to_jsonable(run(other, "/arch"))["part"]["parameters"] == other.facts().parameters
     assert any(row.lstrip().startswith(("h ", "layers ")) and " 2 x " in row for row in rows)
-
-
-@pytest.mark.parametrize(
-    ("amount", "said"), [(0, "0 bytes"), (1023, "1023 bytes"), (46080, "45 KiB"), (2**30 * 3 // 2, "1.5 GiB")]
-)
-def test_sizes_are_said_in_the_unit_that_suits_them(amount, said):
-    assert size(amount) == said
