@@ -319,7 +319,7 @@ def test_of_several_templates_one_is_taken(plain):
     with pytest.raises(UsageError, match="no chat template 'rug'"):
         argument(plain, "template.chat_template", "rug")
     assert failing(plain, {}).hints == WAY_OUT
-    rendered = render(writing(plain, "only"), TALK, arguments={"chat_template": "rag"}, emit=Recorder())
+    rendered = render_chat(writing(plain, "only"), TALK, arguments={"chat_template": "rag"}, emit=Recorder())
     assert rendered.text == "only"  # another model has one alone: a name is no template
 
 
