@@ -71,23 +71,21 @@ def chosen(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Re
     """Return the reply of a model here that a number means, with its record; raises `UsageError`."""
     turn, record = reply(talk, last, number)
     if server := record.server:
-        raise UsageError(f"turn {turn.id} was made by {server}: a script makes replies of a local model")
+        raise UsageError(f"exchange {turn.exchange} was made by {server}: a script makes replies of a local model")
     return turn, record
 
 
 def reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
     """Return the reply that a number means, 0 the last one, with its record; raises `UsageError`."""
-    turn = talk.turn(number) if number else last
+    turn = talk.exchange(number) if number else last
     if turn is None:
         raise UsageError("no replies yet")
     if turn.record is None:
-        replies = [child.id for child in talk.children(turn.id) if child.record]
-        said = "is a message: its reply is" if replies else "has no record of how it was made"
-        raise UsageError(f"turn {turn.id} {said}{f' turn {replies[-1]}' if replies else ''}", "/tree")
+        raise UsageError(f"exchange {turn.exchange} has no record of how a reply was made", "/tree")
     if (server := turn.record.server) and not turn.record.token_ids:
-        raise UsageError(f"turn {turn.id} was made by {server}, which does not return token ids")
+        raise UsageError(f"exchange {turn.exchange} was made by {server}, which does not return token ids")
     if not server and not parts(turn.record)[1]:
-        raise UsageError(f"turn {turn.id} was broken off before its first token", "/retry")
+        raise UsageError(f"exchange {turn.exchange} was broken off before its first token", "/retry")
     return turn, turn.record
 
 
@@ -231,18 +229,18 @@ def _imports(record: Reply, names: Sequence[str]) -> list[str]:
 def _remarks(turn: Turn, record: Reply, form: Prompt) -> list[str]:
     known = [(name, clean_line(record.versions[name])) for name in ("transformers", "torch") if name in record.versions]
     libraries = " and ".join(f"{name} {version}" for name, version in known)
-    said = [f"turn {turn.id} of a hub-repl session" + (f", recorded with {libraries}" if libraries else "")]
+    said = [f"exchange {turn.exchange} of a hub-repl session" + (f", recorded with {libraries}" if libraries else "")]
     if form.ids and parts(record)[0] != record.prompt_ids:
         said.append("it goes on from the ids of the reply before, which are part of its prompt here")
     elif form.ids:
         said.append("the prompt stands here as its ids: no plain call of the tokenizer is known to make them")
     if record.dropped:
-        said.append(f"left out because the context was full: turns {', '.join(map(str, record.dropped))} (0: system)")
+        said.append(f"left out because the context was full: {counted(len(record.dropped), 'message')}")
     if cut := _cut(record):
         said.append(f"it was {cut} after {counted(len(parts(record)[1]), 'token')}, so this ends there too")
     if record.usage.reused and record.model.dtype != "float32":
         reused = counted(record.usage.reused, "token")
-        said.append(f"{reused} came from the cache of the turn before: near ties may fall otherwise")
+        said.append(f"{reused} came from the cache of the reply before: near ties may fall otherwise")
     return [f"# {one[0].upper()}{one[1:]}." for one in (*said, *_unsaid(record))]
 
 

@@ -29,6 +29,7 @@ class Exchange:
     """A message and its recorded answer."""
 
     turn: int
+    number: int
     asked: Query
     record: Reply
 
@@ -37,13 +38,20 @@ def exchanges(talk: Conversation) -> list[Exchange]:
     """Return the messages of a conversation with their answers; without any, the texts that were completed."""
     found = [
         Exchange(
-            asked.id, Query(asked.text, tuple(talk.messages(asked.id)), talk.numbers(asked.id), record.prefill), record
+            asked.id,
+            reply.exchange,
+            Query(asked.text, tuple(talk.messages(asked.id)), talk.numbers(asked.id), record.prefill),
+            record,
         )
         for asked, reply in pairwise(talk.path())
         if asked.role == "user" and (record := reply.record) is not None
     ]
-    last = {turn.parent: turn.record for turn in talk.turns.values() if turn.role == "completion" and turn.record}
-    texts = [Exchange(turn.id, Query(turn.text), last[turn.id]) for turn in talk.turns.values() if turn.id in last]
+    last = {turn.parent: turn for turn in talk.turns.values() if turn.role == "completion" and turn.record}
+    texts = [
+        Exchange(turn.id, last[turn.id].exchange, Query(turn.text), record)
+        for turn in talk.turns.values()
+        if turn.id in last and (record := last[turn.id].record)
+    ]
     return found or texts
 
 

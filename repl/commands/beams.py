@@ -88,7 +88,7 @@ class Width:
 class Tree:
     """What a beam search found: from the common beginning to the finished sequences."""
 
-    turn: int
+    exchange: int
     beams: int
     length_penalty: float
     chosen: int
@@ -125,7 +125,7 @@ def tree(turn: Turn | None) -> Tree:
     chosen = ids.index(record.token_ids) + 1 if record.token_ids in ids else 0
     penalty = float(record.decode.get("length_penalty") or 0.0)
     root = grow(record.sequences, record.search)
-    return Tree(turn.id, record.beams, penalty, chosen, root, record.search.margins)
+    return Tree(turn.exchange, record.beams, penalty, chosen, root, record.search.margins)
 
 
 def _draw(found: Tree, width: int, plain: bool) -> Iterator[RenderableType]:

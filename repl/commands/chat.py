@@ -11,11 +11,12 @@ from repl.core.errors import UsageError
 from repl.core.format import counted
 from repl.core.reply import Reply
 from repl.core.settings import Settings
-from repl.core.values import Assignment, Integer, RestOfLine
+from repl.core.values import Assignment, RestOfLine
 from repl.generation.measure.token_trace import onward
 from repl.generation.request import Request
 from repl.session import position
 from repl.session.change_settings import changed, full_name
+from repl.session.position import ExchangeNumber
 from repl.session.replies import generate_turn
 from repl.session.results import Draft, Message
 from repl.session.session import Session, Task
@@ -84,19 +85,18 @@ def prefill(session: Session, text: Annotated[str, RestOfLine()] = "") -> Messag
 
 
 @command("chat")
-def edit(session: Session, number: Annotated[int, Integer(1)] = 0) -> Draft:
+def edit(session: Session, number: ExchangeNumber = 0) -> Draft:
     """Change an earlier message: the next line replaces it, on a branch.
 
-    Turn N, by default the last.
+    That of exchange N, by default the last.
     """
-    asked = [turn for turn in session.conversation.path() if turn.role == "user"]
-    turn = session.conversation.turn(number) if number else asked[-1] if asked else None
-    if turn is None or turn.role != "user":
-        raise UsageError(
-            f"turn {number} is not a message of yours" if number else "there is no message to edit", "/history"
-        )
-    session.prepare(replaces=turn)
-    return Draft(turn.text, f"the next message replaces turn {turn.id} · Ctrl-O opens an editor")
+    talk = session.conversation
+    answer = talk.exchange(number) if number else talk.turns.get(talk.head or 0)
+    asked = talk.question(answer) if answer else None
+    if answer is None or asked is None or asked.role != "user":
+        raise UsageError(f"exchange {number} is a completion" if number else "there is no message to edit", "/history")
+    session.prepare(replaces=asked)
+    return Draft(asked.text, f"the next message replaces that of exchange {answer.exchange} · Ctrl-O opens an editor")
 
 
 @command("chat")

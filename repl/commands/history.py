@@ -1,5 +1,6 @@
 """History: what was said, as a list and as a tree; going back, and to other branches."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -8,12 +9,14 @@ from rich.text import Text
 from rich.tree import Tree
 
 from repl.commands.registry import command
-from repl.core.conversation import Conversation, Turn
+from repl.core.conversation import ASKING, Conversation, Turn, exchanges
+from repl.core.errors import UsageError
 from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import Integer
 from repl.generation.prompt.thinking import folded
+from repl.session.position import ExchangeNumber
 from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.export import said
@@ -22,9 +25,10 @@ from repl.terminal.screen import render
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One turn as it is listed; the text of a reply is its answer."""
+    """One turn as it is listed under the number of its exchange; the text of a reply is its answer."""
 
     number: int
+    id: int
     parent: int | None
     role: str
     text: str
@@ -51,18 +55,18 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """Every turn of the session; `current` are the numbers of those on the branch that the next message goes on."""
+    """Every turn of the session; `current` are the ids of those on the branch that the next message goes on."""
 
     turns: list[Line]
     current: list[int]
 
 
-def line(turn: Turn) -> Line:
+def line(turn: Turn, number: int) -> Line:
     """Return a turn as it is listed."""
     record = turn.record
     model = record.model.id if record else ""
     parts, count = turn.parts, made(record) if record else 0
-    told = turn.id, turn.parent, turn.role, parts.answer, turn.state, model, count
+    told = number, turn.id, turn.parent, turn.role, parts.answer, turn.state, model, count
     return Line(*told, parts.thinking, parts.tool_calls)
 
 
@@ -73,55 +77,67 @@ def made(record: Reply) -> int:
 
 @command("history")
 def history(session: Session) -> History:
-    """Show the conversation so far: the branch that the next message goes on."""
-    lines = [line(turn) for turn in session.conversation.path()]
-    return History(session.conversation.system, lines, session.settings.view.thinking)
+    """Show the conversation so far: the branch that the next message goes on.
+
+    Without one, the texts that were completed.
+    """
+    talk = session.conversation
+    path = talk.path() or [turn for turn in talk.turns.values() if turn.role in ("prompt", "completion")]
+    lines = [line(turn, pair[-1].exchange) for pair in exchanges(path) for turn in pair]
+    return History(talk.system, lines, session.settings.view.thinking)
 
 
 @command("history")
 def tree(session: Session) -> Forest:
-    """Draw every branch; /go N goes to the one with turn N."""
+    """Draw every branch; /go N goes to the one with exchange N."""
     talk = session.conversation
-    return Forest([line(turn) for turn in talk.turns.values()], [turn.id for turn in talk.path()])
+    return Forest([line(turn, turn.exchange) for turn in talk.turns.values()], [turn.id for turn in talk.path()])
 
 
 @command("history")
 def undo(session: Session, count: Annotated[int, Integer(1)] = 1) -> Message:
-    """Take back the last message and its reply, or the last N.
+    """Take back the last exchange, a message and its reply, or the last N.
 
     They stay in the tree.
     """
-    gone = session.conversation.undo(count)
+    last = session.conversation.undo(count)[-1].exchange
     session.follow_head()
-    numbers = f"turns {gone[0].id} to {gone[-1].id}" if len(gone) > 1 else f"turn {gone[0].id}"
-    return Message(f"{numbers} taken back · /go {gone[-1].id} returns there")
+    what = f"exchange {last}" if count == 1 else f"{count} exchanges"
+    return Message(f"{what} taken back · /go {last} returns there")
 
 
 @command("history")
-def go(session: Session, number: Annotated[int, Integer(1)]) -> History:
-    """Go to the branch that holds turn N, at its newest end."""
+def go(session: Session, number: ExchangeNumber) -> History:
+    """Go to the branch that holds exchange N, at its newest end."""
     talk = session.conversation
-    talk.head = talk.leaf(talk.turn(number)).id
+    talk.head = talk.leaf(_of_the_chat(talk, number)).id
     _end_on_reply(talk)
     session.follow_head()
     return history(session)
 
 
 @command("history")
-def branch(session: Session, number: Annotated[int, Integer(1)] = 0) -> Message:
-    """Begin a branch after turn N, by default after the reply before the last."""
+def branch(session: Session, number: ExchangeNumber = 0) -> Message:
+    """Begin a branch after exchange N, by default after the one before the last."""
     talk = session.conversation
     if number:
-        talk.head = talk.turn(number).id
+        talk.head = _of_the_chat(talk, number).id
         _end_on_reply(talk)
     else:
         talk.undo(1)
     session.follow_head()
     return Message(
-        f"the next message begins a branch after turn {talk.head}"
+        f"the next message begins a branch after exchange {talk.turns[talk.head].exchange}"
         if talk.head
         else "the next message begins a new conversation"
     )
+
+
+def _of_the_chat(talk: Conversation, number: int) -> Turn:
+    turn = talk.exchange(number)
+    if turn.role in ("prompt", "completion"):
+        raise UsageError(f"exchange {number} is a completion: it stands outside the conversation", f"/inspect {number}")
+    return turn
 
 
 def _end_on_reply(talk: Conversation) -> None:
@@ -139,9 +155,10 @@ def _(result: History) -> RenderableType:
         blocks.append(Text.assemble(("   system  ", "quiet"), clean(result.system)))
     for turn in result.turns:
         mark = "" if turn.state == "complete" else f"  {turn.state}"
-        style = "accent" if turn.role == "user" else "quiet"
+        asks = turn.role in ASKING
         parts = folded(replace(turn.parts, answer=turn.text.strip("\n")), result.shown)
-        blocks.append(Text.assemble((f"{turn.number:3} {turn.role}{mark}", style), "\n", said(parts)))
+        head = f"{turn.number if asks else '':3} {turn.role}{mark}", "accent" if asks else "quiet"
+        blocks.append(Text.assemble(head, "\n", said(parts)))
     return Group(*blocks)
 
 
@@ -156,16 +173,20 @@ def _(result: Forest) -> RenderableType:
     waiting = [(root, turn) for turn in reversed(below[None])]
     while waiting:  # without recursion: a conversation may be longer than Python's stack
         parent, turn = waiting.pop()
-        node = parent.add(_label(turn, turn.number in result.current))
-        following = below.get(turn.number, [])
+        node = parent.add(_label(turn, below, turn.id in result.current))
+        following = below.get(turn.id, [])
         forks = len(following) > 1 or len(below[turn.parent]) > 1
         place = node if forks else parent  # a branch is indented, what follows in a line is not
         waiting += [(place, child) for child in reversed(following)]
     return root
 
 
-def _label(turn: Line, current: bool) -> Text:
+def _label(turn: Line, below: Mapping[int | None, Sequence[Line]], current: bool) -> Text:
+    asks, answers = turn.role in ASKING, below.get(turn.id if turn.role in ASKING else turn.parent, [])
     text = clean_line(" ".join(said(Parts(answer=turn.text) if turn.text else turn.parts).plain.split()))
     mark = "" if turn.state == "complete" else f" ({turn.state})"
-    lead = (f"{turn.number} ", "quiet"), ("❯ " if turn.role == "user" else "", "accent")
+    # the number stands at the question, or where there are several at each answer
+    blank = "" if asks else " " * len(f"{turn.number} ")
+    number = f"{turn.number} " if asks != (len(answers) > 1) else blank
+    lead = (number, "quiet"), ("❯ " if asks else "", "accent")
     return Text.assemble(*lead, (text, "" if current else "quiet"), (mark, "quiet"), no_wrap=True, overflow="ellipsis")

@@ -23,6 +23,7 @@ from repl.generation.measure.token_trace import Inspection, Seen, Trace, answere
 from repl.generation.request import Request
 from repl.remote.engine import rebuild_request, require_server
 from repl.session.change_settings import apply
+from repl.session.position import ExchangeNumber
 from repl.session.replies import continue_reply, generate_turn, join_records, substitute_token
 from repl.session.results import Message
 from repl.session.session import Session, Task
@@ -67,14 +68,14 @@ def switched(session: Session, value: str) -> Message:
 
 
 @command("inspect")
-def inspect(session: Session, number: Annotated[int, Integer(1)] = 0) -> Any:
+def inspect(session: Session, number: ExchangeNumber = 0) -> Any:
     """Browse a reply token by token, with the alternatives at each.
 
-    By default the last one. On a terminal: arrows move, a digit or Tab chooses an alternative, Enter takes it and goes
-    on from there on a branch of its own (what /take does), p and e colour by probability and entropy, / searches, n
-    finds the next, q leaves. Elsewhere the tokens are listed.
+    That of exchange N, by default the last. On a terminal: arrows move, a digit or Tab chooses an alternative, Enter
+    takes it and goes on from there on a branch of its own (what /take does), p and e colour by probability and entropy,
+    / searches, n finds the next, q leaves. Elsewhere the tokens are listed.
     """
-    turn = session.conversation.turn(number) if number else session.last
+    turn = session.conversation.exchange(number) if number else session.last
     if turn is None:
         raise UsageError("no replies yet", "Why is the sky blue?")
     by = "entropy" if session.settings.view.probs == "entropy" else "on"
@@ -87,20 +88,20 @@ def take(
     place: Annotated[int, Integer(1)],
     token: Annotated[int, Integer(0)],
     *,
-    turn: Annotated[int, Integer(1)] = 0,
+    exchange: ExchangeNumber = 0,
 ) -> Task[Reply]:
     """Put another token in the place of token N, and go on from there.
 
-    TOKEN is its id; what follows stands on a branch of its own. Of the last reply, or of --turn N. /inspect shows the
-    ids of what the model considered, and does this for Enter.
+    TOKEN is its id; what follows stands on a branch of its own. Of the last reply, or of --exchange N. /inspect shows
+    the ids of what the model considered, and does this for Enter.
     """
     session.require_engine()
-    before = session.conversation.turn(turn) if turn else session.last
+    before = session.conversation.exchange(exchange) if exchange else session.last
     if before is None or before.parent is None:
         raise UsageError("no replies yet", "Why is the sky blue?")
     count = len(answered(before).token_ids)
     if place > count:
-        raise UsageError(f"turn {before.id} has {count} tokens, not {place}", f"/inspect {before.id}")
+        raise UsageError(f"exchange {before.exchange} has {count} tokens, not {place}", f"/inspect {before.exchange}")
     if answered(before).server:
         return _taken_there(session, before, place, token)
     session.require_local_model()
@@ -141,7 +142,7 @@ def looked_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any
 
 def parts(found: Trace, by: str) -> tuple[int, str, tuple[Seen, ...], str]:
     """Return what a view of a reply holds; its colours go by probability where no entropy is known."""
-    return found.turn, found.lead, found.tokens, "on" if found.server else by
+    return found.exchange, found.lead, found.tokens, "on" if found.server else by
 
 
 def origin(found: Trace) -> dict[str, Any]:

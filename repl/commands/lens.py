@@ -98,7 +98,7 @@ def _spot(session: Session, text: str, at: int) -> Spot:
     if at > len(record.token_ids):
         raise UsageError(f"the last reply has {len(record.token_ids)} tokens, not {at}", EXAMPLE)
     ids = (*record.prompt_ids, *record.token_ids[: at - 1])
-    place = f"the place of token {at} in turn {turn.id}"
+    place = f"the place of token {at} in exchange {turn.exchange}"
     return Spot(Request(session.settings, ids=ids), place, record.token_ids[at - 1])
 
 

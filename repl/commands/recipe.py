@@ -21,6 +21,7 @@ from repl.core.values import Text as Words
 from repl.generation.runtime import Models
 from repl.hub import builtin
 from repl.models import from_files, loader
+from repl.session.position import ExchangeKind
 from repl.session.session import Session, Task
 from repl.terminal.highlight import Highlighter
 from repl.terminal.screen import render
@@ -30,7 +31,7 @@ from repl.terminal.screen import render
 class Recipe:
     """The script of a reply, and the file it was written to, if any."""
 
-    turn: int
+    exchange: int
     script: str
     file: str = ""
 
@@ -41,7 +42,7 @@ def written(store: Models, turn: Turn, forms: list[Prompt], emit: JobContext) ->
     assert record is not None
     tokenizer, folder = reader(store, record, emit)
     form, how = recipe.fitting(forms, record, tokenizer, emit), recipe.shown(turn, record, tokenizer)
-    return Recipe(turn.id, recipe.script(turn, source(record, folder), form, how))
+    return Recipe(turn.exchange, recipe.script(turn, source(record, folder), form, how))
 
 
 def reader(store: Models, record: Reply, emit: JobContext) -> tuple[PreTrainedTokenizerBase, Path]:
@@ -70,7 +71,7 @@ def source(record: Reply, folder: Path) -> Source:
 @command("reproduce", name="recipe")
 def recipe_(
     session: Session,
-    turn: Annotated[str, Words("the number of a turn")] = "",
+    exchange: Annotated[str, Words("the number of an exchange", of_session=ExchangeKind.of_session)] = "",
     file: Annotated[str, Words("a file that ends in .py")] = "",
     *,
     force: bool = False,
@@ -80,17 +81,19 @@ def recipe_(
     With a file, write it there. /recipe, /recipe 4, /recipe story.py or /recipe 4 story.py; --force replaces a file
     that is there.
     """
-    if turn and not turn.isdecimal():
-        turn, file = "", turn
+    if exchange and not exchange.isdecimal():
+        exchange, file = "", exchange
     if file and not file.endswith(".py"):
         raise UsageError(f"{file!r} does not end in .py", "/recipe reply.py")
-    asked, record = recipe.chosen(session.conversation, session.last, int(turn or 0))
+    asked, record = recipe.chosen(session.conversation, session.last, int(exchange or 0))
 
     def settle(job: Job[Recipe]) -> Recipe:
         made = job.result()
         if not file:
             return made
-        path = write(file, made.script.encode("utf-8", "backslashreplace"), force, f"/recipe {asked.id} {file} --force")
+        path = write(
+            file, made.script.encode("utf-8", "backslashreplace"), force, f"/recipe {asked.exchange} {file} --force"
+        )
         return replace(made, file=str(path))
 
     forms = recipe.spellings(session.conversation, asked, record)
@@ -102,7 +105,7 @@ def _(result: Recipe) -> Text:
     lines = result.script.splitlines()
     if result.file:
         name = clean_line(result.file)
-        return Text.assemble((name, "accent"), (f" · turn {result.turn} in {len(lines)} lines", "quiet"))
+        return Text.assemble((name, "accent"), (f" · exchange {result.exchange} in {len(lines)} lines", "quiet"))
     colours = Highlighter("python")
     drawn = [Text.assemble(*((clean(part.text), part.style or "") for part in colours.line(line))) for line in lines]
     return Text("\n").join(drawn)

@@ -46,9 +46,9 @@ class Parted:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """One message with both answers; `turn` is the message's, `done` the record of the new answer."""
+    """One message with both answers; `exchange` is the recorded one's, `done` the record of the new answer."""
 
-    turn: int
+    exchange: int
     prompt: str
     recorded: Told
     anew: Told
@@ -60,7 +60,7 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A conversation answered anew; `branch` is the turn that its new branch ends with, `before` where it stood."""
+    """A conversation answered anew; `branch` is the exchange that its new branch ends with, `before` where it stood."""
 
     title: str
     pinned: bool
@@ -97,14 +97,20 @@ def replay(
         except Cancelled:
             if not made:
                 raise
-        before = session.conversation.head
-        branch = None if pinned else _add_branch(session, talk, made)
+        before = _number(session)
+        branch = _number(session) if not pinned and _add_branch(session, talk, made) else None
         turns = [_replayed(*pair) for pair in zip(talk, made, strict=False)]
         return Replay(way.title, pinned, turns, len(talk), branch, before)
 
     return session.run_on_model(
         lambda emit: rehearsal.answer_again(session.store, way, talk, pinned, emit, made), settle
     )
+
+
+def _number(session: Session) -> int | None:
+    """Return the number of the exchange where the conversation stands."""
+    talk = session.conversation
+    return talk.turns[talk.head].exchange if talk.head else None
 
 
 def _add_branch(session: Session, talk: Sequence[Exchange], made: Sequence[Answer]) -> int | None:
@@ -128,7 +134,7 @@ def _replayed(exchange: Exchange, answer: Answer) -> Replayed:
     places = parting(before, answer) if done else None
     cut = before.cut or answer.cut
     return Replayed(
-        turn=exchange.turn,
+        exchange=exchange.number,
         prompt=exchange.asked.text,
         recorded=_told(record, record.measures.logprobs),
         anew=_told(done, answer.logprobs),
@@ -156,7 +162,7 @@ def _(result: Replay) -> RenderableType:
 
 
 def _drawn(one: Replayed) -> list[RenderableType]:
-    head = Text.assemble((f"{one.turn} ", "quiet"), (shortened(one.prompt, 70), "accent"))
+    head = Text.assemble((f"{one.exchange} ", "quiet"), (shortened(one.prompt, 70), "accent"))
     if one.done is None:
         return [head, Text(_said(one)), Text()]
     table = Table.grid(padding=(0, 2))
@@ -191,7 +197,7 @@ def _summary(result: Replay) -> Text:
         f"{same} of {made} answers the same",
         f"{made} of {result.total} messages answered" if made < result.total else "",
         "answered after the recorded ones, nothing was added" if result.pinned else "",
-        f"a new branch ends at turn {result.branch}" if result.branch else "",
+        f"a new branch ends at exchange {result.branch}" if result.branch else "",
     )
     back = [(" · ", "quiet"), (f"/go {result.before}", "accent"), (" returns", "quiet")] if result.branch else []
     return Text.assemble((said, "quiet"), *back)

@@ -1,7 +1,6 @@
 """The same reply again from its record: are the token ids the same, and if not, what came between."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
 from rich.text import Text
 
@@ -12,12 +11,12 @@ from repl.core.errors import UsageError
 from repl.core.jobs import JobContext
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
-from repl.core.values import Integer
 from repl.generation.decode.kv_cache import common
 from repl.generation.request import Request
 from repl.generation.runtime import Model
 from repl.models.loader import ModelInfo
 from repl.remote.engine import Remote, rebuild_request, require_server
+from repl.session.position import ExchangeNumber
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 
@@ -29,7 +28,7 @@ TIE = 0.1  # nats between two tokens below which their order is a matter of roun
 class Reproduced:
     """A reply beside its repetition: `same` ids from the first on are identical, of the `total` that were recorded."""
 
-    turn: int
+    exchange: int
     identical: bool
     same: int
     total: int
@@ -70,7 +69,7 @@ def compared_there(remote: Remote, request: Request, turn: int, record: Reply, e
 
 
 @command("reproduce", needs_model=True)
-def reproduce(session: Session, number: Annotated[int, Integer(1)] = 0) -> Task[Reproduced]:
+def reproduce(session: Session, number: ExchangeNumber = 0) -> Task[Reproduced]:
     """Generate a reply again from its record and compare the token ids.
 
     By default the last. What a server made, it is asked for once more.
@@ -79,26 +78,28 @@ def reproduce(session: Session, number: Annotated[int, Integer(1)] = 0) -> Task[
     if record.server:
         remote = require_server(session.remote, turn)
         request = rebuild_request(session.conversation, turn, session.settings)
-        return session.run_network(lambda emit: compared_there(remote, request, turn.id, record, emit))
+        return session.run_network(lambda emit: compared_there(remote, request, turn.exchange, record, emit))
     facts = session.facts()
     if (facts.id, facts.commit) != (record.model.id, record.model.commit):
-        raise other(facts, turn.id, record)
+        raise other(facts, turn.exchange, record)
     if record.finish in ("cancelled", "failed") and record.beams > 1:
-        raise UsageError(f"turn {turn.id} is a beam search that was broken off: it cannot be led to the same place")
-    return session.run_on_model(lambda emit: compared(session.store.current(), turn.id, record, emit))
+        raise UsageError(
+            f"exchange {turn.exchange} is a beam search that was broken off: it cannot be led to the same place"
+        )
+    return session.run_on_model(lambda emit: compared(session.store.current(), turn.exchange, record, emit))
 
 
 def other(facts: ModelInfo, turn: int, record: Reply) -> UsageError:
     """Make the error for a reply of another model."""
     name, commit, file = record.model.id, record.model.commit, str(record.load.get("gguf_file") or "")
     exact = name + (f":{file}" if file else f"@{commit}" if commit else "")
-    return UsageError(f"turn {turn} was made by {name}, and {facts.id} is loaded", f"/model {exact}")
+    return UsageError(f"exchange {turn} was made by {name}, and {facts.id} is loaded", f"/model {exact}")
 
 
 @render.register
 def _(result: Reproduced) -> Text:
     count = f"{result.total} of {result.total}" if result.identical else f"{result.same} of {result.total}"
-    drawn = Text.assemble(f"{count} token ids identical", (f" · turn {result.turn}", "quiet"))
+    drawn = Text.assemble(f"{count} token ids identical", (f" · exchange {result.exchange}", "quiet"))
     if parted := result.fork:
         drawn.append(f"\nfirst difference at token {result.same + 1}")
         drawn.append(f"\n  then  {_shown(parted.then)}\n  now   {_shown(parted.now)}")

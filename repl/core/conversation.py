@@ -1,12 +1,14 @@
 """The turns of a conversation as a tree: every message and reply stays, the path to the head is what the model sees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import NotRequired, TypedDict
 
 from repl.core.errors import UsageError
 from repl.core.parts import Parts
 from repl.core.reply import Reply
+
+ASKING = ("user", "prompt")  # roles of a turn that waits for an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Turn:
     text: str
     state: str = "complete"
     record: Reply | None = None
+    exchange: int = field(default=0, compare=False)
+    """The number by which people know it: a question and its answer have one, each further answer has its own."""
 
     @property
     def parts(self) -> Parts:
@@ -56,31 +60,53 @@ class Conversation:
     turns: dict[int, Turn] = field(default_factory=dict)
     head: int | None = None
     keep: Callable[[Turn], None] = forget
+    _answered: set[int | None] = field(default_factory=set, init=False)
+    _exchanges: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        for turn in sorted(self.turns.values(), key=lambda turn: turn.id):
+            self._put(turn)
 
     # grow
 
     def add(self, role: str, text: str, parent: int | None, state: str = "complete") -> Turn:
         """Add a turn below another (None: a new beginning); the head stays where it is."""
-        turn = Turn(max(self.turns, default=0) + 1, parent, role, text, state)
-        self.turns[turn.id] = turn
+        turn = self._put(Turn(max(self.turns, default=0) + 1, parent, role, text, state))
         self.keep(turn)
         return turn
 
     def close(self, turn: Turn, text: str, state: str, record: Reply | None = None) -> Turn:
         """Write down how an open turn ended."""
-        closed = replace(turn, text=text, state=state, record=record)
-        self.turns[turn.id] = closed
+        closed = self._put(replace(turn, text=text, state=state, record=record))
         self.keep(closed)
         return closed
 
+    def _put(self, turn: Turn) -> Turn:
+        """Keep a turn under the number of its exchange: that of its question, unless this was answered before."""
+        asked = self.turns.get(turn.parent or 0)
+        if not turn.exchange and asked and turn.role not in ASKING and turn.parent not in self._answered:
+            turn = replace(turn, exchange=asked.exchange)
+        elif not turn.exchange:
+            self._exchanges += 1
+            turn = replace(turn, exchange=self._exchanges)
+        if turn.role not in ASKING and (turn.text or turn.state == "complete"):  # else the next answer is the first
+            self._answered.add(turn.parent)
+        self.turns[turn.id] = turn
+        return turn
+
     # look
 
-    def turn(self, number: int) -> Turn:
-        """Return a turn by its number; raises `UsageError`."""
-        if number not in self.turns:
-            known = f"turns are numbered 1 to {len(self.turns)}" if self.turns else "no messages yet"
-            raise UsageError(f"no turn {number}: {known}", "/tree")
-        return self.turns[number]
+    def exchange(self, number: int) -> Turn:
+        """Return the answer of an exchange, or its question as long as there is none; raises `UsageError`."""
+        found = [turn for turn in self.turns.values() if turn.exchange == number]
+        if not found:
+            known = f"they are numbered 1 to {self._exchanges}" if self.turns else "nothing was said yet"
+            raise UsageError(f"no exchange {number}: {known}", "/tree")
+        return found[-1]
+
+    def question(self, turn: Turn) -> Turn:
+        """Return what a turn answers; a question is its own."""
+        return turn if turn.role in ASKING else self.turns.get(turn.parent or 0, turn)
 
     def path(self, leaf: int | None = None) -> list[Turn]:
         """Return the turns from the beginning to a leaf, by default the head."""
@@ -125,6 +151,16 @@ class Conversation:
     def clear(self) -> None:
         """Begin anew; the turns so far stay in the tree."""
         self.head = None
+
+
+def exchanges(turns: Iterable[Turn]) -> list[list[Turn]]:
+    """Return the turns of a path by exchange: each question with its answer; the number is that of the last one."""
+    found: list[list[Turn]] = []
+    for turn in turns:
+        if turn.role in ASKING or not found:
+            found.append([])
+        found[-1].append(turn)
+    return found
 
 
 def message(role: str, content: str, parts: Parts) -> ChatMessage:

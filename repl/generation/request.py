@@ -6,6 +6,7 @@ from typing import Any
 
 from repl.core.errors import UsageError
 from repl.core.events import Notice
+from repl.core.format import counted
 from repl.core.jobs import JobContext
 from repl.core.settings import Settings
 from repl.generation.prompt import chat_template, context_window
@@ -64,8 +65,8 @@ def encode(resident: Model, request: Request, wanted: int, emit: JobContext) -> 
     fitted = _fitted(resident, request, wanted, emit)
     dropped = tuple(request.turns[place] for place in fitted.dropped)
     if dropped:
-        left = f"turns {dropped[0]} to {dropped[-1]}" if len(dropped) > 1 else f"turn {dropped[0]}"
-        emit(Notice(f"{left} left out: the context of {resident.facts.context} tokens is full"))
+        left = counted(len(dropped), "message")
+        emit(Notice(f"the oldest {left} left out: the context of {resident.facts.context} tokens is full"))
     return Prompt(fitted.ids, dropped)
 
 

@@ -361,7 +361,7 @@ def require_server(remote: Remote | None, turn: Turn) -> Remote:
     """Return the server that made a reply; raises `UsageError` unless it is connected."""
     host = answered(turn).server
     if remote is None or remote.host != host:
-        raise UsageError(f"turn {turn.id} was made by {host}, which is not connected", f"/connect {host}")
+        raise UsageError(f"exchange {turn.exchange} was made by {host}, which is not connected", f"/connect {host}")
     return remote
 
 

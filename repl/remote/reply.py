@@ -8,6 +8,7 @@ from repl.core import decoding
 from repl.core.decoding import AHEAD, PENALTIES, ModelDefaults
 from repl.core.errors import Failed
 from repl.core.events import Notice, PromptEcho, ReplyStarted, Token
+from repl.core.format import counted
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts, Reader
 from repl.core.reply import Reply, ServedModel, Timing, TokenLogprobs, Usage
@@ -202,7 +203,7 @@ class StreamedReply:
         gone = context_window.oldest(self.messages) if self.request.settings.decode.overflow == "drop_oldest" else []
         if gone:
             self.dropped += [self.turns[place] for place in gone]
-            self.emit(Notice(f"turns {self.turns[gone[0]]} to {self.turns[gone[-1]]} left out: the context is full"))
+            self.emit(Notice(f"the oldest {counted(len(gone), 'message')} left out: the context is full"))
             self.messages = [one for place, one in enumerate(self.messages) if place not in gone]
             self.turns = [turn for place, turn in enumerate(self.turns) if place not in gone]
         return bool(gone)

@@ -11,6 +11,7 @@ from typing import Any
 
 from repl.core.conversation import Conversation, Turn
 from repl.core.errors import NotFound, ReplError, UsageError
+from repl.core.format import counted
 from repl.core.reply import Reply
 from repl.core.values import nearest
 from repl.session import database
@@ -212,8 +213,7 @@ class Archive:
         """Let a turn begin a conversation where it does not stand below an earlier one, as all that is written does."""
         stray = [turn for turn in turns.values() if turn.parent is not None and not _below(turn, turns)]
         if stray:
-            numbers = ", ".join(str(turn.id) for turn in stray[:5]) + ", …" * (len(stray) > 5)
-            self.warn(f"what turn {numbers} answered is not there: a conversation of its own begins with it")
+            self.warn(f"what came before {counted(len(stray), 'message')} is lost: a conversation begins there")
         return turns | {turn.id: replace(turn, parent=None) for turn in stray}
 
     def _named(self, id: str) -> str:

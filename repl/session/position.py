@@ -1,13 +1,34 @@
 """Where a conversation stands: what a model is asked to go on from."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
+from repl.core.format import shortened
 from repl.core.settings import Settings
+from repl.core.values import Integer
 from repl.generation.prompt.reply_parser import Begun
 from repl.generation.request import Request
 from repl.session.session import Session
+
+PROMPT_CHARS = 50  # characters of a question beside its number
+
+
+class ExchangeKind(Integer):
+    """The number of an exchange, from 1; completion offers those there are, the newest first."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def of_session(session: Session) -> dict[str, str]:
+        """Return the numbers, each with its question."""
+        talk = session.conversation
+        asked = {turn.exchange: talk.question(turn).text for turn in talk.turns.values()}
+        return {str(number): shortened(text, PROMPT_CHARS) for number, text in reversed(asked.items())}
+
+
+ExchangeNumber = Annotated[int, ExchangeKind(1)]
 
 
 def chat(session: Session, chosen: Settings, asked: Turn, prefill: str = "") -> Request:

@@ -85,7 +85,7 @@ def substitute_token(resident: Model, turn: Turn, place: int, token: int, emit: 
     Raises `ReplError` unless the model that made the turn is loaded, `UsageError` for an id that it does not know.
     """
     record = answered(turn)
-    check(resident.facts, record, turn.id)
+    check(resident.facts, record, turn.exchange)
     if token >= resident.model.get_input_embeddings().weight.shape[0]:
         raise UsageError(f"{resident.facts.name} has no token {token}", "/inspect")
     found = traced(turn) or recomputed(resident, turn, emit)

@@ -4,14 +4,14 @@ import html
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from repl.core.conversation import Turn
+from repl.core.conversation import ASKING, Turn
 from repl.core.parts import Parts
 from repl.core.sanitize import clean, clean_line
 from repl.generation.measure.token_trace import traced
@@ -204,7 +204,8 @@ def fenced(text: str) -> str:
 def _labelled(talk: Transcript) -> list[tuple[str, Turn]]:
     """Return each turn under who spoke, with which model, how it ended, and in a tree where it hangs."""
     tree = any(turn.parent != before.id for before, turn in zip(talk.turns, talk.turns[1:], strict=False))
-    return [(clean_line(_label(turn) + (_place(turn) if tree else "")), turn) for turn in talk.turns]
+    numbers = {turn.id: turn.exchange for turn in talk.turns} if tree else {}
+    return [(clean_line(_label(turn) + _place(turn, numbers)), turn) for turn in talk.turns]
 
 
 def _label(turn: Turn) -> str:
@@ -213,5 +214,6 @@ def _label(turn: Turn) -> str:
     return who if turn.state == "complete" else f"{who} · {turn.state}"
 
 
-def _place(turn: Turn) -> str:
-    return f" · {turn.id}" + (f" after {turn.parent}" if turn.parent else "")
+def _place(turn: Turn, numbers: Mapping[int, int]) -> str:
+    after = numbers.get(turn.parent or 0, 0)
+    return (f" · {turn.exchange}" + (f" after {after}" if after and turn.role in ASKING else "")) if numbers else ""

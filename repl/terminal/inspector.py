@@ -119,7 +119,8 @@ class Inspector:
         elif self.token.top[self.chosen][0] == self.token.id:
             self.said = "this is the token that was taken"
         else:
-            event.app.exit(result=f"/take {self.at + 1} {self.token.top[self.chosen][0]} --turn {self.found.turn}")
+            token, exchange = self.token.top[self.chosen][0], self.found.exchange
+            event.app.exit(result=f"/take {self.at + 1} {token} --exchange {exchange}")
 
     def seek(self, words: str | None) -> None:
         """Begin or go on typing what to search for; None gives it up."""
@@ -186,7 +187,7 @@ class Inspector:
         by = f"coloured by {'entropy' if self.by == 'entropy' else 'probability'}"
         about = clean_line(f"{self.found.limit} likeliest of {self.found.server}") if self.found.server else by
         return [
-            ("class:accent", f"turn {self.found.turn}"),
+            ("class:accent", f"exchange {self.found.exchange}"),
             ("class:quiet", signs(" · " + joined(place, about))),
         ]
 

@@ -49,7 +49,8 @@ class Seen:
 class Trace:
     """A reply token by token; `lead` is what stands before the first one: the beginning that it was given."""
 
-    turn: int
+    exchange: int
+    """The number of the reply."""
     lead: str
     tokens: tuple[Seen, ...]
     server: str = field(default="", kw_only=True)
@@ -74,11 +75,12 @@ class Inspection(Trace):
 def answered(turn: Turn) -> Reply:
     """Return the record of a reply; raises `UsageError` for a turn that is none, or has no tokens."""
     if turn.record is None:
-        raise UsageError(f"turn {turn.id} has no record of tokens: it is not a reply", "/history")
+        raise UsageError(f"exchange {turn.exchange} has no reply with tokens", "/history")
     if not turn.record.token_ids:
         if host := turn.record.server:
-            raise UsageError(f"turn {turn.id} was answered by {host}, which returned text only; token ids are needed")
-        raise UsageError(f"turn {turn.id} has no tokens", "/history")
+            said = f"exchange {turn.exchange} was answered by {host}, which returned text only; token ids are needed"
+            raise UsageError(said)
+        raise UsageError(f"exchange {turn.exchange} has no reply with tokens", "/history")
     return turn.record
 
 
@@ -87,7 +89,7 @@ def measured(turn: Turn) -> Trace | None:
     found = traced(turn)
     if found is None and turn.record is not None and (host := turn.record.server) and turn.text:
         raise UsageError(
-            f"turn {turn.id} came from {host} without log-probabilities, and only there can it be measured",
+            f"exchange {turn.exchange} came from {host} without log-probabilities, and only there can it be measured",
             "/probs on",
             "/retry",
         )
@@ -110,13 +112,13 @@ def traced(turn: Turn) -> Trace | None:
         entropy = found.entropies[place] if found.entropies else None
         figures = found.logprobs[place], entropy, found.ranks[place]
         tokens.append(Seen(token, text, found.texts.get(token, ""), *figures, top))
-    return Trace(turn.id, lead, tuple(tokens), server=record.server if found.made else "", limit=found.limit)
+    return Trace(turn.exchange, lead, tuple(tokens), server=record.server if found.made else "", limit=found.limit)
 
 
 def recomputed(resident: Model, turn: Turn, emit: JobContext) -> Trace:
     """Measure the tokens of a reply once more, for the model thread; raises `ReplError` unless its model is loaded."""
     record = answered(turn)
-    check(resident.facts, record, turn.id)
+    check(resident.facts, record, turn.exchange)
     pieces = pieced(resident.tokenizer, seed_of(resident, turn), record.token_ids)
     seen: list[Seen] = []
     ids, first = (*record.prompt_ids, *record.token_ids), len(record.prompt_ids)
@@ -125,16 +127,16 @@ def recomputed(resident: Model, turn: Turn, emit: JobContext) -> Trace:
             emit(Progress("measuring the reply", place, len(pieces), "tokens"))
         seen.append(named(resident, found, pieces[place]))
     made = "".join(pieces)  # a reply of before may have another text: it left out the tags of its parts
-    return Trace(turn.id, turn.text.removesuffix(made if turn.text.endswith(made) else record.raw), tuple(seen))
+    return Trace(turn.exchange, turn.text.removesuffix(made if turn.text.endswith(made) else record.raw), tuple(seen))
 
 
 def check(facts: ModelInfo, record: Reply, number: int) -> None:
     """Raise `ReplError` unless the model that is loaded is the one that made a reply, in the same numbers."""
     made = record.model
     if (made.id, made.commit) != (facts.id, facts.commit):
-        raise ReplError(f"turn {number} was made by {made.id}, which is not loaded", f"/model {made.id}")
+        raise ReplError(f"exchange {number} was made by {made.id}, which is not loaded", f"/model {made.id}")
     if made.dtype != facts.dtype:
-        said = f"turn {number} was made in {made.dtype}, the model is loaded in {facts.dtype}"
+        said = f"exchange {number} was made in {made.dtype}, the model is loaded in {facts.dtype}"
         raise ReplError(said, f"/dtype {made.dtype}")
 
 
