@@ -118,7 +118,7 @@ def go(session: Session, number: ExchangeNumber) -> History:
 
 @command("history")
 def branch(session: Session, number: ExchangeNumber = 0) -> Message:
-    """Begin a branch after exchange N, by default after the one before the last."""
+    """Begin a branch after exchange N; without one, before the last."""
     talk = session.conversation
     if number:
         talk.head = _of_the_chat(talk, number).id

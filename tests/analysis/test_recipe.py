@@ -100,7 +100,7 @@ class Book:
         assert turn is not None
         assert turn.record is not None
         record = turn.record
-        made = run(session, f"/recipe {turn.id}")
+        made = run(session, f"/recipe {turn.exchange}")
         (self.folder / f"{name}.py").write_text(made.script, "utf-8")
         before, new = recipe.parts(record)
         self.ids[name], self.rows[name] = [*before, *new], recipe.row(record)
@@ -223,9 +223,9 @@ RECORD = Reply(
     versions={"transformers": "5.23.0", "torch": "2.13.0"},
     given={"num_beams": 1, "do_sample": False, "max_length": 50},
 )
-TEXT = Turn(2, 1, "completion", " there", record=RECORD)
+TEXT = Turn(2, 1, "completion", " there", record=RECORD, exchange=1)
 GPT2, START = Source("gpt2"), Prompt(text=STORY)
-REPLY = Turn(2, 1, "assistant", " there", record=RECORD)
+REPLY = Turn(2, 1, "assistant", " there", record=RECORD, exchange=1)
 
 
 def scripted(turn: Turn = TEXT, source: Source = GPT2, form: Prompt = START, **changes) -> str:
@@ -239,7 +239,7 @@ def test_the_first_example_of_every_tutorial_reads_as_an_expert_writes_it():
     assert (
         scripted()
         == """\
-# Turn 2 of a hub-repl session, recorded with transformers 5.23.0 and torch 2.13.0.
+# Exchange 1 of a hub-repl session, recorded with transformers 5.23.0 and torch 2.13.0.
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -408,17 +408,15 @@ def test_long_prompts_keep_their_lines():
 # the command
 
 
-def test_a_turn_that_is_no_reply_is_refused_with_the_one_that_is():
+def test_a_question_without_an_answer_is_refused():
     talk = Conversation()
     asked = talk.add("user", "Hi", None)
     with pytest.raises(UsageError, match="no replies yet"):
         recipe.chosen(talk, None, 0)
-    with pytest.raises(UsageError, match="turn 1 has no record"):
+    with pytest.raises(UsageError, match="exchange 1 has no record"):
         recipe.chosen(talk, None, 1)
     reply = talk.close(talk.add("assistant", "", asked.id), "Hello", "complete", RECORD)
-    with pytest.raises(UsageError, match="turn 1 is a message: its reply is turn 2"):
-        recipe.chosen(talk, reply, 1)
-    assert recipe.chosen(talk, None, 2) == (reply, RECORD)
+    assert recipe.chosen(talk, None, 1) == (reply, RECORD)
 
 
 def test_a_script_goes_into_a_file_and_replaces_none_unasked(gpt2_folder, tmp_path):

@@ -50,10 +50,11 @@ def test_its_own_answers_make_a_branch(chat: Session, other_folder: Path) -> Non
     """The first conversation stays, /go returns to it; model, settings and cache are as before."""
     talk = chat.conversation
     before, head = talk.messages(), talk.head
+    number = talk.turns[head].exchange
     settings, resident, size = chat.settings, chat.store.current(), chat.store.current().runtime.kv_cache.size()
     found = run(chat, f"/replay {other_folder}")
     path = talk.path()
-    assert (found.before, found.branch) == (head, talk.head) == (head, path[-1].id)
+    assert (found.before, found.branch) == (number, path[-1].exchange)
     assert [turn.text for turn in path if turn.role == "user"] == list(LINES)
     assert [turn.text for turn in path if turn.role == "assistant"] == [turn.anew.text for turn in found.turns]
     assert {turn.record.model.id for turn in path if turn.record} == {str(other_folder)}
@@ -63,8 +64,8 @@ def test_its_own_answers_make_a_branch(chat: Session, other_folder: Path) -> Non
         resident,
         size,
     )
-    assert f"/go {head}" in drawn(found)
-    run(chat, f"/go {head}")
+    assert f"/go {number}" in drawn(found)
+    run(chat, f"/go {number}")
     assert talk.messages() == before
 
 
@@ -83,7 +84,7 @@ def test_pinned_answers_follow_the_recorded_ones(chat: Session, other_folder: Pa
     turns, head = dict(chat.conversation.turns), chat.conversation.head
     found = run(chat, f"/replay {other_folder} --pinned")
     assert (chat.conversation.turns, chat.conversation.head, found.branch) == (turns, head, None)
-    prompts = [turns[one.turn + 1].record.prompt_ids for one in found.turns]
+    prompts = [chat.conversation.exchange(one.exchange).record.prompt_ids for one in found.turns]
     assert [one.done.prompt_ids for one in found.turns] == prompts
     run(chat, f"/model {other_folder}", "/info", "/retry")
     assert chat.last.record.token_ids == found.turns[-1].done.token_ids
@@ -98,7 +99,7 @@ def test_each_answer_has_the_bits_per_byte_of_its_own_model(
 
     found = run(chat, f"/replay {other_folder} --pinned")
     for turn in found.turns:
-        record = chat.conversation.turns[turn.turn + 1].record
+        record = chat.conversation.exchange(turn.exchange).record
         for side, done, folder in ((turn.recorded, record, llama_folder), (turn.anew, turn.done, other_folder)):
             model = bare(folder)[0]
             own = done.token_ids[:-1] if done.finish == "stop" else done.token_ids
@@ -144,7 +145,8 @@ def test_completed_texts_are_replayed_where_nothing_was_said(gpt2_folder: Path, 
         run(session, "Once upon", "Prices rose")
         assert [turn.same for turn in run(session, "/replay now --pinned").turns] == [True, True]
         found = run(session, f"/replay {llama_folder}")
-        children = [session.conversation.children(turn.turn) for turn in found.turns]
+        talk = session.conversation
+        children = [talk.children(talk.exchange(turn.exchange).parent) for turn in found.turns]
         assert [[child.role for child in each] for each in children] == [["completion"] * 2] * 2
         assert found.branch is None
 
@@ -171,7 +173,7 @@ def test_a_cancel_keeps_what_is_done(chat: Session) -> None:
     path = chat.conversation.path()
     assert [turn.state for turn in path] == ["complete", "complete", "complete", "cancelled"]
     assert "2 of 3 messages answered" in drawn(found)
-    run(chat, f"/go {head}")
+    run(chat, f"/go {found.before}")
     assert chat.conversation.head == head
 
 
@@ -213,7 +215,7 @@ def test_a_server_is_asked_each_message_after_its_own_answers(chat: Session) -> 
     ]
     assert [turn.text for turn in talk.path() if turn.role == "assistant"] == ["One.", "Two.", "Three."]
     assert "0 of 3 answers the same" in drawn(found)
-    run(chat, f"/go {head}")
+    run(chat, f"/go {found.before}")
     assert ask(chat, "Again").model.id == chat.facts().id  # the model here answers as before
 
 
@@ -238,7 +240,7 @@ def test_a_server_that_refuses_is_said_with_the_turn(chat: Session) -> None:
     assert [turn.anew.text for turn in found.turns][:1] == ["One."]
     assert "out of order" in found.turns[1].problem.message
     assert "out of order" in drawn(found)
-    run(chat, f"/go {head}")
+    run(chat, f"/go {found.before}")
     assert chat.conversation.head == head
 
 

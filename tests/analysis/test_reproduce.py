@@ -84,7 +84,7 @@ def test_a_chat_with_its_beginning_and_what_a_cache_gave(chat):
     assert run(chat, "/reproduce").total == 9
     ask_until(chat, "/retry max_new_tokens=300", lambda event: isinstance(event, Token) and event.id is not None)
     assert run(chat, "/reproduce").identical
-    assert run(chat, "/reproduce 2").turn == 2
+    assert run(chat, "/reproduce 2").exchange == 2
 
 
 def test_it_leaves_the_conversation_and_the_cache_as_they_were(chat):
@@ -179,5 +179,5 @@ def test_without_a_model_or_a_reply_it_says_so(session, gpt2_folder):
     with opened(gpt2_folder) as fresh:
         with pytest.raises(UsageError, match="no replies yet"):
             run(fresh, "/reproduce")
-        with pytest.raises(UsageError, match="no turn 3"):
+        with pytest.raises(UsageError, match="no exchange 3"):
             run(fresh, "/reproduce 3")

@@ -165,15 +165,15 @@ def test_an_old_turn_shows_its_own_figures_after_a_switch_and_after_a_resume(
     try:
         ask(session, PROMPT)
         assert session.last is not None
-        number = session.last.id
+        turn = session.last
         before = run(session, "/inspect")
         run(session, f"/model {gpt2_folder}")
-        assert run(session, f"/inspect {number}") == before
+        assert run(session, f"/inspect {turn.exchange}") == before
         name = session.archive.id
     finally:
         session.close()
     archive, _ = Archive.open(paths.data() / FILE)
-    again = archive.load(name).turns[number]
+    again = archive.load(name).turns[turn.id]
     archive.close()
     found = traced(again)
     assert found is not None
@@ -391,12 +391,10 @@ def test_an_end_token_that_is_taken_ends_the_reply(llama_folder: Path) -> None:
         assert_measured(*bare(llama_folder), record)
 
 
-def test_a_turn_that_is_no_reply_is_said_to_be_none(llama_folder: Path) -> None:
+def test_an_exchange_that_is_none_is_said_to_be_none(llama_folder: Path) -> None:
     with opened(llama_folder, max_new_tokens=3) as session:
         ask(session, PROMPT)
-        with pytest.raises(UsageError, match="turn 1 has no record of tokens: it is not a reply"):
-            run(session, "/inspect 1")
-        with pytest.raises(UsageError, match="no turn 9"):
+        with pytest.raises(UsageError, match="no exchange 9"):
             run(session, "/inspect 9")
 
 

@@ -124,4 +124,4 @@ def test_a_help_fits_beside_its_name(name: str) -> None:
 def test_a_usage_line_can_be_typed_as_it_stands() -> None:
     """Options have the hyphens that one types, and say whether a value follows."""
     assert find_command("connect").usage == "/connect [URL] [--key-env VALUE] [--model VALUE] [--insecure]"
-    assert find_command("take").usage == "/take PLACE TOKEN [--turn N]"
+    assert find_command("take").usage == "/take PLACE TOKEN [--exchange N]"

@@ -116,7 +116,7 @@ def test_dropping_is_said_recorded_and_loses_nothing(full: Session) -> None:
     run(full, "/overflow drop_oldest")
     done, events = listen(full, LONG)
     assert done.dropped == (1, 2)
-    assert any("turns 1 to 2 left out" in event.text for event in events if isinstance(event, Notice))
+    assert any("the oldest 2 messages left out" in event.text for event in events if isinstance(event, Notice))
     assert [turn.id for turn in full.conversation.path()] == [1, 2, 3, 4, 5, 6]
     text = full.store.current().tokenizer.decode(done.prompt_ids)
     assert "more more" in text

@@ -1,6 +1,7 @@
 """The tree of turns: nothing said is lost, and going back is as if it had not been said."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from driving import ask, run, session_for
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repl.commands import registry
 from repl.core.conversation import Conversation
 from repl.core.errors import UsageError
 from repl.session.session import NextMessage, Session
@@ -120,19 +122,17 @@ def test_edit_alone_takes_the_last_message(session: Session) -> None:
     ask(session, "one")
     ask(session, "two")
     assert run(session, "/edit").draft == "two"
-    with pytest.raises(UsageError, match="not a message of yours"):
-        run(session, "/edit 2")
-    with pytest.raises(UsageError, match="no turn 9"):
+    with pytest.raises(UsageError, match="no exchange 9: they are numbered 1 to 2"):
         run(session, "/edit 9")
 
 
 def test_branch_goes_back_and_the_next_message_forks(session: Session) -> None:
     ask(session, "one")
     ask(session, "two")
-    run(session, "/branch 2")
+    run(session, "/branch 1")
     ask(session, "three")
     assert [turn.text for turn in session.conversation.children(2)] == ["two", "three"]
-    run(session, "/go 3")
+    run(session, "/go 2")
     assert [text for role, text in said(session) if role == "user"] == ["one", "two"]
 
 
@@ -169,8 +169,39 @@ def test_history_and_tree_show_every_turn(session: Session) -> None:
     run(session, "/retry seed=1 do_sample=on")
     ask(session, "two")
     forest, listed = run(session, "/tree"), run(session, "/history")
-    assert [turn.number for turn in forest.turns] == [1, 2, 3, 4, 5]
-    assert forest.current == [turn.number for turn in listed.turns] == [1, 3, 4, 5]
+    assert [(turn.id, turn.number) for turn in forest.turns] == [(1, 1), (2, 1), (3, 2), (4, 3), (5, 3)]
+    assert forest.current == [turn.id for turn in listed.turns] == [1, 3, 4, 5]
+    assert [turn.number for turn in listed.turns] == [2, 2, 3, 3]
+
+
+def test_every_command_takes_the_number_of_an_exchange(session: Session) -> None:
+    """One number for a question and its answer, another for a second answer, and one for a completion."""
+    ask(session, "one")
+    first = session.last
+    run(session, "/retry seed=1 do_sample=on")
+    run(session, "/raw Once upon")
+    assert [turn.exchange for turn in session.conversation.turns.values()] == [1, 1, 2, 3, 3]
+    assert run(session, "/inspect 1").tokens[0].id == first.record.token_ids[0]
+    assert run(session, "/reproduce 2").exchange == run(session, "/recipe 2").exchange == 2
+    assert run(session, "/reproduce 3").identical
+    assert run(session, "/edit 2").draft == "one"
+    run(session, "/go 1")
+    assert session.conversation.path()[-1] == first
+    assert "exchange 1 taken back · /go 1 returns" in run(session, "/undo").text
+    for line in ("/go 3", "/branch 3", "/edit 3"):
+        with pytest.raises(UsageError, match="exchange 3 is a completion"):
+            run(session, line)
+    assert registry.complete("/inspect ", session)[0] == ("3", "Once upon")
+
+
+def test_an_answer_that_failed_leaves_its_number_to_the_next() -> None:
+    talk = Conversation()
+    asked = talk.add("user", "one", None)
+    talk.close(talk.add("assistant", "", asked.id, "open"), "", "failed")
+    talk.close(talk.add("assistant", "", asked.id, "open"), "yes", "complete")
+    talk.close(talk.add("assistant", "", asked.id, "open"), "no", "complete")
+    assert [turn.exchange for turn in talk.turns.values()] == [1, 1, 1, 2]
+    assert (talk.exchange(1).text, talk.exchange(2).text) == ("yes", "no")
 
 
 @given(st.lists(st.sampled_from(["say", "undo", "retry", "branch", "clear", "go"]), max_size=30), st.randoms())
@@ -187,10 +218,12 @@ def test_whatever_is_done_every_turn_stays_and_the_path_alternates(steps: list[s
         elif step == "undo" and talk.head:
             talk.undo(1)
         elif step == "go" and talk.turns:
-            talk.head = talk.leaf(talk.turn(1)).id
+            talk.head = talk.leaf(talk.exchange(1)).id
         elif step == "clear":
             talk.clear()
         kept.update({turn.id: turn.text for turn in talk.turns.values()})
         assert {turn.id: turn.text for turn in talk.turns.values()} == kept
         roles = [turn.role for turn in talk.path()]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
+        again = Conversation(turns={one: replace(turn, exchange=0) for one, turn in talk.turns.items()})
+        assert [turn.exchange for turn in again.turns.values()] == [turn.exchange for turn in talk.turns.values()]

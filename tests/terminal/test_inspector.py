@@ -104,9 +104,9 @@ def test_only_the_rows_that_are_seen_are_drawn() -> None:
 
 
 def test_enter_takes_the_alternative_that_was_chosen() -> None:
-    assert pressed(WORDS, RIGHT + RIGHT + "2\r")[0] == "/take 3 1002 --turn 4"
-    assert pressed(WORDS, RIGHT + "\t\t\r")[0] == "/take 2 1001 --turn 4"
-    assert pressed(WORDS, END + "2\r")[0] == "/take 11 1010 --turn 4"
+    assert pressed(WORDS, RIGHT + RIGHT + "2\r")[0] == "/take 3 1002 --exchange 4"
+    assert pressed(WORDS, RIGHT + "\t\t\r")[0] == "/take 2 1001 --exchange 4"
+    assert pressed(WORDS, END + "2\r")[0] == "/take 11 1010 --exchange 4"
 
 
 def test_enter_takes_nothing_that_is_not_another_token() -> None:
@@ -182,13 +182,13 @@ def test_a_reply_is_looked_into_at_80_by_24_and_gone_on_from(program: Terminal) 
         )
     )
     rows = program.rows()
-    assert rows[0].startswith("turn 2 · token 3 of 40 · coloured by probability")
+    assert rows[0].startswith("exchange 1 · token 3 of 40 · coloured by probability")
     assert any("entropy" in row and "nats" in row for row in rows)
     assert "Enter takes" in rows[-1]
     assert "50 % or more" in rows[-2]
     assert all(cell_len(row) <= 80 for row in rows)
     program.keys("\r")
-    program.see(r"/take 3 \d+ --turn 2")
+    program.see(r"/take 3 \d+ --exchange 1")
     program.wait(program.ready)
     opened, left = program.raw.rindex(b"\x1b[?1049h"), program.raw.rindex(b"\x1b[?1049l")
     assert opened < left < program.raw.rindex(b"tokens")  # what was said before is on the screen again
@@ -196,7 +196,7 @@ def test_a_reply_is_looked_into_at_80_by_24_and_gone_on_from(program: Terminal) 
 
 @pytest.mark.slow
 def test_a_narrow_window_and_a_resize_are_survived(program: Terminal) -> None:
-    program.line("/inspect 2")
+    program.line("/inspect 1")
     program.wait(lambda: "token 1 of" in program.rows()[0])
     program.resize(20, 60)
     program.wait(lambda: "q leaves" in program.rows()[-1])
@@ -209,7 +209,7 @@ def test_a_narrow_window_and_a_resize_are_survived(program: Terminal) -> None:
 @pytest.mark.slow
 def test_a_kill_leaves_the_terminal_as_it_was(program: Terminal) -> None:
     """The last test of this program: it ends while the view is open."""
-    program.line("/inspect 2")
+    program.line("/inspect 1")
     program.wait(lambda: "token 1 of" in program.rows()[0])
     program.child.kill(signal.SIGTERM)
     program.wait(lambda: b"\x1b[?1049l" in program.raw.rpartition(b"\x1b[?1049h")[2])
