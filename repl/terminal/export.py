@@ -215,5 +215,7 @@ def _label(turn: Turn) -> str:
 
 
 def _place(turn: Turn, numbers: Mapping[int, int]) -> str:
-    after = numbers.get(turn.parent or 0, 0)
-    return (f" · {turn.exchange}" + (f" after {after}" if after and turn.role in ASKING else "")) if numbers else ""
+    """Return the number of a turn's exchange in a tree, and what it follows where that is not the one before."""
+    before = numbers.get(turn.parent or 0, turn.exchange)
+    follows = f" after {before}" if turn.role in ASKING else f", another answer to {before}"
+    return f" · {turn.exchange}" + (follows if before != turn.exchange else "") if numbers else ""

@@ -200,7 +200,7 @@ def test_what_cannot_be_replayed_is_said(llama_folder: Path, chat: Session) -> N
 @pytest.mark.slow
 def test_a_server_is_asked_each_message_after_its_own_answers(chat: Session) -> None:
     """They make a branch; what no model here has made has no tokens to weigh, and the two texts are compared."""
-    talk, head = chat.conversation, chat.conversation.head
+    talk = chat.conversation
     with FakeServer(said("One."), said("Two."), said("Three.")) as server:
         found = run(chat, f"/replay {server.url}")
         asked = [one for one in server.asked if one.path.endswith("/chat/completions")]

@@ -146,8 +146,10 @@ def test_the_whole_tree_tells_where_each_turn_hangs(session: Session, suffix: st
     assert "zwei" in tree
     assert "zwei" not in branch
     if suffix != ".json":
-        assert "assistant · cancelled · 5 after 3" in tree
+        assert "assistant · cancelled · 3, another answer to 2" in tree
+        assert "you · 2 after 1" in tree
         assert "after" not in branch
+        assert "another" not in branch
 
 
 @pytest.mark.parametrize("write", [as_text, as_markdown, as_html])
