@@ -191,7 +191,7 @@ def test_every_command_takes_the_number_of_an_exchange(session: Session) -> None
     for line in ("/go 3", "/branch 3", "/edit 3"):
         with pytest.raises(UsageError, match="exchange 3 is a completion"):
             run(session, line)
-    assert registry.complete("/inspect ", session)[0] == ("3", "Once upon")
+    assert registry.complete_line("/inspect ", session)[0] == ("3", "Once upon")
 
 
 def test_an_answer_that_failed_leaves_its_number_to_the_next() -> None:
