@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from repl.core.errors import Cancelled, Failed, ReplError
 from repl.core.explain import sentence
@@ -28,6 +28,10 @@ class Scored:
     rank: int
     top: tuple[tuple[int, str, float], ...] = ()
     """The likeliest tokens there: (id, text, logprob in nats)."""
+
+
+Figures: TypeAlias = tuple[tuple[float, float, int], tuple[int, ...], tuple[float, ...]]
+"""Of a token logprob and entropy in nats and the rank from 1, then ids and logprobs of the likeliest."""
 
 
 @contextmanager
@@ -119,22 +123,25 @@ def measured(logits: Tensor, tokens: Sequence[int], tokenizer: PreTrainedTokeniz
 
     `logits`, of shape (tokens, vocab), are what the model gave; row j is the one that token j was drawn from.
     """
-    rows = max(1, AT_ONCE // logits.shape[-1])
-    parts = zip(logits.split(rows), range(0, len(tokens), rows), strict=True)
-    return [one for part, place in parts for one in _block(part, tokens[place : place + rows], tokenizer, count)]
+    size = max(1, AT_ONCE // logits.shape[-1])
+    parts = zip(logits.split(size), range(0, len(tokens), size), strict=True)
+    rows = (row for part, place in parts for row in figures(part, tokens[place : place + size], count))
+    return [
+        Scored(token, *own, tuple((one, str(tokenizer.decode([one])), value) for one, value in zip(*top, strict=True)))
+        for token, (own, *top) in zip(tokens, rows, strict=True)
+    ]
 
 
-def _block(logits: Tensor, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, count: int) -> Iterator[Scored]:
+def figures(logits: Tensor, tokens: Sequence[int], count: int) -> Iterator[Figures]:
+    """Yield the figures of each token, and the `count` likeliest ids in its row with their logprobs."""
     import torch
 
     logs = logits.float().log_softmax(-1)
+    values, ids = logs.topk(min(count, logs.shape[-1]))
     own = logs.gather(-1, torch.tensor(tokens, device=logs.device)[:, None])
-    ranks = (logs > own).sum(-1, dtype=torch.int32).add(1).tolist()
-    entropies = logs.exp().mul_(logs).nansum(-1).neg().tolist()
-    values, ids = logs.topk(min(count, logs.shape[-1])) if count else (own[:, :0], own[:, :0])
-    columns = tokens, own[:, 0].tolist(), entropies, ranks, ids.tolist(), values.tolist()
-    for token, logprob, entropy, rank, places, logprobs in zip(*columns, strict=True):
-        pairs = zip(places, logprobs, strict=True)
-        yield Scored(
-            token, logprob, entropy, rank, tuple((one, str(tokenizer.decode([one])), value) for one, value in pairs)
-        )
+    ranks = (logs > own).sum(-1, keepdim=True, dtype=torch.int32).add(1)
+    entropies = logs.exp().mul_(logs).nansum(-1, keepdim=True).neg()
+    # one transfer for all: each would wait for the device; numbers are exact in float32 up to 2**24
+    for logprob, entropy, rank, *rest in torch.cat([own, entropies, ranks, values, ids], -1).tolist():
+        half = len(rest) // 2
+        yield (logprob, entropy, int(rank)), tuple(map(int, rest[half:])), tuple(rest[:half])

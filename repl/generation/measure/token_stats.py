@@ -8,6 +8,7 @@ from repl.core import library
 from repl.core.errors import Cancelled
 from repl.core.library_types import PreTrainedModel, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import TokenLogprobs
+from repl.generation.measure.forward import figures
 
 KEPT = 5  # alternatives that every record has
 DIGITS = 5  # decimals of what is kept, in nats
@@ -49,7 +50,7 @@ class Meter:
         """Measure the token that was just made; returns the fields of its event."""
         row = self._rows[min(self._place, len(self._rows) - 1) if self.several else -1]
         self._place += 1
-        (logprob, entropy, rank), ids, values = figures(row, token, max(KEPT, self._listed))
+        [((logprob, entropy, rank), ids, values)] = figures(row[None], [token], max(KEPT, self._listed))
         self._figures.append((logprob, entropy, rank))
         self._likeliest.append((ids, values))
         pairs = zip(ids[: self._listed], values, strict=False)
@@ -87,24 +88,6 @@ class Meter:
         if token not in self._texts:
             self._texts[token] = text_of(self._tokenizer, token)
         return self._texts[token]
-
-
-def figures(
-    logits: Tensor, token: int, count: int
-) -> tuple[tuple[float, float, int], tuple[int, ...], tuple[float, ...]]:
-    """Measure a token in a distribution, `logits` of shape (vocab,): logprob and entropy in nats, rank from 1.
-
-    With them come the `count` likeliest ids and their logprobs.
-    """
-    import torch
-
-    logs = logits.float().log_softmax(-1)
-    values, ids = logs.topk(min(count, len(logs)))
-    own = torch.stack([logs[token], -(logs.exp() * logs).nansum(), (logs > logs[token]).sum() + 1])
-    # one transfer for all: each would wait for the device; ids are exact in float32 up to 2**24
-    logprob, entropy, rank, *rest = torch.cat([own, values, ids.float()]).tolist()
-    half = len(rest) // 2
-    return (logprob, entropy, int(rank)), tuple(map(int, rest[half:])), tuple(rest[:half])
 
 
 def rounded(values: tuple[float, ...]) -> tuple[float, ...]:

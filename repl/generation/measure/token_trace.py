@@ -18,6 +18,8 @@ from repl.generation.runtime import Model
 from repl.models.loader import ModelInfo
 
 Top = tuple[tuple[int, str, float], ...]
+COLUMNS = ("logprobs", "entropies", "ranks", "ids", "values", "lengths")
+"""The fields of measures that have an entry for each token."""
 STEP = 64  # tokens between two words about progress
 
 
@@ -169,23 +171,15 @@ def gathered(tokens: Sequence[Seen]) -> TokenLogprobs:
 
 def cut(found: TokenLogprobs, count: int) -> TokenLogprobs:
     """Return the measures of the first tokens."""
-    columns = ("logprobs", "entropies", "ranks", "ids", "values", "lengths")
-    return replace(found, **{name: getattr(found, name)[:count] for name in columns})
+    return replace(found, **{name: getattr(found, name)[:count] for name in COLUMNS})
 
 
 def joined(one: TokenLogprobs, first: int, other: TokenLogprobs, second: int) -> TokenLogprobs:
     """Return the measures of two texts in a row, of so many tokens; nothing where one of them was not measured."""
     if (first and not one.logprobs) or (second and not other.logprobs):
         return TokenLogprobs()
-    return TokenLogprobs(
-        logprobs=one.logprobs + other.logprobs,
-        entropies=one.entropies + other.entropies,
-        ranks=one.ranks + other.ranks,
-        ids=one.ids + other.ids,
-        values=one.values + other.values,
-        texts=one.texts | other.texts,
-        lengths=one.lengths + other.lengths,
-    )
+    columns = {name: getattr(one, name) + getattr(other, name) for name in COLUMNS}
+    return TokenLogprobs(texts=one.texts | other.texts, **columns)
 
 
 def told(raw: str, parts: Parts) -> dict[str, Any]:
