@@ -1,16 +1,19 @@
 """From a `Load` to a model in memory; runs on the model thread."""
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from repl.core import decoding, library, paths
 from repl.core.decoding import ModelDefaults
-from repl.core.errors import BadModel, Unreachable
+from repl.core.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError, Unreachable
+from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext
-from repl.core.library_types import PreTrainedModel, PreTrainedTokenizerBase
+from repl.core.library_types import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from repl.core.settings import Load
 from repl.hub import builtin, locate, validate
 from repl.hub.consent import Consents
@@ -18,9 +21,8 @@ from repl.hub.validate import NeedsCode
 from repl.hub.weight_headers import Weights
 from repl.models import adapters, device_map, from_files, imports, model_config, packed_linear, quantization
 from repl.models.adapters import Adapter, Bases
-from repl.models.load_errors import translated, weighed
 from repl.models.memory import estimate, fit
-from repl.models.memory.available import Room
+from repl.models.memory.available import Room, measure
 
 NOISE = ("transformers_version", "use_cache", "output_attentions", "output_hidden_states")
 """Fields of a generation config that say nothing about the text."""
@@ -113,7 +115,7 @@ def bring(
     adapter = Adapter.of(load.adapter)
     over = adapters.find(adapter, emit, offline) if adapter.name else None
     bare = replace(load, adapter="none")
-    with translated(load):
+    with _translated(load):
         base = None if adapter.merge else BASES.take(bare, load.adapter)
         base = base or _bare(load, emit, offline, make_room, consents or Consents())
         base.served, base.bytes = load.adapter, base.bytes or base.model.get_memory_footprint()
@@ -137,11 +139,10 @@ def _bare(load: Load, emit: JobContext, offline: bool, make_room: MakeRoom, cons
     found = _find(load, emit, offline)
     weights = _examined(load, found, consents)
     quantization.admit(load, quantization.stored(found.folder))
-    with translated(load):
-        config = from_files.config(found, load)
+    config = from_files.config(found, load)
     from_files.admit(config)
     make_room(estimate.needs(weights, config, load).total, lambda rooms: fit.check(weights, config, load, rooms))
-    with translated(load), weighed(weights, config, load), imports.uncollected():
+    with _weighed(weights, config, load), imports.uncollected():
         tokenizer = from_files.tokenizer(found, load, emit)
         model, report = from_files.model(found, load, config, weights.format, emit)
         from_files.check(found, model, report)
@@ -256,3 +257,40 @@ def _base(model: PreTrainedModel) -> ModelDefaults:
     if isinstance(own.get("stop_strings"), str):
         own["stop_strings"] = [own["stop_strings"]]
     return ModelDefaults(own, library.generation_defaults(), frozenset(vars(GenerationConfig())))
+
+
+# what goes wrong while a model loads
+
+
+@contextmanager
+def _translated(load: Load) -> Iterator[None]:
+    """Turn what the libraries raise while loading into one sentence."""
+    try:
+        yield
+    except (ReplError, Cancelled):
+        raise
+    except ImportError as error:
+        way_out = () if load.attention == "auto" else ("/attention auto",)
+        raise MissingExtra(f"a package is missing for {load.model}: {sentence(error)}", *way_out) from error
+    except json.JSONDecodeError as error:
+        raise BadModel(f"a file of {load.model} is not valid JSON: {sentence(error)}") from error
+    except BaseException as error:  # the Rust sides of the libraries panic with a BaseException
+        if is_memory(error):
+            said = f"{load.model} does not fit: {sentence(error)}"
+            raise NoMemory(said, f"/plan {fit.name(load)}", "/device auto") from error
+        raise BadModel(f"{load.model} does not load: {sentence(error)}") from error
+
+
+@contextmanager
+def _weighed(weights: Weights, config: PreTrainedConfig, load: Load) -> Iterator[None]:
+    """Let an error about memory say what was needed, what is free, and what needs less."""
+    try:
+        yield
+    except BaseException as error:  # as above
+        if isinstance(error, ReplError | Cancelled) or not is_memory(error):
+            raise
+        rooms = measure()
+        needed = fit.spelled(estimate.needs(weights, config, load))
+        free = ", ".join(map(fit.described, rooms))
+        said = f"{load.model} does not fit: {sentence(error)}; it needs {needed}, and {free}"
+        raise NoMemory(said, choices=fit.lighter(weights, config, load, rooms)) from error
