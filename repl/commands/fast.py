@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from repl.commands.registry import command
-from repl.core import decoding, settings
+from repl.core import decoding
 from repl.core.errors import UsageError
 from repl.core.format import amount, joined
 from repl.core.jobs import Job
@@ -23,7 +23,7 @@ from repl.hub import catalog
 from repl.models.loader import ModelInfo
 from repl.session.change_settings import apply, change, changed
 from repl.session.results import Message
-from repl.session.session import Session
+from repl.session.session import Session, Task
 from repl.terminal.screen import render
 
 
@@ -35,7 +35,6 @@ class Mode:
     """
 
     name: str
-    value: str
     replies: int
     proposed: int
     accepted: int
@@ -45,11 +44,11 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class Fast:
-    """What is on, what it brought, and the speed of replies without it; no paths where no model is loaded."""
+    """What is on or why not, what it gained, and the speed of replies without it."""
 
+    paths: tuple[FastPath, ...]
     modes: list[Mode]
     plain_tps: float | None
-    paths: tuple[FastPath, ...] = ()
 
 
 @command("speed", needs_model=True)
@@ -60,10 +59,9 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
     that in one pass: much faster where a reply repeats its prompt, and off where it does not pay. /assistant ID
     lets a smaller model propose. /fast off turns all of it off.
     """
-    if session.remote is not None:
-        session.facts()  # says that it takes a model in this process
+    session.require_local()
     if not modes:
-        return shown(session)
+        return _measured(session, session.facts())
     if len(modes) > 1 and "off" in modes:
         raise UsageError("off goes by itself", "/fast off")
     if modes[0] == "off":
@@ -100,24 +98,14 @@ def assistant(
     )
 
 
-def shown(session: Session) -> Any:
-    """Say which ways are on for the model in use, and what they brought."""
-    if session.store.facts() is None:
-        return overview(session, ())
-    chosen = session.settings
-    return session.run_on_model(
-        lambda emit: fast_paths.examine(session.store.current(), chosen), lambda job: overview(session, job.result())
-    )
-
-
-def overview(session: Session, paths: tuple[FastPath, ...]) -> Fast:
+def _measured(session: Session, facts: ModelInfo) -> Task[Any]:
     """Compare the replies of the model in use: read ahead by each mode, and not."""
-    facts = session.store.facts()
-    turns = session.conversation.turns.values()
+    turns, chosen = session.conversation.turns.values(), session.settings
     records = {turn.record.timing: turn.record for turn in turns if turn.record and not turn.record.sequences}
-    own = [record for record in records.values() if facts and _same(record, facts)]
-    modes = [_mode(name, session, [one for one in own if by(one) == name]) for name in decoding.AHEAD]
-    return Fast(modes, _speed([one for one in own if not by(one)]), paths)
+    own = [record for record in records.values() if _same(record, facts)]
+    modes = [_mode(name, [one for one in own if by(one) == name]) for name in decoding.AHEAD]
+    plain = _speed([one for one in own if not by(one)])
+    return session.run_on_model(lambda emit: Fast(fast_paths.examine(session.store.current(), chosen), modes, plain))
 
 
 def by(record: Reply) -> str:
@@ -130,12 +118,11 @@ def _same(record: Reply, facts: ModelInfo) -> bool:
     return all(getattr(record.model, name) == value for name, value in named.items())
 
 
-def _mode(name: str, session: Session, records: Sequence[Reply]) -> Mode:
+def _mode(name: str, records: Sequence[Reply]) -> Mode:
     found = [one.drafts for one in records if one.drafts]
     passes, made = sum(one.passes for one in found), sum(max(0, one.usage.completion - 1) for one in records)
     return Mode(
         name,
-        settings.show(name, session.settings.get(name)),
         len(found),
         sum(one.proposed for one in found),
         sum(one.accepted for one in found),
@@ -160,14 +147,7 @@ def _(result: Fast) -> RenderableType:
     for path in result.paths:
         said = joined(path.why, brought.get(path.name, ""))
         table.add_row(path.name, "on" if path.on else "off", Text(clean_line(said)))
-    if result.paths:
-        return table
-    for mode in result.modes:
-        table.add_row(mode.name, Text(clean_line(mode.value)), Text(clean_line(brought[mode.name])))
-    off = all(mode.value in ("off", "none") for mode in result.modes)
-    hint = Text.assemble(("/fast prompt_lookup", "accent"), (" looks up, ", "quiet"))
-    hint += Text.assemble(("/assistant ID", "accent"), (" lets a smaller model propose", "quiet"))
-    return Group(table, *([hint] if off else []))
+    return table
 
 
 def _brought(mode: Mode, plain: float | None) -> str:

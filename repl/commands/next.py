@@ -1,5 +1,6 @@
 """What comes next: the distribution of the next token, as the model has it and as it is drawn from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import exp
@@ -137,43 +138,37 @@ def _counted(text: str) -> tuple[int, str]:
 @render.register
 def _(result: Next) -> RenderableType:
     nothing = "-" if ascii_only() else "–"
-    heads = ["", "", "", "model", "sum", *(["drawn"] if result.processors else [])]
-    table = Table.grid(padding=(0, 2))
-    for head in heads:
-        table.add_column(justify="right" if head else "left", no_wrap=True)
-    table.add_row(*(Text(head, "quiet") for head in heads))
-    sums = accumulate(one.probability for one in result.candidates)
-    for rank, (one, total) in enumerate(zip(result.candidates, sums, strict=True), 1):
-        cells = [percent(one.drawn) if one.drawn else nothing] if result.processors else []
-        table.add_row(
-            Text(f"{rank:>2}", "quiet"),
-            Text(quoted(one.text), style(one.probability)),
-            Text(bar(one.probability, WIDTH).ljust(WIDTH), "accent"),
-            percent(one.probability),
-            Text(percent(min(total, 1.0)), "quiet"),
-            *cells,
-        )
+    rows = [(one.text, one.probability) for one in result.candidates]
+    drawn = [percent(one.drawn) if one.drawn else nothing for one in result.candidates]
+    table = _table(rows, drawn if result.processors else [])
     return Group(lead(result), table, Text(_figures(result), "quiet"))
 
 
 @render.register
 def _(result: Offered) -> RenderableType:
+    table = _table([(text, exp(logprob)) for text, logprob in result.candidates])
+    told = f"the {len(result.candidates)} likeliest that {clean_line(result.server)} gives"
+    return Group(lead(result), table, Text(joined(told, "entropy is not known"), "quiet"))
+
+
+def _table(rows: Sequence[tuple[str, float]], drawn: Sequence[str] = ()) -> Table:
+    """Draw tokens with their probabilities, and those that they are drawn with."""
     table = Table.grid(padding=(0, 2))
-    for left in (True, True, True, False, False):
-        table.add_column(justify="left" if left else "right", no_wrap=True)
-    table.add_row(*(Text(head, "quiet") for head in ("", "", "", "model", "sum")))
-    shares = [exp(logprob) for _, logprob in result.candidates]
-    sums = accumulate(shares)
-    for rank, ((text, _), share, total) in enumerate(zip(result.candidates, shares, sums, strict=True), 1):
+    heads = ["", "", "", "model", "sum", *(["drawn"] if drawn else [])]
+    for head in heads:
+        table.add_column(justify="right" if head else "left", no_wrap=True)
+    table.add_row(*(Text(head, "quiet") for head in heads))
+    sums = accumulate(share for _, share in rows)
+    for place, ((text, share), total) in enumerate(zip(rows, sums, strict=True)):
         table.add_row(
-            Text(f"{rank:>2}", "quiet"),
+            Text(f"{place + 1:>2}", "quiet"),
             Text(quoted(text), style(share)),
             Text(bar(share, WIDTH).ljust(WIDTH), "accent"),
             percent(share),
             Text(percent(min(total, 1.0)), "quiet"),
+            *drawn[place : place + 1],
         )
-    origin = joined(f"the {len(shares)} likeliest that {clean_line(result.server)} gives", "entropy is not known")
-    return Group(lead(result), table, Text(origin, "quiet"))
+    return table
 
 
 def lead(result: Next | Offered) -> Text:

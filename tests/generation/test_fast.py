@@ -571,14 +571,14 @@ def test_fast_alone_says_what_is_on_and_what_it_brought(llama_folder):
         done = ask(session, TEXT)
         found = run(session, "/fast")
         run(session, "/fast off")
-        assert [mode.value for mode in run(session, "/fast").modes] == ["off", "none"]
+        assert not any(path.on for path in run(session, "/fast").paths if path.name == "prompt_lookup")
     lookup, assistant = found.modes
-    assert (lookup.name, lookup.value, lookup.replies) == ("prompt_lookup", "15", 1)
+    assert (lookup.name, lookup.replies) == ("prompt_lookup", 1)
     assert (lookup.proposed, lookup.accepted) == (done.drafts.proposed, done.drafts.accepted)
     assert lookup.tokens_per_pass == pytest.approx((len(done.token_ids) - 1) / done.drafts.passes)
     assert lookup.decode_tps == pytest.approx(done.timing.decode_tps)
     assert found.plain_tps > 0
-    assert (assistant.value, assistant.replies) == ("none", 0)
+    assert assistant.replies == 0
     assert to_jsonable(found)["modes"][0]["name"] == "prompt_lookup"
 
 
@@ -600,13 +600,14 @@ def test_replies_of_compiled_steps_are_those_of_an_earlier_version(llama_folder)
 def test_the_view_has_words_for_it():
     """Figures where there are some, what to type where nothing is on."""
     from repl.commands.fast import Fast, Mode
+    from repl.generation.fast_paths import FastPath
 
-    used = Mode("prompt_lookup", "15", 3, 65, 43, 2.34, 38.4)
-    idle = Mode("assistant", "none", 0, 0, 0, None, None)
-    text = drawn(Fast([used, idle], 16.5))
+    used, idle = Mode("prompt_lookup", 3, 65, 43, 2.34, 38.4), Mode("assistant", 0, 0, 0, None, None)
+    paths = FastPath("prompt_lookup", True, ""), FastPath("assistant", False, "not chosen: /assistant ID")
+    text = drawn(Fast(paths, [used, idle], 16.5))
     assert "prompt_lookup" in text
     assert "2.3 tokens a pass · 43 of 65 proposals right · 38.4 tokens/s · 16.5 without" in text
-    assert "/assistant ID" in drawn(Fast([replace(used, value="off"), idle], None))
+    assert "/assistant ID" in text
 
 
 def test_a_model_that_also_looks_ahead_is_not_read_ahead(tmp_path):
