@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from math import log
 
 from repl.analysis.answerers import (
     Answer,
@@ -47,13 +48,14 @@ class Difference:
 class Column:
     """One answer: how it was asked for, what made it, where it parts from the first, and its record.
 
-    `bytes` are those of the weights, `mean_logprob` is in nats, in the model's own distribution.
+    `bytes` are those of the weights; `mean_logprob`, in nats, and `bits_per_byte` are in the model's own distribution.
     """
 
     title: str
     model: str
     bytes: int
     mean_logprob: float | None
+    bits_per_byte: float | None
     text: str
     difference: Difference | None
     problem: Problem | None
@@ -61,18 +63,24 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """The answers to one message; `whole` is False where it was stopped before the end.
+class Answers:
+    """The answers to one message.
 
-    `turn` is the message of the conversation that was asked again, None for a new one; `shown` tells whether thoughts
+    `exchange` is the number of the message that was asked again, None for a new one; `shown` tells whether thoughts
     are shown, folded or hidden.
     """
 
     prompt: str
-    turn: int | None
+    exchange: int | None
     columns: list[Column]
-    whole: bool
     shown: str = "show"
+
+
+@dataclass(frozen=True, slots=True)
+class Compared(Answers):
+    """Answers of which /pick takes one; `whole` is False where it was stopped before the end."""
+
+    whole: bool = True
 
 
 def run(store: Models, variants: Sequence[Variant], asked: Query, emit: JobContext, made: dict[int, Answer]) -> None:
@@ -161,14 +169,15 @@ def _marked(made: Answer, place: int) -> Difference:
     return Difference(place + 1, text, start, start + len(text))
 
 
-def compared(prompt: str, turn: int | None, made: Sequence[Answer], wanted: int, shown: str) -> Compared:
-    """Put answers beside each other, of as many as were wanted, with thoughts shown as a setting says."""
-    found = [
+def side_by_side(made: Sequence[Answer]) -> list[Column]:
+    """Put answers beside each other, the first of which the others are compared with."""
+    return [
         Column(
             title=one.variant.title,
             model=one.model,
             bytes=one.bytes,
             mean_logprob=mean(one.logprobs),
+            bits_per_byte=bits_per_byte(one.done, one.logprobs) if one.done else None,
             text=full_text(one),
             difference=difference,
             problem=one.problem,
@@ -176,5 +185,13 @@ def compared(prompt: str, turn: int | None, made: Sequence[Answer], wanted: int,
         )
         for one, difference in zip(made, differences(made), strict=True)
     ]
-    whole = len(made) == wanted and not any(one.done and one.done.finish == "cancelled" for one in made)
-    return Compared(prompt, turn, found, whole, shown)
+
+
+def bits_per_byte(done: Reply, logprobs: Sequence[float]) -> float | None:
+    """Return the bits per byte of UTF-8 of a reply, from the logprobs of its tokens in nats; None where none are known.
+
+    The token that ended the reply is no part of its text and does not count.
+    """
+    ended = done.finish == "stop" and len(logprobs) == len(done.token_ids)
+    own, size = logprobs[:-1] if ended else logprobs, len(done.raw.encode("utf-8", "replace"))
+    return -sum(own) / log(2) / size if own and size else None

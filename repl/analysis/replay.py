@@ -7,12 +7,11 @@ conversation here.
 import secrets
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from itertools import pairwise
-from math import log
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 from repl.analysis.answerers import Answer, Aside, LocalAnswerer, Query, RemoteAnswerer, full_text, open_answerer
-from repl.analysis.compare import answer_query
+from repl.analysis.compare import Answers, answer_query, side_by_side
 from repl.analysis.variants import Variant
 from repl.core.conversation import Conversation, message
 from repl.core.errors import Cancelled, UsageError
@@ -22,6 +21,8 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.generation.request import Message
 from repl.generation.runtime import Models
+
+RECORDED = "recorded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,30 @@ def exchanges(talk: Conversation) -> list[Exchange]:
         if turn.id in last and (record := last[turn.id].record)
     ]
     return found or texts
+
+
+def beside_record(exchange: Exchange, answer: Answer, shown: str) -> Answers:
+    """Put a new answer beside the recorded one, with thoughts shown as a setting says."""
+    record, done = exchange.record, answer.done
+    same_model = done is not None and record.made_by(done.model.id, done.model.commit)
+    ends = [0, *accumulate(record.measures.lengths)]
+    before = Answer(
+        Variant(RECORDED, answer.variant.settings),
+        record,
+        model=record.model.id,
+        pieces=tuple(record.raw[start:end] for start, end in pairwise(ends)),
+        logprobs=record.measures.logprobs,
+        vocabulary=answer.vocabulary if same_model else 0,
+    )
+    first, second = side_by_side([before, answer])
+    known = first if before.pieces else replace(first, difference=None)  # where its tokens lie was not recorded
+    return Answers(exchange.asked.text, exchange.number, [known, second], shown)
+
+
+def is_same(answers: Answers) -> bool:
+    """Tell whether a new answer is the recorded one, to its end."""
+    whole = (one.done is not None and one.done.finish not in ("cancelled", "failed") for one in answers.columns)
+    return answers.columns[1].difference is None and all(whole)
 
 
 def answer_again(
@@ -106,13 +131,3 @@ def _require_template(side: LocalAnswerer | RemoteAnswerer, variant: Variant, fi
     if first.asked.messages:
         name = side.resident.facts.name
         raise UsageError(f"{name} has no chat template, which a conversation needs", f"/compare now {name}")
-
-
-def bits_per_byte(done: Reply, logprobs: Sequence[float]) -> float | None:
-    """Return the bits per byte of UTF-8 of a reply, from the logprobs of its tokens in nats; None where none are known.
-
-    The token that ended the reply is no part of its text and does not count.
-    """
-    ended = done.finish == "stop" and len(logprobs) == len(done.token_ids)
-    own, size = logprobs[:-1] if ended else logprobs, len(done.raw.encode("utf-8", "replace"))
-    return -sum(own) / log(2) / size if own and size else None

@@ -10,7 +10,7 @@ from rich.text import Text
 from repl.analysis import compare as comparison
 from repl.analysis import variants
 from repl.analysis.answerers import Answer, Query
-from repl.analysis.compare import Column, Compared
+from repl.analysis.compare import Answers, Column, Compared, side_by_side
 from repl.analysis.variants import NOW, Variant
 from repl.commands.registry import command
 from repl.core.conversation import Turn
@@ -60,9 +60,9 @@ def compare(session: Session, *columns: Annotated[str, COLUMN]) -> Task[Any]:
         if not (done := tuple(made[column] for column in sorted(made))):
             raise Cancelled
         session.set_pick(lambda number: take(session, done, asked, turn, number))
-        return comparison.compared(
-            asked.text, turn.id if turn else None, done, len(ways), session.settings.view.thinking
-        )
+        whole = len(done) == len(ways) and not any(one.cut for one in done)
+        columns, shown = side_by_side(done), session.settings.view.thinking
+        return Compared(asked.text, turn.exchange if turn else None, columns, shown, whole)
 
     return session.run_on_model(lambda emit: comparison.run(session.store, ways, asked, emit, made), settle)
 
@@ -122,15 +122,19 @@ def connect(session: Session, chosen: Variant) -> None:
 
 @render.register
 def _(result: Compared) -> RenderableType:
-    asked = [] if result.turn is None else [Text(shortened(result.prompt, 70), "quiet")]
-    blocks = [_block(number, column, result) for number, column in enumerate(result.columns, 1)]
     said = "" if result.whole else "stopped: this is what was done by then\n"
     picks = [("/pick N", "accent"), (" goes on with an answer and its settings", "quiet")]
     good = any(column.done and not column.problem for column in result.columns)
-    return Group(*asked, Blocks(blocks), Text.assemble((said, "quiet"), *(picks if good else [])))
+    return Group(_draw(result), Text.assemble((said, "quiet"), *(picks if good else [])))
 
 
-def _block(number: int, column: Column, result: Compared) -> Block:
+@render.register
+def _draw(result: Answers) -> RenderableType:
+    asked = [] if result.exchange is None else [Text(f"{result.exchange} {shortened(result.prompt, 70)}", "quiet")]
+    return Group(*asked, Blocks([_block(number, column, result) for number, column in enumerate(result.columns, 1)]))
+
+
+def _block(number: int, column: Column, result: Answers) -> Block:
     text = _said(column, result.shown)
     if column.problem:
         text.append(clean("\n" * bool(text) + joined(column.problem.message, *column.problem.hints)))
@@ -165,10 +169,10 @@ def _marked(text: str, mark: str, start: int) -> Text:
     return Text.assemble(clean(text[:start]), marked, clean(text[end:]))
 
 
-def _foot(number: int, column: Column, result: Compared) -> str:
+def _foot(number: int, column: Column, result: Answers) -> str:
     if (done := column.done) is None:
         return ""
-    mean, made = column.mean_logprob, done.usage.completion
+    mean, bits, made = column.mean_logprob, column.bits_per_byte, done.usage.completion
     ended = {"cancelled": "stopped by you", "length": "cut there"}
     rows = [
         joined(
@@ -180,6 +184,7 @@ def _foot(number: int, column: Column, result: Compared) -> str:
         joined(
             amount(column.bytes) if column.bytes else "",
             f"mean {mean:.3f} nats" if mean is not None else "",
+            f"{bits:.3f} bits/byte" if bits is not None else "",
             f"seed {done.seed}" if done.seed is not None else "",
         ),
         _parted(number, column, result),
@@ -187,7 +192,7 @@ def _foot(number: int, column: Column, result: Compared) -> str:
     return "\n".join(row for row in rows if row)
 
 
-def _parted(number: int, column: Column, result: Compared) -> str:
+def _parted(number: int, column: Column, result: Answers) -> str:
     """Say where an answer parts from the first."""
     good = [place for place, each in enumerate(result.columns, 1) if each.done]
     if (found := column.difference) is None:

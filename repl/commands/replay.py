@@ -5,57 +5,21 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from repl.analysis import replay as rehearsal
 from repl.analysis import variants
-from repl.analysis.answerers import Answer, Problem
-from repl.analysis.compare import parting
-from repl.analysis.replay import Exchange, bits_per_byte, exchanges
+from repl.analysis.answerers import Answer
+from repl.analysis.compare import Answers
+from repl.analysis.replay import Exchange, beside_record, exchanges, is_same
 from repl.commands.registry import command
 from repl.core.errors import Cancelled, UsageError
-from repl.core.format import joined, shortened
+from repl.core.format import joined
 from repl.core.jobs import Job
-from repl.core.reply import Reply
-from repl.core.sanitize import clean
 from repl.core.values import Text as Words
 from repl.session.replies import add_reply
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """One of two answers: its text and length, how fast it was, and its bits per byte under the model that made it."""
-
-    text: str
-    tokens: int
-    tokens_per_s: float | None
-    bits_per_byte: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Parted:
-    """The first difference: the token in the new answer, counted from 1, and how each goes on from there."""
-
-    token: int
-    recorded: str
-    anew: str
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """One message with both answers; `exchange` is the recorded one's, `done` the record of the new answer."""
-
-    exchange: int
-    prompt: str
-    recorded: Told
-    anew: Told
-    same: bool
-    difference: Parted | None
-    problem: Problem | None
-    done: Reply | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +28,7 @@ class Replay:
 
     title: str
     pinned: bool
-    turns: list[Replayed]
+    turns: list[Answers]
     total: int
     branch: int | None
     before: int | None
@@ -99,7 +63,8 @@ def replay(
                 raise
         before = _number(session)
         branch = _number(session) if not pinned and _add_branch(session, talk, made) else None
-        turns = [_replayed(*pair) for pair in zip(talk, made, strict=False)]
+        shown = session.settings.view.thinking
+        turns = [beside_record(*pair, shown) for pair in zip(talk, made, strict=False)]
         return Replay(way.title, pinned, turns, len(talk), branch, before)
 
     return session.run_on_model(
@@ -127,77 +92,15 @@ def _add_branch(session: Session, talk: Sequence[Exchange], made: Sequence[Answe
     return end
 
 
-def _replayed(exchange: Exchange, answer: Answer) -> Replayed:
-    record, done = exchange.record, answer.done
-    same_model = done is not None and record.made_by(done.model.id, done.model.commit)
-    before = Answer(answer.variant, record, vocabulary=answer.vocabulary if same_model else 0)
-    places = parting(before, answer) if done else None
-    cut = before.cut or answer.cut
-    return Replayed(
-        exchange=exchange.number,
-        prompt=exchange.asked.text,
-        recorded=_told(record, record.measures.logprobs),
-        anew=_told(done, answer.logprobs),
-        same=done is not None and not cut and places is None,
-        difference=Parted(places[1].token, *(one[places[1].start :] for one in (before.text, answer.text)))
-        if places
-        else None,
-        problem=answer.problem,
-        done=done,
-    )
-
-
-def _told(done: Reply | None, logprobs: Sequence[float]) -> Told:
-    if done is None:
-        return Told("", 0, None, None)
-    return Told(done.text, done.usage.completion, done.timing.decode_tps, bits_per_byte(done, logprobs))
-
-
-# draw
-
-
 @render.register
 def _(result: Replay) -> RenderableType:
-    return Group(*(part for one in result.turns for part in _drawn(one)), _summary(result))
-
-
-def _drawn(one: Replayed) -> list[RenderableType]:
-    head = Text.assemble((f"{one.exchange} ", "quiet"), (shortened(one.prompt, 70), "accent"))
-    if one.done is None:
-        return [head, Text(_said(one)), Text()]
-    table = Table.grid(padding=(0, 2))
-    for side in ("left", "right", "right", "right"):
-        table.add_column(justify=side, overflow="fold")
-    table.add_row(*(Text(word, "quiet") for word in ("", "tokens", "tokens/s", "bits/byte")))
-    for name, found in (("then", one.recorded), ("now", one.anew)):
-        figures = (_figure(found.tokens_per_s, 1), _figure(found.bits_per_byte, 3))
-        table.add_row(Text(name, "quiet"), str(found.tokens), *figures)
-    return [head, table, Text(_said(one)), Text()]
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _said(one: Replayed) -> str:
-    if one.problem is not None:
-        return clean(joined(one.problem.message, *one.problem.hints))
-    if one.same:
-        return f"the same {one.recorded.tokens} tokens"
-    if (parted := one.difference) is None:
-        return "the same as far as it goes"
-    ways = [shortened(text, 30) or "the end" for text in (parted.recorded, parted.anew)]
-    return f"differs at token {parted.token}\n  then  {ways[0]}\n  now   {ways[1]}"
-
-
-def _summary(result: Replay) -> Text:
-    same = sum(one.same for one in result.turns)
-    made = sum(one.done is not None for one in result.turns)
+    made = sum(each.columns[1].done is not None for each in result.turns)
     said = joined(
-        f"{same} of {made} answers the same",
+        f"{sum(map(is_same, result.turns))} of {made} answers the same",
         f"{made} of {result.total} messages answered" if made < result.total else "",
         "answered after the recorded ones, nothing was added" if result.pinned else "",
         f"a new branch ends at exchange {result.branch}" if result.branch else "",
     )
     back = [(" · ", "quiet"), (f"/go {result.before}", "accent"), (" returns", "quiet")] if result.branch else []
-    return Text.assemble((said, "quiet"), *back)
+    turns = (part for each in result.turns for part in (render(each), Text()))
+    return Group(*turns, Text.assemble((said, "quiet"), *back))

@@ -194,7 +194,7 @@ def test_the_last_message_is_asked_again_in_its_place(chat: Session) -> None:
     run(chat, "/prefill Well", STORY, "And then?")
     last = chat.last
     found = run(chat, "/compare now greedy")
-    assert (found.turn, found.prompt) == (last.parent, "And then?")
+    assert (found.exchange, found.prompt) == (last.exchange, "And then?")
     assert [column.done.token_ids for column in found.columns] == [last.record.token_ids] * 2
     run(chat, "/prefill So")
     assert all(column.text.startswith("So") for column in run(chat, "/compare now beams=2").columns)

@@ -12,6 +12,7 @@ from fakeserver import FakeServer, refusal
 from fakeserver import chat as said
 from rich.cells import cell_len
 
+from repl.analysis.replay import is_same
 from repl.commands import registry
 from repl.core.errors import Cancelled, UsageError
 from repl.core.events import ColumnEvent, Event, Token
@@ -36,12 +37,12 @@ def test_the_same_model_says_the_same_again(chat: Session, how: str) -> None:
     if how != "pinned":
         run(chat, "/clear", f"/{how}", *LINES)
     found = run(chat, "/replay now" + (" --pinned" if how == "pinned" else ""))
-    assert [turn.same for turn in found.turns] == [True] * 3
-    assert [turn.difference for turn in found.turns] == [None] * 3
-    assert all(turn.recorded.text == turn.anew.text for turn in found.turns)
+    assert [*map(is_same, found.turns)] == [True] * 3
+    assert [turn.columns[1].difference for turn in found.turns] == [None] * 3
+    assert all(turn.columns[0].text == turn.columns[1].text for turn in found.turns)
     for turn in found.turns:
         if how != "beams 3":  # a search keeps no figures of its tokens
-            assert turn.recorded.bits_per_byte == pytest.approx(turn.anew.bits_per_byte, abs=1e-4)
+            assert turn.columns[0].bits_per_byte == pytest.approx(turn.columns[1].bits_per_byte, abs=1e-4)
     assert "3 of 3 answers the same" in drawn(found)
 
 
@@ -56,7 +57,7 @@ def test_its_own_answers_make_a_branch(chat: Session, other_folder: Path) -> Non
     path = talk.path()
     assert (found.before, found.branch) == (number, path[-1].exchange)
     assert [turn.text for turn in path if turn.role == "user"] == list(LINES)
-    assert [turn.text for turn in path if turn.role == "assistant"] == [turn.anew.text for turn in found.turns]
+    assert [turn.text for turn in path if turn.role == "assistant"] == [turn.columns[1].text for turn in found.turns]
     assert {turn.record.model.id for turn in path if turn.record} == {str(other_folder)}
     assert talk.messages(head) == before
     assert (chat.settings, chat.store.current(), chat.store.current().runtime.kv_cache.size()) == (
@@ -75,7 +76,9 @@ def test_each_new_answer_follows_the_new_ones_before_it(chat: Session, other_fol
     found = run(chat, f"/replay {other_folder}")
     with opened(other_folder, max_new_tokens=10) as plain:
         run(plain, "/system Be brief.")
-        assert [ask(plain, line).token_ids for line in LINES] == [turn.done.token_ids for turn in found.turns]
+        assert [ask(plain, line).token_ids for line in LINES] == [
+            turn.columns[1].done.token_ids for turn in found.turns
+        ]
 
 
 @pytest.mark.slow
@@ -85,9 +88,9 @@ def test_pinned_answers_follow_the_recorded_ones(chat: Session, other_folder: Pa
     found = run(chat, f"/replay {other_folder} --pinned")
     assert (chat.conversation.turns, chat.conversation.head, found.branch) == (turns, head, None)
     prompts = [chat.conversation.exchange(one.exchange).record.prompt_ids for one in found.turns]
-    assert [one.done.prompt_ids for one in found.turns] == prompts
+    assert [one.columns[1].done.prompt_ids for one in found.turns] == prompts
     run(chat, f"/model {other_folder}", "/info", "/retry")
-    assert chat.last.record.token_ids == found.turns[-1].done.token_ids
+    assert chat.last.record.token_ids == found.turns[-1].columns[1].done.token_ids
 
 
 @pytest.mark.slow
@@ -99,9 +102,8 @@ def test_each_answer_has_the_bits_per_byte_of_its_own_model(
 
     found = run(chat, f"/replay {other_folder} --pinned")
     for turn in found.turns:
-        record = chat.conversation.exchange(turn.exchange).record
-        for side, done, folder in ((turn.recorded, record, llama_folder), (turn.anew, turn.done, other_folder)):
-            model = bare(folder)[0]
+        for side, folder in zip(turn.columns, (llama_folder, other_folder), strict=True):
+            done, model = side.done, bare(folder)[0]
             own = done.token_ids[:-1] if done.finish == "stop" else done.token_ids
             whole, start = [*done.prompt_ids, *own], len(done.prompt_ids)
             with torch.no_grad():
@@ -114,20 +116,24 @@ def test_each_answer_has_the_bits_per_byte_of_its_own_model(
 def test_where_they_part_is_told(chat: Session, other_folder: Path) -> None:
     found = run(chat, f"/replay {other_folder} --pinned")
     for turn in found.turns:
-        same = next(n for n, (a, b) in enumerate(zip(turn.recorded.text, turn.anew.text, strict=False)) if a != b)
-        assert turn.anew.text.index(turn.difference.anew) <= same
-        assert not turn.difference.anew.startswith(turn.difference.recorded)
-        assert turn.recorded.text.endswith(turn.difference.recorded)
-        assert turn.anew.text.endswith(turn.difference.anew)
-    assert f"differs at token {found.turns[0].difference.token}" in drawn(found)
+        one, two = turn.columns
+        same = next(n for n, (a, b) in enumerate(zip(one.text, two.text, strict=False)) if a != b)
+        for column in turn.columns:
+            mark = column.difference
+            assert mark.start <= same < mark.end
+            assert column.text[mark.start : mark.end] == mark.text
+    second = found.turns[0].columns[1].difference
+    assert f"differs from 1 at token {second.token}" in " ".join(drawn(found).split())
     record = json.loads(json.dumps(as_record("replay", found), default=str))
-    assert record["data"]["turns"][2]["done"]["token_ids"] == list(found.turns[2].done.token_ids)
+    assert record["data"]["turns"][2]["columns"][1]["done"]["token_ids"] == list(
+        found.turns[2].columns[1].done.token_ids
+    )
 
 
 @pytest.mark.slow
 def test_another_tokenizer_is_weighed_by_its_own_tokens(chat: Session, metaspace_folder: Path) -> None:
     found = run(chat, f"/replay {metaspace_folder},mode=chat --pinned")
-    assert all("no chat template" in turn.problem.message for turn in found.turns)
+    assert all("no chat template" in turn.columns[1].problem.message for turn in found.turns)
     with pytest.raises(UsageError, match="no chat template, which a conversation needs"):
         run(chat, f"/replay {metaspace_folder}")
 
@@ -135,7 +141,7 @@ def test_another_tokenizer_is_weighed_by_its_own_tokens(chat: Session, metaspace
 @pytest.mark.slow
 def test_settings_are_replayed_as_well(chat: Session) -> None:
     found = run(chat, "/replay repetition_penalty=1.8,max=4")
-    assert [turn.anew.tokens for turn in found.turns] == [4, 4, 4]
+    assert [len(turn.columns[1].done.token_ids) for turn in found.turns] == [4, 4, 4]
     assert chat.settings.decode.max_new_tokens == 10
 
 
@@ -143,7 +149,7 @@ def test_settings_are_replayed_as_well(chat: Session) -> None:
 def test_completed_texts_are_replayed_where_nothing_was_said(gpt2_folder: Path, llama_folder: Path) -> None:
     with opened(gpt2_folder, max_new_tokens=8) as session:
         run(session, "Once upon", "Prices rose")
-        assert [turn.same for turn in run(session, "/replay now --pinned").turns] == [True, True]
+        assert [*map(is_same, run(session, "/replay now --pinned").turns)] == [True, True]
         found = run(session, f"/replay {llama_folder}")
         talk = session.conversation
         children = [talk.children(talk.exchange(turn.exchange).parent) for turn in found.turns]
@@ -168,8 +174,8 @@ def test_a_cancel_keeps_what_is_done(chat: Session) -> None:
     head = chat.conversation.head
     found = cancel_in(chat, "/replay max=150", 2)
     assert (len(found.turns), found.total) == (2, 3)
-    assert found.turns[1].done.finish == "cancelled"
-    assert not found.turns[1].same
+    assert found.turns[1].columns[1].done.finish == "cancelled"
+    assert not is_same(found.turns[1])
     path = chat.conversation.path()
     assert [turn.state for turn in path] == ["complete", "complete", "complete", "cancelled"]
     assert "2 of 3 messages answered" in drawn(found)
@@ -204,9 +210,9 @@ def test_a_server_is_asked_each_message_after_its_own_answers(chat: Session) -> 
     with FakeServer(said("One."), said("Two."), said("Three.")) as server:
         found = run(chat, f"/replay {server.url}")
         asked = [one for one in server.asked if one.path.endswith("/chat/completions")]
-    assert [turn.anew.text for turn in found.turns] == ["One.", "Two.", "Three."]
-    assert [turn.same for turn in found.turns] == [False] * 3
-    assert {turn.anew.bits_per_byte for turn in found.turns} == {None}
+    assert [turn.columns[1].text for turn in found.turns] == ["One.", "Two.", "Three."]
+    assert [*map(is_same, found.turns)] == [False] * 3
+    assert {turn.columns[1].bits_per_byte for turn in found.turns} == {None}
     said_before = [[message["content"] for message in one.body["messages"]] for one in asked]
     assert said_before == [
         ["Be brief.", LINES[0]],
@@ -226,7 +232,7 @@ def test_a_server_is_given_the_recorded_answers_where_they_are_pinned(chat: Sess
     with FakeServer(said(answers[0]), said("Other."), said("Words.")) as server:
         found = run(chat, f"/replay {server.url} --pinned")
         last = server.asked[-1]
-    assert [turn.same for turn in found.turns] == [True, False, False]
+    assert [*map(is_same, found.turns)] == [True, False, False]
     assert [message["content"] for message in last.body["messages"]][2::2] == answers[:2]
     assert talk.turns == turns
 
@@ -237,8 +243,8 @@ def test_a_server_that_refuses_is_said_with_the_turn(chat: Session) -> None:
     head = chat.conversation.head
     with FakeServer(said("One."), refusal(500, "out of order"), refusal(500, "out of order")) as server:
         found = run(chat, f"/replay {server.url}")
-    assert [turn.anew.text for turn in found.turns][:1] == ["One."]
-    assert "out of order" in found.turns[1].problem.message
+    assert [turn.columns[1].text for turn in found.turns][:1] == ["One."]
+    assert "out of order" in found.turns[1].columns[1].problem.message
     assert "out of order" in drawn(found)
     run(chat, f"/go {found.before}")
     assert chat.conversation.head == head
