@@ -15,13 +15,13 @@ MOST = 16
 """Tokens after which the window is cut back to `KEPT`."""
 
 _BYTE = re.compile(r"<0x[+0-9A-Fa-f][0-9A-Fa-f]>")
-_TIDIED = tuple((f" {text}", text.rstrip()) for text in (".", "?", "!", ",", "' ", "n't", "'m", "'s", "'ve", "'re"))
 
 
 class Detokenizer:
     """Token ids in, text out: joined pieces equal `tokenizer.decode(ids)`, invalid bytes included.
 
-    Special tokens add no text, but for those that mark the parts of a reply (see `reply_parser`).
+    Special tokens add no text, but for those that mark the parts of a reply (see `reply_parser`), and spaces stay
+    where they are (`clean_up_tokenization_spaces=False`).
     `seed` are the ids before them (for raw completion), so that the first word keeps its leading space; then the
     pieces are what `decode(seed + ids)` adds to `decode(seed)`. Each token is decoded in a window of at most `MOST`
     tokens.
@@ -36,8 +36,8 @@ class Detokenizer:
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)  # the Rust side; None for a Python tokenizer
         marks = spoken(tokenizer) if skip_special_tokens else {}
         self._silent = _special(tokenizer) - marks.keys() if skip_special_tokens else frozenset[int]()
-        self._tidy = _Tidy(_TIDIED if _tidies(tokenizer) else ())
-        self._decode = _decoder(tokenizer, skip_special_tokens and not marks)
+        plain = {"clean_up_tokenization_spaces": False} if hasattr(tokenizer, "clean_up_tokenization_spaces") else {}
+        self._decode = partial(tokenizer.decode, skip_special_tokens=skip_special_tokens and not marks, **plain)
         self._merges = self._backend is not None and _merges_bytes(self._backend)
         self._doubtful = 3 if self._backend is None else 1  # replacement characters that may stand for one incomplete
         self._probe = _probe(tokenizer) if self._backend is None else []
@@ -59,13 +59,13 @@ class Detokenizer:
         self._window.append(token_id)
         if self._is_byte(token_id):
             return ""
-        return self._unseen(self._tidy.feed(self._settled()))
+        return self._unseen(self._settled())
 
     def flush(self) -> str:
         """Return the rest: what was held back at the end of the ids."""
         rest = self._unseen(self._rest())
         self._window.clear()
-        self._done, self._tidy, self._owed = 0, _Tidy(()), ""
+        self._done, self._owed = 0, ""
         return rest
 
     def _is_silent(self, token_id: int) -> bool:
@@ -76,12 +76,11 @@ class Detokenizer:
         return self._merges and _BYTE.fullmatch(self._backend.id_to_token(token_id)) is not None
 
     def _last(self, seed: Sequence[int]) -> list[int]:
-        enough = len(seed) if self._tidy.works else KEPT  # how ` ' ' ' ` is tidied depends on where it began
         heard: list[int] = []
         for token_id in reversed(seed):
             if not self._is_silent(token_id):
                 heard.append(token_id)
-                if len(heard) >= enough and not self._is_byte(token_id):
+                if len(heard) >= KEPT and not self._is_byte(token_id):
                     break
         return heard[::-1]
 
@@ -104,7 +103,7 @@ class Detokenizer:
 
     def _rest(self) -> str:
         now = self._decode(self._window) if self._window else ""
-        return self._tidy.rest(now[self._done :])
+        return now[self._done :]
 
     def _unseen(self, text: str) -> str:
         if not self._owed or not text:
@@ -112,29 +111,6 @@ class Detokenizer:
         seen = _common(self._owed, text)
         self._owed = self._owed[seen:] if seen == len(text) else ""
         return text[seen:]
-
-
-class _Tidy:
-    """`clean_up_tokenization_spaces` for a stream: each replacement in turn, holding what may still become a match."""
-
-    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
-        self._pairs = pairs
-        self.works = bool(pairs)
-        self._held = [""] * len(pairs)
-
-    def feed(self, text: str) -> str:
-        for place, (old, new) in enumerate(self._pairs):
-            *before, last = (self._held[place] + text).split(old)
-            sizes = (size for size in range(len(old) - 1, 0, -1) if last.endswith(old[:size]))
-            cut = len(last) - next(sizes, 0)
-            self._held[place] = last[cut:]
-            text = new.join([*before, last[:cut]])
-        return text
-
-    def rest(self, text: str) -> str:
-        for held, (old, new) in zip(self._held, self._pairs, strict=True):
-            text = (held + text).replace(old, new)
-        return text
 
 
 def _common(one: str, other: str) -> int:
@@ -147,20 +123,6 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     if backend is None:
         return frozenset(getattr(tokenizer, "all_special_ids", ()))
     return frozenset(token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special)
-
-
-def _tidies(tokenizer: PreTrainedTokenizerBase) -> bool:
-    if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
-        return False
-    backend = getattr(tokenizer, "backend_tokenizer", None)  # for BPE the library ignores the setting, unless forced
-    forced = getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
-    return backend is None or forced or type(backend.model).__name__ != "BPE"
-
-
-def _decoder(tokenizer: PreTrainedTokenizerBase, skip: bool) -> Callable[[list[int]], str]:
-    tidied = getattr(tokenizer, "clean_up_tokenization_spaces", False)
-    plain = {"clean_up_tokenization_spaces": False} if tidied else {}
-    return partial(tokenizer.decode, skip_special_tokens=skip, **plain)
 
 
 def _merges_bytes(backend: Any) -> bool:
