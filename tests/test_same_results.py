@@ -467,7 +467,7 @@ def test_memory_that_runs_out_leaves_the_model_and_names_remedies(llama, values)
     hook.remove()
     assert isinstance(found, NoMemory)
     assert len(found.partial.token_ids) >= 4  # a search knows its last step when the next one begins
-    packed = quantization.best(4, llama.settings.load)
+    packed = quantization.best_form(4, llama.settings.load)
     width = ["/beams 1"] if values else []
     remedies = [f"/quantize {packed}", "/dtype bfloat16", *width, "/max_new_tokens 60"]
     assert [hint.partition(" (")[0] for hint in found.hints] == remedies

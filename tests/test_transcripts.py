@@ -27,7 +27,7 @@ from repl.core.events import Progress
 from repl.core.jobs import Job, JobContext, Worker
 from repl.core.settings import Load, Settings
 from repl.generation.runtime import Runtime
-from repl.models.loader import bring
+from repl.models.loader import load_model
 from repl.models.store import Store
 from repl.session.session import Session
 from repl.terminal.editor import history
@@ -102,7 +102,7 @@ class Loads:
             time.sleep(0.01)
         while load.model == "deaf":  # a library that never looks up
             sum(range(1000))
-        return bring(load, emit, offline, make_room, Runtime)
+        return load_model(load, emit, offline, make_room, Runtime)
 
 
 @pytest.fixture

@@ -48,10 +48,10 @@ class Traits:
 
 def traits(model: PreTrainedModel, context: int, check: Callable[[], None]) -> Traits:
     """Look at a model; two tiny runs show what its cache holds."""
-    config = model_config.text(model.config)
+    config = model_config.text_config(model.config)
     kept, remark = memory(model, check)
     keyed = [layer for layer in kept if layer.heads]
-    heads = int(model_config.read(config, "num_attention_heads") or 0)
+    heads = int(model_config.get(config, "num_attention_heads") or 0)
     windows: dict[int, int] = {}
     for layer in kept:
         if layer.window:
@@ -63,7 +63,7 @@ def traits(model: PreTrainedModel, context: int, check: Callable[[], None]) -> T
         kv_heads=shared,
         head_width=keyed[0].width if keyed else 0,
         positions=positions(model, config),
-        layers=int(model_config.read(config, "num_hidden_layers") or len(kept)),
+        layers=int(model_config.get(config, "num_hidden_layers") or len(kept)),
         windows=windows,
         kv_bytes_per_token=sum(layer.per_token for layer in kept),
         fixed_bytes=sum(layer.fixed for layer in kept),
@@ -128,7 +128,7 @@ def _kind(config: PreTrainedConfig, heads: int, shared: int, keyed: int, kept: l
     """Name the kind of attention, and how many layers have none."""
     if not keyed:
         return "none: recurrent" if kept and not any(layer.per_token for layer in kept) else "unknown"
-    if model_config.read(config, "kv_lora_rank"):
+    if model_config.get(config, "kv_lora_rank"):
         name = "multi-head latent"
     elif shared == heads:
         name = "multi-head"
@@ -146,15 +146,15 @@ def positions(model: PreTrainedModel, config: PreTrainedConfig) -> str:
             return rotary(config)
     if learned := _learned(model):
         return f"learned, {learned:,}"
-    if model_config.read(config, "rotary_dim", "rope_parameters"):
+    if model_config.get(config, "rotary_dim", "rope_parameters"):
         return rotary(config)
-    if model_config.read(config, "alibi") or type(model).__name__.startswith("Bloom") or _alibi(config):
+    if model_config.get(config, "alibi") or type(model).__name__.startswith("Bloom") or _alibi(config):
         return "ALiBi: a slope on the distance"
     return "none of its own"
 
 
 def _alibi(config: PreTrainedConfig) -> bool:
-    inner = model_config.read(config, "attn_config")
+    inner = model_config.get(config, "attn_config")
     return bool(getattr(inner, "alibi", False))
 
 
@@ -172,7 +172,7 @@ def _learned(model: PreTrainedModel) -> int:
 
 def rotary(config: PreTrainedConfig) -> str:
     """Say which rotary embedding a config describes, for each kind of layer where they differ."""
-    given = model_config.read(config, "rope_parameters") or {}
+    given = model_config.get(config, "rope_parameters") or {}
     by_kind = {kind: values for kind, values in given.items() if isinstance(values, dict)}
     if not by_kind:
         return f"rotary{_theta(config, given)}"
@@ -186,7 +186,7 @@ def rotary(config: PreTrainedConfig) -> str:
 
 
 def _theta(config: PreTrainedConfig, values: dict[str, object]) -> str:
-    theta = values.get("rope_theta") or model_config.read(config, "rope_theta", "rotary_emb_base")
+    theta = values.get("rope_theta") or model_config.get(config, "rope_theta", "rotary_emb_base")
     words = f", theta {theta:,.0f}" if theta else ""
     kind, factor = values.get("rope_type", "default"), values.get("factor")
     if kind != "default":
@@ -194,6 +194,6 @@ def _theta(config: PreTrainedConfig, values: dict[str, object]) -> str:
     part = values.get("partial_rotary_factor") or 1.0
     if part != 1.0:
         words += f", on {part:.0%} of each head"
-    elif dimension := model_config.read(config, "rotary_dim"):
+    elif dimension := model_config.get(config, "rotary_dim"):
         words += f", on {dimension} values of each head"
     return words

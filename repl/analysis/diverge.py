@@ -197,7 +197,7 @@ def _text(resident: Model, asked: Asked, emit: JobContext) -> Led:
 
 def _require_tokenizer(store: Models, other: Load, emit: JobContext) -> None:
     """Refuse a model to which the same ids are other tokens; raises `UsageError`."""
-    theirs, _ = loader.tokenizer(other, emit, store.consents)
+    theirs, _ = loader.load_tokenizer_alone(other, emit, store.consents)
     name = store.current().facts.name
     one, two = store.current().tokenizer.get_vocab(), theirs.get_vocab()
     if one != two:

@@ -15,7 +15,7 @@ from repl.generation.measure.forward import cancellable_forward, input_device, l
 from repl.generation.measure.token_text import Speller
 from repl.generation.runtime import Model
 from repl.models import reference
-from repl.models.imports import release
+from repl.models.imports import release_memory
 from repl.models.loader import ModelInfo
 
 CLOSE = 1e-4  # of the largest logit: how far two ways to the same number may lie apart in float32
@@ -50,7 +50,7 @@ def layer_logits(resident: Model, ids: Sequence[int], emit: JobContext) -> Tenso
         if error.__cause__ is None or not is_memory(error.__cause__):
             raise
         words = sentence(strip_traceback(error.__cause__))
-    release()
+    release_memory()
     raise NoMemory(f"memory ran out: {words}", *(["/dtype bfloat16"] if facts.dtype == "float32" else []))
 
 
@@ -66,7 +66,7 @@ def _read(model: PreTrainedModel, facts: ModelInfo, ids: list[int], emit: JobCon
         with _seen(blocks, emit) as seen:
             own = _own(model, given, facts)
         states = _states(seen, len(blocks), len(ids), facts)
-        if not (fits or reference.same(own, reference.following(model, given), model.dtype)):
+        if not (fits or reference.same_logits(own, reference.reference_logits(model, given), model.dtype)):
             raise _unsupported(facts, "a whole text gets other logits than a reply does")
         with _instead(blocks[-1], states):
             logits = _last(model, given[:, -1:].repeat(len(states), 1), len(ids) - 1)

@@ -74,7 +74,7 @@ def doctor(session: Session) -> Task[Doctor]:
     terminal, chosen = describe_terminal(), session.settings
 
     def examine(emit: JobContext) -> Doctor:
-        imports.bring(emit)
+        imports.import_libraries(emit)
         prepare(emit)
         speeds = measured(emit)
         emit(Progress("ask the Hub"))

@@ -58,9 +58,11 @@ def memory(session: Session) -> Task[Memory]:
     keep = settings.show("keep_models", session.settings.view.keep_models)
 
     def look(emit: JobContext) -> Memory:
-        imports.bring(emit)
+        imports.import_libraries(emit)
         current = session.store.facts()
-        models = [held(each, size, each.facts is current) for each, size in store.sizes(session.store.residents())]
+        models = [
+            held(each, size, each.facts is current) for each, size in store.resident_sizes(session.store.residents())
+        ]
         return Memory([taken(room) for room in session.store.measure()], models, keep)
 
     return session.run_on_model(look)

@@ -125,7 +125,7 @@ def _(result: Info) -> RenderableType:
         "adapter": facts.adapter,
         "memory": amount(facts.bytes),
         "device": f"{device(facts.device_map)} (asked for {asked['device']})",
-        **({"device map": ", ".join(device_map.folded(facts.device_map))} if len(facts.device_map) > 1 else {}),
+        **({"device map": ", ".join(device_map.format_map(facts.device_map))} if len(facts.device_map) > 1 else {}),
         "attention": f"{facts.attention or 'none'} (asked for {asked['attention']})",
         "context": f"{facts.context} tokens" if facts.context else "no fixed limit",
         "chat template": "yes" if facts.chats else "none: the model completes text",

@@ -53,7 +53,7 @@ def reader(store: Models, record: Reply, emit: JobContext) -> tuple[PreTrainedTo
     known = {spot.name for spot in fields(Load)}
     load = Load(**{name: value for name, value in record.load.items() if name in known})
     exact = record.model.commit or load.revision
-    return loader.tokenizer(replace(load, revision=exact, trust_remote_code=False), emit)
+    return loader.load_tokenizer_alone(replace(load, revision=exact, trust_remote_code=False), emit)
 
 
 def source(record: Reply, folder: Path) -> Source:

@@ -30,7 +30,7 @@ from repl.generation.prompt.reply_parser import Begun, Reading
 from repl.generation.provenance import described, environment, versions
 from repl.generation.request import Request, encode
 from repl.generation.runtime import Model
-from repl.models.imports import release
+from repl.models.imports import release_memory
 from repl.models.memory.out_of_memory import dead, out_of_memory
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ class Run:
                 raise
             words = sentence(strip_traceback(error.__cause__))
         self.resident.runtime.kv_cache.drop()
-        release()
+        release_memory()
         raise out_of_memory(self.resident, self.config, len(self.prompt), words)
 
     def _generate(self) -> tuple[list[Sequence], str]:

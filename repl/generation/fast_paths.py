@@ -46,7 +46,7 @@ def _packed(resident: Model) -> str:
     if resident.facts.packed:
         return ""
     try:
-        packed_linear.check("int4")
+        packed_linear.require_kernel("int4")
     except MissingExtra as error:
         return error.message
     return "not chosen: /quantize int4"

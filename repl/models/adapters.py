@@ -20,10 +20,10 @@ from repl.hub.model_files import cut_name, read_json
 from repl.hub.weight_headers import Tensor, read_header
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-NONE = "/adapter none"
-KINDS = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA")
+NO_ADAPTER = "/adapter none"
+ADAPTER_TYPES = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA")
 """The kinds of adapter that change layers in place; others put words in front of the prompt."""
-PREFIX = "base_model.model."
+TENSOR_PREFIX = "base_model.model."
 PATTERN = re.compile(r"[\w.\\^$*+-]{1,200}")
 """What a pattern in an adapter's config may hold: without groups it cannot take for ever to match."""
 MUTATING = ("pissa", "olora", "corda", "loftq")
@@ -73,71 +73,75 @@ class Bases:
         return base if base and base.served != adapter and not library.offloaded(base.model) else None
 
 
-def find(adapter: Adapter, emit: JobContext, offline: bool) -> Path:
+def find_adapter(adapter: Adapter, emit: JobContext, offline: bool) -> Path:
     """Find the folder of an adapter, downloading it if need be; raises what `hub.locate` raises."""
     if importlib.util.find_spec("peft") is None:
-        raise MissingExtra("adapters need the peft package", "pip install 'hub-repl[peft]'", NONE)
+        raise MissingExtra("adapters need the peft package", "pip install 'hub-repl[peft]'", NO_ADAPTER)
     name, _, revision = adapter.name.partition("@")
     return locate.adapter(name, revision or "main", emit, offline).folder
 
 
-def remarks(folder: Path, asked: Adapter) -> list[str]:
+def adapter_remarks(folder: Path, asked: Adapter) -> list[str]:
     """Say that an adapter lies in a model's folder, which the library would put on without a word."""
     there = (folder / CONFIG).is_file() and asked.name != str(folder)
     return [f"{CONFIG} lies beside the model: not put on · /adapter {folder} does"] if there else []
 
 
-def examine(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
+def read_adapter(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Read and check the config and the header of an adapter; raises `BadModel`."""
     if not (folder / CONFIG).is_file():
         hint = [f"/model {folder}"] if (folder / "config.json").is_file() else []
-        raise BadModel(f"no {CONFIG} in {folder}: it holds no adapter", *hint, NONE)
+        raise BadModel(f"no {CONFIG} in {folder}: it holds no adapter", *hint, NO_ADAPTER)
     if not (folder / WEIGHTS).is_file():
         if (folder / PICKLE).is_file():
             raise BadModel(
-                f"{PICKLE} in {folder} is a pickle, which can run code when read: only {WEIGHTS} is read", NONE
+                f"{PICKLE} in {folder} is a pickle, which can run code when read: only {WEIGHTS} is read", NO_ADAPTER
             )
-        raise BadModel(f"no {WEIGHTS} in {folder}: the adapter has no weights", NONE)
+        raise BadModel(f"no {WEIGHTS} in {folder}: the adapter has no weights", NO_ADAPTER)
     config = read_json(folder, CONFIG)
     tensors = read_header(folder, WEIGHTS)
-    check(config)
+    check_adapter_config(config)
     return config, tensors
 
 
-def check(config: dict[str, Any]) -> None:
+def check_adapter_config(config: dict[str, Any]) -> None:
     """Raise `BadModel` for a config that asks for what is not done here."""
     kind = str(config.get("peft_type")).upper()
-    if kind not in KINDS:
-        raise BadModel(f"{CONFIG} asks for a {cut_name(kind)} adapter, and only {', '.join(KINDS)} are put on", NONE)
+    if kind not in ADAPTER_TYPES:
+        raise BadModel(
+            f"{CONFIG} asks for a {cut_name(kind)} adapter, and only {', '.join(ADAPTER_TYPES)} are put on", NO_ADAPTER
+        )
     begun = config.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(MUTATING):
-        raise BadModel(f"{CONFIG} has init_lora_weights {cut_name(begun)!r}, which changes the model itself", NONE)
+        raise BadModel(
+            f"{CONFIG} has init_lora_weights {cut_name(begun)!r}, which changes the model itself", NO_ADAPTER
+        )
     if config.get("layer_replication"):
-        raise BadModel(f"{CONFIG} asks for layers to be repeated, which is not done here", NONE)
+        raise BadModel(f"{CONFIG} asks for layers to be repeated, which is not done here", NO_ADAPTER)
     patterns = [config.get(name) for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")]
     patterns += [list(config.get(name) or ()) for name in ("rank_pattern", "alpha_pattern")]
     words = itertools.chain.from_iterable(item if isinstance(item, list) else [item] for item in patterns if item)
     if strange := [word for word in words if not (isinstance(word, str) and PATTERN.fullmatch(word))]:
-        raise BadModel(f"{CONFIG} names modules by {cut_name(str(strange[0]))!r}, which is not read here", NONE)
+        raise BadModel(f"{CONFIG} names modules by {cut_name(str(strange[0]))!r}, which is not read here", NO_ADAPTER)
 
 
-def fits(model: PreTrainedModel, config: dict[str, object], tensors: dict[str, Tensor]) -> None:
+def check_adapter_fits(model: PreTrainedModel, config: dict[str, object], tensors: dict[str, Tensor]) -> None:
     """Raise `BadModel` where a tensor of an adapter has no place in a model, or one of another size."""
     modules = dict(model.named_modules())
     made_for = config.get("base_model_name_or_path")
     whose = f" (made for {cut_name(made_for)})" if isinstance(made_for, str) and made_for else ""
     for name, tensor in tensors.items():
-        path, sign, _ = name.removeprefix(PREFIX).partition(".lora_")
+        path, sign, _ = name.removeprefix(TENSOR_PREFIX).partition(".lora_")
         if not sign:
             continue
         module = modules.get(path)
         if module is None:
-            raise BadModel(f"the adapter{whose} is for another model: this one has no {cut_name(path)}", NONE)
+            raise BadModel(f"the adapter{whose} is for another model: this one has no {cut_name(path)}", NO_ADAPTER)
         side = getattr(module, "in_features", None) if ".lora_A." in name else getattr(module, "out_features", None)
         mine = tensor.shape[-1] if ".lora_A." in name else tensor.shape[0]
         if side is not None and len(tensor.shape) == 2 and ".lora_embedding" not in name and side != mine:
             cause = f"{cut_name(path)} is {side} wide here, and {mine} there"
-            raise BadModel(f"the adapter{whose} is for another model: {cause}", NONE)
+            raise BadModel(f"the adapter{whose} is for another model: {cause}", NO_ADAPTER)
 
 
 def shell(model: PreTrainedModel) -> PreTrainedModel:
@@ -148,8 +152,8 @@ def shell(model: PreTrainedModel) -> PreTrainedModel:
 
 def attach(model: PreTrainedModel, folder: Path, merge: bool, emit: JobContext) -> PreTrainedModel:
     """Return a model with an adapter put on or merged in; the model itself is changed by it."""
-    config, tensors = examine(folder)
-    fits(model, config, tensors)
+    config, tensors = read_adapter(folder)
+    check_adapter_fits(model, config, tensors)
     emit(Progress("put the adapter on"))
     try:
         with emit.uninterruptible():
@@ -159,12 +163,12 @@ def attach(model: PreTrainedModel, folder: Path, merge: bool, emit: JobContext) 
     except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
         # peft has no error of its own for what does not fit together
         words = " ".join(str(error).split())[:200].rstrip(".")
-        raise BadModel(f"the adapter in {folder} does not fit this model: {words}", NONE) from error
+        raise BadModel(f"the adapter in {folder} does not fit this model: {words}", NO_ADAPTER) from error
 
 
 def _targets(tensors: dict[str, Tensor]) -> set[str]:
     """Name the modules that a LoRA changes, from its tensors: the config may name them by patterns."""
-    return {name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors if ".lora_" in name}
+    return {name.removeprefix(TENSOR_PREFIX).partition(".lora_")[0] for name in tensors if ".lora_" in name}
 
 
 def _attached(model: PreTrainedModel, folder: Path, merge: bool, targets: list[str]) -> PreTrainedModel:
@@ -179,8 +183,8 @@ def _attached(model: PreTrainedModel, folder: Path, merge: bool, targets: list[s
     dressed = peft.PeftModel(model, config, autocast_adapter_dtype=False)
     report = peft.set_peft_model_state_dict(dressed, load_file(folder / WEIGHTS))
     if extra := sorted(report.unexpected_keys):
-        raise BadModel(f"the adapter in {folder} has a tensor with no place in this model: {extra[0]}", NONE)
+        raise BadModel(f"the adapter in {folder} has a tensor with no place in this model: {extra[0]}", NO_ADAPTER)
     if lost := sorted(key for key in report.missing_keys if ".default." in key):
-        raise BadModel(f"{WEIGHTS} in {folder} lacks the tensor {lost[0].removeprefix(PREFIX)}", NONE)
+        raise BadModel(f"{WEIGHTS} in {folder} lacks the tensor {lost[0].removeprefix(TENSOR_PREFIX)}", NO_ADAPTER)
     dressed.eval().requires_grad_(False)
     return dressed.merge_and_unload(safe_merge=True) if merge else dressed.get_base_model()

@@ -9,23 +9,23 @@ from repl.core.errors import BadModel, UsageError
 from repl.core.library_types import PreTrainedModel
 from repl.core.settings import Load
 
-SPREAD = ("auto", "balanced", "sequential")  # the maps that the library makes itself, within `max_memory`
+SPREADING = ("auto", "balanced", "sequential")  # the maps that the library makes itself, within `max_memory`
 LAYER = re.compile(r"(?P<front>.*?\.)(?P<number>\d+)(?P<rest>\..*)?$")
 
 
-def options(load: Load) -> dict[str, object]:
+def placement_options(load: Load) -> dict[str, object]:
     """Return what `from_pretrained` takes for placing a model; raises `BadModel` for a device that is not there."""
     import torch
 
     found: dict[str, Any] = {"device_map": device_map(load.device)}
-    if load.max_memory and load.device in SPREAD:
+    if load.max_memory and load.device in SPREADING:
         found["max_memory"] = max_memory(load.max_memory)
         for name in found["max_memory"]:
             if isinstance(name, int):
-                require(name)
+                require_gpu(name)
     if load.offload_folder:
         found["offload_folder"] = offload_folder(load.offload_folder)
-    if load.device in SPREAD and len(found) == 1 and not torch.accelerator.is_available():
+    if load.device in SPREADING and len(found) == 1 and not torch.accelerator.is_available():
         found["device_map"] = {"": "cpu"}  # what it comes to, without weighing every module
     return found
 
@@ -36,14 +36,14 @@ def device_map(device: str) -> object:
 
     name, _, number = device.partition(":")
     if name == "cuda":
-        require(int(number or 0))
+        require_gpu(int(number or 0))
         return {"": int(number or 0)}
     if name == "mps" and not torch.backends.mps.is_available():
         raise BadModel("no MPS device: this machine or this build of torch has none", "/device auto", "/device cpu")
     return {"": name} if name in ("cpu", "mps") else name
 
 
-def require(number: int) -> None:
+def require_gpu(number: int) -> None:
     """Raise `BadModel` unless there is a CUDA device of this number."""
     import torch
 
@@ -70,13 +70,13 @@ def offload_folder(words: str) -> str:
     return str(folder)
 
 
-def placed(model: PreTrainedModel) -> dict[str, str]:
+def read_device_map(model: PreTrainedModel) -> dict[str, str]:
     """Return the device of each part of a model that was placed as one."""
     places = getattr(model, "hf_device_map", None) or {"": model.device}
     return {part: f"cuda:{place}" if isinstance(place, int) else str(place) for part, place in places.items()}
 
 
-def folded(places: Mapping[str, str]) -> list[str]:
+def format_map(places: Mapping[str, str]) -> list[str]:
     """Write a device map with one entry for neighbouring layers: `model.layers.0-11: cuda:0`."""
     rows: list[tuple[str, str, int, int, str]] = []  # front, rest, first, last, place
     for part, place in places.items():
@@ -96,7 +96,7 @@ def _part(front: str, first: int, last: int) -> str:
     return f"{front}{first}" if first == last else f"{front}{first}-{last}"
 
 
-def layers(places: Mapping[str, str]) -> dict[str, int]:
+def count_layers(places: Mapping[str, str]) -> dict[str, int]:
     """Count the layers on each device; empty where the model lies in one piece."""
     found: dict[str, set[str]] = {}
     for part, place in places.items():
@@ -105,12 +105,12 @@ def layers(places: Mapping[str, str]) -> dict[str, int]:
     return {place: len(names) for place, names in found.items()}
 
 
-def remarks(load: Load, places: Mapping[str, str]) -> list[str]:
+def placement_remarks(load: Load, places: Mapping[str, str]) -> list[str]:
     """Say what slows a model down where it lies, and what setting had no effect."""
     said = []
-    if load.max_memory and load.device not in SPREAD:
+    if load.max_memory and load.device not in SPREADING:
         said.append(f"max_memory has no effect with device {load.device} · /device auto spreads by it")
-    tally = layers(places)
+    tally = count_layers(places)
     whole, slow = sum(tally.values()), {place: tally[place] for place in ("cpu", "disk") if place in tally}
     alone = set(places.values()) == {"cpu"}
     if slow and not alone:

@@ -16,12 +16,12 @@ from repl.hub import consent, locate, validate
 from repl.hub.validate import NeedsCode
 from repl.models import device_map, model_config, quantization
 
-MOST = 1000  # beams, or answers to one prompt
-HALVES = ("decoder_layers", "num_decoder_layers")
+MAX_SEQUENCES = 1000  # beams, or answers to one prompt
+DECODER_LAYERS = ("decoder_layers", "num_decoder_layers")
 """What the config of an encoder with a decoder has, of which the decoder is used alone."""
 
 
-def config(found: locate.LocalModel, load: Load) -> PreTrainedConfig:
+def load_config(found: locate.LocalModel, load: Load) -> PreTrainedConfig:
     """Read the config; what it says about attention code is dropped, it could name code on the Hub."""
     from transformers import AutoConfig
 
@@ -35,8 +35,8 @@ def config(found: locate.LocalModel, load: Load) -> PreTrainedConfig:
 
 def _options(load: Load, found: locate.LocalModel, form: str) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "dtype": quantization.dtype(load),
-        **device_map.options(load),
+        "dtype": quantization.load_dtype(load),
+        **device_map.placement_options(load),
         "attn_implementation": None if load.attention == "auto" else load.attention,  # None: each part chooses its own
         "trust_remote_code": load.trust_remote_code,
         "local_files_only": True,
@@ -44,7 +44,7 @@ def _options(load: Load, found: locate.LocalModel, form: str) -> dict[str, Any]:
         "use_safetensors": form != "pickle",
         "adapter_kwargs": {"subfolder": os.devnull},  # an adapter beside the weights would be put on unasked
     }
-    if (quantized := quantization.config(load)) is not None:
+    if (quantized := quantization.quantization_config(load)) is not None:
         options["quantization_config"] = quantized
     if found.gguf_file:
         from transformers import GgufConfig
@@ -92,7 +92,7 @@ def _seeing_class(config: PreTrainedConfig) -> Any:
     return AutoModelForImageTextToText if either else None
 
 
-def admit(config: PreTrainedConfig) -> None:
+def require_text_model(config: PreTrainedConfig) -> None:
     """Refuse a model that does not answer text alone, token by token; raises `BadModel`."""
     import inspect
 
@@ -123,7 +123,7 @@ def _class(config: PreTrainedConfig) -> Any:
     return None
 
 
-def tokenizer(found: locate.LocalModel, load: Load, emit: JobContext) -> PreTrainedTokenizerBase:
+def load_tokenizer(found: locate.LocalModel, load: Load, emit: JobContext) -> PreTrainedTokenizerBase:
     """Read the tokenizer; raises `BadModel`."""
     from transformers import AutoTokenizer
 
@@ -159,7 +159,7 @@ def _has(*packages: str) -> bool:
         return False
 
 
-def model(
+def load_weights(
     found: locate.LocalModel, load: Load, config: PreTrainedConfig, form: str, emit: JobContext
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Read the weights into a model; returns it with the library's report on tensors."""
@@ -176,7 +176,7 @@ def model(
     return read, report
 
 
-def check(found: locate.LocalModel, model: PreTrainedModel, report: dict[str, object]) -> None:
+def check_loaded(found: locate.LocalModel, model: PreTrainedModel, report: dict[str, object]) -> None:
     """Refuse what was read if it is not whole, or would decode without end; raises `BadModel`."""
     _complete(found, report)
     _modest(model.generation_config)
@@ -191,12 +191,12 @@ def _answers(model: PreTrainedModel) -> None:
 
     kind = type(model)
     special = auto_class(model.config).__name__ != "AutoModelForCausalLM" or "Assistant" in kind.__name__
-    config = model_config.text(model.config)
-    odd = not model_config.count(config, "num_hidden_layers") or model_config.count(config, *HALVES)
+    config = model_config.text_config(model.config)
+    odd = not model_config.get_count(config, "num_hidden_layers") or model_config.get_count(config, *DECODER_LAYERS)
     if model.device.type == "meta" or not (special or odd or library.prepares_steps(kind)):
         return
     try:
-        reference.answered(model, torch.tensor([[1, 2, 3]], device=model.device), tokens=2)
+        reference.generate_plainly(model, torch.tensor([[1, 2, 3]], device=model.device), tokens=2)
     except Exception as error:
         if is_memory(error):
             raise
@@ -227,5 +227,7 @@ def _complete(found: locate.LocalModel, report: dict[str, Any]) -> None:
 def _modest(config: PreTrainedConfig) -> None:
     """Refuse a model whose own decoding would search without end."""
     for name in ("num_beams", "num_return_sequences"):
-        if isinstance(value := getattr(config, name, None), int) and value > MOST:
-            raise BadModel(f"generation_config.json asks for {name} {value}, more than the {MOST} that make sense")
+        if isinstance(value := getattr(config, name, None), int) and value > MAX_SEQUENCES:
+            raise BadModel(
+                f"generation_config.json asks for {name} {value}, more than the {MAX_SEQUENCES} that make sense"
+            )

@@ -12,7 +12,7 @@ from repl.core.events import Progress
 from repl.core.jobs import JobContext, run_isolated
 
 
-def bring(emit: JobContext) -> None:
+def import_libraries(emit: JobContext) -> None:
     """Import torch and transformers once; an import that is broken off cannot be made good."""
     if "transformers.generation.utils" in sys.modules:
         return
@@ -23,7 +23,7 @@ def bring(emit: JobContext) -> None:
 
 def _import() -> None:
     _share_processors()
-    with uncollected():
+    with no_gc():
         importlib.import_module("transformers.generation.utils")
         importlib.import_module("transformers.models.auto.modeling_auto")
         importlib.import_module("transformers.models.auto.tokenization_auto")
@@ -42,7 +42,7 @@ def _share_processors() -> None:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def no_gc() -> Iterator[None]:
     """Import or load without garbage collections: they find nothing, and some block the keyboard meanwhile."""
     gc.disable()
     try:
@@ -51,7 +51,7 @@ def uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def release() -> None:
+def release_memory() -> None:
     """Give freed memory back to the device."""
     import torch
 

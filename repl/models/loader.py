@@ -24,7 +24,7 @@ from repl.models.adapters import Adapter, Bases
 from repl.models.memory import estimate, fit
 from repl.models.memory.available import Room, measure
 
-NOISE = ("transformers_version", "use_cache", "output_attentions", "output_hidden_states")
+SILENT_FIELDS = ("transformers_version", "use_cache", "output_attentions", "output_hidden_states")
 """Fields of a generation config that say nothing about the text."""
 
 
@@ -97,7 +97,7 @@ BASES = Bases()
 MakeRoom = Callable[[int, Callable[[list[Room]], None]], None]
 
 
-def bring(
+def load_model(
     load: Load,
     emit: JobContext,
     offline: bool,
@@ -111,9 +111,9 @@ def bring(
     Raises a `ReplError` that names what is wrong, or `Cancelled`; then nothing of it stays in memory.
     """
     began = time.monotonic()
-    imports.bring(emit)
+    imports.import_libraries(emit)
     adapter = Adapter.of(load.adapter)
-    over = adapters.find(adapter, emit, offline) if adapter.name else None
+    over = adapters.find_adapter(adapter, emit, offline) if adapter.name else None
     bare = replace(load, adapter="none")
     with _translated(load):
         base = None if adapter.merge else BASES.take(bare, load.adapter)
@@ -124,7 +124,7 @@ def bring(
             model = adapters.attach(model, over, True, emit)
         elif over:
             model = adapters.attach(adapters.shell(model), over, False, emit)
-        if over and adapter.merge and quantization.packs(load):
+        if over and adapter.merge and quantization.packs_after_load(load):
             base.packing = _packed(model, load, emit)
     if not adapter.merge:
         BASES.known[bare] = base
@@ -135,25 +135,25 @@ def bring(
 
 def _bare(load: Load, emit: JobContext, offline: bool, make_room: MakeRoom, consents: Consents) -> adapters.BaseModel:
     """Read a model from its files; an adapter to be merged comes before packing, every other after it."""
-    device_map.options(load)  # a device that is not there needs no model to be found
+    device_map.placement_options(load)  # a device that is not there needs no model to be found
     found = _find(load, emit, offline)
     weights = _examined(load, found, consents)
-    quantization.admit(load, quantization.stored(found.folder))
-    config = from_files.config(found, load)
-    from_files.admit(config)
+    quantization.require_packages(load, quantization.stored_form(found.folder))
+    config = from_files.load_config(found, load)
+    from_files.require_text_model(config)
     make_room(estimate.needs(weights, config, load).total, lambda rooms: fit.check(weights, config, load, rooms))
-    with _weighed(weights, config, load), imports.uncollected():
-        tokenizer = from_files.tokenizer(found, load, emit)
-        model, report = from_files.model(found, load, config, weights.format, emit)
-        from_files.check(found, model, report)
-        later = not quantization.packs(load) or Adapter.of(load.adapter).merge
+    with _weighed(weights, config, load), imports.no_gc():
+        tokenizer = from_files.load_tokenizer(found, load, emit)
+        model, report = from_files.load_weights(found, load, config, weights.format, emit)
+        from_files.check_loaded(found, model, report)
+        later = not quantization.packs_after_load(load) or Adapter.of(load.adapter).merge
         packing = None if later else _packed(model, load, emit)
     unexpected = tuple(sorted(report.get("unexpected_keys") or ()))
     return adapters.BaseModel(model, tokenizer, found, weights, packing, unexpected=unexpected)
 
 
 def _packed(model: PreTrainedModel, load: Load, emit: JobContext) -> packed_linear.Packing:
-    if "disk" in device_map.placed(model).values():
+    if "disk" in device_map.read_device_map(model).values():
         said = f"{load.quantize} packs weights in memory, and some are on disk"
         raise BadModel(said, "/max_memory default", "/quantize none")
     return packed_linear.pack(model, load.quantize, emit)
@@ -172,13 +172,15 @@ def _examined(load: Load, found: locate.LocalModel, consents: Consents) -> Weigh
         raise
 
 
-def tokenizer(load: Load, emit: JobContext, consents: Consents | None = None) -> tuple[PreTrainedTokenizerBase, Path]:
+def load_tokenizer_alone(
+    load: Load, emit: JobContext, consents: Consents | None = None
+) -> tuple[PreTrainedTokenizerBase, Path]:
     """Load the tokenizer alone of a model that is on this machine, and tell its folder; raises a `ReplError`."""
-    imports.bring(emit)
+    imports.import_libraries(emit)
     found = _find(load, emit, offline=True)
     if load.trust_remote_code:
         (consents or Consents()).check(load, found)
-    return from_files.tokenizer(found, load, emit), found.folder
+    return from_files.load_tokenizer(found, load, emit), found.folder
 
 
 def _find(load: Load, emit: JobContext, offline: bool) -> locate.LocalModel:
@@ -205,8 +207,8 @@ def _builtin(emit: JobContext, offline: bool) -> Path:
 
 def _facts(load: Load, base: adapters.BaseModel, model: PreTrainedModel, began: float) -> ModelInfo:
     found, weights, tokenizer = base.found, base.weights, base.tokenizer
-    config = model_config.text(model.config)
-    places, own = device_map.placed(model), _base(model)
+    config = model_config.text_config(model.config)
+    places, own = device_map.read_device_map(model), _base(model)
     size = base.bytes if load.adapter == "none" else model.get_memory_footprint()
     return ModelInfo(
         id=load.model,
@@ -221,22 +223,22 @@ def _facts(load: Load, base: adapters.BaseModel, model: PreTrainedModel, began: 
         stored=dict(weights.dtypes),
         device_map=places,
         attention=library.attention(model.config),
-        context=model_config.count(config, "max_position_embeddings"),
-        layers=model_config.count(config, "num_hidden_layers"),
-        vocabulary=model_config.count(config, "vocab_size"),
+        context=model_config.get_count(config, "max_position_embeddings"),
+        layers=model_config.get_count(config, "num_hidden_layers"),
+        vocabulary=model_config.get_count(config, "vocab_size"),
         chats=bool(getattr(tokenizer, "chat_template", None)),
         base=own,
         seconds=time.monotonic() - began,
-        quantization=load.quantize if load.quantize != "none" else quantization.stored(found.folder) or "none",
+        quantization=load.quantize if load.quantize != "none" else quantization.stored_form(found.folder) or "none",
         packed=base.packing.linears if base.packing else 0,
         left=base.packing.left if base.packing else 0,
         adapter=load.adapter,
         unexpected=base.unexpected,
         remarks=(
-            *quantization.remarks(load, weights, base.packing, size),
-            *device_map.remarks(load, places),
-            *adapters.remarks(found.folder, Adapter.of(load.adapter)),
-            *_beyond(tokenizer, model_config.count(config, "vocab_size")),
+            *quantization.quantization_remarks(load, weights, base.packing, size),
+            *device_map.placement_remarks(load, places),
+            *adapters.adapter_remarks(found.folder, Adapter.of(load.adapter)),
+            *_beyond(tokenizer, model_config.get_count(config, "vocab_size")),
             *decoding.remarks(own),
         ),
     )
@@ -253,7 +255,7 @@ def _base(model: PreTrainedModel) -> ModelDefaults:
     from transformers import GenerationConfig
 
     theirs = model.generation_config.to_diff_dict().items()
-    own = {name: value for name, value in theirs if value is not None and name not in NOISE and name[0] != "_"}
+    own = {name: value for name, value in theirs if value is not None and name not in SILENT_FIELDS and name[0] != "_"}
     if isinstance(own.get("stop_strings"), str):
         own["stop_strings"] = [own["stop_strings"]]
     return ModelDefaults(own, library.generation_defaults(), frozenset(vars(GenerationConfig())))

@@ -9,24 +9,24 @@ from typing import Any
 from repl.core.library_types import PreTrainedConfig
 
 
-def read(config: PreTrainedConfig, *names: str) -> Any:
+def get(config: PreTrainedConfig, *names: str) -> Any:
     """Return the first of these values that is set; None where none is, or where it differs between layers."""
     return next((value for name in names if (value := _value(config, name)) is not None), None)
 
 
-def count(config: PreTrainedConfig, *names: str) -> int:
+def get_count(config: PreTrainedConfig, *names: str) -> int:
     """Return the first of these values that is a positive number, else 0; -1 is how some configs say "no limit"."""
     values = (_value(config, name) for name in names)
     return next((int(value) for value in values if isinstance(value, int | float) and value > 0), 0)
 
 
-def text(config: PreTrainedConfig) -> PreTrainedConfig:
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the config of the part that writes text: of a model with a vision tower the language model's."""
     find = getattr(config, "get_text_config", None)
     return find(decoder=True) if callable(find) else config
 
 
-def by_layer(config: PreTrainedConfig) -> Sequence[PreTrainedConfig]:
+def layer_configs(config: PreTrainedConfig) -> Sequence[PreTrainedConfig]:
     """Return one config for each layer where values differ between layers; empty where they do not."""
     varied = getattr(config, "is_heterogeneous", False)
     layers = getattr(config, "per_layer_config", None) if varied is True else None

@@ -11,11 +11,11 @@ from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.core.library_types import Linear, Module, PreTrainedModel, Tensor
 
-GROUP = 32  # int4 weights that share a scale and a zero
-TILE = 16  # rows that the int4 kernel works on together: what is left over is padded
-CHUNK = 1024  # rows quantized at a time: a large head would need eight times its own size at once
+GROUP_WEIGHTS = 32  # int4 weights that share a scale and a zero
+TILE_ROWS = 16  # rows that the int4 kernel works on together: what is left over is padded
+CHUNK_ROWS = 1024  # rows quantized at a time: a large head would need eight times its own size at once
 
-DENSE, LARGEST = 96, 1 << 25  # rows from which int8 computes in float32, weights up to which there is room for that
+DENSE_ROWS, MAX_DENSE_WEIGHTS = 96, 1 << 25  # from and up to which int8 computes in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +32,20 @@ def pack(model: PreTrainedModel, quantize: str, emit: JobContext) -> Packing:
 
     Raises `MissingExtra` where this build of torch has no kernels that are right.
     """
-    check(quantize)
-    found = list(linears(model))
+    require_kernel(quantize)
+    found = list(find_linears(model))
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     took = 0
     for place, (parent, name, linear) in enumerate(found):
         emit(Progress("pack", place, len(found), "layers"))
-        if packs(quantize, *shape(linear)):
-            setattr(parent, name, replaced(linear, quantize, twice=linear is head))
+        if takes_shape(quantize, *outputs_and_inputs(linear)):
+            setattr(parent, name, pack_linear(linear, quantize, twice=linear is head))
             took += 1
     detach(model)
     return Packing(took, len(found) - took)
 
 
-def linears(model: PreTrainedModel) -> Iterator[tuple[Module, str, Linear]]:
+def find_linears(model: PreTrainedModel) -> Iterator[tuple[Module, str, Linear]]:
     """Find the linear layers, GPT-2's transposed ones too: parent, name and layer; an adapter's own are left out."""
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -56,15 +56,15 @@ def linears(model: PreTrainedModel) -> Iterator[tuple[Module, str, Linear]]:
                 yield module, name, child
 
 
-def shape(linear: Linear) -> tuple[int, int]:
+def outputs_and_inputs(linear: Linear) -> tuple[int, int]:
     """Return outputs and inputs of a linear layer."""
     rows, columns = linear.weight.shape
     return (rows, columns) if hasattr(linear, "in_features") else (columns, rows)
 
 
-def packs(quantize: str, rows: int, columns: int) -> bool:
+def takes_shape(quantize: str, rows: int, columns: int) -> bool:
     """Tell whether the kernel takes a weight of this shape."""
-    return rows > 0 and columns > 0 and columns % GROUP == 0
+    return rows > 0 and columns > 0 and columns % GROUP_WEIGHTS == 0
 
 
 def detach(model: PreTrainedModel) -> None:
@@ -77,7 +77,7 @@ def detach(model: PreTrainedModel) -> None:
 
 
 @cache
-def check(quantize: str) -> None:
+def require_kernel(quantize: str) -> None:
     """Raise `MissingExtra` unless the kernel of this build of torch agrees with plain arithmetic."""
     import torch
 
@@ -86,7 +86,7 @@ def check(quantize: str) -> None:
         linear = torch.nn.Linear(64, 48)
         words = torch.randn(3, 64, dtype=torch.bfloat16)
         try:
-            packed = replaced(linear, quantize)
+            packed = pack_linear(linear, quantize)
             right = torch.nn.functional.linear(words.float(), packed.weight.float(), linear.bias)
             good = torch.allclose(packed(words).float(), right, atol=0.05, rtol=0.02)
         except (RuntimeError, AttributeError, NotImplementedError):  # not built in, or not for this processor
@@ -95,7 +95,7 @@ def check(quantize: str) -> None:
         raise MissingExtra(f"this build of torch has no {quantize} kernel for this CPU", "/quantize 8bit")
 
 
-def replaced(linear: Linear, quantize: str, twice: bool = False) -> Module:
+def pack_linear(linear: Linear, quantize: str, twice: bool = False) -> Module:
     """Return the packed layer that stands for a linear one; `twice` gives int4 eight bits, as a head needs them."""
     import torch
 
@@ -106,10 +106,10 @@ def replaced(linear: Linear, quantize: str, twice: bool = False) -> Module:
         return linear_class()(quantize, tuple(weight.shape), *quantized, linear.bias)
 
 
-def chunks(weight: Tensor) -> Iterator[Tensor]:
+def cut_rows(weight: Tensor) -> Iterator[Tensor]:
     """Cut a weight into blocks of rows, in float32."""
-    for start in range(0, weight.shape[0], CHUNK):
-        yield weight[start : start + CHUNK].float()
+    for start in range(0, weight.shape[0], CHUNK_ROWS):
+        yield weight[start : start + CHUNK_ROWS].float()
 
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     import torch
 
     values, scales = [], []
-    for block in chunks(weight):
+    for block in cut_rows(weight):
         scale = (block.abs().amax(1, keepdim=True) / 127).clamp_(min=1e-30).bfloat16()
         values.append((block / scale.float()).round_().clamp_(-127, 127).to(torch.int8))
         scales.append(scale.flatten())
@@ -133,8 +133,8 @@ def quantize_int4(weight: Tensor, twice: bool = False) -> tuple[Tensor, Tensor]:
     import torch
 
     values, scales = [], []
-    for block in chunks(weight):
-        block = torch.nn.functional.pad(block, (0, 0, 0, -block.shape[0] % TILE))
+    for block in cut_rows(weight):
+        block = torch.nn.functional.pad(block, (0, 0, 0, -block.shape[0] % TILE_ROWS))
         if twice:
             steps, scale, zero = round_groups(block)
             rest = block - ((steps - 8) * scale.unsqueeze(-1) + zero.unsqueeze(-1)).view(block.shape)
@@ -148,7 +148,7 @@ def quantize_int4(weight: Tensor, twice: bool = False) -> tuple[Tensor, Tensor]:
 
 def round_groups(block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Round groups to 16 steps: values (rows, groups, GROUP), scale and zero (rows, groups), all in float32."""
-    groups = block.view(block.shape[0], -1, GROUP)
+    groups = block.view(block.shape[0], -1, GROUP_WEIGHTS)
     least, most = groups.aminmax(dim=-1)
     scale = ((most - least) / 15).clamp_(min=1e-30).bfloat16().float()
     zero = (least + 8 * scale).bfloat16().float()
@@ -159,14 +159,14 @@ def times_eight(rows: Tensor, values: Tensor, scales: Tensor) -> Tensor:
     """Multiply rows by an int8 weight; many rows in float32, for the kernel is made for few."""
     import torch
 
-    if len(rows) >= DENSE and values.numel() <= LARGEST:
+    if len(rows) >= DENSE_ROWS and values.numel() <= MAX_DENSE_WEIGHTS:
         return torch.nn.functional.linear(rows.float(), values.float()).mul_(scales.float()).to(rows.dtype)
     return library.int8_product(rows, values, scales)
 
 
 def times_four(rows: Tensor, values: Tensor, scales: Tensor) -> Tensor:
     """Multiply rows by an int4 weight."""
-    return library.int4_product(rows, values, GROUP, scales)
+    return library.int4_product(rows, values, GROUP_WEIGHTS, scales)
 
 
 class PackedLinearBase:
@@ -184,7 +184,7 @@ class PackedLinearBase:
         torch.nn.Module.__init__(self)
         self.quantize, (self.out_features, self.in_features) = quantize, size
         self.kernel = {"int8": times_eight, "int4": times_four}[quantize]
-        self.twice = quantize == "int4" and len(scales) * GROUP == 2 * self.in_features
+        self.twice = quantize == "int4" and len(scales) * GROUP_WEIGHTS == 2 * self.in_features
         self.kept = torch.bfloat16  # other activations are 5 to 25 times as slow
         self.register_buffer("values", values)
         self.register_buffer("scales", scales)

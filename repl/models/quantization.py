@@ -12,7 +12,7 @@ from repl.core.settings import Load
 from repl.hub.weight_headers import Weights
 from repl.models import packed_linear
 
-PACKED = ("int8", "int4")
+PACKED_FORMS = ("int8", "int4")
 PACKAGES = {
     "aqlm": ("aqlm",),
     "auto-round": ("auto_round",),
@@ -35,7 +35,7 @@ PACKAGES = {
 EXTRA = "pip install 'hub-repl[quant]'"
 
 
-def stored(folder: Path) -> str:
+def stored_form(folder: Path) -> str:
     """Return the form that the weights of a folder are quantized in, empty where they are not; `gptq`, `awq` ..."""
     config: Any = {}
     with suppress(OSError, ValueError):
@@ -49,13 +49,13 @@ def stored(folder: Path) -> str:
     return ""
 
 
-def admit(load: Load, form: str) -> None:
+def require_packages(load: Load, form: str) -> None:
     """Raise `MissingExtra` for the package that a stored form needs, `BadModel` where it should be quantized again."""
     if not form:
         return
     if load.quantize != "none":
         raise BadModel(f"{load.model} is stored as {form} already and cannot be quantized again", "/quantize none")
-    if missing := [name for name in PACKAGES.get(form, ()) if not there(name)]:
+    if missing := [name for name in PACKAGES.get(form, ()) if not is_installed(name)]:
         names = " ".join(name.replace("_", "-") for name in missing)
         raise MissingExtra(
             f"the weights of {load.model} are stored as {form}, which needs {' and '.join(missing)}",
@@ -63,17 +63,17 @@ def admit(load: Load, form: str) -> None:
         )
 
 
-def there(package: str) -> bool:
+def is_installed(package: str) -> bool:
     """Tell whether a package is installed."""
     return importlib.util.find_spec(package) is not None
 
 
-def packs(load: Load) -> bool:
+def packs_after_load(load: Load) -> bool:
     """Tell whether the linear layers are packed after loading: int8 and int4 on the CPU."""
-    return load.quantize in PACKED and not accelerated(load)
+    return load.quantize in PACKED_FORMS and not goes_to_gpu(load)
 
 
-def accelerated(load: Load) -> bool:
+def goes_to_gpu(load: Load) -> bool:
     """Tell whether the weights go to a GPU, all or some of them."""
     import torch
 
@@ -82,46 +82,46 @@ def accelerated(load: Load) -> bool:
     return load.device.startswith(("cuda", "mps")) or torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
-def works(load: Load) -> bool:
+def can_quantize(load: Load) -> bool:
     """Tell whether this machine can quantize as a load asks for; torch has to be there."""
     try:
-        if packs(load):
-            packed_linear.check(load.quantize)
+        if packs_after_load(load):
+            packed_linear.require_kernel(load.quantize)
         else:
-            config(load)
+            quantization_config(load)
     except (MissingExtra, ImportError):
         return False
     return True
 
 
-def best(bits: int, load: Load) -> str:
+def best_form(bits: int, load: Load) -> str:
     """Return the way to pack into 8 or 4 bits that works where a load goes, empty where none does."""
     ours, theirs = f"int{bits}", f"{bits}bit"
-    order = (theirs, ours) if accelerated(load) else (ours, theirs)
-    return next((form for form in order if works(replace(load, quantize=form))), "")
+    order = (theirs, ours) if goes_to_gpu(load) else (ours, theirs)
+    return next((form for form in order if can_quantize(replace(load, quantize=form))), "")
 
 
-def dtype(load: Load) -> str:
+def load_dtype(load: Load) -> str:
     """Return the number format to load in; packed layers compute in bfloat16, so `auto` is that."""
-    return "bfloat16" if load.dtype == "auto" and packs(load) else load.dtype
+    return "bfloat16" if load.dtype == "auto" and packs_after_load(load) else load.dtype
 
 
-def config(load: Load) -> Any:
+def quantization_config(load: Load) -> Any:
     """Return the library's configuration for quantizing while loading, None for none; raises `MissingExtra`."""
-    if load.quantize == "none" or packs(load):
+    if load.quantize == "none" or packs_after_load(load):
         return None
-    package = "torchao" if load.quantize in PACKED else "bitsandbytes"
-    if not there(package):
+    package = "torchao" if load.quantize in PACKED_FORMS else "bitsandbytes"
+    if not is_installed(package):
         here = (
             (f"/device cpu packs {load.quantize} without it",)
-            if load.quantize in PACKED
+            if load.quantize in PACKED_FORMS
             else (f"/quantize int{load.quantize[0]}",)
         )
         raise MissingExtra(f"{load.quantize} {_where(load)} needs the {package} package", EXTRA, *here)
     return _torchao(load.quantize) if package == "torchao" else _bitsandbytes(load.quantize)
 
 
-def remarks(load: Load, weights: Weights, packing: Any, size: int) -> list[str]:
+def quantization_remarks(load: Load, weights: Weights, packing: Any, size: int) -> list[str]:
     """Say what became of packed layers and packed files; `size` is what the model takes in memory (bytes)."""
     said = []
     if packing:
@@ -139,7 +139,7 @@ def remarks(load: Load, weights: Weights, packing: Any, size: int) -> list[str]:
 
 
 def _where(load: Load) -> str:
-    return "on a GPU" if accelerated(load) else "on the CPU"
+    return "on a GPU" if goes_to_gpu(load) else "on the CPU"
 
 
 def _bitsandbytes(quantize: str) -> object:

@@ -7,33 +7,34 @@ from weakref import WeakKeyDictionary
 from repl.core import library
 from repl.core.library_types import Cache, PreTrainedModel, Tensor
 
-PLAIN: dict[str, Any] = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
-PLAIN |= {"return_dict_in_generate": True, "output_logits": True}
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
+GREEDY |= {"return_dict_in_generate": True, "output_logits": True}
 """Arguments of `generate` for the likeliest tokens, with their logits."""
-KEPT = ("token_id", "version", "from_model_config")
+KEPT_FIELD_ENDS = ("token_id", "version", "from_model_config")
 """Ends of the names in a model's own generation config that stay in effect; all else is switched off."""
-TIMES, COARSE = 50, 4  # so much closer has the right way to be than reading without what came before, in half precision
-MADE = 3  # tokens of the answer that is tried
-CLOSE = 1e-3  # of the largest logit: how far two ways to the same number may lie apart in float32
+TIMES_CLOSER, TIMES_CLOSER_HALF = 50, 4  # than reading without what came before; in half precision
+TRIAL_ANSWER_TOKENS = 3  # tokens of the answer that is tried
+TOLERANCE = 1e-3  # of the largest logit: how far two ways to the same number may lie apart in float32
 
 
-def following(model: PreTrainedModel, ids: Tensor, cache: Cache = None) -> Tensor:
+def reference_logits(model: PreTrainedModel, ids: Tensor, cache: Cache = None) -> Tensor:
     """Return the float32 logits behind `ids`, shape (1, tokens), as `generate` has them: shape (vocab,).
 
     `cache` holds the beginning of the ids; it is filled up to their end.
     """
-    return answered(model, ids, cache).logits[0][0].float()
+    return generate_plainly(model, ids, cache).logits[0][0].float()
 
 
-def answered(model: PreTrainedModel, ids: Tensor, cache: Cache = None, tokens: int = 1) -> Tensor:
-    """Return what `generate` makes of `ids`, exactly so many tokens, with their logits; see `following`."""
+def generate_plainly(model: PreTrainedModel, ids: Tensor, cache: Cache = None, tokens: int = 1) -> Tensor:
+    """Return what `generate` makes of `ids`, exactly so many tokens, with their logits; see `reference_logits`."""
     import torch
 
     given = {library.cache_name(): cache} if cache is not None else {}
     length = {"max_new_tokens": tokens, "min_new_tokens": tokens if tokens > 1 else None}
-    off = {name: None for name in model.generation_config.to_diff_dict() if not name.endswith(KEPT)}
+    off = {name: None for name in model.generation_config.to_diff_dict() if not name.endswith(KEPT_FIELD_ENDS)}
     with torch.inference_mode():
-        return model.generate(**{**off, **PLAIN, **length, **given}, input_ids=ids, attention_mask=torch.ones_like(ids))
+        values = {**off, **GREEDY, **length, **given}
+        return model.generate(**values, input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 def carries_on(model: PreTrainedModel, ids: Tensor, blank: Callable[[], object]) -> bool:
@@ -47,25 +48,25 @@ def carries_on(model: PreTrainedModel, ids: Tensor, blank: Callable[[], object])
 
     half, cache = ids.shape[-1] // 2, blank()
     try:
-        made = answered(model, ids[:, :half], cache, MADE).sequences
+        made = generate_plainly(model, ids[:, :half], cache, TRIAL_ANSWER_TOKENS).sequences
         ids = torch.cat([made, ids[:, half:]], dim=-1)
-        halves, whole = following(model, ids, cache), following(model, ids)
-        alone = following(model, ids[:, made.shape[-1] :])
+        halves, whole = reference_logits(model, ids, cache), reference_logits(model, ids)
+        alone = reference_logits(model, ids[:, made.shape[-1] :])
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError):  # it cannot be asked so
         return False
-    times = TIMES if torch.finfo(model.dtype).bits > 16 else COARSE
+    times = TIMES_CLOSER if torch.finfo(model.dtype).bits > 16 else TIMES_CLOSER_HALF
     return bool((halves - whole).abs().max() * times < (alone - whole).abs().max())
 
 
-def same(logits: Tensor, expected: Tensor, dtype: object) -> bool:
+def same_logits(logits: Tensor, expected: Tensor, dtype: object) -> bool:
     """Tell whether two rows of logits, shape (vocab,), are the same up to how a dtype rounds."""
     import torch
 
-    most = max(CLOSE, 8 * torch.finfo(dtype).eps) * max(1.0, float(expected.abs().max()))
+    most = max(TOLERANCE, 8 * torch.finfo(dtype).eps) * max(1.0, float(expected.abs().max()))
     return logits.shape == expected.shape and bool((logits - expected).abs().max() <= most)
 
 
-class Known:
+class KnownByModel:
     """What was once found out about each loaded model."""
 
     def __init__(self) -> None:

@@ -12,16 +12,16 @@ from repl.core.jobs import JobContext
 from repl.core.settings import Load
 from repl.hub.consent import Consents
 from repl.models import loader
-from repl.models.imports import release
+from repl.models.imports import release_memory
 from repl.models.loader import LoadedModel, MakeRoom, ModelInfo, R
 from repl.models.memory import available
 from repl.models.memory.available import Room, capped, targets, with_back
 from repl.models.memory.estimate import STORED
 
 Bring = Callable[[Load, JobContext, bool, MakeRoom], LoadedModel[R]]
-Check = Callable[[list[Room]], None]
-SPARE = 512 * 2**20  # bytes to be free beside a load as long as others stay: texts grow
-MOST = 0.9  # part of a device that weights may fill: mapped files count as free, and would be read again and again
+RoomCheck = Callable[[list[Room]], None]
+SPARE_BYTES = 512 * 2**20  # bytes to be free beside a load as long as others stay: texts grow
+MAX_FILL_SHARE = 0.9  # of a device: mapped weight files count as free, and would be read again and again
 
 
 class Store(Generic[R]):
@@ -43,7 +43,7 @@ class Store(Generic[R]):
         """How many models may stay; 0 is as many as fit."""
         self.allowed: set[Load] = set()  # loads that begin however little is free
         self.consents = consents or Consents()
-        self._bring = bring or partial(loader.bring, make_runtime=make_runtime, consents=self.consents)
+        self._bring = bring or partial(loader.load_model, make_runtime=make_runtime, consents=self.consents)
         self._measure = measure
         self._held: tuple[LoadedModel[R], ...] = ()  # least recently used first; replaced whole: other threads read it
         self._current: LoadedModel[R] | None = None
@@ -123,7 +123,7 @@ class Store(Generic[R]):
                 emit.raise_if_cancelled()
             except BaseException:
                 emit.begin_cleanup()
-                release()
+                release_memory()
                 raise
             self._keep(resident)
         self.trim(resident)
@@ -141,10 +141,10 @@ class Store(Generic[R]):
             known = f"; in memory: {', '.join(there)}" if there else ""
             raise NoModel(f"{id!r} is not in memory{known}", *(f"/unload {name}" for name in there))
         kept = [each for each in self._held if each not in gone]
-        facts = [replace(each.facts, bytes=size) for each, size in sizes((*kept, *gone)) if each in gone]
+        facts = [replace(each.facts, bytes=size) for each, size in resident_sizes((*kept, *gone)) if each in gone]
         self._let_go(each.load for each in gone)
         gone.clear()  # else this frame keeps them
-        release()
+        release_memory()
         return facts
 
     def trim(self, besides: LoadedModel[R] | None = None) -> None:
@@ -160,7 +160,7 @@ class Store(Generic[R]):
         """Free what may go, and give all of it back to the system: too long to let a ready model wait for it."""
         if self._untidy:
             self._untidy, self._going = False, ()
-            release()
+            release_memory()
 
     # what stays and what goes
 
@@ -185,7 +185,7 @@ class Store(Generic[R]):
     def rooms(self) -> list[Room]:
         """Return the devices with what would be free on them if nothing were loaded."""
         rooms = self._measure()
-        for each, size in sizes(self._held):
+        for each, size in resident_sizes(self._held):
             rooms = with_back(rooms, _given(each.facts, size))
         return rooms
 
@@ -194,7 +194,7 @@ class Store(Generic[R]):
         return self._measure()
 
     def _make_room(
-        self, load: Load, beside: LoadedModel[R] | None, needed: int, check: Check = lambda rooms: None
+        self, load: Load, beside: LoadedModel[R] | None, needed: int, check: RoomCheck = lambda rooms: None
     ) -> None:
         """Free models, least recently used first and the current one last, until so many bytes fit as well.
 
@@ -205,11 +205,11 @@ class Store(Generic[R]):
             check(self.rooms())
         spared = beside.load if beside else None
         del beside  # it may be the current one: this frame must not keep it
-        while self._lacking(load, needed, SPARE) > 0:
+        while self._lacking(load, needed, SPARE_BYTES) > 0:
             if not (victims := [each for each in self._in_the_way(load) if each != spared]):
                 break
             self._let_go(victims[:1])
-            release()
+            release_memory()
         if spared is not None and (lack := self._lacking(load, needed)) > 0:
             sentence = f"not enough memory for {load.model} and {spared.model} together ({lack / 2**30:.1f} GiB short)"
             raise NoMemory(sentence, f"/model {load.model}", "/memory")
@@ -219,8 +219,12 @@ class Store(Generic[R]):
         there = targets(load.device, self._measure())
         total = sum(each.total for each in there)
         needed = min(needed, sum(each.free for each in capped(emptied(there), load.max_memory)))
-        held = sum(size for each, size in sizes(self._held) if _lies(each, there))
-        return int(max(needed + spare - sum(each.free for each in there), held + needed - MOST * total)) if there else 0
+        held = sum(size for each, size in resident_sizes(self._held) if _lies(each, there))
+        return (
+            int(max(needed + spare - sum(each.free for each in there), held + needed - MAX_FILL_SHARE * total))
+            if there
+            else 0
+        )
 
     def _in_the_way(self, load: Load) -> list[Load]:
         """List what lies where a load goes, in the order in which it may be freed."""
@@ -234,7 +238,7 @@ class Store(Generic[R]):
             with suppress(ReplError):  # then none is current, and the first failure is the one to tell
                 self._current = self._bring(load, emit, True, lambda *_: None)
                 self._keep(self._current)
-        release()
+        release_memory()
 
 
 def emptied(rooms: Iterable[Room]) -> list[Room]:
@@ -242,7 +246,7 @@ def emptied(rooms: Iterable[Room]) -> list[Room]:
     return [replace(each, free=each.total) for each in rooms]
 
 
-def sizes(residents: Iterable[LoadedModel[R]]) -> Iterator[tuple[LoadedModel[R], int]]:
+def resident_sizes(residents: Iterable[LoadedModel[R]]) -> Iterator[tuple[LoadedModel[R], int]]:
     """Yield what each takes, in bytes; a model that several adapters stand on counts with the first of them."""
     seen: set[int] = set()
     for each in residents:

@@ -12,7 +12,7 @@ from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation.engine import Request, reply
 from repl.generation.runtime import Model, Runtime
-from repl.models.loader import bring
+from repl.models.loader import load_model
 
 TURNS, NEW = 8, 64
 LEAST = 6.0
@@ -45,7 +45,7 @@ def main() -> int:
     options.add_argument("--folder", type=Path, help="the model's folder; by default the built-in model")
     given = options.parse_args()
     load = Load(model=str(given.folder) if given.folder else "builtin", dtype="float32")
-    resident = bring(load, Quiet(), False, lambda size: None, Runtime)  # type: ignore[arg-type]
+    resident = load_model(load, Quiet(), False, lambda size: None, Runtime)  # type: ignore[arg-type]
     rounds = [side_by_side(resident) for _ in range(given.rounds)]
     print(f"{'turn':>5} {'prompt':>7} {'reused':>7} {'with s':>8} {'without s':>10} {'ratio':>7}")
     ratio = 0.0

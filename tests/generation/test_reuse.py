@@ -23,7 +23,7 @@ from repl.core.settings import Load, Settings
 from repl.generation.decode import kv_cache
 from repl.generation.engine import Request, reply
 from repl.generation.runtime import Model, Runtime
-from repl.models.loader import bring
+from repl.models.loader import load_model
 
 pytestmark = pytest.mark.library
 
@@ -81,7 +81,7 @@ class Halting(Recorder):
 
 
 def load(folder: Any) -> Model:
-    return bring(Load(model=str(folder), dtype="float32"), Recorder(), True, lambda *_: None, Runtime)
+    return load_model(Load(model=str(folder), dtype="float32"), Recorder(), True, lambda *_: None, Runtime)
 
 
 def made(kind: str, folder: Any) -> Any:

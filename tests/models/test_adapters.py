@@ -15,7 +15,7 @@ from driving import ask, bare, opened, run, session_for
 from repl.core.errors import BadModel, NotFound, ReplError, Unreachable
 from repl.hub.download import prepare
 from repl.models import adapters
-from repl.models.store import sizes
+from repl.models.store import resident_sizes
 from repl.session.session import Session
 
 pytestmark = [pytest.mark.library, pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")]
@@ -261,7 +261,11 @@ def test_a_model_under_several_adapters_counts_once(session, one, other, emit):
     held = session.store.residents()
     assert len(held) == 3
     added = sum(resident.facts.bytes - bare for resident in held)
-    assert sum(size for _, size in sizes(held)) == sum(size for _, size in sizes(held[::-1])) == bare + added
+    assert (
+        sum(size for _, size in resident_sizes(held))
+        == sum(size for _, size in resident_sizes(held[::-1]))
+        == bare + added
+    )
     assert sum(model.weights for model in run(session, "/memory").models) == bare + added
     current = session.store.current().facts.bytes
     assert [gone.bytes for gone in session.store.drop(emit)] == [current - bare]

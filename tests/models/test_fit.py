@@ -91,10 +91,10 @@ def test_packing_is_offered_where_it_works() -> None:
     """On the CPU the kernels of torch, which are tried first; what is packed already is not packed again."""
     weights = Weights(("a",), 10 * GB, 20 * GB, {"BF16": 10 * GB}, "safetensors", matrices=9 * GB)
     load = Load("owner/m", dtype="bfloat16", device="cpu")
-    kernels = [form for form in ("int8", "int4") if quantization.works(replace(load, quantize=form))]
+    kernels = [form for form in ("int8", "int4") if quantization.can_quantize(replace(load, quantize=form))]
     assert [change["quantize"] for change in fit.changes(weights, load, [CPU])] == kernels
     assert list(fit.changes(weights, replace(load, quantize="int8"), [CPU])) == []
-    card = quantization.works(replace(load, device="cuda", quantize="8bit"))
+    card = quantization.can_quantize(replace(load, device="cuda", quantize="8bit"))
     assert card == (find_spec("bitsandbytes") is not None)
 
 

@@ -9,7 +9,7 @@ from repl.core.errors import BadModel, UsageError
 from repl.core.events import Token
 from repl.core.settings import Load
 from repl.models import device_map
-from repl.models.device_map import folded, layers, remarks
+from repl.models.device_map import count_layers, format_map, placement_remarks
 
 pytestmark = pytest.mark.library
 
@@ -25,7 +25,7 @@ SPREAD = {
 
 
 def test_a_device_map_is_folded_layer_by_layer():
-    assert folded(SPREAD) == [
+    assert format_map(SPREAD) == [
         "model.embed_tokens: cuda:0",
         "model.layers.0-11: cuda:0",
         "model.layers.12-29: cpu",
@@ -34,17 +34,20 @@ def test_a_device_map_is_folded_layer_by_layer():
         "model.layers.31: disk",
         "model.norm: cpu",
     ]
-    assert folded({"": "cpu"}) == ["all: cpu"]
+    assert format_map({"": "cpu"}) == ["all: cpu"]
 
 
 def test_a_spread_model_says_how_many_layers_are_slow():
-    assert layers(SPREAD) == {"cuda:0": 12, "cpu": 19, "disk": 2}
-    assert remarks(Load(), SPREAD) == ["19 of 33 layers on the CPU and 2 of 33 layers on disk: slow"]
-    assert remarks(Load(device="cpu"), {"": "cuda:0"}) == []
+    assert count_layers(SPREAD) == {"cuda:0": 12, "cpu": 19, "disk": 2}
+    assert placement_remarks(Load(), SPREAD) == ["19 of 33 layers on the CPU and 2 of 33 layers on disk: slow"]
+    assert placement_remarks(Load(device="cpu"), {"": "cuda:0"}) == []
 
 
 def test_max_memory_without_a_map_to_spread_is_said_to_have_no_effect():
-    assert "no effect with device cuda:0" in remarks(Load(device="cuda:0", max_memory="0=1GiB"), {"": "cuda:0"})[0]
+    assert (
+        "no effect with device cuda:0"
+        in placement_remarks(Load(device="cuda:0", max_memory="0=1GiB"), {"": "cuda:0"})[0]
+    )
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
@@ -54,7 +57,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     with pytest.raises(BadModel, match="no CUDA device 7"):
         device_map.device_map("cuda:7")
     with pytest.raises(BadModel, match="no CUDA device 3"):
-        device_map.options(Load(max_memory="3=1GiB,cpu=2GiB"))
+        device_map.placement_options(Load(max_memory="3=1GiB,cpu=2GiB"))
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_a_model_partly_on_disk_answers_as_one_in_memory(llama_folder, home_of_w
         facts = session.facts()
         assert "disk" in facts.device_map.values()
         assert any("disk" in remark and remark.endswith("slow") for remark in facts.remarks)
-        assert "disk" in " ".join(folded(run(session, "/info").facts.device_map))
+        assert "disk" in " ".join(format_map(run(session, "/info").facts.device_map))
         first = ask(session, "Once upon a time")
         cut = ask_until(session, "And then?", lambda event: isinstance(event, Token))
         assert cut.finish == "cancelled"

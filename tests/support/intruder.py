@@ -77,7 +77,7 @@ def main(good: str, ground: str, *folders: str) -> None:
             driving.run(session, "/clear")
             same = driving.ask(session, "Hello").token_ids == before
             driving.run(session, "/clear")
-            imports.release()
+            imports.release_memory()
             found = {"folder": folder.name, "end": end, "said": said, "seconds": seconds, "same": same}
             found |= {"seen": list(SEEN), "rss": psutil.Process().memory_info().rss}
             sys.stdout.write(json.dumps(found) + "\n")

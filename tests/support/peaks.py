@@ -48,7 +48,7 @@ def reply(found: Any, tokens: int) -> None:
 def main(warm: str, folder: str, dtype: str, *lengths: str) -> None:
     """Use a small model first, then measure the other."""
     torch.set_num_threads(1)
-    small = loader.bring(Load(warm, dtype="float32"), conftest.Recorder(), True, lambda *_: None, Runtime)
+    small = loader.load_model(Load(warm, dtype="float32"), conftest.Recorder(), True, lambda *_: None, Runtime)
     reply(small, 20)
     del small
     for length in map(int, lengths):
@@ -57,10 +57,10 @@ def main(warm: str, folder: str, dtype: str, *lengths: str) -> None:
 
 def measure(load: Load, length: int) -> None:
     """Load, reply, and say what both took."""
-    imports.release()
+    imports.release_memory()
     forget()
     before = resident("VmRSS")
-    model = loader.bring(load, conftest.Recorder(), True, lambda *_: None, Runtime)
+    model = loader.load_model(load, conftest.Recorder(), True, lambda *_: None, Runtime)
     loaded = resident("VmHWM") - before
     forget()
     reply(model, length)

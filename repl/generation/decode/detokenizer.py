@@ -85,7 +85,7 @@ class Detokenizer:
         return heard[::-1]
 
     def _settled(self) -> str:
-        now = self._decode(self._window)
+        now: str = self._decode(self._window)
         end = max(self._done, self._certain(now))
         text, held = now[self._done : end], len(now) - end
         self._done = end
@@ -103,7 +103,7 @@ class Detokenizer:
 
     def _rest(self) -> str:
         now = self._decode(self._window) if self._window else ""
-        return now[self._done :]
+        return str(now[self._done :])
 
     def _unseen(self, text: str) -> str:
         if not self._owed or not text:

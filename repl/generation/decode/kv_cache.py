@@ -8,7 +8,7 @@ from repl.core import library
 from repl.core.errors import Cancelled
 from repl.core.library_types import Cache, CacheLayerMixin, GenerationConfig, PreTrainedConfig, PreTrainedModel, Tensor
 from repl.models import model_config
-from repl.models.reference import Known, carries_on
+from repl.models.reference import KnownByModel, carries_on
 
 OTHERWISE = ("cache_implementation", "prompt_lookup_num_tokens", "token_healing", "use_mtp", "speculation_type")
 """Fields of a generation config that bring another cache, feed ids of their own, or change the prompt's."""
@@ -16,7 +16,7 @@ STRETCHED = ("dynamic", "longrope", "su")
 """Position embeddings that change for all tokens once a text is longer than the model was first trained for."""
 PROBED, FEW = 24, 8  # tokens of a prompt that are tried: where layers are unusual, and where they are not
 NARROW = 4  # tokens of a sliding window in that trial
-CARRIES = Known()  # whether a loaded model goes on rightly from a cache
+CARRIES = KnownByModel()  # whether a loaded model goes on rightly from a cache
 
 
 class PrefixCache:
@@ -74,7 +74,7 @@ class PrefixCache:
         tried = prompt[:, : FEW if all(map(_simple, cache.layers)) else PROBED]
         if tried.shape[-1] < (FEW if all(map(_simple, cache.layers)) else PROBED):
             return False
-        with narrowed(model_config.text(model.config)):
+        with narrowed(model_config.text_config(model.config)):
             return bool(CARRIES.get(model, lambda: carries_on(model, tried, lambda: lasting(model))))
 
     def _give_back(self, cache: Cache, ids: list[int], broken_off: bool) -> None:
@@ -98,12 +98,12 @@ def fits(model: PreTrainedModel, config: GenerationConfig, prompt: int) -> bool:
 
 def rope_scaling_start(model: PreTrainedModel) -> int:
     """Return the length at which position embeddings change, 0 where they never do."""
-    config = model_config.text(model.config)
-    rope = model_config.read(config, "rope_parameters", "rope_scaling") or {}
+    config = model_config.text_config(model.config)
+    rope = model_config.get(config, "rope_parameters", "rope_scaling") or {}
     parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]  # one, or one per kind of layer
     found = [part for part in parts if part.get("rope_type", part.get("type")) in STRETCHED]
     name = "original_max_position_embeddings"
-    whole = model_config.count(config, name, "max_position_embeddings") or 1
+    whole = model_config.get_count(config, name, "max_position_embeddings") or 1
     return min((int(part.get(name, whole)) for part in found), default=0)
 
 
@@ -127,7 +127,7 @@ def narrowed(config: PreTrainedConfig) -> Iterator[None]:
 
     moshi leaves the window to its cache: from a longer one, or in other steps, it reads other things.
     """
-    window = model_config.count(config, "sliding_window")
+    window = model_config.get_count(config, "sliding_window")
     if window:
         config.sliding_window = min(window, NARROW)
     try:

@@ -66,7 +66,7 @@ def layers(model: PreTrainedModel) -> list[Module]:
     config = getattr(model, "config", None)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     lists = list(_lists(decoder, decoder, config)) or list(_lists(model, model, None))
-    count = model_config.count(model_config.text(config), "num_hidden_layers") if config is not None else 0
+    count = model_config.get_count(model_config.text_config(config), "num_hidden_layers") if config is not None else 0
     said = [found for found in lists if len(found) == count]
     longest: Any = max(lists, key=len, default=[])
     return list(said[0] if said else longest)
@@ -76,7 +76,7 @@ def _lists(module: Module, whole: Module, config: PreTrainedConfig) -> Iterator[
     """Yield the lists of modules in a module, leaving out parts with a config of another kind: towers, encoders."""
     import torch
 
-    own = {getattr(each, "model_type", "") for each in (config, model_config.text(config)) if config is not None}
+    own = {getattr(each, "model_type", "") for each in (config, model_config.text_config(config)) if config is not None}
     if isinstance(module, torch.nn.ModuleList):
         yield module
     kind = getattr(getattr(module, "config", None), "model_type", "")

@@ -21,13 +21,13 @@ from repl.generation.measure.forward import (
 )
 from repl.generation.runtime import Model
 from repl.models import model_config, reference
-from repl.models.imports import release
+from repl.models.imports import release_memory
 from repl.models.loader import ModelInfo
 
 CHUNK = (256, 1024)  # tokens whose logits are in memory at once, at least and at most
 LOGITS = 2**26  # and so many logits, where that allows the least: longer steps are quicker
 TRIED = 8  # tokens on which a model is asked whether it reads a text as it writes one
-WAYS = reference.Known()  # how a loaded model reads a text: plain, placed (told the positions), or not at all
+WAYS = reference.KnownByModel()  # how a loaded model reads a text: plain, placed (told the positions), or not at all
 
 
 def score(
@@ -52,7 +52,7 @@ def logits(
 
 def step(model: PreTrainedModel) -> int:
     """Return how many tokens are read at once."""
-    vocabulary = model_config.count(model_config.text(model.config), "vocab_size")
+    vocabulary = model_config.get_count(model_config.text_config(model.config), "vocab_size")
     return min(max(LOGITS // max(vocabulary, 1), CHUNK[0]), CHUNK[1])
 
 
@@ -76,7 +76,7 @@ def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> 
     given = torch.tensor([ids], device=input_device(model))
     with _told(resident), cancellable_forward(model, emit.raise_if_cancelled):
         if way(model, given) == "none":
-            return _checked(resident.facts, len(ids), reference.following(model, given)[None])[0]
+            return _checked(resident.facts, len(ids), reference.reference_logits(model, given)[None])[0]
     [(_, rows)] = _read(resident, ids, len(ids), emit, step(model), shared)
     return rows[-1]
 
@@ -91,7 +91,7 @@ def _find_way(model: PreTrainedModel, ids: Tensor) -> str:
     import torch
 
     stops = ids.shape[-1] // 2, ids.shape[-1]
-    expected = [reference.following(model, ids[:, :stop]) for stop in stops]
+    expected = [reference.reference_logits(model, ids[:, :stop]) for stop in stops]
     for name, extra in (("plain", {}), ("placed", _numbered(model, 0, ids))):
         try:
             with torch.no_grad():
@@ -99,7 +99,9 @@ def _find_way(model: PreTrainedModel, ids: Tensor) -> str:
         except (TypeError, ValueError):  # kosmos-2 reads text alone in `generate` only
             continue
         pairs = zip(stops, expected, strict=True)
-        if not rows.isfinite().all() or all(reference.same(rows[stop - 1], each, model.dtype) for stop, each in pairs):
+        if not rows.isfinite().all() or all(
+            reference.same_logits(rows[stop - 1], each, model.dtype) for stop, each in pairs
+        ):
             return name
     return "none"
 
@@ -199,6 +201,6 @@ def _told(resident: Model) -> Iterator[None]:
             raise
         words = sentence(strip_traceback(error.__cause__))
     resident.runtime.kv_cache.drop()
-    release()
+    release_memory()
     smaller = ["/dtype bfloat16"] if resident.facts.dtype == "float32" else []
     raise NoMemory(f"memory ran out: {words}", *smaller, "/quantize 4bit")

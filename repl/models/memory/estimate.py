@@ -56,8 +56,8 @@ class Sizes:
     """The figures of a config that decide on memory; a field that is missing or no number counts as nothing."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
-        self.config = model_config.text(config)
-        self.each = [Sizes(layer) for layer in model_config.by_layer(self.config)]
+        self.config = model_config.text_config(config)
+        self.each = [Sizes(layer) for layer in model_config.layer_configs(self.config)]
         """Of every layer, where they differ."""
         self.hidden = self.one("hidden_size", "n_embd", "d_model", "dim")
         self.layers = self.one("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -68,7 +68,7 @@ class Sizes:
     def one(self, *names: str) -> int:
         """Return the first of these fields that holds a count; the largest, where layers differ."""
         for name in names:
-            value = model_config.read(self.config, name)
+            value = model_config.get(self.config, name)
             value = max(value, default=0) if isinstance(value, list | tuple) else value
             if isinstance(value, int | float) and value > 0:
                 return int(value)
@@ -78,7 +78,7 @@ class Sizes:
 
     def one_of(self, *names: str) -> str:
         """Return the first of these fields that holds a word."""
-        found = (model_config.read(self.config, name) for name in names)
+        found = (model_config.get(self.config, name) for name in names)
         return next((value for value in found if isinstance(value, str)), "")
 
     @property
@@ -99,7 +99,7 @@ class Sizes:
             return self.hidden
         if latent := self.one("kv_lora_rank"):  # multi-head latent attention keeps what keys and values are made of
             return latent + self.one("qk_rope_head_dim")
-        read = model_config.read
+        read = model_config.get
         many = read(self.config, "multi_query") and not read(self.config, "new_decoder_architecture")
         shared = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
         heads = 1 if many else self.one(*shared) or self._grouped() or self.heads
@@ -107,13 +107,13 @@ class Sizes:
         return heads * (keys + (self.one("v_head_dim") or keys))
 
     def _grouped(self) -> int:
-        inner = model_config.read(self.config, "attn_config")
+        inner = model_config.get(self.config, "attn_config")
         found = inner.get("kv_n_heads") if isinstance(inner, dict) else getattr(inner, "kv_n_heads", None)
         return found if isinstance(found, int) else 0
 
     def compressed(self, kind: str) -> Layer:
         """Return what a layer keeps that puts many tokens into one entry, besides those of its window as they are."""
-        rate = int((model_config.read(self.config, "compress_rates") or {}).get(kind, 1))
+        rate = int((model_config.get(self.config, "compress_rates") or {}).get(kind, 1))
         each = self.one("head_dim") + (self.one("index_head_dim") if kind == COMPRESSED[0] else 0)
         return Layer(each // rate, 0, self.one("sliding_window") * self.one("head_dim") + 2 * rate * each)
 
@@ -135,7 +135,7 @@ class Sizes:
 
     def kept(self) -> Iterator[Layer]:
         """Say for each layer what it keeps; one that uses the keys and values of another keeps nothing."""
-        kinds = model_config.read(self.config, "layer_types", "layers_block_type")
+        kinds = model_config.get(self.config, "layer_types", "layers_block_type")
         if not isinstance(kinds, list | tuple):
             kinds = self._kinds()
         own = self.layers - self.one("num_kv_shared_layers")
@@ -159,7 +159,7 @@ class Sizes:
             return ["mamba"] * self.layers
         if "rwkv" in named:
             return ["recurrent"] * self.layers
-        windowed = model_config.read(self.config, "use_sliding_window") is not False and self.one("sliding_window")
+        windowed = model_config.get(self.config, "use_sliding_window") is not False and self.one("sliding_window")
         return ["sliding_attention" if windowed else "full_attention"] * self.layers
 
 
@@ -209,7 +209,7 @@ def needs(weights: Weights, config: PreTrainedConfig, load: Load, tokens: int = 
     dtype = computed(weights, load)
     width = WIDTHS.get(dtype, 4)
     tokens = tokens or min(GLANCE, Sizes(config).context or GLANCE)
-    quantized = load.quantize in PACKED and model_config.read(config, "quantization_config") is None
+    quantized = load.quantize in PACKED and model_config.get(config, "quantization_config") is None
     size = packed(weights, load.quantize, load.dtype) if quantized else weights.size_in(load.dtype)
     passing = 0 if in_place(weights, load) else weights.bytes
     eager = load.attention == "eager"

@@ -90,7 +90,7 @@ def changes(weights: Weights, load: Load, rooms: Iterable[Room]) -> Iterator[dic
     if load.device != "auto" and len(list(rooms)) > 1:
         yield {"device": "auto"}
     if load.quantize == "none" and weights.matrices:
-        forms = (quantization.best(bits, load) for bits in (8, 4))
+        forms = (quantization.best_form(bits, load) for bits in (8, 4))
         yield from ({"dtype": "bfloat16", "quantize": form} for form in forms if form)
     if load.max_memory:
         yield {"max_memory": ""}

@@ -99,7 +99,7 @@ def savings(want: Want, beside: float = float("inf")) -> Iterator[tuple[str, str
     if want.width == 4 and load.quantize == "none" and (facts.bytes + other) // 2 <= beside:
         saved = facts.bytes // 2 + want.whole // 2
         yield "/dtype bfloat16", f"weights {amount(facts.bytes)} to {amount(facts.bytes // 2)}, KV cache halved", saved
-    if load.quantize == "none" and (form := quantization.best(4, load)):
+    if load.quantize == "none" and (form := quantization.best_form(4, load)):
         small = int(facts.parameters * PACKED[form] / 8)
         less = f"weights {amount(facts.bytes)} to about {amount(small)}"
         aside = "" if form == "4bit" else "; with bitsandbytes /quantize 4bit"

@@ -44,7 +44,7 @@ class Row:
 def rows(found: Survey, load: Load, rooms: Sequence[Room]) -> list[Row]:
     """Weigh a model in every number format, for a short talk, a long one, and all of its context."""
     config = found.config
-    packed = model_config.read(config, "quantization_config") is not None
+    packed = model_config.get(config, "quantization_config") is not None
     forms = {"as stored": {"dtype": "auto", "quantize": "none"}} if packed else FORMS
     return [
         row(found.weights, config, replace(load, **spelled(change, load)), form, tokens, rooms)
@@ -56,7 +56,7 @@ def rows(found: Survey, load: Load, rooms: Sequence[Room]) -> list[Row]:
 def spelled(change: Mapping[str, Any], load: Load) -> dict[str, Any]:
     """Return a change with the word for so many bits that works here, and the library's where none does."""
     bits = change["quantize"]
-    return {**change, "quantize": bits if bits == "none" else quantization.best(bits, load) or f"{bits}bit"}
+    return {**change, "quantize": bits if bits == "none" else quantization.best_form(bits, load) or f"{bits}bit"}
 
 
 def row(weights: Weights, config: PreTrainedConfig, load: Load, form: str, tokens: int, rooms: Sequence[Room]) -> Row:

@@ -52,7 +52,7 @@ class Survey:
 
 def survey(load: Load, emit: JobContext, offline: bool) -> Survey:
     """Look a model over without fetching its weights; raises what `/model` would raise about its name and files."""
-    imports.bring(emit)
+    imports.import_libraries(emit)
     if load.model == builtin.ID:
         made = builtin.ready(paths.cache())
         if made is None:
