@@ -31,15 +31,23 @@ def examine(resident: Model, chosen: Settings) -> tuple[FastPath, ...]:
     rows = "" if kv_cache.is_plain_kv(model) else "this model's KV cache cannot be copied for each row"
     reasons = {
         "decode loop": own_loop,
-        "KV reuse": "" if fits else "this model or a setting needs a new KV cache for each reply",
+        "KV reuse": "" if fits else f"{_culprit(resident)} needs a new KV cache for each reply",
         "prompt_lookup": ahead or ("" if wanted == "prompt_lookup" else "not chosen: /fast prompt_lookup"),
         "assistant": ahead or ("" if wanted == "assistant" else "not chosen: /assistant ID"),
-        "batched rows": rows or own_loop or ("" if fits else "a setting needs a KV cache for each row"),
+        "batched rows": rows or own_loop or ("" if fits else f"{_culprit(resident)} needs a KV cache for each row"),
         "packed kernels": _packed(resident),
     }
+    if kv_cache.CARRIES.known(model) is False:
+        reasons["KV reuse"] = "this model does not go on rightly from a KV cache that was kept"
     if not chosen.decode.reuse:
         reasons["KV reuse"] = "turned off: /reuse on"
     return tuple(FastPath(name, not why, why) for name, why in reasons.items())
+
+
+def _culprit(resident: Model) -> str:
+    from transformers import GenerationConfig
+
+    return "a setting" if kv_cache.fits(resident.model, GenerationConfig(), 1) else "this model"
 
 
 def _packed(resident: Model) -> str:

@@ -77,3 +77,7 @@ class KnownByModel:
         if model not in self._found:
             self._found[model] = find()
         return self._found[model]
+
+    def known(self, model: PreTrainedModel) -> Any:
+        """Return what is known of a model by now, None where it was not asked yet."""
+        return self._found.get(model)

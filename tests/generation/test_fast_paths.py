@@ -2,6 +2,7 @@
 
 import shutil
 
+import architectures
 import pytest
 from driving import ask, opened, run
 
@@ -60,6 +61,7 @@ def test_what_a_setting_turns_off_says_why(llama_folder, line, off):
         on, why = states(session)
         assert before - on == off
         assert all(why[name] for name in off)
+        assert "this model" not in why["KV reuse"]
 
 
 @pytest.mark.slow
@@ -69,6 +71,18 @@ def test_a_model_without_a_usual_cache_says_so(recurrent_folder):
         assert "prompt_lookup" not in on
         assert why["prompt_lookup"] != "not chosen: /fast prompt_lookup"
         assert "KV cache" in why["batched rows"]
+        assert why["KV reuse"] == "this model needs a new KV cache for each reply"
+
+
+@pytest.mark.slow
+def test_reuse_is_off_once_a_trial_has_shown_that_the_model_does_not_go_on_from_a_cache(tmp_path):
+    """CPM-Ant takes a cache and heeds it wrongly: the first prompt that is long enough shows it."""
+    architectures.make("cpmant", tmp_path)
+    with opened(tmp_path, max_new_tokens=4) as session:
+        assert [ask(session, "Say something long to me, and more.").usage.reused for _ in range(2)] == [0, 0]
+        on, why = states(session)
+        assert "KV reuse" not in on
+        assert why["KV reuse"] == "this model does not go on rightly from a KV cache that was kept"
 
 
 @pytest.mark.slow
