@@ -62,13 +62,25 @@ class Program:
         interrupted = self._shell is not None and self._shell.interrupted
         return 130 if interrupted and not self.interactive else 0 if good else 1
 
+    def _first_lines(self) -> list[str]:
+        resumed = [] if self.asked.resume is None else [f"/resume {self.asked.resume}".strip()]
+        return [*self.config.startup, *resumed]
+
+    def _run_lines(self, lines: list[str], keep_going: bool) -> bool:
+        """Run the first lines, then others; a session to go on with comes before the first load: it names the model."""
+        self.shell.eager = self.asked.resume is None
+        good = self.shell.script(self._first_lines(), keep_going)
+        self.shell.eager = True
+        if self.shell.interrupted or not (good or keep_going):
+            return False
+        return self.shell.script(lines, keep_going) and good
+
     def _lines(self) -> list[str]:
         script: list[str] = []
         if self.asked.script:
             text = texts.piped() if self.asked.script == "-" else texts.read(self.asked.script, kinds=texts.PIPED)
             script = text.split("\n")
-        resumed = [] if self.asked.resume is None else [f"/resume {self.asked.resume}".strip()]
-        return [*self.config.startup, *resumed, *self._connected(), *self.asked.commands, *script]
+        return [*self._connected(), *self.asked.commands, *script]
 
     def _connected(self) -> list[str]:
         if not self.asked.connect:
@@ -80,14 +92,16 @@ class Program:
 
     def _once(self) -> bool:
         self.shell.print_notices()
-        self.shell.open()
+        loads = self.asked.resume is None
+        if loads:
+            self.shell.open()
         lines = self._lines()
         prompt = self._prompt()
-        if not self.shell.settle_load():
+        if loads and not self.shell.settle_load():
             return False
-        if not self.shell.script(lines, self.asked.keep_going):
+        if not self._run_lines(lines, self.asked.keep_going):
             return False
-        if prompt or not lines:
+        if prompt or not [*self._first_lines(), *lines]:
             return self.shell.message(prompt)
         return True
 
@@ -146,7 +160,7 @@ class Program:
     def _before(self) -> None:
         """Run the lines that were asked for; one that fails must not take the prompt away."""
         self.shell.print_notices()
-        self.shell.script(self._lines(), keep_going=True)
+        self._run_lines(self._lines(), keep_going=True)
 
     def _serve(self, editor: "Editor") -> None:
         """Serve lines; the first one may be typed before there is a shell to run it."""

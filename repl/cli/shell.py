@@ -77,6 +77,7 @@ class Shell:
         self._theme = "dark"
         self.apply_theme()
         self.unopened = True
+        self.eager = True  # the first line begins the first load, also where it needs no model
         self._pace = LoadProgress()
 
     # one line
@@ -110,7 +111,8 @@ class Shell:
             self.screen.notice(said)
 
     def _run(self, line: str) -> bool:
-        self.open()
+        if self.eager:
+            self.open()
         try:
             if self.screen.interactive and not self.session.conversation.turns:
                 offer_command(line)

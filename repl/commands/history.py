@@ -16,7 +16,7 @@ from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import Integer
 from repl.generation.prompt.thinking import folded
-from repl.session.position import ExchangeNumber
+from repl.session.position import ExchangeNumber, current_branch
 from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.export import said
@@ -82,8 +82,7 @@ def history(session: Session) -> History:
     Without one, the texts that were completed.
     """
     talk = session.conversation
-    path = talk.path() or [turn for turn in talk.turns.values() if turn.role in ("prompt", "completion")]
-    lines = [line(turn, pair[-1].exchange) for pair in exchanges(path) for turn in pair]
+    lines = [line(turn, pair[-1].exchange) for pair in exchanges(current_branch(talk)) for turn in pair]
     return History(talk.system, lines, session.settings.view.thinking)
 
 

@@ -10,19 +10,20 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core import paths
-from repl.core.conversation import Conversation
+from repl.core.conversation import Conversation, exchanges
 from repl.core.format import counted, joined, shortened
-from repl.core.sanitize import clean, clean_line
+from repl.core.sanitize import clean_line
 from repl.core.values import RestOfLine
 from repl.core.values import Text as Words
 from repl.session.archive import Summary, newest_titles
+from repl.session.position import current_branch
 from repl.session.results import Message
 from repl.session.session import FILE, Session
+from repl.terminal.reply import PastExchange
 from repl.terminal.screen import render
 
 MAX_SESSIONS = 20  # sessions listed at once
-SHOWN_TURNS = 4  # last turns shown of a session that is gone on with
-SHOWN_LINES = 8  # lines shown of each
+SHOWN_EXCHANGES = 2  # last exchanges shown of a session that is gone on with
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +45,13 @@ def sessions(session: Session, words: Annotated[str, RestOfLine()] = "") -> Sess
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One turn as it is shown."""
-
-    number: int
-    role: str
-    text: str
-    state: str
-
-
-@dataclass(frozen=True, slots=True)
 class Resumed:
-    """A session that goes on: its last turns, and a message that never got its reply."""
+    """A session that goes on: how many exchanges it has, the last of them, and a message that never got its reply."""
 
     id: str
     title: str
     count: int
-    turns: list[Shown]
+    exchanges: list[PastExchange]
     unanswered: str
 
     @property
@@ -78,12 +69,16 @@ def recent() -> dict[str, str]:
 def resume(
     session: Session, id: Annotated[str, Words("the beginning of a session's id", suggest=recent)] = ""
 ) -> Resumed:
-    """Go on with a saved session: the last one, or the one whose id begins so."""
+    """Go on with a saved session: the last one, or the one whose id begins so.
+
+    Its last exchanges are shown. Where no model is loaded yet, its own model is.
+    """
     talk = session.archive.load(id)
     session.resume(talk)
-    path = talk.path() or talk.path(session.last.id if session.last else None)
-    last = [Shown(turn.id, turn.role, turn.parts.answer, turn.state) for turn in path[-SHOWN_TURNS:]]
-    return Resumed(session.archive.id, session.archive.title, len(talk.turns), last, unanswered(talk))
+    last = exchanges(current_branch(talk))[-SHOWN_EXCHANGES:]
+    shown = [PastExchange.of(turns, session.settings.view) for turns in last]
+    count = max((turn.exchange for turn in talk.turns.values()), default=0)
+    return Resumed(session.archive.id, session.archive.title, count, shown, unanswered(talk))
 
 
 def unanswered(talk: Conversation) -> str:
@@ -134,18 +129,11 @@ def _described(found: Summary, current: bool) -> Text:
 
 @render.register
 def _(result: Resumed) -> RenderableType:
-    head = (clean_line(result.title) or "untitled", "accent"), (f" · {result.count} turns · {result.id}", "quiet")
-    blocks: list[RenderableType] = [Text.assemble(*head)]
-    for turn in result.turns:
-        mark = "" if turn.state == "complete" else f" ({turn.state})"
-        blocks += [Text(f"{turn.number} {turn.role}{mark}", "quiet"), Text(_beginning(turn.text))]
+    facts = joined(counted(result.count, "exchange"), result.id)
+    blocks: list[RenderableType] = [
+        Text.assemble((clean_line(result.title) or "untitled", "accent"), (f" · {facts}", "quiet"))
+    ]
+    blocks += [part for one in result.exchanges for part in ("", one)]
     if result.unanswered:
-        blocks.append(Text(f"not answered yet: {shortened(result.unanswered, 200)}", "quiet"))
+        blocks += ["", Text(f"not answered yet: {shortened(result.unanswered, 200)}", "quiet")]
     return Group(*blocks)
-
-
-def _beginning(text: str) -> str:
-    lines = clean(text).splitlines()
-    more = len(lines) - SHOWN_LINES
-    cut = [f"… {more} more line{'' if more == 1 else 's'}"] if more > 0 else []
-    return "\n".join([*lines[:SHOWN_LINES], *cut])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from repl.core.conversation import Turn
+from repl.core.conversation import Conversation, Turn
 from repl.core.errors import UsageError
 from repl.core.format import shortened
 from repl.core.settings import Settings
@@ -29,6 +29,11 @@ class ExchangeKind(Integer):
 
 
 ExchangeNumber = Annotated[int, ExchangeKind(1)]
+
+
+def current_branch(talk: Conversation) -> list[Turn]:
+    """Return the branch that the next message goes on; where nothing was said, the texts that were completed."""
+    return talk.path() or [turn for turn in talk.turns.values() if turn.role in ("prompt", "completion")]
 
 
 def chat(session: Session, chosen: Settings, asked: Turn, prefill: str = "") -> Request:

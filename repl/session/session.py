@@ -25,6 +25,14 @@ T = TypeVar("T")
 Work = Callable[[JobContext], T]
 Settle = Callable[[Job[T]], object]
 FILE = "archive.db"
+MADE_WITH = (
+    "model",
+    "revision",
+    "dtype",
+    "quantize",
+    "adapter",
+    "gguf_file",
+)  # what loads when a conversation goes on
 TIDY_DELAY_S = 0.05  # seconds in which a load's end is drawn before anything else is done
 
 
@@ -210,11 +218,16 @@ class Session:
             self.context_used = turn.record.tokens
 
     def resume(self, talk: Conversation) -> None:
-        """Go on with another conversation, where it stands."""
+        """Go on with another conversation, where it stands; before any load its own model is the one to load."""
         self.conversation, self.last = talk, None
         self.follow_head()
         if self.last is None:  # texts that were completed stand beside the talk
             self.last = next((turn for turn in reversed(talk.turns.values()) if turn.record), None)
+        chosen = self.settings.origins.get("model") == "you"
+        if self.last and self.last.record and not (chosen or self.remote or self.loading or self.store.facts()):
+            for name in (name for name in MADE_WITH if name in self.last.record.load):
+                if self.settings.origins.get(name) != "you":
+                    self.settings = self.settings.put(name, self.last.record.load[name], "this conversation")
 
     # what is told
 

@@ -1,14 +1,24 @@
 """A reply as it is made: thinking dim, folded or hidden, the answer as Markdown or as it comes; a text that goes on."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
 from rich.text import Text
 
+from repl.core.conversation import ASKING, Turn
 from repl.core.events import PromptEcho, Token
-from repl.core.sanitize import Cleaner, clean
+from repl.core.parts import Parts
+from repl.core.sanitize import Cleaner, ascii_only, clean
 from repl.core.settings import View
-from repl.generation.prompt.thinking import Fold, Shown
+from repl.generation.measure.token_trace import Trace, traced
+from repl.generation.prompt.thinking import Fold, Shown, folded
+from repl.terminal.export import said
 from repl.terminal.markdown import Markdown
 from repl.terminal.redraw import LineReader, Stream, WordWrap
-from repl.terminal.screen import Screen
+from repl.terminal.screen import Screen, reply_figures
+from repl.terminal.token_colours import colour_trace
 
 ERASE = "\r\x1b[2K"
 
@@ -134,3 +144,57 @@ def reader(screen: Screen, view: View) -> LineReader | None:
     if not flows(screen, view):
         return None
     return Markdown(screen.out) if view.probs == "off" else WordWrap(screen.out)
+
+
+@dataclass(frozen=True, slots=True)
+class PastExchange:
+    """A question and its answer of before, drawn as they looked: parts and colours as the settings have them."""
+
+    number: int
+    question: str
+    reply: Parts
+    """What it shows: a thought may be folded or left out."""
+    completes: bool
+    state: str
+    figures: str
+    markdown: bool
+    by: str
+    """What colours its tokens: probability (`on`), entropy, or nothing (`off`)."""
+    tokens: Trace | None
+
+    @classmethod
+    def of(cls, turns: Sequence[Turn], view: View) -> "PastExchange":
+        """Return an exchange as the settings show it."""
+        asked, answer = (turns[0] if turns[0].role in ASKING else None), turns[-1]
+        record = answer.record
+        return cls(
+            answer.exchange,
+            asked.text if asked else "",
+            folded(answer.parts, view.thinking) if answer is not asked else Parts(),
+            answer.role == "completion",
+            answer.state,
+            reply_figures(record) if record and view.stats else "",
+            view.markdown and view.probs == "off",
+            view.probs,
+            traced(answer) if view.probs != "off" else None,
+        )
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        question = clean(self.question)
+        if question:
+            yield Text.assemble(("> " if ascii_only() else "❯ ", "accent"), question)
+        if self.reply.thinking:
+            yield Text(clean(self.reply.thinking) + "\n", "quiet")
+        answer = clean(self.reply.answer)
+        if self.tokens is not None:
+            yield colour_trace(self.tokens, "on" if self.tokens.server else self.by)
+        elif self.completes or not (self.markdown and console.is_terminal):
+            yield Text.assemble((question, "quiet") if self.completes else "", answer)
+        else:
+            lines = Markdown(console)
+            for line in (*lines.feed(answer), *lines.end()):
+                yield from (*line, Segment.line())
+        if self.reply.tool_calls:
+            yield said(Parts(tool_calls=self.reply.tool_calls))
+        if self.state != "complete" or self.figures:
+            yield Text(self.figures or self.state, "quiet")

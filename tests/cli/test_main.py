@@ -28,6 +28,17 @@ def test_an_answer_in_a_shell_is_no_session(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "archive.db").exists()
 
 
+def test_a_conversation_goes_on_without_the_model_of_the_settings(gpt2_folder: Path, tmp_path: Path) -> None:
+    """Its own model is what loads, and lines that need none do not wait for one."""
+    one_shot(str(gpt2_folder), "--max", "2", "-c", "Hi", home=tmp_path)
+    (tmp_path / "lines").write_text("/history\n", "utf-8")
+    (tmp_path / "config.toml").write_text('model = "acme/missing"\n', "utf-8")
+    done = one_shot("--resume", "--offline", "--script", str(tmp_path / "lines"), home=tmp_path)
+    assert (done.returncode, "Hi" in done.stdout, done.stderr) == (0, True, ""), done
+    more = one_shot("--resume", "--offline", "And?", home=tmp_path)
+    assert (more.returncode, "missing" in more.stderr) == (0, False), more
+
+
 def test_a_shell_is_told_what_to_type_in_a_shell(gpt2_folder: Path, tmp_path: Path) -> None:
     done = one_shot(str(gpt2_folder), "--temperature", "warm", "Hi", home=tmp_path)
     assert done.returncode == 2

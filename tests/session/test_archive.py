@@ -22,6 +22,7 @@ from records import RECORD
 from repl.commands.sessions import moment, resume, sessions, title
 from repl.core.conversation import Conversation, Turn
 from repl.core.errors import NotFound, ReplError, UsageError
+from repl.core.parts import Parts
 from repl.core.reply import ModelRecord, Reply, Sequence, ServedModel, Timing, Usage
 from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
@@ -31,7 +32,7 @@ from repl.session.archive import Archive, Summary, newest_titles
 from repl.session.database import STEPS, Opened
 from repl.session.record_json import decode, encode
 from repl.session.session import Session
-from repl.terminal.screen import render
+from repl.terminal.screen import render, reply_figures
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="modes and signals are POSIX")
 anything = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
@@ -724,19 +725,17 @@ def session(archive: Archive) -> Session:
     return session
 
 
-def drawn(result: Any) -> str:
-    """Return what a result looks like on a screen of 80 columns."""
+def drawn(result: Any, terminal: bool = False) -> str:
+    """Return what a result looks like on 80 columns, in a file or on a terminal without colours."""
     import io
 
     from rich.console import Console
 
     from repl.terminal.screen import THEME
 
-    console = Console(file=io.StringIO(), width=80, theme=THEME, highlight=False)
-    console.print(render(result))
-    written = console.file
-    assert isinstance(written, io.StringIO)
-    return written.getvalue()
+    file = io.StringIO()
+    Console(file=file, width=80, theme=THEME, force_terminal=terminal, color_system=None).print(render(result))
+    return file.getvalue()
 
 
 def reply(session: Session, text: str, done: Reply | None = RECORD) -> Turn:
@@ -755,12 +754,39 @@ def test_resume_goes_on_where_the_session_stood(session: Session) -> None:
     session.archive.begin()
     session.conversation, session.last = Conversation(), None
     result = resume(session, name[:5])
-    assert (result.id, result.title, result.count, result.unanswered) == (name, "say one", 6, "")
-    assert [shown.text for shown in result.turns] == ["say two", "two", "say three", "three"]
+    assert (result.id, result.title, result.count, result.unanswered) == (name, "say one", 3, "")
+    assert [(one.number, one.question, one.reply.answer) for one in result.exchanges] == [
+        (2, "say two", "two"),
+        (3, "say three", "three"),
+    ]
     assert (session.conversation.turns, session.conversation.head) == (talk.turns, talk.head)
     assert (session.last, session.context_used) == (last, 3)
     reply(session, "four")
     assert [found.turns for found in session.archive.sessions()] == [8]
+
+
+def test_resume_shows_replies_as_the_settings_have_them(session: Session) -> None:
+    """Thoughts are folded, Markdown is drawn, figures stand below where they are on."""
+    parts = {"raw": "<think>hm hm</think>\n\n**bold**", "thinking": "hm hm", "text": "**bold**"}
+    reply(session, parts["raw"], replace(RECORD, **parts, begun=Parts()))
+    result = resume(session, session.archive.id)
+    shown = drawn(result, terminal=True)
+    assert "thought 2 words" in shown
+    assert "\nbold\n" in shown
+    assert shown.count("hm hm") == shown.count("**bold**") == 2  # of the title and the question alone
+    assert reply_figures(RECORD) in shown
+
+
+def test_resume_takes_the_model_of_the_conversation_before_any_load(session: Session) -> None:
+    """Not where one was asked for by name, or is there already."""
+    reply(session, "one", replace(RECORD, load={"model": "acme/tiny", "dtype": "bfloat16", "device": "cuda:3"}))
+    session.change(session.settings.put("dtype", "float32", "you"))
+    resume(session, session.archive.id)
+    chosen = session.settings.load
+    assert (chosen.model, chosen.dtype, chosen.device) == ("acme/tiny", "float32", "auto")
+    session.change(session.settings.put("model", "other", "you"))
+    resume(session, session.archive.id)
+    assert session.settings.load.model == "other"
 
 
 def test_resume_completes_ids_with_their_titles(session: Session) -> None:
@@ -788,7 +814,7 @@ def test_resume_speaks_of_a_completion_where_there_was_no_talk(session: Session)
     )
     result = resume(session, session.archive.id)
     assert session.last == turn
-    assert [shown.text for shown in result.turns] == ["once", "upon"]
+    assert [(one.question, one.reply.answer, one.completes) for one in result.exchanges] == [("once", "upon", True)]
 
 
 def test_sessions_are_drawn_harmless(session: Session) -> None:
