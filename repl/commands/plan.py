@@ -17,6 +17,7 @@ from repl.core.sanitize import clean_line
 from repl.core.settings import Load
 from repl.core.values import Text as Words
 from repl.hub import locate
+from repl.models import device_map
 from repl.models.memory import plan
 from repl.models.memory.available import Room
 from repl.models.memory.estimate import STORED, Sizes
@@ -114,7 +115,7 @@ def _(result: Plan) -> RenderableType:
     tables = [_table(result, {title: SIZES[title] for title in titles}) for titles in SHOWN] if result.rows else []
     parts: list[Any] = [_head(result), *([First(*tables)] if tables else [])]
     if result.device_map:
-        parts.append(Text("\n".join(["", *map(clean_line, plan.folded(result.device_map))]), "quiet"))
+        parts.append(Text("\n".join(["", *map(clean_line, device_map.format_map(result.device_map))]), "quiet"))
     if result.code:
         parts.append(_code(result.code))
     parts.append(_end(result))

@@ -140,10 +140,8 @@ class Listed:
 
 def search(text: str, emit: JobContext, offline: bool) -> list[Listed]:
     """Ask the Hub for models with these words in their name, the most downloaded first; raises `Unreachable`."""
-    from huggingface_hub import constants
-
     prepare(emit)
-    if offline or constants.HF_HUB_OFFLINE:
+    if locate.is_offline(offline):
         raise Unreachable("offline: the Hub is not asked")
     emit(Progress("ask the Hub"))
 
@@ -192,11 +190,11 @@ def card(want: ModelRequest, emit: JobContext, offline: bool) -> ModelCard:
 
     Raises `NotFound` and `Unreachable` as `hub.locate` does.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
     prepare(emit)
     here = cache.snapshot(want.model, want.revision)
-    if not (offline or constants.HF_HUB_OFFLINE):
+    if not locate.is_offline(offline):
         ask = partial(HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3)
         try:
             return _card(want, call_hub(ask, emit, locate.PROBE))

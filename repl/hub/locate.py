@@ -48,16 +48,27 @@ def locate(
     `BadModel` for a repository without a model that loads, `ReplError` where the disk does not take it.
     """
     want = ModelRequest(model, revision, gguf_file, pickle, code)
+    found = resolve(want, emit, offline)
+    return found if isinstance(found, LocalModel) else download(want, found.sizes, emit)
+
+
+def resolve(want: ModelRequest, emit: JobContext, offline: bool) -> "LocalModel | RepoFiles":
+    """Find a model on this machine, or else what the Hub says of it; raises as `locate` does."""
     if found := local(want) or cache.find(want):
         return found
     prepare(emit)
-    check_id(model)
+    check_id(want.model)
+    if is_offline(offline):
+        raise not_cached(want, "offline")
+    emit(Progress("ask the Hub"))
+    return probe(want, emit)
+
+
+def is_offline(offline: bool) -> bool:
+    """Tell whether the Hub is not to be asked: by this session, or by the environment."""
     from huggingface_hub import constants
 
-    if offline or constants.HF_HUB_OFFLINE:
-        raise not_cached(want, "offline")
-    emit(Progress("resolve"))
-    return download(want, probe(want, emit).sizes, emit)
+    return offline or constants.HF_HUB_OFFLINE
 
 
 def adapter(name: str, revision: str, emit: JobContext, offline: bool = False) -> LocalModel:
@@ -70,11 +81,9 @@ def adapter(name: str, revision: str, emit: JobContext, offline: bool = False) -
         return LocalModel(name, folder, folder.name, "")
     prepare(emit)
     check_id(name)
-    from huggingface_hub import constants
-
-    if offline or constants.HF_HUB_OFFLINE:
+    if is_offline(offline):
         raise Unreachable(f"offline and the adapter {want} is not cached", "/adapter none")
-    emit(Progress("resolve"))
+    emit(Progress("ask the Hub"))
     sizes = probe(want, emit).sizes
     if missing := [file for file in files if file not in sizes]:
         raise BadModel(f"{want} holds no {missing[0]}, and only such adapters are read", "/adapter none")

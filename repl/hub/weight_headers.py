@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from repl.core.errors import NoMemory
+from repl.core.format import amount
 from repl.hub.model_files import bad_file, cut_name, find_file, read_start
 
 CONVERTED = ("F16", "BF16", "F32", "F64")  # what another dtype changes; narrower floats are quantized weights
@@ -104,6 +106,10 @@ def read_header(folder: Path, name: str) -> dict[str, Tensor]:
     try:
         with safe_open(folder / name, framework="np") as content:
             slices = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118  # no mapping
+    except MemoryError as error:
+        size = amount((folder / name).stat().st_size)
+        said = f"{name} takes {size} of addresses to read, more than the system allows here (ulimit -v)"
+        raise NoMemory(said) from error
     except SafetensorError as error:
         cause = str(error).removeprefix("Error while deserializing header: ")
         raise bad_file(name, f"is not a whole safetensors file: {cut_name(cause)}") from error

@@ -292,7 +292,8 @@ def _weighed(weights: Weights, config: PreTrainedConfig, load: Load) -> Iterator
         if isinstance(error, ReplError | Cancelled) or not is_memory(error):
             raise
         rooms = measure()
-        needed = fit.spelled(estimate.needs(weights, config, load))
+        needs = estimate.needs(weights, config, load)
         free = ", ".join(map(fit.described, rooms))
-        said = f"{load.model} does not fit: {sentence(error)}; it needs {needed}, and {free}"
-        raise NoMemory(said, choices=fit.lighter(weights, config, load, rooms)) from error
+        said = f"{load.model} does not fit: {sentence(error)}; it needs {fit.spelled(needs)}, and {free}"
+        found = (each for each in fit.remedies(weights, config, load, rooms) if each.needs.total < needs.total)
+        raise NoMemory(said, choices=tuple((each.line, fit.effect(each.needs)) for each in found)) from error

@@ -1,5 +1,6 @@
 """The catalogue: what is in memory, in the cache and on the Hub, without ever waiting long for the Hub."""
 
+import io
 import shutil
 import time
 from collections.abc import Iterator
@@ -164,7 +165,7 @@ class Silent:
 
     def __getattr__(self, name: str) -> Any:
         class Terminal:
-            is_terminal, width = False, 80
+            is_terminal, width, size, file = False, 80, (80, 25), io.StringIO()
 
         return Terminal() if name in ("out", "err") else lambda *_: None
 

@@ -172,7 +172,7 @@ def test_progress_adds_up_over_all_files(fake_hub, large):
     fake_hub.add(MODEL, large)
     emit = Recorder()
     found = locate(emit=emit)
-    assert emit.events[0] == Progress("resolve")
+    assert emit.events[0] == Progress("ask the Hub")
     steps = emit.events[1:]
     assert {(step.stage, step.unit) for step in steps} == {("download", "B")}
     total = sum(path.stat().st_size for path in found.folder.rglob("*") if path.is_file()) - len("{}")  # config.json

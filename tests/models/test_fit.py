@@ -183,4 +183,4 @@ def test_load_settings_may_follow_a_model(llama_folder: Path, gpt2_folder: Path)
 def test_every_load_is_weighed_for_a_short_talk() -> None:
     config = type("Config", (), {"max_position_embeddings": 100_000, "hidden_size": 8, "num_hidden_layers": 1})
     found = estimate.needs(Weights(("a",), 1, 4, {"F32": 1}, "safetensors"), config, Load())
-    assert found.cache == estimate.cache(config, estimate.GLANCE, 4)
+    assert found.cache == estimate.cache(config, estimate.GLANCE_TOKENS, 4)

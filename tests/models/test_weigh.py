@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +132,6 @@ def test_matrices_are_packed_and_the_rest_is_not(dtype: str, quantize: str, size
     assert found.weights == size
 
 
-@pytest.mark.parametrize(
-    ("stored", "dtype", "quantize", "passing"),
-    [("F32", "auto", "none", 0), ("F32", "float32", "none", 0), ("F32", "bfloat16", "none", 4000)],
-)
-def test_only_a_conversion_reads_the_file_past(stored: str, dtype: str, quantize: str, passing: int) -> None:
-    weights = replace(WEIGHTS, dtypes={stored: 1000})
-    assert estimate.needs(weights, object(), Load("m", dtype=dtype, quantize=quantize)).passing == passing
-
-
 def test_matrices_are_told_from_embeddings(llama_folder: Path) -> None:
     """What is counted as packable is what a quantizer would replace: linear layers other than the head."""
     import torch
@@ -193,11 +183,9 @@ def agrees(warm: Path, folder: Path, dtype: str, *lengths: int) -> None:
 
 
 def within(found: dict[str, int]) -> None:
-    """Compare estimate and measurement, of a reply and of the load before it."""
+    """Compare estimate and measurement of a reply."""
     taken = {name: f"{size / 1e6:.0f} MB" for name, size in found.items()}
     assert LEAST <= found["total"] / found["replying"] <= MOST, taken
-    highest = max(found["total"], found["weights"] + found["passing"])
-    assert LEAST <= highest / max(found["loading"], found["replying"]) <= MOST, taken
 
 
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a peak of its own")
@@ -226,4 +214,5 @@ def test_the_built_in_model_takes_what_was_estimated(llama_folder: Path, builtin
 
 
 def test_the_total_is_what_has_to_be_there_at_once() -> None:
-    assert Needs(4, 2, 1, passing=8).total == 7
+    assert Needs(4, 2, 1).total == 7
+    assert Needs(4, 2, 1, loading=8).total == 8

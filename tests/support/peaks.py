@@ -61,12 +61,11 @@ def measure(load: Load, length: int) -> None:
     forget()
     before = resident("VmRSS")
     model = loader.load_model(load, conftest.Recorder(), True, lambda *_: None, Runtime)
-    loaded = resident("VmHWM") - before
     forget()
     reply(model, length)
     replied = resident("VmHWM") - before
     needs = estimate.needs(examine(Path(load.model)), model.model.config, load, length + MADE)
-    found = {**asdict(needs), "loading": loaded, "replying": replied, "total": needs.total}  # one name stands twice
+    found = {**asdict(needs), "replying": replied, "total": needs.total}
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -17,7 +17,7 @@ WORD = 1000  # bytes that the tokenizer takes for each token it knows
 LEFT = 100 * 10**6  # bytes of freed tensors that the C library keeps at most
 COMPOSED = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python", "quick_gelu")  # not one kernel, but several steps
 LOGITS = 4  # copies of the last token's logits in float32, while it is chosen
-GLANCE = 2048  # tokens for which there must be room when a model is loaded
+GLANCE_TOKENS = 2048  # tokens for which there must be room when a model is loaded
 MASKED = ("sliding_attention", "chunked_attention", "hybrid_sliding", "reference_sliding_attention")
 COMPRESSED = ("compressed_sparse_attention", "heavily_compressed_attention")
 UNSPLIT = ("reformer", "xlnet")  # types that keep hidden states in place of keys and values
@@ -26,15 +26,11 @@ RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Bytes that a model takes at one length of text.
-
-    `passing` is what a conversion reads through and gives back, `loading` what has to be there once before packing.
-    """
+    """Bytes that a model takes at one length of text; `loading` is what has to be there once, before packing."""
 
     weights: int
     cache: int
     working: int
-    passing: int = 0
     loading: int = 0
 
     @property
@@ -204,17 +200,16 @@ def packed(weights: Weights, quantize: str, dtype: str) -> int:
     return int(weights.matrices * PACKED[quantize] / 8) + rest
 
 
-def needs(weights: Weights, config: PreTrainedConfig, load: Load, tokens: int = 0) -> Needs:
-    """Return what a load needs for a text of so many tokens; without a number, for a short talk."""
-    dtype = computed(weights, load)
-    width = WIDTHS.get(dtype, 4)
-    tokens = tokens or min(GLANCE, Sizes(config).context or GLANCE)
+def needs(
+    weights: Weights, config: PreTrainedConfig, load: Load, tokens: int = 0, read: int = 0, beams: int = 1
+) -> Needs:
+    """Return what a load needs for a text of so many tokens, `read` of them at once; without a number, a short talk."""
+    width = WIDTHS.get(computed(weights, load), 4)
+    tokens = tokens or min(GLANCE_TOKENS, Sizes(config).context or GLANCE_TOKENS)
     quantized = load.quantize in PACKED and model_config.get(config, "quantization_config") is None
     size = packed(weights, load.quantize, load.dtype) if quantized else weights.size_in(load.dtype)
-    passing = 0 if in_place(weights, load) else weights.bytes
-    eager = load.attention == "eager"
-    loading = unpacked(weights, load) if quantized else 0
-    return Needs(size, cache(config, tokens, width), working(config, tokens, width, eager), passing, loading)
+    work = working(config, read or tokens, width, load.attention == "eager")
+    return Needs(size, cache(config, tokens, width) * beams, work, unpacked(weights, load) if quantized else 0)
 
 
 def unpacked(weights: Weights, load: Load) -> int:

@@ -1,7 +1,7 @@
 """Whether a model fits: what it needs against what is free, and the smallest change that makes it fit."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from repl.core import paths
@@ -42,58 +42,53 @@ def check(weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequenc
     if verdict(needs, load, rooms) != TOO_LARGE or not targets(load.device, rooms):
         return  # what is said of a device that is not there comes with placing
     free = ", ".join(described(room) for room in targets(load.device, capped(rooms, load.max_memory)))
-    choices = [(line(load, change), effect(found)) for change, found in remedies(weights, config, load, rooms)]
-    choices = choices or list(on_disk(needs, load, rooms))
+    found = remedies(weights, config, load, rooms)
+    fitting = [each for each in found if verdict(each.needs, each.load, rooms) != TOO_LARGE]
+    choices = [(each.line, effect(each.needs)) for each in fitting] or on_disk(needs, load, rooms)
     override = (f"/model! {name(load)}", "load anyway")
     raise NoMemory(f"{short(load)} does not fit: it needs {spelled(needs)}, and {free}", choices=(*choices, override))
 
 
-def lighter(
-    weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequence[Room]
-) -> tuple[tuple[str, str], ...]:
-    """Return lines that load with less, each with what is needed then: for a load that ran out of memory after all."""
-    whole = estimate.needs(weights, config, load).total
-    found = (
-        (change, estimate.needs(weights, config, replace(load, **change))) for change in changes(weights, load, rooms)
-    )
-    return tuple((line(load, change), effect(needs)) for change, needs in found if needs.total < whole)
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A load that takes less or has more: what is changed, the line that loads it so, and what is needed then."""
+
+    change: dict[str, str]
+    load: Load
+    line: str
+    needs: Needs
 
 
-def remedies(
-    weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequence[Room]
-) -> Iterator[tuple[dict[str, str], Needs]]:
-    """Yield the changes that make it fit, the smallest first, each with what is needed then."""
+def remedies(weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequence[Room]) -> Iterator[Remedy]:
+    """Yield everything that could be changed about a load where memory does not suffice, the smallest change first."""
     for change in changes(weights, load, rooms):
         changed = replace(load, **change)
-        needs = estimate.needs(weights, config, changed)
-        if verdict(needs, changed, rooms) != TOO_LARGE:
-            yield change, needs
+        yield Remedy(change, changed, line(load, change), estimate.needs(weights, config, changed))
 
 
-def on_disk(needs: Needs, load: Load, rooms: Sequence[Room]) -> Iterator[tuple[str, str]]:
-    """Yield the line that leaves on disk what no memory holds, with its effect; nothing where a load cannot do that."""
-    if load.quantize != "none" or load.gguf_file or load.max_memory:
-        return
-    text = needs.cache + needs.working  # may be anywhere: each device keeps room for it
-    held = {room.device.removeprefix("cuda:"): max(0, room.free - text) >> 20 for room in rooms}
-    if any(held.values()):
-        most = ",".join(f"{name}={size}MiB" for name, size in held.items())
-        left = amount(max(0, needs.weights - (sum(held.values()) << 20)))
-        change = {"device": "auto", "max_memory": most, "offload_folder": str(paths.cache() / "offload")}
-        yield line(load, change), f"{left} of the weights stay on disk, read again for every token: slow"
-
-
-def changes(weights: Weights, load: Load, rooms: Iterable[Room]) -> Iterator[dict[str, Any]]:
-    """Yield what could be changed about a load so that it takes less, or has more."""
+def changes(weights: Weights, load: Load, rooms: Sequence[Room]) -> Iterator[dict[str, Any]]:
+    """Yield the settings that make a load take less, or have more."""
     if load.quantize == "none" and estimate.computed(weights, load) == "float32":
         yield {"dtype": "bfloat16"}
-    if load.device != "auto" and len(list(rooms)) > 1:
+    if load.device != "auto" and len(rooms) > 1:
         yield {"device": "auto"}
     if load.quantize == "none" and weights.matrices:
         forms = (quantization.best_form(bits, load) for bits in (8, 4))
         yield from ({"dtype": "bfloat16", "quantize": form} for form in forms if form)
     if load.max_memory:
         yield {"max_memory": ""}
+
+
+def on_disk(needs: Needs, load: Load, rooms: Sequence[Room]) -> list[tuple[str, str]]:
+    """Return the line that leaves on disk what no memory holds, with its effect; none where a load cannot do that."""
+    text = needs.cache + needs.working  # may be anywhere: each device keeps room for it
+    held = {room.device.removeprefix("cuda:"): max(0, room.free - text) >> 20 for room in rooms}
+    if load.quantize != "none" or load.gguf_file or load.max_memory or not any(held.values()):
+        return []
+    most = ",".join(f"{name}={size}MiB" for name, size in held.items())
+    left = amount(max(0, needs.weights - (sum(held.values()) << 20)))
+    change = {"device": "auto", "max_memory": most, "offload_folder": str(paths.cache() / "offload")}
+    return [(line(load, change), f"{left} of the weights stay on disk, read again for every token: slow")]
 
 
 def name(load: Load) -> str:

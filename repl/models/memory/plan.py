@@ -1,9 +1,7 @@
 """Whether and how a model fits: a table over number formats and lengths, and where its parts would go."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 from repl.core import library
@@ -18,12 +16,8 @@ from repl.models.memory.fit import FITS, OFFLOAD, TOO_LARGE
 from repl.models.memory.survey import Survey
 
 LENGTHS = (2048, 8192)
-FORMS: dict[str, dict[str, Any]] = {
-    "float32": {"dtype": "float32", "quantize": "none"},
-    "bfloat16": {"dtype": "bfloat16", "quantize": "none"},
-    "8-bit": {"dtype": "bfloat16", "quantize": 8},
-    "4-bit": {"dtype": "bfloat16", "quantize": 4},
-}
+FORMS = {"float32": ("float32", 0), "bfloat16": ("bfloat16", 0), "8-bit": ("bfloat16", 8), "4-bit": ("bfloat16", 4)}
+"""The number formats that are weighed: the dtype, and the bits that matrices are packed into."""
 TOGETHER = "all GPUs"
 
 
@@ -43,38 +37,31 @@ class Row:
 
 def rows(found: Survey, load: Load, rooms: Sequence[Room]) -> list[Row]:
     """Weigh a model in every number format, for a short talk, a long one, and all of its context."""
-    config = found.config
-    packed = model_config.get(config, "quantization_config") is not None
-    forms = {"as stored": {"dtype": "auto", "quantize": "none"}} if packed else FORMS
+    packed = model_config.get(found.config, "quantization_config") is not None
+    forms = (
+        {"as stored": {"dtype": "auto", "quantize": "none"}} if packed else {form: change(form, load) for form in FORMS}
+    )
     return [
-        row(found.weights, config, replace(load, **spelled(change, load)), form, tokens, rooms)
-        for form, change in forms.items()
-        for tokens in lengths(config)
+        row(found, load, form, changed, tokens, rooms)
+        for form, changed in forms.items()
+        for tokens in lengths(found.config)
     ]
 
 
-def spelled(change: Mapping[str, Any], load: Load) -> dict[str, Any]:
-    """Return a change with the word for so many bits that works here, and the library's where none does."""
-    bits = change["quantize"]
-    return {**change, "quantize": bits if bits == "none" else quantization.best_form(bits, load) or f"{bits}bit"}
+def change(form: str, load: Load) -> dict[str, Any]:
+    """Return the settings for a number format: the way to pack that works here, the library's where none does."""
+    dtype, bits = FORMS[form]
+    return {"dtype": dtype, "quantize": (quantization.best_form(bits, load) or f"{bits}bit") if bits else "none"}
 
 
-def row(weights: Weights, config: PreTrainedConfig, load: Load, form: str, tokens: int, rooms: Sequence[Room]) -> Row:
+def row(found: Survey, load: Load, form: str, change: dict[str, Any], tokens: int, rooms: Sequence[Room]) -> Row:
     """Weigh one number format at one length."""
-    needs = estimate.needs(weights, config, load, tokens)
-    change = {"dtype": load.dtype, "quantize": load.quantize}
-    if load.quantize == "none":
-        del change["quantize"]
-    return Row(
-        form,
-        tokens,
-        needs.weights,
-        needs.cache,
-        needs.working,
-        needs.total,
-        dict(verdicts(needs, load, capped(rooms, load.max_memory))),
-        fit.line(replace(load, quantize="none"), change),
-    )
+    changed = replace(load, **change)
+    needs = estimate.needs(found.weights, found.config, changed, tokens)
+    judged = dict(verdicts(needs, changed, capped(rooms, load.max_memory)))
+    shown = {name: word for name, word in change.items() if word != "none"}
+    loads = fit.line(replace(load, quantize="none"), shown)
+    return Row(form, tokens, needs.weights, needs.cache, needs.working, needs.total, judged, loads)
 
 
 def lengths(config: PreTrainedConfig) -> list[int]:
@@ -126,34 +113,11 @@ def placed(config: PreTrainedConfig, load: Load, rooms: Sequence[Room]) -> dict[
         model = from_files.auto_class(config).from_config(config, trust_remote_code=False, dtype=width)
     model.tie_weights()
     whole = library.undivided(model)
-    memory = {keyed(room.device): room.free for room in capped(rooms, load.max_memory)}
+    memory: dict[Any, int] = {
+        int(room.device[5:]) if room.device.startswith("cuda:") else room.device: room.free
+        for room in capped(rooms, load.max_memory)
+    }
     if load.device != "sequential":
         memory = get_balanced_memory(model, memory, whole, dtype=width)
     places = infer_auto_device_map(model, memory, whole, dtype=width)
     return {part: f"cuda:{place}" if isinstance(place, int) else str(place) for part, place in places.items()}
-
-
-def keyed(device: str) -> int | str:
-    """Return a device's name as accelerate says it."""
-    return int(device.partition(":")[2]) if device.startswith("cuda:") else device
-
-
-def folded(places: Mapping[str, str]) -> list[str]:
-    """Say where the parts are, neighbours together: `cuda:0 embed_tokens, layers 0-17`."""
-    lines = []
-    for device, group in groupby(places.items(), lambda item: item[1]):
-        parts = [part for part, _ in group]
-        lines.append(f"{device}  {', '.join(spans(parts))}")
-    return lines
-
-
-def spans(parts: Sequence[str]) -> Iterator[str]:
-    """Shorten the names of parts, and runs of numbered ones to their ends."""
-    numbered = re.compile(r"(?:.*\.)?([^.]+)\.(\d+)$")
-    for name, group in groupby(parts, lambda part: match[1] if (match := numbered.match(part)) else ""):
-        found = list(group)
-        if not name:
-            yield from (part.rpartition(".")[2] or "everything" for part in found)
-            continue
-        ends = [found[0].rpartition(".")[2], found[-1].rpartition(".")[2]]
-        yield f"{name} {ends[0]}" if ends[0] == ends[1] else f"{name} {ends[0]}-{ends[1]}"

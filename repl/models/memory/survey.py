@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from repl.core import paths
-from repl.core.errors import BadModel, NotFound, ReplError, Unreachable
+from repl.core.errors import BadModel, NotFound, Unreachable
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedConfig
 from repl.core.settings import Load
 from repl.hub import builtin, cache, consent, locate, validate
 from repl.hub.cache import ModelRequest
-from repl.hub.download import DownloadProgress, call_hub, prepare
+from repl.hub.download import DownloadProgress, call_hub
 from repl.hub.locate import RepoFiles
-from repl.hub.weight_headers import Tensor, Weights, as_tensor, bits, count_weights
+from repl.hub.weight_headers import Weights, as_tensor, bits, count_weights
 from repl.models import imports
 from repl.models.memory.estimate import Sizes
 
-HEADERS = 24  # files whose headers are read one by one; of more, the Hub's own count is taken
 GENERATE = "custom_generate/generate.py"  # takes the place of `generate` where code may run
 
 
@@ -61,16 +60,9 @@ def survey(load: Load, emit: JobContext, offline: bool) -> Survey:
             )
         return here(replace(load, model=str(made)), cache.LocalModel(builtin.ID, made, "", ""))
     want = ModelRequest(load.model, load.revision, load.gguf_file, load.allow_pickle, load.trust_remote_code)
-    if found := locate.local(want) or cache.find(want):
-        return here(load, found)
-    prepare(emit)
-    locate.check_id(load.model)
-    from huggingface_hub import constants
-
-    if offline or constants.HF_HUB_OFFLINE:
-        raise locate.not_cached(want, "offline")
-    emit(Progress("ask the Hub"))
-    listing = locate.probe(want, emit)
+    listing = locate.resolve(want, emit, offline)
+    if isinstance(listing, cache.LocalModel):
+        return here(load, listing)
     if problem := locate.repo_problem(want, list(listing.sizes)):
         raise problem
     return there(want, listing, emit)
@@ -157,33 +149,23 @@ def code_there(want: ModelRequest, place: Path, listing: RepoFiles, emit: JobCon
 def remote_weights(
     want: ModelRequest, names: list[str], listing: RepoFiles, config: PreTrainedConfig, emit: JobContext
 ) -> Weights:
-    """Read the headers of weights on the Hub, or count from what the Hub says where that would be too many."""
-    headed = all(name.endswith(".safetensors") for name in names)
-    if not headed or (len(names) > HEADERS and listing.stored):
-        return by_count(listing, names, config)
-    tensors: dict[str, Tensor] = {}
-    for done, name in enumerate(names, 1):
-        emit(Progress("read headers", done, len(names), "files"))
-        tensors |= remote_header(want, name, listing, emit)
-    return count_weights(names, tensors, "safetensors")
-
-
-def remote_header(want: ModelRequest, name: str, listing: RepoFiles, emit: JobContext) -> dict[str, Tensor]:
-    """Fetch the header of one file of weights and check its entries."""
+    """Read the headers of weights on the Hub, or count from what the Hub says where they have none."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import SafetensorsParsingError
 
-    ask = partial(HfApi().parse_safetensors_file_metadata, want.model, name, revision=listing.commit)
+    if not all(name.endswith(".safetensors") for name in names):
+        return by_count(listing, names, config)
+    emit(Progress("read headers"))
+    ask = partial(HfApi().get_safetensors_metadata, want.model, revision=listing.commit)
     try:
-        found = call_hub(ask, emit).tensors
+        found = call_hub(ask, emit).files_metadata.values()
     except SafetensorsParsingError as error:
-        raise BadModel(f"{name} of {want} is not a safetensors file") from error
-    except ReplError:
-        raise
+        raise BadModel(f"the weights of {want} are no safetensors files") from error
     except Exception as error:  # as for every call of the Hub
-        stopped = Unreachable(f"the Hub stopped answering while the header of {name} was read", f"/plan {want.model}")
+        stopped = Unreachable("the Hub stopped answering while headers were read", f"/plan {want.model}")
         raise locate.explained(error, want, emit) or stopped from error
-    return {key: as_tensor(each.dtype, each.shape) for key, each in found.items()}
+    tensors = {name: as_tensor(each.dtype, each.shape) for file in found for name, each in file.tensors.items()}
+    return count_weights(names, tensors, "safetensors")
 
 
 def by_count(listing: RepoFiles, names: Iterable[str], config: PreTrainedConfig) -> Weights:
