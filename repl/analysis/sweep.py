@@ -1,15 +1,15 @@
 """A grid of settings over one prompt: which rows it has, what is measured of each, and taking one as the answer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any
 
 from repl.core import decoding, settings
-from repl.core.decoding import SAMPLING, WARPERS, ModelDefaults
+from repl.core.decoding import WARPERS, ModelDefaults
 from repl.core.errors import UsageError
 from repl.core.jobs import JobContext
-from repl.core.settings import Decode, Settings
+from repl.core.settings import Settings
 from repl.core.values import Integer
 from repl.generation.decode.batch import Made, Rows
 from repl.generation.decode.kv_cache import common
@@ -57,8 +57,6 @@ class SweepRow:
     logprob: float | None
     parts: int | None
     """The first token, from 1, that is not the greedy row's; None where all are."""
-    same_as: int | None
-    """The row that was made with settings that come to the same: this one is its copy."""
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -70,10 +68,10 @@ class Sweep:
 
     names: tuple[str, ...]
     lines: tuple[SweepRow, ...]
-    greedy: SweepRow
+    greedy: SweepRow | None
     prompt_ids: tuple[int, ...]
     made: int
-    """Rows that were made: those that come to the same are made once, and the greedy one is always made."""
+    """Rows that were made, the greedy one among them."""
     together: int
     """Rows that shared the steps of the model; the others were made one after another, `alone` says why."""
     alone: str
@@ -103,8 +101,9 @@ def plan(chosen: Settings, base: ModelDefaults, words: Sequence[str]) -> Grid:
     rows = [tuple(zip(grid, values, strict=True)) for values in product(*grid.values())]
     if len(rows) * count > MAX_ROWS:
         raise UsageError(f"that is {len(rows) * count:,} rows, at most {MAX_ROWS} are made", EXAMPLE)
-    cells = [_cell(neutral, base, words, seed + place) for words in rows for place in range(count)]
-    return Grid(tuple(cells), changed(neutral, [("do_sample", "off"), ("num_beams", "1")]))
+    cells = (_cell(neutral, base, words, seed + place) for words in rows for place in range(count))
+    distinct_cells = {(cell.words, cell.seed): cell for cell in cells}  # greedy rows read no seed
+    return Grid(tuple(distinct_cells.values()), changed(neutral, [("do_sample", "off"), ("num_beams", "1")]))
 
 
 def _whole(name: str, text: str, kind: Integer) -> int:
@@ -141,21 +140,11 @@ def _cell(neutral: Settings, base: ModelDefaults, words: Words, seed: int) -> Ce
     zero = [(name, text) for name, text in words if name == "temperature" and text.strip("0.") == "" and "0" in text]
     greedy = [("do_sample", "off"), ("temperature", "default")] if zero else []
     chosen = changed(neutral, [*greedy, *(pair for pair in words if pair not in zero)], ("decode",), base)
+    samples = bool(decoding.effective(chosen, base)["do_sample"].value)
+    words = tuple(pair for pair in words if samples or pair in zero or pair[0] not in WARPERS)
     known = {**dict(chosen.extra), **{name: chosen.get(name) for name, _ in words if name in settings.places()}}
     values = {name: 0.0 if (name, text) in zero else known[name] for name, text in words}
-    if not decoding.effective(chosen, base)["do_sample"].value:
-        return Cell(words, values, None, chosen)
-    return Cell(words, values, seed, chosen.put("seed", seed, "sweep"))
-
-
-def key(chosen: Settings, base: ModelDefaults) -> tuple[Decode, str]:
-    """Return what decides the text: what only sampling reads is left out of what does not sample."""
-    table = decoding.effective(chosen, base)
-    own = replace(chosen.decode, do_sample=bool(table["do_sample"].value), num_beams=table["num_beams"].value or 1)
-    if own.do_sample:
-        return own, repr(chosen.extra)
-    blank: dict[str, Any] = {spot.name: spot.default for spot in fields(Decode) if spot.name in (*SAMPLING, "seed")}
-    return replace(own, **blank), repr([pair for pair in chosen.extra if pair[0] not in WARPERS])
+    return Cell(words, values, seed if samples else None, chosen.put("seed", seed, "sweep") if samples else chosen)
 
 
 def sweep(
@@ -164,51 +153,40 @@ def sweep(
     """Make the rows of a grid; returns what came of them, and the reply of each row by its number."""
     import time
 
-    began, base = time.monotonic(), resident.facts.base
-    first, keys = key(grid.greedy, base), [key(cell.chosen, base) for cell in grid.cells]
-    wanted = {first: grid.greedy}
-    for found, cell in zip(keys, grid.cells, strict=True):
-        wanted.setdefault(found, cell.chosen)
-    rows = Rows(resident, [replace(request, settings=chosen) for chosen in wanted.values()], emit, exact)
+    began = time.monotonic()
+    chosen = [grid.greedy, *(cell.chosen for cell in grid.cells)]
+    rows = Rows(resident, [replace(request, settings=each) for each in chosen], emit, exact)
     whole = rows.run()
-    made = dict(zip(wanted, rows.made, strict=True))
-    greedy = made[first]
+    greedy, *others = rows.made
     reference = greedy.done.token_ids if greedy else ()
-    lines: list[SweepRow] = []
-    seen: dict[tuple[Decode, str], int] = {}
-    for number, (found, cell) in enumerate(zip(keys, grid.cells, strict=True), 1):
-        if (one := made[found]) is not None:
-            lines.append(_measure(number, cell.values, cell.seed, one, reference, seen.get(found)))
-            seen.setdefault(found, number)
+    made = {number: one for number, one in enumerate(others, 1) if one is not None}
+    cells = dict(enumerate(grid.cells, 1))
     return Sweep(
         names=tuple(dict.fromkeys(name for cell in grid.cells for name in cell.values)),
-        lines=tuple(lines),
-        greedy=_measure(0, {}, None, greedy, reference, seen.get(first)) if greedy else NONE,
+        lines=tuple(_measure(number, cells[number], one, reference) for number, one in made.items()),
+        greedy=_measure(0, Cell((), {}, None, grid.greedy), greedy, reference) if greedy else None,
         prompt_ids=tuple(rows.prompt),
-        made=sum(one is not None for one in rows.made),
+        made=len(made) + bool(greedy),
         together=rows.together,
         alone=rows.alone,
         whole=whole,
         seconds=time.monotonic() - began,
-        left_out=len(grid.cells) - len(lines),
-    ), {number: one for number, found in enumerate(keys, 1) if (one := made[found])}
+        left_out=len(cells) - len(made),
+    ), made
 
 
-def _measure(
-    number: int, values: dict[str, Any], seed: int | None, made: Made, greedy: Sequence[int], same: int | None
-) -> SweepRow:
+def _measure(number: int, cell: Cell, made: Made, greedy: Sequence[int]) -> SweepRow:
     done, logprobs = made.done, made.logprobs
     ids = done.token_ids
     return SweepRow(
         number=number,
-        settings=values,
-        seed=seed,
+        settings=cell.values,
+        seed=cell.seed,
         finish=done.finish,
         length=len(ids),
         distinct_2=distinct(ids[:-1] if done.finish == "stop" else ids),
         logprob=sum(logprobs) / len(logprobs) if logprobs else None,
         parts=parted(ids, greedy),
-        same_as=same,
         text=done.raw,
         token_ids=ids,
         logprobs=logprobs,
@@ -225,9 +203,6 @@ def parted(ids: Sequence[int], greedy: Sequence[int]) -> int | None:
     """Return the first place, from 1, at which two texts differ; None where they are the same."""
     same = common(ids, greedy)
     return None if same == len(ids) == len(greedy) else same + 1
-
-
-NONE = SweepRow(0, {}, None, "cancelled", 0, None, None, None, None, "", (), ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Annotated
 
 from rich.cells import cell_len
@@ -139,19 +138,15 @@ def _(result: Taken) -> RenderableType:
 def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
     """Draw a line for each row; in a narrow window the beginning of its text stands below its figures."""
     heads = ["", *map(short, found.names), "seed", "tokens", "end", "distinct-2", "logprob", "parts at"]
-    rows = [_cells(found, row) for row in found.lines if row.same_as is None]
-    first = ["greedy", *[""] * len(found.names), *_figures(found, found.greedy)]
-    widths = [max(map(cell_len, column)) for column in zip(heads, first, *rows, strict=True)]
+    rows = [_cells(found, row) for row in found.lines]
+    first = [["greedy", *[""] * len(found.names), *_figures(found.greedy)]] if found.greedy else []
+    widths = [max(map(cell_len, column)) for column in zip(heads, *first, *rows, strict=True)]
     room = width - sum(widths) - 2 * len(widths)
     yield Text(_aligned(heads, widths), "quiet")
-    if found.greedy.same_as is None and found.greedy.length:
-        yield from _row(_aligned(first, widths), found.greedy, room, "quiet")
-    for copies, group in groupby(found.lines, lambda row: row.same_as is not None):
-        if copies:
-            yield _copies(list(group), widths[0])
-        else:
-            for row in group:
-                yield from _row(_aligned(_cells(found, row), widths), row, room, "")
+    if found.greedy:
+        yield from _row(_aligned(first[0], widths), found.greedy, room, "quiet")
+    for cells, row in zip(rows, found.lines, strict=True):
+        yield from _row(_aligned(cells, widths), row, room, "")
     yield Text(_said(found), "quiet")
     if found.lines:
         yield Text.assemble(
@@ -160,10 +155,11 @@ def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
 
 
 def _cells(found: Sweep, row: SweepRow) -> list[str]:
-    return [str(row.number), *(_show(name, row.settings[name]) for name in found.names), *_figures(found, row)]
+    values = [_show(name, row.settings[name]) if name in row.settings else "" for name in found.names]
+    return [str(row.number), *values, *_figures(row)]
 
 
-def _figures(found: Sweep, row: SweepRow) -> list[str]:
+def _figures(row: SweepRow) -> list[str]:
     parts = "never" if row.parts is None else str(row.parts)
     return [
         "" if row.seed is None else str(row.seed),
@@ -171,7 +167,7 @@ def _figures(found: Sweep, row: SweepRow) -> list[str]:
         "stopped" if row.finish == "cancelled" else row.finish.replace("_", " "),
         "" if row.distinct_2 is None else f"{row.distinct_2:.2f}",
         "" if row.logprob is None else f"{row.logprob:.2f}",
-        "" if row.number in (0, found.greedy.same_as) else parts,
+        parts if row.number else "",
     ]
 
 
@@ -199,20 +195,12 @@ def _aligned(cells: list[str], widths: list[int]) -> str:
     return "  ".join(" " * (width - cell_len(cell)) + cell for cell, width in zip(cells, widths, strict=True))
 
 
-def _copies(same: list[SweepRow], width: int) -> Text:
-    """Draw rows that are copies of others in one line."""
-    numbers = str(same[0].number) if len(same) == 1 else f"{same[0].number}-{same[-1].number}"
-    rows = ", ".join(str(number) for number in dict.fromkeys(row.same_as for row in same))
-    return Text(f"{numbers:>{width}}  as row {rows}: settings that come to the same", "quiet")
-
-
 def _show(name: str, value: object) -> str:
     return settings.show(name, value) if name in settings.places() else fields.show(value)
 
 
 def _said(found: Sweep) -> str:
-    made = sum(line.length for line in found.lines if line.same_as is None)
-    made += found.greedy.length if found.greedy.same_as is None else 0
+    made = sum(row.length for row in (*found.lines, *([found.greedy] if found.greedy else [])))
     alone = f"one by one: {found.alone}"
     how = "all together" if not found.alone else f"{found.together} together, the others {alone}"
     how = how if found.together else alone
