@@ -327,3 +327,52 @@ def test_poor_terminals_chat_as_well(talker: Path, tmp_path: Path, environment: 
             assert b"\x1b" not in screen.raw
         screen.keys("/quit" + ENTER)
         assert screen.end() == 0
+
+
+@pytest.mark.slow
+def test_a_screen_reader_hears_whole_lines(talker: Path, tmp_path: Path) -> None:
+    """Between Enter and the next prompt the cursor never moves, roles are words, tables lines, errors begin so."""
+    lines = (
+        "hi",
+        "/next 2 hi",
+        "/beams 2",
+        "/retry",
+        "/compare greedy temperature=2 -- hi",
+        "/frob",
+        "/dtype bfloat16",
+    )
+    with Terminal(str(talker), home=tmp_path, environment={"ACCESSIBLE": "1"}, mark="You:") as screen:
+        screen.wait(screen.ready)
+        heard = []
+        for line in lines:
+            before = len(screen.raw)
+            screen.ask(line)
+            heard.append(screen.raw[before:].partition(b"\r\n")[2].rpartition(b"You: ")[0].decode())
+        screen.keys("/sweep tem\t" + "\x03")
+        screen.see("Ctrl-D leaves")
+        screen.paste("one\ntwo")
+        screen.keys(ENTER)
+        screen.see("You: one\ntwo\nModel: ")
+        screen.wait(screen.ready)
+        screen.keys("\x04")
+        assert screen.end() == 0
+    assert "\x1b" not in "".join(heard)  # not even colours
+    assert heard[0].startswith(f"Model: {HELLO}")
+    assert re.search(r'^1, "[^"]*", model: \S+ %, sum: \S+ %\r$', heard[1], re.M)
+    assert heard[5].startswith("error: no command /frob")
+    assert LOADED.split("\\")[0] in heard[6]
+
+
+@pytest.mark.slow
+def test_accessible_can_be_switched_in_a_session(talker: Path, tmp_path: Path) -> None:
+    """The next line is read in the other way, on a terminal that is as it was."""
+    with Terminal(str(talker), home=tmp_path) as screen:
+        screen.line("/accessible on")
+        screen.mark = "You:"
+        screen.wait(screen.ready)
+        screen.line("/accessible off")
+        screen.mark = "❯"
+        screen.wait(screen.ready)
+        screen.line("hi")
+        screen.wait(lambda: HELLO in screen.text() and screen.ready())
+        assert "chat" in screen.bar()

@@ -86,6 +86,8 @@ def choose_settings(asked: argparse.Namespace, found: Settings) -> Settings:
         raise UsageError("max_new_tokens and max_length exclude each other: give one")
     if asked.model and not asked.connect:
         given |= {name: word for name, word in settings.address(asked.model) if word != "default"}
+    if os.environ.get("ACCESSIBLE"):
+        found = found.put("accessible", True, "ACCESSIBLE")
     for name, word in given.items():
         found = found.put(name, settings.read(name, word), "you")
     return found

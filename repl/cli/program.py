@@ -126,21 +126,41 @@ class Program:
     # at a prompt
 
     def _interactive(self) -> bool:
-        from repl.terminal.editor.prompt import Editor, Plain, dumb
+        from repl.terminal.editor.prompt import dumb
 
         mark = "> " if ascii_only() else "❯ "
-        if dumb():
+        settings, goes_on = self.chosen, True
+        while goes_on:
+            goes_on = self._serve_plainly(mark) if dumb() or settings.view.accessible else self._serve(mark)
+            settings = self.shell.session.settings if goes_on else settings
+        return True
+
+    def _serve_plainly(self, mark: str) -> bool:
+        """Serve lines as the terminal itself reads them; True where the editor is to go on."""
+        from repl.cli.shell import no_keyboard
+        from repl.terminal.editor.prompt import Plain
+
+        if self._shell is None:
             self._before()
-            self.shell.interactive(Plain(mark, self.shell.settle_load).read)
-            return True
+        shell = self.shell
+        shell.keyboard, shell.open_inspector = no_keyboard, None
+        if shell.session.settings.view.accessible:
+            return shell.interactive(Plain("You: ", shell.settle_load, shell.complete).read)
+        return shell.interactive(Plain(mark, shell.settle_load).read)
+
+    def _serve(self, mark: str) -> bool:
+        """Serve lines of the editor; True where they are to be read plainly from now on."""
+        from repl.terminal.editor.prompt import Editor
+
         self._editor = editor = Editor(paths.data() / "history", StartingShell(self), mark, keep=not self.asked.no_save)
         with editor.own_terminal():
             asked, found = self.asked, self.config
-            if self._has_lines() or asked.resume is not None or asked.connect or found.startup or found.wrong:
+            if self._shell is not None:
+                self.take()
+            elif self._has_lines() or asked.resume is not None or asked.connect or found.startup or found.wrong:
                 self.take()
                 self._before()
-            self._serve(editor)
-        return True
+            return self._serve_lines(editor)
 
     def take(self) -> None:
         """Put the shell behind the prompt."""
@@ -162,16 +182,16 @@ class Program:
         self.shell.print_notices()
         self._run_lines(self._lines(), keep_going=True)
 
-    def _serve(self, editor: "Editor") -> None:
+    def _serve_lines(self, editor: "Editor") -> bool:
         """Serve lines; the first one may be typed before there is a shell to run it."""
         ahead: list[str] = []
         if self._shell is None:
             try:
                 ahead.append(self._read(editor.read))
             except EOFError:
-                return
+                return False
             self.take()
-        self.shell.interactive(lambda draft: ahead.pop() if ahead else self._read(lambda: editor.read(draft)))
+        return self.shell.interactive(lambda draft: ahead.pop() if ahead else self._read(lambda: editor.read(draft)))
 
     def _read(self, read: Callable[[], str]) -> str:
         """Read keys to the end of a line; raises what a signal asked for, also where it came as the reading ended."""

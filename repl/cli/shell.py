@@ -61,13 +61,18 @@ class NoKeys:
         return False
 
 
+def no_keyboard() -> AbstractContextManager[Keys]:
+    """Watch nothing."""
+    return nullcontext(NoKeys())
+
+
 class Shell:
     """Runs lines against a session and shows what comes of them."""
 
     def __init__(self, session: Session, screen: Screen) -> None:
         self.session = session
         self.screen = screen
-        self.keyboard: Callable[[], AbstractContextManager[Keys]] = lambda: nullcontext(NoKeys())
+        self.keyboard: Callable[[], AbstractContextManager[Keys]] = no_keyboard
         self.running: Task[Any] | None = None
         self.interrupted = False
         self.offered: tuple[list[str], str] = ([], "")  # lines that a number stands for, and the line to repeat then
@@ -100,10 +105,14 @@ class Shell:
         self.offered, self.default = ([line for line, _ in choices], failed), default
 
     def apply_theme(self) -> None:
-        """Take over a change of the theme."""
-        if self._theme != self.session.settings.view.theme:
-            self._theme = self.session.settings.view.theme
-            self.screen.paint(self._theme)
+        """Take over a change of the theme, and of `accessible`, which begins with new consoles."""
+        view, before = self.session.settings.view, self._theme
+        if self.screen.accessible != view.accessible:
+            self.screen.adapt(view.accessible)
+            before = "dark"
+        if before != view.theme:
+            self.screen.paint(view.theme)
+        self._theme = view.theme
 
     def print_notices(self) -> None:
         """Say what the session has to say."""
@@ -325,16 +334,18 @@ class Shell:
         """Send a text as a message, whatever it begins with; False if it failed or was stopped."""
         return self.run("/" + text if text.startswith("/") else text) and not self.interrupted
 
-    def interactive(self, read: Callable[[str], str]) -> None:
-        """Serve lines from the keyboard until `/quit` or the end of input."""
-        while True:
+    def interactive(self, read: Callable[[str], str]) -> bool:
+        """Serve lines from the keyboard until `/quit` or the end of input; True where another editor is to go on."""
+        accessible = self.session.settings.view.accessible
+        while self.session.settings.view.accessible == accessible:
             draft, self.draft = self.draft, ""
             try:
                 line = read(draft)
                 if line.strip() or self.default:
                     self.run(line.strip("\n") if line.strip() else self.default)
             except (EOFError, Quit):
-                return
+                return False
+        return True
 
     def script(self, lines: Iterable[str], keep_going: bool = False) -> bool:
         """Run lines, leaving out blank ones and `#` comments; False as soon as one failed, unless told to go on."""

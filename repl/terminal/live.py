@@ -97,6 +97,8 @@ class LiveOutput:
             if token.text or token.id is not None:  # the rest are pieces that waited for more
                 self._screen.record(token_record(token))
         else:
+            if self._screen.accessible and not self._column:
+                self._screen.out.print("Model: ", end="")
             self._begin()
             self._reply.feed(token, self._shade(token))
             self._column = True  # a reply ends its line even when it is empty
@@ -247,8 +249,8 @@ class StageLine:
     """One line on the terminal for the stages of a job; nothing where there is no terminal."""
 
     def __init__(self, screen: Screen) -> None:
-        self._console = screen.err
-        self._on = screen.err.is_terminal and not screen.as_json
+        self._screen, self._console = screen, screen.err
+        self._on = (screen.err.is_terminal or screen.accessible) and not screen.as_json
         self._bar: Progress | None = None
         self._pace = LoadProgress()
 
@@ -258,6 +260,9 @@ class StageLine:
             return
         stage, begun = clean_line(step.stage), self._pace.step.stage != step.stage
         self._pace.follow([step])
+        if self._screen.accessible:
+            self._screen.progress(joined(stage, *self._pace.said()[1:]))
+            return
         said = fit_figures(stage, self._pace.said()[1:], self._console.width)
         if self._bar is None or begun:
             self.close()

@@ -76,6 +76,8 @@ class LiveReply:
                 self._answer(self._cleaner.feed(shown.text))
             case "dim":
                 self._dim(clean(shown.text))
+            case "status" if self._screen.accessible:
+                pass  # it would be said with every token
             case "status":
                 self._dim(shown.text)
                 self._status = True

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from functools import singledispatch
 from pathlib import Path
@@ -23,10 +24,12 @@ from repl.remote.engine import Connected
 from repl.session.results import Draft, Message
 from repl.session.session import Loaded
 from repl.terminal.responsive import First
+from repl.terminal.tables import LineConsole
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
 TOLD = ("id", "commit", "dtype", "device_map", "quantization", "adapter", "parameters", "bytes")
 """What a JSON line says of a model that was loaded, beside its revision."""
+PROGRESS_S = 10.0  # seconds between two lines that say how far something is
 SHADES = {
     "dark": ("#5fafff", "#ffaf00", "on #3a3a3a"),
     "light": ("#005fd7", "#af5f00", "on #dadada"),
@@ -153,7 +156,9 @@ class Screen:
     def __init__(self, as_json: bool = False, interactive: bool = False) -> None:
         self.as_json = as_json
         self.interactive = interactive
+        self.accessible = False
         self._explained: set[str] = set()
+        self._progress_due = 0.0  # when a line may say again how far something is
         self.out = Console(theme=THEME, highlight=False, soft_wrap=not interactive)
         self.err = Console(theme=THEME, highlight=False, stderr=True, soft_wrap=not interactive)
 
@@ -169,6 +174,24 @@ class Screen:
             result, Reply | Loaded | Connected
         ):  # a reply is written already, and readiness goes without saying
             self.out.print(render(result))
+
+    def adapt(self, accessible: bool) -> None:
+        """Write for a screen reader from now on: whole lines, no colours; or draw as before."""
+        self.accessible = accessible
+        if self.as_json:
+            return
+        kind, terminal = (LineConsole, False) if accessible else (Console, None)
+        wrap = accessible or not self.interactive
+        self.out, self.err = (
+            kind(theme=THEME, highlight=False, stderr=stderr, soft_wrap=wrap, force_terminal=terminal)
+            for stderr in (False, True)
+        )
+
+    def progress(self, text: str) -> None:
+        """Say how far something is, where no line is drawn twice: one line every ten seconds at most."""
+        if time.monotonic() >= self._progress_due:
+            self._progress_due = time.monotonic() + PROGRESS_S
+            self.err.print(text, markup=False)
 
     def paint(self, theme: str) -> None:
         """Draw in the colours of a theme from now on."""
@@ -195,7 +218,7 @@ class Screen:
             hints = list(error.hints)
             self.record({"event": "error", "kind": error.kind, "message": error.message, "hints": hints})
         else:
-            name = "" if self.interactive else "hub-repl: "
+            name = "error: " if self.accessible else "" if self.interactive else "hub-repl: "
             numbered = self.interactive and error.choices
             asked_in_shell = not (self.interactive or line.startswith("/"))
             hints = [in_shell(hint) for hint in error.hints] if asked_in_shell else list(error.hints)

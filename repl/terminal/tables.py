@@ -1,11 +1,16 @@
 """Tables as every view has them: no frame, quiet heads, two spaces between columns."""
 
+import re
 from collections.abc import Iterable, Sequence
 
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from repl.core.sanitize import clean_line
+
+DRAWN = re.compile("[\u2500-\u259f]+")  # lines and blocks
 
 
 def grid(sides: str, rows: Iterable[Sequence[str | Text]], heads: Sequence[str] = (), gap: int = 2) -> Table:
@@ -26,3 +31,32 @@ def facts(rows: Iterable[tuple[str, str]], style: str = "quiet") -> Table:
     for name, value in rows:
         table.add_row(name, Text("\n".join(map(clean_line, value.split("\n")))))
     return table
+
+
+class LineConsole(Console):
+    """Writes each row of a table as a line, as a screen reader reads it."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Draw anything; of a table its rows: `name: value` of each cell below a head, else of the first two cells."""
+        if not isinstance(renderable, Table):
+            return super().render(renderable, options)
+        rows = [*zip(*(column.cells for column in renderable.columns), strict=True)]
+        heads = [column.header for column in renderable.columns]
+        if rows and not any(heads) and all(isinstance(cell, Text) and cell.style == "quiet" for cell in rows[0]):
+            heads = [*rows.pop(0)]
+        names = [self._spoken(head) for head in heads]
+        lines = [_joined([self._spoken(cell) for cell in row], names) for row in rows]
+        return super().render(Group(*map(Text, lines)), options)
+
+    def _spoken(self, cell: RenderableType) -> str:
+        """Return the words of a cell without what is drawn with characters: bars, rules, branches."""
+        text = cell if isinstance(cell, str) else "".join(segment.text for segment in self.render(cell))
+        return " ".join(DRAWN.sub(" ", text).split())
+
+
+def _joined(cells: list[str], names: list[str]) -> str:
+    if any(names):
+        said = [f"{name}: {cell}" if name else cell for name, cell in zip(names, cells, strict=True) if cell]
+        return ", ".join(said)
+    first, *rest = [cell for cell in cells if cell] or [""]
+    return f"{first}: {', '.join(rest)}" if rest else first

@@ -169,7 +169,11 @@ class Terminal:
         """Return the rows between the last prompt that holds `text` and the waiting one; None where there is none."""
         rows = self.past()
         marks = [at for at, row in enumerate(rows) if row.startswith(self.mark)]
-        sent = [at for at in marks[:-1] if typed(text).startswith(typed(rows[at][1:])) and rows[at] != self.mark]
+        sent = [
+            at
+            for at in marks[:-1]
+            if typed(text).startswith(typed(rows[at][len(self.mark) :])) and rows[at] != self.mark
+        ]
         return [row for row in rows[sent[-1] + 1 : marks[-1]] if row] if sent and sent[-1] == marks[-2] else None
 
     def wait(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:

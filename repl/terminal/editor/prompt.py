@@ -1,15 +1,18 @@
 """The line editor: completion, keys, history, toolbar, and the keyboard while something else owns the screen."""
 
 import asyncio
+import atexit
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
@@ -40,9 +43,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Editor", "Keyboard", "Plain", "dumb"]
 ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
+Complete = Callable[[str], list[tuple[str, str]]]
+"""Returns what could stand at the end of a line, each with what it is."""
 PROMPT_POLL_S = 0.1  # seconds between looks at what goes on beside the prompt: each takes time from a load
 ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
 RESTORED = b"\x1b[?7h\x1b[?2004l\x1b[?25h\x1b[0m"  # lines are broken, pastes plain, the cursor seen, no colours
+PASTES = "\x1b[?2004h"  # pastes are marked
 DRAWING = ContextVar("DRAWING", default=False)  # whether a line is being drawn above the prompt
 
 
@@ -269,21 +275,53 @@ def _raise(error: BaseException) -> None:
 
 
 class Plain:
-    """Reads lines where the terminal can neither move its cursor nor tell keys apart."""
+    """Reads lines where the terminal cannot move its cursor, or, with the keys of a shell, where a screen reader reads.
 
-    def __init__(self, mark: str, settle: Callable[[], object]) -> None:
+    Nothing is written between Enter and the next mark: a paste is told from keys by a mode that is set once.
+    """
+
+    def __init__(self, mark: str, settle: Callable[[], object], complete: Complete | None = None) -> None:
         self._mark = mark
         self._settle = settle
+        self._readline = import_readline(complete) if complete else None
 
     def read(self, draft: str = "") -> str:
         """Return the next line; raises `EOFError` at the end of input. Work begun beside the prompt is waited for."""
         self._settle()
-        sys.stdout.write(self._mark)
-        sys.stdout.flush()
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line.removesuffix("\n")
+        if self._readline is not None:
+            self._readline.set_startup_hook(partial(self._readline.insert_text, draft))
+        while True:
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                line = input(self._mark)
+                while line.endswith("\\"):
+                    line = line[:-1] + "\n" + input()
+                return line
+            except KeyboardInterrupt:
+                sys.stdout.write("\nCtrl-D leaves\n")
+            finally:
+                signal.signal(signal.SIGINT, before)
+
+
+def import_readline(complete: Complete) -> Any:
+    """Return the module that edits lines as a shell does, None on Windows, whose console does that."""
+
+    def word(text: str, number: int) -> str | None:
+        words = [clean_line(word) for word, _ in complete(readline.get_line_buffer())]
+        return words[number] if number < len(words) else None
+
+    with suppress(ImportError):
+        import readline
+
+        readline.parse_and_bind("set enable-bracketed-paste off")  # else it is set and reset around each line
+        readline.parse_and_bind("tab: complete")
+        readline.set_completer_delims(" ")
+        readline.set_completer(word)
+        readline.parse_and_bind('"\\e[200~": bracketed-paste-begin')
+        sys.stdout.write(PASTES)
+        atexit.register(sys.stdout.write, RESTORED.decode())
+        return readline
+    return None
 
 
 class Keyboard:
