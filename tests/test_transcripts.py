@@ -235,7 +235,7 @@ def test_help_is_of_all_or_of_one(typist: Typist) -> None:
 def test_help_tells_what_a_family_does(typist: Typist) -> None:
     """A family is asked for by the word beside it; a command of that name stands in front of its family."""
     inside = typist.lines("/help Inspect")
-    assert "/tokens [TEXT]" in inside
+    assert "/tokens [--ids] [TEXT]" in inside
     assert "/quit" not in inside
     assert "number format of the weights" in typist.lines("/help load")
     assert typist.lines("/help settings").count("/settings") == 2

@@ -81,7 +81,7 @@ def _shown(row: Setting) -> str:
 
 @command("settings", needs_model=True)
 def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") -> Any:
-    """Set anything by name, or show it: settings, generation_config, template.NAME.
+    """Set or show anything by name: a setting, a generation field, template.NAME.
 
     /set template.chat_template NAME chooses one of several chat templates. /set FIELD none switches a field of the
     generation config off that the model's own config sets, /set FIELD default leaves it to the model again.

@@ -51,7 +51,7 @@ def install(site: Path, name: str, code: str) -> None:
     info = site / f"{name}-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.2\n")
-    (info / "entry_points.txt").write_text(f"[{extensions.GROUP}]\n{name} = {name}\n")
+    (info / "entry_points.txt").write_text(f"[{extensions.ENTRY_POINT_GROUP}]\n{name} = {name}\n")
 
 
 def test_a_package_brings_a_command_with_its_view(site: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import models
 import pytest
@@ -727,8 +726,7 @@ def test_the_command_says_what_a_model_without_a_template_lacks(gpt2_folder):
 
 def test_the_builtin_model_s_template_is_as_its_verdicts_say(builtin_folder):
     model, tokenizer = bare(builtin_folder)
-    resident = SimpleNamespace(tokenizer=tokenizer, model=model)
-    found = command.report(resident, {}, Recorder())
+    found = command.Report(check(Template(tokenizer, {}, Recorder()), stops(model.generation_config)))
     assert {one.name: one.verdict for one in found.checks} == GOOD
     assert all(one.reason and "\n" not in one.reason for one in found.checks)
     assert all(one.name in drawn(found) for one in found.checks)
