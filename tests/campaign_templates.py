@@ -24,7 +24,8 @@ from conftest import Recorder
 from repl.analysis.template_checks import check
 from repl.core.errors import ReplError
 from repl.generation.prompt.chat_template import THOUGHTS, Template, render_chat, variables
-from repl.generation.prompt.reply_parser import REASONING, Begun, Reading
+from repl.generation.prompt.messages import REASONING_FIELDS
+from repl.generation.prompt.reply_parser import Begun, Reading
 
 show = sys.stdout.write
 TOKEN = re.compile(
@@ -207,7 +208,7 @@ def test_what_is_found_out_about_every_template() -> None:
 
 THOUGHT, ANSWER = "Zebra ponders.", "Violet answer."
 SHAPES = ({}, {"enable_thinking": True, "thinking": True, "think_render_option": "all", "preserve_thinking": True})
-FIELDS = (REASONING, REASONING[:1])  # some templates refuse several names for a thought
+FIELDS = (REASONING_FIELDS, REASONING_FIELDS[:1])  # some templates refuse several names for a thought
 BEHIND = ([], [RESULT], [USERS[1]])  # some leave the thought out of the last reply, some out of earlier ones
 SIGN = re.compile(r"[<\[][^<>\[\]\s]*\Z")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from repl.core.errors import Failed, NoMemory, ReplError, UsageError
 from repl.core.events import Notice, PromptEcho, Token
-from repl.generation.decode.kv_cache import common
+from repl.generation.decode.kv_cache import common_length
 from repl.models import quantization
 
 PROMPT = "Once upon a time"
@@ -259,7 +259,7 @@ def test_a_continuation_is_what_the_ids_add_to_the_prompt(kind, request):
             assert [event.text for event in events if isinstance(event, PromptEcho)] == [before]
             assert "".join(event.text for event in events if isinstance(event, Token)) == done.text
             # a byte that ends the prompt may become another character beside one that begins the reply
-            assert done.text == whole[common(before, whole) :]
+            assert done.text == whole[common_length(before, whole) :]
 
 
 @pytest.mark.library
@@ -528,10 +528,10 @@ def test_an_empty_prompt_is_refused(gpt2, text):
 
 
 def test_a_reply_without_a_first_token_is_refused_by_the_engine(gpt2):
-    from repl.generation.engine import Request, reply
+    from repl.generation.engine import Request, generate_reply
 
     with pytest.raises(UsageError, match="the prompt is empty"):
-        reply(gpt2.store.current(), Request(gpt2.settings, text=""), Recorder())
+        generate_reply(gpt2.store.current(), Request(gpt2.settings, text=""), Recorder())
 
 
 # cancel
@@ -558,14 +558,14 @@ class Stopping(Recorder):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "metaspace"])
 def test_a_token_that_was_not_passed_on_leaves_nothing_behind(kind, request):
     """Wherever a cancel comes, what was held back then is told, and nothing of the token after it."""
-    from repl.generation.engine import Request, reply
+    from repl.generation.engine import Request, generate_reply
 
     with opened(request.getfixturevalue(f"{kind}_folder")) as session:
         run(session, "/max 40", "/set suppress_tokens [0, 1, 2]", "/mode complete")
         resident = session.store.current()
         for place in range(1, 40):
             emit = Stopping(place)
-            done = reply(resident, Request(session.settings, text="hello"), emit)
+            done = generate_reply(resident, Request(session.settings, text="hello"), emit)
             assert done.finish == "cancelled"
             assert len(done.token_ids) == place
             assert "".join(token.text for token in emit.of(Token)) == done.text

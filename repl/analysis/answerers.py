@@ -13,7 +13,8 @@ from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation import engine
 from repl.generation.measure.scoring import score
-from repl.generation.request import Message, Request
+from repl.generation.prompt.messages import ChatMessage
+from repl.generation.request import Request
 from repl.generation.runtime import Model, Models, Runtime
 from repl.remote.engine import Remote, reach
 from repl.remote.http import ServerConnection
@@ -24,11 +25,11 @@ class Query:
     """What is to be answered: the messages of a chat, none for a text that every model completes, and that text."""
 
     text: str
-    messages: tuple[Message, ...] = ()
+    messages: tuple[ChatMessage, ...] = ()
     turns: tuple[int, ...] = ()
     prefill: str = ""
 
-    def after(self, said: tuple[Message, ...]) -> "Query":
+    def after(self, said: tuple[ChatMessage, ...]) -> "Query":
         """Return the same message behind other ones."""
         return replace(self, messages=(*said, self.messages[-1]))
 
@@ -160,7 +161,7 @@ class LocalAnswerer:
         """Answer once."""
         resident, facts = self.resident, self.resident.facts
         request = asked.request(drawing(variant.settings, seed), facts.chats)
-        done = engine.reply(resident, request, aside)
+        done = engine.generate_reply(resident, request, aside)
         logprobs = tuple(token.logprob for token in aside.tokens if token.logprob is not None)
         return Answer(
             variant,

@@ -272,9 +272,9 @@ def time_reply(model: Model, asked: Settings, ids: list[int], new: int, emit: Jo
     for name, value in {**values, "max_new_tokens": new, "min_new_tokens": new}.items():
         chosen = chosen.put(name, value, "bench")
     muted = Muted(emit, lambda: None)
-    done = engine.reply(replace(model, runtime=Runtime()), Request(chosen, ids=tuple(ids)), muted, get)
+    done = engine.generate_reply(replace(model, runtime=Runtime()), Request(chosen, ids=tuple(ids)), muted, get)
     if done.finish == "cancelled":
         raise Cancelled
-    if done.drafts is None and (name := drafters.wanted(chosen)):
+    if done.drafts is None and (name := drafters.draft_source(chosen)):
         raise UsageError(f"{name} is off for this model")
     return Run(done.timing.ttft_s or 0.0, done.timing.decode_tps or 0.0)

@@ -25,7 +25,7 @@ from repl.core.errors import Cancelled, ReplError
 from repl.core.events import Notice, SideBySide
 from repl.core.jobs import JobContext, beside
 from repl.core.reply import Reply
-from repl.generation.decode.kv_cache import common
+from repl.generation.decode.kv_cache import common_length
 from repl.generation.runtime import Models
 
 Opened = AbstractContextManager[LocalAnswerer | RemoteAnswerer]
@@ -149,7 +149,7 @@ def parting(one: Answer, other: Answer) -> tuple[Difference, Difference] | None:
     """
     by_ids = one.vocabulary == other.vocabulary != 0
     ways = [made.ids if by_ids else [*map(ord, made.text)] for made in (one, other)]
-    same = common(*ways)
+    same = common_length(*ways)
     ended = [made for made, way in zip((one, other), ways, strict=True) if same == len(way)]
     if len(ended) == 2 or any(made.cut for made in ended):
         return None

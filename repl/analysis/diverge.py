@@ -188,7 +188,7 @@ def _text(resident: Model, asked: Asked, emit: JobContext) -> Led:
             made[0] += 1
             emit(Progress("make a greedy reply", made[0], 0, "tokens"))
 
-        done = engine.reply(resident, replace(asked.request, settings=settings), batch.Muted(emit, tell))
+        done = engine.generate_reply(resident, replace(asked.request, settings=settings), batch.Muted(emit, tell))
         if done.finish == "cancelled":
             raise Cancelled
     found = processors.processors(resident.model, arguments.of_settings(resident, settings), done.prompt_ids)
@@ -296,7 +296,7 @@ def _onward(second: Model, asked: Asked, text: Led, fork: FirstFlip, emit: JobCo
     if fork.second.id not in decoding.stops(config):
         settings = greedy(asked.settings).put("max_new_tokens", ONWARD - 1, "diverge")
         request = Request(settings, ids=(*before, fork.second.id))
-        done = engine.reply(second, request, batch.Muted(emit))
+        done = engine.generate_reply(second, request, batch.Muted(emit))
         if done.finish == "cancelled":
             raise Cancelled
         rest += done.token_ids

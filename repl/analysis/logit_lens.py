@@ -11,7 +11,7 @@ from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext, strip_traceback
 from repl.core.library_types import ModelOutput, Module, PreTrainedModel, PreTrainedTokenizerBase, Tensor
 from repl.generation.measure import scoring
-from repl.generation.measure.forward import cancellable_forward, input_device, layers, library_errors
+from repl.generation.measure.forward import cancellable_forward, decoder_blocks, input_device, library_errors
 from repl.generation.measure.token_text import Speller
 from repl.generation.runtime import Model
 from repl.models import reference
@@ -57,12 +57,12 @@ def layer_logits(resident: Model, ids: Sequence[int], emit: JobContext) -> Tenso
 def _read(model: PreTrainedModel, facts: ModelInfo, ids: list[int], emit: JobContext) -> Tensor:
     import torch
 
-    blocks = layers(model)
+    blocks = decoder_blocks(model)
     if not blocks:
         raise Failed(f"{facts.architecture} has no list of decoder layers")
     given = torch.tensor([ids], device=input_device(model))
     with torch.no_grad(), cancellable_forward(model, emit.raise_if_cancelled):
-        fits = scoring.way(model, given) != "none"
+        fits = scoring.reading_way(model, given) != "none"
         with _seen(blocks, emit) as seen:
             own = _own(model, given, facts)
         states = _states(seen, len(blocks), len(ids), facts)
@@ -93,7 +93,7 @@ def _last(model: PreTrainedModel, ids: Tensor, start: int = 0) -> Tensor:
 
     known = inspect.signature(model.forward).parameters
     less = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-    given = {"attention_mask": ids.new_ones(ids.shape), "use_cache": False, **scoring.places(model, start, ids[:1])}
+    given = {"attention_mask": ids.new_ones(ids.shape), "use_cache": False, **scoring.positions(model, start, ids[:1])}
     return model(input_ids=ids, **given, **less).logits[:, -1].float()
 
 

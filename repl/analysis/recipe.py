@@ -15,8 +15,8 @@ from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
-from repl.generation.prompt.chat_template import Template, folded
-from repl.generation.prompt.reply_parser import spoken
+from repl.generation.prompt.chat_template import Template, fold_system_text
+from repl.generation.prompt.reply_parser import marking_tokens
 from repl.models.adapters import Adapter
 from repl.models.device_map import max_memory
 
@@ -141,7 +141,7 @@ def spellings(talk: Conversation, turn: Turn, record: Reply) -> list[Prompt]:
     else:
         said = [message(one.role, one.text, one.parts) for one in talk.path(asked.id) if one.id not in record.dropped]
         head = [message("system", record.system, Parts())] if record.system and 0 not in record.dropped else []
-        chats: list[list[Message]] = [[*head, *said], *([folded([*head, *said])] if head else [])]
+        chats: list[list[Message]] = [[*head, *said], *([fold_system_text([*head, *said])] if head else [])]
         found = [form for messages in chats for form in _chats(messages, record)]
     return [*found, Prompt(ids=ids)]
 
@@ -191,7 +191,7 @@ def shown(turn: Turn, record: Reply, tokenizer: PreTrainedTokenizerBase) -> Show
     """Return how the script gets at the text of a reply; for the model thread."""
     if turn.role == "completion":
         return Shown()  # the whole text, prompt and all
-    marks = not spoken(tokenizer).keys().isdisjoint(record.token_ids)
+    marks = not marking_tokens(tokenizer).keys().isdisjoint(record.token_ids)
     made = tokenizer.decode(record.token_ids[: _length(record)], skip_special_tokens=not marks)
     lead = turn.text.removesuffix(made) if turn.text.endswith(made) else record.prefill
     return Shown(lead, marks)

@@ -19,7 +19,7 @@ from repl.core.events import ColumnEvent, Progress, SideBySide
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts
 from repl.core.reply import Reply
-from repl.generation.request import Message
+from repl.generation.prompt.messages import ChatMessage
 from repl.generation.runtime import Models
 
 RECORDED = "recorded"
@@ -108,7 +108,7 @@ def _answer_all(
     made: list[Answer],
 ) -> None:
     _require_template(side, variant, talk[0])
-    said: tuple[Message, ...] = ()
+    said: tuple[ChatMessage, ...] = ()
     for place, exchange in enumerate(talk, 1):
         stage = f"answer {place} of {len(talk)}"
         emit(SideBySide((f"{variant.title} · {stage}",)))

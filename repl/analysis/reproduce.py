@@ -100,7 +100,7 @@ def changes(record: Reply, resident: Model) -> list[Changed]:
     facts = resident.facts
     then = record.versions | _conditions(record.model, record.environment)
     model = ModelRecord(dtype=facts.dtype, device_map=dict(facts.device_map), quantization=resident.load.quantize)
-    now = provenance.versions() | _conditions(model, provenance.environment(facts))
+    now = provenance.versions() | _conditions(model, provenance.describe_environment(facts))
     both = [name for name in then if name in now and then[name] != now[name]]
     return [Changed(name, then[name], now[name]) for name in both]
 

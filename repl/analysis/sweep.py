@@ -11,8 +11,8 @@ from repl.core.errors import UsageError
 from repl.core.jobs import JobContext
 from repl.core.settings import Settings
 from repl.core.values import Integer
-from repl.generation.decode.batch import Made, Rows
-from repl.generation.decode.kv_cache import common
+from repl.generation.decode.batch import Batch, BatchReply
+from repl.generation.decode.kv_cache import common_length
 from repl.generation.request import Request
 from repl.generation.runtime import Model
 from repl.session.change_settings import changed, full_name
@@ -149,13 +149,13 @@ def _cell(neutral: Settings, base: ModelDefaults, words: Words, seed: int) -> Ce
 
 def sweep(
     resident: Model, grid: Grid, request: Request, emit: JobContext, exact: bool
-) -> tuple[Sweep, dict[int, Made]]:
+) -> tuple[Sweep, dict[int, BatchReply]]:
     """Make the rows of a grid; returns what came of them, and the reply of each row by its number."""
     import time
 
     began = time.monotonic()
     chosen = [grid.greedy, *(cell.chosen for cell in grid.cells)]
-    rows = Rows(resident, [replace(request, settings=each) for each in chosen], emit, exact)
+    rows = Batch(resident, [replace(request, settings=each) for each in chosen], emit, exact)
     whole = rows.run()
     greedy, *others = rows.made
     reference = greedy.done.token_ids if greedy else ()
@@ -175,7 +175,7 @@ def sweep(
     ), made
 
 
-def _measure(number: int, cell: Cell, made: Made, greedy: Sequence[int]) -> SweepRow:
+def _measure(number: int, cell: Cell, made: BatchReply, greedy: Sequence[int]) -> SweepRow:
     done, logprobs = made.done, made.logprobs
     ids = done.token_ids
     return SweepRow(
@@ -201,7 +201,7 @@ def distinct(ids: Sequence[int]) -> float | None:
 
 def parted(ids: Sequence[int], greedy: Sequence[int]) -> int | None:
     """Return the first place, from 1, at which two texts differ; None where they are the same."""
-    same = common(ids, greedy)
+    same = common_length(ids, greedy)
     return None if same == len(ids) == len(greedy) else same + 1
 
 
@@ -215,13 +215,13 @@ class Taken:
     now: str
 
 
-def offer_rows(session: Session, asked: Question, cells: Mapping[int, Cell], made: Mapping[int, Made]) -> None:
+def offer_rows(session: Session, asked: Question, cells: Mapping[int, Cell], made: Mapping[int, BatchReply]) -> None:
     """Let /pick take one of these rows."""
     session.set_pick(lambda number: take_row(session, asked, cells, made, number))
 
 
 def take_row(
-    session: Session, asked: Question, cells: Mapping[int, Cell], made: Mapping[int, Made], number: int
+    session: Session, asked: Question, cells: Mapping[int, Cell], made: Mapping[int, BatchReply], number: int
 ) -> Taken:
     """Make a row the reply to its question, and its settings those of the session; raises `UsageError`."""
     if number not in made:

@@ -14,7 +14,7 @@ from repl.core.reply import Reply
 from repl.generation import arguments
 from repl.generation.decode.detokenizer import Detokenizer
 from repl.generation.measure.processors import Stage, stages
-from repl.generation.measure.scoring import following
+from repl.generation.measure.scoring import next_logits
 from repl.generation.measure.token_text import Speller
 from repl.generation.runtime import Model
 from repl.models.loader import ModelInfo
@@ -84,7 +84,7 @@ def explain(
     prompt, made = given(record, spot)
     renamed = {decoding.OURS.get(name, name): value for name, value in changes.items()}
     chosen = arguments.of_values(resident.model, {**recipe.values(record), **renamed})
-    logits = following(resident, [*prompt, *made], emit, shared)
+    logits = next_logits(resident, [*prompt, *made], emit, shared)
     found = stages(resident, chosen, prompt, made, logits)
     odds = [stage.probabilities for stage in found]
     steps = [_step(token, *pair) for pair in pairwise(found)]

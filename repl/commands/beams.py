@@ -16,7 +16,7 @@ from repl.core.format import joined, shortened
 from repl.core.reply import TokenLogprobs
 from repl.core.sanitize import clean
 from repl.core.values import Assignment, Integer, refuse
-from repl.generation.measure.token_text import quoted
+from repl.generation.measure.token_text import quote
 from repl.session.change_settings import apply
 from repl.session.replies import add_reply
 from repl.session.session import Session
@@ -161,7 +161,7 @@ def _line(node: Node, most: int) -> str:
     """Return the text of a stretch on one line, with what cannot be seen in quotes."""
     if node.text.strip():
         return shortened(node.text, most)
-    blank = quoted(node.text) if node.text else ""
+    blank = quote(node.text) if node.text else ""
     return blank or ("(ends)" if node.token_ids else "")
 
 

@@ -12,7 +12,7 @@ from repl.core.format import counted
 from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.core.values import Assignment, RestOfLine
-from repl.generation.measure.token_trace import onward
+from repl.generation.measure.token_trace import continue_record
 from repl.generation.request import Request
 from repl.session import position
 from repl.session.change_settings import changed, full_name
@@ -172,4 +172,4 @@ def _whole(done: Reply, request: Request, before: Turn | None) -> Reply:
     """Return the record of a reply that went on from another as one reply."""
     if before is None or before.record is None or not request.ids:
         return done
-    return onward(before, request.ids[len(before.record.prompt_ids) :], done)
+    return continue_record(before, request.ids[len(before.record.prompt_ids) :], done)

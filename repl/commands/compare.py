@@ -20,7 +20,7 @@ from repl.core.jobs import Job
 from repl.core.parts import Parts
 from repl.core.sanitize import clean
 from repl.core.values import RestOfLine
-from repl.generation.prompt.thinking import folded
+from repl.generation.prompt.thinking import fold_parts
 from repl.remote.engine import Remote
 from repl.remote.http import ServerConnection
 from repl.session.change_settings import adopt
@@ -151,7 +151,7 @@ def _said(column: Column, shown: str) -> Text:
     parts = done.parts
     if not parts.thinking and not parts.tool_calls:
         return _marked(whole, mark, start)
-    thought = Text(folded(parts, shown).thinking)
+    thought = Text(fold_parts(parts, shown).thinking)
     if shown == "show":
         thought = _marked(parts.thinking, mark, start - whole.find(parts.thinking))
     answer = _marked(parts.answer, mark, start - whole.rfind(parts.answer))

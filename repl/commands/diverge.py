@@ -14,7 +14,7 @@ from repl.core.format import device, joined, shortened
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
 from repl.core.values import RestOfLine
-from repl.generation.measure.token_text import quoted
+from repl.generation.measure.token_text import quote
 from repl.generation.request import Request
 from repl.session.change_settings import changed
 from repl.session.position import question, split_prompt
@@ -113,7 +113,7 @@ def _forked(found: Diverged, fork: FirstFlip, width: int) -> Iterator[Text]:
     names = [clean_line(name) for name in found.names]
     wide = max(map(len, names))
     yield Text.assemble("first different token: ", (f"{fork.place}", "accent"), (f" of {len(found.steps)}", "quiet"))
-    words = [quoted(clean_line(each.text)) for each in (fork.first, fork.second)]
+    words = [quote(clean_line(each.text)) for each in (fork.first, fork.second)]
     size = max(map(len, words))
     tokens = [*zip(words, (fork.first, fork.second), strict=True)]
     for side, name in enumerate(names):

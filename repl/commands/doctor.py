@@ -94,7 +94,7 @@ def doctor(session: Session) -> Task[Doctor]:
             extras=found(EXTRAS),
             extensions=extensions.load_extensions(),
             terminal=terminal,
-            paths=fast_paths.examine(session.store.current(), chosen) if session.store.facts() else (),
+            paths=fast_paths.list_paths(session.store.current(), chosen) if session.store.facts() else (),
             hints=[*untested(versions), *advice(speeds)],
         )
 

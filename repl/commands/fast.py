@@ -105,7 +105,7 @@ def _measured(session: Session, facts: ModelInfo) -> Task[Any]:
     own = [record for record in records.values() if _same(record, facts)]
     modes = [_mode(name, [one for one in own if by(one) == name]) for name in decoding.AHEAD]
     plain = _speed([one for one in own if not by(one)])
-    return session.run_on_model(lambda emit: Fast(fast_paths.examine(session.store.current(), chosen), modes, plain))
+    return session.run_on_model(lambda emit: Fast(fast_paths.list_paths(session.store.current(), chosen), modes, plain))
 
 
 def by(record: Reply) -> str:

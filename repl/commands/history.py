@@ -15,7 +15,7 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import Integer
-from repl.generation.prompt.thinking import folded
+from repl.generation.prompt.thinking import fold_parts
 from repl.session.position import ExchangeNumber, current_branch
 from repl.session.results import Message
 from repl.session.session import Session
@@ -155,7 +155,7 @@ def _(result: History) -> RenderableType:
     for turn in result.turns:
         mark = "" if turn.state == "complete" else f"  {turn.state}"
         asks = turn.role in ASKING
-        parts = folded(replace(turn.parts, answer=turn.text.strip("\n")), result.shown)
+        parts = fold_parts(replace(turn.parts, answer=turn.text.strip("\n")), result.shown)
         head = f"{turn.number if asks else '':3} {turn.role}{mark}", "accent" if asks else "quiet"
         blocks.append(Text.assemble(head, "\n", said(parts)))
     return Group(*blocks)

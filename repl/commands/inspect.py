@@ -18,8 +18,8 @@ from repl.core.jobs import JobContext
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.core.values import Integer, RestOfLine
-from repl.generation.measure.token_text import quoted
-from repl.generation.measure.token_trace import Inspection, Seen, Trace, answered, measured, recomputed
+from repl.generation.measure.token_text import quote
+from repl.generation.measure.token_trace import Inspection, Seen, Trace, measure_again, require_record, require_trace
 from repl.generation.request import Request
 from repl.remote.engine import rebuild_request, require_server
 from repl.session.change_settings import apply
@@ -99,10 +99,10 @@ def take(
     before = session.conversation.exchange(exchange) if exchange else session.last
     if before is None or before.parent is None:
         raise UsageError("no replies yet", "Why is the sky blue?")
-    count = len(answered(before).token_ids)
+    count = len(require_record(before).token_ids)
     if place > count:
         raise UsageError(f"exchange {before.exchange} has {count} tokens, not {place}", f"/inspect {before.exchange}")
-    if answered(before).server:
+    if require_record(before).server:
         return _taken_there(session, before, place, token)
     session.require_local_model()
     asked, chosen, ended = session.conversation.turns[before.parent], session.settings, list[Reply]()
@@ -125,7 +125,7 @@ def take(
 
 def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task[Reply]:
     """Let the server that made a reply go on from another token."""
-    remote, record = require_server(session.remote, before), answered(before)
+    remote, record = require_server(session.remote, before), require_record(before)
     request = rebuild_request(session.conversation, before, session.settings)
     remote.check(Request(session.settings, ids=record.token_ids))
     asked, lead = session.conversation.turns[before.parent or 0], before.text.removesuffix(record.raw)
@@ -134,10 +134,10 @@ def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task
 
 def looked_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:
     """Make a result from the tokens of a reply: from its record, or measured again on the model thread."""
-    found = measured(turn)
+    found = require_trace(turn)
     if found is not None:
         return make(found)
-    return session.run_on_model(lambda emit: make(recomputed(session.store.current(), turn, emit)))
+    return session.run_on_model(lambda emit: make(measure_again(session.store.current(), turn, emit)))
 
 
 def parts(found: Trace, by: str) -> tuple[int, str, tuple[Seen, ...], str]:
@@ -175,11 +175,11 @@ def _(result: Inspection) -> RenderableType:
 
 def row(place: int, token: Seen, found: Inspection) -> dict[str, Text]:
     """Return the columns of one token under their names; a server knows neither ids nor entropy."""
-    likeliest = "  ".join(f"{quoted(text)} {percent(exp(value))}" for _, text, value in token.top[:LISTED])
+    likeliest = "  ".join(f"{quote(text)} {percent(exp(value))}" for _, text, value in token.top[:LISTED])
     return {
         "": Text(str(place), "quiet"),
         **({} if found.server else {"id": Text(str(token.id))}),
-        "token": Text(quoted(token.text or token.name), shade(token, found.by) or "none"),
+        "token": Text(quote(token.text or token.name), shade(token, found.by) or "none"),
         "model": Text(percent(exp(token.logprob))),
         "rank": Text(token.place),
         **({} if token.entropy is None else {"entropy": Text(f"{token.entropy:.2f}")}),

@@ -16,8 +16,8 @@ from repl.core.format import counted, joined, shortened
 from repl.core.jobs import JobContext
 from repl.core.library_types import Tensor
 from repl.core.values import Integer, RestOfLine
-from repl.generation.measure.token_text import Speller, quoted
-from repl.generation.request import Request, encode
+from repl.generation.measure.token_text import Speller, quote
+from repl.generation.request import Request, encode_prompt
 from repl.generation.runtime import Model
 from repl.session.position import next_position
 from repl.session.session import Session, Task
@@ -87,7 +87,7 @@ def _spot(session: Session, text: str, at: int) -> Spot:
     if text.strip() and at:
         raise UsageError("--at counts the tokens of the last reply, a text has none of those", EXAMPLE)
     if text.strip():
-        return Spot(Request(session.settings, text=text), quoted(text))
+        return Spot(Request(session.settings, text=text), quote(text))
     if not at:
         spot = next_position(session)  # the place that /next looks at
         return Spot(spot.request, spot.after)
@@ -104,7 +104,7 @@ def _spot(session: Session, text: str, at: int) -> Spot:
 
 def look(resident: Model, spot: Spot, word: str, top: int, emit: JobContext) -> Lens:
     """Look through the layers; for the model thread."""
-    ids = encode(resident, spot.request, 0, emit).ids
+    ids = encode_prompt(resident, spot.request, 0, emit).ids
     logs = layer_logits(resident, ids, emit).log_softmax(-1)
     answer = int(logs[-1].argmax())
     follow = opening(resident.tokenizer, word, logs[-1]) if word else spot.said
@@ -131,7 +131,7 @@ def _draw(lens: Lens, width: int, plain: bool) -> Iterator[RenderableType]:
     table = Table.grid(padding=(0, 2))
     shown = max(1, (width - 13 - (20 if lens.word else 0)) // (CELL + 2))
     if lens.word:
-        table.add_row("", Text(quoted(lens.word, 18).rjust(18), "quiet"))
+        table.add_row("", Text(quote(lens.word, 18).rjust(18), "quiet"))
     for layer in lens.layers:
         number = f" {layer.number or 'embedding':>9}"
         head = Text.assemble((mark if layer.number == lens.leads else " ", "accent"), (number, "quiet"))
@@ -142,7 +142,7 @@ def _draw(lens: Lens, width: int, plain: bool) -> Iterator[RenderableType]:
     last = len(lens.layers) - 1
     where = f"from layer {lens.leads} of {last} on" if lens.leads else "from the embedding on"
     where = f"at the last of {last} layers only" if lens.leads == last else where
-    yield Text.assemble((quoted(lens.answer.text, 40), "accent"), (f" leads {where}{before}", "quiet"))
+    yield Text.assemble((quote(lens.answer.text, 40), "accent"), (f" leads {where}{before}", "quiet"))
 
 
 def followed(word: Candidate, answer: int) -> Text:
@@ -152,7 +152,7 @@ def followed(word: Candidate, answer: int) -> Text:
 
 def cell(token: Candidate, style: str) -> Text:
     """Draw a token and its probability in a cell of fixed width."""
-    text = set_cell_size(quoted(token.text, CELL - 9), CELL - 9)
+    text = set_cell_size(quote(token.text, CELL - 9), CELL - 9)
     return Text.assemble((text, style), (f"{_percent(token):>9}", style or "quiet"))
 
 

@@ -19,9 +19,9 @@ from repl.core.sanitize import ascii_only, clean_line
 from repl.core.values import RestOfLine
 from repl.generation import arguments
 from repl.generation.measure.processors import stages
-from repl.generation.measure.scoring import following
-from repl.generation.measure.token_text import Speller, quoted
-from repl.generation.request import Request, encode
+from repl.generation.measure.scoring import next_logits
+from repl.generation.measure.token_text import Speller, quote
+from repl.generation.request import Request, encode_prompt
 from repl.generation.runtime import Model
 from repl.session.position import Position, next_position
 from repl.session.session import Session, Task
@@ -79,9 +79,9 @@ def look(resident: Model, spot: Position, count: int, emit: JobContext) -> Next:
     request = spot.request
     decoding.check(request.settings, resident.facts.base)
     chosen = arguments.of_settings(resident, request.settings)
-    ids = encode(resident, request, 1, emit).ids
+    ids = encode_prompt(resident, request, 1, emit).ids
     decoding.fit(chosen.config, len(ids), resident.facts.context, resident.facts.id)
-    logits = following(resident, ids, emit, shared=request.settings.decode.reuse)
+    logits = next_logits(resident, ids, emit, shared=request.settings.decode.reuse)
     raw, *active = stages(resident, chosen, ids, (), logits)
     final = active[-1] if active else raw
     speller = Speller(resident.tokenizer)
@@ -162,7 +162,7 @@ def _table(rows: Sequence[tuple[str, float]], drawn: Sequence[str] = ()) -> Tabl
     for place, ((text, share), total) in enumerate(zip(rows, sums, strict=True)):
         table.add_row(
             Text(f"{place + 1:>2}", "quiet"),
-            Text(quoted(text), style(share)),
+            Text(quote(text), style(share)),
             Text(bar(share, WIDTH).ljust(WIDTH), "accent"),
             percent(share),
             Text(percent(min(total, 1.0)), "quiet"),

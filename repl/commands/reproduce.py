@@ -11,7 +11,7 @@ from repl.core.errors import UsageError
 from repl.core.jobs import JobContext
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
-from repl.generation.decode.kv_cache import common
+from repl.generation.decode.kv_cache import common_length
 from repl.generation.request import Request
 from repl.generation.runtime import Model
 from repl.models.loader import ModelInfo
@@ -45,7 +45,7 @@ def compared(resident: Model, turn: int, record: Reply, emit: JobContext) -> Rep
     """Make a recorded reply once more and compare the ids; for the model thread."""
     before, made = recipe.parts(record)
     now = generated(resident, record, emit)
-    same = common(made, now)
+    same = common_length(made, now)
     identical = len(made) == len(now) == same
     parted = None if identical else fork(resident, [*before, *made[:same]], made[same:], now[same:])
     found = changes(record, resident)
@@ -59,7 +59,7 @@ def compared_there(remote: Remote, request: Request, turn: int, record: Reply, e
     now = done.token_ids[: len(record.token_ids)] if broken else done.token_ids
     if not now:
         raise UsageError(f"{remote.host} returned no token ids this time", "/retry")
-    same = common(record.token_ids, now)
+    same = common_length(record.token_ids, now)
     pairs = [(name, *(str(getattr(one.model, name, "")) for one in (record, done))) for name in NAMED]
     found = [Changed(name, then, later) for name, then, later in pairs if then != later]
     if record.seed is None and record.sampled:

@@ -21,7 +21,7 @@ from repl.core.sanitize import clean_line
 from repl.core.values import RestOfLine
 from repl.generation.measure.forward import Scored
 from repl.generation.measure.scoring import score
-from repl.generation.measure.token_text import Piece, Speller, quoted
+from repl.generation.measure.token_text import Speller, TokenPiece, quote
 from repl.generation.runtime import Model
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
@@ -43,7 +43,7 @@ class Score:
     ids: list[int]
     logprobs: list[float | None]
     ranks: list[int | None]
-    pieces: list[Piece]
+    pieces: list[TokenPiece]
     total: float
     """The sum of the logprobs, in nats."""
     perplexity: float
@@ -152,13 +152,13 @@ def _table(result: Score) -> Table:
     for justify in ("right", "right", "left"):
         table.add_column(justify=justify)
     for piece, value, rank in zip(result.pieces, result.logprobs, result.ranks, strict=True):
-        table.add_row("" if value is None else f"{value:.4f}", str(rank or ""), Text(quoted(piece.text)))
+        table.add_row("" if value is None else f"{value:.4f}", str(rank or ""), Text(quote(piece.text)))
     return table
 
 
 def _figures(result: Score) -> str:
     places = sorted(range(1, len(result.ids)), key=lambda place: result.logprobs[place] or 0.0)[:WORST]
-    worst = [f"{quoted(result.pieces[place].text)} {percent(exp(result.logprobs[place] or 0.0))}" for place in places]
+    worst = [f"{quote(result.pieces[place].text)} {percent(exp(result.logprobs[place] or 0.0))}" for place in places]
     half = f"windows of {result.window} tokens, overlapping by half" if len(result.ids) > result.window else ""
     figures = joined(
         f"{len(result.ids):,} tokens, {result.bytes:,} bytes",

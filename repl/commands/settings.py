@@ -15,7 +15,7 @@ from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import Assignment, RestOfLine
 from repl.core.values import Text as Words
-from repl.generation.prompt.chat_template import argument, arguments
+from repl.generation.prompt.chat_template import argument, template_values
 from repl.session.change_settings import Setting, apply, change, describe, names, put_field, read_field
 from repl.session.results import Message
 from repl.session.session import Session
@@ -95,7 +95,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
         if session.remote is not None and (found := session.remote.parameter(name, word)):
             return found
         if name.startswith(decoding.PREFIX):
-            return argument(session.store.current().tokenizer, name, word, arguments(session.settings.extra))
+            return argument(session.store.current().tokenizer, name, word, template_values(session.settings.extra))
         return read_field(session, decoding.other(name.replace("-", "_"), session.base()), word)
 
     def settle(job: Any) -> Setting | Message:

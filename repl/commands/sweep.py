@@ -19,7 +19,7 @@ from repl.core.format import counted, joined, rate
 from repl.core.jobs import Job
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import Integer, RestOfLine
-from repl.generation.decode.batch import Made
+from repl.generation.decode.batch import BatchReply
 from repl.session.position import question, split_prompt
 from repl.session.results import Message
 from repl.session.session import Session, Task
@@ -66,12 +66,12 @@ def sweep(
     return _begin(session, words, prompt, exact or "--exact" in flags)
 
 
-def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task[tuple[Sweep, dict[int, Made]]]:
+def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task[tuple[Sweep, dict[int, BatchReply]]]:
     session.facts()
     chosen = plan(session.settings, session.base(), words)
     asked = question(session, prompt, f"{EXAMPLE} -- PROMPT")
 
-    def settle(job: Job[tuple[Sweep, dict[int, Made]]]) -> Sweep:
+    def settle(job: Job[tuple[Sweep, dict[int, BatchReply]]]) -> Sweep:
         found, made = job.result()
         if made:
             offer_rows(session, asked, dict(enumerate(chosen.cells, 1)), made)

@@ -19,8 +19,8 @@ from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import RestOfLine
 from repl.generation.decode.detokenizer import Detokenizer
-from repl.generation.prompt.chat_template import Rendered, Template, arguments, render_chat
-from repl.generation.prompt.spans import Span, spans
+from repl.generation.prompt.chat_template import Rendered, Template, render_chat, template_values
+from repl.generation.prompt.spans import Span, find_spans
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
@@ -83,7 +83,7 @@ def template(
     with their ids.
     """
     session.facts()
-    values, prefill = arguments(session.settings.extra), session.next_message.prefill
+    values, prefill = template_values(session.settings.extra), session.next_message.prefill
     messages = [*session.conversation.messages(), {"role": "user", "content": text or NEXT_MESSAGE}]
 
     def report(emit: JobContext) -> Report:
@@ -94,7 +94,7 @@ def template(
     def prompt(emit: JobContext) -> TurnPrompt:
         resident = session.store.current()
         made = render_chat(resident.tokenizer, messages, arguments=values, prefill=prefill, emit=emit)
-        parts = spans(Template(resident.tokenizer, values, emit), messages, made.text, prefill)
+        parts = find_spans(Template(resident.tokenizer, values, emit), messages, made.text, prefill)
         pieces = list(_pieces(resident.tokenizer, made, parts))
         tokens = dict(Counter(piece.role for piece in pieces))
         return TurnPrompt(made.text, list(made.ids), pieces, tokens, resident.facts.context, made.notice, ids)

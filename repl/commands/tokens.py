@@ -16,8 +16,8 @@ from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
 from repl.core.sanitize import ascii_only
 from repl.core.values import RestOfLine
-from repl.generation.decode.kv_cache import common
-from repl.generation.measure.token_text import Piece, Speller, quoted
+from repl.generation.decode.kv_cache import common_length
+from repl.generation.measure.token_text import Speller, TokenPiece, quote
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
@@ -29,7 +29,7 @@ class Tokens:
     """Token ids with the piece that each one stands for; `characters` and `bytes` are of the text without marks."""
 
     ids: list[int]
-    pieces: list[Piece]
+    pieces: list[TokenPiece]
     reply: int
     """How many of them come before the reply, whose tokens are numbered from 1; all, where there is none."""
     characters: int
@@ -84,7 +84,7 @@ def _known(session: Session, last: Turn, record: Reply) -> int:
     before = [turn.record for turn in session.conversation.path(last.parent) if turn.record is not None]
     if last.role == "completion" or not before:
         return 0
-    return common([*before[-1].prompt_ids, *before[-1].token_ids], record.prompt_ids)
+    return common_length([*before[-1].prompt_ids, *before[-1].token_ids], record.prompt_ids)
 
 
 @render.register
@@ -107,7 +107,7 @@ def _text(result: Tokens) -> Text:
     return drawn
 
 
-def _shaded(pieces: list[Piece], start: int) -> Iterator[tuple[str, str]]:
+def _shaded(pieces: list[TokenPiece], start: int) -> Iterator[tuple[str, str]]:
     mark = r"\n" if ascii_only() else "↵"
     for place, piece in enumerate(pieces, start):
         yield piece.text.replace("\n", f"{mark}\n"), "special" if piece.special else "band" if place % 2 else ""
@@ -117,7 +117,7 @@ def _table(result: Tokens) -> Table:
     rows = []
     for place, piece in enumerate(result.pieces):
         number = Text(str(place - result.reply + 1) if place >= result.reply else "", "quiet")
-        text = Text(quoted(piece.text), "special" if piece.special else "")
+        text = Text(quote(piece.text), "special" if piece.special else "")
         rows.append((number, Text(str(piece.id), "quiet"), text))
     return grid("rrl", rows)
 

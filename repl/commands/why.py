@@ -16,7 +16,7 @@ from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.core.values import Assignment
 from repl.generation.measure.processors import NAMES
-from repl.generation.measure.token_text import quoted
+from repl.generation.measure.token_text import quote
 from repl.session.change_settings import full_name
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
@@ -76,7 +76,7 @@ def _values(session: Session, record: Reply, token: str, changes: Sequence[tuple
 
 @render.register
 def _(result: Why) -> RenderableType:
-    lead = Text.assemble((f"token {result.number} of {result.of}: ", "quiet"), (quoted(result.text), "accent"))
+    lead = Text.assemble((f"token {result.number} of {result.of}: ", "quiet"), (quote(result.text), "accent"))
     if result.decode:
         lead.append(f" · with {', '.join(f'{name} {value}' for name, value in result.decode.items())}", "quiet")
     return Group(lead, _table(result), Text("\n".join([*_story(result), *result.notes]), "quiet"))
@@ -93,7 +93,7 @@ def _table(result: Why) -> Table:
     for one in result.candidates:
         cells = [_cell(one, place, result) for place in (0, *columns)]
         chosen = one.id == result.id
-        table.add_row(f"{'>' if chosen else ' '} {quoted(one.text)}", *cells, style="accent" if chosen else "")
+        table.add_row(f"{'>' if chosen else ' '} {quote(one.text)}", *cells, style="accent" if chosen else "")
     return table
 
 

@@ -19,16 +19,16 @@ from repl.core.reply import BeamSearch, Reply, Sequence, Timing, TokenLogprobs, 
 from repl.generation import arguments
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
-from repl.generation.decode.beams import Watch, spelled, token_logprobs
+from repl.generation.decode.beams import Watch, spell_tokens, token_logprobs
 from repl.generation.decode.detokenizer import streamer_class
 from repl.generation.decode.drafters import Drafting, Get
 from repl.generation.measure.forward import cancellable_forward, input_device, library_errors, nan_guard
 from repl.generation.measure.token_stats import Meter
 from repl.generation.prompt import chat_template
-from repl.generation.prompt.context_window import Prompt
+from repl.generation.prompt.context_window import PromptIds
 from repl.generation.prompt.reply_parser import Begun, Reading
-from repl.generation.provenance import described, environment, versions
-from repl.generation.request import Request, encode
+from repl.generation.provenance import describe_environment, describe_model, versions
+from repl.generation.request import Request, encode_prompt
 from repl.generation.runtime import Model
 from repl.models.imports import release_memory
 from repl.models.memory.out_of_memory import dead, out_of_memory
@@ -36,7 +36,7 @@ from repl.models.memory.out_of_memory import dead, out_of_memory
 T = TypeVar("T")
 
 
-def reply(resident: Model, request: Request, emit: JobContext, get: Get | None = None) -> Reply:
+def generate_reply(resident: Model, request: Request, emit: JobContext, get: Get | None = None) -> Reply:
     """Answer a request with `Token` or `Beams` events; a cancelled reply is returned with what there is of it.
 
     `get` brings another model beside it, the assistant. Raises `UsageError` before anything is made, `NoMemory` or
@@ -46,12 +46,12 @@ def reply(resident: Model, request: Request, emit: JobContext, get: Get | None =
     decoding.check(request.settings, resident.facts.base)
     chosen = arguments.of_settings(resident, request.settings)
     with library_errors("the prompt cannot be encoded"):
-        prompt = encode(resident, request, chosen.config.max_new_tokens or resident.facts.context, emit)
+        prompt = encode_prompt(resident, request, chosen.config.max_new_tokens or resident.facts.context, emit)
         if chosen.config.token_healing:
-            prompt, chosen = healed(resident, request, chosen, prompt)
+            prompt, chosen = heal_prompt(resident, request, chosen, prompt)
     if cut := decoding.fit(chosen.config, len(prompt.ids), resident.facts.context, resident.facts.id):
         emit(Notice(cut))
-    run = Run(resident, request, prompt, chosen, emit, began)
+    run = ReplyRun(resident, request, prompt, chosen, emit, began)
     run.drafting.get = get
     try:
         return run.done(*run.generate())
@@ -66,7 +66,7 @@ def reply(resident: Model, request: Request, emit: JobContext, get: Get | None =
         raise
 
 
-def healed(resident: Model, request: Request, chosen: Arguments, prompt: Prompt) -> tuple[Prompt, Arguments]:
+def heal_prompt(resident: Model, request: Request, chosen: Arguments, prompt: PromptIds) -> tuple[PromptIds, Arguments]:
     """Let the library replace the prompt's last token, before the reply: the record then has the ids that count."""
     import torch
 
@@ -86,11 +86,11 @@ def reading(resident: Model, request: Request, prompt: list[int], emit: JobConte
     return Reading(resident.tokenizer, prompt, begun, tell) if begun else None
 
 
-class Run:
+class ReplyRun:
     """One reply on its way: what goes into `generate`, what has come out so far, and the record of it."""
 
     def __init__(
-        self, resident: Model, request: Request, prompt: Prompt, chosen: Arguments, emit: JobContext, began: float
+        self, resident: Model, request: Request, prompt: PromptIds, chosen: Arguments, emit: JobContext, began: float
     ) -> None:
         self.resident, self.request, self.arguments, self.emit = resident, request, chosen, emit
         self.config = config = chosen.config
@@ -126,7 +126,7 @@ class Run:
         return reading(self.resident, self.request, self.prompt, self.emit)
 
     def _spelled(self, ids: list[int] | tuple[int, ...]) -> Iterator[Token]:
-        return spelled(self.resident.tokenizer, self.before, ids)
+        return spell_tokens(self.resident.tokenizer, self.before, ids)
 
     # generate
 
@@ -196,7 +196,7 @@ class Run:
     def _lent(self, ids: Tensor) -> AbstractContextManager[tuple[dict[str, Cache], int]]:
         kept = self.resident.runtime.kv_cache
         if self.request.settings.decode.reuse:
-            return kept.lent(self.resident.model, self.config, ids, lambda: [*self.prompt, *self.ids])
+            return kept.lend(self.resident.model, self.config, ids, lambda: [*self.prompt, *self.ids])
         kept.drop()
         return nullcontext(({}, 0))
 
@@ -310,7 +310,7 @@ class Run:
             prompt_ids=tuple(self.prompt),
             token_ids=best.token_ids,
             finish=finish,
-            model=described(facts, settings),
+            model=describe_model(facts, settings),
             load={name: getattr(settings.load, name) for name in settings.load.__slots__},
             decode=self._decode(),
             seed=self.seed,
@@ -322,8 +322,8 @@ class Run:
             given=self.arguments.recorded(),
             system=self.request.system,
             prefill=self.request.prefill,
-            template=chat_template.arguments(settings.extra) if self.request.chats else {},
-            environment=environment(facts),
+            template=chat_template.template_values(settings.extra) if self.request.chats else {},
+            environment=describe_environment(facts),
             search=self._search(sequences) if self.beams else None,
             measures=TokenLogprobs() if self.beams else self.meter.measures(best.token_ids),
             drafts=self.drafting.stats(),

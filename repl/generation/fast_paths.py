@@ -23,11 +23,11 @@ class FastPath:
     why: str
 
 
-def examine(resident: Model, chosen: Settings) -> tuple[FastPath, ...]:
+def list_paths(resident: Model, chosen: Settings) -> tuple[FastPath, ...]:
     """Return every way, whether or not it applies: `why` is empty for those that do."""
     model, config = resident.model, arguments.of_settings(resident, chosen).config
     own_loop, ahead = loop.why_not(model, config), drafters.refusal(model, config, 1)
-    fits, wanted = kv_cache.fits(model, config, 1), drafters.wanted(chosen)
+    fits, wanted = kv_cache.can_reuse(model, config, 1), drafters.draft_source(chosen)
     rows = "" if kv_cache.is_plain_kv(model) else "this model's KV cache cannot be copied for each row"
     reasons = {
         "decode loop": own_loop,
@@ -47,7 +47,7 @@ def examine(resident: Model, chosen: Settings) -> tuple[FastPath, ...]:
 def _culprit(resident: Model) -> str:
     from transformers import GenerationConfig
 
-    return "a setting" if kv_cache.fits(resident.model, GenerationConfig(), 1) else "this model"
+    return "a setting" if kv_cache.can_reuse(resident.model, GenerationConfig(), 1) else "this model"
 
 
 def _packed(resident: Model) -> str:

@@ -86,4 +86,4 @@ class Local:
 
     def reply(self, request: Request, emit: JobContext) -> Reply:
         """Answer on the model thread."""
-        return engine.reply(self._store.current(), request, emit, self._store.get)
+        return engine.generate_reply(self._store.current(), request, emit, self._store.get)

@@ -8,7 +8,7 @@ from repl.core.settings import Settings
 from repl.models.loader import ModelInfo
 
 
-def described(facts: ModelInfo, settings: Settings) -> ModelRecord:
+def describe_model(facts: ModelInfo, settings: Settings) -> ModelRecord:
     """Return the model of a record."""
     return ModelRecord(
         id=facts.id,
@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("transformers", "torch", "tokenizers")}
 
 
-def environment(facts: ModelInfo) -> Environment:
+def describe_environment(facts: ModelInfo) -> Environment:
     """Return what else may decide between two tokens that are nearly as likely."""
     import torch
 

@@ -17,7 +17,7 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply, ServedModel, TokenLogprobs, Usage
 from repl.core.settings import Decode, Settings, named
 from repl.core.values import Number
-from repl.generation.measure.token_trace import answered
+from repl.generation.measure.token_trace import require_record
 from repl.generation.request import Request
 from repl.remote.dialects import Dialect, Listing, confirm, dialect_of, read_list
 from repl.remote.http import Address, ServerConnection
@@ -359,7 +359,7 @@ class Remote:
 
 def require_server(remote: Remote | None, turn: Turn) -> Remote:
     """Return the server that made a reply; raises `UsageError` unless it is connected."""
-    host = answered(turn).server
+    host = require_record(turn).server
     if remote is None or remote.host != host:
         raise UsageError(f"exchange {turn.exchange} was made by {host}, which is not connected", f"/connect {host}")
     return remote
@@ -367,7 +367,7 @@ def require_server(remote: Remote | None, turn: Turn) -> Remote:
 
 def rebuild_request(talk: Conversation, turn: Turn, settings: Settings) -> Request:
     """Return the request that a reply answers, as it was: its system text, without what was left out of it."""
-    record, asked = answered(turn), talk.turns[turn.parent or 0]
+    record, asked = require_record(turn), talk.turns[turn.parent or 0]
     if asked.role == "prompt":
         return Request(settings, text=asked.text + turn.text.removesuffix(record.raw))
     path = [one for one in talk.path(asked.id) if one.id not in record.dropped]

@@ -11,7 +11,7 @@ from repl.core import decoding
 from repl.core.decoding import APART, BEAMS, SAMPLING
 from repl.core.events import Token
 from repl.core.settings import Decode, Settings
-from repl.generation.measure.token_stats import KEPT
+from repl.generation.measure.token_stats import TOP_K_STORED
 from repl.remote.dialects import Dialect
 
 DROPPABLE = (
@@ -98,7 +98,7 @@ def generation_config(values: Mapping[str, object], kind: Dialect) -> dict[str, 
 def alternatives_wanted(settings: Settings, kind: Dialect) -> int:
     """Return how many alternatives a server is asked for at each token; 0: for no log-probabilities at all."""
     view = settings.view
-    return min(max(view.logprobs, KEPT if view.probs != "off" else 0), kind.alternatives)
+    return min(max(view.logprobs, TOP_K_STORED if view.probs != "off" else 0), kind.alternatives)
 
 
 def message_body(message: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from repl.core.jobs import JobContext
 from repl.core.parts import Parts, Reader
 from repl.core.reply import Reply, ServedModel, Timing, TokenLogprobs, Usage
 from repl.core.settings import named
-from repl.generation.measure.token_stats import rounded
+from repl.generation.measure.token_stats import round_figures
 from repl.generation.prompt import context_window
 from repl.generation.request import Request
 from repl.remote.dialects import UNKNOWN, Dialect, positive_int
@@ -112,10 +112,10 @@ class LogprobCollector:
         ids = tuple(tuple(self._known(one) for one, _, _ in token.top) for token in tokens)
         texts = {self._known(number): text for number, text in self._texts.items()}
         return TokenLogprobs(
-            logprobs=rounded(tuple(token.logprob for token in tokens)),
+            logprobs=round_figures(tuple(token.logprob for token in tokens)),
             ranks=ranks,
             ids=ids,
-            values=tuple(rounded(tuple(value for _, _, value in token.top)) for token in tokens),
+            values=tuple(round_figures(tuple(value for _, _, value in token.top)) for token in tokens),
             texts={number: texts[number] for number in sorted({*made, *(one for places in ids for one in places)})},
             lengths=lengths,
             made=made,

@@ -12,20 +12,20 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply, Timing, TokenLogprobs, Usage
 from repl.core.settings import Settings
 from repl.generation import arguments, engine
-from repl.generation.decode.beams import pieced
+from repl.generation.decode.beams import token_texts
 from repl.generation.measure.scoring import score
-from repl.generation.measure.token_stats import KEPT
+from repl.generation.measure.token_stats import TOP_K_STORED
 from repl.generation.measure.token_trace import (
     Seen,
-    answered,
-    check,
-    gathered,
-    named,
-    onward,
-    recomputed,
-    seed_of,
-    told,
-    traced,
+    collect_measures,
+    continue_record,
+    label_token,
+    measure_again,
+    read_trace,
+    record_fields,
+    require_record,
+    require_same_model,
+    text_seed,
 )
 from repl.generation.prompt.reply_parser import Begun
 from repl.generation.request import Request
@@ -84,18 +84,18 @@ def substitute_token(resident: Model, turn: Turn, place: int, token: int, emit: 
 
     Raises `ReplError` unless the model that made the turn is loaded, `UsageError` for an id that it does not know.
     """
-    record = answered(turn)
-    check(resident.facts, record, turn.exchange)
+    record = require_record(turn)
+    require_same_model(resident.facts, record, turn.exchange)
     if token >= resident.model.get_input_embeddings().weight.shape[0]:
         raise UsageError(f"{resident.facts.name} has no token {token}", "/inspect")
-    found = traced(turn) or recomputed(resident, turn, emit)
+    found = read_trace(turn) or measure_again(resident, turn, emit)
     kept = found.tokens[: place - 1]
     new = _considered(found.tokens[place - 1], token) or _scored(resident, record, kept, token, emit)
     ids = (*(seen.id for seen in kept), token)
-    pieces = pieced(resident.tokenizer, seed_of(resident, turn), ids)
+    pieces = token_texts(resident.tokenizer, text_seed(resident, turn), ids)
     tokens = [replace(seen, text=text) for seen, text in zip([*kept, new], pieces, strict=True)]
     own = (*(one for one in record.taken if one < place), place)
-    begun = replace(record, token_ids=ids, finish="length", measures=gathered(tokens), taken=own)
+    begun = replace(record, token_ids=ids, finish="length", measures=collect_measures(tokens), taken=own)
     return replace(turn, text=found.lead + "".join(pieces), record=begun)
 
 
@@ -110,8 +110,8 @@ def _considered(there: Seen, token: int) -> Seen | None:
 def _scored(resident: Model, record: Reply, kept: tuple[Seen, ...], token: int, emit: JobContext) -> Seen:
     """Measure a token behind those that are kept."""
     ids = (*record.prompt_ids, *(seen.id for seen in kept), token)
-    (found,) = score(resident, ids, emit, first=len(ids) - 1, top=KEPT, shared=True)
-    return named(resident, found, "")
+    (found,) = score(resident, ids, emit, first=len(ids) - 1, top=TOP_K_STORED, shared=True)
+    return label_token(resident, found, "")
 
 
 def join_records(resident: Model, begun: Turn, done: Reply) -> Reply:
@@ -119,30 +119,30 @@ def join_records(resident: Model, begun: Turn, done: Reply) -> Reply:
 
     Two texts in a row will not do: a character may have begun in the one and ended in the other.
     """
-    record = answered(begun)
+    record = require_record(begun)
     lead = begun.text[: len(begun.text) - sum(record.measures.lengths)]
-    found = onward(begun, record.token_ids, done)
-    pieces = pieced(resident.tokenizer, seed_of(resident, begun), found.token_ids)
+    found = continue_record(begun, record.token_ids, done)
+    pieces = token_texts(resident.tokenizer, text_seed(resident, begun), found.token_ids)
     lengths = tuple(map(len, pieces)) if found.measures.logprobs else ()
     raw = lead + "".join(pieces)
     parts = done.parts if begun.role == "assistant" else Parts(answer=raw)
-    return replace(found, **told(raw, parts), measures=replace(found.measures, lengths=lengths))
+    return replace(found, **record_fields(raw, parts), measures=replace(found.measures, lengths=lengths))
 
 
 def continue_reply(resident: Model, begun: Turn, settings: Settings, emit: JobContext) -> Reply:
     """Tell a beginning and generate what follows it: nothing where it ends with an end token."""
-    record = answered(begun)
+    record = require_record(begun)
     chat = Begun(begun.text, record.prefill, record.token_ids) if begun.role == "assistant" else None
     request = Request(settings, ids=(*record.prompt_ids, *record.token_ids), begun=chat)
     if chat is None:
         emit(PromptEcho(begun.text))
     if record.token_ids[-1] not in decoding.stops(arguments.of_settings(resident, settings).config):
-        return engine.reply(resident, request, emit)
+        return engine.generate_reply(resident, request, emit)
     if reading := engine.reading(resident, request, [*request.ids], emit):
         reading.open(emit)
     return replace(
         record,
-        **{**told("", Parts()), "begun": reading.begun if reading else Parts()},
+        **{**record_fields("", Parts()), "begun": reading.begun if reading else Parts()},
         prompt_ids=request.ids,
         token_ids=(),
         finish="stop",

@@ -14,7 +14,7 @@ from rich.text import Text
 from repl.core.conversation import ASKING, Turn
 from repl.core.parts import Parts
 from repl.core.sanitize import clean, clean_line
-from repl.generation.measure.token_trace import traced
+from repl.generation.measure.token_trace import read_trace
 from repl.session.session import View
 from repl.terminal.screen import as_record, palette, render, to_jsonable
 from repl.terminal.token_colours import caption, colour_trace
@@ -136,7 +136,7 @@ def html_page(console: Console, title: str) -> str:
 
 def coloured(turn: Turn, by: str = "off") -> Text:
     """Return a turn as a page shows it: in the colours of its tokens where they were measured."""
-    found = traced(turn) if by != "off" else None
+    found = read_trace(turn) if by != "off" else None
     return colour_trace(found, by) if found else said(turn.parts)
 
 

@@ -19,7 +19,7 @@ from rich.style import Style as Look
 
 from repl.core.format import joined
 from repl.core.sanitize import clean_line, signs
-from repl.generation.measure.token_text import quoted
+from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import Inspection, Seen
 from repl.terminal.inspector_layout import Page, lay_out
 from repl.terminal.screen import ACCENTS, palette
@@ -84,7 +84,7 @@ class Inspector:
 
     def go(self, token: int | None) -> None:
         """Put the cursor on a token; where there is none say so."""
-        self.said = "" if token is not None else f"{quoted(self.sought)} is not in this reply"
+        self.said = "" if token is not None else f"{quote(self.sought)} is not in this reply"
         if token is not None:
             self.at, self.chosen = min(max(token, 0), len(self.found.tokens) - 1), None
 
@@ -203,7 +203,7 @@ class Inspector:
         token, width = self.token, self._side_width()
         one = "" if self.found.server else f"id {token.id}"
         drawn: StyleAndTextTuples = [
-            ("class:accent", quoted(token.text or token.name, width) + "\n"),
+            ("class:accent", quote(token.text or token.name, width) + "\n"),
             ("class:quiet", signs(joined(one, f"rank {token.place}")) + "\n\n"),
             ("", f"probability {percent(exp(token.logprob)):>8}\n"),
             ("", f"logprob     {token.logprob:8.4f} nats\n"),
@@ -218,7 +218,7 @@ class Inspector:
     def _row(self, number: int, token: int, name: str, share: float, width: int) -> tuple[str, str]:
         mark = ">" if number == self.chosen else signs("•") if token == self.token.id else " "
         long = max(2, width - 26)
-        fitting = quoted(name, max(4, width - 14 - long))
+        fitting = quote(name, max(4, width - 14 - long))
         words = "class:accent" if number == self.chosen else ""
         return words, f"{mark}{number + 1:>2} {percent(share):>8} {bar(share, long):<{long}} {fitting}\n"
 

@@ -12,8 +12,8 @@ from repl.core.events import PromptEcho, Token
 from repl.core.parts import Parts
 from repl.core.sanitize import Cleaner, ascii_only, clean
 from repl.core.settings import View
-from repl.generation.measure.token_trace import Trace, traced
-from repl.generation.prompt.thinking import Fold, Shown, folded
+from repl.generation.measure.token_trace import Trace, read_trace
+from repl.generation.prompt.thinking import Fold, ShownPart, fold_parts
 from repl.terminal.export import said
 from repl.terminal.markdown import Markdown
 from repl.terminal.redraw import LineReader, Stream, WordWrap
@@ -60,7 +60,7 @@ class LiveReply:
         else:
             self._stream.end()
 
-    def _draw(self, shown: list[Shown], text: str) -> None:
+    def _draw(self, shown: list[ShownPart], text: str) -> None:
         """Draw what a setting makes of a text, or the text itself."""
         if self._raw:
             self._answer(self._cleaner.feed(text))
@@ -68,7 +68,7 @@ class LiveReply:
         for one in shown:
             self._show(one)
 
-    def _show(self, shown: Shown) -> None:
+    def _show(self, shown: ShownPart) -> None:
         if shown.kind not in ("text", "dim"):
             self._erase()
         match shown.kind:
@@ -172,13 +172,13 @@ class PastExchange:
         return cls(
             answer.exchange,
             asked.text if asked else "",
-            folded(answer.parts, view.thinking) if answer is not asked else Parts(),
+            fold_parts(answer.parts, view.thinking) if answer is not asked else Parts(),
             answer.role == "completion",
             answer.state,
             reply_figures(record) if record and view.stats else "",
             view.markdown and view.probs == "off",
             view.probs,
-            traced(answer) if view.probs != "off" else None,
+            read_trace(answer) if view.probs != "off" else None,
         )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

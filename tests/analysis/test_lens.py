@@ -104,11 +104,11 @@ def test_a_model_with_more_experts_than_layers_is_read_layer_by_layer():
     """The list of experts is longer than that of the layers."""
     import torch
 
-    from repl.generation.measure.forward import layers
+    from repl.generation.measure.forward import decoder_blocks
 
     model, _ = made("Llama")
     model.model.layers[1].mlp.experts = torch.nn.ModuleList(torch.nn.Identity() for _ in range(9))
-    assert layers(model) == list(model.model.layers)
+    assert decoder_blocks(model) == list(model.model.layers)
     assert layer_logits(resident(model), IDS, Recorder()).shape == (4, 64)
 
 

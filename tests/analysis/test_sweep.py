@@ -371,7 +371,7 @@ def test_rows_refuse_numbers_that_are_none(llama_folder):
     import torch
 
     from repl.core.errors import Failed
-    from repl.generation.decode.batch import Rows
+    from repl.generation.decode.batch import Batch
     from repl.generation.request import Request
 
     with opened(llama_folder, max_new_tokens=6) as session:
@@ -380,4 +380,4 @@ def test_rows_refuse_numbers_that_are_none(llama_folder):
             resident.model.get_output_embeddings().weight.fill_(float("nan"))
         requests = [Request(session.settings, text=PROMPT)] * 2
         with pytest.raises(Failed, match="not finite at token 1"):
-            Rows(resident, requests, Recorder()).run()
+            Batch(resident, requests, Recorder()).run()

@@ -10,7 +10,7 @@ from statistics import median
 from repl.core.events import Event
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
-from repl.generation.engine import Request, reply
+from repl.generation.engine import Request, generate_reply
 from repl.generation.runtime import Model, Runtime
 from repl.models.loader import load_model
 
@@ -69,7 +69,7 @@ def side_by_side(resident: Model) -> list[tuple[Reply, Reply]]:
     for turn in range(TURNS):
         messages.append({"role": "user", "content": TALK.format(turn + 1)})
         asked = [Request(way, tuple(messages)) for way in (whole, first)]
-        kept, fresh = (reply(way, request, Quiet()) for way, request in zip(ways, asked, strict=True))  # type: ignore[arg-type]
+        kept, fresh = (generate_reply(way, request, Quiet()) for way, request in zip(ways, asked, strict=True))  # type: ignore[arg-type]
         assert kept.token_ids[:1] == fresh.token_ids, f"turn {turn + 1} differs"
         messages.append({"role": "assistant", "content": kept.text})
         found.append((kept, fresh))

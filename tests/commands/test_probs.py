@@ -20,8 +20,8 @@ from repl.core.jobs import Worker
 from repl.core.reply import ModelRecord, Reply, TokenLogprobs
 from repl.core.sanitize import clean
 from repl.core.settings import View
-from repl.generation.measure.token_stats import KEPT
-from repl.generation.measure.token_trace import Inspection, Trace, traced
+from repl.generation.measure.token_stats import TOP_K_STORED
+from repl.generation.measure.token_trace import Inspection, Trace, read_trace
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.session.archive import Archive
@@ -81,7 +81,7 @@ def test_every_token_is_measured_in_the_models_own_distribution(
         done = ask(session, PROMPT)
     assert_measured(*bare(folder), done)
     assert sum(done.measures.lengths) == len(done.text)
-    assert {len(ids) for ids in done.measures.ids} == {KEPT}
+    assert {len(ids) for ids in done.measures.ids} == {TOP_K_STORED}
 
 
 @pytest.mark.slow
@@ -175,7 +175,7 @@ def test_an_old_turn_shows_its_own_figures_after_a_switch_and_after_a_resume(
     archive, _ = Archive.open(paths.data() / FILE)
     again = archive.load(name).turns[turn.id]
     archive.close()
-    found = traced(again)
+    found = read_trace(again)
     assert found is not None
     assert found.tokens == before.tokens
 
@@ -407,13 +407,13 @@ def test_what_is_looked_at_is_plain_data(llama_folder: Path) -> None:
     data = json.loads(json.dumps(as_record("inspect", found)["data"]))
     assert [token["id"] for token in data["tokens"]] == list(done.token_ids)
     assert "".join(token["text"] for token in data["tokens"]) == done.text
-    assert len(data["tokens"][0]["top"]) == KEPT
+    assert len(data["tokens"][0]["top"]) == TOP_K_STORED
 
 
 def test_a_trace_survives_texts_that_do_not_fit_their_lengths() -> None:
     """A damaged record shows what it can and raises nothing."""
     found = TokenLogprobs((-1.0,), (0.5,), (1,), ((5,),), ((-1.0,),), {5: "x"}, (7,))
     record = Reply("ab", (1,), (5,), "stop", ModelRecord(), {}, {}, None, None, None, measures=found)  # type: ignore[arg-type]
-    trace = traced(Turn(1, None, "assistant", "ab", "complete", record))
+    trace = read_trace(Turn(1, None, "assistant", "ab", "complete", record))
     assert isinstance(trace, Trace)
     assert trace.tokens[0].text == "ab"

@@ -18,7 +18,7 @@ from repl.core.events import Token
 from repl.core.parts import ANSWER, CHANNELS, TAGS, THINKING, Form, Parts, Piece, Reader
 from repl.generation.decode.detokenizer import Detokenizer
 from repl.generation.prompt.chat_template import render_chat
-from repl.generation.prompt.reply_parser import Begun, Reading, TemplateReader, form, spoken
+from repl.generation.prompt.reply_parser import Begun, Reading, TemplateReader, marking_tokens, reply_form
 
 PLAIN, NAMED = Form(), Form(channels=True)
 LOOK = '{"name": "look", "arguments": {"at": "sky"}}'
@@ -191,14 +191,14 @@ def test_a_tag_is_found_whether_it_is_a_special_token_or_not(tag, special):
 def test_special_tokens_that_mark_no_part_add_no_text():
     tokenizer = tokenizer_with("<think>", "</think>", "<|image|>")
     assert read(tokenizer, "<think>a<|image|></think>b<|end_of_text|>")[0] == "<think>a</think>b"
-    assert set(spoken(tokenizer).values()) == {"<think>", "</think>"}
+    assert set(marking_tokens(tokenizer).values()) == {"<think>", "</think>"}
 
 
 def test_a_model_that_names_its_channels_is_known_by_its_tokens():
     tokenizer = tokenizer_with(*CHANNELS, "<|constrain|>")
     raw, _, parts = read(tokenizer, HARMONY + "<|end_of_text|>", "<|start|>assistant")
     assert (raw, parts) == (HARMONY, Parts("They greet.", "Hello.", (LOOKED,)))
-    assert not form(tokenizer_with(*CHANNELS[1:])).channels
+    assert not reply_form(tokenizer_with(*CHANNELS[1:])).channels
 
 
 @pytest.mark.parametrize(

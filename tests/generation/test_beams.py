@@ -11,8 +11,8 @@ from driving import ask, ask_until, bare, choose, generated, listen, opened, run
 
 from repl.core.errors import UsageError
 from repl.core.events import Beams, Token
-from repl.generation.decode.beams import PAUSE, Watch
-from repl.generation.decode.kv_cache import common
+from repl.generation.decode.beams import FRAME_S, Watch
+from repl.generation.decode.kv_cache import common_length
 
 PROMPT = "Once upon a time"
 
@@ -35,7 +35,7 @@ def chat(llama_folder):
 
 
 @contextmanager
-def slowed(session, seconds: float = 1.2 * PAUSE):
+def slowed(session, seconds: float = 1.2 * FRAME_S):
     """Let each step take so long that every one of them is shown."""
     hook = session.store.current().model.register_forward_pre_hook(lambda *_: time.sleep(seconds))
     try:
@@ -161,7 +161,7 @@ def test_a_quick_search_is_drawn_no_more_often_than_eyes_see(session):
     run(session, "/beams 2", "/max 60", "/set suppress_tokens [0]")
     began = time.monotonic()
     _, events = listen(session, PROMPT)
-    assert len([event for event in events if isinstance(event, Beams)]) <= (time.monotonic() - began) / PAUSE + 1
+    assert len([event for event in events if isinstance(event, Beams)]) <= (time.monotonic() - began) / FRAME_S + 1
 
 
 # cancel
@@ -343,4 +343,4 @@ def test_the_watch_sees_what_generate_returns_in_the_end(folder):
     ("rows", "shared"), [([[1, 2, 3], [1, 2, 4]], 2), ([[1], [2]], 0), ([[5, 6]], 2), ([[1, 2], [1]], 1), ([[]], 0)]
 )
 def test_common_counts_the_leading_ids_that_all_share(rows, shared):
-    assert common(*rows) == shared
+    assert common_length(*rows) == shared

@@ -11,34 +11,35 @@ from hypothesis import strategies as st
 from repl.core.conversation import Conversation
 from repl.core.errors import Overflow
 from repl.core.events import Notice
-from repl.generation.prompt.context_window import SHARE, Message, fit
+from repl.generation.prompt.context_window import MIN_REPLY_SHARE, fit_messages
+from repl.generation.prompt.messages import ChatMessage
 from repl.session.session import Session
 
 
-def talk(sizes: Sequence[int], system: int = 0) -> list[Message]:
+def talk(sizes: Sequence[int], system: int = 0) -> list[ChatMessage]:
     """Return a chat whose messages have so many words each, a message of the user's last."""
     front = [{"role": "system", "content": "s " * system}] if system else []
     return front + [{"role": ("user", "assistant")[n % 2], "content": f"{n} " * size} for n, size in enumerate(sizes)]
 
 
-def count(messages: Sequence[Message]) -> list[int]:
+def count(messages: Sequence[ChatMessage]) -> list[int]:
     return [1 for message in messages for _ in message["content"].split()]
 
 
 def test_what_fits_is_left_as_it_is() -> None:
     messages = talk([3, 3, 3])
-    fitted = fit(messages, count, 10, 50, "ask")
+    fitted = fit_messages(messages, count, 10, 50, "ask")
     assert (len(fitted.ids), fitted.dropped) == (9, ())
 
 
 def test_a_model_without_a_limit_takes_anything() -> None:
-    assert len(fit(talk([1000]), count, 0, 50, "ask").ids) == 1000
+    assert len(fit_messages(talk([1000]), count, 0, 50, "ask").ids) == 1000
 
 
 @pytest.mark.parametrize("policy", ["ask", "stop"])
 def test_what_does_not_fit_is_refused_with_its_numbers(policy: str) -> None:
     with pytest.raises(Overflow, match="the prompt has 12 tokens, the context holds 12") as caught:
-        fit(talk([4, 4, 4]), count, 12, 50, policy)
+        fit_messages(talk([4, 4, 4]), count, 12, 50, policy)
     assert bool(caught.value.choices) == (policy == "ask")
     assert "8 tokens" in str(caught.value.choices) or policy == "stop"
 
@@ -46,7 +47,7 @@ def test_what_does_not_fit_is_refused_with_its_numbers(policy: str) -> None:
 def test_a_single_message_that_is_too_long_offers_no_dropping() -> None:
     for policy in ("ask", "stop", "drop_oldest"):
         with pytest.raises(Overflow) as caught:
-            fit(talk([40]), count, 12, 50, policy)
+            fit_messages(talk([40]), count, 12, 50, policy)
         assert caught.value.hints == ("/clear",)
 
 
@@ -61,9 +62,9 @@ def test_dropping_takes_whole_oldest_exchanges_and_no_more_than_needed(
 ) -> None:
     """Law: system text and last message stay, whole exchanges go from the front, and one fewer would not fit."""
     messages = talk(sizes, system)
-    room = max(1, min(wanted, context // SHARE))
+    room = max(1, min(wanted, context // MIN_REPLY_SHARE))
     try:
-        fitted = fit(messages, count, context, wanted, "drop_oldest")
+        fitted = fit_messages(messages, count, context, wanted, "drop_oldest")
     except Overflow:
         kept = [message for message in messages if message["role"] == "system"] + [messages[-1]]
         assert len(count(kept)) >= context

@@ -21,7 +21,7 @@ from repl.core.errors import UsageError
 from repl.core.events import Notice, Token
 from repl.generation.decode import kv_cache, loop
 from repl.generation.decode.detokenizer import streamer_class
-from repl.generation.decode.drafters import MAX_LOST_SHARE, Ahead, Assistant, Balance, Lookup, agreeing, refusal
+from repl.generation.decode.drafters import MAX_LOST_SHARE, Ahead, Assistant, Balance, Lookup, count_agreeing, refusal
 from repl.generation.measure.token_stats import Meter
 from repl.session.results import Message
 from repl.session.session import Session
@@ -178,7 +178,7 @@ def test_a_lookup_proposes_what_followed_the_last_time(ids, most):
     if places:
         place = places[0][1]
         text = list(ids)
-        for step in range(min(most, agreeing(ids, place, most))):
+        for step in range(min(most, count_agreeing(ids, place, most))):
             text.append(text[place + step])
         expected = text[len(ids) :]
     assert Lookup()(ids, most) == expected
@@ -304,11 +304,11 @@ def test_a_cancel_at_any_moment_leaves_a_sound_cache(tiny, halt):
     ahead = Ahead(Knowing(prompt, plain_ids, 0), 7, clock=lambda: 0.0)
     config, values = model.generation_config, {"max_new_tokens": 30, "do_sample": False}
     stopping = pytest.raises(Cancelled), cancellable_forward(model, check)
-    with stopping[0], kept.lent(model, config, ids, lambda: prompt + told) as (past, _), stopping[1]:
+    with stopping[0], kept.lend(model, config, ids, lambda: prompt + told) as (past, _), stopping[1]:
         checked(model, tokenizer, prompt, ahead, values, stream, **past)
     assert plain_ids[: len(told)] == told
     more = [*prompt, *told, 7, 8, 9]
-    with kept.lent(model, config, torch.tensor([more]), lambda: more) as (past, reused):
+    with kept.lend(model, config, torch.tensor([more]), lambda: more) as (past, reused):
         assert reused <= len(prompt) + len(told)
         going_on, _ = generated(model, tokenizer, more, {"max_new_tokens": 9, "do_sample": False, **past})
     assert going_on == generated(model, tokenizer, more, {"max_new_tokens": 9, "do_sample": False})[0]

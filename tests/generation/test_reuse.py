@@ -21,7 +21,7 @@ from repl.core.errors import Failed, NoMemory
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation.decode import kv_cache
-from repl.generation.engine import Request, reply
+from repl.generation.engine import Request, generate_reply
 from repl.generation.runtime import Model, Runtime
 from repl.models.loader import load_model
 
@@ -134,7 +134,7 @@ def chosen(way: str = "greedy", **values: object) -> Settings:
 
 
 def answer(resident: Model, ids: list[int], way: str = "greedy", halt: int = 0, **values: object) -> Reply:
-    return reply(resident, Request(chosen(way, **values), ids=tuple(ids)), Halting(halt))
+    return generate_reply(resident, Request(chosen(way, **values), ids=tuple(ids)), Halting(halt))
 
 
 def anew(resident: Model, ids: list[int], way: str = "greedy", **values: object) -> Reply:
@@ -245,7 +245,7 @@ def test_a_window_without_its_past_is_extended_but_not_cut(residents, kind):
     resident = residents(kind)
     model, ids = resident.model, torch.tensor([FIRST])
     with (
-        resident.runtime.kv_cache.lent(model, model.generation_config, ids, lambda: FIRST) as (past, _),
+        resident.runtime.kv_cache.lend(model, model.generation_config, ids, lambda: FIRST) as (past, _),
         torch.no_grad(),
     ):
         model(ids, **past)
@@ -294,7 +294,7 @@ def test_turned_off_nothing_is_kept(llama):
 def test_settings_that_want_another_cache_do_without(llama, extra):
     answer(llama, FIRST)
     settings = replace(chosen(), extra=tuple(extra.items()))
-    done = reply(llama, Request(settings, ids=tuple(FIRST)), Recorder())
+    done = generate_reply(llama, Request(settings, ids=tuple(FIRST)), Recorder())
     assert (done.usage.reused, done.token_ids) == (0, anew(llama, FIRST).token_ids)
 
 
@@ -338,14 +338,14 @@ def test_an_interrupt_between_key_and_value_is_noticed(residents, kind, part):
     resident = residents(kind)
     model, ids = resident.model, torch.tensor([FIRST])
     config = model.generation_config
-    with resident.runtime.kv_cache.lent(model, config, ids, lambda: FIRST) as (past, _), torch.no_grad():
+    with resident.runtime.kv_cache.lend(model, config, ids, lambda: FIRST) as (past, _), torch.no_grad():
         model(ids, **past)
     layer = past[library.cache_name()].layers[1]
     setattr(layer, part, torch.cat([getattr(layer, part)] * 2, -2))
     length = kv_cache.valid_length(past[library.cache_name()], broken_off=True)
     assert length in (0, len(FIRST))
     if length:
-        assert kv_cache.cropped(past[library.cache_name()], length)
+        assert kv_cache.crop(past[library.cache_name()], length)
         assert layer.keys.shape == layer.values.shape
         assert layer.get_seq_length() == len(FIRST)
 

@@ -4,7 +4,7 @@ import pytest
 from driving import ask, bare, opened, refused, run
 
 from repl.core.errors import Cancelled, Failed, UsageError
-from repl.generation.measure.scoring import following, logits, score
+from repl.generation.measure.scoring import logits, next_logits, score
 
 pytestmark = pytest.mark.library
 
@@ -96,8 +96,8 @@ def test_what_follows_is_the_last_row(kind, request, emit):
     with opened(folder) as session:
         resident = session.store.current()
         ids = resident.tokenizer(TEXT)["input_ids"]
-        assert (following(resident, ids, emit) - plain(folder, ids)[-1]).abs().max() < 1e-4
-        assert (following(resident, ids[:1], emit) - plain(folder, ids[:1])[-1]).abs().max() < 1e-4
+        assert (next_logits(resident, ids, emit) - plain(folder, ids)[-1]).abs().max() < 1e-4
+        assert (next_logits(resident, ids[:1], emit) - plain(folder, ids[:1])[-1]).abs().max() < 1e-4
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from repl.core.errors import Cancelled
 from repl.core.events import Token
-from repl.generation.decode.detokenizer import MOST, Detokenizer, streamer_class
+from repl.generation.decode.detokenizer import WINDOW_TOKENS, Detokenizer, streamer_class
 
 LINES = [
     "Hello world, it's a test.",
@@ -258,15 +258,15 @@ def test_every_token_costs_the_same(token_id):
     for count in range(1, 4001):
         detokenizer.feed(token_id)
         if count in (100, 4000):
-            assert sum(tokenizer.lengths) <= count * 2 * MOST
-    assert max(tokenizer.lengths) <= MOST + 1
+            assert sum(tokenizer.lengths) <= count * 2 * WINDOW_TOKENS
+    assert max(tokenizer.lengths) <= WINDOW_TOKENS + 1
     assert len(tokenizer.lengths) <= 4000 * 1.2
 
 
 def test_a_long_prompt_costs_no_more_than_a_short_one():
     tokenizer = Counting()
     Detokenizer(tokenizer, seed=[ord("x")] * 100_000)
-    assert sum(tokenizer.lengths) <= MOST * MOST
+    assert sum(tokenizer.lengths) <= WINDOW_TOKENS * WINDOW_TOKENS
 
 
 def test_a_panic_of_the_tokenizer_passes():

@@ -28,11 +28,11 @@ from repl.generation.prompt.chat_template import (
     WAY_OUT,
     Template,
     argument,
-    arguments,
     render_chat,
+    template_values,
     variables,
 )
-from repl.generation.prompt.spans import spans
+from repl.generation.prompt.spans import find_spans
 from repl.terminal.screen import THEME, render
 
 USER = {"role": "user", "content": "How are you?"}
@@ -433,7 +433,7 @@ def test_a_broken_template_is_one_sentence_and_plain_text_is_offered(plain, name
 
 
 def test_a_template_without_end_is_stopped(plain, monkeypatch):
-    monkeypatch.setattr(bounded, "SECONDS", 0.2)
+    monkeypatch.setattr(bounded, "MAX_TEMPLATE_S", 0.2)
     assert "is not done after 0.2 s" in failing(plain, ENDLESS).message
     assert made(writing(plain, "ok"), [USER]).text == "ok"
 
@@ -503,11 +503,11 @@ def test_tools_can_be_given(plain):
     shown = render_chat(plain, [USER], arguments={"tools": value}, emit=Recorder())
     assert list(shown.ids) == plain.apply_chat_template([USER], tools=[tool])["input_ids"]
     with pytest.raises(Failed, match="the chat template fails: Tools should either be"):
-        render_chat(plain, [USER], arguments=arguments([(name, "look")]), emit=Recorder())
+        render_chat(plain, [USER], arguments=template_values([(name, "look")]), emit=Recorder())
 
 
 def test_arguments_are_picked_from_what_was_set_by_name():
-    assert arguments((("template.a", 1), ("top_h", 0.5))) == {"a": 1}
+    assert template_values((("template.a", 1), ("top_h", 0.5))) == {"a": 1}
 
 
 # /template check
@@ -642,7 +642,7 @@ def test_a_bos_that_only_plain_text_gets_is_noted():
 
 def parts(tokenizer, messages, **options) -> list[tuple[str, str]]:
     text = made(tokenizer, messages, **options).text
-    found = spans(Template(tokenizer, {}, Recorder()), messages, text, options.get("prefill", ""))
+    found = find_spans(Template(tokenizer, {}, Recorder()), messages, text, options.get("prefill", ""))
     assert [0, *(span.end for span in found)] == [*(span.start for span in found), len(text)]
     return [(span.role, text[span.start : span.end]) for span in found]
 

@@ -37,7 +37,7 @@ from repl.core.events import Event, Notice, Progress, Token
 from repl.core.jobs import JobContext, Worker
 from repl.core.reply import Reply, TokenLogprobs
 from repl.core.settings import Settings
-from repl.generation.measure.token_trace import traced
+from repl.generation.measure.token_trace import read_trace
 from repl.generation.request import Request
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
@@ -358,7 +358,7 @@ def test_what_a_server_measures_is_recorded(river: Reply, session: Session) -> N
     assert [[found.texts[one] for one in places] for places in found.ids][2] == [" x", " y"]
     assert decode(Reply, encode(Reply, river)) == river
     assert session.last is not None
-    trace = traced(session.last)
+    trace = read_trace(session.last)
     assert trace is not None
     assert "".join(token.text for token in trace.tokens) == river.text
 
@@ -423,7 +423,7 @@ def test_a_thought_with_and_without_measures(session: Session, server: FakeServe
     run(session, "/logprobs 1")
     done = ask(session, "Hi")
     assert session.last is not None
-    trace = traced(session.last)
+    trace = read_trace(session.last)
     assert trace is not None
     assert (trace.lead + "".join(token.text for token in trace.tokens), trace.tokens[0].text) == (done.raw, "So")
     assert ask(session, "Hi").measures == TokenLogprobs()
@@ -435,7 +435,7 @@ def test_no_figure_breaks_a_view(session: Session, server: FakeServer, value: An
     server.answers = [streamed(("Hi", entry("Hi", value, ("Hi", value))))]
     assert set_and_ask(session, "/logprobs 1").text == "Hi"
     assert session.last is not None
-    if traced(session.last):
+    if read_trace(session.last):
         assert "Hi" in plain(run(session, "/inspect"))
 
 

@@ -42,7 +42,7 @@ def reply(found: Any, tokens: int) -> None:
     most = found.facts.vocabulary - 10
     settings = Settings(load=found.load).put("max_new_tokens", MADE, "you").put("min_new_tokens", MADE, "you")
     ids = tuple(7919 * place % most + 5 for place in range(tokens))
-    engine.reply(found, Request(settings, ids=ids), conftest.Recorder())
+    engine.generate_reply(found, Request(settings, ids=ids), conftest.Recorder())
 
 
 def main(warm: str, folder: str, dtype: str, *lengths: str) -> None:

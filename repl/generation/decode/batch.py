@@ -16,34 +16,34 @@ from repl.core.library_types import Tensor
 from repl.core.reply import Reply
 from repl.generation import arguments, engine
 from repl.generation.decode import loop
-from repl.generation.decode.kv_cache import fits, is_plain_kv
+from repl.generation.decode.kv_cache import can_reuse, is_plain_kv
 from repl.generation.measure import scoring
 from repl.generation.measure.forward import cancellable_forward, input_device, library_errors, nan_guard
-from repl.generation.prompt.context_window import Prompt
-from repl.generation.request import Request, encode
+from repl.generation.prompt.context_window import PromptIds
+from repl.generation.request import Request, encode_prompt
 from repl.generation.runtime import Model
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class BatchReply:
     """A reply, and the log-probability of each of its tokens in the model's own distribution, in nats."""
 
     done: Reply
     logprobs: tuple[float, ...]
 
 
-class Row:
+class BatchRow:
     """One of several replies: how its tokens are chosen, and those that are there."""
 
-    def __init__(self, resident: Model, request: Request, prompt: Prompt, emit: JobContext, began: float) -> None:
+    def __init__(self, resident: Model, request: Request, prompt: PromptIds, emit: JobContext, began: float) -> None:
         facts = resident.facts
         decoding.check(request.settings, facts.base)
         chosen = arguments.of_settings(resident, request.settings)
         decoding.fit(chosen.config, len(prompt.ids), facts.context, facts.id)
         self.request = request
-        self.run = engine.Run(resident, request, prompt, chosen, emit, began)
+        self.run = engine.ReplyRun(resident, request, prompt, chosen, emit, began)
         self.logprobs: list[float] = []
-        self.made: Made | None = None
+        self.made: BatchReply | None = None
         self.processors: Any = None
         self._criteria: Any = None
         self._random: Any = None
@@ -58,7 +58,7 @@ class Row:
         """Let the library make what `generate` would choose tokens with; the model is not run."""
         import torch
 
-        self.processors, self._criteria = loop.captured(
+        self.processors, self._criteria = loop.capture_processors(
             self._resident.model,
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -96,10 +96,10 @@ class Row:
     def close(self, finish: str) -> None:
         """Make the record of what is there."""
         found = self.run.sequence(self.run.ids)
-        self.made = Made(self.run.done([found], finish), tuple(self.logprobs[: len(found.token_ids)]))
+        self.made = BatchReply(self.run.done([found], finish), tuple(self.logprobs[: len(found.token_ids)]))
 
 
-class Rows:
+class Batch:
     """The replies to make; `made` has one for each request, as far as it came."""
 
     def __init__(self, resident: Model, requests: Sequence[Request], emit: JobContext, exact: bool = False) -> None:
@@ -107,9 +107,9 @@ class Rows:
         self._resident, self._emit = resident, emit
         first = arguments.of_settings(resident, requests[0].settings).config
         with library_errors("the prompt cannot be encoded"):
-            prompt = encode(resident, requests[0], first.max_new_tokens or resident.facts.context, emit)
+            prompt = encode_prompt(resident, requests[0], first.max_new_tokens or resident.facts.context, emit)
         self.prompt = prompt.ids
-        self.rows = [Row(resident, request, prompt, emit, began) for request in requests]
+        self.rows = [BatchRow(resident, request, prompt, emit, began) for request in requests]
         self.alone = (
             "as asked" if exact else "" if is_plain_kv(resident.model) else "its cache cannot be copied for each row"
         )
@@ -120,12 +120,12 @@ class Rows:
         if self._alone and not self.alone:
             self.alone = "beams, or a setting that needs a cache of its own"
 
-    def _shares(self, row: Row) -> bool:
+    def _shares(self, row: BatchRow) -> bool:
         model, config = self._resident.model, row.run.config
-        return not loop.why_not(model, config) and fits(model, config, len(self.prompt))
+        return not loop.why_not(model, config) and can_reuse(model, config, len(self.prompt))
 
     @property
-    def made(self) -> list[Made | None]:
+    def made(self) -> list[BatchReply | None]:
         """Return the replies, None for one that was not begun."""
         return [row.made for row in self.rows]
 
@@ -153,11 +153,11 @@ class Rows:
 
     # one after another
 
-    def _follow(self, row: Row) -> None:
+    def _follow(self, row: BatchRow) -> None:
         """Make a reply by itself, as a message would."""
         self._tell()
-        done = engine.reply(self._resident, row.request, Muted(self._emit))
-        row.made = Made(done, done.measures.logprobs or self._scored(done))
+        done = engine.generate_reply(self._resident, row.request, Muted(self._emit))
+        row.made = BatchReply(done, done.measures.logprobs or self._scored(done))
 
     def _scored(self, done: Reply) -> tuple[float, ...]:
         ids = [*done.prompt_ids, *done.token_ids]
@@ -174,7 +174,7 @@ class Rows:
         with cancellable_forward(model, self._emit.raise_if_cancelled):
             for row in self._batch:
                 row.prepare(ids)
-            with kept.lent(model, first.config, ids, lambda: self.prompt) as (past, reused):
+            with kept.lend(model, first.config, ids, lambda: self.prompt) as (past, reused):
                 for row in self._batch:
                     row.run.reused = reused
                 loop.generate(

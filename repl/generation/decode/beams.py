@@ -9,10 +9,10 @@ from repl.core.jobs import JobContext
 from repl.core.library_types import ModelOutput, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import BeamSearch
 from repl.generation.decode.detokenizer import Detokenizer
-from repl.generation.decode.kv_cache import common
+from repl.generation.decode.kv_cache import common_length
 
-NEVER = -1e9  # the sum that the library gives a hypothesis that does not count
-PAUSE = 0.05  # seconds between two pictures of the search: eyes need no more
+DEAD_SUM = -1e9  # the sum that the library gives a hypothesis that does not count
+FRAME_S = 0.05  # seconds between two pictures of the search: eyes need no more
 
 
 class Watch:
@@ -44,7 +44,7 @@ class Watch:
         """See one step; returns the scores as they came."""
         if self._ids is None:
             self.start = input_ids.shape[1]
-            self._sums = scores.new_full(input_ids.shape[:1], NEVER).float()  # all begin as one: only the first counts
+            self._sums = scores.new_full(input_ids.shape[:1], DEAD_SUM).float()  # all begin as one
             self._sums[0] = 0.0
         else:
             self._follow(input_ids)
@@ -61,7 +61,7 @@ class Watch:
         found = (
             (divmod(place, vocabulary), value) for place, value in zip(places.tolist(), values.tolist(), strict=True)
         )
-        return [(pair, value) for pair, value in found if value > NEVER / 2 and pair[1] not in self._ends]
+        return [(pair, value) for pair, value in found if value > DEAD_SUM / 2 and pair[1] not in self._ends]
 
     def _follow(self, ids: Tensor) -> None:
         """Find each hypothesis's parent in the step before, and add what its last token cost."""
@@ -73,14 +73,14 @@ class Watch:
             kept = set(zip(parent.tolist(), ids[:, -1].tolist(), strict=True))
             pruned = (value for pair, value in self._candidates if pair not in kept)
             self.margins.append(next((float(self._sums[-1]) - value for value in pruned), None))
-        if time.monotonic() - self._shown > PAUSE:
+        if time.monotonic() - self._shown > FRAME_S:
             self._shown = time.monotonic()
             self._emit(self.picture(ids))
 
     def picture(self, ids: Tensor) -> Beams:
         """Return the hypotheses in `ids` with what they have in common."""
         rows = [row[self.start :] for row in ids.tolist()]
-        shared = common(*rows)
+        shared = common_length(*rows)
         texts = [self._tokenizer.decode(row, skip_special_tokens=True) for row in (rows[0][:shared], *rows)]
         prefix = texts[0] if all(text.startswith(texts[0]) for text in texts) else ""
         sums = self._sums.tolist() if self.scored else [None] * len(rows)
@@ -98,7 +98,7 @@ class Watch:
         self, seed: Sequence[int], sequences: Sequence[Sequence[int]], logprobs: tuple[tuple[float, ...], ...]
     ) -> BeamSearch:
         """Return what was considered beside the sequences that came of it; `seed` as in `Detokenizer`."""
-        pieces = tuple(tuple(pieced(self._tokenizer, seed, ids)) for ids in sequences)
+        pieces = tuple(tuple(token_texts(self._tokenizer, seed, ids)) for ids in sequences)
         return BeamSearch(pieces, logprobs, tuple(self.margins) if logprobs else ())
 
 
@@ -119,7 +119,7 @@ def token_logprobs(output: ModelOutput, start: int) -> tuple[tuple[float, ...], 
     )
 
 
-def spelled(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Sequence[int]) -> Iterator[Token]:
+def spell_tokens(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Sequence[int]) -> Iterator[Token]:
     """Yield finished ids as the tokens that a streamer would have sent; `seed` as in `Detokenizer`."""
     pieces = Detokenizer(tokenizer, seed)
     for token in ids:
@@ -128,9 +128,9 @@ def spelled(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Sequen
         yield Token(rest)
 
 
-def pieced(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Sequence[int]) -> list[str]:
     """Return the text of each of some ids; what is left at the end belongs to the last."""
-    tokens = list(spelled(tokenizer, seed, ids))
+    tokens = list(spell_tokens(tokenizer, seed, ids))
     texts = [token.text for token in tokens if token.id is not None]
     rest = "".join(token.text for token in tokens if token.id is None)
     return [*texts[:-1], texts[-1] + rest] if texts else []

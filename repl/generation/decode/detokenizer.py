@@ -7,12 +7,12 @@ from typing import Any
 
 from repl.core.events import Token
 from repl.core.library_types import PreTrainedTokenizerBase, Tensor
-from repl.generation.prompt.reply_parser import spoken
+from repl.generation.prompt.reply_parser import marking_tokens
 
-KEPT = 8
+CONTEXT_TOKENS = 8
 """Tokens decoded again as the context of the next ones: an incomplete character reaches back over three."""
-MOST = 16
-"""Tokens after which the window is cut back to `KEPT`."""
+WINDOW_TOKENS = 16
+"""Tokens after which the window is cut back to `CONTEXT_TOKENS`."""
 
 _BYTE = re.compile(r"<0x[+0-9A-Fa-f][0-9A-Fa-f]>")
 
@@ -23,8 +23,8 @@ class Detokenizer:
     Special tokens add no text, but for those that mark the parts of a reply (see `reply_parser`), and spaces stay
     where they are (`clean_up_tokenization_spaces=False`).
     `seed` are the ids before them (for raw completion), so that the first word keeps its leading space; then the
-    pieces are what `decode(seed + ids)` adds to `decode(seed)`. Each token is decoded in a window of at most `MOST`
-    tokens.
+    pieces are what `decode(seed + ids)` adds to `decode(seed)`. Each token is decoded in a window of at most
+    `WINDOW_TOKENS` tokens.
 
     `DecodeStream` of the tokenizers library does not do: it writes `中` for three byte tokens and raises
     when a fourth one turns them into `����`, and its window grows with every skipped or undecodable token.
@@ -34,7 +34,7 @@ class Detokenizer:
         self, tokenizer: PreTrainedTokenizerBase, seed: Sequence[int] = (), skip_special_tokens: bool = True
     ) -> None:
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)  # the Rust side; None for a Python tokenizer
-        marks = spoken(tokenizer) if skip_special_tokens else {}
+        marks = marking_tokens(tokenizer) if skip_special_tokens else {}
         self._silent = _special(tokenizer) - marks.keys() if skip_special_tokens else frozenset[int]()
         plain = {"clean_up_tokenization_spaces": False} if hasattr(tokenizer, "clean_up_tokenization_spaces") else {}
         self._decode = partial(tokenizer.decode, skip_special_tokens=skip_special_tokens and not marks, **plain)
@@ -80,7 +80,7 @@ class Detokenizer:
         for token_id in reversed(seed):
             if not self._is_silent(token_id):
                 heard.append(token_id)
-                if len(heard) >= KEPT and not self._is_byte(token_id):
+                if len(heard) >= CONTEXT_TOKENS and not self._is_byte(token_id):
                     break
         return heard[::-1]
 
@@ -89,8 +89,8 @@ class Detokenizer:
         end = max(self._done, self._certain(now))
         text, held = now[self._done : end], len(now) - end
         self._done = end
-        if len(self._window) > MOST:
-            self._window = self._window[-KEPT:]
+        if len(self._window) > WINDOW_TOKENS:
+            self._window = self._window[-CONTEXT_TOKENS:]
             self._done = len(self._decode(self._window)) - held
         return text
 

@@ -53,12 +53,12 @@ class Lookup:
         place = next((found for found in places if found is not None), None)
         if place is None:
             return []
-        most = agreeing(ids, place, most)
+        most = count_agreeing(ids, place, most)
         run = ids[place : place + most]
         return (run * (most // len(run) + 1))[:most]
 
 
-def agreeing(ids: Sequence[int], place: int, most: int) -> int:
+def count_agreeing(ids: Sequence[int], place: int, most: int) -> int:
     """Return how many ids before a place, up to `most`, are also the last ones of the text."""
     count = 0
     while count < min(most, place) and ids[place - 1 - count] == ids[-1 - count]:
@@ -88,8 +88,8 @@ class Assistant:
         """Bring the cache to these ids; returns the logits of what follows, shape (vocab,)."""
         import torch
 
-        same = min(kv_cache.common(self.fed, ids), len(ids) - 1)
-        kv_cache.cropped(self._cache, same)
+        same = min(kv_cache.common_length(self.fed, ids), len(ids) - 1)
+        kv_cache.crop(self._cache, same)
         del self.fed[same:]
         fresh = torch.tensor([ids[same:]], device=input_device(self._model))
         output = self._model(fresh, **{library.cache_name(): self._cache}, use_cache=True, **self._last)
@@ -176,7 +176,7 @@ class Drafting:
         `ids` is the prompt, shape (1, tokens), `past` the cache that was lent. Where nothing can be proposed, that is
         said once for each model.
         """
-        by, model = wanted(self.chosen), self.resident.model
+        by, model = draft_source(self.chosen), self.resident.model
         if by and (reason := self._why_not(config, ids)):
             self.resident.runtime.mention(f"{by} is off: {reason}", self.emit)
             by = ""
@@ -194,12 +194,12 @@ class Drafting:
             yield self.ahead, past or {library.cache_name(): kv_cache.croppable_cache(model)}
 
     def _why_not(self, config: GenerationConfig, ids: Tensor) -> str:
-        model, some = self.resident.model, ids.repeat(1, kv_cache.FEW)
+        model, some = self.resident.model, ids.repeat(1, kv_cache.TRIAL_TOKENS)
         if reason := refusal(model, config, ids.shape[-1]):
             return reason
         if not self.resident.runtime.kv_cache.may_go_on(model, kv_cache.croppable_cache(model), some):
             return "this model reads several tokens at once in another way than one by one"
-        if wanted(self.chosen) == "assistant":
+        if draft_source(self.chosen) == "assistant":
             if self.get is None:
                 return "there is none for this kind of reply"
             try:
@@ -214,7 +214,7 @@ class Drafting:
         model, fed = helper.model, list[int]()
         words = self.resident.model.get_output_embeddings().weight.shape[0]
         prompt = ids.to(input_device(model))
-        with helper.runtime.kv_cache.lent(model, model.generation_config, prompt, lambda: fed) as (past, reused):
+        with helper.runtime.kv_cache.lend(model, model.generation_config, prompt, lambda: fed) as (past, reused):
             fed += prompt[0, :reused].tolist()
             with cancellable_forward(model, self.emit.raise_if_cancelled):
                 cache = past[library.cache_name()] if past else kv_cache.croppable_cache(model)
@@ -229,10 +229,10 @@ class Drafting:
             return None
         facts = self.helper.facts if self.helper else None
         named = {"id": facts.id, "commit": facts.commit, "dtype": facts.dtype} if facts else {}
-        return SpeculationStats(wanted(self.chosen), ahead.passes, ahead.proposed, ahead.accepted, named)
+        return SpeculationStats(draft_source(self.chosen), ahead.passes, ahead.proposed, ahead.accepted, named)
 
 
-def wanted(chosen: Settings) -> str:
+def draft_source(chosen: Settings) -> str:
     """Return the setting that replies are to be read ahead by, empty where there is none."""
     if chosen.decode.assistant != "none":
         return "assistant"
@@ -245,7 +245,7 @@ def refusal(model: PreTrainedModel, config: GenerationConfig, prompt: int) -> st
         return "it works with one sequence at a time"
     if reason := loop.why_not(model, config):
         return reason
-    if not kv_cache.fits(model, config, prompt) or kv_cache.croppable_cache(model) is None:
+    if not kv_cache.can_reuse(model, config, prompt) or kv_cache.croppable_cache(model) is None:
         return "this model's KV cache cannot be cropped"
     return ""
 

@@ -10,12 +10,12 @@ from repl.core.library_types import Cache, CacheLayerMixin, GenerationConfig, Pr
 from repl.models import model_config
 from repl.models.reference import KnownByModel, carries_on
 
-OTHERWISE = ("cache_implementation", "prompt_lookup_num_tokens", "token_healing", "use_mtp", "speculation_type")
+CACHE_FIELDS = ("cache_implementation", "prompt_lookup_num_tokens", "token_healing", "use_mtp", "speculation_type")
 """Fields of a generation config that bring another cache, feed ids of their own, or change the prompt's."""
-STRETCHED = ("dynamic", "longrope", "su")
+SCALED_ROPE_TYPES = ("dynamic", "longrope", "su")
 """Position embeddings that change for all tokens once a text is longer than the model was first trained for."""
-PROBED, FEW = 24, 8  # tokens of a prompt that are tried: where layers are unusual, and where they are not
-NARROW = 4  # tokens of a sliding window in that trial
+LONG_TRIAL_TOKENS, TRIAL_TOKENS = 24, 8  # of a prompt that are tried: with unusual layers, and with usual
+TRIAL_WINDOW_TOKENS = 4  # tokens of a sliding window in that trial
 CARRIES = KnownByModel()  # whether a loaded model goes on rightly from a cache
 
 
@@ -38,7 +38,7 @@ class PrefixCache:
         return len(self._ids), sum({each.data_ptr(): each.nbytes() for each in stores}.values())
 
     @contextmanager
-    def lent(
+    def lend(
         self, model: PreTrainedModel, config: GenerationConfig, prompt: Tensor, seen: Callable[[], list[int]]
     ) -> Iterator[tuple[dict[str, Cache], int]]:
         """Yield what to call `generate` with besides, and how many tokens of the prompt need not be computed.
@@ -46,11 +46,11 @@ class PrefixCache:
         `config` is the generation config of the call, `prompt` its ids, shape (1, tokens). After a reply, whole or
         cancelled, what is sound is kept; `seen` then tells the ids of prompt and reply. After an error nothing is.
         """
-        if not fits(model, config, prompt.shape[-1]):
+        if not can_reuse(model, config, prompt.shape[-1]):
             yield {}, 0
             return
         cache, reused = self._take(model, prompt)
-        with passes(model) as broken_off:
+        with watch_passes(model) as broken_off:
             try:
                 yield {library.cache_name(): cache}, reused
             except Cancelled:
@@ -62,31 +62,31 @@ class PrefixCache:
         """Return a cache of a beginning of the prompt; at least the last token is left to compute."""
         cache, ids = self._cache, self._ids
         self.drop()  # from here on an interrupt leaves nothing behind that might be wrong
-        reused = common(ids, prompt[0, :-1].tolist())
-        if not reused or not cropped(cache, reused) or not self.may_go_on(model, cache, prompt):
-            cache, reused = lasting(model), 0
+        reused = common_length(ids, prompt[0, :-1].tolist())
+        if not reused or not crop(cache, reused) or not self.may_go_on(model, cache, prompt):
+            cache, reused = lasting_cache(model), 0
         return cache, reused
 
     def may_go_on(self, model: PreTrainedModel, cache: Cache, prompt: Tensor) -> bool:
         """Tell whether reading in steps comes to what reading at once does; the first of `prompt` is tried, once."""
         if any(type(layer).__module__ != "transformers.cache_utils" for layer in cache.layers):
             return False  # a kind of its own, which may treat what is read at once and what is made differently
-        tried = prompt[:, : FEW if all(map(_simple, cache.layers)) else PROBED]
-        if tried.shape[-1] < (FEW if all(map(_simple, cache.layers)) else PROBED):
+        tried = prompt[:, : TRIAL_TOKENS if all(map(_simple, cache.layers)) else LONG_TRIAL_TOKENS]
+        if tried.shape[-1] < (TRIAL_TOKENS if all(map(_simple, cache.layers)) else LONG_TRIAL_TOKENS):
             return False
-        with narrowed(model_config.text_config(model.config)):
-            return bool(CARRIES.get(model, lambda: carries_on(model, tried, lambda: lasting(model))))
+        with narrow_window(model_config.text_config(model.config)):
+            return bool(CARRIES.get(model, lambda: carries_on(model, tried, lambda: lasting_cache(model))))
 
     def _give_back(self, cache: Cache, ids: list[int], broken_off: bool) -> None:
         length = min(valid_length(cache, broken_off), len(ids))
-        if length and cropped(cache, length):
+        if length and crop(cache, length):
             self._cache, self._ids = cache, ids[:length]
 
 
-def fits(model: PreTrainedModel, config: GenerationConfig, prompt: int) -> bool:
+def can_reuse(model: PreTrainedModel, config: GenerationConfig, prompt: int) -> bool:
     """Tell whether `generate` with this config may be given a cache, for a prompt of so many tokens."""
     beams, rows = config.num_beams or 1, config.num_return_sequences or 1
-    if beams > 1 or rows > 1 or config.use_cache is False or any(getattr(config, name, None) for name in OTHERWISE):
+    if beams > 1 or rows > 1 or config.use_cache is False or any(getattr(config, name, None) for name in CACHE_FIELDS):
         return False
     if not library.takes_cache(model) or model.config.is_encoder_decoder:
         return False
@@ -101,7 +101,7 @@ def rope_scaling_start(model: PreTrainedModel) -> int:
     config = model_config.text_config(model.config)
     rope = model_config.get(config, "rope_parameters", "rope_scaling") or {}
     parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]  # one, or one per kind of layer
-    found = [part for part in parts if part.get("rope_type", part.get("type")) in STRETCHED]
+    found = [part for part in parts if part.get("rope_type", part.get("type")) in SCALED_ROPE_TYPES]
     name = "original_max_position_embeddings"
     whole = model_config.get_count(config, name, "max_position_embeddings") or 1
     return min((int(part.get(name, whole)) for part in found), default=0)
@@ -114,7 +114,7 @@ def new_cache(model: PreTrainedModel) -> Cache:
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
-def lasting(model: PreTrainedModel) -> Cache:
+def lasting_cache(model: PreTrainedModel) -> Cache:
     """Return an empty cache whose sliding windows keep what slides out of them."""
     cache = new_cache(model)
     _remember(cache)
@@ -122,14 +122,14 @@ def lasting(model: PreTrainedModel) -> Cache:
 
 
 @contextmanager
-def narrowed(config: PreTrainedConfig) -> Iterator[None]:
+def narrow_window(config: PreTrainedConfig) -> Iterator[None]:
     """Make the sliding window meanwhile so narrow that a few tokens go beyond it.
 
     moshi leaves the window to its cache: from a longer one, or in other steps, it reads other things.
     """
     window = model_config.get_count(config, "sliding_window")
     if window:
-        config.sliding_window = min(window, NARROW)
+        config.sliding_window = min(window, TRIAL_WINDOW_TOKENS)
     try:
         yield
     finally:
@@ -139,18 +139,18 @@ def narrowed(config: PreTrainedConfig) -> Iterator[None]:
 
 def croppable_cache(model: PreTrainedModel) -> Cache | None:
     """Return an empty cache that can be cut back at any length; None where this model has none such."""
-    cache = lasting(model)
+    cache = lasting_cache(model)
     return cache if all(map(_simple, cache.layers)) else None
 
 
-def common(*texts: Sequence[object]) -> int:
+def common_length(*texts: Sequence[object]) -> int:
     """Return how many ids some texts begin with in common."""
     columns = enumerate(zip(*texts, strict=False))
     return next((place for place, column in columns if column.count(column[0]) < len(texts)), min(map(len, texts)))
 
 
 @contextmanager
-def passes(model: PreTrainedModel) -> Iterator[Callable[[], bool]]:
+def watch_passes(model: PreTrainedModel) -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether a forward pass was begun and not ended."""
     under_way = [False]
     hooks = [
@@ -215,7 +215,7 @@ def _reach(layer: CacheLayerMixin) -> int:
     return min(layer.keys.shape[-2], layer.values.shape[-2]) if _filled(layer) else 0
 
 
-def cropped(cache: Cache, length: int) -> bool:
+def crop(cache: Cache, length: int) -> bool:
     """Cut a cache back to its first tokens; False where it cannot be, and is then of no use any more.
 
     The library's own `crop` also cuts what a sliding window remembers, so that a second one comes out wrong.

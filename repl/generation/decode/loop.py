@@ -20,13 +20,13 @@ from repl.core.library_types import (
 )
 from repl.generation.decode import kv_cache
 
-KEEPING = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-OTHERWISE = ("token_healing", "prefill_chunk_size", "use_mtp", "speculation_type")
+OUTPUT_FIELDS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+OWN_PROMPT_FIELDS = ("token_healing", "prefill_chunk_size", "use_mtp", "speculation_type")
 """Fields of a generation config that keep more than ids, and those that change the prompt or how it is read."""
 DEVICES = ("cpu", "cuda", "meta")
 
 
-class Choice(Protocol):
+class RowChoice(Protocol):
     """How the tokens of all rows are chosen, and which rows go on."""
 
     @property
@@ -63,13 +63,13 @@ def why_not(model: PreTrainedModel, config: GenerationConfig) -> str:
     mode = str(config.get_generation_mode().value)
     if mode not in ("greedy_search", "sample"):
         return f"{mode.replace('_', ' ')} is decoded by the library"
-    return next((f"{name} is set" for name in (*KEEPING, *OTHERWISE) if getattr(config, name, None)), "")
+    return next((f"{name} is set" for name in (*OUTPUT_FIELDS, *OWN_PROMPT_FIELDS) if getattr(config, name, None)), "")
 
 
 def generate(
     model: PreTrainedModel,
     proposals: Proposals | None = None,
-    choice: Choice | None = None,
+    choice: RowChoice | None = None,
     **given: Any,
 ) -> ModelOutput:
     """Call the library's `generate` with our loop, or as it is where that does not fit.
@@ -80,13 +80,13 @@ def generate(
     import torch
 
     with torch.inference_mode():
-        if why_not(model, settled(model, given)):
+        if why_not(model, effective_config(model, given)):
             return model.generate(**given)
         loop = Loop(given.get("streamer"), proposals, choice)
         return model.generate(**_for_own_loop(model, given), custom_generate=loop)
 
 
-def captured(model: PreTrainedModel, **given: Any) -> tuple[LogitsProcessorList, StoppingCriteriaList]:
+def capture_processors(model: PreTrainedModel, **given: Any) -> tuple[LogitsProcessorList, StoppingCriteriaList]:
     """Return the logits processors and the stopping criteria that `generate` would use; the model is not run."""
     found: list[tuple[Any, Any]] = []
 
@@ -104,7 +104,7 @@ def captured(model: PreTrainedModel, **given: Any) -> tuple[LogitsProcessorList,
     return found[0]
 
 
-def settled(model: PreTrainedModel, given: dict[str, Any]) -> Any:
+def effective_config(model: PreTrainedModel, given: dict[str, Any]) -> Any:
     """Return the generation config of a call: None in it means the model's value, an argument comes first."""
     config = copy.copy(given["generation_config"])
     for name, value in vars(model.generation_config).items():
@@ -119,7 +119,7 @@ def _for_own_loop(model: PreTrainedModel, given: dict[str, Any]) -> dict[str, An
     """Return the arguments of `generate`, stop strings as a criterion: it gives own loops no tokenizer."""
     from transformers import StopStringCriteria
 
-    strings, config = settled(model, given).stop_strings, copy.copy(given["generation_config"])
+    strings, config = effective_config(model, given).stop_strings, copy.copy(given["generation_config"])
     rest = {name: value for name, value in given.items() if name not in ("tokenizer", "stop_strings")}
     if strings and "tokenizer" in given:
         criterion = StopStringCriteria(given["tokenizer"], strings)
@@ -137,7 +137,7 @@ class Loop:
         self,
         streamer: BaseStreamer = None,
         proposals: Proposals | None = None,
-        choice: Choice | None = None,
+        choice: RowChoice | None = None,
     ) -> None:
         self._streamer, self._proposals, self._choice = streamer, proposals, choice
 
@@ -155,7 +155,7 @@ class Loop:
 
         rows = input_ids.shape[0]
         choice = self._choice or Alike(logits_processor, stopping_criteria, generation_config, rows)
-        text = Text(model, input_ids, given)
+        text = RowIds(model, input_ids, given)
         logits = text.read([])
         if choice.copies > 1:
             logits = text.multiply(logits, choice.copies)
@@ -167,7 +167,7 @@ class Loop:
             return text.ids
         return GenerateDecoderOnlyOutput(sequences=text.ids, **{library.cache_name(): text.cache})
 
-    def _decode(self, text: "Text", choice: Choice, logits: Tensor, most: int) -> None:
+    def _decode(self, text: "RowIds", choice: RowChoice, logits: Tensor, most: int) -> None:
         """Make tokens until all rows have ended; no text gets longer than `most`."""
         going = self._take(text, choice, logits, [])
         del logits
@@ -179,7 +179,7 @@ class Loop:
             if self._proposals is not None:
                 self._proposals.settle(text.ids.shape[-1] - length)
 
-    def _take(self, text: "Text", choice: Choice, logits: Tensor, draft: list[int]) -> bool:
+    def _take(self, text: "RowIds", choice: RowChoice, logits: Tensor, draft: list[int]) -> bool:
         """Choose tokens for as long as a draft has them, from logits of shape (rows, draft + 1, vocab).
 
         Returns whether a row goes on.
@@ -237,7 +237,7 @@ class Alike:
         return self._rows if bool(self._going.any()) else ()
 
 
-class Text:
+class RowIds:
     """The rows as far as they are made, shape (rows, tokens), and what else goes into a pass over the next tokens.
 
     `given` are the arguments of a forward pass that `generate` has prepared for the prompt.
@@ -289,7 +289,7 @@ class Text:
     def forget(self) -> None:
         """Take back from the cache what is not in the text."""
         self._read = self.ids.shape[-1]
-        kv_cache.cropped(self.cache, self._read)
+        kv_cache.crop(self.cache, self._read)
 
     def multiply(self, logits: Tensor, count: int) -> Tensor:
         """Make a text of one row one of many, with a cache of its own; returns logits for all of them."""

@@ -15,7 +15,7 @@ from repl.models.loader import ModelInfo
 
 REMEDIES = {"beam search with a cache": ("/set use_cache false", "/beams 1")}
 """What to type where a library says this."""
-AT_ONCE = 2**18  # logits that are measured at once: they stay in the processor's cache
+BLOCK_LOGITS = 2**18  # logits that are measured at once: they stay in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def library_errors(what: str) -> Iterator[None]:
 @contextmanager
 def cancellable_forward(model: PreTrainedModel, check: Callable[[], None]) -> Iterator[None]:
     """Let `check` break a forward pass off between two layers: a long prompt must not hold up a cancel."""
-    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in layers(model)]
+    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in decoder_blocks(model)]
     try:
         yield
     finally:
@@ -58,7 +58,7 @@ def cancellable_forward(model: PreTrainedModel, check: Callable[[], None]) -> It
             hook.remove()
 
 
-def layers(model: PreTrainedModel) -> list[Module]:
+def decoder_blocks(model: PreTrainedModel) -> list[Module]:
     """Return the blocks of the part that writes text: the list that is as long as its config says, else the longest.
 
     Not simply the longest: a mixture of experts lists those too. A vision tower has blocks as well, as many even.
@@ -118,21 +118,21 @@ def not_finite(facts: ModelInfo, place: int) -> Failed:
     return Failed(f"{said}: {facts.dtype} may be too narrow for it", "/dtype float32")
 
 
-def measured(logits: Tensor, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, count: int = 0) -> list[Scored]:
+def evaluate(logits: Tensor, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, count: int = 0) -> list[Scored]:
     """Measure tokens in their distributions, each with the `count` likeliest there.
 
     `logits`, of shape (tokens, vocab), are what the model gave; row j is the one that token j was drawn from.
     """
-    size = max(1, AT_ONCE // logits.shape[-1])
+    size = max(1, BLOCK_LOGITS // logits.shape[-1])
     parts = zip(logits.split(size), range(0, len(tokens), size), strict=True)
-    rows = (row for part, place in parts for row in figures(part, tokens[place : place + size], count))
+    rows = (row for part, place in parts for row in token_figures(part, tokens[place : place + size], count))
     return [
         Scored(token, *own, tuple((one, str(tokenizer.decode([one])), value) for one, value in zip(*top, strict=True)))
         for token, (own, *top) in zip(tokens, rows, strict=True)
     ]
 
 
-def figures(logits: Tensor, tokens: Sequence[int], count: int) -> Iterator[Figures]:
+def token_figures(logits: Tensor, tokens: Sequence[int], count: int) -> Iterator[Figures]:
     """Yield the figures of each token, and the `count` likeliest ids in its row with their logprobs."""
     import torch
 

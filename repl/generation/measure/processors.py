@@ -107,7 +107,7 @@ def processors(model: PreTrainedModel, chosen: Arguments, prompt: Sequence[int])
     ids = torch.tensor([list(prompt)], device=input_device(model))
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": bare, **chosen.off}
     with library_errors("the library refuses these settings"):
-        found, _ = loop.captured(model, **given)
+        found, _ = loop.capture_processors(model, **given)
     return found
 
 

@@ -10,13 +10,13 @@ from repl.core.errors import Failed, NoMemory, UsageError
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext, strip_traceback
 from repl.core.library_types import Cache, PreTrainedModel, Tensor
-from repl.generation.decode.kv_cache import PrefixCache, fits
+from repl.generation.decode.kv_cache import PrefixCache, can_reuse
 from repl.generation.measure.forward import (
     Scored,
     cancellable_forward,
+    evaluate,
     input_device,
     library_errors,
-    measured,
     not_finite,
 )
 from repl.generation.runtime import Model
@@ -24,10 +24,10 @@ from repl.models import model_config, reference
 from repl.models.imports import release_memory
 from repl.models.loader import ModelInfo
 
-CHUNK = (256, 1024)  # tokens whose logits are in memory at once, at least and at most
-LOGITS = 2**26  # and so many logits, where that allows the least: longer steps are quicker
-TRIED = 8  # tokens on which a model is asked whether it reads a text as it writes one
-WAYS = reference.KnownByModel()  # how a loaded model reads a text: plain, placed (told the positions), or not at all
+CHUNK_RANGE_TOKENS = (256, 1024)  # tokens whose logits are in memory at once, at least and at most
+CHUNK_LOGITS = 2**26  # and so many logits, where that allows the least: longer steps are quicker
+READ_TRIAL_TOKENS = 8  # tokens on which a model is asked whether it reads a text as it writes one
+READING_WAYS = reference.KnownByModel()  # how a model reads a text: plain, placed (told the positions), or none
 
 
 def score(
@@ -35,7 +35,7 @@ def score(
 ) -> Iterator[Scored]:
     """Measure the tokens of a text from place `first` on, each with the `top` likeliest there; see `logits`."""
     for place, rows in logits(resident, ids, emit, first, shared=shared):
-        yield from measured(rows, ids[place : place + len(rows)], resident.tokenizer, top)
+        yield from evaluate(rows, ids[place : place + len(rows)], resident.tokenizer, top)
 
 
 def logits(
@@ -47,16 +47,16 @@ def logits(
     from the cache that replies keep, which then stands for this text. Raises `UsageError` for a text longer than the
     context, `NoMemory` or `Failed` when the model gives up, `Cancelled`.
     """
-    yield from _read(resident, list(ids[:-1]), first, emit, chunk or step(resident.model), shared)
+    yield from _read(resident, list(ids[:-1]), first, emit, chunk or chunk_tokens(resident.model), shared)
 
 
-def step(model: PreTrainedModel) -> int:
+def chunk_tokens(model: PreTrainedModel) -> int:
     """Return how many tokens are read at once."""
     vocabulary = model_config.get_count(model_config.text_config(model.config), "vocab_size")
-    return min(max(LOGITS // max(vocabulary, 1), CHUNK[0]), CHUNK[1])
+    return min(max(CHUNK_LOGITS // max(vocabulary, 1), CHUNK_RANGE_TOKENS[0]), CHUNK_RANGE_TOKENS[1])
 
 
-def following(resident: Model, ids: Sequence[int], emit: JobContext, shared: bool = False) -> Tensor:
+def next_logits(resident: Model, ids: Sequence[int], emit: JobContext, shared: bool = False) -> Tensor:
     """Return the float32 logits of what comes after a text, shape (vocab,); see `logits`.
 
     Those of the text that was looked at last are kept: asking for them again computes nothing.
@@ -75,16 +75,16 @@ def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> 
     model = resident.model
     given = torch.tensor([ids], device=input_device(model))
     with _told(resident), cancellable_forward(model, emit.raise_if_cancelled):
-        if way(model, given) == "none":
+        if reading_way(model, given) == "none":
             return _checked(resident.facts, len(ids), reference.reference_logits(model, given)[None])[0]
-    [(_, rows)] = _read(resident, ids, len(ids), emit, step(model), shared)
+    [(_, rows)] = _read(resident, ids, len(ids), emit, chunk_tokens(model), shared)
     return rows[-1]
 
 
-def way(model: PreTrainedModel, ids: Tensor) -> str:
+def reading_way(model: PreTrainedModel, ids: Tensor) -> str:
     """Tell how a model reads a whole text as `generate` does token by token; `ids` of it are tried, once a model."""
-    tried = ids[:, :TRIED]
-    return str(WAYS.get(model, lambda: _find_way(model, tried))) if ids.shape[-1] > 3 else "plain"
+    tried = ids[:, :READ_TRIAL_TOKENS]
+    return str(READING_WAYS.get(model, lambda: _find_way(model, tried))) if ids.shape[-1] > 3 else "plain"
 
 
 def _find_way(model: PreTrainedModel, ids: Tensor) -> str:
@@ -106,9 +106,9 @@ def _find_way(model: PreTrainedModel, ids: Tensor) -> str:
     return "none"
 
 
-def places(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:
+def positions(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:
     """Return the positions of ids that begin at a place, for a model that has to be told them."""
-    return _numbered(model, start, ids) if WAYS.get(model, lambda: "plain") == "placed" else {}
+    return _numbered(model, start, ids) if READING_WAYS.get(model, lambda: "plain") == "placed" else {}
 
 
 def _numbered(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:
@@ -133,12 +133,12 @@ def _read(
     kept = resident.runtime.kv_cache if shared else PrefixCache()
     ids = torch.tensor([fed], device=input_device(model))
     with _told(resident), cancellable_forward(model, emit.raise_if_cancelled):
-        if way(model, ids) == "none":
+        if reading_way(model, ids) == "none":
             said = "gives a whole text other logits than the same text token by token, so no text can be scored"
             raise Failed(f"{facts.architecture} {said}")
-    with _told(resident), kept.lent(model, config, ids[:, :first], lambda: fed) as (past, reused):
+    with _told(resident), kept.lend(model, config, ids[:, :first], lambda: fed) as (past, reused):
         cache = past.get(library.cache_name())
-        steps = cache is not None and fits(model, config, len(fed)) and kept.may_go_on(model, cache, ids)
+        steps = cache is not None and can_reuse(model, config, len(fed)) and kept.may_go_on(model, cache, ids)
         read = (
             _in_steps(model, ids, first, chunk, cache, reused, emit)
             if steps
@@ -164,7 +164,7 @@ def _in_steps(
     for start in range(reused, ids.shape[-1], chunk):
         piece = ids[:, start : start + chunk]
         skipped = max(0, first - 1 - start)
-        given = {library.cache_name(): cache, "use_cache": True, **places(model, start, piece)}
+        given = {library.cache_name(): cache, "use_cache": True, **positions(model, start, piece)}
         rows = _last_rows(model, piece, max(1, piece.shape[-1] - skipped), emit, **given)
         if skipped < piece.shape[-1]:
             yield start + skipped + 1, rows
@@ -176,7 +176,7 @@ def _whole(
     """Read a text from its beginning, anew for each piece of logits."""
     for start in range(first - 1, ids.shape[-1], chunk):
         piece = ids[:, : start + chunk]
-        rows = _last_rows(model, piece, piece.shape[-1] - start, emit, use_cache=False, **places(model, 0, piece))
+        rows = _last_rows(model, piece, piece.shape[-1] - start, emit, use_cache=False, **positions(model, 0, piece))
         yield start + 1, rows
 
 

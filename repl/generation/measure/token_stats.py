@@ -8,14 +8,14 @@ from repl.core import library
 from repl.core.errors import Cancelled
 from repl.core.library_types import PreTrainedModel, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import TokenLogprobs
-from repl.generation.measure.forward import figures
+from repl.generation.measure.forward import token_figures
 
-KEPT = 5  # alternatives that every record has
+TOP_K_STORED = 5  # alternatives that every record has
 DIGITS = 5  # decimals of what is kept, in nats
 
 
 class Meter:
-    """Measures one reply; `listed` alternatives go with each token's event, `KEPT` or more into the record.
+    """Measures one reply; `listed` alternatives go with each token's event, `TOP_K_STORED` or more into the record.
 
     `several` says that one forward pass may bring more than one token, as assisted decoding does.
     """
@@ -50,7 +50,7 @@ class Meter:
         """Measure the token that was just made; returns the fields of its event."""
         row = self._rows[min(self._place, len(self._rows) - 1) if self.several else -1]
         self._place += 1
-        [((logprob, entropy, rank), ids, values)] = figures(row[None], [token], max(KEPT, self._listed))
+        [((logprob, entropy, rank), ids, values)] = token_figures(row[None], [token], max(TOP_K_STORED, self._listed))
         self._figures.append((logprob, entropy, rank))
         self._likeliest.append((ids, values))
         pairs = zip(ids[: self._listed], values, strict=False)
@@ -75,27 +75,27 @@ class Meter:
         likeliest = self._likeliest[: len(ids)]
         named = {*ids, *(one for places, _ in likeliest for one in places)}
         return TokenLogprobs(
-            logprobs=rounded(logprobs),
-            entropies=rounded(entropies),
+            logprobs=round_figures(logprobs),
+            entropies=round_figures(entropies),
             ranks=ranks,
             ids=tuple(places for places, _ in likeliest),
-            values=tuple(rounded(values) for _, values in likeliest),
+            values=tuple(round_figures(values) for _, values in likeliest),
             texts={one: self._text(one) for one in sorted(named)},
             lengths=tuple(self._lengths),
         )
 
     def _text(self, token: int) -> str:
         if token not in self._texts:
-            self._texts[token] = text_of(self._tokenizer, token)
+            self._texts[token] = token_text(self._tokenizer, token)
         return self._texts[token]
 
 
-def rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+def round_figures(values: tuple[float, ...]) -> tuple[float, ...]:
     """Return figures with the decimals that are kept, without a minus before zero."""
     return tuple(round(value, DIGITS) + 0.0 for value in values)
 
 
-def text_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """Return a token's text by itself; empty for an id that the tokenizer does not know or cannot spell."""
     try:
         return str(tokenizer.decode([token]))

@@ -15,7 +15,7 @@ ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TokenPiece:
     """One token: its text, where bytes that are no whole character read `<e4>`, and whether it steers the model."""
 
     id: int
@@ -35,9 +35,9 @@ class Speller:
         self._anchor = list(tokenizer("a", add_special_tokens=False)["input_ids"])[-1:]
         self._before = str(tokenizer.decode(self._anchor))
 
-    def pieces(self, ids: Iterable[int]) -> list[Piece]:
+    def pieces(self, ids: Iterable[int]) -> list[TokenPiece]:
         """Return a piece for each id."""
-        return [Piece(token, self.text(token), self.special(token)) for token in ids]
+        return [TokenPiece(token, self.text(token), self.special(token)) for token in ids]
 
     def special(self, token: int) -> bool:
         """Tell whether a token was added to the vocabulary to steer: an end, a role, a tool."""
@@ -68,7 +68,7 @@ class Speller:
         return both.removeprefix(self._before) if both.startswith(self._before) else self._tokenizer.decode([token])
 
 
-def quoted(text: str, most: int = 0) -> str:
+def quote(text: str, most: int = 0) -> str:
     """Return a piece in quotes on one line, its line ends and tabs written as in code; at `most` so many columns."""
     line = clean_line(text.replace("\n", r"\n").replace("\t", r"\t"))
     if most and cell_len(line) > most - 2:

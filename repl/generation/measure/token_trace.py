@@ -10,17 +10,17 @@ from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts
 from repl.core.reply import Reply, TokenLogprobs
-from repl.generation.decode.beams import pieced
+from repl.generation.decode.beams import token_texts
 from repl.generation.measure.forward import Scored
 from repl.generation.measure.scoring import score
-from repl.generation.measure.token_stats import KEPT, rounded, text_of
+from repl.generation.measure.token_stats import TOP_K_STORED, round_figures, token_text
 from repl.generation.runtime import Model
 from repl.models.loader import ModelInfo
 
 Top = tuple[tuple[int, str, float], ...]
 COLUMNS = ("logprobs", "entropies", "ranks", "ids", "values", "lengths")
 """The fields of measures that have an entry for each token."""
-STEP = 64  # tokens between two words about progress
+PROGRESS_TOKENS = 64  # tokens between two words about progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Inspection(Trace):
     by: str
 
 
-def answered(turn: Turn) -> Reply:
+def require_record(turn: Turn) -> Reply:
     """Return the record of a reply; raises `UsageError` for a turn that is none, or has no tokens."""
     if turn.record is None:
         raise UsageError(f"exchange {turn.exchange} has no reply with tokens", "/history")
@@ -86,9 +86,9 @@ def answered(turn: Turn) -> Reply:
     return turn.record
 
 
-def measured(turn: Turn) -> Trace | None:
+def require_trace(turn: Turn) -> Trace | None:
     """Return what to look at: None where it must be measured again; raises `UsageError` where that cannot be."""
-    found = traced(turn)
+    found = read_trace(turn)
     if found is None and turn.record is not None and (host := turn.record.server) and turn.text:
         raise UsageError(
             f"exchange {turn.exchange} came from {host} without log-probabilities, and only there can it be measured",
@@ -96,11 +96,11 @@ def measured(turn: Turn) -> Trace | None:
             "/retry",
         )
     if found is None:
-        answered(turn)
+        require_record(turn)
     return found
 
 
-def traced(turn: Turn) -> Trace | None:
+def read_trace(turn: Turn) -> Trace | None:
     """Return the tokens of a reply from its record; None where they were not measured."""
     record = turn.record
     if record is None or not record.measures.logprobs:
@@ -117,22 +117,22 @@ def traced(turn: Turn) -> Trace | None:
     return Trace(turn.exchange, lead, tuple(tokens), server=record.server if found.made else "", limit=found.limit)
 
 
-def recomputed(resident: Model, turn: Turn, emit: JobContext) -> Trace:
+def measure_again(resident: Model, turn: Turn, emit: JobContext) -> Trace:
     """Measure the tokens of a reply once more, for the model thread; raises `ReplError` unless its model is loaded."""
-    record = answered(turn)
-    check(resident.facts, record, turn.exchange)
-    pieces = pieced(resident.tokenizer, seed_of(resident, turn), record.token_ids)
+    record = require_record(turn)
+    require_same_model(resident.facts, record, turn.exchange)
+    pieces = token_texts(resident.tokenizer, text_seed(resident, turn), record.token_ids)
     seen: list[Seen] = []
     ids, first = (*record.prompt_ids, *record.token_ids), len(record.prompt_ids)
-    for place, found in enumerate(score(resident, ids, emit, first=first, top=KEPT, shared=True)):
-        if place % STEP == 0:
+    for place, found in enumerate(score(resident, ids, emit, first=first, top=TOP_K_STORED, shared=True)):
+        if place % PROGRESS_TOKENS == 0:
             emit(Progress("measuring the reply", place, len(pieces), "tokens"))
-        seen.append(named(resident, found, pieces[place]))
+        seen.append(label_token(resident, found, pieces[place]))
     made = "".join(pieces)  # a reply of before may have another text: it left out the tags of its parts
     return Trace(turn.exchange, turn.text.removesuffix(made if turn.text.endswith(made) else record.raw), tuple(seen))
 
 
-def check(facts: ModelInfo, record: Reply, number: int) -> None:
+def require_same_model(facts: ModelInfo, record: Reply, number: int) -> None:
     """Raise `ReplError` unless the model that is loaded is the one that made a reply, in the same numbers."""
     made = record.model
     if (made.id, made.commit) != (facts.id, facts.commit):
@@ -142,39 +142,39 @@ def check(facts: ModelInfo, record: Reply, number: int) -> None:
         raise ReplError(said, f"/dtype {made.dtype}")
 
 
-def seed_of(resident: Model, turn: Turn) -> Sequence[int]:
+def text_seed(resident: Model, turn: Turn) -> Sequence[int]:
     """Return the ids whose text a reply's text goes on from: of a chat reply none, of a continuation the prompt's."""
-    record = answered(turn)
-    fits = turn.text.endswith("".join(pieced(resident.tokenizer, (), record.token_ids)))
+    record = require_record(turn)
+    fits = turn.text.endswith("".join(token_texts(resident.tokenizer, (), record.token_ids)))
     return () if fits else record.prompt_ids
 
 
-def named(resident: Model, found: Scored, text: str) -> Seen:
+def label_token(resident: Model, found: Scored, text: str) -> Seen:
     """Return a token that was scored with the text it adds."""
-    name = text_of(resident.tokenizer, found.id)
+    name = token_text(resident.tokenizer, found.id)
     return Seen(found.id, text, name, found.logprob, found.entropy, found.rank, found.top)
 
 
-def gathered(tokens: Sequence[Seen]) -> TokenLogprobs:
+def collect_measures(tokens: Sequence[Seen]) -> TokenLogprobs:
     """Return the measures of some tokens as a record keeps them."""
     return TokenLogprobs(
-        logprobs=rounded(tuple(token.logprob for token in tokens)),
-        entropies=rounded(tuple(token.entropy for token in tokens if token.entropy is not None)),
+        logprobs=round_figures(tuple(token.logprob for token in tokens)),
+        entropies=round_figures(tuple(token.entropy for token in tokens if token.entropy is not None)),
         ranks=tuple(token.rank for token in tokens),
         ids=tuple(tuple(one for one, _, _ in token.top) for token in tokens),
-        values=tuple(rounded(tuple(value for _, _, value in token.top)) for token in tokens),
+        values=tuple(round_figures(tuple(value for _, _, value in token.top)) for token in tokens),
         texts={token.id: token.name for token in tokens}
         | {one: text for token in tokens for one, text, _ in token.top},
         lengths=tuple(len(token.text) for token in tokens),
     )
 
 
-def cut(found: TokenLogprobs, count: int) -> TokenLogprobs:
+def cut_measures(found: TokenLogprobs, count: int) -> TokenLogprobs:
     """Return the measures of the first tokens."""
     return replace(found, **{name: getattr(found, name)[:count] for name in COLUMNS})
 
 
-def joined(one: TokenLogprobs, first: int, other: TokenLogprobs, second: int) -> TokenLogprobs:
+def join_measures(one: TokenLogprobs, first: int, other: TokenLogprobs, second: int) -> TokenLogprobs:
     """Return the measures of two texts in a row, of so many tokens; nothing where one of them was not measured."""
     if (first and not one.logprobs) or (second and not other.logprobs):
         return TokenLogprobs()
@@ -182,22 +182,22 @@ def joined(one: TokenLogprobs, first: int, other: TokenLogprobs, second: int) ->
     return TokenLogprobs(texts=one.texts | other.texts, **columns)
 
 
-def told(raw: str, parts: Parts) -> dict[str, Any]:
+def record_fields(raw: str, parts: Parts) -> dict[str, Any]:
     """Return the fields of a record for a text with its parts."""
     fields = {"text": parts.answer, "thinking": parts.thinking, "tool_calls": parts.tool_calls}
     return {"raw": raw, "begun": Parts(), **fields}
 
 
-def onward(before: Turn, kept: Sequence[int], done: Reply) -> Reply:
+def continue_record(before: Turn, kept: Sequence[int], done: Reply) -> Reply:
     """Return the record of a reply that went on from the `kept` ids of another as one reply."""
     assert before.record is not None
-    raw = before.text + done.raw
+    raw, measures = before.text + done.raw, cut_measures(before.record.measures, len(kept))
     return replace(
         done,
-        **told(raw, done.parts if before.role == "assistant" else Parts(answer=raw)),
+        **record_fields(raw, done.parts if before.role == "assistant" else Parts(answer=raw)),
         prompt_ids=before.record.prompt_ids,
         token_ids=(*kept, *done.token_ids),
         taken=tuple(place for place in before.record.taken if place <= len(kept)),
         continued=(*(place for place in before.record.continued if place < len(kept)), len(kept)),
-        measures=joined(cut(before.record.measures, len(kept)), len(kept), done.measures, len(done.token_ids)),
+        measures=join_measures(measures, len(kept), done.measures, len(done.token_ids)),
     )

@@ -12,10 +12,10 @@ import psutil
 from repl.core.errors import Failed
 from repl.core.jobs import JobContext
 
-SECONDS = 10.0  # that a template may take, which is done in milliseconds as a rule
+MAX_TEMPLATE_S = 10.0  # that a template may take, which is done in milliseconds as a rule
 MAX_BYTES = 4_000_000  # of a rendered prompt
-PIECES = 16 * MAX_BYTES  # characters that a template may put out on its way to a prompt
-STEPS = 64  # calls and lines between two looks
+MAX_PIECE_CHARS = 16 * MAX_BYTES  # characters that a template may put out on its way to a prompt
+LOOK_STEPS = 64  # calls and lines between two looks
 MAX_MEMORY_BYTES = 2**30  # of address space that a template may take beside what is in use
 TEMPLATE = "<template>"  # what Jinja names the file of compiled templates
 
@@ -30,21 +30,21 @@ def bounded(emit: JobContext, seconds: float | None = None) -> Iterator[None]:
 
     The tracer of the thread looks at the cancel flag and the clock: at each call, and at each line of a template.
     """
-    seconds = SECONDS if seconds is None else seconds
+    seconds = MAX_TEMPLATE_S if seconds is None else seconds
     deadline = time.monotonic() + seconds
     steps = written = 0
 
     def look(frame: FrameType, event: str, value: object) -> Any:
         nonlocal steps, written
         steps += 1
-        if steps % STEPS == 0:
+        if steps % LOOK_STEPS == 0:
             emit.raise_if_cancelled()
             if time.monotonic() > deadline:
                 raise _Ended(f"the chat template is not done after {seconds:g} s")
         if frame.f_code.co_filename != TEMPLATE:
             return None
         written += len(value) if event == "return" and isinstance(value, str) else 0
-        if written > PIECES:
+        if written > MAX_PIECE_CHARS:
             raise _Ended(f"the chat template writes more than {MAX_BYTES // 10**6} MB")
         return look
 

@@ -20,14 +20,14 @@ from repl.core.parts import TAGS, THINKING
 from repl.core.values import nearest
 from repl.generation.prompt import template_source
 from repl.generation.prompt.bounded import MAX_BYTES, bounded, limited_memory
-from repl.generation.prompt.messages import REASONING, Message, Reader
+from repl.generation.prompt.messages import REASONING_FIELDS, ChatMessage, MessageReader
 
 WAY_OUT = ("/mode complete", "/raw TEXT")  # plain rendering needs no template
-MARKS = re.compile("[\U000f0000\U000f0001]")  # what the library puts around control tokens that a person typed
+CONTROL_MARKS = re.compile("[\U000f0000\U000f0001]")  # what the library puts around control tokens that a person typed
 THOUGHTS = {tag.opens.strip(): tag.closes for tag in TAGS if tag.kind == THINKING}
 FOLDED = "the chat template has no place for a system text: it was put in front of your first message"
 DROPPED = "the chat template leaves the system text out"
-NAMED = "chat_template"  # the argument that chooses among several templates
+TEMPLATE_NAME = "chat_template"  # the argument that chooses among several templates
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Written:
     @property
     def text(self) -> str:
         """Return the text as the model reads it."""
-        return MARKS.sub("", self.marked_text) if self.marked else self.marked_text
+        return CONTROL_MARKS.sub("", self.marked_text) if self.marked else self.marked_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Outcome:
     refused: bool = False
 
 
-class Refused(Failed):
+class TemplateRefused(Failed):
     """The author of a template does not want such a chat; the message is theirs."""
 
 
@@ -74,23 +74,23 @@ class Template:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, object], emit: JobContext) -> None:
         self.tokenizer, self._emit = tokenizer, emit
         self.values = _accepted(tokenizer, arguments)
-        self.source = source(tokenizer, self.values)
-        self.reads = read(self.source)
+        self.source = chosen_template(tokenizer, self.values)
+        self.reads = parse_template(self.source)
         self.controls = _controls(tokenizer, self.reads.literals)
         self._control = re.compile("|".join(map(re.escape, sorted(self.controls, key=len, reverse=True))) or "(?!)")
 
-    def write(self, messages: Sequence[Message], generation_prompt: bool = True) -> Written:
+    def write(self, messages: Sequence[ChatMessage], generation_prompt: bool = True) -> Written:
         """Render the messages of a conversation; raises `Failed`."""
         return self._write(self.read_messages(messages), add_generation_prompt=generation_prompt)
 
-    def attempt(self, messages: Sequence[Message], generation_prompt: bool = True) -> Outcome:
+    def attempt(self, messages: Sequence[ChatMessage], generation_prompt: bool = True) -> Outcome:
         """Render messages, or tell why that fails."""
         try:
             return Outcome(self.write(messages, generation_prompt).text)
         except Failed as error:
-            return Outcome(error=error.message, refused=isinstance(error, Refused))
+            return Outcome(error=error.message, refused=isinstance(error, TemplateRefused))
 
-    def _write(self, messages: Sequence[Message], **options: Any) -> Written:
+    def _write(self, messages: Sequence[ChatMessage], **options: Any) -> Written:
         """Render messages as the template reads them, control tokens in what a person wrote marked."""
         values, chat = self.values, list(messages)
         persons = [message for message in chat if message["role"] != "assistant"]
@@ -127,19 +127,19 @@ class Template:
             raise Failed(f"the prompt cannot be encoded: {error}", *WAY_OUT) from error
         return tuple(int(token) for token in found)
 
-    def read_messages(self, messages: Sequence[Message]) -> list[dict[str, object]]:
+    def read_messages(self, messages: Sequence[ChatMessage]) -> list[dict[str, object]]:
         """Return the messages of a conversation as the template reads them."""
 
-        def prompt(before: Sequence[Message]) -> str:
+        def prompt(before: Sequence[ChatMessage]) -> str:
             return self._write(before, add_generation_prompt=True).text
 
         key = f"{self.values!r} {self.source}"
-        reader = Reader(self.tokenizer, key, self.reads.attributes, prompt, self._emit, self.values.get("tools"))
+        reader = MessageReader(self.tokenizer, key, self.reads.attributes, prompt, self._emit, self.values.get("tools"))
         return reader.messages(messages)
 
     # a reply that has begun
 
-    def begin(self, messages: Sequence[Message], prefill: str) -> Written:
+    def begin(self, messages: Sequence[ChatMessage], prefill: str) -> Written:
         """Render a chat whose last reply begins with `prefill` and is not ended, as the library continues a message.
 
         Where the library or the template does not take such a beginning, it stands behind the generation prompt.
@@ -155,10 +155,10 @@ class Template:
         behind = self._write(said, add_generation_prompt=True)
         return Written(behind.marked_text + prefill, behind.marked)
 
-    def _beginnings(self, prefill: str, said: Sequence[Message]) -> list[tuple[str, dict[str, Any]]]:
+    def _beginnings(self, prefill: str, said: Sequence[ChatMessage]) -> list[tuple[str, dict[str, Any]]]:
         """Return the messages that may continue a beginning, each with the field that goes on."""
         tag = next((tag for tag in THOUGHTS if prefill.lstrip().startswith(tag)), "")
-        names = [name for name in REASONING if name in self.reads.attributes][:1]
+        names = [name for name in REASONING_FIELDS if name in self.reads.attributes][:1]
         if tag and THOUGHTS[tag] not in prefill:
             thought = prefill.lstrip().removeprefix(tag).lstrip("\n")
             return [*((name, {"content": "", name: thought}) for name in names), ("content", {"content": prefill})]
@@ -175,7 +175,7 @@ def _begins(text: str, prefill: str) -> bool:
 
 def render_chat(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
+    messages: Sequence[ChatMessage],
     *,
     arguments: Mapping[str, object],
     prefill: str = "",
@@ -190,7 +190,7 @@ def render_chat(
     """
     template = Template(tokenizer, arguments, emit)
 
-    def write(chat: Sequence[Message]) -> Written:
+    def write(chat: Sequence[ChatMessage]) -> Written:
         return template.begin(chat, prefill) if prefill else template.write(chat, generation_prompt)
 
     written, notice = _with_system(write, messages)
@@ -200,21 +200,23 @@ def render_chat(
     return Rendered(ids, written.text, notice)
 
 
-def _with_system(write: Callable[[Sequence[Message]], Written], messages: Sequence[Message]) -> tuple[Written, str]:
+def _with_system(
+    write: Callable[[Sequence[ChatMessage]], Written], messages: Sequence[ChatMessage]
+) -> tuple[Written, str]:
     if not messages or messages[0]["role"] != "system":
         return write(messages), ""
     try:
         written = write(messages)
-    except Refused as refused:
+    except TemplateRefused as refused:
         try:
-            return write(folded(messages)), FOLDED
+            return write(fold_system_text(messages)), FOLDED
         except Failed:  # then the system text was not the reason
             raise refused from None
     said = str(messages[0]["content"]).strip()
     return written, "" if said in written.text else DROPPED
 
 
-def folded(messages: Sequence[Message]) -> list[Message]:
+def fold_system_text(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     """Put the system text in front of the first message behind it."""
     system, *rest = messages
     if not rest:
@@ -226,15 +228,15 @@ def folded(messages: Sequence[Message]) -> list[Message]:
 # the source
 
 
-def source(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, object]) -> str:
+def chosen_template(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, object]) -> str:
     """Return the chat template that is used, of several the one that was chosen; raises `UsageError`."""
     found = getattr(tokenizer, "chat_template", None)
     if not found:
         raise UsageError("the model has no chat template", *WAY_OUT)
-    name = values.get(NAMED)
+    name = values.get(TEMPLATE_NAME)
     if isinstance(found, Mapping) and (name or "default") not in found:
         names = ", ".join(sorted(map(str, found)))
-        hints = [f"/set {PREFIX}{NAMED} {each}" for each in sorted(map(str, found))]
+        hints = [f"/set {PREFIX}{TEMPLATE_NAME} {each}" for each in sorted(map(str, found))]
         said = (
             f"the model has no chat template {name!r}" if name else "none of the model's chat templates is the default"
         )
@@ -242,11 +244,11 @@ def source(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, object]) -> 
     return str(tokenizer.get_chat_template(chat_template=name, tools=values.get("tools")))
 
 
-def read(text: str) -> template_source.Source:
+def parse_template(text: str) -> template_source.TemplateSource:
     """Parse a template; raises `Failed` where it is none."""
     try:
         with limited_memory():  # Jinja computes what is constant as it reads
-            return template_source.read(text)
+            return template_source.parse(text)
     except Exception as error:
         raise _translated(error) from error
 
@@ -254,11 +256,11 @@ def read(text: str) -> template_source.Source:
 def _accepted(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, object]) -> dict[str, object]:
     """Return the values that the library's call can carry: a name only where there are several templates."""
     several = isinstance(getattr(tokenizer, "chat_template", None), Mapping)
-    refused = taken(tokenizer) - ({NAMED} if several else set())
+    refused = reserved_names(tokenizer) - ({TEMPLATE_NAME} if several else set())
     return {name: value for name, value in arguments.items() if name not in refused}
 
 
-def taken(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+def reserved_names(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
     """Return the names that `apply_chat_template` has for itself, which no template can be given."""
     return frozenset(signature(tokenizer.apply_chat_template).parameters) - {"tools", "documents"} | {"messages"}
 
@@ -267,13 +269,13 @@ def variables(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, object] |
     """Return the names that a template reads and a user may set."""
     several = isinstance(tokenizer.chat_template, Mapping)
     try:
-        found = read(source(tokenizer, values or {})).variables - taken(tokenizer)
+        found = parse_template(chosen_template(tokenizer, values or {})).variables - reserved_names(tokenizer)
     except UsageError:
         if not several:
             raise
         found = frozenset()  # no template is chosen yet
     names = {name for name in found if not name.endswith(("_token", "_tokens"))}
-    return sorted(names | {NAMED} if several else names)
+    return sorted(names | {TEMPLATE_NAME} if several else names)
 
 
 def argument(
@@ -291,8 +293,8 @@ def argument(
         hints = [f"/set {PREFIX}{close} {word}"] if close else []
         raise UsageError(f"the chat template has no variable {short!r}, {reads}", *hints)
     value = _read_value(word)
-    if short == NAMED and value is not None:
-        source(tokenizer, {NAMED: word})
+    if short == TEMPLATE_NAME and value is not None:
+        chosen_template(tokenizer, {TEMPLATE_NAME: word})
         value = word
     return PREFIX + short, value
 
@@ -331,7 +333,7 @@ def _translated(error: Exception) -> ReplError:
     }
     kinds = [kind.__name__ for kind in type(error).__mro__]
     if kinds[0] == "TemplateError":  # what `raise_exception` raises
-        return Refused(f"the chat template refuses this chat: {_short(error)}", *WAY_OUT)
+        return TemplateRefused(f"the chat template refuses this chat: {_short(error)}", *WAY_OUT)
     start = next((starts[kind] for kind in kinds if kind in starts), "the chat template fails: ")
     return Failed(start + (_short(error) if start.endswith(": ") else ""), *WAY_OUT)
 
@@ -341,6 +343,6 @@ def _short(error: Exception) -> str:
     return (words if len(words) <= 200 else words[:199] + "…").rstrip(".")
 
 
-def arguments(extra: Sequence[tuple[str, object]]) -> dict[str, object]:
+def template_values(extra: Sequence[tuple[str, object]]) -> dict[str, object]:
     """Pick the template's variables from settings that were made by name."""
     return {name.removeprefix(PREFIX): value for name, value in extra if name.startswith(PREFIX)}

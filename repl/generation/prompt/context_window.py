@@ -1,30 +1,29 @@
 """What fits into a model's context: counted from real ids, said with numbers, and dropped only when told to."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from repl.core.errors import Overflow
+from repl.generation.prompt.messages import ChatMessage
 
-Message = Mapping[str, Any]
-SHARE = 8  # a reply should find at least this part of the context free
+MIN_REPLY_SHARE = 8  # a reply should find at least this part of the context free
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class PromptIds:
     """The prompt as it is sent: its ids, and the numbers of what was left out of it."""
 
     ids: list[int]
     dropped: tuple[int, ...] = ()
 
 
-def fit(
-    messages: Sequence[Message],
-    count: Callable[[Sequence[Message]], list[int]],
+def fit_messages(
+    messages: Sequence[ChatMessage],
+    count: Callable[[Sequence[ChatMessage]], list[int]],
     context: int,
     wanted: int,
     policy: str,
-) -> Prompt:
+) -> PromptIds:
     """Return the ids of the messages that fit with `wanted` tokens behind them, and the places of the others.
 
     `count` encodes messages; `context` 0 is no limit. Raises `Overflow` where nothing fits behind the prompt:
@@ -32,7 +31,7 @@ def fit(
     """
     ids, dropped = count(messages), list[int]()
     if not context or len(ids) < context - (_room(context, wanted) if policy == "drop_oldest" else 0):
-        return Prompt(ids)
+        return PromptIds(ids)
     if policy != "drop_oldest":
         raise _overflow(messages, ids, count, context, policy)
     kept = dict(enumerate(messages))
@@ -42,14 +41,14 @@ def fit(
         ids = count(list(kept.values()))
     if len(ids) >= context:
         raise _overflow(list(kept.values()), ids, count, context, "stop")
-    return Prompt(ids, tuple(dropped))
+    return PromptIds(ids, tuple(dropped))
 
 
 def _room(context: int, wanted: int) -> int:
-    return max(1, min(wanted, context // SHARE))
+    return max(1, min(wanted, context // MIN_REPLY_SHARE))
 
 
-def oldest(messages: Sequence[Message]) -> list[int]:
+def oldest(messages: Sequence[ChatMessage]) -> list[int]:
     """Return the places of the oldest exchange: a message with what was answered to it; never the last message."""
     asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
     if len(asked) < 2:
@@ -58,9 +57,9 @@ def oldest(messages: Sequence[Message]) -> list[int]:
 
 
 def _overflow(
-    messages: Sequence[Message],
+    messages: Sequence[ChatMessage],
     ids: list[int],
-    count: Callable[[Sequence[Message]], list[int]],
+    count: Callable[[Sequence[ChatMessage]], list[int]],
     context: int,
     policy: str,
 ) -> Overflow:

@@ -14,15 +14,15 @@ from repl.core.errors import Failed
 from repl.core.jobs import JobContext, run_in_thread
 from repl.core.parts import Parts
 
-Message = Mapping[str, Any]
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for a thought
+ChatMessage = Mapping[str, Any]
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for a thought
 CHANNEL = "<|channel|>"  # how gpt-oss names the parts of a reply
-PARSE_SECONDS = 5.0  # a response template may hold a pattern that runs without end
+PARSE_S = 5.0  # a response template may hold a pattern that runs without end
 MAX_PARSED = 500  # replies that are remembered as they were read
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class MessageReader:
     """Makes messages for one template: `names` are those that it looks up, `prompt` renders what a reply answers.
 
     Templates and values that make the same prompts have the same `key`.
@@ -31,12 +31,12 @@ class Reader:
     tokenizer: Any
     key: str
     names: Collection[str]
-    prompt: Callable[[Sequence[Message]], str]
+    prompt: Callable[[Sequence[ChatMessage]], str]
     emit: JobContext
     tools: Any = None
     """What the template is given as tools, which says of what type the arguments of a call are."""
 
-    def messages(self, messages: Sequence[Message]) -> list[dict[str, object]]:
+    def messages(self, messages: Sequence[ChatMessage]) -> list[dict[str, object]]:
         """Return the messages of a conversation, whose replies have `parts` beside all that was made, exactly."""
         made: list[dict[str, Any]] = []
         for message in messages:
@@ -46,19 +46,19 @@ class Reader:
             made.append({**plain, **reply})
         return made
 
-    def _reply(self, raw: str, parts: Parts, before: Sequence[Message]) -> dict[str, object]:
+    def _reply(self, raw: str, parts: Parts, before: Sequence[ChatMessage]) -> dict[str, object]:
         if getattr(self.tokenizer, "response_template", None) is not None:
             found = self._parsed(raw, before) or {"content": raw}
         elif CHANNEL in raw:
             found = _fields(parts)
         else:
             return {"content": raw}
-        thought = next((found[name] for name in REASONING if found.get(name)), None)
-        if thought is not None and "reasoning" in self.names and not {*REASONING[:2]} & {*self.names}:
+        thought = next((found[name] for name in REASONING_FIELDS if found.get(name)), None)
+        if thought is not None and "reasoning" in self.names and not {*REASONING_FIELDS[:2]} & {*self.names}:
             found["reasoning"] = thought  # the library gives it the other names
         return found
 
-    def _parsed(self, raw: str, before: Sequence[Message]) -> dict[str, object]:
+    def _parsed(self, raw: str, before: Sequence[ChatMessage]) -> dict[str, object]:
         """Read a reply with the library's parser, behind the prompt that it answers; nothing where that fails."""
         key = hash((self.key, repr(self.tokenizer.response_template), raw, repr(before)))
         if key not in _PARSED:
@@ -67,7 +67,7 @@ class Reader:
             _PARSED[key] = self._parse(raw, before)
         return dict(_PARSED[key])
 
-    def _parse(self, raw: str, before: Sequence[Message]) -> dict[str, object]:
+    def _parse(self, raw: str, before: Sequence[ChatMessage]) -> dict[str, object]:
         try:
             prefix = self.prompt(before) if before else ""
         except Failed:  # the template does not write what stands before by itself
@@ -75,7 +75,7 @@ class Reader:
         try:
             typed = {"tools": self.tools} if self.tools else {}
             work = partial(self.tokenizer.parse_response, raw, prefix=prefix, **typed)
-            found = run_in_thread(work, self.emit, PARSE_SECONDS)
+            found = run_in_thread(work, self.emit, PARSE_S)
         except Exception:  # a stranger's pattern, on a reply that may have been cut anywhere
             return {}
         return {"content": "", **found}

@@ -11,17 +11,16 @@ from repl.core.events import PromptEcho, ReplyStarted, Token
 from repl.core.jobs import JobContext, run_isolated
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.parts import ANSWER, CALL, CHANNELS, TAGS, THINKING, WITHIN, Form, Parts, Piece, Reader
+from repl.generation.prompt.messages import PARSE_S, REASONING_FIELDS
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the field in a response template
-KINDS = {**dict.fromkeys(REASONING, THINKING), "content": ANSWER, "tool_calls": CALL}
-PARSE_S = 5.0  # for one piece of text: the patterns of a response template are a stranger's
+FIELD_KINDS = {**dict.fromkeys(REASONING_FIELDS, THINKING), "content": ANSWER, "tool_calls": CALL}
 TAIL_TOKENS = 256  # of the prompt in front of a reply: the template's beginning of it stands there
 FAILED = "the model's response template cannot be used: thoughts and tool calls are told apart by their tags"
 
 
-def form(tokenizer: PreTrainedTokenizerBase) -> Form:
+def reply_form(tokenizer: PreTrainedTokenizerBase) -> Form:
     """Return how a model writes its parts."""
     added = {str(token): bool(token.special) for token in tokenizer.added_tokens_decoder.values()}
     sure = {
@@ -32,23 +31,23 @@ def form(tokenizer: PreTrainedTokenizerBase) -> Form:
     return Form(set(CHANNELS) <= added.keys(), frozenset(sure))
 
 
-def spoken(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+def marking_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Return the special tokens that stand in the text of a reply: they mark its parts; the others add no text."""
     added = {int(number): token for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
     literals = [word for tag in TAGS for word in (tag.opens, tag.closes, *tag.within)]
     if set(CHANNELS) <= {str(token) for token in added.values()}:
         literals += [*CHANNELS, *WITHIN]
-    written = "\0".join([*literals, *_literals(template(tokenizer))])
+    written = "\0".join([*literals, *_literals(response_template(tokenizer))])
     return {number: str(token) for number, token in added.items() if token.special and str(token) in written}
 
 
-def silent(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+def silent_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Return the special tokens that add no text to a reply."""
-    marks, added = spoken(tokenizer), tokenizer.added_tokens_decoder.items()
+    marks, added = marking_tokens(tokenizer), tokenizer.added_tokens_decoder.items()
     return {int(one): str(token) for one, token in added if token.special and int(one) not in marks}
 
 
-def template(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, object]:
+def response_template(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, object]:
     """Return the response template of a tokenizer, which may be anything; empty where it has none."""
     found = getattr(tokenizer, "response_template", None)
     return found if isinstance(found, Mapping) else {}
@@ -103,7 +102,7 @@ class TemplateReader:
         if self._parser is None:
             return self._table.parts()
         found = self._message
-        thinking = next((str(found[name]) for name in REASONING if found.get(name)), "")
+        thinking = next((str(found[name]) for name in REASONING_FIELDS if found.get(name)), "")
         calls, answer = found.get("tool_calls") or (), str(found.get("content") or "")
         calls = [one for one in (calls if isinstance(calls, list | tuple) else [calls]) if isinstance(one, dict)]
         bare = not thinking and not calls and answer.strip() == self._text.strip()
@@ -121,7 +120,7 @@ class TemplateReader:
 def _pieces(events: Iterable[Mapping[str, Any]] | None) -> tuple[Piece, ...]:
     """Return the text in the events of the library's parser."""
     chunks = [event for event in events or () if event["type"] == "region_chunk" and event["text"]]
-    return tuple(Piece(KINDS[event["field"]], event["text"]) for event in chunks if event["field"] in KINDS)
+    return tuple(Piece(FIELD_KINDS[event["field"]], event["text"]) for event in chunks if event["field"] in FIELD_KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +139,12 @@ class Reading:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], begun: Begun, tell: Tell) -> None:
         self._tokenizer, self._begun, self._tell = tokenizer, begun, tell
-        self._silent = silent(tokenizer)
+        self._silent = silent_tokens(tokenizer)
         ahead = list(prompt[: len(prompt) - len(begun.ids)])
         text = str(tokenizer.decode(ahead[-TAIL_TOKENS - len(begun.prefill) :]))
         before, found, after = text.rpartition(begun.prefill.strip() or "\0")
         self._before = before if found and not after.strip() else text
-        self._form = form(tokenizer)
+        self._form = reply_form(tokenizer)
         self._closing = self._form.opened(self._before, self._silent.values())
         reader = self._fresh()
         self.lead = (*reader.feed(begun.text), *reader.end()) if begun.text else ()
@@ -176,6 +175,6 @@ class Reading:
 
     def _fresh(self) -> Reader | TemplateReader:
         table = Reader(self._form, self._closing)
-        if not template(self._tokenizer):
+        if not response_template(self._tokenizer):
             return table
         return TemplateReader(self._tokenizer, self._before, table, self._tell)

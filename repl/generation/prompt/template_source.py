@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TemplateSource:
     """What a chat template reads from its caller, the attributes that it looks up, and the literal text in it."""
 
     variables: frozenset[str]
@@ -16,7 +16,7 @@ class Source:
 
 
 @lru_cache(16)
-def read(source: str) -> Source:
+def parse(source: str) -> TemplateSource:
     """Parse a template; raises `jinja2.TemplateSyntaxError`, or `RecursionError` where it is nested too deeply."""
     from jinja2 import meta, nodes
 
@@ -25,7 +25,7 @@ def read(source: str) -> Source:
     texts |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
     attributes = {node.attr for node in tree.find_all(nodes.Getattr)} | texts
     unset = meta.find_undeclared_variables(tree) & set(_read_before_set(tree, set()))
-    return Source(frozenset(unset), frozenset(attributes), "\0".join(texts))
+    return TemplateSource(frozenset(unset), frozenset(attributes), "\0".join(texts))
 
 
 def _read_before_set(node: Any, known: set[str]) -> Iterator[str]:

@@ -12,14 +12,14 @@ BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ShownPart:
     """What to draw: `text` as it stands, `dim` text, a `status` to redraw in place, a `line` that stays, a `gap`."""
 
     kind: str
     text: str = ""
 
 
-def folded(parts: Parts, mode: str) -> Parts:
+def fold_parts(parts: Parts, mode: str) -> Parts:
     """Return the parts of a reply that was made before, as a setting shows them."""
     words = len(parts.thinking.split())
     line = f"thought {counted(words, 'word')} · /thinking show" if words else ""
@@ -43,7 +43,7 @@ class Fold:
         self._above = False  # something is drawn that wants a gap below it
         self._blank = ""  # blanks that are drawn once more of their part follows
 
-    def feed(self, pieces: Iterable[Piece], counts: bool = True) -> list[Shown]:
+    def feed(self, pieces: Iterable[Piece], counts: bool = True) -> list[ShownPart]:
         """Return what to draw for the pieces of one token; those of a beginning that was given do not count."""
         pieces = tuple(pieces)
         if counts and THINKING in (self._kind, *(piece.kind for piece in pieces)):
@@ -51,16 +51,16 @@ class Fold:
             self._tokens += 1
         drawn = [shown for piece in pieces for shown in self._piece(piece)]
         if self._mode == "fold" and self._kind == THINKING and self._tokens:
-            drawn.append(Shown("status", f"thinking · {self._figures()}"))
+            drawn.append(ShownPart("status", f"thinking · {self._figures()}"))
         return drawn
 
-    def end(self) -> list[Shown]:
+    def end(self) -> list[ShownPart]:
         """Return what is left to draw when the reply has ended, in the middle of its thinking or not."""
-        rest = [Shown("text", self._blank)] if self._blank and not self._parted else []
+        rest = [ShownPart("text", self._blank)] if self._blank and not self._parted else []
         return [*self._closed(), *rest]
 
-    def _piece(self, piece: Piece) -> list[Shown]:
-        closed: list[Shown] = []
+    def _piece(self, piece: Piece) -> list[ShownPart]:
+        closed: list[ShownPart] = []
         if piece.kind != self._kind or not piece.text:
             closed = self._closed() if piece.kind != THINKING else []
             self._kind, self._fresh, self._blank = piece.kind, True, ""
@@ -69,26 +69,26 @@ class Fold:
             return [*closed, *self._part(piece.text)]
         gap = self._above and self._mode == "fold"
         self._above = self._above and not gap
-        return [Shown("gap")] if gap else []
+        return [ShownPart("gap")] if gap else []
 
-    def _part(self, text: str) -> list[Shown]:
+    def _part(self, text: str) -> list[ShownPart]:
         text = self._blank + text
         if self._fresh:
             text = BLANK_LINES.sub("", text) if self._parted else text
             if not text.strip():
                 self._blank = text
                 return []
-        gap = [Shown("gap")] if self._fresh and self._above else []
+        gap = [ShownPart("gap")] if self._fresh and self._above else []
         self._fresh, self._above = False, True
         body = text if self._kind == ANSWER else text.rstrip()
         self._blank = text[len(body) :]
-        return [*gap, Shown("text" if self._kind == ANSWER else "dim", body)] if body else gap
+        return [*gap, ShownPart("text" if self._kind == ANSWER else "dim", body)] if body else gap
 
-    def _closed(self) -> list[Shown]:
+    def _closed(self) -> list[ShownPart]:
         if self._kind != THINKING or self._mode != "fold" or not self._tokens:
             return []
         self._above = False  # a line ends with a gap
-        return [Shown("line", f"thought for {self._figures()}")]
+        return [ShownPart("line", f"thought for {self._figures()}")]
 
     def _figures(self) -> str:
         seconds = self._clock() - (self._began or 0.0)
