@@ -11,22 +11,21 @@ from repl.core.reply import BeamSearch, Sequence
 class Node:
     """A stretch of tokens; a leaf is a finished sequence.
 
-    `probability` is that of its first token after what came before, `logprob` the sum over its tokens, `total` the sum
-    from the beginning to its end (nats; None where they are not known); `score` is the library's.
+    `probability` is that of its first token after what came before, `logprob` the sum over its tokens
+    (nats; None where they are not known); `score` is the library's.
     """
 
     text: str
     token_ids: tuple[int, ...]
     probability: float | None
     logprob: float | None
-    total: float | None
     sequence: int = 0
     score: float | None = None
     branches: tuple["Node", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class BeamPath:
     """One way from the beginning to a leaf."""
 
     ids: tuple[int, ...]
@@ -40,36 +39,34 @@ def grow(sequences: Several[Sequence], search: BeamSearch) -> Node:
     """Return the tree of a search; its leaves are the sequences."""
     costs = search.logprobs or ((),) * len(sequences)
     paths = [
-        Path(found.token_ids, pieces, own, number, found.score)
+        BeamPath(found.token_ids, pieces, own, number, found.score)
         for number, (found, pieces, own) in enumerate(zip(sequences, search.pieces, costs, strict=True), 1)
     ]
-    return _node(paths, 0, 0.0)
+    return _node(paths, 0)
 
 
-def _node(paths: list[Path], start: int, before: float) -> Node:
+def _node(paths: list[BeamPath], start: int) -> Node:
     """Take the stretch that all of some paths share from `start` on, and branch behind it."""
     first, end = paths[0], _parting(paths, start)
     own = first.logprobs[start:end]
     known = len(own) == end - start
-    ending = next((path for path in paths if len(path.ids) == end), Path((), (), ()))
-    groups: dict[int, list[Path]] = {}
+    ending = next((path for path in paths if len(path.ids) == end), BeamPath((), (), ()))
+    groups: dict[int, list[BeamPath]] = {}
     for path in paths:
         if len(path.ids) > end:
             groups.setdefault(path.ids[end], []).append(path)
-    total = before + sum(own)
     return Node(
         "".join(first.pieces[start:end]),
         first.ids[start:end],
         exp(own[0]) if own and known else None,
         sum(own) if known and first.logprobs else None,
-        total if known and first.logprobs else None,
         ending.sequence,
         ending.score,
-        tuple(_node(group, end, total) for group in groups.values()),
+        tuple(_node(group, end) for group in groups.values()),
     )
 
 
-def _parting(paths: list[Path], start: int) -> int:
+def _parting(paths: list[BeamPath], start: int) -> int:
     """Return where paths that are the same up to `start` part, or the first of them ends."""
     end = start
     shortest = min(len(path.ids) for path in paths)

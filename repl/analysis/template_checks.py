@@ -4,10 +4,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 from repl.core.errors import ReplError
 from repl.core.parts import Parts
+from repl.generation.decode.kv_cache import common_length
 from repl.generation.prompt.chat_template import THOUGHTS, Template
 from repl.generation.prompt.messages import CHANNEL
 
@@ -86,10 +86,12 @@ def _generation_prompt(template: Template) -> Verdict:
     stands = _atoms(template, _between(template, FIRST, ANSWER))
     alone = template.attempt([FIRST], generation_prompt=False).text.partition(FIRST["content"])[2]
     twice = template.attempt([FIRST, SECOND], generation_prompt=False).text.partition(FIRST["content"])[2]
-    size = _common(_atoms(template, twice.partition(SECOND["content"])[0] or alone), stands)  # the end of your turn
+    size = common_length(
+        _atoms(template, twice.partition(SECOND["content"])[0] or alone), stands
+    )  # the end of your turn
     header = "".join(stands[size:])
-    if _common(asked, stands) > size or ("".join(asked[size:]).strip() and not header.strip()):
-        return "good", repr("".join(asked[_common(_atoms(template, alone), asked) :]) or "".join(asked))
+    if common_length(asked, stands) > size or ("".join(asked[size:]).strip() and not header.strip()):
+        return "good", repr("".join(asked[common_length(_atoms(template, alone), asked) :]) or "".join(asked))
     if not header.strip():
         return "good", "none needed: the reply follows your turn directly"
     if added := "".join(asked[size:]).strip():
@@ -107,10 +109,6 @@ def _atoms(template: Template, text: str) -> list[str]:
     """Cut a text into control tokens, words and single characters."""
     controls = map(re.escape, sorted(template.controls, key=len, reverse=True))
     return re.findall("|".join([*controls, r"\w+", "."]), text, re.DOTALL)
-
-
-def _common(one: Sequence[object], other: Sequence[object]) -> int:
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
 
 
 def _end(template: Template, stops: Sequence[int]) -> Verdict:
@@ -136,7 +134,7 @@ def _earlier(template: Template) -> Verdict:
         if after.text.startswith(before.text):
             continue
         old, new = template.encode(before), template.encode(after)
-        place = _common(old, new)
+        place = common_length(old, new)
         quote = _near(str(template.tokenizer.decode(list(old[place:]))))
         said = before.text.rindex(chat[-1]["content"]) + len(chat[-1]["content"])
         if before.text[:said] != after.text[:said]:

@@ -21,8 +21,6 @@ NOW, LOCAL = "now", "local"
 """Words for what answers as things stand, and for the model in this process while a server answers."""
 URL = re.compile(r"https?://")
 ADDRESS = ("model", "revision", "gguf_file", "trust_remote_code")  # settings that the word for a model comes to
-WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|\S)+""")
-PROMPT = re.compile(r"(?:^|\s)--(?:\s|$)")
 NAMED = re.compile(r"[A-Za-z_][A-Za-z_-]*=.*", re.DOTALL)
 PLAIN = [("num_beams", "1"), ("num_return_sequences", "default")]
 GREEDY = [("do_sample", "off"), *PLAIN]
@@ -33,7 +31,6 @@ WORDS: dict[str, list[tuple[str, str]]] = {
 }
 NEXT = "|".join(WORDS)
 JOINT = re.compile(rf"[,+\s]+(?=(?!cpu=|mps=|disk=)[A-Za-z_][A-Za-z_-]*=|(?:{NEXT})\b)")  # memory is cpu=4GiB
-FAST = "fast"  # as in fast=prompt_lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +49,6 @@ class Variant:
     title: str
     settings: Settings
     server: Server | None = None
-
-
-def split(line: str) -> tuple[list[str], str | None]:
-    """Split `A B -- PROMPT` into the words in front and the prompt, which is None where there is none."""
-    mark = PROMPT.search(line)
-    front, prompt = (line[: mark.start()], line[mark.end() :].strip("\n")) if mark else (line, None)
-    return WORD.findall(front), prompt
 
 
 def way(session: Session, word: str) -> Variant:
@@ -128,8 +118,6 @@ def _pairs(part: str, base: ModelDefaults) -> list[tuple[str, str]]:
     if not NAMED.fullmatch(part) or Path(part).expanduser().exists():
         return settings.address(part)
     typed, _, value = part.partition("=")
-    if typed == FAST and value in WORDS:
-        return WORDS[value]
     name = full_name(typed, base)
     if settings.places().get(name) == "view" and name != "mode":
         raise UsageError(f"{name} is a display setting", f"/{name}")

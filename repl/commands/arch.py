@@ -19,6 +19,7 @@ from repl.generation.runtime import Model
 from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
+from repl.terminal.tables import facts
 
 OPENED = 2  # levels shown of a part that was asked for
 
@@ -73,16 +74,16 @@ def arch(session: Session, path: Annotated[str, Path()] = "", *, depth: Annotate
 
 def read(resident: Model, path: str, depth: int, emit: JobContext) -> Arch:
     """Read the modules of a model; for the model thread."""
-    facts, model = resident.facts, resident.model
+    model, about = resident.model, resident.facts
     whole = tree(model, path)
     shown = cut(whole, depth or (OPENED if path else blocks(whole) + 1))
-    found = None if path else traits(model, facts.context, emit.raise_if_cancelled)
-    return Arch(facts.name, facts.attention, shown, weights(model), found)
+    found = None if path else traits(model, about.context, emit.raise_if_cancelled)
+    return Arch(about.name, about.attention, shown, weights(model), found)
 
 
 def _draw(result: Arch, width: int) -> Iterator[RenderableType]:
     """Draw the facts and the tree; numbers stay whole, what is too long for the window is cut."""
-    yield _head(result)
+    yield facts((name, value) for name, value in _facts(result).items() if value)
     yield Text()
     several = [len(found) > 1 for found in (result.weights.dtypes, result.weights.devices)]
     rows = [
@@ -122,16 +123,6 @@ def _number(part: Part) -> Text:
     return Text(f"{part.parameters * part.count:,}" if part.parameters else "")
 
 
-def _head(result: Arch) -> RenderableType:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="quiet", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _facts(result).items():
-        if value:
-            table.add_row(name, Text(clean_line(value)))
-    return table
-
-
 def _facts(result: Arch) -> dict[str, str]:
     part, found, own = result.part, result.weights, result.traits
     total, taken = part.parameters * part.count, part.bytes * part.count
@@ -149,9 +140,7 @@ def _facts(result: Arch) -> dict[str, str]:
 
 def _shares(parts: dict[str, int]) -> str:
     """Name the one, or how many parameters each has."""
-    return (
-        ", ".join(parts) if len(parts) < 2 else ", ".join(f"{count(number)} {name}" for name, number in parts.items())
-    )
+    return ", ".join(parts if len(parts) < 2 else (f"{count(number)} {name}" for name, number in parts.items()))
 
 
 def _traits(own: Traits, how: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from repl.generation.prompt.thinking import fold_parts
 from repl.remote.engine import Remote
 from repl.remote.http import ServerConnection
 from repl.session.change_settings import adopt
+from repl.session.position import split_prompt
 from repl.session.replies import add_reply
 from repl.session.results import Message
 from repl.session.session import Session, Task
@@ -46,7 +47,7 @@ def compare(session: Session, *columns: Annotated[str, COLUMN]) -> Task[Any]:
     The first token that differs from the first column is marked. /pick N makes an answer part of the conversation and
     its settings yours; until then everything stays as it was.
     """
-    typed, prompt = variants.split(" ".join(columns))
+    typed, prompt = split_prompt(" ".join(columns))
     if not typed:
         raise UsageError("/compare needs models or settings: /compare A B [-- PROMPT]", "/help compare")
     ways = [variants.way(session, word) for word in ([NOW] if len(typed) == 1 else []) + typed]

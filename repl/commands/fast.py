@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from repl.commands.registry import command
@@ -25,6 +24,7 @@ from repl.session.change_settings import apply, change, changed
 from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
+from repl.terminal.tables import grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +140,11 @@ def _speed(records: Iterable[Reply]) -> float | None:
 
 @render.register
 def _(result: Fast) -> RenderableType:
-    table = Table.grid(padding=(0, 2))
-    for style in ("accent", "", "quiet"):
-        table.add_column(style=style, no_wrap=style == "accent", overflow="fold")
     brought = {mode.name: _brought(mode, result.plain_tps) for mode in result.modes}
-    for path in result.paths:
-        said = joined(path.why, brought.get(path.name, ""))
-        table.add_row(path.name, "on" if path.on else "off", Text(clean_line(said)))
-    return table
+    said = ((path, clean_line(joined(path.why, brought.get(path.name, "")))) for path in result.paths)
+    return grid(
+        "lll", ([Text(path.name, "accent"), "on" if path.on else "off", Text(why, "quiet")] for path, why in said)
+    )
 
 
 def _brought(mode: Mode, plain: float | None) -> str:

@@ -6,7 +6,6 @@ from math import exp
 from typing import Annotated, Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from repl.commands.registry import command
@@ -28,6 +27,7 @@ from repl.session.replies import continue_reply, generate_turn, join_records, su
 from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
+from repl.terminal.tables import grid
 from repl.terminal.token_colours import caption, colour_trace, percent, shade
 
 LISTED = 3  # alternatives in a row of the list
@@ -161,15 +161,10 @@ def _(result: Painted) -> RenderableType:
 
 @render.register
 def _(result: Inspection) -> RenderableType:
-    table = Table.grid(padding=(0, 2))
     rows = [row(place, token, result) for place, token in enumerate(result.tokens, 1)]
     names = list(rows[0]) if rows else []
-    for name in names:
-        left = name in ("token", "likeliest")
-        table.add_column(justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    table.add_row(*(Text(name, "quiet") for name in names))
-    for cells in rows:
-        table.add_row(*cells.values())
+    sides = "".join("l" if name in ("token", "likeliest") else "r" for name in names)
+    table = grid(sides, [list(cells.values()) for cells in rows], names)
     return Group(table, Text(clean_line(result.truncated), "quiet")) if result.server else table
 
 

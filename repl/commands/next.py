@@ -26,6 +26,7 @@ from repl.generation.runtime import Model
 from repl.session.position import Position, next_position
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
+from repl.terminal.tables import grid
 from repl.terminal.token_colours import bar, percent, style
 
 COUNT = 10  # candidates shown where no number is given
@@ -153,22 +154,20 @@ def _(result: Offered) -> RenderableType:
 
 def _table(rows: Sequence[tuple[str, float]], drawn: Sequence[str] = ()) -> Table:
     """Draw tokens with their probabilities, and those that they are drawn with."""
-    table = Table.grid(padding=(0, 2))
     heads = ["", "", "", "model", "sum", *(["drawn"] if drawn else [])]
-    for head in heads:
-        table.add_column(justify="right" if head else "left", no_wrap=True)
-    table.add_row(*(Text(head, "quiet") for head in heads))
     sums = accumulate(share for _, share in rows)
-    for place, ((text, share), total) in enumerate(zip(rows, sums, strict=True)):
-        table.add_row(
+    cells: list[list[str | Text]] = [
+        [
             Text(f"{place + 1:>2}", "quiet"),
             Text(quote(text), style(share)),
             Text(bar(share, WIDTH).ljust(WIDTH), "accent"),
             percent(share),
             Text(percent(min(total, 1.0)), "quiet"),
             *drawn[place : place + 1],
-        )
-    return table
+        ]
+        for place, ((text, share), total) in enumerate(zip(rows, sums, strict=True))
+    ]
+    return grid("lllrrr"[: len(heads)], cells, heads)
 
 
 def lead(result: Next | Offered) -> Text:

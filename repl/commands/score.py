@@ -25,6 +25,7 @@ from repl.generation.measure.token_text import Speller, TokenPiece, quote
 from repl.generation.runtime import Model
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
+from repl.terminal.tables import grid
 from repl.terminal.token_colours import OnTerminal, caption, percent, style, styled_text
 
 WINDOW = 8192  # most tokens read at once, where the context is longer or without an end
@@ -148,12 +149,11 @@ def _text(result: Score) -> Text:
 
 
 def _table(result: Score) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for justify in ("right", "right", "left"):
-        table.add_column(justify=justify)
-    for piece, value, rank in zip(result.pieces, result.logprobs, result.ranks, strict=True):
-        table.add_row("" if value is None else f"{value:.4f}", str(rank or ""), Text(quote(piece.text)))
-    return table
+    columns = zip(result.pieces, result.logprobs, result.ranks, strict=True)
+    rows = (
+        ["" if value is None else f"{value:.4f}", str(rank or ""), quote(piece.text)] for piece, value, rank in columns
+    )
+    return grid("rrl", ([*map(Text, row)] for row in rows))
 
 
 def _figures(result: Score) -> str:

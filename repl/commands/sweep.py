@@ -63,7 +63,7 @@ def sweep(
         return _saved(_last(session), text.partition("save")[2].replace("--force", ""), force or "--force" in flags)
     if not words and not prompt:
         return _last(session)
-    return _begin(session, words, prompt, exact or "--exact" in flags)
+    return _begin(session, words, prompt or "", exact or "--exact" in flags)
 
 
 def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task[tuple[Sweep, dict[int, BatchReply]]]:

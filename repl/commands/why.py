@@ -20,6 +20,7 @@ from repl.generation.measure.token_text import quote
 from repl.session.change_settings import full_name
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
+from repl.terminal.tables import grid
 from repl.terminal.token_colours import percent
 
 SIGNS = {
@@ -83,28 +84,23 @@ def _(result: Why) -> RenderableType:
 
 
 def _table(result: Why) -> Table:
-    columns = [place for place, step in enumerate(result.steps, 1) if step.changed]
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    heads = ["model", *(_sign(result.steps[place - 1]) for place in columns)]
-    for _head in heads:
-        table.add_column(justify="right")
-    table.add_row("", *(Text(head, "quiet") for head in heads))
-    for one in result.candidates:
-        cells = [_cell(one, place, result) for place in (0, *columns)]
-        chosen = one.id == result.id
-        table.add_row(f"{'>' if chosen else ' '} {quote(one.text)}", *cells, style="accent" if chosen else "")
-    return table
+    places = [0, *(place for place, step in enumerate(result.steps, 1) if step.changed)]
+    heads = ["", "model", *(_sign(result.steps[place - 1]) for place in places[1:])]
+    rows = [_row(one, places, result) for one in result.candidates]
+    return grid("l" + "r" * len(places), rows, heads)
+
+
+def _row(one: Candidate, places: Sequence[int], result: Why) -> list[Text]:
+    names = ["", *(step.name for step in result.steps)]
+    gone = names.index(one.removed_by) if one.removed_by else len(names)
+    odds = ("" if at > gone else "removed" if at == gone else percent(one.probabilities[at]) for at in places)
+    chosen = one.id == result.id
+    words = [f"{'>' if chosen else ' '} {quote(one.text)}", *odds]
+    return [Text(word, "accent" if chosen else "") for word in words]
 
 
 def _sign(step: Step) -> str:
     return SIGNS.get(step.name, step.name) + ("" if step.value is None else f"={step.value:g}")
-
-
-def _cell(one: Candidate, place: int, result: Why) -> Text:
-    names = ["", *(step.name for step in result.steps)]
-    gone = names.index(one.removed_by) if one.removed_by else len(names)
-    return Text("" if place > gone else "removed" if place == gone else percent(one.probabilities[place]))
 
 
 def _story(result: Why) -> list[str]:

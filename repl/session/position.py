@@ -1,5 +1,6 @@
 """Where a conversation stands: what a model is asked to go on from."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -52,6 +53,10 @@ def continuation_request(session: Session, last: Turn) -> Request:
     made = record.token_ids[:-1] if record.finish == "stop" else record.token_ids
     begun = Begun(last.text, record.prefill, made, shown=True) if last.role == "assistant" else None
     return Request(session.settings, ids=(*record.prompt_ids, *made), begun=begun)
+
+
+WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|\S)+""")
+PROMPT = re.compile(r"(?:^|\s)--(?:\s|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,8 @@ def last_asked(session: Session) -> Turn | None:
     return session.conversation.turns.get(last.parent) if last is not None and last.parent else None
 
 
-def split_prompt(text: str) -> tuple[list[str], str]:
-    """Split `WORD ... -- PROMPT` into its words and the prompt, which is taken as it stands."""
-    front, _, prompt = f" {text}".partition(" -- ") if " -- " in f" {text}" else (text, "", "")
-    return front.split(), prompt.strip()
+def split_prompt(line: str) -> tuple[list[str], str | None]:
+    """Split `WORD ... -- PROMPT` into words, inside quotes with spaces, and the prompt; None where there is none."""
+    mark = PROMPT.search(line)
+    front, prompt = (line[: mark.start()], line[mark.end() :].strip("\n")) if mark else (line, None)
+    return WORD.findall(front), prompt

@@ -47,7 +47,7 @@ def test_the_loaded_model_is_measured(session):
 def test_ways_stand_beside_bare_generate(session):
     """What is on is measured in the same run, taking turns; named by a word, whatever is on."""
     line = "/bench --prompt-tokens 40 --new-tokens 6 --repeats 2"
-    named = run(session, f"{line} prompt_lookup fast=prompt_lookup prompt_lookup=3")
+    named = run(session, f"{line} prompt_lookup prompt_lookup=3")
     ways = ["generate", "loop", "prompt_lookup", "prompt_lookup=3"]
     assert [(row.way, row.runs) for row in named.rows] == [(way, 2) for way in ways]
     assert "prompt_lookup=3" in drawn(named, 90)

@@ -17,7 +17,7 @@ from terminal import LOADED, Terminal
 from repl.analysis import variants
 from repl.analysis.answerers import Answer
 from repl.analysis.compare import Compared, parting
-from repl.analysis.variants import Variant, split, variant
+from repl.analysis.variants import Variant, variant
 from repl.commands import registry
 from repl.core.errors import Cancelled, UsageError
 from repl.core.events import Beam, Beams, ColumnEvent, Event, Notice, Progress, SideBySide, Token
@@ -30,6 +30,7 @@ from repl.hub.validate import examine
 from repl.models.memory import estimate
 from repl.models.memory.available import Room
 from repl.models.store import Store
+from repl.session.position import split_prompt
 from repl.session.session import Session
 from repl.terminal.columns import Board, Filling
 from repl.terminal.screen import THEME, as_record
@@ -77,7 +78,7 @@ def state(session: Session) -> tuple[Any, ...]:
     ],
 )
 def test_a_line_is_cut_into_words_and_a_prompt(line: str, words: list[str], prompt: str | None) -> None:
-    assert split(line) == (words, prompt)
+    assert split_prompt(line) == (words, prompt)
 
 
 @pytest.mark.parametrize(
