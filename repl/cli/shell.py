@@ -26,7 +26,7 @@ from repl.models.store import Store
 from repl.remote.engine import Connected
 from repl.session.config_file import Config
 from repl.session.results import Draft, Lines, Message, NotAView
-from repl.session.session import FILE, Loaded, Session, Task, View
+from repl.session.session import ARCHIVE_FILE, Loaded, Session, ShownView, Task
 from repl.terminal.editor.settings_panel import Panel
 from repl.terminal.live import LiveOutput, LoadProgress
 from repl.terminal.screen import Screen
@@ -152,7 +152,7 @@ class Shell:
         if isinstance(outcome, Task):
             outcome = self.follow(outcome)
         if not isinstance(outcome, NO_VIEW):
-            self.session.keep_view(View(line, parsed.command.name, outcome))
+            self.session.keep_view(ShownView(line, parsed.command.name, outcome))
         if isinstance(outcome, Inspection) and self.open_inspector is not None:
             if next_line := self.open_inspector(outcome):
                 self.screen.notice(next_line)
@@ -366,7 +366,7 @@ def make_shell(
     log.install(paths.data())
     offline = asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
     store = Store(Runtime, offline, consents=consent.Consents(paths.data() / consent.FILE))
-    session = Session(chosen, store, worker, paths.data() / FILE if saved else None)
+    session = Session(chosen, store, worker, paths.data() / ARCHIVE_FILE if saved else None)
     session.configure(config.presets, config.engines)
     session.notify(*config.wrong, *extensions.problems(), *registry.alias(config.aliases))
     shell = Shell(session, Screen(asked.json, interactive))

@@ -88,7 +88,7 @@ def _save(session: Session, name: str) -> Message:
     words = {key: settings.show(key, session.settings.get(key)) for key in kept}
     if not words:
         raise UsageError("nothing is set that a preset could keep", "/settings")
-    lines = [f"{key} = {config_file.value(key, session.settings.get(key))}" for key in words]
+    lines = [f"{key} = {config_file.toml_value(key, session.settings.get(key))}" for key in words]
     atomic_write.append(_path(), "\n".join(["", f"[presets.{name}]", *lines, ""]))
     session.add_preset(name, words)
     return Message(f"preset {name} saved: {', '.join(f'{key} {word}' for key, word in words.items())}")
@@ -115,7 +115,7 @@ def config_(session: Session, word: Annotated[str, Words()] = "") -> Any:
     if word not in ("", "init"):
         raise UsageError(f"/config does not take {word!r}", "/config init")
     if word == "init":
-        atomic_write.write(str(_path()), config_file.template().encode(), False, "/config")
+        atomic_write.write(str(_path()), config_file.config_template().encode(), False, "/config")
         return Message(f"{_path()} written: every setting, commented out")
     return Where(str(_path()), texts.read(str(_path())) if _path().exists() else "")
 

@@ -18,7 +18,7 @@ from repl.core.values import Text as Words
 from repl.session.archive import Summary, newest_titles
 from repl.session.position import current_branch
 from repl.session.results import Message
-from repl.session.session import FILE, Session
+from repl.session.session import ARCHIVE_FILE, Session
 from repl.terminal.reply import PastExchange
 from repl.terminal.screen import render
 
@@ -62,7 +62,7 @@ class Resumed:
 
 def recent() -> dict[str, str]:
     """Return the newest sessions, for completion: title by id."""
-    return newest_titles(paths.data() / FILE)
+    return newest_titles(paths.data() / ARCHIVE_FILE)
 
 
 @command("history")

@@ -16,7 +16,7 @@ from repl.core.sanitize import clean_line
 from repl.core.values import Assignment, RestOfLine
 from repl.core.values import Text as Words
 from repl.generation.prompt.chat_template import argument, template_values
-from repl.session.change_settings import Setting, apply, change, describe, names, put_field, read_field
+from repl.session.change_settings import Setting, apply, change, describe, put_field, read_field, settings_of
 from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.screen import render
@@ -41,7 +41,7 @@ def _(result: Setting) -> RenderableType:
 @command("settings", name="settings")
 def all_settings(session: Session) -> Table_:
     """Show every setting, its value and where it comes from."""
-    rows = {part: [describe(session, name) for name in names(part)] for part in settings.SPECS}
+    rows = {part: [describe(session, name) for name in settings_of(part)] for part in settings.SPECS}
     return Table_(rows["load"], rows["decode"], rows["view"], _others(session))
 
 
@@ -119,7 +119,7 @@ def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(sett
     if name:
         return change(session, settings.find(name), "default")
     session.change(replace(session.settings, extra=()))
-    apply(session, [(one, "default") for one in names("decode")])
+    apply(session, [(one, "default") for one in settings_of("decode")])
     return Message(f"decoding reset to the model's defaults: {decoding.phrase(session.decoding())}")
 
 

@@ -21,7 +21,7 @@ BASIC = {
     "presence_penalty": "presence_penalty",
 }
 WIDE = {"top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens"}
-PACKED = ("top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
+IN_CONFIG = ("top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
 OPENAI_FIELDS = frozenset({"logit_bias", "reasoning_effort", "response_format", "service_tier", "user", "verbosity"})
 SCHEMAS = frozenset({"logit_bias", "reasoning_effort", "response_format", "ignore_eos"})
 
@@ -117,15 +117,15 @@ TGI = Dialect(  # text-generation-inference/router/src/{lib,validation,infer/cha
 TRANSFORMERS = Dialect(  # transformers/cli/serving/{utils,chat_completion,completion}.py
     "transformers serve",
     {"max_new_tokens": "max_tokens", "stop": "stop", "seed": "seed", "temperature": "temperature"}
-    | {name: name for name in PACKED},
+    | {name: name for name in IN_CONFIG},
     own=frozenset({"logit_bias"}),
-    packed=PACKED,
+    packed=IN_CONFIG,
     alternatives=0,
     template=True,
 )
 OPENAI = Dialect("OpenAI", BASIC, own=OPENAI_FIELDS | {"store", "metadata", "prompt_cache_key", "safety_identifier"})
 # platform.openai.com/docs/guides/reasoning: these models refuse temperature, top_p, penalties and logprobs
-REASONING = Dialect(
+OPENAI_REASONING = Dialect(
     "OpenAI's reasoning models",
     {"max_new_tokens": "max_completion_tokens", "stop": "stop", "seed": "seed"},
     own=OPENAI.own - {"logit_bias"},
@@ -137,7 +137,7 @@ UNKNOWN = Dialect(
     own=OPENAI_FIELDS,
     template=True,
 )
-KINDS = (VLLM, SGLANG, LLAMA_CPP, LLAMA_PYTHON, OLLAMA, TGI, TRANSFORMERS, OPENAI, UNKNOWN)
+DIALECTS = (VLLM, SGLANG, LLAMA_CPP, LLAMA_PYTHON, OLLAMA, TGI, TRANSFORMERS, OPENAI, UNKNOWN)
 OWNERS = {
     "vllm": VLLM,
     "sglang": SGLANG,
@@ -237,4 +237,4 @@ def positive_int(value: object) -> int:
 
 def dialect_of(kind: Dialect, model: str) -> Dialect:
     """Return how a model of a server wants to be asked."""
-    return REASONING if kind is OPENAI and THINKERS.match(model.rpartition("/")[2]) else kind
+    return OPENAI_REASONING if kind is OPENAI and THINKERS.match(model.rpartition("/")[2]) else kind

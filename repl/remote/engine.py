@@ -22,8 +22,8 @@ from repl.generation.request import Request
 from repl.remote.dialects import Dialect, Listing, confirm, dialect_of, read_list
 from repl.remote.http import Address, ServerConnection
 from repl.remote.protocol import DROPPABLE, read_ids
-from repl.remote.refusals import Refused, asked_to_wait, droppable_fields, lower_alternatives, to_error
-from repl.remote.reply import BASE, ServerState, StreamedReply
+from repl.remote.refusals import Refusal, asked_to_wait, droppable_fields, lower_alternatives, to_error
+from repl.remote.reply import SERVER_DEFAULTS, ServerState, StreamedReply
 
 MAX_WAITS, MAX_WAIT_S = 5, 600.0  # how often, and seconds for how long at most, a server may ask to wait
 MAX_MENDS = 8  # requests that are made once more for other reasons
@@ -53,7 +53,7 @@ def reach(where: Address, model: str, emit: JobContext) -> "Remote":
     wire = ServerConnection(where)
     try:
         listing = _facts(wire, read_list(wire.ask("/models", emit), where.url), emit)
-    except Refused as refused:
+    except Refusal as refused:
         if refused.status in (401, 403, 503):
             raise to_error(refused, where.host, model, ()) from refused
         listing = Listing()  # it need not list them: a server with one model takes any request as one for that
@@ -67,7 +67,7 @@ def _facts(wire: ServerConnection, listing: Listing, emit: JobContext) -> Listin
         return listing
     try:
         return confirm(listing, wire.ask(listing.kind.facts, emit, beside=True))
-    except (Refused, ReplError):
+    except (Refusal, ReplError):
         return confirm(listing, None)
 
 
@@ -131,7 +131,7 @@ class Remote:
     @property
     def base(self) -> ModelDefaults:
         """Return what it brings to decoding."""
-        return BASE
+        return SERVER_DEFAULTS
 
     def made(self, record: Reply) -> bool:
         """Tell whether a reply can go on from its very ids: never, a server takes text."""
@@ -245,7 +245,7 @@ class Remote:
         model = {"model": self.model} if self.model else {}
         try:
             found = self.wire.ask(path, emit, {**model, **body}, beside=True)
-        except Refused as refused:
+        except Refusal as refused:
             raise to_error(refused, self.host, self.model, self.listing.offers, path) from refused
         return found if isinstance(found, dict) else {}
 
@@ -295,13 +295,13 @@ class Remote:
                         emit(Notice(f"{self.host} went on past max_new_tokens and was stopped"))
                         break
                 return heard.end()
-            except Refused as refused:
+            except Refusal as refused:
                 if heard.begun:
                     raise Failed(f"{self.host}: {refused.words}", "/retry") from refused
                 self._mend(refused, heard, emit)
         raise Failed(f"{self.host} keeps refusing", "/retry")
 
-    def _mend(self, refused: Refused, heard: StreamedReply, emit: JobContext) -> None:
+    def _mend(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> None:
         """Do about a refusal what can be done, so that the request is worth sending again; raises what is left."""
         mended = (
             self._lower(refused, heard, emit)
@@ -313,7 +313,7 @@ class Remote:
             offers = self.listing.offers
             raise to_error(refused, self.host, self.model, offers, heard.path) from refused
 
-    def _lower(self, refused: Refused, heard: StreamedReply, emit: JobContext) -> bool:
+    def _lower(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
         """Ask for as many alternatives as the server allows."""
         if (found := lower_alternatives(refused, heard.body())) is None:
             return False
@@ -322,7 +322,7 @@ class Remote:
         emit(Notice(f"{self.host} gives at most {most} alternatives: {name} is {most}"))
         return True
 
-    def _drop(self, refused: Refused, heard: StreamedReply, emit: JobContext) -> bool:
+    def _drop(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
         """Leave out what the server does not take, or call it as it wants it called."""
         body = heard.body()
         if "max_tokens" in body and refused.of_the_request and re.search(r"[Uu]se .?max_completion_", refused.words):
@@ -335,7 +335,7 @@ class Remote:
             emit(Notice(f"{self.host} does not take {', '.join(names)}: left out"))
         return bool(names)
 
-    def _wait(self, refused: Refused, heard: StreamedReply, emit: JobContext) -> bool:
+    def _wait(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
         seconds = asked_to_wait(refused)
         due = refused.status in (429, 503) and 0 < seconds <= MAX_WAIT_S and heard.waits < MAX_WAITS
         if due:
@@ -343,7 +343,7 @@ class Remote:
             wait_as_asked(self.host, seconds, emit)
         return due
 
-    def _fit(self, refused: Refused, heard: StreamedReply, emit: JobContext) -> bool:
+    def _fit(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
         """Make prompt and reply fit into the context: fewer tokens of the reply, else the oldest messages left out."""
         asked, limit = heard.request.settings.decode.max_new_tokens, refused.error.context
         room = limit - refused.error.prompt if refused.error.prompt else 0

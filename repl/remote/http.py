@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from repl.core.errors import Failed, ReplError, Unreachable, UsageError
 from repl.core.explain import sentence
 from repl.core.jobs import JobContext, stream_from_thread
-from repl.remote.refusals import Refused, one_line, read_error, read_event_error
+from repl.remote.refusals import Refusal, one_line, read_error, read_event_error
 
 if TYPE_CHECKING:
     from httpx2 import Client
@@ -146,7 +146,7 @@ class ServerConnection:
             found = json.loads(data)
         except (ValueError, RecursionError) as error:
             if data.startswith('{"error": "'):  # `transformers serve` writes it without escapes
-                raise Refused(0, read_error(self._clean(data[11:].removesuffix('"}')))) from error
+                raise Refusal(0, read_error(self._clean(data[11:].removesuffix('"}')))) from error
             shown = one_line(self._clean(data), 60)
             raise Failed(f"{self.where.host} sent an event that is not JSON: {shown!r}", "/retry") from error
         if not isinstance(found, dict):
@@ -214,7 +214,7 @@ class ServerConnection:
             raise Failed(f"{self.where.host} redirects{goes}; redirects are not followed", "/connect URL")
         if head.status >= 400:
             body = self._clean(read_bounded(pieces, MAX_ERROR_BYTES).decode("utf-8", "replace"))
-            raise Refused(head.status, read_error(body), head.wait)
+            raise Refusal(head.status, read_error(body), head.wait)
 
     def _kind(self, head: ResponseHead) -> bytes:
         kind = head.kind.partition(";")[0].strip().lower()

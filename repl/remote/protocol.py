@@ -26,7 +26,7 @@ BROKEN = ("error", "abort", "aborted", "network_error", "server_error", "insuffi
 MAX_ALTERNATIVES = 101  # alternatives read at one place
 MIN_LOGPROB = -9999.0  # what servers give for a token that cannot come
 
-Number = Callable[[Mapping[str, object]], int]
+TokenNumber = Callable[[Mapping[str, object]], int]
 """Gives every token of a reply its number: its id, or one of its own below 0 where the server does not say it."""
 
 
@@ -111,7 +111,7 @@ def message_body(message: Mapping[str, Any]) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class StreamedToken:
     """A token as it came: its text by itself, and its number, None where nothing is known of it but text.
 
     The text by itself is not what the token adds where tokens share a character.
@@ -122,30 +122,30 @@ class Piece:
     number: int | None = None
 
 
-def split_tokens(text: str, given: object, number: Number) -> list[Piece]:
+def read_tokens(text: str, given: object, number: TokenNumber) -> list[StreamedToken]:
     """Return a piece of text as tokens with their log-probabilities, as far as the server gives them."""
     try:
         entries = list(read_logprobs(given, number)) if isinstance(given, Mapping) else []
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):  # of another form
         entries = []
     if not entries:
-        return [Piece(Token(text), text)] if text else []
+        return [StreamedToken(Token(text), text)] if text else []
     whole = "".join(entry.name for entry in entries) == text
     # their texts are not always the very text: characters that tokens share, special tokens
     texts = [entry.name for entry in entries] if whole else [""] * (len(entries) - 1) + [text]
     return [
-        Piece(Token(piece, known_id(one.number), one.token.logprob, None, one.token.top), one.name, one.number)
+        StreamedToken(Token(piece, known_id(one.number), one.token.logprob, None, one.token.top), one.name, one.number)
         for piece, one in zip(texts, entries, strict=True)
     ]
 
 
-def read_logprobs(given: Mapping[str, Any], number: Number) -> Iterator[Piece]:
+def read_logprobs(given: Mapping[str, Any], number: TokenNumber) -> Iterator[StreamedToken]:
     """Yield the tokens of a chat's form or of a completion's, with what stood beside each."""
     content = given.get("content")
     if isinstance(content, list):
         for one in content:
             others = [(it, it["logprob"]) for it in islice(one.get("top_logprobs") or (), MAX_ALTERNATIVES)]
-            yield Piece(
+            yield StreamedToken(
                 Token("", None, read_nats(one["logprob"]), None, read_likeliest(others, number)),
                 str(one["token"]),
                 number(one),
@@ -156,11 +156,11 @@ def read_logprobs(given: Mapping[str, Any], number: Number) -> Iterator[Piece]:
     for word, logprob, likeliest in zip(words, logprobs, tops, strict=False):
         pairs = [({"token": text}, value) for text, value in islice((likeliest or {}).items(), MAX_ALTERNATIVES)]
         token = Token("", None, read_nats(logprob or 0.0), None, read_likeliest(pairs, number))
-        yield Piece(token, str(word), number({"token": word}))
+        yield StreamedToken(token, str(word), number({"token": word}))
 
 
 def read_likeliest(
-    pairs: Iterable[tuple[Mapping[str, object], float]], number: Number
+    pairs: Iterable[tuple[Mapping[str, object], float]], number: TokenNumber
 ) -> tuple[tuple[int, str, float], ...]:
     """Return the likeliest tokens at a place, the likeliest first."""
     found = [(number(one), str(one["token"]), read_nats(value)) for one, value in pairs]
@@ -187,7 +187,7 @@ def read_ids(value: object) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class EventTexts:
     """The texts of one event: thought, answered, and why the model refuses."""
 
     thought: str = ""
@@ -195,7 +195,7 @@ class Said:
     refusal: str = ""
 
 
-def read_texts(delta: Mapping[str, object]) -> Said:
+def read_texts(delta: Mapping[str, object]) -> EventTexts:
     """Return the texts of a message or of a piece of one; content may come as a list of parts."""
     thoughts = [_text(delta.get("reasoning_content") or delta.get("reasoning"))]
     answers: list[str] = []
@@ -207,7 +207,7 @@ def read_texts(delta: Mapping[str, object]) -> Said:
             place = thoughts if kind in ("thinking", "reasoning") else refusals if kind == "refusal" else answers
             place.append(_text(part.get(kind) if kind in part else part.get("text")))
     refusals.append(_text(delta.get("refusal")))
-    return Said("".join(thoughts), "".join(answers), "".join(refusals))
+    return EventTexts("".join(thoughts), "".join(answers), "".join(refusals))
 
 
 def _text(value: object) -> str:

@@ -10,26 +10,26 @@ from repl.core.values import nearest
 from repl.remote.dialects import Offer, positive_int
 
 MAX_ERROR_CHARS = 300  # characters shown of what a server says
-FULL = {"context_length_exceeded", "exceed_context_size_error"}  # OpenAI, Groq, llama-cpp-python; llama.cpp
-SIGNS = re.compile(
+OVERFLOW_CODES = {"context_length_exceeded", "exceed_context_size_error"}  # OpenAI, Groq, llama-cpp-python; llama.cpp
+OVERFLOW_SIGNS = re.compile(
     r"context.{0,3}(length|size|window)|maximum (context|model length)|reduce the length of the (messages|prompt|input)"
     r"|(prompt|input) is too long|`inputs` (must have less|tokens)",
     re.IGNORECASE,
 )
 OTHER_LIMITS = ("stop", "stop_sequences", "top_logprobs", "logprobs")  # fields whose own limits read like the context's
-MOST = re.compile(r"(?:max allowed|<=|less than or equal to|at most|maximum(?: value)? (?:of|is)|and)\W{0,4}(\d+)")
-CONTEXT = re.compile(
+LIMIT = re.compile(r"(?:max allowed|<=|less than or equal to|at most|maximum(?: value)? (?:of|is)|and)\W{0,4}(\d+)")
+CONTEXT_TOKENS = re.compile(
     r"(?:context (?:length|size|window)\D{0,20}|maximum (?:context|model) length\D{0,20}"
     r"|must be <= |have less than )(\d+)",
     re.IGNORECASE,
 )
-PROMPT = re.compile(
+PROMPT_TOKENS = re.compile(
     r"(\d+)\)? (?:in the messages|in your prompt|input tokens|`inputs` tokens|tokens from the input)"
     r"|(?:request|input) \((\d+) tokens\)|(?:resulted in|contains at least) (\d+)|(?:has|have) (\d+) (?:input )?tokens"
     r"|less than \d+ tokens\. Given: (\d+)",
     re.IGNORECASE,
 )
-ROOM = (
+OVERFLOW_CHOICES = (
     ("/overflow drop_oldest", "leave out the oldest messages as needed"),
     ("/clear", "begin a new conversation with this message"),
 )
@@ -47,7 +47,7 @@ class ErrorObject:
     prompt: int = 0
 
 
-class Refused(Exception):
+class Refusal(Exception):
     """An answer that is no success: its status (0: an event of a stream), the error, and the wait it asks for."""
 
     def __init__(self, status: int, error: ErrorObject, wait: str = "") -> None:
@@ -70,7 +70,7 @@ class Refused(Exception):
         error = self.error
         if not self.of_the_request or "rate_limit" in f"{error.code} {error.type}":
             return False
-        told = bool(FULL & {error.type, error.code}) or bool(SIGNS.search(error.message))
+        told = bool(OVERFLOW_CODES & {error.type, error.code}) or bool(OVERFLOW_SIGNS.search(error.message))
         return self.status == 413 or (told and error.param not in OTHER_LIMITS)
 
 
@@ -89,15 +89,15 @@ def read_error(answer: object) -> ErrorObject:
         str(kind),
         str(both.get("code") or both.get("http_status_code") or ""),
         str(both.get("param") or ""),
-        positive_int(both.get("n_ctx")) or _number(CONTEXT, words),
-        positive_int(both.get("n_prompt_tokens")) or _number(PROMPT, words),
+        positive_int(both.get("n_ctx")) or _number(CONTEXT_TOKENS, words),
+        positive_int(both.get("n_prompt_tokens")) or _number(PROMPT_TOKENS, words),
     )
 
 
-def read_event_error(found: Mapping[str, object]) -> Refused:
+def read_event_error(found: Mapping[str, object]) -> Refusal:
     """Return the refusal that an event of a stream is; its code may be a status."""
     error = read_error(found)
-    return Refused(int(error.code) if error.code.isdecimal() and len(error.code) == 3 else 0, error)
+    return Refusal(int(error.code) if error.code.isdecimal() and len(error.code) == 3 else 0, error)
 
 
 def _parsed(answer: object) -> object:
@@ -133,18 +133,18 @@ def one_line(text: str, most: int) -> str:
     return (line if len(line) <= most else line[: most - 1] + "…").rstrip(".")
 
 
-def lower_alternatives(refused: Refused, body: Mapping[str, object]) -> tuple[str, int] | None:
+def lower_alternatives(refused: Refusal, body: Mapping[str, object]) -> tuple[str, int] | None:
     """Return the field of the alternatives and the most that a server allows, where it refuses as many as asked."""
     name = "top_logprobs" if "top_logprobs" in body else "logprobs"
     about = re.search(r"logprobs|top_n_tokens", f"{refused.error.param} {refused.words}")
     asked = positive_int(body.get(name))
     if not (about and refused.of_the_request and asked):
         return None
-    fits = [int(one) for one in MOST.findall(refused.words) if int(one) < asked]
+    fits = [int(one) for one in LIMIT.findall(refused.words) if int(one) < asked]
     return (name, max(fits)) if fits else None
 
 
-def droppable_fields(refused: Refused, body: Mapping[str, object], names: Sequence[str]) -> list[str]:
+def droppable_fields(refused: Refusal, body: Mapping[str, object], names: Sequence[str]) -> list[str]:
     """Return the fields that a server refuses and that a request can do without."""
     if not refused.of_the_request:
         return []
@@ -154,12 +154,12 @@ def droppable_fields(refused: Refused, body: Mapping[str, object], names: Sequen
     return [name for name in names if name in body and re.search(rf"\b{name}\b", f"{error.param} {refused.words}")]
 
 
-def asked_to_wait(refused: Refused) -> float:
+def asked_to_wait(refused: Refusal) -> float:
     """Return the seconds after which a server wants to be asked again, 0 where it does not say."""
     return float(refused.wait) if re.fullmatch(r"\d+(\.\d+)?", refused.wait) else 0.0
 
 
-def to_error(refused: Refused, host: str, model: str, offers: Sequence[Offer], path: str = "/models") -> ReplError:
+def to_error(refused: Refusal, host: str, model: str, offers: Sequence[Offer], path: str = "/models") -> ReplError:
     """Return the error for a request that a server refuses."""
     words, status, error = refused.words, refused.status, refused.error
     if lacks_model(refused, model):
@@ -169,7 +169,7 @@ def to_error(refused: Refused, host: str, model: str, offers: Sequence[Offer], p
     if refused.full:
         figures = f"the prompt has {error.prompt} tokens, the context of {host} holds {error.context}"
         plain = f"the conversation is too long for {host}: {words}"
-        return Overflow(figures if 0 < error.context <= error.prompt else plain, choices=ROOM)
+        return Overflow(figures if 0 < error.context <= error.prompt else plain, choices=OVERFLOW_CHOICES)
     if status in (401, 403):
         return ReplError(f"{host} refuses the key, or wants one: {words}", "/connect URL --key-env NAME")
     what = {429: "has too many requests", 503: "is not ready"}.get(status, f"failed ({status})")
@@ -178,7 +178,7 @@ def to_error(refused: Refused, host: str, model: str, offers: Sequence[Offer], p
     return UsageError(f"{host} refuses this ({status}): {words}") if status else Failed(f"{host}: {words}", "/retry")
 
 
-def lacks_model(refused: Refused, model: str) -> bool:
+def lacks_model(refused: Refusal, model: str) -> bool:
     """Tell whether a server refuses because it does not have the model."""
     words = refused.words.lower()
     named = bool(model) and model.lower() in words

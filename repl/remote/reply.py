@@ -22,18 +22,18 @@ from repl.remote.protocol import (
     BROKEN,
     ENDS,
     Calls,
-    Piece,
+    StreamedToken,
     alternatives_wanted,
     message_body,
     read_ids,
     read_texts,
+    read_tokens,
     request_fields,
-    split_tokens,
     unheeded_settings,
 )
 from repl.remote.refusals import read_event_error
 
-BASE = ModelDefaults({}, {"do_sample": True}, frozenset(PENALTIES))
+SERVER_DEFAULTS = ModelDefaults({}, {"do_sample": True}, frozenset(PENALTIES))
 """What a server brings to decoding: what is not set is its own to choose, and servers sample."""
 LOCAL = ("reuse", *AHEAD)  # settings that only a model here heeds, so that nothing need be said of them
 MIN_SPAN_S = 0.001  # seconds within which pieces that came in one go are taken: they say nothing about a speed
@@ -82,7 +82,7 @@ class LogprobCollector:
         if number is not None and number < 0:
             self._ids.setdefault(number, token)
 
-    def take(self, piece: Piece, length: int) -> None:
+    def take(self, piece: StreamedToken, length: int) -> None:
         """Take note of a token and how much of the reply's text it is."""
         if piece.number is None or piece.token.logprob is None:
             self._broken = self._broken or bool(self._rows and length)
@@ -278,13 +278,13 @@ class StreamedReply:
         self._ended = self._ended or word
         self.finish = "stop_string" if isinstance(stop, str) and word == "stop" else ENDS.get(word, "stop")
 
-    def _pieces(self, text: str, given: object, ids: list[int]) -> list[Piece]:
+    def _pieces(self, text: str, given: object, ids: list[int]) -> list[StreamedToken]:
         """Return a text as tokens with what is known of each: ids, where the server says which it made."""
-        pieces = split_tokens(text, given, self._tally.number)
+        pieces = read_tokens(text, given, self._tally.number)
         if not ids:
             return pieces
         if len(ids) != len(pieces):  # figures for none of them, or not for each
-            pieces = [*(Piece(Token(""), "") for _ in ids[1:]), Piece(Token(text), text)]
+            pieces = [*(StreamedToken(Token(""), "") for _ in ids[1:]), StreamedToken(Token(text), text)]
         for piece, one in zip(pieces, ids, strict=True):
             self._tally.learn(piece.number, one)
         return [replace(piece, token=replace(piece.token, id=one)) for piece, one in zip(pieces, ids, strict=True)]
@@ -298,7 +298,7 @@ class StreamedReply:
         if begun := self.request.prefill or self.request.text:
             self.emit(PromptEcho(begun, self._lead))
 
-    def _say(self, pieces: list[Piece], thinks: bool) -> None:
+    def _say(self, pieces: list[StreamedToken], thinks: bool) -> None:
         """Pass text on, with the tags by which thinking is told apart everywhere else around what was thought."""
         mark = ("<think>\n" if thinks else "\n</think>\n\n") if thinks != self._thinks else ""
         self._thinks = thinks
@@ -424,7 +424,7 @@ class StreamedReply:
     def _decode(self) -> dict[str, object]:
         """Return the decoding values that the server heeds; what it chose by itself is not known."""
         kind, settings, chats = self.peer.kind, self.request.settings, self.request.chats
-        table, fields = decoding.effective(settings, BASE), kind.fields(chats)
+        table, fields = decoding.effective(settings, SERVER_DEFAULTS), kind.fields(chats)
         gone = {*unheeded_settings(settings, kind, chats), *self.peer.refused, *LOCAL}
         gone |= {name for name, theirs in fields.items() if self.peer.renamed.get(theirs, theirs) in self.peer.refused}
         if settings.decode.max_new_tokens is None:

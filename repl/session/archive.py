@@ -15,8 +15,8 @@ from repl.core.format import counted
 from repl.core.reply import Reply
 from repl.core.values import nearest
 from repl.session import database
-from repl.session.database import Opened
-from repl.session.record_json import decode, encode
+from repl.session.database import Database
+from repl.session.record_json import decode_record, encode_record
 
 TITLE_CHARS = 48  # characters of a title made from a first message
 SNIPPET_CHARS = 30  # characters before and after a word that was found
@@ -41,7 +41,7 @@ class Archive:
     What cannot be written is said once through `warn`, kept, and written together with the next turn that can be.
     """
 
-    def __init__(self, found: Opened, saving: bool = True) -> None:
+    def __init__(self, found: Database, saving: bool = True) -> None:
         self.warn: Callable[[str], None] = lambda sentence: None
         self._connection = found.connection
         self._saving = saving and found.writable and found.connection is not None
@@ -55,7 +55,7 @@ class Archive:
         Without `saving` sessions can be read, but nothing is written or created.
         """
         if not saving and not path.is_file():
-            return cls(Opened(None, False), saving), ""
+            return cls(Database(None, False), saving), ""
         found = database.open_database(path)
         return cls(found, saving), found.sentence if saving else ""
 
@@ -133,7 +133,7 @@ class Archive:
             self._failing = True
             self._run("pragma busy_timeout = 100")  # it was waited for once
             self.warn(
-                f"the archive cannot be written: {database.explain(error)}; the conversation is no longer being saved"
+                f"the archive cannot be written: {database.reason(error)}; the conversation is no longer being saved"
             )
 
     def _recovered(self) -> None:
@@ -155,7 +155,7 @@ class Archive:
         self._run("update sessions set title = ?, system = ?, head = ?, marked = ?, changed = ? where id = ?", values)
 
     def _put(self, name: str, turn: Turn) -> None:
-        record = _pack(encode(Reply, turn.record)) if turn.record else None
+        record = _pack(encode_record(Reply, turn.record)) if turn.record else None
         values = (turn.parent, turn.role, _pack(turn.text), turn.state, record, time.time(), name, turn.id)
         self._run(
             "update turns set parent = ?, role = ?, text = ?, state = ?, record = ?, changed = ?"
@@ -233,14 +233,14 @@ class Archive:
         try:
             return self._run(statement, values) if self._connection is not None else []
         except sqlite3.Error as error:
-            raise ReplError(f"the archive cannot be read: {database.explain(error)}") from error
+            raise ReplError(f"the archive cannot be read: {database.reason(error)}") from error
 
 
 def _turn(row: tuple[Any, ...]) -> Turn:
     """Return a turn as it was saved; one that a kill left open was cancelled by it."""
     number, parent, role, text, state, record = row
     try:
-        done = decode(Reply, _unpack(record)) if record else None
+        done = decode_record(Reply, _unpack(record)) if record else None
     except ValueError:
         done = None
     return Turn(number, parent, role, _unpack(text), "cancelled" if state == "open" else state, done)

@@ -15,8 +15,8 @@ from repl.models.loader import ModelInfo
 from repl.session.results import Message
 from repl.session.session import Session, Task
 
-STATIC = "/set cache_implementation static"
-Words = Sequence[tuple[str, str]]
+STATIC_CACHE = "/set cache_implementation static"
+SettingWords = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def change(session: Session, name: str, text: str = "") -> Setting | Message | T
     return apply(session, [(name, text)])
 
 
-def load(session: Session, words: Words) -> Message | Task[ModelInfo]:
+def load(session: Session, words: SettingWords) -> Message | Task[ModelInfo]:
     """Change how the model is loaded, which begins to load it; what is so already is only said."""
     before = session.pending()
     wanted = changed(before, words, parts=("load",))
@@ -52,7 +52,7 @@ def load(session: Session, words: Words) -> Message | Task[ModelInfo]:
     return session.load(wanted)
 
 
-def apply(session: Session, words: Words) -> Message:
+def apply(session: Session, words: SettingWords) -> Message:
     """Change decoding or view settings, all of them or none; says what has no effect as things stand."""
     full = [(settings.find(name), text) for name, text in words]
     if set(decoding.LENGTHS) <= {name for name, text in full if text != "default"}:
@@ -77,7 +77,7 @@ def apply(session: Session, words: Words) -> Message:
 
 def adopt(session: Session, chosen: settings.Settings, said: Message) -> Message | Task[ModelInfo]:
     """Take over settings for loading and decoding; what loads is over at once where the model is in memory."""
-    taken = {*names("decode"), "mode"}
+    taken = {*settings_of("decode"), "mode"}
     own = {name: word for name, word in session.settings.origins.items() if name not in taken}
     theirs = {name: word for name, word in chosen.origins.items() if name in taken}
     shown = replace(session.settings.view, mode=chosen.view.mode)
@@ -96,7 +96,7 @@ def adopt(session: Session, chosen: settings.Settings, said: Message) -> Message
 
 def changed(
     before: settings.Settings,
-    words: Words,
+    words: SettingWords,
     parts: Sequence[str] = tuple(settings.SPECS),
     base: ModelDefaults = NOTHING,
 ) -> settings.Settings:
@@ -133,11 +133,11 @@ def put_field(before: settings.Settings, name: str, value: object, keep: bool = 
     return replace(before, extra=(*others, (name, value)) if keep else others)
 
 
-def _decodes(words: Words) -> bool:
+def _decodes(words: SettingWords) -> bool:
     return any(settings.places()[name] == "decode" for name, _ in words)
 
 
-def _phrase(session: Session, words: Words) -> str:
+def _phrase(session: Session, words: SettingWords) -> str:
     if len(words) > 1:
         return decoding.phrase(session.decoding())
     name = words[0][0]
@@ -154,7 +154,7 @@ def describe(session: Session, name: str) -> Setting:
     return Setting(name, found.value, found.origin, settings.help_of(name), settings.kind(name).phrase)
 
 
-def names(part: str) -> list[str]:
+def settings_of(part: str) -> list[str]:
     """Return the settings of a part in their order."""
     return [name for name, home in settings.places().items() if home == part]
 
@@ -170,7 +170,7 @@ def read_field(session: Session, name: str, word: str) -> tuple[str, object]:
     if session.remote is None and value is not None:
         resident, before = session.store.current(), session.settings
         if "offloaded" in str(value) and resident.model.device.type == "cpu":
-            raise UsageError(f"{name} {value} moves between a GPU and the CPU: this model is on the CPU", STATIC)
+            raise UsageError(f"{name} {value} moves between a GPU and the CPU: this model is on the CPU", STATIC_CACHE)
         said = _refusal(resident, put_field(before, name, value))
         if said and not _refusal(resident, before):
             hints = f"/set {name} {fields.find(name).example}", f"/set {name} none"

@@ -12,7 +12,7 @@ from repl.core.errors import ReplError, UsageError
 from repl.core.settings import Settings
 from repl.core.values import nearest
 
-ENGINE = ("url", "key_env", "model")  # keys of a server
+ENGINE_KEYS = ("url", "key_env", "model")  # keys of a server
 Preset = Mapping[str, str]
 """Settings by name, each as the word a user would type."""
 
@@ -30,7 +30,7 @@ class Config:
     wrong: tuple[str, ...] = ()
 
 
-def read(path: Path) -> Config:
+def read_config(path: Path) -> Config:
     """Read the file; no file is an empty one."""
     try:
         if not path.exists():
@@ -41,10 +41,10 @@ def read(path: Path) -> Config:
         return Config(wrong=(f"{path} is not valid TOML: {error}",))
     except ReplError as error:
         return Config(wrong=(error.message,))
-    return Reader(path, text).read(table)
+    return ConfigReader(path, text).read(table)
 
 
-class Reader:
+class ConfigReader:
     """Goes through the file's table, collecting what is wrong with it."""
 
     def __init__(self, path: Path, text: str) -> None:
@@ -93,7 +93,7 @@ class Reader:
     def _engine(self, name: str, value: object) -> dict[str, str]:
         table = value if isinstance(value, dict) else {}
         good = "url" in table and all(isinstance(word, str) for word in table.values())
-        if not good or (strange := sorted(set(table) - set(ENGINE))):
+        if not good or (strange := sorted(set(table) - set(ENGINE_KEYS))):
             key = "" if not good else f": it does not take {strange[0]!r}"
             self._say(name, f'engine {name!r} is not a table with url = "http://host:8000", key_env, model{key}')
             return {}
@@ -132,7 +132,7 @@ def _word(value: object) -> str:
     return json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
-def value(name: str, chosen: object) -> str:
+def toml_value(name: str, chosen: object) -> str:
     """Return the TOML for a setting's value."""
     if isinstance(chosen, bool):
         return "true" if chosen else "false"
@@ -141,14 +141,14 @@ def value(name: str, chosen: object) -> str:
     return json.dumps(list(chosen) if isinstance(chosen, tuple) else chosen, ensure_ascii=False)
 
 
-def template() -> str:
+def config_template() -> str:
     """Return a config file with every setting in it, commented out and explained."""
     lines = ["# hub-repl: remove the # in front of what you want to set; /settings shows what counts.", ""]
     for part in settings.SPECS:
         lines.append(f"# {part} settings")
         for name in (name for name, home in settings.places().items() if home == part):
             default = settings.declared(name).default
-            shown = value(name, default) if default is not None else '"default"'
+            shown = toml_value(name, default) if default is not None else '"default"'
             lines.append(f"# {name} = {shown}".ljust(40) + f"  # {settings.help_of(name)}")
         lines.append("")
     lines += ["# lines that run at the start", '# startup = ["/greedy"]', ""]

@@ -15,8 +15,8 @@ BUSY_TIMEOUT_S = 5.0  # seconds to wait for another program that is writing
 FULL_CHECK_BYTES = 32_000_000  # up to here all of a file is checked at the start (0.1 s); others fail where read
 SIDE_FILES = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database, belonging to that file and to no other
 
-Steps = tuple[tuple[str, ...], ...]
-STEPS: Steps = (
+Migrations = tuple[tuple[str, ...], ...]
+MIGRATIONS: Migrations = (
     (
         """create table sessions (
             row integer primary key, id text not null unique, title text not null, system text not null, head integer,
@@ -40,7 +40,7 @@ class Damaged(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class Database:
     """A connection, if there is one, whether it may write, and a sentence about what is not as usual."""
 
     connection: Connection | None
@@ -48,14 +48,14 @@ class Opened:
     sentence: str = ""
 
 
-def open_database(path: Path, steps: Steps = STEPS) -> Opened:
+def open_database(path: Path, steps: Migrations = MIGRATIONS) -> Database:
     """Open or create the database; never raises for the state that the file or the disk is in."""
     try:
-        return Opened(_connect(path, steps))
+        return Database(_connect(path, steps))
     except Newer:
-        return Opened(None, False, "the archive belongs to a newer hub-repl; this session is not saved")
+        return Database(None, False, "the archive belongs to a newer hub-repl; this session is not saved")
     except (Damaged, sqlite3.Error, OSError) as error:
-        return _replaced(path, steps) if damaged(path, error) else _readable(path, explain(error))
+        return _replaced(path, steps) if damaged(path, error) else _readable(path, reason(error))
 
 
 def damaged(path: Path, error: Exception) -> bool:
@@ -66,7 +66,7 @@ def damaged(path: Path, error: Exception) -> bool:
     return isinstance(error, Damaged) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def explain(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Say in a few words why the database cannot be written."""
     known = {
         sqlite3.SQLITE_FULL: "the disk is full",
@@ -93,7 +93,7 @@ def transaction(connection: Connection) -> Iterator[None]:
                 connection.execute("rollback")
 
 
-def migrate(connection: Connection, steps: Steps = STEPS) -> None:
+def migrate(connection: Connection, steps: Migrations = MIGRATIONS) -> None:
     """Bring the schema up to date in one transaction; raises `Newer`, or `Damaged` for somebody else's tables."""
     with transaction(connection):  # the version is read inside: another program may be doing the same
         version = _version(connection)
@@ -113,7 +113,7 @@ def _version(connection: Connection) -> int:
     return int(connection.execute("pragma user_version").fetchone()[0])
 
 
-def _connect(path: Path, steps: Steps) -> Connection:
+def _connect(path: Path, steps: Migrations) -> Connection:
     _private(path)
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     try:
@@ -148,22 +148,22 @@ def _check(connection: Connection, path: Path) -> None:
             raise Damaged(found)
 
 
-def _replaced(path: Path, steps: Steps) -> Opened:
+def _replaced(path: Path, steps: Migrations) -> Database:
     """Set a damaged file aside and begin a new one, unless another program has just done so."""
     lock = FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S)
     try:
         with lock:
             try:
-                return Opened(_connect(path, steps))
+                return Database(_connect(path, steps))
             except (Damaged, sqlite3.Error, OSError) as error:
                 if not damaged(path, error):
                     raise
             name = _set_aside(path)
-            return Opened(
+            return Database(
                 _connect(path, steps), True, f"the archive was damaged and is kept as {name}; a new one begins"
             )
     except (Damaged, Newer, Timeout, sqlite3.Error, OSError) as error:
-        return Opened(None, False, f"the archive is damaged ({explain(error)}); this session is not saved")
+        return Database(None, False, f"the archive is damaged ({reason(error)}); this session is not saved")
 
 
 def _set_aside(path: Path) -> str:
@@ -177,7 +177,7 @@ def _set_aside(path: Path) -> str:
     return name
 
 
-def _readable(path: Path, why: str) -> Opened:
+def _readable(path: Path, why: str) -> Database:
     """Open what cannot be written for reading at least."""
     sentence = f"the archive cannot be written: {why}; this session is not saved"
     for how in ("mode=ro", "immutable=1"):  # the second one where SQLite cannot keep its files beside the database
@@ -185,6 +185,6 @@ def _readable(path: Path, why: str) -> Opened:
             connection = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
             with suppress(sqlite3.Error):
                 connection.execute("select * from sessions join turns limit 1").fetchone()
-                return Opened(connection, False, sentence)
+                return Database(connection, False, sentence)
             connection.close()
-    return Opened(None, False, sentence)
+    return Database(None, False, sentence)

@@ -11,12 +11,12 @@ T = TypeVar("T")
 TUPLE, PAIRS = "()", "{}"  # tags where JSON has no such thing: a tuple, and a mapping whose keys JSON cannot hold
 
 
-def encode(kind: object, value: object) -> str:
+def encode_record(kind: object, value: object) -> str:
     """Return the JSON of a value of a kind; lone surrogates stay as they are."""
     return json.dumps(_down(kind, value), ensure_ascii=False, separators=(",", ":"))
 
 
-def decode(kind: type[T], text: str) -> T:
+def decode_record(kind: type[T], text: str) -> T:
     """Return the value that `encode` was given; raises `ValueError` for a text that does not hold one.
 
     Fields that a later version wrote are left out, fields that it no longer writes take their defaults.

@@ -24,7 +24,7 @@ from repl.session.archive import Archive
 T = TypeVar("T")
 Work = Callable[[JobContext], T]
 Settle = Callable[[Job[T]], object]
-FILE = "archive.db"
+ARCHIVE_FILE = "archive.db"
 MADE_WITH = (
     "model",
     "revision",
@@ -46,7 +46,7 @@ class Task(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ShownView:
     """What a command showed: the line that was typed, the name of its command, and the result."""
 
     line: str
@@ -102,7 +102,7 @@ class Session:
         self.conversation = Conversation(keep=lambda turn: self.archive.save(turn))
         self.last: Turn | None = None  # the reply that views and /pick speak of
         self.last_sweep: object = None  # the last sweep, see `repl.analysis.sweep`
-        self.last_view: View | None = None  # the last view
+        self.last_view: ShownView | None = None  # the last view
         self.loading: Task[ModelInfo] | None = None
         self.wanted: Settings | None = None  # the settings as they will be when the load succeeds
         self.untrusted: tuple[Settings, LocalModel | None] | None = (
@@ -260,7 +260,7 @@ class Session:
         said, self.notices = self.notices, []
         return said
 
-    def keep_view(self, view: View) -> None:
+    def keep_view(self, view: ShownView) -> None:
         """Remember what a command showed."""
         self.last_view = view
 
@@ -282,7 +282,8 @@ class Session:
     def archive(self) -> Archive:
         """Return the saved sessions; the file is opened when it is first needed."""
         if self._archive is None:
-            self._archive, said = Archive.open(self._saved or paths.data() / FILE, saving=self._saved is not None)
+            file = self._saved or paths.data() / ARCHIVE_FILE
+            self._archive, said = Archive.open(file, saving=self._saved is not None)
             self._archive.warn = self.notify
             self.notify(*filter(None, [said]))
         return self._archive

@@ -15,7 +15,7 @@ from repl.core.conversation import ASKING, Turn
 from repl.core.parts import Parts
 from repl.core.sanitize import clean, clean_line
 from repl.generation.measure.token_trace import read_trace
-from repl.session.session import View
+from repl.session.session import ShownView
 from repl.terminal.screen import as_record, palette, render, to_jsonable
 from repl.terminal.token_colours import caption, colour_trace
 
@@ -147,14 +147,14 @@ def said(parts: Parts) -> Text:
     return Text("\n\n").join(Text(clean(text), words) for text, words in drawn if text)
 
 
-def view_as_html(shown: View) -> str:
+def view_as_html(shown: ShownView) -> str:
     """Return a result as a page, in its colours, under the line that asked for it."""
     console = sheet()
     console.print(Text(clean_line(shown.line), "bold"), "", render(shown.result), sep="\n")
     return html_page(console, shown.line)
 
 
-def view_as_text(shown: View) -> str:
+def view_as_text(shown: ShownView) -> str:
     """Return a result as it reads without colours."""
     paper = io.StringIO()
     console = Console(file=paper, width=FILE_COLUMNS, force_terminal=False, highlight=False, theme=palette("mono"))
@@ -163,18 +163,18 @@ def view_as_text(shown: View) -> str:
     return "\n".join(row.rstrip() for row in drawn.get().splitlines()) + "\n"
 
 
-def view_as_markdown(shown: View) -> str:
+def view_as_markdown(shown: ShownView) -> str:
     """Return a result in a block of code, under the line that asked for it."""
     _, _, drawn = view_as_text(shown).partition("\n\n")
     return f"# {clean_line(shown.line)}\n\n{block(drawn)}\n"
 
 
-def view_as_json(shown: View) -> str:
+def view_as_json(shown: ShownView) -> str:
     """Return a result field by field, as --json writes it."""
     return _dumped(as_record(shown.command, shown.result))
 
 
-VIEWS: dict[str, Callable[[View], str]] = {
+VIEWS: dict[str, Callable[[ShownView], str]] = {
     ".md": view_as_markdown,
     ".json": view_as_json,
     ".txt": view_as_text,

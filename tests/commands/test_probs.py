@@ -25,8 +25,8 @@ from repl.generation.measure.token_trace import Inspection, Trace, read_trace
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.session.archive import Archive
-from repl.session.record_json import decode, encode
-from repl.session.session import FILE, Session
+from repl.session.record_json import decode_record, encode_record
+from repl.session.session import ARCHIVE_FILE, Session
 from repl.terminal.export import Transcript, as_html
 from repl.terminal.live import LiveOutput
 from repl.terminal.screen import Screen, as_record, palette, render
@@ -89,7 +89,7 @@ def test_the_builtin_model_is_measured_rightly_and_kept_small(builtin_folder: Pa
     with opened(builtin_folder, max_new_tokens=24) as session:
         done = ask(session, "Tell me about Paris and its rivers.")
     assert_measured(*bare(builtin_folder), done)
-    bytes_of = [len(encode(Reply, one).encode()) for one in (done, replace(done, measures=TokenLogprobs()))]
+    bytes_of = [len(encode_record(Reply, one).encode()) for one in (done, replace(done, measures=TokenLogprobs()))]
     assert (bytes_of[0] - bytes_of[1]) / len(done.token_ids) < 160
 
 
@@ -152,7 +152,7 @@ def saved(folder: Path) -> Session:
     chosen = Settings()
     for name, word in {"model": str(folder), "dtype": "float32", "max_new_tokens": "6"}.items():
         chosen = chosen.put(name, settings.read(name, word), "you")
-    session = Session(chosen, Store(Runtime, offline=True), Worker(), paths.data() / FILE)
+    session = Session(chosen, Store(Runtime, offline=True), Worker(), paths.data() / ARCHIVE_FILE)
     finish(session.load(chosen))
     return session
 
@@ -172,7 +172,7 @@ def test_an_old_turn_shows_its_own_figures_after_a_switch_and_after_a_resume(
         name = session.archive.id
     finally:
         session.close()
-    archive, _ = Archive.open(paths.data() / FILE)
+    archive, _ = Archive.open(paths.data() / ARCHIVE_FILE)
     again = archive.load(name).turns[turn.id]
     archive.close()
     found = read_trace(again)
@@ -183,10 +183,10 @@ def test_an_old_turn_shows_its_own_figures_after_a_switch_and_after_a_resume(
 def test_a_record_of_an_older_version_still_loads(gpt2_folder: Path) -> None:
     with opened(gpt2_folder, max_new_tokens=2) as session:
         done = ask(session, PROMPT)
-    old = json.loads(encode(Reply, done))
+    old = json.loads(encode_record(Reply, done))
     del old["measures"]
-    assert decode(Reply, json.dumps(old)) == replace(done, measures=TokenLogprobs())
-    assert decode(Reply, encode(Reply, done)) == done
+    assert decode_record(Reply, json.dumps(old)) == replace(done, measures=TokenLogprobs())
+    assert decode_record(Reply, encode_record(Reply, done)) == done
 
 
 # measured again

@@ -12,7 +12,7 @@ from repl.commands.beams import Tree
 from repl.core.errors import UsageError
 from repl.core.events import Beam, Beams
 from repl.core.reply import BeamSearch, Sequence
-from repl.session.record_json import decode, encode
+from repl.session.record_json import decode_record, encode_record
 from repl.terminal.live import hypotheses
 from repl.terminal.screen import THEME, render, to_jsonable
 
@@ -163,8 +163,8 @@ def test_the_record_keeps_the_search(gpt2_folder):
         before = run(session, "/beams tree")
         run(session, "/unload")
         assert run(session, "/beams tree") == before
-    assert decode(Reply, encode(Reply, done)) == done
-    assert len(encode(Reply, done)) < 20_000
+    assert decode_record(Reply, encode_record(Reply, done)) == done
+    assert len(encode_record(Reply, done)) < 20_000
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ from repl.models.store import Store
 from repl.remote.engine import reach
 from repl.remote.http import Address, read_address
 from repl.session import config_file as config_files
-from repl.session.record_json import decode, encode
+from repl.session.record_json import decode_record, encode_record
 from repl.session.servers import server_key
 from repl.session.session import Session
 from repl.terminal.screen import palette, render
@@ -356,7 +356,7 @@ def test_what_a_server_measures_is_recorded(river: Reply, session: Session) -> N
     assert (found.ranks, found.entropies, found.limit) == ((1, 1, 0, 1), (), 2)
     assert [found.texts[one] for one in found.made] == ["The", "\ufffd", "\ufffd", "<end>"]
     assert [[found.texts[one] for one in places] for places in found.ids][2] == [" x", " y"]
-    assert decode(Reply, encode(Reply, river)) == river
+    assert decode_record(Reply, encode_record(Reply, river)) == river
     assert session.last is not None
     trace = read_trace(session.last)
     assert trace is not None

@@ -31,8 +31,8 @@ from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.remote import dialects, protocol
-from repl.remote.dialects import KINDS, Dialect, Listing, confirm, dialect_of, read_context, read_list
-from repl.remote.refusals import Refused, lower_alternatives, read_error
+from repl.remote.dialects import DIALECTS, Dialect, Listing, confirm, dialect_of, read_context, read_list
+from repl.remote.refusals import Refusal, lower_alternatives, read_error
 from repl.session.session import Session
 
 STATUS = {"status": {"value": "loaded"}, "owned_by": "me-too"}
@@ -410,8 +410,8 @@ def test_alternatives_are_lowered_to_the_limit(
 
 def test_no_limit_is_read_out_of_nothing() -> None:
     asked = {"logprobs": True, "top_logprobs": 3}
-    assert lower_alternatives(Refused(400, read_error("top_logprobs must be at most 20")), asked) is None
-    assert lower_alternatives(Refused(401, read_error("logprobs: max allowed: 1")), asked) is None
+    assert lower_alternatives(Refusal(400, read_error("top_logprobs must be at most 20")), asked) is None
+    assert lower_alternatives(Refusal(401, read_error("logprobs: max allowed: 1")), asked) is None
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -662,8 +662,8 @@ def test_the_length_that_was_reached_is_blamed(
 
 def test_the_table_is_complete() -> None:
     """Names are unique, and what is packed is heeded."""
-    assert len({kind.name for kind in KINDS}) == len(KINDS)
-    assert all(set(kind.packed) <= set(kind.heeds) for kind in KINDS)
+    assert len({kind.name for kind in DIALECTS}) == len(DIALECTS)
+    assert all(set(kind.packed) <= set(kind.heeds) for kind in DIALECTS)
 
 
 def test_a_stream_that_is_cut_before_a_text_is_no_refusal(session: Session) -> None:

@@ -29,8 +29,8 @@ from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.session import database
 from repl.session.archive import Archive, Summary, newest_titles
-from repl.session.database import STEPS, Opened
-from repl.session.record_json import decode, encode
+from repl.session.database import MIGRATIONS, Database
+from repl.session.record_json import decode_record, encode_record
 from repl.session.session import Session
 from repl.terminal.screen import render, reply_figures
 
@@ -135,13 +135,13 @@ def test_a_conversation_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFa
 @given(records)
 def test_a_record_comes_back_from_its_json(record: Reply) -> None:
     """Tuples stay tuples, odd keys stay what they are."""
-    assert decode(Reply, encode(Reply, record)) == record
+    assert decode_record(Reply, encode_record(Reply, record)) == record
 
 
 def test_what_json_cannot_hold_does_not_stop_a_record() -> None:
     """A value of a library's own becomes its text; NaN stays a number."""
     record = replace(RECORD, decode={"path": Path("a"), "temperature": math.nan})
-    found = decode(Reply, encode(Reply, record))
+    found = decode_record(Reply, encode_record(Reply, record))
     assert found.decode["path"] == "a"
     assert math.isnan(found.decode["temperature"])
 
@@ -169,12 +169,15 @@ SERVED = {
 @pytest.mark.parametrize("saved", [LOCAL, SERVED], ids=["local", "served"])
 def test_a_record_of_before_is_read_and_written_as_it_was(saved: dict[str, object]) -> None:
     """The forms of model and environment that earlier versions saved, key by key."""
-    text = json.dumps(json.loads(encode(Reply, RECORD)) | saved)
-    found = decode(Reply, text)
+    text = json.dumps(json.loads(encode_record(Reply, RECORD)) | saved)
+    found = decode_record(Reply, text)
     assert isinstance(found.model, ServedModel) == (saved is SERVED)
-    assert json.loads(encode(Reply, found)) == json.loads(text)
+    assert json.loads(encode_record(Reply, found)) == json.loads(text)
     assert (
-        decode(Reply, encode(Reply, replace(found, environment=replace(found.environment, step="compiled")))) != found
+        decode_record(
+            Reply, encode_record(Reply, replace(found, environment=replace(found.environment, step="compiled")))
+        )
+        != found
     )
 
 
@@ -191,14 +194,14 @@ class Later:
 
 def test_records_outlive_changes_of_their_fields() -> None:
     """A field that came later takes its default, one that went is left out."""
-    assert decode(Later, encode(Older, Older("a"))) == Later("a")
-    assert decode(Older, encode(Later, Later("a", (2,)))) == Older("a")
+    assert decode_record(Later, encode_record(Older, Older("a"))) == Later("a")
+    assert decode_record(Older, encode_record(Later, Later("a", (2,)))) == Older("a")
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "3", "{}", '{"text": 1}', '{"usage": 3}', '"a"'])
 def test_json_that_holds_no_record_is_an_error_of_its_own(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        decode(Reply, text)
+        decode_record(Reply, text)
 
 
 def test_a_record_that_cannot_be_read_costs_itself_alone(archive: Archive, path: Path) -> None:
@@ -547,7 +550,10 @@ def test_an_older_archive_is_brought_up_to_date(path: Path) -> None:
     """With all it holds; a later step that fails leaves it as it was."""
     said(archive := fresh(path), "hello")
     archive.close()
-    later = (*STEPS, ("alter table sessions add column colour text not null default 'red'", "create table tags (name)"))
+    later = (
+        *MIGRATIONS,
+        ("alter table sessions add column colour text not null default 'red'", "create table tags (name)"),
+    )
     for _ in range(2):
         found = database.open_database(path, later)
         assert found.sentence == ""
@@ -859,7 +865,7 @@ def test_a_time_is_as_short_as_it_is_clear() -> None:
 def test_every_field_of_a_turn_is_saved() -> None:
     """A new field needs a column: this test is where it is noticed; the number of the exchange is counted."""
     assert [spot.name for spot in fields(Turn) if spot.compare] == ["id", "parent", "role", "text", "state", "record"]
-    assert Opened(None).writable
+    assert Database(None).writable
 
 
 PARENTS: dict[str, tuple[dict[int, int], list[int]]] = {

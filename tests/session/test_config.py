@@ -14,11 +14,11 @@ from repl.session.config_file import Config
 def read(tmp_path: Path, text: str) -> Config:
     path = tmp_path / "config.toml"
     path.write_text(text, "utf-8")
-    return config_file.read(path)
+    return config_file.read_config(path)
 
 
 def test_no_file_changes_nothing(tmp_path: Path) -> None:
-    assert config_file.read(tmp_path / "config.toml") == Config()
+    assert config_file.read_config(tmp_path / "config.toml") == Config()
 
 
 def test_keys_are_settings_and_their_origin_is_the_file(tmp_path: Path) -> None:
@@ -71,11 +71,11 @@ def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str) -> None:
 
 def test_bytes_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_bytes(b"\xff\xfa")
-    assert "is not UTF-8 text" in config_file.read(tmp_path / "config.toml").wrong[0]
+    assert "is not UTF-8 text" in config_file.read_config(tmp_path / "config.toml").wrong[0]
 
 
 def test_the_written_file_says_nothing_until_its_marks_are_removed(tmp_path: Path) -> None:
-    text = config_file.template()
+    text = config_file.config_template()
     assert tomllib.loads(text) == {}
     assert read(tmp_path, text) == Config()
     bare = re.sub(r"(?m)^# (?=[a-z_]+ = |\[)", "", text)
@@ -91,7 +91,7 @@ def test_every_value_is_written_so_that_it_reads_back(tmp_path: Path, name: str)
     chosen = settings.read(name, words[name]) if name in words else settings.declared(name).default
     if chosen in (None, "", ()):
         return
-    assert read(tmp_path, f"{name} = {config_file.value(name, chosen)}\n").settings.get(name) == chosen
+    assert read(tmp_path, f"{name} = {config_file.toml_value(name, chosen)}\n").settings.get(name) == chosen
 
 
 def test_a_setting_that_is_gone_is_told_and_the_rest_counts(tmp_path: Path) -> None:

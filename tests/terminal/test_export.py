@@ -31,7 +31,7 @@ from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.session.archive import Archive
-from repl.session.session import Session, View
+from repl.session.session import Session, ShownView
 from repl.terminal.export import FORMATS, Transcript, as_html, as_json, as_markdown, as_text, fenced
 from repl.terminal.screen import THEME, render, to_jsonable
 
@@ -448,7 +448,7 @@ def _(result: Shown) -> Text:
 
 def shown(session: Session, text: str) -> None:
     """Let a view be the last one."""
-    session.last_view = View("/next 3", "next", Shown(text, 0.25))
+    session.last_view = ShownView("/next 3", "next", Shown(text, 0.25))
 
 
 def test_the_last_view_is_a_page_in_its_colours(session: Session) -> None:

@@ -19,7 +19,7 @@ class Panel:
     def __init__(self, session: Session, changed: Callable[[], object] = lambda: None) -> None:
         self._session = session
         self._changed = changed
-        self._names = [*change_settings.names("decode"), *change_settings.names("view")]
+        self._names = [*change_settings.settings_of("decode"), *change_settings.settings_of("view")]
         self.at = 0
         self.typed = ""
         self.said = ""
