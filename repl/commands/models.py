@@ -12,9 +12,9 @@ from repl.core.values import Assignment
 from repl.core.values import Text as Words
 from repl.hub import catalog
 from repl.hub.catalog import ModelCard
+from repl.hub.weight_headers import STORED
 from repl.models import device_map
 from repl.models.loader import ModelInfo
-from repl.models.memory.estimate import STORED
 from repl.session.change_settings import changed, load
 from repl.session.results import Message
 from repl.session.session import Session, Task

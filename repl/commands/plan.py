@@ -17,10 +17,11 @@ from repl.core.sanitize import clean_line
 from repl.core.settings import Load
 from repl.core.values import Text as Words
 from repl.hub import locate
+from repl.hub.weight_headers import STORED
 from repl.models import device_map
 from repl.models.memory import plan
 from repl.models.memory.available import Room
-from repl.models.memory.estimate import STORED, Sizes
+from repl.models.memory.estimate import Sizes
 from repl.models.memory.fit import FITS, TOO_LARGE
 from repl.models.memory.plan import Row
 from repl.models.memory.survey import Code, Survey, survey

@@ -23,12 +23,13 @@ PENALTIES = ("frequency_penalty", "presence_penalty")  # what only servers know
 OURS = {"stop": "stop_strings"}  # settings that the library calls otherwise
 STATIC = ("static", "offloaded_static")  # caches
 REMOTE = {
-    "contrastive search": ("penalty_alpha",),
-    "DoLa decoding": ("dola_layers",),
-    "group beam search": ("num_beam_groups",),
-    "constrained beam search": ("constraints", "force_words_ids"),
+    "penalty_alpha": "contrastive search",
+    "dola_layers": "DoLa decoding",
+    "num_beam_groups": "group beam search",
+    "constraints": "constrained beam search",
+    "force_words_ids": "constrained beam search",
 }
-"""Ways to decode that the library runs with code from the Hub alone, and the fields that ask for them."""
+"""Fields that ask for a way to decode which the library runs with code from the Hub alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +158,10 @@ def check(settings: Settings, base: ModelDefaults) -> None:
     """Refuse what the library would only refuse in the middle of a reply; raises `UsageError`."""
     table = effective(settings, base)
     values = {key: item.value for key, item in table.items()}
-    if mode := _remote(values):
-        raise UsageError(f"{mode} needs code from the Hub (custom_generate) that is not run here", *_off(mode, values))
+    asking = [name for name in REMOTE if values.get(name) not in (None, 0, 1)]
+    if asking:
+        said = f"{REMOTE[asking[0]]} needs code from the Hub (custom_generate) that is not run here"
+        raise UsageError(said, *(f"/set {name} none" for name in asking))
     _sensible(table)
     if values.get("prefill_chunk_size") and values.get("use_cache") is False:
         hints = "/set use_cache default", "/set prefill_chunk_size none"
@@ -181,25 +184,6 @@ def remarks(base: ModelDefaults) -> list[str]:
     except UsageError as error:
         return [" · ".join((error.message, *error.hints))]
     return []
-
-
-def _remote(values: Mapping[str, Any]) -> str:
-    """Return the way to decode that the library itself no longer has, if these values ask for one."""
-    beams, samples = (values.get("num_beams") or 1) > 1, bool(values.get("do_sample"))
-    top_k = values.get("top_k")
-    if values.get("constraints") is not None or values.get("force_words_ids") is not None:
-        return "constrained beam search"
-    if beams:
-        return "group beam search" if (values.get("num_beam_groups") or 1) > 1 else ""
-    if values.get("dola_layers") is not None:
-        return "DoLa decoding"
-    contrasts = (values.get("penalty_alpha") or 0) > 0 and top_k is not None and top_k > 1 and not samples
-    return "contrastive search" if contrasts else ""
-
-
-def _off(mode: str, values: Mapping[str, object]) -> list[str]:
-    """Return the lines that turn a way to decode off."""
-    return [f"/set {name} none" for name in REMOTE[mode] if values.get(name) is not None]
 
 
 def _sensible(table: Mapping[str, Value]) -> None:

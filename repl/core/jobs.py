@@ -4,6 +4,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
@@ -13,8 +15,9 @@ from repl.core.errors import Cancelled
 from repl.core.events import Event
 
 T = TypeVar("T")
-PATIENCE = 0.3  # seconds a cancelled job may take to notice by itself, before its thread is interrupted
-GRACE = 1.5  # seconds after which a cancelled job is no longer waited for: imports cannot be interrupted
+INTERRUPT_S = 0.3  # seconds a cancelled job may take to notice by itself, before its thread is interrupted
+POLL_S = 0.05
+GIVE_UP_S = 1.5  # seconds after which a cancelled job is no longer waited for: imports cannot be interrupted
 
 
 class JobContext(Protocol):
@@ -119,7 +122,7 @@ class Job(Generic[T]):
         return (self._ended and self._events.empty()) or self._given_up()
 
     def _given_up(self) -> bool:
-        return self._stop and time.monotonic() - self._stopped_at > GRACE
+        return self._stop and time.monotonic() - self._stopped_at > GIVE_UP_S
 
     def poll(self, seconds: float = 0.0) -> list[Event]:
         """Return the events that are there, waiting at most `seconds` for the first."""
@@ -158,7 +161,7 @@ class Job(Generic[T]):
 
     def hurry(self) -> None:
         """Interrupt a thread that was asked to stop and has not noticed, unless it is shielded."""
-        if not self._stop or time.monotonic() - self._asked_at < PATIENCE:
+        if not self._stop or time.monotonic() - self._asked_at < INTERRUPT_S:
             return
         with self._lock:  # the thread leaves the work under this lock, so it is never hit outside it
             if self._thread and not self._shielded:
@@ -270,28 +273,26 @@ class CachedLookup(Generic[T]):
         self._value = self._work()
 
 
+def _spawn(work: Callable[[], T]) -> Future[T]:
+    """Run work on a thread of its own, which is left to end by itself where nobody waits any longer."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="aside", daemon=True).start()
+    return outcome
+
+
 def run_isolated(work: Callable[[], T], seconds: float | None = None) -> T:
     """Run work on a thread of its own, whose frames end with it, and wait for it; raises what it raised.
 
     Raises `TimeoutError` after `seconds`; the thread is left to end by itself then.
     """
-    outcome: list[tuple[T | None, BaseException | None]] = []
-
-    def run() -> None:
-        try:
-            outcome.append((work(), None))
-        except BaseException as error:
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, name="apart", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise TimeoutError
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return value  # type: ignore[return-value]  # set whenever there was no error
+    return _spawn(work).result(seconds)
 
 
 def run_in_thread(work: Callable[[], T], emit: JobContext, seconds: float = 0.0) -> T:
@@ -299,19 +300,14 @@ def run_in_thread(work: Callable[[], T], emit: JobContext, seconds: float = 0.0)
 
     Raises `TimeoutError` after `seconds` (0: none) and `Cancelled` at once; the thread is left to end by itself.
     """
-    outcome: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
-
-    def run() -> None:
-        try:
-            outcome.put((work(), None))
-        except BaseException as error:
-            outcome.put((None, error))
-
-    threading.Thread(target=run, name="network", daemon=True).start()
-    value, error = _waited(outcome, emit, seconds)
-    if error is not None:
-        raise error
-    return value  # type: ignore[return-value]  # set whenever there was no error
+    outcome, deadline = _spawn(work), time.monotonic() + seconds
+    while not outcome.done():
+        emit.raise_if_cancelled()
+        if seconds and time.monotonic() > deadline:
+            raise TimeoutError
+        futures.wait([outcome], POLL_S)
+    emit.raise_if_cancelled()
+    return outcome.result()
 
 
 @contextmanager
@@ -320,25 +316,13 @@ def beside(works: Sequence[Callable[[], None]], emit: JobContext) -> Iterator[No
 
     Works look for a cancel themselves; after one, the job is left alone until they have ended. Raises what one raised.
     """
-    errors: list[BaseException] = []
-
-    def run(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(work,), name="network", daemon=True) for work in works]
-    for thread in threads:
-        thread.start()
+    outcomes = [_spawn(work) for work in works]
     yield
-    for thread in threads:
-        while thread.is_alive():
-            if emit.stopped():
-                emit.begin_cleanup()
-            thread.join(0.05)
-    if errors:
-        raise errors[0]
+    while futures.wait(outcomes, POLL_S).not_done:
+        if emit.stopped():
+            emit.begin_cleanup()
+    for outcome in outcomes:
+        outcome.result()
 
 
 def stream_from_thread(
@@ -348,33 +332,27 @@ def stream_from_thread(
 
     Raises what the work raised, `TimeoutError` after `seconds` without anything (0: none), and `Cancelled` at once.
     """
-    outcome: SimpleQueue[tuple[T | None, bool, BaseException | None]] = SimpleQueue()
+    pieces: SimpleQueue[T | None] = SimpleQueue()
 
     def run() -> None:
         try:
-            work(lambda piece: outcome.put((piece, False, None)))
-            outcome.put((None, True, None))
-        except BaseException as error:
-            outcome.put((None, True, error))
+            work(pieces.put)
+        finally:
+            pieces.put(None)
 
-    threading.Thread(target=run, name="network", daemon=True).start()
+    outcome, since = _spawn(run), time.monotonic()
     try:
         while True:
-            piece, over, error = _waited(outcome, emit, seconds)
-            if error is not None:
-                raise error
-            if over:
-                return
-            yield piece  # type: ignore[misc]  # a piece unless it is over
+            emit.raise_if_cancelled()
+            try:
+                piece = pieces.get(timeout=POLL_S)
+            except Empty:
+                if seconds and time.monotonic() - since > seconds:
+                    raise TimeoutError from None
+                continue
+            if piece is None:
+                return outcome.result()
+            yield piece
+            since = time.monotonic()
     finally:
         cut()
-
-
-def _waited(outcome: SimpleQueue[T], emit: JobContext, seconds: float) -> T:
-    deadline = time.monotonic() + seconds
-    while True:
-        emit.raise_if_cancelled()
-        with suppress(Empty):
-            return outcome.get(timeout=0.05)
-        if seconds and time.monotonic() > deadline:
-            raise TimeoutError

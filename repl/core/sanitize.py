@@ -13,16 +13,12 @@ MARKS = 16
 SIGNS = str.maketrans("·…–—•▸❯↵█│├└─�", "-~--*>>|#||`-?")
 """What stands for the program's own signs where the terminal has ASCII alone; each takes one column, too."""
 
-_FLAG = "\U0001f3f4"
-_FLAGS = tuple(
-    _FLAG + "".join(chr(0xE0000 + ord(a)) for a in name) + "\U000e007f" for name in ("gbeng", "gbsct", "gbwls")
-)
 _INVISIBLE = r"\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff"
 _LOW = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029" + _INVISIBLE
 # one coarse range above the first planes: each further range would cost every character of ordinary text
 _SUSPECT = re.compile(rf"[{_LOW}\U0001fffe-\U0010ffff]")
 _PLANES = "".join(f"\\U{plane:04x}fffe-\\U{plane:04x}ffff" for plane in range(1, 17))
-_FOREIGN = re.compile(rf"\r\n?|{'|'.join(_FLAGS)}|[{_LOW}\U000e0000-\U000e007f{_PLANES}]")
+_FOREIGN = re.compile(rf"\r\n?|[{_LOW}\U000e0000-\U000e007f{_PLANES}]")
 _LINE = re.compile(r"[\n\t\u200e\u200f\u061c]")
 _NEWLINES = frozenset("\r\v\f\x85\u2028\u2029")
 _DROPPED = frozenset(map(chr, range(0xE0000, 0xE0080))) | {"\ufeff"}
@@ -78,30 +74,18 @@ def repaired(text: str) -> str:
 
 
 class Cleaner:
-    """`clean` for a stream: joined `feed` and `end` equal `clean` of the whole, wherever the pieces are cut."""
+    """`clean` for a stream: joined pieces equal `clean` of the whole, wherever it is cut; one for each text."""
 
     def __init__(self) -> None:
-        self._flag = ""  # what may still become one of the flags written with tag characters
         self._tail = ""  # marks and selector that the last base character already carries
         self._returned = False
 
     def feed(self, piece: str) -> str:
-        """Return the clean text that is certain after `piece`."""
+        """Return the clean text of the next piece."""
         if not piece:
             return ""
-        text = self._flag + (piece[1:] if self._returned and piece[0] == "\n" else piece)
+        text = piece[1:] if self._returned and piece[0] == "\n" else piece
         self._returned = piece[-1] == "\r"
-        cut = _unfinished(text)
-        self._flag = text[cut:]
-        return self._grow(text[:cut])
-
-    def end(self) -> str:
-        """Return what was held back, and be ready for another text."""
-        rest = self._grow(self._flag)
-        self._flag, self._tail, self._returned = "", "", False
-        return rest
-
-    def _grow(self, text: str) -> str:
         shown = _thin(self._tail + _visible(text))
         new = shown[len(self._tail) :]
         self._tail = "" if new and new.isascii() else _tail(shown)
@@ -125,17 +109,11 @@ def _stand_in(match: re.Match[str]) -> str:
         return f"<{code:x}>"
     if found in _DROPPED:
         return ""
-    return found if found[0] == _FLAG else "\ufffd"
+    return "\ufffd"
 
 
 def _flat(match: re.Match[str]) -> str:
     return f"<{ord(match[0]):x}>" if match[0] in _BIDI else " "
-
-
-def _unfinished(text: str) -> int:
-    start = text.rfind(_FLAG, max(0, len(text) - len(_FLAGS[0]) + 1))
-    held = start >= 0 and any(flag.startswith(text[start:]) for flag in _FLAGS)
-    return start if held else len(text)
 
 
 @cache

@@ -1,7 +1,7 @@
 """Which models there are besides those in memory: in the cache of the Hub's library, and on the Hub."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ LISTED = 12  # models of a search that are shown
 POPULAR = 500  # models of the Hub that are offered for completion
 TASK = "text-generation"
 WANTED = ("downloads", "gated", "safetensors", "usedStorage", "tags")
-STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 
 
 def wanted(text: str) -> ModelRequest:
@@ -91,7 +90,7 @@ def stored(place: Path) -> tuple[str, int]:
 def most(dtypes: dict[str, int]) -> str:
     """Name the dtype that most parameters have."""
     name = max(dtypes, key=lambda each: dtypes[each], default="")
-    return STORED.get(name, name.lower())
+    return weight_headers.STORED.get(name, name.lower())
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +151,9 @@ def search(text: str, emit: JobContext, offline: bool) -> list[Listed]:
         return [_listed(each) for each in HfApi().list_models(search=text or None, **options)]
 
     try:
-        found = call_hub(ask, emit, ANSWER)
+        return call_hub(ask, emit, ANSWER)
     except Exception as error:  # sockets, TLS, statuses, pages of a captive portal
         raise Unreachable("the Hub does not answer") from error
-    names.found(each.id for each in found)
-    return found
 
 
 def _listed(model: Any) -> Listed:
@@ -175,14 +172,14 @@ class ModelCard:
     architecture: str
     parameters: int
     dtype: str
-    licence: str
-    downloads: int
-    gated: bool
-    languages: list[str]
-    base_models: list[str]
-    task: str
     cached: bool
     files: list[tuple[str, int]]
+    licence: str = ""
+    downloads: int = 0
+    gated: bool = False
+    languages: list[str] = field(default_factory=list)
+    base_models: list[str] = field(default_factory=list)
+    task: str = ""
 
 
 def card(want: ModelRequest, emit: JobContext, offline: bool) -> ModelCard:
@@ -243,12 +240,6 @@ def _from_cache(want: ModelRequest, here: Path) -> ModelCard:
         architecture=", ".join(_several(kinds)),
         parameters=parameters,
         dtype=dtype,
-        licence="",
-        downloads=0,
-        gated=False,
-        languages=[],
-        base_models=[],
-        task="",
         cached=cache.find(want) is not None,
         files=[(path.relative_to(here).as_posix(), path.stat().st_size) for path in paths],
     )
@@ -267,20 +258,15 @@ class ModelNames:
     def __init__(self) -> None:
         self._cached = CachedLookup(lambda: [builtin.ID, *cache.cached_models()], [builtin.ID], 2.0)
         self._hub: CachedLookup[list[str]] = CachedLookup(_popular, [], 900.0)
-        self._found: dict[str, None] = {}
-
-    def found(self, ids: Iterable[str]) -> None:
-        """Remember ids that a search has found."""
-        self._found |= dict.fromkeys(ids)
 
     def here(self) -> list[str]:
         """Return the ids in the cache."""
         return self._cached.now(0.05)
 
     def __call__(self, offline: bool = True, held: Iterable[str] = ()) -> list[str]:
-        """Return ids: those in memory, in the cache, those found, and the most used of the Hub."""
+        """Return ids: those in memory, in the cache, and the most used of the Hub."""
         listed = [] if offline else self._hub.now()
-        return list(dict.fromkeys([*held, *self.here(), *self._found, *listed]))
+        return list(dict.fromkeys([*held, *self.here(), *listed]))
 
 
 def _popular() -> list[str]:

@@ -18,7 +18,8 @@ from repl.core.errors import NoMemory
 from repl.core.format import amount
 from repl.hub.model_files import bad_file, cut_name, find_file, read_start
 
-CONVERTED = ("F16", "BF16", "F32", "F64")  # what another dtype changes; narrower floats are quantized weights
+STORED = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+CONVERTED = tuple(STORED)  # what another dtype changes; narrower floats are quantized weights
 EMBEDDING = re.compile(r"(^|\.)(wte|tokens_embed|embed_tokens|embed_in|w|(\w+_)?embeddings?)\.weight$")
 NOT_PACKED = ("lm_head.weight", "embed_out.weight", "wpe.weight")
 MAX_TEXT_BYTES = 100_000_000  # of one text in a GGUF header

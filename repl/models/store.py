@@ -11,12 +11,12 @@ from repl.core.errors import NoMemory, NoModel, ReplError
 from repl.core.jobs import JobContext
 from repl.core.settings import Load
 from repl.hub.consent import Consents
+from repl.hub.weight_headers import STORED
 from repl.models import loader
 from repl.models.imports import release_memory
 from repl.models.loader import LoadedModel, MakeRoom, ModelInfo, R
 from repl.models.memory import available
 from repl.models.memory.available import Room, capped, targets, with_back
-from repl.models.memory.estimate import STORED
 
 Bring = Callable[[Load, JobContext, bool, MakeRoom], LoadedModel[R]]
 RoomCheck = Callable[[list[Room]], None]

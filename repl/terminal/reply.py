@@ -53,7 +53,6 @@ class LiveReply:
     def end(self) -> None:
         """Draw what was held back, and end the line."""
         self._draw(self._fold.end(), "")
-        self._answer(self._cleaner.end())
         self._erase()
         if self._line:
             self._screen.out.print()
@@ -129,7 +128,6 @@ class Continuation:
 
     def end(self) -> None:
         """Draw what was held back, and end the line."""
-        self._write(self._cleaner.end())
         self._stream.end()
 
     def _write(self, text: str, words: str = "") -> None:

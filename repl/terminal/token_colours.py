@@ -41,7 +41,7 @@ def styled_text(parts: Iterable[tuple[str, str]]) -> Text:
     drawn, cleaner = Text(), Cleaner()
     for text, name in parts:
         drawn.append(cleaner.feed(text), name or None)
-    return drawn.append(cleaner.end())
+    return drawn
 
 
 def certainty(logprob: float, entropy: float | None, by: str) -> float:

@@ -11,7 +11,16 @@ import pytest
 
 from repl.core.errors import Cancelled, ReplError
 from repl.core.events import Notice, Progress
-from repl.core.jobs import GRACE, PATIENCE, Job, JobContext, Worker, run_in_thread, stream_from_thread, strip_traceback
+from repl.core.jobs import (
+    GIVE_UP_S,
+    INTERRUPT_S,
+    Job,
+    JobContext,
+    Worker,
+    run_in_thread,
+    stream_from_thread,
+    strip_traceback,
+)
 
 HANG = 20.0  # seconds after which a test that waits has failed
 
@@ -195,7 +204,7 @@ def test_a_shield_holds_an_interrupt_back_until_its_end(worker: Worker) -> None:
 
     def work(emit: JobContext) -> None:
         with emit.uninterruptible():
-            deadline = time.monotonic() + 3 * PATIENCE
+            deadline = time.monotonic() + 3 * INTERRUPT_S
             while time.monotonic() < deadline:
                 sum(range(100))
             done.append("whole")
@@ -215,7 +224,7 @@ def test_settled_work_is_left_alone_and_its_value_counts(worker: Worker) -> None
     def work(emit: JobContext) -> str:
         until(emit.stopped)
         emit.begin_cleanup()
-        deadline = time.monotonic() + 3 * PATIENCE
+        deadline = time.monotonic() + 3 * INTERRUPT_S
         while time.monotonic() < deadline:
             emit.raise_if_cancelled()
         emit(Notice("rest"))
@@ -243,7 +252,7 @@ def test_a_cancelled_job_that_cannot_be_interrupted_is_given_up(worker: Worker) 
     assert not job.finished()
     began = time.monotonic()
     end(job)
-    assert time.monotonic() - began > GRACE / 2
+    assert time.monotonic() - began > GIVE_UP_S / 2
     with pytest.raises(Cancelled):
         job.result()
     after = worker.start(lambda _: "next")

@@ -285,14 +285,18 @@ def test_what_is_in_memory_is_not_deleted(hub: FakeHub, session: Session) -> Non
 
 
 def test_completion_never_waits_and_learns(hub: FakeHub, session: Session) -> None:
-    """The first key gets what is known; names of the Hub are there a moment later, by owner or by name."""
+    """The first key gets what is known; what is cached since is there a moment later, by owner or by name."""
     hub.fault = Fault(on="api/models", delay=0.0, silent=True)
     names = catalog.ModelNames()
     began = time.monotonic()
     assert "builtin" in names(offline=False)
     assert time.monotonic() - began < 1.0  # the Hub says nothing for a minute
     hub.fault = Fault(on="^$")
-    catalog.search("tiny", Recorder(), offline=False)
+    run(session, "/download acme/tiny")
+    deadline = time.monotonic() + HANG
+    while ("acme/tiny", "") not in registry.complete_line("/model acme/t"):
+        assert time.monotonic() < deadline, "the cache was not looked at again"
+        time.sleep(0.1)
     assert ("acme/tiny", "") in registry.complete_line("/model acme/t")
     assert ("acme/tiny", "") in registry.complete_line("/model tin")
     assert registry.complete_line("/model cme") == []

@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 
 from repl.core.library_types import PreTrainedConfig
 from repl.core.settings import Load
-from repl.hub.weight_headers import CONVERTED, Weights
+from repl.hub.weight_headers import CONVERTED, STORED, Weights
 from repl.models import model_config
 
 PACKED = {"8bit": 8.1, "int8": 8.1, "4bit": 4.5, "int4": 4.5}
 """Bits that a packed parameter takes, its share of the scales included."""
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
-STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 BASE = 8 << 20  # bytes that any forward pass takes: buffers of the matrix library, and of each thread
 WORD = 1000  # bytes that the tokenizer takes for each token it knows
 LEFT = 100 * 10**6  # bytes of freed tensors that the C library keeps at most
