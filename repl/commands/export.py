@@ -61,7 +61,8 @@ def export(
 
     Of the conversation the current branch, with --all every turn of the session; .json holds every record. --view takes
     the last result of a command such as /next or /inspect instead, in .html with its colours, in .json as --json writes
-    it. --force replaces a file that is there. In the files to read, control characters are made visible.
+    it. In .html a token that is pointed at or touched tells its probability and what was likeliest in its place.
+    --force replaces a file that is there. In the files to read, control characters are made visible.
     """
     if (ending := Path(file).suffix.lower()) not in FORMATS:
         hint = "/export view.html --view" if view else "/export chat.md"

@@ -10,6 +10,7 @@ from repl.core import decoding, paths, settings
 from repl.core.conversation import Conversation, Turn
 from repl.core.decoding import NOTHING, ModelDefaults
 from repl.core.errors import NeedsLocal, NoModel
+from repl.core.format import joined
 from repl.core.jobs import Job, JobContext, Worker
 from repl.core.settings import Load, Settings
 from repl.generation.interface import Engine, Local
@@ -52,6 +53,7 @@ class ShownView:
     line: str
     command: str
     result: object
+    about: tuple[tuple[str, str], ...] = ()  # model, commit and settings of that moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +264,14 @@ class Session:
 
     def keep_view(self, view: ShownView) -> None:
         """Remember what a command showed."""
-        self.last_view = view
+        self.last_view = replace(view, about=self._about())
+
+    def _about(self) -> tuple[tuple[str, str], ...]:
+        """Say what answers, and how it is asked."""
+        facts = None if self.remote else self.store.facts()
+        model = joined(self.engine.name, *self.engine.traits) if self.remote or facts else ""
+        settings = decoding.phrase(self.decoding())
+        return ("model", model), ("commit", facts.commit if facts else ""), ("settings", settings)
 
     def keep_sweep(self, found: object) -> None:
         """Remember a sweep."""

@@ -1,42 +1,48 @@
 """A conversation as a file: Markdown, plain text and HTML to read, JSON to compute with."""
 
+import hashlib
 import html
 import io
 import json
+import math
 import re
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from repl.core import decoding
 from repl.core.conversation import ASKING, Turn
+from repl.core.format import joined
 from repl.core.parts import Parts
+from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
-from repl.generation.measure.token_trace import read_trace
+from repl.generation.measure.token_text import quote
+from repl.generation.measure.token_trace import Seen, read_trace
 from repl.session.session import ShownView
 from repl.terminal.screen import as_record, palette, render, to_jsonable
-from repl.terminal.token_colours import caption, colour_trace
+from repl.terminal.token_colours import CLASSES, caption, percent, shade
 
 FILE_COLUMNS = 100  # columns of what is drawn in a file
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="UTF-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>TITLE</title>
-<style>
-{stylesheet}
-body {{ color: {foreground}; background-color: {background}; max-width: 60em; margin: 2em auto; padding: 0 1em; }}
-pre {{ font-family: ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }}
-</style>
-</head>
-<body>
-<pre>{code}</pre>
-</body>
-</html>
+Facts = tuple[tuple[str, str], ...]
+CSS = """
+body { color: #1a1a1a; background: #fff; max-width: 60em; margin: 0 auto; padding: 1em 1em 6em;
+  font: 1em/1.5 system-ui, sans-serif; }
+h1, h2 { font-size: 1.1em; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1em; color: #555; font-size: .9em; }
+dd { margin: 0; overflow-wrap: anywhere; }
+pre { font: .95em/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre.drawn { line-height: 1.25; white-space: pre; overflow-x: auto; }
+i { font-style: normal; }
+i[data-p]:hover, i[data-p]:focus { background: #ffe9a8; outline: none; }
+i[data-p]:hover::after, i[data-p]:focus::after { content: attr(data-p); position: fixed; inset: auto 0 0 0;
+  padding: .5em 1em; color: #fff; background: #222; font-size: .9em; font-weight: normal; white-space: pre-wrap; }
 """
+"""The look of a page; what is told of a token stands at the foot of the window, while it is pointed at or touched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +95,8 @@ def as_markdown(talk: Transcript) -> str:
 
 
 def _in_markdown(parts: Parts) -> str:
-    quoted = "\n".join(f"> {line}".rstrip() for line in fenced(clean(parts.thinking)).split("\n"))
-    thought = [f"> **thinking**\n>\n{quoted}"] if parts.thinking else []
+    quote = "\n".join(f"> {line}".rstrip() for line in fenced(clean(parts.thinking)).split("\n"))
+    thought = [f"> **thinking**\n>\n{quote}"] if parts.thinking else []
     calls = [block(json.dumps(one, ensure_ascii=False, indent=1), "json") for one in parts.tool_calls]
     return "\n\n".join(text for text in [*thought, fenced(clean(parts.answer)), *calls] if text)
 
@@ -102,15 +108,60 @@ def block(text: str, language: str = "") -> str:
 
 
 def as_html(talk: Transcript, by: str = "off") -> str:
-    """Return one page that needs no other file; replies in their colours by probability (`on`) or `entropy`."""
-    console = sheet()
-    if by != "off" and any(turn.record and turn.record.measures.logprobs for turn in talk.turns):
-        console.print(caption(by), "", soft_wrap=True)
-    if talk.system:
-        console.print(Text.assemble(("system", "bold"), "\n", (clean(talk.system), "italic"), "\n"), soft_wrap=True)
-    for head, turn in _labelled(talk):
-        console.print(Text.assemble((head, "bold"), "\n", coloured(turn, by), "\n"), soft_wrap=True)
-    return html_page(console, talk.title or "Conversation")
+    """Return one page that needs no other file, with what was measured of each token shown when it is pointed at.
+
+    Tokens are in their colours by probability (`on`) or `entropy`.
+    """
+    made = [turn.record for turn in talk.turns if turn.record]
+    body = [f"<pre>{_legend(by)}</pre>"] if by != "off" and any(one.measures.logprobs for one in made) else []
+    body += [_section("system", _escaped(talk.system, "quiet"))] if talk.system else []
+    body += [_section(head, _in_html(turn, by)) for head, turn in _labelled(talk)]
+    return html_page(talk.title or "Conversation", about(made[-1]) if made else (), "\n".join(body))
+
+
+def about(record: Reply) -> Facts:
+    """Return what made a reply: its model, and the settings."""
+    model, decode = record.model, {name: decoding.Value(value, "") for name, value in record.decode.items()}
+    given = [f"{name}={value}" for name, value in record.given.items()]
+    settings = joined(decoding.phrase(decode), *given, "" if record.seed is None else f"seed {record.seed}")
+    form = joined(*(word for word in (model.dtype, model.quantization, model.adapter) if word != "none"))
+    return ("model", joined(model.id, record.server, form)), ("commit", model.commit), ("settings", settings)
+
+
+def _section(head: str, body: str) -> str:
+    return f"<h2>{html.escape(head)}</h2>\n<pre>{body}\n</pre>"
+
+
+def _escaped(text: str, name: str = "", told: str = "") -> str:
+    """Return a text made harmless, in a style, with what is told of it."""
+    held = f' class="{name}"' * (name not in ("", "none")) + f' tabindex="0" data-p="{html.escape(told)}"' * bool(told)
+    return f"<i{held}>{html.escape(clean(text))}</i>" if held and text else html.escape(clean(text))
+
+
+def _legend(by: str) -> str:
+    drawn = caption(by)
+    return "".join(_escaped(drawn.plain[span.start : span.end], str(span.style)) for span in drawn.spans)
+
+
+def _in_html(turn: Turn, by: str) -> str:
+    """Return a turn token by token where they were measured; what is not the answer is dim."""
+    found, parts = read_trace(turn), turn.parts
+    if found is None:
+        return "\n\n".join(_escaped(text, name) for text, name in _drawn(parts))
+    begins, at = max(0, turn.text.rfind(parts.answer)), len(found.lead)
+    ends, pieces = begins + len(parts.answer), [_escaped(found.lead, "quiet")]
+    for token in found.tokens:
+        name = "" if begins <= at < ends else "quiet"
+        pieces.append(_escaped(token.text, shade(token, by) if by != "off" else name, _told(token)))
+        at += len(token.text)
+    return "".join(pieces)
+
+
+def _told(token: Seen) -> str:
+    """Say how probable a token was, and what was likeliest in its place."""
+    others = [f"{percent(math.exp(logprob)):>9} {quote(text)}" for _, text, logprob in token.top[:5]]
+    entropy = "" if token.entropy is None else f"entropy {token.entropy:.2f} nats"
+    return "\n".join([joined(quote(token.name), percent(math.exp(token.logprob)), entropy), *others])
 
 
 def sheet() -> Console:
@@ -128,30 +179,51 @@ def sheet() -> Console:
     )
 
 
-def html_page(console: Console, title: str) -> str:
-    """Return what was drawn on a sheet as one HTML page."""
-    name = html.escape(clean_line(title)).replace("{", "{{").replace("}", "}}")
-    return console.export_html(code_format=PAGE.replace("TITLE", name), inline_styles=True)
-
-
-def coloured(turn: Turn, by: str = "off") -> Text:
-    """Return a turn as a page shows it: in the colours of its tokens where they were measured."""
-    found = read_trace(turn) if by != "off" else None
-    return colour_trace(found, by) if found else said(turn.parts)
-
-
 def said(parts: Parts) -> Text:
     """Return what was thought, answered and called; all but the answer dim."""
+    return Text("\n\n").join(Text(clean(text), name) for text, name in _drawn(parts))
+
+
+def _drawn(parts: Parts) -> list[tuple[str, str]]:
+    """List what was thought, answered and called, each in its style."""
     calls = "\n".join(json.dumps(one, ensure_ascii=False) for one in parts.tool_calls)
-    drawn = [(parts.thinking, "quiet"), (parts.answer, ""), (calls, "quiet")]
-    return Text("\n\n").join(Text(clean(text), words) for text, words in drawn if text)
+    return [(text, name) for text, name in ((parts.thinking, "quiet"), (parts.answer, ""), (calls, "quiet")) if text]
+
+
+def html_page(title: str, facts: Facts, body: str, style: str = "") -> str:
+    """Return a page with what is told above it; it runs nothing, asks for nothing, and styles itself alone."""
+    named = {name: palette("light").styles[name].get_html_style() for _, name, _ in CLASSES if name}
+    style = CSS + "".join(f".{name} {{ {rule} }}\n" for name, rule in {**named, "quiet": "opacity: .6"}.items()) + style
+    digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    name, now = html.escape(clean_line(title)), datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")
+    told = "".join(
+        f"<dt>{key}</dt><dd>{html.escape(clean_line(said))}</dd>\n" for key, said in (*facts, ("date", now)) if said
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="UTF-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'sha256-{digest}'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{name}</h1>
+<dl>
+{told}</dl>
+{body}
+</body>
+</html>
+"""
 
 
 def view_as_html(shown: ShownView) -> str:
     """Return a result as a page, in its colours, under the line that asked for it."""
     console = sheet()
-    console.print(Text(clean_line(shown.line), "bold"), "", render(shown.result), sep="\n")
-    return html_page(console, shown.line)
+    console.print(render(shown.result))
+    style, _, drawn = console.export_html(code_format="{stylesheet}\0{code}").partition("\0")
+    return html_page(shown.line, shown.about, f'<pre class="drawn">{drawn}</pre>', style)
 
 
 def view_as_text(shown: ShownView) -> str:

@@ -1,6 +1,7 @@
 """Out of the program: files that hold what was said, whole or not at all, and the clipboard."""
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -25,7 +26,7 @@ from repl.commands.export import copy, export
 from repl.commands.registry import parse_line
 from repl.core.conversation import Turn
 from repl.core.errors import MissingExtra, ReplError, UsageError
-from repl.core.reply import ModelRecord
+from repl.core.reply import ModelRecord, TokenLogprobs
 from repl.core.sanitize import clean
 from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
@@ -86,13 +87,22 @@ class Words(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.text, self.tags = "", []
+        self.text, self.tags, self.told = "", [], []
 
     def handle_data(self, data: str) -> None:
         self.text += data
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.append(tag)
+        self.told += [value for name, value in attrs if name == "data-p"]
+        assert {name for name, _ in attrs} <= {
+            "lang",
+            "charset",
+            "http-equiv",
+            "content",
+            "name",
+            *("class", "data-p", "tabindex"),
+        }
 
 
 def page(text: str) -> Words:
@@ -132,6 +142,11 @@ def test_html_is_one_page_that_needs_nothing_else(session: Session) -> None:
     text = Path("chat.html").read_text()
     words = page(text)
     assert "say one\n\nacme/tiny\none\n\nyou\nsay two\n\nacme/tiny\ntwo <b>bold</b> & more\n" in words.text
+    assert "modelacme/tiny\nsettingsgreedy · seed 7\ndate20" in words.text
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'sha256-{allowed}'" in text
+    assert 'name="viewport" content="width=device-width' in text
     assert not set(words.tags) & {"script", "link", "img", "b"}
     assert not re.search(r"https?://|url\(|@import", text)
     assert text.startswith("<!DOCTYPE html>")
@@ -148,7 +163,7 @@ def test_the_whole_tree_tells_where_each_turn_hangs(session: Session, suffix: st
     if suffix != ".json":
         assert "assistant · cancelled · 3, another answer to 2" in tree
         assert "you · 2 after 1" in tree
-        assert "after" not in branch
+        assert "after" not in branch.partition("<body>")[2 * (suffix == ".html")]
         assert "another" not in branch
 
 
@@ -167,6 +182,34 @@ def test_files_to_read_hold_nothing_that_acts(write: Any) -> None:
     assert not set(text) & {"\x1b", "\x07", "\x9b", "\x00", "\r", "\u202e"}
     assert "script" not in page(text).tags or write is not as_html
     assert "{code} {{ [red]" in (page(text).text if write is as_html else text)
+
+
+def test_a_token_of_a_page_tells_what_was_likeliest_there() -> None:
+    """Without a script, whatever the tokens are; what is not the answer is dim."""
+    names = {1: '"><script>', 2: HOSTILE, 3: "\x1b"}
+    measures = TokenLogprobs((-0.5, -2.0), (1.0, 2.0), (1, 2), ((1, 3), (3, 2)), ((-0.5, -3.0), (-1.0, -2.0)), names)
+    text = names[1] + names[2]
+    lengths = len(names[1]), len(names[2])
+    made = replace(RECORD, text=names[2], raw=text, token_ids=(1, 2), measures=replace(measures, lengths=lengths))
+    found = page(as_html(sheet(Turn(1, None, "assistant", text, record=made), title=HOSTILE)))
+    assert found.told[0].split("\n")[:2] == ['""><script>" · 60.65 % · entropy 1.00 nats', '  60.65 % ""><script>"']
+    assert found.told[1].split("\n")[1] == '  36.79 % "␛"'
+    assert set(found.tags) <= {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "h1",
+        "h2",
+        "dl",
+        "dt",
+        "dd",
+        "pre",
+        "i",
+    }
+    assert clean(text) in found.text
 
 
 @settings(max_examples=100, deadline=None)
@@ -457,7 +500,8 @@ def test_the_last_view_is_a_page_in_its_colours(session: Session) -> None:
     made = export(session, "view.html", view=True)
     page = Path("view.html").read_text("utf-8")
     assert (made.line, made.turns) == ("/next 3", 0)
-    assert re.search(r'<span style="[^"]*(background-color|color)[^"]*">', page)
+    assert re.search(r"^\.r1 \{[^}]*background-color", page, re.MULTILINE)
+    assert '<span class="r1">' in page
     assert "/next 3" in page
     assert "<script" not in page
     assert "\x1b" not in page
