@@ -24,8 +24,6 @@ Message = Mapping[str, Any]
 WIDTH = 92
 FIRST = (*LENGTHS, "num_beams", "do_sample")  # the order in which people write them
 FORM = ("return_dict_in_generate", "output_")  # beginnings of fields that only change the form of what comes back
-LOADED = ("model", "revision", "dtype", "device", "max_memory", "quantize", "attention", "gguf_file", "adapter")
-ASIDE = ("trust_remote_code", "allow_pickle", "offload_folder")
 OBJECTS = {"compile_config": "CompileConfig", "watermarking_config": "WatermarkingConfig"}
 """Fields of the generation config that hold an object, with its class."""
 PACKED = {
@@ -241,18 +239,11 @@ def _remarks(turn: Turn, record: Reply, form: Prompt) -> list[str]:
     if record.usage.reused and record.model.dtype != "float32":
         reused = counted(record.usage.reused, "token")
         said.append(f"{reused} came from the cache of the reply before: near ties may fall otherwise")
-    return [f"# {one[0].upper()}{one[1:]}." for one in (*said, *_unsaid(record))]
-
-
-def _unsaid(record: Reply) -> Iterator[str]:
-    packed = str(record.load.get("quantize", "none"))
-    if packed not in ("none", *PACKED):
-        yield f"the weights were packed as {literal(packed)}, which this script does not do: other tokens may come"
-    for name, value in record.load.items():
-        if name not in (*LOADED, *ASIDE) and value and value not in ("none", "auto"):
-            yield f"loaded with {literal(name)[1:-1]} {literal(value)}, which this script leaves out"
-    if not record.given:
-        yield "the record is an older one: every value in effect is written out"
+    if (packed := str(record.load.get("quantize", "none"))) not in ("none", *PACKED):
+        said.append(
+            f"the weights were packed as {literal(packed)}, which this script does not do: other tokens may come"
+        )
+    return [f"# {one[0].upper()}{one[1:]}." for one in said]
 
 
 def _loading(record: Reply, source: Source, quantized: str) -> list[str]:

@@ -14,7 +14,7 @@ from repl.commands.registry import command
 from repl.core.format import amount, count, joined
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
-from repl.core.values import Integer
+from repl.core.values import Integer, Kind
 from repl.generation.runtime import Model
 from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
@@ -25,7 +25,7 @@ OPENED = 2  # levels shown of a part that was asked for
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class ModulePath(Kind):
     """A path to a module; `[3]` is read as `.3`."""
 
     phrase: str = "a path such as model.layers.3"
@@ -33,14 +33,6 @@ class Path:
     def read(self, word: str) -> str:
         """Return the path with dots alone."""
         return word.strip().replace("[", ".").replace("]", "").strip(".")
-
-    def show(self, value: str) -> str:
-        """Return the path."""
-        return value
-
-    def complete(self) -> list[str]:
-        """Offer nothing: what there is depends on the model."""
-        return []
 
     def offer(self, session: Session, word: str) -> list[str]:
         """Offer the paths of the loaded model, one level further than what is typed."""
@@ -63,7 +55,9 @@ class Arch:
 
 
 @command("inspect", needs_model=True)
-def arch(session: Session, path: Annotated[str, Path()] = "", *, depth: Annotated[int, Integer(1)] = 0) -> Task[Arch]:
+def arch(
+    session: Session, path: Annotated[str, ModulePath()] = "", *, depth: Annotated[int, Integer(1)] = 0
+) -> Task[Arch]:
     """Show the modules of the model, equal ones folded, with sizes and KV cache.
 
     /arch model.layers.3 opens one; --depth N shows N levels. Inside folded modules the numbers are those of one.

@@ -12,10 +12,11 @@ from repl.analysis.beam_tree import Node, grow
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
+from repl.core.fields import OneOf
 from repl.core.format import joined, shortened
 from repl.core.reply import TokenLogprobs
 from repl.core.sanitize import clean
-from repl.core.values import Assignment, Integer, refuse
+from repl.core.values import Assignment, Choice, Integer
 from repl.generation.measure.token_text import quote
 from repl.session.change_settings import apply
 from repl.session.replies import add_reply
@@ -60,28 +61,7 @@ def _(result: Picked) -> RenderableType:
     return Text(clean(result.text))
 
 
-@dataclass(frozen=True, slots=True)
-class Width:
-    """A number of beams, or the word `tree`."""
-
-    phrase: str = "a whole number from 1 to 1000, or tree"
-
-    def read(self, word: str) -> int | str:
-        """Read either."""
-        if word.lower() == "tree":
-            return "tree"
-        try:
-            return Integer(1, 1000).read(word)
-        except UsageError:
-            raise refuse(word, self.phrase) from None
-
-    def show(self, value: int | str) -> str:
-        """Return the word."""
-        return str(value)
-
-    def complete(self) -> list[str]:
-        """Offer the tree, and a usual number."""
-        return ["tree", "4"]
+WIDTH = OneOf("a whole number from 1 to 1000, or tree", (Integer(1, 1000), Choice(("tree",))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +79,7 @@ class Tree:
 
 @command("settings", name="beams")
 def beams(
-    session: Session, count: Annotated[int | str, Width()], *changes: Annotated[tuple[str, str], Assignment()]
+    session: Session, count: Annotated[int | str, WIDTH], *changes: Annotated[tuple[str, str], Assignment()]
 ) -> object:
     """Search with this many beams, shown live.
 

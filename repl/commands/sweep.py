@@ -1,6 +1,5 @@
 """Sweep: one prompt under a grid of settings, all rows together."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,7 +12,6 @@ from repl.analysis.sweep import EXAMPLE, Sweep, SweepRow, Taken, offer_rows, pla
 from repl.analysis.sweep import sweep as make_rows
 from repl.commands.registry import command
 from repl.core import fields, settings
-from repl.core.atomic_write import write
 from repl.core.errors import UsageError
 from repl.core.format import counted, joined, rate
 from repl.core.jobs import Job
@@ -21,14 +19,12 @@ from repl.core.sanitize import clean, clean_line
 from repl.core.values import Integer, RestOfLine
 from repl.generation.decode.batch import BatchReply
 from repl.session.position import question, split_prompt
-from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 
 OPENING = 16  # least columns worth giving to the beginning of a text beside the figures
-SAVE = "/sweep save FILE.jsonl"
-USUAL = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penalty=1,1.1", "show", "save")
+USUAL = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penalty=1,1.1", "show")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,6 @@ def sweep(
     text: Annotated[str, RestOfLine(suggest=lambda: USUAL)] = "",
     *,
     exact: bool = False,
-    force: bool = False,
 ) -> object:
     """Answer one prompt under a grid of settings.
 
@@ -52,18 +47,14 @@ def sweep(
     Each combination is made n times, with the seeds from seed on; temperature=0 is greedy. Without a prompt the last
     message is answered. All rows are made together, from one reading of the prompt, each with its own processors and
     random numbers; --exact makes them one after another. Ctrl-C keeps what is done. /sweep show 5 shows a row,
-    /pick 5 takes it as the answer with its settings, /sweep save FILE.jsonl [--force] keeps all.
+    /pick 5 takes it as the answer with its settings, /export FILE --view writes all rows with their ids.
     """
     words, prompt = split_prompt(text)
-    flags = {word for word in words if word in ("--exact", "--force")}
-    words = [word for word in words if word not in flags]
     if words[:1] == ["show"] and not prompt:
         return ShownRow(_line(_last(session), words[1:]))
-    if words[:1] == ["save"] and not prompt:
-        return _saved(_last(session), text.partition("save")[2].replace("--force", ""), force or "--force" in flags)
     if not words and not prompt:
         return _last(session)
-    return _begin(session, words, prompt or "", exact or "--exact" in flags)
+    return _begin(session, words, prompt or "", exact)
 
 
 def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task[tuple[Sweep, dict[int, BatchReply]]]:
@@ -95,22 +86,6 @@ def _line(found: Sweep, words: list[str]) -> SweepRow:
     if number not in lines:
         raise UsageError(f"there is no row {number} in the last sweep, it has {len(lines)}", "/sweep")
     return lines[number]
-
-
-def _saved(found: Sweep, file: str, force: bool) -> Message:
-    file = file.strip().strip("\"'")
-    if not file.endswith(".jsonl"):
-        raise UsageError(f"{file!r} does not end in .jsonl", SAVE)
-    rows = [_record(found, line) for line in found.lines]
-    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path = write(file, content.encode("utf-8", "replace"), force, f"/sweep save {file} --force")
-    return Message(f"{len(rows)} rows written to {path}")
-
-
-def _record(found: Sweep, line: SweepRow) -> dict[str, object]:
-    own = {name: getattr(line, name) for name in SweepRow.__slots__ if name not in ("text", "token_ids", "logprobs")}
-    ids = {"prompt_ids": found.prompt_ids, "token_ids": line.token_ids, "logprobs": line.logprobs}
-    return {**own, "text": line.text, **ids}
 
 
 @render.register

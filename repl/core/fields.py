@@ -61,6 +61,10 @@ class OneOf(Kind):
         """Return the JSON."""
         return json.dumps(value)
 
+    def complete(self) -> list[str]:
+        """Offer what each offers."""
+        return [word for kind in self.kinds for word in kind.complete()]
+
 
 def is_id(value: object) -> TypeGuard[int]:
     """Tell whether a value may be a token id."""

@@ -288,7 +288,6 @@ LOADS = {
         'from_pretrained(\n    model,\n    "acme/tuned",\n    revision="v2",\n    autocast_adapter_dtype=False',
     ),
     "a merged adapter": ({"adapter": "acme/tuned merge"}, "model = model.merge_and_unload(safe_merge=True)"),
-    "an option of later": ({"new": "some\nthing"}, '# Loaded with new "some\\nthing", which this script leaves out.'),
     "packing of ours": ({"quantize": "int4"}, '# The weights were packed as "int4", which this script does not do'),
 }
 
@@ -356,7 +355,6 @@ def test_an_older_record_is_written_out_in_full():
         given={}, decode={"max_new_tokens": 9, "stop": ("a",), "top_k": 50, "overflow": "ask", "seed": None}
     )
     assert 'generate(**inputs, max_new_tokens=9, stop_strings=["a"], tokenizer=tokenizer)' in text
-    assert "# The record is an older one" in text
 
 
 def test_a_record_from_elsewhere_adds_no_statement():

@@ -334,23 +334,16 @@ def test_a_new_prompt_joins_the_conversation_only_when_a_row_is_taken(kind, fold
             run(session, "/pick 3")
 
 
-def test_a_row_is_shown_and_all_are_saved(gpt2_folder, tmp_path):
-    """A line of JSON for each row; a file that is there stays unless told otherwise."""
-    file = tmp_path / "rows.jsonl"
+def test_a_row_is_shown_and_all_are_written(gpt2_folder):
     with opened(gpt2_folder, max_new_tokens=6) as session:
         found = run(session, f"/sweep temperature=0,2 n=2 -- {PROMPT}")
         assert run(session, "/sweep show 3").line == found.lines[2] == run(session, "/sweep").lines[2]
         assert "temp 2" in drawn(run(session, "/sweep show 3"))
-        run(session, f"/sweep save {file}")
-        with pytest.raises(UsageError, match="exists"):
-            run(session, f"/sweep save {file}")
-        run(session, f"/sweep save {file} --force")
         with pytest.raises(UsageError, match="no row 9"):
             run(session, "/sweep show 9")
-    rows = [json.loads(row) for row in file.read_text("utf-8").splitlines()]
-    assert [tuple(row["token_ids"]) for row in rows] == [line.token_ids for line in found.lines]
-    assert rows[2]["settings"] == {"temperature": 2.0}
-    assert json.loads(json.dumps(as_record("sweep", found)))["data"]["lines"][2]["seed"] == 2
+    record = json.loads(json.dumps(as_record("sweep", found)))["data"]
+    assert [tuple(row["token_ids"]) for row in record["lines"]] == [line.token_ids for line in found.lines]
+    assert (record["lines"][2]["settings"], record["lines"][2]["seed"]) == ({"temperature": 2.0}, 2)
 
 
 @pytest.mark.slow
