@@ -149,8 +149,6 @@ class StreamedReply:
         self._ended = ""  # the end in the server's word
         self._model = self._fingerprint = ""
         self._texts: list[str] = []
-        self._thoughts: list[str] = []
-        self._answers: list[str] = []
         self._calls = Calls()
         self._count = 0  # tokens as far as they came one by one
         self._prompt: list[int] = []
@@ -233,8 +231,7 @@ class StreamedReply:
         """Forget what a request brought that has to be made once more: no text was among it."""
         self.finish = self._ended = ""
         self._count, self._prompt = 0, []
-        for gathered in (self._ids, self._texts, self._thoughts, self._answers):
-            gathered.clear()
+        self._ids, self._texts = [], []
 
     def take(self, event: Mapping[str, object]) -> None:
         """Take one event of the stream; raises `Failed` for one that is not of the protocol, `Refused`, `Cancelled`."""
@@ -316,7 +313,6 @@ class StreamedReply:
             read = self._reader.feed(text) if self.request.chats else ()
             self.emit(replace(token, text=text, pieces=read))
             self._texts.append(text)
-            (self._thoughts if thinks else self._answers).append(token.text)
             self._count += 1
 
     def end(self) -> None:
@@ -394,13 +390,11 @@ class StreamedReply:
         )
 
     def _parts(self, raw: str) -> tuple[Parts, Parts]:
-        """Return the parts of the beginning, and of what was made: as the server told them apart, or by tags."""
+        """Return the parts of the beginning, and of what was made."""
         if not self.request.chats:
             return Parts(), Parts(answer=raw)
         if rest := self._reader.end():
             self.emit(Token("", pieces=rest))
-        if any(self._thoughts):
-            return self._begun, Parts("".join(self._thoughts), "".join(self._answers))
         whole = self._reader.parts()
         own = whole.since(self._begun)
         return (Parts(), whole) if own is None else (self._begun, own)
