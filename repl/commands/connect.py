@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from repl.commands.registry import command
@@ -99,20 +99,12 @@ def _(result: Served) -> RenderableType:
 
 @render.register
 def _(result: Known) -> RenderableType:
-    rows: list[Any] = []
+    parts: list[RenderableType] = []
     if result.server is not None:
-        rows += [render(result.server), "\n"]
-        listed = result.server.models[:MAX_MODELS] if len(result.server.models) > 1 else []
-        rows += [(f"  {clean_line(name)}\n", "quiet") for name in listed]
-        more = len(result.server.models) - MAX_MODELS
-        rows += [(f"  and {more} more: /model completes them\n", "quiet")] if more > 0 else []
-    rows += [
-        part
-        for name, url in result.engines.items()
-        for part in ((clean_line(name), "accent"), f"  {clean_line(url)}\n")
-    ]
-    return (
-        Text.assemble(*rows)
-        if rows
-        else Text.assemble(("no server is connected · ", "quiet"), ("/connect URL", "accent"))
-    )
+        names = result.server.models if len(result.server.models) > 1 else []
+        parts += [render(result.server), *(Text(f"  {clean_line(name)}", "quiet") for name in names[:MAX_MODELS])]
+        if len(names) > MAX_MODELS:
+            parts.append(Text(f"  and {len(names) - MAX_MODELS} more: /model completes them", "quiet"))
+    for name, url in result.engines.items():
+        parts.append(Text.assemble((clean_line(name), "accent"), f"  {clean_line(url)}"))
+    return Group(*parts) if parts else Text.assemble(("no server is connected · ", "quiet"), ("/connect URL", "accent"))

@@ -121,8 +121,7 @@ def _(result: Sessions) -> RenderableType:
 
 
 def _described(found: Summary, current: bool) -> Text:
-    turns = counted(found.turns, "turn")
-    facts = joined(turns, clean_line(found.model), "this one" if current else "")
+    facts = joined(counted(found.turns, "message"), clean_line(found.model), "this one" if current else "")
     place = "\n" + shortened(found.snippet, 100) if found.snippet else ""
     return Text.assemble(clean_line(found.title) or "untitled", ("  " + facts, "quiet"), (place, "quiet"))
 

@@ -830,7 +830,7 @@ def test_sessions_are_drawn_harmless(session: Session) -> None:
     for result in (sessions(session), sessions(session, "hello"), resume(session, session.archive.id)):
         assert not set(drawn(result)) & {"\x1b", "\x07", "\x9b"}
     assert f"{session.archive.id}  " in drawn(sessions(session))
-    assert "2 turns · a␛b · this one" in drawn(sessions(session))
+    assert "2 messages · a␛b · this one" in drawn(sessions(session))
 
 
 def test_sessions_without_any_say_so(session: Session) -> None:

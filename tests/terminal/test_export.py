@@ -275,7 +275,7 @@ def test_a_file_that_is_there_is_only_replaced_when_asked(session: Session) -> N
 def test_flags_and_quoted_names_are_read_from_the_line(session: Session) -> None:
     result = parse_line('/export "two words.json" --all --force').run(session)
     assert (result.file, result.turns, result.bytes) == ("two words.json", 5, os.path.getsize("two words.json"))
-    assert drawn(result).startswith("two words.json · 5 turns · ")
+    assert drawn(result).startswith("two words.json · 5 messages · ")
 
 
 @POSIX
