@@ -59,7 +59,7 @@ def export(
 ) -> Exported:
     """Write the conversation to a file: .md, .txt or .html to read, .json.
 
-    Of the conversation the current branch, with --all every branch of the session; .json holds every record. --view takes
+    Of the conversation the current branch, with --all every branch there is; .json holds every record. --view takes
     the last result of a command such as /next or /inspect instead, in .html with its colours, in .json as --json writes
     it. In .html a token that is pointed at or touched tells its probability and what was likeliest in its place.
     --force replaces a file that is there. In the files to read, control characters are made visible.
