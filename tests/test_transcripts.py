@@ -362,7 +362,9 @@ def test_what_was_set_by_name_is_shown(speaker: Typist) -> None:
     assert "top_h not set · default" in said
     assert "temperature 1 · default" in said
     assert re.search(r"^max_time +3.0 +you", said, re.MULTILINE)
+    assert "eos_token_id none · you" in speaker.lines("/set eos_token_id none", "/set eos_token_id")
     assert "no setting 'nonsense'" in speaker.lines("/set nonsense")
+    assert "did you mean _" not in speaker.lines("/set _from_model_config on")
 
 
 def test_what_has_no_effect_says_so(typist: Typist) -> None:

@@ -73,10 +73,9 @@ def _(result: Table_) -> RenderableType:
 
 
 def _shown(row: Setting) -> str:
-    if row.value is None:
-        return ""
-    known = row.name in settings.places()
-    return clean_line(settings.show(row.name, row.value) if known else fields.show(row.value))
+    if row.name in settings.places():
+        return clean_line(settings.show(row.name, row.value))
+    return "" if row.value is None and row.origin == "default" else clean_line(fields.show(row.value))
 
 
 @command("settings", needs_model=True)

@@ -239,7 +239,8 @@ def other(name: str, base: ModelDefaults) -> str:
     """Return the name of a field of the library's GenerationConfig; raises `UsageError` with the nearest name."""
     if name in base.known and not name.startswith("_"):
         return name
-    close = nearest(name, [*base.known, *(spot.name for spot in fields(Decode))])
+    public = [one for one in base.known if not one.startswith("_")]
+    close = nearest(name, [*public, *(spot.name for spot in fields(Decode))])
     like = f", did you mean {close}?" if close else ""
     none = f"no setting {name!r}, and no such field in the library's generation config{like}"
     raise UsageError(gone(name) or none, "/settings")
