@@ -13,7 +13,7 @@ FIRST, SECOND = 2, 3  # tokens of two runs whose caches are compared
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class LayerCache:
     """What one layer keeps of the text: bytes for each token, up to a window (0: none), and bytes whatever its length.
 
     `heads` and `width` are those of the keys, 0 where it keeps none.
@@ -49,7 +49,7 @@ class Traits:
 def traits(model: PreTrainedModel, context: int, check: Callable[[], None]) -> Traits:
     """Look at a model; two tiny runs show what its cache holds."""
     config = model_config.text_config(model.config)
-    kept, remark = memory(model, check)
+    kept, remark = measure_cache(model, check)
     keyed = [layer for layer in kept if layer.heads]
     heads = int(model_config.get(config, "num_attention_heads") or 0)
     windows: dict[int, int] = {}
@@ -75,7 +75,7 @@ def traits(model: PreTrainedModel, context: int, check: Callable[[], None]) -> T
     )
 
 
-def memory(model: PreTrainedModel, check: Callable[[], None]) -> tuple[list[Memory], str]:
+def measure_cache(model: PreTrainedModel, check: Callable[[], None]) -> tuple[list[LayerCache], str]:
     """Return what each layer's cache holds, measured; nothing and a remark where that cannot be done."""
     if any(str(place) in ("disk", "meta") for place in (getattr(model, "hf_device_map", None) or {}).values()):
         return [], "not measured: weights are on disk"
@@ -99,13 +99,13 @@ def _cache(model: PreTrainedModel, tokens: int, check: Callable[[], None]) -> li
     return list(getattr(found, "layers", found))
 
 
-def _memory(one: CacheLayerMixin, two: CacheLayerMixin) -> Memory:
+def _memory(one: CacheLayerMixin, two: CacheLayerMixin) -> LayerCache:
     before, after = (sum(tensor.nbytes for tensor in _tensors(layer)) for layer in (one, two))
     grown = (after - before) // (SECOND - FIRST)
     keys = getattr(two, "keys", None)
     shape = tuple(keys.shape) if keys is not None and hasattr(keys, "shape") and keys.dim() == 4 else (0, 0, 0, 0)
     window = int(getattr(two, "sliding_window", 0) or 0) if grown else 0
-    return Memory(grown, after - grown * SECOND, window, shape[1], shape[3])
+    return LayerCache(grown, after - grown * SECOND, window, shape[1], shape[3])
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
@@ -124,7 +124,7 @@ def _tensors(value: object) -> Iterator[Tensor]:
         yield from _tensors(vars(value))
 
 
-def _kind(config: PreTrainedConfig, heads: int, shared: int, keyed: int, kept: list[Memory]) -> str:
+def _kind(config: PreTrainedConfig, heads: int, shared: int, keyed: int, kept: list[LayerCache]) -> str:
     """Name the kind of attention, and how many layers have none."""
     if not keyed:
         return "none: recurrent" if kept and not any(layer.per_token for layer in kept) else "unknown"
@@ -148,14 +148,9 @@ def positions(model: PreTrainedModel, config: PreTrainedConfig) -> str:
         return f"learned, {learned:,}"
     if model_config.get(config, "rotary_dim", "rope_parameters"):
         return rotary(config)
-    if model_config.get(config, "alibi") or type(model).__name__.startswith("Bloom") or _alibi(config):
+    if model_config.get(config, "alibi") or type(model).__name__.startswith("Bloom"):
         return "ALiBi: a slope on the distance"
     return "none of its own"
-
-
-def _alibi(config: PreTrainedConfig) -> bool:
-    inner = model_config.get(config, "attn_config")
-    return bool(getattr(inner, "alibi", False))
 
 
 def _learned(model: PreTrainedModel) -> int:
@@ -171,18 +166,10 @@ def _learned(model: PreTrainedModel) -> int:
 
 
 def rotary(config: PreTrainedConfig) -> str:
-    """Say which rotary embedding a config describes, for each kind of layer where they differ."""
+    """Say which rotary embedding a config describes, or which ones, where kinds of layers differ."""
     given = model_config.get(config, "rope_parameters") or {}
-    by_kind = {kind: values for kind, values in given.items() if isinstance(values, dict)}
-    if not by_kind:
-        return f"rotary{_theta(config, given)}"
-    said = {_theta(config, values).removeprefix(", ") for values in by_kind.values()}
-    if len(said) == 1:
-        return f"rotary, {said.pop()}"
-    each = (
-        f"{_theta(config, values).removeprefix(', ')} ({kind.replace('_', ' ')})" for kind, values in by_kind.items()
-    )
-    return f"rotary, {', '.join(each)}"
+    kinds = [values for values in given.values() if isinstance(values, dict)] or [given]
+    return "rotary" + "; or".join(dict.fromkeys(_theta(config, values) for values in kinds))
 
 
 def _theta(config: PreTrainedConfig, values: dict[str, object]) -> str:

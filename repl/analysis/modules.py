@@ -56,29 +56,6 @@ def levels(part: Part, level: int = 0) -> Iterator[tuple[int, Part]]:
         yield from levels(one, level + 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The parameters of a whole model: how many of each number format and on each device, and which are shared."""
-
-    dtypes: dict[str, int]
-    devices: dict[str, int]
-    tied: dict[str, str]
-
-
-def weights(model: PreTrainedModel) -> Weights:
-    """Count the parameters of a model by what they are and where."""
-    reader = Reader(model, "")
-    dtypes: dict[str, int] = {}
-    devices: dict[str, int] = {}
-    tied: dict[str, str] = {}
-    for name, weight in model.named_parameters(remove_duplicate=False):
-        part = reader.weight(name, name, weight)
-        dtypes[part.dtype] = dtypes.get(part.dtype, 0) + part.parameters
-        devices[part.device] = devices.get(part.device, 0) + part.parameters
-        tied.update({name: part.tied} if part.tied else {})
-    return Weights(dtypes, devices, tied)
-
-
 class Reader:
     """Reads the modules of one model below a path."""
 

@@ -12,6 +12,7 @@ from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Environment, ModelRecord, Reply
 from repl.generation import arguments, provenance
 from repl.generation.measure.forward import cancellable_forward, input_device, library_errors
+from repl.generation.measure.scoring import next_logits
 from repl.generation.runtime import Model
 
 
@@ -70,25 +71,11 @@ def generated(resident: Model, record: Reply, emit: JobContext) -> list[int]:
     return new[: ends[0] + 1] if ends else new
 
 
-def fork(resident: Model, before: list[int], then: Sequence[int], now: Sequence[int]) -> Fork:
+def fork(resident: Model, before: list[int], then: Sequence[int], now: Sequence[int], emit: JobContext) -> Fork:
     """Weigh the first tokens of two ways to go on after the same text, in the model's own distribution."""
-    import torch
-
-    ids = torch.tensor([before], device=input_device(resident.model))
-    output = resident.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=1,
-        num_beams=1,
-        num_return_sequences=1,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    logs = output.logits[0][0].float().log_softmax(-1)
+    logs = next_logits(resident, before, emit).log_softmax(-1)
     one, other = (_candidate(resident.tokenizer, logs, ids[:1]) for ids in (then, now))
-    known = one.logprob is not None and other.logprob is not None
-    return Fork(one, other, abs(float(logs[then[0]] - logs[now[0]])) if known else None)
+    return Fork(one, other, abs(float(logs[then[0]] - logs[now[0]])) if then and now else None)
 
 
 def _candidate(tokenizer: PreTrainedTokenizerBase, logs: Tensor, ids: Sequence[int]) -> Candidate:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repl.analysis.attention import Traits, traits
-from repl.analysis.modules import Part, Weights, blocks, cut, levels, tree, weights
+from repl.analysis.modules import Part, blocks, cut, levels, tree
 from repl.commands.registry import command
 from repl.core.format import amount, count, joined
 from repl.core.jobs import JobContext
@@ -44,13 +44,12 @@ class ModulePath(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Arch:
-    """A part of the model with what is in it; `weights` and `traits` are those of the whole."""
+    """A part of the model with what is in it; `traits` are those of the whole, None for a part of it."""
 
     model: str
     attention: str
     """How attention is computed."""
     part: Part
-    weights: Weights
     traits: Traits | None
 
 
@@ -72,14 +71,14 @@ def read(resident: Model, path: str, depth: int, emit: JobContext) -> Arch:
     whole = tree(model, path)
     shown = cut(whole, depth or (OPENED if path else blocks(whole) + 1))
     found = None if path else traits(model, about.context, emit.raise_if_cancelled)
-    return Arch(about.name, about.attention, shown, weights(model), found)
+    return Arch(about.name, about.attention, shown, found)
 
 
 def _draw(result: Arch, width: int) -> Iterator[RenderableType]:
     """Draw the facts and the tree; numbers stay whole, what is too long for the window is cut."""
     yield facts((name, value) for name, value in _facts(result).items() if value)
     yield Text()
-    several = [len(found) > 1 for found in (result.weights.dtypes, result.weights.devices)]
+    several = ["," in listed for listed in (result.part.dtype, result.part.device)]
     rows = [
         (Text("  " * level + clean_line(one.name)), Text(_what(one, several)), _number(one))
         for level, one in levels(result.part)
@@ -118,23 +117,15 @@ def _number(part: Part) -> Text:
 
 
 def _facts(result: Arch) -> dict[str, str]:
-    part, found, own = result.part, result.weights, result.traits
+    part, own = result.part, result.traits
     total, taken = part.parameters * part.count, part.bytes * part.count
     lines = {
         "model": joined(result.model, part.path),
         "parameters": f"{total:,} ({count(total)}) · {amount(taken)}",
-        "dtype": _shares(found.dtypes) if own else part.dtype,
-        "device": _shares(found.devices) if own else part.device,
+        "dtype": part.dtype,
+        "device": part.device,
     }
-    if own is None:
-        return lines
-    tied = [f"{name} = {first}" for name, first in found.tied.items()]
-    return {**lines, "tied": ", ".join(tied), **_traits(own, result.attention)}
-
-
-def _shares(parts: dict[str, int]) -> str:
-    """Name the one, or how many parameters each has."""
-    return ", ".join(parts if len(parts) < 2 else (f"{count(number)} {name}" for name, number in parts.items()))
+    return {**lines, **_traits(own, result.attention)} if own else lines
 
 
 def _traits(own: Traits, how: str) -> dict[str, str]:

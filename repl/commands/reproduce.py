@@ -47,7 +47,7 @@ def compared(resident: Model, turn: int, record: Reply, emit: JobContext) -> Rep
     now = generated(resident, record, emit)
     same = common_length(made, now)
     identical = len(made) == len(now) == same
-    parted = None if identical else fork(resident, [*before, *made[:same]], made[same:], now[same:])
+    parted = None if identical else fork(resident, [*before, *made[:same]], made[same:], now[same:], emit)
     found = changes(record, resident)
     return Reproduced(turn, identical, same, len(made), parted, found, record.usage.reused, tuple(now))
 

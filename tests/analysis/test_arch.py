@@ -7,8 +7,8 @@ import pytest
 from driving import opened, run
 from rich.console import Console
 
-from repl.analysis.attention import memory, traits
-from repl.analysis.modules import Part, blocks, cut, tree, weights
+from repl.analysis.attention import measure_cache, traits
+from repl.analysis.modules import Part, blocks, cut, tree
 from repl.commands import registry
 from repl.core import library
 from repl.core.errors import UsageError
@@ -65,7 +65,7 @@ def test_parameters_and_bytes_are_those_of_the_model(models, kind):
     part = tree(model)
     assert part.parameters == summed(part) == sum(weight.numel() for weight in model.parameters())
     assert part.bytes == model.get_memory_footprint()
-    assert sum(weights(model).dtypes.values()) == part.parameters == sum(weights(model).devices.values())
+    assert part.parameters == sum(weight.numel() for weight in model.parameters())
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -95,14 +95,13 @@ def test_a_layer_that_differs_in_one_weight_stands_apart():
         ("0-1, 3-5", 5, "float32"),
         ("2", 1, "bfloat16"),
     ]
-    assert set(weights(model).dtypes) == {"float32", "bfloat16"}
+    assert tree(model).dtype == "float32, bfloat16"
 
 
 def test_tied_weights_name_what_they_are(models):
-    assert weights(models["Gemma2"]).tied == {"lm_head.weight": "model.embed_tokens.weight"}
     head = tree(models["Gemma2"]).parts[-1]
     assert (head.name, head.parameters, head.tied) == ("lm_head", 0, "model.embed_tokens.weight")
-    assert weights(models["Llama"]).tied == {}
+    assert tree(models["Llama"]).parts[-1].tied == ""
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -191,7 +190,7 @@ def test_scaled_and_split_rotary_positions_are_told():
 
 def test_what_cannot_be_measured_is_said():
     model = SimpleNamespace(hf_device_map={"": "disk"})
-    assert memory(model, lambda: None) == ([], "not measured: weights are on disk")
+    assert measure_cache(model, lambda: None) == ([], "not measured: weights are on disk")
 
 
 # the command

@@ -65,7 +65,7 @@ def test_every_id_is_the_same(session, name):
     assert (found.same, found.total, found.fork) == (len(done.token_ids), len(done.token_ids), None)
     assert found.token_ids == done.token_ids
     assert found.changed == []
-    assert drawn(found) == f"{found.total} of {found.total} token ids identical · turn {session.last.id}\n"
+    assert drawn(found) == f"{found.total} of {found.total} token ids identical · exchange {session.last.exchange}\n"
 
 
 @pytest.mark.slow
