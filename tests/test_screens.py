@@ -234,13 +234,12 @@ def test_the_first_start(talker: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_message_waits_for_the_first_load_and_comes_back_when_it_fails(talker: Path, tmp_path: Path) -> None:
+def test_a_message_waits_for_the_first_load_and_is_kept_when_it_fails(talker: Path, tmp_path: Path) -> None:
     """Nothing typed is lost, and nothing has to be started again."""
     with Terminal(str(tmp_path / "nowhere"), home=tmp_path, size=(20, 60)) as screen:
         screen.line("precious words")
-        screen.wait(lambda: screen.draft() == "❯ precious words" and "back at the prompt" in screen.text())
+        screen.wait(lambda: "a number also sends your message" in screen.text() and screen.ready())
         assert "Traceback" not in screen.text()
-        screen.clear()
         screen.line(f"/model {talker}")
         screen.line("precious words")
         screen.wait(lambda: HELLO in screen.tail() or (HELLO in screen.text() and screen.ready()))

@@ -37,6 +37,7 @@ from repl.terminal.screen import THEME, Screen
 
 assert commands
 ENTER, ESCAPE, CLEAR, LEAVE, TAB, UP = "\r", "\x1b", "\x03", "\x04", "\t", "\x1b[A"
+PASTE = "\x1b[200~pasted\x1b[201~"
 BACK = "your message is back at the prompt"
 HELLO = b"Hello there."
 
@@ -208,7 +209,7 @@ def test_leaving_by_a_word_reads_no_further(typist: Typist, word: str) -> None:
 )
 def test_a_line_that_cannot_be_read_is_explained_and_not_sent(speaker: Typist, line: str, said: str) -> None:
     answer = speaker.lines(line)
-    assert answer.startswith(said)
+    assert answer.startswith(f"✗ {said}")
     assert answer.count("\n") == 0
     assert speaker.sent() == []
 
@@ -229,7 +230,7 @@ def test_help_is_of_all_or_of_one(typist: Typist) -> None:
         assert name in typist.lines("/help all")
     assert "bfloat16" in typist.lines("/help dtype")
     assert typist.lines("/help /dtype") == typist.lines("/? dtype")
-    assert typist.lines("/help dtipe").startswith("no command /dtipe, did you mean /dtype?")
+    assert typist.lines("/help dtipe").startswith("✗ no command /dtipe, did you mean /dtype?")
 
 
 def test_help_tells_what_a_family_does(typist: Typist) -> None:
@@ -311,7 +312,7 @@ def test_an_error_quotes_what_was_pasted_without_its_control_bytes(typist: Typis
 def test_a_value_that_cannot_be_is_one_line_and_changes_nothing(typist: Typist, line: str, said: str) -> None:
     before = typist.session.settings
     answer = typist.lines(line)
-    assert answer.replace("\n", " ").startswith(said)
+    assert answer.replace("\n", " ").startswith(f"✗ {said}")
     assert typist.session.settings == before
 
 
@@ -437,12 +438,31 @@ def test_a_message_waits_for_the_load(speaker: Typist, llama_folder: Path) -> No
     assert speaker.session.last.record.model.id == str(llama_folder)
 
 
-def test_a_message_comes_back_as_draft_when_the_load_fails(typist: Typist, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_is_sent_by_the_model_that_is_chosen_when_the_first_load_fails(
+    typist: Typist, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     behind(monkeypatch)
-    said = typist.run(f"/model broken{ENTER}precious words{ENTER} and more{CLEAR}")
-    assert said == f"broken is broken · /model builtin\n{BACK}"
-    typist.run(f"/model broken{ENTER}precious words{ENTER} and more{ENTER}{CLEAR}")
+    monkeypatch.setattr(repl_shell.catalog.names, "here", lambda: ["broken", str(llama_folder)])
+    typist.width = 400
+    said = typist.lines("/max 3", f"/model broken{ENTER}precious words")
+    assert f"✗ broken is broken · /model builtin\n  1 /model {llama_folder}  loads {llama_folder.name}\n" in said
+    assert "a number also sends your message" in said
+    typist.lines("1")
+    assert typist.sent() == ["precious words"]
+    assert typist.session.last is not None
+    assert typist.session.last.record is not None
+
+
+def test_a_message_that_comes_back_is_parted_from_what_was_typed_behind_it(
+    typist: Typist, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a load is stopped; what begins with a space goes on with the message."""
+    behind(monkeypatch)
+    monkeypatch.setattr(repl_shell, "loadable", lambda failed: ())
+    assert BACK in typist.run(f"/model broken{ENTER}precious words{ENTER} and more{ENTER}{CLEAR}")
     assert history.HistoryReader(typist.past).fresh()[-1] == "precious words and more"
+    typist.run(f"/model broken{ENTER}precious words{ENTER}{PASTE}{ENTER}{CLEAR}")
+    assert history.HistoryReader(typist.past).fresh()[-1] == "precious words\npasted"
 
 
 @pytest.mark.slow

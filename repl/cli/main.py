@@ -71,8 +71,12 @@ def parser() -> CommandLine:
 
 
 def split_model(asked: argparse.Namespace) -> argparse.Namespace:
-    """Tell the model from the prompt: the first word is the model, unless an option says which, or a server is."""
-    if asked.model is not None and (asked.named or asked.connect):
+    """Tell the model from the prompt: the first word is the model, unless an option says which, or a server is.
+
+    One word alone that holds a space or a question mark, and is no folder or file, is a prompt for the default model.
+    """
+    sentence = bool(asked.model) and not asked.prompt and any(sign in asked.model for sign in " \n?")
+    if asked.model is not None and (asked.named or asked.connect or (sentence and not os.path.exists(asked.model))):
         asked.prompt = [asked.model, *asked.prompt]
         asked.model = None
     asked.model = asked.named or asked.model

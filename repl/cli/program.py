@@ -5,15 +5,19 @@ import importlib
 import os
 import select
 import shlex
+import shutil
 import signal
 import sys
+import textwrap
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from repl.core import paths, texts
 from repl.core.jobs import Job, JobContext, Worker
-from repl.core.sanitize import ascii_only
+from repl.core.sanitize import ascii_only, spinner
 from repl.core.settings import Settings, named
 from repl.session import config_file
 
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
     from repl.terminal.editor.prompt import Editor
     from repl.terminal.editor.settings_panel import Panel
 
+HINT = "Type a message. /help lists commands, F2 shows settings, Ctrl-D leaves."
+HINTED_STARTS = 3  # starts of the program that show it
+SIGN_S = 0.1  # seconds between two signs of life while the program starts
 STDIN_NOTICE_S = 1.0  # seconds after which the user is told that standard input is waited for
 
 
@@ -130,9 +137,13 @@ class Program:
 
         mark = "> " if ascii_only() else "❯ "
         settings, goes_on = self.chosen, True
+        if is_new_user(not self.asked.no_save):
+            sys.stdout.write(textwrap.fill(HINT, shutil.get_terminal_size().columns - 1) + "\n")
         while goes_on:
             goes_on = self._serve_plainly(mark) if dumb() or settings.view.accessible else self._serve(mark)
             settings = self.shell.session.settings if goes_on else settings
+        if self._shell is not None:
+            self._shell.farewell()
         return True
 
     def _serve_plainly(self, mark: str) -> bool:
@@ -190,8 +201,18 @@ class Program:
                 ahead.append(self._read(editor.read))
             except EOFError:
                 return False
+            self._wait_for_imports()
             self.take()
         return self.shell.interactive(lambda draft: ahead.pop() if ahead else self._read(lambda: editor.read(draft)))
+
+    def _wait_for_imports(self) -> None:
+        """Show that the program starts while a line waits for it."""
+        job, began = self.worker.start(import_program), time.monotonic()
+        while not job.ends(SIGN_S):
+            sys.stdout.write(f"\r{spinner(time.monotonic() - began)} starting")
+            sys.stdout.flush()
+        sys.stdout.write("\r\x1b[K")
+        job.result()
 
     def _read(self, read: Callable[[], str]) -> str:
         """Read keys to the end of a line; raises what a signal asked for, also where it came as the reading ended."""
@@ -257,14 +278,24 @@ class StartingShell:
         return self._program.chosen
 
     def complete(self, line: str) -> list[tuple[str, str]]:
-        """Return what could stand at the end of a line; nothing is loaded yet."""
-        from repl.commands import registry
-
-        return registry.complete_line(line)
+        """Offer nothing: to ask for a command would hold the keys up until all of them are imported."""
+        return []
 
     def panel(self, changed: Callable[[], object]) -> "Panel":
         """Return the settings view, which needs the rest of the program at once."""
         return self._program.shell.panel(changed)
+
+
+def is_new_user(noted: bool) -> bool:
+    """Tell whether this is one of the first starts; each is noted in a file, where that is allowed."""
+    marks = paths.data() / "starts"
+    with suppress(OSError):
+        count = marks.stat().st_size if marks.exists() else 0
+        if noted and count < HINTED_STARTS:
+            with marks.open("a", encoding="ascii") as file:
+                file.write(".")
+        return count < HINTED_STARTS
+    return False
 
 
 def import_program(emit: JobContext) -> None:

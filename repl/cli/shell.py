@@ -14,14 +14,14 @@ from repl.core import decoding, log, paths, streams
 from repl.core.errors import Cancelled, Quit, ReplError, UsageError
 from repl.core.events import Notice
 from repl.core.explain import sentence
-from repl.core.format import joined, rate
+from repl.core.format import counted, joined, rate, shortened
 from repl.core.jobs import Worker
 from repl.core.reply import Reply
 from repl.core.sanitize import repaired
 from repl.core.settings import Settings, named
 from repl.generation.measure.token_trace import Inspection
 from repl.generation.runtime import Runtime
-from repl.hub import consent
+from repl.hub import catalog, consent
 from repl.models.store import Store
 from repl.remote.engine import Connected
 from repl.session.config_file import Config
@@ -36,6 +36,7 @@ NO_VIEW = (NoneType, Message, Draft, Lines, Reply, Loaded, Connected, NotAView)
 BARE = {"help": "/help", "?": "/help", "exit": "/quit", "quit": "/quit"}
 KEYBOARD_POLL_S = 0.05  # seconds between looks at the keyboard meanwhile: each takes time from the load
 WAIT_FOR_LOAD_S = 0.25  # seconds that a load may take before the prompt comes back without it
+MAX_MODELS_OFFERED = 4  # models to load instead of one that failed
 END_OF_JOB_S = 1.0  # seconds that a job may take to end when the program is told to
 
 
@@ -83,6 +84,7 @@ class Shell:
         self.apply_theme()
         self.unopened = True
         self.eager = True  # the first line begins the first load, also where it needs no model
+        self.saves = False
         self._pace = LoadProgress()
 
     # one line
@@ -144,7 +146,7 @@ class Shell:
     def _attempt(self, line: str) -> bool:
         parsed = registry.parse_line(line)
         if self.session.remote is None and parsed.command.needs_model and not self.settle_load():
-            self._give_back(line)
+            self._keep_message(line)
             return False
         outcome = parsed.run(self.session)
         if isinstance(outcome, Task) and outcome.background and self.screen.interactive:
@@ -162,9 +164,14 @@ class Shell:
         self.screen.space()
         return True
 
-    def _give_back(self, line: str) -> None:
-        """Put a message that could not be sent back into the line editor."""
-        if self.screen.interactive and not line.startswith("/"):
+    def _keep_message(self, line: str) -> None:
+        """Send a message that found no model once a choice has loaded one; without choices it is back at the prompt."""
+        if not self.screen.interactive or line.startswith("/"):
+            return
+        if self.offered[0]:
+            self.offered = (self.offered[0], line)
+            self.screen.notice("a number also sends your message; Up brings it back")
+        else:
             self.draft = line
             self.screen.notice("your message is back at the prompt")
 
@@ -186,7 +193,8 @@ class Shell:
     def _wait(self, task: Task[Any]) -> None:
         self.running, self.interrupted = task, False
         try:
-            with LiveOutput(self.screen, self.session.settings.view) as pane, self.keyboard() as keys:
+            bar = self._bar_while(task) if self.screen.interactive else ""
+            with LiveOutput(self.screen, self.session.settings.view, bar) as pane, self.keyboard() as keys:
                 while not task.job.finished():
                     pane.draw(task.job.poll(0.02))
                     if keys.cancelled():
@@ -252,9 +260,12 @@ class Shell:
     def end_load(self) -> bool:
         """Take over a load that has ended, and say so."""
         assert self.session.loading is not None
+        wanted = self.session.pending().load.model
         try:
             self.screen.show("model", self.session.loading.settle())
         except ReplError as error:
+            if not (error.choices or self.session.store.facts()):
+                error.choices = loadable(wanted)
             self.screen.error(error, repeats=False)
             self.offer(error.choices)
             return False
@@ -262,6 +273,7 @@ class Shell:
             self.screen.notice(self._stopped())
             return False
         finally:
+            self._pace = LoadProgress()
             self.screen.space()
         return True
 
@@ -293,10 +305,13 @@ class Shell:
     def toolbar(self, width: int) -> str:
         """Return the line under the prompt, without what does not fit."""
         away = self.session.remote is not None
-        parts = self._state() if away or not (self.session.loading or self.unopened) else self._loading()
-        while len(parts) > 1 and len(joined(*parts)) > width - 2:
-            parts.pop()
-        return (" " + joined(*parts))[: max(1, width - 1)]
+        return _fitted(self._state() if away or not (self.session.loading or self.unopened) else self._loading(), width)
+
+    def _bar_while(self, task: Task[Any]) -> str:
+        """Return the toolbar that stands under what a job does; of a load that line itself says how far it is."""
+        width = self.screen.err.width
+        parts = self._loading()[:1] if task is self.session.loading else self._state()
+        return _fitted(parts, width)
 
     def _loading(self) -> list[str]:
         return [part for part in (f"loading {named(self.session.pending().load.model)}", *self._pace.said()) if part]
@@ -327,6 +342,14 @@ class Shell:
     def panel(self, changed: Callable[[], object]) -> Panel:
         """Return the settings view."""
         return Panel(self.session, changed)
+
+    def farewell(self) -> None:
+        """Say what is saved of the session, and how to go on with it."""
+        answers = sum(turn.record is not None for turn in self.session.conversation.turns.values())
+        if answers and self.saves:
+            ending = joined(counted(answers, "answer"), "hub-repl --resume continues")
+            title = shortened(self.session.archive.title, max(12, self.screen.err.width - len(ending) - 15))
+            self.screen.notice(joined(f'Saved as "{title}"', ending))
 
     # many lines
 
@@ -359,6 +382,19 @@ class Shell:
         return good
 
 
+def _fitted(parts: list[str], width: int) -> str:
+    """Join as many parts of a toolbar as fit."""
+    while len(parts) > 1 and len(joined(*parts)) > width - 2:
+        parts = parts[:-1]
+    return (" " + joined(*parts))[: max(1, width - 1)]
+
+
+def loadable(failed: str) -> tuple[tuple[str, str], ...]:
+    """Return lines that load another model than the one that failed: the built-in one, then cached ones."""
+    names = [name for name in catalog.names.here() if name != failed][:MAX_MODELS_OFFERED]
+    return tuple((f"/model {name}", f"loads {named(name)}") for name in names)
+
+
 def make_shell(
     asked: argparse.Namespace, config: Config, chosen: Settings, worker: Worker, saved: bool, interactive: bool
 ) -> Shell:
@@ -370,6 +406,7 @@ def make_shell(
     session.configure(config.presets, config.engines)
     session.notify(*config.wrong, *extensions.problems(), *registry.alias(config.aliases))
     shell = Shell(session, Screen(asked.json, interactive))
+    shell.saves = saved
     shell.unopened = not asked.connect  # where a server answers, no model is loaded
     return shell
 

@@ -10,7 +10,7 @@ from functools import cache
 MARKS = 16
 """Combining marks that one base character may carry; the rest of a pile is dropped."""
 
-SIGNS = str.maketrans("·…–—•▸❯↵█│├└─�", "-~--*>>|#||`-?")
+SIGNS = str.maketrans("·…–—•▸❯↵█│├└─✗�", "-~--*>>|#||`-x?")
 """What stands for the program's own signs where the terminal has ASCII alone; each takes one column, too."""
 
 _INVISIBLE = r"\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff"
@@ -52,6 +52,12 @@ def ascii_only() -> bool:
 def signs(text: str) -> str:
     """Return a text of the program's own as the terminal can show it."""
     return text.translate(SIGNS) if ascii_only() else text
+
+
+def spinner(seconds: float) -> str:
+    """Return the sign that turns while something works."""
+    frames = "-\\|/" if ascii_only() else "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+    return frames[int(8 * seconds) % len(frames)]
 
 
 def spelled_out(error: UnicodeError) -> tuple[str | bytes, int]:

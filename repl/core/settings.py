@@ -156,6 +156,7 @@ class View:
     )
 
 
+BUILT_IN_NAME = "SmolLM2-135M-Instruct"
 SPECS: dict[str, Any] = {"load": Load, "decode": Decode, "view": View}
 Extra = tuple[tuple[str, Any], ...]
 
@@ -260,7 +261,9 @@ def address(text: str) -> list[tuple[str, str]]:
 
 
 def named(model: str) -> str:
-    """Return a model's id for the screen: the last part where it is a path."""
+    """Return a model's name for the screen: its own for the built-in one, the last part of a path, else the id."""
+    if model == "builtin":
+        return BUILT_IN_NAME
     return Path(model).name if Path(model).is_absolute() else model
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from repl.core import decoding
 from repl.core.errors import Cancelled, Failed, ReplError, UsageError
-from repl.core.events import Notice, PromptEcho, Token
+from repl.core.events import Notice, Progress, PromptEcho, Token
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext, strip_traceback
 from repl.core.library_types import Cache, ModelOutput, Tensor
@@ -98,6 +98,7 @@ class ReplyRun:
         self.began = began
         self.beams = (config.num_beams or 1) > 1
         self.seed = self._seed()
+        self.blocks_read = 0  # of the model, in the pass over the prompt
         self.reused = 0  # tokens of the prompt that the kept cache holds
         self.ids: list[int] = []  # made so far
         self.pieces: list[str] = []  # their text, as it was told
@@ -234,6 +235,14 @@ class ReplyRun:
         """Break a forward pass off; a beam search past its prompt ends by itself and keeps its best."""
         if not (self.beams and self.watch.steps):
             self.emit.raise_if_cancelled()
+            if not self.ids:
+                self._tell_reading()
+
+    def _tell_reading(self) -> None:
+        """Say how much of the prompt is read: each block of the first pass is a part of it."""
+        count, blocks = len(self.prompt) - self.reused, max(1, self.resident.facts.layers)
+        self.blocks_read = min(blocks, self.blocks_read + 1)
+        self.emit(Progress("reading", count * (self.blocks_read - 1) // blocks, count, "tokens"))
 
     # tell
 

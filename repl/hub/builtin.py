@@ -24,11 +24,12 @@ from repl.core import children
 from repl.core.errors import BadModel, Cancelled, MissingExtra, NoMemory, NotFound, ReplError, Unreachable
 from repl.core.events import Notice, Progress
 from repl.core.jobs import JobContext
+from repl.core.settings import BUILT_IN_NAME
 from repl.hub import convert_gguf
 from repl.hub.weight_headers import read_header
 
 ID = "builtin"
-NAME = "SmolLM2-135M-Instruct"
+NAME = BUILT_IN_NAME
 LICENCE = "Apache-2.0"
 MARKER = "builtin.json"
 CHILD_POLL_S = 0.05

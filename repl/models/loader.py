@@ -14,7 +14,7 @@ from repl.core.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplEr
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from repl.core.settings import Load
+from repl.core.settings import Load, named
 from repl.hub import builtin, locate, validate
 from repl.hub.consent import Consents
 from repl.hub.validate import NeedsCode
@@ -69,8 +69,8 @@ class ModelInfo:
 
     @property
     def name(self) -> str:
-        """The id, without the path where it is a folder."""
-        return Path(self.id).name if Path(self.id).is_absolute() else self.id
+        """What it is called on the screen."""
+        return named(self.id)
 
 
 R = TypeVar("R")

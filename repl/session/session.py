@@ -319,7 +319,7 @@ class Session:
         """Raise `NeedsLocal` while a server answers."""
         if self.remote is not None:
             facts = self.store.facts()
-            raise NeedsLocal(what, back=facts.name if facts else self.pending().load.model)
+            raise NeedsLocal(what, back=facts.id if facts else self.pending().load.model)
 
     @property
     def engine(self) -> Engine:

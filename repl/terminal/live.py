@@ -6,34 +6,33 @@ from types import TracebackType
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
-from rich.table import Column
 from rich.text import Text
 
 from repl.core.events import Beams, ColumnEvent, Event, Notice, PromptEcho, ReplyStarted, SideBySide, Token
 from repl.core.events import Progress as Step
 from repl.core.format import joined
-from repl.core.sanitize import clean_line
+from repl.core.sanitize import clean_line, signs, spinner
 from repl.core.settings import View
 from repl.terminal.columns import Board
 from repl.terminal.reply import Continuation, LiveReply
 from repl.terminal.screen import Screen
-from repl.terminal.token_colours import caption, certainty, style
+from repl.terminal.token_colours import bar, caption, certainty, style
 
 MIN_TIME_LEFT_S = 5.0  # seconds: less is not worth a word, but for downloads
 MIN_BAR, MAX_BAR = 8, 24  # columns of a bar
+SIGN_OF_LIFE_S = 0.12  # seconds after which a job of which nothing is seen says what it does
 
 
 class LiveOutput:
     """Draws the events of one job; use it as a context."""
 
-    def __init__(self, screen: Screen, view: View) -> None:
+    def __init__(self, screen: Screen, view: View, toolbar: str = "") -> None:
         self._screen = screen
         self._view = view
         self._reply: LiveReply | Continuation = Continuation(screen, view)
-        self._bar = StageLine(screen)
+        self._bar = StageLine(screen, toolbar)
         self._beams: Live | None = None
         self._board: Board | None = None
         self._column = False  # the cursor stands behind text
@@ -61,6 +60,8 @@ class LiveOutput:
         """Draw a few events; text is written at once and flushed together. Without events, what waited is drawn."""
         if not events:
             self._reply.rest()
+        if not (self._column or self._beams or self._board):
+            self._bar.wait()
         for event in events:
             self._draw(event)
         if self._board is not None:
@@ -186,13 +187,6 @@ def _tail(text: str, width: int) -> str:
     return line if len(line) <= width else "…" + line[-(width - 1) :]
 
 
-def columns() -> tuple[ProgressColumn, ...]:
-    """Return what stands on the line of a stage: its name, a bar as long as there is room, its figures."""
-    name = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
-    track = BarColumn(None, "dim", "cyan", "cyan", "dim", Column(max_width=MAX_BAR))
-    return name, track, TextColumn("{task.fields[said]}", "quiet", markup=False, table_column=Column(no_wrap=True))
-
-
 def fit_figures(stage: str, parts: list[str], width: int) -> str:
     """Return the figures that fit beside a stage's name and a bar; the rate goes first, what is done last."""
     while len(parts) > 1 and MIN_BAR + len(joined(*parts)) > width - cell_len(stage) - 2:
@@ -246,33 +240,56 @@ class LoadProgress:
 
 
 class StageLine:
-    """One line on the terminal for the stages of a job; nothing where there is no terminal."""
+    """What a job does while nothing else is seen of it, on one line, with the toolbar below it; only on a terminal."""
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: Screen, toolbar: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         self._screen, self._console = screen, screen.err
         self._on = (screen.err.is_terminal or screen.accessible) and not screen.as_json
-        self._bar: Progress | None = None
-        self._pace = LoadProgress()
+        self._toolbar = toolbar
+        self._live: Live | None = None
+        self._pace = LoadProgress(clock)
+        self._clock = clock
+        self._began = clock()
 
     def step(self, step: Step) -> None:
         """Show a stage."""
-        if not self._on:
-            return
-        stage, begun = clean_line(step.stage), self._pace.step.stage != step.stage
         self._pace.follow([step])
-        if self._screen.accessible:
-            self._screen.progress(joined(stage, *self._pace.said()[1:]))
-            return
-        said = fit_figures(stage, self._pace.said()[1:], self._console.width)
-        if self._bar is None or begun:
-            self.close()
-            self._bar = Progress(*columns(), console=self._console, transient=True, refresh_per_second=10)
-            self._bar.add_task(stage, said=said)
-            self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=step.done, total=step.total or None, said=said)
+        self._show()
+
+    def wait(self) -> None:
+        """Give a sign of life once nothing was seen for a moment."""
+        if self._clock() - self._began > SIGN_OF_LIFE_S and not self._screen.accessible:
+            self._show()
+
+    def _show(self) -> None:
+        if self._on and self._screen.accessible:
+            self._screen.progress(joined(clean_line(self._pace.step.stage), *self._pace.said()[1:]))
+        elif self._on and self._live is None:
+            self._live = Live(get_renderable=self.drawn, console=self._console, transient=True, refresh_per_second=8)
+            self._live.start(refresh=True)
+
+    def drawn(self) -> RenderableType:
+        """Return the line as it stands now."""
+        width, step, spent = self._console.width, self._pace.step, self._clock() - self._began
+        stage = f"{spinner(spent)} {clean_line(step.stage) or 'working'}"
+        parts = self._pace.said()[1:]
+        if spent >= 1 and not any(part.endswith("left") for part in parts):
+            parts.append(f"{spent:.0f} s")
+        parts += ["Esc stops"] if self._toolbar else []
+        said = fit_figures(stage, parts, width) if parts else ""
+        room = min(MAX_BAR, width - cell_len(stage) - len(said) - 5)
+        line = Text(stage, no_wrap=True, overflow="ellipsis")
+        if step.total and room >= MIN_BAR:
+            done = bar(step.done / step.total, room)
+            line.append(f" {done}", "accent").append(signs("─" * (room - len(done)) + f" {said}"), "quiet")
+        elif said:
+            line.append(signs(f" · {said}"), "quiet")
+        below = [Text(self._toolbar, "#808080", no_wrap=True, overflow="ellipsis")] if self._toolbar else []
+        return Group(line, *below)
 
     def close(self) -> None:
-        """Take the line away."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        """Take the line away; it comes again only after another moment without news."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._began = self._clock()

@@ -43,7 +43,16 @@ def palette(theme: str) -> Theme:
     less, least, band = SHADES["mono" if "NO_COLOR" in os.environ else theme]
     shades = {"shade1": f"underline {less}", "shade2": f"bold underline {least}", "shade3": f"reverse {least}"}
     accent = ACCENTS[theme]
-    return Theme({"accent": accent, "quiet": "dim", "special": f"bold {accent}", "band": band, **shades})
+    return Theme(
+        {
+            "accent": accent,
+            "quiet": "dim",
+            "error": "" if theme == "mono" else "red",
+            "special": f"bold {accent}",
+            "band": band,
+            **shades,
+        }
+    )
 
 
 THEME = palette("dark")
@@ -79,10 +88,9 @@ def _(result: Loaded) -> RenderableType:
     size, was_size = amount(facts.bytes), f" (was {amount(was)})" if was else ""
     tail = [device(facts.device_map), "" if facts.chats else "completes text"]
     lines = [[*head, size + was_size, *tail], [*head, size + was_size], [*head[1:], size], [size], []]
-    first = [] if before else [(" · ", "quiet"), ("/help", "accent")]
-    name = clean_line(facts.name), "accent"
+    name = clean_line(facts.name + (" (built in)" if facts.id == "builtin" else "")), "accent"
     said = (f" · {clean_line(joined(*line, f'ready in {took}'))}" for line in lines)
-    shown = (Text.assemble(name, (line, "quiet"), *first) for line in said)
+    shown = (Text.assemble(name, (line, "quiet")) for line in said)
     return Group(First(*shown), *(Text(clean_line(remark), "quiet") for remark in facts.remarks))
 
 
@@ -159,6 +167,7 @@ class Screen:
         self.accessible = False
         self._explained: set[str] = set()
         self._progress_due = 0.0  # when a line may say again how far something is
+        self._mono = False
         self.out = Console(theme=THEME, highlight=False, soft_wrap=not interactive)
         self.err = Console(theme=THEME, highlight=False, stderr=True, soft_wrap=not interactive)
 
@@ -195,6 +204,7 @@ class Screen:
 
     def paint(self, theme: str) -> None:
         """Draw in the colours of a theme from now on."""
+        self._mono = theme == "mono"
         for console in (self.out, self.err):
             console.push_theme(palette(theme))
             console.no_color = theme == "mono" or "NO_COLOR" in os.environ
@@ -218,11 +228,14 @@ class Screen:
             hints = list(error.hints)
             self.record({"event": "error", "kind": error.kind, "message": error.message, "hints": hints})
         else:
-            name = "error: " if self.accessible else "" if self.interactive else "hub-repl: "
+            sign = "error: " if self._mono or self.accessible else "✗ "
+            name = sign if self.interactive else "hub-repl: "
             numbered = self.interactive and error.choices
             asked_in_shell = not (self.interactive or line.startswith("/"))
             hints = [in_shell(hint) for hint in error.hints] if asked_in_shell else list(error.hints)
-            self.err.print(Text.assemble(name + clean(error.message), *([] if numbered else _hints(hints))))
+            said = (name + clean(error.message), "error" if self.interactive else "")
+            lines = [line for line, _ in error.choices] if numbered else []
+            self.err.print(Text.assemble(said, *_hints(hint for hint in hints if hint not in lines)))
             if numbered:
                 self.err.print(_choices(error, repeats))
 

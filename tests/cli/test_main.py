@@ -8,7 +8,8 @@ import pytest
 from fakeserver import FakeServer
 from terminal import surroundings
 
-from repl.cli.main import parser
+from repl.cli.main import parser, split_model
+from repl.cli.program import is_new_user
 from repl.core import settings
 
 
@@ -76,3 +77,28 @@ def one_shot(*words: str, home: Path) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "prompt"),
+    [
+        (["What is the capital of France?"], None, ["What is the capital of France?"]),
+        (["why?"], None, ["why?"]),
+        (["gpt2"], "gpt2", []),
+        (["gpt2", "Once upon a time"], "gpt2", ["Once upon a time"]),
+        (["a folder"], "a folder", []),
+    ],
+)
+def test_a_sentence_alone_is_a_prompt_for_the_default_model(
+    words: list[str], model: str | None, prompt: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a folder").mkdir()
+    found = split_model(parser().parse_intermixed_args(words))
+    assert (found.model, found.prompt) == (model, prompt)
+
+
+def test_the_first_three_starts_are_those_of_a_new_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that saves nothing is not counted."""
+    monkeypatch.setenv("HUB_REPL_HOME", str(tmp_path))
+    assert [is_new_user(noted) for noted in (False, True, True, True, True, False)] == [True] * 4 + [False] * 2

@@ -10,12 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import Progress as Bars
-from rich.progress import Task, TaskID
 
 from repl.core.events import Beam, Beams, Event, Notice, Progress, PromptEcho, ReplyStarted, Token
 from repl.core.settings import View
-from repl.terminal.live import LiveOutput, LoadProgress, columns, fit_figures, hypotheses, progress_figures
+from repl.terminal.live import LiveOutput, LoadProgress, StageLine, hypotheses, progress_figures
 from repl.terminal.screen import THEME, Screen
 
 
@@ -98,17 +96,36 @@ def test_progress_is_said_with_rate_and_time_left(step: tuple[int, int, str, flo
 @pytest.mark.parametrize("speed", [0.0, 700_000.0, 120_000_000.0])
 def test_a_bar_keeps_to_its_line(width: int, speed: float) -> None:
     """However narrow the window and however slow the download; how far it is stays to the last."""
-    parts = progress_figures(1_234_000_000, 12_345_000_000, "B", speed)
-    said = fit_figures("download", parts, width)
-    task = Task(TaskID(0), "download", 12_345_000_000, 1_234_000_000, lambda: 60.0, fields={"said": said})
-    console = Console(width=width, theme=THEME)
-    with console.capture() as line:
-        console.print(Bars(*columns(), console=console).make_tasks_table([task]))
-    assert line.get().count("\n") == 1
-    assert cell_len(line.get().rstrip("\n")) <= width
+    screen = Screen()
+    screen.err = Console(width=width, theme=THEME)
+    now = [0.0]
+    line = StageLine(screen, clock=lambda: now[0])
+    line.step(Progress("download", 1_234_000_000 - round(2 * speed), 12_345_000_000, "B"))
+    now[0] = 2.0
+    line.step(Progress("download", 1_234_000_000, 12_345_000_000, "B"))
+    with screen.err.capture() as drawn:
+        screen.err.print(line.drawn())
+    assert drawn.get().count("\n") == 1
+    assert cell_len(drawn.get().rstrip("\n")) <= width
     if width >= 60:
-        assert "1,234 of 12,345 MB" in line.get()
-        assert (" left" in line.get()) == (speed > 0)
+        assert "1,234 of 12,345 MB" in drawn.get()
+        assert (" left" in drawn.get()) == (speed > 0)
+
+
+def test_a_job_of_which_nothing_is_seen_gives_a_sign_of_life() -> None:
+    """After a moment, with the toolbar below it; both leave."""
+    screen, now = Screen(), [0.0]
+    paper = io.StringIO()
+    screen.err = Console(file=paper, width=60, theme=THEME, force_terminal=True)
+    line = StageLine(screen, " the toolbar", lambda: now[0])
+    line.wait()
+    assert paper.getvalue() == ""
+    now[0] = 0.2
+    line.wait()
+    assert all(words in paper.getvalue() for words in ("working", "Esc stops"))
+    assert "the toolbar" in paper.getvalue()
+    line.close()
+    assert "\x1b[2K" in paper.getvalue().rpartition("the toolbar")[2]
 
 
 def test_the_pace_is_that_of_the_stage_alone() -> None:

@@ -21,7 +21,7 @@ from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Always
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.input import Input, create_input
-from prompt_toolkit.input.typeahead import store_typeahead
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPress
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import HSplit
@@ -187,6 +187,10 @@ class Editor:
     def read(self, draft: str = "") -> str:
         """Return the next line, whole; raises `EOFError` on Ctrl-D in an empty one."""
         self._says_how_to_leave = False
+        typed_ahead = get_typeahead(self.input)
+        store_typeahead(self.input, typed_ahead)
+        if draft and typed_ahead and not typed_ahead[0].data[:1].isspace():
+            draft += "\n"  # what was typed or pasted meanwhile is not part of its last word
         self._adapt()
         self._prompt.reserve_space_for_menu = menu(self.output.get_size().rows)
         return self._folds.whole(self._prompt.prompt(default=self._folds.entry(draft), pre_run=self._watch))
