@@ -230,7 +230,9 @@ def test_the_first_start(talker: Path, tmp_path: Path) -> None:
         screen.wait(lambda: HELLO in screen.text() and screen.ready())
         screen.keys(LEAVE)
         assert screen.end() == 0
-        assert screen.raw.endswith(b"\x1b[?2004l\x1b[?25h\x1b[0m")
+        restored, _, farewell = screen.raw.rpartition(b"\x1b[?2004l\x1b[?25h\x1b[0m")
+        assert restored
+        assert re.search(rb'^\S*Saved as "half a message" \S+ 1 answer', farewell)
 
 
 @pytest.mark.slow
