@@ -58,7 +58,8 @@ class Consents:
         now = mark(found)
         before = self.given.setdefault(load.model, now)
         if before != now:
-            raise NeedsCode(tuple(code), _changed(load.model, before, now))
+            changed = f"the code of {load.model} changed since you allowed it: from {before[:12]} to {now[:12]}"
+            raise NeedsCode(tuple(code), changed)
 
     def _write(self) -> None:
         if self._saved is None:
@@ -67,12 +68,6 @@ class Consents:
             atomic_write.replace(self._saved, json.dumps(self._lasting, indent=1).encode(), 0o600)
         except OSError as error:
             raise ReplError(f"cannot write {self._saved}: {error.strerror}") from error
-
-
-def _changed(model: str, before: str, now: str) -> str:
-    if len(before) < len(now):
-        return f"the code of {model} was allowed by a version that did not watch all of it: allow it once more"
-    return f"the code of {model} changed since you allowed it: from {before[:12]} to {now[:12]}"
 
 
 def asked_for(place: Path) -> dict[str, object]:

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 from repl.core.errors import Cancelled
 from repl.core.events import Progress
+from repl.core.format import amount
 from repl.core.jobs import JobContext, run_in_thread
 from repl.core.library import abort_downloads
 from repl.core.log import Bar
 
 T = TypeVar("T")
-UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))
 
 
 class HubCall:
@@ -131,9 +131,5 @@ class DownloadProgress:
 
     def stopped(self) -> str:
         """Say how far the file under way has come."""
-        return f"the download of {self._name} stopped at {self._of(self._done)} and will start again"
-
-    def _of(self, done: int) -> str:
         size = self._sizes[self._name]
-        unit, word = next((pair for pair in UNITS if size >= pair[0]), UNITS[-1])
-        return f"{done / unit:.3g} of {size / unit:.3g} {word}"
+        return f"the download of {self._name} stopped at {amount(self._done)} of {amount(size)} and will start again"

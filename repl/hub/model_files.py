@@ -93,16 +93,6 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def check_json_ends(folder: Path, name: str) -> None:
-    """Raise `BadModel` if a JSON file does not begin and end as an object: it was cut off, or is something else."""
-    start = read_start(folder, name)
-    with (folder / name).open("rb") as file:
-        file.seek(max(0, (folder / name).stat().st_size - 64))
-        end = file.read()
-    if not (start.lstrip().startswith(b"{") and end.rstrip().endswith(b"}")):
-        raise bad_file(name, "is not JSON from one end to the other: it was cut off")
-
-
 def read_index(folder: Path, index: str) -> list[str]:
     """List the files that an index of weights names; raise `BadModel` for one that transformers would not read."""
     content = read_json(folder, index)

@@ -1,7 +1,7 @@
 """What a model folder holds, checked from its configs and headers before anything heavy reads it.
 
 In comes a folder; out comes `Weights`, or a `BadModel` in one sentence that names the file and the cause. Nothing here
-runs code of the model, unpickles, or reads the weights themselves (but for `nonfinite`, once a reply went wrong).
+runs code of the model, unpickles, or reads the weights themselves.
 """
 
 import os
@@ -18,7 +18,6 @@ from repl.hub.model_files import (
     SAFE,
     TOKENIZER,
     bad_file,
-    check_json_ends,
     check_link,
     cut_name,
     find_file,
@@ -84,23 +83,6 @@ def _examine(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> Weigh
             check_sizes(config, tensors)
     check_tokenizer(folder)
     return weights
-
-
-def nonfinite(folder: Path, limit: int = 3) -> list[str]:
-    """Name up to `limit` tensors that hold NaN or infinity, as "tensor in file"; reads the weights one at a time."""
-    from safetensors import safe_open
-
-    kind, files = weight_files(folder, read_config(folder), allow_pickle=True)
-    found: list[str] = []
-    for file in files if kind == "safetensors" else ():
-        with safe_open(folder / file, framework="pt") as content:
-            for name in content.keys():  # noqa: SIM118  # no mapping
-                tensor = content.get_tensor(name)
-                if tensor.is_floating_point() and not tensor.float().isfinite().all():
-                    found.append(f"{name} in {file}")
-                if len(found) == limit:
-                    return found
-    return found
 
 
 # the config
@@ -209,14 +191,14 @@ def count_layers(tensors: dict[str, Tensor]) -> int:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise `BadModel` if there is no tokenizer, or one that was cut off."""
+    """Raise `BadModel` if there is no tokenizer, or one that is not there but by name."""
     there = sorted(path.name for path in folder.iterdir() if not path.is_dir())
     names = [name for name in there if any(fnmatchcase(name, pattern) for pattern in TOKENIZER)]
     if not names:
         raise BadModel(f"no tokenizer in {folder}: no tokenizer.json, no tokenizer.model and no vocab.json")
     whole = "tokenizer.json" in names  # then the others are leftovers, except the options
     for name in [name for name in names if not whole or name in ("tokenizer.json", "tokenizer_config.json")]:
-        (check_json_ends if name.endswith(".json") else read_start)(folder, name)
+        read_start(folder, name)
 
 
 def pieces_file(folder: Path) -> str:

@@ -451,7 +451,7 @@ def test_a_cut_line_says_how_far_it_came_and_that_the_file_starts_again(fake_hub
     fake_hub.add(MODEL, large)
     fake_hub.fault = Fault(on="GET .*safetensors", drop_at=25_000_000)
     error = fails(Unreachable)
-    assert error.message == "the download of model.safetensors stopped at 21 of 30 MB and will start again"
+    assert error.message == "the download of model.safetensors stopped at 20 MiB of 29 MiB and will start again"
     assert error.hints == ("/model acme/tiny",)
     assert (half_made(home), cached(MODEL)) == ([], None)
     fake_hub.fault = Fault(on="^$")

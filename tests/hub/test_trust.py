@@ -281,7 +281,7 @@ def test_a_consent_that_watched_less_is_asked_for_again(llama_folder: Path, tmp_
     folder = coded(tmp_path / "coded", llama_folder, tmp_path / "canary")
     consents = Consents()
     consents.give(str(folder), "0" * 40)
-    with pytest.raises(NeedsCode, match="did not watch all of it"):
+    with pytest.raises(NeedsCode, match="changed since you allowed it"):
         consents.check(Load(model=str(folder)), LocalModel(str(folder), folder, "", ""))
 
 

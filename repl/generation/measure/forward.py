@@ -3,13 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from repl.core.errors import Cancelled, Failed, ReplError
 from repl.core.explain import sentence
 from repl.core.library_types import Module, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Tensor
-from repl.hub import validate
 from repl.models import model_config
 from repl.models.loader import ModelInfo
 
@@ -108,13 +106,10 @@ def nan_guard(facts: ModelInfo, prompt: int) -> Callable[[Tensor, Tensor], Tenso
 
 
 def not_finite(facts: ModelInfo, place: int) -> Failed:
-    """Make the error for logits that are no numbers, naming the tensors that hold the cause where there are any."""
+    """Make the error for logits that are no numbers."""
     said = f"the model's numbers are not finite at token {place}"
-    broken = validate.nonfinite(Path(facts.folder)) if Path(facts.folder).is_dir() else []
-    if broken:
-        return Failed(f"{said}: NaN or infinity in {', '.join(broken)}", "/model ID")
     if facts.dtype == "float32":
-        return Failed(said, "/reload")
+        return Failed(f"{said}: its weights may be damaged", "/reload", "/model ID")
     return Failed(f"{said}: {facts.dtype} may be too narrow for it", "/dtype float32")
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import psutil
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-ADDRESSES = "ulimit"  # the limit that counts addresses, whatever lies behind them
 SPREAD = ("auto", "balanced", "sequential")  # devices that stand for all there are
 UNLIMITED = 1 << 60  # bytes: control groups without a limit write a number near 2**63
 
@@ -46,17 +45,17 @@ def measure(root: Path = Path("/")) -> list[Room]:
 
 
 def machine(root: Path = Path("/")) -> Room:
-    """Return the machine's memory, as far as control groups and process limits let this process use it."""
+    """Return the machine's memory, as far as control groups let this process use it."""
     memory, used = psutil.virtual_memory(), psutil.Process().memory_info()
     total, free, limit = memory.total, memory.available, ""
-    for word, most, left in (*_groups(root), *_process(used.vms)):
+    for most, left in _groups(root):
         total = min(total, most)
         if left < free:
-            free, limit = left, word
+            free, limit = left, "control group"
     return Room("cpu", total, free, limit, used.rss, getattr(used, "shared", 0))
 
 
-def _groups(root: Path) -> Iterator[tuple[str, int, int]]:
+def _groups(root: Path) -> Iterator[tuple[int, int]]:
     """Read the limits of the control groups around this process, of version 2 and 1, and what they leave."""
     for folder, version in _folders(root):
         most, used, cache = GROUPS[version]
@@ -64,7 +63,7 @@ def _groups(root: Path) -> Iterator[tuple[str, int, int]]:
             limit = int((folder / most).read_text("utf-8"))
             taken = int((folder / used).read_text("utf-8")) - _reclaimable(folder / "memory.stat", cache)
             if limit < UNLIMITED:
-                yield "control group", limit, max(0, limit - taken)
+                yield limit, max(0, limit - taken)
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, int]]:
@@ -84,17 +83,6 @@ def _reclaimable(stat: Path, names: tuple[str, ...]) -> int:
         pairs = [line.split() for line in stat.read_text("utf-8").splitlines()]
         return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] in names)
     return 0
-
-
-def _process(used: int) -> Iterator[tuple[str, int, int]]:
-    """Read the limit on the address space, as `ulimit -v` sets it."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit not in (resource.RLIM_INFINITY, -1):
-        yield ADDRESSES, limit, max(0, limit - used)
 
 
 def _cuda() -> list[Room]:
