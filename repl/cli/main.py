@@ -15,6 +15,8 @@ from repl.core.sanitize import clean_line
 from repl.core.settings import Settings
 from repl.core.values import nearest
 
+SHELLS = ("bash", "zsh", "fish")
+
 
 class CommandLine(argparse.ArgumentParser):
     """Usage errors in our own words, and help that fails where it cannot be written."""
@@ -36,8 +38,8 @@ class CommandLine(argparse.ArgumentParser):
         return f"no option {word}" + (f", did you mean {close}?" if close else "")
 
 
-def parser() -> CommandLine:
-    """Return the parser: what is about this run, then one option for each setting."""
+def parser(offer: Callable[[argparse.Action], object] = lambda action: None) -> CommandLine:
+    """Return the parser: what is about this run, then one option for each setting; `offer` gets what completes."""
     line = CommandLine(
         prog="hub-repl",
         usage="hub-repl [MODEL | --connect URL] [PROMPT ...] [--SETTING VALUE ...] [-c LINE]... [--script FILE] "
@@ -46,19 +48,21 @@ def parser() -> CommandLine:
         epilog="A PROMPT, or text on standard input, is answered once; without either a prompt opens.",
         allow_abbrev=False,
     )
-    line.add_argument("model", nargs="?", metavar="MODEL", help="Hub id, id@revision, folder, .gguf file, or builtin")
+    what = "Hub id, id@revision, folder, .gguf file, or builtin"
+    offer(line.add_argument("model", nargs="?", metavar="MODEL", help=what))
     line.add_argument("prompt", nargs="*", metavar="PROMPT", help="answer this and exit")
     line.add_argument("-c", dest="commands", action="append", default=[], metavar="LINE", help="run this line first")
-    line.add_argument("--script", metavar="FILE", help="run the lines of a file (- for standard input)")
+    offer(line.add_argument("--script", metavar="FILE", help="run the lines of a file (- for standard input)"))
     line.add_argument("--keep-going", action="store_true", help="go on after a line of a script that failed")
     line.add_argument("--json", action="store_true", help="one JSON object per line on standard output")
     line.add_argument(
         "--resume", nargs="?", const="", metavar="SESSION", help="go on with the last session, or this one"
     )
     line.add_argument("--connect", metavar="URL", help="let a server answer; all words are then the PROMPT")
-    line.add_argument("--model", dest="named", metavar="MODEL", help="the MODEL, here or on the server of --connect")
+    offer(line.add_argument("--model", dest="named", metavar="MODEL", help="the MODEL, here or of --connect's server"))
     line.add_argument("--no-save", action="store_true", help="leave nothing of this session on disk")
     line.add_argument("--offline", action="store_true", help="never touch the network")
+    line.add_argument("--completion", choices=SHELLS, help="write a script that completes this line in a shell")
     line.add_argument("--version", action="store_true", help="show the version and exit")
     for part in settings.SPECS:
         group = line.add_argument_group(f"{part} settings")
@@ -66,7 +70,10 @@ def parser() -> CommandLine:
             short = [word for word, full in settings.SHORT.items() if full == name]
             spellings = dict.fromkeys(("--" + name.replace("_", "-"), "--" + name, *(f"--{word}" for word in short)))
             help_text = settings.help_of(name).replace("%", "%%")
-            group.add_argument(*spellings, dest=f"set_{name}", metavar="VALUE", help=help_text)
+            held = group.add_argument(*spellings, dest=f"set_{name}", metavar="VALUE", help=help_text)
+            if name == "accessible":
+                held.nargs, held.const = "?", "on"
+            offer(held)
     return line
 
 
@@ -110,6 +117,11 @@ def run_program() -> int:
     asked = split_model(parser().parse_intermixed_args())
     if asked.version:
         sys.stdout.write(f"hub-repl {__version__}\n")
+        return 0
+    if asked.completion:
+        from repl.cli import completion
+
+        sys.stdout.write(completion.script(asked.completion, parser))
         return 0
     if asked.model == "guide" and not asked.named and not Path("guide").exists():
         return show_guide(asked)

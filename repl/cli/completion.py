@@ -1,0 +1,42 @@
+"""Completion of the command line in a shell, as a script that is made of the parser's options; nothing is loaded."""
+
+import argparse
+from collections.abc import Callable
+
+import shtab
+
+from repl.core import settings
+
+CACHED = (
+    'ls "${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}" 2>/dev/null'
+    " | sed -n 's/^models--//p' | sed 's|--|/|g'; echo builtin"
+)
+"""The command that lists cached models; every shell has it run by sh."""
+MODELS = {
+    "bash": "_hub_repl_models",
+    "zsh": "_hub_repl_models",
+    "fish": "(sh -c $hub_repl_cached; __fish_complete_path (commandline -ct))",
+}
+PREAMBLE = {
+    "bash": f'_hub_repl_models() {{ compgen -W "$({CACHED})" -- "$1"; compgen -f -- "$1"; }}',
+    "zsh": f'_hub_repl_models() {{ compadd -- ${{(f)"$({CACHED})"}}; _files; }}',
+    "fish": "set -g hub_repl_cached '" + CACHED.replace("'", "\\'") + "'",
+}
+COMPLETED_BY = {
+    **dict.fromkeys(("model", "named", "set_assistant"), MODELS),
+    **dict.fromkeys(("script", "set_adapter", "set_offload_folder"), shtab.FILE),
+}
+
+
+def script(shell: str, parser: Callable[[Callable[[argparse.Action], object]], argparse.ArgumentParser]) -> str:
+    """Return the script; `parser` makes the parser, and shows each option."""
+    return str(shtab.complete(parser(_offer), shell, preamble=PREAMBLE[shell]))
+
+
+def _offer(action: argparse.Action) -> None:
+    """Note what the value of an option may be: also where other words than these are read."""
+    if action.dest in COMPLETED_BY:
+        action.complete = COMPLETED_BY[action.dest]  # type: ignore[attr-defined] # how shtab is told
+    elif action.dest.startswith("set_"):
+        words = settings.kind(action.dest.removeprefix("set_")).complete()
+        action.choices = [word for word in words if not word.isdigit()] or None

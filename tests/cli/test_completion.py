@@ -1,0 +1,57 @@
+"""What a shell completes, with the scripts that the program writes for it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from repl.cli import main
+
+pytest.importorskip("shtab")
+
+ASK = """
+source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+_shtab_hub_repl hub-repl "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"; echo "${COMPREPLY[@]}"
+"""
+
+
+def script(shell: str) -> str:
+    from repl.cli import completion
+
+    return completion.script(shell, main.parser)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_options_values_files_and_cached_models(tmp_path: Path) -> None:
+    """Each setting with its words, a path where a file belongs, a model that is in the cache of the Hub."""
+    (tmp_path / "hub" / "models--acme--tiny").mkdir(parents=True)
+    (tmp_path / "lines.txt").touch()
+    (tmp_path / "written.bash").write_text(script("bash"))
+    surroundings = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path)}
+
+    def completed(*words: str) -> list[str]:
+        line = ["bash", "-c", ASK, "bash", "./written.bash", "hub-repl", *words]
+        found = subprocess.run(line, env=surroundings, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert found.stderr == ""
+        return found.stdout.split()
+
+    assert completed("--dtype", "") == ["auto", "float32", "bfloat16", "float16"]
+    assert completed("--theme", "light", "--the") == ["--theme"]
+    assert completed("--temp") == ["--temperature", "--temp"]
+    assert completed("--script", "li") == ["lines.txt"]
+    assert completed("ac") == ["acme/tiny"]
+    assert completed("acme/tiny", "--completion", "") == list(main.SHELLS)
+
+
+@pytest.mark.parametrize("shell", main.SHELLS)
+def test_a_script_is_written_at_once(shell: str, tmp_path: Path) -> None:
+    """Without torch, which takes seconds; it can be read by the shell that is installed."""
+    code = f"import sys; sys.argv[1:] = ['--completion', {shell!r}]; from repl.cli import main; main.run_program(); "
+    line = [sys.executable, "-c", code + "assert not {'torch', 'transformers', 'rich'} & set(sys.modules)"]
+    found = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert found == script(shell)
+    assert all(word in found for word in ("repetition-penalty", "bfloat16", "models--"))
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=found, text=True, check=True)
