@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from driving import bare, generated
+from fakeserver import FakeServer
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "Once upon a time"
@@ -153,7 +154,7 @@ def test_lines_without_a_prompt_run_and_the_program_ends(gpt2_folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("options", "replies"), [([], 0), (["--keep-going"], 1)], ids=["stops", "goes on"])
-def test_a_script_stops_at_its_first_failing_line_unless_told_to_go_on(gpt2_folder, options, replies):
+def test_a_script_stops_at_its_first_failing_line_unless_told_to_go_on(options, replies):
     """Either way the program says that something failed."""
     lines = textwrap.dedent(
         f"""\
@@ -162,7 +163,8 @@ def test_a_script_stops_at_its_first_failing_line_unless_told_to_go_on(gpt2_fold
         {PROMPT}
         """
     )
-    child = hub_repl(gpt2_folder, "--json", "--script", "-", *options, stdin=lines)
+    with FakeServer() as server:
+        child = hub_repl("--connect", server.host, "--json", "--script", "-", *options, stdin=lines)
     events = [record["event"] for record in records(child)]
     assert events.count("error") == 1
     assert events.count("done") == replies

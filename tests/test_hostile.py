@@ -341,10 +341,11 @@ def ended(screen: Terminal, state: Callable[[Terminal], None], end: str) -> None
     state(screen)
     act(screen)
     assert screen.end(WITHIN) == code
+    assert "terminate called" not in screen.text()
+    assert "Traceback" not in screen.text()
     if not screen.gone:
         assert screen.modes() == before
         assert_untouched(screen)
-        assert "terminate called" not in screen.text()
 
 
 def saved(home: Path) -> list[tuple]:

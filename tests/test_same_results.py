@@ -95,7 +95,15 @@ def test_a_tiny_model_says_what_generate_says(tiny, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COSTLY)
+@pytest.mark.parametrize(
+    ("builtin", "name"),
+    [
+        *(pytest.param("float32", name, marks=pytest.mark.library) for name in COSTLY),
+        ("bfloat16", "greedy"),
+        ("bfloat16", "sample, all knobs"),
+    ],
+    indirect=["builtin"],
+)
 def test_the_builtin_model_says_what_generate_says(builtin, name):
     lengths = {"max_new_tokens": 8} if "max_new_tokens" in CASES[name] else {"max_length": 45}
     agree(*builtin, CASES[name] | lengths)

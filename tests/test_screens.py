@@ -252,7 +252,6 @@ def test_a_message_waits_for_the_first_load_and_is_kept_when_it_fails(talker: Pa
 ENDINGS: dict[str, tuple[Callable[[Terminal], object], int]] = {
     "typed ahead": (lambda screen: screen.keys("/quit" + ENTER + ESCAPE), 0),
     "SIGTERM": (lambda screen: screen.child.kill(signal.SIGTERM), 143),
-    "closed window": (lambda screen: screen.hang_up(), 129),
 }
 
 

@@ -62,10 +62,12 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.gone:
-            self.child.close(force=True)
-        elif self.child.isalive():
+        if self.child.isalive():
             self.child.kill(signal.SIGKILL)
+        if not self.gone:
+            self.hang_up()
+        while self.child.isalive():  # a busy machine takes a while to free a model
+            time.sleep(0.01)
 
     # keys in
 

@@ -82,7 +82,7 @@ def shown(text: str, width: int = 60) -> list[str]:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(pieces(), widths)
 def test_every_split_gives_the_same_lines(parts: list[str], width: int) -> None:
     """What is finished in the middle is what reading the whole at once gives."""
@@ -95,7 +95,7 @@ def test_every_split_gives_the_same_lines(parts: list[str], width: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(pieces(), widths, st.integers(5, 40))
 def test_every_split_gives_the_same_screen(parts: list[str], width: int, height: int) -> None:
     """The final screen and all that scrolled away, colours included, do not depend on the pieces."""
@@ -196,7 +196,7 @@ def test_links_show_their_address_and_cannot_be_clicked() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(pieces())
 def test_every_control_sequence_is_ours(parts: list[str]) -> None:
     """Colours, and moves up, to the left and down; nothing that a text says."""
