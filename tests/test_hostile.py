@@ -29,6 +29,7 @@ from repl.terminal.markdown import Markdown
 from repl.terminal.redraw import Stream
 from repl.terminal.reply import LiveReply
 from repl.terminal.screen import THEME, Screen
+from repl.terminal.tables import facts, grid
 
 STOP, LEAVE = "\x03", "\x04"
 PACKED = 200  # bytes of payloads in one reply: a turn costs more than its tokens
@@ -82,7 +83,7 @@ def streamed(pieces: list[str]) -> str:
     """Draw pieces of a text as Markdown, each as soon as it comes."""
     target, cleaner = console(), Cleaner()
     stream = Stream(target, Markdown(target), pause=0.0)
-    for piece in [*map(cleaner.feed, pieces), cleaner.end()]:
+    for piece in map(cleaner.feed, pieces):
         stream.feed(piece)
         stream.draw()
     stream.end()
@@ -108,7 +109,7 @@ def test_no_cut_lets_a_payload_through(name: str) -> None:
     for cut in range(len(said) + 1):
         pieces = [said[:cut], said[cut:]]
         cleaner = Cleaner()
-        assert foreign("".join([*map(cleaner.feed, pieces), cleaner.end()]).encode()) == []
+        assert foreign("".join(map(cleaner.feed, pieces)).encode()) == []
         drawn = streamed(pieces)
         assert foreign(drawn.encode()) == []
         assert all(word in plain(drawn) for word in words(PAYLOADS[name]))
@@ -140,6 +141,17 @@ def test_the_oracle_sees_every_payload() -> None:
     }  # and these modes: their end state tells
     assert unseen - printable <= moves | ours | {"selectors", "a pile of marks", "noncharacters"}
     assert len(PAYLOADS) >= 60
+
+
+@pytest.mark.parametrize("accessible", [False, True])
+def test_names_and_cells_in_brackets_are_no_markup(accessible: bool) -> None:
+    screen = Screen(interactive=True)
+    screen.adapt(accessible)
+    screen.out.file = paper = io.StringIO()
+    said = "[link=http://evil.example][red]x[/red]"
+    for table in (facts([(said, said)]), grid("ll", [(said, said)])):
+        screen.out.print(table)
+    assert paper.getvalue().count(said) == 4
 
 
 # said by a model, through the whole program

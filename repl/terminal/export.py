@@ -229,7 +229,9 @@ def view_as_html(shown: ShownView) -> str:
 def view_as_text(shown: ShownView) -> str:
     """Return a result as it reads without colours."""
     paper = io.StringIO()
-    console = Console(file=paper, width=FILE_COLUMNS, force_terminal=False, highlight=False, theme=palette("mono"))
+    console = Console(
+        file=paper, width=FILE_COLUMNS, force_terminal=False, highlight=False, markup=False, theme=palette("mono")
+    )
     with console.capture() as drawn:
         console.print(Text(clean_line(shown.line)), "", render(shown.result), sep="\n")
     return "\n".join(row.rstrip() for row in drawn.get().splitlines()) + "\n"

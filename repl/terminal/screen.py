@@ -168,8 +168,8 @@ class Screen:
         self._explained: set[str] = set()
         self._progress_due = 0.0  # when a line may say again how far something is
         self._mono = False
-        self.out = Console(theme=THEME, highlight=False, soft_wrap=not interactive)
-        self.err = Console(theme=THEME, highlight=False, stderr=True, soft_wrap=not interactive)
+        self.out = Console(theme=THEME, highlight=False, markup=False, soft_wrap=not interactive)
+        self.err = Console(theme=THEME, highlight=False, markup=False, stderr=True, soft_wrap=not interactive)
 
     def show(self, command: str, result: Any) -> None:
         """Show what a command returned."""
@@ -192,7 +192,7 @@ class Screen:
         kind, terminal = (LineConsole, False) if accessible else (Console, None)
         wrap = accessible or not self.interactive
         self.out, self.err = (
-            kind(theme=THEME, highlight=False, stderr=stderr, soft_wrap=wrap, force_terminal=terminal)
+            kind(theme=THEME, highlight=False, markup=False, stderr=stderr, soft_wrap=wrap, force_terminal=terminal)
             for stderr in (False, True)
         )
 
@@ -200,7 +200,7 @@ class Screen:
         """Say how far something is, where no line is drawn twice: one line every ten seconds at most."""
         if time.monotonic() >= self._progress_due:
             self._progress_due = time.monotonic() + PROGRESS_S
-            self.err.print(text, markup=False)
+            self.err.print(text)
 
     def paint(self, theme: str) -> None:
         """Draw in the colours of a theme from now on."""

@@ -29,7 +29,7 @@ def facts(rows: Iterable[tuple[str, str]], style: str = "quiet") -> Table:
     table.add_column(style=style, no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, Text("\n".join(map(clean_line, value.split("\n")))))
+        table.add_row(Text(clean_line(name)), Text("\n".join(map(clean_line, value.split("\n")))))
     return table
 
 
