@@ -117,7 +117,8 @@ def quantization_config(load: Load) -> Any:
             if load.quantize in PACKED_FORMS
             else (f"/quantize int{load.quantize[0]}",)
         )
-        raise MissingExtra(f"{load.quantize} {_where(load)} needs the {package} package", EXTRA, *here)
+        where = "on a GPU" if goes_to_gpu(load) else "on the CPU"
+        raise MissingExtra(f"{load.quantize} {where} needs the {package} package", EXTRA, *here)
     return _torchao(load.quantize) if package == "torchao" else _bitsandbytes(load.quantize)
 
 
@@ -136,10 +137,6 @@ def quantization_remarks(load: Load, weights: Weights, packing: Any, size: int) 
         before, after = (f"{number / 2**20:.0f} MiB" for number in (weights.bytes, size))
         said.append(f"dequantized: {before} in the file, {after} in memory · /quantize int4 packs it again")
     return said
-
-
-def _where(load: Load) -> str:
-    return "on a GPU" if goes_to_gpu(load) else "on the CPU"
 
 
 def _bitsandbytes(quantize: str) -> object:

@@ -95,14 +95,7 @@ class Store(Generic[R]):
         `tidy` is to follow.
         """
         self._going = ()
-        before = self._current.load if self._current else None
-        try:
-            resident = self._bring(load, emit, self.offline, partial(self._make_room, load, None))
-            emit.raise_if_cancelled()
-        except BaseException:
-            emit.begin_cleanup()
-            self._restore(before, emit)
-            raise
+        resident = self._read(load, None, self._current.load if self._current else None, emit)
         emit.begin_cleanup()  # as above
         self._current = None
         self._keep(resident)
@@ -118,13 +111,7 @@ class Store(Generic[R]):
         """
         resident = self._used(load)
         if resident is None:
-            try:
-                resident = self._bring(load, emit, self.offline, partial(self._make_room, load, self._current))
-                emit.raise_if_cancelled()
-            except BaseException:
-                emit.begin_cleanup()
-                release_memory()
-                raise
+            resident = self._read(load, self._current, None, emit)
             self._keep(resident)
         self.trim(resident)
         self.tidy()
@@ -163,6 +150,17 @@ class Store(Generic[R]):
             release_memory()
 
     # what stays and what goes
+
+    def _read(self, load: Load, beside: LoadedModel[R] | None, before: Load | None, emit: JobContext) -> LoadedModel[R]:
+        """Read a model from its files; on any failure `before` is the current one again, if it had to go."""
+        try:
+            resident = self._bring(load, emit, self.offline, partial(self._make_room, load, beside))
+            emit.raise_if_cancelled()
+            return resident
+        except BaseException:
+            emit.begin_cleanup()
+            self._restore(before, emit)
+            raise
 
     def _used(self, load: Load) -> LoadedModel[R] | None:
         """Return a resident model, which becomes the most recently used."""

@@ -6,6 +6,7 @@ a streamer. What it does not cover, beams above all, stays with the library: see
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from repl.core import library
@@ -88,20 +89,14 @@ def generate(
 
 def capture_processors(model: PreTrainedModel, **given: Any) -> tuple[LogitsProcessorList, StoppingCriteriaList]:
     """Return the logits processors and the stopping criteria that `generate` would use; the model is not run."""
-    found: list[tuple[Any, Any]] = []
 
     def catch(
-        model: PreTrainedModel,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        **_: Any,
-    ) -> Any:
-        found.append((logits_processor, stopping_criteria))
-        return input_ids
+        model: object, ids: object, logits_processor: object, stopping_criteria: object, **_: object
+    ) -> tuple[object, object]:
+        return logits_processor, stopping_criteria
 
-    model.generate(**_for_own_loop(model, given), custom_generate=catch)
-    return found[0]
+    processors, criteria = model.generate(**_for_own_loop(model, given), custom_generate=catch)
+    return processors, criteria
 
 
 def effective_config(model: PreTrainedModel, given: dict[str, Any]) -> Any:
@@ -130,16 +125,13 @@ def _for_own_loop(model: PreTrainedModel, given: dict[str, Any]) -> dict[str, An
     return {**rest, "generation_config": config}
 
 
+@dataclass(frozen=True, slots=True)
 class Loop:
     """What `generate(custom_generate=...)` calls: one pass over the prompt, then step after step."""
 
-    def __init__(
-        self,
-        streamer: BaseStreamer = None,
-        proposals: Proposals | None = None,
-        choice: RowChoice | None = None,
-    ) -> None:
-        self._streamer, self._proposals, self._choice = streamer, proposals, choice
+    streamer: BaseStreamer = None
+    proposals: Proposals | None = None
+    choice: RowChoice | None = None
 
     def __call__(
         self,
@@ -154,15 +146,15 @@ class Loop:
         from transformers.generation import GenerateDecoderOnlyOutput
 
         rows = input_ids.shape[0]
-        choice = self._choice or Alike(logits_processor, stopping_criteria, generation_config, rows)
+        choice = self.choice or Alike(logits_processor, stopping_criteria, generation_config, rows)
         text = RowIds(model, input_ids, given)
         logits = text.read([])
         if choice.copies > 1:
             logits = text.multiply(logits, choice.copies)
         with library.decoding(model):
             self._decode(text, choice, logits, generation_config.max_length)
-        if self._streamer is not None:
-            self._streamer.end()
+        if self.streamer is not None:
+            self.streamer.end()
         if not generation_config.return_dict_in_generate:
             return text.ids
         return GenerateDecoderOnlyOutput(sequences=text.ids, **{library.cache_name(): text.cache})
@@ -173,11 +165,11 @@ class Loop:
         del logits
         while going:
             length = text.ids.shape[-1]
-            draft = [] if self._proposals is None else self._proposals.offer(text.ids, most - length - 1)
+            draft = [] if self.proposals is None else self.proposals.offer(text.ids, most - length - 1)
             logits = text.read(draft)
             going = self._take(text, choice, logits, draft)
-            if self._proposals is not None:
-                self._proposals.settle(text.ids.shape[-1] - length)
+            if self.proposals is not None:
+                self.proposals.settle(text.ids.shape[-1] - length)
 
     def _take(self, text: "RowIds", choice: RowChoice, logits: Tensor, draft: list[int]) -> bool:
         """Choose tokens for as long as a draft has them, from logits of shape (rows, draft + 1, vocab).
@@ -194,8 +186,8 @@ class Loop:
                 text.forget()  # before anybody hears of it: a cancel may come any time
             text.ids = torch.cat([text.ids, tokens[:, None]], dim=-1)
             left = choice.left(text.ids)
-            if self._streamer is not None:
-                self._streamer.put(tokens.cpu())
+            if self.streamer is not None:
+                self.streamer.put(tokens.cpu())
             if wrong or not left:
                 break
         if 0 < len(left) < text.ids.shape[0]:
