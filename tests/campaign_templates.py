@@ -21,7 +21,7 @@ import pytest
 from chats import library, said
 from conftest import Recorder
 
-from repl.analysis.template_checks import check
+from repl.analysis.template_checks import check_template
 from repl.core.errors import ReplError
 from repl.generation.prompt.chat_template import THOUGHTS, Template, render_chat, variables
 from repl.generation.prompt.messages import REASONING_FIELDS
@@ -198,7 +198,9 @@ def test_what_is_found_out_about_every_template() -> None:
         try:
             template = Template(tokenizer, {}, Recorder())
             ends = next((ends for name, ends in STOPS.items() if name in path.stem), ("</s>",))
-            for one in check(template, [one for one in map(tokenizer.convert_tokens_to_ids, ends) if one is not None]):
+            for one in check_template(
+                template, [one for one in map(tokenizer.convert_tokens_to_ids, ends) if one is not None]
+            ):
                 show(f"    {one.verdict:5} {one.name}: {one.reason}\n")
         except ReplError as error:
             show(f"    {error.message}\n")

@@ -86,7 +86,7 @@ class Answer:
 
 
 @dataclass
-class Aside(ForwardingContext):
+class ColumnContext(ForwardingContext):
     """The job as one of several answers sees it: what it says goes into its column."""
 
     emit: JobContext
@@ -105,7 +105,7 @@ class Aside(ForwardingContext):
             self.emit.begin_cleanup()
 
 
-class Apart(Aside):
+class ThreadContext(ColumnContext):
     """The same on a thread of its own: it stops with the job, also while that is putting things in order."""
 
     def __call__(self, event: Event) -> None:
@@ -157,10 +157,10 @@ class LocalAnswerer:
 
     resident: Model
 
-    def answer(self, variant: Variant, asked: Query, seed: int, aside: Aside) -> Answer:
+    def answer(self, variant: Variant, asked: Query, seed: int, aside: ColumnContext) -> Answer:
         """Answer once."""
         resident, facts = self.resident, self.resident.facts
-        request = asked.request(drawing(variant.settings, seed), facts.chats)
+        request = asked.request(with_seed(variant.settings, seed), facts.chats)
         done = engine.generate_reply(resident, request, aside)
         logprobs = tuple(token.logprob for token in aside.tokens if token.logprob is not None)
         return Answer(
@@ -169,9 +169,9 @@ class LocalAnswerer:
             model=facts.name,
             bytes=facts.bytes,
             chats=request.chats,
-            pieces=pieces(aside.tokens),
+            pieces=token_pieces(aside.tokens),
             logprobs=logprobs or _score_tokens(resident, done, aside),
-            vocabulary=vocabulary(resident.tokenizer),
+            vocabulary=vocabulary_hash(resident.tokenizer),
         )
 
 
@@ -181,7 +181,7 @@ class RemoteAnswerer:
 
     remote: Remote
 
-    def answer(self, variant: Variant, asked: Query, seed: int, aside: Aside) -> Answer:
+    def answer(self, variant: Variant, asked: Query, seed: int, aside: ColumnContext) -> Answer:
         """Answer once; the draws are the server's own unless the settings have a seed."""
         request = asked.request(variant.settings, self.remote.chats)
         done = self.remote.reply(request, aside)
@@ -190,10 +190,12 @@ class RemoteAnswerer:
         if variant.server is not None:  # what it was asked about itself is worth keeping
             server = replace(variant.server, model=self.remote.model, listing=self.remote.listing)
             variant = replace(variant, server=server)
-        return Answer(variant, done, model=name, chats=request.chats, pieces=pieces(aside.tokens), logprobs=logprobs)
+        return Answer(
+            variant, done, model=name, chats=request.chats, pieces=token_pieces(aside.tokens), logprobs=logprobs
+        )
 
 
-def drawing(chosen: Settings, seed: int) -> Settings:
+def with_seed(chosen: Settings, seed: int) -> Settings:
     """Return settings that draw what a seed says, where none was chosen."""
     return chosen if chosen.decode.seed is not None else replace(chosen, decode=replace(chosen.decode, seed=seed))
 
@@ -206,12 +208,12 @@ def _score_tokens(resident: Model, done: Reply, emit: JobContext) -> tuple[float
         return ()
 
 
-def vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return a number that is the same for tokenizers with the same ids for the same tokens, within this process."""
     return hash(frozenset(tokenizer.get_vocab().items())) or 1
 
 
-def pieces(tokens: Sequence[Token]) -> tuple[str, ...]:
+def token_pieces(tokens: Sequence[Token]) -> tuple[str, ...]:
     """Return the text that each token added; a last rest belongs to the token before it, where ids are known."""
     found: list[str] = []
     known = any(token.id is not None for token in tokens)  # a server gives none

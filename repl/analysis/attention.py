@@ -46,7 +46,7 @@ class Traits:
     remark: str
 
 
-def traits(model: PreTrainedModel, context: int, check: Callable[[], None]) -> Traits:
+def read_traits(model: PreTrainedModel, context: int, check: Callable[[], None]) -> Traits:
     """Look at a model; two tiny runs show what its cache holds."""
     config = model_config.text_config(model.config)
     kept, remark = measure_cache(model, check)
@@ -62,7 +62,7 @@ def traits(model: PreTrainedModel, context: int, check: Callable[[], None]) -> T
         heads=heads,
         kv_heads=shared,
         head_width=keyed[0].width if keyed else 0,
-        positions=positions(model, config),
+        positions=describe_positions(model, config),
         layers=int(model_config.get(config, "num_hidden_layers") or len(kept)),
         windows=windows,
         kv_bytes_per_token=sum(layer.per_token for layer in kept),
@@ -138,16 +138,16 @@ def _kind(config: PreTrainedConfig, heads: int, shared: int, keyed: int, kept: l
     return f"{name} in {keyed} of {len(kept)} layers, the others are recurrent" if others else name
 
 
-def positions(model: PreTrainedModel, config: PreTrainedConfig) -> str:
+def describe_positions(model: PreTrainedModel, config: PreTrainedConfig) -> str:
     """Say how a model tells positions apart, from its modules where they show it, else from its config."""
     for module in model.modules():
         name = type(module).__name__
         if "RotaryEmbedding" in name or "RotaryPosition" in name:
-            return rotary(config)
+            return describe_rotary(config)
     if learned := _learned(model):
         return f"learned, {learned:,}"
     if model_config.get(config, "rotary_dim", "rope_parameters"):
-        return rotary(config)
+        return describe_rotary(config)
     if model_config.get(config, "alibi") or type(model).__name__.startswith("Bloom"):
         return "ALiBi: a slope on the distance"
     return "none of its own"
@@ -165,7 +165,7 @@ def _learned(model: PreTrainedModel) -> int:
     return 0
 
 
-def rotary(config: PreTrainedConfig) -> str:
+def describe_rotary(config: PreTrainedConfig) -> str:
     """Say which rotary embedding a config describes, or which ones, where kinds of layers differ."""
     given = model_config.get(config, "rope_parameters") or {}
     kinds = [values for values in given.values() if isinstance(values, dict)] or [given]

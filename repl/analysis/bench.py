@@ -22,9 +22,9 @@ from repl.generation.measure.forward import input_device, library_errors
 from repl.generation.request import Request
 from repl.generation.runtime import Model, Models, Runtime
 
-BARE = "generate"
-GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
-TEXT = (
+BARE_GENERATE = "generate"
+GREEDY_VALUES = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+ENGLISH_TEXT = (
     "The river rises in the hills above the town, and by the time it reaches the bridge it carries the water of nine "
     "streams. In spring the meadows stand under water for a week or two; the farmers move their animals to the higher "
     "fields, and the children take the long way to school. Nobody minds much. The ground is the better for it, and the "
@@ -32,8 +32,8 @@ TEXT = (
 )
 WARM_UP_TOKENS = 3  # tokens of the run that is not counted
 BLOCK_BYTES = 2**28  # read to measure the memory: far more than any cache holds
-READS = 7
-PACKED = ("torch.int8", "torch.uint8", "torch.int32")  # what weights that are no parameters are packed into
+MEMORY_READS = 7
+PACKED_DTYPES = ("torch.int8", "torch.uint8", "torch.int32")  # what weights that are no parameters are packed into
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class BenchSizes:
     """Tokens of the prompt and of the reply, and how often each way makes it."""
 
     prompt_tokens: int
@@ -54,7 +54,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TimedReply:
     """One timed reply: seconds to the first token, and tokens per second from there on."""
 
     ttft_s: float
@@ -62,7 +62,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class WaySpeed:
     """One way to make a reply, with medians: seconds to the first token, tokens/s while reading and while writing.
 
     `of_bare` is the decode speed over that of the library's bare `generate`. `read_bytes` are the weights that a token
@@ -85,11 +85,11 @@ class Row:
 class Benched:
     """What was measured, with what decides it; `whole` is False where it was stopped before the end."""
 
-    rows: list[Row]
+    rows: list[WaySpeed]
     problems: list[str]
     bandwidth: dict[str, float]
     """Bytes per second that each device reads from its memory."""
-    sizes: Sizes
+    sizes: BenchSizes
     threads: int
     whole: bool
 
@@ -99,9 +99,9 @@ class Bench:
     """Measures ways to make a reply; what is done stays when it is stopped. For the model thread."""
 
     store: Models
-    sizes: Sizes
+    sizes: BenchSizes
     emit: JobContext
-    rows: list[Row] = field(default_factory=list)
+    rows: list[WaySpeed] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     bandwidth: dict[str, float] = field(default_factory=dict)
 
@@ -137,7 +137,7 @@ class Bench:
             raise UsageError(f"prompt and reply of {total} tokens do not fit into the context of {facts.context}")
         ids, stage = text_ids(model, sizes.prompt_tokens), f"bench {facts.name} {facts.dtype}"
         rate = self._rate(set(facts.device_map.values()))
-        runs: list[tuple[Way, list[Run]]] = []
+        runs: list[tuple[Way, list[TimedReply]]] = []
         try:
             self.emit(Progress(stage, 0, sizes.repeats, "runs"))
             for way in ways:
@@ -153,18 +153,21 @@ class Bench:
                 if found:
                     self._add_row(model, way, found, rate)
 
-    def _time(self, model: Model, way: Way, ids: list[int], new: int) -> Run:
+    def _time(self, model: Model, way: Way, ids: list[int], new: int) -> TimedReply:
         """Time a greedy reply of exactly `new` tokens, without a kept cache; raises `ReplError`."""
-        if way.name == BARE:
+        if way.name == BARE_GENERATE:
             return time_bare(model, ids, new, self.emit)
         return time_reply(model, way.settings, ids, new, self.emit, self.store.get)
 
-    def _add_row(self, model: Model, way: Way, runs: Sequence[Run], rate: float | None) -> None:
+    def _add_row(self, model: Model, way: Way, runs: Sequence[TimedReply], rate: float | None) -> None:
         first, decode = median(run.ttft_s for run in runs), median(run.decode_tps for run in runs)
-        bare = next((row.decode_tps for row in self.rows if row.way == BARE), decode if way.name == BARE else None)
+        bare = next(
+            (row.decode_tps for row in self.rows if row.way == BARE_GENERATE),
+            decode if way.name == BARE_GENERATE else None,
+        )
         size, facts = read_bytes(model), model.facts
         self.rows.append(
-            Row(
+            WaySpeed(
                 way=way.name,
                 model=facts.id,
                 dtype=facts.dtype,
@@ -191,7 +194,7 @@ class Bench:
 
 def text_ids(model: Model, count: int) -> list[int]:
     """Return so many ids of plain English."""
-    ids = [int(token) for token in model.tokenizer(TEXT)["input_ids"]]
+    ids = [int(token) for token in model.tokenizer(ENGLISH_TEXT)["input_ids"]]
     return (ids * (count // len(ids) + 1))[:count]
 
 
@@ -200,7 +203,7 @@ def read_bytes(model: Model) -> int:
 
     Of a mixture of experts this counts every expert.
     """
-    packed = [one for one in model.model.buffers() if str(one.dtype) in PACKED]
+    packed = [one for one in model.model.buffers() if str(one.dtype) in PACKED_DTYPES]
     total = sum(weight.numel() * weight.element_size() for weight in (*model.model.parameters(), *packed))
     first, last = model.model.get_input_embeddings(), model.model.get_output_embeddings()
     if last is not None and first is not None and first.weight is not last.weight:
@@ -215,7 +218,7 @@ def measure_bandwidth(device: str, emit: JobContext, clock: Callable[[], float] 
     block = torch.ones(BLOCK_BYTES // 4, device=device)
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(block.device.type, lambda: None)
     seconds: list[float] = []
-    for _ in range(READS + 1):  # the first touches the pages
+    for _ in range(MEMORY_READS + 1):  # the first touches the pages
         emit.raise_if_cancelled()
         wait()
         began = clock()
@@ -240,17 +243,17 @@ class Clock:
     def end(self) -> None:
         """Be told that it is over."""
 
-    def run(self) -> Run:
+    def run(self) -> TimedReply:
         """Return the times of the reply."""
         began, _, first, *_, last = self._times
-        return Run(first - began, (len(self._times) - 3) / (last - first))
+        return TimedReply(first - began, (len(self._times) - 3) / (last - first))
 
 
-def time_bare(model: Model, ids: list[int], new: int, emit: JobContext) -> Run:
+def time_bare(model: Model, ids: list[int], new: int, emit: JobContext) -> TimedReply:
     """Time what the library does by itself."""
     import torch
 
-    values = {**GREEDY, "stop_strings": None, "max_new_tokens": new, "min_new_tokens": new}
+    values = {**GREEDY_VALUES, "stop_strings": None, "max_new_tokens": new, "min_new_tokens": new}
     chosen = arguments.of_values(model.model, values)
     prompt = torch.tensor([ids], device=input_device(model.model))
     mask = torch.ones_like(prompt)
@@ -262,13 +265,15 @@ def time_bare(model: Model, ids: list[int], new: int, emit: JobContext) -> Run:
         return clock.run()
 
 
-def time_reply(model: Model, asked: Settings, ids: list[int], new: int, emit: JobContext, get: drafters.Get) -> Run:
+def time_reply(
+    model: Model, asked: Settings, ids: list[int], new: int, emit: JobContext, get: drafters.Get
+) -> TimedReply:
     """Time a reply as the program makes it; of the settings only those count that make it faster.
 
     `get` brings another model beside it, the assistant. Raises `UsageError` where what should make it faster is off.
     """
     chosen = replace(Settings(), load=asked.load)
-    values = {name: asked.get(name) for name in decoding.AHEAD} | GREEDY
+    values = {name: asked.get(name) for name in decoding.AHEAD} | GREEDY_VALUES
     for name, value in {**values, "max_new_tokens": new, "min_new_tokens": new}.items():
         chosen = chosen.put(name, value, "bench")
     muted = Muted(emit, lambda: None)
@@ -277,4 +282,4 @@ def time_reply(model: Model, asked: Settings, ids: list[int], new: int, emit: Jo
         raise Cancelled
     if done.drafts is None and (name := drafters.draft_source(chosen)):
         raise UsageError(f"{name} is off for this model")
-    return Run(done.timing.ttft_s or 0.0, done.timing.decode_tps or 0.0)
+    return TimedReply(done.timing.ttft_s or 0.0, done.timing.decode_tps or 0.0)

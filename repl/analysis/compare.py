@@ -10,15 +10,15 @@ from math import log
 
 from repl.analysis.answerers import (
     Answer,
-    Apart,
-    Aside,
+    ColumnContext,
     LocalAnswerer,
     Problem,
     Query,
     RemoteAnswerer,
+    ThreadContext,
     full_text,
     open_answerer,
-    pieces,
+    token_pieces,
 )
 from repl.analysis.variants import Variant
 from repl.core.errors import Cancelled, ReplError
@@ -83,7 +83,9 @@ class Compared(Answers):
     whole: bool = True
 
 
-def run(store: Models, variants: Sequence[Variant], asked: Query, emit: JobContext, made: dict[int, Answer]) -> None:
+def answer_all(
+    store: Models, variants: Sequence[Variant], asked: Query, emit: JobContext, made: dict[int, Answer]
+) -> None:
     """Answer in every way, adding to `made`, by column, as soon as an answer has ended; for the model thread.
 
     Servers answer all at the same time, beside the models here, which take turns. One that fails is told and the next
@@ -96,7 +98,7 @@ def run(store: Models, variants: Sequence[Variant], asked: Query, emit: JobConte
     there = [column for column, variant in enumerate(variants) if variant.server]
 
     def answer(column: int) -> None:
-        aside = (Apart if column in there else Aside)(emit, column)
+        aside = (ThreadContext if column in there else ColumnContext)(emit, column)
         with suppress(Cancelled):
             variant = variants[column]
             made[column] = answer_query(open_answerer(store, variant, aside), variant, asked, seed, aside)
@@ -111,7 +113,7 @@ def run(store: Models, variants: Sequence[Variant], asked: Query, emit: JobConte
     store.tidy()
 
 
-def answer_query(opened: Opened, variant: Variant, asked: Query, seed: int, aside: Aside) -> Answer:
+def answer_query(opened: Opened, variant: Variant, asked: Query, seed: int, aside: ColumnContext) -> Answer:
     """Answer once; an error is told in the column, and is the answer's problem. Raises `Cancelled`."""
     try:
         with opened as side:
@@ -120,7 +122,7 @@ def answer_query(opened: Opened, variant: Variant, asked: Query, seed: int, asid
         if not aside.stopped():
             aside(Notice(error.message))
         problem = Problem(error.kind, error.message, error.hints)
-        return Answer(variant, error.partial, problem, pieces=pieces(aside.tokens))
+        return Answer(variant, error.partial, problem, pieces=token_pieces(aside.tokens))
 
 
 def mean(logprobs: Sequence[float]) -> float | None:
@@ -134,7 +136,7 @@ def differences(made: Sequence[Answer]) -> list[Difference | None]:
     found: list[Difference | None] = [None] * len(made)
     firsts: list[Difference] = []
     for place in good[1:]:
-        if parted := parting(made[good[0]], made[place]):
+        if parted := find_difference(made[good[0]], made[place]):
             firsts.append(parted[0])
             found[place] = parted[1]
     if firsts:
@@ -142,7 +144,7 @@ def differences(made: Sequence[Answer]) -> list[Difference | None]:
     return found
 
 
-def parting(one: Answer, other: Answer) -> tuple[Difference, Difference] | None:
+def find_difference(one: Answer, other: Answer) -> tuple[Difference, Difference] | None:
     """Return where two answers part, by token ids where the tokenizers are the same, else by text.
 
     What was stopped has no end of its own: nothing is known of what would have followed.
@@ -153,11 +155,11 @@ def parting(one: Answer, other: Answer) -> tuple[Difference, Difference] | None:
     ended = [made for made, way in zip((one, other), ways, strict=True) if same == len(way)]
     if len(ended) == 2 or any(made.cut for made in ended):
         return None
-    places = [same if by_ids else piece(made, same) for made in (one, other)]
+    places = [same if by_ids else token_at(made, same) for made in (one, other)]
     return _marked(one, places[0]), _marked(other, places[1])
 
 
-def piece(made: Answer, character: int) -> int:
+def token_at(made: Answer, character: int) -> int:
     """Return the token that a character of the text belongs to."""
     ends = accumulate(map(len, made.pieces))
     return next((place for place, end in enumerate(ends) if end > character), len(made.pieces))

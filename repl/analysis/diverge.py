@@ -23,9 +23,16 @@ from repl.generation.runtime import Model, Models
 from repl.models import loader
 from repl.models.loader import ModelInfo
 
-TIE = 0.1  # nats: below this in both, which of two tokens leads is a matter of rounding
-ONWARD = 24  # tokens shown of how each text goes on behind the fork
-IDLE = (*decoding.SAMPLING, *decoding.BEAMS, *decoding.LENGTHS, *decoding.APART, "num_return_sequences", "stop")
+TIE_NATS = 0.1  # below this in both, which of two tokens leads is a matter of rounding
+ONWARD_TOKENS = 24  # tokens shown of how each text goes on behind the fork
+IDLE_SETTINGS = (
+    *decoding.SAMPLING,
+    *decoding.BEAMS,
+    *decoding.LENGTHS,
+    *decoding.APART,
+    "num_return_sequences",
+    "stop",
+)
 """Settings that do not decide which token is the likeliest."""
 
 
@@ -152,7 +159,7 @@ def _in_turn(store: Models, asked: Asked, text: Led, other: Load, names: tuple[s
 # the reply
 
 
-def greedy(settings: Settings) -> Settings:
+def greedy_settings(settings: Settings) -> Settings:
     """Return settings that take the likeliest token each time."""
     values = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
     for name, value in values.items():
@@ -165,8 +172,8 @@ def is_greedy(record: Reply, facts: ModelInfo, load: Load, settings: Settings) -
     loaded = {name: getattr(load, name) for name in load.__slots__}
     same = {**record.load, "dtype": record.model.dtype} == {**loaded, "dtype": facts.dtype}
     chosen = not record.sampled and record.beams == 1
-    table = decoding.effective(greedy(settings), facts.base)
-    changed = [name for name in record.decode if name in table and name not in IDLE]
+    table = decoding.effective(greedy_settings(settings), facts.base)
+    changed = [name for name in record.decode if name in table and name not in IDLE_SETTINGS]
     alike = all(_even(record.decode[name], table[name].value) for name in changed)
     return bool(record.token_ids) and same and chosen and alike and record.model.commit == facts.commit
 
@@ -180,7 +187,7 @@ def _even(one: object, other: object) -> bool:
 
 def _text(resident: Model, asked: Asked, emit: JobContext) -> Led:
     """Return the reply to lead both over: the recorded one, or a greedy one made now."""
-    done, settings = asked.record, greedy(asked.settings)
+    done, settings = asked.record, greedy_settings(asked.settings)
     if done is None:
         made = [0]
 
@@ -284,7 +291,7 @@ def _fork(place: int, step: DivergedStep, logs: tuple[Tensor, Tensor], speller: 
         DivergedToken(token, speller.text(token), (exp(float(logs[0][token])), exp(float(logs[1][token]))))
         for token in (step.first, step.second)
     )
-    return FirstFlip(place + 1, one, two, step.margins, max(step.margins) < TIE)
+    return FirstFlip(place + 1, one, two, step.margins, max(step.margins) < TIE_NATS)
 
 
 def _onward(second: Model, asked: Asked, text: Led, fork: FirstFlip, emit: JobContext) -> tuple[str, str]:
@@ -294,13 +301,13 @@ def _onward(second: Model, asked: Asked, text: Led, fork: FirstFlip, emit: JobCo
     rest = [fork.second.id]
     config = arguments.of_settings(second, asked.settings).config
     if fork.second.id not in decoding.stops(config):
-        settings = greedy(asked.settings).put("max_new_tokens", ONWARD - 1, "diverge")
+        settings = greedy_settings(asked.settings).put("max_new_tokens", ONWARD_TOKENS - 1, "diverge")
         request = Request(settings, ids=(*before, fork.second.id))
         done = engine.generate_reply(second, request, batch.Muted(emit))
         if done.finish == "cancelled":
             raise Cancelled
         rest += done.token_ids
-    own = text.done.token_ids[place : place + ONWARD]
+    own = text.done.token_ids[place : place + ONWARD_TOKENS]
     return _added(second.tokenizer, before, own), _added(second.tokenizer, before, rest)
 
 

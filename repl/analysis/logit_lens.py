@@ -18,11 +18,11 @@ from repl.models import reference
 from repl.models.imports import release_memory
 from repl.models.loader import ModelInfo
 
-CLOSE = 1e-4  # of the largest logit: how far two ways to the same number may lie apart in float32
+MAX_RELATIVE_GAP = 1e-4  # of the largest logit: how far two ways to the same number may lie apart in float32
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class LensToken:
     """A token and its probability, with its rank from 1 on."""
 
     id: int
@@ -160,17 +160,17 @@ def _same(one: Tensor, other: Tensor, dtype: object) -> bool:
     import torch
 
     most = float(other.abs().max())
-    return bool((one - other).abs().max() <= max(CLOSE, 4 * torch.finfo(dtype).eps) * max(1.0, most))
+    return bool((one - other).abs().max() <= max(MAX_RELATIVE_GAP, 4 * torch.finfo(dtype).eps) * max(1.0, most))
 
 
-def candidate(logs: Tensor, token: int, speller: Speller) -> Candidate:
+def lens_token(logs: Tensor, token: int, speller: Speller) -> LensToken:
     """Return a token with its place in a distribution, log-probabilities of shape (vocab,)."""
     logprob = logs[token]
     rank = int((logs > logprob).sum()) + 1
-    return Candidate(token, speller.text(token), float(logprob.exp()), float(logprob), rank)
+    return LensToken(token, speller.text(token), float(logprob.exp()), float(logprob), rank)
 
 
-def opening(tokenizer: PreTrainedTokenizerBase, word: str, logs: Tensor) -> int:
+def first_token(tokenizer: PreTrainedTokenizerBase, word: str, logs: Tensor) -> int:
     """Return the first token of a word: of its spellings with and without a space in front, the likelier one."""
     spellings = [word] if word[:1].isspace() else [word, f" {word}"]
     starts = [ids[0] for ids in (tokenizer(text, add_special_tokens=False)["input_ids"] for text in spellings) if ids]

@@ -7,13 +7,13 @@ from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.core.library_types import Tensor
 
-DTYPES = ("float32", "bfloat16", "float16")
+MEASURED_DTYPES = ("float32", "bfloat16", "float16")
 WIDTH, ROWS = 1024, 32  # of the matrices that are multiplied: one row is a reply's token, many are a prompt's
-TURN = 0.12  # seconds for each measurement
+TURN_S = 0.12  # seconds for each measurement
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class MatmulSpeed:
     """Products with a square matrix, in thousands of millions of operations a second."""
 
     dtype: str
@@ -24,15 +24,15 @@ class Speed:
     """One row at a time, as while a reply is made."""
 
 
-def measured(emit: JobContext) -> list[Speed]:
+def measure_speeds(emit: JobContext) -> list[MatmulSpeed]:
     """Multiply matrices in every number format, for about a second altogether."""
     import torch
 
     device = "cuda:0" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return [speed for dtype in DTYPES if (speed := _speed(dtype, device, emit)) is not None]
+    return [speed for dtype in MEASURED_DTYPES if (speed := _speed(dtype, device, emit)) is not None]
 
 
-def _speed(dtype: str, device: str, emit: JobContext) -> Speed | None:
+def _speed(dtype: str, device: str, emit: JobContext) -> MatmulSpeed | None:
     import torch
 
     emit(Progress(f"measure {dtype}"))
@@ -41,14 +41,14 @@ def _speed(dtype: str, device: str, emit: JobContext) -> Speed | None:
         reading, replying = (_rate(matrix, rows, emit) for rows in (ROWS, 1))
     except (RuntimeError, NotImplementedError):  # this device does not compute in this format
         return None
-    return Speed(dtype, device, reading, replying)
+    return MatmulSpeed(dtype, device, reading, replying)
 
 
 def _rate(matrix: Tensor, rows: int, emit: JobContext) -> float:
     """Return thousands of millions of additions and multiplications a second."""
     some = matrix[:rows]
     (some @ matrix)[0, 0].item()  # the first one sets things up
-    quickest, until = float("inf"), time.perf_counter() + TURN
+    quickest, until = float("inf"), time.perf_counter() + TURN_S
     while (began := time.perf_counter()) < until:
         emit.raise_if_cancelled()
         (some @ matrix)[0, 0].item()  # reading a number waits for the device
@@ -56,7 +56,7 @@ def _rate(matrix: Tensor, rows: int, emit: JobContext) -> float:
     return 2 * rows * WIDTH * WIDTH / max(quickest, 1e-9) / 1e9
 
 
-def advice(speeds: list[Speed]) -> list[str]:
+def advice(speeds: list[MatmulSpeed]) -> list[str]:
     """Say which number format is worth choosing here, as far as the measurement shows it."""
     by_name = {speed.dtype: speed for speed in speeds}
     one, half = by_name.get("float32"), by_name.get("bfloat16")

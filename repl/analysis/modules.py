@@ -31,19 +31,19 @@ class Part:
     """Parts that are left out here: the tree is deeper."""
 
 
-def tree(model: PreTrainedModel, path: str = "") -> Part:
+def fold_modules(model: PreTrainedModel, path: str = "") -> Part:
     """Return the part at a path with everything in it, equal ones folded; raises `UsageError` for a wrong path."""
-    return Reader(model, path).part(path, path or type(model).__name__)
+    return ModuleReader(model, path).part(path, path or type(model).__name__)
 
 
-def cut(part: Part, depth: int) -> Part:
+def cut_tree(part: Part, depth: int) -> Part:
     """Return a part with so many levels below it."""
     if not depth and part.parts:
         return replace(part, parts=(), inside=len(part.parts))
-    return replace(part, parts=tuple(cut(one, depth - 1) for one in part.parts))
+    return replace(part, parts=tuple(cut_tree(one, depth - 1) for one in part.parts))
 
 
-def blocks(part: Part) -> int:
+def block_level(part: Part) -> int:
     """Return the level at which the most modules are folded, 0 where none are."""
     found = [(one.count, -level) for level, one in levels(part) if one.count > 1]
     return -max(found)[1] if found else 0
@@ -56,7 +56,7 @@ def levels(part: Part, level: int = 0) -> Iterator[tuple[int, Part]]:
         yield from levels(one, level + 1)
 
 
-class Reader:
+class ModuleReader:
     """Reads the modules of one model below a path."""
 
     def __init__(self, model: PreTrainedModel, path: str) -> None:

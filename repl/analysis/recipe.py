@@ -16,24 +16,24 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.generation.prompt.chat_template import Template, fold_system_text
+from repl.generation.prompt.messages import ChatMessage
 from repl.generation.prompt.reply_parser import marking_tokens
 from repl.models.adapters import Adapter
 from repl.models.device_map import max_memory
 
-Message = Mapping[str, Any]
-WIDTH = 92
-FIRST = (*LENGTHS, "num_beams", "do_sample")  # the order in which people write them
+LINE_WIDTH = 92
+LEADING_NAMES = (*LENGTHS, "num_beams", "do_sample")  # the order in which people write them
 FORM = ("return_dict_in_generate", "output_")  # beginnings of fields that only change the form of what comes back
 OBJECTS = {"compile_config": "CompileConfig", "watermarking_config": "WatermarkingConfig"}
 """Fields of the generation config that hold an object, with its class."""
-PACKED = {
+QUANTIZATION_CODE = {
     "8bit": "BitsAndBytesConfig(load_in_8bit=True)",
     "4bit": 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")',
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSource:
     """Where a script loads the model from: a folder, or a repository with its commit."""
 
     name: str
@@ -44,13 +44,13 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class PromptForm:
     """One way to write a prompt: messages through the chat template, a text, or the very ids.
 
     `options` are arguments of the call that encodes, `behind` is written behind what the template makes.
     """
 
-    messages: tuple[Message, ...] = ()
+    messages: tuple[ChatMessage, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     behind: str = ""
     text: str = ""
@@ -58,22 +58,22 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class PrintForm:
     """How a script shows the reply: the text in front of it, and whether special tokens are part of it (`marks`)."""
 
     lead: str = ""
     marks: bool = False
 
 
-def chosen(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
+def local_reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
     """Return the reply of a model here that a number means, with its record; raises `UsageError`."""
-    turn, record = reply(talk, last, number)
+    turn, record = recorded_reply(talk, last, number)
     if server := record.server:
         raise UsageError(f"exchange {turn.exchange} was made by {server}: a script makes replies of a local model")
     return turn, record
 
 
-def reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
+def recorded_reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
     """Return the reply that a number means, 0 the last one, with its record; raises `UsageError`."""
     turn = talk.exchange(number) if number else last
     if turn is None:
@@ -82,39 +82,39 @@ def reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Rep
         raise UsageError(f"exchange {turn.exchange} has no record of how a reply was made", "/tree")
     if (server := turn.record.server) and not turn.record.token_ids:
         raise UsageError(f"exchange {turn.exchange} was made by {server}, which does not return token ids")
-    if not server and not parts(turn.record)[1]:
+    if not server and not last_call(turn.record)[1]:
         raise UsageError(f"exchange {turn.exchange} was broken off before its first token", "/retry")
     return turn, turn.record
 
 
-def parts(record: Reply) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def last_call(record: Reply) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids that the last call was given and those that it made: a continued reply was made in several."""
     ids = record.prompt_ids + record.token_ids
     return ids[: record.usage.prompt], ids[record.usage.prompt :]
 
 
-def row(record: Reply) -> int:
+def sequence_place(record: Reply) -> int:
     """Return which of the sequences the reply is."""
-    made = parts(record)[1]
+    made = last_call(record)[1]
     return next((place for place, one in enumerate(record.sequences) if one.token_ids == made), 0)
 
 
-def values(record: Reply) -> dict[str, Any]:
+def recorded_values(record: Reply) -> dict[str, Any]:
     """Return what a reply was made with, in the library's names; None switched off what the model's config sets."""
     older = {OURS.get(name, name): value for name, value in record.decode.items() if name not in APART}
     return dict(record.given) or {name: value for name, value in older.items() if value not in (None, (), [])}
 
 
-def arguments(record: Reply) -> dict[str, object]:
+def generate_arguments(record: Reply) -> dict[str, object]:
     """Return what `generate` has to be called with; a reply that was broken off, or out of time, ends where it did."""
-    found = values(record)
+    found = recorded_values(record)
     if _cut(record):
         found = {name: value for name, value in found.items() if name not in LENGTHS}
-        found["max_new_tokens"] = len(parts(record)[1])
+        found["max_new_tokens"] = len(last_call(record)[1])
     found.pop("max_time", None)  # what fitted into it once need not fit again
     idle = (() if record.sampled else WARPERS, () if record.beams > 1 else BEAMS)
     found = {name: value for name, value in found.items() if name not in (*idle[0], *idle[1])}
-    order = sorted(found, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    order = sorted(found, key=lambda name: LEADING_NAMES.index(name) if name in LEADING_NAMES else len(LEADING_NAMES))
     return {name: found[name] for name in order if name.isidentifier() and not name.startswith(FORM)}
 
 
@@ -128,37 +128,39 @@ def _cut(record: Reply) -> str:
 # the prompt
 
 
-def spellings(talk: Conversation, turn: Turn, record: Reply) -> list[Prompt]:
+def spellings(talk: Conversation, turn: Turn, record: Reply) -> list[PromptForm]:
     """Return the ways to write the prompt of a reply, the most readable first; the ids themselves are the last."""
-    ids = parts(record)[0]
+    ids = last_call(record)[0]
     asked = talk.turns[turn.parent or 0]
     if ids != record.prompt_ids:
         found = []
     elif asked.role == "prompt":
-        found = [Prompt(text=asked.text), Prompt(text=asked.text, options={"return_token_type_ids": False})]
+        found = [PromptForm(text=asked.text), PromptForm(text=asked.text, options={"return_token_type_ids": False})]
     else:
         said = [message(one.role, one.text, one.parts) for one in talk.path(asked.id) if one.id not in record.dropped]
         head = [message("system", record.system, Parts())] if record.system and 0 not in record.dropped else []
-        chats: list[list[Message]] = [[*head, *said], *([fold_system_text([*head, *said])] if head else [])]
+        chats: list[list[ChatMessage]] = [[*head, *said], *([fold_system_text([*head, *said])] if head else [])]
         found = [form for messages in chats for form in _chats(messages, record)]
-    return [*found, Prompt(ids=ids)]
+    return [*found, PromptForm(ids=ids)]
 
 
-def _chats(messages: Sequence[Message], record: Reply) -> Iterator[Prompt]:
+def _chats(messages: Sequence[ChatMessage], record: Reply) -> Iterator[PromptForm]:
     """Yield the plain form first, then the one in which control tokens that a user typed are encoded as text."""
-    form = Prompt(tuple(messages), {**record.template, "add_generation_prompt": True})
+    form = PromptForm(tuple(messages), {**record.template, "add_generation_prompt": True})
     if record.prefill:
         begun = {"role": "assistant", "content": record.prefill}
         options = {**record.template, "continue_final_message": True}
-        yield Prompt((*messages, begun), options)
-        yield Prompt((*messages, begun), {**options, "sanitize_control_tokens": True})
+        yield PromptForm((*messages, begun), options)
+        yield PromptForm((*messages, begun), {**options, "sanitize_control_tokens": True})
         yield replace(form, behind=record.prefill)
         return
     yield form
     yield replace(form, options={**form.options, "sanitize_control_tokens": True})
 
 
-def fitting(forms: Sequence[Prompt], record: Reply, tokenizer: PreTrainedTokenizerBase, emit: JobContext) -> Prompt:
+def find_form(
+    forms: Sequence[PromptForm], record: Reply, tokenizer: PreTrainedTokenizerBase, emit: JobContext
+) -> PromptForm:
     """Return the first way to write a prompt that encodes to its ids; for the model thread."""
     ids = list(forms[-1].ids)
     for form in forms[:-1]:
@@ -173,7 +175,7 @@ def fitting(forms: Sequence[Prompt], record: Reply, tokenizer: PreTrainedTokeniz
     return forms[-1]
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, form: Prompt) -> list[int]:
+def _encoded(tokenizer: PreTrainedTokenizerBase, form: PromptForm) -> list[int]:
     """Return the ids of a prompt as the script will make them; none where the library makes more of it."""
     if not form.messages:
         made = tokenizer(form.text, **form.options)
@@ -185,14 +187,14 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, form: Prompt) -> list[int]:
     return list(made["input_ids"]) if set(made) <= {"input_ids", "attention_mask"} else []
 
 
-def shown(turn: Turn, record: Reply, tokenizer: PreTrainedTokenizerBase) -> Shown:
+def print_form(turn: Turn, record: Reply, tokenizer: PreTrainedTokenizerBase) -> PrintForm:
     """Return how the script gets at the text of a reply; for the model thread."""
     if turn.role == "completion":
-        return Shown()  # the whole text, prompt and all
+        return PrintForm()  # the whole text, prompt and all
     marks = not marking_tokens(tokenizer).keys().isdisjoint(record.token_ids)
     made = tokenizer.decode(record.token_ids[: _length(record)], skip_special_tokens=not marks)
     lead = turn.text.removesuffix(made) if turn.text.endswith(made) else record.prefill
-    return Shown(lead, marks)
+    return PrintForm(lead, marks)
 
 
 def _length(record: Reply) -> int:
@@ -203,11 +205,11 @@ def _length(record: Reply) -> int:
 # the script
 
 
-def script(turn: Turn, source: Source, form: Prompt, how: Shown) -> str:
+def write_script(turn: Turn, source: ModelSource, form: PromptForm, how: PrintForm) -> str:
     """Return the program text for a reply; it prints what the reply says."""
     record = turn.record
     assert record is not None
-    quantized = PACKED.get(str(record.load.get("quantize")), "")
+    quantized = QUANTIZATION_CODE.get(str(record.load.get("quantize")), "")
     names = [source.kind, "AutoTokenizer"]
     names += ["BitsAndBytesConfig"] if quantized else ["GgufConfig"] if source.gguf_file else []
     blocks = [
@@ -224,29 +226,29 @@ def _imports(record: Reply, names: Sequence[str]) -> list[str]:
     return [*adapted, f"from transformers import {', '.join(sorted(names))}"]
 
 
-def _remarks(turn: Turn, record: Reply, form: Prompt) -> list[str]:
+def _remarks(turn: Turn, record: Reply, form: PromptForm) -> list[str]:
     known = [(name, clean_line(record.versions[name])) for name in ("transformers", "torch") if name in record.versions]
     libraries = " and ".join(f"{name} {version}" for name, version in known)
     said = [f"exchange {turn.exchange} of a hub-repl session" + (f", recorded with {libraries}" if libraries else "")]
-    if form.ids and parts(record)[0] != record.prompt_ids:
+    if form.ids and last_call(record)[0] != record.prompt_ids:
         said.append("it goes on from the ids of the reply before, which are part of its prompt here")
     elif form.ids:
         said.append("the prompt stands here as its ids: no plain call of the tokenizer is known to make them")
     if record.dropped:
         said.append(f"left out because the context was full: {counted(len(record.dropped), 'message')}")
     if cut := _cut(record):
-        said.append(f"it was {cut} after {counted(len(parts(record)[1]), 'token')}, so this ends there too")
+        said.append(f"it was {cut} after {counted(len(last_call(record)[1]), 'token')}, so this ends there too")
     if record.usage.reused and record.model.dtype != "float32":
         reused = counted(record.usage.reused, "token")
         said.append(f"{reused} came from the cache of the reply before: near ties may fall otherwise")
-    if (packed := str(record.load.get("quantize", "none"))) not in ("none", *PACKED):
+    if (packed := str(record.load.get("quantize", "none"))) not in ("none", *QUANTIZATION_CODE):
         said.append(
             f"the weights were packed as {literal(packed)}, which this script does not do: other tokens may come"
         )
     return [f"# {one[0].upper()}{one[1:]}." for one in said]
 
 
-def _loading(record: Reply, source: Source, quantized: str) -> list[str]:
+def _loading(record: Reply, source: ModelSource, quantized: str) -> list[str]:
     load = record.load
     both = {"gguf_file": literal(source.gguf_file)} if source.gguf_file else {}
     both |= {"trust_remote_code": "True"} if load.get("trust_remote_code") else {}
@@ -287,7 +289,7 @@ def _adapting(words: str) -> list[str]:
     return [line, *(["model = model.merge_and_unload(safe_merge=True)"] if asked.merge else [])]
 
 
-def _inputs(form: Prompt) -> list[str]:
+def _inputs(form: PromptForm) -> list[str]:
     options = {name: literal(value) for name, value in form.options.items()}
     if form.ids:
         return [
@@ -307,16 +309,20 @@ def _inputs(form: Prompt) -> list[str]:
     return [*messages, f"{encode}.to(model.device)"]
 
 
-def _messages(messages: Sequence[Message]) -> list[str]:
+def _messages(messages: Sequence[ChatMessage]) -> list[str]:
     told = [_message(one) for one in messages]
     line = f"messages = [{', '.join(told)}]"
-    return [line] if len(line) <= WIDTH and len(told) == 1 else ["messages = [", *(f"    {one}," for one in told), "]"]
+    return (
+        [line]
+        if len(line) <= LINE_WIDTH and len(told) == 1
+        else ["messages = [", *(f"    {one}," for one in told), "]"]
+    )
 
 
-def _message(said: Message) -> str:
+def _message(said: ChatMessage) -> str:
     content = str(said["content"])
     lines = content.splitlines(keepends=True)
-    if len(said) > 2 or len(lines) < 2 or len(content) < WIDTH // 2:
+    if len(said) > 2 or len(lines) < 2 or len(content) < LINE_WIDTH // 2:
         return literal(dict(said))
     told = "".join(f"\n            {literal(line)}" for line in lines)
     return f'{{\n        "role": {literal(said["role"])},\n        "content": ({told}\n        ),\n    }}'
@@ -330,7 +336,7 @@ def _numbers(ids: Sequence[int]) -> str:
 
 
 def _generating(record: Reply) -> list[str]:
-    values = {name: literal(value) for name, value in arguments(record).items()}
+    values = {name: literal(value) for name, value in generate_arguments(record).items()}
     for name in OBJECTS.keys() & values.keys():
         values[name] = f"{OBJECTS[name]}(**{values[name]})"
     if values.keys() & {"stop_strings", "token_healing"}:  # the library looks at text then
@@ -339,8 +345,8 @@ def _generating(record: Reply) -> list[str]:
     return [*seed, _call("output = model.generate", "**inputs", **values)]
 
 
-def _printing(turn: Turn, record: Reply, how: Shown) -> list[str]:
-    place, first = row(record), len(record.prompt_ids)
+def _printing(turn: Turn, record: Reply, how: PrintForm) -> list[str]:
+    place, first = sequence_place(record), len(record.prompt_ids)
     if turn.role == "completion":
         return [f"print(tokenizer.decode(output[{place}], skip_special_tokens=True))"]
     lead = f"{literal(how.lead)} + " if how.lead else ""
@@ -350,14 +356,14 @@ def _printing(turn: Turn, record: Reply, how: Shown) -> list[str]:
             f"reply = output[{place}, {first} : {first + _length(record)}]",
             f"print({lead}tokenizer.decode(reply))",
         ]
-    start = 'inputs["input_ids"].shape[1]' if parts(record)[0] == record.prompt_ids else str(first)
+    start = 'inputs["input_ids"].shape[1]' if last_call(record)[0] == record.prompt_ids else str(first)
     return [f"reply = output[{place}, {start}:]", f"print({lead}tokenizer.decode(reply, skip_special_tokens=True))"]
 
 
 def _call(function: str, *plain: str, **named: str) -> str:
     words = [*plain, *(f"{name}={word}" for name, word in named.items())]
     line = f"{function}({', '.join(words)})"
-    return line if len(line) <= WIDTH else f"{function}(\n" + "".join(f"    {word},\n" for word in words) + ")"
+    return line if len(line) <= LINE_WIDTH else f"{function}(\n" + "".join(f"    {word},\n" for word in words) + ")"
 
 
 def literal(value: object) -> str:

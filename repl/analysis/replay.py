@@ -10,7 +10,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from repl.analysis.answerers import Answer, Aside, LocalAnswerer, Query, RemoteAnswerer, full_text, open_answerer
+from repl.analysis.answerers import (
+    Answer,
+    ColumnContext,
+    LocalAnswerer,
+    Query,
+    RemoteAnswerer,
+    full_text,
+    open_answerer,
+)
 from repl.analysis.compare import Answers, answer_query, side_by_side
 from repl.analysis.variants import Variant
 from repl.core.conversation import Conversation, message
@@ -35,7 +43,7 @@ class Exchange:
     record: Reply
 
 
-def exchanges(talk: Conversation) -> list[Exchange]:
+def recorded_exchanges(talk: Conversation) -> list[Exchange]:
     """Return the messages of a conversation with their answers; without any, the texts that were completed."""
     found = [
         Exchange(
@@ -116,7 +124,7 @@ def _answer_all(
         asked = exchange.asked if pinned or not said else exchange.asked.after(said)
         seed = exchange.record.seed  # draw as the record did, where it drew
         drawn = secrets.randbits(31) if seed is None else seed
-        made.append(answer := answer_query(nullcontext(side), variant, asked, drawn, Aside(emit, 0)))
+        made.append(answer := answer_query(nullcontext(side), variant, asked, drawn, ColumnContext(emit, 0)))
         if emit.stopped():  # what there is of an answer is kept
             raise Cancelled
         if answer.problem and not pinned:

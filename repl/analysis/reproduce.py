@@ -17,7 +17,7 @@ from repl.generation.runtime import Model
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class ForkToken:
     """A token at the place of the first difference, with its log-probability there in nats; id None is the end."""
 
     id: int | None
@@ -38,17 +38,17 @@ class Changed:
 class Fork:
     """The tokens that follow the same text in two runs, and how far apart they are there: nats, None at an end."""
 
-    then: Candidate
-    now: Candidate
+    then: ForkToken
+    now: ForkToken
     margin: float | None
 
 
-def generated(resident: Model, record: Reply, emit: JobContext) -> list[int]:
+def generate_again(resident: Model, record: Reply, emit: JobContext) -> list[int]:
     """Call `generate` as the record says, without the kept cache; raises `Failed` or `Cancelled`."""
     import torch
 
-    model, (prompt, made) = resident.model, recipe.parts(record)
-    chosen = arguments.of_values(model, recipe.arguments(record))
+    model, (prompt, made) = resident.model, recipe.last_call(record)
+    chosen = arguments.of_values(model, recipe.generate_arguments(record))
 
     def tell(ids: Tensor, _: object) -> bool:
         emit(Progress("make it again", ids.shape[1] - len(prompt), len(made), "tokens"))
@@ -66,23 +66,23 @@ def generated(resident: Model, record: Reply, emit: JobContext) -> list[int]:
             tokenizer=resident.tokenizer,
             **chosen.off,
         )
-    new: list[int] = rows[recipe.row(record), len(prompt) :].tolist()
+    new: list[int] = rows[recipe.sequence_place(record), len(prompt) :].tolist()
     ends = [place for place, token in enumerate(new) if token in decoding.stops(chosen.config)]
     return new[: ends[0] + 1] if ends else new
 
 
-def fork(resident: Model, before: list[int], then: Sequence[int], now: Sequence[int], emit: JobContext) -> Fork:
+def find_fork(resident: Model, before: list[int], then: Sequence[int], now: Sequence[int], emit: JobContext) -> Fork:
     """Weigh the first tokens of two ways to go on after the same text, in the model's own distribution."""
     logs = next_logits(resident, before, emit).log_softmax(-1)
     one, other = (_candidate(resident.tokenizer, logs, ids[:1]) for ids in (then, now))
     return Fork(one, other, abs(float(logs[then[0]] - logs[now[0]])) if then and now else None)
 
 
-def _candidate(tokenizer: PreTrainedTokenizerBase, logs: Tensor, ids: Sequence[int]) -> Candidate:
-    return Candidate(ids[0], str(tokenizer.decode([ids[0]])), float(logs[ids[0]])) if ids else Candidate(None, "", None)
+def _candidate(tokenizer: PreTrainedTokenizerBase, logs: Tensor, ids: Sequence[int]) -> ForkToken:
+    return ForkToken(ids[0], str(tokenizer.decode([ids[0]])), float(logs[ids[0]])) if ids else ForkToken(None, "", None)
 
 
-def changes(record: Reply, resident: Model) -> list[Changed]:
+def list_changes(record: Reply, resident: Model) -> list[Changed]:
     """Return what is known of both runs and differs: library versions, format, place, attention, threads, steps."""
     facts = resident.facts
     then = record.versions | _conditions(record.model, record.environment)

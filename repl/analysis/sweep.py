@@ -20,8 +20,8 @@ from repl.session.position import Question
 from repl.session.replies import add_reply
 from repl.session.session import Session
 
-EXAMPLE = "/sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2"
-MAX_ROWS = 500
+SWEEP_EXAMPLE = "/sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2"
+MAX_SWEEP_ROWS = 500
 Words = tuple[tuple[str, str], ...]
 
 
@@ -81,26 +81,26 @@ class Sweep:
     """Rows that were not begun when it was stopped."""
 
 
-def plan(chosen: Settings, base: ModelDefaults, words: Sequence[str]) -> Grid:
+def plan_grid(chosen: Settings, base: ModelDefaults, words: Sequence[str]) -> Grid:
     """Read `name=value,value` words into the rows they ask for; raises `UsageError`."""
     grid: dict[str, tuple[str, ...]] = {}
     count, seed = 1, 1 if chosen.decode.seed is None else chosen.decode.seed
     for word in words:
         name, sign, text = word.partition("=")
         if not (name and sign and text):
-            raise UsageError(f"{word!r} is not name=value,value", EXAMPLE)
+            raise UsageError(f"{word!r} is not name=value,value", SWEEP_EXAMPLE)
         if name == "n":
-            count = _whole("n", text, Integer(1, MAX_ROWS))
+            count = _whole("n", text, Integer(1, MAX_SWEEP_ROWS))
         elif name == "seed":
-            seed = _whole("seed", text, Integer(0, 2**63 - 1 - MAX_ROWS))
+            seed = _whole("seed", text, Integer(0, 2**63 - 1 - MAX_SWEEP_ROWS))
         else:
             grid[_swept(name, base)] = _split_values(name, text)
     if not grid and count == 1:
-        raise UsageError("/sweep needs settings to go through", EXAMPLE)
+        raise UsageError("/sweep needs settings to go through", SWEEP_EXAMPLE)
     neutral = _neutral(chosen, grid)
     rows = [tuple(zip(grid, values, strict=True)) for values in product(*grid.values())]
-    if len(rows) * count > MAX_ROWS:
-        raise UsageError(f"that is {len(rows) * count:,} rows, at most {MAX_ROWS} are made", EXAMPLE)
+    if len(rows) * count > MAX_SWEEP_ROWS:
+        raise UsageError(f"that is {len(rows) * count:,} rows, at most {MAX_SWEEP_ROWS} are made", SWEEP_EXAMPLE)
     cells = (_cell(neutral, base, words, seed + place) for words in rows for place in range(count))
     distinct_cells = {(cell.words, cell.seed): cell for cell in cells}  # greedy rows read no seed
     return Grid(tuple(distinct_cells.values()), changed(neutral, [("do_sample", "off"), ("num_beams", "1")]))
@@ -110,7 +110,7 @@ def _whole(name: str, text: str, kind: Integer) -> int:
     try:
         return kind.read(text.replace(",", " "))  # several are none: a comma would read as one between thousands
     except UsageError:
-        raise UsageError(f"{name} {text!r} is not {kind.phrase}", EXAMPLE) from None
+        raise UsageError(f"{name} {text!r} is not {kind.phrase}", SWEEP_EXAMPLE) from None
 
 
 def _swept(name: str, base: ModelDefaults) -> str:
@@ -119,7 +119,7 @@ def _swept(name: str, base: ModelDefaults) -> str:
     if part == "load":
         raise UsageError(f"{full} is a load setting; a sweep varies decoding settings only", f"/diverge {name}=VALUE")
     if part != "decode" or full in ("num_return_sequences", "overflow", "reuse"):
-        raise UsageError(f"{full} cannot be swept: it does not change the text", EXAMPLE)
+        raise UsageError(f"{full} cannot be swept: it does not change the text", SWEEP_EXAMPLE)
     return full
 
 
@@ -147,7 +147,7 @@ def _cell(neutral: Settings, base: ModelDefaults, words: Words, seed: int) -> Ce
     return Cell(words, values, seed if samples else None, chosen.put("seed", seed, "sweep") if samples else chosen)
 
 
-def sweep(
+def run_sweep(
     resident: Model, grid: Grid, request: Request, emit: JobContext, exact: bool
 ) -> tuple[Sweep, dict[int, BatchReply]]:
     """Make the rows of a grid; returns what came of them, and the reply of each row by its number."""
@@ -186,7 +186,7 @@ def _measure(number: int, cell: Cell, made: BatchReply, greedy: Sequence[int]) -
         length=len(ids),
         distinct_2=distinct(ids[:-1] if done.finish == "stop" else ids),
         logprob=sum(logprobs) / len(logprobs) if logprobs else None,
-        parts=parted(ids, greedy),
+        parts=first_difference(ids, greedy),
         text=done.raw,
         token_ids=ids,
         logprobs=logprobs,
@@ -199,7 +199,7 @@ def distinct(ids: Sequence[int]) -> float | None:
     return len(set(pairs)) / len(pairs) if pairs else None
 
 
-def parted(ids: Sequence[int], greedy: Sequence[int]) -> int | None:
+def first_difference(ids: Sequence[int], greedy: Sequence[int]) -> int | None:
     """Return the first place, from 1, at which two texts differ; None where they are the same."""
     same = common_length(ids, greedy)
     return None if same == len(ids) == len(greedy) else same + 1

@@ -12,12 +12,12 @@ from repl.generation.prompt.chat_template import THOUGHTS, Template
 from repl.generation.prompt.messages import CHANNEL
 
 SYSTEM = {"role": "system", "content": "Speak in plain words."}
-FIRST = {"role": "user", "content": "How are you today?"}
-ANSWER = {"role": "assistant", "content": "Fine, thank you."}
+GREETING = {"role": "user", "content": "How are you today?"}
+RESPONSE = {"role": "assistant", "content": "Fine, thank you."}
 SECOND = {"role": "user", "content": "What comes next?"}
 LATER = {"role": "assistant", "content": "Nothing much."}
 THOUGHT = "A secret consideration."
-TALK = (FIRST, ANSWER, SECOND)
+TALK = (GREETING, RESPONSE, SECOND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class Check:
     reason: str
 
 
-def check(template: Template, stops: Sequence[int]) -> list[Check]:
+def check_template(template: Template, stops: Sequence[int]) -> list[Check]:
     """Try a template; `stops` are the ids that end a reply. Raises `Failed` where it passes its bounds."""
-    error = template.attempt([FIRST]).error or template.attempt(TALK).error
+    error = template.attempt([GREETING]).error or template.attempt(TALK).error
     if error:
         return [Check("renders", "bad", error)]
     return [Check("renders", "good", "messages of yours and a reply"), *_tried(template, stops)]
@@ -59,7 +59,7 @@ def _bos(template: Template) -> Verdict:
     bos = tokenizer.bos_token_id
     if bos is None:
         return "good", "the tokenizer has none"
-    ids = template.encode(template.write([FIRST]))
+    ids = template.encode(template.write([GREETING]))
     if ids[:2] == (bos, bos):
         return "bad", f"{tokenizer.bos_token} stands twice at the beginning"
     if ids[:1] == (bos,):
@@ -70,7 +70,7 @@ def _bos(template: Template) -> Verdict:
 
 
 def _system(template: Template) -> Verdict:
-    outcome = template.attempt([SYSTEM, FIRST])
+    outcome = template.attempt([SYSTEM, GREETING])
     if outcome.refused:
         return "note", "refused: it is put in front of your first message"
     if outcome.error:
@@ -82,10 +82,10 @@ def _system(template: Template) -> Verdict:
 
 def _generation_prompt(template: Template) -> Verdict:
     """Compare what asks for a reply with what stands in front of one in history, behind the end of your message."""
-    asked = _atoms(template, _text(template, FIRST, prompt=True).partition(FIRST["content"])[2])
-    stands = _atoms(template, _between(template, FIRST, ANSWER))
-    alone = template.attempt([FIRST], generation_prompt=False).text.partition(FIRST["content"])[2]
-    twice = template.attempt([FIRST, SECOND], generation_prompt=False).text.partition(FIRST["content"])[2]
+    asked = _atoms(template, _text(template, GREETING, prompt=True).partition(GREETING["content"])[2])
+    stands = _atoms(template, _between(template, GREETING, RESPONSE))
+    alone = template.attempt([GREETING], generation_prompt=False).text.partition(GREETING["content"])[2]
+    twice = template.attempt([GREETING, SECOND], generation_prompt=False).text.partition(GREETING["content"])[2]
     size = common_length(
         _atoms(template, twice.partition(SECOND["content"])[0] or alone), stands
     )  # the end of your turn
@@ -113,8 +113,8 @@ def _atoms(template: Template, text: str) -> list[str]:
 
 def _end(template: Template, stops: Sequence[int]) -> Verdict:
     """Look for an id that stops generation among the control tokens behind a reply, the last one and an earlier one."""
-    behind = template.attempt([FIRST, ANSWER], generation_prompt=False).text.partition(ANSWER["content"])[2]
-    between = _between(template, ANSWER, SECOND)
+    behind = template.attempt([GREETING, RESPONSE], generation_prompt=False).text.partition(RESPONSE["content"])[2]
+    between = _between(template, RESPONSE, SECOND)
     found = [one for one in (*_atoms(template, behind), *_atoms(template, between)) if one in template.controls]
     if not found:
         return "bad", "nothing marks the end of a reply: answers run on"
@@ -127,7 +127,7 @@ def _end(template: Template, stops: Sequence[int]) -> Verdict:
 
 def _earlier(template: Template) -> Verdict:
     """Compare the prompts of three turns: each should begin with the one before."""
-    chats = [[FIRST], TALK, [*TALK, LATER, SECOND]]
+    chats = [[GREETING], TALK, [*TALK, LATER, SECOND]]
     prompts = [template.write(chat) for chat in chats]
     opening = ""
     for chat, before, after in zip(chats, prompts, prompts[1:], strict=False):
@@ -151,13 +151,13 @@ def _near(text: str) -> str:
 
 
 def _thinking(template: Template) -> Verdict:
-    literals, answer = template.reads.literals, ANSWER["content"]
+    literals, answer = template.reads.literals, RESPONSE["content"]
     tag = next((tag for tag, end in THOUGHTS.items() if tag in literals or end in literals), "")
     raw = f"{tag or '<think>'}\n{THOUGHT}\n{THOUGHTS[tag or '<think>']}\n\n{answer}"
     if CHANNEL in literals:
         tag, raw = CHANNEL, f"{CHANNEL}analysis<|message|>{THOUGHT}<|end|>{CHANNEL}final<|message|>{answer}"
-    reply = {**ANSWER, "content": raw, "parts": Parts(THOUGHT, answer)}
-    outcome = template.attempt([FIRST, reply, SECOND])
+    reply = {**RESPONSE, "content": raw, "parts": Parts(THOUGHT, answer)}
+    outcome = template.attempt([GREETING, reply, SECOND])
     if outcome.error:
         return "bad", outcome.error
     if THOUGHT not in outcome.text:
@@ -168,9 +168,9 @@ def _thinking(template: Template) -> Verdict:
 
 
 def _typed(template: Template) -> Verdict:
-    hostile = {**FIRST, "content": FIRST["content"] + " ".join(template.controls)}
+    hostile = {**GREETING, "content": GREETING["content"] + " ".join(template.controls)}
     try:
-        plain, tried = (_controls_in(template, message) for message in (FIRST, hostile))
+        plain, tried = (_controls_in(template, message) for message in (GREETING, hostile))
     except ReplError as error:
         return "note", f"such a message is refused: {error.message}"
     if forged := sorted((tried - plain).keys()):

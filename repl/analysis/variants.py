@@ -21,12 +21,12 @@ NOW, LOCAL = "now", "local"
 """Words for what answers as things stand, and for the model in this process while a server answers."""
 URL = re.compile(r"https?://")
 ADDRESS = ("model", "revision", "gguf_file", "trust_remote_code")  # settings that the word for a model comes to
-NAMED = re.compile(r"[A-Za-z_][A-Za-z_-]*=.*", re.DOTALL)
-PLAIN = [("num_beams", "1"), ("num_return_sequences", "default")]
-GREEDY = [("do_sample", "off"), *PLAIN]
-SAMPLED = [("do_sample", "on"), *PLAIN]
+NAMED_SETTING = re.compile(r"[A-Za-z_][A-Za-z_-]*=.*", re.DOTALL)
+ONE_SEQUENCE = [("num_beams", "1"), ("num_return_sequences", "default")]
+GREEDY_WORDS = [("do_sample", "off"), *ONE_SEQUENCE]
+SAMPLED = [("do_sample", "on"), *ONE_SEQUENCE]
 WORDS: dict[str, list[tuple[str, str]]] = {
-    **{NOW: [], LOCAL: [], "greedy": GREEDY, "sample": SAMPLED},
+    **{NOW: [], LOCAL: [], "greedy": GREEDY_WORDS, "sample": SAMPLED},
     "prompt_lookup": [("assistant", "none"), ("prompt_lookup", str(drafters.LOOKUP_TOKENS))],
 }
 NEXT = "|".join(WORDS)
@@ -51,7 +51,7 @@ class Variant:
     server: Server | None = None
 
 
-def way(session: Session, word: str) -> Variant:
+def read_way(session: Session, word: str) -> Variant:
     """Read one word: a model, a server, or settings over those of the session; raises `UsageError`.
 
     While a server answers, its models and what says nothing of loading are meant for it.
@@ -65,18 +65,18 @@ def way(session: Session, word: str) -> Variant:
     given = _given(parts, session.base())
     offers = {one.id for one in remote.listing.offers} if remote else set()
     if remote is None or LOCAL in parts or (_load_names(given) and dict(given).get("model") not in offers):
-        return variant(word, session.settings, session.base())
+        return read_variant(word, session.settings, session.base())
     return _served(session, parts, Server(remote.wire.where, remote.model, remote.listing), given)
 
 
-def variant(word: str, now: Settings, base: ModelDefaults = NOTHING) -> Variant:
+def read_variant(word: str, now: Settings, base: ModelDefaults = NOTHING) -> Variant:
     """Read one word that says nothing of servers: what is not named stays as it is; raises `UsageError`.
 
     `base` is what the model brings: fields of its generation config may be named too.
     """
     parts = _parts(word)
     given = _given(parts, base)
-    return Variant(_title(parts), changed(now, implied(given) + given, base=base))
+    return Variant(_title(parts), changed(now, implied_words(given) + given, base=base))
 
 
 def _served(session: Session, parts: list[str], server: Server, given: list[tuple[str, str]]) -> Variant:
@@ -84,7 +84,7 @@ def _served(session: Session, parts: list[str], server: Server, given: list[tupl
     given = [pair for pair in given if pair[0] not in ADDRESS]
     if loads := _load_names(given):
         raise UsageError(f"{loads[0]} is a load setting; the server decides it")
-    chosen = changed(session.settings, implied(given) + given, base=session.base())
+    chosen = changed(session.settings, implied_words(given) + given, base=session.base())
     return Variant(_title(parts), chosen, replace(server, model=model))
 
 
@@ -115,7 +115,7 @@ def _pairs(part: str, base: ModelDefaults) -> list[tuple[str, str]]:
     """Return the settings that a part of a word names; what is no setting is a model."""
     if part in WORDS:
         return WORDS[part]
-    if not NAMED.fullmatch(part) or Path(part).expanduser().exists():
+    if not NAMED_SETTING.fullmatch(part) or Path(part).expanduser().exists():
         return settings.address(part)
     typed, _, value = part.partition("=")
     name = full_name(typed, base)
@@ -123,10 +123,10 @@ def _pairs(part: str, base: ModelDefaults) -> list[tuple[str, str]]:
         raise UsageError(f"{name} is a display setting", f"/{name}")
     if name == "model":
         return settings.address(value)
-    return GREEDY if name == "temperature" and value in ("0", "0.0") else [(name, _bare(value))]
+    return GREEDY_WORDS if name == "temperature" and value in ("0", "0.0") else [(name, _bare(value))]
 
 
-def implied(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def implied_words(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return what has to be so for a value to have an effect: nobody compares temperatures of a greedy reply."""
     given = dict(pairs)
     if "do_sample" in given:

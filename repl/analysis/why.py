@@ -19,11 +19,11 @@ from repl.generation.measure.token_text import Speller
 from repl.generation.runtime import Model
 from repl.models.loader import ModelInfo
 
-COUNT = 8  # candidates shown, by the model's odds and by the final ones
+SHOWN_CANDIDATES = 8  # candidates shown, by the model's odds and by the final ones
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ProcessorStep:
     """One processor: what the token's probability is behind it, and what it removed of the tokens there were."""
 
     name: str
@@ -39,7 +39,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class WhyToken:
     """A token that might have come: its probabilities, the model's own first, then behind each processor."""
 
     id: int
@@ -64,12 +64,12 @@ class Why:
     rank: int
     entropy: float
     """Of the model's own distribution, in nats."""
-    steps: list[Step]
+    steps: list[ProcessorStep]
     probability: float
     """The token's final probability: what it was drawn with."""
     likeliest: int
     """The likeliest token behind all steps, which greedy takes."""
-    candidates: list[Candidate]
+    candidates: list[WhyToken]
     decode: dict[str, Any]
     """Decoding values that differ from the record's."""
     notes: list[str]
@@ -81,9 +81,9 @@ def explain(
     """Compute how a token came about, from the record of its reply; for the model thread."""
     spot = _place(resident.tokenizer, record, place)
     token = record.token_ids[spot]
-    prompt, made = given(record, spot)
+    prompt, made = call_ids(record, spot)
     renamed = {decoding.OURS.get(name, name): value for name, value in changes.items()}
-    chosen = arguments.of_values(resident.model, {**recipe.values(record), **renamed})
+    chosen = arguments.of_values(resident.model, {**recipe.recorded_values(record), **renamed})
     logits = next_logits(resident, [*prompt, *made], emit, shared)
     found = stages(resident, chosen, prompt, made, logits)
     odds = [stage.probabilities for stage in found]
@@ -103,14 +103,14 @@ def explain(
         probability=float(odds[-1][token]),
         likeliest=int(found[-1].scores.argmax()),
         candidates=[
-            Candidate(one, speller.text(one), [float(row[one]) for row in odds], _remover(found, one)) for one in shown
+            WhyToken(one, speller.text(one), [float(row[one]) for row in odds], _remover(found, one)) for one in shown
         ],
         decode=dict(changes),
         notes=_notes(record, resident.facts),
     )
 
 
-def given(record: Reply, spot: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def call_ids(record: Reply, spot: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids that `generate` was called with for a token, and those that it had made by then.
 
     A continued reply was made by several calls: a token of a later one has the reply before it in its prompt.
@@ -143,16 +143,16 @@ def _place(tokenizer: PreTrainedTokenizerBase, record: Reply, word: str) -> int:
 
 
 def _best(odds: Tensor) -> list[int]:
-    values, places = odds.topk(min(COUNT, len(odds)))
+    values, places = odds.topk(min(SHOWN_CANDIDATES, len(odds)))
     return [token for token, value in zip(places.tolist(), values.tolist(), strict=True) if value]
 
 
-def _step(token: int, before: Stage, after: Stage) -> Step:
+def _step(token: int, before: Stage, after: Stage) -> ProcessorStep:
     old, new = before.probabilities, after.probabilities
     gone = after.scores.isneginf() & before.scores.isneginf().logical_not()
     was, now = float(old[token]), float(new[token])
     changed = bool((old - new).abs().max() > 1e-7)
-    return Step(
+    return ProcessorStep(
         after.name, after.value, now, now / was if was else 0.0, int(gone.sum()), float(old[gone].sum()), changed
     )
 

@@ -8,8 +8,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.analysis.attention import Traits, traits
-from repl.analysis.modules import Part, blocks, cut, levels, tree
+from repl.analysis.attention import Traits, read_traits
+from repl.analysis.modules import Part, block_level, cut_tree, fold_modules, levels
 from repl.commands.registry import command
 from repl.core.format import amount, count, joined
 from repl.core.jobs import JobContext
@@ -62,15 +62,15 @@ def arch(
     /arch model.layers.3 opens one; --depth N shows N levels. Inside folded modules the numbers are those of one.
     """
     session.facts()
-    return session.run_on_model(lambda emit: read(session.store.current(), path, depth, emit))
+    return session.run_on_model(lambda emit: read_arch(session.store.current(), path, depth, emit))
 
 
-def read(resident: Model, path: str, depth: int, emit: JobContext) -> Arch:
+def read_arch(resident: Model, path: str, depth: int, emit: JobContext) -> Arch:
     """Read the modules of a model; for the model thread."""
     model, about = resident.model, resident.facts
-    whole = tree(model, path)
-    shown = cut(whole, depth or (OPENED if path else blocks(whole) + 1))
-    found = None if path else traits(model, about.context, emit.raise_if_cancelled)
+    whole = fold_modules(model, path)
+    shown = cut_tree(whole, depth or (OPENED if path else block_level(whole) + 1))
+    found = None if path else read_traits(model, about.context, emit.raise_if_cancelled)
     return Arch(about.name, about.attention, shown, found)
 
 

@@ -61,11 +61,11 @@ def _(result: Picked) -> RenderableType:
     return Text(clean(result.text))
 
 
-WIDTH = OneOf("a whole number from 1 to 1000, or tree", (Integer(1, 1000), Choice(("tree",))))
+BEAMS_OR_TREE = OneOf("a whole number from 1 to 1000, or tree", (Integer(1, 1000), Choice(("tree",))))
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class SearchTree:
     """What a beam search found: from the common beginning to the finished sequences."""
 
     exchange: int
@@ -79,7 +79,7 @@ class Tree:
 
 @command("settings", name="beams")
 def beams(
-    session: Session, count: Annotated[int | str, WIDTH], *changes: Annotated[tuple[str, str], Assignment()]
+    session: Session, count: Annotated[int | str, BEAMS_OR_TREE], *changes: Annotated[tuple[str, str], Assignment()]
 ) -> object:
     """Search with this many beams, shown live.
 
@@ -87,7 +87,7 @@ def beams(
     and their scores. /pick N takes another sequence as the answer.
     """
     if isinstance(count, str):
-        return tree(session.last)
+        return search_tree(session.last)
     if count > 1:
         session.require_local("a beam search")
     words = [("num_beams", str(count)), ("do_sample", "off"), ("num_return_sequences", str(count)), *changes]
@@ -96,7 +96,7 @@ def beams(
     return apply(session, words)
 
 
-def tree(turn: Turn | None) -> Tree:
+def search_tree(turn: Turn | None) -> SearchTree:
     """Return the tree of a reply's search; raises `UsageError` where there was none."""
     record = turn.record if turn else None
     if turn is None or record is None or record.search is None or not record.sequences:
@@ -105,10 +105,10 @@ def tree(turn: Turn | None) -> Tree:
     chosen = ids.index(record.token_ids) + 1 if record.token_ids in ids else 0
     penalty = float(record.decode.get("length_penalty") or 0.0)
     root = grow(record.sequences, record.search)
-    return Tree(turn.exchange, record.beams, penalty, chosen, root, record.search.margins)
+    return SearchTree(turn.exchange, record.beams, penalty, chosen, root, record.search.margins)
 
 
-def _draw(found: Tree, width: int, plain: bool) -> Iterator[RenderableType]:
+def _draw(found: SearchTree, width: int, plain: bool) -> Iterator[RenderableType]:
     """Draw a line for each stretch of text, indented below where it parts from others."""
     nearest = min((margin for margin in found.margins if margin is not None), default=None)
     said = joined(
@@ -152,5 +152,5 @@ def _figures(node: Node) -> str:
 
 
 @render.register
-def _(result: Tree) -> RenderableType:
+def _(result: SearchTree) -> RenderableType:
     return Responsive(lambda width, plain: _draw(result, width, plain))

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repl.analysis import variants
-from repl.analysis.bench import BARE, Bench, Benched, Row, Sizes, Way
+from repl.analysis.bench import BARE_GENERATE, Bench, Benched, BenchSizes, Way, WaySpeed
 from repl.commands.registry import command
 from repl.core import decoding, settings
 from repl.core.errors import UsageError
@@ -39,7 +39,7 @@ def bench_(
     it is.
     """
     session.facts()
-    planned, sizes = _plan(session, ways), Sizes(prompt_tokens, new_tokens, repeats)
+    planned, sizes = _plan(session, ways), BenchSizes(prompt_tokens, new_tokens, repeats)
     return session.run_on_model(lambda emit: Bench(session.store, sizes, emit).run(planned))
 
 
@@ -49,13 +49,13 @@ def _plan(session: Session, words: Sequence[str]) -> list[Way]:
     plain = now
     for name in decoding.AHEAD:
         plain = plain.reset(name)
-    found = [Way(BARE, plain), Way("loop", plain)]
+    found = [Way(BARE_GENERATE, plain), Way("loop", plain)]
     if on := [
         f"{name}={settings.show(name, now.get(name))}" for name in decoding.AHEAD if now.get(name) != plain.get(name)
     ]:
         found.append(Way(",".join(on), now))
     for word in words:
-        one = variants.variant(word, plain)
+        one = variants.read_variant(word, plain)
         if one.settings.load == now.load and all(one.settings.get(name) == plain.get(name) for name in decoding.AHEAD):
             raise UsageError(f"{one.title} makes nothing faster: every run is greedy", "/help bench")
         if one.settings not in [way.settings for way in found]:
@@ -76,7 +76,7 @@ def _(result: Benched) -> RenderableType:
     return Group(*([table] if result.rows else []), *problems, Text(_foot(result), "quiet"))
 
 
-def _cells(row: Row) -> list[str | Text]:
+def _cells(row: WaySpeed) -> list[str | Text]:
     first = row.ttft_s
     return [
         Text(clean_line(row.way)),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any
 
-from repl.analysis.variants import implied
+from repl.analysis.variants import implied_words
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
@@ -60,7 +60,7 @@ def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) 
     session.require_engine()
     last = _last(session)
     words = [(full_name(name, session.base()), text) for name, text in changes]
-    own = [] if session.decoding()["do_sample"].value else implied(words)
+    own = [] if session.decoding()["do_sample"].value else implied_words(words)
     chosen = changed(session.settings, [*own, *words], parts=("decode", "view"), base=session.base())
     return _sent(session, lambda: _answer(session, session.conversation.turns[last.parent or 0], chosen))
 

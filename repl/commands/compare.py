@@ -50,8 +50,8 @@ def compare(session: Session, *columns: Annotated[str, COLUMN]) -> Task[Any]:
     typed, prompt = split_prompt(" ".join(columns))
     if not typed:
         raise UsageError("/compare needs models or settings: /compare A B [-- PROMPT]", "/help compare")
-    ways = [variants.way(session, word) for word in ([NOW] if len(typed) == 1 else []) + typed]
-    asked, turn = question(session, prompt)
+    ways = [variants.read_way(session, word) for word in ([NOW] if len(typed) == 1 else []) + typed]
+    asked, turn = compare_question(session, prompt)
     made: dict[int, Answer] = {}
 
     def settle(job: Job[None]) -> Compared:
@@ -60,15 +60,15 @@ def compare(session: Session, *columns: Annotated[str, COLUMN]) -> Task[Any]:
             job.result()
         if not (done := tuple(made[column] for column in sorted(made))):
             raise Cancelled
-        session.set_pick(lambda number: take(session, done, asked, turn, number))
+        session.set_pick(lambda number: take_answer(session, done, asked, turn, number))
         whole = len(done) == len(ways) and not any(one.cut for one in done)
         columns, shown = side_by_side(done), session.settings.view.thinking
         return Compared(asked.text, turn.exchange if turn else None, columns, shown, whole)
 
-    return session.run_on_model(lambda emit: comparison.run(session.store, ways, asked, emit, made), settle)
+    return session.run_on_model(lambda emit: comparison.answer_all(session.store, ways, asked, emit, made), settle)
 
 
-def question(session: Session, prompt: str | None) -> tuple[Query, Turn | None]:
+def compare_question(session: Session, prompt: str | None) -> tuple[Query, Turn | None]:
     """Return what is asked: a new message at the head of the conversation, or the last one with its turn."""
     talk, last = session.conversation, session.last
     if prompt is not None:
@@ -89,7 +89,7 @@ def question(session: Session, prompt: str | None) -> tuple[Query, Turn | None]:
 # take
 
 
-def take(session: Session, made: Sequence[Answer], asked: Query, turn: Turn | None, number: int) -> object:
+def take_answer(session: Session, made: Sequence[Answer], asked: Query, turn: Turn | None, number: int) -> object:
     """Make an answer part of the conversation, and its settings those of the session."""
     if number > len(made):
         raise UsageError(f"there {'is 1 answer' if len(made) == 1 else f'are {len(made)} answers'}, not {number}")
@@ -102,13 +102,13 @@ def take(session: Session, made: Sequence[Answer], asked: Query, turn: Turn | No
     add_reply(session, turn, one.done)
     if one.chats:
         session.prepare(files=(), prefill="")
-    session.set_pick(lambda other: take(session, made, asked, turn, other))
+    session.set_pick(lambda other: take_answer(session, made, asked, turn, other))
     said = Message(joined(f"answer {number} taken", one.variant.title if one.variant.title != NOW else ""))
-    connect(session, one.variant)
+    connect_variant(session, one.variant)
     return adopt(session, one.variant.settings, said)
 
 
-def connect(session: Session, chosen: Variant) -> None:
+def connect_variant(session: Session, chosen: Variant) -> None:
     """Let the server answer from now on that gave an answer, or the model in this process."""
     if (server := chosen.server) is None:
         session.connect(None)

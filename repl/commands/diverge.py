@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import RenderableType
 from rich.text import Text
 
-from repl.analysis.diverge import TIE, Asked, Diverged, FirstFlip, diverge, is_greedy
+from repl.analysis.diverge import TIE_NATS, Asked, Diverged, FirstFlip, diverge, is_greedy
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.errors import UsageError
@@ -23,12 +23,19 @@ from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 from repl.terminal.sparkline import column, spark
 
-EXAMPLE = "/diverge dtype=float16"
-USUAL = ("dtype=float16", "dtype=bfloat16", "dtype=float32", "quantize=int8", "quantize=int4", "attention=eager")
+DIVERGE_EXAMPLE = "/diverge dtype=float16"
+DIVERGE_WORDS = (
+    "dtype=float16",
+    "dtype=bfloat16",
+    "dtype=float32",
+    "quantize=int8",
+    "quantize=int4",
+    "attention=eager",
+)
 
 
 @command("compare", name="diverge", needs_model=True)
-def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: USUAL)]) -> Task[Diverged]:
+def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: DIVERGE_WORDS)]) -> Task[Diverged]:
     """Tell whether other settings would have changed the last reply.
 
     As in /diverge dtype=float16 [SETTING=VALUE ...] [-- PROMPT]. Settings are those of loading: dtype, quantize,
@@ -41,14 +48,14 @@ def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: U
     facts, now = session.facts(), session.store.current().load
     other = _other(session, words)
     if other == now:
-        raise UsageError(f"{' '.join(words)} is how {facts.name} is loaded already", EXAMPLE)
+        raise UsageError(f"{' '.join(words)} is how {facts.name} is loaded already", DIVERGE_EXAMPLE)
     record = session.last.record if session.last and not prompt else None
     if record is not None and is_greedy(record, facts, now, session.settings):
         asked = Asked(session.settings, Request(session.settings), record)
     elif record is not None and record.model.id == facts.id:
         asked = Asked(session.settings, Request(session.settings, ids=record.prompt_ids))
     else:
-        asked = Asked(session.settings, question(session, prompt or "", f"{EXAMPLE} -- PROMPT").request)
+        asked = Asked(session.settings, question(session, prompt or "", f"{DIVERGE_EXAMPLE} -- PROMPT").request)
     names = _names(now, other, facts.dtype, facts.attention, device(facts.device_map))
     return session.run_on_model(lambda emit: diverge(session.store, asked, other, names, emit))
 
@@ -58,13 +65,13 @@ def _other(session: Session, words: list[str]) -> Load:
     for word in words:
         name, sign, value = word.partition("=")
         if not (name and sign and value):
-            raise UsageError(f"{word!r} is not a setting as name=value", EXAMPLE)
+            raise UsageError(f"{word!r} is not a setting as name=value", DIVERGE_EXAMPLE)
         name = settings.find(name)
         if settings.places()[name] != "load":
-            raise UsageError(f"{name} does not change the model's numbers", f"/sweep {name}={value}", EXAMPLE)
+            raise UsageError(f"{name} does not change the model's numbers", f"/sweep {name}={value}", DIVERGE_EXAMPLE)
         pairs += settings.address(value) if name == "model" else [(name, value)]
     if not pairs:
-        raise UsageError("/diverge needs a way to load the model", EXAMPLE)
+        raise UsageError("/diverge needs a way to load the model", DIVERGE_EXAMPLE)
     return changed(session.settings, pairs, parts=("load",)).load
 
 
@@ -140,9 +147,9 @@ def _line(found: Diverged, room: int, plain: bool) -> Text:
 
 def _verdict(fork: FirstFlip, names: tuple[str, str]) -> str:
     if fork.tie:
-        return f"a near tie: neither leads by {TIE:g} nats"
+        return f"a near tie: neither leads by {TIE_NATS:g} nats"
     surer = clean_line(names[fork.margins[1] > fork.margins[0]])
-    return f"a real change: {surer} leads by {max(fork.margins):.2f} nats (a near tie: below {TIE:g} in both)"
+    return f"a real change: {surer} leads by {max(fork.margins):.2f} nats (a near tie: below {TIE_NATS:g} in both)"
 
 
 def _short(value: float) -> str:

@@ -19,7 +19,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repl import __version__
-from repl.analysis.matmul_speed import Speed, advice, measured
+from repl.analysis.matmul_speed import MatmulSpeed, advice, measure_speeds
 from repl.commands import extensions
 from repl.commands.extensions import Extension
 from repl.commands.registry import command
@@ -52,7 +52,7 @@ class Doctor:
     versions: dict[str, str]
     devices: list[str]
     threads: int
-    speeds: list[Speed]
+    speeds: list[MatmulSpeed]
     hub: str
     token: bool
     cache: str
@@ -76,7 +76,7 @@ def doctor(session: Session) -> Task[Doctor]:
     def examine(emit: JobContext) -> Doctor:
         imports.import_libraries(emit)
         prepare(emit)
-        speeds = measured(emit)
+        speeds = measure_speeds(emit)
         emit(Progress("ask the Hub"))
         answer = ask_hub(emit, session.store.offline)
         size, free = cache_size()

@@ -103,12 +103,12 @@ def _measured(session: Session, facts: ModelInfo) -> Task[Any]:
     turns, chosen = session.conversation.turns.values(), session.settings
     records = {turn.record.timing: turn.record for turn in turns if turn.record and not turn.record.sequences}
     own = [record for record in records.values() if _same(record, facts)]
-    modes = [_mode(name, [one for one in own if by(one) == name]) for name in decoding.AHEAD]
-    plain = _speed([one for one in own if not by(one)])
+    modes = [_mode(name, [one for one in own if drafted_by(one) == name]) for name in decoding.AHEAD]
+    plain = _speed([one for one in own if not drafted_by(one)])
     return session.run_on_model(lambda emit: Fast(fast_paths.list_paths(session.store.current(), chosen), modes, plain))
 
 
-def by(record: Reply) -> str:
+def drafted_by(record: Reply) -> str:
     """Return what made a reply faster."""
     return record.drafts.by if record.drafts else record.environment.step  # of an earlier version
 

@@ -30,7 +30,7 @@ from repl.terminal.screen import render
 from repl.terminal.tables import grid
 from repl.terminal.token_colours import caption, colour_trace, percent, shade
 
-LISTED = 3  # alternatives in a row of the list
+LISTED_ALTERNATIVES = 3  # alternatives in a row of the list
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +49,15 @@ def probs(session: Session, value: Annotated[str, RestOfLine(suggest=settings.ki
     comes.
     """
     if value:
-        return switched(session, value)
+        return switch_colours(session, value)
     if session.last is None:
         raise UsageError("no replies yet", "Why is the sky blue?")
     chosen = session.settings.view.probs
     by, streams = "entropy" if chosen == "entropy" else "on", chosen != "off"
-    return looked_at(session, session.last, lambda found: Painted(*parts(found, by), streams, **origin(found)))
+    return look_at(session, session.last, lambda found: Painted(*trace_fields(found, by), streams, **origin(found)))
 
 
-def switched(session: Session, value: str) -> Message:
+def switch_colours(session: Session, value: str) -> Message:
     """Turn the colours on or off."""
     said = apply(session, [("probs", value)])
     on = session.settings.view.probs != "off"
@@ -79,7 +79,7 @@ def inspect(session: Session, number: ExchangeNumber = 0) -> Any:
     if turn is None:
         raise UsageError("no replies yet", "Why is the sky blue?")
     by = "entropy" if session.settings.view.probs == "entropy" else "on"
-    return looked_at(session, turn, lambda found: Inspection(*parts(found, by), **origin(found)))
+    return look_at(session, turn, lambda found: Inspection(*trace_fields(found, by), **origin(found)))
 
 
 @command("inspect", needs_model=True)
@@ -132,7 +132,7 @@ def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task
     return generate_turn(session, asked, lambda emit: remote.reply_from(request, record, place, token, emit), lead)
 
 
-def looked_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:
+def look_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:
     """Make a result from the tokens of a reply: from its record, or measured again on the model thread."""
     found = require_trace(turn)
     if found is not None:
@@ -140,7 +140,7 @@ def looked_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any
     return session.run_on_model(lambda emit: make(measure_again(session.store.current(), turn, emit)))
 
 
-def parts(found: Trace, by: str) -> tuple[int, str, tuple[Seen, ...], str]:
+def trace_fields(found: Trace, by: str) -> tuple[int, str, tuple[Seen, ...], str]:
     """Return what a view of a reply holds; its colours go by probability where no entropy is known."""
     return found.exchange, found.lead, found.tokens, "on" if found.server else by
 
@@ -161,16 +161,16 @@ def _(result: Painted) -> RenderableType:
 
 @render.register
 def _(result: Inspection) -> RenderableType:
-    rows = [row(place, token, result) for place, token in enumerate(result.tokens, 1)]
+    rows = [token_cells(place, token, result) for place, token in enumerate(result.tokens, 1)]
     names = list(rows[0]) if rows else []
     sides = "".join("l" if name in ("token", "likeliest") else "r" for name in names)
     table = grid(sides, [list(cells.values()) for cells in rows], names)
     return Group(table, Text(clean_line(result.truncated), "quiet")) if result.server else table
 
 
-def row(place: int, token: Seen, found: Inspection) -> dict[str, Text]:
+def token_cells(place: int, token: Seen, found: Inspection) -> dict[str, Text]:
     """Return the columns of one token under their names; a server knows neither ids nor entropy."""
-    likeliest = "  ".join(f"{quote(text)} {percent(exp(value))}" for _, text, value in token.top[:LISTED])
+    likeliest = "  ".join(f"{quote(text)} {percent(exp(value))}" for _, text, value in token.top[:LISTED_ALTERNATIVES])
     return {
         "": Text(str(place), "quiet"),
         **({} if found.server else {"id": Text(str(token.id))}),

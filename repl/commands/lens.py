@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.analysis.logit_lens import Candidate, candidate, layer_logits, opening
+from repl.analysis.logit_lens import LensToken, first_token, layer_logits, lens_token
 from repl.commands.registry import command
 from repl.core.errors import UsageError
 from repl.core.format import counted, joined, shortened
@@ -25,18 +25,18 @@ from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 from repl.terminal.token_colours import percent
 
-EXAMPLE = "/lens The capital of France is"
-CELL = 20  # columns that one token with its probability takes
+LENS_EXAMPLE = "/lens The capital of France is"
+CELL_WIDTH = 20  # columns that one token with its probability takes
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LensLayer:
     """What comes out of one layer; number 0 is the embedding, before the first."""
 
     number: int
-    top: tuple[Candidate, ...]
-    answer: Candidate
-    word: Candidate | None
+    top: tuple[LensToken, ...]
+    answer: LensToken
+    word: LensToken | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,13 @@ class Lens:
 
     place: str
     tokens: int
-    answer: Candidate
+    answer: LensToken
     first: int
     """The first layer at which the answer is the likeliest."""
     leads: int
     """The layer from which on it stays the likeliest."""
     word: str
-    layers: tuple[Layer, ...]
+    layers: tuple[LensLayer, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,12 @@ def lens(
     """
     session.facts()
     spot = _spot(session, text, at)
-    return session.run_on_model(lambda emit: look(session.store.current(), spot, word, top, emit))
+    return session.run_on_model(lambda emit: look_through(session.store.current(), spot, word, top, emit))
 
 
 def _spot(session: Session, text: str, at: int) -> Spot:
     if text.strip() and at:
-        raise UsageError("--at counts the tokens of the last reply, a text has none of those", EXAMPLE)
+        raise UsageError("--at counts the tokens of the last reply, a text has none of those", LENS_EXAMPLE)
     if text.strip():
         return Spot(Request(session.settings, text=text), quote(text))
     if not at:
@@ -96,18 +96,18 @@ def _spot(session: Session, text: str, at: int) -> Spot:
         raise UsageError("the last reply is not a reply of this model: its tokens are others", "/retry")
     record = turn.record
     if at > len(record.token_ids):
-        raise UsageError(f"the last reply has {len(record.token_ids)} tokens, not {at}", EXAMPLE)
+        raise UsageError(f"the last reply has {len(record.token_ids)} tokens, not {at}", LENS_EXAMPLE)
     ids = (*record.prompt_ids, *record.token_ids[: at - 1])
     place = f"the place of token {at} in exchange {turn.exchange}"
     return Spot(Request(session.settings, ids=ids), place, record.token_ids[at - 1])
 
 
-def look(resident: Model, spot: Spot, word: str, top: int, emit: JobContext) -> Lens:
+def look_through(resident: Model, spot: Spot, word: str, top: int, emit: JobContext) -> Lens:
     """Look through the layers; for the model thread."""
     ids = encode_prompt(resident, spot.request, 0, emit).ids
     logs = layer_logits(resident, ids, emit).log_softmax(-1)
     answer = int(logs[-1].argmax())
-    follow = opening(resident.tokenizer, word, logs[-1]) if word else spot.said
+    follow = first_token(resident.tokenizer, word, logs[-1]) if word else spot.said
     speller = Speller(resident.tokenizer)
     layers = tuple(_layer(number, row, speller, top, answer, follow) for number, row in enumerate(logs))
     ranks = [layer.answer.rank for layer in layers]
@@ -116,11 +116,11 @@ def look(resident: Model, spot: Spot, word: str, top: int, emit: JobContext) -> 
     return Lens(spot.place, len(ids), layers[-1].answer, ranks.index(1), leads, followed, layers)
 
 
-def _layer(number: int, logs: Tensor, speller: Speller, top: int, answer: int, word: int) -> Layer:
+def _layer(number: int, logs: Tensor, speller: Speller, top: int, answer: int, word: int) -> LensLayer:
     likeliest = logs.topk(min(top, len(logs))).indices.tolist()
-    one, other = (candidate(logs, token, speller) for token in (answer, max(word, 0)))
-    return Layer(
-        number, tuple(candidate(logs, token, speller) for token in likeliest), one, other if word >= 0 else None
+    one, other = (lens_token(logs, token, speller) for token in (answer, max(word, 0)))
+    return LensLayer(
+        number, tuple(lens_token(logs, token, speller) for token in likeliest), one, other if word >= 0 else None
     )
 
 
@@ -129,14 +129,14 @@ def _draw(lens: Lens, width: int, plain: bool) -> Iterator[RenderableType]:
     mark = ">" if plain else "▸"
     yield Text(joined(f"after {shortened(lens.place, 60)}", counted(lens.tokens, "token")), "quiet")
     table = Table.grid(padding=(0, 2))
-    shown = max(1, (width - 13 - (20 if lens.word else 0)) // (CELL + 2))
+    shown = max(1, (width - 13 - (20 if lens.word else 0)) // (CELL_WIDTH + 2))
     if lens.word:
         table.add_row("", Text(quote(lens.word, 18).rjust(18), "quiet"))
     for layer in lens.layers:
         number = f" {layer.number or 'embedding':>9}"
         head = Text.assemble((mark if layer.number == lens.leads else " ", "accent"), (number, "quiet"))
-        cells = [cell(token, "accent" if token.id == lens.answer.id else "") for token in layer.top[:shown]]
-        table.add_row(head, *([followed(layer.word, lens.answer.id)] if layer.word else []), *cells)
+        cells = [draw_cell(token, "accent" if token.id == lens.answer.id else "") for token in layer.top[:shown]]
+        table.add_row(head, *([draw_followed(layer.word, lens.answer.id)] if layer.word else []), *cells)
     yield table
     before = f", at first at {lens.first}" if lens.first < lens.leads else ""
     last = len(lens.layers) - 1
@@ -145,18 +145,18 @@ def _draw(lens: Lens, width: int, plain: bool) -> Iterator[RenderableType]:
     yield Text.assemble((quote(lens.answer.text, 40), "accent"), (f" leads {where}{before}", "quiet"))
 
 
-def followed(word: Candidate, answer: int) -> Text:
+def draw_followed(word: LensToken, answer: int) -> Text:
     """Draw the rank and the probability of the word that is followed."""
     return Text(f"{'#' + format(word.rank, ','):>9}{_percent(word):>9}", "accent" * (word.id == answer))
 
 
-def cell(token: Candidate, style: str) -> Text:
+def draw_cell(token: LensToken, style: str) -> Text:
     """Draw a token and its probability in a cell of fixed width."""
-    text = set_cell_size(quote(token.text, CELL - 9), CELL - 9)
+    text = set_cell_size(quote(token.text, CELL_WIDTH - 9), CELL_WIDTH - 9)
     return Text.assemble((text, style), (f"{_percent(token):>9}", style or "quiet"))
 
 
-def _percent(token: Candidate) -> str:
+def _percent(token: LensToken) -> str:
     return percent(token.probability or 1e-9)  # 0 is only less than a float holds
 
 

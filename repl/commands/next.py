@@ -29,14 +29,14 @@ from repl.terminal.screen import render
 from repl.terminal.tables import grid
 from repl.terminal.token_colours import bar, percent, style
 
-COUNT = 10  # candidates shown where no number is given
-MOST = 1000
-TAIL = 48  # characters of the text before that are shown
-WIDTH = 12  # of a bar
+DEFAULT_TOKENS = 10  # candidates shown where no number is given
+MAX_TOKENS = 1000
+TAIL_CHARACTERS = 48  # characters of the text before that are shown
+BAR_CELLS = 12  # of a bar
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class NextToken:
     """A token that may come next: its probability in the model's own distribution, and in the one drawn from."""
 
     id: int
@@ -65,7 +65,7 @@ class Next:
     after: str
     text: str
     """The text that they come after; of a chat, its last message."""
-    candidates: list[Candidate]
+    candidates: list[NextToken]
     entropy: float
     processors: list[str]
     """What is active between the model and the draw, in the order it runs."""
@@ -75,7 +75,7 @@ class Next:
     greedy: bool
 
 
-def look(resident: Model, spot: Position, count: int, emit: JobContext) -> Next:
+def compute_next(resident: Model, spot: Position, count: int, emit: JobContext) -> Next:
     """Compute what comes next; for the model thread."""
     request = spot.request
     decoding.check(request.settings, resident.facts.base)
@@ -92,7 +92,7 @@ def look(resident: Model, spot: Position, count: int, emit: JobContext) -> Next:
         spot.after,
         spot.text,
         [
-            Candidate(token, speller.text(token), float(logs[token].exp()), value, float(drawn[token]))
+            NextToken(token, speller.text(token), float(logs[token].exp()), value, float(drawn[token]))
             for token, value in zip(places.tolist(), values.tolist(), strict=True)
         ],
         raw.entropy,
@@ -123,16 +123,16 @@ def next_(session: Session, text: Annotated[str, RestOfLine()] = "") -> Task[obj
                 spot.after, spot.text, [*remote.next(spot.request, count, emit)], remote.host, remote.name
             )
         )
-    return session.run_on_model(lambda emit: look(session.store.current(), spot, count, emit))
+    return session.run_on_model(lambda emit: compute_next(session.store.current(), spot, count, emit))
 
 
 def _counted(text: str) -> tuple[int, str]:
     """Split off a number in front; raises `UsageError`."""
     first, _, rest = text.partition(" ")
     if not first.isdecimal():
-        return COUNT, text
-    if not 0 < int(first) <= MOST:
-        raise UsageError(f"/next shows 1 to {MOST} tokens, not {first}", "/next 20")
+        return DEFAULT_TOKENS, text
+    if not 0 < int(first) <= MAX_TOKENS:
+        raise UsageError(f"/next shows 1 to {MAX_TOKENS} tokens, not {first}", "/next 20")
     return int(first), rest.strip()
 
 
@@ -160,7 +160,7 @@ def _table(rows: Sequence[tuple[str, float]], drawn: Sequence[str] = ()) -> Tabl
         [
             Text(f"{place + 1:>2}", "quiet"),
             Text(quote(text), style(share)),
-            Text(bar(share, WIDTH).ljust(WIDTH), "accent"),
+            Text(bar(share, BAR_CELLS).ljust(BAR_CELLS), "accent"),
             percent(share),
             Text(percent(min(total, 1.0)), "quiet"),
             *drawn[place : place + 1],
@@ -173,7 +173,7 @@ def _table(rows: Sequence[tuple[str, float]], drawn: Sequence[str] = ()) -> Tabl
 def lead(result: Next | Offered) -> Text:
     """Say what the tokens come after."""
     line = clean_line(" ".join(result.text.split()))
-    line = line if len(line) <= TAIL else ("..." if ascii_only() else "…") + line[-TAIL:]
+    line = line if len(line) <= TAIL_CHARACTERS else ("..." if ascii_only() else "…") + line[-TAIL_CHARACTERS:]
     return Text.assemble((f"after {result.after}: ", "quiet"), line)
 
 

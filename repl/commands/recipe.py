@@ -7,7 +7,7 @@ from typing import Annotated
 from rich.text import Text
 
 from repl.analysis import recipe
-from repl.analysis.recipe import Prompt, Source
+from repl.analysis.recipe import ModelSource, PromptForm
 from repl.commands.registry import command
 from repl.core.atomic_write import write
 from repl.core.conversation import Turn
@@ -36,16 +36,16 @@ class Recipe:
     file: str = ""
 
 
-def written(store: Models, turn: Turn, forms: list[Prompt], emit: JobContext) -> Recipe:
+def write_recipe(store: Models, turn: Turn, forms: list[PromptForm], emit: JobContext) -> Recipe:
     """Write the script of a reply; for the model thread."""
     record = turn.record
     assert record is not None
-    tokenizer, folder = reader(store, record, emit)
-    form, how = recipe.fitting(forms, record, tokenizer, emit), recipe.shown(turn, record, tokenizer)
-    return Recipe(turn.exchange, recipe.script(turn, source(record, folder), form, how))
+    tokenizer, folder = open_tokenizer(store, record, emit)
+    form, how = recipe.find_form(forms, record, tokenizer, emit), recipe.print_form(turn, record, tokenizer)
+    return Recipe(turn.exchange, recipe.write_script(turn, find_source(record, folder), form, how))
 
 
-def reader(store: Models, record: Reply, emit: JobContext) -> tuple[PreTrainedTokenizerBase, Path]:
+def open_tokenizer(store: Models, record: Reply, emit: JobContext) -> tuple[PreTrainedTokenizerBase, Path]:
     """Return the tokenizer that a reply was made with and its folder: the resident one, or one from disk."""
     facts = store.facts()
     if facts and (facts.id, facts.commit) == (record.model.id, record.model.commit):
@@ -56,16 +56,16 @@ def reader(store: Models, record: Reply, emit: JobContext) -> tuple[PreTrainedTo
     return loader.load_tokenizer_alone(replace(load, revision=exact, trust_remote_code=False), emit)
 
 
-def source(record: Reply, folder: Path) -> Source:
+def find_source(record: Reply, folder: Path) -> ModelSource:
     """Return where a script finds the model: what is on disk by its full path, the rest by repository and commit."""
     name, file = record.model.id, str(record.load.get("gguf_file") or "")
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
-        return Source(str(path.resolve().parent), "", path.name)
+        return ModelSource(str(path.resolve().parent), "", path.name)
     kind = "AutoModelForCausalLM" if file else from_files.auto_name(folder)
     if name == builtin.ID or path.is_dir():
-        return Source(str(folder.resolve()), "", file, kind)
-    return Source(name, record.model.commit, file, kind)
+        return ModelSource(str(folder.resolve()), "", file, kind)
+    return ModelSource(name, record.model.commit, file, kind)
 
 
 @command("reproduce", name="recipe")
@@ -85,7 +85,7 @@ def recipe_(
         exchange, file = "", exchange
     if file and not file.endswith(".py"):
         raise UsageError(f"{file!r} does not end in .py", "/recipe reply.py")
-    asked, record = recipe.chosen(session.conversation, session.last, int(exchange or 0))
+    asked, record = recipe.local_reply(session.conversation, session.last, int(exchange or 0))
 
     def settle(job: Job[Recipe]) -> Recipe:
         made = job.result()
@@ -97,7 +97,7 @@ def recipe_(
         return replace(made, file=str(path))
 
     forms = recipe.spellings(session.conversation, asked, record)
-    return session.run_on_model(lambda emit: written(session.store, asked, forms, emit), settle)
+    return session.run_on_model(lambda emit: write_recipe(session.store, asked, forms, emit), settle)
 
 
 @render.register

@@ -11,7 +11,7 @@ from repl.analysis import replay as rehearsal
 from repl.analysis import variants
 from repl.analysis.answerers import Answer
 from repl.analysis.compare import Answers
-from repl.analysis.replay import Exchange, beside_record, exchanges, is_same
+from repl.analysis.replay import Exchange, beside_record, is_same, recorded_exchanges
 from repl.commands.registry import command
 from repl.core.errors import Cancelled, UsageError
 from repl.core.format import joined
@@ -48,10 +48,10 @@ def replay(
     --pinned answers each after the recorded ones, and adds nothing to the conversation. Told of each: the first
     difference, and length, speed and bits per byte of both answers. Model and settings stay.
     """
-    talk = exchanges(session.conversation)
+    talk = recorded_exchanges(session.conversation)
     if not talk:
         raise UsageError("no replies yet to replay", "/help replay")
-    way = variants.way(session, model)
+    way = variants.read_way(session, model)
     made: list[Answer] = []
 
     def settle(job: Job[None]) -> Replay:

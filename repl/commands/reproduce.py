@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from repl.analysis import recipe
-from repl.analysis.reproduce import Candidate, Changed, Fork, changes, fork, generated
+from repl.analysis.diverge import TIE_NATS
+from repl.analysis.reproduce import Changed, Fork, ForkToken, find_fork, generate_again, list_changes
 from repl.commands.registry import command
 from repl.core.errors import UsageError
 from repl.core.jobs import JobContext
@@ -20,8 +21,7 @@ from repl.session.position import ExchangeNumber
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 
-NAMED = ("served", "kind", "fingerprint")  # what a server says of the model that answers
-TIE = 0.1  # nats between two tokens below which their order is a matter of rounding
+MODEL_FIELDS = ("served", "kind", "fingerprint")  # what a server says of the model that answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +41,18 @@ class Reproduced:
     """The server that made both."""
 
 
-def compared(resident: Model, turn: int, record: Reply, emit: JobContext) -> Reproduced:
+def reproduce_here(resident: Model, turn: int, record: Reply, emit: JobContext) -> Reproduced:
     """Make a recorded reply once more and compare the ids; for the model thread."""
-    before, made = recipe.parts(record)
-    now = generated(resident, record, emit)
+    before, made = recipe.last_call(record)
+    now = generate_again(resident, record, emit)
     same = common_length(made, now)
     identical = len(made) == len(now) == same
-    parted = None if identical else fork(resident, [*before, *made[:same]], made[same:], now[same:], emit)
-    found = changes(record, resident)
+    parted = None if identical else find_fork(resident, [*before, *made[:same]], made[same:], now[same:], emit)
+    found = list_changes(record, resident)
     return Reproduced(turn, identical, same, len(made), parted, found, record.usage.reused, tuple(now))
 
 
-def compared_there(remote: Remote, request: Request, turn: int, record: Reply, emit: JobContext) -> Reproduced:
+def reproduce_there(remote: Remote, request: Request, turn: int, record: Reply, emit: JobContext) -> Reproduced:
     """Have a server make a recorded reply once more and compare the ids."""
     done = remote.reply_again(request, record, emit)
     broken = record.finish in ("cancelled", "failed")
@@ -60,7 +60,7 @@ def compared_there(remote: Remote, request: Request, turn: int, record: Reply, e
     if not now:
         raise UsageError(f"{remote.host} returned no token ids this time", "/retry")
     same = common_length(record.token_ids, now)
-    pairs = [(name, *(str(getattr(one.model, name, "")) for one in (record, done))) for name in NAMED]
+    pairs = [(name, *(str(getattr(one.model, name, "")) for one in (record, done))) for name in MODEL_FIELDS]
     found = [Changed(name, then, later) for name, then, later in pairs if then != later]
     if record.seed is None and record.sampled:
         found.append(Changed("seed", "not sent", "not sent either, so the server draws anew"))
@@ -74,22 +74,22 @@ def reproduce(session: Session, number: ExchangeNumber = 0) -> Task[Reproduced]:
 
     By default the last. What a server made, it is asked for once more.
     """
-    turn, record = recipe.reply(session.conversation, session.last, number)
+    turn, record = recipe.recorded_reply(session.conversation, session.last, number)
     if record.server:
         remote = require_server(session.remote, turn)
         request = rebuild_request(session.conversation, turn, session.settings)
-        return session.run_network(lambda emit: compared_there(remote, request, turn.exchange, record, emit))
+        return session.run_network(lambda emit: reproduce_there(remote, request, turn.exchange, record, emit))
     facts = session.facts()
     if (facts.id, facts.commit) != (record.model.id, record.model.commit):
-        raise other(facts, turn.exchange, record)
+        raise other_model_error(facts, turn.exchange, record)
     if record.finish in ("cancelled", "failed") and record.beams > 1:
         raise UsageError(
             f"exchange {turn.exchange} is a beam search that was broken off: it cannot be led to the same place"
         )
-    return session.run_on_model(lambda emit: compared(session.store.current(), turn.exchange, record, emit))
+    return session.run_on_model(lambda emit: reproduce_here(session.store.current(), turn.exchange, record, emit))
 
 
-def other(facts: ModelInfo, turn: int, record: Reply) -> UsageError:
+def other_model_error(facts: ModelInfo, turn: int, record: Reply) -> UsageError:
     """Make the error for a reply of another model."""
     name, commit, file = record.model.id, record.model.commit, str(record.load.get("gguf_file") or "")
     exact = name + (f":{file}" if file else f"@{commit}" if commit else "")
@@ -111,14 +111,14 @@ def _(result: Reproduced) -> Text:
     return drawn
 
 
-def _shown(one: Candidate) -> str:
+def _shown(one: ForkToken) -> str:
     return "the end" if one.logprob is None else f"{clean_line(repr(one.text))}  {one.logprob:.3f}"
 
 
 def _apart(margin: float | None) -> str:
     if margin is None:
         return ""
-    return f"    {'a near tie: ' if margin < TIE else ''}{margin:.3f} nats apart"
+    return f"    {'a near tie: ' if margin < TIE_NATS else ''}{margin:.3f} nats apart"
 
 
 def _said(result: Reproduced) -> list[str]:

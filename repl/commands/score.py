@@ -28,11 +28,11 @@ from repl.terminal.screen import render
 from repl.terminal.tables import grid
 from repl.terminal.token_colours import OnTerminal, caption, percent, style, styled_text
 
-WINDOW = 8192  # most tokens read at once, where the context is longer or without an end
-LARGEST = 64 * 2**20  # bytes of a file
-SHOWN = 1500  # tokens drawn
-PATH = re.compile(r"(~|\.{0,2})/\S+")  # what nobody means as a text
-WORST = 4  # tokens that are named
+MAX_WINDOW_TOKENS = 8192  # most tokens read at once, where the context is longer or without an end
+MAX_FILE_BYTES = 64 * 2**20  # bytes of a file
+MAX_SHOWN_TOKENS = 1500  # tokens drawn
+PATH_WORD = re.compile(r"(~|\.{0,2})/\S+")  # what nobody means as a text
+WORST_TOKENS = 4  # tokens that are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Score:
     stride: int
 
 
-def windows(count: int, window: int) -> Iterator[tuple[int, int, int]]:
+def score_windows(count: int, window: int) -> Iterator[tuple[int, int, int]]:
     """Yield (begin, end, first) for a text of `count` tokens: each window scores from its `first` token on.
 
     Behind the first window each token has at least half a window before it.
@@ -73,14 +73,14 @@ def _stride(window: int) -> int:
     return max(1, window // 2)
 
 
-def measure(resident: Model, text: str, source: str, emit: JobContext) -> Score:
+def measure_text(resident: Model, text: str, source: str, emit: JobContext) -> Score:
     """Score a text; for the model thread."""
     ids = [int(token) for token in resident.tokenizer(text)["input_ids"]]
     if len(ids) < 2:
         raise UsageError("a text of one token has nothing to be predicted from", "/next TEXT")
-    window = min(resident.facts.context or WINDOW, WINDOW)
+    window = min(resident.facts.context or MAX_WINDOW_TOKENS, MAX_WINDOW_TOKENS)
     scored: list[Scored] = []
-    for begin, end, first in windows(len(ids), window):
+    for begin, end, first in score_windows(len(ids), window):
         for one in score(resident, ids[begin:end], emit, first):
             scored.append(one)
             if len(scored) % 64 == 0:
@@ -114,20 +114,20 @@ def score_(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Score]:
     if not text:
         raise UsageError("/score needs a text or a file", "/score The capital of France is Paris.")
     source, content = _content(text)
-    return session.run_on_model(lambda emit: measure(session.store.current(), content, source, emit))
+    return session.run_on_model(lambda emit: measure_text(session.store.current(), content, source, emit))
 
 
 def _content(text: str) -> tuple[str, str]:
     try:
         if not (path := Path(text).expanduser()).exists():
-            if PATH.fullmatch(text):
+            if PATH_WORD.fullmatch(text):
                 raise UsageError(f"there is no file {text!r}", "/score TEXT")
             return "text", text
     except (OSError, ValueError, RuntimeError):  # no name that a file could have
         return "text", text
-    if path.is_dir() and not PATH.fullmatch(text):
+    if path.is_dir() and not PATH_WORD.fullmatch(text):
         return "text", text
-    content = texts.read(text, LARGEST)
+    content = texts.read(text, MAX_FILE_BYTES)
     if not content:
         raise ReplError(f"{text!r} is empty")
     return str(path), content
@@ -141,10 +141,10 @@ def _(result: Score) -> RenderableType:
 
 
 def _text(result: Score) -> Text:
-    pairs = zip(result.pieces[:SHOWN], result.logprobs, strict=False)
+    pairs = zip(result.pieces[:MAX_SHOWN_TOKENS], result.logprobs, strict=False)
     drawn = styled_text((piece.text, "quiet" if value is None else style(exp(value))) for piece, value in pairs)
     drawn.rstrip()
-    more = len(result.ids) - SHOWN
+    more = len(result.ids) - MAX_SHOWN_TOKENS
     return drawn.append(f"\n… {more:,} more tokens", "quiet") if more > 0 else drawn
 
 
@@ -157,7 +157,7 @@ def _table(result: Score) -> Table:
 
 
 def _figures(result: Score) -> str:
-    places = sorted(range(1, len(result.ids)), key=lambda place: result.logprobs[place] or 0.0)[:WORST]
+    places = sorted(range(1, len(result.ids)), key=lambda place: result.logprobs[place] or 0.0)[:WORST_TOKENS]
     worst = [f"{quote(result.pieces[place].text)} {percent(exp(result.logprobs[place] or 0.0))}" for place in places]
     half = f"windows of {result.window} tokens, overlapping by half" if len(result.ids) > result.window else ""
     figures = joined(

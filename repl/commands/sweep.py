@@ -8,8 +8,7 @@ from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.text import Text
 
-from repl.analysis.sweep import EXAMPLE, Sweep, SweepRow, Taken, offer_rows, plan
-from repl.analysis.sweep import sweep as make_rows
+from repl.analysis.sweep import SWEEP_EXAMPLE, Sweep, SweepRow, Taken, offer_rows, plan_grid, run_sweep
 from repl.commands.registry import command
 from repl.core import fields, settings
 from repl.core.errors import UsageError
@@ -23,8 +22,8 @@ from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 
-OPENING = 16  # least columns worth giving to the beginning of a text beside the figures
-USUAL = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penalty=1,1.1", "show")
+MIN_OPENING_CELLS = 16  # least columns worth giving to the beginning of a text beside the figures
+SWEEP_WORDS = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penalty=1,1.1", "show")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class ShownRow:
 @command("compare", name="sweep", needs_model=True)
 def sweep(
     session: Session,
-    text: Annotated[str, RestOfLine(suggest=lambda: USUAL)] = "",
+    text: Annotated[str, RestOfLine(suggest=lambda: SWEEP_WORDS)] = "",
     *,
     exact: bool = False,
 ) -> object:
@@ -59,8 +58,8 @@ def sweep(
 
 def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task[tuple[Sweep, dict[int, BatchReply]]]:
     session.facts()
-    chosen = plan(session.settings, session.base(), words)
-    asked = question(session, prompt, f"{EXAMPLE} -- PROMPT")
+    chosen = plan_grid(session.settings, session.base(), words)
+    asked = question(session, prompt, f"{SWEEP_EXAMPLE} -- PROMPT")
 
     def settle(job: Job[tuple[Sweep, dict[int, BatchReply]]]) -> Sweep:
         found, made = job.result()
@@ -70,13 +69,13 @@ def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task
         return found
 
     return session.run_on_model(
-        lambda emit: make_rows(session.store.current(), chosen, asked.request, emit, exact), settle
+        lambda emit: run_sweep(session.store.current(), chosen, asked.request, emit, exact), settle
     )
 
 
 def _last(session: Session) -> Sweep:
     if not isinstance(session.last_sweep, Sweep):
-        raise UsageError("there is no sweep to show", EXAMPLE)
+        raise UsageError("there is no sweep to show", SWEEP_EXAMPLE)
     return session.last_sweep
 
 
@@ -98,7 +97,7 @@ def _(result: ShownRow) -> RenderableType:
     line = result.line
     chosen = joined(
         f"row {line.number}",
-        *(f"{short(name)} {_show(name, value)}" for name, value in line.settings.items()),
+        *(f"{heading(name)} {_show(name, value)}" for name, value in line.settings.items()),
         f"seed {line.seed}" if line.seed is not None else "greedy",
         f"{line.length} tokens",
     )
@@ -112,7 +111,7 @@ def _(result: Taken) -> RenderableType:
 
 def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
     """Draw a line for each row; in a narrow window the beginning of its text stands below its figures."""
-    heads = ["", *map(short, found.names), "seed", "tokens", "end", "distinct-2", "logprob", "parts at"]
+    heads = ["", *map(heading, found.names), "seed", "tokens", "end", "distinct-2", "logprob", "parts at"]
     rows = [_cells(found, row) for row in found.lines]
     first = [["greedy", *[""] * len(found.names), *_figures(found.greedy)]] if found.greedy else []
     widths = [max(map(cell_len, column)) for column in zip(heads, *first, *rows, strict=True)]
@@ -147,7 +146,7 @@ def _figures(row: SweepRow) -> list[str]:
 
 
 def _row(figures: str, row: SweepRow, room: int, style: str) -> Iterator[Text]:
-    if room >= OPENING:
+    if room >= MIN_OPENING_CELLS:
         yield Text.assemble((figures + "  ", "quiet"), _opening(row.text, room, style))
         return
     yield Text(figures, "quiet")
@@ -161,7 +160,7 @@ def _opening(text: str, most: int, style: str) -> Text:
     return drawn
 
 
-def short(name: str) -> str:
+def heading(name: str) -> str:
     """Return a setting's name as a heading."""
     return {"temperature": "temp", "repetition_penalty": "rep. penalty"}.get(name, name)
 

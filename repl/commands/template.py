@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from repl.analysis.template_checks import Check, check
+from repl.analysis.template_checks import Check, check_template
 from repl.commands.registry import command
 from repl.core import decoding
 from repl.core.format import counted, joined
@@ -88,7 +88,9 @@ def template(
 
     def report(emit: JobContext) -> Report:
         resident = session.store.current()
-        found = check(Template(resident.tokenizer, values, emit), decoding.stops(resident.model.generation_config))
+        found = check_template(
+            Template(resident.tokenizer, values, emit), decoding.stops(resident.model.generation_config)
+        )
         return Report(found)
 
     def prompt(emit: JobContext) -> TurnPrompt:

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.analysis.why import Candidate, Step, Why, explain
+from repl.analysis.why import ProcessorStep, Why, WhyToken, explain
 from repl.commands.registry import command
 from repl.core import decoding, fields, settings
 from repl.core.errors import UsageError
@@ -23,7 +23,7 @@ from repl.terminal.screen import render
 from repl.terminal.tables import grid
 from repl.terminal.token_colours import percent
 
-SIGNS = {
+SHORT_NAMES = {
     "temperature": "T",
     "top_k": "k",
     "top_p": "p",
@@ -90,7 +90,7 @@ def _table(result: Why) -> Table:
     return grid("l" + "r" * len(places), rows, heads)
 
 
-def _row(one: Candidate, places: Sequence[int], result: Why) -> list[Text]:
+def _row(one: WhyToken, places: Sequence[int], result: Why) -> list[Text]:
     names = ["", *(step.name for step in result.steps)]
     gone = names.index(one.removed_by) if one.removed_by else len(names)
     odds = ("" if at > gone else "removed" if at == gone else percent(one.probabilities[at]) for at in places)
@@ -99,8 +99,8 @@ def _row(one: Candidate, places: Sequence[int], result: Why) -> list[Text]:
     return [Text(word, "accent" if chosen else "") for word in words]
 
 
-def _sign(step: Step) -> str:
-    return SIGNS.get(step.name, step.name) + ("" if step.value is None else f"={step.value:g}")
+def _sign(step: ProcessorStep) -> str:
+    return SHORT_NAMES.get(step.name, step.name) + ("" if step.value is None else f"={step.value:g}")
 
 
 def _story(result: Why) -> list[str]:

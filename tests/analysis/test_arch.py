@@ -7,8 +7,8 @@ import pytest
 from driving import opened, run
 from rich.console import Console
 
-from repl.analysis.attention import measure_cache, traits
-from repl.analysis.modules import Part, blocks, cut, tree
+from repl.analysis.attention import measure_cache, read_traits
+from repl.analysis.modules import Part, block_level, cut_tree, fold_modules
 from repl.commands import registry
 from repl.core import library
 from repl.core.errors import UsageError
@@ -62,7 +62,7 @@ def summed(part: Part) -> int:
 def test_parameters_and_bytes_are_those_of_the_model(models, kind):
     """Law: the whole is the sum of the leaves, each counted as often as it is folded, shared weights once."""
     model = models[kind]
-    part = tree(model)
+    part = fold_modules(model)
     assert part.parameters == summed(part) == sum(weight.numel() for weight in model.parameters())
     assert part.bytes == model.get_memory_footprint()
     assert part.parameters == sum(weight.numel() for weight in model.parameters())
@@ -72,15 +72,15 @@ def test_parameters_and_bytes_are_those_of_the_model(models, kind):
 def test_every_path_opens_to_the_module_there(models, kind):
     """Its numbers are those of the module taken alone."""
     for path, module in models[kind].named_modules():
-        part = tree(models[kind], path)
+        part = fold_modules(models[kind], path)
         assert part.parameters * part.count == sum(weight.numel() for weight in module.parameters())
         assert part.path == path
 
 
 def test_equal_layers_are_folded_and_others_are_not(models):
-    (moe,) = [part for part in tree(models["Moe"]).parts[0].parts if part.name == "layers"]
+    (moe,) = [part for part in fold_modules(models["Moe"]).parts[0].parts if part.name == "layers"]
     assert [(part.name, part.count) for part in moe.parts] == [("0, 3", 2), ("1-2, 4-5", 4)]
-    (llama,) = [part for part in tree(models["Llama"]).parts[0].parts if part.name == "layers"]
+    (llama,) = [part for part in fold_modules(models["Llama"]).parts[0].parts if part.name == "layers"]
     assert (llama.kind, llama.count) == ("LlamaDecoderLayer", 6)
     assert [part.name for part in llama.parts][:2] == ["self_attn", "mlp"]
 
@@ -90,30 +90,30 @@ def test_a_layer_that_differs_in_one_weight_stands_apart():
 
     model = made("Llama")
     model.model.layers[2].to(torch.bfloat16)
-    (layers,) = [part for part in tree(model).parts[0].parts if part.name == "layers"]
+    (layers,) = [part for part in fold_modules(model).parts[0].parts if part.name == "layers"]
     assert [(part.name, part.count, part.dtype) for part in layers.parts] == [
         ("0-1, 3-5", 5, "float32"),
         ("2", 1, "bfloat16"),
     ]
-    assert tree(model).dtype == "float32, bfloat16"
+    assert fold_modules(model).dtype == "float32, bfloat16"
 
 
 def test_tied_weights_name_what_they_are(models):
-    head = tree(models["Gemma2"]).parts[-1]
+    head = fold_modules(models["Gemma2"]).parts[-1]
     assert (head.name, head.parameters, head.tied) == ("lm_head", 0, "model.embed_tokens.weight")
-    assert tree(models["Llama"]).parts[-1].tied == ""
+    assert fold_modules(models["Llama"]).parts[-1].tied == ""
 
 
 @pytest.mark.parametrize("kind", MADE)
 def test_the_tree_is_cut_at_a_level_and_says_what_is_left_out(models, kind):
-    whole = tree(models[kind])
+    whole = fold_modules(models[kind])
     for depth in (0, 1, 3):
-        part = cut(whole, depth)
+        part = cut_tree(whole, depth)
         assert height(part) <= depth
         assert part.parameters == whole.parameters
-    assert cut(whole, 0).inside == len(whole.parts)
-    assert cut(whole, 50) == whole
-    assert blocks(whole) in (2, 3)
+    assert cut_tree(whole, 0).inside == len(whole.parts)
+    assert cut_tree(whole, 50) == whole
+    assert block_level(whole) in (2, 3)
 
 
 def height(part: Part) -> int:
@@ -134,7 +134,7 @@ def kept(model, tokens: int) -> int:
 
 @pytest.mark.parametrize("kind", ["Llama", "Mistral", "Gemma2", "GPT2", "NeoX", "OPT", "Bloom", "Falcon", "Moe"])
 def test_the_cost_of_the_cache_is_what_a_run_of_twelve_tokens_takes(models, kind):
-    found = traits(models[kind], 1000, lambda: None)
+    found = read_traits(models[kind], 1000, lambda: None)
     assert found.kv_bytes_per_token * 12 == kept(models[kind], 12)
     assert found.fixed_bytes == 0
 
@@ -144,7 +144,7 @@ def test_the_cost_of_the_cache_is_that_of_the_config(models, kind):
     config = models[kind].config
     width = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     shared = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    found = traits(models[kind], 1000, lambda: None)
+    found = read_traits(models[kind], 1000, lambda: None)
     assert found.kv_bytes_per_token == 2 * config.num_hidden_layers * shared * width * 4
     windows = 3 if kind == "Gemma2" else 0
     layer = 2 * shared * width * 4
@@ -167,7 +167,7 @@ def test_the_cost_of_the_cache_is_that_of_the_config(models, kind):
     ],
 )
 def test_attention_and_positions_are_told_for_each_family(models, kind, attention, heads, positions, windows):
-    found = traits(models[kind], 1000, lambda: None)
+    found = read_traits(models[kind], 1000, lambda: None)
     assert (found.attention, found.positions, found.windows) == (attention, positions, windows)
     assert (found.heads, found.kv_heads, found.head_width) == heads
 
@@ -175,7 +175,7 @@ def test_attention_and_positions_are_told_for_each_family(models, kind, attentio
 def test_a_recurrent_model_keeps_the_same_whatever_the_length(models):
     import torch
 
-    found = traits(models["Mamba"], 0, lambda: None)
+    found = read_traits(models["Mamba"], 0, lambda: None)
     with torch.no_grad():
         layers = library.cache_of(models["Mamba"](torch.ones((1, 9), dtype=torch.long), use_cache=True)).layers
     states = [state for layer in layers for state in (*layer.conv_states.values(), *layer.recurrent_states.values())]
@@ -185,7 +185,7 @@ def test_a_recurrent_model_keeps_the_same_whatever_the_length(models):
 
 def test_scaled_and_split_rotary_positions_are_told():
     scaled = made("Llama", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5})
-    assert traits(scaled, 0, lambda: None).positions == "rotary, theta 500,000, linear scaling x 4"
+    assert read_traits(scaled, 0, lambda: None).positions == "rotary, theta 500,000, linear scaling x 4"
 
 
 def test_what_cannot_be_measured_is_said():

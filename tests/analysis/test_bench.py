@@ -9,7 +9,7 @@ from driving import ask, finish, opened, run
 from rich.console import Console
 
 from repl.analysis import bench
-from repl.analysis.bench import BARE, Bench, Clock, Run, Sizes, Way
+from repl.analysis.bench import BARE_GENERATE, Bench, BenchSizes, Clock, TimedReply, Way
 from repl.commands import registry
 from repl.core.errors import Cancelled, NoModel, UsageError
 from repl.core.events import Progress
@@ -81,7 +81,7 @@ def test_a_clock_knows_when_the_first_and_the_last_token_came(emit):
     """Five tokens: the time to the first, and four steps by the time after it."""
     clock = Clock(emit)
     clock._times = [1.0, 1.1, 1.5, 2.0, 2.5, 3.0, 3.5]
-    assert clock.run() == Run(0.5, 2.0)
+    assert clock.run() == TimedReply(0.5, 2.0)
 
 
 def test_a_model_that_ends_early_is_timed_as_others_are(scripted_folder, emit):
@@ -89,8 +89,8 @@ def test_a_model_that_ends_early_is_timed_as_others_are(scripted_folder, emit):
     with opened(scripted_folder(b"ab", bytes(20))) as session:
         resident = session.store.current()
         assert len(ask(session, "Hi").token_ids) == 3
-        runs = Bench(session.store, Sizes(22, 9, 1), emit)
-        for way in (Way(BARE, session.settings), Way("loop", session.settings)):
+        runs = Bench(session.store, BenchSizes(22, 9, 1), emit)
+        for way in (Way(BARE_GENERATE, session.settings), Way("loop", session.settings)):
             found = runs._time(resident, way, bench.text_ids(resident, 22), 9)
             assert found.decode_tps > 0
 
@@ -122,7 +122,7 @@ def test_memory_is_as_fast_as_the_fastest_read(emit):
 
 
 def test_a_model_on_several_devices_has_no_such_limit(session, emit):
-    runs = Bench(session.store, Sizes(8, 2, 1), emit)
+    runs = Bench(session.store, BenchSizes(8, 2, 1), emit)
     assert runs._rate({"cpu", "disk"}) is runs._rate({"disk"}) is None
     assert runs.run([]).bandwidth == {}
     assert runs._rate({"cpu"}) == runs._rate({"cpu"}) > 0

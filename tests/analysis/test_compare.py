@@ -16,8 +16,8 @@ from terminal import LOADED, Terminal
 
 from repl.analysis import variants
 from repl.analysis.answerers import Answer
-from repl.analysis.compare import Compared, parting
-from repl.analysis.variants import Variant, variant
+from repl.analysis.compare import Compared, find_difference
+from repl.analysis.variants import Variant, read_variant
 from repl.commands import registry
 from repl.core.errors import Cancelled, UsageError
 from repl.core.events import Beam, Beams, ColumnEvent, Event, Notice, Progress, SideBySide, Token
@@ -107,18 +107,18 @@ def test_a_line_is_cut_into_words_and_a_prompt(line: str, words: list[str], prom
     ],
 )
 def test_a_word_is_a_model_or_settings(word: str, values: dict[str, object]) -> None:
-    found = variant(word, Settings()).settings
+    found = read_variant(word, Settings()).settings
     assert {name: found.get(name) for name in values} == values
 
 
 def test_a_field_of_the_library_is_a_setting_too(chat: Session) -> None:
     """As /set takes it; what only sampling heeds samples, and a wrong value is explained."""
-    found = variant("suppress-tokens=[5, 7],top_h=0.5,max=3", Settings(), chat.base()).settings
+    found = read_variant("suppress-tokens=[5, 7],top_h=0.5,max=3", Settings(), chat.base()).settings
     assert dict(found.extra) == {"suppress_tokens": [5, 7], "top_h": 0.5}
     assert (found.decode.do_sample, found.decode.max_new_tokens) == (True, 3)
-    assert variant("top_h=default", found, chat.base()).settings.extra == (("suppress_tokens", [5, 7]),)
+    assert read_variant("top_h=default", found, chat.base()).settings.extra == (("suppress_tokens", [5, 7]),)
     with pytest.raises(UsageError, match="top_h '7' is not"):
-        variant("top_h=7", Settings(), chat.base())
+        read_variant("top_h=7", Settings(), chat.base())
     first = ask(chat, STORY).token_ids[0]
     columns = run(chat, f"/compare now suppress_tokens=[{first}]").columns
     assert columns[0].done.token_ids[0] == first
@@ -140,21 +140,21 @@ def test_a_field_of_the_library_is_a_setting_too(chat: Session) -> None:
 )
 def test_a_wrong_word_is_explained(word: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        variant(word, Settings())
+        read_variant(word, Settings())
 
 
 def test_a_column_of_settings_goes_on_from_the_settings_as_they_are() -> None:
     """What is not named stays."""
     base = Settings().put("max_new_tokens", 9, "you")
-    found = variant("temperature=2", base).settings
+    found = read_variant("temperature=2", base).settings
     assert (found.decode.max_new_tokens, found.origins["max_new_tokens"]) == (9, "you")
 
 
 def test_a_path_with_an_equals_sign_is_a_model(tmp_path: Path) -> None:
     folder = tmp_path / "a=b"
     folder.mkdir()
-    assert variant(str(folder), Settings()).settings.load.model == str(folder)
-    assert variant(f'"{folder}"', Settings()).title == "a=b"
+    assert read_variant(str(folder), Settings()).settings.load.model == str(folder)
+    assert read_variant(f'"{folder}"', Settings()).title == "a=b"
 
 
 def test_words_are_offered_for_every_column() -> None:
@@ -289,7 +289,7 @@ def made(*pieces: str, vocabulary: int = 1, finish: str = "length") -> Answer:
 )
 def test_answers_part_at_a_token(one: Answer, other: Answer, found: Any) -> None:
     """By ids where they mean the same, else by text; what was stopped has no end."""
-    parted = parting(one, other)
+    parted = find_difference(one, other)
     told = parted and tuple((each.token, each.text, each.start, each.end) for each in parted)
     assert told == found
 

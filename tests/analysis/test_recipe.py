@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from repl.analysis import recipe
-from repl.analysis.recipe import Prompt, Shown, Source, literal, script
-from repl.commands.recipe import Recipe, source
+from repl.analysis.recipe import ModelSource, PrintForm, PromptForm, literal, write_script
+from repl.commands.recipe import Recipe, find_source
 from repl.core.conversation import Conversation, Turn
 from repl.core.errors import ReplError, UsageError
 from repl.core.events import Token
@@ -102,8 +102,8 @@ class Book:
         record = turn.record
         made = run(session, f"/recipe {turn.exchange}")
         (self.folder / f"{name}.py").write_text(made.script, "utf-8")
-        before, new = recipe.parts(record)
-        self.ids[name], self.rows[name] = [*before, *new], recipe.row(record)
+        before, new = recipe.last_call(record)
+        self.ids[name], self.rows[name] = [*before, *new], recipe.sequence_place(record)
         tokenizer = session.store.current().tokenizer
         whole = tokenizer.decode([*before, *new], skip_special_tokens=True)
         self.texts[name] = whole if turn.role == "completion" else turn.text
@@ -202,9 +202,9 @@ def test_a_reply_in_channels_stands_as_the_template_reads_it(gpt2_folder, emit):
     ids = tuple(tokenizer("<user>:Hi<assistant>Hm.:Fine.<user>:More<assistant>").input_ids)
     record = replace(RECORD, prompt_ids=ids, usage=Usage(len(ids), 0, 1))
     last = talk.close(talk.add("assistant", "", again.id), " there", "complete", record)
-    form = recipe.fitting(recipe.spellings(talk, last, record), record, tokenizer, emit)
+    form = recipe.find_form(recipe.spellings(talk, last, record), record, tokenizer, emit)
     assert form.messages[1] == {"role": "assistant", "content": "Fine.", "thinking": "Hm."}
-    assert '{"role": "assistant", "content": "Fine.", "thinking": "Hm."}' in script(last, GPT2, form, Shown())
+    assert '{"role": "assistant", "content": "Fine.", "thinking": "Hm."}' in write_script(last, GPT2, form, PrintForm())
 
 
 # the text of a script
@@ -224,13 +224,13 @@ RECORD = Reply(
     given={"num_beams": 1, "do_sample": False, "max_length": 50},
 )
 TEXT = Turn(2, 1, "completion", " there", record=RECORD, exchange=1)
-GPT2, START = Source("gpt2"), Prompt(text=STORY)
+GPT2, START = ModelSource("gpt2"), PromptForm(text=STORY)
 REPLY = Turn(2, 1, "assistant", " there", record=RECORD, exchange=1)
 
 
-def scripted(turn: Turn = TEXT, source: Source = GPT2, form: Prompt = START, **changes) -> str:
+def scripted(turn: Turn = TEXT, source: ModelSource = GPT2, form: PromptForm = START, **changes) -> str:
     """The script of a made-up record with some of it changed, which is a Python program."""
-    text = script(replace(turn, record=replace(RECORD, **changes)), source, form, Shown())
+    text = write_script(replace(turn, record=replace(RECORD, **changes)), source, form, PrintForm())
     ast.parse(text)
     return text
 
@@ -255,7 +255,7 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 
 def test_a_repository_stands_with_its_commit():
     """Weights, tokenizer and config of the very commit that made the reply."""
-    text = scripted(source=Source("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"))
+    text = scripted(source=ModelSource("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"))
     assert 'name, commit = "openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e"' in text
     assert "AutoTokenizer.from_pretrained(name, revision=commit)" in text
     assert "AutoModelForCausalLM.from_pretrained(\n    name,\n    revision=commit,\n    device_map=" in text
@@ -336,7 +336,7 @@ def test_a_full_context_is_no_lack_of_time(context, out):
 
 
 def test_a_gguf_file_is_loaded_as_such():
-    text = scripted(source=Source("/models", gguf_file="tiny.gguf"))
+    text = scripted(source=ModelSource("/models", gguf_file="tiny.gguf"))
     assert 'AutoTokenizer.from_pretrained("/models", gguf_file="tiny.gguf")' in text
     assert "quantization_config=GgufConfig(dequantize=True)" in text
 
@@ -377,9 +377,9 @@ def test_no_text_gets_out_of_its_quotes(message, lead, values):
     """Whatever was said, the script has the statements that it has for a plain word, and nothing unprintable."""
 
     def made(message: str, lead: str, values: dict) -> str:
-        form = Prompt(({"role": "user", "content": message},), {"add_generation_prompt": True})
+        form = PromptForm(({"role": "user", "content": message},), {"add_generation_prompt": True})
         record = replace(RECORD, given={"max_new_tokens": 3, "sequence_bias": values})
-        return script(replace(REPLY, record=record), Source("x"), form, Shown(lead + "."))
+        return write_script(replace(REPLY, record=record), ModelSource("x"), form, PrintForm(lead + "."))
 
     def statements(text: str) -> list[str]:
         return [type(one).__name__ for one in ast.parse(text).body]
@@ -396,10 +396,12 @@ def test_a_literal_reads_back(value):
 
 def test_long_prompts_keep_their_lines():
     """Several lines stand one below the other, and ids sixteen to a row."""
-    form = Prompt(({"role": "user", "content": "first line of the message\n\n    third line, with space in front"},))
+    form = PromptForm(
+        ({"role": "user", "content": "first line of the message\n\n    third line, with space in front"},)
+    )
     text = scripted(REPLY, form=form)
     assert '            "first line of the message\\n"\n            "\\n"\n            "    third line, ' in text
-    told = ast.parse(scripted(form=Prompt(ids=tuple(range(40))))).body[4]
+    told = ast.parse(scripted(form=PromptForm(ids=tuple(range(40))))).body[4]
     assert ast.literal_eval(told.value.args[0]) == [list(range(40))]
 
 
@@ -410,11 +412,11 @@ def test_a_question_without_an_answer_is_refused():
     talk = Conversation()
     asked = talk.add("user", "Hi", None)
     with pytest.raises(UsageError, match="no replies yet"):
-        recipe.chosen(talk, None, 0)
+        recipe.local_reply(talk, None, 0)
     with pytest.raises(UsageError, match="exchange 1 has no record"):
-        recipe.chosen(talk, None, 1)
+        recipe.local_reply(talk, None, 1)
     reply = talk.close(talk.add("assistant", "", asked.id), "Hello", "complete", RECORD)
-    assert recipe.chosen(talk, None, 1) == (reply, RECORD)
+    assert recipe.local_reply(talk, None, 1) == (reply, RECORD)
 
 
 def test_a_script_goes_into_a_file_and_replaces_none_unasked(gpt2_folder, tmp_path):
@@ -435,7 +437,7 @@ def test_a_script_goes_into_a_file_and_replaces_none_unasked(gpt2_folder, tmp_pa
 def test_colours_change_no_letter():
     """Not even of strings that a lexer may trip over."""
     hard = '\'"""\' \\ {f"x"} # \x1b[31m /* '
-    text = scripted(form=Prompt(text=hard), given={"stop_strings": ['"""', "'"]})
+    text = scripted(form=PromptForm(text=hard), given={"stop_strings": ['"""', "'"]})
     console = Console(width=300, file=io.StringIO(), theme=THEME, highlight=False)
     console.print(render(Recipe(2, text)))
     assert console.file.getvalue() == text
@@ -458,6 +460,6 @@ def test_the_model_of_a_reply_need_not_be_loaded(gpt2_folder, recurrent_folder, 
 
 def test_the_built_in_model_stands_by_its_folder(tmp_path):
     record = replace(RECORD, model=ModelRecord("builtin", dtype="float32"))
-    assert source(record, tmp_path) == Source(str(tmp_path))
+    assert find_source(record, tmp_path) == ModelSource(str(tmp_path))
     record = replace(RECORD, model=ModelRecord("acme/tiny", commit="abc", dtype="float32"))
-    assert source(record, tmp_path) == Source("acme/tiny", "abc")
+    assert find_source(record, tmp_path) == ModelSource("acme/tiny", "abc")

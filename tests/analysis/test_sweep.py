@@ -9,7 +9,7 @@ from conftest import Recorder
 from driving import ask, bare, finish, generated, opened, refused, run
 from rich.console import Console
 
-from repl.analysis.sweep import Sweep, distinct, parted, plan
+from repl.analysis.sweep import Sweep, distinct, first_difference, plan_grid
 from repl.commands import registry
 from repl.core.decoding import NOTHING
 from repl.core.errors import UsageError
@@ -168,7 +168,7 @@ def test_a_kept_cache_stays_that_of_the_prompt(llama_folder):
 
 def test_the_grid_is_the_product_of_its_values():
     """Rows come in the order in which the settings were typed, each n times with the next seeds."""
-    found = plan(Settings(), NOTHING, ["top_p=0.9,1", "temp=0.5,2", "n=2", "seed=7"])
+    found = plan_grid(Settings(), NOTHING, ["top_p=0.9,1", "temp=0.5,2", "n=2", "seed=7"])
     wanted = [(top, temp, seed) for top, temp in product(("0.9", "1"), ("0.5", "2")) for seed in (7, 8)]
     assert [(*(text for _, text in cell.words), cell.seed) for cell in found.cells] == wanted
     assert all(cell.chosen.decode.do_sample and cell.chosen.decode.num_beams == 1 for cell in found.cells)
@@ -199,7 +199,6 @@ def test_what_comes_to_the_same_is_made_once(gpt2_folder):
         ("top_k=1,2,3,4,5 n=400", "2,000 rows"),
         ("top_p=0.9,1", "nothing was asked yet"),
         ("show 3", "there is no sweep"),
-        ("save x.jsonl", "there is no sweep"),
     ],
 )
 def test_a_wrong_grid_is_one_sentence(words, said, gpt2_session):
@@ -244,9 +243,9 @@ def test_distinct_and_parted_at_their_edges():
     """One token has no pairs; a text that goes on longer parts where the other ends."""
     assert distinct([3]) is None
     assert distinct([1, 2, 1, 2]) == pytest.approx(2 / 3)
-    assert parted([1, 2], [1, 2]) is None
-    assert parted([1, 2, 3], [1, 2]) == 3
-    assert parted([], [1]) == 1
+    assert first_difference([1, 2], [1, 2]) is None
+    assert first_difference([1, 2, 3], [1, 2]) == 3
+    assert first_difference([], [1]) == 1
 
 
 # stop, show, pick, save

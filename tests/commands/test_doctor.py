@@ -9,7 +9,7 @@ from driving import run
 from fakehub import FakeHub, Fault
 from rich.console import Console
 
-from repl.analysis.matmul_speed import Speed, advice, measured
+from repl.analysis.matmul_speed import MatmulSpeed, advice, measure_speeds
 from repl.commands.doctor import Doctor
 from repl.core.errors import Cancelled
 from repl.core.events import Progress
@@ -73,7 +73,7 @@ def test_a_hub_that_says_nothing_is_not_waited_for(fake_hub: FakeHub, offline: b
 def test_a_measurement_can_be_stopped(emit: Recorder) -> None:
     emit.until = lambda event: isinstance(event, Progress) and "bfloat16" in event.stage
     with pytest.raises(Cancelled):
-        measured(emit)
+        measure_speeds(emit)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_measurement_can_be_stopped(emit: Recorder) -> None:
     [(0.25, 0.5, "4.0 times slower"), (0.25, 1.5, "reads prompts 4.0 times slower"), (2.0, 2.0, "2.0 times as fast")],
 )
 def test_the_advice_is_what_was_measured(prompt: float, reply: float, hint: str) -> None:
-    speeds = [Speed("float32", "cpu", 10.0, 10.0), Speed("bfloat16", "cpu", 10 * prompt, 10 * reply)]
+    speeds = [MatmulSpeed("float32", "cpu", 10.0, 10.0), MatmulSpeed("bfloat16", "cpu", 10 * prompt, 10 * reply)]
     (said,) = advice(speeds)
     assert hint in said
     assert advice(speeds[:1]) == []

@@ -8,9 +8,9 @@ import pytest
 from driving import ask, ask_until, bare, choose, finish, opened, run
 from rich.console import Console
 
-from repl.analysis.why import given
+from repl.analysis.why import call_ids
 from repl.commands import registry
-from repl.commands.score import windows
+from repl.commands.score import score_windows
 from repl.core.errors import Cancelled, ReplError, UsageError
 from repl.core.events import Progress, Token
 from repl.generation.measure.token_text import Speller
@@ -239,7 +239,7 @@ def test_windows_score_every_token_once(count, window):
     if window == 1:
         return
     places = []
-    for begin, end, first in windows(count, window):
+    for begin, end, first in score_windows(count, window):
         assert end - begin <= window
         assert first >= (1 if not begin else window // 2)
         places += range(begin + first, end)
@@ -366,14 +366,14 @@ def test_a_continued_token_has_the_reply_before_it_in_its_prompt(chat):
     first = ask(chat, "hello")
     run(chat, "/continue")
     record = chat.last.record
-    assert given(record, 3) == (first.prompt_ids, record.token_ids[:3])
-    assert given(record, 5) == (first.prompt_ids + first.token_ids, record.token_ids[4:5])
+    assert call_ids(record, 3) == (first.prompt_ids, record.token_ids[:3])
+    assert call_ids(record, 5) == (first.prompt_ids + first.token_ids, record.token_ids[4:5])
     run(chat, "/continue")
     again = chat.last.record
     assert again.token_ids[:8] == record.token_ids
-    assert given(again, 3) == (first.prompt_ids, record.token_ids[:3])
-    assert given(again, 5) == (first.prompt_ids + first.token_ids, record.token_ids[4:5])
-    assert given(again, 9) == (first.prompt_ids + record.token_ids, again.token_ids[8:9])
+    assert call_ids(again, 3) == (first.prompt_ids, record.token_ids[:3])
+    assert call_ids(again, 5) == (first.prompt_ids + first.token_ids, record.token_ids[4:5])
+    assert call_ids(again, 9) == (first.prompt_ids + record.token_ids, again.token_ids[8:9])
 
 
 def test_a_token_of_a_beam_search_is_weighed_with_its_sequence(chat):

@@ -8,7 +8,7 @@ from rich.console import Console
 from test_beams import slowed
 
 from repl.analysis.beam_tree import Node, grow
-from repl.commands.beams import Tree
+from repl.commands.beams import SearchTree
 from repl.core.errors import UsageError
 from repl.core.events import Beam, Beams
 from repl.core.reply import BeamSearch, Sequence
@@ -210,7 +210,7 @@ def test_the_parts_stand_below_what_they_share():
     found = [Sequence("the cat", (1, 2), -0.5), Sequence("the dog\x1b", (1, 3), -0.7)]
     logs = ((-0.1, -0.9), (-0.1, -1.3))
     root = grow(found, BeamSearch((("the", " cat"), ("the", " dog\x1b")), logs, (0.7,)))
-    assert rows(Tree(2, 2, 1.0, 1, root, (0.7,)), 40) == [
+    assert rows(SearchTree(2, 2, 1.0, 1, root, (0.7,)), 40) == [
         "2 beams · score = nats / tokens^1 ·",
         "closest call 0.7 nats",
         "the",

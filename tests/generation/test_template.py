@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tokenizers.processors import TemplateProcessing
 
-from repl.analysis.template_checks import check
+from repl.analysis.template_checks import check_template
 from repl.commands import template as command
 from repl.core.decoding import stops
 from repl.core.errors import Cancelled, Failed, ReplError, UsageError
@@ -515,7 +515,7 @@ def test_arguments_are_picked_from_what_was_set_by_name():
 
 def verdicts(tokenizer, ends: tuple[str, ...]) -> dict[str, str]:
     ids = [tokenizer.convert_tokens_to_ids(end) for end in ends]
-    return {found.name: found.verdict for found in check(Template(tokenizer, {}, Recorder()), ids)}
+    return {found.name: found.verdict for found in check_template(Template(tokenizer, {}, Recorder()), ids)}
 
 
 GOOD = dict.fromkeys(
@@ -587,7 +587,7 @@ def test_a_quote_begins_where_a_token_begins():
     counted = LLAMA.replace("{{ bos_token }}", "{{ bos_token }}{{ 'quickly' if messages | length > 1 else 'quick' }} ")
     tokenizer = tokenizer_for(counted, *FORMS["llama"][1:])
     tokenizer.add_tokens(["quickly", "quick"])
-    reasons = {one.name: one.reason for one in check(Template(tokenizer, {}, Recorder()), [])}
+    reasons = {one.name: one.reason for one in check_template(Template(tokenizer, {}, Recorder()), [])}
     assert "from 'quick " in reasons["earlier turns"]
 
 
@@ -596,7 +596,7 @@ def test_a_quote_of_white_space_shows_it():
     turns = TURNS + "<|turn>{{ m.role }}{% if m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}<turn|>"
     asked = turns + "{% endfor %}{% if add_generation_prompt %}<|turn>assistant<think>\n{% endif %}"
     tokenizer = tokenizer_for(asked, ("<|turn>", "<turn|>", "<think>", "</think>"), "<turn|>")
-    reasons = {one.name: one.reason for one in check(Template(tokenizer, {}, Recorder()), [])}
+    reasons = {one.name: one.reason for one in check_template(Template(tokenizer, {}, Recorder()), [])}
     assert "but '\\n' is left out" in reasons["earlier turns"]
 
 
@@ -726,7 +726,7 @@ def test_the_command_says_what_a_model_without_a_template_lacks(gpt2_folder):
 
 def test_the_builtin_model_s_template_is_as_its_verdicts_say(builtin_folder):
     model, tokenizer = bare(builtin_folder)
-    found = command.Report(check(Template(tokenizer, {}, Recorder()), stops(model.generation_config)))
+    found = command.Report(check_template(Template(tokenizer, {}, Recorder()), stops(model.generation_config)))
     assert {one.name: one.verdict for one in found.checks} == GOOD
     assert all(one.reason and "\n" not in one.reason for one in found.checks)
     assert all(one.name in drawn(found) for one in found.checks)
