@@ -13,7 +13,7 @@ from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation import engine
 from repl.generation.measure.scoring import score
-from repl.generation.prompt.messages import ChatMessage
+from repl.generation.prompt.messages import AnyMessage
 from repl.generation.request import Request
 from repl.generation.runtime import Model, Models, Runtime
 from repl.remote.engine import Remote, reach
@@ -25,11 +25,11 @@ class Query:
     """What is to be answered: the messages of a chat, none for a text that every model completes, and that text."""
 
     text: str
-    messages: tuple[ChatMessage, ...] = ()
+    messages: tuple[AnyMessage, ...] = ()
     turns: tuple[int, ...] = ()
     prefill: str = ""
 
-    def after(self, said: tuple[ChatMessage, ...]) -> "Query":
+    def after(self, said: tuple[AnyMessage, ...]) -> "Query":
         """Return the same message behind other ones."""
         return replace(self, messages=(*said, self.messages[-1]))
 

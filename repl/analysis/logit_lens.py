@@ -93,7 +93,7 @@ def _last(model: PreTrainedModel, ids: Tensor, start: int = 0) -> Tensor:
 
     known = inspect.signature(model.forward).parameters
     less = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-    given = {"attention_mask": ids.new_ones(ids.shape), "use_cache": False, **scoring.positions(model, start, ids[:1])}
+    given = {"attention_mask": ids.new_ones(ids.shape), "use_cache": False, **scoring.place_ids(model, start, ids[:1])}
     return model(input_ids=ids, **given, **less).logits[:, -1].float()
 
 

@@ -27,7 +27,7 @@ from repl.core.events import ColumnEvent, Progress, SideBySide
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts
 from repl.core.reply import Reply
-from repl.generation.prompt.messages import ChatMessage
+from repl.generation.prompt.messages import AnyMessage
 from repl.generation.runtime import Models
 
 RECORDED = "recorded"
@@ -116,7 +116,7 @@ def _answer_all(
     made: list[Answer],
 ) -> None:
     _require_template(side, variant, talk[0])
-    said: tuple[ChatMessage, ...] = ()
+    said: tuple[AnyMessage, ...] = ()
     for place, exchange in enumerate(talk, 1):
         stage = f"answer {place} of {len(talk)}"
         emit(SideBySide((f"{variant.title} · {stage}",)))

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any
 
 from repl.core import decoding
 from repl.core.errors import Cancelled, Failed, ReplError, UsageError
 from repl.core.events import Notice, Progress, PromptEcho, Token
 from repl.core.explain import is_memory, sentence
-from repl.core.jobs import JobContext, strip_traceback
+from repl.core.jobs import JobContext, T, strip_traceback
 from repl.core.library_types import Cache, ModelOutput, Tensor
 from repl.core.parts import Parts
 from repl.core.reply import BeamSearch, Reply, Sequence, Timing, TokenLogprobs, Usage
@@ -32,8 +32,6 @@ from repl.generation.request import Request, encode_prompt
 from repl.generation.runtime import Model
 from repl.models.imports import release_memory
 from repl.models.memory.out_of_memory import dead, out_of_memory
-
-T = TypeVar("T")
 
 
 def generate_reply(resident: Model, request: Request, emit: JobContext, get: Get | None = None) -> Reply:

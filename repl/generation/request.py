@@ -11,7 +11,7 @@ from repl.core.jobs import JobContext
 from repl.core.settings import Settings
 from repl.generation.prompt import chat_template, context_window
 from repl.generation.prompt.context_window import PromptIds
-from repl.generation.prompt.messages import ChatMessage
+from repl.generation.prompt.messages import AnyMessage
 from repl.generation.prompt.reply_parser import Begun
 from repl.generation.runtime import Model
 
@@ -21,7 +21,7 @@ class Request:
     """What to answer: the messages of a chat, a text to continue, or the very ids to go on from."""
 
     settings: Settings
-    messages: tuple[ChatMessage, ...] = ()
+    messages: tuple[AnyMessage, ...] = ()
     turns: tuple[int, ...] = ()
     """The numbers of the turns that the messages are, 0 for the system text."""
     text: str = ""
@@ -72,7 +72,7 @@ def encode_prompt(resident: Model, request: Request, wanted: int, emit: JobConte
 def _fitted(resident: Model, request: Request, wanted: int, emit: JobContext) -> PromptIds:
     values: dict[str, Any] = chat_template.template_values(request.settings.extra)
 
-    def count(messages: Sequence[ChatMessage]) -> list[int]:
+    def count(messages: Sequence[AnyMessage]) -> list[int]:
         made = chat_template.render_chat(
             resident.tokenizer, messages, arguments=values, prefill=request.prefill, emit=emit
         )

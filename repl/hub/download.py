@@ -5,16 +5,14 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any
 
 from repl.core.errors import Cancelled
 from repl.core.events import Progress
 from repl.core.format import amount
-from repl.core.jobs import JobContext, run_in_thread
+from repl.core.jobs import JobContext, T, run_in_thread
 from repl.core.library import abort_downloads
 from repl.core.log import Bar
-
-T = TypeVar("T")
 
 
 class HubCall:

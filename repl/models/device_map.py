@@ -96,7 +96,7 @@ def _part(front: str, first: int, last: int) -> str:
     return f"{front}{first}" if first == last else f"{front}{first}-{last}"
 
 
-def count_layers(places: Mapping[str, str]) -> dict[str, int]:
+def tally_layers(places: Mapping[str, str]) -> dict[str, int]:
     """Count the layers on each device; empty where the model lies in one piece."""
     found: dict[str, set[str]] = {}
     for part, place in places.items():
@@ -110,7 +110,7 @@ def placement_remarks(load: Load, places: Mapping[str, str]) -> list[str]:
     said = []
     if load.max_memory and load.device not in SPREADING:
         said.append(f"max_memory has no effect with device {load.device} · /device auto spreads by it")
-    tally = count_layers(places)
+    tally = tally_layers(places)
     whole, slow = sum(tally.values()), {place: tally[place] for place in ("cpu", "disk") if place in tally}
     alone = set(places.values()) == {"cpu"}
     if slow and not alone:

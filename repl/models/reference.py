@@ -7,8 +7,8 @@ from weakref import WeakKeyDictionary
 from repl.core import library
 from repl.core.library_types import Cache, PreTrainedModel, Tensor
 
-GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
-GREEDY |= {"return_dict_in_generate": True, "output_logits": True}
+GREEDY_CALL: dict[str, Any] = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
+GREEDY_CALL |= {"return_dict_in_generate": True, "output_logits": True}
 """Arguments of `generate` for the likeliest tokens, with their logits."""
 KEPT_FIELD_ENDS = ("token_id", "version", "from_model_config")
 """Ends of the names in a model's own generation config that stay in effect; all else is switched off."""
@@ -33,7 +33,7 @@ def generate_plainly(model: PreTrainedModel, ids: Tensor, cache: Cache = None, t
     length = {"max_new_tokens": tokens, "min_new_tokens": tokens if tokens > 1 else None}
     off = {name: None for name in model.generation_config.to_diff_dict() if not name.endswith(KEPT_FIELD_ENDS)}
     with torch.inference_mode():
-        values = {**off, **GREEDY, **length, **given}
+        values = {**off, **GREEDY_CALL, **length, **given}
         return model.generate(**values, input_ids=ids, attention_mask=torch.ones_like(ids))
 
 

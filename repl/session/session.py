@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from repl.core import decoding, paths, settings
 from repl.core.conversation import Conversation, Turn
 from repl.core.decoding import NOTHING, ModelDefaults
 from repl.core.errors import NeedsLocal, NoModel
 from repl.core.format import joined
-from repl.core.jobs import Job, JobContext, Worker
+from repl.core.jobs import Job, JobContext, T, Worker
 from repl.core.settings import Load, Settings
 from repl.generation.interface import Engine, Local
 from repl.generation.runtime import Models
@@ -22,7 +22,6 @@ from repl.models.loader import ModelInfo
 from repl.remote.engine import Remote
 from repl.session.archive import Archive
 
-T = TypeVar("T")
 Work = Callable[[JobContext], T]
 Settle = Callable[[Job[T]], object]
 ARCHIVE_FILE = "archive.db"

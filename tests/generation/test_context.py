@@ -12,17 +12,17 @@ from repl.core.conversation import Conversation
 from repl.core.errors import Overflow
 from repl.core.events import Notice
 from repl.generation.prompt.context_window import MIN_REPLY_SHARE, fit_messages
-from repl.generation.prompt.messages import ChatMessage
+from repl.generation.prompt.messages import AnyMessage
 from repl.session.session import Session
 
 
-def talk(sizes: Sequence[int], system: int = 0) -> list[ChatMessage]:
+def talk(sizes: Sequence[int], system: int = 0) -> list[AnyMessage]:
     """Return a chat whose messages have so many words each, a message of the user's last."""
     front = [{"role": "system", "content": "s " * system}] if system else []
     return front + [{"role": ("user", "assistant")[n % 2], "content": f"{n} " * size} for n, size in enumerate(sizes)]
 
 
-def count(messages: Sequence[ChatMessage]) -> list[int]:
+def count(messages: Sequence[AnyMessage]) -> list[int]:
     return [1 for message in messages for _ in message["content"].split()]
 
 

@@ -9,7 +9,7 @@ from repl.core.errors import BadModel, UsageError
 from repl.core.events import Token
 from repl.core.settings import Load
 from repl.models import device_map
-from repl.models.device_map import count_layers, format_map, placement_remarks
+from repl.models.device_map import format_map, placement_remarks, tally_layers
 
 pytestmark = pytest.mark.library
 
@@ -38,7 +38,7 @@ def test_a_device_map_is_folded_layer_by_layer():
 
 
 def test_a_spread_model_says_how_many_layers_are_slow():
-    assert count_layers(SPREAD) == {"cuda:0": 12, "cpu": 19, "disk": 2}
+    assert tally_layers(SPREAD) == {"cuda:0": 12, "cpu": 19, "disk": 2}
     assert placement_remarks(Load(), SPREAD) == ["19 of 33 layers on the CPU and 2 of 33 layers on disk: slow"]
     assert placement_remarks(Load(device="cpu"), {"": "cuda:0"}) == []
 

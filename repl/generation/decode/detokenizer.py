@@ -9,10 +9,10 @@ from repl.core.events import Token
 from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.generation.prompt.reply_parser import marking_tokens
 
-CONTEXT_TOKENS = 8
+KEPT_TOKENS = 8
 """Tokens decoded again as the context of the next ones: an incomplete character reaches back over three."""
 WINDOW_TOKENS = 16
-"""Tokens after which the window is cut back to `CONTEXT_TOKENS`."""
+"""Tokens after which the window is cut back to `KEPT_TOKENS`."""
 
 _BYTE = re.compile(r"<0x[+0-9A-Fa-f][0-9A-Fa-f]>")
 
@@ -80,7 +80,7 @@ class Detokenizer:
         for token_id in reversed(seed):
             if not self._is_silent(token_id):
                 heard.append(token_id)
-                if len(heard) >= CONTEXT_TOKENS and not self._is_byte(token_id):
+                if len(heard) >= KEPT_TOKENS and not self._is_byte(token_id):
                     break
         return heard[::-1]
 
@@ -90,7 +90,7 @@ class Detokenizer:
         text, held = now[self._done : end], len(now) - end
         self._done = end
         if len(self._window) > WINDOW_TOKENS:
-            self._window = self._window[-CONTEXT_TOKENS:]
+            self._window = self._window[-KEPT_TOKENS:]
             self._done = len(self._decode(self._window)) - held
         return text
 

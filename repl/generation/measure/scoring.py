@@ -106,7 +106,7 @@ def _find_way(model: PreTrainedModel, ids: Tensor) -> str:
     return "none"
 
 
-def positions(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:
+def place_ids(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:
     """Return the positions of ids that begin at a place, for a model that has to be told them."""
     return _numbered(model, start, ids) if READING_WAYS.get(model, lambda: "plain") == "placed" else {}
 
@@ -164,7 +164,7 @@ def _in_steps(
     for start in range(reused, ids.shape[-1], chunk):
         piece = ids[:, start : start + chunk]
         skipped = max(0, first - 1 - start)
-        given = {library.cache_name(): cache, "use_cache": True, **positions(model, start, piece)}
+        given = {library.cache_name(): cache, "use_cache": True, **place_ids(model, start, piece)}
         rows = _last_rows(model, piece, max(1, piece.shape[-1] - skipped), emit, **given)
         if skipped < piece.shape[-1]:
             yield start + skipped + 1, rows
@@ -176,7 +176,7 @@ def _whole(
     """Read a text from its beginning, anew for each piece of logits."""
     for start in range(first - 1, ids.shape[-1], chunk):
         piece = ids[:, : start + chunk]
-        rows = _last_rows(model, piece, piece.shape[-1] - start, emit, use_cache=False, **positions(model, 0, piece))
+        rows = _last_rows(model, piece, piece.shape[-1] - start, emit, use_cache=False, **place_ids(model, 0, piece))
         yield start + 1, rows
 
 

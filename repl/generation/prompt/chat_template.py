@@ -20,7 +20,7 @@ from repl.core.parts import TAGS, THINKING
 from repl.core.values import nearest
 from repl.generation.prompt import template_source
 from repl.generation.prompt.bounded import MAX_BYTES, bounded, limited_memory
-from repl.generation.prompt.messages import REASONING_FIELDS, ChatMessage, MessageReader
+from repl.generation.prompt.messages import REASONING_FIELDS, AnyMessage, MessageReader
 
 WAY_OUT = ("/mode complete", "/raw TEXT")  # plain rendering needs no template
 CONTROL_MARKS = re.compile("[\U000f0000\U000f0001]")  # what the library puts around control tokens that a person typed
@@ -79,18 +79,18 @@ class Template:
         self.controls = _controls(tokenizer, self.reads.literals)
         self._control = re.compile("|".join(map(re.escape, sorted(self.controls, key=len, reverse=True))) or "(?!)")
 
-    def write(self, messages: Sequence[ChatMessage], generation_prompt: bool = True) -> Written:
+    def write(self, messages: Sequence[AnyMessage], generation_prompt: bool = True) -> Written:
         """Render the messages of a conversation; raises `Failed`."""
         return self._write(self.read_messages(messages), add_generation_prompt=generation_prompt)
 
-    def attempt(self, messages: Sequence[ChatMessage], generation_prompt: bool = True) -> Outcome:
+    def attempt(self, messages: Sequence[AnyMessage], generation_prompt: bool = True) -> Outcome:
         """Render messages, or tell why that fails."""
         try:
             return Outcome(self.write(messages, generation_prompt).text)
         except Failed as error:
             return Outcome(error=error.message, refused=isinstance(error, TemplateRefused))
 
-    def _write(self, messages: Sequence[ChatMessage], **options: Any) -> Written:
+    def _write(self, messages: Sequence[AnyMessage], **options: Any) -> Written:
         """Render messages as the template reads them, control tokens in what a person wrote marked."""
         values, chat = self.values, list(messages)
         persons = [message for message in chat if message["role"] != "assistant"]
@@ -127,10 +127,10 @@ class Template:
             raise Failed(f"the prompt cannot be encoded: {error}", *WAY_OUT) from error
         return tuple(int(token) for token in found)
 
-    def read_messages(self, messages: Sequence[ChatMessage]) -> list[dict[str, object]]:
+    def read_messages(self, messages: Sequence[AnyMessage]) -> list[dict[str, object]]:
         """Return the messages of a conversation as the template reads them."""
 
-        def prompt(before: Sequence[ChatMessage]) -> str:
+        def prompt(before: Sequence[AnyMessage]) -> str:
             return self._write(before, add_generation_prompt=True).text
 
         key = f"{self.values!r} {self.source}"
@@ -139,7 +139,7 @@ class Template:
 
     # a reply that has begun
 
-    def begin(self, messages: Sequence[ChatMessage], prefill: str) -> Written:
+    def begin(self, messages: Sequence[AnyMessage], prefill: str) -> Written:
         """Render a chat whose last reply begins with `prefill` and is not ended, as the library continues a message.
 
         Where the library or the template does not take such a beginning, it stands behind the generation prompt.
@@ -155,7 +155,7 @@ class Template:
         behind = self._write(said, add_generation_prompt=True)
         return Written(behind.marked_text + prefill, behind.marked)
 
-    def _beginnings(self, prefill: str, said: Sequence[ChatMessage]) -> list[tuple[str, dict[str, Any]]]:
+    def _beginnings(self, prefill: str, said: Sequence[AnyMessage]) -> list[tuple[str, dict[str, Any]]]:
         """Return the messages that may continue a beginning, each with the field that goes on."""
         tag = next((tag for tag in THOUGHTS if prefill.lstrip().startswith(tag)), "")
         names = [name for name in REASONING_FIELDS if name in self.reads.attributes][:1]
@@ -175,7 +175,7 @@ def _begins(text: str, prefill: str) -> bool:
 
 def render_chat(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[ChatMessage],
+    messages: Sequence[AnyMessage],
     *,
     arguments: Mapping[str, object],
     prefill: str = "",
@@ -190,7 +190,7 @@ def render_chat(
     """
     template = Template(tokenizer, arguments, emit)
 
-    def write(chat: Sequence[ChatMessage]) -> Written:
+    def write(chat: Sequence[AnyMessage]) -> Written:
         return template.begin(chat, prefill) if prefill else template.write(chat, generation_prompt)
 
     written, notice = _with_system(write, messages)
@@ -201,7 +201,7 @@ def render_chat(
 
 
 def _with_system(
-    write: Callable[[Sequence[ChatMessage]], Written], messages: Sequence[ChatMessage]
+    write: Callable[[Sequence[AnyMessage]], Written], messages: Sequence[AnyMessage]
 ) -> tuple[Written, str]:
     if not messages or messages[0]["role"] != "system":
         return write(messages), ""
@@ -216,7 +216,7 @@ def _with_system(
     return written, "" if said in written.text else DROPPED
 
 
-def fold_system_text(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+def fold_system_text(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
     """Put the system text in front of the first message behind it."""
     system, *rest = messages
     if not rest:

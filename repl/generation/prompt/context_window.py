@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from repl.core.errors import Overflow
-from repl.generation.prompt.messages import ChatMessage
+from repl.generation.prompt.messages import AnyMessage
 
 MIN_REPLY_SHARE = 8  # a reply should find at least this part of the context free
 
@@ -18,8 +18,8 @@ class PromptIds:
 
 
 def fit_messages(
-    messages: Sequence[ChatMessage],
-    count: Callable[[Sequence[ChatMessage]], list[int]],
+    messages: Sequence[AnyMessage],
+    count: Callable[[Sequence[AnyMessage]], list[int]],
     context: int,
     wanted: int,
     policy: str,
@@ -48,7 +48,7 @@ def _room(context: int, wanted: int) -> int:
     return max(1, min(wanted, context // MIN_REPLY_SHARE))
 
 
-def oldest(messages: Sequence[ChatMessage]) -> list[int]:
+def oldest(messages: Sequence[AnyMessage]) -> list[int]:
     """Return the places of the oldest exchange: a message with what was answered to it; never the last message."""
     asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
     if len(asked) < 2:
@@ -57,9 +57,9 @@ def oldest(messages: Sequence[ChatMessage]) -> list[int]:
 
 
 def _overflow(
-    messages: Sequence[ChatMessage],
+    messages: Sequence[AnyMessage],
     ids: list[int],
-    count: Callable[[Sequence[ChatMessage]], list[int]],
+    count: Callable[[Sequence[AnyMessage]], list[int]],
     context: int,
     policy: str,
 ) -> Overflow:

@@ -14,7 +14,7 @@ from repl.core.errors import Failed
 from repl.core.jobs import JobContext, run_in_thread
 from repl.core.parts import Parts
 
-ChatMessage = Mapping[str, Any]
+AnyMessage = Mapping[str, Any]
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for a thought
 CHANNEL = "<|channel|>"  # how gpt-oss names the parts of a reply
 PARSE_S = 5.0  # a response template may hold a pattern that runs without end
@@ -31,12 +31,12 @@ class MessageReader:
     tokenizer: Any
     key: str
     names: Collection[str]
-    prompt: Callable[[Sequence[ChatMessage]], str]
+    prompt: Callable[[Sequence[AnyMessage]], str]
     emit: JobContext
     tools: Any = None
     """What the template is given as tools, which says of what type the arguments of a call are."""
 
-    def messages(self, messages: Sequence[ChatMessage]) -> list[dict[str, object]]:
+    def messages(self, messages: Sequence[AnyMessage]) -> list[dict[str, object]]:
         """Return the messages of a conversation, whose replies have `parts` beside all that was made, exactly."""
         made: list[dict[str, Any]] = []
         for message in messages:
@@ -46,7 +46,7 @@ class MessageReader:
             made.append({**plain, **reply})
         return made
 
-    def _reply(self, raw: str, parts: Parts, before: Sequence[ChatMessage]) -> dict[str, object]:
+    def _reply(self, raw: str, parts: Parts, before: Sequence[AnyMessage]) -> dict[str, object]:
         if getattr(self.tokenizer, "response_template", None) is not None:
             found = self._parsed(raw, before) or {"content": raw}
         elif CHANNEL in raw:
@@ -58,7 +58,7 @@ class MessageReader:
             found["reasoning"] = thought  # the library gives it the other names
         return found
 
-    def _parsed(self, raw: str, before: Sequence[ChatMessage]) -> dict[str, object]:
+    def _parsed(self, raw: str, before: Sequence[AnyMessage]) -> dict[str, object]:
         """Read a reply with the library's parser, behind the prompt that it answers; nothing where that fails."""
         key = hash((self.key, repr(self.tokenizer.response_template), raw, repr(before)))
         if key not in _PARSED:
@@ -67,7 +67,7 @@ class MessageReader:
             _PARSED[key] = self._parse(raw, before)
         return dict(_PARSED[key])
 
-    def _parse(self, raw: str, before: Sequence[ChatMessage]) -> dict[str, object]:
+    def _parse(self, raw: str, before: Sequence[AnyMessage]) -> dict[str, object]:
         try:
             prefix = self.prompt(before) if before else ""
         except Failed:  # the template does not write what stands before by itself

@@ -5,15 +5,14 @@ A tokenizer with a response template is read by the library's own parser, any ot
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from repl.core.events import PromptEcho, ReplyStarted, Token
-from repl.core.jobs import JobContext, run_isolated
+from repl.core.jobs import JobContext, T, run_isolated
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.parts import ANSWER, CALL, CHANNELS, TAGS, THINKING, WITHIN, Form, Parts, Piece, Reader
 from repl.generation.prompt.messages import PARSE_S, REASONING_FIELDS
 
-T = TypeVar("T")
 Tell = Callable[[str], None]
 FIELD_KINDS = {**dict.fromkeys(REASONING_FIELDS, THINKING), "content": ANSWER, "tool_calls": CALL}
 TAIL_TOKENS = 256  # of the prompt in front of a reply: the template's beginning of it stands there

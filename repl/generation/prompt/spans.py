@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from repl.generation.prompt.chat_template import Template
-from repl.generation.prompt.messages import ChatMessage
+from repl.generation.prompt.messages import AnyMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Span:
     end: int
 
 
-def find_spans(template: Template, messages: Sequence[ChatMessage], text: str, prefill: str = "") -> list[Span]:
+def find_spans(template: Template, messages: Sequence[AnyMessage], text: str, prefill: str = "") -> list[Span]:
     """Find the part of a rendered text that each message is written as: what it adds to those before it.
 
     Where a template writes a message differently once others follow, its own last line is searched instead. What
@@ -48,7 +48,7 @@ def _searched(template: Template, content: str, text: str, place: int) -> int:
     return tail.end() if tail else found + len(line)
 
 
-def _headed(template: Template, messages: Sequence[ChatMessage], span: Span, text: str) -> list[Span]:
+def _headed(template: Template, messages: Sequence[AnyMessage], span: Span, text: str) -> list[Span]:
     """Split off what a template says by itself before the first message: a system text of its own."""
     content = str(messages[0]["content"]).strip()
     said = text.rfind(content, span.start, span.end)
