@@ -16,7 +16,7 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.generation.prompt.chat_template import Template, fold_system_text
-from repl.generation.prompt.messages import ChatMessage
+from repl.generation.prompt.messages import AnyMessage
 from repl.generation.prompt.reply_parser import marking_tokens
 from repl.models.adapters import Adapter
 from repl.models.device_map import max_memory
@@ -50,7 +50,7 @@ class PromptForm:
     `options` are arguments of the call that encodes, `behind` is written behind what the template makes.
     """
 
-    messages: tuple[ChatMessage, ...] = ()
+    messages: tuple[AnyMessage, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     behind: str = ""
     text: str = ""
@@ -139,12 +139,12 @@ def spellings(talk: Conversation, turn: Turn, record: Reply) -> list[PromptForm]
     else:
         said = [message(one.role, one.text, one.parts) for one in talk.path(asked.id) if one.id not in record.dropped]
         head = [message("system", record.system, Parts())] if record.system and 0 not in record.dropped else []
-        chats: list[list[ChatMessage]] = [[*head, *said], *([fold_system_text([*head, *said])] if head else [])]
+        chats: list[list[AnyMessage]] = [[*head, *said], *([fold_system_text([*head, *said])] if head else [])]
         found = [form for messages in chats for form in _chats(messages, record)]
     return [*found, PromptForm(ids=ids)]
 
 
-def _chats(messages: Sequence[ChatMessage], record: Reply) -> Iterator[PromptForm]:
+def _chats(messages: Sequence[AnyMessage], record: Reply) -> Iterator[PromptForm]:
     """Yield the plain form first, then the one in which control tokens that a user typed are encoded as text."""
     form = PromptForm(tuple(messages), {**record.template, "add_generation_prompt": True})
     if record.prefill:
@@ -309,7 +309,7 @@ def _inputs(form: PromptForm) -> list[str]:
     return [*messages, f"{encode}.to(model.device)"]
 
 
-def _messages(messages: Sequence[ChatMessage]) -> list[str]:
+def _messages(messages: Sequence[AnyMessage]) -> list[str]:
     told = [_message(one) for one in messages]
     line = f"messages = [{', '.join(told)}]"
     return (
@@ -319,7 +319,7 @@ def _messages(messages: Sequence[ChatMessage]) -> list[str]:
     )
 
 
-def _message(said: ChatMessage) -> str:
+def _message(said: AnyMessage) -> str:
     content = str(said["content"])
     lines = content.splitlines(keepends=True)
     if len(said) > 2 or len(lines) < 2 or len(content) < LINE_WIDTH // 2:
