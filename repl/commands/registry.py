@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from repl.core import settings
 from repl.core.errors import UsageError
+from repl.core.format import joined
 from repl.core.values import Assignment, Flag, Integer, Kind, RestOfLine, kind_of, nearest
 
 if TYPE_CHECKING:
     from repl.session.session import Session
 
+MOST_USED = ("help", "model", "settings", "retry", "undo", "next", "probs", "inspect", "compare")
+"""Commands at the head of the menu; the settings that the user has changed stand behind the second."""
+MIN_PART = 2  # letters that are looked for inside of names; in helps one more
 F = TypeVar("F", bound=Callable[..., Any])
 FLAG = re.compile(r"--([\w-]+)(?:(=)|\s+|$)")
 QUOTED_WORD = re.compile(r'"([^"]*)"|\'([^\']*)\'|(\S+)')
@@ -258,14 +262,38 @@ def complete_line(line: str, session: "Session | None" = None) -> list[tuple[str
         return []
     name, space, rest = line[1:].partition(" ")
     if not space:
-        named = [found for found in COMMANDS.values() if found.name.startswith(name) and found.name != "say"]
-        own = [("/" + alias, line) for alias, line in USER_ALIASES.items() if alias.startswith(name)]
-        return [*(("/" + found.name, found.help) for found in named), *own]
+        return _menu(name.replace("-", "_").lower(), session)
     try:
         found = find_command(name)
     except UsageError:
         return []
     return _values(found, rest, session)
+
+
+def _menu(typed: str, session: "Session | None") -> list[tuple[str, str]]:
+    """Return the commands that what is typed begins, or is a part of the name or the help of, in this order.
+
+    In each part those used most come first, with the settings that the user has changed, then the others by name.
+    """
+    changed = session.settings.origins if session is not None else {}
+    first = [*MOST_USED[:2], *changed, *MOST_USED[2:]]
+    helps = {name: found.help for name, found in COMMANDS.items() if name != "say"} | USER_ALIASES
+    fits = {
+        "begins": [name for name in helps if name.startswith(typed)],
+        "in the name": [name for name in helps if len(typed) >= MIN_PART and typed in name],
+        "in the help": [name for name, text in helps.items() if len(typed) > MIN_PART and typed in text.lower()],
+    }
+    places = {name: place for place, name in enumerate(first)}
+    ordered = [name for part in fits.values() for name in sorted(part, key=lambda one: (places.get(one, 99), one))]
+    values = _values_now(session) if session is not None else {}
+    return [(f"/{name}", joined(values.get(name, ""), helps[name])) for name in dict.fromkeys(ordered)]
+
+
+def _values_now(session: "Session") -> dict[str, str]:
+    """Return the value of each setting that has one, as it is written."""
+    decode = {name: found.value for name, found in session.decoding().items()}
+    names = settings.places()
+    return {name: settings.show(name, decode[name] if name in decode else session.settings.get(name)) for name in names}
 
 
 def _values(found: Command, rest: str, session: "Session | None") -> list[tuple[str, str]]:

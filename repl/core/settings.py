@@ -144,9 +144,7 @@ class View:
     theme: Annotated[str, Choice(("dark", "light", "mono"))] = setting(
         "dark", "colours for a dark or light terminal, or none"
     )
-    accessible: Annotated[bool, Flag()] = setting(
-        False, "for screen readers: nothing is drawn twice, tables are lines; also the variable ACCESSIBLE"
-    )
+    accessible: Annotated[bool, Flag()] = setting(False, "for screen readers: nothing is drawn twice, tables are lines")
     editing_mode: Annotated[str, Choice(("emacs", "vi"))] = setting("emacs", "whose keys the line editor has")
     logprobs: Annotated[int, Integer(0, 100)] = setting(
         0, "record log-probabilities and this many alternatives (for --json)"

@@ -8,6 +8,11 @@ from repl import commands
 from repl.commands import registry
 from repl.commands.registry import complete_line, find_command, parse_arguments, parse_line, split_name
 from repl.core.errors import UsageError
+from repl.core.jobs import Worker
+from repl.core.settings import Settings
+from repl.generation.runtime import Runtime
+from repl.models.store import Store
+from repl.session.session import Session
 
 assert commands
 
@@ -94,6 +99,20 @@ def test_any_line_is_parsed_or_refused(name: str, words: str) -> None:
 )
 def test_a_line_has_a_title(line: str, name: str) -> None:
     assert parse_line(line).command.name == name
+
+
+def test_the_menu_begins_with_what_is_used_most_and_looks_into_names_and_helps() -> None:
+    """A setting that was changed stands near the head, each with the value of now."""
+    session = Session(Settings().put("temperature", 0.5, "you"), Store(Runtime), Worker())
+    offered = dict(complete_line("/", session))
+    session.close()
+    assert [*offered][:4] == ["/help", "/model", "/temperature", "/settings"]
+    assert offered["/temperature"].startswith("0.5 · ")
+    rest = [*offered][len(registry.MOST_USED) + 1 :]
+    assert rest == sorted(rest)
+    assert words("/beam")[:2] == ["/beams", "/num_beams"]
+    assert "/temperature" in words("/odds")
+    assert words("/zzz") == []
 
 
 def words(line: str) -> list[str]:

@@ -60,9 +60,9 @@ def prompt_style(accent: str) -> Style:
             "bottom-toolbar": "noreverse #808080",
             "completion-menu": "noreverse bg:default #808080",
             "completion-menu.completion": "noreverse bg:default default",
-            "completion-menu.completion.current": f"noreverse bg:default {accent}",
+            "completion-menu.completion.current": f"reverse bg:default {accent}",
             "completion-menu.meta.completion": "noreverse bg:default #808080",
-            "completion-menu.meta.completion.current": "noreverse bg:default #808080",
+            "completion-menu.meta.completion.current": f"reverse bg:default {accent}",
             "scrollbar.background": "bg:default",
             "scrollbar.button": "bg:#808080",
             "auto-suggestion": "#808080",
@@ -242,6 +242,9 @@ class Editor:
         said = clean_line(self.backend.toolbar(width))
         if self._says_how_to_leave and not self._prompt.default_buffer.text:
             said = joined(" Ctrl-D leaves", said.strip())[: width - 1]
+        if (offered := self._prompt.default_buffer.complete_state) and (count := len(offered.completions)):
+            chosen = "" if offered.complete_index is None else f"{offered.complete_index + 1} of "
+            said = joined(f" {chosen}{count} to choose from", said.strip())[: width - 1]
         return [("class:bottom-toolbar", signs(said))]
 
     def _watch(self) -> None:
@@ -312,6 +315,7 @@ def import_readline(complete: Complete) -> Any:
 
     def word(text: str, number: int) -> str | None:
         words = [clean_line(word) for word, _ in complete(readline.get_line_buffer())]
+        words = [word for word in words if word.startswith(text) or not text.startswith("/")]
         return words[number] if number < len(words) else None
 
     with suppress(ImportError):
