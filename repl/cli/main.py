@@ -6,24 +6,67 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from repl import __version__
 from repl.core import paths, settings, streams
 from repl.core.errors import ReplError, UsageError
 from repl.core.sanitize import clean_line
 from repl.core.settings import Settings
-from repl.core.values import nearest
+from repl.core.values import Choice, Integer, Number, nearest
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-class CommandLine(argparse.ArgumentParser):
-    """Usage errors in our own words, and help that fails where it cannot be written."""
+EXAMPLES = """\
+usage: hub-repl [MODEL] [PROMPT ...] [--SETTING VALUE ...]
 
-    def print_help(self, file: Any = None) -> None:
-        """Write the help to standard output."""
-        sys.stdout.write(self.format_help())
+  hub-repl                                    open a prompt, with a small model
+  hub-repl gpt2                               with a model of the Hub
+  hub-repl "What is the capital of France?"   answer once
+  hub-repl gpt2 "Once upon a time" --max 50   answer once, with another model
+  cat notes.txt | hub-repl "Summarize this:"  standard input goes first
+  hub-repl gpt2 -c "/next 5 Once upon a"      run a command of the prompt
+
+"""
+COMMON = {
+    "-c LINE": "run a line first: a command or a message",
+    "--script FILE": "run the lines of a file",
+    "--json": "write one JSON object per line",
+    "--resume [SESSION]": "go on with the last session, or this one",
+    "--no-save": "leave nothing on disk",
+    "--offline": "never touch the network",
+    "--connect URL": "let a server answer",
+    **dict.fromkeys(("dtype", "quantize", "device", "adapter", "temp", "top_p", "max", "beams", "seed", "mode"), ""),
+}
+"""What `--help` lists: options, and settings by their shortest names, whose kinds or helps say what they take."""
+
+
+def short_help() -> str:
+    """Return usage, examples and the options used most, in 30 lines of 80 columns."""
+    rows = [(option, said) if said else _setting_row(option) for option, said in COMMON.items()]
+    listed = "".join(f"  {option:<19} {said}" + "\n" for option, said in rows)
+    return f"{EXAMPLES}{listed}\nhub-repl --help all lists every option, hub-repl guide explains them by topic.\n"
+
+
+def _setting_row(short: str) -> tuple[str, str]:
+    name = settings.SHORT.get(short, short)
+    kind = settings.kind(name)
+    takes = ", ".join(kind.options) if isinstance(kind, Choice) else settings.help_of(name).partition(";")[0]
+    return f"--{short.replace('_', '-')} {'N' if isinstance(kind, Integer | Number) else 'NAME'}", takes
+
+
+class ShowHelp(argparse.Action):
+    """`--help`, and `--help all` for every option."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: object, option: object = "") -> None:
+        """Write the help, and end."""
+        sys.stdout.write(parser.format_help() if values == "all" else short_help())
+        parser.exit()
+
+
+class CommandLine(argparse.ArgumentParser):
+    """Usage errors in our own words."""
 
     def error(self, message: str) -> NoReturn:
         """Say it in one line and end with 2."""
@@ -47,7 +90,9 @@ def parser(offer: Callable[[argparse.Action], object] = lambda action: None) -> 
         description="Explore language models from the Hugging Face Hub: load, prompt, turn a knob, prompt again.",
         epilog="A PROMPT, or text on standard input, is answered once; without either a prompt opens.",
         allow_abbrev=False,
+        add_help=False,
     )
+    line.add_argument("-h", "--help", action=ShowHelp, nargs="?", metavar="all", help="show examples; all: this list")
     what = "Hub id, id@revision, folder, .gguf file, or builtin"
     offer(line.add_argument("model", nargs="?", metavar="MODEL", help=what))
     line.add_argument("prompt", nargs="*", metavar="PROMPT", help="answer this and exit")
@@ -68,11 +113,13 @@ def parser(offer: Callable[[argparse.Action], object] = lambda action: None) -> 
         group = line.add_argument_group(f"{part} settings")
         for name in (name for name, home in settings.places().items() if home == part and name != "model"):
             short = [word for word, full in settings.SHORT.items() if full == name]
-            spellings = dict.fromkeys(("--" + name.replace("_", "-"), "--" + name, *(f"--{word}" for word in short)))
+            spellings = ("--" + name.replace("_", "-"), *(f"--{word}" for word in short))
             help_text = settings.help_of(name).replace("%", "%%")
             held = group.add_argument(*spellings, dest=f"set_{name}", metavar="VALUE", help=help_text)
             if name == "accessible":
                 held.nargs, held.const = "?", "on"
+            if "_" in name:
+                group.add_argument(f"--{name}", dest=f"set_{name}", help=argparse.SUPPRESS)
             offer(held)
     return line
 

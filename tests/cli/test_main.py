@@ -1,5 +1,6 @@
 """Options of the command line."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from fakeserver import FakeServer
 from terminal import surroundings
 
-from repl.cli.main import parser, split_model
+from repl.cli.main import parser, short_help, split_model
 from repl.cli.program import is_new_user
 from repl.core import settings
 
@@ -102,3 +103,12 @@ def test_the_first_three_starts_are_those_of_a_new_user(tmp_path: Path, monkeypa
     """A start that saves nothing is not counted."""
     monkeypatch.setenv("HUB_REPL_HOME", str(tmp_path))
     assert [is_new_user(noted) for noted in (False, True, True, True, True, False)] == [True] * 4 + [False] * 2
+
+
+def test_help_fits_a_window_and_help_all_has_each_option_once() -> None:
+    shown = short_help().splitlines()
+    assert len(shown) <= 30
+    assert all(len(line) <= 80 for line in shown)
+    listed = re.findall(r"^ {2,}(--[\w-]+)", parser().format_help(), re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert {"--" + name.replace("_", "-") for name in settings.places()} <= set(listed)
