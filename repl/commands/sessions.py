@@ -9,16 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from repl.commands.registry import command
-from repl.core import paths
 from repl.core.conversation import Conversation, exchanges
+from repl.core.errors import ReplError
 from repl.core.format import counted, joined, shortened
 from repl.core.sanitize import clean_line
 from repl.core.values import RestOfLine
 from repl.core.values import Text as Words
-from repl.session.archive import Summary, newest_titles
+from repl.session.archive import Summary
 from repl.session.position import current_branch
 from repl.session.results import Message
-from repl.session.session import ARCHIVE_FILE, Session
+from repl.session.session import Session
 from repl.terminal.reply import PastExchange
 from repl.terminal.screen import render
 
@@ -60,14 +60,17 @@ class Resumed:
         return self.unanswered
 
 
-def recent() -> dict[str, str]:
+def newest(session: Session) -> dict[str, str]:
     """Return the newest sessions, for completion: title by id."""
-    return newest_titles(paths.data() / ARCHIVE_FILE)
+    try:
+        return session.archive.newest_titles()
+    except ReplError:
+        return {}
 
 
 @command("history")
 def resume(
-    session: Session, id: Annotated[str, Words("the beginning of a session's id", suggest=recent)] = ""
+    session: Session, id: Annotated[str, Words("the beginning of a session's id", of_session=newest)] = ""
 ) -> Resumed:
     """Go on with a saved session: the last one, or the one whose id begins so.
 

@@ -4,7 +4,6 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from repl.session.database import Database
 from repl.session.record_json import decode_record, encode_record
 
 TITLE_CHARS = 48  # characters of a title made from a first message
+MAX_TITLES = 20  # sessions that completion offers
 SNIPPET_CHARS = 30  # characters before and after a word that was found
 Saved = str | bytes
 
@@ -186,6 +186,11 @@ class Archive:
             found = [replace(it, snippet=places[it.id]) for it in found if it.id in places]
         return found
 
+    def newest_titles(self) -> dict[str, str]:
+        """Return the newest sessions, title by id; raises `ReplError`."""
+        statement = f"select id, title from sessions order by changed desc, row desc limit {MAX_TITLES}"
+        return {str(row[0]): _unpack(row[1]) for row in self._read(statement)}
+
     def _search(self, word: str) -> dict[str, str]:
         """Return the sessions whose texts hold a word, each with the first place."""
         rows = self._read("select session, text from turns union all select id, title from sessions")
@@ -267,16 +272,6 @@ def _pack(text: str) -> Saved:
 
 def _unpack(saved: Saved) -> str:
     return saved if isinstance(saved, str) else saved.decode("utf-8", "surrogatepass")
-
-
-def newest_titles(path: Path, most: int = 20) -> dict[str, str]:
-    """Return the newest sessions of a file, title by id, without touching it; nothing where it cannot be read."""
-    try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=0.1)) as connection:
-            rows = connection.execute("select id, title from sessions order by changed desc, row desc limit ?", (most,))
-            return {str(row[0]): _unpack(row[1]) for row in rows}
-    except sqlite3.Error:
-        return {}
 
 
 def _title(text: str) -> str:

@@ -19,19 +19,12 @@ def server_address(session: Session, url: str, key_env: str = "", insecure: bool
     table = session.engines.get(url, {"url": url})
     found = read_address(table["url"])
     if found.host not in session.trusted and not (insecure or found.encrypted or found.loopback):
-        raise ask_unencrypted(found, url)
+        effect = "everyone on the way can read what you send, a key included"
+        said = f"{found.host} is another machine, and http is not encrypted"
+        raise UsageError(said, choices=((f"/connect {url} --insecure", effect),), again=False)
     if session.store.offline and not found.loopback:
         raise UsageError("this session is offline, only servers on this machine can be reached", "/connect 127.0.0.1")
     return Address(found.url, server_key(found, key_env or table.get("key_env", "")))
-
-
-def ask_unencrypted(where: Address, typed: str) -> UsageError:
-    """Make the question whether a server may be talked to in the open."""
-    effect = "everyone on the way can read what you send, a key included"
-    line = f"/connect {typed} --insecure"
-    return UsageError(
-        f"{where.host} is another machine, and http is not encrypted", choices=((line, effect),), again=False
-    )
 
 
 def server_key(where: Address, name: str) -> str:

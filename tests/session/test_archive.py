@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from records import RECORD
 
+from repl.commands.registry import complete_line
 from repl.commands.sessions import moment, resume, sessions, title
 from repl.core.conversation import Conversation, Turn
 from repl.core.errors import NotFound, ReplError, UsageError
@@ -28,7 +29,7 @@ from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.session import database
-from repl.session.archive import Archive, Summary, newest_titles
+from repl.session.archive import Archive, Summary
 from repl.session.database import MIGRATIONS, Database
 from repl.session.record_json import decode_record, encode_record
 from repl.session.session import Session
@@ -796,12 +797,11 @@ def test_resume_takes_the_model_of_the_conversation_before_any_load(session: Ses
 
 
 def test_resume_completes_ids_with_their_titles(session: Session) -> None:
-    """A session is recognised by its title; a file that is not there offers none."""
+    """A session is recognised by its title; an archive that cannot be read offers none."""
     reply(session, "one")
-    assert session.archive._connection is not None
-    file = Path(session.archive._connection.execute("pragma database_list").fetchone()[2])
-    assert newest_titles(file) == {session.archive.id: "say one"}
-    assert newest_titles(file.with_name("none.db")) == {}
+    assert complete_line("/resume ", session) == [(session.archive.id, "say one")]
+    session.archive._run("alter table sessions rename to others")
+    assert complete_line("/resume ", session) == []
 
 
 def test_resume_tells_a_message_that_got_no_reply(session: Session) -> None:
