@@ -216,10 +216,11 @@ class Archive:
 
     def _rooted(self, turns: dict[int, Turn]) -> dict[int, Turn]:
         """Let a turn begin a conversation where it does not stand below an earlier one, as all that is written does."""
-        stray = [turn for turn in turns.values() if turn.parent is not None and not _below(turn, turns)]
-        if stray:
-            self.warn(f"what came before {counted(len(stray), 'message')} is lost: a conversation begins there")
-        return turns | {turn.id: replace(turn, parent=None) for turn in stray}
+        below = (turn for turn in turns.values() if turn.parent is not None)
+        lost = [turn for turn in below if turn.parent not in turns or turn.parent >= turn.id]
+        if lost:
+            self.warn(f"what came before {counted(len(lost), 'message')} is lost: a conversation begins there")
+        return turns | {turn.id: replace(turn, parent=None) for turn in lost}
 
     def _named(self, id: str) -> str:
         known = [row[0] for row in self._read("select id from sessions order by changed desc, row desc")]
@@ -249,10 +250,6 @@ def _turn(row: tuple[Any, ...]) -> Turn:
     except ValueError:
         done = None
     return Turn(number, parent, role, _unpack(text), "cancelled" if state == "open" else state, done)
-
-
-def _below(turn: Turn, turns: dict[int, Turn]) -> bool:
-    return turn.parent in turns and turn.parent < turn.id
 
 
 def _head(turns: dict[int, Turn], head: int | None, marked: int) -> int | None:
