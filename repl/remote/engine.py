@@ -278,7 +278,7 @@ class Remote:
         if request.ids and not self.kind.takes_ids:
             raise NeedsLocal("going on from token ids")
         if request.chats and request.prefill and self.kind.continues is None:
-            raise NeedsLocal("a reply with a given beginning")
+            raise NeedsLocal("a reply with a given beginning", *([] if request.begun else ["/prefill forgets it"]))
         if not self.model and len(offers) > 1:
             some = [f"/model {offer.id}" for offer in offers[:3]]
             raise UsageError(f"{self.host} offers {len(offers)} models: choose one", *some)
@@ -310,8 +310,8 @@ class Remote:
             or (refused.full and self._fit(refused, heard, emit))
         )
         if not mended:
-            offers = self.listing.offers
-            raise to_error(refused, self.host, self.model, offers, heard.path) from refused
+            offers, dropped = self.listing.offers, heard.request.settings.decode.overflow == "drop_oldest"
+            raise to_error(refused, self.host, self.model, offers, heard.path, dropped) from refused
 
     def _lower(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
         """Ask for as many alternatives as the server allows."""

@@ -11,6 +11,7 @@ from repl.core import decoding
 from repl.core.decoding import APART, BEAMS, SAMPLING
 from repl.core.events import Token
 from repl.core.settings import Decode, Settings
+from repl.core.tool_calls import Call, call, value
 from repl.generation.measure.token_stats import TOP_K_STORED
 from repl.remote.dialects import Dialect
 
@@ -225,9 +226,9 @@ class Calls:
     def take(self, delta: Mapping[str, object]) -> None:
         """Take what an event says of calls."""
         given = delta.get("tool_calls")
-        for place, call in enumerate(given if isinstance(given, list) else []):
-            if isinstance(call, Mapping):
-                self._add(call.get("index", place), call.get("function"))
+        for place, piece in enumerate(given if isinstance(given, list) else []):
+            if isinstance(piece, Mapping):
+                self._add(piece.get("index", place), piece.get("function"))
         self._add(0, delta.get("function_call"))
 
     def _add(self, index: object, function: object) -> None:
@@ -236,6 +237,6 @@ class Calls:
             for name in entry:
                 entry[name] += _text(function.get(name))
 
-    def all(self) -> tuple[dict[str, object], ...]:
+    def all(self) -> tuple[Call, ...]:
         """Return the calls in their order."""
-        return tuple(dict(entry) for _, entry in sorted(self._found.items()))
+        return tuple(call(entry["name"], value(entry["arguments"])) for _, entry in sorted(self._found.items()))

@@ -159,8 +159,10 @@ def asked_to_wait(refused: Refusal) -> float:
     return float(refused.wait) if re.fullmatch(r"\d+(\.\d+)?", refused.wait) else 0.0
 
 
-def to_error(refused: Refusal, host: str, model: str, offers: Sequence[Offer], path: str = "/models") -> ReplError:
-    """Return the error for a request that a server refuses."""
+def to_error(
+    refused: Refusal, host: str, model: str, offers: Sequence[Offer], path: str = "/models", dropped: bool = False
+) -> ReplError:
+    """Return the error for a request that a server refuses; `dropped`: without the oldest messages already."""
     words, status, error = refused.words, refused.status, refused.error
     if lacks_model(refused, model):
         return model_not_found(host, model, offers)
@@ -169,7 +171,7 @@ def to_error(refused: Refusal, host: str, model: str, offers: Sequence[Offer], p
     if refused.full:
         figures = f"the prompt has {error.prompt} tokens, the context of {host} holds {error.context}"
         plain = f"the conversation is too long for {host}: {words}"
-        return Overflow(figures if 0 < error.context <= error.prompt else plain, choices=OVERFLOW_CHOICES)
+        return Overflow(figures if 0 < error.context <= error.prompt else plain, choices=OVERFLOW_CHOICES[dropped:])
     if status in (401, 403):
         return ReplError(f"{host} refuses the key, or wants one: {words}", "/connect URL --key-env NAME")
     what = {429: "has too many requests", 503: "is not ready"}.get(status, f"failed ({status})")

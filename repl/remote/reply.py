@@ -1,5 +1,6 @@
 """One reply of a server: what is asked, what comes, and the record of it."""
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -334,7 +335,9 @@ class StreamedReply:
         if self._ended == "content_filter":
             self.emit(Notice(f"the content filter of {host} ended the reply"))
         for call in self._calls.all():
-            self.emit(Notice(f"the model calls a tool: {call['name']}({call['arguments']})"))
+            self.emit(
+                Notice(f"the model calls a tool: {call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})")
+            )
 
     def _strange(self) -> Failed:
         return Failed(f"{self.peer.host} sent an event that is not of the protocol", "/retry")

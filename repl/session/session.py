@@ -339,8 +339,11 @@ class Session:
         return catalog.names(self.store.offline, [each.facts.id for each in self.store.residents()])
 
     def decoding(self) -> dict[str, decoding.Value]:
-        """Return the decoding values in effect."""
-        return decoding.effective(self.settings, self.base())
+        """Return the decoding values in effect; to a server no limit is sent that nobody chose."""
+        found = decoding.effective(self.settings, self.base())
+        if self.remote is not None and self.settings.decode.max_new_tokens is None:
+            found.pop("max_new_tokens", None)
+        return found
 
     def require_local_model(self) -> None:
         """Raise `NoModel` unless a model is resident or on its way, and `NeedsLocal` while a server answers."""

@@ -606,6 +606,18 @@ def test_a_long_talk_is_shortened_where_that_is_allowed(session: Session, server
     assert [message["content"] for message in server.sent[-1]["messages"]] == ["three"]
     assert (done.text, len(done.dropped)) == ("Short.", 2)
     assert "left out" in noticed(events)[0]
+    server.answers = [full]
+    with pytest.raises(Overflow) as caught:
+        ask(session, "four")
+    assert [line for line, _ in caught.value.choices] == ["/clear"]
+
+
+def test_a_limit_that_is_not_sent_is_not_shown(session: Session, server: FakeServer) -> None:
+    assert (run(session, "/max_new_tokens").value, run(session, "/set max_new_tokens 7").text[:16]) == (
+        None,
+        "max_new_tokens 7",
+    )
+    assert run(session, "/max_new_tokens").value == 7
 
 
 def test_no_server_is_one_sentence(session: Session) -> None:
@@ -730,9 +742,12 @@ def test_a_reply_goes_on_nowhere_else(session: Session) -> None:
         run(session, f"/connect {server.host}")
         ask(session, "Tell")
         run(session, "/prefill Once")
-        with pytest.raises(NeedsLocal, match="a reply with a given beginning"):
+        with pytest.raises(NeedsLocal, match="a reply with a given beginning") as caught:
             ask(session, "Tell")
         assert len(server.sent) == 1
+        assert "/prefill forgets it" in caught.value.hints
+        run(session, "/prefill")
+        assert ask(session, "Tell").text == "Hello there."
 
 
 def test_one_conversation_is_held_here_and_there(llama_folder: Path) -> None:

@@ -529,7 +529,7 @@ def test_tool_calls_are_put_together(session: Session) -> None:
     pieces = [chunk(tool_calls=[first]), chunk(tool_calls=[rest, other]), chunk(finish="tool_calls"), DONE]
     with serving(session, "vLLM", Answer(pieces)):
         done, events = listen(session, "Hi")
-    calls = ({"name": "look", "arguments": '{"q": "x"}'}, {"name": "stop", "arguments": "{}"})
+    calls = ({"name": "look", "arguments": {"q": "x"}}, {"name": "stop", "arguments": {}})
     assert (done.tool_calls, done.finish, done.model.ended) == (calls, "stop", "tool_calls")
     assert noticed(events)[-2:] == ['the model calls a tool: look({"q": "x"})', "the model calls a tool: stop({})"]
 
