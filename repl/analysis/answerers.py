@@ -13,32 +13,10 @@ from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation import engine
 from repl.generation.measure.scoring import score
-from repl.generation.prompt.messages import AnyMessage
-from repl.generation.request import Request
 from repl.generation.runtime import Model, Models, Runtime
 from repl.remote.engine import Remote, reach
 from repl.remote.http import ServerConnection
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What is to be answered: the messages of a chat, none for a text that every model completes, and that text."""
-
-    text: str
-    messages: tuple[AnyMessage, ...] = ()
-    turns: tuple[int, ...] = ()
-    prefill: str = ""
-
-    def after(self, said: tuple[AnyMessage, ...]) -> "Query":
-        """Return the same message behind other ones."""
-        return replace(self, messages=(*said, self.messages[-1]))
-
-    def request(self, chosen: Settings, chats: bool) -> Request:
-        """Return what a model is asked that chats or only completes; the setting `mode` decides before it does."""
-        mode = chosen.view.mode
-        if self.messages and (chats if mode == "auto" else mode == "chat"):
-            return Request(chosen, messages=self.messages, turns=self.turns, prefill=self.prefill)
-        return Request(chosen, text=self.text)
+from repl.session.position import Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +135,7 @@ class LocalAnswerer:
 
     resident: Model
 
-    def answer(self, variant: Variant, asked: Query, seed: int, aside: ColumnContext) -> Answer:
+    def answer(self, variant: Variant, asked: Question, seed: int, aside: ColumnContext) -> Answer:
         """Answer once."""
         resident, facts = self.resident, self.resident.facts
         request = asked.request(with_seed(variant.settings, seed), facts.chats)
@@ -181,7 +159,7 @@ class RemoteAnswerer:
 
     remote: Remote
 
-    def answer(self, variant: Variant, asked: Query, seed: int, aside: ColumnContext) -> Answer:
+    def answer(self, variant: Variant, asked: Question, seed: int, aside: ColumnContext) -> Answer:
         """Answer once; the draws are the server's own unless the settings have a seed."""
         request = asked.request(variant.settings, self.remote.chats)
         done = self.remote.reply(request, aside)

@@ -13,7 +13,6 @@ from repl.analysis.answerers import (
     ColumnContext,
     LocalAnswerer,
     Problem,
-    Query,
     RemoteAnswerer,
     ThreadContext,
     full_text,
@@ -27,6 +26,7 @@ from repl.core.jobs import JobContext, beside
 from repl.core.reply import Reply
 from repl.generation.decode.kv_cache import common_length
 from repl.generation.runtime import Models
+from repl.session.position import Question
 
 Opened = AbstractContextManager[LocalAnswerer | RemoteAnswerer]
 
@@ -84,7 +84,7 @@ class Compared(Answers):
 
 
 def answer_all(
-    store: Models, variants: Sequence[Variant], asked: Query, emit: JobContext, made: dict[int, Answer]
+    store: Models, variants: Sequence[Variant], asked: Question, emit: JobContext, made: dict[int, Answer]
 ) -> None:
     """Answer in every way, adding to `made`, by column, as soon as an answer has ended; for the model thread.
 
@@ -101,7 +101,7 @@ def answer_all(
         aside = (ThreadContext if column in there else ColumnContext)(emit, column)
         with suppress(Cancelled):
             variant = variants[column]
-            made[column] = answer_query(open_answerer(store, variant, aside), variant, asked, seed, aside)
+            made[column] = answer_question(open_answerer(store, variant, aside), variant, asked, seed, aside)
 
     with beside([partial(answer, column) for column in there], emit):
         for column in range(len(variants)):
@@ -113,7 +113,7 @@ def answer_all(
     store.tidy()
 
 
-def answer_query(opened: Opened, variant: Variant, asked: Query, seed: int, aside: ColumnContext) -> Answer:
+def answer_question(opened: Opened, variant: Variant, asked: Question, seed: int, aside: ColumnContext) -> Answer:
     """Answer once; an error is told in the column, and is the answer's problem. Raises `Cancelled`."""
     try:
         with opened as side:

@@ -14,12 +14,11 @@ from repl.analysis.answerers import (
     Answer,
     ColumnContext,
     LocalAnswerer,
-    Query,
     RemoteAnswerer,
     full_text,
     open_answerer,
 )
-from repl.analysis.compare import Answers, answer_query, side_by_side
+from repl.analysis.compare import Answers, answer_question, side_by_side
 from repl.analysis.variants import Variant
 from repl.core.conversation import Conversation, message
 from repl.core.errors import Cancelled, UsageError
@@ -29,6 +28,7 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.generation.prompt.messages import AnyMessage
 from repl.generation.runtime import Models
+from repl.session.position import Question
 
 RECORDED = "recorded"
 
@@ -39,7 +39,7 @@ class Exchange:
 
     turn: int
     number: int
-    asked: Query
+    asked: Question
     record: Reply
 
 
@@ -49,7 +49,7 @@ def recorded_exchanges(talk: Conversation) -> list[Exchange]:
         Exchange(
             asked.id,
             reply.exchange,
-            Query(asked.text, tuple(talk.messages(asked.id)), talk.numbers(asked.id), record.prefill),
+            Question(asked.text, tuple(talk.messages(asked.id)), talk.numbers(asked.id), record.prefill),
             record,
         )
         for asked, reply in pairwise(talk.path())
@@ -57,7 +57,7 @@ def recorded_exchanges(talk: Conversation) -> list[Exchange]:
     ]
     last = {turn.parent: turn for turn in talk.turns.values() if turn.role == "completion" and turn.record}
     texts = [
-        Exchange(turn.id, last[turn.id].exchange, Query(turn.text), record)
+        Exchange(turn.id, last[turn.id].exchange, Question(turn.text), record)
         for turn in talk.turns.values()
         if turn.id in last and (record := last[turn.id].record)
     ]
@@ -124,7 +124,7 @@ def _answer_all(
         asked = exchange.asked if pinned or not said else exchange.asked.after(said)
         seed = exchange.record.seed  # draw as the record did, where it drew
         drawn = secrets.randbits(31) if seed is None else seed
-        made.append(answer := answer_query(nullcontext(side), variant, asked, drawn, ColumnContext(emit, 0)))
+        made.append(answer := answer_question(nullcontext(side), variant, asked, drawn, ColumnContext(emit, 0)))
         if emit.stopped():  # what there is of an answer is kept
             raise Cancelled
         if answer.problem and not pinned:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
@@ -17,7 +18,7 @@ from repl.generation.request import Request
 from repl.generation.runtime import Model
 from repl.session.change_settings import changed, full_name
 from repl.session.position import Question
-from repl.session.replies import add_reply
+from repl.session.replies import add_answer
 from repl.session.session import Session
 
 SWEEP_EXAMPLE = "/sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2"
@@ -215,13 +216,13 @@ class Taken:
     now: str
 
 
-def offer_rows(session: Session, asked: Question, cells: Mapping[int, Cell], made: Mapping[int, BatchReply]) -> None:
-    """Let /pick take one of these rows."""
-    session.set_pick(lambda number: take_row(session, asked, cells, made, number))
-
-
 def take_row(
-    session: Session, asked: Question, cells: Mapping[int, Cell], made: Mapping[int, BatchReply], number: int
+    session: Session,
+    asked: Question,
+    chats: bool,
+    cells: Mapping[int, Cell],
+    made: Mapping[int, BatchReply],
+    number: int,
 ) -> Taken:
     """Make a row the reply to its question, and its settings those of the session; raises `UsageError`."""
     if number not in made:
@@ -232,9 +233,6 @@ def take_row(
     kept = [(name, text) for name, text in cells[number].words if samples or name not in WARPERS]
     words = [("do_sample", "on" if samples else "off"), *beams, *kept]
     session.change(changed(session.settings, words, ("decode",), session.base()))
-    if asked.turn is None:
-        asked = replace(asked, turn=session.conversation.add(asked.role, asked.text, asked.parent).id)
-        session.prepare(files=(), prefill="")
-    reply = add_reply(session, session.conversation.turns[asked.turn or 0], done)
-    offer_rows(session, asked, cells, made)
-    return Taken(number, reply.parts.answer, done.token_ids, decoding.phrase(session.decoding()))
+    asked = replace(asked, turn=add_answer(session, asked, chats, done))
+    session.set_pick(partial(take_row, session, asked, chats, cells, made))
+    return Taken(number, done.parts.answer, done.token_ids, decoding.phrase(session.decoding()))

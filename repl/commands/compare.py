@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
 from rich.console import Group, RenderableType
@@ -9,11 +10,10 @@ from rich.text import Text
 
 from repl.analysis import compare as comparison
 from repl.analysis import variants
-from repl.analysis.answerers import Answer, Query
+from repl.analysis.answerers import Answer
 from repl.analysis.compare import Answers, Column, Compared, side_by_side
 from repl.analysis.variants import NOW, Variant
 from repl.commands.registry import command
-from repl.core.conversation import Turn
 from repl.core.errors import Cancelled, UsageError
 from repl.core.format import amount, counted, joined, rate, shortened
 from repl.core.jobs import Job
@@ -24,8 +24,8 @@ from repl.generation.prompt.thinking import fold_parts
 from repl.remote.engine import Remote
 from repl.remote.http import ServerConnection
 from repl.session.change_settings import adopt
-from repl.session.position import split_prompt
-from repl.session.replies import add_reply
+from repl.session.position import Question, question, split_prompt
+from repl.session.replies import add_answer
 from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.columns import Block, Blocks
@@ -51,7 +51,7 @@ def compare(session: Session, *columns: Annotated[str, COLUMN]) -> Task[Any]:
     if not typed:
         raise UsageError("/compare needs models or settings: /compare A B [-- PROMPT]", "/help compare")
     ways = [variants.read_way(session, word) for word in ([NOW] if len(typed) == 1 else []) + typed]
-    asked, turn = compare_question(session, prompt)
+    asked = question(session, prompt, "/compare A B -- PROMPT")
     made: dict[int, Answer] = {}
 
     def settle(job: Job[None]) -> Compared:
@@ -60,49 +60,26 @@ def compare(session: Session, *columns: Annotated[str, COLUMN]) -> Task[Any]:
             job.result()
         if not (done := tuple(made[column] for column in sorted(made))):
             raise Cancelled
-        session.set_pick(lambda number: take_answer(session, done, asked, turn, number))
+        session.set_pick(lambda number: take_answer(session, done, asked, number))
         whole = len(done) == len(ways) and not any(one.cut for one in done)
         columns, shown = side_by_side(done), session.settings.view.thinking
-        return Compared(asked.text, turn.exchange if turn else None, columns, shown, whole)
+        return Compared(asked.text, asked.turn.exchange if asked.turn else None, columns, shown, whole)
 
     return session.run_on_model(lambda emit: comparison.answer_all(session.store, ways, asked, emit, made), settle)
-
-
-def compare_question(session: Session, prompt: str | None) -> tuple[Query, Turn | None]:
-    """Return what is asked: a new message at the head of the conversation, or the last one with its turn."""
-    talk, last = session.conversation, session.last
-    if prompt is not None:
-        if not prompt.strip():
-            raise UsageError("the prompt is empty")
-        text = session.next_message.with_files(prompt)
-        said = (*talk.messages(), {"role": "user", "content": text})
-        turns = (*talk.numbers(), max(talk.turns, default=0) + 1)
-        return Query(text, said, turns, session.next_message.prefill), None
-    if last is None or last.parent is None:
-        raise UsageError("nothing was asked yet", "/compare A B -- PROMPT")
-    turn = talk.turns[last.parent]
-    if turn.role == "prompt":
-        return Query(turn.text), turn
-    return Query(turn.text, tuple(talk.messages(turn.id)), talk.numbers(turn.id), session.next_message.prefill), turn
 
 
 # take
 
 
-def take_answer(session: Session, made: Sequence[Answer], asked: Query, turn: Turn | None, number: int) -> object:
+def take_answer(session: Session, made: Sequence[Answer], asked: Question, number: int) -> object:
     """Make an answer part of the conversation, and its settings those of the session."""
     if number > len(made):
         raise UsageError(f"there {'is 1 answer' if len(made) == 1 else f'are {len(made)} answers'}, not {number}")
     one = made[number - 1]
     if one.done is None or one.problem is not None:
         raise UsageError(f"column {number} has no answer")
-    talk, role = session.conversation, "user" if one.chats else "prompt"
-    if turn is None or turn.role != role:  # the message is not there yet in the role it was asked in
-        turn = talk.add(role, asked.text, talk.head if one.chats else None)
-    add_reply(session, turn, one.done)
-    if one.chats:
-        session.prepare(files=(), prefill="")
-    session.set_pick(lambda other: take_answer(session, made, asked, turn, other))
+    again = replace(asked, turn=add_answer(session, asked, one.chats, one.done))
+    session.set_pick(lambda other: take_answer(session, made, again, other))
     said = Message(joined(f"answer {number} taken", one.variant.title if one.variant.title != NOW else ""))
     connect_variant(session, one.variant)
     return adopt(session, one.variant.settings, said)

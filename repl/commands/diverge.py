@@ -55,7 +55,10 @@ def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: D
     elif record is not None and record.model.id == facts.id:
         asked = Asked(session.settings, Request(session.settings, ids=record.prompt_ids))
     else:
-        asked = Asked(session.settings, question(session, prompt or "", f"{DIVERGE_EXAMPLE} -- PROMPT").request)
+        asked = Asked(
+            session.settings,
+            question(session, prompt, f"{DIVERGE_EXAMPLE} -- PROMPT").request(session.settings, facts.chats),
+        )
     names = _names(now, other, facts.dtype, facts.attention, device(facts.device_map))
     return session.run_on_model(lambda emit: diverge(session.store, asked, other, names, emit))
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.text import Text
 
-from repl.analysis.sweep import SWEEP_EXAMPLE, Sweep, SweepRow, Taken, offer_rows, plan_grid, run_sweep
+from repl.analysis.sweep import SWEEP_EXAMPLE, Sweep, SweepRow, Taken, plan_grid, run_sweep, take_row
 from repl.commands.registry import command
 from repl.core import fields, settings
 from repl.core.errors import UsageError
@@ -53,24 +54,26 @@ def sweep(
         return ShownRow(_line(_last(session), words[1:]))
     if not words and not prompt:
         return _last(session)
-    return _begin(session, words, prompt or "", exact)
+    return _begin(session, words, prompt, exact)
 
 
-def _begin(session: Session, words: list[str], prompt: str, exact: bool) -> Task[tuple[Sweep, dict[int, BatchReply]]]:
-    session.facts()
+def _begin(
+    session: Session, words: list[str], prompt: str | None, exact: bool
+) -> Task[tuple[Sweep, dict[int, BatchReply]]]:
+    facts = session.facts()
     chosen = plan_grid(session.settings, session.base(), words)
     asked = question(session, prompt, f"{SWEEP_EXAMPLE} -- PROMPT")
+    request = asked.request(session.settings, facts.chats)
 
     def settle(job: Job[tuple[Sweep, dict[int, BatchReply]]]) -> Sweep:
         found, made = job.result()
         if made:
-            offer_rows(session, asked, dict(enumerate(chosen.cells, 1)), made)
+            cells = dict(enumerate(chosen.cells, 1))
+            session.set_pick(partial(take_row, session, asked, request.chats, cells, made))
         session.keep_sweep(found)
         return found
 
-    return session.run_on_model(
-        lambda emit: run_sweep(session.store.current(), chosen, asked.request, emit, exact), settle
-    )
+    return session.run_on_model(lambda emit: run_sweep(session.store.current(), chosen, request, emit, exact), settle)
 
 
 def _last(session: Session) -> Sweep:

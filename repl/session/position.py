@@ -1,7 +1,7 @@
 """Where a conversation stands: what a model is asked to go on from."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from repl.core.conversation import Conversation, Turn
@@ -9,6 +9,7 @@ from repl.core.errors import UsageError
 from repl.core.format import shortened
 from repl.core.settings import Settings
 from repl.core.values import Integer
+from repl.generation.prompt.messages import AnyMessage
 from repl.generation.prompt.reply_parser import Begun
 from repl.generation.request import Request
 from repl.session.session import Session
@@ -89,35 +90,48 @@ def next_position(session: Session) -> Position:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is to be answered: the last message again, or a new one that no turn holds yet (`turn` is None then)."""
+    """What is to be answered: the messages of a chat, none for a text that every model completes, and that text.
 
-    request: Request
-    turn: int | None
-    role: str
+    `turn` is the message that is asked again, None for a new one that no turn holds yet.
+    """
+
     text: str
-    parent: int | None
+    messages: tuple[AnyMessage, ...] = ()
+    turns: tuple[int, ...] = ()
+    prefill: str = ""
+    turn: Turn | None = None
+
+    def after(self, said: tuple[AnyMessage, ...]) -> "Question":
+        """Return the same message behind other ones."""
+        return replace(self, messages=(*said, self.messages[-1]))
+
+    def request(self, chosen: Settings, chats: bool) -> Request:
+        """Return what a model is asked that chats or only completes; the setting `mode` decides before it does."""
+        mode = chosen.view.mode
+        if self.messages and (chats if mode == "auto" else mode == "chat"):
+            return Request(chosen, messages=self.messages, turns=self.turns, prefill=self.prefill)
+        return Request(chosen, text=self.text)
 
 
-def question(session: Session, text: str, example: str) -> Question:
-    """Return the question that a line with `-- PROMPT` asks, by default the last message; raises `UsageError`."""
-    talk = session.conversation
-    if text:
-        session.require_local()
-    if text and not session.uses_template():
-        return Question(Request(session.settings, text=text), None, "prompt", text, None)
-    if text:
-        text = session.next_message.with_files(text)
-        messages = (*talk.messages(), {"role": "user", "content": text})
-        turns = (*talk.numbers(), max(talk.turns, default=0) + 1)
-        request = Request(session.settings, messages=messages, turns=turns, prefill=session.next_message.prefill)
-        return Question(request, None, "user", text, talk.head)
+def question(session: Session, prompt: str | None, example: str) -> Question:
+    """Return what a line with `-- PROMPT` asks at the head of the conversation, by default the last message again.
+
+    Raises `UsageError` where there is nothing to ask.
+    """
+    talk, waiting = session.conversation, session.next_message
+    if prompt is not None:
+        if not prompt.strip():
+            raise UsageError("the prompt is empty")
+        text = waiting.with_files(prompt)
+        said = (*talk.messages(), {"role": "user", "content": text})
+        return Question(text, said, (*talk.numbers(), max(talk.turns, default=0) + 1), waiting.prefill)
     asked = last_asked(session)
     if asked is None:
         raise UsageError("nothing was asked yet", example)
-    begun = session.last.record.prefill if session.last and session.last.record else ""
     if asked.role == "prompt":
-        return Question(Request(session.settings, text=asked.text), asked.id, "prompt", asked.text, asked.parent)
-    return Question(chat(session, session.settings, asked, begun), asked.id, "user", asked.text, asked.parent)
+        return Question(asked.text, turn=asked)
+    begun = waiting.prefill or (session.last.record.prefill if session.last and session.last.record else "")
+    return Question(asked.text, tuple(talk.messages(asked.id)), talk.numbers(asked.id), begun, asked)
 
 
 def last_asked(session: Session) -> Turn | None:

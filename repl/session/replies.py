@@ -30,6 +30,7 @@ from repl.generation.measure.token_trace import (
 from repl.generation.prompt.reply_parser import Begun
 from repl.generation.request import Request
 from repl.generation.runtime import Model
+from repl.session.position import Question
 from repl.session.session import Session, Task
 
 
@@ -77,6 +78,17 @@ def add_reply(session: Session, asked: Turn, done: Reply) -> Turn:
     turn = session.conversation.add(role, "", asked.id)
     _close(session, turn, done.prefill, done, state)
     return session.conversation.turns[turn.id]
+
+
+def add_answer(session: Session, asked: Question, chats: bool, done: Reply) -> Turn:
+    """Add an answer, with its message where that is not there yet in the role it was asked in; returns the message."""
+    talk, turn, role = session.conversation, asked.turn, "user" if chats else "prompt"
+    if turn is None or turn.role != role:
+        turn = talk.add(role, asked.text, talk.head if chats else None)
+    add_reply(session, turn, done)
+    if chats:
+        session.prepare(files=(), prefill="")
+    return turn
 
 
 def substitute_token(resident: Model, turn: Turn, place: int, token: int, emit: JobContext) -> Turn:
