@@ -175,7 +175,7 @@ def run_program() -> int:
     from repl.cli.program import Program
     from repl.session import config_file
 
-    found = config_file.read_config(paths.config() / "config.toml")
+    found = config_file.read_config_file(paths.config() / "config.toml")
     return Program(asked, found, choose_settings(asked, found.settings)).run()
 
 

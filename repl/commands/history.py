@@ -24,7 +24,7 @@ from repl.terminal.screen import render
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ListedTurn:
     """One turn as it is listed under the number of its exchange; the text of a reply is its answer."""
 
     number: int
@@ -49,7 +49,7 @@ class History:
     """The current branch, oldest turn first; `shown` tells whether thoughts are shown, folded or hidden."""
 
     system: str
-    turns: list[Line]
+    turns: list[ListedTurn]
     shown: str = "show"
 
 
@@ -57,17 +57,17 @@ class History:
 class Forest:
     """Every turn of the session; `current` are the ids of those on the branch that the next message goes on."""
 
-    turns: list[Line]
+    turns: list[ListedTurn]
     current: list[int]
 
 
-def line(turn: Turn, number: int) -> Line:
+def list_turn(turn: Turn, number: int) -> ListedTurn:
     """Return a turn as it is listed."""
     record = turn.record
     model = record.model.id if record else ""
     parts, count = turn.parts, made(record) if record else 0
     told = number, turn.id, turn.parent, turn.role, parts.answer, turn.state, model, count
-    return Line(*told, parts.thinking, parts.tool_calls)
+    return ListedTurn(*told, parts.thinking, parts.tool_calls)
 
 
 def made(record: Reply) -> int:
@@ -82,7 +82,7 @@ def history(session: Session) -> History:
     Without one, the texts that were completed.
     """
     talk = session.conversation
-    lines = [line(turn, pair[-1].exchange) for pair in exchanges(current_branch(talk)) for turn in pair]
+    lines = [list_turn(turn, pair[-1].exchange) for pair in exchanges(current_branch(talk)) for turn in pair]
     return History(talk.system, lines, session.settings.view.thinking)
 
 
@@ -90,7 +90,7 @@ def history(session: Session) -> History:
 def tree(session: Session) -> Forest:
     """Draw every branch; /go N goes to the one with exchange N."""
     talk = session.conversation
-    return Forest([line(turn, turn.exchange) for turn in talk.turns.values()], [turn.id for turn in talk.path()])
+    return Forest([list_turn(turn, turn.exchange) for turn in talk.turns.values()], [turn.id for turn in talk.path()])
 
 
 @command("history")
@@ -165,7 +165,7 @@ def _(result: History) -> RenderableType:
 def _(result: Forest) -> RenderableType:
     if not result.turns:
         return Text("no messages yet", "quiet")
-    below: dict[int | None, list[Line]] = {}
+    below: dict[int | None, list[ListedTurn]] = {}
     for turn in result.turns:
         below.setdefault(turn.parent, []).append(turn)
     root = Tree("", hide_root=True, guide_style="quiet")
@@ -180,7 +180,7 @@ def _(result: Forest) -> RenderableType:
     return root
 
 
-def _label(turn: Line, below: Mapping[int | None, Sequence[Line]], current: bool) -> Text:
+def _label(turn: ListedTurn, below: Mapping[int | None, Sequence[ListedTurn]], current: bool) -> Text:
     asks, answers = turn.role in ASKING, below.get(turn.id if turn.role in ASKING else turn.parent, [])
     text = clean_line(" ".join(said(Parts(answer=turn.text) if turn.text else turn.parts).plain.split()))
     mark = "" if turn.state == "complete" else f" ({turn.state})"

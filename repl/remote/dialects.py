@@ -162,10 +162,9 @@ CONTEXTS = (
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A model that a server lists: who is said to own it, and its context in tokens, 0 where that is not said."""
+    """A model that a server lists, and its context in tokens, 0 where that is not said."""
 
     id: str
-    owner: str = ""
     context: int = 0
 
 
@@ -182,7 +181,7 @@ def read_list(answer: object, url: str) -> Listing:
     found = answer.get("data") if isinstance(answer, Mapping) else answer
     entries = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
     entries = [entry for entry in entries if str(entry.get("id") or "\n").isprintable()]
-    offers = tuple(Offer(str(one["id"]), str(one.get("owned_by") or ""), read_context(one)) for one in entries)
+    offers = tuple(Offer(str(one["id"]), read_context(one)) for one in entries)
     return Listing(offers, recognise(entries, url))
 
 
@@ -216,7 +215,7 @@ def confirm(listing: Listing, facts: object) -> Listing:
 
 
 def _filled(offers: Sequence[Offer], contexts: Mapping[str, int], every: int) -> tuple[Offer, ...]:
-    return tuple(Offer(one.id, one.owner, one.context or contexts.get(one.id, 0) or every) for one in offers)
+    return tuple(Offer(one.id, one.context or contexts.get(one.id, 0) or every) for one in offers)
 
 
 def read_context(entry: Mapping[str, object]) -> int:

@@ -30,7 +30,7 @@ class Config:
     wrong: tuple[str, ...] = ()
 
 
-def read_config(path: Path) -> Config:
+def read_config_file(path: Path) -> Config:
     """Read the file; no file is an empty one."""
     try:
         if not path.exists():

@@ -7,7 +7,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-T = TypeVar("T")
+Decoded = TypeVar("Decoded")
 TUPLE, PAIRS = "()", "{}"  # tags where JSON has no such thing: a tuple, and a mapping whose keys JSON cannot hold
 
 
@@ -16,13 +16,13 @@ def encode_record(kind: object, value: object) -> str:
     return json.dumps(_down(kind, value), ensure_ascii=False, separators=(",", ":"))
 
 
-def decode_record(kind: type[T], text: str) -> T:
+def decode_record(kind: type[Decoded], text: str) -> Decoded:
     """Return the value that `encode` was given; raises `ValueError` for a text that does not hold one.
 
     Fields that a later version wrote are left out, fields that it no longer writes take their defaults.
     """
     try:
-        found: T = _up(kind, json.loads(text))
+        found: Decoded = _up(kind, json.loads(text))
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a {kind.__name__}: {error}") from error
     return found

@@ -54,7 +54,7 @@ def test_what_is_no_file_is_refused_at_once(name: str, kind: str, session: Sessi
             reads(session, str(path))
     with pytest.raises(ReplError, match=f"cannot read .*{kind}"):
         _content(str(path))
-    assert kind in config_file.read_config(path).wrong[0]
+    assert kind in config_file.read_config_file(path).wrong[0]
     assert session.next_message.files == ()
 
 
@@ -80,7 +80,7 @@ def test_a_size_is_looked_at_before_anything_is_read(session: Session, tmp_path:
             reads(session, str(tmp_path / "vast"))
     with pytest.raises(ReplError, match="larger than 67 MB"):
         _content(str(tmp_path / "vast"))
-    assert "larger than 4 MB" in config_file.read_config(tmp_path / "vast").wrong[0]
+    assert "larger than 4 MB" in config_file.read_config_file(tmp_path / "vast").wrong[0]
 
 
 @pytest.mark.parametrize("encoding", MARKS)
@@ -91,7 +91,7 @@ def test_a_byte_order_mark_is_no_text(encoding: str, session: Session, tmp_path:
     assert session.next_message.files == (("a.txt", "top_k = 5\n# ä\n"),)
     assert script(session, path).lines[0] == "top_k = 5"
     assert _content(path)[1] == "top_k = 5\n# ä\n"
-    found = config_file.read_config(Path(path))
+    found = config_file.read_config_file(Path(path))
     assert (found.wrong, found.settings.decode.top_k) == ((), 5)
 
 

@@ -678,7 +678,7 @@ def test_a_server_has_a_name_in_the_config_file(
     with FakeServer(listed=models("x", "y")) as server:
         table = f'[engines.box]\nurl = "{server.url}"\nkey_env = "BOX_KEY"\nmodel = "y"\n'
         file.write_text(table + '[engines.bad]\naddress = "x"\n[engines.odd]\nurl = "x"\nport = "8"\n')
-        found = config_files.read_config(file)
+        found = config_files.read_config_file(file)
         session.configure({}, found.engines)
         monkeypatch.setenv("BOX_KEY", CANARY)
         assert registry.complete_line("/connect b", session) == [("box", server.url)]

@@ -14,11 +14,11 @@ from repl.session.config_file import Config
 def read(tmp_path: Path, text: str) -> Config:
     path = tmp_path / "config.toml"
     path.write_text(text, "utf-8")
-    return config_file.read_config(path)
+    return config_file.read_config_file(path)
 
 
 def test_no_file_changes_nothing(tmp_path: Path) -> None:
-    assert config_file.read_config(tmp_path / "config.toml") == Config()
+    assert config_file.read_config_file(tmp_path / "config.toml") == Config()
 
 
 def test_keys_are_settings_and_their_origin_is_the_file(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str) -> None:
 
 def test_bytes_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_bytes(b"\xff\xfa")
-    assert "is not UTF-8 text" in config_file.read_config(tmp_path / "config.toml").wrong[0]
+    assert "is not UTF-8 text" in config_file.read_config_file(tmp_path / "config.toml").wrong[0]
 
 
 def test_the_written_file_says_nothing_until_its_marks_are_removed(tmp_path: Path) -> None:
