@@ -1,12 +1,10 @@
 """How one token of a reply came about: each step from the model's own distribution to the final odds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from repl.analysis import recipe
-from repl.core import decoding
 from repl.core.errors import UsageError
 from repl.core.jobs import JobContext
 from repl.core.library_types import GenerationConfig, PreTrainedTokenizerBase, Tensor
@@ -70,20 +68,15 @@ class Why:
     likeliest: int
     """The likeliest token behind all steps, which greedy takes."""
     candidates: list[WhyToken]
-    decode: dict[str, Any]
-    """Decoding values that differ from the record's."""
     notes: list[str]
 
 
-def explain(
-    resident: Model, record: Reply, place: str, changes: Mapping[str, object], shared: bool, emit: JobContext
-) -> Why:
+def explain(resident: Model, record: Reply, place: str, shared: bool, emit: JobContext) -> Why:
     """Compute how a token came about, from the record of its reply; for the model thread."""
     spot = _place(resident.tokenizer, record, place)
     token = record.token_ids[spot]
     prompt, made = call_ids(record, spot)
-    renamed = {decoding.OURS.get(name, name): value for name, value in changes.items()}
-    chosen = arguments.of_values(resident.model, {**recipe.recorded_values(record), **renamed})
+    chosen = arguments.of_values(resident.model, recipe.recorded_values(record))
     logits = next_logits(resident, [*prompt, *made], emit, shared)
     found = stages(resident, chosen, prompt, made, logits)
     odds = [stage.probabilities for stage in found]
@@ -105,7 +98,6 @@ def explain(
         candidates=[
             WhyToken(one, speller.text(one), [float(row[one]) for row in odds], _remover(found, one)) for one in shown
         ],
-        decode=dict(changes),
         notes=_notes(record, resident.facts),
     )
 

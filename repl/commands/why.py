@@ -1,7 +1,6 @@
 """Why this token: from the model's own distribution, through each processor, to the odds it was drawn with."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -9,15 +8,9 @@ from rich.text import Text
 
 from repl.analysis.why import ProcessorStep, Why, WhyToken, explain
 from repl.commands.registry import command
-from repl.core import decoding, fields, settings
 from repl.core.errors import UsageError
 from repl.core.format import counted
-from repl.core.reply import Reply
-from repl.core.settings import Settings
-from repl.core.values import Assignment
-from repl.generation.measure.processors import NAMES
 from repl.generation.measure.token_text import quote
-from repl.session.change_settings import full_name
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
@@ -30,17 +23,15 @@ SHORT_NAMES = {
     "repetition_penalty": "penalty",
     "no_repeat_ngram_size": "ngram",
 }
-ODDS = {name for name, _ in NAMES.values()}  # what is active between the model and the draw, also what /set takes
 
 
 @command("inspect", needs_model=True)
-def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Assignment()]) -> Task[Why]:
+def why(session: Session, token: str) -> Task[Why]:
     """Explain a token of the last reply: /why 3, /why Paris.
 
-    /why 3 top_p=0.8 shows it under other settings. The token is named by its number (/tokens --ids lists them) or by a
+    The token is named by its number (/tokens --ids lists them) or by a
     text, whose first token is meant. The columns are the model's own odds and those behind each processor and warper,
-    in the order they ran, by the record of the reply: settings that changed since do not count. NAME=VALUE asks what
-    they would have been with other settings.
+    in the order they ran, by the record of the reply: settings that changed since do not count.
     """
     last, facts = session.last, session.facts()
     if last is None or last.record is None or not last.record.token_ids:
@@ -50,36 +41,13 @@ def why(session: Session, token: str, *changes: Annotated[tuple[str, str], Assig
         name, revision = record.model.id, record.model.revision
         line = f"/model {name}" + (f"@{revision}" if revision not in ("", "main") else "")
         raise UsageError(f"the last reply was made by {name}, {facts.name} is loaded", line)
-    values = _values(session, record, token, changes)
     shared = session.settings.decode.reuse
-    return session.run_on_model(lambda emit: explain(session.store.current(), record, token, values, shared, emit))
-
-
-def _values(session: Session, record: Reply, token: str, changes: Sequence[tuple[str, str]]) -> dict[str, object]:
-    """Read changed settings; raises `UsageError`, also for one that has no effect on this reply."""
-    values: dict[str, Any] = {}
-    for word, text in changes:
-        name = full_name(word, session.base())
-        if name in ODDS and name not in settings.places():
-            values[name] = fields.read(name, text, session.base().model)
-            continue
-        if settings.places().get(name) != "decode":
-            raise UsageError(f"{name} does not change the odds of a token", f"/help {name}")
-        default = decoding.effective(Settings(), session.base()).get(name)
-        values[name] = settings.read(name, text) if text != "default" else default.value if default else None
-    sampled = {**record.decode, **values}.get("do_sample")
-    idle = [name for name in values if name in decoding.WARPERS and not sampled]
-    if idle:
-        line = " ".join(f"{name}={text}" for name, text in changes)
-        raise UsageError(f"{idle[0]} has no effect on a greedy reply", f"/why {token} do_sample=on {line}")
-    return values
+    return session.run_on_model(lambda emit: explain(session.store.current(), record, token, shared, emit))
 
 
 @render.register
 def _(result: Why) -> RenderableType:
     lead = Text.assemble((f"token {result.number} of {result.of}: ", "quiet"), (quote(result.text), "accent"))
-    if result.decode:
-        lead.append(f" · with {', '.join(f'{name} {value}' for name, value in result.decode.items())}", "quiet")
     return Group(lead, _table(result), Text("\n".join([*_story(result), *result.notes]), "quiet"))
 
 
@@ -122,8 +90,7 @@ def _end(result: Why) -> str:
     if result.how == "beams":
         return f"{percent(result.probability)} alone: a beam search weighs whole sequences, not single tokens"
     if result.how == "sampled":
-        would = "would be" if result.decode else "was"
-        return f"{would} drawn with {percent(result.probability)}" if result.probability else "could not be drawn"
+        return f"was drawn with {percent(result.probability)}" if result.probability else "could not be drawn"
     if result.id == result.likeliest:
         return "greedy: taken as the likeliest"
-    return "greedy would take another one" + ("" if result.decode else ": a near tie, within rounding")
+    return "greedy would take another one: a near tie, within rounding"
