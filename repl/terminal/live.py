@@ -245,7 +245,7 @@ class StageLine:
     def __init__(self, screen: Screen, toolbar: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         self._screen, self._console = screen, screen.err
         self._on = (screen.err.is_terminal or screen.accessible) and not screen.as_json
-        self._toolbar = toolbar
+        self._toolbar = clean_line(toolbar)
         self._live: Live | None = None
         self._pace = LoadProgress(clock)
         self._clock = clock
