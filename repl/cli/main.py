@@ -18,7 +18,7 @@ from repl.core.values import Choice, Integer, Number, nearest
 SHELLS = ("bash", "zsh", "fish")
 
 
-EXAMPLES = """\
+SHELL_EXAMPLES = """\
 usage: hub-repl [MODEL] [PROMPT ...] [--SETTING VALUE ...]
 
   hub-repl                                    open a prompt, with a small model
@@ -46,7 +46,7 @@ def short_help() -> str:
     """Return usage, examples and the options used most, in 30 lines of 80 columns."""
     rows = [(option, said) if said else _setting_row(option) for option, said in COMMON.items()]
     listed = "".join(f"  {option:<19} {said}" + "\n" for option, said in rows)
-    return f"{EXAMPLES}{listed}\nhub-repl --help all lists every option, hub-repl guide explains them by topic.\n"
+    return f"{SHELL_EXAMPLES}{listed}\nhub-repl --help all lists every option, hub-repl guide explains them by topic.\n"
 
 
 def _setting_row(short: str) -> tuple[str, str]:

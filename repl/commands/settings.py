@@ -21,6 +21,9 @@ from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.screen import render
 
+UNCHANGED = ("default", "model")
+"""Where values come from that nobody has set."""
+
 
 @dataclass(frozen=True, slots=True)
 class Table_:
@@ -39,10 +42,15 @@ def _(result: Setting) -> RenderableType:
 
 
 @command("settings", name="settings")
-def all_settings(session: Session) -> Table_:
-    """Show every setting, its value and where it comes from."""
+def all_settings(session: Session, words: Annotated[str, RestOfLine()] = "") -> Table_:
+    """Show every setting with its value and origin, or those with a word in them.
+
+    What was changed stands first. /settings beams shows what has to do with beams.
+    """
     rows = {part: [describe(session, name) for name in settings_of(part)] for part in settings.SPECS}
-    return Table_(rows["load"], rows["decode"], rows["view"], _others(session))
+    parts = (rows["load"], rows["decode"], rows["view"], _others(session))
+    wanted = words.lower()
+    return Table_(*([row for row in part if wanted in f"{row.name} {row.help}".lower()] for part in parts))
 
 
 def _others(session: Session) -> list[Setting]:
@@ -62,14 +70,19 @@ def _other(name: str, found: decoding.Value) -> Setting:
 
 @render.register
 def _(result: Table_) -> RenderableType:
+    parts = {"loading": result.load, "decoding": result.decode, "view": result.view, "other": result.extra}
+    groups = {"changed": [row for part in parts.values() for row in part if row.origin not in UNCHANGED]}
+    groups |= {title: [row for row in part if row.origin in UNCHANGED] for title, part in parts.items()}
     table = Table.grid(padding=(0, 2))
     for style in ("accent", "", "quiet", "quiet"):
         table.add_column(style=style, no_wrap=style == "accent", overflow="fold")
-    for part in (result.load, result.decode, result.view, result.extra):
-        for row in part:
-            table.add_row(row.name, _shown(row) or "–", row.origin, Text(row.help, overflow="ellipsis", no_wrap=True))
-        table.add_row("")
-    return table
+    for title, rows in groups.items():
+        if rows:
+            table.add_row(Text(title, "bold"))
+        for row in rows:
+            origin = "" if row.origin == "default" else row.origin
+            table.add_row(f"  {row.name}", _shown(row) or "–", origin, row.help)
+    return table if table.rows else Text("no setting has that in its name or help", "quiet")
 
 
 def _shown(row: Setting) -> str:

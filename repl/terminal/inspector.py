@@ -21,11 +21,11 @@ from repl.core.format import joined
 from repl.core.sanitize import clean_line, signs
 from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import Inspection, Seen
+from repl.terminal.editor.prompt import EDITOR_ACCENTS, ESCAPE_WAIT_S
 from repl.terminal.inspector_layout import Page, lay_out
-from repl.terminal.screen import ACCENTS, palette
+from repl.terminal.screen import palette
 from repl.terminal.token_colours import bar, caption, percent, shade
 
-ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
 SIDE_COLUMNS = (26, 32)  # columns of the table, at least and at most
 INSPECTOR_KEYS = (
     "arrows move · 1-5 or Tab choose · Enter takes · p e colours · / n search · q",
@@ -61,7 +61,7 @@ class Inspector:
             output=target,
             color_depth=ColorDepth.DEPTH_1_BIT if theme == "mono" else None,
         )
-        self.app.ttimeoutlen = self.app.timeoutlen = ESCAPE_WAIT
+        self.app.ttimeoutlen = self.app.timeoutlen = ESCAPE_WAIT_S
 
     def run(self) -> str:
         """Serve keys until one leaves."""
@@ -256,7 +256,7 @@ def styles(theme: str) -> Style:
     """Return the styles of a theme in the words of the line editor."""
     looks = palette(theme).styles
     found = {name: css(looks[name]) for name in ("shade1", "shade2", "shade3")}
-    accent = {"mono": "bold"}.get(theme, f"ansi{ACCENTS[theme]}")
+    accent = EDITOR_ACCENTS[theme]
     ink = "white" if theme == "light" else "black"
     here = "reverse bold" if theme == "mono" else f"bg:{accent} fg:ansi{ink} bold"
     return Style.from_dict({**found, "accent": accent, "quiet": "#808080", "here": here, "none": ""})

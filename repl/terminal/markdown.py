@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
     from markdown_it.tree import SyntaxTreeNode
 
-Line = list[Segment]
+StyledLine = list[Segment]
 
 MAX_TABLE_ROWS = 40
 """Rows after which a table is finished, and begins again with its head: it is not redrawn without end."""
@@ -53,9 +53,9 @@ class Markdown:
         self._code: CodeBlock | None = None  # an open block of code, read line by line in place of a source
         self._gap = False  # a blank line stands before the open block
         self._begun = False
-        self._out: list[Line] = []
+        self._out: list[StyledLine] = []
 
-    def feed(self, text: str) -> list[Line]:
+    def feed(self, text: str) -> list[StyledLine]:
         """Read on, and return the lines that are finished."""
         *whole, last = (self._line + text).split("\n")
         for line in whole:
@@ -64,13 +64,13 @@ class Markdown:
         lines, self._out = self._out, []
         return lines
 
-    def rest(self) -> list[Line]:
+    def rest(self) -> list[StyledLine]:
         """Return the lines that are open, as they look now: bold text and code that are open taken as closed."""
         if self._code is not None:
             return self._code.draft(self._line, self.width) if self._line else []
         return self._spaced(self._render.text(_balanced(self._source + self._line), self.width))
 
-    def end(self) -> list[Line]:
+    def end(self) -> list[StyledLine]:
         """Return the lines that were open, now that nothing follows; another text may begin."""
         if self._code is not None:
             lines = self._code.lines(self._line, self.width) if self._line else []
@@ -122,11 +122,11 @@ class Markdown:
             line = line[place:].lstrip(" ")
         return line
 
-    def _emit(self, lines: list[Line]) -> None:
+    def _emit(self, lines: list[StyledLine]) -> None:
         self._out += self._spaced(lines)
         self._begun, self._gap = self._begun or bool(lines), False
 
-    def _spaced(self, lines: list[Line]) -> list[Line]:
+    def _spaced(self, lines: list[StyledLine]) -> list[StyledLine]:
         """Put a blank line before a block where the text has one."""
         return [[], *lines] if lines and self._gap and self._begun else lines
 
@@ -143,18 +143,18 @@ class CodeBlock:
         body = line.strip()
         return len(line) - len(line.lstrip()) < 4 and len(body) >= len(self._mark) and not body.strip(self._mark[0])
 
-    def lines(self, line: str, width: int, whole: bool = True) -> list[Line]:
+    def lines(self, line: str, width: int, whole: bool = True) -> list[StyledLine]:
         """Return the next line in its colours; a long one is left to the terminal, which copies it whole.
 
         It is broken here where its width is a guess, or where it may not be `whole`.
         """
         return self._fitted(self._colours.line(self._bare(line)), width, whole)
 
-    def draft(self, line: str, width: int) -> list[Line]:
+    def draft(self, line: str, width: int) -> list[StyledLine]:
         """Return a line that is not complete."""
         return self._fitted(self._colours.draft(self._bare(line)), width, True)
 
-    def _fitted(self, line: Line, width: int, whole: bool) -> list[Line]:
+    def _fitted(self, line: StyledLine, width: int, whole: bool) -> list[StyledLine]:
         line = trimmed(line)
         return [line] if whole and all(part.text.isascii() for part in line) else _folded(line, width)
 
@@ -170,21 +170,21 @@ class Renderer:
         ascii_only = console.options.ascii_only
         self._bullet, self._bar, self._rule = ("-", "|", "-") if ascii_only else ("•", "│", "─")
 
-    def text(self, text: str, width: int) -> list[Line]:
+    def text(self, text: str, width: int) -> list[StyledLine]:
         """Return the lines of a text."""
         from markdown_it.tree import SyntaxTreeNode
 
         return self._blocks(SyntaxTreeNode(_parser().parse(text)).children, width, text.splitlines())
 
-    def _blocks(self, nodes: Sequence["SyntaxTreeNode"], width: int, source: list[str]) -> list[Line]:
-        lines: list[Line] = []
+    def _blocks(self, nodes: Sequence["SyntaxTreeNode"], width: int, source: list[str]) -> list[StyledLine]:
+        lines: list[StyledLine] = []
         for node in nodes:
             above = source[_start(node) - 1] if lines and _start(node) else "text"
             lines += [[]] if not above.strip(" \t>\n") else []
             lines += self.block(node, width, source)
         return lines
 
-    def block(self, node: "SyntaxTreeNode", width: int, source: list[str]) -> list[Line]:
+    def block(self, node: "SyntaxTreeNode", width: int, source: list[str]) -> list[StyledLine]:
         """Return the lines of one block."""
         width = max(MIN_COLUMNS, width)
         match node.type:
@@ -211,7 +211,7 @@ class Renderer:
                 text.stylize(Style(bold=True) if node.type == "heading" else "")
                 return [self.line(line) for line in self.wrap(text, width)]
 
-    def _fence(self, node: "SyntaxTreeNode", width: int, source: list[str]) -> list[Line]:
+    def _fence(self, node: "SyntaxTreeNode", width: int, source: list[str]) -> list[StyledLine]:
         code = CodeBlock(node.markup, node.info)
         lines = [part for line in node.content.splitlines() for part in code.lines(line, width, whole=False)]
         written = [line.strip(" \t>") for line in source[slice(*node.map or ())]]
@@ -219,7 +219,7 @@ class Renderer:
         head = _folded(_quiet(node.markup + node.info), width)
         return [*head, *lines, *([_quiet(node.markup)] if closed else [])]
 
-    def _table(self, node: "SyntaxTreeNode", width: int) -> list[Line]:
+    def _table(self, node: "SyntaxTreeNode", width: int) -> list[StyledLine]:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=Style(underline=True))
         head, *bodies = node.children
         for cell in head.children[0].children:
@@ -266,7 +266,7 @@ class Renderer:
         """Break a text into lines between words; the first ones do not change when the last one grows."""
         return list(text.wrap(self.console, width, overflow="fold", tab_size=4)) if text.plain else [text]
 
-    def line(self, text: Text) -> Line:
+    def line(self, text: Text) -> StyledLine:
         """Return one line of text as segments."""
         return trimmed(text.render(self.console))
 
@@ -303,22 +303,22 @@ def _start(node: "SyntaxTreeNode") -> int:
     return node.map[0] if node.map else 0
 
 
-def _quiet(text: str) -> Line:
+def _quiet(text: str) -> StyledLine:
     return [Segment(text, Style(dim=True))]
 
 
-def _marked(lines: list[Line], first: Segment, later: Segment) -> list[Line]:
+def _marked(lines: list[StyledLine], first: Segment, later: Segment) -> list[StyledLine]:
     return [trimmed([later if number else first, *line]) for number, line in enumerate(lines or [[]])]
 
 
-def _folded(line: Line, width: int) -> list[Line]:
+def _folded(line: StyledLine, width: int) -> list[StyledLine]:
     """Break a line wherever it is full."""
     letters = [Segment(letter, part.style) for part in line for letter in part.text]
     ends = accumulate(map(len, chop_cells("".join(part.text for part in line), width)), initial=0)
     return [trimmed(list(Segment.simplify(letters[start:end]))) for start, end in pairwise(ends)] or [[]]
 
 
-def trimmed(line: Iterable[Segment]) -> Line:
+def trimmed(line: Iterable[Segment]) -> StyledLine:
     """Return a line without spaces at its end and without empty parts."""
     kept = [Segment(part.text, part.style or None) for part in line if part.text]  # a null style is none
     while kept and not kept[-1].text.strip(" "):

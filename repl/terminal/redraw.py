@@ -16,7 +16,7 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from repl.terminal.markdown import Line, trimmed
+from repl.terminal.markdown import StyledLine, trimmed
 
 NO_STYLE = Style.null()
 MIN_REDRAW_S = 0.04
@@ -38,13 +38,13 @@ class LineReader(Protocol):
 
     width: int
 
-    def feed(self, text: str) -> list[Line]:
+    def feed(self, text: str) -> list[StyledLine]:
         """Read on, and return the lines that are finished."""
 
-    def rest(self) -> list[Line]:
+    def rest(self) -> list[StyledLine]:
         """Return the lines that are open, as they look now."""
 
-    def end(self) -> list[Line]:
+    def end(self) -> list[StyledLine]:
         """Return the lines that were open, now that nothing follows; another text may begin."""
 
 
@@ -57,9 +57,9 @@ class WordWrap:
         self._console = console
         self._open = Text()
 
-    def feed(self, text: str) -> list[Line]:
+    def feed(self, text: str) -> list[StyledLine]:
         """Read on word by word, and return the lines that are finished."""
-        lines: list[Line] = []
+        lines: list[StyledLine] = []
         for word in _WORD.findall(text.replace("\t", "    ")):
             self._open.append(word, self.style)
             if not word.isspace() or word == "\n":  # spaces at the end of a line need no room
@@ -67,16 +67,16 @@ class WordWrap:
                 lines += map(self._line, finished)
         return lines
 
-    def rest(self) -> list[Line]:
+    def rest(self) -> list[StyledLine]:
         """Return the line that is open, as it looks now."""
         return [self._line(self._open)] if self._open.plain else []
 
-    def end(self) -> list[Line]:
+    def end(self) -> list[StyledLine]:
         """Return the line that was open."""
         lines, self._open = self.rest(), Text()
         return lines
 
-    def _line(self, text: Text) -> Line:
+    def _line(self, text: Text) -> StyledLine:
         return trimmed(text.render(self._console))
 
 
@@ -98,7 +98,7 @@ class Stream:
         moves = console.is_terminal and not console.is_dumb_terminal and not console.legacy_windows
         self.reader = reader if moves else None
         self._region = Region(console)
-        self._finished: list[Line] = []  # not drawn yet
+        self._finished: list[StyledLine] = []  # not drawn yet
         self._due = 0.0  # when the next drawing may be
         self._waiting = False
 
@@ -136,7 +136,7 @@ class Stream:
         self._paint([])
         self._due = 0.0
 
-    def _paint(self, open_lines: list[Line]) -> None:
+    def _paint(self, open_lines: list[StyledLine]) -> None:
         self._region.draw(self._finished, open_lines)
         self._finished, self._waiting = [], False
 
@@ -151,7 +151,7 @@ class Region:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._width, self._height = console.size
-        self._shown: list[Line] = []
+        self._shown: list[StyledLine] = []
 
     def resize(self, width: int, height: int) -> None:
         """Take note of the size of the window; lines that do not fit any more are broken by the terminal."""
@@ -159,7 +159,7 @@ class Region:
             self._shown = [[Segment("")] for _ in self._shown]  # rows are cut off, not broken
         self._width, self._height = width, height
 
-    def draw(self, finished: list[Line], open_lines: list[Line]) -> None:
+    def draw(self, finished: list[StyledLine], open_lines: list[StyledLine]) -> None:
         """Replace the open lines; finished lines come before them and are never touched again."""
         visible = self._visible(open_lines)
         wanted = finished + visible
@@ -174,7 +174,7 @@ class Region:
             self._console.file.flush()
         self._shown = visible
 
-    def _moves(self, same: int, wanted: list[Line]) -> str:
+    def _moves(self, same: int, wanted: list[StyledLine]) -> str:
         """Return what turns the shown lines into the wanted ones, the first of which are the same."""
         old = self._shown[same:]
         if not old:
@@ -185,7 +185,7 @@ class Region:
         up = f"\x1b[{min(rows, self._height - 1)}A" if rows else ""
         return f"\r{up}\x1b[J{self._text(wanted[same:])}"
 
-    def _visible(self, lines: list[Line]) -> list[Line]:
+    def _visible(self, lines: list[StyledLine]) -> list[StyledLine]:
         """Return the last lines that fit the screen, one at least."""
         room = self._height - 1
         for start in range(len(lines) - 1, -1, -1):
@@ -194,10 +194,10 @@ class Region:
                 return lines[min(start + 1, len(lines) - 1) :]
         return lines
 
-    def _rows(self, line: Line) -> int:
+    def _rows(self, line: StyledLine) -> int:
         return max(1, -(-Segment.get_line_length(line) // self._width))
 
-    def _text(self, lines: list[Line]) -> str:
+    def _text(self, lines: list[StyledLine]) -> str:
         return "\n".join(
             "".join(inked(self._console, part.text, part.style or NO_STYLE) for part in line) for line in lines
         )
@@ -210,7 +210,7 @@ def inked(console: Console, text: str, style: Style) -> str:
     return "\n".join(style.render(line, color_system=system) if line else "" for line in text.split("\n"))
 
 
-def _added(old: Line, new: Line) -> Line | None:
+def _added(old: StyledLine, new: StyledLine) -> StyledLine | None:
     """Return what stands in the new line behind the old one, None where it does not begin with that."""
     if not old:
         return new

@@ -12,7 +12,7 @@ from window import Window
 from repl.core.events import Beam, Beams, Event, PromptEcho, Token
 from repl.core.settings import View
 from repl.terminal.live import LiveOutput
-from repl.terminal.markdown import Line
+from repl.terminal.markdown import StyledLine
 from repl.terminal.redraw import WordWrap
 from repl.terminal.screen import THEME, Screen
 
@@ -25,8 +25,8 @@ PIECES = [
 texts = st.lists(st.tuples(st.sampled_from(PIECES), st.sampled_from(STYLES)), max_size=40)
 
 
-def lines(parts: list[tuple[str, Style]], width: int) -> list[Line]:
-    flow, found = WordWrap(Console(width=width, force_terminal=True)), list[Line]()
+def lines(parts: list[tuple[str, Style]], width: int) -> list[StyledLine]:
+    flow, found = WordWrap(Console(width=width, force_terminal=True)), list[StyledLine]()
     for text, style in parts:
         flow.style = style
         found += flow.feed(text)
@@ -38,7 +38,7 @@ def letters(parts: list[tuple[str, Style]]) -> list[tuple[str, Style]]:
     return [(letter, style) for text, style in parts for letter in text if not letter.isspace()]
 
 
-def plain(found: list[Line]) -> list[str]:
+def plain(found: list[StyledLine]) -> list[str]:
     return ["".join(part.text for part in line) for line in found]
 
 

@@ -14,7 +14,7 @@ from rich.theme import Theme
 from window import Window
 
 from repl.core.sanitize import clean
-from repl.terminal.markdown import MAX_PARAGRAPH_CHARACTERS, MAX_TABLE_ROWS, Line, Markdown
+from repl.terminal.markdown import MAX_PARAGRAPH_CHARACTERS, MAX_TABLE_ROWS, Markdown, StyledLine
 from repl.terminal.redraw import MIN_REDRAW_S, Region, Stream
 
 FRAGMENTS = [
@@ -66,11 +66,11 @@ def reader(width: int) -> Markdown:
     return Markdown(Console(width=width, force_terminal=True))
 
 
-def lines(document: Markdown, parts: list[str]) -> list[Line]:
+def lines(document: Markdown, parts: list[str]) -> list[StyledLine]:
     return [*(line for part in parts for line in document.feed(part)), *document.end()]
 
 
-def plain(found: list[Line]) -> list[str]:
+def plain(found: list[StyledLine]) -> list[str]:
     return ["".join(part.text for part in line) for line in found]
 
 
@@ -87,7 +87,7 @@ def shown(text: str, width: int = 60) -> list[str]:
 def test_every_split_gives_the_same_lines(parts: list[str], width: int) -> None:
     """What is finished in the middle is what reading the whole at once gives."""
     document = reader(width)
-    found: list[Line] = []
+    found: list[StyledLine] = []
     for part in parts:
         found += document.feed(part)
         document.rest()  # looking changes nothing

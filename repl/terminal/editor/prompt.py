@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from repl.terminal.editor.settings_panel import Panel
 
 __all__ = ["Editor", "Keyboard", "Plain", "dumb"]
-ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
+EDITOR_ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
 Complete = Callable[[str], list[tuple[str, str]]]
 """Returns what could stand at the end of a line, each with what it is."""
 PROMPT_POLL_S = 0.1  # seconds between looks at what goes on beside the prompt: each takes time from a load
-ESCAPE_WAIT = 0.05  # seconds after which a lone escape byte is the Esc key
+ESCAPE_WAIT_S = 0.05  # seconds after which a lone escape byte is the Esc key
 RESTORED = b"\x1b[?7h\x1b[?2004l\x1b[?25h\x1b[0m"  # lines are broken, pastes plain, the cursor seen, no colours
 PASTES = "\x1b[?2004h"  # pastes are marked
 DRAWING = ContextVar("DRAWING", default=False)  # whether a line is being drawn above the prompt
@@ -145,7 +145,7 @@ class Editor:
         self.input = source or terminal_input(sys.stdin)
         self.output = target or terminal_output()
         self.backend = backend
-        self._styles = {theme: prompt_style(accent) for theme, accent in ACCENTS.items()}
+        self._styles = {theme: prompt_style(accent) for theme, accent in EDITOR_ACCENTS.items()}
         self._folds = Folds()
         self._says_how_to_leave = False  # Ctrl-C was pressed with nothing to stop
         keys = bindings(self._stop, self._folds)
@@ -182,7 +182,9 @@ class Editor:
         vi = self.backend.settings().view.editing_mode == "vi"
         self._prompt.editing_mode = EditingMode.VI if vi else EditingMode.EMACS
         self._prompt.color_depth = ColorDepth.DEPTH_1_BIT if self.backend.settings().view.theme == "mono" else None
-        self._prompt.app.timeoutlen = ESCAPE_WAIT if vi else 1.0  # seconds that Esc waits for the key it is the Alt of
+        self._prompt.app.timeoutlen = (
+            ESCAPE_WAIT_S if vi else 1.0
+        )  # seconds that Esc waits for the key it is the Alt of
 
     def read(self, draft: str = "") -> str:
         """Return the next line, whole; raises `EOFError` on Ctrl-D in an empty one."""
@@ -347,7 +349,7 @@ class Keyboard:
         pressed = self._input.read_keys()
         if arriving:
             self._heard_at = now
-        elif now - self._heard_at > ESCAPE_WAIT:
+        elif now - self._heard_at > ESCAPE_WAIT_S:
             pressed += self._input.flush_keys()
         stop = [key for key in pressed if key.key in (Keys.ControlC, Keys.SIGINT)]
         if pressed and pressed[-1].key == Keys.Escape:  # in front of another key it is the Alt of that key
