@@ -7,6 +7,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from repl.analysis.diverge import TIE_NATS, Asked, Diverged, FirstFlip, diverge, is_greedy
+from repl.analysis.variants import read_variant
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.errors import UsageError
@@ -16,7 +17,6 @@ from repl.core.settings import Load
 from repl.core.values import RestOfLine
 from repl.generation.measure.token_text import quote
 from repl.generation.request import Request
-from repl.session.change_settings import changed
 from repl.session.position import question, split_prompt
 from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
@@ -64,18 +64,14 @@ def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: D
 
 
 def _other(session: Session, words: list[str]) -> Load:
-    pairs: list[tuple[str, str]] = []
-    for word in words:
-        name, sign, value = word.partition("=")
-        if not (name and sign and value):
-            raise UsageError(f"{word!r} is not a setting as name=value", DIVERGE_EXAMPLE)
-        name = settings.find(name)
-        if settings.places()[name] != "load":
-            raise UsageError(f"{name} does not change the model's numbers", f"/sweep {name}={value}", DIVERGE_EXAMPLE)
-        pairs += settings.address(value) if name == "model" else [(name, value)]
-    if not pairs:
+    if not words:
         raise UsageError("/diverge needs a way to load the model", DIVERGE_EXAMPLE)
-    return changed(session.settings, pairs, parts=("load",)).load
+    now = session.settings
+    chosen = read_variant(",".join(words), now, session.base()).settings
+    if (chosen.decode, chosen.view, chosen.extra) != (now.decode, now.view, now.extra):
+        name = words[0].partition("=")[0]
+        raise UsageError(f"{name} does not change the model's numbers", f"/sweep {words[0]}", DIVERGE_EXAMPLE)
+    return chosen.load
 
 
 def _names(now: Load, other: Load, dtype: str, attention: str, place: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Look at replies token by token: coloured by probability, listed, or one by one on a screen of their own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import exp
 from typing import Annotated, Any
 
@@ -12,7 +12,6 @@ from repl.commands.registry import command
 from repl.core import settings
 from repl.core.conversation import Turn
 from repl.core.errors import ReplError, UsageError
-from repl.core.format import joined
 from repl.core.jobs import JobContext
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
@@ -21,10 +20,9 @@ from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import Inspection, Seen, Trace, measure_again, require_record, require_trace
 from repl.generation.request import Request
 from repl.remote.engine import rebuild_request, require_server
-from repl.session.change_settings import apply
+from repl.session.change_settings import change
 from repl.session.position import ExchangeNumber
 from repl.session.replies import continue_reply, generate_turn, join_records, substitute_token
-from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
@@ -34,10 +32,9 @@ LISTED_ALTERNATIVES = 3  # alternatives in a row of the list
 
 
 @dataclass(frozen=True, slots=True)
-class Painted(Trace):
+class Painted(Inspection):
     """The last reply in colours, by probability (`on`) or `entropy`; `streams` tells whether replies come coloured."""
 
-    by: str
     streams: bool
 
 
@@ -49,22 +46,12 @@ def probs(session: Session, value: Annotated[str, RestOfLine(suggest=settings.ki
     comes.
     """
     if value:
-        return switch_colours(session, value)
+        return change(session, "probs", value)
     if session.last is None:
         raise UsageError("no replies yet", "Why is the sky blue?")
     chosen = session.settings.view.probs
     by, streams = "entropy" if chosen == "entropy" else "on", chosen != "off"
-    return look_at(session, session.last, lambda found: Painted(*trace_fields(found, by), streams, **origin(found)))
-
-
-def switch_colours(session: Session, value: str) -> Message:
-    """Turn the colours on or off."""
-    said = apply(session, [("probs", value)])
-    on = session.settings.view.probs != "off"
-    raw = on and session.settings.view.markdown
-    return Message(
-        joined(said.text, "from the next reply on" if on else "", "Markdown is shown as it comes" if raw else "")
-    )
+    return look_at(session, session.last, lambda found: as_view(Painted, found, by, streams=streams))
 
 
 @command("inspect")
@@ -79,7 +66,7 @@ def inspect(session: Session, number: ExchangeNumber = 0) -> Any:
     if turn is None:
         raise UsageError("no replies yet", "Why is the sky blue?")
     by = "entropy" if session.settings.view.probs == "entropy" else "on"
-    return look_at(session, turn, lambda found: Inspection(*trace_fields(found, by), **origin(found)))
+    return look_at(session, turn, lambda found: as_view(Inspection, found, by))
 
 
 @command("inspect", needs_model=True)
@@ -140,14 +127,10 @@ def look_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:
     return session.run_on_model(lambda emit: make(measure_again(session.store.current(), turn, emit)))
 
 
-def trace_fields(found: Trace, by: str) -> tuple[int, str, tuple[Seen, ...], str]:
-    """Return what a view of a reply holds; its colours go by probability where no entropy is known."""
-    return found.exchange, found.lead, found.tokens, "on" if found.server else by
-
-
-def origin(found: Trace) -> dict[str, Any]:
-    """Return where the figures are from."""
-    return {"server": found.server, "limit": found.limit}
+def as_view(kind: Callable[..., Inspection], found: Trace, by: str, **more: bool) -> Inspection:
+    """Make a view of a reply; its colours go by probability where no entropy is known."""
+    own = {spot.name: getattr(found, spot.name) for spot in fields(Trace)}
+    return kind(**own, by="on" if found.server else by, **more)
 
 
 @render.register

@@ -26,13 +26,12 @@ from repl.generation.runtime import Model
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
-from repl.terminal.token_colours import OnTerminal, caption, percent, style, styled_text
+from repl.terminal.token_colours import OnTerminal, caption, style, styled_text
 
 MAX_WINDOW_TOKENS = 8192  # most tokens read at once, where the context is longer or without an end
 MAX_FILE_BYTES = 64 * 2**20  # bytes of a file
 MAX_SHOWN_TOKENS = 1500  # tokens drawn
 PATH_WORD = re.compile(r"(~|\.{0,2})/\S+")  # what nobody means as a text
-WORST_TOKENS = 4  # tokens that are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +156,11 @@ def _table(result: Score) -> Table:
 
 
 def _figures(result: Score) -> str:
-    places = sorted(range(1, len(result.ids)), key=lambda place: result.logprobs[place] or 0.0)[:WORST_TOKENS]
-    worst = [f"{quote(result.pieces[place].text)} {percent(exp(result.logprobs[place] or 0.0))}" for place in places]
     half = f"windows of {result.window} tokens, overlapping by half" if len(result.ids) > result.window else ""
-    figures = joined(
+    return joined(
         f"{len(result.ids):,} tokens, {result.bytes:,} bytes",
         f"total {result.total:.2f} nats",
         f"perplexity {result.perplexity:.2f}",
         f"{result.bits_per_byte:.3f} bits per byte",
         half,
     )
-    return f"least expected: {', '.join(worst)}\n{figures}"

@@ -213,7 +213,6 @@ def test_what_does_not_fit_beside_is_loaded_in_turn(llama_folder):
     ("line", "said"),
     [
         ("", "needs text"),
-        ("float16", "is not a setting as name=value"),
         ("temperature=0.7", "does not change the model's numbers"),
         ("dtype=bf17", "'bf17' is not one of"),
         ("dtype=float32", "is how .* is loaded already"),
