@@ -151,7 +151,7 @@ def _foot(number: int, column: Column, result: Answers) -> str:
     if (done := column.done) is None:
         return ""
     mean, bits, made = column.mean_logprob, column.bits_per_byte, done.usage.completion
-    ended = {"cancelled": "stopped by you", "length": "cut there"}
+    ended = {"cancelled": "stopped by you", "length": "cut at the limit"}
     rows = [
         joined(
             counted(made, "token"),

@@ -89,7 +89,7 @@ def disconnect(session: Session) -> Message | Task[ModelInfo]:
 def _(result: Served) -> RenderableType:
     host = result.url.partition("://")[2].partition("/")[0]
     count = len(result.models)
-    offers = f"{count} models · /model NAME chooses one" if count > 1 else ""
+    offers = f"{count} models · /model NAME chooses {'another' if result.model else 'one'}" if count > 1 else ""
     unlisted = "" if not result.model or result.model in result.models or not count else "not among those it lists"
     limit = f"context {result.context}" if result.context else ""
     kind = result.kind if result.kind != UNKNOWN.name else ""

@@ -255,7 +255,7 @@ class Remote:
         It is asked for one token. Raises `UsageError` for a server that gives none, and what `reply` raises.
         """
         if request.chats and request.prefill and self.kind.continues is None:
-            raise NeedsLocal("looking on behind a reply", "/next TEXT")
+            raise NeedsLocal("what would follow a reply", "/next TEXT")
         if not self.kind.alternatives:
             raise UsageError(f"{self.host} gives no log-probabilities")
         seen = FirstTokenListener(emit)

@@ -29,6 +29,7 @@ PROMPT_TOKENS = re.compile(
     r"|less than \d+ tokens\. Given: (\d+)",
     re.IGNORECASE,
 )
+TAG = re.compile(r"<[^>]*>")
 OVERFLOW_CHOICES = (
     ("/overflow drop_oldest", "leave out the oldest messages as needed"),
     ("/clear", "begin a new conversation with this message"),
@@ -124,7 +125,7 @@ def find_message(answer: object) -> str:
         inner = next((found[name] for name in ("error", "detail", "message", "msg") if found.get(name)), None)
         place = ".".join(str(part) for part in found.get("loc") or ())
         return f"{place} {find_message(inner)}".strip() if inner is not None else json.dumps(found)
-    return str(found)
+    return TAG.sub(" ", str(found)) if str(found).lstrip().startswith("<") else str(found)  # a page of a proxy
 
 
 def one_line(text: str, most: int) -> str:

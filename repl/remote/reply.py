@@ -213,7 +213,7 @@ class StreamedReply:
         if not self.peer.kind.alternatives and (view.logprobs or view.probs != "off"):
             self._tell_once("log-probabilities", f"{self.peer.host} gives no log-probabilities")
         for name in unheeded_settings(self.request.settings, self.peer.kind, self.request.chats):
-            self._tell_once(name, f"{name} has no effect: {self.peer.host} is {self.peer.kind.name}, which ignores it")
+            self._tell_once(name, f"{name} has no effect with {self.peer.kind.name}")
 
     # hear
 

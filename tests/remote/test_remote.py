@@ -534,7 +534,7 @@ def test_a_reply_without_end_is_stopped(session: Session, server: FakeServer) ->
         (refusal(429, "tomorrow", Retry_After="86400"), Failed, "tomorrow", ""),
         (refusal(500, "oops"), Failed, r"failed \(500\): oops", ""),
         (refusal(503, "loading the model"), Failed, "not ready: loading the model", ""),
-        (Answer([b"<html>busy"], 502, "text/html"), Failed, "busy", ""),
+        (Answer([b"<html>busy"], 502, "text/html"), Failed, ": busy", ""),
         (Answer([b"<html>hello"], kind="text/html"), Failed, "answers text/html", ""),
         (Answer([chunk("Once "), CUT]), Failed, "broke off", "Once "),
         (Answer([chunk("Once ")]), Failed, "closed before", "Once "),
