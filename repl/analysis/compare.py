@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from math import log
+from statistics import fmean
 
 from repl.analysis.answerers import (
     Answer,
@@ -125,11 +126,6 @@ def answer_question(opened: Opened, variant: Variant, asked: Question, seed: int
         return Answer(variant, error.partial, problem, pieces=token_pieces(aside.tokens))
 
 
-def mean(logprobs: Sequence[float]) -> float | None:
-    """Return the mean log-probability in nats."""
-    return sum(logprobs) / len(logprobs) if logprobs else None
-
-
 def differences(made: Sequence[Answer]) -> list[Difference | None]:
     """Tell of each answer where it parts from the first one, and of the first where another parts from it soonest."""
     good = [place for place, one in enumerate(made) if one.done is not None]
@@ -178,7 +174,7 @@ def side_by_side(made: Sequence[Answer]) -> list[Column]:
             title=one.variant.title,
             model=one.model,
             bytes=one.bytes,
-            mean_logprob=mean(one.logprobs),
+            mean_logprob=fmean(one.logprobs) if one.logprobs else None,
             bits_per_byte=bits_per_byte(one.done, one.logprobs) if one.done else None,
             text=full_text(one),
             difference=difference,

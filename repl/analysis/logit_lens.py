@@ -1,5 +1,6 @@
 """What every layer of a model would say: its hidden state read by whatever the model reads its last one with."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -89,8 +90,6 @@ def _own(model: PreTrainedModel, ids: Tensor, facts: ModelInfo) -> Tensor:
 
 def _last(model: PreTrainedModel, ids: Tensor, start: int = 0) -> Tensor:
     """Return the float32 logits behind the last token of each row; the cache is left out."""
-    import inspect
-
     known = inspect.signature(model.forward).parameters
     less = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
     given = {"attention_mask": ids.new_ones(ids.shape), "use_cache": False, **scoring.place_ids(model, start, ids[:1])}

@@ -1,9 +1,11 @@
 """A grid of settings over one prompt: which rows it has, what is measured of each, and taking one as the answer."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise, product
+from statistics import fmean
 from typing import Any
 
 from repl.core import decoding, settings
@@ -152,8 +154,6 @@ def run_sweep(
     resident: Model, grid: Grid, request: Request, emit: JobContext, exact: bool
 ) -> tuple[Sweep, dict[int, BatchReply]]:
     """Make the rows of a grid; returns what came of them, and the reply of each row by its number."""
-    import time
-
     began = time.monotonic()
     chosen = [grid.greedy, *(cell.chosen for cell in grid.cells)]
     rows = Batch(resident, [replace(request, settings=each) for each in chosen], emit, exact)
@@ -186,7 +186,7 @@ def _measure(number: int, cell: Cell, made: BatchReply, greedy: Sequence[int]) -
         finish=done.finish,
         length=len(ids),
         distinct_2=distinct(ids[:-1] if done.finish == "stop" else ids),
-        logprob=sum(logprobs) / len(logprobs) if logprobs else None,
+        logprob=fmean(logprobs) if logprobs else None,
         parts=first_difference(ids, greedy),
         text=done.raw,
         token_ids=ids,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Annotated, Any
 
 from rich.console import RenderableType
@@ -132,10 +133,8 @@ def _mode(name: str, records: Sequence[Reply]) -> Mode:
 
 
 def _speed(records: Iterable[Reply]) -> float | None:
-    """Return tokens by seconds over some replies, the first token of each left out."""
-    timed = [(one.usage.completion - 1, one.timing.decode_tps) for one in records if one.timing.decode_tps]
-    seconds = sum(made / speed for made, speed in timed)
-    return sum(made for made, _ in timed) / seconds if seconds else None
+    speeds = [one.timing.decode_tps for one in records if one.timing.decode_tps]
+    return median(speeds) if speeds else None
 
 
 @render.register
