@@ -376,3 +376,27 @@ def test_accessible_can_be_switched_in_a_session(talker: Path, tmp_path: Path) -
         screen.line("hi")
         screen.wait(lambda: HELLO in screen.text() and screen.ready())
         assert "chat" in screen.bar()
+
+
+@pytest.mark.slow
+def test_python_is_a_prompt_within_the_prompt(screen: Terminal) -> None:
+    """Ctrl-C ends a line of Python, Ctrl-D returns; the terminal is then as it was."""
+    before = screen.modes()
+
+    def waits() -> bool:
+        return screen.rows()[screen.screen.cursor.y] == ">>>"
+
+    screen.line("/python")
+    screen.wait(waits)
+    screen.keys("import time; time.sleep(60)" + ENTER)
+    time.sleep(0.5)
+    screen.keys("\x03")
+    screen.see("KeyboardInterrupt")
+    screen.wait(waits)
+    screen.keys("6 * 7, type(model).__name__\r")
+    screen.see(r"\(42, 'GPT2LMHeadModel'\)")
+    screen.keys("\x04")
+    screen.see("may have been changed")
+    screen.wait(screen.ready)
+    assert screen.modes() == before
+    assert screen.ask("/version")[0].startswith("hub-repl")

@@ -234,6 +234,8 @@ def _remarks(turn: Turn, record: Reply, form: PromptForm) -> list[str]:
         said.append("it goes on from the ids of the reply before, which are part of its prompt here")
     elif form.ids:
         said.append("the prompt stands here as its ids: no plain call of the tokenizer is known to make them")
+    if record.model.touched:
+        said.append("the model was open in /python before, where it may have been changed: this loads it unchanged")
     if record.dropped:
         said.append(f"left out because the context was full: {counted(len(record.dropped), 'message')}")
     if cut := _cut(record):

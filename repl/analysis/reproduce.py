@@ -15,6 +15,8 @@ from repl.generation.measure.forward import cancellable_forward, input_device, l
 from repl.generation.measure.scoring import next_logits
 from repl.generation.runtime import Model
 
+TOUCHED = "open in /python"  # where it may have been changed
+
 
 @dataclass(frozen=True, slots=True)
 class ForkToken:
@@ -86,9 +88,10 @@ def list_changes(record: Reply, resident: Model) -> list[Changed]:
     """Return what is known of both runs and differs: library versions, format, place, attention, threads, steps."""
     facts = resident.facts
     then = record.versions | _conditions(record.model, record.environment)
-    model = ModelRecord(dtype=facts.dtype, device_map=dict(facts.device_map), quantization=resident.load.quantize)
+    places, packed = dict(facts.device_map), resident.load.quantize
+    model = ModelRecord(dtype=facts.dtype, device_map=places, quantization=packed, touched=facts.touched)
     now = provenance.versions() | _conditions(model, provenance.describe_environment(facts))
-    both = [name for name in then if name in now and then[name] != now[name]]
+    both = [name for name in then if name in now and (then[name] != now[name] or now[name] == TOUCHED)]
     return [Changed(name, then[name], now[name]) for name in both]
 
 
@@ -99,6 +102,7 @@ def _conditions(model: ModelRecord, environment: Environment) -> dict[str, str]:
         "quantize": model.quantization,
         "attention": environment.attention,
         "threads": environment.threads,
+        "the model": TOUCHED if model.touched else "unchanged",
         "step": environment.step or "plain",
         **{f"device {place}": name for place, name in environment.devices.items()},
     }

@@ -13,13 +13,13 @@ CACHED = (
 )
 """The command that lists cached models; every shell has it run by sh."""
 MODELS = {
-    "bash": "_hub_repl_models",
-    "zsh": "_hub_repl_models",
+    "bash": "hub_repl_models",
+    "zsh": "hub_repl_models",
     "fish": "(sh -c $hub_repl_cached; __fish_complete_path (commandline -ct))",
 }
 PREAMBLE = {
-    "bash": f'_hub_repl_models() {{ compgen -W "$({CACHED})" -- "$1"; compgen -f -- "$1"; }}',
-    "zsh": f'_hub_repl_models() {{ compadd -- ${{(f)"$({CACHED})"}}; _files; }}',
+    "bash": f'hub_repl_models() {{ compgen -W "$({CACHED})" -- "$1"; compgen -f -- "$1"; }}',
+    "zsh": f'hub_repl_models() {{ compadd -- ${{(f)"$({CACHED})"}}; _files; }}',
     "fish": "set -g hub_repl_cached '" + CACHED.replace("'", "\\'") + "'",
 }
 COMPLETED_BY = {

@@ -13,6 +13,7 @@ from typing import Any
 
 from repl import commands
 from repl.commands import extensions, registry
+from repl.commands.python import PythonPrompt
 from repl.core import settings
 from repl.core.events import Event
 from repl.core.jobs import Worker
@@ -42,6 +43,8 @@ class OpenSession:
         if self._session.loading is not None and parsed.command.needs_model:
             self._finish(self._session.loading, on_event)
         result = parsed.run(self._session)
+        if isinstance(result, PythonPrompt):
+            return result.open()
         return self._finish(result, on_event) if isinstance(result, Task) else result
 
     @property

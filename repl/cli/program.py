@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -154,7 +154,7 @@ class Program:
         if self._shell is None:
             self._before()
         shell = self.shell
-        shell.keyboard, shell.open_inspector = no_keyboard, None
+        shell.keyboard, shell.open_inspector, shell.cooked_terminal = no_keyboard, None, nullcontext
         if shell.session.settings.view.accessible:
             return shell.interactive(Plain("You: ", shell.settle_load, shell.complete).read)
         return shell.interactive(Plain(mark, shell.settle_load).read)
@@ -178,6 +178,7 @@ class Program:
         assert self._editor is not None
         self._editor.backend = self.shell
         self.shell.keyboard = self._editor.keyboard
+        self.shell.cooked_terminal = self._editor.input.cooked_mode
         self.shell.open_inspector = self._open_inspector
 
     def _open_inspector(self, found: "Inspection") -> str:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from repl import commands
 from repl.commands import extensions, registry
+from repl.commands.python import PythonPrompt
 from repl.core import decoding, log, paths, streams
 from repl.core.errors import Cancelled, Quit, ReplError, UsageError
 from repl.core.events import Notice
@@ -74,6 +75,7 @@ class Shell:
         self.session = session
         self.screen = screen
         self.keyboard: Callable[[], AbstractContextManager[Keys]] = no_keyboard
+        self.cooked_terminal: Callable[[], AbstractContextManager[None]] = nullcontext
         self.running: Task[Any] | None = None
         self.interrupted = False
         self.offered: tuple[list[str], str] = ([], "")  # lines that a number stands for, and the line to repeat then
@@ -151,8 +153,7 @@ class Shell:
         outcome = parsed.run(self.session)
         if isinstance(outcome, Task) and outcome.background and self.screen.interactive:
             return not self._wait_briefly() or self.end_load()  # else its end is told above the prompt
-        if isinstance(outcome, Task):
-            outcome = self.follow(outcome)
+        outcome = self._completed(outcome)
         if not isinstance(outcome, NO_VIEW):
             self.session.keep_view(ShownView(line, parsed.command.name, outcome))
         if isinstance(outcome, Inspection) and self.open_inspector is not None:
@@ -163,6 +164,13 @@ class Shell:
             self._show(parsed.command.name, outcome)
         self.screen.space()
         return True
+
+    def _completed(self, outcome: Any) -> Any:
+        """Return what to show: a job is followed to its end, a Python prompt is open until it is left."""
+        if isinstance(outcome, PythonPrompt):
+            with self.cooked_terminal():
+                return outcome.open()
+        return self.follow(outcome) if isinstance(outcome, Task) else outcome
 
     def _keep_message(self, line: str) -> None:
         """Send a message that found no model once a choice has loaded one; without choices it is back at the prompt."""

@@ -24,6 +24,7 @@ from repl.commands import (  # noqa: F401 importing them registers them
     next,
     plan,
     program,
+    python,
     recipe,
     replay,
     reproduce,

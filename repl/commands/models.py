@@ -129,6 +129,9 @@ def _(result: Info) -> RenderableType:
         "attention": f"{facts.attention or 'none'} (asked for {asked['attention']})",
         "context": f"{facts.context} tokens" if facts.context else "no fixed limit",
         "chat template": "yes" if facts.chats else "none: the model completes text",
+        "python": "was open in /python, where it may have been changed · /reload loads it anew"
+        if facts.touched
+        else "",
         "unused tensors": _left(facts.unexpected),
         "generation config": ", ".join(f"{key} {value}" for key, value in facts.base.model.items()) or "nothing set",
     }

@@ -113,6 +113,8 @@ class ModelRecord:
     parameters: int = 0
     context: int = 0
     bytes: int = 0
+    touched: bool = rare(False)
+    """A user may have changed it in /python before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ def describe_model(facts: ModelInfo, settings: Settings) -> ModelRecord:
         parameters=facts.parameters,
         context=facts.context,
         bytes=facts.bytes,
+        touched=facts.touched,
     )
 
 

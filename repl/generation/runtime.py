@@ -20,6 +20,11 @@ class Runtime:
     notices_shown: set[str] = field(default_factory=set)
     """What was said of this model and need not be said again."""
 
+    def forget(self) -> None:
+        """Keep nothing that was computed."""
+        self.kv_cache.drop()
+        self.last_logits.clear()
+
     def mention(self, said: str, emit: JobContext) -> None:
         """Say something about the model once."""
         if said and said not in self.notices_shown:

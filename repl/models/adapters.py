@@ -59,6 +59,8 @@ class BaseModel:
     bytes: int = 0
     """What it takes in memory without an adapter."""
     unexpected: tuple[str, ...] = ()
+    touched: bool = False
+    """A user may have changed it in /python."""
 
 
 @dataclass(frozen=True, slots=True)

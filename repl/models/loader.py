@@ -61,6 +61,8 @@ class ModelInfo:
     """Sentences to say after the load."""
     unexpected: tuple[str, ...] = ()
     """Tensors in the files that the model has no place for."""
+    touched: bool = False
+    """A user may have changed it in /python."""
 
     @property
     def form(self) -> str:
@@ -234,6 +236,7 @@ def _facts(load: Load, base: adapters.BaseModel, model: PreTrainedModel, began: 
         left=base.packing.left if base.packing else 0,
         adapter=load.adapter,
         unexpected=base.unexpected,
+        touched=base.touched,
         remarks=(
             *quantization.quantization_remarks(load, weights, base.packing, size),
             *device_map.placement_remarks(load, places),

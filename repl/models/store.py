@@ -174,6 +174,20 @@ class Store(Generic[R]):
         self._untidy = True  # reading files takes more than what stays of them
         self._held = (*(each for each in self._held if each.load != resident.load), resident)
 
+    def touch(self) -> LoadedModel[R]:
+        """Return the current model to somebody who may change it; while the model thread is still.
+
+        It is noted of every model that stands on the same weights.
+        """
+        current = self.current()
+        shared = [each for each in self._held if each is current or (each.base and each.base is current.base)]
+        if current.base:
+            current.base.touched = True
+        noted = {each.load: replace(each, facts=replace(each.facts, touched=True)) for each in shared}
+        self._held = tuple(noted.get(each.load, each) for each in self._held)
+        self._current = noted[current.load]
+        return self._current
+
     def _let_go(self, loads: Iterable[Load]) -> None:
         gone = set(loads)
         if self._current is not None and self._current.load in gone:

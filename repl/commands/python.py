@@ -1,0 +1,116 @@
+"""/python: a Python prompt with the loaded model.
+
+In: the model, its tokenizer and the last reply. Out: whatever the user makes of them; nothing of it is cleaned. What
+was computed with the model is forgotten afterwards, and its replies tell that it may have been changed.
+"""
+
+import builtins
+import code
+import importlib.util
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from repl.commands.registry import command
+from repl.core.errors import UsageError
+from repl.generation.measure.forward import input_device
+from repl.session.results import Message
+from repl.session.session import Session
+
+BANNER = "model, tokenizer; ids and reply of the last exchange · Ctrl-D returns"
+BACK = "replies now record that the model may have been changed · /reload loads it anew"
+
+
+@dataclass(frozen=True, slots=True)
+class PythonPrompt:
+    """A prompt that is to be opened where the terminal reads lines; `open` returns what to say afterwards."""
+
+    open: Callable[[], Message]
+
+
+@command("other", needs_model=True)
+def python(session: Session) -> PythonPrompt:
+    """Open a Python prompt with the loaded model.
+
+    model, tokenizer, ids (of the last exchange) and reply (its record) are there. Ctrl-D returns, Ctrl-C ends a line of
+    Python. ptpython is used where it is installed. Replies of a model that was open there are recorded as such, and
+    /recipe and /info say so, until the model is loaded anew.
+    """
+    session.require_local_model()
+    if session.loading is not None:
+        raise UsageError("a model is loading: /python opens when it is ready")
+    if not (sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("/python needs a terminal; in a script or a notebook use `from repl import open_session`")
+    return PythonPrompt(lambda: visit(session))
+
+
+def visit(session: Session) -> Message:
+    """Serve Python lines to their end; here, not on the model thread, which is still until the next command."""
+    resident = session.store.touch()
+    try:
+        with interruptible():
+            interact(namespace(session, resident.model, resident.tokenizer))
+    finally:
+        for each in session.store.residents():  # they may share weights
+            each.runtime.forget()
+    return Message(BACK)
+
+
+def namespace(session: Session, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Return the names that are bound: without a reply `ids` and `reply` are None."""
+    import torch
+
+    record = session.last.record if session.last else None
+    known = [[*record.prompt_ids, *record.token_ids]] if record else []
+    ids = torch.tensor(known, device=input_device(model)) if record else None
+    return {"model": model, "tokenizer": tokenizer, "ids": ids, "reply": record, "exit": Leave(), "quit": Leave()}
+
+
+class Leave:
+    """What `exit` is here: the built-in one would close standard input."""
+
+    def __repr__(self) -> str:
+        return "exit() or Ctrl-D returns to hub-repl"
+
+    def __call__(self, code: object = None) -> NoReturn:
+        """Return to hub-repl."""
+        raise SystemExit
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end a line of Python, and `exit` the prompt; a signal that ends the program does that still."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code > 128:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+        vars(builtins).pop("_", None)  # the last value, which would keep a model in memory
+
+
+def interact(names: dict[str, Any]) -> None:
+    """Open ptpython, or the prompt of the standard library with the keys of readline where there is one."""
+    if importlib.util.find_spec("ptpython"):
+        from ptpython.repl import embed
+
+        sys.stdout.write(BANNER + "\n")
+        embed(globals=names, configure=lambda shell: setattr(shell, "confirm_exit", False))
+        return
+    completer = None
+    with suppress(ImportError):
+        import readline
+        import rlcompleter
+
+        completer = readline.get_completer()
+        readline.set_startup_hook(None)
+        readline.set_completer(rlcompleter.Completer(names).complete)
+        readline.parse_and_bind("tab: complete")
+    code.interact(BANNER, local=names, exitmsg="")
+    if completer is not None:
+        readline.set_completer(completer)
