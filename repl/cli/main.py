@@ -185,7 +185,7 @@ def show_guide(asked: argparse.Namespace) -> int:
     from repl.terminal.screen import Screen
 
     name = " ".join(asked.prompt)
-    Screen(asked.json, sys.stdout.isatty()).show("guide", guide.guide_page(guide.PageName().read(name) if name else ""))
+    Screen(asked.json, sys.stdout.isatty()).show("guide", guide.guide_page(name))
     return 0
 
 

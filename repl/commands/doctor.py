@@ -75,19 +75,21 @@ def doctor(session: Session) -> Task[Doctor]:
 
     def examine(emit: JobContext) -> Doctor:
         imports.import_libraries(emit)
+        import torch
+
         prepare(emit)
         speeds = measure_speeds(emit)
         emit(Progress("ask the Hub"))
-        answer = ask_hub(emit, session.store.offline)
+        answer, token = ask_hub(emit, session.store.offline)
         size, free = cache_size()
         versions = {"hub-repl": __version__, "python": platform.python_version(), **found(LIBRARIES)}
         return Doctor(
             versions=versions,
             devices=[describe_device(room) for room in session.store.measure()],
-            threads=threads(),
+            threads=torch.get_num_threads(),
             speeds=speeds,
             hub=answer,
-            token=token(),
+            token=token,
             cache=str(hub_cache.home()),
             cache_bytes=size,
             disk_free=free,
@@ -136,32 +138,19 @@ def describe_device(room: Room) -> str:
     return joined(room.device, platform.machine() if room.device == "cpu" else "", free)
 
 
-def threads() -> int:
-    """Return how many threads torch computes with."""
-    import torch
+def ask_hub(emit: JobContext, offline: bool) -> tuple[str, bool]:
+    """Ask the Hub for one small thing: returns how it answers, and whether there is a token, never which."""
+    from huggingface_hub import HfApi, constants, get_token
 
-    return int(torch.get_num_threads())
-
-
-def ask_hub(emit: JobContext, offline: bool) -> str:
-    """Ask the Hub for one small thing and say how it answers."""
-    from huggingface_hub import HfApi, constants
-
+    token = get_token() is not None
     if offline or constants.HF_HUB_OFFLINE:
-        return "not asked: this session is offline"
+        return "not asked: this session is offline", token
     began = time.monotonic()
     try:
         call_hub(lambda: next(iter(HfApi().list_models(limit=1)), None), emit, REACH)
     except Exception:  # whatever went wrong: it does not answer
-        return f"does not answer at {constants.ENDPOINT}"
-    return f"answers at {constants.ENDPOINT} in {time.monotonic() - began:.1f} s"
-
-
-def token() -> bool:
-    """Tell whether there is a token; never which."""
-    from huggingface_hub import get_token
-
-    return get_token() is not None
+        return f"does not answer at {constants.ENDPOINT}", token
+    return f"answers at {constants.ENDPOINT} in {time.monotonic() - began:.1f} s", token
 
 
 def cache_size() -> tuple[int, int]:

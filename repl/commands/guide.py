@@ -3,7 +3,6 @@
 In: the name of a page. Out: its text, or the list of pages with a line for each. It needs no model and no network.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Annotated
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core.errors import UsageError
+from repl.core.values import Text as Words
 from repl.core.values import nearest
 from repl.session.session import Session
 from repl.terminal.markdown import Markdown
@@ -42,30 +42,6 @@ class GuidePage:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class PageName:
-    """The name of a page; read and completed at the prompt."""
-
-    phrase: str = "a page of the guide"
-
-    def read(self, word: str) -> str:
-        """Return the name of the page that a word names or begins; raises `UsageError`."""
-        wanted = word.strip().lower()
-        found = [name for name in PAGES if name == wanted] or [name for name in PAGES if name.startswith(wanted)]
-        if len(found) == 1:
-            return found[0]
-        close = nearest(wanted, [*PAGES])
-        raise UsageError(f"no page {word!r} in the guide" + (f", did you mean {close}?" if close else ""), "/guide")
-
-    def show(self, value: str) -> str:
-        """Return it unchanged."""
-        return value
-
-    def complete(self) -> Mapping[str, str]:
-        """Return the names with their titles."""
-        return {name: page_title(name) for name in PAGES}
-
-
 def page_text(name: str) -> str:
     """Return the Markdown of a page."""
     return files("repl.commands").joinpath("pages", f"{name}.md").read_text("utf-8")
@@ -76,15 +52,28 @@ def page_title(name: str) -> str:
     return page_text(name).partition("\n")[0].removeprefix("# ")
 
 
+def page_titles() -> dict[str, str]:
+    """Return the pages with what each is about."""
+    return {name: page_title(name) for name in PAGES}
+
+
 @command("other")
-def guide(session: Session, name: Annotated[str, PageName()] = "") -> Guide | GuidePage:
+def guide(session: Session, name: Annotated[str, Words("a page", suggest=page_titles)] = "") -> Guide | GuidePage:
     """Show the pages of the guide, or one of them: /guide loading."""
     return guide_page(name)
 
 
 def guide_page(name: str) -> Guide | GuidePage:
-    """Return a page, or the list of all where no name is given."""
-    return GuidePage(name, page_text(name)) if name else Guide({page: page_title(page) for page in PAGES})
+    """Return the page that a word names or begins, or the list of all; raises `UsageError`."""
+    if not name:
+        return Guide(page_titles())
+    wanted = name.strip().lower()
+    found = [page for page in PAGES if page.startswith(wanted)]
+    if wanted not in PAGES and len(found) != 1:
+        close = nearest(wanted, [*PAGES])
+        raise UsageError(f"no page {name!r} in the guide" + (f", did you mean {close}?" if close else ""), "/guide")
+    page = wanted if wanted in PAGES else found[0]
+    return GuidePage(page, page_text(page))
 
 
 class Drawn:

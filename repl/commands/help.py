@@ -17,15 +17,6 @@ from repl.session.session import Session
 from repl.terminal.screen import render
 
 FAMILIES = ("chat", "history", "models", "settings", "inspect", "compare", "reproduce", "speed", "other")
-READING_ORDER = (
-    *("system", "prefill", "read", "raw", "retry", "continue", "edit", "pick", "clear"),
-    *("history", "tree", "undo", "branch", "go", "sessions", "resume", "title", "export", "copy"),
-    *("model", "model!", "models", "info", "plan", "download", "delete", "trust", "memory", "reload", "unload"),
-    *("greedy", "sample", "beams", "settings", "set", "reset", "preset", "config"),
-    *("template", "tokens", "next", "score", "why", "probs", "inspect", "take", "lens", "arch"),
-    *("compare", "diverge", "sweep", "replay", "recipe", "reproduce", "fast", "bench", "help"),
-)
-"""The order in which a newcomer meets them; what is not named here comes behind."""
 FAMILY_EXAMPLES = {
     "chat": ("/system Be brief.", "/retry temperature=1.2", "/continue", "/edit"),
     "history": ("/undo", "/tree", "/sessions", "/resume", "/export talk.html"),
@@ -90,14 +81,9 @@ def help_(session: Session, name: Annotated[str, RestOfLine()] = "") -> Help | F
 
 
 def families() -> dict[str, list[str]]:
-    """Return the names of the commands by family, in the order to meet them."""
-    order = {name: place for place, name in enumerate(READING_ORDER)}
-    names = sorted(registry.COMMANDS, key=lambda name: order.get(name, len(READING_ORDER)))
-    sorted_out = {
-        title: [name for name in names if registry.COMMANDS[name].family == title and name != "say"]
-        for title in FAMILIES
-    }
-    return {title: found for title, found in sorted_out.items() if found}
+    """Return the names of the commands by family."""
+    names = sorted(registry.COMMANDS.keys() - {"say"})
+    return {title: [name for name in names if registry.COMMANDS[name].family == title] for title in FAMILIES}
 
 
 def settings_by_part() -> dict[str, list[str]]:
