@@ -31,7 +31,6 @@ from repl.core.sanitize import clean
 from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
-from repl.session.archive import Archive
 from repl.session.session import Session, ShownView
 from repl.terminal.export import FORMATS, Transcript, as_html, as_json, as_markdown, as_text, fenced
 from repl.terminal.screen import THEME, render, to_jsonable
@@ -52,7 +51,6 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     folder.mkdir()
     monkeypatch.chdir(folder)
     session = Session(Settings(), Store(Runtime), Still())  # type: ignore[arg-type]
-    session._archive, _ = Archive.open(tmp_path / "archive.db")
     talk = session.conversation
     talk.keep = session.archive.save
     for said in ("one", "two"):
