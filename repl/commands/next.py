@@ -27,12 +27,11 @@ from repl.session.position import Position, next_position
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
-from repl.terminal.token_colours import bar, percent, style
+from repl.terminal.token_colours import BAR_CELLS, bar, percent
 
 DEFAULT_TOKENS = 10  # candidates shown where no number is given
 MAX_TOKENS = 1000
 TAIL_CHARACTERS = 48  # characters of the text before that are shown
-BAR_CELLS = 12  # of a bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +158,7 @@ def _table(rows: Sequence[tuple[str, float]], drawn: Sequence[str] = ()) -> Tabl
     cells: list[list[str | Text]] = [
         [
             Text(f"{place + 1:>2}", "quiet"),
-            Text(quote(text), style(share)),
+            quote(text),
             Text(bar(share, BAR_CELLS).ljust(BAR_CELLS), "accent"),
             percent(share),
             Text(percent(min(total, 1.0)), "quiet"),

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core.conversation import Turn
-from repl.core.errors import UsageError
 from repl.core.format import counted, joined
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
@@ -18,6 +17,7 @@ from repl.core.sanitize import ascii_only
 from repl.core.values import RestOfLine
 from repl.generation.decode.kv_cache import common_length
 from repl.generation.measure.token_text import Speller, TokenPiece, quote
+from repl.session.position import require_own_reply
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
@@ -66,16 +66,10 @@ def tokens(session: Session, text: Annotated[str, RestOfLine()] = "", *, ids: bo
     --ids lists them. The last turn is your last message as the model got it, and the reply, from the record of the
     reply. The tokens of the reply are numbered as /why counts them. Bytes that are no whole character read <e4>.
     """
-    facts = session.facts()
     if text:
         return session.run_on_model(lambda emit: of_text(session.store.current().tokenizer, text, ids))
-    last = session.last
-    if last is None or last.record is None:
-        raise UsageError("no replies yet", "/tokens Once upon a time")
-    record, known = last.record, _known(session, last, last.record)
-    if not record.made_by(facts.id, facts.commit):
-        name = record.model.id
-        raise UsageError(f"the last reply has tokens of {name}, {facts.name} is loaded", f"/model {name}")
+    last, record = require_own_reply(session)
+    known = _known(session, last, record)
     return session.run_on_model(lambda emit: of_turn(session.store.current().tokenizer, record, known, ids))
 
 

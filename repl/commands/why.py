@@ -8,13 +8,16 @@ from rich.text import Text
 
 from repl.analysis.why import ProcessorStep, Why, WhyToken, explain
 from repl.commands.registry import command
-from repl.core.errors import UsageError
 from repl.core.format import counted
+from repl.core.jobs import JobContext
 from repl.generation.measure.token_text import quote
+from repl.generation.measure.token_trace import least_certain
+from repl.session.position import require_own_reply
 from repl.session.session import Session, Task
+from repl.terminal.responsive import First
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
-from repl.terminal.token_colours import percent
+from repl.terminal.token_colours import BAR_CELLS, bar, percent
 
 SHORT_NAMES = {
     "temperature": "T",
@@ -26,45 +29,49 @@ SHORT_NAMES = {
 
 
 @command("inspect", needs_model=True)
-def why(session: Session, token: str) -> Task[Why]:
-    """Explain a token of the last reply: /why 3, /why Paris.
+def why(session: Session, token: str = "") -> Task[Why]:
+    """Explain a token of the last reply, by default the least certain one.
 
-    The token is named by its number (/tokens --ids lists them) or by a
-    text, whose first token is meant. The columns are the model's own odds and those behind each processor and warper,
-    in the order they ran, by the record of the reply: settings that changed since do not count.
+    /why 3 names it by its number (/tokens --ids lists them), /why Paris by a text, whose first token is meant. The
+    least certain token is the one with the lowest probability, blank ones left out. The columns are the model's
+    probabilities and those behind each logits processor, in the order they ran, by the record of the reply: settings
+    that changed since do not count.
     """
-    last, facts = session.last, session.facts()
-    if last is None or last.record is None or not last.record.token_ids:
-        raise UsageError("nothing was answered yet that could be explained", "/next Once upon a time")
-    record = last.record
-    if not record.made_by(facts.id, facts.commit):
-        name, revision = record.model.id, record.model.revision
-        line = f"/model {name}" + (f"@{revision}" if revision not in ("", "main") else "")
-        raise UsageError(f"the last reply was made by {name}, {facts.name} is loaded", line)
-    shared = session.settings.decode.reuse
-    return session.run_on_model(lambda emit: explain(session.store.current(), record, token, shared, emit))
+    (last, record), shared = require_own_reply(session), session.settings.decode.reuse
+
+    def work(emit: JobContext) -> Why:
+        resident = session.store.current()
+        place = token or str(least_certain(resident, last, emit))
+        return explain(resident, record, place, shared, emit)
+
+    return session.run_on_model(work)
 
 
 @render.register
 def _(result: Why) -> RenderableType:
     lead = Text.assemble((f"token {result.number} of {result.of}: ", "quiet"), (quote(result.text), "accent"))
-    return Group(lead, _table(result), Text("\n".join([*_story(result), *result.notes]), "quiet"))
+    return Group(
+        lead,
+        First(_table(result, BAR_CELLS), _table(result, 0)),
+        Text("\n".join([*_story(result), *result.notes]), "quiet"),
+    )
 
 
-def _table(result: Why) -> Table:
+def _table(result: Why, cells: int) -> Table:
     places = [0, *(place for place, step in enumerate(result.steps, 1) if step.changed)]
-    heads = ["", "model", *(_sign(result.steps[place - 1]) for place in places[1:])]
-    rows = [_row(one, places, result) for one in result.candidates]
-    return grid("l" + "r" * len(places), rows, heads)
+    heads = ["", "", "model", *(_sign(result.steps[place - 1]) for place in places[1:])]
+    rows = [_row(one, places, result, cells) for one in result.candidates]
+    return grid("ll" + "r" * len(places), rows, heads)
 
 
-def _row(one: WhyToken, places: Sequence[int], result: Why) -> list[Text]:
+def _row(one: WhyToken, places: Sequence[int], result: Why, cells: int) -> list[Text]:
     names = ["", *(step.name for step in result.steps)]
     gone = names.index(one.removed_by) if one.removed_by else len(names)
     odds = ("" if at > gone else "removed" if at == gone else percent(one.probabilities[at]) for at in places)
     chosen = one.id == result.id
-    words = [f"{'>' if chosen else ' '} {quote(one.text)}", *odds]
-    return [Text(word, "accent" if chosen else "") for word in words]
+    words = [Text(word, "accent" if chosen else "") for word in (f"{'>' if chosen else ' '} {quote(one.text)}", *odds)]
+    words.insert(1, Text(bar(one.probabilities[0], cells) if cells else "", "accent"))
+    return words
 
 
 def _sign(step: ProcessorStep) -> str:

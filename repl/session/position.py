@@ -7,6 +7,7 @@ from typing import Annotated
 from repl.core.conversation import Conversation, Turn
 from repl.core.errors import UsageError
 from repl.core.format import shortened
+from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.core.values import Integer
 from repl.generation.prompt.messages import AnyMessage
@@ -86,6 +87,18 @@ def next_position(session: Session) -> Position:
     return Position(
         continuation_request(session, head), "the last reply, where it ended" if ended else "the last reply", head.text
     )
+
+
+def require_own_reply(session: Session) -> tuple[Turn, Reply]:
+    """Return the last reply with its record; raises `UsageError` unless the loaded model generated it."""
+    last, facts = session.last, session.facts()
+    if last is None or last.record is None or not last.record.token_ids:
+        raise UsageError("no replies yet", "Why is the sky blue?")
+    model = last.record.model
+    if not last.record.made_by(facts.id, facts.commit):
+        line = f"/model {model.id}" + (f"@{model.revision}" if model.revision not in ("", "main") else "")
+        raise UsageError(f"the last reply was made by {model.id}, {facts.name} is loaded", line)
+    return last, last.record
 
 
 @dataclass(frozen=True, slots=True)

@@ -424,6 +424,17 @@ def run_load(session, folder):
     return session.load(session.settings.put("model", str(folder), "you"))
 
 
+def test_without_an_argument_the_least_certain_token_is_explained(chat):
+    """The one of the lowest probability, by its record; its row begins with a bar."""
+    choose(chat, {"do_sample": True, "seed": 3, "max_new_tokens": 8})
+    done = ask(chat, "hello")
+    texts = chat.store.current().tokenizer.batch_decode([[token] for token in done.token_ids])
+    shares = [share for share, text in zip(done.measures.logprobs, texts, strict=True) if text.strip()]
+    found = run(chat, "/why")
+    assert done.measures.logprobs[found.number - 1] == min(shares)
+    assert sum(mark in drawn(found, 100) for mark in "▏▎▍▌▋▊▉█") >= 1
+
+
 def test_a_cancelled_reply_is_explained_too(chat):
     choose(chat, {"max_new_tokens": 200})
     done = ask_until(chat, "hello", lambda event: isinstance(event, Token))

@@ -132,6 +132,12 @@ def measure_again(resident: Model, turn: Turn, emit: JobContext) -> Trace:
     return Trace(turn.exchange, turn.text.removesuffix(made if turn.text.endswith(made) else record.raw), tuple(seen))
 
 
+def least_certain(resident: Model, turn: Turn, emit: JobContext) -> int:
+    """Return the number, from 1, of the least likely token of a reply that is not blank; for the model thread."""
+    tokens = (read_trace(turn) or measure_again(resident, turn, emit)).tokens
+    return min(range(len(tokens)), key=lambda place: (not tokens[place].text.strip(), tokens[place].logprob)) + 1
+
+
 def require_same_model(facts: ModelInfo, record: Reply, number: int) -> None:
     """Raise `ReplError` unless the model that is loaded is the one that made a reply, in the same numbers."""
     made = record.model
