@@ -11,6 +11,7 @@ from typing import Any
 from repl.core import decoding, settings
 from repl.core.decoding import WARPERS, ModelDefaults
 from repl.core.errors import UsageError
+from repl.core.format import joined
 from repl.core.jobs import JobContext
 from repl.core.settings import Settings
 from repl.core.values import Integer
@@ -21,6 +22,7 @@ from repl.generation.runtime import Model
 from repl.session.change_settings import changed, full_name
 from repl.session.position import Question
 from repl.session.replies import add_answer
+from repl.session.results import Message
 from repl.session.session import Session
 
 SWEEP_EXAMPLE = "/sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2"
@@ -206,16 +208,6 @@ def first_difference(ids: Sequence[int], greedy: Sequence[int]) -> int | None:
     return None if same == len(ids) == len(greedy) else same + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A row that is the answer now, and how the next reply is made."""
-
-    number: int
-    text: str
-    token_ids: tuple[int, ...]
-    now: str
-
-
 def take_row(
     session: Session,
     asked: Question,
@@ -223,7 +215,7 @@ def take_row(
     cells: Mapping[int, Cell],
     made: Mapping[int, BatchReply],
     number: int,
-) -> Taken:
+) -> Message:
     """Make a row the reply to its question, and its settings those of the session; raises `UsageError`."""
     if number not in made:
         raise UsageError(f"there is no row {number}: they are numbered {min(made)} to {max(made)}", "/sweep")
@@ -235,4 +227,4 @@ def take_row(
     session.change(changed(session.settings, words, ("decode",), session.base()))
     asked = replace(asked, turn=add_answer(session, asked, chats, done))
     session.set_pick(partial(take_row, session, asked, chats, cells, made))
-    return Taken(number, done.parts.answer, done.token_ids, decoding.phrase(session.decoding()))
+    return Message(joined(f"row {number} taken", decoding.phrase(session.decoding()), "from the next reply on"))

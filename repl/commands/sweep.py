@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.text import Text
 
-from repl.analysis.sweep import SWEEP_EXAMPLE, Sweep, SweepRow, Taken, plan_grid, run_sweep, take_row
+from repl.analysis.sweep import SWEEP_EXAMPLE, Sweep, SweepRow, plan_grid, run_sweep, take_row
 from repl.commands.registry import command
 from repl.core import fields, settings
 from repl.core.errors import UsageError
@@ -105,11 +105,6 @@ def _(result: ShownRow) -> RenderableType:
         f"{line.length} tokens",
     )
     return Text.assemble((chosen, "quiet"), "\n", clean(line.text))
-
-
-@render.register
-def _(result: Taken) -> RenderableType:
-    return Text.assemble(clean(result.text), (f"\n{result.now} · from the next reply on", "quiet"))
 
 
 def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
