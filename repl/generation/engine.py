@@ -173,7 +173,10 @@ class ReplyRun:
             torch.manual_seed(self.seed)
         model = self.resident.model
         ids = torch.tensor([self.prompt], device=input_device(model))
-        extra = {} if self.beams else {"streamer": self._streamer()}
+        self.config.return_dict_in_generate = True
+        self.config.output_scores = self.beams  # the library computes sequence scores only then
+        tokenizer, ends, measure = self.resident.tokenizer, decoding.stops(self.config), self.meter.measure
+        streamer = None if self.beams else streamer_class()(tokenizer, self._made, self.before, ends, measure)
         lent, drafting = self._lent(ids), self.drafting
         with lent as (past, self.reused), drafting.proposals(self.config, ids, past) as (proposals, cache):
             self.meter.several |= proposals is not None
@@ -182,14 +185,15 @@ class ReplyRun:
                 proposals,
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                generation_config=self._returning(),
+                generation_config=self.config,
                 logits_processor=[
                     *([self.watch] if self.beams else []),
                     nan_guard(self.resident.facts, len(self.prompt)),
                 ],
                 stopping_criteria=[self._told_to_stop],
-                tokenizer=self.resident.tokenizer,
-                **{**self.arguments.off, **cache, **extra},
+                tokenizer=tokenizer,
+                streamer=streamer,
+                **{**self.arguments.off, **cache},
             )
 
     def _lent(self, ids: Tensor) -> AbstractContextManager[tuple[dict[str, Cache], int]]:
@@ -198,15 +202,6 @@ class ReplyRun:
             return kept.lend(self.resident.model, self.config, ids, lambda: [*self.prompt, *self.ids])
         kept.drop()
         return nullcontext(({}, 0))
-
-    def _returning(self) -> Any:
-        self.config.return_dict_in_generate = True
-        self.config.output_scores = self.beams  # the library computes sequence scores only then
-        return self.config
-
-    def _streamer(self) -> Any:
-        tokenizer, ends = self.resident.tokenizer, decoding.stops(self.config)
-        return streamer_class()(tokenizer, self._made, seed=self.before, eos=ends, measure=self.meter.measure)
 
     def _made(self, token: Token) -> None:
         """Pass a token on; raises `Cancelled`. What was shown is kept, whenever the reply is broken off."""

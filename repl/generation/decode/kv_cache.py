@@ -71,8 +71,9 @@ class PrefixCache:
         """Tell whether reading in steps comes to what reading at once does; the first of `prompt` is tried, once."""
         if any(type(layer).__module__ != "transformers.cache_utils" for layer in cache.layers):
             return False  # a kind of its own, which may treat what is read at once and what is made differently
-        tried = prompt[:, : TRIAL_TOKENS if all(map(_simple, cache.layers)) else LONG_TRIAL_TOKENS]
-        if tried.shape[-1] < (TRIAL_TOKENS if all(map(_simple, cache.layers)) else LONG_TRIAL_TOKENS):
+        count = TRIAL_TOKENS if all(map(_simple, cache.layers)) else LONG_TRIAL_TOKENS
+        tried = prompt[:, :count]
+        if tried.shape[-1] < count:
             return False
         with narrow_window(model_config.text_config(model.config)):
             return bool(CARRIES.get(model, lambda: carries_on(model, tried, lambda: lasting_cache(model))))
@@ -115,9 +116,11 @@ def new_cache(model: PreTrainedModel) -> Cache:
 
 
 def lasting_cache(model: PreTrainedModel) -> Cache:
-    """Return an empty cache whose sliding windows keep what slides out of them."""
+    """Return an empty cache whose sliding windows keep what slides out of them: else they cannot be cropped."""
     cache = new_cache(model)
-    _remember(cache)
+    for layer in cache.layers:
+        if _simple(layer) and hasattr(layer, "activate_past_recording"):
+            layer.activate_past_recording()
     return cache
 
 
@@ -183,13 +186,6 @@ def _simple(layer: CacheLayerMixin) -> bool:
 def _measured(layer: CacheLayerMixin) -> bool:
     """Tell whether a layer knows how many tokens it has read; recurrent ones do not."""
     return hasattr(layer, "get_seq_length")
-
-
-def _remember(cache: Cache) -> None:
-    """Let sliding windows keep what slides out of them: without it they cannot be cropped."""
-    for layer in cache.layers:
-        if _simple(layer) and hasattr(layer, "activate_past_recording"):
-            layer.activate_past_recording()
 
 
 def valid_length(cache: Cache, broken_off: bool) -> int:
