@@ -21,7 +21,7 @@ from terminal import LOADED, Terminal, surroundings
 
 from repl.core.conversation import Conversation
 from repl.core.events import Token
-from repl.core.parts import Reader
+from repl.core.parts import PartsReader
 from repl.core.sanitize import Cleaner
 from repl.core.settings import View
 from repl.session.archive import Archive
@@ -94,7 +94,7 @@ def replied(pieces: list[str], markdown: bool, thinking: str) -> str:
     """Draw pieces of a text as a reply, half of it thought aloud."""
     screen = Screen(interactive=True)
     screen.out = console()
-    reply, reader = LiveReply(screen, View(markdown=markdown, thinking=thinking)), Reader()
+    reply, reader = LiveReply(screen, View(markdown=markdown, thinking=thinking)), PartsReader()
     for piece in ["<think>", *pieces, "</think>", *pieces]:
         reply.feed(Token(piece, pieces=reader.feed(piece)))
     reply.feed(Token("", pieces=reader.end()))

@@ -28,7 +28,7 @@ ONWARD_TOKENS = 24  # tokens shown of how each text goes on behind the fork
 IDLE_SETTINGS = (
     *decoding.SAMPLING,
     *decoding.BEAMS,
-    *decoding.LENGTHS,
+    *decoding.LENGTH_LIMITS,
     *decoding.APART,
     "num_return_sequences",
     "stop",

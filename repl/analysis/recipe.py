@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from repl.core.conversation import Conversation, Turn, message
-from repl.core.decoding import APART, BEAMS, LENGTHS, OURS, WARPERS
+from repl.core.decoding import APART, BEAMS, LENGTH_LIMITS, OURS, WARPERS
 from repl.core.errors import UsageError
 from repl.core.format import counted
 from repl.core.jobs import JobContext
@@ -22,7 +22,7 @@ from repl.models.adapters import Adapter
 from repl.models.device_map import max_memory
 
 LINE_WIDTH = 92
-LEADING_NAMES = (*LENGTHS, "num_beams", "do_sample")  # the order in which people write them
+LEADING_NAMES = (*LENGTH_LIMITS, "num_beams", "do_sample")  # the order in which people write them
 FORM = ("return_dict_in_generate", "output_")  # beginnings of fields that only change the form of what comes back
 OBJECTS = {"compile_config": "CompileConfig", "watermarking_config": "WatermarkingConfig"}
 """Fields of the generation config that hold an object, with its class."""
@@ -109,7 +109,7 @@ def generate_arguments(record: Reply) -> dict[str, object]:
     """Return what `generate` has to be called with; a reply that was broken off, or out of time, ends where it did."""
     found = recorded_values(record)
     if _cut(record):
-        found = {name: value for name, value in found.items() if name not in LENGTHS}
+        found = {name: value for name, value in found.items() if name not in LENGTH_LIMITS}
         found["max_new_tokens"] = len(last_call(record)[1])
     found.pop("max_time", None)  # what fitted into it once need not fit again
     idle = (() if record.sampled else WARPERS, () if record.beams > 1 else BEAMS)

@@ -50,7 +50,7 @@ def short_help() -> str:
 
 
 def _setting_row(short: str) -> tuple[str, str]:
-    name = settings.SHORT.get(short, short)
+    name = settings.SHORT_NAMES.get(short, short)
     kind = settings.kind(name)
     takes = ", ".join(kind.options) if isinstance(kind, Choice) else settings.help_of(name).partition(";")[0]
     return f"--{short.replace('_', '-')} {'N' if isinstance(kind, Integer | Number) else 'NAME'}", takes
@@ -112,7 +112,7 @@ def parser(offer: Callable[[argparse.Action], object] = lambda action: None) -> 
     for part in settings.SPECS:
         group = line.add_argument_group(f"{part} settings")
         for name in (name for name, home in settings.places().items() if home == part and name != "model"):
-            short = [word for word, full in settings.SHORT.items() if full == name]
+            short = [word for word, full in settings.SHORT_NAMES.items() if full == name]
             spellings = ("--" + name.replace("_", "-"), *(f"--{word}" for word in short))
             help_text = settings.help_of(name).replace("%", "%%")
             held = group.add_argument(*spellings, dest=f"set_{name}", metavar="VALUE", help=help_text)
@@ -153,7 +153,7 @@ def choose_settings(asked: argparse.Namespace, found: Settings) -> Settings:
 
 def main() -> NoReturn:
     """Run the program and end with its exit code."""
-    if not streams.begin():
+    if not streams.set_up():
         sys.stderr.write("hub-repl: standard output is closed\n")
         leave(1)
     leave(_flush_after(run_program))
@@ -196,9 +196,9 @@ def _flush_after(work: Callable[[], int]) -> int:
         code = _exit_code(work)
         sys.stdout.flush()
     except OSError as error:
-        if not streams.lost(error):
+        if not streams.is_lost(error):
             raise
-        return code or streams.end(error)
+        return code or streams.explain_end(error)
     return code
 
 

@@ -85,7 +85,11 @@ class Program:
     def _lines(self) -> list[str]:
         script: list[str] = []
         if self.asked.script:
-            text = texts.piped() if self.asked.script == "-" else texts.read(self.asked.script, kinds=texts.PIPED)
+            text = (
+                texts.read_stdin()
+                if self.asked.script == "-"
+                else texts.read_text(self.asked.script, kinds=texts.PIPED)
+            )
             script = text.split("\n")
         return [*self._connected(), *self.asked.commands, *script]
 
@@ -128,7 +132,7 @@ class Program:
             return ""
         if self.typed or _is_silent(STDIN_NOTICE_S):
             self.shell.screen.notice("reading standard input, Ctrl-D ends it (< /dev/null gives none)")
-        return texts.piped()
+        return texts.read_stdin()
 
     # at a prompt
 

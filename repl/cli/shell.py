@@ -138,7 +138,7 @@ class Shell:
         except Cancelled as stopped:
             self.screen.notice(joined("stopped", str(stopped)))
         except Exception as error:  # a bug of ours: its traceback goes to the log, the session goes on
-            if isinstance(error, OSError) and streams.lost(error):
+            if isinstance(error, OSError) and streams.is_lost(error):
                 raise
             log.log.exception("a bug")
             self.screen.error(ReplError(f"a bug in hub-repl: {sentence(error)}; hub-repl.log has the details"))

@@ -24,7 +24,7 @@ from repl.terminal.screen import render
 @command("models")
 def download(session: Session, id: Annotated[str, Words("a model", catalog.names, Session.model_names)]) -> Task[Any]:
     """Fetch a model into the cache, without loading it."""
-    want, began = catalog.wanted(id), time.monotonic()
+    want, began = catalog.parse_request(id), time.monotonic()
 
     def fetch(emit: JobContext) -> str:
         found = locate.locate(want.model, want.revision, want.gguf_file, emit, offline=session.store.offline)

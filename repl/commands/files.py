@@ -32,7 +32,7 @@ def read(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Messag
     if file == "none":
         session.prepare(files=())
         return Message("nothing in front of the next message")
-    path, text = Path(file).expanduser(), texts.read(file)
+    path, text = Path(file).expanduser(), texts.read_text(file)
     session.prepare(files=(*session.next_message.files, (path.name, text)))
     rows = len(text.splitlines())
     size = f"{counted(len(text), 'character')}, {counted(rows, 'line')}"
@@ -42,7 +42,7 @@ def read(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Messag
 @command("other")
 def script(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Lines:
     """Run the lines of a file, up to the first that fails."""
-    return Lines(texts.read(file, kinds=texts.PIPED).split("\n"))
+    return Lines(texts.read_text(file, kinds=texts.PIPED).split("\n"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def config_(session: Session, word: Annotated[str, Words()] = "") -> Any:
     if word == "init":
         atomic_write.write(str(_path()), config_file.config_template().encode(), False, "/config")
         return Message(f"{_path()} written: every setting, commented out")
-    return Where(str(_path()), texts.read(str(_path())) if _path().exists() else "")
+    return Where(str(_path()), texts.read_text(str(_path())) if _path().exists() else "")
 
 
 @render.register

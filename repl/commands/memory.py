@@ -19,7 +19,7 @@ from repl.terminal.screen import render
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class DeviceMemory:
     """The memory of one device in bytes; `allocator` is what it keeps without a tensor in it."""
 
     name: str
@@ -47,7 +47,7 @@ class Held:
 class Memory:
     """Every device, and every resident model, the most recently used first."""
 
-    devices: list[Device]
+    devices: list[DeviceMemory]
     models: list[Held]
     keep_models: str
 
@@ -68,10 +68,10 @@ def memory(session: Session) -> Task[Memory]:
     return session.run_on_model(look)
 
 
-def taken(room: Room) -> Device:
+def taken(room: Room) -> DeviceMemory:
     """Describe a device."""
     allocator = 0 if room.device == "cpu" else room.back
-    return Device(room.device, room.total, room.free, room.own, allocator, room.others)
+    return DeviceMemory(room.device, room.total, room.free, room.own, allocator, room.others)
 
 
 def held(resident: Model, weights: int, current: bool) -> Held:
@@ -92,10 +92,10 @@ def _(result: Memory) -> RenderableType:
         table.add_row(Text(one.name, "accent"), *map(amount, (one.total, one.free, one.program, one.others)))
     empty = [f"{one.name} keeps {amount(one.allocator)} of it empty" for one in result.devices if one.allocator]
     rows = [Text(line, "quiet") for line in empty]
-    return Group(table, *rows, Text(), models(result))
+    return Group(table, *rows, Text(), draw_models(result))
 
 
-def models(result: Memory) -> RenderableType:
+def draw_models(result: Memory) -> RenderableType:
     """Draw the resident models."""
     if not result.models:
         return Text("no model is in memory", "quiet")

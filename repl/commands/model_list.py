@@ -26,13 +26,13 @@ from repl.session.session import Session, Task
 from repl.terminal.responsive import First
 from repl.terminal.screen import render
 
-Parts = Sequence[tuple[str, Sequence[Sequence[Text]]]]
+Sections = Sequence[tuple[str, Sequence[Sequence[Text]]]]
 """Titles, and below each the models by what is said of them: the name first."""
 SIDES: tuple[JustifyMethod, ...] = ("right", "right", "left", "left")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ResidentRow:
     """A model in memory: `dtype`, `parameters` and `bytes` as loaded; `line` switches to it."""
 
     id: str
@@ -44,10 +44,10 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Models:
+class ModelList:
     """The models there are; a number at the next prompt loads one."""
 
-    resident: list[Row]
+    resident: list[ResidentRow]
     cached: list[Cached]
     hub: list[Listed]
     silence: str = ""
@@ -62,29 +62,29 @@ class Models:
 
 
 @command("models")
-def models(session: Session, words: Annotated[str, RestOfLine("words of a name")] = "") -> Task[Models]:
+def models(session: Session, words: Annotated[str, RestOfLine("words of a name")] = "") -> Task[ModelList]:
     """List models in memory, in the cache and on the Hub, filtered by words."""
     current = session.store.facts()
     rows = [in_memory(each, session.pending().load, current) for each in session.store.residents()]
 
-    def look(emit: JobContext) -> Models:
+    def look(emit: JobContext) -> ModelList:
         fits = [word.lower() for word in words.split()]
-        here = [each for each in catalog.cached(emit) if all(word in each.id.lower() for word in fits)]
+        here = [each for each in catalog.list_cached(emit) if all(word in each.id.lower() for word in fits)]
         found, silence = searched(words, emit, session.store.offline)
         known = {each.id for each in here}
         mine = [row for row in rows if all(word in row.id.lower() for word in fits)]
-        return Models(mine, here, [each for each in found if each.id not in known], silence)
+        return ModelList(mine, here, [each for each in found if each.id not in known], silence)
 
     return session.run_io(look)
 
 
-def in_memory(resident: Model, now: Load, current: ModelInfo | None) -> Row:
+def in_memory(resident: Model, now: Load, current: ModelInfo | None) -> ResidentRow:
     """Describe a model in memory; the line that switches to it names what is set otherwise now."""
     facts, load = resident.facts, resident.load
     apart = [name for name in load.__slots__ if name != "model" and getattr(load, name) != getattr(now, name)]
     words = [f"{name}={settings.show(name, getattr(load, name)) or 'default'}" for name in apart]
-    line = " ".join([f"/model {fit.name(load)}", *(f'"{word}"' if " " in word else word for word in words)])
-    return Row(facts.id, facts.form, facts.parameters, facts.bytes, facts is current, line)
+    line = " ".join([f"/model {fit.typed_name(load)}", *(f'"{word}"' if " " in word else word for word in words)])
+    return ResidentRow(facts.id, facts.form, facts.parameters, facts.bytes, facts is current, line)
 
 
 def searched(words: str, emit: JobContext, offline: bool) -> tuple[list[Listed], str]:
@@ -96,7 +96,7 @@ def searched(words: str, emit: JobContext, offline: bool) -> tuple[list[Listed],
 
 
 @render.register
-def _(result: Models) -> RenderableType:
+def _(result: ModelList) -> RenderableType:
     silence = clean_line(result.silence)
     parts = (("in memory", _resident(result)), ("cached", _cached(result)), ("on the Hub", _listed(result)))
     if not any(rows for _, rows in parts):
@@ -105,7 +105,7 @@ def _(result: Models) -> RenderableType:
     return Group(drawings, Text(joined(silence, "a number loads it", "/info ID tells more"), "quiet"))
 
 
-def _table(parts: Parts) -> Table:
+def _table(parts: Sections) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", style="accent", no_wrap=True)
     table.add_column(overflow="fold")
@@ -131,14 +131,14 @@ def _cells(*words: str) -> list[Text]:
     return [Text(clean_line(word)) for word in words]
 
 
-def _resident(result: Models) -> list[list[Text]]:
+def _resident(result: ModelList) -> list[list[Text]]:
     return [
         _cells(each.id, count(each.parameters), amount(each.bytes), each.dtype, "current" if each.current else "")
         for each in result.resident
     ]
 
 
-def _cached(result: Models) -> list[list[Text]]:
+def _cached(result: ModelList) -> list[list[Text]]:
     return [
         _cells(
             each.id,
@@ -151,7 +151,7 @@ def _cached(result: Models) -> list[list[Text]]:
     ]
 
 
-def _listed(result: Models) -> list[list[Text]]:
+def _listed(result: ModelList) -> list[list[Text]]:
     return [
         _cells(
             each.id,

@@ -100,7 +100,7 @@ def info(session: Session, id: Annotated[str, Words("a model", catalog.names, Se
         return session.remote.served()
     loaded = next((each for each in session.store.residents() if id in (each.facts.id, each.facts.name)), None)
     if id and loaded is None:
-        return session.run_io(lambda emit: catalog.card(catalog.wanted(id), emit, session.store.offline))
+        return session.run_io(lambda emit: catalog.card(catalog.parse_request(id), emit, session.store.offline))
     facts, chosen = (loaded.facts, loaded.load) if loaded else (session.facts(), session.settings.load)
     return Info(facts, {name: getattr(chosen, name) for name in chosen.__slots__})
 

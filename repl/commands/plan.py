@@ -21,21 +21,21 @@ from repl.hub.weight_headers import STORED
 from repl.models import device_map
 from repl.models.memory import plan
 from repl.models.memory.available import Room
-from repl.models.memory.estimate import Sizes
+from repl.models.memory.estimate import ModelSizes
 from repl.models.memory.fit import FITS, TOO_LARGE
-from repl.models.memory.plan import Row
+from repl.models.memory.plan import PlanRow
 from repl.models.memory.survey import Code, Survey, survey
 from repl.session.change_settings import changed
 from repl.session.session import Session, Task
 from repl.terminal.responsive import First
 from repl.terminal.screen import render
 
-MARKS = {"fits": "", "fits with offload": "quiet", "does not fit": "quiet"}
+VERDICT_STYLES = {"fits": "", "fits with offload": "quiet", "does not fit": "quiet"}
 SIZES = {"weights": "weights", "KV cache": "cache", "working": "working", "needs": "needs"}
-SHOWN = (tuple(SIZES), ("weights", "KV cache", "needs"), ("weights", "needs"), ("needs",))
+SHOWN_SIZES = (tuple(SIZES), ("weights", "KV cache", "needs"), ("weights", "needs"), ("needs",))
 """Sizes in the table, the more the wider the window is."""
 MUCH = 2**20  # bytes worth a word
-SHORT = {"fits": "fits", "fits with offload": "offload", "does not fit": "too big"}
+SHORT_VERDICTS = {"fits": "fits", "fits with offload": "offload", "does not fit": "too big"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Plan:
     cached: int
     disk_free: int
     rooms: list[Room]
-    rows: list[Row]
+    rows: list[PlanRow]
     device_map: dict[str, str]
     code: Code | None
     choices: list[tuple[str, str]]
@@ -65,7 +65,7 @@ class Plan:
 def planned(load: Load, rooms: Sequence[Room], offline: bool, emit: JobContext) -> Plan:
     """Look a model over and weigh it; for the model thread."""
     found = survey(load, emit, offline)
-    sizes = Sizes(found.config)
+    sizes = ModelSizes(found.config)
     table = plan.rows(found, load, rooms) if found.config is not None else []
     taken = plan.best(table, found.weights)
     return Plan(
@@ -89,12 +89,12 @@ def planned(load: Load, rooms: Sequence[Room], offline: bool, emit: JobContext) 
     )
 
 
-def _places(found: Survey, table: list[Row], taken: int, load: Load, rooms: Sequence[Room]) -> dict[str, str]:
+def _places(found: Survey, table: list[PlanRow], taken: int, load: Load, rooms: Sequence[Room]) -> dict[str, str]:
     """Return the device map of the row to take, where there is more than one device to choose from."""
     if len(rooms) < 2 or not taken or found.code or table[taken - 1].form not in ("float32", "bfloat16"):
         return {}
     with suppress(Exception):  # a config that the library cannot build: loading it will say why
-        return plan.placed(found.config, replace(load, dtype=table[taken - 1].form), rooms)
+        return plan.plan_device_map(found.config, replace(load, dtype=table[taken - 1].form), rooms)
     return {}
 
 
@@ -113,7 +113,9 @@ def plan_(session: Session, id: Annotated[str, Words("a model", suggest=locate.c
 
 @render.register
 def _(result: Plan) -> RenderableType:
-    tables = [_table(result, {title: SIZES[title] for title in titles}) for titles in SHOWN] if result.rows else []
+    tables = (
+        [_table(result, {title: SIZES[title] for title in titles}) for titles in SHOWN_SIZES] if result.rows else []
+    )
     parts: list[Any] = [_head(result), *([First(*tables)] if tables else [])]
     if result.device_map:
         parts.append(Text("\n".join(["", *map(clean_line, device_map.format_map(result.device_map))]), "quiet"))
@@ -166,7 +168,7 @@ def _table(result: Plan, sizes: Mapping[str, str]) -> Table:
     table.add_row(*(Text(title, "quiet") for title in ("", "", "tokens", *sizes, *(f" {device}" for device in shown))))
     for number, row in enumerate(result.rows, 1):
         name = row.form if number == 1 or result.rows[number - 2].form != row.form else ""
-        words = [Text(f" {SHORT[row.verdicts[each]]}", MARKS[row.verdicts[each]]) for each in shown]
+        words = [Text(f" {SHORT_VERDICTS[row.verdicts[each]]}", VERDICT_STYLES[row.verdicts[each]]) for each in shown]
         style = "" if FITS in row.verdicts.values() else "quiet"
         figures = [Text(amount(getattr(row, size)), style) for size in sizes.values()]
         table.add_row(str(number), Text(name), length(row.tokens), *figures, *words)

@@ -126,7 +126,7 @@ def _content(text: str) -> tuple[str, str]:
         return "text", text
     if path.is_dir() and not PATH_WORD.fullmatch(text):
         return "text", text
-    content = texts.read(text, MAX_FILE_BYTES)
+    content = texts.read_text(text, MAX_FILE_BYTES)
     if not content:
         raise ReplError(f"{text!r} is empty")
     return str(path), content

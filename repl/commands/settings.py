@@ -65,7 +65,7 @@ def _other(name: str, found: decoding.Value) -> Setting:
         return Setting(name, found.value, found.origin, "variable of the chat template", "JSON or text")
     if name.startswith(decoding.SERVER):
         return Setting(name, found.value, found.origin, "field of the server", "JSON or text")
-    return Setting(name, found.value, found.origin, "generation config", fields.find(name).kind.phrase)
+    return Setting(name, found.value, found.origin, "generation config", fields.find_field(name).kind.phrase)
 
 
 @render.register
@@ -88,7 +88,7 @@ def _(result: Table_) -> RenderableType:
 def _shown(row: Setting) -> str:
     if row.name in settings.places():
         return clean_line(settings.show(row.name, row.value))
-    return "" if row.value is None and row.origin == "default" else clean_line(fields.show(row.value))
+    return "" if row.value is None and row.origin == "default" else clean_line(fields.show_field(row.value))
 
 
 @command("settings", needs_model=True)
@@ -116,7 +116,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
             rows = {row.name: row for row in _others(session)}
             return rows.get(full) or _other(full, decoding.Value(None, "default"))
         session.change(put_field(session.settings, full, found, value != "default"))
-        shown = "reset to the model's default" if value == "default" else fields.show(found)
+        shown = "reset to the model's default" if value == "default" else fields.show_field(found)
         said = "" if value in ("default", fields.NONE) else decoding.remark(full, session.settings, session.base())
         return Message(joined(f"{full} {shown}", said or "from the next reply on"))
 

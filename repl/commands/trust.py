@@ -31,7 +31,7 @@ class Trust:
     allowed: bool
 
 
-def asked(load: Load, allowed: bool, offline: bool, emit: JobContext) -> Trust:
+def list_code(load: Load, allowed: bool, offline: bool, emit: JobContext) -> Trust:
     """List a model's code without running any; for the model thread."""
     code = survey(replace(load, trust_remote_code=True), emit, offline).code
     page = f"https://huggingface.co/{load.model}/tree/{code.commit}" if code and code.commit else load.model
@@ -56,7 +56,7 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
         return Message(joined(f"{model}: remote code disabled", stays if taken else "it was not allowed before"))
     if answer == "show":
         allowed = model in consents.given and found is None
-        return session.run_on_model(lambda emit: asked(wanted.load, allowed, session.store.offline, emit))
+        return session.run_on_model(lambda emit: list_code(wanted.load, allowed, session.store.offline, emit))
     if found is None:
         raise UsageError("no model was refused for its code", "/model ID")
     consents.give(model, consent.mark(found), lasting=answer == "always")

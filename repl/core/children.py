@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-HUB = re.compile(r"HF_TOKEN|HUGGING_?FACE_?HUB_TOKEN|HF_OIDC_.*", re.IGNORECASE)
-ANY = re.compile(r".*(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY).*", re.IGNORECASE)
+HUB_TOKEN = re.compile(r"HF_TOKEN|HUGGING_?FACE_?HUB_TOKEN|HF_OIDC_.*", re.IGNORECASE)
+ANY_SECRET = re.compile(r".*(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY).*", re.IGNORECASE)
 EDITORS = ("/usr/bin/editor", "/usr/bin/nano", "/usr/bin/pico", "/usr/bin/vi", "/usr/bin/emacs", "notepad.exe")
 
 
-def environment(without: re.Pattern[str] = ANY) -> Mapping[str, str]:
+def environment(without: re.Pattern[str] = ANY_SECRET) -> Mapping[str, str]:
     """Return this environment without secrets: for a child that needs none of them, or without the Hub's alone."""
     return {name: word for name, word in os.environ.items() if not without.fullmatch(name)}
 
 
-def edit(text: str) -> str | None:
+def edit_text(text: str) -> str | None:
     """Let the user change a text in the editor; None if that failed or no editor is there."""
     with tempfile.TemporaryDirectory(prefix="hub-repl-") as folder:
         path = Path(folder) / "message.md"
@@ -34,5 +34,5 @@ def _edited(path: Path) -> bool:
     for line in (os.environ.get("VISUAL"), os.environ.get("EDITOR"), *EDITORS):
         with suppress(OSError, ValueError):  # not there, or a quote that is not closed
             if line:
-                return subprocess.call([*shlex.split(line), str(path)], env=environment(HUB)) == 0
+                return subprocess.call([*shlex.split(line), str(path)], env=environment(HUB_TOKEN)) == 0
     return False

@@ -5,13 +5,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from repl.core.errors import UsageError
-from repl.core.fields import show
+from repl.core.fields import show_field
 from repl.core.library_types import GenerationConfig
 from repl.core.settings import GONE, Decode, Settings, find, gone, kind
 from repl.core.values import nearest
 
 NEW_TOKENS = 512  # most tokens of a reply where neither you nor the model say
-LENGTHS = ("max_new_tokens", "max_length")
+LENGTH_LIMITS = ("max_new_tokens", "max_length")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 WARPERS = (*SAMPLING, "top_h", "epsilon_cutoff", "eta_cutoff")  # what only sampling heeds
 BEAMS = ("length_penalty", "early_stopping")
@@ -54,14 +54,14 @@ class Value:
 
 def effective(settings: Settings, base: ModelDefaults) -> dict[str, Value]:
     """Return every decoding value in effect for the next reply."""
-    names = [spot.name for spot in fields(Decode) if spot.name not in LENGTHS]
+    names = [spot.name for spot in fields(Decode) if spot.name not in LENGTH_LIMITS]
     table = {name: _value(name, settings, base) for name in names}
     table.update({name: Value(value, "you") for name, value in _fields(settings)})
     others = {name: Value(value, "model") for name, value in base.model.items() if name not in table}
     return {
         **_length(settings, base),
         **table,
-        **{n: v for n, v in others.items() if n not in (*LENGTHS, "stop_strings")},
+        **{n: v for n, v in others.items() if n not in (*LENGTH_LIMITS, "stop_strings")},
     }
 
 
@@ -76,10 +76,10 @@ def _value(name: str, settings: Settings, base: ModelDefaults) -> Value:
 
 def _length(settings: Settings, base: ModelDefaults) -> dict[str, Value]:
     """Return the one limit on length that counts: yours, else the model's, else ours."""
-    own = [name for name in LENGTHS if settings.get(name) is not None]
+    own = [name for name in LENGTH_LIMITS if settings.get(name) is not None]
     if own:
         return {own[0]: Value(settings.get(own[0]), settings.origins.get(own[0], "default"))}
-    theirs = [name for name in LENGTHS if base.model.get(name)]
+    theirs = [name for name in LENGTH_LIMITS if base.model.get(name)]
     if theirs:
         return {theirs[0]: Value(base.model[theirs[0]], "model")}
     return {"max_new_tokens": Value(NEW_TOKENS, "default")}
@@ -96,7 +96,7 @@ def overrides(settings: Settings, base: ModelDefaults) -> dict[str, Any]:
         given["stop_strings"] = list(given["stop_strings"]) or None
     limits = {name: item.value for name, item in _length(settings, base).items()}
     others = {name: value for name, value in _fields(settings) if name not in PENALTIES}
-    values = {**dict.fromkeys(LENGTHS), **given, **limits, **others}
+    values = {**dict.fromkeys(LENGTH_LIMITS), **given, **limits, **others}
     return {name: value for name, value in values.items() if value is not None or name in base.model}
 
 
@@ -120,7 +120,7 @@ def phrase(table: Mapping[str, Value]) -> str:
 def remark(name: str, settings: Settings, base: ModelDefaults) -> str:
     """Say what keeps a value that was just set from having an effect, with the line that changes it; or nothing."""
     values = {key: item.value for key, item in effective(settings, base).items()}
-    shown = settings.get(name) if is_setting(name) else show(dict(settings.extra).get(name))
+    shown = settings.get(name) if is_setting(name) else show_field(dict(settings.extra).get(name))
     beams = (values.get("num_beams") or 1) > 1
     if name in (*WARPERS, "seed") and not values.get("do_sample"):
         said = name if name == "seed" else f"{name} {shown}"

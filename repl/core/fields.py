@@ -198,7 +198,7 @@ NEUTRAL = {
 """What a model's own generation config must not bring into a reply."""
 
 
-def find(name: str) -> Field:
+def find_field(name: str) -> Field:
     """Return how a field is read: as declared here, or as the library's docstring says for a field newer than this."""
     return FIELDS.get(name) or _documented(name)
 
@@ -218,13 +218,13 @@ def _documented(name: str) -> Field:
     return kinds[types[0]] if len(types) == 1 and types[0] in kinds else Field(ANY, "JSON")
 
 
-def read(name: str, word: str, model: Mapping[str, Any]) -> Any:
+def read_field(name: str, word: str, model: Mapping[str, Any]) -> Any:
     """Read the value of a field, None where `none` has to be passed as an argument of `generate`.
 
     `model` is what the model's own generation config sets: that can be switched off even where it cannot be set here.
     Raises `UsageError` with a line to type.
     """
-    spot = find(name)
+    spot = find_field(name)
     if word.strip().lower() == NONE and (not spot.idle or (spot.heeded and name in model)):
         return spot.off
     if spot.idle:
@@ -235,7 +235,7 @@ def read(name: str, word: str, model: Mapping[str, Any]) -> Any:
         raise UsageError(f"{name} {error.message}", f"/set {name} {spot.example}", f"/set {name} none") from None
 
 
-def show(value: object) -> str:
+def show_field(value: object) -> str:
     """Return a field's value as it is typed."""
     if isinstance(value, bool):
         return Flag().show(value)
@@ -251,7 +251,7 @@ def ids(value: object) -> Iterator[int]:
             yield from ids(item)
 
 
-def beyond(name: str, value: object, vocabulary: int) -> None:
+def check_ids(name: str, value: object, vocabulary: int) -> None:
     """Raise `UsageError` for a token id that the model does not have."""
     parts = [pair[0] for pair in value] if name == "sequence_bias" and isinstance(value, list) else value
     wrong = [one for one in ids(parts) if one >= vocabulary] if name in WITH_IDS and vocabulary else []

@@ -237,7 +237,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def _serve(self) -> None:
-        log.mute()
+        log.mute_thread()
         while True:
             try:
                 job = self._jobs.get()

@@ -26,7 +26,7 @@ log = logging.getLogger("hub-repl")
 SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
 
 
-def hidden(text: str) -> str:
+def hide_tokens(text: str) -> str:
     """Return a text without the tokens that a library may quote in it."""
     own = os.environ.get("HF_TOKEN", "")
     return SECRET.sub("hf_…", text.replace(own, "hf_…") if len(own) > 7 else text)
@@ -37,7 +37,7 @@ class Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines of a record."""
-        return hidden(super().format(record))
+        return hide_tokens(super().format(record))
 
 
 class Stdout:
@@ -60,7 +60,7 @@ class Stdout:
         return getattr(self._stream, name)
 
 
-def mute() -> None:
+def mute_thread() -> None:
     """Log what libraries print on this thread: results on stdout are lines that others read."""
     Stdout.muted.add(get_ident())
 
@@ -90,7 +90,7 @@ def _handler(path: Path) -> logging.Handler:
     return handler
 
 
-def hush() -> None:
+def silence_transformers() -> None:
     """Take the libraries' own handlers away; call it after their import."""
     from transformers.utils import logging as theirs
 
@@ -134,7 +134,7 @@ class Bar:
 
 
 @contextmanager
-def bars(report: Callable[[str, int, int], None]) -> Iterator[None]:
+def follow_bars(report: Callable[[str, int, int], None]) -> Iterator[None]:
     """Send the bars that transformers draws while it loads to `report(name, done, total)`."""
     from transformers.utils import logging as theirs
 

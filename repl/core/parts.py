@@ -133,7 +133,7 @@ class _Span:
         return self.opens + self.text + (self.closes if self.closed else "")
 
 
-class Reader:
+class PartsReader:
     """Cuts a reply into its parts as it comes: however the text is cut, the parts are the same.
 
     A tag that may be ordinary text opens a thought only where nothing was answered before it, and a call only at the
@@ -238,9 +238,9 @@ class Reader:
             pieces.append(Piece(span.kind, text))
 
 
-def read(text: str) -> Parts:
+def read_parts(text: str) -> Parts:
     """Return the parts of a whole text."""
-    reader = Reader()
+    reader = PartsReader()
     reader.feed(text)
     reader.end()
     return reader.parts()
@@ -258,7 +258,7 @@ def _calls(span: _Span) -> tuple[dict[str, object], ...]:
     if span.name:
         return (tool_calls.call(span.name, tool_calls.value(span.text)),)
     begins = span.opens.endswith((">", "]"))  # else the tag is the beginning of the call itself
-    return tool_calls.read(span.text if begins else span.whole, "" if span.closes else span.opens)
+    return tool_calls.read_calls(span.text if begins else span.whole, "" if span.closes else span.opens)
 
 
 def _paragraphs(texts: Iterable[str]) -> str:

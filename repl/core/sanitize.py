@@ -7,10 +7,10 @@ import sys
 import unicodedata
 from functools import cache
 
-MARKS = 16
+MAX_MARKS = 16
 """Combining marks that one base character may carry; the rest of a pile is dropped."""
 
-SIGNS = str.maketrans("·…–—•▸❯↵█│├└─✗�", "-~--*>>|#||`-x?")
+ASCII_SIGNS = str.maketrans("·…–—•▸❯↵█│├└─✗�", "-~--*>>|#||`-x?")
 """What stands for the program's own signs where the terminal has ASCII alone; each takes one column, too."""
 
 _INVISIBLE = r"\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff"
@@ -51,7 +51,7 @@ def ascii_only() -> bool:
 
 def signs(text: str) -> str:
     """Return a text of the program's own as the terminal can show it."""
-    return text.translate(SIGNS) if ascii_only() else text
+    return text.translate(ASCII_SIGNS) if ascii_only() else text
 
 
 def spinner(seconds: float) -> str:
@@ -64,7 +64,7 @@ def spelled_out(error: UnicodeError) -> tuple[str | bytes, int]:
     """Serve as handler of characters that a terminal lacks: a sign for a sign, an escape for any other."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    found = error.object[error.start : error.end].translate(SIGNS)
+    found = error.object[error.start : error.end].translate(ASCII_SIGNS)
     return found.encode("ascii", "backslashreplace").decode("ascii"), error.end
 
 
@@ -130,7 +130,10 @@ def _piles() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     # beyond the first plane whole blocks: ranges there are searched one by one; `_capped` looks closely
     run = f"[{marks}\u200c\u200d\U000101fd-\U0001e94a\U000e0100-\U000e01ef]"
     selector = "[\ufe00-\ufe0f\u180b-\u180d\u180f\U000e0100-\U000e01ef]"
-    many, twice = f"{run}{run}{{{MARKS}}}", f"{selector}{run}*?{selector}"  # led by a plain set, which is found fast
+    many, twice = (
+        f"{run}{run}{{{MAX_MARKS}}}",
+        f"{selector}{run}*?{selector}",
+    )  # led by a plain set, which is found fast
     return re.compile(many), re.compile(twice), re.compile(f"{run}{{2,}}")
 
 
@@ -151,7 +154,7 @@ def _capped(match: re.Match[str]) -> str:
             marks += 1
         elif character not in _JOINERS:
             marks = selectors = 0
-        if character in _JOINERS or (selectors <= 1 if character in _SELECTORS else marks <= MARKS):
+        if character in _JOINERS or (selectors <= 1 if character in _SELECTORS else marks <= MAX_MARKS):
             kept.append(character)
     return "".join(kept)
 

@@ -23,7 +23,7 @@ from repl.core.values import (
     nearest,
 )
 
-DTYPES = {
+DTYPE_ALIASES = {
     "fp32": "float32",
     "f32": "float32",
     "fp16": "float16",
@@ -50,7 +50,7 @@ class Load:
         "builtin", "Hub id, local folder, .gguf file, or builtin"
     )
     revision: Annotated[str, Text("a branch, tag or commit")] = setting("main", "branch, tag or commit on the Hub")
-    dtype: Annotated[str, Choice(("auto", "float32", "bfloat16", "float16"), DTYPES)] = setting(
+    dtype: Annotated[str, Choice(("auto", "float32", "bfloat16", "float16"), DTYPE_ALIASES)] = setting(
         "auto", "number format of the weights; auto is the one they are stored in"
     )
     device: Annotated[str, Device()] = setting("auto", "where the weights go (the device map)")
@@ -243,7 +243,7 @@ def in_shell(line: str) -> str:
     if name == "model" and rest:
         words = [f"--{word.replace('_', '-').replace('=', ' ', 1)}" if "=" in word else word for word in rest.split()]
         return " ".join(["hub-repl", *words])
-    if (full := SHORT.get(name, name)) in places() and rest:
+    if (full := SHORT_NAMES.get(name, name)) in places() and rest:
         return f"--{full.replace('_', '-')} {rest}"
     return f"hub-repl -c {shlex.quote(line)}"
 
@@ -280,7 +280,7 @@ EXAMPLES = {
 """A value that makes sense, for each setting whose kind offers none or a lesser one."""
 ALIASES = {"temp": "temperature", "max": "max_new_tokens", "penalty": "repetition_penalty"}
 """Short names of settings."""
-SHORT = {**ALIASES, "beams": "num_beams"}
+SHORT_NAMES = {**ALIASES, "beams": "num_beams"}
 """Short names where only a setting can stand; at the prompt `/beams` is a command."""
 
 

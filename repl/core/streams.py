@@ -31,7 +31,7 @@ class Beside:
             self._stream.flush()
 
 
-def begin() -> bool:
+def set_up() -> bool:
     """Set how text is written, and let no file take the number of a stream that is closed.
 
     Standard error is `Beside` from now on. Tells whether there is a standard output.
@@ -47,12 +47,12 @@ def begin() -> bool:
     return sys.stdout is not None
 
 
-def lost(error: OSError) -> bool:
+def is_lost(error: OSError) -> bool:
     """Tell whether an error says that standard output takes nothing more; those of files name their file."""
     return error.filename is None and error.errno in LOST
 
 
-def end(error: OSError) -> int:
+def explain_end(error: OSError) -> int:
     """Say why nothing more is written, where somebody may hear it; returns the exit code."""
     if error.errno == errno.EIO and sys.stdout.errors == TERMINAL:
         return 129  # the terminal is gone, and the signal that says so comes too late

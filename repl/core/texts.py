@@ -11,15 +11,15 @@ from pathlib import Path
 
 from repl.core.errors import ReplError
 
-LARGEST = 4_000_000  # bytes, more than a message can hold
+MAX_TEXT_BYTES = 4_000_000  # bytes, more than a message can hold
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 PLAIN, PIPED = (stat.S_IFREG,), (stat.S_IFREG, stat.S_IFIFO)
 
 
-def read(file: str, largest: int = LARGEST, kinds: tuple[int, ...] = PLAIN) -> str:
+def read_text(file: str, largest: int = MAX_TEXT_BYTES, kinds: tuple[int, ...] = PLAIN) -> str:
     """Return a file's text; raises `ReplError` naming it."""
     try:
-        return decoded(_content(Path(file).expanduser(), largest, kinds), repr(file), largest)
+        return decode_text(_content(Path(file).expanduser(), largest, kinds), repr(file), largest)
     except (OSError, ValueError, RuntimeError) as error:  # in this order: the disk, a NUL, the home of nobody
         raise ReplError(f"cannot read {file!r}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -37,7 +37,7 @@ def _content(path: Path, largest: int, kinds: tuple[int, ...]) -> bytes:
         return file.read(largest + 1)  # what the system makes up as it is read has no size
 
 
-def decoded(content: bytes, name: str, largest: int = LARGEST) -> str:
+def decode_text(content: bytes, name: str, largest: int = MAX_TEXT_BYTES) -> str:
     """Return the text in some bytes; raises `ReplError` for more than `largest` of them, and for what is no text."""
     if len(content) > largest:
         raise ReplError(f"{name} is larger than {largest / 1e6:.0f} MB, the most that is read here")
@@ -49,11 +49,11 @@ def decoded(content: bytes, name: str, largest: int = LARGEST) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def piped() -> str:
+def read_stdin() -> str:
     """Return standard input to its end; raises `ReplError`."""
     if sys.stdin is None:  # closed
         return ""
     try:
-        return decoded(sys.stdin.buffer.read(LARGEST + 1), "standard input")
+        return decode_text(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "standard input")
     except OSError as error:
         raise ReplError(f"cannot read standard input: {error.strerror}") from error

@@ -34,7 +34,7 @@ def call(name: str, arguments: object) -> Call:
     return {"name": name, "arguments": arguments}
 
 
-def read(text: str, opening: str = "") -> tuple[Call, ...]:
+def read_calls(text: str, opening: str = "") -> tuple[Call, ...]:
     """Return the calls in a part of a reply; nothing where it holds anything else.
 
     `opening` stands before each of several calls.

@@ -275,7 +275,7 @@ class RestOfLine(Text):
         return word
 
 
-PLAIN: dict[Any, Kind] = {bool: Flag(), int: Integer(), float: Number(), str: Text()}
+KIND_OF_TYPE: dict[Any, Kind] = {bool: Flag(), int: Integer(), float: Number(), str: Text()}
 
 
 def kind_of(annotation: Any) -> Kind:
@@ -283,7 +283,7 @@ def kind_of(annotation: Any) -> Kind:
     if get_origin(annotation) is Annotated:
         kind: Kind = get_args(annotation)[1]
         return kind
-    found = [PLAIN[part] for part in (annotation, *get_args(annotation)) if part in PLAIN]
+    found = [KIND_OF_TYPE[part] for part in (annotation, *get_args(annotation)) if part in KIND_OF_TYPE]
     return found[0]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repl.core import decoding, fields
-from repl.core.decoding import LENGTHS
+from repl.core.decoding import LENGTH_LIMITS
 from repl.core.library_types import PreTrainedModel
 from repl.core.settings import Settings
 from repl.generation.runtime import Model
@@ -27,22 +27,22 @@ class Arguments:
 
     def recorded(self) -> dict[str, object]:
         """Return the values with the limit on length that came to be in effect."""
-        lengths = {name: getattr(self.config, name) for name in LENGTHS if self.given.get(name) is not None}
+        lengths = {name: getattr(self.config, name) for name in LENGTH_LIMITS if self.given.get(name) is not None}
         return {**self.given, **lengths}
 
 
 def of_settings(resident: Model, settings: Settings) -> Arguments:
     """Return what a reply under these settings is made with; raises `UsageError` for a token that there is not."""
     for name, value in settings.extra:
-        fields.beyond(name, value, resident.facts.vocabulary)
+        fields.check_ids(name, value, resident.facts.vocabulary)
     return of_values(resident.model, decoding.overrides(settings, resident.facts.base))
 
 
 def of_values(model: PreTrainedModel, values: Mapping[str, object]) -> Arguments:
     """Return what `generate` is called with for values in the library's names; None switches a field off."""
     own = model.generation_config
-    limit = [name for name in LENGTHS if values.get(name) is not None]
-    others = dict.fromkeys(name for name in LENGTHS if limit and name not in limit)
+    limit = [name for name in LENGTH_LIMITS if values.get(name) is not None]
+    others = dict.fromkeys(name for name in LENGTH_LIMITS if limit and name not in limit)
     theirs = {name: value for name, value in fields.NEUTRAL.items() if getattr(own, name, None)}
     whole = {**theirs, **others, **values}
     config = copy.deepcopy(own)

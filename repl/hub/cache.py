@@ -42,7 +42,7 @@ def cached(
     model: str, revision: str = "main", gguf_file: str = "", *, pickle: bool = False, code: bool = False
 ) -> LocalModel | None:
     """Find a model that is complete in the cache."""
-    return find(ModelRequest(model, revision, gguf_file, pickle, code))
+    return find_cached(ModelRequest(model, revision, gguf_file, pickle, code))
 
 
 def cached_models() -> list[str]:
@@ -69,7 +69,7 @@ def snapshot(model: str, revision: str) -> Path | None:
     return None
 
 
-def find(want: ModelRequest) -> LocalModel | None:
+def find_cached(want: ModelRequest) -> LocalModel | None:
     """Find what is wanted, if all of it is there."""
     folder = snapshot(want.model, want.revision)
     whole = folder is not None and complete(folder, want)

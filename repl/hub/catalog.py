@@ -14,14 +14,14 @@ from repl.hub import builtin, cache, locate, validate, weight_headers
 from repl.hub.cache import ModelRequest
 from repl.hub.download import call_hub, lookup_quietly, prepare
 
-ANSWER = 3.0  # seconds for the Hub to answer a search
-LISTED = 12  # models of a search that are shown
+SEARCH_S = 3.0  # seconds for the Hub to answer a search
+MAX_SEARCH_RESULTS = 12  # models of a search that are shown
 POPULAR = 500  # models of the Hub that are offered for completion
 TASK = "text-generation"
 WANTED = ("downloads", "gated", "safetensors", "usedStorage", "tags")
 
 
-def wanted(text: str) -> ModelRequest:
+def parse_request(text: str) -> ModelRequest:
     """Return what `id@revision` or `id:file.gguf` asks for."""
     parts = {name: word for name, word in settings.address(text) if word != "default"}
     return ModelRequest(parts["model"], parts.get("revision", "main"), parts.get("gguf_file", ""))
@@ -42,7 +42,7 @@ class Cached:
     used: float
 
 
-def cached(emit: JobContext) -> list[Cached]:
+def list_cached(emit: JobContext) -> list[Cached]:
     """List the models in the cache, the last used first; reads headers only."""
     prepare(emit)
     found = []
@@ -69,15 +69,15 @@ def _cached(repo: Any) -> Cached:
     whole = bool(revisions) and cache.complete(place, ModelRequest(repo.repo_id))
     if packed and not whole:
         return Cached(f"{repo.repo_id}:{packed[0]}", repo.size_on_disk, True, "gguf", 0, repo.last_accessed)
-    dtype, parameters = stored(place) if whole else ("", 0)
+    dtype, parameters = stored_as(place) if whole else ("", 0)
     mark = "" if not revisions or "main" in revisions[-1].refs else f"@{revisions[-1].commit_hash}"
     return Cached(repo.repo_id + mark, repo.size_on_disk, whole, dtype, parameters, repo.last_accessed)
 
 
-def stored(place: Path) -> tuple[str, int]:
+def stored_as(place: Path) -> tuple[str, int]:
     """Return the dtype that most of a model is stored in, and its parameters; nothing where that cannot be read."""
     try:
-        config = validate.read_config(place)
+        config = validate.read_model_config(place)
         kind, files = validate.weight_files(place, config, allow_pickle=True)
         if kind != "safetensors":
             return "pickle", weight_headers.estimate_pickles(place, config, files).parameters
@@ -147,11 +147,11 @@ def search(text: str, emit: JobContext, offline: bool) -> list[Listed]:
     def ask() -> list[Listed]:
         from huggingface_hub import HfApi
 
-        options: Any = {"pipeline_tag": TASK, "sort": "downloads", "limit": LISTED, "expand": list(WANTED)}
+        options: Any = {"pipeline_tag": TASK, "sort": "downloads", "limit": MAX_SEARCH_RESULTS, "expand": list(WANTED)}
         return [_listed(each) for each in HfApi().list_models(search=text or None, **options)]
 
     try:
-        return call_hub(ask, emit, ANSWER)
+        return call_hub(ask, emit, SEARCH_S)
     except Exception as error:  # sockets, TLS, statuses, pages of a captive portal
         raise Unreachable("the Hub does not answer") from error
 
@@ -194,9 +194,9 @@ def card(want: ModelRequest, emit: JobContext, offline: bool) -> ModelCard:
     if not locate.is_offline(offline):
         ask = partial(HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3)
         try:
-            return _card(want, call_hub(ask, emit, locate.PROBE))
+            return _card(want, call_hub(ask, emit, locate.PROBE_S))
         except Exception as error:
-            problem = locate.explained(error, want, emit) or locate.not_cached(want, "cannot reach the Hub")
+            problem = locate.explain_hub_error(error, want, emit) or locate.not_cached(want, "cannot reach the Hub")
             if here is None:
                 raise problem from error
     if here is None:
@@ -221,17 +221,17 @@ def _card(want: ModelRequest, said: Any) -> ModelCard:
         languages=_several(data.get("language")),
         base_models=_several(data.get("base_model")),
         task=said.pipeline_tag or "",
-        cached=cache.find(want) is not None,
+        cached=cache.find_cached(want) is not None,
         files=[(each.rfilename, each.size or 0) for each in said.siblings or ()],
     )
 
 
 def _from_cache(want: ModelRequest, here: Path) -> ModelCard:
     try:
-        kinds = validate.read_config(here).get("architectures")
+        kinds = validate.read_model_config(here).get("architectures")
     except ReplError:
         kinds = None
-    dtype, parameters = stored(here)
+    dtype, parameters = stored_as(here)
     paths = sorted(path for path in here.rglob("*") if path.is_file())
     return ModelCard(
         id=want.model,
@@ -240,7 +240,7 @@ def _from_cache(want: ModelRequest, here: Path) -> ModelCard:
         architecture=", ".join(_several(kinds)),
         parameters=parameters,
         dtype=dtype,
-        cached=cache.find(want) is not None,
+        cached=cache.find_cached(want) is not None,
         files=[(path.relative_to(here).as_posix(), path.stat().st_size) for path in paths],
     )
 

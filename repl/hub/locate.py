@@ -24,10 +24,10 @@ from repl.hub.model_files import TOKENIZER
 
 __all__ = ["LocalModel", "adapter", "cached", "cached_models", "locate"]
 
-PROBE, GLANCE = 4.5, 2.0  # seconds for the Hub to answer at all; for what only makes an error message better
+PROBE_S, GLANCE_S = 4.5, 2.0  # seconds for the Hub to answer at all; for what only makes an error message better
 SMALL = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.json")
 LIGHT = (*TOKENIZER, *SMALL, "*.jinja")
-PATH = re.compile(r"[./~]|[A-Za-z]:[\\/]|.*\\|(?:[^/]*/){2}|.*\.gguf$")
+PATH_PATTERN = re.compile(r"[./~]|[A-Za-z]:[\\/]|.*\\|(?:[^/]*/){2}|.*\.gguf$")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 BUILTIN, ELSEWHERE, LOGIN = "/model builtin", "HF_HOME=FOLDER hub-repl", "hf auth login"
 
@@ -49,12 +49,12 @@ def locate(
     """
     want = ModelRequest(model, revision, gguf_file, pickle, code)
     found = resolve(want, emit, offline)
-    return found if isinstance(found, LocalModel) else download(want, found.sizes, emit)
+    return found if isinstance(found, LocalModel) else download_files(want, found.sizes, emit)
 
 
 def resolve(want: ModelRequest, emit: JobContext, offline: bool) -> "LocalModel | RepoFiles":
     """Find a model on this machine, or else what the Hub says of it; raises as `locate` does."""
-    if found := local(want) or cache.find(want):
+    if found := local(want) or cache.find_cached(want):
         return found
     prepare(emit)
     check_id(want.model)
@@ -89,8 +89,8 @@ def adapter(name: str, revision: str, emit: JobContext, offline: bool = False) -
         raise BadModel(f"{want} holds no {missing[0]}, and only such adapters are read", "/adapter none")
     meter = DownloadProgress(emit, sizes)
     check_room(want, meter.plan(list(files)))
-    folder = begin(want, files[0], meter, emit)
-    fetch(want, files[1], folder.name, meter, emit)
+    folder = fetch_first(want, files[0], meter, emit)
+    fetch_file(want, files[1], folder.name, meter, emit)
     return LocalModel(name, folder, folder.name, "")
 
 
@@ -106,7 +106,7 @@ def local(want: ModelRequest) -> LocalModel | None:
             return LocalModel(want.model, path.parent, "", path.name)
         if path.is_file():
             raise BadModel(f"{want.model!r} is neither a folder nor a .gguf file", f"/model {path.parent}")
-    if PATH.match(want.model):
+    if PATH_PATTERN.match(want.model):
         raise NotFound(f"no folder or file {want.model!r}")
     return None
 
@@ -144,37 +144,37 @@ def probe(want: ModelRequest, emit: JobContext) -> RepoFiles:
 
     ask = partial(HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3)
     try:
-        info = call_hub(ask, emit, PROBE)
+        info = call_hub(ask, emit, PROBE_S)
     except Exception as error:  # sockets, TLS, the page of a captive portal: no answer is no answer
-        raise explained(error, want, emit) or not_cached(want, "cannot reach the Hub") from error
+        raise explain_hub_error(error, want, emit) or not_cached(want, "cannot reach the Hub") from error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     stored = getattr(getattr(info, "safetensors", None), "parameters", None) or {}
     return RepoFiles(info.sha or "", bool(info.gated), sizes, dict(stored))
 
 
-def download(want: ModelRequest, sizes: dict[str, int], emit: JobContext) -> LocalModel:
+def download_files(want: ModelRequest, sizes: dict[str, int], emit: JobContext) -> LocalModel:
     """Bring the files that are needed into the cache, all of one commit."""
     if problem := repo_problem(want, list(sizes)):
         raise problem
     meter = DownloadProgress(emit, sizes)
     if want.gguf_file:
         check_room(want, meter.plan([want.gguf_file]))
-        folder = begin(want, want.gguf_file, meter, emit)
+        folder = fetch_first(want, want.gguf_file, meter, emit)
         return LocalModel(want.model, folder, folder.name, want.gguf_file)
-    folder = begin(want, "config.json", meter, emit)
+    folder = fetch_first(want, "config.json", meter, emit)
     first = cache.head(sizes, want.pickle)
     if first.endswith(".json"):
-        fetch(want, first, folder.name, meter, emit)
+        fetch_file(want, first, folder.name, meter, emit)
     names = [name for name in needed(want, folder, first, sizes) if not (folder / name).is_file()]
     check_room(want, meter.plan(names))
     for name in names:
-        fetch(want, name, folder.name, meter, emit)
+        fetch_file(want, name, folder.name, meter, emit)
     return LocalModel(want.model, folder, folder.name, "")
 
 
-def begin(want: ModelRequest, name: str, meter: DownloadProgress, emit: JobContext) -> Path:
+def fetch_first(want: ModelRequest, name: str, meter: DownloadProgress, emit: JobContext) -> Path:
     """Download the first file by the revision's name, which the cache remembers; return the folder of its commit."""
-    fetch(want, name, want.revision, meter, emit)
+    fetch_file(want, name, want.revision, meter, emit)
     folder = cache.snapshot(want.model, want.revision)
     if folder is None:
         raise ReplError(f"the cache under {str(cache.home())!r} does not keep what is downloaded", ELSEWHERE)
@@ -192,7 +192,7 @@ def needed(want: ModelRequest, folder: Path, first: str, names: Iterable[str]) -
     return [*top, *templates, *code, *weights]
 
 
-def fetch(want: ModelRequest, name: str, revision: str, meter: DownloadProgress, emit: JobContext) -> None:
+def fetch_file(want: ModelRequest, name: str, revision: str, meter: DownloadProgress, emit: JobContext) -> None:
     """Download one file into the cache."""
     from huggingface_hub import hf_hub_download
 
@@ -203,7 +203,7 @@ def fetch(want: ModelRequest, name: str, revision: str, meter: DownloadProgress,
     except Cancelled:
         raise Cancelled(f"files that have come whole are kept, {name} will start again") from None
     except Exception as error:  # as for the probe
-        raise explained(error, want, emit) or Unreachable(meter.stopped(), f"/model {want.model}") from error
+        raise explain_hub_error(error, want, emit) or Unreachable(meter.stopped(), f"/model {want.model}") from error
 
 
 def check_room(want: ModelRequest, size: int) -> None:
@@ -256,7 +256,7 @@ def not_cached(want: ModelRequest, why: str) -> ReplError:
     return Unreachable(f"{why} and {state}{others}", *[f"/model {name}" for name in nearest], BUILTIN)
 
 
-def explained(error: Exception, want: ModelRequest, emit: JobContext) -> ReplError | None:
+def explain_hub_error(error: Exception, want: ModelRequest, emit: JobContext) -> ReplError | None:
     """Translate what the Hub or the disk said; None where nobody said anything."""
     from huggingface_hub import errors
 
@@ -266,18 +266,18 @@ def explained(error: Exception, want: ModelRequest, emit: JobContext) -> ReplErr
             page = f"https://huggingface.co/{want.model}"
             return NotFound(f"{want.model!r} is gated: accept its terms at {page}, then log in", LOGIN)
         case errors.RepositoryNotFoundError():
-            return unknown(want, emit)
+            return no_such_model(want, emit)
         case errors.RevisionNotFoundError():
-            return unrevised(want, emit)
+            return no_such_revision(want, emit)
         case errors.HfHubHTTPError(response=response):
-            return refused(want, response.status_code)
+            return explain_status(want, response.status_code)
         case OSError(errno=number) if number in DISK:
             why = os.strerror(number).lower()
             return ReplError(f"cannot write to the cache under {str(cache.home())!r}: {why}", ELSEWHERE)
     return None
 
 
-def refused(want: ModelRequest, status: int) -> ReplError:
+def explain_status(want: ModelRequest, status: int) -> ReplError:
     """Say what an HTTP status means here."""
     words = next((each.phrase.lower() for each in HTTPStatus if each == status), "no known status")
     if status == HTTPStatus.UNAUTHORIZED:
@@ -287,7 +287,7 @@ def refused(want: ModelRequest, status: int) -> ReplError:
     return not_cached(want, f"the Hub answers {status} ({words})")
 
 
-def unknown(want: ModelRequest, emit: JobContext) -> NotFound:
+def no_such_model(want: ModelRequest, emit: JobContext) -> NotFound:
     """Say that there is no such model, with the nearest that there are."""
     from huggingface_hub import HfApi
 
@@ -303,7 +303,7 @@ def unknown(want: ModelRequest, emit: JobContext) -> NotFound:
     )
 
 
-def unrevised(want: ModelRequest, emit: JobContext) -> NotFound:
+def no_such_revision(want: ModelRequest, emit: JobContext) -> NotFound:
     """Say that there is no such revision, with those that there are."""
     from huggingface_hub import HfApi
 
@@ -319,6 +319,6 @@ def unrevised(want: ModelRequest, emit: JobContext) -> NotFound:
 def quick_lookup(work: Callable[[], list[str]], emit: JobContext) -> list[str]:
     """Look up what only makes a message better: for two seconds, and nothing if that is not enough."""
     try:
-        return call_hub(work, emit, GLANCE)
+        return call_hub(work, emit, GLANCE_S)
     except Exception:  # the message has to come without it
         return []

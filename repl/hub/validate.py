@@ -40,7 +40,7 @@ from repl.hub.weight_headers import (
 WEIGHT_ENDINGS = (".safetensors", ".gguf", ".bin", ".h5", ".msgpack", ".pth", ".pt")
 OTHER_HEADS = ("Classification", "QuestionAnswering", "MultipleChoice", "NextSentencePrediction", "MaskedLM")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-WIDTHS = ("hidden_size", "n_embd", "d_model")
+WIDTH_FIELDS = ("hidden_size", "n_embd", "d_model")
 NUMBERED = re.compile(r"(.*?)\.(\d{1,9})\.")
 
 
@@ -71,7 +71,7 @@ def _examine(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> Weigh
     for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
         if path.is_symlink() and path.exists():
             check_link(folder, path)  # whatever a library reads must lie in the folder
-    config = read_config(folder)
+    config = read_model_config(folder)
     native = check_type(config, trust_remote_code)
     kind, files = weight_files(folder, config, allow_pickle)
     if kind == "pickle":
@@ -88,7 +88,7 @@ def _examine(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> Weigh
 # the config
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_model_config(folder: Path) -> dict[str, Any]:
     """Read `config.json`; raise `BadModel` that says what the folder is instead, where that can be seen."""
     if os.path.lexists(folder / "config.json"):
         return read_json(folder, "config.json")
@@ -163,13 +163,13 @@ def check_sizes(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
 
     Only what is absurd: layers may share weights, and embeddings may be narrower than the model.
     """
-    layers = count_layers(tensors)
+    layers = count_listed_layers(tensors)
     found = [each.shape for name, each in tensors.items() if EMBEDDING.search(name) and each.dtype in CONVERTED]
     rows, columns = max((shape for shape in found if len(shape) == 2), default=(0, 0))
     limits = dict.fromkeys(LAYERS, (10 * layers, f"{layers} layers"))
     if rows:
         limits["vocab_size"] = 2 * rows + 1024, f"an embedding of {rows} rows"
-        limits |= dict.fromkeys(WIDTHS, (16 * columns, f"an embedding of {columns} columns"))
+        limits |= dict.fromkeys(WIDTH_FIELDS, (16 * columns, f"an embedding of {columns} columns"))
     inner = config.get("text_config")
     for part in (config, inner if isinstance(inner, dict) else {}):
         for name, (most, there) in limits.items():
@@ -178,7 +178,7 @@ def check_sizes(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
                 raise bad_file("config.json", f"has {name} {cut_name(str(value))}, but the weights have {there}")
 
 
-def count_layers(tensors: dict[str, Tensor]) -> int:
+def count_listed_layers(tensors: dict[str, Tensor]) -> int:
     """Count the layers: the distinct numbers in the longest numbered list, or else the tensors."""
     lists: defaultdict[str, set[str]] = defaultdict(set)
     for name in tensors:

@@ -74,7 +74,7 @@ def auto_name(place: Path) -> str:
     from transformers.models.auto import modeling_auto
 
     try:
-        kind = validate.read_config(place).get("model_type")
+        kind = validate.read_model_config(place).get("model_type")
     except BadModel:
         kind = ""
     causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -167,7 +167,7 @@ def load_weights(
         _class(config)  # imports the model's own code
     emit(Progress("read weights"))
     kind, other = auto_class(config), _seeing_class(config)
-    with log.bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
+    with log.follow_bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
         options = {"config": config, "output_loading_info": True, **_options(load, found, form)}
         read, report = kind.from_pretrained(str(found.folder), **options)
         if report["missing_keys"] and other:  # emu3: the class for text alone finds nothing under its names

@@ -27,7 +27,7 @@ def _import() -> None:
         importlib.import_module("transformers.generation.utils")
         importlib.import_module("transformers.models.auto.modeling_auto")
         importlib.import_module("transformers.models.auto.tokenization_auto")
-        log.hush()
+        log.silence_transformers()
         gc.freeze()  # what the imports made stays: leave it out of later collections
 
 

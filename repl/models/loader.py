@@ -22,7 +22,7 @@ from repl.hub.weight_headers import Weights
 from repl.models import adapters, device_map, from_files, imports, model_config, packed_linear, quantization
 from repl.models.adapters import Adapter, Bases
 from repl.models.memory import estimate, fit
-from repl.models.memory.available import Room, measure
+from repl.models.memory.available import Room, measure_rooms
 
 SILENT_FIELDS = ("transformers_version", "use_cache", "output_attentions", "output_hidden_states")
 """Fields of a generation config that say nothing about the text."""
@@ -143,7 +143,9 @@ def _bare(load: Load, emit: JobContext, offline: bool, make_room: MakeRoom, cons
     quantization.require_packages(load, quantization.stored_form(found.folder))
     config = from_files.load_config(found, load)
     from_files.require_text_model(config)
-    make_room(estimate.needs(weights, config, load).total, lambda rooms: fit.check(weights, config, load, rooms))
+    make_room(
+        estimate.estimate_needs(weights, config, load).total, lambda rooms: fit.check_fits(weights, config, load, rooms)
+    )
     with _weighed(weights, config, load), imports.no_gc():
         tokenizer = from_files.load_tokenizer(found, load, emit)
         model, report = from_files.load_weights(found, load, config, weights.format, emit)
@@ -282,7 +284,7 @@ def _translated(load: Load) -> Iterator[None]:
     except BaseException as error:  # the Rust sides of the libraries panic with a BaseException
         if is_memory(error):
             said = f"{load.model} does not fit: {sentence(error)}"
-            raise NoMemory(said, f"/plan {fit.name(load)}", "/device auto") from error
+            raise NoMemory(said, f"/plan {fit.typed_name(load)}", "/device auto") from error
         raise BadModel(f"{load.model} does not load: {sentence(error)}") from error
 
 
@@ -294,9 +296,9 @@ def _weighed(weights: Weights, config: PreTrainedConfig, load: Load) -> Iterator
     except BaseException as error:  # as above
         if isinstance(error, ReplError | Cancelled) or not is_memory(error):
             raise
-        rooms = measure()
-        needs = estimate.needs(weights, config, load)
-        free = ", ".join(map(fit.described, rooms))
-        said = f"{load.model} does not fit: {sentence(error)}; it needs {fit.spelled(needs)}, and {free}"
+        rooms = measure_rooms()
+        needs = estimate.estimate_needs(weights, config, load)
+        free = ", ".join(map(fit.format_room, rooms))
+        said = f"{load.model} does not fit: {sentence(error)}; it needs {fit.format_needs(needs)}, and {free}"
         found = (each for each in fit.remedies(weights, config, load, rooms) if each.needs.total < needs.total)
-        raise NoMemory(said, choices=tuple((each.line, fit.effect(each.needs)) for each in found)) from error
+        raise NoMemory(said, choices=tuple((each.line, fit.format_effect(each.needs)) for each in found)) from error

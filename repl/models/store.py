@@ -35,7 +35,7 @@ class Store(Generic[R]):
         make_runtime: Callable[[], R],
         offline: bool = False,
         bring: Bring[R] | None = None,
-        measure: Callable[[], list[Room]] = available.measure,
+        measure: Callable[[], list[Room]] = available.measure_rooms,
         consents: Consents | None = None,
     ) -> None:
         self.offline = offline

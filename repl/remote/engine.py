@@ -213,7 +213,7 @@ class Remote:
         lead = self._text("/detokenize", {"tokens": list(ids), "skip_special_tokens": False}, emit)
         emit(PromptEcho(lead))
         done = self.reply(Request(request.settings, ids=(*prompt, *ids)), emit)
-        found = parts.read(lead + done.raw)
+        found = parts.read_parts(lead + done.raw)
         return replace(
             done,
             raw=lead + done.raw,

@@ -11,7 +11,7 @@ from repl.core.errors import Failed
 from repl.core.events import Notice, PromptEcho, ReplyStarted, Token
 from repl.core.format import counted
 from repl.core.jobs import JobContext
-from repl.core.parts import Parts, Reader
+from repl.core.parts import Parts, PartsReader
 from repl.core.reply import Reply, ServedModel, Timing, TokenLogprobs, Usage
 from repl.core.settings import named
 from repl.generation.measure.token_stats import round_figures
@@ -161,7 +161,7 @@ class StreamedReply:
             request.settings, peer.kind
         )
         self._tally = LogprobCollector(self._asked)
-        self._reader = Reader()
+        self._reader = PartsReader()
         self._lead = self._reader.feed(request.prefill)
         self._begun = self._reader.parts()
 

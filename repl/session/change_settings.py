@@ -55,11 +55,11 @@ def load(session: Session, words: SettingWords) -> Message | Task[ModelInfo]:
 def apply(session: Session, words: SettingWords) -> Message:
     """Change decoding or view settings, all of them or none; says what has no effect as things stand."""
     full = [(settings.find(name), text) for name, text in words]
-    if set(decoding.LENGTHS) <= {name for name, text in full if text != "default"}:
+    if set(decoding.LENGTH_LIMITS) <= {name for name, text in full if text != "default"}:
         raise UsageError("max_new_tokens and max_length exclude each other: give one")
     before = session.settings
     session.change(changed(before, full, parts=("decode", "view")))
-    aside = [name for name in decoding.LENGTHS if before.get(name) and session.settings.get(name) is None]
+    aside = [name for name in decoding.LENGTH_LIMITS if before.get(name) and session.settings.get(name) is None]
     lost = [f"{name} unset: cannot be combined with {full[0][0]}" for name in aside if name not in dict(full)]
     remarks = [
         decoding.remark(name, session.settings, session.base())
@@ -107,7 +107,7 @@ def changed(
     for word, text in words:
         name = full_name(word, base)
         if name not in settings.places():
-            value = None if text == "default" else fields.read(name, text, base.model)
+            value = None if text == "default" else fields.read_field(name, text, base.model)
             before = put_field(before, name, value, text != "default")
             continue
         if settings.places()[name] not in parts:
@@ -122,7 +122,7 @@ def full_name(word: str, base: ModelDefaults = NOTHING) -> str:
 
     `base` is what a model brings, with the fields that there are.
     """
-    short = {**settings.SHORT, **{theirs: ours for ours, theirs in decoding.OURS.items()}}
+    short = {**settings.SHORT_NAMES, **{theirs: ours for ours, theirs in decoding.OURS.items()}}
     name = short.get(word, word).replace("-", "_")
     return name if name in base.known and not decoding.is_setting(name) else settings.find(name)
 
@@ -166,14 +166,14 @@ def read_field(session: Session, name: str, word: str) -> tuple[str, object]:
     """
     if word == "default":
         return name, None
-    value = fields.read(name, word, session.base().model)
+    value = fields.read_field(name, word, session.base().model)
     if session.remote is None and value is not None:
         resident, before = session.store.current(), session.settings
         if "offloaded" in str(value) and resident.model.device.type == "cpu":
             raise UsageError(f"{name} {value} moves between a GPU and the CPU: this model is on the CPU", STATIC_CACHE)
         said = _refusal(resident, put_field(before, name, value))
         if said and not _refusal(resident, before):
-            hints = f"/set {name} {fields.find(name).example}", f"/set {name} none"
+            hints = f"/set {name} {fields.find_field(name).example}", f"/set {name} none"
             raise UsageError(f"{name} cannot be {word}: {said}", *hints)
     return name, value
 

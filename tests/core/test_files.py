@@ -104,7 +104,7 @@ def test_a_name_that_leads_nowhere_is_one_sentence(name: str, session: Session) 
 
 @POSIX
 def test_nothing_at_all_is_an_empty_text(session: Session) -> None:
-    assert texts.read(os.devnull) == ""
+    assert texts.read_text(os.devnull) == ""
 
 
 def test_what_is_added_goes_through_a_link_of_the_user(tmp_path: Path) -> None:

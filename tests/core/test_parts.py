@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from terminal import LOADED, Terminal
 
 from repl.core.events import Token
-from repl.core.parts import ANSWER, CHANNELS, TAGS, THINKING, Form, Parts, Piece, Reader
+from repl.core.parts import ANSWER, CHANNELS, TAGS, THINKING, Form, Parts, PartsReader, Piece
 from repl.generation.decode.detokenizer import Detokenizer
 from repl.generation.prompt.chat_template import render_chat
 from repl.generation.prompt.reply_parser import Begun, Reading, TemplateReader, marking_tokens, reply_form
@@ -103,7 +103,7 @@ REPLIES = [
 
 def cut(form: Form, closing: str, pieces: Sequence[str]) -> tuple[list[Piece], Parts]:
     """Feed pieces; return what came of them with neighbours of a kind joined, and the parts."""
-    reader = Reader(form, closing)
+    reader = PartsReader(form, closing)
     found = [piece for text in pieces for piece in reader.feed(text)]
     joined: list[Piece] = []
     for piece in [*found, *reader.end()]:
@@ -283,7 +283,7 @@ def test_a_pattern_that_runs_without_end_is_given_up(monkeypatch):
     said: list[str] = []
     fields = {"thinking": {"open_pattern": "(a|a|aa)+b", "close": "x"}, "content": {}}
     tokenizer = tokenizer_with(response_template={"start_anchor": "assistant\n", "fields": fields})
-    reader = TemplateReader(tokenizer, "assistant\n", Reader(), said.append)
+    reader = TemplateReader(tokenizer, "assistant\n", PartsReader(), said.append)
     reader.feed("a" * 60 + "c")
     reader.feed("<think>")
     assert said

@@ -28,7 +28,7 @@ from repl.core.errors import BadModel, Cancelled, MissingExtra, NoMemory, NotFou
 from repl.core.events import Notice, Progress
 from repl.core.jobs import Worker
 from repl.hub import builtin
-from repl.hub.builtin import Source
+from repl.hub.builtin import BuiltinSource
 
 ROOT = Path(builtin.__file__).parents[2]
 GUARD = 60  # seconds after which a test gives up on a process
@@ -75,7 +75,7 @@ def logged(name: str) -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
-def wheel(folder: Path, gguf: bytes) -> Source:
+def wheel(folder: Path, gguf: bytes) -> BuiltinSource:
     """Write a wheel with a model file into a folder that stands for a package index; return what describes it."""
     folder.mkdir(exist_ok=True)
     path, about = folder / "tiny_builtin-1.0-py3-none-any.whl", "tiny_builtin-1.0.dist-info"
@@ -87,7 +87,7 @@ def wheel(folder: Path, gguf: bytes) -> Source:
         archive.writestr(f"{about}/RECORD", "")
     told = {"package": "tiny-builtin", "version": "1.0", "member": "tiny/model.gguf", "licence": f"{about}/LICENSE"}
     figures = {"wheel": path.stat().st_size, "needs": 2_000_000, "parameters": PARAMETERS}
-    return Source(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), **told, **figures)
+    return BuiltinSource(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), **told, **figures)
 
 
 @pytest.fixture
@@ -114,12 +114,12 @@ def online(index: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None
 
 
 @pytest.fixture
-def source(index: Path, tmp_path: Path) -> Source:
+def source(index: Path, tmp_path: Path) -> BuiltinSource:
     """A tiny built-in model in the index, whose converter is a script of a few lines."""
     return behaving(wheel(index, b"GGUF" + bytes(3_000_000)), tmp_path, "write()")
 
 
-def behaving(source: Source, folder: Path, behaviour: str) -> Source:
+def behaving(source: BuiltinSource, folder: Path, behaviour: str) -> BuiltinSource:
     """Return the source with a converter that does what the given lines say."""
     program = folder / f"converter-{len(list(folder.glob('converter-*')))}.py"
     program.write_text(FAKE + behaviour + "\n")
@@ -129,11 +129,11 @@ def behaving(source: Source, folder: Path, behaviour: str) -> Source:
 def leftovers(home: Path) -> list[str]:
     """Name what stands beside the lock and the finished folder."""
     root = home / builtin.ID
-    usual = ("lock", builtin.place(home, Source()).name)
+    usual = ("lock", builtin.place(home, BuiltinSource()).name)
     return [path.name for path in root.iterdir() if path.name not in usual] if root.is_dir() else []
 
 
-def start(home: Path, source: Source) -> subprocess.Popen[str]:
+def start(home: Path, source: BuiltinSource) -> subprocess.Popen[str]:
     """Start another process that wants the built-in model."""
     words = [sys.executable, "-c", START, str(home), json.dumps(asdict(source))]
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -170,7 +170,7 @@ def gone(pids: list[int]) -> bool:
 def test_the_builtin_model_stands_finished_with_its_licence_and_origin(builtin_folder: Path) -> None:
     """What the first start leaves is whole, says where it comes from, and is found again at once."""
     marker = json.loads((builtin_folder / builtin.MARKER).read_text())
-    assert (marker["sha256"], marker["licence"], marker["name"]) == (Source().sha256, "Apache-2.0", builtin.NAME)
+    assert (marker["sha256"], marker["licence"], marker["name"]) == (BuiltinSource().sha256, "Apache-2.0", builtin.NAME)
     assert "Apache License" in (builtin_folder / "LICENSE").read_text()
     assert builtin.ready(builtin_folder.parents[1]) == builtin_folder
     assert leftovers(builtin_folder.parents[1]) == []
@@ -277,7 +277,7 @@ def test_a_converted_model_computes_exactly_what_its_gguf_file_does(
 # finding it again
 
 
-def test_a_second_start_finds_the_folder_without_a_word(source: Source, tmp_path: Path) -> None:
+def test_a_second_start_finds_the_folder_without_a_word(source: BuiltinSource, tmp_path: Path) -> None:
     """The finished folder is returned with no event, no child and no lock."""
     first, second = Recorder(), Recorder()
     folder = builtin.folder(tmp_path, first, source)
@@ -287,7 +287,9 @@ def test_a_second_start_finds_the_folder_without_a_word(source: Source, tmp_path
 
 
 @pytest.mark.slow
-def test_a_damaged_folder_is_seen_at_the_start_and_made_anew(source: Source, tmp_path: Path, emit: Recorder) -> None:
+def test_a_damaged_folder_is_seen_at_the_start_and_made_anew(
+    source: BuiltinSource, tmp_path: Path, emit: Recorder
+) -> None:
     """A file that went away, was cut or grew is no finished folder."""
     folder = builtin.folder(tmp_path, emit, source)
     for path in (folder / name for name in ("model.safetensors", "tokenizer.json", "LICENSE", builtin.MARKER)):
@@ -316,7 +318,7 @@ def test_looking_for_the_folder_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 @contextmanager
-def serving(source: Source, path: Path, held: Event) -> Iterator[int]:
+def serving(source: BuiltinSource, path: Path, held: Event) -> Iterator[int]:
     """Serve an index with one wheel, whose second half is sent when `held` is set; yields the port."""
 
     class Index(BaseHTTPRequestHandler):
@@ -352,7 +354,7 @@ def serving(source: Source, path: Path, held: Event) -> Iterator[int]:
 
 
 def test_the_download_shows_the_bytes_that_have_come(
-    index: Path, source: Source, tmp_path: Path, online: Callable[[int], None], emit: Recorder
+    index: Path, source: BuiltinSource, tmp_path: Path, online: Callable[[int], None], emit: Recorder
 ) -> None:
     """Bytes grow towards the known total; while none are seen no figure is invented."""
     held = Event()
@@ -377,7 +379,7 @@ def test_the_download_shows_the_bytes_that_have_come(
 # faults: one sentence, nothing left behind, and the next start tries again
 
 
-def fails(home: Path, source: Source) -> ReplError:
+def fails(home: Path, source: BuiltinSource) -> ReplError:
     """Return the error of a start, after seeing that it left nothing."""
     with pytest.raises(ReplError) as caught:
         builtin.folder(home, Recorder(), source)
@@ -387,7 +389,7 @@ def fails(home: Path, source: Source) -> ReplError:
     return caught.value
 
 
-def test_a_wheel_with_another_hash_is_named_and_never_opened(source: Source, tmp_path: Path) -> None:
+def test_a_wheel_with_another_hash_is_named_and_never_opened(source: BuiltinSource, tmp_path: Path) -> None:
     """Both hashes are in the sentence."""
     wanted = replace(source, sha256="0" * 64)
     error = fails(tmp_path / "home", wanted)
@@ -396,7 +398,7 @@ def test_a_wheel_with_another_hash_is_named_and_never_opened(source: Source, tmp
     assert source.sha256 in error.message
 
 
-def test_an_index_without_the_package_is_said(source: Source, tmp_path: Path) -> None:
+def test_an_index_without_the_package_is_said(source: BuiltinSource, tmp_path: Path) -> None:
     """The name and version are in the sentence, and another way to get a model."""
     error = fails(tmp_path / "home", replace(source, version="2.0"))
     assert isinstance(error, NotFound)
@@ -406,7 +408,7 @@ def test_an_index_without_the_package_is_said(source: Source, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_no_network_is_one_sentence_and_the_next_start_tries_again(
-    source: Source, index: Path, tmp_path: Path, online: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    source: BuiltinSource, index: Path, tmp_path: Path, online: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A port where nobody listens stands for a network that is not there."""
     with socket.socket() as taken:
@@ -421,7 +423,7 @@ def test_no_network_is_one_sentence_and_the_next_start_tries_again(
     assert builtin.folder(tmp_path / "home", Recorder(), source) == builtin.ready(tmp_path / "home", source)
 
 
-def test_a_python_without_pip_is_told_what_to_type(source: Source, tmp_path: Path) -> None:
+def test_a_python_without_pip_is_told_what_to_type(source: BuiltinSource, tmp_path: Path) -> None:
     """Some tools make environments without pip."""
     venv.create(tmp_path / "bare", with_pip=False)
     python = next(path for path in (tmp_path / "bare").glob("*/python*") if path.stem == "python")
@@ -430,7 +432,9 @@ def test_a_python_without_pip_is_told_what_to_type(source: Source, tmp_path: Pat
     assert error.hints[0] == f"{python} -m ensurepip"
 
 
-def test_a_disk_without_room_is_seen_before_anything_is_fetched(source: Source, tmp_path: Path, emit: Recorder) -> None:
+def test_a_disk_without_room_is_seen_before_anything_is_fetched(
+    source: BuiltinSource, tmp_path: Path, emit: Recorder
+) -> None:
     """What is needed and what is free are in the sentence."""
     with pytest.raises(
         ReplError, match=r"is full: making the built-in model takes 1000000000000 MB, and \d+ MB are free"
@@ -441,7 +445,7 @@ def test_a_disk_without_room_is_seen_before_anything_is_fetched(source: Source, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_disk_that_fills_up_while_converting_is_said(source: Source, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_while_converting_is_said(source: BuiltinSource, tmp_path: Path) -> None:
     """The converter dies of a real ENOSPC."""
     full = behaving(source, tmp_path, "open('/dev/full', 'w').write('x' * 100000)")
     error = fails(tmp_path / "home", full)
@@ -450,7 +454,7 @@ def test_a_disk_that_fills_up_while_converting_is_said(source: Source, tmp_path:
     assert builtin.folder(tmp_path / "home", Recorder(), source)
 
 
-def test_a_home_that_is_no_folder_is_said(source: Source, tmp_path: Path) -> None:
+def test_a_home_that_is_no_folder_is_said(source: BuiltinSource, tmp_path: Path) -> None:
     """The system's reason and the path are in the sentence."""
     (tmp_path / builtin.ID).write_text("in the way")
     with pytest.raises(ReplError, match=r"cannot make the built-in model in .*builtin'"):
@@ -468,7 +472,9 @@ def test_a_home_that_is_no_folder_is_said(source: Source, tmp_path: Path) -> Non
         ("pass", "model.safetensors is missing"),
     ],
 )
-def test_a_conversion_that_goes_wrong_is_refused(source: Source, tmp_path: Path, behaviour: str, words: str) -> None:
+def test_a_conversion_that_goes_wrong_is_refused(
+    source: BuiltinSource, tmp_path: Path, behaviour: str, words: str
+) -> None:
     """The reason is in the sentence."""
     error = fails(tmp_path / "home", behaving(source, tmp_path, behaviour))
     assert isinstance(error, BadModel)
@@ -485,7 +491,7 @@ def test_a_conversion_that_goes_wrong_is_refused(source: Source, tmp_path: Path,
         "raise MemoryError",
     ],
 )
-def test_a_conversion_without_memory_says_what_it_needs(source: Source, tmp_path: Path, behaviour: str) -> None:
+def test_a_conversion_without_memory_says_what_it_needs(source: BuiltinSource, tmp_path: Path, behaviour: str) -> None:
     """Linux kills the process, other systems let it fail."""
     assert isinstance(fails(tmp_path / "home", behaving(source, tmp_path, behaviour)), NoMemory)
 
@@ -494,7 +500,7 @@ def test_a_conversion_without_memory_says_what_it_needs(source: Source, tmp_path
 
 
 def interrupt(
-    home: Path, source: Source, when: Callable[[Progress], bool], first: Callable[[], None] = lambda: None
+    home: Path, source: BuiltinSource, when: Callable[[Progress], bool], first: Callable[[], None] = lambda: None
 ) -> None:
     """Cancel a start on the model thread at the first event that `when` picks; nothing stays behind."""
     worker = Worker()
@@ -511,7 +517,7 @@ def interrupt(
 
 
 def test_a_cancel_while_the_index_is_silent_ends_at_once(
-    source: Source, tmp_path: Path, online: Callable[[int], None]
+    source: BuiltinSource, tmp_path: Path, online: Callable[[int], None]
 ) -> None:
     """An index that takes the connection and never answers cannot hold the user."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -520,7 +526,7 @@ def test_a_cancel_while_the_index_is_silent_ends_at_once(
 
 
 def test_a_cancel_in_the_middle_of_the_download_leaves_nothing(
-    source: Source, index: Path, tmp_path: Path, online: Callable[[int], None]
+    source: BuiltinSource, index: Path, tmp_path: Path, online: Callable[[int], None]
 ) -> None:
     """Half a wheel is thrown away."""
     with serving(source, next(index.iterdir()), Event()) as port:
@@ -529,7 +535,7 @@ def test_a_cancel_in_the_middle_of_the_download_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_a_cancel_while_converting_ends_the_child(source: Source, tmp_path: Path) -> None:
+def test_a_cancel_while_converting_ends_the_child(source: BuiltinSource, tmp_path: Path) -> None:
     """No process goes on working for nobody; the next start succeeds."""
     hanging = behaving(source, tmp_path, HANG)
     pids = tmp_path / "pids"
@@ -542,7 +548,7 @@ def test_a_cancel_while_converting_ends_the_child(source: Source, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_starts_at_once_make_one_folder(source: Source, tmp_path: Path) -> None:
+def test_two_starts_at_once_make_one_folder(source: BuiltinSource, tmp_path: Path) -> None:
     """One makes it, the other says that it waits, both get it, and at no time is there half a folder."""
     home, runs = tmp_path / "home", tmp_path / "runs"
     slow = behaving(source, tmp_path, f"open({str(runs)!r}, 'a').write('x'); write(); time.sleep(1)")
@@ -558,7 +564,7 @@ def test_two_starts_at_once_make_one_folder(source: Source, tmp_path: Path) -> N
     assert leftovers(home) == []
 
 
-def test_waiting_for_another_start_can_be_cancelled(source: Source, tmp_path: Path, emit: Recorder) -> None:
+def test_waiting_for_another_start_can_be_cancelled(source: BuiltinSource, tmp_path: Path, emit: Recorder) -> None:
     """The wait is announced, and ends when the user says so."""
     (tmp_path / builtin.ID).mkdir()
     emit.until = lambda event: isinstance(event, Progress)
@@ -569,7 +575,7 @@ def test_waiting_for_another_start_can_be_cancelled(source: Source, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_killed_start_is_cleaned_up_by_the_next(source: Source, tmp_path: Path) -> None:
+def test_a_killed_start_is_cleaned_up_by_the_next(source: BuiltinSource, tmp_path: Path) -> None:
     """Its temporary folder goes, and its lock is free."""
     home = tmp_path / "home"
     process = start(home, behaving(source, tmp_path, HANG))

@@ -18,7 +18,7 @@ from repl.cli.shell import Shell
 from repl.commands import registry
 from repl.commands.cache import Erasable
 from repl.commands.memory import Memory
-from repl.commands.model_list import Models, Row
+from repl.commands.model_list import ModelList, ResidentRow
 from repl.commands.models import Info
 from repl.core.errors import Cancelled, NoModel, NotFound, Unreachable, UsageError
 from repl.core.events import Progress
@@ -72,7 +72,7 @@ def test_a_search_says_what_one_chooses_by(hub: FakeHub, llama_folder: Path, ses
     hub.add("acme/tiny-gated", llama_folder, gated=True, facts={"downloads": 5})
     hub.add("other/thing", llama_folder)
     found = run(session, "/models TINY")
-    assert isinstance(found, Models)
+    assert isinstance(found, ModelList)
     assert to_jsonable(found)["hub"] == [
         {
             "id": "acme/tiny",
@@ -123,7 +123,7 @@ def parameters(folder: Path) -> int:
 
 
 def test_without_a_cache_nothing_is_cached(emit: Recorder) -> None:
-    assert catalog.cached(emit) == []
+    assert catalog.list_cached(emit) == []
 
 
 @pytest.mark.slow
@@ -173,8 +173,8 @@ class Silent:
 def test_in_a_narrow_window_a_name_stays_whole() -> None:
     """What is said of a model goes below it then; numbers and facts are those of the wide window."""
     name = "somebody/a-model-with-a-rather-long-name-instruct"
-    found = Models(
-        [Row("llama", "float32", 137_000, 600_000, True, "/model llama")],
+    found = ModelList(
+        [ResidentRow("llama", "float32", 137_000, 600_000, True, "/model llama")],
         [Cached(name, 5 << 30, False, "", 0, time.time())],
         [Listed("meta/other", 14_000_000, 8_000_000_000, 16 << 30, True, "llama3.1")],
     )

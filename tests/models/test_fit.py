@@ -64,7 +64,7 @@ def test_the_smallest_change_that_fits_comes_first() -> None:
     with pytest.raises(
         NoMemory, match=r"m does not fit: it needs 37\.\d+ GiB .*, and cpu has 29\.80 GiB free"
     ) as caught:
-        fit.check(weights, object(), Load("owner/m", device="cpu"), [CPU])
+        fit.check_fits(weights, object(), Load("owner/m", device="cpu"), [CPU])
     lines = [line for line, _ in caught.value.choices]
     assert lines[0] == "/model owner/m device=cpu dtype=bfloat16"
     assert lines[-1] == "/model! owner/m"
@@ -75,16 +75,16 @@ def test_what_no_memory_holds_may_stay_on_disk() -> None:
     weights = Weights(("a",), 10 * GB, 40 * GB, {"F32": 10 * GB}, "safetensors", matrices=9 * GB)
     rooms = [replace(CPU, free=GB)]
     with pytest.raises(NoMemory) as caught:
-        fit.check(weights, object(), Load("owner/m"), rooms)
+        fit.check_fits(weights, object(), Load("owner/m"), rooms)
     (line, effect), (override, _) = caught.value.choices
     assert override == "/model! owner/m"
     words = dict(word.split("=", 1) for word in line.removeprefix("/model owner/m ").split())
     load = Load("owner/m", **words)
     (kept,) = capped(rooms, load.max_memory)
-    needs = estimate.needs(weights, object(), load)
+    needs = estimate.estimate_needs(weights, object(), load)
     assert 0 <= GB - kept.free - needs.cache - needs.working < 2**20
     assert effect.startswith(f"{amount(needs.weights - kept.free)} of the weights stay on disk")
-    fit.check(weights, object(), load, rooms)
+    fit.check_fits(weights, object(), load, rooms)
 
 
 def test_packing_is_offered_where_it_works() -> None:
@@ -92,8 +92,8 @@ def test_packing_is_offered_where_it_works() -> None:
     weights = Weights(("a",), 10 * GB, 20 * GB, {"BF16": 10 * GB}, "safetensors", matrices=9 * GB)
     load = Load("owner/m", dtype="bfloat16", device="cpu")
     kernels = [form for form in ("int8", "int4") if quantization.can_quantize(replace(load, quantize=form))]
-    assert [change["quantize"] for change in fit.changes(weights, load, [CPU])] == kernels
-    assert list(fit.changes(weights, replace(load, quantize="int8"), [CPU])) == []
+    assert [change["quantize"] for change in fit.load_changes(weights, load, [CPU])] == kernels
+    assert list(fit.load_changes(weights, replace(load, quantize="int8"), [CPU])) == []
     card = quantization.can_quantize(replace(load, device="cuda", quantize="8bit"))
     assert card == (find_spec("bitsandbytes") is not None)
 
@@ -101,14 +101,14 @@ def test_packing_is_offered_where_it_works() -> None:
 def test_a_device_that_is_not_there_is_no_matter_of_room() -> None:
     """Placing says so in its own words."""
     weights = Weights(("a",), 10 * GB, 40 * GB, {"F32": 10 * GB}, "safetensors")
-    fit.check(weights, object(), Load("owner/m", device="cuda"), [CPU])
+    fit.check_fits(weights, object(), Load("owner/m", device="cuda"), [CPU])
 
 
 def test_a_name_with_spaces_reads_back() -> None:
     """What a choice types is what the command takes."""
     from repl.commands import registry
 
-    line = fit.line(Load("/my models/a", revision="v1", dtype="float32"), {"quantize": "4bit"})
+    line = fit.load_line(Load("/my models/a", revision="v1", dtype="float32"), {"quantize": "4bit"})
     arguments, _ = registry.parse_arguments(registry.find_command("model"), registry.split_name(line)[1])
     assert arguments == ["/my models/a@v1", ("dtype", "float32"), ("quantize", "4bit")]
 
@@ -182,5 +182,5 @@ def test_load_settings_may_follow_a_model(llama_folder: Path, gpt2_folder: Path)
 
 def test_every_load_is_weighed_for_a_short_talk() -> None:
     config = type("Config", (), {"max_position_embeddings": 100_000, "hidden_size": 8, "num_hidden_layers": 1})
-    found = estimate.needs(Weights(("a",), 1, 4, {"F32": 1}, "safetensors"), config, Load())
-    assert found.cache == estimate.cache(config, estimate.GLANCE_TOKENS, 4)
+    found = estimate.estimate_needs(Weights(("a",), 1, 4, {"F32": 1}, "safetensors"), config, Load())
+    assert found.cache == estimate.cache_bytes(config, estimate.GLANCE_TOKENS, 4)

@@ -225,7 +225,7 @@ def test_the_parts_go_where_there_is_room(llama_folder: Path) -> None:
     weights = examine(llama_folder)
     each = weights.bytes // 2
     rooms = [Room("cuda:0", each, each), Room("cuda:1", each, each), Room("cpu", GB, GB)]
-    places = plan.placed(config, Load("m", device="sequential", dtype="float32"), rooms)
+    places = plan.plan_device_map(config, Load("m", device="sequential", dtype="float32"), rooms)
     assert set(places.values()) == {"cuda:0", "cuda:1", "cpu"}
     assert next(iter(places)) == "model.embed_tokens"
 

@@ -129,9 +129,9 @@ def test_every_beam_keeps_a_cache_and_a_pass_reads_the_prompt_alone(session: Ses
     """Cache and working memory are those of the lengths in question."""
     resident = session.store.current()
     shape = resident.model.config
-    needs = estimate.needs(resident.base.weights, shape, resident.load, 140, 100, 3)
-    assert needs.cache == 3 * estimate.cache(shape, 140, 4)
-    assert needs.working == estimate.working(shape, 100, 4)
+    needs = estimate.estimate_needs(resident.base.weights, shape, resident.load, 140, 100, 3)
+    assert needs.cache == 3 * estimate.cache_bytes(shape, 140, 4)
+    assert needs.working == estimate.working_bytes(shape, 100, 4)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_every_beam_keeps_a_cache_and_a_pass_reads_the_prompt_alone(session: Ses
 )
 def test_every_way_to_say_that_memory_ran_out_is_understood(words: str, said: str) -> None:
     assert is_memory(RuntimeError(words))
-    assert out_of_memory.asked(words).startswith(said)
+    assert out_of_memory.amount_asked(words).startswith(said)
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_a_cache_takes_what_its_config_says(family: str, tokens: int) -> None:
     with torch.no_grad():
         output = model(torch.arange(tokens)[None] + 3, use_cache=True)
     cache = library.cache_of(output)
-    assert held(cache) <= estimate.cache(model.config, tokens, 4, remembers=False) <= 1.1 * held(cache)
+    assert held(cache) <= estimate.cache_bytes(model.config, tokens, 4, remembers=False) <= 1.1 * held(cache)
 
 
 @pytest.mark.parametrize(("kind", "field"), [("rwkv", "state"), ("xlnet", "mems")])
@@ -84,7 +84,7 @@ def test_a_memory_that_is_no_cache_takes_what_its_config_says(kind: str, field: 
     model = architectures.build(kind)
     with torch.no_grad():
         kept = getattr(model(torch.arange(20)[None] + 3, use_cache=True), field)
-    assert estimate.cache(model.config, 20, 4) == sum(each.nbytes for each in kept)
+    assert estimate.cache_bytes(model.config, 20, 4) == sum(each.nbytes for each in kept)
 
 
 @pytest.mark.parametrize("kind", ["deepseek_v32", "glm5_next", "deepseek_v4"])
@@ -95,7 +95,7 @@ def test_a_cache_with_an_index_takes_what_its_config_says(kind: str) -> None:
     model = architectures.build(kind)
     with torch.no_grad():
         cache = library.cache_of(model(torch.arange(500)[None] % 200 + 3, use_cache=True))
-    assert held(cache) <= estimate.cache(model.config, 500, 4) <= 1.25 * held(cache)
+    assert held(cache) <= estimate.cache_bytes(model.config, 500, 4) <= 1.25 * held(cache)
 
 
 def test_a_window_that_can_go_back_keeps_everything() -> None:
@@ -103,8 +103,8 @@ def test_a_window_that_can_go_back_keeps_everything() -> None:
     from transformers import AutoConfig
 
     config = AutoConfig.for_model("mistral", **FAMILIES["mistral"])
-    assert estimate.cache(config, 90, 4) == 90 * 4 * 2 * 2 * 16 * 4
-    assert estimate.cache(config, 90, 4, remembers=False) == 16 * 4 * 2 * 2 * 16 * 4
+    assert estimate.cache_bytes(config, 90, 4) == 90 * 4 * 2 * 2 * 16 * 4
+    assert estimate.cache_bytes(config, 90, 4, remembers=False) == 16 * 4 * 2 * 2 * 16 * 4
 
 
 def test_a_config_that_says_nothing_breaks_nothing() -> None:
@@ -115,8 +115,8 @@ def test_a_config_that_says_nothing_breaks_nothing() -> None:
         hidden_size = None
         layer_types = 7
 
-    assert estimate.cache(Odd(), 100, 4) == 0
-    assert estimate.working(Odd(), 100, 4) == estimate.BASE
+    assert estimate.cache_bytes(Odd(), 100, 4) == 0
+    assert estimate.working_bytes(Odd(), 100, 4) == estimate.BASE
 
 
 WEIGHTS = Weights(("a",), 1000, 4000, {"F32": 1000}, "safetensors", matrices=800)
@@ -128,7 +128,7 @@ WEIGHTS = Weights(("a",), 1000, 4000, {"F32": 1000}, "safetensors", matrices=800
 )
 def test_matrices_are_packed_and_the_rest_is_not(dtype: str, quantize: str, size: int) -> None:
     """The embedding, the head and the norms keep the dtype."""
-    found = estimate.needs(WEIGHTS, object(), Load("m", dtype=dtype, quantize=quantize), 1)
+    found = estimate.estimate_needs(WEIGHTS, object(), Load("m", dtype=dtype, quantize=quantize), 1)
     assert found.weights == size
 
 

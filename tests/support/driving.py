@@ -18,7 +18,7 @@ from repl.core import settings
 from repl.core.errors import UsageError
 from repl.core.events import Event, ReplyStarted, Token
 from repl.core.jobs import Worker
-from repl.core.parts import Reader
+from repl.core.parts import PartsReader
 from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
@@ -52,7 +52,7 @@ def opened(folder: Path | str, **words: object) -> Iterator[Session]:
 
 def in_parts(*tokens: Token) -> list[Event]:
     """Return tokens as those of a reply in a chat."""
-    reader = Reader()
+    reader = PartsReader()
     read: list[Event] = [replace(token, pieces=reader.feed(token.text)) for token in tokens]
     return [ReplyStarted(), *read, Token("", pieces=reader.end())]
 

@@ -153,14 +153,14 @@ class Look:
 
         from repl.analysis.attention import measure_cache
         from repl.models.memory import estimate
-        from repl.models.memory.plan import placed
+        from repl.models.memory.plan import plan_device_map
 
         run(self.session, "/plan")
         resident = self.session.store.current()
-        placed(AutoConfig.from_pretrained(resident.facts.folder), resident.load, [])
+        plan_device_map(AutoConfig.from_pretrained(resident.facts.folder), resident.load, [])
         kept, remark = measure_cache(resident.model, lambda: None)
         seen = sum(layer.per_token * 64 + layer.fixed for layer in kept)
-        guess = estimate.cache(resident.model.config, 64, 4)
+        guess = estimate.cache_bytes(resident.model.config, 64, 4)
         return f"ok {remark}" if remark else f"ok cache {guess} for {seen}"
 
 

@@ -64,7 +64,7 @@ def measure(load: Load, length: int) -> None:
     forget()
     reply(model, length)
     replied = resident("VmHWM") - before
-    needs = estimate.needs(examine(Path(load.model)), model.model.config, load, length + MADE)
+    needs = estimate.estimate_needs(examine(Path(load.model)), model.model.config, load, length + MADE)
     found = {**asdict(needs), "replying": replied, "total": needs.total}
     sys.stdout.write(json.dumps(found) + "\n")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from repl.core.parts import Reader
+from repl.core.parts import PartsReader
 from repl.generation.prompt.thinking import Fold
 
 
@@ -18,7 +18,7 @@ class Clock:
 
 
 def shown(mode: str, *pieces: str, closing: str = "", lead: str = "") -> list[tuple[str, str]]:
-    fold, reader = Fold(mode, Clock()), Reader(closing=closing)
+    fold, reader = Fold(mode, Clock()), PartsReader(closing=closing)
     drawn = fold.feed(reader.feed(lead), counts=False)
     for piece in pieces:
         drawn += fold.feed(reader.feed(piece))

@@ -10,7 +10,7 @@ from typing import Any
 from repl.core.events import PromptEcho, ReplyStarted, Token
 from repl.core.jobs import JobContext, T, run_isolated
 from repl.core.library_types import PreTrainedTokenizerBase
-from repl.core.parts import ANSWER, CALL, CHANNELS, TAGS, THINKING, WITHIN, Form, Parts, Piece, Reader
+from repl.core.parts import ANSWER, CALL, CHANNELS, TAGS, THINKING, WITHIN, Form, Parts, PartsReader, Piece
 from repl.generation.prompt.messages import PARSE_S, REASONING_FIELDS
 
 Tell = Callable[[str], None]
@@ -72,7 +72,7 @@ def _texts(value: object) -> Iterator[str]:
 class TemplateReader:
     """A reply read by the library with the tokenizer's response template, and by its tags once that fails."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, before: str, table: Reader, tell: Tell) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, before: str, table: PartsReader, tell: Tell) -> None:
         self._table, self._tell = table, tell
         self._text = ""
         self._message: Mapping[str, Any] = {}
@@ -155,13 +155,13 @@ class Reading:
         if self._begun.text and not self._begun.shown:
             emit(PromptEcho(self._begun.text, self.lead))
 
-    def begin(self) -> Reader | TemplateReader:
+    def begin(self) -> PartsReader | TemplateReader:
         """Return what reads a reply, behind its beginning."""
         reader = self._fresh()
         reader.feed(self._begun.text)
         return reader
 
-    def take(self, reader: Reader | TemplateReader, token: Token) -> tuple[Piece, ...]:
+    def take(self, reader: PartsReader | TemplateReader, token: Token) -> tuple[Piece, ...]:
         """Return what is certain after one token."""
         return reader.feed(token.text, "" if token.id is None else self._silent.get(token.id, ""))
 
@@ -172,8 +172,8 @@ class Reading:
         reader.end()
         return reader.parts()
 
-    def _fresh(self) -> Reader | TemplateReader:
-        table = Reader(self._form, self._closing)
+    def _fresh(self) -> PartsReader | TemplateReader:
+        table = PartsReader(self._form, self._closing)
         if not response_template(self._tokenizer):
             return table
         return TemplateReader(self._tokenizer, self._before, table, self._tell)

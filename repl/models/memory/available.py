@@ -39,7 +39,7 @@ class Room:
         return max(0, self.total - self.free - (self.own - self.back))
 
 
-def measure(root: Path = Path("/")) -> list[Room]:
+def measure_rooms(root: Path = Path("/")) -> list[Room]:
     """Return the devices with what is free on each now, on the model thread: accelerators first, the machine last."""
     return [*_cuda(), *_mps(), machine(root)]
 

@@ -8,11 +8,11 @@ from repl.core.settings import Load
 from repl.hub.weight_headers import CONVERTED, STORED, Weights
 from repl.models import model_config
 
-PACKED = {"8bit": 8.1, "int8": 8.1, "4bit": 4.5, "int4": 4.5}
+BITS_PACKED = {"8bit": 8.1, "int8": 8.1, "4bit": 4.5, "int4": 4.5}
 """Bits that a packed parameter takes, its share of the scales included."""
-WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BASE = 8 << 20  # bytes that any forward pass takes: buffers of the matrix library, and of each thread
-WORD = 1000  # bytes that the tokenizer takes for each token it knows
+TOKENIZER_BYTES = 1000  # bytes that the tokenizer takes for each token it knows
 LEFT = 100 * 10**6  # bytes of freed tensors that the C library keeps at most
 COMPOSED = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python", "quick_gelu")  # not one kernel, but several steps
 LOGITS = 4  # copies of the last token's logits in float32, while it is chosen
@@ -39,7 +39,7 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerCache:
     """What one layer keeps of a text: numbers per token, up to how many tokens (0: all), and once for the whole."""
 
     width: int
@@ -47,12 +47,12 @@ class Layer:
     state: int = 0
 
 
-class Sizes:
+class ModelSizes:
     """The figures of a config that decide on memory; a field that is missing or no number counts as nothing."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.config = model_config.text_config(config)
-        self.each = [Sizes(layer) for layer in model_config.layer_configs(self.config)]
+        self.each = [ModelSizes(layer) for layer in model_config.layer_configs(self.config)]
         """Of every layer, where they differ."""
         self.hidden = self.one("hidden_size", "n_embd", "d_model", "dim")
         self.layers = self.one("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -106,11 +106,11 @@ class Sizes:
         found = inner.get("kv_n_heads") if isinstance(inner, dict) else getattr(inner, "kv_n_heads", None)
         return found if isinstance(found, int) else 0
 
-    def compressed(self, kind: str) -> Layer:
+    def compressed(self, kind: str) -> LayerCache:
         """Return what a layer keeps that puts many tokens into one entry, besides those of its window as they are."""
         rate = int((model_config.get(self.config, "compress_rates") or {}).get(kind, 1))
         each = self.one("head_dim") + (self.one("index_head_dim") if kind == COMPRESSED[0] else 0)
-        return Layer(each // rate, 0, self.one("sliding_window") * self.one("head_dim") + 2 * rate * each)
+        return LayerCache(each // rate, 0, self.one("sliding_window") * self.one("head_dim") + 2 * rate * each)
 
     def recurrent(self) -> int:
         """Return the numbers that a recurrent layer keeps, however long the text."""
@@ -128,7 +128,7 @@ class Sizes:
         kernel = self.one("conv_kernel", "mamba_d_conv", "conv1d_width", "conv_L_cache")
         return inner * max(state, 1) + (inner + 2 * state) * kernel
 
-    def kept(self) -> Iterator[Layer]:
+    def kept(self) -> Iterator[LayerCache]:
         """Say for each layer what it keeps; one that uses the keys and values of another keeps nothing."""
         kinds = model_config.get(self.config, "layer_types", "layers_block_type")
         if not isinstance(kinds, list | tuple):
@@ -139,14 +139,14 @@ class Sizes:
             if kind in RECURRENT:
                 width = sizes.attention() if kind.startswith("hybrid") else 0
                 state = sizes.hidden * sizes.one("conv_L_cache") if kind == "conv" else sizes.recurrent()
-                yield Layer(width, window if kind in MASKED else 0, state)
+                yield LayerCache(width, window if kind in MASKED else 0, state)
             elif kind in COMPRESSED:
                 yield sizes.compressed(kind)
             elif kind == "indexed_attention":  # an index key besides; in pools, with its gates and a mark
                 index = sizes.one("index_head_dim")
-                yield Layer(sizes.attention() + (2 * index + 1 if sizes.one("index_kpool") else index))
+                yield LayerCache(sizes.attention() + (2 * index + 1 if sizes.one("index_kpool") else index))
             elif kind not in ("moe", "mlp"):
-                yield Layer(sizes.attention(), window if kind in MASKED else 0)
+                yield LayerCache(sizes.attention(), window if kind in MASKED else 0)
 
     def _kinds(self) -> list[str]:
         named = self.one_of("model_type")
@@ -158,32 +158,32 @@ class Sizes:
         return ["sliding_attention" if windowed else "full_attention"] * self.layers
 
 
-def cache(config: PreTrainedConfig, tokens: int, width: int, remembers: bool = True) -> int:
+def cache_bytes(config: PreTrainedConfig, tokens: int, width: int, remembers: bool = True) -> int:
     """Return the bytes that a text of so many tokens takes in the KV cache, at `width` bytes a number.
 
     `remembers` is how the cache between turns works: a sliding window keeps what slid out of it, so as to go back.
     """
-    layers = list(Sizes(config).kept())
+    layers = list(ModelSizes(config).kept())
     seen = [min(tokens, layer.window) if layer.window and not remembers else tokens for layer in layers]
     return sum((layer.width * count + layer.state) * width for layer, count in zip(layers, seen, strict=True))
 
 
-def working(config: PreTrainedConfig, tokens: int, width: int, eager: bool = False) -> int:
+def working_bytes(config: PreTrainedConfig, tokens: int, width: int, eager: bool = False) -> int:
     """Return the bytes that a forward pass over so many tokens takes beside weights and cache, with the next logits.
 
     Measured on the CPU. At its widest a pass holds two tensors as wide as the model, and either three as wide as the
     MLP, four where its activation is made of several steps, or five as wide as all heads. The tokenizer is counted in.
     """
-    sizes = Sizes(config)
+    sizes = ModelSizes(config)
     inner = (4 if sizes.one_of("hidden_act", "activation_function") in COMPOSED else 3) * sizes.widest
     wide = tokens * width * (2 * sizes.hidden + max(inner, 5 * sizes.attended))
     windowed = any(layer.window for layer in sizes.kept())
     squares = sizes.heads * (2 * width + 4) if eager else 1 + width if windowed else 0
-    kept = tokens * tokens * squares + (LOGITS * 4 + WORD) * sizes.vocabulary + BASE
+    kept = tokens * tokens * squares + (LOGITS * 4 + TOKENIZER_BYTES) * sizes.vocabulary + BASE
     return wide + left_over(sizes, tokens * width) + kept
 
 
-def left_over(sizes: Sizes, each: int) -> int:
+def left_over(sizes: ModelSizes, each: int) -> int:
     """Return the bytes of freed tensors that have not gone back to the system; `each` are those of one column.
 
     The C library keeps blocks of up to 32 MiB, the more of them the more keys and values that stay lie between them,
@@ -193,32 +193,34 @@ def left_over(sizes: Sizes, each: int) -> int:
     return int(min(tensors * each * max(sizes.hidden, sizes.attended), LEFT))
 
 
-def packed(weights: Weights, quantize: str, dtype: str) -> int:
+def packed_bytes(weights: Weights, quantize: str, dtype: str) -> int:
     """Return the bytes of the weights once the matrices are packed into fewer bits; the rest has the dtype's width."""
     rest = weights.size_in(dtype) * (weights.parameters - weights.matrices) // max(1, weights.parameters)
-    return int(weights.matrices * PACKED[quantize] / 8) + rest
+    return int(weights.matrices * BITS_PACKED[quantize] / 8) + rest
 
 
-def needs(
+def estimate_needs(
     weights: Weights, config: PreTrainedConfig, load: Load, tokens: int = 0, read: int = 0, beams: int = 1
 ) -> Needs:
     """Return what a load needs for a text of so many tokens, `read` of them at once; without a number, a short talk."""
-    width = WIDTHS.get(computed(weights, load), 4)
-    tokens = tokens or min(GLANCE_TOKENS, Sizes(config).context or GLANCE_TOKENS)
-    quantized = load.quantize in PACKED and model_config.get(config, "quantization_config") is None
-    size = packed(weights, load.quantize, load.dtype) if quantized else weights.size_in(load.dtype)
-    work = working(config, read or tokens, width, load.attention == "eager")
-    return Needs(size, cache(config, tokens, width) * beams, work, unpacked(weights, load) if quantized else 0)
+    width = DTYPE_BYTES.get(compute_dtype(weights, load), 4)
+    tokens = tokens or min(GLANCE_TOKENS, ModelSizes(config).context or GLANCE_TOKENS)
+    quantized = load.quantize in BITS_PACKED and model_config.get(config, "quantization_config") is None
+    size = packed_bytes(weights, load.quantize, load.dtype) if quantized else weights.size_in(load.dtype)
+    work = working_bytes(config, read or tokens, width, load.attention == "eager")
+    return Needs(
+        size, cache_bytes(config, tokens, width) * beams, work, unpacked_bytes(weights, load) if quantized else 0
+    )
 
 
-def unpacked(weights: Weights, load: Load) -> int:
+def unpacked_bytes(weights: Weights, load: Load) -> int:
     """Return the bytes of all weights before the kernels here pack them; 0 where they are mapped, or never whole."""
     dtype = "bfloat16" if load.dtype == "auto" else load.dtype
     here = load.quantize in ("int8", "int4") and not load.device.startswith(("cuda", "mps"))
     return weights.size_in(dtype) if here and not in_place(weights, replace(load, quantize="none", dtype=dtype)) else 0
 
 
-def computed(weights: Weights, load: Load) -> str:
+def compute_dtype(weights: Weights, load: Load) -> str:
     """Return the number format that a model computes in: what was asked for, else the widest it is stored in."""
     if load.dtype != "auto":
         return load.dtype

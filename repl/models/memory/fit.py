@@ -36,17 +36,19 @@ def spreads(needs: Needs, load: Load, rooms: Iterable[Room]) -> bool:
     return to_disk or needs.total <= sum(room.free for room in rooms)
 
 
-def check(weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequence[Room]) -> None:
+def check_fits(weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequence[Room]) -> None:
     """Raise `NoMemory` for a load that does not fit, with what would."""
-    needs = estimate.needs(weights, config, load)
+    needs = estimate.estimate_needs(weights, config, load)
     if verdict(needs, load, rooms) != TOO_LARGE or not targets(load.device, rooms):
         return  # what is said of a device that is not there comes with placing
-    free = ", ".join(described(room) for room in targets(load.device, capped(rooms, load.max_memory)))
+    free = ", ".join(format_room(room) for room in targets(load.device, capped(rooms, load.max_memory)))
     found = remedies(weights, config, load, rooms)
     fitting = [each for each in found if verdict(each.needs, each.load, rooms) != TOO_LARGE]
-    choices = [(each.line, effect(each.needs)) for each in fitting] or on_disk(needs, load, rooms)
-    override = (f"/model! {name(load)}", "load anyway")
-    raise NoMemory(f"{short(load)} does not fit: it needs {spelled(needs)}, and {free}", choices=(*choices, override))
+    choices = [(each.line, format_effect(each.needs)) for each in fitting] or on_disk(needs, load, rooms)
+    override = (f"/model! {typed_name(load)}", "load anyway")
+    raise NoMemory(
+        f"{short_model(load)} does not fit: it needs {format_needs(needs)}, and {free}", choices=(*choices, override)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +63,14 @@ class Remedy:
 
 def remedies(weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequence[Room]) -> Iterator[Remedy]:
     """Yield everything that could be changed about a load where memory does not suffice, the smallest change first."""
-    for change in changes(weights, load, rooms):
+    for change in load_changes(weights, load, rooms):
         changed = replace(load, **change)
-        yield Remedy(change, changed, line(load, change), estimate.needs(weights, config, changed))
+        yield Remedy(change, changed, load_line(load, change), estimate.estimate_needs(weights, config, changed))
 
 
-def changes(weights: Weights, load: Load, rooms: Sequence[Room]) -> Iterator[dict[str, Any]]:
+def load_changes(weights: Weights, load: Load, rooms: Sequence[Room]) -> Iterator[dict[str, Any]]:
     """Yield the settings that make a load take less, or have more."""
-    if load.quantize == "none" and estimate.computed(weights, load) == "float32":
+    if load.quantize == "none" and estimate.compute_dtype(weights, load) == "float32":
         yield {"dtype": "bfloat16"}
     if load.device != "auto" and len(rooms) > 1:
         yield {"device": "auto"}
@@ -88,30 +90,30 @@ def on_disk(needs: Needs, load: Load, rooms: Sequence[Room]) -> list[tuple[str, 
     most = ",".join(f"{name}={size}MiB" for name, size in held.items())
     left = amount(max(0, needs.weights - (sum(held.values()) << 20)))
     change = {"device": "auto", "max_memory": most, "offload_folder": str(paths.cache() / "offload")}
-    return [(line(load, change), f"{left} of the weights stay on disk, read again for every token: slow")]
+    return [(load_line(load, change), f"{left} of the weights stay on disk, read again for every token: slow")]
 
 
-def name(load: Load) -> str:
+def typed_name(load: Load) -> str:
     """Return what is typed for the model of a load."""
     revision = "" if load.revision == "main" else f"@{load.revision}"
     words = load.model + revision + (f":{load.gguf_file}" if load.gguf_file else "")
     return f'"{words}"' if " " in words else words
 
 
-def line(load: Load, change: dict[str, str]) -> str:
+def load_line(load: Load, change: dict[str, str]) -> str:
     """Return the line that loads with a change."""
     bare = Load()
     kept = {key: getattr(load, key) for key in KEPT if getattr(load, key) != getattr(bare, key)} | change
     words = (f"{key}={value or 'default'}" for key, value in kept.items())
-    return " ".join([f"/model {name(load)}", *(f'"{word}"' if " " in word else word for word in words)])
+    return " ".join([f"/model {typed_name(load)}", *(f'"{word}"' if " " in word else word for word in words)])
 
 
-def short(load: Load) -> str:
+def short_model(load: Load) -> str:
     """Return a model's name without the path to it."""
     return load.model.rstrip("/\\").replace("\\", "/").rpartition("/")[2] if "/" in load.model[:1] else load.model
 
 
-def spelled(needs: Needs) -> str:
+def format_needs(needs: Needs) -> str:
     """Say how much, and of what it is made up."""
     parts = {"weights": needs.weights, "KV cache": needs.cache, "working memory": needs.working}
     if needs.loading == needs.total:
@@ -119,12 +121,12 @@ def spelled(needs: Needs) -> str:
     return f"{amount(needs.total)} ({', '.join(f'{word} {amount(size)}' for word, size in parts.items())})"
 
 
-def effect(needs: Needs) -> str:
+def format_effect(needs: Needs) -> str:
     """Say what is needed after a change."""
     return f"needs {amount(needs.total)}, the weights {amount(needs.weights)}"
 
 
-def described(room: Room) -> str:
+def format_room(room: Room) -> str:
     """Say what is free on a device, and what keeps it there."""
     if room.limit == "max_memory":
         return f"{room.device} may hold {amount(room.free)} (max_memory)"

@@ -24,9 +24,9 @@ def out_of_memory(resident: LoadedModel[Any], config: GenerationConfig, prompt: 
     """Make the error for a reply that memory did not suffice for; `prompt` is its length in tokens."""
     made = config.max_new_tokens or max(0, (resident.facts.context or estimate.GLANCE_TOKENS) - prompt)
     needs = _needs(resident, prompt, made, config.num_beams or 1)
-    rooms = available.measure()
+    rooms = available.measure_rooms()
     free = ", ".join(f"{each.device} has {amount(each.free)} free" for each in rooms)
-    found = sorted(remedies(resident, config, prompt, made, rooms), key=lambda each: each[1].total)
+    found = sorted(reply_remedies(resident, config, prompt, made, rooms), key=lambda each: each[1].total)
     choices = [
         (line, f"needs {amount(less.total)}, the weights {amount(less.weights)}, the KV cache {amount(less.cache)}")
         for line, less in found
@@ -34,23 +34,25 @@ def out_of_memory(resident: LoadedModel[Any], config: GenerationConfig, prompt: 
     ]
     if "cpu" not in resident.facts.device_map.values():
         choices.append(("/device cpu", "slower, in the machine's own memory"))
-    said = f"memory ran out: {asked(words)}; needed for {prompt + made} tokens: {fit.spelled(needs)}; {free}"
+    said = (
+        f"memory ran out: {amount_asked(words)}; needed for {prompt + made} tokens: {fit.format_needs(needs)}; {free}"
+    )
     return NoMemory(said, choices=tuple(choices))
 
 
 def _needs(resident: LoadedModel[Any], prompt: int, made: int, beams: int) -> Needs:
     weights, shape = resident.base.weights, resident.model.config
-    return estimate.needs(weights, shape, resident.load, prompt + made, prompt, beams)
+    return estimate.estimate_needs(weights, shape, resident.load, prompt + made, prompt, beams)
 
 
-def remedies(
+def reply_remedies(
     resident: LoadedModel[Any], config: GenerationConfig, prompt: int, made: int, rooms: list[Room]
 ) -> Iterator[tuple[str, Needs]]:
     """Yield what could be changed, as lines with what is needed then: about the load, or about the reply."""
     load, beams = resident.load, config.num_beams or 1
-    for change in fit.changes(resident.base.weights, load, rooms):
+    for change in fit.load_changes(resident.base.weights, load, rooms):
         changed = replace(resident, load=replace(load, **change))
-        line = "/{} {}".format(*next(iter(change.items()))) if len(change) == 1 else fit.line(load, change)
+        line = "/{} {}".format(*next(iter(change.items()))) if len(change) == 1 else fit.load_line(load, change)
         yield line, _needs(changed, prompt, made, beams)
     if load.attention == "eager":
         yield "/attention auto", _needs(replace(resident, load=replace(load, attention="auto")), prompt, made, beams)
@@ -60,7 +62,7 @@ def remedies(
     yield f"/max_new_tokens {half}", _needs(resident, prompt, half, beams)
 
 
-def asked(words: str) -> str:
+def amount_asked(words: str) -> str:
     """Say how much more was asked for, where a library says so among much else; else what it says."""
     found = ASKED.search(words)
     if found is None:

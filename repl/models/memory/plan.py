@@ -11,18 +11,18 @@ from repl.hub.weight_headers import Weights
 from repl.models import from_files, model_config, quantization
 from repl.models.memory import estimate, fit
 from repl.models.memory.available import Room, capped
-from repl.models.memory.estimate import Needs, Sizes
+from repl.models.memory.estimate import ModelSizes, Needs
 from repl.models.memory.fit import FITS, OFFLOAD, TOO_LARGE
 from repl.models.memory.survey import Survey
 
-LENGTHS = (2048, 8192)
+TEXT_LENGTHS = (2048, 8192)
 FORMS = {"float32": ("float32", 0), "bfloat16": ("bfloat16", 0), "8-bit": ("bfloat16", 8), "4-bit": ("bfloat16", 4)}
 """The number formats that are weighed: the dtype, and the bits that matrices are packed into."""
 TOGETHER = "all GPUs"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PlanRow:
     """One way to use a model: what it needs in bytes, a verdict for each device, and the line that loads it so."""
 
     form: str
@@ -35,39 +35,43 @@ class Row:
     line: str
 
 
-def rows(found: Survey, load: Load, rooms: Sequence[Room]) -> list[Row]:
+def rows(found: Survey, load: Load, rooms: Sequence[Room]) -> list[PlanRow]:
     """Weigh a model in every number format, for a short talk, a long one, and all of its context."""
     packed = model_config.get(found.config, "quantization_config") is not None
     forms = (
-        {"as stored": {"dtype": "auto", "quantize": "none"}} if packed else {form: change(form, load) for form in FORMS}
+        {"as stored": {"dtype": "auto", "quantize": "none"}}
+        if packed
+        else {form: form_settings(form, load) for form in FORMS}
     )
     return [
-        row(found, load, form, changed, tokens, rooms)
+        plan_row(found, load, form, changed, tokens, rooms)
         for form, changed in forms.items()
         for tokens in lengths(found.config)
     ]
 
 
-def change(form: str, load: Load) -> dict[str, Any]:
+def form_settings(form: str, load: Load) -> dict[str, Any]:
     """Return the settings for a number format: the way to pack that works here, the library's where none does."""
     dtype, bits = FORMS[form]
     return {"dtype": dtype, "quantize": (quantization.best_form(bits, load) or f"{bits}bit") if bits else "none"}
 
 
-def row(found: Survey, load: Load, form: str, change: dict[str, Any], tokens: int, rooms: Sequence[Room]) -> Row:
+def plan_row(
+    found: Survey, load: Load, form: str, change: dict[str, Any], tokens: int, rooms: Sequence[Room]
+) -> PlanRow:
     """Weigh one number format at one length."""
     changed = replace(load, **change)
-    needs = estimate.needs(found.weights, found.config, changed, tokens)
+    needs = estimate.estimate_needs(found.weights, found.config, changed, tokens)
     judged = dict(verdicts(needs, changed, capped(rooms, load.max_memory)))
     shown = {name: word for name, word in change.items() if word != "none"}
-    loads = fit.line(replace(load, quantize="none"), shown)
-    return Row(form, tokens, needs.weights, needs.cache, needs.working, needs.total, judged, loads)
+    loads = fit.load_line(replace(load, quantize="none"), shown)
+    return PlanRow(form, tokens, needs.weights, needs.cache, needs.working, needs.total, judged, loads)
 
 
 def lengths(config: PreTrainedConfig) -> list[int]:
     """Return the lengths of text to weigh: as far as the context reaches."""
-    context = Sizes(config).context
-    return sorted({min(length, context) for length in (*LENGTHS, context)}) if context else list(LENGTHS)
+    context = ModelSizes(config).context
+    return sorted({min(length, context) for length in (*TEXT_LENGTHS, context)}) if context else list(TEXT_LENGTHS)
 
 
 def verdicts(needs: Needs, load: Load, rooms: Sequence[Room]) -> Iterator[tuple[str, str]]:
@@ -83,9 +87,9 @@ def verdicts(needs: Needs, load: Load, rooms: Sequence[Room]) -> Iterator[tuple[
             yield room.device, FITS if needs.total <= room.free else TOO_LARGE if cards else otherwise
 
 
-def best(table: Sequence[Row], weights: Weights) -> int:
+def best(table: Sequence[PlanRow], weights: Weights) -> int:
     """Return the number of the row to take: as stored where that fits, with as much context as fits; 0 for none."""
-    stored = estimate.computed(weights, Load())
+    stored = estimate.compute_dtype(weights, Load())
     order = [stored, *FORMS]
     for verdict in (FITS, OFFLOAD):
         for form in dict.fromkeys([*order, "as stored"]):
@@ -95,12 +99,12 @@ def best(table: Sequence[Row], weights: Weights) -> int:
     return 0
 
 
-def first(row: Row) -> list[str]:
+def first(row: PlanRow) -> list[str]:
     """Return the verdicts of the devices that a model would be on: accelerators, or the machine where there is none."""
     return [word for device, word in row.verdicts.items() if device != "cpu"] or list(row.verdicts.values())
 
 
-def placed(config: PreTrainedConfig, load: Load, rooms: Sequence[Room]) -> dict[str, str]:
+def plan_device_map(config: PreTrainedConfig, load: Load, rooms: Sequence[Room]) -> dict[str, str]:
     """Return where the parts of a model would go, by the rules that loading follows; nothing is allocated.
 
     Raises whatever the libraries raise about a config that they cannot build.

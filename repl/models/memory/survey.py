@@ -21,7 +21,7 @@ from repl.hub.download import DownloadProgress, call_hub
 from repl.hub.locate import RepoFiles
 from repl.hub.weight_headers import Weights, as_tensor, bits, count_weights
 from repl.models import imports
-from repl.models.memory.estimate import Sizes
+from repl.models.memory.estimate import ModelSizes
 
 GENERATE = "custom_generate/generate.py"  # takes the place of `generate` where code may run
 
@@ -76,7 +76,9 @@ def here(load: Load, found: cache.LocalModel) -> Survey:
     weights = validate.examine(found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=True)
     files = [*weights.files, *([] if found.gguf_file else ["config.json"])]
     size = sum((found.folder / name).stat().st_size for name in files)
-    return Survey(found.commit, weights, config(found.folder, found.gguf_file), cached=size, code=code_here(found))
+    return Survey(
+        found.commit, weights, read_any_config(found.folder, found.gguf_file), cached=size, code=code_here(found)
+    )
 
 
 def code_here(found: cache.LocalModel) -> Code | None:
@@ -86,7 +88,7 @@ def code_here(found: cache.LocalModel) -> Code | None:
     return Code(files, found.commit) if asks else None
 
 
-def config(folder_: Path, gguf_file: str = "") -> PreTrainedConfig:
+def read_any_config(folder_: Path, gguf_file: str = "") -> PreTrainedConfig:
     """Read a config without running any code; one of a foreign type is taken as it stands."""
     from transformers import AutoConfig, PreTrainedConfig
 
@@ -95,7 +97,7 @@ def config(folder_: Path, gguf_file: str = "") -> PreTrainedConfig:
         return AutoConfig.from_pretrained(str(folder_), trust_remote_code=False, local_files_only=True, **extra)
     except Exception:  # a type of its own, or values that its class refuses: the load itself will say so
         with suppress(Exception):
-            return PreTrainedConfig.from_dict(validate.read_config(folder_))
+            return PreTrainedConfig.from_dict(validate.read_model_config(folder_))
     return None
 
 
@@ -105,13 +107,13 @@ def config(folder_: Path, gguf_file: str = "") -> PreTrainedConfig:
 def there(want: ModelRequest, listing: RepoFiles, emit: JobContext) -> Survey:
     """Look over a repository through its description, its config, and the first bytes of its weights."""
     try:
-        place = locate.begin(want, "config.json", DownloadProgress(emit, listing.sizes), emit)
+        place = locate.fetch_first(want, "config.json", DownloadProgress(emit, listing.sizes), emit)
     except NotFound:
         if not listing.gated:
             raise
         return withheld(want, listing)
-    read = config(place)
-    names = wanted(want, place, listing, emit)
+    read = read_any_config(place)
+    names = files_to_load(want, place, listing, emit)
     headed = [name for name in names if name.endswith(validate.WEIGHT_ENDINGS)]
     weights = remote_weights(want, headed, listing, read, emit)
     missing = {name: listing.sizes[name] for name in names if not (place / name).is_file()}
@@ -120,13 +122,13 @@ def there(want: ModelRequest, listing: RepoFiles, emit: JobContext) -> Survey:
     return Survey(listing.commit, weights, read, listing.gated, missing, kept, code)
 
 
-def wanted(want: ModelRequest, place: Path, listing: RepoFiles, emit: JobContext) -> list[str]:
+def files_to_load(want: ModelRequest, place: Path, listing: RepoFiles, emit: JobContext) -> list[str]:
     """List the files that loading reads; an index of several weight files is fetched for it."""
     if want.gguf_file:
         return [want.gguf_file]
     first = cache.head(listing.sizes, want.pickle)
     if first.endswith(".json"):
-        locate.fetch(want, first, listing.commit, DownloadProgress(emit, listing.sizes), emit)
+        locate.fetch_file(want, first, listing.commit, DownloadProgress(emit, listing.sizes), emit)
     index = [first] if first.endswith(".json") else []
     return ["config.json", *index, *locate.needed(want, place, first, listing.sizes)]
 
@@ -142,7 +144,7 @@ def code_there(want: ModelRequest, place: Path, listing: RepoFiles, emit: JobCon
     """List what could run of a repository that asks for code of its own; its small configs are fetched for it."""
     files = {name: size for name, size in sorted(listing.sizes.items()) if consent.could_run(name)}
     for name in (name for name in listing.sizes if files and fnmatchcase(name, consent.CONFIGS) and "/" not in name):
-        locate.fetch(want, name, listing.commit, DownloadProgress(emit, listing.sizes), emit)
+        locate.fetch_file(want, name, listing.commit, DownloadProgress(emit, listing.sizes), emit)
     return Code(files, listing.commit) if GENERATE in files or consent.asked_for(place) else None
 
 
@@ -163,7 +165,7 @@ def remote_weights(
         raise BadModel(f"the weights of {want} are no safetensors files") from error
     except Exception as error:  # as for every call of the Hub
         stopped = Unreachable("the Hub stopped answering while headers were read", f"/plan {want.model}")
-        raise locate.explained(error, want, emit) or stopped from error
+        raise locate.explain_hub_error(error, want, emit) or stopped from error
     tensors = {name: as_tensor(each.dtype, each.shape) for file in found for name, each in file.tensors.items()}
     return count_weights(names, tensors, "safetensors")
 
@@ -176,6 +178,6 @@ def by_count(listing: RepoFiles, names: Iterable[str], config: PreTrainedConfig)
     stored = Counter(listing.stored) or Counter({"F16": size // 2})
     total = stored.total()
     taken = sum(number * bits(name) // 8 for name, number in stored.items())
-    sizes = Sizes(config) if config is not None else None
+    sizes = ModelSizes(config) if config is not None else None
     outside = 2 * sizes.vocabulary * sizes.hidden if sizes else 0
     return Weights(tuple(names), total, taken, dict(stored), kind, max(0, total - outside))

@@ -89,7 +89,7 @@ def _clear(line: Buffer, stop: Callable[[], object]) -> None:
 async def _edit(line: Buffer, folds: Folds) -> None:
     """Open the whole text in `$EDITOR`; what of it was folded and stays as it was is folded again."""
     whole = folds.whole(line.text)
-    edited = await run_in_terminal(lambda: children.edit(whole), in_executor=True)
+    edited = await run_in_terminal(lambda: children.edit_text(whole), in_executor=True)
     text = folds.entry(whole if edited is None else edited)
     line.document = Document(text, len(text))
 
