@@ -30,6 +30,7 @@ def test_an_answer_in_a_shell_is_no_session(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "archive.db").exists()
 
 
+@pytest.mark.slow
 def test_a_conversation_goes_on_without_the_model_of_the_settings(gpt2_folder: Path, tmp_path: Path) -> None:
     """Its own model is what loads, and lines that need none do not wait for one."""
     one_shot(str(gpt2_folder), "--max", "2", "-c", "Hi", home=tmp_path)

@@ -242,13 +242,19 @@ def test_a_field_without_effect_as_things_stand_says_so(tiny, name):
 
 
 @pytest.mark.library
+def test_a_models_own_values_are_heeded_as_generate_heeds_them(laden):
+    session, model, tokenizer = laden
+    run(session, "/reset", "/max 8", "/seed 3")
+    as_it_is = run(session, f"/raw {PROMPT}")
+    assert [*as_it_is.prompt_ids, *as_it_is.token_ids] == made(model, tokenizer, {})
+
+
+@pytest.mark.library
 @pytest.mark.filterwarnings("ignore:Unfeasible length")  # of the model's min_length where one token is looked at
 @pytest.mark.parametrize("name", [*LADEN])
 def test_none_is_none_as_an_argument_of_generate(laden, name):
     session, model, tokenizer = laden
     run(session, "/reset", "/max 8", "/seed 3")
-    as_it_is = run(session, f"/raw {PROMPT}")
-    assert [*as_it_is.prompt_ids, *as_it_is.token_ids] == made(model, tokenizer, {})
     off = [name, "exponential_decay_length_penalty"] if name == "eos_token_id" else [name]  # that one needs an end
     run(session, *(f"/set {each} none" for each in off))
     done = run(session, f"/raw {PROMPT}")
