@@ -13,6 +13,7 @@ from repl.commands.registry import command
 from repl.core import settings
 from repl.core.sanitize import clean_line
 from repl.core.values import RestOfLine
+from repl.session.change_settings import describe
 from repl.session.session import Session
 from repl.terminal.screen import render
 
@@ -56,6 +57,8 @@ class HelpPage:
     help: str
     more: str
     takes: str
+    now: str = ""
+    """The value of a setting, and where it comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ def help_(session: Session, name: Annotated[str, RestOfLine()] = "") -> Help | F
     known = families() | settings_by_part()
     if title in ("", "all"):
         return Help(families(), settings_by_part(), title == "all")
-    return family(title, known[title]) if title in known else help_page(name)
+    return family(title, known[title]) if title in known else help_page(name, session)
 
 
 def families() -> dict[str, list[str]]:
@@ -103,20 +106,24 @@ def family(title: str, names: list[str]) -> Family:
     return Family(title, help_page(title) if title in registry.COMMANDS else None, entries)
 
 
-def help_page(name: str) -> HelpPage:
+def help_page(name: str, session: Session | None = None) -> HelpPage:
     """Return what is known of a command or setting; raises `UsageError`."""
     wanted = name.strip().lstrip("/")
     if wanted in registry.USER_ALIASES:
         return HelpPage(f"/{wanted}", f"your alias for {registry.USER_ALIASES[wanted]}", "", "")
     found = registry.find_command(wanted)
-    takes = settings.kind(found.name).phrase if found.name in settings.places() else ""
-    return HelpPage(found.usage, found.help, found.more, takes)
+    if session is None or found.name not in settings.places():
+        return HelpPage(found.usage, found.help, found.more, "")
+    row = describe(session, found.name)
+    value = settings.show(row.name, row.value) or "not set"
+    return HelpPage(found.usage, found.help, found.more, row.takes, f"{value} ({row.origin})")
 
 
 def drawn(result: HelpPage) -> RenderableType:
     """Draw one command or setting in full."""
     lines = [Text(result.usage, "accent"), Text(clean_line(result.help))]
-    lines += [Text(f"takes {result.takes}; default puts it back", "quiet")] if result.takes else []
+    if result.takes:
+        lines.append(Text(f"now {clean_line(result.now)}; takes {result.takes}; default puts it back", "quiet"))
     lines += [Text(" ".join(result.more.split()), "quiet")] if result.more else []
     return Group(*lines)
 
