@@ -37,6 +37,7 @@ NO_VIEW = (NoneType, Message, Draft, Lines, Reply, Loaded, Connected, NotAView)
 BARE = {"help": "/help", "?": "/help", "exit": "/quit", "quit": "/quit"}
 KEYBOARD_POLL_S = 0.05  # seconds between looks at the keyboard meanwhile: each takes time from the load
 WAIT_FOR_LOAD_S = 0.25  # seconds that a load may take before the prompt comes back without it
+MIN_FAREWELL_COLUMNS = 70  # columns of a window in which the number of answers is said at the end
 MAX_MODELS_OFFERED = 4  # models to load instead of one that failed
 END_OF_JOB_S = 1.0  # seconds that a job may take to end when the program is told to
 
@@ -355,8 +356,9 @@ class Shell:
         """Say what is saved of the session, and how to go on with it."""
         answers = sum(turn.record is not None for turn in self.session.conversation.turns.values())
         if answers and self.saves:
-            ending = joined(counted(answers, "answer"), "hub-repl --resume continues")
-            title = shortened(self.session.archive.title, max(12, self.screen.err.width - len(ending) - 15))
+            wide = self.screen.err.width >= MIN_FAREWELL_COLUMNS
+            ending = joined(counted(answers, "answer") if wide else "", "hub-repl --resume continues")
+            title = shortened(self.session.archive.title, max(1, self.screen.err.width - len(ending) - 15))
             self.screen.notice(joined(f'Saved as "{title}"', ending))
 
     # many lines
