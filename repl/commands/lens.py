@@ -11,21 +11,25 @@ from rich.text import Text
 
 from repl.analysis.logit_lens import LensToken, first_token, layer_logits, lens_token
 from repl.commands.registry import command
+from repl.core.conversation import Turn
 from repl.core.errors import UsageError
 from repl.core.format import counted, joined, shortened
 from repl.core.jobs import JobContext
 from repl.core.library_types import Tensor
+from repl.core.settings import Settings
 from repl.core.values import Integer, RestOfLine
 from repl.generation.measure.token_text import Speller, quote
+from repl.generation.measure.token_trace import least_certain, require_record
 from repl.generation.request import Request, encode_prompt
 from repl.generation.runtime import Model
-from repl.session.position import next_position
+from repl.session.position import next_position, require_own_reply
 from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
-from repl.terminal.token_colours import percent
+from repl.terminal.token_colours import CLASSES, heat, percent
 
 LENS_EXAMPLE = "/lens The capital of France is"
+HEAT_CELLS = 3  # columns that shade the probability of the answer
 CELL_WIDTH = 20  # columns that one token with its probability takes
 
 
@@ -74,32 +78,40 @@ def lens(
 ) -> Task[Lens]:
     """Show what each layer would say next, and where the model's answer leads.
 
-    After the conversation as it stands, or after TEXT, without the chat template. --at N looks at the place where token
-    N of the last reply was made. --word W follows one word (its first token) through the layers; quotes keep a space in
-    front of it. Every layer is read through what stands behind the last one.
+    At the least certain token of the last reply, or after TEXT, without the chat template. --at N looks at the place
+    where token N of the last reply was made. The first column shades the probability of the final answer after each
+    layer; layers where it leads are marked. --word W follows one word (its first token) through the layers; quotes
+    keep a space in front of it. Every layer is read through what stands behind the last one.
     """
-    session.facts()
-    spot = _spot(session, text, at)
+    facts, last, chosen = session.facts(), session.last, session.settings
+    if text.strip() and at:
+        raise UsageError("--at counts the tokens of the last reply, a text has none of those", LENS_EXAMPLE)
+    own = bool(last and last.record and last.record.made_by(facts.id, facts.commit))
+    if at or (own and not text.strip()):
+        reply, record = require_own_reply(session)
+        if at > len(record.token_ids):
+            raise UsageError(f"the last reply has {len(record.token_ids)} tokens, not {at}", LENS_EXAMPLE)
+
+        def look_at_token(emit: JobContext) -> Lens:
+            resident = session.store.current()
+            return look_through(resident, _token_spot(resident, chosen, reply, at, emit), word, top, emit)
+
+        return session.run_on_model(look_at_token)
+    if text.strip():
+        spot = Spot(Request(chosen, text=text), f"after {quote(text)}")
+    else:
+        position = next_position(session)  # the place that /next looks at
+        spot = Spot(position.request, f"after {position.after}")
     return session.run_on_model(lambda emit: look_through(session.store.current(), spot, word, top, emit))
 
 
-def _spot(session: Session, text: str, at: int) -> Spot:
-    if text.strip() and at:
-        raise UsageError("--at counts the tokens of the last reply, a text has none of those", LENS_EXAMPLE)
-    if text.strip():
-        return Spot(Request(session.settings, text=text), quote(text))
-    if not at:
-        spot = next_position(session)  # the place that /next looks at
-        return Spot(spot.request, spot.after)
-    turn = session.last
-    if turn is None or turn.record is None or not turn.record.made_by(session.facts().id, session.facts().commit):
-        raise UsageError("the last reply is not a reply of this model: its tokens are others", "/retry")
-    record = turn.record
-    if at > len(record.token_ids):
-        raise UsageError(f"the last reply has {len(record.token_ids)} tokens, not {at}", LENS_EXAMPLE)
-    ids = (*record.prompt_ids, *record.token_ids[: at - 1])
-    place = f"the place of token {at} in exchange {turn.exchange}"
-    return Spot(Request(session.settings, ids=ids), place, record.token_ids[at - 1])
+def _token_spot(resident: Model, chosen: Settings, reply: Turn, at: int, emit: JobContext) -> Spot:
+    """Return the place of token `at` of a reply, by default of its least certain one; for the model thread."""
+    record, number = require_record(reply), at or least_certain(resident, reply, emit)
+    token = record.token_ids[number - 1]
+    named = "" if at else f", the least certain: {quote(Speller(resident.tokenizer).text(token))}"
+    request = Request(chosen, ids=(*record.prompt_ids, *record.token_ids[: number - 1]))
+    return Spot(request, f"before token {number} of exchange {reply.exchange}{named}", token)
 
 
 def look_through(resident: Model, spot: Spot, word: str, top: int, emit: JobContext) -> Lens:
@@ -127,17 +139,24 @@ def _layer(number: int, logs: Tensor, speller: Speller, top: int, answer: int, w
 def _draw(lens: Lens, width: int, plain: bool) -> Iterator[RenderableType]:
     """Draw a row for each layer, as many tokens in it as the window has room for."""
     mark = ">" if plain else "▸"
-    yield Text(joined(f"after {shortened(lens.place, 60)}", counted(lens.tokens, "token")), "quiet")
+    yield Text(joined(shortened(lens.place, 66), counted(lens.tokens, "token")), "quiet")
     table = Table.grid(padding=(0, 2))
-    shown = max(1, (width - 13 - (20 if lens.word else 0)) // (CELL_WIDTH + 2))
+    shown = max(1, (width - 13 - HEAT_CELLS - (20 if lens.word else 0)) // (CELL_WIDTH + 2))
     if lens.word:
-        table.add_row("", Text(quote(lens.word, 18).rjust(18), "quiet"))
+        table.add_row("", "", Text(quote(lens.word, 18).rjust(18), "quiet"))
     for layer in lens.layers:
         number = f" {layer.number or 'embedding':>9}"
-        head = Text.assemble((mark if layer.number == lens.leads else " ", "accent"), (number, "quiet"))
+        head = Text.assemble((mark if layer.answer.rank == 1 else " ", "accent"), (number, "quiet"))
         cells = [draw_cell(token, "accent" if token.id == lens.answer.id else "") for token in layer.top[:shown]]
-        table.add_row(head, *([draw_followed(layer.word, lens.answer.id)] if layer.word else []), *cells)
+        table.add_row(
+            head,
+            Text(heat(layer.answer.probability) * HEAT_CELLS, "accent"),
+            *([draw_followed(layer.word, lens.answer.id)] if layer.word else []),
+            *cells,
+        )
     yield table
+    legend = [f"{heat(least)} {words}" for least, _, words in CLASSES]
+    yield Text("  ".join([f"{quote(lens.answer.text, 12)}:", *legend]), "quiet")
     before = f", at first at {lens.first}" if lens.first < lens.leads else ""
     last = len(lens.layers) - 1
     where = f"from layer {lens.leads} of {last} on" if lens.leads else "from the embedding on"

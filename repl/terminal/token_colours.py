@@ -37,6 +37,12 @@ def percent(probability: float) -> str:
     return "<0.01 %" if 0 < probability < 0.00005 else f"{100 * probability:.2f} %"
 
 
+def heat(probability: float) -> str:
+    """Return a character as dense as a token is probable, by the classes of the colours."""
+    place = next(place for place, (least, _, _) in enumerate(CLASSES) if probability >= least)
+    return ("#+-." if ascii_only() else "█▓▒░")[place]
+
+
 def styled_text(parts: Iterable[tuple[str, str]]) -> Text:
     """Join pieces of text, each in its style, into one that may be drawn."""
     drawn, cleaner = Text(), Cleaner()

@@ -12,6 +12,7 @@ from repl.commands.lens import Lens
 from repl.commands.registry import COMMANDS, parse_arguments
 from repl.core.errors import Cancelled, Failed, UsageError
 from repl.terminal.screen import THEME, render, to_jsonable
+from repl.terminal.token_colours import heat
 
 IDS = [3, 14, 15, 9, 26]
 SIZES = {
@@ -207,13 +208,13 @@ def logits_after(session, ids):
         return session.store.current().model(torch.tensor([list(ids)])).logits[0, -1]
 
 
-def test_without_a_text_it_is_the_conversation_as_the_model_saw_it(chat):
+def test_without_a_text_it_is_the_least_certain_token_of_the_last_reply(chat):
     record = chat.last.record
-    made = record.token_ids[:-1] if record.finish == "stop" else record.token_ids
     found = run(chat, "/lens")
-    own = logits_after(chat, [*record.prompt_ids, *made]).log_softmax(-1)
-    assert found.tokens == len(record.prompt_ids) + len(made)
-    assert found.place == "the last reply"
+    number = found.tokens - len(record.prompt_ids) + 1
+    own = logits_after(chat, [*record.prompt_ids, *record.token_ids[: number - 1]]).log_softmax(-1)
+    assert number == run(chat, "/why").number
+    assert f"token {number} of exchange 1, the least certain" in drawn(found, 100)[0]
     assert found.answer.id == int(own.argmax())
     assert found.answer.logprob == pytest.approx(float(own.max()), abs=1e-4)
     assert [layer.number for layer in found.layers] == [0, 1, 2]
@@ -290,7 +291,7 @@ def test_before_anything_was_said_it_says_what_to_type(gpt2_folder):
         with pytest.raises(UsageError, match="nothing was said yet") as caught:
             run(session, "/lens")
         done = ask(session, caught.value.hints[0].removeprefix("/lens "))
-        assert run(session, "/lens").tokens >= len(done.prompt_ids) + 4
+        assert run(session, "/lens").tokens >= len(done.prompt_ids)
 
 
 def test_a_reply_of_another_model_is_read_from_its_text(llama_folder, gpt2_folder, metaspace_folder):
@@ -299,7 +300,7 @@ def test_a_reply_of_another_model_is_read_from_its_text(llama_folder, gpt2_folde
         run(session, f"/model {metaspace_folder}", "/dtype float32")
         tokenizer = session.store.current().tokenizer
         assert run(session, "/lens").tokens == len(tokenizer("Once upon a time" + done.text)["input_ids"])
-        with pytest.raises(UsageError, match="not a reply of this model"):
+        with pytest.raises(UsageError, match="is loaded"):
             run(session, "/lens --at 1")
 
 
@@ -338,7 +339,8 @@ def test_a_row_for_each_layer_and_none_is_too_wide(chat, width, line):
     assert max(map(len, rows)) <= width
     layers = [row for row in rows if row.strip("▸ ").split()[0] in ("embedding", "1", "2")]
     assert len(layers) == 3
-    assert [row.startswith("▸") for row in layers].index(True) == found.leads
+    assert [row.startswith("▸") for row in layers] == [layer.answer.rank == 1 for layer in found.layers]
+    assert all(row[13:16] == 3 * heat(one.answer.probability) for row, one in zip(layers, found.layers, strict=True))
     assert width > 60 or found.word or layers[-1].count("%") == 2
 
 
