@@ -22,6 +22,7 @@ from repl.session.position import question, split_prompt
 from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
+from repl.terminal.tables import grid
 
 MIN_OPENING_CELLS = 16  # least columns worth giving to the beginning of a text beside the figures
 SWEEP_WORDS = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penalty=1,1.1", "show")
@@ -114,11 +115,21 @@ def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
     first = [["greedy", *[""] * len(found.names), *_figures(found.greedy)]] if found.greedy else []
     widths = [max(map(cell_len, column)) for column in zip(heads, *first, *rows, strict=True)]
     room = width - sum(widths) - 2 * len(widths)
-    yield Text(_aligned(heads, widths), "quiet")
-    if found.greedy:
-        yield from _row(_aligned(first[0], widths), found.greedy, room, "quiet")
-    for cells, row in zip(rows, found.lines, strict=True):
-        yield from _row(_aligned(cells, widths), row, room, "")
+    told = [
+        *([(first[0], found.greedy, "quiet")] if found.greedy else []),
+        *((*one, "") for one in zip(rows, found.lines, strict=True)),
+    ]
+    if room >= MIN_OPENING_CELLS:
+        lines = [
+            [*(Text(cell, "quiet") for cell in cells), _opening(row.text, room, style)] for cells, row, style in told
+        ]
+        yield grid("r" * len(heads) + "l", lines, [*heads, ""])
+    else:
+        yield Text(_aligned(heads, widths), "quiet")
+        for cells, row, style in told:
+            figures = _aligned(cells, widths)
+            yield Text(figures, "quiet")
+            yield Text("   ") + _opening(row.text, max(20, room + cell_len(figures) - 3), style)
     yield Text(_said(found), "quiet")
     if found.lines:
         yield Text.assemble(
@@ -141,14 +152,6 @@ def _figures(row: SweepRow) -> list[str]:
         "" if row.logprob is None else f"{row.logprob:.2f}",
         parts if row.number else "",
     ]
-
-
-def _row(figures: str, row: SweepRow, room: int, style: str) -> Iterator[Text]:
-    if room >= MIN_OPENING_CELLS:
-        yield Text.assemble((figures + "  ", "quiet"), _opening(row.text, room, style))
-        return
-    yield Text(figures, "quiet")
-    yield Text("   ") + _opening(row.text, max(20, room + cell_len(figures) - 3), style)
 
 
 def _opening(text: str, most: int, style: str) -> Text:
