@@ -89,7 +89,7 @@ def unpacked(home: str) -> Path:
     """Return a home of its own that shares the unpacked built-in model of this user."""
     cache = Path(home, "cache")
     cache.mkdir()
-    (cache / "builtin").symlink_to(paths.cache() / "builtin")
+    (cache / "builtin").symlink_to(paths.cache_folder() / "builtin")
     return Path(home)
 
 

@@ -172,7 +172,7 @@ def is_greedy(record: Reply, facts: ModelInfo, load: Load, settings: Settings) -
     loaded = {name: getattr(load, name) for name in load.__slots__}
     same = {**record.load, "dtype": record.model.dtype} == {**loaded, "dtype": facts.dtype}
     chosen = not record.sampled and record.beams == 1
-    table = decoding.effective(greedy_settings(settings), facts.base)
+    table = decoding.effective_values(greedy_settings(settings), facts.base)
     changed = [name for name in record.decode if name in table and name not in IDLE_SETTINGS]
     alike = all(_even(record.decode[name], table[name].value) for name in changed)
     return bool(record.token_ids) and same and chosen and alike and record.model.commit == facts.commit
@@ -300,7 +300,7 @@ def _onward(second: Model, asked: Asked, text: Led, fork: FirstFlip, emit: JobCo
     before = tuple(text.ids[: len(text.done.prompt_ids) + place])
     rest = [fork.second.id]
     config = arguments.of_settings(second, asked.settings).config
-    if fork.second.id not in decoding.stops(config):
+    if fork.second.id not in decoding.end_ids(config):
         settings = greedy_settings(asked.settings).put("max_new_tokens", ONWARD_TOKENS - 1, "diverge")
         request = Request(settings, ids=(*before, fork.second.id))
         done = engine.generate_reply(second, request, batch.Muted(emit))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from repl.core.errors import UsageError
 from repl.core.library_types import Module, PreTrainedModel, Tensor
-from repl.core.values import nearest
+from repl.core.values import closest_match
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class ModuleReader:
     def __init__(self, model: PreTrainedModel, path: str) -> None:
         self._modules = dict(model.named_modules(remove_duplicate=False))
         if path not in self._modules:
-            close = nearest(path, list(self._modules))
+            close = closest_match(path, list(self._modules))
             raise UsageError(f"no module {path!r}" + (f", did you mean {close}?" if close else ""), "/arch")
         self._root = path
         self._places = getattr(model, "hf_device_map", None) or {}

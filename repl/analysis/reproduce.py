@@ -69,7 +69,7 @@ def generate_again(resident: Model, record: Reply, emit: JobContext) -> list[int
             **chosen.off,
         )
     new: list[int] = rows[recipe.sequence_place(record), len(prompt) :].tolist()
-    ends = [place for place, token in enumerate(new) if token in decoding.stops(chosen.config)]
+    ends = [place for place, token in enumerate(new) if token in decoding.end_ids(chosen.config)]
     return new[: ends[0] + 1] if ends else new
 
 

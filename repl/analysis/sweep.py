@@ -145,7 +145,7 @@ def _cell(neutral: Settings, base: ModelDefaults, words: Words, seed: int) -> Ce
     zero = [(name, text) for name, text in words if name == "temperature" and text.strip("0.") == "" and "0" in text]
     greedy = [("do_sample", "off"), ("temperature", "default")] if zero else []
     chosen = changed(neutral, [*greedy, *(pair for pair in words if pair not in zero)], ("decode",), base)
-    samples = bool(decoding.effective(chosen, base)["do_sample"].value)
+    samples = bool(decoding.effective_values(chosen, base)["do_sample"].value)
     words = tuple(pair for pair in words if samples or pair in zero or pair[0] not in WARPERS)
     known = {**dict(chosen.extra), **{name: chosen.get(name) for name, _ in words if name in settings.places()}}
     values = {name: 0.0 if (name, text) in zero else known[name] for name, text in words}

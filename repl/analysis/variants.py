@@ -94,7 +94,7 @@ def _parts(word: str) -> list[str]:
 
 
 def _title(parts: list[str]) -> str:
-    return ",".join(settings.named(part) for part in parts) or NOW
+    return ",".join(settings.short_id(part) for part in parts) or NOW
 
 
 def _given(parts: list[str], base: ModelDefaults) -> list[tuple[str, str]]:

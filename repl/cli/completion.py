@@ -38,5 +38,5 @@ def _offer(action: argparse.Action) -> None:
     if action.dest in COMPLETED_BY:
         action.complete = COMPLETED_BY[action.dest]  # type: ignore[attr-defined] # how shtab is told
     elif action.dest.startswith("set_"):
-        words = settings.kind(action.dest.removeprefix("set_")).complete()
+        words = settings.setting_kind(action.dest.removeprefix("set_")).complete()
         action.choices = [word for word in words if not word.isdigit()] or None

@@ -84,8 +84,8 @@ def open_session(model: str = "builtin", *, offline: bool = False, **chosen: obj
     extensions.load_extensions()
     wanted = Settings()
     for name, word in [*settings.address(model), *chosen.items()]:
-        full = settings.find(name)
-        wanted = wanted if word == "default" else wanted.put(full, settings.read(full, _word(word)), "you")
+        full = settings.find_setting(name)
+        wanted = wanted if word == "default" else wanted.put(full, settings.read_setting(full, _word(word)), "you")
     session = OpenSession(Session(wanted, Store(Runtime, offline), Worker()))
     try:
         session._finish(session._session.load(wanted), lambda event: None)

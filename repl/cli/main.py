@@ -13,7 +13,7 @@ from repl.core import paths, settings, streams
 from repl.core.errors import ReplError, UsageError
 from repl.core.sanitize import clean_line
 from repl.core.settings import Settings
-from repl.core.values import Choice, Integer, Number, nearest
+from repl.core.values import Choice, Integer, Number, closest_match
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -51,7 +51,7 @@ def short_help() -> str:
 
 def _setting_row(short: str) -> tuple[str, str]:
     name = settings.SHORT_NAMES.get(short, short)
-    kind = settings.kind(name)
+    kind = settings.setting_kind(name)
     takes = ", ".join(kind.options) if isinstance(kind, Choice) else settings.help_of(name).partition(";")[0]
     return f"--{short.replace('_', '-')} {'N' if isinstance(kind, Integer | Number) else 'NAME'}", takes
 
@@ -77,7 +77,7 @@ class CommandLine(argparse.ArgumentParser):
 
     def _unknown(self, word: str) -> str:
         known = [word for word in self.format_help().replace(",", " ").split() if word.startswith("--")]
-        close = nearest(word.partition("=")[0], known)
+        close = closest_match(word.partition("=")[0], known)
         return f"no option {word}" + (f", did you mean {close}?" if close else "")
 
 
@@ -147,7 +147,7 @@ def choose_settings(asked: argparse.Namespace, found: Settings) -> Settings:
     if os.environ.get("ACCESSIBLE"):
         found = found.put("accessible", True, "ACCESSIBLE")
     for name, word in given.items():
-        found = found.put(name, settings.read(name, word), "you")
+        found = found.put(name, settings.read_setting(name, word), "you")
     return found
 
 
@@ -175,7 +175,7 @@ def run_program() -> int:
     from repl.cli.program import Program
     from repl.session import config_file
 
-    found = config_file.read_config_file(paths.config() / "config.toml")
+    found = config_file.read_config_file(paths.config_folder() / "config.toml")
     return Program(asked, found, choose_settings(asked, found.settings)).run()
 
 

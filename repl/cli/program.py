@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from repl.core import paths, texts
 from repl.core.jobs import Job, JobContext, Worker
 from repl.core.sanitize import ascii_only, spinner
-from repl.core.settings import Settings, named
+from repl.core.settings import Settings, short_id
 from repl.session import config_file
 
 if TYPE_CHECKING:
@@ -167,7 +167,9 @@ class Program:
         """Serve lines of the editor; True where they are to be read plainly from now on."""
         from repl.terminal.editor.prompt import Editor
 
-        self._editor = editor = Editor(paths.data() / "history", StartingShell(self), mark, keep=not self.asked.no_save)
+        self._editor = editor = Editor(
+            paths.data_folder() / "history", StartingShell(self), mark, keep=not self.asked.no_save
+        )
         with editor.own_terminal():
             asked, found = self.asked, self.config
             if self._shell is not None:
@@ -259,7 +261,7 @@ class StartingShell:
 
     def toolbar(self, width: int) -> str:
         """Return the line under the prompt."""
-        return f" loading {named(self._program.chosen.load.model)}"[: max(1, width - 1)]
+        return f" loading {short_id(self._program.chosen.load.model)}"[: max(1, width - 1)]
 
     def poll_load(self) -> Callable[[], object] | None:
         """Begin the imports once the prompt is drawn; hand over when they are done."""
@@ -293,7 +295,7 @@ class StartingShell:
 
 def is_new_user(noted: bool) -> bool:
     """Tell whether this is one of the first starts; each is noted in a file, where that is allowed."""
-    marks = paths.data() / "starts"
+    marks = paths.data_folder() / "starts"
     with suppress(OSError):
         count = marks.stat().st_size if marks.exists() else 0
         if noted and count < HINTED_STARTS:

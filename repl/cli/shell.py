@@ -18,8 +18,8 @@ from repl.core.explain import sentence
 from repl.core.format import counted, joined, rate, shortened
 from repl.core.jobs import Worker
 from repl.core.reply import Reply
-from repl.core.sanitize import repaired
-from repl.core.settings import Settings, named
+from repl.core.sanitize import repair
+from repl.core.settings import Settings, short_id
 from repl.generation.measure.token_trace import Inspection
 from repl.generation.runtime import Runtime
 from repl.hub import catalog, consent
@@ -94,7 +94,7 @@ class Shell:
 
     def run(self, line: str) -> bool:
         """Run one line; False if it failed. A number takes up what the result or the failure before offered."""
-        line = repaired(line)
+        line = repair(line)
         (choices, failed), self.offered, self.default = self.offered, ([], ""), ""
         if line.strip().isdecimal() and 0 < int(line) <= len(choices):
             good = self._run(choices[int(line) - 1]) and (not failed or (self.settle_load() and self._run(failed)))
@@ -323,7 +323,7 @@ class Shell:
         return _fitted(parts, width)
 
     def _loading(self) -> list[str]:
-        return [part for part in (f"loading {named(self.session.pending().load.model)}", *self._pace.said()) if part]
+        return [part for part in (f"loading {short_id(self.session.pending().load.model)}", *self._pace.said()) if part]
 
     def _state(self) -> list[str]:
         session, engine = self.session, self.session.engine
@@ -402,17 +402,17 @@ def _fitted(parts: list[str], width: int) -> str:
 def loadable(failed: str) -> tuple[tuple[str, str], ...]:
     """Return lines that load another model than the one that failed: the built-in one, then cached ones."""
     names = [name for name in catalog.names.here() if name != failed][:MAX_MODELS_OFFERED]
-    return tuple((f"/model {name}", f"loads {named(name)}") for name in names)
+    return tuple((f"/model {name}", f"loads {short_id(name)}") for name in names)
 
 
 def make_shell(
     asked: argparse.Namespace, config: Config, chosen: Settings, worker: Worker, saved: bool, interactive: bool
 ) -> Shell:
     """Return what runs the lines of a session, of which nothing stays on disk unless it is `saved`."""
-    log.install(paths.data())
+    log.install(paths.data_folder())
     offline = asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-    store = Store(Runtime, offline, consents=consent.Consents(paths.data() / consent.FILE))
-    session = Session(chosen, store, worker, paths.data() / ARCHIVE_FILE if saved else None)
+    store = Store(Runtime, offline, consents=consent.Consents(paths.data_folder() / consent.FILE))
+    session = Session(chosen, store, worker, paths.data_folder() / ARCHIVE_FILE if saved else None)
     session.configure(config.presets, config.engines)
     session.notify(*config.wrong, *extensions.problems(), *registry.alias(config.aliases))
     shell = Shell(session, Screen(asked.json, interactive))

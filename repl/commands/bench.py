@@ -51,7 +51,9 @@ def _plan(session: Session, words: Sequence[str]) -> list[Way]:
         plain = plain.reset(name)
     found = [Way(BARE_GENERATE, plain), Way("loop", plain)]
     if on := [
-        f"{name}={settings.show(name, now.get(name))}" for name in decoding.AHEAD if now.get(name) != plain.get(name)
+        f"{name}={settings.show_setting(name, now.get(name))}"
+        for name in decoding.AHEAD
+        if now.get(name) != plain.get(name)
     ]:
         found.append(Way(",".join(on), now))
     for word in words:

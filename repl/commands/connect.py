@@ -12,7 +12,7 @@ from repl.core.errors import UsageError
 from repl.core.format import joined
 from repl.core.jobs import Job
 from repl.core.sanitize import clean_line
-from repl.core.settings import named
+from repl.core.settings import short_id
 from repl.core.values import Text as Words
 from repl.models.loader import ModelInfo
 from repl.remote.dialects import UNKNOWN
@@ -94,7 +94,7 @@ def _(result: Served) -> RenderableType:
     limit = f"context {result.context}" if result.context else ""
     kind = result.kind if result.kind != UNKNOWN.name else ""
     rest = joined(host if result.model else "", kind, limit, unlisted or offers, "/disconnect goes back")
-    return Text.assemble((clean_line(named(result.model) or host), "accent"), (" · " + clean_line(rest), "quiet"))
+    return Text.assemble((clean_line(short_id(result.model) or host), "accent"), (" · " + clean_line(rest), "quiet"))
 
 
 @render.register

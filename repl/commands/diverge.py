@@ -88,8 +88,8 @@ def _unset(load: Load, name: str) -> bool:
 
 
 def _word(load: Load, name: str) -> str:
-    value = settings.show(name, getattr(load, name)) or "none"
-    named = settings.named(value) if name == "model" else value
+    value = settings.show_setting(name, getattr(load, name)) or "none"
+    named = settings.short_id(value) if name == "model" else value
     return f"{name} {named}" if named in ("auto", "none", "on", "off", "main") else named
 
 

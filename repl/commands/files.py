@@ -85,7 +85,7 @@ def _save(session: Session, name: str) -> Message:
     if name in session.presets:
         raise UsageError(f"preset {name!r} is there already: change it in {_path()}")
     kept = [key for key in session.settings.origins if key not in ("model", "revision", "gguf_file")]
-    words = {key: settings.show(key, session.settings.get(key)) for key in kept}
+    words = {key: settings.show_setting(key, session.settings.get(key)) for key in kept}
     if not words:
         raise UsageError("nothing is set that a preset could keep", "/settings")
     lines = [f"{key} = {config_file.toml_value(key, session.settings.get(key))}" for key in words]
@@ -95,7 +95,7 @@ def _save(session: Session, name: str) -> Message:
 
 
 def _path() -> Path:
-    return paths.config() / "config.toml"
+    return paths.config_folder() / "config.toml"
 
 
 @dataclass(frozen=True, slots=True)

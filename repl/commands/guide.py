@@ -14,7 +14,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core.errors import UsageError
 from repl.core.values import Text as Words
-from repl.core.values import nearest
+from repl.core.values import closest_match
 from repl.session.session import Session
 from repl.terminal.markdown import Markdown
 from repl.terminal.screen import render
@@ -70,7 +70,7 @@ def guide_page(name: str) -> Guide | GuidePage:
     wanted = name.strip().lower()
     found = [page for page in PAGES if page.startswith(wanted)]
     if wanted not in PAGES and len(found) != 1:
-        close = nearest(wanted, [*PAGES])
+        close = closest_match(wanted, [*PAGES])
         raise UsageError(f"no page {name!r} in the guide" + (f", did you mean {close}?" if close else ""), "/guide")
     page = wanted if wanted in PAGES else found[0]
     return GuidePage(page, page_text(page))

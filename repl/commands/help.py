@@ -115,7 +115,7 @@ def help_page(name: str, session: Session | None = None) -> HelpPage:
     if session is None or found.name not in settings.places():
         return HelpPage(found.usage, found.help, found.more, "")
     row = describe(session, found.name)
-    value = settings.show(row.name, row.value) or "not set"
+    value = settings.show_setting(row.name, row.value) or "not set"
     return HelpPage(found.usage, found.help, found.more, row.takes, f"{value} ({row.origin})")
 
 

@@ -39,7 +39,9 @@ class Painted(Inspection):
 
 
 @command("inspect")
-def probs(session: Session, value: Annotated[str, RestOfLine(suggest=settings.kind("probs").complete)] = "") -> Any:
+def probs(
+    session: Session, value: Annotated[str, RestOfLine(suggest=settings.setting_kind("probs").complete)] = ""
+) -> Any:
     """Colour replies by probability or entropy; without an argument, the last.
 
     Probabilities are the model's own, before temperature and other processors. While it is on, Markdown is shown as it

@@ -55,7 +55,7 @@ class Memory:
 @command("models")
 def memory(session: Session) -> Task[Memory]:
     """Show the memory of each device, and what models and caches take."""
-    keep = settings.show("keep_models", session.settings.view.keep_models)
+    keep = settings.show_setting("keep_models", session.settings.view.keep_models)
 
     def look(emit: JobContext) -> Memory:
         imports.import_libraries(emit)

@@ -82,7 +82,7 @@ def in_memory(resident: Model, now: Load, current: ModelInfo | None) -> Resident
     """Describe a model in memory; the line that switches to it names what is set otherwise now."""
     facts, load = resident.facts, resident.load
     apart = [name for name in load.__slots__ if name != "model" and getattr(load, name) != getattr(now, name)]
-    words = [f"{name}={settings.show(name, getattr(load, name)) or 'default'}" for name in apart]
+    words = [f"{name}={settings.show_setting(name, getattr(load, name)) or 'default'}" for name in apart]
     line = " ".join([f"/model {fit.typed_name(load)}", *(f'"{word}"' if " " in word else word for word in words)])
     return ResidentRow(facts.id, facts.form, facts.parameters, facts.bytes, facts is current, line)
 

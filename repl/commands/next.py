@@ -77,10 +77,10 @@ class Next:
 def compute_next(resident: Model, spot: Position, count: int, emit: JobContext) -> Next:
     """Compute what comes next; for the model thread."""
     request = spot.request
-    decoding.check(request.settings, resident.facts.base)
+    decoding.check_values(request.settings, resident.facts.base)
     chosen = arguments.of_settings(resident, request.settings)
     ids = encode_prompt(resident, request, 1, emit).ids
-    decoding.fit(chosen.config, len(ids), resident.facts.context, resident.facts.id)
+    decoding.fit_context(chosen.config, len(ids), resident.facts.context, resident.facts.id)
     logits = next_logits(resident, ids, emit, shared=request.settings.decode.reuse)
     raw, *active = stages(resident, chosen, ids, (), logits)
     final = active[-1] if active else raw

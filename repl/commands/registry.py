@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from repl.core import settings
 from repl.core.errors import UsageError
 from repl.core.format import joined
-from repl.core.values import Assignment, Flag, Integer, Kind, RestOfLine, kind_of, nearest
+from repl.core.values import Assignment, Flag, Integer, Kind, RestOfLine, closest_match, kind_of
 
 if TYPE_CHECKING:
     from repl.session.session import Session
@@ -127,9 +127,9 @@ def find_command(name: str) -> Command:
         return COMMANDS[starts[0]]
     if starts:
         raise UsageError(f"/{name} may be {', '.join('/' + start for start in starts)}")
-    close = nearest(wanted, [*COMMANDS, *COMMAND_ALIASES])
+    close = closest_match(wanted, [*COMMANDS, *COMMAND_ALIASES])
     like = f", did you mean /{close}?" if close else ""
-    raise UsageError(settings.gone(wanted) or f"no command /{name}{like}", "/help")
+    raise UsageError(settings.gone_setting(wanted) or f"no command /{name}{like}", "/help")
 
 
 def alias(lines: Mapping[str, str]) -> list[str]:
@@ -293,7 +293,10 @@ def _values_now(session: "Session") -> dict[str, str]:
     """Return the value of each setting that has one, as it is written."""
     decode = {name: found.value for name, found in session.decoding().items()}
     names = settings.places()
-    return {name: settings.show(name, decode[name] if name in decode else session.settings.get(name)) for name in names}
+    return {
+        name: settings.show_setting(name, decode[name] if name in decode else session.settings.get(name))
+        for name in names
+    }
 
 
 def _values(found: Command, rest: str, session: "Session | None") -> list[tuple[str, str]]:

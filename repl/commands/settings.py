@@ -87,7 +87,7 @@ def _(result: Table_) -> RenderableType:
 
 def _shown(row: Setting) -> str:
     if row.name in settings.places():
-        return clean_line(settings.show(row.name, row.value))
+        return clean_line(settings.show_setting(row.name, row.value))
     return "" if row.value is None and row.origin == "default" else clean_line(fields.show_field(row.value))
 
 
@@ -100,7 +100,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
     """
     name = {theirs: ours for ours, theirs in decoding.OURS.items()}.get(name, name)
     if decoding.is_setting(name):
-        return change(session, settings.find(name), value)
+        return change(session, settings.find_setting(name), value)
 
     def check(emit: JobContext) -> Any:
         word = value or "default"
@@ -108,7 +108,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
             return found
         if name.startswith(decoding.PREFIX):
             return argument(session.store.current().tokenizer, name, word, template_values(session.settings.extra))
-        return read_field(session, decoding.other(name.replace("-", "_"), session.base()), word)
+        return read_field(session, decoding.find_other(name.replace("-", "_"), session.base()), word)
 
     def settle(job: Any) -> Setting | Message:
         full, found = job.result()
@@ -129,7 +129,7 @@ def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(sett
     if not decoding.is_setting(name) and name.replace("-", "_") in dict(session.settings.extra):
         return set_(session, name, "default")
     if name:
-        return change(session, settings.find(name), "default")
+        return change(session, settings.find_setting(name), "default")
     session.change(replace(session.settings, extra=()))
     apply(session, [(one, "default") for one in settings_of("decode")])
     return Message(f"decoding reset to the model's defaults: {decoding.phrase(session.decoding())}")
@@ -150,7 +150,9 @@ def sample(session: Session, *changes: Annotated[tuple[str, str], Assignment()])
 def _register(name: str) -> None:
     """Make `/name [value]` from the field."""
 
-    def run(session: Session, value: Annotated[str, RestOfLine(suggest=settings.kind(name).complete)] = "") -> Any:
+    def run(
+        session: Session, value: Annotated[str, RestOfLine(suggest=settings.setting_kind(name).complete)] = ""
+    ) -> Any:
         return change(session, name, value)
 
     registry.add(name, run, "setting", settings.help_of(name))

@@ -69,7 +69,9 @@ def label(record: Reply) -> str:
 
 
 @command("other")
-def stats(session: Session, value: Annotated[str, RestOfLine(suggest=settings.kind("stats").complete)] = "") -> Any:
+def stats(
+    session: Session, value: Annotated[str, RestOfLine(suggest=settings.setting_kind("stats").complete)] = ""
+) -> Any:
     """Show totals of this session; on or off: the figures under replies.
 
     Counted is every reply of the conversation with all its branches, also those that were stopped.

@@ -171,7 +171,7 @@ def _aligned(cells: list[str], widths: list[int]) -> str:
 
 
 def _show(name: str, value: object) -> str:
-    return settings.show(name, value) if name in settings.places() else fields.show_field(value)
+    return settings.show_setting(name, value) if name in settings.places() else fields.show_field(value)
 
 
 def _said(found: Sweep) -> str:

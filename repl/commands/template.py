@@ -89,7 +89,7 @@ def template(
     def report(emit: JobContext) -> Report:
         resident = session.store.current()
         found = check_template(
-            Template(resident.tokenizer, values, emit), decoding.stops(resident.model.generation_config)
+            Template(resident.tokenizer, values, emit), decoding.end_ids(resident.model.generation_config)
         )
         return Report(found)
 

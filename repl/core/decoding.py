@@ -7,8 +7,8 @@ from typing import Any
 from repl.core.errors import UsageError
 from repl.core.fields import show_field
 from repl.core.library_types import GenerationConfig
-from repl.core.settings import GONE, Decode, Settings, find, gone, kind
-from repl.core.values import nearest
+from repl.core.settings import GONE, Decode, Settings, find_setting, gone_setting, setting_kind
+from repl.core.values import closest_match
 
 NEW_TOKENS = 512  # most tokens of a reply where neither you nor the model say
 LENGTH_LIMITS = ("max_new_tokens", "max_length")
@@ -52,7 +52,7 @@ class Value:
     origin: str
 
 
-def effective(settings: Settings, base: ModelDefaults) -> dict[str, Value]:
+def effective_values(settings: Settings, base: ModelDefaults) -> dict[str, Value]:
     """Return every decoding value in effect for the next reply."""
     names = [spot.name for spot in fields(Decode) if spot.name not in LENGTH_LIMITS]
     table = {name: _value(name, settings, base) for name in names}
@@ -119,7 +119,7 @@ def phrase(table: Mapping[str, Value]) -> str:
 
 def remark(name: str, settings: Settings, base: ModelDefaults) -> str:
     """Say what keeps a value that was just set from having an effect, with the line that changes it; or nothing."""
-    values = {key: item.value for key, item in effective(settings, base).items()}
+    values = {key: item.value for key, item in effective_values(settings, base).items()}
     shown = settings.get(name) if is_setting(name) else show_field(dict(settings.extra).get(name))
     beams = (values.get("num_beams") or 1) > 1
     if name in (*WARPERS, "seed") and not values.get("do_sample"):
@@ -154,9 +154,9 @@ def _lacking(name: str, values: Mapping[str, Any]) -> str:
     return ""
 
 
-def check(settings: Settings, base: ModelDefaults) -> None:
+def check_values(settings: Settings, base: ModelDefaults) -> None:
     """Refuse what the library would only refuse in the middle of a reply; raises `UsageError`."""
-    table = effective(settings, base)
+    table = effective_values(settings, base)
     values = {key: item.value for key, item in table.items()}
     asking = [name for name in REMOTE if values.get(name) not in (None, 0, 1)]
     if asking:
@@ -180,7 +180,7 @@ def check(settings: Settings, base: ModelDefaults) -> None:
 def remarks(base: ModelDefaults) -> list[str]:
     """Say what in a model's own generation config keeps it from replying, with what turns it off; mostly nothing."""
     try:
-        check(Settings(), base)
+        check_values(Settings(), base)
     except UsageError as error:
         return [" · ".join((error.message, *error.hints))]
     return []
@@ -200,13 +200,13 @@ def _sensible(table: Mapping[str, Value]) -> None:
         if name == "top_p" and values[name] == 0:  # the library takes it as greedy
             continue
         try:
-            kind(name).read(str(values[name]))
+            setting_kind(name).read(str(values[name]))
         except UsageError as error:
             said = f"{name} of the model's generation config: {error.message}"
             raise UsageError(said, f"/{name} none") from None
 
 
-def fit(config: GenerationConfig, prompt: int, context: int, model: str) -> str:
+def fit_context(config: GenerationConfig, prompt: int, context: int, model: str) -> str:
     """Keep a prompt of so many tokens and its reply inside the context; returns what to say of it, mostly nothing.
 
     `config` is the generation config of this reply, `context` 0 where there is no limit. Raises `UsageError` when
@@ -229,27 +229,27 @@ def fit(config: GenerationConfig, prompt: int, context: int, model: str) -> str:
     return f"max_new_tokens is {room} for this reply: the context of {context} ends there" if late else ""
 
 
-def stops(config: GenerationConfig) -> list[int]:
+def end_ids(config: GenerationConfig) -> list[int]:
     """Return the ids that end a sequence."""
     found = config.eos_token_id
     return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
-def other(name: str, base: ModelDefaults) -> str:
+def find_other(name: str, base: ModelDefaults) -> str:
     """Return the name of a field of the library's GenerationConfig; raises `UsageError` with the nearest name."""
     if name in base.known and not name.startswith("_"):
         return name
     public = [one for one in base.known if not one.startswith("_")]
-    close = nearest(name, [*public, *(spot.name for spot in fields(Decode))])
+    close = closest_match(name, [*public, *(spot.name for spot in fields(Decode))])
     like = f", did you mean {close}?" if close else ""
     none = f"no setting {name!r}, and no such field in the library's generation config{like}"
-    raise UsageError(gone(name) or none, "/settings")
+    raise UsageError(gone_setting(name) or none, "/settings")
 
 
 def is_setting(name: str) -> bool:
     """Tell whether a word names a setting of ours."""
     try:
-        find(name)
+        find_setting(name)
     except UsageError:
         return False
     return True

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, TypeGuard
 
 from repl.core.errors import UsageError
-from repl.core.values import Choice, Flag, Integer, Kind, Number, Text, refuse
+from repl.core.values import Choice, Flag, Integer, Kind, Number, Text, not_a
 
 NONE = "none"
 """The word that switches a field off, whatever the model's own generation config says."""
@@ -31,9 +31,9 @@ class Json(Kind):
         try:
             value = json.loads(word)
         except ValueError:
-            raise refuse(word, self.phrase) from None
+            raise not_a(word, self.phrase) from None
         if not self.check(value):
-            raise refuse(word, self.phrase)
+            raise not_a(word, self.phrase)
         return value
 
     def show(self, value: Any) -> str:
@@ -55,7 +55,7 @@ class OneOf(Kind):
                 return kind.read(word)
             except UsageError:
                 continue
-        raise refuse(word, self.phrase)
+        raise not_a(word, self.phrase)
 
     def show(self, value: Any) -> str:
         """Return the JSON."""

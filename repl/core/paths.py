@@ -18,16 +18,16 @@ def _folder(kind: str, usual: str) -> Path:
     return path
 
 
-def config() -> Path:
+def config_folder() -> Path:
     """Return the folder of `config.toml`."""
     return _folder("config", platformdirs.user_config_dir("hub-repl", appauthor=False))
 
 
-def data() -> Path:
+def data_folder() -> Path:
     """Return the folder of the prompt history and the log."""
     return _folder("data", platformdirs.user_data_dir("hub-repl", appauthor=False))
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """Return the folder of what can be made again: the built-in model."""
     return _folder("cache", platformdirs.user_cache_dir("hub-repl", appauthor=False))

@@ -49,7 +49,7 @@ def ascii_only() -> bool:
     return False
 
 
-def signs(text: str) -> str:
+def ascii_signs(text: str) -> str:
     """Return a text of the program's own as the terminal can show it."""
     return text.translate(ASCII_SIGNS) if ascii_only() else text
 
@@ -60,7 +60,7 @@ def spinner(seconds: float) -> str:
     return frames[int(8 * seconds) % len(frames)]
 
 
-def spelled_out(error: UnicodeError) -> tuple[str | bytes, int]:
+def spell_out(error: UnicodeError) -> tuple[str | bytes, int]:
     """Serve as handler of characters that a terminal lacks: a sign for a sign, an escape for any other."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
@@ -68,10 +68,10 @@ def spelled_out(error: UnicodeError) -> tuple[str | bytes, int]:
     return found.encode("ascii", "backslashreplace").decode("ascii"), error.end
 
 
-codecs.register_error("hub-repl", spelled_out)
+codecs.register_error("hub-repl", spell_out)
 
 
-def repaired(text: str) -> str:
+def repair(text: str) -> str:
     """Return typed text without lone surrogates: bytes that they stand for are read as UTF-8 where they are that."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -19,8 +19,8 @@ from repl.core.values import (
     Number,
     Strings,
     Text,
+    closest_match,
     kind_of,
-    nearest,
 )
 
 DTYPE_ALIASES = {
@@ -166,19 +166,19 @@ def places() -> dict[str, str]:
 
 
 @cache
-def kind(name: str) -> Kind:
+def setting_kind(name: str) -> Kind:
     """Return the kind of a setting's value."""
     return kind_of(get_type_hints(SPECS[places()[name]], include_extras=True)[name])
 
 
-def declared(name: str) -> Field[object]:
+def declared_field(name: str) -> Field[object]:
     """Return the field that declares a setting."""
     return next(spot for spot in fields(SPECS[places()[name]]) if spot.name == name)
 
 
 def help_of(name: str) -> str:
     """Return the one line that says what a setting does."""
-    return str(declared(name).metadata["help"])
+    return str(declared_field(name).metadata["help"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ class Settings:
 
     def reset(self, name: str) -> "Settings":
         """Return a copy with one value at its default."""
-        bare = self.put(name, declared(name).default, "default")
+        bare = self.put(name, declared_field(name).default, "default")
         kept = {key: word for key, word in bare.origins.items() if key != name}
         return replace(bare, origins=kept)
 
@@ -214,22 +214,22 @@ class Settings:
         yield from places()
 
 
-def read(name: str, word: str) -> Any:
+def read_setting(name: str, word: str) -> Any:
     """Read the value of a setting from a word, `none` for off; raises `UsageError` naming it and what it takes."""
     if word.strip().lower() == "none":
-        if "off" in declared(name).metadata:
-            return declared(name).metadata["off"]
+        if "off" in declared_field(name).metadata:
+            return declared_field(name).metadata["off"]
         if name in ("max_new_tokens", "max_length"):
             raise UsageError(f"{name} cannot be none: every reply needs a limit on its length", f"/{name} 2048")
     try:
-        return kind(name).read(word)
+        return setting_kind(name).read(word)
     except UsageError as error:
         raise UsageError(f"{name} {error.message}", f"/{name} {example(name)}", f"/help {name}") from None
 
 
 def example(name: str) -> str:
     """Return a word that a setting takes."""
-    return EXAMPLES.get(name) or next(iter(kind(name).complete()))
+    return EXAMPLES.get(name) or next(iter(setting_kind(name).complete()))
 
 
 def in_shell(line: str) -> str:
@@ -258,16 +258,16 @@ def address(text: str) -> list[tuple[str, str]]:
     return [("model", name), *((key, value or "default") for key, value in parts.items())]
 
 
-def named(model: str) -> str:
+def short_id(model: str) -> str:
     """Return a model's name for the screen: its own for the built-in one, the last part of a path, else the id."""
     if model == "builtin":
         return BUILT_IN_NAME
     return Path(model).name if Path(model).is_absolute() else model
 
 
-def show(name: str, value: object) -> str:
+def show_setting(name: str, value: object) -> str:
     """Return the words for a setting's value; empty where there is none."""
-    return "" if value is None or value == "" else kind(name).show(value)
+    return "" if value is None or value == "" else setting_kind(name).show(value)
 
 
 EXAMPLES = {
@@ -284,12 +284,12 @@ SHORT_NAMES = {**ALIASES, "beams": "num_beams"}
 """Short names where only a setting can stand; at the prompt `/beams` is a command."""
 
 
-def gone(name: str) -> str:
+def gone_setting(name: str) -> str:
     """Say that a name was that of a setting, and is no more; empty for others."""
     return f"{name} is no setting any more: {GONE[name]}" if name in GONE else ""
 
 
-def find(name: str) -> str:
+def find_setting(name: str) -> str:
     """Return the full name of a setting typed with hyphens or in part; raises `UsageError` with the nearest name."""
     wanted = name.replace("-", "_").lower()
     wanted = ALIASES.get(wanted, wanted)
@@ -301,7 +301,7 @@ def find(name: str) -> str:
         return starts[0]
     if starts:
         raise UsageError(f"{name!r} may be {', '.join(starts)}")
-    close = nearest(wanted, names)
+    close = closest_match(wanted, names)
     raise UsageError(
-        gone(wanted) or f"no setting {name!r}" + (f", did you mean {close}?" if close else ""), "/settings"
+        gone_setting(wanted) or f"no setting {name!r}" + (f", did you mean {close}?" if close else ""), "/settings"
     )

@@ -36,7 +36,7 @@ class Kind:
         return self.words
 
 
-def refuse(word: str, phrase: str) -> UsageError:
+def not_a(word: str, phrase: str) -> UsageError:
     """Make the error for a word that is not what the phrase says."""
     return UsageError(f"{word!r} is not {phrase}")
 
@@ -54,7 +54,7 @@ class Flag(Kind):
             return True
         if word.lower() in ("off", "false", "no", "0"):
             return False
-        raise refuse(word, self.phrase)
+        raise not_a(word, self.phrase)
 
     def show(self, value: bool) -> str:
         """Return on or off."""
@@ -81,10 +81,10 @@ class Integer(Kind):
             return 0
         digits = word.strip().replace(",", "").replace("_", "")
         if not re.fullmatch(r"[+-]?[0-9]{1,18}", digits):
-            raise refuse(word, self.phrase)
+            raise not_a(word, self.phrase)
         value = int(digits)
         if value < self.least or (self.most is not None and value > self.most):
-            raise refuse(word, self.phrase)
+            raise not_a(word, self.phrase)
         return value
 
     def show(self, value: int) -> str:
@@ -116,9 +116,9 @@ class Number(Kind):
         try:
             value = float(word)
         except ValueError:
-            raise refuse(word, self.phrase) from None
+            raise not_a(word, self.phrase) from None
         if not (self.least <= value <= self.most and self.above < value < self.below):
-            raise refuse(word, self.phrase)
+            raise not_a(word, self.phrase)
         return value
 
     def show(self, value: float) -> str:
@@ -142,7 +142,7 @@ class Choice(Kind):
         """Read an option or an alias, in any case."""
         name = self.aliases.get(word.lower(), word.lower())
         if name not in self.options:
-            raise refuse(word, self.phrase)
+            raise not_a(word, self.phrase)
         return name
 
     def complete(self) -> list[str]:
@@ -162,7 +162,7 @@ class Text(Kind):
     def read(self, word: str) -> str:
         """Return the text without the space around it."""
         if not word.strip():
-            raise refuse(word, self.phrase)
+            raise not_a(word, self.phrase)
         return word.strip()
 
     def complete(self) -> Collection[str]:
@@ -181,7 +181,7 @@ class Device(Kind):
         """Read the name in any case."""
         name = word.strip().lower()
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?|mps|balanced|sequential", name):
-            raise refuse(word, self.phrase)
+            raise not_a(word, self.phrase)
         return name
 
 
@@ -197,7 +197,7 @@ class MaxMemory(Kind):
         pairs = [pair.strip() for pair in word.split(",")]
         found = [re.fullmatch(r"([0-9]+|cpu|mps|disk)\s*=\s*([0-9.]+)\s*([KMGT]i?B)", pair, re.I) for pair in pairs]
         if not all(found):
-            raise refuse(word, self.phrase)
+            raise not_a(word, self.phrase)
         return ",".join(f"{m[1].lower()}={float(m[2]):g}{m[3].upper().replace('I', 'i')}" for m in found if m)
 
 
@@ -212,9 +212,9 @@ class Strings(Kind):
         try:
             texts = self._split(word.strip())
         except ValueError:
-            raise refuse(word, self.phrase) from None
+            raise not_a(word, self.phrase) from None
         if not texts or not all(isinstance(text, str) and text for text in texts):
-            raise refuse(word, self.phrase)
+            raise not_a(word, self.phrase)
         return tuple(texts)
 
     def _split(self, word: str) -> list[str]:
@@ -262,7 +262,7 @@ class Assignment(Kind):
         """Split at the first equals sign."""
         name, sign, value = word.partition("=")
         if not (name and sign and value):
-            raise refuse(word, self.phrase)
+            raise not_a(word, self.phrase)
         return name, value
 
 
@@ -287,7 +287,7 @@ def kind_of(annotation: Any) -> Kind:
     return found[0]
 
 
-def nearest(word: str, names: list[str]) -> str:
+def closest_match(word: str, names: list[str]) -> str:
     """Return the name that a mistyped word was probably meant to be, or an empty string."""
     swapped = [name for name in names if sorted(name) == sorted(word)]
     return next(iter(swapped or get_close_matches(word, names, n=1, cutoff=0.6)), "")

@@ -51,7 +51,7 @@ def of_values(model: PreTrainedModel, values: Mapping[str, object]) -> Arguments
     if isinstance(config.stop_strings, str):
         config.stop_strings = [config.stop_strings]
     if config.pad_token_id is None:  # the library would do the same with a warning
-        config.pad_token_id = next(iter(decoding.stops(config)), None)
+        config.pad_token_id = next(iter(decoding.end_ids(config)), None)
     off = dict.fromkeys(name for name, value in whole.items() if value is None and getattr(own, name, None) is not None)
     return Arguments(config, off, dict(values))
 

@@ -41,13 +41,13 @@ def generate_reply(resident: Model, request: Request, emit: JobContext, get: Get
     `Failed` when the model gives up.
     """
     began = time.monotonic()
-    decoding.check(request.settings, resident.facts.base)
+    decoding.check_values(request.settings, resident.facts.base)
     chosen = arguments.of_settings(resident, request.settings)
     with library_errors("the prompt cannot be encoded"):
         prompt = encode_prompt(resident, request, chosen.config.max_new_tokens or resident.facts.context, emit)
         if chosen.config.token_healing:
             prompt, chosen = heal_prompt(resident, request, chosen, prompt)
-    if cut := decoding.fit(chosen.config, len(prompt.ids), resident.facts.context, resident.facts.id):
+    if cut := decoding.fit_context(chosen.config, len(prompt.ids), resident.facts.context, resident.facts.id):
         emit(Notice(cut))
     run = ReplyRun(resident, request, prompt, chosen, emit, began)
     run.drafting.get = get
@@ -103,7 +103,7 @@ class ReplyRun:
         self.reader: Any = None  # cuts what is shown into its parts
         self.first_at = self.last_at = 0.0
         self.drafting = Drafting(resident, request.settings, emit)
-        self.watch = Watch(resident.tokenizer, emit, not config.do_sample, decoding.stops(config))
+        self.watch = Watch(resident.tokenizer, emit, not config.do_sample, decoding.end_ids(config))
         self.token_logprobs: tuple[tuple[float, ...], ...] = ()  # of each sequence that a beam search returned
         several = bool(getattr(config, "prompt_lookup_num_tokens", None))
         self.meter = Meter(resident.tokenizer, request.settings.view.logprobs, several)
@@ -175,7 +175,7 @@ class ReplyRun:
         ids = torch.tensor([self.prompt], device=input_device(model))
         self.config.return_dict_in_generate = True
         self.config.output_scores = self.beams  # the library computes sequence scores only then
-        tokenizer, ends, measure = self.resident.tokenizer, decoding.stops(self.config), self.meter.measure
+        tokenizer, ends, measure = self.resident.tokenizer, decoding.end_ids(self.config), self.meter.measure
         streamer = None if self.beams else streamer_class()(tokenizer, self._made, self.before, ends, measure)
         lent, drafting = self._lent(ids), self.drafting
         with lent as (past, self.reused), drafting.proposals(self.config, ids, past) as (proposals, cache):
@@ -249,7 +249,7 @@ class ReplyRun:
 
     def sequence(self, row: list[int], score: float | None = None) -> Sequence:
         """Return ids that were made, without what follows their end, and the text that they add."""
-        ends = [place for place, token in enumerate(row) if token in decoding.stops(self.config)]
+        ends = [place for place, token in enumerate(row) if token in decoding.end_ids(self.config)]
         kept = row[: ends[0] + 1] if ends else row  # what follows the end is padding
         return self._parted("".join(token.text for token in self._spelled(kept)), kept, score)
 
@@ -287,7 +287,7 @@ class ReplyRun:
 
     def ended(self, ids: tuple[int, ...]) -> str:
         """Tell why a reply of these ids has ended: stop, length or stop_string."""
-        if ids and ids[-1] in decoding.stops(self.config):
+        if ids and ids[-1] in decoding.end_ids(self.config):
             return "stop"
         full = self.config.max_new_tokens or (self.config.max_length or 0) - len(self.prompt)
         strings = self.config.stop_strings or ()
@@ -335,7 +335,7 @@ class ReplyRun:
         return self.watch.search(self.before, [found.token_ids for found in sequences], self.token_logprobs)
 
     def _decode(self) -> dict[str, Any]:
-        table = decoding.effective(self.request.settings, self.resident.facts.base)
+        table = decoding.effective_values(self.request.settings, self.resident.facts.base)
         values = {name: item.value for name, item in table.items() if name != "seed"}
         return {**values, **{name: getattr(self.config, name) for name in decoding.LENGTH_LIMITS if name in values}}
 

@@ -14,7 +14,7 @@ from repl.core.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplEr
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from repl.core.settings import Load, named
+from repl.core.settings import Load, short_id
 from repl.hub import builtin, locate, validate
 from repl.hub.consent import Consents
 from repl.hub.validate import NeedsCode
@@ -72,7 +72,7 @@ class ModelInfo:
     @property
     def name(self) -> str:
         """What it is called on the screen."""
-        return named(self.id)
+        return short_id(self.id)
 
 
 R = TypeVar("R")
@@ -203,8 +203,8 @@ def _find(load: Load, emit: JobContext, offline: bool) -> locate.LocalModel:
 
 def _builtin(emit: JobContext, offline: bool) -> Path:
     if not offline:
-        return builtin.folder(paths.cache(), emit)
-    if (made := builtin.ready(paths.cache())) is None:
+        return builtin.folder(paths.cache_folder(), emit)
+    if (made := builtin.ready(paths.cache_folder())) is None:
         raise Unreachable("the built-in model is not made yet, and this session is offline", "/model FOLDER")
     return made
 

@@ -15,7 +15,7 @@ from repl.core.events import Event, Notice, Progress, PromptEcho, Token
 from repl.core.jobs import ForwardingContext, JobContext
 from repl.core.parts import Parts
 from repl.core.reply import Reply, ServedModel, TokenLogprobs, Usage
-from repl.core.settings import Decode, Settings, named
+from repl.core.settings import Decode, Settings, short_id
 from repl.core.values import Number
 from repl.generation.measure.token_trace import require_record
 from repl.generation.request import Request
@@ -116,7 +116,7 @@ class Remote:
     @property
     def name(self) -> str:
         """Return the model's id, or the host where only the server knows it."""
-        return named(self.model) or self.host
+        return short_id(self.model) or self.host
 
     @property
     def traits(self) -> tuple[str, ...]:

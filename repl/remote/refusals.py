@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from repl.core.errors import Failed, NotFound, Overflow, ReplError, UsageError
-from repl.core.values import nearest
+from repl.core.values import closest_match
 from repl.remote.dialects import Offer, positive_int
 
 MAX_ERROR_CHARS = 300  # characters shown of what a server says
@@ -193,7 +193,7 @@ def lacks_model(refused: Refusal, model: str) -> bool:
 def model_not_found(host: str, model: str, offers: Sequence[Offer]) -> NotFound:
     """Make the error for a model that a server does not have, with the nearest that it has."""
     known = [offer.id for offer in offers if offer.id != model]
-    close = nearest(model, known) or next(iter(known), "")
+    close = closest_match(model, known) or next(iter(known), "")
     more = f", the nearest is {close}" if close else ""
     return NotFound(f"{host} has no model {model!r}{more}", *([f"/model {close}"] if close else []), "/model")
 

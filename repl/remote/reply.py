@@ -13,7 +13,7 @@ from repl.core.format import counted
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts, PartsReader
 from repl.core.reply import Reply, ServedModel, Timing, TokenLogprobs, Usage
-from repl.core.settings import named
+from repl.core.settings import short_id
 from repl.generation.measure.token_stats import round_figures
 from repl.generation.prompt import context_window
 from repl.generation.request import Request
@@ -405,7 +405,7 @@ class StreamedReply:
     def _described(self) -> ServedModel:
         served = self._model or self.peer.model or self.peer.host
         return ServedModel(
-            id=named(served),
+            id=short_id(served),
             context=self.peer.context,
             server=self.peer.host,
             kind=self.peer.kind.name,
@@ -421,7 +421,7 @@ class StreamedReply:
     def _decode(self) -> dict[str, object]:
         """Return the decoding values that the server heeds; what it chose by itself is not known."""
         kind, settings, chats = self.peer.kind, self.request.settings, self.request.chats
-        table, fields = decoding.effective(settings, SERVER_DEFAULTS), kind.fields(chats)
+        table, fields = decoding.effective_values(settings, SERVER_DEFAULTS), kind.fields(chats)
         gone = {*unheeded_settings(settings, kind, chats), *self.peer.refused, *LOCAL}
         gone |= {name for name, theirs in fields.items() if self.peer.renamed.get(theirs, theirs) in self.peer.refused}
         if settings.decode.max_new_tokens is None:

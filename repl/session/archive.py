@@ -12,7 +12,7 @@ from repl.core.conversation import Conversation, Turn
 from repl.core.errors import NotFound, ReplError, UsageError
 from repl.core.format import counted
 from repl.core.reply import Reply
-from repl.core.values import nearest
+from repl.core.values import closest_match
 from repl.session import database
 from repl.session.database import Database
 from repl.session.record_json import decode_record, encode_record
@@ -232,7 +232,7 @@ class Archive:
             return id.lower() if id.lower() in found else found[0]
         if not id:
             raise NotFound("there is no other saved session" if known else "there is no saved session yet")
-        close = nearest(id, known)
+        close = closest_match(id, known)
         raise NotFound(f"no session {id!r}" + (f", did you mean {close}?" if close else ""), "/sessions")
 
     def _read(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:

@@ -47,14 +47,14 @@ def load(session: Session, words: SettingWords) -> Message | Task[ModelInfo]:
         wanted = wanted.put("trust_remote_code", True, "your consent")
     if wanted.load == before.load and (session.loading or session.store.facts()):
         typed = [name for name, text in words if text != "default"] or [name for name, _ in words]
-        said = (f"{name} is {settings.show(name, wanted.get(name)) or 'not set'} already" for name in typed)
+        said = (f"{name} is {settings.show_setting(name, wanted.get(name)) or 'not set'} already" for name in typed)
         return Message(joined(*said))
     return session.load(wanted)
 
 
 def apply(session: Session, words: SettingWords) -> Message:
     """Change decoding or view settings, all of them or none; says what has no effect as things stand."""
-    full = [(settings.find(name), text) for name, text in words]
+    full = [(settings.find_setting(name), text) for name, text in words]
     if set(decoding.LENGTH_LIMITS) <= {name for name, text in full if text != "default"}:
         raise UsageError("max_new_tokens and max_length exclude each other: give one")
     before = session.settings
@@ -113,7 +113,7 @@ def changed(
         if settings.places()[name] not in parts:
             belongs = "belongs to" if settings.places()[name] == "load" else "has nothing to do with"
             raise UsageError(f"{name} {belongs} loading: change it by itself", f"/{name}")
-        before = before.reset(name) if text == "default" else before.put(name, settings.read(name, text), "you")
+        before = before.reset(name) if text == "default" else before.put(name, settings.read_setting(name, text), "you")
     return before
 
 
@@ -124,7 +124,7 @@ def full_name(word: str, base: ModelDefaults = NOTHING) -> str:
     """
     short = {**settings.SHORT_NAMES, **{theirs: ours for ours, theirs in decoding.OURS.items()}}
     name = short.get(word, word).replace("-", "_")
-    return name if name in base.known and not decoding.is_setting(name) else settings.find(name)
+    return name if name in base.known and not decoding.is_setting(name) else settings.find_setting(name)
 
 
 def put_field(before: settings.Settings, name: str, value: object, keep: bool = True) -> settings.Settings:
@@ -142,7 +142,7 @@ def _phrase(session: Session, words: SettingWords) -> str:
         return decoding.phrase(session.decoding())
     name = words[0][0]
     shown = describe(session, name)
-    value = settings.show(name, shown.value) or "not set"
+    value = settings.show_setting(name, shown.value) or "not set"
     return f"{name} {value}" + (f" ({shown.origin})" if words[0][1] == "default" else "")
 
 
@@ -151,7 +151,7 @@ def describe(session: Session, name: str) -> Setting:
     now, origins = session.settings.get(name), session.settings.origins
     table = session.decoding() if settings.places()[name] == "decode" else {}
     found = table.get(name, decoding.Value(now, origins.get(name, "default")))
-    return Setting(name, found.value, found.origin, settings.help_of(name), settings.kind(name).phrase)
+    return Setting(name, found.value, found.origin, settings.help_of(name), settings.setting_kind(name).phrase)
 
 
 def settings_of(part: str) -> list[str]:

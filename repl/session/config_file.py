@@ -10,7 +10,7 @@ from pathlib import Path
 from repl.core import settings, texts
 from repl.core.errors import ReplError, UsageError
 from repl.core.settings import Settings
-from repl.core.values import nearest
+from repl.core.values import closest_match
 
 ENGINE_KEYS = ("url", "key_env", "model")  # keys of a server
 Preset = Mapping[str, str]
@@ -63,7 +63,7 @@ class ConfigReader:
         engines = {name: taken for name, rest in found if (taken := self._engine(name, rest))}
         chosen = Settings()
         for key, word in self._words(table).items():
-            chosen = chosen.put(key, settings.read(key, word), "config")
+            chosen = chosen.put(key, settings.read_setting(key, word), "config")
         return Config(chosen, startup, presets, aliases, engines, tuple(self._wrong))
 
     def _startup(self, lines: object) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class ConfigReader:
             try:
                 name = _name(key)
                 if value not in ("", [], "default"):
-                    settings.read(name, _word(value))
+                    settings.read_setting(name, _word(value))
                     good[key] = _word(value)
             except UsageError as error:
                 self._say(key, error.message)
@@ -120,8 +120,10 @@ class ConfigReader:
 
 def _name(key: str) -> str:
     if key not in settings.places():
-        close = nearest(key, list(settings.places()))
-        raise UsageError(settings.gone(key) or f"no setting {key!r}" + (f", did you mean {close}?" if close else ""))
+        close = closest_match(key, list(settings.places()))
+        raise UsageError(
+            settings.gone_setting(key) or f"no setting {key!r}" + (f", did you mean {close}?" if close else "")
+        )
     return key
 
 
@@ -136,7 +138,7 @@ def toml_value(name: str, chosen: object) -> str:
     """Return the TOML for a setting's value."""
     if isinstance(chosen, bool):
         return "true" if chosen else "false"
-    if isinstance(chosen, int) and (word := settings.show(name, chosen)) != str(chosen):
+    if isinstance(chosen, int) and (word := settings.show_setting(name, chosen)) != str(chosen):
         chosen = word
     return json.dumps(list(chosen) if isinstance(chosen, tuple) else chosen, ensure_ascii=False)
 
@@ -147,7 +149,7 @@ def config_template() -> str:
     for part in settings.SPECS:
         lines.append(f"# {part} settings")
         for name in (name for name, home in settings.places().items() if home == part):
-            default = settings.declared(name).default
+            default = settings.declared_field(name).default
             shown = toml_value(name, default) if default is not None else '"default"'
             lines.append(f"# {name} = {shown}".ljust(40) + f"  # {settings.help_of(name)}")
         lines.append("")

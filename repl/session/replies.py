@@ -148,7 +148,7 @@ def continue_reply(resident: Model, begun: Turn, settings: Settings, emit: JobCo
     request = Request(settings, ids=(*record.prompt_ids, *record.token_ids), begun=chat)
     if chat is None:
         emit(PromptEcho(begun.text))
-    if record.token_ids[-1] not in decoding.stops(arguments.of_settings(resident, settings).config):
+    if record.token_ids[-1] not in decoding.end_ids(arguments.of_settings(resident, settings).config):
         return engine.generate_reply(resident, request, emit)
     if reading := engine.reading(resident, request, [*request.ids], emit):
         reading.open(emit)

@@ -4,7 +4,7 @@ import os
 import re
 
 from repl.core.errors import UsageError
-from repl.core.values import nearest
+from repl.core.values import closest_match
 from repl.remote.http import Address, read_address
 from repl.session.session import Session
 
@@ -14,7 +14,11 @@ def server_address(session: Session, url: str, key_env: str = "", insecure: bool
 
     Raises `UsageError` for one that may not be talked to as things stand, and for a key that is not there.
     """
-    if url not in session.engines and re.fullmatch(r"\w+", url) and (close := nearest(url, list(session.engines))):
+    if (
+        url not in session.engines
+        and re.fullmatch(r"\w+", url)
+        and (close := closest_match(url, list(session.engines)))
+    ):
         raise UsageError(f"no server {url!r}, did you mean {close}?", f"/connect {close}")
     table = session.engines.get(url, {"url": url})
     found = read_address(table["url"])

@@ -200,7 +200,7 @@ class Session:
     def restore(self) -> None:
         """Begin to bring the model back that the settings name, where another had to take its place."""
         if self.loading is None and self.store.facts() and self.store.current().load != self.settings.load:
-            self.notify(f"both models do not fit in memory; reloading {settings.named(self.settings.load.model)}")
+            self.notify(f"both models do not fit in memory; reloading {settings.short_id(self.settings.load.model)}")
             self.load(self.settings)
 
     def follow_head(self) -> None:
@@ -290,7 +290,7 @@ class Session:
     def archive(self) -> Archive:
         """Return the saved sessions; the file is opened when it is first needed."""
         if self._archive is None:
-            file = self._saved or paths.data() / ARCHIVE_FILE
+            file = self._saved or paths.data_folder() / ARCHIVE_FILE
             self._archive, said = Archive.open(file, saving=self._saved is not None)
             self._archive.warn = self.notify
             self.notify(*filter(None, [said]))
@@ -340,7 +340,7 @@ class Session:
 
     def decoding(self) -> dict[str, decoding.Value]:
         """Return the decoding values in effect; to a server no limit is sent that nobody chose."""
-        found = decoding.effective(self.settings, self.base())
+        found = decoding.effective_values(self.settings, self.base())
         if self.remote is not None and self.settings.decode.max_new_tokens is None:
             found.pop("max_new_tokens", None)
         return found

@@ -18,7 +18,7 @@ from prompt_toolkit.styles import Style
 from rich.style import Style as Look
 
 from repl.core.format import joined
-from repl.core.sanitize import clean_line, signs
+from repl.core.sanitize import ascii_signs, clean_line
 from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import Inspection, Seen
 from repl.terminal.editor.prompt import EDITOR_ACCENTS, ESCAPE_WAIT_S
@@ -188,7 +188,7 @@ class Inspector:
         about = clean_line(f"{self.found.limit} likeliest of {self.found.server}") if self.found.server else by
         return [
             ("class:accent", f"exchange {self.found.exchange}"),
-            ("class:quiet", signs(" · " + joined(place, about))),
+            ("class:quiet", ascii_signs(" · " + joined(place, about))),
         ]
 
     def _foot(self) -> StyleAndTextTuples:
@@ -197,14 +197,14 @@ class Inspector:
         lines = LOOKING if self.found.server else INSPECTOR_KEYS
         keys = next((line for line in lines if len(line) < self._columns()), lines[-1])
         below = f"/{self.words}_" if self.words is not None else self.said or keys
-        return [*((f"class:{words}", text) for text, words in spans), ("class:quiet", signs("\n" + below))]
+        return [*((f"class:{words}", text) for text, words in spans), ("class:quiet", ascii_signs("\n" + below))]
 
     def _side(self) -> StyleAndTextTuples:
         token, width = self.token, self._side_width()
         one = "" if self.found.server else f"id {token.id}"
         drawn: StyleAndTextTuples = [
             ("class:accent", quote(token.text or token.name, width) + "\n"),
-            ("class:quiet", signs(joined(one, f"rank {token.place}")) + "\n\n"),
+            ("class:quiet", ascii_signs(joined(one, f"rank {token.place}")) + "\n\n"),
             ("", f"probability {percent(exp(token.logprob)):>8}\n"),
             ("", f"logprob     {token.logprob:8.4f} nats\n"),
             ("", "\n" if token.entropy is None else f"entropy     {token.entropy:8.2f} nats\n\n"),
@@ -212,11 +212,11 @@ class Inspector:
         for number, (other, name, value) in enumerate(token.top):
             drawn.append(self._row(number, other, name, exp(value), width))
         if token.id not in [one for one, _, _ in token.top]:
-            drawn.append(("class:quiet", f"{signs('•')}{token.place:>6} {percent(exp(token.logprob)):>8}\n"))
+            drawn.append(("class:quiet", f"{ascii_signs('•')}{token.place:>6} {percent(exp(token.logprob)):>8}\n"))
         return drawn
 
     def _row(self, number: int, token: int, name: str, share: float, width: int) -> tuple[str, str]:
-        mark = ">" if number == self.chosen else signs("•") if token == self.token.id else " "
+        mark = ">" if number == self.chosen else ascii_signs("•") if token == self.token.id else " "
         long = max(2, width - 26)
         fitting = quote(name, max(4, width - 14 - long))
         words = "class:accent" if number == self.chosen else ""

@@ -13,7 +13,7 @@ from rich.text import Text
 from repl.core.events import Beams, ColumnEvent, Event, Notice, PromptEcho, ReplyStarted, SideBySide, Token
 from repl.core.events import Progress as Step
 from repl.core.format import joined
-from repl.core.sanitize import clean_line, signs, spinner
+from repl.core.sanitize import ascii_signs, clean_line, spinner
 from repl.core.settings import View
 from repl.terminal.columns import Board
 from repl.terminal.reply import Continuation, LiveReply
@@ -281,9 +281,9 @@ class StageLine:
         line = Text(stage, no_wrap=True, overflow="ellipsis")
         if step.total and room >= MIN_BAR:
             done = bar(step.done / step.total, room)
-            line.append(f" {done}", "accent").append(signs("─" * (room - len(done)) + f" {said}"), "quiet")
+            line.append(f" {done}", "accent").append(ascii_signs("─" * (room - len(done)) + f" {said}"), "quiet")
         elif said:
-            line.append(signs(f" · {said}"), "quiet")
+            line.append(ascii_signs(f" · {said}"), "quiet")
         below = [Text(self._toolbar, "#808080", no_wrap=True, overflow="ellipsis")] if self._toolbar else []
         return Group(line, *below)
 

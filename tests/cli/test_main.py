@@ -65,7 +65,7 @@ def test_a_line_of_the_prompt_is_said_as_a_shell_has_it(line: str, typed: str) -
 
 @pytest.mark.parametrize("name", settings.places())
 def test_every_setting_has_an_example_that_it_takes(name: str) -> None:
-    settings.read(name, settings.example(name))
+    settings.read_setting(name, settings.example(name))
 
 
 def one_shot(*words: str, home: Path) -> subprocess.CompletedProcess[str]:

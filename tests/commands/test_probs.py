@@ -151,8 +151,8 @@ def saved(folder: Path) -> Session:
 
     chosen = Settings()
     for name, word in {"model": str(folder), "dtype": "float32", "max_new_tokens": "6"}.items():
-        chosen = chosen.put(name, settings.read(name, word), "you")
-    session = Session(chosen, Store(Runtime, offline=True), Worker(), paths.data() / ARCHIVE_FILE)
+        chosen = chosen.put(name, settings.read_setting(name, word), "you")
+    session = Session(chosen, Store(Runtime, offline=True), Worker(), paths.data_folder() / ARCHIVE_FILE)
     finish(session.load(chosen))
     return session
 
@@ -172,7 +172,7 @@ def test_an_old_turn_shows_its_own_figures_after_a_switch_and_after_a_resume(
         name = session.archive.id
     finally:
         session.close()
-    archive, _ = Archive.open(paths.data() / ARCHIVE_FILE)
+    archive, _ = Archive.open(paths.data_folder() / ARCHIVE_FILE)
     again = archive.load(name).turns[turn.id]
     archive.close()
     found = read_trace(again)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from repl.core.sanitize import MAX_MARKS, Cleaner, clean, clean_line, repaired
+from repl.core.sanitize import MAX_MARKS, Cleaner, clean, clean_line, repair
 
 ESC = "\u241b"
 SCOTLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
@@ -200,12 +200,12 @@ def test_a_line_has_no_line_end_tab_or_direction_mark(text):
 )
 def test_typed_text_has_no_lone_surrogates(typed: str, text: str) -> None:
     """No tokenizer takes them, and SQLite neither."""
-    assert repaired(typed) == text
+    assert repair(typed) == text
 
 
 @given(st.text())
 def test_whole_text_is_left_alone(text: str) -> None:
-    assert repaired(text) == text
+    assert repair(text) == text
 
 
 def test_signs_keep_their_width_where_there_is_ascii_alone() -> None:

@@ -145,7 +145,7 @@ def value(name: str, word: str) -> Any:
     """Return what `generate` is given for a word."""
     ours = {theirs: own for own, theirs in OURS.items()}.get(name, name)
     if ours in settings.places():
-        found = settings.read(ours, word)
+        found = settings.read_setting(ours, word)
         return (list(found) or None) if name == "stop_strings" else found
     return fields.read_field(name, word, {name: None})
 

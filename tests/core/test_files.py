@@ -60,7 +60,7 @@ def test_what_is_no_file_is_refused_at_once(name: str, kind: str, session: Sessi
 
 @POSIX
 def test_the_config_file_may_be_a_pipe_without_a_hang(session: Session) -> None:
-    place = paths.config() / "config.toml"
+    place = paths.config_folder() / "config.toml"
     os.mkfifo(place)
     session.settings = session.settings.put("top_k", 7, "you")
     with pytest.raises(ReplError, match="is not a file"):

@@ -44,7 +44,7 @@ BASE = ModelDefaults(
     ],
 )
 def test_words_are_read(name: str, word: str, value: object) -> None:
-    assert settings.read(name, word) == value
+    assert settings.read_setting(name, word) == value
 
 
 @pytest.mark.parametrize(
@@ -88,37 +88,37 @@ def test_words_are_read(name: str, word: str, value: object) -> None:
 )
 def test_a_bad_word_is_refused_in_one_line_naming_the_setting_and_what_it_takes(name: str, word: str) -> None:
     with pytest.raises(UsageError) as caught:
-        settings.read(name, word)
+        settings.read_setting(name, word)
     said = caught.value.message
     assert said.startswith(name)
-    assert settings.kind(name).phrase in said
+    assert settings.setting_kind(name).phrase in said
     assert "\n" not in said
 
 
 @pytest.mark.parametrize("name", list(settings.places()))
 def test_every_default_of_its_own_shows_and_reads_back(name: str) -> None:
-    default = settings.declared(name).default
-    shown = settings.show(name, default)
-    assert not shown or settings.read(name, shown) == default
+    default = settings.declared_field(name).default
+    shown = settings.show_setting(name, default)
+    assert not shown or settings.read_setting(name, shown) == default
 
 
 @given(st.sampled_from(["temperature", "top_p", "length_penalty"]), st.floats(0.001, 1.0))
 def test_numbers_read_back_as_they_are_shown(name: str, value: float) -> None:
-    assert settings.read(name, settings.show(name, value)) == value
+    assert settings.read_setting(name, settings.show_setting(name, value)) == value
 
 
 @given(st.lists(st.text(min_size=1).filter(lambda text: "\0" not in text), min_size=1, max_size=3))
 def test_stop_strings_given_as_json_read_back_exactly(texts: list[str]) -> None:
     import json
 
-    assert settings.read("stop", json.dumps(texts)) == tuple(texts)
+    assert settings.read_setting("stop", json.dumps(texts)) == tuple(texts)
 
 
 @given(st.text(max_size=40))
 def test_any_text_is_read_or_refused_but_never_breaks(text: str) -> None:
     for name in settings.places():
         try:
-            value = settings.read(name, text)
+            value = settings.read_setting(name, text)
         except UsageError:
             continue
         assert not (isinstance(value, float) and not math.isfinite(value))
@@ -152,7 +152,7 @@ def test_load_is_a_key() -> None:
     ("word", "name"), [("temp", "temperature"), ("max-new-tokens", "max_new_tokens"), ("dt", "dtype")]
 )
 def test_names_may_be_typed_in_part_or_with_hyphens(word: str, name: str) -> None:
-    assert settings.find(word) == name
+    assert settings.find_setting(word) == name
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ def test_names_may_be_typed_in_part_or_with_hyphens(word: str, name: str) -> Non
 )
 def test_names_that_are_none_are_told_the_nearest(word: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        settings.find(word)
+        settings.find_setting(word)
 
 
 def test_yours_comes_before_the_models_before_the_librarys() -> None:
     chosen = Settings().put("top_p", 0.5, "you")
-    table = decoding.effective(chosen, BASE)
+    table = decoding.effective_values(chosen, BASE)
     assert (table["top_p"].value, table["top_p"].origin) == (0.5, "you")
     assert (table["temperature"].value, table["temperature"].origin) == (0.6, "model")
     assert (table["top_k"].value, table["top_k"].origin) == (50, "default")
@@ -207,16 +207,18 @@ def test_your_limit_puts_the_models_aside() -> None:
 )
 def test_what_the_model_asks_for_and_the_library_refuses_is_said_with_what_turns_it_off(theirs, said, line) -> None:
     with pytest.raises(UsageError, match=said) as caught:
-        decoding.check(Settings(), ModelDefaults(theirs, BASE.library))
+        decoding.check_values(Settings(), ModelDefaults(theirs, BASE.library))
     assert line in caught.value.hints
-    decoding.check(
+    decoding.check_values(
         Settings(), ModelDefaults({**theirs, "temperature": 0.7} if "temperature" in theirs else {}, BASE.library)
     )
 
 
-@pytest.mark.parametrize("name", [spot for spot in settings.places() if "off" in settings.declared(spot).metadata])
+@pytest.mark.parametrize(
+    "name", [spot for spot in settings.places() if "off" in settings.declared_field(spot).metadata]
+)
 def test_none_switches_a_setting_off(name: str) -> None:
-    assert settings.read(name, "none") == settings.declared(name).metadata["off"]
+    assert settings.read_setting(name, "none") == settings.declared_field(name).metadata["off"]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_decoding_is_said_in_one_phrase(words: dict[str, object], phrase: str) -
     chosen = Settings()
     for name, value in words.items():
         chosen = chosen.put(name, value, "you")
-    assert decoding.phrase(decoding.effective(chosen, BASE)) == phrase
+    assert decoding.phrase(decoding.effective_values(chosen, BASE)) == phrase
 
 
 @pytest.mark.parametrize(
@@ -261,16 +263,16 @@ def test_more_sequences_than_the_search_has_are_refused(beams: int, wanted: int,
     chosen = Settings().put("num_beams", beams, "you").put("num_return_sequences", wanted, "you")
     chosen = chosen.put("do_sample", sampled, "you")
     if good:
-        decoding.check(chosen, BASE)
+        decoding.check_values(chosen, BASE)
     else:
         with pytest.raises(UsageError, match="num_return_sequences"):
-            decoding.check(chosen, BASE)
+            decoding.check_values(chosen, BASE)
 
 
 def test_other_fields_of_the_library_are_known_by_name() -> None:
-    assert decoding.other("epsilon_cutoff", BASE) == "epsilon_cutoff"
+    assert decoding.find_other("epsilon_cutoff", BASE) == "epsilon_cutoff"
     with pytest.raises(UsageError, match="did you mean epsilon_cutoff"):
-        decoding.other("epsilon_cutof", BASE)
+        decoding.find_other("epsilon_cutof", BASE)
 
 
 def test_kinds_follow_from_annotations() -> None:

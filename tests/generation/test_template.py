@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 
 from repl.analysis.template_checks import check_template
 from repl.commands import template as command
-from repl.core.decoding import stops
+from repl.core.decoding import end_ids
 from repl.core.errors import Cancelled, Failed, ReplError, UsageError
 from repl.core.jobs import Worker
 from repl.generation.prompt import bounded
@@ -726,9 +726,9 @@ def test_the_command_says_what_a_model_without_a_template_lacks(gpt2_folder):
 
 def test_the_builtin_model_s_template_is_as_its_verdicts_say(builtin_folder):
     model, tokenizer = bare(builtin_folder)
-    found = command.Report(check_template(Template(tokenizer, {}, Recorder()), stops(model.generation_config)))
+    found = command.Report(check_template(Template(tokenizer, {}, Recorder()), end_ids(model.generation_config)))
     assert {one.name: one.verdict for one in found.checks} == GOOD
     assert all(one.reason and "\n" not in one.reason for one in found.checks)
     assert all(one.name in drawn(found) for one in found.checks)
-    assert stops(model.generation_config)
+    assert end_ids(model.generation_config)
     assert list(made(tokenizer, TALK).ids) == library(tokenizer, TALK)

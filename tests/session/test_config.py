@@ -88,7 +88,7 @@ def test_the_written_file_says_nothing_until_its_marks_are_removed(tmp_path: Pat
 @pytest.mark.parametrize("name", list(settings.places()))
 def test_every_value_is_written_so_that_it_reads_back(tmp_path: Path, name: str) -> None:
     words = {"do_sample": "on", "stop": '["a\\n", "b"]', "temperature": "0.7", "num_beams": "4", "dtype": "bf16"}
-    chosen = settings.read(name, words[name]) if name in words else settings.declared(name).default
+    chosen = settings.read_setting(name, words[name]) if name in words else settings.declared_field(name).default
     if chosen in (None, "", ()):
         return
     assert read(tmp_path, f"{name} = {config_file.toml_value(name, chosen)}\n").settings.get(name) == chosen

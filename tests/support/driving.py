@@ -34,7 +34,7 @@ def session_for(folder: Path | str, **words: object) -> Session:
     """Return a session with the model of a folder loaded and settings read from words; `close` it."""
     chosen = Settings()
     for name, word in {"model": folder, "dtype": "float32", **words}.items():
-        chosen = chosen.put(name, settings.read(name, str(word)), "command line")
+        chosen = chosen.put(name, settings.read_setting(name, str(word)), "command line")
     session = Session(chosen, Store(Runtime, offline=True), Worker())
     finish(session.load(chosen))
     return session

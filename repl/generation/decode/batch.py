@@ -37,9 +37,9 @@ class BatchRow:
 
     def __init__(self, resident: Model, request: Request, prompt: PromptIds, emit: JobContext, began: float) -> None:
         facts = resident.facts
-        decoding.check(request.settings, facts.base)
+        decoding.check_values(request.settings, facts.base)
         chosen = arguments.of_settings(resident, request.settings)
-        decoding.fit(chosen.config, len(prompt.ids), facts.context, facts.id)
+        decoding.fit_context(chosen.config, len(prompt.ids), facts.context, facts.id)
         self.request = request
         self.run = engine.ReplyRun(resident, request, prompt, chosen, emit, began)
         self.logprobs: list[float] = []

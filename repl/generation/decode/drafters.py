@@ -270,4 +270,4 @@ def assistant_load(chosen: Settings) -> Load:
     own = {name: word for name, word in settings.address(chosen.decode.assistant) if word != "default"}
     extras = ("revision", "gguf_file", "trust_remote_code", "quantize", "adapter")
     plain = {name: getattr(Load(), name) for name in extras}
-    return replace(chosen.load, **{**plain, **{name: settings.read(name, word) for name, word in own.items()}})
+    return replace(chosen.load, **{**plain, **{name: settings.read_setting(name, word) for name, word in own.items()}})

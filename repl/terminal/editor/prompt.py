@@ -32,7 +32,7 @@ from prompt_toolkit.styles import DynamicStyle, Style
 from prompt_toolkit.utils import is_dumb_terminal as dumb
 
 from repl.core.format import joined
-from repl.core.sanitize import clean_line, signs
+from repl.core.sanitize import ascii_signs, clean_line
 from repl.core.settings import Settings
 from repl.terminal.editor.completion import Past, SlashCompleter
 from repl.terminal.editor.keys import Folded, SideView, bindings, menu
@@ -247,7 +247,7 @@ class Editor:
         if (offered := self._prompt.default_buffer.complete_state) and (count := len(offered.completions)):
             chosen = "" if offered.complete_index is None else f"{offered.complete_index + 1} of "
             said = joined(f" {chosen}{count} to choose from", said.strip())[: width - 1]
-        return [("class:bottom-toolbar", signs(said))]
+        return [("class:bottom-toolbar", ascii_signs(said))]
 
     def _watch(self) -> None:
         get_app().create_background_task(self._ticking())

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from repl.core import settings
 from repl.core.errors import ReplError
-from repl.core.sanitize import clean_line, signs
+from repl.core.sanitize import ascii_signs, clean_line
 from repl.session import change_settings
 from repl.session.change_settings import Setting
 from repl.session.session import Session
@@ -53,9 +53,9 @@ class Panel:
 
     def turn(self, step: int) -> None:
         """Take the next or the one before of the values that there are."""
-        kind = settings.kind(self.chosen.name)
+        kind = settings.setting_kind(self.chosen.name)
         if options := list(kind.complete()):
-            shown = settings.show(self.chosen.name, self.chosen.value)
+            shown = settings.show_setting(self.chosen.name, self.chosen.value)
             start = options.index(shown) if shown in options else -1 if step > 0 else 0
             self._apply(options[(start + step) % len(options)])
         else:
@@ -89,9 +89,9 @@ class Panel:
         row = self.rows[at]
         if at == self.at and self.typed:
             return f"{clean_line(self.typed)}_"
-        shown = clean_line(settings.show(row.name, row.value)) or "not set"
-        return signs(f"{shown if len(shown) <= VALUE else shown[: VALUE - 1] + '…':<{VALUE}}  {row.origin}")
+        shown = clean_line(settings.show_setting(row.name, row.value)) or "not set"
+        return ascii_signs(f"{shown if len(shown) <= VALUE else shown[: VALUE - 1] + '…':<{VALUE}}  {row.origin}")
 
     def foot(self) -> list[str]:
         """Return what the chosen setting does, and what was said last or the keys there are."""
-        return [f"  {self.chosen.help}", signs(f"  {clean_line(self.said) or PANEL_KEYS}")]
+        return [f"  {self.chosen.help}", ascii_signs(f"  {clean_line(self.said) or PANEL_KEYS}")]
