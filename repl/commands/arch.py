@@ -11,7 +11,7 @@ from rich.text import Text
 from repl.analysis.attention import Traits, read_traits
 from repl.analysis.modules import Part, block_level, cut_tree, fold_modules, levels
 from repl.commands.registry import command
-from repl.core.format import amount, count, joined
+from repl.core.format import amount, count, counted, joined
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import Integer, Kind
@@ -105,7 +105,7 @@ def _what(part: Part, several: list[bool]) -> str:
     each = f", {part.parameters:,} each" if part.count > 1 else ""
     tied = f" = {part.tied}" if part.tied else ""
     more = joined(part.dtype if several[0] else "", part.device if several[1] else "")
-    inside = f"{part.inside} parts" if part.inside else ""
+    inside = counted(part.inside, "part") if part.inside else ""
     kind = part.kind if part.kind != part.name else ""
     return clean_line(joined(f"{folded}{kind} {part.shape}".rstrip() + each + tied, more, inside))
 

@@ -11,7 +11,7 @@ from repl.analysis.variants import read_variant
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.errors import UsageError
-from repl.core.format import device, joined, shortened
+from repl.core.format import counted, device, joined, shortened
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
 from repl.core.values import RestOfLine
@@ -103,7 +103,7 @@ def _draw(found: Diverged, width: int, plain: bool) -> Iterator[RenderableType]:
     if found.made:
         yield Text("over a greedy reply made now", "quiet")
     if found.fork is None:
-        yield Text(f"the same: all {len(found.steps)} tokens are the likeliest in both")
+        yield Text(f"the same in both: {counted(len(found.steps), 'token')}, each the likeliest")
     else:
         yield from _forked(found, found.fork, width)
     yield _line(found, min(width, 100) - 3, plain)

@@ -12,6 +12,7 @@ from repl.commands.registry import command
 from repl.core import settings
 from repl.core.conversation import Turn
 from repl.core.errors import ReplError, UsageError
+from repl.core.format import counted
 from repl.core.jobs import JobContext
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
@@ -90,7 +91,9 @@ def take(
         raise UsageError("no replies yet", "Why is the sky blue?")
     count = len(require_record(before).token_ids)
     if place > count:
-        raise UsageError(f"exchange {before.exchange} has {count} tokens, not {place}", f"/inspect {before.exchange}")
+        raise UsageError(
+            f"exchange {before.exchange} has {counted(count, 'token')}, not {place}", f"/inspect {before.exchange}"
+        )
     if require_record(before).server:
         return _taken_there(session, before, place, token)
     session.require_local_model()

@@ -9,6 +9,7 @@ from repl.analysis.diverge import TIE_NATS
 from repl.analysis.reproduce import Changed, Fork, ForkToken, find_fork, generate_again, list_changes
 from repl.commands.registry import command
 from repl.core.errors import UsageError
+from repl.core.format import counted
 from repl.core.jobs import JobContext
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
@@ -130,5 +131,7 @@ def _said(result: Reproduced) -> list[str]:
     elif not rows:
         rows.append("versions, format, device, attention and threads are the same")
     if result.reused:
-        rows.append(f"{result.reused} tokens of the prompt came from a kept cache then, all were computed now")
+        rows.append(
+            f"{counted(result.reused, 'token')} of the prompt came from the KV cache then, all were computed now"
+        )
     return rows

@@ -103,7 +103,7 @@ def _(result: ShownRow) -> RenderableType:
         f"row {line.number}",
         *(f"{heading(name)} {_show(name, value)}" for name, value in line.settings.items()),
         f"seed {line.seed}" if line.seed is not None else "greedy",
-        f"{line.length} tokens",
+        counted(line.length, "token"),
     )
     return Text.assemble((chosen, "quiet"), "\n", clean(line.text))
 
@@ -182,5 +182,6 @@ def _said(found: Sweep) -> str:
     return joined(
         f"{found.made} rows made {how}",
         f"{counted(made, 'token')} in {found.seconds:.1f} s, {rate(made / found.seconds)}" if found.seconds else "",
-        f"stopped by you{f', {found.left_out} rows not begun' if found.left_out else ''}" if not found.whole else "",
+        "" if found.whole else "stopped by you",
+        f"{counted(found.left_out, 'row')} not begun" if found.left_out else "",
     )

@@ -115,7 +115,7 @@ def test_the_same_numbers_are_the_same(llama_folder):
     assert found.fork is None
     assert found.agreeing == len(found.steps) == 30
     assert found.kl_most < 1e-5
-    assert drawn(found).startswith("the same: all 30 tokens are the likeliest in both\n")
+    assert drawn(found).startswith("the same in both: 30 tokens, each the likeliest\n")
 
 
 def test_a_sampled_reply_gives_way_to_a_greedy_one(llama_folder):

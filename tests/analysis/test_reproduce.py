@@ -77,7 +77,7 @@ def test_a_chat_with_its_beginning_and_what_a_cache_gave(chat):
     assert reused == chat.last.record.usage.reused > 0
     kept = chat.last.record
     forged(chat, token_ids=(*kept.token_ids, 9))
-    assert f"{reused} tokens of the prompt came from a kept cache then" in drawn(run(chat, "/reproduce"))
+    assert f"{reused} tokens of the prompt came from the KV cache then" in drawn(run(chat, "/reproduce"))
     forged(chat, token_ids=kept.token_ids)
     run(chat, "/continue")
     assert run(chat, "/reproduce").identical
