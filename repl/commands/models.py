@@ -114,9 +114,10 @@ def quantized(facts: ModelInfo) -> str:
 @render.register
 def _(result: Info) -> RenderableType:
     facts, asked = result.facts, result.asked
+    model = f"{facts.name} (built in)" if facts.id == "builtin" else facts.id
     stored = ", ".join(f"{count(number)} {STORED.get(name, name)}" for name, number in facts.stored.items())
     rows = {
-        "model": facts.id + (f" at {facts.commit[:12]}" if facts.commit else ""),
+        "model": model + (f" at {facts.commit[:12]}" if facts.commit else ""),
         "folder": facts.folder,
         "architecture": f"{facts.architecture}, {facts.layers} layers, vocabulary {facts.vocabulary}",
         "parameters": f"{facts.parameters:,} ({count(facts.parameters)}), stored as {stored}",

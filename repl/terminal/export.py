@@ -21,6 +21,7 @@ from repl.core.format import joined
 from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
+from repl.core.settings import short_id
 from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import Seen, read_trace
 from repl.session.session import ShownView
@@ -283,7 +284,7 @@ def _labelled(talk: Transcript) -> list[tuple[str, Turn]]:
 
 
 def _label(turn: Turn) -> str:
-    model = turn.record.model.id if turn.record else ""
+    model = short_id(turn.record.model.id) if turn.record else ""
     who = "you" if turn.role in ("user", "prompt") else model or turn.role
     return who if turn.state == "complete" else f"{who} · {turn.state}"
 
