@@ -15,10 +15,11 @@ from repl.analysis.compare import Answers, Column, Compared, side_by_side
 from repl.analysis.variants import NOW, Variant
 from repl.commands.registry import command
 from repl.core.errors import Cancelled, UsageError
-from repl.core.format import amount, counted, joined, rate, shortened
+from repl.core.format import amount, joined, shortened
 from repl.core.jobs import Job
 from repl.core.parts import Parts
-from repl.core.sanitize import clean
+from repl.core.reply import Reply
+from repl.core.sanitize import ascii_only, clean
 from repl.core.values import RestOfLine
 from repl.generation.prompt.thinking import fold_parts
 from repl.remote.engine import Remote
@@ -148,26 +149,30 @@ def _marked(text: str, mark: str, start: int) -> Text:
 
 
 def _foot(number: int, column: Column, result: Answers) -> str:
-    if (done := column.done) is None:
+    """Return the figures of an answer, a row each; what is known of none of the answers is left out."""
+    if column.done is None:
         return ""
-    mean, bits, made = column.mean_logprob, column.bits_per_byte, done.usage.completion
-    ended = {"cancelled": "stopped by you", "length": "cut at the limit"}
-    rows = [
-        joined(
-            counted(made, "token"),
-            ended.get(done.finish, ""),
-            f"first after {done.timing.ttft_s:.2f} s" if done.timing.ttft_s is not None else "",
-            rate(done.timing.decode_tps) if done.timing.decode_tps else "",
-        ),
-        joined(
-            amount(column.bytes) if column.bytes else "",
-            f"mean {mean:.3f} nats" if mean is not None else "",
-            f"{bits:.3f} bits/byte" if bits is not None else "",
-            f"seed {done.seed}" if done.seed is not None else "",
-        ),
-        _parted(number, column, result),
-    ]
-    return "\n".join(row for row in rows if row)
+    known = [_figures(each, each.done) for each in result.columns if each.done]
+    own, none = _figures(column, column.done), "-" if ascii_only() else "–"
+    names = [name for name in own if any(each[name] for each in known)]
+    cells = max(map(len, names))
+    rows = [f"{name:<{cells}}  {own[name] or none}" for name in names]
+    return "\n".join(row for row in (*rows, _parted(number, column, result)) if row)
+
+
+def _figures(column: Column, done: Reply) -> dict[str, str]:
+    """Return the figures of an answer by their names; empty words for what is not known."""
+    mean, bits, ttft, speed = column.mean_logprob, column.bits_per_byte, done.timing.ttft_s, done.timing.decode_tps
+    ended = {"cancelled": "stopped by you", "length": "cut there"}.get(done.finish, "")
+    return {
+        "tokens": joined(f"{done.usage.completion:,}", ended),
+        "first token": "" if ttft is None else f"{ttft:.2f} s",
+        "tokens/s": f"{speed:.3g}" if speed else "",
+        "memory": amount(column.bytes) if column.bytes else "",
+        "mean log-probability": "" if mean is None else f"{mean:.3f}",
+        "bits per byte": "" if bits is None else f"{bits:.3f}",
+        "seed": "" if done.seed is None else str(done.seed),
+    }
 
 
 def _parted(number: int, column: Column, result: Answers) -> str:
