@@ -115,7 +115,7 @@ def test_a_key_stops_a_reply_and_others_wait_for_the_prompt(screen: Terminal, ke
     words, figures = reply(screen)
     assert set(words.split()) - {"word"} <= {"wor", "wo", "w", "rd", "d", "ord"}  # rows break anywhere
     assert re.match(r"\d+ tokens ", figures)
-    assert figures.endswith("stopped by you")
+    assert figures.endswith("stopped by you · /continue goes on")
     screen.wait(lambda: screen.draft() == "❯ later")
     screen.clear()
     assert screen.ask("/version")[0].startswith("hub-repl")

@@ -371,10 +371,11 @@ def test_what_was_set_by_name_is_shown(speaker: Typist) -> None:
 def test_what_has_no_effect_says_so(typist: Typist) -> None:
     said = typist.lines("/temperature 0.7", "/seed 7", "/length_penalty 2")
     assert said.splitlines() == [
-        "temperature 0.7 has no effect while greedy · /sample turns sampling on",
-        "seed has no effect while greedy · /sample turns sampling on",
-        "length_penalty has no effect without beams · /beams 4 turns them on",
+        "temperature 0.7 · decoding is greedy, so it is not used yet · 1 samples",
+        "seed 7 · decoding is greedy, so it is not used yet · 1 samples",
+        "length_penalty 2.0 · there are no beams, so it is not used yet · 1 searches with 4 beams",
     ]
+    assert "beams 4" in typist.lines("1")
 
 
 # loading

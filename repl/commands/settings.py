@@ -10,7 +10,6 @@ from rich.text import Text
 from repl.commands import registry
 from repl.commands.registry import command
 from repl.core import decoding, fields, settings
-from repl.core.format import joined
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import Assignment, RestOfLine
@@ -117,8 +116,10 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
             return rows.get(full) or _other(full, decoding.Value(None, "default"))
         session.change(put_field(session.settings, full, found, value != "default"))
         shown = "reset to the model's default" if value == "default" else fields.show_field(found)
-        said = "" if value in ("default", fields.NONE) else decoding.remark(full, session.settings, session.base())
-        return Message(joined(f"{full} {shown}", said or "from the next reply on"))
+        unset = value in ("default", fields.NONE)
+        idle = None if unset else decoding.find_idle(full, session.settings, session.base())
+        offered = ((idle.line, idle.effect),) if idle and idle.line else ()
+        return Message(idle.said if idle else f"{full} {shown} · from the next reply on", offered)
 
     return session.run_on_model(check, settle)
 

@@ -117,41 +117,55 @@ def phrase(table: Mapping[str, Value]) -> str:
     return " ".join(words) or "greedy"
 
 
-def remark(name: str, settings: Settings, base: ModelDefaults) -> str:
-    """Say what keeps a value that was just set from having an effect, with the line that changes it; or nothing."""
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """What keeps a value that was just set from having an effect; the line that changes it, and what that does."""
+
+    said: str
+    line: str = ""
+    effect: str = ""
+
+
+def find_idle(name: str, settings: Settings, base: ModelDefaults) -> Idle | None:
+    """Return what keeps a value that was just set from having an effect."""
     values = {key: item.value for key, item in effective_values(settings, base).items()}
     shown = settings.get(name) if is_setting(name) else show_field(dict(settings.extra).get(name))
     beams = (values.get("num_beams") or 1) > 1
     if name in (*WARPERS, "seed") and not values.get("do_sample"):
-        said = name if name == "seed" else f"{name} {shown}"
         if beams:
-            return f"{said} has no effect on a beam search without sampling · /do_sample on turns sampling on"
-        return f"{said} has no effect while greedy · /sample turns sampling on"
+            said = f"{name} {shown} · the beam search does not sample, so it is not used yet"
+            return Idle(said, "/do_sample on", "samples in the search")
+        return Idle(f"{name} {shown} · decoding is greedy, so it is not used yet", "/sample", "samples")
     if name in BEAMS and not beams:
-        return f"{name} has no effect without beams · /beams 4 turns them on"
+        return Idle(f"{name} {shown} · there are no beams, so it is not used yet", "/beams 4", "searches with 4 beams")
     several = beams or (values.get("num_return_sequences") or 1) > 1
     if name == "prompt_lookup" and shown and several:
-        return "prompt_lookup has no effect while several sequences are made · /greedy makes one"
+        said = "prompt_lookup has no effect while several sequences are made"
+        return Idle(said, "/greedy", "makes one")
     return _lacking(name, values)
 
 
-def _lacking(name: str, values: Mapping[str, Any]) -> str:
-    """Say which other value a field of the library's needs to have an effect; or nothing."""
+def _lacking(name: str, values: Mapping[str, Any]) -> Idle | None:
+    """Say which other value a field of the library's needs to have an effect."""
     kept = values.get("cache_implementation")
     if name == "cache_config" and kept != "quantized":
-        return "cache_config has no effect without a quantized cache · /set cache_implementation quantized"
+        line = "/set cache_implementation quantized"
+        return Idle("cache_config has no effect without a quantized cache", line, "uses one")
     if name == "max_cache_len" and kept not in STATIC:
-        return "max_cache_len has no effect without a static cache · /set cache_implementation static"
+        line = "/set cache_implementation static"
+        return Idle("max_cache_len has no effect without a static cache", line, "uses one")
     if name in ("compile_config", "disable_compile"):
-        return f"{name} has an effect on a GPU with a static cache only · /set cache_implementation static"
+        line = "/set cache_implementation static"
+        return Idle(f"{name} has an effect on a GPU with a static cache only", line, "uses a static cache")
     if name == "forced_bos_token_id":
-        return "forced_bos_token_id has an effect behind a prompt of one token only · /raw TEXT"
+        return Idle("forced_bos_token_id has an effect behind a prompt of one token only · /raw TEXT")
     most, least = values.get("max_new_tokens"), values.get("min_new_tokens")
     if name in ("max_new_tokens", "min_new_tokens") and most and least and least > most:
-        return f"min_new_tokens {least} cannot be reached: max_new_tokens is {most} · /max {least}"
+        said = f"min_new_tokens {least} cannot be reached: max_new_tokens is {most}"
+        return Idle(said, f"/max {least}", f"allows {least}")
     if name == "min_length" and values.get("min_new_tokens"):
-        return "min_length has no effect beside min_new_tokens · /min_new_tokens none"
-    return ""
+        return Idle("min_length has no effect beside min_new_tokens", "/min_new_tokens none", "unsets that")
+    return None
 
 
 def check_values(settings: Settings, base: ModelDefaults) -> None:

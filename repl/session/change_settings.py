@@ -61,18 +61,19 @@ def apply(session: Session, words: SettingWords) -> Message:
     session.change(changed(before, full, parts=("decode", "view")))
     aside = [name for name in decoding.LENGTH_LIMITS if before.get(name) and session.settings.get(name) is None]
     lost = [f"{name} unset: cannot be combined with {full[0][0]}" for name in aside if name not in dict(full)]
-    remarks = [
-        decoding.remark(name, session.settings, session.base())
+    found = [
+        decoding.find_idle(name, session.settings, session.base())
         for name, text in full
         if text not in ("default", fields.NONE)
     ]
-    idle = [remark for remark in remarks if remark]
+    idle = [one for one in found if one]
     done = [_phrase(session, full), *lost, "from the next reply on" if _decodes(full) else ""]
-    said = idle if len(idle) == len(full) == 1 else [*done, *idle]
+    reasons = [one.said for one in idle]
+    said = reasons if len(idle) == len(full) == 1 else [*done, *reasons]
     if "keep_models" in dict(full):
         session.run_on_model(lambda emit: session.store.trim())
         session.run_on_model(lambda emit: session.store.tidy())
-    return Message(joined(*said))
+    return Message(joined(*said), tuple({one.line: one.effect for one in idle if one.line}.items()))
 
 
 def adopt(session: Session, chosen: settings.Settings, said: Message) -> Message | Task[ModelInfo]:

@@ -8,6 +8,8 @@ class Message:
     """A sentence about what was done; it goes beside the answers, not among them."""
 
     text: str
+    choices: tuple[tuple[str, str], ...] = ()
+    """Lines that may be run next, each with what it does; a number does it."""
 
 
 class NotAView:

@@ -66,7 +66,8 @@ def render(result: Any) -> RenderableType:
 
 @render.register
 def _(result: Message) -> Text:
-    return Text(clean(result.text), "quiet")
+    offered = (f"{number} {effect}" for number, (_, effect) in enumerate(result.choices, 1))
+    return Text(clean(joined(result.text, *offered)), "quiet")
 
 
 @render.register
@@ -127,7 +128,7 @@ def sequences(done: Reply) -> list[Any]:
 def reply_figures(done: Reply) -> str:
     """Return the line of figures under a reply."""
     made, timing = done.usage.completion, done.timing
-    ends = {"cancelled": "stopped by you", "length": _limit(done)}
+    ends = {"cancelled": "stopped by you · /continue goes on", "length": _limit(done)}
     return joined(
         counted(made, _unit(done)),
         f"first after {timing.ttft_s:.2f} s" if timing.ttft_s is not None else "",
@@ -154,7 +155,7 @@ def _limit(done: Reply) -> str:
         seconds = done.decode["max_time"]
         return f"cut after {seconds:g} s, /set max_time {2 * seconds:g} allows more"
     if (limit := done.decode.get("max_new_tokens")) is not None:
-        return f"cut at {counted(limit, 'token')}, /max {2 * limit} allows more"
+        return f"cut at {counted(limit, 'token')} · /continue goes on"
     return f"cut at max_length {done.decode.get('max_length')}"
 
 
@@ -177,7 +178,9 @@ class Screen:
             self.record(as_record(command, result))
         elif self.interactive:
             self.out.print(render(result))
-        elif isinstance(result, Message | Draft):
+        elif isinstance(result, Message):
+            self.notice(joined(result.text, *(f"{line} {effect}" for line, effect in result.choices)))
+        elif isinstance(result, Draft):
             self.err.print(render(result))
         elif not isinstance(
             result, Reply | Loaded | Connected

@@ -388,7 +388,7 @@ def test_beams_with_a_temperature_says_that_beams_are_set_and_the_temperature_id
     run(session, "/reset", "/greedy")
     said = run(session, "/beams 4 temperature=0.5").text
     assert said.startswith("beams 4 · ")
-    assert "temperature 0.5 has no effect on a beam search without sampling" in said
+    assert "temperature 0.5 · the beam search does not sample, so it is not used yet" in said
     assert "greedy" not in said
     assert not run(session, f"/next 2 {PROMPT}").greedy
 
