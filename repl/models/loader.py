@@ -252,7 +252,7 @@ def _facts(load: Load, base: adapters.BaseModel, model: PreTrainedModel, began: 
 def _beyond(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[str]:
     """Say that a tokenizer makes ids that the model has no embedding for."""
     count = len(tokenizer)
-    said = f"the tokenizer has {count} tokens, the embedding {vocabulary}: a text with one of the others cannot be read"
+    said = f"the tokenizer has {count} tokens, the embedding {vocabulary}: text with one of the others cannot be read"
     return [said] if 0 < vocabulary < count else []
 
 

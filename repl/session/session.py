@@ -155,6 +155,8 @@ class Session:
     ) -> Task[ModelInfo]:
         if self.loading:
             self.loading.job.cancel()
+        if wanted.load.model in self.store.consents.given and "trust_remote_code" not in wanted.origins:
+            wanted = wanted.put("trust_remote_code", True, "your consent")
         before = self.store.facts()
         job = self.worker.start(lambda emit: bring(wanted.load, emit))
         task = Task(job, lambda: self._loaded(task, wanted, before), background)

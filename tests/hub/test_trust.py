@@ -124,6 +124,31 @@ def test_consent_for_a_repository_is_for_its_commit(
 
 
 @pytest.mark.slow
+def test_a_later_session_that_begins_with_the_model_runs_the_same_code_alone(
+    session: Session, llama_folder: Path, canary: Path, tmp_path: Path
+) -> None:
+    folder = coded(tmp_path / "coded", llama_folder, canary)
+    with pytest.raises(NeedsCode):
+        load(session, folder)
+    driving.run(session, "/trust always", "/info")
+    named = Settings().put("model", str(folder), "command line")
+
+    def begin(settings: Settings) -> None:
+        later = Session(settings, Store(Runtime, consents=Consents(tmp_path / "trusted.json")), Worker())
+        try:
+            driving.finish(later.load(later.settings))
+        finally:
+            later.close()
+
+    begin(named)
+    with pytest.raises(NeedsCode):
+        begin(named.put("trust_remote_code", False, "command line"))
+    (folder / "modeling_z.py").write_text((folder / "modeling_z.py").read_text() + "# changed\n")
+    with pytest.raises(NeedsCode, match="changed since you allowed it"):
+        begin(named)
+
+
+@pytest.mark.slow
 def test_no_takes_consent_back(session: Session, llama_folder: Path, canary: Path, tmp_path: Path) -> None:
     folder = coded(tmp_path / "coded", llama_folder, canary)
     with pytest.raises(NeedsCode):
