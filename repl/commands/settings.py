@@ -42,9 +42,9 @@ def _(result: Setting) -> RenderableType:
 
 @command("settings", name="settings")
 def all_settings(session: Session, words: Annotated[str, RestOfLine()] = "") -> Table_:
-    """Show every setting with its value and origin, or those with a word in them.
+    """Show every setting, its value and where it comes from, changed ones first.
 
-    What was changed stands first. /settings beams shows what has to do with beams.
+    /settings beams shows those with that word in their name or help.
     """
     rows = {part: [describe(session, name) for name in settings_of(part)] for part in settings.SPECS}
     parts = (rows["load"], rows["decode"], rows["view"], _others(session))
