@@ -173,9 +173,10 @@ def test_beams_are_shown_in_place_and_the_winner_once(screen: Terminal) -> None:
         rows = [row for row in (screen.below("more") or []) if row]
         assert rows[0].startswith("word word")
         assert sum(row.startswith("word word") for row in rows) == 1
-        assert [row[:3].strip() for row in rows[1:4]] == ["1", "2", "3"]
-        assert rows[4].startswith("/pick N")
-        assert len(rows) == 6
+        assert rows[1].startswith("mean log-probability")
+        assert [row[:3].strip() for row in rows[2:5]] == ["1", "2", "3"]
+        assert rows[5].startswith("/pick N")
+        assert len(rows) == 7
     finally:
         screen.clear()
         screen.ask("/greedy")

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from functools import singledispatch
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from repl.core.errors import ReplError
-from repl.core.format import amount, count, counted, device, joined, rate, shortened
+from repl.core.format import amount, count, counted, device, joined, rate
 from repl.core.reply import Reply, ServedModel
 from repl.core.sanitize import clean, clean_line
 from repl.core.settings import in_shell
@@ -24,11 +25,12 @@ from repl.remote.engine import Connected
 from repl.session.results import Draft, Message
 from repl.session.session import Loaded
 from repl.terminal.responsive import First
-from repl.terminal.tables import LineConsole
+from repl.terminal.tables import LineConsole, grid
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
 TOLD = ("id", "commit", "dtype", "device_map", "quantization", "adapter", "parameters", "bytes")
 """What a JSON line says of a model that was loaded, beside its revision."""
+SHARED_CHARACTERS = 28  # of what all sequences begin with, at most
 PROGRESS_S = 10.0  # seconds between two lines that say how far something is
 SHADES = {
     "dark": ("#5fafff", "#ffaf00", "on #3a3a3a"),
@@ -110,19 +112,32 @@ def _named(adapter: str) -> str:
 
 
 @render.register
-def _(result: Reply) -> Text:
-    return Text.assemble(*sequences(result), (reply_figures(result), "quiet"))
+def _(result: Reply) -> RenderableType:
+    return Group(*sequences(result), Text(reply_figures(result), "quiet"))
 
 
-def sequences(done: Reply) -> list[Any]:
-    """Return one line for each finished sequence where there are several, with its score."""
+def sequences(done: Reply) -> list[RenderableType]:
+    """Return the finished sequences where there are several: what they share once, then the score and end of each."""
     if len(done.sequences) < 2:
         return []
-    lines: list[Any] = []
-    for number, found in enumerate(done.sequences, 1):
-        score = "" if found.score is None else f"{found.score:8.3f} "
-        lines += [(f"{number:3}{score}  ", "quiet"), (shortened(found.text, 60), "quiet"), "\n"]
-    return [*lines, ("/pick N", "accent"), (" selects another answer\n", "quiet")]
+    texts = [found.text for found in done.sequences]
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(min(texts), max(texts), strict=False))
+    shared = "".join(one for one, _ in alike).rpartition(" ")[0]
+    penalty = float(done.decode.get("length_penalty", 1.0) or 0.0)
+    unit = "mean log-probability" if penalty == 1 else f"log-probability / tokens^{penalty:g}"
+    scored = done.sequences[0].score is not None
+    tail = ("…" if len(shared) > SHARED_CHARACTERS else "") + " ".join(shared[-SHARED_CHARACTERS:].split())
+    head = joined(unit if scored else "", f"after {clean_line(tail)}" if tail else "")
+    rows = [
+        (
+            Text(f"{number:>2}", "quiet"),
+            Text("" if found.score is None else f"{found.score:.3f}", "quiet"),
+            clean_line(" ".join(found.text[len(shared) :].split())) or "(ends)",
+        )
+        for number, found in enumerate(done.sequences, 1)
+    ]
+    pick = Text.assemble(("/pick N", "accent"), (" selects another answer", "quiet"))
+    return [*([Text(head, "quiet")] if head else []), grid("rrl", rows), pick]
 
 
 def reply_figures(done: Reply) -> str:
