@@ -13,10 +13,10 @@ from repl.core.conversation import Turn
 from repl.core.format import counted, joined
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
-from repl.core.sanitize import ascii_only
+from repl.core.sanitize import ascii_only, clean_line
 from repl.core.values import RestOfLine
 from repl.generation.decode.kv_cache import common_length
-from repl.generation.measure.token_text import Speller, TokenPiece, quote
+from repl.generation.measure.token_text import Speller, TokenPiece, find_split_characters, quote
 from repl.session.position import require_own_reply
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
@@ -64,7 +64,8 @@ def tokens(session: Session, text: Annotated[str, RestOfLine()] = "", *, ids: bo
     """Show the tokens of a text, by default of the last turn.
 
     --ids lists them. The last turn is your last message as the model got it, and the reply, from the record of the
-    reply. The tokens of the reply are numbered as /why counts them. Bytes that are no whole character read <e4>.
+    reply. The tokens of the reply are numbered as /why counts them. A character that is split over
+    tokens stands in front of its bytes, which read <e4>.
     """
     if text:
         return session.run_on_model(lambda emit: of_text(session.store.current().tokenizer, text, ids))
@@ -102,16 +103,19 @@ def _text(result: Tokens) -> Text:
 
 
 def _shaded(pieces: list[TokenPiece], start: int) -> Iterator[tuple[str, str]]:
-    mark = r"\n" if ascii_only() else "↵"
+    mark, split = r"\n" if ascii_only() else "↵", find_split_characters(pieces)
     for place, piece in enumerate(pieces, start):
-        yield piece.text.replace("\n", f"{mark}\n"), "special" if piece.special else "band" if place % 2 else ""
+        yield (
+            split.get(place - start, "") + piece.text.replace("\n", f"{mark}\n"),
+            "special" if piece.special else "band" if place % 2 else "",
+        )
 
 
 def _table(result: Tokens) -> Table:
-    rows = []
+    rows, split = [], find_split_characters(result.pieces)
     for place, piece in enumerate(result.pieces):
         number = Text(str(place - result.reply + 1) if place >= result.reply else "", "quiet")
-        text = Text(quote(piece.text), "special" if piece.special else "")
+        text = Text(joined(quote(piece.text), clean_line(split.get(place, ""))), "special" if piece.special else "")
         rows.append((number, Text(str(piece.id), "quiet"), text))
     return grid("rrl", rows)
 

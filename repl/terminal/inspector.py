@@ -264,6 +264,6 @@ def styles(theme: str) -> Style:
 
 def css(look: Look) -> str:
     """Return a style of rich in the words of prompt_toolkit."""
-    named = {"bold": look.bold, "underline": look.underline, "reverse": look.reverse}
+    named = {"bold": look.bold, "underline": look.underline, "reverse": look.reverse, "italic": look.italic}
     colour = [look.color.get_truecolor().hex] if look.color else []
     return " ".join([*(name for name, on in named.items() if on), *colour])

@@ -43,7 +43,7 @@ SHADES = {
 def palette(theme: str) -> Theme:
     """Return the styles of a theme; shades differ by more than colour."""
     less, least, band = SHADES["mono" if "NO_COLOR" in os.environ else theme]
-    shades = {"shade1": f"underline {less}", "shade2": f"bold underline {least}", "shade3": f"reverse {least}"}
+    shades = {"shade1": f"underline {less}", "shade2": f"bold underline {least}", "shade3": f"italic underline {least}"}
     accent = ACCENTS[theme]
     return Theme(
         {

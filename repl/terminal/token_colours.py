@@ -13,7 +13,7 @@ from repl.core.sanitize import Cleaner, ascii_only
 from repl.generation.measure.token_trace import Seen, Trace
 
 CLASSES = ((0.5, "", "50 % or more"), (0.1, "shade1", "10 to 50"), (0.01, "shade2", "1 to 10"), (0.0, "shade3", "less"))
-"""From which probability on a token is drawn how: plain, underlined, bold and underlined, reversed."""
+"""From which probability on a token is drawn how: plain, underlined, bold and underlined, in italics."""
 BAR_CELLS = 12  # of a bar beside a token
 EIGHTHS = " ▏▎▍▌▋▊▉"
 

@@ -11,9 +11,10 @@ from rich.console import Console
 from repl.analysis.why import call_ids
 from repl.commands import registry
 from repl.commands.score import score_windows
+from repl.commands.tokens import Tokens
 from repl.core.errors import Cancelled, ReplError, UsageError
 from repl.core.events import Progress, Token
-from repl.generation.measure.token_text import Speller
+from repl.generation.measure.token_text import Speller, TokenPiece, find_split_characters
 from repl.terminal.screen import as_record, palette, render
 
 TEXT = "The quick brown fox jumps over the lazy dog. Prices rose by 12.5 percent in 2024."
@@ -71,6 +72,13 @@ def test_pieces_of_a_text_are_its_ids_and_joined_its_bytes(folder):
         joined = "".join(piece.text for piece in found.pieces)
         assert "\ufffd" not in joined
         assert joined.lstrip().replace("<f0><9f><99><82>", "🙂").replace("<c3><af>", "ï").startswith("naïve ")
+
+
+def test_a_character_that_is_split_over_tokens_stands_over_its_bytes():
+    pieces = [TokenPiece(1, "a <f0><9f>"), TokenPiece(2, "<99>"), TokenPiece(3, "<82>b"), TokenPiece(4, "<61>")]
+    assert find_split_characters(pieces) == {0: "🙂"}
+    rows = drawn(Tokens([1, 2, 3, 4], pieces, 4, 5, 8, 0, True)).splitlines()
+    assert rows[0].endswith('"a <f0><9f>" · 🙂')
 
 
 def test_a_text_of_special_tokens_is_marked(chat):

@@ -1,9 +1,11 @@
 """What single tokens stand for: their text behind other text, and the bytes of those that are no whole character."""
 
 import re
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 
 from rich.cells import cell_len, set_cell_size
 
@@ -11,6 +13,7 @@ from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.sanitize import ascii_only, clean_line
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+SPLIT = re.compile("(?:<[89a-f][0-9a-f]>)+")  # bytes of characters that are split over tokens, as a piece has them
 ESCAPED = re.compile("[\udc80-\udcff]")
 
 
@@ -66,6 +69,14 @@ class Speller:
         """Decode a token behind a letter: at the beginning of a text some tokenizers drop its space."""
         both = str(self._tokenizer.decode([*self._anchor, token]))
         return both.removeprefix(self._before) if both.startswith(self._before) else self._tokenizer.decode([token])
+
+
+def find_split_characters(pieces: Sequence[TokenPiece]) -> dict[int, str]:
+    """Return the characters that are split over several tokens by the place of the first of these."""
+    ends = [*accumulate(len(piece.text) for piece in pieces)]
+    found = SPLIT.finditer("".join(piece.text for piece in pieces))
+    codes = {bisect_right(ends, one.start()): one[0].replace("<", "").replace(">", "") for one in found}
+    return {place: bytes.fromhex(code).decode("utf-8", "ignore") for place, code in codes.items()}
 
 
 def quote(text: str, most: int = 0) -> str:
