@@ -42,7 +42,7 @@ def _(result: Setting) -> RenderableType:
 
 @command("settings", name="settings")
 def all_settings(session: Session, words: Annotated[str, RestOfLine()] = "") -> Table_:
-    """Show every setting, its value and where it comes from, changed ones first.
+    """Show every setting with its value and origin, changed ones first.
 
     /settings beams shows those with that word in their name or help.
     """
