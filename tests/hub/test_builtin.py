@@ -54,7 +54,7 @@ import json, sys
 from pathlib import Path
 from repl.hub import builtin
 from repl.core.jobs import Job
-job = Job(lambda emit: builtin.folder(Path(sys.argv[1]), emit, builtin.Source(**json.loads(sys.argv[2]))))
+job = Job(lambda emit: builtin.folder(Path(sys.argv[1]), emit, builtin.BuiltinSource(**json.loads(sys.argv[2]))))
 job.run()
 print([event.text for event in job.poll() if hasattr(event, "text")])
 print(job.result())
