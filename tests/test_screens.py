@@ -342,7 +342,7 @@ def test_a_screen_reader_hears_whole_lines(talker: Path, tmp_path: Path) -> None
         "/frob",
         "/dtype bfloat16",
     )
-    with Terminal(str(talker), home=tmp_path, environment={"ACCESSIBLE": "1"}, mark="You:") as screen:
+    with Terminal(str(talker), "--max", "80", home=tmp_path, environment={"ACCESSIBLE": "1"}, mark="You:") as screen:
         screen.wait(screen.ready)
         heard = []
         for line in lines:
