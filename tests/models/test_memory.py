@@ -35,7 +35,7 @@ from repl.core.settings import Load
 from repl.generation.runtime import Runtime
 from repl.models import loader
 
-seen = weakref.ref(loader.bring(Load(sys.argv[2]), conftest.Recorder(), True, lambda *_: None, Runtime).model)
+seen = weakref.ref(loader.load_model(Load(sys.argv[2]), conftest.Recorder(), True, lambda *_: None, Runtime).model)
 gc.collect()
 print(seen())
 """
