@@ -160,8 +160,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A campaign is slow too: `-m "not slow"` leaves both out."""
-    for item in items:
-        if item.get_closest_marker("campaign"):
-            item.add_marker(pytest.mark.slow)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A campaign runs only where `-m` names it: `-m "not slow"`, `-m slow` and `-m library` all leave it out."""
+    campaigns = [item for item in items if item.get_closest_marker("campaign")]
+    if "campaign" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=campaigns)
+        items[:] = [item for item in items if not item.get_closest_marker("campaign")]
