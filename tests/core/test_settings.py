@@ -249,10 +249,10 @@ def test_decoding_is_said_in_one_phrase(words: dict[str, object], phrase: str) -
     ],
 )
 def test_what_has_no_effect_is_said_with_the_line_that_changes_it(name: str, value: object, said: str) -> None:
-    remark = decoding.remark(name, Settings().put(name, value, "you"), BASE)
-    assert (said in remark) if said else remark == ""
+    idle = decoding.find_idle(name, Settings().put(name, value, "you"), BASE)
+    assert (idle.line if idle else "") == said
     sampling = Settings().put(name, value, "you").put("do_sample", True, "you").put("num_beams", 2, "you")
-    assert decoding.remark(name, sampling, BASE) == ""
+    assert decoding.find_idle(name, sampling, BASE) is None
 
 
 @pytest.mark.parametrize(
