@@ -402,12 +402,13 @@ def test_a_text_that_stands_at_max_length_is_told(tiny):
     assert "/max 50" in caught.value.hints
 
 
-def test_the_lens_looks_where_next_looks_behind_a_completion(tiny):
+def test_the_lens_looks_where_next_looks_and_where_why_does_behind_a_completion(tiny):
+    """After a text as /next does; without one at the token of the last reply that /why explains."""
     session = tiny[0]
     run(session, "/reset", "/max 5", "/greedy", "/clear", "hello", f"/raw {PROMPT}")
-    seen, offered = run(session, "/lens"), run(session, "/next 1")
+    seen, offered = run(session, f"/lens {PROMPT}"), run(session, f"/next 1 {PROMPT}")
     assert seen.answer.id == offered.candidates[0].id
-    assert seen.tokens == len([*session.last.record.prompt_ids, *session.last.record.token_ids])
+    assert run(session, "/lens").tokens == len(session.last.record.prompt_ids) + run(session, "/why").number - 1
 
 
 def test_why_says_that_a_token_was_put_in(tiny):
