@@ -172,8 +172,9 @@ def check_values(settings: Settings, base: ModelDefaults) -> None:
     """Refuse what the library would only refuse in the middle of a reply; raises `UsageError`."""
     table = effective_values(settings, base)
     values = {key: item.value for key, item in table.items()}
-    asking = [name for name in REMOTE if values.get(name) not in (None, 0, 1)]
-    if asking:
+    contrasts = not values.get("do_sample") and (values.get("num_beams") or 1) == 1 and (values.get("top_k") or 0) > 1
+    asked = [name for name in REMOTE if values.get(name) not in (None, 0, 1)]
+    if asking := [name for name in asked if contrasts or name != "penalty_alpha"]:
         said = f"{REMOTE[asking[0]]} needs code from the Hub (custom_generate) that is not run here"
         raise UsageError(said, *(f"/set {name} none" for name in asking))
     _sensible(table)

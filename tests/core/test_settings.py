@@ -214,6 +214,12 @@ def test_what_the_model_asks_for_and_the_library_refuses_is_said_with_what_turns
     )
 
 
+@pytest.mark.parametrize("other", [{"do_sample": True}, {"num_beams": 2}, {"top_k": 1}])
+def test_a_penalty_asks_for_contrastive_search_only_where_greedy_search_would_run(other) -> None:
+    theirs = {"penalty_alpha": 0.6, "top_k": 4, **other}
+    decoding.check_values(Settings(), ModelDefaults(theirs, BASE.library))
+
+
 @pytest.mark.parametrize(
     "name", [spot for spot in settings.places() if "off" in settings.declared_field(spot).metadata]
 )
