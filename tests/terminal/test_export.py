@@ -498,7 +498,7 @@ def test_the_last_view_is_a_page_in_its_colours(session: Session) -> None:
     made = export(session, "view.html", view=True)
     page = Path("view.html").read_text("utf-8")
     assert (made.line, made.turns) == ("/next 3", 0)
-    assert re.search(r"^\.r1 \{[^}]*background-color", page, re.MULTILINE)
+    assert re.search(r"^\.r1 \{[^}]*font-style: italic", page, re.MULTILINE)
     assert '<span class="r1">' in page
     assert "/next 3" in page
     assert "<script" not in page

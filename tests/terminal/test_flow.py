@@ -133,7 +133,7 @@ def test_coloured_replies_keep_their_words_whole(events: list[Event]) -> None:
 
 def test_colours_move_with_their_word() -> None:
     row = drawn(in_parts(*UNLIKELY), View(probs="on")).screen.buffer[1]
-    assert [row[column].reverse for column in range(6)] == [True] * 4 + [False] * 2
+    assert [row[column].italics for column in range(6)] == [True] * 4 + [False] * 2
 
 
 def test_text_as_it_comes_is_broken_by_the_terminal() -> None:
