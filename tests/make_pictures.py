@@ -46,14 +46,14 @@ WORDS = ("builtin", "--no-save")
 STORY = "Tell me about the sea in two sentences."
 QUIET = "/stats off"
 PICTURES = {
-    "beams": Picture((QUIET, "/beams 4"), STORY, live=r"-\d+\.\d+", rows=24),
+    "beams": Picture((QUIET, "/beams 4"), STORY, live=r"-\d+\.\d+ .{48}", rows=24),
     "inspect": Picture((QUIET, STORY), "/inspect", live=r"logprob|entropy|rank", leave="q", rows=24),
     "next": Picture((QUIET,), "/next 8 The capital of France is"),
     "why": Picture((QUIET, "/sample temperature=0.7 top_p=0.9 seed=7", STORY), "/why 3"),
     "compare": Picture(
         (QUIET, "/max 40"), '/compare greedy "temperature=0.7 seed=1" beams=4 -- What is the sea?', rows=34
     ),
-    "diverge": Picture((QUIET, "/max 40", STORY), "/diverge quantize=int8"),
+    "diverge": Picture((QUIET, "/max 40", "Tell me a story about a lighthouse keeper."), "/diverge quantize=int8"),
     "sweep": Picture((QUIET, "/max 24", STORY), "/sweep temperature=0,0.7,1.2 top_p=0.9,1"),
     "lens": Picture((QUIET,), "/lens The capital of France is", rows=44),
 }

@@ -163,7 +163,7 @@ def _foot(number: int, column: Column, result: Answers) -> str:
 def _figures(column: Column, done: Reply) -> dict[str, str]:
     """Return the figures of an answer by their names; empty words for what is not known."""
     mean, bits, ttft, speed = column.mean_logprob, column.bits_per_byte, done.timing.ttft_s, done.timing.decode_tps
-    ended = {"cancelled": "stopped by you", "length": "cut there"}.get(done.finish, "")
+    ended = {"cancelled": "stopped by you", "length": "cut"}.get(done.finish, "")
     return {
         "tokens": joined(f"{done.usage.completion:,}", ended),
         "first token": "" if ttft is None else f"{ttft:.2f} s",
