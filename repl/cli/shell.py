@@ -19,7 +19,7 @@ from repl.core.format import counted, joined, rate, shortened
 from repl.core.jobs import Worker
 from repl.core.reply import Reply
 from repl.core.sanitize import repair
-from repl.core.settings import Settings, short_id
+from repl.core.settings import Load, Settings, short_id
 from repl.generation.measure.token_trace import Inspection
 from repl.generation.runtime import Runtime
 from repl.hub import catalog, consent
@@ -134,7 +134,7 @@ class Shell:
         except ReplError as error:
             if not isinstance(error, UsageError):
                 log.log.warning("%s\n%s", error, error.__dict__.get("trace", ""))
-            self.screen.error(error, line=line)
+            self.screen.error(error, line=line, model=self._chosen_model())
             self.offer(error.choices, line if error.again else "")
         except Cancelled as stopped:
             self.screen.notice(joined("stopped", str(stopped)))
@@ -275,7 +275,7 @@ class Shell:
         except ReplError as error:
             if not (error.choices or self.session.store.facts()):
                 error.choices = loadable(wanted)
-            self.screen.error(error, repeats=False)
+            self.screen.error(error, repeats=False, model=self._chosen_model())
             self.offer(error.choices)
             return False
         except Cancelled:
@@ -285,6 +285,11 @@ class Shell:
             self._pace = LoadProgress()
             self.screen.space()
         return True
+
+    def _chosen_model(self) -> str:
+        """Return the model that a line in a shell has to name: not the one that is taken without a name."""
+        model = self.session.settings.load.model
+        return "" if model == Load().model else model
 
     def _stopped(self) -> str:
         facts = self.session.store.facts()

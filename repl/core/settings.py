@@ -232,8 +232,8 @@ def example(name: str) -> str:
     return EXAMPLES.get(name) or next(iter(setting_kind(name).complete()))
 
 
-def in_shell(line: str) -> str:
-    """Return what does in a shell what a line does at the prompt."""
+def in_shell(line: str, model: str = "") -> str:
+    """Return what does in a shell what a line does at the prompt, where `model` was asked for on the command line."""
     command, _, rest = line.partition(" ")
     name = command.removeprefix("/")
     if not line.startswith("/"):
@@ -245,7 +245,7 @@ def in_shell(line: str) -> str:
         return " ".join(["hub-repl", *words])
     if (full := SHORT_NAMES.get(name, name)) in places() and rest:
         return f"--{full.replace('_', '-')} {rest}"
-    return f"hub-repl -c {shlex.quote(line)}"
+    return " ".join(["hub-repl", *([shlex.quote(model)] if model else []), "-c", shlex.quote(line)])
 
 
 def address(text: str) -> list[tuple[str, str]]:

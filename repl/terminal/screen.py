@@ -237,10 +237,10 @@ class Screen:
         self.out.file.write(json.dumps(record, ensure_ascii=self.out.is_terminal, default=str) + "\n")
         self.out.file.flush()
 
-    def error(self, error: ReplError, repeats: bool = True, line: str = "") -> None:
+    def error(self, error: ReplError, repeats: bool = True, line: str = "", model: str = "") -> None:
         """Say what went wrong and what to type next; `repeats` tells that a choice runs the line again.
 
-        `line` is the one that failed: without a prompt, what is no command was asked for in a shell.
+        `line` is the one that failed: without a prompt, what is no command was asked for in a shell, of `model`.
         """
         if self.as_json:
             hints = list(error.hints)
@@ -250,7 +250,7 @@ class Screen:
             name = sign if self.interactive else "hub-repl: "
             numbered = self.interactive and error.choices
             asked_in_shell = not (self.interactive or line.startswith("/"))
-            hints = [in_shell(hint) for hint in error.hints] if asked_in_shell else list(error.hints)
+            hints = [in_shell(hint, model) for hint in error.hints] if asked_in_shell else list(error.hints)
             said = (name + clean(error.message), "error" if self.interactive else "")
             lines = [line for line, _ in error.choices] if numbered else []
             self.err.print(Text.assemble(said, *_hints(hint for hint in hints if hint not in lines)))

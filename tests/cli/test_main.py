@@ -63,6 +63,11 @@ def test_a_line_of_the_prompt_is_said_as_a_shell_has_it(line: str, typed: str) -
     assert settings.in_shell(line) == typed
 
 
+def test_a_line_of_the_prompt_names_the_model_that_was_asked_for() -> None:
+    assert settings.in_shell("/trust yes", "acme/own code") == "hub-repl 'acme/own code' -c '/trust yes'"
+    assert settings.in_shell("/model gpt2", "acme/own") == "hub-repl gpt2"
+
+
 @pytest.mark.parametrize("name", settings.places())
 def test_every_setting_has_an_example_that_it_takes(name: str) -> None:
     settings.read_setting(name, settings.example(name))
