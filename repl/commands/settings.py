@@ -117,7 +117,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
         session.change(put_field(session.settings, full, found, value != "default"))
         shown = "reset to the model's default" if value == "default" else fields.show_field(found)
         unset = value in ("default", fields.NONE)
-        idle = None if unset else decoding.find_idle(full, session.settings, session.base())
+        idle = None if unset else decoding.find_idle(full, session.settings, session.base(), session.uses_template())
         offered = ((idle.line, idle.effect),) if idle and idle.line else ()
         return Message(idle.said if idle else f"{full} {shown} · from the next reply on", offered)
 

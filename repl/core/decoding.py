@@ -126,8 +126,8 @@ class Idle:
     effect: str = ""
 
 
-def find_idle(name: str, settings: Settings, base: ModelDefaults) -> Idle | None:
-    """Return what keeps a value that was just set from having an effect."""
+def find_idle(name: str, settings: Settings, base: ModelDefaults, chats: bool = False) -> Idle | None:
+    """Return what keeps a value that was just set from having an effect; `chats`: messages go through a template."""
     values = {key: item.value for key, item in effective_values(settings, base).items()}
     shown = settings.get(name) if is_setting(name) else show_field(dict(settings.extra).get(name))
     beams = (values.get("num_beams") or 1) > 1
@@ -142,6 +142,9 @@ def find_idle(name: str, settings: Settings, base: ModelDefaults) -> Idle | None
     if name == "prompt_lookup" and shown and several:
         said = "prompt_lookup has no effect while several sequences are made"
         return Idle(said, "/greedy", "makes one")
+    if name == "token_healing" and shown == "on" and chats:
+        said = "token_healing on · it is for plain text: a message of a chat is refused with it, /raw TEXT is not"
+        return Idle(said, "/mode complete", "continues texts")
     return _lacking(name, values)
 
 

@@ -241,6 +241,18 @@ def test_a_field_without_effect_as_things_stand_says_so(tiny, name):
     run(session, "/reset")
 
 
+def test_what_a_chat_is_refused_with_is_said_when_it_is_set(tiny):
+    """And the message says it again; a text that is continued takes it."""
+    session = tiny[0]
+    assert run(session, "/set token_healing on").choices == (("/mode complete", "continues texts"),)
+    with pytest.raises(UsageError, match="plain text"):
+        ask(session, "Hello")
+    run(session, "/mode complete")
+    assert not run(session, "/set token_healing on").choices
+    run(session, "/mode default")
+    run(session, "/reset token_healing")
+
+
 @pytest.mark.library
 def test_a_models_own_values_are_heeded_as_generate_heeds_them(laden):
     session, model, tokenizer = laden
