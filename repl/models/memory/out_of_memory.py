@@ -51,9 +51,9 @@ def reply_remedies(
     """Yield what could be changed, as lines with what is needed then: about the load, or about the reply."""
     load, beams = resident.load, config.num_beams or 1
     for change in fit.load_changes(resident.base.weights, load, rooms):
-        changed = replace(resident, load=replace(load, **change))
-        line = "/{} {}".format(*next(iter(change.items()))) if len(change) == 1 else fit.load_line(load, change)
-        yield line, _needs(changed, prompt, made, beams)
+        name, value = [*change.items()][-1]  # what is quantized may stay in the dtype that is loaded
+        changed = replace(resident, load=replace(load, **{name: value}))
+        yield f"/{name} {value or 'default'}", _needs(changed, prompt, made, beams)
     if load.attention == "eager":
         yield "/attention auto", _needs(replace(resident, load=replace(load, attention="auto")), prompt, made, beams)
     if beams > 1:
