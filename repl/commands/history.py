@@ -140,9 +140,12 @@ def _of_the_chat(talk: Conversation, number: int) -> Turn:
 
 
 def _end_on_reply(talk: Conversation) -> None:
-    """Step back from a message without a reply: the next line is a message again."""
-    while talk.head is not None and talk.turns[talk.head].role == "user":
-        talk.head = talk.turns[talk.head].parent
+    """Step back from a message without a reply, and from a reply that never came: the next line is a message again."""
+    while talk.head is not None:
+        here = talk.turns[talk.head]
+        if here.role != "user" and (here.text or here.state == "complete"):
+            break
+        talk.head = here.parent
 
 
 @render.register

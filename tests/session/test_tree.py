@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from repl.commands import registry
 from repl.core.conversation import Conversation
-from repl.core.errors import UsageError
+from repl.core.errors import Overflow, UsageError
 from repl.session.session import NextMessage, Session
 
 
@@ -134,6 +134,23 @@ def test_branch_goes_back_and_the_next_message_forks(session: Session) -> None:
     assert [turn.text for turn in session.conversation.children(2)] == ["two", "three"]
     run(session, "/go 2")
     assert [text for role, text in said(session) if role == "user"] == ["one", "two"]
+
+
+def test_an_answer_that_never_came_is_no_place_to_go_on_from(session: Session) -> None:
+    """It failed, or was left before its first token: the next line is a message behind the exchange before."""
+    ask(session, "one")
+    first = session.conversation.head
+    with pytest.raises(Overflow):
+        ask(session, "word " * 600)
+    talk = session.conversation
+    for state in ("failed", "cancelled"):
+        talk.close(talk.add("assistant", "", 3, "open"), "", state)
+        for line in ("/go 2", "/branch 2"):
+            run(session, line)
+            assert talk.head == first
+    talk.close(talk.add("assistant", "", 3, "open"), "half", "cancelled")
+    run(session, "/go 2")
+    assert said(session)[-1] == ("assistant", "half")
 
 
 def test_plain_continuation_stands_beside_the_conversation(session: Session) -> None:
