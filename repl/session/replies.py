@@ -87,7 +87,7 @@ def add_answer(session: Session, asked: Question, chats: bool, done: Reply) -> T
         turn = talk.add(role, asked.text, talk.head if chats else None)
     add_reply(session, turn, done)
     if chats:
-        session.prepare(files=(), prefill="")
+        session.prepare(prefill="", **({} if asked.turn else {"files": ()}))  # those wait for a message of their own
     return turn
 
 

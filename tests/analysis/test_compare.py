@@ -485,6 +485,17 @@ def test_pick_of_the_last_message_makes_a_sibling(chat: Session) -> None:
         run(chat, "/pick 3")
 
 
+@pytest.mark.parametrize("line", ["/compare now repetition_penalty=1.6", "/sweep repetition_penalty=1,1.6"])
+def test_pick_leaves_a_file_to_the_message_that_it_is_for(chat: Session, tmp_path: Path, line: str) -> None:
+    """A message that is asked again does not take it along; a new one does."""
+    (tmp_path / "notes.txt").write_text("Ducks swim.")
+    run(chat, STORY, f"/read {tmp_path / 'notes.txt'}", line, "/pick 2")
+    assert chat.next_message.files == (("notes.txt", "Ducks swim."),)
+    run(chat, f"{line} -- And then?", "/pick 2")
+    assert "Ducks swim." in chat.conversation.turns[chat.last.parent].text
+    assert chat.next_message.files == ()
+
+
 def test_pick_of_a_completed_text_stands_beside_the_talk(chat: Session) -> None:
     run(chat, STORY)
     head = chat.conversation.head
