@@ -183,7 +183,8 @@ def fetch_first(want: ModelRequest, name: str, meter: DownloadProgress, emit: Jo
 
 def needed(want: ModelRequest, folder: Path, first: str, names: Iterable[str]) -> list[str]:
     """Choose the files: tokenizer, templates, defaults, code if wanted, then the weights that begin with `first`."""
-    top = [name for name in names if "/" not in name and any(fnmatchcase(name, pattern) for pattern in LIGHT)]
+    outer = [name for name in names if "/" not in name and not could_run(name)]
+    top = [name for name in outer if any(fnmatchcase(name, pattern) for pattern in LIGHT)]
     templates = [name for name in names if name.startswith("additional_chat_templates/")]
     code = [name for name in names if want.code and could_run(name)]
     weights = cache.shards(folder, first)

@@ -31,7 +31,7 @@ def repository(tmp_path):
         tmp_path / "repository",
         "config.json tokenizer.json tokenizer_config.json generation_config.json README.md pytorch_model.bin "
         "tf_model.h5 onnx/model.onnx model.fp16.safetensors modeling_tiny.py chat_template.jinja original/params.json "
-        "additional_chat_templates/tools.jinja training_args.bin tiny.Q4.gguf",
+        "tokenization_tiny.py additional_chat_templates/tools.jinja training_args.bin tiny.Q4.gguf",
         weights=WEIGHTS,
     )
 
@@ -212,10 +212,14 @@ def test_shards_are_those_the_index_names(fake_hub, tmp_path):
 def test_code_comes_only_when_it_is_wanted(fake_hub, repository):
     (repository / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "modeling_tiny.TinyModel"}}')
     fake_hub.add(MODEL, repository)
-    assert "modeling_tiny.py" not in held(locate())
+    code = {"modeling_tiny.py", "tokenization_tiny.py"}
+    assert not code & held(locate())
     assert cached(MODEL, code=True) is None
-    assert "modeling_tiny.py" in held(locate(code=True))
+    emit = Recorder()
+    assert code <= held(locate(code=True, emit=emit))
     assert cached(MODEL, code=True) is not None
+    size = sum((repository / name).stat().st_size for name in code)
+    assert {event.total for event in emit.of(Progress) if event.unit == "B"} == {size}
 
 
 def test_pickles_come_only_when_allowed_and_when_there_is_nothing_else(fake_hub, repository):
