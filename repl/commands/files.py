@@ -18,7 +18,7 @@ from repl.core.values import Text as Words
 from repl.session import config_file
 from repl.session.change_settings import apply, load
 from repl.session.results import Lines, Message
-from repl.session.session import Session
+from repl.session.session import CONSENT, Session
 from repl.terminal.screen import render
 from repl.terminal.tables import facts
 
@@ -84,7 +84,8 @@ def _save(session: Session, name: str) -> Message:
         raise UsageError(f"{name!r} is not a name for a preset: letters, digits and _", "/preset save NAME")
     if name in session.presets:
         raise UsageError(f"preset {name!r} is there already: change it in {_path()}")
-    kept = [key for key in session.settings.origins if key not in ("model", "revision", "gguf_file")]
+    left = ("model", "revision", "gguf_file")  # and a consent, which is for one model
+    kept = [key for key, origin in session.settings.origins.items() if key not in left and origin != CONSENT]
     words = {key: settings.show_setting(key, session.settings.get(key)) for key in kept}
     if not words:
         raise UsageError("nothing is set that a preset could keep", "/settings")

@@ -16,7 +16,7 @@ from repl.core.values import Choice
 from repl.hub import consent
 from repl.models.memory.survey import survey
 from repl.session.results import Message
-from repl.session.session import Session
+from repl.session.session import CONSENT, Session
 from repl.terminal.screen import render
 
 
@@ -61,7 +61,7 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
         raise UsageError("no model was refused for its code", "/model ID")
     consents.give(model, consent.mark(found), lasting=answer == "always")
     session.forget_refusal()
-    return session.reload(wanted.put("trust_remote_code", True, "your consent"))
+    return session.reload(wanted.put("trust_remote_code", True, CONSENT))
 
 
 @render.register

@@ -13,7 +13,7 @@ from repl.generation.measure.processors import processors
 from repl.generation.runtime import Model
 from repl.models.loader import ModelInfo
 from repl.session.results import Message
-from repl.session.session import Session, Task
+from repl.session.session import CONSENT, Session, Task
 
 STATIC_CACHE = "/set cache_implementation static"
 SettingWords = Sequence[tuple[str, str]]
@@ -44,7 +44,7 @@ def load(session: Session, words: SettingWords) -> Message | Task[ModelInfo]:
     before = session.pending()
     wanted = changed(before, words, parts=("load",))
     if "model" in dict(words) and wanted.load.model in session.store.consents.given:
-        wanted = wanted.put("trust_remote_code", True, "your consent")
+        wanted = wanted.put("trust_remote_code", True, CONSENT)
     if wanted.load == before.load and (session.loading or session.store.facts()):
         typed = [name for name, text in words if text != "default"] or [name for name, _ in words]
         said = (f"{name} is {settings.show_setting(name, wanted.get(name)) or 'not set'} already" for name in typed)

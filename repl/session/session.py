@@ -33,6 +33,7 @@ MADE_WITH = (
     "adapter",
     "gguf_file",
 )  # what loads when a conversation goes on
+CONSENT = "your consent"  # where trust_remote_code comes from that was given with /trust, for one model
 TIDY_DELAY_S = 0.05  # seconds in which a load's end is drawn before anything else is done
 
 
@@ -155,8 +156,11 @@ class Session:
     ) -> Task[ModelInfo]:
         if self.loading:
             self.loading.job.cancel()
-        if wanted.load.model in self.store.consents.given and "trust_remote_code" not in wanted.origins:
-            wanted = wanted.put("trust_remote_code", True, "your consent")
+        given, origin = wanted.load.model in self.store.consents.given, wanted.origins.get("trust_remote_code")
+        if given and origin is None:
+            wanted = wanted.put("trust_remote_code", True, CONSENT)
+        elif origin == CONSENT and not given:  # that of another model, or one that was taken back
+            wanted = wanted.reset("trust_remote_code")
         before = self.store.facts()
         job = self.worker.start(lambda emit: bring(wanted.load, emit))
         task = Task(job, lambda: self._loaded(task, wanted, before), background)

@@ -160,6 +160,25 @@ def test_no_takes_consent_back(session: Session, llama_folder: Path, canary: Pat
     assert json.loads((tmp_path / "trusted.json").read_text()) == {}
 
 
+def test_a_consent_goes_over_to_no_other_model(
+    session: Session, llama_folder: Path, canary: Path, tmp_path: Path
+) -> None:
+    """Not with a preset, not with a conversation that names another model; and one taken back does not come again."""
+    folder = coded(tmp_path / "coded", llama_folder, canary)
+    other = coded(tmp_path / "other", llama_folder, tmp_path / "other ran")
+    with pytest.raises(NeedsCode):
+        load(session, folder)
+    driving.run(session, "/trust yes", "/info", "/greedy", "/preset save calm")
+    assert session.presets["calm"] == {"do_sample": "off", "num_beams": "1"}
+    with pytest.raises(NeedsCode):
+        driving.finish(session.load(session.settings.put("model", str(other), "this conversation")))
+    assert not (tmp_path / "other ran").exists()
+    session.forget_refusal()
+    driving.run(session, "/trust no")
+    with pytest.raises(NeedsCode):
+        driving.run(session, "/reload", "/info")
+
+
 def test_without_a_refusal_there_is_nothing_to_allow(session: Session, llama_folder: Path) -> None:
     load(session, llama_folder)
     with pytest.raises(UsageError, match="no model was refused"):
