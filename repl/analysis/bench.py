@@ -65,8 +65,9 @@ class TimedReply:
 class WaySpeed:
     """One way to make a reply, with medians: seconds to the first token, tokens/s while reading and while writing.
 
-    `of_bare` is the decode speed over that of the library's bare `generate`. `read_bytes` are the weights that a token
-    needs, `limit_tps` how often in a second memory could deliver them, None where that is unknown.
+    `of_bare` is the decode speed over that of the library's bare `generate`, None for another model than it ran with.
+    `read_bytes` are the weights that a token needs, `limit_tps` how often in a second memory could deliver them, None
+    where that is unknown.
     """
 
     way: str
@@ -160,12 +161,13 @@ class Bench:
         return time_reply(model, way.settings, ids, new, self.emit, self.store.get)
 
     def _add_row(self, model: Model, way: Way, runs: Sequence[TimedReply], rate: float | None) -> None:
+        facts = model.facts
         first, decode = median(run.ttft_s for run in runs), median(run.decode_tps for run in runs)
         bare = next(
-            (row.decode_tps for row in self.rows if row.way == BARE_GENERATE),
+            (row.decode_tps for row in self.rows if (row.way, row.model) == (BARE_GENERATE, facts.id)),
             decode if way.name == BARE_GENERATE else None,
         )
-        size, facts = read_bytes(model), model.facts
+        size = read_bytes(model)
         self.rows.append(
             WaySpeed(
                 way=way.name,

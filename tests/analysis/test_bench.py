@@ -141,6 +141,9 @@ def test_other_models_and_formats_are_rows_too(session, gpt2_folder, llama_folde
         (str(llama_folder), "float32"),
         (str(llama_folder), "bfloat16"),
     ]
+    assert [row.of_bare is None for row in found.rows] == [False, False, False, True, True]
+    bare, other = found.rows[0].decode_tps, found.rows[2]
+    assert other.of_bare == pytest.approx(other.decode_tps / bare)
     assert session.store.current() is resident
     assert session.settings is settings
     assert "no folder or file" in drawn(found)
