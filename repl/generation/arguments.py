@@ -14,6 +14,7 @@ from repl.core import decoding, fields
 from repl.core.decoding import LENGTH_LIMITS
 from repl.core.library_types import PreTrainedModel
 from repl.core.settings import Settings
+from repl.generation.measure.forward import library_errors
 from repl.generation.runtime import Model
 
 
@@ -57,11 +58,14 @@ def of_values(model: PreTrainedModel, values: Mapping[str, object]) -> Arguments
 
 
 def _built(name: str, value: object) -> object:
-    """Return a value as a generation config holds it: of two fields an object that JSON has the parts of."""
+    """Return a value as a generation config holds it: of two fields an object that JSON has the parts of.
+
+    Raises `Failed` for a part that the library's class does not have.
+    """
     from transformers import CompileConfig, WatermarkingConfig
 
-    if name == "watermarking_config" and isinstance(value, Mapping):
-        return WatermarkingConfig(**value)
-    if name == "compile_config" and isinstance(value, Mapping):
-        return CompileConfig(**value)
-    return value
+    kinds: dict[str, Any] = {"watermarking_config": WatermarkingConfig, "compile_config": CompileConfig}
+    if name not in kinds or not isinstance(value, Mapping):
+        return value
+    with library_errors(f"{name} cannot be made"):
+        return kinds[name](**value)

@@ -233,6 +233,16 @@ def test_an_empty_or_wrong_value_is_refused_at_once_with_a_line_to_type(tiny):
     assert [line for line in lines if attempt(session, line)] == []
 
 
+@pytest.mark.parametrize("name", ["watermarking_config", "compile_config"])
+def test_options_that_the_library_does_not_have_are_refused(tiny, name):
+    session = tiny[0]
+    run(session, "/reset")
+    with pytest.raises(UsageError, match=rf"{name} cannot be .*unexpected keyword argument 'hello'") as caught:
+        run(session, f'/set {name} {{"hello": 1}}')
+    assert f"/set {name} none" in caught.value.hints
+    assert not session.settings.extra
+
+
 @pytest.mark.parametrize("name", IDLE)
 def test_a_field_without_effect_as_things_stand_says_so(tiny, name):
     session = tiny[0]
