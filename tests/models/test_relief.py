@@ -73,6 +73,20 @@ def test_every_remedy_is_a_line_with_its_computed_effect(session: Session) -> No
     assert "the weights 270 KiB" in lines["/dtype bfloat16"]
 
 
+def test_a_packed_model_needs_what_it_takes_now(llama_folder: Path) -> None:
+    """Not what it took to pack it, which would hide all else; the rest has the width that it computes in."""
+    from transformers import GenerationConfig
+
+    with driving.opened(llama_folder, dtype="auto", quantize="int4") as session:
+        resident = session.store.current()
+        error = out_of_memory.out_of_memory(resident, GenerationConfig(max_new_tokens=50_000), 100, "full")
+    shape, taken = resident.model.config, amount(resident.facts.bytes)
+    cache, less = (amount(estimate.cache_bytes(shape, 100 + made, 2)) for made in (50_000, 25_000))
+    assert "needed for 50100 tokens: " in error.message
+    assert f"(weights {taken}, KV cache {cache}, working memory " in error.message
+    assert dict(error.choices)["/max_new_tokens 25000"].endswith(f"the weights {taken}, the KV cache {less}")
+
+
 @pytest.mark.slow
 def test_beams_count_each_for_itself(session: Session) -> None:
     """A search keeps a cache for every beam, and less of it is what helps most."""

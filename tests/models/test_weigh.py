@@ -132,6 +132,19 @@ def test_matrices_are_packed_and_the_rest_is_not(dtype: str, quantize: str, size
     assert found.weights == size
 
 
+def test_what_is_packed_here_is_read_in_bfloat16(llama_folder: Path) -> None:
+    """Whatever it is stored in: the rest of the weights and the KV cache have two bytes a number."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(llama_folder)
+    found = estimate.estimate_needs(WEIGHTS, config, Load("m", device="cpu", quantize="int8"), 100)
+    assert found.weights == 1210
+    assert found.cache == estimate.cache_bytes(config, 100, 2)
+    wide = estimate.estimate_needs(WEIGHTS, config, Load("m", device="cpu", dtype="float32", quantize="int8"), 100)
+    assert wide.weights == 1610
+    assert wide.cache == estimate.cache_bytes(config, 100, 4)
+
+
 def test_matrices_are_told_from_embeddings(llama_folder: Path) -> None:
     """What is counted as packable is what a quantizer would replace: linear layers other than the head."""
     import torch

@@ -8,6 +8,7 @@ from typing import Any
 from repl.core.errors import Failed, NoMemory
 from repl.core.format import amount
 from repl.core.library_types import GenerationConfig
+from repl.core.settings import Load
 from repl.models.loader import LoadedModel
 from repl.models.memory import available, estimate, fit
 from repl.models.memory.available import UNITS, Room
@@ -23,7 +24,7 @@ WORTHWHILE = 200  # a remedy saves at least this part of all that is needed
 def out_of_memory(resident: LoadedModel[Any], config: GenerationConfig, prompt: int, words: str) -> NoMemory:
     """Make the error for a reply that memory did not suffice for; `prompt` is its length in tokens."""
     made = config.max_new_tokens or max(0, (resident.facts.context or estimate.GLANCE_TOKENS) - prompt)
-    needs = _needs(resident, prompt, made, config.num_beams or 1)
+    needs = _needs(resident, resident.load, prompt, made, config.num_beams or 1)
     rooms = available.measure_rooms()
     free = ", ".join(f"{each.device} has {amount(each.free)} free" for each in rooms)
     found = sorted(reply_remedies(resident, config, prompt, made, rooms), key=lambda each: each[1].total)
@@ -40,9 +41,11 @@ def out_of_memory(resident: LoadedModel[Any], config: GenerationConfig, prompt: 
     return NoMemory(said, choices=tuple(choices))
 
 
-def _needs(resident: LoadedModel[Any], prompt: int, made: int, beams: int) -> Needs:
-    weights, shape = resident.base.weights, resident.model.config
-    return estimate.estimate_needs(weights, shape, resident.load, prompt + made, prompt, beams)
+def _needs(resident: LoadedModel[Any], load: Load, prompt: int, made: int, beams: int) -> Needs:
+    found = estimate.estimate_needs(resident.base.weights, resident.model.config, load, prompt + made, prompt, beams)
+    if (load.dtype, load.quantize) != (resident.load.dtype, resident.load.quantize):
+        return found
+    return replace(found, weights=resident.facts.bytes, loading=0)  # as they are, and packed already
 
 
 def reply_remedies(
@@ -52,14 +55,13 @@ def reply_remedies(
     load, beams = resident.load, config.num_beams or 1
     for change in fit.load_changes(resident.base.weights, load, rooms):
         name, value = [*change.items()][-1]  # what is quantized may stay in the dtype that is loaded
-        changed = replace(resident, load=replace(load, **{name: value}))
-        yield f"/{name} {value or 'default'}", _needs(changed, prompt, made, beams)
+        yield f"/{name} {value or 'default'}", _needs(resident, replace(load, **{name: value}), prompt, made, beams)
     if load.attention == "eager":
-        yield "/attention auto", _needs(replace(resident, load=replace(load, attention="auto")), prompt, made, beams)
+        yield "/attention auto", _needs(resident, replace(load, attention="auto"), prompt, made, beams)
     if beams > 1:
-        yield "/beams 1", _needs(resident, prompt, made, 1)
+        yield "/beams 1", _needs(resident, load, prompt, made, 1)
     half = max(1, made // 2)
-    yield f"/max_new_tokens {half}", _needs(resident, prompt, half, beams)
+    yield f"/max_new_tokens {half}", _needs(resident, load, prompt, half, beams)
 
 
 def amount_asked(words: str) -> str:
