@@ -13,6 +13,7 @@ from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from repl.core.settings import Load
 from repl.hub import consent, locate, validate
+from repl.hub.model_files import bad_file, read_json
 from repl.hub.validate import NeedsCode
 from repl.models import device_map, model_config, quantization
 
@@ -141,7 +142,7 @@ def load_tokenizer(found: locate.LocalModel, load: Load, emit: JobContext) -> Pr
 
 
 def _unread(found: locate.LocalModel, load: Load, error: BaseException) -> ReplError:
-    """Say why a tokenizer does not load, and what would help."""
+    """Say why a tokenizer does not load, and what would help; raises `BadModel` for a file that is no JSON."""
     if not load.trust_remote_code and (own := consent.tokenizer_code(found.folder)):
         needs = NeedsCode(own, config="tokenizer_config.json")
         needs.found = found
@@ -149,6 +150,9 @@ def _unread(found: locate.LocalModel, load: Load, error: BaseException) -> ReplE
     if (name := validate.pieces_file(found.folder)) and not _has("sentencepiece", "google.protobuf"):
         said = f"the tokenizer in {found.folder} is {name} alone, which is read with the sentencepiece package"
         return MissingExtra(said, "pip install sentencepiece protobuf")
+    fast = not found.gguf_file and (found.folder / "tokenizer.json").is_file()
+    if fast and not isinstance(read_json(found.folder, "tokenizer.json").get("model"), dict):
+        return bad_file("tokenizer.json", "has no model in it: it is no tokenizer")
     return BadModel(f"the tokenizer in {found.folder} does not load: {sentence(error)}")
 
 
