@@ -158,7 +158,10 @@ def read_gguf(folder: Path, name: str) -> Weights:
             tensors, end = header.read()
         except EOFError as error:
             raise bad_file(name, "is cut short: it ends within its header") from error
-        except (KeyError, ValueError, RecursionError) as error:
+        except (KeyError, RecursionError) as error:
+            cause = "has a header that cannot be read: a value of unknown type, or nested too deeply"
+            raise bad_file(name, cause) from error
+        except ValueError as error:
             raise bad_file(name, f"has a header that cannot be read: {cut_name(str(error))}") from error
     if end > header.size:
         raise bad_file(name, f"is cut short: it has {header.size:,} bytes, and its tensors need {end:,}")
@@ -199,7 +202,7 @@ class GgufHeader:
 
         name, sides = self.text(), self.number(4)
         if sides > 8:
-            raise ValueError(f"{sides:,} dimensions")
+            raise ValueError(f"a tensor of {sides:,} dimensions")
         shape = tuple(self.number(8) for _ in range(sides))
         stored, start = GGMLQuantizationType(self.number(4)), self.number(8)
         block, width = GGML_QUANT_SIZES[stored]

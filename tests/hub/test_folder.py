@@ -656,6 +656,8 @@ def test_a_gguf_file_is_one(tmp_path):
     refused(tmp_path, ["page.gguf is not a GGUF file"], "", gguf_file="page.gguf")
     write(tmp_path, "old.gguf", b"GGUF\x01\0\0\0")
     refused(tmp_path, ["old.gguf has a header", "GGUF version 1"], "", gguf_file="old.gguf")
+    write(tmp_path, "new.gguf", b"GGUF\x03\0\0\0" + bytes(8) + b"\x01" + bytes(7 + 8) + b"\x0d" + bytes(99))
+    refused(tmp_path, ["new.gguf has a header", "a value of unknown type"], "", gguf_file="new.gguf")
     refused(tmp_path, ["../x.gguf is a path that leads out"], "", gguf_file="../x.gguf")
 
 
