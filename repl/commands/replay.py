@@ -82,7 +82,7 @@ def _add_branch(session: Session, talk: Sequence[Exchange], made: Sequence[Answe
     """Add new answers to the conversation: a chat as a branch, at whose end it then stands; returns that end."""
     end: int | None = None
     for exchange, answer in zip(talk, made, strict=False):
-        if (done := answer.done) is None or answer.problem:
+        if (done := answer.done) is None or answer.problem or (done.finish == "cancelled" and not done.raw):
             break
         asked = session.conversation.turns[exchange.turn]
         if end is not None:

@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from repl.analysis.replay import is_same
 from repl.commands import registry
 from repl.core.errors import Cancelled, UsageError
-from repl.core.events import ColumnEvent, Event, Token
+from repl.core.events import ColumnEvent, Event, Progress, Token
 from repl.session.session import Session
 from repl.terminal.screen import as_record
 
@@ -190,6 +190,22 @@ def test_a_cancel_before_the_first_answer_is_only_a_cancel(chat: Session) -> Non
     with pytest.raises(Cancelled):
         finish(task)
     assert chat.conversation.turns == turns
+
+
+def test_a_cancel_before_the_first_token_makes_no_branch(chat: Session) -> None:
+    """Nothing of the answer is there: the conversation stands where it did, and nothing else is said."""
+    talk = chat.conversation
+    turns, head = dict(talk.turns), talk.head
+    task = registry.parse_line("/replay now").run(chat)
+
+    def reading(event: Event) -> None:
+        if isinstance(event, ColumnEvent) and isinstance(event.event, Progress) and event.event.stage[:6] != "answer":
+            task.job.cancel()
+
+    found = finish(task, reading)
+    assert (found.turns[0].columns[1].done.raw, found.branch) == ("", None)
+    assert (talk.turns, talk.head) == (turns, head)
+    assert "new branch" not in drawn(found)
 
 
 @pytest.mark.slow
