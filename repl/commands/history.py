@@ -82,7 +82,11 @@ def history(session: Session) -> History:
     Without one, the texts that were completed.
     """
     talk = session.conversation
-    lines = [list_turn(turn, pair[-1].exchange) for pair in exchanges(current_branch(talk)) for turn in pair]
+    lines = [
+        list_turn(turn, pair[-1].exchange if turn.role in ASKING else turn.exchange)
+        for pair in exchanges(current_branch(talk))
+        for turn in pair
+    ]
     return History(talk.system, lines, session.settings.view.thinking)
 
 

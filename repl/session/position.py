@@ -36,7 +36,8 @@ ExchangeNumber = Annotated[int, ExchangeKind(1)]
 
 def current_branch(talk: Conversation) -> list[Turn]:
     """Return the branch that the next message goes on; where nothing was said, the texts that were completed."""
-    return talk.path() or [turn for turn in talk.turns.values() if turn.role in ("prompt", "completion")]
+    beside = [turn for turn in talk.turns.values() if turn.role in ("prompt", "completion")]
+    return talk.path() or sorted(beside, key=lambda turn: turn.parent or turn.id)  # each text with its completions
 
 
 def chat(session: Session, chosen: Settings, asked: Turn, prefill: str = "") -> Request:

@@ -191,6 +191,15 @@ def test_history_and_tree_show_every_turn(session: Session) -> None:
     assert [turn.number for turn in listed.turns] == [2, 2, 3, 3]
 
 
+def test_every_completion_stands_under_its_text(session: Session) -> None:
+    """Also one that came after other texts, as /replay makes them."""
+    run(session, "/raw one", "/raw two")
+    talk = session.conversation
+    talk.close(talk.add("completion", "", 1, "open"), "again", "complete")
+    listed = run(session, "/history").turns
+    assert [(turn.id, turn.number) for turn in listed] == [(1, 3), (2, 1), (5, 3), (3, 2), (4, 2)]
+
+
 def test_every_command_takes_the_number_of_an_exchange(session: Session) -> None:
     """One number for a question and its answer, another for a second answer, and one for a completion."""
     ask(session, "one")
