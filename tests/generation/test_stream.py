@@ -105,6 +105,13 @@ def word_piece(cleanup=False):
     return wrap(tokenizer)
 
 
+def tidying():
+    """One whose own `decode` takes spaces away unless it is told not to."""
+    tokenizer = word_piece()
+    tokenizer.clean_up_tokenization_spaces = True
+    return tokenizer
+
+
 def end_of_word():
     tokenizer = Tokenizer(models.BPE({"a": 0, "b</w>": 1, "c</w>": 2, "</w>": 3}, [], end_of_word_suffix="</w>"))
     tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
@@ -127,6 +134,7 @@ MAKERS = {
     "metaspace": metaspace,
     "word-piece": word_piece,
     "word-piece, its own cleanup": lambda: word_piece(cleanup=True),
+    "word-piece, clean_up_tokenization_spaces": tidying,
     "end-of-word": end_of_word,
     "python bytes": python_bytes,
 }
@@ -150,6 +158,13 @@ def full(tokenizer, ids, skip=True):
 def test_joined_pieces_equal_one_full_decode(name, text, skip):
     ids = made(name).encode(text * 3, add_special_tokens=False)
     assert "".join(pieces(made(name), ids, skip_special_tokens=skip)) == full(made(name), ids, skip)
+
+
+def test_spaces_stay_where_they_are():
+    tokenizer = made("word-piece, clean_up_tokenization_spaces")
+    ids = tokenizer.convert_tokens_to_ids(["it", "'s", "hello", ",", "world", "!"])
+    assert tokenizer.decode(ids) == "it's hello, world!"
+    assert "".join(pieces(tokenizer, ids)) == "it 's hello , world !"
 
 
 @each
