@@ -17,7 +17,7 @@ from rich.console import Console
 from repl.cli import shell as repl_shell
 from repl.cli.shell import Shell
 from repl.commands.plan import Plan
-from repl.core.errors import NotFound, Unreachable
+from repl.core.errors import BadModel, NotFound, Unreachable
 from repl.core.jobs import Worker
 from repl.core.settings import Load, Settings
 from repl.generation.runtime import Runtime
@@ -154,6 +154,18 @@ def test_what_is_not_there_is_said_as_for_model(
     fake_hub.add("acme/tiny", llama_folder)
     with planning() as session, pytest.raises(error, match=words):
         driving.run(session, line)
+
+
+@pytest.mark.parametrize("entry", [{"shape": ["x"]}, {"dtype": 7}])
+def test_a_header_on_the_hub_that_lies_is_refused(
+    entry: dict[str, object], fake_hub: FakeHub, llama_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(llama_folder, tmp_path, dirs_exist_ok=True)
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **entry}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    fake_hub.add("acme/liar", tmp_path)
+    with planning() as session, pytest.raises(BadModel, match="weights of 'acme/liar' are no safetensors files"):
+        driving.run(session, "/plan acme/liar")
 
 
 def test_offline_asks_nobody(fake_hub: FakeHub) -> None:

@@ -159,15 +159,19 @@ def remote_weights(
         return by_count(listing, names, config)
     emit(Progress("read headers"))
     ask = partial(HfApi().get_safetensors_metadata, want.model, revision=listing.commit)
+    wrong = BadModel(f"the weights of {want} are no safetensors files")
     try:
         found = call_hub(ask, emit).files_metadata.values()
-    except SafetensorsParsingError as error:
-        raise BadModel(f"the weights of {want} are no safetensors files") from error
+    except (SafetensorsParsingError, TypeError) as error:
+        raise wrong from error
     except Exception as error:  # as for every call of the Hub
         stopped = Unreachable("the Hub stopped answering while headers were read", f"/plan {want.model}")
         raise locate.explain_hub_error(error, want, emit) or stopped from error
-    tensors = {name: as_tensor(each.dtype, each.shape) for file in found for name, each in file.tensors.items()}
-    return count_weights(names, tensors, "safetensors")
+    try:
+        tensors = {name: as_tensor(each.dtype, each.shape) for file in found for name, each in file.tensors.items()}
+        return count_weights(names, tensors, "safetensors")
+    except (TypeError, ValueError) as error:  # the library takes a header as it is
+        raise wrong from error
 
 
 def by_count(listing: RepoFiles, names: Iterable[str], config: PreTrainedConfig) -> Weights:
