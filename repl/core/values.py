@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -12,20 +13,20 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin
 from repl.core.errors import UsageError
 
 
-class Kind:
+class Kind(ABC):
     """One way to turn a word into a value and back; by default a value is shown as it is, and `words` are offered."""
 
     __slots__ = ()
     words: ClassVar[tuple[str, ...]] = ()
 
     @property
+    @abstractmethod
     def phrase(self) -> str:
         """What it takes, to be read after `is not`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, word: str) -> Any:
         """Return the value of a word; raises `UsageError`."""
-        raise NotImplementedError
 
     def show(self, value: Any) -> str:
         """Return the word that reads back as the value."""
