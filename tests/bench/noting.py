@@ -11,7 +11,7 @@ from repl.terminal.editor import prompt
 
 
 def watched(source: Input, path: str) -> Input:
-    """Write `WAIT_FOR_LOAD_S KEY` to a file for every key that is read."""
+    """Write `SECONDS KEY` to a file for every key that is read."""
     read, notes = source.read_keys, open(path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
 
     def read_keys() -> list[Any]:
@@ -25,6 +25,6 @@ def watched(source: Input, path: str) -> Input:
 
 
 if __name__ == "__main__":
-    make, path = prompt.create_input, sys.argv.pop(1)
-    prompt.create_input = lambda: watched(make(), path)  # type: ignore[attr-defined]
+    make, path = prompt.terminal_input, sys.argv.pop(1)
+    prompt.terminal_input = lambda stdin: watched(make(stdin), path)
     main()
