@@ -9,9 +9,9 @@ from repl.core import settings
 
 CACHED = (
     'ls "${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}" 2>/dev/null'
-    " | sed -n 's/^models--//p' | sed 's|--|/|g'; echo builtin"
+    " | sed -n 's/^models--\\([A-Za-z0-9._-]*\\)$/\\1/p' | sed 's|--|/|g'; echo builtin"
 )
-"""The command that lists cached models; every shell has it run by sh."""
+"""The command that lists cached models, by names as the Hub has them alone: bash would run what stands in others."""
 MODELS = {
     "bash": "hub_repl_models",
     "zsh": "hub_repl_models",

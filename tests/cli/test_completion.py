@@ -25,8 +25,9 @@ def script(shell: str) -> str:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_bash_completes_options_values_files_and_cached_models(tmp_path: Path) -> None:
-    """Each setting with its words, a path where a file belongs, a model that is in the cache of the Hub."""
-    (tmp_path / "hub" / "models--acme--tiny").mkdir(parents=True)
+    """Each setting with its words, a path where a file belongs, a model that is in the cache of the Hub by its name."""
+    for name in ("acme--tiny", "acme--$(touch run)", "acme--`touch run`"):
+        (tmp_path / "hub" / f"models--{name}").mkdir(parents=True)
     (tmp_path / "lines.txt").touch()
     (tmp_path / "written.bash").write_text(script("bash"))
     surroundings = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path)}
@@ -43,6 +44,7 @@ def test_bash_completes_options_values_files_and_cached_models(tmp_path: Path) -
     assert completed("--script", "li") == ["lines.txt"]
     assert completed("ac") == ["acme/tiny"]
     assert completed("acme/tiny", "--completion", "") == list(main.SHELLS)
+    assert not (tmp_path / "run").exists()  # a name is never a command
 
 
 @pytest.mark.parametrize("shell", main.SHELLS)
