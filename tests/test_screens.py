@@ -355,8 +355,15 @@ def test_a_screen_reader_hears_whole_lines(talker: Path, tmp_path: Path) -> None
         screen.keys(ENTER)
         screen.see("You: one\ntwo\n(reading .*\n)?Model: ")
         screen.wait(screen.ready)
+        screen.line("/edit")
+        screen.see("You: one\n?two$")
+        screen.keys("\\" + ENTER)
+        screen.keys("three" + ENTER)
+        screen.see(r"You: one\ntwo\\\nthree\n(reading .*\n)?Model: ")
+        screen.wait(screen.ready)
         screen.keys("\x04")
         assert screen.end() == 0
+        assert screen.raw.rindex(b"\x1b[?2004l") > screen.raw.rindex(b"\x1b[?2004h")  # also where the reader ends
     assert "\x1b" not in "".join(heard)  # not even colours
     assert re.match(rf"(reading [^\n]*\n)?Model: {HELLO}", heard[0])
     assert re.search(r'^1, "[^"]*", model: \S+ %, sum: \S+ %\r$', heard[1], re.M)

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -160,8 +160,11 @@ class Program:
         shell = self.shell
         shell.keyboard, shell.open_inspector, shell.cooked_terminal = no_keyboard, None, nullcontext
         if shell.session.settings.view.accessible:
-            return shell.interactive(Plain("You: ", shell.settle_load, shell.complete).read)
-        return shell.interactive(Plain(mark, shell.settle_load).read)
+            plain = Plain("You: ", shell.settle_load, shell.complete)
+        else:
+            plain = Plain(mark, shell.settle_load)
+        with closing(plain):
+            return shell.interactive(plain.read)
 
     def _serve(self, mark: str) -> bool:
         """Serve lines of the editor; True where they are to be read plainly from now on."""

@@ -1,7 +1,6 @@
 """The line editor: completion, keys, history, toolbar, and the keyboard while something else owns the screen."""
 
 import asyncio
-import atexit
 import os
 import select
 import signal
@@ -302,7 +301,7 @@ class Plain:
         while True:
             before = signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
-                line = input(self._mark)
+                line = self._first_row()
                 while line.endswith("\\"):
                     line = line[:-1] + "\n" + input()
                 return line
@@ -310,6 +309,21 @@ class Plain:
                 sys.stdout.write("\nCtrl-D leaves\n")
             finally:
                 signal.signal(signal.SIGINT, before)
+
+    def _first_row(self) -> str:
+        """Return the first row of a line; a draft stands in that alone, and Ctrl-C takes it away."""
+        try:
+            return input(self._mark)
+        finally:
+            if self._readline is not None:
+                self._readline.set_startup_hook(None)
+
+    def close(self) -> None:
+        """Leave the terminal as it was found."""
+        if self._readline is not None:
+            with suppress(OSError):
+                sys.stdout.write(RESTORED.decode())
+                sys.stdout.flush()
 
 
 def import_readline(complete: Complete) -> Any:
@@ -329,7 +343,6 @@ def import_readline(complete: Complete) -> Any:
         readline.set_completer(word)
         readline.parse_and_bind('"\\e[200~": bracketed-paste-begin')
         sys.stdout.write(PASTES)
-        atexit.register(sys.stdout.write, RESTORED.decode())
         return readline
     return None
 
