@@ -98,7 +98,7 @@ class LiveOutput:
             if token.text or token.id is not None:  # the rest are pieces that waited for more
                 self._screen.record(token_record(token))
         else:
-            if self._screen.accessible and not self._column:
+            if self._screen.accessible and self._screen.interactive and not self._column:
                 self._screen.out.print("Model: ", end="")
             self._begin()
             self._reply.feed(token, self._shade(token))

@@ -20,6 +20,7 @@ from repl.terminal.screen import THEME, Screen
 def drawn(events: list[Event], view: View = View(), as_json: bool = False) -> tuple[str, str]:  # noqa: B008  # frozen
     """Return what stands on standard output and standard error after some events, in a pipe."""
     screen = Screen(as_json=as_json)
+    screen.adapt(view.accessible)
     screen.out.file, screen.err.file = out, err = io.StringIO(), io.StringIO()
     with LiveOutput(screen, view) as pane:
         for event in events:
@@ -37,6 +38,11 @@ def test_a_pipe_gets_the_text_and_one_line_end(pieces: list[str]) -> None:
 
 def test_a_continuation_stands_behind_its_text() -> None:
     assert drawn([PromptEcho("Once upon"), Token(" a time", 1)])[0] == "Once upon a time\n"
+
+
+def test_a_pipe_gets_the_same_text_for_a_screen_reader() -> None:
+    """Who speaks is said at a prompt alone: a file or a program gets the answer."""
+    assert drawn([ReplyStarted(), *in_parts(Token("yes", 1))], View(accessible=True)) == ("yes\n", "")
 
 
 def test_nothing_said_is_nothing_written() -> None:
