@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from repl.terminal.editor.prompt import Editor
     from repl.terminal.editor.settings_panel import Panel
 
-HINT = "Type a message. /help lists commands, F2 shows settings, Ctrl-D leaves."
+HINT = "Type a message. /help lists commands, {} shows settings, Ctrl-D leaves."
 HINTED_STARTS = 3  # starts of the program that show it
 SIGN_S = 0.1  # seconds between two signs of life while the program starts
 STDIN_NOTICE_S = 1.0  # seconds after which the user is told that standard input is waited for
@@ -142,7 +142,8 @@ class Program:
         mark = "> " if ascii_only() else "❯ "
         settings, goes_on = self.chosen, True
         if is_new_user(not self.asked.no_save):
-            sys.stdout.write(textwrap.fill(HINT, shutil.get_terminal_size().columns - 1) + "\n")
+            hint = HINT.format("/settings" if dumb() or settings.view.accessible else "F2")
+            sys.stdout.write(textwrap.fill(hint, shutil.get_terminal_size().columns - 1) + "\n")
         while goes_on:
             goes_on = self._serve_plainly(mark) if dumb() or settings.view.accessible else self._serve(mark)
             settings = self.shell.session.settings if goes_on else settings

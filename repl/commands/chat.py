@@ -8,7 +8,7 @@ from repl.analysis.variants import implied_words
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
-from repl.core.format import counted
+from repl.core.format import counted, joined
 from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.core.values import Assignment, RestOfLine
@@ -96,7 +96,8 @@ def edit(session: Session, number: ExchangeNumber = 0) -> Draft:
     if answer is None or asked is None or asked.role != "user":
         raise UsageError(f"exchange {number} is a completion" if number else "there is no message to edit", "/history")
     session.prepare(replaces=asked)
-    return Draft(asked.text, f"the next message replaces that of exchange {answer.exchange} · Ctrl-O opens an editor")
+    keys = "" if session.settings.view.accessible else "Ctrl-O opens an editor"
+    return Draft(asked.text, joined(f"the next message replaces that of exchange {answer.exchange}", keys))
 
 
 @command("chat")
