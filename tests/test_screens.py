@@ -349,6 +349,13 @@ def test_a_screen_reader_hears_whole_lines(talker: Path, tmp_path: Path) -> None
             before = len(screen.raw)
             screen.ask(line)
             heard.append(screen.raw[before:].partition(b"\r\n")[2].rpartition(b"You: ")[0].decode())
+        screen.line("/python")
+        screen.see(">>>$")
+        screen.keys("exit()\r")
+        screen.wait(screen.ready)
+        screen.keys(f"/model {str(talker)[:-2]}\t")
+        screen.see(f"You: /model {talker}$")  # also paths are completed
+        screen.keys("\x03")
         screen.keys("/sweep tem\t" + "\x03")
         screen.see("\nCtrl-D leaves")
         screen.paste("one\ntwo")
@@ -364,6 +371,7 @@ def test_a_screen_reader_hears_whole_lines(talker: Path, tmp_path: Path) -> None
         screen.keys("\x04")
         assert screen.end() == 0
         assert screen.raw.rindex(b"\x1b[?2004l") > screen.raw.rindex(b"\x1b[?2004h")  # also where the reader ends
+    assert b"/settings shows settings" in screen.raw  # there is no F2
     assert "\x1b" not in "".join(heard)  # not even colours
     assert re.match(rf"(reading [^\n]*\n)?Model: {HELLO}", heard[0])
     assert re.search(r'^1, "[^"]*", model: \S+ %, sum: \S+ %\r$', heard[1], re.M)

@@ -105,12 +105,15 @@ def interact(names: dict[str, Any]) -> None:
     completer = None
     with suppress(ImportError):
         import readline
-        import rlcompleter
 
         completer = readline.get_completer()
+        import rlcompleter  # sets another one
+
         readline.set_startup_hook(None)
         readline.set_completer(rlcompleter.Completer(names).complete)
         readline.parse_and_bind("tab: complete")
-    code.interact(BANNER, local=names, exitmsg="")
-    if completer is not None:
-        readline.set_completer(completer)
+    try:
+        code.interact(BANNER, local=names, exitmsg="")
+    finally:
+        if completer is not None:
+            readline.set_completer(completer)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Always
 from prompt_toolkit.formatted_text import StyleAndTextTuples
@@ -330,7 +332,9 @@ def import_readline(complete: Complete) -> Any:
     """Return the module that edits lines as a shell does, None on Windows, whose console does that."""
 
     def word(text: str, number: int) -> str | None:
-        words = [clean_line(word) for word, _ in complete(readline.get_line_buffer())]
+        line = Document(readline.get_line_buffer())
+        found = SlashCompleter(complete).get_completions(line, CompleteEvent())
+        words = [text[: len(text) + each.start_position] + clean_line(each.text) for each in found]
         words = [word for word in words if word.startswith(text) or not text.startswith("/")]
         return words[number] if number < len(words) else None
 
