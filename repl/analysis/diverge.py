@@ -171,7 +171,7 @@ def is_greedy(record: Reply, facts: ModelInfo, load: Load, settings: Settings) -
     """Tell whether a reply is what the model, as it is loaded, and the settings would make greedily now."""
     loaded = {name: getattr(load, name) for name in load.__slots__}
     same = {**record.load, "dtype": record.model.dtype} == {**loaded, "dtype": facts.dtype}
-    chosen = not record.sampled and record.beams == 1
+    chosen = not record.sampled and record.beams == 1 and not record.taken
     table = decoding.effective_values(greedy_settings(settings), facts.base)
     changed = [name for name in record.decode if name in table and name not in IDLE_SETTINGS]
     alike = all(_even(record.decode[name], table[name].value) for name in changed)

@@ -67,11 +67,12 @@ def _other(session: Session, words: list[str]) -> Load:
     if not words:
         raise UsageError("/diverge needs a way to load the model", DIVERGE_EXAMPLE)
     now = session.settings
-    chosen = read_variant(",".join(words), now, session.base()).settings
-    if (chosen.decode, chosen.view, chosen.extra) != (now.decode, now.view, now.extra):
-        name = words[0].partition("=")[0]
-        raise UsageError(f"{name} does not change the model's numbers", f"/sweep {words[0]}", DIVERGE_EXAMPLE)
-    return chosen.load
+    for word in words:
+        one = read_variant(word, now, session.base()).settings
+        if (one.decode, one.view, one.extra) != (now.decode, now.view, now.extra):
+            name = word.partition("=")[0]
+            raise UsageError(f"{name} does not change the model's numbers", f"/sweep {word}", DIVERGE_EXAMPLE)
+    return read_variant(",".join(words), now, session.base()).settings.load
 
 
 def _names(now: Load, other: Load, dtype: str, attention: str, place: str) -> tuple[str, str]:

@@ -149,6 +149,17 @@ def test_settings_change_which_reply_counts(llama_folder):
     assert replace(again, made=True) == found
 
 
+def test_a_reply_with_a_token_put_in_is_not_greedy(llama_folder):
+    """One is made now, each of whose tokens is the likeliest."""
+    with opened(llama_folder, max_new_tokens=4) as session:
+        done = ask(session, PROMPT)
+        other = next(token for token in range(60, 90) if token != done.token_ids[0])
+        run(session, f"/take 1 {other}")
+        found = run(session, "/diverge dtype=bfloat16")
+    assert found.made
+    assert found.token_ids == tuple(step.first for step in found.steps) == done.token_ids
+
+
 @pytest.mark.slow
 def test_penalties_count_on_both_sides(llama_folder):
     """The likeliest token is the one after what the library does to the logits, on both sides."""
@@ -213,7 +224,8 @@ def test_what_does_not_fit_beside_is_loaded_in_turn(llama_folder):
     ("line", "said"),
     [
         ("", "needs text"),
-        ("temperature=0.7", "does not change the model's numbers"),
+        ("temperature=0.7", "temperature does not change the model's numbers"),
+        ("dtype=float16 temperature=0.7", "temperature does not change the model's numbers"),
         ("dtype=bf17", "'bf17' is not one of"),
         ("dtype=float32", "is how .* is loaded already"),
         ("dtype=float16", "nothing was asked yet"),
