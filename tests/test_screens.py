@@ -381,8 +381,12 @@ def test_a_screen_reader_hears_whole_lines(talker: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_accessible_can_be_switched_in_a_session(talker: Path, tmp_path: Path) -> None:
-    """The next line is read in the other way, on a terminal that is as it was."""
-    with Terminal(str(talker), home=tmp_path) as screen:
+    """The next line is read in the other way, also the first, on a terminal that is as it was."""
+    with Terminal(str(talker), "-c", "/accessible on", home=tmp_path, mark="You:") as screen:
+        screen.wait(screen.ready)
+        screen.line("/accessible off")
+        screen.mark = "❯"
+        screen.wait(screen.ready)
         screen.line("/accessible on")
         screen.mark = "You:"
         screen.wait(screen.ready)

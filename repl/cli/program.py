@@ -181,6 +181,8 @@ class Program:
             elif self._has_lines() or asked.resume is not None or asked.connect or found.startup or found.wrong:
                 self.take()
                 self._before()
+                if self.shell.session.settings.view.accessible:  # one of these lines said so
+                    return True
             return self._serve_lines(editor)
 
     def take(self) -> None:
