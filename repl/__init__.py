@@ -1,7 +1,7 @@
 """A chat-style terminal REPL for exploring language models from the Hugging Face Hub.
 
 For notebooks and scripts: `open_session` gives a session that runs lines and returns their results. For packages that
-bring commands of their own: `command` makes a function a command, `view` says how its result is drawn.
+bring commands of their own: `command` makes a function a command, `render` says how its result is drawn.
 
 The house, from top to bottom; imports point down only:
 

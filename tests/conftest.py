@@ -40,7 +40,7 @@ IMPORTED = pytest.StashKey[int]()  # the number of modules when garbage was last
 
 
 class Recorder:
-    """A fake `repl.core.jobs.Emit`: keeps the events, and is cancelled by `cancel()` or at the event `until` picks."""
+    """A fake `JobContext`: keeps the events, and is cancelled by `cancel()` or at the event `until` picks."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []

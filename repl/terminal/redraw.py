@@ -1,7 +1,7 @@
 """Text that is drawn while it is made: finished lines go into the scrollback for good, the open end is drawn again.
 
 In: cleaned text, in pieces. Out: bytes on a console, which begin and end on a fresh line. It knows no markup: a
-`Reader` makes lines of the text.
+`LineReader` makes lines of the text.
 """
 
 import os

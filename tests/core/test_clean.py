@@ -130,7 +130,7 @@ def test_nothing_that_steers_or_hides_comes_out(text):
 @few
 @given(hostile)
 def test_no_base_carries_a_pile(text):
-    """At most `MARKS` combining marks and one variation selector follow a base; joiners do not start a new one."""
+    """At most `MAX_MARKS` combining marks and one variation selector follow a base; joiners do not start a new one."""
     marks = selectors = 0
     for character in clean(text):
         if unicodedata.name(character, "").startswith(("VARIATION SELECTOR", "MONGOLIAN FREE VARIATION")):
