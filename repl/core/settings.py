@@ -240,6 +240,8 @@ def in_shell(line: str, model: str = "") -> str:
         return line
     if name == "help":
         return "hub-repl --help"
+    if name == "guide":
+        return f"hub-repl guide {rest}".strip()
     if name == "model" and rest:
         words = [f"--{word.replace('_', '-').replace('=', ' ', 1)}" if "=" in word else word for word in rest.split()]
         return " ".join(["hub-repl", *words])

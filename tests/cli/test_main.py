@@ -56,6 +56,8 @@ def test_a_shell_is_told_what_to_type_in_a_shell(gpt2_folder: Path, tmp_path: Pa
         ("/model gpt2 dtype=bfloat16", "hub-repl gpt2 --dtype bfloat16"),
         ("/max 50", "--max-new-tokens 50"),
         ("/trust yes", "hub-repl -c '/trust yes'"),
+        ("/guide", "hub-repl guide"),
+        ("/guide prompt", "hub-repl guide prompt"),
         ("pip install x", "pip install x"),
     ],
 )
