@@ -86,8 +86,8 @@ def add_answer(session: Session, asked: Question, chats: bool, done: Reply) -> T
     if turn is None or turn.role != role:
         turn = talk.add(role, asked.text, talk.head if chats else None)
     add_reply(session, turn, done)
-    if chats:
-        session.prepare(prefill="", **({} if asked.turn else {"files": ()}))  # those wait for a message of their own
+    taken = {"prefill": ""} if chats else {}
+    session.prepare(**taken, **({} if asked.turn else {"files": ()}))  # those wait for a message of their own
     return turn
 
 

@@ -494,6 +494,8 @@ def test_pick_leaves_a_file_to_the_message_that_it_is_for(chat: Session, tmp_pat
     run(chat, f"{line} -- And then?", "/pick 2")
     assert "Ducks swim." in chat.conversation.turns[chat.last.parent].text
     assert chat.next_message.files == ()
+    run(chat, f"/read {tmp_path / 'notes.txt'}", "/compare mode=complete now -- And then?", "/pick 1")
+    assert (chat.last.role, chat.next_message.files) == ("completion", ())
 
 
 def test_pick_of_a_completed_text_stands_beside_the_talk(chat: Session) -> None:
