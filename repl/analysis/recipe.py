@@ -59,10 +59,14 @@ class PromptForm:
 
 @dataclass(frozen=True, slots=True)
 class PrintForm:
-    """How a script shows the reply: the text in front of it, and whether special tokens are part of it (`marks`)."""
+    """How a script shows the reply: the text in front of it, and whether special tokens are part of it (`marks`).
+
+    `tidies` tells that the tokenizer takes spaces before punctuation away, which a reply here keeps.
+    """
 
     lead: str = ""
     marks: bool = False
+    tidies: bool = False
 
 
 def local_reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
@@ -189,12 +193,14 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, form: PromptForm) -> list[int]:
 
 def print_form(turn: Turn, record: Reply, tokenizer: PreTrainedTokenizerBase) -> PrintForm:
     """Return how the script gets at the text of a reply; for the model thread."""
+    tidies = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
     if turn.role == "completion":
-        return PrintForm()  # the whole text, prompt and all
+        return PrintForm(tidies=tidies)  # the whole text, prompt and all
     marks = not marking_tokens(tokenizer).keys().isdisjoint(record.token_ids)
-    made = tokenizer.decode(record.token_ids[: _length(record)], skip_special_tokens=not marks)
+    kept = {"clean_up_tokenization_spaces": False} if tidies else {}
+    made = tokenizer.decode(record.token_ids[: _length(record)], skip_special_tokens=not marks, **kept)
     lead = turn.text.removesuffix(made) if turn.text.endswith(made) else record.prefill
-    return PrintForm(lead, marks)
+    return PrintForm(lead, marks, tidies)
 
 
 def _length(record: Reply) -> int:
@@ -349,17 +355,19 @@ def _generating(record: Reply) -> list[str]:
 
 def _printing(turn: Turn, record: Reply, how: PrintForm) -> list[str]:
     place, first = sequence_place(record), len(record.prompt_ids)
+    kept = ", clean_up_tokenization_spaces=False" if how.tidies else ""
     if turn.role == "completion":
-        return [f"print(tokenizer.decode(output[{place}], skip_special_tokens=True))"]
+        return [f"print(tokenizer.decode(output[{place}], skip_special_tokens=True{kept}))"]
     lead = f"{literal(how.lead)} + " if how.lead else ""
     if how.marks:
         return [
             "# Special tokens stand around the parts of the reply.",
             f"reply = output[{place}, {first} : {first + _length(record)}]",
-            f"print({lead}tokenizer.decode(reply))",
+            f"print({lead}tokenizer.decode(reply{kept}))",
         ]
     start = 'inputs["input_ids"].shape[1]' if last_call(record)[0] == record.prompt_ids else str(first)
-    return [f"reply = output[{place}, {start}:]", f"print({lead}tokenizer.decode(reply, skip_special_tokens=True))"]
+    shown = f"tokenizer.decode(reply, skip_special_tokens=True{kept})"
+    return [f"reply = output[{place}, {start}:]", f"print({lead}{shown})"]
 
 
 def _call(function: str, *plain: str, **named: str) -> str:

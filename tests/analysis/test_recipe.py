@@ -207,6 +207,17 @@ def test_a_reply_in_channels_stands_as_the_template_reads_it(gpt2_folder, emit):
     assert '{"role": "assistant", "content": "Fine.", "thinking": "Hm."}' in write_script(last, GPT2, form, PrintForm())
 
 
+@pytest.mark.parametrize("tidies", [False, True])
+@pytest.mark.parametrize("role", ["assistant", "completion"])
+def test_a_script_prints_the_spaces_that_the_reply_has(gpt2_folder, role: str, tidies: bool):
+    """A tokenizer that takes them away in front of punctuation is told not to."""
+    _, tokenizer = bare(gpt2_folder)
+    tokenizer.clean_up_tokenization_spaces = tidies
+    turn = replace(REPLY, role=role)
+    script = write_script(turn, GPT2, START, recipe.print_form(turn, RECORD, tokenizer))
+    assert ("clean_up_tokenization_spaces=False))" in script) == tidies
+
+
 # the text of a script
 
 RECORD = Reply(
