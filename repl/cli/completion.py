@@ -13,12 +13,12 @@ CACHED = (
 )
 """The command that lists cached models, by names as the Hub has them alone: bash would run what stands in others."""
 MODELS = {
-    "bash": "hub_repl_models",
+    "bash": "hub_repl_model_files",  # of a function with such a name bash takes the words as files, and quotes them
     "zsh": "hub_repl_models",
     "fish": "(sh -c $hub_repl_cached; __fish_complete_path (commandline -ct))",
 }
 PREAMBLE = {
-    "bash": f'hub_repl_models() {{ compgen -W "$({CACHED})" -- "$1"; compgen -f -- "$1"; }}',
+    "bash": f'hub_repl_model_files() {{ compgen -W "$({CACHED})" -- "$1"; compgen -f -- "$1"; }}',
     "zsh": f'hub_repl_models() {{ compadd -- ${{(f)"$({CACHED})"}}; _files; }}',
     "fish": "set -g hub_repl_cached '" + CACHED.replace("'", "\\'") + "'",
 }

@@ -12,6 +12,7 @@ from repl.cli import main
 pytest.importorskip("shtab")
 
 ASK = """
+compopt() { echo "$@"; }  # outside of a completion there is none
 source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
 _shtab_hub_repl hub-repl "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"; echo "${COMPREPLY[@]}"
 """
@@ -41,8 +42,10 @@ def test_bash_completes_options_values_files_and_cached_models(tmp_path: Path) -
     assert completed("--dtype", "") == ["auto", "float32", "bfloat16", "float16"]
     assert completed("--theme", "light", "--the") == ["--theme"]
     assert completed("--temp") == ["--temperature", "--temp"]
-    assert completed("--script", "li") == ["lines.txt"]
-    assert completed("ac") == ["acme/tiny"]
+    quoted = ["-o", "filenames"]  # so that no name is read as a line of the shell
+    assert completed("--script", "li") == [*quoted, "lines.txt"]
+    assert completed("ac") == [*quoted, "acme/tiny"]
+    assert completed("li") == [*quoted, "lines.txt"]
     assert completed("acme/tiny", "--completion", "") == list(main.SHELLS)
     assert not (tmp_path / "run").exists()  # a name is never a command
 
