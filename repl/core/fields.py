@@ -95,10 +95,47 @@ def _is_decay(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and is_id(value[0]) and _is_number(value[1]) and value[1] > 0
 
 
+def _options(checks: Mapping[str, Callable[[object], bool]]) -> Json:
+    """Return the kind of a JSON object that has some of these keys, each with a value that passes its check."""
+
+    def fits(value: object) -> bool:
+        return (
+            isinstance(value, dict) and bool(value) and all(key in checks and checks[key](value[key]) for key in value)
+        )
+
+    return Json(f"a JSON object with some of {', '.join(checks)}", fits)
+
+
+def _one_of(*words: object) -> Callable[[object], bool]:
+    return lambda value: type(value) in map(type, words) and value in words
+
+
 IDS = Json("a list of token ids", is_ids)
 ID_OR_IDS = OneOf("a token id or a list of them", (Integer(0), IDS))
 SHARE = Number(least=0, below=1)
-OPTIONS = Json("a JSON object", lambda value: isinstance(value, dict) and bool(value))
+CACHE_OPTIONS = _options(
+    {"backend": _one_of("quanto", "hqq", "fp8"), "nbits": _one_of(1, 2, 3, 4, 8)}
+    | dict.fromkeys(("axis_key", "axis_value"), _one_of(0, 1, -1))
+    | dict.fromkeys(("q_group_size", "residual_length"), is_id)
+)
+MARK_OPTIONS = _options(
+    {
+        "greenlist_ratio": lambda value: _is_number(value) and 0 < value < 1,
+        "bias": _is_number,
+        "hashing_key": is_id,
+        "seeding_scheme": _one_of("lefthash", "selfhash"),
+        "context_width": lambda value: is_id(value) and value > 0,
+    }
+)
+COMPILE_OPTIONS = _options(
+    {
+        "fullgraph": _one_of(True, False),
+        "dynamic": _one_of(True, False, None),
+        "backend": lambda value: isinstance(value, str) and bool(value),
+        "mode": _one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        "options": lambda value: value is None or isinstance(value, dict),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +178,7 @@ FIELDS: dict[str, Field] = {
     "max_time": Field(Number(above=0), "5"),
     "use_cache": Field(Flag(), "off", False),
     "cache_implementation": Field(Choice(CACHES), "static"),
-    "cache_config": Field(OPTIONS, '{"nbits": 4}'),
+    "cache_config": Field(CACHE_OPTIONS, '{"nbits": 4}'),
     "max_cache_len": Field(Integer(1), "512"),
     "prefill_chunk_size": Field(Integer(1), "256"),
     "top_h": Field(Number(above=0, most=1), "0.4"),
@@ -160,9 +197,9 @@ FIELDS: dict[str, Field] = {
     "sequence_bias": Field(Json("a list of [token ids, bias] pairs", _is_biases), "[[[5], -2.5], [[7, 9], 1.0]]"),
     "token_healing": Field(Flag(), "on", False),
     "guidance_scale": Field(Number(least=0), "1.5", 1.0),
-    "watermarking_config": Field(OPTIONS, '{"bias": 2.0}'),
+    "watermarking_config": Field(MARK_OPTIONS, '{"bias": 2.0}'),
     "eos_token_id": Field(ID_OR_IDS, "[2, 5]"),
-    "compile_config": Field(OPTIONS, '{"mode": "default"}'),
+    "compile_config": Field(COMPILE_OPTIONS, '{"mode": "default"}'),
     "disable_compile": Field(Flag(), "on", False),
     **{name: _shape(name) for name in ("output_scores", "output_logits", "return_dict_in_generate")},
     **{name: _shape(name) for name in ("output_attentions", "output_hidden_states")},

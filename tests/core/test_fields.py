@@ -78,9 +78,9 @@ WRONG = {
     "eos_token_id": "[]",
     "forced_eos_token_id": "2.5",
     "exponential_decay_length_penalty": "1.5",
-    "watermarking_config": "[1]",
-    "compile_config": "on",
-    "cache_config": "{}",
+    "watermarking_config": '{"bias": "much"}',
+    "compile_config": '{"fast": true}',
+    "cache_config": '{"bits": 4}',
     "cache_implementation": "paged",
     "guidance_scale": "-1",
     "prefill_chunk_size": "0",
@@ -237,9 +237,9 @@ def test_an_empty_or_wrong_value_is_refused_at_once_with_a_line_to_type(tiny):
 def test_options_that_the_library_does_not_have_are_refused(tiny, name):
     session = tiny[0]
     run(session, "/reset")
-    with pytest.raises(UsageError, match=rf"{name} cannot be .*unexpected keyword argument 'hello'") as caught:
+    with pytest.raises(UsageError, match="is not a JSON object with some of") as caught:
         run(session, f'/set {name} {{"hello": 1}}')
-    assert f"/set {name} none" in caught.value.hints
+    assert any(hint.startswith(f"/set {name} {{") for hint in caught.value.hints)
     assert not session.settings.extra
 
 
