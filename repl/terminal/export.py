@@ -130,7 +130,7 @@ def about(record: Reply) -> Facts:
 
 
 def _section(head: str, body: str) -> str:
-    return f"<h2>{html.escape(head)}</h2>\n<pre>{body}\n</pre>"
+    return f"<h2>{html.escape(head)}</h2>\n<pre>\n{body}\n</pre>"
 
 
 def _escaped(text: str, name: str = "", told: str = "") -> str:
@@ -224,7 +224,7 @@ def view_as_html(shown: ShownView) -> str:
     console = sheet()
     console.print(render(shown.result))
     style, _, drawn = console.export_html(code_format="{stylesheet}\0{code}").partition("\0")
-    return html_page(shown.line, shown.about, f'<pre class="drawn">{drawn}</pre>', style)
+    return html_page(shown.line, shown.about, f'<pre class="drawn">\n{drawn}</pre>', style)
 
 
 def view_as_text(shown: ShownView) -> str:

@@ -105,7 +105,7 @@ class Words(HTMLParser):
 
 def page(text: str) -> Words:
     words = Words()
-    words.feed(text)
+    words.feed(re.sub(r"(<pre[^>]*>)\n", r"\1", text))  # a line that begins it is not shown
     words.close()
     return words
 
@@ -132,6 +132,12 @@ def test_json_holds_every_record_whole(session: Session) -> None:
     assert (found["id"], found["title"], found["head"]) == (session.archive.id, "say one", 4)
     assert [turn["text"] for turn in found["turns"]] == ["say one", "one", "say two", "two"]
     assert found["turns"][1]["record"] == json.loads(json.dumps(to_jsonable(RECORD)))
+
+
+def test_html_keeps_a_line_that_begins_a_text(session: Session) -> None:
+    with_text(session, "\n\n  two")
+    export(session, "chat.html")
+    assert "acme/tiny\n\n\n  two\n" in page(Path("chat.html").read_text()).text
 
 
 def test_html_is_one_page_that_needs_nothing_else(session: Session) -> None:
