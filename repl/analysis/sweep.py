@@ -11,7 +11,7 @@ from typing import Any
 from repl.core import decoding, settings
 from repl.core.decoding import WARPERS, ModelDefaults
 from repl.core.errors import UsageError
-from repl.core.format import joined
+from repl.core.format import join_facts
 from repl.core.jobs import JobContext
 from repl.core.settings import Settings
 from repl.core.values import Integer
@@ -227,4 +227,4 @@ def take_row(
     session.change(changed(session.settings, words, ("decode",), session.base()))
     asked = replace(asked, turn=add_answer(session, asked, chats, done))
     session.set_pick(partial(take_row, session, asked, chats, cells, made))
-    return Message(joined(f"row {number} taken", decoding.phrase(session.decoding()), "from the next reply on"))
+    return Message(join_facts(f"row {number} taken", decoding.phrase(session.decoding()), "from the next reply on"))

@@ -15,7 +15,7 @@ from repl.core import decoding, log, paths, streams
 from repl.core.errors import Cancelled, Quit, ReplError, UsageError
 from repl.core.events import Notice
 from repl.core.explain import sentence
-from repl.core.format import counted, joined, rate, shortened
+from repl.core.format import counted, join_facts, rate, shortened
 from repl.core.jobs import Worker
 from repl.core.reply import Reply
 from repl.core.sanitize import repair
@@ -137,7 +137,7 @@ class Shell:
             self.screen.error(error, line=line, model=self._chosen_model())
             self.offer(error.choices, line if error.again else "")
         except Cancelled as stopped:
-            self.screen.notice(joined("stopped", str(stopped)))
+            self.screen.notice(join_facts("stopped", str(stopped)))
         except Exception as error:  # a bug of ours: its traceback goes to the log, the session goes on
             if isinstance(error, OSError) and streams.is_lost(error):
                 raise
@@ -293,7 +293,7 @@ class Shell:
 
     def _stopped(self) -> str:
         facts = self.session.store.facts()
-        return joined("loading stopped", f"{facts.name} stays" if facts else "/model builtin loads the built-in")
+        return join_facts("loading stopped", f"{facts.name} stays" if facts else "/model builtin loads the built-in")
 
     def watch(self, wake: Callable[[], object]) -> None:
         """Have `wake` called when the load that runs beside the prompt ends."""
@@ -362,9 +362,9 @@ class Shell:
         answers = sum(turn.record is not None for turn in self.session.conversation.turns.values())
         if answers and self.saves:
             wide = self.screen.err.width >= MIN_FAREWELL_COLUMNS
-            ending = joined(counted(answers, "answer") if wide else "", "hub-repl --resume continues")
+            ending = join_facts(counted(answers, "answer") if wide else "", "hub-repl --resume continues")
             title = shortened(self.session.archive.title, max(1, self.screen.err.width - len(ending) - 15))
-            self.screen.notice(joined(f'Saved as "{title}"', ending))
+            self.screen.notice(join_facts(f'Saved as "{title}"', ending))
 
     # many lines
 
@@ -399,9 +399,9 @@ class Shell:
 
 def _fitted(parts: list[str], width: int) -> str:
     """Join as many parts of a toolbar as fit."""
-    while len(parts) > 1 and len(joined(*parts)) > width - 2:
+    while len(parts) > 1 and len(join_facts(*parts)) > width - 2:
         parts = parts[:-1]
-    return (" " + joined(*parts))[: max(1, width - 1)]
+    return (" " + join_facts(*parts))[: max(1, width - 1)]
 
 
 def loadable(failed: str) -> tuple[tuple[str, str], ...]:

@@ -11,7 +11,7 @@ from rich.text import Text
 from repl.analysis.attention import Traits, read_traits
 from repl.analysis.modules import Part, block_level, cut_tree, fold_modules, levels
 from repl.commands.registry import command
-from repl.core.format import amount, count, counted, joined
+from repl.core.format import amount, count, counted, join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import Integer, Kind
@@ -104,10 +104,10 @@ def _what(part: Part, several: list[bool]) -> str:
     folded = f"{part.count} x " if part.count > 1 else ""
     each = f", {part.parameters:,} each" if part.count > 1 else ""
     tied = f" = {part.tied}" if part.tied else ""
-    more = joined(part.dtype if several[0] else "", part.device if several[1] else "")
+    more = join_facts(part.dtype if several[0] else "", part.device if several[1] else "")
     inside = counted(part.inside, "part") if part.inside else ""
     kind = part.kind if part.kind != part.name else ""
-    return clean_line(joined(f"{folded}{kind} {part.shape}".rstrip() + each + tied, more, inside))
+    return clean_line(join_facts(f"{folded}{kind} {part.shape}".rstrip() + each + tied, more, inside))
 
 
 def _number(part: Part) -> Text:
@@ -120,7 +120,7 @@ def _facts(result: Arch) -> dict[str, str]:
     part, own = result.part, result.traits
     total, taken = part.parameters * part.count, part.bytes * part.count
     lines = {
-        "model": joined(result.model, part.path),
+        "model": join_facts(result.model, part.path),
         "parameters": f"{total:,} ({count(total)}) · {amount(taken)}",
         "dtype": part.dtype,
         "device": part.device,
@@ -136,8 +136,8 @@ def _traits(own: Traits, how: str) -> dict[str, str]:
     full = f"{amount(own.context_bytes)} at {own.context:,} tokens" if growing and own.context else ""
     fixed = f"{amount(own.fixed_bytes)} whatever the length" if own.fixed_bytes else ""
     return {
-        "attention": joined(own.attention, heads, how if own.kv_heads else ""),
+        "attention": join_facts(own.attention, heads, how if own.kv_heads else ""),
         "window": windows,
-        "positions": joined(own.positions, f"context {own.context:,}" if own.context else "no fixed limit"),
-        "KV cache": joined(growing, fixed, full, own.remark),
+        "positions": join_facts(own.positions, f"context {own.context:,}" if own.context else "no fixed limit"),
+        "KV cache": join_facts(growing, fixed, full, own.remark),
     }

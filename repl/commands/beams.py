@@ -13,7 +13,7 @@ from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
 from repl.core.fields import OneOf
-from repl.core.format import joined, shortened
+from repl.core.format import join_facts, shortened
 from repl.core.reply import TokenLogprobs
 from repl.core.sanitize import clean
 from repl.core.values import Assignment, Choice, Integer
@@ -111,7 +111,7 @@ def search_tree(turn: Turn | None) -> SearchTree:
 def _draw(found: SearchTree, width: int, plain: bool) -> Iterator[RenderableType]:
     """Draw a line for each stretch of text, indented below where it parts from others."""
     nearest = min((margin for margin in found.margins if margin is not None), default=None)
-    said = joined(
+    said = join_facts(
         f"{found.beams} beams",
         f"score = nats / tokens^{found.length_penalty:g}" if found.root.logprob is not None else "",
         f"closest call {nearest:.2g} nats" if nearest is not None else "",

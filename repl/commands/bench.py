@@ -12,7 +12,7 @@ from repl.analysis.bench import BARE_GENERATE, Bench, Benched, BenchSizes, Way, 
 from repl.commands.registry import command
 from repl.core import decoding, settings
 from repl.core.errors import UsageError
-from repl.core.format import amount, counted, joined
+from repl.core.format import amount, counted, join_facts
 from repl.core.sanitize import clean_line
 from repl.core.values import Integer
 from repl.core.values import Text as Words
@@ -102,7 +102,7 @@ def _foot(result: Benched) -> str:
     runs = counted(min(row.runs for row in result.rows), "run")
     rates = [f"{device} reads {rate / 1e9:.1f} GB/s" for device, rate in result.bandwidth.items()]
     weights = f"{amount(first.read_bytes)} of weights a token"
-    limit = [joined(*rates, weights, f"at most {_short(first.limit_tps)} tokens/s")] if first.limit_tps else []
+    limit = [join_facts(*rates, weights, f"at most {_short(first.limit_tps)} tokens/s")] if first.limit_tps else []
     medians = f"medians of {runs}: {sizes.new_tokens} tokens after a prompt of {sizes.prompt_tokens}"
-    rows = [joined(medians, first.dtype, counted(result.threads, "thread")), *limit, stopped]
+    rows = [join_facts(medians, first.dtype, counted(result.threads, "thread")), *limit, stopped]
     return "\n".join(row for row in rows if row)

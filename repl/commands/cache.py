@@ -9,7 +9,7 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core.errors import UsageError
-from repl.core.format import amount, joined
+from repl.core.format import amount, join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import Flag
@@ -30,7 +30,7 @@ def download(session: Session, id: Annotated[str, Words("a model", catalog.names
         found = locate.locate(want.model, want.revision, want.gguf_file, emit, offline=session.store.offline)
         size = sum(path.stat().st_size for path in found.folder.rglob("*") if path.is_file())
         seconds = time.monotonic() - began
-        return joined(f"{id} is in the cache, {amount(size)}", f"{seconds:.1f} s", f"/model {id} loads it")
+        return join_facts(f"{id} is in the cache, {amount(size)}", f"{seconds:.1f} s", f"/model {id} loads it")
 
     return session.run_io(fetch, lambda job: Message(job.result()))
 

@@ -8,7 +8,7 @@ from repl.analysis.variants import implied_words
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
-from repl.core.format import counted, joined
+from repl.core.format import counted, join_facts
 from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.core.values import Assignment, RestOfLine
@@ -97,7 +97,7 @@ def edit(session: Session, number: ExchangeNumber = 0) -> Draft:
         raise UsageError(f"exchange {number} is a completion" if number else "there is no message to edit", "/history")
     session.prepare(replaces=asked)
     keys = "" if session.settings.view.accessible else "Ctrl-O opens an editor"
-    return Draft(asked.text, joined(f"the next message replaces that of exchange {answer.exchange}", keys))
+    return Draft(asked.text, join_facts(f"the next message replaces that of exchange {answer.exchange}", keys))
 
 
 @command("chat")

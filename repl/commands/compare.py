@@ -15,7 +15,7 @@ from repl.analysis.compare import Answers, Column, Compared, side_by_side
 from repl.analysis.variants import NOW, Variant
 from repl.commands.registry import command
 from repl.core.errors import Cancelled, UsageError
-from repl.core.format import amount, joined, shortened
+from repl.core.format import amount, join_facts, shortened
 from repl.core.jobs import Job
 from repl.core.parts import Parts
 from repl.core.reply import Reply
@@ -81,7 +81,7 @@ def take_answer(session: Session, made: Sequence[Answer], asked: Question, numbe
         raise UsageError(f"column {number} has no answer")
     again = replace(asked, turn=add_answer(session, asked, one.chats, one.done))
     session.set_pick(lambda other: take_answer(session, made, again, other))
-    said = Message(joined(f"answer {number} taken", one.variant.title if one.variant.title != NOW else ""))
+    said = Message(join_facts(f"answer {number} taken", one.variant.title if one.variant.title != NOW else ""))
     connect_variant(session, one.variant)
     return adopt(session, one.variant.settings, said)
 
@@ -116,7 +116,7 @@ def _draw(result: Answers) -> RenderableType:
 def _block(number: int, column: Column, result: Answers) -> Block:
     text = _said(column, result.shown)
     if column.problem:
-        text.append(clean("\n" * bool(text) + joined(column.problem.message, *column.problem.hints)))
+        text.append(clean("\n" * bool(text) + join_facts(column.problem.message, *column.problem.hints)))
     return Block(f"{number} {column.title}", text, _foot(number, column, result))
 
 
@@ -165,7 +165,7 @@ def _figures(column: Column, done: Reply) -> dict[str, str]:
     mean, bits, ttft, speed = column.mean_logprob, column.bits_per_byte, done.timing.ttft_s, done.timing.decode_tps
     ended = {"cancelled": "stopped by you", "length": "cut"}.get(done.finish, "")
     return {
-        "tokens": joined(f"{done.usage.completion:,}", ended),
+        "tokens": join_facts(f"{done.usage.completion:,}", ended),
         "first token": "" if ttft is None else f"{ttft:.2f} s",
         "tokens/s": f"{speed:.3g}" if speed else "",
         "memory": amount(column.bytes) if column.bytes else "",

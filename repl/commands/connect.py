@@ -9,7 +9,7 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core.errors import UsageError
-from repl.core.format import joined
+from repl.core.format import join_facts
 from repl.core.jobs import Job
 from repl.core.sanitize import clean_line
 from repl.core.settings import short_id
@@ -82,7 +82,7 @@ def disconnect(session: Session) -> Message | Task[ModelInfo]:
         session.notify(f"disconnected from {host}")
         return session.load(session.settings)
     name = facts.name if facts else session.pending().load.model
-    return Message(joined(f"disconnected from {host}", f"{name} answers"))
+    return Message(join_facts(f"disconnected from {host}", f"{name} answers"))
 
 
 @render.register
@@ -93,7 +93,7 @@ def _(result: Served) -> RenderableType:
     unlisted = "" if not result.model or result.model in result.models or not count else "not among those it lists"
     limit = f"context {result.context}" if result.context else ""
     kind = result.kind if result.kind != UNKNOWN.name else ""
-    rest = joined(host if result.model else "", kind, limit, unlisted or offers, "/disconnect goes back")
+    rest = join_facts(host if result.model else "", kind, limit, unlisted or offers, "/disconnect goes back")
     return Text.assemble((clean_line(short_id(result.model) or host), "accent"), (" · " + clean_line(rest), "quiet"))
 
 

@@ -11,7 +11,7 @@ from repl.analysis.variants import read_variant
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.errors import UsageError
-from repl.core.format import counted, device, joined, shortened
+from repl.core.format import counted, device, join_facts, shortened
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
 from repl.core.values import RestOfLine
@@ -111,7 +111,7 @@ def _draw(found: Diverged, width: int, plain: bool) -> Iterator[RenderableType]:
     count = len(found.steps)
     agree = f"{found.agreeing} of {count} steps agree ({found.agreeing / count:.1%})"
     most = f"largest {_short(found.kl_most)} at token {found.kl_most_at}"
-    yield Text(joined(agree, f"KL mean {_short(found.kl_mean)} nats, {most}"), "quiet")
+    yield Text(join_facts(agree, f"KL mean {_short(found.kl_mean)} nats, {most}"), "quiet")
     if not found.whole:
         yield Text("both did not fit into memory: they were loaded one after the other", "quiet")
 

@@ -24,7 +24,7 @@ from repl.commands import extensions
 from repl.commands.extensions import Extension
 from repl.commands.registry import command
 from repl.core.events import Progress
-from repl.core.format import amount, joined
+from repl.core.format import amount, join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.generation import fast_paths
@@ -134,8 +134,8 @@ def describe_device(room: Room) -> str:
     if room.device.startswith("cuda"):
         import torch
 
-        return joined(room.device, torch.cuda.get_device_name(int(room.device[5:])), free)
-    return joined(room.device, platform.machine() if room.device == "cpu" else "", free)
+        return join_facts(room.device, torch.cuda.get_device_name(int(room.device[5:])), free)
+    return join_facts(room.device, platform.machine() if room.device == "cpu" else "", free)
 
 
 def ask_hub(emit: JobContext, offline: bool) -> tuple[str, bool]:
@@ -164,7 +164,7 @@ def cache_size() -> tuple[int, int]:
 def describe_terminal() -> str:
     """Describe the terminal, as far as it says what it is."""
     columns, rows = shutil.get_terminal_size()
-    return joined(
+    return join_facts(
         os.environ.get("TERM", "") or "no TERM",
         f"{columns} x {rows}",
         os.environ.get("COLORTERM", ""),
@@ -201,10 +201,12 @@ def findings(result: Doctor) -> list[tuple[str, str]]:
         ("absent", ", ".join(absent) or "nothing"),
         *(("extension", extension(one)) for one in result.extensions),
         ("terminal", result.terminal),
-        *((path.name, joined("on" if path.on else "off", path.why)) for path in result.paths),
+        *((path.name, join_facts("on" if path.on else "off", path.why)) for path in result.paths),
     ]
 
 
 def extension(found: Extension) -> str:
     """Describe a package that brings commands."""
-    return joined(f"{found.package} {found.version}", ", ".join(f"/{name}" for name in found.commands), found.problem)
+    return join_facts(
+        f"{found.package} {found.version}", ", ".join(f"/{name}" for name in found.commands), found.problem
+    )

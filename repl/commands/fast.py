@@ -11,7 +11,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core import decoding
 from repl.core.errors import UsageError
-from repl.core.format import amount, joined
+from repl.core.format import amount, join_facts
 from repl.core.jobs import Job
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
@@ -91,7 +91,7 @@ def assistant(
         aside = "prompt_lookup unset" if session.settings.decode.prompt_lookup else ""
         apply(session, words)
         size = f"{facts.dtype}, {amount(facts.bytes)}"
-        return Message(joined(f"assistant {facts.name} ({size})", aside, "from the next reply on"))
+        return Message(join_facts(f"assistant {facts.name} ({size})", aside, "from the next reply on"))
 
     return session.run_on_model(
         lambda emit: drafters.load_assistant(session.store.current(), chosen, emit, session.store.get).facts,
@@ -140,7 +140,7 @@ def _speed(records: Iterable[Reply]) -> float | None:
 @render.register
 def _(result: Fast) -> RenderableType:
     brought = {mode.name: _brought(mode, result.plain_tps) for mode in result.modes}
-    said = ((path, clean_line(joined(path.why, brought.get(path.name, "")))) for path in result.paths)
+    said = ((path, clean_line(join_facts(path.why, brought.get(path.name, "")))) for path in result.paths)
     return grid(
         "lll", ([Text(path.name, "accent"), "on" if path.on else "off", Text(why, "quiet")] for path, why in said)
     )
@@ -149,7 +149,7 @@ def _(result: Fast) -> RenderableType:
 def _brought(mode: Mode, plain: float | None) -> str:
     if not mode.replies:
         return ""
-    return joined(
+    return join_facts(
         f"{mode.tokens_per_pass:.1f} tokens a pass" if mode.tokens_per_pass else "",
         f"{mode.accepted} of {mode.proposed} proposals right" if mode.proposed else "",
         f"{mode.decode_tps:.1f} tokens/s" if mode.decode_tps else "",

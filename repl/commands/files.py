@@ -11,7 +11,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core import atomic_write, paths, settings, texts
 from repl.core.errors import UsageError
-from repl.core.format import counted, joined
+from repl.core.format import counted, join_facts
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import RestOfLine
 from repl.core.values import Text as Words
@@ -132,5 +132,5 @@ def _(result: Where) -> RenderableType:
 def _(result: Presets) -> RenderableType:
     if not result.presets:
         return Text.assemble(("no preset is saved · ", "quiet"), ("/preset save NAME", "accent"))
-    presets = {one.name: joined(*(f"{key} {word}" for key, word in one.values.items())) for one in result.presets}
+    presets = {one.name: join_facts(*(f"{key} {word}" for key, word in one.values.items())) for one in result.presets}
     return facts(((clean_line(name), values) for name, values in presets.items()), "accent")

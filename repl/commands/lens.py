@@ -13,7 +13,7 @@ from repl.analysis.logit_lens import LensToken, first_token, layer_logits, lens_
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
-from repl.core.format import counted, joined, shortened
+from repl.core.format import counted, join_facts, shortened
 from repl.core.jobs import JobContext
 from repl.core.library_types import Tensor
 from repl.core.settings import Settings
@@ -139,7 +139,7 @@ def _layer(number: int, logs: Tensor, speller: Speller, top: int, answer: int, w
 def _draw(lens: Lens, width: int, plain: bool) -> Iterator[RenderableType]:
     """Draw a row for each layer, as many tokens in it as the window has room for."""
     mark = ">" if plain else "▸"
-    yield Text(joined(shortened(lens.place, 66), counted(lens.tokens, "token")), "quiet")
+    yield Text(join_facts(shortened(lens.place, 66), counted(lens.tokens, "token")), "quiet")
     table = Table.grid(padding=(0, 2))
     shown = max(1, (width - 13 - HEAT_CELLS - (20 if lens.word else 0)) // (CELL_WIDTH + 2))
     if lens.word:

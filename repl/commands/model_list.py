@@ -12,7 +12,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.errors import ReplError
-from repl.core.format import ago, amount, count, joined
+from repl.core.format import ago, amount, count, join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
@@ -100,9 +100,9 @@ def _(result: ModelList) -> RenderableType:
     silence = clean_line(result.silence)
     parts = (("in memory", _resident(result)), ("cached", _cached(result)), ("on the Hub", _listed(result)))
     if not any(rows for _, rows in parts):
-        return Text(joined("no model found here", silence or "and none on the Hub"), "quiet")
+        return Text(join_facts("no model found here", silence or "and none on the Hub"), "quiet")
     drawings = First(_table(parts), _table([(title, list(map(_stacked, rows))) for title, rows in parts]))
-    return Group(drawings, Text(joined(silence, "a number loads it", "/info ID tells more"), "quiet"))
+    return Group(drawings, Text(join_facts(silence, "a number loads it", "/info ID tells more"), "quiet"))
 
 
 def _table(parts: Sections) -> Table:
@@ -124,7 +124,7 @@ def _table(parts: Sections) -> Table:
 def _stacked(row: Sequence[Text]) -> list[Text]:
     """Put what is said of a model below its name."""
     name, *rest = row
-    return [Text.assemble(name, "\n", (joined(*(cell.plain for cell in rest)), "quiet"))]
+    return [Text.assemble(name, "\n", (join_facts(*(cell.plain for cell in rest)), "quiet"))]
 
 
 def _cells(*words: str) -> list[Text]:
@@ -157,7 +157,7 @@ def _listed(result: ModelList) -> list[list[Text]]:
             each.id,
             count(each.parameters) if each.parameters else "",
             amount(each.bytes) if each.bytes else "",
-            joined(each.licence, "gated" if each.gated else ""),
+            join_facts(each.licence, "gated" if each.gated else ""),
             f"{count(each.downloads)} downloads",
         )
         for each in result.hub

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 
 from repl.commands.registry import command
 from repl.core import settings
-from repl.core.format import amount, count, device, joined
+from repl.core.format import amount, count, device, join_facts
 from repl.core.values import Assignment
 from repl.core.values import Text as Words
 from repl.hub import catalog
@@ -81,8 +81,8 @@ def unloaded(session: Session, gone: list[ModelInfo]) -> Message:
     """Say what was freed, and what to do now that no model is current."""
     names, size = ", ".join(dict.fromkeys(facts.name for facts in gone)), amount(sum(facts.bytes for facts in gone))
     others = [f"/model {each.facts.id} is still in memory" for each in session.store.residents()[:1]]
-    ways = "" if session.store.facts() else joined(*others, "/model ID loads another, /reload the same")
-    return Message(joined(f"{names} unloaded, {size}", ways))
+    ways = "" if session.store.facts() else join_facts(*others, "/model ID loads another, /reload the same")
+    return Message(join_facts(f"{names} unloaded, {size}", ways))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +145,9 @@ def _(result: ModelCard) -> RenderableType:
     largest = sorted(result.files, key=lambda file: (-file[1], file[0]))[:MAX_FILES_SHOWN]
     there = "in the cache" if result.cached else "to be downloaded"
     rows = {
-        "model": joined(f"{result.id} at {result.commit[:12]}", there),
+        "model": join_facts(f"{result.id} at {result.commit[:12]}", there),
         "architecture": result.architecture,
-        "parameters": joined(count(result.parameters) if result.parameters else "", result.dtype),
+        "parameters": join_facts(count(result.parameters) if result.parameters else "", result.dtype),
         "task": result.task,
         "licence": result.licence,
         "gated": "yes: accept its terms on its page, then hf auth login" if result.gated else "",

@@ -13,7 +13,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core import decoding
 from repl.core.errors import UsageError
-from repl.core.format import counted, joined
+from repl.core.format import counted, join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import ascii_only, clean_line
 from repl.core.values import RestOfLine
@@ -148,7 +148,7 @@ def _(result: Next) -> RenderableType:
 def _(result: Offered) -> RenderableType:
     table = _table([(text, exp(logprob)) for text, logprob in result.candidates])
     told = f"the {len(result.candidates)} likeliest that {clean_line(result.server)} gives"
-    return Group(lead(result), table, Text(joined(told, "entropy is not known"), "quiet"))
+    return Group(lead(result), table, Text(join_facts(told, "entropy is not known"), "quiet"))
 
 
 def _table(rows: Sequence[tuple[str, float]], drawn: Sequence[str] = ()) -> Table:
@@ -180,6 +180,6 @@ def _figures(result: Next) -> str:
     entropy = f"entropy {result.entropy:.2f} nats"
     end = "greedy takes the likeliest" if result.greedy else ""
     if not result.processors:
-        return joined(entropy, end)
+        return join_facts(entropy, end)
     tokens = f"{counted(result.left, 'token')} left"
-    return joined(f"{entropy}, drawn {result.drawn_entropy:.2f}", tokens, ", ".join(result.processors), end)
+    return join_facts(f"{entropy}, drawn {result.drawn_entropy:.2f}", tokens, ", ".join(result.processors), end)

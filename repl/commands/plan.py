@@ -11,7 +11,7 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core import settings
-from repl.core.format import amount, count, counted, joined
+from repl.core.format import amount, count, counted, join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
@@ -130,7 +130,7 @@ def _head(result: Plan) -> Text:
     stored = ", ".join(
         f"{count(size)} {_named(name)}" if mixed else _named(name) for name, size in result.stored.items()
     )
-    facts = joined(
+    facts = join_facts(
         f"{count(result.parameters)} parameters, stored as {stored}",
         f"{result.layers} layers" if result.layers else "",
         f"context {result.context}" if result.context else "",
@@ -139,14 +139,14 @@ def _head(result: Plan) -> Text:
     files = (
         f"{counted(len(result.fetch), 'file')} to download, {amount(fetch)}" if result.fetch else "nothing to download"
     )
-    where = joined(
+    where = join_facts(
         f"commit {result.commit[:12]}" if result.commit else "",
         "gated: accept its terms on its page" if result.gated else "not gated" if result.commit else "",
         files,
         f"{amount(result.cached)} here" if result.cached >= MUCH else "",
         f"disk {amount(result.disk_free)} free" if result.fetch else "",
     )
-    free = "free for it: " + joined(
+    free = "free for it: " + join_facts(
         *(f"{room.device} {amount(room.free)} of {amount(room.total)}" for room in result.rooms)
     )
     name = (clean_line(result.model), "accent")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from repl.core import settings
 from repl.core.errors import UsageError
-from repl.core.format import joined
+from repl.core.format import join_facts
 from repl.core.values import Assignment, Flag, Integer, Kind, RestOfLine, closest_match, kind_of
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def _menu(typed: str, session: "Session | None") -> list[tuple[str, str]]:
     places = {name: place for place, name in enumerate(first)}
     ordered = [name for part in fits.values() for name in sorted(part, key=lambda one: (places.get(one, 99), one))]
     values = _values_now(session) if session is not None else {}
-    return [(f"/{name}", joined(values.get(name, ""), helps[name])) for name in dict.fromkeys(ordered)]
+    return [(f"/{name}", join_facts(values.get(name, ""), helps[name])) for name in dict.fromkeys(ordered)]
 
 
 def _values_now(session: "Session") -> dict[str, str]:

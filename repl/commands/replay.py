@@ -14,7 +14,7 @@ from repl.analysis.compare import Answers
 from repl.analysis.replay import Exchange, beside_record, is_same, recorded_exchanges
 from repl.commands.registry import command
 from repl.core.errors import Cancelled, UsageError
-from repl.core.format import joined
+from repl.core.format import join_facts
 from repl.core.jobs import Job
 from repl.core.values import Text as Words
 from repl.session.replies import add_reply
@@ -95,7 +95,7 @@ def _add_branch(session: Session, talk: Sequence[Exchange], made: Sequence[Answe
 @render.register
 def _(result: Replay) -> RenderableType:
     made = sum(each.columns[1].done is not None for each in result.turns)
-    said = joined(
+    said = join_facts(
         f"{sum(map(is_same, result.turns))} of {made} answers the same",
         f"{made} of {result.total} messages answered" if made < result.total else "",
         "answered after the recorded ones, nothing was added" if result.pinned else "",

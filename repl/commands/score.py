@@ -15,7 +15,7 @@ from repl.commands.registry import command
 from repl.core import texts
 from repl.core.errors import ReplError, UsageError
 from repl.core.events import Progress
-from repl.core.format import joined
+from repl.core.format import join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import RestOfLine
@@ -157,7 +157,7 @@ def _table(result: Score) -> Table:
 
 def _figures(result: Score) -> str:
     half = f"windows of {result.window} tokens, overlapping by half" if len(result.ids) > result.window else ""
-    return joined(
+    return join_facts(
         f"{len(result.ids):,} tokens, {result.bytes:,} bytes",
         f"total {result.total:.2f} nats",
         f"perplexity {result.perplexity:.2f}",

@@ -11,7 +11,7 @@ from rich.text import Text
 from repl.commands.registry import command
 from repl.core.conversation import Conversation, exchanges
 from repl.core.errors import ReplError
-from repl.core.format import counted, joined, shortened
+from repl.core.format import counted, join_facts, shortened
 from repl.core.sanitize import clean_line
 from repl.core.values import RestOfLine
 from repl.core.values import Text as Words
@@ -124,14 +124,14 @@ def _(result: Sessions) -> RenderableType:
 
 
 def _described(found: Summary, current: bool) -> Text:
-    facts = joined(counted(found.turns, "message"), clean_line(found.model), "this one" if current else "")
+    facts = join_facts(counted(found.turns, "message"), clean_line(found.model), "this one" if current else "")
     place = "\n" + shortened(found.snippet, 100) if found.snippet else ""
     return Text.assemble(clean_line(found.title) or "untitled", ("  " + facts, "quiet"), (place, "quiet"))
 
 
 @render.register
 def _(result: Resumed) -> RenderableType:
-    facts = joined(counted(result.count, "exchange"), result.id)
+    facts = join_facts(counted(result.count, "exchange"), result.id)
     blocks: list[RenderableType] = [
         Text.assemble((clean_line(result.title) or "untitled", "accent"), (f" · {facts}", "quiet"))
     ]

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core import settings
-from repl.core.format import joined
+from repl.core.format import join_facts
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.core.values import RestOfLine
@@ -65,7 +65,7 @@ def summed(name: str, records: Iterable[Reply]) -> Total:
 def label(record: Reply) -> str:
     """Return what replies are told apart by: the model and its format."""
     packed = record.model.quantization
-    return joined(record.model.id, record.model.dtype, "" if packed == "none" else packed)
+    return join_facts(record.model.id, record.model.dtype, "" if packed == "none" else packed)
 
 
 @command("other")

@@ -13,7 +13,7 @@ from repl.analysis.sweep import SWEEP_EXAMPLE, Sweep, SweepRow, plan_grid, run_s
 from repl.commands.registry import command
 from repl.core import fields, settings
 from repl.core.errors import UsageError
-from repl.core.format import counted, joined, rate
+from repl.core.format import counted, join_facts, rate
 from repl.core.jobs import Job
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import Integer, RestOfLine
@@ -99,7 +99,7 @@ def _(result: Sweep) -> RenderableType:
 @render.register
 def _(result: ShownRow) -> RenderableType:
     line = result.line
-    chosen = joined(
+    chosen = join_facts(
         f"row {line.number}",
         *(f"{heading(name)} {_show(name, value)}" for name, value in line.settings.items()),
         f"seed {line.seed}" if line.seed is not None else "greedy",
@@ -179,7 +179,7 @@ def _said(found: Sweep) -> str:
     alone = f"one by one: {found.alone}"
     how = "all together" if not found.alone else f"{found.together} together, the others {alone}"
     how = how if found.together else alone
-    return joined(
+    return join_facts(
         f"{found.made} rows made {how}",
         f"{counted(made, 'token')} in {found.seconds:.1f} s, {rate(made / found.seconds)}" if found.seconds else "",
         "" if found.whole else "stopped by you",

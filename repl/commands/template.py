@@ -13,7 +13,7 @@ from rich.text import Text
 from repl.analysis.template_checks import Check, check_template
 from repl.commands.registry import command
 from repl.core import decoding
-from repl.core.format import counted, joined
+from repl.core.format import counted, join_facts
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.sanitize import clean, clean_line
@@ -114,7 +114,7 @@ def _(result: TurnPrompt) -> RenderableType:
         drawn.append("" if drawn.plain.endswith("\n") else "\n")
     special = sum(piece.special for piece in result.pieces)
     of = f" of {result.context}" if result.context else ""
-    drawn.append(joined(f"{counted(len(result.ids), 'token')}{of}", f"{special} special"), "quiet")
+    drawn.append(join_facts(f"{counted(len(result.ids), 'token')}{of}", f"{special} special"), "quiet")
     if result.notice:
         drawn.append(f"\n{clean(result.notice)}", "quiet")
     return drawn

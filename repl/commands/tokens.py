@@ -10,7 +10,7 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core.conversation import Turn
-from repl.core.format import counted, joined
+from repl.core.format import counted, join_facts
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
 from repl.core.sanitize import ascii_only, clean_line
@@ -115,7 +115,7 @@ def _table(result: Tokens) -> Table:
     rows, split = [], find_split_characters(result.pieces)
     for place, piece in enumerate(result.pieces):
         number = Text(str(place - result.reply + 1) if place >= result.reply else "", "quiet")
-        text = Text(joined(quote(piece.text), clean_line(split.get(place, ""))), "special" if piece.special else "")
+        text = Text(join_facts(quote(piece.text), clean_line(split.get(place, ""))), "special" if piece.special else "")
         rows.append((number, Text(str(piece.id), "quiet"), text))
     return grid("rrl", rows)
 
@@ -123,7 +123,7 @@ def _table(result: Tokens) -> Table:
 def _figures(result: Tokens) -> str:
     special = f"{result.special} special" if result.special else ""
     sizes = ((result.characters, "character"), (result.bytes, "byte"))
-    return joined(counted(len(result.ids), "token"), special, *(_each(size, what, result) for size, what in sizes))
+    return join_facts(counted(len(result.ids), "token"), special, *(_each(size, what, result) for size, what in sizes))
 
 
 def _each(size: int, what: str, result: Tokens) -> str:

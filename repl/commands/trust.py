@@ -8,7 +8,7 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core.errors import UsageError
-from repl.core.format import joined
+from repl.core.format import join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
@@ -53,7 +53,7 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
         taken = consents.withdraw(model)
         there = any(each.load.model == model and each.load.trust_remote_code for each in session.store.residents())
         stays = f"what is loaded of it stays: /unload {model} frees it" if there else ""
-        return Message(joined(f"{model}: remote code disabled", stays if taken else "it was not allowed before"))
+        return Message(join_facts(f"{model}: remote code disabled", stays if taken else "it was not allowed before"))
     if answer == "show":
         allowed = model in consents.given and found is None
         return session.run_on_model(lambda emit: list_code(wanted.load, allowed, session.store.offline, emit))

@@ -8,7 +8,7 @@ from repl.core.sanitize import clean_line
 AGES = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
 
 
-def joined(*parts: str) -> str:
+def join_facts(*parts: str) -> str:
     """Join what there is of a few short facts with middle dots."""
     return " · ".join(part for part in parts if part)
 

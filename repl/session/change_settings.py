@@ -7,7 +7,7 @@ from repl.core import decoding, fields, settings
 from repl.core.decoding import NOTHING, ModelDefaults
 from repl.core.errors import Failed, UsageError
 from repl.core.explain import sentence
-from repl.core.format import joined
+from repl.core.format import join_facts
 from repl.generation import arguments
 from repl.generation.measure.processors import processors
 from repl.generation.runtime import Model
@@ -48,7 +48,7 @@ def load(session: Session, words: SettingWords) -> Message | Task[ModelInfo]:
     if wanted.load == before.load and (session.loading or session.store.facts()):
         typed = [name for name, text in words if text != "default"] or [name for name, _ in words]
         said = (f"{name} is {settings.show_setting(name, wanted.get(name)) or 'not set'} already" for name in typed)
-        return Message(joined(*said))
+        return Message(join_facts(*said))
     return session.load(wanted)
 
 
@@ -73,7 +73,7 @@ def apply(session: Session, words: SettingWords) -> Message:
     if "keep_models" in dict(full):
         session.run_on_model(lambda emit: session.store.trim())
         session.run_on_model(lambda emit: session.store.tidy())
-    return Message(joined(*said), tuple({one.line: one.effect for one in idle if one.line}.items()))
+    return Message(join_facts(*said), tuple({one.line: one.effect for one in idle if one.line}.items()))
 
 
 def adopt(session: Session, chosen: settings.Settings, said: Message) -> Message | Task[ModelInfo]:

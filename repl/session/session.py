@@ -10,7 +10,7 @@ from repl.core import decoding, paths, settings
 from repl.core.conversation import Conversation, Turn
 from repl.core.decoding import NOTHING, ModelDefaults
 from repl.core.errors import NeedsLocal, NoModel
-from repl.core.format import joined
+from repl.core.format import join_facts
 from repl.core.jobs import Job, JobContext, T, Worker
 from repl.core.settings import Load, Settings
 from repl.generation.interface import Engine, Local
@@ -274,7 +274,7 @@ class Session:
     def _about(self) -> tuple[tuple[str, str], ...]:
         """Say what answers, and how it is asked."""
         facts = None if self.remote else self.store.facts()
-        model = joined(self.engine.name, *self.engine.traits) if self.remote or facts else ""
+        model = join_facts(self.engine.name, *self.engine.traits) if self.remote or facts else ""
         settings = decoding.phrase(self.decoding())
         return ("model", model), ("commit", facts.commit if facts else ""), ("settings", settings)
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from repl.core import decoding
 from repl.core.conversation import ASKING, Turn
-from repl.core.format import joined
+from repl.core.format import join_facts
 from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
@@ -124,9 +124,9 @@ def about(record: Reply) -> Facts:
     """Return what made a reply: its model, and the settings."""
     model, decode = record.model, {name: decoding.Value(value, "") for name, value in record.decode.items()}
     given = [f"{name}={value}" for name, value in record.given.items()]
-    settings = joined(decoding.phrase(decode), *given, "" if record.seed is None else f"seed {record.seed}")
-    form = joined(*(word for word in (model.dtype, model.quantization, model.adapter) if word != "none"))
-    return ("model", joined(model.id, record.server, form)), ("commit", model.commit), ("settings", settings)
+    settings = join_facts(decoding.phrase(decode), *given, "" if record.seed is None else f"seed {record.seed}")
+    form = join_facts(*(word for word in (model.dtype, model.quantization, model.adapter) if word != "none"))
+    return ("model", join_facts(model.id, record.server, form)), ("commit", model.commit), ("settings", settings)
 
 
 def _section(head: str, body: str) -> str:
@@ -162,7 +162,7 @@ def _told(token: Seen) -> str:
     """Say how probable a token was, and what was likeliest in its place."""
     others = [f"{percent(math.exp(logprob)):>9} {quote(text)}" for _, text, logprob in token.top[:5]]
     entropy = "" if token.entropy is None else f"entropy {token.entropy:.2f} nats"
-    return "\n".join([joined(quote(token.name), percent(math.exp(token.logprob)), entropy), *others])
+    return "\n".join([join_facts(quote(token.name), percent(math.exp(token.logprob)), entropy), *others])
 
 
 def sheet() -> Console:

@@ -17,7 +17,7 @@ from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.styles import Style
 from rich.style import Style as Look
 
-from repl.core.format import joined
+from repl.core.format import join_facts
 from repl.core.sanitize import ascii_signs, clean_line
 from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import Inspection, Seen
@@ -188,7 +188,7 @@ class Inspector:
         about = clean_line(f"{self.found.limit} likeliest of {self.found.server}") if self.found.server else by
         return [
             ("class:accent", f"exchange {self.found.exchange}"),
-            ("class:quiet", ascii_signs(" · " + joined(place, about))),
+            ("class:quiet", ascii_signs(" · " + join_facts(place, about))),
         ]
 
     def _foot(self) -> StyleAndTextTuples:
@@ -204,7 +204,7 @@ class Inspector:
         one = "" if self.found.server else f"id {token.id}"
         drawn: StyleAndTextTuples = [
             ("class:accent", quote(token.text or token.name, width) + "\n"),
-            ("class:quiet", ascii_signs(joined(one, f"rank {token.place}")) + "\n\n"),
+            ("class:quiet", ascii_signs(join_facts(one, f"rank {token.place}")) + "\n\n"),
             ("", f"probability {percent(exp(token.logprob)):>8}\n"),
             ("", f"logprob     {token.logprob:8.4f} nats\n"),
             ("", "\n" if token.entropy is None else f"entropy     {token.entropy:8.2f} nats\n\n"),

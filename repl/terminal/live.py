@@ -12,7 +12,7 @@ from rich.text import Text
 
 from repl.core.events import Beams, ColumnEvent, Event, Notice, PromptEcho, ReplyStarted, SideBySide, Token
 from repl.core.events import Progress as Step
-from repl.core.format import joined
+from repl.core.format import join_facts
 from repl.core.sanitize import ascii_signs, clean_line, spinner
 from repl.core.settings import View
 from repl.terminal.columns import Board
@@ -189,9 +189,9 @@ def _tail(text: str, width: int) -> str:
 
 def fit_figures(stage: str, parts: list[str], width: int) -> str:
     """Return the figures that fit beside a stage's name and a bar; the rate goes first, what is done last."""
-    while len(parts) > 1 and MIN_BAR + len(joined(*parts)) > width - cell_len(stage) - 2:
+    while len(parts) > 1 and MIN_BAR + len(join_facts(*parts)) > width - cell_len(stage) - 2:
         parts = parts[:1] + parts[2:]
-    return joined(*parts)
+    return join_facts(*parts)
 
 
 def progress_figures(done: int, total: int, unit: str, speed: float) -> list[str]:
@@ -263,7 +263,7 @@ class StageLine:
 
     def _show(self) -> None:
         if self._on and self._screen.accessible:
-            self._screen.progress(joined(clean_line(self._pace.step.stage), *self._pace.said()[1:]))
+            self._screen.progress(join_facts(clean_line(self._pace.step.stage), *self._pace.said()[1:]))
         elif self._on and self._live is None:
             self._live = Live(get_renderable=self.drawn, console=self._console, transient=True, refresh_per_second=8)
             self._live.start(refresh=True)

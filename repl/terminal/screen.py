@@ -16,7 +16,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from repl.core.errors import ReplError
-from repl.core.format import amount, count, counted, device, joined, rate
+from repl.core.format import amount, count, counted, device, join_facts, rate
 from repl.core.reply import Reply, ServedModel
 from repl.core.sanitize import clean, clean_line
 from repl.core.settings import in_shell
@@ -69,7 +69,7 @@ def render(result: Any) -> RenderableType:
 @render.register
 def _(result: Message) -> Text:
     offered = (f"{number} {effect}" for number, (_, effect) in enumerate(result.choices, 1))
-    return Text(clean(joined(result.text, *offered)), "quiet")
+    return Text(clean(join_facts(result.text, *offered)), "quiet")
 
 
 @render.register
@@ -92,7 +92,7 @@ def _(result: Loaded) -> RenderableType:
     tail = [device(facts.device_map), "" if facts.chats else "completes text"]
     lines = [[*head, size + was_size, *tail], [*head, size + was_size], [*head[1:], size], [size], []]
     name = clean_line(facts.name + (" (built in)" if facts.id == "builtin" else "")), "accent"
-    said = (f" · {clean_line(joined(*line, f'ready in {took}'))}" for line in lines)
+    said = (f" · {clean_line(join_facts(*line, f'ready in {took}'))}" for line in lines)
     shown = (Text.assemble(name, (line, "quiet")) for line in said)
     return Group(First(*shown), *(Text(clean_line(remark), "quiet") for remark in facts.remarks))
 
@@ -127,7 +127,7 @@ def sequences(done: Reply) -> list[RenderableType]:
     unit = "mean log-probability" if penalty == 1 else f"log-probability / tokens^{penalty:g}"
     scored = done.sequences[0].score is not None
     tail = ("…" if len(shared) > SHARED_CHARACTERS else "") + " ".join(shared[-SHARED_CHARACTERS:].split())
-    head = joined(unit if scored else "", f"after {clean_line(tail)}" if tail else "")
+    head = join_facts(unit if scored else "", f"after {clean_line(tail)}" if tail else "")
     rows = [
         (
             Text(f"{number:>2}", "quiet"),
@@ -144,7 +144,7 @@ def reply_figures(done: Reply) -> str:
     """Return the line of figures under a reply."""
     made, timing = done.usage.completion, done.timing
     ends = {"cancelled": "stopped by you · /continue goes on", "length": _limit(done)}
-    return joined(
+    return join_facts(
         counted(made, _unit(done)),
         f"first after {timing.ttft_s:.2f} s" if timing.ttft_s is not None else "",
         rate(timing.decode_tps) if timing.decode_tps else "",
@@ -194,7 +194,7 @@ class Screen:
         elif self.interactive:
             self.out.print(render(result))
         elif isinstance(result, Message):
-            self.notice(joined(result.text, *(f"{line} {effect}" for line, effect in result.choices)))
+            self.notice(join_facts(result.text, *(f"{line} {effect}" for line, effect in result.choices)))
         elif isinstance(result, Draft):
             self.err.print(render(result))
         elif not isinstance(

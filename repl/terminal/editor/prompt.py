@@ -32,7 +32,7 @@ from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import DynamicStyle, Style
 from prompt_toolkit.utils import is_dumb_terminal as dumb
 
-from repl.core.format import joined
+from repl.core.format import join_facts
 from repl.core.sanitize import ascii_signs, clean_line
 from repl.core.settings import Settings
 from repl.terminal.editor.completion import Past, SlashCompleter
@@ -244,10 +244,10 @@ class Editor:
         width = get_app().output.get_size().columns
         said = clean_line(self.backend.toolbar(width))
         if self._says_how_to_leave and not self._prompt.default_buffer.text:
-            said = joined(" Ctrl-D leaves", said.strip())[: width - 1]
+            said = join_facts(" Ctrl-D leaves", said.strip())[: width - 1]
         if (offered := self._prompt.default_buffer.complete_state) and (count := len(offered.completions)):
             chosen = "" if offered.complete_index is None else f"{offered.complete_index + 1} of "
-            said = joined(f" {chosen}{count} to choose from", said.strip())[: width - 1]
+            said = join_facts(f" {chosen}{count} to choose from", said.strip())[: width - 1]
         return [("class:bottom-toolbar", ascii_signs(said))]
 
     def _watch(self) -> None:
