@@ -503,6 +503,7 @@ def test_a_prompt_longer_than_the_context_is_refused_and_nothing_is_lost(kind, r
         assert ask(session, "hello").token_ids == before.token_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("name", ["max_new_tokens", "max_length"])
 def test_a_limit_beyond_the_context_is_cut_to_what_fits(kind, name, request):

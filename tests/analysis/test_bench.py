@@ -114,6 +114,7 @@ def test_a_token_needs_all_weights_but_the_other_rows_of_an_input_embedding(sess
     assert bench.read_bytes(replace(resident, model=tied)) == 4 * sum(one.numel() for one in tied.parameters())
 
 
+@pytest.mark.slow
 def test_memory_is_as_fast_as_the_fastest_read(emit):
     """The first read, which makes the pages, does not count."""
     reads = [(0, 0.1), (1, 3), (4, 4.5), (5, 7), (8, 10), (11, 13), (14, 16), (17, 19)]
@@ -121,6 +122,7 @@ def test_memory_is_as_fast_as_the_fastest_read(emit):
     assert bench.measure_bandwidth("cpu", emit, lambda: next(clock)) == bench.BLOCK_BYTES / 0.5
 
 
+@pytest.mark.slow
 def test_a_model_on_several_devices_has_no_such_limit(session, emit):
     runs = Bench(session.store, BenchSizes(8, 2, 1), emit)
     assert runs._rate({"cpu", "disk"}) is runs._rate({"disk"}) is None
@@ -149,6 +151,7 @@ def test_other_models_and_formats_are_rows_too(session, gpt2_folder, llama_folde
     assert "no folder or file" in drawn(found)
 
 
+@pytest.mark.slow
 def test_the_conversation_and_its_cache_stay(llama_folder):
     """The next reply takes over from the cache what it would have taken over."""
     with opened(llama_folder) as session:
@@ -167,6 +170,7 @@ def test_a_length_that_does_not_fit_is_said(session):
     assert "504 tokens do not fit into the context of 128" in found.problems[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("done", "kept"), [(0, []), (1, [1])])
 def test_what_is_done_is_kept_when_it_is_stopped(session, done, kept):
     """Before and between the runs."""
@@ -205,6 +209,7 @@ def test_without_a_model_there_is_nothing_to_measure(gpt2_folder):
             run(session, "/bench")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 100])
 def test_the_table_keeps_to_the_screen(session, width):
     said = drawn(run(session, SHORT), width)

@@ -228,6 +228,7 @@ def test_nothing_changes_until_one_is_picked(chat: Session, other_folder: Path) 
     assert chat.last.record.usage.reused == reused > 0
 
 
+@pytest.mark.slow
 def test_equal_columns_have_no_difference(chat: Session) -> None:
     """Law: neither greedy ones nor draws with the one seed they share."""
     for words in ("now greedy dtype=float32", "sample temperature=1.0"):
@@ -485,6 +486,7 @@ def test_pick_of_the_last_message_makes_a_sibling(chat: Session) -> None:
         run(chat, "/pick 3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["/compare now repetition_penalty=1.6", "/sweep repetition_penalty=1,1.6"])
 def test_pick_leaves_a_file_to_the_message_that_it_is_for(chat: Session, tmp_path: Path, line: str) -> None:
     """A message that is asked again does not take it along; a new one does."""

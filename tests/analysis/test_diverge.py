@@ -107,6 +107,7 @@ def test_both_texts_go_on_from_the_fork(llama_folder):
     assert found.fork.onward[0] == tokenizer.decode(rest, skip_special_tokens=True)[len(start) :]
 
 
+@pytest.mark.slow
 def test_the_same_numbers_are_the_same(llama_folder):
     """Another attention leaves every step as it was, and that is the first thing said."""
     with opened(llama_folder, max_new_tokens=30) as session:
@@ -118,6 +119,7 @@ def test_the_same_numbers_are_the_same(llama_folder):
     assert drawn(found).startswith("the same in both: 30 tokens, each the likeliest\n")
 
 
+@pytest.mark.slow
 def test_a_sampled_reply_gives_way_to_a_greedy_one(llama_folder):
     """It is made for the occasion, said to be, and leaves the conversation as it was."""
     with opened(llama_folder, max_new_tokens=12) as session:
@@ -180,6 +182,7 @@ def test_penalties_count_on_both_sides(llama_folder):
         assert [getattr(step, side) for step in found.steps] == wanted
 
 
+@pytest.mark.slow
 def test_another_model_with_the_same_tokenizer(llama_folder, tmp_path):
     """Other weights behind the same vocabulary compare, and the first model stays the current one."""
     other = models.llama(tmp_path / "other", seed=1)

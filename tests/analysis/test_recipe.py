@@ -272,6 +272,7 @@ def test_a_repository_stands_with_its_commit():
     assert "AutoModelForCausalLM.from_pretrained(\n    name,\n    revision=commit,\n    device_map=" in text
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_made_again_from_its_commit(fake_hub, gpt2_folder, tmp_path, capsys, emit, monkeypatch):
     commit = fake_hub.add("acme/tiny", gpt2_folder)
     locate.locate("acme/tiny", "main", "", emit)

@@ -215,6 +215,7 @@ def gpt2_session(gpt2_folder):
 # the figures
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_row_are_those_of_plain_arithmetic(llama_folder):
     """Mean log-probability in the model's own distribution, distinct-2, and where it leaves the greedy row."""
     import torch

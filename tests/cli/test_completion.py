@@ -50,6 +50,7 @@ def test_bash_completes_options_values_files_and_cached_models(tmp_path: Path) -
     assert not (tmp_path / "run").exists()  # a name is never a command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", main.SHELLS)
 def test_a_script_is_written_at_once(shell: str, tmp_path: Path) -> None:
     """Without torch, which takes seconds; it can be read by the shell that is installed."""

@@ -22,6 +22,7 @@ def greedy(model, ids: list[int], count: int) -> list[int]:
     return output[0, len(ids) :].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama_folder", "gpt2_folder", "recurrent_folder", "metaspace_folder"])
 def test_a_tiny_model_says_many_different_things(name, request):
     """Greedy text depends on the prompt and neither ends at once nor goes round in a small circle."""

@@ -116,6 +116,7 @@ def test_ordinary_text_stays_as_it_is(text):
     assert clean(text * 50) == text * 50
 
 
+@pytest.mark.slow
 @few
 @given(hostile)
 @example("\U0001f3f4\ufeff\U000e0067")
@@ -127,6 +128,7 @@ def test_nothing_that_steers_or_hides_comes_out(text):
     assert not any(0xE0000 <= ord(character) < 0xE0080 for character in found)
 
 
+@pytest.mark.slow
 @few
 @given(hostile)
 def test_no_base_carries_a_pile(text):
@@ -143,6 +145,7 @@ def test_no_base_carries_a_pile(text):
         assert selectors <= 1
 
 
+@pytest.mark.slow
 @few
 @given(hostile)
 def test_cleaning_twice_changes_nothing(text):
@@ -155,6 +158,7 @@ def streamed(cleaner, pieces):
     return "".join(map(cleaner.feed, pieces))
 
 
+@pytest.mark.slow
 @few
 @given(hostile, st.data())
 def test_a_stream_comes_out_as_the_whole(text, data):
@@ -181,6 +185,7 @@ def test_a_line_is_one_line():
     assert clean_line("model\u200e\u200f\u061c\x1b\u202e") == f"model<200e><200f><61c>{ESC}<202e>"
 
 
+@pytest.mark.slow
 @few
 @given(hostile)
 def test_a_line_has_no_line_end_tab_or_direction_mark(text):

@@ -190,6 +190,7 @@ def looked_at(session: Any) -> None:
     assert run(session, "/reproduce").identical
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @pytest.mark.parametrize("name", GOOD)
 def test_a_good_value_makes_what_generate_makes_of_it(tiny, name):
@@ -271,6 +272,7 @@ def test_a_models_own_values_are_heeded_as_generate_heeds_them(laden):
     assert [*as_it_is.prompt_ids, *as_it_is.token_ids] == made(model, tokenizer, {})
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @pytest.mark.filterwarnings("ignore:Unfeasible length")  # of the model's min_length where one token is looked at
 @pytest.mark.parametrize("name", [*LADEN])
@@ -322,6 +324,7 @@ def test_your_limit_on_length_puts_the_models_aside(llama_folder, tmp_path, thei
 # what a model's own generation config asks for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("theirs", "said", "line"),
     [
@@ -347,6 +350,7 @@ def test_what_it_asks_for_in_vain_is_said_at_load_and_the_line_offered_puts_it_r
         assert run(session, "/reproduce").identical
 
 
+@pytest.mark.slow
 def test_what_changes_no_text_is_left_out_of_a_reply(llama_folder, tmp_path):
     """An assistant's stopping rule, outputs that sdpa cannot give, and fewer layers, which a failure would leave."""
     theirs = {"is_assistant": True, "output_attentions": True, "output_hidden_states": True, "output_logits": True}

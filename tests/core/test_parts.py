@@ -129,6 +129,7 @@ NAMES = st.sampled_from([*CHANNELS, "final", "analysis", " to=functions.f", "{}"
 FORMS = st.sampled_from([(PLAIN, ""), (PLAIN, "</think>"), (Form(sure=frozenset({"<think>"})), ""), (NAMED, "")])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(FORMS.flatmap(lambda one: st.tuples(st.just(one), st.lists(NAMES if one[0].channels else BITS, max_size=12))))
 def test_no_cut_changes_a_reply_and_no_text_is_made_up(case):
@@ -328,6 +329,7 @@ def test_a_reply_that_goes_on_is_read_as_one(thinker, length):
         assert (begun.answer + said).strip() == "Hello!"
 
 
+@pytest.mark.slow
 def test_another_token_in_a_thought_is_thought(thinker):
     with opened(thinker, max_new_tokens=60) as session:
         place = ask(session, "Hi").token_ids.index(ord("S")) + 1

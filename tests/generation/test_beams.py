@@ -88,6 +88,7 @@ def test_the_hypotheses_shown_are_those_of_a_search_by_hand(kind, width, request
         assert [branch.score for branch in event.branches] == pytest.approx([total for _, total in alive], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_the_winner_is_one_of_the_last_hypotheses_with_one_more_token(session):
     choose(session, {"num_beams": 4, "max_new_tokens": 8})
@@ -100,6 +101,7 @@ def test_the_winner_is_one_of_the_last_hypotheses_with_one_more_token(session):
     assert before in [last.common + branch.text for branch in last.branches]
 
 
+@pytest.mark.slow
 def test_a_winner_that_ended_early_was_alive_until_then(scripted_folder):
     """The scripted model ends its reply by itself: the search stops there, and nothing of the padding is kept."""
     with opened(scripted_folder(b"hello there"), max_new_tokens=30) as session:
@@ -167,6 +169,7 @@ def test_a_quick_search_is_drawn_no_more_often_than_eyes_see(session):
 # cancel
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @pytest.mark.parametrize("step", [1, 5])
 def test_a_cancelled_search_keeps_its_best_so_far(session, step):

@@ -119,6 +119,7 @@ def ahead_of(model: Any, tokenizer: Any, prompt: list[int], drafter: Any, values
 # exactness
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @pytest.mark.parametrize("name", CASES)
 def test_checked_proposals_give_the_ids_of_the_plain_loop(tiny, name):
@@ -256,6 +257,7 @@ def test_old_gains_pay_for_few_losses():
 # in the session
 
 
+@pytest.mark.slow
 @pytest.mark.library
 def test_the_next_turn_equals_a_fresh_one_after_a_cancel(session):
     """What is kept of a reply that was stopped in the middle of proposals is sound."""
@@ -314,6 +316,7 @@ def test_a_cancel_at_any_moment_leaves_a_sound_cache(tiny, halt):
     assert going_on == generated(model, tokenizer, more, {"max_new_tokens": 9, "do_sample": False})[0]
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @pytest.mark.parametrize("lines", [["/greedy"], ["/sample temperature=1.2", "/seed 3"], ['/stop "e"'], ["/reuse off"]])
 def test_turns_are_the_same_with_and_without(session, lines):
@@ -390,6 +393,7 @@ def test_a_model_without_such_a_cache_is_answered_plainly(recurrent_folder):
     assert done.drafts is None
 
 
+@pytest.mark.slow
 def test_what_stretches_its_positions_is_read_ahead_only_before_it_does(tiny):
     """Beyond the limit there are no proposals."""
     model, tokenizer = tiny
@@ -485,6 +489,7 @@ def test_an_assistant_proposes_what_it_would_say_itself(tiny, emit):
     assert drafter.fed[: len(prompt)] == prompt
 
 
+@pytest.mark.slow
 def test_an_assistant_with_a_shorter_context_stops_proposing(tiny):
     """It reads nothing that is longer than it was made for."""
     model, tokenizer = tiny
@@ -528,6 +533,7 @@ def test_an_assistant_that_no_longer_fits_rests(session, gpt2_folder):
     assert re.match("assistant is off: .* has another tokenizer", said)
 
 
+@pytest.mark.slow
 def test_a_cancel_leaves_model_and_assistant_sound(session, helper_folder):
     run(session, "/greedy", f"/assistant {helper_folder}", "/max 60")
     count: list[object] = []

@@ -217,6 +217,7 @@ def test_a_next_turn_computes_only_what_is_new(cropped):
     assert again.usage.reused == len(told(done)) - 1  # the last token made was never read
 
 
+@pytest.mark.slow
 def test_a_next_turn_of_layers_that_cannot_be_cropped_computes_only_what_is_new(extended):
     done = answer(extended, FIRST)
     assert agrees(extended, [*told(done), 7, 8, 9]).usage.reused == len(told(done)) - 1
@@ -224,12 +225,14 @@ def test_a_next_turn_of_layers_that_cannot_be_cropped_computes_only_what_is_new(
     assert agrees(extended, FIRST).usage.reused == 0
 
 
+@pytest.mark.slow
 def test_a_retry_computes_one_token(cropped):
     answer(cropped, FIRST)
     for way in ("sample, temperature", "greedy", "greedy, repetition penalty"):
         assert agrees(cropped, FIRST, way).usage.reused == len(FIRST) - 1
 
 
+@pytest.mark.slow
 def test_cuts_go_deeper_and_deeper(cropped):
     """A window that slid on is not cut to its minimum by the first cut."""
     answer(cropped, FIRST)
@@ -237,6 +240,7 @@ def test_cuts_go_deeper_and_deeper(cropped):
         assert agrees(cropped, [*FIRST[:length], 9, 9]).usage.reused == length
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sliding", "alternating"])
 def test_a_window_without_its_past_is_extended_but_not_cut(residents, kind):
     """On some devices the library itself cuts windows to their minimum after each token."""
@@ -266,6 +270,7 @@ def test_models_with_caches_of_their_own_do_without(residents):
     assert agrees(resident, [*told(done), 7]).usage.reused == 0
 
 
+@pytest.mark.slow
 def test_no_cache_outlives_a_change_of_all_position_embeddings(residents):
     """From its 41st token on, this model turns every position differently."""
     resident = residents("stretched")
@@ -275,6 +280,7 @@ def test_no_cache_outlives_a_change_of_all_position_embeddings(residents):
     assert agrees(resident, FIRST[:30]).usage.reused == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["beams 2", "sample, three answers"])
 def test_beams_and_several_answers_neither_use_nor_spoil_the_cache(llama, way):
     answer(llama, FIRST)

@@ -200,6 +200,7 @@ def test_narrow_numbers_are_measured_in_wide_ones(llama_folder, emit):
         assert str(rows.dtype) == "torch.float32"
 
 
+@pytest.mark.slow
 def test_the_builtin_model_scores_as_plain_torch_does(builtin_folder, emit):
     with opened(builtin_folder) as session:
         resident = session.store.current()

@@ -284,6 +284,7 @@ def test_a_long_prompt_costs_no_more_than_a_short_one():
     assert sum(tokenizer.lengths) <= WINDOW_TOKENS * WINDOW_TOKENS
 
 
+@pytest.mark.slow
 def test_a_panic_of_the_tokenizer_passes():
     import torch
 

@@ -128,6 +128,7 @@ CONTENTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_
 )
 
 
+@pytest.mark.slow
 @pytest.mark.library
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(sorted(FORMS)), contents=st.lists(CONTENTS, min_size=1, max_size=4), system=st.booleans())
@@ -724,6 +725,7 @@ def test_the_command_says_what_a_model_without_a_template_lacks(gpt2_folder):
         run(session, "/template")
 
 
+@pytest.mark.slow
 def test_the_builtin_model_s_template_is_as_its_verdicts_say(builtin_folder):
     model, tokenizer = bare(builtin_folder)
     found = command.Report(check_template(Template(tokenizer, {}, Recorder()), end_ids(model.generation_config)))

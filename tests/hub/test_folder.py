@@ -596,6 +596,7 @@ def accepted(folder: Path) -> bool:
         return False
 
 
+@pytest.mark.slow
 @given(header=st.dictionaries(st.sampled_from("abc"), ENTRY, max_size=3), room=st.integers(0, 12))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_header_is_taken_exactly_if_the_library_takes_it(header, room, tmp_path):
@@ -603,6 +604,7 @@ def test_a_header_is_taken_exactly_if_the_library_takes_it(header, room, tmp_pat
     assert accepted(tmp_path) == opens(path)
 
 
+@pytest.mark.slow
 @given(
     shapes=st.dictionaries(
         st.text("ab.é", min_size=1, max_size=4),

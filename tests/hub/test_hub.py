@@ -222,6 +222,7 @@ def test_code_comes_only_when_it_is_wanted(fake_hub, repository):
     assert {event.total for event in emit.of(Progress) if event.unit == "B"} == {size}
 
 
+@pytest.mark.slow
 def test_pickles_come_only_when_allowed_and_when_there_is_nothing_else(fake_hub, repository):
     fake_hub.add(MODEL, repository)
     assert "pytorch_model.bin" not in held(locate(pickle=True))
@@ -240,6 +241,7 @@ def test_a_gguf_file_comes_alone(fake_hub, repository):
     assert cached(MODEL) is None
 
 
+@pytest.mark.slow
 def test_revisions_are_kept_apart(fake_hub, repository, tmp_path):
     other = shutil.copytree(repository, tmp_path / "other")
     (other / "generation_config.json").write_text('{"other": 1}')
@@ -359,6 +361,7 @@ def test_a_private_model_is_as_good_as_unknown(fake_hub, repository):
     assert "(or it is private)" in fails(NotFound).message
 
 
+@pytest.mark.slow
 def test_an_unknown_id_is_said_even_when_the_search_hangs(fake_hub):
     fake_hub.fault = Fault(on=r"/api/models\?", silent=True)
     began = time.monotonic()
@@ -451,6 +454,7 @@ def test_a_disk_that_fails_in_the_middle_is_quoted(fake_hub, repository, number,
     assert cached(MODEL) is None
 
 
+@pytest.mark.slow
 def test_a_cut_line_says_how_far_it_came_and_that_the_file_starts_again(fake_hub, large, impatient, home, capfd):
     fake_hub.add(MODEL, large)
     fake_hub.fault = Fault(on="GET .*safetensors", drop_at=25_000_000)
@@ -467,6 +471,7 @@ def test_a_cut_line_says_how_far_it_came_and_that_the_file_starts_again(fake_hub
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_cancelled_download_says_what_is_kept(fake_hub, large):
     fake_hub.add(MODEL, large)
     emit = Recorder()
@@ -501,6 +506,7 @@ def test_a_file_shorter_than_the_hub_said_is_not_taken(fake_hub, repository, hom
     assert (half_made(home), cached(MODEL)) == ([], None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["/api/models/", "HEAD .*config", "GET .*config", "HEAD .*safe", "GET .*safe"])
 def test_a_cancel_is_not_held_up_by_a_silent_hub(fake_hub, repository, phase, monkeypatch, home):
     """And the next try is held up by the abandoned one only until that notices."""
@@ -538,6 +544,7 @@ def test_a_download_that_nobody_waits_for_ends_at_its_next_try(fake_hub, reposit
     assert len(fake_hub.asked("GET", "safetensors")) < 3  # the library would try six times
 
 
+@pytest.mark.slow
 def test_a_cancel_in_the_middle_of_a_slow_file_leaves_nothing_half_made(fake_hub, large, home):
     fake_hub.add(MODEL, large)
     fake_hub.fault = Fault(on="GET .*safetensors", delay=0.002)
@@ -551,6 +558,7 @@ def test_a_cancel_in_the_middle_of_a_slow_file_leaves_nothing_half_made(fake_hub
     assert half_made(home) == []
 
 
+@pytest.mark.slow
 def test_a_killed_download_is_begun_again(fake_hub, repository, home):
     """After a kill -9 in the middle of the weights the cache is incomplete, and the next try completes it."""
     fake_hub.add(MODEL, repository)

@@ -82,6 +82,7 @@ def expected(base: Path, adapter: Path, prompt: tuple[int, ...]) -> list[int]:
     return list(output[0, len(prompt) :].tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", ["", " merge"])
 def test_the_script_of_a_reply_puts_the_adapter_on(session, one, merge, tmp_path):
     run(session, f"/adapter {one}{merge}", "/greedy", "/max 6")

@@ -151,6 +151,7 @@ def test_greedy_ids_are_those_of_the_dequantized_model_up_to_a_near_tie(name, qu
     assert ((steps.amax(-1) - taken) <= 0.05 * steps.std()).all()
 
 
+@pytest.mark.slow
 @BOTH
 def test_conversation_beams_samples_and_the_kept_cache_work_on_packed_layers(llama_folder, quantize):
     with opened(llama_folder, dtype="auto", quantize=quantize, max_new_tokens=8) as session:

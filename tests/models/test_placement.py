@@ -65,6 +65,7 @@ def home_of_weights(tmp_path: Path) -> Path:
     return tmp_path / "kept" / "here"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["auto", "sequential"])
 def test_a_model_partly_on_disk_answers_as_one_in_memory(llama_folder, home_of_weights, device):
     """With the cache kept between turns, after a cancel, and with what is slow said."""

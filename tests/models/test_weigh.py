@@ -87,6 +87,7 @@ def test_a_memory_that_is_no_cache_takes_what_its_config_says(kind: str, field: 
     assert estimate.cache_bytes(model.config, 20, 4) == sum(each.nbytes for each in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deepseek_v32", "glm5_next", "deepseek_v4"])
 def test_a_cache_with_an_index_takes_what_its_config_says(kind: str) -> None:
     """What deepseek_v4 waits to compress is counted as full."""

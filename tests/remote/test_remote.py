@@ -502,6 +502,7 @@ def test_a_server_that_is_silent_can_be_left(session: Session, server: FakeServe
     assert server.left.wait(PATIENCE), "the connection stays open"
 
 
+@pytest.mark.slow
 def test_a_slow_first_byte_is_waited_for(session: Session, server: FakeServer) -> None:
     server.answers = [Answer([0.3, *chat("late").pieces], silent=0.3)]
     assert ask(session, "Hi").text == "late"

@@ -16,6 +16,7 @@ TEXT = st.text(
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(TEXT, max_size=5),
     st.lists(st.integers(0, 400), max_size=12),

@@ -165,6 +165,7 @@ def keep(desk: Desk, *texts: str) -> None:
 # what was typed before
 
 
+@pytest.mark.slow
 def test_up_and_down_walk_what_begins_as_typed(desk: Desk) -> None:
     keep(desk, "alpha one", "beta", "alpha two", "beta two")
     assert desk.run("al", UP, desk.cursor("❯ alpha two"), UP, ENTER) == ["alpha one"]
@@ -173,6 +174,7 @@ def test_up_and_down_walk_what_begins_as_typed(desk: Desk) -> None:
     assert desk.run(UP, ENTER) == ["also"]
 
 
+@pytest.mark.slow
 def test_commands_complete_while_they_are_typed_all_the_same(desk: Desk) -> None:
     """And Up walks the menu where one is open, the past where none is."""
     keep(desk, "/version one", "hello", "/dtype")
@@ -376,6 +378,7 @@ def test_f2_shows_the_settings_and_loses_nothing_of_the_draft(desk: Desk) -> Non
     assert desk.run("half a", F2, opened, ESCAPE, desk.lacks("max_new_tokens"), " word", ENTER) == ["half a word"]
 
 
+@pytest.mark.slow
 def test_f2_turns_flags_and_choices_over(desk: Desk, session: Session) -> None:
     markdown, mode = go(session, "markdown"), go(session, "mode")
     desk.run(F2, markdown, desk.shows(" > markdown"), ENTER, desk.shows("markdown off"), F2, desk.lacks(" > "))
@@ -386,6 +389,7 @@ def test_f2_turns_flags_and_choices_over(desk: Desk, session: Session) -> None:
     assert session.settings.decode.do_sample is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [8, 10, 14])
 def test_f2_is_of_use_in_a_low_window(rows: int, tmp_path: Path, session: Session) -> None:
     """The chosen setting, its neighbours and what it does are on the screen."""
@@ -394,6 +398,7 @@ def test_f2_is_of_use_in_a_low_window(rows: int, tmp_path: Path, session: Sessio
     assert desk.run("half", F2, go(session, "min_new_tokens"), chosen, F2, " a line", ENTER) == ["half a line"]
 
 
+@pytest.mark.slow
 def test_f2_takes_numbers_and_says_what_is_wrong(desk: Desk, session: Session) -> None:
     desk.run(F2, "40", desk.shows(" 40_"), BACK, "2", ENTER, desk.shows("max_new_tokens 42"), F2)
     assert session.settings.decode.max_new_tokens == 42

@@ -42,6 +42,7 @@ def plain(found: list[StyledLine]) -> list[str]:
     return ["".join(part.text for part in line) for line in found]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(texts, st.integers(4, 100))
 def test_every_letter_stays_in_its_style_and_in_the_window(parts: list[tuple[str, Style]], width: int) -> None:
