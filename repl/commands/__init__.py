@@ -6,6 +6,7 @@ from repl.commands import (  # noqa: F401 importing them registers them
     bench,
     cache,
     chat,
+    choose,
     compare,
     connect,
     diverge,

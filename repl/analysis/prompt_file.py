@@ -1,0 +1,403 @@
+"""A file of prompts, and the file of what came of them: a line is one prompt, a result is one whole line.
+
+In come JSON lines, CSV or plain text, with a template where there is one. Out come prompts, each with the settings it
+is asked with or with the error that says what is wrong with its line; and results that a later run goes on from.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, TypeAlias
+
+from repl.analysis.variants import GREEDY_WORDS, implied_words
+from repl.core import settings, texts
+from repl.core.decoding import OURS, ModelDefaults
+from repl.core.errors import ReplError, UsageError
+from repl.core.settings import Settings
+from repl.core.values import closest_match
+from repl.generation.prompt.messages import AnyMessage
+from repl.generation.request import Request
+from repl.session.change_settings import changed
+
+MAX_LINE_BYTES = texts.MAX_TEXT_BYTES
+STDIN = STDOUT = "-"
+TABLES = {".csv": ",", ".tsv": "\t"}
+PLAIN_ENDINGS = (".txt", ".text")
+OWN_FIELDS = ("prompt", "messages", "id", "answers", "right")
+"""What a line may have that is no setting; the last two are for /choose."""
+FIELD = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
+Row: TypeAlias = Mapping[str, Any]
+Rows: TypeAlias = Iterator[tuple[int, Row | ReplError]]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One line of the file: what is asked, and how; or the `problem` that keeps it from being asked.
+
+    `messages` are those of a chat, without the beginning that its reply is given; of a plain prompt there are none.
+    """
+
+    line: int
+    settings: Settings
+    id: Any = None
+    text: str = ""
+    messages: tuple[AnyMessage, ...] = ()
+    prefill: str = ""
+    answers: tuple[str, ...] = ()
+    right: int | None = None
+    problem: ReplError | None = None
+
+    def request(self, chats: bool, system: str = "") -> Request:
+        """Return what a model is asked that chats or only completes; `system` stands in front of a plain prompt.
+
+        Raises `UsageError` for messages where there is no chat template.
+        """
+        mode = self.settings.view.mode
+        templated = chats if mode == "auto" else mode == "chat"
+        if not templated:
+            if self.messages:
+                raise UsageError("messages need a chat template; this model completes a prompt", "/mode chat")
+            return Request(self.settings, text=self.text)
+        told = ({"role": "system", "content": system},) if system else ()
+        said = self.messages or (*told, {"role": "user", "content": self.text})
+        return Request(self.settings, messages=said, turns=tuple(range(len(said))), prefill=self.prefill)
+
+    @property
+    def key(self) -> str:
+        """Return what tells it from other prompts on the same line of another file."""
+        return json.dumps([self.id, self.text], sort_keys=True, default=str)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """A file of prompts: `chosen` are the settings as they stand, `base` is what the model brings.
+
+    `template` is a text with {name} in the places of values from each line; {{name}} stands for itself.
+    """
+
+    path: str
+    chosen: Settings
+    base: ModelDefaults
+    template: str = ""
+
+    def __iter__(self) -> Iterator[Prompt]:
+        for line, row in self._rows():
+            if isinstance(row, ReplError):
+                yield Prompt(line, self.chosen, problem=row)
+                continue
+            try:
+                yield self._prompt(line, row)
+            except ReplError as error:
+                text = row.get("prompt")
+                yield Prompt(line, self.chosen, row.get("id"), text if isinstance(text, str) else "", problem=error)
+
+    def count(self) -> int:
+        """Return how many lines there are to answer."""
+        return sum(1 for _ in self._rows(count=True))
+
+    def _rows(self, count: bool = False) -> Rows:
+        """Yield each line that holds something with its number, from 1: its fields, or what is wrong with it."""
+        ending = Path(self.path).suffix.lower()
+        with open_prompts(self.path) as file:
+            if ending in TABLES:
+                yield from _table(file, TABLES[ending], self.path)
+                return
+            for number, piece in read_lines(file):
+                if isinstance(piece, ReplError) or count:
+                    yield number, piece if isinstance(piece, ReplError) else {}
+                else:
+                    yield number, _fields(piece, plain=ending in PLAIN_ENDINGS)
+
+    def _prompt(self, line: int, row: Row) -> Prompt:
+        used = {match[2] for match in FIELD.finditer(self.template) if match[2]}
+        rest = {name: value for name, value in row.items() if name not in (*OWN_FIELDS, *used)}
+        if self.template:  # a table may hold more than the template takes
+            rest = {name: value for name, value in rest.items() if self._is_setting(name)}
+        chosen = self._settings(rest)
+        answers, right = read_answers(row)
+        made = Prompt(line, chosen, row.get("id"), answers=answers, right=right)
+        if self.template:
+            return replace(made, text=fill_template(self.template, row))
+        if row.get("messages"):
+            return self._talk(made, row)
+        if not isinstance(text := row.get("prompt"), str) or not text.strip():
+            raise UsageError("there is no prompt: a line has prompt or messages", '{"prompt": "Hello"}')
+        return replace(made, text=text)
+
+    @staticmethod
+    def _talk(made: Prompt, row: Row) -> Prompt:
+        if row.get("prompt"):
+            raise UsageError("prompt and messages exclude each other: give one")
+        said = _messages(row["messages"])
+        asked = [message["content"] for message in said if message["role"] == "user"]
+        begun = said[-1]["content"] if said[-1]["role"] == "assistant" else ""
+        kept = said[:-1] if begun else said
+        return replace(made, text=asked[-1] if asked else kept[-1]["content"], messages=kept, prefill=begun)
+
+    def _is_setting(self, name: str) -> bool:
+        return self._full_name(name) in settings.places() or name in self.base.known
+
+    @staticmethod
+    def _full_name(name: str) -> str:
+        short = {**settings.SHORT_NAMES, **{theirs: ours for ours, theirs in OURS.items()}}
+        return short.get(name, name).replace("-", "_")
+
+    def _settings(self, given: Row) -> Settings:
+        """Return the settings of one line over those that stand; raises `UsageError`."""
+        words: list[tuple[str, str]] = []
+        for name, value in given.items():
+            if not self._is_setting(name):
+                close = closest_match(name, [*settings.places(), *OWN_FIELDS])
+                raise UsageError(f"no setting {name!r}" + (f", did you mean {close}?" if close else ""), "/settings")
+            full, word = self._full_name(name), as_word(value)
+            greedy = full == "temperature" and word in ("0", "0.0")
+            words += GREEDY_WORDS if greedy else [(full, word)] if word else []  # an empty cell of a table says nothing
+        return changed(self.chosen, implied_words(words) + words, ("decode", "view"), self.base)
+
+
+def open_prompts(path: str) -> BinaryIO:
+    """Open a file of prompts; standard input is copied, to be read more than once. Raises `ReplError`."""
+    if path == STDIN:
+        held = _held_input()
+        held.seek(0)
+        return os.fdopen(os.dup(held.fileno()), "rb")
+    try:
+        found = Path(path).expanduser()
+        if not found.is_file():
+            raise OSError(0, "it is not a file" if found.exists() else "no such file")
+        return found.open("rb")
+    except (OSError, ValueError, RuntimeError) as error:  # in this order: the disk, a NUL, the home of nobody
+        raise ReplError(f"cannot read {path!r}: {getattr(error, 'strerror', None) or error}") from error
+
+
+_INPUT: list[Any] = []  # standard input as far as it was copied: it comes once
+
+
+def _held_input() -> Any:
+    if not _INPUT:
+        _INPUT.append(tempfile.TemporaryFile())  # noqa: SIM115 it lasts as long as the program
+        if sys.stdin is not None:
+            shutil.copyfileobj(sys.stdin.buffer, _INPUT[0])
+        _INPUT[0].flush()
+    return _INPUT[0]
+
+
+def read_lines(file: BinaryIO, most: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes | UsageError]]:
+    """Yield the lines that hold something with their numbers, from 1; of one that is too long only that it is."""
+    number = 0
+    while piece := file.readline(most + 1):
+        number, size = number + 1, len(piece)
+        if size <= most:
+            if piece.strip():
+                yield number, piece.removeprefix(b"\xef\xbb\xbf") if number == 1 else piece
+            continue
+        while not piece.endswith(b"\n") and (piece := file.readline(most)):
+            size += len(piece)
+        yield number, UsageError(f"the line has {size:,} bytes, at most {most:,} are read")
+
+
+def _fields(piece: bytes, plain: bool) -> Row | ReplError:
+    """Return the fields of a line of JSON or of plain text, or what is wrong with it."""
+    try:
+        if plain:
+            return {"prompt": piece.decode().rstrip("\r\n")}
+        found = json.loads(piece)
+    except UnicodeDecodeError:
+        return UsageError("the line is not UTF-8 text")
+    except (ValueError, RecursionError) as error:
+        return UsageError(f"the line is no JSON: {error}")
+    return found if isinstance(found, dict) else UsageError("the line is no JSON object with prompt or messages")
+
+
+def _table(file: BinaryIO, separator: str, path: str) -> Rows:
+    """Yield the rows of a table with the line that each begins in; raises `UsageError` for one without names."""
+    reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=separator, strict=True)
+    line = 1
+    try:
+        if not reader.fieldnames or not all(reader.fieldnames):
+            raise UsageError(f"the first row of {path!r} does not name every column", "prompt,temperature")
+        while True:
+            line = reader.line_num + 1
+            try:
+                row = next(reader)
+            except csv.Error as error:
+                yield line, UsageError(f"the row is no CSV: {error}")
+                continue
+            more = None in row or None in row.values()  # a restkey, or a restval
+            yield line, UsageError("the row has other columns than the first") if more else row
+    except StopIteration:
+        return
+    except UnicodeDecodeError:
+        yield line, UsageError("the rest of the table is not UTF-8 text")
+
+
+def _messages(value: object) -> tuple[AnyMessage, ...]:
+    """Return the messages of a line, from JSON text where they stand in a table; raises `UsageError`."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    said = value if isinstance(value, list) else []
+    texts_only = all(isinstance(one, dict) and _is_message(one) for one in said)
+    if not (said and texts_only) or (len(said) == 1 and said[0]["role"] == "assistant"):
+        example = '"messages": [{"role": "user", "content": "Hello"}]'
+        raise UsageError("messages is no list of objects with role and content", example)
+    return tuple(said)
+
+
+def _is_message(one: Row) -> bool:
+    return all(isinstance(one.get(name), str) for name in ("role", "content"))
+
+
+def read_answers(row: Row) -> tuple[tuple[str, ...], int | None]:
+    """Return the answers of a line for /choose and the place of the right one, from 0; raises `UsageError`."""
+    answers, right = row.get("answers"), row.get("right")
+    if answers in (None, "", []):
+        return (), None
+    if isinstance(answers, str):
+        answers = [part.strip() for part in answers.split("|")]
+    if not isinstance(answers, list) or not all(isinstance(one, str) for one in answers):
+        raise UsageError("answers is no list of texts", '"answers": ["yes", "no"]')
+    if right in (None, ""):
+        return tuple(answers), None
+    if right in answers:
+        return tuple(answers), answers.index(right)
+    place = int(right) if isinstance(right, int) or (isinstance(right, str) and right.isdecimal()) else -1
+    if isinstance(right, bool) or not 0 <= place < len(answers):
+        raise UsageError(f"right is {right!r}, neither one of the answers nor its place, from 0")
+    return tuple(answers), place
+
+
+def fill_template(template: str, row: Row) -> str:
+    """Put the values of a line into a template; raises `UsageError` for one that the line does not have."""
+
+    def fill(match: re.Match[str]) -> str:
+        if match[1]:
+            return "{" + match[1] + "}"
+        if row.get(match[2]) is None:
+            raise UsageError(f"the template needs {match[2]!r}, which the line does not have")
+        value = row[match[2]]
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    return FIELD.sub(fill, template)
+
+
+def as_word(value: object) -> str:
+    """Return what a user types for a value of JSON."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else "default" if value is None else json.dumps(value)
+
+
+# results
+
+
+class Results:
+    """The results of a file of prompts: what is there stays, each new one is added as one whole line.
+
+    `path` None is standard output that is no file. Use it as a context; raises `ReplError`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        self._path = stdout_path() if path == STDOUT else Path(path).expanduser()
+        self.known: dict[int, int] = {}  # of each line that has a result: a hash of its prompt
+        self._ascii = path == STDOUT and os.isatty(1)
+        self._file: Any = None
+
+    def __enter__(self) -> "Results":
+        try:
+            if self._path is not None and self._path.exists():
+                self._take_up(self._path)
+            if self.name == STDOUT:
+                self._file = open(os.dup(1), "wb", buffering=0)
+            elif self._path is not None:
+                self._file = open(self._path, "ab", buffering=0)
+        except (OSError, ValueError) as error:
+            raise ReplError(f"cannot write {self.name!r}: {getattr(error, 'strerror', None) or error}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _take_up(self, path: Path) -> None:
+        """Note which lines have their results, and mend a last one that was not written whole."""
+        whole = 0
+        with path.open("rb") as file:
+            for number, piece in enumerate(file, 1):
+                record = _record(piece)
+                if record is None and not piece.endswith(b"\n") and piece[:8] == b'{"line":'[: len(piece)]:
+                    break
+                if record is None:
+                    hint = "name another file"
+                    raise UsageError(f"line {number} of {self.name!r} is no result of a batch: {hint}")
+                whole += len(piece)
+                if "line" in record:
+                    self.known[record["line"]] = hash(_key(record))
+        if whole < path.stat().st_size:
+            os.truncate(path, whole)
+        elif whole and not piece.endswith(b"\n"):
+            with path.open("ab") as file:
+                file.write(b"\n")
+
+    def has(self, prompt: Prompt) -> bool:
+        """Tell whether a prompt has its result; raises `UsageError` where its line has that of another prompt."""
+        if (known := self.known.get(prompt.line)) is None:
+            return False
+        if known != hash(prompt.key):
+            said = f"{self.name!r} has the result of another prompt for line {prompt.line}"
+            raise UsageError(f"{said}: name another file, or remove it")
+        return True
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Write a result, whole; raises `ReplError` where the disk does not take it."""
+        try:
+            data = json.dumps(record, ensure_ascii=self._ascii).encode()
+        except UnicodeEncodeError:  # lone surrogates have an escape in JSON, and no place in UTF-8
+            data = json.dumps(record).encode()
+        rest = memoryview(data + b"\n")
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            if self.name == STDOUT:
+                raise
+            raise ReplError(f"cannot write {self.name!r}: {error.strerror}") from error
+
+
+def _key(record: Mapping[str, Any]) -> str:
+    return json.dumps([record.get("id"), record.get("prompt")], sort_keys=True, default=str)
+
+
+def _record(piece: bytes) -> dict[str, Any] | None:
+    """Return a result, or another event of --json; None for anything else."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(piece)
+        if isinstance(found, dict) and (isinstance(found.get("line"), int) or "event" in found):
+            return found
+    return None
+
+
+def stdout_path() -> Path | None:
+    """Return the file that standard output goes to, where it is one and the system tells its name."""
+    with suppress(OSError, AttributeError, ImportError):
+        found = os.fstat(1)
+        if sys.platform == "darwin":
+            import fcntl
+
+            path = Path(os.fsdecode(fcntl.fcntl(1, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0")))
+        else:
+            path = Path(os.readlink("/proc/self/fd/1"))
+        return path if path.is_file() and os.path.samestat(found, path.stat()) else None
+    return None

@@ -1,0 +1,136 @@
+"""Choose: a question with given answers, how probable each is; or a file of them, how often the right one wins."""
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from repl.analysis.choose import CHOOSE_EXAMPLE, Accuracy, Choice, Score, choose, choose_all, read_options
+from repl.analysis.prompt_file import PromptFile
+from repl.commands.registry import command
+from repl.core.errors import UsageError
+from repl.core.format import counted, join_facts, shortened
+from repl.core.sanitize import clean_line
+from repl.core.values import RestOfLine
+from repl.session.position import PROMPT, question
+from repl.session.session import Session, Task
+from repl.terminal.screen import render
+from repl.terminal.tables import grid
+from repl.terminal.token_colours import BAR_CELLS, bar, percent
+
+MAX_WRONG_SHOWN = 20  # items of the table; --json has all
+SHOWN_CHARS = 60  # characters of a prompt in a table, and of an answer
+
+
+@command("inspect", name="choose", needs_model=True)
+def choose_(
+    session: Session,
+    text: Annotated[str, RestOfLine("answers with | between them, or a file")],
+    *,
+    letters: bool = False,
+    end: bool = False,
+) -> Task[Choice] | Task[Accuracy]:
+    """Show how probable each of some answers is: /choose yes | no -- Is a whale a fish?
+
+    Without -- PROMPT the last message is answered. The bar is the probability among the answers; beside it stand the
+    log-probability in all, by token and by byte, in nats. Where the prompt holds a lettered list (A. ... B. ...) and
+    the answers are its letters, the list is turned round and asked again; --letters makes such a list of the answers.
+    --end counts the token that ends an answer too, for answers that begin others. /choose FILE.jsonl takes lines with
+    prompt, answers and right, and gives the accuracy with its 95 % interval. Nothing of it joins the conversation.
+    """
+    facts, chosen = session.facts(), session.settings
+    mark = PROMPT.search(text)
+    if mark is None and "|" not in text:
+        file = PromptFile(_file(text), chosen, session.base())
+        system = session.conversation.system
+        return session.run_on_model(lambda emit: choose_all(session.store.current(), file, system, emit, end))
+    answers = read_options(text[: mark.start()] if mark else text)
+    asked = question(session, text[mark.end() :].strip("\n") if mark else None, CHOOSE_EXAMPLE)
+    request = asked.request(chosen, facts.chats)
+    return session.run_on_model(lambda emit: choose(session.store.current(), request, answers, emit, letters, end))
+
+
+def _file(text: str) -> str:
+    """Return the file that a text names; raises `UsageError` where it is none."""
+    path = text.strip().strip("\"'")
+    if not path:
+        raise UsageError("/choose needs answers, with | between them", CHOOSE_EXAMPLE)
+    if Path(path).suffix.lower() not in (".jsonl", ".csv", ".tsv"):
+        raise UsageError("a choice needs two answers at least, with | between them, or a .jsonl file", CHOOSE_EXAMPLE)
+    return path
+
+
+@render.register
+def _(result: Choice) -> RenderableType:
+    best, turned = result.best(), result.first_place is not None
+    heads = ["", "", "answer", "nats", "by token", "by byte", *(["turned"] if turned else [])]
+    rows: list[list[str | Text]] = [
+        [
+            Text(bar(one.probability, BAR_CELLS).ljust(BAR_CELLS), "accent"),
+            percent(one.probability),
+            Text(shortened(one.answer, SHOWN_CHARS), "accent" if place == best else ""),
+            f"{one.logprob:.2f}",
+            f"{one.by_token:.2f}",
+            f"{one.by_byte:.2f}",
+            *([percent(one.turned)] if one.turned is not None else []),
+        ]
+        for place, one in enumerate(result.options)
+    ]
+    table = grid("lrlrrrr"[: len(heads)], rows, heads)
+    said = [Text(clean_line(line), "quiet") for line in (_bias(result), _others(result), result.remark) if line]
+    return Group(Text(f"answer to: {shortened(result.prompt, SHOWN_CHARS)}", "quiet"), table, *said)
+
+
+def _bias(result: Choice) -> str:
+    """Say what the order of the list changes."""
+    if result.first_place is None:
+        return ""
+    again = max(result.options, key=lambda one: one.turned or 0.0).answer
+    now = result.options[result.best()].answer
+    ends = f"it stays {now}" if again == now else f"{now} becomes {again}"
+    return f"list turned round: {ends} · standing first, not last, adds {result.first_place:+.3f} to a probability"
+
+
+def _others(result: Choice) -> str:
+    """Say which answer wins where lengths are taken out, if it is another."""
+    best = result.best()
+    ways = {"by token": result.best("by_token"), "by byte": result.best("by_byte")}
+    return join_facts(
+        *(f"{way} {result.options[place].answer!r} leads" for way, place in ways.items() if place != best)
+    )
+
+
+@render.register
+def _(result: Accuracy) -> RenderableType:
+    scores = {"log-probability": result.total, "by token": result.by_token, "by byte": result.by_byte}
+    table = grid("lrrl", [_row(name, one) for name, one in scores.items()], ["", "right", "accuracy", "95 % interval"])
+    parts: list[RenderableType] = [table]
+    if result.answers:
+        rows = [_row(shortened(name, SHOWN_CHARS), one) for name, one in result.answers.items() if one.items]
+        parts.append(grid("lrrl", rows, ["right answer", "right", "accuracy", "95 % interval"]))
+    if result.wrong:
+        wrong = [
+            [
+                str(one.line),
+                shortened(one.prompt, SHOWN_CHARS),
+                *(shortened(name, SHOWN_CHARS // 2) for name in (one.right, one.given)),
+                f"{one.margin:.2f}",
+            ]
+            for one in result.wrong[:MAX_WRONG_SHOWN]
+        ]
+        parts.append(grid("rlllr", wrong, ["line", "wrong", "right answer", "given", "nats before it"]))
+    parts += [Text(clean_line(f"line {line}: {said}"), "error") for line, said in result.failed[:MAX_WRONG_SHOWN]]
+    more = len(result.wrong) - MAX_WRONG_SHOWN
+    said = join_facts(
+        counted(result.total.items, "item"),
+        f"{more:,} more wrong ones with --json" if more > 0 else "",
+        f"{len(result.failed):,} lines without an answer" if result.failed else "",
+        "" if result.whole else "stopped by you",
+    )
+    return Group(*parts, Text(said, "quiet"))
+
+
+def _row(name: str, score: Score) -> list[str]:
+    right = f"{score.right:,} of {score.items:,}"
+    return [clean_line(name), right, f"{100 * score.share:.1f} %", f"{100 * score.low:.1f} to {100 * score.high:.1f} %"]
