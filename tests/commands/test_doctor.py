@@ -44,7 +44,7 @@ def test_the_doctor_finds_what_is_there(fake_hub: FakeHub, session: Session, mon
     monkeypatch.setenv("HF_TOKEN", SECRET)
     found = run(session, "/doctor")
     assert isinstance(found, Doctor)
-    assert found.versions["torch"] == torch.__version__
+    assert torch.__version__.startswith(found.versions["torch"])  # a wheel for CUDA has "+cu130" behind it
     assert found.threads == torch.get_num_threads()
     assert {speed.dtype for speed in found.speeds} >= {"float32", "bfloat16"}
     assert all(speed.reading > 0 and speed.replying > 0 for speed in found.speeds)

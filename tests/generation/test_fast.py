@@ -346,8 +346,8 @@ def test_logprobs_are_those_of_each_token(session):
     events: list[Any] = []
     ask(session, TEXT, events.append)
     run(session, "/logprobs 0")
-    pairs = zip(plain_events, events, strict=True)
-    measured = [(one, other) for one, other in pairs if isinstance(one, Token) and one.logprob is not None]
+    plain, fast = ([event for event in all_of if isinstance(event, Token)] for all_of in (plain_events, events))
+    measured = [(one, other) for one, other in zip(plain, fast, strict=True) if one.logprob is not None]
     assert len(measured) > 20
     for one, other in measured:
         assert (one.id, [top[0] for top in one.top]) == (other.id, [top[0] for top in other.top])

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -208,9 +209,8 @@ def test_json_that_holds_no_record_is_an_error_of_its_own(text: str) -> None:
 def test_a_record_that_cannot_be_read_costs_itself_alone(archive: Archive, path: Path) -> None:
     """The text of the turn stays."""
     archive.save(Turn(1, None, "assistant", "hello", "complete", RECORD))
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("update turns set record = '{'")
-    connection.close()
     assert archive.load(archive.id).turns[1] == Turn(1, None, "assistant", "hello")
 
 
@@ -486,9 +486,8 @@ def _folder(path: Path) -> None:
 
 def _foreign(path: Path) -> None:
     path.unlink()
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("create table sessions (recipe text)")
-    connection.close()
 
 
 @pytest.mark.parametrize("harm", [_garbage, _truncated, _overwritten, _folder, _foreign])
@@ -533,10 +532,9 @@ def test_several_programs_find_it_damaged_and_one_of_them_sets_it_aside(path: Pa
 
 
 def test_the_archive_of_a_newer_program_is_left_alone(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("create table sessions (id, wonder)")
         connection.execute("pragma user_version = 99")
-    connection.close()
     before = path.read_bytes()
     archive, sentence = Archive.open(path)
     assert sentence == "the archive belongs to a newer hub-repl; this session is not saved"
@@ -886,7 +884,7 @@ def test_a_turn_that_stands_nowhere_begins_a_conversation(name: str, tmp_path: P
         talk.head = talk.add(role, role, talk.head).id
     archive.mark(talk.head, "")
     moved, path = PARENTS[name]
-    with sqlite3.connect(tmp_path / "archive.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "archive.db")) as connection, connection:
         for number, parent in moved.items():
             connection.execute("update turns set parent = ? where number = ?", (parent, number))
     archive.close()
@@ -905,7 +903,7 @@ def test_a_session_that_stands_at_no_turn_opens(tmp_path: Path) -> None:
     talk = Conversation(keep=archive.save)
     talk.head = talk.add("user", "Hello", None).id
     archive.mark(talk.head, "")
-    with sqlite3.connect(tmp_path / "archive.db") as connection:
+    with closing(sqlite3.connect(tmp_path / "archive.db")) as connection, connection:
         connection.execute("update sessions set head = 99")
     assert archive.load(archive.id).path() == []
     archive.close()
