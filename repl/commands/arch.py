@@ -53,7 +53,7 @@ class Arch:
     traits: Traits | None
 
 
-@command("inspect", needs_model=True)
+@command("inspect", "/arch", "/arch model.layers.3", see="info lens memory", needs_model=True)
 def arch(
     session: Session, path: Annotated[str, ModulePath()] = "", *, depth: Annotated[int, Integer(1)] = 0
 ) -> Task[Arch]:

@@ -38,7 +38,7 @@ class Picked:
     token_ids: tuple[int, ...]
 
 
-@command("chat")
+@command("chat", "/pick 2", "/pick 5", see="compare sweep beams")
 def pick(session: Session, number: Annotated[int, Integer(1)]) -> object:
     """Take another sequence, an answer of /compare or a row of /sweep instead."""
     if take := session.get_pick():
@@ -77,7 +77,7 @@ class SearchTree:
     margins: tuple[float | None, ...]
 
 
-@command("settings", name="beams")
+@command("settings", "/beams 4", "/beams tree", see="num_beams pick greedy", name="beams")
 def beams(
     session: Session, count: Annotated[int | str, BEAMS_OR_TREE], *changes: Annotated[tuple[str, str], Assignment()]
 ) -> object:

@@ -22,7 +22,9 @@ from repl.terminal.screen import render
 HEADS = ("", "first token", "prefill tok/s", "decode tok/s", "vs generate", "% of limit")
 
 
-@command("speed", name="bench", needs_model=True)
+@command(
+    "speed", "/bench", "/bench quantize=int4 --new-tokens 32", see="fast quantize stats", name="bench", needs_model=True
+)
 def bench_(
     session: Session,
     *ways: Annotated[str, Words("a model, or a setting such as quantize=int4", variants.offered, variants.offered)],

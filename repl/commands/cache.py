@@ -21,7 +21,7 @@ from repl.session.session import Session, Task
 from repl.terminal.screen import render
 
 
-@command("models")
+@command("models", "/download gpt2", "/download Qwen/Qwen3-0.6B", see="plan models model")
 def download(session: Session, id: Annotated[str, Words("a model", catalog.names, Session.model_names)]) -> Task[Any]:
     """Fetch a model into the cache, without loading it."""
     want, began = catalog.parse_request(id), time.monotonic()
@@ -47,7 +47,7 @@ class Erasable:
         return [(f"/delete {self.freed.id} --yes", "deletes it")]
 
 
-@command("models")
+@command("models", "/delete gpt2", "/delete gpt2 --yes", see="models unload")
 def delete(
     session: Session,
     id: Annotated[str, Words("a model in the cache", suggest=catalog.names.here)],

@@ -22,7 +22,7 @@ from repl.session.results import Draft, Message
 from repl.session.session import Session, Task
 
 
-@command("chat", needs_model=True)
+@command("chat", "Why is the sky blue?", "/say help", see="raw retry", needs_model=True)
 def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     """Send a message, or a text to complete where the model has no chat template."""
     session.require_engine()
@@ -43,7 +43,7 @@ def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     return _sent(session, send)
 
 
-@command("chat", needs_model=True)
+@command("chat", "/raw Once upon a time", "/raw def fibonacci(n):", see="next mode say", needs_model=True)
 def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     """Continue a text without the chat template and outside the conversation."""
     session.require_engine()
@@ -51,7 +51,7 @@ def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
     return _answer(session, session.conversation.add("prompt", text, None), session.settings)
 
 
-@command("chat", needs_model=True)
+@command("chat", "/retry", "/retry temperature=1.2", see="edit continue sweep", needs_model=True)
 def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) -> Task[Reply]:
     """Answer the last message again; other settings count for this reply only.
 
@@ -65,7 +65,7 @@ def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) 
     return _sent(session, lambda: _answer(session, session.conversation.turns[last.parent or 0], chosen))
 
 
-@command("chat", name="continue", needs_model=True)
+@command("chat", "/continue", "/max 200", see="retry prefill max_new_tokens", name="continue", needs_model=True)
 def continue_(session: Session) -> Task[Reply]:
     """Continue the last reply from its last token."""
     session.require_engine()
@@ -77,14 +77,14 @@ def continue_(session: Session) -> Task[Reply]:
     return _generate(session, request, session.conversation.turns[last.parent or 0], last)
 
 
-@command("chat")
+@command("chat", "/prefill Sure, here is", "/prefill", see="continue system")
 def prefill(session: Session, text: Annotated[str, RestOfLine()] = "") -> Message:
     """Begin the next reply with a text; the model continues it."""
     session.prepare(prefill=text)
     return Message(f"the next reply begins with: {text}" if text else "the next reply begins without a prefill")
 
 
-@command("chat")
+@command("chat", "/edit", "/edit 2", see="retry branch undo")
 def edit(session: Session, number: ExchangeNumber = 0) -> Draft:
     """Change an earlier message: the next line replaces it, on a branch.
 
@@ -100,7 +100,7 @@ def edit(session: Session, number: ExchangeNumber = 0) -> Draft:
     return Draft(asked.text, join_facts(f"the next message replaces that of exchange {answer.exchange}", keys))
 
 
-@command("chat")
+@command("chat", "/system Answer in one sentence.", "/system none", see="prefill template")
 def system(session: Session, text: Annotated[str, RestOfLine()] = "") -> Any:
     """Set the system message; without an argument shows it.
 
@@ -113,7 +113,7 @@ def system(session: Session, text: Annotated[str, RestOfLine()] = "") -> Any:
     return Message("system message removed" if text == "none" else "system message set · from the next message on")
 
 
-@command("chat")
+@command("chat", "/clear", "/resume", see="undo tree sessions")
 def clear(session: Session) -> Message:
     """Start a new conversation; model, settings and system message are kept."""
     count = len(session.conversation.path())

@@ -36,7 +36,13 @@ from repl.terminal.screen import render
 COLUMN = RestOfLine("a text", variants.offered, variants.offered)
 
 
-@command("compare", needs_model=True)
+@command(
+    "compare",
+    "/compare greedy temperature=0.9",
+    "/compare now dtype=bfloat16 -- What is a star?",
+    see="diverge sweep replay pick",
+    needs_model=True,
+)
 def compare(session: Session, *columns: Annotated[str, COLUMN]) -> Task[Any]:
     """Answer a message in several ways, side by side.
 

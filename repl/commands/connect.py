@@ -38,7 +38,12 @@ def named_ones(session: Session) -> dict[str, str]:
     return {name: table["url"] for name, table in session.engines.items()}
 
 
-@command("models")
+@command(
+    "models",
+    "/connect http://127.0.0.1:8000",
+    "/connect https://router.huggingface.co/v1 --model Qwen/Qwen3-8B",
+    see="disconnect models",
+)
 def connect(
     session: Session,
     url: Annotated[str, Words("a URL, or a name from the config file", of_session=named_ones)] = "",
@@ -70,7 +75,7 @@ def connect(
     return session.run_network(lambda emit: reach(where, chosen, emit), settle)
 
 
-@command("models")
+@command("models", "/disconnect", "/connect http://127.0.0.1:8000", see="connect")
 def disconnect(session: Session) -> Message | Task[ModelInfo]:
     """Go back to the model in this process."""
     if session.remote is None:

@@ -34,7 +34,14 @@ DIVERGE_WORDS = (
 )
 
 
-@command("compare", name="diverge", needs_model=True)
+@command(
+    "compare",
+    "/diverge dtype=bfloat16",
+    "/diverge quantize=int8 -- Once upon a time",
+    see="compare reproduce",
+    name="diverge",
+    needs_model=True,
+)
 def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: DIVERGE_WORDS)]) -> Task[Diverged]:
     """Tell whether other settings would have changed the last reply.
 

@@ -65,7 +65,7 @@ class Doctor:
     hints: list[str]
 
 
-@command("other")
+@command("other", "/doctor", "/fast", see="version fast memory")
 def doctor(session: Session) -> Task[Doctor]:
     """Check versions, devices, number formats, the Hub, cache and terminal.
 

@@ -48,7 +48,7 @@ class Exported(NotAView):
     line: str = ""
 
 
-@command("history")
+@command("history", "/export talk.md", "/export next.html --view", see="copy recipe sessions")
 def export(
     session: Session,
     file: Annotated[str, Words("a file")],
@@ -108,7 +108,7 @@ class Copied(NotAView):
     through: str
 
 
-@command("history")
+@command("history", "/copy", "/copy osc52", see="export")
 def copy(session: Session, how: Annotated[str, Choice(("auto", "osc52"))] = "auto") -> Copied:
     """Put the last reply into the clipboard.
 

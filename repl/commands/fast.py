@@ -52,7 +52,7 @@ class Fast:
     plain_tps: float | None
 
 
-@command("speed", needs_model=True)
+@command("speed", "/fast", "/fast prompt_lookup", see="bench assistant quantize", needs_model=True)
 def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"))]) -> Any:
     """Make replies faster; without an argument shows the measured speed-up.
 
@@ -72,7 +72,13 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
     return apply(session, [("prompt_lookup", str(drafters.LOOKUP_TOKENS))])
 
 
-@command("speed", needs_model=True)
+@command(
+    "speed",
+    "/assistant HuggingFaceTB/SmolLM2-135M",
+    "/assistant none",
+    see="fast prompt_lookup bench",
+    needs_model=True,
+)
 def assistant(
     session: Session, id: Annotated[str, RestOfLine("a model", catalog.names, Session.model_names)] = ""
 ) -> Any:

@@ -23,7 +23,7 @@ from repl.terminal.screen import render
 from repl.terminal.tables import facts
 
 
-@command("chat")
+@command("chat", "/read notes.txt", "/read none", see="score script")
 def read(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Message:
     """Put a text file in front of the next message.
 
@@ -39,7 +39,7 @@ def read(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Messag
     return Message(f"{path.name}: {size} · in front of the next message · /read none takes it away")
 
 
-@command("other")
+@command("other", "/script warm-up.txt", "/script ~/questions.txt", see="read config")
 def script(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Lines:
     """Run the lines of a file, up to the first that fails."""
     return Lines(texts.read_text(file, kinds=texts.PIPED).split("\n"))
@@ -60,7 +60,7 @@ class Presets:
     presets: list[SavedPreset]
 
 
-@command("settings")
+@command("settings", "/preset save story", "/preset story", see="config settings reset")
 def preset(session: Session, name: Annotated[str, Words()] = "", new: Annotated[str, Words()] = "") -> Any:
     """Apply settings saved under a name; without an argument lists them.
 
@@ -107,7 +107,7 @@ class Where:
     text: str
 
 
-@command("settings", name="config")
+@command("settings", "/config", "/config init", see="preset settings", name="config")
 def config_(session: Session, word: Annotated[str, Words()] = "") -> Any:
     """Show the config file.
 

@@ -57,7 +57,7 @@ def page_titles() -> dict[str, str]:
     return {name: page_title(name) for name in PAGES}
 
 
-@command("other")
+@command("other", "/guide", "/guide decoding", see="help")
 def guide(session: Session, name: Annotated[str, Words("a page", suggest=page_titles)] = "") -> Guide | GuidePage:
     """Show the pages of the guide, or one of them: /guide loading."""
     return guide_page(name)

@@ -75,7 +75,7 @@ def made(record: Reply) -> int:
     return len(record.token_ids) or record.usage.completion
 
 
-@command("history")
+@command("history", "/history", "/export talk.html", see="tree sessions")
 def history(session: Session) -> History:
     """Show the conversation so far: the branch that the next message goes on.
 
@@ -90,14 +90,14 @@ def history(session: Session) -> History:
     return History(talk.system, lines, session.settings.view.thinking)
 
 
-@command("history")
+@command("history", "/tree", "/go 2", see="go branch history")
 def tree(session: Session) -> Forest:
     """Draw every branch; /go N goes to the one with exchange N."""
     talk = session.conversation
     return Forest([list_turn(turn, turn.exchange) for turn in talk.turns.values()], [turn.id for turn in talk.path()])
 
 
-@command("history")
+@command("history", "/undo", "/undo 2", see="edit go clear")
 def undo(session: Session, count: Annotated[int, Integer(1)] = 1) -> Message:
     """Take back the last exchange, a message and its reply, or the last N.
 
@@ -109,7 +109,7 @@ def undo(session: Session, count: Annotated[int, Integer(1)] = 1) -> Message:
     return Message(f"{what} taken back · /go {last} returns there")
 
 
-@command("history")
+@command("history", "/go 1", "/go 4", see="tree branch undo")
 def go(session: Session, number: ExchangeNumber) -> History:
     """Go to the branch that holds exchange N, at its newest end."""
     talk = session.conversation
@@ -119,7 +119,7 @@ def go(session: Session, number: ExchangeNumber) -> History:
     return history(session)
 
 
-@command("history")
+@command("history", "/branch", "/branch 2", see="go tree edit")
 def branch(session: Session, number: ExchangeNumber = 0) -> Message:
     """Begin a branch after exchange N; without one, before the last."""
     talk = session.conversation

@@ -39,7 +39,7 @@ class Painted(Inspection):
     streams: bool
 
 
-@command("inspect")
+@command("inspect", "/probs", "/probs on", see="inspect logprobs why")
 def probs(
     session: Session, value: Annotated[str, RestOfLine(suggest=settings.setting_kind("probs").complete)] = ""
 ) -> Any:
@@ -57,7 +57,7 @@ def probs(
     return look_at(session, session.last, lambda found: as_view(Painted, found, by, streams=streams))
 
 
-@command("inspect")
+@command("inspect", "/inspect", "/inspect 2", see="why take probs")
 def inspect(session: Session, number: ExchangeNumber = 0) -> Any:
     """Browse a reply token by token, with the alternatives at each.
 
@@ -72,7 +72,7 @@ def inspect(session: Session, number: ExchangeNumber = 0) -> Any:
     return look_at(session, turn, lambda found: as_view(Inspection, found, by))
 
 
-@command("inspect", needs_model=True)
+@command("inspect", "/take 3 464", "/take 3 464 --exchange 2", see="inspect tokens branch", needs_model=True)
 def take(
     session: Session,
     place: Annotated[int, Integer(1)],

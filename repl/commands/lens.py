@@ -67,7 +67,7 @@ class Spot:
     said: int = -1
 
 
-@command("inspect", needs_model=True)
+@command("inspect", "/lens", '/lens --word " Paris" The capital of France is', see="next why", needs_model=True)
 def lens(
     session: Session,
     text: Annotated[str, RestOfLine()] = "",

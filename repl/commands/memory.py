@@ -52,7 +52,7 @@ class Memory:
     keep_models: str
 
 
-@command("models")
+@command("models", "/memory", "/unload", see="plan unload info")
 def memory(session: Session) -> Task[Memory]:
     """Show the memory of each device, and what models and caches take."""
     keep = settings.show_setting("keep_models", session.settings.view.keep_models)

@@ -61,7 +61,7 @@ class ModelList:
         return switches + [(f"/model {id}", "loads it") for id in ids]
 
 
-@command("models")
+@command("models", "/models", "/models qwen", see="model download info")
 def models(session: Session, words: Annotated[str, RestOfLine("words of a name")] = "") -> Task[ModelList]:
     """List models in memory, in the cache and on the Hub, filtered by words."""
     current = session.store.facts()

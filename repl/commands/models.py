@@ -35,7 +35,7 @@ def resident(session: Session) -> list[str]:
     return [each.facts.id for each in session.store.residents()]
 
 
-@command("models")
+@command("models", "/model gpt2", "/model builtin dtype=bfloat16", see="models plan info")
 def model(
     session: Session,
     id: Annotated[str, Words("a model", suggest=catalog.names, of_session=known)] = "",
@@ -51,7 +51,7 @@ def model(
     return load(session, [*settings.address(id), *changes]) if id else info(session)
 
 
-@command("models", name="model!")
+@command("models", "/model! gpt2", "/model! gpt2 dtype=float32", see="model plan memory", name="model!")
 def model_all_the_same(
     session: Session,
     id: Annotated[str, Words("a model", catalog.names, Session.model_names)],
@@ -63,13 +63,13 @@ def model_all_the_same(
     return load(session, given)
 
 
-@command("models")
+@command("models", "/reload", "/model builtin", see="model unload")
 def reload(session: Session) -> Task[ModelInfo]:
     """Load the model again, from the files as they are now."""
     return session.reload()
 
 
-@command("models", needs_model=True)
+@command("models", "/unload", "/unload gpt2", see="reload delete memory", needs_model=True)
 def unload(
     session: Session, id: Annotated[str, Words("a model in memory", of_session=resident)] = ""
 ) -> Task[list[ModelInfo]]:
@@ -93,7 +93,7 @@ class Info:
     asked: dict[str, Any]
 
 
-@command("models", needs_model=True)
+@command("models", "/info", "/info gpt2", see="arch plan memory", needs_model=True)
 def info(session: Session, id: Annotated[str, Words("a model", catalog.names, Session.model_names)] = "") -> Any:
     """Show the loaded model and its limits, or another model's card."""
     if session.remote is not None and not id:

@@ -102,7 +102,7 @@ def compute_next(resident: Model, spot: Position, count: int, emit: JobContext) 
     )
 
 
-@command("inspect", name="next", needs_model=True)
+@command("inspect", "/next", "/next 20 The capital of France is", see="probs lens why", name="next", needs_model=True)
 def next_(session: Session, text: Annotated[str, RestOfLine()] = "") -> Task[object]:
     """Show the likeliest next tokens here, or after TEXT.
 

@@ -98,7 +98,7 @@ def _places(found: Survey, table: list[PlanRow], taken: int, load: Load, rooms: 
     return {}
 
 
-@command("models", name="plan")
+@command("models", "/plan", "/plan gpt2", see="memory model quantize", name="plan")
 def plan_(session: Session, id: Annotated[str, Words("a model", suggest=locate.cached_models)] = "") -> Task[Plan]:
     """Show whether a model fits before its weights are downloaded.
 

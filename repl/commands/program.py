@@ -25,7 +25,7 @@ class Version:
     torch: str
 
 
-@command("other")
+@command("other", "/version", "/doctor", see="doctor")
 def version(session: Session) -> Version:
     """Show the versions of this program and its libraries."""
     return Version(__version__, platform.python_version(), installed("transformers"), installed("torch"))
@@ -37,7 +37,7 @@ def _(result: Version) -> Text:
     return Text(f"{programs} · transformers {result.transformers} · torch {result.torch}")
 
 
-@command("other", name="quit", aliases=("exit", "bye", "q"))
+@command("other", "/quit", "/quit now", see="clear sessions", name="quit", aliases=("exit", "bye", "q"))
 def quit_(session: Session, now: Annotated[str, Choice(("now",))] = "") -> None:
     """Leave; Ctrl-D on an empty line does the same."""
     raise Quit

@@ -31,7 +31,7 @@ class PythonPrompt:
     open: Callable[[], Message]
 
 
-@command("other", needs_model=True)
+@command("other", "/python", "/reload", see="arch recipe", needs_model=True)
 def python(session: Session) -> PythonPrompt:
     """Open a Python prompt with the loaded model.
 

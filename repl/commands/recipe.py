@@ -68,7 +68,7 @@ def find_source(record: Reply, folder: Path) -> ModelSource:
     return ModelSource(name, record.model.commit, file, kind)
 
 
-@command("reproduce", name="recipe")
+@command("reproduce", "/recipe", "/recipe 2 story.py", see="reproduce export", name="recipe")
 def recipe_(
     session: Session,
     exchange: Annotated[str, Words("the number of an exchange", of_session=ExchangeKind.of_session)] = "",

@@ -64,6 +64,8 @@ class Command:
     more: str
     family: str
     needs_model: bool
+    examples: tuple[str, ...]
+    see: tuple[str, ...]
 
     @property
     def usage(self) -> str:
@@ -79,23 +81,40 @@ USER_ALIASES: dict[str, str] = {}
 
 
 def command(
-    family: str, *, name: str = "", aliases: tuple[str, ...] = (), needs_model: bool = False
+    family: str,
+    *examples: str,
+    see: str = "",
+    name: str = "",
+    aliases: tuple[str, ...] = (),
+    needs_model: bool = False,
 ) -> Callable[[F], F]:
-    """Make a function a command; `needs_model` holds its line back until a load that is on its way has ended."""
+    """Make a function a command, with lines to type and, in `see`, the names of related commands for its help.
+
+    `needs_model` holds its line back until a load that is running has ended.
+    """
 
     def register(function: F) -> F:
         title = name or function.__name__.removesuffix("_")
-        add(title, function, family, inspect.getdoc(function) or "", needs_model)
+        add(title, function, family, inspect.getdoc(function) or "", examples, see.split(), needs_model)
         COMMAND_ALIASES.update(dict.fromkeys(aliases, title))
         return function
 
     return register
 
 
-def add(name: str, function: Callable[..., Any], family: str, doc: str, needs_model: bool = False) -> None:
+def add(
+    name: str,
+    function: Callable[..., Any],
+    family: str,
+    doc: str,
+    examples: Iterable[str],
+    see: Iterable[str],
+    needs_model: bool = False,
+) -> None:
     """Register a function under a name."""
     first, _, more = doc.partition("\n")
-    COMMANDS[name] = Command(name, function, _grammar(function), first.rstrip("."), more.strip(), family, needs_model)
+    texts = first.rstrip("."), more.strip(), family
+    COMMANDS[name] = Command(name, function, _grammar(function), *texts, needs_model, tuple(examples), tuple(see))
 
 
 def _grammar(function: Callable[..., Any]) -> tuple[Argument, ...]:

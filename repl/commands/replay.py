@@ -34,7 +34,7 @@ class Replay:
     before: int | None
 
 
-@command("compare", needs_model=True)
+@command("compare", "/replay gpt2", "/replay dtype=bfloat16 --pinned", see="compare go", needs_model=True)
 def replay(
     session: Session,
     model: Annotated[str, Words("a model or settings", variants.offered, variants.offered)],

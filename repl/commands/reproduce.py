@@ -69,7 +69,7 @@ def reproduce_there(remote: Remote, request: Request, turn: int, record: Reply, 
     return Reproduced(turn, identical, same, len(record.token_ids), None, found, 0, tuple(now), remote.host)
 
 
-@command("reproduce", needs_model=True)
+@command("reproduce", "/reproduce", "/reproduce 2", see="recipe diverge seed", needs_model=True)
 def reproduce(session: Session, number: ExchangeNumber = 0) -> Task[Reproduced]:
     """Generate a reply again from its record and compare the token ids.
 

@@ -101,7 +101,9 @@ def measure_text(resident: Model, text: str, source: str, emit: JobContext) -> S
     )
 
 
-@command("inspect", name="score", needs_model=True)
+@command(
+    "inspect", "/score The cat sat on the mat.", "/score notes.txt", see="tokens next", name="score", needs_model=True
+)
 def score_(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Score]:
     """Show how likely a text or file is: each token, perplexity, bits per byte.
 

@@ -35,7 +35,7 @@ class Sessions:
     current: str
 
 
-@command("history")
+@command("history", "/sessions", "/sessions france", see="resume title")
 def sessions(session: Session, words: Annotated[str, RestOfLine()] = "") -> Sessions:
     """List saved sessions, or those with some words.
 
@@ -68,7 +68,7 @@ def newest(session: Session) -> dict[str, str]:
         return {}
 
 
-@command("history")
+@command("history", "/resume", "/resume 3f2a", see="sessions title")
 def resume(
     session: Session, id: Annotated[str, Words("the beginning of a session's id", of_session=newest)] = ""
 ) -> Resumed:
@@ -91,7 +91,7 @@ def unanswered(talk: Conversation) -> str:
     return talk.turns[asked].text if asked and not replies else ""
 
 
-@command("history")
+@command("history", "/title Capitals", "/title", see="sessions resume")
 def title(session: Session, text: Annotated[str, RestOfLine()] = "") -> Message:
     """Give this session a title; without an argument shows it."""
     if text.strip():

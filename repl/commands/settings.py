@@ -1,5 +1,6 @@
 """Settings: a command for each field, the table of all, and the shorthands for decoding."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -15,82 +16,93 @@ from repl.core.sanitize import clean_line
 from repl.core.values import Assignment, RestOfLine
 from repl.core.values import Text as Words
 from repl.generation.prompt.chat_template import argument, template_values
-from repl.session.change_settings import Setting, apply, change, describe, put_field, read_field, settings_of
+from repl.session.change_settings import ORIGINS, Setting, apply, change, describe, put_field, read_field, settings_of
 from repl.session.results import Message
 from repl.session.session import Session
+from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 
-UNCHANGED = ("default", "model")
-"""Where values come from that nobody has set."""
+WITH_HELP_COLUMNS = 80  # of a window: the help stands beside each setting
+FEW_SETTINGS = 12
+NAME_COLUMNS, VALUE_COLUMNS = 22, 12
 
 
 @dataclass(frozen=True, slots=True)
 class Table_:
-    """Every setting by part."""
+    """The settings by group, first those that were changed."""
 
-    load: list[Setting]
-    decode: list[Setting]
-    view: list[Setting]
-    extra: list[Setting]
+    groups: dict[str, list[Setting]]
 
 
 @render.register
 def _(result: Setting) -> RenderableType:
-    lead = Text.assemble((result.name, "accent"), f" {_shown(result) or 'not set'}", (f" · {result.origin}", "quiet"))
+    lead = Text.assemble((result.name, "accent"), f" {result.text}", (f" ({result.source})", "quiet"))
     return Text.assemble(lead, "\n", (f"{clean_line(result.help)} · takes {result.takes}", "quiet"))
 
 
-@command("settings", name="settings")
+@command("settings", "/settings", "/settings beams", see="set reset config", name="settings")
 def all_settings(session: Session, words: Annotated[str, RestOfLine()] = "") -> Table_:
-    """Show every setting with its value and origin, changed ones first.
+    """Show all settings with values and origins, changed ones first.
 
     /settings beams shows those with that word in their name or help.
     """
-    rows = {part: [describe(session, name) for name in settings_of(part)] for part in settings.SPECS}
-    parts = (rows["load"], rows["decode"], rows["view"], _others(session))
-    wanted = words.lower()
-    return Table_(*([row for row in part if wanted in f"{row.name} {row.help}".lower()] for part in parts))
+    groups = {title: [describe(session, name) for name in names] for title, names in settings.GROUPS.items()}
+    groups["other"] = _others(session)
+    rows = [row for group in groups.values() for row in group]
+    changed = [row for row in rows if row.origin not in ORIGINS]
+    fits = [row for row in rows if words.lower() in f"{row.name} {row.help}".lower()]
+    sorted_ = {"changed": changed} | {
+        title: [row for row in group if row not in changed] for title, group in groups.items()
+    }
+    return Table_(
+        {title: found for title, group in sorted_.items() if (found := [row for row in group if row in fits])}
+    )
 
 
 def _others(session: Session) -> list[Setting]:
     """List what has a value in effect and no command of its own."""
     decode = {name: found for name, found in session.decoding().items() if name not in settings.places()}
     more = {name: decoding.Value(value, "you") for name, value in session.settings.extra if name not in decode}
-    return [_other(name, found) for name, found in {**decode, **more}.items()]
+    return [_other(session, name, found) for name, found in {**decode, **more}.items()]
 
 
-def _other(name: str, found: decoding.Value) -> Setting:
-    if name.startswith(decoding.PREFIX):
-        return Setting(name, found.value, found.origin, "variable of the chat template", "JSON or text")
-    if name.startswith(decoding.SERVER):
-        return Setting(name, found.value, found.origin, "field of the server", "JSON or text")
-    return Setting(name, found.value, found.origin, "generation config", fields.find_field(name).kind.phrase)
+def _other(session: Session, name: str, found: decoding.Value) -> Setting:
+    about = {decoding.PREFIX: "chat template variable", decoding.SERVER: "field of the server's API"}
+    said = next((text for prefix, text in about.items() if name.startswith(prefix)), "")
+    if said:
+        return Setting(name, found.value, found.origin, said, "JSON or text")
+    own = session.base().model
+    default = decoding.Value(own[name], "model") if name in own else decoding.Value(None, "default")
+    kind = fields.find_field(name).kind
+    return Setting(name, found.value, found.origin, "field of generation_config", kind.phrase, default)
 
 
 @render.register
 def _(result: Table_) -> RenderableType:
-    parts = {"loading": result.load, "decoding": result.decode, "view": result.view, "other": result.extra}
-    groups = {"changed": [row for part in parts.values() for row in part if row.origin not in UNCHANGED]}
-    groups |= {title: [row for row in part if row.origin in UNCHANGED] for title, part in parts.items()}
-    table = Table.grid(padding=(0, 2))
-    for style in ("accent", "", "quiet", "quiet"):
-        table.add_column(style=style, no_wrap=style == "accent", overflow="fold")
-    for title, rows in groups.items():
-        if rows:
-            table.add_row(Text(title, "bold"))
+    if not result.groups:
+        return Text("no setting has that in its name or help", "quiet")
+    return Responsive(lambda width, ascii_only: _tables(result, width))
+
+
+def _tables(result: Table_, width: int) -> Iterator[RenderableType]:
+    """Draw a table for each group; in a narrow window without the help, unless few settings are shown."""
+    full = width >= WITH_HELP_COLUMNS or sum(map(len, result.groups.values())) <= FEW_SETTINGS
+    for title, rows in result.groups.items():
+        yield Text(title, "bold")
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="accent", min_width=NAME_COLUMNS, no_wrap=True)
+        table.add_column(min_width=VALUE_COLUMNS, overflow="fold")
+        table.add_column(style="quiet", overflow="fold")
         for row in rows:
-            origin = "" if row.origin == "default" else row.origin
-            table.add_row(f"  {row.name}", _shown(row) or "–", origin, row.help)
-    return table if table.rows else Text("no setting has that in its name or help", "quiet")
+            source = "" if row.origin == "default" else f" ({row.source})"
+            cells = f"  {row.name}", Text.assemble(row.text, (source, "quiet"))
+            table.add_row(*cells, clean_line(row.help) if full else "")
+        yield table
+    if not full:
+        yield Text("/help NAME explains one", "quiet")
 
 
-def _shown(row: Setting) -> str:
-    if row.name in settings.places():
-        return clean_line(settings.show_setting(row.name, row.value))
-    return "" if row.value is None and row.origin == "default" else clean_line(fields.show_field(row.value))
-
-
-@command("settings", needs_model=True)
+@command("settings", "/set temperature 0.7", "/set max_time 5", see="settings reset", needs_model=True)
 def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") -> Any:
     """Set or show anything by name: a setting, a generation field, template.NAME.
 
@@ -113,7 +125,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
         full, found = job.result()
         if not value:
             rows = {row.name: row for row in _others(session)}
-            return rows.get(full) or _other(full, decoding.Value(None, "default"))
+            return rows.get(full) or _other(session, full, decoding.Value(None, "default"))
         session.change(put_field(session.settings, full, found, value != "default"))
         shown = "reset to the model's default" if value == "default" else fields.show_field(found)
         unset = value in ("default", fields.NONE)
@@ -124,7 +136,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
     return session.run_on_model(check, settle)
 
 
-@command("settings")
+@command("settings", "/reset", "/reset temperature", see="settings preset")
 def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(settings.places()))] = "") -> Any:
     """Put a setting back to its default, or every decoding setting."""
     if not decoding.is_setting(name) and name.replace("-", "_") in dict(session.settings.extra):
@@ -136,13 +148,13 @@ def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(sett
     return Message(f"decoding reset to the model's defaults: {decoding.phrase(session.decoding())}")
 
 
-@command("settings")
+@command("settings", "/greedy", "/compare greedy sample", see="sample beams temperature")
 def greedy(session: Session) -> Message:
     """Take the likeliest token at every step."""
     return apply(session, [("do_sample", "off"), ("num_beams", "1"), ("num_return_sequences", "default")])
 
 
-@command("settings")
+@command("settings", "/sample", "/sample temperature=0.8 top_p=0.95", see="greedy seed sweep")
 def sample(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) -> Message:
     """Draw tokens at random: /sample temperature=0.8 top_p=0.95."""
     return apply(session, [("do_sample", "on"), ("num_beams", "1"), ("num_return_sequences", "default"), *changes])
@@ -156,7 +168,9 @@ def _register(name: str) -> None:
     ) -> Any:
         return change(session, name, value)
 
-    registry.add(name, run, "setting", settings.help_of(name))
+    lines = (f"/{name} {word}" for word in settings.examples(name))
+    text = settings.help_of(name)
+    registry.add(name, run, "setting", text[:1].upper() + text[1:], lines, settings.related(name))
 
 
 for _name in settings.places():

@@ -68,7 +68,7 @@ def label(record: Reply) -> str:
     return join_facts(record.model.id, record.model.dtype, "" if packed == "none" else packed)
 
 
-@command("other")
+@command("other", "/stats", "/stats off", see="bench doctor")
 def stats(
     session: Session, value: Annotated[str, RestOfLine(suggest=settings.setting_kind("stats").complete)] = ""
 ) -> Any:

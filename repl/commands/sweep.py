@@ -35,7 +35,14 @@ class ShownRow:
     line: SweepRow
 
 
-@command("compare", name="sweep", needs_model=True)
+@command(
+    "compare",
+    "/sweep temperature=0,0.7,1.2",
+    "/sweep show 2",
+    see="compare pick sample",
+    name="sweep",
+    needs_model=True,
+)
 def sweep(
     session: Session,
     text: Annotated[str, RestOfLine(suggest=lambda: SWEEP_WORDS)] = "",

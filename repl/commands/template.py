@@ -73,7 +73,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, made: Rendered, parts: list[Span
         place += len(text)
 
 
-@command("inspect", needs_model=True)
+@command("inspect", "/template", "/template check", see="tokens system mode", needs_model=True)
 def template(
     session: Session, text: Annotated[str, RestOfLine(suggest=lambda: ["check"])] = "", *, ids: bool = False
 ) -> Task[Any]:

@@ -59,7 +59,7 @@ def of_turn(tokenizer: PreTrainedTokenizerBase, record: Reply, known: int, liste
     return split_tokens(tokenizer, ids, len(record.prompt_ids) - known, text, listed)
 
 
-@command("inspect", needs_model=True)
+@command("inspect", "/tokens", "/tokens --ids The cat sat.", see="template score", needs_model=True)
 def tokens(session: Session, text: Annotated[str, RestOfLine()] = "", *, ids: bool = False) -> Task[Tokens]:
     """Show the tokens of a text, by default of the last turn.
 

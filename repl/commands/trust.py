@@ -38,7 +38,7 @@ def list_code(load: Load, allowed: bool, offline: bool, emit: JobContext) -> Tru
     return Trust(load.model, code.commit if code else "", code.files if code else {}, page, allowed)
 
 
-@command("models", name="trust")
+@command("models", "/trust", "/trust yes", see="trust_remote_code allow_pickle", name="trust")
 def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "always", "no"))] = "show") -> Any:
     """Show a model's remote code, and allow it to run.
 

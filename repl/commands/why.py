@@ -28,7 +28,7 @@ SHORT_NAMES = {
 }
 
 
-@command("inspect", needs_model=True)
+@command("inspect", "/why 3", "/why Paris", see="inspect next lens", needs_model=True)
 def why(session: Session, token: str = "") -> Task[Why]:
     """Explain a token of the last reply, by default the least certain one.
 

@@ -44,113 +44,123 @@ def setting(default: object, help: str, **off: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How a model gets into memory; changing one of these means loading again."""
+    """How a model is loaded; changing one of these loads it again."""
 
     model: Annotated[str, Text("a Hub id, a folder, a .gguf file or builtin")] = setting(
         "builtin", "Hub id, local folder, .gguf file, or builtin"
     )
     revision: Annotated[str, Text("a branch, tag or commit")] = setting("main", "branch, tag or commit on the Hub")
     dtype: Annotated[str, Choice(("auto", "float32", "bfloat16", "float16"), DTYPE_ALIASES)] = setting(
-        "auto", "number format of the weights; auto is the one they are stored in"
+        "auto", "dtype of the weights; auto is the one they are stored in"
     )
-    device: Annotated[str, Device()] = setting("auto", "where the weights go (the device map)")
-    max_memory: Annotated[str, MaxMemory()] = setting("", "most that each device may hold, as 0=20GiB,cpu=48GiB")
+    device: Annotated[str, Device()] = setting("auto", "device, or device map, that the weights are loaded to")
+    max_memory: Annotated[str, MaxMemory()] = setting("", "memory limit for each device, such as 0=20GiB,cpu=48GiB")
     quantize: Annotated[str, Choice(("none", "int8", "int4", "8bit", "4bit"))] = setting(
         "none",
-        "weights in fewer bits: int8, int4, or 8bit, 4bit by bitsandbytes",
+        "quantize the weights: int8, int4, or 8bit, 4bit by bitsandbytes",
     )
     adapter: Annotated[str, Text("an id or a folder, merge behind it or not; or none", lambda: ["none"])] = setting(
-        "none", "adapter on the model (peft); `merge` behind it builds it in for speed"
+        "none", "PEFT adapter (LoRA) to apply; `merge` after it merges the weights"
     )
     attention: Annotated[str, Choice(ATTENTION)] = setting("auto", "attention implementation")
-    gguf_file: Annotated[str, Text("a file name")] = setting("", "GGUF file inside the model's repository")
-    trust_remote_code: Annotated[bool, Flag()] = setting(
-        False, "run Python code that the model brings; off for the next one"
+    gguf_file: Annotated[str, Text("a file name")] = setting("", "GGUF file in the model's repository")
+    trust_remote_code: Annotated[bool, Flag()] = setting(False, "run Python code from the repository of this model")
+    allow_pickle: Annotated[bool, Flag()] = setting(
+        False, "load pickled weights (tensors only) if there are no safetensors"
     )
-    allow_pickle: Annotated[bool, Flag()] = setting(False, "read pickled weights (tensors only) where nothing safer is")
-    offload_folder: Annotated[str, Text("a folder")] = setting("", "where weights that fit nowhere else are kept")
+    offload_folder: Annotated[str, Text("a folder")] = setting("", "folder for weights that fit in no memory")
 
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """How text is made; None takes the model's own value. Changes count from the next reply on."""
+    """How text is generated; None leaves a value to the model. Changes apply from the next reply on."""
 
-    max_new_tokens: Annotated[int | None, Integer(1)] = setting(None, "most tokens of one reply")
-    max_length: Annotated[int | None, Integer(1)] = setting(None, "most tokens of prompt and reply together")
-    min_new_tokens: Annotated[int | None, Integer(0)] = setting(None, "fewest tokens before a reply may end", off=0)
+    max_new_tokens: Annotated[int | None, Integer(1, of="tokens")] = setting(None, "maximum length of a reply")
+    max_length: Annotated[int | None, Integer(1, of="tokens")] = setting(
+        None, "maximum length of prompt and reply together"
+    )
+    min_new_tokens: Annotated[int | None, Integer(0, of="tokens")] = setting(None, "minimum length of a reply", off=0)
     do_sample: Annotated[bool | None, Flag()] = setting(
-        None, "draw tokens at random instead of taking the likeliest", off=False
+        None, "sample from the distribution instead of taking the most likely token", off=False
     )
-    num_beams: Annotated[int | None, Integer(1, 1000)] = setting(
-        None, "hypotheses kept by beam search; 1 is off", off=1
+    num_beams: Annotated[int | None, Integer(1, 1000, of="beams")] = setting(
+        None, "number of beams in beam search; 1 turns it off", off=1
     )
-    num_return_sequences: Annotated[int | None, Integer(1, 1000)] = setting(None, "answers made for each prompt", off=1)
+    num_return_sequences: Annotated[int | None, Integer(1, 1000, of="sequences")] = setting(
+        None, "number of replies generated for each prompt", off=1
+    )
     length_penalty: Annotated[float | None, Number()] = setting(
-        None, "exponent on the length that beam scores are divided by", off=0.0
+        None, "above 0 beam search favours longer replies, below 0 shorter", off=0.0
     )
-    early_stopping: Annotated[bool | str | None, BoolOrNever()] = setting(None, "when a beam search may end", off=False)
+    early_stopping: Annotated[bool | str | None, BoolOrNever()] = setting(
+        None, "on: end beam search once num_beams hypotheses are finished", off=False
+    )
     temperature: Annotated[float | None, Number(above=0)] = setting(
-        None, "flattens (above 1) or sharpens the odds", off=1.0
+        None, "below 1 sharpens the distribution, above 1 flattens it", off=1.0
     )
-    top_k: Annotated[int | None, Integer(0)] = setting(None, "draw from the K likeliest tokens; 0 is off", off=0)
+    top_k: Annotated[int | None, Integer(0, of="tokens")] = setting(
+        None, "sample from the K most likely tokens only; 0 turns it off", off=0
+    )
     top_p: Annotated[float | None, Number(above=0, most=1)] = setting(
-        None, "draw from the likeliest tokens that together reach this; 1 is off", off=1.0
+        None, "sample from the most likely tokens up to this probability", off=1.0
     )
     min_p: Annotated[float | None, Number(least=0, most=1)] = setting(
-        None, "drop tokens below this share of the likeliest's probability; 0 is off", off=0.0
+        None, "drop tokens below this fraction of the top probability; 0 turns it off", off=0.0
     )
     typical_p: Annotated[float | None, Number(above=0, most=1)] = setting(
-        None, "draw from tokens of typical surprise, up to this mass; 1 is off", off=1.0
+        None, "locally typical sampling with this total probability; 1 turns it off", off=1.0
     )
     repetition_penalty: Annotated[float | None, Number(above=0)] = setting(
-        None, "makes tokens that occurred less likely; 1 is off", off=1.0
+        None, "above 1 makes tokens that occurred before less likely", off=1.0
     )
-    no_repeat_ngram_size: Annotated[int | None, Integer(0)] = setting(
-        None, "no run of this many tokens occurs twice; 0 is off", off=0
+    no_repeat_ngram_size: Annotated[int | None, Integer(0, of="tokens")] = setting(
+        None, "no n-gram of this length occurs twice; 0 turns it off", off=0
     )
-    stop: Annotated[tuple[str, ...] | None, Strings()] = setting(None, "texts that end a reply", off=())
+    stop: Annotated[tuple[str, ...] | None, Strings()] = setting(None, "strings that end a reply", off=())
     seed: Annotated[int | None, Integer(0, 2**63 - 1)] = setting(
-        None, "fixes the random draws; without it each reply differs", off=None
+        None, "random seed of sampling; without it every reply has a new one", off=None
     )
     overflow: Annotated[str, Choice(("ask", "stop", "drop_oldest"))] = setting(
-        "ask", "what to do with a chat that is longer than the context"
+        "ask", "what happens when the conversation exceeds the context"
     )
     reuse: Annotated[bool, Flag()] = setting(
-        True, "keep the KV cache: only what differs from the text before is computed"
+        True, "keep the KV cache between turns, so that only new tokens are computed"
     )
-    prompt_lookup: Annotated[int, Integer(0, 100, zero="off")] = setting(
-        0, "tokens copied ahead from the text, checked in one pass; try 10", off=0
+    prompt_lookup: Annotated[int, Integer(0, 100, zero="off", of="tokens")] = setting(
+        0, "speculative decoding: tokens to propose from the text so far", off=0
     )
     assistant: Annotated[str, Text("an id or a folder, or none", lambda: ["none"])] = setting(
-        "none", "smaller model that proposes tokens ahead, checked in one pass"
+        "none", "speculative decoding: a smaller model that proposes tokens"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is shown and how the program behaves."""
+    """How replies are shown and how the program behaves."""
 
     mode: Annotated[str, Choice(("auto", "chat", "complete"))] = setting(
-        "auto", "chat through the template or complete text; auto: as the model allows"
+        "auto", "use the chat template, or complete text; auto depends on the model"
     )
-    markdown: Annotated[bool, Flag()] = setting(True, "render replies as Markdown; off prints them as they come")
+    markdown: Annotated[bool, Flag()] = setting(True, "render replies as Markdown")
     thinking: Annotated[str, Choice(("show", "fold", "hide"))] = setting(
-        "fold", "what a model thinks before it answers: dim, one line, or nothing"
+        "fold", "reasoning before an answer: shown dim, folded to one line, or hidden"
     )
     probs: Annotated[str, Choice(("off", "on", "entropy"), SHADED)] = setting(
-        "off", "colour replies by the probability of each token, or by the entropy there"
+        "off", "colour tokens by probability (on) or by entropy"
     )
-    stats: Annotated[bool, Flag()] = setting(True, "a line of figures after each reply")
+    stats: Annotated[bool, Flag()] = setting(True, "statistics after each reply: tokens, time, speed")
     theme: Annotated[str, Choice(("dark", "light", "mono"))] = setting(
-        "dark", "colours for a dark or light terminal, or none"
+        "dark", "colours for a dark or a light terminal, or none"
     )
-    accessible: Annotated[bool, Flag()] = setting(False, "for screen readers: nothing is drawn twice, tables are lines")
-    editing_mode: Annotated[str, Choice(("emacs", "vi"))] = setting("emacs", "whose keys the line editor has")
-    logprobs: Annotated[int, Integer(0, 100)] = setting(
-        0, "record log-probabilities and this many alternatives (for --json)"
+    accessible: Annotated[bool, Flag()] = setting(
+        False, "for screen readers: plain lines, no redrawing, tables as lines"
     )
-    keep_models: Annotated[int, Integer(1, zero="auto")] = setting(
-        0, "models kept in memory, longest unused goes first; auto: what fits"
+    editing_mode: Annotated[str, Choice(("emacs", "vi"))] = setting("emacs", "key bindings of the line editor")
+    logprobs: Annotated[int, Integer(0, 100, of="tokens")] = setting(
+        0, "record log-probabilities and this many alternatives for each token"
+    )
+    keep_models: Annotated[int, Integer(1, zero="auto", of="models")] = setting(
+        0, "how many models stay in memory; auto: as many as fit"
     )
 
 
@@ -224,12 +234,18 @@ def read_setting(name: str, word: str) -> Any:
     try:
         return setting_kind(name).read(word)
     except UsageError as error:
-        raise UsageError(f"{name} {error.message}", f"/{name} {example(name)}", f"/help {name}") from None
+        raise UsageError(f"{name} {error.message}", f"/{name} {examples(name)[0]}", f"/help {name}") from None
 
 
-def example(name: str) -> str:
-    """Return a word that a setting takes."""
-    return EXAMPLES.get(name) or next(iter(setting_kind(name).complete()))
+def examples(name: str) -> tuple[str, ...]:
+    """Return two words that a setting takes, preferably other ones than its default."""
+    usual = show_setting(name, declared_field(name).default)
+    return EXAMPLES.get(name) or tuple(sorted(setting_kind(name).complete(), key=lambda word: word == usual)[:2])
+
+
+def related(name: str) -> list[str]:
+    """Return the other settings of the same group."""
+    return next([other for other in group if other != name] for group in GROUPS.values() if name in group)
 
 
 def in_shell(line: str, model: str = "") -> str:
@@ -273,13 +289,29 @@ def show_setting(name: str, value: object) -> str:
 
 
 EXAMPLES = {
-    **{"model": "gpt2", "revision": "main", "adapter": "./lora", "gguf_file": "model-Q4_K_M.gguf"},
-    **{"offload_folder": "./offload", "max_new_tokens": "256", "max_length": "2048", "min_new_tokens": "16"},
-    **{"num_beams": "4", "num_return_sequences": "2", "length_penalty": "1.0", "temperature": "0.7", "top_k": "50"},
-    **{"top_p": "0.9", "min_p": "0.05", "typical_p": "0.95", "repetition_penalty": "1.1", "stop": "###"},
-    **{"no_repeat_ngram_size": "3", "seed": "1", "prompt_lookup": "10", "logprobs": "5", "keep_models": "2"},
+    **{"model": ("gpt2", "builtin"), "revision": ("main", "v1.0"), "adapter": ("./lora", "./lora merge")},
+    **{"gguf_file": ("model-Q4_K_M.gguf", "model-Q8_0.gguf"), "offload_folder": ("./offload", "~/offload")},
+    **{"max_new_tokens": ("256", "50"), "max_length": ("2048", "50"), "min_new_tokens": ("16", "none")},
+    **{"temperature": ("0.7", "1.2"), "top_k": ("50", "none"), "top_p": ("0.9", "0.95"), "min_p": ("0.05", "0.1")},
+    **{"typical_p": ("0.95", "0.2"), "seed": ("1", "none"), "stop": ("###", '"\\n\\n" "User:"')},
+    **{"num_beams": ("4", "1"), "num_return_sequences": ("2", "4"), "length_penalty": ("1.0", "2.0")},
+    **{"repetition_penalty": ("1.1", "1.3"), "no_repeat_ngram_size": ("3", "none")},
+    **{"prompt_lookup": ("10", "off"), "logprobs": ("5", "0"), "keep_models": ("2", "auto")},
 }
-"""A value that makes sense, for each setting whose kind offers none or a lesser one."""
+"""Two values that make sense, for each setting whose kind offers none or lesser ones."""
+GROUPS = {
+    "loading": ("model", "revision", "gguf_file", "dtype", "quantize", "attention", "adapter"),
+    "devices": ("device", "max_memory", "offload_folder"),
+    "trust": ("trust_remote_code", "allow_pickle"),
+    "length": ("max_new_tokens", "max_length", "min_new_tokens", "stop", "overflow"),
+    "sampling": ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed"),
+    "repetition": ("repetition_penalty", "no_repeat_ngram_size"),
+    "beam search": ("num_beams", "num_return_sequences", "length_penalty", "early_stopping"),
+    "faster decoding": ("reuse", "prompt_lookup", "assistant"),
+    "replies": ("mode", "thinking", "markdown", "probs", "stats", "logprobs"),
+    "program": ("theme", "accessible", "editing_mode", "keep_models"),
+}
+"""All settings by what they are about, in the order in which they are shown."""
 ALIASES = {"temp": "temperature", "max": "max_new_tokens", "penalty": "repetition_penalty"}
 """Short names of settings."""
 SHORT_NAMES = {**ALIASES, "beams": "num_beams"}

@@ -64,16 +64,18 @@ class Flag(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Integer(Kind):
-    """A whole number within bounds, both included; `zero` is a word for 0."""
+    """A whole number within bounds, both included; `zero` is a word for 0, `of` names what is counted."""
 
     least: int = 0
     most: int | None = None
     zero: str = ""
+    of: str = ""
 
     @property
     def phrase(self) -> str:
         """Name the bounds."""
-        bounds = f"a whole number from {self.least}" + (f" to {self.most}" if self.most is not None else "")
+        of = f" of {self.of}" if self.of else ""
+        bounds = f"a whole number{of} from {self.least} {'up' if self.most is None else f'to {self.most}'}"
         return f"{self.zero} or {bounds}" if self.zero else bounds
 
     def read(self, word: str) -> int:
@@ -109,7 +111,8 @@ class Number(Kind):
     @property
     def phrase(self) -> str:
         """Name the bounds."""
-        bounds = (("from", self.least), ("above", self.above), ("to", self.most), ("below", self.below))
+        to = "to" if math.isfinite(self.least) else "up to"
+        bounds = (("from", self.least), ("above", self.above), (to, self.most), ("below", self.below))
         return " ".join(["a number", *(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))])
 
     def read(self, word: str) -> float:

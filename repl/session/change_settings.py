@@ -8,6 +8,7 @@ from repl.core.decoding import NOTHING, ModelDefaults
 from repl.core.errors import Failed, UsageError
 from repl.core.explain import sentence
 from repl.core.format import join_facts
+from repl.core.sanitize import clean_line
 from repl.generation import arguments
 from repl.generation.measure.processors import processors
 from repl.generation.runtime import Model
@@ -16,18 +17,42 @@ from repl.session.results import Message
 from repl.session.session import CONSENT, Session, Task
 
 STATIC_CACHE = "/set cache_implementation static"
+NOT_SET = "not set"
+UNSET = decoding.Value(None, "default")
+ORIGINS = {"default": "default", "model": "model's default"}
+"""How values are called that nobody has set."""
 SettingWords = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting as it stands: its value, where that comes from, what it does and takes."""
+    """One setting: its value, where that comes from, what it does and takes, and the value that a reset would give."""
 
     name: str
     value: object
     origin: str
     help: str
     takes: str
+    default: decoding.Value = UNSET
+
+    @property
+    def text(self) -> str:
+        """Return the value as it is typed."""
+        return self._written(self.value, self.origin)
+
+    @property
+    def source(self) -> str:
+        """Say where the value comes from: set by you; model's default 1."""
+        if self.origin in ORIGINS:
+            return ORIGINS[self.origin]
+        said = {"you": "set by you", "config": "from the config file"}.get(self.origin, f"from {self.origin}")
+        usual = self._written(self.default.value, self.default.origin)
+        return f"{said}; " + (f"{usual} by default" if usual == NOT_SET else f"{ORIGINS[self.default.origin]} {usual}")
+
+    def _written(self, value: object, origin: str) -> str:
+        if self.name in settings.places():
+            return clean_line(settings.show_setting(self.name, value)) or NOT_SET
+        return NOT_SET if value is None and origin == "default" else clean_line(fields.show_field(value))
 
 
 def change(session: Session, name: str, text: str = "") -> Setting | Message | Task[ModelInfo]:
@@ -141,10 +166,8 @@ def _decodes(words: SettingWords) -> bool:
 def _phrase(session: Session, words: SettingWords) -> str:
     if len(words) > 1:
         return decoding.phrase(session.decoding())
-    name = words[0][0]
-    shown = describe(session, name)
-    value = settings.show_setting(name, shown.value) or "not set"
-    return f"{name} {value}" + (f" ({shown.origin})" if words[0][1] == "default" else "")
+    shown = describe(session, words[0][0])
+    return f"{shown.name} {shown.text}" + (f" ({shown.source})" if words[0][1] == "default" else "")
 
 
 def describe(session: Session, name: str) -> Setting:
@@ -152,7 +175,9 @@ def describe(session: Session, name: str) -> Setting:
     now, origins = session.settings.get(name), session.settings.origins
     table = session.decoding() if settings.places()[name] == "decode" else {}
     found = table.get(name, decoding.Value(now, origins.get(name, "default")))
-    return Setting(name, found.value, found.origin, settings.help_of(name), settings.setting_kind(name).phrase)
+    usual = decoding.effective_values(session.settings.reset(name), session.base()) if table else {}
+    default = usual.get(name, decoding.Value(settings.declared_field(name).default, "default"))
+    return Setting(name, found.value, found.origin, settings.help_of(name), settings.setting_kind(name).phrase, default)
 
 
 def settings_of(part: str) -> list[str]:

@@ -72,7 +72,7 @@ def test_a_line_of_the_prompt_names_the_model_that_was_asked_for() -> None:
 
 @pytest.mark.parametrize("name", settings.places())
 def test_every_setting_has_an_example_that_it_takes(name: str) -> None:
-    settings.read_setting(name, settings.example(name))
+    settings.read_setting(name, settings.examples(name)[0])
 
 
 def one_shot(*words: str, home: Path) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from repl import commands
 from repl.commands import registry
 from repl.commands.registry import complete_line, find_command, parse_arguments, parse_line, split_name
+from repl.core import settings
 from repl.core.errors import UsageError
 from repl.core.jobs import Worker
 from repl.core.settings import Settings
@@ -111,7 +112,7 @@ def test_the_menu_begins_with_what_is_used_most_and_looks_into_names_and_helps()
     rest = [*offered][len(registry.MOST_USED) + 1 :]
     assert rest == sorted(rest)
     assert words("/beam")[:2] == ["/beams", "/num_beams"]
-    assert "/temperature" in words("/odds")
+    assert "/temperature" in words("/sharpens")
     assert words("/zzz") == []
 
 
@@ -132,6 +133,20 @@ def test_completion_offers_commands_values_and_names() -> None:
 
 def test_every_offered_command_is_explained() -> None:
     assert all(help_text for _, help_text in complete_line("/"))
+
+
+def test_every_command_and_setting_has_examples_and_related_names() -> None:
+    """What a help page shows can be typed, and what it names is there."""
+    for name, found in registry.COMMANDS.items():
+        lines = [parse_line(line).command.name for line in found.examples]
+        assert name in lines, name
+        assert len(lines) == 2, name
+        assert set(found.see) <= registry.COMMANDS.keys() - {name}, name
+        assert found.see, name
+
+
+def test_every_setting_is_in_one_group() -> None:
+    assert sorted(name for names in settings.GROUPS.values() for name in names) == sorted(settings.places())
 
 
 def test_a_help_fits_beside_its_name() -> None:

@@ -372,7 +372,7 @@ def go(session: Session, name: str) -> str:
 
 
 def test_f2_shows_the_settings_and_loses_nothing_of_the_draft(desk: Desk) -> None:
-    opened = desk.shows("❯ half a", " > max_new_tokens", "most tokens of one reply", "the toolbar")
+    opened = desk.shows("❯ half a", " > max_new_tokens", "maximum length of a reply", "the toolbar")
     steps = "half a", F2, opened, F2, desk.lacks("max_new_tokens"), " message", ENTER
     assert desk.run(*steps) == ["half a message"]
     assert desk.run("half a", F2, opened, ESCAPE, desk.lacks("max_new_tokens"), " word", ENTER) == ["half a word"]
@@ -394,7 +394,7 @@ def test_f2_turns_flags_and_choices_over(desk: Desk, session: Session) -> None:
 def test_f2_is_of_use_in_a_low_window(rows: int, tmp_path: Path, session: Session) -> None:
     """The chosen setting, its neighbours and what it does are on the screen."""
     desk = Desk(tmp_path, session, (rows, 60))
-    chosen = desk.shows(" > min_new_tokens", "fewest tokens before", "   max_length", " the toolbar")
+    chosen = desk.shows(" > min_new_tokens", "minimum length", "   max_length", " the toolbar")
     assert desk.run("half", F2, go(session, "min_new_tokens"), chosen, F2, " a line", ENTER) == ["half a line"]
 
 
@@ -402,7 +402,7 @@ def test_f2_is_of_use_in_a_low_window(rows: int, tmp_path: Path, session: Sessio
 def test_f2_takes_numbers_and_says_what_is_wrong(desk: Desk, session: Session) -> None:
     desk.run(F2, "40", desk.shows(" 40_"), BACK, "2", ENTER, desk.shows("max_new_tokens 42"), F2)
     assert session.settings.decode.max_new_tokens == 42
-    desk.run(F2, "many", ENTER, desk.shows("'many' is not a whole number from 1"), F2)
+    desk.run(F2, "many", ENTER, desk.shows("'many' is not a whole number of tokens from 1"), F2)
     assert session.settings.decode.max_new_tokens == 42
     desk.run(F2, BACK, desk.shows("(default)"), F2)
     assert session.settings.decode.max_new_tokens is None

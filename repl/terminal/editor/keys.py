@@ -12,7 +12,14 @@ from prompt_toolkit.filters import Condition, completion_is_selected, has_comple
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.key_binding import ConditionalKeyBindings, KeyBindings, KeyBindingsBase, KeyPressEvent
 from prompt_toolkit.keys import Keys
-from prompt_toolkit.layout import ConditionalContainer, Dimension, FormattedTextControl, HSplit, Window
+from prompt_toolkit.layout import (
+    ConditionalContainer,
+    Dimension,
+    FormattedTextControl,
+    HSplit,
+    ScrollbarMargin,
+    Window,
+)
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
 
 from repl.core import children
@@ -23,8 +30,8 @@ if TYPE_CHECKING:
     from repl.terminal.editor.settings_panel import Panel
 
 DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
-MAX_ROWS = 12  # of the settings view; more are scrolled
-OTHER_ROWS = 3  # rows of a window for the foot of the view and the toolbar
+PAGE_ROWS = 10  # settings that Page Up and Page Down pass over
+FOOT_ROWS = 4  # of the settings view, in a window of at least 12 rows
 
 
 def menu(rows: int) -> int:
@@ -135,10 +142,10 @@ class SideView:
             focusable=True,
             key_bindings=self._keys(),
             show_cursor=False,
-            get_cursor_position=lambda: Point(0, self._panel.at if self._panel else 0),
+            get_cursor_position=lambda: Point(0, self._panel.cursor if self._panel else 0),
         )
-        rows = Window(self._list, height=lambda: Dimension(max=self._room()), dont_extend_height=True)
-        foot = Window(FormattedTextControl(self._foot), height=2, dont_extend_height=True)
+        rows = Window(self._list, dont_extend_height=True, right_margins=[ScrollbarMargin(display_arrows=True)])
+        foot = Window(FormattedTextControl(self._foot), self._foot_height, dont_extend_height=True)
         self.container = ConditionalContainer(HSplit([rows, foot]), filter=self.shown & ~is_done)
 
     def keys(self, others: KeyBindings) -> KeyBindingsBase:
@@ -158,19 +165,19 @@ class SideView:
         self._panel = None
         get_app().layout.focus(self._line)
 
-    def _room(self) -> int:
-        """Return how many rows the list may have: the line, the foot and the toolbar need some of the window."""
-        rows = get_app().output.get_size().rows
-        return max(1, min(MAX_ROWS, rows - menu(rows) - OTHER_ROWS))
+    def _foot_height(self) -> Dimension:
+        rows = FOOT_ROWS if get_app().output.get_size().rows >= 3 * FOOT_ROWS else 2
+        return Dimension(min=rows, max=rows)
 
     def _rows(self) -> StyleAndTextTuples:
-        if self._panel is None:
-            return []
-        styles = ["class:panel.chosen" if at == self._panel.at else "" for at in range(len(self._panel.rows))]
-        return [(style, line + "\n") for style, line in zip(styles, self._panel.lines(), strict=True)]
+        return [(style, line + "\n") for style, line in self._panel.lines()] if self._panel else []
 
     def _foot(self) -> StyleAndTextTuples:
-        return [("class:panel.foot", "\n".join(self._panel.foot()))] if self._panel else []
+        return (
+            [("class:panel.foot", "\n".join(self._panel.foot(get_app().output.get_size().columns)))]
+            if self._panel
+            else []
+        )
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
@@ -181,8 +188,8 @@ class SideView:
             "c-n": 1,
             "s-tab": -1,
             "tab": 1,
-            "pageup": -MAX_ROWS,
-            "pagedown": MAX_ROWS,
+            "pageup": -PAGE_ROWS,
+            "pagedown": PAGE_ROWS,
         }
         for name, step in moves.items():
             keys.add(name)(lambda event, step=step: self.panel.move(step))

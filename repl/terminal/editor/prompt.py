@@ -69,7 +69,9 @@ def prompt_style(accent: str) -> Style:
             "auto-suggestion": "#808080",
             "folded": accent,
             "panel.chosen": accent,
+            "panel.changed": "bold",
             "panel.foot": "#808080",
+            "panel.group": "#808080",
         }
     )
 
@@ -174,6 +176,7 @@ class Editor:
     def _place(self, view: SideView, keys: KeyBindings) -> None:
         """Put the settings view above the toolbar."""
         self._prompt.key_bindings = view.keys(keys)
+        self._prompt.complete_while_typing = ~view.shown  # else rows would be kept free for completions
         layout = self._prompt.layout.container
         assert isinstance(layout, HSplit)
         layout.children.insert(-1, view.container)

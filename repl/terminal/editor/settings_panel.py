@@ -1,25 +1,30 @@
 """The settings beside the prompt: what the F2 view lists, and what its keys do; drawing it is the line editor's."""
 
+import re
+import textwrap
 from collections.abc import Callable
 
 from repl.core import settings
 from repl.core.errors import ReplError
 from repl.core.sanitize import ascii_signs, clean_line
 from repl.session import change_settings
-from repl.session.change_settings import Setting
+from repl.session.change_settings import ORIGINS, Setting
 from repl.session.session import Session
 
-PANEL_KEYS = "arrows choose and change · type a value, Enter takes it · Backspace default · Esc closes"
-VALUE = 24  # columns of a value
+PANEL_KEYS = "arrows, or type a value · Backspace resets · Esc closes"
+VALUE_COLUMNS = 14
+RANGE = re.compile("^(?:a whole number|a number|one of) ")  # what the range of a setting begins with
 
 
 class Panel:
-    """Decoding and view settings in rows, one of them chosen, a value for it half typed."""
+    """The settings that act without a load, in groups; one is chosen, and a value for it may be half typed."""
 
     def __init__(self, session: Session, changed: Callable[[], object] = lambda: None) -> None:
         self._session = session
         self._changed = changed
-        self._names = [*change_settings.settings_of("decode"), *change_settings.settings_of("view")]
+        shown = {title: names for title, names in settings.GROUPS.items() if settings.places()[names[0]] != "load"}
+        self._titles_and_names = [line for title, names in shown.items() for line in (title, *names)]
+        self._names = [name for names in shown.values() for name in names]
         self.at = 0
         self.typed = ""
         self.said = ""
@@ -79,19 +84,29 @@ class Panel:
         self.said = said
         self._changed()
 
-    def lines(self) -> list[str]:
-        """Return one line for each row: name, value, origin."""
-        width = max(len(name) for name in self._names)
-        marks = [" >" if at == self.at else "  " for at in range(len(self.rows))]
-        return [f"{marks[at]} {row.name:<{width}}  {self._value(at)}" for at, row in enumerate(self.rows)]
+    @property
+    def cursor(self) -> int:
+        """Return which of the lines is the chosen one."""
+        return self._titles_and_names.index(self.chosen.name)
 
-    def _value(self, at: int) -> str:
-        row = self.rows[at]
-        if at == self.at and self.typed:
-            return f"{clean_line(self.typed)}_"
-        shown = clean_line(settings.show_setting(row.name, row.value)) or "not set"
-        return ascii_signs(f"{shown if len(shown) <= VALUE else shown[: VALUE - 1] + '…':<{VALUE}}  {row.origin}")
+    def lines(self) -> list[tuple[str, str]]:
+        """Return the style and text of each line: the headings, and for each setting its name, value and range."""
+        rows = {row.name: row for row in self.rows}
+        return [
+            self._row(rows[line]) if line in rows else ("class:panel.group", line) for line in self._titles_and_names
+        ]
 
-    def foot(self) -> list[str]:
-        """Return what the chosen setting does, and what was said last or the keys there are."""
-        return [f"  {self.chosen.help}", ascii_signs(f"  {clean_line(self.said) or PANEL_KEYS}")]
+    def _row(self, row: Setting) -> tuple[str, str]:
+        chosen = row is self.chosen
+        value = f"{clean_line(self.typed)}_" if chosen and self.typed else row.text
+        value = value if len(value) <= VALUE_COLUMNS else value[: VALUE_COLUMNS - 1] + "…"
+        style = "class:panel.chosen" if chosen else "" if row.origin in ORIGINS else "class:panel.changed"
+        name, takes = row.name.ljust(max(map(len, self._names))), RANGE.sub("", row.takes)
+        return style, ascii_signs(f"{' >' if chosen else '  '} {name}  {value:<{VALUE_COLUMNS}}  {takes}")
+
+    def foot(self, columns: int) -> list[str]:
+        """Return what the chosen setting does and takes, and what was said last or the keys there are."""
+        row, place = self.chosen, f"{self.at + 1} of {len(self.rows)}"
+        about = f"{row.help} · takes {row.takes} · {row.text} ({row.source})"
+        texts = ascii_signs(about), ascii_signs(clean_line(self.said) or f"{place} · {PANEL_KEYS}")
+        return [f"  {line}" for text in texts for line in textwrap.wrap(text, columns - 3)]
