@@ -9,8 +9,7 @@ from pathlib import Path
 import models
 import pytest
 from terminal import LOADED, Terminal
-
-from repl.terminal.editor import history
+from typed_lines import kept_lines
 
 ENTER, ESCAPE, CLEAR, LEAVE, TAB, RIGHT = "\r", "\x1b", "\x03", "\x04", "\t", "\x1b[C"
 HELLO = "Hello there."
@@ -99,7 +98,7 @@ def reply(screen: Terminal) -> tuple[str, str]:
 
 def said(screen: Terminal) -> list[str]:
     """Return the lines the program has kept as typed."""
-    return history.HistoryReader(screen.home / "data" / "history").fresh()
+    return kept_lines(screen.home / "data" / "history")
 
 
 # a reply

@@ -17,6 +17,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.cells import cell_len
 from rich.console import Console
+from typed_lines import kept_lines
 
 from repl import commands
 from repl.cli import shell as repl_shell
@@ -30,7 +31,6 @@ from repl.generation.runtime import Runtime
 from repl.models.loader import load_model
 from repl.models.store import Store
 from repl.session.session import Session
-from repl.terminal.editor import history
 from repl.terminal.editor.completion import SlashCompleter
 from repl.terminal.editor.prompt import ESCAPE_WAIT_S, Editor, Keyboard
 from repl.terminal.screen import THEME, Screen
@@ -157,7 +157,7 @@ def shown(text: str) -> list[str]:
 def test_a_message_is_answered_and_kept(speaker: Typist) -> None:
     assert shown(speaker.lines("hi", "again")) == [HELLO.decode()] * 2
     assert speaker.sent() == ["hi", "again"]
-    assert history.HistoryReader(speaker.past).fresh() == ["hi", "again"]
+    assert kept_lines(speaker.past) == ["hi", "again"]
 
 
 def test_a_slash_line_can_be_sent(speaker: Typist) -> None:
@@ -465,9 +465,9 @@ def test_a_message_that_comes_back_is_parted_from_what_was_typed_behind_it(
     behind(monkeypatch)
     monkeypatch.setattr(repl_shell, "loadable", lambda failed: ())
     assert BACK in typist.run(f"/model broken{ENTER}precious words{ENTER} and more{ENTER}{CLEAR}")
-    assert history.HistoryReader(typist.past).fresh()[-1] == "precious words and more"
+    assert kept_lines(typist.past)[-1] == "precious words and more"
     typist.run(f"/model broken{ENTER}precious words{ENTER}{PASTE}{ENTER}{CLEAR}")
-    assert history.HistoryReader(typist.past).fresh()[-1] == "precious words\npasted"
+    assert kept_lines(typist.past)[-1] == "precious words\npasted"
 
 
 @pytest.mark.slow
@@ -541,13 +541,13 @@ def test_history_walks_whole_entries_across_starts(typist: Typist) -> None:
     again = Typist(typist.past.parent, Store(Runtime))
     again.run(f"{UP}{UP}!{ENTER}")
     again.session.close()
-    assert history.HistoryReader(typist.past).fresh()[-1] == "/version one\ntwo!"
+    assert kept_lines(typist.past)[-1] == "/version one\ntwo!"
 
 
 def test_ctrl_r_searches(typist: Typist) -> None:
     typist.lines("/version alpha", "/version beta")
     typist.run(f"\x12alph{ENTER}{ENTER}")
-    assert history.HistoryReader(typist.past).fresh()[-1] == "/version alpha"
+    assert kept_lines(typist.past)[-1] == "/version alpha"
 
 
 def complete(line: str) -> list[str]:

@@ -9,40 +9,40 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from repl.terminal.editor import history
+from typed_lines import add_line, kept_lines
 
 
 @given(st.lists(st.text(), max_size=8))
 def test_what_was_typed_comes_back_whole(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("history") / "history"
     for text in texts:
-        history.append_entry(path, text)
-    assert history.HistoryReader(path).fresh() == texts
+        add_line(path, text)
+    assert kept_lines(path) == texts
 
 
-def test_a_torn_line_loses_itself_alone(tmp_path: Path) -> None:
+def test_an_entry_after_a_torn_one_is_whole(tmp_path: Path) -> None:
+    """A kill in mid-write leaves no end of line."""
     path = tmp_path / "history"
-    history.append_entry(path, "first\nline")
+    add_line(path, "first\nline")
     with path.open("ab") as file:
-        file.write(b'"torn\n')
-    history.append_entry(path, "second")
-    assert history.HistoryReader(path).fresh() == ["first\nline", "second"]
+        file.write(b"\n# now\n+torn")
+    add_line(path, "second")
+    assert kept_lines(path) == ["first\nline", "torn", "second"]
 
 
 def test_no_file_is_no_history(tmp_path: Path) -> None:
-    assert history.HistoryReader(tmp_path / "none").fresh() == []
+    assert kept_lines(tmp_path / "none") == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
 def test_only_the_user_may_read_it(tmp_path: Path) -> None:
-    history.append_entry(tmp_path / "history", "secret")
+    add_line(tmp_path / "history", "secret")
     assert stat.S_IMODE(os.stat(tmp_path / "history").st_mode) == 0o600
 
 
 def _write(path: Path, name: str, count: int) -> None:
     for number in range(count):
-        history.append_entry(path, f"{name}{number} " + name * (10 ** (number % 5)))
+        add_line(path, f"{name}{number} " + name * (10 ** (number % 5)))
 
 
 def test_several_programs_write_at_once_and_every_entry_is_whole(tmp_path: Path) -> None:
@@ -55,4 +55,4 @@ def test_several_programs_write_at_once_and_every_entry_is_whole(tmp_path: Path)
     for worker in workers:
         worker.join()
     wanted = {f"{name}{number} " + name * (10 ** (number % 5)) for name in "abcd" for number in range(25)}
-    assert set(history.HistoryReader(path).fresh()) == wanted
+    assert set(kept_lines(path)) == wanted

@@ -22,6 +22,7 @@ from prompt_toolkit.data_structures import Size
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output.vt100 import Vt100_Output
 from terminal import Terminal, surroundings
+from typed_lines import add_line, kept_lines
 
 from repl import commands
 from repl.commands import registry
@@ -31,7 +32,6 @@ from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.session.session import Session
-from repl.terminal.editor import history
 from repl.terminal.editor.paste import FIRST, MAX_LINES, Folds
 from repl.terminal.editor.prompt import Editor, TerminalOutput, terminal_input
 from repl.terminal.editor.settings_panel import Panel
@@ -159,7 +159,7 @@ def pasted(text: str) -> str:
 def keep(desk: Desk, *texts: str) -> None:
     """Put lines into the history."""
     for text in texts:
-        history.append_entry(desk.past, text)
+        add_line(desk.past, text)
 
 
 # what was typed before
@@ -218,35 +218,7 @@ def test_what_another_program_adds_is_there_at_the_next_prompt(desk: Desk) -> No
 
 def test_the_same_line_twice_is_kept_once(desk: Desk) -> None:
     desk.run("same", ENTER, desk.cursor("❯ "), "same", ENTER)
-    assert history.HistoryReader(desk.past).fresh() == ["same"]
-
-
-def test_a_new_entry_after_a_torn_one_is_whole(tmp_path: Path) -> None:
-    """A kill in mid-write leaves no end of line."""
-    path = tmp_path / "history"
-    history.append_entry(path, "first")
-    with path.open("ab") as file:
-        file.write(b'"torn')
-    history.append_entry(path, "second")
-    assert history.HistoryReader(path).fresh() == ["first", "second"]
-
-
-def test_a_reader_returns_every_entry_once(tmp_path: Path) -> None:
-    """Not before its end is written, and from the beginning where another file takes the place."""
-    path = tmp_path / "history"
-    reader = history.HistoryReader(path)
-    assert reader.fresh() == []
-    history.append_entry(path, "one")
-    assert (reader.fresh(), reader.fresh()) == (["one"], [])
-    with path.open("ab") as file:
-        file.write(b'"half')
-        file.flush()
-        assert reader.fresh() == []
-        file.write(b' an hour"\n')
-    assert reader.fresh() == ["half an hour"]
-    path.unlink()
-    history.append_entry(path, "new")
-    assert reader.fresh() == ["new"]
+    assert kept_lines(desk.past) == ["same"]
 
 
 # long pastes
@@ -255,7 +227,7 @@ def test_a_reader_returns_every_entry_once(tmp_path: Path) -> None:
 def test_a_long_paste_is_one_line_on_the_screen_and_whole_when_sent(desk: Desk) -> None:
     look = desk.cursor("❯ see [pasted 200 lines] please")
     assert desk.run(f"see {pasted(BLOCK)} please", look, ENTER) == [f"see {BLOCK} please"]
-    assert history.HistoryReader(desk.past).fresh() == [f"see {BLOCK} please"]
+    assert kept_lines(desk.past) == [f"see {BLOCK} please"]
     assert not any("row 7" in row for row in desk.rows())
 
 
@@ -499,7 +471,7 @@ def test_a_megabyte_arrives_whole_and_can_be_sent(tmp_path: Path) -> None:
         screen.keys(ENTER)
         screen.wait(screen.ready)
         took = time.monotonic() - began
-        assert history.HistoryReader(tmp_path / "data" / "history").fresh() == [f"/version {block}"]
+        assert kept_lines(tmp_path / "data" / "history") == [f"/version {block}"]
         assert took < 60  # a hang guard; 4 s is asked for, and measured by hand on a machine at rest
 
 
@@ -515,7 +487,7 @@ def give(screen: Terminal, data: bytes) -> None:
 
 def _write(path: Path, name: int, sizes: list[int]) -> None:
     for number, size in enumerate(sizes):
-        history.append_entry(path, f"{name} {number} ".ljust(size, "x"))
+        add_line(path, f"{name} {number} ".ljust(size, "x"))
 
 
 @pytest.mark.campaign
@@ -531,7 +503,7 @@ def test_eight_programs_write_200_entries_each_and_all_are_whole(tmp_path: Path)
     for worker in workers:
         worker.join()
     wanted = [f"{name} {number} ".ljust(size, "x") for name in range(8) for number, size in enumerate(sizes[name])]
-    found = history.HistoryReader(path).fresh()
+    found = kept_lines(path)
     assert len(found) == 1600
     assert sorted(found) == sorted(wanted)
 

@@ -1,80 +1,52 @@
-"""The lines typed before, on disk: one JSON string a line, each appended whole under a lock."""
+"""The lines typed before, in a file as prompt_toolkit writes it; several programs may add to it at once."""
 
-import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
+from filelock import FileLock
+from prompt_toolkit.history import FileHistory
+
+from repl.terminal.editor.paste import Folds
+
 MAX_ENTRIES = 2000  # entries offered at the prompt
-MAX_READ_BYTES = 32 * 2**20  # bytes from the end of the file that are looked through for them
-BINARY = getattr(os, "O_BINARY", 0)  # Windows would write two bytes for a line feed
+LOCK_WAIT_S = 2.0  # seconds to wait for another program that adds an entry
 
 
-@contextmanager
-def _locked(descriptor: int) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # Windows: an append of one write is whole there
-        yield
-        return
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+class Past(FileHistory):
+    """Entries for the editor, long ones folded; what other programs add is there at the next prompt."""
 
-
-def append_entry(path: Path, text: str) -> None:
-    """Add an entry; several programs may do so at once, and a kill leaves at most one torn line."""
-    line = (json.dumps(text) + "\n").encode("ascii")
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | BINARY, 0o600)
-    try:
-        with _locked(descriptor):
-            line = b"\n" * _torn(descriptor) + line
-            while line:
-                line = line[os.write(descriptor, line) :]
-    finally:
-        os.close(descriptor)
-
-
-def _torn(descriptor: int) -> bool:
-    """Tell whether a kill has left the last line without its end: the next one must not be glued to it."""
-    if os.lseek(descriptor, 0, os.SEEK_END) == 0:
-        return False
-    os.lseek(descriptor, -1, os.SEEK_END)
-    return os.read(descriptor, 1) != b"\n"
-
-
-def _read(lines: Iterable[bytes]) -> list[str]:
-    found: list[str] = []
-    for line in lines:
-        with suppress(ValueError):
-            entry = json.loads(line)
-            found += [entry] if isinstance(entry, str) else []
-    return found
-
-
-class HistoryReader:
-    """Reads on where it stopped: what this program and others have added since."""
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, folds: Folds, keep: bool = True) -> None:
+        super().__init__(path)
         self._path = path
-        self._at = -1
+        self._folds = folds
+        self._keep = keep
+        self._unsaved: list[str] = []  # newest first
+        self._entries: list[str] = []  # newest first
 
-    def fresh(self) -> list[str]:
-        """Return the entries that were not returned yet, oldest first; costs one look at the file's size if none."""
+    async def load(self) -> AsyncGenerator[str, None]:
+        """Read the file again, and yield entries, newest first."""
+        self._entries = [*self._unsaved, *map(self._folds.entry, self.load_history_strings())]
+        for entry in self._entries:
+            yield entry
+
+    def get_strings(self) -> list[str]:
+        """Return all entries, oldest first."""
+        return self._entries[::-1]
+
+    def load_history_strings(self) -> Iterable[str]:
+        """Return the entries of the file, newest first."""
         with suppress(OSError):
-            size = self._path.stat().st_size
-            if self._at < 0 or size < self._at:  # the first time, or another file stands there
-                self._at = max(0, size - MAX_READ_BYTES)
-            if size > self._at:
-                return self._since()
+            return list(islice(super().load_history_strings(), MAX_ENTRIES))
         return []
 
-    def _since(self) -> list[str]:
-        with self._path.open("rb") as file:
-            file.seek(self._at)
-            whole, end, _ = file.read().rpartition(b"\n")  # behind it stands what another program is writing
-        self._at += len(whole + end)
-        return _read(whole.splitlines()[-MAX_ENTRIES:])
+    def append_string(self, string: str) -> None:
+        """Add an entry to the file, or keep it in memory where it must not or cannot be saved."""
+        with suppress(OSError):  # a disk that refuses must not stop the conversation
+            if self._keep:
+                self._path.touch(mode=0o600)
+                with FileLock(f"{self._path}.lock", timeout=LOCK_WAIT_S):
+                    self.store_string(self._folds.whole(string))
+                return
+        self._unsaved.insert(0, string)

@@ -35,7 +35,8 @@ from prompt_toolkit.utils import is_dumb_terminal as dumb
 from repl.core.format import join_facts
 from repl.core.sanitize import ascii_signs, clean_line
 from repl.core.settings import Settings
-from repl.terminal.editor.completion import Past, SlashCompleter
+from repl.terminal.editor.completion import SlashCompleter
+from repl.terminal.editor.history import Past
 from repl.terminal.editor.keys import Folded, SideView, bindings, menu
 from repl.terminal.editor.paste import Folds
 
@@ -164,7 +165,7 @@ class Editor:
             complete_style=CompleteStyle.COLUMN,
             search_ignore_case=True,
             auto_suggest=AutoSuggestFromHistory(),
-            history=Past(past, keep, self._folds),
+            history=Past(past, self._folds, keep),
             input_processors=[Folded(self._folds)],
             key_bindings=keys,
             bottom_toolbar=self._bar,
