@@ -25,7 +25,7 @@ from repl.cli.shell import Shell
 from repl.commands import help, registry
 from repl.core.errors import BadModel
 from repl.core.events import Progress
-from repl.core.jobs import Job, JobContext, Worker
+from repl.core.jobs import JobContext, Worker
 from repl.core.settings import Load, Settings
 from repl.generation.runtime import Runtime
 from repl.models.loader import load_model
@@ -71,7 +71,7 @@ class Typist:
             guard.start()
             shell = self.shell
             editor = Editor(self.past, shell, "❯ ", pipe, DummyOutput())
-            self.shell.keyboard = editor.keyboard
+            self.shell.editor = editor
             self.shell.interactive(editor.read)
             assert guard.is_alive(), f"hung after {paper.getvalue()!r}"
             guard.cancel()
@@ -142,7 +142,7 @@ def cuda() -> bool:
 
 def behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the prompt come back before a load has ended, however short it is."""
-    monkeypatch.setattr(Shell, "_wait_briefly", lambda shell: False)
+    monkeypatch.setattr(Shell, "_wait_briefly", lambda shell, task: True)
 
 
 def shown(text: str) -> list[str]:
@@ -472,25 +472,18 @@ def test_a_message_that_comes_back_is_parted_from_what_was_typed_behind_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["slow", "deaf"])
-@pytest.mark.parametrize(
-    "moment", [0.0, 30.0, None], ids=["after the last look", "while it is looked", "at the prompt"]
-)
-def test_ctrl_c_at_the_prompt_stops_a_load(
-    speaker: Typist, loads: Loads, name: str, moment: float | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", [0.0, 0.5])
+def test_ctrl_c_stops_a_load_beside_the_prompt(
+    speaker: Typist, loads: Loads, name: str, moment: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the library looks up or not, and whenever it is pressed; the old model answers, no message is lost."""
-    behind(monkeypatch) if moment is None else monkeypatch.setattr(repl_shell, "WAIT_FOR_LOAD_S", moment)
-    pressed = threading.Event()
-    loads.begun = lambda: (speaker.press(CLEAR), pressed.set())
-    if moment == 0:  # it is pressed while the last wait for the end is on
-        monkeypatch.setattr(Job, "ends", lambda job, seconds: not pressed.wait(20))
+    """Whether the library looks up or not, at the prompt and before it is drawn; the old model answers."""
+    monkeypatch.setattr(repl_shell, "WAIT_FOR_LOAD_S", moment)
+    loads.begun = lambda: speaker.press(CLEAR)
     before = speaker.session.settings
     began = time.monotonic()
     said = speaker.lines(f"/model {name}", "hi", "")
     assert time.monotonic() - began < 10
-    assert shown(said)[0] == f"loading stopped · {speaker.session.facts().name} stays"
-    back = [BACK, HELLO.decode()]  # of the message that waited; one that is typed after the end does not
-    assert shown(said)[1:] in ([back] if moment is None else [back, back[1:]])
+    assert shown(said) == [f"loading stopped · {speaker.session.facts().name} stays", BACK, HELLO.decode()]
     assert speaker.sent() == ["hi"]
     assert speaker.session.settings == before
 

@@ -113,7 +113,7 @@ def plan_grid(chosen: Settings, base: ModelDefaults, words: Sequence[str]) -> Gr
 
 def _whole(name: str, text: str, kind: Integer) -> int:
     try:
-        return kind.read(text.replace(",", " "))  # several are none: a comma would read as one between thousands
+        return kind.read(text)
     except UsageError:
         raise UsageError(f"{name} {text!r} is not {kind.phrase}", SWEEP_EXAMPLE) from None
 

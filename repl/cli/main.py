@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -116,8 +116,6 @@ def parser(offer: Callable[[argparse.Action], object] = lambda action: None) -> 
             spellings = ("--" + name.replace("_", "-"), *(f"--{word}" for word in short))
             help_text = settings.help_of(name).replace("%", "%%")
             held = group.add_argument(*spellings, dest=f"set_{name}", metavar="VALUE", help=help_text)
-            if name == "accessible":
-                held.nargs, held.const = "?", "on"
             if "_" in name:
                 group.add_argument(f"--{name}", dest=f"set_{name}", help=argparse.SUPPRESS)
             offer(held)
@@ -135,6 +133,17 @@ def split_model(asked: argparse.Namespace) -> argparse.Namespace:
         asked.model = None
     asked.model = asked.named or asked.model
     return asked
+
+
+def accessible_value(words: Sequence[str]) -> list[str]:
+    """Give `--accessible` the value `on` where the word behind it is none, but a model, a prompt or an option."""
+    kind, found = settings.setting_kind("accessible"), list(words)
+    for place, word in enumerate(words):
+        try:
+            kind.read("".join(words[place + 1 : place + 2]))
+        except UsageError:
+            found[place] = "--accessible=on" if word == "--accessible" else word
+    return found
 
 
 def choose_settings(asked: argparse.Namespace, found: Settings) -> Settings:
@@ -161,7 +170,7 @@ def main() -> NoReturn:
 
 def run_program() -> int:
     """Read the command line and the config file, and run the program; returns the exit code."""
-    asked = split_model(parser().parse_intermixed_args())
+    asked = split_model(parser().parse_intermixed_args(accessible_value(sys.argv[1:])))
     if asked.version:
         sys.stdout.write(f"hub-repl {__version__}\n")
         return 0

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,6 @@ from repl.session import config_file
 
 if TYPE_CHECKING:
     from repl.cli.shell import Shell
-    from repl.generation.measure.token_trace import Inspection
     from repl.terminal.editor.prompt import Editor
     from repl.terminal.editor.settings_panel import Panel
 
@@ -45,7 +44,6 @@ class Program:
         self.interactive = self.typed and sys.stdout.isatty() and not asked.prompt and not asked.json
         self._shell: Shell | None = None
         self._editor: Editor | None = None
-        self._death: SystemExit | None = None  # what a signal asked for while keys were read
 
     @property
     def shell(self) -> "Shell":
@@ -85,11 +83,7 @@ class Program:
     def _lines(self) -> list[str]:
         script: list[str] = []
         if self.asked.script:
-            text = (
-                texts.read_stdin()
-                if self.asked.script == "-"
-                else texts.read_text(self.asked.script, kinds=texts.PIPED)
-            )
+            text = texts.read_stdin() if self.asked.script == "-" else texts.read_text(self.asked.script)
             script = text.split("\n")
         return [*self._connected(), *self.asked.commands, *script]
 
@@ -112,7 +106,7 @@ class Program:
             return False
         if not self._run_lines(lines, self.asked.keep_going):
             return False
-        if prompt or not [*self._first_lines(), *lines]:
+        if prompt or not (self._first_lines() or self._has_lines()):
             return self.shell.message(prompt)
         return True
 
@@ -153,17 +147,14 @@ class Program:
 
     def _serve_plainly(self, mark: str) -> bool:
         """Serve lines as the terminal itself reads them; True where the editor is to go on."""
-        from repl.cli.shell import no_keyboard
         from repl.terminal.editor.prompt import Plain
 
         if self._shell is None:
             self._before()
         shell = self.shell
-        shell.keyboard, shell.open_inspector, shell.cooked_terminal = no_keyboard, None, nullcontext
-        if shell.session.settings.view.accessible:
-            plain = Plain("You: ", shell.settle_load, shell.complete)
-        else:
-            plain = Plain(mark, shell.settle_load)
+        shell.editor = None
+        spoken = shell.session.settings.view.accessible
+        plain = Plain("You: " if spoken else mark, shell.settle_load, shell.complete if spoken else None)
         with closing(plain):
             return shell.interactive(plain.read)
 
@@ -189,17 +180,7 @@ class Program:
         """Put the shell behind the prompt."""
         assert self._editor is not None
         self._editor.backend = self.shell
-        self.shell.keyboard = self._editor.keyboard
-        self.shell.cooked_terminal = self._editor.input.cooked_mode
-        self.shell.open_inspector = self._open_inspector
-
-    def _open_inspector(self, found: "Inspection") -> str:
-        """Show the tokens of a reply on a screen of their own; returns the line to run afterwards, if any."""
-        from repl.terminal.inspector import Inspector
-
-        assert self._editor is not None
-        theme = self.shell.session.settings.view.theme
-        return self._read(Inspector(found, theme, self._editor.input, self._editor.output).run)
+        self.shell.editor = self._editor
 
     def _before(self) -> None:
         """Run the lines that were asked for; one that fails must not take the prompt away."""
@@ -211,12 +192,12 @@ class Program:
         ahead: list[str] = []
         if self._shell is None:
             try:
-                ahead.append(self._read(editor.read))
+                ahead.append(editor.read())
             except EOFError:
                 return False
             self._wait_for_imports()
             self.take()
-        return self.shell.interactive(lambda draft: ahead.pop() if ahead else self._read(lambda: editor.read(draft)))
+        return self.shell.interactive(lambda draft: ahead.pop() if ahead else editor.read(draft))
 
     def _wait_for_imports(self) -> None:
         """Show that the program starts while a line waits for it."""
@@ -226,14 +207,6 @@ class Program:
             sys.stdout.flush()
         sys.stdout.write("\r\x1b[K")
         job.result()
-
-    def _read(self, read: Callable[[], str]) -> str:
-        """Read keys to the end of a line; raises what a signal asked for, also where it came as the reading ended."""
-        try:
-            return read()
-        finally:
-            if self._death is not None:
-                raise self._death
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._shell is None and self._editor is None:
@@ -249,9 +222,9 @@ class Program:
         def kill(number: int, frame: FrameType | None) -> None:
             for one in deadly:  # a window that closes says so twice: the second must not hit what saves and restores
                 signal.signal(one, signal.SIG_IGN)
-            self._death = SystemExit(128 + number)  # of a kind that an event loop lets through
-            if self._editor is None or not self._editor.breaks(self._death):
-                raise self._death
+            death = SystemExit(128 + number)  # of a kind that an event loop lets through
+            if self._editor is None or not self._editor.breaks(death):
+                raise death
 
         signal.signal(signal.SIGINT, self._interrupt)
         for one in deadly:

@@ -4,9 +4,9 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from types import NoneType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from repl import commands
 from repl.commands import extensions, registry
@@ -32,11 +32,13 @@ from repl.terminal.editor.settings_panel import Panel
 from repl.terminal.live import LiveOutput, LoadProgress
 from repl.terminal.screen import Screen
 
+if TYPE_CHECKING:
+    from repl.terminal.editor.prompt import Editor
+
 NO_VIEW = (NoneType, Message, Draft, Lines, Reply, Loaded, Connected, NotAView)
 """Results that /export leaves out when it writes the last view."""
 BARE = {"help": "/help", "?": "/help", "exit": "/quit", "quit": "/quit"}
-KEYBOARD_POLL_S = 0.05  # seconds between looks at the keyboard meanwhile: each takes time from the load
-WAIT_FOR_LOAD_S = 0.25  # seconds that a load may take before the prompt comes back without it
+WAIT_FOR_LOAD_S = 0.2  # seconds that a load may take before the prompt comes back without it
 MIN_FAREWELL_COLUMNS = 70  # columns of a window in which the number of answers is said at the end
 MAX_MODELS_OFFERED = 4  # models to load instead of one that failed
 END_OF_JOB_S = 1.0  # seconds that a job may take to end when the program is told to
@@ -45,43 +47,17 @@ END_OF_JOB_S = 1.0  # seconds that a job may take to end when the program is tol
 assert commands  # importing them registers them
 
 
-class Keys(Protocol):
-    """A keyboard that is watched while something runs; `late`: it was asked to stop when nobody looked any more."""
-
-    late: bool
-
-    def cancelled(self) -> bool:
-        """Tell whether the user asked to stop."""
-
-
-class NoKeys:
-    """Nobody at the keyboard."""
-
-    late = False
-
-    def cancelled(self) -> bool:
-        """Never."""
-        return False
-
-
-def no_keyboard() -> AbstractContextManager[Keys]:
-    """Watch nothing."""
-    return nullcontext(NoKeys())
-
-
 class Shell:
     """Runs lines against a session and shows what comes of them."""
 
     def __init__(self, session: Session, screen: Screen) -> None:
         self.session = session
         self.screen = screen
-        self.keyboard: Callable[[], AbstractContextManager[Keys]] = no_keyboard
-        self.cooked_terminal: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.editor: Editor | None = None  # whose keys stop what runs; None: nobody is at the keyboard
         self.running: Task[Any] | None = None
         self.interrupted = False
         self.offered: tuple[list[str], str] = ([], "")  # lines that a number stands for, and the line to repeat then
         self.default = ""  # the line that an empty one stands for
-        self.open_inspector: Callable[[Inspection], str] | None = None  # returns the line to run
         self.draft = ""  # a message that could not be sent goes back to the prompt
         self._theme = "dark"
         self.apply_theme()
@@ -153,12 +129,12 @@ class Shell:
             return False
         outcome = parsed.run(self.session)
         if isinstance(outcome, Task) and outcome.background and self.screen.interactive:
-            return not self._wait_briefly() or self.end_load()  # else its end is told above the prompt
+            return self._wait_briefly(outcome)
         outcome = self._completed(outcome)
         if not isinstance(outcome, NO_VIEW):
             self.session.keep_view(ShownView(line, parsed.command.name, outcome))
-        if isinstance(outcome, Inspection) and self.open_inspector is not None:
-            if next_line := self.open_inspector(outcome):
+        if isinstance(outcome, Inspection) and self.editor is not None:
+            if next_line := self._inspect(outcome, self.editor):
                 self.screen.notice(next_line)
                 return self._attempt(next_line)
         elif outcome is not None:
@@ -169,9 +145,15 @@ class Shell:
     def _completed(self, outcome: Any) -> Any:
         """Return what to show: a job is followed to its end, a Python prompt is open until it is left."""
         if isinstance(outcome, PythonPrompt):
-            with self.cooked_terminal():
+            with self.editor.input.cooked_mode() if self.editor else nullcontext():
                 return outcome.open()
         return self.follow(outcome) if isinstance(outcome, Task) else outcome
+
+    def _inspect(self, found: Inspection, editor: "Editor") -> str:
+        """Show the tokens of a reply on a screen of their own; returns the line to run afterwards, if any."""
+        from repl.terminal.inspector import Inspector
+
+        return editor.run(Inspector(found, self.session.settings.view.theme, editor.input, editor.output).run)
 
     def _keep_message(self, line: str) -> None:
         """Send a message that found no model once a choice has loaded one; without choices it is back at the prompt."""
@@ -203,10 +185,11 @@ class Shell:
         self.running, self.interrupted = task, False
         try:
             bar = self._bar_while(task) if self.screen.interactive else ""
-            with LiveOutput(self.screen, self.session.settings.view, bar) as pane, self.keyboard() as keys:
+            keyboard = self.editor.keyboard() if self.editor else nullcontext()
+            with LiveOutput(self.screen, self.session.settings.view, bar) as pane, keyboard as keys:
                 while not task.job.finished():
                     pane.draw(task.job.poll(0.02))
-                    if keys.cancelled():
+                    if keys is not None and keys.cancelled():
                         self.interrupt()
         except (SystemExit, OSError):  # a signal, a window that is gone: what there is of a reply is saved
             self._cut(task)
@@ -245,26 +228,13 @@ class Shell:
             return self.end_load()
         return True
 
-    def _wait_briefly(self) -> bool:
-        """Give a load a moment before the prompt is drawn, which would take as long again; True if it has ended."""
-        task, deadline = self.session.loading, time.monotonic() + WAIT_FOR_LOAD_S
-        if task is None:
-            return False
-        with self.keyboard() as keys:
-            while not (task.job.ends(KEYBOARD_POLL_S) or task.job.stopped() or time.monotonic() > deadline):
-                if keys.cancelled():
-                    task.job.cancel()
-        if keys.late:  # pressed behind the last look: it was meant for this load
-            task.job.cancel()
-        if said := self._follow_load(task):
-            self.screen.notice(said)
-        return task.job.finished()
-
-    def _follow_load(self, task: Task[Any]) -> str:
-        """Take note of how far a load is, and return its notices."""
-        events = task.job.poll()
-        self._pace.follow(events)
-        return "\n".join(event.text for event in events if isinstance(event, Notice))
+    def _wait_briefly(self, task: Task[Any]) -> bool:
+        """Give a load a moment to end before the prompt is drawn, which takes as long; False if it has failed."""
+        task.job.ends(WAIT_FOR_LOAD_S)
+        good = True
+        while tell := self.poll_load():
+            good = tell() is not False
+        return good
 
     def end_load(self) -> bool:
         """Take over a load that has ended, and say so."""
@@ -312,7 +282,9 @@ class Shell:
         task = self.session.loading
         if task is None:
             return None
-        if said := self._follow_load(task):
+        events = task.job.poll()
+        self._pace.follow(events)
+        if said := "\n".join(event.text for event in events if isinstance(event, Notice)):
             return lambda: self.screen.notice(said)
         return self.end_load if task.job.finished() else None
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from repl.commands.registry import command
+from repl.core import streams
 from repl.core.errors import UsageError
 from repl.generation.measure.forward import input_device
 from repl.session.results import Message
@@ -111,7 +112,7 @@ def interact(names: dict[str, Any]) -> None:
 
         readline.set_startup_hook(None)
         readline.set_completer(rlcompleter.Completer(names).complete)
-        readline.parse_and_bind("tab: complete")
+        streams.bind_tab(readline)
     try:
         code.interact(BANNER, local=names, exitmsg="")
     finally:

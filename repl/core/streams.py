@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from contextlib import redirect_stderr, suppress
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 LOST = (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno.ENXIO)
 TERMINAL = "hub-repl"  # how what a terminal cannot show is written; a stream keeps that when its window is gone
@@ -61,3 +61,11 @@ def explain_end(error: OSError) -> int:
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141 if error.errno == errno.EPIPE else 1
+
+
+def bind_tab(readline: Any) -> str:
+    """Have Tab complete in the module `readline`; returns its library: `editline` has a syntax of its own (macOS)."""
+    known = "editline" if "libedit" in (readline.__doc__ or "") else "readline"
+    backend = str(getattr(readline, "backend", known))  # from Python 3.13 on
+    readline.parse_and_bind("bind ^I rl_complete" if backend == "editline" else "tab: complete")
+    return backend

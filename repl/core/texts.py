@@ -1,6 +1,6 @@
 """Texts from outside: files that the user names, and standard input.
 
-Only regular files are read (a script may be a pipe), never more than so many bytes, and a byte order mark is no text.
+Only regular files are read, never more than so many bytes, and a byte order mark is no text.
 """
 
 import codecs
@@ -13,23 +13,22 @@ from repl.core.errors import ReplError
 
 MAX_TEXT_BYTES = 4_000_000  # bytes, more than a message can hold
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-PLAIN, PIPED = (stat.S_IFREG,), (stat.S_IFREG, stat.S_IFIFO)
 
 
-def read_text(file: str, largest: int = MAX_TEXT_BYTES, kinds: tuple[int, ...] = PLAIN) -> str:
+def read_text(file: str, largest: int = MAX_TEXT_BYTES) -> str:
     """Return a file's text; raises `ReplError` naming it."""
     try:
-        return decode_text(_content(Path(file).expanduser(), largest, kinds), repr(file), largest)
+        return decode_text(_content(Path(file).expanduser(), largest), repr(file), largest)
     except (OSError, ValueError, RuntimeError) as error:  # in this order: the disk, a NUL, the home of nobody
         raise ReplError(f"cannot read {file!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _content(path: Path, largest: int, kinds: tuple[int, ...]) -> bytes:
+def _content(path: Path, largest: int) -> bytes:
     found = path.stat()
     kind = stat.S_IFMT(found.st_mode)
     if os.path.samestat(found, os.stat(os.devnull)):
         return b""
-    if kind not in kinds:
+    if kind != stat.S_IFREG:
         raise OSError(0, f"it is {KINDS.get(kind, 'a device')}, not a file")
     if found.st_size > largest:
         return bytes(largest + 1)

@@ -79,10 +79,10 @@ class Integer(Kind):
         return f"{self.zero} or {bounds}" if self.zero else bounds
 
     def read(self, word: str) -> int:
-        """Read decimal digits, `_` allowed between them and `,` between thousands."""
+        """Read decimal digits, `_` allowed between them; a comma may part thousands or numbers, so none is."""
         if self.zero and word.lower() == self.zero:
             return 0
-        digits = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", word.strip()).replace("_", "")
+        digits = word.strip().replace("_", "")
         if not re.fullmatch(r"[+-]?[0-9]{1,18}", digits):
             raise not_a(word, self.phrase)
         value = int(digits)

@@ -1,5 +1,6 @@
 """Options of the command line."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from fakeserver import FakeServer
 from terminal import surroundings
 
-from repl.cli.main import parser, short_help, split_model
+from repl.cli.main import accessible_value, parser, short_help, split_model
 from repl.cli.program import is_new_user
 from repl.core import settings
 
@@ -120,3 +121,33 @@ def test_help_fits_a_window_and_help_all_has_each_option_once() -> None:
     listed = re.findall(r"^ {2,}(--[\w-]+)", parser().format_help(), re.MULTILINE)
     assert len(listed) == len(set(listed))
     assert {"--" + name.replace("_", "-") for name in settings.places()} <= set(listed)
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "model"),
+    [
+        (["--accessible", "gpt2"], "on", "gpt2"),
+        (["--accessible", "off", "gpt2"], "off", "gpt2"),
+        (["gpt2", "--accessible"], "on", "gpt2"),
+        (["--accessible", "--json", "gpt2"], "on", "gpt2"),
+    ],
+)
+def test_accessible_needs_no_value(words: list[str], value: str, model: str) -> None:
+    found = parser().parse_intermixed_args(accessible_value(words))
+    assert (found.set_accessible, found.model) == (value, model)
+
+
+def test_nothing_to_say_to_a_server_is_a_failure(tmp_path: Path) -> None:
+    """As it is to a model here: an empty prompt gets no answer."""
+    with FakeServer() as server:
+        assert one_shot("--connect", server.host, home=tmp_path).returncode == 1
+        assert one_shot("--connect", server.host, "-c", "/version", home=tmp_path).returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a named pipe")
+def test_a_script_is_a_regular_file(tmp_path: Path) -> None:
+    """A pipe that nobody writes to would hang."""
+    os.mkfifo(tmp_path / "pipe")
+    with FakeServer() as server:
+        done = one_shot("--connect", server.host, "--script", str(tmp_path / "pipe"), home=tmp_path)
+    assert (done.returncode, "it is a pipe, not a file" in done.stderr) == (2, True), done

@@ -49,7 +49,7 @@ def test_what_is_no_file_is_refused_at_once(name: str, kind: str, session: Sessi
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     path = tmp_path / name
-    for reads in (read, script) if name != "pipe" else (read,):
+    for reads in (read, script):
         with pytest.raises(ReplError, match=f"cannot read .*{kind}"):
             reads(session, str(path))
     with pytest.raises(ReplError, match=f"cannot read .*{kind}"):

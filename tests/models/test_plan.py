@@ -318,7 +318,7 @@ def test_what_is_refused_offers_numbers(
 ) -> None:
     """A load that ends beside the prompt offers its remedies too, behind the line that waited for its end."""
     if beside:
-        monkeypatch.setattr(Shell, "_wait_briefly", lambda shell: False)
+        monkeypatch.setattr(Shell, "_wait_briefly", lambda shell, task: True)
     else:
         monkeypatch.setattr(repl_shell, "WAIT_FOR_LOAD_S", 30.0)
     with planning([Room("cpu", GB, 1000)]) as session:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pexpect
 import pyte
@@ -26,7 +27,7 @@ from typed_lines import add_line, kept_lines
 
 from repl import commands
 from repl.commands import registry
-from repl.core import children
+from repl.core import children, streams
 from repl.core.jobs import Worker
 from repl.core.settings import Settings
 from repl.generation.runtime import Runtime
@@ -528,3 +529,40 @@ def test_enter_while_a_line_is_drawn_above_the_prompt_sends_the_draft(tmp_path, 
         assert editor.read() == "precious words"
         guard.cancel()
         os.close(master)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal")
+def test_a_line_typed_before_the_prompt_is_drawn_is_sent(tmp_path: Path, session: Session) -> None:
+    """The terminal has made a line feed of its Enter by then, which at the prompt begins a new line."""
+    import pty
+
+    master, slave = pty.openpty()
+    os.write(master, b"precious words\rand mo")
+    with open(slave, encoding="utf-8") as stdin:
+        desk = Desk(tmp_path, session)
+        editor = Editor(
+            desk.past, desk, source=terminal_input(stdin), target=Vt100_Output(desk.glass, lambda: Size(24, 90))
+        )
+        guard = threading.Timer(20, os.close, (master,))  # a test must fail, not hang
+        guard.start()
+        with editor.own_terminal():
+            assert editor.read() == "precious words"
+            os.write(master, b"re\r")
+            assert editor.read() == "and more"
+        guard.cancel()
+        os.close(master)
+
+
+@pytest.mark.parametrize(
+    ("known", "line"),
+    [
+        ({"__doc__": "uses GNU readline."}, "tab: complete"),
+        ({"__doc__": "uses libedit readline."}, "bind ^I rl_complete"),
+        ({"__doc__": "", "backend": "editline"}, "bind ^I rl_complete"),
+        ({"__doc__": "", "backend": "readline"}, "tab: complete"),
+    ],
+)
+def test_tab_completes_with_either_library_of_readline(known: dict[str, str], line: str) -> None:
+    bound: list[str] = []
+    streams.bind_tab(SimpleNamespace(**known, parse_and_bind=bound.append))
+    assert bound == [line]

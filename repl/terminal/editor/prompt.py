@@ -32,6 +32,7 @@ from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import DynamicStyle, Style
 from prompt_toolkit.utils import is_dumb_terminal as dumb
 
+from repl.core import streams
 from repl.core.format import join_facts
 from repl.core.sanitize import ascii_signs, clean_line
 from repl.core.settings import Settings
@@ -152,6 +153,7 @@ class Editor:
         self._styles = {theme: prompt_style(accent) for theme, accent in EDITOR_ACCENTS.items()}
         self._folds = Folds()
         self._says_how_to_leave = False  # Ctrl-C was pressed with nothing to stop
+        self._end: SystemExit | None = None  # what a signal asked for while keys were read
         keys = bindings(self._stop, self._folds)
         self._prompt: PromptSession[str] = PromptSession(
             message=[("class:prompt", mark)],
@@ -200,7 +202,16 @@ class Editor:
             draft += "\n"  # what was typed or pasted meanwhile is not part of its last word
         self._adapt()
         self._prompt.reserve_space_for_menu = menu(self.output.get_size().rows)
-        return self._folds.whole(self._prompt.prompt(default=self._folds.entry(draft), pre_run=self._watch))
+        line = self.run(lambda: self._prompt.prompt(default=self._folds.entry(draft), pre_run=self._watch))
+        return self._folds.whole(line)
+
+    def run(self, read: Callable[[], str]) -> str:
+        """Read keys; raises what a signal asked for meanwhile, also where it came as the reading ended."""
+        try:
+            return read()
+        finally:
+            if self._end is not None:
+                raise self._end
 
     def breaks(self, error: SystemExit) -> bool:
         """Have an error raised between two steps of reading keys; False where no keys are read.
@@ -211,6 +222,7 @@ class Editor:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return False
+        self._end = error
         loop.call_soon_threadsafe(_raise, error)
         return True
 
@@ -219,6 +231,8 @@ class Editor:
         """Keep echo and the keys that send signals off, also between the prompts; at the end all is as it was."""
         try:
             with self.input.raw_mode():
+                early = [KeyPress(Keys.Enter) if key.key == Keys.ControlJ else key for key in self.input.read_keys()]
+                store_typeahead(self.input, early)  # before raw mode the terminal made a line feed of each Enter
                 yield
         finally:
             with suppress(OSError):
@@ -345,12 +359,12 @@ def import_readline(complete: Complete) -> Any:
     with suppress(ImportError):
         import readline
 
-        readline.parse_and_bind("set enable-bracketed-paste off")  # else it is set and reset around each line
-        readline.parse_and_bind("tab: complete")
         readline.set_completer_delims(" ")
         readline.set_completer(word)
-        readline.parse_and_bind('"\\e[200~": bracketed-paste-begin')
-        sys.stdout.write(PASTES)
+        if streams.bind_tab(readline) == "readline":
+            readline.parse_and_bind("set enable-bracketed-paste off")  # else it is set and reset around each line
+            readline.parse_and_bind('"\\e[200~": bracketed-paste-begin')
+            sys.stdout.write(PASTES)
         return readline
     return None
 
@@ -362,7 +376,6 @@ class Keyboard:
         self._input = source
         self._keys: list[KeyPress] = []
         self._heard_at = 0.0
-        self.late = False
 
     def cancelled(self) -> bool:
         """Read what was typed; True once for Esc or Ctrl-C."""
@@ -386,8 +399,8 @@ class Keyboard:
             return False
 
     def keep(self) -> None:
-        """Hand the keys to the next prompt; a stop among the last of them is noted as late."""
+        """Hand the keys to the next prompt."""
         with suppress(EOFError, OSError):
-            self.late = self.cancelled()
+            self.cancelled()
         store_typeahead(self._input, self._keys)
         self._keys = []
