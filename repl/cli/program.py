@@ -83,7 +83,7 @@ class Program:
     def _lines(self) -> list[str]:
         script: list[str] = []
         if self.asked.script:
-            text = texts.read_stdin() if self.asked.script == "-" else texts.read_text(self.asked.script)
+            text = texts.read_stdin() if self.asked.script == "-" else texts.read_text(self.asked.script, piped=True)
             script = text.split("\n")
         return [*self._connected(), *self.asked.commands, *script]
 

@@ -42,7 +42,7 @@ def read(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Messag
 @command("other", "/script warm-up.txt", "/script ~/questions.txt", see="read config")
 def script(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Lines:
     """Run the lines of a file, up to the first that fails."""
-    return Lines(texts.read_text(file).split("\n"))
+    return Lines(texts.read_text(file, piped=True).split("\n"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Texts from outside: files that the user names, and standard input.
 
-Only regular files are read, never more than so many bytes, and a byte order mark is no text.
+Only regular files are read (a script may be a pipe with a writer), never more than so many bytes, and a byte order
+mark is no text.
 """
 
 import codecs
@@ -15,25 +16,37 @@ MAX_TEXT_BYTES = 4_000_000  # bytes, more than a message can hold
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
-def read_text(file: str, largest: int = MAX_TEXT_BYTES) -> str:
+def read_text(file: str, largest: int = MAX_TEXT_BYTES, piped: bool = False) -> str:
     """Return a file's text; raises `ReplError` naming it."""
     try:
-        return decode_text(_content(Path(file).expanduser(), largest), repr(file), largest)
+        return decode_text(_content(Path(file).expanduser(), largest, piped), repr(file), largest)
     except (OSError, ValueError, RuntimeError) as error:  # in this order: the disk, a NUL, the home of nobody
         raise ReplError(f"cannot read {file!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _content(path: Path, largest: int) -> bytes:
+def _content(path: Path, largest: int, piped: bool) -> bytes:
     found = path.stat()
     kind = stat.S_IFMT(found.st_mode)
     if os.path.samestat(found, os.stat(os.devnull)):
         return b""
+    if kind == stat.S_IFIFO and piped:
+        return _piped(path, largest)
     if kind != stat.S_IFREG:
         raise OSError(0, f"it is {KINDS.get(kind, 'a device')}, not a file")
     if found.st_size > largest:
         return bytes(largest + 1)
     with path.open("rb") as file:
         return file.read(largest + 1)  # what the system makes up as it is read has no size
+
+
+def _piped(path: Path, largest: int) -> bytes:
+    """Read a pipe to its end; raises `OSError` where nobody writes to it, instead of waiting for ever."""
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(pipe, True)
+    with open(pipe, "rb") as file:
+        if not (content := file.read(largest + 1)):
+            raise OSError(0, "it is a pipe that nobody writes to")
+    return content
 
 
 def decode_text(content: bytes, name: str, largest: int = MAX_TEXT_BYTES) -> str:

@@ -145,9 +145,8 @@ def test_nothing_to_say_to_a_server_is_a_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a named pipe")
-def test_a_script_is_a_regular_file(tmp_path: Path) -> None:
-    """A pipe that nobody writes to would hang."""
+def test_a_script_is_no_pipe_that_nobody_writes_to(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with FakeServer() as server:
         done = one_shot("--connect", server.host, "--script", str(tmp_path / "pipe"), home=tmp_path)
-    assert (done.returncode, "it is a pipe, not a file" in done.stderr) == (2, True), done
+    assert (done.returncode, "it is a pipe that nobody writes to" in done.stderr) == (2, True), done
