@@ -15,12 +15,14 @@ CACHED = (
 MODELS = {
     "bash": "hub_repl_model_files",  # of a function with such a name bash takes the words as files, and quotes them
     "zsh": "hub_repl_models",
-    "fish": "(sh -c $hub_repl_cached; __fish_complete_path (commandline -ct))",
+    "fish": "(hub_repl_models)",
 }
 PREAMBLE = {
     "bash": f'hub_repl_model_files() {{ compgen -W "$({CACHED})" -- "$1"; compgen -f -- "$1"; }}',
     "zsh": f'hub_repl_models() {{ compadd -- ${{(f)"$({CACHED})"}}; _files; }}',
-    "fish": "set -g hub_repl_cached '" + CACHED.replace("'", "\\'") + "'",
+    "fish": "function hub_repl_models; sh -c '"
+    + CACHED.replace("\\", "\\\\").replace("'", "\\'")
+    + "'; __fish_complete_path (commandline -ct); end",
 }
 COMPLETED_BY = {
     **dict.fromkeys(("model", "named", "set_assistant"), MODELS),

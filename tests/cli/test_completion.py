@@ -51,6 +51,42 @@ def test_bash_completes_options_values_files_and_cached_models(tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+def test_fish_completes_the_same(tmp_path: Path) -> None:
+    """In the shell itself, which says what it would offer."""
+    (tmp_path / "hub" / "models--acme--tiny").mkdir(parents=True)
+    (tmp_path / "lines.txt").touch()
+    (tmp_path / "written.fish").write_text(script("fish"))
+    offers = {"--dtype f": "float32 float16", "ac": "acme/tiny", "--model ac": "acme/tiny", "--script li": "lines.txt"}
+    for typed, offered in {**offers, "li": "lines.txt", "gpt2 --theme l": "light"}.items():
+        ask = f"source written.fish; complete -C 'hub-repl {typed}'"
+        line, surroundings = ["fish", "-N", "-c", ask], {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path)}
+        found = subprocess.run(line, env=surroundings, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert found.stderr == ""
+        assert [row.partition("\t")[0] for row in found.stdout.splitlines()] == offered.split()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+def test_zsh_completes_the_same(tmp_path: Path) -> None:
+    """In the shell itself: the line after Tab."""
+    pexpect = pytest.importorskip("pexpect")
+    (tmp_path / "hub" / "models--acme--tiny").mkdir(parents=True)
+    (tmp_path / "lines.txt").touch()
+    (tmp_path / "_hub-repl").write_text(script("zsh"))
+    surroundings = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path), "HOME": str(tmp_path), "TERM": "dumb"}
+    shell = pexpect.spawn("zsh", ["-f"], env=surroundings, cwd=str(tmp_path), encoding="utf-8", timeout=30)
+    shell.sendline("unsetopt zle_bracketed_paste; fpath=($PWD $fpath); autoload -U compinit; compinit -u -D; echo r''eady")
+    shell.expect("ready")
+    offers = {"--dtype b": "bfloat16 ", "ac": "acme/tiny ", "--script li": "lines.txt ", "gpt2 --theme l": "light "}
+    for typed, completed in offers.items():
+        shell.send(f"hub-repl {typed}\t")
+        shell.expect_exact(completed)
+        shell.send("\x15")
+    shell.close(force=True)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", main.SHELLS)
 def test_a_script_is_written_at_once(shell: str, tmp_path: Path) -> None:
     """Without torch, which takes seconds; it can be read by the shell that is installed."""
