@@ -69,6 +69,8 @@ class Why:
     """The likeliest token behind all steps, which greedy takes."""
     candidates: list[WhyToken]
     notes: list[str]
+    least_certain: bool = False
+    """Whether it was chosen for that, of all tokens of the reply."""
 
 
 def explain(resident: Model, record: Reply, place: str, shared: bool, emit: JobContext) -> Why:

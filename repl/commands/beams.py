@@ -1,12 +1,12 @@
 """Beams: search width, the tree of what a search found, and taking another of its sequences."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from rich.cells import cell_len
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from repl.analysis.beam_tree import Node, grow
 from repl.commands.registry import command
@@ -21,11 +21,10 @@ from repl.generation.measure.token_text import quote
 from repl.session.change_settings import apply
 from repl.session.replies import add_reply
 from repl.session.session import Session
-from repl.terminal.responsive import Responsive
-from repl.terminal.screen import render
+from repl.terminal.screen import PICK_HINT, render, score_unit
 from repl.terminal.token_colours import percent
 
-GUIDES = ("├ ", "└ ", "│ "), ("|-", "`-", "| ")
+MAX_STRETCH_CHARACTERS = 200  # shown of what lies between two places where sequences part
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,49 +107,41 @@ def search_tree(turn: Turn | None) -> SearchTree:
     return SearchTree(turn.exchange, record.beams, penalty, chosen, root, record.search.margins)
 
 
-def _draw(found: SearchTree, width: int, plain: bool) -> Iterator[RenderableType]:
-    """Draw a line for each stretch of text, indented below where it parts from others."""
-    nearest = min((margin for margin in found.margins if margin is not None), default=None)
-    said = join_facts(
-        f"{found.beams} beams",
-        f"score = nats / tokens^{found.length_penalty:g}" if found.root.logprob is not None else "",
-        f"closest call {nearest:.2g} nats" if nearest is not None else "",
-    )
-    yield Text(said, "quiet")
-    yield from _lines(found.root, "", "", width, GUIDES[plain], found.chosen)
-    yield Text.assemble(("/pick N", "accent"), (" selects another answer", "quiet"))
-
-
-def _lines(node: Node, lead: str, below: str, width: int, guides: tuple[str, str, str], chosen: int) -> Iterator[Text]:
-    chance = f"{percent(node.probability):>8} " if lead and node.probability is not None else ""
-    figures = _figures(node)
-    room = max(8, width - cell_len(lead + chance + figures) - 2)
-    text, style = _line(node, room), "accent" if node.sequence == chosen else ""
-    line = Text.assemble((lead + chance, "quiet"), (text, style))
-    if figures:
-        line.pad_right(max(1, width - line.cell_len - cell_len(figures)))
-    if text or figures:
-        yield line + Text(figures, style or "quiet")
-    for branch in node.branches:
-        last = branch is node.branches[-1]
-        inner = below + ("  " if last else guides[2])
-        yield from _lines(branch, below + guides[last], inner, width, guides, chosen)
-
-
-def _line(node: Node, most: int) -> str:
-    """Return the text of a stretch on one line, with what cannot be seen in quotes."""
-    if node.text.strip():
-        return shortened(node.text, most)
-    blank = quote(node.text) if node.text else ""
-    return blank or ("(ends)" if node.token_ids else "")
-
-
-def _figures(node: Node) -> str:
-    if not node.sequence:
-        return ""
-    return f"{node.sequence:3}" + ("" if node.score is None else f"{node.score:8.3f}")
-
-
 @render.register
 def _(result: SearchTree) -> RenderableType:
-    return Responsive(lambda width, plain: _draw(result, width, plain))
+    """Draw a branch for each stretch of text, below where it parts from others."""
+    nearest = min((margin for margin in result.margins if margin is not None), default=None)
+    said = join_facts(
+        f"{result.beams} beams",
+        score_unit(result.length_penalty) if result.root.logprob is not None else "",
+        f"closest call {nearest:.2g} nats" if nearest is not None else "",
+    )
+    shared = replace(result.root, probability=None)  # there was no other way there
+    root = Tree(_label(shared, result.chosen), guide_style="quiet", hide_root=not result.root.token_ids)
+    _add_branches(root, result.root, result.chosen)
+    return Group(Text(said, "quiet"), root, PICK_HINT)
+
+
+def _add_branches(tree: Tree, node: Node, chosen: int) -> None:
+    for branch in node.branches:
+        _add_branches(tree.add(_label(branch, chosen)), branch, chosen)
+
+
+def _label(node: Node, chosen: int) -> Table:
+    """Return a stretch: how likely its first token was, its text, and where a sequence ends its number and score."""
+    score = "" if node.score is None else f"{node.score:8.3f}"
+    figures = f"{node.sequence:3}{score}" if node.sequence else ""
+    style = "accent" if node.sequence == chosen else ""
+    chance = [] if node.probability is None else [Text(f"{percent(node.probability):>8}", "quiet")]
+    label = Table.grid(*["" for _ in chance], padding=(0, 2, 0, 0), expand=True)
+    label.add_column(ratio=1, overflow="fold", style=style)
+    label.add_column(no_wrap=True, style=style or "quiet")
+    label.add_row(*chance, _shown(node), figures)
+    return label
+
+
+def _shown(node: Node) -> str:
+    """Return the text of a stretch, with what cannot be seen in quotes."""
+    if node.text.strip():
+        return shortened(node.text, MAX_STRETCH_CHARACTERS)
+    return quote(node.text) if node.text else "(ends)"

@@ -88,7 +88,7 @@ def _cells(row: WaySpeed) -> list[str | Text]:
         _short(row.prefill_tps),
         _short(row.decode_tps),
         "" if row.of_bare is None else f"{row.of_bare:.2f}",
-        "" if row.limit_tps is None else f"{row.decode_tps / row.limit_tps:.0%}",
+        "" if row.limit_tps is None else f"{100 * row.decode_tps / row.limit_tps:.0f}",
     ]
 
 

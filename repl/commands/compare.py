@@ -21,6 +21,7 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import ascii_only, clean
 from repl.core.values import RestOfLine
+from repl.generation.measure.token_text import quote
 from repl.generation.prompt.thinking import fold_parts
 from repl.remote.engine import Remote
 from repl.remote.http import ServerConnection
@@ -188,5 +189,5 @@ def _parted(number: int, column: Column, result: Answers) -> str:
         done = column.done
         end = " as far as it came" if done and done.finish == "cancelled" else ""
         return "" if number == good[0] or column.problem else f"same as {good[0]}{end}"
-    where = f"token {found.token}: {found.text!r}" if found.text else f"token {found.token}: the end"
+    where = f"token {found.token}: {quote(found.text)}" if found.text else f"token {found.token}: the end"
     return f"parts at {where}" if number == good[0] else f"differs from {good[0]} at {where}"

@@ -11,7 +11,7 @@ from repl.analysis.variants import read_variant
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.errors import UsageError
-from repl.core.format import counted, device, join_facts, shortened
+from repl.core.format import counted, device, join_facts
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
 from repl.core.values import RestOfLine
@@ -22,6 +22,7 @@ from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 from repl.terminal.sparkline import column, spark
+from repl.terminal.tables import facts
 
 DIVERGE_EXAMPLE = "/diverge dtype=float16"
 DIVERGE_WORDS = (
@@ -113,17 +114,17 @@ def _draw(found: Diverged, width: int, plain: bool) -> Iterator[RenderableType]:
     if found.fork is None:
         yield Text(f"the same in both: {counted(len(found.steps), 'token')}, each the likeliest")
     else:
-        yield from _forked(found, found.fork, width)
+        yield from _forked(found, found.fork)
     yield _line(found, min(width, 100) - 3, plain)
     count = len(found.steps)
-    agree = f"{found.agreeing} of {count} steps agree ({found.agreeing / count:.1%})"
+    agree = f"{found.agreeing} of {count} steps agree ({100 * found.agreeing / count:.1f} %)"
     most = f"largest {_short(found.kl_most)} at token {found.kl_most_at}"
     yield Text(join_facts(agree, f"KL mean {_short(found.kl_mean)} nats, {most}"), "quiet")
     if not found.whole:
         yield Text("both did not fit into memory: they were loaded one after the other", "quiet")
 
 
-def _forked(found: Diverged, fork: FirstFlip, width: int) -> Iterator[Text]:
+def _forked(found: Diverged, fork: FirstFlip) -> Iterator[RenderableType]:
     names = [clean_line(name) for name in found.names]
     wide = max(map(len, names))
     yield Text.assemble("first different token: ", (f"{fork.place}", "accent"), (f" of {len(found.steps)}", "quiet"))
@@ -138,9 +139,8 @@ def _forked(found: Diverged, fork: FirstFlip, width: int) -> Iterator[Text]:
             (f"   {theirs:<{size}} {others.probabilities[side]:.3f}   {fork.margins[side]:.3f} nats ahead", "quiet"),
         )
     yield Text(_verdict(fork, found.names))
-    for name, onward in zip(names, fork.onward, strict=True):
-        text = shortened(onward, max(20, width - wide - 5)) or "(ends)"
-        yield Text.assemble((f"  {name:<{wide}}  ", "quiet"), text)
+    onward = [" ".join(text.split()) or "(ends)" for text in fork.onward]
+    yield facts([(f"  {name}", text) for name, text in zip(names, onward, strict=True)])
 
 
 def _line(found: Diverged, room: int, plain: bool) -> Text:

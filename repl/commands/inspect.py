@@ -33,9 +33,10 @@ LISTED_ALTERNATIVES = 3  # alternatives in a row of the list
 
 
 @dataclass(frozen=True, slots=True)
-class Painted(Inspection):
+class Painted(Trace):
     """The last reply in colours, by probability (`on`) or `entropy`; `streams` tells whether replies come coloured."""
 
+    by: str
     streams: bool
 
 
@@ -132,7 +133,7 @@ def look_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:
     return session.run_on_model(lambda emit: make(measure_again(session.store.current(), turn, emit)))
 
 
-def as_view(kind: Callable[..., Inspection], found: Trace, by: str, **more: bool) -> Inspection:
+def as_view(kind: Callable[..., Trace], found: Trace, by: str, **more: bool) -> Trace:
     """Make a view of a reply; its colours go by probability where no entropy is known."""
     own = {spot.name: getattr(found, spot.name) for spot in fields(Trace)}
     return kind(**own, by="on" if found.server else by, **more)

@@ -150,23 +150,28 @@ def _draw(lens: Lens, width: int, plain: bool) -> Iterator[RenderableType]:
         cells = [draw_cell(token, "accent" if token.id == lens.answer.id else "") for token in layer.top[:shown]]
         table.add_row(
             head,
-            Text(heat(layer.answer.probability) * HEAT_CELLS, "accent"),
-            *([draw_followed(layer.word, lens.answer.id)] if layer.word else []),
+            Text(
+                heat(layer.answer.probability) * HEAT_CELLS, "accent" if layer.answer.probability >= 0.01 else "quiet"
+            ),
+            *([draw_followed(layer.word)] if layer.word else []),
             *cells,
         )
     yield table
     legend = [f"{heat(least)} {words}" for least, _, words in CLASSES]
     yield Text("  ".join([f"{quote(lens.answer.text, 12)}:", *legend]), "quiet")
-    before = f", at first at {lens.first}" if lens.first < lens.leads else ""
-    last = len(lens.layers) - 1
-    where = f"from layer {lens.leads} of {last} on" if lens.leads else "from the embedding on"
-    where = f"at the last of {last} layers only" if lens.leads == last else where
-    yield Text.assemble((quote(lens.answer.text, 40), "accent"), (f" leads {where}{before}", "quiet"))
+    last, before = len(lens.layers) - 1, f"first at {lens.first}, and " if lens.first < lens.leads else ""
+    where = (
+        f"only at the last layer, {last}"
+        if lens.leads == last and not before
+        else f"from layer {lens.leads} of {last} on"
+    )
+    where = where if lens.leads else "from the embedding on"
+    yield Text.assemble((quote(lens.answer.text, 40), "accent"), (f" leads {before}{where}", "quiet"))
 
 
-def draw_followed(word: LensToken, answer: int) -> Text:
-    """Draw the rank and the probability of the word that is followed."""
-    return Text(f"{'#' + format(word.rank, ','):>9}{_percent(word):>9}", "accent" * (word.id == answer))
+def draw_followed(word: LensToken) -> Text:
+    """Draw the rank and the probability of the word that is followed: where it leads it is seen."""
+    return Text(f"{'#' + format(word.rank, ','):>9}{_percent(word):>9}", "accent" if word.rank == 1 else "quiet")
 
 
 def draw_cell(token: LensToken, style: str) -> Text:

@@ -25,9 +25,10 @@ from repl.generation.request import Request, encode_prompt
 from repl.generation.runtime import Model
 from repl.session.position import Position, next_position
 from repl.session.session import Session, Task
+from repl.terminal.responsive import First
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
-from repl.terminal.token_colours import BAR_CELLS, bar, percent
+from repl.terminal.token_colours import BAR_WIDTHS, bar, percent
 
 DEFAULT_TOKENS = 10  # candidates shown where no number is given
 MAX_TOKENS = 1000
@@ -140,33 +141,36 @@ def _(result: Next) -> RenderableType:
     nothing = "-" if ascii_only() else "–"
     rows = [(one.text, one.probability) for one in result.candidates]
     drawn = [percent(one.drawn) if one.drawn else nothing for one in result.candidates]
-    table = _table(rows, drawn if result.processors else [])
-    return Group(lead(result), table, Text(_figures(result), "quiet"))
+    return Group(lead(result), _tables(rows, drawn if result.processors else []), Text(_figures(result), "quiet"))
 
 
 @render.register
 def _(result: Offered) -> RenderableType:
-    table = _table([(text, exp(logprob)) for text, logprob in result.candidates])
+    tables = _tables([(text, exp(logprob)) for text, logprob in result.candidates])
     told = f"the {len(result.candidates)} likeliest that {clean_line(result.server)} gives"
-    return Group(lead(result), table, Text(join_facts(told, "entropy is not known"), "quiet"))
+    return Group(lead(result), tables, Text(join_facts(told, "entropy is not known"), "quiet"))
 
 
-def _table(rows: Sequence[tuple[str, float]], drawn: Sequence[str] = ()) -> Table:
+def _tables(rows: Sequence[tuple[str, float]], drawn: Sequence[str] = ()) -> First:
+    return First(*(_table(rows, drawn, cells) for cells in BAR_WIDTHS))
+
+
+def _table(rows: Sequence[tuple[str, float]], drawn: Sequence[str], cells: int) -> Table:
     """Draw tokens with their probabilities, and those that they are drawn with."""
     heads = ["", "", "", "model", "sum", *(["drawn"] if drawn else [])]
     sums = accumulate(share for _, share in rows)
-    cells: list[list[str | Text]] = [
+    drawings: list[list[str | Text]] = [
         [
             Text(f"{place + 1:>2}", "quiet"),
             quote(text),
-            Text(bar(share, BAR_CELLS).ljust(BAR_CELLS), "accent"),
+            Text(bar(share, cells).ljust(cells), "accent"),
             percent(share),
             Text(percent(min(total, 1.0)), "quiet"),
             *drawn[place : place + 1],
         ]
         for place, ((text, share), total) in enumerate(zip(rows, sums, strict=True))
     ]
-    return grid("lllrrr"[: len(heads)], cells, heads)
+    return grid("lllrrr"[: len(heads)], drawings, heads)
 
 
 def lead(result: Next | Offered) -> Text:

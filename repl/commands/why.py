@@ -1,6 +1,7 @@
 """Why this token: from the model's own distribution, through each processor, to the odds it was drawn with."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -17,7 +18,7 @@ from repl.session.session import Session, Task
 from repl.terminal.responsive import First
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
-from repl.terminal.token_colours import BAR_CELLS, bar, percent
+from repl.terminal.token_colours import BAR_WIDTHS, bar, percent
 
 SHORT_NAMES = {
     "temperature": "T",
@@ -42,17 +43,18 @@ def why(session: Session, token: str = "") -> Task[Why]:
     def work(emit: JobContext) -> Why:
         resident = session.store.current()
         place = token or str(least_certain(resident, last, emit))
-        return explain(resident, record, place, shared, emit)
+        return replace(explain(resident, record, place, shared, emit), least_certain=not token)
 
     return session.run_on_model(work)
 
 
 @render.register
 def _(result: Why) -> RenderableType:
-    lead = Text.assemble((f"token {result.number} of {result.of}: ", "quiet"), (quote(result.text), "accent"))
+    least = ", the least certain" if result.least_certain else ""
+    lead = Text.assemble((f"token {result.number} of {result.of}{least}: ", "quiet"), (quote(result.text), "accent"))
     return Group(
         lead,
-        First(_table(result, BAR_CELLS), _table(result, 0)),
+        First(*(_table(result, cells) for cells in BAR_WIDTHS)),
         Text("\n".join([*_story(result), *result.notes]), "quiet"),
     )
 

@@ -88,7 +88,7 @@ class Filling:
                 self.text = Text(clean(common + (branches[0].text if branches else "")))
                 self.state, self._searching = f"{len(branches)} beams", True
             case Progress(stage=stage, done=done, total=total):
-                self.state = f"{clean_line(stage)} {done / total:.0%}" if total else clean_line(stage)
+                self.state = f"{clean_line(stage)} {100 * done / total:.0f} %" if total else clean_line(stage)
             case Notice(text=text):
                 self.state = clean_line(text)
 

@@ -26,9 +26,9 @@ from repl.terminal.inspector_layout import Page, lay_out
 from repl.terminal.screen import palette
 from repl.terminal.token_colours import bar, caption, percent, shade
 
-SIDE_COLUMNS = (26, 32)  # columns of the table, at least and at most
+SIDE_COLUMNS = (26, 48)  # columns of the table, at least and at most
 INSPECTOR_KEYS = (
-    "arrows move · 1-5 or Tab choose · Enter takes · p e colours · / n search · q",
+    "arrows move · 1-5 or Tab choose, Enter takes · p e colours · / n search · q leaves",
     "arrows · 1-5 choose · Enter takes · p e · / n · q leaves",
 )
 LOOKING = ("arrows move · / searches · n finds the next · q leaves", "arrows · / · n · q leaves")
@@ -210,17 +210,21 @@ class Inspector:
             ("", "\n" if token.entropy is None else f"entropy     {token.entropy:8.2f} nats\n\n"),
         ]
         for number, (other, name, value) in enumerate(token.top):
-            drawn.append(self._row(number, other, name, exp(value), width))
+            drawn += self._row(number, other, name, exp(value), width)
         if token.id not in [one for one, _, _ in token.top]:
             drawn.append(("class:quiet", f"{ascii_signs('•')}{token.place:>6} {percent(exp(token.logprob)):>8}\n"))
         return drawn
 
-    def _row(self, number: int, token: int, name: str, share: float, width: int) -> tuple[str, str]:
+    def _row(self, number: int, token: int, name: str, share: float, width: int) -> StyleAndTextTuples:
         mark = ">" if number == self.chosen else ascii_signs("•") if token == self.token.id else " "
-        long = max(2, width - 26)
+        long = max(2, width // 2 - 10)
         fitting = quote(name, max(4, width - 14 - long))
         words = "class:accent" if number == self.chosen else ""
-        return words, f"{mark}{number + 1:>2} {percent(share):>8} {bar(share, long):<{long}} {fitting}\n"
+        return [
+            (words, f"{mark}{number + 1:>2} {percent(share):>8} "),
+            ("class:accent", f"{bar(share, long):<{long}}"),
+            (words, f" {fitting}\n"),
+        ]
 
 
 class TokenText(UIControl):

@@ -170,11 +170,12 @@ def hypotheses(beams: Beams, width: int, height: int) -> Group:
 
     Below them, where there is room: how near the best of those that were pruned just now came to the last.
     """
-    common = Text(_tail(beams.common, 2 * width - 2), "quiet", overflow="fold")
+    unit = "" if beams.branches[0].score is None else "log-probability · "
+    common = Text(unit + _tail(beams.common, 2 * width - 2 - len(unit)), "quiet", overflow="fold")
     pruned = beams.margin is not None and height > 4
     shown = beams.branches[: max(1, height - 2 - pruned)]
     rows = [Text.assemble((_score(branch.score), "quiet"), _tail(branch.text, width - 10)) for branch in shown]
-    said = _tail(f"{-(beams.margin or 0.0):7.2f} the next was pruned, so far behind", width - 1)
+    said = _tail(f"the best that was pruned lay {beams.margin or 0.0:.2f} behind", width - 1)
     return Group(common, *rows, *([Text(said, "quiet")] if pruned else []))
 
 

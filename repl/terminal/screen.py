@@ -58,6 +58,7 @@ def palette(theme: str) -> Theme:
 
 
 THEME = palette("dark")
+PICK_HINT = Text.assemble(("/pick N", "accent"), (" selects another answer", "quiet"))
 
 
 @singledispatch
@@ -113,7 +114,9 @@ def _named(adapter: str) -> str:
 
 @render.register
 def _(result: Reply) -> RenderableType:
-    return Group(*sequences(result), Text(reply_figures(result), "quiet"))
+    facts = _figures(result)
+    shown = [[fact for place, fact in enumerate(facts) if place not in left] for left in ((), (3,), (1, 3), (1, 3, 4))]
+    return Group(*sequences(result), First(*(Text(join_facts(*each), "quiet") for each in shown)))
 
 
 def sequences(done: Reply) -> list[RenderableType]:
@@ -123,8 +126,7 @@ def sequences(done: Reply) -> list[RenderableType]:
     texts = [found.text for found in done.sequences]
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(min(texts), max(texts), strict=False))
     shared = "".join(one for one, _ in alike).rpartition(" ")[0]
-    penalty = float(done.decode.get("length_penalty", 1.0) or 0.0)
-    unit = "mean log-probability" if penalty == 1 else f"log-probability / tokens^{penalty:g}"
+    unit = score_unit(float(done.decode.get("length_penalty", 1.0) or 0.0))
     scored = done.sequences[0].score is not None
     tail = ("…" if len(shared) > SHARED_CHARACTERS else "") + " ".join(shared[-SHARED_CHARACTERS:].split())
     head = join_facts(unit if scored else "", f"after {clean_line(tail)}" if tail else "")
@@ -136,22 +138,31 @@ def sequences(done: Reply) -> list[RenderableType]:
         )
         for number, found in enumerate(done.sequences, 1)
     ]
-    pick = Text.assemble(("/pick N", "accent"), (" selects another answer", "quiet"))
-    return [*([Text(head, "quiet")] if head else []), grid("rrl", rows), pick]
+    return [*([Text(head, "quiet")] if head else []), grid("rrl", rows), PICK_HINT]
+
+
+def score_unit(length_penalty: float) -> str:
+    """Say what the score of a beam is."""
+    return "mean log-probability" if length_penalty == 1 else f"log-probability / tokens^{length_penalty:g}"
 
 
 def reply_figures(done: Reply) -> str:
     """Return the line of figures under a reply."""
+    return join_facts(*_figures(done))
+
+
+def _figures(done: Reply) -> list[str]:
+    """Return the figures under a reply in their places, empty where there are none."""
     made, timing = done.usage.completion, done.timing
     ends = {"cancelled": "stopped by you · /continue goes on", "length": _limit(done)}
-    return join_facts(
+    return [
         counted(made, _unit(done)),
         f"first after {timing.ttft_s:.2f} s" if timing.ttft_s is not None else "",
         rate(timing.decode_tps) if timing.decode_tps else "",
         f"{done.usage.reused} of {done.usage.prompt} reused" if done.usage.reused else "",
         f"seed {done.seed}" if done.seed is not None else "",
         ends.get(done.finish, ""),
-    )
+    ]
 
 
 def _unit(done: Reply) -> str:

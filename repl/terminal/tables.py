@@ -1,12 +1,13 @@
 """Tables as every view has them: no frame, quiet heads, two spaces between columns."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from repl.core.sanitize import clean_line
 
@@ -38,6 +39,8 @@ class LineConsole(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Draw anything; of a table its rows: `name: value` of each cell below a head, else of the first two cells."""
+        if isinstance(renderable, Tree):
+            return super().render(Group(*map(Text, self._branches(renderable))), options)
         if not isinstance(renderable, Table):
             return super().render(renderable, options)
         rows = [*zip(*(column.cells for column in renderable.columns), strict=True)]
@@ -48,10 +51,19 @@ class LineConsole(Console):
         lines = [_joined([self._spoken(cell) for cell in row], names) for row in rows]
         return super().render(Group(*map(Text, lines)), options)
 
+    def _branches(self, root: Tree) -> Iterator[str]:
+        """Yield a line for each branch of a tree, with its depth as a number."""
+        waiting = [(0, root)]
+        while waiting:
+            depth, tree = waiting.pop()
+            if not (tree is root and root.hide_root):
+                yield f"depth {depth}: {self._spoken(tree.label)}"
+            waiting += [(depth + 1, child) for child in reversed(tree.children)]
+
     def _spoken(self, cell: RenderableType) -> str:
         """Return the words of a cell without what is drawn with characters: bars, rules, branches."""
         text = cell if isinstance(cell, str) else "".join(segment.text for segment in self.render(cell))
-        return " ".join(DRAWN.sub(" ", text).split())
+        return " ".join(DRAWN.sub(" ", text).replace("❯", "You:").split())
 
 
 def _joined(cells: list[str], names: list[str]) -> str:

@@ -15,6 +15,7 @@ from repl.generation.measure.token_trace import Seen, Trace
 CLASSES = ((0.5, "", "50 % or more"), (0.1, "shade1", "10 to 50"), (0.01, "shade2", "1 to 10"), (0.0, "shade3", "less"))
 """From which probability on a token is drawn how: plain, underlined, bold and underlined, in italics."""
 BAR_CELLS = 12  # of a bar beside a token
+BAR_WIDTHS = (32, 20, BAR_CELLS, 0)  # the first that there is room for
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 

@@ -76,7 +76,9 @@ def test_zsh_completes_the_same(tmp_path: Path) -> None:
     (tmp_path / "_hub-repl").write_text(script("zsh"))
     surroundings = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path), "HOME": str(tmp_path), "TERM": "dumb"}
     shell = pexpect.spawn("zsh", ["-f"], env=surroundings, cwd=str(tmp_path), encoding="utf-8", timeout=30)
-    shell.sendline("unsetopt zle_bracketed_paste; fpath=($PWD $fpath); autoload -U compinit; compinit -u -D; echo r''eady")
+    shell.sendline(
+        "unsetopt zle_bracketed_paste; fpath=($PWD $fpath); autoload -U compinit; compinit -u -D; echo r''eady"
+    )
     shell.expect("ready")
     offers = {"--dtype b": "bfloat16 ", "ac": "acme/tiny ", "--script li": "lines.txt ", "gpt2 --theme l": "light "}
     for typed, completed in offers.items():

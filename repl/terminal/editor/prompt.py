@@ -260,13 +260,22 @@ class Editor:
 
     def _bar(self) -> StyleAndTextTuples:
         width = get_app().output.get_size().columns
-        said = clean_line(self.backend.toolbar(width))
-        if self._says_how_to_leave and not self._prompt.default_buffer.text:
-            said = join_facts(" Ctrl-D leaves", said.strip())[: width - 1]
-        if (offered := self._prompt.default_buffer.complete_state) and (count := len(offered.completions)):
+        buffer, lead = self._prompt.default_buffer, ""
+        if self._says_how_to_leave and not buffer.text:
+            lead = "Ctrl-D leaves"
+        if (offered := buffer.complete_state) and (count := len(offered.completions)):
             chosen = "" if offered.complete_index is None else f"{offered.complete_index + 1} of "
-            said = join_facts(f" {chosen}{count} to choose from", said.strip())[: width - 1]
-        return [("class:bottom-toolbar", ascii_signs(said))]
+            lead = f"{chosen}{count} to choose from"
+        if self._prompt.editing_mode == EditingMode.VI:
+            mode = get_app().vi_state.input_mode.removeprefix("vi-").replace("navigation", "normal")
+            lead = join_facts(lead, mode)
+        said = clean_line(self.backend.toolbar(width - len(lead) - 3 * bool(lead)))
+        return [
+            (
+                "class:bottom-toolbar",
+                ascii_signs(join_facts(f" {lead}" if lead else "", said.lstrip() if lead else said)),
+            )
+        ]
 
     def _watch(self) -> None:
         get_app().create_background_task(self._ticking())
