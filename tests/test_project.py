@@ -1,7 +1,10 @@
 """The project's promises about itself."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 from repl import commands
@@ -42,10 +45,19 @@ def heavy(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in names} & {"torch", "transformers", "accelerate", "peft"}
 
 
-def test_nothing_heavy_is_imported_at_module_level() -> None:
-    """The prompt is on screen before torch and transformers load, and tests are found without them."""
+def test_tests_are_found_without_the_libraries() -> None:
+    """Collecting them takes seconds."""
     tests = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "tests").rglob("conftest.py")]
-    assert {str(path.relative_to(ROOT)): found for path in [*FILES, *tests] if (found := heavy(path))} == {}
+    assert {str(path.relative_to(ROOT)): found for path in tests if (found := heavy(path))} == {}
+
+
+def test_only_what_is_imported_late_needs_torch() -> None:
+    """The `__init__` of a package lists its modules with torch at their heads: the prompt is on screen before it."""
+    late = {path: import_module(module(path.parent)).__all__ for path in FILES if heavy(path)}
+    assert [path for path, names in late.items() if path.stem not in names] == []
+    line = "import sys, repl.commands, repl.cli.shell, repl.cli.embed; print(*sys.modules)"
+    brought = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True).stdout.split()
+    assert not set(brought) & {"torch", "transformers", "accelerate", "peft", "huggingface_hub", "jinja2"}
 
 
 def test_functions_keep_their_budget() -> None:
@@ -79,9 +91,6 @@ def test_every_setting_has_a_command_an_option_and_one_line_of_help() -> None:
 
 def test_the_prompt_is_drawn_before_the_rest_is_imported() -> None:
     """What takes long to import is not needed to type: it comes while the prompt stands."""
-    import subprocess
-    import sys
-
     line = "import sys, repl.cli.main, repl.cli.program, repl.terminal.editor.prompt; print(*sys.modules)"
     brought = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True).stdout.split()
     assert "prompt_toolkit" in brought
@@ -91,8 +100,6 @@ def test_the_prompt_is_drawn_before_the_rest_is_imported() -> None:
 
 def test_the_top_level_holds_what_the_design_says() -> None:
     """Nothing else lies about."""
-    import subprocess
-
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     top = {name.partition("/")[0] for name in listed}
     assert {name for name in top if not name.startswith(".")} <= {

@@ -11,10 +11,10 @@ from driving import ask, ask_until, bare, choose, generated, listen, opened, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from repl import models
 from repl.core.errors import Failed, NoMemory, ReplError, UsageError
 from repl.core.events import Notice, PromptEcho, Token
-from repl.generation.decode.kv_cache import common_length
-from repl.models import quantization
+from repl.generation.decode.detokenizer import common_length
 
 PROMPT = "Once upon a time"
 KINDS = ("llama", "gpt2", "recurrent")
@@ -476,7 +476,7 @@ def test_memory_that_runs_out_leaves_the_model_and_names_remedies(llama, values)
     hook.remove()
     assert isinstance(found, NoMemory)
     assert len(found.partial.token_ids) >= 4  # a search knows its last step when the next one begins
-    packed = [f"/quantize {quantization.best_form(bits, llama.settings.load)}" for bits in (4, 8)]
+    packed = [f"/quantize {models.quantization.best_form(bits, llama.settings.load)}" for bits in (4, 8)]
     remedies = ["/dtype bfloat16", *packed, *(["/beams 1", "/max_new_tokens 60"] if values else [])]
     assert [line for line, _ in found.choices] == [*found.hints] == remedies
     assert all(re.search(r"needs \d", effect) for _, effect in found.choices)

@@ -19,7 +19,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from typed_lines import kept_lines
 
-from repl import commands
+from repl import commands, models
 from repl.cli import shell as repl_shell
 from repl.cli.shell import Shell
 from repl.commands import help, registry
@@ -28,7 +28,6 @@ from repl.core.events import Progress
 from repl.core.jobs import JobContext, Worker
 from repl.core.settings import Load, Settings
 from repl.generation.runtime import Runtime
-from repl.models.loader import load_model
 from repl.models.store import Store
 from repl.session.session import Session
 from repl.terminal.editor.completion import SlashCompleter
@@ -103,7 +102,7 @@ class Loads:
             time.sleep(0.01)
         while load.model == "deaf":  # a library that never looks up
             sum(range(1000))
-        return load_model(load, emit, offline, make_room, Runtime)
+        return models.loader.load_model(load, emit, offline, make_room, Runtime)
 
 
 @pytest.fixture

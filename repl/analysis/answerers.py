@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from repl import generation
 from repl.analysis.variants import Variant
 from repl.core.errors import Cancelled, NoMemory, ReplError
 from repl.core.events import ColumnEvent, Event, Token
@@ -11,8 +12,7 @@ from repl.core.jobs import ForwardingContext, JobContext
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
-from repl.generation import engine
-from repl.generation.measure.scoring import score
+from repl.generation import measure
 from repl.generation.runtime import Model, Models, Runtime
 from repl.remote.engine import Remote, reach
 from repl.remote.http import ServerConnection
@@ -139,7 +139,7 @@ class LocalAnswerer:
         """Answer once."""
         resident, facts = self.resident, self.resident.facts
         request = asked.request(with_seed(variant.settings, seed), facts.chats)
-        done = engine.generate_reply(resident, request, aside)
+        done = generation.engine.generate_reply(resident, request, aside)
         logprobs = tuple(token.logprob for token in aside.tokens if token.logprob is not None)
         return Answer(
             variant,
@@ -181,7 +181,7 @@ def with_seed(chosen: Settings, seed: int) -> Settings:
 def _score_tokens(resident: Model, done: Reply, emit: JobContext) -> tuple[float, ...]:
     try:
         ids, first = [*done.prompt_ids, *done.token_ids], len(done.prompt_ids)
-        return tuple(one.logprob for one in score(resident, ids, emit, first))
+        return tuple(one.logprob for one in measure.scoring.score(resident, ids, emit, first))
     except ReplError:  # a figure less: the answer itself is there
         return ()
 

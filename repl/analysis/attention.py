@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from repl.analysis.modules import Traits
 from repl.core import library
 from repl.core.library_types import CacheLayerMixin, PreTrainedConfig, PreTrainedModel, Tensor
 from repl.generation.measure.forward import cancellable_forward, input_device
@@ -24,26 +27,6 @@ class LayerCache:
     window: int
     heads: int
     width: int
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """A model's attention, positions and cache, in plain values."""
-
-    attention: str
-    heads: int
-    kv_heads: int
-    head_width: int
-    positions: str
-    layers: int
-    windows: dict[int, int]
-    """How many layers see only so many tokens back."""
-    kv_bytes_per_token: int
-    fixed_bytes: int
-    context: int
-    context_bytes: int
-    """Of the cache at the full context, windows considered."""
-    remark: str
 
 
 def read_traits(model: PreTrainedModel, context: int, check: Callable[[], None]) -> Traits:
@@ -90,8 +73,6 @@ def measure_cache(model: PreTrainedModel, check: Callable[[], None]) -> tuple[li
 
 def _cache(model: PreTrainedModel, tokens: int, check: Callable[[], None]) -> list[CacheLayerMixin]:
     """Run a few tokens and return what each layer keeps of them."""
-    import torch
-
     ids = torch.zeros((1, tokens), dtype=torch.long, device=input_device(model))
     with torch.no_grad(), cancellable_forward(model, check):
         output = model(input_ids=ids, use_cache=True)
@@ -110,8 +91,6 @@ def _memory(one: CacheLayerMixin, two: CacheLayerMixin) -> LayerCache:
 
 def _tensors(value: object) -> Iterator[Tensor]:
     """Yield the tensors of a layer's cache that hold more than a counter."""
-    import torch
-
     if isinstance(value, torch.Tensor):
         yield from [value] if value.dim() > 1 else []
     elif isinstance(value, dict):
@@ -155,8 +134,6 @@ def describe_positions(model: PreTrainedModel, config: PreTrainedConfig) -> str:
 
 def _learned(model: PreTrainedModel) -> int:
     """Return how many positions an embedding table holds that is not the vocabulary's."""
-    import torch
-
     words = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]

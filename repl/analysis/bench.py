@@ -9,18 +9,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import TYPE_CHECKING
 
+from repl import generation
 from repl.core import decoding
 from repl.core.errors import Cancelled, ReplError, UsageError
 from repl.core.events import Progress
+from repl.core.explain import library_errors
 from repl.core.jobs import JobContext
 from repl.core.settings import Settings
-from repl.generation import arguments, engine
-from repl.generation.decode import drafters
-from repl.generation.decode.batch import Muted
-from repl.generation.measure.forward import input_device, library_errors
+from repl.generation import decode, measure
 from repl.generation.request import Request
 from repl.generation.runtime import Model, Models, Runtime
+
+if TYPE_CHECKING:
+    from repl.generation.decode.drafters import Get
 
 BARE_GENERATE = "generate"
 GREEDY_VALUES = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
@@ -253,23 +256,22 @@ class Clock:
 
 def time_bare(model: Model, ids: list[int], new: int, emit: JobContext) -> TimedReply:
     """Time what the library does by itself."""
-    import torch
-
     values = {**GREEDY_VALUES, "stop_strings": None, "max_new_tokens": new, "min_new_tokens": new}
-    chosen = arguments.of_values(model.model, values)
-    prompt = torch.tensor([ids], device=input_device(model.model))
-    mask = torch.ones_like(prompt)
+    chosen = generation.arguments.of_values(model.model, values)
+    prompt = measure.forward.input_ids(model.model, ids)
     with library_errors("the run stopped"):
         clock = Clock(emit)
         model.model.generate(
-            input_ids=prompt, attention_mask=mask, generation_config=chosen.config, streamer=clock, **chosen.off
+            input_ids=prompt,
+            attention_mask=prompt.new_ones(prompt.shape),
+            generation_config=chosen.config,
+            streamer=clock,
+            **chosen.off,
         )
         return clock.run()
 
 
-def time_reply(
-    model: Model, asked: Settings, ids: list[int], new: int, emit: JobContext, get: drafters.Get
-) -> TimedReply:
+def time_reply(model: Model, asked: Settings, ids: list[int], new: int, emit: JobContext, get: "Get") -> TimedReply:
     """Time a reply as the program makes it; of the settings only those count that make it faster.
 
     `get` brings another model beside it, the assistant. Raises `UsageError` where what should make it faster is off.
@@ -278,10 +280,12 @@ def time_reply(
     values = {name: asked.get(name) for name in decoding.AHEAD} | GREEDY_VALUES
     for name, value in {**values, "max_new_tokens": new, "min_new_tokens": new}.items():
         chosen = chosen.put(name, value, "bench")
-    muted = Muted(emit, lambda: None)
-    done = engine.generate_reply(replace(model, runtime=Runtime()), Request(chosen, ids=tuple(ids)), muted, get)
+    muted = decode.batch.Muted(emit, lambda: None)
+    done = generation.engine.generate_reply(
+        replace(model, runtime=Runtime()), Request(chosen, ids=tuple(ids)), muted, get
+    )
     if done.finish == "cancelled":
         raise Cancelled
-    if done.drafts is None and (name := drafters.draft_source(chosen)):
+    if done.drafts is None and (name := decode.drafters.draft_source(chosen)):
         raise UsageError(f"{name} is off for this model")
     return TimedReply(done.timing.ttft_s or 0.0, done.timing.decode_tps or 0.0)

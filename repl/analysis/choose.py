@@ -12,13 +12,13 @@ from math import exp, sqrt
 from string import ascii_uppercase
 from typing import Any
 
+from repl import generation
 from repl.analysis.prompt_file import Prompt, PromptFile
 from repl.core import decoding
 from repl.core.errors import Cancelled, ReplError, UsageError
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
-from repl.generation import arguments
-from repl.generation.measure.continuations import score_continuations
+from repl.generation import measure
 from repl.generation.request import Request, encode_prompt
 from repl.generation.runtime import Model
 
@@ -149,7 +149,7 @@ def measure_answers(
     scored: list[tuple[float, ...]] = []
     # mostly one: what a tokenizer joins across the border is part of the answer, and changes what stands before it
     for context, group in groupby(range(len(rows)), key=lambda place: pairs[place][0]):
-        scored += score_continuations(resident, context, [rows[place] for place in group], emit)
+        scored += measure.continuations.score_continuations(resident, context, [rows[place] for place in group], emit)
     totals = [sum(logprobs) for logprobs in scored]
     shares = softmax(totals)
     return [
@@ -160,7 +160,7 @@ def measure_answers(
 
 def end_token(resident: Model, request: Request) -> tuple[int, ...]:
     """Return the token that ends a reply; raises `UsageError` for a model without one."""
-    found = decoding.end_ids(arguments.of_settings(resident, request.settings).config)
+    found = decoding.end_ids(generation.arguments.of_settings(resident, request.settings).config)
     own = resident.tokenizer.eos_token_id
     if not found:
         raise UsageError("the model has no token that ends a reply", "/choose A | B -- TEXT")

@@ -25,7 +25,7 @@ from repl.core.errors import Cancelled, ReplError
 from repl.core.events import Notice, SideBySide
 from repl.core.jobs import JobContext, beside
 from repl.core.reply import Reply
-from repl.generation.decode.kv_cache import common_length
+from repl.generation.decode.detokenizer import common_length
 from repl.generation.runtime import Models
 from repl.session.position import Question
 

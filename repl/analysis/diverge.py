@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import exp
 
+from repl import generation, models
 from repl.core import decoding
 from repl.core.errors import Cancelled, NoMemory, UsageError
 from repl.core.events import Progress
@@ -14,14 +15,11 @@ from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
-from repl.generation import arguments, engine
-from repl.generation.decode import batch
-from repl.generation.measure import processors, scoring
+from repl.generation import decode, measure
 from repl.generation.measure.token_text import Speller
 from repl.generation.request import Request
 from repl.generation.runtime import Model, Models
-from repl.models import loader
-from repl.models.loader import ModelInfo
+from repl.models.store import ModelInfo
 
 TIE_NATS = 0.1  # below this in both, which of two tokens leads is a matter of rounding
 ONWARD_TOKENS = 24  # tokens shown of how each text goes on behind the fork
@@ -195,16 +193,20 @@ def _text(resident: Model, asked: Asked, emit: JobContext) -> Led:
             made[0] += 1
             emit(Progress("make a greedy reply", made[0], 0, "tokens"))
 
-        done = engine.generate_reply(resident, replace(asked.request, settings=settings), batch.Muted(emit, tell))
+        done = generation.engine.generate_reply(
+            resident, replace(asked.request, settings=settings), decode.batch.Muted(emit, tell)
+        )
         if done.finish == "cancelled":
             raise Cancelled
-    found = processors.processors(resident.model, arguments.of_settings(resident, settings), done.prompt_ids)
+    found = measure.processors.processors(
+        resident.model, generation.arguments.of_settings(resident, settings), done.prompt_ids
+    )
     return Led(done, found)
 
 
 def _require_tokenizer(store: Models, other: Load, emit: JobContext) -> None:
     """Refuse a model to which the same ids are other tokens; raises `UsageError`."""
-    theirs, _ = loader.load_tokenizer_alone(other, emit, store.consents)
+    theirs, _ = models.loader.load_tokenizer_alone(other, emit, store.consents)
     name = store.current().facts.name
     one, two = store.current().tokenizer.get_vocab(), theirs.get_vocab()
     if one != two:
@@ -218,7 +220,7 @@ def _require_tokenizer(store: Models, other: Load, emit: JobContext) -> None:
 
 def _rows(resident: Model, text: Led, emit: JobContext) -> Iterator[Tensor]:
     """Yield the logits that each token of the reply is chosen from, shape (vocab,)."""
-    for _, block in scoring.logits(resident, text.ids, emit, len(text.done.prompt_ids)):
+    for _, block in measure.scoring.logits(resident, text.ids, emit, len(text.done.prompt_ids)):
         yield from block
 
 
@@ -299,11 +301,11 @@ def _onward(second: Model, asked: Asked, text: Led, fork: FirstFlip, emit: JobCo
     place = fork.place - 1
     before = tuple(text.ids[: len(text.done.prompt_ids) + place])
     rest = [fork.second.id]
-    config = arguments.of_settings(second, asked.settings).config
+    config = generation.arguments.of_settings(second, asked.settings).config
     if fork.second.id not in decoding.end_ids(config):
         settings = greedy_settings(asked.settings).put("max_new_tokens", ONWARD_TOKENS - 1, "diverge")
         request = Request(settings, ids=(*before, fork.second.id))
-        done = engine.generate_reply(second, request, batch.Muted(emit))
+        done = generation.engine.generate_reply(second, request, decode.batch.Muted(emit))
         if done.finish == "cancelled":
             raise Cancelled
         rest += done.token_ids

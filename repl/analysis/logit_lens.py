@@ -3,34 +3,23 @@
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from repl.core.errors import Failed, NoMemory, UsageError
 from repl.core.events import Progress
-from repl.core.explain import is_memory, sentence
+from repl.core.explain import is_memory, library_errors, sentence
 from repl.core.jobs import JobContext, strip_traceback
-from repl.core.library_types import ModelOutput, Module, PreTrainedModel, PreTrainedTokenizerBase, Tensor
+from repl.core.library_types import ModelOutput, Module, PreTrainedModel, Tensor
 from repl.generation.measure import scoring
-from repl.generation.measure.forward import cancellable_forward, decoder_blocks, input_device, library_errors
-from repl.generation.measure.token_text import Speller
+from repl.generation.measure.forward import cancellable_forward, decoder_blocks, input_ids
 from repl.generation.runtime import Model
 from repl.models import reference
 from repl.models.imports import release_memory
-from repl.models.loader import ModelInfo
+from repl.models.store import ModelInfo
 
 MAX_RELATIVE_GAP = 1e-4  # of the largest logit: how far two ways to the same number may lie apart in float32
-
-
-@dataclass(frozen=True, slots=True)
-class LensToken:
-    """A token and its probability, with its rank from 1 on."""
-
-    id: int
-    text: str
-    probability: float
-    logprob: float
-    rank: int
 
 
 def layer_logits(resident: Model, ids: Sequence[int], emit: JobContext) -> Tensor:
@@ -56,12 +45,10 @@ def layer_logits(resident: Model, ids: Sequence[int], emit: JobContext) -> Tenso
 
 
 def _read(model: PreTrainedModel, facts: ModelInfo, ids: list[int], emit: JobContext) -> Tensor:
-    import torch
-
     blocks = decoder_blocks(model)
     if not blocks:
         raise Failed(f"{facts.architecture} has no list of decoder layers")
-    given = torch.tensor([ids], device=input_device(model))
+    given = input_ids(model, ids)
     with torch.no_grad(), cancellable_forward(model, emit.raise_if_cancelled):
         fits = scoring.reading_way(model, given) != "none"
         with _seen(blocks, emit) as seen:
@@ -128,8 +115,6 @@ def _hidden(output: ModelOutput) -> Tensor | None:
 
 def _states(seen: list[Tensor], blocks: int, tokens: int, facts: ModelInfo) -> Tensor:
     """Return the hidden states of the last token, shape (layers + 1, 1, width); raises `Failed` for another build."""
-    import torch
-
     shapes = {tuple(state.shape[:-1]) if isinstance(state, torch.Tensor) else None for state in seen}
     if len(seen) != blocks + 1:
         raise _unsupported(facts, f"not each of its {blocks} layers runs once a token")
@@ -156,24 +141,5 @@ def _instead(block: Module, states: Tensor) -> Iterator[None]:
 
 def _same(one: Tensor, other: Tensor, dtype: object) -> bool:
     """Tell whether two rows of logits are the same number for number, up to how a dtype rounds."""
-    import torch
-
     most = float(other.abs().max())
     return bool((one - other).abs().max() <= max(MAX_RELATIVE_GAP, 4 * torch.finfo(dtype).eps) * max(1.0, most))
-
-
-def lens_token(logs: Tensor, token: int, speller: Speller) -> LensToken:
-    """Return a token with its place in a distribution, log-probabilities of shape (vocab,)."""
-    logprob = logs[token]
-    rank = int((logs > logprob).sum()) + 1
-    return LensToken(token, speller.text(token), float(logprob.exp()), float(logprob), rank)
-
-
-def first_token(tokenizer: PreTrainedTokenizerBase, word: str, logs: Tensor) -> int:
-    """Return the first token of a word: of its spellings with and without a space in front, the likelier one."""
-    spellings = [word] if word[:1].isspace() else [word, f" {word}"]
-    starts = [ids[0] for ids in (tokenizer(text, add_special_tokens=False)["input_ids"] for text in spellings) if ids]
-    named = [start for start in starts if str(tokenizer.decode([start])).strip()] or starts
-    if not named:
-        raise UsageError(f"{word!r} has no token in this model's vocabulary")
-    return int(max(named, key=lambda start: float(logs[start])))

@@ -1,6 +1,7 @@
 """How fast this machine multiplies matrices in each number format, measured in about a second."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from repl.core.events import Progress
@@ -29,19 +30,13 @@ def measure_speeds(emit: JobContext) -> list[MatmulSpeed]:
     import torch
 
     device = "cuda:0" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return [speed for dtype in MEASURED_DTYPES if (speed := _speed(dtype, device, emit)) is not None]
-
-
-def _speed(dtype: str, device: str, emit: JobContext) -> MatmulSpeed | None:
-    import torch
-
-    emit(Progress(f"measure {dtype}"))
-    try:
-        matrix = torch.ones(WIDTH, WIDTH, dtype=getattr(torch, dtype), device=device)
-        reading, replying = (_rate(matrix, rows, emit) for rows in (ROWS, 1))
-    except (RuntimeError, NotImplementedError):  # this device does not compute in this format
-        return None
-    return MatmulSpeed(dtype, device, reading, replying)
+    found: list[MatmulSpeed] = []
+    for dtype in MEASURED_DTYPES:
+        emit(Progress(f"measure {dtype}"))
+        with suppress(RuntimeError, NotImplementedError):  # this device does not compute in this format
+            matrix = torch.ones(WIDTH, WIDTH, dtype=getattr(torch, dtype), device=device)
+            found.append(MatmulSpeed(dtype, device, _rate(matrix, ROWS, emit), _rate(matrix, 1, emit)))
+    return found
 
 
 def _rate(matrix: Tensor, rows: int, emit: JobContext) -> float:

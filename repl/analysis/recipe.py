@@ -19,7 +19,7 @@ from repl.generation.prompt.chat_template import Template, fold_system_text
 from repl.generation.prompt.messages import AnyMessage
 from repl.generation.prompt.reply_parser import marking_tokens
 from repl.models.adapters import Adapter
-from repl.models.device_map import max_memory
+from repl.models.memory.available import max_memory
 
 LINE_WIDTH = 92
 LEADING_NAMES = (*LENGTH_LIMITS, "num_beams", "do_sample")  # the order in which people write them

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from repl import generation
 from repl.analysis import recipe
 from repl.core import decoding
 from repl.core.events import Progress
+from repl.core.explain import library_errors
 from repl.core.format import device
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Environment, ModelRecord, Reply
-from repl.generation import arguments, provenance
-from repl.generation.measure.forward import cancellable_forward, input_device, library_errors
-from repl.generation.measure.scoring import next_logits
+from repl.generation import measure
 from repl.generation.runtime import Model
 
 TOUCHED = "open in /python"  # where it may have been changed
@@ -50,7 +50,7 @@ def generate_again(resident: Model, record: Reply, emit: JobContext) -> list[int
     import torch
 
     model, (prompt, made) = resident.model, recipe.last_call(record)
-    chosen = arguments.of_values(model, recipe.generate_arguments(record))
+    chosen = generation.arguments.of_values(model, recipe.generate_arguments(record))
 
     def tell(ids: Tensor, _: object) -> bool:
         emit(Progress("make it again", ids.shape[1] - len(prompt), len(made), "tokens"))
@@ -58,11 +58,11 @@ def generate_again(resident: Model, record: Reply, emit: JobContext) -> list[int
 
     if record.seed is not None:
         torch.manual_seed(record.seed)
-    ids = torch.tensor([prompt], device=input_device(model))
-    with library_errors("the repetition stopped"), cancellable_forward(model, emit.raise_if_cancelled):
+    ids = measure.forward.input_ids(model, prompt)
+    with library_errors("the repetition stopped"), measure.forward.cancellable_forward(model, emit.raise_if_cancelled):
         rows = model.generate(
             input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            attention_mask=ids.new_ones(ids.shape),
             generation_config=chosen.config,
             stopping_criteria=[tell],
             tokenizer=resident.tokenizer,
@@ -75,7 +75,7 @@ def generate_again(resident: Model, record: Reply, emit: JobContext) -> list[int
 
 def find_fork(resident: Model, before: list[int], then: Sequence[int], now: Sequence[int], emit: JobContext) -> Fork:
     """Weigh the first tokens of two ways to go on after the same text, in the model's own distribution."""
-    logs = next_logits(resident, before, emit).log_softmax(-1)
+    logs = measure.scoring.next_logits(resident, before, emit).log_softmax(-1)
     one, other = (_candidate(resident.tokenizer, logs, ids[:1]) for ids in (then, now))
     return Fork(one, other, abs(float(logs[then[0]] - logs[now[0]])) if then and now else None)
 
@@ -90,7 +90,7 @@ def list_changes(record: Reply, resident: Model) -> list[Changed]:
     then = record.versions | _conditions(record.model, record.environment)
     places, packed = dict(facts.device_map), resident.load.quantize
     model = ModelRecord(dtype=facts.dtype, device_map=places, quantization=packed, touched=facts.touched)
-    now = provenance.versions() | _conditions(model, provenance.describe_environment(facts))
+    now = generation.engine.versions() | _conditions(model, generation.engine.describe_environment(facts))
     both = [name for name in then if name in now and (then[name] != now[name] or now[name] == TOUCHED)]
     return [Changed(name, then[name], now[name]) for name in both]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise, product
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repl.core import decoding, settings
 from repl.core.decoding import WARPERS, ModelDefaults
@@ -15,8 +15,8 @@ from repl.core.format import join_facts
 from repl.core.jobs import JobContext
 from repl.core.settings import Settings
 from repl.core.values import Integer
-from repl.generation.decode.batch import Batch, BatchReply
-from repl.generation.decode.kv_cache import common_length
+from repl.generation import decode
+from repl.generation.decode.detokenizer import common_length
 from repl.generation.request import Request
 from repl.generation.runtime import Model
 from repl.session.change_settings import changed, full_name
@@ -24,6 +24,9 @@ from repl.session.position import Question
 from repl.session.replies import add_answer
 from repl.session.results import Message
 from repl.session.session import Session
+
+if TYPE_CHECKING:
+    from repl.generation.decode.batch import BatchReply
 
 SWEEP_EXAMPLE = "/sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2"
 MAX_SWEEP_ROWS = 500
@@ -154,11 +157,11 @@ def _cell(neutral: Settings, base: ModelDefaults, words: Words, seed: int) -> Ce
 
 def run_sweep(
     resident: Model, grid: Grid, request: Request, emit: JobContext, exact: bool
-) -> tuple[Sweep, dict[int, BatchReply]]:
+) -> tuple[Sweep, dict[int, "BatchReply"]]:
     """Make the rows of a grid; returns what came of them, and the reply of each row by its number."""
     began = time.monotonic()
     chosen = [grid.greedy, *(cell.chosen for cell in grid.cells)]
-    rows = Batch(resident, [replace(request, settings=each) for each in chosen], emit, exact)
+    rows = decode.batch.Batch(resident, [replace(request, settings=each) for each in chosen], emit, exact)
     whole = rows.run()
     greedy, *others = rows.made
     reference = greedy.done.token_ids if greedy else ()
@@ -178,7 +181,7 @@ def run_sweep(
     ), made
 
 
-def _measure(number: int, cell: Cell, made: BatchReply, greedy: Sequence[int]) -> SweepRow:
+def _measure(number: int, cell: Cell, made: "BatchReply", greedy: Sequence[int]) -> SweepRow:
     done, logprobs = made.done, made.logprobs
     ids = done.token_ids
     return SweepRow(
@@ -213,7 +216,7 @@ def take_row(
     asked: Question,
     chats: bool,
     cells: Mapping[int, Cell],
-    made: Mapping[int, BatchReply],
+    made: Mapping[int, "BatchReply"],
     number: int,
 ) -> Message:
     """Make a row the reply to its question, and its settings those of the session; raises `UsageError`."""

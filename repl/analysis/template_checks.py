@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from repl.core.errors import ReplError
 from repl.core.parts import Parts
-from repl.generation.decode.kv_cache import common_length
+from repl.generation.decode.detokenizer import common_length
 from repl.generation.prompt.chat_template import THOUGHTS, Template
 from repl.generation.prompt.messages import CHANNEL
 

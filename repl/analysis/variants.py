@@ -9,7 +9,6 @@ from repl.core import decoding, settings
 from repl.core.decoding import NOTHING, ModelDefaults
 from repl.core.errors import UsageError
 from repl.core.settings import Settings
-from repl.generation.decode import drafters
 from repl.hub import catalog
 from repl.remote.dialects import Listing
 from repl.remote.http import Address
@@ -27,7 +26,7 @@ GREEDY_WORDS = [("do_sample", "off"), *ONE_SEQUENCE]
 SAMPLED = [("do_sample", "on"), *ONE_SEQUENCE]
 WORDS: dict[str, list[tuple[str, str]]] = {
     **{NOW: [], LOCAL: [], "greedy": GREEDY_WORDS, "sample": SAMPLED},
-    "prompt_lookup": [("assistant", "none"), ("prompt_lookup", str(drafters.LOOKUP_TOKENS))],
+    "prompt_lookup": [("assistant", "none"), ("prompt_lookup", str(decoding.LOOKUP_TOKENS))],
 }
 NEXT = "|".join(WORDS)
 JOINT = re.compile(rf"[,+\s]+(?=(?!cpu=|mps=|disk=)[A-Za-z_][A-Za-z_-]*=|(?:{NEXT})\b)")  # memory is cpu=4GiB

@@ -3,19 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
+from repl import generation
 from repl.analysis import recipe
 from repl.core.errors import UsageError
 from repl.core.jobs import JobContext
 from repl.core.library_types import GenerationConfig, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Reply
-from repl.generation import arguments
+from repl.generation import measure
 from repl.generation.decode.detokenizer import Detokenizer
-from repl.generation.measure.processors import Stage, stages
-from repl.generation.measure.scoring import next_logits
 from repl.generation.measure.token_text import Speller
 from repl.generation.runtime import Model
-from repl.models.loader import ModelInfo
+from repl.models.store import ModelInfo
+
+if TYPE_CHECKING:
+    from repl.generation.measure.processors import Stage
 
 SHOWN_CANDIDATES = 8  # candidates shown, by the model's odds and by the final ones
 
@@ -78,9 +81,9 @@ def explain(resident: Model, record: Reply, place: str, shared: bool, emit: JobC
     spot = _place(resident.tokenizer, record, place)
     token = record.token_ids[spot]
     prompt, made = call_ids(record, spot)
-    chosen = arguments.of_values(resident.model, recipe.recorded_values(record))
-    logits = next_logits(resident, [*prompt, *made], emit, shared)
-    found = stages(resident, chosen, prompt, made, logits)
+    chosen = generation.arguments.of_values(resident.model, recipe.recorded_values(record))
+    logits = measure.scoring.next_logits(resident, [*prompt, *made], emit, shared)
+    found = measure.processors.stages(resident, chosen, prompt, made, logits)
     odds = [stage.probabilities for stage in found]
     steps = [_step(token, *pair) for pair in pairwise(found)]
     speller = Speller(resident.tokenizer)
@@ -141,7 +144,7 @@ def _best(odds: Tensor) -> list[int]:
     return [token for token, value in zip(places.tolist(), values.tolist(), strict=True) if value]
 
 
-def _step(token: int, before: Stage, after: Stage) -> ProcessorStep:
+def _step(token: int, before: "Stage", after: "Stage") -> ProcessorStep:
     old, new = before.probabilities, after.probabilities
     gone = after.scores.isneginf() & before.scores.isneginf().logical_not()
     was, now = float(old[token]), float(new[token])
@@ -151,7 +154,7 @@ def _step(token: int, before: Stage, after: Stage) -> ProcessorStep:
     )
 
 
-def _remover(found: Sequence[Stage], token: int) -> str:
+def _remover(found: Sequence["Stage"], token: int) -> str:
     return next((stage.name for stage in found[1:] if stage.scores[token].isneginf()), "")
 
 

@@ -8,8 +8,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.analysis.attention import Traits, read_traits
-from repl.analysis.modules import Part, block_level, cut_tree, fold_modules, levels
+from repl import analysis
+from repl.analysis.modules import Part, Traits, block_level, cut_tree, fold_modules, levels
 from repl.commands.registry import command
 from repl.core.format import amount, count, counted, join_facts
 from repl.core.jobs import JobContext
@@ -70,7 +70,7 @@ def read_arch(resident: Model, path: str, depth: int, emit: JobContext) -> Arch:
     model, about = resident.model, resident.facts
     whole = fold_modules(model, path)
     shown = cut_tree(whole, depth or (OPENED if path else block_level(whole) + 1))
-    found = None if path else read_traits(model, about.context, emit.raise_if_cancelled)
+    found = None if path else analysis.attention.read_traits(model, about.context, emit.raise_if_cancelled)
     return Arch(about.name, about.attention, shown, found)
 
 

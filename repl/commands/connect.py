@@ -14,7 +14,7 @@ from repl.core.jobs import Job
 from repl.core.sanitize import clean_line
 from repl.core.settings import short_id
 from repl.core.values import Text as Words
-from repl.models.loader import ModelInfo
+from repl.models.store import ModelInfo
 from repl.remote.dialects import UNKNOWN
 from repl.remote.engine import Connected, Remote, Served, reach
 from repl.session import servers

@@ -16,11 +16,10 @@ from repl.core.jobs import Job
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.core.values import Choice, RestOfLine
-from repl.generation import fast_paths
-from repl.generation.decode import drafters
+from repl.generation import decode, fast_paths
 from repl.generation.fast_paths import FastPath
 from repl.hub import catalog
-from repl.models.loader import ModelInfo
+from repl.models.store import ModelInfo
 from repl.session.change_settings import apply, change, changed
 from repl.session.results import Message
 from repl.session.session import Session, Task
@@ -69,7 +68,7 @@ def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"
         apply(session, [(name, "default") for name in decoding.AHEAD])
         return Message("nothing is read ahead · from the next reply on")
     apply(session, [("assistant", "none")])
-    return apply(session, [("prompt_lookup", str(drafters.LOOKUP_TOKENS))])
+    return apply(session, [("prompt_lookup", str(decoding.LOOKUP_TOKENS))])
 
 
 @command(
@@ -100,7 +99,7 @@ def assistant(
         return Message(join_facts(f"assistant {facts.name} ({size})", aside, "from the next reply on"))
 
     return session.run_on_model(
-        lambda emit: drafters.load_assistant(session.store.current(), chosen, emit, session.store.get).facts,
+        lambda emit: decode.drafters.load_assistant(session.store.current(), chosen, emit, session.store.get).facts,
         settle,
     )
 

@@ -9,13 +9,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.analysis.logit_lens import LensToken, first_token, layer_logits, lens_token
+from repl import analysis
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
 from repl.core.format import counted, join_facts, shortened
 from repl.core.jobs import JobContext
-from repl.core.library_types import Tensor
+from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.settings import Settings
 from repl.core.values import Integer, RestOfLine
 from repl.generation.measure.token_text import Speller, quote
@@ -31,6 +31,17 @@ from repl.terminal.token_colours import CLASSES, heat, percent
 LENS_EXAMPLE = "/lens The capital of France is"
 HEAT_CELLS = 3  # columns that shade the probability of the answer
 CELL_WIDTH = 20  # columns that one token with its probability takes
+
+
+@dataclass(frozen=True, slots=True)
+class LensToken:
+    """A token and its probability, with its rank from 1 on."""
+
+    id: int
+    text: str
+    probability: float
+    logprob: float
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +128,7 @@ def _token_spot(resident: Model, chosen: Settings, reply: Turn, at: int, emit: J
 def look_through(resident: Model, spot: Spot, word: str, top: int, emit: JobContext) -> Lens:
     """Look through the layers; for the model thread."""
     ids = encode_prompt(resident, spot.request, 0, emit).ids
-    logs = layer_logits(resident, ids, emit).log_softmax(-1)
+    logs = analysis.logit_lens.layer_logits(resident, ids, emit).log_softmax(-1)
     answer = int(logs[-1].argmax())
     follow = first_token(resident.tokenizer, word, logs[-1]) if word else spot.said
     speller = Speller(resident.tokenizer)
@@ -134,6 +145,23 @@ def _layer(number: int, logs: Tensor, speller: Speller, top: int, answer: int, w
     return LensLayer(
         number, tuple(lens_token(logs, token, speller) for token in likeliest), one, other if word >= 0 else None
     )
+
+
+def lens_token(logs: Tensor, token: int, speller: Speller) -> LensToken:
+    """Return a token with its place in a distribution, log-probabilities of shape (vocab,)."""
+    logprob = logs[token]
+    rank = int((logs > logprob).sum()) + 1
+    return LensToken(token, speller.text(token), float(logprob.exp()), float(logprob), rank)
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase, word: str, logs: Tensor) -> int:
+    """Return the first token of a word: of its spellings with and without a space in front, the likelier one."""
+    spellings = [word] if word[:1].isspace() else [word, f" {word}"]
+    starts = [ids[0] for ids in (tokenizer(text, add_special_tokens=False)["input_ids"] for text in spellings) if ids]
+    named = [start for start in starts if str(tokenizer.decode([start])).strip()] or starts
+    if not named:
+        raise UsageError(f"{word!r} has no token in this model's vocabulary")
+    return int(max(named, key=lambda start: float(logs[start])))
 
 
 def _draw(lens: Lens, width: int, plain: bool) -> Iterator[RenderableType]:

@@ -20,8 +20,8 @@ from repl.core.values import RestOfLine
 from repl.generation.runtime import Model
 from repl.hub import catalog
 from repl.hub.catalog import Cached, Listed
-from repl.models.loader import ModelInfo
 from repl.models.memory import fit
+from repl.models.store import ModelInfo
 from repl.session.session import Session, Task
 from repl.terminal.responsive import First
 from repl.terminal.screen import render

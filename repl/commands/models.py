@@ -7,14 +7,13 @@ from rich.console import RenderableType
 
 from repl.commands.registry import command
 from repl.core import settings
-from repl.core.format import amount, count, device, join_facts
+from repl.core.format import amount, count, device, format_map, join_facts
 from repl.core.values import Assignment
 from repl.core.values import Text as Words
 from repl.hub import catalog
 from repl.hub.catalog import ModelCard
 from repl.hub.weight_headers import STORED
-from repl.models import device_map
-from repl.models.loader import ModelInfo
+from repl.models.store import ModelInfo
 from repl.session.change_settings import changed, load
 from repl.session.results import Message
 from repl.session.session import Session, Task
@@ -126,7 +125,7 @@ def _(result: Info) -> RenderableType:
         "adapter": facts.adapter,
         "memory": amount(facts.bytes),
         "device": f"{device(facts.device_map)} (asked for {asked['device']})",
-        **({"device map": ", ".join(device_map.format_map(facts.device_map))} if len(facts.device_map) > 1 else {}),
+        **({"device map": ", ".join(format_map(facts.device_map))} if len(facts.device_map) > 1 else {}),
         "attention": f"{facts.attention or 'none'} (asked for {asked['attention']})",
         "context": f"{facts.context} tokens" if facts.context else "no fixed limit",
         "chat template": "yes" if facts.chats else "none: the model completes text",

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from repl import generation
 from repl.commands.registry import command
 from repl.core import decoding
 from repl.core.errors import UsageError
@@ -17,9 +18,7 @@ from repl.core.format import counted, join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import ascii_only, clean_line
 from repl.core.values import RestOfLine
-from repl.generation import arguments
-from repl.generation.measure.processors import stages
-from repl.generation.measure.scoring import next_logits
+from repl.generation import measure
 from repl.generation.measure.token_text import Speller, quote
 from repl.generation.request import Request, encode_prompt
 from repl.generation.runtime import Model
@@ -79,11 +78,11 @@ def compute_next(resident: Model, spot: Position, count: int, emit: JobContext) 
     """Compute what comes next; for the model thread."""
     request = spot.request
     decoding.check_values(request.settings, resident.facts.base)
-    chosen = arguments.of_settings(resident, request.settings)
+    chosen = generation.arguments.of_settings(resident, request.settings)
     ids = encode_prompt(resident, request, 1, emit).ids
     decoding.fit_context(chosen.config, len(ids), resident.facts.context, resident.facts.id)
-    logits = next_logits(resident, ids, emit, shared=request.settings.decode.reuse)
-    raw, *active = stages(resident, chosen, ids, (), logits)
+    logits = measure.scoring.next_logits(resident, ids, emit, shared=request.settings.decode.reuse)
+    raw, *active = measure.processors.stages(resident, chosen, ids, (), logits)
     final = active[-1] if active else raw
     speller = Speller(resident.tokenizer)
     logs, drawn = raw.scores.log_softmax(-1), final.probabilities

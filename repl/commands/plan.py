@@ -11,14 +11,13 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core import settings
-from repl.core.format import amount, count, counted, join_facts
+from repl.core.format import amount, count, counted, format_map, join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
 from repl.core.values import Text as Words
 from repl.hub import locate
 from repl.hub.weight_headers import STORED
-from repl.models import device_map
 from repl.models.memory import plan
 from repl.models.memory.available import Room
 from repl.models.memory.estimate import ModelSizes
@@ -118,7 +117,7 @@ def _(result: Plan) -> RenderableType:
     )
     parts: list[Any] = [_head(result), *([First(*tables)] if tables else [])]
     if result.device_map:
-        parts.append(Text("\n".join(["", *map(clean_line, device_map.format_map(result.device_map))]), "quiet"))
+        parts.append(Text("\n".join(["", *map(clean_line, format_map(result.device_map))]), "quiet"))
     if result.code:
         parts.append(_code(result.code))
     parts.append(_end(result))

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from repl.commands.registry import command
 from repl.core import streams
 from repl.core.errors import UsageError
-from repl.generation.measure.forward import input_device
+from repl.generation import measure
 from repl.session.results import Message
 from repl.session.session import Session
 
@@ -62,11 +62,8 @@ def visit(session: Session) -> Message:
 
 def namespace(session: Session, model: Any, tokenizer: Any) -> dict[str, Any]:
     """Return the names that are bound: without a reply `ids` and `reply` are None."""
-    import torch
-
     record = session.last.record if session.last else None
-    known = [[*record.prompt_ids, *record.token_ids]] if record else []
-    ids = torch.tensor(known, device=input_device(model)) if record else None
+    ids = measure.forward.input_ids(model, [*record.prompt_ids, *record.token_ids]) if record else None
     return {"model": model, "tokenizer": tokenizer, "ids": ids, "reply": record, "exit": Leave(), "quit": Leave()}
 
 

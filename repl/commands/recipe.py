@@ -6,6 +6,7 @@ from typing import Annotated
 
 from rich.text import Text
 
+from repl import models
 from repl.analysis import recipe
 from repl.analysis.recipe import ModelSource, PromptForm
 from repl.commands.registry import command
@@ -20,7 +21,7 @@ from repl.core.settings import Load
 from repl.core.values import Text as Words
 from repl.generation.runtime import Models
 from repl.hub import builtin
-from repl.models import from_files, loader
+from repl.models.imports import import_libraries
 from repl.session.position import ExchangeKind
 from repl.session.session import Session, Task
 from repl.terminal.highlight import Highlighter
@@ -53,7 +54,8 @@ def open_tokenizer(store: Models, record: Reply, emit: JobContext) -> tuple[PreT
     known = {spot.name for spot in fields(Load)}
     load = Load(**{name: value for name, value in record.load.items() if name in known})
     exact = record.model.commit or load.revision
-    return loader.load_tokenizer_alone(replace(load, revision=exact, trust_remote_code=False), emit)
+    import_libraries(emit)
+    return models.loader.load_tokenizer_alone(replace(load, revision=exact, trust_remote_code=False), emit)
 
 
 def find_source(record: Reply, folder: Path) -> ModelSource:
@@ -62,7 +64,7 @@ def find_source(record: Reply, folder: Path) -> ModelSource:
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         return ModelSource(str(path.resolve().parent), "", path.name)
-    kind = "AutoModelForCausalLM" if file else from_files.auto_name(folder)
+    kind = "AutoModelForCausalLM" if file else models.from_files.auto_name(folder)
     if name == builtin.ID or path.is_dir():
         return ModelSource(str(folder.resolve()), "", file, kind)
     return ModelSource(name, record.model.commit, file, kind)

@@ -19,9 +19,9 @@ from repl.core.format import join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import RestOfLine
-from repl.generation.measure.forward import Scored
-from repl.generation.measure.scoring import score
+from repl.generation import measure
 from repl.generation.measure.token_text import Speller, TokenPiece, quote
+from repl.generation.measure.token_trace import Scored
 from repl.generation.runtime import Model
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
@@ -80,7 +80,7 @@ def measure_text(resident: Model, text: str, source: str, emit: JobContext) -> S
     window = min(resident.facts.context or MAX_WINDOW_TOKENS, MAX_WINDOW_TOKENS)
     scored: list[Scored] = []
     for begin, end, first in score_windows(len(ids), window):
-        for one in score(resident, ids[begin:end], emit, first):
+        for one in measure.scoring.score(resident, ids[begin:end], emit, first):
             scored.append(one)
             if len(scored) % 64 == 0:
                 emit(Progress("score", len(scored), len(ids) - 1, "tokens"))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.cells import cell_len
 from rich.console import RenderableType
@@ -17,12 +17,14 @@ from repl.core.format import counted, join_facts, rate
 from repl.core.jobs import Job
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import Integer, RestOfLine
-from repl.generation.decode.batch import BatchReply
 from repl.session.position import question, split_prompt
 from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
+
+if TYPE_CHECKING:
+    from repl.generation.decode.batch import BatchReply
 
 MIN_OPENING_CELLS = 16  # least columns worth giving to the beginning of a text beside the figures
 SWEEP_WORDS = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penalty=1,1.1", "show")
@@ -67,13 +69,13 @@ def sweep(
 
 def _begin(
     session: Session, words: list[str], prompt: str | None, exact: bool
-) -> Task[tuple[Sweep, dict[int, BatchReply]]]:
+) -> Task[tuple[Sweep, dict[int, "BatchReply"]]]:
     facts = session.facts()
     chosen = plan_grid(session.settings, session.base(), words)
     asked = question(session, prompt, f"{SWEEP_EXAMPLE} -- PROMPT")
     request = asked.request(session.settings, facts.chats)
 
-    def settle(job: Job[tuple[Sweep, dict[int, BatchReply]]]) -> Sweep:
+    def settle(job: Job[tuple[Sweep, dict[int, "BatchReply"]]]) -> Sweep:
         found, made = job.result()
         if made:
             cells = dict(enumerate(chosen.cells, 1))

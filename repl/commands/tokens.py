@@ -15,7 +15,7 @@ from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
 from repl.core.sanitize import ascii_only, clean_line
 from repl.core.values import RestOfLine
-from repl.generation.decode.kv_cache import common_length
+from repl.generation.decode.detokenizer import common_length
 from repl.generation.measure.token_text import Speller, TokenPiece, find_split_characters, quote
 from repl.session.position import require_own_reply
 from repl.session.session import Session, Task

@@ -1,10 +1,12 @@
 """Numbers and facts in a few words: sizes, ages, devices."""
 
+import re
 import time
 from collections.abc import Mapping
 
 from repl.core.sanitize import clean_line
 
+LAYER = re.compile(r"(?P<front>.*?\.)(?P<number>\d+)(?P<rest>\..*)?$")
 AGES = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
 
 
@@ -21,6 +23,35 @@ def device(places: Mapping[str, str]) -> str:
     if len(tally) == 1:
         return next(iter(tally))
     return ", ".join(f"{number} parts on {place}" for place, number in tally.items())
+
+
+def format_map(places: Mapping[str, str]) -> list[str]:
+    """Write a device map with one entry for neighbouring layers: `model.layers.0-11: cuda:0`."""
+    rows: list[tuple[str, str, int, int, str]] = []  # front, rest, first, last, place
+    for part, place in places.items():
+        match = LAYER.match(part)
+        front, number, rest = (match["front"], int(match["number"]), match["rest"] or "") if match else (part, -1, "")
+        before = rows[-1] if rows else None
+        if match and before and (before[0], before[1], before[4]) == (front, rest, place) and before[3] == number - 1:
+            rows[-1] = (front, rest, before[2], number, place)
+        else:
+            rows.append((front, rest, number, number, place))
+    return [f"{_part(front, first, last)}{rest or ''}: {place}" for front, rest, first, last, place in rows]
+
+
+def _part(front: str, first: int, last: int) -> str:
+    if first < 0:
+        return front or "all"
+    return f"{front}{first}" if first == last else f"{front}{first}-{last}"
+
+
+def tally_layers(places: Mapping[str, str]) -> dict[str, int]:
+    """Count the layers on each device; empty where the model lies in one piece."""
+    found: dict[str, set[str]] = {}
+    for part, place in places.items():
+        if match := LAYER.match(part):
+            found.setdefault(place, set()).add(match["front"] + match["number"])
+    return {place: len(names) for place, names in found.items()}
 
 
 def count(number: int) -> str:

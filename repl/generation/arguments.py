@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import CompileConfig, WatermarkingConfig
+
 from repl.core import decoding, fields
 from repl.core.decoding import LENGTH_LIMITS
+from repl.core.explain import library_errors
 from repl.core.library_types import PreTrainedModel
 from repl.core.settings import Settings
-from repl.generation.measure.forward import library_errors
 from repl.generation.runtime import Model
 
 
@@ -62,8 +64,6 @@ def _built(name: str, value: object) -> object:
 
     Raises `Failed` for a part that the library's class does not have.
     """
-    from transformers import CompileConfig, WatermarkingConfig
-
     kinds: dict[str, Any] = {"watermarking_config": WatermarkingConfig, "compile_config": CompileConfig}
     if name not in kinds or not isinstance(value, Mapping):
         return value

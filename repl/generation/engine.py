@@ -2,36 +2,40 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
+from importlib.metadata import version
 from typing import Any
+
+import torch
+from transformers import TextIteratorStreamer
 
 from repl.core import decoding
 from repl.core.errors import Cancelled, Failed, ReplError, UsageError
 from repl.core.events import Notice, Progress, PromptEcho, Token
-from repl.core.explain import is_memory, sentence
+from repl.core.explain import is_memory, library_errors, sentence
 from repl.core.jobs import JobContext, T, strip_traceback
-from repl.core.library_types import Cache, ModelOutput, Tensor
+from repl.core.library_types import Cache, ModelOutput, PreTrainedTokenizerBase, Tensor
 from repl.core.parts import Parts
-from repl.core.reply import BeamSearch, Reply, Sequence, Timing, TokenLogprobs, Usage
+from repl.core.reply import BeamSearch, Environment, ModelRecord, Reply, Sequence, Timing, TokenLogprobs, Usage
+from repl.core.settings import Settings
 from repl.generation import arguments
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
-from repl.generation.decode.beams import Watch, spell_tokens, token_logprobs
-from repl.generation.decode.detokenizer import streamer_class
+from repl.generation.decode.beams import Watch, token_logprobs
+from repl.generation.decode.detokenizer import Detokenizer, spell_tokens
 from repl.generation.decode.drafters import Drafting, Get
-from repl.generation.measure.forward import cancellable_forward, input_device, library_errors, nan_guard
-from repl.generation.measure.token_stats import Meter
+from repl.generation.measure.forward import Meter, cancellable_forward, input_ids, nan_guard
 from repl.generation.prompt import chat_template
 from repl.generation.prompt.context_window import PromptIds
 from repl.generation.prompt.reply_parser import Begun, Reading
-from repl.generation.provenance import describe_environment, describe_model, versions
 from repl.generation.request import Request, encode_prompt
 from repl.generation.runtime import Model
 from repl.models.imports import release_memory
 from repl.models.memory.out_of_memory import dead, out_of_memory
+from repl.models.store import ModelInfo
 
 
 def generate_reply(resident: Model, request: Request, emit: JobContext, get: Get | None = None) -> Reply:
@@ -66,12 +70,10 @@ def generate_reply(resident: Model, request: Request, emit: JobContext, get: Get
 
 def heal_prompt(resident: Model, request: Request, chosen: Arguments, prompt: PromptIds) -> tuple[PromptIds, Arguments]:
     """Let the library replace the prompt's last token, before the reply: the record then has the ids that count."""
-    import torch
-
     if request.chats:
         said = "token_healing takes the control tokens out of a chat's prompt: it is for plain text"
         raise UsageError(said, "/set token_healing none", "/raw TEXT")
-    ids = torch.tensor([prompt.ids], device=input_device(resident.model))
+    ids = input_ids(resident.model, prompt.ids)
     found = resident.model.heal_tokens(ids, resident.tokenizer)[0].tolist()
     chosen.config.token_healing = False
     return replace(prompt, ids=found), replace(chosen, given={**chosen.given, "token_healing": False})
@@ -82,6 +84,58 @@ def reading(resident: Model, request: Request, prompt: list[int], emit: JobConte
     begun = request.begun or (Begun(request.prefill, request.prefill) if request.chats else None)
     tell = partial(resident.runtime.mention, emit=emit)
     return Reading(resident.tokenizer, prompt, begun, tell) if begun else None
+
+
+class ExactStreamer(TextIteratorStreamer):  # type: ignore[misc]  # mypy does not follow the library
+    """One reply of `generate` as `Token` events: a `TextIteratorStreamer` whose text is exact and comes at once.
+
+    `seed` are the prompt's ids where prompt and reply are one text, `eos` the ids that end the row; `measure` gives
+    the fields `logprob`, `entropy`, `top` of a token's event.
+
+    `put` gets the prompt first (skipped), then a step: shape `(batch,)`, of which row 0 is streamed, or `(1, k)`.
+    Pieces go to `emit`, which may raise, or to whoever iterates. One streamer serves one reply.
+    """
+
+    next_tokens_are_prompt: bool
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        emit: Callable[[Token], None] | None = None,
+        seed: list[int] | tuple[int, ...] = (),
+        eos: Collection[int] = (),
+        measure: Callable[[int], dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt=True)
+        self._detokenizer = Detokenizer(tokenizer, seed)
+        self._emit = emit or self.text_queue.put
+        self._eos = frozenset(eos)
+        self._measure = measure
+        self._complete = False  # the row has ended: what follows is padding
+
+    def put(self, value: Tensor) -> None:
+        """Stream the ids of one step, a tensor of shape `(batch,)` or `(1, k)`; passes on what `emit` raises."""
+        if self.next_tokens_are_prompt:
+            self.next_tokens_are_prompt = False
+            return
+        row = value.tolist()[0]
+        for token_id in row if isinstance(row, list) else [row]:
+            if not self._complete:
+                self._say(token_id)
+
+    def _say(self, token_id: int) -> None:
+        fields = self._measure(token_id) if self._measure else {}
+        text = self._detokenizer.feed(token_id)
+        self._complete = token_id in self._eos
+        self._emit(Token(text, token_id, **fields))
+
+    def end(self) -> None:
+        """Send the rest of the text, where there is one, and end the stream."""
+        try:
+            if rest := self._detokenizer.flush():
+                self._emit(Token(rest))
+        finally:
+            self.text_queue.put(None)
 
 
 class ReplyRun:
@@ -167,16 +221,14 @@ class ReplyRun:
             self.emit(PromptEcho(self.resident.tokenizer.decode(self.prompt, skip_special_tokens=True)))
 
     def _call(self) -> ModelOutput:
-        import torch
-
         if self.seed is not None:
             torch.manual_seed(self.seed)
         model = self.resident.model
-        ids = torch.tensor([self.prompt], device=input_device(model))
+        ids = input_ids(model, self.prompt)
         self.config.return_dict_in_generate = True
         self.config.output_scores = self.beams  # the library computes sequence scores only then
         tokenizer, ends, measure = self.resident.tokenizer, decoding.end_ids(self.config), self.meter.measure
-        streamer = None if self.beams else streamer_class()(tokenizer, self._made, self.before, ends, measure)
+        streamer = None if self.beams else ExactStreamer(tokenizer, self._made, self.before, ends, measure)
         lent, drafting = self._lent(ids), self.drafting
         with lent as (past, self.reused), drafting.proposals(self.config, ids, past) as (proposals, cache):
             self.meter.several |= proposals is not None
@@ -220,8 +272,6 @@ class ReplyRun:
 
     def _told_to_stop(self, ids: Tensor, _: object) -> Tensor:
         """End a beam search that was cancelled, keeping the best so far."""
-        import torch
-
         return torch.full((ids.shape[0],), self.beams and self.emit.stopped(), device=ids.device)
 
     def _may_go_on(self) -> None:
@@ -350,3 +400,40 @@ class ReplyRun:
             decode_tps=(steps - 1) / (last - first) if steps > 1 and last > first else None,
             total_s=now - self.began,
         )
+
+
+# where a reply comes from
+
+
+def describe_model(facts: ModelInfo, settings: Settings) -> ModelRecord:
+    """Return the model of a record."""
+    return ModelRecord(
+        id=facts.id,
+        revision=settings.load.revision,
+        commit=facts.commit,
+        dtype=facts.dtype,
+        device_map=dict(facts.device_map),
+        quantization=facts.quantization,
+        adapter=facts.adapter,
+        parameters=facts.parameters,
+        context=facts.context,
+        bytes=facts.bytes,
+        touched=facts.touched,
+    )
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide what a reply is."""
+    return {name: version(name) for name in ("transformers", "torch", "tokenizers")}
+
+
+def describe_environment(facts: ModelInfo) -> Environment:
+    """Return what else may decide between two tokens that are nearly as likely."""
+    return Environment(facts.attention, torch.get_num_threads(), _devices(facts))
+
+
+def _devices(facts: ModelInfo) -> dict[str, str]:
+    places = sorted(set(facts.device_map.values()))
+    names = {place: torch.cuda.get_device_name(place) for place in places if place.startswith("cuda")}
+    return {"cpu": torch.backends.cpu.get_cpu_capability(), **names}

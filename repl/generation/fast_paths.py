@@ -6,12 +6,11 @@ turned on or off here: whoever decodes decides by the same functions.
 
 from dataclasses import dataclass
 
+from repl import generation, models
 from repl.core.errors import MissingExtra
 from repl.core.settings import Settings
-from repl.generation import arguments
-from repl.generation.decode import drafters, kv_cache, loop
+from repl.generation import decode
 from repl.generation.runtime import Model
-from repl.models import packed_linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +24,10 @@ class FastPath:
 
 def list_paths(resident: Model, chosen: Settings) -> tuple[FastPath, ...]:
     """Return every way, whether or not it applies: `why` is empty for those that do."""
-    model, config = resident.model, arguments.of_settings(resident, chosen).config
-    own_loop, ahead = loop.why_not(model, config), drafters.refusal(model, config, 1)
-    fits, wanted = kv_cache.can_reuse(model, config, 1), drafters.draft_source(chosen)
-    rows = "" if kv_cache.is_plain_kv(model) else "this model's KV cache cannot be copied for each row"
+    model, config = resident.model, generation.arguments.of_settings(resident, chosen).config
+    own_loop, ahead = decode.loop.why_not(model, config), decode.drafters.refusal(model, config, 1)
+    fits, wanted = decode.kv_cache.can_reuse(model, config, 1), decode.drafters.draft_source(chosen)
+    rows = "" if decode.kv_cache.is_plain_kv(model) else "this model's KV cache cannot be copied for each row"
     reasons = {
         "decode loop": own_loop,
         "KV reuse": "" if fits else f"{_culprit(resident)} needs a new KV cache for each reply",
@@ -37,7 +36,7 @@ def list_paths(resident: Model, chosen: Settings) -> tuple[FastPath, ...]:
         "batched rows": rows or own_loop or ("" if fits else f"{_culprit(resident)} needs a KV cache for each row"),
         "packed kernels": _packed(resident),
     }
-    if kv_cache.CARRIES.known(model) is False:
+    if decode.kv_cache.CARRIES.known(model) is False:
         reasons["KV reuse"] = "this model does not go on rightly from a KV cache that was kept"
     if not chosen.decode.reuse:
         reasons["KV reuse"] = "turned off: /reuse on"
@@ -45,16 +44,15 @@ def list_paths(resident: Model, chosen: Settings) -> tuple[FastPath, ...]:
 
 
 def _culprit(resident: Model) -> str:
-    from transformers import GenerationConfig
-
-    return "a setting" if kv_cache.can_reuse(resident.model, GenerationConfig(), 1) else "this model"
+    bare = type(resident.model.generation_config)()
+    return "a setting" if decode.kv_cache.can_reuse(resident.model, bare, 1) else "this model"
 
 
 def _packed(resident: Model) -> str:
     if resident.facts.packed:
         return ""
     try:
-        packed_linear.require_kernel("int4")
+        models.packed_linear.require_kernel("int4")
     except MissingExtra as error:
         return error.message
     return "not chosen: /quantize int4"

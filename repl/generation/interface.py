@@ -2,14 +2,14 @@
 
 from typing import Protocol
 
+from repl import generation
 from repl.core.decoding import ModelDefaults
 from repl.core.errors import NoModel
 from repl.core.jobs import JobContext
 from repl.core.reply import Reply
-from repl.generation import engine
 from repl.generation.request import Request
 from repl.generation.runtime import Models
-from repl.models.loader import ModelInfo
+from repl.models.store import ModelInfo
 
 
 class Engine(Protocol):
@@ -86,4 +86,4 @@ class Local:
 
     def reply(self, request: Request, emit: JobContext) -> Reply:
         """Answer on the model thread."""
-        return engine.generate_reply(self._store.current(), request, emit, self._store.get)
+        return generation.engine.generate_reply(self._store.current(), request, emit, self._store.get)

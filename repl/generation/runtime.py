@@ -5,16 +5,15 @@ from typing import Any, TypeAlias
 
 from repl.core.events import Notice
 from repl.core.jobs import JobContext
-from repl.generation.decode.kv_cache import PrefixCache
-from repl.models.loader import LoadedModel
-from repl.models.store import Store
+from repl.generation import decode
+from repl.models.store import LoadedModel, Store
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Runtime:
     """The KV cache of the text that was worked on last, and the notices so far."""
 
-    kv_cache: PrefixCache = field(default_factory=PrefixCache)
+    kv_cache: "decode.kv_cache.PrefixCache" = field(default_factory=lambda: decode.kv_cache.PrefixCache())
     last_logits: dict[tuple[int, ...], Any] = field(default_factory=dict)
     """The logits behind the text that was looked at last, by its ids."""
     notices_shown: set[str] = field(default_factory=set)

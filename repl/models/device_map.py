@@ -1,22 +1,22 @@
 """Where weights go: the words for it, what comes of them, and what is worth saying about that."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from repl.core.errors import BadModel, UsageError
+from repl.core.format import tally_layers
 from repl.core.library_types import PreTrainedModel
 from repl.core.settings import Load
+from repl.models.memory.available import max_memory
 
 SPREADING = ("auto", "balanced", "sequential")  # the maps that the library makes itself, within `max_memory`
-LAYER = re.compile(r"(?P<front>.*?\.)(?P<number>\d+)(?P<rest>\..*)?$")
 
 
 def placement_options(load: Load) -> dict[str, object]:
     """Return what `from_pretrained` takes for placing a model; raises `BadModel` for a device that is not there."""
-    import torch
-
     found: dict[str, Any] = {"device_map": device_map(load.device)}
     if load.max_memory and load.device in SPREADING:
         found["max_memory"] = max_memory(load.max_memory)
@@ -32,8 +32,6 @@ def placement_options(load: Load) -> dict[str, object]:
 
 def device_map(device: str) -> object:
     """Return what `from_pretrained` takes for a device; raises `BadModel` where the machine has none such."""
-    import torch
-
     name, _, number = device.partition(":")
     if name == "cuda":
         require_gpu(int(number or 0))
@@ -45,18 +43,10 @@ def device_map(device: str) -> object:
 
 def require_gpu(number: int) -> None:
     """Raise `BadModel` unless there is a CUDA device of this number."""
-    import torch
-
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if number >= count:
         here = f"this machine has {count}" if count else "this machine or this build of torch has none"
         raise BadModel(f"no CUDA device {number}: {here}", "/device auto", "/device cpu")
-
-
-def max_memory(words: str) -> dict[int | str, str]:
-    """Return `0=20GiB,cpu=48GiB` as the dictionary that accelerate takes."""
-    pairs = dict(pair.split("=") for pair in words.split(","))
-    return {int(device) if device.isdigit() else device: size for device, size in pairs.items()}
 
 
 def offload_folder(words: str) -> str:
@@ -74,35 +64,6 @@ def read_device_map(model: PreTrainedModel) -> dict[str, str]:
     """Return the device of each part of a model that was placed as one."""
     places = getattr(model, "hf_device_map", None) or {"": model.device}
     return {part: f"cuda:{place}" if isinstance(place, int) else str(place) for part, place in places.items()}
-
-
-def format_map(places: Mapping[str, str]) -> list[str]:
-    """Write a device map with one entry for neighbouring layers: `model.layers.0-11: cuda:0`."""
-    rows: list[tuple[str, str, int, int, str]] = []  # front, rest, first, last, place
-    for part, place in places.items():
-        match = LAYER.match(part)
-        front, number, rest = (match["front"], int(match["number"]), match["rest"] or "") if match else (part, -1, "")
-        before = rows[-1] if rows else None
-        if match and before and (before[0], before[1], before[4]) == (front, rest, place) and before[3] == number - 1:
-            rows[-1] = (front, rest, before[2], number, place)
-        else:
-            rows.append((front, rest, number, number, place))
-    return [f"{_part(front, first, last)}{rest or ''}: {place}" for front, rest, first, last, place in rows]
-
-
-def _part(front: str, first: int, last: int) -> str:
-    if first < 0:
-        return front or "all"
-    return f"{front}{first}" if first == last else f"{front}{first}-{last}"
-
-
-def tally_layers(places: Mapping[str, str]) -> dict[str, int]:
-    """Count the layers on each device; empty where the model lies in one piece."""
-    found: dict[str, set[str]] = {}
-    for part, place in places.items():
-        if match := LAYER.match(part):
-            found.setdefault(place, set()).add(match["front"] + match["number"])
-    return {place: len(names) for place, names in found.items()}
 
 
 def placement_remarks(load: Load, places: Mapping[str, str]) -> list[str]:
@@ -129,8 +90,6 @@ def _named(place: str) -> str:
 
 def _free() -> str:
     """Name a GPU that is there and has room."""
-    import torch
-
     if torch.cuda.is_available():
         rooms = [(torch.cuda.mem_get_info(number)[0], number) for number in range(torch.cuda.device_count())]
         room, number = max(rooms)

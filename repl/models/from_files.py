@@ -1,9 +1,21 @@
 """Read a model's files through the library: config, tokenizer, weights; and refuse what is not whole."""
 
+import inspect
 import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationMixin,
+    GgufConfig,
+)
+from transformers.models.auto import modeling_auto
 
 from repl.core import library, log
 from repl.core.errors import BadModel, Cancelled, MissingExtra, ReplError
@@ -15,7 +27,7 @@ from repl.core.settings import Load
 from repl.hub import consent, locate, validate
 from repl.hub.model_files import bad_file, read_json
 from repl.hub.validate import NeedsCode
-from repl.models import device_map, model_config, quantization
+from repl.models import device_map, model_config, quantization, reference
 
 MAX_SEQUENCES = 1000  # beams, or answers to one prompt
 DECODER_LAYERS = ("decoder_layers", "num_decoder_layers")
@@ -24,8 +36,6 @@ DECODER_LAYERS = ("decoder_layers", "num_decoder_layers")
 
 def load_config(found: locate.LocalModel, load: Load) -> PreTrainedConfig:
     """Read the config; what it says about attention code is dropped, it could name code on the Hub."""
-    from transformers import AutoConfig
-
     extra = {"gguf_file": found.gguf_file} if found.gguf_file else {}
     config = AutoConfig.from_pretrained(
         str(found.folder), trust_remote_code=load.trust_remote_code, local_files_only=True, **extra
@@ -48,8 +58,6 @@ def _options(load: Load, found: locate.LocalModel, form: str) -> dict[str, Any]:
     if (quantized := quantization.quantization_config(load)) is not None:
         options["quantization_config"] = quantized
     if found.gguf_file:
-        from transformers import GgufConfig
-
         options["quantization_config"] = GgufConfig(dequantize=True)
         options["gguf_file"] = found.gguf_file
         del options["use_safetensors"]
@@ -59,21 +67,14 @@ def _options(load: Load, found: locate.LocalModel, form: str) -> dict[str, Any]:
 
 def auto_class(config: PreTrainedConfig) -> Any:
     """Return the library's class that loads a config: for causal models, else for those that also see images."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    )
-
     kind, remote = type(config), "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    seeing = kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    seeing = kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    seeing = seeing and kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     return AutoModelForImageTextToText if seeing and not remote else AutoModelForCausalLM
 
 
 def auto_name(place: Path) -> str:
     """Return the name of the library's class that loads a folder, as its config.json says."""
-    from transformers.models.auto import modeling_auto
-
     try:
         kind = validate.read_model_config(place).get("model_type")
     except BadModel:
@@ -85,9 +86,6 @@ def auto_name(place: Path) -> str:
 
 def _seeing_class(config: PreTrainedConfig) -> Any:
     """Return the library's class for images and text where a config could be loaded by either; else None."""
-    from transformers import AutoModelForImageTextToText
-    from transformers.models.auto import modeling_auto
-
     causal, seeing = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     either = type(config) in causal and type(config) in seeing and causal[type(config)] is not seeing[type(config)]
     return AutoModelForImageTextToText if either else None
@@ -95,10 +93,6 @@ def _seeing_class(config: PreTrainedConfig) -> Any:
 
 def require_text_model(config: PreTrainedConfig) -> None:
     """Refuse a model that does not answer text alone, token by token; raises `BadModel`."""
-    import inspect
-
-    from transformers import GenerationMixin
-
     if (kind := _class(config)) is None:
         return
     name = kind.__name__
@@ -116,8 +110,6 @@ def require_text_model(config: PreTrainedConfig) -> None:
 
 def _class(config: PreTrainedConfig) -> Any:
     """Return the class of the model itself; None for one that is not the library's own."""
-    from transformers.models.auto import modeling_auto
-
     for mapping in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
         if (kind := mapping.get(type(config), None)) is not None:
             return kind[0] if isinstance(kind, tuple | list) else kind
@@ -126,8 +118,6 @@ def _class(config: PreTrainedConfig) -> Any:
 
 def load_tokenizer(found: locate.LocalModel, load: Load, emit: JobContext) -> PreTrainedTokenizerBase:
     """Read the tokenizer; raises `BadModel`."""
-    from transformers import AutoTokenizer
-
     emit(Progress("read the tokenizer"))
     extra = {"gguf_file": found.gguf_file} if found.gguf_file else {}
     try:
@@ -189,10 +179,6 @@ def check_loaded(found: locate.LocalModel, model: PreTrainedModel, report: dict[
 
 def _answers(model: PreTrainedModel) -> None:
     """Refuse a model that cannot answer a few ids; one that is called as all text models are need not be asked."""
-    import torch
-
-    from repl.models import reference
-
     kind = type(model)
     special = auto_class(model.config).__name__ != "AutoModelForCausalLM" or "Assistant" in kind.__name__
     config = model_config.text_config(model.config)

@@ -4,9 +4,10 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+
+from transformers import GenerationConfig
 
 from repl.core import decoding, library, paths
 from repl.core.decoding import ModelDefaults
@@ -14,7 +15,7 @@ from repl.core.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplEr
 from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from repl.core.settings import Load, short_id
+from repl.core.settings import Load
 from repl.hub import builtin, locate, validate
 from repl.hub.consent import Consents
 from repl.hub.validate import NeedsCode
@@ -22,81 +23,14 @@ from repl.hub.weight_headers import Weights
 from repl.models import adapters, device_map, from_files, imports, model_config, packed_linear, quantization
 from repl.models.adapters import Adapter, Bases
 from repl.models.memory import estimate, fit
-from repl.models.memory.available import Room, measure_rooms
+from repl.models.memory.available import measure_rooms
+from repl.models.store import LoadedModel, MakeRoom, ModelInfo, R
 
 SILENT_FIELDS = ("transformers_version", "use_cache", "output_attentions", "output_hidden_states")
 """Fields of a generation config that say nothing about the text."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What a loaded model is, without any tensor: safe to read on every thread."""
-
-    id: str
-    commit: str
-    folder: str
-    architecture: str
-    parameters: int
-    bytes: int
-    dtype: str
-    stored: dict[str, int]
-    """Parameters by the number format they are stored in."""
-    device_map: dict[str, str]
-    attention: str
-    context: int
-    """Most tokens the model was made for; 0 where it has no such limit."""
-    layers: int
-    vocabulary: int
-    chats: bool
-    base: ModelDefaults
-    seconds: float
-    quantization: str = "none"
-    """The form of the weights: none, int8, int4, 8bit, 4bit, or the one they are stored in."""
-    packed: int = 0
-    """Linear layers with packed weights."""
-    left: int = 0
-    """Linear layers that the packed kernels do not take."""
-    adapter: str = "none"
-    remarks: tuple[str, ...] = ()
-    """Sentences to say after the load."""
-    unexpected: tuple[str, ...] = ()
-    """Tensors in the files that the model has no place for."""
-    touched: bool = False
-    """A user may have changed it in /python."""
-
-    @property
-    def form(self) -> str:
-        """How the weights are kept: the quantization, or else the number format."""
-        return self.dtype if self.quantization == "none" else self.quantization
-
-    @property
-    def name(self) -> str:
-        """What it is called on the screen."""
-        return short_id(self.id)
-
-
-R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoadedModel(Generic[R]):
-    """A model in memory with its tokenizer, and what generation keeps beside it; for the model thread."""
-
-    load: Load
-    facts: ModelInfo
-    model: Any
-    tokenizer: Any
-    runtime: R
-    modules: tuple[str, ...] = ()
-    """The paths of its modules, for completion."""
-    base: Any = None
-    """The model without its adapter, kept for the next one."""
-
-
 BASES = Bases()
-
-
-MakeRoom = Callable[[int, Callable[[list[Room]], None]], None]
 
 
 def load_model(
@@ -113,7 +47,6 @@ def load_model(
     Raises a `ReplError` that names what is wrong, or `Cancelled`; then nothing of it stays in memory.
     """
     began = time.monotonic()
-    imports.import_libraries(emit)
     adapter = Adapter.of(load.adapter)
     over = adapters.find_adapter(adapter, emit, offline) if adapter.name else None
     bare = replace(load, adapter="none")
@@ -180,7 +113,6 @@ def load_tokenizer_alone(
     load: Load, emit: JobContext, consents: Consents | None = None
 ) -> tuple[PreTrainedTokenizerBase, Path]:
     """Load the tokenizer alone of a model that is on this machine, and tell its folder; raises a `ReplError`."""
-    imports.import_libraries(emit)
     found = _find(load, emit, offline=True)
     if load.trust_remote_code:
         (consents or Consents()).check(load, found)
@@ -257,8 +189,6 @@ def _beyond(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[str]:
 
 
 def _base(model: PreTrainedModel) -> ModelDefaults:
-    from transformers import GenerationConfig
-
     theirs = model.generation_config.to_diff_dict().items()
     own = {name: value for name, value in theirs if value is not None and name not in SILENT_FIELDS and name[0] != "_"}
     if isinstance(own.get("stop_strings"), str):

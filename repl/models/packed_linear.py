@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
+from transformers.pytorch_utils import Conv1D
+
 from repl.core import library
 from repl.core.errors import MissingExtra
 from repl.core.events import Progress
@@ -47,9 +50,6 @@ def pack(model: PreTrainedModel, quantize: str, emit: JobContext) -> Packing:
 
 def find_linears(model: PreTrainedModel) -> Iterator[tuple[Module, str, Linear]]:
     """Find the linear layers, GPT-2's transposed ones too: parent, name and layer; an adapter's own are left out."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
     for path, module in list(model.named_modules()):
         for name, child in list(module.named_children()):
             if type(child) in (torch.nn.Linear, Conv1D) and "lora_" not in path:
@@ -69,8 +69,6 @@ def takes_shape(quantize: str, rows: int, columns: int) -> bool:
 
 def detach(model: PreTrainedModel) -> None:
     """Copy what stays as it is: it lies in the mapped weight file, which would be held in memory as a whole."""
-    import torch
-
     with torch.no_grad():
         for weight in model.parameters():
             weight.data = weight.data.clone()
@@ -79,8 +77,6 @@ def detach(model: PreTrainedModel) -> None:
 @cache
 def require_kernel(quantize: str) -> None:
     """Raise `MissingExtra` unless the kernel of this build of torch agrees with plain arithmetic."""
-    import torch
-
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         linear = torch.nn.Linear(64, 48)
@@ -97,8 +93,6 @@ def require_kernel(quantize: str) -> None:
 
 def pack_linear(linear: Linear, quantize: str, twice: bool = False) -> Module:
     """Return the packed layer that stands for a linear one; `twice` gives int4 eight bits, as a head needs them."""
-    import torch
-
     with torch.no_grad():
         weight = linear.weight.detach()
         weight = weight if hasattr(linear, "in_features") else weight.t()
@@ -114,8 +108,6 @@ def cut_rows(weight: Tensor) -> Iterator[Tensor]:
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize to int8 with one bfloat16 scale a row: values (rows, columns), scales (rows)."""
-    import torch
-
     values, scales = [], []
     for block in cut_rows(weight):
         scale = (block.abs().amax(1, keepdim=True) / 127).clamp_(min=1e-30).bfloat16()
@@ -130,8 +122,6 @@ def quantize_int4(weight: Tensor, twice: bool = False) -> tuple[Tensor, Tensor]:
     A weight is `(value - 8) * scale + zero`; scale and zero have shape (groups, rows, 2). Twice, what the first time
     left over is quantized too and stands behind the weight: (rows, 2 * columns), to be multiplied by the input twice.
     """
-    import torch
-
     values, scales = [], []
     for block in cut_rows(weight):
         block = torch.nn.functional.pad(block, (0, 0, 0, -block.shape[0] % TILE_ROWS))
@@ -157,8 +147,6 @@ def round_groups(block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def times_eight(rows: Tensor, values: Tensor, scales: Tensor) -> Tensor:
     """Multiply rows by an int8 weight; many rows in float32, for the kernel is made for few."""
-    import torch
-
     if len(rows) >= DENSE_ROWS and values.numel() <= MAX_DENSE_WEIGHTS:
         return torch.nn.functional.linear(rows.float(), values.float()).mul_(scales.float()).to(rows.dtype)
     return library.int8_product(rows, values, scales)
@@ -179,8 +167,6 @@ class PackedLinearBase:
     bias: Any
 
     def __init__(self, quantize: str, size: tuple[int, int], values: Tensor, scales: Tensor, bias: Tensor) -> None:
-        import torch
-
         torch.nn.Module.__init__(self)
         self.quantize, (self.out_features, self.in_features) = quantize, size
         self.kernel = {"int8": times_eight, "int4": times_four}[quantize]
@@ -193,8 +179,6 @@ class PackedLinearBase:
     @property
     def weight(self) -> Tensor:
         """The weight as the kernel sees it, in bfloat16: for code that goes past `forward`."""
-        import torch
-
         return self.product(torch.eye(self.in_features, dtype=self.kept)).t().contiguous()
 
     def product(self, rows: Tensor) -> Tensor:
@@ -215,6 +199,4 @@ class PackedLinearBase:
 @cache
 def linear_class() -> type[Linear]:
     """Return the class of packed layers; made late, for torch is not imported before it is needed."""
-    import torch
-
     return type("PackedLinear", (PackedLinearBase, torch.nn.Linear), {})

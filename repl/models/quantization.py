@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import BitsAndBytesConfig, TorchAoConfig
+
 from repl.core.errors import BadModel, MissingExtra
 from repl.core.settings import Load
 from repl.hub.weight_headers import Weights
@@ -75,8 +78,6 @@ def packs_after_load(load: Load) -> bool:
 
 def goes_to_gpu(load: Load) -> bool:
     """Tell whether the weights go to a GPU, all or some of them."""
-    import torch
-
     if load.device == "cpu":
         return False
     return load.device.startswith(("cuda", "mps")) or torch.cuda.is_available() or torch.backends.mps.is_available()
@@ -140,8 +141,6 @@ def quantization_remarks(load: Load, weights: Weights, packing: Any, size: int) 
 
 
 def _bitsandbytes(quantize: str) -> object:
-    from transformers import BitsAndBytesConfig
-
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
@@ -149,6 +148,5 @@ def _bitsandbytes(quantize: str) -> object:
 
 def _torchao(quantize: str) -> object:
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
-    from transformers import TorchAoConfig
 
     return TorchAoConfig(Int8WeightOnlyConfig() if quantize == "int8" else Int4WeightOnlyConfig(group_size=32))

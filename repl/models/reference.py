@@ -4,6 +4,8 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
+
 from repl.core import library
 from repl.core.library_types import Cache, PreTrainedModel, Tensor
 
@@ -27,8 +29,6 @@ def reference_logits(model: PreTrainedModel, ids: Tensor, cache: Cache = None) -
 
 def generate_plainly(model: PreTrainedModel, ids: Tensor, cache: Cache = None, tokens: int = 1) -> Tensor:
     """Return what `generate` makes of `ids`, exactly so many tokens, with their logits; see `reference_logits`."""
-    import torch
-
     given = {library.cache_name(): cache} if cache is not None else {}
     length = {"max_new_tokens": tokens, "min_new_tokens": tokens if tokens > 1 else None}
     off = {name: None for name in model.generation_config.to_diff_dict() if not name.endswith(KEPT_FIELD_ENDS)}
@@ -44,8 +44,6 @@ def carries_on(model: PreTrainedModel, ids: Tensor, blank: Callable[[], object])
     (moshi), without a word. Half of `ids`, an answer to it and the other half are read at once, with a cache that made
     the answer, and the other half alone: the second must come far closer to the first.
     """
-    import torch
-
     half, cache = ids.shape[-1] // 2, blank()
     try:
         made = generate_plainly(model, ids[:, :half], cache, TRIAL_ANSWER_TOKENS).sequences
@@ -60,8 +58,6 @@ def carries_on(model: PreTrainedModel, ids: Tensor, blank: Callable[[], object])
 
 def same_logits(logits: Tensor, expected: Tensor, dtype: object) -> bool:
     """Tell whether two rows of logits, shape (vocab,), are the same up to how a dtype rounds."""
-    import torch
-
     most = max(TOLERANCE, 8 * torch.finfo(dtype).eps) * max(1.0, float(expected.abs().max()))
     return logits.shape == expected.shape and bool((logits - expected).abs().max() <= most)
 

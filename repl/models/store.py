@@ -3,21 +3,87 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
+from repl import models
+from repl.core.decoding import ModelDefaults
 from repl.core.errors import NoMemory, NoModel, ReplError
 from repl.core.jobs import JobContext
-from repl.core.settings import Load
+from repl.core.settings import Load, short_id
 from repl.hub.consent import Consents
 from repl.hub.weight_headers import STORED
-from repl.models import loader
-from repl.models.imports import release_memory
-from repl.models.loader import LoadedModel, MakeRoom, ModelInfo, R
+from repl.models.imports import import_libraries, release_memory
 from repl.models.memory import available
 from repl.models.memory.available import Room, capped, targets, with_back
 
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model is, without any tensor: safe to read on every thread."""
+
+    id: str
+    commit: str
+    folder: str
+    architecture: str
+    parameters: int
+    bytes: int
+    dtype: str
+    stored: dict[str, int]
+    """Parameters by the number format they are stored in."""
+    device_map: dict[str, str]
+    attention: str
+    context: int
+    """Most tokens the model was made for; 0 where it has no such limit."""
+    layers: int
+    vocabulary: int
+    chats: bool
+    base: ModelDefaults
+    seconds: float
+    quantization: str = "none"
+    """The form of the weights: none, int8, int4, 8bit, 4bit, or the one they are stored in."""
+    packed: int = 0
+    """Linear layers with packed weights."""
+    left: int = 0
+    """Linear layers that the packed kernels do not take."""
+    adapter: str = "none"
+    remarks: tuple[str, ...] = ()
+    """Sentences to say after the load."""
+    unexpected: tuple[str, ...] = ()
+    """Tensors in the files that the model has no place for."""
+    touched: bool = False
+    """A user may have changed it in /python."""
+
+    @property
+    def form(self) -> str:
+        """How the weights are kept: the quantization, or else the number format."""
+        return self.dtype if self.quantization == "none" else self.quantization
+
+    @property
+    def name(self) -> str:
+        """What it is called on the screen."""
+        return short_id(self.id)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel(Generic[R]):
+    """A model in memory with its tokenizer, and what generation keeps beside it; for the model thread."""
+
+    load: Load
+    facts: ModelInfo
+    model: Any
+    tokenizer: Any
+    runtime: R
+    modules: tuple[str, ...] = ()
+    """The paths of its modules, for completion."""
+    base: Any = None
+    """The model without its adapter, kept for the next one."""
+
+
+MakeRoom = Callable[[int, Callable[[list[Room]], None]], None]
 Bring = Callable[[Load, JobContext, bool, MakeRoom], LoadedModel[R]]
 RoomCheck = Callable[[list[Room]], None]
 SPARE_BYTES = 512 * 2**20  # bytes to be free beside a load as long as others stay: texts grow
@@ -43,8 +109,8 @@ class Store(Generic[R]):
         """How many models may stay; 0 is as many as fit."""
         self.allowed: set[Load] = set()  # loads that begin however little is free
         self.consents = consents or Consents()
-        self._bring = bring or partial(loader.load_model, make_runtime=make_runtime, consents=self.consents)
-        self._measure = measure
+        self._bring = bring or self._load
+        self._make_runtime, self._measure = make_runtime, measure
         self._held: tuple[LoadedModel[R], ...] = ()  # least recently used first; replaced whole: other threads read it
         self._current: LoadedModel[R] | None = None
         self._untidy = False  # something was freed, and the system has not got all of it back
@@ -150,6 +216,10 @@ class Store(Generic[R]):
             release_memory()
 
     # what stays and what goes
+
+    def _load(self, load: Load, emit: JobContext, offline: bool, make_room: MakeRoom) -> LoadedModel[R]:
+        import_libraries(emit)
+        return models.loader.load_model(load, emit, offline, make_room, self._make_runtime, self.consents)
 
     def _read(self, load: Load, beside: LoadedModel[R] | None, before: Load | None, emit: JobContext) -> LoadedModel[R]:
         """Read a model from its files; on any failure `before` is the current one again, if it had to go."""

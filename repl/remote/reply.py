@@ -14,7 +14,7 @@ from repl.core.jobs import JobContext
 from repl.core.parts import Parts, PartsReader
 from repl.core.reply import Reply, ServedModel, Timing, TokenLogprobs, Usage
 from repl.core.settings import short_id
-from repl.generation.measure.token_stats import round_figures
+from repl.generation.measure.token_trace import round_figures
 from repl.generation.prompt import context_window
 from repl.generation.request import Request
 from repl.remote.dialects import UNKNOWN, Dialect, positive_int

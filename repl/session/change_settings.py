@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from repl import generation
 from repl.core import decoding, fields, settings
 from repl.core.decoding import NOTHING, ModelDefaults
 from repl.core.errors import Failed, UsageError
 from repl.core.explain import sentence
 from repl.core.format import join_facts
 from repl.core.sanitize import clean_line
-from repl.generation import arguments
-from repl.generation.measure.processors import processors
+from repl.generation import measure
 from repl.generation.runtime import Model
-from repl.models.loader import ModelInfo
+from repl.models.store import ModelInfo
 from repl.session.results import Message
 from repl.session.session import CONSENT, Session, Task
 
@@ -207,7 +207,7 @@ def read_field(session: Session, name: str, word: str) -> tuple[str, object]:
 def _refusal(resident: Model, chosen: settings.Settings) -> str:
     """Return what the library says against these settings, before it runs the model; empty where it takes them."""
     try:
-        processors(resident.model, arguments.of_settings(resident, chosen), [0])
+        measure.processors.processors(resident.model, generation.arguments.of_settings(resident, chosen), [0])
     except Failed as error:
         return sentence(error.__cause__ or error)
     return ""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from repl import generation
 from repl.core import decoding
 from repl.core.conversation import Turn
 from repl.core.errors import Cancelled, ReplError, UsageError
@@ -11,11 +12,10 @@ from repl.core.jobs import Job, JobContext
 from repl.core.parts import Parts
 from repl.core.reply import Reply, Timing, TokenLogprobs, Usage
 from repl.core.settings import Settings
-from repl.generation import arguments, engine
-from repl.generation.decode.beams import token_texts
-from repl.generation.measure.scoring import score
-from repl.generation.measure.token_stats import TOP_K_STORED
+from repl.generation import measure
+from repl.generation.decode.detokenizer import token_texts
 from repl.generation.measure.token_trace import (
+    TOP_K_STORED,
     Seen,
     collect_measures,
     continue_record,
@@ -122,7 +122,7 @@ def _considered(there: Seen, token: int) -> Seen | None:
 def _scored(resident: Model, record: Reply, kept: tuple[Seen, ...], token: int, emit: JobContext) -> Seen:
     """Measure a token behind those that are kept."""
     ids = (*record.prompt_ids, *(seen.id for seen in kept), token)
-    (found,) = score(resident, ids, emit, first=len(ids) - 1, top=TOP_K_STORED, shared=True)
+    (found,) = measure.scoring.score(resident, ids, emit, first=len(ids) - 1, top=TOP_K_STORED, shared=True)
     return label_token(resident, found, "")
 
 
@@ -148,9 +148,9 @@ def continue_reply(resident: Model, begun: Turn, settings: Settings, emit: JobCo
     request = Request(settings, ids=(*record.prompt_ids, *record.token_ids), begun=chat)
     if chat is None:
         emit(PromptEcho(begun.text))
-    if record.token_ids[-1] not in decoding.end_ids(arguments.of_settings(resident, settings).config):
-        return engine.generate_reply(resident, request, emit)
-    if reading := engine.reading(resident, request, [*request.ids], emit):
+    if record.token_ids[-1] not in decoding.end_ids(generation.arguments.of_settings(resident, settings).config):
+        return generation.engine.generate_reply(resident, request, emit)
+    if reading := generation.engine.reading(resident, request, [*request.ids], emit):
         reading.open(emit)
     return replace(
         record,

@@ -18,7 +18,7 @@ from repl.generation.runtime import Models
 from repl.hub import catalog
 from repl.hub.cache import LocalModel
 from repl.hub.validate import NeedsCode
-from repl.models.loader import ModelInfo
+from repl.models.store import ModelInfo
 from repl.remote.engine import Remote
 from repl.session.archive import Archive
 

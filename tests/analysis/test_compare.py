@@ -19,12 +19,12 @@ from repl.analysis.answerers import Answer
 from repl.analysis.compare import Compared, find_difference
 from repl.analysis.variants import Variant, read_variant
 from repl.commands import registry
+from repl.core.decoding import LOOKUP_TOKENS
 from repl.core.errors import Cancelled, UsageError
 from repl.core.events import Beam, Beams, ColumnEvent, Event, Notice, Progress, SideBySide, Token
 from repl.core.jobs import Worker
 from repl.core.reply import ModelRecord, Reply, Timing, Usage
 from repl.core.settings import Load, Settings
-from repl.generation.decode import drafters
 from repl.generation.runtime import Runtime
 from repl.hub.validate import examine
 from repl.models.memory import estimate
@@ -103,7 +103,7 @@ def test_a_line_is_cut_into_words_and_a_prompt(line: str, words: list[str], prom
         ('stop="a, b"', {"stop": ("a, b",)}),
         ("mode=complete", {"mode": "complete"}),
         ("temp=0.5", {"temperature": 0.5}),
-        ("quantize=int4,prompt_lookup", {"quantize": "int4", "prompt_lookup": drafters.LOOKUP_TOKENS}),
+        ("quantize=int4,prompt_lookup", {"quantize": "int4", "prompt_lookup": LOOKUP_TOKENS}),
     ],
 )
 def test_a_word_is_a_model_or_settings(word: str, values: dict[str, object]) -> None:

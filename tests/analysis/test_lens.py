@@ -7,7 +7,7 @@ from conftest import Recorder
 from driving import ask, bare, opened, run
 from rich.console import Console
 
-from repl.analysis.logit_lens import layer_logits
+from repl import analysis
 from repl.commands.lens import Lens
 from repl.commands.registry import COMMANDS, parse_arguments
 from repl.core.errors import Cancelled, Failed, UsageError
@@ -90,7 +90,7 @@ def test_every_layer_is_what_plain_torch_makes_of_it(family):
     import torch
 
     model, norm = made(family)
-    found = layer_logits(resident(model), IDS, Recorder())
+    found = analysis.logit_lens.layer_logits(resident(model), IDS, Recorder())
     with torch.no_grad():
         output = model(torch.tensor([IDS]), output_hidden_states=True)
         rows = [by_hand(model, norm, hidden[0, -1]) for hidden in output.hidden_states[:-1]]
@@ -110,14 +110,14 @@ def test_a_model_with_more_experts_than_layers_is_read_layer_by_layer():
     model, _ = made("Llama")
     model.model.layers[1].mlp.experts = torch.nn.ModuleList(torch.nn.Identity() for _ in range(9))
     assert decoder_blocks(model) == list(model.model.layers)
-    assert layer_logits(resident(model), IDS, Recorder()).shape == (4, 64)
+    assert analysis.logit_lens.layer_logits(resident(model), IDS, Recorder()).shape == (4, 64)
 
 
 def test_a_recurrent_model_has_layers_too(recurrent_folder):
     import torch
 
     model, _ = bare(recurrent_folder)
-    found = layer_logits(resident(model), IDS, Recorder())
+    found = analysis.logit_lens.layer_logits(resident(model), IDS, Recorder())
     with torch.no_grad():
         output = model(torch.tensor([IDS]))
         hidden = model.backbone.layers[0](model.backbone.embeddings(torch.tensor([IDS])))
@@ -130,7 +130,7 @@ def test_bfloat16_is_read_as_well():
     import torch
 
     model, _ = made("Llama")
-    found = layer_logits(resident(model.to(torch.bfloat16)), IDS, Recorder())
+    found = analysis.logit_lens.layer_logits(resident(model.to(torch.bfloat16)), IDS, Recorder())
     assert found.dtype == torch.float32
 
 
@@ -176,7 +176,7 @@ def test_a_model_that_is_built_otherwise_is_refused_plainly(change, words):
     model, _ = made("Llama")
     change(model)
     with pytest.raises(Failed, match=words):
-        layer_logits(resident(model), IDS, Recorder())
+        analysis.logit_lens.layer_logits(resident(model), IDS, Recorder())
 
 
 def test_no_hook_stays_behind():
@@ -185,8 +185,8 @@ def test_no_hook_stays_behind():
     cancelled = Recorder()
     cancelled.until = lambda event: event.done == 2
     with pytest.raises(Cancelled):
-        layer_logits(resident(model), IDS, cancelled)
-    layer_logits(resident(model), IDS, Recorder())
+        analysis.logit_lens.layer_logits(resident(model), IDS, cancelled)
+    analysis.logit_lens.layer_logits(resident(model), IDS, Recorder())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
     assert [event.done for event in cancelled.events] == [1, 2]
 

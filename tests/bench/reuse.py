@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from repl import generation, models
 from repl.core.events import Event
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
-from repl.generation.engine import Request, generate_reply
+from repl.generation.request import Request
 from repl.generation.runtime import Model, Runtime
-from repl.models.loader import load_model
 
 TURNS, NEW = 8, 64
 LEAST = 6.0
@@ -45,7 +45,7 @@ def main() -> int:
     options.add_argument("--folder", type=Path, help="the model's folder; by default the built-in model")
     given = options.parse_args()
     load = Load(model=str(given.folder) if given.folder else "builtin", dtype="float32")
-    resident = load_model(load, Quiet(), False, lambda size: None, Runtime)  # type: ignore[arg-type]
+    resident = models.loader.load_model(load, Quiet(), False, lambda size: None, Runtime)  # type: ignore[arg-type]
     rounds = [side_by_side(resident) for _ in range(given.rounds)]
     print(f"{'turn':>5} {'prompt':>7} {'reused':>7} {'with s':>8} {'without s':>10} {'ratio':>7}")
     ratio = 0.0
@@ -69,7 +69,9 @@ def side_by_side(resident: Model) -> list[tuple[Reply, Reply]]:
     for turn in range(TURNS):
         messages.append({"role": "user", "content": TALK.format(turn + 1)})
         asked = [Request(way, tuple(messages)) for way in (whole, first)]
-        kept, fresh = (generate_reply(way, request, Quiet()) for way, request in zip(ways, asked, strict=True))  # type: ignore[arg-type]
+        kept, fresh = (
+            generation.engine.generate_reply(way, request, Quiet()) for way, request in zip(ways, asked, strict=True)
+        )  # type: ignore[arg-type]
         assert kept.token_ids[:1] == fresh.token_ids, f"turn {turn + 1} differs"
         messages.append({"role": "assistant", "content": kept.text})
         found.append((kept, fresh))

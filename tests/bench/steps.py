@@ -15,7 +15,7 @@ from driving import bare
 from figures import Ground, Row, shown
 from greenlet import getcurrent, greenlet
 
-from repl.generation.decode import loop
+from repl.generation import decode
 
 TOKENS = 96
 WARM = 3  # steps at the beginning of a reply that do not count
@@ -53,7 +53,7 @@ def rows(ground: Ground) -> list[Row]:
     given = {**inputs, "generation_config": config}
 
     def ours(**more: Any) -> Any:
-        return loop.generate(model, **more)
+        return decode.loop.generate(model, **more)
 
     found = [step for _ in range(ground.rounds) for step in together([model.generate, ours, model.generate], given)]
     return [

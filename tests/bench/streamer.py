@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, TextIteratorStreamer
 
-from repl.generation.decode.detokenizer import streamer_class
+from repl.generation.engine import ExactStreamer
 
 SENTENCE = "the quick brown fox jumps over the lazy dog and 3 naïve cats, then it sleeps; "
 AT, ROUNDS, STEPS = (10, 200, 1000, 4000), 7, 20
@@ -30,7 +30,7 @@ def main() -> int:
 
 def side_by_side(tokenizer: Any, ids: list[int], count: int) -> tuple[float, float]:
     """Return seconds per token after `count` tokens, medians of interleaved rounds."""
-    streams = streamer_class()(tokenizer), TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streams = ExactStreamer(tokenizer), TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     steps = [torch.tensor([token_id]) for token_id in ids]
     streams[0].put(torch.tensor([ids[:1]]))
     streams[1].put(torch.tensor([ids[:1]]))

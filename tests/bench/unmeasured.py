@@ -2,11 +2,11 @@
 
 from repl.cli.main import main
 from repl.core.reply import TokenLogprobs
-from repl.generation.measure.token_stats import Meter
+from repl.generation import measure
 
-Meter._take = lambda *_: None  # type: ignore[method-assign]
-Meter.measure = lambda *_: {}  # type: ignore[method-assign]
-Meter.measures = lambda *_: TokenLogprobs()  # type: ignore[method-assign]
+measure.forward.Meter._take = lambda *_: None  # type: ignore[method-assign]
+measure.forward.Meter.measure = lambda *_: {}  # type: ignore[method-assign]
+measure.forward.Meter.measures = lambda *_: TokenLogprobs()  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,7 @@ from driving import ask, ask_until, bare, choose, generated, listen, opened, run
 from repl.core.errors import UsageError
 from repl.core.events import Beams, Token
 from repl.generation.decode.beams import FRAME_S, Watch
-from repl.generation.decode.kv_cache import common_length
+from repl.generation.decode.detokenizer import common_length
 
 PROMPT = "Once upon a time"
 

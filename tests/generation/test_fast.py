@@ -16,13 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from repl import generation
 from repl.core import library
 from repl.core.errors import UsageError
 from repl.core.events import Notice, Token
-from repl.generation.decode import kv_cache, loop
-from repl.generation.decode.detokenizer import streamer_class
-from repl.generation.decode.drafters import MAX_LOST_SHARE, Ahead, Assistant, Balance, Lookup, count_agreeing, refusal
-from repl.generation.measure.token_stats import Meter
+from repl.generation import decode, measure
 from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.screen import THEME, render, reply_figures, to_jsonable
@@ -86,7 +84,13 @@ def drawn(result: object) -> str:
 
 
 def checked(
-    model: Any, tokenizer: Any, prompt: list[int], ahead: Ahead, values: dict[str, Any], stream: Any, **cache: Any
+    model: Any,
+    tokenizer: Any,
+    prompt: list[int],
+    ahead: "decode.drafters.Ahead",
+    values: dict[str, Any],
+    stream: Any,
+    **cache: Any,
 ) -> list[int]:
     """Generate with proposals; returns the new ids."""
     import torch
@@ -96,7 +100,7 @@ def checked(
     if "seed" in values:
         torch.manual_seed(values["seed"])
     ids = torch.tensor([prompt])
-    found = loop.generate(
+    found = decode.loop.generate(
         model,
         proposals=ahead,
         input_ids=ids,
@@ -104,7 +108,7 @@ def checked(
         generation_config=GenerationConfig(**given),
         streamer=stream,
         tokenizer=tokenizer,
-        **(cache or {library.cache_name(): kv_cache.croppable_cache(model)}),
+        **(cache or {library.cache_name(): decode.kv_cache.croppable_cache(model)}),
     )
     return trimmed(found[0, len(prompt) :].tolist(), model)
 
@@ -112,8 +116,12 @@ def checked(
 def ahead_of(model: Any, tokenizer: Any, prompt: list[int], drafter: Any, values: dict[str, Any]) -> tuple[Any, ...]:
     """Generate with proposals that cost no time, so that there is always one; returns ids, events and the figures."""
     told: list[Token] = []
-    ahead = Ahead(drafter, 7, clock=lambda: 0.0)
-    return checked(model, tokenizer, prompt, ahead, values, streamer_class()(tokenizer, told.append)), told, ahead
+    ahead = decode.drafters.Ahead(drafter, 7, clock=lambda: 0.0)
+    return (
+        checked(model, tokenizer, prompt, ahead, values, generation.engine.ExactStreamer(tokenizer, told.append)),
+        told,
+        ahead,
+    )
 
 
 # exactness
@@ -145,7 +153,7 @@ def test_a_lookup_copies_and_nothing_else_changes(scripted_folder):
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": ""}], return_dict=False)
     values = {"max_new_tokens": 96, "do_sample": False}
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
-    made, _, ahead = ahead_of(model, tokenizer, prompt, Lookup(), values)
+    made, _, ahead = ahead_of(model, tokenizer, prompt, decode.drafters.Lookup(), values)
     assert made == plain_ids
     assert ahead.passes < 40
 
@@ -179,18 +187,18 @@ def test_a_lookup_proposes_what_followed_the_last_time(ids, most):
     if places:
         place = places[0][1]
         text = list(ids)
-        for step in range(min(most, count_agreeing(ids, place, most))):
+        for step in range(min(most, decode.drafters.count_agreeing(ids, place, most))):
             text.append(text[place + step])
         expected = text[len(ids) :]
-    assert Lookup()(ids, most) == expected
+    assert decode.drafters.Lookup()(ids, most) == expected
 
 
 def test_a_lookup_that_grows_with_its_text_finds_what_a_new_one_finds():
     draw = random.Random(1)
     ids = [draw.randint(0, 4) for _ in range(200)]
-    grown = Lookup()
+    grown = decode.drafters.Lookup()
     for end in range(2, len(ids)):
-        assert grown(ids[:end], 6) == Lookup()(ids[:end], 6)
+        assert grown(ids[:end], 6) == decode.drafters.Lookup()(ids[:end], 6)
 
 
 # the watch
@@ -201,18 +209,18 @@ def test_a_lookup_that_grows_with_its_text_finds_what_a_new_one_finds():
 )
 def test_what_is_lost_stays_a_small_share(fixed, each, finding, luck, most):
     """Whatever proposals cost, and however many are right: three hundredths of the time, and what one attempt costs."""
-    balance, total, lost = Balance(), 0.0, 0.0
+    balance, total, lost = decode.drafters.Balance(), 0.0, 0.0
     for number in range(600):
         proposed = most if balance.allows else 0
         made = 1 + int((luck[number % len(luck)] if luck else 0.0) * proposed)
         seconds = 1 + (fixed + each * proposed + finding if proposed else 0.0)
         balance.count(seconds, proposed, made)
         total, lost = total + seconds, max(lost + seconds - made, -4)
-        assert lost <= MAX_LOST_SHARE * total + fixed + each * most + finding + 1e-6
+        assert lost <= decode.drafters.MAX_LOST_SHARE * total + fixed + each * most + finding + 1e-6
 
 
 def test_proposals_that_are_never_right_rest_but_for_a_try_now_and_then():
-    balance, tries = Balance(), 0
+    balance, tries = decode.drafters.Balance(), 0
     for _ in range(1000):
         proposed = 4 if balance.allows else 0
         tries += bool(proposed)
@@ -222,17 +230,17 @@ def test_proposals_that_are_never_right_rest_but_for_a_try_now_and_then():
 
 def test_the_time_of_an_assistant_that_proposes_nothing_counts():
     """It is asked, and is not sure: that costs a pass of its own."""
-    balance, asked = Balance(), 0
+    balance, asked = decode.drafters.Balance(), 0
     for _ in range(1000):
         tried = balance.allows
         asked += tried
         balance.count(1.0, 0, 1, 0.3 if tried else 0.0)
-    assert 0 < asked * 0.3 <= MAX_LOST_SHARE * 1030 + 1
+    assert 0 < asked * 0.3 <= decode.drafters.MAX_LOST_SHARE * 1030 + 1
 
 
 def test_what_pays_goes_on():
     """Every other proposal wrong, but what is right brings more; a hundredfold pass counts as a few steps."""
-    balance = Balance()
+    balance = decode.drafters.Balance()
     balance.count(1.0, 0, 1)
     for step in range(200):
         balance.count(1.5, 4, 1 if step % 2 else 5)
@@ -244,7 +252,7 @@ def test_what_pays_goes_on():
 
 
 def test_old_gains_pay_for_few_losses():
-    balance, tries = Balance(), 0
+    balance, tries = decode.drafters.Balance(), 0
     balance.count(1.0, 0, 1)
     for _ in range(1000):
         balance.count(1.5, 9, 10)
@@ -288,7 +296,7 @@ def test_a_cancel_at_any_moment_leaves_a_sound_cache(tiny, halt):
     model, tokenizer = tiny
     prompt = tokenizer(TEXT)["input_ids"]
     (plain_ids,), _ = generated(model, tokenizer, prompt, {"max_new_tokens": 30, "do_sample": False})
-    kept, told, left = kv_cache.PrefixCache(), list[int](), [halt]
+    kept, told, left = decode.kv_cache.PrefixCache(), list[int](), [halt]
 
     def check() -> None:
         left[0] -= 1
@@ -302,8 +310,8 @@ def test_a_cancel_at_any_moment_leaves_a_sound_cache(tiny, halt):
     import torch
 
     ids = torch.tensor([prompt])
-    stream = streamer_class()(tokenizer, put)
-    ahead = Ahead(Knowing(prompt, plain_ids, 0), 7, clock=lambda: 0.0)
+    stream = generation.engine.ExactStreamer(tokenizer, put)
+    ahead = decode.drafters.Ahead(Knowing(prompt, plain_ids, 0), 7, clock=lambda: 0.0)
     config, values = model.generation_config, {"max_new_tokens": 30, "do_sample": False}
     stopping = pytest.raises(Cancelled), cancellable_forward(model, check)
     with stopping[0], kept.lend(model, config, ids, lambda: prompt + told) as (past, _), stopping[1]:
@@ -361,9 +369,9 @@ def test_checked_rows_are_measured_in_their_order(tiny):
     values = {"max_new_tokens": 30, "do_sample": False}
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
     told: list[Token] = []
-    meter = Meter(tokenizer, 1, several=True)
-    stream = streamer_class()(tokenizer, told.append, measure=meter.measure)
-    ahead = Ahead(Knowing(prompt, plain_ids, 1), 7, clock=lambda: 0.0)
+    meter = measure.forward.Meter(tokenizer, 1, several=True)
+    stream = generation.engine.ExactStreamer(tokenizer, told.append, measure=meter.measure)
+    ahead = decode.drafters.Ahead(Knowing(prompt, plain_ids, 1), 7, clock=lambda: 0.0)
     with meter.reading(model):
         checked(model, tokenizer, prompt, ahead, values, stream)
     assert ahead.accepted
@@ -406,8 +414,8 @@ def test_what_stretches_its_positions_is_read_ahead_only_before_it_does(tiny):
             longest.append(len(ids) + most)
             return super().__call__(ids, most)
 
-    stream = streamer_class()(tokenizer, lambda token: None)
-    ahead = Ahead(Told(prompt, plain_ids, 0), 7, len(prompt) + 20, clock=lambda: 0.0)
+    stream = generation.engine.ExactStreamer(tokenizer, lambda token: None)
+    ahead = decode.drafters.Ahead(Told(prompt, plain_ids, 0), 7, len(prompt) + 20, clock=lambda: 0.0)
     made = checked(model, tokenizer, prompt, ahead, {"max_new_tokens": 40, "do_sample": False}, stream)
     assert made == plain_ids
     assert max(longest) < len(prompt) + 20
@@ -425,8 +433,8 @@ def test_what_stretches_its_positions_is_read_ahead_only_before_it_does(tiny):
 def test_every_config_that_cannot_be_read_ahead_is_known(tiny, values):
     from transformers import GenerationConfig
 
-    assert refusal(tiny[0], GenerationConfig(**values), 5)
-    assert not refusal(tiny[0], GenerationConfig(), 5)
+    assert decode.drafters.refusal(tiny[0], GenerationConfig(**values), 5)
+    assert not decode.drafters.refusal(tiny[0], GenerationConfig(), 5)
 
 
 def test_lookup_and_assistant_exclude_each_other(session):
@@ -482,7 +490,7 @@ def test_an_assistant_proposes_what_it_would_say_itself(tiny, emit):
     prompt = tokenizer(TEXT)["input_ids"]
     values = {"max_new_tokens": 30, "do_sample": False}
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
-    drafter = Assistant(model, kv_cache.croppable_cache(model), [], model.config.vocab_size)
+    drafter = decode.drafters.Assistant(model, decode.kv_cache.croppable_cache(model), [], model.config.vocab_size)
     made, _, ahead = ahead_of(model, tokenizer, prompt, drafter, values)
     assert made == plain_ids
     assert ahead.accepted == ahead.proposed > 0
@@ -496,9 +504,9 @@ def test_an_assistant_with_a_shorter_context_stops_proposing(tiny):
     prompt = tokenizer(TEXT)["input_ids"]
     values = {"max_new_tokens": 40, "do_sample": False}
     (plain_ids,), _ = generated(model, tokenizer, prompt, values)
-    drafter = Assistant(model, kv_cache.croppable_cache(model), [], model.config.vocab_size)
-    stream = streamer_class()(tokenizer, lambda token: None)
-    ahead = Ahead(drafter, 7, len(prompt) + 12, clock=lambda: 0.0)
+    drafter = decode.drafters.Assistant(model, decode.kv_cache.croppable_cache(model), [], model.config.vocab_size)
+    stream = generation.engine.ExactStreamer(tokenizer, lambda token: None)
+    ahead = decode.drafters.Ahead(drafter, 7, len(prompt) + 12, clock=lambda: 0.0)
     assert checked(model, tokenizer, prompt, ahead, values, stream) == plain_ids
     assert ahead.accepted <= 12
     assert len(drafter.fed) <= len(prompt) + 12
@@ -511,7 +519,7 @@ def test_a_model_that_generates_its_own_way_is_left_to_it(tiny):
         def _sample(self, *words: Any, **named: Any) -> Any:
             return super()._sample(*words, **named)
 
-    assert "overrides" in refusal(Own(model.config), model.generation_config, 5)
+    assert "overrides" in decode.drafters.refusal(Own(model.config), model.generation_config, 5)
 
 
 def test_another_tokenizer_is_refused_and_nothing_changes(session, gpt2_folder, recurrent_folder):

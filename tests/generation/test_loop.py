@@ -8,7 +8,7 @@ from decoding import in_turn
 from driving import bare
 
 from repl.core import library
-from repl.generation.decode import loop
+from repl.generation import decode
 
 pytestmark = pytest.mark.library
 
@@ -74,7 +74,7 @@ def both(model: Any, tokenizer: Any, values: dict[str, Any], ids: Any = None, ma
 
     ids = prompt() if ids is None else ids
     found = []
-    for call in (model.generate, lambda **given: loop.generate(model, **given)):
+    for call in (model.generate, lambda **given: decode.loop.generate(model, **given)):
         torch.manual_seed(5)
         heard = None if values.get("num_beams") else Heard()
         mask = torch.ones_like(ids) if mask is None else mask
@@ -120,7 +120,7 @@ def test_ids_draws_stream_and_cache_are_those_of_the_library(tiny, name):
         kept, own = states(library.cache_of(wanted)), states(library.cache_of(found))
         assert len(kept) == len(own)
         assert all(map(torch.equal, kept, own))
-    assert bool(loop.why_not(model, configured(model, values))) == name.startswith("left")
+    assert bool(decode.loop.why_not(model, configured(model, values))) == name.startswith("left")
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_a_reply_that_breaks_off_leaves_the_cache_of_the_library_behind(tiny):
     if "Mamba" in type(model).__name__:
         pytest.skip("this model keeps no keys")
     caches = [DynamicCache(config=model.config) for _ in range(2)]
-    for cache, call in zip(caches, (model.generate, lambda **given: loop.generate(model, **given)), strict=True):
+    for cache, call in zip(caches, (model.generate, lambda **given: decode.loop.generate(model, **given)), strict=True):
         given = {
             "generation_config": configured(model, {"min_new_tokens": 90, "max_new_tokens": 90}),
             "tokenizer": tokenizer,

@@ -16,14 +16,15 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
+from repl import generation
+from repl import models as model_loading
 from repl.core import library
 from repl.core.errors import Failed, NoMemory
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
-from repl.generation.decode import kv_cache
-from repl.generation.engine import Request, generate_reply
+from repl.generation import decode
+from repl.generation.request import Request
 from repl.generation.runtime import Model, Runtime
-from repl.models.loader import load_model
 
 pytestmark = pytest.mark.library
 
@@ -81,7 +82,9 @@ class Halting(Recorder):
 
 
 def load(folder: Any) -> Model:
-    return load_model(Load(model=str(folder), dtype="float32"), Recorder(), True, lambda *_: None, Runtime)
+    return model_loading.loader.load_model(
+        Load(model=str(folder), dtype="float32"), Recorder(), True, lambda *_: None, Runtime
+    )
 
 
 def made(kind: str, folder: Any) -> Any:
@@ -134,7 +137,7 @@ def chosen(way: str = "greedy", **values: object) -> Settings:
 
 
 def answer(resident: Model, ids: list[int], way: str = "greedy", halt: int = 0, **values: object) -> Reply:
-    return generate_reply(resident, Request(chosen(way, **values), ids=tuple(ids)), Halting(halt))
+    return generation.engine.generate_reply(resident, Request(chosen(way, **values), ids=tuple(ids)), Halting(halt))
 
 
 def anew(resident: Model, ids: list[int], way: str = "greedy", **values: object) -> Reply:
@@ -300,7 +303,7 @@ def test_turned_off_nothing_is_kept(llama):
 def test_settings_that_want_another_cache_do_without(llama, extra):
     answer(llama, FIRST)
     settings = replace(chosen(), extra=tuple(extra.items()))
-    done = generate_reply(llama, Request(settings, ids=tuple(FIRST)), Recorder())
+    done = generation.engine.generate_reply(llama, Request(settings, ids=tuple(FIRST)), Recorder())
     assert (done.usage.reused, done.token_ids) == (0, anew(llama, FIRST).token_ids)
 
 
@@ -348,10 +351,10 @@ def test_an_interrupt_between_key_and_value_is_noticed(residents, kind, part):
         model(ids, **past)
     layer = past[library.cache_name()].layers[1]
     setattr(layer, part, torch.cat([getattr(layer, part)] * 2, -2))
-    length = kv_cache.valid_length(past[library.cache_name()], broken_off=True)
+    length = decode.kv_cache.valid_length(past[library.cache_name()], broken_off=True)
     assert length in (0, len(FIRST))
     if length:
-        assert kv_cache.crop(past[library.cache_name()], length)
+        assert decode.kv_cache.crop(past[library.cache_name()], length)
         assert layer.keys.shape == layer.values.shape
         assert layer.get_seq_length() == len(FIRST)
 
@@ -405,11 +408,11 @@ def test_layers_that_begin_anew_with_every_prompt_are_found_out(residents):
 
     resident = residents("delta")
     prompt = torch.tensor([FIRST])
-    assert kv_cache.carries_on(resident.model, prompt, lambda: kv_cache.new_cache(resident.model))
+    assert decode.kv_cache.carries_on(resident.model, prompt, lambda: decode.kv_cache.new_cache(resident.model))
     forgetting = [layer for layer in resident.model.modules() if hasattr(layer, "conv1d")]
     assert forgetting
     hooks = [layer.register_forward_pre_hook(without_state, with_kwargs=True) for layer in forgetting]
-    assert not kv_cache.carries_on(resident.model, prompt, lambda: kv_cache.new_cache(resident.model))
+    assert not decode.kv_cache.carries_on(resident.model, prompt, lambda: decode.kv_cache.new_cache(resident.model))
     for hook in hooks:
         hook.remove()
 

@@ -4,7 +4,7 @@ import pytest
 from driving import ask, bare, opened, refused, run
 
 from repl.core.errors import Cancelled, Failed, UsageError
-from repl.generation.measure.scoring import logits, next_logits, score
+from repl.generation import measure
 
 pytestmark = pytest.mark.library
 
@@ -63,7 +63,7 @@ def test_logits_in_steps_are_those_of_one_forward_pass(kind, chunk, first, reque
         ids = resident.tokenizer(TEXT)["input_ids"]
         expected = plain(folder, ids)
         places = []
-        for place, rows in logits(resident, ids, emit, first, chunk):
+        for place, rows in measure.scoring.logits(resident, ids, emit, first, chunk):
             assert len(rows) <= chunk
             places += range(place, place + len(rows))
             assert (rows - expected[place - 1 : place - 1 + len(rows)]).abs().max() < 1e-4
@@ -78,7 +78,7 @@ def test_scores_are_those_of_plain_torch(kind, request, emit):
     with opened(folder) as session:
         resident = session.store.current()
         ids = resident.tokenizer(TEXT)["input_ids"]
-        scored = list(score(resident, ids, emit, top=3))
+        scored = list(measure.scoring.score(resident, ids, emit, top=3))
         logs = plain(folder, ids).log_softmax(-1)
         for one, row, token in zip(scored, logs[:-1], ids[1:], strict=True):
             assert one.id == token
@@ -96,8 +96,8 @@ def test_what_follows_is_the_last_row(kind, request, emit):
     with opened(folder) as session:
         resident = session.store.current()
         ids = resident.tokenizer(TEXT)["input_ids"]
-        assert (next_logits(resident, ids, emit) - plain(folder, ids)[-1]).abs().max() < 1e-4
-        assert (next_logits(resident, ids[:1], emit) - plain(folder, ids[:1])[-1]).abs().max() < 1e-4
+        assert (measure.scoring.next_logits(resident, ids, emit) - plain(folder, ids)[-1]).abs().max() < 1e-4
+        assert (measure.scoring.next_logits(resident, ids[:1], emit) - plain(folder, ids[:1])[-1]).abs().max() < 1e-4
 
 
 @pytest.mark.slow
@@ -108,11 +108,11 @@ def test_the_kept_cache_is_gone_on_from_and_stays_good(llama_folder, emit):
         ask(other, "What is the capital of France?")
         resident = session.store.current()
         ids, read = [*done.prompt_ids, *done.token_ids], []
-        list(score(resident, ids[:9], emit))  # the model is asked once how it reads
+        list(measure.scoring.score(resident, ids[:9], emit))  # the model is asked once how it reads
         hook = resident.model.model.register_forward_pre_hook(
             lambda _, __, given: read.append(given["input_ids"].shape[-1]), with_kwargs=True
         )
-        scored = list(score(resident, ids, emit, len(done.prompt_ids), shared=True))
+        scored = list(measure.scoring.score(resident, ids, emit, len(done.prompt_ids), shared=True))
         hook.remove()
         logs = plain(llama_folder, ids).log_softmax(-1)[len(done.prompt_ids) - 1 : -1]
         expected = [row[token].item() for row, token in zip(logs, done.token_ids, strict=True)]
@@ -127,24 +127,24 @@ def test_without_sharing_the_kept_cache_is_left_alone(llama_folder, emit):
     with opened(llama_folder, max_new_tokens=12) as session:
         ask(session, "What is the capital of France?")
         resident = session.store.current()
-        list(score(resident, resident.tokenizer(TEXT)["input_ids"], emit))
+        list(measure.scoring.score(resident, resident.tokenizer(TEXT)["input_ids"], emit))
         assert ask(session, "And of Spain?").usage.reused > 10
 
 
 def test_a_text_beyond_the_context_is_refused(gpt2_folder, emit):
     with opened(gpt2_folder) as session, pytest.raises(UsageError, match="context is 128"):
-        list(score(session.store.current(), [5] * 130, emit))
+        list(measure.scoring.score(session.store.current(), [5] * 130, emit))
 
 
 def test_the_whole_context_can_be_scored(gpt2_folder, emit):
     with opened(gpt2_folder) as session:
-        assert len(list(score(session.store.current(), [5] * 128, emit))) == 127
+        assert len(list(measure.scoring.score(session.store.current(), [5] * 128, emit))) == 127
 
 
 @pytest.mark.parametrize("ids", [[], [5]])
 def test_a_text_of_fewer_than_two_tokens_has_no_scores(llama_folder, emit, ids):
     with opened(llama_folder) as session:
-        assert list(score(session.store.current(), ids, emit)) == []
+        assert list(measure.scoring.score(session.store.current(), ids, emit)) == []
 
 
 @pytest.mark.parametrize("kind", ["llama", "recurrent"])
@@ -155,7 +155,7 @@ def test_a_cancel_breaks_a_pass_off_and_leaves_the_model_sound(kind, request, em
         ids = resident.tokenizer(TEXT)["input_ids"]
         emit.cancel()
         with pytest.raises(Cancelled):
-            list(score(resident, ids, emit))
+            list(measure.scoring.score(resident, ids, emit))
         hooks = [module for module in resident.model.modules() if module._forward_pre_hooks or module._forward_hooks]
         assert hooks == []
 
@@ -164,7 +164,7 @@ def test_reading_may_be_left_early(llama_folder, emit):
     """A reader that stops in the middle takes the hooks away too."""
     with opened(llama_folder) as session:
         resident = session.store.current()
-        reader = logits(resident, list(range(5, 60)), emit, chunk=5)
+        reader = measure.scoring.logits(resident, list(range(5, 60)), emit, chunk=5)
         next(reader)
         reader.close()
         assert not [module for module in resident.model.modules() if module._forward_pre_hooks]
@@ -176,12 +176,12 @@ def test_numbers_that_are_none_are_refused_by_place(recurrent_folder, emit):
         resident = session.store.current()
         resident.model.backbone.embeddings.weight.data[7] = float("nan")
         with pytest.raises(Failed, match="not finite at token 5"):
-            list(score(resident, [5, 6, 8, 7, 9, 10], emit))
+            list(measure.scoring.score(resident, [5, 6, 8, 7, 9, 10], emit))
 
 
 def test_ids_outside_the_vocabulary_fail_in_one_sentence(llama_folder, emit):
     with opened(llama_folder) as session, pytest.raises(Failed, match="the text cannot be read"):
-        list(score(session.store.current(), [5, 10**6, 7], emit))
+        list(measure.scoring.score(session.store.current(), [5, 10**6, 7], emit))
 
 
 def test_the_path_of_no_file_is_not_scored_as_a_text(llama_folder, tmp_path):
@@ -196,7 +196,7 @@ def test_the_path_of_no_file_is_not_scored_as_a_text(llama_folder, tmp_path):
 def test_narrow_numbers_are_measured_in_wide_ones(llama_folder, emit):
     """A bfloat16 model's logits come as float32."""
     with opened(llama_folder, dtype="bfloat16") as session:
-        (_, rows), *_ = logits(session.store.current(), [5, 6, 7], emit)
+        (_, rows), *_ = measure.scoring.logits(session.store.current(), [5, 6, 7], emit)
         assert str(rows.dtype) == "torch.float32"
 
 
@@ -206,5 +206,5 @@ def test_the_builtin_model_scores_as_plain_torch_does(builtin_folder, emit):
         resident = session.store.current()
         ids = resident.tokenizer("The capital of France is Paris.")["input_ids"]
         logs = plain(builtin_folder, ids).log_softmax(-1)
-        found = [one.logprob for one in score(resident, ids, emit)]
+        found = [one.logprob for one in measure.scoring.score(resident, ids, emit)]
         assert found == pytest.approx([row[token].item() for row, token in zip(logs, ids[1:], strict=False)], abs=1e-4)

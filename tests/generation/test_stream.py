@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from repl import generation
 from repl.core.errors import Cancelled
 from repl.core.events import Token
-from repl.generation.decode.detokenizer import WINDOW_TOKENS, Detokenizer, streamer_class
+from repl.generation.decode.detokenizer import WINDOW_TOKENS, Detokenizer
 
 LINES = [
     "Hello world, it's a test.",
@@ -297,7 +298,7 @@ def test_a_panic_of_the_tokenizer_passes():
 
     with pytest.raises(Panic):
         Detokenizer(Broken()).feed(1)
-    stream = streamer_class()(Broken())
+    stream = generation.engine.ExactStreamer(Broken())
     stream.put(torch.tensor([[1]]))
     with pytest.raises(Panic):
         stream.put(torch.tensor([1]))
@@ -317,13 +318,13 @@ def play(stream, ids, prompt=(1, 2)):
 def test_it_is_the_librarys_own_kind_of_streamer():
     from transformers import TextIteratorStreamer
 
-    assert isinstance(streamer_class()(Counting()), TextIteratorStreamer)
+    assert isinstance(generation.engine.ExactStreamer(Counting()), TextIteratorStreamer)
 
 
 def test_one_event_per_token_and_the_rest_last():
     tokenizer = made("byte-level")
     ids = tokenizer.encode("a👩‍👧", add_special_tokens=False)[:-1]
-    stream = streamer_class()(tokenizer)
+    stream = generation.engine.ExactStreamer(tokenizer)
     play(stream, ids)
     stream.end()
     events = list(stream)
@@ -332,7 +333,7 @@ def test_one_event_per_token_and_the_rest_last():
 
 
 def test_no_rest_no_last_event():
-    stream = streamer_class()(Counting())
+    stream = generation.engine.ExactStreamer(Counting())
     play(stream, [ord("h"), ord("i")])
     stream.end()
     assert list(stream) == [Token("h", ord("h")), Token("i", ord("i"))]
@@ -344,7 +345,7 @@ def test_only_the_first_row_until_its_end():
     import torch
 
     heard = []
-    stream = streamer_class()(Counting(), heard.append, eos={0})
+    stream = generation.engine.ExactStreamer(Counting(), heard.append, eos={0})
     stream.put(torch.tensor([[1, 2], [1, 2]]))
     for row in ([65, 90], [0, 90], [66, 90]):
         stream.put(torch.tensor(row))
@@ -358,7 +359,7 @@ def test_several_tokens_at_once():
     import torch
 
     heard = []
-    stream = streamer_class()(Counting(), heard.append, eos=[0])
+    stream = generation.engine.ExactStreamer(Counting(), heard.append, eos=[0])
     stream.put(torch.tensor([[1]]))
     stream.put(torch.tensor([[65, 66]]))
     stream.put(torch.tensor([[67, 0, 68]]))
@@ -374,7 +375,7 @@ def test_pieces_go_to_emit_and_its_cancel_passes():
         if event.id == 67:
             raise Cancelled
 
-    stream = streamer_class()(Counting(), emit)
+    stream = generation.engine.ExactStreamer(Counting(), emit)
     play(stream, [65, 66])
     with pytest.raises(Cancelled):
         stream.put(torch.tensor([67]))
@@ -385,7 +386,7 @@ def test_a_cancel_at_the_end_still_ends_the_iteration():
         if event.id is None:
             raise Cancelled
 
-    stream = streamer_class()(made("byte-level"), emit)
+    stream = generation.engine.ExactStreamer(made("byte-level"), emit)
     play(stream, [byte_id("byte-level", 0xE4)])
     with pytest.raises(Cancelled):
         stream.end()
@@ -394,7 +395,7 @@ def test_a_cancel_at_the_end_still_ends_the_iteration():
 
 def test_measures_stand_in_the_events():
     heard = []
-    stream = streamer_class()(
+    stream = generation.engine.ExactStreamer(
         Counting(), heard.append, measure=lambda token_id: {"logprob": -0.5 * token_id, "entropy": 1.0}
     )
     play(stream, [65])
@@ -404,14 +405,14 @@ def test_measures_stand_in_the_events():
 def test_the_seed_reaches_the_text():
     tokenizer = made("metaspace")
     heard = []
-    stream = streamer_class()(tokenizer, heard.append, seed=tokenizer.encode("Hello"))
+    stream = generation.engine.ExactStreamer(tokenizer, heard.append, seed=tokenizer.encode("Hello"))
     play(stream, tokenizer.encode("world"))
     stream.end()
     assert "".join(event.text for event in heard) == " world"
 
 
 def test_a_reader_on_another_thread_gets_everything():
-    stream, found = streamer_class()(Counting()), queue.SimpleQueue()
+    stream, found = generation.engine.ExactStreamer(Counting()), queue.SimpleQueue()
     reader = threading.Thread(target=lambda: found.put([event.text for event in stream]), daemon=True)
     reader.start()
     play(stream, range(65, 91))
@@ -432,7 +433,7 @@ def test_generate_streams_what_it_returns():
         GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2)
     ).eval()
     heard, prompt = [], torch.tensor([tokenizer.encode("Hello")])
-    stream = streamer_class()(tokenizer, heard.append)
+    stream = generation.engine.ExactStreamer(tokenizer, heard.append)
     options = {"do_sample": True, "max_new_tokens": 20, "pad_token_id": 0, "eos_token_id": None}
     found = model.generate(prompt, attention_mask=torch.ones_like(prompt), streamer=stream, **options)
     new = found[0, prompt.shape[1] :].tolist()

@@ -9,6 +9,7 @@ from pathlib import Path
 import driving
 import pytest
 
+from repl import models
 from repl.core import settings
 from repl.core.errors import NoMemory, UsageError
 from repl.core.format import amount
@@ -16,7 +17,6 @@ from repl.core.jobs import Worker
 from repl.core.settings import Load, Settings
 from repl.generation.runtime import Runtime
 from repl.hub.weight_headers import Weights
-from repl.models import quantization
 from repl.models.memory import estimate, fit
 from repl.models.memory.available import Room, capped
 from repl.models.memory.estimate import Needs
@@ -91,10 +91,10 @@ def test_packing_is_offered_where_it_works() -> None:
     """On the CPU the kernels of torch, which are tried first; what is packed already is not packed again."""
     weights = Weights(("a",), 10 * GB, 20 * GB, {"BF16": 10 * GB}, "safetensors", matrices=9 * GB)
     load = Load("owner/m", dtype="bfloat16", device="cpu")
-    kernels = [form for form in ("int8", "int4") if quantization.can_quantize(replace(load, quantize=form))]
+    kernels = [form for form in ("int8", "int4") if models.quantization.can_quantize(replace(load, quantize=form))]
     assert [change["quantize"] for change in fit.load_changes(weights, load, [CPU])] == kernels
     assert list(fit.load_changes(weights, replace(load, quantize="int8"), [CPU])) == []
-    card = quantization.can_quantize(replace(load, device="cuda", quantize="8bit"))
+    card = models.quantization.can_quantize(replace(load, device="cuda", quantize="8bit"))
     assert card == (find_spec("bitsandbytes") is not None)
 
 

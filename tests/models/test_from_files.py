@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import Recorder
 
+from repl import models
 from repl.core.errors import BadModel
 from repl.core.settings import Load
-from repl.models import loader
 
 BROKEN = {
     b'{"model": {"type": "BPE",\n': "tokenizer.json is not JSON (line 2, column 1)",
@@ -23,5 +23,5 @@ def test_a_broken_tokenizer_names_its_file(content: bytes, llama_folder: Path, t
     shutil.copytree(llama_folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(BadModel) as caught:
-        loader.load_tokenizer_alone(Load(str(tmp_path)), emit)
+        models.loader.load_tokenizer_alone(Load(str(tmp_path)), emit)
     assert caught.value.message == BROKEN[content]

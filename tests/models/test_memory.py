@@ -33,9 +33,12 @@ sys.path.insert(0, sys.argv[1])
 import conftest
 from repl.core.settings import Load
 from repl.generation.runtime import Runtime
-from repl.models import loader
+from repl.models.store import Store
 
-seen = weakref.ref(loader.load_model(Load(sys.argv[2]), conftest.Recorder(), True, lambda *_: None, Runtime).model)
+store = Store(Runtime, offline=True)
+store.load(Load(sys.argv[2]), conftest.Recorder())
+seen = weakref.ref(store.current().model)
+store.drop(conftest.Recorder())
 gc.collect()
 print(seen())
 """

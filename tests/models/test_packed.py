@@ -9,9 +9,9 @@ import pytest
 from conftest import Recorder
 from driving import ask, bare, listen, opened, run
 
+from repl import models
 from repl.core.errors import BadModel, Cancelled, NoMemory
 from repl.core.events import Progress
-from repl.models import packed_linear
 
 pytestmark = pytest.mark.library
 
@@ -47,7 +47,7 @@ def test_a_packed_layer_multiplies_by_its_dequantized_weight(quantize, rows, col
     import torch
 
     plain, input = linear(rows, columns), words(count, columns)
-    layer = packed_linear.pack_linear(plain, quantize)
+    layer = models.packed_linear.pack_linear(plain, quantize)
     right = torch.nn.functional.linear(input.float(), dequantized(layer), plain.bias)
     torch.testing.assert_close(layer(input).float(), right, rtol=0.02, atol=0.02)
 
@@ -56,7 +56,7 @@ def test_a_packed_layer_multiplies_by_its_dequantized_weight(quantize, rows, col
 def test_a_weight_is_at_most_half_a_step_from_its_original(quantize):
     """A step is 1/15 of the range of a group (int4), or 1/127 of the largest weight of a row (int8)."""
     weight = linear(80, 128).weight
-    layer = packed_linear.pack_linear(linear(80, 128), quantize)
+    layer = models.packed_linear.pack_linear(linear(80, 128), quantize)
     groups = weight.view(80, -1, 32)
     range = groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)
     step = (range / 15).expand_as(groups).reshape(80, 128) if quantize == "int4" else weight.abs().amax(1, True) / 127
@@ -66,7 +66,7 @@ def test_a_weight_is_at_most_half_a_step_from_its_original(quantize):
 def test_twice_int4_is_sixteen_times_as_close():
     """A head keeps eight bits: what the first four left over has a range of one step."""
     weight = linear(80, 128).weight
-    once, twice = (packed_linear.pack_linear(linear(80, 128), "int4", twice=twice) for twice in (False, True))
+    once, twice = (models.packed_linear.pack_linear(linear(80, 128), "int4", twice=twice) for twice in (False, True))
     first, second = ((dequantized(layer) - weight).abs().mean() for layer in (once, twice))
     assert second < first / 8
     assert twice(words(3, 128)).shape == (3, 80)
@@ -76,16 +76,18 @@ def test_a_weight_packed_in_blocks_is_the_weight_packed_whole(monkeypatch):
     import torch
 
     weight = linear(3000, 64).weight
-    parts = packed_linear.quantize_int4(weight)
-    monkeypatch.setattr(packed_linear, "CHUNK_ROWS", 1 << 20)
-    assert all(torch.equal(one, other) for one, other in zip(parts, packed_linear.quantize_int4(weight), strict=True))
+    parts = models.packed_linear.quantize_int4(weight)
+    monkeypatch.setattr(models.packed_linear, "CHUNK_ROWS", 1 << 20)
+    assert all(
+        torch.equal(one, other) for one, other in zip(parts, models.packed_linear.quantize_int4(weight), strict=True)
+    )
 
 
 def test_an_odd_shape_stays_as_it_is(emit: Recorder):
     import torch
 
     model = torch.nn.Sequential(linear(64, 64), linear(64, 40))
-    assert packed_linear.pack(model, "int4", emit) == packed_linear.Packing(1, 1)
+    assert models.packed_linear.pack(model, "int4", emit) == models.packed_linear.Packing(1, 1)
     assert type(model[1]) is torch.nn.Linear
 
 
@@ -95,7 +97,7 @@ def test_packing_tells_how_far_it_is_and_stops_when_told(emit: Recorder):
     model = torch.nn.Sequential(*(linear(64, 64) for _ in range(5)))
     emit.until = lambda event: event == Progress("pack", 2, 5, "layers")
     with pytest.raises(Cancelled):
-        packed_linear.pack(model, "int8", emit)
+        models.packed_linear.pack(model, "int8", emit)
     assert emit.of(Progress)[-1] == Progress("pack", 2, 5, "layers")
 
 
@@ -104,7 +106,7 @@ def test_the_original_weights_are_freed(llama_folder: Path, emit: Recorder):
     before = model.get_memory_footprint()
     mapped = [weakref.ref(weight) for name, weight in model.named_parameters() if "proj" in name]
     storages = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    packed_linear.pack(model, "int4", emit)
+    models.packed_linear.pack(model, "int4", emit)
     gc.collect()
     assert [ref() for ref in mapped] == [None] * len(mapped)
     assert not storages & {weight.untyped_storage().data_ptr() for weight in model.parameters()}
@@ -121,9 +123,9 @@ def plain(folder: Path, quantize: str, emit: Recorder) -> tuple[Any, Any]:
     model, tokenizer = bare(folder, "bfloat16")
     tied = model.config.tie_word_embeddings
     assert not tied
-    for parent, name, found in packed_linear.find_linears(model):
-        if packed_linear.takes_shape(quantize, *packed_linear.outputs_and_inputs(found)):
-            layer = packed_linear.pack_linear(found, quantize, twice=found is model.lm_head)
+    for parent, name, found in models.packed_linear.find_linears(model):
+        if models.packed_linear.takes_shape(quantize, *models.packed_linear.outputs_and_inputs(found)):
+            layer = models.packed_linear.pack_linear(found, quantize, twice=found is model.lm_head)
             weight = dequantized(layer).bfloat16()
             new = torch.nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype=torch.bfloat16)
             new.weight.data, new.bias = weight, layer.bias

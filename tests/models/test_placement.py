@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from driving import ask, ask_until, bare, generated, opened, run
 
+from repl import models
 from repl.core.errors import BadModel, UsageError
 from repl.core.events import Token
+from repl.core.format import format_map, tally_layers
 from repl.core.settings import Load
-from repl.models import device_map
-from repl.models.device_map import format_map, placement_remarks, tally_layers
 
 pytestmark = pytest.mark.library
 
@@ -39,14 +39,16 @@ def test_a_device_map_is_folded_layer_by_layer():
 
 def test_a_spread_model_says_how_many_layers_are_slow():
     assert tally_layers(SPREAD) == {"cuda:0": 12, "cpu": 19, "disk": 2}
-    assert placement_remarks(Load(), SPREAD) == ["19 of 33 layers on the CPU and 2 of 33 layers on disk: slow"]
-    assert placement_remarks(Load(device="cpu"), {"": "cuda:0"}) == []
+    assert models.device_map.placement_remarks(Load(), SPREAD) == [
+        "19 of 33 layers on the CPU and 2 of 33 layers on disk: slow"
+    ]
+    assert models.device_map.placement_remarks(Load(device="cpu"), {"": "cuda:0"}) == []
 
 
 def test_max_memory_without_a_map_to_spread_is_said_to_have_no_effect():
     assert (
         "no effect with device cuda:0"
-        in placement_remarks(Load(device="cuda:0", max_memory="0=1GiB"), {"": "cuda:0"})[0]
+        in models.device_map.placement_remarks(Load(device="cuda:0", max_memory="0=1GiB"), {"": "cuda:0"})[0]
     )
 
 
@@ -55,9 +57,9 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BadModel, match="no CUDA device 7"):
-        device_map.device_map("cuda:7")
+        models.device_map.device_map("cuda:7")
     with pytest.raises(BadModel, match="no CUDA device 3"):
-        device_map.placement_options(Load(max_memory="3=1GiB,cpu=2GiB"))
+        models.device_map.placement_options(Load(max_memory="3=1GiB,cpu=2GiB"))
 
 
 @pytest.fixture

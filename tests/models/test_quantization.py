@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from driving import ask, opened, run
 
+from repl import models
 from repl.core.errors import BadModel, MissingExtra
 from repl.core.settings import Load
-from repl.models import quantization
 
 
 @pytest.fixture
@@ -37,12 +37,12 @@ def stored(llama_folder: Path, tmp_path: Path) -> Any:
     ],
 )
 def test_the_form_that_weights_are_stored_in_is_read_from_the_config(stored, values, form):
-    assert quantization.stored_form(stored(**values)) == form
+    assert models.quantization.stored_form(stored(**values)) == form
 
 
 def test_plain_weights_have_no_form(llama_folder, tmp_path):
-    assert quantization.stored_form(llama_folder) == ""
-    assert quantization.stored_form(tmp_path) == ""
+    assert models.quantization.stored_form(llama_folder) == ""
+    assert models.quantization.stored_form(tmp_path) == ""
 
 
 @pytest.mark.slow
@@ -82,13 +82,13 @@ def test_bitsandbytes_works_or_is_named(llama_folder, quantize):
 
 
 def test_int4_on_a_gpu_names_torchao_where_it_is_missing(monkeypatch):
-    monkeypatch.setattr(quantization, "is_installed", lambda package: False)
+    monkeypatch.setattr(models.quantization, "is_installed", lambda package: False)
     with pytest.raises(MissingExtra, match="int4 on a GPU needs the torchao package"):
-        quantization.quantization_config(Load(quantize="int4", device="cuda:0"))
-    assert quantization.quantization_config(Load(quantize="int4", device="cpu")) is None
+        models.quantization.quantization_config(Load(quantize="int4", device="cuda:0"))
+    assert models.quantization.quantization_config(Load(quantize="int4", device="cpu")) is None
 
 
 def test_packed_layers_compute_in_bfloat16_unless_you_say_otherwise():
-    assert quantization.load_dtype(Load(quantize="int4", device="cpu")) == "bfloat16"
-    assert quantization.load_dtype(Load(quantize="int8", device="cpu", dtype="float32")) == "float32"
-    assert quantization.load_dtype(Load(device="cpu")) == "auto"
+    assert models.quantization.load_dtype(Load(quantize="int4", device="cpu")) == "bfloat16"
+    assert models.quantization.load_dtype(Load(quantize="int8", device="cpu", dtype="float32")) == "float32"
+    assert models.quantization.load_dtype(Load(device="cpu")) == "auto"

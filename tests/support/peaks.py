@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import conftest
 import torch
 
+from repl import generation, models
 from repl.core.settings import Load, Settings
-from repl.generation import engine
 from repl.generation.request import Request
 from repl.generation.runtime import Runtime
 from repl.hub.validate import examine
-from repl.models import imports, loader
+from repl.models import imports
 from repl.models.memory import estimate
 
 MADE = 4  # tokens of each reply
@@ -42,13 +42,13 @@ def reply(found: Any, tokens: int) -> None:
     most = found.facts.vocabulary - 10
     settings = Settings(load=found.load).put("max_new_tokens", MADE, "you").put("min_new_tokens", MADE, "you")
     ids = tuple(7919 * place % most + 5 for place in range(tokens))
-    engine.generate_reply(found, Request(settings, ids=ids), conftest.Recorder())
+    generation.engine.generate_reply(found, Request(settings, ids=ids), conftest.Recorder())
 
 
 def main(warm: str, folder: str, dtype: str, *lengths: str) -> None:
     """Use a small model first, then measure the other."""
     torch.set_num_threads(1)
-    small = loader.load_model(Load(warm, dtype="float32"), conftest.Recorder(), True, lambda *_: None, Runtime)
+    small = models.loader.load_model(Load(warm, dtype="float32"), conftest.Recorder(), True, lambda *_: None, Runtime)
     reply(small, 20)
     del small
     for length in map(int, lengths):
@@ -60,7 +60,7 @@ def measure(load: Load, length: int) -> None:
     imports.release_memory()
     forget()
     before = resident("VmRSS")
-    model = loader.load_model(load, conftest.Recorder(), True, lambda *_: None, Runtime)
+    model = models.loader.load_model(load, conftest.Recorder(), True, lambda *_: None, Runtime)
     forget()
     reply(model, length)
     replied = resident("VmHWM") - before

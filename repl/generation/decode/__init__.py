@@ -1,1 +1,12 @@
 """From a prompt to tokens: the one decode loop, its proposals, the KV cache, beams, and the detokenizer."""
+
+from typing import TYPE_CHECKING
+
+from repl.core.late import import_late
+
+__all__ = ["batch", "drafters", "kv_cache", "loop"]
+
+if TYPE_CHECKING:
+    from repl.generation.decode import batch, drafters, kv_cache, loop
+else:
+    __getattr__ = import_late(__name__, __all__)

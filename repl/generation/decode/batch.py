@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from repl.core import decoding
 from repl.core.errors import Cancelled
 from repl.core.events import Event, Notice, Progress, Token
+from repl.core.explain import library_errors
 from repl.core.jobs import ForwardingContext, JobContext
 from repl.core.library_types import Tensor
 from repl.core.reply import Reply
@@ -18,7 +21,7 @@ from repl.generation import arguments, engine
 from repl.generation.decode import loop
 from repl.generation.decode.kv_cache import can_reuse, is_plain_kv
 from repl.generation.measure import scoring
-from repl.generation.measure.forward import cancellable_forward, input_device, library_errors, nan_guard
+from repl.generation.measure.forward import cancellable_forward, input_ids, nan_guard
 from repl.generation.prompt.context_window import PromptIds
 from repl.generation.request import Request, encode_prompt
 from repl.generation.runtime import Model
@@ -56,8 +59,6 @@ class BatchRow:
 
     def prepare(self, ids: Tensor) -> None:
         """Let the library make what `generate` would choose tokens with; the model is not run."""
-        import torch
-
         self.processors, self._criteria = loop.capture_processors(
             self._resident.model,
             input_ids=ids,
@@ -72,8 +73,6 @@ class BatchRow:
 
     def choose(self, ids: Tensor, logits: Tensor) -> int:
         """Choose the next token; `ids` have shape (1, tokens), `logits` (1, vocab), which may be changed."""
-        import torch
-
         scores = self.processors(ids, logits)
         if self._random is None:
             return int(scores.argmax(-1))
@@ -167,10 +166,8 @@ class Batch:
     # all at once
 
     def _share(self) -> None:
-        import torch
-
         model, kept, first = self._resident.model, self._resident.runtime.kv_cache, self._batch[0].run
-        ids = torch.tensor([self.prompt], device=input_device(model))
+        ids = input_ids(model, self.prompt)
         with cancellable_forward(model, self._emit.raise_if_cancelled):
             for row in self._batch:
                 row.prepare(ids)
@@ -194,8 +191,6 @@ class Batch:
 
     def choose(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Choose each row's next token in its own way; called by the decode loop."""
-        import torch
-
         logs = logits.log_softmax(-1)
         tokens = [row.choose(ids[at : at + 1], logits[at : at + 1]) for at, row in enumerate(self._live)]
         found = torch.tensor(tokens, device=ids.device)

@@ -1,15 +1,14 @@
 """Watch a beam search from inside: the library refuses a streamer there, but a logits processor sees every step."""
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from repl.core.events import Beam, Beams, Token
+from repl.core.events import Beam, Beams
 from repl.core.jobs import JobContext
 from repl.core.library_types import ModelOutput, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import BeamSearch
-from repl.generation.decode.detokenizer import Detokenizer
-from repl.generation.decode.kv_cache import common_length
+from repl.generation.decode.detokenizer import common_length, token_texts
 
 DEAD_SUM = -1e9  # the sum that the library gives a hypothesis that does not count
 FRAME_S = 0.05  # seconds between two pictures of the search: eyes need no more
@@ -117,20 +116,3 @@ def token_logprobs(output: ModelOutput, start: int) -> tuple[tuple[float, ...], 
         )
         for one in zip(rows, ids, strict=True)
     )
-
-
-def spell_tokens(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Sequence[int]) -> Iterator[Token]:
-    """Yield finished ids as the tokens that a streamer would have sent; `seed` as in `Detokenizer`."""
-    pieces = Detokenizer(tokenizer, seed)
-    for token in ids:
-        yield Token(pieces.feed(token), token)
-    if rest := pieces.flush():
-        yield Token(rest)
-
-
-def token_texts(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Sequence[int]) -> list[str]:
-    """Return the text of each of some ids; what is left at the end belongs to the last."""
-    tokens = list(spell_tokens(tokenizer, seed, ids))
-    texts = [token.text for token in tokens if token.id is not None]
-    rest = "".join(token.text for token in tokens if token.id is None)
-    return [*texts[:-1], texts[-1] + rest] if texts else []

@@ -1,12 +1,12 @@
-"""A `TextIteratorStreamer` whose text is exact, comes at once, and costs the same at every token."""
+"""Token ids in, exact text out: as soon as it is certain, and at the same cost for every token."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
-from functools import cache, partial
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from repl.core.events import Token
-from repl.core.library_types import PreTrainedTokenizerBase, Tensor
+from repl.core.library_types import PreTrainedTokenizerBase
 from repl.generation.prompt.reply_parser import marking_tokens
 
 KEPT_TOKENS = 8
@@ -98,7 +98,7 @@ class Detokenizer:
         sure = now[: -self._doubtful]
         end = len(sure) + len(now[len(sure) :].rstrip("\ufffd"))
         if self._probe:  # a Python tokenizer may join words afterwards: `ab@@` and `cd` are `abcd`
-            end = min(end, _common(now, self._decode(self._window + self._probe)))
+            end = min(end, common_length(now, self._decode(self._window + self._probe)))
         return end
 
     def _rest(self) -> str:
@@ -108,14 +108,9 @@ class Detokenizer:
     def _unseen(self, text: str) -> str:
         if not self._owed or not text:
             return text
-        seen = _common(self._owed, text)
+        seen = common_length(self._owed, text)
         self._owed = self._owed[seen:] if seen == len(text) else ""
         return text[seen:]
-
-
-def _common(one: str, other: str) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -137,62 +132,24 @@ def _probe(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return next(([token_id] for token_id in first if tokenizer.decode([token_id]).isalpha()), [])
 
 
-class ExactStreamer:
-    """One reply of `generate` as `Token` events; `streamer_class` makes it a `TextIteratorStreamer`.
-
-    `seed` are the prompt's ids where prompt and reply are one text, `eos` the ids that end the row; `measure` gives
-    the fields `logprob`, `entropy`, `top` of a token's event.
-
-    `put` gets the prompt first (skipped), then a step: shape `(batch,)`, of which row 0 is streamed, or `(1, k)`.
-    Pieces go to `emit`, which may raise, or to whoever iterates. One streamer serves one reply.
-    """
-
-    text_queue: Any
-    next_tokens_are_prompt: bool
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        emit: Callable[[Token], None] | None = None,
-        seed: Sequence[int] = (),
-        eos: Collection[int] = (),
-        measure: Callable[[int], dict[str, Any]] | None = None,
-    ) -> None:
-        super().__init__(tokenizer, skip_prompt=True)  # type: ignore[call-arg]  # the library's class comes next
-        self._detokenizer = Detokenizer(tokenizer, seed)
-        self._emit = emit or self.text_queue.put
-        self._eos = frozenset(eos)
-        self._measure = measure
-        self._complete = False  # the row has ended: what follows is padding
-
-    def put(self, value: Tensor) -> None:
-        """Stream the ids of one step, a tensor of shape `(batch,)` or `(1, k)`; passes on what `emit` raises."""
-        if self.next_tokens_are_prompt:
-            self.next_tokens_are_prompt = False
-            return
-        row = value.tolist()[0]
-        for token_id in row if isinstance(row, list) else [row]:
-            if not self._complete:
-                self._say(token_id)
-
-    def _say(self, token_id: int) -> None:
-        fields = self._measure(token_id) if self._measure else {}
-        text = self._detokenizer.feed(token_id)
-        self._complete = token_id in self._eos
-        self._emit(Token(text, token_id, **fields))
-
-    def end(self) -> None:
-        """Send the rest of the text, where there is one, and end the stream."""
-        try:
-            if rest := self._detokenizer.flush():
-                self._emit(Token(rest))
-        finally:
-            self.text_queue.put(None)
+def spell_tokens(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Sequence[int]) -> Iterator[Token]:
+    """Yield finished ids as the tokens that a streamer would have sent; `seed` as in `Detokenizer`."""
+    pieces = Detokenizer(tokenizer, seed)
+    for token in ids:
+        yield Token(pieces.feed(token), token)
+    if rest := pieces.flush():
+        yield Token(rest)
 
 
-@cache
-def streamer_class() -> type[ExactStreamer]:
-    """Return the class of streamers for `generate(streamer=...)`; made late, as it takes the import of transformers."""
-    from transformers import TextIteratorStreamer
+def token_texts(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Sequence[int]) -> list[str]:
+    """Return the text of each of some ids; what is left at the end belongs to the last."""
+    tokens = list(spell_tokens(tokenizer, seed, ids))
+    texts = [token.text for token in tokens if token.id is not None]
+    rest = "".join(token.text for token in tokens if token.id is None)
+    return [*texts[:-1], texts[-1] + rest] if texts else []
 
-    return type("ExactStreamer", (ExactStreamer, TextIteratorStreamer), {"__doc__": ExactStreamer.__doc__})
+
+def common_length(*texts: Sequence[object]) -> int:
+    """Return how many ids, or characters, some texts begin with in common."""
+    columns = enumerate(zip(*texts, strict=False))
+    return next((place for place, column in columns if column.count(column[0]) < len(texts)), min(map(len, texts)))

@@ -19,14 +19,14 @@ from repl.core.library_types import Cache, GenerationConfig, PreTrainedModel, Te
 from repl.core.reply import SpeculationStats
 from repl.core.settings import Load, Settings
 from repl.generation.decode import kv_cache, loop
-from repl.generation.measure.forward import cancellable_forward, input_device
+from repl.generation.decode.detokenizer import common_length
+from repl.generation.measure.forward import cancellable_forward, input_device, input_ids
 from repl.generation.runtime import Model
 
 Get = Callable[[Load, JobContext], Model]
 Propose = Callable[[list[int], int], list[int]]
 """Returns at most so many ids that may follow a text."""
 ASSISTANT_TOKENS = 8  # that an assistant proposes at once
-LOOKUP_TOKENS = 15  # looked up at once where nothing else is said: on a CPU the last ones cost next to nothing
 MIN_PROBABILITY = 0.4  # below which an assistant's next token is not worth proposing
 RUN_TOKENS = (4, 3, 2)  # of the runs of tokens that are looked up, the longest first
 MAX_LOST_SHARE = 0.03  # of a reply's time that proposals may cost
@@ -86,12 +86,10 @@ class Assistant:
 
     def read(self, ids: list[int]) -> Tensor:
         """Bring the cache to these ids; returns the logits of what follows, shape (vocab,)."""
-        import torch
-
-        same = min(kv_cache.common_length(self.fed, ids), len(ids) - 1)
+        same = min(common_length(self.fed, ids), len(ids) - 1)
         kv_cache.crop(self._cache, same)
         del self.fed[same:]
-        fresh = torch.tensor([ids[same:]], device=input_device(self._model))
+        fresh = input_ids(self._model, ids[same:])
         output = self._model(fresh, **{library.cache_name(): self._cache}, use_cache=True, **self._last)
         self.fed += ids[same:]
         return output.logits[0, -1]

@@ -1,12 +1,15 @@
 """The KV cache between turns: what a prompt has in common with the text before it is not computed again."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from transformers import DynamicCache, cache_utils
 
 from repl.core import library
 from repl.core.errors import Cancelled
 from repl.core.library_types import Cache, CacheLayerMixin, GenerationConfig, PreTrainedConfig, PreTrainedModel, Tensor
+from repl.generation.decode.detokenizer import common_length
 from repl.models import model_config
 from repl.models.reference import KnownByModel, carries_on
 
@@ -110,8 +113,6 @@ def rope_scaling_start(model: PreTrainedModel) -> int:
 
 def new_cache(model: PreTrainedModel) -> Cache:
     """Return an empty cache of the kind that `generate` would make itself."""
-    from transformers import DynamicCache
-
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
@@ -146,12 +147,6 @@ def croppable_cache(model: PreTrainedModel) -> Cache | None:
     return cache if all(map(_simple, cache.layers)) else None
 
 
-def common_length(*texts: Sequence[object]) -> int:
-    """Return how many ids some texts begin with in common."""
-    columns = enumerate(zip(*texts, strict=False))
-    return next((place for place, column in columns if column.count(column[0]) < len(texts)), min(map(len, texts)))
-
-
 @contextmanager
 def watch_passes(model: PreTrainedModel) -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether a forward pass was begun and not ended."""
@@ -177,8 +172,6 @@ def is_plain_kv(model: PreTrainedModel) -> bool:
 
 def _simple(layer: CacheLayerMixin) -> bool:
     """Tell whether a layer holds keys and values by position and nothing else."""
-    from transformers import cache_utils
-
     dummy = getattr(cache_utils, "DummyLayer", cache_utils.DynamicLayer)
     return type(layer) in (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer, dummy)
 

@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+from transformers import StopStringCriteria
+from transformers.generation import GenerateDecoderOnlyOutput
+
 from repl.core import library
 from repl.core.library_types import (
     BaseStreamer,
@@ -78,8 +82,6 @@ def generate(
     `given` are the arguments of `generate`, `generation_config` among them; `choice` needs a model that `why_not` has
     nothing against.
     """
-    import torch
-
     with torch.inference_mode():
         if why_not(model, effective_config(model, given)):
             return model.generate(**given)
@@ -112,8 +114,6 @@ def effective_config(model: PreTrainedModel, given: dict[str, Any]) -> Any:
 
 def _for_own_loop(model: PreTrainedModel, given: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `generate`, stop strings as a criterion: it gives own loops no tokenizer."""
-    from transformers import StopStringCriteria
-
     strings, config = effective_config(model, given).stop_strings, copy.copy(given["generation_config"])
     rest = {name: value for name, value in given.items() if name not in ("tokenizer", "stop_strings")}
     if strings and "tokenizer" in given:
@@ -143,8 +143,6 @@ class Loop:
         **given: Any,
     ) -> Any:
         """Return what `_sample` returns: the ids, shape (rows, tokens), or those with the cache."""
-        from transformers.generation import GenerateDecoderOnlyOutput
-
         rows = input_ids.shape[0]
         choice = self.choice or Alike(logits_processor, stopping_criteria, generation_config, rows)
         text = RowIds(model, input_ids, given)
@@ -176,8 +174,6 @@ class Loop:
 
         Returns whether a row goes on.
         """
-        import torch
-
         left: Sequence[int] = ()
         for place, proposed in enumerate([*draft, None]):
             tokens = choice.choose(text.ids, logits[:, place])
@@ -212,8 +208,6 @@ class Alike:
 
     def choose(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Take the likeliest tokens, or draw with the very calls of the library: they decide what a seed gives."""
-        import torch
-
         scores = self._processors(ids, logits)
         if self._draws:
             tokens = torch.multinomial(torch.nn.functional.softmax(scores, dim=-1), num_samples=1).squeeze(1)
@@ -250,8 +244,6 @@ class RowIds:
         Returns the logits behind the last token and those of the draft, shape (rows, draft + 1, vocab), as a copy:
         whatever else those of a long prompt hold is let go.
         """
-        import torch
-
         ids = torch.cat([self.ids, self.ids.new_tensor([draft])], -1) if draft else self.ids
         end, count = ids.shape[-1], len(draft) + 1
         fresh = end - self._read if self._read and self._rest.get("use_cache") else None
@@ -265,8 +257,6 @@ class RowIds:
 
     def _arguments(self, end: int, count: int) -> dict[str, Any]:
         """Return the arguments for a text of `end` tokens: mask and positions reach to its end."""
-        import torch
-
         found = dict(self._rest) if self.cache is None else {**self._rest, self._name: self.cache}
         if "logits_to_keep" in found:
             found["logits_to_keep"] = count
@@ -295,8 +285,6 @@ class RowIds:
         self.cache.batch_select_indices(self._select(rows))
 
     def _select(self, rows: Sequence[int]) -> Tensor:
-        import torch
-
         places = torch.tensor(list(rows), device=self.ids.device)
         self.ids = self.ids[places]
         self._mask = None if self._mask is None else self._mask[places]

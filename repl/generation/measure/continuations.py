@@ -3,12 +3,16 @@
 import copy
 from collections.abc import Iterator, Sequence
 
+import torch
+from transformers import GenerationConfig
+
 from repl.core import library
+from repl.core.explain import library_errors
 from repl.core.jobs import JobContext
 from repl.core.library_types import Cache, Tensor
 from repl.generation.decode.kv_cache import can_reuse, is_plain_kv
 from repl.generation.measure import scoring
-from repl.generation.measure.forward import cancellable_forward, input_device, library_errors
+from repl.generation.measure.forward import cancellable_forward, input_device, input_ids
 from repl.generation.runtime import Model
 from repl.models import model_config
 
@@ -40,13 +44,10 @@ def _together(
     resident: Model, context: list[int], first: Tensor, rows: Sequence[Sequence[int]], emit: JobContext
 ) -> list[tuple[float, ...]] | None:
     """Read the rows behind copies of the cache of the text; None where none is kept."""
-    import torch
-    from transformers import GenerationConfig
-
     model, config, longest = resident.model, GenerationConfig(), len(context) + max(map(len, rows))
     if not can_reuse(model, config, longest) or 0 < resident.facts.context < longest:
         return None  # the other way says what is too long
-    ids = torch.tensor([[*context, rows[0][0]]], device=input_device(model))
+    ids = input_ids(model, [*context, rows[0][0]])
     with resident.runtime.kv_cache.lend(model, config, ids, lambda: context) as (past, reused):
         if reused < len(context):
             return None
@@ -70,8 +71,6 @@ def _read(
     resident: Model, cache: Cache, context: int, first: Tensor, rows: Sequence[Sequence[int]]
 ) -> list[tuple[float, ...]]:
     """Read rows that are padded at their ends, which nothing before it sees."""
-    import torch
-
     longest, model = max(map(len, rows)), resident.model
     ids = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows], device=input_device(model))
     own = copy.deepcopy(cache)

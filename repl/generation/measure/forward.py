@@ -1,48 +1,28 @@
-"""Hooks into a model's forward pass, and what its logits say: break it off, refuse numbers that are none, measure."""
+"""Hooks into a model's forward pass, and what its logits say: break it off, refuse numbers that are none, measure.
+
+Tokens are measured in the model's own distribution, before any processor changes it.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from repl.core.errors import Cancelled, Failed, ReplError
-from repl.core.explain import sentence
+import torch
+
+from repl.core import library
+from repl.core.errors import Failed
 from repl.core.library_types import Module, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Tensor
+from repl.core.reply import TokenLogprobs
+from repl.generation.measure.token_text import token_text
+from repl.generation.measure.token_trace import TOP_K_STORED, Scored, round_figures
 from repl.models import model_config
-from repl.models.loader import ModelInfo
+from repl.models.store import ModelInfo
 
-REMEDIES = {"beam search with a cache": ("/set use_cache false", "/beams 1")}
-"""What to type where a library says this."""
 BLOCK_LOGITS = 2**18  # logits that are measured at once: they stay in the processor's cache
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """One token of a text and what the model gave it: logprob and entropy in nats, rank 1 for the likeliest."""
-
-    id: int
-    logprob: float
-    entropy: float
-    rank: int
-    top: tuple[tuple[int, str, float], ...] = ()
-    """The likeliest tokens there: (id, text, logprob in nats)."""
 
 
 Figures: TypeAlias = tuple[tuple[float, float, int], tuple[int, ...], tuple[float, ...]]
 """Of a token logprob and entropy in nats and the rank from 1, then ids and logprobs of the likeliest."""
-
-
-@contextmanager
-def library_errors(what: str) -> Iterator[None]:
-    """Turn whatever a library raises into one `Failed`; errors of ours and a cancel pass."""
-    try:
-        yield
-    except (Cancelled, ReplError, GeneratorExit):
-        raise
-    except BaseException as error:  # the tokenizer's Rust side panics with a BaseException
-        words = sentence(error)
-        hints = next((lines for sign, lines in REMEDIES.items() if sign in words), ())
-        raise Failed(f"{what}: {words}", *hints) from error
 
 
 @contextmanager
@@ -72,8 +52,6 @@ def decoder_blocks(model: PreTrainedModel) -> list[Module]:
 
 def _lists(module: Module, whole: Module, config: PreTrainedConfig) -> Iterator[Sequence[Module]]:
     """Yield the lists of modules in a module, leaving out parts with a config of another kind: towers, encoders."""
-    import torch
-
     own = {getattr(each, "model_type", "") for each in (config, model_config.text_config(config)) if config is not None}
     if isinstance(module, torch.nn.ModuleList):
         yield module
@@ -90,12 +68,16 @@ def input_device(model: PreTrainedModel) -> Any:
     return "cpu" if device.type == "meta" else device
 
 
+def input_ids(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+    """Return the ids of one text as a model takes them, shape (1, tokens)."""
+    return torch.tensor([list(ids)], device=input_device(model))
+
+
 def nan_guard(facts: ModelInfo, prompt: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a logits processor that refuses numbers that are none: greedy decoding would silently take token 0.
 
     `prompt` is the length of the prompt in tokens. Raises `Failed`.
     """
-    import torch
 
     def guard(ids: Tensor, scores: Tensor) -> Tensor:
         if not torch.isfinite(scores.max()):
@@ -129,8 +111,6 @@ def evaluate(logits: Tensor, tokens: Sequence[int], tokenizer: PreTrainedTokeniz
 
 def token_figures(logits: Tensor, tokens: Sequence[int], count: int) -> Iterator[Figures]:
     """Yield the figures of each token, and the `count` likeliest ids in its row with their logprobs."""
-    import torch
-
     logs = logits.float().log_softmax(-1)
     values, ids = logs.topk(min(count, logs.shape[-1]))
     own = logs.gather(-1, torch.tensor(tokens, device=logs.device)[:, None])
@@ -140,3 +120,79 @@ def token_figures(logits: Tensor, tokens: Sequence[int], count: int) -> Iterator
     for logprob, entropy, rank, *rest in torch.cat([own, entropies, ranks, values, ids], -1).tolist():
         half = len(rest) // 2
         yield (logprob, entropy, int(rank)), tuple(map(int, rest[half:])), tuple(rest[:half])
+
+
+class Meter:
+    """Measures one reply; `listed` alternatives go with each token's event, `TOP_K_STORED` or more into the record.
+
+    `several` says that one forward pass may bring more than one token, as assisted decoding does.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, listed: int, several: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._listed = listed
+        self.several = several
+        self._rows: Any = None  # logits of the last forward pass, shape (places, vocab)
+        self._place = 0  # of the next token in them
+        self._figures: list[tuple[float, float, int]] = []  # logprob, entropy, rank of each token
+        self._likeliest: list[tuple[tuple[int, ...], tuple[float, ...]]] = []  # ids and logprobs
+        self._lengths: list[int] = []
+        self._texts: dict[int, str] = {}
+
+    @contextmanager
+    def reading(self, model: PreTrainedModel) -> Iterator[None]:
+        """Take the logits of every forward pass meanwhile."""
+        parts = library.speakers(model)
+        hooks = [part.register_forward_hook(lambda _, __, output: self._take(output.logits[0])) for part in parts]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._rows = None
+
+    def _take(self, rows: Tensor) -> None:
+        self._rows, self._place = rows if self._figures else rows[-1:], 0  # a prompt brings one token only
+
+    def measure(self, token: int) -> dict[str, Any]:
+        """Measure the token that was just made; returns the fields of its event."""
+        row = self._rows[min(self._place, len(self._rows) - 1) if self.several else -1]
+        self._place += 1
+        [((logprob, entropy, rank), ids, values)] = token_figures(row[None], [token], max(TOP_K_STORED, self._listed))
+        self._figures.append((logprob, entropy, rank))
+        self._likeliest.append((ids, values))
+        pairs = zip(ids[: self._listed], values, strict=False)
+        return {
+            "logprob": logprob,
+            "entropy": entropy,
+            "top": tuple((one, self._text(one), value) for one, value in pairs),
+        }
+
+    def told(self, token: int | None, text: str) -> None:
+        """Take note of the text that a token brought; a last rest belongs to the token before."""
+        if token is not None:
+            self._lengths.append(len(text))
+        elif self._lengths:
+            self._lengths[-1] += len(text)
+
+    def measures(self, ids: tuple[int, ...]) -> TokenLogprobs:
+        """Return what was measured of a reply with these ids; nothing where it is not whole."""
+        if not ids or len(self._lengths) != len(ids) or len(self._figures) < len(ids):
+            return TokenLogprobs()
+        logprobs, entropies, ranks = zip(*self._figures[: len(ids)], strict=True)  # a cancel loses the last one
+        likeliest = self._likeliest[: len(ids)]
+        named = {*ids, *(one for places, _ in likeliest for one in places)}
+        return TokenLogprobs(
+            logprobs=round_figures(logprobs),
+            entropies=round_figures(entropies),
+            ranks=ranks,
+            ids=tuple(places for places, _ in likeliest),
+            values=tuple(round_figures(values) for _, values in likeliest),
+            texts={one: self._text(one) for one in sorted(named)},
+            lengths=tuple(self._lengths),
+        )
+
+    def _text(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = token_text(self._tokenizer, token)
+        return self._texts[token]

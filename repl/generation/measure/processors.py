@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from repl.core.errors import Failed
+from repl.core.explain import library_errors
 from repl.core.library_types import LogitsProcessor, LogitsProcessorList, PreTrainedModel, Tensor
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
-from repl.generation.measure.forward import input_device, library_errors
+from repl.generation.measure.forward import input_ids
 from repl.generation.runtime import Model
 
 NAMES = {
@@ -78,9 +81,7 @@ def stages(
     The processors are those that `generate` itself would use, in its order. Raises `Failed` where one of them goes by
     what it did at earlier tokens.
     """
-    import torch
-
-    ids = torch.tensor([[*prompt, *made]], device=input_device(resident.model))
+    ids = input_ids(resident.model, [*prompt, *made])
     scores = logits.float()[None].to(ids.device)
     if (chosen.config.num_beams or 1) > 1:
         scores = scores.log_softmax(-1)  # a beam search sums logprobs, and processes those
@@ -100,11 +101,9 @@ def processors(model: PreTrainedModel, chosen: Arguments, prompt: Sequence[int])
 
     Raises `Failed` with what the library says where it refuses a value.
     """
-    import torch
-
     bare = copy.copy(chosen.config)
     bare.num_return_sequences, bare.token_healing = 1, False  # they change no score
-    ids = torch.tensor([list(prompt)], device=input_device(model))
+    ids = input_ids(model, prompt)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": bare, **chosen.off}
     with library_errors("the library refuses these settings"):
         found, _ = loop.capture_processors(model, **given)

@@ -5,24 +5,21 @@ from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
+import torch
+from transformers import GenerationConfig
+
 from repl.core import library
 from repl.core.errors import Failed, NoMemory, UsageError
-from repl.core.explain import is_memory, sentence
+from repl.core.explain import is_memory, library_errors, sentence
 from repl.core.jobs import JobContext, strip_traceback
 from repl.core.library_types import Cache, PreTrainedModel, Tensor
 from repl.generation.decode.kv_cache import PrefixCache, can_reuse
-from repl.generation.measure.forward import (
-    Scored,
-    cancellable_forward,
-    evaluate,
-    input_device,
-    library_errors,
-    not_finite,
-)
+from repl.generation.measure.forward import cancellable_forward, evaluate, input_ids, not_finite
+from repl.generation.measure.token_trace import Scored
 from repl.generation.runtime import Model
 from repl.models import model_config, reference
 from repl.models.imports import release_memory
-from repl.models.loader import ModelInfo
+from repl.models.store import ModelInfo
 
 CHUNK_RANGE_TOKENS = (256, 1024)  # tokens whose logits are in memory at once, at least and at most
 CHUNK_LOGITS = 2**26  # and so many logits, where that allows the least: longer steps are quicker
@@ -70,10 +67,8 @@ def next_logits(resident: Model, ids: Sequence[int], emit: JobContext, shared: b
 
 
 def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> Tensor:
-    import torch
-
     model = resident.model
-    given = torch.tensor([ids], device=input_device(model))
+    given = input_ids(model, ids)
     with _told(resident), cancellable_forward(model, emit.raise_if_cancelled):
         if reading_way(model, given) == "none":
             return _checked(resident.facts, len(ids), reference.reference_logits(model, given)[None])[0]
@@ -88,8 +83,6 @@ def reading_way(model: PreTrainedModel, ids: Tensor) -> str:
 
 
 def _find_way(model: PreTrainedModel, ids: Tensor) -> str:
-    import torch
-
     stops = ids.shape[-1] // 2, ids.shape[-1]
     expected = [reference.reference_logits(model, ids[:, :stop]) for stop in stops]
     for name, extra in (("plain", {}), ("placed", _numbered(model, 0, ids))):
@@ -112,8 +105,6 @@ def place_ids(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tens
 
 
 def _numbered(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:
-    import torch
-
     known = "position_ids" in signature(model.forward).parameters
     return {"position_ids": torch.arange(start, start + ids.shape[-1], device=ids.device)[None]} if known else {}
 
@@ -122,16 +113,13 @@ def _read(
     resident: Model, fed: list[int], first: int, emit: JobContext, chunk: int, shared: bool
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the logits behind each of the ids that are fed to the model, from the one before place `first` on."""
-    import torch
-    from transformers import GenerationConfig
-
     if first > len(fed):
         return
     model, facts, config = resident.model, resident.facts, GenerationConfig()
     if facts.context and len(fed) > facts.context:
         raise UsageError(f"the text has {len(fed)} tokens; {facts.id}'s context is {facts.context}")
     kept = resident.runtime.kv_cache if shared else PrefixCache()
-    ids = torch.tensor([fed], device=input_device(model))
+    ids = input_ids(model, fed)
     with _told(resident), cancellable_forward(model, emit.raise_if_cancelled):
         if reading_way(model, ids) == "none":
             said = "gives a whole text other logits than the same text token by token, so no text can be scored"
@@ -149,8 +137,6 @@ def _read(
 
 
 def _checked(facts: ModelInfo, place: int, rows: Tensor) -> Tensor:
-    import torch
-
     good = torch.isfinite(rows.amax(-1))
     if not good.all():
         raise not_finite(facts, place + int(good.logical_not().nonzero()[0]) + 1)
@@ -182,8 +168,6 @@ def _whole(
 
 def _last_rows(model: PreTrainedModel, ids: Tensor, count: int, emit: JobContext, **options: Any) -> Tensor:
     """Return the logits behind the last ids, shape (count, vocab); most heads need not see the others."""
-    import torch
-
     kept = {"logits_to_keep": count} if "logits_to_keep" in signature(model.forward).parameters else {}
     with torch.no_grad(), cancellable_forward(model, emit.raise_if_cancelled):
         return model(input_ids=ids, **options, **kept).logits[0, -count:].float()

@@ -9,6 +9,7 @@ from itertools import accumulate
 
 from rich.cells import cell_len, set_cell_size
 
+from repl.core.errors import Cancelled
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.sanitize import ascii_only, clean_line
 
@@ -77,6 +78,16 @@ def find_split_characters(pieces: Sequence[TokenPiece]) -> dict[int, str]:
     found = SPLIT.finditer("".join(piece.text for piece in pieces))
     codes = {bisect_right(ends, one.start()): one[0].replace("<", "").replace(">", "") for one in found}
     return {place: bytes.fromhex(code).decode("utf-8", "ignore") for place, code in codes.items()}
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """Return a token's text by itself; empty for an id that the tokenizer does not know or cannot spell."""
+    try:
+        return str(tokenizer.decode([token]))
+    except Cancelled:
+        raise
+    except BaseException:  # the Rust side panics with a BaseException; no alternative is worth a reply
+        return ""
 
 
 def quote(text: str, most: int = 0) -> str:

@@ -41,7 +41,7 @@ class Room:
 
 def measure_rooms(root: Path = Path("/")) -> list[Room]:
     """Return the devices with what is free on each now, on the model thread: accelerators first, the machine last."""
-    return [*_cuda(), *_mps(), machine(root)]
+    return [*_accelerators(), machine(root)]
 
 
 def machine(root: Path = Path("/")) -> Room:
@@ -85,30 +85,26 @@ def _reclaimable(stat: Path, names: tuple[str, ...]) -> int:
     return 0
 
 
-def _cuda() -> list[Room]:
+def _accelerators() -> list[Room]:
     import torch
 
-    if not torch.cuda.is_available():
-        return []
-    return [_card(torch, number) for number in range(torch.cuda.device_count())]
+    if torch.cuda.is_available():
+        return [_card(torch.cuda, number) for number in range(torch.cuda.device_count())]
+    return [_mps(torch.mps)] if torch.backends.mps.is_available() else []
 
 
-def _card(torch: Any, number: int) -> Room:
-    free, total = torch.cuda.mem_get_info(number)
-    held = torch.cuda.memory_reserved(number)
-    idle = held - torch.cuda.memory_allocated(number)
+def _card(cuda: Any, number: int) -> Room:
+    free, total = cuda.mem_get_info(number)
+    held = cuda.memory_reserved(number)
+    idle = held - cuda.memory_allocated(number)
     return Room(f"cuda:{number}", total, free + idle, "", held, idle)
 
 
-def _mps() -> list[Room]:
-    import torch
-
-    if not torch.backends.mps.is_available():
-        return []
-    total, held = torch.mps.recommended_max_memory(), torch.mps.driver_allocated_memory()
-    used = torch.mps.current_allocated_memory()
+def _mps(mps: Any) -> Room:
+    total, held = mps.recommended_max_memory(), mps.driver_allocated_memory()
+    used = mps.current_allocated_memory()
     free = min(psutil.virtual_memory().available, total - used)  # it shares the processor's memory
-    return [Room("mps", total, max(0, free), "", held, held - used)]
+    return Room("mps", total, max(0, free), "", held, held - used)
 
 
 def targets(device: str, rooms: Sequence[Room]) -> list[Room]:
@@ -121,13 +117,18 @@ def targets(device: str, rooms: Sequence[Room]) -> list[Room]:
     return [room for room in rooms if room.device in (device, f"{device}:0")]
 
 
-def capped(rooms: Iterable[Room], max_memory: str) -> list[Room]:
+def capped(rooms: Iterable[Room], allowed: str) -> list[Room]:
     """Return the devices with no more free than `0=20GiB,cpu=48GiB` allows; those it leaves out hold nothing."""
-    if not max_memory:
+    if not allowed:
         return list(rooms)
-    pairs = dict(pair.split("=") for pair in max_memory.split(","))
-    most = {f"cuda:{name}" if name.isdigit() else name: size(words) for name, words in pairs.items()}
+    most = {f"cuda:{name}" if isinstance(name, int) else name: size(most) for name, most in max_memory(allowed).items()}
     return [replace(room, free=min(room.free, most.get(room.device, 0)), limit="max_memory") for room in rooms]
+
+
+def max_memory(words: str) -> dict[int | str, str]:
+    """Return `0=20GiB,cpu=48GiB` as the dictionary that accelerate takes."""
+    pairs = dict(pair.split("=") for pair in words.split(","))
+    return {int(device) if device.isdigit() else device: size for device, size in pairs.items()}
 
 
 def size(words: str) -> int:

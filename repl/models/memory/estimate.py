@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from repl import models
 from repl.core.library_types import PreTrainedConfig
 from repl.core.settings import Load
 from repl.hub.weight_headers import CONVERTED, STORED, Weights
-from repl.models import model_config, quantization
+from repl.models import model_config
 
 BITS_PACKED = {"8bit": 8.1, "int8": 8.1, "4bit": 4.5, "int4": 4.5}
 """Bits that a packed parameter takes, its share of the scales included."""
@@ -203,7 +204,7 @@ def estimate_needs(
     weights: Weights, config: PreTrainedConfig, load: Load, tokens: int = 0, read: int = 0, beams: int = 1
 ) -> Needs:
     """Return what a load needs for a text of so many tokens, `read` of them at once; without a number, a short talk."""
-    load = replace(load, dtype=quantization.load_dtype(load))  # what is packed here is read in another
+    load = replace(load, dtype=models.quantization.load_dtype(load))  # what is packed here is read in another
     width = DTYPE_BYTES.get(compute_dtype(weights, load), 4)
     tokens = tokens or min(GLANCE_TOKENS, ModelSizes(config).context or GLANCE_TOKENS)
     quantized = load.quantize in BITS_PACKED and model_config.get(config, "quantization_config") is None

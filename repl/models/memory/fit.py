@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from repl import models
 from repl.core import paths
 from repl.core.errors import NoMemory
 from repl.core.format import amount
 from repl.core.library_types import PreTrainedConfig
 from repl.core.settings import Load
 from repl.hub.weight_headers import Weights
-from repl.models import quantization
 from repl.models.memory import estimate
 from repl.models.memory.available import SPREAD, Room, capped, targets
 from repl.models.memory.estimate import Needs
@@ -75,7 +75,7 @@ def load_changes(weights: Weights, load: Load, rooms: Sequence[Room]) -> Iterato
     if load.device != "auto" and len(rooms) > 1:
         yield {"device": "auto"}
     if load.quantize == "none" and weights.matrices:
-        forms = (quantization.best_form(bits, load) for bits in (8, 4))
+        forms = (models.quantization.best_form(bits, load) for bits in (8, 4))
         yield from ({"dtype": "bfloat16", "quantize": form} for form in forms if form)
     if load.max_memory:
         yield {"max_memory": ""}

@@ -9,10 +9,10 @@ from repl.core.errors import Failed, NoMemory
 from repl.core.format import amount
 from repl.core.library_types import GenerationConfig
 from repl.core.settings import Load
-from repl.models.loader import LoadedModel
 from repl.models.memory import available, estimate, fit
 from repl.models.memory.available import UNITS, Room
 from repl.models.memory.estimate import Needs
+from repl.models.store import LoadedModel
 
 DEAD = ("device-side assert", "illegal memory access", "unspecified launch failure")
 """Errors after which CUDA refuses everything else in this process."""

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from repl import models
 from repl.core import library
 from repl.core.library_types import PreTrainedConfig
 from repl.core.settings import Load
 from repl.hub.weight_headers import Weights
-from repl.models import from_files, model_config, quantization
+from repl.models import model_config
 from repl.models.memory import estimate, fit
 from repl.models.memory.available import Room, capped
 from repl.models.memory.estimate import ModelSizes, Needs
@@ -53,7 +54,7 @@ def rows(found: Survey, load: Load, rooms: Sequence[Room]) -> list[PlanRow]:
 def form_settings(form: str, load: Load) -> dict[str, Any]:
     """Return the settings for a number format: the way to pack that works here, the library's where none does."""
     dtype, bits = FORMS[form]
-    return {"dtype": dtype, "quantize": (quantization.best_form(bits, load) or f"{bits}bit") if bits else "none"}
+    return {"dtype": dtype, "quantize": (models.quantization.best_form(bits, load) or f"{bits}bit") if bits else "none"}
 
 
 def plan_row(
@@ -109,12 +110,11 @@ def plan_device_map(config: PreTrainedConfig, load: Load, rooms: Sequence[Room])
 
     Raises whatever the libraries raise about a config that they cannot build.
     """
-    from accelerate import infer_auto_device_map, init_empty_weights
-    from accelerate.utils import get_balanced_memory
+    import accelerate
 
     width = getattr(__import__("torch"), "float32" if load.dtype == "auto" else load.dtype)
-    with init_empty_weights():
-        model = from_files.auto_class(config).from_config(config, trust_remote_code=False, dtype=width)
+    with accelerate.init_empty_weights():
+        model = models.from_files.auto_class(config).from_config(config, trust_remote_code=False, dtype=width)
     model.tie_weights()
     whole = library.undivided(model)
     memory: dict[Any, int] = {
@@ -122,6 +122,6 @@ def plan_device_map(config: PreTrainedConfig, load: Load, rooms: Sequence[Room])
         for room in capped(rooms, load.max_memory)
     }
     if load.device != "sequential":
-        memory = get_balanced_memory(model, memory, whole, dtype=width)
-    places = infer_auto_device_map(model, memory, whole, dtype=width)
+        memory = accelerate.utils.get_balanced_memory(model, memory, whole, dtype=width)
+    places = accelerate.infer_auto_device_map(model, memory, whole, dtype=width)
     return {part: f"cuda:{place}" if isinstance(place, int) else str(place) for part, place in places.items()}

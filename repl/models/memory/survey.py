@@ -152,8 +152,7 @@ def remote_weights(
     want: ModelRequest, names: list[str], listing: RepoFiles, config: PreTrainedConfig, emit: JobContext
 ) -> Weights:
     """Read the headers of weights on the Hub, or count from what the Hub says where they have none."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import SafetensorsParsingError
+    from huggingface_hub import HfApi, errors
 
     if not all(name.endswith(".safetensors") for name in names):
         return by_count(listing, names, config)
@@ -162,7 +161,7 @@ def remote_weights(
     wrong = BadModel(f"the weights of {want} are no safetensors files")
     try:
         found = call_hub(ask, emit).files_metadata.values()
-    except (SafetensorsParsingError, TypeError) as error:
+    except (errors.SafetensorsParsingError, TypeError) as error:
         raise wrong from error
     except Exception as error:  # as for every call of the Hub
         stopped = Unreachable("the Hub stopped answering while headers were read", f"/plan {want.model}")
