@@ -370,9 +370,10 @@ class Shell:
 
 
 def _fitted(parts: list[str], width: int) -> str:
-    """Join as many parts of a toolbar as fit."""
+    """Join as many parts of a toolbar as fit: the last goes first, then the second, where the lesser ones stand."""
+    gone = -1
     while len(parts) > 1 and len(join_facts(*parts)) > width - 2:
-        parts = parts[:-1]
+        parts, gone = [part for part in parts if part is not parts[gone]], 1
     return (" " + join_facts(*parts))[: max(1, width - 1)]
 
 

@@ -11,7 +11,7 @@ from repl.analysis.variants import read_variant
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.errors import UsageError
-from repl.core.format import counted, device, join_facts
+from repl.core.format import counted, device
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
 from repl.core.values import RestOfLine
@@ -22,7 +22,7 @@ from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 from repl.terminal.sparkline import column, spark
-from repl.terminal.tables import facts
+from repl.terminal.tables import FactLine, facts, grid
 
 DIVERGE_EXAMPLE = "/diverge dtype=float16"
 DIVERGE_WORDS = (
@@ -119,25 +119,21 @@ def _draw(found: Diverged, width: int, plain: bool) -> Iterator[RenderableType]:
     count = len(found.steps)
     agree = f"{found.agreeing} of {count} steps agree ({100 * found.agreeing / count:.1f} %)"
     most = f"largest {_short(found.kl_most)} at token {found.kl_most_at}"
-    yield Text(join_facts(agree, f"KL mean {_short(found.kl_mean)} nats, {most}"), "quiet")
+    yield FactLine(agree, f"KL mean {_short(found.kl_mean)} nats, {most}")
     if not found.whole:
         yield Text("both did not fit into memory: they were loaded one after the other", "quiet")
 
 
 def _forked(found: Diverged, fork: FirstFlip) -> Iterator[RenderableType]:
     names = [clean_line(name) for name in found.names]
-    wide = max(map(len, names))
     yield Text.assemble("first different token: ", (f"{fork.place}", "accent"), (f" of {len(found.steps)}", "quiet"))
-    words = [quote(clean_line(each.text)) for each in (fork.first, fork.second)]
-    size = max(map(len, words))
-    tokens = [*zip(words, (fork.first, fork.second), strict=True)]
+    rows = []
     for side, name in enumerate(names):
-        (mine, own), (theirs, others) = tokens[side], tokens[1 - side]
-        yield Text.assemble(
-            (f"  {name:<{wide}}  ", "quiet"),
-            (f"{mine:<{size}} {own.probabilities[side]:.3f}", "accent"),
-            (f"   {theirs:<{size}} {others.probabilities[side]:.3f}   {fork.margins[side]:.3f} nats ahead", "quiet"),
-        )
+        mine, theirs = (fork.first, fork.second)[:: 1 - 2 * side]
+        own, other = ((quote(clean_line(one.text)), f"{one.probabilities[side]:.3f}") for one in (mine, theirs))
+        cells = [(f"  {name}", "quiet"), *((cell, "accent") for cell in own), *((cell, "quiet") for cell in other)]
+        rows.append([Text(*cell) for cell in (*cells, (f"{fork.margins[side]:.3f}", "quiet"))])
+    yield grid("llllll", rows, ["", "takes", "", "then", "", "nats ahead"])
     yield Text(_verdict(fork, found.names))
     onward = [" ".join(text.split()) or "(ends)" for text in fork.onward]
     yield facts([(f"  {name}", text) for name, text in zip(names, onward, strict=True)])

@@ -6,6 +6,7 @@ from math import exp
 from typing import Annotated, Any
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from repl.commands.registry import command
@@ -25,11 +26,12 @@ from repl.session.change_settings import change
 from repl.session.position import ExchangeNumber
 from repl.session.replies import continue_reply, generate_turn, join_records, substitute_token
 from repl.session.session import Session, Task
+from repl.terminal.responsive import First
 from repl.terminal.screen import render
 from repl.terminal.tables import grid
 from repl.terminal.token_colours import caption, colour_trace, percent, shade
 
-LISTED_ALTERNATIVES = 3  # alternatives in a row of the list
+LISTED_ALTERNATIVES = (5, 3, 2, 1)  # alternatives in a row of the list: as many as there is room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,20 +152,24 @@ def _(result: Painted) -> RenderableType:
 
 @render.register
 def _(result: Inspection) -> RenderableType:
-    rows = [token_cells(place, token, result) for place, token in enumerate(result.tokens, 1)]
+    tables = First(*(_table(result, listed) for listed in LISTED_ALTERNATIVES))
+    return Group(tables, Text(clean_line(result.truncated), "quiet")) if result.server else tables
+
+
+def _table(result: Inspection, listed: int) -> Table:
+    rows = [token_cells(place, token, result, listed) for place, token in enumerate(result.tokens, 1)]
     names = list(rows[0]) if rows else []
     sides = "".join("l" if name in ("token", "likeliest") else "r" for name in names)
-    table = grid(sides, [list(cells.values()) for cells in rows], names)
-    return Group(table, Text(clean_line(result.truncated), "quiet")) if result.server else table
+    return grid(sides, [list(cells.values()) for cells in rows], names)
 
 
-def token_cells(place: int, token: Seen, found: Inspection) -> dict[str, Text]:
+def token_cells(place: int, token: Seen, found: Inspection, listed: int) -> dict[str, Text]:
     """Return the columns of one token under their names; a server knows neither ids nor entropy."""
-    likeliest = "  ".join(f"{quote(text)} {percent(exp(value))}" for _, text, value in token.top[:LISTED_ALTERNATIVES])
+    likeliest = "  ".join(f"{quote(text)} {percent(exp(value))}" for _, text, value in token.top[:listed])
     return {
         "": Text(str(place), "quiet"),
         **({} if found.server else {"id": Text(str(token.id))}),
-        "token": Text(quote(token.text or token.name), shade(token, found.by) or "none"),
+        "token": Text.assemble((quote(token.text or token.name), shade(token, found.by))),
         "model": Text(percent(exp(token.logprob))),
         "rank": Text(token.place),
         **({} if token.entropy is None else {"entropy": Text(f"{token.entropy:.2f}")}),

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core import settings
-from repl.core.format import amount, join_facts
+from repl.core.format import amount
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.generation.runtime import Model
@@ -16,6 +16,7 @@ from repl.models import imports, store
 from repl.models.memory.available import Room
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
+from repl.terminal.tables import FactLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,4 +109,4 @@ def draw_models(result: Memory) -> RenderableType:
         cache = f"{amount(one.cache)}, {one.tokens} tokens" if one.tokens else "none"
         table.add_row(name, one.dtype, one.device, amount(one.weights), cache)
     stay = "models stay while they fit" if result.keep_models == "auto" else f"{result.keep_models} of them may stay"
-    return Group(table, Text(join_facts(stay, f"keep_models {result.keep_models}"), "quiet"))
+    return Group(table, FactLine(stay, f"keep_models {result.keep_models}"))

@@ -25,7 +25,7 @@ from repl.generation.measure.token_trace import Scored
 from repl.generation.runtime import Model
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
-from repl.terminal.tables import grid
+from repl.terminal.tables import FactLine, grid
 from repl.terminal.token_colours import OnTerminal, caption, style, styled_text
 
 MAX_WINDOW_TOKENS = 8192  # most tokens read at once, where the context is longer or without an end
@@ -138,7 +138,7 @@ def _content(text: str) -> tuple[str, str]:
 def _(result: Score) -> RenderableType:
     source = "your text" if result.source == "text" else f"file {clean_line(result.source)}"
     shown = Group(_text(result), caption())
-    return Group(Text(source, "quiet"), OnTerminal(shown, _table(result)), Text(_figures(result), "quiet"))
+    return Group(Text(source, "quiet"), OnTerminal(shown, _table(result)), FactLine(_figures(result)))
 
 
 def _text(result: Score) -> Text:

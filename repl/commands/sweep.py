@@ -21,12 +21,13 @@ from repl.session.position import question, split_prompt
 from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
-from repl.terminal.tables import grid
+from repl.terminal.tables import FactLine, grid
 
 if TYPE_CHECKING:
     from repl.generation.decode.batch import BatchReply
 
 MIN_OPENING_CELLS = 16  # least columns worth giving to the beginning of a text beside the figures
+LESSER_COLUMNS = ("distinct-2", "end", "logprob")  # left out in this order where a window is narrow
 SWEEP_WORDS = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penalty=1,1.1", "show")
 
 
@@ -119,15 +120,17 @@ def _(result: ShownRow) -> RenderableType:
 
 def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
     """Draw a line for each row; in a narrow window the beginning of its text stands below its figures."""
+    shown = [(found.greedy, "quiet")] if found.greedy else []
+    shown += [(row, "") for row in found.lines]
     heads = ["", *map(heading, found.names), "seed", "tokens", "end", "distinct-2", "logprob", "parts at"]
-    rows = [_cells(found, row) for row in found.lines]
-    first = [["greedy", *[""] * len(found.names), *_figures(found.greedy)]] if found.greedy else []
-    widths = [max(map(cell_len, column)) for column in zip(heads, *first, *rows, strict=True)]
+    columns = [*zip(heads, *(_cells(found, row) for row, _ in shown), strict=True)]
+    for lesser in LESSER_COLUMNS:
+        if sum(max(map(cell_len, column)) + 2 for column in columns) > width:
+            columns = [column for column in columns if column[0] != lesser]
+    widths = [max(map(cell_len, column)) for column in columns]
     room = width - sum(widths) - 2 * len(widths)
-    told = [
-        *([(first[0], found.greedy, "quiet")] if found.greedy else []),
-        *((*one, "") for one in zip(rows, found.lines, strict=True)),
-    ]
+    heads, *rows = map(list, zip(*columns, strict=True))
+    told = [(cells, *one) for cells, one in zip(rows, shown, strict=True)]
     if room >= MIN_OPENING_CELLS:
         lines = [
             [*(Text(cell, "quiet") for cell in cells), _opening(row.text, room, style)] for cells, row, style in told
@@ -139,7 +142,7 @@ def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
             figures = _aligned(cells, widths)
             yield Text(figures, "quiet")
             yield Text("   ") + _opening(row.text, max(20, room + cell_len(figures) - 3), style)
-    yield Text(_said(found), "quiet")
+    yield FactLine(_said(found))
     if found.lines:
         yield Text.assemble(
             ("/sweep show N", "accent"), (" shows a row, ", "quiet"), ("/pick N", "accent"), (" takes it", "quiet")
@@ -148,7 +151,7 @@ def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
 
 def _cells(found: Sweep, row: SweepRow) -> list[str]:
     values = [_show(name, row.settings[name]) if name in row.settings else "" for name in found.names]
-    return [str(row.number), *values, *_figures(row)]
+    return [str(row.number or "greedy"), *values, *_figures(row)]
 
 
 def _figures(row: SweepRow) -> list[str]:

@@ -106,6 +106,10 @@ def _fields(settings: Settings) -> list[tuple[str, object]]:
     return [(name, value) for name, value in settings.extra if not name.startswith((PREFIX, SERVER))]
 
 
+IN_PHRASE = {"num_beams", "do_sample", "temperature", "top_k", "top_p", "min_p"}
+"""The settings that `phrase` tells."""
+
+
 def phrase(table: Mapping[str, Value]) -> str:
     """Say how text is made in a few words: `greedy`, `beams 4`, `sample T=0.7 p=0.9`."""
     values = {name: item.value for name, item in table.items()}

@@ -28,7 +28,7 @@ from repl.session.session import ShownView
 from repl.terminal.screen import as_record, palette, render, to_jsonable
 from repl.terminal.token_colours import CLASSES, caption, percent, shade
 
-FILE_COLUMNS = 100  # columns of what is drawn in a file
+FILE_COLUMNS, PHONE_COLUMNS = 100, 44  # columns of what is drawn in a file, and on a narrow page
 Facts = tuple[tuple[str, str], ...]
 CSS = """
 body { color: #1a1a1a; background: #fff; max-width: 60em; margin: 0 auto; padding: 1em 1em 6em;
@@ -38,6 +38,8 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1em; color: #
 dd { margin: 0; overflow-wrap: anywhere; }
 pre { font: .95em/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre.drawn { line-height: 1.25; white-space: pre; overflow-x: auto; }
+pre.narrow { display: none; font-size: .8em; }
+@media (max-width: 50em) { pre.wide { display: none; } pre.narrow { display: block; } }
 i { font-style: normal; }
 i[data-p]:hover, i[data-p]:focus { background: #ffe9a8; outline: none; }
 i[data-p]:hover::after, i[data-p]:focus::after { content: attr(data-p); position: fixed; inset: auto 0 0 0;
@@ -123,7 +125,7 @@ def as_html(talk: Transcript, by: str = "off") -> str:
 def about(record: Reply) -> Facts:
     """Return what made a reply: its model, and the settings."""
     model, decode = record.model, {name: decoding.Value(value, "") for name, value in record.decode.items()}
-    given = [f"{name}={value}" for name, value in record.given.items()]
+    given = [f"{name}={value}" for name, value in record.given.items() if name not in decoding.IN_PHRASE]
     settings = join_facts(decoding.phrase(decode), *given, "" if record.seed is None else f"seed {record.seed}")
     form = join_facts(*(word for word in (model.dtype, model.quantization, model.adapter) if word != "none"))
     return ("model", join_facts(model.id, record.server, form)), ("commit", model.commit), ("settings", settings)
@@ -141,7 +143,10 @@ def _escaped(text: str, name: str = "", told: str = "") -> str:
 
 def _legend(by: str) -> str:
     drawn = caption(by)
-    return "".join(_escaped(drawn.plain[span.start : span.end], str(span.style)) for span in drawn.spans)
+    words = (
+        (drawn.plain[span.start : span.end].replace(" to ", "\xa0to\xa0"), str(span.style)) for span in drawn.spans
+    )
+    return "".join(_escaped(word, name) for word, name in words)
 
 
 def _in_html(turn: Turn, by: str) -> str:
@@ -220,11 +225,14 @@ def html_page(title: str, facts: Facts, body: str, style: str = "") -> str:
 
 
 def view_as_html(shown: ShownView) -> str:
-    """Return a result as a page, in its colours, under the line that asked for it."""
+    """Return a result as a page, in its colours, under the line that asked for it; drawn once more for a phone."""
     console = sheet()
     console.print(render(shown.result))
-    style, _, drawn = console.export_html(code_format="{stylesheet}\0{code}").partition("\0")
-    return html_page(shown.line, shown.about, f'<pre class="drawn">\n{drawn}</pre>', style)
+    console.print("\0", end="")
+    console.print(render(shown.result), width=PHONE_COLUMNS)
+    style, wide, narrow = console.export_html(code_format="{stylesheet}\0{code}").split("\0")
+    drawn = f'<pre class="drawn wide">\n{wide}</pre>\n<pre class="drawn narrow">\n{narrow}</pre>'
+    return html_page(shown.line, shown.about, drawn, style)
 
 
 def view_as_text(shown: ShownView) -> str:

@@ -9,7 +9,7 @@ UNLIMITED_COLUMNS = 10_000  # columns: wider than whatever is drawn
 
 
 class First:
-    """The first of several drawings of one thing that the window is wide enough for; else the last of them."""
+    """The first of several drawings of one thing that fits the window, else the last; in a pipe the first."""
 
     def __init__(self, *drawings: RenderableType) -> None:
         self._drawings = drawings
@@ -17,7 +17,8 @@ class First:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         room = options.update(max_width=UNLIMITED_COLUMNS)
         widths = ((Measurement.get(console, room, each).maximum, each) for each in self._drawings)
-        yield next((each for width, each in widths if width <= options.max_width), self._drawings[-1])
+        fits = (each for width, each in widths if options.no_wrap or width <= options.max_width)
+        yield next(fits, self._drawings[-1])
 
 
 class Responsive:

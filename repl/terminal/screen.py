@@ -25,7 +25,7 @@ from repl.remote.engine import Connected
 from repl.session.results import Draft, Message
 from repl.session.session import Loaded
 from repl.terminal.responsive import First
-from repl.terminal.tables import LineConsole, grid
+from repl.terminal.tables import FactLine, LineConsole, grid
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
 TOLD = ("id", "commit", "dtype", "device_map", "quantization", "adapter", "parameters", "bytes")
@@ -70,7 +70,7 @@ def render(result: Any) -> RenderableType:
 @render.register
 def _(result: Message) -> Text:
     offered = (f"{number} {effect}" for number, (_, effect) in enumerate(result.choices, 1))
-    return Text(clean(join_facts(result.text, *offered)), "quiet")
+    return FactLine(clean(result.text), *map(clean, offered))
 
 
 @render.register
@@ -114,9 +114,7 @@ def _named(adapter: str) -> str:
 
 @render.register
 def _(result: Reply) -> RenderableType:
-    facts = _figures(result)
-    shown = [[fact for place, fact in enumerate(facts) if place not in left] for left in ((), (3,), (1, 3), (1, 3, 4))]
-    return Group(*sequences(result), First(*(Text(join_facts(*each), "quiet") for each in shown)))
+    return Group(*sequences(result), FactLine(reply_figures(result)))
 
 
 def sequences(done: Reply) -> list[RenderableType]:
@@ -148,21 +146,16 @@ def score_unit(length_penalty: float) -> str:
 
 def reply_figures(done: Reply) -> str:
     """Return the line of figures under a reply."""
-    return join_facts(*_figures(done))
-
-
-def _figures(done: Reply) -> list[str]:
-    """Return the figures under a reply in their places, empty where there are none."""
     made, timing = done.usage.completion, done.timing
     ends = {"cancelled": "stopped by you · /continue goes on", "length": _limit(done)}
-    return [
+    return join_facts(
         counted(made, _unit(done)),
         f"first after {timing.ttft_s:.2f} s" if timing.ttft_s is not None else "",
         rate(timing.decode_tps) if timing.decode_tps else "",
         f"{done.usage.reused} of {done.usage.prompt} reused" if done.usage.reused else "",
         f"seed {done.seed}" if done.seed is not None else "",
         ends.get(done.finish, ""),
-    ]
+    )
 
 
 def _unit(done: Reply) -> str:

@@ -2,16 +2,37 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.containers import Lines
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from repl.core.format import join_facts
 from repl.core.sanitize import clean_line
 
 DRAWN = re.compile("[\u2500-\u259f]+")  # lines and blocks
+
+
+class FactLine(Text):
+    """Facts with middle dots between them, in a quiet line that is broken at the dots where it has to be."""
+
+    def __init__(self, *facts: str) -> None:
+        super().__init__(join_facts(*facts), "quiet")
+
+    def wrap(self, console: Console, width: int, **options: Any) -> Lines:
+        """Break the line; a single fact that is too long is broken between words."""
+        if options.get("no_wrap"):
+            return super().wrap(console, width, **options)
+        rows: list[str] = []
+        for fact in self.plain.split(" · "):
+            fits = rows and cell_len(rows[-1]) + 3 + cell_len(fact) <= width
+            rows[len(rows) - bool(fits) :] = [join_facts(rows[-1], fact) if fits else fact]
+        return Lines(line for row in rows for line in Text(row, self.style).wrap(console, width, **options))
 
 
 def grid(sides: str, rows: Iterable[Sequence[str | Text]], heads: Sequence[str] = (), gap: int = 2) -> Table:
