@@ -21,7 +21,7 @@ from repl.generation.prompt.reply_parser import marking_tokens
 from repl.models.adapters import Adapter
 from repl.models.memory.available import max_memory
 
-LINE_WIDTH = 92
+LINE_WIDTH, IDS_PER_ROW = 92, 16
 LEADING_NAMES = (*LENGTH_LIMITS, "num_beams", "do_sample")  # the order in which people write them
 FORM = ("return_dict_in_generate", "output_")  # beginnings of fields that only change the form of what comes back
 OBJECTS = {"compile_config": "CompileConfig", "watermarking_config": "WatermarkingConfig"}
@@ -55,18 +55,8 @@ class PromptForm:
     behind: str = ""
     text: str = ""
     ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PrintForm:
-    """How a script shows the reply: the text in front of it, and whether special tokens are part of it (`marks`).
-
-    `tidies` tells that the tokenizer takes spaces before punctuation away, which a reply here keeps.
-    """
-
-    lead: str = ""
-    marks: bool = False
-    tidies: bool = False
+    why: str = "no plain call of the tokenizer is known to make them"
+    """Why the ids stand there."""
 
 
 def local_reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
@@ -129,9 +119,6 @@ def _cut(record: Reply) -> str:
     return "out of time" if record.out_of_time else ""
 
 
-# the prompt
-
-
 def spellings(talk: Conversation, turn: Turn, record: Reply) -> list[PromptForm]:
     """Return the ways to write the prompt of a reply, the most readable first; the ids themselves are the last."""
     ids = last_call(record)[0]
@@ -191,45 +178,22 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, form: PromptForm) -> list[int]:
     return list(made["input_ids"]) if set(made) <= {"input_ids", "attention_mask"} else []
 
 
-def print_form(turn: Turn, record: Reply, tokenizer: PreTrainedTokenizerBase) -> PrintForm:
-    """Return how the script gets at the text of a reply; for the model thread."""
-    tidies = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
-    if turn.role == "completion":
-        return PrintForm(tidies=tidies)  # the whole text, prompt and all
-    marks = not marking_tokens(tokenizer).keys().isdisjoint(record.token_ids)
-    kept = {"clean_up_tokenization_spaces": False} if tidies else {}
-    made = tokenizer.decode(record.token_ids[: _length(record)], skip_special_tokens=not marks, **kept)
-    lead = turn.text.removesuffix(made) if turn.text.endswith(made) else record.prefill
-    return PrintForm(lead, marks, tidies)
-
-
-def _length(record: Reply) -> int:
-    """Return how many tokens the text of a reply has: the one that ended it adds none."""
-    return len(record.token_ids) - (record.finish == "stop")
-
-
-# the script
-
-
-def write_script(turn: Turn, source: ModelSource, form: PromptForm, how: PrintForm) -> str:
-    """Return the program text for a reply; it prints what the reply says."""
+def write_script(turn: Turn, source: ModelSource, form: PromptForm, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """Return the program text for a reply; it prints what the reply says. For the model thread."""
     record = turn.record
     assert record is not None
     quantized = QUANTIZATION_CODE.get(str(record.load.get("quantize")), "")
     names = [source.kind, "AutoTokenizer"]
     names += ["BitsAndBytesConfig"] if quantized else ["GgufConfig"] if source.gguf_file else []
+    names += [kind for name, kind in OBJECTS.items() if record.given.get(name)]
+    adapted = ["from peft import PeftModel"] if record.load.get("adapter", "none") != "none" else []
+    imports = ["import torch", *adapted, f"from transformers import {', '.join(sorted(names))}"]
     blocks = [
-        [*_remarks(turn, record, form), "import torch", *_imports(record, names)],
+        [*_remarks(turn, record, form), *imports],
         _loading(record, source, quantized),
-        [*_inputs(form), *_generating(record), *_printing(turn, record, how)],
+        [*_inputs(form), *_generating(record), *_printing(turn, record, tokenizer)],
     ]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
-
-
-def _imports(record: Reply, names: Sequence[str]) -> list[str]:
-    names = [*names, *(kind for name, kind in OBJECTS.items() if record.given.get(name))]
-    adapted = ["from peft import PeftModel"] if record.load.get("adapter", "none") != "none" else []
-    return [*adapted, f"from transformers import {', '.join(sorted(names))}"]
 
 
 def _remarks(turn: Turn, record: Reply, form: PromptForm) -> list[str]:
@@ -239,7 +203,7 @@ def _remarks(turn: Turn, record: Reply, form: PromptForm) -> list[str]:
     if form.ids and last_call(record)[0] != record.prompt_ids:
         said.append("it goes on from the ids of the reply before, which are part of its prompt here")
     elif form.ids:
-        said.append("the prompt stands here as its ids: no plain call of the tokenizer is known to make them")
+        said.append(f"the prompt stands here as its ids: {clean_line(form.why)}")
     if record.model.touched:
         said.append("the model was open in /python before, where it may have been changed: this loads it unchanged")
     if record.dropped:
@@ -300,31 +264,22 @@ def _adapting(words: str) -> list[str]:
 def _inputs(form: PromptForm) -> list[str]:
     options = {name: literal(value) for name, value in form.options.items()}
     if form.ids:
+        rows = [", ".join(map(str, form.ids[at : at + IDS_PER_ROW])) for at in range(0, len(form.ids), IDS_PER_ROW)]
         return [
-            f"ids = torch.tensor([{_numbers(form.ids)}], device=model.device)",
+            f"ids = torch.tensor([{_block('', rows, '[]')}], device=model.device)",
             'inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}',
         ]
     if not form.messages:
         encode = _call("inputs = tokenizer", literal(form.text), **options, return_tensors='"pt"')
         return [f"{encode}.to(model.device)"]
-    messages = _messages(form.messages)
+    messages = _block("messages = ", [_message(one) for one in form.messages], "[]")
     if form.behind:
         text = _call("text = tokenizer.apply_chat_template", "messages", **options, tokenize="False")
         encode = _call("inputs = tokenizer", "text", add_special_tokens="False", return_tensors='"pt"')
-        return [*messages, f"{text} + {literal(form.behind)}", f"{encode}.to(model.device)"]
+        return [messages, f"{text} + {literal(form.behind)}", f"{encode}.to(model.device)"]
     rest = {"return_dict": "True", "return_tensors": '"pt"'}
     encode = _call("inputs = tokenizer.apply_chat_template", "messages", **options, **rest)
-    return [*messages, f"{encode}.to(model.device)"]
-
-
-def _messages(messages: Sequence[AnyMessage]) -> list[str]:
-    told = [_message(one) for one in messages]
-    line = f"messages = [{', '.join(told)}]"
-    return (
-        [line]
-        if len(line) <= LINE_WIDTH and len(told) == 1
-        else ["messages = [", *(f"    {one}," for one in told), "]"]
-    )
+    return [messages, f"{encode}.to(model.device)"]
 
 
 def _message(said: AnyMessage) -> str:
@@ -334,13 +289,6 @@ def _message(said: AnyMessage) -> str:
         return literal(dict(said))
     told = "".join(f"\n            {literal(line)}" for line in lines)
     return f'{{\n        "role": {literal(said["role"])},\n        "content": ({told}\n        ),\n    }}'
-
-
-def _numbers(ids: Sequence[int]) -> str:
-    if len(ids) <= 16:
-        return literal(list(ids))
-    rows = [", ".join(map(str, ids[place : place + 16])) for place in range(0, len(ids), 16)]
-    return "[\n" + "".join(f"    {one},\n" for one in rows) + "]"
 
 
 def _generating(record: Reply) -> list[str]:
@@ -353,27 +301,43 @@ def _generating(record: Reply) -> list[str]:
     return [*seed, _call("output = model.generate", "**inputs", **values)]
 
 
-def _printing(turn: Turn, record: Reply, how: PrintForm) -> list[str]:
+def _printing(turn: Turn, record: Reply, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
+    """Return the lines that print the text of a reply: with the spaces that it has, and the tags around its parts."""
     place, first = sequence_place(record), len(record.prompt_ids)
-    kept = ", clean_up_tokenization_spaces=False" if how.tidies else ""
-    if turn.role == "completion":
-        return [f"print(tokenizer.decode(output[{place}], skip_special_tokens=True{kept}))"]
-    lead = f"{literal(how.lead)} + " if how.lead else ""
-    if how.marks:
+    tidies = getattr(tokenizer, "clean_up_tokenization_spaces", False)  # a reply here keeps spaces before punctuation
+    kept = {"clean_up_tokenization_spaces": False} if tidies else {}
+    words = "".join(f", {name}={value}" for name, value in kept.items())
+    if turn.role == "completion":  # the whole text, prompt and all
+        return [f"print(tokenizer.decode(output[{place}], skip_special_tokens=True{words}))"]
+    length = len(record.token_ids) - (record.finish == "stop")  # the token that ended it adds no text
+    marks, lead = False, record.prefill
+    if tokenizer is not None:
+        marks = not marking_tokens(tokenizer).keys().isdisjoint(record.token_ids)
+        made = tokenizer.decode(record.token_ids[:length], skip_special_tokens=not marks, **kept)
+        lead = turn.text.removesuffix(made) if turn.text.endswith(made) else lead
+    lead = f"{literal(lead)} + " if lead else ""
+    if marks:
         return [
             "# Special tokens stand around the parts of the reply.",
-            f"reply = output[{place}, {first} : {first + _length(record)}]",
-            f"print({lead}tokenizer.decode(reply{kept}))",
+            f"reply = output[{place}, {first} : {first + length}]",
+            f"print({lead}tokenizer.decode(reply{words}))",
         ]
     start = 'inputs["input_ids"].shape[1]' if last_call(record)[0] == record.prompt_ids else str(first)
-    shown = f"tokenizer.decode(reply, skip_special_tokens=True{kept})"
-    return [f"reply = output[{place}, {start}:]", f"print({lead}{shown})"]
+    return [
+        f"reply = output[{place}, {start}:]",
+        f"print({lead}tokenizer.decode(reply, skip_special_tokens=True{words}))",
+    ]
 
 
 def _call(function: str, *plain: str, **named: str) -> str:
-    words = [*plain, *(f"{name}={word}" for name, word in named.items())]
-    line = f"{function}({', '.join(words)})"
-    return line if len(line) <= LINE_WIDTH else f"{function}(\n" + "".join(f"    {word},\n" for word in words) + ")"
+    return _block(function, [*plain, *(f"{name}={word}" for name, word in named.items())])
+
+
+def _block(head: str, items: Sequence[str], brackets: str = "()") -> str:
+    """Write items behind a head, in one line where they fit, else each in a line of its own."""
+    begin, end = brackets
+    line = f"{head}{begin}{', '.join(items)}{end}"
+    return line if len(line) <= LINE_WIDTH else head + begin + "\n" + "".join(f"    {one},\n" for one in items) + end
 
 
 def literal(value: object) -> str:

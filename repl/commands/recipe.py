@@ -12,7 +12,7 @@ from repl.analysis.recipe import ModelSource, PromptForm
 from repl.commands.registry import command
 from repl.core.atomic_write import write
 from repl.core.conversation import Turn
-from repl.core.errors import UsageError
+from repl.core.errors import ReplError, UsageError
 from repl.core.jobs import Job, JobContext
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
@@ -38,12 +38,16 @@ class Recipe:
 
 
 def write_recipe(store: Models, turn: Turn, forms: list[PromptForm], emit: JobContext) -> Recipe:
-    """Write the script of a reply; for the model thread."""
+    """Write the script of a reply, with what its record knows where the tokenizer is gone; for the model thread."""
     record = turn.record
     assert record is not None
-    tokenizer, folder = open_tokenizer(store, record, emit)
-    form, how = recipe.find_form(forms, record, tokenizer, emit), recipe.print_form(turn, record, tokenizer)
-    return Recipe(turn.exchange, recipe.write_script(turn, find_source(record, folder), form, how))
+    tokenizer, folder = None, None
+    try:
+        tokenizer, folder = open_tokenizer(store, record, emit)
+        form = recipe.find_form(forms, record, tokenizer, emit)
+    except ReplError as error:
+        form = replace(forms[-1], why=f"the tokenizer could not be read ({error.message})")
+    return Recipe(turn.exchange, recipe.write_script(turn, find_source(record, folder), form, tokenizer))
 
 
 def open_tokenizer(store: Models, record: Reply, emit: JobContext) -> tuple[PreTrainedTokenizerBase, Path]:
@@ -53,19 +57,19 @@ def open_tokenizer(store: Models, record: Reply, emit: JobContext) -> tuple[PreT
         return store.current().tokenizer, Path(facts.folder)
     known = {spot.name for spot in fields(Load)}
     load = Load(**{name: value for name, value in record.load.items() if name in known})
-    exact = record.model.commit or load.revision
     import_libraries(emit)
-    return models.loader.load_tokenizer_alone(replace(load, revision=exact, trust_remote_code=False), emit)
+    load = replace(load, revision=record.model.commit or load.revision)
+    return models.loader.load_tokenizer_alone(load, emit, store.consents)
 
 
-def find_source(record: Reply, folder: Path) -> ModelSource:
+def find_source(record: Reply, folder: Path | None) -> ModelSource:
     """Return where a script finds the model: what is on disk by its full path, the rest by repository and commit."""
     name, file = record.model.id, str(record.load.get("gguf_file") or "")
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         return ModelSource(str(path.resolve().parent), "", path.name)
-    kind = "AutoModelForCausalLM" if file else models.from_files.auto_name(folder)
-    if name == builtin.ID or path.is_dir():
+    kind = "AutoModelForCausalLM" if file or folder is None else models.from_files.auto_name(folder)
+    if folder is not None and (name == builtin.ID or path.is_dir()):
         return ModelSource(str(folder.resolve()), "", file, kind)
     return ModelSource(name, record.model.commit, file, kind)
 

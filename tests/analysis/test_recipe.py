@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from repl.analysis import recipe
-from repl.analysis.recipe import ModelSource, PrintForm, PromptForm, literal, write_script
+from repl.analysis.recipe import ModelSource, PromptForm, literal, write_script
 from repl.commands.recipe import Recipe, find_source
 from repl.core.conversation import Conversation, Turn
-from repl.core.errors import ReplError, UsageError
+from repl.core.errors import UsageError
 from repl.core.events import Token
 from repl.core.reply import ModelRecord, Reply, Timing, Usage
 from repl.hub import locate
@@ -204,7 +204,7 @@ def test_a_reply_in_channels_stands_as_the_template_reads_it(gpt2_folder, emit):
     last = talk.close(talk.add("assistant", "", again.id), " there", "complete", record)
     form = recipe.find_form(recipe.spellings(talk, last, record), record, tokenizer, emit)
     assert form.messages[1] == {"role": "assistant", "content": "Fine.", "thinking": "Hm."}
-    assert '{"role": "assistant", "content": "Fine.", "thinking": "Hm."}' in write_script(last, GPT2, form, PrintForm())
+    assert '{"role": "assistant", "content": "Fine.", "thinking": "Hm."}' in write_script(last, GPT2, form, None)
 
 
 @pytest.mark.parametrize("tidies", [False, True])
@@ -214,7 +214,7 @@ def test_a_script_prints_the_spaces_that_the_reply_has(gpt2_folder, role: str, t
     _, tokenizer = bare(gpt2_folder)
     tokenizer.clean_up_tokenization_spaces = tidies
     turn = replace(REPLY, role=role)
-    script = write_script(turn, GPT2, START, recipe.print_form(turn, RECORD, tokenizer))
+    script = write_script(turn, GPT2, START, tokenizer)
     assert ("clean_up_tokenization_spaces=False))" in script) == tidies
 
 
@@ -241,7 +241,7 @@ REPLY = Turn(2, 1, "assistant", " there", record=RECORD, exchange=1)
 
 def scripted(turn: Turn = TEXT, source: ModelSource = GPT2, form: PromptForm = START, **changes) -> str:
     """The script of a made-up record with some of it changed, which is a Python program."""
-    text = write_script(replace(turn, record=replace(RECORD, **changes)), source, form, PrintForm())
+    text = write_script(replace(turn, record=replace(RECORD, **changes)), source, form, None)
     ast.parse(text)
     return text
 
@@ -390,8 +390,8 @@ def test_no_text_gets_out_of_its_quotes(message, lead, values):
 
     def made(message: str, lead: str, values: dict) -> str:
         form = PromptForm(({"role": "user", "content": message},), {"add_generation_prompt": True})
-        record = replace(RECORD, given={"max_new_tokens": 3, "sequence_bias": values})
-        return write_script(replace(REPLY, record=record), ModelSource("x"), form, PrintForm(lead + "."))
+        record = replace(RECORD, given={"max_new_tokens": 3, "sequence_bias": values}, prefill=lead + ".")
+        return write_script(replace(REPLY, record=record), ModelSource("x"), form, None)
 
     def statements(text: str) -> list[str]:
         return [type(one).__name__ for one in ast.parse(text).body]
@@ -456,18 +456,20 @@ def test_colours_change_no_letter():
 
 
 def test_the_model_of_a_reply_need_not_be_loaded(gpt2_folder, recurrent_folder, tmp_path):
-    """Another model is in memory, and the files of the first are there, then not: that is said."""
+    """Another model is in memory; where the files of the first are gone, its ids are enough."""
     folder = tmp_path / "moved"
     shutil.copytree(gpt2_folder, folder)
     with opened(folder) as session:
-        run(session, "/max 2", STORY)
+        done = run(session, "/max 2", STORY)
         here = run(session, "/recipe").script
         run(session, f"/model {recurrent_folder}")
         run(session, "/info")
         assert run(session, "/recipe").script == here
         shutil.rmtree(folder)
-        with pytest.raises(ReplError, match="moved"):
-            run(session, "/recipe")
+        script = run(session, "/recipe").script
+        assert "# The prompt stands here as its ids: the tokenizer could not be read (" in script
+        assert f"ids = torch.tensor([{[*done.prompt_ids]}], device=model.device)" in script
+        assert f'folder = "{folder}"' in script
 
 
 def test_the_built_in_model_stands_by_its_folder(tmp_path):
