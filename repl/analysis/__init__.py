@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from repl.core.late import import_late
 
-__all__ = ["attention", "logit_lens"]
+__all__ = ["logit_lens"]
 
 if TYPE_CHECKING:
-    from repl.analysis import attention, logit_lens
+    from repl.analysis import logit_lens
 else:
     __getattr__ = import_late(__name__, __all__)

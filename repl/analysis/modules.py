@@ -31,26 +31,6 @@ class Part:
     """Parts that are left out here: the tree is deeper."""
 
 
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """A model's attention, positions and cache, in plain values."""
-
-    attention: str
-    heads: int
-    kv_heads: int
-    head_width: int
-    positions: str
-    layers: int
-    windows: dict[int, int]
-    """How many layers see only so many tokens back."""
-    kv_bytes_per_token: int
-    fixed_bytes: int
-    context: int
-    context_bytes: int
-    """Of the cache at the full context, windows considered."""
-    remark: str
-
-
 def fold_modules(model: PreTrainedModel, path: str = "") -> Part:
     """Return the part at a path with everything in it, equal ones folded; raises `UsageError` for a wrong path."""
     return ModuleReader(model, path).part(path, path or type(model).__name__)

@@ -8,11 +8,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import analysis
-from repl.analysis.modules import Part, Traits, block_level, cut_tree, fold_modules, levels
+from repl.analysis.attention import Traits, read_traits
+from repl.analysis.modules import Part, block_level, cut_tree, fold_modules, levels
 from repl.commands.registry import command
 from repl.core.format import amount, count, counted, join_facts
-from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import Integer, Kind
 from repl.generation.runtime import Model
@@ -62,15 +61,15 @@ def arch(
     /arch model.layers.3 opens one; --depth N shows N levels. Inside folded modules the numbers are those of one.
     """
     session.facts()
-    return session.run_on_model(lambda emit: read_arch(session.store.current(), path, depth, emit))
+    return session.run_on_model(lambda emit: read_arch(session.store.current(), path, depth))
 
 
-def read_arch(resident: Model, path: str, depth: int, emit: JobContext) -> Arch:
+def read_arch(resident: Model, path: str, depth: int) -> Arch:
     """Read the modules of a model; for the model thread."""
     model, about = resident.model, resident.facts
     whole = fold_modules(model, path)
     shown = cut_tree(whole, depth or (OPENED if path else block_level(whole) + 1))
-    found = None if path else analysis.attention.read_traits(model, about.context, emit.raise_if_cancelled)
+    found = None if path else read_traits(model, about.context)
     return Arch(about.name, about.attention, shown, found)
 
 
@@ -139,5 +138,5 @@ def _traits(own: Traits, how: str) -> dict[str, str]:
         "attention": join_facts(own.attention, heads, how if own.kv_heads else ""),
         "window": windows,
         "positions": join_facts(own.positions, f"context {own.context:,}" if own.context else "no fixed limit"),
-        "KV cache": join_facts(growing, fixed, full, own.remark),
+        "KV cache": join_facts(growing, fixed, full),
     }

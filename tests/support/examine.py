@@ -151,17 +151,16 @@ class Look:
     def plan(self) -> str:
         from transformers import AutoConfig
 
-        from repl.analysis.attention import measure_cache
         from repl.models.memory import estimate
         from repl.models.memory.plan import plan_device_map
 
         run(self.session, "/plan")
         resident = self.session.store.current()
         plan_device_map(AutoConfig.from_pretrained(resident.facts.folder), resident.load, [])
-        kept, remark = measure_cache(resident.model, lambda: None)
-        seen = sum(layer.per_token * 64 + layer.fixed for layer in kept)
         guess = estimate.cache_bytes(resident.model.config, 64, 4)
-        return f"ok {remark}" if remark else f"ok cache {guess} for {seen}"
+        with contextlib.suppress(RuntimeError, ValueError, TypeError, AttributeError):  # a model that takes no bare ids
+            return f"ok cache {guess} for {cache_bytes(resident.model, 64)}"
+        return "ok not measured"
 
 
 @contextlib.contextmanager
@@ -183,3 +182,30 @@ def near(ours: Any, expected: Any) -> str:
     pairs = list(zip(ours, expected, strict=False))
     most = max((abs(one - other) for one, other in pairs), default=9.0)
     return "" if most < CLOSE else f"DIFFERS by {most:.3f} nats"
+
+
+def cache_bytes(model: Any, tokens: int) -> int:
+    """Return what a model keeps of so many tokens, seen from two short runs; 0 where it keeps no cache."""
+    import torch
+
+    from repl.core import library
+
+    sizes = []
+    for length in (2, 3):
+        with torch.no_grad():
+            output = model(input_ids=torch.zeros((1, length), dtype=torch.long), use_cache=True)
+        sizes.append(sum(tensor.nbytes for tensor in _tensors(library.cache_of(output))))
+    return sizes[0] + (tokens - 2) * (sizes[1] - sizes[0])
+
+
+def _tensors(value: Any) -> Iterator[Any]:
+    """Yield the tensors of a cache that hold more than a counter."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield from [value] if value.dim() > 1 else []
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+    elif hasattr(value, "__dict__"):
+        yield from _tensors(vars(value))

@@ -80,7 +80,20 @@ class ModelSizes:
     @property
     def attended(self) -> int:
         """Return the numbers per token in all heads of one layer together."""
-        return self.heads * (self.one("head_dim", "attention_head_dim", "d_kv") or self.hidden // self.heads)
+        return self.heads * self.key_width
+
+    @property
+    def key_width(self) -> int:
+        """Return the numbers in a key of one head."""
+        return self.one("head_dim", "attention_head_dim", "d_kv") or self.hidden // self.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Return the heads that have keys and values of their own."""
+        read = model_config.get
+        if read(self.config, "multi_query") and not read(self.config, "new_decoder_architecture"):
+            return 1
+        return self.one("num_key_value_heads", "num_kv_heads", "n_head_kv") or self._grouped() or self.heads
 
     @property
     def widest(self) -> int:
@@ -95,12 +108,7 @@ class ModelSizes:
             return self.hidden
         if latent := self.one("kv_lora_rank"):  # multi-head latent attention keeps what keys and values are made of
             return latent + self.one("qk_rope_head_dim")
-        read = model_config.get
-        many = read(self.config, "multi_query") and not read(self.config, "new_decoder_architecture")
-        shared = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
-        heads = 1 if many else self.one(*shared) or self._grouped() or self.heads
-        keys = self.one("head_dim", "attention_head_dim", "d_kv") or self.hidden // self.heads
-        return heads * (keys + (self.one("v_head_dim") or keys))
+        return self.kv_heads * (self.key_width + (self.one("v_head_dim") or self.key_width))
 
     def _grouped(self) -> int:
         inner = model_config.get(self.config, "attn_config")
