@@ -101,7 +101,7 @@ class Look:
         self.view("next", self.next)
         self.view("lens", self.lens)
         self.view("score", self.score)
-        self.view("arch", lambda: run(self.session, "/arch").traits.remark)
+        self.view("arch", lambda: run(self.session, "/arch").traits.attention)
         self.view("plan", self.plan)
         run(self.session, "/clear", "/beams 3")
         self.view("beams", lambda: self.reply(FIRST, num_beams=3))
