@@ -266,13 +266,13 @@ def _inputs(form: PromptForm) -> list[str]:
     if form.ids:
         rows = [", ".join(map(str, form.ids[at : at + IDS_PER_ROW])) for at in range(0, len(form.ids), IDS_PER_ROW)]
         return [
-            f"ids = torch.tensor([{_block('', rows, '[]')}], device=model.device)",
+            f"ids = torch.tensor([{_block('', rows, '[', ']')}], device=model.device)",
             'inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}',
         ]
     if not form.messages:
         encode = _call("inputs = tokenizer", literal(form.text), **options, return_tensors='"pt"')
         return [f"{encode}.to(model.device)"]
-    messages = _block("messages = ", [_message(one) for one in form.messages], "[]")
+    messages = _block("messages = ", [_message(one) for one in form.messages], "[", "]")
     if form.behind:
         text = _call("text = tokenizer.apply_chat_template", "messages", **options, tokenize="False")
         encode = _call("inputs = tokenizer", "text", add_special_tokens="False", return_tensors='"pt"')
@@ -333,9 +333,8 @@ def _call(function: str, *plain: str, **named: str) -> str:
     return _block(function, [*plain, *(f"{name}={word}" for name, word in named.items())])
 
 
-def _block(head: str, items: Sequence[str], brackets: str = "()") -> str:
+def _block(head: str, items: Sequence[str], begin: str = "(", end: str = ")") -> str:
     """Write items behind a head, in one line where they fit, else each in a line of its own."""
-    begin, end = brackets
     line = f"{head}{begin}{', '.join(items)}{end}"
     return line if len(line) <= LINE_WIDTH else head + begin + "\n" + "".join(f"    {one},\n" for one in items) + end
 
