@@ -27,7 +27,7 @@ from repl.core.errors import BadModel
 from repl.core.events import Progress
 from repl.core.jobs import JobContext, Worker
 from repl.core.settings import Load, Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.models.store import Store
 from repl.session.session import Session
 from repl.terminal.editor.completion import SlashCompleter

@@ -13,7 +13,7 @@ from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation import measure
-from repl.generation.runtime import Model, Models, Runtime
+from repl.generation.interface import Model, Models, Runtime
 from repl.remote.engine import Remote, reach
 from repl.remote.http import ServerConnection
 from repl.session.position import Question

@@ -19,8 +19,7 @@ from repl.core.explain import library_errors
 from repl.core.jobs import JobContext
 from repl.core.settings import Settings
 from repl.generation import decode, measure
-from repl.generation.request import Request
-from repl.generation.runtime import Model, Models, Runtime
+from repl.generation.interface import Model, Models, Request, Runtime
 
 if TYPE_CHECKING:
     from repl.generation.decode.drafters import Get
@@ -286,6 +285,6 @@ def time_reply(model: Model, asked: Settings, ids: list[int], new: int, emit: Jo
     )
     if done.finish == "cancelled":
         raise Cancelled
-    if done.drafts is None and (name := decode.drafters.draft_source(chosen)):
+    if done.drafts is None and (name := decoding.draft_source(chosen)):
         raise UsageError(f"{name} is off for this model")
     return TimedReply(done.timing.ttft_s or 0.0, done.timing.decode_tps or 0.0)

@@ -19,8 +19,8 @@ from repl.core.errors import Cancelled, ReplError, UsageError
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.generation import measure
-from repl.generation.request import Request, encode_prompt
-from repl.generation.runtime import Model
+from repl.generation.interface import Model, Request
+from repl.generation.prompt.context_window import encode_prompt
 
 LETTERED = re.compile(r"^([ \t]*\(?)([A-Z])([.):][ \t]+)(\S.*)$", re.MULTILINE)
 """A line of a lettered list: what stands before the letter, the letter, what follows it, and the text."""

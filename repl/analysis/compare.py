@@ -26,7 +26,7 @@ from repl.core.events import Notice, SideBySide
 from repl.core.jobs import JobContext, beside
 from repl.core.reply import Reply
 from repl.generation.decode.detokenizer import common_length
-from repl.generation.runtime import Models
+from repl.generation.interface import Models
 from repl.session.position import Question
 
 Opened = AbstractContextManager[LocalAnswerer | RemoteAnswerer]

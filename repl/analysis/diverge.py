@@ -16,9 +16,8 @@ from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation import decode, measure
+from repl.generation.interface import Model, Models, Request
 from repl.generation.measure.token_text import Speller
-from repl.generation.request import Request
-from repl.generation.runtime import Model, Models
 from repl.models.store import ModelInfo
 
 TIE_NATS = 0.1  # below this in both, which of two tokens leads is a matter of rounding

@@ -12,9 +12,9 @@ from repl.core.events import Progress
 from repl.core.explain import is_memory, library_errors, sentence
 from repl.core.jobs import JobContext, strip_traceback
 from repl.core.library_types import ModelOutput, Module, PreTrainedModel, Tensor
+from repl.generation.interface import Model
 from repl.generation.measure import scoring
 from repl.generation.measure.forward import cancellable_forward, decoder_blocks, input_ids
-from repl.generation.runtime import Model
 from repl.models import reference
 from repl.models.imports import release_memory
 from repl.models.store import ModelInfo

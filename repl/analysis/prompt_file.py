@@ -25,8 +25,8 @@ from repl.core.decoding import OURS, ModelDefaults
 from repl.core.errors import ReplError, UsageError
 from repl.core.settings import Settings
 from repl.core.values import closest_match
-from repl.generation.prompt.messages import AnyMessage
-from repl.generation.request import Request
+from repl.generation.interface import Request
+from repl.generation.prompt.reply_parser import AnyMessage
 from repl.session.change_settings import changed
 
 MAX_LINE_BYTES = texts.MAX_TEXT_BYTES

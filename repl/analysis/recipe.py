@@ -16,8 +16,7 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.generation.prompt.chat_template import Template, fold_system_text
-from repl.generation.prompt.messages import AnyMessage
-from repl.generation.prompt.reply_parser import marking_tokens
+from repl.generation.prompt.reply_parser import AnyMessage, marking_tokens
 from repl.models.adapters import Adapter
 from repl.models.memory.available import max_memory
 

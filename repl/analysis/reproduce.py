@@ -13,7 +13,7 @@ from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Environment, ModelRecord, Reply
 from repl.generation import measure
-from repl.generation.runtime import Model
+from repl.generation.interface import Model
 
 TOUCHED = "open in /python"  # where it may have been changed
 

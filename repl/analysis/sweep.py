@@ -17,8 +17,7 @@ from repl.core.settings import Settings
 from repl.core.values import Integer
 from repl.generation import decode
 from repl.generation.decode.detokenizer import common_length
-from repl.generation.request import Request
-from repl.generation.runtime import Model
+from repl.generation.interface import Model, Request
 from repl.session.change_settings import changed, full_name
 from repl.session.position import Question
 from repl.session.replies import add_answer

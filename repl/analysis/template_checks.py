@@ -9,7 +9,7 @@ from repl.core.errors import ReplError
 from repl.core.parts import Parts
 from repl.generation.decode.detokenizer import common_length
 from repl.generation.prompt.chat_template import THOUGHTS, Template
-from repl.generation.prompt.messages import CHANNEL
+from repl.generation.prompt.reply_parser import CHANNEL
 
 SYSTEM = {"role": "system", "content": "Speak in plain words."}
 GREETING = {"role": "user", "content": "How are you today?"}

@@ -13,8 +13,8 @@ from repl.core.library_types import GenerationConfig, PreTrainedTokenizerBase, T
 from repl.core.reply import Reply
 from repl.generation import measure
 from repl.generation.decode.detokenizer import Detokenizer
+from repl.generation.interface import Model
 from repl.generation.measure.token_text import Speller
-from repl.generation.runtime import Model
 from repl.models.store import ModelInfo
 
 if TYPE_CHECKING:

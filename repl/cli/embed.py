@@ -18,7 +18,7 @@ from repl.core import settings
 from repl.core.events import Event
 from repl.core.jobs import Worker
 from repl.core.settings import Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.models.store import Store
 from repl.session.session import Session, Task
 

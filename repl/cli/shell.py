@@ -20,8 +20,8 @@ from repl.core.jobs import Worker
 from repl.core.reply import Reply
 from repl.core.sanitize import repair
 from repl.core.settings import Load, Settings, short_id
+from repl.generation.interface import Runtime
 from repl.generation.measure.token_trace import Inspection
-from repl.generation.runtime import Runtime
 from repl.hub import catalog, consent
 from repl.models.store import Store
 from repl.remote.engine import Connected

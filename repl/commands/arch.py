@@ -14,7 +14,7 @@ from repl.commands.registry import command
 from repl.core.format import amount, count, counted, join_facts
 from repl.core.sanitize import clean_line
 from repl.core.values import Integer, Kind
-from repl.generation.runtime import Model
+from repl.generation.interface import Model
 from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render

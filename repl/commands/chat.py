@@ -12,8 +12,8 @@ from repl.core.format import counted, join_facts
 from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.core.values import Assignment, RestOfLine
+from repl.generation.interface import Request
 from repl.generation.measure.token_trace import continue_record
-from repl.generation.request import Request
 from repl.session import position
 from repl.session.change_settings import changed, full_name
 from repl.session.position import ExchangeNumber

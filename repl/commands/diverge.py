@@ -15,8 +15,8 @@ from repl.core.format import counted, device
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
 from repl.core.values import RestOfLine
+from repl.generation.interface import Request
 from repl.generation.measure.token_text import quote
-from repl.generation.request import Request
 from repl.session.position import question, split_prompt
 from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive

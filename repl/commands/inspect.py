@@ -18,9 +18,9 @@ from repl.core.jobs import JobContext
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.core.values import Integer, RestOfLine
+from repl.generation.interface import Request
 from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import Inspection, Seen, Trace, measure_again, require_record, require_trace
-from repl.generation.request import Request
 from repl.remote.engine import rebuild_request, require_server
 from repl.session.change_settings import change
 from repl.session.position import ExchangeNumber

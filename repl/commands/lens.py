@@ -18,10 +18,10 @@ from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.settings import Settings
 from repl.core.values import Integer, RestOfLine
+from repl.generation.interface import Model, Request
 from repl.generation.measure.token_text import Speller, quote
 from repl.generation.measure.token_trace import least_certain, require_record
-from repl.generation.request import Request, encode_prompt
-from repl.generation.runtime import Model
+from repl.generation.prompt.context_window import encode_prompt
 from repl.session.position import next_position, require_own_reply
 from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive

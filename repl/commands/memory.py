@@ -11,7 +11,7 @@ from repl.core import settings
 from repl.core.format import amount
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
-from repl.generation.runtime import Model
+from repl.generation.interface import Model
 from repl.models import imports, store
 from repl.models.memory.available import Room
 from repl.session.session import Session, Task

@@ -17,7 +17,7 @@ from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
 from repl.core.values import RestOfLine
-from repl.generation.runtime import Model
+from repl.generation.interface import Model
 from repl.hub import catalog
 from repl.hub.catalog import Cached, Listed
 from repl.models.memory import fit

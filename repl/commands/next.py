@@ -19,9 +19,9 @@ from repl.core.jobs import JobContext
 from repl.core.sanitize import ascii_only, clean_line
 from repl.core.values import RestOfLine
 from repl.generation import measure
+from repl.generation.interface import Model, Request
 from repl.generation.measure.token_text import Speller, quote
-from repl.generation.request import Request, encode_prompt
-from repl.generation.runtime import Model
+from repl.generation.prompt.context_window import encode_prompt
 from repl.session.position import Position, next_position
 from repl.session.session import Session, Task
 from repl.terminal.responsive import First

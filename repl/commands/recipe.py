@@ -19,7 +19,7 @@ from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
 from repl.core.settings import Load
 from repl.core.values import Text as Words
-from repl.generation.runtime import Models
+from repl.generation.interface import Models
 from repl.hub import builtin
 from repl.models.imports import import_libraries
 from repl.session.position import ExchangeKind

@@ -14,8 +14,7 @@ from repl.core.jobs import JobContext
 from repl.core.reply import Reply
 from repl.core.sanitize import clean_line
 from repl.generation.decode.detokenizer import common_length
-from repl.generation.request import Request
-from repl.generation.runtime import Model
+from repl.generation.interface import Model, Request
 from repl.models.store import ModelInfo
 from repl.remote.engine import Remote, rebuild_request, require_server
 from repl.session.position import ExchangeNumber

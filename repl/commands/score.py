@@ -20,9 +20,8 @@ from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import RestOfLine
 from repl.generation import measure
-from repl.generation.measure.token_text import Speller, TokenPiece, quote
-from repl.generation.measure.token_trace import Scored
-from repl.generation.runtime import Model
+from repl.generation.interface import Model
+from repl.generation.measure.token_text import Scored, Speller, TokenPiece, quote
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import FactLine, grid

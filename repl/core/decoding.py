@@ -53,6 +53,13 @@ class Value:
     origin: str
 
 
+def draft_source(chosen: Settings) -> str:
+    """Return the setting that replies are to be read ahead by, empty where there is none."""
+    if chosen.decode.assistant != "none":
+        return "assistant"
+    return "prompt_lookup" if chosen.decode.prompt_lookup else ""
+
+
 def effective_values(settings: Settings, base: ModelDefaults) -> dict[str, Value]:
     """Return every decoding value in effect for the next reply."""
     names = [spot.name for spot in fields(Decode) if spot.name not in LENGTH_LIMITS]

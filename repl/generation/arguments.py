@@ -17,7 +17,7 @@ from repl.core.decoding import LENGTH_LIMITS
 from repl.core.explain import library_errors
 from repl.core.library_types import PreTrainedModel
 from repl.core.settings import Settings
-from repl.generation.runtime import Model
+from repl.generation.interface import Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,12 +27,11 @@ from repl.generation.decode import loop
 from repl.generation.decode.beams import Watch, token_logprobs
 from repl.generation.decode.detokenizer import Detokenizer, spell_tokens
 from repl.generation.decode.drafters import Drafting, Get
+from repl.generation.interface import Model, Request
 from repl.generation.measure.forward import Meter, cancellable_forward, input_ids, nan_guard
 from repl.generation.prompt import chat_template
-from repl.generation.prompt.context_window import PromptIds
+from repl.generation.prompt.context_window import PromptIds, encode_prompt
 from repl.generation.prompt.reply_parser import Begun, Reading
-from repl.generation.request import Request, encode_prompt
-from repl.generation.runtime import Model
 from repl.models.imports import release_memory
 from repl.models.memory.out_of_memory import dead, out_of_memory
 from repl.models.store import ModelInfo
@@ -53,8 +52,7 @@ def generate_reply(resident: Model, request: Request, emit: JobContext, get: Get
             prompt, chosen = heal_prompt(resident, request, chosen, prompt)
     if cut := decoding.fit_context(chosen.config, len(prompt.ids), resident.facts.context, resident.facts.id):
         emit(Notice(cut))
-    run = ReplyRun(resident, request, prompt, chosen, emit, began)
-    run.drafting.get = get
+    run = ReplyRun(resident, request, prompt, chosen, emit, began, get)
     try:
         return run.done(*run.generate())
     except Cancelled:
@@ -142,13 +140,19 @@ class ReplyRun:
     """One reply on its way: what goes into `generate`, what has come out so far, and the record of it."""
 
     def __init__(
-        self, resident: Model, request: Request, prompt: PromptIds, chosen: Arguments, emit: JobContext, began: float
+        self,
+        resident: Model,
+        request: Request,
+        prompt: PromptIds,
+        chosen: Arguments,
+        emit: JobContext,
+        began: float,
+        get: Get | None = None,
     ) -> None:
         self.resident, self.request, self.arguments, self.emit = resident, request, chosen, emit
         self.config = config = chosen.config
         self.prompt, self.dropped = prompt.ids, prompt.dropped
         self.began = began
-        self.beams = (config.num_beams or 1) > 1
         self.seed = self._seed()
         self.blocks_read = 0  # of the model, in the pass over the prompt
         self.reused = 0  # tokens of the prompt that the kept cache holds
@@ -156,8 +160,10 @@ class ReplyRun:
         self.pieces: list[str] = []  # their text, as it was told
         self.reader: Any = None  # cuts what is shown into its parts
         self.first_at = self.last_at = 0.0
-        self.drafting = Drafting(resident, request.settings, emit)
-        self.watch = Watch(resident.tokenizer, emit, not config.do_sample, decoding.end_ids(config))
+        drafts, beams = decoding.draft_source(request.settings), (config.num_beams or 1) > 1
+        self.drafting = Drafting(resident, request.settings, emit, get) if drafts else None
+        ends = decoding.end_ids(config)
+        self.watch = Watch(resident.tokenizer, emit, not config.do_sample, ends) if beams else None
         self.token_logprobs: tuple[tuple[float, ...], ...] = ()  # of each sequence that a beam search returned
         several = bool(getattr(config, "prompt_lookup_num_tokens", None))
         self.meter = Meter(resident.tokenizer, request.settings.view.logprobs, several)
@@ -207,7 +213,7 @@ class ReplyRun:
         with ExitStack() as hooks:
             self._echo()
             hooks.enter_context(cancellable_forward(self.resident.model, self._may_go_on))
-            if not self.beams:
+            if not self.watch:
                 hooks.enter_context(self.meter.reading(self.resident.model))
             sequences = self._sequences(self._call())
         finish = "cancelled" if self.emit.stopped() else self.ended(sequences[0].token_ids)
@@ -226,11 +232,14 @@ class ReplyRun:
         model = self.resident.model
         ids = input_ids(model, self.prompt)
         self.config.return_dict_in_generate = True
-        self.config.output_scores = self.beams  # the library computes sequence scores only then
+        self.config.output_scores = self.watch is not None  # the library computes sequence scores only then
         tokenizer, ends, measure = self.resident.tokenizer, decoding.end_ids(self.config), self.meter.measure
-        streamer = None if self.beams else ExactStreamer(tokenizer, self._made, self.before, ends, measure)
-        lent, drafting = self._lent(ids), self.drafting
-        with lent as (past, self.reused), drafting.proposals(self.config, ids, past) as (proposals, cache):
+        streamer = None if self.watch else ExactStreamer(tokenizer, self._made, self.before, ends, measure)
+        with ExitStack() as stack:
+            cache, self.reused = stack.enter_context(self._lent(ids))
+            proposals = None
+            if self.drafting:
+                proposals, cache = stack.enter_context(self.drafting.proposals(self.config, ids, cache))
             self.meter.several |= proposals is not None
             return loop.generate(
                 model,
@@ -239,7 +248,7 @@ class ReplyRun:
                 attention_mask=torch.ones_like(ids),
                 generation_config=self.config,
                 logits_processor=[
-                    *([self.watch] if self.beams else []),
+                    *([self.watch] if self.watch else []),
                     nan_guard(self.resident.facts, len(self.prompt)),
                 ],
                 stopping_criteria=[self._told_to_stop],
@@ -272,11 +281,11 @@ class ReplyRun:
 
     def _told_to_stop(self, ids: Tensor, _: object) -> Tensor:
         """End a beam search that was cancelled, keeping the best so far."""
-        return torch.full((ids.shape[0],), self.beams and self.emit.stopped(), device=ids.device)
+        return torch.full((ids.shape[0],), bool(self.watch) and self.emit.stopped(), device=ids.device)
 
     def _may_go_on(self) -> None:
         """Break a forward pass off; a beam search past its prompt ends by itself and keeps its best."""
-        if not (self.beams and self.watch.steps):
+        if not (self.watch and self.watch.steps):
             self.emit.raise_if_cancelled()
             if not self.ids:
                 self._tell_reading()
@@ -293,7 +302,7 @@ class ReplyRun:
         rows = output.sequences[:, len(self.prompt) :].tolist()
         scores = getattr(output, "sequences_scores", None)
         listed = [None] * len(rows) if scores is None else scores.tolist()
-        if self.beams and self.watch.scored:
+        if self.watch and self.watch.scored:
             self.token_logprobs = token_logprobs(output, len(self.prompt))
         return [self.sequence(row, score) for row, score in zip(rows, listed, strict=True)]
 
@@ -317,7 +326,7 @@ class ReplyRun:
 
     def told(self, sequences: list[Sequence]) -> list[Sequence]:
         """Emit the winner of a beam search as tokens: the search itself has none to stream."""
-        if self.beams:
+        if self.watch:
             self.emit.begin_cleanup()
             for token in self._spelled(sequences[0].token_ids):
                 self.emit(self._read(token))
@@ -325,7 +334,7 @@ class ReplyRun:
 
     def partial(self) -> list[Sequence]:
         """Return what there is of a reply that was broken off, telling the text that was held back."""
-        if self.beams:
+        if self.watch:
             return [self.sequence(self.watch.best())]
         with suppress(ReplError), library_errors("the tokenizer fails at what was held back"):
             # from the ids alone: the streamer may have read a token that was not passed on
@@ -368,7 +377,7 @@ class ReplyRun:
             seed=self.seed,
             usage=Usage(len(self.prompt), self.reused, len(best.token_ids)),
             timing=self._timing(len(best.token_ids)),
-            sequences=tuple(sequences) if len(sequences) > 1 or self.beams else (),
+            sequences=tuple(sequences) if len(sequences) > 1 or self.watch else (),
             dropped=self.dropped,
             versions=versions(),
             given=self.arguments.recorded(),
@@ -376,12 +385,14 @@ class ReplyRun:
             prefill=self.request.prefill,
             template=chat_template.template_values(settings.extra) if self.request.chats else {},
             environment=describe_environment(facts),
-            search=self._search(sequences) if self.beams else None,
-            measures=TokenLogprobs() if self.beams else self.meter.measures(best.token_ids),
-            drafts=self.drafting.stats(),
+            search=self._search(sequences),
+            measures=TokenLogprobs() if self.watch else self.meter.measures(best.token_ids),
+            drafts=self.drafting.stats() if self.drafting else None,
         )
 
-    def _search(self, sequences: list[Sequence]) -> BeamSearch:
+    def _search(self, sequences: list[Sequence]) -> BeamSearch | None:
+        if self.watch is None:
+            return None
         return self.watch.search(self.before, [found.token_ids for found in sequences], self.token_logprobs)
 
     def _decode(self) -> dict[str, Any]:
@@ -391,9 +402,9 @@ class ReplyRun:
 
     def _timing(self, made: int) -> Timing:
         now = time.monotonic()
-        first, last = (self.watch.first_at, now) if self.beams else (self.first_at, self.last_at)
+        first, last = (self.watch.first_at, now) if self.watch else (self.first_at, self.last_at)
         waited = first - self.began if first else None
-        steps = self.watch.steps if self.beams else made
+        steps = self.watch.steps if self.watch else made
         return Timing(
             ttft_s=waited,
             prefill_tps=(len(self.prompt) - self.reused) / waited if waited else None,

@@ -7,10 +7,11 @@ turned on or off here: whoever decodes decides by the same functions.
 from dataclasses import dataclass
 
 from repl import generation, models
+from repl.core import decoding
 from repl.core.errors import MissingExtra
 from repl.core.settings import Settings
 from repl.generation import decode
-from repl.generation.runtime import Model
+from repl.generation.interface import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ def list_paths(resident: Model, chosen: Settings) -> tuple[FastPath, ...]:
     """Return every way, whether or not it applies: `why` is empty for those that do."""
     model, config = resident.model, generation.arguments.of_settings(resident, chosen).config
     own_loop, ahead = decode.loop.why_not(model, config), decode.drafters.refusal(model, config, 1)
-    fits, wanted = decode.kv_cache.can_reuse(model, config, 1), decode.drafters.draft_source(chosen)
+    fits, wanted = decode.kv_cache.can_reuse(model, config, 1), decoding.draft_source(chosen)
     rows = "" if decode.kv_cache.is_plain_kv(model) else "this model's KV cache cannot be copied for each row"
     reasons = {
         "decode loop": own_loop,

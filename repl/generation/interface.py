@@ -1,15 +1,79 @@
-"""What answers requests: the model in this process, or one behind a server; the same border for both."""
+"""What answers requests: the model in this process, or one behind a server; the same border for both.
 
-from typing import Protocol
+Here are what is asked of a model, what generation keeps beside a loaded one, and what both kinds of engine can do.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
 
 from repl import generation
 from repl.core.decoding import ModelDefaults
 from repl.core.errors import NoModel
+from repl.core.events import Notice
 from repl.core.jobs import JobContext
 from repl.core.reply import Reply
-from repl.generation.request import Request
-from repl.generation.runtime import Models
-from repl.models.store import ModelInfo
+from repl.core.settings import Settings
+from repl.generation import decode
+from repl.generation.prompt.reply_parser import AnyMessage, Begun
+from repl.models.store import LoadedModel, ModelInfo, Store
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runtime:
+    """The KV cache of the text that was worked on last, and the notices so far."""
+
+    kv_cache: "decode.kv_cache.PrefixCache" = field(default_factory=lambda: decode.kv_cache.PrefixCache())
+    last_logits: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    """The logits behind the text that was looked at last, by its ids."""
+    notices_shown: set[str] = field(default_factory=set)
+    """What was said of this model and need not be said again."""
+
+    def forget(self) -> None:
+        """Keep nothing that was computed."""
+        self.kv_cache.drop()
+        self.last_logits.clear()
+
+    def mention(self, said: str, emit: JobContext) -> None:
+        """Say something about the model once."""
+        if said and said not in self.notices_shown:
+            self.notices_shown.add(said)
+            emit(Notice(said))
+
+
+Model: TypeAlias = LoadedModel[Runtime]
+Models: TypeAlias = Store[Runtime]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to answer: the messages of a chat, a text to continue, or the very ids to go on from."""
+
+    settings: Settings
+    messages: tuple[AnyMessage, ...] = ()
+    turns: tuple[int, ...] = ()
+    """The numbers of the turns that the messages are, 0 for the system text."""
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    prefill: str = ""
+    """What the reply begins with, in a chat."""
+    begun: Begun | None = None
+    """The reply of a chat that `ids` end with."""
+
+    @property
+    def chats(self) -> bool:
+        """Tell whether the template is used."""
+        return bool(self.messages)
+
+    @property
+    def system(self) -> str:
+        """The instruction in front of the chat, empty where there is none."""
+        first = self.messages[0] if self.messages else {}
+        return first["content"] if first.get("role") == "system" else ""
+
+    @property
+    def seeded(self) -> bool:
+        """Tell whether the reply's text goes on from the prompt's, as a continuation does."""
+        return not self.messages or bool(self.prefill)
 
 
 class Engine(Protocol):

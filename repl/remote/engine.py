@@ -17,8 +17,8 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply, ServedModel, TokenLogprobs, Usage
 from repl.core.settings import Decode, Settings, short_id
 from repl.core.values import Number
+from repl.generation.interface import Request
 from repl.generation.measure.token_trace import require_record
-from repl.generation.request import Request
 from repl.remote.dialects import Dialect, Listing, confirm, dialect_of, read_list
 from repl.remote.http import Address, ServerConnection
 from repl.remote.protocol import DROPPABLE, read_ids

@@ -12,7 +12,7 @@ from repl.core.decoding import APART, BEAMS, SAMPLING
 from repl.core.events import Token
 from repl.core.settings import Decode, Settings
 from repl.core.tool_calls import Call, call, value
-from repl.generation.measure.token_trace import TOP_K_STORED
+from repl.generation.measure.token_text import TOP_K_STORED
 from repl.remote.dialects import Dialect
 
 DROPPABLE = (

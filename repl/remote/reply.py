@@ -14,9 +14,9 @@ from repl.core.jobs import JobContext
 from repl.core.parts import Parts, PartsReader
 from repl.core.reply import Reply, ServedModel, Timing, TokenLogprobs, Usage
 from repl.core.settings import short_id
-from repl.generation.measure.token_trace import round_figures
+from repl.generation.interface import Request
+from repl.generation.measure.token_text import round_figures
 from repl.generation.prompt import context_window
-from repl.generation.request import Request
 from repl.remote.dialects import UNKNOWN, Dialect, positive_int
 from repl.remote.http import END
 from repl.remote.protocol import (

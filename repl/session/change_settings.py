@@ -11,7 +11,7 @@ from repl.core.explain import sentence
 from repl.core.format import join_facts
 from repl.core.sanitize import clean_line
 from repl.generation import measure
-from repl.generation.runtime import Model
+from repl.generation.interface import Model
 from repl.models.store import ModelInfo
 from repl.session.results import Message
 from repl.session.session import CONSENT, Session, Task

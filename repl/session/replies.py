@@ -14,8 +14,9 @@ from repl.core.reply import Reply, Timing, TokenLogprobs, Usage
 from repl.core.settings import Settings
 from repl.generation import measure
 from repl.generation.decode.detokenizer import token_texts
+from repl.generation.interface import Model, Request
+from repl.generation.measure.token_text import TOP_K_STORED
 from repl.generation.measure.token_trace import (
-    TOP_K_STORED,
     Seen,
     collect_measures,
     continue_record,
@@ -28,8 +29,6 @@ from repl.generation.measure.token_trace import (
     text_seed,
 )
 from repl.generation.prompt.reply_parser import Begun
-from repl.generation.request import Request
-from repl.generation.runtime import Model
 from repl.session.position import Question
 from repl.session.session import Session, Task
 

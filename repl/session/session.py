@@ -13,8 +13,7 @@ from repl.core.errors import NeedsLocal, NoModel
 from repl.core.format import join_facts
 from repl.core.jobs import Job, JobContext, T, Worker
 from repl.core.settings import Load, Settings
-from repl.generation.interface import Engine, Local
-from repl.generation.runtime import Models
+from repl.generation.interface import Engine, Local, Models
 from repl.hub import catalog
 from repl.hub.cache import LocalModel
 from repl.hub.validate import NeedsCode

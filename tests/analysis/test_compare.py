@@ -25,7 +25,7 @@ from repl.core.events import Beam, Beams, ColumnEvent, Event, Notice, Progress, 
 from repl.core.jobs import Worker
 from repl.core.reply import ModelRecord, Reply, Timing, Usage
 from repl.core.settings import Load, Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.hub.validate import examine
 from repl.models.memory import estimate
 from repl.models.memory.available import Room

@@ -366,7 +366,7 @@ def test_rows_refuse_numbers_that_are_none(llama_folder):
 
     from repl.core.errors import Failed
     from repl.generation.decode.batch import Batch
-    from repl.generation.request import Request
+    from repl.generation.interface import Request
 
     with opened(llama_folder, max_new_tokens=6) as session:
         resident = session.store.current()

@@ -11,8 +11,7 @@ from repl import generation, models
 from repl.core.events import Event
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
-from repl.generation.request import Request
-from repl.generation.runtime import Model, Runtime
+from repl.generation.interface import Model, Request, Runtime
 
 TURNS, NEW = 8, 64
 LEAST = 6.0

@@ -15,7 +15,7 @@ from repl.core.errors import Cancelled
 from repl.core.events import Progress
 from repl.core.jobs import Worker
 from repl.core.settings import Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.models.store import Store
 from repl.session.session import Session
 from repl.terminal.screen import THEME, render, to_jsonable

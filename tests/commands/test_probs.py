@@ -20,8 +20,9 @@ from repl.core.jobs import Worker
 from repl.core.reply import ModelRecord, Reply, TokenLogprobs
 from repl.core.sanitize import clean
 from repl.core.settings import View
-from repl.generation.measure.token_trace import TOP_K_STORED, Inspection, Trace, read_trace
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
+from repl.generation.measure.token_text import TOP_K_STORED
+from repl.generation.measure.token_trace import Inspection, Trace, read_trace
 from repl.models.store import Store
 from repl.session.archive import Archive
 from repl.session.record_json import decode_record, encode_record

@@ -11,7 +11,7 @@ from repl.core import settings
 from repl.core.errors import UsageError
 from repl.core.jobs import Worker
 from repl.core.settings import Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.models.store import Store
 from repl.session.session import Session
 

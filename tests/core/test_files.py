@@ -21,7 +21,7 @@ from repl.core import atomic_write, paths, texts
 from repl.core.errors import ReplError, UsageError
 from repl.core.jobs import Worker
 from repl.core.settings import Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.models.store import Store
 from repl.session import config_file
 from repl.session.session import Session

@@ -23,8 +23,7 @@ from repl.core.errors import Failed, NoMemory
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
 from repl.generation import decode
-from repl.generation.request import Request
-from repl.generation.runtime import Model, Runtime
+from repl.generation.interface import Model, Request, Runtime
 
 pytestmark = pytest.mark.library
 

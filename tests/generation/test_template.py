@@ -21,7 +21,7 @@ from repl.commands import template as command
 from repl.core.decoding import end_ids
 from repl.core.errors import Cancelled, Failed, ReplError, UsageError
 from repl.core.jobs import Worker
-from repl.generation.prompt import bounded
+from repl.generation.prompt import chat_template
 from repl.generation.prompt.chat_template import (
     DROPPED,
     FOLDED,
@@ -434,7 +434,7 @@ def test_a_broken_template_is_one_sentence_and_plain_text_is_offered(plain, name
 
 
 def test_a_template_without_end_is_stopped(plain, monkeypatch):
-    monkeypatch.setattr(bounded, "MAX_TEMPLATE_S", 0.2)
+    monkeypatch.setattr(chat_template, "MAX_TEMPLATE_S", 0.2)
     assert "is not done after 0.2 s" in failing(plain, ENDLESS).message
     assert made(writing(plain, "ok"), [USER]).text == "ok"
 

@@ -24,7 +24,7 @@ from repl.core.errors import Cancelled, NoModel, NotFound, Unreachable, UsageErr
 from repl.core.events import Progress
 from repl.core.jobs import CachedLookup, Worker
 from repl.core.settings import Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.hub import cache as hub_cache
 from repl.hub import catalog
 from repl.hub.catalog import Cached, Listed

@@ -17,7 +17,7 @@ from repl.core import log
 from repl.core.errors import BadModel, ReplError, UsageError
 from repl.core.jobs import Worker
 from repl.core.settings import Load, Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.hub import consent
 from repl.hub.cache import LocalModel
 from repl.hub.consent import Consents

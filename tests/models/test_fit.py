@@ -15,7 +15,7 @@ from repl.core.errors import NoMemory, UsageError
 from repl.core.format import amount
 from repl.core.jobs import Worker
 from repl.core.settings import Load, Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.hub.weight_headers import Weights
 from repl.models.memory import estimate, fit
 from repl.models.memory.available import Room, capped

@@ -32,7 +32,7 @@ import gc, sys, weakref
 sys.path.insert(0, sys.argv[1])
 import conftest
 from repl.core.settings import Load
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.models.store import Store
 
 store = Store(Runtime, offline=True)

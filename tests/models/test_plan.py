@@ -20,7 +20,7 @@ from repl.commands.plan import Plan
 from repl.core.errors import BadModel, NotFound, Unreachable
 from repl.core.jobs import Worker
 from repl.core.settings import Load, Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.hub.validate import examine
 from repl.hub.weight_headers import Weights
 from repl.models.memory import plan

@@ -14,7 +14,7 @@ from repl.core.decoding import NOTHING
 from repl.core.errors import BadModel, Cancelled, NoMemory, NoModel, UsageError
 from repl.core.jobs import JobContext, Worker
 from repl.core.settings import Load, Settings
-from repl.generation.runtime import Model, Runtime
+from repl.generation.interface import Model, Runtime
 from repl.models.memory.available import Room
 from repl.models.store import LoadedModel, ModelInfo, Store
 from repl.session.change_settings import apply

@@ -37,9 +37,8 @@ from repl.core.events import Event, Notice, Progress, Token
 from repl.core.jobs import JobContext, Worker
 from repl.core.reply import Reply, TokenLogprobs
 from repl.core.settings import Settings
+from repl.generation.interface import Request, Runtime
 from repl.generation.measure.token_trace import read_trace
-from repl.generation.request import Request
-from repl.generation.runtime import Runtime
 from repl.models.store import Store
 from repl.remote.engine import reach
 from repl.remote.http import Address, read_address

@@ -28,7 +28,7 @@ from repl.core.errors import Failed, NeedsLocal, Overflow, ReplError, UsageError
 from repl.core.events import ColumnEvent, Event, Notice, Token
 from repl.core.jobs import Worker
 from repl.core.settings import Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.models.store import Store
 from repl.remote import dialects, protocol
 from repl.remote.dialects import DIALECTS, Dialect, Listing, confirm, dialect_of, read_context, read_list

@@ -27,7 +27,7 @@ from repl.core.errors import NotFound, ReplError, UsageError
 from repl.core.parts import Parts
 from repl.core.reply import ModelRecord, Reply, Sequence, ServedModel, Timing, Usage
 from repl.core.settings import Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.models.store import Store
 from repl.session import database
 from repl.session.archive import Archive, Summary

@@ -21,7 +21,7 @@ from repl.core.jobs import Worker
 from repl.core.parts import PartsReader
 from repl.core.reply import Reply
 from repl.core.settings import Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.models.store import Store
 from repl.session.session import Session, Task
 from repl.terminal.screen import THEME, render

@@ -17,8 +17,7 @@ import torch
 
 from repl import generation, models
 from repl.core.settings import Load, Settings
-from repl.generation.request import Request
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Request, Runtime
 from repl.hub.validate import examine
 from repl.models import imports
 from repl.models.memory import estimate

@@ -30,7 +30,7 @@ from repl.commands import registry
 from repl.core import children, streams
 from repl.core.jobs import Worker
 from repl.core.settings import Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.models.store import Store
 from repl.session.session import Session
 from repl.terminal.editor.paste import FIRST, MAX_LINES, Folds

@@ -29,7 +29,7 @@ from repl.core.errors import MissingExtra, ReplError, UsageError
 from repl.core.reply import ModelRecord, TokenLogprobs
 from repl.core.sanitize import clean
 from repl.core.settings import Settings
-from repl.generation.runtime import Runtime
+from repl.generation.interface import Runtime
 from repl.models.store import Store
 from repl.session.session import Session, ShownView
 from repl.terminal.export import FORMATS, Transcript, as_html, as_json, as_markdown, as_text, fenced

@@ -20,11 +20,10 @@ from repl.core.reply import Reply
 from repl.generation import arguments, engine
 from repl.generation.decode import loop
 from repl.generation.decode.kv_cache import can_reuse, is_plain_kv
+from repl.generation.interface import Model, Request
 from repl.generation.measure import scoring
 from repl.generation.measure.forward import cancellable_forward, input_ids, nan_guard
-from repl.generation.prompt.context_window import PromptIds
-from repl.generation.request import Request, encode_prompt
-from repl.generation.runtime import Model
+from repl.generation.prompt.context_window import PromptIds, encode_prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from inspect import signature
 from statistics import median
 from typing import Any
 
-from repl.core import library, settings
+from repl.core import decoding, library, settings
 from repl.core.errors import ReplError, UsageError
 from repl.core.jobs import JobContext
 from repl.core.library_types import Cache, GenerationConfig, PreTrainedModel, Tensor
@@ -20,8 +20,8 @@ from repl.core.reply import SpeculationStats
 from repl.core.settings import Load, Settings
 from repl.generation.decode import kv_cache, loop
 from repl.generation.decode.detokenizer import common_length
+from repl.generation.interface import Model
 from repl.generation.measure.forward import cancellable_forward, input_device, input_ids
-from repl.generation.runtime import Model
 
 Get = Callable[[Load, JobContext], Model]
 Propose = Callable[[list[int], int], list[int]]
@@ -174,11 +174,9 @@ class Drafting:
         `ids` is the prompt, shape (1, tokens), `past` the cache that was lent. Where nothing can be proposed, that is
         said once for each model.
         """
-        by, model = draft_source(self.chosen), self.resident.model
-        if by and (reason := self._why_not(config, ids)):
-            self.resident.runtime.mention(f"{by} is off: {reason}", self.emit)
-            by = ""
-        if not by:
+        model = self.resident.model
+        if reason := self._why_not(config, ids):
+            self.resident.runtime.mention(f"{decoding.draft_source(self.chosen)} is off: {reason}", self.emit)
             yield None, past
             return
         limits = [kv_cache.rope_scaling_start(model), self.helper.facts.context if self.helper else 0]
@@ -197,7 +195,7 @@ class Drafting:
             return reason
         if not self.resident.runtime.kv_cache.may_go_on(model, kv_cache.croppable_cache(model), some):
             return "this model reads several tokens at once in another way than one by one"
-        if draft_source(self.chosen) == "assistant":
+        if decoding.draft_source(self.chosen) == "assistant":
             if self.get is None:
                 return "there is none for this kind of reply"
             try:
@@ -227,14 +225,7 @@ class Drafting:
             return None
         facts = self.helper.facts if self.helper else None
         named = {"id": facts.id, "commit": facts.commit, "dtype": facts.dtype} if facts else {}
-        return SpeculationStats(draft_source(self.chosen), ahead.passes, ahead.proposed, ahead.accepted, named)
-
-
-def draft_source(chosen: Settings) -> str:
-    """Return the setting that replies are to be read ahead by, empty where there is none."""
-    if chosen.decode.assistant != "none":
-        return "assistant"
-    return "prompt_lookup" if chosen.decode.prompt_lookup else ""
+        return SpeculationStats(decoding.draft_source(self.chosen), ahead.passes, ahead.proposed, ahead.accepted, named)
 
 
 def refusal(model: PreTrainedModel, config: GenerationConfig, prompt: int) -> str:

@@ -11,9 +11,9 @@ from repl.core.explain import library_errors
 from repl.core.jobs import JobContext
 from repl.core.library_types import Cache, Tensor
 from repl.generation.decode.kv_cache import can_reuse, is_plain_kv
+from repl.generation.interface import Model
 from repl.generation.measure import scoring
 from repl.generation.measure.forward import cancellable_forward, input_device, input_ids
-from repl.generation.runtime import Model
 from repl.models import model_config
 
 MAX_BATCH_LOGITS = 2**26  # logits of all rows that are read together

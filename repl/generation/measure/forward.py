@@ -13,8 +13,7 @@ from repl.core import library
 from repl.core.errors import Failed
 from repl.core.library_types import Module, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import TokenLogprobs
-from repl.generation.measure.token_text import token_text
-from repl.generation.measure.token_trace import TOP_K_STORED, Scored, round_figures
+from repl.generation.measure.token_text import TOP_K_STORED, Scored, round_figures, token_text
 from repl.models import model_config
 from repl.models.store import ModelInfo
 

@@ -12,8 +12,8 @@ from repl.core.explain import library_errors
 from repl.core.library_types import LogitsProcessor, LogitsProcessorList, PreTrainedModel, Tensor
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
+from repl.generation.interface import Model
 from repl.generation.measure.forward import input_ids
-from repl.generation.runtime import Model
 
 NAMES = {
     "TemperatureLogitsWarper": ("temperature", "temperature"),

@@ -14,9 +14,9 @@ from repl.core.explain import is_memory, library_errors, sentence
 from repl.core.jobs import JobContext, strip_traceback
 from repl.core.library_types import Cache, PreTrainedModel, Tensor
 from repl.generation.decode.kv_cache import PrefixCache, can_reuse
+from repl.generation.interface import Model
 from repl.generation.measure.forward import cancellable_forward, evaluate, input_ids, not_finite
-from repl.generation.measure.token_trace import Scored
-from repl.generation.runtime import Model
+from repl.generation.measure.token_text import Scored
 from repl.models import model_config, reference
 from repl.models.imports import release_memory
 from repl.models.store import ModelInfo

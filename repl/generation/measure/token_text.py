@@ -13,9 +13,23 @@ from repl.core.errors import Cancelled
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.sanitize import ascii_only, clean_line
 
+TOP_K_STORED = 5  # alternatives that every record has
+DIGITS = 5  # decimals of what is kept, in nats
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPLIT = re.compile("(?:<[89a-f][0-9a-f]>)+")  # bytes of characters that are split over tokens, as a piece has them
 ESCAPED = re.compile("[\udc80-\udcff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One token of a text and what the model gave it: logprob and entropy in nats, rank 1 for the likeliest."""
+
+    id: int
+    logprob: float
+    entropy: float
+    rank: int
+    top: tuple[tuple[int, str, float], ...] = ()
+    """The likeliest tokens there: (id, text, logprob in nats)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +102,11 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
         raise
     except BaseException:  # the Rust side panics with a BaseException; no alternative is worth a reply
         return ""
+
+
+def round_figures(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return figures with the decimals that are kept, without a minus before zero."""
+    return tuple(round(value, DIGITS) + 0.0 for value in values)
 
 
 def quote(text: str, most: int = 0) -> str:

@@ -12,28 +12,14 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply, TokenLogprobs
 from repl.generation import measure
 from repl.generation.decode.detokenizer import token_texts
-from repl.generation.measure.token_text import token_text
-from repl.generation.runtime import Model
+from repl.generation.interface import Model
+from repl.generation.measure.token_text import TOP_K_STORED, Scored, round_figures, token_text
 from repl.models.store import ModelInfo
 
 Top = tuple[tuple[int, str, float], ...]
 COLUMNS = ("logprobs", "entropies", "ranks", "ids", "values", "lengths")
 """The fields of measures that have an entry for each token."""
-TOP_K_STORED = 5  # alternatives that every record has
-DIGITS = 5  # decimals of what is kept, in nats
 PROGRESS_TOKENS = 64  # tokens between two words about progress
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """One token of a text and what the model gave it: logprob and entropy in nats, rank 1 for the likeliest."""
-
-    id: int
-    logprob: float
-    entropy: float
-    rank: int
-    top: tuple[tuple[int, str, float], ...] = ()
-    """The likeliest tokens there: (id, text, logprob in nats)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +173,6 @@ def collect_measures(tokens: Sequence[Seen]) -> TokenLogprobs:
         | {one: text for token in tokens for one, text, _ in token.top},
         lengths=tuple(len(token.text) for token in tokens),
     )
-
-
-def round_figures(values: tuple[float, ...]) -> tuple[float, ...]:
-    """Return figures with the decimals that are kept, without a minus before zero."""
-    return tuple(round(value, DIGITS) + 0.0 for value in values)
 
 
 def cut_measures(found: TokenLogprobs, count: int) -> TokenLogprobs:

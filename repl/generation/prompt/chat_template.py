@@ -1,16 +1,22 @@
 """Chat templates: the messages of a conversation in, the ids that the library's `apply_chat_template` makes out.
 
 The template is rendered by the library in this process, under bounds (`bounded`). Control tokens in what a person
-or a file says are encoded as text; what the model itself said goes back as it said it (`messages`).
+or a file says are encoded as text; what the model itself said goes back as it said it (`reply_parser`).
 What a user sets for a template is read here too: the variables that it reads, and which one of several is taken.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from inspect import signature
+from types import FrameType
 from typing import Any
+
+import psutil
 
 from repl.core.decoding import PREFIX
 from repl.core.errors import Failed, ReplError, UsageError
@@ -18,15 +24,25 @@ from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.parts import TAGS, THINKING
 from repl.core.values import closest_match
-from repl.generation.prompt import template_source
-from repl.generation.prompt.bounded import MAX_BYTES, bounded, limited_memory
-from repl.generation.prompt.messages import REASONING_FIELDS, AnyMessage, MessageReader
+from repl.generation import prompt
+from repl.generation.prompt.reply_parser import REASONING_FIELDS, AnyMessage, MessageReader
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 WAY_OUT = ("/mode complete", "/raw TEXT")  # plain rendering needs no template
 CONTROL_MARKS = re.compile("[\U000f0000\U000f0001]")  # what the library puts around control tokens that a person typed
 THOUGHTS = {tag.opens.strip(): tag.closes for tag in TAGS if tag.kind == THINKING}
 FOLDED = "the chat template has no place for a system text: it was put in front of your first message"
 DROPPED = "the chat template leaves the system text out"
+MAX_TEMPLATE_S = 10.0  # that a template may take, which is done in milliseconds as a rule
+MAX_BYTES = 4_000_000  # of a rendered prompt
+MAX_PIECE_CHARS = 16 * MAX_BYTES  # characters that a template may put out on its way to a prompt
+LOOK_STEPS = 64  # calls and lines between two looks
+MAX_MEMORY_BYTES = 2**30  # of address space that a template may take beside what is in use
+TEMPLATE = "<template>"  # what Jinja names the file of compiled templates
 TEMPLATE_NAME = "chat_template"  # the argument that chooses among several templates
 
 
@@ -244,11 +260,11 @@ def chosen_template(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, obj
     return str(tokenizer.get_chat_template(chat_template=name, tools=values.get("tools")))
 
 
-def parse_template(text: str) -> template_source.TemplateSource:
+def parse_template(text: str) -> "prompt.template_source.TemplateSource":
     """Parse a template; raises `Failed` where it is none."""
     try:
         with limited_memory():  # Jinja computes what is constant as it reads
-            return template_source.parse(text)
+            return prompt.template_source.parse(text)
     except Exception as error:
         raise _translated(error) from error
 
@@ -346,3 +362,63 @@ def _short(error: Exception) -> str:
 def template_values(extra: Sequence[tuple[str, object]]) -> dict[str, object]:
     """Pick the template's variables from settings that were made by name."""
     return {name.removeprefix(PREFIX): value for name, value in extra if name.startswith(PREFIX)}
+
+
+# programs of strangers: ended by a cancel, by a clock, by size
+
+
+class _Ended(BaseException):
+    """Not an `Exception`: neither Jinja nor a template catches it."""
+
+
+@contextmanager
+def bounded(emit: JobContext, seconds: float | None = None) -> Iterator[None]:
+    """Run a template on this thread until it ends, the user cancels, or a bound is passed; raises `Failed`.
+
+    The tracer of the thread looks at the cancel flag and the clock: at each call, and at each line of a template.
+    """
+    seconds = MAX_TEMPLATE_S if seconds is None else seconds
+    deadline = time.monotonic() + seconds
+    steps = written = 0
+
+    def look(frame: FrameType, event: str, value: object) -> Any:
+        nonlocal steps, written
+        steps += 1
+        if steps % LOOK_STEPS == 0:
+            emit.raise_if_cancelled()
+            if time.monotonic() > deadline:
+                raise _Ended(f"the chat template is not done after {seconds:g} s")
+        if frame.f_code.co_filename != TEMPLATE:
+            return None
+        written += len(value) if event == "return" and isinstance(value, str) else 0
+        if written > MAX_PIECE_CHARS:
+            raise _Ended(f"the chat template writes more than {MAX_BYTES // 10**6} MB")
+        return look
+
+    before = sys.gettrace()
+    with limited_memory():
+        sys.settrace(look)
+        try:
+            yield
+        except _Ended as ended:
+            raise Failed(str(ended)) from None
+        finally:
+            sys.settrace(before)
+
+
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """Let one huge allocation fail: no tracer sees it. Only where the system has such a limit: not on Windows."""
+    if resource is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = psutil.Process().memory_info().vms + MAX_MEMORY_BYTES
+    bounds = [bound for bound in (soft, hard, wanted) if bound != resource.RLIM_INFINITY]
+    with suppress(ValueError, OSError):  # macOS refuses some
+        resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
+    try:
+        yield
+    finally:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

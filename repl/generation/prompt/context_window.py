@@ -1,10 +1,19 @@
-"""What fits into a model's context: counted from real ids, said with numbers, and dropped only when told to."""
+"""The ids of a prompt: through the chat template, or as plain text, and as many messages as the context holds.
+
+What fits is counted from real ids, said with numbers, and dropped only when told to.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from repl.core.errors import Overflow
-from repl.generation.prompt.messages import AnyMessage
+from repl.core.errors import Overflow, UsageError
+from repl.core.events import Notice
+from repl.core.format import counted
+from repl.core.jobs import JobContext
+from repl.generation.interface import Model, Request
+from repl.generation.prompt import chat_template
+from repl.generation.prompt.reply_parser import AnyMessage
 
 MIN_REPLY_SHARE = 8  # a reply should find at least this part of the context free
 
@@ -79,3 +88,38 @@ def _overflow(
             ("/clear", "begin a new conversation with this message"),
         ),
     )
+
+
+def encode_prompt(resident: Model, request: Request, wanted: int, emit: JobContext) -> PromptIds:
+    """Return the ids of the prompt; of a chat that is too long, those that the overflow setting allows.
+
+    `wanted` is how many tokens the reply may have. Raises `UsageError`, among them `Overflow`, and `Failed` where
+    the template does not do.
+    """
+    if request.ids:
+        return PromptIds(list(request.ids))
+    if not request.chats:
+        ids = [int(token) for token in resident.tokenizer(request.text)["input_ids"]]
+        if not ids:
+            raise UsageError("the prompt is empty: the model needs at least one token to go on from")
+        return PromptIds(ids)
+    fitted = _fitted(resident, request, wanted, emit)
+    dropped = tuple(request.turns[place] for place in fitted.dropped)
+    if dropped:
+        left = counted(len(dropped), "message")
+        emit(Notice(f"the oldest {left} left out: the context of {resident.facts.context} tokens is full"))
+    return PromptIds(fitted.ids, dropped)
+
+
+def _fitted(resident: Model, request: Request, wanted: int, emit: JobContext) -> PromptIds:
+    values: dict[str, Any] = chat_template.template_values(request.settings.extra)
+
+    def count(messages: Sequence[AnyMessage]) -> list[int]:
+        made = chat_template.render_chat(
+            resident.tokenizer, messages, arguments=values, prefill=request.prefill, emit=emit
+        )
+        resident.runtime.mention(made.notice, emit)
+        return list(made.ids)
+
+    policy = request.settings.decode.overflow
+    return fit_messages(request.messages, count, resident.facts.context, wanted, policy)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from repl.generation.prompt.chat_template import Template
-from repl.generation.prompt.messages import AnyMessage
+from repl.generation.prompt.reply_parser import AnyMessage
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import Environment, meta, nodes
+from jinja2.ext import Extension, loopcontrols
+
 
 @dataclass(frozen=True, slots=True)
 class TemplateSource:
@@ -18,8 +21,6 @@ class TemplateSource:
 @lru_cache(16)
 def parse(source: str) -> TemplateSource:
     """Parse a template; raises `jinja2.TemplateSyntaxError`, or `RecursionError` where it is nested too deeply."""
-    from jinja2 import meta, nodes
-
     tree = _environment().parse(source)
     texts = {node.data for node in tree.find_all(nodes.TemplateData)}
     texts |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
@@ -33,8 +34,6 @@ def _read_before_set(node: Any, known: set[str]) -> Iterator[str]:
 
     Jinja takes a name for undeclared where only one branch sets it, but what a caller gives there has no effect.
     """
-    from jinja2 import nodes
-
     if isinstance(node, nodes.Name):
         if node.ctx == "load" and node.name not in known:
             yield node.name
@@ -54,8 +53,6 @@ def _read_before_set(node: Any, known: set[str]) -> Iterator[str]:
 @lru_cache(1)
 def _environment() -> Any:
     """Return what parses the language of chat templates: the library's extensions, of which only the syntax counts."""
-    from jinja2 import Environment
-    from jinja2.ext import Extension, loopcontrols
 
     class Generation(Extension):
         tags = {"generation"}  # noqa: RUF012
