@@ -56,9 +56,10 @@ class Arch:
 def arch(
     session: Session, path: Annotated[str, ModulePath()] = "", *, depth: Annotated[int, Integer(1)] = 0
 ) -> Task[Arch]:
-    """Show the modules of the model, equal ones folded, with sizes and KV cache.
+    """Show the modules of the model, identical ones folded, and its KV cache.
 
-    /arch model.layers.3 opens one; --depth N shows N levels. Inside folded modules the numbers are those of one.
+    /arch model.layers.3 opens one module; --depth N shows N levels. Inside a folded module, the numbers are those
+    of one.
     """
     session.facts()
     return session.run_on_model(lambda emit: read_arch(session.store.current(), path, depth))
@@ -131,9 +132,9 @@ def _traits(own: Traits, how: str) -> dict[str, str]:
     shared = "" if own.kv_heads in (0, own.heads) else f" on {own.kv_heads} of keys and values"
     heads = f"{own.heads} heads{shared}, {own.head_width} wide" if own.kv_heads else ""
     windows = ", ".join(f"{far:,} tokens in {number} of {own.layers} layers" for far, number in own.windows.items())
-    growing = f"{amount(own.kv_bytes_per_token)} a token" if own.kv_bytes_per_token else ""
+    growing = f"{amount(own.kv_bytes_per_token)} per token" if own.kv_bytes_per_token else ""
     full = f"{amount(own.context_bytes)} at {own.context:,} tokens" if growing and own.context else ""
-    fixed = f"{amount(own.fixed_bytes)} whatever the length" if own.fixed_bytes else ""
+    fixed = f"{amount(own.fixed_bytes)} regardless of length" if own.fixed_bytes else ""
     return {
         "attention": join_facts(own.attention, heads, how if own.kv_heads else ""),
         "window": windows,

@@ -40,7 +40,7 @@ class Picked:
 
 @command("chat", "/pick 2", "/pick 5", see="compare sweep beams")
 def pick(session: Session, number: Annotated[int, Integer(1)]) -> object:
-    """Take another sequence, an answer of /compare or a row of /sweep instead."""
+    """Use another sequence, an answer of /compare or a row of /sweep."""
     if take := session.get_pick():
         return take(number)
     turn = session.last
@@ -81,10 +81,10 @@ class SearchTree:
 def beams(
     session: Session, count: Annotated[int | str, BEAMS_OR_TREE], *changes: Annotated[tuple[str, str], Assignment()]
 ) -> object:
-    """Search with this many beams, shown live.
+    """Use beam search with this many beams, shown live.
 
-    `/beams tree` draws what the last search found. The tree shows how likely each way was where the sequences part,
-    and their scores. /pick N takes another sequence as the answer.
+    `/beams tree` draws the last beam search: how likely each branch was where the sequences part, and their scores.
+    /pick N makes another sequence the answer.
     """
     if isinstance(count, str):
         return search_tree(session.last)

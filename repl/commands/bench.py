@@ -34,11 +34,10 @@ def bench_(
 ) -> Task[Benched]:
     """Measure prefill and decode speed on this machine.
 
-    /bench prompt_lookup quantize=int4 --prompt-tokens 32 chooses what.
-    After a warm-up, --repeats replies of --new-tokens are made in turn by the library's bare generate, by the loop that
-    makes replies, and by what /fast has on. Words name more ways: prompt_lookup, quantize=int4,
-    quantize=int4,prompt_lookup, dtype=bfloat16, or other models. Ctrl-C keeps what is done so far. All else stays as
-    it is.
+    After a warm-up, --repeats replies of --new-tokens are generated in turn by the library's plain generate(), by
+    the decode loop used here, and with what /fast has on. Words add rows: prompt_lookup, quantize=int4,
+    quantize=int4,prompt_lookup, dtype=bfloat16, or other models. Ctrl-C keeps the finished runs. Your settings do
+    not change.
     """
     session.facts()
     planned, sizes = _plan(session, ways), BenchSizes(prompt_tokens, new_tokens, repeats)
@@ -61,7 +60,7 @@ def _plan(session: Session, words: Sequence[str]) -> list[Way]:
     for word in words:
         one = variants.read_variant(word, plain)
         if one.settings.load == now.load and all(one.settings.get(name) == plain.get(name) for name in decoding.AHEAD):
-            raise UsageError(f"{one.title} makes nothing faster: every run is greedy", "/help bench")
+            raise UsageError(f"{one.title} has no effect on speed: every run is greedy", "/help bench")
         if one.settings not in [way.settings for way in found]:
             found.append(Way(one.title, one.settings))
     return found
@@ -97,13 +96,13 @@ def _short(value: float) -> str:
 
 
 def _foot(result: Benched) -> str:
-    stopped = "" if result.whole else "stopped: this is what was done by then"
+    stopped = "" if result.whole else "stopped early: results so far"
     if not result.rows:
         return "nothing was measured" if result.whole else "stopped before anything was measured"
     sizes, first = result.sizes, result.rows[0]
     runs = counted(min(row.runs for row in result.rows), "run")
     rates = [f"{device} reads {rate / 1e9:.1f} GB/s" for device, rate in result.bandwidth.items()]
-    weights = f"{amount(first.read_bytes)} of weights a token"
+    weights = f"{amount(first.read_bytes)} of weights read per token"
     limit = [join_facts(*rates, weights, f"at most {_short(first.limit_tps)} tokens/s")] if first.limit_tps else []
     medians = f"medians of {runs}: {sizes.new_tokens} tokens after a prompt of {sizes.prompt_tokens}"
     rows = [join_facts(medians, first.dtype, counted(result.threads, "thread")), *limit, stopped]

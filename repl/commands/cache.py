@@ -23,7 +23,7 @@ from repl.terminal.screen import render
 
 @command("models", "/download gpt2", "/download Qwen/Qwen3-0.6B", see="plan models model")
 def download(session: Session, id: Annotated[str, Words("a model", catalog.names, Session.model_names)]) -> Task[Any]:
-    """Fetch a model into the cache, without loading it."""
+    """Download a model into the cache without loading it."""
     want, began = catalog.parse_request(id), time.monotonic()
 
     def fetch(emit: JobContext) -> str:
@@ -56,9 +56,9 @@ def delete(
 ) -> Task[Any]:
     """Delete a model from the cache; without --yes, show what that frees."""
     if id == builtin.ID:
-        raise UsageError("the built-in model is not part of the cache, and stays")
+        raise UsageError("the built-in model is not in the cache and cannot be deleted")
     if any(resident.facts.id == id for resident in session.store.residents()):
-        raise UsageError(f"{id} is in memory, its files are in use", f"/unload {id}")
+        raise UsageError(f"{id} is in memory and uses its files", f"/unload {id}")
 
     def settle(job: Any) -> Any:
         freed = job.result()
@@ -75,5 +75,5 @@ def _(result: Erasable) -> RenderableType:
         (clean_line(freed.id), "accent"),
         f" takes {amount(freed.bytes)}{several} in {clean_line(freed.folder)}\n  1 ",
         (f"/delete {clean_line(freed.id)} --yes", "accent"),
-        ("\n    the number deletes it, anything else leaves it", "quiet"),
+        ("\n    1 deletes it, anything else keeps it", "quiet"),
     )

@@ -24,7 +24,7 @@ from repl.session.session import Session, Task
 
 @command("chat", "Why is the sky blue?", "/say help", see="raw retry", needs_model=True)
 def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
-    """Send a message, or a text to complete where the model has no chat template."""
+    """Send a message, or a text to complete if the model has no chat template."""
     session.require_engine()
     if not text.strip():
         raise UsageError("the prompt is empty")
@@ -53,9 +53,9 @@ def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
 
 @command("chat", "/retry", "/retry temperature=1.2", see="edit continue sweep", needs_model=True)
 def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) -> Task[Reply]:
-    """Answer the last message again; other settings count for this reply only.
+    """Generate the last reply again, with other settings for this reply only.
 
-    /retry temperature=1.2 changes one, and samples where replies are greedy.
+    A sampling setting such as temperature turns sampling on for it.
     """
     session.require_engine()
     last = _last(session)
@@ -71,7 +71,7 @@ def continue_(session: Session) -> Task[Reply]:
     session.require_engine()
     last = _last(session)
     if last.record is None:
-        raise UsageError("the last reply has no record to go on from", "/retry")
+        raise UsageError("the last reply has no record to continue from", "/retry")
     request = position.continuation_request(session, last)
     _check(session, request)
     return _generate(session, request, session.conversation.turns[last.parent or 0], last)
@@ -79,22 +79,24 @@ def continue_(session: Session) -> Task[Reply]:
 
 @command("chat", "/prefill Sure, here is", "/prefill", see="continue system")
 def prefill(session: Session, text: Annotated[str, RestOfLine()] = "") -> Message:
-    """Begin the next reply with a text; the model continues it."""
+    """Start the next reply with this text; the model continues it."""
     session.prepare(prefill=text)
-    return Message(f"the next reply begins with: {text}" if text else "the next reply begins without a prefill")
+    return Message(f"the next reply starts with: {text}" if text else "prefill removed")
 
 
 @command("chat", "/edit", "/edit 2", see="retry branch undo")
 def edit(session: Session, number: ExchangeNumber = 0) -> Draft:
-    """Change an earlier message: the next line replaces it, on a branch.
+    """Edit an earlier message; the next line replaces it, on a new branch.
 
-    That of exchange N, by default the last.
+    NUMBER is that of its exchange, by default the last.
     """
     talk = session.conversation
     answer = talk.exchange(number) if number else talk.turns.get(talk.head or 0)
     asked = talk.question(answer) if answer else None
     if answer is None or asked is None or asked.role != "user":
-        raise UsageError(f"exchange {number} is a completion" if number else "there is no message to edit", "/history")
+        raise UsageError(
+            f"exchange {number} is a completion, not a message" if number else "there is no message to edit", "/history"
+        )
     session.prepare(replaces=asked)
     keys = "" if session.settings.view.accessible else "Ctrl-O opens an editor"
     return Draft(asked.text, join_facts(f"the next message replaces that of exchange {answer.exchange}", keys))
@@ -102,7 +104,7 @@ def edit(session: Session, number: ExchangeNumber = 0) -> Draft:
 
 @command("chat", "/system Answer in one sentence.", "/system none", see="prefill template")
 def system(session: Session, text: Annotated[str, RestOfLine()] = "") -> Any:
-    """Set the system message; without an argument shows it.
+    """Set the system message; without an argument, show it.
 
     `/system none` removes it.
     """

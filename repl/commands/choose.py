@@ -23,7 +23,14 @@ MAX_WRONG_SHOWN = 20  # items of the table; --json has all
 SHOWN_CHARS = 60  # characters of a prompt in a table, and of an answer
 
 
-@command("inspect", name="choose", needs_model=True)
+@command(
+    "inspect",
+    "/choose yes | no -- Is a whale a fish?",
+    "/choose questions.jsonl",
+    see="score next",
+    name="choose",
+    needs_model=True,
+)
 def choose_(
     session: Session,
     text: Annotated[str, RestOfLine("answers with | between them, or a file")],
@@ -31,13 +38,13 @@ def choose_(
     letters: bool = False,
     end: bool = False,
 ) -> Task[Choice] | Task[Accuracy]:
-    """Show how probable each of some answers is: /choose yes | no -- Is a whale a fish?
+    """Compare the probabilities of given answers to a question.
 
-    Without -- PROMPT the last message is answered. The bar is the probability among the answers; beside it stand the
-    log-probability in all, by token and by byte, in nats. Where the prompt holds a lettered list (A. ... B. ...) and
-    the answers are its letters, the list is turned round and asked again; --letters makes such a list of the answers.
-    --end counts the token that ends an answer too, for answers that begin others. /choose FILE.jsonl takes lines with
-    prompt, answers and right, and gives the accuracy with its 95 % interval. Nothing of it joins the conversation.
+    Without -- PROMPT the last message is asked. The bar is the probability among the answers; beside it are the total
+    log-probability, and that per token and per byte, in nats. If the prompt has a lettered list (A. ... B. ...) and
+    the answers are its letters, the list is reversed and asked again; --letters makes such a list of the answers.
+    --end includes the token that ends an answer, for answers that begin like others. /choose FILE.jsonl reads lines
+    with prompt, answers and right, and shows the accuracy with its 95 % interval. The conversation does not change.
     """
     facts, chosen = session.facts(), session.settings
     mark = PROMPT.search(text)

@@ -45,15 +45,13 @@ COLUMN = RestOfLine("a text", variants.offered, variants.offered)
     needs_model=True,
 )
 def compare(session: Session, *columns: Annotated[str, COLUMN]) -> Task[Any]:
-    """Answer a message in several ways, side by side.
+    """Compare the answers of models or settings, side by side.
 
-    /compare gpt2 dtype=bfloat16 temperature=0.7,seed=1 -- PROMPT does that in three columns.
-    Each word is a column: a model, a setting over the settings as they stand, or several joined by commas or plus
-    signs, as in gpt2,dtype=bfloat16; spaces join inside quotes: "temperature=0.7 seed=1". Other words are now (the
-    settings as they stand, also put before a single column), greedy and sample; beams=4 searches, temperature=0.7
-    samples. Without -- PROMPT the last message is asked again. Sampled columns share a seed unless they have one.
-    The first token that differs from the first column is marked. /pick N makes an answer part of the conversation and
-    its settings yours; until then everything stays as it was.
+    Each word is a column: a model, a change to the current settings (beams=4; temperature=0.7 also samples), or
+    several joined by commas as in gpt2,dtype=bfloat16; in quotes, spaces join them. Other words are now (the
+    current settings), greedy and sample. Without -- PROMPT the last message is asked again. Sampled columns share a
+    seed unless they set one. The first token that differs from the first column is marked. /pick N makes an answer
+    part of the conversation and its settings yours; until then nothing changes.
     """
     typed, prompt = split_prompt(" ".join(columns))
     if not typed:
@@ -88,7 +86,7 @@ def take_answer(session: Session, made: Sequence[Answer], asked: Question, numbe
         raise UsageError(f"column {number} has no answer")
     again = replace(asked, turn=add_answer(session, asked, one.chats, one.done))
     session.set_pick(lambda other: take_answer(session, made, again, other))
-    said = Message(join_facts(f"answer {number} taken", one.variant.title if one.variant.title != NOW else ""))
+    said = Message(join_facts(f"answer {number} selected", one.variant.title if one.variant.title != NOW else ""))
     connect_variant(session, one.variant)
     return adopt(session, one.variant.settings, said)
 
@@ -108,8 +106,8 @@ def connect_variant(session: Session, chosen: Variant) -> None:
 
 @render.register
 def _(result: Compared) -> RenderableType:
-    said = "" if result.whole else "stopped: this is what was done by then\n"
-    picks = [("/pick N", "accent"), (" goes on with an answer and its settings", "quiet")]
+    said = "" if result.whole else "stopped early: results so far\n"
+    picks = [("/pick N", "accent"), (" continues with that answer and its settings", "quiet")]
     good = any(column.done and not column.problem for column in result.columns)
     return Group(_draw(result), Text.assemble((said, "quiet"), *(picks if good else [])))
 
@@ -187,7 +185,7 @@ def _parted(number: int, column: Column, result: Answers) -> str:
     good = [place for place, each in enumerate(result.columns, 1) if each.done]
     if (found := column.difference) is None:
         done = column.done
-        end = " as far as it came" if done and done.finish == "cancelled" else ""
+        end = " as far as it went" if done and done.finish == "cancelled" else ""
         return "" if number == good[0] or column.problem else f"same as {good[0]}{end}"
     where = f"token {found.token}: {quote(found.text)}" if found.text else f"token {found.token}: the end"
-    return f"parts at {where}" if number == good[0] else f"differs from {good[0]} at {where}"
+    return f"diverges at {where}" if number == good[0] else f"differs from {good[0]} at {where}"

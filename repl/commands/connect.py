@@ -52,11 +52,11 @@ def connect(
     model: str = "",
     insecure: bool = False,
 ) -> Known | Task[Remote]:
-    """Let a server that speaks the OpenAI protocol answer.
+    """Use a model on a server that speaks the OpenAI protocol.
 
-    /connect http://127.0.0.1:8000 is all it takes for one on this machine. URL may be the name of a table
-    [engines.NAME] of the config file, with url, key_env and model. --key-env names the environment variable that holds
-    the key: it is sent to that server and nowhere else, and never kept. --model chooses one of several that are served.
+    /connect http://127.0.0.1:8000 is enough for a server on this machine. URL may be the name of a table
+    [engines.NAME] in the config file, with url, key_env and model. --key-env names the environment variable with
+    the key, which is sent to that server only and never stored. --model chooses one of several served models.
     --insecure allows http to another machine. The local model stays in memory.
     """
     if not url:
@@ -77,7 +77,7 @@ def connect(
 
 @command("models", "/disconnect", "/connect http://127.0.0.1:8000", see="connect")
 def disconnect(session: Session) -> Message | Task[ModelInfo]:
-    """Go back to the model in this process."""
+    """Return to the local model."""
     if session.remote is None:
         raise UsageError("no server is connected", "/connect URL")
     host = session.remote.host
@@ -98,7 +98,9 @@ def _(result: Served) -> RenderableType:
     unlisted = "" if not result.model or result.model in result.models or not count else "not among those it lists"
     limit = f"context {result.context}" if result.context else ""
     kind = result.kind if result.kind != UNKNOWN.name else ""
-    rest = join_facts(host if result.model else "", kind, limit, unlisted or offers, "/disconnect goes back")
+    rest = join_facts(
+        host if result.model else "", kind, limit, unlisted or offers, "/disconnect returns to the local model"
+    )
     return Text.assemble((clean_line(short_id(result.model) or host), "accent"), (" · " + clean_line(rest), "quiet"))
 
 

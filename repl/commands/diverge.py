@@ -44,13 +44,13 @@ DIVERGE_WORDS = (
     needs_model=True,
 )
 def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: DIVERGE_WORDS)]) -> Task[Diverged]:
-    """Tell whether other settings would have changed the last reply.
+    """Check whether other load settings would have changed the last reply.
 
-    As in /diverge dtype=float16 [SETTING=VALUE ...] [-- PROMPT]. Settings are those of loading: dtype, quantize,
-    attention, device, or model=OTHER with the same tokenizer. The greedy reply of the model as it is loaded (made now
-    if the last one was not greedy) is read by both. Shown are the first token at which the likeliest one flips, with
-    the lead of each candidate in nats; the divergence at each token; the share of steps that agree; and how the other
-    goes on from there. Below 0.1 nats in both it is a near tie.
+    It takes one or more load settings: dtype, quantize, attention, device, or model=OTHER with the same tokenizer.
+    Both versions read the greedy reply of the loaded model, which is generated first if the last reply was not
+    greedy. You see the first token at which the most likely one changes, with the lead of each candidate in nats;
+    the KL divergence at each token; the share of steps that agree; and how the other version continues. A lead
+    below 0.1 nats in both is a near tie.
     """
     words, prompt = split_prompt(text)
     facts, now = session.facts(), session.store.current().load
@@ -73,13 +73,13 @@ def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: D
 
 def _other(session: Session, words: list[str]) -> Load:
     if not words:
-        raise UsageError("/diverge needs a way to load the model", DIVERGE_EXAMPLE)
+        raise UsageError("/diverge needs a load setting", DIVERGE_EXAMPLE)
     now = session.settings
     for word in words:
         one = read_variant(word, now, session.base()).settings
         if (one.decode, one.view, one.extra) != (now.decode, now.view, now.extra):
             name = word.partition("=")[0]
-            raise UsageError(f"{name} does not change the model's numbers", f"/sweep {word}", DIVERGE_EXAMPLE)
+            raise UsageError(f"{name} does not change the model's logits", f"/sweep {word}", DIVERGE_EXAMPLE)
     return read_variant(",".join(words), now, session.base()).settings.load
 
 
@@ -110,9 +110,9 @@ def _(result: Diverged) -> RenderableType:
 def _draw(found: Diverged, width: int, plain: bool) -> Iterator[RenderableType]:
     """Draw the verdict first, then the numbers that it rests on."""
     if found.made:
-        yield Text("over a greedy reply made now", "quiet")
+        yield Text("on a greedy reply generated now", "quiet")
     if found.fork is None:
-        yield Text(f"the same in both: {counted(len(found.steps), 'token')}, each the likeliest")
+        yield Text(f"no difference: {counted(len(found.steps), 'token')}, the most likely in both")
     else:
         yield from _forked(found, found.fork)
     yield _line(found, min(width, 100) - 3, plain)
@@ -121,7 +121,7 @@ def _draw(found: Diverged, width: int, plain: bool) -> Iterator[RenderableType]:
     most = f"largest {_short(found.kl_most)} at token {found.kl_most_at}"
     yield FactLine(agree, f"KL mean {_short(found.kl_mean)} nats, {most}")
     if not found.whole:
-        yield Text("both did not fit into memory: they were loaded one after the other", "quiet")
+        yield Text("the models did not fit in memory together: they were loaded in turn", "quiet")
 
 
 def _forked(found: Diverged, fork: FirstFlip) -> Iterator[RenderableType]:

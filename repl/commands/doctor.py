@@ -67,7 +67,7 @@ class Doctor:
 
 @command("other", "/doctor", "/fast", see="version fast memory")
 def doctor(session: Session) -> Task[Doctor]:
-    """Check versions, devices, number formats, the Hub, cache and terminal.
+    """Check versions, devices, dtypes, the Hub, the cache and the terminal.
 
     It takes some seconds.
     """
@@ -112,7 +112,7 @@ def _version(name: str) -> str:
     try:
         return installed(name) if importlib.util.find_spec(name) else ""
     except PackageNotFoundError:
-        return "of no known version"
+        return "of unknown version"
 
 
 def untested(versions: Mapping[str, str]) -> list[str]:
@@ -120,7 +120,7 @@ def untested(versions: Mapping[str, str]) -> list[str]:
     with suppress(PackageNotFoundError):  # run from a folder, without being installed
         declared = [Requirement(line) for line in requires(DISTRIBUTION) or ()]
         return [
-            f"{each.name} {found} lies outside of the versions tested ({each.specifier}): what fails may be due to that"
+            f"{each.name} {found} is outside the tested versions ({each.specifier}): failures may come from that"
             for each in declared
             if each.name in TESTED and not each.marker and (found := versions.get(each.name))
             if not each.specifier.contains(found, prereleases=True)
@@ -144,7 +144,7 @@ def ask_hub(emit: JobContext, offline: bool) -> tuple[str, bool]:
 
     token = get_token() is not None
     if offline or constants.HF_HUB_OFFLINE:
-        return "not asked: this session is offline", token
+        return "not checked: this session is offline", token
     began = time.monotonic()
     try:
         call_hub(lambda: next(iter(HfApi().list_models(limit=1)), None), emit, REACH)
@@ -191,7 +191,7 @@ def findings(result: Doctor) -> list[tuple[str, str]]:
         *(("device", device) for device in result.devices),
         ("threads", str(result.threads)),
         *(
-            (one.dtype, f"{one.reading:.0f} GFLOP/s reading, {one.replying:.1f} replying · {one.device}")
+            (one.dtype, f"{one.reading:.0f} GFLOP/s prefill, {one.replying:.1f} decode · {one.device}")
             for one in result.speeds
         ),
         ("Hub", result.hub),

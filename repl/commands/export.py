@@ -57,12 +57,12 @@ def export(
     all: bool = False,
     force: bool = False,
 ) -> Exported:
-    """Write the conversation to a file: .md, .txt or .html to read, .json.
+    """Write the conversation to a file: .md, .txt, .html or .json.
 
-    Of the conversation the current branch, with --all every branch there is; .json holds every record. --view takes
-    the last result of a command such as /next or /inspect instead, in .html with its colours, in .json as --json writes
-    it. In .html a token that is pointed at or touched tells its probability and what was likeliest in its place.
-    --force replaces a file that is there. In the files to read, control characters are made visible.
+    It writes the current branch, with --all every branch; .json holds every record. --view writes the last result
+    of a command such as /next or /inspect instead, in .html with its colours, in .json as --json does. In .html,
+    pointing at a token shows its probability and the alternatives. --force replaces an existing file. In .md, .txt
+    and .html, control characters are made visible.
     """
     if (ending := Path(file).suffix.lower()) not in FORMATS:
         hint = "/export view.html --view" if view else "/export chat.md"
@@ -70,13 +70,13 @@ def export(
     again = f"/export {file} --force" + " --view" * view
     if view:
         if session.last_view is None:
-            raise UsageError("nothing was shown yet that could be exported", "/next Once upon a time")
+            raise UsageError("there is no view to export yet", "/next Once upon a time")
         content = VIEWS[ending](session.last_view).encode("utf-8", "replace")
         return Exported(str(write(file, content, force, again)), 0, len(content), session.last_view.line)
     talk = transcript(session, all)
     if not talk.turns:
         shown = () if session.last_view is None else (f"/export {file} --view",)
-        raise UsageError("there is nothing to export yet: nothing was said", *shown)
+        raise UsageError("there is nothing to export: the conversation is empty", *shown)
     content = formats(session)[ending](talk).encode()
     return Exported(str(write(file, content, force, again)), len(talk.turns), len(content))
 
@@ -110,17 +110,17 @@ class Copied(NotAView):
 
 @command("history", "/copy", "/copy osc52", see="export")
 def copy(session: Session, how: Annotated[str, Choice(("auto", "osc52"))] = "auto") -> Copied:
-    """Put the last reply into the clipboard.
+    """Copy the last reply to the clipboard.
 
-    It goes through a clipboard tool; /copy osc52 asks the terminal to do it. With osc52 an escape sequence (OSC 52)
-    goes to the terminal, which also works over ssh where the terminal allows it.
+    It uses a clipboard tool. /copy osc52 sends the text to the terminal as an escape sequence (OSC 52), which also
+    works over ssh if the terminal allows it.
     """
     text = clean(session.last.parts.answer) if session.last else ""
     if not text:
         raise UsageError("there is no reply to copy yet")
     if how == "osc52":
         if len(_coded(text)) > MAX_OSC52_CHARACTERS:
-            raise UsageError("the reply is larger than terminals take", "/export reply.txt")
+            raise UsageError("the reply is too long for terminals", "/export reply.txt")
         return Copied(text, how)
     return Copied(text, hand_over(text))
 
@@ -174,4 +174,4 @@ def _(result: Copied) -> RenderableType:
     size = f"{len(result.text):,} characters"
     if result.through != "osc52":
         return Text(f"{size} in the clipboard · {result.through}", "quiet")
-    return Group(Clipboard(result.text), Text(f"{size} handed to the terminal for its clipboard", "quiet"))
+    return Group(Clipboard(result.text), Text(f"{size} sent to the terminal for its clipboard", "quiet"))

@@ -55,18 +55,18 @@ class Fast:
 def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"))]) -> Any:
     """Make replies faster; without an argument shows the measured speed-up.
 
-    prompt_lookup proposes what followed earlier in the text when the same tokens stood there, and the model checks
-    that in one pass: much faster where a reply repeats its prompt, and off where it does not pay. /assistant ID
-    lets a smaller model propose. /fast off turns all of it off.
+    prompt_lookup proposes the tokens that followed the same tokens earlier in the text, and the model checks them
+    in one forward pass. It is much faster if a reply repeats its prompt, and pauses while it does not pay.
+    /assistant ID lets a smaller model propose. /fast off turns both off.
     """
     session.require_local()
     if not modes:
         return _measured(session, session.facts())
     if len(modes) > 1 and "off" in modes:
-        raise UsageError("off goes by itself", "/fast off")
+        raise UsageError("off cannot be combined with a mode", "/fast off")
     if modes[0] == "off":
         apply(session, [(name, "default") for name in decoding.AHEAD])
-        return Message("nothing is read ahead · from the next reply on")
+        return Message("speculative decoding is off · from the next reply on")
     apply(session, [("assistant", "none")])
     return apply(session, [("prompt_lookup", str(decoding.LOOKUP_TOKENS))])
 
@@ -83,7 +83,7 @@ def assistant(
 ) -> Any:
     """Let a smaller model propose tokens that the model checks in one pass.
 
-    Both need the same tokenizer. /assistant none ends it.
+    Both models need the same tokenizer. /assistant none turns it off.
     """
     if id in ("", "none", "default"):
         return change(session, "assistant", id)
@@ -155,8 +155,8 @@ def _brought(mode: Mode, plain: float | None) -> str:
     if not mode.replies:
         return ""
     return join_facts(
-        f"{mode.tokens_per_pass:.1f} tokens a pass" if mode.tokens_per_pass else "",
-        f"{mode.accepted} of {mode.proposed} proposals right" if mode.proposed else "",
+        f"{mode.tokens_per_pass:.1f} tokens per pass" if mode.tokens_per_pass else "",
+        f"{mode.accepted} of {mode.proposed} proposed tokens accepted" if mode.proposed else "",
         f"{mode.decode_tps:.1f} tokens/s" if mode.decode_tps else "",
         f"{plain:.1f} without" if plain else "",
     )

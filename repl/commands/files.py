@@ -1,4 +1,4 @@
-"""Files: put one in front of the next message, run the lines of one, the config file and presets."""
+"""Files: read one into the next message, run the lines of one, the config file and presets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,18 +25,18 @@ from repl.terminal.tables import facts
 
 @command("chat", "/read notes.txt", "/read none", see="score script")
 def read(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Message:
-    """Put a text file in front of the next message.
+    """Put a text file before the next message.
 
-    `/read none` takes it away again.
+    `/read none` removes it.
     """
     if file == "none":
         session.prepare(files=())
-        return Message("nothing in front of the next message")
+        return Message("no file before the next message")
     path, text = Path(file).expanduser(), texts.read_text(file)
     session.prepare(files=(*session.next_message.files, (path.name, text)))
     rows = len(text.splitlines())
     size = f"{counted(len(text), 'character')}, {counted(rows, 'line')}"
-    return Message(f"{path.name}: {size} · in front of the next message · /read none takes it away")
+    return Message(f"{path.name}: {size} · before the next message · /read none removes it")
 
 
 @command("other", "/script warm-up.txt", "/script ~/questions.txt", see="read config")
@@ -62,9 +62,9 @@ class Presets:
 
 @command("settings", "/preset save story", "/preset story", see="config settings reset")
 def preset(session: Session, name: Annotated[str, Words()] = "", new: Annotated[str, Words()] = "") -> Any:
-    """Apply settings saved under a name; without an argument lists them.
+    """Apply saved settings; without an argument, list them.
 
-    `/preset save NAME` saves those of now.
+    `/preset save NAME` saves the current ones.
     """
     if not name:
         return Presets([SavedPreset(name, values) for name, values in session.presets.items()])
@@ -81,14 +81,14 @@ def preset(session: Session, name: Annotated[str, Words()] = "", new: Annotated[
 def _save(session: Session, name: str) -> Message:
     """Append a table to the config file: what stands there already is not touched."""
     if not name.isidentifier():
-        raise UsageError(f"{name!r} is not a name for a preset: letters, digits and _", "/preset save NAME")
+        raise UsageError(f"{name!r} is not a valid preset name: use letters, digits and _", "/preset save NAME")
     if name in session.presets:
-        raise UsageError(f"preset {name!r} is there already: change it in {_path()}")
+        raise UsageError(f"preset {name!r} exists: change it in {_path()}")
     left = ("model", "revision", "gguf_file")  # and a consent, which is for one model
     kept = [key for key, origin in session.settings.origins.items() if key not in left and origin != CONSENT]
     words = {key: settings.show_setting(key, session.settings.get(key)) for key in kept}
     if not words:
-        raise UsageError("nothing is set that a preset could keep", "/settings")
+        raise UsageError("no setting is changed, so there is nothing to save", "/settings")
     lines = [f"{key} = {config_file.toml_value(key, session.settings.get(key))}" for key in words]
     atomic_write.append(_path(), "\n".join(["", f"[presets.{name}]", *lines, ""]))
     session.add_preset(name, words)
@@ -117,14 +117,14 @@ def config_(session: Session, word: Annotated[str, Words()] = "") -> Any:
         raise UsageError(f"/config does not take {word!r}", "/config init")
     if word == "init":
         atomic_write.write(str(_path()), config_file.config_template().encode(), False, "/config")
-        return Message(f"{_path()} written: every setting, commented out")
+        return Message(f"{_path()} written, with every setting commented out")
     return Where(str(_path()), texts.read_text(str(_path())) if _path().exists() else "")
 
 
 @render.register
 def _(result: Where) -> RenderableType:
     if not result.text:
-        return Text.assemble(clean_line(result.path), (" is not there · ", "quiet"), ("/config init", "accent"))
+        return Text.assemble(clean_line(result.path), (" does not exist · ", "quiet"), ("/config init", "accent"))
     return Text.assemble((clean_line(result.path), "accent"), "\n", clean(result.text))
 
 

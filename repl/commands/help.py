@@ -69,7 +69,7 @@ class Family:
 def help_(session: Session, name: Annotated[str, RestOfLine()] = "") -> Help | Family | HelpPage:
     """List commands; /help all lists every one, /help inspect a family.
 
-    A family is a word at the left of /help; where a command has the same name, both are shown.
+    A family is a word at the left of /help. If a command has the same name, both are shown.
     """
     title = " ".join(name.lower().split())
     known = families() | groups()

@@ -1,4 +1,4 @@
-"""History: what was said, as a list and as a tree; going back, and to other branches."""
+"""History: the conversation as a list and as a tree; undo, and switching between branches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -77,9 +77,9 @@ def made(record: Reply) -> int:
 
 @command("history", "/history", "/export talk.html", see="tree sessions")
 def history(session: Session) -> History:
-    """Show the conversation so far: the branch that the next message goes on.
+    """Show the conversation, on the branch that the next message continues.
 
-    Without one, the texts that were completed.
+    Without a conversation, the completed texts are shown.
     """
     talk = session.conversation
     lines = [
@@ -92,26 +92,26 @@ def history(session: Session) -> History:
 
 @command("history", "/tree", "/go 2", see="go branch history")
 def tree(session: Session) -> Forest:
-    """Draw every branch; /go N goes to the one with exchange N."""
+    """Draw all branches of the conversation; /go N switches to one."""
     talk = session.conversation
     return Forest([list_turn(turn, turn.exchange) for turn in talk.turns.values()], [turn.id for turn in talk.path()])
 
 
 @command("history", "/undo", "/undo 2", see="edit go clear")
 def undo(session: Session, count: Annotated[int, Integer(1)] = 1) -> Message:
-    """Take back the last exchange, a message and its reply, or the last N.
+    """Undo the last exchange (a message and its reply), or the last COUNT.
 
-    They stay in the tree.
+    They stay in /tree.
     """
     last = session.conversation.undo(count)[-1].exchange
     session.follow_head()
     what = f"exchange {last}" if count == 1 else f"{count} exchanges"
-    return Message(f"{what} taken back · /go {last} returns there")
+    return Message(f"{what} undone · /go {last} returns to it")
 
 
 @command("history", "/go 1", "/go 4", see="tree branch undo")
 def go(session: Session, number: ExchangeNumber) -> History:
-    """Go to the branch that holds exchange N, at its newest end."""
+    """Switch to the end of the branch with exchange N."""
     talk = session.conversation
     talk.head = talk.leaf(_of_the_chat(talk, number)).id
     _end_on_reply(talk)
@@ -121,7 +121,7 @@ def go(session: Session, number: ExchangeNumber) -> History:
 
 @command("history", "/branch", "/branch 2", see="go tree edit")
 def branch(session: Session, number: ExchangeNumber = 0) -> Message:
-    """Begin a branch after exchange N; without one, before the last."""
+    """Start a branch after exchange N, by default before the last one."""
     talk = session.conversation
     if number:
         talk.head = _of_the_chat(talk, number).id
@@ -130,16 +130,16 @@ def branch(session: Session, number: ExchangeNumber = 0) -> Message:
         talk.undo(1)
     session.follow_head()
     return Message(
-        f"the next message begins a branch after exchange {talk.turns[talk.head].exchange}"
+        f"the next message starts a branch after exchange {talk.turns[talk.head].exchange}"
         if talk.head
-        else "the next message begins a new conversation"
+        else "the next message starts a new conversation"
     )
 
 
 def _of_the_chat(talk: Conversation, number: int) -> Turn:
     turn = talk.exchange(number)
     if turn.role in ("prompt", "completion"):
-        raise UsageError(f"exchange {number} is a completion: it stands outside the conversation", f"/inspect {number}")
+        raise UsageError(f"exchange {number} is a completion, not part of the conversation", f"/inspect {number}")
     return turn
 
 

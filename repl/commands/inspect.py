@@ -46,10 +46,10 @@ class Painted(Trace):
 def probs(
     session: Session, value: Annotated[str, RestOfLine(suggest=settings.setting_kind("probs").complete)] = ""
 ) -> Any:
-    """Colour replies by probability or entropy; without an argument, the last.
+    """Colour the last reply by token probability; on or entropy: all replies.
 
-    Probabilities are the model's own, before temperature and other processors. While it is on, Markdown is shown as it
-    comes.
+    The probabilities are the model's own, before temperature and other logits processors. While it is on, Markdown
+    is not rendered.
     """
     if value:
         return change(session, "probs", value)
@@ -64,9 +64,9 @@ def probs(
 def inspect(session: Session, number: ExchangeNumber = 0) -> Any:
     """Browse a reply token by token, with the alternatives at each.
 
-    That of exchange N, by default the last. On a terminal: arrows move, a digit or Tab chooses an alternative, Enter
-    takes it and goes on from there on a branch of its own (what /take does), p and e colour by probability and entropy,
-    / searches, n finds the next, q leaves. Elsewhere the tokens are listed.
+    NUMBER is that of its exchange, by default the last. Arrows move; a digit or Tab chooses an alternative, and
+    Enter generates from it on a new branch, as /take does; p and e colour by probability and entropy; / searches, n
+    finds the next match; q leaves. In a pipe the tokens are listed.
     """
     turn = session.conversation.exchange(number) if number else session.last
     if turn is None:
@@ -83,10 +83,10 @@ def take(
     *,
     exchange: ExchangeNumber = 0,
 ) -> Task[Reply]:
-    """Put another token in the place of token N, and go on from there.
+    """Replace a token of the last reply and generate from there.
 
-    TOKEN is its id; what follows stands on a branch of its own. Of the last reply, or of --exchange N. /inspect shows
-    the ids of what the model considered, and does this for Enter.
+    PLACE is the number of the token to replace, TOKEN the id of the new one; /inspect shows ids and does this with
+    Enter. The new reply is on a branch of its own. --exchange N takes another reply than the last.
     """
     session.require_engine()
     before = session.conversation.exchange(exchange) if exchange else session.last
@@ -144,7 +144,9 @@ def as_view(kind: Callable[..., Trace], found: Trace, by: str, **more: bool) -> 
 @render.register
 def _(result: Painted) -> RenderableType:
     hint = (
-        [] if result.streams else [Text.assemble(("/probs on", "accent"), (" colours replies as they come", "quiet"))]
+        []
+        if result.streams
+        else [Text.assemble(("/probs on", "accent"), (" colours replies as they are generated", "quiet"))]
     )
     known = [Text(clean_line(result.truncated), "quiet")] if result.server else []
     return Group(colour_trace(result, result.by), "", caption(result.by), *known, *hint)

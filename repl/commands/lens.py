@@ -88,16 +88,16 @@ def lens(
     top: Annotated[int, Integer(1, 100)] = 3,
     at: Annotated[int, Integer(1)] = 0,
 ) -> Task[Lens]:
-    """Show what each layer would say next, and where the model's answer leads.
+    """Show the most likely next token after each layer (the logit lens).
 
-    At the least certain token of the last reply, or after TEXT, without the chat template. --at N looks at the place
-    where token N of the last reply was made. The first column shades the probability of the final answer after each
-    layer; layers where it leads are marked. --word W follows one word (its first token) through the layers; quotes
-    keep a space in front of it. Every layer is read through what stands behind the last one.
+    It looks at the least certain token of the last reply, or after TEXT, without the chat template. --at N looks
+    where token N of the last reply was chosen. The first column shades the probability of the final answer after
+    each layer; layers where it leads are marked. --word W follows one word (its first token) through the layers;
+    quotes keep a space in front of it. Every layer is read through the final norm and the output head.
     """
     facts, last, chosen = session.facts(), session.last, session.settings
     if text.strip() and at:
-        raise UsageError("--at counts the tokens of the last reply, a text has none of those", LENS_EXAMPLE)
+        raise UsageError("--at counts the tokens of the last reply: it does not go with TEXT", LENS_EXAMPLE)
     own = bool(last and last.record and last.record.made_by(facts.id, facts.commit))
     if at or (own and not text.strip()):
         reply, record = require_own_reply(session)

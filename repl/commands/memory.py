@@ -55,7 +55,7 @@ class Memory:
 
 @command("models", "/memory", "/unload", see="plan unload info")
 def memory(session: Session) -> Task[Memory]:
-    """Show the memory of each device, and what models and caches take."""
+    """Show the memory of each device, and the use by models and KV caches."""
     keep = settings.show_setting("keep_models", session.settings.view.keep_models)
 
     def look(emit: JobContext) -> Memory:
@@ -91,7 +91,9 @@ def _(result: Memory) -> RenderableType:
     table.add_row(*(Text(name, "quiet") for name in ("", "total", "free", "this program", "others")))
     for one in result.devices:
         table.add_row(Text(one.name, "accent"), *map(amount, (one.total, one.free, one.program, one.others)))
-    empty = [f"{one.name} keeps {amount(one.allocator)} of it empty" for one in result.devices if one.allocator]
+    empty = [
+        f"{one.name} keeps {amount(one.allocator)} of it reserved but unused" for one in result.devices if one.allocator
+    ]
     rows = [Text(line, "quiet") for line in empty]
     return Group(table, *rows, Text(), draw_models(result))
 
@@ -108,5 +110,5 @@ def draw_models(result: Memory) -> RenderableType:
         name = Text(("> " if one.current else "  ") + clean_line(one.id), "accent" if one.current else "")
         cache = f"{amount(one.cache)}, {one.tokens} tokens" if one.tokens else "none"
         table.add_row(name, one.dtype, one.device, amount(one.weights), cache)
-    stay = "models stay while they fit" if result.keep_models == "auto" else f"{result.keep_models} of them may stay"
+    stay = "models stay while they fit" if result.keep_models == "auto" else f"at most {result.keep_models} stay"
     return Group(table, FactLine(stay, f"keep_models {result.keep_models}"))

@@ -100,9 +100,9 @@ def _(result: ModelList) -> RenderableType:
     silence = clean_line(result.silence)
     parts = (("in memory", _resident(result)), ("cached", _cached(result)), ("on the Hub", _listed(result)))
     if not any(rows for _, rows in parts):
-        return Text(join_facts("no model found here", silence or "and none on the Hub"), "quiet")
+        return Text(join_facts("no model found on this machine", silence or "and none on the Hub"), "quiet")
     drawings = First(_table(parts), _table([(title, list(map(_stacked, rows))) for title, rows in parts]))
-    return Group(drawings, Text(join_facts(silence, "a number loads it", "/info ID tells more"), "quiet"))
+    return Group(drawings, Text(join_facts(silence, "a number loads it", "/info ID describes one"), "quiet"))
 
 
 def _table(parts: Sections) -> Table:

@@ -1,4 +1,4 @@
-"""Models: load another, load again, free, and what the loaded one, or any other, is."""
+"""Models: load, reload and unload one, and describe the loaded one or any other."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -40,10 +40,10 @@ def model(
     id: Annotated[str, Words("a model", suggest=catalog.names, of_session=known)] = "",
     *changes: Annotated[tuple[str, str], Assignment()],
 ) -> Any:
-    """Load a model: a Hub id, a folder, builtin; or take one of a server's.
+    """Load a model (Hub id, folder, builtin), or choose one of the server.
 
-    Also id@revision, id:file.gguf and .gguf files.
-    Load settings may follow: /model ID dtype=bfloat16 device=cpu.
+    An id may have a revision or a file: ID@REVISION, ID:FILE.gguf. Load settings may follow it. Without an id, describe
+    the loaded model.
     """
     if session.remote is not None:
         return session.remote.choose(id) if id else session.remote.served()
@@ -56,7 +56,7 @@ def model_all_the_same(
     id: Annotated[str, Words("a model", catalog.names, Session.model_names)],
     *changes: Annotated[tuple[str, str], Assignment()],
 ) -> Any:
-    """Load a model like /model, even where it does not seem to fit."""
+    """Load a model even if it does not seem to fit in memory."""
     given = [*settings.address(id), *changes]
     session.store.allowed.add(changed(session.pending(), given).load)
     return load(session, given)
@@ -64,7 +64,7 @@ def model_all_the_same(
 
 @command("models", "/reload", "/model builtin", see="model unload")
 def reload(session: Session) -> Task[ModelInfo]:
-    """Load the model again, from the files as they are now."""
+    """Load the current model again from its files."""
     return session.reload()
 
 
@@ -86,7 +86,7 @@ def unloaded(session: Session, gone: list[ModelInfo]) -> Message:
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What is loaded, as asked for and as it is."""
+    """The loaded model, with the load settings that were asked for."""
 
     facts: ModelInfo
     asked: dict[str, Any]
@@ -94,7 +94,7 @@ class Info:
 
 @command("models", "/info", "/info gpt2", see="arch plan memory", needs_model=True)
 def info(session: Session, id: Annotated[str, Words("a model", catalog.names, Session.model_names)] = "") -> Any:
-    """Show the loaded model and its limits, or another model's card."""
+    """Describe the loaded model, or show the model card of another one."""
     if session.remote is not None and not id:
         return session.remote.served()
     loaded = next((each for each in session.store.residents() if id in (each.facts.id, each.facts.name)), None)
@@ -106,8 +106,8 @@ def info(session: Session, id: Annotated[str, Words("a model", catalog.names, Se
 
 def quantized(facts: ModelInfo) -> str:
     """Return the form of the weights, and how many layers have it where that was counted."""
-    left = f", {facts.left} left as they are" if facts.left else ""
-    return facts.quantization + (f" ({facts.packed} linear layers packed{left})" if facts.packed else "")
+    left = f", {facts.left} not quantized" if facts.left else ""
+    return facts.quantization + (f" ({facts.packed} linear layers quantized{left})" if facts.packed else "")
 
 
 @render.register
@@ -129,7 +129,7 @@ def _(result: Info) -> RenderableType:
         "attention": f"{facts.attention or 'none'} (asked for {asked['attention']})",
         "context": f"{facts.context} tokens" if facts.context else "no fixed limit",
         "chat template": "yes" if facts.chats else "none: the model completes text",
-        "python": "was open in /python, where it may have been changed · /reload loads it anew"
+        "python": "was open in /python, where it may have been changed · /reload loads it again"
         if facts.touched
         else "",
         "unused tensors": _left(facts.unexpected),
@@ -153,7 +153,7 @@ def _(result: ModelCard) -> RenderableType:
         "downloads": f"{result.downloads:,} in the last month" if result.downloads else "",
         "languages": ", ".join(result.languages),
         "base model": ", ".join(result.base_models),
-        "files": f"{len(result.files)}, {amount(size)} together",
+        "files": f"{len(result.files)}, {amount(size)} in total",
         "": "\n".join(f"{amount(size):>9}  {name}" for name, size in largest),
         "source": "the cache; the Hub did not answer" if result.source == "cache" else "",
     }
@@ -163,4 +163,4 @@ def _(result: ModelCard) -> RenderableType:
 def _left(names: tuple[str, ...]) -> str:
     """Name the first tensors of the files that the model has no place for."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more} in the files, which this model has no place for" if names else ""
+    return f"{', '.join(names[:3])}{more} are in the files but not in the model" if names else ""

@@ -104,12 +104,12 @@ def compute_next(resident: Model, spot: Position, count: int, emit: JobContext) 
 
 @command("inspect", "/next", "/next 20 The capital of France is", see="probs lens why", name="next", needs_model=True)
 def next_(session: Session, text: Annotated[str, RestOfLine()] = "") -> Task[object]:
-    """Show the likeliest next tokens here, or after TEXT.
+    """Show the most likely next tokens here, or after TEXT.
 
-    /next 20 and /next 20 TEXT show so many. Without TEXT it goes on from the last reply, as /continue does:
-    where the reply ended by itself, that is the end and what it might have said instead. TEXT is taken as it stands,
-    without the chat template. Where settings change the odds (/temperature, /top_p, ...) what is drawn from stands
-    beside them. Of a server it is the likeliest that it gives.
+    /next 20 and /next 20 TEXT show 20. Without TEXT it continues the last reply, as /continue does; if the reply
+    ended by itself, it shows the end token and its alternatives. TEXT is used as it is, without the chat template.
+    If settings change the probabilities (/temperature, /top_p, ...), those after the logits processors are shown
+    beside the model's own. A server returns a limited number.
     """
     remote, chosen = session.remote, session.settings
     if remote is None:

@@ -99,10 +99,9 @@ def _places(found: Survey, table: list[PlanRow], taken: int, load: Load, rooms: 
 
 @command("models", "/plan", "/plan gpt2", see="memory model quantize", name="plan")
 def plan_(session: Session, id: Annotated[str, Words("a model", suggest=locate.cached_models)] = "") -> Task[Plan]:
-    """Show whether a model fits before its weights are downloaded.
+    """Estimate whether a model fits in memory, before it is downloaded.
 
-    A row's number loads it so.
-    Without an id: the model that is loaded, or on its way.
+    The number of a row loads the model that way. Without an id, it plans for the current model.
     """
     now = session.pending()
     load = changed(now, settings.address(id), parts=("load",)).load if id else now.load
@@ -145,7 +144,7 @@ def _head(result: Plan) -> Text:
         f"{amount(result.cached)} here" if result.cached >= MUCH else "",
         f"disk {amount(result.disk_free)} free" if result.fetch else "",
     )
-    free = "free for it: " + join_facts(
+    free = "available: " + join_facts(
         *(f"{room.device} {amount(room.free)} of {amount(room.total)}" for room in result.rooms)
     )
     name = (clean_line(result.model), "accent")
@@ -186,10 +185,10 @@ def _code(code: Code) -> Text:
 
 def _end(result: Plan) -> Text:
     if not result.rows:
-        return Text("what it needs beside the weights cannot be told without its config", "quiet")
+        return Text("the memory beside the weights cannot be estimated without its config", "quiet")
     if not result.default:
         fits = any(word != TOO_LARGE for row in result.rows for word in row.verdicts.values())
-        said = "a number loads it so" if fits else "nothing of this fits here"
+        said = "a number loads it that way" if fits else "none of this fits here"
         return Text(said, "quiet")
     return Text.assemble(
         ("\nEnter", "accent"), (f" loads it as in row {result.best}, a number as in that row", "quiet")

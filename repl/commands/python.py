@@ -22,7 +22,7 @@ from repl.session.results import Message
 from repl.session.session import Session
 
 BANNER = "model, tokenizer; ids and reply of the last exchange · Ctrl-D returns"
-BACK = "replies now record that the model may have been changed · /reload loads it anew"
+BACK = "replies now record that the model may have been changed · /reload loads it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class PythonPrompt:
 def python(session: Session) -> PythonPrompt:
     """Open a Python prompt with the loaded model.
 
-    model, tokenizer, ids (of the last exchange) and reply (its record) are there. Ctrl-D returns, Ctrl-C ends a line of
-    Python. ptpython is used where it is installed. Replies of a model that was open there are recorded as such, and
-    /recipe and /info say so, until the model is loaded anew.
+    It has model, tokenizer, ids (of the last exchange) and reply (its record). Ctrl-D returns, Ctrl-C ends a line
+    of Python. ptpython is used if it is installed. Later replies of the model record that it was open there, and
+    /recipe and /info say so, until it is loaded again.
     """
     session.require_local_model()
     if session.loading is not None:

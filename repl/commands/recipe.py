@@ -82,10 +82,10 @@ def recipe_(
     *,
     force: bool = False,
 ) -> Task[Recipe]:
-    """Show a reply as a script for transformers alone that makes the same ids.
+    """Show a reply as a transformers script that generates the same ids.
 
-    With a file, write it there. /recipe, /recipe 4, /recipe story.py or /recipe 4 story.py; --force replaces a file
-    that is there.
+    With a file name, the script is written there: /recipe story.py or /recipe 4 story.py. --force replaces an
+    existing file.
     """
     if exchange and not exchange.isdecimal():
         exchange, file = "", exchange

@@ -136,7 +136,7 @@ def find_command(name: str) -> Command:
     """Return the command a word means: its name, an alias, or an unambiguous start; raises `UsageError`."""
     wanted = name.replace("-", "_").lower()
     if not wanted:
-        raise UsageError("a command follows the slash", "/help")
+        raise UsageError("type a command after the slash", "/help")
     if (title := COMMAND_ALIASES.get(wanted, wanted)) in COMMANDS:
         return COMMANDS[title]
     starts = sorted(
@@ -145,7 +145,7 @@ def find_command(name: str) -> Command:
     if len(starts) == 1:
         return COMMANDS[starts[0]]
     if starts:
-        raise UsageError(f"/{name} may be {', '.join('/' + start for start in starts)}")
+        raise UsageError(f"/{name} could be {', '.join('/' + start for start in starts)}")
     close = closest_match(wanted, [*COMMANDS, *COMMAND_ALIASES])
     like = f", did you mean /{close}?" if close else ""
     raise UsageError(settings.gone_setting(wanted) or f"no command /{name}{like}", "/help")
@@ -155,7 +155,7 @@ def alias(lines: Mapping[str, str]) -> list[str]:
     """Take over the user's aliases; returns a sentence for each that hides a command."""
     hidden = [name for name in lines if name in COMMANDS or name in COMMAND_ALIASES]
     USER_ALIASES.update({name: line for name, line in lines.items() if name not in hidden})
-    return [f"the alias {name!r} is left out: /{name} is a command" for name in hidden]
+    return [f"the alias {name!r} is ignored: /{name} is a command" for name in hidden]
 
 
 def expand(line: str) -> str:

@@ -43,10 +43,10 @@ def replay(
 ) -> Task[Any]:
     """Answer the messages of this conversation with another model.
 
-    Other settings are written as for /compare: dtype=bfloat16, or several joined by commas. Each message is answered
-    after the new answers before it; they make a branch of their own, where the conversation stands then (/go returns).
-    --pinned answers each after the recorded ones, and adds nothing to the conversation. Told of each: the first
-    difference, and length, speed and bits per byte of both answers. Model and settings stay.
+    Other settings are written as for /compare: dtype=bfloat16, or several joined by commas. Each message is
+    answered after the new answers before it, on a new branch (/go returns). With --pinned, each is answered after
+    the recorded answers, and nothing is added to the conversation. You see the first difference, and the length,
+    speed and bits per byte of both answers. Model and settings stay the same.
     """
     talk = recorded_exchanges(session.conversation)
     if not talk:
@@ -98,7 +98,7 @@ def _(result: Replay) -> RenderableType:
     said = join_facts(
         f"{sum(map(is_same, result.turns))} of {made} answers the same",
         f"{made} of {result.total} messages answered" if made < result.total else "",
-        "answered after the recorded ones, nothing was added" if result.pinned else "",
+        "each answered after the recorded answers; nothing was added" if result.pinned else "",
         f"a new branch ends at exchange {result.branch}" if result.branch else "",
     )
     back = [(" · ", "quiet"), (f"/go {result.before}", "accent"), (" returns", "quiet")] if result.branch else []

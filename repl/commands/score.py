@@ -75,7 +75,7 @@ def measure_text(resident: Model, text: str, source: str, emit: JobContext) -> S
     """Score a text; for the model thread."""
     ids = [int(token) for token in resident.tokenizer(text)["input_ids"]]
     if len(ids) < 2:
-        raise UsageError("a text of one token has nothing to be predicted from", "/next TEXT")
+        raise UsageError("a text of one token has no token to predict", "/next TEXT")
     window = min(resident.facts.context or MAX_WINDOW_TOKENS, MAX_WINDOW_TOKENS)
     scored: list[Scored] = []
     for begin, end, first in score_windows(len(ids), window):
@@ -104,11 +104,11 @@ def measure_text(resident: Model, text: str, source: str, emit: JobContext) -> S
     "inspect", "/score The cat sat on the mat.", "/score notes.txt", see="tokens next", name="score", needs_model=True
 )
 def score_(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Score]:
-    """Show how likely a text or file is: each token, perplexity, bits per byte.
+    """Score a text or file: token probabilities, perplexity, bits per byte.
 
-    A text that is the path of a file stands for what is in it. The text is read as it stands, without the chat
-    template; its first token is given, not predicted, though its bytes count in bits per byte. What is longer than the
-    context is read in windows that overlap by half.
+    A text that is the path of a file means the text in the file. It is read as it is, without the chat template.
+    The first token is not predicted, but its bytes count in bits per byte. A text longer than the context is read
+    in windows that overlap by half.
     """
     session.facts()
     if not text:

@@ -37,9 +37,9 @@ class Sessions:
 
 @command("history", "/sessions", "/sessions france", see="resume title")
 def sessions(session: Session, words: Annotated[str, RestOfLine()] = "") -> Sessions:
-    """List saved sessions, or those with some words.
+    """List saved sessions, or those that contain WORDS.
 
-    /resume ID goes on with one.
+    /resume ID continues one.
     """
     return Sessions(session.archive.sessions(words), words, session.archive.id)
 
@@ -72,9 +72,9 @@ def newest(session: Session) -> dict[str, str]:
 def resume(
     session: Session, id: Annotated[str, Words("the beginning of a session's id", of_session=newest)] = ""
 ) -> Resumed:
-    """Go on with a saved session: the last one, or the one whose id begins so.
+    """Continue a saved session: the last one, or the one with this id.
 
-    Its last exchanges are shown. Where no model is loaded yet, its own model is.
+    The beginning of the id is enough. If no model is loaded yet, the model of the session is loaded.
     """
     talk = session.archive.load(id)
     session.resume(talk)
@@ -93,7 +93,7 @@ def unanswered(talk: Conversation) -> str:
 
 @command("history", "/title Capitals", "/title", see="sessions resume")
 def title(session: Session, text: Annotated[str, RestOfLine()] = "") -> Message:
-    """Give this session a title; without an argument shows it."""
+    """Set the title of this session; without an argument, show it."""
     if text.strip():
         session.archive.rename(" ".join(text.split()))
     return Message(
@@ -110,7 +110,9 @@ def moment(when: float, now: datetime) -> str:
 @render.register
 def _(result: Sessions) -> RenderableType:
     if not result.sessions:
-        return Text(f"no session holds {clean_line(result.words)}" if result.words else "no saved session yet", "quiet")
+        return Text(
+            f"no session contains {clean_line(result.words)}" if result.words else "no saved sessions yet", "quiet"
+        )
     now = datetime.now().astimezone()
     table = Table.grid(padding=(0, 2))
     table.add_column(style="accent", no_wrap=True)
@@ -120,7 +122,7 @@ def _(result: Sessions) -> RenderableType:
         table.add_row(found.id, moment(found.when, now), _described(found, found.id == result.current))
     more = len(result.sessions) - MAX_SESSIONS
     hint = f"{more} more: /sessions WORDS finds them · " if more > 0 else ""
-    return Group(table, Text(f"{hint}/resume ID goes on with one", "quiet"))
+    return Group(table, Text(f"{hint}/resume ID continues one", "quiet"))
 
 
 def _described(found: Summary, current: bool) -> Text:

@@ -1,4 +1,4 @@
-"""Settings: a command for each field, the table of all, and the shorthands for decoding."""
+"""Settings: a command for each, the table of all, and the shorthands for decoding."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -80,7 +80,7 @@ def _other(session: Session, name: str, found: decoding.Value) -> Setting:
 @render.register
 def _(result: Table_) -> RenderableType:
     if not result.groups:
-        return Text("no setting has that in its name or help", "quiet")
+        return Text("no setting matches", "quiet")
     return Responsive(lambda width, ascii_only: _tables(result, width))
 
 
@@ -104,10 +104,10 @@ def _tables(result: Table_, width: int) -> Iterator[RenderableType]:
 
 @command("settings", "/set temperature 0.7", "/set max_time 5", see="settings reset", needs_model=True)
 def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") -> Any:
-    """Set or show anything by name: a setting, a generation field, template.NAME.
+    """Set or show a setting, a field of generation_config, or template.NAME.
 
-    /set template.chat_template NAME chooses one of several chat templates. /set FIELD none switches a field of the
-    generation config off that the model's own config sets, /set FIELD default leaves it to the model again.
+    /set template.chat_template NAME chooses one of several chat templates. /set FIELD none turns off a field that the
+    model's own generation_config sets, /set FIELD default returns to the model's value.
     """
     name = {theirs: ours for ours, theirs in decoding.OURS.items()}.get(name, name)
     if decoding.is_setting(name):
@@ -138,7 +138,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
 
 @command("settings", "/reset", "/reset temperature", see="settings preset")
 def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(settings.places()))] = "") -> Any:
-    """Put a setting back to its default, or every decoding setting."""
+    """Reset a setting to its default, or all decoding settings."""
     if not decoding.is_setting(name) and name.replace("-", "_") in dict(session.settings.extra):
         return set_(session, name, "default")
     if name:
@@ -150,13 +150,13 @@ def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(sett
 
 @command("settings", "/greedy", "/compare greedy sample", see="sample beams temperature")
 def greedy(session: Session) -> Message:
-    """Take the likeliest token at every step."""
+    """Decode greedily: take the most likely token at every step."""
     return apply(session, [("do_sample", "off"), ("num_beams", "1"), ("num_return_sequences", "default")])
 
 
 @command("settings", "/sample", "/sample temperature=0.8 top_p=0.95", see="greedy seed sweep")
 def sample(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) -> Message:
-    """Draw tokens at random: /sample temperature=0.8 top_p=0.95."""
+    """Turn sampling on, with these settings."""
     return apply(session, [("do_sample", "on"), ("num_beams", "1"), ("num_return_sequences", "default"), *changes])
 
 

@@ -1,4 +1,4 @@
-"""The session in figures: replies, tokens and time, in all and by model."""
+"""The session in figures: replies, tokens and time, in total and by model."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def summed(name: str, records: Iterable[Reply]) -> Total:
 
 
 def label(record: Reply) -> str:
-    """Return what replies are told apart by: the model and its format."""
+    """Return the model of a reply and its dtype or quantization."""
     packed = record.model.quantization
     return join_facts(record.model.id, record.model.dtype, "" if packed == "none" else packed)
 
@@ -72,9 +72,9 @@ def label(record: Reply) -> str:
 def stats(
     session: Session, value: Annotated[str, RestOfLine(suggest=settings.setting_kind("stats").complete)] = ""
 ) -> Any:
-    """Show totals of this session; on or off: the figures under replies.
+    """Show totals of this session; on or off: statistics under replies.
 
-    Counted is every reply of the conversation with all its branches, also those that were stopped.
+    All replies on all branches of the conversation count, stopped ones too.
     """
     if value:
         return change(session, "stats", value)
@@ -94,14 +94,14 @@ def _(result: Stats) -> RenderableType:
     for _ in range(6):
         table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
-    heads = ("replies", "read", "reused", "made", "time", "tokens/s", "")
+    heads = ("replies", "prompt", "cached", "generated", "time", "tokens/s", "")
     table.add_row(*(Text(word, "quiet") for word in heads))
     rows = result.models if len(result.models) < 2 else [*result.models, result.total]
     for one in rows:
         speed = f"{one.decode_tps:.1f}" if one.decode_tps else ""
         figures = (f"{one.replies}", f"{one.prompt:,}", f"{one.reused:,}", f"{one.made:,}", _time(one.seconds), speed)
-        table.add_row(*figures, Text(clean_line(one.model or "in all"), "accent" if one.model else "quiet"))
-    off = [] if result.line else [Text("no line of figures after replies · /stats on", "quiet")]
+        table.add_row(*figures, Text(clean_line(one.model or "total"), "accent" if one.model else "quiet"))
+    off = [] if result.line else [Text("statistics under replies are off · /stats on", "quiet")]
     return Group(table, *off)
 
 

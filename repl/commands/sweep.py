@@ -52,13 +52,13 @@ def sweep(
     *,
     exact: bool = False,
 ) -> object:
-    """Answer one prompt under a grid of settings.
+    """Answer a prompt with every combination of settings.
 
-    As in /sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2 [seed=1] [-- PROMPT].
-    Each combination is made n times, with the seeds from seed on; temperature=0 is greedy. Without a prompt the last
-    message is answered. All rows are made together, from one reading of the prompt, each with its own processors and
-    random numbers; --exact makes them one after another. Ctrl-C keeps what is done. /sweep show 5 shows a row,
-    /pick 5 takes it as the answer with its settings, /export FILE --view writes all rows with their ids.
+    Write /sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2 [seed=1] [-- PROMPT]. Each combination is generated n times,
+    with the seeds from seed on; temperature=0 is greedy. Without a prompt the last message is answered. All rows
+    are generated in one batch, each with its own logits processors and random numbers; --exact generates them one
+    after another. Ctrl-C keeps the finished rows. /sweep show 5 shows a row, /pick 5 makes it the answer with its
+    settings, /export FILE --view writes all rows with their ids.
     """
     words, prompt = split_prompt(text)
     if words[:1] == ["show"] and not prompt:
@@ -195,5 +195,5 @@ def _said(found: Sweep) -> str:
         f"{found.made} rows made {how}",
         f"{counted(made, 'token')} in {found.seconds:.1f} s, {rate(made / found.seconds)}" if found.seconds else "",
         "" if found.whole else "stopped by you",
-        f"{counted(found.left_out, 'row')} not begun" if found.left_out else "",
+        f"{counted(found.left_out, 'row')} not started" if found.left_out else "",
     )

@@ -1,4 +1,4 @@
-"""The chat template: the exact prompt of the next turn, and what the template may get wrong."""
+"""The chat template: the exact prompt of the next turn, and checks of the template."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -32,7 +32,7 @@ VERDICTS = {"good": "green", "note": "yellow", "bad": "red"}
 
 @dataclass(frozen=True, slots=True)
 class PromptPiece:
-    """One token of a prompt, and whose message it belongs to."""
+    """One token of a prompt, and the role of its message."""
 
     id: int
     text: str
@@ -56,7 +56,7 @@ class TurnPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found out about a template."""
+    """The results of checking a template."""
 
     checks: list[Check]
 
@@ -79,8 +79,8 @@ def template(
 ) -> Task[Any]:
     """Show the exact prompt of the next turn.
 
-    `/template check` tries the template. /template TEXT puts TEXT where your next message goes. --ids lists the tokens
-    with their ids.
+    `/template check` checks the template for common faults. /template TEXT uses TEXT as your next message. --ids lists
+    the tokens with their ids.
     """
     session.facts()
     values, prefill = template_values(session.settings.extra), session.next_message.prefill

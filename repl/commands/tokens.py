@@ -63,9 +63,9 @@ def of_turn(tokenizer: PreTrainedTokenizerBase, record: Reply, known: int, liste
 def tokens(session: Session, text: Annotated[str, RestOfLine()] = "", *, ids: bool = False) -> Task[Tokens]:
     """Show the tokens of a text, by default of the last turn.
 
-    --ids lists them. The last turn is your last message as the model got it, and the reply, from the record of the
-    reply. The tokens of the reply are numbered as /why counts them. A character that is split over
-    tokens stands in front of its bytes, which read <e4>.
+    --ids lists them with their ids. The last turn is your last message as the model received it, and the reply,
+    from its record. The tokens of the reply are numbered as in /why. A character that is split over several tokens
+    is shown in front of its bytes, such as <e4>.
     """
     if text:
         return session.run_on_model(lambda emit: of_text(session.store.current().tokenizer, text, ids))

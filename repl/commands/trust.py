@@ -42,9 +42,9 @@ def list_code(load: Load, allowed: bool, offline: bool, emit: JobContext) -> Tru
 def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "always", "no"))] = "show") -> Any:
     """Show a model's remote code, and allow it to run.
 
-    `/trust yes` allows it at this commit, in this session. It speaks of the model that was refused last, else of the
-    one that is loaded. `/trust always` allows this commit in later sessions too, `/trust no` takes a consent back. A
-    new commit asks again.
+    It is about the model that was refused last, else the loaded one. `/trust yes` allows the code of this commit in
+    this session, `/trust always` in later sessions too, `/trust no` withdraws the consent. A new commit needs a new
+    consent.
     """
     wanted, found = session.untrusted or (session.pending(), None)
     model, consents = wanted.load.model, session.store.consents
@@ -52,13 +52,13 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
         session.forget_refusal()
         taken = consents.withdraw(model)
         there = any(each.load.model == model and each.load.trust_remote_code for each in session.store.residents())
-        stays = f"what is loaded of it stays: /unload {model} frees it" if there else ""
+        stays = f"it stays loaded: /unload {model} frees it" if there else ""
         return Message(join_facts(f"{model}: remote code disabled", stays if taken else "it was not allowed before"))
     if answer == "show":
         allowed = model in consents.given and found is None
         return session.run_on_model(lambda emit: list_code(wanted.load, allowed, session.store.offline, emit))
     if found is None:
-        raise UsageError("no model was refused for its code", "/model ID")
+        raise UsageError("no model needs your consent", "/model ID")
     consents.give(model, consent.mark(found), lasting=answer == "always")
     session.forget_refusal()
     return session.reload(wanted.put("trust_remote_code", True, CONSENT))

@@ -33,10 +33,10 @@ SHORT_NAMES = {
 def why(session: Session, token: str = "") -> Task[Why]:
     """Explain a token of the last reply, by default the least certain one.
 
-    /why 3 names it by its number (/tokens --ids lists them), /why Paris by a text, whose first token is meant. The
-    least certain token is the one with the lowest probability, blank ones left out. The columns are the model's
-    probabilities and those behind each logits processor, in the order they ran, by the record of the reply: settings
-    that changed since do not count.
+    /why 3 explains token 3 (/tokens --ids lists them), /why Paris the first token of that text. The least certain
+    token is the one with the lowest probability; blanks do not count. The columns are the model's probabilities and
+    those after each logits processor, in the order in which they ran. They come from the record of the reply, so
+    later changes of settings do not matter.
     """
     (last, record), shared = require_own_reply(session), session.settings.decode.reuse
 
@@ -84,7 +84,7 @@ def _story(result: Why) -> list[str]:
     """Say in words what the table cannot: what was removed besides, and how the choice was made."""
     named = [(step, step.name + ("" if step.value is None else f" {step.value:g}")) for step in result.steps]
     lines = [
-        f"{name} removed {counted(step.removed, 'token')}, {percent(step.mass)} of the odds"
+        f"{name} removed {counted(step.removed, 'token')}, {percent(step.mass)} of the probability"
         for step, name in named
         if step.removed
     ]
@@ -95,11 +95,15 @@ def _story(result: Why) -> list[str]:
 
 def _end(result: Why) -> str:
     if result.how == "taken":
-        return f"put in by you with /take; the settings give it {percent(result.probability)}"
+        return f"put there by you with /take; its probability was {percent(result.probability)}"
     if result.how == "beams":
-        return f"{percent(result.probability)} alone: a beam search weighs whole sequences, not single tokens"
+        return f"{percent(result.probability)} by itself: beam search compares whole sequences, not single tokens"
     if result.how == "sampled":
-        return f"was drawn with {percent(result.probability)}" if result.probability else "could not be drawn"
+        return (
+            f"sampled with probability {percent(result.probability)}"
+            if result.probability
+            else "could not have been sampled"
+        )
     if result.id == result.likeliest:
-        return "greedy: taken as the likeliest"
-    return "greedy would take another one: a near tie, within rounding"
+        return "greedy: the most likely token"
+    return "greedy would choose another token: a near tie, within rounding"

@@ -231,7 +231,7 @@ class Archive:
         if found:
             return id.lower() if id.lower() in found else found[0]
         if not id:
-            raise NotFound("there is no other saved session" if known else "there is no saved session yet")
+            raise NotFound("no other saved session" if known else "no saved sessions yet")
         close = closest_match(id, known)
         raise NotFound(f"no session {id!r}" + (f", did you mean {close}?" if close else ""), "/sessions")
 

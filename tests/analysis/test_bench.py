@@ -185,7 +185,7 @@ def test_what_is_done_is_kept_when_it_is_stopped(session, done, kept):
 
     found = finish(task, stop)
     assert not found.whole
-    said = "stopped: this is what was done by then" if kept else "stopped before anything was measured"
+    said = "stopped early: results so far" if kept else "stopped before anything was measured"
     assert said in drawn(found)
     measured = [row.runs for row in found.rows]
     assert measured[: len(kept)] == kept

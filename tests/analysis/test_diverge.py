@@ -130,7 +130,7 @@ def test_a_sampled_reply_gives_way_to_a_greedy_one(llama_folder):
         assert found.made
         assert found.token_ids == greedy.token_ids != sampled.token_ids
         assert session.conversation.turns == turns
-        assert "over a greedy reply made now" in drawn(found)
+        assert "on a greedy reply generated now" in drawn(found)
         other = run(session, "/diverge dtype=bfloat16 -- Once upon a time")
         assert other.made
         assert other.prompt_ids != found.prompt_ids
@@ -227,12 +227,12 @@ def test_what_does_not_fit_beside_is_loaded_in_turn(llama_folder):
     ("line", "said"),
     [
         ("", "needs text"),
-        ("temperature=0.7", "temperature does not change the model's numbers"),
-        ("dtype=float16 temperature=0.7", "temperature does not change the model's numbers"),
+        ("temperature=0.7", "temperature does not change the model's logits"),
+        ("dtype=float16 temperature=0.7", "temperature does not change the model's logits"),
         ("dtype=bf17", "'bf17' is not one of"),
         ("dtype=float32", "is how .* is loaded already"),
         ("dtype=float16", "nothing was asked yet"),
-        ("-- hello", "needs a way to load"),
+        ("-- hello", "needs a load setting"),
     ],
 )
 def test_a_wrong_line_is_one_sentence(line, said, quiet_session):

@@ -122,7 +122,7 @@ def test_a_forged_record_is_reported_at_the_forged_token(session, gpt2_folder, p
     said = drawn(found)
     assert said.startswith(f"{place} of 12 token ids identical")
     assert f"first difference at token {place + 1}" in said
-    assert "versions, format, device, attention and threads are the same" in said
+    assert "versions, dtype, device, attention and threads are the same" in said
 
 
 def test_a_record_that_is_shorter_or_longer_is_reported_at_its_end(session):

@@ -27,7 +27,7 @@ def test_aliases_and_unambiguous_starts_work(word: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "said"), [("tempreature", "did you mean /temperature"), ("xyzzy", "no command /xyzzy"), ("re", "may be")]
+    ("word", "said"), [("tempreature", "did you mean /temperature"), ("xyzzy", "no command /xyzzy"), ("re", "could be")]
 )
 def test_an_unknown_command_names_the_nearest(word: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):

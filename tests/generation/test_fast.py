@@ -447,7 +447,7 @@ def test_lookup_and_assistant_exclude_each_other(session):
 def test_a_lookup_that_can_do_nothing_says_so_when_it_is_set(session):
     run(session, "/beams 3")
     assert "no effect while several sequences" in run(session, "/fast prompt_lookup").text
-    with pytest.raises(UsageError, match="off goes by itself"):
+    with pytest.raises(UsageError, match="off cannot be combined with a mode"):
         run(session, "/fast off prompt_lookup")
 
 
@@ -620,7 +620,7 @@ def test_the_view_has_words_for_it():
     paths = FastPath("prompt_lookup", True, ""), FastPath("assistant", False, "not chosen: /assistant ID")
     text = drawn(Fast(paths, [used, idle], 16.5))
     assert "prompt_lookup" in text
-    assert "2.3 tokens a pass · 43 of 65 proposals right · 38.4 tokens/s · 16.5 without" in text
+    assert "2.3 tokens per pass · 43 of 65 proposed tokens accepted · 38.4 tokens/s · 16.5 without" in text
     assert "/assistant ID" in text
 
 

@@ -285,7 +285,7 @@ def test_an_id_can_be_shortened_as_far_as_it_is_clear(archive: Archive) -> None:
 
 def test_an_unknown_id_names_the_nearest(archive: Archive) -> None:
     """And changes nothing."""
-    with pytest.raises(NotFound, match="no saved session yet"):
+    with pytest.raises(NotFound, match="no saved sessions yet"):
         archive.load()
     name = said(archive, "one")
     with pytest.raises(NotFound, match="no other saved session"):
@@ -832,8 +832,8 @@ def test_sessions_are_drawn_harmless(session: Session) -> None:
 
 
 def test_sessions_without_any_say_so(session: Session) -> None:
-    assert drawn(sessions(session)) == "no saved session yet\n"
-    assert drawn(sessions(session, "fox")) == "no session holds fox\n"
+    assert drawn(sessions(session)) == "no saved sessions yet\n"
+    assert drawn(sessions(session, "fox")) == "no session contains fox\n"
 
 
 def test_many_sessions_are_cut_with_a_hint(session: Session) -> None:
