@@ -22,7 +22,6 @@ from repl.core.reply import Reply
 from repl.core.sanitize import ascii_only, clean
 from repl.core.values import RestOfLine
 from repl.generation.measure.token_text import quote
-from repl.generation.prompt.thinking import fold_parts
 from repl.remote.engine import Remote
 from repl.remote.http import ServerConnection
 from repl.session.change_settings import adopt
@@ -33,6 +32,7 @@ from repl.session.session import Session, Task
 from repl.terminal.columns import Block, Blocks
 from repl.terminal.export import said
 from repl.terminal.screen import render
+from repl.terminal.thinking import fold_parts
 
 COLUMN = RestOfLine("a text", variants.offered, variants.offered)
 

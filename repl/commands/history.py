@@ -15,12 +15,12 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import Integer
-from repl.generation.prompt.thinking import fold_parts
 from repl.session.position import ExchangeNumber, current_branch
 from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.export import said
 from repl.terminal.screen import render
+from repl.terminal.thinking import fold_parts
 
 
 @dataclass(frozen=True, slots=True)

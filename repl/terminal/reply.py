@@ -13,11 +13,11 @@ from repl.core.parts import Parts
 from repl.core.sanitize import Cleaner, ascii_only, clean
 from repl.core.settings import View
 from repl.generation.measure.token_trace import Trace, read_trace
-from repl.generation.prompt.thinking import Fold, ShownPart, fold_parts
 from repl.terminal.export import said
 from repl.terminal.markdown import Markdown
 from repl.terminal.redraw import LineReader, Stream, WordWrap
 from repl.terminal.screen import Screen, reply_figures
+from repl.terminal.thinking import Fold, ShownPart, fold_parts
 from repl.terminal.token_colours import colour_trace
 
 ERASE = "\r\x1b[2K"

@@ -3,7 +3,7 @@
 import pytest
 
 from repl.core.parts import PartsReader
-from repl.generation.prompt.thinking import Fold
+from repl.terminal.thinking import Fold
 
 
 class Clock:
