@@ -12,7 +12,7 @@ from repl.core.format import device
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Environment, ModelRecord, Reply
-from repl.generation import measure
+from repl.generation import decode, measure
 from repl.generation.interface import Model
 
 TOUCHED = "open in /python"  # where it may have been changed
@@ -59,11 +59,13 @@ def generate_again(resident: Model, record: Reply, emit: JobContext) -> list[int
     if record.seed is not None:
         torch.manual_seed(record.seed)
     ids = measure.forward.input_ids(model, prompt)
+    mask = decode.format_mask.recorded_mask(resident, record, prompt, chosen.config)
     with library_errors("the repetition stopped"), measure.forward.cancellable_forward(model, emit.raise_if_cancelled):
         rows = model.generate(
             input_ids=ids,
             attention_mask=ids.new_ones(ids.shape),
             generation_config=chosen.config,
+            logits_processor=[] if mask is None else [mask],
             stopping_criteria=[tell],
             tokenizer=resident.tokenizer,
             **chosen.off,

@@ -11,7 +11,7 @@ from repl.core.errors import UsageError
 from repl.core.jobs import JobContext
 from repl.core.library_types import GenerationConfig, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Reply
-from repl.generation import measure
+from repl.generation import decode, measure
 from repl.generation.decode.detokenizer import Detokenizer
 from repl.generation.interface import Model
 from repl.generation.measure.token_text import Speller
@@ -83,7 +83,8 @@ def explain(resident: Model, record: Reply, place: str, shared: bool, emit: JobC
     prompt, made = call_ids(record, spot)
     chosen = generation.arguments.of_values(resident.model, recipe.recorded_values(record))
     logits = measure.scoring.next_logits(resident, [*prompt, *made], emit, shared)
-    found = measure.processors.stages(resident, chosen, prompt, made, logits)
+    mask = decode.format_mask.recorded_mask(resident, record, prompt, chosen.config)
+    found = measure.processors.stages(resident, chosen, prompt, made, logits, mask)
     odds = [stage.probabilities for stage in found]
     steps = [_step(token, *pair) for pair in pairwise(found)]
     speller = Speller(resident.tokenizer)

@@ -14,6 +14,7 @@ from repl.commands import (  # noqa: F401 importing them registers them
     export,
     fast,
     files,
+    format,
     guide,
     help,
     history,

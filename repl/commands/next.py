@@ -18,7 +18,7 @@ from repl.core.format import counted, join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import ascii_only, clean_line
 from repl.core.values import RestOfLine
-from repl.generation import measure
+from repl.generation import decode, measure
 from repl.generation.interface import Model, Request
 from repl.generation.measure.token_text import Speller, quote
 from repl.generation.prompt.context_window import encode_prompt
@@ -82,7 +82,8 @@ def compute_next(resident: Model, spot: Position, count: int, emit: JobContext) 
     ids = encode_prompt(resident, request, 1, emit).ids
     decoding.fit_context(chosen.config, len(ids), resident.facts.context, resident.facts.id)
     logits = measure.scoring.next_logits(resident, ids, emit, shared=request.settings.decode.reuse)
-    raw, *active = measure.processors.stages(resident, chosen, ids, (), logits)
+    mask = decode.format_mask.make_mask(resident, request, ids, chosen.config)
+    raw, *active = measure.processors.stages(resident, chosen, ids, (), logits, mask)
     final = active[-1] if active else raw
     speller = Speller(resident.tokenizer)
     logs, drawn = raw.scores.log_softmax(-1), final.probabilities

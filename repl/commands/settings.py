@@ -174,6 +174,7 @@ def _register(name: str) -> None:
 
 
 for _name in settings.places():
-    # commands of their own: id@revision and id:file.gguf; the totals beside it; the last reply once more; loads it
-    if _name not in ("model", "stats", "probs", "assistant"):
+    # commands of their own: id@revision and id:file.gguf; the totals beside it; the last reply once more; loads it;
+    # tries the grammar
+    if _name not in ("model", "stats", "probs", "assistant", "format"):
         _register(_name)

@@ -34,16 +34,17 @@ def why(session: Session, token: str = "") -> Task[Why]:
     """Explain a token of the last reply, by default the least certain one.
 
     /why 3 explains token 3 (/tokens --ids lists them), /why Paris the first token of that text. The least certain
-    token is the one with the lowest probability; blanks do not count. The columns are the model's probabilities and
-    those after each logits processor, in the order in which they ran. They come from the record of the reply, so
-    later changes of settings do not matter.
+    token is the one with the lowest probability; blanks do not count. With a form it is the token where the form took
+    most away. The columns are the model's probabilities and those after each logits processor, in the order in which
+    they ran. They come from the record of the reply, so later changes of settings do not matter.
     """
     (last, record), shared = require_own_reply(session), session.settings.decode.reuse
 
     def work(emit: JobContext) -> Why:
         resident = session.store.current()
-        place = token or str(least_certain(resident, last, emit))
-        return replace(explain(resident, record, place, shared, emit), least_certain=not token)
+        worst = record.format.worst if record.format else 0
+        place = token or str(worst or least_certain(resident, last, emit))
+        return replace(explain(resident, record, place, shared, emit), least_certain=not (token or worst))
 
     return session.run_on_model(work)
 

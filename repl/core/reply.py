@@ -82,6 +82,28 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class FormatCost:
+    """What the form of a reply gave and took; places are those of tokens, from 1."""
+
+    given: tuple[int, ...] = ()
+    """Where the form left one token."""
+    overruled: tuple[int, ...] = ()
+    """Where the model's likeliest token could not come."""
+    nats: tuple[float, ...] = ()
+    """Of each token that was made: the negative logarithm of the probability that the tokens left had together."""
+    finished: bool = False
+    """Whether the reply is of the form as it stands."""
+    before: int = field(default=0, metadata={"rare": True})
+    """Tokens of the reply that were there before: the places count from behind them."""
+
+    @property
+    def worst(self) -> int:
+        """Return the place in the whole reply where most was taken away, 0 where nothing was."""
+        place = max(range(len(self.nats)), key=self.nats.__getitem__, default=0)
+        return self.before + place + 1 if any(self.nats) else 0
+
+
+@dataclass(frozen=True, slots=True)
 class SpeculationStats:
     """How a reply was read ahead: forward passes after the prompt's, and the tokens that were proposed."""
 
@@ -190,6 +212,8 @@ class Reply:
     """Of the reply's tokens, one for each; empty where they were not measured."""
     drafts: SpeculationStats | None = None
     """How it was read ahead."""
+    format: FormatCost | None = field(default=None, metadata={"rare": True})
+    """What its form gave and took; None where it had none, or a server held it to it."""
     taken: tuple[int, ...] = ()
     """Places, from 1, of tokens that the user put in with /take."""
     continued: tuple[int, ...] = rare(())

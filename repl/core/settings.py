@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from repl.core.errors import UsageError
+from repl.core.reply_format import FormatKind
 from repl.core.values import (
     BoolOrNever,
     Choice,
@@ -117,6 +118,9 @@ class Decode:
         None, "no n-gram of this length occurs twice; 0 turns it off", off=0
     )
     stop: Annotated[tuple[str, ...] | None, Strings()] = setting(None, "strings that end a reply", off=())
+    format: Annotated[str, FormatKind()] = setting(
+        "", "what a reply must be: fields, a JSON Schema, /regex/ or a grammar", off=""
+    )
     seed: Annotated[int | None, Integer(0, 2**63 - 1)] = setting(
         None, "random seed of sampling; without it every reply has a new one", off=None
     )

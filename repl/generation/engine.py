@@ -19,7 +19,17 @@ from repl.core.explain import is_memory, library_errors, sentence
 from repl.core.jobs import JobContext, T, strip_traceback
 from repl.core.library_types import Cache, ModelOutput, PreTrainedTokenizerBase, Tensor
 from repl.core.parts import Parts
-from repl.core.reply import BeamSearch, Environment, ModelRecord, Reply, Sequence, Timing, TokenLogprobs, Usage
+from repl.core.reply import (
+    BeamSearch,
+    Environment,
+    FormatCost,
+    ModelRecord,
+    Reply,
+    Sequence,
+    Timing,
+    TokenLogprobs,
+    Usage,
+)
 from repl.core.settings import Settings
 from repl.generation import arguments
 from repl.generation.arguments import Arguments
@@ -27,6 +37,7 @@ from repl.generation.decode import loop
 from repl.generation.decode.beams import Watch, token_logprobs
 from repl.generation.decode.detokenizer import Detokenizer, spell_tokens
 from repl.generation.decode.drafters import Drafting, Get
+from repl.generation.decode.format_mask import make_mask
 from repl.generation.interface import Model, Request
 from repl.generation.measure.forward import Meter, cancellable_forward, input_ids, nan_guard
 from repl.generation.prompt import chat_template
@@ -161,7 +172,8 @@ class ReplyRun:
         self.reader: Any = None  # cuts what is shown into its parts
         self.first_at = self.last_at = 0.0
         drafts, beams = decoding.draft_source(request.settings), (config.num_beams or 1) > 1
-        self.drafting = Drafting(resident, request.settings, emit, get) if drafts else None
+        self.mask = make_mask(resident, request, prompt.ids, config)  # what holds the reply to its form
+        self.drafting = Drafting(resident, request.settings, emit, get, self.mask) if drafts or self.mask else None
         ends = decoding.end_ids(config)
         self.watch = Watch(resident.tokenizer, emit, not config.do_sample, ends) if beams else None
         self.token_logprobs: tuple[tuple[float, ...], ...] = ()  # of each sequence that a beam search returned
@@ -244,12 +256,13 @@ class ReplyRun:
             return loop.generate(
                 model,
                 proposals,
+                mask=self.mask,
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=self.config,
                 logits_processor=[
                     *([self.watch] if self.watch else []),
-                    nan_guard(self.resident.facts, len(self.prompt)),
+                    nan_guard(self.resident.facts, len(self.prompt), self.mask is not None),
                 ],
                 stopping_criteria=[self._told_to_stop],
                 tokenizer=tokenizer,
@@ -388,7 +401,15 @@ class ReplyRun:
             search=self._search(sequences),
             measures=TokenLogprobs() if self.watch else self.meter.measures(best.token_ids),
             drafts=self.drafting.stats() if self.drafting else None,
+            format=self._cost(best.token_ids),
         )
+
+    def _cost(self, ids: tuple[int, ...]) -> FormatCost | None:
+        """Return what the form gave and took; of a beam search, which weighs whole sequences, whether it is whole."""
+        if not self.mask:
+            return None
+        found = replace(self.mask.cost(ids), before=len(self.request.begins_with[1]))
+        return FormatCost(finished=found.finished) if self.watch else found
 
     def _search(self, sequences: list[Sequence]) -> BeamSearch | None:
         if self.watch is None:

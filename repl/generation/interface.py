@@ -25,6 +25,8 @@ class Runtime:
     kv_cache: "decode.kv_cache.PrefixCache" = field(default_factory=lambda: decode.kv_cache.PrefixCache())
     last_logits: dict[tuple[int, ...], Any] = field(default_factory=dict)
     """The logits behind the text that was looked at last, by its ids."""
+    format_tokenizers: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    """The tokenizer as llguidance has it, by the end tokens."""
     notices_shown: set[str] = field(default_factory=set)
     """What was said of this model and need not be said again."""
 
@@ -58,6 +60,8 @@ class Request:
     """What the reply begins with, in a chat."""
     begun: Begun | None = None
     """The reply of a chat that `ids` end with."""
+    made: int = 0
+    """How many of `ids`, the last ones, are of the completion that is gone on with."""
 
     @property
     def chats(self) -> bool:
@@ -69,6 +73,13 @@ class Request:
         """The instruction in front of the chat, empty where there is none."""
         first = self.messages[0] if self.messages else {}
         return first["content"] if first.get("role") == "system" else ""
+
+    @property
+    def begins_with(self) -> tuple[str, tuple[int, ...]]:
+        """Return what the reply has already: a text that it was given, and the ids that were made."""
+        if self.begun:
+            return self.begun.prefill, self.begun.ids
+        return self.prefill, self.ids[len(self.ids) - self.made :]
 
     @property
     def seeded(self) -> bool:

@@ -54,7 +54,7 @@ def continuation_request(session: Session, last: Turn) -> Request:
         return chat(session, session.settings, asked, last.text)
     made = record.token_ids[:-1] if record.finish == "stop" else record.token_ids
     begun = Begun(last.text, record.prefill, made, shown=True) if last.role == "assistant" else None
-    return Request(session.settings, ids=(*record.prompt_ids, *made), begun=begun)
+    return Request(session.settings, ids=(*record.prompt_ids, *made), begun=begun, made=len(made))
 
 
 WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|\S)+""")

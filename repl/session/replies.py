@@ -144,7 +144,8 @@ def continue_reply(resident: Model, begun: Turn, settings: Settings, emit: JobCo
     """Tell a beginning and generate what follows it: nothing where it ends with an end token."""
     record = require_record(begun)
     chat = Begun(begun.text, record.prefill, record.token_ids) if begun.role == "assistant" else None
-    request = Request(settings, ids=(*record.prompt_ids, *record.token_ids), begun=chat)
+    ids, made = (*record.prompt_ids, *record.token_ids), len(record.token_ids)
+    request = Request(settings, ids=ids, begun=chat, made=made)
     if chat is None:
         emit(PromptEcho(begun.text))
     if record.token_ids[-1] not in decoding.end_ids(generation.arguments.of_settings(resident, settings).config):

@@ -147,9 +147,13 @@ def score_unit(length_penalty: float) -> str:
 def reply_figures(done: Reply) -> str:
     """Return the line of figures under a reply."""
     made, timing = done.usage.completion, done.timing
-    ends = {"cancelled": "stopped by you · /continue goes on", "length": _limit(done)}
+    goes_on = "/continue goes on"
+    if done.format and not done.format.finished:
+        goes_on = "the form is unfinished: /continue finishes it"
+    ends = {"cancelled": f"stopped by you · {goes_on}", "length": _limit(done, goes_on)}
     return join_facts(
-        counted(made, _unit(done)),
+        counted(made, _unit(done)) + _given(done),
+        *_overruled(done),
         f"first after {timing.ttft_s:.2f} s" if timing.ttft_s is not None else "",
         rate(timing.decode_tps) if timing.decode_tps else "",
         f"{done.usage.reused} of {done.usage.prompt} reused" if done.usage.reused else "",
@@ -158,12 +162,26 @@ def reply_figures(done: Reply) -> str:
     )
 
 
+def _given(done: Reply) -> str:
+    """Say how many tokens the form gave."""
+    return f", {len(done.format.given)} of them given by the form" if done.format and done.format.nats else ""
+
+
+def _overruled(done: Reply) -> list[str]:
+    """Say how often the form overruled the model, what it took away, and where that is explained."""
+    if not done.format or not done.format.nats:
+        return []
+    times = counted(len(done.format.overruled), "time")
+    place = done.format.worst
+    return [f"overruled the model {times}, {sum(done.format.nats):.1f} nats", f"/why {place}" if place else ""]
+
+
 def _unit(done: Reply) -> str:
     """Say what was counted: a server that did not say how many tokens it made sent so many pieces."""
     return "piece" if isinstance(done.model, ServedModel) and done.model.counted == "by pieces" else "token"
 
 
-def _limit(done: Reply) -> str:
+def _limit(done: Reply, goes_on: str) -> str:
     """Say which limit a reply ran into: the one that was reached."""
     context, made, server = done.model.context, done.usage.completion, done.server
     if server and done.decode.get("max_new_tokens") is None and not 0 < context <= done.usage.prompt + made:
@@ -174,7 +192,7 @@ def _limit(done: Reply) -> str:
         seconds = done.decode["max_time"]
         return f"cut after {seconds:g} s, /set max_time {2 * seconds:g} allows more"
     if (limit := done.decode.get("max_new_tokens")) is not None:
-        return f"cut at {counted(limit, 'token')} · /continue goes on"
+        return f"cut at {counted(limit, 'token')} · {goes_on}"
     return f"cut at max_length {done.decode.get('max_length')}"
 
 

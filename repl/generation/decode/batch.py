@@ -60,10 +60,11 @@ class BatchRow:
         """Let the library make what `generate` would choose tokens with; the model is not run."""
         self.processors, self._criteria = loop.capture_processors(
             self._resident.model,
+            self.run.mask,
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=self.run.config,
-            logits_processor=[nan_guard(self._resident.facts, ids.shape[-1])],
+            logits_processor=[nan_guard(self._resident.facts, ids.shape[-1], self.run.mask is not None)],
             tokenizer=self._resident.tokenizer,
             **self.run.arguments.off,
         )

@@ -20,6 +20,7 @@ from repl.core.reply import SpeculationStats
 from repl.core.settings import Load, Settings
 from repl.generation.decode import kv_cache, loop
 from repl.generation.decode.detokenizer import common_length
+from repl.generation.decode.format_mask import FormatMask, GivenFirst
 from repl.generation.interface import Model
 from repl.generation.measure.forward import cancellable_forward, input_device, input_ids
 
@@ -161,6 +162,8 @@ class Drafting:
     chosen: Settings
     emit: JobContext
     get: Get | None = None
+    mask: FormatMask | None = None
+    """What holds the reply to a form, and gives tokens."""
     ahead: Ahead | None = None
     """None where nothing is proposed."""
     helper: Model | None = None
@@ -168,26 +171,30 @@ class Drafting:
     @contextmanager
     def proposals(
         self, config: GenerationConfig, ids: Tensor, past: dict[str, object]
-    ) -> Iterator[tuple[Ahead | None, dict[str, Any]]]:
+    ) -> Iterator[tuple[Ahead | GivenFirst | None, dict[str, Any]]]:
         """Yield what proposes tokens, None for nothing, and the cache to call `generate` with: one that can be cropped.
 
         `ids` is the prompt, shape (1, tokens), `past` the cache that was lent. Where nothing can be proposed, that is
-        said once for each model.
+        said once for each model. The tokens that a form gives come first.
         """
-        model = self.resident.model
-        if reason := self._why_not(config, ids):
-            self.resident.runtime.mention(f"{decoding.draft_source(self.chosen)} is off: {reason}", self.emit)
+        by, model = decoding.draft_source(self.chosen), self.resident.model
+        off = self._why_not(config, ids)
+        reason = off or (self._find_assistant() if by == "assistant" else "")
+        if by and reason:
+            self.resident.runtime.mention(f"{by} is off: {reason}", self.emit)
+        if off or (reason and not self.mask):
             yield None, past
             return
         limits = [kv_cache.rope_scaling_start(model), self.helper.facts.context if self.helper else 0]
         limit = min(filter(None, limits), default=0)
         with ExitStack() as stack:
-            if self.helper is None:
-                self.ahead = Ahead(Lookup(), self.chosen.decode.prompt_lookup, limit)
-            else:
+            if self.helper is not None:
                 assistant = stack.enter_context(self._assistant(self.helper, ids))
                 self.ahead = Ahead(assistant, ASSISTANT_TOKENS, limit)
-            yield self.ahead, past or {library.cache_name(): kv_cache.croppable_cache(model)}
+            elif by == "prompt_lookup":
+                self.ahead = Ahead(Lookup(), self.chosen.decode.prompt_lookup, limit)
+            proposals = GivenFirst(self.mask, self.ahead, limits[0]) if self.mask else self.ahead
+            yield proposals, past or {library.cache_name(): kv_cache.croppable_cache(model)}
 
     def _why_not(self, config: GenerationConfig, ids: Tensor) -> str:
         model, some = self.resident.model, ids.repeat(1, kv_cache.TRIAL_TOKENS)
@@ -195,13 +202,16 @@ class Drafting:
             return reason
         if not self.resident.runtime.kv_cache.may_go_on(model, kv_cache.croppable_cache(model), some):
             return "this model reads several tokens at once in another way than one by one"
-        if decoding.draft_source(self.chosen) == "assistant":
-            if self.get is None:
-                return "there is none for this kind of reply"
-            try:
-                self.helper = load_assistant(self.resident, self.chosen, self.emit, self.get)
-            except ReplError as error:
-                return error.message
+        return ""
+
+    def _find_assistant(self) -> str:
+        """Bring the assistant; say what keeps it from helping, mostly nothing."""
+        if self.get is None:
+            return "there is none for this kind of reply"
+        try:
+            self.helper = load_assistant(self.resident, self.chosen, self.emit, self.get)
+        except ReplError as error:
+            return error.message
         return ""
 
     @contextmanager

@@ -17,6 +17,7 @@ from repl.core import library
 from repl.core.library_types import (
     BaseStreamer,
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     ModelOutput,
     PreTrainedModel,
@@ -75,21 +76,30 @@ def generate(
     model: PreTrainedModel,
     proposals: Proposals | None = None,
     choice: RowChoice | None = None,
+    mask: LogitsProcessor = None,
     **given: Any,
 ) -> ModelOutput:
     """Call the library's `generate` with our loop, or as it is where that does not fit.
 
     `given` are the arguments of `generate`, `generation_config` among them; `choice` needs a model that `why_not` has
-    nothing against.
+    nothing against. `mask` is a processor that comes before all others; in the library's loops, before our others.
     """
     with torch.inference_mode():
         if why_not(model, effective_config(model, given)):
-            return model.generate(**given)
-        loop = Loop(given.get("streamer"), proposals, choice)
+            ours = {"logits_processor": [mask, *(given.get("logits_processor") or ())]} if mask else {}
+            return model.generate(**{**given, **ours})
+        loop = Loop(given.get("streamer"), proposals, choice, mask)
         return model.generate(**_for_own_loop(model, given), custom_generate=loop)
 
 
-def capture_processors(model: PreTrainedModel, **given: Any) -> tuple[LogitsProcessorList, StoppingCriteriaList]:
+def put_first(mask: LogitsProcessor, processors: LogitsProcessorList) -> LogitsProcessorList:
+    """Return processors with one before them, where there is one."""
+    return type(processors)([mask, *processors]) if mask else processors
+
+
+def capture_processors(
+    model: PreTrainedModel, mask: LogitsProcessor = None, **given: Any
+) -> tuple[LogitsProcessorList, StoppingCriteriaList]:
     """Return the logits processors and the stopping criteria that `generate` would use; the model is not run."""
 
     def catch(
@@ -98,7 +108,7 @@ def capture_processors(model: PreTrainedModel, **given: Any) -> tuple[LogitsProc
         return logits_processor, stopping_criteria
 
     processors, criteria = model.generate(**_for_own_loop(model, given), custom_generate=catch)
-    return processors, criteria
+    return put_first(mask, processors), criteria
 
 
 def effective_config(model: PreTrainedModel, given: dict[str, Any]) -> Any:
@@ -132,6 +142,7 @@ class Loop:
     streamer: BaseStreamer = None
     proposals: Proposals | None = None
     choice: RowChoice | None = None
+    mask: LogitsProcessor = None
 
     def __call__(
         self,
@@ -144,7 +155,8 @@ class Loop:
     ) -> Any:
         """Return what `_sample` returns: the ids, shape (rows, tokens), or those with the cache."""
         rows = input_ids.shape[0]
-        choice = self.choice or Alike(logits_processor, stopping_criteria, generation_config, rows)
+        processors = put_first(self.mask, logits_processor)
+        choice = self.choice or Alike(processors, stopping_criteria, generation_config, rows)
         text = RowIds(model, input_ids, given)
         logits = text.read([])
         if choice.copies > 1:

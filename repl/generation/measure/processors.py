@@ -12,6 +12,7 @@ from repl.core.explain import library_errors
 from repl.core.library_types import LogitsProcessor, LogitsProcessorList, PreTrainedModel, Tensor
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
+from repl.generation.decode.format_mask import FormatMask
 from repl.generation.interface import Model
 from repl.generation.measure.forward import input_ids
 
@@ -37,6 +38,7 @@ NAMES = {
     "ExponentialDecayLengthPenalty": ("exponential_decay_length_penalty", "regulation_factor"),
     "InfNanRemoveLogitsProcessor": ("remove_invalid_values", ""),
     "LogitNormalization": ("renormalize_logits", ""),
+    "FormatMask": ("format", ""),
     "UnbatchedClassifierFreeGuidanceLogitsProcessor": ("guidance_scale", "guidance_scale"),
 }
 """The setting that brings each processor of the library, and where the processor keeps its value."""
@@ -74,19 +76,24 @@ class Stage:
 
 
 def stages(
-    resident: Model, chosen: Arguments, prompt: Sequence[int], made: Sequence[int], logits: Tensor
+    resident: Model,
+    chosen: Arguments,
+    prompt: Sequence[int],
+    made: Sequence[int],
+    logits: Tensor,
+    mask: FormatMask | None = None,
 ) -> list[Stage]:
     """Run what the arguments of `generate` make active over the logits, shape (vocab,), behind `prompt` and `made`.
 
-    The processors are those that `generate` itself would use, in its order. Raises `Failed` where one of them goes by
-    what it did at earlier tokens.
+    The processors are those that `generate` itself would use, in its order, the form before them. Raises `Failed` where
+    one of them goes by what it did at earlier tokens.
     """
     ids = input_ids(resident.model, [*prompt, *made])
     scores = logits.float()[None].to(ids.device)
     if (chosen.config.num_beams or 1) > 1:
         scores = scores.log_softmax(-1)  # a beam search sums logprobs, and processes those
     found = [Stage("", None, scores[0])]
-    for processor in processors(resident.model, chosen, prompt):
+    for processor in processors(resident.model, chosen, prompt, mask):
         name, value = _named(processor)
         if name in REMEMBERS and made:
             raise Failed(f"{name} depends on the tokens before in a way that is not kept", "/next")
@@ -96,7 +103,9 @@ def stages(
     return found
 
 
-def processors(model: PreTrainedModel, chosen: Arguments, prompt: Sequence[int]) -> LogitsProcessorList:
+def processors(
+    model: PreTrainedModel, chosen: Arguments, prompt: Sequence[int], mask: FormatMask | None = None
+) -> LogitsProcessorList:
     """Return the processors and warpers of one call of `generate`: it prepares them, and is stopped there.
 
     Raises `Failed` with what the library says where it refuses a value.
@@ -106,7 +115,7 @@ def processors(model: PreTrainedModel, chosen: Arguments, prompt: Sequence[int])
     ids = input_ids(model, prompt)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": bare, **chosen.off}
     with library_errors("the library refuses these settings"):
-        found, _ = loop.capture_processors(model, **given)
+        found, _ = loop.capture_processors(model, mask, **given)
     return found
 
 

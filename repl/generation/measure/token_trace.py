@@ -9,7 +9,7 @@ from repl.core.errors import ReplError, UsageError
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts
-from repl.core.reply import Reply, TokenLogprobs
+from repl.core.reply import FormatCost, Reply, TokenLogprobs
 from repl.generation import measure
 from repl.generation.decode.detokenizer import token_texts
 from repl.generation.interface import Model
@@ -188,6 +188,24 @@ def join_measures(one: TokenLogprobs, first: int, other: TokenLogprobs, second: 
     return TokenLogprobs(texts=one.texts | other.texts, **columns)
 
 
+def join_costs(one: FormatCost | None, first: int, other: FormatCost | None, second: int) -> FormatCost | None:
+    """Return what the forms of two texts in a row gave and took, of so many tokens; None where none of them had one."""
+    if one is None and other is None:
+        return None
+    before, after = one or FormatCost(), other or FormatCost()
+
+    def join(then: Sequence[int], now: Sequence[int]) -> tuple[int, ...]:
+        return (*(place for place in then if place <= first), *(first + place for place in now if place <= second))
+
+    nats = (*before.nats[:first], *([0.0] * (first - len(before.nats))), *after.nats[:second])
+    return FormatCost(
+        given=join(before.given, after.given),
+        overruled=join(before.overruled, after.overruled),
+        nats=nats if any(nats) else (),
+        finished=after.finished,
+    )
+
+
 def record_fields(raw: str, parts: Parts) -> dict[str, Any]:
     """Return the fields of a record for a text with its parts."""
     fields = {"text": parts.answer, "thinking": parts.thinking, "tool_calls": parts.tool_calls}
@@ -206,4 +224,5 @@ def continue_record(before: Turn, kept: Sequence[int], done: Reply) -> Reply:
         taken=tuple(place for place in before.record.taken if place <= len(kept)),
         continued=(*(place for place in before.record.continued if place < len(kept)), len(kept)),
         measures=join_measures(measures, len(kept), done.measures, len(done.token_ids)),
+        format=join_costs(before.record.format, len(kept), done.format, len(done.token_ids)),
     )

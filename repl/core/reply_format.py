@@ -1,0 +1,209 @@
+"""What a reply must be: a line that a user types becomes a JSON Schema, a regular expression or a grammar.
+
+In comes a list of fields, `json`, a JSON Schema, `/regex/`, a Lark or GBNF grammar, or a file with one of them; out
+comes one `Format`. Its text is the value of the setting `format`: whole, so that a record outlives the file.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from repl.core.errors import NotFound, UsageError
+from repl.core.values import Kind
+
+OFF = ""
+ANY_JSON = {"type": ["object", "array"]}
+TYPES = {
+    **dict.fromkeys(("string", "str", "text"), "string"),
+    **dict.fromkeys(("int", "integer"), "integer"),
+    **dict.fromkeys(("number", "float"), "number"),
+    **dict.fromkeys(("bool", "boolean"), "boolean"),
+}
+KEYWORDS = {
+    *("type", "properties", "items", "prefixItems", "enum", "const", "anyOf", "oneOf", "allOf", "not", "if", "$ref"),
+    *("pattern", "format", "required", "additionalProperties", "patternProperties", "minimum", "maximum"),
+    *("minLength", "maxLength", "minItems", "maxItems"),
+}
+"""Of JSON Schema: an object with none of them allows everything, and is an example rather than a schema."""
+GRAMMAR_FILES = (".lark", ".gbnf", ".ebnf")
+MAX_FILE_BYTES = 2**20
+MAX_DEPTH = 50  # of lists and objects in one another
+EXAMPLES = ("/format name, age int, tags [string]", "/format schema.json", "/format /[0-9]{4}/", "/format json")
+FIELD = re.compile(r"\s*(?P<name>[\w-]+|\"[^\"]+\")\s*")
+WORD = re.compile(r"\s*([A-Za-z]+)\s*")
+ANSWERS = re.compile(r"\s*:\s*([^,{}\[\]]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What a reply must be: `body` is a text of its `kind`, as llguidance's `grammar_from` takes them."""
+
+    kind: str
+    """json_schema, regex, lark or gbnf."""
+    body: str
+    title: str
+    """It in a few words."""
+
+    @property
+    def schema(self) -> Any:
+        """Return the JSON Schema."""
+        return json.loads(self.body)
+
+
+@lru_cache(maxsize=64)
+def parse_format(text: str) -> Format:
+    """Read the value of the setting; raises `UsageError`."""
+    if text.lower() == "json":
+        return Format("json_schema", json.dumps(ANY_JSON), "JSON")
+    if text.startswith("/") and text.endswith("/") and len(text) > 2:
+        return Format("regex", text[1:-1], f"text that matches {text}")
+    if text.startswith("{"):
+        return _of_schema(text)
+    if "::=" in text:
+        return Format("gbnf", text, "text of a GBNF grammar")
+    if re.search(r"^\s*[?!]?start\b[^\n]*:", text, re.MULTILINE):
+        return Format("lark", text, "text of a Lark grammar")
+    return _of_schema(json.dumps(_Fields(text).read()))
+
+
+def _of_schema(text: str) -> Format:
+    try:
+        schema = json.loads(text)
+    except RecursionError:
+        raise UsageError("the JSON Schema is nested too deeply") from None
+    except ValueError as error:
+        raise UsageError(f"this is no JSON: {error}", *EXAMPLES[:2]) from None
+    if not isinstance(schema, dict):
+        raise UsageError("a JSON Schema is an object", EXAMPLES[1])
+    if schema and not KEYWORDS & schema.keys():
+        raise UsageError("this JSON has no keyword of JSON Schema: it would allow everything", EXAMPLES[0])
+    fields = schema.get("properties")
+    named = ", ".join(fields) if isinstance(fields, dict) else ""
+    kind = "" if named else {"array": " list", "object": " object"}.get(str(schema.get("type")), "")
+    return Format("json_schema", text, f"JSON with {named}" if named else f"JSON{kind}")
+
+
+class FormatKind(Kind):
+    """What a reply must be, kept as one text; `off` for anything."""
+
+    __slots__ = ()
+    phrase = "off, a list of fields, json, a JSON Schema, /regex/, a grammar, or a file with one"
+    words = ("off", "json", "name, age int, tags [string]")
+
+    def read(self, word: str) -> str:
+        """Return the text itself, that of a file in its place; raises `UsageError` for what is none of these."""
+        text = word.strip()
+        if text.lower() == "off":
+            return OFF
+        text = _read_file(text) or text
+        parse_format(text)
+        return text
+
+    def show(self, value: str) -> str:
+        """Return the text."""
+        return value or "off"
+
+
+def _read_file(text: str) -> str:
+    """Return what stands in the file that is named, a JSON Schema on one line; empty where none is meant."""
+    if "\n" in text or text.startswith("{") or len(text) > 4096:
+        return ""
+    path = Path(text).expanduser()
+    try:
+        if not path.is_file():
+            if path.suffix in (".json", *GRAMMAR_FILES) and "," not in text:
+                raise NotFound(f"there is no file {text}", EXAMPLES[0])
+            return ""
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UsageError(f"{text} is larger than 1 MiB")
+        found = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{text} cannot be read: {error}") from None
+    if path.suffix in GRAMMAR_FILES or "::=" in found or not found.lstrip().startswith("{"):
+        if "::=" not in found and path.suffix != ".lark":
+            raise UsageError(f"{text} holds neither a JSON Schema nor a grammar", *EXAMPLES[:2])
+        return found.strip()
+    return json.dumps(_of_schema(found).schema, ensure_ascii=False)
+
+
+class _Fields:
+    """Reads `name, age int, kind: a|b, tags [string], home {street, city}` into a JSON Schema."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._at = text, 0
+
+    def read(self) -> dict[str, object]:
+        """Return the schema of the whole text; raises `UsageError`."""
+        found = self._fields(0)
+        if self._at < len(self._text):
+            raise self._wrong("a comma")
+        return found
+
+    def _fields(self, depth: int) -> dict[str, object]:
+        fields: dict[str, object] = {}
+        while True:
+            name = self._match(FIELD, "the name of a field")["name"].strip('"')
+            if name in fields:
+                raise UsageError(f"the field {name} is there twice", EXAMPLES[0])
+            fields[name] = self._type(depth)
+            if not self._take(","):
+                return {
+                    "type": "object",
+                    "properties": fields,
+                    "required": list(fields),
+                    "additionalProperties": False,
+                }
+
+    def _type(self, depth: int) -> dict[str, object]:
+        """Return the schema of what follows a name; nothing is a string."""
+        if depth > MAX_DEPTH:
+            raise UsageError("the fields are nested too deeply")
+        if found := ANSWERS.match(self._text, self._at):
+            self._at = found.end()
+            return self._answers(found[1])
+        if self._take("{"):
+            inner = self._fields(depth + 1)
+            self._require("}")
+            return inner
+        if self._take("["):
+            inner = self._type(depth + 1)
+            self._require("]")
+            return {"type": "array", "items": inner}
+        if not WORD.match(self._text, self._at):
+            return {"type": "string"}
+        word = self._match(WORD, "a type")[1]
+        if word.lower() not in TYPES:
+            raise UsageError(f"{word!r} is no type: there are string, int, number, bool, [TYPE], {{...}}", EXAMPLES[0])
+        return {"type": TYPES[word.lower()]}
+
+    def _answers(self, text: str) -> dict[str, object]:
+        """Return the schema of a choice; a single word behind the colon is a type where there is one."""
+        answers = [word.strip().strip('"') for word in text.split("|")]
+        if len(answers) == 1 and answers[0].lower() in TYPES:
+            return {"type": TYPES[answers[0].lower()]}
+        if not all(answers):
+            raise UsageError(f"there is an empty answer in {text.strip()!r}", "/format kind: a|b|c")
+        return {"enum": answers}
+
+    def _match(self, pattern: re.Pattern[str], what: str) -> re.Match[str]:
+        found = pattern.match(self._text, self._at)
+        if not found:
+            raise self._wrong(what)
+        self._at = found.end()
+        return found
+
+    def _take(self, sign: str) -> bool:
+        found = re.compile(r"\s*" + re.escape(sign) + r"\s*").match(self._text, self._at)
+        self._at = found.end() if found else self._at
+        return found is not None
+
+    def _require(self, sign: str) -> None:
+        if not self._take(sign):
+            raise self._wrong(sign)
+
+    def _wrong(self, what: str) -> UsageError:
+        rest = self._text[self._at :].strip()
+        return UsageError(f"{what} is missing " + (f"before {rest[:20]!r}" if rest else "at the end"), *EXAMPLES)

@@ -1,0 +1,300 @@
+"""Hold a reply to a form: at each place only tokens that the grammar allows can come, and what that costs is counted.
+
+In comes the setting `format` as a `Format`, out comes a logits processor that stands before all others, with figures in
+the model's own distribution, and the tokens about which the form leaves no choice. llguidance does the grammar.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+
+from repl.core import decoding
+from repl.core.errors import Failed, MissingExtra, UsageError
+from repl.core.library_types import GenerationConfig, PreTrainedTokenizerBase, Tensor
+from repl.core.reply import FormatCost, Reply
+from repl.core.reply_format import Format, parse_format
+from repl.generation.interface import Model, Request
+from repl.generation.measure.token_text import round_figures, token_text
+from repl.generation.prompt.reply_parser import TAIL_TOKENS, reply_form, silent_tokens
+
+UNSUPPORTED, QUOTE = re.compile(r"Unimplemented keys: \[(.*)\]"), '"'
+JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+"""One way to write JSON, that of Python: with free space small models put in lines without end."""
+LIMITS = {"max_lexer_states": 50_000, "step_lexer_fuel": 500_000, "verbose_errors": False}
+"""Of llguidance where its own are wide: a state takes up to 2 kB, 14,000 units of fuel a millisecond."""
+
+
+class Proposals(Protocol):
+    """What the decode loop asks for proposals, see `loop.Proposals`."""
+
+    def offer(self, ids: Tensor, room: int) -> list[int]:
+        """Return up to `room` ids that may follow `ids`, shape (1, tokens)."""
+
+    def settle(self, made: int) -> None:
+        """Hear how many tokens the pass brought that checked the last offer."""
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise MissingExtra("a form needs the llguidance package", "pip install 'hub-repl[format]'") from None
+    return llguidance
+
+
+def _limits() -> Any:
+    return _library().LLParserLimits(**LIMITS)
+
+
+@lru_cache(maxsize=16)
+def build_grammar(form: Format) -> str:
+    """Return a form as llguidance takes it; raises `UsageError` naming what it asks for that cannot be held to."""
+    library = _library()
+    matcher = library.LLMatcher
+    try:
+        if form.kind == "json_schema":
+            grammar = str(matcher.grammar_from_json_schema(form.body, overrides=JSON_OPTIONS))
+        else:
+            grammar = str(library.grammar_from(form.kind, form.body))
+    except ValueError as error:
+        raise refused(str(error)) from None
+    failed, said = matcher.validate_grammar_with_warnings(grammar, limits=_limits())
+    if failed:
+        raise refused(said[0])
+    return grammar
+
+
+def refused(said: str) -> UsageError:
+    """Make the error for a form that llguidance refuses, from its first words that say why."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    words = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
+    if found := UNSUPPORTED.match(words):
+        words = f"{found[1].replace(QUOTE, '')} of JSON Schema is not supported"
+    return UsageError(f"this form cannot be held to: {words.partition('. Enable')[0]}", "/format off")
+
+
+def make_mask(
+    resident: Model, request: Request, prompt: Sequence[int], config: GenerationConfig
+) -> "FormatMask | None":
+    """Return what holds the reply to a request to its form, None where it has none; raises `UsageError`."""
+    text, (prefill, made) = request.settings.decode.format, request.begins_with
+    return _open_mask(resident, text, prefill, prompt, made, config) if text else None
+
+
+def recorded_mask(
+    resident: Model, record: Reply, prompt: Sequence[int], config: GenerationConfig
+) -> "FormatMask | None":
+    """Return what held a recorded reply to its form in the call with this prompt; None where nothing did."""
+    if record.format is None:
+        return None
+    made = prompt[len(record.prompt_ids) :]
+    return _open_mask(resident, record.decode["format"], record.prefill, prompt, made, config)
+
+
+def _open_mask(
+    resident: Model, text: str, prefill: str, prompt: Sequence[int], made: Sequence[int], config: GenerationConfig
+) -> "FormatMask":
+    """Return what holds a reply to a form; `made` are the last ids of its prompt, that are of the reply.
+
+    What the reply begins with already is the beginning of the form where it fits, and else stands before it.
+    """
+    if config.do_sample and (config.num_beams or 1) > 1:
+        raise UsageError("a beam search that samples cannot be held to a form", "/greedy", "/format off")
+    ends = decoding.end_ids(config)
+    if not ends:
+        raise UsageError("a form needs an end token, and eos_token_id is none", "/set eos_token_id default")
+    grammar, tokenizer = build_grammar(parse_format(text)), _wrap_tokenizer(resident, ends)
+    thought = Thought.of(resident, prompt[: len(prompt) - len(made)])
+    made = [token for token in made if not thought.takes(token)]
+    lead = tokenizer.tokenize_str(prefill) if prefill else []
+    for begun in ([*lead, *made], made, []):
+        matcher = _library().LLMatcher(tokenizer, grammar, log_level=0, limits=_limits())
+        if not begun or matcher.try_consume_tokens(begun) == len(begun):
+            break
+    require_beginning(matcher)
+    return FormatMask(Row(matcher, frozenset(ends), thought), len(prompt))
+
+
+def require_beginning(matcher: Any) -> None:
+    """Raise `UsageError` where nothing at all can begin the form."""
+    first = matcher.deep_copy()
+    first.compute_bitmask()
+    if first.is_error():
+        said = reason(first)
+        why = "it allows no text" if said.startswith("NoExtension") else said
+        raise UsageError(f"this form cannot be held to: {why}", "/format off")
+
+
+def _wrap_tokenizer(resident: Model, ends: Sequence[int]) -> Any:
+    """Return the tokenizer as llguidance has it; it takes half a second, so it is kept."""
+    _library()
+    from llguidance import hf
+
+    kept = resident.runtime.format_tokenizers
+    if tuple(ends) not in kept:
+        try:
+            kept[tuple(ends)] = hf.from_tokenizer(resident.tokenizer, eos_token=list(ends))
+        except ValueError as error:
+            slow = not getattr(resident.tokenizer, "is_fast", False)
+            why = "its tokenizer is a slow one (Python)" if slow else f"its tokenizer: {error}"
+            raise UsageError(f"{resident.facts.name} cannot be held to a form: {why}", "/format off") from None
+    return kept[tuple(ends)]
+
+
+def reason(matcher: Any) -> str:
+    """Return why a matcher stopped, on one line."""
+    return str(matcher.get_error()).partition("\n")[0] or str(matcher.stop_reason())
+
+
+@dataclass
+class Thought:
+    """The thought that the prompt has opened: the form begins behind the tag that closes it; empty for none."""
+
+    tokenizer: PreTrainedTokenizerBase
+    closes: str
+    text: str = ""
+
+    @classmethod
+    def of(cls, resident: Model, prompt: Sequence[int]) -> "Thought":
+        """Return the thought that a reply behind a prompt begins with."""
+        tokenizer = resident.tokenizer
+        tail = str(tokenizer.decode(prompt[-TAIL_TOKENS:]))
+        return cls(tokenizer, reply_form(tokenizer).opened(tail, silent_tokens(tokenizer).values()))
+
+    def takes(self, token: int) -> bool:
+        """Tell whether a token is of the thought or closes it."""
+        if not self.closes:
+            return False
+        self.text += token_text(self.tokenizer, token)
+        if self.closes.strip() in self.text:
+            self.closes = ""
+        return True
+
+
+@dataclass
+class Row:
+    """One reply as far as it is made, and where it stands in the grammar."""
+
+    matcher: Any
+    ends: frozenset[int]
+    thought: Thought
+    made: list[int] = field(default_factory=list)
+    ended: bool = False
+    """Whether an end token is among them; what follows is padding."""
+    fits: bool = True
+    """False in a beam search that had fewer tokens to go on with than beams."""
+    figures: list[tuple[bool, bool, float]] = field(default_factory=list)
+    """Of each token: given by the form, the likeliest overruled, nats taken away."""
+
+    def copy(self) -> "Row":
+        """Return one that goes its own way."""
+        return replace(self, matcher=self.matcher.deep_copy(), thought=replace(self.thought), made=[], figures=[])
+
+    def take(self, token: int) -> None:
+        """Go on by a token."""
+        self.made.append(token)
+        self.ended = self.ended or token in self.ends
+        if self.fits and not self.ended and not self.thought.takes(token):
+            self.fits = self.matcher.consume_token(token)
+
+    @property
+    def free(self) -> bool:
+        """Tell whether everything may come: in a thought, and behind the end."""
+        return self.ended or bool(self.thought.closes)
+
+    def allowed(self, scores: Tensor) -> Tensor:
+        """Return which tokens may come, for scores of shape (vocab,); raises `Failed` at a limit."""
+        if self.free or not self.fits:
+            return torch.full_like(scores, self.fits, dtype=torch.bool)
+        packed = torch.frombuffer(bytearray(self.matcher.compute_bitmask()), dtype=torch.uint8).to(scores.device)
+        if self.matcher.is_error():
+            raise Failed(
+                f"the form is too complex at token {len(self.made) + 1}: {reason(self.matcher)}", "/format off"
+            )
+        bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=scores.device) & 1
+        found, known = torch.zeros_like(scores, dtype=torch.bool), bits.flatten()[: len(scores)]
+        found[: len(known)] = known.bool()
+        return found
+
+    def count(self, scores: Tensor, allowed: Tensor) -> None:
+        """Note what the form takes away at the next place; `scores` are the model's own."""
+        nats = float((scores.logsumexp(-1) - scores[allowed].logsumexp(-1)).clamp_min(0))
+        self.figures[len(self.made) :] = [(int(allowed.sum()) == 1, not allowed[scores.argmax()], nats)]
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether the form is whole."""
+        return self.fits and not self.thought.closes and bool(self.matcher.is_accepting())
+
+
+class FormatMask:
+    """A logits processor: scores of shape (rows, vocab) come in, those of tokens that break the form become -inf.
+
+    It is also what knows the tokens that are given. Its figures are those of the first row.
+    """
+
+    def __init__(self, first: Row, prompt: int) -> None:
+        self._first, self._prompt = first, prompt
+        self._rows: list[Row] = []
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores under the form."""
+        rows = [self._bring(place, made) for place, made in enumerate(ids[:, self._prompt :].tolist())]
+        allowed = [row.allowed(own) for row, own in zip(rows, scores, strict=True)]
+        if rows[0].fits:
+            rows[0].count(scores[0], allowed[0])
+        return scores.masked_fill(~torch.stack(allowed), -torch.inf)
+
+    def _bring(self, place: int, made: list[int]) -> Row:
+        """Return a row, brought to the ids that were made; a beam search changes rows at every step."""
+        if place == len(self._rows):
+            self._rows.append(self._first.copy())
+        row = self._rows[place]
+        if row.made != made[: len(row.made)]:
+            row = self._rows[place] = self._first.copy()
+        for token in made[len(row.made) :]:
+            row.take(token)
+        return row
+
+    def given(self, ids: Tensor, room: int) -> list[int]:
+        """Return up to `room` ids that must follow `ids`, shape (1, tokens): the form leaves no other."""
+        row = self._bring(0, ids[0, self._prompt :].tolist())
+        found = [] if row.free else row.matcher.compute_ff_tokens()
+        return [token for token in found if token not in row.ends][: max(room, 0)]
+
+    def cost(self, ids: Sequence[int]) -> FormatCost:
+        """Return what the form gave and took of a reply with these ids; of a beam search, whether it is whole."""
+        row = self._bring(0, [*ids])
+        figures = list(enumerate(row.figures[: len(ids)], 1))
+        return FormatCost(
+            given=tuple(place for place, (given, _, _) in figures if given),
+            overruled=tuple(place for place, (_, overruled, _) in figures if overruled),
+            nats=round_figures(tuple(nats for _, (_, _, nats) in figures)),
+            finished=row.finished,
+        )
+
+
+class GivenFirst:
+    """Proposes the tokens that a form leaves no choice about, which are certain; else what others propose.
+
+    `limit` is the length of text up to which there are any (0: no such limit).
+    """
+
+    def __init__(self, mask: FormatMask, others: Proposals | None, limit: int = 0) -> None:
+        self._mask, self._others, self._limit = mask, others, limit
+        self._asked = False
+
+    def offer(self, ids: Tensor, room: int) -> list[int]:
+        """Return up to `room` ids that may follow `ids`, shape (1, tokens)."""
+        given = self._mask.given(ids, min(room, self._limit - ids.shape[-1] - 1) if self._limit else room)
+        self._asked = not given and self._others is not None
+        return self._others.offer(ids, room) if self._asked and self._others else given
+
+    def settle(self, made: int) -> None:
+        """Pass on how many tokens the pass brought, where the offer was of others."""
+        if self._asked and self._others:
+            self._others.settle(made)
