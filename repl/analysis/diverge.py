@@ -9,12 +9,13 @@ from math import exp
 
 from repl import generation, models
 from repl.core import decoding
+from repl.core.decoding import ModelDefaults
 from repl.core.errors import Cancelled, NoMemory, UsageError
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Reply
-from repl.core.settings import Load, Settings
+from repl.core.settings import Load, Settings, places
 from repl.generation import decode, measure
 from repl.generation.interface import Model, Models, Request
 from repl.generation.measure.token_text import Speller
@@ -22,15 +23,6 @@ from repl.models.store import ModelInfo
 
 TIE_NATS = 0.1  # below this in both, which of two tokens leads is a matter of rounding
 ONWARD_TOKENS = 24  # tokens shown of how each text goes on behind the fork
-IDLE_SETTINGS = (
-    *decoding.SAMPLING,
-    *decoding.BEAMS,
-    *decoding.LENGTH_LIMITS,
-    *decoding.APART,
-    "num_return_sequences",
-    "stop",
-)
-"""Settings that do not decide which token is the likeliest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +95,7 @@ class Diverged:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What to compare over: a recorded greedy reply, or a request for one; `settings` are those of now."""
+    """What to compare over: a recorded greedy reply, or a request for one, with the settings that make it."""
 
     settings: Settings
     request: Request
@@ -164,22 +156,20 @@ def greedy_settings(settings: Settings) -> Settings:
     return settings
 
 
-def is_greedy(record: Reply, facts: ModelInfo, load: Load, settings: Settings) -> bool:
-    """Tell whether a reply is what the model, as it is loaded, and the settings would make greedily now."""
+def is_greedy(record: Reply, facts: ModelInfo, load: Load) -> bool:
+    """Tell whether the model, as it is loaded, made a reply greedily."""
     loaded = {name: getattr(load, name) for name in load.__slots__}
     same = {**record.load, "dtype": record.model.dtype} == {**loaded, "dtype": facts.dtype}
     chosen = not record.sampled and record.beams == 1 and not record.taken
-    table = decoding.effective_values(greedy_settings(settings), facts.base)
-    changed = [name for name in record.decode if name in table and name not in IDLE_SETTINGS]
-    alike = all(_even(record.decode[name], table[name].value) for name in changed)
-    return bool(record.token_ids) and same and chosen and alike and record.model.commit == facts.commit
+    return bool(record.token_ids) and same and chosen and record.model.commit == facts.commit
 
 
-def _even(one: object, other: object) -> bool:
-    """Compare values, one of which may have been read from JSON."""
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return list(one) == list(other)
-    return one == other
+def recorded_settings(settings: Settings, record: Reply, base: ModelDefaults) -> Settings:
+    """Return settings with the decoding values that a reply was made with."""
+    others = {name: value for name, value in record.decode.items() if name not in places()}
+    for name in record.decode.keys() - others:
+        settings = settings.put(name, record.decode[name], "diverge")
+    return replace(settings, extra=tuple(pair for pair in others.items() if base.model.get(pair[0]) != pair[1]))
 
 
 def _text(resident: Model, asked: Asked, emit: JobContext) -> Led:

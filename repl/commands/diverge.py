@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import RenderableType
 from rich.text import Text
 
-from repl.analysis.diverge import TIE_NATS, Asked, Diverged, FirstFlip, diverge, is_greedy
+from repl.analysis.diverge import TIE_NATS, Asked, Diverged, FirstFlip, diverge, is_greedy, recorded_settings
 from repl.analysis.variants import read_variant
 from repl.commands.registry import command
 from repl.core import settings
@@ -58,8 +58,9 @@ def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: D
     if other == now:
         raise UsageError(f"{' '.join(words)} is how {facts.name} is loaded already", DIVERGE_EXAMPLE)
     record = session.last.record if session.last and not prompt else None
-    if record is not None and is_greedy(record, facts, now, session.settings):
-        asked = Asked(session.settings, Request(session.settings), record)
+    if record is not None and is_greedy(record, facts, now):
+        chosen = recorded_settings(session.settings, record, facts.base)
+        asked = Asked(chosen, Request(chosen), record)
     elif record is not None and record.model.id == facts.id:
         asked = Asked(session.settings, Request(session.settings, ids=record.prompt_ids))
     else:
