@@ -115,14 +115,11 @@ class Bench:
         whole = True
         try:
             for load in dict.fromkeys(way.settings.load for way in ways):
-                with self._noting():
-                    model = self.store.get(load, self.emit)
-                    self._measure(model, [way for way in ways if way.settings.load == load])
+                with self.store.visitors(), self._noting():
+                    self._measure(self.store.get(load, self.emit), [way for way in ways if way.settings.load == load])
         except Cancelled:
             self.emit.begin_cleanup()
             whole = False
-        self.store.trim()
-        self.store.tidy()
         return Benched(self.rows, self.problems, self.bandwidth, self.sizes, torch.get_num_threads(), whole)
 
     @contextmanager

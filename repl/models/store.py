@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -175,7 +175,7 @@ class Store(Generic[R]):
         It stays as the most recently used; the current one stays in memory beside it. Raises `NoMemory` where both
         do not fit: `load` one after the other then. Do not hold on to what is returned beyond the job.
         """
-        resident = self._used(load)
+        resident = self._used(load) or self._alike(load)
         if resident is None:
             resident = self._read(load, self._current, None, emit)
             self._keep(resident)
@@ -238,6 +238,21 @@ class Store(Generic[R]):
         if found is not None:
             self._held = (*(each for each in self._held if each is not found), found)
         return found
+
+    def _alike(self, load: Load) -> LoadedModel[R] | None:
+        """Return a resident model whose `auto` came to the dtype that is asked for."""
+        named = (each for each in self._held if each.facts.dtype == load.dtype)
+        return next((each for each in named if replace(load, dtype=each.load.dtype) == each.load), None)
+
+    @contextmanager
+    def visitors(self) -> Iterator[None]:
+        """Free what is loaded meanwhile at the end of the context, but for the current model."""
+        before = {each.load for each in self._held}
+        try:
+            yield
+        finally:
+            self._let_go([each.load for each in self._held if each is not self._current and each.load not in before])
+            release_memory()
 
     def _keep(self, resident: LoadedModel[R]) -> None:
         """Hold one more model, instead of the one of the same load."""

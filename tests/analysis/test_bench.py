@@ -133,7 +133,7 @@ def test_a_model_on_several_devices_has_no_such_limit(session, emit):
 @pytest.mark.slow
 def test_other_models_and_formats_are_rows_too(session, gpt2_folder, llama_folder, tmp_path):
     """The model in use is the same object afterwards; one that fails is said."""
-    resident, settings = session.store.current(), session.settings
+    resident, settings, held = session.store.current(), session.settings, session.store.residents()
     nothing = tmp_path / "nothing"
     found = run(session, f"{SHORT} dtype=bf16 {nothing} {llama_folder} {llama_folder},dtype=bf16")
     assert [(row.model, row.dtype) for row in found.rows] == [
@@ -147,6 +147,7 @@ def test_other_models_and_formats_are_rows_too(session, gpt2_folder, llama_folde
     bare, other = found.rows[0].decode_tps, found.rows[2]
     assert other.of_bare == pytest.approx(other.decode_tps / bare)
     assert session.store.current() is resident
+    assert session.store.residents() == held
     assert session.settings is settings
     assert "no folder or file" in drawn(found)
 
@@ -162,6 +163,22 @@ def test_the_conversation_and_its_cache_stay(llama_folder):
         reused = ask(session, "Again").usage.reused
         run(session, "/clear", "Hello")
         assert ask(session, "Again").usage.reused == reused > 0
+
+
+@pytest.mark.slow
+def test_a_dtype_that_the_model_has_is_no_second_copy(gpt2_folder):
+    """Neither beside the loop nor afterwards."""
+    with opened(gpt2_folder, dtype="auto") as session:
+        assert session.facts().dtype == "float32"
+        resident, most = session.store.current(), 0
+        task = registry.parse_line("/bench dtype=float32 --prompt-tokens 8 --new-tokens 3 --repeats 1").run(session)
+
+        def count(event: object) -> None:
+            nonlocal most
+            most = max(most, len(session.store.residents()))
+
+        assert [row.way for row in finish(task, count).rows] == ["generate", "loop", "dtype=float32"]
+        assert (most, session.store.residents()) == (1, [resident])
 
 
 def test_a_length_that_does_not_fit_is_said(session):

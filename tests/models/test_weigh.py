@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import architectures
@@ -144,6 +145,14 @@ def test_what_is_packed_here_is_read_in_bfloat16(llama_folder: Path) -> None:
     wide = estimate.estimate_needs(WEIGHTS, config, Load("m", device="cpu", dtype="float32", quantize="int8"), 100)
     assert wide.weights == 1610
     assert wide.cache == estimate.cache_bytes(config, 100, 4)
+
+
+@pytest.mark.parametrize(("quantize", "bits"), [("int8", 8.1), ("int4", 9.0), ("8bit", 0), ("4bit", 0)])
+def test_a_tied_head_is_packed_beside_the_embedding(quantize: str, bits: float) -> None:
+    """By the kernels here; bitsandbytes leaves it as it is."""
+    apart, tied = (SimpleNamespace(vocab_size=100, hidden_size=16, tie_word_embeddings=one) for one in (False, True))
+    more, less = (estimate.packed_bytes(WEIGHTS, config, quantize, "bfloat16") for config in (tied, apart))
+    assert more - less == pytest.approx(1600 * bits / 8, abs=1)
 
 
 def test_matrices_are_told_from_embeddings(llama_folder: Path) -> None:

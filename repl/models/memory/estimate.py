@@ -202,10 +202,15 @@ def left_over(sizes: ModelSizes, each: int) -> int:
     return int(min(tensors * each * max(sizes.hidden, sizes.attended), LEFT))
 
 
-def packed_bytes(weights: Weights, quantize: str, dtype: str) -> int:
-    """Return the bytes of the weights once the matrices are packed into fewer bits; the rest has the dtype's width."""
+def packed_bytes(weights: Weights, config: PreTrainedConfig, quantize: str, dtype: str) -> int:
+    """Return the bytes of the weights once the matrices are packed into fewer bits; the rest has the dtype's width.
+
+    A tied head is packed beside the embedding, which stays; in int4 it is packed twice.
+    """
+    sizes, head = ModelSizes(config), {"int8": BITS_PACKED["int8"], "int4": 2 * BITS_PACKED["int4"]}.get(quantize, 0)
+    tied = sizes.vocabulary * sizes.hidden if model_config.get(config, "tie_word_embeddings") else 0
     rest = weights.size_in(dtype) * (weights.parameters - weights.matrices) // max(1, weights.parameters)
-    return int(weights.matrices * BITS_PACKED[quantize] / 8) + rest
+    return int((weights.matrices * BITS_PACKED[quantize] + tied * head) / 8) + rest
 
 
 def estimate_needs(
@@ -216,7 +221,7 @@ def estimate_needs(
     width = DTYPE_BYTES.get(compute_dtype(weights, load), 4)
     tokens = tokens or min(GLANCE_TOKENS, ModelSizes(config).context or GLANCE_TOKENS)
     quantized = load.quantize in BITS_PACKED and model_config.get(config, "quantization_config") is None
-    size = packed_bytes(weights, load.quantize, load.dtype) if quantized else weights.size_in(load.dtype)
+    size = packed_bytes(weights, config, load.quantize, load.dtype) if quantized else weights.size_in(load.dtype)
     work = working_bytes(config, read or tokens, width, load.attention == "eager")
     return Needs(
         size, cache_bytes(config, tokens, width) * beams, work, unpacked_bytes(weights, load) if quantized else 0
