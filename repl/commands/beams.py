@@ -12,11 +12,10 @@ from repl.analysis.beam_tree import Node, grow
 from repl.commands.registry import command
 from repl.core.conversation import Turn
 from repl.core.errors import UsageError
-from repl.core.fields import OneOf
 from repl.core.format import join_facts, shortened
 from repl.core.reply import TokenLogprobs
 from repl.core.sanitize import clean
-from repl.core.values import Assignment, Choice, Integer
+from repl.core.values import Assignment, Choice, Integer, OneOf
 from repl.generation.measure.token_text import quote
 from repl.session.change_settings import apply
 from repl.session.replies import add_reply

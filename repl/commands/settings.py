@@ -13,7 +13,7 @@ from repl.commands.registry import command
 from repl.core import decoding, fields, settings
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
-from repl.core.values import Assignment, RestOfLine
+from repl.core.values import Assignment, RestOfLine, show_value
 from repl.core.values import Text as Words
 from repl.generation.prompt.chat_template import argument, template_values
 from repl.session.change_settings import ORIGINS, Setting, apply, change, describe, put_field, read_field, settings_of
@@ -127,8 +127,8 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
             rows = {row.name: row for row in _others(session)}
             return rows.get(full) or _other(session, full, decoding.Value(None, "default"))
         session.change(put_field(session.settings, full, found, value != "default"))
-        shown = "reset to the model's default" if value == "default" else fields.show_field(found)
-        unset = value in ("default", fields.NONE)
+        shown = "reset to the model's default" if value == "default" else show_value(found)
+        unset = value in ("default", "none")
         idle = None if unset else decoding.find_idle(full, session.settings, session.base(), session.uses_template())
         offered = ((idle.line, idle.effect),) if idle and idle.line else ()
         return Message(idle.said if idle else f"{full} {shown} · from the next reply on", offered)

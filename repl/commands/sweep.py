@@ -11,12 +11,12 @@ from rich.text import Text
 
 from repl.analysis.sweep import SWEEP_EXAMPLE, Sweep, SweepRow, plan_grid, run_sweep, take_row
 from repl.commands.registry import command
-from repl.core import fields, settings
+from repl.core import settings
 from repl.core.errors import UsageError
 from repl.core.format import counted, join_facts, rate
 from repl.core.jobs import Job
 from repl.core.sanitize import clean, clean_line
-from repl.core.values import Integer, RestOfLine
+from repl.core.values import Integer, RestOfLine, show_value
 from repl.session.position import question, split_prompt
 from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
@@ -183,7 +183,7 @@ def _aligned(cells: list[str], widths: list[int]) -> str:
 
 
 def _show(name: str, value: object) -> str:
-    return settings.show_setting(name, value) if name in settings.places() else fields.show_field(value)
+    return settings.show_setting(name, value) if name in settings.places() else show_value(value)
 
 
 def _said(found: Sweep) -> str:

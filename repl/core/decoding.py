@@ -5,10 +5,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from repl.core.errors import UsageError
-from repl.core.fields import show_field
+from repl.core.fields import FIELDS, REMOTE
 from repl.core.library_types import GenerationConfig
 from repl.core.settings import GONE, Decode, Settings, find_setting, gone_setting, setting_kind
-from repl.core.values import closest_match
+from repl.core.values import closest_match, show_value
 
 NEW_TOKENS = 512  # most tokens of a reply where neither you nor the model say
 LENGTH_LIMITS = ("max_new_tokens", "max_length")
@@ -24,14 +24,6 @@ SERVER = "server."  # of the fields that only the server in use knows
 PENALTIES = ("frequency_penalty", "presence_penalty")  # what only servers know
 OURS = {"stop": "stop_strings"}  # settings that the library calls otherwise
 STATIC = ("static", "offloaded_static")  # caches
-REMOTE = {
-    "penalty_alpha": "contrastive search",
-    "dola_layers": "DoLa decoding",
-    "num_beam_groups": "group beam search",
-    "constraints": "constrained beam search",
-    "force_words_ids": "constrained beam search",
-}
-"""Fields that ask for a way to decode which the library runs with code from the Hub alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +134,7 @@ class Idle:
 def find_idle(name: str, settings: Settings, base: ModelDefaults, chats: bool = False) -> Idle | None:
     """Return what keeps a value that was just set from having an effect; `chats`: messages go through a template."""
     values = {key: item.value for key, item in effective_values(settings, base).items()}
-    shown = settings.get(name) if is_setting(name) else show_field(dict(settings.extra).get(name))
+    shown = settings.get(name) if is_setting(name) else show_value(dict(settings.extra).get(name))
     beams = (values.get("num_beams") or 1) > 1
     if name in (*WARPERS, "seed") and not values.get("do_sample"):
         if beams:
@@ -189,7 +181,7 @@ def check_values(settings: Settings, base: ModelDefaults) -> None:
     table = effective_values(settings, base)
     values = {key: item.value for key, item in table.items()}
     contrasts = not values.get("do_sample") and (values.get("num_beams") or 1) == 1 and (values.get("top_k") or 0) > 1
-    asked = [name for name in REMOTE if values.get(name) not in (None, 0, 1)]
+    asked = [name for name in REMOTE if values.get(name) not in (None, 0, FIELDS[name].off)]
     if asking := [name for name in asked if contrasts or name != "penalty_alpha"]:
         said = f"{REMOTE[asking[0]]} needs code from the Hub (custom_generate) that is not run here"
         raise UsageError(said, *(f"/set {name} none" for name in asking))

@@ -26,6 +26,9 @@ class ReplError(Exception):
     partial: Any = None
     """What there is of a reply that failed: a `Reply`, or None."""
 
+    def __init_subclass__(cls, kind: str = "") -> None:
+        cls.kind = kind or cls.kind
+
     def __init__(
         self, message: str, *hints: str, choices: tuple[tuple[str, str], ...] = (), again: bool = True
     ) -> None:
@@ -38,67 +41,47 @@ class ReplError(Exception):
         self.hints = hints or tuple(line for line, _ in choices)
 
 
-class UsageError(ReplError):
+class UsageError(ReplError, kind="usage"):
     """A word that cannot be read: an unknown name, a value out of range, a missing argument."""
 
-    kind = "usage"
 
-
-class Overflow(UsageError):
+class Overflow(UsageError, kind="context_full"):
     """A prompt that is longer than the model's context."""
 
-    kind = "context_full"
 
-
-class NeedsLocal(UsageError):
+class NeedsLocal(UsageError, kind="needs_local"):
     """What only a model in this process can do, while a server answers."""
-
-    kind = "needs_local"
 
     def __init__(self, what: str, *hints: str, back: str = "the local model") -> None:
         super().__init__(f"{what} needs a local model", f"/disconnect goes back to {back}", *hints)
 
 
-class NotFound(ReplError):
+class NotFound(ReplError, kind="not_found"):
     """A model, revision or file that is not there, or not for this account."""
 
-    kind = "not_found"
 
-
-class Unreachable(ReplError):
+class Unreachable(ReplError, kind="unreachable"):
     """The Hub or the package index cannot be reached."""
 
-    kind = "unreachable"
 
-
-class BadModel(ReplError):
+class BadModel(ReplError, kind="bad_model"):
     """A folder that is there but does not hold a model that loads."""
 
-    kind = "bad_model"
 
-
-class NoModel(ReplError):
+class NoModel(ReplError, kind="no_model"):
     """Nothing is loaded, and the line needs a model."""
 
-    kind = "no_model"
 
-
-class NoMemory(ReplError):
+class NoMemory(ReplError, kind="no_memory"):
     """Memory ran out, or would."""
 
-    kind = "no_memory"
 
-
-class MissingExtra(ReplError):
+class MissingExtra(ReplError, kind="missing_extra"):
     """An optional package that this line needs is not installed."""
 
-    kind = "missing_extra"
 
-
-class Failed(ReplError):
+class Failed(ReplError, kind="failed"):
     """A library gave up in the middle of a reply; the message is its own, on one line."""
-
-    kind = "failed"
 
 
 class Cancelled(BaseException):

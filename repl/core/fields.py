@@ -7,15 +7,13 @@ with a line to type. Nothing here knows a model: what depends on one is checked 
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeGuard
 
 from repl.core.errors import UsageError
-from repl.core.values import Choice, Flag, Integer, Kind, Number, Text, not_a
+from repl.core.values import Choice, Flag, Integer, Kind, Number, OneOf, Text, not_a
 
-NONE = "none"
-"""The word that switches a field off, whatever the model's own generation config says."""
 CACHES = ("dynamic", "static", "offloaded", "offloaded_static", "quantized")
 
 
@@ -39,31 +37,6 @@ class Json(Kind):
     def show(self, value: Any) -> str:
         """Return the JSON."""
         return json.dumps(value)
-
-
-@dataclass(frozen=True, slots=True)
-class OneOf(Kind):
-    """A value of the first kind that reads the word."""
-
-    phrase: str = ""
-    kinds: tuple[Kind, ...] = ()
-
-    def read(self, word: str) -> Any:
-        """Try one after another."""
-        for kind in self.kinds:
-            try:
-                return kind.read(word)
-            except UsageError:
-                continue
-        raise not_a(word, self.phrase)
-
-    def show(self, value: Any) -> str:
-        """Return the JSON."""
-        return json.dumps(value)
-
-    def complete(self) -> list[str]:
-        """Offer what each offers."""
-        return [word for kind in self.kinds for word in kind.complete()]
 
 
 def is_id(value: object) -> TypeGuard[int]:
@@ -142,37 +115,41 @@ COMPILE_OPTIONS = _options(
 class Field:
     """One field: how its value is read, a value to type, and what `none` stands for (None: an argument None)."""
 
-    kind: Kind
-    example: str
+    kind: Kind = Json()
+    example: str = "JSON"
     off: object = None
     idle: str = ""
     """Why it cannot be set here; empty where it can."""
-    hints: tuple[str, ...] = field(default=())
+    hints: tuple[str, ...] = ()
     """What to type instead where it cannot be set."""
     heeded: bool = True
     """Whether a value in the model's own generation config counts, so that it can be switched off."""
 
 
-def _shape(name: str) -> Field:
-    said = "it changes what `generate` returns beside the text"
-    return Field(Flag(), "on", False, said, ("/logprobs 5",), heeded=False)
+def _unused(why: str, *hints: str) -> Field:
+    return Field(idle=why, hints=hints or ("/settings",), heeded=False)
 
 
-def _drafts(kind: Kind) -> Field:
-    said = "it steers the library's own assisted decoding, and drafts are checked by another loop here"
-    return Field(kind, "", None, said, ("/assistant ID", "/prompt_lookup 10"))
+SHAPE = _unused("it changes what `generate` returns beside the text", "/logprobs 5")
+DRAFTS = Field(
+    idle="it steers the library's own assisted decoding, and drafts are checked by another loop here",
+    hints=("/assistant ID", "/prompt_lookup 10"),
+)
+REMOTE = {
+    "penalty_alpha": "contrastive search",
+    "dola_layers": "DoLa decoding",
+    "num_beam_groups": "group beam search",
+    "constraints": "constrained beam search",
+    "force_words_ids": "constrained beam search",
+}
+"""Fields that ask for a way to decode which the library runs with code from the Hub alone."""
 
 
-def _remote(mode: str, kind: Kind, off: object = None) -> Field:
-    said = f"it is for {mode}, which takes code from the Hub (custom_generate) that is not run here"
-    return Field(kind, "", off, said, ("/beams 4", "/sample"))
+def _remote(mode: str, off: object = None) -> Field:
+    why = f"it is for {mode}, which takes code from the Hub (custom_generate) that is not run here"
+    return Field(off=off, idle=why, hints=("/beams 4", "/sample"))
 
 
-def _gone(what: str, kind: Kind, off: object = None, *hints: str) -> Field:
-    return Field(kind, "", off, what, hints or ("/settings",), heeded=False)
-
-
-ANY = Json()
 FIELDS: dict[str, Field] = {
     "min_length": Field(Integer(0), "20", 0),
     "max_time": Field(Number(above=0), "5"),
@@ -201,27 +178,22 @@ FIELDS: dict[str, Field] = {
     "eos_token_id": Field(ID_OR_IDS, "[2, 5]"),
     "compile_config": Field(COMPILE_OPTIONS, '{"mode": "default"}'),
     "disable_compile": Field(Flag(), "on", False),
-    **{name: _shape(name) for name in ("output_scores", "output_logits", "return_dict_in_generate")},
-    **{name: _shape(name) for name in ("output_attentions", "output_hidden_states")},
-    **{name: _drafts(Integer(1)) for name in ("num_assistant_tokens", "assistant_lookbehind", "target_lookbehind")},
-    **{name: _drafts(Integer(1)) for name in ("max_matching_ngram_size", "assistant_early_exit")},
-    **{name: _drafts(Number()) for name in ("assistant_confidence_threshold", "assistant_ensemble_weight")},
-    **{name: _drafts(Text()) for name in ("num_assistant_tokens_schedule", "speculation_type")},
-    "use_mtp": _drafts(Flag()),
-    "prompt_lookup_num_tokens": _drafts(Integer(1)),
-    "is_assistant": _gone("it is for the smaller model that assists another", Flag(), False, "/assistant ID"),
-    "pad_token_id": _gone("it fills rows behind their end, which is cut here", Integer(0)),
-    "bos_token_id": _gone("it is only read where there is no prompt", Integer(0)),
-    "decoder_start_token_id": _gone("it is for models with an encoder", ID_OR_IDS),
-    "continuous_batching_config": _gone("it is for the library's continuous batching, which makes no reply here", ANY),
-    "low_memory": _gone("the library no longer reads it", Flag()),
-    "transformers_version": _gone("it names the version that wrote the config", Text(), None, "/version"),
-    "penalty_alpha": _remote("contrastive search", Number()),
-    "dola_layers": _remote("DoLa decoding", Text()),
-    "num_beam_groups": _remote("group beam search", Integer(1), 1),
-    "diversity_penalty": _remote("group beam search", Number(), 0.0),
-    "constraints": _remote("constrained beam search", ANY),
-    "force_words_ids": _remote("constrained beam search", ANY),
+    **dict.fromkeys(("output_scores", "output_logits", "output_attentions", "output_hidden_states"), SHAPE),
+    "return_dict_in_generate": SHAPE,
+    **dict.fromkeys(("num_assistant_tokens", "assistant_lookbehind", "target_lookbehind", "use_mtp"), DRAFTS),
+    **dict.fromkeys(("max_matching_ngram_size", "assistant_early_exit", "prompt_lookup_num_tokens"), DRAFTS),
+    **dict.fromkeys(("assistant_confidence_threshold", "assistant_ensemble_weight", "speculation_type"), DRAFTS),
+    "num_assistant_tokens_schedule": DRAFTS,
+    "is_assistant": _unused("it is for the smaller model that assists another", "/assistant ID"),
+    "pad_token_id": _unused("it fills rows behind their end, which is cut here"),
+    "bos_token_id": _unused("it is only read where there is no prompt"),
+    "decoder_start_token_id": _unused("it is for models with an encoder"),
+    "continuous_batching_config": _unused("it is for the library's continuous batching, which makes no reply here"),
+    "low_memory": _unused("the library no longer reads it"),
+    "transformers_version": _unused("it names the version that wrote the config", "/version"),
+    **{name: _remote(mode) for name, mode in REMOTE.items()},
+    "num_beam_groups": _remote(REMOTE["num_beam_groups"], 1),
+    "diversity_penalty": _remote(REMOTE["num_beam_groups"], 0.0),
 }
 WITH_IDS = (
     *("bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"),
@@ -245,14 +217,9 @@ def _documented(name: str) -> Field:
     from transformers import GenerationConfig
 
     words = re.search(rf"^\s*{name}\s*:?\s*\(([^)]*)\)?", GenerationConfig.__doc__ or "", re.MULTILINE)
-    kinds: dict[str, Field] = {
-        "int": Field(Integer(0), "1"),
-        "float": Field(Number(), "1.0"),
-        "bool": Field(Flag(), "on", False),
-        "str": Field(Text(), "WORD"),
-    }
+    kinds = {"int": Field(Integer(0), "1"), "float": Field(Number(), "1.0"), "str": Field(Text(), "WORD")}
     types = re.findall(r"`(\w+)`", words[1]) if words else []
-    return kinds[types[0]] if len(types) == 1 and types[0] in kinds else Field(ANY, "JSON")
+    return {**kinds, "bool": Field(Flag(), "on", False)}.get(types[0] if len(types) == 1 else "", Field())
 
 
 def read_field(name: str, word: str, model: Mapping[str, Any]) -> Any:
@@ -262,7 +229,7 @@ def read_field(name: str, word: str, model: Mapping[str, Any]) -> Any:
     Raises `UsageError` with a line to type.
     """
     spot = find_field(name)
-    if word.strip().lower() == NONE and (not spot.idle or (spot.heeded and name in model)):
+    if word.strip().lower() == "none" and (not spot.idle or (spot.heeded and name in model)):
         return spot.off
     if spot.idle:
         raise UsageError(f"{name} has no effect here: {spot.idle}", *spot.hints)
@@ -270,13 +237,6 @@ def read_field(name: str, word: str, model: Mapping[str, Any]) -> Any:
         return spot.kind.read(word)
     except UsageError as error:
         raise UsageError(f"{name} {error.message}", f"/set {name} {spot.example}", f"/set {name} none") from None
-
-
-def show_field(value: object) -> str:
-    """Return a field's value as it is typed."""
-    if isinstance(value, bool):
-        return Flag().show(value)
-    return NONE if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def ids(value: object) -> Iterator[int]:

@@ -67,17 +67,11 @@ class Job(Generic[T]):
     def __init__(self, work: Callable[[JobContext], T]) -> None:
         self._work: Callable[[JobContext], T] | None = work
         self._events: SimpleQueue[Event | None] = SimpleQueue()
-        self._stop = False
-        self._shielded = False
-        self._settling = False
-        self._ended = False
+        self._outcome: Future[T] = Future()
+        self._stop = self._shielded = self._settling = False
         self._lock = threading.Lock()
         self._thread = 0  # ident of the thread that runs the work, 0 before and after
         self._stopped_at = self._asked_at = 0.0
-        self._value: T | None = None
-        self._error: BaseException | None = None
-        self._wake: Callable[[], object] = lambda: None
-        self._over = threading.Event()
 
     # as the work sees it
 
@@ -119,10 +113,8 @@ class Job(Generic[T]):
 
     def finished(self) -> bool:
         """Tell whether the work has ended and every event was read, or was cancelled and is not worth waiting for."""
-        return (self._ended and self._events.empty()) or self._given_up()
-
-    def _given_up(self) -> bool:
-        return self._stop and time.monotonic() - self._stopped_at > GIVE_UP_S
+        given_up = self._stop and time.monotonic() - self._stopped_at > GIVE_UP_S
+        return given_up or (self._outcome.done() and self._events.empty())
 
     def poll(self, seconds: float = 0.0) -> list[Event]:
         """Return the events that are there, waiting at most `seconds` for the first."""
@@ -143,21 +135,22 @@ class Job(Generic[T]):
 
     def result(self) -> T:
         """Return what the work returned, or raise what it raised; call it when `finished`."""
-        if not self._ended:
+        if not self._outcome.done():
             raise Cancelled
-        if self._error is not None:
-            raise self._error
-        return self._value  # type: ignore[return-value]  # set whenever there was no error
+        return self._outcome.result()
 
     def ends(self, seconds: float) -> bool:
         """Wait for the end, whatever is told meanwhile; False if it has not come by then."""
-        return self._over.wait(seconds)
+        return bool(futures.wait([self._outcome], seconds).done)
 
     def wakes(self, wake: Callable[[], object]) -> None:
         """Have `wake` called when the work has ended, on its thread; at once where it has."""
-        self._wake = wake
-        if self._ended:
-            wake()
+
+        def woken(_: object) -> None:
+            with suppress(RuntimeError):  # whoever was to be woken is gone
+                wake()
+
+        self._outcome.add_done_callback(woken)
 
     def hurry(self) -> None:
         """Interrupt a thread that was asked to stop and has not noticed, unless it is shielded."""
@@ -173,17 +166,10 @@ class Job(Generic[T]):
     def run(self) -> None:
         """Do the work on this thread; whatever happens, the reader is told."""
         try:
-            self._value = self._guarded()
+            self._outcome.set_result(self._guarded())
         except BaseException as error:
-            self._error = strip_traceback(error)
-        finally:
-            self._thread = 0
-            self._work = None  # the closure may hold a model
-            self._ended = True
-            self._events.put(None)  # wakes a reader
-            self._over.set()
-            with suppress(RuntimeError):  # whoever was to be woken is gone
-                self._wake()
+            self._outcome.set_exception(strip_traceback(error))
+        self._events.put(None)  # wakes a reader
 
     def _guarded(self) -> T:
         assert self._work is not None
@@ -194,6 +180,7 @@ class Job(Generic[T]):
         finally:
             with self._lock:  # an interrupt is sent under this lock: it arrives here at the latest
                 self._thread = 0
+            self._work = None  # the closure may hold a model
 
 
 def strip_traceback(error: BaseException) -> BaseException:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, get_type_hints
 from repl.core.errors import UsageError
 from repl.core.reply_format import FormatKind
 from repl.core.values import (
-    BoolOrNever,
     Choice,
     Device,
     Flag,
@@ -18,6 +17,7 @@ from repl.core.values import (
     Kind,
     MaxMemory,
     Number,
+    OneOf,
     Strings,
     Text,
     closest_match,
@@ -35,6 +35,7 @@ DTYPE_ALIASES = {
 SHADED = {"probability": "on", "yes": "on", "true": "on", "no": "off", "false": "off"}
 GONE = {"compile": "steps are not compiled any more"}
 """Settings of earlier versions, which config files and records may still name, and what became of them."""
+ON_OFF_NEVER = OneOf("on, off or never", (Flag(), Choice(("never",))))
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -93,7 +94,7 @@ class Decode:
     length_penalty: Annotated[float | None, Number()] = setting(
         None, "above 0 beam search favours longer replies, below 0 shorter", off=0.0
     )
-    early_stopping: Annotated[bool | str | None, BoolOrNever()] = setting(
+    early_stopping: Annotated[bool | str | None, ON_OFF_NEVER] = setting(
         None, "on: end beam search once num_beams hypotheses are finished", off=False
     )
     temperature: Annotated[float | None, Number(above=0)] = setting(

@@ -6,6 +6,7 @@ import re
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, get_args, get_origin
@@ -241,19 +242,33 @@ def _unescape(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class BoolOrNever(Kind):
-    """On, off, or never: how `early_stopping` ends a beam search."""
+class OneOf(Kind):
+    """A value of the first kind that reads the word."""
 
-    phrase: str = "on, off or never"
-    words = ("on", "off", "never")
+    phrase: str = ""
+    kinds: tuple[Kind, ...] = ()
 
-    def read(self, word: str) -> bool | str:
-        """Read the three words."""
-        return "never" if word.lower() == "never" else Flag(self.phrase).read(word)
+    def read(self, word: str) -> Any:
+        """Try one after another."""
+        for kind in self.kinds:
+            with suppress(UsageError):
+                return kind.read(word)
+        raise not_a(word, self.phrase)
 
-    def show(self, value: bool | str) -> str:
-        """Return the word."""
-        return value if isinstance(value, str) else Flag().show(value)
+    def show(self, value: Any) -> str:
+        """Return the word, or JSON."""
+        return show_value(value)
+
+    def complete(self) -> list[str]:
+        """Offer what each offers."""
+        return [word for kind in self.kinds for word in kind.complete()]
+
+
+def show_value(value: object) -> str:
+    """Return a value of any kind as it is typed."""
+    if isinstance(value, bool):
+        return Flag().show(value)
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from repl.core.errors import Failed, UsageError
 from repl.core.explain import sentence
 from repl.core.format import join_facts
 from repl.core.sanitize import clean_line
+from repl.core.values import show_value
 from repl.generation import measure
 from repl.generation.interface import Model
 from repl.models.store import ModelInfo
@@ -52,7 +53,7 @@ class Setting:
     def _written(self, value: object, origin: str) -> str:
         if self.name in settings.places():
             return clean_line(settings.show_setting(self.name, value)) or NOT_SET
-        return NOT_SET if value is None and origin == "default" else clean_line(fields.show_field(value))
+        return NOT_SET if value is None and origin == "default" else clean_line(show_value(value))
 
 
 def change(session: Session, name: str, text: str = "") -> Setting | Message | Task[ModelInfo]:
@@ -89,7 +90,7 @@ def apply(session: Session, words: SettingWords) -> Message:
     found = [
         decoding.find_idle(name, session.settings, session.base())
         for name, text in full
-        if text not in ("default", fields.NONE)
+        if text not in ("default", "none")
     ]
     idle = [one for one in found if one]
     done = [_phrase(session, full), *lost, "from the next reply on" if _decodes(full) else ""]

@@ -330,6 +330,7 @@ def test_your_limit_on_length_puts_the_models_aside(llama_folder, tmp_path, thei
     [
         ({"do_sample": True, "temperature": 0.0}, "temperature 0", "/greedy"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive search", "/set penalty_alpha none"),
+        ({"penalty_alpha": 1.0, "top_k": 4}, "contrastive search", "/set penalty_alpha none"),
         ({"dola_layers": "high"}, "DoLa", "/set dola_layers none"),
         ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, "group beam", "/set num_beam_groups none"),
         ({"force_words_ids": [[5]], "num_beams": 2}, "constrained", "/set force_words_ids none"),
