@@ -27,7 +27,7 @@ def download(session: Session, id: Annotated[str, Words("a model", catalog.names
     want, began = catalog.parse_request(id), time.monotonic()
 
     def fetch(emit: JobContext) -> str:
-        found = locate.locate(want.model, want.revision, want.gguf_file, emit, offline=session.store.offline)
+        found = locate.locate(want, emit, session.store.offline)
         size = sum(path.stat().st_size for path in found.folder.rglob("*") if path.is_file())
         seconds = time.monotonic() - began
         return join_facts(f"{id} is in the cache, {amount(size)}", f"{seconds:.1f} s", f"/model {id} loads it")

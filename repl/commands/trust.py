@@ -55,7 +55,7 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
         stays = f"it stays loaded: /unload {model} frees it" if there else ""
         return Message(join_facts(f"{model}: remote code disabled", stays if taken else "it was not allowed before"))
     if answer == "show":
-        allowed = model in consents.given and found is None
+        allowed = consents.allows(model) and found is None
         return session.run_on_model(lambda emit: list_code(wanted.load, allowed, session.store.offline, emit))
     if found is None:
         raise UsageError("no model needs your consent", "/model ID")

@@ -72,6 +72,11 @@ class Load:
     )
     offload_folder: Annotated[str, Text("a folder")] = setting("", "folder for weights that fit in no memory")
 
+    def __str__(self) -> str:
+        """Return the model as it is asked for, in quotes: with its revision and file."""
+        revision = "" if self.revision == "main" else f"@{self.revision}"
+        return repr(self.model + revision + (f":{self.gguf_file}" if self.gguf_file else ""))
+
 
 @dataclass(frozen=True, slots=True)
 class Decode:

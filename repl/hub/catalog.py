@@ -10,9 +10,9 @@ from repl.core import settings
 from repl.core.errors import NotFound, ReplError, Unreachable
 from repl.core.events import Progress
 from repl.core.jobs import CachedLookup, JobContext
+from repl.core.settings import Load
 from repl.hub import builtin, cache, locate, validate, weight_headers
-from repl.hub.cache import ModelRequest
-from repl.hub.download import call_hub, lookup_quietly, prepare
+from repl.hub.download import call_hub, import_library, prepare
 
 SEARCH_S = 3.0  # seconds for the Hub to answer a search
 MAX_SEARCH_RESULTS = 12  # models of a search that are shown
@@ -21,10 +21,10 @@ TASK = "text-generation"
 WANTED = ("downloads", "gated", "safetensors", "usedStorage", "tags")
 
 
-def parse_request(text: str) -> ModelRequest:
+def parse_request(text: str) -> Load:
     """Return what `id@revision` or `id:file.gguf` asks for."""
-    parts = {name: word for name, word in settings.address(text) if word != "default"}
-    return ModelRequest(parts["model"], parts.get("revision", "main"), parts.get("gguf_file", ""))
+    parts: dict[str, Any] = {name: word for name, word in settings.address(text) if word != "default"}
+    return Load(**parts)
 
 
 # the cache
@@ -66,7 +66,7 @@ def _cached(repo: Any) -> Cached:
     revisions = sorted(repo.revisions, key=lambda each: ("main" in each.refs, each.last_modified))
     place = Path(revisions[-1].snapshot_path) if revisions else Path()
     packed = sorted(path.name for path in place.glob("*.gguf")) if revisions else []
-    whole = bool(revisions) and cache.complete(place, ModelRequest(repo.repo_id))
+    whole = bool(revisions) and cache.complete(place, Load(repo.repo_id))
     if packed and not whole:
         return Cached(f"{repo.repo_id}:{packed[0]}", repo.size_on_disk, True, "gguf", 0, repo.last_accessed)
     dtype, parameters = stored_as(place) if whole else ("", 0)
@@ -182,7 +182,7 @@ class ModelCard:
     task: str = ""
 
 
-def card(want: ModelRequest, emit: JobContext, offline: bool) -> ModelCard:
+def card(want: Load, emit: JobContext, offline: bool) -> ModelCard:
     """Read the card of a model from the Hub, or what the cache knows where the Hub is silent.
 
     Raises `NotFound` and `Unreachable` as `hub.locate` does.
@@ -204,7 +204,7 @@ def card(want: ModelRequest, emit: JobContext, offline: bool) -> ModelCard:
     return _from_cache(want, here)
 
 
-def _card(want: ModelRequest, said: Any) -> ModelCard:
+def _card(want: Load, said: Any) -> ModelCard:
     data = said.card_data.to_dict() if said.card_data else {}
     parameters = said.safetensors.parameters if said.safetensors else {}
     kinds = (said.config or {}).get("architectures") or []
@@ -221,12 +221,12 @@ def _card(want: ModelRequest, said: Any) -> ModelCard:
         languages=_several(data.get("language")),
         base_models=_several(data.get("base_model")),
         task=said.pipeline_tag or "",
-        cached=cache.find_cached(want) is not None,
+        cached=cache.cached(want) is not None,
         files=[(each.rfilename, each.size or 0) for each in said.siblings or ()],
     )
 
 
-def _from_cache(want: ModelRequest, here: Path) -> ModelCard:
+def _from_cache(want: Load, here: Path) -> ModelCard:
     try:
         kinds = validate.read_model_config(here).get("architectures")
     except ReplError:
@@ -240,7 +240,7 @@ def _from_cache(want: ModelRequest, here: Path) -> ModelCard:
         architecture=", ".join(_several(kinds)),
         parameters=parameters,
         dtype=dtype,
-        cached=cache.find_cached(want) is not None,
+        cached=cache.cached(want) is not None,
         files=[(path.relative_to(here).as_posix(), path.stat().st_size) for path in paths],
     )
 
@@ -270,14 +270,14 @@ class ModelNames:
 
 
 def _popular() -> list[str]:
-    def ask() -> list[str]:
-        from huggingface_hub import HfApi, constants
+    try:
+        import_library()
+        from huggingface_hub import HfApi
 
-        if constants.HF_HUB_OFFLINE:
-            return []
-        return [each.id for each in HfApi().list_models(pipeline_tag=TASK, sort="downloads", limit=POPULAR)]
-
-    return lookup_quietly(ask) or []
+        asked = HfApi().list_models(pipeline_tag=TASK, sort="downloads", limit=POPULAR)
+        return [] if locate.is_offline(False) else [each.id for each in asked]
+    except Exception:  # what is only looked up in passing may fail without a word
+        return []
 
 
 names = ModelNames()

@@ -3,21 +3,18 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from repl.core import atomic_write
 from repl.core.errors import ReplError
 from repl.core.settings import Load
-from repl.hub import validate
 from repl.hub.cache import LocalModel
-from repl.hub.model_files import bad_file, check_link, find_file, read_json
+from repl.hub.model_files import asked_for, bad_file, check_link, code_files, find_file
 from repl.hub.validate import NeedsCode
 
 FILE = "trusted.json"
-CONFIGS = "*config*.json"  # whatever the library reads an `auto_map` from, older configs such as config.4.0.0.json too
 CODE = (
     *(".py", ".pyw", ".pyc", ".pyx", ".pyd", ".so", ".dll", ".dylib", ".zip", ".egg", ".whl", ".sh"),
     *(".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".mm", ".metal"),
@@ -33,11 +30,16 @@ class Consents:
         if saved is not None:
             with suppress(OSError, ValueError, AttributeError):
                 kept = json.loads(saved.read_text("utf-8"))
-                self.given = {str(model): str(mark) for model, mark in kept.items()}
+                self.given = {_key(str(model)): str(mark) for model, mark in kept.items()}
         self._lasting = dict(self.given)
+
+    def allows(self, model: str) -> bool:
+        """Tell whether a consent was given for a model, whatever became of its code since."""
+        return _key(model) in self.given
 
     def give(self, model: str, mark: str, lasting: bool = False) -> None:
         """Allow a model's code as it is now; `lasting` for later sessions too."""
+        model = _key(model)
         self.given[model] = mark
         if lasting:
             self._lasting[model] = mark
@@ -45,6 +47,7 @@ class Consents:
 
     def withdraw(self, model: str) -> bool:
         """Forget a consent; False if there was none."""
+        model = _key(model)
         if self._lasting.pop(model, None) is not None:
             self._write()
         return self.given.pop(model, None) is not None
@@ -56,7 +59,7 @@ class Consents:
             return
         check_places(found.folder, declared)
         now = mark(found)
-        before = self.given.setdefault(load.model, now)
+        before = self.given.setdefault(_key(load.model), now)
         if before != now:
             changed = f"the code of {load.model} changed since you allowed it: from {before[:12]} to {now[:12]}"
             raise NeedsCode(tuple(code), changed)
@@ -70,38 +73,22 @@ class Consents:
             raise ReplError(f"cannot write {self._saved}: {error.strerror}") from error
 
 
-def asked_for(place: Path) -> dict[str, object]:
-    """Return the classes that the configs of a folder ask for from Python files: lists by file and kind of class."""
-    asked: dict[str, Any] = {}
-    for name in sorted(path.name for path in place.glob(CONFIGS) if path.is_file()):
-        for key, value in _maps(read_json(place, name)):
-            asked.setdefault(f"{name} {key}", []).extend(value if isinstance(value, list) else [value])
-    return asked
-
-
-def _maps(content: object) -> Iterator[tuple[str, object]]:
-    """Yield the entries of every `auto_map` at any depth; the older form for tokenizers is a list."""
-    parts = [content]
-    while parts:
-        part = parts.pop()
-        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-        declared = part.get("auto_map") if isinstance(part, dict) else None
-        if isinstance(declared, dict):
-            yield from declared.items()
-        elif declared:
-            yield "AutoTokenizer", declared
+def _key(model: str) -> str:
+    """Return what a consent is kept under: one folder has one, however its path was typed."""
+    with suppress(OSError, RuntimeError, ValueError):  # as where a folder is looked for
+        path = Path(model).expanduser()
+        return str(path.resolve()) if path.is_dir() else model
+    return model
 
 
 def tokenizer_code(place: Path) -> tuple[str, ...]:
     """Name the Python files that a folder asks for to make its tokenizer."""
-    return validate.code_files(
-        {name: value for name, value in asked_for(place).items() if name.endswith("AutoTokenizer")}
-    )
+    return code_files({name: value for name, value in asked_for(place).items() if name.endswith("AutoTokenizer")})
 
 
 def check_places(place: Path, declared: Mapping[str, object]) -> None:
     """Raise `BadModel` for code that a config takes from outside of the folder."""
-    for name, files in ((name, validate.code_files({name: value})) for name, value in declared.items()):
+    for name, files in ((name, code_files({name: value})) for name, value in declared.items()):
         for file in files:
             if ": " in file:
                 cause = f"takes code from another repository ({file}), which hub-repl never runs"

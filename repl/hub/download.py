@@ -9,7 +9,6 @@ from typing import Any
 
 from repl.core.errors import Cancelled
 from repl.core.events import Progress
-from repl.core.format import amount
 from repl.core.jobs import JobContext, T, run_in_thread
 from repl.core.library import abort_downloads
 from repl.core.log import Bar
@@ -20,7 +19,7 @@ class HubCall:
 
     current: ContextVar["HubCall | None"] = ContextVar("current", default=None)
 
-    def __init__(self, emit: JobContext | None = None) -> None:
+    def __init__(self, emit: JobContext) -> None:
         self.emit = emit
         self.left = False
 
@@ -33,36 +32,23 @@ class HubLogHandler(logging.Handler):
         call = HubCall.current.get()
         if call is not None and call.left:
             raise Cancelled
-        if call is not None and call.emit is not None and "Retrying" in record.getMessage():
+        if call is not None and "Retrying" in record.getMessage():
             call.emit(Progress("wait for the Hub to answer"))  # by 429 it may ask for half a minute
 
 
 def prepare(emit: JobContext) -> None:
     """Import the library and take its log off the terminal."""
     with emit.uninterruptible():  # an import cut short stays broken
-        _prepare()
+        import_library()
 
 
-def _prepare() -> None:
+def import_library() -> None:
+    """Import it on a thread that nothing interrupts."""
     importlib.import_module("huggingface_hub.hf_api")
     logger = logging.getLogger("huggingface_hub")
     if not any(isinstance(each, HubLogHandler) for each in logger.handlers):
         logger.handlers[:] = [HubLogHandler()]
     logger.propagate = True
-
-
-def lookup_quietly(work: Callable[[], T]) -> T | None:
-    """Run a call of the library on this thread, without its attempts to try again; None for whatever goes wrong."""
-    call = HubCall()
-    call.left = True
-    before = HubCall.current.set(call)
-    try:
-        _prepare()
-        return work()
-    except (Cancelled, Exception):  # what is only looked up in passing may fail without a word
-        return None
-    finally:
-        HubCall.current.reset(before)
 
 
 def call_hub(work: Callable[[], T], emit: JobContext, seconds: float = 0.0) -> T:
@@ -128,6 +114,6 @@ class DownloadProgress:
         self.report(self._name, 0, 0)
 
     def stopped(self) -> str:
-        """Say how far the file under way has come."""
-        size = self._sizes[self._name]
-        return f"the download of {self._name} stopped at {amount(self._done)} of {amount(size)} and will start again"
+        """Say how far the file under way has come, in full tenths of a megabyte: what is not whole is less."""
+        done, size = self._done // 100_000 / 10, -(-self._sizes[self._name] // 100_000) / 10
+        return f"the download of {self._name} stopped at {done:,} of {size:,} MB and will start again"

@@ -16,13 +16,14 @@ from pathlib import Path
 from repl.core.errors import BadModel, Cancelled, NotFound, ReplError, Unreachable, UsageError
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
+from repl.core.settings import Load
 from repl.hub import cache
-from repl.hub.cache import LocalModel, ModelRequest, cached, cached_models
+from repl.hub.cache import LocalModel, cached_models
 from repl.hub.consent import could_run
 from repl.hub.download import DownloadProgress, call_hub, prepare
 from repl.hub.model_files import TOKENIZER
 
-__all__ = ["LocalModel", "adapter", "cached", "cached_models", "locate"]
+__all__ = ["LocalModel", "adapter", "cached_models", "locate"]
 
 PROBE_S, GLANCE_S = 4.5, 2.0  # seconds for the Hub to answer at all; for what only makes an error message better
 SMALL = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.json")
@@ -32,29 +33,19 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 BUILTIN, ELSEWHERE, LOGIN = "/model builtin", "HF_HOME=FOLDER hub-repl", "hf auth login"
 
 
-def locate(
-    model: str,
-    revision: str,
-    gguf_file: str,
-    emit: JobContext,
-    *,
-    offline: bool = False,
-    pickle: bool = False,
-    code: bool = False,
-) -> LocalModel:
+def locate(want: Load, emit: JobContext, offline: bool = False) -> LocalModel:
     """Find a model on this machine, or download it; a complete copy is used without asking the Hub.
 
     Raises `UsageError` for what cannot be an id, `NotFound`, `Unreachable` (within 5 s where nothing answers),
     `BadModel` for a repository without a model that loads, `ReplError` where the disk does not take it.
     """
-    want = ModelRequest(model, revision, gguf_file, pickle, code)
     found = resolve(want, emit, offline)
     return found if isinstance(found, LocalModel) else download_files(want, found.sizes, emit)
 
 
-def resolve(want: ModelRequest, emit: JobContext, offline: bool) -> "LocalModel | RepoFiles":
+def resolve(want: Load, emit: JobContext, offline: bool) -> "LocalModel | RepoFiles":
     """Find a model on this machine, or else what the Hub says of it; raises as `locate` does."""
-    if found := local(want) or cache.find_cached(want):
+    if found := local(want) or cache.cached(want):
         return found
     prepare(emit)
     check_id(want.model)
@@ -73,7 +64,7 @@ def is_offline(offline: bool) -> bool:
 
 def adapter(name: str, revision: str, emit: JobContext, offline: bool = False) -> LocalModel:
     """Find an adapter on this machine, or download its config and its safetensors; raises as `locate` does."""
-    want, files = ModelRequest(name, revision), ("adapter_config.json", "adapter_model.safetensors")
+    want, files = Load(name, revision), ("adapter_config.json", "adapter_model.safetensors")
     if found := local(want):
         return found
     folder = cache.snapshot(name, revision)
@@ -94,7 +85,7 @@ def adapter(name: str, revision: str, emit: JobContext, offline: bool = False) -
     return LocalModel(name, folder, folder.name, "")
 
 
-def local(want: ModelRequest) -> LocalModel | None:
+def local(want: Load) -> LocalModel | None:
     """Find a folder or a .gguf file; raise `NotFound` for a path that leads nowhere, None for what is no path."""
     if not want.model.strip():
         raise UsageError("no model is named", BUILTIN)
@@ -138,7 +129,7 @@ class RepoFiles:
     stored: dict[str, int]
 
 
-def probe(want: ModelRequest, emit: JobContext) -> RepoFiles:
+def probe(want: Load, emit: JobContext) -> RepoFiles:
     """Ask the Hub for a model, within a few seconds."""
     from huggingface_hub import HfApi
 
@@ -152,7 +143,7 @@ def probe(want: ModelRequest, emit: JobContext) -> RepoFiles:
     return RepoFiles(info.sha or "", bool(info.gated), sizes, dict(stored))
 
 
-def download_files(want: ModelRequest, sizes: dict[str, int], emit: JobContext) -> LocalModel:
+def download_files(want: Load, sizes: dict[str, int], emit: JobContext) -> LocalModel:
     """Bring the files that are needed into the cache, all of one commit."""
     if problem := repo_problem(want, list(sizes)):
         raise problem
@@ -162,7 +153,7 @@ def download_files(want: ModelRequest, sizes: dict[str, int], emit: JobContext) 
         folder = fetch_first(want, want.gguf_file, meter, emit)
         return LocalModel(want.model, folder, folder.name, want.gguf_file)
     folder = fetch_first(want, "config.json", meter, emit)
-    first = cache.head(sizes, want.pickle)
+    first = cache.head(sizes, want.allow_pickle)
     if first.endswith(".json"):
         fetch_file(want, first, folder.name, meter, emit)
     names = [name for name in needed(want, folder, first, sizes) if not (folder / name).is_file()]
@@ -172,7 +163,7 @@ def download_files(want: ModelRequest, sizes: dict[str, int], emit: JobContext) 
     return LocalModel(want.model, folder, folder.name, "")
 
 
-def fetch_first(want: ModelRequest, name: str, meter: DownloadProgress, emit: JobContext) -> Path:
+def fetch_first(want: Load, name: str, meter: DownloadProgress, emit: JobContext) -> Path:
     """Download the first file by the revision's name, which the cache remembers; return the folder of its commit."""
     fetch_file(want, name, want.revision, meter, emit)
     folder = cache.snapshot(want.model, want.revision)
@@ -181,19 +172,19 @@ def fetch_first(want: ModelRequest, name: str, meter: DownloadProgress, emit: Jo
     return folder
 
 
-def needed(want: ModelRequest, folder: Path, first: str, names: Iterable[str]) -> list[str]:
+def needed(want: Load, folder: Path, first: str, names: Iterable[str]) -> list[str]:
     """Choose the files: tokenizer, templates, defaults, code if wanted, then the weights that begin with `first`."""
     outer = [name for name in names if "/" not in name and not could_run(name)]
     top = [name for name in outer if any(fnmatchcase(name, pattern) for pattern in LIGHT)]
     templates = [name for name in names if name.startswith("additional_chat_templates/")]
-    code = [name for name in names if want.code and could_run(name)]
+    code = [name for name in names if want.trust_remote_code and could_run(name)]
     weights = cache.shards(folder, first)
     if missing := [name for name in weights if name not in names]:
         raise BadModel(f"{first} of {want} names {missing[0]!r}, which is not there")
     return [*top, *templates, *code, *weights]
 
 
-def fetch_file(want: ModelRequest, name: str, revision: str, meter: DownloadProgress, emit: JobContext) -> None:
+def fetch_file(want: Load, name: str, revision: str, meter: DownloadProgress, emit: JobContext) -> None:
     """Download one file into the cache."""
     from huggingface_hub import hf_hub_download
 
@@ -207,7 +198,7 @@ def fetch_file(want: ModelRequest, name: str, revision: str, meter: DownloadProg
         raise explain_hub_error(error, want, emit) or Unreachable(meter.stopped(), f"/model {want.model}") from error
 
 
-def check_room(want: ModelRequest, size: int) -> None:
+def check_room(want: Load, size: int) -> None:
     """Raise `ReplError` if the disk of the cache has fewer bytes free than this."""
     place, free = disk()
     if size > free:
@@ -224,7 +215,7 @@ def disk() -> tuple[Path, int]:
 # what went wrong, in the user's terms
 
 
-def repo_problem(want: ModelRequest, names: list[str]) -> ReplError | None:
+def repo_problem(want: Load, names: list[str]) -> ReplError | None:
     """Say why a repository with these files does not hold what is wanted."""
     packed = [f"/model {want.model}:{name}" for name in names if name.endswith(".gguf")][:5]
     if want.gguf_file:
@@ -235,20 +226,20 @@ def repo_problem(want: ModelRequest, names: list[str]) -> ReplError | None:
         return BadModel(f"{want} is an adapter, not a whole model", f"/adapter {want.model}")
     if "config.json" not in names:
         return BadModel(f"{want} holds no config.json: it is no model for transformers")
-    return None if cache.head(names, want.pickle) else no_weights(want, names)
+    return None if cache.head(names, want.allow_pickle) else no_weights(want, names)
 
 
-def no_weights(want: ModelRequest, names: list[str]) -> BadModel:
+def no_weights(want: Load, names: list[str]) -> BadModel:
     """Say that there are no weights, or only pickles."""
     if cache.head(names, pickle=True):
         return BadModel(f"the weights of {want} are pickles, which can run code when read", "/allow_pickle true")
     return BadModel(f"{want} holds no weights: no model.safetensors and no index of several")
 
 
-def not_cached(want: ModelRequest, why: str) -> ReplError:
+def not_cached(want: Load, why: str) -> ReplError:
     """Say that a model is not on this machine, and what is."""
     folder = cache.snapshot(want.model, want.revision)
-    if folder and not want.pickle and cache.complete(folder, replace(want, pickle=True)):
+    if folder and not want.allow_pickle and cache.complete(folder, replace(want, allow_pickle=True)):
         return no_weights(want, [path.name for path in folder.iterdir()])
     state = f"the cached copy of {want} is incomplete" if folder else f"{want} is not cached"
     known = cached_models()
@@ -257,7 +248,7 @@ def not_cached(want: ModelRequest, why: str) -> ReplError:
     return Unreachable(f"{why} and {state}{others}", *[f"/model {name}" for name in nearest], BUILTIN)
 
 
-def explain_hub_error(error: Exception, want: ModelRequest, emit: JobContext) -> ReplError | None:
+def explain_hub_error(error: Exception, want: Load, emit: JobContext) -> ReplError | None:
     """Translate what the Hub or the disk said; None where nobody said anything."""
     from huggingface_hub import errors
 
@@ -278,7 +269,7 @@ def explain_hub_error(error: Exception, want: ModelRequest, emit: JobContext) ->
     return None
 
 
-def explain_status(want: ModelRequest, status: int) -> ReplError:
+def explain_status(want: Load, status: int) -> ReplError:
     """Say what an HTTP status means here."""
     words = next((each.phrase.lower() for each in HTTPStatus if each == status), "no known status")
     if status == HTTPStatus.UNAUTHORIZED:
@@ -288,7 +279,7 @@ def explain_status(want: ModelRequest, status: int) -> ReplError:
     return not_cached(want, f"the Hub answers {status} ({words})")
 
 
-def no_such_model(want: ModelRequest, emit: JobContext) -> NotFound:
+def no_such_model(want: Load, emit: JobContext) -> NotFound:
     """Say that there is no such model, with the nearest that there are."""
     from huggingface_hub import HfApi
 
@@ -304,7 +295,7 @@ def no_such_model(want: ModelRequest, emit: JobContext) -> NotFound:
     )
 
 
-def no_such_revision(want: ModelRequest, emit: JobContext) -> NotFound:
+def no_such_revision(want: Load, emit: JobContext) -> NotFound:
     """Say that there is no such revision, with those that there are."""
     from huggingface_hub import HfApi
 

@@ -5,6 +5,7 @@ the JSON. Nothing here reads weights, or runs anything.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -14,6 +15,7 @@ SAFE = ("model.safetensors", "model.safetensors.index.json")  # in the order in 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZER = ("tokenizer*", "tokenization*", "vocab*", "rwkv_vocab*", "tekken*", "*.model", "*.tiktoken", "*.bpe")
 POINTER = b"version https://git-lfs"
+CONFIGS = "*config*.json"  # whatever the library reads an `auto_map` from, older configs such as config.4.0.0.json too
 MAX_JSON_BYTES = 100_000_000
 
 
@@ -102,3 +104,35 @@ def read_index(folder: Path, index: str) -> list[str]:
     if not isinstance(content.get("metadata"), dict):
         raise bad_file(index, "has no metadata, without which transformers does not read it")
     return sorted(set(placed.values()))
+
+
+# what a config asks for from Python files
+
+
+def asked_for(place: Path) -> dict[str, object]:
+    """Return the classes that the configs of a folder ask for from Python files: lists by file and kind of class."""
+    asked: dict[str, Any] = {}
+    for name in sorted(path.name for path in place.glob(CONFIGS) if path.is_file()):
+        for key, value in _maps(read_json(place, name)):
+            asked.setdefault(f"{name} {key}", []).extend(value if isinstance(value, list) else [value])
+    return asked
+
+
+def _maps(content: object) -> Iterator[tuple[str, object]]:
+    """Yield the entries of every `auto_map` at any depth; the older form for tokenizers is a list."""
+    parts = [content]
+    while parts:
+        part = parts.pop()
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        declared = part.get("auto_map") if isinstance(part, dict) else None
+        if isinstance(declared, dict):
+            yield from declared.items()
+        elif declared:
+            yield "AutoTokenizer", declared
+
+
+def code_files(code: dict[str, Any]) -> tuple[str, ...]:
+    """List the files that `auto_map` names: `modeling_x.py`, or `owner/name: modeling_x.py` from elsewhere."""
+    classes = [each for value in code.values() for each in (value if isinstance(value, list) else [value])]
+    paths = [each.rpartition(".")[0] or each for each in classes if isinstance(each, str)]
+    return tuple(sorted({cut_name(path.replace("--", ": ")) + ".py" for path in paths}))

@@ -19,6 +19,7 @@ from repl.hub.model_files import (
     TOKENIZER,
     bad_file,
     check_link,
+    code_files,
     cut_name,
     find_file,
     list_names,
@@ -135,13 +136,6 @@ def check_type(config: dict[str, Any], trust_remote_code: bool) -> bool:
         cause = f"has model_type {cut_name(kind)}, which transformers {__version__} does not know"
         raise bad_file("config.json", cause, "pip install --upgrade transformers")
     return False
-
-
-def code_files(code: dict[str, Any]) -> tuple[str, ...]:
-    """List the files that `auto_map` names: `modeling_x.py`, or `owner/name: modeling_x.py` from elsewhere."""
-    classes = [each for value in code.values() for each in (value if isinstance(value, list) else [value])]
-    paths = [each.rpartition(".")[0] or each for each in classes if isinstance(each, str)]
-    return tuple(sorted({cut_name(path.replace("--", ": ")) + ".py" for path in paths}))
 
 
 def check_head(config: dict[str, Any]) -> None:

@@ -122,15 +122,7 @@ def load_tokenizer_alone(
 def _find(load: Load, emit: JobContext, offline: bool) -> locate.LocalModel:
     if load.model == builtin.ID:
         return locate.LocalModel(builtin.ID, _builtin(emit, offline), "", "")
-    return locate.locate(
-        load.model,
-        load.revision,
-        load.gguf_file,
-        emit,
-        offline=offline,
-        pickle=load.allow_pickle,
-        code=load.trust_remote_code,
-    )
+    return locate.locate(load, emit, offline)
 
 
 def _builtin(emit: JobContext, offline: bool) -> Path:

@@ -12,6 +12,7 @@ from repl.core.decoding import ModelDefaults
 from repl.core.errors import NoMemory, NoModel, ReplError
 from repl.core.jobs import JobContext
 from repl.core.settings import Load, short_id
+from repl.hub import locate
 from repl.hub.consent import Consents
 from repl.hub.weight_headers import STORED
 from repl.models.imports import import_libraries, release_memory
@@ -218,6 +219,7 @@ class Store(Generic[R]):
     # what stays and what goes
 
     def _load(self, load: Load, emit: JobContext, offline: bool, make_room: MakeRoom) -> LoadedModel[R]:
+        locate.local(load)  # a path that leads nowhere is refused before anything large is imported
         import_libraries(emit)
         return models.loader.load_model(load, emit, offline, make_room, self._make_runtime, self.consents)
 

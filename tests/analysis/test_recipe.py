@@ -26,6 +26,7 @@ from repl.core.conversation import Conversation, Turn
 from repl.core.errors import UsageError
 from repl.core.events import Token
 from repl.core.reply import ModelRecord, Reply, Timing, Usage
+from repl.core.settings import Load
 from repl.hub import locate
 from repl.session.session import Session
 from repl.terminal.screen import THEME, render, reply_figures
@@ -275,7 +276,7 @@ def test_a_repository_stands_with_its_commit():
 @pytest.mark.slow
 def test_a_model_of_the_hub_is_made_again_from_its_commit(fake_hub, gpt2_folder, tmp_path, capsys, emit, monkeypatch):
     commit = fake_hub.add("acme/tiny", gpt2_folder)
-    locate.locate("acme/tiny", "main", "", emit)
+    locate.locate(Load("acme/tiny"), emit)
     with opened("acme/tiny") as session:
         done = run(session, "/greedy", "/max 6", STORY)
         file = tmp_path / "tiny.py"

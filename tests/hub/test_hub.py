@@ -15,8 +15,10 @@ from fakehub import Fault
 
 from repl.core.errors import BadModel, Cancelled, NotFound, ReplError, Unreachable, UsageError
 from repl.core.events import Progress
+from repl.core.settings import Load
+from repl.hub import cache as hub_cache
 from repl.hub import locate as repl_hub
-from repl.hub.locate import LocalModel, cached
+from repl.hub.locate import LocalModel
 
 MODEL = "acme/tiny"
 WEIGHTS = 3_000_000  # bytes
@@ -65,8 +67,12 @@ def sharded(folder: Path, names: str = "a.safetensors b.safetensors") -> Path:
     return folder
 
 
-def locate(model=MODEL, revision="main", gguf_file="", emit=None, **options) -> LocalModel:
-    return repl_hub.locate(model, revision, gguf_file, emit or Recorder(), **options)
+def locate(*words, emit=None, offline=False, **options) -> LocalModel:
+    return repl_hub.locate(Load(*(words or (MODEL,)), **options), emit or Recorder(), offline)
+
+
+def cached(*words, **options) -> LocalModel | None:
+    return hub_cache.cached(Load(*words, **options))
 
 
 def fails(kind: type[ReplError], *arguments, **options) -> ReplError:
@@ -114,6 +120,17 @@ def test_a_gguf_file_is_its_folder_and_its_name(tmp_path):
 def test_what_looks_like_a_path_is_never_looked_up_on_the_hub(path, fake_hub):
     assert fails(NotFound, path).message == f"no folder or file {path!r}"
     assert fake_hub.requests == []
+
+
+def test_a_path_that_leads_nowhere_is_refused_before_the_libraries_are_imported() -> None:
+    program = (
+        "import sys; from repl.core.errors import NotFound; from repl.core.settings import Load\n"
+        "from repl.models.loader import load_model\n"
+        "try: load_model(Load('./nowhere'), None, False, None, None)\n"
+        "except NotFound: print(sorted({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 def test_a_file_that_is_no_model_points_to_its_folder(llama_folder):
@@ -214,10 +231,10 @@ def test_code_comes_only_when_it_is_wanted(fake_hub, repository):
     fake_hub.add(MODEL, repository)
     code = {"modeling_tiny.py", "tokenization_tiny.py"}
     assert not code & held(locate())
-    assert cached(MODEL, code=True) is None
+    assert cached(MODEL, trust_remote_code=True) is None
     emit = Recorder()
-    assert code <= held(locate(code=True, emit=emit))
-    assert cached(MODEL, code=True) is not None
+    assert code <= held(locate(trust_remote_code=True, emit=emit))
+    assert cached(MODEL, trust_remote_code=True) is not None
     size = sum((repository / name).stat().st_size for name in code)
     assert {event.total for event in emit.of(Progress) if event.unit == "B"} == {size}
 
@@ -225,12 +242,12 @@ def test_code_comes_only_when_it_is_wanted(fake_hub, repository):
 @pytest.mark.slow
 def test_pickles_come_only_when_allowed_and_when_there_is_nothing_else(fake_hub, repository):
     fake_hub.add(MODEL, repository)
-    assert "pytorch_model.bin" not in held(locate(pickle=True))
+    assert "pytorch_model.bin" not in held(locate(allow_pickle=True))
     (repository / "model.safetensors").unlink()
     fake_hub.add("acme/pickled", repository)
-    assert "pytorch_model.bin" in held(locate("acme/pickled", pickle=True))
+    assert "pytorch_model.bin" in held(locate("acme/pickled", allow_pickle=True))
     assert cached("acme/pickled") is None
-    assert cached("acme/pickled", pickle=True) is not None
+    assert cached("acme/pickled", allow_pickle=True) is not None
 
 
 def test_a_gguf_file_comes_alone(fake_hub, repository):
@@ -319,7 +336,7 @@ def test_an_incomplete_copy_is_said_to_be_incomplete(fake_hub, repository):
 def test_a_cached_copy_of_pickles_is_said_to_be_pickles(fake_hub, repository):
     (repository / "model.safetensors").unlink()
     fake_hub.add(MODEL, repository)
-    locate(pickle=True)
+    locate(allow_pickle=True)
     error = fails(BadModel, offline=True)
     assert "pickles" in error.message
     assert error.hints == ("/allow_pickle true",)
@@ -459,7 +476,7 @@ def test_a_cut_line_says_how_far_it_came_and_that_the_file_starts_again(fake_hub
     fake_hub.add(MODEL, large)
     fake_hub.fault = Fault(on="GET .*safetensors", drop_at=25_000_000)
     error = fails(Unreachable)
-    assert error.message == "the download of model.safetensors stopped at 20 MiB of 29 MiB and will start again"
+    assert error.message == "the download of model.safetensors stopped at 20.9 of 30.0 MB and will start again"
     assert error.hints == ("/model acme/tiny",)
     assert (half_made(home), cached(MODEL)) == ([], None)
     fake_hub.fault = Fault(on="^$")
@@ -563,8 +580,9 @@ def test_a_killed_download_is_begun_again(fake_hub, repository, home):
     """After a kill -9 in the middle of the weights the cache is incomplete, and the next try completes it."""
     fake_hub.add(MODEL, repository)
     fake_hub.fault = Fault(on="GET .*safetensors", delay=0.2)
-    work = f"lambda emit: locate.locate({MODEL!r}, 'main', '', emit)"
-    code = f"from repl.core import jobs; from repl.hub import locate; list(jobs.Worker().start({work}))"
+    work = f"lambda emit: locate.locate(Load({MODEL!r}), emit)"
+    imports = "from repl.core import jobs; from repl.core.settings import Load; from repl.hub import locate"
+    code = f"{imports}; list(jobs.Worker().start({work}))"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
     deadline = time.monotonic() + HANG
     while not half_made(home) and time.monotonic() < deadline and child.poll() is None:

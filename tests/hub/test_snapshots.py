@@ -2,14 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
-from repl.hub.cache import LocalModel, cached, cached_models
+from repl.core.settings import Load
+from repl.hub import cache as hub_cache
+from repl.hub.cache import LocalModel, cached_models
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WHOLE = "config.json tokenizer.json model.safetensors"
+
+
+def cached(*words: str, **options: Any) -> LocalModel | None:
+    return hub_cache.cached(Load(*words, **options))
 
 
 def keep(model: str, names: str, revision: str = "main", commit: str = COMMIT) -> Path:
@@ -64,7 +71,7 @@ def test_pickles_count_only_where_they_are_allowed():
     keep("acme/one", "config.json tokenizer.json pytorch_model.bin")
     index(keep("acme/two", "config.json tokenizer.json a.bin"), "pytorch_model.bin.index.json", "a.bin")
     assert [cached(model) for model in ("acme/one", "acme/two")] == [None, None]
-    assert all(cached(model, pickle=True) for model in ("acme/one", "acme/two"))
+    assert all(cached(model, allow_pickle=True) for model in ("acme/one", "acme/two"))
 
 
 def test_a_gguf_file_needs_nothing_beside_it():
@@ -81,9 +88,9 @@ def test_code_counts_where_it_is_wanted(auto_map):
     """Code of another repository is not looked for here."""
     folder = keep("acme/tiny", WHOLE)
     (folder / "config.json").write_text(json.dumps({"auto_map": auto_map}))
-    assert (cached("acme/tiny", code=True) is None) == ("mine.Config" in auto_map.values())
+    assert (cached("acme/tiny", trust_remote_code=True) is None) == ("mine.Config" in auto_map.values())
     (folder / "mine.py").touch()
-    assert cached("acme/tiny", code=True) is not None
+    assert cached("acme/tiny", trust_remote_code=True) is not None
 
 
 @pytest.mark.parametrize(

@@ -57,11 +57,11 @@ def test_nothing_is_raised_where_xet_calls_from_rust(emit):
 def test_it_says_how_far_a_file_came(emit):
     meter = DownloadProgress(emit, SIZES)
     meter.begin("a")().update(1_000_000)
-    assert meter.stopped() == "the download of a stopped at 977 KiB of 1 MiB and will start again"
+    assert meter.stopped() == "the download of a stopped at 1.0 of 1.5 MB and will start again"
     meter.begin("b")().update(2_125_000_000)
-    assert meter.stopped() == "the download of b stopped at 1.98 GiB of 2.79 GiB and will start again"
+    assert meter.stopped() == "the download of b stopped at 2,125.0 of 3,000.0 MB and will start again"
     meter.begin("c")
-    assert meter.stopped() == "the download of c stopped at 0 KiB of 0 KiB and will start again"
+    assert meter.stopped() == "the download of c stopped at 0.0 of 0.0 MB and will start again"
 
 
 def test_the_log_of_the_library_stays_off_the_terminal(emit, capfd, caplog):

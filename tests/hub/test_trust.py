@@ -321,6 +321,19 @@ def test_code_behind_a_link_that_leads_out_is_refused(link: str, llama_folder: P
         Consents().check(Load(model=str(folder)), LocalModel(str(folder), folder, "", ""))
 
 
+def test_a_consent_is_for_a_folder_however_its_path_is_typed(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = coded(tmp_path / "coded", llama_folder, tmp_path / "canary")
+    consents = Consents(tmp_path / "trusted.json")
+    consents.give(str(folder), "mark", lasting=True)
+    monkeypatch.chdir(tmp_path)
+    for typed in ("coded", "./coded/", str(folder / ".." / "coded")):
+        assert Consents(tmp_path / "trusted.json").allows(typed)
+    assert consents.withdraw("./coded")
+    assert not Consents(tmp_path / "trusted.json").allows(str(folder))
+
+
 def test_a_consent_that_watched_less_is_asked_for_again(llama_folder: Path, tmp_path: Path) -> None:
     folder = coded(tmp_path / "coded", llama_folder, tmp_path / "canary")
     consents = Consents()

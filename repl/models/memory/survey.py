@@ -16,9 +16,9 @@ from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedConfig
 from repl.core.settings import Load
 from repl.hub import builtin, cache, consent, locate, validate
-from repl.hub.cache import ModelRequest
 from repl.hub.download import DownloadProgress, call_hub
 from repl.hub.locate import RepoFiles
+from repl.hub.model_files import CONFIGS, asked_for
 from repl.hub.weight_headers import Weights, as_tensor, bits, count_weights
 from repl.models import imports
 from repl.models.memory.estimate import ModelSizes
@@ -59,13 +59,12 @@ def survey(load: Load, emit: JobContext, offline: bool) -> Survey:
                 "the built-in model is not made yet, which takes 93 MB from the package index", "/model builtin"
             )
         return here(replace(load, model=str(made)), cache.LocalModel(builtin.ID, made, "", ""))
-    want = ModelRequest(load.model, load.revision, load.gguf_file, load.allow_pickle, load.trust_remote_code)
-    listing = locate.resolve(want, emit, offline)
+    listing = locate.resolve(load, emit, offline)
     if isinstance(listing, cache.LocalModel):
         return here(load, listing)
-    if problem := locate.repo_problem(want, list(listing.sizes)):
+    if problem := locate.repo_problem(load, list(listing.sizes)):
         raise problem
-    return there(want, listing, emit)
+    return there(load, listing, emit)
 
 
 # on this machine
@@ -83,7 +82,7 @@ def here(load: Load, found: cache.LocalModel) -> Survey:
 
 def code_here(found: cache.LocalModel) -> Code | None:
     """List what could run of a folder that asks for code of its own."""
-    asks = consent.asked_for(found.folder) or (found.folder / GENERATE).is_file()
+    asks = asked_for(found.folder) or (found.folder / GENERATE).is_file()
     files = {name: path.stat().st_size for name, path in consent.sources(found.folder).items()} if asks else {}
     return Code(files, found.commit) if asks else None
 
@@ -104,7 +103,7 @@ def read_any_config(folder_: Path, gguf_file: str = "") -> PreTrainedConfig:
 # on the Hub
 
 
-def there(want: ModelRequest, listing: RepoFiles, emit: JobContext) -> Survey:
+def there(want: Load, listing: RepoFiles, emit: JobContext) -> Survey:
     """Look over a repository through its description, its config, and the first bytes of its weights."""
     try:
         place = locate.fetch_first(want, "config.json", DownloadProgress(emit, listing.sizes), emit)
@@ -122,34 +121,34 @@ def there(want: ModelRequest, listing: RepoFiles, emit: JobContext) -> Survey:
     return Survey(listing.commit, weights, read, listing.gated, missing, kept, code)
 
 
-def files_to_load(want: ModelRequest, place: Path, listing: RepoFiles, emit: JobContext) -> list[str]:
+def files_to_load(want: Load, place: Path, listing: RepoFiles, emit: JobContext) -> list[str]:
     """List the files that loading reads; an index of several weight files is fetched for it."""
     if want.gguf_file:
         return [want.gguf_file]
-    first = cache.head(listing.sizes, want.pickle)
+    first = cache.head(listing.sizes, want.allow_pickle)
     if first.endswith(".json"):
         locate.fetch_file(want, first, listing.commit, DownloadProgress(emit, listing.sizes), emit)
     index = [first] if first.endswith(".json") else []
     return ["config.json", *index, *locate.needed(want, place, first, listing.sizes)]
 
 
-def withheld(want: ModelRequest, listing: RepoFiles) -> Survey:
+def withheld(want: Load, listing: RepoFiles) -> Survey:
     """Say what can be said of a gated repository from outside."""
     names = [name for name in listing.sizes if name.endswith(".safetensors") and "/" not in name]
     weights = by_count(listing, names, None)
     return Survey(listing.commit, weights, None, True, {name: listing.sizes[name] for name in names})
 
 
-def code_there(want: ModelRequest, place: Path, listing: RepoFiles, emit: JobContext) -> Code | None:
+def code_there(want: Load, place: Path, listing: RepoFiles, emit: JobContext) -> Code | None:
     """List what could run of a repository that asks for code of its own; its small configs are fetched for it."""
     files = {name: size for name, size in sorted(listing.sizes.items()) if consent.could_run(name)}
-    for name in (name for name in listing.sizes if files and fnmatchcase(name, consent.CONFIGS) and "/" not in name):
+    for name in (name for name in listing.sizes if files and fnmatchcase(name, CONFIGS) and "/" not in name):
         locate.fetch_file(want, name, listing.commit, DownloadProgress(emit, listing.sizes), emit)
-    return Code(files, listing.commit) if GENERATE in files or consent.asked_for(place) else None
+    return Code(files, listing.commit) if GENERATE in files or asked_for(place) else None
 
 
 def remote_weights(
-    want: ModelRequest, names: list[str], listing: RepoFiles, config: PreTrainedConfig, emit: JobContext
+    want: Load, names: list[str], listing: RepoFiles, config: PreTrainedConfig, emit: JobContext
 ) -> Weights:
     """Read the headers of weights on the Hub, or count from what the Hub says where they have none."""
     from huggingface_hub import HfApi, errors
