@@ -105,7 +105,6 @@ def _conditions(model: ModelRecord, environment: Environment) -> dict[str, str]:
         "attention": environment.attention,
         "threads": environment.threads,
         "the model": TOUCHED if model.touched else "unchanged",
-        "step": environment.step or "plain",
         **{f"device {place}": name for place, name in environment.devices.items()},
     }
     return {name: str(value) for name, value in named.items() if value}

@@ -116,7 +116,7 @@ def _measured(session: Session, facts: ModelInfo) -> Task[Any]:
 
 def drafted_by(record: Reply) -> str:
     """Return what made a reply faster."""
-    return record.drafts.by if record.drafts else record.environment.step  # of an earlier version
+    return record.drafts.by if record.drafts else ""
 
 
 def _same(record: Reply, facts: ModelInfo) -> bool:

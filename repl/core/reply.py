@@ -169,8 +169,6 @@ class Environment:
     threads: int = rare(0)
     devices: dict[str, str] = field(default_factory=dict, metadata={"rare": True})
     """The name of each device."""
-    step: str = rare("")
-    """How the steps of an earlier version were run, where that was not the plain way."""
 
 
 @dataclass(frozen=True, slots=True)

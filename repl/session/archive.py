@@ -155,7 +155,7 @@ class Archive:
         self._run("update sessions set title = ?, system = ?, head = ?, marked = ?, changed = ? where id = ?", values)
 
     def _put(self, name: str, turn: Turn) -> None:
-        record = _pack(encode_record(Reply, turn.record)) if turn.record else None
+        record = _pack(encode_record(turn.record)) if turn.record else None
         values = (turn.parent, turn.role, _pack(turn.text), turn.state, record, time.time(), name, turn.id)
         self._run(
             "update turns set parent = ?, role = ?, text = ?, state = ?, record = ?, changed = ?"

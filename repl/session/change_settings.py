@@ -69,7 +69,7 @@ def load(session: Session, words: SettingWords) -> Message | Task[ModelInfo]:
     """Change how the model is loaded, which begins to load it; what is so already is only said."""
     before = session.pending()
     wanted = changed(before, words, parts=("load",))
-    if "model" in dict(words) and wanted.load.model in session.store.consents.given:
+    if "model" in dict(words) and session.store.consents.allows(wanted.load.model):
         wanted = wanted.put("trust_remote_code", True, CONSENT)
     if wanted.load == before.load and (session.loading or session.store.facts()):
         typed = [name for name, text in words if text != "default"] or [name for name, _ in words]

@@ -121,9 +121,7 @@ class ConfigReader:
 def _name(key: str) -> str:
     if key not in settings.places():
         close = closest_match(key, list(settings.places()))
-        raise UsageError(
-            settings.gone_setting(key) or f"no setting {key!r}" + (f", did you mean {close}?" if close else "")
-        )
+        raise UsageError(f"no setting {key!r}" + (f", did you mean {close}?" if close else ""))
     return key
 
 

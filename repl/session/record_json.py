@@ -1,4 +1,4 @@
-"""Frozen values as JSON and back, exactly: fields by their types, tuples in free-form parts by a tag."""
+"""Records as JSON and back: fields by their types; free-form parts hold what JSON holds, so a list is a list there."""
 
 import dataclasses
 import json
@@ -8,124 +8,68 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Decoded = TypeVar("Decoded")
-TUPLE, PAIRS = "()", "{}"  # tags where JSON has no such thing: a tuple, and a mapping whose keys JSON cannot hold
 
 
-def encode_record(kind: object, value: object) -> str:
-    """Return the JSON of a value of a kind; lone surrogates stay as they are."""
-    return json.dumps(_down(kind, value), ensure_ascii=False, separators=(",", ":"))
+def encode_record(record: object) -> str:
+    """Return the JSON of a dataclass; lone surrogates stay as they are, what JSON does not have becomes its text."""
+    return json.dumps(record, default=_fields, ensure_ascii=False, separators=(",", ":"))
 
 
 def decode_record(kind: type[Decoded], text: str) -> Decoded:
-    """Return the value that `encode` was given; raises `ValueError` for a text that does not hold one.
+    """Return the value that `encode_record` was given; raises `ValueError` for a text that does not hold one.
 
     Fields that a later version wrote are left out, fields that it no longer writes take their defaults.
     """
     try:
-        found: Decoded = _up(kind, json.loads(text))
+        found: Decoded = _build(kind, json.loads(text, object_hook=_untagged))
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a {kind.__name__}: {error}") from error
     return found
 
 
-@cache
-def _fields(kind: Any) -> dict[str, object]:
-    hints = get_type_hints(kind)
-    return {spot.name: hints[spot.name] for spot in dataclasses.fields(kind)}
+def _fields(value: Any) -> object:
+    """Return the fields of a dataclass, rare ones where they differ from their defaults."""
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    there = ((spot, getattr(value, spot.name)) for spot in dataclasses.fields(value))
+    return {spot.name: it for spot, it in there if not (spot.metadata.get("rare") and it == _default(spot))}
 
 
-@cache
-def _rare(kind: Any) -> dict[str, object]:
-    """Return the fields that are not written while they have their defaults, with these."""
-    return {
-        spot.name: spot.default if spot.default_factory is MISSING else spot.default_factory()
-        for spot in dataclasses.fields(kind)
-        if spot.metadata.get("rare")
-    }
+def _default(spot: dataclasses.Field[Any]) -> object:
+    return spot.default if spot.default_factory is MISSING else spot.default_factory()
 
 
-def _certain(kind: Any, value: Any) -> object:
-    """Return which of several kinds a value has: the first that it holds all that is needed for."""
-    if get_origin(kind) in (Union, UnionType):
+def _untagged(table: dict[str, Any]) -> object:
+    """Read the tags that earlier versions gave to tuples, and to mappings whose keys were no text."""
+    match table:
+        case {"()": items, **rest} if not rest:
+            return items
+        case {"{}": pairs, **rest} if not rest:
+            return dict(pairs)
+        case _:
+            return table
+
+
+def _build(kind: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    if get_origin(kind) in (Union, UnionType):  # the first that it holds all that is needed for
         kinds = [part for part in get_args(kind) if part is not NoneType]
-        return next((part for part in kinds[:-1] if _needed(part) <= value.keys()), kinds[-1])
-    return kind
+        kind = next((part for part in kinds[:-1] if _needed(part) <= value.keys()), kinds[-1])
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = _hints(kind)
+        return kind(**{name: _build(hints[name], item) for name, item in value.items() if name in hints})
+    of = get_args(kind)[:1]
+    if get_origin(kind) is tuple:  # a reply has thousands of numbers
+        return tuple(value) if of[0] in (int, float, str) else tuple(_build(of[0], item) for item in value)
+    return {int(key): item for key, item in value.items()} if kind == dict[int, str] else value
+
+
+@cache
+def _hints(kind: Any) -> dict[str, object]:
+    return get_type_hints(kind)
 
 
 @cache
 def _needed(kind: Any) -> set[str]:
-    spots = dataclasses.fields(kind)
-    return {spot.name for spot in spots if spot.default is spot.default_factory is MISSING}
-
-
-def _places(kind: object, count: int) -> list[object]:
-    parts = get_args(kind)
-    return [parts[0]] * count if parts[-1] is Ellipsis else list(parts)
-
-
-def _flat(kind: object) -> bool:
-    """Tell whether a kind is a row of numbers or texts, which JSON has as it is; a reply has thousands of them."""
-    return kind in (tuple[int, ...], tuple[float, ...], tuple[str, ...])
-
-
-def _down(kind: Any, value: Any) -> object:
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if dataclasses.is_dataclass(value):
-        return _fields_down(value)
-    kind = _certain(kind, value)
-    if _flat(kind):
-        return list(value)
-    if get_origin(kind) is tuple:
-        return [_down(part, item) for part, item in zip(_places(kind, len(value)), value, strict=True)]
-    return _tagged(value)
-
-
-def _fields_down(value: Any) -> dict[str, object]:
-    rare, kinds = _rare(value.__class__), _fields(value.__class__)
-    there = {name: getattr(value, name) for name in kinds}
-    return {name: _down(kinds[name], it) for name, it in there.items() if name not in rare or it != rare[name]}
-
-
-def _tagged(value: object) -> object:
-    match value:
-        case None | str() | int() | float():
-            return value
-        case tuple():
-            return {TUPLE: [_tagged(item) for item in value]}
-        case list():
-            return [_tagged(item) for item in value]
-        case dict() if all(isinstance(key, str) for key in value) and not {TUPLE, PAIRS} & value.keys():
-            return {key: _tagged(item) for key, item in value.items()}
-        case dict():
-            return {PAIRS: [[_tagged(key), _tagged(item)] for key, item in value.items()]}
-        case _:
-            return str(value)
-
-
-def _up(kind: Any, value: Any) -> Any:
-    if value is None:
-        return None
-    kind = _certain(kind, value)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        parts = _fields(kind)
-        return kind(**{name: _up(parts[name], item) for name, item in value.items() if name in parts})
-    if _flat(kind):
-        return tuple(value)
-    if get_origin(kind) is tuple:
-        return tuple(_up(part, item) for part, item in zip(_places(kind, len(value)), value, strict=True))
-    return _untagged(value)
-
-
-def _untagged(value: object) -> object:
-    match value:
-        case {"()": items, **rest} if not rest:
-            return tuple(_untagged(item) for item in items)
-        case {"{}": pairs, **rest} if not rest:
-            return {_untagged(key): _untagged(item) for key, item in pairs}
-        case dict():
-            return {key: _untagged(item) for key, item in value.items()}
-        case list():
-            return [_untagged(item) for item in value]
-        case _:
-            return value
+    return {spot.name for spot in dataclasses.fields(kind) if spot.default is spot.default_factory is MISSING}

@@ -5,7 +5,7 @@ import re
 
 from repl.core.errors import UsageError
 from repl.core.values import closest_match
-from repl.remote.http import Address, read_address
+from repl.remote.address import Address, read_address
 from repl.session.session import Session
 
 

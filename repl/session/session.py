@@ -155,7 +155,7 @@ class Session:
     ) -> Task[ModelInfo]:
         if self.loading:
             self.loading.job.cancel()
-        given, origin = wanted.load.model in self.store.consents.given, wanted.origins.get("trust_remote_code")
+        given, origin = self.store.consents.allows(wanted.load.model), wanted.origins.get("trust_remote_code")
         if given and origin is None:
             wanted = wanted.put("trust_remote_code", True, CONSENT)
         elif origin == CONSENT and not given:  # that of another model, or one that was taken back

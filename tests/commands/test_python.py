@@ -70,7 +70,7 @@ def test_a_change_shows_at_once_and_is_told_until_the_model_is_loaded_anew(
         assert after.token_ids != before.token_ids
         assert after.usage.reused == 0
         assert after.model.touched
-        assert decode_record(Reply, encode_record(Reply, after)).model.touched
+        assert decode_record(Reply, encode_record(after)).model.touched
         assert "open in /python" in run(session, "/recipe").script
         assert "open in /python" not in run(session, "/recipe 1").script
         assert "the model" in [one.name for one in run(session, "/reproduce").changed]

@@ -4,7 +4,6 @@ import io
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -594,21 +593,6 @@ def test_fast_alone_says_what_is_on_and_what_it_brought(llama_folder):
     assert found.plain_tps > 0
     assert assistant.replies == 0
     assert to_jsonable(found)["modes"][0]["name"] == "prompt_lookup"
-
-
-def test_replies_of_compiled_steps_are_those_of_an_earlier_version(llama_folder):
-    """They open, no speed without help is taken from them, and nothing of them stands in a recipe or in the way."""
-    with opened(llama_folder, max_new_tokens=8) as session:
-        ask(session, TEXT)
-        turn = session.last
-        old = replace(turn.record.environment, step="compiled")
-        record = replace(turn.record, environment=old, decode=turn.record.decode | {"compile": True}, given={})
-        session.last = session.conversation.close(turn, turn.text, "complete", record)
-        assert run(session, "/fast").plain_tps is None
-        assert "compile" not in run(session, "/recipe").script
-        assert run(session, "/reproduce").same
-        with pytest.raises(UsageError, match="compile is no setting any more"):
-            run(session, "/set compile on")
 
 
 def test_the_view_has_words_for_it():

@@ -41,11 +41,7 @@ anything = st.text(st.characters(codec=None, exclude_categories=()), max_size=40
 number = st.floats(allow_nan=False)
 free: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | number | anything,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(st.sampled_from(["()", "{}", "a"]) | anything | st.integers(), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(anything, inner, max_size=3),
     max_leaves=6,
 )
 table = st.dictionaries(anything, free, max_size=3)
@@ -136,14 +132,14 @@ def test_a_conversation_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFa
 @settings(max_examples=60, deadline=None)
 @given(records)
 def test_a_record_comes_back_from_its_json(record: Reply) -> None:
-    """Tuples stay tuples, odd keys stay what they are."""
-    assert decode_record(Reply, encode_record(Reply, record)) == record
+    """What is typed as a tuple is one, free-form parts hold what JSON holds."""
+    assert decode_record(Reply, encode_record(record)) == record
 
 
 def test_what_json_cannot_hold_does_not_stop_a_record() -> None:
     """A value of a library's own becomes its text; NaN stays a number."""
     record = replace(RECORD, decode={"path": Path("a"), "temperature": math.nan})
-    found = decode_record(Reply, encode_record(Reply, record))
+    found = decode_record(Reply, encode_record(record))
     assert found.decode["path"] == "a"
     assert math.isnan(found.decode["temperature"])
 
@@ -171,16 +167,10 @@ SERVED = {
 @pytest.mark.parametrize("saved", [LOCAL, SERVED], ids=["local", "served"])
 def test_a_record_of_before_is_read_and_written_as_it_was(saved: dict[str, object]) -> None:
     """The forms of model and environment that earlier versions saved, key by key."""
-    text = json.dumps(json.loads(encode_record(Reply, RECORD)) | saved)
+    text = json.dumps(json.loads(encode_record(RECORD)) | saved)
     found = decode_record(Reply, text)
     assert isinstance(found.model, ServedModel) == (saved is SERVED)
-    assert json.loads(encode_record(Reply, found)) == json.loads(text)
-    assert (
-        decode_record(
-            Reply, encode_record(Reply, replace(found, environment=replace(found.environment, step="compiled")))
-        )
-        != found
-    )
+    assert json.loads(encode_record(found)) == json.loads(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +186,8 @@ class Later:
 
 def test_records_outlive_changes_of_their_fields() -> None:
     """A field that came later takes its default, one that went is left out."""
-    assert decode_record(Later, encode_record(Older, Older("a"))) == Later("a")
-    assert decode_record(Older, encode_record(Later, Later("a", (2,)))) == Older("a")
+    assert decode_record(Later, encode_record(Older("a"))) == Later("a")
+    assert decode_record(Older, encode_record(Later("a", (2,)))) == Older("a")
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "3", "{}", '{"text": 1}', '{"usage": 3}', '"a"'])

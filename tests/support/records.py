@@ -9,7 +9,7 @@ RECORD = Reply(
     "stop",
     ModelRecord("acme/tiny"),
     {},
-    {"stop": ("a",)},
+    {"stop": ["a"]},
     7,
     Usage(2, 0, 1),
     Timing(0.1, 2, 3, 4),
