@@ -15,7 +15,6 @@ from repl.core.settings import Load, Settings
 from repl.generation import measure
 from repl.generation.interface import Model, Models, Runtime
 from repl.remote.engine import Remote, reach
-from repl.remote.http import ServerConnection
 from repl.session.position import Question
 
 
@@ -122,7 +121,7 @@ def open_answerer(store: Models, variant: Variant, emit: JobContext) -> Iterator
     if server.listing is None:
         remote = reach(server.where, server.model, emit)
     else:
-        remote = Remote(ServerConnection(server.where), server.model, server.listing)
+        remote = Remote(server.where, server.model, server.listing)
     try:
         yield RemoteAnswerer(remote)
     finally:

@@ -10,8 +10,8 @@ from repl.core.decoding import NOTHING, ModelDefaults
 from repl.core.errors import UsageError
 from repl.core.settings import Settings
 from repl.hub import catalog
+from repl.remote.address import Address
 from repl.remote.dialects import Listing
-from repl.remote.http import Address
 from repl.session import servers
 from repl.session.change_settings import changed, full_name
 from repl.session.session import Session
@@ -65,7 +65,7 @@ def read_way(session: Session, word: str) -> Variant:
     offers = {one.id for one in remote.listing.offers} if remote else set()
     if remote is None or LOCAL in parts or (_load_names(given) and dict(given).get("model") not in offers):
         return read_variant(word, session.settings, session.base())
-    return _served(session, parts, Server(remote.wire.where, remote.model, remote.listing), given)
+    return _served(session, parts, Server(remote.where, remote.model, remote.listing), given)
 
 
 def read_variant(word: str, now: Settings, base: ModelDefaults = NOTHING) -> Variant:

@@ -23,7 +23,6 @@ from repl.core.sanitize import ascii_only, clean
 from repl.core.values import RestOfLine
 from repl.generation.measure.token_text import quote
 from repl.remote.engine import Remote
-from repl.remote.http import ServerConnection
 from repl.session.change_settings import adopt
 from repl.session.position import Question, question, split_prompt
 from repl.session.replies import add_answer
@@ -95,10 +94,10 @@ def connect_variant(session: Session, chosen: Variant) -> None:
     """Let the server answer from now on that gave an answer, or the model in this process."""
     if (server := chosen.server) is None:
         session.connect(None)
-    elif session.remote is not None and session.remote.wire.where == server.where:
+    elif session.remote is not None and session.remote.where == server.where:
         session.remote.choose(server.model)
     else:
-        session.connect(Remote(ServerConnection(server.where), server.model, server.listing))
+        session.connect(Remote(server.where, server.model, server.listing))
 
 
 # draw

@@ -67,10 +67,10 @@ def connect(
     if insecure:
         session.trust_host(where.host)
 
-    def settle(job: Job[Remote]) -> Connected:
+    def settle(job: Job[Remote]) -> Served:
         remote = job.result()
         session.connect(remote)
-        return remote.connected()
+        return remote.served(Connected)
 
     return session.run_network(lambda emit: reach(where, chosen, emit), settle)
 

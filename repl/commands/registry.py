@@ -148,7 +148,7 @@ def find_command(name: str) -> Command:
         raise UsageError(f"/{name} could be {', '.join('/' + start for start in starts)}")
     close = closest_match(wanted, [*COMMANDS, *COMMAND_ALIASES])
     like = f", did you mean /{close}?" if close else ""
-    raise UsageError(settings.gone_setting(wanted) or f"no command /{name}{like}", "/help")
+    raise UsageError(f"no command /{name}{like}", "/help")
 
 
 def alias(lines: Mapping[str, str]) -> list[str]:

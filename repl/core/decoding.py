@@ -7,7 +7,7 @@ from typing import Any
 from repl.core.errors import UsageError
 from repl.core.fields import FIELDS, REMOTE
 from repl.core.library_types import GenerationConfig
-from repl.core.settings import GONE, Decode, Settings, find_setting, gone_setting, setting_kind
+from repl.core.settings import Decode, Settings, find_setting, setting_kind
 from repl.core.values import closest_match, show_value
 
 NEW_TOKENS = 512  # most tokens of a reply where neither you nor the model say
@@ -17,7 +17,7 @@ WARPERS = (*SAMPLING, "top_h", "epsilon_cutoff", "eta_cutoff")  # what only samp
 BEAMS = ("length_penalty", "early_stopping")
 AHEAD = ("prompt_lookup", "assistant")
 LOOKUP_TOKENS = 15  # looked up at once where nothing else is said: on a CPU the last ones cost next to nothing
-APART = ("seed", "format", "reuse", "overflow", *AHEAD, *GONE)
+APART = ("seed", "format", "reuse", "overflow", *AHEAD)
 """Settings that are no fields of the library's generation config."""
 PREFIX = "template."  # of the variables that a chat template reads
 SERVER = "server."  # of the fields that only the server in use knows
@@ -241,7 +241,7 @@ def fit_context(config: GenerationConfig, prompt: int, context: int, model: str)
     if not context:
         return ""
     if prompt >= context:
-        raise UsageError(f"the prompt has {prompt} tokens; {model}'s context is {context}", "/clear")
+        raise UsageError(f"the prompt has {prompt} tokens; {model}'s context is {context}")
     if config.max_length is not None:
         config.max_length = min(config.max_length, context)
     room = context - prompt
@@ -265,8 +265,7 @@ def find_other(name: str, base: ModelDefaults) -> str:
     public = [one for one in base.known if not one.startswith("_")]
     close = closest_match(name, [*public, *(spot.name for spot in fields(Decode))])
     like = f", did you mean {close}?" if close else ""
-    none = f"no setting {name!r}, and no such field in the library's generation config{like}"
-    raise UsageError(gone_setting(name) or none, "/settings")
+    raise UsageError(f"no setting {name!r}, and no such field in the library's generation config{like}", "/settings")
 
 
 def is_setting(name: str) -> bool:

@@ -5,14 +5,12 @@ with a line to type. Nothing here knows a model: what depends on one is checked 
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeGuard
 
 from repl.core.errors import UsageError
-from repl.core.values import Choice, Flag, Integer, Kind, Number, OneOf, Text, not_a
+from repl.core.values import Choice, Flag, Integer, Kind, Number, OneOf, not_a
 
 CACHES = ("dynamic", "static", "offloaded", "offloaded_static", "quantized")
 
@@ -208,18 +206,8 @@ NEUTRAL = {
 
 
 def find_field(name: str) -> Field:
-    """Return how a field is read: as declared here, or as the library's docstring says for a field newer than this."""
-    return FIELDS.get(name) or _documented(name)
-
-
-@cache
-def _documented(name: str) -> Field:
-    from transformers import GenerationConfig
-
-    words = re.search(rf"^\s*{name}\s*:?\s*\(([^)]*)\)?", GenerationConfig.__doc__ or "", re.MULTILINE)
-    kinds = {"int": Field(Integer(0), "1"), "float": Field(Number(), "1.0"), "str": Field(Text(), "WORD")}
-    types = re.findall(r"`(\w+)`", words[1]) if words else []
-    return {**kinds, "bool": Field(Flag(), "on", False)}.get(types[0] if len(types) == 1 else "", Field())
+    """Return how a field is read; one that is newer than this table takes JSON."""
+    return FIELDS.get(name, Field())
 
 
 def read_field(name: str, word: str, model: Mapping[str, Any]) -> Any:

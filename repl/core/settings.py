@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Any
 
 from repl.core.errors import UsageError
 from repl.core.reply_format import FormatKind
@@ -21,7 +21,6 @@ from repl.core.values import (
     Strings,
     Text,
     closest_match,
-    kind_of,
 )
 
 DTYPE_ALIASES = {
@@ -33,44 +32,46 @@ DTYPE_ALIASES = {
     "bf16": "bfloat16",
 }
 SHADED = {"probability": "on", "yes": "on", "true": "on", "no": "off", "false": "off"}
-GONE = {"compile": "steps are not compiled any more"}
-"""Settings of earlier versions, which config files and records may still name, and what became of them."""
 ON_OFF_NEVER = OneOf("on, off or never", (Flag(), Choice(("never",))))
+SHARE = Number(above=0, most=1)
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
-def setting(default: object, help: str, **off: Any) -> Any:
+def setting(default: object, kind: Kind, help: str, **off: Any) -> Any:
     """Declare a field that is a setting; `off` is the value that the word `none` stands for, where there is one."""
-    return field(default=default, metadata={"help": help, **off})
+    return field(default=default, metadata={"kind": kind, "help": help, **off})
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
     """How a model is loaded; changing one of these loads it again."""
 
-    model: Annotated[str, Text("a Hub id, a folder, a .gguf file or builtin")] = setting(
-        "builtin", "Hub id, local folder, .gguf file, or builtin"
+    model: str = setting(
+        "builtin", Text("a Hub id, a folder, a .gguf file or builtin"), "Hub id, local folder, .gguf file, or builtin"
     )
-    revision: Annotated[str, Text("a branch, tag or commit")] = setting("main", "branch, tag or commit on the Hub")
-    dtype: Annotated[str, Choice(("auto", "float32", "bfloat16", "float16"), DTYPE_ALIASES)] = setting(
-        "auto", "dtype of the weights; auto is the one they are stored in"
+    revision: str = setting("main", Text("a branch, tag or commit"), "branch, tag or commit on the Hub")
+    dtype: str = setting(
+        "auto",
+        Choice(("auto", "float32", "bfloat16", "float16"), DTYPE_ALIASES),
+        "dtype of the weights; auto is the one they are stored in",
     )
-    device: Annotated[str, Device()] = setting("auto", "device, or device map, that the weights are loaded to")
-    max_memory: Annotated[str, MaxMemory()] = setting("", "memory limit for each device, such as 0=20GiB,cpu=48GiB")
-    quantize: Annotated[str, Choice(("none", "int8", "int4", "8bit", "4bit"))] = setting(
+    device: str = setting("auto", Device(), "device, or device map, that the weights are loaded to")
+    max_memory: str = setting("", MaxMemory(), "memory limit for each device, such as 0=20GiB,cpu=48GiB")
+    quantize: str = setting(
         "none",
+        Choice(("none", "int8", "int4", "8bit", "4bit")),
         "quantize the weights: int8, int4, or 8bit, 4bit by bitsandbytes",
     )
-    adapter: Annotated[str, Text("an id or a folder, merge behind it or not; or none", lambda: ["none"])] = setting(
-        "none", "PEFT adapter (LoRA) to apply; `merge` after it merges the weights"
+    adapter: str = setting(
+        "none",
+        Text("an id or a folder, merge behind it or not; or none", lambda: ["none"]),
+        "PEFT adapter (LoRA) to apply; `merge` after it merges the weights",
     )
-    attention: Annotated[str, Choice(ATTENTION)] = setting("auto", "attention implementation")
-    gguf_file: Annotated[str, Text("a file name")] = setting("", "GGUF file in the model's repository")
-    trust_remote_code: Annotated[bool, Flag()] = setting(False, "run Python code from the repository of this model")
-    allow_pickle: Annotated[bool, Flag()] = setting(
-        False, "load pickled weights (tensors only) if there are no safetensors"
-    )
-    offload_folder: Annotated[str, Text("a folder")] = setting("", "folder for weights that fit in no memory")
+    attention: str = setting("auto", Choice(ATTENTION), "attention implementation")
+    gguf_file: str = setting("", Text("a file name"), "GGUF file in the model's repository")
+    trust_remote_code: bool = setting(False, Flag(), "run Python code from the repository of this model")
+    allow_pickle: bool = setting(False, Flag(), "load pickled weights (tensors only) if there are no safetensors")
+    offload_folder: str = setting("", Text("a folder"), "folder for weights that fit in no memory")
 
     def __str__(self) -> str:
         """Return the model as it is asked for, in quotes: with its revision and file."""
@@ -82,65 +83,62 @@ class Load:
 class Decode:
     """How text is generated; None leaves a value to the model. Changes apply from the next reply on."""
 
-    max_new_tokens: Annotated[int | None, Integer(1, of="tokens")] = setting(None, "maximum length of a reply")
-    max_length: Annotated[int | None, Integer(1, of="tokens")] = setting(
-        None, "maximum length of prompt and reply together"
+    max_new_tokens: int | None = setting(None, Integer(1, of="tokens"), "maximum length of a reply")
+    max_length: int | None = setting(None, Integer(1, of="tokens"), "maximum length of prompt and reply together")
+    min_new_tokens: int | None = setting(None, Integer(0, of="tokens"), "minimum length of a reply", off=0)
+    do_sample: bool | None = setting(
+        None, Flag(), "sample from the distribution instead of taking the most likely token", off=False
     )
-    min_new_tokens: Annotated[int | None, Integer(0, of="tokens")] = setting(None, "minimum length of a reply", off=0)
-    do_sample: Annotated[bool | None, Flag()] = setting(
-        None, "sample from the distribution instead of taking the most likely token", off=False
+    num_beams: int | None = setting(
+        None, Integer(1, 1000, of="beams"), "number of beams in beam search; 1 turns it off", off=1
     )
-    num_beams: Annotated[int | None, Integer(1, 1000, of="beams")] = setting(
-        None, "number of beams in beam search; 1 turns it off", off=1
+    num_return_sequences: int | None = setting(
+        None, Integer(1, 1000, of="sequences"), "number of replies generated for each prompt", off=1
     )
-    num_return_sequences: Annotated[int | None, Integer(1, 1000, of="sequences")] = setting(
-        None, "number of replies generated for each prompt", off=1
+    length_penalty: float | None = setting(
+        None, Number(), "above 0 beam search favours longer replies, below 0 shorter", off=0.0
     )
-    length_penalty: Annotated[float | None, Number()] = setting(
-        None, "above 0 beam search favours longer replies, below 0 shorter", off=0.0
+    early_stopping: bool | str | None = setting(
+        None, ON_OFF_NEVER, "on: end beam search once num_beams hypotheses are finished", off=False
     )
-    early_stopping: Annotated[bool | str | None, ON_OFF_NEVER] = setting(
-        None, "on: end beam search once num_beams hypotheses are finished", off=False
+    temperature: float | None = setting(
+        None, Number(above=0), "below 1 sharpens the distribution, above 1 flattens it", off=1.0
     )
-    temperature: Annotated[float | None, Number(above=0)] = setting(
-        None, "below 1 sharpens the distribution, above 1 flattens it", off=1.0
+    top_k: int | None = setting(
+        None, Integer(0, of="tokens"), "sample from the K most likely tokens only; 0 turns it off", off=0
     )
-    top_k: Annotated[int | None, Integer(0, of="tokens")] = setting(
-        None, "sample from the K most likely tokens only; 0 turns it off", off=0
+    top_p: float | None = setting(None, SHARE, "sample from the most likely tokens up to this probability", off=1.0)
+    min_p: float | None = setting(
+        None, Number(least=0, most=1), "drop tokens below this fraction of the top probability; 0 turns it off", off=0.0
     )
-    top_p: Annotated[float | None, Number(above=0, most=1)] = setting(
-        None, "sample from the most likely tokens up to this probability", off=1.0
+    typical_p: float | None = setting(
+        None, SHARE, "locally typical sampling with this total probability; 1 turns it off", off=1.0
     )
-    min_p: Annotated[float | None, Number(least=0, most=1)] = setting(
-        None, "drop tokens below this fraction of the top probability; 0 turns it off", off=0.0
+    repetition_penalty: float | None = setting(
+        None, Number(above=0), "above 1 makes tokens that occurred before less likely", off=1.0
     )
-    typical_p: Annotated[float | None, Number(above=0, most=1)] = setting(
-        None, "locally typical sampling with this total probability; 1 turns it off", off=1.0
+    no_repeat_ngram_size: int | None = setting(
+        None, Integer(0, of="tokens"), "no n-gram of this length occurs twice; 0 turns it off", off=0
     )
-    repetition_penalty: Annotated[float | None, Number(above=0)] = setting(
-        None, "above 1 makes tokens that occurred before less likely", off=1.0
+    stop: tuple[str, ...] | None = setting(None, Strings(), "strings that end a reply", off=())
+    format: str = setting("", FormatKind(), "what a reply must be: fields, a JSON Schema, /regex/ or a grammar", off="")
+    seed: int | None = setting(
+        None, Integer(0, 2**63 - 1), "random seed of sampling; without it every reply has a new one", off=None
     )
-    no_repeat_ngram_size: Annotated[int | None, Integer(0, of="tokens")] = setting(
-        None, "no n-gram of this length occurs twice; 0 turns it off", off=0
+    overflow: str = setting(
+        "ask", Choice(("ask", "stop", "drop_oldest")), "what happens when the conversation exceeds the context"
     )
-    stop: Annotated[tuple[str, ...] | None, Strings()] = setting(None, "strings that end a reply", off=())
-    format: Annotated[str, FormatKind()] = setting(
-        "", "what a reply must be: fields, a JSON Schema, /regex/ or a grammar", off=""
+    reuse: bool = setting(True, Flag(), "keep the KV cache between turns, so that only new tokens are computed")
+    prompt_lookup: int = setting(
+        0,
+        Integer(0, 100, zero="off", of="tokens"),
+        "speculative decoding: tokens to propose from the text so far",
+        off=0,
     )
-    seed: Annotated[int | None, Integer(0, 2**63 - 1)] = setting(
-        None, "random seed of sampling; without it every reply has a new one", off=None
-    )
-    overflow: Annotated[str, Choice(("ask", "stop", "drop_oldest"))] = setting(
-        "ask", "what happens when the conversation exceeds the context"
-    )
-    reuse: Annotated[bool, Flag()] = setting(
-        True, "keep the KV cache between turns, so that only new tokens are computed"
-    )
-    prompt_lookup: Annotated[int, Integer(0, 100, zero="off", of="tokens")] = setting(
-        0, "speculative decoding: tokens to propose from the text so far", off=0
-    )
-    assistant: Annotated[str, Text("an id or a folder, or none", lambda: ["none"])] = setting(
-        "none", "speculative decoding: a smaller model that proposes tokens"
+    assistant: str = setting(
+        "none",
+        Text("an id or a folder, or none", lambda: ["none"]),
+        "speculative decoding: a smaller model that proposes tokens",
     )
 
 
@@ -148,29 +146,27 @@ class Decode:
 class View:
     """How replies are shown and how the program behaves."""
 
-    mode: Annotated[str, Choice(("auto", "chat", "complete"))] = setting(
-        "auto", "use the chat template, or complete text; auto depends on the model"
+    mode: str = setting(
+        "auto",
+        Choice(("auto", "chat", "complete")),
+        "use the chat template, or complete text; auto depends on the model",
     )
-    markdown: Annotated[bool, Flag()] = setting(True, "render replies as Markdown")
-    thinking: Annotated[str, Choice(("show", "fold", "hide"))] = setting(
-        "fold", "reasoning before an answer: shown dim, folded to one line, or hidden"
+    markdown: bool = setting(True, Flag(), "render replies as Markdown")
+    thinking: str = setting(
+        "fold", Choice(("show", "fold", "hide")), "reasoning before an answer: shown dim, folded to one line, or hidden"
     )
-    probs: Annotated[str, Choice(("off", "on", "entropy"), SHADED)] = setting(
-        "off", "colour tokens by probability (on) or by entropy"
+    probs: str = setting(
+        "off", Choice(("off", "on", "entropy"), SHADED), "colour tokens by probability (on) or by entropy"
     )
-    stats: Annotated[bool, Flag()] = setting(True, "statistics after each reply: tokens, time, speed")
-    theme: Annotated[str, Choice(("dark", "light", "mono"))] = setting(
-        "dark", "colours for a dark or a light terminal, or none"
+    stats: bool = setting(True, Flag(), "statistics after each reply: tokens, time, speed")
+    theme: str = setting("dark", Choice(("dark", "light", "mono")), "colours for a dark or a light terminal, or none")
+    accessible: bool = setting(False, Flag(), "for screen readers: plain lines, no redrawing, tables as lines")
+    editing_mode: str = setting("emacs", Choice(("emacs", "vi")), "key bindings of the line editor")
+    logprobs: int = setting(
+        0, Integer(0, 100, of="tokens"), "record log-probabilities and this many alternatives for each token"
     )
-    accessible: Annotated[bool, Flag()] = setting(
-        False, "for screen readers: plain lines, no redrawing, tables as lines"
-    )
-    editing_mode: Annotated[str, Choice(("emacs", "vi"))] = setting("emacs", "key bindings of the line editor")
-    logprobs: Annotated[int, Integer(0, 100, of="tokens")] = setting(
-        0, "record log-probabilities and this many alternatives for each token"
-    )
-    keep_models: Annotated[int, Integer(1, zero="auto", of="models")] = setting(
-        0, "how many models stay in memory; auto: as many as fit"
+    keep_models: int = setting(
+        0, Integer(1, zero="auto", of="models"), "how many models stay in memory; auto: as many as fit"
     )
 
 
@@ -185,15 +181,16 @@ def places() -> dict[str, str]:
     return {spot.name: part for part, spec in SPECS.items() for spot in fields(spec)}
 
 
-@cache
 def setting_kind(name: str) -> Kind:
     """Return the kind of a setting's value."""
-    return kind_of(get_type_hints(SPECS[places()[name]], include_extras=True)[name])
+    kind: Kind = declared_field(name).metadata["kind"]
+    return kind
 
 
 def declared_field(name: str) -> Field[object]:
     """Return the field that declares a setting."""
-    return next(spot for spot in fields(SPECS[places()[name]]) if spot.name == name)
+    spot: Field[object] = SPECS[places()[name]].__dataclass_fields__[name]
+    return spot
 
 
 def help_of(name: str) -> str:
@@ -328,11 +325,6 @@ SHORT_NAMES = {**ALIASES, "beams": "num_beams"}
 """Short names where only a setting can stand; at the prompt `/beams` is a command."""
 
 
-def gone_setting(name: str) -> str:
-    """Say that a name was that of a setting, and is no more; empty for others."""
-    return f"{name} is no setting any more: {GONE[name]}" if name in GONE else ""
-
-
 def find_setting(name: str) -> str:
     """Return the full name of a setting typed with hyphens or in part; raises `UsageError` with the nearest name."""
     wanted = name.replace("-", "_").lower()
@@ -346,6 +338,4 @@ def find_setting(name: str) -> str:
     if starts:
         raise UsageError(f"{name!r} may be {', '.join(starts)}")
     close = closest_match(wanted, names)
-    raise UsageError(
-        gone_setting(wanted) or f"no setting {name!r}" + (f", did you mean {close}?" if close else ""), "/settings"
-    )
+    raise UsageError(f"no setting {name!r}" + (f", did you mean {close}?" if close else ""), "/settings")

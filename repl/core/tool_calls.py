@@ -34,6 +34,11 @@ def call(name: str, arguments: object) -> Call:
     return {"name": name, "arguments": arguments}
 
 
+def describe(one: Call) -> str:
+    """Return a call on one line: its name, and its arguments in JSON."""
+    return f"{one['name']}({json.dumps(one['arguments'], ensure_ascii=False)})"
+
+
 def read_calls(text: str, opening: str = "") -> tuple[Call, ...]:
     """Return the calls in a part of a reply; nothing where it holds anything else.
 

@@ -19,10 +19,11 @@ from repl.core.settings import Decode, Settings, short_id
 from repl.core.values import Number
 from repl.generation.interface import Request
 from repl.generation.measure.token_trace import require_record
+from repl.generation.prompt import context_window
+from repl.remote.address import Address
 from repl.remote.dialects import Dialect, Listing, confirm, dialect_of, read_list
-from repl.remote.http import Address, ServerConnection
 from repl.remote.protocol import DROPPABLE, read_ids
-from repl.remote.refusals import Refusal, asked_to_wait, droppable_fields, lower_alternatives, to_error
+from repl.remote.refusals import Refusal, droppable_fields, lower_alternatives, to_error
 from repl.remote.reply import SERVER_DEFAULTS, ServerState, StreamedReply
 
 MAX_WAITS, MAX_WAIT_S = 5, 600.0  # how often, and seconds for how long at most, a server may ask to wait
@@ -50,25 +51,15 @@ class Connected(Served):
 def reach(where: Address, model: str, emit: JobContext) -> "Remote":
     """Ask a server what it offers; returns an engine that is nobody's yet. Raises `ReplError`."""
     emit(Progress(f"ask {where.host}"))
-    wire = ServerConnection(where)
+    remote = Remote(where)
     try:
-        listing = _facts(wire, read_list(wire.ask("/models", emit), where.url), emit)
-    except Refusal as refused:
+        remote.list_models(emit)
+    except Refusal as refused:  # it need not list them: a server with one model takes any request as one for that
         if refused.status in (401, 403, 503):
             raise to_error(refused, where.host, model, ()) from refused
-        listing = Listing()  # it need not list them: a server with one model takes any request as one for that
-    offers = listing.offers
-    return Remote(wire, model or (offers[0].id if len(offers) == 1 else ""), listing)
-
-
-def _facts(wire: ServerConnection, listing: Listing, emit: JobContext) -> Listing:
-    """Ask what the model list does not say."""
-    if not listing.kind.facts or not listing.offers or all(offer.context for offer in listing.offers):
-        return listing
-    try:
-        return confirm(listing, wire.ask(listing.kind.facts, emit, beside=True))
-    except (Refusal, ReplError):
-        return confirm(listing, None)
+    offers = remote.listing.offers
+    remote.choose(model or (offers[0].id if len(offers) == 1 else ""))
+    return remote
 
 
 class FirstTokenListener(ForwardingContext):
@@ -87,21 +78,25 @@ class FirstTokenListener(ForwardingContext):
         self.raise_if_cancelled()
 
 
-def wait_as_asked(host: str, seconds: float, emit: JobContext) -> None:
-    """Let a server have the time it asks for, so that one sees it; raises `Cancelled`."""
-    began = time.monotonic()
-    while (gone := time.monotonic() - began) < seconds:
-        emit(Progress(f"{host} asks to wait", int(gone), round(seconds), "s"))
-        time.sleep(min(0.1, seconds - gone))
-
-
 class Remote:
     """A model behind a server."""
 
-    def __init__(self, wire: ServerConnection, model: str = "", listing: Listing | None = None) -> None:
-        self.wire, self.listing = wire, listing or Listing()
-        self.chats = True
+    chats = True
+
+    def __init__(self, where: Address, model: str = "", listing: Listing | None = None) -> None:
+        from repl.remote.http import ServerConnection  # a server is asked seldom, and its library is large
+
+        self.where, self.wire, self.listing = where, ServerConnection(where), listing or Listing()
         self.choose(model)
+
+    def list_models(self, emit: JobContext) -> None:
+        """Ask what it offers, and for what the model list does not say; raises `Refusal` and `ReplError`."""
+        self.listing = listing = read_list(self.wire.ask("/models", emit), self.where.url)
+        if listing.kind.facts and listing.offers and not all(offer.context for offer in listing.offers):
+            facts = None
+            with suppress(Refusal, ReplError):
+                facts = self.wire.ask(listing.kind.facts, emit, beside=True)
+            self.listing = confirm(listing, facts)
 
     @property
     def kind(self) -> Dialect:
@@ -111,7 +106,7 @@ class Remote:
     @property
     def host(self) -> str:
         """Return where it runs."""
-        return self.wire.where.host
+        return self.where.host
 
     @property
     def name(self) -> str:
@@ -141,23 +136,16 @@ class Remote:
         """Let go of the connection."""
         self.wire.close()
 
-    def choose(self, model: str) -> Connected:
+    def choose(self, model: str) -> Served:
         """Take another model of the server from now on."""
         self.model = model
         self._state = ServerState(self.host, model, self.context, self.kind)
-        return self.connected()
+        return self.served(Connected)
 
-    def connected(self) -> Connected:
-        """Return what is known of the server, as news."""
-        return Connected(*self._known())
-
-    def served(self) -> Served:
-        """Return what is known of the server."""
-        return Served(*self._known())
-
-    def _known(self) -> tuple[str, str, int, list[str], str]:
+    def served(self, form: type[Served] = Served) -> Served:
+        """Return what is known of the server; as `Connected` where that is news."""
         names = [offer.id for offer in self.listing.offers]
-        return self.wire.where.url, self.model, self.context, names, self.kind.name
+        return form(self.where.url, self.model, self.context, names, self.kind.name)
 
     def parameter(self, name: str, word: str) -> tuple[str, object] | None:
         """Read what `/set` takes for this server beyond the settings; None for a name that it does not know.
@@ -310,8 +298,8 @@ class Remote:
             or (refused.full and self._fit(refused, heard, emit))
         )
         if not mended:
-            offers, dropped = self.listing.offers, heard.request.settings.decode.overflow == "drop_oldest"
-            raise to_error(refused, self.host, self.model, offers, heard.path, dropped) from refused
+            alone = not context_window.oldest(heard.messages)
+            raise to_error(refused, self.host, self.model, self.listing.offers, heard.path, alone) from refused
 
     def _lower(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
         """Ask for as many alternatives as the server allows."""
@@ -336,12 +324,15 @@ class Remote:
         return bool(names)
 
     def _wait(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
-        seconds = asked_to_wait(refused)
-        due = refused.status in (429, 503) and 0 < seconds <= MAX_WAIT_S and heard.waits < MAX_WAITS
-        if due:
-            heard.waits += 1
-            wait_as_asked(self.host, seconds, emit)
-        return due
+        """Let the server have the time it asks for, so that one sees it."""
+        seconds, began = refused.wait_s, time.monotonic()
+        if refused.status not in (429, 503) or not 0 < seconds <= MAX_WAIT_S or heard.waits >= MAX_WAITS:
+            return False
+        heard.waits += 1
+        while (gone := time.monotonic() - began) < seconds:
+            emit(Progress(f"{self.host} asks to wait", int(gone), round(seconds), "s"))
+            time.sleep(min(0.1, seconds - gone))
+        return True
 
     def _fit(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
         """Make prompt and reply fit into the context: fewer tokens of the reply, else the oldest messages left out."""

@@ -27,6 +27,8 @@ BROKEN = ("error", "abort", "aborted", "network_error", "server_error", "insuffi
 MAX_ALTERNATIVES = 101  # alternatives read at one place
 MIN_LOGPROB = -9999.0  # what servers give for a token that cannot come
 
+END: Mapping[str, object] = {"choices": []}
+"""What stands for the end of a stream that the server says itself."""
 TokenNumber = Callable[[Mapping[str, object]], int]
 """Gives every token of a reply its number: its id, or one of its own below 0 where the server does not say it."""
 
@@ -187,17 +189,8 @@ def read_ids(value: object) -> list[int]:
     return [*found] if all(isinstance(one, int) and not isinstance(one, bool) for one in found) else []
 
 
-@dataclass(frozen=True, slots=True)
-class EventTexts:
-    """The texts of one event: thought, answered, and why the model refuses."""
-
-    thought: str = ""
-    answer: str = ""
-    refusal: str = ""
-
-
-def read_texts(delta: Mapping[str, object]) -> EventTexts:
-    """Return the texts of a message or of a piece of one; content may come as a list of parts."""
+def read_texts(delta: Mapping[str, object]) -> tuple[str, str, str]:
+    """Return what is thought, answered and refused in a message or a piece; content may come as a list of parts."""
     thoughts = [_text(delta.get("reasoning_content") or delta.get("reasoning"))]
     answers: list[str] = []
     refusals: list[str] = []
@@ -208,7 +201,7 @@ def read_texts(delta: Mapping[str, object]) -> EventTexts:
             place = thoughts if kind in ("thinking", "reasoning") else refusals if kind == "refusal" else answers
             place.append(_text(part.get(kind) if kind in part else part.get("text")))
     refusals.append(_text(delta.get("refusal")))
-    return EventTexts("".join(thoughts), "".join(answers), "".join(refusals))
+    return "".join(thoughts), "".join(answers), "".join(refusals)
 
 
 def _text(value: object) -> str:
@@ -223,13 +216,14 @@ class Calls:
     def __init__(self) -> None:
         self._found: dict[int, dict[str, str]] = {}
 
-    def take(self, delta: Mapping[str, object]) -> None:
-        """Take what an event says of calls."""
+    def take(self, delta: Mapping[str, object]) -> bool:
+        """Take what an event says of calls; tells whether it says anything."""
         given = delta.get("tool_calls")
         for place, piece in enumerate(given if isinstance(given, list) else []):
             if isinstance(piece, Mapping):
                 self._add(piece.get("index", place), piece.get("function"))
         self._add(0, delta.get("function_call"))
+        return bool(given or delta.get("function_call"))
 
     def _add(self, index: object, function: object) -> None:
         if isinstance(function, Mapping):

@@ -49,16 +49,12 @@ class ErrorObject:
 
 
 class Refusal(Exception):
-    """An answer that is no success: its status (0: an event of a stream), the error, and the wait it asks for."""
+    """An answer that is no success: its status (0: an event of a stream), the error, the seconds it asks to wait."""
 
     def __init__(self, status: int, error: ErrorObject, wait: str = "") -> None:
         super().__init__(error.message)
-        self.status, self.error, self.wait = status, error, wait
-
-    @property
-    def words(self) -> str:
-        """Return what the server says."""
-        return self.error.message
+        self.status, self.error, self.words = status, error, error.message
+        self.wait_s = float(wait) if re.fullmatch(r"\d+(\.\d+)?", wait) else 0.0
 
     @property
     def of_the_request(self) -> bool:
@@ -155,15 +151,10 @@ def droppable_fields(refused: Refusal, body: Mapping[str, object], names: Sequen
     return [name for name in names if name in body and re.search(rf"\b{name}\b", f"{error.param} {refused.words}")]
 
 
-def asked_to_wait(refused: Refusal) -> float:
-    """Return the seconds after which a server wants to be asked again, 0 where it does not say."""
-    return float(refused.wait) if re.fullmatch(r"\d+(\.\d+)?", refused.wait) else 0.0
-
-
 def to_error(
-    refused: Refusal, host: str, model: str, offers: Sequence[Offer], path: str = "/models", dropped: bool = False
+    refused: Refusal, host: str, model: str, offers: Sequence[Offer], path: str = "/models", alone: bool = True
 ) -> ReplError:
-    """Return the error for a request that a server refuses; `dropped`: without the oldest messages already."""
+    """Return the error for a request that a server refuses; `alone`: there are no older messages to leave out."""
     words, status, error = refused.words, refused.status, refused.error
     if lacks_model(refused, model):
         return model_not_found(host, model, offers)
@@ -172,7 +163,8 @@ def to_error(
     if refused.full:
         figures = f"the prompt has {error.prompt} tokens, the context of {host} holds {error.context}"
         plain = f"the conversation is too long for {host}: {words}"
-        return Overflow(figures if 0 < error.context <= error.prompt else plain, choices=OVERFLOW_CHOICES[dropped:])
+        said = figures if 0 < error.context <= error.prompt else plain
+        return Overflow(said, choices=() if alone else OVERFLOW_CHOICES)
     if status in (401, 403):
         return ReplError(f"{host} refuses the key, or wants one: {words}", "/connect URL --key-env NAME")
     what = {429: "has too many requests", 503: "is not ready"}.get(status, f"failed ({status})")

@@ -1,6 +1,5 @@
 """One reply of a server: what is asked, what comes, and the record of it."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,13 +13,14 @@ from repl.core.jobs import JobContext
 from repl.core.parts import Parts, PartsReader
 from repl.core.reply import Reply, ServedModel, Timing, TokenLogprobs, Usage
 from repl.core.settings import short_id
+from repl.core.tool_calls import describe
 from repl.generation.interface import Request
 from repl.generation.measure.token_text import round_figures
 from repl.generation.prompt import context_window
 from repl.remote.dialects import UNKNOWN, Dialect, positive_int
-from repl.remote.http import END
 from repl.remote.protocol import (
     BROKEN,
+    END,
     ENDS,
     Calls,
     StreamedToken,
@@ -156,6 +156,7 @@ class StreamedReply:
         self._ids: list[int] = []
         self._usage: Mapping[str, object] = {}
         self._first = self._last = 0.0
+        self._half = ""  # of a pair of surrogates that two events share
         self._thinks = self._opened = False
         self._asked = positive_int((given or {}).get("top_logprobs")) or alternatives_wanted(
             request.settings, peer.kind
@@ -256,21 +257,29 @@ class StreamedReply:
         if not isinstance(delta, Mapping):
             raise self._strange()
         self._open()
-        found, given = read_texts(delta), choice.get("logprobs") if self._asked else None
-        self._calls.take(delta)
+        given = choice.get("logprobs") if self._asked else None
+        thought, answer, refusal = (self._whole(text) for text in read_texts(delta))
+        if self._calls.take(delta):
+            self._tick()
         ids = read_ids(choice.get("token_ids"))
         self._prompt = read_ids(choice.get("prompt_token_ids")) or self._prompt
-        if found.refusal:
+        if refusal:
             self._ended = "refusal"
-        answer = found.answer + found.refusal
-        if found.thought:
+            answer += refusal
+        if thought:
             alone = not answer
-            self._say(self._pieces(found.thought, given if alone else None, ids if alone else []), thinks=True)
+            self._say(self._pieces(thought, given if alone else None, ids if alone else []), thinks=True)
         # figures or ids without a text: a token that does not end a character, or ends the reply
-        if answer or ((given or ids) and not found.thought):
+        if answer or ((given or ids) and not thought):
             self._say(self._pieces(answer, given, ids), thinks=self._thinks and not answer)
         if choice.get("finish_reason"):
             self._end_with(str(choice["finish_reason"]), choice.get("stop_reason"))
+
+    def _whole(self, text: str) -> str:
+        """Return a text with the pair of surrogates that it ends; the first half of one waits for the next event."""
+        whole = (self._half + text).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass") if text else ""
+        self._half = (whole[-1:] if "\ud800" <= whole[-1:] <= "\udbff" else "") if text else self._half
+        return whole.removesuffix(self._half)
 
     def _end_with(self, word: str, stop: object) -> None:
         self._ended = self._ended or word
@@ -308,13 +317,17 @@ class StreamedReply:
             # before the first token with figures a mark is part of what stands in front of them
             self._tally.take(piece, len(text if self._tally.begun else token.text))
             mark = ""
-            self._last = time.monotonic()
-            self._first = self._first or self._last
             self._ids += [] if token.id is None else [token.id]
             read = self._reader.feed(text) if self.request.chats else ()
             self.emit(replace(token, text=text, pieces=read))
             self._texts.append(text)
-            self._count += 1
+            self._tick()
+
+    def _tick(self) -> None:
+        """Count a token, or a piece of a call, as it comes."""
+        self._last = time.monotonic()
+        self._first = self._first or self._last
+        self._count += 1
 
     def end(self) -> None:
         """Take note of the end of the stream, and say what the user should know of it.
@@ -322,6 +335,8 @@ class StreamedReply:
         Raises `Failed` where the server gave up, or broke off, though in order.
         """
         host = self.peer.host
+        if self._half:
+            self._say([StreamedToken(Token(self._half), self._half)], self._thinks)
         if self._ended in BROKEN:
             raise Failed(f"{host} gave up in the middle of its answer ({self._ended})", "/retry")
         if not (self.finish or self._usage or self._texts):
@@ -330,14 +345,14 @@ class StreamedReply:
             if not self.endless:
                 raise Failed(f"{host} closed before the reply had ended", "/retry")
             self.finish = "length"
-        if self._ended == "refusal":
-            self.emit(Notice(f"the model at {host} refuses to answer this"))
-        if self._ended == "content_filter":
-            self.emit(Notice(f"the content filter of {host} ended the reply"))
+        told = {
+            "refusal": f"the model at {host} refuses to answer this",
+            "content_filter": f"the content filter of {host} ended the reply",
+        }
+        if said := told.get(self._ended):
+            self.emit(Notice(said))
         for call in self._calls.all():
-            self.emit(
-                Notice(f"the model calls a tool: {call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})")
-            )
+            self.emit(Notice(f"the model calls a tool: {describe(call)}"))
 
     def _strange(self) -> Failed:
         return Failed(f"{self.peer.host} sent an event that is not of the protocol", "/retry")

@@ -22,6 +22,7 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
 from repl.core.settings import short_id
+from repl.core.tool_calls import describe
 from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import Seen, read_trace
 from repl.session.session import ShownView
@@ -192,7 +193,7 @@ def said(parts: Parts) -> Text:
 
 def _drawn(parts: Parts) -> list[tuple[str, str]]:
     """List what was thought, answered and called, each in its style."""
-    calls = "\n".join(json.dumps(one, ensure_ascii=False) for one in parts.tool_calls)
+    calls = "\n".join(map(describe, parts.tool_calls))
     return [(text, name) for text, name in ((parts.thinking, "quiet"), (parts.answer, ""), (calls, "quiet")) if text]
 
 

@@ -30,6 +30,7 @@ from repl.terminal.tables import FactLine, LineConsole, grid
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
 TOLD = ("id", "commit", "dtype", "device_map", "quantization", "adapter", "parameters", "bytes")
 """What a JSON line says of a model that was loaded, beside its revision."""
+OPTION_LINES = ("/resume", "/connect")  # lines that options of the command line stand for
 SHARED_CHARACTERS = 28  # of what all sequences begin with, at most
 PROGRESS_S = 10.0  # seconds between two lines that say how far something is
 SHADES = {
@@ -271,7 +272,7 @@ class Screen:
             sign = "error: " if self._mono or self.accessible else "✗ "
             name = sign if self.interactive else "hub-repl: "
             numbered = self.interactive and error.choices
-            asked_in_shell = not (self.interactive or line.startswith("/"))
+            asked_in_shell = not self.interactive and (line.startswith(OPTION_LINES) or not line.startswith("/"))
             hints = [in_shell(hint, model) for hint in error.hints] if asked_in_shell else list(error.hints)
             said = (name + clean(error.message), "error" if self.interactive else "")
             lines = [line for line, _ in error.choices] if numbered else []

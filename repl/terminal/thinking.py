@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from repl.core.format import counted
-from repl.core.parts import ANSWER, THINKING, Parts, Piece
+from repl.core.parts import ANSWER, CALL, THINKING, Parts, Piece
+from repl.core.tool_calls import describe, read_calls
 
 BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")
 
@@ -29,7 +30,8 @@ def fold_parts(parts: Parts, mode: str) -> Parts:
 class Fold:
     """Makes of the pieces of a reply what is drawn: `show`, `fold` or `hide` what was thought; calls of tools are dim.
 
-    A gap stands between a part and the next; a reply without thoughts and calls is drawn as it is.
+    A call is drawn when it is whole, on one line. A gap stands between a part and the next; a reply without thoughts
+    and calls is drawn as it is.
     """
 
     def __init__(self, mode: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,6 +43,7 @@ class Fold:
         self._fresh = True  # nothing of it is drawn yet
         self._parted = False  # something was thought or called
         self._above = False  # something is drawn that wants a gap below it
+        self._call = ""  # the call of a tool that is on its way
         self._blank = ""  # blanks that are drawn once more of their part follows
 
     def feed(self, pieces: Iterable[Piece], counts: bool = True) -> list[ShownPart]:
@@ -62,9 +65,12 @@ class Fold:
     def _piece(self, piece: Piece) -> list[ShownPart]:
         closed: list[ShownPart] = []
         if piece.kind != self._kind or not piece.text:
-            closed = self._closed() if piece.kind != THINKING else []
+            closed = self._closed() if piece.kind != THINKING else self._called()
             self._kind, self._fresh, self._blank = piece.kind, True, ""
             self._parted = self._parted or piece.kind != ANSWER
+        if piece.kind == CALL:
+            self._call += piece.text
+            return [*closed, *([ShownPart("status", "calling a tool")] if self._mode == "fold" else [])]
         if piece.kind != THINKING or self._mode == "show":
             return [*closed, *self._part(piece.text)]
         gap = self._above and self._mode == "fold"
@@ -86,9 +92,16 @@ class Fold:
 
     def _closed(self) -> list[ShownPart]:
         if self._kind != THINKING or self._mode != "fold" or not self._tokens:
-            return []
+            return self._called()
         self._above = False  # a line ends with a gap
         return [ShownPart("line", f"thought for {self._figures()}")]
+
+    def _called(self) -> list[ShownPart]:
+        """Return the call that is whole now, or its text where that is none."""
+        text, self._call = "\n".join(map(describe, read_calls(self._call))) or self._call.strip(), ""
+        gap = [ShownPart("gap")] if text and self._above else []
+        self._above = self._above or bool(text)
+        return [*gap, ShownPart("dim", text)] if text else []
 
     def _figures(self) -> str:
         seconds = self._clock() - (self._began or 0.0)

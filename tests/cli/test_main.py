@@ -51,6 +51,11 @@ def test_a_shell_is_told_what_to_type_in_a_shell(gpt2_folder: Path, tmp_path: Pa
     )
 
 
+def test_a_session_that_is_not_there_is_told_in_the_words_of_a_shell(tmp_path: Path) -> None:
+    done = one_shot("--resume", "zzz", "--offline", "-c", "Hi", home=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "hub-repl: no session 'zzz' · hub-repl -c /sessions\n")
+
+
 @pytest.mark.parametrize(
     ("line", "typed"),
     [

@@ -124,9 +124,9 @@ def test_what_looks_like_a_path_is_never_looked_up_on_the_hub(path, fake_hub):
 
 def test_a_path_that_leads_nowhere_is_refused_before_the_libraries_are_imported() -> None:
     program = (
-        "import sys; from repl.core.errors import NotFound; from repl.core.settings import Load\n"
-        "from repl.models.loader import load_model\n"
-        "try: load_model(Load('./nowhere'), None, False, None, None)\n"
+        "import sys; from repl.core.errors import NotFound; from repl.core.jobs import Job\n"
+        "from repl.core.settings import Load; from repl.models.store import Store\n"
+        "try: Store(None).load(Load('./nowhere'), Job(None))\n"
         "except NotFound: print(sorted({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

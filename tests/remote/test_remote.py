@@ -40,8 +40,8 @@ from repl.core.settings import Settings
 from repl.generation.interface import Request, Runtime
 from repl.generation.measure.token_trace import read_trace
 from repl.models.store import Store
+from repl.remote.address import Address, read_address
 from repl.remote.engine import reach
-from repl.remote.http import Address, read_address
 from repl.session import config_file as config_files
 from repl.session.record_json import decode_record, encode_record
 from repl.session.servers import server_key
@@ -355,7 +355,7 @@ def test_what_a_server_measures_is_recorded(river: Reply, session: Session) -> N
     assert (found.ranks, found.entropies, found.limit) == ((1, 1, 0, 1), (), 2)
     assert [found.texts[one] for one in found.made] == ["The", "\ufffd", "\ufffd", "<end>"]
     assert [[found.texts[one] for one in places] for places in found.ids][2] == [" x", " y"]
-    assert decode_record(Reply, encode_record(Reply, river)) == river
+    assert decode_record(Reply, encode_record(river)) == river
     assert session.last is not None
     trace = read_trace(session.last)
     assert trace is not None
@@ -609,7 +609,7 @@ def test_a_long_talk_is_shortened_where_that_is_allowed(session: Session, server
     server.answers = [full]
     with pytest.raises(Overflow) as caught:
         ask(session, "four")
-    assert [line for line, _ in caught.value.choices] == ["/clear"]
+    assert not caught.value.choices  # the message alone is too long
 
 
 def test_a_limit_that_is_not_sent_is_not_shown(session: Session, server: FakeServer) -> None:

@@ -522,6 +522,16 @@ def test_a_refusal_is_shown_and_told(session: Session) -> None:
     assert "refuses to answer" in noticed(events)[-1]
 
 
+def test_a_character_that_two_events_share_is_one(session: Session) -> None:
+    """JSON writes it as two surrogates; half of one at the end is kept as it came."""
+    texts = ("a\ud83d", "\ude42b", "\ud83d")
+    pieces = [f"data: {json.dumps({'choices': [{'delta': {'content': text}}]})}\n\n".encode() for text in texts]
+    with serving(session, "unknown", Answer([*pieces, chunk(finish="stop"), DONE])):
+        done, events = listen(session, "Hi")
+    assert done.raw == "a\U0001f642b\ud83d"
+    assert [event.text for event in events if isinstance(event, Token)] == ["a", "\U0001f642b", "\ud83d"]
+
+
 def test_tool_calls_are_put_together(session: Session) -> None:
     first = {"index": 0, "id": "a", "function": {"name": "look", "arguments": '{"q":'}}
     rest = {"index": 0, "function": {"arguments": ' "x"}'}}
@@ -531,6 +541,8 @@ def test_tool_calls_are_put_together(session: Session) -> None:
         done, events = listen(session, "Hi")
     calls = ({"name": "look", "arguments": {"q": "x"}}, {"name": "stop", "arguments": {}})
     assert (done.tool_calls, done.finish, done.model.ended) == (calls, "stop", "tool_calls")
+    assert (done.usage.completion, done.model.counted) == (2, "by pieces")
+    assert done.timing.ttft_s is not None
     assert noticed(events)[-2:] == ['the model calls a tool: look({"q": "x"})', "the model calls a tool: stop({})"]
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repl.core.errors import Failed, UsageError
-from repl.remote.http import MAX_ANSWER_BYTES, Address, read_address, read_events
+from repl.remote.address import Address, read_address
+from repl.remote.http import MAX_ANSWER_BYTES, read_events
 from repl.remote.refusals import find_message
 
 TEXT = st.text(

@@ -36,7 +36,7 @@ def kinds(drawn: list[tuple[str, str]]) -> list[str]:
 
 
 PIECES = ("<think>", "\n", "Hm", ".\n", "</think>", "\n\n", "Yes", "\n\n", "sir.")
-CALL = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
+CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "sky"}}\n</tool_call>'
 
 
 def test_shown_thinking_is_dim_and_a_gap_stands_before_the_answer():
@@ -82,8 +82,13 @@ def test_a_thought_that_is_gone_on_with_is_still_one():
 
 
 @pytest.mark.parametrize("mode", ["show", "fold", "hide"])
-def test_calls_of_tools_are_dim_whatever_becomes_of_thoughts(mode):
-    drawn = shown(mode, "<think>Hm.</think>\n\n", "I look.\n", CALL, "\n", CALL)
-    assert texts(drawn, "dim").removeprefix("Hm.") == '{"name": "look", "arguments": {}}' * 2
+def test_calls_of_tools_are_dim_on_one_line_whatever_becomes_of_thoughts(mode):
+    pieces = ("<think>Hm.</think>\n\n", "I look.\n", *CALL, "\n", *CALL)
+    drawn = [one for one in shown(mode, *pieces) if one[0] != "status"]
+    assert texts(drawn, "dim").removeprefix("Hm.") == 'look({"at": "sky"})' * 2
     assert texts(drawn, "text") == "I look.\n"
     assert kinds(drawn)[-4:] == ["gap", "dim", "gap", "dim"]
+
+
+def test_a_call_that_was_cut_off_is_drawn_as_it_came():
+    assert texts(shown("hide", '<tool_call>{"name": "lo'), "dim") == '{"name": "lo'

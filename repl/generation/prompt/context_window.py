@@ -74,8 +74,10 @@ def _overflow(
 ) -> Overflow:
     said = f"the prompt has {len(ids)} tokens, the context holds {context}"
     first = oldest(messages)
-    if policy != "ask" or not first:
-        return Overflow(said, "/overflow drop_oldest" if first else "/clear")
+    if not first:
+        return Overflow(f"{said}: this message alone is too long")
+    if policy != "ask":
+        return Overflow(said, "/overflow drop_oldest")
     rest = [message for place, message in enumerate(messages) if place not in first]
     freed = len(ids) - len(count(rest))
     return Overflow(
