@@ -53,8 +53,6 @@ def no_gc() -> Iterator[None]:
 
 def release_memory() -> None:
     """Give freed memory back to the device."""
-    import torch
-
     gc.collect()
-    if torch.cuda.is_available():
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
