@@ -117,7 +117,7 @@ def _table(result: Tokens) -> Table:
         number = Text(str(place - result.reply + 1) if place >= result.reply else "", "quiet")
         text = Text(join_facts(quote(piece.text), clean_line(split.get(place, ""))), "special" if piece.special else "")
         rows.append((number, Text(str(piece.id), "quiet"), text))
-    return grid("rrl", rows, ["", "id", "token"])
+    return grid("rrl", rows)
 
 
 def _figures(result: Tokens) -> str:
