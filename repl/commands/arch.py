@@ -87,8 +87,8 @@ def _draw(result: Arch, width: int) -> Iterator[RenderableType]:
     room = width - wide[2] - 4
     name = min(wide[0], max(room // 2, room - wide[1]))
     table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, overflow="ellipsis", width=name)
-    table.add_column(no_wrap=True, overflow="ellipsis", width=max(1, min(wide[1], room - name)), style="quiet")
+    table.add_column(overflow="fold", width=name)
+    table.add_column(overflow="fold", width=max(1, min(wide[1], room - name)), style="quiet")
     table.add_column(no_wrap=True, justify="right", width=wide[2])
     for row in rows:
         table.add_row(*row)

@@ -21,7 +21,7 @@ from repl.session.change_settings import apply
 from repl.session.replies import add_reply
 from repl.session.session import Session
 from repl.terminal.screen import PICK_HINT, render, score_unit
-from repl.terminal.tables import FactLine
+from repl.terminal.tables import fact_line
 from repl.terminal.token_colours import percent
 
 MAX_STRETCH_CHARACTERS = 200  # shown of what lies between two places where sequences part
@@ -119,7 +119,7 @@ def _(result: SearchTree) -> RenderableType:
     shared = replace(result.root, probability=None)  # there was no other way there
     root = Tree(_label(shared, result.chosen), guide_style="quiet", hide_root=not result.root.token_ids)
     _add_branches(root, result.root, result.chosen)
-    return Group(FactLine(said), root, PICK_HINT)
+    return Group(fact_line(said), root, PICK_HINT)
 
 
 def _add_branches(tree: Tree, node: Node, chosen: int) -> None:

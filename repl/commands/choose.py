@@ -16,7 +16,7 @@ from repl.core.values import RestOfLine
 from repl.session.position import PROMPT, question
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
-from repl.terminal.tables import FactLine, grid
+from repl.terminal.tables import fact_line, grid
 from repl.terminal.token_colours import BAR_CELLS, bar, percent
 
 MAX_WRONG_SHOWN = 20  # items of the table; --json has all
@@ -135,7 +135,7 @@ def _(result: Accuracy) -> RenderableType:
         f"{len(result.failed):,} lines without an answer" if result.failed else "",
         "" if result.whole else "stopped by you",
     )
-    return Group(*parts, FactLine(said))
+    return Group(*parts, fact_line(said))
 
 
 def _row(name: str, score: Score) -> list[str]:

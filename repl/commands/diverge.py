@@ -22,7 +22,7 @@ from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
 from repl.terminal.sparkline import column, spark
-from repl.terminal.tables import FactLine, facts, grid
+from repl.terminal.tables import fact_line, facts, grid
 
 DIVERGE_EXAMPLE = "/diverge dtype=float16"
 DIVERGE_WORDS = (
@@ -120,7 +120,7 @@ def _draw(found: Diverged, width: int, plain: bool) -> Iterator[RenderableType]:
     count = len(found.steps)
     agree = f"{found.agreeing} of {count} steps agree ({100 * found.agreeing / count:.1f} %)"
     most = f"largest {_short(found.kl_most)} at token {found.kl_most_at}"
-    yield FactLine(agree, f"KL mean {_short(found.kl_mean)} nats, {most}")
+    yield fact_line(agree, f"KL mean {_short(found.kl_mean)} nats, {most}")
     if not found.whole:
         yield Text("the models did not fit in memory together: they were loaded in turn", "quiet")
 

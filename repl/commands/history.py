@@ -158,12 +158,12 @@ def _(result: History) -> RenderableType:
         return Text("no messages yet", "quiet")
     blocks: list[RenderableType] = []
     if result.system:
-        blocks.append(Text.assemble(("   system  ", "quiet"), clean(result.system)))
+        blocks.append(Text.assemble(("system\n", "quiet"), clean(result.system)))
     for turn in result.turns:
         mark = "" if turn.state == "complete" else f"  {turn.state}"
         asks = turn.role in ASKING
         parts = fold_parts(replace(turn.parts, answer=turn.text.strip("\n")), result.shown)
-        head = f"{turn.number if asks else '':3} {turn.role}{mark}", "accent" if asks else "quiet"
+        head = f"{turn.number} " * asks + turn.role + mark, "accent" if asks else "quiet"
         blocks.append(Text.assemble(head, "\n", said(parts)))
     return Group(*blocks)
 

@@ -16,7 +16,7 @@ from repl.models import imports, store
 from repl.models.memory.available import Room
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
-from repl.terminal.tables import FactLine
+from repl.terminal.tables import fact_line, grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +102,16 @@ def draw_models(result: Memory) -> RenderableType:
     """Draw the resident models."""
     if not result.models:
         return Text("no model is in memory", "quiet")
-    table = Table.grid(padding=(0, 2))
-    for column in range(5):
-        table.add_column(justify="right" if column in (3, 4) else "left", no_wrap=True, overflow="ellipsis")
-    table.add_row(*(Text(name, "quiet") for name in ("", "", "", "weights", "KV cache")))
-    for one in result.models:
-        name = Text(("> " if one.current else "  ") + clean_line(one.id), "accent" if one.current else "")
-        cache = f"{amount(one.cache)}, {one.tokens} tokens" if one.tokens else "none"
-        table.add_row(name, one.dtype, one.device, amount(one.weights), cache)
+    rows: list[list[str | Text]] = [
+        [
+            Text(("> " if one.current else "  ") + clean_line(one.id), "accent" if one.current else ""),
+            one.dtype,
+            one.device,
+            amount(one.weights),
+            f"{amount(one.cache)}, {one.tokens} tokens" if one.tokens else "none",
+        ]
+        for one in result.models
+    ]
+    table = grid("lllrr", rows, ["", "", "", "weights", "KV cache"])
     stay = "models stay while they fit" if result.keep_models == "auto" else f"at most {result.keep_models} stay"
-    return Group(table, FactLine(stay, f"keep_models {result.keep_models}"))
+    return Group(table, fact_line(stay, f"keep_models {result.keep_models}"))

@@ -26,7 +26,7 @@ from repl.session.position import Position, next_position
 from repl.session.session import Session, Task
 from repl.terminal.responsive import First
 from repl.terminal.screen import render
-from repl.terminal.tables import FactLine, grid
+from repl.terminal.tables import fact_line, grid
 from repl.terminal.token_colours import BAR_WIDTHS, bar, percent
 
 DEFAULT_TOKENS = 10  # candidates shown where no number is given
@@ -141,14 +141,14 @@ def _(result: Next) -> RenderableType:
     nothing = "-" if ascii_only() else "–"
     rows = [(one.text, one.probability) for one in result.candidates]
     drawn = [percent(one.drawn) if one.drawn else nothing for one in result.candidates]
-    return Group(lead(result), _tables(rows, drawn if result.processors else []), FactLine(_figures(result)))
+    return Group(lead(result), _tables(rows, drawn if result.processors else []), fact_line(_figures(result)))
 
 
 @render.register
 def _(result: Offered) -> RenderableType:
     tables = _tables([(text, exp(logprob)) for text, logprob in result.candidates])
     told = f"the {len(result.candidates)} likeliest that {clean_line(result.server)} gives"
-    return Group(lead(result), tables, FactLine(told, "entropy is not known"))
+    return Group(lead(result), tables, fact_line(told, "entropy is not known"))
 
 
 def _tables(rows: Sequence[tuple[str, float]], drawn: Sequence[str] = ()) -> First:

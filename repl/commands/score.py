@@ -24,7 +24,7 @@ from repl.generation.interface import Model
 from repl.generation.measure.token_text import Scored, Speller, TokenPiece, quote
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
-from repl.terminal.tables import FactLine, grid
+from repl.terminal.tables import fact_line, grid
 from repl.terminal.token_colours import OnTerminal, caption, style, styled_text
 
 MAX_WINDOW_TOKENS = 8192  # most tokens read at once, where the context is longer or without an end
@@ -137,7 +137,7 @@ def _content(text: str) -> tuple[str, str]:
 def _(result: Score) -> RenderableType:
     source = "your text" if result.source == "text" else f"file {clean_line(result.source)}"
     shown = Group(_text(result), caption())
-    return Group(Text(source, "quiet"), OnTerminal(shown, _table(result)), FactLine(_figures(result)))
+    return Group(Text(source, "quiet"), OnTerminal(shown, _table(result)), fact_line(_figures(result)))
 
 
 def _text(result: Score) -> Text:

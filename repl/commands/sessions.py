@@ -21,6 +21,7 @@ from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.reply import PastExchange
 from repl.terminal.screen import render
+from repl.terminal.tables import FactLine
 
 MAX_SESSIONS = 20  # sessions listed at once
 SHOWN_EXCHANGES = 2  # last exchanges shown of a session that is gone on with
@@ -125,10 +126,10 @@ def _(result: Sessions) -> RenderableType:
     return Group(table, Text(f"{hint}/resume ID continues one", "quiet"))
 
 
-def _described(found: Summary, current: bool) -> Text:
+def _described(found: Summary, current: bool) -> FactLine:
     facts = join_facts(counted(found.turns, "message"), clean_line(found.model), "this one" if current else "")
     place = "\n" + shortened(found.snippet, 100) if found.snippet else ""
-    return Text.assemble(clean_line(found.title) or "untitled", ("  " + facts, "quiet"), (place, "quiet"))
+    return FactLine(Text.assemble(clean_line(found.title) or "untitled", (f" · {facts}{place}", "quiet")))
 
 
 @render.register

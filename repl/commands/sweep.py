@@ -21,7 +21,7 @@ from repl.session.position import question, split_prompt
 from repl.session.session import Session, Task
 from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
-from repl.terminal.tables import FactLine, grid
+from repl.terminal.tables import fact_line, grid
 
 if TYPE_CHECKING:
     from repl.generation.decode.batch import BatchReply
@@ -142,7 +142,7 @@ def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
             figures = _aligned(cells, widths)
             yield Text(figures, "quiet")
             yield Text("   ") + _opening(row.text, max(20, room + cell_len(figures) - 3), style)
-    yield FactLine(_said(found))
+    yield fact_line(_said(found))
     if found.lines:
         yield Text.assemble(
             ("/sweep show N", "accent"), (" shows a row, ", "quiet"), ("/pick N", "accent"), (" takes it", "quiet")

@@ -26,8 +26,8 @@ from repl.terminal.screen import render
 from repl.terminal.tables import grid
 
 NEXT_MESSAGE = "(your next message)"
-STYLES = {"system": "magenta", "user": "green", "assistant": "cyan"}
-VERDICTS = {"good": "green", "note": "yellow", "bad": "red"}
+STYLES = {"system": "quiet", "user": "accent"}
+VERDICTS = {"good": "accent", "note": "bold", "bad": "error"}
 
 
 @dataclass(frozen=True, slots=True)

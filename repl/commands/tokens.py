@@ -20,7 +20,7 @@ from repl.generation.measure.token_text import Speller, TokenPiece, find_split_c
 from repl.session.position import require_own_reply
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
-from repl.terminal.tables import FactLine, grid
+from repl.terminal.tables import fact_line, grid
 from repl.terminal.token_colours import OnTerminal, styled_text
 
 
@@ -85,7 +85,7 @@ def _known(session: Session, last: Turn, record: Reply) -> int:
 @render.register
 def _(result: Tokens) -> RenderableType:
     table = _table(result)
-    return Group(table if result.listed else OnTerminal(_text(result), table), FactLine(_figures(result)))
+    return Group(table if result.listed else OnTerminal(_text(result), table), fact_line(_figures(result)))
 
 
 def _text(result: Tokens) -> Text:

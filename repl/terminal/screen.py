@@ -25,7 +25,7 @@ from repl.remote.engine import Connected
 from repl.session.results import Draft, Message
 from repl.session.session import Loaded
 from repl.terminal.responsive import First
-from repl.terminal.tables import FactLine, LineConsole, grid
+from repl.terminal.tables import FactLine, LineConsole, fact_line, grid
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
 TOLD = ("id", "commit", "dtype", "device_map", "quantization", "adapter", "parameters", "bytes")
@@ -69,9 +69,9 @@ def render(result: Any) -> RenderableType:
 
 
 @render.register
-def _(result: Message) -> Text:
+def _(result: Message) -> FactLine:
     offered = (f"{number} {effect}" for number, (_, effect) in enumerate(result.choices, 1))
-    return FactLine(clean(result.text), *map(clean, offered))
+    return fact_line(clean(result.text), *map(clean, offered))
 
 
 @render.register
@@ -115,7 +115,7 @@ def _named(adapter: str) -> str:
 
 @render.register
 def _(result: Reply) -> RenderableType:
-    return Group(*sequences(result), FactLine(reply_figures(result)))
+    return Group(*sequences(result), fact_line(reply_figures(result)))
 
 
 def sequences(done: Reply) -> list[RenderableType]:
@@ -276,7 +276,7 @@ class Screen:
             hints = [in_shell(hint, model) for hint in error.hints] if asked_in_shell else list(error.hints)
             said = (name + clean(error.message), "error" if self.interactive else "")
             lines = [line for line, _ in error.choices] if numbered else []
-            self.err.print(Text.assemble(said, *_hints(hint for hint in hints if hint not in lines)))
+            self.err.print(FactLine(Text.assemble(said, *_hints(hint for hint in hints if hint not in lines))))
             if numbered:
                 self.err.print(_choices(error, repeats))
 
@@ -289,7 +289,7 @@ class Screen:
     def notice(self, text: str) -> None:
         """Say something beside the answers."""
         if not self.as_json or not self.interactive:
-            self.err.print(Text(clean(text), "quiet"))
+            self.err.print(fact_line(clean(text)))
 
 
 def _hints(hints: Iterable[str]) -> list[Any]:

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from itertools import pairwise
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType
-from rich.containers import Lines
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -18,21 +18,27 @@ from repl.core.sanitize import clean_line
 DRAWN = re.compile("[\u2500-\u259f]+")  # lines and blocks
 
 
-class FactLine(Text):
-    """Facts with middle dots between them, in a quiet line that is broken at the dots where it has to be."""
+class FactLine:
+    """Facts with middle dots between them, in a line that is broken at the dots where it is full."""
 
-    def __init__(self, *facts: str) -> None:
-        super().__init__(join_facts(*facts), "quiet")
+    def __init__(self, text: Text) -> None:
+        self._text = text
 
-    def wrap(self, console: Console, width: int, **options: Any) -> Lines:
-        """Break the line; a single fact that is too long is broken between words."""
-        if options.get("no_wrap"):
-            return super().wrap(console, width, **options)
-        rows: list[str] = []
-        for fact in self.plain.split(" · "):
-            fits = rows and cell_len(rows[-1]) + 3 + cell_len(fact) <= width
-            rows[len(rows) - bool(fits) :] = [join_facts(rows[-1], fact) if fits else fact]
-        return Lines(line for row in rows for line in Text(row, self.style).wrap(console, width, **options))
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        cuts, begin, whole = list[int](), 0, self._text.plain
+        dots = [] if options.no_wrap else [found.start() for found in re.finditer(" · ", whole)]
+        for dot, following in pairwise([*dots, len(whole)]):
+            if cell_len(whole[begin:following]) > options.max_width:
+                cuts, begin = [*cuts, dot, dot + 3], dot + 3
+        yield from self._text.divide(cuts)[::2]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self._text)
+
+
+def fact_line(*facts: str) -> FactLine:
+    """Return a quiet line of facts."""
+    return FactLine(Text(join_facts(*facts), "quiet"))
 
 
 def grid(sides: str, rows: Iterable[Sequence[str | Text]], heads: Sequence[str] = (), gap: int = 2) -> Table:
@@ -83,7 +89,11 @@ class LineConsole(Console):
 
     def _spoken(self, cell: RenderableType) -> str:
         """Return the words of a cell without what is drawn with characters: bars, rules, branches."""
-        text = cell if isinstance(cell, str) else "".join(segment.text for segment in self.render(cell))
+        text = (
+            cell
+            if isinstance(cell, str)
+            else "".join(segment.text for segment in self.render(cell, self.options.update(width=10_000)))
+        )
         return " ".join(DRAWN.sub(" ", text).replace("❯", "You:").split())
 
 

@@ -3,9 +3,10 @@
 import pytest
 from rich.console import Console, Group
 from rich.text import Text
+from rich.tree import Tree
 
 from repl.terminal.responsive import First
-from repl.terminal.tables import LineConsole, facts, grid
+from repl.terminal.tables import LineConsole, fact_line, facts, grid
 
 
 @pytest.mark.parametrize(("width", "shown"), [(90, "a line of text"), (14, "a line of text"), (13, "a line"), (3, "a")])
@@ -24,3 +25,23 @@ def test_a_table_is_lines_for_a_screen_reader() -> None:
     with console.capture() as text:
         console.print(Group(table, facts([("x", "y\nz")])))
     assert text.get() == "a, id: 1\nb, sum: 2\nx: y z\n"
+
+
+@pytest.mark.parametrize(
+    ("width", "drawn"), [(9, "a b c\nd e f g\nh\n"), (12, "a b c\nd e f g\nh\n"), (13, "a b c\nd e f g · h\n")]
+)
+def test_a_line_of_facts_is_broken_between_them(width: int, drawn: str) -> None:
+    console = Console(width=width)
+    with console.capture() as text:
+        console.print(fact_line("a b c", "d e f g", "h"))
+    assert text.get() == drawn
+
+
+def test_a_tree_is_lines_for_a_screen_reader() -> None:
+    """How deep a branch lies is a number, who speaks a word."""
+    tree = Tree("", hide_root=True)
+    tree.add(Text("1 ❯ hello")).add(grid("lr", [["world", "0.5"]]))
+    console = LineConsole(soft_wrap=True)
+    with console.capture() as text:
+        console.print(tree)
+    assert text.get() == "depth 1: 1 You: hello\ndepth 2: world: 0.5\n"
