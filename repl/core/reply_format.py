@@ -23,9 +23,13 @@ TYPES = {
     **dict.fromkeys(("bool", "boolean"), "boolean"),
 }
 KEYWORDS = {
-    *("type", "properties", "items", "prefixItems", "enum", "const", "anyOf", "oneOf", "allOf", "not", "if", "$ref"),
-    *("pattern", "format", "required", "additionalProperties", "patternProperties", "minimum", "maximum"),
-    *("minLength", "maxLength", "minItems", "maxItems"),
+    *("$schema", "$id", "$ref", "$defs", "definitions", "$anchor", "$dynamicRef", "$dynamicAnchor", "title"),
+    *("type", "enum", "const", "anyOf", "oneOf", "allOf", "not", "if", "then", "else", "format", "pattern"),
+    *("minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    *("items", "prefixItems", "additionalItems", "contains", "minContains", "maxContains", "minItems", "maxItems"),
+    *("uniqueItems", "unevaluatedItems", "properties", "patternProperties", "additionalProperties", "required"),
+    *("propertyNames", "minProperties", "maxProperties", "unevaluatedProperties", "dependentSchemas"),
+    *("dependentRequired", "dependencies", "contentMediaType", "contentEncoding", "contentSchema"),
 }
 """Of JSON Schema: an object with none of them allows everything, and is an example rather than a schema."""
 GRAMMAR_FILES = (".lark", ".gbnf", ".ebnf")
