@@ -149,7 +149,7 @@ def _(result: Painted) -> RenderableType:
         else [Text.assemble(("/probs on", "accent"), (" colours replies as they are generated", "quiet"))]
     )
     known = [Text(clean_line(result.truncated), "quiet")] if result.server else []
-    return Group(colour_trace(result, result.by), "", caption(result.by), *known, *hint)
+    return Group(colour_trace(result, result.by), "", caption(result.by, result.tokens), *known, *hint)
 
 
 @render.register
@@ -174,6 +174,7 @@ def token_cells(place: int, token: Seen, found: Inspection, listed: int) -> dict
         "token": Text.assemble((quote(token.text or token.name), shade(token, found.by))),
         "model": Text(percent(exp(token.logprob))),
         "rank": Text(token.place),
+        **({"form": Text(token.form)} if any(one.form for one in found.tokens) else {}),
         **({} if token.entropy is None else {"entropy": Text(f"{token.entropy:.2f}")}),
         "likeliest": Text(likeliest, "quiet"),
     }

@@ -27,7 +27,7 @@ from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import Seen, read_trace
 from repl.session.session import ShownView
 from repl.terminal.screen import as_record, palette, render, to_jsonable
-from repl.terminal.token_colours import CLASSES, caption, percent, shade
+from repl.terminal.token_colours import SHADES, caption, percent, shade
 
 FILE_COLUMNS, PHONE_COLUMNS = 100, 44  # columns of what is drawn in a file, and on a narrow page
 Facts = tuple[tuple[str, str], ...]
@@ -199,7 +199,7 @@ def _drawn(parts: Parts) -> list[tuple[str, str]]:
 
 def html_page(title: str, facts: Facts, body: str, style: str = "") -> str:
     """Return a page with what is told above it; it runs nothing, asks for nothing, and styles itself alone."""
-    named = {name: palette("light").styles[name].get_html_style() for _, name, _ in CLASSES if name}
+    named = {name: palette("light").styles[name].get_html_style() for name in SHADES}
     style = CSS + "".join(f".{name} {{ {rule} }}\n" for name, rule in {**named, "quiet": "opacity: .6"}.items()) + style
     digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
     name, now = html.escape(clean_line(title)), datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")

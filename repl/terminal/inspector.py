@@ -24,7 +24,7 @@ from repl.generation.measure.token_trace import Inspection, Seen
 from repl.terminal.editor.prompt import EDITOR_ACCENTS, ESCAPE_WAIT_S
 from repl.terminal.inspector_layout import Page, lay_out
 from repl.terminal.screen import palette
-from repl.terminal.token_colours import bar, caption, percent, shade
+from repl.terminal.token_colours import SHADES, bar, caption, percent, shade
 
 SIDE_COLUMNS = (26, 48)  # columns of the table, at least and at most
 INSPECTOR_KEYS = (
@@ -192,7 +192,7 @@ class Inspector:
         ]
 
     def _foot(self) -> StyleAndTextTuples:
-        scale = caption(self.by)
+        scale = caption(self.by, self.found.tokens)
         spans = [(scale.plain[span.start : span.end], str(span.style)) for span in scale.spans]
         lines = LOOKING if self.found.server else INSPECTOR_KEYS
         keys = next((line for line in lines if len(line) < self._columns()), lines[-1])
@@ -259,7 +259,7 @@ class TokenText(UIControl):
 def styles(theme: str) -> Style:
     """Return the styles of a theme in the words of the line editor."""
     looks = palette(theme).styles
-    found = {name: css(looks[name]) for name in ("shade1", "shade2", "shade3")}
+    found = {name: css(looks[name]) for name in SHADES}
     accent = EDITOR_ACCENTS[theme]
     ink = "white" if theme == "light" else "black"
     here = "reverse bold" if theme == "mono" else f"bg:{accent} fg:ansi{ink} bold"

@@ -53,6 +53,7 @@ def palette(theme: str) -> Theme:
             "error": "" if theme == "mono" else "red",
             "special": f"bold {accent}",
             "band": band,
+            "overruled": "reverse",
             **shades,
         }
     )

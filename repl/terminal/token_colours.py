@@ -14,6 +14,10 @@ from repl.generation.measure.token_trace import Seen, Trace
 
 CLASSES = ((0.5, "", "50 % or more"), (0.1, "shade1", "10 to 50"), (0.01, "shade2", "1 to 10"), (0.0, "shade3", "less"))
 """From which probability on a token is drawn how: plain, underlined, bold and underlined, in italics."""
+FORM = {"given": ("quiet", "given by the form"), "overruled": ("overruled", "the likeliest overruled")}
+"""How a token is drawn at which a form left no other, or took the likeliest away, and what that means."""
+SHADES = (*(name for _, name, _ in CLASSES if name), "overruled")
+"""The styles that a token may have, beside that of what is dim."""
 BAR_CELLS = 12  # of a bar beside a token
 BAR_WIDTHS = (32, 20, BAR_CELLS, 0)  # the first that there is room for
 EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -65,17 +69,21 @@ def certainty(logprob: float, entropy: float | None, by: str) -> float:
 
 def shade(token: Seen, by: str) -> str:
     """Return the style of a token."""
+    if token.form:
+        return FORM[token.form][0]
     return style(certainty(token.logprob, token.entropy, by))
 
 
-def caption(by: str = "on") -> Text:
-    """Say what the colours mean, each drawn in itself."""
+def caption(by: str = "on", tokens: Iterable[Seen] = ()) -> Text:
+    """Say what the colours mean, each drawn in itself; those of a form where one of the tokens has them."""
     names, words = [name for _, name, _ in CLASSES], [said for _, _, said in CLASSES]
     if by == "entropy":
         limits = [-math.log(least) for least, _, _ in CLASSES if least]
         words = [f"{limits[0]:.1f} or less", *(f"to {limit:.1f}" for limit in limits[1:]), "more"]
     drawn = Text().append("entropy (nats)" if by == "entropy" else "probability", "quiet")
-    for name, word in zip(names, words, strict=True):
+    there = {token.form for token in tokens}
+    marks = [mark for form, mark in FORM.items() if form in there]
+    for name, word in [*zip(names, words, strict=True), *marks]:
         drawn.append("  ", "quiet").append(word, name or "none")
     return drawn
 

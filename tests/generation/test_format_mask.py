@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import models
 import pytest
-from driving import ask, bare, opened, refused, run
+from driving import ask, bare, drawn, opened, refused, run
 
 from repl.analysis.why import Why
 from repl.core.errors import Failed, MissingExtra, UsageError
@@ -178,6 +178,22 @@ def test_the_form_is_the_first_column_of_why(llama_folder) -> None:
         after = run(session, "/next 5 hello")
         assert after.processors[0] == "format"
         assert all(one.drawn == 0 for one in after.candidates if not one.text.isdecimal())
+
+
+def test_the_colours_mark_what_was_given_and_overruled(llama_folder) -> None:
+    with opened(llama_folder) as session:
+        done = replied(session, json.dumps(SCHEMAS["flags"]))
+        assert done.format is not None
+        found = run(session, "/probs")
+        overruled = set(done.format.overruled)
+        marks = [one.form for one in found.tokens]
+        assert {place for place, mark in enumerate(marks, 1) if mark == "overruled"} == overruled
+        assert {place for place, mark in enumerate(marks, 1) if mark == "given"} == {*done.format.given} - overruled
+        assert "overruled" in drawn(found)
+        assert "overruled" in drawn(run(session, "/inspect"))
+        run(session, "/format off")
+        ask(session, "hi")
+        assert "overruled" not in drawn(run(session, "/probs"))
 
 
 def test_rows_of_a_sweep_are_of_the_form(llama_folder) -> None:

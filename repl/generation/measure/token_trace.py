@@ -39,6 +39,8 @@ class Seen:
     """0 where it is past the likeliest that are known."""
     top: Top
     """The likeliest tokens there: (id, text, logprob)."""
+    form: str = ""
+    """given where the form of the reply left no other, overruled where it took the likeliest away."""
 
     @property
     def place(self) -> str:
@@ -113,6 +115,7 @@ def read_trace(turn: Turn) -> Trace | None:
         entropy = found.entropies[place] if found.entropies else None
         figures = found.logprobs[place], entropy, found.ranks[place]
         tokens.append(Seen(token, text, found.texts.get(token, ""), *figures, top))
+    tokens = mark_form(tokens, record.format)
     return Trace(turn.exchange, lead, tuple(tokens), server=record.server if found.made else "", limit=found.limit)
 
 
@@ -129,7 +132,16 @@ def measure_again(resident: Model, turn: Turn, emit: JobContext) -> Trace:
             emit(Progress("measuring the reply", place, len(pieces), "tokens"))
         seen.append(label_token(resident, found, pieces[place]))
     made = "".join(pieces)  # a reply of before may have another text: it left out the tags of its parts
-    return Trace(turn.exchange, turn.text.removesuffix(made if turn.text.endswith(made) else record.raw), tuple(seen))
+    lead = turn.text.removesuffix(made if turn.text.endswith(made) else record.raw)
+    return Trace(turn.exchange, lead, tuple(mark_form(seen, record.format)))
+
+
+def mark_form(tokens: list[Seen], cost: FormatCost | None) -> list[Seen]:
+    """Return the tokens of a reply with what its form did at each."""
+    if cost is None:
+        return tokens
+    marks = {**dict.fromkeys(cost.given, "given"), **dict.fromkeys(cost.overruled, "overruled")}
+    return [replace(token, form=marks.get(place, "")) for place, token in enumerate(tokens, 1)]
 
 
 def least_certain(resident: Model, turn: Turn, emit: JobContext) -> int:
