@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from repl.core.errors import ReplError
 from repl.core.parts import Parts
 from repl.generation.decode.detokenizer import common_length
-from repl.generation.prompt.chat_template import THOUGHTS, Template
-from repl.generation.prompt.reply_parser import CHANNEL
+from repl.generation.prompt.chat_template import CHANNEL, THOUGHTS, Template, TemplateRefused
 
 SYSTEM = {"role": "system", "content": "Speak in plain words."}
 GREETING = {"role": "user", "content": "How are you today?"}
@@ -33,7 +32,7 @@ def check_template(template: Template, stops: Sequence[int]) -> list[Check]:
     """Try a template; `stops` are the ids that end a reply. Raises `Failed` where it passes its bounds."""
     error = template.attempt([GREETING]).error or template.attempt(TALK).error
     if error:
-        return [Check("renders", "bad", error)]
+        return [Check("renders", "bad", error.message)]
     return [Check("renders", "good", "messages of yours and a reply"), *_tried(template, stops)]
 
 
@@ -71,10 +70,10 @@ def _bos(template: Template) -> Verdict:
 
 def _system(template: Template) -> Verdict:
     outcome = template.attempt([SYSTEM, GREETING])
-    if outcome.refused:
+    if isinstance(outcome.error, TemplateRefused):
         return "note", "refused: it is put in front of your first message"
     if outcome.error:
-        return "bad", outcome.error
+        return "bad", outcome.error.message
     if SYSTEM["content"] not in outcome.text:
         return "bad", "left out silently"
     return "good", "written"
@@ -159,7 +158,7 @@ def _thinking(template: Template) -> Verdict:
     reply = {**RESPONSE, "content": raw, "parts": Parts(THOUGHT, answer)}
     outcome = template.attempt([GREETING, reply, SECOND])
     if outcome.error:
-        return "bad", outcome.error
+        return "bad", outcome.error.message
     if THOUGHT not in outcome.text:
         return "good", "left out of earlier replies, as the template is made"
     if tag:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
@@ -41,7 +40,7 @@ def pack(model: PreTrainedModel, quantize: str, emit: JobContext) -> Packing:
     took = 0
     for place, (parent, name, linear) in enumerate(found):
         emit(Progress("pack", place, len(found), "layers"))
-        if takes_shape(quantize, *outputs_and_inputs(linear)):
+        if takes_shape(linear):
             setattr(parent, name, pack_linear(linear, quantize, twice=linear is head))
             took += 1
     detach(model)
@@ -56,15 +55,15 @@ def find_linears(model: PreTrainedModel) -> Iterator[tuple[Module, str, Linear]]
                 yield module, name, child
 
 
-def outputs_and_inputs(linear: Linear) -> tuple[int, int]:
-    """Return outputs and inputs of a linear layer."""
-    rows, columns = linear.weight.shape
-    return (rows, columns) if hasattr(linear, "in_features") else (columns, rows)
+def upright_weight(linear: Linear) -> Tensor:
+    """Return the weight of a linear layer, shape (outputs, inputs)."""
+    return linear.weight if hasattr(linear, "in_features") else linear.weight.t()
 
 
-def takes_shape(quantize: str, rows: int, columns: int) -> bool:
-    """Tell whether the kernel takes a weight of this shape."""
-    return rows > 0 and columns > 0 and columns % GROUP_WEIGHTS == 0
+def takes_shape(linear: Linear) -> bool:
+    """Tell whether the kernels take the weight of a linear layer."""
+    rows, columns = upright_weight(linear).shape
+    return bool(rows > 0 and columns > 0 and columns % GROUP_WEIGHTS == 0)
 
 
 def detach(model: PreTrainedModel) -> None:
@@ -94,10 +93,9 @@ def require_kernel(quantize: str) -> None:
 def pack_linear(linear: Linear, quantize: str, twice: bool = False) -> Module:
     """Return the packed layer that stands for a linear one; `twice` gives int4 eight bits, as a head needs them."""
     with torch.no_grad():
-        weight = linear.weight.detach()
-        weight = weight if hasattr(linear, "in_features") else weight.t()
+        weight = upright_weight(linear).detach()
         quantized = quantize_int8(weight) if quantize == "int8" else quantize_int4(weight, twice)
-        return linear_class()(quantize, tuple(weight.shape), *quantized, linear.bias)
+        return PackedLinear(quantize, tuple(weight.shape), *quantized, linear.bias)
 
 
 def cut_rows(weight: Tensor) -> Iterator[Tensor]:
@@ -157,19 +155,13 @@ def times_four(rows: Tensor, values: Tensor, scales: Tensor) -> Tensor:
     return library.int4_product(rows, values, GROUP_WEIGHTS, scales)
 
 
-class PackedLinearBase:
-    """What a packed layer is beside a linear one: it computes in bfloat16 and answers in the dtype it is asked in."""
-
-    register_buffer: Any
-    register_parameter: Any
-    values: Any
-    scales: Any
-    bias: Any
+class PackedLinear(torch.nn.Linear):  # type: ignore[misc]  # mypy does not follow the library
+    """A linear layer of packed weights: it computes in bfloat16 and answers in the dtype it is asked in."""
 
     def __init__(self, quantize: str, size: tuple[int, int], values: Tensor, scales: Tensor, bias: Tensor) -> None:
         torch.nn.Module.__init__(self)
         self.quantize, (self.out_features, self.in_features) = quantize, size
-        self.kernel = {"int8": times_eight, "int4": times_four}[quantize]
+        self.kernel = times_eight if quantize == "int8" else times_four
         self.twice = quantize == "int4" and len(scales) * GROUP_WEIGHTS == 2 * self.in_features
         self.kept = torch.bfloat16  # other activations are 5 to 25 times as slow
         self.register_buffer("values", values)
@@ -194,9 +186,3 @@ class PackedLinearBase:
         if (bias := self.bias) is not None:
             out = out + bias
         return out.view(*input.shape[:-1], self.out_features)
-
-
-@cache
-def linear_class() -> type[Linear]:
-    """Return the class of packed layers; made late, for torch is not imported before it is needed."""
-    return type("PackedLinear", (PackedLinearBase, torch.nn.Linear), {})

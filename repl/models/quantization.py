@@ -111,16 +111,20 @@ def quantization_config(load: Load) -> Any:
     """Return the library's configuration for quantizing while loading, None for none; raises `MissingExtra`."""
     if load.quantize == "none" or packs_after_load(load):
         return None
-    package = "torchao" if load.quantize in PACKED_FORMS else "bitsandbytes"
+    ours = load.quantize in PACKED_FORMS
+    package = "torchao" if ours else "bitsandbytes"
     if not is_installed(package):
-        here = (
-            (f"/device cpu packs {load.quantize} without it",)
-            if load.quantize in PACKED_FORMS
-            else (f"/quantize int{load.quantize[0]}",)
-        )
+        here = f"/device cpu packs {load.quantize} without it" if ours else f"/quantize int{load.quantize[0]}"
         where = "on a GPU" if goes_to_gpu(load) else "on the CPU"
-        raise MissingExtra(f"{load.quantize} {where} needs the {package} package", EXTRA, *here)
-    return _torchao(load.quantize) if package == "torchao" else _bitsandbytes(load.quantize)
+        raise MissingExtra(f"{load.quantize} {where} needs the {package} package", EXTRA, here)
+    if load.quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if load.quantize == "4bit":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
+    import torchao.quantization as forms
+
+    int8 = load.quantize == "int8"
+    return TorchAoConfig(forms.Int8WeightOnlyConfig() if int8 else forms.Int4WeightOnlyConfig(group_size=32))
 
 
 def quantization_remarks(load: Load, weights: Weights, packing: Any, size: int) -> list[str]:
@@ -138,15 +142,3 @@ def quantization_remarks(load: Load, weights: Weights, packing: Any, size: int) 
         before, after = (f"{number / 2**20:.0f} MiB" for number in (weights.bytes, size))
         said.append(f"dequantized: {before} in the file, {after} in memory · /quantize int4 packs it again")
     return said
-
-
-def _bitsandbytes(quantize: str) -> object:
-    if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")
-
-
-def _torchao(quantize: str) -> object:
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig() if quantize == "int8" else Int4WeightOnlyConfig(group_size=32))

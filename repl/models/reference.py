@@ -1,6 +1,6 @@
 """What `generate` itself has behind a text: the yardstick for whatever is computed in another way."""
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -56,24 +56,17 @@ def carries_on(model: PreTrainedModel, ids: Tensor, blank: Callable[[], object])
     return bool((halves - whole).abs().max() * times < (alone - whole).abs().max())
 
 
-def same_logits(logits: Tensor, expected: Tensor, dtype: object) -> bool:
+def same_logits(logits: Tensor, expected: Tensor, dtype: object, tolerance: float = TOLERANCE) -> bool:
     """Tell whether two rows of logits, shape (vocab,), are the same up to how a dtype rounds."""
-    most = max(TOLERANCE, 8 * torch.finfo(dtype).eps) * max(1.0, float(expected.abs().max()))
+    most = max(tolerance, 8 * torch.finfo(dtype).eps) * max(1.0, float(expected.abs().max()))
     return logits.shape == expected.shape and bool((logits - expected).abs().max() <= most)
 
 
-class KnownByModel:
+class KnownByModel(WeakKeyDictionary[Any, Any]):
     """What was once found out about each loaded model."""
 
-    def __init__(self) -> None:
-        self._found: MutableMapping[Any, Any] = WeakKeyDictionary()
-
-    def get(self, model: PreTrainedModel, find: Callable[[], object]) -> Any:
-        """Return what is known of a model; `find` finds it out where nothing is."""
-        if model not in self._found:
-            self._found[model] = find()
-        return self._found[model]
-
-    def known(self, model: PreTrainedModel) -> Any:
-        """Return what is known of a model by now, None where it was not asked yet."""
-        return self._found.get(model)
+    def find(self, model: PreTrainedModel, work: Callable[[], object]) -> Any:
+        """Return what is known of a model; `work` finds it out where nothing is."""
+        if model not in self:
+            self[model] = work()
+        return self[model]

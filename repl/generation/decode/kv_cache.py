@@ -79,7 +79,7 @@ class PrefixCache:
         if tried.shape[-1] < count:
             return False
         with narrow_window(model_config.text_config(model.config)):
-            return bool(CARRIES.get(model, lambda: carries_on(model, tried, lambda: lasting_cache(model))))
+            return bool(CARRIES.find(model, lambda: carries_on(model, tried, lambda: lasting_cache(model))))
 
     def _give_back(self, cache: Cache, ids: list[int], broken_off: bool) -> None:
         length = min(valid_length(cache, broken_off), len(ids))

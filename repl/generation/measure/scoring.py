@@ -79,7 +79,7 @@ def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> 
 def reading_way(model: PreTrainedModel, ids: Tensor) -> str:
     """Tell how a model reads a whole text as `generate` does token by token; `ids` of it are tried, once a model."""
     tried = ids[:, :READ_TRIAL_TOKENS]
-    return str(READING_WAYS.get(model, lambda: _find_way(model, tried))) if ids.shape[-1] > 3 else "plain"
+    return str(READING_WAYS.find(model, lambda: _find_way(model, tried))) if ids.shape[-1] > 3 else "plain"
 
 
 def _find_way(model: PreTrainedModel, ids: Tensor) -> str:
@@ -101,7 +101,7 @@ def _find_way(model: PreTrainedModel, ids: Tensor) -> str:
 
 def place_ids(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:
     """Return the positions of ids that begin at a place, for a model that has to be told them."""
-    return _numbered(model, start, ids) if READING_WAYS.get(model, lambda: "plain") == "placed" else {}
+    return _numbered(model, start, ids) if READING_WAYS.get(model) == "placed" else {}
 
 
 def _numbered(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:

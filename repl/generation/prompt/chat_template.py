@@ -1,7 +1,7 @@
 """Chat templates: the messages of a conversation in, the ids that the library's `apply_chat_template` makes out.
 
 The template is rendered by the library in this process, under bounds (`bounded`). Control tokens in what a person
-or a file says are encoded as text; what the model itself said goes back as it said it (`reply_parser`).
+or a file says are encoded as text; what the model itself said goes back as it said it.
 What a user sets for a template is read here too: the variables that it reads, and which one of several is taken.
 """
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from types import FrameType
 from typing import Any
@@ -20,12 +21,12 @@ import psutil
 
 from repl.core.decoding import PREFIX
 from repl.core.errors import Failed, ReplError, UsageError
-from repl.core.jobs import JobContext
+from repl.core.jobs import JobContext, run_in_thread
 from repl.core.library_types import PreTrainedTokenizerBase
-from repl.core.parts import TAGS, THINKING
+from repl.core.parts import TAGS, THINKING, Parts
 from repl.core.values import closest_match
 from repl.generation import prompt
-from repl.generation.prompt.reply_parser import REASONING_FIELDS, AnyMessage, MessageReader
+from repl.generation.prompt.reply_parser import PARSE_S, REASONING_FIELDS, AnyMessage
 
 try:
     import resource
@@ -37,6 +38,8 @@ CONTROL_MARKS = re.compile("[\U000f0000\U000f0001]")  # what the library puts ar
 THOUGHTS = {tag.opens.strip(): tag.closes for tag in TAGS if tag.kind == THINKING}
 FOLDED = "the chat template has no place for a system text: it was put in front of your first message"
 DROPPED = "the chat template leaves the system text out"
+CHANNEL = "<|channel|>"  # how gpt-oss names the parts of a reply
+MAX_PARSED = 500  # replies that are remembered as they were read
 MAX_TEMPLATE_S = 10.0  # that a template may take, which is done in milliseconds as a rule
 MAX_BYTES = 4_000_000  # of a rendered prompt
 MAX_PIECE_CHARS = 16 * MAX_BYTES  # characters that a template may put out on its way to a prompt
@@ -57,24 +60,19 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a template made of a chat; `marked` says that control tokens which a person typed have marks around them."""
+    """What a template made of a chat, nothing where there is an error.
 
-    marked_text: str
+    `marked` says that control tokens which a person typed have marks around them.
+    """
+
+    marked_text: str = ""
     marked: bool = False
+    error: Failed | None = None
 
     @property
     def text(self) -> str:
         """Return the text as the model reads it."""
         return CONTROL_MARKS.sub("", self.marked_text) if self.marked else self.marked_text
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of one rendering: its text, or a sentence on why there is none; `refused` is the author's own."""
-
-    text: str = ""
-    error: str = ""
-    refused: bool = False
 
 
 class TemplateRefused(Failed):
@@ -99,12 +97,12 @@ class Template:
         """Render the messages of a conversation; raises `Failed`."""
         return self._write(self.read_messages(messages), add_generation_prompt=generation_prompt)
 
-    def attempt(self, messages: Sequence[AnyMessage], generation_prompt: bool = True) -> Outcome:
+    def attempt(self, messages: Sequence[AnyMessage], generation_prompt: bool = True) -> Written:
         """Render messages, or tell why that fails."""
         try:
-            return Outcome(self.write(messages, generation_prompt).text)
+            return self.write(messages, generation_prompt)
         except Failed as error:
-            return Outcome(error=error.message, refused=isinstance(error, TemplateRefused))
+            return Written(error=error)
 
     def _write(self, messages: Sequence[AnyMessage], **options: Any) -> Written:
         """Render messages as the template reads them, control tokens in what a person wrote marked."""
@@ -143,15 +141,54 @@ class Template:
             raise Failed(f"the prompt cannot be encoded: {error}", *WAY_OUT) from error
         return tuple(int(token) for token in found)
 
+    # replies that go back into a prompt
+
     def read_messages(self, messages: Sequence[AnyMessage]) -> list[dict[str, object]]:
-        """Return the messages of a conversation as the template reads them."""
+        """Return the messages of a conversation as the template reads them; replies have `parts` beside their text.
 
-        def prompt(before: Sequence[AnyMessage]) -> str:
-            return self._write(before, add_generation_prompt=True).text
+        A reply goes back as the library itself reads it: in parts where the tokenizer has a response template or the
+        reply names its channels, else as the decoded text, which the template cuts as it sees fit. A thought has a name
+        of its own (the one that the template reads) only where the library says what it is, never by a guess of ours.
+        """
+        made: list[dict[str, Any]] = []
+        for message in messages:
+            plain = {name: value for name, value in message.items() if name != "parts"}
+            parts = message.get("parts")
+            reply = self._reply(str(message["content"]), parts, made) if isinstance(parts, Parts) else {}
+            made.append({**plain, **reply})
+        return made
 
-        key = f"{self.values!r} {self.source}"
-        reader = MessageReader(self.tokenizer, key, self.reads.attributes, prompt, self._emit, self.values.get("tools"))
-        return reader.messages(messages)
+    def _reply(self, raw: str, parts: Parts, before: Sequence[AnyMessage]) -> dict[str, object]:
+        if getattr(self.tokenizer, "response_template", None) is not None:
+            found = self._parsed(raw, before) or {"content": raw}
+        elif CHANNEL in raw:
+            found = _channel_fields(parts)
+        else:
+            return {"content": raw}
+        names = self.reads.attributes
+        thought = next((found[name] for name in REASONING_FIELDS if found.get(name)), None)
+        if thought is not None and "reasoning" in names and not {*REASONING_FIELDS[:2]} & names:
+            found["reasoning"] = thought  # the library gives it the other names
+        return found
+
+    def _parsed(self, raw: str, before: Sequence[AnyMessage]) -> dict[str, object]:
+        """Read a reply with the library's parser, behind the prompt that it answers; nothing where that fails."""
+        key = hash((repr(self.values), self.source, repr(self.tokenizer.response_template), raw, repr(before)))
+        if key not in _PARSED:
+            if len(_PARSED) >= MAX_PARSED:
+                _PARSED.clear()
+            _PARSED[key] = self._parse(raw, before)
+        return dict(_PARSED[key])
+
+    def _parse(self, raw: str, before: Sequence[AnyMessage]) -> dict[str, object]:
+        prefix, tools = "", self.values.get("tools")
+        with suppress(Failed):  # the template may not write what stands before by itself
+            prefix = self._write(before, add_generation_prompt=True).text if before else ""
+        work = partial(self.tokenizer.parse_response, raw, prefix=prefix, **({"tools": tools} if tools else {}))
+        try:
+            return {"content": "", **run_in_thread(work, self._emit, PARSE_S)}
+        except Exception:  # a stranger's pattern, on a reply that may have been cut anywhere
+            return {}
 
     # a reply that has begun
 
@@ -179,6 +216,16 @@ class Template:
             thought = prefill.lstrip().removeprefix(tag).lstrip("\n")
             return [*((name, {"content": "", name: thought}) for name in names), ("content", {"content": prefill})]
         return [("content", {"content": prefill})]
+
+
+_PARSED: dict[int, dict[str, Any]] = {}  # a prompt reads all replies before it again
+
+
+def _channel_fields(parts: Parts) -> dict[str, object]:
+    """Return parts under the names of gpt-oss, whose template takes no answer beside a thought and a call."""
+    found: dict[str, Any] = {"content": "" if parts.tool_calls and parts.thinking else parts.answer}
+    found |= {"thinking": parts.thinking} if parts.thinking else {}
+    return found | ({"tool_calls": list(parts.tool_calls)} if parts.tool_calls else {})
 
 
 def _begins(text: str, prefill: str) -> bool:
