@@ -298,6 +298,17 @@ def as_word(value: object) -> str:
     return value if isinstance(value, str) else "default" if value is None else json.dumps(value)
 
 
+def check_files(prompts: str, results: str) -> None:
+    """Raise `ReplError` unless prompts can be read from one place and results go to another."""
+    if prompts == STDIN and sys.stdin is not None and sys.stdin.isatty():
+        raise UsageError("standard input is the terminal: name a file of prompts", "/batch prompts.jsonl")
+    open_prompts(prompts).close()
+    out = stdout_path() if results == STDOUT else Path(results).expanduser()
+    with suppress(OSError, ValueError):
+        if prompts != STDIN and out is not None and out.samefile(Path(prompts).expanduser()):
+            raise UsageError(f"the results cannot go into {prompts!r} itself", "/batch prompts.jsonl results.jsonl")
+
+
 # results
 
 
@@ -311,6 +322,7 @@ class Results:
         self.name = path
         self._path = stdout_path() if path == STDOUT else Path(path).expanduser()
         self.known: dict[int, int] = {}  # of each line that has a result: a hash of its prompt
+        self.problems: list[tuple[int, str]] = []  # lines that failed, and why
         self._ascii = path == STDOUT and os.isatty(1)
         self._file: Any = None
 
@@ -344,12 +356,17 @@ class Results:
                     raise UsageError(f"line {number} of {self.name!r} is no result of a batch: {hint}")
                 whole += len(piece)
                 if "line" in record:
-                    self.known[record["line"]] = hash(_key(record))
+                    self._note(record)
         if whole < path.stat().st_size:
             os.truncate(path, whole)
         elif whole and not piece.endswith(b"\n"):
             with path.open("ab") as file:
                 file.write(b"\n")
+
+    def _note(self, record: Mapping[str, Any]) -> None:
+        self.known[record["line"]] = hash(_key(record))
+        if isinstance(problem := record.get("error"), dict):
+            self.problems.append((record["line"], str(problem.get("message"))))
 
     def has(self, prompt: Prompt) -> bool:
         """Tell whether a prompt has its result; raises `UsageError` where its line has that of another prompt."""

@@ -234,6 +234,23 @@ class Reply:
         """Return the parts of the whole reply, with the beginning that it was given."""
         return (self.begun or Parts()) + Parts(self.thinking, self.text, self.tool_calls)
 
+    def logprobs(self, count: int) -> list[dict[str, Any]]:
+        """Return what was measured of each token with the `count` likeliest there, as --json writes a token."""
+        found = self.measures
+        return [
+            {
+                "id": token if token >= 0 else None,
+                "text": found.texts.get(token, ""),
+                "logprob": logprob,
+                "entropy": found.entropies[place] if found.entropies else None,
+                "top": [
+                    [one if one >= 0 else None, found.texts.get(one, ""), value]
+                    for one, value in zip(found.ids[place][:count], found.values[place], strict=False)
+                ],
+            }
+            for place, (token, logprob) in enumerate(zip(found.made or self.token_ids, found.logprobs, strict=False))
+        ]
+
     @property
     def server(self) -> str:
         """Return the server that made it; empty for one that was made here."""

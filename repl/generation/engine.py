@@ -325,6 +325,11 @@ class ReplyRun:
         kept = row[: ends[0] + 1] if ends else row  # what follows the end is padding
         return self._parted("".join(token.text for token in self._spelled(kept)), kept, score)
 
+    def tell_meter(self, ids: tuple[int, ...]) -> None:
+        """Tell the meter the text of tokens that nobody was shown one by one."""
+        for token in self._spelled(ids):
+            self.meter.told(token.id, token.text)
+
     def _parted(self, raw: str, ids: list[int], score: float | None = None) -> Sequence:
         """Return text that was made with its parts, without those of what the reply was made to begin with."""
         parts = self._own(self.reading.parts(raw, ids)) if self.reading else Parts(answer=raw)

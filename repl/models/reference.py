@@ -27,14 +27,19 @@ def reference_logits(model: PreTrainedModel, ids: Tensor, cache: Cache = None) -
     return generate_plainly(model, ids, cache).logits[0][0].float()
 
 
-def generate_plainly(model: PreTrainedModel, ids: Tensor, cache: Cache = None, tokens: int = 1) -> Tensor:
-    """Return what `generate` makes of `ids`, exactly so many tokens, with their logits; see `reference_logits`."""
+def generate_plainly(
+    model: PreTrainedModel, ids: Tensor, cache: Cache = None, tokens: int = 1, mask: Tensor = None
+) -> Tensor:
+    """Return what `generate` makes of `ids`, exactly so many tokens, with their logits; see `reference_logits`.
+
+    `mask` is the attention mask of ids that are padded.
+    """
     given = {library.cache_name(): cache} if cache is not None else {}
     length = {"max_new_tokens": tokens, "min_new_tokens": tokens if tokens > 1 else None}
     off = {name: None for name in model.generation_config.to_diff_dict() if not name.endswith(KEPT_FIELD_ENDS)}
     with torch.inference_mode():
         values = {**off, **GREEDY_CALL, **length, **given}
-        return model.generate(**values, input_ids=ids, attention_mask=torch.ones_like(ids))
+        return model.generate(**values, input_ids=ids, attention_mask=torch.ones_like(ids) if mask is None else mask)
 
 
 def carries_on(model: PreTrainedModel, ids: Tensor, blank: Callable[[], object]) -> bool:

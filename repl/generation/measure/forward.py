@@ -160,15 +160,21 @@ class Meter:
         """Measure the token that was just made; returns the fields of its event."""
         row = self._rows[min(self._place, len(self._rows) - 1) if self.several else -1]
         self._place += 1
-        [((logprob, entropy, rank), ids, values)] = token_figures(row[None], [token], max(TOP_K_STORED, self._listed))
-        self._figures.append((logprob, entropy, rank))
-        self._likeliest.append((ids, values))
+        [figures] = token_figures(row[None], [token], max(TOP_K_STORED, self._listed))
+        (logprob, entropy, _), ids, values = figures
+        self.note(figures)
         pairs = zip(ids[: self._listed], values, strict=False)
         return {
             "logprob": logprob,
             "entropy": entropy,
             "top": tuple((one, self._text(one), value) for one, value in pairs),
         }
+
+    def note(self, figures: Figures) -> None:
+        """Keep the figures of a token, measured here or with those of other replies."""
+        own, ids, values = figures
+        self._figures.append(own)
+        self._likeliest.append((ids, values))
 
     def told(self, token: int | None, text: str) -> None:
         """Take note of the text that a token brought; a last rest belongs to the token before."""

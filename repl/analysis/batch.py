@@ -1,0 +1,358 @@
+"""Many prompts answered: rows of like length run together in this process, several requests at once with a server.
+
+In come prompts, one after another; out goes each answer as soon as it is there, or what kept it from being made.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from repl import generation
+from repl.analysis.prompt_file import STDOUT, Prompt, PromptFile, Results
+from repl.core import decoding
+from repl.core.errors import Cancelled, Failed, NoMemory, ReplError, Unreachable
+from repl.core.events import Event, Notice, Progress
+from repl.core.format import counted, join_facts, rate
+from repl.core.jobs import POLL_S, ForwardingContext, JobContext, beside
+from repl.core.reply import Reply
+from repl.generation import decode
+from repl.generation.prompt.context_window import PromptIds
+from repl.generation.request import Request, encode_prompt
+from repl.generation.runtime import Model
+from repl.models.memory import available, estimate
+from repl.remote.engine import Remote
+from repl.remote.http import ServerConnection
+from repl.session.results import Message
+
+if TYPE_CHECKING:
+    from repl.generation.decode.batch import BatchReply
+
+WINDOW_PROMPTS = 512  # read ahead, to be put together by length
+MAX_ROWS = 64  # that run together
+MAX_BATCH_TOKENS = 2**16  # prompts and replies of all rows together, where memory allows so many
+MEMORY_SHARE = 3  # of the memory that is free, a third may hold keys and values
+Put: TypeAlias = Callable[["Answered"], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A prompt with its reply and the log-probabilities of its tokens in nats, or with what kept it from being made."""
+
+    prompt: Prompt
+    done: Reply | None = None
+    logprobs: tuple[float, ...] = ()
+    problem: ReplError | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return the result as it is written: with the names that `done` has in --json."""
+        prompt, done, error = self.prompt, self.done, self.problem
+        asked = {"line": prompt.line, "id": prompt.id, "prompt": prompt.text}
+        if done is None:
+            assert error is not None
+            return {**asked, "error": {"kind": error.kind, "message": error.message, "hints": list(error.hints)}}
+        names = ("text", "thinking", "tool_calls", "raw", "prompt_ids", "token_ids", "finish", "seed")
+        told = {**{name: getattr(done, name) for name in names}, "model": done.model.id}
+        told |= {"usage": asdict(done.usage), "timing": asdict(done.timing)}
+        told |= {"sequences": [asdict(one) for one in done.sequences]} if done.sequences else {}
+        listed = prompt.settings.view.logprobs
+        return {**asked, **told, **({"logprobs": done.logprobs(listed)} if listed else {})}
+
+
+@dataclass
+class Quiet(ForwardingContext):
+    """A job that hears of single replies what the user should read, once, and nothing else."""
+
+    emit: JobContext
+    said: set[str] = field(default_factory=set)
+
+    def __call__(self, event: Event) -> None:
+        """Pass on a notice; raises `Cancelled`."""
+        self.raise_if_cancelled()
+        if isinstance(event, Notice) and event.text not in self.said:
+            self.said.add(event.text)
+            self.emit(event)
+
+
+# in this process
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A prompt that is encoded: `longest` is how many tokens it has with its reply, at most."""
+
+    prompt: Prompt
+    request: Request
+    ids: PromptIds
+    longest: int
+
+
+class LocalBatches:
+    """Answers prompts with a model in this process, as many together as memory allows."""
+
+    def __init__(self, resident: Model, system: str, emit: JobContext, put: Put) -> None:
+        self._resident, self._system, self._emit, self._put = resident, system, Quiet(emit), put
+        self._rows = MAX_ROWS
+        self._tokens = most_tokens(resident)
+
+    def answer(self, prompts: Iterable[Prompt]) -> None:
+        """Answer prompts, those of like length together; raises `Cancelled`."""
+        source = iter(prompts)
+        while window := list(islice(source, WINDOW_PROMPTS)):
+            waiting = sorted(self._encoded(window), key=lambda one: len(one.ids.ids), reverse=True)
+            while waiting:
+                count = self._fitting(waiting)
+                self._answer_together(waiting[:count])
+                waiting = waiting[count:]
+
+    def _encoded(self, window: Sequence[Prompt]) -> Iterator[Ready]:
+        for prompt in window:
+            self._emit.raise_if_cancelled()
+            try:
+                yield self._encode(prompt)
+            except ReplError as error:
+                self._put(Answered(prompt, problem=error))
+
+    def _encode(self, prompt: Prompt) -> Ready:
+        if prompt.problem is not None:
+            raise prompt.problem
+        resident, facts = self._resident, self._resident.facts
+        request = prompt.request(facts.chats, self._system)
+        decoding.check_values(request.settings, facts.base)
+        config = generation.arguments.of_settings(resident, request.settings).config
+        ids = encode_prompt(resident, request, config.max_new_tokens or facts.context, self._emit)
+        decoding.fit_context(config, len(ids.ids), facts.context, facts.id)
+        longest = config.max_length if config.max_new_tokens is None else len(ids.ids) + config.max_new_tokens
+        return Ready(prompt, request, ids, longest or 0)
+
+    def _fitting(self, waiting: Sequence[Ready]) -> int:
+        """Return how many of the first run together: of one length, unless the model reads past padding."""
+        longest, count, first = 0, 0, len(waiting[0].ids.ids)
+        pads = decode.batch.can_pad(self._resident.model, waiting[0].ids.ids)
+        for count, one in enumerate(waiting[: self._rows]):
+            longest = max(longest, one.longest)
+            if count and (longest * (count + 1) > self._tokens or not (pads or len(one.ids.ids) == first)):
+                return count
+        return count + 1
+
+    def _answer_together(self, group: Sequence[Ready]) -> None:
+        """Answer some prompts; where memory runs out, half of them at a time; where one fails, each by itself."""
+        answered: set[int] = set()
+
+        def heard(place: int, made: "BatchReply") -> None:
+            answered.add(place)
+            self._put(Answered(group[place].prompt, made.done, made.logprobs))
+
+        try:
+            requests, prompts = [one.request for one in group], [one.ids for one in group]
+            if not decode.batch.Batch(self._resident, requests, self._emit, prompts=prompts, heard=heard).run():
+                raise Cancelled
+        except (NoMemory, Failed) as error:
+            if "/quit" in error.hints:  # the device does nothing more in this process
+                raise
+            left = [one for place, one in enumerate(group) if place not in answered]
+            if len(left) == len(group) == 1:
+                self._put(Answered(group[0].prompt, problem=error))
+                return
+            size = (len(left) + 1) // 2 if isinstance(error, NoMemory) else 1
+            self._rows = max(1, len(group) // 2) if isinstance(error, NoMemory) else self._rows
+            for start in range(0, len(left), size):
+                self._answer_together(left[start : start + size])
+
+
+def most_tokens(resident: Model) -> int:
+    """Return how many tokens the keys and values of all rows may have: a share of the memory that is free now."""
+    places = set(resident.facts.device_map.values())
+    free = min((room.free for room in available.measure_rooms() if room.device in places), default=0)
+    width = estimate.DTYPE_BYTES.get(resident.facts.dtype, 4)
+    each = max(1, estimate.cache_bytes(resident.model.config, 1024, width) // 1024)
+    return max(1, min(MAX_BATCH_TOKENS, free // MEMORY_SHARE // each))
+
+
+# with a server
+
+
+@dataclass
+class Aside(Quiet):
+    """The same on a thread of its own, which nobody interrupts."""
+
+    def raise_if_cancelled(self) -> None:
+        """Raise `Cancelled` once the job was cancelled."""
+        if self.stopped():
+            raise Cancelled
+
+    def begin_cleanup(self) -> None:
+        """Do nothing: the job itself must still be stopped."""
+
+
+class ServedPrompts:
+    """Answers prompts with a server, `parallel` requests at once; the answers come in the order of the prompts."""
+
+    def __init__(self, remote: Remote, system: str, parallel: int, emit: JobContext, put: Put) -> None:
+        self._remote, self._system, self._parallel, self._emit, self._put = remote, system, parallel, emit, put
+        self._aside = Aside(emit)
+        self._todo: SimpleQueue[tuple[int, Prompt] | None] = SimpleQueue()
+        self._made: SimpleQueue[tuple[int, Answered | BaseException]] = SimpleQueue()
+        self._held: dict[int, Answered] = {}  # those that wait for one before them
+
+    def answer(self, prompts: Iterable[Prompt]) -> None:
+        """Answer prompts; raises `Cancelled`, and `Unreachable` where the server has gone."""
+        with beside([self._serve] * self._parallel, self._emit):
+            try:
+                self._collect(enumerate(prompts))
+            finally:
+                self._end()
+
+    def _end(self) -> None:
+        """Keep what is made although others before it are not, and let the threads end."""
+        for _ in range(self._parallel):
+            self._todo.put(None)
+        with suppress(Empty):
+            while True:
+                place, made = self._made.get_nowait()
+                if isinstance(made, Answered):
+                    self._held[place] = made
+        for place in sorted(self._held):
+            self._put(self._held[place])
+
+    def _collect(self, source: Iterator[tuple[int, Prompt]]) -> None:
+        under_way = told = 0
+        while True:
+            for item in islice(source, 2 * self._parallel - under_way):
+                self._todo.put(item)
+                under_way += 1
+            if not under_way:
+                return
+            place, made = self._next_made()
+            if isinstance(made, BaseException):
+                raise made
+            self._held[place], under_way = made, under_way - 1
+            while told in self._held:
+                self._put(self._held.pop(told))
+                told += 1
+
+    def _next_made(self) -> tuple[int, Answered | BaseException]:
+        while True:
+            self._emit.raise_if_cancelled()
+            try:
+                return self._made.get(timeout=POLL_S)
+            except Empty:
+                continue
+
+    def _serve(self) -> None:
+        """Answer until there is nothing more to do, over a connection of its own."""
+        known = self._remote
+        side = Remote(ServerConnection(known.wire.where), known.model, known.listing)
+        try:
+            while (item := self._todo.get()) is not None and not self._emit.stopped():
+                self._made.put((item[0], self._ask(side, item[1])))
+        except Cancelled:
+            return
+        finally:
+            side.close()
+
+    def _ask(self, side: Remote, prompt: Prompt) -> Answered | BaseException:
+        try:
+            if prompt.problem is not None:
+                raise prompt.problem
+            done = side.reply(prompt.request(side.chats, self._system), self._aside)
+        except Unreachable as error:  # no line's fault: the others would fare no better
+            return error
+        except ReplError as error:
+            return Answered(prompt, problem=error)
+        except Exception as error:  # a bug of ours must not leave the job waiting
+            return error
+        if done.finish == "cancelled":
+            raise Cancelled
+        return Answered(prompt, done, done.measures.logprobs)
+
+
+# a whole file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batched(Message):
+    """What came of a file of prompts; `known` lines had their results before, of `failed` ones an error is written."""
+
+    out: str
+    lines: int
+    known: int
+    made: int
+    failed: int
+    tokens: int
+    seconds: float
+
+
+class Tally:
+    """Writes each answer, and counts what came of them; `emit` is told how far things are."""
+
+    def __init__(self, file: PromptFile, results: Results, emit: JobContext) -> None:
+        self._file, self._results, self._emit = file, results, emit
+        self._began, self._tokens = time.monotonic(), 0
+        self._lines = file.count()
+        self._known = self._made = 0
+        self._problems: list[tuple[int, str]] = list(results.problems)
+
+    def pending(self) -> Iterator[Prompt]:
+        """Yield the prompts that have no result yet; raises `UsageError` where the results are of another file."""
+        for prompt in self._file:
+            if self._results.has(prompt):
+                self._known += 1
+            else:
+                yield prompt
+
+    def put(self, answered: Answered) -> None:
+        """Write an answer."""
+        self._results.add(answered.record())
+        if answered.done is not None:
+            self._made, self._tokens = self._made + 1, self._tokens + answered.done.usage.completion
+        elif answered.problem is not None:
+            self._problems.append((answered.prompt.line, answered.problem.message))
+        self.tell()
+
+    def tell(self) -> None:
+        """Say how far things are."""
+        done = self._made + len(self._problems) - len(self._results.problems)
+        with suppress(Cancelled):  # what is made must be written all the same
+            self._emit(Progress("prompts", done, self._lines - self._known, "prompts"))
+
+    def batched(self) -> Batched:
+        """Return what came of the file, in words and figures."""
+        seconds, out = time.monotonic() - self._began, self._results.name
+        line, problem = min(self._problems, default=(0, ""))
+        made = f"{counted(self._tokens, 'token')} in {seconds:.1f} s, {rate(self._tokens / seconds)}"
+        text = join_facts(
+            f"{self._made:,} of {counted(self._lines, 'prompt')} answered",
+            f"{self._known:,} had results before" if self._known else "",
+            f"{len(self._problems):,} failed, first line {line}: {problem}" if problem else "",
+            made if self._tokens else "",
+            "" if out == STDOUT else out,
+        )
+        return Batched(
+            text,
+            out=out,
+            lines=self._lines,
+            known=self._known,
+            made=self._made,
+            failed=len(self._problems),
+            tokens=self._tokens,
+            seconds=seconds,
+        )
+
+
+def run_batch(
+    file: PromptFile, results: Results, answer: Callable[[Iterator[Prompt], Put], object], emit: JobContext
+) -> Batched:
+    """Answer what has no result yet, and add the results. Raises `Cancelled`, which says what there is by then."""
+    with results:
+        tally = Tally(file, results, emit)
+        tally.tell()
+        try:
+            answer(tally.pending(), tally.put)
+        except Cancelled:
+            emit.begin_cleanup()
+            raise Cancelled(join_facts(tally.batched().text, "the same line goes on")) from None
+        return tally.batched()
