@@ -43,8 +43,12 @@ def test_every_command_line_is_one_that_the_program_reads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if "❯ " in TEXTS[name]])
-def test_every_line_behind_a_prompt_runs(name: str, llama_folder: Path) -> None:
+def test_every_line_behind_a_prompt_runs(
+    name: str, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What stands behind a prompt is typed as it stands, one line after another, on a tiny model that chats."""
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.jsonl").write_text('{"prompt": "Name a river."}\n{"prompt": "Name a lake.", "temperature": 0.7}\n')
     lines = re.findall(r"^❯ (.+)$", TEXTS[name], re.MULTILINE)
     with repl.open_session(str(llama_folder), offline=True, max_new_tokens=30) as session:
         for line in ["Once upon a time", *lines]:

@@ -35,6 +35,7 @@ TABLES = {".csv": ",", ".tsv": "\t"}
 PLAIN_ENDINGS = (".txt", ".text")
 OWN_FIELDS = ("prompt", "messages", "id", "answers", "right")
 """What a line may have that is no setting; the last two are for /choose."""
+ANOTHER_FILE = "/batch PROMPTS ANOTHER_FILE"
 FIELD = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
 Row: TypeAlias = Mapping[str, Any]
 Rows: TypeAlias = Iterator[tuple[int, Row | ReplError]]
@@ -209,19 +210,24 @@ def read_lines(file: BinaryIO, most: int = MAX_LINE_BYTES) -> Iterator[tuple[int
 def _fields(piece: bytes, plain: bool) -> Row | ReplError:
     """Return the fields of a line of JSON or of plain text, or what is wrong with it."""
     try:
-        if plain:
-            return {"prompt": piece.decode().rstrip("\r\n")}
-        found = json.loads(piece)
+        text = piece.decode().rstrip("\r\n")
+        found = {"prompt": text} if plain else json.loads(text)
     except UnicodeDecodeError:
         return UsageError("the line is not UTF-8 text")
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        return UsageError(f"the line is no JSON: {error.msg} at column {error.colno}")
+    except (ValueError, RecursionError) as error:  # a number of too many digits, brackets in too many brackets
         return UsageError(f"the line is no JSON: {error}")
     return found if isinstance(found, dict) else UsageError("the line is no JSON object with prompt or messages")
 
 
 def _table(file: BinaryIO, separator: str, path: str) -> Rows:
     """Yield the rows of a table with the line that each begins in; raises `UsageError` for one without names."""
-    reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=separator, strict=True)
+    with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        yield from _table_rows(csv.DictReader(text, delimiter=separator, strict=True), path)
+
+
+def _table_rows(reader: "csv.DictReader[str]", path: str) -> Rows:
     line = 1
     try:
         if not reader.fieldnames or not all(reader.fieldnames):
@@ -352,8 +358,7 @@ class Results:
                 if record is None and not piece.endswith(b"\n") and piece[:8] == b'{"line":'[: len(piece)]:
                     break
                 if record is None:
-                    hint = "name another file"
-                    raise UsageError(f"line {number} of {self.name!r} is no result of a batch: {hint}")
+                    raise UsageError(f"line {number} of {self.name!r} is no result of a batch", ANOTHER_FILE)
                 whole += len(piece)
                 if "line" in record:
                     self._note(record)
@@ -373,8 +378,7 @@ class Results:
         if (known := self.known.get(prompt.line)) is None:
             return False
         if known != hash(prompt.key):
-            said = f"{self.name!r} has the result of another prompt for line {prompt.line}"
-            raise UsageError(f"{said}: name another file, or remove it")
+            raise UsageError(f"{self.name!r} has the result of another prompt for line {prompt.line}", ANOTHER_FILE)
         return True
 
     def add(self, record: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ PREAMBLE = {
 }
 COMPLETED_BY = {
     **dict.fromkeys(("model", "named", "set_assistant"), MODELS),
-    **dict.fromkeys(("script", "set_adapter", "set_offload_folder"), shtab.FILE),
+    **dict.fromkeys(("script", "prompts", "results", "template", "set_adapter", "set_offload_folder"), shtab.FILE),
 }
 
 

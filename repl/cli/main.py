@@ -15,6 +15,11 @@ from repl.core.sanitize import clean_line
 from repl.core.settings import Settings
 from repl.core.values import Choice, Integer, Number, closest_match
 
+BATCH_OPTIONS = {
+    "results": ("FILE", "where the results go, - for standard output; what is there already is not made again"),
+    "template": ("FILE", "a text with {name} for the values of each line"),
+    "parallel": ("N", "requests that a server gets at once"),
+}
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -32,6 +37,7 @@ usage: hub-repl [MODEL] [PROMPT ...] [--SETTING VALUE ...]
 COMMON = {
     "-c LINE": "run a line first: a command or a message",
     "--script FILE": "run the lines of a file",
+    "--prompts FILE": "answer every prompt of a file, as JSON lines",
     "--json": "write one JSON object per line",
     "--resume [SESSION]": "go on with the last session, or this one",
     "--no-save": "leave nothing on disk",
@@ -98,6 +104,9 @@ def parser(offer: Callable[[argparse.Action], object] = lambda action: None) -> 
     line.add_argument("prompt", nargs="*", metavar="PROMPT", help="answer this and exit")
     line.add_argument("-c", dest="commands", action="append", default=[], metavar="LINE", help="run this line first")
     offer(line.add_argument("--script", metavar="FILE", help="run the lines of a file (- for standard input)"))
+    offer(line.add_argument("--prompts", metavar="FILE", help="answer every prompt of a file (/help batch)"))
+    for name, (takes, said) in BATCH_OPTIONS.items():
+        offer(line.add_argument(f"--{name}", metavar=takes, help=f"with --prompts: {said}"))
     line.add_argument("--keep-going", action="store_true", help="go on after a line of a script that failed")
     line.add_argument("--json", action="store_true", help="one JSON object per line on standard output")
     line.add_argument(
@@ -151,6 +160,10 @@ def choose_settings(asked: argparse.Namespace, found: Settings) -> Settings:
     given = {name: word for name in settings.places() if (word := getattr(asked, f"set_{name}", None)) is not None}
     if {"max_new_tokens", "max_length"} <= set(given):
         raise UsageError("max_new_tokens and max_length exclude each other: give one")
+    if asked.prompts is None and any(getattr(asked, name) is not None for name in BATCH_OPTIONS):
+        raise UsageError("--results, --template and --parallel go with --prompts FILE")
+    if asked.prompts is not None and asked.prompt:
+        raise UsageError("a PROMPT and --prompts exclude each other: --template FILE puts words around each")
     if asked.model and not asked.connect:
         given |= {name: word for name, word in settings.address(asked.model) if word != "default"}
     if os.environ.get("ACCESSIBLE"):

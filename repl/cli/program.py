@@ -41,7 +41,8 @@ class Program:
         self.chosen = chosen
         self.worker = Worker()
         self.typed = sys.stdin is not None and sys.stdin.isatty()
-        self.interactive = self.typed and sys.stdout.isatty() and not asked.prompt and not asked.json
+        written = bool(asked.prompt or asked.prompts or asked.json)
+        self.interactive = self.typed and sys.stdout.isatty() and not written
         self._shell: Shell | None = None
         self._editor: Editor | None = None
 
@@ -78,14 +79,24 @@ class Program:
         self.shell.eager = True
         if self.shell.interrupted or not (good or keep_going):
             return False
-        return self.shell.script(lines, keep_going) and good
+        return self.shell.script(lines, keep_going, 1 - len(self._connected() + self.asked.commands)) and good
 
     def _lines(self) -> list[str]:
         script: list[str] = []
         if self.asked.script:
             text = texts.read_stdin() if self.asked.script == "-" else texts.read_text(self.asked.script, piped=True)
             script = text.split("\n")
-        return [*self._connected(), *self.asked.commands, *script]
+        return [*self._connected(), *self.asked.commands, *script, *self._batch()]
+
+    def _batch(self) -> list[str]:
+        """Return the line that answers a file of prompts; its results go to standard output unless a file is named."""
+        asked = self.asked
+        if asked.prompts is None:
+            return []
+        files = map(_quoted, (asked.prompts, asked.results or "-"))
+        others = {"template": asked.template, "parallel": asked.parallel}
+        options = [f"--{name} {_quoted(word)}" for name, word in others.items() if word is not None]
+        return [" ".join(["/batch", *files, *options])]
 
     def _connected(self) -> list[str]:
         if not self.asked.connect:
@@ -113,13 +124,13 @@ class Program:
     def _prompt(self) -> str:
         """Return standard input and the words of the command line, a blank line between."""
         words = " ".join(self.asked.prompt)
-        if self.typed and (words or self._has_lines()):
+        if self.asked.prompts or (self.typed and (words or self._has_lines())):
             return words
         piped = "" if self.asked.script == "-" else self._piped()
         return "\n\n".join(part for part in (piped.strip("\n"), words) if part.strip())
 
     def _has_lines(self) -> bool:
-        return bool(self.asked.commands or self.asked.script)
+        return bool(self.asked.commands or self.asked.script or self.asked.prompts)
 
     def _piped(self) -> str:
         if sys.stdin is None:
@@ -229,6 +240,11 @@ class Program:
         signal.signal(signal.SIGINT, self._interrupt)
         for one in deadly:
             signal.signal(one, kill)
+
+
+def _quoted(word: str) -> str:
+    """Return a word as a line takes it."""
+    return word if word and not any(sign in word for sign in " \t\"'") else f"'{word}'" if '"' in word else f'"{word}"'
 
 
 class StartingShell:

@@ -62,6 +62,7 @@ class Shell:
         self._theme = "dark"
         self.apply_theme()
         self.unopened = True
+        self.line = 1  # of a script: the one that runs
         self.eager = True  # the first line begins the first load, also where it needs no model
         self.saves = False
         self._pace = LoadProgress()
@@ -174,7 +175,15 @@ class Shell:
         self.offer(getattr(outcome, "choices", ()), default=getattr(outcome, "default", ""))
         wanted = self.session.settings.view.stats or self.screen.as_json or not isinstance(outcome, Reply)
         if wanted:
-            self.screen.show(command, outcome)
+            self.screen.show(command, outcome, self._asked(outcome) if self.screen.as_json else {})
+
+    def _asked(self, outcome: Any) -> dict[str, Any]:
+        """Return what --json tells of a reply beside its record: what it answers, and with /logprobs its tokens."""
+        if not isinstance(outcome, Reply) or (last := self.session.last) is None:
+            return {}
+        listed = self.session.settings.view.logprobs
+        asked = {"prompt": self.session.conversation.question(last).text, "line": self.line}
+        return {**asked, **({"logprobs": outcome.logprobs(listed)} if listed else {})}
 
     def follow(self, task: Task[Any]) -> Any:
         """Show a job as it runs, and return the result of its end."""
@@ -357,10 +366,13 @@ class Shell:
                 return False
         return True
 
-    def script(self, lines: Iterable[str], keep_going: bool = False) -> bool:
-        """Run lines, leaving out blank ones and `#` comments; False as soon as one failed, unless told to go on."""
+    def script(self, lines: Iterable[str], keep_going: bool = False, first: int = 1) -> bool:
+        """Run lines, leaving out blank ones and `#` comments; False as soon as one failed, unless told to go on.
+
+        `first` is the number of the first; what stands before the lines of a file has none.
+        """
         good = True
-        for line in lines:
+        for self.line, line in enumerate(lines, first):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
             good = self.run(line.rstrip("\n")) and good

@@ -204,6 +204,7 @@ def progress_figures(done: int, total: int, unit: str, speed: float) -> list[str
     if not speed:
         return [of]
     rate = f"{speed / scale:.1f} {sign}/s" if unit == "B" else f"{speed:.0f} {sign}/s" if unit == "tokens" else ""
+    rate = f"{speed:.2g} {sign}/s" if unit == "prompts" else rate
     left = max(0.0, (total - done) / speed) if total else 0.0
     parts = [of, rate, remaining(left) if total and (unit == "B" or left >= MIN_TIME_LEFT_S) else ""]
     return [part for part in parts if part]

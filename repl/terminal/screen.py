@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import singledispatch
 from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -211,10 +212,10 @@ class Screen:
         self.out = Console(theme=THEME, highlight=False, markup=False, soft_wrap=not interactive)
         self.err = Console(theme=THEME, highlight=False, markup=False, stderr=True, soft_wrap=not interactive)
 
-    def show(self, command: str, result: Any) -> None:
-        """Show what a command returned."""
+    def show(self, command: str, result: Any, beside: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Show what a command returned; `beside` goes into its JSON line."""
         if self.as_json:
-            self.record(as_record(command, result))
+            self.record({**as_record(command, result), **beside})
         elif self.interactive:
             self.out.print(render(result))
         elif isinstance(result, Message):

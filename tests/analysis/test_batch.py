@@ -6,11 +6,11 @@ from pathlib import Path
 
 import models
 import pytest
-from driving import ask, opened, refused, run
+from driving import ask, finish, opened, refused, run
 
-from repl.analysis.prompt_file import PromptFile, Results
+from repl.analysis.prompt_file import Results
 from repl.commands import registry
-from repl.core.errors import Cancelled, Failed, ReplError, UsageError
+from repl.core.errors import Cancelled, Failed, ReplError
 from repl.core.events import Progress
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "while", "seven", "wizards", "box", "France"]
@@ -98,7 +98,9 @@ def test_each_reply_is_that_of_a_message_of_its_own(kind, tmp_path):
             for name in ("token_ids", "prompt_ids", "text", "raw", "finish", "seed"):
                 assert record[name] == alone[name], (number, name)
             ask(session, line["prompt"])
-            words = " ".join(f"{name}={json.dumps(value) if name != 'stop' else value[0]}" for name, value in own.items())
+            words = " ".join(
+                f"{name}={json.dumps(value) if name != 'stop' else value[0]}" for name, value in own.items()
+            )
             if "stop" not in own:
                 assert list(run(session, f"/retry {words}").token_ids) == record["token_ids"]
             run(session, "/clear")
@@ -108,3 +110,258 @@ def one_by_one(session, line, path):
     out = path.with_suffix(".out")
     run(session, f"/batch {written(path, line)} {out}")
     return out
+
+
+# what is written
+
+
+def test_a_result_has_the_record_of_done(llama_folder, tmp_path):
+    """Text, parts, ids, finish, usage, timing, with `logprobs` the figures that a single reply has."""
+    file = written(tmp_path / "in.jsonl", {"prompt": "Once upon a time", "id": {"a": 1}}, {"prompt": "What is it?"})
+    with opened(llama_folder, max_new_tokens=8, logprobs=3) as session:
+        run(session, "/system Be brief.")
+        run(session, f"/batch {file} {tmp_path / 'out.jsonl'}")
+        found = read(tmp_path / "out.jsonl")
+        for record, text in zip(
+            sorted(found, key=lambda one: one["line"]), ["Once upon a time", "What is it?"], strict=True
+        ):
+            run(session, "/clear")
+            done = ask(session, text)
+            assert record["prompt"] == text
+            assert tuple(record["prompt_ids"]) == done.prompt_ids
+            assert tuple(record["token_ids"]) == done.token_ids
+            assert (record["text"], record["raw"], record["finish"]) == (done.text, done.raw, done.finish)
+            assert record["usage"] == {"prompt": len(done.prompt_ids), "reused": 0, "completion": len(done.token_ids)}
+            assert record["timing"]["total_s"] > 0
+            single = done.logprobs(3)
+            assert [one["id"] for one in record["logprobs"]] == [one["id"] for one in single]
+            for one, other in zip(record["logprobs"], single, strict=True):
+                assert one["logprob"] == pytest.approx(other["logprob"], abs=1e-4)
+                assert one["entropy"] == pytest.approx(other["entropy"], abs=1e-4)
+                assert [entry[:2] for entry in one["top"]] == [entry[:2] for entry in other["top"]]
+                assert len(one["top"]) == 3
+    assert found[0]["id"] in ({"a": 1}, None)
+
+
+def test_settings_of_a_line_stand_over_those_of_the_session(gpt2_folder, tmp_path):
+    """Typed as in JSON; temperature samples, 0 is greedy, and the session's own stay as they are."""
+    lines = [
+        {"prompt": "The quick", "max_new_tokens": 2},
+        {"prompt": "The quick", "max": 3, "temp": 0.9, "seed": 5},
+        {"prompt": "The quick", "temperature": 0},
+        {"prompt": "The quick", "do_sample": False, "suppress_tokens": [1, 2], "stop": None},
+    ]
+    with opened(gpt2_folder, max_new_tokens=4, do_sample="on", seed=1) as session:
+        before = session.settings
+        run(session, f"/batch {written(tmp_path / 'in.jsonl', *lines)} {tmp_path / 'out.jsonl'}")
+        assert session.settings == before
+    found = {record["line"]: record for record in read(tmp_path / "out.jsonl")}
+    assert [found[line]["seed"] for line in (1, 2, 3, 4)] == [1, 5, None, None]
+    assert [len(found[line]["token_ids"]) for line in (1, 2, 3, 4)] == [2, 3, 4, 4]
+
+
+def test_tables_texts_and_templates(gpt2_folder, tmp_path):
+    """Columns are fields, a line of text is a prompt, and a template has the values of each line."""
+    (tmp_path / "in.csv").write_text('id,prompt,max_new_tokens\nx,"one, ""two""\nthree",2\ny,four,\n')
+    (tmp_path / "in.txt").write_text("first\n\n  second\r\n")
+    (tmp_path / "data.csv").write_text("city,lake,seed\nBern,yes,3\nRome,no,\n")
+    (tmp_path / "template.txt").write_text("Is {{city}} {city} by a lake? {lake}")
+    with opened(gpt2_folder, max_new_tokens=3) as session:
+        for name, more in (("in.csv", ""), ("in.txt", ""), ("data.csv", f" --template {tmp_path / 'template.txt'}")):
+            run(session, f"/batch {tmp_path / name} {tmp_path / name}.out{more}")
+
+    def told(name, *fields):
+        found = sorted(read(tmp_path / f"{name}.out"), key=lambda one: one["line"])
+        return [tuple(one.get(field) for field in fields) for one in found]
+
+    assert told("in.csv", "line", "id", "prompt") == [(2, "x", 'one, "two"\nthree'), (4, "y", "four")]
+    assert told("in.txt", "line", "prompt") == [(1, "first"), (3, "  second")]
+    assert told("data.csv", "prompt") == [("Is {city} Bern by a lake? yes",), ("Is {city} Rome by a lake? no",)]
+    assert told("data.csv", "seed") == [(3,), (None,)]
+
+
+def test_a_last_message_of_the_model_is_what_its_reply_begins_with(llama_folder, tmp_path):
+    """As /prefill does it."""
+    talk = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "The world"}]
+    file = written(tmp_path / "in.jsonl", {"messages": talk}, {"messages": talk[:1]})
+    with opened(llama_folder, max_new_tokens=6) as session:
+        run(session, f"/batch {file} {tmp_path / 'out.jsonl'}")
+        run(session, "/prefill The world")
+        begun = ask(session, "What is it?")
+        run(session, "/clear")
+        plain = ask(session, "What is it?")
+    found = sorted(read(tmp_path / "out.jsonl"), key=lambda one: one["line"])
+    assert [tuple(one["token_ids"]) for one in found] == [begun.token_ids, plain.token_ids]
+    assert [one["prompt"] for one in found] == ["What is it?"] * 2
+
+
+# bad input
+
+
+BAD = [
+    (b"{no json\n", "the line is no JSON"),
+    (b'["a list"]\n', "the line is no JSON object"),
+    (b"\xff\xfe\xfa\n", "the line is not UTF-8 text"),
+    (b"[" * 100_000 + b"\n", "the line is no JSON"),
+    ({"id": 3}, "there is no prompt"),
+    ({"prompt": "  "}, "there is no prompt"),
+    ({"prompt": "x", "temprature": 1}, "no setting 'temprature', did you mean temperature?"),
+    ({"prompt": "x", "temperature": "warm"}, "temperature 'warm' is not a number"),
+    ({"prompt": "x", "dtype": "float16"}, "dtype belongs to loading"),
+    ({"prompt": "x", "messages": [{"role": "user", "content": "y"}]}, "exclude each other"),
+    ({"messages": [{"role": "user"}]}, "messages is no list of objects"),
+    ({"messages": [{"role": "user", "content": "y"}]}, "messages need a chat template"),
+    ({"prompt": "x " * 200}, "the prompt has"),
+    (b'{"prompt": "' + b"x" * 10_000_000 + b'"}\n', "the line has 10,000,015 bytes"),
+]
+
+
+def test_a_line_that_is_wrong_is_an_error_and_the_others_go_on(gpt2_folder, tmp_path):
+    """Each has its sentence in its place, and the line as a whole fails."""
+    lines = [one for bad, _ in BAD for one in (bad, {"prompt": "The quick"})]
+    file, out = written(tmp_path / "in.jsonl", *lines), tmp_path / "out.jsonl"
+    with opened(gpt2_folder, max_new_tokens=3) as session:
+        with pytest.raises(Failed, match=f"{len(BAD)} failed, first line 1: the line is no JSON"):
+            run(session, f"/batch {file} {out}")
+        found = {record["line"]: record for record in read(out)}
+        assert sorted(found) == [*range(1, len(lines) + 1)]
+        for number, (_, said) in enumerate(BAD):
+            assert said in found[2 * number + 1]["error"]["message"]
+            assert len(found[2 * number + 2]["token_ids"]) == 3
+        size = out.stat().st_size
+        with pytest.raises(Failed, match=f"0 of {len(lines)} prompts answered · {len(lines)} had results before"):
+            run(session, f"/batch {file} {out}")
+        assert out.stat().st_size == size
+
+
+def test_tables_that_are_wrong(gpt2_folder, tmp_path):
+    """A row with other columns is an error of its own; a table without names is none."""
+    (tmp_path / "in.csv").write_text("id,prompt\n1,one,more\n2\n3,three\n")
+    (tmp_path / "none.csv").write_text("\n")
+    with opened(gpt2_folder, max_new_tokens=3) as session:
+        with pytest.raises(Failed, match="2 failed, first line 2: the row has other columns"):
+            run(session, f"/batch {tmp_path / 'in.csv'} {tmp_path / 'out.jsonl'}")
+        refused(session, f"/batch {tmp_path / 'none.csv'} {tmp_path / 'none.out'}", "does not name every column")
+    assert [(one["line"], "error" in one) for one in read(tmp_path / "out.jsonl")] == [(2, True), (3, True), (4, False)]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/batch {0}/none.jsonl", "cannot read '.*none.jsonl': no such file"),
+        ("/batch {0}", "it is not a file"),
+        ("/batch {0}/in.jsonl {0}/in.jsonl", "cannot go into"),
+        ("/batch {0}/in.jsonl {0}/no/out.jsonl", "cannot write"),
+        ("/batch {0}/in.jsonl {0}/other.txt", "line 1 of '.*other.txt' is no result of a batch"),
+        ("/batch {0}/in.jsonl {0}/out.jsonl --template {0}/none", "cannot read"),
+        ("/batch {0}/in.jsonl {0}/out.jsonl --parallel 0", "'0' is not"),
+        ("/batch - {0}/out.jsonl", "standard input is the terminal"),
+    ],
+)
+def test_a_wrong_call_is_one_sentence_and_writes_nothing(line, said, gpt2_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    file = written(tmp_path / "in.jsonl", {"prompt": "x"})
+    (tmp_path / "other.txt").write_text("my notes")
+    with opened(gpt2_folder) as session, pytest.raises(ReplError, match=said):
+        run(session, line.format(tmp_path))
+    assert read(file) == [{"prompt": "x"}]
+    assert (tmp_path / "other.txt").read_text() == "my notes"
+
+
+# going on
+
+
+def test_a_rerun_makes_what_is_missing(gpt2_folder, tmp_path):
+    """Lines that were added, and results that were taken away; a torn last line is made again."""
+    lines = prompts(6)
+    file, out = written(tmp_path / "in.jsonl", *lines[:4]), tmp_path / "out.jsonl"
+    with opened(gpt2_folder, max_new_tokens=3) as session:
+        run(session, f"/batch {file} {out}")
+        whole = out.read_bytes().splitlines(keepends=True)
+        written(file, *lines)
+        for torn in (whole[3][:20], whole[3][:-2], whole[3][:1], whole[3].rstrip(), b""):
+            out.write_bytes(b"".join(whole[:3]) + torn)
+            found = run(session, f"/batch {file} {out}")
+            assert (found.known, found.made) == ((4, 2) if torn == whole[3].rstrip() else (3, 3))
+            assert sorted(record["line"] for record in read(out)) == [1, 2, 3, 4, 5, 6]
+        written(file, *lines[:2], {"prompt": "another"}, *lines[3:])
+        refused(session, f"/batch {file} {out}", "has the result of another prompt for line 3")
+
+
+def test_a_cancel_keeps_what_is_done_and_the_same_line_goes_on(gpt2_folder, tmp_path, monkeypatch):
+    """Replies that were not finished are made again."""
+    monkeypatch.setattr("repl.analysis.batch.MAX_ROWS", 4)
+    file, out = written(tmp_path / "in.jsonl", *prompts(24)), tmp_path / "out.jsonl"
+    with opened(gpt2_folder, max_new_tokens=20) as session:
+        task = registry.parse_line(f"/batch {file} {out}").run(session)
+
+        def stop(event):
+            if isinstance(event, Progress) and event.stage == "prompts" and event.done > 6:
+                task.job.cancel()
+
+        with pytest.raises(Cancelled, match=r"of 24 prompts answered .* the same line goes on"):
+            finish(task, stop)
+        count = len(read(out))
+        assert 6 < count < 24
+        found = run(session, f"/batch {file} {out}")
+        assert (found.known, found.made) == (count, 24 - count)
+    records = read(out)
+    assert sorted(record["line"] for record in records) == [*range(1, 25)]
+    assert {record["finish"] for record in records} <= {"length", "stop"}
+
+
+def test_results_with_letters_that_utf8_does_not_have(tmp_path):
+    """A lone surrogate is written with its escape, and read again."""
+    out = tmp_path / "out.jsonl"
+    with Results(str(out)) as results:
+        results.add({"line": 1, "id": None, "prompt": "\ud800"})
+        results.add({"line": 2, "id": None, "prompt": "Grüße \u2028"})
+    with Results(str(out)) as results:
+        assert sorted(results.known) == [1, 2]
+
+
+# memory, and rows that fail
+
+
+def test_memory_that_runs_out_halves_the_rows(llama_folder, tmp_path, monkeypatch):
+    """More than two rows do not fit: all lines are answered, with the ids that they have anyway."""
+    from repl.core.errors import NoMemory
+    from repl.generation.decode import batch
+
+    file = written(tmp_path / "in.jsonl", *prompts(9))
+    sizes, share = [], batch.Batch._share
+
+    def limited(self):
+        sizes.append(len(self._batch))
+        if len(self._batch) > 2:
+            raise NoMemory("memory ran out")
+        share(self)
+
+    with opened(llama_folder, max_new_tokens=6) as session:
+        run(session, f"/batch {file} {tmp_path / 'whole.jsonl'}")
+        monkeypatch.setattr(batch.Batch, "_share", limited)
+        run(session, f"/batch {file} {tmp_path / 'halves.jsonl'}")
+        monkeypatch.setattr("repl.analysis.batch.MAX_ROWS", 1)
+        monkeypatch.setattr(batch.Batch, "_share", lambda self: limited(type("", (), {"_batch": [0] * 3})()))
+        with pytest.raises(Failed, match="9 failed, first line 1: memory ran out"):
+            run(session, f"/batch {file} {tmp_path / 'none.jsonl'}")
+    assert sizes[:3] == [9, 5, 3]
+    one, other = (
+        {record["line"]: record["token_ids"] for record in read(tmp_path / name)}
+        for name in ("whole.jsonl", "halves.jsonl")
+    )
+    assert one == other
+
+
+def test_a_row_that_fails_does_not_take_the_others_along(llama_folder, tmp_path):
+    """Here one whose settings the library refuses in the middle."""
+    lines = [*prompts(4), {"prompt": "The quick", "exponential_decay_length_penalty": [1, 1e300]}]
+    with opened(llama_folder, max_new_tokens=6) as session, pytest.raises(Failed, match="1 failed, first line 5"):
+        run(session, f"/batch {written(tmp_path / 'in.jsonl', *lines)} {tmp_path / 'out.jsonl'}")
+    assert sorted((record["line"], "error" in record) for record in read(tmp_path / "out.jsonl")) == [
+        (1, False),
+        (2, False),
+        (3, False),
+        (4, False),
+        (5, True),
+    ]
