@@ -20,12 +20,10 @@ from repl.core.format import counted, join_facts, rate
 from repl.core.jobs import POLL_S, ForwardingContext, JobContext, beside
 from repl.core.reply import Reply
 from repl.generation import decode
-from repl.generation.prompt.context_window import PromptIds
-from repl.generation.request import Request, encode_prompt
-from repl.generation.runtime import Model
+from repl.generation.interface import Model, Request
+from repl.generation.prompt.context_window import PromptIds, encode_prompt
 from repl.models.memory import available, estimate
 from repl.remote.engine import Remote
-from repl.remote.http import ServerConnection
 from repl.session.results import Message
 
 if TYPE_CHECKING:
@@ -245,7 +243,7 @@ class ServedPrompts:
     def _serve(self) -> None:
         """Answer until there is nothing more to do, over a connection of its own."""
         known = self._remote
-        side = Remote(ServerConnection(known.wire.where), known.model, known.listing)
+        side = Remote(known.where, known.model, known.listing)
         try:
             while (item := self._todo.get()) is not None and not self._emit.stopped():
                 self._made.put((item[0], self._ask(side, item[1])))

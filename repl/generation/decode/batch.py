@@ -32,7 +32,7 @@ from repl.generation.measure.forward import (
     nan_guard,
     token_figures,
 )
-from repl.generation.measure.token_trace import TOP_K_STORED
+from repl.generation.measure.token_text import TOP_K_STORED
 from repl.generation.prompt.context_window import PromptIds, encode_prompt
 from repl.models import model_config, reference
 
