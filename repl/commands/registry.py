@@ -19,7 +19,7 @@ MOST_USED = ("help", "model", "settings", "retry", "undo", "next", "probs", "ins
 """Commands at the head of the menu; the settings that the user has changed stand behind the second."""
 MIN_PART = 2  # letters that are looked for inside of names; in helps one more
 F = TypeVar("F", bound=Callable[..., Any])
-FLAG = re.compile(r"--([\w-]+)(?:(=)|\s+|$)")
+FLAG = re.compile(r"(?P<dashes>--)?(?P<name>[\w-]+?)(?:(?P<sign>=)|\s+|$)")
 QUOTED_WORD = re.compile(r'"([^"]*)"|\'([^\']*)\'|(\S+)')
 
 
@@ -174,13 +174,17 @@ def split_name(line: str) -> tuple[str, str]:
 
 def parse_arguments(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
     """Read the words behind a command's name into arguments; raises `UsageError`."""
-    words = [word for word in found.words if not word.flag]
+    words, texts = [word for word in found.words if not word.flag], []
     named: dict[str, Any] = {}
-    if _ends_in_text(words):
-        text, named = _leading_flags(found, text)
-        texts = _first_words(text, len(words))
-    else:
-        texts, named = _split_flags(found, list(QUOTED_WORD.finditer(text)))
+    whole = _ends_in_text(words)  # flags stand in front of a text, which is taken as it is
+    while text:
+        if flag := _leading_flag(found, text, bare=not whole):
+            name, named[name], text = flag
+        elif whole:
+            texts, text = (text.split(maxsplit=len(words) - 1) if len(words) > 1 else [text]), ""
+        elif match := QUOTED_WORD.match(text):
+            texts.append(_unquoted(match))
+            text = text[match.end() :].lstrip()
     arguments: list[Any] = []
     for word in words:
         taken, texts = (texts, []) if word.many else (texts[:1], texts[1:])
@@ -196,47 +200,25 @@ def _ends_in_text(words: Iterable[Argument]) -> bool:
     return any(isinstance(word.kind, RestOfLine) and not word.flag for word in words)
 
 
-def _leading_flags(found: Command, text: str) -> tuple[str, dict[str, Any]]:
-    """Read the flags in front of a text that is taken as it stands; what comes behind them is the text."""
-    flags = {word.name: word for word in found.words if word.flag}
-    named: dict[str, Any] = {}
-    while (match := FLAG.match(text)) and (word := flags.get(match[1].replace("-", "_"))):
-        text = text[match.end() :]
-        if isinstance(word.kind, Flag) and not match[2]:
-            named[word.name] = True
-            continue
-        value = QUOTED_WORD.match(text)
-        named[word.name] = _read(found, word, _unquoted(value) if value else "")
-        text = text[value.end() :].lstrip() if value else text
-    return text, named
+def _leading_flag(found: Command, text: str, bare: bool) -> tuple[str, Any, str] | None:
+    """Read a `--flag value` in front of a text, `bare` also a `flag=value`: its name, its value, and the rest."""
+    match, flags = FLAG.match(text), {word.name: word for word in found.words if word.flag}
+    word = flags.get(match["name"].replace("-", "_")) if match else None
+    if match is None or word is None or not (match["dashes"] or (bare and match["sign"])):
+        return None
+    text = text[match.end() :]
+    if isinstance(word.kind, Flag) and not match["sign"]:
+        return word.name, True, text
+    value = QUOTED_WORD.match(text)
+    return (
+        word.name,
+        _read(found, word, _unquoted(value) if value else ""),
+        text[value.end() if value else 0 :].lstrip(),
+    )
 
 
 def _unquoted(match: re.Match[str]) -> str:
     return next(group for group in match.groups() if group is not None)
-
-
-def _first_words(text: str, count: int) -> list[str]:
-    """Split off the words before the last one, which takes the rest of the line as it stands."""
-    return text.split(maxsplit=count - 1) if count > 1 else [text] if text else []
-
-
-def _split_flags(found: Command, matches: list[re.Match[str]]) -> tuple[list[str], dict[str, Any]]:
-    """Separate `--flag value` and `name=value` for keyword-only words from the rest."""
-    flags = {word.name: word for word in found.words if word.flag}
-    texts = [_unquoted(match) for match in matches]
-    loose: list[str] = []
-    named: dict[str, Any] = {}
-    while texts:
-        text = texts.pop(0)
-        name, sign, value = text.removeprefix("--").replace("-", "_").partition("=")
-        word = flags.get(name)
-        if word is None or not (text.startswith("--") or sign):
-            loose.append(text)
-            continue
-        if not sign:
-            value = "on" if isinstance(word.kind, Flag) else texts.pop(0) if texts else ""
-        named[name] = _read(found, word, value)
-    return loose, named
 
 
 def _read(found: Command, word: Argument, text: str) -> Any:
