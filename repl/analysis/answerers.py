@@ -1,17 +1,17 @@
 """What answers a message in one way: a model in this process, or one behind a server; the answer with its figures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from repl import generation
 from repl.analysis.variants import Variant
-from repl.core.errors import Cancelled, NoMemory, ReplError
+from repl.core.errors import Cancelled, NoMemory, ReplError, UsageError
 from repl.core.events import ColumnEvent, Event, Token
 from repl.core.jobs import ForwardingContext, JobContext
-from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
-from repl.core.settings import Load, Settings
+from repl.core.settings import Load
 from repl.generation import measure
 from repl.generation.interface import Model, Models, Runtime
 from repl.remote.engine import Remote, reach
@@ -44,7 +44,7 @@ class Answer:
     logprobs: tuple[float, ...] = ()
     """What the model itself gave each token, in nats; empty where that was not measured."""
     vocabulary: int = 0
-    """The same for equal tokenizers, 0 for one that is not known."""
+    """The same for tokenizers with the same ids for the same tokens, within this process; 0 for one not known."""
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -55,6 +55,11 @@ class Answer:
     def text(self) -> str:
         """All of the text that was made, without what it was made to begin with."""
         return self.done.raw if self.done else ""
+
+    @property
+    def whole_text(self) -> str:
+        """The text with what it was made to begin with."""
+        return self.done.prefill + self.done.raw if self.done else ""
 
     @property
     def cut(self) -> bool:
@@ -75,6 +80,21 @@ class ColumnContext(ForwardingContext):
         self.emit(ColumnEvent(self.column, event))
         if isinstance(event, Token):
             self.tokens.append(event)
+
+    def logprobs(self) -> tuple[float, ...]:
+        """Return the log-probabilities that came with tokens."""
+        return tuple(token.logprob for token in self.tokens if token.logprob is not None)
+
+    def pieces(self) -> tuple[str, ...]:
+        """Return the text that each token added; a last rest belongs to the token before it, where ids are known."""
+        found: list[str] = []
+        known = any(token.id is not None for token in self.tokens)  # a server gives none
+        for token in self.tokens:
+            if token.id is not None or not (known and found):
+                found.append(token.text)
+            else:
+                found[-1] += token.text
+        return tuple(found)
 
     def begin_cleanup(self) -> None:
         """Be left alone, but only once the whole job was cancelled: an answer that fails does not end it."""
@@ -112,69 +132,66 @@ def get_model(store: Models, load: Load, emit: JobContext) -> Model:
     return store.current()
 
 
+Answerer = Callable[[Question, int, ColumnContext], Answer]
+"""Answers a question once, with the draws of a seed where the settings have none."""
+
+
 @contextmanager
-def open_answerer(store: Models, variant: Variant, emit: JobContext) -> Iterator["LocalAnswerer | RemoteAnswerer"]:
-    """Yield what answers, with a cache or a connection of its own; raises a `ReplError`."""
+def open_answerer(store: Models, variant: Variant, emit: JobContext, chats: bool = False) -> Iterator[Answerer]:
+    """Yield what answers, with a cache or a connection of its own; a model here needs a template where it `chats`.
+
+    Raises a `ReplError`.
+    """
     if (server := variant.server) is None:
-        yield LocalAnswerer(replace(get_model(store, variant.settings.load, emit), runtime=Runtime()))
+        resident = get_model(store, variant.settings.load, emit)
+        name = resident.facts.name
+        if chats and not (resident.facts.chats or variant.settings.view.mode == "chat"):
+            raise UsageError(f"{name} has no chat template, which a conversation needs", f"/compare now {name}")
+        # each prompt is read from its beginning, so that figures compare
+        yield partial(_answer_here, replace(resident, runtime=Runtime()), variant)
         return
     if server.listing is None:
         remote = reach(server.where, server.model, emit)
     else:
         remote = Remote(server.where, server.model, server.listing)
     try:
-        yield RemoteAnswerer(remote)
+        yield partial(_answer_there, remote, variant)
     finally:
         remote.close()
 
 
-@dataclass(frozen=True, slots=True)
-class LocalAnswerer:
-    """A model in this process, with a cache of its own: each prompt is read from its beginning, so figures compare."""
-
-    resident: Model
-
-    def answer(self, variant: Variant, asked: Question, seed: int, aside: ColumnContext) -> Answer:
-        """Answer once."""
-        resident, facts = self.resident, self.resident.facts
-        request = asked.request(with_seed(variant.settings, seed), facts.chats)
-        done = generation.engine.generate_reply(resident, request, aside)
-        logprobs = tuple(token.logprob for token in aside.tokens if token.logprob is not None)
-        return Answer(
-            variant,
-            done,
-            model=facts.name,
-            bytes=facts.bytes,
-            chats=request.chats,
-            pieces=token_pieces(aside.tokens),
-            logprobs=logprobs or _score_tokens(resident, done, aside),
-            vocabulary=vocabulary_hash(resident.tokenizer),
-        )
+def _answer_here(resident: Model, variant: Variant, asked: Question, seed: int, aside: ColumnContext) -> Answer:
+    facts, chosen = resident.facts, variant.settings
+    if chosen.decode.seed is None:
+        chosen = replace(chosen, decode=replace(chosen.decode, seed=seed))
+    request = asked.request(chosen, facts.chats)
+    done = generation.engine.generate_reply(resident, request, aside)
+    return Answer(
+        variant,
+        done,
+        model=facts.name,
+        bytes=facts.bytes,
+        chats=request.chats,
+        pieces=aside.pieces(),
+        logprobs=aside.logprobs() or _score_tokens(resident, done, aside),
+        vocabulary=hash(frozenset(resident.tokenizer.get_vocab().items())) or 1,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteAnswerer:
-    """A model behind a server."""
-
-    remote: Remote
-
-    def answer(self, variant: Variant, asked: Question, seed: int, aside: ColumnContext) -> Answer:
-        """Answer once; the draws are the server's own unless the settings have a seed."""
-        request = asked.request(variant.settings, self.remote.chats)
-        done = self.remote.reply(request, aside)
-        logprobs = tuple(token.logprob for token in aside.tokens if token.logprob is not None)
-        name = f"{self.remote.name} at {self.remote.host}"
-        if variant.server is not None:  # what it was asked about itself is worth keeping
-            server = replace(variant.server, model=self.remote.model, listing=self.remote.listing)
-            variant = replace(variant, server=server)
-        return Answer(
-            variant, done, model=name, chats=request.chats, pieces=token_pieces(aside.tokens), logprobs=logprobs
-        )
-
-
-def with_seed(chosen: Settings, seed: int) -> Settings:
-    """Return settings that draw what a seed says, where none was chosen."""
-    return chosen if chosen.decode.seed is not None else replace(chosen, decode=replace(chosen.decode, seed=seed))
+def _answer_there(remote: Remote, variant: Variant, asked: Question, seed: int, aside: ColumnContext) -> Answer:
+    """Have a server answer; the draws are its own unless the settings have a seed."""
+    request = asked.request(variant.settings, remote.chats)
+    done = remote.reply(request, aside)
+    if variant.server is not None:  # what it was asked about itself is worth keeping
+        variant = replace(variant, server=replace(variant.server, model=remote.model, listing=remote.listing))
+    return Answer(
+        variant,
+        done,
+        model=f"{remote.name} at {remote.host}",
+        chats=request.chats,
+        pieces=aside.pieces(),
+        logprobs=aside.logprobs(),
+    )
 
 
 def _score_tokens(resident: Model, done: Reply, emit: JobContext) -> tuple[float, ...]:
@@ -183,25 +200,3 @@ def _score_tokens(resident: Model, done: Reply, emit: JobContext) -> tuple[float
         return tuple(one.logprob for one in measure.scoring.score(resident, ids, emit, first))
     except ReplError:  # a figure less: the answer itself is there
         return ()
-
-
-def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return a number that is the same for tokenizers with the same ids for the same tokens, within this process."""
-    return hash(frozenset(tokenizer.get_vocab().items())) or 1
-
-
-def token_pieces(tokens: Sequence[Token]) -> tuple[str, ...]:
-    """Return the text that each token added; a last rest belongs to the token before it, where ids are known."""
-    found: list[str] = []
-    known = any(token.id is not None for token in tokens)  # a server gives none
-    for token in tokens:
-        if token.id is not None or not (known and found):
-            found.append(token.text)
-        else:
-            found[-1] += token.text
-    return tuple(found)
-
-
-def full_text(made: Answer) -> str:
-    """Return the text of an answer with what it was made to begin with."""
-    return made.done.prefill + made.done.raw if made.done else ""

@@ -11,14 +11,11 @@ from statistics import fmean
 
 from repl.analysis.answerers import (
     Answer,
+    Answerer,
     ColumnContext,
-    LocalAnswerer,
     Problem,
-    RemoteAnswerer,
     ThreadContext,
-    full_text,
     open_answerer,
-    token_pieces,
 )
 from repl.analysis.variants import Variant
 from repl.core.errors import Cancelled, ReplError
@@ -28,8 +25,6 @@ from repl.core.reply import Reply
 from repl.generation.decode.detokenizer import common_length
 from repl.generation.interface import Models
 from repl.session.position import Question
-
-Opened = AbstractContextManager[LocalAnswerer | RemoteAnswerer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +109,18 @@ def answer_all(
     store.tidy()
 
 
-def answer_question(opened: Opened, variant: Variant, asked: Question, seed: int, aside: ColumnContext) -> Answer:
+def answer_question(
+    opened: AbstractContextManager[Answerer], variant: Variant, asked: Question, seed: int, aside: ColumnContext
+) -> Answer:
     """Answer once; an error is told in the column, and is the answer's problem. Raises `Cancelled`."""
     try:
-        with opened as side:
-            return side.answer(variant, asked, seed, aside)
+        with opened as answer:
+            return answer(asked, seed, aside)
     except ReplError as error:
         if not aside.stopped():
             aside(Notice(error.message))
         problem = Problem(error.kind, error.message, error.hints)
-        return Answer(variant, error.partial, problem, pieces=token_pieces(aside.tokens))
+        return Answer(variant, error.partial, problem, pieces=aside.pieces())
 
 
 def differences(made: Sequence[Answer]) -> list[Difference | None]:
@@ -176,7 +173,7 @@ def side_by_side(made: Sequence[Answer]) -> list[Column]:
             bytes=one.bytes,
             mean_logprob=fmean(one.logprobs) if one.logprobs else None,
             bits_per_byte=bits_per_byte(one.done, one.logprobs) if one.done else None,
-            text=full_text(one),
+            text=one.whole_text,
             difference=difference,
             problem=one.problem,
             done=one.done,

@@ -10,18 +10,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from repl.analysis.answerers import (
-    Answer,
-    ColumnContext,
-    LocalAnswerer,
-    RemoteAnswerer,
-    full_text,
-    open_answerer,
-)
+from repl.analysis.answerers import Answer, Answerer, ColumnContext, open_answerer
 from repl.analysis.compare import Answers, answer_question, side_by_side
 from repl.analysis.variants import Variant
 from repl.core.conversation import Conversation, message
-from repl.core.errors import Cancelled, UsageError
+from repl.core.errors import Cancelled
 from repl.core.events import ColumnEvent, Progress, SideBySide
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts
@@ -97,8 +90,8 @@ def answer_again(
     `ReplError` where nothing can answer.
     """
     try:
-        with open_answerer(store, variant, emit) as side:
-            _answer_all(side, variant, talk, pinned, emit, made)
+        with open_answerer(store, variant, emit, chats=bool(talk[0].asked.messages)) as answer:
+            _answer_all(answer, variant, talk, pinned, emit, made)
     except Cancelled:
         emit.begin_cleanup()
         if not made:
@@ -108,14 +101,13 @@ def answer_again(
 
 
 def _answer_all(
-    side: LocalAnswerer | RemoteAnswerer,
+    answer: Answerer,
     variant: Variant,
     talk: Sequence[Exchange],
     pinned: bool,
     emit: JobContext,
     made: list[Answer],
 ) -> None:
-    _require_template(side, variant, talk[0])
     said: tuple[AnyMessage, ...] = ()
     for place, exchange in enumerate(talk, 1):
         stage = f"answer {place} of {len(talk)}"
@@ -124,18 +116,10 @@ def _answer_all(
         asked = exchange.asked if pinned or not said else exchange.asked.after(said)
         seed = exchange.record.seed  # draw as the record did, where it drew
         drawn = secrets.randbits(31) if seed is None else seed
-        made.append(answer := answer_question(nullcontext(side), variant, asked, drawn, ColumnContext(emit, 0)))
+        made.append(found := answer_question(nullcontext(answer), variant, asked, drawn, ColumnContext(emit, 0)))
         if emit.stopped():  # what there is of an answer is kept
             raise Cancelled
-        if answer.problem and not pinned:
+        if found.problem and not pinned:
             return  # what follows would answer an answer that is not there
-        parts = answer.done.parts if answer.done else Parts()
-        said = (*asked.messages, message("assistant", full_text(answer), parts)) if asked.messages else ()
-
-
-def _require_template(side: LocalAnswerer | RemoteAnswerer, variant: Variant, first: Exchange) -> None:
-    if not isinstance(side, LocalAnswerer) or variant.settings.view.mode == "chat" or side.resident.facts.chats:
-        return
-    if first.asked.messages:
-        name = side.resident.facts.name
-        raise UsageError(f"{name} has no chat template, which a conversation needs", f"/compare now {name}")
+        parts = found.done.parts if found.done else Parts()
+        said = (*asked.messages, message("assistant", found.whole_text, parts)) if asked.messages else ()
