@@ -296,8 +296,23 @@ def _generating(record: Reply) -> list[str]:
         values[name] = f"{OBJECTS[name]}(**{values[name]})"
     if values.keys() & {"stop_strings", "token_healing"}:  # the library looks at text then
         values["tokenizer"] = "tokenizer"
+    if record.taken_back:
+        values["logits_processor"] = "[ban]"
     seed = [] if record.seed is None else [f"torch.manual_seed({record.seed})"]
-    return [*seed, _call("output = model.generate", "**inputs", **values)]
+    return [*_banning(record), *seed, _call("output = model.generate", "**inputs", **values)]
+
+
+def _banning(record: Reply) -> list[str]:
+    """Return the lines that keep out what was taken back."""
+    if not record.taken_back:
+        return []
+    return [
+        "# Tokens that led to a banned phrase, by the number of ids before them.",
+        f"banned = {literal(record.masked)}",
+        "\n\ndef ban(ids, scores):",
+        '    scores[:, banned.get(ids.shape[1], [])] = -float("inf")',
+        "    return scores\n\n",
+    ]
 
 
 def _printing(turn: Turn, record: Reply, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:

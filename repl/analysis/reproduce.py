@@ -65,7 +65,7 @@ def generate_again(resident: Model, record: Reply, emit: JobContext) -> list[int
             input_ids=ids,
             attention_mask=ids.new_ones(ids.shape),
             generation_config=chosen.config,
-            logits_processor=[] if mask is None else [mask],
+            logits_processor=[*([] if mask is None else [mask]), *decode.phrase_ban.recorded_ban(record)],
             stopping_criteria=[tell],
             tokenizer=resident.tokenizer,
             **chosen.off,

@@ -2,6 +2,7 @@
 
 from repl.commands import (  # noqa: F401 importing them registers them
     arch,
+    ban,
     batch,
     beams,
     bench,

@@ -175,6 +175,6 @@ def _register(name: str) -> None:
 
 for _name in settings.places():
     # commands of their own: id@revision and id:file.gguf; the totals beside it; the last reply once more; loads it;
-    # tries the grammar
-    if _name not in ("model", "stats", "probs", "assistant", "format"):
+    # tries the grammar; list their tokens
+    if _name not in ("model", "stats", "probs", "assistant", "format", "ban", "boost"):
         _register(_name)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from repl.core.parts import Piece
-from repl.core.reply import Reply
+from repl.core.reply import Reply, TakenBack
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,4 +86,4 @@ class ColumnEvent:
     event: "Event"
 
 
-Event = Token | ReplyStarted | PromptEcho | Beams | Progress | Notice | Reply | SideBySide | ColumnEvent
+Event = Token | TakenBack | ReplyStarted | PromptEcho | Beams | Progress | Notice | Reply | SideBySide | ColumnEvent

@@ -122,6 +122,16 @@ def rare(default: object) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class TakenBack:
+    """Tokens that were taken back because they led to something banned: the first was not to be taken at its place."""
+
+    place: int
+    """Of the first one, from 1."""
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRecord:
     """The model that made a reply, as it was loaded."""
 
@@ -222,6 +232,8 @@ class Reply:
     """What was thought before the answer."""
     tool_calls: tuple[dict[str, Any], ...] = ()
     """The tools that were called, each with `name` and `arguments`."""
+    taken_back: tuple[TakenBack, ...] = rare(())
+    """What was banned, at the places that the reply has."""
     begun: Parts | None = None
     """The parts of what the reply was made to begin with; None in a record from before there were parts."""
 
@@ -259,6 +271,14 @@ class Reply:
     def made_by(self, id: str, commit: str) -> bool:
         """Tell whether it was made here, by this very model."""
         return not self.server and (self.model.id, self.model.commit) == (id, commit)
+
+    @property
+    def masked(self) -> dict[int, list[int]]:
+        """Return the tokens that were taken back, by the number of ids before them."""
+        found: dict[int, list[int]] = {}
+        for gone in self.taken_back:
+            found.setdefault(len(self.prompt_ids) + gone.place - 1, []).append(gone.token_ids[0])
+        return found
 
     @property
     def sampled(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from repl.core.errors import UsageError
 from repl.core.reply_format import FormatKind
 from repl.core.values import (
+    BiasList,
     Choice,
     Device,
     Flag,
@@ -20,6 +21,7 @@ from repl.core.values import (
     OneOf,
     Strings,
     Text,
+    WordList,
     closest_match,
 )
 
@@ -122,6 +124,10 @@ class Decode:
     )
     stop: tuple[str, ...] | None = setting(None, Strings(), "strings that end a reply", off=())
     format: str = setting("", FormatKind(), "what a reply must be: fields, a JSON Schema, /regex/ or a grammar", off="")
+    ban: tuple[str, ...] = setting((), WordList(), "words and phrases that no reply may hold", off=())
+    boost: tuple[tuple[str, float], ...] = setting(
+        (), BiasList(), "words made more or less likely: a number is added to their logits", off=()
+    )
     seed: int | None = setting(
         None, Integer(0, 2**63 - 1), "random seed of sampling; without it every reply has a new one", off=None
     )
@@ -303,6 +309,7 @@ EXAMPLES = {
     **{"typical_p": ("0.95", "0.2"), "seed": ("1", "none"), "stop": ("###", '"\\n\\n" "User:"')},
     **{"num_beams": ("4", "1"), "num_return_sequences": ("2", "4"), "length_penalty": ("1.0", "2.0")},
     **{"repetition_penalty": ("1.1", "1.3"), "no_repeat_ngram_size": ("3", "none")},
+    **{"ban": ('"delve", "As an AI"', "off"), "boost": ('" Paris" +2', "off")},
     **{"prompt_lookup": ("10", "off"), "logprobs": ("5", "0"), "keep_models": ("2", "auto")},
 }
 """Two values that make sense, for each setting whose kind offers none or lesser ones."""
@@ -313,6 +320,7 @@ GROUPS = {
     "length": ("max_new_tokens", "max_length", "min_new_tokens", "stop", "overflow"),
     "sampling": ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed"),
     "repetition": ("repetition_penalty", "no_repeat_ngram_size"),
+    "words": ("ban", "boost"),
     "beam search": ("num_beams", "num_return_sequences", "length_penalty", "early_stopping"),
     "faster decoding": ("reuse", "prompt_lookup", "assistant"),
     "replies": ("mode", "thinking", "markdown", "probs", "stats", "logprobs"),

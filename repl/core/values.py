@@ -236,6 +236,62 @@ class Strings(Kind):
         return " ".join(json.dumps(text, ensure_ascii=False) for text in value) or "none"
 
 
+@dataclass(frozen=True, slots=True)
+class WordList(Strings):
+    """Words and phrases between commas; what stands in quotes is taken as it is, with the spaces inside."""
+
+    phrase: str = 'words or phrases: "delve", "As an AI"; or off'
+
+    def read(self, word: str) -> tuple[str, ...]:
+        """Read the list, or off for none."""
+        return () if word.strip().lower() == "off" else Strings.read(self, word)
+
+    def _split(self, word: str) -> list[str]:
+        if word.startswith("["):
+            return list(json.loads(word))
+        return [text for match in QUOTED.finditer(word) if (text := unquote(match[0]))]
+
+    def show(self, value: tuple[str, ...]) -> str:
+        """Return the texts in quotes, or off."""
+        return ", ".join(json.dumps(text, ensure_ascii=False) for text in value) or "off"
+
+
+@dataclass(frozen=True, slots=True)
+class BiasList(Kind):
+    """Words between commas, each with a number behind it that is added to its logit."""
+
+    phrase: str = 'words with a number behind each: " Paris" +2, London -1.5; or off'
+
+    def read(self, word: str) -> tuple[tuple[str, float], ...]:
+        """Read the pairs, or off for none."""
+        if word.strip().lower() == "off":
+            return ()
+        pairs = [(unquote(text), Number().read(bias)) for text, bias in BIAS.findall(word)]
+        if not BIASES.fullmatch(word) or not all(text for text, _ in pairs):
+            raise not_a(word, self.phrase)
+        return tuple(pairs)
+
+    def show(self, value: tuple[tuple[str, float], ...]) -> str:
+        """Return the words in quotes with their numbers, or off."""
+        return ", ".join(f"{json.dumps(text, ensure_ascii=False)} {bias:+g}" for text, bias in value) or "off"
+
+
+_QUOTES = r""""(?:[^"\\]|\\.)*"|'[^']*'"""
+QUOTED = re.compile(rf"{_QUOTES}|[^,\"'\s][^,\"]*")
+BIAS = re.compile(rf"({_QUOTES}|[^,\"'\s][^,\"]*?)\s*[ :=]\s*([+-]?\d+(?:\.\d+)?)\s*(?:,|$)")
+BIASES = re.compile(rf"(?:\s*{BIAS.pattern})+")
+
+
+def unquote(text: str) -> str:
+    """Return what stands in quotes, or a bare text without the space around it."""
+    if text[:1] == '"':
+        try:
+            return str(json.loads(text))
+        except ValueError:
+            return _unescape(text[1:-1])
+    return _unescape(text[1:-1]) if text[:1] == "'" else text.strip()
+
+
 def _unescape(text: str) -> str:
     plain = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
     return re.sub(r"\\[ntr\\]", lambda match: plain[match[0]], text)

@@ -7,7 +7,7 @@ it". The model itself is never changed.
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import CompileConfig, WatermarkingConfig
@@ -15,9 +15,12 @@ from transformers import CompileConfig, WatermarkingConfig
 from repl.core import decoding, fields
 from repl.core.decoding import LENGTH_LIMITS
 from repl.core.explain import library_errors
-from repl.core.library_types import PreTrainedModel
-from repl.core.settings import Settings
+from repl.core.library_types import GenerationConfig, PreTrainedModel
+from repl.core.settings import Decode, Settings
+from repl.generation import word_forms
+from repl.generation.decode import loop
 from repl.generation.interface import Model
+from repl.generation.word_forms import NO_PHRASES, Phrases
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,10 @@ class Arguments:
     config: Any
     off: dict[str, None]
     given: dict[str, Any]
+    phrases: Phrases = NO_PHRASES
+    """What the text may not hold, beside the tokens that the config bans."""
+    loosely: str = ""
+    """Why phrases are banned by their usual tokens alone; empty where there are none, or they are banned as text."""
 
     def recorded(self) -> dict[str, object]:
         """Return the values with the limit on length that came to be in effect."""
@@ -38,7 +45,31 @@ def of_settings(resident: Model, settings: Settings) -> Arguments:
     """Return what a reply under these settings is made with; raises `UsageError` for a token that there is not."""
     for name, value in settings.extra:
         fields.check_ids(name, value, resident.facts.vocabulary)
-    return of_values(resident.model, decoding.overrides(settings, resident.facts.base))
+    chosen = of_values(resident.model, decoding.overrides(settings, resident.facts.base))
+    return _with_words(resident, settings.decode, chosen) if settings.decode.ban or settings.decode.boost else chosen
+
+
+def _with_words(resident: Model, decode: Decode, chosen: Arguments) -> Arguments:
+    """Return the arguments with what is banned and boosted, beside what the model's own config brings."""
+    words = word_forms.read_words(resident.tokenizer, decode.ban)
+    phrases, config = word_forms.banned_phrases(words), chosen.config
+    reason = _why_tokens_alone(resident.model, config) if phrases else ""
+    own = config.sequence_bias or []
+    pairs = [[list(ids), bias] for ids, bias in (own.items() if isinstance(own, dict) else own)]
+    more = {
+        "bad_words_ids": [*(config.bad_words_ids or []), *word_forms.banned_ids(words, bool(reason))],
+        "sequence_bias": [*pairs, *word_forms.biases(resident.tokenizer, decode.boost)],
+    }
+    found = of_values(resident.model, {**chosen.given, **{name: value for name, value in more.items() if value}})
+    return replace(found, phrases=NO_PHRASES if reason else phrases, loosely=reason)
+
+
+def _why_tokens_alone(model: PreTrainedModel, config: GenerationConfig) -> str:
+    if reason := loop.why_not(model, config):
+        return reason
+    if (config.num_return_sequences or 1) > 1:
+        return "several sequences are made at once"
+    return "guidance_scale keeps a cache of its own" if config.guidance_scale not in (None, 1) else ""
 
 
 def of_values(model: PreTrainedModel, values: Mapping[str, object]) -> Arguments:

@@ -17,7 +17,7 @@ from repl.core.errors import Cancelled, Failed, ReplError, UsageError
 from repl.core.events import Notice, Progress, PromptEcho, Token
 from repl.core.explain import is_memory, library_errors, sentence
 from repl.core.jobs import JobContext, T, strip_traceback
-from repl.core.library_types import Cache, ModelOutput, PreTrainedTokenizerBase, Tensor
+from repl.core.library_types import BaseStreamer, Cache, ModelOutput, PreTrainedTokenizerBase, Tensor
 from repl.core.parts import Parts
 from repl.core.reply import (
     BeamSearch,
@@ -38,6 +38,8 @@ from repl.generation.decode.beams import Watch, token_logprobs
 from repl.generation.decode.detokenizer import Detokenizer, spell_tokens
 from repl.generation.decode.drafters import Drafting, Get
 from repl.generation.decode.format_mask import make_mask
+from repl.generation.decode.kv_cache import croppable_cache
+from repl.generation.decode.phrase_ban import PhraseBan, TextSoFar
 from repl.generation.interface import Model, Request
 from repl.generation.measure.forward import Meter, cancellable_forward, input_ids, nan_guard
 from repl.generation.prompt import chat_template
@@ -63,6 +65,9 @@ def generate_reply(resident: Model, request: Request, emit: JobContext, get: Get
             prompt, chosen = heal_prompt(resident, request, chosen, prompt)
     if cut := decoding.fit_context(chosen.config, len(prompt.ids), resident.facts.context, resident.facts.id):
         emit(Notice(cut))
+    if chosen.loosely:
+        said = f"banned phrases are kept out as their usual tokens alone: {chosen.loosely}"
+        resident.runtime.mention(said, emit)
     run = ReplyRun(resident, request, prompt, chosen, emit, began, get)
     try:
         return run.done(*run.generate())
@@ -173,12 +178,22 @@ class ReplyRun:
         self.first_at = self.last_at = 0.0
         drafts, beams = decoding.draft_source(request.settings), (config.num_beams or 1) > 1
         self.mask = make_mask(resident, request, prompt.ids, config)  # what holds the reply to its form
-        self.drafting = Drafting(resident, request.settings, emit, get, self.mask) if drafts or self.mask else None
+        alone = "tokens may be taken back where phrases are banned" if chosen.phrases else ""
+        reads_ahead = drafts or self.mask
+        self.drafting = Drafting(resident, request.settings, emit, get, self.mask, alone) if reads_ahead else None
         ends = decoding.end_ids(config)
         self.watch = Watch(resident.tokenizer, emit, not config.do_sample, ends) if beams else None
         self.token_logprobs: tuple[tuple[float, ...], ...] = ()  # of each sequence that a beam search returned
         several = bool(getattr(config, "prompt_lookup_num_tokens", None))
         self.meter = Meter(resident.tokenizer, request.settings.view.logprobs, several)
+        self.ban = self._phrase_ban() if chosen.phrases else None
+
+    def _phrase_ban(self) -> PhraseBan:
+        """Return what keeps banned phrases out of the reply."""
+        tokenizer, phrases = self.resident.tokenizer, self.arguments.phrases
+        lead = str(tokenizer.decode(self.before, skip_special_tokens=True))[-phrases.longest - 1 :]
+        begun = TextSoFar(Detokenizer(tokenizer, self.before), lead, lead)
+        return PhraseBan(phrases, begun, self.meter, self.emit, bool(self.config.do_sample))
 
     def _seed(self) -> int | None:
         if not self.config.do_sample:
@@ -245,8 +260,7 @@ class ReplyRun:
         ids = input_ids(model, self.prompt)
         self.config.return_dict_in_generate = True
         self.config.output_scores = self.watch is not None  # the library computes sequence scores only then
-        tokenizer, ends, measure = self.resident.tokenizer, decoding.end_ids(self.config), self.meter.measure
-        streamer = None if self.watch else ExactStreamer(tokenizer, self._made, self.before, ends, measure)
+        streamer = None if self.watch else self._streamer()
         with ExitStack() as stack:
             cache, self.reused = stack.enter_context(self._lent(ids))
             proposals = None
@@ -257,22 +271,31 @@ class ReplyRun:
                 model,
                 proposals,
                 mask=self.mask,
+                ban=self.ban,
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=self.config,
                 logits_processor=[
                     *([self.watch] if self.watch else []),
                     nan_guard(self.resident.facts, len(self.prompt), self.mask is not None),
+                    *([self.ban] if self.ban else []),
                 ],
                 stopping_criteria=[self._told_to_stop],
-                tokenizer=tokenizer,
+                tokenizer=self.resident.tokenizer,
                 streamer=streamer,
                 **{**self.arguments.off, **cache},
             )
 
+    def _streamer(self) -> BaseStreamer:
+        measure = self.ban.next_figures if self.ban else self.meter.measure
+        ends = decoding.end_ids(self.config)
+        streamer = ExactStreamer(self.resident.tokenizer, self._made, self.before, ends, measure)
+        return self.ban.stream(streamer) if self.ban else streamer
+
     def _lent(self, ids: Tensor) -> AbstractContextManager[tuple[dict[str, Cache], int]]:
         kept = self.resident.runtime.kv_cache
-        if self.request.settings.decode.reuse:
+        stays = self.ban is None or croppable_cache(self.resident.model) is not None
+        if self.request.settings.decode.reuse and stays:
             return kept.lend(self.resident.model, self.config, ids, lambda: [*self.prompt, *self.ids])
         kept.drop()
         return nullcontext(({}, 0))
@@ -407,6 +430,7 @@ class ReplyRun:
             measures=TokenLogprobs() if self.watch else self.meter.measures(best.token_ids),
             drafts=self.drafting.stats() if self.drafting else None,
             format=self._cost(best.token_ids),
+            taken_back=self.ban.taken_back(len(best.token_ids)) if self.ban else (),
         )
 
     def _cost(self, ids: tuple[int, ...]) -> FormatCost | None:

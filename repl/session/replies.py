@@ -106,7 +106,9 @@ def substitute_token(resident: Model, turn: Turn, place: int, token: int, emit: 
     pieces = token_texts(resident.tokenizer, text_seed(resident, turn), ids)
     tokens = [replace(seen, text=text) for seen, text in zip([*kept, new], pieces, strict=True)]
     own = (*(one for one in record.taken if one < place), place)
+    gone = tuple(one for one in record.taken_back if one.place < place)
     begun = replace(record, token_ids=ids, finish="length", measures=collect_measures(tokens), taken=own)
+    begun = replace(begun, taken_back=gone)
     return replace(turn, text=found.lead + "".join(pieces), record=begun)
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from repl.core.events import Beams, ColumnEvent, Event, Notice, PromptEcho, ReplyStarted, SideBySide, Token
 from repl.core.events import Progress as Step
 from repl.core.format import join_facts
+from repl.core.reply import TakenBack
 from repl.core.sanitize import ascii_signs, clean_line, spinner
 from repl.core.settings import View
 from repl.terminal.columns import Board
@@ -70,7 +71,7 @@ class LiveOutput:
 
     def _draw(self, event: Event) -> None:
         match event:
-            case Token():
+            case Token() | TakenBack():
                 self._token(event)
             case ReplyStarted():
                 self._reply = LiveReply(self._screen, self._view)
@@ -92,9 +93,13 @@ class LiveOutput:
         else:
             self._screen.notice(text)
 
-    def _token(self, token: Token) -> None:
+    def _token(self, token: Token | TakenBack) -> None:
         self._quiet()
-        if self._screen.as_json:
+        if isinstance(token, TakenBack):
+            if not self._screen.as_json:
+                self._begin()
+                self._reply.strike(token.text)
+        elif self._screen.as_json:
             if token.text or token.id is not None:  # the rest are pieces that waited for more
                 self._screen.record(token_record(token))
         else:

@@ -19,6 +19,9 @@ from rich.text import Text
 from repl.terminal.markdown import StyledLine, trimmed
 
 NO_STYLE = Style.null()
+STRUCK = Style(strike=True, dim=True)
+STRUCK_S = 0.25
+"""Seconds for which text that was taken back is seen."""
 MIN_REDRAW_S = 0.04
 """Seconds between two drawings, at least."""
 IDLE_SHARE = 10
@@ -124,6 +127,15 @@ class Stream:
         self._paint(self.reader.rest())
         ended = self._clock()
         self._due = ended + max(self._pause, IDLE_SHARE * (ended - began))
+
+    def strike(self, text: str) -> None:
+        """Show text struck through behind the rest for a moment; where nothing can be drawn again, not at all."""
+        if self.reader is None:
+            return
+        self._fit(self.reader)
+        *lines, last = self.reader.rest() or [[]]
+        self._paint([*lines, [*last, Segment(text, STRUCK)]])
+        self._due, self._waiting = self._clock() + STRUCK_S, True
 
     def end(self) -> None:
         """Draw the end of the text, and leave the cursor on a fresh line; afterwards another text may begin."""

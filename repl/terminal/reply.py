@@ -10,7 +10,7 @@ from rich.text import Text
 from repl.core.conversation import ASKING, Turn
 from repl.core.events import PromptEcho, Token
 from repl.core.parts import Parts
-from repl.core.sanitize import Cleaner, ascii_only, clean
+from repl.core.sanitize import Cleaner, ascii_only, clean, clean_line
 from repl.core.settings import View
 from repl.generation.measure.token_trace import Trace, read_trace
 from repl.terminal.export import said
@@ -45,6 +45,12 @@ class LiveReply:
         """Draw one token, in a style where it has one."""
         self._words = words
         self._draw(self._fold.feed(token.pieces), token.text)
+
+    def strike(self, text: str) -> None:
+        """Show for a moment what was taken back; not in the middle of a thought."""
+        if not self._line and not self._status:
+            self._begun = True
+            self._stream.strike(clean_line(text))
 
     def rest(self) -> None:
         """Draw what waited for more: nothing comes just now."""
@@ -121,6 +127,10 @@ class Continuation:
     def feed(self, token: Token, words: str = "") -> None:
         """Draw one token, in a style where it has one."""
         self._write(self._cleaner.feed(token.text), words)
+
+    def strike(self, text: str) -> None:
+        """Show for a moment what was taken back."""
+        self._stream.strike(clean_line(text))
 
     def rest(self) -> None:
         """Draw what waited for more: nothing comes just now."""

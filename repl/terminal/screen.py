@@ -161,6 +161,7 @@ def reply_figures(done: Reply) -> str:
         rate(timing.decode_tps) if timing.decode_tps else "",
         f"{done.usage.reused} of {done.usage.prompt} reused" if done.usage.reused else "",
         f"seed {done.seed}" if done.seed is not None else "",
+        f"took back {counted(len(done.taken_back), 'phrase')}" if done.taken_back else "",
         ends.get(done.finish, ""),
     )
 

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from repl.core.late import import_late
 
-__all__ = ["batch", "drafters", "format_mask", "kv_cache", "loop"]
+__all__ = ["batch", "drafters", "format_mask", "kv_cache", "loop", "phrase_ban"]
 
 if TYPE_CHECKING:
-    from repl.generation.decode import batch, drafters, format_mask, kv_cache, loop
+    from repl.generation.decode import batch, drafters, format_mask, kv_cache, loop, phrase_ban
 else:
     __getattr__ = import_late(__name__, __all__)

@@ -1,5 +1,6 @@
 """Token ids in, exact text out: as soon as it is certain, and at the same cost for every token."""
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -67,6 +68,12 @@ class Detokenizer:
         self._window.clear()
         self._done, self._owed = 0, ""
         return rest
+
+    def fork(self) -> "Detokenizer":
+        """Return another one that goes on from here by itself."""
+        twin = copy.copy(self)
+        twin._window = [*self._window]
+        return twin
 
     def _is_silent(self, token_id: int) -> bool:
         unknown = self._backend is not None and self._backend.id_to_token(token_id) is None

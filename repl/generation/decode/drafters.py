@@ -164,6 +164,8 @@ class Drafting:
     get: Get | None = None
     mask: FormatMask | None = None
     """What holds the reply to a form, and gives tokens."""
+    blocked: str = ""
+    """Why nothing is to be proposed; empty where it may."""
     ahead: Ahead | None = None
     """None where nothing is proposed."""
     helper: Model | None = None
@@ -198,7 +200,7 @@ class Drafting:
 
     def _why_not(self, config: GenerationConfig, ids: Tensor) -> str:
         model, some = self.resident.model, ids.repeat(1, kv_cache.TRIAL_TOKENS)
-        if reason := refusal(model, config, ids.shape[-1]):
+        if reason := self.blocked or refusal(model, config, ids.shape[-1]):
             return reason
         if not self.resident.runtime.kv_cache.may_go_on(model, kv_cache.croppable_cache(model), some):
             return "this model reads several tokens at once in another way than one by one"

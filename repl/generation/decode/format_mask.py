@@ -255,7 +255,7 @@ class FormatMask:
             self._rows.append(self._first.copy())
         row = self._rows[place]
         if row.made != made[: len(row.made)]:
-            row = self._rows[place] = self._first.copy()
+            row = self._rows[place] = replace(self._first.copy(), figures=row.figures[: len(made)])
         for token in made[len(row.made) :]:
             row.take(token)
         return row

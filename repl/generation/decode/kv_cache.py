@@ -204,6 +204,11 @@ def _reach(layer: CacheLayerMixin) -> int:
     return min(layer.keys.shape[-2], layer.values.shape[-2]) if _filled(layer) else 0
 
 
+def can_crop(cache: Cache) -> bool:
+    """Tell whether a cache holds keys and values by position and nothing else."""
+    return bool(getattr(cache, "layers", ())) and all(map(_simple, cache.layers))
+
+
 def crop(cache: Cache, length: int) -> bool:
     """Cut a cache back to its first tokens; False where it cannot be, and is then of no use any more.
 

@@ -56,6 +56,13 @@ class Proposals(Protocol):
         """Hear how many tokens the pass brought that checked the last offer; 1 where none of it was right."""
 
 
+class Ban(Protocol):
+    """Takes tokens back: what it makes of a choice may shorten the text before it returns a token."""
+
+    def over(self, choice: RowChoice, text: "RowIds") -> RowChoice:
+        """Return the choice to make in place of another, in a text of one row."""
+
+
 def why_not(model: PreTrainedModel, config: GenerationConfig) -> str:
     """Say why the library's own loop is used for a model with a generation config; empty where ours is."""
     if library.decodes_itself(type(model)) or "generate" in vars(model):
@@ -77,18 +84,20 @@ def generate(
     proposals: Proposals | None = None,
     choice: RowChoice | None = None,
     mask: LogitsProcessor = None,
+    ban: Ban | None = None,
     **given: Any,
 ) -> ModelOutput:
     """Call the library's `generate` with our loop, or as it is where that does not fit.
 
-    `given` are the arguments of `generate`, `generation_config` among them; `choice` needs a model that `why_not` has
-    nothing against. `mask` is a processor that comes before all others; in the library's loops, before our others.
+    `given` are the arguments of `generate`, `generation_config` among them; `choice` and `ban` need a model that
+    `why_not` has nothing against, and there are no proposals beside a ban. `mask` is a processor that comes before all
+    others; in the library's loops, before our others.
     """
     with torch.inference_mode():
         if why_not(model, effective_config(model, given)):
             ours = {"logits_processor": [mask, *(given.get("logits_processor") or ())]} if mask else {}
             return model.generate(**{**given, **ours})
-        loop = Loop(given.get("streamer"), proposals, choice, mask)
+        loop = Loop(given.get("streamer"), proposals, choice, mask, ban)
         return model.generate(**_for_own_loop(model, given), custom_generate=loop)
 
 
@@ -143,6 +152,7 @@ class Loop:
     proposals: Proposals | None = None
     choice: RowChoice | None = None
     mask: LogitsProcessor = None
+    ban: Ban | None = None
 
     def __call__(
         self,
@@ -161,6 +171,8 @@ class Loop:
         logits = text.read([])
         if choice.copies > 1:
             logits = text.multiply(logits, choice.copies)
+        if self.ban is not None:
+            choice = self.ban.over(choice, text)
         with library.decoding(model):
             self._decode(text, choice, logits, generation_config.max_length)
         if self.streamer is not None:
@@ -284,6 +296,15 @@ class RowIds:
         """Take back from the cache what is not in the text."""
         self._read = self.ids.shape[-1]
         kv_cache.crop(self.cache, self._read)
+
+    def back(self, length: int) -> None:
+        """Shorten the text; a cache that cannot be cropped is given up, and all of it read again."""
+        self.ids = self.ids[:, :length]
+        if self._read <= length:
+            return
+        self._read = length
+        if self.cache is not None and not (kv_cache.can_crop(self.cache) and kv_cache.crop(self.cache, length)):
+            self.cache, self._read, self._first = None, 0, True
 
     def multiply(self, logits: Tensor, count: int) -> Tensor:
         """Make a text of one row one of many, with a cache of its own; returns logits for all of them."""

@@ -176,6 +176,11 @@ class Meter:
         self._figures.append(own)
         self._likeliest.append((ids, values))
 
+    def rewind(self, count: int, logits: Tensor) -> None:
+        """Go back to the first tokens; `logits`, shape (1, vocab), are those of the next."""
+        del self._figures[count:], self._likeliest[count:]
+        self._rows, self._place = logits, 0
+
     def told(self, token: int | None, text: str) -> None:
         """Take note of the text that a token brought; a last rest belongs to the token before."""
         if token is not None:

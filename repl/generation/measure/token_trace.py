@@ -234,6 +234,10 @@ def continue_record(before: Turn, kept: Sequence[int], done: Reply) -> Reply:
         prompt_ids=before.record.prompt_ids,
         token_ids=(*kept, *done.token_ids),
         taken=tuple(place for place in before.record.taken if place <= len(kept)),
+        taken_back=(
+            *(one for one in before.record.taken_back if one.place <= len(kept)),
+            *(replace(one, place=one.place + len(kept)) for one in done.taken_back),
+        ),
         continued=(*(place for place in before.record.continued if place < len(kept)), len(kept)),
         measures=join_measures(measures, len(kept), done.measures, len(done.token_ids)),
         format=join_costs(before.record.format, len(kept), done.format, len(done.token_ids)),
