@@ -211,8 +211,8 @@ def test_the_parts_stand_below_what_they_share():
     logs = ((-0.1, -0.9), (-0.1, -1.3))
     root = grow(found, BeamSearch((("the", " cat"), ("the", " dog\x1b")), logs, (0.7,)))
     assert rows(SearchTree(2, 2, 1.0, 1, root, (0.7,)), 40) == [
-        "2 beams · mean log-probability · closest",
-        "call 0.7 nats",
+        "2 beams · mean log-probability",
+        "closest call 0.7 nats",
         "the",
         "├──  40.66 %  cat".ljust(29) + "  1  -0.500",
         "└──  27.25 %  dog␛".ljust(29) + "  2  -0.700",
