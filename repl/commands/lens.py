@@ -85,7 +85,7 @@ def lens(
     text: Annotated[str, RestOfLine()] = "",
     *,
     word: Annotated[str, RestOfLine("a word")] = "",
-    top: Annotated[int, Integer(1, 100)] = 3,
+    top: Annotated[int, Integer(1, 100)] = 5,
     at: Annotated[int, Integer(1)] = 0,
 ) -> Task[Lens]:
     """Show the most likely next token after each layer (the logit lens).

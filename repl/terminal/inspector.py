@@ -23,7 +23,7 @@ from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import Inspection, Seen
 from repl.terminal.editor.prompt import EDITOR_ACCENTS, ESCAPE_WAIT_S
 from repl.terminal.inspector_layout import Page, lay_out
-from repl.terminal.screen import palette
+from repl.terminal.screen import palette, shown_theme
 from repl.terminal.token_colours import SHADES, bar, caption, percent, shade
 
 SIDE_COLUMNS = (26, 48)  # columns of the table, at least and at most
@@ -55,11 +55,11 @@ class Inspector:
         self.app: Application[str] = Application(
             layout=Layout(self._container()),
             key_bindings=self._keys(),
-            style=styles(theme),
+            style=styles(shown_theme(theme)),
             full_screen=True,
             input=source,
             output=target,
-            color_depth=ColorDepth.DEPTH_1_BIT if theme == "mono" else None,
+            color_depth=ColorDepth.DEPTH_1_BIT if shown_theme(theme) == "mono" else None,
         )
         self.app.ttimeoutlen = self.app.timeoutlen = ESCAPE_WAIT_S
 

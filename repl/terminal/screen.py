@@ -42,25 +42,20 @@ SHADES = {
 """What is less likely, what is unlikely, and every other token: told apart by colour-blind people too."""
 
 
+def shown_theme(theme: str) -> str:
+    """Return the theme to draw in: the one without colours where the environment asks for none."""
+    return "mono" if "NO_COLOR" in os.environ else theme
+
+
 def palette(theme: str) -> Theme:
     """Return the styles of a theme; shades differ by more than colour."""
-    less, least, band = SHADES["mono" if "NO_COLOR" in os.environ else theme]
+    (less, least, band), accent = SHADES[theme], ACCENTS[theme]
+    styles = {"accent": accent, "quiet": "dim", "special": f"bold {accent}", "band": band, "overruled": "reverse"}
     shades = {"shade1": f"underline {less}", "shade2": f"bold underline {least}", "shade3": f"italic underline {least}"}
-    accent = ACCENTS[theme]
-    return Theme(
-        {
-            "accent": accent,
-            "quiet": "dim",
-            "error": "" if theme == "mono" else "red",
-            "special": f"bold {accent}",
-            "band": band,
-            "overruled": "reverse",
-            **shades,
-        }
-    )
+    return Theme({**styles, **shades, "error": "" if theme == "mono" else "red"})
 
 
-THEME = palette("dark")
+THEME = palette(shown_theme("dark"))
 PICK_HINT = Text.assemble(("/pick N", "accent"), (" selects another answer", "quiet"))
 
 
@@ -248,10 +243,11 @@ class Screen:
 
     def paint(self, theme: str) -> None:
         """Draw in the colours of a theme from now on."""
+        theme = shown_theme(theme)
         self._mono = theme == "mono"
         for console in (self.out, self.err):
             console.push_theme(palette(theme))
-            console.no_color = theme == "mono" or "NO_COLOR" in os.environ
+            console.no_color = self._mono
 
     def space(self) -> None:
         """Leave a line free before the next prompt."""
