@@ -8,6 +8,7 @@ from pathlib import Path
 
 import models
 import pytest
+from fakehub import FakeHub, Fault
 from terminal import LOADED, Terminal
 from typed_lines import kept_lines
 
@@ -69,6 +70,19 @@ def test_a_line_sent_before_anything_is_imported_is_answered(talker: Path, tmp_p
         terminal.keys("hi" + ENTER + "/version" + ENTER)
         terminal.see(HELLO)
         terminal.see(r"hub-repl\s+\d")
+
+
+@pytest.mark.slow
+def test_a_line_typed_during_the_first_load_does_not_wait_for_it(talker: Path, tmp_path: Path) -> None:
+    """Only a message does."""
+    with FakeHub() as hub:
+        hub.add("acme/talker", talker)
+        hub.fault = Fault(on="safetensors", silent=True)
+        with Terminal("acme/talker", home=tmp_path, environment=hub.environment()) as screen:
+            screen.wait(lambda: bool(hub.asked("", "safetensors")))
+            screen.line("/version")
+            screen.see(r"hub-repl\s+\d")
+            assert "starting" not in screen.text()
 
 
 def test_leaving_before_anything_is_imported_is_no_error(talker: Path, tmp_path: Path) -> None:

@@ -206,8 +206,9 @@ class Program:
                 ahead.append(editor.read())
             except EOFError:
                 return False
-            self._wait_for_imports()
-            self.take()
+            if self._shell is None:  # it may have come while the line was typed
+                self._wait_for_imports()
+                self.take()
         return self.shell.interactive(lambda draft: ahead.pop() if ahead else editor.read(draft))
 
     def _wait_for_imports(self) -> None:
