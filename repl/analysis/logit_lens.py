@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 
-from repl.core.errors import Failed, NoMemory, UsageError
+from repl.core.errors import Failed, UsageError
 from repl.core.events import Progress
-from repl.core.explain import is_memory, library_errors, sentence
-from repl.core.jobs import JobContext, strip_traceback
+from repl.core.jobs import JobContext
 from repl.core.library_types import ModelOutput, Module, PreTrainedModel, Tensor
 from repl.generation.interface import Model
 from repl.generation.measure import scoring
 from repl.generation.measure.forward import cancellable_forward, decoder_blocks, input_ids
 from repl.models import reference
-from repl.models.imports import release_memory
 from repl.models.store import ModelInfo
 
 MAX_RELATIVE_GAP = 1e-4  # of the largest logit: how far two ways to the same number may lie apart in float32
@@ -33,15 +31,8 @@ def layer_logits(resident: Model, ids: Sequence[int], emit: JobContext) -> Tenso
     facts = resident.facts
     if facts.context and len(ids) > facts.context:
         raise UsageError(f"the text has {len(ids)} tokens; {facts.id}'s context is {facts.context}")
-    try:
-        with library_errors("the layers cannot be read"):
-            return _read(resident.model, facts, list(ids), emit)
-    except Failed as error:
-        if error.__cause__ is None or not is_memory(error.__cause__):
-            raise
-        words = sentence(strip_traceback(error.__cause__))
-    release_memory()
-    raise NoMemory(f"memory ran out: {words}", *(["/dtype bfloat16"] if facts.dtype == "float32" else []))
+    with scoring.reading_errors(resident, "the layers cannot be read"):
+        return _read(resident.model, facts, list(ids), emit)
 
 
 def _read(model: PreTrainedModel, facts: ModelInfo, ids: list[int], emit: JobContext) -> Tensor:
@@ -58,7 +49,7 @@ def _read(model: PreTrainedModel, facts: ModelInfo, ids: list[int], emit: JobCon
             raise _unsupported(facts, "a whole text gets other logits than a reply does")
         with _instead(blocks[-1], states):
             logits = _last(model, given[:, -1:].repeat(len(states), 1), len(ids) - 1)
-    if not _same(logits[-1], own, model.dtype):
+    if not reference.same_logits(logits[-1], own, model.dtype, MAX_RELATIVE_GAP):
         raise _unsupported(facts, "its last layer's hidden state, read like the others, is not what the model says")
     logits[-1] = own
     return logits
@@ -137,9 +128,3 @@ def _instead(block: Module, states: Tensor) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def _same(one: Tensor, other: Tensor, dtype: object) -> bool:
-    """Tell whether two rows of logits are the same number for number, up to how a dtype rounds."""
-    most = float(other.abs().max())
-    return bool((one - other).abs().max() <= max(MAX_RELATIVE_GAP, 4 * torch.finfo(dtype).eps) * max(1.0, most))

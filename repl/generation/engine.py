@@ -467,20 +467,9 @@ class ReplyRun:
 
 
 def describe_model(facts: ModelInfo, settings: Settings) -> ModelRecord:
-    """Return the model of a record."""
-    return ModelRecord(
-        id=facts.id,
-        revision=settings.load.revision,
-        commit=facts.commit,
-        dtype=facts.dtype,
-        device_map=dict(facts.device_map),
-        quantization=facts.quantization,
-        adapter=facts.adapter,
-        parameters=facts.parameters,
-        context=facts.context,
-        bytes=facts.bytes,
-        touched=facts.touched,
-    )
+    """Return the model of a record: of what is known of a loaded one, what has a field there."""
+    known = {name: getattr(facts, name) for name in ModelRecord.__slots__ if hasattr(facts, name)}
+    return ModelRecord(revision=settings.load.revision, **known)
 
 
 @cache

@@ -4,17 +4,14 @@ import copy
 import importlib.util
 import itertools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
-from repl.core import library
 from repl.core.errors import BadModel, MissingExtra, ReplError
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedModel
-from repl.core.settings import Load
 from repl.hub import locate
 from repl.hub.model_files import cut_name, read_json
 from repl.hub.weight_headers import Tensor, read_header
@@ -61,18 +58,6 @@ class BaseModel:
     unexpected: tuple[str, ...] = ()
     touched: bool = False
     """A user may have changed it in /python."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bases:
-    """The models in memory that an adapter may be put on without reading them again."""
-
-    known: "WeakValueDictionary[Load, BaseModel]" = field(default_factory=WeakValueDictionary)
-
-    def take(self, bare: Load, adapter: str) -> BaseModel | None:
-        """Return the base of a load without its adapter; the adapter it served last means to load it again."""
-        base = self.known.get(bare)
-        return base if base and base.served != adapter and not library.offloaded(base.model) else None
 
 
 def find_adapter(adapter: Adapter, emit: JobContext, offline: bool) -> Path:

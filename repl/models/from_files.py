@@ -67,10 +67,16 @@ def _options(load: Load, found: locate.LocalModel, form: str) -> dict[str, Any]:
 
 def auto_class(config: PreTrainedConfig) -> Any:
     """Return the library's class that loads a config: for causal models, else for those that also see images."""
-    kind, remote = type(config), "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    seeing = kind not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
-    seeing = seeing and kind in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    return AutoModelForImageTextToText if seeing and not remote else AutoModelForCausalLM
+    remote, (causal, seeing) = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}), _classes(config)
+    return AutoModelForImageTextToText if seeing and not (causal or remote) else AutoModelForCausalLM
+
+
+def _classes(config: PreTrainedConfig) -> tuple[Any, Any]:
+    """Return the library's own classes of a model: for text, and for images and text; None where there is none."""
+    mappings = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    found = (mapping.get(type(config), None) for mapping in mappings)
+    causal, seeing = (kind[0] if isinstance(kind, tuple | list) else kind for kind in found)
+    return causal, seeing
 
 
 def auto_name(place: Path) -> str:
@@ -84,16 +90,10 @@ def auto_name(place: Path) -> str:
     return "AutoModelForImageTextToText" if seeing else "AutoModelForCausalLM"
 
 
-def _seeing_class(config: PreTrainedConfig) -> Any:
-    """Return the library's class for images and text where a config could be loaded by either; else None."""
-    causal, seeing = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    either = type(config) in causal and type(config) in seeing and causal[type(config)] is not seeing[type(config)]
-    return AutoModelForImageTextToText if either else None
-
-
 def require_text_model(config: PreTrainedConfig) -> None:
     """Refuse a model that does not answer text alone, token by token; raises `BadModel`."""
-    if (kind := _class(config)) is None:
+    causal, seeing = _classes(config)
+    if (kind := causal or seeing) is None:
         return
     name = kind.__name__
     if "default_language" in vars(config) and config.default_language is None:
@@ -106,14 +106,6 @@ def require_text_model(config: PreTrainedConfig) -> None:
     given = inspect.signature(kind.generate).parameters.values()
     if any(each.name.startswith("pixel") and each.default is each.empty for each in given):
         raise BadModel(f"{name} needs an image with every message, and a conversation here is text alone")
-
-
-def _class(config: PreTrainedConfig) -> Any:
-    """Return the class of the model itself; None for one that is not the library's own."""
-    for mapping in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
-        if (kind := mapping.get(type(config), None)) is not None:
-            return kind[0] if isinstance(kind, tuple | list) else kind
-    return None
 
 
 def load_tokenizer(found: locate.LocalModel, load: Load, emit: JobContext) -> PreTrainedTokenizerBase:
@@ -158,14 +150,14 @@ def load_weights(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Read the weights into a model; returns it with the library's report on tensors."""
     with emit.uninterruptible():
-        _class(config)  # imports the model's own code
+        causal, seeing = _classes(config)  # imports the model's own code
     emit(Progress("read weights"))
-    kind, other = auto_class(config), _seeing_class(config)
     with log.follow_bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
         options = {"config": config, "output_loading_info": True, **_options(load, found, form)}
-        read, report = kind.from_pretrained(str(found.folder), **options)
-        if report["missing_keys"] and other:  # emu3: the class for text alone finds nothing under its names
-            read, report = other.from_pretrained(str(found.folder), **options)
+        read, report = auto_class(config).from_pretrained(str(found.folder), **options)
+        if report["missing_keys"] and causal and seeing not in (None, causal):
+            # emu3: the class for text alone finds nothing under its names
+            read, report = AutoModelForImageTextToText.from_pretrained(str(found.folder), **options)
     emit(Progress("place"))
     return read, report
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from transformers import GenerationConfig
 
@@ -21,7 +22,7 @@ from repl.hub.consent import Consents
 from repl.hub.validate import NeedsCode
 from repl.hub.weight_headers import Weights
 from repl.models import adapters, device_map, from_files, imports, model_config, packed_linear, quantization
-from repl.models.adapters import Adapter, Bases
+from repl.models.adapters import Adapter, BaseModel
 from repl.models.memory import estimate, fit
 from repl.models.memory.available import measure_rooms
 from repl.models.store import LoadedModel, MakeRoom, ModelInfo, R
@@ -30,7 +31,8 @@ SILENT_FIELDS = ("transformers_version", "use_cache", "output_attentions", "outp
 """Fields of a generation config that say nothing about the text."""
 
 
-BASES = Bases()
+BASES: WeakValueDictionary[Load, BaseModel] = WeakValueDictionary()
+"""The models in memory that an adapter may be put on without reading them again, by their loads without one."""
 
 
 def load_model(
@@ -51,8 +53,9 @@ def load_model(
     over = adapters.find_adapter(adapter, emit, offline) if adapter.name else None
     bare = replace(load, adapter="none")
     with _translated(load):
-        base = None if adapter.merge else BASES.take(bare, load.adapter)
-        base = base or _bare(load, emit, offline, make_room, consents or Consents())
+        base = None if adapter.merge else BASES.get(bare)
+        if base is None or base.served == load.adapter or library.offloaded(base.model):
+            base = _bare(load, emit, offline, make_room, consents or Consents())
         base.served, base.bytes = load.adapter, base.bytes or base.model.get_memory_footprint()
         model = base.model
         if over and adapter.merge:
@@ -62,13 +65,13 @@ def load_model(
         if over and adapter.merge and quantization.packs_after_load(load):
             base.packing = _packed(model, load, emit)
     if not adapter.merge:
-        BASES.known[bare] = base
+        BASES[bare] = base
     facts = _facts(load, base, model, began)
     paths_of_modules = tuple(name for name, _ in model.named_modules() if name)
     return LoadedModel(load, facts, model.eval(), base.tokenizer, make_runtime(), paths_of_modules, base)
 
 
-def _bare(load: Load, emit: JobContext, offline: bool, make_room: MakeRoom, consents: Consents) -> adapters.BaseModel:
+def _bare(load: Load, emit: JobContext, offline: bool, make_room: MakeRoom, consents: Consents) -> BaseModel:
     """Read a model from its files; an adapter to be merged comes before packing, every other after it."""
     device_map.placement_options(load)  # a device that is not there needs no model to be found
     found = _find(load, emit, offline)
@@ -86,7 +89,7 @@ def _bare(load: Load, emit: JobContext, offline: bool, make_room: MakeRoom, cons
         later = not quantization.packs_after_load(load) or Adapter.of(load.adapter).merge
         packing = None if later else _packed(model, load, emit)
     unexpected = tuple(sorted(report.get("unexpected_keys") or ()))
-    return adapters.BaseModel(model, tokenizer, found, weights, packing, unexpected=unexpected)
+    return BaseModel(model, tokenizer, found, weights, packing, unexpected=unexpected)
 
 
 def _packed(model: PreTrainedModel, load: Load, emit: JobContext) -> packed_linear.Packing:
@@ -133,7 +136,7 @@ def _builtin(emit: JobContext, offline: bool) -> Path:
     return made
 
 
-def _facts(load: Load, base: adapters.BaseModel, model: PreTrainedModel, began: float) -> ModelInfo:
+def _facts(load: Load, base: BaseModel, model: PreTrainedModel, began: float) -> ModelInfo:
     found, weights, tokenizer = base.found, base.weights, base.tokenizer
     config = model_config.text_config(model.config)
     places, own = device_map.read_device_map(model), _base(model)

@@ -172,8 +172,7 @@ def is_plain_kv(model: PreTrainedModel) -> bool:
 
 def _simple(layer: CacheLayerMixin) -> bool:
     """Tell whether a layer holds keys and values by position and nothing else."""
-    dummy = getattr(cache_utils, "DummyLayer", cache_utils.DynamicLayer)
-    return type(layer) in (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer, dummy)
+    return type(layer) in (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer, cache_utils.DummyLayer)
 
 
 def _measured(layer: CacheLayerMixin) -> bool:

@@ -69,7 +69,7 @@ def next_logits(resident: Model, ids: Sequence[int], emit: JobContext, shared: b
 def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> Tensor:
     model = resident.model
     given = input_ids(model, ids)
-    with _told(resident), cancellable_forward(model, emit.raise_if_cancelled):
+    with reading_errors(resident), cancellable_forward(model, emit.raise_if_cancelled):
         if reading_way(model, given) == "none":
             return _checked(resident.facts, len(ids), reference.reference_logits(model, given)[None])[0]
     [(_, rows)] = _read(resident, ids, len(ids), emit, chunk_tokens(model), shared)
@@ -120,11 +120,11 @@ def _read(
         raise UsageError(f"the text has {len(fed)} tokens; {facts.id}'s context is {facts.context}")
     kept = resident.runtime.kv_cache if shared else PrefixCache()
     ids = input_ids(model, fed)
-    with _told(resident), cancellable_forward(model, emit.raise_if_cancelled):
+    with reading_errors(resident), cancellable_forward(model, emit.raise_if_cancelled):
         if reading_way(model, ids) == "none":
             said = "gives a whole text other logits than the same text token by token, so no text can be scored"
             raise Failed(f"{facts.architecture} {said}")
-    with _told(resident), kept.lend(model, config, ids[:, :first], lambda: fed) as (past, reused):
+    with reading_errors(resident), kept.lend(model, config, ids[:, :first], lambda: fed) as (past, reused):
         cache = past.get(library.cache_name())
         steps = cache is not None and can_reuse(model, config, len(fed)) and kept.may_go_on(model, cache, ids)
         read = (
@@ -174,10 +174,10 @@ def _last_rows(model: PreTrainedModel, ids: Tensor, count: int, emit: JobContext
 
 
 @contextmanager
-def _told(resident: Model) -> Iterator[None]:
+def reading_errors(resident: Model, what: str = "the text cannot be read") -> Iterator[None]:
     """Say in one sentence what the library raises, and give memory back when it ran out."""
     try:
-        with library_errors("the text cannot be read"):
+        with library_errors(what):
             yield
         return
     except Failed as error:

@@ -187,16 +187,11 @@ def collect_measures(tokens: Sequence[Seen]) -> TokenLogprobs:
     )
 
 
-def cut_measures(found: TokenLogprobs, count: int) -> TokenLogprobs:
-    """Return the measures of the first tokens."""
-    return replace(found, **{name: getattr(found, name)[:count] for name in COLUMNS})
-
-
 def join_measures(one: TokenLogprobs, first: int, other: TokenLogprobs, second: int) -> TokenLogprobs:
-    """Return the measures of two texts in a row, of so many tokens; nothing where one of them was not measured."""
+    """Return the measures of the `first` tokens of one text and all `second` of another; nothing where some lack."""
     if (first and not one.logprobs) or (second and not other.logprobs):
         return TokenLogprobs()
-    columns = {name: getattr(one, name) + getattr(other, name) for name in COLUMNS}
+    columns = {name: getattr(one, name)[:first] + getattr(other, name) for name in COLUMNS}
     return TokenLogprobs(texts=one.texts | other.texts, **columns)
 
 
@@ -227,7 +222,7 @@ def record_fields(raw: str, parts: Parts) -> dict[str, Any]:
 def continue_record(before: Turn, kept: Sequence[int], done: Reply) -> Reply:
     """Return the record of a reply that went on from the `kept` ids of another as one reply."""
     assert before.record is not None
-    raw, measures = before.text + done.raw, cut_measures(before.record.measures, len(kept))
+    raw = before.text + done.raw
     return replace(
         done,
         **record_fields(raw, done.parts if before.role == "assistant" else Parts(answer=raw)),
@@ -239,6 +234,6 @@ def continue_record(before: Turn, kept: Sequence[int], done: Reply) -> Reply:
             *(replace(one, place=one.place + len(kept)) for one in done.taken_back),
         ),
         continued=(*(place for place in before.record.continued if place < len(kept)), len(kept)),
-        measures=join_measures(measures, len(kept), done.measures, len(done.token_ids)),
+        measures=join_measures(before.record.measures, len(kept), done.measures, len(done.token_ids)),
         format=join_costs(before.record.format, len(kept), done.format, len(done.token_ids)),
     )

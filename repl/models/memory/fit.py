@@ -53,9 +53,8 @@ def check_fits(weights: Weights, config: PreTrainedConfig, load: Load, rooms: Se
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """A load that takes less or has more: what is changed, the line that loads it so, and what is needed then."""
+    """A load that takes less or has more: the line that loads it so, and what is needed then."""
 
-    change: dict[str, str]
     load: Load
     line: str
     needs: Needs
@@ -65,7 +64,7 @@ def remedies(weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequ
     """Yield everything that could be changed about a load where memory does not suffice, the smallest change first."""
     for change in load_changes(weights, load, rooms):
         changed = replace(load, **change)
-        yield Remedy(change, changed, load_line(load, change), estimate.estimate_needs(weights, config, changed))
+        yield Remedy(changed, load_line(load, change), estimate.estimate_needs(weights, config, changed))
 
 
 def load_changes(weights: Weights, load: Load, rooms: Sequence[Room]) -> Iterator[dict[str, Any]]:
