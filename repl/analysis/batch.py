@@ -252,7 +252,8 @@ class ServedPrompts:
         finally:
             side.close()
 
-    def _ask(self, side: Remote, prompt: Prompt) -> Answered | BaseException:
+    def _ask(self, side: Remote, prompt: Prompt, again: bool = True) -> Answered | BaseException:
+        """Ask once; a second time where the server broke off."""
         try:
             if prompt.problem is not None:
                 raise prompt.problem
@@ -260,7 +261,8 @@ class ServedPrompts:
         except Unreachable as error:  # no line's fault: the others would fare no better
             return error
         except ReplError as error:
-            return Answered(prompt, problem=error)
+            broke_off = again and isinstance(error, Failed) and "/retry" in error.hints
+            return self._ask(side, prompt, again=False) if broke_off else Answered(prompt, problem=error)
         except Exception as error:  # a bug of ours must not leave the job waiting
             return error
         if done.finish == "cancelled":

@@ -2,16 +2,23 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import models
 import pytest
 from driving import ask, finish, opened, refused, run
+from fakeserver import HOLD, Answer, FakeServer, chat
 
 from repl.analysis.prompt_file import Results
 from repl.commands import registry
 from repl.core.errors import Cancelled, Failed, ReplError
 from repl.core.events import Progress
+from repl.core.jobs import Worker
+from repl.core.settings import Settings
+from repl.generation.interface import Runtime
+from repl.models.store import Store
+from repl.session.session import Session
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "while", "seven", "wizards", "box", "France"]
 
@@ -365,3 +372,79 @@ def test_a_row_that_fails_does_not_take_the_others_along(llama_folder, tmp_path)
         (4, False),
         (5, True),
     ]
+
+
+# servers
+
+
+class Echo(FakeServer):
+    """Answers a message with itself, the first ones slowly; `most` is how many it answered at once."""
+
+    most = under_way = 0
+
+    def _next(self, asked):
+        if asked.method == "GET":
+            return self.listed
+        text = asked.body["messages"][-1]["content"]
+        return replace(chat(text), silent=0.3 if text.endswith(("0", "3")) else 0.01)
+
+    def _answer(self, connection, answer):
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        super()._answer(connection, answer)
+        self.under_way -= 1
+
+
+@pytest.fixture
+def remote_session():
+    made = Session(Settings(), Store(Runtime, offline=True), Worker())
+    yield made
+    made.close()
+
+
+def test_a_server_gets_several_requests_at_once_and_answers_come_in_order(remote_session, tmp_path):
+    """With the settings of each line; a line that is wrong has its place too."""
+    lines = [{"prompt": f"say {number}", "id": number, "max_new_tokens": number + 1} for number in range(20)]
+    file, out = written(tmp_path / "in.jsonl", *lines[:7], b"{no\n", *lines[7:]), tmp_path / "out.jsonl"
+    with Echo() as server:
+        run(remote_session, f"/connect {server.host}", "/system Be brief.")
+        with pytest.raises(Failed, match="20 of 21 prompts answered · 1 failed, first line 8"):
+            run(remote_session, f"/batch {file} {out} --parallel 4")
+        bodies = {body["messages"][-1]["content"]: body for body in server.sent}
+    found = read(out)
+    assert [record["line"] for record in found] == [*range(1, 22)]
+    assert [record.get("text") for record in found] == [None if n == 7 else f"say {n - (n > 7)}" for n in range(21)]
+    assert 2 <= server.most <= 4
+    assert {body["max_tokens"] for body in bodies.values()} == {*range(1, 21)}
+    assert bodies["say 3"]["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert found[0]["usage"]["completion"] == 1
+
+
+def test_a_server_that_goes_away_ends_it_and_the_rest_can_be_made_later(remote_session, tmp_path):
+    """No line is called failed for that; what was answered is kept."""
+    file, out = written(tmp_path / "in.jsonl", *prompts(40)), tmp_path / "out.jsonl"
+    server = Echo()
+    with server:
+        run(remote_session, f"/connect {server.host}")
+        task = registry.parse_line(f"/batch {file} {out} --parallel 2").run(remote_session)
+
+        def leave(event):
+            if isinstance(event, Progress) and event.done == 4:
+                server.__exit__()
+
+        with pytest.raises(ReplError, match="no server answers at"):
+            finish(task, leave)
+    made = read(out)
+    assert 4 <= len(made) < 40
+    assert not [record for record in made if "error" in record]
+
+
+def test_a_cancel_stops_requests_that_are_under_way(remote_session, tmp_path):
+    """What is made is kept, and the server is not waited for."""
+    file, out = written(tmp_path / "in.jsonl", *prompts(6)), tmp_path / "out.jsonl"
+    with FakeServer(chat("one"), chat("two"), Answer([HOLD])) as server:
+        run(remote_session, f"/connect {server.host}")
+        task = registry.parse_line(f"/batch {file} {out} --parallel 3").run(remote_session)
+        with pytest.raises(Cancelled):
+            finish(task, lambda event: task.job.cancel() if getattr(event, "done", 0) == 2 else None)
+    assert len(read(out)) == 2
