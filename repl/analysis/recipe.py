@@ -14,6 +14,7 @@ from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.parts import Parts
 from repl.core.reply import Reply
+from repl.core.reply_format import JSON_OPTIONS, parse_format
 from repl.core.sanitize import clean_line
 from repl.generation.prompt.chat_template import Template, fold_system_text
 from repl.generation.prompt.reply_parser import AnyMessage, marking_tokens
@@ -25,6 +26,30 @@ LEADING_NAMES = (*LENGTH_LIMITS, "num_beams", "do_sample")  # the order in which
 FORM = ("return_dict_in_generate", "output_")  # beginnings of fields that only change the form of what comes back
 OBJECTS = {"compile_config": "CompileConfig", "watermarking_config": "WatermarkingConfig"}
 """Fields of the generation config that hold an object, with its class."""
+FORM_CODE = '''
+class Form(LogitsProcessor):
+    """Lets only tokens through that a grammar allows."""
+
+    def __init__(self, grammar, start, begun=()):
+        ends = model.generation_config.eos_token_id
+        wrapped = hf.from_tokenizer(tokenizer, eos_token=[ends] if isinstance(ends, int) else ends)
+        self.matcher, self.start = llguidance.LLMatcher(wrapped, grammar), start
+        for ids in begun:  # what the reply begins with, where that fits the form
+            if self.matcher.try_consume_tokens(ids) == len(ids):
+                break
+            self.matcher = llguidance.LLMatcher(wrapped, grammar)
+
+    def __call__(self, ids, scores):
+        allowed = torch.zeros_like(scores, dtype=torch.bool)
+        for row, made in enumerate(ids[:, self.start :].tolist()):
+            matcher = self.matcher.deep_copy()
+            matcher.consume_tokens(made)
+            mask = torch.frombuffer(bytearray(matcher.compute_bitmask()), dtype=torch.uint8)
+            bits = (mask[:, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten()[: scores.shape[1]]
+            allowed[row, : len(bits)] = bits.bool().to(scores.device)
+        return scores.masked_fill(~allowed, -torch.inf)
+'''.strip().splitlines()
+"""What holds a reply to its form."""
 QUANTIZATION_CODE = {
     "8bit": "BitsAndBytesConfig(load_in_8bit=True)",
     "4bit": 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")',
@@ -185,12 +210,15 @@ def write_script(turn: Turn, source: ModelSource, form: PromptForm, tokenizer: P
     names = [source.kind, "AutoTokenizer"]
     names += ["BitsAndBytesConfig"] if quantized else ["GgufConfig"] if source.gguf_file else []
     names += [kind for name, kind in OBJECTS.items() if record.given.get(name)]
-    adapted = ["from peft import PeftModel"] if record.load.get("adapter", "none") != "none" else []
+    names += ["LogitsProcessor"] if record.format else []
+    adapted = ["import llguidance", "from llguidance import hf"] if record.format else []
+    adapted += ["from peft import PeftModel"] if record.load.get("adapter", "none") != "none" else []
     imports = ["import torch", *adapted, f"from transformers import {', '.join(sorted(names))}"]
     blocks = [
         [*_remarks(turn, record, form), *imports],
         _loading(record, source, quantized),
-        [*_inputs(form), *_generating(record), *_printing(turn, record, tokenizer)],
+        *([["", *FORM_CODE, ""]] if record.format else []),
+        [*_inputs(form), *_form(record), *_generating(record), *_printing(turn, record, tokenizer)],
     ]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
@@ -290,10 +318,33 @@ def _message(said: AnyMessage) -> str:
     return f'{{\n        "role": {literal(said["role"])},\n        "content": ({told}\n        ),\n    }}'
 
 
+def _form(record: Reply) -> list[str]:
+    """Return the lines that make what holds the reply to its form."""
+    if record.format is None:
+        return []
+    form, made = parse_format(record.decode["format"]), last_call(record)[0][len(record.prompt_ids) :]
+    if form.kind == "json_schema":
+        call = "grammar = llguidance.LLMatcher.grammar_from_json_schema"
+        grammar = _call(call, literal(form.body), overrides=literal(JSON_OPTIONS))
+    else:
+        grammar = f"grammar = llguidance.grammar_from({literal(form.kind)}, {literal(form.body)})"
+    words = ["grammar", 'inputs["input_ids"].shape[1]']
+    if record.prefill or made:
+        encode = _call("tokenizer.encode", literal(record.prefill), add_special_tokens="False")
+        return [
+            grammar,
+            f"begun, made = {encode}, {literal(list(made))}",
+            _call("form = Form", *words, "[begun + made, made]"),
+        ]
+    return [grammar, _call("form = Form", *words)]
+
+
 def _generating(record: Reply) -> list[str]:
     values = {name: literal(value) for name, value in generate_arguments(record).items()}
     for name in OBJECTS.keys() & values.keys():
         values[name] = f"{OBJECTS[name]}(**{values[name]})"
+    if record.format:
+        values["logits_processor"] = "[form]"
     if values.keys() & {"stop_strings", "token_healing"}:  # the library looks at text then
         values["tokenizer"] = "tokenizer"
     if record.taken_back:

@@ -35,6 +35,8 @@ KEYWORDS = {
 GRAMMAR_FILES = (".lark", ".gbnf", ".ebnf")
 MAX_FILE_BYTES = 2**20
 MAX_DEPTH = 50  # of lists and objects in one another
+JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+"""One way to write JSON, that of Python: with free space small models put in lines without end."""
 EXAMPLES = ("/format name, age int, tags [string]", "/format schema.json", "/format /[0-9]{4}/", "/format json")
 FIELD = re.compile(r"\s*(?P<name>[\w-]+|\"[^\"]+\")\s*")
 WORD = re.compile(r"\s*([A-Za-z]+)\s*")

@@ -58,6 +58,9 @@ PLAIN = {
     "beams": Case(["/beams 4 length_penalty=0.5 early_stopping=on", "/max 12"], "def count("),
     "one of several beams": Case(["/beams 3", "/max 9"]),
     "sampled": Case(["/sample temperature=0.9 top_k=20", "/seed 7", "/max 20"]),
+    "a form": Case(["/format name: ab|cd, ok bool", "/max 60"]),
+    "a form, sampled": Case(["/format /[0-9]{3}-[ab]/", "/sample temperature=2", "/seed 7", "/max 20"]),
+    "a form, beams": Case(["/format kind: ab|cd", "/beams 3", "/max 60"]),
     "min_p": Case(["/sample min_p=0.05 top_k=0", "/seed 11", "/max 20"], "Grüße aus"),
     "several samples": Case(["/sample", "/seed 3", "/num_return_sequences 3", "/max 10"]),
     "sampled beams": Case(["/beams 3", "/do_sample on", "/seed 5", "/max 8"]),
@@ -133,6 +136,9 @@ def book(tmp_path_factory, gpt2_folder, llama_folder, metaspace_folder) -> Book:
         taken(session, book, CHAT)
         run(session, "/mode chat", "/clear", "/prefill Well,", "/max 5", "Go on", "/continue")
         book.add(session, "continued")
+        run(session, "/clear", '/prefill {"k', "/format kind: ab|cd, ok bool", "/max 5", "Go on", "/max 60", "/continue")
+        book.add(session, "continued form")
+        run(session, "/reset", "/max 5")
         run(session, "/overflow drop_oldest", "/max 12", f"A {'long ' * 60}tale", f"Another {'long ' * 90}one", "End")
         run(session, f"Another {'very long ' * 60}one", "End")
         assert session.last.record.dropped
@@ -154,7 +160,7 @@ def made(book) -> dict[str, tuple[list[list[int]], str]]:
     return json.loads(child("-c", BATCH, book.folder))
 
 
-OTHERS = ["picked", "continued text", "stopped", "continued", "dropped"]
+OTHERS = ["picked", "continued text", "stopped", "continued", "continued form", "dropped"]
 NAMES = [*PLAIN, *CHAT, *SENTENCES, *OTHERS]
 
 

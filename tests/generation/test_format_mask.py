@@ -13,7 +13,7 @@ from driving import ask, bare, drawn, opened, refused, run
 from repl.analysis.why import Why
 from repl.core.errors import Failed, MissingExtra, UsageError
 from repl.core.reply import Reply
-from repl.core.reply_format import parse_format
+from repl.core.reply_format import JSON_OPTIONS, parse_format
 from repl.generation.decode import format_mask
 from repl.generation.decode.drafters import Drafting
 from repl.session.session import Session
@@ -111,7 +111,7 @@ def test_the_price_is_what_the_whole_vocabulary_says(llama_folder, lines: list[s
     assert done.format is not None
     model, tokenizer = bare(llama_folder)
     wrapped = hf.from_tokenizer(tokenizer, eos_token=model.generation_config.eos_token_id)
-    grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=format_mask.JSON_OPTIONS)
+    grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_OPTIONS)
     matcher, ids = llguidance.LLMatcher(wrapped, grammar), [*done.prompt_ids]
     for place, token in enumerate(done.token_ids, 1):
         with torch.no_grad():

@@ -16,14 +16,12 @@ from repl.core import decoding
 from repl.core.errors import Failed, MissingExtra, UsageError
 from repl.core.library_types import GenerationConfig, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import FormatCost, Reply
-from repl.core.reply_format import Format, parse_format
+from repl.core.reply_format import JSON_OPTIONS, Format, parse_format
 from repl.generation.interface import Model, Request
 from repl.generation.measure.token_text import round_figures, token_text
 from repl.generation.prompt.reply_parser import TAIL_TOKENS, reply_form, silent_tokens
 
 UNSUPPORTED, QUOTE = re.compile(r"Unimplemented keys: \[(.*)\]"), '"'
-JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
-"""One way to write JSON, that of Python: with free space small models put in lines without end."""
 LIMITS = {"max_lexer_states": 50_000, "step_lexer_fuel": 500_000, "verbose_errors": False}
 """Of llguidance where its own are wide: a state takes up to 2 kB, 14,000 units of fuel a millisecond."""
 

@@ -228,6 +228,7 @@ def continue_record(before: Turn, kept: Sequence[int], done: Reply) -> Reply:
         **record_fields(raw, done.parts if before.role == "assistant" else Parts(answer=raw)),
         prompt_ids=before.record.prompt_ids,
         token_ids=(*kept, *done.token_ids),
+        prefill=before.record.prefill,
         taken=tuple(place for place in before.record.taken if place <= len(kept)),
         taken_back=(
             *(one for one in before.record.taken_back if one.place <= len(kept)),
