@@ -136,7 +136,9 @@ def book(tmp_path_factory, gpt2_folder, llama_folder, metaspace_folder) -> Book:
         taken(session, book, CHAT)
         run(session, "/mode chat", "/clear", "/prefill Well,", "/max 5", "Go on", "/continue")
         book.add(session, "continued")
-        run(session, "/clear", '/prefill {"k', "/format kind: ab|cd, ok bool", "/max 5", "Go on", "/max 60", "/continue")
+        run(
+            session, "/clear", '/prefill {"k', "/format kind: ab|cd, ok bool", "/max 5", "Go on", "/max 60", "/continue"
+        )
         book.add(session, "continued form")
         run(session, "/reset", "/max 5")
         run(session, "/overflow drop_oldest", "/max 12", f"A {'long ' * 60}tale", f"Another {'long ' * 90}one", "End")
