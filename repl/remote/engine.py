@@ -18,7 +18,7 @@ from repl.core.reply import Reply, ServedModel, TokenLogprobs, Usage
 from repl.core.settings import Decode, Settings, short_id
 from repl.core.values import Number
 from repl.generation.interface import Request
-from repl.generation.measure.token_trace import require_record
+from repl.generation.measure.token_trace import record_fields, require_record
 from repl.generation.prompt import context_window
 from repl.remote.address import Address
 from repl.remote.dialects import Dialect, Listing, confirm, dialect_of, read_list
@@ -204,17 +204,13 @@ class Remote:
         found = parts.read_parts(lead + done.raw)
         return replace(
             done,
-            raw=lead + done.raw,
-            text=found.answer,
-            thinking=found.thinking,
-            tool_calls=found.tool_calls,
+            **{**record_fields(lead + done.raw, found), "begun": record.begun},
             prompt_ids=prompt,
             token_ids=(*ids, *done.token_ids) if done.token_ids else (),
             usage=Usage(len(prompt), done.usage.reused, len(ids) + done.usage.completion),
             measures=TokenLogprobs(),
             system=record.system,
             prefill=record.prefill,
-            begun=record.begun,
         )
 
     def _prompt(self, request: Request, emit: JobContext) -> tuple[int, ...]:
@@ -279,9 +275,6 @@ class Remote:
             try:
                 for event in self.wire.stream(heard.path, heard.body(), emit):
                     heard.take(event)
-                    if heard.endless:
-                        emit(Notice(f"{self.host} went on past max_new_tokens and was stopped"))
-                        break
                 return heard.end()
             except Refusal as refused:
                 if heard.begun:
@@ -336,8 +329,8 @@ class Remote:
 
     def _fit(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
         """Make prompt and reply fit into the context: fewer tokens of the reply, else the oldest messages left out."""
-        asked, limit = heard.request.settings.decode.max_new_tokens, refused.error.context
-        room = limit - refused.error.prompt if refused.error.prompt else 0
+        asked, limit = heard.request.settings.decode.max_new_tokens, refused.context
+        room = limit - refused.prompt if refused.prompt else 0
         scarce = room < min(asked or 0, limit // MIN_CONTEXT_SHARE)
         if scarce and heard.shorten():
             return True

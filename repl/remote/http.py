@@ -18,10 +18,11 @@ import httpx2
 
 from repl.core.errors import Failed, ReplError, Unreachable
 from repl.core.explain import sentence
+from repl.core.format import shortened
 from repl.core.jobs import JobContext, stream_from_thread
 from repl.remote.address import Address
 from repl.remote.protocol import END
-from repl.remote.refusals import Refusal, one_line, read_error, read_event_error
+from repl.remote.refusals import Refusal, read_event_error
 
 CONNECT_TIMEOUT_S = 10.0  # seconds for a connection to come about
 ANSWER_TIMEOUT_S = 20.0  # seconds for an answer that is no stream
@@ -77,7 +78,7 @@ class ServerConnection:
         with self._request("POST", self.where.url + path, body, emit) as (said, pieces):
             kind = said.partition(";")[0].strip().lower()
             if kind not in (STREAM, "application/json"):
-                raise self._stranger(one_line(kind, 40) or "no content type")
+                raise self._stranger(shortened(kind, 40) or "no content type")
             for name, data in read_events(pieces) if kind == STREAM else [("", read_bounded(pieces))]:
                 if data.strip() == "[DONE]":
                     yield END
@@ -89,8 +90,8 @@ class ServerConnection:
             found = json.loads(data)
         except (ValueError, RecursionError) as error:
             if data.startswith('{"error": "'):  # `transformers serve` writes it without escapes
-                raise Refusal(0, read_error(self._clean(data[11:].removesuffix('"}')))) from error
-            shown = one_line(self._clean(data), 60)
+                raise Refusal(0, self._clean(data[11:].removesuffix('"}'))) from error
+            shown = shortened(self._clean(data), 60)
             raise Failed(f"{self.where.host} sent an event that is not JSON: {shown!r}", "/retry") from error
         if not isinstance(found, dict):
             raise Failed(f"{self.where.host} sent an event that is no object", "/retry")
@@ -128,12 +129,12 @@ class ServerConnection:
 
     def _accept(self, head: httpx2.Response, pieces: Iterator[bytes]) -> None:
         if 300 <= head.status_code < 400:
-            goes = one_line(self._clean(head.headers.get("location", "")), 80)
+            goes = shortened(self._clean(head.headers.get("location", "")), 80)
             to = f" to {goes}" if goes else ""
             raise Failed(f"{self.where.host} redirects{to}; redirects are not followed", "/connect URL")
         if head.status_code >= 400:
             body = self._clean(read_bounded(pieces, MAX_ERROR_BYTES))
-            raise Refusal(head.status_code, read_error(body), head.headers.get("retry-after", ""))
+            raise Refusal(head.status_code, body, head.headers.get("retry-after", ""))
 
     def _stranger(self, what: str) -> ReplError:
         return Failed(f"{self.where.host} does not speak the OpenAI protocol: it answers {what}", "/connect URL")

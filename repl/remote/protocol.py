@@ -2,9 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from repl.core import decoding
@@ -128,51 +127,39 @@ class StreamedToken:
 def read_tokens(text: str, given: object, number: TokenNumber) -> list[StreamedToken]:
     """Return a piece of text as tokens with their log-probabilities, as far as the server gives them."""
     try:
-        entries = list(read_logprobs(given, number)) if isinstance(given, Mapping) else []
+        found = list(read_logprobs(given, number)) if isinstance(given, Mapping) else []
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):  # of another form
-        entries = []
-    if not entries:
+        found = []
+    if not found:
         return [StreamedToken(Token(text), text)] if text else []
-    whole = "".join(entry.name for entry in entries) == text
+    whole = "".join(one.name for one in found) == text
     # their texts are not always the very text: characters that tokens share, special tokens
-    texts = [entry.name for entry in entries] if whole else [""] * (len(entries) - 1) + [text]
-    return [
-        StreamedToken(Token(piece, known_id(one.number), one.token.logprob, None, one.token.top), one.name, one.number)
-        for piece, one in zip(texts, entries, strict=True)
-    ]
+    texts = [one.name for one in found] if whole else [""] * (len(found) - 1) + [text]
+    return [replace(one, token=replace(one.token, text=piece)) for piece, one in zip(texts, found, strict=True)]
 
 
 def read_logprobs(given: Mapping[str, Any], number: TokenNumber) -> Iterator[StreamedToken]:
-    """Yield the tokens of a chat's form or of a completion's, with what stood beside each."""
+    """Yield the tokens of a chat's form or of a completion's without their text, with what stood beside each."""
     content = given.get("content")
     if isinstance(content, list):
         for one in content:
-            others = [(it, it["logprob"]) for it in islice(one.get("top_logprobs") or (), MAX_ALTERNATIVES)]
-            yield StreamedToken(
-                Token("", None, read_nats(one["logprob"]), None, read_likeliest(others, number)),
-                str(one["token"]),
-                number(one),
-            )
+            yield _measured(one, one["logprob"], [(it, it["logprob"]) for it in one.get("top_logprobs") or ()], number)
         return
     words, logprobs = given.get("tokens") or (), given.get("token_logprobs") or ()
     tops = given.get("top_logprobs") or [{}] * len(words)
     for word, logprob, likeliest in zip(words, logprobs, tops, strict=False):
-        pairs = [({"token": text}, value) for text, value in islice((likeliest or {}).items(), MAX_ALTERNATIVES)]
-        token = Token("", None, read_nats(logprob or 0.0), None, read_likeliest(pairs, number))
-        yield StreamedToken(token, str(word), number({"token": word}))
+        pairs = [({"token": text}, value) for text, value in (likeliest or {}).items()]
+        yield _measured({"token": word}, logprob or 0.0, pairs, number)
 
 
-def read_likeliest(
-    pairs: Iterable[tuple[Mapping[str, object], float]], number: TokenNumber
-) -> tuple[tuple[int, str, float], ...]:
-    """Return the likeliest tokens at a place, the likeliest first."""
-    found = [(number(one), str(one["token"]), read_nats(value)) for one, value in pairs]
-    return tuple(sorted(found, key=lambda entry: -entry[2]))
-
-
-def known_id(number: int | None) -> int | None:
-    """Return the id that a number is, None for one of our own."""
-    return number if number is not None and number >= 0 else None
+def _measured(
+    one: Mapping[str, object], logprob: float, beside: Sequence[tuple[Mapping[str, object], float]], number: TokenNumber
+) -> StreamedToken:
+    """Return a token with the likeliest at its place, the likeliest first; an id of our own is none to be told."""
+    found = [(number(it), str(it["token"]), read_nats(value)) for it, value in beside[:MAX_ALTERNATIVES]]
+    top = tuple(sorted(found, key=lambda entry: -entry[2]))
+    own = number(one)
+    return StreamedToken(Token("", own if own >= 0 else None, read_nats(logprob), None, top), str(one["token"]), own)
 
 
 def read_nats(value: float) -> float:

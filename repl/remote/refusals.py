@@ -3,9 +3,9 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from repl.core.errors import Failed, NotFound, Overflow, ReplError, UsageError
+from repl.core.format import shortened
 from repl.core.values import closest_match
 from repl.remote.dialects import Offer, positive_int
 
@@ -36,25 +36,29 @@ OVERFLOW_CHOICES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorObject:
-    """What a server says of a fault, whole: `context` and `prompt` are tokens, 0 where it does not say."""
-
-    message: str
-    type: str = ""
-    code: str = ""
-    param: str = ""
-    context: int = 0
-    prompt: int = 0
-
-
 class Refusal(Exception):
-    """An answer that is no success: its status (0: an event of a stream), the error, the seconds it asks to wait."""
+    """An answer that is no success, read in any of the forms that servers have; `answer` is text, or what JSON held.
 
-    def __init__(self, status: int, error: ErrorObject, wait: str = "") -> None:
-        super().__init__(error.message)
-        self.status, self.error, self.words = status, error, error.message
+    Its status (0: an event of a stream), the error object, the tokens of context and prompt where they are told, else
+    0, and the seconds that the server asks to wait.
+    """
+
+    def __init__(self, status: int, answer: object, wait: str = "") -> None:
+        found = _parsed(answer)
+        outer = found if isinstance(found, Mapping) else {}
+        inner: Mapping[str, object] = next(
+            (outer[name] for name in ("error", "detail") if isinstance(outer.get(name), dict)), {}
+        )
+        both, said = {**outer, **inner}, find_message(found)
+        self.status = status
+        self.words = shortened(said, MAX_ERROR_CHARS).rstrip(".")
+        self.type = str(both.get("type") or both.get("error_type") or "")
+        self.code = str(both.get("code") or both.get("http_status_code") or "")
+        self.param = str(both.get("param") or "")
+        self.context = positive_int(both.get("n_ctx")) or _number(CONTEXT_TOKENS, said)
+        self.prompt = positive_int(both.get("n_prompt_tokens")) or _number(PROMPT_TOKENS, said)
         self.wait_s = float(wait) if re.fullmatch(r"\d+(\.\d+)?", wait) else 0.0
+        super().__init__(self.words)
 
     @property
     def of_the_request(self) -> bool:
@@ -64,37 +68,17 @@ class Refusal(Exception):
     @property
     def full(self) -> bool:
         """Tell whether the request is too long."""
-        error = self.error
-        if not self.of_the_request or "rate_limit" in f"{error.code} {error.type}":
+        if not self.of_the_request or "rate_limit" in f"{self.code} {self.type}":
             return False
-        told = bool(OVERFLOW_CODES & {error.type, error.code}) or bool(OVERFLOW_SIGNS.search(error.message))
-        return self.status == 413 or (told and error.param not in OTHER_LIMITS)
-
-
-def read_error(answer: object) -> ErrorObject:
-    """Read an error in any of the forms that servers have; `answer` is text or what JSON came to."""
-    found = _parsed(answer)
-    outer = found if isinstance(found, Mapping) else {}
-    inner: Mapping[str, object] = next(
-        (outer[name] for name in ("error", "detail") if isinstance(outer.get(name), dict)), {}
-    )
-    both = {**outer, **inner}
-    words = find_message(found)
-    kind = both.get("type") or both.get("error_type") or ""
-    return ErrorObject(
-        one_line(words, MAX_ERROR_CHARS),
-        str(kind),
-        str(both.get("code") or both.get("http_status_code") or ""),
-        str(both.get("param") or ""),
-        positive_int(both.get("n_ctx")) or _number(CONTEXT_TOKENS, words),
-        positive_int(both.get("n_prompt_tokens")) or _number(PROMPT_TOKENS, words),
-    )
+        told = bool(OVERFLOW_CODES & {self.type, self.code}) or bool(OVERFLOW_SIGNS.search(self.words))
+        return self.status == 413 or (told and self.param not in OTHER_LIMITS)
 
 
 def read_event_error(found: Mapping[str, object]) -> Refusal:
     """Return the refusal that an event of a stream is; its code may be a status."""
-    error = read_error(found)
-    return Refusal(int(error.code) if error.code.isdecimal() and len(error.code) == 3 else 0, error)
+    refused = Refusal(0, found)
+    refused.status = int(refused.code) if refused.code.isdecimal() and len(refused.code) == 3 else 0
+    return refused
 
 
 def _parsed(answer: object) -> object:
@@ -124,16 +108,10 @@ def find_message(answer: object) -> str:
     return TAG.sub(" ", str(found)) if str(found).lstrip().startswith("<") else str(found)  # a page of a proxy
 
 
-def one_line(text: str, most: int) -> str:
-    """Return a text on one line, without a full stop, cut to a length."""
-    line = " ".join(text.split())
-    return (line if len(line) <= most else line[: most - 1] + "…").rstrip(".")
-
-
 def lower_alternatives(refused: Refusal, body: Mapping[str, object]) -> tuple[str, int] | None:
     """Return the field of the alternatives and the most that a server allows, where it refuses as many as asked."""
     name = "top_logprobs" if "top_logprobs" in body else "logprobs"
-    about = re.search(r"logprobs|top_n_tokens", f"{refused.error.param} {refused.words}")
+    about = re.search(r"logprobs|top_n_tokens", f"{refused.param} {refused.words}")
     asked = positive_int(body.get(name))
     if not (about and refused.of_the_request and asked):
         return None
@@ -145,25 +123,24 @@ def droppable_fields(refused: Refusal, body: Mapping[str, object], names: Sequen
     """Return the fields that a server refuses and that a request can do without."""
     if not refused.of_the_request:
         return []
-    error = refused.error
-    if error.code in ("unsupported_parameter", "unsupported_value") and error.param in body:
-        return [error.param]
-    return [name for name in names if name in body and re.search(rf"\b{name}\b", f"{error.param} {refused.words}")]
+    if refused.code in ("unsupported_parameter", "unsupported_value") and refused.param in body:
+        return [refused.param]
+    return [name for name in names if name in body and re.search(rf"\b{name}\b", f"{refused.param} {refused.words}")]
 
 
 def to_error(
     refused: Refusal, host: str, model: str, offers: Sequence[Offer], path: str = "/models", alone: bool = True
 ) -> ReplError:
     """Return the error for a request that a server refuses; `alone`: there are no older messages to leave out."""
-    words, status, error = refused.words, refused.status, refused.error
+    words, status = refused.words, refused.status
     if lacks_model(refused, model):
         return model_not_found(host, model, offers)
     if status in (404, 405):
         return path_not_found(host, path, words)
     if refused.full:
-        figures = f"the prompt has {error.prompt} tokens, the context of {host} holds {error.context}"
+        figures = f"the prompt has {refused.prompt} tokens, the context of {host} holds {refused.context}"
         plain = f"the conversation is too long for {host}: {words}"
-        said = figures if 0 < error.context <= error.prompt else plain
+        said = figures if 0 < refused.context <= refused.prompt else plain
         return Overflow(said, choices=() if alone else OVERFLOW_CHOICES)
     if status in (401, 403):
         return ReplError(f"{host} refuses the key, or wants one: {words}", "/connect URL --key-env NAME")
@@ -178,7 +155,7 @@ def lacks_model(refused: Refusal, model: str) -> bool:
     words = refused.words.lower()
     named = bool(model) and model.lower() in words
     says = any(sign in words for sign in ("not exist", "not found", "no such model", "unknown model"))
-    of_model = refused.error.code == "model_not_found" or (named and "model" in words)
+    of_model = refused.code == "model_not_found" or (named and "model" in words)
     return of_model and (refused.status == 404 or (refused.status == 400 and says))
 
 

@@ -38,7 +38,6 @@ SERVER_DEFAULTS = ModelDefaults({}, {"do_sample": True}, frozenset(PENALTIES))
 """What a server brings to decoding: what is not set is its own to choose, and servers sample."""
 LOCAL = ("reuse", *AHEAD)  # settings that only a model here heeds, so that nothing need be said of them
 MIN_SPAN_S = 0.001  # seconds within which pieces that came in one go are taken: they say nothing about a speed
-MAX_PIECES_PER_TOKEN = 4  # a server that sends this many times the pieces it was allowed tokens does not stop by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +222,6 @@ class StreamedReply:
         """Tell whether a text has come."""
         return any(self._texts)
 
-    @property
-    def endless(self) -> bool:
-        """Tell whether the server does not stop by itself."""
-        limit = self.request.settings.decode.max_new_tokens or self.peer.context
-        return bool(limit) and self._count > MAX_PIECES_PER_TOKEN * limit + 64
-
     def afresh(self) -> None:
         """Forget what a request brought that has to be made once more: no text was among it."""
         self.finish = self._ended = ""
@@ -342,9 +335,7 @@ class StreamedReply:
         if not (self.finish or self._usage or self._texts):
             raise Failed(f"{host} answered with nothing", "/retry")
         if not self.finish:
-            if not self.endless:
-                raise Failed(f"{host} closed before the reply had ended", "/retry")
-            self.finish = "length"
+            raise Failed(f"{host} closed before the reply had ended", "/retry")
         told = {
             "refusal": f"the model at {host} refuses to answer this",
             "content_filter": f"the content filter of {host} ended the reply",

@@ -32,7 +32,7 @@ from repl.generation.interface import Runtime
 from repl.models.store import Store
 from repl.remote import dialects, protocol
 from repl.remote.dialects import DIALECTS, Dialect, Listing, confirm, dialect_of, read_context, read_list
-from repl.remote.refusals import Refusal, lower_alternatives, read_error
+from repl.remote.refusals import Refusal, lower_alternatives
 from repl.session.session import Session
 
 STATUS = {"status": {"value": "loaded"}, "owned_by": "me-too"}
@@ -410,8 +410,8 @@ def test_alternatives_are_lowered_to_the_limit(
 
 def test_no_limit_is_read_out_of_nothing() -> None:
     asked = {"logprobs": True, "top_logprobs": 3}
-    assert lower_alternatives(Refusal(400, read_error("top_logprobs must be at most 20")), asked) is None
-    assert lower_alternatives(Refusal(401, read_error("logprobs: max allowed: 1")), asked) is None
+    assert lower_alternatives(Refusal(400, "top_logprobs must be at most 20"), asked) is None
+    assert lower_alternatives(Refusal(401, "logprobs: max allowed: 1"), asked) is None
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -443,10 +443,10 @@ def test_an_unsupported_value_is_left_out(session: Session) -> None:
 
 
 def test_an_error_object_stays_whole() -> None:
-    found = read_error({"error": LLAMA_LONG})
+    found = Refusal(400, {"error": LLAMA_LONG})
     assert (found.type, found.code, found.context, found.prompt) == ("exceed_context_size_error", "400", 64, 90)
-    assert read_error({"error": OPENAI_LONG}).param == "messages"
-    assert read_error({"error": "no", "error_type": "validation"}).type == "validation"
+    assert Refusal(400, {"error": OPENAI_LONG}).param == "messages"
+    assert Refusal(400, {"error": "no", "error_type": "validation"}).type == "validation"
 
 
 def test_a_fault_of_a_stream_after_a_text_keeps_what_came(session: Session) -> None:
