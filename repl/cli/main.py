@@ -13,7 +13,7 @@ from repl.core import paths, settings, streams
 from repl.core.errors import ReplError, UsageError
 from repl.core.sanitize import clean_line
 from repl.core.settings import Settings
-from repl.core.values import Choice, Integer, Number, closest_match
+from repl.core.values import Choice, Integer, Number, did_you_mean
 
 BATCH_OPTIONS = {
     "results": ("FILE", "where the results go, - for standard output; what is there already is not made again"),
@@ -83,8 +83,7 @@ class CommandLine(argparse.ArgumentParser):
 
     def _unknown(self, word: str) -> str:
         known = [word for word in self.format_help().replace(",", " ").split() if word.startswith("--")]
-        close = closest_match(word.partition("=")[0], known)
-        return f"no option {word}" + (f", did you mean {close}?" if close else "")
+        return f"no option {word}{did_you_mean(word.partition('=')[0], known)}"
 
 
 def parser(offer: Callable[[argparse.Action], object] = lambda action: None) -> CommandLine:

@@ -133,7 +133,7 @@ def _sent(session: Session, send: Callable[[], Task[Reply]]) -> Task[Reply]:
             done: Reply = task.settle()
         finally:
             if session.conversation.head == head:
-                session.wait_with(waiting)
+                session.prepare(files=waiting.files, prefill=waiting.prefill, replaces=waiting.replaces)
         return done
 
     task = send()

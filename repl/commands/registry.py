@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from repl.core import settings
 from repl.core.errors import UsageError
 from repl.core.format import join_facts
-from repl.core.values import Assignment, Flag, Integer, Kind, RestOfLine, closest_match, kind_of
+from repl.core.values import Assignment, Flag, Integer, Kind, RestOfLine, did_you_mean, kind_of
 
 if TYPE_CHECKING:
     from repl.session.session import Session
@@ -146,8 +146,7 @@ def find_command(name: str) -> Command:
         return COMMANDS[starts[0]]
     if starts:
         raise UsageError(f"/{name} could be {', '.join('/' + start for start in starts)}")
-    close = closest_match(wanted, [*COMMANDS, *COMMAND_ALIASES])
-    like = f", did you mean /{close}?" if close else ""
+    like = did_you_mean(wanted, [*COMMANDS, *COMMAND_ALIASES], "/")
     raise UsageError(f"no command /{name}{like}", "/help")
 
 

@@ -64,7 +64,7 @@ class Resumed:
 def newest(session: Session) -> dict[str, str]:
     """Return the newest sessions, for completion: title by id."""
     try:
-        return session.archive.newest_titles()
+        return {one.id: one.title for one in session.archive.sessions()[:MAX_SESSIONS]}
     except ReplError:
         return {}
 

@@ -8,7 +8,7 @@ from repl.core.errors import UsageError
 from repl.core.fields import FIELDS, REMOTE
 from repl.core.library_types import GenerationConfig
 from repl.core.settings import Decode, Settings, find_setting, setting_kind
-from repl.core.values import closest_match, show_value
+from repl.core.values import did_you_mean, show_value
 
 NEW_TOKENS = 512  # most tokens of a reply where neither you nor the model say
 LENGTH_LIMITS = ("max_new_tokens", "max_length")
@@ -263,8 +263,7 @@ def find_other(name: str, base: ModelDefaults) -> str:
     if name in base.known and not name.startswith("_"):
         return name
     public = [one for one in base.known if not one.startswith("_")]
-    close = closest_match(name, [*public, *(spot.name for spot in fields(Decode))])
-    like = f", did you mean {close}?" if close else ""
+    like = did_you_mean(name, [*public, *(spot.name for spot in fields(Decode))])
     raise UsageError(f"no setting {name!r}, and no such field in the library's generation config{like}", "/settings")
 
 

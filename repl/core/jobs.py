@@ -196,9 +196,9 @@ def strip_traceback(error: BaseException) -> BaseException:
 class Worker:
     """One persistent thread that runs jobs in the order they were started."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "model") -> None:
         self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._current: Job[Any] | None = None
         self._thread.start()
 

@@ -22,7 +22,7 @@ from repl.core.values import (
     Strings,
     Text,
     WordList,
-    closest_match,
+    did_you_mean,
 )
 
 DTYPE_ALIASES = {
@@ -345,5 +345,4 @@ def find_setting(name: str) -> str:
         return starts[0]
     if starts:
         raise UsageError(f"{name!r} may be {', '.join(starts)}")
-    close = closest_match(wanted, names)
-    raise UsageError(f"no setting {name!r}" + (f", did you mean {close}?" if close else ""), "/settings")
+    raise UsageError(f"no setting {name!r}{did_you_mean(wanted, names)}", "/settings")

@@ -362,6 +362,12 @@ def kind_of(annotation: Any) -> Kind:
     return found[0]
 
 
+def did_you_mean(word: str, names: Collection[str], mark: str = "") -> str:
+    """Return the end of a sentence that says which name a mistyped word was probably meant to be; empty for none."""
+    close = closest_match(word, list(names))
+    return f", did you mean {mark}{close}?" if close else ""
+
+
 def closest_match(word: str, names: list[str]) -> str:
     """Return the name that a mistyped word was probably meant to be, or an empty string."""
     swapped = [name for name in names if sorted(name) == sorted(word)]

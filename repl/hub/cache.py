@@ -27,7 +27,7 @@ class LocalModel:
 def cached_models() -> list[str]:
     """List the ids that are complete in the cache."""
     names = sorted(path.name.removeprefix("models--") for path in home().glob("models--*"))
-    return [model for model in (name.replace("--", "/") for name in names) if cached(Load(model))]
+    return [model for model in (name.replace("--", "/") for name in names) if find_cached(Load(model))]
 
 
 def home() -> Path:
@@ -48,7 +48,7 @@ def snapshot(model: str, revision: str) -> Path | None:
     return None
 
 
-def cached(want: Load) -> LocalModel | None:
+def find_cached(want: Load) -> LocalModel | None:
     """Find what is wanted, if all of it is there."""
     folder = snapshot(want.model, want.revision)
     whole = folder is not None and complete(folder, want)

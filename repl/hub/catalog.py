@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,18 +186,14 @@ def card(want: Load, emit: JobContext, offline: bool) -> ModelCard:
 
     Raises `NotFound` and `Unreachable` as `hub.locate` does.
     """
-    from huggingface_hub import HfApi
-
     prepare(emit)
     here = cache.snapshot(want.model, want.revision)
     if not locate.is_offline(offline):
-        ask = partial(HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3)
         try:
-            return _card(want, call_hub(ask, emit, locate.PROBE_S))
-        except Exception as error:
-            problem = locate.explain_hub_error(error, want, emit) or locate.not_cached(want, "cannot reach the Hub")
+            return _card(want, locate.ask_hub(want, emit))
+        except ReplError:
             if here is None:
-                raise problem from error
+                raise
     if here is None:
         raise locate.not_cached(want, "offline")
     return _from_cache(want, here)
@@ -221,7 +216,7 @@ def _card(want: Load, said: Any) -> ModelCard:
         languages=_several(data.get("language")),
         base_models=_several(data.get("base_model")),
         task=said.pipeline_tag or "",
-        cached=cache.cached(want) is not None,
+        cached=cache.find_cached(want) is not None,
         files=[(each.rfilename, each.size or 0) for each in said.siblings or ()],
     )
 
@@ -240,7 +235,7 @@ def _from_cache(want: Load, here: Path) -> ModelCard:
         architecture=", ".join(_several(kinds)),
         parameters=parameters,
         dtype=dtype,
-        cached=cache.cached(want) is not None,
+        cached=cache.find_cached(want) is not None,
         files=[(path.relative_to(here).as_posix(), path.stat().st_size) for path in paths],
     )
 

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from repl.core.errors import BadModel, Cancelled, NotFound, ReplError, Unreachable, UsageError
 from repl.core.events import Progress
@@ -45,7 +46,7 @@ def locate(want: Load, emit: JobContext, offline: bool = False) -> LocalModel:
 
 def resolve(want: Load, emit: JobContext, offline: bool) -> "LocalModel | RepoFiles":
     """Find a model on this machine, or else what the Hub says of it; raises as `locate` does."""
-    if found := local(want) or cache.cached(want):
+    if found := local(want) or cache.find_cached(want):
         return found
     prepare(emit)
     check_id(want.model)
@@ -129,15 +130,20 @@ class RepoFiles:
     stored: dict[str, int]
 
 
-def probe(want: Load, emit: JobContext) -> RepoFiles:
-    """Ask the Hub for a model, within a few seconds."""
+def ask_hub(want: Load, emit: JobContext) -> Any:
+    """Return what the Hub says of a model, within a few seconds; raises as `locate` does."""
     from huggingface_hub import HfApi
 
     ask = partial(HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3)
     try:
-        info = call_hub(ask, emit, PROBE_S)
+        return call_hub(ask, emit, PROBE_S)
     except Exception as error:  # sockets, TLS, the page of a captive portal: no answer is no answer
         raise explain_hub_error(error, want, emit) or not_cached(want, "cannot reach the Hub") from error
+
+
+def probe(want: Load, emit: JobContext) -> RepoFiles:
+    """Ask the Hub for the files of a model."""
+    info = ask_hub(want, emit)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     stored = getattr(getattr(info, "safetensors", None), "parameters", None) or {}
     return RepoFiles(info.sha or "", bool(info.gated), sizes, dict(stored))

@@ -12,13 +12,12 @@ from repl.core.conversation import Conversation, Turn
 from repl.core.errors import NotFound, ReplError, UsageError
 from repl.core.format import counted
 from repl.core.reply import Reply
-from repl.core.values import closest_match
+from repl.core.values import did_you_mean
 from repl.session import database
 from repl.session.database import Database
 from repl.session.record_json import decode_record, encode_record
 
 TITLE_CHARS = 48  # characters of a title made from a first message
-MAX_TITLES = 20  # sessions that completion offers
 SNIPPET_CHARS = 30  # characters before and after a word that was found
 Saved = str | bytes
 
@@ -186,11 +185,6 @@ class Archive:
             found = [replace(it, snippet=places[it.id]) for it in found if it.id in places]
         return found
 
-    def newest_titles(self) -> dict[str, str]:
-        """Return the newest sessions, title by id; raises `ReplError`."""
-        statement = f"select id, title from sessions order by changed desc, row desc limit {MAX_TITLES}"
-        return {str(row[0]): _unpack(row[1]) for row in self._read(statement)}
-
     def _search(self, word: str) -> dict[str, str]:
         """Return the sessions whose texts hold a word, each with the first place."""
         rows = self._read("select session, text from turns union all select id, title from sessions")
@@ -232,8 +226,7 @@ class Archive:
             return id.lower() if id.lower() in found else found[0]
         if not id:
             raise NotFound("no other saved session" if known else "no saved sessions yet")
-        close = closest_match(id, known)
-        raise NotFound(f"no session {id!r}" + (f", did you mean {close}?" if close else ""), "/sessions")
+        raise NotFound(f"no session {id!r}{did_you_mean(id, known)}", "/sessions")
 
     def _read(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from repl.core import settings, texts
 from repl.core.errors import ReplError, UsageError
 from repl.core.settings import Settings
-from repl.core.values import closest_match
+from repl.core.values import did_you_mean
 
 ENGINE_KEYS = ("url", "key_env", "model")  # keys of a server
 Preset = Mapping[str, str]
@@ -120,8 +120,7 @@ class ConfigReader:
 
 def _name(key: str) -> str:
     if key not in settings.places():
-        close = closest_match(key, list(settings.places()))
-        raise UsageError(f"no setting {key!r}" + (f", did you mean {close}?" if close else ""))
+        raise UsageError(f"no setting {key!r}{did_you_mean(key, settings.places())}")
     return key
 
 

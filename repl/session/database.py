@@ -1,6 +1,7 @@
 """The archive's file: open it whatever state it is in, bring an old one up to date, set a damaged one aside."""
 
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -167,9 +168,7 @@ def _replaced(path: Path, steps: Migrations) -> Database:
 
 
 def _set_aside(path: Path) -> str:
-    stamp = f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = [stamp, *(f"{stamp}-{number}" for number in range(2, 100))]
-    name = next(name for name in names if not path.with_name(name).exists())
+    name = f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     for side in SIDE_FILES:
         with suppress(FileNotFoundError):
             os.rename(f"{path}{side}", path.with_name(f"{name}{side}"))

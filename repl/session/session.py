@@ -93,10 +93,9 @@ class Session:
         self.store = store
         store.keep = lambda: self.settings.view.keep_models
         self.worker = worker
-        self._errands: Worker | None = None
+        self._errands, self._network = Worker("errands"), Worker("network")
         self.remote: Remote | None = None  # the server that answers instead of the model in this process
         self.trusted: set[str] = set()  # hosts that may be talked to without encryption
-        self._network: Worker | None = None
         self.notices: list[str] = []  # sentences for the user that are not said yet
         self._saved = saved  # the file of the archive, None where nothing is saved
         self._archive: Archive | None = None
@@ -124,12 +123,10 @@ class Session:
 
     def run_io(self, work: Work[T], settle: Settle[T] | None = None) -> Task[T]:
         """Queue work on disk and network that touches no tensor: it need not wait for the model thread."""
-        self._errands = self._errands or Worker()
         return _run(self._errands, work, settle)
 
     def run_network(self, work: Work[T], settle: Settle[T] | None = None) -> Task[T]:
         """Queue work for a server: on a thread of its own, which no load holds up."""
-        self._network = self._network or Worker()
         return _run(self._network, work, settle)
 
     def connect(self, remote: Remote | None) -> None:
@@ -253,10 +250,6 @@ class Session:
         """Change what waits for the next message, field by field."""
         self.next_message = replace(self.next_message, **changes)
 
-    def wait_with(self, message: NextMessage) -> None:
-        """Put back what a message took along that got no reply."""
-        self.next_message = message
-
     def notify(self, *sentences: str) -> None:
         """Keep sentences for the user until they can be said."""
         self.notices += sentences
@@ -366,5 +359,5 @@ class Session:
         if self._archive is not None:
             self._archive.close()
         self.connect(None)
-        idle = [worker is None or worker.close(seconds) for worker in (self._errands, self._network)]
-        return self.worker.close(seconds) and all(idle)
+        idle = [worker.close(seconds) for worker in (self._errands, self._network, self.worker)]
+        return all(idle)

@@ -266,7 +266,7 @@ def test_deleting_asks_and_says_what_is_freed(hub: FakeHub, llama_folder: Path, 
     said = run(session, *(line for line, _ in asked.choices))
     assert isinstance(said, Message)
     assert not place.exists()
-    assert hub_cache.cached(Load("acme/twin")) is not None
+    assert hub_cache.find_cached(Load("acme/twin")) is not None
     with pytest.raises(NotFound, match="'acme/tiny' is not in the cache; there are acme/twin"):
         run(session, "/delete acme/tiny --yes")
 
@@ -279,7 +279,7 @@ def test_what_is_in_memory_is_not_deleted(hub: FakeHub, session: Session) -> Non
     with pytest.raises(UsageError, match="built-in"):
         run(session, "/delete builtin")
     run(session, "/unload acme/tiny", "/delete acme/tiny --yes")
-    assert hub_cache.cached(Load("acme/tiny")) is None
+    assert hub_cache.find_cached(Load("acme/tiny")) is None
 
 
 # completion

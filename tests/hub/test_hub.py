@@ -72,7 +72,7 @@ def locate(*words, emit=None, offline=False, **options) -> LocalModel:
 
 
 def cached(*words, **options) -> LocalModel | None:
-    return hub_cache.cached(Load(*words, **options))
+    return hub_cache.find_cached(Load(*words, **options))
 
 
 def fails(kind: type[ReplError], *arguments, **options) -> ReplError:

@@ -16,7 +16,7 @@ WHOLE = "config.json tokenizer.json model.safetensors"
 
 
 def cached(*words: str, **options: Any) -> LocalModel | None:
-    return hub_cache.cached(Load(*words, **options))
+    return hub_cache.find_cached(Load(*words, **options))
 
 
 def keep(model: str, names: str, revision: str = "main", commit: str = COMMIT) -> Path:

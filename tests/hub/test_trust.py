@@ -181,7 +181,7 @@ def test_a_consent_goes_over_to_no_other_model(
 
 def test_without_a_refusal_there_is_nothing_to_allow(session: Session, llama_folder: Path) -> None:
     load(session, llama_folder)
-    with pytest.raises(UsageError, match="no model was refused"):
+    with pytest.raises(UsageError, match="no model needs your consent"):
         driving.run(session, "/trust yes")
     assert driving.run(session, "/trust").files == {}
 

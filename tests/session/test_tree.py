@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from repl.commands import registry
 from repl.core.conversation import Conversation
 from repl.core.errors import Overflow, UsageError
-from repl.session.session import NextMessage, Session
+from repl.session.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def loaded(llama_folder: Path) -> Iterator[Session]:
 def session(loaded: Session) -> Session:
     """The loaded session with nothing said yet."""
     loaded.resume(Conversation())
-    loaded.wait_with(NextMessage())
+    loaded.prepare(files=(), prefill="", replaces=None)
     run(loaded, "/reset", "/max 6")
     return loaded
 
