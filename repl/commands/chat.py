@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from repl.analysis.variants import implied_words
@@ -164,15 +165,8 @@ def _check(session: Session, request: Request) -> None:
 
 def _generate(session: Session, request: Request, asked: Turn, before: Turn | None = None) -> Task[Reply]:
     """Answer a request, or let the reply before go on with it."""
-    lead = before.text if before and not request.ids else request.prefill
-    engine = session.engine
-    return generate_turn(
-        session, asked, lambda emit: engine.reply(request, emit), lead, lambda done: _whole(done, request, before)
-    )
-
-
-def _whole(done: Reply, request: Request, before: Turn | None) -> Reply:
-    """Return the record of a reply that went on from another as one reply."""
+    work = partial(session.engine.reply, request)
     if before is None or before.record is None or not request.ids:
-        return done
-    return continue_record(before, request.ids[len(before.record.prompt_ids) :], done)
+        return generate_turn(session, asked, work, before.text if before else request.prefill)
+    kept = request.ids[len(before.record.prompt_ids) :]
+    return generate_turn(session, asked, work, request.prefill, partial(continue_record, before, kept))

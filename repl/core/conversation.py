@@ -71,15 +71,16 @@ class Conversation:
 
     def add(self, role: str, text: str, parent: int | None, state: str = "complete") -> Turn:
         """Add a turn below another (None: a new beginning); the head stays where it is."""
-        turn = self._put(Turn(max(self.turns, default=0) + 1, parent, role, text, state))
-        self.keep(turn)
-        return turn
+        return self._save(Turn(max(self.turns, default=0) + 1, parent, role, text, state))
 
     def close(self, turn: Turn, text: str, state: str, record: Reply | None = None) -> Turn:
         """Write down how an open turn ended."""
-        closed = self._put(replace(turn, text=text, state=state, record=record))
-        self.keep(closed)
-        return closed
+        return self._save(replace(turn, text=text, state=state, record=record))
+
+    def _save(self, turn: Turn) -> Turn:
+        turn = self._put(turn)
+        self.keep(turn)
+        return turn
 
     def _put(self, turn: Turn) -> Turn:
         """Keep a turn under the number of its exchange: that of its question, unless this was answered before."""
