@@ -66,7 +66,9 @@ def bindings(stop: Callable[[], object], folds: Folds) -> KeyBindings:
     @keys.add("c-c", filter=~is_searching)
     @keys.add("<sigint>")
     def _(event: KeyPressEvent) -> None:
-        _clear(event.current_buffer, stop)
+        if not event.current_buffer.text:
+            stop()
+        event.current_buffer.reset()
 
     @keys.add("escape", filter=has_completions, eager=True)
     def _(event: KeyPressEvent) -> None:
@@ -85,12 +87,6 @@ def _enter(line: Buffer) -> None:
         line.insert_text("\n")
     else:
         line.validate_and_handle()
-
-
-def _clear(line: Buffer, stop: Callable[[], object]) -> None:
-    if not line.text:
-        stop()
-    line.reset()
 
 
 async def _edit(line: Buffer, folds: Folds) -> None:
@@ -181,16 +177,8 @@ class SideView:
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
-        moves = {
-            "up": -1,
-            "down": 1,
-            "c-p": -1,
-            "c-n": 1,
-            "s-tab": -1,
-            "tab": 1,
-            "pageup": -PAGE_ROWS,
-            "pagedown": PAGE_ROWS,
-        }
+        moves = {"pageup": -PAGE_ROWS, "pagedown": PAGE_ROWS}
+        moves |= dict.fromkeys(("up", "c-p", "s-tab"), -1) | dict.fromkeys(("down", "c-n", "tab"), 1)
         for name, step in moves.items():
             keys.add(name)(lambda event, step=step: self.panel.move(step))
         for name, step in {"left": -1, "right": 1}.items():

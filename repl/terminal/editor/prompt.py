@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -23,7 +22,7 @@ from prompt_toolkit.filters import Always
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
-from prompt_toolkit.key_binding import KeyBindings, KeyPress
+from prompt_toolkit.key_binding import KeyPress
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import HSplit
 from prompt_toolkit.output import ColorDepth, Output, create_output
@@ -161,7 +160,7 @@ class Editor:
             output=self.output,
             style=DynamicStyle(lambda: self._styles[self.backend.settings().view.theme]),
             multiline=True,
-            prompt_continuation=self._continuation,
+            prompt_continuation=lambda width, number, wrapped: " " * width,
             completer=SlashCompleter(lambda line: self.backend.complete(line)),
             complete_while_typing=True,
             complete_style=CompleteStyle.COLUMN,
@@ -174,24 +173,19 @@ class Editor:
             enable_suspend=True,
         )
         self._prompt.default_buffer.enable_history_search = Always()  # as an option it would end completion in typing
-        self._place(SideView(lambda: self.backend.panel(self._adapt), self._prompt.default_buffer), keys)
-
-    def _place(self, view: SideView, keys: KeyBindings) -> None:
-        """Put the settings view above the toolbar."""
+        view = SideView(lambda: self.backend.panel(self._adapt), self._prompt.default_buffer)
         self._prompt.key_bindings = view.keys(keys)
         self._prompt.complete_while_typing = ~view.shown  # else rows would be kept free for completions
         layout = self._prompt.layout.container
         assert isinstance(layout, HSplit)
-        layout.children.insert(-1, view.container)
+        layout.children.insert(-1, view.container)  # above the toolbar
 
     def _adapt(self) -> None:
         """Take over the keys of the editing mode that is set."""
         vi = self.backend.settings().view.editing_mode == "vi"
         self._prompt.editing_mode = EditingMode.VI if vi else EditingMode.EMACS
         self._prompt.color_depth = ColorDepth.DEPTH_1_BIT if self.backend.settings().view.theme == "mono" else None
-        self._prompt.app.timeoutlen = (
-            ESCAPE_WAIT_S if vi else 1.0
-        )  # seconds that Esc waits for the key it is the Alt of
+        self._prompt.app.timeoutlen = ESCAPE_WAIT_S if vi else 1.0  # of Esc, for the key it is the Alt of
 
     def read(self, draft: str = "") -> str:
         """Return the next line, whole; raises `EOFError` on Ctrl-D in an empty one."""
@@ -251,9 +245,6 @@ class Editor:
                 keys.keep()
                 self.output.disable_bracketed_paste()
                 self.output.flush()
-
-    def _continuation(self, width: int, number: int, wrapped: int) -> str:
-        return " " * width
 
     def _stop(self) -> None:
         self._says_how_to_leave = not self.backend.stop_load()
@@ -325,12 +316,13 @@ class Plain:
     def read(self, draft: str = "") -> str:
         """Return the next line; raises `EOFError` at the end of input. Work begun beside the prompt is waited for."""
         self._settle()
-        if self._readline is not None:
-            self._readline.set_startup_hook(partial(self._readline.insert_text, draft))
+        drafts, editor = [draft], self._readline  # in the first row alone, and Ctrl-C takes it away
+        if editor is not None:
+            editor.set_startup_hook(lambda: editor.insert_text(drafts.pop() if drafts else ""))
         while True:
             before = signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
-                line = self._first_row()
+                line = input(self._mark)
                 while line.endswith("\\"):
                     line = line[:-1] + "\n" + input()
                 return line
@@ -338,14 +330,6 @@ class Plain:
                 sys.stdout.write("\nCtrl-D leaves\n")
             finally:
                 signal.signal(signal.SIGINT, before)
-
-    def _first_row(self) -> str:
-        """Return the first row of a line; a draft stands in that alone, and Ctrl-C takes it away."""
-        try:
-            return input(self._mark)
-        finally:
-            if self._readline is not None:
-                self._readline.set_startup_hook(None)
 
     def close(self) -> None:
         """Leave the terminal as it was found."""
