@@ -66,9 +66,7 @@ def bindings(stop: Callable[[], object], folds: Folds) -> KeyBindings:
     @keys.add("c-c", filter=~is_searching)
     @keys.add("<sigint>")
     def _(event: KeyPressEvent) -> None:
-        if not event.current_buffer.text:
-            stop()
-        event.current_buffer.reset()
+        _clear(event.current_buffer, stop)
 
     @keys.add("escape", filter=has_completions, eager=True)
     def _(event: KeyPressEvent) -> None:
@@ -87,6 +85,12 @@ def _enter(line: Buffer) -> None:
         line.insert_text("\n")
     else:
         line.validate_and_handle()
+
+
+def _clear(line: Buffer, stop: Callable[[], object]) -> None:
+    if not line.text:
+        stop()
+    line.reset()
 
 
 async def _edit(line: Buffer, folds: Folds) -> None:
