@@ -14,7 +14,7 @@ from repl.core.reply import Reply
 from repl.generation import decode, measure
 from repl.generation.decode.detokenizer import Detokenizer
 from repl.generation.interface import Model
-from repl.generation.measure.token_text import Speller
+from repl.generation.measure.token_text import Speller, quote
 from repl.models.store import ModelInfo
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def explain(resident: Model, record: Reply, place: str, shared: bool, emit: JobC
         candidates=[
             WhyToken(one, speller.text(one), [float(row[one]) for row in odds], _remover(found, one)) for one in shown
         ],
-        notes=_notes(record, resident.facts),
+        notes=[*_notes(record, resident.facts), *_taken_back(record, spot)],
     )
 
 
@@ -158,6 +158,12 @@ def _step(token: int, before: "Stage", after: "Stage") -> ProcessorStep:
 
 def _remover(found: Sequence["Stage"], token: int) -> str:
     return next((stage.name for stage in found[1:] if stage.scores[token].isneginf()), "")
+
+
+def _taken_back(record: Reply, spot: int) -> list[str]:
+    """Say what was begun at a place and taken back."""
+    gone = [quote(one.text) for one in record.taken_back if one.place == spot + 1]
+    return [f"taken back here, as it is banned: {', '.join(gone)}"] if gone else []
 
 
 def _notes(record: Reply, facts: ModelInfo) -> list[str]:

@@ -277,7 +277,7 @@ class ReplyRun:
                 generation_config=self.config,
                 logits_processor=[
                     *([self.watch] if self.watch else []),
-                    nan_guard(self.resident.facts, len(self.prompt), self.mask is not None),
+                    nan_guard(self.resident.facts, len(self.prompt), bool(self.mask or self.config.bad_words_ids)),
                     *([self.ban] if self.ban else []),
                 ],
                 stopping_criteria=[self._told_to_stop],

@@ -88,10 +88,18 @@ def read_words(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> tupl
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, word: str) -> Word:
-    plain = tuple(dict.fromkeys((word, word[0].upper() + word[1:], word[0].lower() + word[1:])))
-    spaced = () if word[0].isspace() else tuple(f" {one}" for one in plain)
-    forms = tuple(WordForm(one, token_ids(tokenizer, one)) for one in (*plain, *spaced))
-    return Word(word, forms, plain, all(len(form.ids) == 1 for form in forms))
+    forms = tuple(WordForm(one, token_ids(tokenizer, one)) for one in word_forms(word))
+    return Word(word, forms, _capitals(word), all(len(form.ids) == 1 for form in forms))
+
+
+def word_forms(word: str) -> tuple[str, ...]:
+    """Return the forms that a word stands for."""
+    plain = _capitals(word)
+    return plain if word[0].isspace() else (*plain, *(f" {one}" for one in plain))
+
+
+def _capitals(word: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((word, word[0].upper() + word[1:], word[0].lower() + word[1:])))
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

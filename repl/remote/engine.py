@@ -22,9 +22,10 @@ from repl.generation.measure.token_trace import record_fields, require_record
 from repl.generation.prompt import context_window
 from repl.remote.address import Address
 from repl.remote.dialects import Dialect, Listing, confirm, dialect_of, read_list
-from repl.remote.protocol import DROPPABLE, read_ids
+from repl.remote.protocol import DROPPABLE, prefixed_settings, read_ids
 from repl.remote.refusals import Refusal, droppable_fields, lower_alternatives, to_error
 from repl.remote.reply import SERVER_DEFAULTS, ServerState, StreamedReply
+from repl.remote.word_biases import word_fields
 
 MAX_WAITS, MAX_WAIT_S = 5, 600.0  # how often, and seconds for how long at most, a server may ask to wait
 MAX_MENDS = 8  # requests that are made once more for other reasons
@@ -176,6 +177,7 @@ class Remote:
         """
         began = time.monotonic()
         self.check(request)
+        request = self._with_words(request, emit) if given is None else request
         heard = StreamedReply(self._state, request, emit, began, given)
         try:
             heard.tell_unheeded()
@@ -188,6 +190,22 @@ class Remote:
             error.partial = heard.done("failed")
             raise
         return heard.done(heard.finish)
+
+    def _with_words(self, request: Request, emit: JobContext) -> Request:
+        """Return the request with the fields that ban and boost words; those that were set by name stand."""
+
+        def cut(text: str) -> list[int]:
+            plain = {"add_special": False, "add_special_tokens": False}
+            return read_ids(self._ask("/tokenize", {"content": text, "prompt": text, **plain}, emit).get("tokens"))
+
+        settings = request.settings
+        own = prefixed_settings(settings, decoding.SERVER)
+        for name, value in word_fields(settings.decode, self.kind, self.host, cut).items():
+            there = own.get(name)
+            whole = {**value, **there} if isinstance(value, dict) and isinstance(there, dict) else there or value
+            others = tuple(pair for pair in settings.extra if pair[0] != decoding.SERVER + name)
+            settings = replace(settings, extra=(*others, (decoding.SERVER + name, whole)))
+        return replace(request, settings=settings)
 
     def reply_again(self, request: Request, record: Reply, emit: JobContext) -> Reply:
         """Answer once more what a reply of a server answers, with what was sent then."""

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Recorder
 from driving import bare, opened, run
 
-from repl.core.reply import Reply
+from repl.core.errors import Failed
+from repl.core.events import Token
+from repl.core.reply import Reply, TakenBack
+from repl.generation.measure.token_text import quote
+from repl.generation.measure.token_trace import measure_again
 from repl.generation.word_forms import read_words
+from repl.session.session import Session
 
 KINDS = ("llama", "gpt2", "metaspace", "recurrent")
 PROMPT = "Once upon a time"
@@ -143,3 +149,91 @@ def test_ids_are_those_of_a_look_ahead_with_many_phrases(kind: str, request: pyt
     folder = request.getfixturevalue(f"{kind}_folder")
     assert check(folder, 6, 1) > 3
     assert check(folder, 4, 3) > 3
+
+
+def told(session: Session, line: str) -> tuple[Reply, str, list[TakenBack]]:
+    """Run a line; returns its reply, the text of its tokens as they came, and what was taken back meanwhile."""
+    events: list[Any] = []
+    done = run(session, line, heard=events.append)
+    text = "".join(event.text for event in events if isinstance(event, Token))
+    return done, text, [event for event in events if isinstance(event, TakenBack)]
+
+
+def test_what_was_told_is_never_taken_back(llama_folder: Path) -> None:
+    """The stream is the exact text of the reply; the figures are those of the tokens that stayed."""
+    with opened(llama_folder, mode="complete", max_new_tokens=LENGTH) as session:
+        plain = run(session, PROMPT)
+        run(session, f"/ban {lists(plain.raw, 1, 4)[0]}")
+        done, text, gone = told(session, PROMPT)
+        again = measure_again(session.store.current(), session.last, Recorder())
+    assert text == done.raw
+    assert done.taken_back
+    assert set(done.taken_back) <= set(gone)
+    seen = [(token.id, len(token.text), token.rank, round(token.logprob, 3)) for token in again.tokens]
+    kept = done.measures
+    assert seen == [
+        (one, size, rank, round(value, 3))
+        for one, size, rank, value in zip(done.token_ids, kept.lengths, kept.ranks, kept.logprobs, strict=True)
+    ]
+
+
+def test_every_way_to_the_next_token_keeps_phrases_out(llama_folder: Path) -> None:
+    """In chats, behind beginnings, where a reply is continued or made again, and in rows; across their borders too."""
+    words = ["es", "in", "qu"]
+    with opened(llama_folder, max_new_tokens=16) as session:
+        run(session, "/ban " + ", ".join(map(json.dumps, words)))
+        texts = [run(session, line).raw for line in ("Hello there", "/continue", "/retry")]
+        run(session, "/sample")
+        texts += [run(session, line).raw for line in ("/retry", "/continue", "/raw The q", "/continue")]
+        run(session, "/prefill The world")
+        texts.append("The world" + run(session, "Tell me").raw)
+        rows = run(session, "/sweep n=2 temperature=1,1.2 -- Tell me").lines
+        found = run(session, '/compare now ban="es, qu" -- Tell me')
+    assert not any(word in text for word in words for text in [*texts, *(row.text for row in rows)])
+    assert not any(word in found.columns[1].text for word in ("es", "qu"))
+
+
+@pytest.mark.parametrize("how", ["/greedy", "/sample temperature=1.2"])
+def test_a_record_makes_the_same_ids_again(llama_folder: Path, how: str) -> None:
+    """By /reproduce and by its script; /why has what was taken back as a column and in words."""
+    with opened(llama_folder, max_new_tokens=LENGTH, seed=3) as session:
+        plain = run(session, how, "Tell me")
+        run(session, f"/ban {lists(plain.raw, 1, 3)[0]}")
+        done = run(session, "/retry")
+        gone = done.taken_back[0]
+        assert run(session, "/reproduce").identical
+        why = run(session, f"/why {gone.place}")
+        script = run(session, "/recipe").script
+    assert "ban" in [step.name for step in why.steps]
+    assert gone.token_ids[0] in [one.id for one in why.candidates if one.removed_by == "ban"]
+    assert any(quote(gone.text) in note for note in why.notes)
+    scope: dict[str, Any] = {"print": lambda text: None}
+    exec(script, scope)
+    assert scope["output"][0].tolist() == [*done.prompt_ids, *done.token_ids]
+
+
+def test_a_phrase_that_is_all_the_model_wants_ends_with_a_sentence(scripted_folder: Any) -> None:
+    """What was made before is kept; a model that goes on otherwise goes on."""
+    with opened(scripted_folder(b"So it is. Paris it is."), max_new_tokens=30) as session:
+        done = run(session, '/ban "Paris"', "Where?")
+        assert done.raw.startswith("So it is. ")
+        assert "Paris" not in done.raw
+        kept = [*b"abc"]  # all that may come, and none of them before another
+        run(session, "/set suppress_tokens " + json.dumps([one for one in range(257) if one not in kept]))
+        run(session, "/ban " + ", ".join(f"{one}{other}" for one in "abc" for other in "abc"))
+        with pytest.raises(Failed, match="banned"):
+            run(session, "Where?")
+        run(session, "/ban a, b, c")
+        with pytest.raises(Failed, match="leave no token"):
+            run(session, "Where?")
+
+
+def test_stop_strings_and_ends_are_those_of_the_text(scripted_folder: Any) -> None:
+    """Of a phrase and a stop string that are complete at once, the phrase is taken back, and the reply goes on."""
+    with opened(scripted_folder(b"One STOP two"), max_new_tokens=40) as session:
+        done = run(session, '/stop "P"', "Go")
+        assert (done.raw, done.finish) == ("One STOP", "stop_string")
+        done = run(session, '/ban "STOP"', "/retry")
+        assert (done.raw[:4], done.raw[5:], done.finish) == ("One ", "TOP", "stop_string")
+        done = run(session, '/ban " two"', "/stop none", "/retry")
+        assert (done.raw[:8], done.raw[9:], done.finish) == ("One STOP", "two", "stop")

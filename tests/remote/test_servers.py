@@ -824,3 +824,33 @@ def test_a_token_cannot_be_taken_where_ids_are_not_taken(session: Session) -> No
         with pytest.raises(NeedsLocal, match="token ids"):
             run(session, "/take 1 7")
     assert (len(server.sent), len(session.conversation.turns)) == (1, 2)
+
+
+class Cutting(FakeServer):
+    """A server that cuts texts into words."""
+
+    def _next(self, asked: Asked) -> Answer:
+        if asked.path != "/tokenize":
+            return super()._next(asked)
+        return as_json({"tokens": [sum(map(ord, word)) for word in asked.body["content"].split()]})
+
+
+def test_words_are_banned_by_the_means_of_the_server(session: Session) -> None:
+    """By its own field, or as ids with a bias; what it can only do in part is refused, and nothing is sent."""
+    with serving(session, "vLLM") as server:
+        run(session, '/ban "delve", " As an AI"')
+        ask(session, "Hi")
+        assert server.sent[-1]["bad_words"] == ["delve", "Delve", " delve", " Delve", " As an AI"]
+    with Cutting(listed=LISTED["llama.cpp"]) as server:
+        run(session, f"/connect {server.host}", '/ban "a"', '/boost "b" +2')
+        ask(session, "Hi")
+        assert server.sent[-1]["logit_bias"] == {"97": -100.0, "65": -100.0, "98": 2.0, "66": 2.0}
+        run(session, '/ban "As an AI"')
+        with pytest.raises(UsageError, match="several tokens"):
+            ask(session, "Hi")
+        assert server.asked[-1].path == "/tokenize"
+    with serving(session, "OpenAI") as server:
+        run(session, '/ban "a"')
+        with pytest.raises(UsageError, match="token ids"):
+            ask(session, "Hi")
+        assert not server.sent

@@ -75,14 +75,14 @@ def input_ids(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
 def nan_guard(facts: ModelInfo, prompt: int, masked: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a logits processor that refuses numbers that are none: greedy decoding would silently take token 0.
 
-    `prompt` is the length of the prompt in tokens; `masked` tells that a form takes tokens away. Raises `Failed`.
+    `prompt` is the length of the prompt in tokens; `masked` tells that settings take tokens away. Raises `Failed`.
     """
 
     def guard(ids: Tensor, scores: Tensor) -> Tensor:
         if not torch.isfinite(most := scores.max()):
             if masked and most == -torch.inf:
                 said = f"the form and the other settings leave no token at place {ids.shape[1] - prompt + 1}"
-                raise Failed(said, "/format off", "/reset")
+                raise Failed(said, "/format off", "/ban off", "/reset")
             raise not_finite(facts, ids.shape[1] - prompt + 1)
         return scores
 

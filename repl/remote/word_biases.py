@@ -1,0 +1,44 @@
+"""Words that are banned or boosted, on a server: as token ids with a bias, or as the words where it takes them.
+
+In come the settings and what cuts a text into the server's tokens; out come fields of a request. A server bans tokens,
+never a text whichever tokens spell it: a phrase is refused.
+"""
+
+from collections.abc import Callable, Iterator
+
+from repl.core.errors import UsageError
+from repl.core.settings import Decode
+from repl.generation.word_forms import word_forms
+from repl.remote.dialects import Dialect
+
+BAN_BIAS = -100.0  # the least that the protocol allows: it keeps a token out
+MAX_BIAS = 100.0
+
+
+def word_fields(decode: Decode, kind: Dialect, host: str, cut: Callable[[str], list[int]]) -> dict[str, object]:
+    """Return the fields that ban and boost words; raises `UsageError` for what the server cannot do."""
+    found: dict[str, object] = {}
+    banned = decode.ban
+    if banned and "bad_words" in kind.own:
+        found["bad_words"] = [form for word in banned for form in word_forms(word)]
+        banned = ()
+    pairs = [*((word, BAN_BIAS, "/ban off") for word in banned), *((*one, "/boost off") for one in decode.boost)]
+    if not pairs:
+        return found
+    if not ("logit_bias" in kind.own and kind.takes_ids):
+        raise UsageError(f"{host} gives no token ids, so words cannot be banned or boosted there", pairs[0][2])
+    bias: dict[str, float] = {}
+    for word, value, hint in pairs:
+        ids = {str(one): max(-MAX_BIAS, min(MAX_BIAS, value)) for one in _single_ids(word, cut)}
+        if not ids:
+            said = f"{word!r} has several tokens: {host} bans and boosts single tokens only"
+            raise UsageError(said, hint)
+        bias |= ids
+    return {**found, "logit_bias": bias}
+
+
+def _single_ids(word: str, cut: Callable[[str], list[int]]) -> Iterator[int]:
+    for form in word_forms(word):
+        ids = cut(form)
+        if len(ids) == 1:
+            yield ids[0]
