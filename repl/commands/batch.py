@@ -18,7 +18,13 @@ from repl.session.session import Session, Task
 MAX_PARALLEL = 64  # requests that a server gets at once
 
 
-@command("compare", needs_model=True)
+@command(
+    "compare",
+    "/batch prompts.jsonl",
+    "/batch prompts.jsonl results.jsonl",
+    see="compare sweep choose",
+    needs_model=True,
+)
 def batch(
     session: Session,
     prompts: Annotated[str, Words("a file of prompts")],
@@ -27,7 +33,7 @@ def batch(
     template: Annotated[str, Words("a file")] = "",
     parallel: Annotated[int, Integer(1, MAX_PARALLEL)] = 8,
 ) -> Task[Batched]:
-    """Answer every prompt of a file: /batch prompts.jsonl results.jsonl
+    """Answer every prompt of a file, many together; the results go into another file.
 
     A line is an object with prompt or messages, an id that is passed through, and any settings over those that stand:
     {"id": 7, "prompt": "Say hello", "temperature": 0.7}. A .csv or .tsv file has these as columns, each line of a .txt

@@ -1,8 +1,10 @@
 """Compare: one message answered by several models or under several settings, in columns; one of them is taken over."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from rich.console import Group, RenderableType
@@ -12,15 +14,19 @@ from repl.analysis import compare as comparison
 from repl.analysis import variants
 from repl.analysis.answerers import Answer
 from repl.analysis.compare import Answers, Column, Compared, side_by_side
+from repl.analysis.prompt_file import check_files
+from repl.analysis.prompt_grid import GridColumn, GridRow, PromptGrid, compare_prompts
 from repl.analysis.variants import NOW, Variant
 from repl.commands.registry import command
+from repl.core import texts
 from repl.core.errors import Cancelled, UsageError
-from repl.core.format import amount, join_facts, shortened
+from repl.core.format import amount, counted, join_facts, shortened
 from repl.core.jobs import Job
 from repl.core.parts import Parts
 from repl.core.reply import Reply
-from repl.core.sanitize import ascii_only, clean
+from repl.core.sanitize import ascii_only, clean, clean_line
 from repl.core.values import RestOfLine
+from repl.core.values import Text as Words
 from repl.generation.measure.token_text import quote
 from repl.remote.engine import Remote
 from repl.session.change_settings import adopt
@@ -29,8 +35,9 @@ from repl.session.replies import add_answer
 from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.columns import Block, Blocks
-from repl.terminal.export import said
+from repl.terminal.export import html_table, page_body, said
 from repl.terminal.screen import render
+from repl.terminal.tables import grid
 from repl.terminal.thinking import fold_parts
 
 COLUMN = RestOfLine("a text", variants.offered, variants.offered)
@@ -43,19 +50,31 @@ COLUMN = RestOfLine("a text", variants.offered, variants.offered)
     see="diverge sweep replay pick",
     needs_model=True,
 )
-def compare(session: Session, *columns: Annotated[str, COLUMN]) -> Task[Any]:
+def compare(
+    session: Session,
+    *columns: Annotated[str, COLUMN],
+    prompts: Annotated[str, Words("a file of prompts")] = "",
+    template: Annotated[str, Words("a file")] = "",
+) -> Task[Any]:
     """Compare the answers of models or settings, side by side.
 
     Each word is a column: a model, a change to the current settings (beams=4; temperature=0.7 also samples), or
     several joined by commas as in gpt2,dtype=bfloat16; in quotes, spaces join them. Other words are now (the
     current settings), greedy and sample. Without -- PROMPT the last message is asked again. Sampled columns share a
     seed unless they set one. The first token that differs from the first column is marked. /pick N makes an answer
-    part of the conversation and its settings yours; until then nothing changes.
+    part of the conversation and its settings yours; until then nothing changes. --prompts FILE answers every prompt of
+    a file (/help batch) in each way and gives one table; /export grid.html --view then writes all answers.
     """
     typed, prompt = split_prompt(" ".join(columns))
     if not typed:
         raise UsageError("/compare needs models or settings: /compare A B [-- PROMPT]", "/help compare")
     ways = [variants.read_way(session, word) for word in ([NOW] if len(typed) == 1 else []) + typed]
+    if prompts:
+        check_files(prompts, os.devnull)
+        filled, system = texts.read_text(template) if template else "", session.conversation.system
+        return session.run_on_model(
+            lambda emit: compare_prompts(session.store, ways, prompts, filled, system, emit), partial(_gridded, session)
+        )
     asked = question(session, prompt, "/compare A B -- PROMPT")
     made: dict[int, Answer] = {}
 
@@ -71,6 +90,11 @@ def compare(session: Session, *columns: Annotated[str, COLUMN]) -> Task[Any]:
         return Compared(asked.text, asked.turn.exchange if asked.turn else None, columns, shown, whole)
 
     return session.run_on_model(lambda emit: comparison.answer_all(session.store, ways, asked, emit, made), settle)
+
+
+def _gridded(session: Session, job: Job[PromptGrid]) -> PromptGrid:
+    session.restore()
+    return job.result()
 
 
 # take
@@ -188,3 +212,48 @@ def _parted(number: int, column: Column, result: Answers) -> str:
         return "" if number == good[0] or column.problem else f"same as {good[0]}{end}"
     where = f"token {found.token}: {quote(found.text)}" if found.text else f"token {found.token}: the end"
     return f"diverges at {where}" if number == good[0] else f"differs from {good[0]} at {where}"
+
+
+@render.register
+def _(result: PromptGrid) -> RenderableType:
+    heads = ["", "", "answered", "same as 1", "tokens", "log-prob", "tokens/s", "accuracy"]
+    keep = len(heads) if any(one.accuracy for one in result.columns) else len(heads) - 1
+    rows = [_over_all(number, one)[:keep] for number, one in enumerate(result.columns, 1)]
+    problems = [(row.line, one.problem) for row in result.rows for one in row.answers if one and one.problem]
+    line, problem = min(problems, default=(0, ""))
+    said = join_facts(
+        counted(len(result.rows), "prompt"),
+        f"{len(problems):,} without an answer, first line {line}: {problem}" if problems else "",
+        "" if result.whole else "stopped early: results so far",
+    )
+    hint = Text.assemble(("/export grid.html --view", "accent"), (" writes every answer", "quiet"))
+    return Group(grid("rlrrrrrr"[:keep], rows, heads[:keep]), Text(clean_line(said), "quiet"), hint)
+
+
+def _over_all(number: int, one: GridColumn) -> list[str | Text]:
+    """Return the figures of one way to answer, over all prompts."""
+    none, found = "-" if ascii_only() else "–", one.accuracy
+    return [
+        str(number),
+        Text(clean_line(one.title), "accent"),
+        f"{one.answered:,}",
+        f"{one.same:,}" if number > 1 else none,
+        none if one.tokens is None else f"{one.tokens:.1f}",
+        none if one.logprob is None else f"{one.logprob:.3f}",
+        none if one.tokens_per_s is None else f"{one.tokens_per_s:.0f}",
+        none if found is None else f"{found.share:.1%} ({found.low:.1%} to {found.high:.1%})",
+    ]
+
+
+@page_body.register
+def _(result: PromptGrid) -> str:
+    titles = (join_facts(f"{number} {one.title}", one.model) for number, one in enumerate(result.columns, 1))
+    return html_table(["prompt", *titles], [[(row.prompt, "prompt"), *_answers(row)] for row in result.rows])
+
+
+def _answers(row: GridRow) -> Iterator[tuple[str, str]]:
+    """Yield the cells of a page: each answer, in a style of its own where it is not the first one."""
+    first = row.answers[0].text if row.answers[0] else ""
+    for one in row.answers:
+        said = (one.problem or one.text) if one else ""
+        yield said, "quiet" if one and one.problem else "other" if one and one.text != first else ""

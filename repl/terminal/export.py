@@ -7,9 +7,10 @@ import json
 import math
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import singledispatch
 from typing import Any
 
 from rich.console import Console
@@ -47,6 +48,16 @@ i[data-p]:hover::after, i[data-p]:focus::after { content: attr(data-p); position
   padding: .5em 1em; color: #fff; background: #222; font-size: .9em; font-weight: normal; white-space: pre-wrap; }
 """
 """The look of a page; what is told of a token stands at the foot of the window, while it is pointed at or touched."""
+
+TABLE_CSS = """
+body { max-width: none; }
+table { border-collapse: collapse; width: 100%; table-layout: fixed; }
+th, td { border: 1px solid #ccc; padding: .3em .5em; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+td { white-space: pre-wrap; font-size: .9em; }
+td.prompt { color: #555; }
+td.other { background: #fff3d6; }
+"""
+"""The look of a table of texts; those that differ from the first of their row stand on a ground of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +236,26 @@ def html_page(title: str, facts: Facts, body: str, style: str = "") -> str:
 """
 
 
+@singledispatch
+def page_body(result: Any) -> str:
+    """Return what a page has in place of a drawing, for a result that is too large to be drawn; mostly nothing."""
+    return ""
+
+
+def html_table(heads: Sequence[str], rows: Iterable[Sequence[tuple[str, str]]]) -> str:
+    """Return a table of texts, each with the name of its style or none, that shows their line breaks."""
+    head = "".join(f"<th>{html.escape(clean_line(one))}</th>" for one in heads)
+    body = (
+        "".join(f'<td class="{name}">{html.escape(clean(text))}</td>' for text, name in row).join(("<tr>", "</tr>\n"))
+        for row in rows
+    )
+    return f"<table>\n<tr>{head}</tr>\n{''.join(body)}</table>"
+
+
 def view_as_html(shown: ShownView) -> str:
     """Return a result as a page, in its colours, under the line that asked for it; drawn once more for a phone."""
+    if body := page_body(shown.result):
+        return html_page(shown.line, shown.about, body, TABLE_CSS)
     console = sheet()
     console.print(render(shown.result))
     console.print("\0", end="")
