@@ -29,7 +29,9 @@ def format_(
         now = session.settings.decode.format
         return Message(join_facts(f"format: {parse_format(now).title}", "/format off") if now else _off())
     text = "" if form in ("default", "none") else settings.read_setting("format", form)
-    if text and session.remote is None:
+    if text and session.remote is not None:
+        session.remote.check_form(text, session.uses_template())
+    elif text:
         decode.format_mask.build_grammar(parse_format(text))
     apply(session, [("format", form)])
     told = f"format: {parse_format(text).title}" if text else "format off"

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from repl.core.reply_format import Format
+
 BASIC = {
     "max_new_tokens": "max_tokens",
     "temperature": "temperature",
@@ -24,6 +26,14 @@ WIDE = {"top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repetition_pe
 IN_CONFIG = ("top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
 OPENAI_FIELDS = frozenset({"logit_bias", "reasoning_effort", "response_format", "service_tier", "user", "verbosity"})
 SCHEMAS = frozenset({"logit_bias", "reasoning_effort", "response_format", "ignore_eos"})
+BODY = "$"
+"""Stands for the schema, the expression or the grammar in what a server is sent to hold a reply to a form."""
+Forms = Mapping[str, Mapping[str, object]]
+SCHEMA_FORM: Forms = {
+    "json_schema": {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "reply", "schema": BODY, "strict": True}}
+    }
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,10 @@ class Dialect:
     """Whether a text to complete may be given as token ids, and `/detokenize` spells some."""
     facts: str = ""
     """A path beside `/v1` that knows the context where the model list does not."""
+    forms: Forms = field(default_factory=dict)
+    """The kinds of form that it holds a reply to in a chat, each with its fields."""
+    text_forms: Forms = field(default_factory=dict)
+    """The same where a plain text is completed."""
     template: bool = False
     """Whether it passes variables on to the chat template."""
 
@@ -56,7 +70,25 @@ class Dialect:
         """Return the settings that it heeds with their fields."""
         return self.heeds if chats or self.completes is None else self.completes
 
+    def form_fields(self, form: Format, chats: bool) -> dict[str, object] | None:
+        """Return the fields that ask for a form; None where it cannot be asked for."""
+        fields = (self.forms if chats else self.text_forms).get(form.kind)
+        return None if fields is None else fill(fields, form.schema if form.kind == "json_schema" else form.body)
 
+
+def fill(fields: Mapping[str, object], body: object) -> dict[str, object]:
+    """Return fields with what a form holds in its place."""
+    return {
+        name: body if value == BODY else fill(value, body) if isinstance(value, Mapping) else value
+        for name, value in fields.items()
+    }
+
+
+VLLM_FORMS: Forms = {
+    **SCHEMA_FORM,
+    "regex": {"structured_outputs": {"regex": BODY}},
+    **{kind: {"structured_outputs": {"grammar": BODY}} for kind in ("gbnf", "lark")},
+}
 VLLM = Dialect(  # vllm/entrypoints/openai/{chat_completion,completion}/protocol.py
     "vLLM",
     {**BASIC, **WIDE},
@@ -64,10 +96,13 @@ VLLM = Dialect(  # vllm/entrypoints/openai/{chat_completion,completion}/protocol
     | {"stop_token_ids", "bad_words", "allowed_token_ids", "skip_special_tokens", "include_reasoning"}
     | {"thinking_token_budget", "truncate_prompt_tokens", "structured_outputs", "priority", "vllm_xargs"},
     continues={"continue_final_message": True, "add_generation_prompt": False},
+    forms=VLLM_FORMS,
+    text_forms=VLLM_FORMS,
     ids=("chat", "text"),
     takes_ids=True,
     template=True,
 )
+SGLANG_FORMS: Forms = {**SCHEMA_FORM, "regex": {"regex": BODY}, "gbnf": {"ebnf": BODY}}
 SGLANG = Dialect(  # sglang/srt/entrypoints/openai/{protocol,serving_chat,serving_completions}.py
     "SGLang",
     {**BASIC, **WIDE},
@@ -75,11 +110,14 @@ SGLANG = Dialect(  # sglang/srt/entrypoints/openai/{protocol,serving_chat,servin
     | {"stop_token_ids", "stop_regex", "regex", "ebnf", "no_stop_trim", "skip_special_tokens", "separate_reasoning"}
     | {"custom_logit_processor", "custom_params", "lora_path"},
     continues={"continue_final_message": True},
+    forms=SGLANG_FORMS,
+    text_forms=SGLANG_FORMS,
     ids=("text",),  # its chat refuses return_token_ids together with stream
     takes_ids=True,
     template=True,
 )
 LLAMA = {"repetition_penalty": "repeat_penalty"}
+LLAMA_FORMS: Forms = {"json_schema": {"json_schema": BODY}, "gbnf": {"grammar": BODY}}
 LLAMA_CPP = Dialect(  # llama.cpp/tools/server/server-{schema,common,context,task}.cpp
     "llama.cpp",
     {**BASIC, "top_k": "top_k", "min_p": "min_p", "typical_p": "typical_p", **LLAMA},
@@ -89,6 +127,8 @@ LLAMA_CPP = Dialect(  # llama.cpp/tools/server/server-{schema,common,context,tas
     | {"xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n"}
     | {"dry_sequence_breakers", "reasoning_format", "reasoning_budget_tokens", "t_max_predict_ms"},
     continues={"continue_final_message": True, "add_generation_prompt": False},  # older builds do so unasked
+    forms=LLAMA_FORMS,
+    text_forms=LLAMA_FORMS,
     alternatives=100,
     takes_ids=True,  # it gives those of a reply with its log-probabilities
     facts="/props",
@@ -98,9 +138,15 @@ LLAMA_PYTHON = Dialect(  # llama_cpp/server/types.py; ignores names it does not 
     "llama-cpp-python",
     {**BASIC, "top_k": "top_k", "min_p": "min_p", "min_new_tokens": "min_tokens", **LLAMA},
     own=frozenset({"logit_bias", "response_format", "grammar", "mirostat_mode", "mirostat_tau", "mirostat_eta"}),
+    forms={"json_schema": {"response_format": {"type": "json_object", "schema": BODY}}, "gbnf": {"grammar": BODY}},
+    text_forms={"gbnf": {"grammar": BODY}},
 )
 OLLAMA = Dialect(  # ollama/openai/openai.go; whether it continues depends on each model's template
-    "Ollama", BASIC, own=frozenset({"reasoning_effort", "response_format"}), facts="/api/ps"
+    "Ollama",
+    BASIC,
+    own=frozenset({"reasoning_effort", "response_format"}),
+    facts="/api/ps",
+    forms=SCHEMA_FORM,
 )
 TGI_CHAT = {
     ours: theirs for ours, theirs in BASIC.items() if ours != "presence_penalty"
@@ -111,6 +157,10 @@ TGI = Dialect(  # text-generation-inference/router/src/{lib,validation,infer/cha
     completes={**TGI_CHAT, "repetition_penalty": "repetition_penalty"},
     own=frozenset({"response_format"}),
     continues={},
+    forms={
+        "json_schema": {"response_format": {"type": "json_object", "value": BODY}},
+        "regex": {"response_format": {"type": "regex", "value": BODY}},
+    },
     alternatives=5,
     facts="/info",
 )
@@ -123,18 +173,25 @@ TRANSFORMERS = Dialect(  # transformers/cli/serving/{utils,chat_completion,compl
     alternatives=0,
     template=True,
 )
-OPENAI = Dialect("OpenAI", BASIC, own=OPENAI_FIELDS | {"store", "metadata", "prompt_cache_key", "safety_identifier"})
+OPENAI = Dialect(
+    "OpenAI",
+    BASIC,
+    own=OPENAI_FIELDS | {"store", "metadata", "prompt_cache_key", "safety_identifier"},
+    forms=SCHEMA_FORM,
+)
 # platform.openai.com/docs/guides/reasoning: these models refuse temperature, top_p, penalties and logprobs
 OPENAI_REASONING = Dialect(
     "OpenAI's reasoning models",
     {"max_new_tokens": "max_completion_tokens", "stop": "stop", "seed": "seed"},
     own=OPENAI.own - {"logit_bias"},
+    forms=SCHEMA_FORM,
     alternatives=0,
 )
 UNKNOWN = Dialect(
     "unknown",
     {**BASIC, **WIDE, "typical_p": "typical_p", "no_repeat_ngram_size": "no_repeat_ngram_size"},
     own=OPENAI_FIELDS,
+    forms=SCHEMA_FORM,
     template=True,
 )
 DIALECTS = (VLLM, SGLANG, LLAMA_CPP, LLAMA_PYTHON, OLLAMA, TGI, TRANSFORMERS, OPENAI, UNKNOWN)

@@ -15,6 +15,7 @@ from repl.core.events import Event, Notice, Progress, PromptEcho, Token
 from repl.core.jobs import ForwardingContext, JobContext
 from repl.core.parts import Parts
 from repl.core.reply import Reply, ServedModel, TokenLogprobs, Usage
+from repl.core.reply_format import parse_format
 from repl.core.settings import Decode, Settings, short_id
 from repl.core.values import Number
 from repl.generation.interface import Request
@@ -281,9 +282,21 @@ class Remote:
             raise NeedsLocal("going on from token ids")
         if request.chats and request.prefill and self.kind.continues is None:
             raise NeedsLocal("a reply with a given beginning", *([] if request.begun else ["/prefill forgets it"]))
+        if decode.format:
+            self.check_form(decode.format, request.chats)
+        if decode.format and (request.prefill or request.ids):
+            raise NeedsLocal("a form that goes on behind a beginning", "/format off")
         if not self.model and len(offers) > 1:
             some = [f"/model {offer.id}" for offer in offers[:3]]
             raise UsageError(f"{self.host} offers {len(offers)} models: choose one", *some)
+
+    def check_form(self, text: str, chats: bool) -> None:
+        """Raise `UsageError` for a form that the server cannot be asked for: nobody wants it dropped in silence."""
+        form = parse_format(text)
+        if self.kind.form_fields(form, chats) is None:
+            where = "in a chat" if chats else "for a text to complete"
+            said = f"{self.host} ({self.kind.name}) cannot be asked for {form.title} {where}"
+            raise UsageError(said, "/format off")
 
     def _hear(self, heard: StreamedReply, emit: JobContext) -> None:
         """Ask until the server answers: without what it refuses, later where it says so, shorter where allowed."""

@@ -9,6 +9,7 @@ from typing import Any
 from repl.core import decoding
 from repl.core.decoding import APART, BEAMS, SAMPLING
 from repl.core.events import Token
+from repl.core.reply_format import parse_format
 from repl.core.settings import Decode, Settings
 from repl.core.tool_calls import Call, call, value
 from repl.generation.measure.token_text import TOP_K_STORED
@@ -77,6 +78,8 @@ def request_fields(settings: Settings, kind: Dialect, chats: bool) -> dict[str, 
         found["chat_template_kwargs"] = variables
     if ("chat" if chats else "text") in kind.ids:
         found["return_token_ids"] = True
+    if text := settings.decode.format:
+        found |= kind.form_fields(parse_format(text), chats) or {}
     return found | {
         name: value for name, value in prefixed_settings(settings, decoding.SERVER).items() if name in kind.own
     }

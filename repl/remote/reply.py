@@ -432,5 +432,7 @@ class StreamedReply:
         gone |= {name for name, theirs in fields.items() if self.peer.renamed.get(theirs, theirs) in self.peer.refused}
         if settings.decode.max_new_tokens is None:
             gone.add("max_new_tokens")
-        found = {name: item.value for name, item in table.items() if item.value not in (None, ()) and name not in gone}
+        found = {
+            name: item.value for name, item in table.items() if item.value not in (None, (), "") and name not in gone
+        }
         return found | ({"max_new_tokens": self.room} if self.room and "max_new_tokens" in found else {})
