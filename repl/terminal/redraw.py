@@ -6,19 +6,17 @@ In: cleaned text, in pieces. Out: bytes on a console, which begin and end on a f
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Protocol
 
-from rich.color import ColorSystem
 from rich.console import Console
-from rich.segment import Segment
+from rich.segment import Segment, Segments
 from rich.style import Style
 from rich.text import Text
 
 from repl.terminal.markdown import StyledLine, trimmed
 
-NO_STYLE = Style.null()
 STRUCK = Style(strike=True, dim=True)
 STRUCK_S = 0.25
 """Seconds for which text that was taken back is seen."""
@@ -26,13 +24,6 @@ MIN_REDRAW_S = 0.04
 """Seconds between two drawings, at least."""
 IDLE_SHARE = 10
 """Drawing waits this many times as long as it took, so it never takes more than a part of the time."""
-
-SYSTEMS = {
-    "standard": ColorSystem.STANDARD,
-    "256": ColorSystem.EIGHT_BIT,
-    "truecolor": ColorSystem.TRUECOLOR,
-    "windows": ColorSystem.WINDOWS,
-}
 _WORD = re.compile(r"\n|[^\S\n]+|\S+")
 
 
@@ -56,7 +47,7 @@ class WordWrap:
 
     def __init__(self, console: Console) -> None:
         self.width = console.width
-        self.style = NO_STYLE  # of what is read next
+        self.style = Style.null()  # of what is read next
         self._console = console
         self._open = Text()
 
@@ -105,15 +96,15 @@ class Stream:
         self._due = 0.0  # when the next drawing may be
         self._waiting = False
 
-    def feed(self, text: str, style: Style = NO_STYLE) -> None:
+    def feed(self, text: str, style: Style | None = None) -> None:
         """Add text; it is drawn now, or with what follows where something was drawn just now."""
         if not text:
             return
         if self.reader is None:
-            self._console.file.write(inked(self._console, text, style))
+            write(self._console, [Segment(text, style)])
             return
         if isinstance(self.reader, WordWrap):
-            self.reader.style = style
+            self.reader.style = style or Style.null()
         self._finished += self.reader.feed(text)
         self._waiting = True
         self.draw()
@@ -180,22 +171,22 @@ class Region:
         same = 0
         while same < most and wanted[same] == self._shown[same]:
             same += 1
-        written = self._moves(same, wanted) + ("\n" if finished and not visible else "")
-        if written:
-            self._console.file.write(written)
-            self._console.file.flush()
+        move, lines = self._changes(same, wanted)
+        self._console.file.write(move)
+        between = [part for line in lines for part in (Segment.line(), *line)][1:]
+        write(self._console, [*between, *([Segment.line()] if finished and not visible else [])])
         self._shown = visible
 
-    def _moves(self, same: int, wanted: list[StyledLine]) -> str:
-        """Return what turns the shown lines into the wanted ones, the first of which are the same."""
+    def _changes(self, same: int, wanted: list[StyledLine]) -> tuple[str, list[StyledLine]]:
+        """Return how the cursor moves, and the lines that are written then; the first lines are the same as before."""
         old = self._shown[same:]
         if not old:
-            return ("\n" if same and wanted[same:] else "") + self._text(wanted[same:])
+            return "\n" if same and wanted[same:] else "", wanted[same:]
         if len(old) == 1 and wanted[same:] and (added := _added(old[0], wanted[same])) is not None:
-            return self._text([added, *wanted[same + 1 :]])
+            return "", [added, *wanted[same + 1 :]]
         rows = sum(self._rows(line) for line in old) - 1
         up = f"\x1b[{min(rows, self._height - 1)}A" if rows else ""
-        return f"\r{up}\x1b[J{self._text(wanted[same:])}"
+        return f"\r{up}\x1b[J", wanted[same:]
 
     def _visible(self, lines: list[StyledLine]) -> list[StyledLine]:
         """Return the last lines that fit the screen, one at least."""
@@ -209,17 +200,12 @@ class Region:
     def _rows(self, line: StyledLine) -> int:
         return max(1, -(-Segment.get_line_length(line) // self._width))
 
-    def _text(self, lines: list[StyledLine]) -> str:
-        return "\n".join(
-            "".join(inked(self._console, part.text, part.style or NO_STYLE) for part in line) for line in lines
-        )
 
-
-def inked(console: Console, text: str, style: Style) -> str:
-    """Return a text with the sequences that a console draws it with in a style."""
-    style = style.without_color if console.no_color else style
-    system = SYSTEMS.get(console.color_system or "")
-    return "\n".join(style.render(line, color_system=system) if line else "" for line in text.split("\n"))
+def write(console: Console, parts: Sequence[Segment]) -> None:
+    """Write text as it is, in its styles."""
+    if parts:
+        console.print(Segments(parts), end="", crop=False)
+    console.file.flush()
 
 
 def _added(old: StyledLine, new: StyledLine) -> StyledLine | None:
