@@ -17,7 +17,7 @@ from repl.core.reply import TakenBack
 from repl.core.sanitize import ascii_signs, clean_line, spinner
 from repl.core.settings import View
 from repl.terminal.columns import Board
-from repl.terminal.reply import Continuation, LiveReply
+from repl.terminal.reply import LiveReply
 from repl.terminal.screen import Screen
 from repl.terminal.token_colours import bar, caption, certainty, style
 
@@ -32,7 +32,7 @@ class LiveOutput:
     def __init__(self, screen: Screen, view: View, toolbar: str = "") -> None:
         self._screen = screen
         self._view = view
-        self._reply: LiveReply | Continuation = Continuation(screen, view)
+        self._reply = LiveReply(screen, view, chats=False)
         self._bar = StageLine(screen, toolbar)
         self._beams: Live | None = None
         self._board: Board | None = None

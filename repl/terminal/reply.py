@@ -24,21 +24,22 @@ ERASE = "\r\x1b[2K"
 
 
 class LiveReply:
-    """Draws a reply; it begins on a fresh line, and `end` leaves the cursor on one."""
+    """Draws a reply, or a text that goes on; it begins on a fresh line, and `end` leaves the cursor on one."""
 
-    def __init__(self, screen: Screen, view: View) -> None:
-        self._screen = screen
+    def __init__(self, screen: Screen, view: View, chats: bool = True) -> None:
+        self._screen, self._chats = screen, chats
         self._fold = Fold(view.thinking if screen.interactive else "show" if view.thinking == "show" else "hide")
-        self._raw = not screen.interactive and view.thinking == "show"
+        self._raw = not (chats and (screen.interactive or view.thinking != "show"))
         self._cleaner = Cleaner()
-        self._stream = Stream(screen.out, reader(screen, view))
+        self._stream = Stream(screen.out, reader(screen, view, chats))
         self._begun = False  # the stream has text that it may draw again
         self._words = ""  # style of the token that is being drawn
         self._line = ""  # what of a thought stands on the cursor's line
         self._status = False
 
     def echo(self, echo: PromptEcho) -> None:
-        """Show what the reply was made to begin with."""
+        """Show what the reply was made to begin with, or what goes on: dim."""
+        self._words = "" if self._chats or not self._screen.interactive else "quiet"
         self._draw(self._fold.feed(echo.pieces, counts=False), echo.text)
 
     def feed(self, token: Token, words: str = "") -> None:
@@ -112,48 +113,15 @@ class LiveReply:
         self._status = False
 
 
-class Continuation:
-    """Draws a text that goes on: what it goes on from dim, then what is made, as it comes."""
+def reader(screen: Screen, view: View, chats: bool) -> LineReader | None:
+    """Return what makes lines of a text, which can be drawn again: colours are those of tokens or Markdown.
 
-    def __init__(self, screen: Screen, view: View) -> None:
-        self._screen = screen
-        self._stream = Stream(screen.out, WordWrap(screen.out) if flows(screen, view) else None)
-        self._cleaner = Cleaner()
-
-    def echo(self, echo: PromptEcho) -> None:
-        """Show what it goes on from."""
-        self._write(clean(echo.text), "quiet" if self._screen.interactive else "")
-
-    def feed(self, token: Token, words: str = "") -> None:
-        """Draw one token, in a style where it has one."""
-        self._write(self._cleaner.feed(token.text), words)
-
-    def strike(self, text: str) -> None:
-        """Show for a moment what was taken back."""
-        self._stream.strike(clean_line(text))
-
-    def rest(self) -> None:
-        """Draw what waited for more: nothing comes just now."""
-        self._stream.draw()
-
-    def end(self) -> None:
-        """Draw what was held back, and end the line."""
-        self._stream.end()
-
-    def _write(self, text: str, words: str = "") -> None:
-        self._stream.feed(text, self._screen.out.get_style(words or "none"))
-
-
-def flows(screen: Screen, view: View) -> bool:
-    """Tell whether lines are broken between words: not where text is to be written just as it comes."""
-    return screen.interactive and (view.markdown or view.probs != "off")
-
-
-def reader(screen: Screen, view: View) -> LineReader | None:
-    """Return what makes lines of an answer where they can be drawn again: colours are those of tokens or Markdown."""
-    if not flows(screen, view):
+    Without either the text is written just as it comes.
+    """
+    coloured = view.probs != "off"
+    if not screen.interactive or not (view.markdown or coloured):
         return None
-    return Markdown(screen.out) if view.probs == "off" else WordWrap(screen.out)
+    return Markdown(screen.out) if chats and not coloured else WordWrap(screen.out)
 
 
 @dataclass(frozen=True, slots=True)
