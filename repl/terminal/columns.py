@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -118,8 +117,6 @@ class Board:
     def __init__(self, console: Console, columns: SideBySide, thinking: str = "show") -> None:
         self._console = console
         self._columns = [Filling(f"{number} {title}", thinking) for number, title in enumerate(columns.titles, 1)]
-        self._live = Live(console=console, transient=True, auto_refresh=False)
-        self._live.start()
         self._drawn_at = 0.0
         self._behind = True  # something is not drawn yet
 
@@ -128,13 +125,13 @@ class Board:
         self._columns[event.column].take(event.event)
         self._behind = True
 
-    def draw(self) -> None:
-        """Draw what has come since the last time, unless that was just now."""
-        if self._behind and time.monotonic() - self._drawn_at > 1 / MAX_REDRAWS_PER_S:
-            self._live.update(self._drawn(), refresh=True)
-            self._drawn_at, self._behind = time.monotonic(), False
+    def is_due(self) -> bool:
+        """Tell whether something came since the last time, which was not just now."""
+        return self._behind and time.monotonic() - self._drawn_at > 1 / MAX_REDRAWS_PER_S
 
-    def _drawn(self) -> RenderableType:
+    def drawn(self) -> RenderableType:
+        """Return the columns as they are."""
+        self._drawn_at, self._behind = time.monotonic(), False
         width, height = self._console.width, self._console.height
         room = each(width, len(self._columns))
         if room >= MIN_CELLS:
@@ -144,7 +141,3 @@ class Board:
         busy = [one for one in begun if newest - one.heard_at < SILENT_AFTER_S]
         rows = max(1, (height - 4 - 3 * len(self._columns)) // len(busy))
         return Blocks([one.block(self._console, width, rows if one in busy else 1) for one in begun])
-
-    def close(self) -> None:
-        """Take them away: what they came to is drawn for good afterwards."""
-        self._live.stop()

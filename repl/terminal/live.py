@@ -34,12 +34,10 @@ class LiveOutput:
         self._view = view
         self._reply = LiveReply(screen, view, chats=False)
         self._bar = StageLine(screen, toolbar)
-        self._beams: Live | None = None
+        self._live: Live | None = None  # beams or columns, redrawn in place
         self._board: Board | None = None
         self._column = False  # the cursor stands behind text
-        self._begins: list[
-            PromptEcho
-        ] = []  # what the text goes on from: drawn with its first token, a search comes before
+        self._begins: list[PromptEcho] = []  # what the text goes on from: drawn with its first token
         self._shaded = ""  # by what tokens were coloured
         self._later: list[str] = []  # notices that came in the middle of a text
 
@@ -61,12 +59,12 @@ class LiveOutput:
         """Draw a few events; text is written at once and flushed together. Without events, what waited is drawn."""
         if not events:
             self._reply.rest()
-        if not (self._column or self._beams or self._board):
+        if not (self._column or self._live):
             self._bar.wait()
         for event in events:
             self._draw(event)
-        if self._board is not None:
-            self._board.draw()
+        if self._board is not None and self._board.is_due():
+            self._redraw(self._board.drawn())
         self._screen.out.file.flush()
 
     def _draw(self, event: Event) -> None:
@@ -135,15 +133,16 @@ class LiveOutput:
         return self._screen.interactive and self._screen.out.is_terminal and not self._screen.as_json
 
     def _search(self, beams: Beams) -> None:
-        console = self._screen.out
-        if not self._redraws():
-            return
-        self._bar.close()
-        if self._beams is None:
+        if self._redraws():
+            self._redraw(hypotheses(beams, self._screen.out.width, self._screen.out.height - 3))
+
+    def _redraw(self, drawn: RenderableType) -> None:
+        if self._live is None:
+            self._bar.close()
             self._end_line()
-            self._beams = Live(console=console, transient=True, auto_refresh=False)
-            self._beams.start()
-        self._beams.update(hypotheses(beams, console.width, console.height - 3), refresh=True)
+            self._live = Live(console=self._screen.out, transient=True, auto_refresh=False)
+            self._live.start()
+        self._live.update(drawn, refresh=True)
 
     def _end_line(self) -> None:
         if self._column:
@@ -154,12 +153,9 @@ class LiveOutput:
     def _quiet(self) -> None:
         """Take away what is redrawn in place: it would erase an unfinished line."""
         self._bar.close()
-        if self._beams is not None:
-            self._beams.stop()
-            self._beams = None
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        if self._live is not None:
+            self._live.stop()
+        self._live = self._board = None
 
 
 def token_record(token: Token) -> dict[str, Any]:

@@ -546,9 +546,8 @@ def test_a_window_shows_the_end_of_long_columns_and_no_more_rows_than_it_has(wid
         for number in range(300):
             live.take(ColumnEvent(column, Token(f"w{column}-{number} 三只", number)))
     live.take(ColumnEvent(2, Progress("read weights", 1, 4, "tensors")))
-    rows = console.render_lines(live._drawn(), console.options.update(height=None), pad=False)
+    rows = console.render_lines(live.drawn(), console.options.update(height=None), pad=False)
     text = ["".join(part.text for part in row) for row in rows]
-    live.close()
     assert len(text) <= 12
     assert max(map(cell_len, text)) <= width
     whole = " ".join(text)
@@ -564,7 +563,6 @@ def test_a_column_shows_the_best_beam_until_the_search_has_ended() -> None:
     assert (first.text.plain, first.foot) == ("The cat", "2 beams")
     live.take(ColumnEvent(0, Token("A\x1b[31m", 1)))
     live.take(ColumnEvent(1, Notice("it\x1b broke")))
-    live.close()
     assert live._columns[0].block(console, 30, 5).text.plain == "A␛[31m"
     assert live._columns[1].block(console, 30, 5).foot == "it␛ broke"
 
