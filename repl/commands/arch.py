@@ -16,9 +16,8 @@ from repl.core.sanitize import clean_line
 from repl.core.values import Integer, Kind
 from repl.generation.interface import Model
 from repl.session.session import Session, Task
-from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
-from repl.terminal.tables import facts
+from repl.terminal.tables import Responsive, facts
 
 OPENED = 2  # levels shown of a part that was asked for
 

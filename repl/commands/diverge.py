@@ -1,6 +1,7 @@
 """Diverge: would another number format, device or model have said the same?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Annotated
 
 from rich.console import RenderableType
@@ -19,11 +20,10 @@ from repl.generation.interface import Request
 from repl.generation.measure.token_text import quote
 from repl.session.position import question, split_prompt
 from repl.session.session import Session, Task
-from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
-from repl.terminal.sparkline import column, spark
-from repl.terminal.tables import fact_line, facts, grid
+from repl.terminal.tables import Responsive, fact_line, facts, grid
 
+BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"  # the same heights for a terminal without blocks
 DIVERGE_EXAMPLE = "/diverge dtype=float16"
 DIVERGE_WORDS = (
     "dtype=float16",
@@ -158,3 +158,23 @@ def _verdict(fork: FirstFlip, names: tuple[str, str]) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.1e}" if 0 < value < 0.0005 else f"{value:.3f}"
+
+
+def bin_peaks(values: Sequence[float], width: int) -> list[float]:
+    """Return at most `width` numbers: the largest of each stretch, so that no peak is lost."""
+    count = min(len(values), max(1, width))
+    edges = [len(values) * place // count for place in range(count + 1)] if count else []
+    return [max(values[begin:end]) for begin, end in pairwise(edges)]
+
+
+def column(place: int, count: int, width: int) -> int:
+    """Return the column in which a value stands, of `count` that are drawn in at most `width` columns."""
+    shown = min(count, max(1, width))
+    return next(at for at in range(shown) if place < count * (at + 1) // shown)
+
+
+def spark(values: Sequence[float], width: int, plain: bool = False) -> str:
+    """Draw numbers from 0 to their largest as bars; what is 0, or next to it, is the lowest."""
+    found, signs = bin_peaks(values, width), ASCII_BARS if plain else BARS
+    most = max(found, default=0.0)
+    return "".join(signs[round((len(signs) - 1) * value / most) if most > 0 else 0] for value in found)

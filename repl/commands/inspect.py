@@ -26,9 +26,8 @@ from repl.session.change_settings import change
 from repl.session.position import ExchangeNumber
 from repl.session.replies import continue_reply, generate_turn, join_records, substitute_token
 from repl.session.session import Session, Task
-from repl.terminal.responsive import First
 from repl.terminal.screen import render
-from repl.terminal.tables import grid
+from repl.terminal.tables import First, grid
 from repl.terminal.token_colours import caption, colour_trace, percent, shade
 
 LISTED_ALTERNATIVES = (5, 3, 2, 1)  # alternatives in a row of the list: as many as there is room for

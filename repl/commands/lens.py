@@ -24,9 +24,8 @@ from repl.generation.measure.token_trace import least_certain, require_record
 from repl.generation.prompt.context_window import encode_prompt
 from repl.session.position import next_position, require_own_reply
 from repl.session.session import Session, Task
-from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
-from repl.terminal.tables import fact_line
+from repl.terminal.tables import Responsive, fact_line
 from repl.terminal.token_colours import CLASSES, heat, percent
 
 LENS_EXAMPLE = "/lens The capital of France is"

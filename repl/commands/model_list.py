@@ -23,8 +23,8 @@ from repl.hub.catalog import Cached, Listed
 from repl.models.memory import fit
 from repl.models.store import ModelInfo
 from repl.session.session import Session, Task
-from repl.terminal.responsive import First
 from repl.terminal.screen import render
+from repl.terminal.tables import First
 
 Sections = Sequence[tuple[str, Sequence[Sequence[Text]]]]
 """Titles, and below each the models by what is said of them: the name first."""

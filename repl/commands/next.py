@@ -24,9 +24,8 @@ from repl.generation.measure.token_text import Speller, quote
 from repl.generation.prompt.context_window import encode_prompt
 from repl.session.position import Position, next_position
 from repl.session.session import Session, Task
-from repl.terminal.responsive import First
 from repl.terminal.screen import render
-from repl.terminal.tables import fact_line, grid
+from repl.terminal.tables import First, fact_line, grid
 from repl.terminal.token_colours import BAR_WIDTHS, bar, percent
 
 DEFAULT_TOKENS = 10  # candidates shown where no number is given

@@ -26,8 +26,8 @@ from repl.models.memory.plan import PlanRow
 from repl.models.memory.survey import Code, Survey, survey
 from repl.session.change_settings import changed
 from repl.session.session import Session, Task
-from repl.terminal.responsive import First
 from repl.terminal.screen import render
+from repl.terminal.tables import First
 
 VERDICT_STYLES = {"fits": "", "fits with offload": "quiet", "does not fit": "quiet"}
 SIZES = {"weights": "weights", "KV cache": "cache", "working": "working", "needs": "needs"}

@@ -19,8 +19,8 @@ from repl.generation.prompt.chat_template import argument, template_values
 from repl.session.change_settings import ORIGINS, Setting, apply, change, describe, put_field, read_field, settings_of
 from repl.session.results import Message
 from repl.session.session import Session
-from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
+from repl.terminal.tables import Responsive
 
 WITH_HELP_COLUMNS = 80  # of a window: the help stands beside each setting
 FEW_SETTINGS = 12

@@ -19,9 +19,8 @@ from repl.core.sanitize import clean, clean_line
 from repl.core.values import Integer, RestOfLine, show_value
 from repl.session.position import question, split_prompt
 from repl.session.session import Session, Task
-from repl.terminal.responsive import Responsive
 from repl.terminal.screen import render
-from repl.terminal.tables import fact_line, grid
+from repl.terminal.tables import Responsive, fact_line, grid
 
 if TYPE_CHECKING:
     from repl.generation.decode.batch import BatchReply

@@ -15,9 +15,8 @@ from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import least_certain
 from repl.session.position import require_own_reply
 from repl.session.session import Session, Task
-from repl.terminal.responsive import First
 from repl.terminal.screen import render
-from repl.terminal.tables import grid
+from repl.terminal.tables import First, grid
 from repl.terminal.token_colours import BAR_WIDTHS, bar, percent
 
 SHORT_NAMES = {

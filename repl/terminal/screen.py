@@ -25,8 +25,7 @@ from repl.models.adapters import Adapter
 from repl.remote.engine import Connected
 from repl.session.results import Draft, Message
 from repl.session.session import Loaded
-from repl.terminal.responsive import First
-from repl.terminal.tables import FactLine, LineConsole, fact_line, grid
+from repl.terminal.tables import FactLine, First, LineConsole, fact_line, grid
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
 TOLD = ("id", "commit", "dtype", "device_map", "quantization", "adapter", "parameters", "bytes")

@@ -1,7 +1,7 @@
-"""Tables as every view has them: no frame, quiet heads, two spaces between columns."""
+"""Tables as every view has them: no frame, quiet heads, two spaces between columns; drawings that fit the window."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from rich.cells import cell_len
@@ -15,7 +15,31 @@ from rich.tree import Tree
 from repl.core.format import join_facts
 from repl.core.sanitize import clean_line
 
+UNLIMITED_COLUMNS = 10_000  # columns: wider than whatever is drawn
 DRAWN = re.compile("[\u2500-\u259f]+")  # lines and blocks
+
+
+class First:
+    """The first of several drawings of one thing that fits the window, else the last; in a pipe the first."""
+
+    def __init__(self, *drawings: RenderableType) -> None:
+        self._drawings = drawings
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        room = options.update(max_width=UNLIMITED_COLUMNS)
+        widths = ((Measurement.get(console, room, each).maximum, each) for each in self._drawings)
+        fits = (each for width, each in widths if options.no_wrap or width <= options.max_width)
+        yield next(fits, self._drawings[-1])
+
+
+class Responsive:
+    """What `draw` makes of the columns of the window, and of whether it shows ASCII only."""
+
+    def __init__(self, draw: Callable[[int, bool], Iterator[RenderableType]]) -> None:
+        self._draw = draw
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield from self._draw(options.max_width, options.ascii_only)
 
 
 class FactLine:
@@ -92,7 +116,7 @@ class LineConsole(Console):
         text = (
             cell
             if isinstance(cell, str)
-            else "".join(segment.text for segment in self.render(cell, self.options.update(width=10_000)))
+            else "".join(segment.text for segment in self.render(cell, self.options.update(width=UNLIMITED_COLUMNS)))
         )
         return " ".join(DRAWN.sub(" ", text).replace("❯", "You:").split())
 

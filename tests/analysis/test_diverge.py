@@ -11,10 +11,10 @@ from rich.cells import cell_len
 
 from repl.analysis.diverge import Diverged, DivergedStep, DivergedToken, FirstFlip
 from repl.commands import registry
+from repl.commands.diverge import BARS, bin_peaks, column, spark
 from repl.core.errors import Cancelled, ReplError, UsageError
 from repl.models.memory.available import Room
 from repl.terminal.screen import as_record
-from repl.terminal.sparkline import BARS, bin_peaks, column, spark
 
 KINDS = ["llama", "gpt2", "recurrent"]
 PROMPT = "The quick brown fox"

@@ -5,8 +5,7 @@ from rich.console import Console, Group
 from rich.text import Text
 from rich.tree import Tree
 
-from repl.terminal.responsive import First
-from repl.terminal.tables import LineConsole, fact_line, facts, grid
+from repl.terminal.tables import First, LineConsole, fact_line, facts, grid
 
 
 @pytest.mark.parametrize(("width", "shown"), [(90, "a line of text"), (14, "a line of text"), (13, "a line"), (3, "a")])
