@@ -213,7 +213,7 @@ def test_every_command_takes_the_number_of_an_exchange(session: Session) -> None
     assert run(session, "/edit 2").draft == "one"
     run(session, "/go 1")
     assert session.conversation.path()[-1] == first
-    assert "exchange 1 taken back · /go 1 returns" in run(session, "/undo").text
+    assert "exchange 1 undone · /go 1 returns" in run(session, "/undo").text
     for line in ("/go 3", "/branch 3", "/edit 3"):
         with pytest.raises(UsageError, match="exchange 3 is a completion"):
             run(session, line)
