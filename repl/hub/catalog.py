@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+
 from repl.core import settings
 from repl.core.errors import NotFound, ReplError, Unreachable
 from repl.core.events import Progress
@@ -52,12 +54,9 @@ def list_cached(emit: JobContext) -> list[Cached]:
 
 
 def _repos() -> Iterator[Any]:
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
     try:
-        yield from (repo for repo in scan_cache_dir(cache.home()).repos if repo.repo_type == "model")
-    except CacheNotFound:
+        yield from (repo for repo in huggingface_hub.scan_cache_dir(cache.home()).repos if repo.repo_type == "model")
+    except huggingface_hub.CacheNotFound:
         return
 
 
@@ -104,8 +103,6 @@ class Freed:
 
 def erase(id: str, emit: JobContext, really: bool) -> Freed:
     """Delete a model from the cache, or only find out what that would free; raises `NotFound`."""
-    from huggingface_hub import scan_cache_dir
-
     prepare(emit)
     repos = {repo.repo_id: repo for repo in _repos()}
     if id not in repos:
@@ -113,7 +110,7 @@ def erase(id: str, emit: JobContext, really: bool) -> Freed:
         raise NotFound(f"{id!r} is not in the cache{there}", "/models")
     repo = repos[id]
     # one repository alone: the same commit may stand in two, and the library would take either
-    alone = replace(scan_cache_dir(cache.home()), repos=frozenset({repo}))
+    alone = replace(huggingface_hub.scan_cache_dir(cache.home()), repos=frozenset({repo}))
     plan = alone.delete_revisions(*(each.commit_hash for each in repo.revisions))
     if really:
         with emit.uninterruptible():
@@ -144,10 +141,8 @@ def search(text: str, emit: JobContext, offline: bool) -> list[Listed]:
     emit(Progress("ask the Hub"))
 
     def ask() -> list[Listed]:
-        from huggingface_hub import HfApi
-
         options: Any = {"pipeline_tag": TASK, "sort": "downloads", "limit": MAX_SEARCH_RESULTS, "expand": list(WANTED)}
-        return [_listed(each) for each in HfApi().list_models(search=text or None, **options)]
+        return [_listed(each) for each in huggingface_hub.HfApi().list_models(search=text or None, **options)]
 
     try:
         return call_hub(ask, emit, SEARCH_S)
@@ -267,9 +262,7 @@ class ModelNames:
 def _popular() -> list[str]:
     try:
         import_library()
-        from huggingface_hub import HfApi
-
-        asked = HfApi().list_models(pipeline_tag=TASK, sort="downloads", limit=POPULAR)
+        asked = huggingface_hub.HfApi().list_models(pipeline_tag=TASK, sort="downloads", limit=POPULAR)
         return [] if locate.is_offline(False) else [each.id for each in asked]
     except Exception:  # what is only looked up in passing may fail without a word
         return []

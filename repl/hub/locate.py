@@ -14,6 +14,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+
 from repl.core.errors import BadModel, Cancelled, NotFound, ReplError, Unreachable, UsageError
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
@@ -132,9 +134,9 @@ class RepoFiles:
 
 def ask_hub(want: Load, emit: JobContext) -> Any:
     """Return what the Hub says of a model, within a few seconds; raises as `locate` does."""
-    from huggingface_hub import HfApi
-
-    ask = partial(HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3)
+    ask = partial(
+        huggingface_hub.HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3
+    )
     try:
         return call_hub(ask, emit, PROBE_S)
     except Exception as error:  # sockets, TLS, the page of a captive portal: no answer is no answer
@@ -192,11 +194,9 @@ def needed(want: Load, folder: Path, first: str, names: Iterable[str]) -> list[s
 
 def fetch_file(want: Load, name: str, revision: str, meter: DownloadProgress, emit: JobContext) -> None:
     """Download one file into the cache."""
-    from huggingface_hub import hf_hub_download
-
     bar = meter.begin(name)
     try:
-        call_hub(partial(hf_hub_download, want.model, name, revision=revision, tqdm_class=bar), emit)
+        call_hub(partial(huggingface_hub.hf_hub_download, want.model, name, revision=revision, tqdm_class=bar), emit)
         meter.end()
     except Cancelled:
         raise Cancelled(f"files that have come whole are kept, {name} will start again") from None
@@ -287,12 +287,10 @@ def explain_status(want: Load, status: int) -> ReplError:
 
 def no_such_model(want: Load, emit: JobContext) -> NotFound:
     """Say that there is no such model, with the nearest that there are."""
-    from huggingface_hub import HfApi
-
     word = want.model.split("/")[-1]
     near = difflib.get_close_matches(want.model, cached_models(), 3)
     near += quick_lookup(
-        lambda: [each.id for each in HfApi().list_models(search=word, sort="downloads", limit=3)], emit
+        lambda: [each.id for each in huggingface_hub.HfApi().list_models(search=word, sort="downloads", limit=3)], emit
     )
     return NotFound(
         f"no model {want.model!r} on the Hub (or it is private)",
@@ -303,10 +301,9 @@ def no_such_model(want: Load, emit: JobContext) -> NotFound:
 
 def no_such_revision(want: Load, emit: JobContext) -> NotFound:
     """Say that there is no such revision, with those that there are."""
-    from huggingface_hub import HfApi
 
     def ask() -> list[str]:
-        refs = HfApi().list_repo_refs(want.model)
+        refs = huggingface_hub.HfApi().list_repo_refs(want.model)
         return [each.name for each in (*refs.branches, *refs.tags)]
 
     known = quick_lookup(ask, emit)

@@ -3,6 +3,8 @@
 import os
 import re
 
+import huggingface_hub
+
 from repl.core.errors import UsageError
 from repl.core.values import closest_match
 from repl.remote.address import Address, read_address
@@ -34,9 +36,7 @@ def server_address(session: Session, url: str, key_env: str = "", insecure: bool
 def server_key(where: Address, name: str) -> str:
     """Return the key for a server: that of the variable, or the Hub's own for the Hub; raises `UsageError`."""
     if not name:
-        from huggingface_hub import get_token
-
-        return (get_token() or "") if where.hub else ""
+        return (huggingface_hub.get_token() or "") if where.hub else ""
     found = os.environ.get(name, "").strip()
     if not found:
         raise UsageError(f"the variable {name} is not set", f"export {name}=...")
