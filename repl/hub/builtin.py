@@ -20,8 +20,6 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 from zipfile import ZipFile
 
-from filelock import FileLock, Timeout
-
 from repl.core import children
 from repl.core.errors import BadModel, Cancelled, MissingExtra, NoMemory, NotFound, ReplError, Unreachable
 from repl.core.events import Notice, Progress
@@ -113,6 +111,8 @@ def sizes(folder: Path) -> dict[str, int]:
 @contextmanager
 def lock(root: Path, emit: JobContext) -> Iterator[None]:
     """Hold the lock of a folder; the system gives it back when its holder dies, however it dies."""
+    from filelock import FileLock, Timeout
+
     held, waiting = FileLock(root / "lock"), False
     while not held.is_locked:
         try:

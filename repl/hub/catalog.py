@@ -1,6 +1,6 @@
 """Which models there are besides those in memory: in the cache of the Hub's library, and on the Hub."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,14 @@ def list_cached(emit: JobContext) -> list[Cached]:
     return sorted(found, key=lambda each: -each.used)
 
 
-def _repos() -> Iterator[Any]:
+def _repos() -> Iterator["huggingface_hub.CachedRepoInfo"]:
     try:
         yield from (repo for repo in huggingface_hub.scan_cache_dir(cache.home()).repos if repo.repo_type == "model")
     except huggingface_hub.CacheNotFound:
         return
 
 
-def _cached(repo: Any) -> Cached:
+def _cached(repo: "huggingface_hub.CachedRepoInfo") -> Cached:
     revisions = sorted(repo.revisions, key=lambda each: ("main" in each.refs, each.last_modified))
     place = Path(revisions[-1].snapshot_path) if revisions else Path()
     packed = sorted(path.name for path in place.glob("*.gguf")) if revisions else []
@@ -150,7 +150,7 @@ def search(text: str, emit: JobContext, offline: bool) -> list[Listed]:
         raise Unreachable("the Hub does not answer") from error
 
 
-def _listed(model: Any) -> Listed:
+def _listed(model: "huggingface_hub.ModelInfo") -> Listed:
     marks = [tag.removeprefix("license:") for tag in model.tags or () if tag.startswith("license:")]
     total = model.safetensors.total if model.safetensors else 0
     return Listed(model.id, model.downloads or 0, total, model.used_storage or 0, bool(model.gated), " ".join(marks))
@@ -194,8 +194,8 @@ def card(want: Load, emit: JobContext, offline: bool) -> ModelCard:
     return _from_cache(want, here)
 
 
-def _card(want: Load, said: Any) -> ModelCard:
-    data = said.card_data.to_dict() if said.card_data else {}
+def _card(want: Load, said: "huggingface_hub.ModelInfo") -> ModelCard:
+    data: Mapping[str, object] = vars(said.card_data) if said.card_data else {}
     parameters = said.safetensors.parameters if said.safetensors else {}
     kinds = (said.config or {}).get("architectures") or []
     return ModelCard(

@@ -12,7 +12,6 @@ from fnmatch import fnmatchcase
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 
@@ -132,7 +131,7 @@ class RepoFiles:
     stored: dict[str, int]
 
 
-def ask_hub(want: Load, emit: JobContext) -> Any:
+def ask_hub(want: Load, emit: JobContext) -> "huggingface_hub.ModelInfo":
     """Return what the Hub says of a model, within a few seconds; raises as `locate` does."""
     ask = partial(
         huggingface_hub.HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3

@@ -5,7 +5,7 @@ the JSON. Nothing here reads weights, or runs anything.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -131,7 +131,7 @@ def _maps(content: object) -> Iterator[tuple[str, object]]:
             yield "AutoTokenizer", declared
 
 
-def code_files(code: dict[str, Any]) -> tuple[str, ...]:
+def code_files(code: Mapping[str, object]) -> tuple[str, ...]:
     """List the files that `auto_map` names: `modeling_x.py`, or `owner/name: modeling_x.py` from elsewhere."""
     classes = [each for value in code.values() for each in (value if isinstance(value, list) else [value])]
     paths = [each.rpartition(".")[0] or each for each in classes if isinstance(each, str)]

@@ -7,6 +7,7 @@ runs code of the model, unpickles, or reads the weights themselves.
 import os
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def _not_a_model(folder: Path, lacks: str) -> BadModel:
     return BadModel(lacks + (f", only {list_names(others)}" if others else ": not a transformers model"), *packed[:3])
 
 
-def check_type(config: dict[str, Any], trust_remote_code: bool) -> bool:
+def check_type(config: Mapping[str, object], trust_remote_code: bool) -> bool:
     """Tell whether transformers' own classes will load it; raise `BadModel` if nothing would as a causal LM."""
     declared = config.get("auto_map")
     code: dict[str, Any] = declared if isinstance(declared, dict) else {}
@@ -138,7 +139,7 @@ def check_type(config: dict[str, Any], trust_remote_code: bool) -> bool:
     return False
 
 
-def check_head(config: dict[str, Any]) -> None:
+def check_head(config: Mapping[str, object]) -> None:
     """Raise `BadModel` where the type could be a causal LM, and these weights are something else."""
     declared = config.get("architectures")
     classes = [each for each in declared if isinstance(each, str)] if isinstance(declared, list) else []
@@ -152,7 +153,7 @@ def check_head(config: dict[str, Any]) -> None:
         raise bad_file("config.json", cause)
 
 
-def check_sizes(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def check_sizes(config: Mapping[str, object], tensors: dict[str, Tensor]) -> None:
     """Raise `BadModel` if the config describes a model of quite another size than the weights: memory would run out.
 
     Only what is absurd: layers may share weights, and embeddings may be narrower than the model.
@@ -206,7 +207,7 @@ def pieces_file(folder: Path) -> str:
 # the weights
 
 
-def weight_files(folder: Path, config: dict[str, Any], allow_pickle: bool) -> tuple[str, list[str]]:
+def weight_files(folder: Path, config: Mapping[str, object], allow_pickle: bool) -> tuple[str, list[str]]:
     """Find the format and the files of weights that transformers will read."""
     explicit = config.get("transformers_weights")
     named = (explicit,) if isinstance(explicit, str) and explicit else ()
