@@ -31,7 +31,7 @@ def layer_logits(resident: Model, ids: Sequence[int], emit: JobContext) -> Tenso
     facts = resident.facts
     if facts.context and len(ids) > facts.context:
         raise UsageError(f"the text has {len(ids)} tokens; {facts.id}'s context is {facts.context}")
-    with scoring.reading_errors(resident, "the layers cannot be read"):
+    with scoring.reading_errors(resident, emit, "the layers cannot be read"):
         return _read(resident.model, facts, list(ids), emit)
 
 

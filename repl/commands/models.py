@@ -73,7 +73,7 @@ def unload(
     session: Session, id: Annotated[str, Words("a model in memory", of_session=resident)] = ""
 ) -> Task[list[ModelInfo]]:
     """Free the memory of a model; the conversation is kept."""
-    return session.run_on_model(lambda emit: session.store.drop(emit, id), lambda job: unloaded(session, job.result()))
+    return session.run_on_model(lambda emit: session.store.drop(id), lambda job: unloaded(session, job.result()))
 
 
 def unloaded(session: Session, gone: list[ModelInfo]) -> Message:

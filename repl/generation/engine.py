@@ -13,10 +13,10 @@ import torch
 from transformers import TextIteratorStreamer
 
 from repl.core import decoding
-from repl.core.errors import Cancelled, Failed, ReplError, UsageError
+from repl.core.errors import Cancelled, ReplError, UsageError
 from repl.core.events import Notice, Progress, PromptEcho, Token
-from repl.core.explain import is_memory, library_errors, sentence
-from repl.core.jobs import JobContext, T, strip_traceback
+from repl.core.explain import library_errors
+from repl.core.jobs import JobContext, T
 from repl.core.library_types import BaseStreamer, Cache, ModelOutput, PreTrainedTokenizerBase, Tensor
 from repl.core.parts import Parts
 from repl.core.reply import (
@@ -41,12 +41,11 @@ from repl.generation.decode.format_mask import make_mask
 from repl.generation.decode.kv_cache import croppable_cache
 from repl.generation.decode.phrase_ban import PhraseBan, TextSoFar
 from repl.generation.interface import Model, Request
-from repl.generation.measure.forward import Meter, cancellable_forward, input_ids, nan_guard
+from repl.generation.measure.forward import Meter, cancellable_forward, input_ids, model_errors, nan_guard
 from repl.generation.prompt import chat_template
 from repl.generation.prompt.context_window import PromptIds, encode_prompt
 from repl.generation.prompt.reply_parser import Begun, Reading
-from repl.models.imports import release_memory
-from repl.models.memory.out_of_memory import dead, out_of_memory
+from repl.models.memory.out_of_memory import out_of_memory
 from repl.models.store import ModelInfo
 
 
@@ -222,19 +221,9 @@ class ReplyRun:
 
     def guard(self, what: str, work: Callable[[], T]) -> T:
         """Work with the model; whatever a library raises is one `ReplError`, and memory that ran out is given back."""
-        try:
-            with library_errors(what):
-                return work()
-        except Failed as error:
-            self.emit.begin_cleanup()
-            if lost := dead(str(error.__cause__)):
-                raise lost from error
-            if error.__cause__ is None or not is_memory(error.__cause__):
-                raise
-            words = sentence(strip_traceback(error.__cause__))
-        self.resident.runtime.kv_cache.drop()
-        release_memory()
-        raise out_of_memory(self.resident, self.config, len(self.prompt), words)
+        said = partial(out_of_memory, self.resident, self.config, len(self.prompt))
+        with model_errors(self.resident, self.emit, what, said):
+            return work()
 
     def _generate(self) -> tuple[list[Sequence], str]:
         with ExitStack() as hooks:

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,29 +81,24 @@ def read_adapter(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
         hint = [f"/model {folder}"] if (folder / "config.json").is_file() else []
         raise BadModel(f"no {CONFIG} in {folder}: it holds no adapter", *hint, NO_ADAPTER)
     if not (folder / WEIGHTS).is_file():
-        if (folder / PICKLE).is_file():
-            raise BadModel(
-                f"{PICKLE} in {folder} is a pickle, which can run code when read: only {WEIGHTS} is read", NO_ADAPTER
-            )
-        raise BadModel(f"no {WEIGHTS} in {folder}: the adapter has no weights", NO_ADAPTER)
+        pickle = f"{PICKLE} in {folder} is a pickle, which can run code when read: only {WEIGHTS} is read"
+        lacking = f"no {WEIGHTS} in {folder}: the adapter has no weights"
+        raise BadModel(pickle if (folder / PICKLE).is_file() else lacking, NO_ADAPTER)
     config = read_json(folder, CONFIG)
-    tensors = read_header(folder, WEIGHTS)
     check_adapter_config(config)
-    return config, tensors
+    return config, read_header(folder, WEIGHTS)
 
 
 def check_adapter_config(config: dict[str, Any]) -> None:
     """Raise `BadModel` for a config that asks for what is not done here."""
     kind = str(config.get("peft_type")).upper()
     if kind not in ADAPTER_TYPES:
-        raise BadModel(
-            f"{CONFIG} asks for a {cut_name(kind)} adapter, and only {', '.join(ADAPTER_TYPES)} are put on", NO_ADAPTER
-        )
+        known = ", ".join(ADAPTER_TYPES)
+        raise BadModel(f"{CONFIG} asks for a {cut_name(kind)} adapter, and only {known} are put on", NO_ADAPTER)
     begun = config.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(MUTATING):
-        raise BadModel(
-            f"{CONFIG} has init_lora_weights {cut_name(begun)!r}, which changes the model itself", NO_ADAPTER
-        )
+        said = f"{CONFIG} has init_lora_weights {cut_name(begun)!r}, which changes the model itself"
+        raise BadModel(said, NO_ADAPTER)
     if config.get("layer_replication"):
         raise BadModel(f"{CONFIG} asks for layers to be repeated, which is not done here", NO_ADAPTER)
     patterns = [config.get(name) for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")]
@@ -144,7 +140,7 @@ def attach(model: PreTrainedModel, folder: Path, merge: bool, emit: JobContext) 
     emit(Progress("put the adapter on"))
     try:
         with emit.uninterruptible():
-            return _attached(model, folder, merge, sorted(_targets(tensors)))
+            return _attached(model, folder, merge, tensors)
     except ReplError:
         raise
     except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
@@ -153,17 +149,14 @@ def attach(model: PreTrainedModel, folder: Path, merge: bool, emit: JobContext) 
         raise BadModel(f"the adapter in {folder} does not fit this model: {words}", NO_ADAPTER) from error
 
 
-def _targets(tensors: dict[str, Tensor]) -> set[str]:
-    """Name the modules that a LoRA changes, from its tensors: the config may name them by patterns."""
-    return {name.removeprefix(TENSOR_PREFIX).partition(".lora_")[0] for name in tensors if ".lora_" in name}
-
-
-def _attached(model: PreTrainedModel, folder: Path, merge: bool, targets: list[str]) -> PreTrainedModel:
+def _attached(model: PreTrainedModel, folder: Path, merge: bool, tensors: Iterable[str]) -> PreTrainedModel:
     import peft
     from safetensors.torch import load_file
 
     config = peft.PeftConfig.from_pretrained(str(folder), local_files_only=True)
     config.inference_mode, config.auto_mapping = True, None
+    # the modules that a LoRA changes, from its tensors: the config may name them by patterns
+    targets = sorted({name.removeprefix(TENSOR_PREFIX).partition(".lora_")[0] for name in tensors if ".lora_" in name})
     if targets:
         config.target_modules = targets
         config.fan_in_fan_out = hasattr(model.get_submodule(targets[0]), "nf")  # GPT-2's transposed layers

@@ -75,17 +75,14 @@ def placement_remarks(load: Load, places: Mapping[str, str]) -> list[str]:
     whole, slow = sum(tally.values()), {place: tally[place] for place in ("cpu", "disk") if place in tally}
     alone = set(places.values()) == {"cpu"}
     if slow and not alone:
-        words = [f"{number} of {whole} layers on {_named(place)}" for place, number in slow.items()]
+        named = (("the CPU" if place == "cpu" else place, number) for place, number in slow.items())
+        words = [f"{number} of {whole} layers on {place}" for place, number in named]
         said.append(f"{' and '.join(words)}: slow")
     elif "disk" in places.values():
         said.append("some weights stay on disk and are read again for every token: slow")
     if alone and (gpu := _free()):
         said.append(f"on the CPU although {gpu} · /device auto")
     return said
-
-
-def _named(place: str) -> str:
-    return "the CPU" if place == "cpu" else place
 
 
 def _free() -> str:

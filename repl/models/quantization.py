@@ -16,23 +16,16 @@ from repl.hub.weight_headers import Weights
 from repl.models import packed_linear
 
 PACKED_FORMS = ("int8", "int4")
-PACKAGES = {
-    "aqlm": ("aqlm",),
-    "auto-round": ("auto_round",),
+SAME_NAMES = ("aqlm", "auto-round", "bitsandbytes", "compressed-tensors", "hqq", "quark", "torchao", "vptq")
+PACKAGES = {form: (form.replace("-", "_"),) for form in SAME_NAMES} | {
     "awq": ("gptqmodel",),
-    "bitsandbytes": ("bitsandbytes",),
     "bitsandbytes_4bit": ("bitsandbytes",),
     "bitsandbytes_8bit": ("bitsandbytes",),
-    "compressed-tensors": ("compressed_tensors",),
     "eetq": ("kernels",),
     "fbgemm_fp8": ("fbgemm_gpu",),
     "gptq": ("optimum", "gptqmodel"),
-    "hqq": ("hqq",),
     "quanto": ("optimum",),
-    "quark": ("quark",),
     "spqr": ("spqr_quant",),
-    "torchao": ("torchao",),
-    "vptq": ("vptq",),
 }
 """What each form that weights are stored in needs, by the names of import."""
 EXTRA = "pip install 'hub-repl[quant]'"

@@ -84,9 +84,9 @@ class LoadedModel(Generic[R]):
     """The model without its adapter, kept for the next one."""
 
 
-MakeRoom = Callable[[int, Callable[[list[Room]], None]], None]
-Bring = Callable[[Load, JobContext, bool, MakeRoom], LoadedModel[R]]
 RoomCheck = Callable[[list[Room]], None]
+MakeRoom = Callable[[int, RoomCheck], None]
+Bring = Callable[[Load, JobContext, bool, MakeRoom], LoadedModel[R]]
 SPARE_BYTES = 512 * 2**20  # bytes to be free beside a load as long as others stay: texts grow
 MAX_FILL_SHARE = 0.9  # of a device: mapped weight files count as free, and would be read again and again
 
@@ -111,7 +111,9 @@ class Store(Generic[R]):
         self.allowed: set[Load] = set()  # loads that begin however little is free
         self.consents = consents or Consents()
         self._bring = bring or self._load
-        self._make_runtime, self._measure = make_runtime, measure
+        self._make_runtime = make_runtime
+        self.measure = measure
+        """Returns the devices with what is free on them now."""
         self._held: tuple[LoadedModel[R], ...] = ()  # least recently used first; replaced whole: other threads read it
         self._current: LoadedModel[R] | None = None
         self._untidy = False  # something was freed, and the system has not got all of it back
@@ -184,7 +186,7 @@ class Store(Generic[R]):
         self.tidy()
         return resident
 
-    def drop(self, emit: JobContext, id: str = "") -> list[ModelInfo]:
+    def drop(self, id: str = "") -> list[ModelInfo]:
         """Free the current model, or every resident one of an id; returns what, with the bytes that are free by it.
 
         Raises `NoModel`.
@@ -283,14 +285,10 @@ class Store(Generic[R]):
 
     def rooms(self) -> list[Room]:
         """Return the devices with what would be free on them if nothing were loaded."""
-        rooms = self._measure()
+        rooms = self.measure()
         for each, size in resident_sizes(self._held):
             rooms = with_back(rooms, _given(each.facts, size))
         return rooms
-
-    def measure(self) -> list[Room]:
-        """Return the devices with what is free on them now."""
-        return self._measure()
 
     def _make_room(
         self, load: Load, beside: LoadedModel[R] | None, needed: int, check: RoomCheck = lambda rooms: None
@@ -315,19 +313,17 @@ class Store(Generic[R]):
 
     def _lacking(self, load: Load, needed: int, spare: int = 0) -> int:
         """Return how many bytes are missing where a load goes; what `max_memory` keeps from there is not missing."""
-        there = targets(load.device, self._measure())
-        total = sum(each.total for each in there)
-        needed = min(needed, sum(each.free for each in capped(emptied(there), load.max_memory)))
+        if not (there := targets(load.device, self.measure())):
+            return 0
+        free, total = sum(each.free for each in there), sum(each.total for each in there)
+        emptied = (replace(each, free=each.total) for each in there)
+        needed = min(needed, sum(each.free for each in capped(emptied, load.max_memory)))
         held = sum(size for each, size in resident_sizes(self._held) if _lies(each, there))
-        return (
-            int(max(needed + spare - sum(each.free for each in there), held + needed - MAX_FILL_SHARE * total))
-            if there
-            else 0
-        )
+        return int(max(needed + spare - free, held + needed - MAX_FILL_SHARE * total))
 
     def _in_the_way(self, load: Load) -> list[Load]:
         """List what lies where a load goes, in the order in which it may be freed."""
-        there = targets(load.device, self._measure())
+        there = targets(load.device, self.measure())
         found = [each for each in self._held if _lies(each, there)]
         return [each.load for each in sorted(found, key=lambda each: each is self._current)]
 
@@ -338,11 +334,6 @@ class Store(Generic[R]):
                 self._current = self._bring(load, emit, True, lambda *_: None)
                 self._keep(self._current)
         release_memory()
-
-
-def emptied(rooms: Iterable[Room]) -> list[Room]:
-    """Return the devices as they would be with nothing on them."""
-    return [replace(each, free=each.total) for each in rooms]
 
 
 def resident_sizes(residents: Iterable[LoadedModel[R]]) -> Iterator[tuple[LoadedModel[R], int]]:

@@ -269,7 +269,7 @@ def test_a_model_under_several_adapters_counts_once(session, one, other, emit):
     )
     assert sum(model.weights for model in run(session, "/memory").models) == bare + added
     current = session.store.current().facts.bytes
-    assert [gone.bytes for gone in session.store.drop(emit)] == [current - bare]
+    assert [gone.bytes for gone in session.store.drop()] == [current - bare]
 
 
 @pytest.mark.slow

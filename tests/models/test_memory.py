@@ -38,7 +38,7 @@ from repl.models.store import Store
 store = Store(Runtime, offline=True)
 store.load(Load(sys.argv[2]), conftest.Recorder())
 seen = weakref.ref(store.current().model)
-store.drop(conftest.Recorder())
+store.drop()
 gc.collect()
 print(seen())
 """

@@ -141,9 +141,9 @@ def test_a_cancelled_load_leaves_the_model_that_was_there(store: Store, emit: Re
 
 def test_dropping_frees_and_says_what(store: Store, emit: Recorder) -> None:
     store.load(Load("a"), emit)
-    assert [facts.id for facts in store.drop(emit)] == ["a"]
+    assert [facts.id for facts in store.drop()] == ["a"]
     with pytest.raises(NoModel):
-        store.drop(emit)
+        store.drop()
 
 
 def test_models_stay_and_a_switch_loads_nothing(store: Store, bring: Bring, emit: Recorder) -> None:
@@ -259,11 +259,11 @@ def test_reading_anew_replaces_the_one_in_memory(store: Store, bring: Bring, emi
 def test_one_of_several_is_freed_by_name(store: Store, emit: Recorder) -> None:
     for name in ("a", "b", "c"):
         store.load(Load(name), emit)
-    assert [facts.id for facts in store.drop(emit, "b")] == ["b"]
+    assert [facts.id for facts in store.drop("b")] == ["b"]
     assert names(store) == ["c", "a"]
     with pytest.raises(NoModel, match="'b' is not in memory; in memory: c, a"):
-        store.drop(emit, "b")
-    store.drop(emit)
+        store.drop("b")
+    store.drop()
     assert store.facts() is None
     assert names(store) == ["a"]
 
@@ -274,8 +274,8 @@ def test_what_is_freed_leaves_memory_at_once(store: Store, emit: Recorder) -> No
     for name in ("a", "b", "c"):
         store.load(Load(name), emit)
         alive.append(weakref.ref(store.current()))
-    store.drop(emit, "a")
-    store.drop(emit)
+    store.drop("a")
+    store.drop()
     assert [each() is None for each in alive] == [True, False, True]
 
 

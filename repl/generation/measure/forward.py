@@ -10,11 +10,16 @@ from typing import Any, TypeAlias
 import torch
 
 from repl.core import library
-from repl.core.errors import Failed
+from repl.core.errors import Failed, NoMemory
+from repl.core.explain import is_memory, library_errors, sentence
+from repl.core.jobs import JobContext, strip_traceback
 from repl.core.library_types import Module, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import TokenLogprobs
+from repl.generation.interface import Model
 from repl.generation.measure.token_text import TOP_K_STORED, Scored, round_figures, token_text
 from repl.models import model_config
+from repl.models.imports import release_memory
+from repl.models.memory.out_of_memory import dead
 from repl.models.store import ModelInfo
 
 BLOCK_LOGITS = 2**18  # logits that are measured at once: they stay in the processor's cache
@@ -22,6 +27,28 @@ BLOCK_LOGITS = 2**18  # logits that are measured at once: they stay in the proce
 
 Figures: TypeAlias = tuple[tuple[float, float, int], tuple[int, ...], tuple[float, ...]]
 """Of a token logprob and entropy in nats and the rank from 1, then ids and logprobs of the likeliest."""
+
+
+@contextmanager
+def model_errors(resident: Model, emit: JobContext, what: str, no_memory: Callable[[str], NoMemory]) -> Iterator[None]:
+    """Turn what a library raises as a model works into one `ReplError`; memory that ran out is given back first.
+
+    `no_memory` makes the error for that from the library's words.
+    """
+    try:
+        with library_errors(what):
+            yield
+        return
+    except Failed as error:
+        emit.begin_cleanup()
+        if lost := dead(str(error.__cause__)):
+            raise lost from error
+        if error.__cause__ is None or not is_memory(error.__cause__):
+            raise
+        words = sentence(strip_traceback(error.__cause__))
+    resident.runtime.kv_cache.drop()
+    release_memory()
+    raise no_memory(words)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a model makes of given ids: its logits and the measure of each token, in steps that memory bounds."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from inspect import signature
 from typing import Any
 
@@ -10,15 +10,13 @@ from transformers import GenerationConfig
 
 from repl.core import library
 from repl.core.errors import Failed, NoMemory, UsageError
-from repl.core.explain import is_memory, library_errors, sentence
-from repl.core.jobs import JobContext, strip_traceback
+from repl.core.jobs import JobContext
 from repl.core.library_types import Cache, PreTrainedModel, Tensor
 from repl.generation.decode.kv_cache import PrefixCache, can_reuse
 from repl.generation.interface import Model
-from repl.generation.measure.forward import cancellable_forward, evaluate, input_ids, not_finite
+from repl.generation.measure.forward import cancellable_forward, evaluate, input_ids, model_errors, not_finite
 from repl.generation.measure.token_text import Scored
 from repl.models import model_config, reference
-from repl.models.imports import release_memory
 from repl.models.store import ModelInfo
 
 CHUNK_RANGE_TOKENS = (256, 1024)  # tokens whose logits are in memory at once, at least and at most
@@ -69,7 +67,7 @@ def next_logits(resident: Model, ids: Sequence[int], emit: JobContext, shared: b
 def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> Tensor:
     model = resident.model
     given = input_ids(model, ids)
-    with reading_errors(resident), cancellable_forward(model, emit.raise_if_cancelled):
+    with reading_errors(resident, emit), cancellable_forward(model, emit.raise_if_cancelled):
         if reading_way(model, given) == "none":
             return _checked(resident.facts, len(ids), reference.reference_logits(model, given)[None])[0]
     [(_, rows)] = _read(resident, ids, len(ids), emit, chunk_tokens(model), shared)
@@ -120,11 +118,11 @@ def _read(
         raise UsageError(f"the text has {len(fed)} tokens; {facts.id}'s context is {facts.context}")
     kept = resident.runtime.kv_cache if shared else PrefixCache()
     ids = input_ids(model, fed)
-    with reading_errors(resident), cancellable_forward(model, emit.raise_if_cancelled):
+    with reading_errors(resident, emit), cancellable_forward(model, emit.raise_if_cancelled):
         if reading_way(model, ids) == "none":
             said = "gives a whole text other logits than the same text token by token, so no text can be scored"
             raise Failed(f"{facts.architecture} {said}")
-    with reading_errors(resident), kept.lend(model, config, ids[:, :first], lambda: fed) as (past, reused):
+    with reading_errors(resident, emit), kept.lend(model, config, ids[:, :first], lambda: fed) as (past, reused):
         cache = past.get(library.cache_name())
         steps = cache is not None and can_reuse(model, config, len(fed)) and kept.may_go_on(model, cache, ids)
         read = (
@@ -173,18 +171,9 @@ def _last_rows(model: PreTrainedModel, ids: Tensor, count: int, emit: JobContext
         return model(input_ids=ids, **options, **kept).logits[0, -count:].float()
 
 
-@contextmanager
-def reading_errors(resident: Model, what: str = "the text cannot be read") -> Iterator[None]:
+def reading_errors(
+    resident: Model, emit: JobContext, what: str = "the text cannot be read"
+) -> AbstractContextManager[None]:
     """Say in one sentence what the library raises, and give memory back when it ran out."""
-    try:
-        with library_errors(what):
-            yield
-        return
-    except Failed as error:
-        if error.__cause__ is None or not is_memory(error.__cause__):
-            raise
-        words = sentence(strip_traceback(error.__cause__))
-    resident.runtime.kv_cache.drop()
-    release_memory()
-    smaller = ["/dtype bfloat16"] if resident.facts.dtype == "float32" else []
-    raise NoMemory(f"memory ran out: {words}", *smaller, "/quantize 4bit")
+    hints = [*(["/dtype bfloat16"] if resident.facts.dtype == "float32" else []), "/quantize 4bit"]
+    return model_errors(resident, emit, what, lambda words: NoMemory(f"memory ran out: {words}", *hints))

@@ -198,7 +198,7 @@ class Template:
         Where the library or the template does not take such a beginning, it stands behind the generation prompt.
         """
         said = self.read_messages(messages)
-        for field, last in self._beginnings(prefill, said):
+        for field, last in self._beginnings(prefill):
             try:
                 written = self._write([*said, {"role": "assistant", **last}], continue_final_message=field)
             except Failed:  # the template makes something else of it
@@ -208,7 +208,7 @@ class Template:
         behind = self._write(said, add_generation_prompt=True)
         return Written(behind.marked_text + prefill, behind.marked)
 
-    def _beginnings(self, prefill: str, said: Sequence[AnyMessage]) -> list[tuple[str, dict[str, Any]]]:
+    def _beginnings(self, prefill: str) -> list[tuple[str, dict[str, Any]]]:
         """Return the messages that may continue a beginning, each with the field that goes on."""
         tag = next((tag for tag in THOUGHTS if prefill.lstrip().startswith(tag)), "")
         names = [name for name in REASONING_FIELDS if name in self.reads.attributes][:1]

@@ -110,7 +110,7 @@ def there(want: Load, listing: RepoFiles, emit: JobContext) -> Survey:
     except NotFound:
         if not listing.gated:
             raise
-        return withheld(want, listing)
+        return withheld(listing)
     read = read_any_config(place)
     names = files_to_load(want, place, listing, emit)
     headed = [name for name in names if name.endswith(validate.WEIGHT_ENDINGS)]
@@ -132,7 +132,7 @@ def files_to_load(want: Load, place: Path, listing: RepoFiles, emit: JobContext)
     return ["config.json", *index, *locate.needed(want, place, first, listing.sizes)]
 
 
-def withheld(want: Load, listing: RepoFiles) -> Survey:
+def withheld(listing: RepoFiles) -> Survey:
     """Say what can be said of a gated repository from outside."""
     names = [name for name in listing.sizes if name.endswith(".safetensors") and "/" not in name]
     weights = by_count(listing, names, None)
