@@ -9,7 +9,7 @@ from repl import generation
 from repl.analysis.variants import Variant
 from repl.core.errors import Cancelled, NoMemory, ReplError, UsageError
 from repl.core.events import ColumnEvent, Event, Token
-from repl.core.jobs import ForwardingContext, JobContext
+from repl.core.jobs import JobContext
 from repl.core.reply import Reply
 from repl.core.settings import Load
 from repl.generation import measure
@@ -68,7 +68,7 @@ class Answer:
 
 
 @dataclass
-class ColumnContext(ForwardingContext):
+class ColumnContext(JobContext):
     """The job as one of several answers sees it: what it says goes into its column."""
 
     emit: JobContext

@@ -17,7 +17,7 @@ from repl.core import decoding
 from repl.core.errors import Cancelled, Failed, NoMemory, ReplError, Unreachable
 from repl.core.events import Event, Notice, Progress
 from repl.core.format import counted, join_facts, rate
-from repl.core.jobs import POLL_S, ForwardingContext, JobContext, beside
+from repl.core.jobs import POLL_S, JobContext, beside
 from repl.core.reply import Reply
 from repl.generation import decode
 from repl.generation.interface import Model, Request
@@ -61,7 +61,7 @@ class Answered:
 
 
 @dataclass
-class Quiet(ForwardingContext):
+class Quiet(JobContext):
     """A job that hears of single replies what the user should read, once, and nothing else."""
 
     emit: JobContext

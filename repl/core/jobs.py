@@ -8,7 +8,7 @@ from concurrent import futures
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from repl.core import library, log
 from repl.core.errors import Cancelled
@@ -20,48 +20,36 @@ POLL_S = 0.05
 GIVE_UP_S = 1.5  # seconds after which a cancelled job is no longer waited for: imports cannot be interrupted
 
 
-class JobContext(Protocol):
-    """The job as its own work sees it: say something, or learn that it was cancelled."""
+class JobContext:
+    """The job as its own work sees it: say something, or learn that it was cancelled.
+
+    What listens to some work on the way stands before another context, `emit`, and passes on what it does not change.
+    """
+
+    emit: "JobContext"
 
     def __call__(self, event: Event) -> None:
         """Send an event to the main thread; raises `Cancelled` once the user stopped the job."""
+        self.emit(event)
 
     def raise_if_cancelled(self) -> None:
         """Raise `Cancelled` once the user stopped the job."""
-
-    def stopped(self) -> bool:
-        """Tell whether the user stopped the job."""
-
-    def uninterruptible(self) -> AbstractContextManager[None]:
-        """Context in which the thread is not interrupted: imports, or writes that must be whole."""
-
-    def begin_cleanup(self) -> None:
-        """Be left alone from here on: the work has noticed the cancel and is putting things in order."""
-
-
-class ForwardingContext:
-    """A job as seen by work that is listened to on the way: what a listener does not change goes on to the job."""
-
-    emit: JobContext
-
-    def raise_if_cancelled(self) -> None:
-        """Raise `Cancelled` once the job was cancelled."""
         self.emit.raise_if_cancelled()
 
     def stopped(self) -> bool:
-        """Tell whether the job was cancelled."""
+        """Tell whether the user stopped the job."""
         return self.emit.stopped()
 
     def uninterruptible(self) -> AbstractContextManager[None]:
-        """Keep the thread from being interrupted."""
+        """Context in which the thread is not interrupted: imports, or writes that must be whole."""
         return self.emit.uninterruptible()
 
     def begin_cleanup(self) -> None:
-        """Be left alone from here on."""
+        """Be left alone from here on: the work has noticed the cancel and is putting things in order."""
         self.emit.begin_cleanup()
 
 
-class Job(Generic[T]):
+class Job(JobContext, Generic[T]):
     """Work on the model thread. Iterate for its events; the iteration raises what the work raised."""
 
     def __init__(self, work: Callable[[JobContext], T]) -> None:

@@ -12,7 +12,7 @@ from repl.core.conversation import Conversation, Turn, message
 from repl.core.decoding import PENALTIES, ModelDefaults
 from repl.core.errors import Cancelled, Failed, NeedsLocal, ReplError, UsageError
 from repl.core.events import Event, Notice, Progress, PromptEcho, Token
-from repl.core.jobs import ForwardingContext, JobContext
+from repl.core.jobs import JobContext
 from repl.core.parts import Parts
 from repl.core.reply import Reply, ServedModel, TokenLogprobs, Usage
 from repl.core.reply_format import parse_format
@@ -64,7 +64,7 @@ def reach(where: Address, model: str, emit: JobContext) -> "Remote":
     return remote
 
 
-class FirstTokenListener(ForwardingContext):
+class FirstTokenListener(JobContext):
     """Listens to a reply in place of the screen: keeps what could have stood first, passes on how far things are."""
 
     def __init__(self, emit: JobContext) -> None:

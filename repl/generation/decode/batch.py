@@ -17,7 +17,7 @@ from repl.core import decoding
 from repl.core.errors import Cancelled
 from repl.core.events import Event, Notice, Progress, Token
 from repl.core.explain import library_errors
-from repl.core.jobs import ForwardingContext, JobContext
+from repl.core.jobs import JobContext
 from repl.core.library_types import Cache, PreTrainedModel, Tensor
 from repl.core.reply import Reply
 from repl.generation import arguments, engine
@@ -316,7 +316,7 @@ class Batch:
 
 
 @dataclass(eq=False)
-class Muted(ForwardingContext):
+class Muted(JobContext):
     """A job that hears nothing of a reply's text: `tell` is called for each token."""
 
     emit: JobContext
