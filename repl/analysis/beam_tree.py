@@ -24,52 +24,30 @@ class Node:
     branches: tuple["Node", ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class BeamPath:
-    """One way from the beginning to a leaf."""
-
-    ids: tuple[int, ...]
-    pieces: tuple[str, ...]
-    logprobs: tuple[float, ...]
-    sequence: int = 0
-    score: float | None = None
-
-
 def grow(sequences: Several[Sequence], search: BeamSearch) -> Node:
-    """Return the tree of a search; its leaves are the sequences."""
+    """Return the tree of a search; its leaves are the sequences, numbered from 1."""
     costs = search.logprobs or ((),) * len(sequences)
-    paths = [
-        BeamPath(found.token_ids, pieces, own, number, found.score)
-        for number, (found, pieces, own) in enumerate(zip(sequences, search.pieces, costs, strict=True), 1)
-    ]
-    return _node(paths, 0)
 
+    def node(rows: list[int], start: int) -> Node:
+        """Take the stretch that some sequences share from `start` on, and branch behind it."""
+        first, ids = rows[0], {row: sequences[row].token_ids for row in rows}
+        places = enumerate(zip(*ids.values(), strict=False))
+        end = next((place for place, tokens in places if len({*tokens}) > 1), min(map(len, ids.values())))
+        own = costs[first][start:end]
+        known = len(own) == end - start
+        leaf = next((row for row in rows if len(ids[row]) == end), None)
+        groups: dict[int, list[int]] = {}
+        for row in rows:
+            if len(ids[row]) > end:
+                groups.setdefault(ids[row][end], []).append(row)
+        return Node(
+            "".join(search.pieces[first][start:end]),
+            ids[first][start:end],
+            exp(own[0]) if own and known else None,
+            sum(own) if known and costs[first] else None,
+            0 if leaf is None else leaf + 1,
+            None if leaf is None else sequences[leaf].score,
+            tuple(node(group, end) for group in groups.values()),
+        )
 
-def _node(paths: list[BeamPath], start: int) -> Node:
-    """Take the stretch that all of some paths share from `start` on, and branch behind it."""
-    first, end = paths[0], _parting(paths, start)
-    own = first.logprobs[start:end]
-    known = len(own) == end - start
-    ending = next((path for path in paths if len(path.ids) == end), BeamPath((), (), ()))
-    groups: dict[int, list[BeamPath]] = {}
-    for path in paths:
-        if len(path.ids) > end:
-            groups.setdefault(path.ids[end], []).append(path)
-    return Node(
-        "".join(first.pieces[start:end]),
-        first.ids[start:end],
-        exp(own[0]) if own and known else None,
-        sum(own) if known and first.logprobs else None,
-        ending.sequence,
-        ending.score,
-        tuple(_node(group, end) for group in groups.values()),
-    )
-
-
-def _parting(paths: list[BeamPath], start: int) -> int:
-    """Return where paths that are the same up to `start` part, or the first of them ends."""
-    end = start
-    shortest = min(len(path.ids) for path in paths)
-    while end < shortest and len({path.ids[end] for path in paths}) == 1:
-        end += 1
-    return end
+    return node([*range(len(sequences))], 0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from repl.core.errors import UsageError
 from repl.core.library_types import Module, PreTrainedModel, Tensor
@@ -108,11 +109,8 @@ class ModuleReader:
         tied = self._first[id(weight)] if self._first[id(weight)] != path else ""
         packed = getattr(weight, "quant_state", None)  # 4 bit weights are stored two in a byte
         shape = tuple(packed.shape if packed is not None else weight.shape)
-        count = 1
-        for size in shape:
-            count *= size
         dtype = packed.quant_type if packed is not None else str(weight.dtype).removeprefix("torch.")
-        own, taken = (0, 0) if tied else (count, int(weight.nbytes))
+        own, taken = (0, 0) if tied else (prod(shape), int(weight.nbytes))
         return Part(path, name, "parameter", 1, _sizes(shape), own, taken, dtype, self._device(path, weight), tied)
 
     def _device(self, path: str, weight: Tensor) -> str:

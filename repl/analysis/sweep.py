@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SWEEP_EXAMPLE = "/sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2"
 MAX_SWEEP_ROWS = 500
+GREEDY_WORDS = [("do_sample", "off"), ("num_beams", "1")]
 Words = tuple[tuple[str, str], ...]
 
 
@@ -40,14 +41,6 @@ class Cell:
     values: dict[str, Any]
     seed: int | None
     chosen: Settings
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """The rows of a grid, and the greedy one that they are compared with."""
-
-    cells: tuple[Cell, ...]
-    greedy: Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +81,11 @@ class Sweep:
     """Rows that were not begun when it was stopped."""
 
 
-def plan_grid(chosen: Settings, base: ModelDefaults, words: Sequence[str]) -> Grid:
-    """Read `name=value,value` words into the rows they ask for; raises `UsageError`."""
+def plan_grid(chosen: Settings, base: ModelDefaults, words: Sequence[str]) -> list[Cell]:
+    """Read `name=value,value` words into the rows they ask for, behind the greedy one that they are compared with.
+
+    Raises `UsageError`.
+    """
     grid: dict[str, tuple[str, ...]] = {}
     count, seed = 1, 1 if chosen.decode.seed is None else chosen.decode.seed
     for word in words:
@@ -110,7 +106,7 @@ def plan_grid(chosen: Settings, base: ModelDefaults, words: Sequence[str]) -> Gr
         raise UsageError(f"that is {len(rows) * count:,} rows, at most {MAX_SWEEP_ROWS} are made", SWEEP_EXAMPLE)
     cells = (_cell(neutral, base, words, seed + place) for words in rows for place in range(count))
     distinct_cells = {(cell.words, cell.seed): cell for cell in cells}  # greedy rows read no seed
-    return Grid(tuple(distinct_cells.values()), changed(neutral, [("do_sample", "off"), ("num_beams", "1")]))
+    return [Cell((), {}, None, changed(neutral, GREEDY_WORDS)), *distinct_cells.values()]
 
 
 def _whole(name: str, text: str, kind: Integer) -> int:
@@ -155,29 +151,29 @@ def _cell(neutral: Settings, base: ModelDefaults, words: Words, seed: int) -> Ce
 
 
 def run_sweep(
-    resident: Model, grid: Grid, request: Request, emit: JobContext, exact: bool
+    resident: Model, cells: Sequence[Cell], request: Request, emit: JobContext, exact: bool
 ) -> tuple[Sweep, dict[int, "BatchReply"]]:
     """Make the rows of a grid; returns what came of them, and the reply of each row by its number."""
     began = time.monotonic()
-    chosen = [grid.greedy, *(cell.chosen for cell in grid.cells)]
-    rows = decode.batch.Batch(resident, [replace(request, settings=each) for each in chosen], emit, exact)
+    rows = decode.batch.Batch(resident, [replace(request, settings=cell.chosen) for cell in cells], emit, exact)
     whole = rows.run()
-    greedy, *others = rows.made
-    reference = greedy.done.token_ids if greedy else ()
-    made = {number: one for number, one in enumerate(others, 1) if one is not None}
-    cells = dict(enumerate(grid.cells, 1))
-    return Sweep(
-        names=tuple(dict.fromkeys(name for cell in grid.cells for name in cell.values)),
-        lines=tuple(_measure(number, cells[number], one, reference) for number, one in made.items()),
-        greedy=_measure(0, Cell((), {}, None, grid.greedy), greedy, reference) if greedy else None,
+    made = {number: one for number, one in enumerate(rows.made) if one is not None}
+    reference = made[0].done.token_ids if 0 in made else ()
+    lines = {number: _measure(number, cells[number], one, reference) for number, one in made.items()}
+    greedy = lines.pop(0, None)
+    found = Sweep(
+        names=tuple(dict.fromkeys(name for cell in cells for name in cell.values)),
+        lines=tuple(lines.values()),
+        greedy=greedy,
         prompt_ids=tuple(rows.prompt),
-        made=len(made) + bool(greedy),
+        made=len(made),
         together=rows.together,
         alone=rows.alone,
         whole=whole,
         seconds=time.monotonic() - began,
-        left_out=len(cells) - len(made),
-    ), made
+        left_out=len(cells) - 1 - len(lines),
+    )
+    return found, {number: made[number] for number in lines}
 
 
 def _measure(number: int, cell: Cell, made: "BatchReply", greedy: Sequence[int]) -> SweepRow:
@@ -214,7 +210,7 @@ def take_row(
     session: Session,
     asked: Question,
     chats: bool,
-    cells: Mapping[int, Cell],
+    cells: Sequence[Cell],
     made: Mapping[int, "BatchReply"],
     number: int,
 ) -> Message:

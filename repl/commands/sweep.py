@@ -78,8 +78,7 @@ def _begin(
     def settle(job: Job[tuple[Sweep, dict[int, "BatchReply"]]]) -> Sweep:
         found, made = job.result()
         if made:
-            cells = dict(enumerate(chosen.cells, 1))
-            session.set_pick(partial(take_row, session, asked, request.chats, cells, made))
+            session.set_pick(partial(take_row, session, asked, request.chats, chosen, made))
         session.keep_sweep(found)
         return found
 
