@@ -83,14 +83,6 @@ class PromptForm:
     """Why the ids stand there."""
 
 
-def local_reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
-    """Return the reply of a model here that a number means, with its record; raises `UsageError`."""
-    turn, record = recorded_reply(talk, last, number)
-    if server := record.server:
-        raise UsageError(f"exchange {turn.exchange} was made by {server}: a script makes replies of a local model")
-    return turn, record
-
-
 def recorded_reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
     """Return the reply that a number means, 0 the last one, with its record; raises `UsageError`."""
     turn = talk.exchange(number) if number else last

@@ -9,7 +9,7 @@ from repl import generation
 from repl.analysis import recipe
 from repl.core.errors import UsageError
 from repl.core.jobs import JobContext
-from repl.core.library_types import GenerationConfig, PreTrainedTokenizerBase, Tensor
+from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Reply
 from repl.generation import decode, measure
 from repl.generation.decode.detokenizer import Detokenizer
@@ -88,14 +88,15 @@ def explain(resident: Model, record: Reply, place: str, shared: bool, emit: JobC
     found = measure.processors.stages(resident, chosen, prompt, made, logits, mask, ban)
     odds = [stage.probabilities for stage in found]
     steps = [_step(token, *pair) for pair in pairwise(found)]
-    speller = Speller(resident.tokenizer)
+    speller, config = Speller(resident.tokenizer), chosen.config
+    way = "beams" if (config.num_beams or 1) > 1 else "sampled" if config.do_sample else "greedy"
     shown = sorted({token, *_best(odds[0]), *_best(odds[-1])}, key=lambda one: -float(odds[0][one]))
     return Why(
         number=spot + 1,
         of=len(record.token_ids),
         id=token,
         text=speller.text(token),
-        how="taken" if spot + 1 in record.taken else _way(chosen.config),
+        how="taken" if spot + 1 in record.taken else way,
         model=float(odds[0][token]),
         rank=int((odds[0] > odds[0][token]).sum()) + 1,
         entropy=found[0].entropy,
@@ -117,10 +118,6 @@ def call_ids(record: Reply, spot: int) -> tuple[tuple[int, ...], tuple[int, ...]
     calls = record.continued or (record.usage.prompt - len(record.prompt_ids),)
     start = max((place for place in calls if 0 < place <= spot), default=0)
     return record.prompt_ids + record.token_ids[:start], record.token_ids[start:spot]
-
-
-def _way(config: GenerationConfig) -> str:
-    return "beams" if (config.num_beams or 1) > 1 else "sampled" if config.do_sample else "greedy"
 
 
 def _place(tokenizer: PreTrainedTokenizerBase, record: Reply, word: str) -> int:

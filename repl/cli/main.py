@@ -177,7 +177,15 @@ def main() -> NoReturn:
     if not streams.set_up():
         sys.stderr.write("hub-repl: standard output is closed\n")
         leave(1)
-    leave(_flush_after(run_program))
+    code = 0
+    try:
+        code = _exit_code(run_program)
+        sys.stdout.flush()
+    except OSError as error:
+        if not streams.is_lost(error):
+            raise
+        code = code or streams.explain_end(error)
+    leave(code)
 
 
 def run_program() -> int:
@@ -210,26 +218,12 @@ def show_guide(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _flush_after(work: Callable[[], int]) -> int:
-    """Do the work and write out what it said; what ends it early becomes an exit code."""
-    code = 0
-    try:
-        code = _exit_code(work)
-        sys.stdout.flush()
-    except OSError as error:
-        if not streams.is_lost(error):
-            raise
-        return code or streams.explain_end(error)
-    return code
-
-
 def _exit_code(work: Callable[[], int]) -> int:
     try:
         return work()
     except ReplError as error:
-        sys.stderr.write(
-            "hub-repl: " + clean_line(" · ".join([error.message, *map(settings.in_shell, error.hints)])) + "\n"
-        )
+        said = " · ".join([error.message, *map(settings.in_shell, error.hints)])
+        sys.stderr.write(f"hub-repl: {clean_line(said)}\n")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -131,7 +131,7 @@ class Shell:
         outcome = parsed.run(self.session)
         if isinstance(outcome, Task) and outcome.background and self.screen.interactive:
             return self._wait_briefly(outcome)
-        outcome = self._completed(outcome)
+        outcome = self.follow(outcome)
         if not isinstance(outcome, NO_VIEW):
             self.session.keep_view(ShownView(line, parsed.command.name, outcome))
         if isinstance(outcome, Inspection) and self.editor is not None:
@@ -142,13 +142,6 @@ class Shell:
             self._show(parsed.command.name, outcome)
         self.screen.space()
         return True
-
-    def _completed(self, outcome: Any) -> Any:
-        """Return what to show: a job is followed to its end, a Python prompt is open until it is left."""
-        if isinstance(outcome, PythonPrompt):
-            with self.editor.input.cooked_mode() if self.editor else nullcontext():
-                return outcome.open()
-        return self.follow(outcome) if isinstance(outcome, Task) else outcome
 
     def _inspect(self, found: Inspection, editor: "Editor") -> str:
         """Show the tokens of a reply on a screen of their own; returns the line to run afterwards, if any."""
@@ -185,15 +178,22 @@ class Shell:
         asked = {"prompt": self.session.conversation.question(last).text, "line": self.line}
         return {**asked, **({"logprobs": outcome.logprobs(listed)} if listed else {})}
 
-    def follow(self, task: Task[Any]) -> Any:
-        """Show a job as it runs, and return the result of its end."""
-        self._wait(task)
-        return task.settle()
+    def follow(self, outcome: Any) -> Any:
+        """Return what to show: a job is shown as it runs, a Python prompt is open until it is left."""
+        if isinstance(outcome, PythonPrompt):
+            with self.editor.input.cooked_mode() if self.editor else nullcontext():
+                return outcome.open()
+        if isinstance(outcome, Task):
+            self._wait(outcome)
+            return outcome.settle()
+        return outcome
 
     def _wait(self, task: Task[Any]) -> None:
         self.running, self.interrupted = task, False
         try:
-            bar = self._bar_while(task) if self.screen.interactive else ""
+            loads = task is self.session.loading  # then that line itself says how far it is
+            parts = self._loading()[:1] if loads else self._state()
+            bar = _fitted(parts, self.screen.err.width) if self.screen.interactive else ""
             keyboard = self.editor.keyboard() if self.editor else nullcontext()
             with LiveOutput(self.screen, self.session.settings.view, bar) as pane, keyboard as keys:
                 while not task.job.finished():
@@ -258,7 +258,9 @@ class Shell:
             self.offer(error.choices)
             return False
         except Cancelled:
-            self.screen.notice(self._stopped())
+            facts = self.session.store.facts()
+            left = f"{facts.name} stays" if facts else "/model builtin loads the built-in"
+            self.screen.notice(join_facts("loading stopped", left))
             return False
         finally:
             self._pace = LoadProgress()
@@ -269,10 +271,6 @@ class Shell:
         """Return the model that a line in a shell has to name: not the one that is taken without a name."""
         model = self.session.settings.load.model
         return "" if model == Load().model else model
-
-    def _stopped(self) -> str:
-        facts = self.session.store.facts()
-        return join_facts("loading stopped", f"{facts.name} stays" if facts else "/model builtin loads the built-in")
 
     def watch(self, wake: Callable[[], object]) -> None:
         """Have `wake` called when the load that runs beside the prompt ends."""
@@ -301,12 +299,6 @@ class Shell:
         """Return the line under the prompt, without what does not fit."""
         away = self.session.remote is not None
         return _fitted(self._state() if away or not (self.session.loading or self.unopened) else self._loading(), width)
-
-    def _bar_while(self, task: Task[Any]) -> str:
-        """Return the toolbar that stands under what a job does; of a load that line itself says how far it is."""
-        width = self.screen.err.width
-        parts = self._loading()[:1] if task is self.session.loading else self._state()
-        return _fitted(parts, width)
 
     def _loading(self) -> list[str]:
         return [part for part in (f"loading {short_id(self.session.pending().load.model)}", *self._pace.said()) if part]

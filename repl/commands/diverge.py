@@ -89,12 +89,9 @@ def _names(now: Load, other: Load, dtype: str, attention: str, place: str) -> tu
     is_so = {"dtype": dtype, "attention": attention, "device": place, "quantize": dtype}
     told = [name for name in Load.__slots__ if getattr(now, name) != getattr(other, name)]
     told = ["model"] if "model" in told and set(told) <= {"model", "revision", "gguf_file"} else told
-    one = [is_so[name] if _unset(now, name) and name in is_so else _word(now, name) for name in told]
+    unset = [name for name in is_so if getattr(now, name) in ("auto", "none")]
+    one = [is_so[name] if name in unset else _word(now, name) for name in told]
     return " ".join(dict.fromkeys(one)), " ".join(_word(other, name) for name in told)
-
-
-def _unset(load: Load, name: str) -> bool:
-    return getattr(load, name) in ("auto", "none")
 
 
 def _word(load: Load, name: str) -> str:

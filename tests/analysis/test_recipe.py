@@ -433,11 +433,11 @@ def test_a_question_without_an_answer_is_refused():
     talk = Conversation()
     asked = talk.add("user", "Hi", None)
     with pytest.raises(UsageError, match="no replies yet"):
-        recipe.local_reply(talk, None, 0)
+        recipe.recorded_reply(talk, None, 0)
     with pytest.raises(UsageError, match="exchange 1 has no record"):
-        recipe.local_reply(talk, None, 1)
+        recipe.recorded_reply(talk, None, 1)
     reply = talk.close(talk.add("assistant", "", asked.id), "Hello", "complete", RECORD)
-    assert recipe.local_reply(talk, None, 1) == (reply, RECORD)
+    assert recipe.recorded_reply(talk, None, 1) == (reply, RECORD)
 
 
 def test_a_script_goes_into_a_file_and_replaces_none_unasked(gpt2_folder, tmp_path):
