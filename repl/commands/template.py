@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from repl.analysis.template_checks import Check, check_template
+from repl.analysis.template_checks import Check, Span, check_template, find_spans
 from repl.commands.registry import command
 from repl.core import decoding
 from repl.core.format import counted, join_facts
@@ -20,7 +20,6 @@ from repl.core.sanitize import clean, clean_line
 from repl.core.values import RestOfLine
 from repl.generation.decode.detokenizer import Detokenizer
 from repl.generation.prompt.chat_template import Rendered, Template, render_chat, template_values
-from repl.generation.prompt.spans import Span, find_spans
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import grid

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tokenizers.processors import TemplateProcessing
 
-from repl.analysis.template_checks import check_template
+from repl.analysis.template_checks import check_template, find_spans
 from repl.commands import template as command
 from repl.core.decoding import end_ids
 from repl.core.errors import Cancelled, Failed, ReplError, UsageError
@@ -32,7 +32,6 @@ from repl.generation.prompt.chat_template import (
     template_values,
     variables,
 )
-from repl.generation.prompt.spans import find_spans
 from repl.terminal.screen import THEME, render
 
 USER = {"role": "user", "content": "How are you?"}

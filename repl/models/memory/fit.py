@@ -9,7 +9,7 @@ from repl.core import paths
 from repl.core.errors import NoMemory
 from repl.core.format import amount
 from repl.core.library_types import PreTrainedConfig
-from repl.core.settings import Load
+from repl.core.settings import Load, short_id
 from repl.hub.weight_headers import Weights
 from repl.models.memory import estimate
 from repl.models.memory.available import SPREAD, Room, capped, targets
@@ -47,7 +47,7 @@ def check_fits(weights: Weights, config: PreTrainedConfig, load: Load, rooms: Se
     choices = [(each.line, format_effect(each.needs)) for each in fitting] or on_disk(needs, load, rooms)
     override = (f"/model! {typed_name(load)}", "load anyway")
     raise NoMemory(
-        f"{short_model(load)} does not fit: it needs {format_needs(needs)}, and {free}", choices=(*choices, override)
+        f"{short_id(load.model)} does not fit: it needs {format_needs(needs)}, and {free}", choices=(*choices, override)
     )
 
 
@@ -105,11 +105,6 @@ def load_line(load: Load, change: dict[str, str]) -> str:
     kept = {key: getattr(load, key) for key in KEPT if getattr(load, key) != getattr(bare, key)} | change
     words = (f"{key}={value or 'default'}" for key, value in kept.items())
     return " ".join([f"/model {typed_name(load)}", *(f'"{word}"' if " " in word else word for word in words)])
-
-
-def short_model(load: Load) -> str:
-    """Return a model's name without the path to it."""
-    return load.model.rstrip("/\\").replace("\\", "/").rpartition("/")[2] if "/" in load.model[:1] else load.model
 
 
 def format_needs(needs: Needs) -> str:
