@@ -16,7 +16,6 @@ from repl.terminal.thinking import Fold
 MIN_CELLS = 30  # cells that a column needs to be read
 GAP_CELLS = 3  # cells between two
 MAX_REDRAWS_PER_S = 12.0  # redraws a second, at most
-SILENT_AFTER_S = 1.0  # seconds after which an answer that says nothing is shown in one row, where columns do not fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,6 @@ class Filling:
         self.title = title
         self.text = Text()
         self.state = ""  # what stands in the place of text, or below it
-        self.begun, self.heard_at = False, 0.0
         self._searching = False  # the text is the best of a beam search as yet
         self._cleaner = Cleaner()
         self._fold = Fold(thinking)
@@ -73,7 +71,6 @@ class Filling:
 
     def take(self, event: Event) -> None:
         """Take one event of the answer."""
-        self.begun, self.heard_at = True, time.monotonic()
         match event:
             case ReplyStarted():
                 self._chats = True
@@ -136,8 +133,5 @@ class Board:
         room = each(width, len(self._columns))
         if room >= MIN_CELLS:
             return Blocks([one.block(self._console, room, max(1, height - 5)) for one in self._columns])
-        begun = [one for one in self._columns if one.begun] or self._columns[:1]
-        newest = max(one.heard_at for one in begun)
-        busy = [one for one in begun if newest - one.heard_at < SILENT_AFTER_S]
-        rows = max(1, (height - 4 - 3 * len(self._columns)) // len(busy))
-        return Blocks([one.block(self._console, width, rows if one in busy else 1) for one in begun])
+        rows = max(1, (height - 4) // len(self._columns) - 3)
+        return Blocks([one.block(self._console, width, rows) for one in self._columns])

@@ -167,17 +167,12 @@ def token_record(token: Token) -> dict[str, Any]:
 
 
 def hypotheses(beams: Beams, width: int, height: int) -> Group:
-    """Return the live hypotheses, best first: what they share dim, where they part bright, one line each.
-
-    Below them, where there is room: how near the best of those that were pruned just now came to the last.
-    """
+    """Return the live hypotheses, best first: what they share dim, where they part bright, one line each."""
     unit = "" if beams.branches[0].score is None else "log-probability · "
     common = Text(unit + _tail(beams.common, 2 * width - 2 - len(unit)), "quiet", overflow="fold")
-    pruned = beams.margin is not None and height > 4
-    shown = beams.branches[: max(1, height - 2 - pruned)]
+    shown = beams.branches[: max(1, height - 2)]
     rows = [Text.assemble((_score(branch.score), "quiet"), _tail(branch.text, width - 10)) for branch in shown]
-    said = _tail(f"the best that was pruned lay {beams.margin or 0.0:.2f} behind", width - 1)
-    return Group(common, *rows, *([Text(said, "quiet")] if pruned else []))
+    return Group(common, *rows)
 
 
 def _score(score: float | None) -> str:

@@ -4,10 +4,9 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import singledispatch
 from itertools import takewhile
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +19,7 @@ from repl.core.errors import ReplError
 from repl.core.format import amount, count, counted, device, join_facts, rate
 from repl.core.reply import Reply, ServedModel
 from repl.core.sanitize import clean, clean_line
-from repl.core.settings import in_shell
+from repl.core.settings import in_shell, short_id
 from repl.models.adapters import Adapter
 from repl.remote.engine import Connected
 from repl.session.results import Draft, Message
@@ -78,35 +77,28 @@ def _(result: Draft) -> Text:
 @render.register
 def _(result: Loaded) -> RenderableType:
     """Say what is ready to use and what it takes, on one line: in a narrow window without the lesser facts."""
-    facts, before = result.facts, result.before
+    facts, before, asked = result.facts, result.before, result.asked.dtype
     was = before.bytes if before and before.id == facts.id and before.bytes != facts.bytes else 0
-    took = f"{facts.seconds:.1f} s" if facts.seconds > 0.1 else f"{max(1, facts.seconds * 1000):.0f} ms"
-    head = [
+    other = asked not in ("auto", facts.dtype) and facts.form != facts.quantization
+    parts = [
         f"{count(facts.parameters)} parameters",
-        facts.form + _asked(result),
+        facts.form + f" (asked for {asked})" * other,
         f"adapter {_named(facts.adapter)}" if facts.adapter != "none" else "",
+        amount(facts.bytes) + (f" (was {amount(was)})" if was else ""),
+        device(facts.device_map),
+        "" if facts.chats else "completes text",
     ]
-    size, was_size = amount(facts.bytes), f" (was {amount(was)})" if was else ""
-    tail = [device(facts.device_map), "" if facts.chats else "completes text"]
-    lines = [[*head, size + was_size, *tail], [*head, size + was_size], [*head[1:], size], [size], []]
+    took = f"{facts.seconds:.1f} s" if facts.seconds > 0.1 else f"{max(1, facts.seconds * 1000):.0f} ms"
     name = clean_line(facts.name + (" (built in)" if facts.id == "builtin" else "")), "accent"
-    said = (f" · {clean_line(join_facts(*line, f'ready in {took}'))}" for line in lines)
-    shown = (Text.assemble(name, (line, "quiet")) for line in said)
-    return Group(First(*shown), *(Text(clean_line(remark), "quiet") for remark in facts.remarks))
-
-
-def _asked(result: Loaded) -> str:
-    """Return the number format that was asked for, where the weights have another."""
-    asked, facts = result.asked.dtype, result.facts
-    return f" (asked for {asked})" if asked not in ("auto", facts.dtype) and facts.form != facts.quantization else ""
+    lines = (join_facts("", *parts[:shown], f"ready in {took}") for shown in range(len(parts), -1, -1))
+    drawn = (Text.assemble(name, (f" · {clean_line(line)}", "quiet")) for line in lines)
+    return Group(First(*drawn), *(Text(clean_line(remark), "quiet") for remark in facts.remarks))
 
 
 def _named(adapter: str) -> str:
     """Return an adapter's id, or the last part of its path."""
     found = Adapter.of(adapter)
-    local = Path(found.name).is_absolute() or found.name.startswith((".", "~"))
-    name = Path(found.name).name if local else found.name
-    return f"{name} (merged)" if found.merge else name
+    return short_id(found.name) + (" (merged)" if found.merge else "")
 
 
 @render.register
@@ -204,8 +196,7 @@ class Screen:
         self._explained: set[str] = set()
         self._progress_due = 0.0  # when a line may say again how far something is
         self._mono = False
-        self.out = Console(theme=THEME, highlight=False, markup=False, soft_wrap=not interactive)
-        self.err = Console(theme=THEME, highlight=False, markup=False, stderr=True, soft_wrap=not interactive)
+        self.out, self.err = self._consoles(Console, not interactive)
 
     def show(self, command: str, result: Any, beside: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Show what a command returned; `beside` goes into its JSON line."""
@@ -217,9 +208,7 @@ class Screen:
             self.notice(join_facts(result.text, *(f"{line} {effect}" for line, effect in result.choices)))
         elif isinstance(result, Draft):
             self.err.print(render(result))
-        elif not isinstance(
-            result, Reply | Loaded | Connected
-        ):  # a reply is written already, and readiness goes without saying
+        elif not isinstance(result, Reply | Loaded | Connected):  # a reply is written already; being ready says nothing
             self.out.print(render(result))
 
     def adapt(self, accessible: bool) -> None:
@@ -227,12 +216,14 @@ class Screen:
         self.accessible = accessible
         if self.as_json:
             return
-        kind, terminal = (LineConsole, False) if accessible else (Console, None)
-        wrap = accessible or not self.interactive
-        self.out, self.err = (
+        self.out, self.err = self._consoles(LineConsole if accessible else Console, accessible or not self.interactive)
+
+    def _consoles(self, kind: type[Console], wrap: bool) -> list[Console]:
+        terminal = False if self.accessible else None
+        return [
             kind(theme=THEME, highlight=False, markup=False, stderr=stderr, soft_wrap=wrap, force_terminal=terminal)
             for stderr in (False, True)
-        )
+        ]
 
     def progress(self, text: str) -> None:
         """Say how far something is, where no line is drawn twice: one line every ten seconds at most."""
@@ -273,8 +264,9 @@ class Screen:
             asked_in_shell = not self.interactive and (line.startswith(OPTION_LINES) or not line.startswith("/"))
             hints = [in_shell(hint, model) for hint in error.hints] if asked_in_shell else list(error.hints)
             said = (name + clean(error.message), "error" if self.interactive else "")
-            lines = [line for line, _ in error.choices] if numbered else []
-            self.err.print(FactLine(Text.assemble(said, *_hints(hint for hint in hints if hint not in lines))))
+            told = [line for line, _ in error.choices] if numbered else []
+            more = [Text.assemble((" · ", "quiet"), (clean_line(hint), "accent")) for hint in hints if hint not in told]
+            self.err.print(FactLine(Text.assemble(said, *more)))
             if numbered:
                 self.err.print(_choices(error, repeats))
 
@@ -290,20 +282,13 @@ class Screen:
             self.err.print(fact_line(clean(text)))
 
 
-def _hints(hints: Iterable[str]) -> list[Any]:
-    return [part for hint in hints for part in ((" · ", "quiet"), (clean_line(hint), "accent"))]
-
-
 def _choices(error: ReplError, repeats: bool) -> Table:
-    table = Table.grid(padding=(0, 1))  # what is long goes on below its own beginning
-    table.add_column(justify="right", width=3)
-    table.add_column(overflow="fold")
-    for number, (line, effect) in enumerate(error.choices, 1):
-        said = Text.assemble((clean_line(line), "accent"), (f"  {clean_line(effect)}", "quiet"))
-        table.add_row(str(number), said)
+    rows: list[list[str | Text]] = [
+        [f"{number:>3}", Text.assemble((clean_line(line), "accent"), (f"  {clean_line(effect)}", "quiet"))]
+        for number, (line, effect) in enumerate(error.choices, 1)
+    ]
     again = " and retry" if repeats and error.again else ""
-    table.add_row("", Text(f"type a number to apply it{again}", "quiet"))
-    return table
+    return grid("rl", [*rows, ["", Text(f"type a number to apply it{again}", "quiet")]], gap=1)
 
 
 def as_record(command: str, result: Any) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from test_beams import slowed
 from repl.analysis.beam_tree import Node, grow
 from repl.commands.beams import SearchTree
 from repl.core.errors import UsageError
-from repl.core.events import Beam, Beams
+from repl.core.events import Beams
 from repl.core.reply import BeamSearch, Sequence
 from repl.session.record_json import decode_record, encode_record
-from repl.terminal.live import hypotheses
 from repl.terminal.screen import THEME, render, to_jsonable
 
 PROMPT = "Once upon a time"
@@ -218,11 +217,3 @@ def test_the_parts_stand_below_what_they_share():
         "└──  27.25 %  dog␛".ljust(29) + "  2  -0.700",
         "/pick N selects another answer",
     ]
-
-
-@pytest.mark.parametrize("height", [3, 5, 12])
-def test_the_live_view_tells_the_margin_where_there_is_room(height):
-    beams = Beams(3, "Once", tuple(Beam(f" {number}", -1.0 - number) for number in range(6)), 0.31)
-    drawn = [str(row) for row in hypotheses(beams, 60, height).renderables]
-    assert len(drawn) - 1 <= max(1, height - 2)
-    assert ("0.31" in drawn[-1]) == (height > 4)
