@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import singledispatch
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
@@ -91,8 +92,7 @@ def _dumped(value: Any) -> str:
 
 def as_text(talk: Transcript) -> str:
     """Return plain text; control characters are made visible."""
-    system = [f"system:\n{clean(talk.system)}\n"] if talk.system else []
-    return "\n".join([*system, *(f"{head}:\n{_plainly(turn.parts)}\n" for head, turn in _labelled(talk))])
+    return "\n".join(f"{head}:\n{_plainly(parts)}\n" for head, parts, _ in _sections(talk))
 
 
 def _plainly(parts: Parts) -> str:
@@ -103,10 +103,8 @@ def _plainly(parts: Parts) -> str:
 
 def as_markdown(talk: Transcript) -> str:
     """Return Markdown in which a code block that was cut off does not swallow the rest."""
-    blocks = [f"# {clean_line(talk.title) or 'Conversation'}"]
-    blocks += [f"## system\n\n{fenced(clean(talk.system))}"] if talk.system else []
-    blocks += [f"## {head}\n\n{_in_markdown(turn.parts)}" for head, turn in _labelled(talk)]
-    return "\n\n".join(blocks) + "\n"
+    blocks = [f"## {head}\n\n{_in_markdown(parts)}" for head, parts, _ in _sections(talk)]
+    return "\n\n".join([f"# {clean_line(talk.title) or 'Conversation'}", *blocks]) + "\n"
 
 
 def _in_markdown(parts: Parts) -> str:
@@ -129,8 +127,9 @@ def as_html(talk: Transcript, by: str = "off") -> str:
     """
     made = [turn.record for turn in talk.turns if turn.record]
     body = [f"<pre>{_legend(by)}</pre>"] if by != "off" and any(one.measures.logprobs for one in made) else []
-    body += [_section("system", _escaped(talk.system, "quiet"))] if talk.system else []
-    body += [_section(head, _in_html(turn, by)) for head, turn in _labelled(talk)]
+    for head, parts, turn in _sections(talk):
+        shown = _in_html(turn, by) if turn else _escaped(parts.answer, "quiet")
+        body.append(f"<h2>{html.escape(head)}</h2>\n<pre>\n{shown}\n</pre>")
     return html_page(talk.title or "Conversation", about(made[-1]) if made else (), "\n".join(body))
 
 
@@ -141,10 +140,6 @@ def about(record: Reply) -> Facts:
     settings = join_facts(decoding.phrase(decode), *given, "" if record.seed is None else f"seed {record.seed}")
     form = join_facts(*(word for word in (model.dtype, model.quantization, model.adapter) if word != "none"))
     return ("model", join_facts(model.id, record.server, form)), ("commit", model.commit), ("settings", settings)
-
-
-def _section(head: str, body: str) -> str:
-    return f"<h2>{html.escape(head)}</h2>\n<pre>\n{body}\n</pre>"
 
 
 def _escaped(text: str, name: str = "", told: str = "") -> str:
@@ -182,18 +177,19 @@ def _told(token: Seen) -> str:
     return "\n".join([join_facts(quote(token.name), percent(math.exp(token.logprob)), entropy), *others])
 
 
-def sheet() -> Console:
+def sheet(in_colours: bool = True) -> Console:
     """Return a console that keeps what is drawn on it, in colours on a light ground."""
     return Console(
         record=True,
         file=io.StringIO(),
         width=FILE_COLUMNS,
         color_system="truecolor",
-        force_terminal=True,  # what has another form without colours is drawn in the one with them
+        force_terminal=in_colours,  # what has another form without colours is drawn in the one with them
         legacy_windows=False,
         highlight=False,
-        theme=palette("light"),
-        no_color=False,
+        markup=False,
+        theme=palette("light" if in_colours else "mono"),
+        no_color=not in_colours,
     )
 
 
@@ -267,13 +263,9 @@ def view_as_html(shown: ShownView) -> str:
 
 def view_as_text(shown: ShownView) -> str:
     """Return a result as it reads without colours."""
-    paper = io.StringIO()
-    console = Console(
-        file=paper, width=FILE_COLUMNS, force_terminal=False, highlight=False, markup=False, theme=palette("mono")
-    )
-    with console.capture() as drawn:
-        console.print(Text(clean_line(shown.line)), "", render(shown.result), sep="\n")
-    return "\n".join(row.rstrip() for row in drawn.get().splitlines()) + "\n"
+    console = sheet(in_colours=False)
+    console.print(Text(clean_line(shown.line)), "", render(shown.result), sep="\n")
+    return "\n".join(row.rstrip() for row in console.export_text().splitlines()) + "\n"
 
 
 def view_as_markdown(shown: ShownView) -> str:
@@ -314,11 +306,12 @@ def fenced(text: str) -> str:
     return text + ("\n" * (not text.endswith("\n")) + fence if fence else "")
 
 
-def _labelled(talk: Transcript) -> list[tuple[str, Turn]]:
-    """Return each turn under who spoke, with which model, how it ended, and in a tree where it hangs."""
-    tree = any(turn.parent != before.id for before, turn in zip(talk.turns, talk.turns[1:], strict=False))
+def _sections(talk: Transcript) -> list[tuple[str, Parts, Turn | None]]:
+    """Return the system message and each turn, under who spoke, how it ended, and in a tree where it hangs."""
+    tree = any(turn.parent != before.id for before, turn in pairwise(talk.turns))
     numbers = {turn.id: turn.exchange for turn in talk.turns} if tree else {}
-    return [(clean_line(_label(turn) + _place(turn, numbers)), turn) for turn in talk.turns]
+    system = [("system", Parts(answer=talk.system), None)] if talk.system else []
+    return [*system, *((clean_line(_label(turn) + _place(turn, numbers)), turn.parts, turn) for turn in talk.turns)]
 
 
 def _label(turn: Turn) -> str:
