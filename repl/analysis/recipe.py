@@ -13,7 +13,7 @@ from repl.core.format import counted
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.parts import Parts
-from repl.core.reply import Reply
+from repl.core.reply import WARPS_NOTHING, Reply, named_warpers
 from repl.core.reply_format import JSON_OPTIONS, parse_format
 from repl.core.sanitize import clean_line
 from repl.generation.prompt.chat_template import Template, fold_system_text
@@ -204,6 +204,9 @@ def write_script(turn: Turn, source: ModelSource, form: PromptForm, tokenizer: P
     names += [kind for name, kind in OBJECTS.items() if record.given.get(name)]
     names += ["LogitsProcessor"] if record.format else []
     adapted = ["import llguidance", "from llguidance import hf"] if record.format else []
+    if (thought := record.thought) is not None and thought.differs:
+        kinds = [kind for values in (thought.inside, thought.outside) for kind, _ in named_warpers(values)]
+        names += dict.fromkeys([*kinds, *(["TopKLogitsWarper"] if thought.outside.get("do_sample") is False else [])])
     adapted += ["from peft import PeftModel"] if record.load.get("adapter", "none") != "none" else []
     imports = ["import torch", *adapted, f"from transformers import {', '.join(sorted(names))}"]
     blocks = [
@@ -335,14 +338,15 @@ def _generating(record: Reply) -> list[str]:
     values = {name: literal(value) for name, value in generate_arguments(record).items()}
     for name in OBJECTS.keys() & values.keys():
         values[name] = f"{OBJECTS[name]}(**{values[name]})"
-    if record.format:
-        values["logits_processor"] = "[form]"
     if values.keys() & {"stop_strings", "token_healing"}:  # the library looks at text then
         values["tokenizer"] = "tokenizer"
-    if record.taken_back:
-        values["logits_processor"] = "[ban]"
+    ran = {"form": record.format, "ban": record.taken_back, "think": record.thought}
+    if names := [name for name, there in ran.items() if there]:
+        values["logits_processor"] = f"[{', '.join(names)}]"
+    if record.thought and record.thought.differs:  # the warpers are called by `think`
+        values |= {name: literal(value) for name, value in WARPS_NOTHING.items()}
     seed = [] if record.seed is None else [f"torch.manual_seed({record.seed})"]
-    return [*_banning(record), *seed, _call("output = model.generate", "**inputs", **values)]
+    return [*_banning(record), *_thinking(record), *seed, _call("output = model.generate", "**inputs", **values)]
 
 
 def _banning(record: Reply) -> list[str]:
@@ -356,6 +360,35 @@ def _banning(record: Reply) -> list[str]:
         '    scores[:, banned.get(ids.shape[1], [])] = -float("inf")',
         "    return scores\n\n",
     ]
+
+
+def _thinking(record: Reply) -> list[str]:
+    """Return the lines that decode a thought with settings of its own, and close it where it was too long."""
+    if (found := record.thought) is None:
+        return []
+    start = record.usage.prompt
+    lengths = sorted(start + place - 1 for place in found.places)
+    whole = bool(lengths) and lengths == [*range(lengths[0], lengths[-1] + 1)]
+    inside = f"range({lengths[0]}, {lengths[-1] + 1})" if whole else literal(set(lengths) or [])
+    warpers = [_warpers(values) if found.differs else "[]" for values in (found.inside, found.outside)]
+    return [
+        "# Inside of the thought, by the number of ids before a token, other settings hold than after it.",
+        f"thought, closing = {inside}, {literal({start + place: token for place, token in found.forced})}",
+        f"within, after = {', '.join(warpers)}",
+        "\n\ndef think(ids, scores):",
+        "    if ids.shape[1] in closing:",
+        "        return torch.full_like(scores, -torch.inf).index_fill(",
+        "            1, torch.tensor([closing[ids.shape[1]]], device=scores.device), 0.0",
+        "        )",
+        "    for warp in within if ids.shape[1] in thought else after:",
+        "        scores = warp(ids, scores)",
+        "    return scores\n\n",
+    ]
+
+
+def _warpers(values: Mapping[str, Any]) -> str:
+    calls = [f"{kind}({literal(value)})" for kind, value in named_warpers(values)]
+    return f"[{', '.join(calls)}]" if values.get("do_sample") is not False else "[TopKLogitsWarper(1)]"
 
 
 def _printing(turn: Turn, record: Reply, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:

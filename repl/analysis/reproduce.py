@@ -60,12 +60,13 @@ def generate_again(resident: Model, record: Reply, emit: JobContext) -> list[int
         torch.manual_seed(record.seed)
     ids = measure.forward.input_ids(model, prompt)
     mask = decode.format_mask.recorded_mask(resident, record, prompt, chosen.config)
+    own = [*decode.phrase_ban.recorded_ban(record), *decode.thought.recorded_switch(record, prompt, chosen.config)]
     with library_errors("the repetition stopped"), measure.forward.cancellable_forward(model, emit.raise_if_cancelled):
         rows = model.generate(
             input_ids=ids,
             attention_mask=ids.new_ones(ids.shape),
             generation_config=chosen.config,
-            logits_processor=[*([] if mask is None else [mask]), *decode.phrase_ban.recorded_ban(record)],
+            logits_processor=[*([] if mask is None else [mask]), *own],
             stopping_criteria=[tell],
             tokenizer=resident.tokenizer,
             **chosen.off,

@@ -84,8 +84,8 @@ def explain(resident: Model, record: Reply, place: str, shared: bool, emit: JobC
     chosen = generation.arguments.of_values(resident.model, recipe.recorded_values(record))
     logits = measure.scoring.next_logits(resident, [*prompt, *made], emit, shared)
     mask = decode.format_mask.recorded_mask(resident, record, prompt, chosen.config)
-    ban = decode.phrase_ban.recorded_ban(record)
-    found = measure.processors.stages(resident, chosen, prompt, made, logits, mask, ban)
+    own = [*decode.phrase_ban.recorded_ban(record), *decode.thought.recorded_switch(record, prompt, chosen.config)]
+    found = measure.processors.stages(resident, chosen, prompt, made, logits, mask, own)
     odds = [stage.probabilities for stage in found]
     steps = [_step(token, *pair) for pair in pairwise(found)]
     speller, config = Speller(resident.tokenizer), chosen.config

@@ -17,7 +17,7 @@ WARPERS = (*SAMPLING, "top_h", "epsilon_cutoff", "eta_cutoff")  # what only samp
 BEAMS = ("length_penalty", "early_stopping")
 AHEAD = ("prompt_lookup", "assistant")
 LOOKUP_TOKENS = 15  # looked up at once where nothing else is said: on a CPU the last ones cost next to nothing
-APART = ("seed", "format", "ban", "boost", "reuse", "overflow", *AHEAD)
+APART = ("seed", "format", "ban", "boost", "think", "reuse", "overflow", *AHEAD)
 """Settings that are no fields of the library's generation config."""
 PREFIX = "template."  # of the variables that a chat template reads
 SERVER = "server."  # of the fields that only the server in use knows

@@ -160,6 +160,12 @@ class PartsReader:
                 pieces.append(Piece(kind, ""))
         return tuple(pieces)
 
+    @property
+    def closes_thought(self) -> str:
+        """Return the tag that closes the thought that goes on; empty outside of one."""
+        span = self._spans[-1]
+        return "" if span.kind != THINKING else span.closes or ("<|end|>" if self._form.channels else "")
+
     def end(self) -> tuple[Piece, ...]:
         """Return what was held back."""
         pieces: list[Piece] = []

@@ -1,5 +1,6 @@
 """The record of a reply: what was asked, how it was made and what came of it; kept with its turn, and never changed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,6 +132,43 @@ class TakenBack:
     text: str
 
 
+WARPS_NOTHING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+"""Values of a generation config with which the library changes no odds of a draw."""
+WARPERS = {
+    "temperature": "TemperatureLogitsWarper",
+    "top_k": "TopKLogitsWarper",
+    "top_p": "TopPLogitsWarper",
+    "min_p": "MinPLogitsWarper",
+    "typical_p": "TypicalLogitsWarper",
+}
+"""The library's classes, in its order; each takes its value first."""
+
+
+def named_warpers(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the warpers that the library makes of values in its names, each with its value."""
+    return [
+        (kind, values[name]) for name, kind in WARPERS.items() if values.get(name) not in (None, WARPS_NOTHING[name])
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtRecord:
+    """How a thought was decoded, in the last call that made the reply; places count from 1, those forced from 0."""
+
+    places: tuple[int, ...]
+    """Of the tokens that were chosen inside of it."""
+    forced: tuple[tuple[int, int], ...]
+    """Place and id of each token that closed it because it was too long."""
+    inside: dict[str, Any] = field(default_factory=dict)
+    """What tokens were warped with there, in the library's names."""
+    outside: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def differs(self) -> bool:
+        """Tell whether other settings held inside than outside."""
+        return self.inside != self.outside
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
     """The model that made a reply, as it was loaded."""
@@ -234,6 +272,8 @@ class Reply:
     """The tools that were called, each with `name` and `arguments`."""
     taken_back: tuple[TakenBack, ...] = rare(())
     """What was banned, at the places that the reply has."""
+    thought: ThoughtRecord | None = field(default=None, metadata={"rare": True})
+    """How its thought was decoded, where the setting `think` said so."""
     begun: Parts | None = None
     """The parts of what the reply was made to begin with; None in a record from before there were parts."""
 

@@ -19,6 +19,7 @@ from repl.core.values import (
     MaxMemory,
     Number,
     OneOf,
+    Options,
     Strings,
     Text,
     WordList,
@@ -36,6 +37,10 @@ DTYPE_ALIASES = {
 SHADED = {"probability": "on", "yes": "on", "true": "on", "no": "off", "false": "off"}
 ON_OFF_NEVER = OneOf("on, off or never", (Flag(), Choice(("never",))))
 SHARE = Number(above=0, most=1)
+THINK_OPTIONS = {
+    **{"temperature": Number(above=0), "top_k": Integer(0), "top_p": SHARE, "min_p": Number(least=0, most=1)},
+    **{"typical_p": SHARE, "max": Integer(1)},
+}
 ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -127,6 +132,9 @@ class Decode:
     ban: tuple[str, ...] = setting((), WordList(), "words and phrases that no reply may hold", off=())
     boost: tuple[tuple[str, float], ...] = setting(
         (), BiasList(), "words made more or less likely: a number is added to their logits", off=()
+    )
+    think: tuple[tuple[str, Any], ...] = setting(
+        (), Options(kinds=THINK_OPTIONS), "other sampling inside of a thought, and most tokens of one", off=()
     )
     seed: int | None = setting(
         None, Integer(0, 2**63 - 1), "random seed of sampling; without it every reply has a new one", off=None
@@ -310,7 +318,12 @@ EXAMPLES = {
     **{"num_beams": ("4", "1"), "num_return_sequences": ("2", "4"), "length_penalty": ("1.0", "2.0")},
     **{"repetition_penalty": ("1.1", "1.3"), "no_repeat_ngram_size": ("3", "none")},
     **{"ban": ('"delve", "As an AI"', "off"), "boost": ('" Paris" +2', "off")},
-    **{"prompt_lookup": ("10", "off"), "logprobs": ("5", "0"), "keep_models": ("2", "auto")},
+    **{
+        "think": ("temperature=1.0 max=400", "off"),
+        "prompt_lookup": ("10", "off"),
+        "logprobs": ("5", "0"),
+        "keep_models": ("2", "auto"),
+    },
 }
 """Two values that make sense, for each setting whose kind offers none or lesser ones."""
 GROUPS = {
@@ -320,7 +333,7 @@ GROUPS = {
     "length": ("max_new_tokens", "max_length", "min_new_tokens", "stop", "overflow"),
     "sampling": ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed"),
     "repetition": ("repetition_penalty", "no_repeat_ngram_size"),
-    "words": ("ban", "boost"),
+    "words": ("ban", "boost", "think"),
     "beam search": ("num_beams", "num_return_sequences", "length_penalty", "early_stopping"),
     "faster decoding": ("reuse", "prompt_lookup", "assistant"),
     "replies": ("mode", "thinking", "markdown", "probs", "stats", "logprobs"),

@@ -342,6 +342,35 @@ class Assignment(Kind):
 
 
 @dataclass(frozen=True, slots=True)
+class Options(Kind):
+    """Some `name=value` words, each name with a kind of its own; or off."""
+
+    kinds: Mapping[str, Kind] = field(default_factory=dict, hash=False)
+
+    @property
+    def phrase(self) -> str:
+        """List the names."""
+        return f"name=value words with some of {', '.join(self.kinds)}; or off"
+
+    def read(self, word: str) -> tuple[tuple[str, Any], ...]:
+        """Read the words, or off for none."""
+        if word.strip().lower() == "off":
+            return ()
+        pairs = [part.partition("=")[::2] for part in word.split()]
+        if not pairs or not all(name in self.kinds and value for name, value in pairs):
+            raise not_a(word, self.phrase)
+        return tuple({name: self.kinds[name].read(value) for name, value in pairs}.items())
+
+    def show(self, value: tuple[tuple[str, Any], ...]) -> str:
+        """Return the words, or off."""
+        return " ".join(f"{name}={self.kinds[name].show(one)}" for name, one in value) or "off"
+
+    def complete(self) -> list[str]:
+        """Offer the names."""
+        return [f"{name}=" for name in self.kinds]
+
+
+@dataclass(frozen=True, slots=True)
 class RestOfLine(Text):
     """The rest of the line as it was typed."""
 

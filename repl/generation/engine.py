@@ -40,6 +40,7 @@ from repl.generation.decode.drafters import Drafting, Get
 from repl.generation.decode.format_mask import make_mask
 from repl.generation.decode.kv_cache import croppable_cache
 from repl.generation.decode.phrase_ban import PhraseBan, TextSoFar
+from repl.generation.decode.thought import make_switch
 from repl.generation.interface import Model, Request
 from repl.generation.measure.forward import Meter, cancellable_forward, input_ids, model_errors, nan_guard
 from repl.generation.prompt import chat_template
@@ -168,13 +169,15 @@ class ReplyRun:
         self.config = config = chosen.config
         self.prompt, self.dropped = prompt.ids, prompt.dropped
         self.began = began
-        self.seed = self._seed()
         self.blocks_read = 0  # of the model, in the pass over the prompt
         self.reused = 0  # tokens of the prompt that the kept cache holds
         self.ids: list[int] = []  # made so far
         self.pieces: list[str] = []  # their text, as it was told
         self.reader: Any = None  # cuts what is shown into its parts
         self.first_at = self.last_at = 0.0
+        think = dict(request.settings.decode.think)
+        self.switch = make_switch(think, resident.tokenizer, self.reading, len(prompt.ids), config) if think else None
+        self.seed = self._seed()
         drafts, beams = decoding.draft_source(request.settings), (config.num_beams or 1) > 1
         self.mask = make_mask(resident, request, prompt.ids, config)  # what holds the reply to its form
         alone = "tokens may be taken back where phrases are banned" if chosen.phrases else ""
@@ -268,6 +271,7 @@ class ReplyRun:
                     *([self.watch] if self.watch else []),
                     nan_guard(self.resident.facts, len(self.prompt), bool(self.mask or self.config.bad_words_ids)),
                     *([self.ban] if self.ban else []),
+                    *([self.switch] if self.switch else []),
                 ],
                 stopping_criteria=[self._told_to_stop],
                 tokenizer=self.resident.tokenizer,
@@ -419,6 +423,7 @@ class ReplyRun:
             measures=TokenLogprobs() if self.watch else self.meter.measures(best.token_ids),
             drafts=self.drafting.stats() if self.drafting else None,
             format=self._cost(best.token_ids),
+            thought=self.switch.record(len(best.token_ids)) if self.switch else None,
             taken_back=self.ban.taken_back(len(best.token_ids)) if self.ban else (),
         )
 

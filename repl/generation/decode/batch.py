@@ -202,8 +202,8 @@ class Batch:
         model, config, prompt = self._resident.model, row.run.config, len(row.run.prompt)
         limit = 0 if self._one else rope_scaling_start(model)  # behind it all rows would be read in another way
         fits = not limit or prompt + row.room <= limit
-        # a ban takes tokens back
-        return fits and row.run.ban is None and not loop.why_not(model, config) and can_reuse(model, config, prompt)
+        own = row.run.ban or row.run.switch  # what takes tokens back, or goes by the places of one text
+        return fits and not own and not loop.why_not(model, config) and can_reuse(model, config, prompt)
 
     @property
     def made(self) -> list[BatchReply | None]:

@@ -13,7 +13,6 @@ from repl.core.library_types import LogitsProcessor, LogitsProcessorList, PreTra
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
 from repl.generation.decode.format_mask import FormatMask
-from repl.generation.decode.phrase_ban import RecordedBan
 from repl.generation.interface import Model
 from repl.generation.measure.forward import input_ids
 
@@ -41,6 +40,7 @@ NAMES = {
     "LogitNormalization": ("renormalize_logits", ""),
     "FormatMask": ("format", ""),
     "RecordedBan": ("ban", ""),
+    "RecordedSwitch": ("think", ""),
     "UnbatchedClassifierFreeGuidanceLogitsProcessor": ("guidance_scale", "guidance_scale"),
 }
 """The setting that brings each processor of the library, and where the processor keeps its value."""
@@ -84,7 +84,7 @@ def stages(
     made: Sequence[int],
     logits: Tensor,
     mask: FormatMask | None = None,
-    ban: Sequence[RecordedBan] = (),
+    own: Sequence[LogitsProcessor] = (),
 ) -> list[Stage]:
     """Run what the arguments of `generate` make active over the logits, shape (vocab,), behind `prompt` and `made`.
 
@@ -96,7 +96,7 @@ def stages(
     if (chosen.config.num_beams or 1) > 1:
         scores = scores.log_softmax(-1)  # a beam search sums logprobs, and processes those
     found = [Stage("", None, scores[0])]
-    for processor in processors(resident.model, chosen, prompt, mask, ban):
+    for processor in processors(resident.model, chosen, prompt, mask, own):
         name, value = _named(processor)
         if name in REMEMBERS and made:
             raise Failed(f"{name} depends on the tokens before in a way that is not kept", "/next")
@@ -111,7 +111,7 @@ def processors(
     chosen: Arguments,
     prompt: Sequence[int],
     mask: FormatMask | None = None,
-    ban: Sequence[RecordedBan] = (),
+    own: Sequence[LogitsProcessor] = (),
 ) -> LogitsProcessorList:
     """Return the processors and warpers of one call of `generate`: it prepares them, and is stopped there.
 
@@ -122,7 +122,7 @@ def processors(
     ids = input_ids(model, prompt)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "generation_config": bare, **chosen.off}
     with library_errors("the library refuses these settings"):
-        found, _ = loop.capture_processors(model, mask, logits_processor=[*ban], **given)
+        found, _ = loop.capture_processors(model, mask, logits_processor=[*own], **given)
     return found
 
 

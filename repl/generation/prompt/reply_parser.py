@@ -163,6 +163,12 @@ class Reading:
         reader.feed(self._begun.text)
         return reader
 
+    def begin_tags(self) -> PartsReader:
+        """Return what reads a reply by its tags, behind its beginning."""
+        reader = PartsReader(self._form, self._closing)
+        reader.feed(self._begun.text)
+        return reader
+
     def take(self, reader: PartsReader | TemplateReader, token: Token) -> tuple[Piece, ...]:
         """Return what is certain after one token."""
         return reader.feed(token.text, "" if token.id is None else self._silent.get(token.id, ""))
