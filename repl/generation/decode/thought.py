@@ -109,7 +109,9 @@ class ThoughtSwitch:
 
     def _follow(self, made: list[int]) -> None:
         if made[: len(self._made)] != self._made:
+            forced = self._forced if self._forced and self._forced[0][0] < len(made) else []
             self._begin()
+            self._forced = forced
         for token in made[len(self._made) :]:
             self._inside[len(self._made) :] = [bool(self._reader.closes_thought)]
             self._made.append(token)
