@@ -1,7 +1,10 @@
 """A reply on a screen of its own: the tokens in their colours, and beside them what else the model considered."""
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, groupby
 from math import exp
 
 from prompt_toolkit.application import Application
@@ -15,17 +18,24 @@ from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, UIConten
 from prompt_toolkit.layout.containers import ScrollOffsets
 from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.styles import Style
+from rich.cells import cell_len
 from rich.style import Style as Look
 
 from repl.core.format import join_facts
-from repl.core.sanitize import ascii_signs, clean_line
+from repl.core.sanitize import ascii_signs, clean, clean_line
 from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import Inspection, Seen
 from repl.terminal.editor.prompt import EDITOR_ACCENTS, ESCAPE_WAIT_S
-from repl.terminal.inspector_layout import Page, lay_out
 from repl.terminal.screen import palette, shown_theme
 from repl.terminal.token_colours import SHADES, bar, caption, percent, shade
 
+Fragment = tuple[int, str]  # number of a token, and what of it stands in a row
+EMPTY_TOKEN = "·"  # stands for a token that adds no text and has none by itself
+EMOJI_PARTS = {  # each stands alone: terminals disagree on the width of emoji made of several
+    **dict.fromkeys([0x200D, 0x20E3, *range(0xFE00, 0xFE10), *range(0xE0020, 0xE0080)]),  # joiners, keycap, selectors
+    **dict.fromkeys(range(0x1F3FB, 0x1F400), "·"),  # skin tones
+    **{0x1F1E6 + letter: chr(0xFF21 + letter) for letter in range(26)},  # the letters of flags, in full width
+}
 SIDE_COLUMNS = (26, 48)  # columns of the table, at least and at most
 INSPECTOR_KEYS = (
     "arrows move · 1-5 or Tab choose, Enter takes · p e colours · / n search · q leaves",
@@ -33,6 +43,97 @@ INSPECTOR_KEYS = (
 )
 LOOKING = ("arrows move · / searches · n finds the next · q leaves", "arrows · / · n · q leaves")
 """Keys where no token can be put in the place of another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows of fragments; for each token the row and column where it begins, and where in the text."""
+
+    rows: list[list[Fragment]]
+    places: list[tuple[int, int]]
+    text: str
+    """All that is shown, in small letters, to search in."""
+    starts: list[int]
+
+    def beside(self, token: int, rows: int) -> int:
+        """Return the token that begins so many rows further down, nearest to the column of another.
+
+        Where none begins in that row the next one that way is meant; past the ends it is the first or last token.
+        """
+        row, column = self.places[token]
+        wanted, step = row + rows, -1 if rows < 0 else 1
+        while 0 <= wanted < len(self.rows):
+            begun = [one for one, _ in self.rows[wanted] if self.places[one][0] == wanted]
+            if begun:
+                return min(begun, key=lambda one: abs(self.places[one][1] - column))
+            wanted += step
+        return 0 if rows < 0 else len(self.places) - 1
+
+    def find(self, words: str, after: int) -> int | None:
+        """Return the next token in which a text begins, round the end; None where it is nowhere."""
+        wanted = words.translate(EMOJI_PARTS).lower()
+        if not wanted:
+            return None
+        behind = self.starts[after + 1] if after + 1 < len(self.starts) else len(self.text)
+        found = self.text.find(wanted, behind)
+        found = self.text.find(wanted) if found < 0 else found
+        return None if found < 0 else bisect_right(self.starts, found) - 1
+
+
+def lay_out(tokens: Sequence[Seen], width: int) -> Page:
+    """Lay tokens out in rows of a width, broken between words where that can be."""
+    shown = [visible(token) for token in tokens]
+    rows = list(_rows(shown, max(width, 2)))
+    places: dict[int, tuple[int, int]] = {}
+    for number, row in enumerate(rows):
+        column = 0
+        for token, text in row:
+            places.setdefault(token, (number, column))
+            column += sum(map(cells, text))
+    texts = [text.lower() for text in shown]
+    starts = list(accumulate(map(len, texts), initial=0))[:-1]
+    return Page(rows, [places[token] for token in range(len(shown))], "".join(texts), starts)
+
+
+def _rows(shown: Sequence[str], width: int) -> list[list[Fragment]]:
+    rows: list[list[Fragment]] = []
+    row: list[tuple[int, str, int]] = []  # token, character, its columns
+    used = gap = 0  # columns taken, and where the last word begins
+
+    def end(cut: int) -> None:
+        nonlocal row, used, gap
+        parts = groupby(row[:cut], key=lambda cell: cell[0])
+        rows.append([(token, "".join(cell[1] for cell in cells)) for token, cells in parts])
+        row, gap = row[cut:], 0
+        used = sum(cell[2] for cell in row)
+
+    for token, text in enumerate(shown):
+        for character in text:
+            if character == "\n":
+                end(len(row))
+                continue
+            wide = cells(character)
+            while row and used + wide > width:
+                end(gap or len(row))
+            row.append((token, character, wide))
+            used += wide
+            gap = len(row) if character == " " else gap
+    if row:
+        end(len(row))
+    return rows
+
+
+def cells(character: str) -> int:
+    """Return the columns of one character, which is how the screen counts them."""
+    return 1 if character.isascii() else cell_len(character)
+
+
+def visible(token: Seen) -> str:
+    """Return what a page shows for a token, never nothing: the name of an end token, a dot for a part of a letter."""
+    if token.text:
+        return clean(token.text).translate(EMOJI_PARTS).replace("\n", "↵\n").replace("\t", "⇥   ") or EMPTY_TOKEN
+    name = clean_line(token.name).translate(EMOJI_PARTS)
+    return name if name.strip("\ufffd ") else EMPTY_TOKEN
 
 
 class Inspector:

@@ -193,25 +193,21 @@ def fit_figures(stage: str, parts: list[str], width: int) -> str:
 
 def progress_figures(done: int, total: int, unit: str, speed: float) -> list[str]:
     """Return `93 of 513 MB`, `12.1 MB/s`, `35 s left`, as far as known; bytes count in MB as downloads usually do."""
-    scale, sign = (10**6, "MB") if unit == "B" else (1, unit)
     if not (done or total):
         return []
-    of = f"{done / scale:,.0f} of {total / scale:,.0f} {sign}" if total else f"{done / scale:,.0f} {sign}"
-    if not speed:
-        return [of]
-    rate = f"{speed / scale:.1f} {sign}/s" if unit == "B" else f"{speed:.0f} {sign}/s" if unit == "tokens" else ""
-    rate = f"{speed:.2g} {sign}/s" if unit == "prompts" else rate
-    left = max(0.0, (total - done) / speed) if total else 0.0
-    parts = [of, rate, remaining(left) if total and (unit == "B" or left >= MIN_TIME_LEFT_S) else ""]
-    return [part for part in parts if part]
+    scale, sign = (10**6, "MB") if unit == "B" else (1, unit)
+    of = f"{done / scale:,.0f}" + (f" of {total / scale:,.0f}" if total else "")
+    rates = {"B": f"{speed / scale:.1f}", "tokens": f"{speed:.0f}", "prompts": f"{speed:.2g}"}
+    rate = f"{rates[unit]} {sign}/s" if speed and unit in rates else ""
+    left = max(0.0, total - done) / speed if total and speed else -1.0
+    shown = left >= (0 if unit == "B" else MIN_TIME_LEFT_S)
+    return [f"{of} {sign}", *([rate] if rate else []), *([remaining(left)] if shown else [])]
 
 
 def remaining(seconds: float) -> str:
     """Say how long something takes yet."""
-    minutes = seconds / 60
-    if seconds < 100:
-        return f"{seconds:.0f} s left"
-    return f"{minutes:.0f} min left" if minutes < 100 else f"{minutes / 60:.0f} h left"
+    size, unit = next(((size, unit) for size, unit in ((1, "s"), (60, "min")) if seconds < 100 * size), (3600, "h"))
+    return f"{seconds / size:.0f} {unit} left"
 
 
 class LoadProgress:

@@ -14,8 +14,7 @@ from rich.cells import cell_len
 from terminal import LOADED, Terminal
 
 from repl.generation.measure.token_trace import Inspection, Seen
-from repl.terminal.inspector import Inspector, TokenText, styles
-from repl.terminal.inspector_layout import EMPTY_TOKEN, lay_out, visible
+from repl.terminal.inspector import EMPTY_TOKEN, Inspector, TokenText, lay_out, styles, visible
 
 UP, DOWN, RIGHT, LEFT, END, HOME, PAGE = "\x1b[A", "\x1b[B", "\x1b[C", "\x1b[D", "\x1b[F", "\x1b[H", "\x1b[6~"
 
