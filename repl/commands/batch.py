@@ -33,7 +33,7 @@ def batch(
     template: Annotated[str, Words("a file")] = "",
     parallel: Annotated[int, Integer(1, MAX_PARALLEL)] = 8,
 ) -> Task[Batched]:
-    """Answer every prompt of a file, many together; the results go into another file.
+    """Answer every prompt of a file, many at once, into another file.
 
     A line is an object with prompt or messages, an id that is passed through, and any settings over those that stand:
     {"id": 7, "prompt": "Say hello", "temperature": 0.7}. A .csv or .tsv file has these as columns, each line of a .txt

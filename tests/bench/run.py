@@ -51,6 +51,13 @@ def sweep(ground: Ground) -> list[Row]:
     return grid.rows(ground)
 
 
+def prompts(ground: Ground) -> list[Row]:
+    """The prompts of a file made together."""
+    import grid  # brings torch as well
+
+    return grid.prompts(ground)
+
+
 def contention(ground: Ground) -> list[Row]:
     """Replies beside a busy process."""
     import contention  # brings torch as well
@@ -82,6 +89,7 @@ PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "large": many.large,
     "loop": loop,
     "sweep": sweep,
+    "prompts": prompts,
     "contention": contention,
     "lookup": lookup,
     "probs": views.probs,
