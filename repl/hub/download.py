@@ -13,15 +13,8 @@ from repl.core.jobs import JobContext, T, run_in_thread
 from repl.core.library import abort_downloads
 from repl.core.log import Bar
 
-
-class HubCall:
-    """A call of the library that runs aside; `left` once nobody waits for it."""
-
-    current: ContextVar["HubCall | None"] = ContextVar("current", default=None)
-
-    def __init__(self, emit: JobContext) -> None:
-        self.emit = emit
-        self.left = False
+WAITING: ContextVar[list[JobContext]] = ContextVar("waiting")
+"""Who waits for the call of the library that runs on a thread: the list is empty once nobody does any longer."""
 
 
 class HubLogHandler(logging.Handler):
@@ -29,11 +22,11 @@ class HubLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Raise `Cancelled` on a thread that nobody waits for."""
-        call = HubCall.current.get()
-        if call is not None and call.left:
-            raise Cancelled
-        if call is not None and "Retrying" in record.getMessage():
-            call.emit(Progress("wait for the Hub to answer"))  # by 429 it may ask for half a minute
+        if (waiting := WAITING.get(None)) is not None:
+            if not waiting:
+                raise Cancelled
+            if "Retrying" in record.getMessage():
+                waiting[0](Progress("wait for the Hub to answer"))  # by 429 it may ask for half a minute
 
 
 def prepare(emit: JobContext) -> None:
@@ -53,10 +46,10 @@ def import_library() -> None:
 
 def call_hub(work: Callable[[], T], emit: JobContext, seconds: float = 0.0) -> T:
     """Run a call of the library aside; raises `TimeoutError` after `seconds`, `Cancelled` at once."""
-    call = HubCall(emit)
+    waiting = [emit]
 
     def run() -> T:
-        HubCall.current.set(call)
+        WAITING.set(waiting)
         return work()
 
     try:
@@ -65,7 +58,7 @@ def call_hub(work: Callable[[], T], emit: JobContext, seconds: float = 0.0) -> T
         abort_downloads()
         raise
     finally:
-        call.left = True
+        waiting.clear()
 
 
 class DownloadProgress:
