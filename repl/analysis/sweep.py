@@ -111,7 +111,7 @@ def plan_grid(chosen: Settings, base: ModelDefaults, words: Sequence[str]) -> li
 
 def _whole(name: str, text: str, kind: Integer) -> int:
     try:
-        return kind.read(text)
+        return int(kind.read(text))
     except UsageError:
         raise UsageError(f"{name} {text!r} is not {kind.phrase}", SWEEP_EXAMPLE) from None
 

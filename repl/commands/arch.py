@@ -28,7 +28,7 @@ class ModulePath(Kind):
 
     phrase: str = "a path such as model.layers.3"
 
-    def read(self, word: str) -> str:
+    def parse(self, word: str) -> str:
         """Return the path with dots alone."""
         return word.strip().replace("[", ".").replace("]", "").strip(".")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from repl.core.errors import UsageError
-from repl.core.values import Choice, Flag, Integer, Kind, Number, OneOf, not_a
+from repl.core.values import Choice, Flag, Integer, Kind, Number, OneOf
 
 CACHES = ("dynamic", "static", "offloaded", "offloaded_static", "quantized")
 
@@ -22,14 +22,11 @@ class Json(Kind):
     phrase: str = "a value in JSON"
     check: Callable[[Any], bool] = lambda value: value is not None
 
-    def read(self, word: str) -> Any:
-        """Read JSON; raises `UsageError`."""
-        try:
-            value = json.loads(word)
-        except ValueError:
-            raise not_a(word, self.phrase) from None
+    def parse(self, word: str) -> Any:
+        """Read JSON that passes the check."""
+        value = json.loads(word)
         if not self.check(value):
-            raise not_a(word, self.phrase)
+            raise ValueError
         return value
 
     def show(self, value: Any) -> str:

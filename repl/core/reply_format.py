@@ -99,7 +99,7 @@ class FormatKind(Kind):
     phrase = "off, a list of fields, json, a JSON Schema, /regex/, a grammar, or a file with one"
     words = ("off", "json", "name, age int, tags [string]")
 
-    def read(self, word: str) -> str:
+    def parse(self, word: str) -> str:
         """Return the text itself, that of a file in its place; raises `UsageError` for what is none of these."""
         text = word.strip()
         if text.lower() == "off":
@@ -117,8 +117,8 @@ def _read_file(text: str) -> str:
     """Return what stands in the file that is named, a JSON Schema on one line; empty where none is meant."""
     if "\n" in text or text.startswith("{") or len(text) > 4096:
         return ""
-    path = Path(text).expanduser()
     try:
+        path = Path(text).expanduser()
         if not path.is_file():
             if path.suffix in (".json", *GRAMMAR_FILES) and "," not in text:
                 raise NotFound(f"there is no file {text}", EXAMPLES[0])
@@ -126,7 +126,7 @@ def _read_file(text: str) -> str:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UsageError(f"{text} is larger than 1 MiB")
         found = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # the last one: the home of nobody
         raise UsageError(f"{text} cannot be read: {error}") from None
     if path.suffix in GRAMMAR_FILES or "::=" in found or not found.lstrip().startswith("{"):
         if "::=" not in found and path.suffix != ".lark":

@@ -15,7 +15,10 @@ from repl.core.errors import UsageError
 
 
 class Kind(ABC):
-    """One way to turn a word into a value and back; by default a value is shown as it is, and `words` are offered."""
+    """One way to turn a word into a value and back; by default a value is shown as it is, and `words` are offered.
+
+    `parse` does the work of `read`; its `ValueError` or `LookupError` becomes the error that says what is taken.
+    """
 
     __slots__ = ()
     words: ClassVar[tuple[str, ...]] = ()
@@ -25,9 +28,16 @@ class Kind(ABC):
     def phrase(self) -> str:
         """What it takes, to be read after `is not`."""
 
-    @abstractmethod
     def read(self, word: str) -> Any:
         """Return the value of a word; raises `UsageError`."""
+        try:
+            return self.parse(word)
+        except (ValueError, LookupError):
+            raise UsageError(f"{word!r} is not {self.phrase}") from None
+
+    @abstractmethod
+    def parse(self, word: str) -> Any:
+        """Return the value of a word; raises `ValueError` or `LookupError` for one that is none."""
 
     def show(self, value: Any) -> str:
         """Return the word that reads back as the value."""
@@ -38,11 +48,6 @@ class Kind(ABC):
         return self.words
 
 
-def not_a(word: str, phrase: str) -> UsageError:
-    """Make the error for a word that is not what the phrase says."""
-    return UsageError(f"{word!r} is not {phrase}")
-
-
 @dataclass(frozen=True, slots=True)
 class Flag(Kind):
     """On or off."""
@@ -50,13 +55,9 @@ class Flag(Kind):
     phrase: str = "on or off"
     words = ("on", "off")
 
-    def read(self, word: str) -> bool:
+    def parse(self, word: str) -> bool:
         """Read on/off and what people type instead."""
-        if word.lower() in ("on", "true", "yes", "1"):
-            return True
-        if word.lower() in ("off", "false", "no", "0"):
-            return False
-        raise not_a(word, self.phrase)
+        return ("off", "on", "false", "true", "no", "yes", "0", "1").index(word.lower()) % 2 == 1
 
     def show(self, value: bool) -> str:
         """Return on or off."""
@@ -79,17 +80,15 @@ class Integer(Kind):
         bounds = f"a whole number{of} from {self.least} {'up' if self.most is None else f'to {self.most}'}"
         return f"{self.zero} or {bounds}" if self.zero else bounds
 
-    def read(self, word: str) -> int:
+    def parse(self, word: str) -> int:
         """Read decimal digits, `_` allowed between them; a comma may part thousands or numbers, so none is."""
         if self.zero and word.lower() == self.zero:
             return 0
         digits = word.strip().replace("_", "")
-        if not re.fullmatch(r"[+-]?[0-9]{1,18}", digits):
-            raise not_a(word, self.phrase)
-        value = int(digits)
-        if value < self.least or (self.most is not None and value > self.most):
-            raise not_a(word, self.phrase)
-        return value
+        value = int(digits) if re.fullmatch(r"[+-]?[0-9]{1,18}", digits) else math.nan
+        if not self.least <= value <= (math.inf if self.most is None else self.most):
+            raise ValueError
+        return int(value)
 
     def show(self, value: int) -> str:
         """Return the digits."""
@@ -116,14 +115,11 @@ class Number(Kind):
         bounds = (("from", self.least), ("above", self.above), (to, self.most), ("below", self.below))
         return " ".join(["a number", *(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))])
 
-    def read(self, word: str) -> float:
+    def parse(self, word: str) -> float:
         """Read what `float` reads, except infinities and NaN."""
-        try:
-            value = float(word)
-        except ValueError:
-            raise not_a(word, self.phrase) from None
+        value = float(word)
         if not (self.least <= value <= self.most and self.above < value < self.below):
-            raise not_a(word, self.phrase)
+            raise ValueError
         return value
 
     def show(self, value: float) -> str:
@@ -143,12 +139,9 @@ class Choice(Kind):
         """List them."""
         return "one of " + ", ".join(self.options)
 
-    def read(self, word: str) -> str:
+    def parse(self, word: str) -> str:
         """Read an option or an alias, in any case."""
-        name = self.aliases.get(word.lower(), word.lower())
-        if name not in self.options:
-            raise not_a(word, self.phrase)
-        return name
+        return self.options[self.options.index(self.aliases.get(word.lower(), word.lower()))]
 
     def complete(self) -> list[str]:
         """Offer the options."""
@@ -164,10 +157,10 @@ class Text(Kind):
     of_session: Callable[[Any], Collection[str]] | None = None
     """The same by what a session knows, once there is one."""
 
-    def read(self, word: str) -> str:
+    def parse(self, word: str) -> str:
         """Return the text without the space around it."""
         if not word.strip():
-            raise not_a(word, self.phrase)
+            raise ValueError
         return word.strip()
 
     def complete(self) -> Collection[str]:
@@ -182,11 +175,11 @@ class Device(Kind):
     phrase: str = "one of auto, cpu, cuda, cuda:N, mps, balanced, sequential"
     words = ("auto", "cpu", "cuda", "mps", "balanced", "sequential")
 
-    def read(self, word: str) -> str:
+    def parse(self, word: str) -> str:
         """Read the name in any case."""
         name = word.strip().lower()
-        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?|mps|balanced|sequential", name):
-            raise not_a(word, self.phrase)
+        if name not in self.words and not re.fullmatch(r"cuda:[0-9]{1,3}", name):
+            raise ValueError
         return name
 
 
@@ -197,12 +190,12 @@ class MaxMemory(Kind):
     phrase: str = "device=size pairs such as 0=20GiB,cpu=48GiB"
     words = ("cpu=16GiB", "0=20GiB,cpu=48GiB")
 
-    def read(self, word: str) -> str:
+    def parse(self, word: str) -> str:
         """Check every pair and write it in one spelling."""
         pairs = [pair.strip() for pair in word.split(",")]
         found = [re.fullmatch(r"([0-9]+|cpu|mps|disk)\s*=\s*([0-9.]+)\s*([KMGT]i?B)", pair, re.I) for pair in pairs]
         if not all(found):
-            raise not_a(word, self.phrase)
+            raise ValueError
         return ",".join(f"{m[1].lower()}={float(m[2]):g}{m[3].upper().replace('I', 'i')}" for m in found if m)
 
 
@@ -212,14 +205,11 @@ class Strings(Kind):
 
     phrase: str = 'a text, or several in quotes: "###" "\\n\\n"'
 
-    def read(self, word: str) -> tuple[str, ...]:
+    def parse(self, word: str) -> tuple[str, ...]:
         """Read a JSON list, quoted strings, or one bare string; empty strings are refused."""
-        try:
-            texts = self._split(word.strip())
-        except ValueError:
-            raise not_a(word, self.phrase) from None
+        texts = self._split(word.strip())
         if not texts or not all(isinstance(text, str) and text for text in texts):
-            raise not_a(word, self.phrase)
+            raise ValueError
         return tuple(texts)
 
     def _split(self, word: str) -> list[str]:
@@ -242,9 +232,9 @@ class WordList(Strings):
 
     phrase: str = 'words or phrases: "delve", "As an AI"; or off'
 
-    def read(self, word: str) -> tuple[str, ...]:
+    def parse(self, word: str) -> tuple[str, ...]:
         """Read the list, or off for none."""
-        return () if word.strip().lower() == "off" else Strings.read(self, word)
+        return () if word.strip().lower() == "off" else Strings.parse(self, word)
 
     def _split(self, word: str) -> list[str]:
         if word.startswith("["):
@@ -262,13 +252,13 @@ class BiasList(Kind):
 
     phrase: str = 'words with a number behind each: " Paris" +2, London -1.5; or off'
 
-    def read(self, word: str) -> tuple[tuple[str, float], ...]:
+    def parse(self, word: str) -> tuple[tuple[str, float], ...]:
         """Read the pairs, or off for none."""
         if word.strip().lower() == "off":
             return ()
-        pairs = [(unquote(text), Number().read(bias)) for text, bias in BIAS.findall(word)]
+        pairs = [(unquote(text), Number().parse(bias)) for text, bias in BIAS.findall(word)]
         if not BIASES.fullmatch(word) or not all(text for text, _ in pairs):
-            raise not_a(word, self.phrase)
+            raise ValueError
         return tuple(pairs)
 
     def show(self, value: tuple[tuple[str, float], ...]) -> str:
@@ -304,12 +294,12 @@ class OneOf(Kind):
     phrase: str = ""
     kinds: tuple[Kind, ...] = ()
 
-    def read(self, word: str) -> Any:
+    def parse(self, word: str) -> Any:
         """Try one after another."""
         for kind in self.kinds:
-            with suppress(UsageError):
-                return kind.read(word)
-        raise not_a(word, self.phrase)
+            with suppress(ValueError, LookupError):
+                return kind.parse(word)
+        raise ValueError
 
     def show(self, value: Any) -> str:
         """Return the word, or JSON."""
@@ -333,11 +323,11 @@ class Assignment(Kind):
 
     phrase: str = "name=value, such as temperature=0.8"
 
-    def read(self, word: str) -> tuple[str, str]:
+    def parse(self, word: str) -> tuple[str, str]:
         """Split at the first equals sign."""
         name, sign, value = word.partition("=")
         if not (name and sign and value):
-            raise not_a(word, self.phrase)
+            raise ValueError
         return name, value
 
 
@@ -374,7 +364,7 @@ class Options(Kind):
 class RestOfLine(Text):
     """The rest of the line as it was typed."""
 
-    def read(self, word: str) -> str:
+    def parse(self, word: str) -> str:
         """Return it unchanged."""
         return word
 
