@@ -342,13 +342,13 @@ class Options(Kind):
         """List the names."""
         return f"name=value words with some of {', '.join(self.kinds)}; or off"
 
-    def read(self, word: str) -> tuple[tuple[str, Any], ...]:
+    def parse(self, word: str) -> tuple[tuple[str, Any], ...]:
         """Read the words, or off for none."""
         if word.strip().lower() == "off":
             return ()
         pairs = [part.partition("=")[::2] for part in word.split()]
         if not pairs or not all(name in self.kinds and value for name, value in pairs):
-            raise not_a(word, self.phrase)
+            raise ValueError
         return tuple({name: self.kinds[name].read(value) for name, value in pairs}.items())
 
     def show(self, value: tuple[tuple[str, Any], ...]) -> str:
