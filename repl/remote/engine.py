@@ -206,6 +206,9 @@ class Remote:
             whole = {**value, **there} if isinstance(value, dict) and isinstance(there, dict) else there or value
             others = tuple(pair for pair in settings.extra if pair[0] != decoding.SERVER + name)
             settings = replace(settings, extra=(*others, (decoding.SERVER + name, whole)))
+        if settings.decode.ban and settings is not request.settings and "ban" not in self._state.told:
+            self._state.told.add("ban")
+            emit(Notice(f"{self.host} bans tokens: other tokens may still spell the words"))
         return replace(request, settings=settings)
 
     def reply_again(self, request: Request, record: Reply, emit: JobContext) -> Reply:

@@ -854,3 +854,13 @@ def test_words_are_banned_by_the_means_of_the_server(session: Session) -> None:
         with pytest.raises(UsageError, match="token ids"):
             ask(session, "Hi")
         assert not server.sent
+
+
+def test_a_thought_is_limited_where_a_server_can(session: Session) -> None:
+    with serving(session, "vLLM") as server:
+        run(session, "/think max=30")
+        ask(session, "Hi")
+        assert server.sent[-1]["thinking_token_budget"] == 30
+        run(session, "/think max=30 temperature=1")
+        with pytest.raises(NeedsLocal, match="thought"):
+            ask(session, "Hi")
