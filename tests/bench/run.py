@@ -58,6 +58,13 @@ def prompts(ground: Ground) -> list[Row]:
     return grid.prompts(ground)
 
 
+def form(ground: Ground) -> list[Row]:
+    """Replies that are held to a form."""
+    import form  # brings torch as well
+
+    return form.rows(ground)
+
+
 def contention(ground: Ground) -> list[Row]:
     """Replies beside a busy process."""
     import contention  # brings torch as well
@@ -90,6 +97,7 @@ PARTS: dict[str, Callable[[Ground], list[Row]]] = {
     "loop": loop,
     "sweep": sweep,
     "prompts": prompts,
+    "form": form,
     "contention": contention,
     "lookup": lookup,
     "probs": views.probs,
