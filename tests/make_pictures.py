@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyte
 from rich.color import Color
 from rich.console import Console
 from rich.style import Style
@@ -22,6 +23,7 @@ from rich.text import Text
 from repl.core import paths
 from tests.support.terminal import LOADED, Terminal
 
+pyte.graphics.TEXT[2] = "+blink"  # the emulator knows no dim text, and nothing here blinks
 FOLDER = Path(__file__).parent.parent / ".github" / "pictures"
 NOTED = re.compile(r"<metadata>(.*?)</metadata>")
 
@@ -124,6 +126,7 @@ def style_of(cell: Any) -> Style:
         color=colour(cell.fg),
         bgcolor=colour(cell.bg),
         bold=cell.bold,
+        dim=cell.blink,
         italic=cell.italics,
         underline=cell.underscore,
         reverse=cell.reverse,

@@ -30,7 +30,7 @@ from repl.terminal.screen import render
 from repl.terminal.tables import First, grid
 from repl.terminal.token_colours import caption, colour_trace, percent, shade
 
-LISTED_ALTERNATIVES = (5, 3, 2, 1)  # alternatives in a row of the list: as many as there is room for
+LISTED_ALTERNATIVES = (5, 3, 2, 1, 0)  # alternatives in a row of the list: as many as there is room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,5 +175,5 @@ def token_cells(place: int, token: Seen, found: Inspection, listed: int) -> dict
         "rank": Text(token.place),
         **({"form": Text(token.form)} if any(one.form for one in found.tokens) else {}),
         **({} if token.entropy is None else {"entropy": Text(f"{token.entropy:.2f}")}),
-        "likeliest": Text(likeliest, "quiet"),
+        **({"likeliest": Text(likeliest, "quiet")} if listed else {}),
     }

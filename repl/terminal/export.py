@@ -31,7 +31,7 @@ from repl.session.session import ShownView
 from repl.terminal.screen import as_record, palette, render, to_jsonable
 from repl.terminal.token_colours import SHADES, caption, percent, shade
 
-FILE_COLUMNS, PHONE_COLUMNS = 100, 44  # columns of what is drawn in a file, and on a narrow page
+FILE_COLUMNS, PHONE_COLUMNS = 100, 60  # columns of what is drawn in a file, and on a narrow page
 Facts = tuple[tuple[str, str], ...]
 CSS = """
 body { color: #1a1a1a; background: #fff; max-width: 60em; margin: 0 auto; padding: 1em 1em 6em;
@@ -41,7 +41,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1em; color: #
 dd { margin: 0; overflow-wrap: anywhere; }
 pre { font: .95em/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre.drawn { line-height: 1.25; white-space: pre; overflow-x: auto; }
-pre.narrow { display: none; font-size: .8em; }
+pre.narrow { display: none; font-size: min(.9em, 2.5vw); }
 @media (max-width: 50em) { pre.wide { display: none; } pre.narrow { display: block; } }
 i { font-style: normal; }
 i[data-p]:hover, i[data-p]:focus { background: #ffe9a8; outline: none; }
