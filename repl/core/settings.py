@@ -129,12 +129,12 @@ class Decode:
     )
     stop: tuple[str, ...] | None = setting(None, Strings(), "strings that end a reply", off=())
     format: str = setting("", FormatKind(), "what a reply must be: fields, a JSON Schema, /regex/ or a grammar", off="")
-    ban: tuple[str, ...] = setting((), WordList(), "words and phrases that no reply may hold", off=())
-    boost: tuple[tuple[str, float], ...] = setting(
-        (), BiasList(), "words made more or less likely: a number is added to their logits", off=()
+    ban: tuple[str, ...] | None = setting(None, WordList(), "words and phrases that no reply may hold", off=())
+    boost: tuple[tuple[str, float], ...] | None = setting(
+        None, BiasList(), "words made more or less likely: a number is added to their logits", off=()
     )
-    think: tuple[tuple[str, Any], ...] = setting(
-        (), Options(kinds=THINK_OPTIONS), "other sampling inside of a thought, and most tokens of one", off=()
+    think: tuple[tuple[str, Any], ...] | None = setting(
+        None, Options(kinds=THINK_OPTIONS), "other sampling inside of a thought, and most tokens of one", off=()
     )
     seed: int | None = setting(
         None, Integer(0, 2**63 - 1), "random seed of sampling; without it every reply has a new one", off=None

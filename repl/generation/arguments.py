@@ -51,14 +51,14 @@ def of_settings(resident: Model, settings: Settings) -> Arguments:
 
 def _with_words(resident: Model, decode: Decode, chosen: Arguments) -> Arguments:
     """Return the arguments with what is banned and boosted, beside what the model's own config brings."""
-    words = word_forms.read_words(resident.tokenizer, decode.ban)
+    words = word_forms.read_words(resident.tokenizer, decode.ban or ())
     phrases, config = word_forms.banned_phrases(words), chosen.config
     reason = _why_tokens_alone(resident.model, config) if phrases else ""
     own = config.sequence_bias or []
     pairs = [[list(ids), bias] for ids, bias in (own.items() if isinstance(own, dict) else own)]
     more = {
         "bad_words_ids": [*(config.bad_words_ids or []), *word_forms.banned_ids(words, bool(reason))],
-        "sequence_bias": [*pairs, *word_forms.biases(resident.tokenizer, decode.boost)],
+        "sequence_bias": [*pairs, *word_forms.biases(resident.tokenizer, decode.boost or ())],
     }
     found = of_values(resident.model, {**chosen.given, **{name: value for name, value in more.items() if value}})
     return replace(found, phrases=NO_PHRASES if reason else phrases, loosely=reason)

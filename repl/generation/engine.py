@@ -175,7 +175,7 @@ class ReplyRun:
         self.pieces: list[str] = []  # their text, as it was told
         self.reader: Any = None  # cuts what is shown into its parts
         self.first_at = self.last_at = 0.0
-        think = dict(request.settings.decode.think)
+        think = dict(request.settings.decode.think or ())
         self.switch = make_switch(think, resident.tokenizer, self.reading, len(prompt.ids), config) if think else None
         self.seed = self._seed()
         drafts, beams = decoding.draft_source(request.settings), (config.num_beams or 1) > 1

@@ -20,11 +20,11 @@ THOUGHT_FIELDS = ("thinking_token_budget", "reasoning_budget_tokens")
 def word_fields(decode: Decode, kind: Dialect, host: str, cut: Callable[[str], list[int]]) -> dict[str, object]:
     """Return the fields that ban and boost words and limit thoughts; raises `UsageError` for what cannot be done."""
     found = _thought_fields(decode, kind)
-    banned = decode.ban
+    banned = decode.ban or ()
     if banned and "bad_words" in kind.own:
         found["bad_words"] = [form for word in banned for form in word_forms(word)]
         banned = ()
-    pairs = [*((word, BAN_BIAS, "/ban off") for word in banned), *((*one, "/boost off") for one in decode.boost)]
+    pairs = [*((word, BAN_BIAS, "/ban off") for word in banned), *((*one, "/boost off") for one in decode.boost or ())]
     if not pairs:
         return found
     if not ("logit_bias" in kind.own and kind.takes_ids):
@@ -40,7 +40,7 @@ def word_fields(decode: Decode, kind: Dialect, host: str, cut: Callable[[str], l
 
 
 def _thought_fields(decode: Decode, kind: Dialect) -> dict[str, object]:
-    options, names = dict(decode.think), [name for name in THOUGHT_FIELDS if name in kind.own]
+    options, names = dict(decode.think or ()), [name for name in THOUGHT_FIELDS if name in kind.own]
     if not options:
         return {}
     if not (names and options.keys() == {"max"}):

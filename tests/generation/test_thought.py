@@ -1,5 +1,6 @@
 """Other settings inside of a thought than after it: the ids are those of a plain loop that goes by place."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from driving import bare, opened, run
 
 from repl.core.errors import UsageError
-from repl.core.reply import Reply
+from repl.core.reply import ModelRecord, Reply, TakenBack, ThoughtRecord, Timing, Usage
+from repl.session.record_json import decode_record, encode_record
 
 MARKS = ["<think>", "</think>"]
 LENGTH = 40
@@ -96,3 +98,10 @@ def test_a_model_without_thoughts_refuses_it_in_a_sentence(llama_folder: Path, t
         run(session, "/think max=3", "/beams 2", "Hello")
     with opened(thinker) as session, pytest.raises(UsageError, match="temperature"):
         run(session, "/think warm")
+
+
+def test_a_record_keeps_what_was_taken_back_and_how_thoughts_were_decoded() -> None:
+    done = Reply("", (), (), "stop", ModelRecord(), {}, {}, None, Usage(0, 0, 0), Timing(None, None, None, 0.0))
+    thought = ThoughtRecord((1, 2), ((2, 7),), {"temperature": 1.5}, {"do_sample": False})
+    done = replace(done, taken_back=(TakenBack(3, (5, 6), "So"),), thought=thought)
+    assert decode_record(Reply, encode_record(done)) == done
