@@ -97,8 +97,9 @@ class Diverged:
 class Asked:
     """What to compare over: a recorded greedy reply, or a request for one, with the settings that make it."""
 
-    settings: Settings
     request: Request
+    names: tuple[str, str]
+    """What tells the two ways apart."""
     record: Reply | None = None
 
 
@@ -115,7 +116,7 @@ class Led:
         return [*self.done.prompt_ids, *self.done.token_ids]
 
 
-def diverge(store: Models, asked: Asked, other: Load, names: tuple[str, str], emit: JobContext) -> Diverged:
+def diverge(store: Models, asked: Asked, other: Load, emit: JobContext) -> Diverged:
     """Compare the current model with another way to load it; for the model thread.
 
     Raises `UsageError` where the other has another tokenizer, and what loading and reading raise.
@@ -127,17 +128,17 @@ def diverge(store: Models, asked: Asked, other: Load, names: tuple[str, str], em
     try:
         second = store.get(other, emit)
     except NoMemory:
-        return _in_turn(store, asked, text, other, names, emit)
-    return _weighed(store.current().facts, second, asked, text, names, _rows(store.current(), text, emit), emit)
+        return _in_turn(store, asked, text, other, emit)
+    return _weighed(second, asked, text, _rows(store.current(), text, emit), emit)
 
 
-def _in_turn(store: Models, asked: Asked, text: Led, other: Load, names: tuple[str, str], emit: JobContext) -> Diverged:
+def _in_turn(store: Models, asked: Asked, text: Led, other: Load, emit: JobContext) -> Diverged:
     """Read with one, keep its logits, then load the other in its place; the one before is loaded again at the end."""
-    before, facts = store.current().load, store.current().facts
+    before = store.current().load
     kept = [row.cpu() for row in _rows(store.current(), text, emit)]
     try:
         store.load(other, emit)
-        found = _weighed(facts, store.current(), asked, text, names, kept, emit)
+        found = _weighed(store.current(), asked, text, kept, emit)
     finally:
         emit.begin_cleanup()
         store.load(before, emit)
@@ -174,7 +175,7 @@ def recorded_settings(settings: Settings, record: Reply, base: ModelDefaults) ->
 
 def _text(resident: Model, asked: Asked, emit: JobContext) -> Led:
     """Return the reply to lead both over: the recorded one, or a greedy one made now."""
-    done, settings = asked.record, greedy_settings(asked.settings)
+    done, settings = asked.record, greedy_settings(asked.request.settings)
     if done is None:
         made = [0]
 
@@ -213,15 +214,7 @@ def _rows(resident: Model, text: Led, emit: JobContext) -> Iterator[Tensor]:
         yield from block
 
 
-def _weighed(
-    facts: ModelInfo,
-    second: Model,
-    asked: Asked,
-    text: Led,
-    names: tuple[str, str],
-    firsts: Iterable[Tensor],
-    emit: JobContext,
-) -> Diverged:
+def _weighed(second: Model, asked: Asked, text: Led, firsts: Iterable[Tensor], emit: JobContext) -> Diverged:
     done, steps = text.done, []
     fork: FirstFlip | None = None
     speller = Speller(second.tokenizer)
@@ -236,7 +229,7 @@ def _weighed(
     divergences = [step.kl for step in steps]
     most = max(range(len(steps)), key=divergences.__getitem__)
     return Diverged(
-        names=names,
+        names=asked.names,
         made=asked.record is None,
         prompt_ids=done.prompt_ids,
         token_ids=done.token_ids,
@@ -290,9 +283,9 @@ def _onward(second: Model, asked: Asked, text: Led, fork: FirstFlip, emit: JobCo
     place = fork.place - 1
     before = tuple(text.ids[: len(text.done.prompt_ids) + place])
     rest = [fork.second.id]
-    config = generation.arguments.of_settings(second, asked.settings).config
+    config = generation.arguments.of_settings(second, asked.request.settings).config
     if fork.second.id not in decoding.end_ids(config):
-        settings = greedy_settings(asked.settings).put("max_new_tokens", ONWARD_TOKENS - 1, "diverge")
+        settings = greedy_settings(asked.request.settings).put("max_new_tokens", ONWARD_TOKENS - 1, "diverge")
         request = Request(settings, ids=(*before, fork.second.id))
         done = generation.engine.generate_reply(second, request, decode.batch.Muted(emit))
         if done.finish == "cancelled":

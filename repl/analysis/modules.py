@@ -77,7 +77,7 @@ class ModuleReader:
         """Return the module at a path."""
         module = self._modules[path]
         below = [(f"{path}.{child}".lstrip("."), child) for child, _ in module.named_children()]
-        parts = self._folded(module, [self.part(*one) for one in below])
+        parts = self._folded([self.part(*one) for one in below])
         own = [
             self.weight(f"{path}.{key}".lstrip("."), key, weight)
             for key, weight in module.named_parameters(recurse=False, remove_duplicate=False)
@@ -119,7 +119,7 @@ class ModuleReader:
         above = [place for place in self._places if path == place or path.startswith(f"{place}.") or not place]
         return str(self._places[max(above, key=len)]) if above else "meta"
 
-    def _folded(self, module: Module, parts: list[Part]) -> list[Part]:
+    def _folded(self, parts: list[Part]) -> list[Part]:
         """Fold what is equal among numbered modules; runs need not be unbroken, as where two kinds take turns."""
         if not all(part.name.isdigit() for part in parts):
             return parts

@@ -57,19 +57,17 @@ def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: D
     other = _other(session, words)
     if other == now:
         raise UsageError(f"{' '.join(words)} is how {facts.name} is loaded already", DIVERGE_EXAMPLE)
-    record = session.last.record if session.last and not prompt else None
-    if record is not None and is_greedy(record, facts, now):
-        chosen = recorded_settings(session.settings, record, facts.base)
-        asked = Asked(chosen, Request(chosen), record)
-    elif record is not None and record.model.id == facts.id:
-        asked = Asked(session.settings, Request(session.settings, ids=record.prompt_ids))
-    else:
-        asked = Asked(
-            session.settings,
-            question(session, prompt, f"{DIVERGE_EXAMPLE} -- PROMPT").request(session.settings, facts.chats),
-        )
     names = _names(now, other, facts.dtype, facts.attention, device(facts.device_map))
-    return session.run_on_model(lambda emit: diverge(session.store, asked, other, names, emit))
+    record, chosen = session.last.record if session.last and not prompt else None, session.settings
+    if record is not None and is_greedy(record, facts, now):
+        chosen = recorded_settings(chosen, record, facts.base)
+        asked = Asked(Request(chosen), names, record)
+    elif record is not None and record.model.id == facts.id:
+        asked = Asked(Request(chosen, ids=record.prompt_ids), names)
+    else:
+        found = question(session, prompt, f"{DIVERGE_EXAMPLE} -- PROMPT")
+        asked = Asked(found.request(chosen, facts.chats), names)
+    return session.run_on_model(lambda emit: diverge(session.store, asked, other, emit))
 
 
 def _other(session: Session, words: list[str]) -> Load:
