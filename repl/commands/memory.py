@@ -104,7 +104,8 @@ def draw_models(result: Memory) -> RenderableType:
         return Text("no model is in memory", "quiet")
     rows: list[list[str | Text]] = [
         [
-            Text(("> " if one.current else "  ") + clean_line(one.id), "accent" if one.current else ""),
+            Text(">" if one.current else "", "accent"),
+            Text(clean_line(one.id), "accent" if one.current else ""),
             one.dtype,
             one.device,
             amount(one.weights),
@@ -112,6 +113,6 @@ def draw_models(result: Memory) -> RenderableType:
         ]
         for one in result.models
     ]
-    table = grid("lllrr", rows, ["", "", "", "weights", "KV cache"])
+    table = grid("llllrr", rows, ["", "", "", "", "weights", "KV cache"], gap=1)
     stay = "models stay while they fit" if result.keep_models == "auto" else f"at most {result.keep_models} stay"
     return Group(table, fact_line(stay, f"keep_models {result.keep_models}"))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from repl.commands.registry import command
@@ -17,6 +16,7 @@ from repl.core.values import RestOfLine
 from repl.session.change_settings import change
 from repl.session.session import Session
 from repl.terminal.screen import render
+from repl.terminal.tables import First, grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +90,21 @@ def stats(
 def _(result: Stats) -> RenderableType:
     if not result.total.replies:
         return Text("no replies yet", "quiet")
-    table = Table.grid(padding=(0, 2))
-    for _ in range(6):
-        table.add_column(justify="right", no_wrap=True)
-    table.add_column(overflow="fold")
-    heads = ("replies", "prompt", "cached", "generated", "time", "tokens/s", "")
-    table.add_row(*(Text(word, "quiet") for word in heads))
-    rows = result.models if len(result.models) < 2 else [*result.models, result.total]
-    for one in rows:
-        speed = f"{one.decode_tps:.1f}" if one.decode_tps else ""
-        figures = (f"{one.replies}", f"{one.prompt:,}", f"{one.reused:,}", f"{one.made:,}", _time(one.seconds), speed)
-        table.add_row(*figures, Text(clean_line(one.model or "total"), "accent" if one.model else "quiet"))
+    heads = ["replies", "prompt", "cached", "generated", "time", "tokens/s", ""]
+    rows: list[list[str | Text]] = [
+        [
+            f"{one.replies}",
+            f"{one.prompt:,}",
+            f"{one.reused:,}",
+            f"{one.made:,}",
+            _time(one.seconds),
+            f"{one.decode_tps:.1f}" if one.decode_tps else "",
+            Text(clean_line(one.model or "total"), "accent" if one.model else "quiet"),
+        ]
+        for one in (result.models if len(result.models) < 2 else [*result.models, result.total])
+    ]
+    narrow = grid("rrrrl", [row[:2] + row[3:4] + row[5:] for row in rows], heads[:2] + heads[3:4] + heads[5:])
+    table = First(grid("rrrrrrl", rows, heads), narrow)
     off = [] if result.line else [Text("statistics under replies are off · /stats on", "quiet")]
     return Group(table, *off)
 

@@ -168,8 +168,8 @@ def token_record(token: Token) -> dict[str, Any]:
 
 def hypotheses(beams: Beams, width: int, height: int) -> Group:
     """Return the live hypotheses, best first: what they share dim, where they part bright, one line each."""
-    unit = "" if beams.branches[0].score is None else "log-probability · "
-    common = Text(unit + _tail(beams.common, 2 * width - 2 - len(unit)), "quiet", overflow="fold")
+    unit = "" if beams.branches[0].score is None else "log-probability"
+    common = Text(join_facts(unit, _tail(beams.common, 2 * width - 20)), "quiet", overflow="fold")
     shown = beams.branches[: max(1, height - 2)]
     rows = [Text.assemble((_score(branch.score), "quiet"), _tail(branch.text, width - 10)) for branch in shown]
     return Group(common, *rows)

@@ -90,8 +90,9 @@ def _(result: Loaded) -> RenderableType:
     ]
     took = f"{facts.seconds:.1f} s" if facts.seconds > 0.1 else f"{max(1, facts.seconds * 1000):.0f} ms"
     name = clean_line(facts.name + (" (built in)" if facts.id == "builtin" else "")), "accent"
-    lines = (join_facts("", *parts[:shown], f"ready in {took}") for shown in range(len(parts), -1, -1))
-    drawn = (Text.assemble(name, (f" · {clean_line(line)}", "quiet")) for line in lines)
+    shown = [*(parts[:end] for end in range(len(parts), 1, -1)), parts[3:4], []]
+    lines = (clean_line(join_facts(*each, f"ready in {took}")) for each in shown)
+    drawn = (Text.assemble(name, (f" · {line}", "quiet")) for line in lines)
     return Group(First(*drawn), *(Text(clean_line(remark), "quiet") for remark in facts.remarks))
 
 
