@@ -89,11 +89,11 @@ class Ready:
 
 
 class LocalBatches:
-    """Answers prompts with a model in this process, as many together as memory allows."""
+    """Answers prompts with a model in this process, as many together as memory allows, or so many `rows`."""
 
-    def __init__(self, resident: Model, system: str, emit: JobContext, put: Put) -> None:
+    def __init__(self, resident: Model, system: str, emit: JobContext, put: Put, rows: int = 0) -> None:
         self._resident, self._system, self._emit, self._put = resident, system, Quiet(emit), put
-        self._rows = MAX_ROWS
+        self._rows = rows or MAX_ROWS
         self._tokens = most_tokens(resident)
 
     def answer(self, prompts: Iterable[Prompt]) -> None:
@@ -164,7 +164,7 @@ class LocalBatches:
 def most_tokens(resident: Model) -> int:
     """Return how many tokens the keys and values of all rows may have: a share of the memory that is free now."""
     places = set(resident.facts.device_map.values())
-    free = min((room.free for room in available.measure_rooms() if room.device in places), default=0)
+    free = min((room.free for room in available.measure_rooms() if room.device in places), default=available.UNLIMITED)
     width = estimate.DTYPE_BYTES.get(resident.facts.dtype, 4)
     each = max(1, estimate.cache_bytes(resident.model.config, 1024, width) // 1024)
     return max(1, min(MAX_BATCH_TOKENS, free // MEMORY_SHARE // each))
@@ -354,5 +354,6 @@ def run_batch(
             answer(tally.pending(), tally.put)
         except Cancelled:
             emit.begin_cleanup()
-            raise Cancelled(join_facts(tally.batched().text, "the same line goes on")) from None
+            goes_on = "the same with >> goes on" if results.name == STDOUT else "the same line goes on"
+            raise Cancelled(join_facts(tally.batched().text, goes_on)) from None
         return tally.batched()

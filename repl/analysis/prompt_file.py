@@ -13,14 +13,18 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeAlias
 
+from filelock import FileLock, Timeout
+
 from repl.analysis.variants import GREEDY_WORDS, implied_words
-from repl.core import settings, texts
+from repl.core import paths, settings, texts
 from repl.core.decoding import OURS, ModelDefaults
 from repl.core.errors import ReplError, UsageError
 from repl.core.settings import Settings
@@ -127,6 +131,8 @@ class PromptFile:
         chosen = self._settings(rest)
         answers, right = read_answers(row)
         made = Prompt(line, chosen, row.get("id"), answers=answers, right=right)
+        if self.template and row.get("messages"):
+            raise UsageError("a template makes the prompt: a line with messages takes none")
         if self.template:
             return replace(made, text=fill_template(self.template, row))
         if row.get("messages"):
@@ -181,16 +187,14 @@ def open_prompts(path: str) -> BinaryIO:
         raise ReplError(f"cannot read {path!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
-_INPUT: list[Any] = []  # standard input as far as it was copied: it comes once
-
-
+@cache
 def _held_input() -> Any:
-    if not _INPUT:
-        _INPUT.append(tempfile.TemporaryFile())  # noqa: SIM115 it lasts as long as the program
-        if sys.stdin is not None:
-            shutil.copyfileobj(sys.stdin.buffer, _INPUT[0])
-        _INPUT[0].flush()
-    return _INPUT[0]
+    """Return a copy of standard input, which comes once; it lasts as long as the program."""
+    held = tempfile.TemporaryFile()  # noqa: SIM115 nobody closes it
+    if sys.stdin is not None:
+        shutil.copyfileobj(sys.stdin.buffer, held)
+    held.flush()
+    return held
 
 
 def read_lines(file: BinaryIO, most: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes | UsageError]]:
@@ -321,7 +325,7 @@ def check_files(prompts: str, results: str) -> None:
 class Results:
     """The results of a file of prompts: what is there stays, each new one is added as one whole line.
 
-    `path` None is standard output that is no file. Use it as a context; raises `ReplError`.
+    Use it as a context; raises `ReplError` for a file that cannot be written, or that holds something else.
     """
 
     def __init__(self, path: str) -> None:
@@ -331,15 +335,18 @@ class Results:
         self.problems: list[tuple[int, str]] = []  # lines that failed, and why
         self._ascii = path == STDOUT and os.isatty(1)
         self._file: Any = None
+        self._held = ExitStack()
 
     def __enter__(self) -> "Results":
         try:
-            if self._path is not None and self._path.exists():
-                self._take_up(self._path)
-            if self.name == STDOUT:
-                self._file = open(os.dup(1), "wb", buffering=0)
-            elif self._path is not None:
-                self._file = open(self._path, "ab", buffering=0)
+            with ExitStack() as held:
+                if self._path is not None:
+                    held.enter_context(self._locked(self._path))
+                    if self._path.exists():
+                        self._take_up(self._path)
+                to = os.dup(1) if self._path is None or self.name == STDOUT else self._path
+                self._file = held.enter_context(open(to, "wb" if isinstance(to, int) else "ab", buffering=0))
+                self._held = held.pop_all()
         except (OSError, ValueError) as error:
             raise ReplError(f"cannot write {self.name!r}: {getattr(error, 'strerror', None) or error}") from error
         return self
@@ -347,7 +354,17 @@ class Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._held.close()
+
+    def _locked(self, path: Path) -> AbstractContextManager[object]:
+        """Keep other runs away from the file: two would both make what is missing."""
+        folder = paths.cache_folder() / "batch"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{sha256(os.fsencode(path.absolute())).hexdigest()[:16]}.lock")
+        try:
+            return lock.acquire(timeout=0)
+        except Timeout:
+            raise ReplError(f"another run writes {self.name!r}", ANOTHER_FILE) from None
 
     def _take_up(self, path: Path) -> None:
         """Note which lines have their results, and mend a last one that was not written whole."""
@@ -355,7 +372,7 @@ class Results:
         with path.open("rb") as file:
             for number, piece in enumerate(file, 1):
                 record = _record(piece)
-                if record is None and not piece.endswith(b"\n") and piece[:8] == b'{"line":'[: len(piece)]:
+                if record is None and not piece.endswith(b"\n") and piece[:2] == b'{"'[: len(piece)]:
                     break
                 if record is None:
                     raise UsageError(f"line {number} of {self.name!r} is no result of a batch", ANOTHER_FILE)

@@ -89,11 +89,12 @@ class Program:
         return [*self._connected(), *self.asked.commands, *script, *self._batch()]
 
     def _batch(self) -> list[str]:
-        """Return the line that answers a file of prompts; its results go to standard output unless a file is named."""
+        """Return the line that answers a file of prompts; a terminal shows no results, they go into a file then."""
         asked = self.asked
         if asked.prompts is None:
             return []
-        files = map(_quoted, (asked.prompts, asked.results or "-"))
+        to_file = [asked.results] if asked.results else [] if sys.stdout.isatty() else ["-"]
+        files = map(_quoted, (asked.prompts, *to_file))
         others = {"template": asked.template, "parallel": asked.parallel}
         options = [f"--{name} {_quoted(word)}" for name, word in others.items() if word is not None]
         return [" ".join(["/batch", *files, *options])]

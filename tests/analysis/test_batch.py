@@ -219,6 +219,7 @@ BAD = [
     ({"messages": [{"role": "user"}]}, "messages is no list of objects"),
     ({"messages": [{"role": "user", "content": "y"}]}, "messages need a chat template"),
     ({"prompt": "x " * 200}, "the prompt has"),
+    ({"prompt": "x", "max_new_tokens": 0}, "max_new_tokens '0' is not"),
     (b'{"prompt": "' + b"x" * 10_000_000 + b'"}\n', "the line has 10,000,015 bytes"),
 ]
 
@@ -315,6 +316,18 @@ def test_a_cancel_keeps_what_is_done_and_the_same_line_goes_on(gpt2_folder, tmp_
     records = read(out)
     assert sorted(record["line"] for record in records) == [*range(1, 25)]
     assert {record["finish"] for record in records} <= {"length", "stop"}
+
+
+def test_two_runs_do_not_write_one_file(gpt2_folder, tmp_path):
+    """Both would make what is missing; a run that failed holds nothing back."""
+    file, out = written(tmp_path / "in.jsonl", *prompts(3)), tmp_path / "out.jsonl"
+    with opened(gpt2_folder, max_new_tokens=3) as session:
+        with Results(str(out)), pytest.raises(ReplError, match="another run writes"):
+            run(session, f"/batch {file} {out}")
+        out.write_text("notes\n")
+        refused(session, f"/batch {file} {out}", "line 1 of")
+        out.unlink()
+        assert run(session, f"/batch --exact {file} {out}").made == 3
 
 
 def test_results_with_letters_that_utf8_does_not_have(tmp_path):
@@ -439,12 +452,21 @@ def test_a_server_that_goes_away_ends_it_and_the_rest_can_be_made_later(remote_s
     assert not [record for record in made if "error" in record]
 
 
+class Stuck(Echo):
+    """Answers two messages, and the others never."""
+
+    def _next(self, asked):
+        answer = super()._next(asked)
+        return Answer([HOLD]) if asked.method != "GET" and asked.body["max_tokens"] > 2 else answer
+
+
 def test_a_cancel_stops_requests_that_are_under_way(remote_session, tmp_path):
     """What is made is kept, and the server is not waited for."""
-    file, out = written(tmp_path / "in.jsonl", *prompts(6)), tmp_path / "out.jsonl"
-    with FakeServer(chat("one"), chat("two"), Answer([HOLD])) as server:
+    lines = [{"prompt": f"say {number}", "max_new_tokens": number} for number in range(1, 7)]
+    file, out = written(tmp_path / "in.jsonl", *lines), tmp_path / "out.jsonl"
+    with Stuck() as server:
         run(remote_session, f"/connect {server.host}")
         task = registry.parse_line(f"/batch {file} {out} --parallel 3").run(remote_session)
         with pytest.raises(Cancelled):
             finish(task, lambda event: task.job.cancel() if getattr(event, "done", 0) == 2 else None)
-    assert len(read(out)) == 2
+    assert [record["line"] for record in read(out)] == [1, 2]
