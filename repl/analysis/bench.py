@@ -16,9 +16,9 @@ from repl.core import decoding
 from repl.core.errors import Cancelled, ReplError, UsageError
 from repl.core.events import Progress
 from repl.core.explain import library_errors
-from repl.core.jobs import JobContext
+from repl.core.jobs import JobContext, Muted
 from repl.core.settings import Settings
-from repl.generation import decode, measure
+from repl.generation import measure
 from repl.generation.interface import Model, Models, Request, Runtime
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def time_reply(model: Model, asked: Settings, ids: list[int], new: int, emit: Jo
     values = {name: asked.get(name) for name in decoding.AHEAD} | GREEDY_VALUES
     for name, value in {**values, "max_new_tokens": new, "min_new_tokens": new}.items():
         chosen = chosen.put(name, value, "bench")
-    muted = decode.batch.Muted(emit, lambda: None)
+    muted = Muted(emit)
     done = generation.engine.generate_reply(
         replace(model, runtime=Runtime()), Request(chosen, ids=tuple(ids)), muted, get
     )

@@ -12,11 +12,11 @@ from repl.core import decoding
 from repl.core.decoding import ModelDefaults
 from repl.core.errors import Cancelled, NoMemory, UsageError
 from repl.core.events import Progress
-from repl.core.jobs import JobContext
+from repl.core.jobs import JobContext, Muted
 from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings, places
-from repl.generation import decode, measure
+from repl.generation import measure
 from repl.generation.interface import Model, Models, Request
 from repl.generation.measure.token_text import Speller
 from repl.models.store import ModelInfo
@@ -179,13 +179,11 @@ def _text(resident: Model, asked: Asked, emit: JobContext) -> Led:
     if done is None:
         made = [0]
 
-        def tell() -> None:
+        def tell(_: object) -> None:
             made[0] += 1
             emit(Progress("make a greedy reply", made[0], 0, "tokens"))
 
-        done = generation.engine.generate_reply(
-            resident, replace(asked.request, settings=settings), decode.batch.Muted(emit, tell)
-        )
+        done = generation.engine.generate_reply(resident, replace(asked.request, settings=settings), Muted(emit, tell))
         if done.finish == "cancelled":
             raise Cancelled
     found = measure.processors.processors(
@@ -287,7 +285,7 @@ def _onward(second: Model, asked: Asked, text: Led, fork: FirstFlip, emit: JobCo
     if fork.second.id not in decoding.end_ids(config):
         settings = greedy_settings(asked.request.settings).put("max_new_tokens", ONWARD_TOKENS - 1, "diverge")
         request = Request(settings, ids=(*before, fork.second.id))
-        done = generation.engine.generate_reply(second, request, decode.batch.Muted(emit))
+        done = generation.engine.generate_reply(second, request, Muted(emit))
         if done.finish == "cancelled":
             raise Cancelled
         rest += done.token_ids

@@ -7,12 +7,13 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from repl.core import library, log
 from repl.core.errors import Cancelled
-from repl.core.events import Event
+from repl.core.events import Event, Notice, Progress, Token
 
 T = TypeVar("T")
 INTERRUPT_S = 0.3  # seconds a cancelled job may take to notice by itself, before its thread is interrupted
@@ -47,6 +48,22 @@ class JobContext:
     def begin_cleanup(self) -> None:
         """Be left alone from here on: the work has noticed the cancel and is putting things in order."""
         self.emit.begin_cleanup()
+
+
+@dataclass(eq=False)
+class Muted(JobContext):
+    """A job that hears nothing of a reply's text: `tell` is called with each token."""
+
+    emit: JobContext
+    tell: Callable[[Token], object] = lambda token: None
+
+    def __call__(self, event: Event) -> None:
+        """Pass on progress and notices; raises `Cancelled`."""
+        if isinstance(event, Token):
+            self.tell(event)
+        elif isinstance(event, Progress | Notice):
+            self.emit(event)
+        self.raise_if_cancelled()
 
 
 class Job(JobContext, Generic[T]):

@@ -11,8 +11,8 @@ from repl.core import decoding, parts
 from repl.core.conversation import Conversation, Turn, message
 from repl.core.decoding import PENALTIES, ModelDefaults
 from repl.core.errors import Cancelled, Failed, NeedsLocal, ReplError, UsageError
-from repl.core.events import Event, Notice, Progress, PromptEcho, Token
-from repl.core.jobs import JobContext
+from repl.core.events import Notice, Progress, PromptEcho
+from repl.core.jobs import JobContext, Muted
 from repl.core.parts import Parts
 from repl.core.reply import Reply, ServedModel, TokenLogprobs, Usage
 from repl.core.reply_format import parse_format
@@ -62,22 +62,6 @@ def reach(where: Address, model: str, emit: JobContext) -> "Remote":
     offers = remote.listing.offers
     remote.choose(model or (offers[0].id if len(offers) == 1 else ""))
     return remote
-
-
-class FirstTokenListener(JobContext):
-    """Listens to a reply in place of the screen: keeps what could have stood first, passes on how far things are."""
-
-    def __init__(self, emit: JobContext) -> None:
-        self.emit = emit
-        self.top: tuple[tuple[str, float], ...] = ()
-
-    def __call__(self, event: Event) -> None:
-        """Take an event; raises `Cancelled` once the user stopped the job."""
-        if isinstance(event, Token):
-            self.top = self.top or tuple((text, value) for _, text, value in event.top)
-        elif isinstance(event, Progress):
-            self.emit(event)
-        self.raise_if_cancelled()
 
 
 class Remote:
@@ -264,15 +248,15 @@ class Remote:
             raise NeedsLocal("what would follow a reply", "/next TEXT")
         if not self.kind.alternatives:
             raise UsageError(f"{self.host} gives no log-probabilities")
-        seen = FirstTokenListener(emit)
+        tops: list[tuple[tuple[int, str, float], ...]] = []
         view = replace(request.settings.view, logprobs=min(count, self.kind.alternatives), probs="off")
         plain = replace(request.settings, decode=Decode(max_new_tokens=1), view=view)
-        done = self.reply(replace(request, settings=plain), seen)
+        done = self.reply(replace(request, settings=plain), Muted(emit, lambda token: tops.append(token.top)))
         if done.finish == "cancelled":
             raise Cancelled
-        if not seen.top:
+        if not (found := next(filter(None, tops), ())):
             raise UsageError(f"{self.host} gives no log-probabilities")
-        return seen.top[:count]
+        return tuple((text, value) for _, text, value in found[:count])
 
     def check(self, request: Request) -> None:
         """Raise `UsageError` for what this server cannot do, so that it need not be asked."""

@@ -15,9 +15,9 @@ import torch
 
 from repl.core import decoding
 from repl.core.errors import Cancelled
-from repl.core.events import Event, Notice, Progress, Token
+from repl.core.events import Progress
 from repl.core.explain import library_errors
-from repl.core.jobs import JobContext
+from repl.core.jobs import JobContext, Muted
 from repl.core.library_types import Cache, PreTrainedModel, Tensor
 from repl.core.reply import Reply
 from repl.generation import arguments, engine
@@ -313,19 +313,3 @@ class Batch:
         assert row.made is not None
         if row.made.done.finish != "cancelled":
             self._heard(self.rows.index(row), row.made)
-
-
-@dataclass(eq=False)
-class Muted(JobContext):
-    """A job that hears nothing of a reply's text: `tell` is called for each token."""
-
-    emit: JobContext
-    tell: Callable[[], object] = lambda: None
-
-    def __call__(self, event: Event) -> None:
-        """Pass on progress and notices; raises `Cancelled`."""
-        if isinstance(event, Token):
-            self.tell()
-        elif isinstance(event, Progress | Notice):
-            self.emit(event)
-        self.raise_if_cancelled()
