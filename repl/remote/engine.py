@@ -293,6 +293,10 @@ class Remote:
             try:
                 for event in self.wire.stream(heard.path, heard.body(), emit):
                     heard.take(event)
+                    if heard.endless:
+                        heard.finish = "length"
+                        emit(Notice(f"{self.host} went on past max_new_tokens and was stopped"))
+                        break
                 return heard.end()
             except Refusal as refused:
                 if heard.begun:

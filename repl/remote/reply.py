@@ -37,6 +37,7 @@ from repl.remote.refusals import read_event_error
 SERVER_DEFAULTS = ModelDefaults({}, {"do_sample": True}, frozenset(PENALTIES))
 """What a server brings to decoding: what is not set is its own to choose, and servers sample."""
 LOCAL = ("reuse", *AHEAD)  # settings that only a model here heeds, so that nothing need be said of them
+MAX_PIECES_PER_TOKEN = 4  # a server that sends this many times the pieces it was allowed tokens does not stop by itself
 MIN_SPAN_S = 0.001  # seconds within which pieces that came in one go are taken: they say nothing about a speed
 
 
@@ -221,6 +222,12 @@ class StreamedReply:
     def begun(self) -> bool:
         """Tell whether a text has come."""
         return any(self._texts)
+
+    @property
+    def endless(self) -> bool:
+        """Tell whether the server does not stop by itself."""
+        limit = self.request.settings.decode.max_new_tokens or self.peer.context
+        return bool(limit) and self._count > MAX_PIECES_PER_TOKEN * limit + 64
 
     def afresh(self) -> None:
         """Forget what a request brought that has to be made once more: no text was among it."""
