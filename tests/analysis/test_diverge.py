@@ -210,7 +210,7 @@ def test_what_does_not_fit_beside_is_loaded_in_turn(llama_folder):
         size = session.facts().bytes
         run(session, "/keep_models 1", "/reload")
         room = [Room("cpu", int(size * 1.3), 2**40)]
-        session.store._measure = lambda: room
+        session.store.measure = lambda: room
         found = run(session, "/diverge dtype=bfloat16")
         assert not found.whole
         assert replace(found, whole=True) == beside
