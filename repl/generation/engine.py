@@ -442,6 +442,7 @@ class ReplyRun:
     def _decode(self) -> dict[str, Any]:
         table = decoding.effective_values(self.request.settings, self.resident.facts.base)
         values = {name: item.value for name, item in table.items() if name != "seed"}
+        values = {name: [*value] if isinstance(value, tuple) else value for name, value in values.items()}  # as JSON
         return {**values, **{name: getattr(self.config, name) for name in decoding.LENGTH_LIMITS if name in values}}
 
     def _timing(self, made: int) -> Timing:

@@ -590,4 +590,4 @@ def test_on_a_terminal_columns_are_drawn_once_for_good(llama_folder: Path, tmp_p
         assert sum("2 temperature=1.5,seed=4" in row for row in whole) == 1
         assert any(row.split()[:2] == ["tokens", "30"] for row in whole)
         terminal.ask("/pick 2")
-        assert any("answer 2 taken" in row for row in terminal.rows())
+        assert any("answer 2 selected" in row for row in terminal.rows())

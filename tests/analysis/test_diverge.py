@@ -116,7 +116,7 @@ def test_the_same_numbers_are_the_same(llama_folder):
     assert found.fork is None
     assert found.agreeing == len(found.steps) == 30
     assert found.kl_most < 1e-5
-    assert drawn(found).startswith("the same in both: 30 tokens, each the likeliest\n")
+    assert drawn(found).startswith("no difference: 30 tokens, the most likely in both\n")
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_what_does_not_fit_beside_is_loaded_in_turn(llama_folder):
         assert replace(found, whole=True) == beside
         assert session.facts().dtype == "float32"
         assert len(session.store.residents()) == 1
-        assert "one after the other" in drawn(found)
+        assert "loaded in turn" in drawn(found)
         assert run(session, "/retry").token_ids == beside.token_ids
 
 

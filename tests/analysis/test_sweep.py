@@ -281,7 +281,7 @@ def test_rows_made_one_after_another_may_be_stopped_between(recurrent_folder):
         assert [line.finish for line in found.lines][:1] == ["length"]
         assert len(found.lines) + found.left_out == 4
         assert found.left_out
-        assert "not begun" in drawn(found)
+        assert "not started" in drawn(found)
 
 
 def test_progress_tells_rows_and_tokens(llama_folder):
