@@ -11,7 +11,7 @@ from conftest import Recorder
 from driving import bare, opened, run
 
 from repl.core.errors import Failed
-from repl.core.events import Token
+from repl.core.events import Notice, Token
 from repl.core.reply import Reply, TakenBack
 from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import measure_again
@@ -237,3 +237,38 @@ def test_stop_strings_and_ends_are_those_of_the_text(scripted_folder: Any) -> No
         assert (done.raw[:4], done.raw[5:], done.finish) == ("One ", "TOP", "stop_string")
         done = run(session, '/ban " two"', "/stop none", "/retry")
         assert (done.raw[:8], done.raw[9:], done.finish) == ("One STOP", "two", "stop")
+
+
+def test_what_works_beside_a_ban_and_what_does_not(llama_folder: Path) -> None:
+    """Nothing is proposed ahead, which is said and changes no id; beams ban the usual tokens alone, which is said."""
+    notices: list[str] = []
+
+    def hear(event: Any) -> None:
+        notices.extend([event.text] if isinstance(event, Notice) else [])
+
+    with opened(llama_folder, mode="complete", max_new_tokens=LENGTH) as session:
+        words = lists(run(session, PROMPT).raw, 1, 3)[0]
+        done = run(session, f"/ban {words}", PROMPT)
+        ahead = run(session, "/prompt_lookup 10", PROMPT, heard=hear)
+        assert (ahead.token_ids, ahead.taken_back) == (done.token_ids, done.taken_back)
+        assert any("prompt_lookup is off" in text for text in notices)
+        found = run(session, "/prompt_lookup off", "/beams 3", PROMPT, heard=hear)
+        assert any("usual tokens alone" in text for text in notices)
+        sequences = [ids for ids in found.given["bad_words_ids"] if len(ids) > 1]
+        assert sequences
+        assert not any(ids == list(found.token_ids[at : at + len(ids)]) for ids in sequences for at in range(LENGTH))
+
+
+def test_a_boost_is_the_sequence_bias_of_its_forms(llama_folder: Path) -> None:
+    """Beside what was set by name; the reply is that of the library with the same bias."""
+    with opened(llama_folder, mode="complete", max_new_tokens=LENGTH) as session:
+        run(session, "/set sequence_bias [[[300], -1.0]]", '/boost " quick" +9')
+        done = run(session, PROMPT)
+        tokenizer = session.store.current().tokenizer
+        expected = [[[300], -1.0], [tokenizer(" quick")["input_ids"], 9.0]]
+        assert done.given["sequence_bias"] == expected
+        assert "quick" in done.raw
+        assert run(session, "/reproduce").identical
+        listed = run(session, "/boost")
+        assert (listed.biases, listed.words[0].forms[0].ids) == ((9.0,), tuple(expected[1][0]))
+        assert run(session, "/boost off", PROMPT).given["sequence_bias"] == [[[300], -1.0]]

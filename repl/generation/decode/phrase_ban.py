@@ -207,8 +207,12 @@ def recorded_ban(record: Reply) -> list[RecordedBan]:
 
 def generator_state(device: Any, state: Tensor | None = None) -> Tensor:
     """Return the state of a device's random numbers, and set it where one is given."""
-    module: Any = torch.random if device.type == "cpu" else torch.get_device_module(device)
+    if device.type == "cpu":
+        if state is not None:
+            torch.set_rng_state(state)
+        return torch.get_rng_state()
+    module: Any = torch.get_device_module(device)
     if state is not None:
-        module.set_rng_state(state)
-    found: Tensor = module.get_rng_state()
+        module.set_rng_state(state, device)
+    found: Tensor = module.get_rng_state(device)
     return found
