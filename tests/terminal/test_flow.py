@@ -13,7 +13,7 @@ from repl.core.events import Beam, Beams, Event, PromptEcho, Token
 from repl.core.settings import View
 from repl.terminal.live import LiveOutput
 from repl.terminal.markdown import StyledLine
-from repl.terminal.redraw import WordWrap
+from repl.terminal.redraw import STRUCK_S, WordWrap
 from repl.terminal.screen import THEME, Screen
 
 PLAIN = Style.null()
@@ -155,3 +155,19 @@ def test_a_search_goes_on_from_its_text_on_the_same_line() -> None:
     search = [Beams(1, "", (Beam(" a time", -1.0), Beam(" a dog", -2.0)))]
     rows = drawn([PromptEcho("Once upon"), *search, Token(" a time", 1)], View()).rows()
     assert rows[:2] == ["Once upon a time", ""]
+
+
+def test_what_was_taken_back_is_struck_through_for_a_moment() -> None:
+    """It stands behind the text that stays, and is gone when more is drawn; in a pipe it is never seen."""
+    window = Window(40, 12, WordWrap)
+    window.stream.feed("The")
+    window.stream.strike(" end of it")
+    window.show()
+    assert window.screen.display[0].rstrip() == "The end of it"
+    assert [window.screen.buffer[0][column].strikethrough for column in (2, 4)] == [False, True]
+    window.stream.feed(" way")
+    window.now += STRUCK_S
+    window.stream.draw()
+    window.show()
+    assert window.screen.display[0].rstrip() == "The way"
+    assert not any(window.screen.buffer[0][column].strikethrough for column in range(20))

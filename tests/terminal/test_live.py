@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from repl.core.events import Beam, Beams, Event, Notice, Progress, PromptEcho, ReplyStarted, Token
+from repl.core.reply import TakenBack
 from repl.core.settings import View
 from repl.terminal.live import LiveOutput, LoadProgress, StageLine, hypotheses, progress_figures
 from repl.terminal.screen import THEME, Screen
@@ -66,6 +67,12 @@ def test_thinking_stays_out_of_a_pipe_unless_it_is_to_be_shown() -> None:
 
 def test_no_control_character_of_a_reply_reaches_a_pipe() -> None:
     assert drawn([Token("a\x1b[31", 1), Token("mb\r", 2), Token("\nc", 3)])[0] == "a␛[31mb\nc\n"
+
+
+def test_what_was_taken_back_reaches_no_pipe() -> None:
+    events = [Token("The", 1), TakenBack(2, (3, 4), " end"), Token(" way", 5)]
+    assert drawn(events) == ("The way\n", "")
+    assert [json.loads(line)["id"] for line in drawn(events, as_json=True)[0].splitlines()] == [1, 5]
 
 
 def test_json_has_every_token_exactly() -> None:
