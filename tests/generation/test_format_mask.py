@@ -1,6 +1,7 @@
 """Replies that are held to a form: they are of it, the price is what it is, and given tokens change nothing."""
 
 import json
+import math
 import re
 import sys
 from typing import Any
@@ -47,7 +48,9 @@ WAYS = {
 KINDS = ("llama", "gpt2", "metaspace", "recurrent")
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module", params=["llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "llama")]
+)
 def session(request):
     with opened(request.getfixturevalue(f"{request.param}_folder")) as found:
         yield found
@@ -196,6 +199,42 @@ def test_the_colours_mark_what_was_given_and_overruled(llama_folder) -> None:
         assert "overruled" not in drawn(run(session, "/probs"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["greedy", "sampled"])
+def test_the_built_in_model_keeps_to_the_form(builtin_folder, way: str) -> None:
+    """Its reply is valid, and the price is that of another pass over the reply, to 1e-4 for each token."""
+    with opened(builtin_folder) as session:
+        done = replied(session, "name, age int, kind: person|place", *WAYS[way], most=80)
+        assert done.format is not None
+        if done.finish == "stop":
+            jsonschema.validate(json.loads(done.text), parse_format("name, age int, kind: person|place").schema)
+        for place in (1, 2, 4, done.format.worst):
+            taken = run(session, f"/why {place}").steps[0]
+            assert math.exp(-done.format.nats[place - 1]) == pytest.approx(1 - taken.mass, abs=1e-4)
+
+
+def test_ways_to_answer_are_compared_by_their_form(llama_folder) -> None:
+    with opened(llama_folder) as session:
+        run(session, "/max 30", "/greedy", "hi")
+        found = run(session, '/compare format=/[0-9]{2}/ "format=kind: ab|cd" format=off')
+        texts = [one.done.text for one in found.columns]
+        assert re.fullmatch("[0-9]{2}", texts[0])
+        assert json.loads(texts[1])["kind"] in ("ab", "cd")
+        done = run(session, "/retry format=/[a-c]{3}/")
+        assert re.fullmatch("[a-c]{3}", done.text)
+        assert session.settings.decode.format == ""
+
+
+def test_prompts_of_a_file_are_of_the_form(llama_folder, tmp_path) -> None:
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text('{"prompt": "one"}\n{"prompt": "two words", "format": "/[a-c]{3}/"}\n{"prompt": "three"}\n')
+    with opened(llama_folder) as session:
+        run(session, "/max 30", "/format /[0-9]{2}/", f"/batch {file} {out}")
+    texts = sorted(json.loads(line)["text"] for line in out.read_text().splitlines())  # in the order they ended
+    forms = ["[0-9]{2}", "[0-9]{2}", "[a-c]{3}"]
+    assert all(re.fullmatch(form, text) for form, text in zip(forms, texts, strict=True))
+
+
 def test_rows_of_a_sweep_are_of_the_form(llama_folder) -> None:
     with opened(llama_folder) as session:
         replied(session, "/[0-9]{3}/")
@@ -209,6 +248,7 @@ def test_rows_of_a_sweep_are_of_the_form(llama_folder) -> None:
         assert session.last.record.format is not None
 
 
+@pytest.mark.slow
 def test_a_reply_with_a_form_is_made_again(llama_folder) -> None:
     with opened(llama_folder) as session:
         for way in WAYS.values():
