@@ -7,7 +7,7 @@ stay, and HTML is shown as it was written.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -236,7 +236,7 @@ class Renderer:
     def inline(self, source: str) -> Text:
         """Return the styled text of a piece of inline Markdown; links show text and address, and cannot be clicked."""
         text, styles, links = Text(), [Style.null()], [("", 0)]
-        for token in _inline_tokens(source):
+        for token in (token for block in _parser().parseInline(source) for token in block.children or ()):
             match token.type:
                 case "strong_open" | "em_open" | "s_open":
                     styles.append(_STYLES[token.type])
@@ -269,11 +269,6 @@ class Renderer:
     def line(self, text: Text) -> StyledLine:
         """Return one line of text as segments."""
         return trimmed(text.render(self.console))
-
-
-def _inline_tokens(source: str) -> Iterator["Token"]:
-    for token in _parser().parseInline(source):
-        yield from token.children or ()
 
 
 def _balanced(source: str) -> str:

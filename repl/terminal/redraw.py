@@ -8,14 +8,13 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Protocol
 
 from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.style import Style
 from rich.text import Text
 
-from repl.terminal.markdown import StyledLine, trimmed
+from repl.terminal.markdown import Markdown, StyledLine, trimmed
 
 STRUCK = Style(strike=True, dim=True)
 STRUCK_S = 0.25
@@ -25,21 +24,6 @@ MIN_REDRAW_S = 0.04
 IDLE_SHARE = 10
 """Drawing waits this many times as long as it took, so it never takes more than a part of the time."""
 _WORD = re.compile(r"\n|[^\S\n]+|\S+")
-
-
-class LineReader(Protocol):
-    """Makes lines out of a text: Markdown, or a text as it comes."""
-
-    width: int
-
-    def feed(self, text: str) -> list[StyledLine]:
-        """Read on, and return the lines that are finished."""
-
-    def rest(self) -> list[StyledLine]:
-        """Return the lines that are open, as they look now."""
-
-    def end(self) -> list[StyledLine]:
-        """Return the lines that were open, now that nothing follows; another text may begin."""
 
 
 class WordWrap:
@@ -72,6 +56,10 @@ class WordWrap:
 
     def _line(self, text: Text) -> StyledLine:
         return trimmed(text.render(self._console))
+
+
+LineReader = Markdown | WordWrap
+"""What makes lines of a text: finished ones as it is fed, the open ones as they look, and the last at its end."""
 
 
 class Stream:

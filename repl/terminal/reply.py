@@ -17,6 +17,7 @@ from repl.terminal.export import said
 from repl.terminal.markdown import Markdown
 from repl.terminal.redraw import LineReader, Stream, WordWrap
 from repl.terminal.screen import Screen, reply_figures
+from repl.terminal.tables import fact_line
 from repl.terminal.thinking import Fold, ShownPart, fold_parts
 from repl.terminal.token_colours import colour_trace
 
@@ -133,8 +134,8 @@ class PastExchange:
     reply: Parts
     """What it shows: a thought may be folded or left out."""
     completes: bool
-    state: str
-    figures: str
+    foot: str
+    """Its figures, or how it ended."""
     markdown: bool
     by: str
     """What colours its tokens: probability (`on`), entropy, or nothing (`off`)."""
@@ -150,8 +151,7 @@ class PastExchange:
             asked.text if asked else "",
             fold_parts(answer.parts, view.thinking) if answer is not asked else Parts(),
             answer.role == "completion",
-            answer.state,
-            reply_figures(record) if record and view.stats else "",
+            reply_figures(record) if record and view.stats else answer.state.replace("complete", ""),
             view.markdown and view.probs == "off",
             view.probs,
             read_trace(answer) if view.probs != "off" else None,
@@ -174,5 +174,5 @@ class PastExchange:
                 yield from (*line, Segment.line())
         if self.reply.tool_calls:
             yield said(Parts(tool_calls=self.reply.tool_calls))
-        if self.state != "complete" or self.figures:
-            yield Text(self.figures or self.state, "quiet")
+        if self.foot:
+            yield fact_line(self.foot)
