@@ -13,6 +13,8 @@ from driving import bare, opened, run
 from repl.core.errors import Failed
 from repl.core.events import Notice, Token
 from repl.core.reply import Reply, TakenBack
+from repl.generation.engine import generate_reply
+from repl.generation.interface import Request
 from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import measure_again
 from repl.generation.word_forms import read_words
@@ -272,3 +274,18 @@ def test_a_boost_is_the_sequence_bias_of_its_forms(llama_folder: Path) -> None:
         listed = run(session, "/boost")
         assert (listed.biases, listed.words[0].forms[0].ids) == ((9.0,), tuple(expected[1][0]))
         assert run(session, "/boost off", PROMPT).given["sequence_bias"] == [[[300], -1.0]]
+
+
+def test_a_cancel_while_tokens_are_held_keeps_what_was_given_out(llama_folder: Path) -> None:
+    """The kept cache is sound afterwards: the whole reply is what it was before."""
+    with opened(llama_folder, mode="complete", max_new_tokens=LENGTH) as session:
+        words = lists(run(session, PROMPT).raw, 1, 4)[0]
+        whole = run(session, f"/ban {words}", PROMPT)
+        for _ in range(2):
+            emit = Recorder()
+            emit.until = lambda event: isinstance(event, TakenBack)
+            done = generate_reply(session.store.current(), Request(session.settings, text=PROMPT), emit)
+            assert done.finish == "cancelled"
+            assert done.raw == "".join(event.text for event in emit.of(Token))
+            assert whole.token_ids[: len(done.token_ids)] == done.token_ids
+            assert run(session, PROMPT).token_ids == whole.token_ids
