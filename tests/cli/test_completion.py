@@ -41,7 +41,7 @@ def test_bash_completes_options_values_files_and_cached_models(tmp_path: Path) -
 
     assert completed("--dtype", "") == ["auto", "float32", "bfloat16", "float16"]
     assert completed("--theme", "light", "--the") == ["--theme"]
-    assert completed("--temp") == ["--temperature", "--temp"]
+    assert completed("--tempe") == ["--temperature"]
     quoted = ["-o", "filenames"]  # so that no name is read as a line of the shell
     assert completed("--script", "li") == [*quoted, "lines.txt"]
     assert completed("ac") == [*quoted, "acme/tiny"]
