@@ -94,7 +94,16 @@ def test_the_prompt_is_drawn_before_the_rest_is_imported() -> None:
     line = "import sys, repl.cli.main, repl.cli.program, repl.terminal.editor.prompt; print(*sys.modules)"
     brought = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True).stdout.split()
     assert "prompt_toolkit" in brought
-    assert not set(brought) & {"rich", "sqlite3", "psutil", "pygments", "jinja2", "huggingface_hub", "torch"}
+    assert not set(brought) & {
+        "rich",
+        "sqlite3",
+        "psutil",
+        "pygments",
+        "jinja2",
+        "huggingface_hub",
+        "torch",
+        "filelock",
+    }
     assert not [name for name in brought if name.startswith("repl.commands")]
 
 

@@ -5,7 +5,6 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from filelock import FileLock
 from prompt_toolkit.history import FileHistory
 
 from repl.terminal.editor.paste import Folds
@@ -46,6 +45,8 @@ class Past(FileHistory):
         with suppress(OSError):  # a disk that refuses must not stop the conversation
             if self._keep:
                 self._path.touch(mode=0o600)
+                from filelock import FileLock  # takes a tenth of the time until the prompt, which needs none
+
                 with FileLock(f"{self._path}.lock", timeout=LOCK_WAIT_S):
                     self.store_string(self._folds.whole(string))
                 return
