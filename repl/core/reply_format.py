@@ -102,7 +102,7 @@ class FormatKind(Kind):
     def parse(self, word: str) -> str:
         """Return the text itself, that of a file in its place; raises `UsageError` for what is none of these."""
         text = word.strip()
-        if text.lower() == "off":
+        if text.lower() in ("", "off"):
             return OFF
         text = _read_file(text) or text
         parse_format(text)

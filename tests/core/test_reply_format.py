@@ -62,7 +62,7 @@ def test_forms_are_told_apart(text: str, kind: str, title: str) -> None:
     assert (found.kind, found.title) == (kind, title)
 
 
-@pytest.mark.parametrize("word", ["off", "none", "OFF"])
+@pytest.mark.parametrize("word", ["off", "none", "OFF", ""])
 def test_off_is_no_form(word: str) -> None:
     assert settings.read_setting("format", word) == ""
     assert FormatKind().show("") == "off"
@@ -84,7 +84,6 @@ def test_a_file_is_kept_as_what_stands_in_it(tmp_path: Path, name: str, text: st
         *("age integ", "a,,b", "a,", ",", "a {b", "a [b", "a [int", "kind: a||b", "kind: |", "a, a", "a b c", "a }"),
         *('{"type": ', '["a"]', '{"name": "string"}', "{" * 100, "x" + " {x" * 100, "a " + "[" * 100_000),
         '{"a":' * 100_000,
-        "",
     ],
 )
 def test_what_is_no_form_is_refused_in_a_sentence(text: str) -> None:
