@@ -317,6 +317,7 @@ EXAMPLES = {
     **{"typical_p": ("0.95", "0.2"), "seed": ("1", "none"), "stop": ("###", '"\\n\\n" "User:"')},
     **{"num_beams": ("4", "1"), "num_return_sequences": ("2", "4"), "length_penalty": ("1.0", "2.0")},
     **{"repetition_penalty": ("1.1", "1.3"), "no_repeat_ngram_size": ("3", "none")},
+    "format": ("name, age int", "off"),
     **{"ban": ('"delve", "As an AI"', "off"), "boost": ('" Paris" +2', "off")},
     **{
         "think": ("temperature=1.0 max=400", "off"),
@@ -333,7 +334,7 @@ GROUPS = {
     "length": ("max_new_tokens", "max_length", "min_new_tokens", "stop", "overflow"),
     "sampling": ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed"),
     "repetition": ("repetition_penalty", "no_repeat_ngram_size"),
-    "words": ("ban", "boost", "think"),
+    "words": ("format", "ban", "boost", "think"),
     "beam search": ("num_beams", "num_return_sequences", "length_penalty", "early_stopping"),
     "faster decoding": ("reuse", "prompt_lookup", "assistant"),
     "replies": ("mode", "thinking", "markdown", "probs", "stats", "logprobs"),
