@@ -308,6 +308,7 @@ def test_probs_is_a_setting_and_a_look_at_the_last_reply(gpt2_folder: Path) -> N
         ask(session, PROMPT)
         found = run(session, "/probs")
         assert isinstance(found, Painted)
+        assert not isinstance(found, Inspection)  # which the shell would open on a screen of its own
         console = Console(file=io.StringIO(), width=100, theme=palette("dark"))
         console.print(render(found))
         console.print(render(run(session, "/inspect")))

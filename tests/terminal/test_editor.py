@@ -411,7 +411,7 @@ def _opened(session: Session) -> Panel:
 def test_vi_and_emacs_change_places_live(desk: Desk, session: Session) -> None:
     """By command from the next prompt on, by F2 at once."""
     registry.parse_line("/set editing_mode vi").run(session)
-    assert desk.run("hello\x1b0iX", ENTER) == ["Xhello"]
+    assert desk.run(desk.shows(" insert · "), "hello\x1b", desk.shows(" normal · "), "0iX", ENTER) == ["Xhello"]
     assert desk.run("one\x1b\rtwo", ENTER) == ["one\ntwo"]
     mode = go(session, "editing_mode")
     assert desk.run("draft", F2, mode, ENTER, desk.shows("editing_mode emacs"), F2, "\x01X", ENTER) == ["Xdraft"]
