@@ -16,7 +16,7 @@ from repl.models import imports, store
 from repl.models.memory.available import Room
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
-from repl.terminal.tables import fact_line, grid
+from repl.terminal.tables import First, fact_line, grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ def draw_models(result: Memory) -> RenderableType:
         ]
         for one in result.models
     ]
-    table = grid("llllrr", rows, ["", "", "", "", "weights", "KV cache"], gap=1)
+    heads = ["", "", "", "", "weights", "KV cache"]
+    table = First(*(grid("llllrr", rows, heads, gap) for gap in (2, 1)))
     stay = "models stay while they fit" if result.keep_models == "auto" else f"at most {result.keep_models} stay"
     return Group(table, fact_line(stay, f"keep_models {result.keep_models}"))
