@@ -178,7 +178,7 @@ USAGE = {
     "--temperature 0": "'0'",
     "--dtype bf17": "'bf17'",
     "--num-beams 0": "'0'",
-    "--max-length 5 --max-new-tokens 5": "max_new_tokens and max_length exclude each other",
+    "--max-length 5 --max-new-tokens 5": "max_new_tokens and max_length cannot be combined",
     "--script /no/such/file": "cannot read '/no/such/file'",
     "--json --temperature": "'Once upon a time' is not a number",
 }

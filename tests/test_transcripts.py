@@ -95,7 +95,7 @@ class Loads:
         if load.model == "broken":
             raise BadModel("broken is broken", "/model builtin")
         if load.model in ("slow", "deaf"):
-            emit(Progress("read weights", 1, 9, "tensors"))
+            emit(Progress("loading weights", 1, 9, "tensors"))
             self.begun()
         while load.model == "slow":
             emit.raise_if_cancelled()
@@ -506,7 +506,7 @@ def test_the_toolbar_tells_of_a_load(speaker: Typist, loads: Loads) -> None:
     seen: list[str] = []
 
     def look() -> None:
-        until(lambda: speaker.shell.poll_load() is None and "read weights" in speaker.shell.toolbar(100))
+        until(lambda: speaker.shell.poll_load() is None and "loading weights" in speaker.shell.toolbar(100))
         seen.append(speaker.shell.toolbar(100))
 
     before = speaker.shell.toolbar(100)
@@ -514,7 +514,7 @@ def test_the_toolbar_tells_of_a_load(speaker: Typist, loads: Loads) -> None:
     assert "greedy" in before
     speaker.session.load(speaker.session.settings.put("model", "slow", "you"))
     look()
-    assert seen == [" loading slow · read weights · 1 of 9 tensors"]
+    assert seen == [" loading slow · loading weights · 1 of 9 tensors"]
     speaker.shell.stop_load()
     assert not speaker.shell.settle_load()
     assert speaker.shell.toolbar(100) == before

@@ -134,7 +134,7 @@ class Bench:
         facts, sizes = model.facts, self.sizes
         if facts.context and sizes.prompt_tokens + sizes.new_tokens > facts.context:
             total = sizes.prompt_tokens + sizes.new_tokens
-            raise UsageError(f"prompt and reply of {total} tokens do not fit into the context of {facts.context}")
+            raise UsageError(f"prompt and reply ({total} tokens) exceed the context of {facts.context}")
         ids, stage = text_ids(model, sizes.prompt_tokens), f"bench {facts.name} {facts.dtype}"
         rate = self._rate(set(facts.device_map.values()))
         runs: list[tuple[Way, list[TimedReply]]] = []
@@ -188,7 +188,7 @@ class Bench:
             return None
         (device,) = devices
         if device not in self.bandwidth:
-            self.emit(Progress("measure the memory"))
+            self.emit(Progress("measuring memory bandwidth"))
             self.bandwidth[device] = measure_bandwidth(device, self.emit)
         return self.bandwidth[device]
 

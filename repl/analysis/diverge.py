@@ -124,7 +124,7 @@ def diverge(store: Models, asked: Asked, other: Load, emit: JobContext) -> Diver
     if other.model != store.current().load.model:
         _require_tokenizer(store, other, emit)
     text = _text(store.current(), asked, emit)
-    emit(Progress("load the other"))
+    emit(Progress("loading the other model"))
     try:
         second = store.get(other, emit)
     except NoMemory:
@@ -181,7 +181,7 @@ def _text(resident: Model, asked: Asked, emit: JobContext) -> Led:
 
         def tell(_: object) -> None:
             made[0] += 1
-            emit(Progress("make a greedy reply", made[0], 0, "tokens"))
+            emit(Progress("generating a greedy reply", made[0], 0, "tokens"))
 
         done = generation.engine.generate_reply(resident, replace(asked.request, settings=settings), Muted(emit, tell))
         if done.finish == "cancelled":
@@ -200,7 +200,7 @@ def _require_tokenizer(store: Models, other: Load, emit: JobContext) -> None:
     if one != two:
         shared = sum(two.get(word) == number for word, number in one.items())
         said = f"{shared:,} of the {len(one):,} tokens of {name} have the same id there"
-        raise UsageError(f"{other.model} has another tokenizer: {said}", "/score TEXT")
+        raise UsageError(f"{other.model} has a different tokenizer: {said}", "/score TEXT")
 
 
 # the numbers

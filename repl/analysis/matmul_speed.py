@@ -32,7 +32,7 @@ def measure_speeds(emit: JobContext) -> list[MatmulSpeed]:
     device = "cuda:0" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     found: list[MatmulSpeed] = []
     for dtype in MEASURED_DTYPES:
-        emit(Progress(f"measure {dtype}"))
+        emit(Progress(f"measuring {dtype}"))
         with suppress(RuntimeError, NotImplementedError):  # this device does not compute in this format
             matrix = torch.ones(WIDTH, WIDTH, dtype=getattr(torch, dtype), device=device)
             found.append(MatmulSpeed(dtype, device, _rate(matrix, ROWS, emit), _rate(matrix, 1, emit)))
@@ -59,7 +59,7 @@ def advice(speeds: list[MatmulSpeed]) -> list[str]:
         return []
     prompt, reply = half.reading / one.reading, half.replying / one.replying
     if prompt < 0.8 and reply < 0.8:
-        return [f"bfloat16 is {1 / prompt:.1f} times slower than float32 here: /dtype float32 where memory suffices"]
+        return [f"bfloat16 is {1 / prompt:.1f} times slower than float32 here: /dtype float32 if memory allows"]
     if prompt < 0.8:
-        return [f"bfloat16 reads prompts {1 / prompt:.1f} times slower than float32 here, and takes half the memory"]
+        return [f"bfloat16 prefill is {1 / prompt:.1f} times slower than float32 here, in half the memory"]
     return [f"bfloat16 computes {prompt:.1f} times as fast as float32 here, in half the memory: /dtype bfloat16"]

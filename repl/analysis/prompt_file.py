@@ -144,7 +144,7 @@ class PromptFile:
     @staticmethod
     def _talk(made: Prompt, row: Row) -> Prompt:
         if row.get("prompt"):
-            raise UsageError("prompt and messages exclude each other: give one")
+            raise UsageError("prompt and messages cannot be combined: give one")
         said = _messages(row["messages"])
         asked = [message["content"] for message in said if message["role"] == "user"]
         begun = said[-1]["content"] if said[-1]["role"] == "assistant" else ""

@@ -53,7 +53,7 @@ def generate_again(resident: Model, record: Reply, emit: JobContext) -> list[int
     chosen = generation.arguments.of_values(model, recipe.generate_arguments(record))
 
     def tell(ids: Tensor, _: object) -> bool:
-        emit(Progress("make it again", ids.shape[1] - len(prompt), len(made), "tokens"))
+        emit(Progress("generating it again", ids.shape[1] - len(prompt), len(made), "tokens"))
         return False
 
     if record.seed is not None:
@@ -61,7 +61,7 @@ def generate_again(resident: Model, record: Reply, emit: JobContext) -> list[int
     ids = measure.forward.input_ids(model, prompt)
     mask = decode.format_mask.recorded_mask(resident, record, prompt, chosen.config)
     own = [*decode.phrase_ban.recorded_ban(record), *decode.thought.recorded_switch(record, prompt, chosen.config)]
-    with library_errors("the repetition stopped"), measure.forward.cancellable_forward(model, emit.raise_if_cancelled):
+    with library_errors("the second run stopped"), measure.forward.cancellable_forward(model, emit.raise_if_cancelled):
         rows = model.generate(
             input_ids=ids,
             attention_mask=ids.new_ones(ids.shape),

@@ -27,11 +27,11 @@ SHELL_EXAMPLES = """\
 usage: hub-repl [MODEL] [PROMPT ...] [--SETTING VALUE ...]
 
   hub-repl                                    open a prompt, with a small model
-  hub-repl gpt2                               with a model of the Hub
+  hub-repl gpt2                               with a model from the Hub
   hub-repl "What is the capital of France?"   answer once
   hub-repl gpt2 "Once upon a time" --max 50   answer once, with another model
-  cat notes.txt | hub-repl "Summarize this:"  standard input goes first
-  hub-repl gpt2 -c "/next 5 Once upon a"      run a command of the prompt
+  cat notes.txt | hub-repl "Summarize this:"  standard input comes first
+  hub-repl gpt2 -c "/next 5 Once upon a"      run a command
 
 """
 COMMON = {
@@ -39,10 +39,10 @@ COMMON = {
     "--script FILE": "run the lines of a file",
     "--prompts FILE": "answer every prompt of a file, as JSON lines",
     "--json": "write one JSON object per line",
-    "--resume [SESSION]": "go on with the last session, or this one",
-    "--no-save": "leave nothing on disk",
-    "--offline": "never touch the network",
-    "--connect URL": "let a server answer",
+    "--resume [SESSION]": "continue the last session, or SESSION",
+    "--no-save": "do not save the session",
+    "--offline": "never use the network",
+    "--connect URL": "use a model on a server",
     **dict.fromkeys(("dtype", "quantize", "device", "adapter", "temp", "top_p", "max", "beams", "seed", "mode"), ""),
 }
 """What `--help` lists: options, and settings by their shortest names, whose kinds or helps say what they take."""
@@ -92,8 +92,8 @@ def parser(offer: Callable[[argparse.Action], object] = lambda action: None) -> 
         prog="hub-repl",
         usage="hub-repl [MODEL | --connect URL] [PROMPT ...] [--SETTING VALUE ...] [-c LINE]... [--script FILE] "
         "[--json]",
-        description="Explore language models from the Hugging Face Hub: load, prompt, turn a knob, prompt again.",
-        epilog="A PROMPT, or text on standard input, is answered once; without either a prompt opens.",
+        description="Explore language models from the Hugging Face Hub: load, prompt, change a setting, prompt again.",
+        epilog="A PROMPT, or text on standard input, is answered once; without either, a prompt opens.",
         allow_abbrev=False,
         add_help=False,
     )
@@ -106,16 +106,18 @@ def parser(offer: Callable[[argparse.Action], object] = lambda action: None) -> 
     offer(line.add_argument("--prompts", metavar="FILE", help="answer every prompt of a file (/help batch)"))
     for name, (takes, said) in BATCH_OPTIONS.items():
         offer(line.add_argument(f"--{name}", metavar=takes, help=f"with --prompts: {said}"))
-    line.add_argument("--keep-going", action="store_true", help="go on after a line of a script that failed")
+    line.add_argument("--keep-going", action="store_true", help="continue after a line of a script that failed")
     line.add_argument("--json", action="store_true", help="one JSON object per line on standard output")
-    line.add_argument(
-        "--resume", nargs="?", const="", metavar="SESSION", help="go on with the last session, or this one"
+    line.add_argument("--resume", nargs="?", const="", metavar="SESSION", help="continue the last session, or SESSION")
+    line.add_argument("--connect", metavar="URL", help="use a model on a server; all words are then the PROMPT")
+    offer(
+        line.add_argument(
+            "--model", dest="named", metavar="MODEL", help="the MODEL, local or on the server of --connect"
+        )
     )
-    line.add_argument("--connect", metavar="URL", help="let a server answer; all words are then the PROMPT")
-    offer(line.add_argument("--model", dest="named", metavar="MODEL", help="the MODEL, here or of --connect's server"))
-    line.add_argument("--no-save", action="store_true", help="leave nothing of this session on disk")
-    line.add_argument("--offline", action="store_true", help="never touch the network")
-    line.add_argument("--completion", choices=SHELLS, help="write a script that completes this line in a shell")
+    line.add_argument("--no-save", action="store_true", help="do not save this session")
+    line.add_argument("--offline", action="store_true", help="never use the network")
+    line.add_argument("--completion", choices=SHELLS, help="print a completion script for a shell")
     line.add_argument("--version", action="store_true", help="show the version and exit")
     for part in settings.SPECS:
         group = line.add_argument_group(f"{part} settings")
@@ -158,11 +160,11 @@ def choose_settings(asked: argparse.Namespace, found: Settings) -> Settings:
     """Return the settings of the config file with those of the command line over them; raises `UsageError`."""
     given = {name: word for name in settings.places() if (word := getattr(asked, f"set_{name}", None)) is not None}
     if {"max_new_tokens", "max_length"} <= set(given):
-        raise UsageError("max_new_tokens and max_length exclude each other: give one")
+        raise UsageError("max_new_tokens and max_length cannot be combined: give one")
     if asked.prompts is None and any(getattr(asked, name) is not None for name in BATCH_OPTIONS):
         raise UsageError("--results, --template and --parallel go with --prompts FILE")
     if asked.prompts is not None and asked.prompt:
-        raise UsageError("a PROMPT and --prompts exclude each other: --template FILE puts words around each")
+        raise UsageError("a PROMPT and --prompts cannot be combined: --template FILE puts words around each prompt")
     if asked.model and not asked.connect:
         given |= {name: word for name, word in settings.address(asked.model) if word != "default"}
     if os.environ.get("ACCESSIBLE"):

@@ -259,7 +259,7 @@ class Shell:
             return False
         except Cancelled:
             facts = self.session.store.facts()
-            left = f"{facts.name} stays" if facts else "/model builtin loads the built-in"
+            left = f"{facts.name} stays loaded" if facts else "/model builtin loads the built-in"
             self.screen.notice(join_facts("loading stopped", left))
             return False
         finally:
@@ -406,6 +406,6 @@ def make_shell(
 def offer_command(line: str) -> None:
     """Raise `UsageError` for a first line that is a bare word with which people ask for help or leave."""
     if command := BARE.get(line.strip().lower()):
-        said = f"{line.strip()!r} is not sent to the model: commands begin with a slash"
+        said = f"{line.strip()!r} is not sent to the model: commands start with a slash"
         ways = (command, "lists the commands" if command == "/help" else "leaves"), (f"/say {line.strip()}", "sends it")
         raise UsageError(said, choices=ways, again=False)

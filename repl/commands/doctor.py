@@ -79,7 +79,7 @@ def doctor(session: Session) -> Task[Doctor]:
 
         prepare(emit)
         speeds = measure_speeds(emit)
-        emit(Progress("ask the Hub"))
+        emit(Progress("asking the Hub"))
         answer, token = ask_hub(emit, session.store.offline)
         size, free = cache_size()
         versions = {"hub-repl": __version__, "python": platform.python_version(), **found(LIBRARIES)}

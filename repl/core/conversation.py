@@ -101,7 +101,7 @@ class Conversation:
         """Return the answer of an exchange, or its question as long as there is none; raises `UsageError`."""
         found = [turn for turn in self.turns.values() if turn.exchange == number]
         if not found:
-            known = f"they are numbered 1 to {self._exchanges}" if self.turns else "nothing was said yet"
+            known = f"exchanges are numbered 1 to {self._exchanges}" if self.turns else "the conversation is empty"
             raise UsageError(f"no exchange {number}: {known}", "/tree")
         return found[-1]
 

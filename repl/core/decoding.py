@@ -1,4 +1,4 @@
-"""Which decoding values a reply really uses: yours, else the model's, else the library's; and what contradicts what."""
+"""The decoding values of a reply: yours, else the model's, else the library's; and contradictions between them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -138,18 +138,18 @@ def find_idle(name: str, settings: Settings, base: ModelDefaults, chats: bool = 
     beams = (values.get("num_beams") or 1) > 1
     if name in (*WARPERS, "seed") and not values.get("do_sample"):
         if beams:
-            said = f"{name} {shown} · the beam search does not sample, so it is not used yet"
-            return Idle(said, "/do_sample on", "samples in the search")
+            said = f"{name} {shown} · beam search does not sample, so it is not used yet"
+            return Idle(said, "/do_sample on", "turns on beam sampling")
         return Idle(f"{name} {shown} · decoding is greedy, so it is not used yet", "/sample", "samples")
     if name in BEAMS and not beams:
         return Idle(f"{name} {shown} · there are no beams, so it is not used yet", "/beams 4", "searches with 4 beams")
     several = beams or (values.get("num_return_sequences") or 1) > 1
     if name == "prompt_lookup" and shown and several:
-        said = "prompt_lookup has no effect while several sequences are made"
-        return Idle(said, "/greedy", "makes one")
+        said = "prompt_lookup has no effect while several sequences are generated"
+        return Idle(said, "/greedy", "generates one")
     if name == "token_healing" and shown == "on" and chats:
-        said = "token_healing on · it is for plain text: a message of a chat is refused with it, /raw TEXT is not"
-        return Idle(said, "/mode complete", "continues texts")
+        said = "token_healing on · it works on plain text only: chat messages are refused, /raw TEXT is not"
+        return Idle(said, "/mode complete", "completes text without the template")
     return _lacking(name, values)
 
 
@@ -164,9 +164,9 @@ def _lacking(name: str, values: Mapping[str, Any]) -> Idle | None:
         return Idle("max_cache_len has no effect without a static cache", line, "uses one")
     if name in ("compile_config", "disable_compile"):
         line = "/set cache_implementation static"
-        return Idle(f"{name} has an effect on a GPU with a static cache only", line, "uses a static cache")
+        return Idle(f"{name} has an effect only on a GPU with a static cache", line, "uses a static cache")
     if name == "forced_bos_token_id":
-        return Idle("forced_bos_token_id has an effect behind a prompt of one token only · /raw TEXT")
+        return Idle("forced_bos_token_id has an effect only after a prompt of one token · /raw TEXT")
     most, least = values.get("max_new_tokens"), values.get("min_new_tokens")
     if name in ("max_new_tokens", "min_new_tokens") and most and least and least > most:
         said = f"min_new_tokens {least} cannot be reached: max_new_tokens is {most}"
@@ -183,12 +183,12 @@ def check_values(settings: Settings, base: ModelDefaults) -> None:
     contrasts = not values.get("do_sample") and (values.get("num_beams") or 1) == 1 and (values.get("top_k") or 0) > 1
     asked = [name for name in REMOTE if values.get(name) not in (None, 0, FIELDS[name].off)]
     if asking := [name for name in asked if contrasts or name != "penalty_alpha"]:
-        said = f"{REMOTE[asking[0]]} needs code from the Hub (custom_generate) that is not run here"
+        said = f"{REMOTE[asking[0]]} needs code from the Hub (custom_generate), which hub-repl does not run"
         raise UsageError(said, *(f"/set {name} none" for name in asking))
     _sensible(table)
     if values.get("prefill_chunk_size") and values.get("use_cache") is False:
         hints = "/set use_cache default", "/set prefill_chunk_size none"
-        raise UsageError("prefill_chunk_size needs the KV cache, which use_cache off does without", *hints)
+        raise UsageError("prefill_chunk_size needs the KV cache, but use_cache is off", *hints)
     if values.get("exponential_decay_length_penalty") and "eos_token_id" in values and values["eos_token_id"] is None:
         hints = "/set exponential_decay_length_penalty none", "/set eos_token_id default"
         raise UsageError("exponential_decay_length_penalty needs an end token, and eos_token_id is none", *hints)
@@ -197,7 +197,7 @@ def check_values(settings: Settings, base: ModelDefaults) -> None:
         more = f"/beams {wanted}"
         raise UsageError(f"num_return_sequences {wanted} needs sampling or at least {wanted} beams", "/sample", more)
     if settings.decode.prompt_lookup and settings.decode.assistant != "none":
-        raise UsageError("prompt_lookup and an assistant exclude each other", "/assistant none", "/prompt_lookup off")
+        raise UsageError("prompt_lookup and an assistant cannot be combined", "/assistant none", "/prompt_lookup off")
 
 
 def remarks(base: ModelDefaults) -> list[str]:
@@ -237,7 +237,7 @@ def fit_context(config: GenerationConfig, prompt: int, context: int, model: str)
     """
     if config.max_length is not None and config.max_length <= prompt:
         longer = f"/max_length {prompt + 50}"
-        raise UsageError(f"the prompt has {prompt} tokens, max_length is {config.max_length}", longer, "/max 50")
+        raise UsageError(f"the prompt has {prompt} tokens, but max_length is {config.max_length}", longer, "/max 50")
     if not context:
         return ""
     if prompt >= context:
@@ -249,7 +249,7 @@ def fit_context(config: GenerationConfig, prompt: int, context: int, model: str)
         return ""
     config.max_new_tokens = room
     late = prompt * 2 > context  # before that, nobody needs to know
-    return f"max_new_tokens is {room} for this reply: the context of {context} ends there" if late else ""
+    return f"max_new_tokens is {room} for this reply: the context is {context} tokens" if late else ""
 
 
 def end_ids(config: GenerationConfig) -> list[int]:
@@ -264,7 +264,7 @@ def find_other(name: str, base: ModelDefaults) -> str:
         return name
     public = [one for one in base.known if not one.startswith("_")]
     like = did_you_mean(name, [*public, *(spot.name for spot in fields(Decode))])
-    raise UsageError(f"no setting {name!r}, and no such field in the library's generation config{like}", "/settings")
+    raise UsageError(f"no setting {name!r}, and no such field in generation_config{like}", "/settings")
 
 
 def is_setting(name: str) -> bool:

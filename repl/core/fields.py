@@ -125,9 +125,9 @@ def _unused(why: str, *hints: str) -> Field:
     return Field(idle=why, hints=hints or ("/settings",), heeded=False)
 
 
-SHAPE = _unused("it changes what `generate` returns beside the text", "/logprobs 5")
+SHAPE = _unused("it changes what `generate` returns besides the text", "/logprobs 5")
 DRAFTS = Field(
-    idle="it steers the library's own assisted decoding, and drafts are checked by another loop here",
+    idle="it controls the library's assisted decoding, which hub-repl does not use",
     hints=("/assistant ID", "/prompt_lookup 10"),
 )
 REMOTE = {
@@ -141,7 +141,7 @@ REMOTE = {
 
 
 def _remote(mode: str, off: object = None) -> Field:
-    why = f"it is for {mode}, which takes code from the Hub (custom_generate) that is not run here"
+    why = f"it is for {mode}, which needs code from the Hub (custom_generate), which hub-repl does not run"
     return Field(off=off, idle=why, hints=("/beams 4", "/sample"))
 
 
@@ -180,10 +180,10 @@ FIELDS: dict[str, Field] = {
     **dict.fromkeys(("assistant_confidence_threshold", "assistant_ensemble_weight", "speculation_type"), DRAFTS),
     "num_assistant_tokens_schedule": DRAFTS,
     "is_assistant": _unused("it is for the smaller model that assists another", "/assistant ID"),
-    "pad_token_id": _unused("it fills rows behind their end, which is cut here"),
-    "bos_token_id": _unused("it is only read where there is no prompt"),
+    "pad_token_id": _unused("it pads rows after their end, which is cut off here"),
+    "bos_token_id": _unused("it is used only without a prompt"),
     "decoder_start_token_id": _unused("it is for models with an encoder"),
-    "continuous_batching_config": _unused("it is for the library's continuous batching, which makes no reply here"),
+    "continuous_batching_config": _unused("it is for the library's continuous batching, which hub-repl does not use"),
     "low_memory": _unused("the library no longer reads it"),
     "transformers_version": _unused("it names the version that wrote the config", "/version"),
     **{name: _remote(mode) for name, mode in REMOTE.items()},
@@ -239,5 +239,6 @@ def check_ids(name: str, value: object, vocabulary: int) -> None:
     wrong = [one for one in ids(parts) if one >= vocabulary] if name in WITH_IDS and vocabulary else []
     if wrong:
         raise UsageError(
-            f"{name} {wrong[0]} is no token of this model: its ids go from 0 to {vocabulary - 1}", "/tokens --ids TEXT"
+            f"{name} {wrong[0]} is not a token of this model: its ids go from 0 to {vocabulary - 1}",
+            "/tokens --ids TEXT",
         )

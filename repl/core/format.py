@@ -22,7 +22,7 @@ def device(places: Mapping[str, str]) -> str:
         tally[place] = tally.get(place, 0) + 1
     if len(tally) == 1:
         return next(iter(tally))
-    return ", ".join(f"{number} parts on {place}" for place, number in tally.items())
+    return ", ".join(f"{counted(number, 'part')} on {place}" for place, number in tally.items())
 
 
 def format_map(places: Mapping[str, str]) -> list[str]:

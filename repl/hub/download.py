@@ -26,7 +26,7 @@ class HubLogHandler(logging.Handler):
             if not waiting:
                 raise Cancelled
             if "Retrying" in record.getMessage():
-                waiting[0](Progress("wait for the Hub to answer"))  # by 429 it may ask for half a minute
+                waiting[0](Progress("waiting for the Hub"))  # by 429 it may ask for half a minute
 
 
 def prepare(emit: JobContext) -> None:
@@ -109,4 +109,4 @@ class DownloadProgress:
     def stopped(self) -> str:
         """Say how far the file under way has come, in full tenths of a megabyte: what is not whole is less."""
         done, size = self._done // 100_000 / 10, -(-self._sizes[self._name] // 100_000) / 10
-        return f"the download of {self._name} stopped at {done:,} of {size:,} MB and will start again"
+        return f"the download of {self._name} stopped at {done:,} of {size:,} MB and will restart"

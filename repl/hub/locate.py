@@ -53,7 +53,7 @@ def resolve(want: Load, emit: JobContext, offline: bool) -> "LocalModel | RepoFi
     check_id(want.model)
     if is_offline(offline):
         raise not_cached(want, "offline")
-    emit(Progress("ask the Hub"))
+    emit(Progress("asking the Hub"))
     return probe(want, emit)
 
 
@@ -76,10 +76,10 @@ def adapter(name: str, revision: str, emit: JobContext, offline: bool = False) -
     check_id(name)
     if is_offline(offline):
         raise Unreachable(f"offline and the adapter {want} is not cached", "/adapter none")
-    emit(Progress("ask the Hub"))
+    emit(Progress("asking the Hub"))
     sizes = probe(want, emit).sizes
     if missing := [file for file in files if file not in sizes]:
-        raise BadModel(f"{want} holds no {missing[0]}, and only such adapters are read", "/adapter none")
+        raise BadModel(f"{want} has no {missing[0]}, the only kind of adapter that is loaded", "/adapter none")
     meter = DownloadProgress(emit, sizes)
     check_room(want, meter.plan(list(files)))
     folder = fetch_first(want, files[0], meter, emit)
@@ -187,7 +187,7 @@ def needed(want: Load, folder: Path, first: str, names: Iterable[str]) -> list[s
     code = [name for name in names if want.trust_remote_code and could_run(name)]
     weights = cache.shards(folder, first)
     if missing := [name for name in weights if name not in names]:
-        raise BadModel(f"{first} of {want} names {missing[0]!r}, which is not there")
+        raise BadModel(f"{first} of {want} names {missing[0]!r}, which does not exist")
     return [*top, *templates, *code, *weights]
 
 
@@ -198,7 +198,7 @@ def fetch_file(want: Load, name: str, revision: str, meter: DownloadProgress, em
         call_hub(partial(huggingface_hub.hf_hub_download, want.model, name, revision=revision, tqdm_class=bar), emit)
         meter.end()
     except Cancelled:
-        raise Cancelled(f"files that have come whole are kept, {name} will start again") from None
+        raise Cancelled(f"complete files are kept; {name} will restart") from None
     except Exception as error:  # as for the probe
         raise explain_hub_error(error, want, emit) or Unreachable(meter.stopped(), f"/model {want.model}") from error
 
@@ -207,7 +207,7 @@ def check_room(want: Load, size: int) -> None:
     """Raise `ReplError` if the disk of the cache has fewer bytes free than this."""
     place, free = disk()
     if size > free:
-        sentence = f"{want} needs {size / 1e9:.1f} GB, and the disk of {str(place)!r} has {free / 1e9:.1f} GB free"
+        sentence = f"{want} needs {size / 1e9:.1f} GB, but the disk of {str(place)!r} has {free / 1e9:.1f} GB free"
         raise ReplError(sentence, ELSEWHERE)
 
 
@@ -226,19 +226,19 @@ def repo_problem(want: Load, names: list[str]) -> ReplError | None:
     if want.gguf_file:
         return None if want.gguf_file in names else NotFound(f"no file {want.gguf_file!r} in {want.model!r}", *packed)
     if not cache.head(names, pickle=True) and packed:
-        return BadModel(f"{want} holds GGUF files only, and one of them has to be named", *packed)
+        return BadModel(f"{want} has only GGUF files: name one of them", *packed)
     if "adapter_config.json" in names and "config.json" not in names:
         return BadModel(f"{want} is an adapter, not a whole model", f"/adapter {want.model}")
     if "config.json" not in names:
-        return BadModel(f"{want} holds no config.json: it is no model for transformers")
+        return BadModel(f"{want} has no config.json: it is not a transformers model")
     return None if cache.head(names, want.allow_pickle) else no_weights(want, names)
 
 
 def no_weights(want: Load, names: list[str]) -> BadModel:
     """Say that there are no weights, or only pickles."""
     if cache.head(names, pickle=True):
-        return BadModel(f"the weights of {want} are pickles, which can run code when read", "/allow_pickle true")
-    return BadModel(f"{want} holds no weights: no model.safetensors and no index of several")
+        return BadModel(f"the weights of {want} are pickles, which can run code when loaded", "/allow_pickle true")
+    return BadModel(f"{want} has no weights: no model.safetensors and no index")
 
 
 def not_cached(want: Load, why: str) -> ReplError:
@@ -280,7 +280,7 @@ def explain_status(want: Load, status: int) -> ReplError:
     if status == HTTPStatus.UNAUTHORIZED:
         return NotFound("the Hub does not accept the saved token", LOGIN)
     if status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
-        return NotFound(f"the Hub does not give out {want}: {status} {words}", LOGIN)
+        return NotFound(f"the Hub refuses {want}: {status} {words}", LOGIN)
     return not_cached(want, f"the Hub answers {status} ({words})")
 
 

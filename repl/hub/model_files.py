@@ -47,7 +47,7 @@ def find_file(folder: Path, name: str) -> Path:
     except RuntimeError as error:
         raise bad_file(name, "is a link to itself") from error
     except (OSError, ValueError) as error:  # too long, not to be encoded
-        raise bad_file(name, "is no name for a file here") from error
+        raise bad_file(name, "is not a valid file name") from error
     if not there:
         cause = "is a broken link" if path.is_symlink() else "is not a file" if path.exists() else "is missing"
         raise bad_file(name, cause)
@@ -83,7 +83,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     """Read a JSON object; raise `BadModel` if the file holds none."""
     read_start(folder, name)
     if (size := (folder / name).stat().st_size) > MAX_JSON_BYTES:
-        raise bad_file(name, f"is {size:,} bytes long, more than such a file can need")
+        raise bad_file(name, f"is {size:,} bytes long, more than such a file needs")
     try:
         value = json.loads((folder / name).read_bytes().decode())
     except json.JSONDecodeError as error:
@@ -102,7 +102,7 @@ def read_index(folder: Path, index: str) -> list[str]:
     if not isinstance(placed, dict) or not placed or not all(isinstance(file, str) for file in placed.values()):
         raise bad_file(index, "has no weight_map from tensors to files")
     if not isinstance(content.get("metadata"), dict):
-        raise bad_file(index, "has no metadata, without which transformers does not read it")
+        raise bad_file(index, "has no metadata, which transformers requires")
     return sorted(set(placed.values()))
 
 

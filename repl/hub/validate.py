@@ -51,7 +51,7 @@ class NeedsCode(BadModel):
 
     def __init__(self, files: tuple[str, ...], sentence: str = "", config: str = "config.json") -> None:
         named = f" ({', '.join(files)})" if files else ""
-        asks = f"{config} asks for the model's own Python code{named}, which hub-repl does not run unless told"
+        asks = f"{config} asks for the model's own Python code{named}, which hub-repl does not run unless allowed"
         super().__init__(sentence or asks, "/trust")
         self.files = files
         self.found: LocalModel | None = None  # where it lies, once that is known
@@ -149,7 +149,7 @@ def check_head(config: Mapping[str, object]) -> None:
     if classes and all(each.endswith(OTHER_HEADS) for each in classes):
         raise bad_file("config.json", f"says {name}, which is not a causal language model")
     if config.get("is_encoder_decoder") is True:
-        cause = f"says {name}, an encoder with a decoder, which is not a causal language model"
+        cause = f"says {name}, an encoder-decoder model, not a causal language model"
         raise bad_file("config.json", cause)
 
 
@@ -216,7 +216,7 @@ def weight_files(folder: Path, config: Mapping[str, object], allow_pickle: bool)
         if not name or (named and kind == "pickle"):
             continue
         if kind == "pickle" and not allow_pickle:
-            cause = "is a pickle, which can run code when it is read, and there are no safetensors"
+            cause = "is a pickle, which can run code when loaded, and there are no safetensors"
             raise bad_file(name, cause, "/allow_pickle true")
         files = follow_index(folder, name) if name.endswith(".index.json") else [name]
         if strange := [file for file in files if not file.endswith(ending)]:  # transformers would unpickle it

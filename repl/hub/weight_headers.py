@@ -109,7 +109,7 @@ def read_header(folder: Path, name: str) -> dict[str, Tensor]:
             slices = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118  # no mapping
     except MemoryError as error:
         size = amount((folder / name).stat().st_size)
-        said = f"{name} takes {size} of addresses to read, more than the system allows here (ulimit -v)"
+        said = f"{name} needs {size} of address space, more than the system allows (ulimit -v)"
         raise NoMemory(said) from error
     except SafetensorError as error:
         cause = str(error).removeprefix("Error while deserializing header: ")

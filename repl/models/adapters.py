@@ -72,7 +72,7 @@ def find_adapter(adapter: Adapter, emit: JobContext, offline: bool) -> Path:
 def adapter_remarks(folder: Path, asked: Adapter) -> list[str]:
     """Say that an adapter lies in a model's folder, which the library would put on without a word."""
     there = (folder / CONFIG).is_file() and asked.name != str(folder)
-    return [f"{CONFIG} lies beside the model: not put on · /adapter {folder} does"] if there else []
+    return [f"{CONFIG} in the folder of the model is ignored · /adapter {folder} applies it"] if there else []
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
@@ -100,12 +100,12 @@ def check_adapter_config(config: dict[str, Any]) -> None:
         said = f"{CONFIG} has init_lora_weights {cut_name(begun)!r}, which changes the model itself"
         raise BadModel(said, NO_ADAPTER)
     if config.get("layer_replication"):
-        raise BadModel(f"{CONFIG} asks for layers to be repeated, which is not done here", NO_ADAPTER)
+        raise BadModel(f"{CONFIG} asks for repeated layers, which are not supported", NO_ADAPTER)
     patterns = [config.get(name) for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")]
     patterns += [list(config.get(name) or ()) for name in ("rank_pattern", "alpha_pattern")]
     words = itertools.chain.from_iterable(item if isinstance(item, list) else [item] for item in patterns if item)
     if strange := [word for word in words if not (isinstance(word, str) and PATTERN.fullmatch(word))]:
-        raise BadModel(f"{CONFIG} names modules by {cut_name(str(strange[0]))!r}, which is not read here", NO_ADAPTER)
+        raise BadModel(f"{CONFIG} names modules by {cut_name(str(strange[0]))!r}, which is not supported", NO_ADAPTER)
 
 
 def check_adapter_fits(model: PreTrainedModel, config: dict[str, object], tensors: dict[str, Tensor]) -> None:
@@ -137,7 +137,7 @@ def attach(model: PreTrainedModel, folder: Path, merge: bool, emit: JobContext) 
     """Return a model with an adapter put on or merged in; the model itself is changed by it."""
     config, tensors = read_adapter(folder)
     check_adapter_fits(model, config, tensors)
-    emit(Progress("put the adapter on"))
+    emit(Progress("applying the adapter"))
     try:
         with emit.uninterruptible():
             return _attached(model, folder, merge, tensors)

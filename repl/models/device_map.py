@@ -56,7 +56,7 @@ def offload_folder(words: str) -> str:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         why = (error.strerror or str(error)).lower()
-        raise UsageError(f"no weights can be kept in {str(folder)!r}: {why}", "/offload_folder default") from error
+        raise UsageError(f"cannot write weights to {str(folder)!r}: {why}", "/offload_folder default") from error
     return str(folder)
 
 
@@ -70,7 +70,7 @@ def placement_remarks(load: Load, places: Mapping[str, str]) -> list[str]:
     """Say what slows a model down where it lies, and what setting had no effect."""
     said = []
     if load.max_memory and load.device not in SPREADING:
-        said.append(f"max_memory has no effect with device {load.device} · /device auto spreads by it")
+        said.append(f"max_memory has no effect with device {load.device} · /device auto uses it")
     tally = tally_layers(places)
     whole, slow = sum(tally.values()), {place: tally[place] for place in ("cpu", "disk") if place in tally}
     alone = set(places.values()) == {"cpu"}
@@ -91,4 +91,4 @@ def _free() -> str:
         rooms = [(torch.cuda.mem_get_info(number)[0], number) for number in range(torch.cuda.device_count())]
         room, number = max(rooms)
         return f"cuda:{number} has {room / 2**30:.0f} GiB free" if room > 2**30 else ""
-    return "mps is there" if torch.backends.mps.is_available() else ""
+    return "mps is available" if torch.backends.mps.is_available() else ""

@@ -100,17 +100,17 @@ def require_text_model(config: PreTrainedConfig) -> None:
         known = ", ".join(map(str, config.languages))
         raise BadModel(f"config.json has no default_language, which {name} needs: one of {known}")
     if auto_class(config).__name__ == "AutoModelForImageTextToText" and config.is_encoder_decoder:
-        raise BadModel(f"{name} is an encoder with a decoder, which is not a causal language model")
+        raise BadModel(f"{name} is an encoder-decoder model, not a causal language model")
     if not issubclass(kind, GenerationMixin):
-        raise BadModel(f"{name} does not write text token by token")
+        raise BadModel(f"{name} does not generate text token by token")
     given = inspect.signature(kind.generate).parameters.values()
     if any(each.name.startswith("pixel") and each.default is each.empty for each in given):
-        raise BadModel(f"{name} needs an image with every message, and a conversation here is text alone")
+        raise BadModel(f"{name} needs an image with every message; conversations here are text only")
 
 
 def load_tokenizer(found: locate.LocalModel, load: Load, emit: JobContext) -> PreTrainedTokenizerBase:
     """Read the tokenizer; raises `BadModel`."""
-    emit(Progress("read the tokenizer"))
+    emit(Progress("loading the tokenizer"))
     extra = {"gguf_file": found.gguf_file} if found.gguf_file else {}
     try:
         with emit.uninterruptible():
@@ -130,11 +130,11 @@ def _unread(found: locate.LocalModel, load: Load, error: BaseException) -> ReplE
         needs.found = found
         return needs
     if (name := validate.pieces_file(found.folder)) and not _has("sentencepiece", "google.protobuf"):
-        said = f"the tokenizer in {found.folder} is {name} alone, which is read with the sentencepiece package"
+        said = f"the tokenizer in {found.folder} is {name} only, which needs the sentencepiece package"
         return MissingExtra(said, "pip install sentencepiece protobuf")
     fast = not found.gguf_file and (found.folder / "tokenizer.json").is_file()
     if fast and not isinstance(read_json(found.folder, "tokenizer.json").get("model"), dict):
-        return bad_file("tokenizer.json", "has no model in it: it is no tokenizer")
+        return bad_file("tokenizer.json", "contains no tokenizer model")
     return BadModel(f"the tokenizer in {found.folder} does not load: {sentence(error)}")
 
 
@@ -151,8 +151,8 @@ def load_weights(
     """Read the weights into a model; returns it with the library's report on tensors."""
     with emit.uninterruptible():
         causal, seeing = _classes(config)  # imports the model's own code
-    emit(Progress("read weights"))
-    with log.follow_bars(lambda _, done, total: emit(Progress("read weights", done, total, "tensors"))):
+    emit(Progress("loading weights"))
+    with log.follow_bars(lambda _, done, total: emit(Progress("loading weights", done, total, "tensors"))):
         options = {"config": config, "output_loading_info": True, **_options(load, found, form)}
         read, report = auto_class(config).from_pretrained(str(found.folder), **options)
         if report["missing_keys"] and causal and seeing not in (None, causal):
@@ -189,9 +189,9 @@ def _answers(model: PreTrainedModel) -> None:
 def _why_silent(config: PreTrainedConfig, name: str) -> str:
     """Say in plain words that a model does not answer text, which the library's own `generate` has shown."""
     if "Assistant" in name:
-        return f"{name} only drafts for the model that it was made for, and does not answer by itself"
+        return f"{name} only drafts for the model that it was made for, and does not answer on its own"
     if auto_class(config).__name__ == "AutoModelForImageTextToText":
-        return f"{name} does not answer text alone: the library's own generate() fails with it"
+        return f"{name} cannot answer text alone: the library's own generate() fails with it"
     return f"{name} cannot be used: the library's own generate() fails with it"
 
 
@@ -210,6 +210,4 @@ def _modest(config: PreTrainedConfig) -> None:
     """Refuse a model whose own decoding would search without end."""
     for name in ("num_beams", "num_return_sequences"):
         if isinstance(value := getattr(config, name, None), int) and value > MAX_SEQUENCES:
-            raise BadModel(
-                f"generation_config.json asks for {name} {value}, more than the {MAX_SEQUENCES} that make sense"
-            )
+            raise BadModel(f"generation_config.json asks for {name} {value}, more than the limit of {MAX_SEQUENCES}")

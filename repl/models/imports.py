@@ -16,7 +16,7 @@ def import_libraries(emit: JobContext) -> None:
     """Import torch and transformers once; an import that is broken off cannot be made good."""
     if "transformers.generation.utils" in sys.modules:
         return
-    emit(Progress("import torch and transformers"))
+    emit(Progress("importing torch and transformers"))
     with emit.uninterruptible():
         run_isolated(_import)  # what is frozen below holds on to the frames it was made in, and what those came to hold
 

@@ -94,7 +94,7 @@ def _bare(load: Load, emit: JobContext, offline: bool, make_room: MakeRoom, cons
 
 def _packed(model: PreTrainedModel, load: Load, emit: JobContext) -> packed_linear.Packing:
     if "disk" in device_map.read_device_map(model).values():
-        said = f"{load.quantize} packs weights in memory, and some are on disk"
+        said = f"{load.quantize} quantizes weights in memory, but some are on disk"
         raise BadModel(said, "/max_memory default", "/quantize none")
     return packed_linear.pack(model, load.quantize, emit)
 
@@ -132,7 +132,7 @@ def _builtin(emit: JobContext, offline: bool) -> Path:
     if not offline:
         return builtin.folder(paths.cache_folder(), emit)
     if (made := builtin.ready(paths.cache_folder())) is None:
-        raise Unreachable("the built-in model is not made yet, and this session is offline", "/model FOLDER")
+        raise Unreachable("the built-in model is not downloaded yet, and this session is offline", "/model FOLDER")
     return made
 
 
@@ -179,7 +179,7 @@ def _facts(load: Load, base: BaseModel, model: PreTrainedModel, began: float) ->
 def _beyond(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[str]:
     """Say that a tokenizer makes ids that the model has no embedding for."""
     count = len(tokenizer)
-    said = f"the tokenizer has {count} tokens, the embedding {vocabulary}: text with one of the others cannot be read"
+    said = f"the tokenizer has {count} tokens, the embedding {vocabulary}: tokens beyond that cannot be used"
     return [said] if 0 < vocabulary < count else []
 
 

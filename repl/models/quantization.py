@@ -40,7 +40,7 @@ def stored_form(folder: Path) -> str:
     for part in (config, inner):
         found = part.get("quantization_config") if isinstance(part, dict) else None
         if isinstance(found, dict):
-            bits = "bitsandbytes" if found.get("load_in_4bit") or found.get("load_in_8bit") else "an unnamed form"
+            bits = "bitsandbytes" if found.get("load_in_4bit") or found.get("load_in_8bit") else "an unnamed format"
             return str(found.get("quant_method") or bits)[:40]
     return ""
 
@@ -107,7 +107,7 @@ def quantization_config(load: Load) -> Any:
     ours = load.quantize in PACKED_FORMS
     package = "torchao" if ours else "bitsandbytes"
     if not is_installed(package):
-        here = f"/device cpu packs {load.quantize} without it" if ours else f"/quantize int{load.quantize[0]}"
+        here = f"/device cpu quantizes to {load.quantize} without it" if ours else f"/quantize int{load.quantize[0]}"
         where = "on a GPU" if goes_to_gpu(load) else "on the CPU"
         raise MissingExtra(f"{load.quantize} {where} needs the {package} package", EXTRA, here)
     if load.quantize == "8bit":
@@ -125,13 +125,11 @@ def quantization_remarks(load: Load, weights: Weights, packing: Any, size: int) 
     said = []
     if packing:
         eight = ", the head in 8 bits" if load.quantize == "int4" else ""
-        kept = f", {packing.left} of another shape left as they are" if packing.left else ""
-        said.append(
-            f"{packing.linears} linear layers packed in {load.quantize}{eight}{kept}; prompts are read no faster"
-        )
+        kept = f", {packing.left} of other shapes not quantized" if packing.left else ""
+        said.append(f"{packing.linears} linear layers quantized to {load.quantize}{eight}{kept}; prefill is not faster")
     if load.quantize != "none":
-        said.append("what that changes in its replies: /diverge quantize=none")
+        said.append("/diverge quantize=none shows what that changes")
     if weights.format == "gguf" and not packing:
         before, after = (f"{number / 2**20:.0f} MiB" for number in (weights.bytes, size))
-        said.append(f"dequantized: {before} in the file, {after} in memory · /quantize int4 packs it again")
+        said.append(f"dequantized: {before} in the file, {after} in memory · /quantize int4 quantizes it again")
     return said

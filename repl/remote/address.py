@@ -53,7 +53,7 @@ def read_address(words: str) -> Address:
     except ValueError as error:
         raise UsageError(f"{text!r} is not a URL: {error}", "/connect http://127.0.0.1:8000") from None
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise UsageError("a key does not belong into the URL", "/connect URL --key-env NAME")
+        raise UsageError("do not put a key into the URL", "/connect URL --key-env NAME")
     if parts.scheme not in ("http", "https") or not host or any(letter.isspace() for letter in whole):
         raise UsageError(f"{text!r} is not the URL of a server", "/connect http://127.0.0.1:8000")
     found = Address(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}")

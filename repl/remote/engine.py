@@ -52,7 +52,7 @@ class Connected(Served):
 
 def reach(where: Address, model: str, emit: JobContext) -> "Remote":
     """Ask a server what it offers; returns an engine that is nobody's yet. Raises `ReplError`."""
-    emit(Progress(f"ask {where.host}"))
+    emit(Progress(f"asking {where.host}"))
     remote = Remote(where)
     try:
         remote.list_models(emit)
@@ -247,7 +247,7 @@ class Remote:
         if request.chats and request.prefill and self.kind.continues is None:
             raise NeedsLocal("what would follow a reply", "/next TEXT")
         if not self.kind.alternatives:
-            raise UsageError(f"{self.host} gives no log-probabilities")
+            raise UsageError(f"{self.host} returns no log-probabilities")
         tops: list[tuple[tuple[int, str, float], ...]] = []
         view = replace(request.settings.view, logprobs=min(count, self.kind.alternatives), probs="off")
         plain = replace(request.settings, decode=Decode(max_new_tokens=1), view=view)
@@ -255,7 +255,7 @@ class Remote:
         if done.finish == "cancelled":
             raise Cancelled
         if not (found := next(filter(None, tops), ())):
-            raise UsageError(f"{self.host} gives no log-probabilities")
+            raise UsageError(f"{self.host} returns no log-probabilities")
         return tuple((text, value) for _, text, value in found[:count])
 
     def check(self, request: Request) -> None:
@@ -266,9 +266,9 @@ class Remote:
         if decode.max_length:
             raise UsageError("max_length counts the prompt, which the server does", "/max_length default", "/max 50")
         if request.ids and not self.kind.takes_ids:
-            raise NeedsLocal("going on from token ids")
+            raise NeedsLocal("continuing from token ids")
         if request.chats and request.prefill and self.kind.continues is None:
-            raise NeedsLocal("a reply with a given beginning", *([] if request.begun else ["/prefill forgets it"]))
+            raise NeedsLocal("a reply with a prefill", *([] if request.begun else ["/prefill removes it"]))
         if decode.format:
             self.check_form(decode.format, request.chats)
         if decode.format and (request.prefill or request.ids):
@@ -288,21 +288,21 @@ class Remote:
     def _hear(self, heard: StreamedReply, emit: JobContext) -> None:
         """Ask until the server answers: without what it refuses, later where it says so, shorter where allowed."""
         for _ in range(MAX_WAITS + MAX_MENDS + len(DROPPABLE) + len(heard.messages)):
-            emit(Progress(f"wait for {self.host}"))
+            emit(Progress(f"waiting for {self.host}"))
             heard.afresh()
             try:
                 for event in self.wire.stream(heard.path, heard.body(), emit):
                     heard.take(event)
                     if heard.endless:
                         heard.finish = "length"
-                        emit(Notice(f"{self.host} went on past max_new_tokens and was stopped"))
+                        emit(Notice(f"{self.host} exceeded max_new_tokens and was stopped"))
                         break
                 return heard.end()
             except Refusal as refused:
                 if heard.begun:
                     raise Failed(f"{self.host}: {refused.words}", "/retry") from refused
                 self._mend(refused, heard, emit)
-        raise Failed(f"{self.host} keeps refusing", "/retry")
+        raise Failed(f"{self.host} keeps rejecting the request", "/retry")
 
     def _mend(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> None:
         """Do about a refusal what can be done, so that the request is worth sending again; raises what is left."""
@@ -322,7 +322,7 @@ class Remote:
             return False
         name, most = found
         self._state.limits[name] = most
-        emit(Notice(f"{self.host} gives at most {most} alternatives: {name} is {most}"))
+        emit(Notice(f"{self.host} returns at most {most} alternatives: {name} is {most}"))
         return True
 
     def _drop(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
@@ -335,7 +335,7 @@ class Remote:
         names += ["top_logprobs"] if "logprobs" in names and "top_logprobs" in body else []
         if names:
             self._state.refused.update(names)
-            emit(Notice(f"{self.host} does not take {', '.join(names)}: left out"))
+            emit(Notice(f"{self.host} does not support {', '.join(names)}: left out"))
         return bool(names)
 
     def _wait(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
@@ -359,7 +359,7 @@ class Remote:
         if not (asked and 0 < room < (heard.room or asked)):
             return heard.shorten()
         heard.room = room
-        emit(Notice(f"max_new_tokens is {room} for this reply: the context of {limit} ends there"))
+        emit(Notice(f"max_new_tokens is {room} for this reply: the context is {limit} tokens"))
         return True
 
 
@@ -367,7 +367,9 @@ def require_server(remote: Remote | None, turn: Turn) -> Remote:
     """Return the server that made a reply; raises `UsageError` unless it is connected."""
     host = require_record(turn).server
     if remote is None or remote.host != host:
-        raise UsageError(f"exchange {turn.exchange} was made by {host}, which is not connected", f"/connect {host}")
+        raise UsageError(
+            f"exchange {turn.exchange} was generated by {host}, which is not connected", f"/connect {host}"
+        )
     return remote
 
 

@@ -94,7 +94,7 @@ class ServerConnection:
             shown = shortened(self._clean(data), 60)
             raise Failed(f"{self.where.host} sent an event that is not JSON: {shown!r}", "/retry") from error
         if not isinstance(found, dict):
-            raise Failed(f"{self.where.host} sent an event that is no object", "/retry")
+            raise Failed(f"{self.where.host} sent an event that is not a JSON object", "/retry")
         if found.get("error") or found.get("object") == "error" or kind == "error":
             raise read_event_error(json.loads(self._clean(data)))
         return found
@@ -137,17 +137,17 @@ class ServerConnection:
             raise Refusal(head.status_code, body, head.headers.get("retry-after", ""))
 
     def _stranger(self, what: str) -> ReplError:
-        return Failed(f"{self.where.host} does not speak the OpenAI protocol: it answers {what}", "/connect URL")
+        return Failed(f"{self.where.host} does not speak the OpenAI protocol: it returned {what}", "/connect URL")
 
     def _broken(self, error: Exception, begun: bool) -> ReplError:
         host, words = self.where.host, re.sub(r"^\[Errno -?\d+\] |\(_ssl.*", "", self._clean(sentence(error))).strip()
         if begun:
-            return Failed(f"{host} broke off in the middle of its answer", "/retry")
+            return Failed(f"{host} closed the connection in the middle of its answer", "/retry")
         if "CERTIFICATE" in words:
             return Unreachable(f"the certificate of {host} cannot be trusted: {words}")
         if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError | OSError):
             return Unreachable(f"no server answers at {host}: {words}", "/connect URL")
-        return Failed(f"{host} broke off before it answered: {words}", "/retry")
+        return Failed(f"{host} closed the connection before it answered: {words}", "/retry")
 
     def _clean(self, text: str) -> str:
         """Take the key out of what a server says: some repeat it."""

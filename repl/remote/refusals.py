@@ -31,8 +31,8 @@ PROMPT_TOKENS = re.compile(
 )
 TAG = re.compile(r"<[^>]*>")
 OVERFLOW_CHOICES = (
-    ("/overflow drop_oldest", "leave out the oldest messages as needed"),
-    ("/clear", "begin a new conversation with this message"),
+    ("/overflow drop_oldest", "drop the oldest messages as needed"),
+    ("/clear", "start a new conversation with this message"),
 )
 
 
@@ -138,16 +138,20 @@ def to_error(
     if status in (404, 405):
         return path_not_found(host, path, words)
     if refused.full:
-        figures = f"the prompt has {refused.prompt} tokens, the context of {host} holds {refused.context}"
+        figures = f"the prompt has {refused.prompt} tokens, but the context of {host} is {refused.context}"
         plain = f"the conversation is too long for {host}: {words}"
         said = figures if 0 < refused.context <= refused.prompt else plain
         return Overflow(said, choices=() if alone else OVERFLOW_CHOICES)
     if status in (401, 403):
-        return ReplError(f"{host} refuses the key, or wants one: {words}", "/connect URL --key-env NAME")
+        return ReplError(f"{host} rejected the key, or needs one: {words}", "/connect URL --key-env NAME")
     what = {429: "has too many requests", 503: "is not ready"}.get(status, f"failed ({status})")
     if status >= 500 or status in (424, 429):
         return Failed(f"{host} {what}: {words}", "/retry")
-    return UsageError(f"{host} refuses this ({status}): {words}") if status else Failed(f"{host}: {words}", "/retry")
+    return (
+        UsageError(f"{host} rejected the request ({status}): {words}")
+        if status
+        else Failed(f"{host}: {words}", "/retry")
+    )
 
 
 def lacks_model(refused: Refusal, model: str) -> bool:

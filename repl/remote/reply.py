@@ -203,7 +203,7 @@ class StreamedReply:
         gone = context_window.oldest(self.messages) if self.request.settings.decode.overflow == "drop_oldest" else []
         if gone:
             self.dropped += [self.turns[place] for place in gone]
-            self.emit(Notice(f"the oldest {counted(len(gone), 'message')} left out: the context is full"))
+            self.emit(Notice(f"the oldest {counted(len(gone), 'message')} dropped: the context is full"))
             self.messages = [one for place, one in enumerate(self.messages) if place not in gone]
             self.turns = [turn for place, turn in enumerate(self.turns) if place not in gone]
         return bool(gone)
@@ -212,7 +212,7 @@ class StreamedReply:
         """Say what was set and has no effect there, once for each."""
         view = self.request.settings.view
         if not self.peer.kind.alternatives and (view.logprobs or view.probs != "off"):
-            self._tell_once("log-probabilities", f"{self.peer.host} gives no log-probabilities")
+            self._tell_once("log-probabilities", f"{self.peer.host} returns no log-probabilities")
         for name in unheeded_settings(self.request.settings, self.peer.kind, self.request.chats):
             self._tell_once(name, f"{name} has no effect with {self.peer.kind.name}")
 
@@ -340,9 +340,9 @@ class StreamedReply:
         if self._ended in BROKEN:
             raise Failed(f"{host} gave up in the middle of its answer ({self._ended})", "/retry")
         if not (self.finish or self._usage or self._texts):
-            raise Failed(f"{host} answered with nothing", "/retry")
+            raise Failed(f"{host} returned an empty answer", "/retry")
         if not self.finish:
-            raise Failed(f"{host} closed before the reply had ended", "/retry")
+            raise Failed(f"{host} closed the connection before the reply ended", "/retry")
         told = {
             "refusal": f"the model at {host} refuses to answer this",
             "content_filter": f"the content filter of {host} ended the reply",
@@ -353,14 +353,14 @@ class StreamedReply:
             self.emit(Notice(f"the model calls a tool: {describe(call)}"))
 
     def _strange(self) -> Failed:
-        return Failed(f"{self.peer.host} sent an event that is not of the protocol", "/retry")
+        return Failed(f"{self.peer.host} sent an event that the protocol does not have", "/retry")
 
     def _tell_measures(self, first: Token) -> None:
         """Say what the server does not give, before the first text of the answer: a line of its own."""
         if first.logprob is None and not self._tally.begun:
-            self._tell_once("log-probabilities", f"{self.peer.host} gives no log-probabilities")
+            self._tell_once("log-probabilities", f"{self.peer.host} returns no log-probabilities")
         elif self.request.settings.view.probs == "entropy":
-            self._tell_once("entropy", f"{self.peer.host} gives no entropy: the colours go by probability")
+            self._tell_once("entropy", f"{self.peer.host} returns no entropy: colours show probability")
 
     def _tell_once(self, about: str, words: str) -> None:
         if about not in self.peer.told:

@@ -122,7 +122,7 @@ class Archive:
     def _part(self) -> None:
         """Go on as a session of our own."""
         if self.id:
-            self.warn("this session goes on in another program: what you say here is saved as a session of its own")
+            self.warn("this session is open in another program: what follows is saved as a session of its own")
         self.id = ""
         self._stored.clear()
         self._owed = set(self._turns)
@@ -139,7 +139,7 @@ class Archive:
         if self._failing:
             self._failing = False
             self._run(f"pragma busy_timeout = {database.BUSY_TIMEOUT_S * 1000:.0f}")
-            self.warn("the conversation is saved again, with what was missing")
+            self.warn("the conversation is being saved again; nothing is missing")
 
     def _create(self) -> str:
         name, now = secrets.token_hex(4), time.time()
@@ -213,7 +213,7 @@ class Archive:
         below = (turn for turn in turns.values() if turn.parent is not None)
         lost = [turn for turn in below if turn.parent not in turns or turn.parent >= turn.id]
         if lost:
-            self.warn(f"what came before {counted(len(lost), 'message')} is lost: a conversation begins there")
+            self.warn(f"the turns before {counted(len(lost), 'message')} are lost: a conversation starts there")
         return turns | {turn.id: replace(turn, parent=None) for turn in lost}
 
     def _named(self, id: str) -> str:

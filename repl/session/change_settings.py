@@ -1,4 +1,4 @@
-"""Turn a knob: words become settings, at once for decoding and view, through a load for the rest."""
+"""Change settings: decoding and view settings at once, load settings by loading the model again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -82,7 +82,7 @@ def apply(session: Session, words: SettingWords) -> Message:
     """Change decoding or view settings, all of them or none; says what has no effect as things stand."""
     full = [(settings.find_setting(name), text) for name, text in words]
     if set(decoding.LENGTH_LIMITS) <= {name for name, text in full if text != "default"}:
-        raise UsageError("max_new_tokens and max_length exclude each other: give one")
+        raise UsageError("max_new_tokens and max_length cannot be combined: give one")
     before = session.settings
     session.change(changed(before, full, parts=("decode", "view")))
     aside = [name for name in decoding.LENGTH_LIMITS if before.get(name) and session.settings.get(name) is None]
@@ -197,7 +197,9 @@ def read_field(session: Session, name: str, word: str) -> tuple[str, object]:
     if session.remote is None and value is not None:
         resident, before = session.store.current(), session.settings
         if "offloaded" in str(value) and resident.model.device.type == "cpu":
-            raise UsageError(f"{name} {value} moves between a GPU and the CPU: this model is on the CPU", STATIC_CACHE)
+            raise UsageError(
+                f"{name} {value} moves the cache between GPU and CPU, but this model is on the CPU", STATIC_CACHE
+            )
         said = _refusal(resident, put_field(before, name, value))
         if said and not _refusal(resident, before):
             hints = f"/set {name} {fields.find_field(name).example}", f"/set {name} none"

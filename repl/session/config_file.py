@@ -142,7 +142,7 @@ def toml_value(name: str, chosen: object) -> str:
 
 def config_template() -> str:
     """Return a config file with every setting in it, commented out and explained."""
-    lines = ["# hub-repl: remove the # in front of what you want to set; /settings shows what counts.", ""]
+    lines = ["# hub-repl: remove the # before a setting to use it; /settings shows the values in effect.", ""]
     for part in settings.SPECS:
         lines.append(f"# {part} settings")
         for name in (name for name, home in settings.places().items() if home == part):

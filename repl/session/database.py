@@ -54,7 +54,7 @@ def open_database(path: Path, steps: Migrations = MIGRATIONS) -> Database:
     try:
         return Database(_connect(path, steps))
     except Newer:
-        return Database(None, False, "the archive belongs to a newer hub-repl; this session is not saved")
+        return Database(None, False, "the archive was written by a newer hub-repl; this session is not saved")
     except (Damaged, sqlite3.Error, OSError) as error:
         return _replaced(path, steps) if damaged(path, error) else _readable(path, reason(error))
 
@@ -73,7 +73,7 @@ def reason(error: Exception) -> str:
         sqlite3.SQLITE_FULL: "the disk is full",
         sqlite3.SQLITE_READONLY: "it is read-only",
         sqlite3.SQLITE_CANTOPEN: "its folder cannot be written",
-        sqlite3.SQLITE_BUSY: "another program keeps it locked",
+        sqlite3.SQLITE_BUSY: "another program has locked it",
         sqlite3.SQLITE_CORRUPT: "it is damaged",
         sqlite3.SQLITE_NOTADB: "it is damaged",
     }
@@ -161,7 +161,7 @@ def _replaced(path: Path, steps: Migrations) -> Database:
                     raise
             name = _set_aside(path)
             return Database(
-                _connect(path, steps), True, f"the archive was damaged and is kept as {name}; a new one begins"
+                _connect(path, steps), True, f"the archive was damaged and is kept as {name}; a new one was started"
             )
     except (Damaged, Newer, Timeout, sqlite3.Error, OSError) as error:
         return Database(None, False, f"the archive is damaged ({reason(error)}); this session is not saved")

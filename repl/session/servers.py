@@ -25,11 +25,11 @@ def server_address(session: Session, url: str, key_env: str = "", insecure: bool
     table = session.engines.get(url, {"url": url})
     found = read_address(table["url"])
     if found.host not in session.trusted and not (insecure or found.encrypted or found.loopback):
-        effect = "everyone on the way can read what you send, a key included"
+        effect = "anyone on the way can read what you send, including a key"
         said = f"{found.host} is another machine, and http is not encrypted"
         raise UsageError(said, choices=((f"/connect {url} --insecure", effect),), again=False)
     if session.store.offline and not found.loopback:
-        raise UsageError("this session is offline, only servers on this machine can be reached", "/connect 127.0.0.1")
+        raise UsageError("this session is offline: only servers on this machine can be used", "/connect 127.0.0.1")
     return Address(found.url, server_key(found, key_env or table.get("key_env", "")))
 
 
@@ -41,5 +41,5 @@ def server_key(where: Address, name: str) -> str:
     if not found:
         raise UsageError(f"the variable {name} is not set", f"export {name}=...")
     if not re.fullmatch(r"[!-~]+", found):
-        raise UsageError(f"the variable {name} does not hold a key: there are blanks or other characters in it")
+        raise UsageError(f"the variable {name} does not hold a key: it contains spaces or other invalid characters")
     return found

@@ -23,7 +23,7 @@ class ShownPart:
 def fold_parts(parts: Parts, mode: str) -> Parts:
     """Return the parts of a reply that was made before, as a setting shows them."""
     words = len(parts.thinking.split())
-    line = f"thought {counted(words, 'word')} · /thinking show" if words else ""
+    line = f"{counted(words, 'word')} of thinking · /thinking show" if words else ""
     return replace(parts, thinking={"show": parts.thinking, "fold": line, "hide": ""}[mode])
 
 

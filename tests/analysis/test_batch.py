@@ -215,7 +215,7 @@ BAD = [
     ({"prompt": "x", "temprature": 1}, "no setting 'temprature', did you mean temperature?"),
     ({"prompt": "x", "temperature": "warm"}, "temperature 'warm' is not a number"),
     ({"prompt": "x", "dtype": "float16"}, "dtype belongs to loading"),
-    ({"prompt": "x", "messages": [{"role": "user", "content": "y"}]}, "exclude each other"),
+    ({"prompt": "x", "messages": [{"role": "user", "content": "y"}]}, "cannot be combined"),
     ({"messages": [{"role": "user"}]}, "messages is no list of objects"),
     ({"messages": [{"role": "user", "content": "y"}]}, "messages need a chat template"),
     ({"prompt": "x " * 200}, "the prompt has"),

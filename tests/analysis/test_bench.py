@@ -184,7 +184,7 @@ def test_a_dtype_that_the_model_has_is_no_second_copy(gpt2_folder):
 def test_a_length_that_does_not_fit_is_said(session):
     found = run(session, "/bench --prompt-tokens 500 --new-tokens 4 --repeats 1")
     assert found.rows == []
-    assert "504 tokens do not fit into the context of 128" in found.problems[0]
+    assert "(504 tokens) exceed the context of 128" in found.problems[0]
 
 
 @pytest.mark.slow

@@ -227,7 +227,7 @@ def test_lines_that_cannot_be_answered_are_said_and_the_rest_counts(gpt2_folder,
         ("/choose yes | | no -- Is it?", "an answer is empty"),
         ("/choose yes -- Is it?", "needs two answers"),
         ("/choose yes | no | yes -- Is it?", "'yes' is there twice"),
-        ("/choose yes | no", "nothing was asked yet"),
+        ("/choose yes | no", "there is no message yet"),
         ("/choose yes", "needs two answers"),
     ],
 )

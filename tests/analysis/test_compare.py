@@ -124,7 +124,7 @@ def test_a_field_of_the_library_is_a_setting_too(chat: Session) -> None:
     assert columns[0].done.token_ids[0] == first
     assert first not in columns[1].done.token_ids
     assert first not in run(chat, f"/retry suppress_tokens=[{first}]").token_ids
-    with pytest.raises(UsageError, match="no token of this model"):
+    with pytest.raises(UsageError, match="not a token of this model"):
         run(chat, "/retry suppress_tokens=[99999999]")
 
 
@@ -328,7 +328,7 @@ def test_a_column_that_fails_says_why_and_the_others_go_on(chat: Session) -> Non
 def test_words_that_are_missing_or_wrong_start_nothing(chat: Session) -> None:
     for line, said in (
         ("/compare", "needs models or settings"),
-        ("/compare now greedy", "nothing was asked yet"),
+        ("/compare now greedy", "there is no message yet"),
         ("/compare now greedy -- ", "the prompt is empty"),
         ("/compare now temprature=1 -- x", "did you mean"),
     ):
@@ -545,7 +545,7 @@ def test_a_window_shows_the_end_of_long_columns_and_no_more_rows_than_it_has(wid
     for column in (0, 1):
         for number in range(300):
             live.take(ColumnEvent(column, Token(f"w{column}-{number} 三只", number)))
-    live.take(ColumnEvent(2, Progress("read weights", 1, 4, "tensors")))
+    live.take(ColumnEvent(2, Progress("loading weights", 1, 4, "tensors")))
     rows = console.render_lines(live.drawn(), console.options.update(height=None), pad=False)
     text = ["".join(part.text for part in row) for row in rows]
     assert len(text) <= 12
@@ -553,7 +553,7 @@ def test_a_window_shows_the_end_of_long_columns_and_no_more_rows_than_it_has(wid
     whole = " ".join(text)
     assert "w1-299" in whole
     assert "w1-0 " not in whole
-    assert "read weights 25 %" in whole
+    assert "loading weights 25 %" in whole
 
 
 def test_a_column_shows_the_best_beam_until_the_search_has_ended() -> None:

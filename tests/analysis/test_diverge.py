@@ -196,7 +196,7 @@ def test_another_model_with_the_same_tokenizer(llama_folder, tmp_path):
 def test_another_tokenizer_is_refused_with_the_reason(llama_folder, metaspace_folder):
     with opened(llama_folder, max_new_tokens=4) as session:
         ask(session, PROMPT)
-        with pytest.raises(UsageError, match=r"another tokenizer: .* of the 500 tokens"):
+        with pytest.raises(UsageError, match=r"a different tokenizer: .* of the 500 tokens"):
             run(session, f"/diverge model={metaspace_folder}")
         assert len(session.store.residents()) == 1
 
@@ -228,7 +228,7 @@ def test_what_does_not_fit_beside_is_loaded_in_turn(llama_folder):
         ("dtype=float16 temperature=0.7", "temperature does not change the model's logits"),
         ("dtype=bf17", "'bf17' is not one of"),
         ("dtype=float32", "is how .* is loaded already"),
-        ("dtype=float16", "nothing was asked yet"),
+        ("dtype=float16", "there is no message yet"),
         ("-- hello", "needs a load setting"),
     ],
 )
@@ -266,7 +266,7 @@ def test_the_result_is_whole_in_json(llama_folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["make a greedy reply", "compare"])
+@pytest.mark.parametrize("stage", ["generating a greedy reply", "compare"])
 def test_a_cancel_leaves_everything_as_it_was(stage, llama_folder):
     """Wherever it comes, the model, the conversation and the next reply are the same."""
     with opened(llama_folder, max_new_tokens=30) as session:

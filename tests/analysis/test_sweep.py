@@ -197,7 +197,7 @@ def test_what_comes_to_the_same_is_made_once(gpt2_folder):
         ("seed=1,2", "seed '1,2' is not"),
         ("temperature=1 n=5000", "n '5000' is not"),
         ("top_k=1,2,3,4,5 n=400", "2,000 rows"),
-        ("top_p=0.9,1", "nothing was asked yet"),
+        ("top_p=0.9,1", "there is no message yet"),
         ("show 3", "there is no sweep"),
     ],
 )
@@ -373,5 +373,5 @@ def test_rows_refuse_numbers_that_are_none(llama_folder):
         with torch.no_grad():
             resident.model.get_output_embeddings().weight.fill_(float("nan"))
         requests = [Request(session.settings, text=PROMPT)] * 2
-        with pytest.raises(Failed, match="not finite at token 1"):
+        with pytest.raises(Failed, match="NaN or infinite at token 1"):
             Batch(resident, requests, Recorder()).run()

@@ -113,7 +113,7 @@ def test_done_of_json_has_prompt_line_and_logprobs(llama_folder: Path, tmp_path:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--prompts", "in.jsonl", "Hello there"], "a PROMPT and --prompts exclude each other"),
+        (["--prompts", "in.jsonl", "Hello there"], "a PROMPT and --prompts cannot be combined"),
         (["--results", "out.jsonl", "Hello there"], "go with --prompts FILE"),
     ],
 )

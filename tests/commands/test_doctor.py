@@ -78,7 +78,7 @@ def test_a_measurement_can_be_stopped(emit: Recorder) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "reply", "hint"),
-    [(0.25, 0.5, "4.0 times slower"), (0.25, 1.5, "reads prompts 4.0 times slower"), (2.0, 2.0, "2.0 times as fast")],
+    [(0.25, 0.5, "4.0 times slower"), (0.25, 1.5, "prefill is 4.0 times slower"), (2.0, 2.0, "2.0 times as fast")],
 )
 def test_the_advice_is_what_was_measured(prompt: float, reply: float, hint: str) -> None:
     speeds = [MatmulSpeed("float32", "cpu", 10.0, 10.0), MatmulSpeed("bfloat16", "cpu", 10 * prompt, 10 * reply)]

@@ -181,7 +181,7 @@ def test_next_shows_both_distributions_side_by_side(gpt2_folder):
 @pytest.mark.parametrize(
     ("line", "match"),
     [
-        ("/next", "nothing was said"),
+        ("/next", "there is no text yet"),
         ("/next 0", "1 to 1000 tokens, not 0"),
         ("/next 2000", "1 to 1000 tokens, not 2000"),
     ],
@@ -365,7 +365,7 @@ def test_a_greedy_token_is_the_likeliest_behind_the_processors(chat):
     for number in range(1, len(done.token_ids) + 1):
         found = run(chat, f"/why {number}")
         assert (found.how, found.likeliest) == ("greedy", found.id)
-    assert "taken as the likeliest" in drawn(found)
+    assert "greedy: the most likely token" in drawn(found)
 
 
 def test_a_continued_token_has_the_reply_before_it_in_its_prompt(chat):
@@ -389,7 +389,7 @@ def test_a_token_of_a_beam_search_is_weighed_with_its_sequence(chat):
     ask(chat, "hello")
     found = run(chat, "/why 1")
     assert found.how == "beams"
-    assert "weighs whole sequences" in drawn(found, 200)
+    assert "compares whole sequences" in drawn(found, 200)
 
 
 def test_a_token_is_found_by_its_text(scripted_folder):

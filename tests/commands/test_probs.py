@@ -235,7 +235,7 @@ def test_another_model_does_not_measure_a_turn(llama_folder: Path, gpt2_folder: 
         ask(session, PROMPT)
         forget(session)
         run(session, "/dtype bfloat16")
-        with pytest.raises(ReplError, match="made in float32, the model is loaded in bfloat16") as caught:
+        with pytest.raises(ReplError, match="generated in float32, but the model is loaded in bfloat16") as caught:
             run(session, "/inspect")
         assert caught.value.hints == ("/dtype float32",)
         run(session, f"/model {gpt2_folder}")

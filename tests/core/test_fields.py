@@ -255,7 +255,7 @@ def test_a_field_without_effect_as_things_stand_says_so(tiny, name):
 def test_what_a_chat_is_refused_with_is_said_when_it_is_set(tiny):
     """And the message says it again; a text that is continued takes it."""
     session = tiny[0]
-    assert run(session, "/set token_healing on").choices == (("/mode complete", "continues texts"),)
+    assert run(session, "/set token_healing on").choices == (("/mode complete", "completes text without the template"),)
     with pytest.raises(UsageError, match="plain text"):
         ask(session, "Hello")
     run(session, "/mode complete")
@@ -415,7 +415,7 @@ def test_beams_with_a_temperature_says_that_beams_are_set_and_the_temperature_id
     run(session, "/reset", "/greedy")
     said = run(session, "/beams 4 temperature=0.5").text
     assert said.startswith("beams 4 · ")
-    assert "temperature 0.5 · the beam search does not sample, so it is not used yet" in said
+    assert "temperature 0.5 · beam search does not sample, so it is not used yet" in said
     assert "greedy" not in said
     assert not run(session, f"/next 2 {PROMPT}").greedy
 
@@ -424,7 +424,7 @@ def test_a_text_that_stands_at_max_length_is_told(tiny):
     session = tiny[0]
     run(session, "/reset", "/greedy", "/max_length 12")
     run(session, f"/raw {PROMPT}")
-    with pytest.raises(UsageError, match="12 tokens, max_length is 12") as caught:
+    with pytest.raises(UsageError, match="12 tokens, but max_length is 12") as caught:
         run(session, "/next")
     assert "/max 50" in caught.value.hints
 

@@ -400,8 +400,8 @@ def test_channels_on_a_terminal_follow_the_setting(channeller, tmp_path):
                 rows = "\n".join(terminal.ask(line))
                 assert "Hello" in rows
                 assert "<|" not in rows
-                found = [one for one in ("They greet.", "thought for", "thought 2 words") if one in rows]
-                assert found == (thought if line == "Hi" or shown != "fold" else ["thought 2 words"])
+                found = [one for one in ("They greet.", "thought for", "2 words of thinking") if one in rows]
+                assert found == (thought if line == "Hi" or shown != "fold" else ["2 words of thinking"])
             terminal.ask("/clear")
 
 

@@ -38,7 +38,7 @@ def test_a_model_without_a_limit_takes_anything() -> None:
 
 @pytest.mark.parametrize("policy", ["ask", "stop"])
 def test_what_does_not_fit_is_refused_with_its_numbers(policy: str) -> None:
-    with pytest.raises(Overflow, match="the prompt has 12 tokens, the context holds 12") as caught:
+    with pytest.raises(Overflow, match="the prompt has 12 tokens, but the context is 12") as caught:
         fit_messages(talk([4, 4, 4]), count, 12, 50, policy)
     assert bool(caught.value.choices) == (policy == "ask")
     assert "8 tokens" in str(caught.value.choices) or policy == "stop"
@@ -117,7 +117,7 @@ def test_dropping_is_said_recorded_and_loses_nothing(full: Session) -> None:
     run(full, "/overflow drop_oldest")
     done, events = listen(full, LONG)
     assert done.dropped == (1, 2)
-    assert any("the oldest 2 messages left out" in event.text for event in events if isinstance(event, Notice))
+    assert any("the oldest 2 messages dropped" in event.text for event in events if isinstance(event, Notice))
     assert [turn.id for turn in full.conversation.path()] == [1, 2, 3, 4, 5, 6]
     text = full.store.current().tokenizer.decode(done.prompt_ids)
     assert "more more" in text

@@ -438,7 +438,7 @@ def test_every_config_that_cannot_be_read_ahead_is_known(tiny, values):
 
 def test_lookup_and_assistant_exclude_each_other(session):
     session.settings = session.settings.put("prompt_lookup", 5, "config").put("assistant", "builtin", "config")
-    with pytest.raises(UsageError, match="exclude each other") as refused:
+    with pytest.raises(UsageError, match="cannot be combined") as refused:
         ask(session, "Hi")
     assert refused.value.hints == ("/assistant none", "/prompt_lookup off")
 
@@ -522,7 +522,7 @@ def test_a_model_that_generates_its_own_way_is_left_to_it(tiny):
 
 
 def test_another_tokenizer_is_refused_and_nothing_changes(session, gpt2_folder, recurrent_folder):
-    with pytest.raises(UsageError, match="has another tokenizer"):
+    with pytest.raises(UsageError, match="has a different tokenizer"):
         run(session, f"/assistant {gpt2_folder}")
     assert session.settings.decode.assistant == "none"
     with pytest.raises(UsageError, match="is the model itself"):
@@ -537,7 +537,7 @@ def test_an_assistant_that_no_longer_fits_rests(session, gpt2_folder):
     assert done.token_ids
     assert done.drafts is None
     (said,) = [event.text for event in heard if isinstance(event, Notice)]
-    assert re.match("assistant is off: .* has another tokenizer", said)
+    assert re.match("assistant is off: .* has a different tokenizer", said)
 
 
 @pytest.mark.slow
@@ -601,7 +601,7 @@ def test_the_view_has_words_for_it():
     from repl.generation.fast_paths import FastPath
 
     used, idle = Mode("prompt_lookup", 3, 65, 43, 2.34, 38.4), Mode("assistant", 0, 0, 0, None, None)
-    paths = FastPath("prompt_lookup", True, ""), FastPath("assistant", False, "not chosen: /assistant ID")
+    paths = FastPath("prompt_lookup", True, ""), FastPath("assistant", False, "off: /assistant ID")
     text = drawn(Fast(paths, [used, idle], 16.5))
     assert "prompt_lookup" in text
     assert "2.3 tokens per pass · 43 of 65 proposed tokens accepted · 38.4 tokens/s · 16.5 without" in text
@@ -616,5 +616,5 @@ def test_a_model_that_also_looks_ahead_is_not_read_ahead(tmp_path):
     with opened(tmp_path / "bert", max_new_tokens=4, prompt_lookup=5) as session:
         heard: list[Any] = []
         done = ask(session, TEXT, heard.append)
-    assert any("in another way than one by one" in event.text for event in heard if isinstance(event, Notice))
+    assert any("and one by one" in event.text for event in heard if isinstance(event, Notice))
     assert done.drafts is None

@@ -70,7 +70,7 @@ def test_a_model_without_a_usual_cache_says_so(recurrent_folder):
     with opened(recurrent_folder) as session:
         on, why = states(session)
         assert "prompt_lookup" not in on
-        assert why["prompt_lookup"] != "not chosen: /fast prompt_lookup"
+        assert why["prompt_lookup"] != "off: /fast prompt_lookup"
         assert "KV cache" in why["batched rows"]
         assert why["KV reuse"] == "this model needs a new KV cache for each reply"
 
@@ -83,7 +83,7 @@ def test_reuse_is_off_once_a_trial_has_shown_that_the_model_does_not_go_on_from_
         assert [ask(session, "Say something long to me, and more.").usage.reused for _ in range(2)] == [0, 0]
         on, why = states(session)
         assert "KV reuse" not in on
-        assert why["KV reuse"] == "this model does not go on rightly from a KV cache that was kept"
+        assert why["KV reuse"] == "this model does not continue correctly from a kept KV cache"
 
 
 @pytest.mark.slow

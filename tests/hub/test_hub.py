@@ -189,7 +189,7 @@ def test_progress_adds_up_over_all_files(fake_hub, large):
     fake_hub.add(MODEL, large)
     emit = Recorder()
     found = locate(emit=emit)
-    assert emit.events[0] == Progress("ask the Hub")
+    assert emit.events[0] == Progress("asking the Hub")
     steps = emit.events[1:]
     assert {(step.stage, step.unit) for step in steps} == {("download", "B")}
     total = sum(path.stat().st_size for path in found.folder.rglob("*") if path.is_file()) - len("{}")  # config.json
@@ -394,7 +394,7 @@ def test_a_gated_model_names_the_page_to_accept_its_terms(fake_hub, repository):
     assert error.hints == ("hf auth login",)
 
 
-@pytest.mark.parametrize(("status", "words"), [(401, "does not accept the saved token"), (403, "does not give out")])
+@pytest.mark.parametrize(("status", "words"), [(401, "does not accept the saved token"), (403, "refuses")])
 def test_a_refused_account_is_told_to_log_in(fake_hub, status, words):
     fake_hub.fault = Fault(status=status)
     error = fails(NotFound)
@@ -414,12 +414,12 @@ def test_a_bad_revision_comes_with_those_that_exist(fake_hub, repository):
 @pytest.mark.parametrize(
     ("files", "words", "hints"),
     [
-        ("README.md model.safetensors", "holds no config.json", ()),
+        ("README.md model.safetensors", "has no config.json", ()),
         ("adapter_config.json adapter_model.safetensors", "is an adapter", ("/adapter acme/tiny",)),
         ("config.json pytorch_model.bin", "are pickles", ("/allow_pickle true",)),
         ("config.json pytorch_model.bin.index.json", "are pickles", ("/allow_pickle true",)),
-        ("a.gguf b/c.gguf README.md", "GGUF files only", ("/model acme/tiny:a.gguf", "/model acme/tiny:b/c.gguf")),
-        ("config.json tokenizer.json tf_model.h5", "holds no weights", ()),
+        ("a.gguf b/c.gguf README.md", "only GGUF files", ("/model acme/tiny:a.gguf", "/model acme/tiny:b/c.gguf")),
+        ("config.json tokenizer.json tf_model.h5", "has no weights", ()),
         ("config.json model.safetensors.index.json", "has no weight_map", ()),
     ],
 )
@@ -476,7 +476,7 @@ def test_a_cut_line_says_how_far_it_came_and_that_the_file_starts_again(fake_hub
     fake_hub.add(MODEL, large)
     fake_hub.fault = Fault(on="GET .*safetensors", drop_at=25_000_000)
     error = fails(Unreachable)
-    assert error.message == "the download of model.safetensors stopped at 20.9 of 30.0 MB and will start again"
+    assert error.message == "the download of model.safetensors stopped at 20.9 of 30.0 MB and will restart"
     assert error.hints == ("/model acme/tiny",)
     assert (half_made(home), cached(MODEL)) == ([], None)
     fake_hub.fault = Fault(on="^$")

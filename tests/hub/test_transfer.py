@@ -57,11 +57,11 @@ def test_nothing_is_raised_where_xet_calls_from_rust(emit):
 def test_it_says_how_far_a_file_came(emit):
     meter = DownloadProgress(emit, SIZES)
     meter.begin("a")().update(1_000_000)
-    assert meter.stopped() == "the download of a stopped at 1.0 of 1.5 MB and will start again"
+    assert meter.stopped() == "the download of a stopped at 1.0 of 1.5 MB and will restart"
     meter.begin("b")().update(2_125_000_000)
-    assert meter.stopped() == "the download of b stopped at 2,125.0 of 3,000.0 MB and will start again"
+    assert meter.stopped() == "the download of b stopped at 2,125.0 of 3,000.0 MB and will restart"
     meter.begin("c")
-    assert meter.stopped() == "the download of c stopped at 0.0 of 0.0 MB and will start again"
+    assert meter.stopped() == "the download of c stopped at 0.0 of 0.0 MB and will restart"
 
 
 def test_the_log_of_the_library_stays_off_the_terminal(emit, capfd, caplog):
@@ -78,7 +78,7 @@ def test_waiting_for_a_busy_hub_is_said(emit):
     """The library waits in silence where it is told to come back later."""
     prepare(emit)
     call_hub(lambda: logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s [Retry 4/5]."), emit)
-    assert Progress("wait for the Hub to answer") in emit.events
+    assert Progress("waiting for the Hub") in emit.events
 
 
 def test_a_call_that_was_left_ends_when_it_logs(emit):

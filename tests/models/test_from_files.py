@@ -14,7 +14,7 @@ BROKEN = {
     b'{"model": {"type": "BPE",\n': "tokenizer.json is not JSON (line 2, column 1)",
     b"\xff\xfe": "tokenizer.json is not JSON",
     b"[1]": "tokenizer.json is not a JSON object",
-    b"{}": "tokenizer.json has no model in it: it is no tokenizer",
+    b"{}": "tokenizer.json contains no tokenizer model",
 }
 
 

@@ -164,7 +164,7 @@ def test_a_header_on_the_hub_that_lies_is_refused(
     header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **entry}}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     fake_hub.add("acme/liar", tmp_path)
-    with planning() as session, pytest.raises(BadModel, match="weights of 'acme/liar' are no safetensors files"):
+    with planning() as session, pytest.raises(BadModel, match="weights of 'acme/liar' are not safetensors files"):
         driving.run(session, "/plan acme/liar")
 
 

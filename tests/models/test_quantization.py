@@ -33,7 +33,7 @@ def stored(llama_folder: Path, tmp_path: Path) -> Any:
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
         ({"quant_method": "awq"}, "awq"),
         ({"load_in_4bit": True}, "bitsandbytes"),
-        ({"bits": 4}, "an unnamed form"),
+        ({"bits": 4}, "an unnamed format"),
     ],
 )
 def test_the_form_that_weights_are_stored_in_is_read_from_the_config(stored, values, form):

@@ -54,7 +54,7 @@ def test_the_error_says_what_was_needed_and_what_is_free(session: Session) -> No
     said = error.message
     for part in ("memory ran out", "weights", "KV cache", "working memory", "cpu has", "GiB free"):
         assert part in said, said
-    assert f"memory ran out: {amount(WANTED)} more were asked for; needed for " in said
+    assert f"memory ran out: {amount(WANTED)} more requested; needed for " in said
     assert "\n" not in said
     assert session.conversation.turns
 
@@ -153,9 +153,9 @@ def test_every_beam_keeps_a_cache_and_a_pass_reads_the_prompt_alone(session: Ses
     [
         (
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 3145728 bytes.",
-            "3 MiB more were asked for",
+            "3 MiB more requested",
         ),
-        ("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity", "2.50 GiB more were asked for"),
+        ("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity", "2.50 GiB more requested"),
         ("unable to mmap 5 bytes from file <model.safetensors>: Cannot allocate memory (12)", "unable to mmap 5 bytes"),
     ],
 )

@@ -216,7 +216,7 @@ def test_what_a_server_does_not_take_is_left_out_and_said_once(
     run(session, "/sample top_k=4 temperature=0.5")
     done, events = listen(session, "Hi")
     assert [("top_k" in body, body["temperature"]) for body in server.sent] == [(True, 0.5), (False, 0.5)]
-    assert "does not take" in noticed(events)[0]
+    assert "does not support" in noticed(events)[0]
     assert "top_k" in noticed(events)[0]
     assert (done.text, "top_k" in done.decode, "top_k" in done.model.sent) == ("Fine.", False, False)
     _, events = listen(session, "Again")
@@ -379,7 +379,7 @@ def test_views_of_a_server_say_what_they_do_not_know(
     run(session, "/probs entropy")
     found = run(session, line)
     shown = plain(found)
-    assert f"of the 2 likeliest, as {server.host} gives them" in shown
+    assert f"of the 2 most likely, as {server.host} gives them" in shown
     assert "entropy is not known" in shown
     assert found.by == "on"
     if line == "/inspect":
@@ -464,7 +464,7 @@ def test_next_of_a_text_goes_by_completion(session: Session, server: FakeServer)
 
 
 def test_next_of_a_server_that_gives_none_is_one_sentence(session: Session, server: FakeServer) -> None:
-    with pytest.raises(UsageError, match="gives no log-probabilities"):
+    with pytest.raises(UsageError, match="returns no log-probabilities"):
         run(session, "/next The sea")
 
 
@@ -496,7 +496,7 @@ def test_a_server_that_is_silent_can_be_left(session: Session, server: FakeServe
     while not server.sent:
         events += task.job.poll(0.05)
     task.job.cancel()
-    assert events == [Progress(f"wait for {server.host}")]
+    assert events == [Progress(f"waiting for {server.host}")]
     assert finish(task).finish == "cancelled"
     assert server.left.wait(PATIENCE), "the connection stays open"
 
@@ -535,15 +535,15 @@ def test_a_reply_without_end_is_stopped(session: Session, server: FakeServer) ->
         (refusal(500, "oops"), Failed, r"failed \(500\): oops", ""),
         (refusal(503, "loading the model"), Failed, "not ready: loading the model", ""),
         (Answer([b"<html>busy"], 502, "text/html"), Failed, ": busy", ""),
-        (Answer([b"<html>hello"], kind="text/html"), Failed, "answers text/html", ""),
-        (Answer([chunk("Once "), CUT]), Failed, "broke off", "Once "),
-        (Answer([chunk("Once ")]), Failed, "closed before", "Once "),
-        (Answer([]), Failed, "answered with nothing", ""),
-        (Answer([CUT]), Failed, "broke off", ""),
+        (Answer([b"<html>hello"], kind="text/html"), Failed, "returned text/html", ""),
+        (Answer([chunk("Once "), CUT]), Failed, "closed the connection", "Once "),
+        (Answer([chunk("Once ")]), Failed, "closed the connection before", "Once "),
+        (Answer([]), Failed, "returned an empty answer", ""),
+        (Answer([CUT]), Failed, "closed the connection", ""),
         (Answer([chunk("Once "), b"data: {upon\n\n"]), Failed, "not JSON: '{upon'", "Once "),
-        (Answer([chunk("Once "), b"data: [1]\n\n"]), Failed, "no object", "Once "),
-        (Answer([chunk("Once "), event({"choices": [3]})]), Failed, "not of the protocol", "Once "),
-        (Answer([chunk("Once "), event({"choices": [{"delta": [1]}]})]), Failed, "not of the protocol", "Once "),
+        (Answer([chunk("Once "), b"data: [1]\n\n"]), Failed, "not a JSON object", "Once "),
+        (Answer([chunk("Once "), event({"choices": [3]})]), Failed, "the protocol does not have", "Once "),
+        (Answer([chunk("Once "), event({"choices": [{"delta": [1]}]})]), Failed, "the protocol does not have", "Once "),
         (Answer([chunk("Once "), event({"error": "CUDA out of memory"})]), Failed, "CUDA out of memory", "Once "),
         (Answer([chunk("Once "), event({"error": {"message": "it broke"}})]), Failed, "it broke", "Once "),
         (Answer([chunk("Once "), b"data: \xff\xfe\n\n"]), Failed, "not JSON", "Once "),
@@ -605,7 +605,7 @@ def test_a_long_talk_is_shortened_where_that_is_allowed(session: Session, server
     done, events = listen(session, "three")
     assert [message["content"] for message in server.sent[-1]["messages"]] == ["three"]
     assert (done.text, len(done.dropped)) == ("Short.", 2)
-    assert "left out" in noticed(events)[0]
+    assert "dropped" in noticed(events)[0]
     server.answers = [full]
     with pytest.raises(Overflow) as caught:
         ask(session, "four")
@@ -742,10 +742,10 @@ def test_a_reply_goes_on_nowhere_else(session: Session) -> None:
         run(session, f"/connect {server.host}")
         ask(session, "Tell")
         run(session, "/prefill Once")
-        with pytest.raises(NeedsLocal, match="a reply with a given beginning") as caught:
+        with pytest.raises(NeedsLocal, match="a reply with a prefill") as caught:
             ask(session, "Tell")
         assert len(server.sent) == 1
-        assert "/prefill forgets it" in caught.value.hints
+        assert "/prefill removes it" in caught.value.hints
         run(session, "/prefill")
         assert ask(session, "Tell").text == "Hello there."
 

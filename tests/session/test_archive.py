@@ -491,7 +491,7 @@ def test_a_damaged_archive_is_set_aside_and_a_new_one_begins(path: Path, harm: C
     archive, sentence = Archive.open(path)
     kept = [file for file in path.parent.iterdir() if ".damaged-" in file.name]
     assert len(kept) == 1
-    assert sentence == f"the archive was damaged and is kept as {kept[0].name}; a new one begins"
+    assert sentence == f"the archive was damaged and is kept as {kept[0].name}; a new one was started"
     said(archive, "hello")
     archive.close()
     archive = fresh(path)
@@ -527,7 +527,7 @@ def test_the_archive_of_a_newer_program_is_left_alone(path: Path) -> None:
         connection.execute("pragma user_version = 99")
     before = path.read_bytes()
     archive, sentence = Archive.open(path)
-    assert sentence == "the archive belongs to a newer hub-repl; this session is not saved"
+    assert sentence == "the archive was written by a newer hub-repl; this session is not saved"
     archive.warn = pytest.fail
     said(archive, "hello")
     archive.rename("title")
@@ -617,7 +617,7 @@ def test_an_archive_that_another_program_keeps_locked_is_told_once(
     talk.add("user", "one", None)
     talk.add("user", "two", 1)
     assert heard == [
-        "the archive cannot be written: another program keeps it locked; the conversation is no longer being saved"
+        "the archive cannot be written: another program has locked it; the conversation is no longer being saved"
     ]
     lock.execute("rollback")
     lock.close()
@@ -766,7 +766,7 @@ def test_resume_shows_replies_as_the_settings_have_them(session: Session) -> Non
     reply(session, parts["raw"], replace(RECORD, **parts, begun=Parts()))
     result = resume(session, session.archive.id)
     shown = drawn(result, terminal=True)
-    assert "thought 2 words" in shown
+    assert "2 words of thinking" in shown
     assert "\nbold\n" in shown
     assert shown.count("hm hm") == shown.count("**bold**") == 2  # of the title and the question alone
     assert reply_figures(RECORD) in shown
@@ -884,7 +884,7 @@ def test_a_turn_that_stands_nowhere_begins_a_conversation(name: str, tmp_path: P
     found = archive.load()
     assert [turn.id for turn in found.path()] == path
     assert len(found.turns) == 4
-    assert "is lost: a conversation begins there" in said[0]
+    assert "lost: a conversation starts there" in said[0]
     archive.close()
 
 

@@ -122,7 +122,7 @@ def test_edit_alone_takes_the_last_message(session: Session) -> None:
     ask(session, "one")
     ask(session, "two")
     assert run(session, "/edit").draft == "two"
-    with pytest.raises(UsageError, match="no exchange 9: they are numbered 1 to 2"):
+    with pytest.raises(UsageError, match="no exchange 9: exchanges are numbered 1 to 2"):
         run(session, "/edit 9")
 
 

@@ -47,7 +47,7 @@ def test_a_pipe_gets_the_same_text_for_a_screen_reader() -> None:
 
 
 def test_nothing_said_is_nothing_written() -> None:
-    assert drawn([Progress("read weights", 1, 2, "tensors")]) == ("", "")
+    assert drawn([Progress("loading weights", 1, 2, "tensors")]) == ("", "")
 
 
 def test_notices_go_beside_the_answer() -> None:

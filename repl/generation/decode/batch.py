@@ -190,7 +190,7 @@ class Batch:
         self._alone = [row for row in self.rows if row not in self._batch]
         self.together = len(self._batch)
         if self._alone and not self.alone:
-            self.alone = "beams, or a setting that needs a cache of its own"
+            self.alone = "beams, or a setting that needs its own cache"
 
     def _encode(self, request: Request) -> PromptIds:
         config = arguments.of_settings(self._resident, request.settings).config
@@ -214,7 +214,7 @@ class Batch:
         """Make the replies; False where the user stopped it: what there is of each is kept."""
         try:
             if self._batch:
-                self._batch[0].run.guard("the rows stopped", self._share)
+                self._batch[0].run.guard("the batch stopped", self._share)
             for row in self._alone:
                 self._follow(row)
                 if row.made and row.made.done.finish == "cancelled":

@@ -203,7 +203,7 @@ class Drafting:
         if reason := self.blocked or refusal(model, config, ids.shape[-1]):
             return reason
         if not self.resident.runtime.kv_cache.may_go_on(model, kv_cache.croppable_cache(model), some):
-            return "this model reads several tokens at once in another way than one by one"
+            return "this model's logits differ between several tokens at once and one by one"
         return ""
 
     def _find_assistant(self) -> str:
@@ -258,7 +258,7 @@ def load_assistant(resident: Model, chosen: Settings, emit: JobContext, get: Get
     if helper.model is resident.model:
         reason = f"{name} is the model itself"
     elif resident.tokenizer.get_vocab() != helper.tokenizer.get_vocab():
-        reason = f"{name} has another tokenizer than {resident.facts.name}"
+        reason = f"{name} has a different tokenizer from {resident.facts.name}"
     elif refusal(helper.model, helper.model.generation_config, 1):
         reason = f"the KV cache of {name} cannot be cropped"
     if reason:

@@ -118,10 +118,10 @@ def nan_guard(facts: ModelInfo, prompt: int, masked: bool = False) -> Callable[[
 
 def not_finite(facts: ModelInfo, place: int) -> Failed:
     """Make the error for logits that are no numbers."""
-    said = f"the model's numbers are not finite at token {place}"
+    said = f"the model's logits are NaN or infinite at token {place}"
     if facts.dtype == "float32":
         return Failed(f"{said}: its weights may be damaged", "/reload", "/model ID")
-    return Failed(f"{said}: {facts.dtype} may be too narrow for it", "/dtype float32")
+    return Failed(f"{said}: {facts.dtype} may not have the range for it", "/dtype float32")
 
 
 def evaluate(logits: Tensor, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, count: int = 0) -> list[Scored]:

@@ -99,7 +99,7 @@ def stages(
     for processor in processors(resident.model, chosen, prompt, mask, own):
         name, value = _named(processor)
         if name in REMEMBERS and made:
-            raise Failed(f"{name} depends on the tokens before in a way that is not kept", "/next")
+            raise Failed(f"{name} depends on earlier tokens in a way that is not recorded", "/next")
         with torch.no_grad():
             scores = processor(ids, scores.clone())
         found.append(Stage(name, value, scores[0]))

@@ -36,8 +36,8 @@ except ImportError:  # Windows has none
 WAY_OUT = ("/mode complete", "/raw TEXT")  # plain rendering needs no template
 CONTROL_MARKS = re.compile("[\U000f0000\U000f0001]")  # what the library puts around control tokens that a person typed
 THOUGHTS = {tag.opens.strip(): tag.closes for tag in TAGS if tag.kind == THINKING}
-FOLDED = "the chat template has no place for a system text: it was put in front of your first message"
-DROPPED = "the chat template leaves the system text out"
+FOLDED = "the chat template has no system message: it was put before your first message"
+DROPPED = "the chat template ignores the system message"
 CHANNEL = "<|channel|>"  # how gpt-oss names the parts of a reply
 MAX_PARSED = 500  # replies that are remembered as they were read
 MAX_TEMPLATE_S = 10.0  # that a template may take, which is done in milliseconds as a rule
@@ -259,7 +259,7 @@ def render_chat(
     written, notice = _with_system(write, messages)
     ids = template.encode(written)
     if not ids:
-        raise Failed("the chat template makes nothing of this chat", *WAY_OUT)
+        raise Failed("the chat template returns nothing for this conversation", *WAY_OUT)
     return Rendered(ids, written.text, notice)
 
 
@@ -352,7 +352,7 @@ def argument(
     short, known = name.removeprefix(PREFIX).replace("-", "_"), variables(tokenizer, values)
     if short not in known:
         close = closest_match(short, known)
-        reads = f"it reads {', '.join(known)}" if known else "it reads none"
+        reads = f"it uses {', '.join(known)}" if known else "it uses none"
         hints = [f"/set {PREFIX}{close} {word}"] if close else []
         raise UsageError(f"the chat template has no variable {short!r}, {reads}", *hints)
     value = _read_value(word)
@@ -389,14 +389,14 @@ def _translated(error: Exception) -> ReplError:
         return Failed(error.message, *WAY_OUT)
     starts = {
         "TemplateSyntaxError": f"the chat template does not parse, line {getattr(error, 'lineno', 0)}: ",
-        "SecurityError": "the chat template does what none may do: ",
-        "UndefinedError": "the chat template reads what is not there: ",
+        "SecurityError": "the chat template does something that is not allowed: ",
+        "UndefinedError": "the chat template uses an undefined value: ",
         "MemoryError": "the chat template needs too much memory",
-        "RecursionError": "the chat template calls itself without end",
+        "RecursionError": "the chat template recurses without end",
     }
     kinds = [kind.__name__ for kind in type(error).__mro__]
     if kinds[0] == "TemplateError":  # what `raise_exception` raises
-        return TemplateRefused(f"the chat template refuses this chat: {_short(error)}", *WAY_OUT)
+        return TemplateRefused(f"the chat template refuses this conversation: {_short(error)}", *WAY_OUT)
     start = next((starts[kind] for kind in kinds if kind in starts), "the chat template fails: ")
     return Failed(start + (_short(error) if start.endswith(": ") else ""), *WAY_OUT)
 

@@ -72,7 +72,7 @@ def _overflow(
     context: int,
     policy: str,
 ) -> Overflow:
-    said = f"the prompt has {len(ids)} tokens, the context holds {context}"
+    said = f"the prompt has {len(ids)} tokens, but the context is {context}"
     first = oldest(messages)
     if not first:
         return Overflow(f"{said}: this message alone is too long")
@@ -85,9 +85,9 @@ def _overflow(
         choices=(
             (
                 "/overflow drop_oldest",
-                f"leave out the oldest messages as needed, the first exchange has {freed} tokens",
+                f"drop the oldest messages as needed; the first exchange has {freed} tokens",
             ),
-            ("/clear", "begin a new conversation with this message"),
+            ("/clear", "start a new conversation with this message"),
         ),
     )
 
@@ -103,13 +103,13 @@ def encode_prompt(resident: Model, request: Request, wanted: int, emit: JobConte
     if not request.chats:
         ids = [int(token) for token in resident.tokenizer(request.text)["input_ids"]]
         if not ids:
-            raise UsageError("the prompt is empty: the model needs at least one token to go on from")
+            raise UsageError("the prompt is empty: the model needs at least one token to continue")
         return PromptIds(ids)
     fitted = _fitted(resident, request, wanted, emit)
     dropped = tuple(request.turns[place] for place in fitted.dropped)
     if dropped:
         left = counted(len(dropped), "message")
-        emit(Notice(f"the oldest {left} left out: the context of {resident.facts.context} tokens is full"))
+        emit(Notice(f"the oldest {left} dropped: the context of {resident.facts.context} tokens is full"))
     return PromptIds(fitted.ids, dropped)
 
 

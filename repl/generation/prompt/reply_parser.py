@@ -18,7 +18,7 @@ PARSE_S = 5.0  # a response template may hold a pattern that runs without end
 Tell = Callable[[str], None]
 FIELD_KINDS = {**dict.fromkeys(REASONING_FIELDS, THINKING), "content": ANSWER, "tool_calls": CALL}
 TAIL_TOKENS = 256  # of the prompt in front of a reply: the template's beginning of it stands there
-FAILED = "the model's response template cannot be used: thoughts and tool calls are told apart by their tags"
+FAILED = "the model's response template cannot be used: thoughts and tool calls are recognised by their tags"
 
 
 def reply_form(tokenizer: PreTrainedTokenizerBase) -> Form:

@@ -89,7 +89,7 @@ def on_disk(needs: Needs, load: Load, rooms: Sequence[Room]) -> list[tuple[str, 
     most = ",".join(f"{name}={size}MiB" for name, size in held.items())
     left = amount(max(0, needs.weights - (sum(held.values()) << 20)))
     change = {"device": "auto", "max_memory": most, "offload_folder": str(paths.cache_folder() / "offload")}
-    return [(load_line(load, change), f"{left} of the weights stay on disk, read again for every token: slow")]
+    return [(load_line(load, change), f"{left} of the weights stay on disk and are read again for every token: slow")]
 
 
 def typed_name(load: Load) -> str:
@@ -111,7 +111,7 @@ def format_needs(needs: Needs) -> str:
     """Say how much, and of what it is made up."""
     parts = {"weights": needs.weights, "KV cache": needs.cache, "working memory": needs.working}
     if needs.loading == needs.total:
-        parts = {"all weights before they are packed": needs.loading}
+        parts = {"all weights before quantization": needs.loading}
     return f"{amount(needs.total)} ({', '.join(f'{word} {amount(size)}' for word, size in parts.items())})"
 
 

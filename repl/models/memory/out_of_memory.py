@@ -34,7 +34,7 @@ def out_of_memory(resident: LoadedModel[Any], config: GenerationConfig, prompt: 
         if (needs.total - less.total) * WORTHWHILE > needs.total
     ]
     if "cpu" not in resident.facts.device_map.values():
-        choices.append(("/device cpu", "slower, in the machine's own memory"))
+        choices.append(("/device cpu", "slower, in main memory"))
     said = (
         f"memory ran out: {amount_asked(words)}; needed for {prompt + made} tokens: {fit.format_needs(needs)}; {free}"
     )
@@ -69,12 +69,12 @@ def amount_asked(words: str) -> str:
     found = ASKED.search(words)
     if found is None:
         return words
-    return f"{amount(int(float(found[1]) * UNITS.get(found[2], 1)))} more were asked for"
+    return f"{amount(int(float(found[1]) * UNITS.get(found[2], 1)))} more requested"
 
 
 def dead(words: str) -> Failed | None:
     """Make the error for an accelerator that answers nothing more in this process; None for any other failure."""
     if not any(sign in words for sign in DEAD):
         return None
-    said = "the GPU stopped at an error after which it does nothing more for this process; the session is saved"
+    said = "the GPU failed and cannot be used again by this process; the session is saved"
     return Failed(said, "/quit", "hub-repl --resume")

