@@ -493,7 +493,7 @@ def test_a_cancelled_download_says_what_is_kept(fake_hub, large):
     fake_hub.add(MODEL, large)
     emit = Recorder()
     emit.until = lambda event: event.done > 10_000_000
-    with pytest.raises(Cancelled, match=r"come whole are kept, model.safetensors will start again"):
+    with pytest.raises(Cancelled, match=r"complete files are kept; model.safetensors will restart"):
         locate(emit=emit)
     fake_hub.requests.clear()
     assert (locate().folder / "model.safetensors").read_bytes() == (large / "model.safetensors").read_bytes()
