@@ -191,7 +191,7 @@ def _foot(number: int, column: Column, result: Answers) -> str:
 def _figures(column: Column, done: Reply) -> dict[str, str]:
     """Return the figures of an answer by their names; empty words for what is not known."""
     mean, bits, ttft, speed = column.mean_logprob, column.bits_per_byte, done.timing.ttft_s, done.timing.decode_tps
-    ended = {"cancelled": "stopped by you", "length": "cut"}.get(done.finish, "")
+    ended = {"cancelled": "stopped", "length": "cut"}.get(done.finish, "")
     return {
         "tokens": join_facts(f"{done.usage.completion:,}", ended),
         "first token": "" if ttft is None else f"{ttft:.2f} s",
@@ -210,7 +210,7 @@ def _parted(number: int, column: Column, result: Answers) -> str:
         done = column.done
         end = " as far as it went" if done and done.finish == "cancelled" else ""
         return "" if number == good[0] or column.problem else f"same as {good[0]}{end}"
-    where = f"token {found.token}: {quote(found.text)}" if found.text else f"token {found.token}: the end"
+    where = f"token {found.token}\n  {quote(found.text) if found.text else 'the end'}"  # on a row of its own
     return f"diverges at {where}" if number == good[0] else f"differs from {good[0]} at {where}"
 
 

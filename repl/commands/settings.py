@@ -90,7 +90,7 @@ def _tables(result: Table_, width: int) -> Iterator[RenderableType]:
     for title, rows in result.groups.items():
         yield Text(title, "bold")
         table = Table.grid(padding=(0, 2))
-        table.add_column(style="accent", min_width=NAME_COLUMNS, no_wrap=True)
+        table.add_column(style="accent" if title == "changed" else "", min_width=NAME_COLUMNS, no_wrap=True)
         table.add_column(min_width=VALUE_COLUMNS, overflow="fold")
         table.add_column(style="quiet", overflow="fold")
         for row in rows:
@@ -109,6 +109,8 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
     /set template.chat_template NAME chooses one of several chat templates. /set FIELD none turns off a field that the
     model's own generation_config sets, /set FIELD default returns to the model's value.
     """
+    if "=" in name and not value:
+        name, _, value = name.partition("=")
     name = {theirs: ours for ours, theirs in decoding.OURS.items()}.get(name, name)
     if decoding.is_setting(name):
         return change(session, settings.find_setting(name), value)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated
 
 from rich.cells import cell_len
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from repl.generation.decode.batch import BatchReply
 
 MIN_OPENING_CELLS = 16  # least columns worth giving to the beginning of a text beside the figures
+MIN_SHARED_LETTERS = 20  # letters with which all replies begin, to be said once
 LESSER_COLUMNS = ("distinct-2", "end", "logprob")  # left out in this order where a window is narrow
 SWEEP_WORDS = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penalty=1,1.1", "show")
 
@@ -128,18 +130,19 @@ def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
     widths = [max(map(cell_len, column)) for column in columns]
     room = width - sum(widths) - 2 * len(widths)
     heads, *rows = map(list, zip(*columns, strict=True))
-    told = [(cells, *one) for cells, one in zip(rows, shown, strict=True)]
+    begun = _shared_beginning([row.text for row, _ in shown])
+    if begun:
+        yield Text(f"all begin: {clean_line(begun)}", "quiet")
+    told = [(cells, _rest(row.text, begun), style) for cells, (row, style) in zip(rows, shown, strict=True)]
     if room >= MIN_OPENING_CELLS:
-        lines = [
-            [*(Text(cell, "quiet") for cell in cells), _opening(row.text, room, style)] for cells, row, style in told
-        ]
+        lines = [[*(Text(cell, "quiet") for cell in cells), _opening(text, room, style)] for cells, text, style in told]
         yield grid("r" * len(heads) + "l", lines, [*heads, ""])
     else:
         yield Text(_aligned(heads, widths), "quiet")
-        for cells, row, style in told:
+        for cells, text, style in told:
             figures = _aligned(cells, widths)
             yield Text(figures, "quiet")
-            yield Text("   ") + _opening(row.text, max(20, room + cell_len(figures) - 3), style)
+            yield Text("   ") + _opening(text, max(20, room + cell_len(figures) - 3), style)
     yield fact_line(_said(found))
     if found.lines:
         yield Text.assemble(
@@ -162,6 +165,18 @@ def _figures(row: SweepRow) -> list[str]:
         "" if row.logprob is None else f"{row.logprob:.2f}",
         parts if row.number else "",
     ]
+
+
+def _shared_beginning(texts: list[str]) -> str:
+    """Return the words that all texts begin with, where they are enough to be said once."""
+    places = zip(*(text.split() for text in texts), strict=False)
+    begun = " ".join(words[0] for words in takewhile(lambda words: len(set(words)) == 1, places))
+    return begun if len(texts) > 1 and len(begun) >= MIN_SHARED_LETTERS else ""
+
+
+def _rest(text: str, begun: str) -> str:
+    """Return what follows the words said once."""
+    return f"… {' '.join(text.split())[len(begun) :].lstrip()}" if begun else text
 
 
 def _opening(text: str, most: int, style: str) -> Text:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from repl.analysis.sweep import Sweep, distinct, first_difference, plan_grid
 from repl.commands import registry
+from repl.commands.sweep import _rest, _shared_beginning
 from repl.core.decoding import NOTHING
 from repl.core.errors import UsageError
 from repl.core.events import Progress
@@ -358,6 +359,15 @@ def test_the_table_fits_its_window(width, llama_folder):
     text = drawn(found, width)
     assert all(cell_len(row) <= width for row in text.splitlines())
     assert "/pick N" in text
+
+
+def test_a_shared_beginning_is_said_once():
+    """It ends with a whole word; a single row, or rows with little in common, are shown whole."""
+    rows = ["The old lighthouse keeper was\nawake.", "The old lighthouse  keeper went home."]
+    begun = _shared_beginning(rows)
+    assert begun == "The old lighthouse keeper"
+    assert [_rest(row, begun) for row in rows] == ["… was awake.", "… went home."]
+    assert _shared_beginning(rows[:1]) == _shared_beginning(["The sea.", "The sun."]) == ""
 
 
 def test_rows_refuse_numbers_that_are_none(llama_folder):

@@ -398,6 +398,24 @@ def test_the_chosen_row_is_always_in_sight(tmp_path: Path, session: Session, siz
     )
 
 
+def test_no_range_in_tokens_is_cut_in_60_columns(session: Session) -> None:
+    """What is cut, such as a long form, says so."""
+    panel = _opened(session)
+    lines = [line for _, line in panel.lines(60)]
+    assert all(len(line) < 60 for line in lines)
+    assert any(line.endswith("tokens from 1 up") for line in lines)
+    assert any(line.endswith("sequences from 1 to 1000") for line in lines)
+    assert not any(" of tokens" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_the_menu_says_which_of_how_many_are_in_sight(tmp_path: Path, session: Session) -> None:
+    """At the bottom of the screen too it takes twelve rows."""
+    desk = Desk(tmp_path, session, (24, 80))
+    desk.glass.write("\r\n" * 22)
+    desk.run("/", desk.shows(" 1-12 of "), DOWN, desk.shows(" 1 of "), CLEAR)
+
+
 def _opened(session: Session) -> Panel:
     panel = Panel(session)
     panel.open()

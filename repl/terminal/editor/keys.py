@@ -34,9 +34,9 @@ PAGE_ROWS = 10  # settings that Page Up and Page Down pass over
 FOOT_ROWS = 4  # of the settings view, in a window of at least 12 rows
 
 
-def menu(rows: int) -> int:
-    """Return how many rows below the line are kept free for completions, in a window of so many."""
-    return max(1, min(6, rows // 3))
+def menu(rows: int, shown: bool = False) -> int:
+    """Return how many rows are kept for the line and completions, in a window of so many: more while they show."""
+    return max(1, min(13, rows // 2 + 1) if shown else min(6, rows // 3))
 
 
 def bindings(stop: Callable[[], object], folds: Folds) -> KeyBindings:
@@ -170,7 +170,8 @@ class SideView:
         return Dimension(min=rows, max=rows)
 
     def _rows(self) -> StyleAndTextTuples:
-        return [(style, line + "\n") for style, line in self._panel.lines()] if self._panel else []
+        columns = get_app().output.get_size().columns
+        return [(style, line + "\n") for style, line in self._panel.lines(columns)] if self._panel else []
 
     def _foot(self) -> StyleAndTextTuples:
         return (

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import EditingMode
@@ -24,7 +25,7 @@ from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyPress
 from prompt_toolkit.keys import Keys
-from prompt_toolkit.layout import HSplit
+from prompt_toolkit.layout import CompletionsMenu, HSplit, Window, walk
 from prompt_toolkit.output import ColorDepth, Output, create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
@@ -176,6 +177,7 @@ class Editor:
         view = SideView(lambda: self.backend.panel(self._adapt), self._prompt.default_buffer)
         self._prompt.key_bindings = view.keys(keys)
         self._prompt.complete_while_typing = ~view.shown  # else rows would be kept free for completions
+        self._prompt.default_buffer.on_completions_changed += self._keep_rows
         layout = self._prompt.layout.container
         assert isinstance(layout, HSplit)
         layout.children.insert(-1, view.container)  # above the toolbar
@@ -195,7 +197,7 @@ class Editor:
         if draft and typed_ahead and not typed_ahead[0].data[:1].isspace():
             draft += "\n"  # what was typed or pasted meanwhile is not part of its last word
         self._adapt()
-        self._prompt.reserve_space_for_menu = menu(self.output.get_size().rows)
+        self._keep_rows(self._prompt.default_buffer)
         line = self.run(lambda: self._prompt.prompt(default=self._folds.entry(draft), pre_run=self._watch))
         return self._folds.whole(line)
 
@@ -246,6 +248,17 @@ class Editor:
                 self.output.disable_bracketed_paste()
                 self.output.flush()
 
+    def _keep_rows(self, line: Buffer) -> None:
+        self._prompt.reserve_space_for_menu = menu(self.output.get_size().rows, line.complete_state is not None)
+
+    def _offered(self, count: int, chosen: int | None) -> str:
+        """Say which of the completions are in sight, or which one is chosen."""
+        if chosen is not None:
+            return f"{chosen + 1} of {count}"
+        found = [each.content for each in walk(self._prompt.layout.container) if isinstance(each, CompletionsMenu)]
+        drawn = [each.render_info for each in found if isinstance(each, Window) and each.render_info]
+        return f"1-{min(count, drawn[0].window_height)} of {count}" if drawn else f"{count} to choose from"
+
     def _stop(self) -> None:
         self._says_how_to_leave = not self.backend.stop_load()
 
@@ -255,8 +268,7 @@ class Editor:
         if self._says_how_to_leave and not buffer.text:
             lead = "Ctrl-D leaves"
         if (offered := buffer.complete_state) and (count := len(offered.completions)):
-            chosen = "" if offered.complete_index is None else f"{offered.complete_index + 1} of "
-            lead = f"{chosen}{count} to choose from"
+            lead = self._offered(count, offered.complete_index)
         if self._prompt.editing_mode == EditingMode.VI:
             mode = get_app().vi_state.input_mode.removeprefix("vi-").replace("navigation", "normal")
             lead = join_facts(lead, mode)

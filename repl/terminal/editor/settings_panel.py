@@ -13,7 +13,7 @@ from repl.session.session import Session
 
 PANEL_KEYS = "arrows, or type a value · Backspace resets · Esc closes"
 VALUE_COLUMNS = 14
-RANGE = re.compile("^(?:a whole number|a number|one of) ")  # what the range of a setting begins with
+RANGE = re.compile("^(?:a whole number(?: of)?|a number|one of) ")  # what the range of a setting begins with
 
 
 class Panel:
@@ -23,7 +23,7 @@ class Panel:
         self._session = session
         self._changed = changed
         shown = {title: names for title, names in settings.GROUPS.items() if settings.places()[names[0]] != "load"}
-        self._titles_and_names = [line for title, names in shown.items() for line in (title, *names)]
+        self._lines = [line for title, names in shown.items() for line in (title, *names)]
         self._names = [name for names in shown.values() for name in names]
         self.at = 0
         self.typed = ""
@@ -87,22 +87,24 @@ class Panel:
     @property
     def cursor(self) -> int:
         """Return which of the lines is the chosen one."""
-        return self._titles_and_names.index(self.chosen.name)
+        return self._lines.index(self.chosen.name)
 
-    def lines(self) -> list[tuple[str, str]]:
+    def lines(self, columns: int) -> list[tuple[str, str]]:
         """Return the style and text of each line: the headings, and for each setting its name, value and range."""
         rows = {row.name: row for row in self.rows}
+        width = min(VALUE_COLUMNS, max([len(self.typed) + 1, *(len(row.text) for row in self.rows)]))
+        drawn = [self._row(rows[line], width) if line in rows else ("class:panel.group", line) for line in self._lines]
         return [
-            self._row(rows[line]) if line in rows else ("class:panel.group", line) for line in self._titles_and_names
+            (style, ascii_signs(f"{line[: columns - 4]}…") if len(line) >= columns else line) for style, line in drawn
         ]
 
-    def _row(self, row: Setting) -> tuple[str, str]:
+    def _row(self, row: Setting, width: int) -> tuple[str, str]:
         chosen = row is self.chosen
         value = f"{clean_line(self.typed)}_" if chosen and self.typed else row.text
-        value = value if len(value) <= VALUE_COLUMNS else value[: VALUE_COLUMNS - 1] + "…"
+        value = value if len(value) <= width else value[: width - 1] + "…"
         style = "class:panel.chosen" if chosen else "" if row.origin in ORIGINS else "class:panel.changed"
         name, takes = row.name.ljust(max(map(len, self._names))), RANGE.sub("", row.takes)
-        return style, ascii_signs(f"{' >' if chosen else '  '} {name}  {value:<{VALUE_COLUMNS}}  {takes}")
+        return style, ascii_signs(f"{' >' if chosen else '  '} {name} {value:<{width}}  {takes}")
 
     def foot(self, columns: int) -> list[str]:
         """Return what the chosen setting does and takes, and what was said last or the keys there are."""
