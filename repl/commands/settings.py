@@ -44,13 +44,14 @@ def _(result: Setting) -> RenderableType:
 def all_settings(session: Session, words: Annotated[str, RestOfLine()] = "") -> Table_:
     """Show all settings with values and origins, changed ones first.
 
-    /settings beams shows those with that word in their name or help.
+    /settings beams shows those with that word in their name, help or group.
     """
     groups = {title: [describe(session, name) for name in names] for title, names in settings.GROUPS.items()}
     groups["other"] = _others(session)
     rows = [row for group in groups.values() for row in group]
     changed = [row for row in rows if row.origin not in ORIGINS]
-    fits = [row for row in rows if words.lower() in f"{row.name} {row.help}".lower()]
+    said = [(row, f"{title} {row.name} {row.help}") for title, group in groups.items() for row in group]
+    fits = [row for row, text in said if words.lower() in text.lower()]
     sorted_ = {"changed": changed} | {
         title: [row for row in group if row not in changed] for title, group in groups.items()
     }

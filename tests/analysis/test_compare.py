@@ -254,7 +254,8 @@ def test_the_first_differing_token_is_marked_in_each(chat: Session, other_folder
         assert column.text[mark.start : mark.end] == mark.text
     said = " ".join(drawn(found, 200).split())
     assert f"differs from 1 at token {same + 1}" in said
-    assert "at token 6: the end" in said
+    assert "at token 6 " in said
+    assert "the end" in said
 
 
 def test_other_tokenizers_are_compared_by_text(chat: Session, metaspace_folder: Path) -> None:
