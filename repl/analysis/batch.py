@@ -95,6 +95,7 @@ class LocalBatches:
         self._resident, self._system, self._emit, self._put = resident, system, Quiet(emit), put
         self._rows = rows or MAX_ROWS
         self._tokens = most_tokens(resident)
+        self._lost: OSError | None = None  # what standard output did not take
 
     def answer(self, prompts: Iterable[Prompt]) -> None:
         """Answer prompts, those of like length together; raises `Cancelled`."""
@@ -142,12 +143,16 @@ class LocalBatches:
 
         def heard(place: int, made: "BatchReply") -> None:
             answered.add(place)
-            self._put(Answered(group[place].prompt, made.done, made.logprobs))
+            try:
+                self._put(Answered(group[place].prompt, made.done, made.logprobs))
+            except OSError as error:  # the decode loop would take it for a failure of the model
+                self._lost = error
+                raise Cancelled from error
 
         try:
             requests, prompts = [one.request for one in group], [one.ids for one in group]
             if not decode.batch.Batch(self._resident, requests, self._emit, prompts=prompts, heard=heard).run():
-                raise Cancelled
+                raise self._lost or Cancelled
         except (NoMemory, Failed) as error:
             if "/quit" in error.hints:  # the device does nothing more in this process
                 raise

@@ -15,7 +15,7 @@ from typing import Any
 from repl import generation
 from repl.analysis.prompt_file import Prompt, PromptFile
 from repl.core import decoding
-from repl.core.errors import Cancelled, ReplError, UsageError
+from repl.core.errors import Cancelled, Failed, ReplError, UsageError
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.generation import measure
@@ -269,6 +269,8 @@ def choose_all(resident: Model, file: PromptFile, system: str, emit: JobContext,
         if not made:
             raise
         whole = False
+    if failed and not made:
+        raise Failed(f"no item could be answered · line {failed[0][0]}: {failed[0][1]}")
     return measure_accuracy(file.path, made, failed, whole)
 
 

@@ -342,7 +342,7 @@ class Results:
             with ExitStack() as held:
                 if self._path is not None:
                     held.enter_context(self._locked(self._path))
-                    if self._path.exists():
+                    if self._path.is_file():  # to read a pipe would wait for what is to be written
                         self._take_up(self._path)
                 to = os.dup(1) if self._path is None or self.name == STDOUT else self._path
                 self._file = held.enter_context(open(to, "wb" if isinstance(to, int) else "ab", buffering=0))
@@ -360,7 +360,7 @@ class Results:
         """Keep other runs away from the file: two would both make what is missing."""
         folder = paths.cache_folder() / "batch"
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{sha256(os.fsencode(path.absolute())).hexdigest()[:16]}.lock")
+        lock = FileLock(folder / f"{sha256(os.fsencode(path.resolve())).hexdigest()[:16]}.lock")
         try:
             return lock.acquire(timeout=0)
         except Timeout:
@@ -411,6 +411,8 @@ class Results:
         except OSError as error:
             if self.name == STDOUT:
                 raise
+            with suppress(OSError):  # part of a line would be glued to the next one
+                os.ftruncate(self._file.fileno(), self._file.tell() - len(data) - 1 + len(rest))
             raise ReplError(f"cannot write {self.name!r}: {error.strerror}") from error
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import suppress
 from dataclasses import MISSING
 from functools import cache
 from types import NoneType, UnionType
@@ -42,12 +43,12 @@ def _default(spot: dataclasses.Field[Any]) -> object:
 def _untagged(table: dict[str, Any]) -> object:
     """Read the tags that earlier versions gave to tuples, and to mappings whose keys were no text."""
     match table:
-        case {"()": items, **rest} if not rest:
+        case {"()": [*items], **rest} if not rest:
             return items
-        case {"{}": pairs, **rest} if not rest:
-            return dict(pairs)
-        case _:
-            return table
+        case {"{}": [*pairs], **rest} if not rest:
+            with suppress(TypeError, ValueError):  # keys that were tuples, or no tag but an argument of a tool
+                return dict(pairs)
+    return table
 
 
 def _build(kind: Any, value: Any) -> Any:

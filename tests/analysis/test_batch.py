@@ -1,7 +1,9 @@
 """A file of prompts: each reply is the one that a message of its own would get, and no line is lost or made twice."""
 
 import json
+import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -328,6 +330,50 @@ def test_two_runs_do_not_write_one_file(gpt2_folder, tmp_path):
         refused(session, f"/batch {file} {out}", "line 1 of")
         out.unlink()
         assert run(session, f"/batch --exact {file} {out}").made == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes")
+def test_a_link_to_a_file_is_held_as_the_file(tmp_path):
+    """Two runs by two names would make every line twice."""
+    out, link = tmp_path / "out.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(out)
+    with Results(str(out)), pytest.raises(ReplError, match="another run writes"), Results(str(link)):
+        pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes")
+def test_results_into_a_pipe_are_not_read_first():
+    """Reading it would wait for ever for the results themselves."""
+    reader, writer = os.pipe()
+    with ThreadPoolExecutor() as aside:
+        results = Results(f"/dev/fd/{writer}")
+        entered = aside.submit(results.__enter__)
+        try:
+            entered.result(5).add({"line": 1})
+            results.__exit__(None, None, None)
+            assert os.read(reader, 100) == b'{"line": 1}\n'
+        finally:
+            os.write(writer, b"\n")  # lets one go that reads
+            os.close(writer)
+    os.close(reader)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of a process")
+def test_part_of_a_line_that_a_full_disk_took_is_taken_back(tmp_path):
+    """The next result, of another request, stands on a line of its own."""
+    import resource
+
+    out, limits = tmp_path / "out.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Results(str(out)) as results:
+        results.add({"line": 1})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+        try:
+            with pytest.raises(ReplError, match="cannot write"):
+                results.add({"line": 2, "text": "a" * 100})
+            results.add({"line": 3})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [record["line"] for record in read(out)] == [1, 3]
 
 
 def test_results_with_letters_that_utf8_does_not_have(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from driving import ask, bare, drawn, opened, refused, run
 
 from repl.analysis.choose import Accuracy, Choice, check_options, turn_list, wilson
+from repl.core.errors import Failed
 from repl.core.events import Progress
 from repl.terminal.screen import as_record
 
@@ -215,6 +216,9 @@ def test_lines_that_cannot_be_answered_are_said_and_the_rest_counts(gpt2_folder,
     assert [line for line, _ in found.failed] == [2, 3, 4, 5, 6]
     assert found.answers["box"].items == 1
     assert found.failed[0][1].startswith("the line is no JSON")
+    file.write_text("\n".join(lines[1:3]))
+    with opened(gpt2_folder) as session, pytest.raises(Failed, match="no item could be answered · line 1"):
+        run(session, f"/choose {file}")
     assert "line 5: right is 2" in drawn(found)
 
 

@@ -85,6 +85,21 @@ def test_results_go_to_standard_output_and_everything_else_beside_it(llama_folde
     assert len(made) == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_standard_output_that_takes_nothing_is_no_success(gpt2_folder: Path, tmp_path: Path) -> None:
+    """A full disk is 1 with a sentence, a reader that has gone is 141 without one."""
+    words = command(gpt2_folder, "--prompts", write(tmp_path / "in.jsonl", 3), "--max", 2)
+    with open("/dev/full", "wb") as full:
+        found = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, timeout=300)
+    assert found.returncode == 1
+    assert b"cannot write standard output" in found.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, timeout=300)
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (141, b"")
+
+
 @pytest.mark.slow
 def test_done_of_json_has_prompt_line_and_logprobs(llama_folder: Path, tmp_path: Path) -> None:
     """Every message of a script tells what it answers; `logprobs` are those of the tokens that were written."""

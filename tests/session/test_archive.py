@@ -144,6 +144,14 @@ def test_what_json_cannot_hold_does_not_stop_a_record() -> None:
     assert math.isnan(found.decode["temperature"])
 
 
+def test_what_looks_like_a_tag_does_not_cost_a_record() -> None:
+    """An argument of a tool may have the name of a tag; earlier versions tagged keys that were tuples, too."""
+    record = replace(RECORD, tool_calls=({"name": "f", "arguments": {"{}": 1}}, {"name": "g", "arguments": {"()": 2}}))
+    assert decode_record(Reply, encode_record(record)) == record
+    text = json.dumps(json.loads(encode_record(RECORD)) | {"given": {"a": {"{}": [[{"()": [1, 2]}, 2.0]]}}})
+    assert decode_record(Reply, text).text == RECORD.text
+
+
 LOCAL = {
     "model": {
         **{"id": "acme/tiny", "revision": "main", "commit": "abc", "dtype": "float32", "device_map": {"": "cpu"}},
