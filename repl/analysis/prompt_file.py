@@ -398,7 +398,7 @@ class Results:
             raise UsageError(f"{self.name!r} has the result of another prompt for line {prompt.line}", ANOTHER_FILE)
         return True
 
-    def add(self, record: Mapping[str, Any]) -> None:
+    def add(self, record: Mapping[str, object]) -> None:
         """Write a result, whole; raises `ReplError` where the disk does not take it."""
         try:
             data = json.dumps(record, ensure_ascii=self._ascii).encode()
@@ -416,7 +416,7 @@ class Results:
             raise ReplError(f"cannot write {self.name!r}: {error.strerror}") from error
 
 
-def _key(record: Mapping[str, Any]) -> str:
+def _key(record: Mapping[str, object]) -> str:
     return json.dumps([record.get("id"), record.get("prompt")], sort_keys=True, default=str)
 
 

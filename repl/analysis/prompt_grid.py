@@ -6,7 +6,7 @@ probable its answers are, and for items with a right answer how often that is th
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -150,7 +150,7 @@ def _reached(server: Server, emit: JobContext) -> Remote:
     return Remote(server.where, server.model, server.listing)
 
 
-def _told(way: Way, file: PromptFile, emit: JobContext) -> Any:
+def _told(way: Way, file: PromptFile, emit: JobContext) -> Callable[[Answered], object]:
     """Return what takes an answer and says how far things are."""
     total = file.count()
 

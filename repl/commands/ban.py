@@ -1,7 +1,8 @@
 """Words that a reply may not hold, and words made likelier: what was given, and the tokens that each became."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -33,7 +34,7 @@ class BoostedWords:
 
 
 @command("settings", '/ban "delve", "As an AI"', "/ban off", see="boost stop why", needs_model=True)
-def ban(session: Session, words: Annotated[str, RestOfLine()] = "") -> Any:
+def ban(session: Session, words: Annotated[str, RestOfLine()] = "") -> object:
     """Keep words and phrases out of replies: /ban "delve", "As an AI".
 
     A word stands for its forms with and without a capital and a leading space, one that begins with a space for itself.
@@ -48,7 +49,7 @@ def ban(session: Session, words: Annotated[str, RestOfLine()] = "") -> Any:
 
 
 @command("settings", '/boost " Paris" +2', "/boost off", see="ban temperature why", needs_model=True)
-def boost(session: Session, words: Annotated[str, RestOfLine()] = "") -> Any:
+def boost(session: Session, words: Annotated[str, RestOfLine()] = "") -> object:
     """Make words likelier or less likely: /boost " Paris" +2, London -1.5.
 
     The number is added to the logits of the word's tokens; of several tokens the last one is raised, behind the others.
@@ -61,11 +62,11 @@ def boost(session: Session, words: Annotated[str, RestOfLine()] = "") -> Any:
     return _list(session, texts, lambda found: BoostedWords(found, numbers))
 
 
-def _list(session: Session, texts: tuple[str, ...], show: Any) -> Any:
+def _list(session: Session, texts: tuple[str, ...], show: Callable[[tuple[Word, ...]], object]) -> object:
     if session.remote is not None:
         return show(tuple(Word(text, (), (), False) for text in texts))
 
-    def work(emit: JobContext) -> Any:
+    def work(emit: JobContext) -> object:
         return show(read_words(session.store.current().tokenizer, texts))
 
     return session.run_on_model(work)

@@ -104,7 +104,7 @@ def _tables(result: Table_, width: int) -> Iterator[RenderableType]:
 
 
 @command("settings", "/set temperature 0.7", "/set max_time 5", see="settings reset", needs_model=True)
-def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") -> Any:
+def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") -> object:
     """Set or show a setting, a field of generation_config, or template.NAME.
 
     /set template.chat_template NAME chooses one of several chat templates. /set FIELD none turns off a field that the
@@ -116,7 +116,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
     if decoding.is_setting(name):
         return change(session, settings.find_setting(name), value)
 
-    def check(emit: JobContext) -> Any:
+    def check(emit: JobContext) -> object:
         word = value or "default"
         if session.remote is not None and (found := session.remote.parameter(name, word)):
             return found
@@ -140,7 +140,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
 
 
 @command("settings", "/reset", "/reset temperature", see="settings preset")
-def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(settings.places()))] = "") -> Any:
+def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(settings.places()))] = "") -> object:
     """Reset a setting to its default, or all decoding settings."""
     if not decoding.is_setting(name) and name.replace("-", "_") in dict(session.settings.extra):
         return set_(session, name, "default")

@@ -9,7 +9,6 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from repl.core.errors import NotFound, UsageError
 from repl.core.values import Kind
@@ -54,7 +53,7 @@ class Format:
     """It in a few words."""
 
     @property
-    def schema(self) -> Any:
+    def schema(self) -> object:
         """Return the JSON Schema."""
         return json.loads(self.body)
 

@@ -294,7 +294,7 @@ class OneOf(Kind):
     phrase: str = ""
     kinds: tuple[Kind, ...] = ()
 
-    def parse(self, word: str) -> Any:
+    def parse(self, word: str) -> object:
         """Try one after another."""
         for kind in self.kinds:
             with suppress(ValueError, LookupError):
@@ -342,7 +342,7 @@ class Options(Kind):
         """List the names."""
         return f"name=value words with some of {', '.join(self.kinds)}; or off"
 
-    def parse(self, word: str) -> tuple[tuple[str, Any], ...]:
+    def parse(self, word: str) -> tuple[tuple[str, object], ...]:
         """Read the words, or off for none."""
         if word.strip().lower() == "off":
             return ()
@@ -351,7 +351,7 @@ class Options(Kind):
             raise ValueError
         return tuple({name: self.kinds[name].read(value) for name, value in pairs}.items())
 
-    def show(self, value: tuple[tuple[str, Any], ...]) -> str:
+    def show(self, value: tuple[tuple[str, object], ...]) -> str:
         """Return the words, or off."""
         return " ".join(f"{name}={self.kinds[name].show(one)}" for name, one in value) or "off"
 

@@ -7,7 +7,6 @@ pieces too, so it is a text that a reply may not hold: see `decode.phrase_ban`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from repl.core.library_types import PreTrainedTokenizerBase
 
@@ -137,7 +136,7 @@ def banned_ids(words: Iterable[Word], sequences: bool = False) -> list[list[int]
     return [list(ids) for ids in dict.fromkeys(found) if len(ids) == 1 or (sequences and ids)]
 
 
-def biases(tokenizer: PreTrainedTokenizerBase, boosts: Iterable[tuple[str, float]]) -> list[list[Any]]:
+def biases(tokenizer: PreTrainedTokenizerBase, boosts: Iterable[tuple[str, float]]) -> list[list[object]]:
     """Return the value of `sequence_bias`; of several tokens it raises the last one behind the others."""
     found = {form.ids: bias for text, bias in boosts for form in _read(tokenizer, text).forms if form.ids}
     return [[list(ids), bias] for ids, bias in found.items()]

@@ -111,7 +111,7 @@ class PhraseBan:
             raise self._no_way()
         return scores
 
-    def left(self, ids: Tensor) -> Any:
+    def left(self, ids: Tensor) -> Tensor:
         """Return the rows that go on."""
         return self._choice.left(ids)
 
@@ -205,7 +205,7 @@ def recorded_ban(record: Reply) -> list[RecordedBan]:
     return [RecordedBan(record)] if record.taken_back else []
 
 
-def generator_state(device: Any, state: Tensor | None = None) -> Tensor:
+def generator_state(device: torch.device, state: Tensor | None = None) -> Tensor:
     """Return the state of a device's random numbers, and set it where one is given."""
     if device.type == "cpu":
         if state is not None:
