@@ -70,9 +70,9 @@ def check_options(answers: Sequence[str]) -> tuple[str, ...]:
     if not all(answers):
         raise UsageError("an answer is empty", CHOOSE_EXAMPLE)
     if len(answers) < 2:
-        raise UsageError("a choice needs two answers at least, with | between them", CHOOSE_EXAMPLE)
+        raise UsageError("a choice needs at least two answers, with | between them", CHOOSE_EXAMPLE)
     if twice := [answer for answer, count in Counter(answers).items() if count > 1]:
-        raise UsageError(f"the answer {twice[0]!r} is there twice", CHOOSE_EXAMPLE)
+        raise UsageError(f"the answer {twice[0]!r} is given twice", CHOOSE_EXAMPLE)
     return tuple(answers)
 
 

@@ -46,11 +46,13 @@ def _read(model: PreTrainedModel, facts: ModelInfo, ids: list[int], emit: JobCon
             own = _own(model, given, facts)
         states = _states(seen, len(blocks), len(ids), facts)
         if not (fits or reference.same_logits(own, reference.reference_logits(model, given), model.dtype)):
-            raise _unsupported(facts, "a whole text gets other logits than a reply does")
+            raise _unsupported(facts, "the logits of a whole text differ from those of a reply")
         with _instead(blocks[-1], states):
             logits = _last(model, given[:, -1:].repeat(len(states), 1), len(ids) - 1)
     if not reference.same_logits(logits[-1], own, model.dtype, MAX_RELATIVE_GAP):
-        raise _unsupported(facts, "its last layer's hidden state, read like the others, is not what the model says")
+        raise _unsupported(
+            facts, "its last layer's hidden state, read like the others, does not give the model's logits"
+        )
     logits[-1] = own
     return logits
 
@@ -108,7 +110,7 @@ def _states(seen: list[Tensor], blocks: int, tokens: int, facts: ModelInfo) -> T
     """Return the hidden states of the last token, shape (layers + 1, 1, width); raises `Failed` for another build."""
     shapes = {tuple(state.shape[:-1]) if isinstance(state, torch.Tensor) else None for state in seen}
     if len(seen) != blocks + 1:
-        raise _unsupported(facts, f"not each of its {blocks} layers runs once a token")
+        raise _unsupported(facts, f"not every one of its {blocks} layers runs once per token")
     if shapes != {(1, tokens)}:
         raise _unsupported(facts, "its layers do not pass on one vector for each token")
     last = seen[-1]

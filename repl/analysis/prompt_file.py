@@ -85,7 +85,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class PromptFile:
-    """A file of prompts: `chosen` are the settings as they stand, `base` is what the model brings.
+    """A file of prompts: `chosen` are the current settings, `base` is what the model brings.
 
     `template` is a text with {name} in the places of values from each line; {{name}} stands for itself.
     """
@@ -132,7 +132,7 @@ class PromptFile:
         answers, right = read_answers(row)
         made = Prompt(line, chosen, row.get("id"), answers=answers, right=right)
         if self.template and row.get("messages"):
-            raise UsageError("a template makes the prompt: a line with messages takes none")
+            raise UsageError("a template makes the prompt, so a line cannot have messages")
         if self.template:
             return replace(made, text=fill_template(self.template, row))
         if row.get("messages"):
@@ -219,10 +219,10 @@ def _fields(piece: bytes, plain: bool) -> Row | ReplError:
     except UnicodeDecodeError:
         return UsageError("the line is not UTF-8 text")
     except json.JSONDecodeError as error:
-        return UsageError(f"the line is no JSON: {error.msg} at column {error.colno}")
+        return UsageError(f"the line is not JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:  # a number of too many digits, brackets in too many brackets
-        return UsageError(f"the line is no JSON: {error}")
-    return found if isinstance(found, dict) else UsageError("the line is no JSON object with prompt or messages")
+        return UsageError(f"the line is not JSON: {error}")
+    return found if isinstance(found, dict) else UsageError("the line is not JSON object with prompt or messages")
 
 
 def _table(file: BinaryIO, separator: str, path: str) -> Rows:
@@ -241,7 +241,7 @@ def _table_rows(reader: "csv.DictReader[str]", path: str) -> Rows:
             try:
                 row = next(reader)
             except csv.Error as error:
-                yield line, UsageError(f"the row is no CSV: {error}")
+                yield line, UsageError(f"the row is not CSV: {error}")
                 continue
             more = None in row or None in row.values()  # a restkey, or a restval
             yield line, UsageError("the row has other columns than the first") if more else row
@@ -260,7 +260,7 @@ def _messages(value: object) -> tuple[AnyMessage, ...]:
     texts_only = all(isinstance(one, dict) and _is_message(one) for one in said)
     if not (said and texts_only) or (len(said) == 1 and said[0]["role"] == "assistant"):
         example = '"messages": [{"role": "user", "content": "Hello"}]'
-        raise UsageError("messages is no list of objects with role and content", example)
+        raise UsageError("messages is not a list of objects with role and content", example)
     return tuple(said)
 
 
@@ -276,7 +276,7 @@ def read_answers(row: Row) -> tuple[tuple[str, ...], int | None]:
     if isinstance(answers, str):
         answers = [part.strip() for part in answers.split("|")]
     if not isinstance(answers, list) or not all(isinstance(one, str) for one in answers):
-        raise UsageError("answers is no list of texts", '"answers": ["yes", "no"]')
+        raise UsageError("answers is not a list of texts", '"answers": ["yes", "no"]')
     if right in (None, ""):
         return tuple(answers), None
     if right in answers:
@@ -375,7 +375,7 @@ class Results:
                 if record is None and not piece.endswith(b"\n") and piece[:2] == b'{"'[: len(piece)]:
                     break
                 if record is None:
-                    raise UsageError(f"line {number} of {self.name!r} is no result of a batch", ANOTHER_FILE)
+                    raise UsageError(f"line {number} of {self.name!r} is not a result of a batch", ANOTHER_FILE)
                 whole += len(piece)
                 if "line" in record:
                     self._note(record)

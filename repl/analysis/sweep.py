@@ -99,11 +99,11 @@ def plan_grid(chosen: Settings, base: ModelDefaults, words: Sequence[str]) -> li
         else:
             grid[_swept(name, base)] = _split_values(name, text)
     if not grid and count == 1:
-        raise UsageError("/sweep needs settings to go through", SWEEP_EXAMPLE)
+        raise UsageError("/sweep needs settings to vary", SWEEP_EXAMPLE)
     neutral = _neutral(chosen, grid)
     rows = [tuple(zip(grid, values, strict=True)) for values in product(*grid.values())]
     if len(rows) * count > MAX_SWEEP_ROWS:
-        raise UsageError(f"that is {len(rows) * count:,} rows, at most {MAX_SWEEP_ROWS} are made", SWEEP_EXAMPLE)
+        raise UsageError(f"that is {len(rows) * count:,} rows; the limit is {MAX_SWEEP_ROWS}", SWEEP_EXAMPLE)
     cells = (_cell(neutral, base, words, seed + place) for words in rows for place in range(count))
     distinct_cells = {(cell.words, cell.seed): cell for cell in cells}  # greedy rows read no seed
     return [Cell((), {}, None, changed(neutral, GREEDY_WORDS)), *distinct_cells.values()]
@@ -216,7 +216,7 @@ def take_row(
 ) -> Message:
     """Make a row the reply to its question, and its settings those of the session; raises `UsageError`."""
     if number not in made:
-        raise UsageError(f"there is no row {number}: they are numbered {min(made)} to {max(made)}", "/sweep")
+        raise UsageError(f"there is no row {number}: rows are numbered {min(made)} to {max(made)}", "/sweep")
     done, samples = made[number].done, made[number].done.seed is not None
     # its seed is left out: it would fix all further replies
     beams = [("num_beams", "1")] if (session.decoding()["num_beams"].value or 1) > 1 else []

@@ -34,7 +34,7 @@ def check_template(template: Template, stops: Sequence[int]) -> list[Check]:
     error = template.attempt([GREETING]).error or template.attempt(TALK).error
     if error:
         return [Check("renders", "bad", error.message)]
-    return [Check("renders", "good", "messages of yours and a reply"), *_tried(template, stops)]
+    return [Check("renders", "good", "user messages and a reply"), *_tried(template, stops)]
 
 
 def _tried(template: Template, stops: Sequence[int]) -> Iterator[Check]:
@@ -61,7 +61,7 @@ def _bos(template: Template) -> Verdict:
         return "good", "the tokenizer has none"
     ids = template.encode(template.write([GREETING]))
     if ids[:2] == (bos, bos):
-        return "bad", f"{tokenizer.bos_token} stands twice at the beginning"
+        return "bad", f"{tokenizer.bos_token} appears twice at the start"
     if ids[:1] == (bos,):
         return "good", f"{tokenizer.bos_token} once"
     if tokenizer("a")["input_ids"][:1] == [bos]:
@@ -72,11 +72,11 @@ def _bos(template: Template) -> Verdict:
 def _system(template: Template) -> Verdict:
     outcome = template.attempt([SYSTEM, GREETING])
     if isinstance(outcome.error, TemplateRefused):
-        return "note", "refused: it is put in front of your first message"
+        return "note", "not supported: it is put before your first message"
     if outcome.error:
         return "bad", outcome.error.message
     if SYSTEM["content"] not in outcome.text:
-        return "bad", "left out silently"
+        return "bad", "ignored silently"
     return "good", "written"
 
 
@@ -95,8 +95,8 @@ def _generation_prompt(template: Template) -> Verdict:
     if not header.strip():
         return "good", "none needed: the reply follows your turn directly"
     if added := "".join(asked[size:]).strip():
-        return "bad", f"{added!r} asks for a reply, but {header!r} stands in front of one in history"
-    return "bad", f"none: {header!r} should follow, the model may go on with your turn"
+        return "bad", f"{added!r} starts a reply, but in history one starts with {header!r}"
+    return "bad", f"none: {header!r} should follow; the model may continue your turn"
 
 
 def _between(template: Template, first: Mapping[str, str], second: Mapping[str, str]) -> str:
@@ -117,12 +117,12 @@ def _end(template: Template, stops: Sequence[int]) -> Verdict:
     between = _between(template, RESPONSE, SECOND)
     found = [one for one in (*_atoms(template, behind), *_atoms(template, between)) if one in template.controls]
     if not found:
-        return "bad", "nothing marks the end of a reply: answers run on"
+        return "bad", "no token ends a reply: answers will run on"
     for one in found:
         if template.tokenizer.convert_tokens_to_ids(one) in stops:
             return "good", f"{one} ends a reply, and stops generation"
     names = ", ".join(map(str, template.tokenizer.convert_ids_to_tokens(list(stops)))) or "nothing"
-    return "bad", f"{found[0]} ends a reply, but {names} stops generation: answers run on"
+    return "bad", f"{found[0]} ends a reply, but {names} stops generation: answers will run on"
 
 
 def _earlier(template: Template) -> Verdict:
@@ -138,11 +138,14 @@ def _earlier(template: Template) -> Verdict:
         quote = _near(str(template.tokenizer.decode(list(old[place:]))))
         said = before.text.rindex(chat[-1]["content"]) + len(chat[-1]["content"])
         if before.text[:said] != after.text[:said]:
-            return "bad", f"written anew once a turn follows, from {quote} on: less of the cache is kept"
+            return (
+                "bad",
+                f"rendered differently once another turn follows, from {quote} on: less of the KV cache is reused",
+            )
         opening = quote
     if opening:
-        return "note", f"stay as they are, but {opening} is left out in front of a reply: what follows it is read again"
-    return "good", "stay as they are: the cache can be kept"
+        return "note", f"unchanged, but {opening} is dropped before a reply: what follows it is computed again"
+    return "good", "unchanged: the KV cache can be reused"
 
 
 def _near(text: str) -> str:
@@ -161,10 +164,10 @@ def _thinking(template: Template) -> Verdict:
     if outcome.error:
         return "bad", outcome.error.message
     if THOUGHT not in outcome.text:
-        return "good", "left out of earlier replies, as the template is made"
+        return "good", "removed from earlier replies, by design"
     if tag:
-        return "note", "left in earlier replies: it takes up context"
-    return "good", "left as it was said: the template knows of none"
+        return "note", "kept in earlier replies: it uses context"
+    return "good", "kept as generated: the template has no thinking"
 
 
 def _typed(template: Template) -> Verdict:

@@ -139,5 +139,5 @@ def offered(session: Session | None = None) -> Mapping[str, str]:
     """Return the words worth completing: models, and the names of settings."""
     models = dict.fromkeys(catalog.names() if session is None else session.model_names(), "")
     own = [name for name, part in settings.places().items() if part != "view" and name != "model"]
-    short = {"beams=": "beam search", "greedy": "the likeliest token at every step", NOW: "the settings as they stand"}
+    short = {"beams=": "beam search", "greedy": "the most likely token at every step", NOW: "the current settings"}
     return {**short, **{f"{name}=": settings.help_of(name) for name in own}, **models}

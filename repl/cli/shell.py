@@ -319,7 +319,7 @@ class Shell:
         ]
 
     def settings(self) -> Settings:
-        """Return the settings as they stand."""
+        """Return the current settings."""
         return self.session.settings
 
     def complete(self, line: str) -> list[tuple[str, str]]:

@@ -64,7 +64,7 @@ def _file(text: str) -> str:
     if not path:
         raise UsageError("/choose needs answers, with | between them", CHOOSE_EXAMPLE)
     if Path(path).suffix.lower() not in (".jsonl", ".csv", ".tsv"):
-        raise UsageError("a choice needs two answers at least, with | between them, or a .jsonl file", CHOOSE_EXAMPLE)
+        raise UsageError("a choice needs at least two answers, with | between them, or a .jsonl file", CHOOSE_EXAMPLE)
     return path
 
 
@@ -96,7 +96,7 @@ def _bias(result: Choice) -> str:
     again = max(result.options, key=lambda one: one.turned or 0.0).answer
     now = result.options[result.best()].answer
     ends = f"it stays {now}" if again == now else f"{now} becomes {again}"
-    return f"list turned round: {ends} · standing first, not last, adds {result.first_place:+.3f} to a probability"
+    return f"list reversed: {ends} · standing first, not last, adds {result.first_place:+.3f} to a probability"
 
 
 def _others(result: Choice) -> str:

@@ -149,7 +149,7 @@ def find_idle(name: str, settings: Settings, base: ModelDefaults, chats: bool = 
         return Idle(said, "/greedy", "generates one")
     if name == "token_healing" and shown == "on" and chats:
         said = "token_healing on · it works on plain text only: chat messages are refused, /raw TEXT is not"
-        return Idle(said, "/mode complete", "completes text without the template")
+        return Idle(said, "/mode complete", "continues plain text")
     return _lacking(name, values)
 
 

@@ -65,7 +65,7 @@ class TokenLogprobs:
     logprobs: tuple[float, ...] = ()
     """Log-probability of each token, in nats."""
     entropies: tuple[float, ...] = ()
-    """Entropy of the distribution at each token, in nats; none of a server's reply: it gives the likeliest alone."""
+    """Entropy of the distribution at each token, in nats; none of a server's reply: it returns the most likely only."""
     ranks: tuple[int, ...] = ()
     """Rank of each token, 1 for the likeliest; 0 where it is past those that a server gives."""
     ids: tuple[tuple[int, ...], ...] = ()

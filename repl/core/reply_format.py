@@ -80,7 +80,7 @@ def _of_schema(text: str) -> Format:
     except RecursionError:
         raise UsageError("the JSON Schema is nested too deeply") from None
     except ValueError as error:
-        raise UsageError(f"this is no JSON: {error}", *EXAMPLES[:2]) from None
+        raise UsageError(f"this is not JSON: {error}", *EXAMPLES[:2]) from None
     if not isinstance(schema, dict):
         raise UsageError("a JSON Schema is an object", EXAMPLES[1])
     if schema and not KEYWORDS & schema.keys():
@@ -152,7 +152,7 @@ class _Fields:
         while True:
             name = self._match(FIELD, "the name of a field")["name"].strip('"')
             if name in fields:
-                raise UsageError(f"the field {name} is there twice", EXAMPLES[0])
+                raise UsageError(f"the field {name} is given twice", EXAMPLES[0])
             fields[name] = self._type(depth)
             if not self._take(","):
                 return {
@@ -181,7 +181,7 @@ class _Fields:
             return {"type": "string"}
         word = self._match(WORD, "a type")[1]
         if word.lower() not in TYPES:
-            raise UsageError(f"{word!r} is no type: there are string, int, number, bool, [TYPE], {{...}}", EXAMPLES[0])
+            raise UsageError(f"{word!r} is not a type: use string, int, number, bool, [TYPE], {{...}}", EXAMPLES[0])
         return {"type": TYPES[word.lower()]}
 
     def _answers(self, text: str) -> dict[str, object]:

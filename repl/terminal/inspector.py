@@ -207,7 +207,7 @@ class Inspector:
     def colour(self, by: str) -> None:
         """Colour by probability or by entropy, where that is known."""
         if by == "entropy" and self.found.server:
-            self.said = f"entropy is not known: {self.found.server} gives the likeliest alone"
+            self.said = f"entropy is not known: {self.found.server} returns the most likely only"
         else:
             self.by, self.said = by, ""
 
@@ -286,7 +286,7 @@ class Inspector:
     def _head(self) -> StyleAndTextTuples:
         place = f"token {self.at + 1} of {len(self.found.tokens)}"
         by = f"coloured by {'entropy' if self.by == 'entropy' else 'probability'}"
-        about = clean_line(f"{self.found.limit} likeliest of {self.found.server}") if self.found.server else by
+        about = clean_line(f"top {self.found.limit} of {self.found.server}") if self.found.server else by
         return [
             ("class:accent", f"exchange {self.found.exchange}"),
             ("class:quiet", ascii_signs(" · " + join_facts(place, about))),

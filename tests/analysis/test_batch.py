@@ -208,17 +208,17 @@ def test_a_last_message_of_the_model_is_what_its_reply_begins_with(llama_folder,
 
 
 BAD = [
-    (b"{no json\n", "the line is no JSON"),
-    (b'["a list"]\n', "the line is no JSON object"),
+    (b"{no json\n", "the line is not JSON"),
+    (b'["a list"]\n', "the line is not JSON object"),
     (b"\xff\xfe\xfa\n", "the line is not UTF-8 text"),
-    (b"[" * 100_000 + b"\n", "the line is no JSON"),
+    (b"[" * 100_000 + b"\n", "the line is not JSON"),
     ({"id": 3}, "there is no prompt"),
     ({"prompt": "  "}, "there is no prompt"),
     ({"prompt": "x", "temprature": 1}, "no setting 'temprature', did you mean temperature?"),
     ({"prompt": "x", "temperature": "warm"}, "temperature 'warm' is not a number"),
     ({"prompt": "x", "dtype": "float16"}, "dtype belongs to loading"),
     ({"prompt": "x", "messages": [{"role": "user", "content": "y"}]}, "cannot be combined"),
-    ({"messages": [{"role": "user"}]}, "messages is no list of objects"),
+    ({"messages": [{"role": "user"}]}, "messages is not a list of objects"),
     ({"messages": [{"role": "user", "content": "y"}]}, "messages need a chat template"),
     ({"prompt": "x " * 200}, "the prompt has"),
     ({"prompt": "x", "max_new_tokens": 0}, "max_new_tokens '0' is not"),
@@ -231,7 +231,7 @@ def test_a_line_that_is_wrong_is_an_error_and_the_others_go_on(gpt2_folder, tmp_
     lines = [one for bad, _ in BAD for one in (bad, {"prompt": "The quick"})]
     file, out = written(tmp_path / "in.jsonl", *lines), tmp_path / "out.jsonl"
     with opened(gpt2_folder, max_new_tokens=3) as session:
-        with pytest.raises(Failed, match=f"{len(BAD)} failed, first line 1: the line is no JSON"):
+        with pytest.raises(Failed, match=f"{len(BAD)} failed, first line 1: the line is not JSON"):
             run(session, f"/batch {file} {out}")
         found = {record["line"]: record for record in read(out)}
         assert sorted(found) == [*range(1, len(lines) + 1)]
@@ -262,7 +262,7 @@ def test_tables_that_are_wrong(gpt2_folder, tmp_path):
         ("/batch {0}", "it is not a file"),
         ("/batch {0}/in.jsonl {0}/in.jsonl", "cannot go into"),
         ("/batch {0}/in.jsonl {0}/no/out.jsonl", "cannot write"),
-        ("/batch {0}/in.jsonl {0}/other.txt", "line 1 of '.*other.txt' is no result of a batch"),
+        ("/batch {0}/in.jsonl {0}/other.txt", "line 1 of '.*other.txt' is not a result of a batch"),
         ("/batch {0}/in.jsonl {0}/out.jsonl --template {0}/none", "cannot read"),
         ("/batch {0}/in.jsonl {0}/out.jsonl --parallel 0", "'0' is not"),
         ("/batch - {0}/out.jsonl", "standard input is the terminal"),

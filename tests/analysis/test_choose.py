@@ -138,7 +138,7 @@ def test_the_difference_of_the_orders_is_said(llama_folder):
     first = (typed.options[0].probability - turned.options[2].probability) / 2
     last = (turned.options[0].probability - typed.options[2].probability) / 2
     assert typed.first_place == pytest.approx(first + last, abs=1e-4)
-    assert "list turned round" in drawn(typed)
+    assert "list reversed" in drawn(typed)
 
 
 # files
@@ -215,7 +215,7 @@ def test_lines_that_cannot_be_answered_are_said_and_the_rest_counts(gpt2_folder,
     assert (found.total.items, found.total.right) == (2, 1)
     assert [line for line, _ in found.failed] == [2, 3, 4, 5, 6]
     assert found.answers["box"].items == 1
-    assert found.failed[0][1].startswith("the line is no JSON")
+    assert found.failed[0][1].startswith("the line is not JSON")
     file.write_text("\n".join(lines[1:3]))
     with opened(gpt2_folder) as session, pytest.raises(Failed, match="no item could be answered · line 1"):
         run(session, f"/choose {file}")
@@ -230,7 +230,7 @@ def test_lines_that_cannot_be_answered_are_said_and_the_rest_counts(gpt2_folder,
     [
         ("/choose yes | | no -- Is it?", "an answer is empty"),
         ("/choose yes -- Is it?", "needs two answers"),
-        ("/choose yes | no | yes -- Is it?", "'yes' is there twice"),
+        ("/choose yes | no | yes -- Is it?", "'yes' is given twice"),
         ("/choose yes | no", "there is no message yet"),
         ("/choose yes", "needs two answers"),
     ],

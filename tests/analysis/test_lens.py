@@ -168,8 +168,8 @@ def once_more(model) -> None:
     ("change", "words"),
     [
         (unlisted, "has no list of decoder layers"),
-        (skipping, "read like the others, is not what the model says"),
-        (once_more, "not each of its 3 layers runs once"),
+        (skipping, "read like the others, does not give the model's logits"),
+        (once_more, "not every one of its 3 layers runs once"),
     ],
 )
 def test_a_model_that_is_built_otherwise_is_refused_plainly(change, words):

@@ -255,7 +255,7 @@ def test_a_field_without_effect_as_things_stand_says_so(tiny, name):
 def test_what_a_chat_is_refused_with_is_said_when_it_is_set(tiny):
     """And the message says it again; a text that is continued takes it."""
     session = tiny[0]
-    assert run(session, "/set token_healing on").choices == (("/mode complete", "completes text without the template"),)
+    assert run(session, "/set token_healing on").choices == (("/mode complete", "continues plain text"),)
     with pytest.raises(UsageError, match="plain text"):
         ask(session, "Hello")
     run(session, "/mode complete")

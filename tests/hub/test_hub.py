@@ -433,7 +433,7 @@ def test_a_repository_without_a_model_says_what_it_lacks(fake_hub, tmp_path, fil
 
 def test_a_shard_that_is_not_there_is_named_before_anything_large_is_downloaded(fake_hub, tmp_path):
     fake_hub.add(MODEL, sharded(tmp_path / "sharded", "a.safetensors"))
-    assert "names 'b.safetensors', which is not there" in fails(BadModel).message
+    assert "names 'b.safetensors', which does not exist" in fails(BadModel).message
     assert fake_hub.asked("GET", "a.safetensors") == []
 
 

@@ -72,7 +72,7 @@ def refused(said: str) -> UsageError:
     words = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
     if found := UNSUPPORTED.match(words):
         words = f"{found[1].replace(QUOTE, '')} of JSON Schema is not supported"
-    return UsageError(f"this form cannot be held to: {words.partition('. Enable')[0]}", "/format off")
+    return UsageError(f"this form is not supported: {words.partition('. Enable')[0]}", "/format off")
 
 
 def make_mask(
@@ -101,7 +101,7 @@ def _open_mask(
     What the reply begins with already is the beginning of the form where it fits, and else stands before it.
     """
     if config.do_sample and (config.num_beams or 1) > 1:
-        raise UsageError("a beam search that samples cannot be held to a form", "/greedy", "/format off")
+        raise UsageError("beam sampling does not support forms", "/greedy", "/format off")
     ends = decoding.end_ids(config)
     if not ends:
         raise UsageError("a form needs an end token, and eos_token_id is none", "/set eos_token_id default")
@@ -124,7 +124,7 @@ def require_beginning(matcher: Any) -> None:
     if first.is_error():
         said = reason(first)
         why = "it allows no text" if said.startswith("NoExtension") else said
-        raise UsageError(f"this form cannot be held to: {why}", "/format off")
+        raise UsageError(f"this form is not supported: {why}", "/format off")
 
 
 def _wrap_tokenizer(resident: Model, ends: Sequence[int]) -> Any:
@@ -139,7 +139,7 @@ def _wrap_tokenizer(resident: Model, ends: Sequence[int]) -> Any:
         except ValueError as error:
             slow = not getattr(resident.tokenizer, "is_fast", False)
             why = "its tokenizer is a slow one (Python)" if slow else f"its tokenizer: {error}"
-            raise UsageError(f"{resident.facts.name} cannot be held to a form: {why}", "/format off") from None
+            raise UsageError(f"{resident.facts.name} does not support forms: {why}", "/format off") from None
     return kept[tuple(ends)]
 
 

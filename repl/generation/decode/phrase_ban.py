@@ -142,7 +142,7 @@ class PhraseBan:
 
     def _no_way(self) -> Failed:
         gone = self._gone[-1].text.strip() if self._gone else ""
-        said = f"every way to go on leads to something that is banned, at last {gone!r}" if gone else "all is banned"
+        said = f"every continuation leads to a banned text, lastly {gone!r}" if gone else "all is banned"
         return Failed(said, "/ban off", "/retry")
 
     # as its streamer

@@ -39,7 +39,7 @@ def make_switch(
     if reading is None:
         return None
     if not has_thoughts(tokenizer):
-        raise UsageError("this model writes no thoughts, which /think is for", "/think off")
+        raise UsageError("this model generates no thoughts, which /think is for", "/think off")
     if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
         raise UsageError("/think works with one sequence at a time", "/think off", "/beams 1")
     outside = {name: getattr(config, name) for name in SAMPLING} if config.do_sample else {"do_sample": False}

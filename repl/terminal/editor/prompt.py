@@ -94,7 +94,7 @@ class PromptBackend(Protocol):
         """Stop what is loading; False where nothing is."""
 
     def settings(self) -> Settings:
-        """Return the settings as they stand."""
+        """Return the current settings."""
 
     def complete(self, line: str) -> list[tuple[str, str]]:
         """Return what could stand at the end of a line, with what is loaded in mind."""
