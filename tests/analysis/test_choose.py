@@ -229,10 +229,10 @@ def test_lines_that_cannot_be_answered_are_said_and_the_rest_counts(gpt2_folder,
     ("line", "said"),
     [
         ("/choose yes | | no -- Is it?", "an answer is empty"),
-        ("/choose yes -- Is it?", "needs two answers"),
+        ("/choose yes -- Is it?", "needs at least two answers"),
         ("/choose yes | no | yes -- Is it?", "'yes' is given twice"),
         ("/choose yes | no", "there is no message yet"),
-        ("/choose yes", "needs two answers"),
+        ("/choose yes", "needs at least two answers"),
     ],
 )
 def test_a_wrong_choice_is_one_sentence(line, said, gpt2_folder):

@@ -288,7 +288,7 @@ def test_a_wrong_line_is_one_sentence(chat, line, words):
 
 def test_before_anything_was_said_it_says_what_to_type(gpt2_folder):
     with opened(gpt2_folder, max_new_tokens=5) as session:
-        with pytest.raises(UsageError, match="the conversation is empty") as caught:
+        with pytest.raises(UsageError, match="there is no text yet") as caught:
             run(session, "/lens")
         done = ask(session, caught.value.hints[0].removeprefix("/lens "))
         assert run(session, "/lens").tokens >= len(done.prompt_ids)

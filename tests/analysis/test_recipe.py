@@ -309,7 +309,7 @@ LOADS = {
         'from_pretrained(\n    model,\n    "acme/tuned",\n    revision="v2",\n    autocast_adapter_dtype=False',
     ),
     "a merged adapter": ({"adapter": "acme/tuned merge"}, "model = model.merge_and_unload(safe_merge=True)"),
-    "packing of ours": ({"quantize": "int4"}, '# The weights were packed as "int4", which this script does not do'),
+    "packing of ours": ({"quantize": "int4"}, '# The weights were quantized to "int4", which this script does not do'),
 }
 
 
@@ -365,8 +365,8 @@ def test_a_gguf_file_is_loaded_as_such():
 def test_a_reused_cache_is_said_where_it_can_matter():
     """In float32 it makes no difference; a narrower format may decide a near tie otherwise."""
     narrow = replace(RECORD.model, dtype="bfloat16")
-    assert "# 1 token came from the cache" not in scripted(usage=Usage(2, 1, 1))
-    assert "# 1 token came from the cache" in scripted(usage=Usage(2, 1, 1), model=narrow)
+    assert "# 1 token came from the KV cache" not in scripted(usage=Usage(2, 1, 1))
+    assert "# 1 token came from the KV cache" in scripted(usage=Usage(2, 1, 1), model=narrow)
     assert "dtype=torch.bfloat16" in scripted(model=narrow)
 
 

@@ -288,7 +288,7 @@ def test_what_allows_nothing_is_refused(llama_folder) -> None:
         run(session, "/reset min_new_tokens", "/set eos_token_id none")
         refused(session, "hi", "end token")
         run(session, "/set eos_token_id default", "/sample", "/num_beams 2")
-        refused(session, "hi", "beam search that samples")
+        refused(session, "hi", "beam sampling")
 
 
 @pytest.mark.parametrize(

@@ -597,7 +597,7 @@ def test_a_quote_of_white_space_shows_it():
     asked = turns + "{% endfor %}{% if add_generation_prompt %}<|turn>assistant<think>\n{% endif %}"
     tokenizer = tokenizer_for(asked, ("<|turn>", "<turn|>", "<think>", "</think>"), "<turn|>")
     reasons = {one.name: one.reason for one in check_template(Template(tokenizer, {}, Recorder()), [])}
-    assert "but '\\n' is left out" in reasons["earlier turns"]
+    assert "but '\\n' is dropped" in reasons["earlier turns"]
 
 
 FORGING = (  # cuts a message where the library has marked the token that was typed
