@@ -20,6 +20,7 @@ BATCH_OPTIONS = {
     "template": ("FILE", "a text with {name} for the values of each line"),
     "parallel": ("N", "requests that a server gets at once"),
 }
+LETTERS = {"temperature": ("-t",)}  # options with one letter
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -123,7 +124,7 @@ def parser(offer: Callable[[argparse.Action], object] = lambda action: None) -> 
         group = line.add_argument_group(f"{part} settings")
         for name in (name for name, home in settings.places().items() if home == part and name != "model"):
             short = [word for word, full in settings.SHORT_NAMES.items() if full == name]
-            spellings = ("--" + name.replace("_", "-"), *(f"--{word}" for word in short))
+            spellings = ("--" + name.replace("_", "-"), *(f"--{word}" for word in short), *LETTERS.get(name, ()))
             help_text = settings.help_of(name).replace("%", "%%")
             held = group.add_argument(*spellings, dest=f"set_{name}", metavar="VALUE", help=help_text)
             if "_" in name:

@@ -13,6 +13,7 @@ from repl.core.conversation import Conversation, exchanges
 from repl.core.errors import ReplError
 from repl.core.format import counted, join_facts, shortened
 from repl.core.sanitize import clean_line
+from repl.core.settings import short_id
 from repl.core.values import RestOfLine
 from repl.core.values import Text as Words
 from repl.session.archive import Summary
@@ -127,7 +128,9 @@ def _(result: Sessions) -> RenderableType:
 
 
 def _described(found: Summary, current: bool) -> FactLine:
-    facts = join_facts(counted(found.turns, "message"), clean_line(found.model), "this one" if current else "")
+    facts = join_facts(
+        counted(found.turns, "message"), clean_line(short_id(found.model)), "this one" if current else ""
+    )
     place = "\n" + shortened(found.snippet, 100) if found.snippet else ""
     return FactLine(Text.assemble(clean_line(found.title) or "untitled", (f" · {facts}{place}", "quiet")))
 

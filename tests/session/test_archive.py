@@ -829,6 +829,12 @@ def test_sessions_are_drawn_harmless(session: Session) -> None:
     assert "2 messages · a␛b · this one" in drawn(sessions(session))
 
 
+def test_the_built_in_model_is_listed_by_its_name(session: Session) -> None:
+    session.conversation.add("user", "hello", None)
+    session.archive.save(Turn(2, 1, "assistant", "hi", "complete", replace(RECORD, model=ModelRecord("builtin"))))
+    assert "SmolLM2-135M-Instruct" in drawn(sessions(session))
+
+
 def test_sessions_without_any_say_so(session: Session) -> None:
     assert drawn(sessions(session)) == "no saved sessions yet\n"
     assert drawn(sessions(session, "fox")) == "no session contains fox\n"
