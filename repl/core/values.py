@@ -32,7 +32,7 @@ class Kind(ABC):
         """Return the value of a word; raises `UsageError`."""
         try:
             return self.parse(word)
-        except (ValueError, LookupError):
+        except (ValueError, LookupError, RecursionError):
             raise UsageError(f"{word!r} is not {self.phrase}") from None
 
     @abstractmethod

@@ -85,6 +85,7 @@ def test_words_are_read(name: str, word: str, value: object) -> None:
         ("stop", '"open'),
         ("stop", "[1]"),
         ("stop", "   "),
+        ("ban", "[" * 100_000),
         ("seed", "-1"),
         ("quantize", "3bit"),
     ],
