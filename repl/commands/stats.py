@@ -65,7 +65,8 @@ def summed(name: str, records: Iterable[Reply]) -> Total:
 def label(record: Reply) -> str:
     """Return the model of a reply and its dtype or quantization."""
     packed = record.model.quantization
-    return join_facts(record.model.id, record.model.dtype, "" if packed == "none" else packed)
+    name = settings.BUILT_IN_NAME if record.model.id == "builtin" else record.model.id
+    return join_facts(name, record.model.dtype, "" if packed == "none" else packed)
 
 
 @command("other", "/stats", "/stats off", see="bench doctor")
