@@ -53,7 +53,7 @@ def test_every_branch_counts_and_each_model_by_itself(llama_folder, gpt2_folder)
     ]
     assert sum(one.made for one in found.models) == found.total.made == sum(one.usage.completion for one in records)
     said = drawn(found)
-    assert "in all" in said
+    assert "total" in said
     assert f"{found.total.prompt:,}" in said
     assert all(len(line) <= 60 for line in drawn(found, 60).splitlines())
 
