@@ -210,6 +210,7 @@ class Strings(Kind):
         texts = self._split(word.strip())
         if not texts or not all(isinstance(text, str) and text for text in texts):
             raise ValueError
+        "".join(texts).encode()  # half of a surrogate pair is no text
         return tuple(texts)
 
     def _split(self, word: str) -> list[str]:
@@ -230,11 +231,11 @@ class Strings(Kind):
 class WordList(Strings):
     """Words and phrases between commas; what stands in quotes is taken as it is, with the spaces inside."""
 
-    phrase: str = 'words or phrases: "delve", "As an AI"; or off'
+    phrase: str = 'words or phrases of up to 200 characters: "delve", "As an AI"; or off'
 
     def parse(self, word: str) -> tuple[str, ...]:
         """Read the list, or off for none."""
-        return () if word.strip().lower() == "off" else Strings.parse(self, word)
+        return () if word.strip().lower() == "off" else _short(Strings.parse(self, word))
 
     def _split(self, word: str) -> list[str]:
         if word.startswith("["):
@@ -259,11 +260,22 @@ class BiasList(Kind):
         pairs = [(unquote(text), Number().parse(bias)) for text, bias in BIAS.findall(word)]
         if not BIASES.fullmatch(word) or not all(text for text, _ in pairs):
             raise ValueError
+        _short(tuple(text for text, _ in pairs))
         return tuple(pairs)
 
     def show(self, value: tuple[tuple[str, float], ...]) -> str:
         """Return the words in quotes with their numbers, or off."""
         return ", ".join(f"{json.dumps(text, ensure_ascii=False)} {bias:+g}" for text, bias in value) or "off"
+
+
+MAX_WORD_CHARS = 200  # a word is decoded from each of its places in the model's tokens
+
+
+def _short(words: tuple[str, ...]) -> tuple[str, ...]:
+    "".join(words).encode()
+    if any(len(word) > MAX_WORD_CHARS for word in words):
+        raise ValueError
+    return words
 
 
 _QUOTES = r""""(?:[^"\\]|\\.)*"|'[^']*'"""
