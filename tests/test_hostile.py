@@ -313,7 +313,7 @@ def streaming(screen: Terminal) -> None:
 
 def loading(screen: Terminal) -> None:
     """Be in the middle of a load, with a message waiting for it."""
-    screen.wait(lambda: "import torch" in screen.bar())
+    screen.wait(lambda: "importing torch" in screen.bar())
     screen.line("my message")
 
 

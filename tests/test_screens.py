@@ -230,7 +230,7 @@ def test_the_first_start(talker: Path, tmp_path: Path) -> None:
     """The prompt is there before the model; what is typed meanwhile is neither lost nor disturbed."""
     with Terminal(str(talker), home=tmp_path, answers=True) as screen:
         screen.wait(screen.ready)
-        screen.wait(lambda: "loading" in screen.bar() and "import torch" in screen.bar())
+        screen.wait(lambda: "loading" in screen.bar() and "importing torch" in screen.bar())
         assert not re.search(LOADED, screen.text())
         screen.keys("half a")
         screen.wait(lambda: screen.draft() == "❯ half a")

@@ -200,8 +200,8 @@ def test_leaving_by_a_word_reads_no_further(typist: Typist, word: str) -> None:
         ("/tokns", "no command /tokns"),
         ("/dtipe bf16", "no command /dtipe, did you mean /dtype?"),
         ("/settigns", "no command /settigns, did you mean /settings?"),
-        ("/max_", "/max_ may be /max_length, /max_memory, /max_new_tokens"),
-        ("/num", "/num may be /num_beams, /num_return_sequences"),
+        ("/max_", "/max_ could be /max_length, /max_memory, /max_new_tokens"),
+        ("/num", "/num could be /num_beams, /num_return_sequences"),
         ("/pick", "/pick needs number: /pick NUMBER"),
         ("/greedy now", "/greedy does not take 'now'"),
     ],
@@ -482,7 +482,7 @@ def test_ctrl_c_stops_a_load_beside_the_prompt(
     began = time.monotonic()
     said = speaker.lines(f"/model {name}", "hi", "")
     assert time.monotonic() - began < 10
-    assert shown(said) == [f"loading stopped · {speaker.session.facts().name} stays", BACK, HELLO.decode()]
+    assert shown(said) == [f"loading stopped · {speaker.session.facts().name} stays loaded", BACK, HELLO.decode()]
     assert speaker.sent() == ["hi"]
     assert speaker.session.settings == before
 

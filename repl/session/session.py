@@ -131,9 +131,7 @@ class Session:
 
     def connect(self, remote: Remote | None) -> None:
         """Let a server answer from now on; None: the model in this process."""
-        if self.remote is not None and self.remote is not remote:
-            self.remote.close()
-        self.remote = remote
+        self.remote = remote  # the one before may be asked again: it holds no connection between requests
 
     def load(self, wanted: Settings) -> Task[ModelInfo]:
         """Begin to load what the settings say; they become the session's own when it is ready.

@@ -24,7 +24,7 @@ from repl.models.adapters import Adapter
 from repl.remote.engine import Connected
 from repl.session.results import Draft, Message
 from repl.session.session import Loaded
-from repl.terminal.tables import FactLine, First, LineConsole, fact_line, grid
+from repl.terminal.tables import FactLine, First, LineConsole, OutputConsole, fact_line, grid
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
 TOLD = ("id", "commit", "dtype", "device_map", "quantization", "adapter", "parameters", "bytes")
@@ -197,7 +197,7 @@ class Screen:
         self._explained: set[str] = set()
         self._progress_due = 0.0  # when a line may say again how far something is
         self._mono = False
-        self.out, self.err = self._consoles(Console, not interactive)
+        self.out, self.err = self._consoles(OutputConsole, not interactive)
 
     def show(self, command: str, result: Any, beside: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Show what a command returned; `beside` goes into its JSON line."""
@@ -217,7 +217,8 @@ class Screen:
         self.accessible = accessible
         if self.as_json:
             return
-        self.out, self.err = self._consoles(LineConsole if accessible else Console, accessible or not self.interactive)
+        kind = LineConsole if accessible else OutputConsole
+        self.out, self.err = self._consoles(kind, accessible or not self.interactive)
 
     def _consoles(self, kind: type[Console], wrap: bool) -> list[Console]:
         terminal = False if self.accessible else None

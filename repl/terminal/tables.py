@@ -85,7 +85,15 @@ def facts(rows: Iterable[tuple[str, str]], style: str = "quiet") -> Table:
     return table
 
 
-class LineConsole(Console):
+class OutputConsole(Console):
+    """Leaves a reader that goes away to the program, which ends with 141; rich would end it with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the `BrokenPipeError` that is being handled."""
+        raise
+
+
+class LineConsole(OutputConsole):
     """Writes each row of a table as a line, as a screen reader reads it."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

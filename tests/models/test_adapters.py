@@ -221,10 +221,10 @@ def test_pickles_and_missing_files_are_refused(session, copied, tmp_path, llama_
     [
         ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING"),
         ({"peft_type": "../../x"}, "asks for a"),
-        ({"target_modules": "(a+)+$"}, "is not read here"),
-        ({"rank_pattern": {"(x|x)*y": 3}}, "is not read here"),
+        ({"target_modules": "(a+)+$"}, "is not supported"),
+        ({"rank_pattern": {"(x|x)*y": 3}}, "is not supported"),
         ({"init_lora_weights": "pissa"}, "changes the model itself"),
-        ({"layer_replication": [[0, 9]]}, "layers to be repeated"),
+        ({"layer_replication": [[0, 9]]}, "repeated layers"),
         ({"r": "many"}, "does not fit"),
     ],
 )
@@ -284,7 +284,7 @@ def test_an_adapter_beside_a_model_is_not_put_on_unasked(llama_folder, one, tmp_
         assert ask(both, PROMPT).token_ids == without
         resident = both.store.current()
         assert "lora_" not in str(resident.model)
-        assert resident.facts.remarks[-1].startswith("adapter_config.json lies beside the model: not put on")
+        assert resident.facts.remarks[-1].startswith("adapter_config.json in the folder of the model is ignored")
         loaded = run(both, f"/adapter {folder}")
         assert not loaded.facts.remarks
         assert "lora_" in str(both.store.current().model)

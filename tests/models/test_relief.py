@@ -214,4 +214,4 @@ def test_a_limit_of_the_system_is_seen_before_and_survived_after(llama_folder: P
     assert ended.returncode == 0, ended.stderr
     said = ended.stdout.splitlines()
     assert len(said) == 2
-    assert all("model.safetensors takes 513 MiB of addresses" in line and "ulimit -v" in line for line in said)
+    assert all("model.safetensors needs 513 MiB of address space" in line and "ulimit -v" in line for line in said)

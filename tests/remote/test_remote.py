@@ -704,7 +704,7 @@ def test_what_needs_the_model_itself_says_so_and_changes_nothing(llama_folder: P
         with pytest.raises(NeedsLocal) as caught:
             run(session, line)
         assert "needs a local model" in caught.value.message
-        assert caught.value.hints[0] == f"/disconnect returns to the local model to {session.store.current().facts.id}"
+        assert caught.value.hints[0] == f"/disconnect goes back to {session.store.current().facts.id}"
         assert (session.settings, server.sent) == (before, [])
 
 
