@@ -51,7 +51,7 @@ def test_the_table_over_all_prompts_is_that_of_single_runs(llama_folder, other_f
     assert first.logprob is not None
     assert third.logprob < first.logprob  # greedy is the likeliest, near enough
     assert fourth.same < 5
-    assert "no JSON" in found.rows[5].answers[0].problem
+    assert "not JSON" in found.rows[5].answers[0].problem
     stages = [event for event in heard if isinstance(event, Progress) and event.unit == "prompts"]
     assert stages[-1].done == stages[-1].total == 6
     for said in ("same as 1", "accuracy", "4 without an answer, first line 6"):

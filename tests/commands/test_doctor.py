@@ -57,7 +57,7 @@ def test_the_doctor_finds_what_is_there(fake_hub: FakeHub, session: Session, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("offline", "said"), [(True, "not asked"), (False, "does not answer")])
+@pytest.mark.parametrize(("offline", "said"), [(True, "not checked"), (False, "does not answer")])
 def test_a_hub_that_says_nothing_is_not_waited_for(fake_hub: FakeHub, offline: bool, said: str) -> None:
     fake_hub.fault = Fault(silent=True)
     made = Session(Settings(), Store(Runtime, offline=offline), Worker())

@@ -107,7 +107,7 @@ LONG = "more " * 60
 @pytest.mark.slow
 def test_a_chat_that_is_too_long_is_refused_before_anything_is_made(full: Session) -> None:
     before = full.conversation.path()
-    with pytest.raises(Overflow, match=r"the prompt has \d+ tokens, the context holds 512") as caught:
+    with pytest.raises(Overflow, match=r"the prompt has \d+ tokens, but the context is 512") as caught:
         ask(full, LONG)
     assert [line for line, _ in caught.value.choices] == ["/overflow drop_oldest", "/clear"]
     assert full.conversation.path() == before
