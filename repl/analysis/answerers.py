@@ -1,17 +1,17 @@
 """What answers a message in one way: a model in this process, or one behind a server; the answer with its figures."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from repl import generation
-from repl.analysis.variants import Variant
-from repl.core.errors import Cancelled, NoMemory, ReplError, UsageError
+from repl.analysis.variants import Server, Variant
+from repl.core.errors import NoMemory, ReplError, UsageError
 from repl.core.events import ColumnEvent, Event, Token
-from repl.core.jobs import JobContext
+from repl.core.jobs import Aside, JobContext
 from repl.core.reply import Reply
-from repl.core.settings import Load
+from repl.core.settings import Load, Settings
 from repl.generation import measure
 from repl.generation.interface import Model, Models, Runtime
 from repl.remote.engine import Remote, reach
@@ -102,21 +102,13 @@ class ColumnContext(JobContext):
             self.emit.begin_cleanup()
 
 
-class ThreadContext(ColumnContext):
-    """The same on a thread of its own: it stops with the job, also while that is putting things in order."""
+class ThreadContext(Aside, ColumnContext):
+    """The same on a thread of its own."""
 
     def __call__(self, event: Event) -> None:
         """Send an event; raises `Cancelled` once the job was cancelled."""
         self.raise_if_cancelled()
         super().__call__(event)
-
-    def raise_if_cancelled(self) -> None:
-        """Raise `Cancelled` once the job was cancelled."""
-        if self.stopped():
-            raise Cancelled
-
-    def begin_cleanup(self) -> None:
-        """Do nothing: nobody interrupts this thread, and the job's own must still be stopped."""
 
 
 def get_model(store: Models, load: Load, emit: JobContext) -> Model:
@@ -150,21 +142,25 @@ def open_answerer(store: Models, variant: Variant, emit: JobContext, chats: bool
         # each prompt is read from its beginning, so that figures compare
         yield partial(_answer_here, replace(resident, runtime=Runtime()), variant)
         return
-    if server.listing is None:
-        remote = reach(server.where, server.model, emit)
-    else:
-        remote = Remote(server.where, server.model, server.listing)
-    try:
+    with closing(reach_server(server, emit)) as remote:
         yield partial(_answer_there, remote, variant)
-    finally:
-        remote.close()
+
+
+def reach_server(server: Server, emit: JobContext) -> Remote:
+    """Return a connection to a server, which is asked what it offers unless that is known."""
+    if server.listing is None:
+        return reach(server.where, server.model, emit)
+    return Remote(server.where, server.model, server.listing)
+
+
+def with_seed(chosen: Settings, seed: int) -> Settings:
+    """Return settings with a seed where they have none."""
+    return chosen if chosen.decode.seed is not None else replace(chosen, decode=replace(chosen.decode, seed=seed))
 
 
 def _answer_here(resident: Model, variant: Variant, asked: Question, seed: int, aside: ColumnContext) -> Answer:
-    facts, chosen = resident.facts, variant.settings
-    if chosen.decode.seed is None:
-        chosen = replace(chosen, decode=replace(chosen.decode, seed=seed))
-    request = asked.request(chosen, facts.chats)
+    facts = resident.facts
+    request = asked.request(with_seed(variant.settings, seed), facts.chats)
     done = generation.engine.generate_reply(resident, request, aside)
     return Answer(
         variant,

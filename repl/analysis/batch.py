@@ -7,17 +7,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
-from queue import Empty, SimpleQueue
+from threading import Lock  # noqa: TID251 it starts none
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from repl import generation
-from repl.analysis.prompt_file import STDOUT, Prompt, PromptFile, Results
+from repl.analysis.prompt_file import STDOUT, Prompt, PromptFile, Results, open_results
 from repl.core import decoding
 from repl.core.errors import Cancelled, Failed, NoMemory, ReplError, Unreachable
 from repl.core.events import Event, Notice, Progress
 from repl.core.format import counted, join_facts, rate
-from repl.core.jobs import POLL_S, JobContext, beside
+from repl.core.jobs import Aside, JobContext, beside
 from repl.core.reply import Reply
 from repl.generation import decode
 from repl.generation.interface import Model, Request
@@ -48,7 +49,7 @@ class Answered:
     def record(self) -> dict[str, Any]:
         """Return the result as it is written: with the names that `done` has in --json."""
         prompt, done, error = self.prompt, self.done, self.problem
-        asked = {"line": prompt.line, "id": prompt.id, "prompt": prompt.text}
+        asked = {"line": prompt.line, "id": prompt.id, "prompt": prompt.asked.text}
         if done is None:
             assert error is not None
             return {**asked, "error": {"kind": error.kind, "message": error.message, "hints": list(error.hints)}}
@@ -60,7 +61,7 @@ class Answered:
         return {**asked, **told, **({"logprobs": done.logprobs(listed)} if listed else {})}
 
 
-@dataclass
+@dataclass(eq=False)
 class Quiet(JobContext):
     """A job that hears of single replies what the user should read, once, and nothing else."""
 
@@ -73,6 +74,10 @@ class Quiet(JobContext):
         if isinstance(event, Notice) and event.text not in self.said:
             self.said.add(event.text)
             self.emit(event)
+
+
+class AsideQuiet(Aside, Quiet):
+    """The same on a thread of its own."""
 
 
 # in this process
@@ -91,8 +96,8 @@ class Ready:
 class LocalBatches:
     """Answers prompts with a model in this process, as many together as memory allows, or so many `rows`."""
 
-    def __init__(self, resident: Model, system: str, emit: JobContext, put: Put, rows: int = 0) -> None:
-        self._resident, self._system, self._emit, self._put = resident, system, Quiet(emit), put
+    def __init__(self, resident: Model, emit: JobContext, put: Put, rows: int = 0) -> None:
+        self._resident, self._emit, self._put = resident, Quiet(emit), put
         self._rows = rows or MAX_ROWS
         self._tokens = most_tokens(resident)
         self._lost: OSError | None = None  # what standard output did not take
@@ -116,10 +121,8 @@ class LocalBatches:
                 self._put(Answered(prompt, problem=error))
 
     def _encode(self, prompt: Prompt) -> Ready:
-        if prompt.problem is not None:
-            raise prompt.problem
         resident, facts = self._resident, self._resident.facts
-        request = prompt.request(facts.chats, self._system)
+        request = prompt.request(facts.chats)
         decoding.check_values(request.settings, facts.base)
         config = generation.arguments.of_settings(resident, request.settings).config
         ids = encode_prompt(resident, request, config.max_new_tokens or facts.context, self._emit)
@@ -178,98 +181,63 @@ def most_tokens(resident: Model) -> int:
 # with a server
 
 
-@dataclass
-class Aside(Quiet):
-    """The same on a thread of its own, which nobody interrupts."""
-
-    def raise_if_cancelled(self) -> None:
-        """Raise `Cancelled` once the job was cancelled."""
-        if self.stopped():
-            raise Cancelled
-
-    def begin_cleanup(self) -> None:
-        """Do nothing: the job itself must still be stopped."""
-
-
 class ServedPrompts:
     """Answers prompts with a server, `parallel` requests at once; the answers come in the order of the prompts."""
 
-    def __init__(self, remote: Remote, system: str, parallel: int, emit: JobContext, put: Put) -> None:
-        self._remote, self._system, self._parallel, self._emit, self._put = remote, system, parallel, emit, put
-        self._aside = Aside(emit)
-        self._todo: SimpleQueue[tuple[int, Prompt] | None] = SimpleQueue()
-        self._made: SimpleQueue[tuple[int, Answered | BaseException]] = SimpleQueue()
+    def __init__(self, remote: Remote, parallel: int, emit: JobContext, put: Put) -> None:
+        self._remote, self._parallel, self._emit, self._put = remote, parallel, emit, put
+        self._aside = AsideQuiet(emit)
+        self._lock = Lock()  # over all that follows, and `put`
         self._held: dict[int, Answered] = {}  # those that wait for one before them
+        self._told = 0
+        self._over = False
 
     def answer(self, prompts: Iterable[Prompt]) -> None:
         """Answer prompts; raises `Cancelled`, and `Unreachable` where the server has gone."""
-        with beside([self._serve] * self._parallel, self._emit):
-            try:
-                self._collect(enumerate(prompts))
-            finally:
-                self._end()
+        source = enumerate(prompts)
+        try:
+            with beside([partial(self._serve, source)] * self._parallel, self._emit):
+                pass
+        finally:  # what is made is kept although others before it are not
+            with self._lock:
+                self._over = True
+                for place in sorted(self._held):
+                    self._put(self._held[place])
 
-    def _end(self) -> None:
-        """Keep what is made although others before it are not, and let the threads end."""
-        for _ in range(self._parallel):
-            self._todo.put(None)
-        with suppress(Empty):
-            while True:
-                place, made = self._made.get_nowait()
-                if isinstance(made, Answered):
-                    self._held[place] = made
-        for place in sorted(self._held):
-            self._put(self._held[place])
-
-    def _collect(self, source: Iterator[tuple[int, Prompt]]) -> None:
-        under_way = told = 0
-        while True:
-            for item in islice(source, 2 * self._parallel - under_way):
-                self._todo.put(item)
-                under_way += 1
-            if not under_way:
-                return
-            place, made = self._next_made()
-            if isinstance(made, BaseException):
-                raise made
-            self._held[place], under_way = made, under_way - 1
-            while told in self._held:
-                self._put(self._held.pop(told))
-                told += 1
-
-    def _next_made(self) -> tuple[int, Answered | BaseException]:
-        while True:
-            self._emit.raise_if_cancelled()
-            try:
-                return self._made.get(timeout=POLL_S)
-            except Empty:
-                continue
-
-    def _serve(self) -> None:
+    def _serve(self, source: Iterator[tuple[int, Prompt]]) -> None:
         """Answer until there is nothing more to do, over a connection of its own."""
         known = self._remote
         side = Remote(known.where, known.model, known.listing)
         try:
-            while (item := self._todo.get()) is not None and not self._emit.stopped():
-                self._made.put((item[0], self._ask(side, item[1])))
-        except Cancelled:
-            return
+            while (item := self._next(source)) is not None:
+                self._tell(item[0], self._ask(side, item[1]))
+        except BaseException:
+            self._over = True
+            raise
         finally:
             side.close()
 
-    def _ask(self, side: Remote, prompt: Prompt, again: bool = True) -> Answered | BaseException:
-        """Ask once; a second time where the server broke off."""
+    def _next(self, source: Iterator[tuple[int, Prompt]]) -> tuple[int, Prompt] | None:
+        self._aside.raise_if_cancelled()
+        with self._lock:
+            return None if self._over else next(source, None)
+
+    def _tell(self, place: int, made: Answered) -> None:
+        with self._lock:
+            self._held[place] = made
+            while not self._over and self._told in self._held:
+                self._put(self._held.pop(self._told))
+                self._told += 1
+
+    def _ask(self, side: Remote, prompt: Prompt, again: bool = True) -> Answered:
+        """Ask once; a second time where the server broke off. Raises `Unreachable`: that is no fault of a line."""
         try:
-            if prompt.problem is not None:
-                raise prompt.problem
-            done = side.reply(prompt.request(side.chats, self._system), self._aside)
-        except Unreachable as error:  # no line's fault: the others would fare no better
-            return error
+            done = side.reply(prompt.request(side.chats), self._aside)
+        except Unreachable:
+            raise
         except ReplError as error:
             broke_off = again and isinstance(error, Failed) and "/retry" in error.hints
             return self._ask(side, prompt, again=False) if broke_off else Answered(prompt, problem=error)
-        except Exception as error:  # a bug of ours must not leave the job waiting
-            return error
         if done.finish == "cancelled":
             raise Cancelled
         return Answered(prompt, done, done.measures.logprobs)
@@ -299,7 +267,7 @@ class Tally:
         self._began, self._tokens = time.monotonic(), 0
         self._lines = file.count()
         self._known = self._made = 0
-        self._problems: list[tuple[int, str]] = list(results.problems)
+        self._problems: list[tuple[int, str]] = []
 
     def pending(self) -> Iterator[Prompt]:
         """Yield the prompts that have no result yet; raises `UsageError` where the results are of another file."""
@@ -320,7 +288,7 @@ class Tally:
 
     def tell(self) -> None:
         """Say how far things are."""
-        done = self._made + len(self._problems) - len(self._results.problems)
+        done = self._made + len(self._problems)
         with suppress(Cancelled):  # what is made must be written all the same
             self._emit(Progress("prompts", done, self._lines - self._known, "prompts"))
 
@@ -349,16 +317,16 @@ class Tally:
 
 
 def run_batch(
-    file: PromptFile, results: Results, answer: Callable[[Iterator[Prompt], Put], object], emit: JobContext
+    file: PromptFile, out: str, answer: Callable[[Iterator[Prompt], Put], object], emit: JobContext
 ) -> Batched:
-    """Answer what has no result yet, and add the results. Raises `Cancelled`, which says what there is by then."""
-    with results:
+    """Answer what has no answer yet, and add the results. Raises `Cancelled`, which says what there is by then."""
+    with open_results(out) as results:
         tally = Tally(file, results, emit)
         tally.tell()
         try:
             answer(tally.pending(), tally.put)
         except Cancelled:
             emit.begin_cleanup()
-            goes_on = "the same with >> goes on" if results.name == STDOUT else "the same line goes on"
+            goes_on = "the same with >> goes on" if out == STDOUT else "the same line goes on"
             raise Cancelled(join_facts(tally.batched().text, goes_on)) from None
         return tally.batched()

@@ -254,14 +254,14 @@ def wilson(right: int, items: int) -> Score:
     return Score(right, items, share, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def choose_all(resident: Model, file: PromptFile, system: str, emit: JobContext, end: bool = False) -> Accuracy:
+def choose_all(resident: Model, file: PromptFile, emit: JobContext, end: bool = False) -> Accuracy:
     """Answer every item of a file; a cancel ends it with what there is. For the model thread."""
     total, failed, made, whole = file.count(), list[tuple[int, str]](), list[tuple[Prompt, Choice]](), True
     try:
         for number, item in enumerate(file):
             emit(Progress("choose", number, total, "items"))
             try:
-                made.append((item, _choose_item(resident, item, system, emit, end)))
+                made.append((item, _choose_item(resident, item, emit, end)))
             except ReplError as error:
                 failed.append((item.line, error.message))
     except Cancelled:
@@ -274,15 +274,13 @@ def choose_all(resident: Model, file: PromptFile, system: str, emit: JobContext,
     return measure_accuracy(file.path, made, failed, whole)
 
 
-def _choose_item(resident: Model, item: Prompt, system: str, emit: JobContext, end: bool) -> Choice:
-    if item.problem is not None:
-        raise item.problem
+def _choose_item(resident: Model, item: Prompt, emit: JobContext, end: bool) -> Choice:
+    request = item.request(resident.facts.chats)
     if not item.answers or item.right is None:
         raise UsageError("the line lacks answers, or which is right", '"answers": ["yes", "no"], "right": "no"')
     check_options(item.answers)
-    request = item.request(resident.facts.chats, system)
     options = measure_answers(resident, request, item.answers, emit, end)
-    return Choice(item.text, tuple(options))
+    return Choice(item.asked.text, tuple(options))
 
 
 def measure_accuracy(
@@ -310,4 +308,4 @@ def measure_accuracy(
 
 def _wrong(item: Prompt, choice: Choice) -> WrongItem:
     given, right = choice.options[choice.best()], choice.options[item.right or 0]
-    return WrongItem(item.line, item.id, item.text, right.answer, given.answer, given.logprob - right.logprob)
+    return WrongItem(item.line, item.id, item.asked.text, right.answer, given.answer, given.logprob - right.logprob)

@@ -123,6 +123,11 @@ def diverge(store: Models, asked: Asked, other: Load, emit: JobContext) -> Diver
     """
     if other.model != store.current().load.model:
         _require_tokenizer(store, other, emit)
+    with store.visitors():
+        return _read_both(store, asked, other, emit)
+
+
+def _read_both(store: Models, asked: Asked, other: Load, emit: JobContext) -> Diverged:
     text = _text(store.current(), asked, emit)
     emit(Progress("loading the other model"))
     try:

@@ -13,178 +13,154 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, TypeAlias
 
 from filelock import FileLock, Timeout
 
-from repl.analysis.variants import GREEDY_WORDS, implied_words
+from repl.analysis.variants import implied_words, setting_words
 from repl.core import paths, settings, texts
-from repl.core.decoding import OURS, ModelDefaults
+from repl.core.decoding import ModelDefaults
 from repl.core.errors import ReplError, UsageError
 from repl.core.settings import Settings
-from repl.core.values import closest_match
+from repl.core.values import did_you_mean, show_value
 from repl.generation.interface import Request
 from repl.generation.prompt.reply_parser import AnyMessage
-from repl.session.change_settings import changed
+from repl.session.change_settings import changed, unshortened
+from repl.session.position import Question
 
-MAX_LINE_BYTES = texts.MAX_TEXT_BYTES
 STDIN = STDOUT = "-"
 TABLES = {".csv": ",", ".tsv": "\t"}
 PLAIN_ENDINGS = (".txt", ".text")
 OWN_FIELDS = ("prompt", "messages", "id", "answers", "right")
 """What a line may have that is no setting; the last two are for /choose."""
+UNEVEN_ROW = "the row has other columns than the first"
 ANOTHER_FILE = "/batch PROMPTS ANOTHER_FILE"
-FIELD = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
-Row: TypeAlias = Mapping[str, Any]
-Rows: TypeAlias = Iterator[tuple[int, Row | ReplError]]
+PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
+NOTHING_ASKED = Question("")
+Fields: TypeAlias = Mapping[str, Any]
+Rows: TypeAlias = Iterator[tuple[int, Fields | ReplError]]
+"""Lines with their numbers, from 1: what each has, or what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One line of the file: what is asked, and how; or the `problem` that keeps it from being asked.
 
-    `messages` are those of a chat, without the beginning that its reply is given; of a plain prompt there are none.
+    `needs_chat` tells that the line has messages, which only a chat template can write.
     """
 
     line: int
     settings: Settings
     id: Any = None
-    text: str = ""
-    messages: tuple[AnyMessage, ...] = ()
-    prefill: str = ""
+    asked: Question = NOTHING_ASKED
+    needs_chat: bool = False
     answers: tuple[str, ...] = ()
     right: int | None = None
     problem: ReplError | None = None
 
-    def request(self, chats: bool, system: str = "") -> Request:
-        """Return what a model is asked that chats or only completes; `system` stands in front of a plain prompt.
-
-        Raises `UsageError` for messages where there is no chat template.
-        """
-        mode = self.settings.view.mode
-        templated = chats if mode == "auto" else mode == "chat"
-        if not templated:
-            if self.messages:
-                raise UsageError("messages need a chat template; this model completes a prompt", "/mode chat")
-            return Request(self.settings, text=self.text)
-        told = ({"role": "system", "content": system},) if system else ()
-        said = self.messages or (*told, {"role": "user", "content": self.text})
-        return Request(self.settings, messages=said, turns=tuple(range(len(said))), prefill=self.prefill)
-
-    @property
-    def key(self) -> str:
-        """Return what tells it from other prompts on the same line of another file."""
-        return json.dumps([self.id, self.text], sort_keys=True, default=str)
+    def request(self, chats: bool) -> Request:
+        """Return what a model is asked that chats or only completes; raises its problem, or `UsageError`."""
+        if self.problem is not None:
+            raise self.problem
+        made = self.asked.request(self.settings, chats)
+        if self.needs_chat and not made.chats:
+            raise UsageError("messages need a chat template; this model completes a prompt", "/mode chat")
+        return made
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFile:
     """A file of prompts: `chosen` are the current settings, `base` is what the model brings.
 
-    `template` is a text with {name} in the places of values from each line; {{name}} stands for itself.
+    `template` is a text with {name} in the places of values from each line; {{name}} stands for itself. `system` is
+    the system text of a line without messages.
     """
 
     path: str
     chosen: Settings
     base: ModelDefaults
     template: str = ""
+    system: str = ""
 
     def __iter__(self) -> Iterator[Prompt]:
-        for line, row in self._rows():
-            if isinstance(row, ReplError):
-                yield Prompt(line, self.chosen, problem=row)
+        for line, fields in self._rows():
+            if isinstance(fields, ReplError):
+                yield Prompt(line, self.chosen, problem=fields)
                 continue
             try:
-                yield self._prompt(line, row)
+                yield self._prompt(line, fields)
             except ReplError as error:
-                text = row.get("prompt")
-                yield Prompt(line, self.chosen, row.get("id"), text if isinstance(text, str) else "", problem=error)
+                asked = Question(str(fields.get("prompt") or ""))
+                yield Prompt(line, self.chosen, fields.get("id"), asked, problem=error)
 
     def count(self) -> int:
         """Return how many lines there are to answer."""
-        return sum(1 for _ in self._rows(count=True))
+        return sum(1 for _ in self._rows())
 
-    def _rows(self, count: bool = False) -> Rows:
-        """Yield each line that holds something with its number, from 1: its fields, or what is wrong with it."""
+    def _rows(self) -> Rows:
         ending = Path(self.path).suffix.lower()
-        with open_prompts(self.path) as file:
+        with _open_prompts(self.path) as file:
             if ending in TABLES:
                 yield from _table(file, TABLES[ending], self.path)
-                return
-            for number, piece in read_lines(file):
-                if isinstance(piece, ReplError) or count:
-                    yield number, piece if isinstance(piece, ReplError) else {}
-                else:
-                    yield number, _fields(piece, plain=ending in PLAIN_ENDINGS)
+            else:
+                yield from _lines(file, plain=ending in PLAIN_ENDINGS)
 
-    def _prompt(self, line: int, row: Row) -> Prompt:
-        used = {match[2] for match in FIELD.finditer(self.template) if match[2]}
-        rest = {name: value for name, value in row.items() if name not in (*OWN_FIELDS, *used)}
-        if self.template:  # a table may hold more than the template takes
-            rest = {name: value for name, value in rest.items() if self._is_setting(name)}
-        chosen = self._settings(rest)
-        answers, right = read_answers(row)
-        made = Prompt(line, chosen, row.get("id"), answers=answers, right=right)
-        if self.template and row.get("messages"):
-            raise UsageError("a template makes the prompt, so a line cannot have messages")
-        if self.template:
-            return replace(made, text=fill_template(self.template, row))
-        if row.get("messages"):
-            return self._talk(made, row)
-        if not isinstance(text := row.get("prompt"), str) or not text.strip():
+    def _prompt(self, line: int, fields: Fields) -> Prompt:
+        chosen, (answers, right) = self._settings(fields), _read_answers(fields)
+        needs_chat = bool(fields.get("messages"))
+        asked = self._talk(fields) if needs_chat else self._message(fields)
+        return Prompt(line, chosen, fields.get("id"), asked, needs_chat, answers, right)
+
+    def _settings(self, fields: Fields) -> Settings:
+        """Return the settings of one line over those that stand; raises `UsageError`."""
+        words: list[tuple[str, str]] = []
+        used = {*OWN_FIELDS, *(match[2] for match in PLACEHOLDER.finditer(self.template))}
+        for typed, value in fields.items():
+            name, word = unshortened(typed), "default" if value is None else show_value(value)
+            if typed in used:
+                continue
+            if name in settings.places() or name in self.base.known:
+                words += setting_words(name, word) if word else []  # an empty cell of a table says nothing
+            elif not self.template:  # whose table may hold more than it takes
+                close = did_you_mean(typed, [*settings.places(), *OWN_FIELDS])
+                raise UsageError(f"no setting {typed!r}{close}", "/settings")
+        return changed(self.chosen, implied_words(words) + words, ("decode", "view"), self.base)
+
+    def _message(self, fields: Fields) -> Question:
+        text = _fill_template(self.template, fields) if self.template else fields.get("prompt")
+        if not isinstance(text, str) or not text.strip():
             raise UsageError("there is no prompt: a line has prompt or messages", '{"prompt": "Hello"}')
-        return replace(made, text=text)
+        told = ({"role": "system", "content": self.system},) if self.system else ()
+        return _question(text, (*told, {"role": "user", "content": text}))
 
-    @staticmethod
-    def _talk(made: Prompt, row: Row) -> Prompt:
-        if row.get("prompt"):
+    def _talk(self, fields: Fields) -> Question:
+        if self.template:
+            raise UsageError("a template makes the prompt, so a line cannot have messages")
+        if fields.get("prompt"):
             raise UsageError("prompt and messages cannot be combined: give one")
-        said = _messages(row["messages"])
+        said = _messages(fields["messages"])
         asked = [message["content"] for message in said if message["role"] == "user"]
         begun = said[-1]["content"] if said[-1]["role"] == "assistant" else ""
         kept = said[:-1] if begun else said
-        return replace(made, text=asked[-1] if asked else kept[-1]["content"], messages=kept, prefill=begun)
-
-    def _is_setting(self, name: str) -> bool:
-        return self._full_name(name) in settings.places() or name in self.base.known
-
-    @staticmethod
-    def _full_name(name: str) -> str:
-        short = {**settings.SHORT_NAMES, **{theirs: ours for ours, theirs in OURS.items()}}
-        return short.get(name, name).replace("-", "_")
-
-    def _settings(self, given: Row) -> Settings:
-        """Return the settings of one line over those that stand; raises `UsageError`."""
-        words: list[tuple[str, str]] = []
-        for name, value in given.items():
-            if not self._is_setting(name):
-                close = closest_match(name, [*settings.places(), *OWN_FIELDS])
-                raise UsageError(f"no setting {name!r}" + (f", did you mean {close}?" if close else ""), "/settings")
-            full, word = self._full_name(name), as_word(value)
-            greedy = full == "temperature" and word in ("0", "0.0")
-            words += GREEDY_WORDS if greedy else [(full, word)] if word else []  # an empty cell of a table says nothing
-        return changed(self.chosen, implied_words(words) + words, ("decode", "view"), self.base)
+        return _question(asked[-1] if asked else kept[-1]["content"], kept, begun)
 
 
-def open_prompts(path: str) -> BinaryIO:
+def _question(text: str, said: tuple[AnyMessage, ...], begun: str = "") -> Question:
+    return Question(text, said, tuple(range(len(said))), begun)
+
+
+def _open_prompts(path: str) -> BinaryIO:
     """Open a file of prompts; standard input is copied, to be read more than once. Raises `ReplError`."""
-    if path == STDIN:
-        held = _held_input()
-        held.seek(0)
-        return os.fdopen(os.dup(held.fileno()), "rb")
-    try:
-        found = Path(path).expanduser()
-        if not found.is_file():
-            raise OSError(0, "it is not a file" if found.exists() else "no such file")
-        return found.open("rb")
-    except (OSError, ValueError, RuntimeError) as error:  # in this order: the disk, a NUL, the home of nobody
-        raise ReplError(f"cannot read {path!r}: {getattr(error, 'strerror', None) or error}") from error
+    if path != STDIN:
+        return texts.open_file(path)
+    held = _held_input()
+    held.seek(0)
+    return os.fdopen(os.dup(held.fileno()), "rb")
 
 
 @cache
@@ -197,21 +173,20 @@ def _held_input() -> Any:
     return held
 
 
-def read_lines(file: BinaryIO, most: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes | UsageError]]:
-    """Yield the lines that hold something with their numbers, from 1; of one that is too long only that it is."""
-    number = 0
+def _lines(file: BinaryIO, plain: bool) -> Rows:
+    """Yield the lines that hold something; of one that is too long only that it is."""
+    number, most = 0, texts.MAX_TEXT_BYTES
     while piece := file.readline(most + 1):
         number, size = number + 1, len(piece)
-        if size <= most:
-            if piece.strip():
-                yield number, piece.removeprefix(b"\xef\xbb\xbf") if number == 1 else piece
-            continue
-        while not piece.endswith(b"\n") and (piece := file.readline(most)):
+        while size > most and not piece.endswith(b"\n") and (piece := file.readline(most)):
             size += len(piece)
-        yield number, UsageError(f"the line has {size:,} bytes, at most {most:,} are read")
+        if size > most:
+            yield number, UsageError(f"the line has {size:,} bytes, at most {most:,} are read")
+        elif piece.strip():
+            yield number, _fields(piece.removeprefix(b"\xef\xbb\xbf") if number == 1 else piece, plain)
 
 
-def _fields(piece: bytes, plain: bool) -> Row | ReplError:
+def _fields(piece: bytes, plain: bool) -> Fields | ReplError:
     """Return the fields of a line of JSON or of plain text, or what is wrong with it."""
     try:
         text = piece.decode().rstrip("\r\n")
@@ -228,27 +203,25 @@ def _fields(piece: bytes, plain: bool) -> Row | ReplError:
 def _table(file: BinaryIO, separator: str, path: str) -> Rows:
     """Yield the rows of a table with the line that each begins in; raises `UsageError` for one without names."""
     with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        yield from _table_rows(csv.DictReader(text, delimiter=separator, strict=True), path)
-
-
-def _table_rows(reader: "csv.DictReader[str]", path: str) -> Rows:
-    line = 1
-    try:
-        if not reader.fieldnames or not all(reader.fieldnames):
+        reader, names = csv.reader(text, delimiter=separator, strict=True), list[str]()
+        with suppress(csv.Error, UnicodeDecodeError):
+            names = next(reader, [])
+        if not names or not all(names):
             raise UsageError(f"the first row of {path!r} does not name every column", "prompt,temperature")
         while True:
             line = reader.line_num + 1
             try:
-                row = next(reader)
+                if (row := next(reader, None)) is None:
+                    return
             except csv.Error as error:
                 yield line, UsageError(f"the row is not CSV: {error}")
-                continue
-            more = None in row or None in row.values()  # a restkey, or a restval
-            yield line, UsageError("the row has other columns than the first") if more else row
-    except StopIteration:
-        return
-    except UnicodeDecodeError:
-        yield line, UsageError("the rest of the table is not UTF-8 text")
+            except UnicodeDecodeError:
+                yield line, UsageError("the rest of the table is not UTF-8 text")
+                return
+            else:
+                if row:
+                    same = len(row) == len(names)
+                    yield line, dict(zip(names, row, strict=True)) if same else UsageError(UNEVEN_ROW)
 
 
 def _messages(value: object) -> tuple[AnyMessage, ...]:
@@ -264,13 +237,13 @@ def _messages(value: object) -> tuple[AnyMessage, ...]:
     return tuple(said)
 
 
-def _is_message(one: Row) -> bool:
+def _is_message(one: Fields) -> bool:
     return all(isinstance(one.get(name), str) for name in ("role", "content"))
 
 
-def read_answers(row: Row) -> tuple[tuple[str, ...], int | None]:
+def _read_answers(fields: Fields) -> tuple[tuple[str, ...], int | None]:
     """Return the answers of a line for /choose and the place of the right one, from 0; raises `UsageError`."""
-    answers, right = row.get("answers"), row.get("right")
+    answers, right = fields.get("answers"), fields.get("right")
     if answers in (None, "", []):
         return (), None
     if isinstance(answers, str):
@@ -287,33 +260,26 @@ def read_answers(row: Row) -> tuple[tuple[str, ...], int | None]:
     return tuple(answers), place
 
 
-def fill_template(template: str, row: Row) -> str:
+def _fill_template(template: str, fields: Fields) -> str:
     """Put the values of a line into a template; raises `UsageError` for one that the line does not have."""
 
     def fill(match: re.Match[str]) -> str:
         if match[1]:
             return "{" + match[1] + "}"
-        if row.get(match[2]) is None:
+        if fields.get(match[2]) is None:
             raise UsageError(f"the template needs {match[2]!r}, which the line does not have")
-        value = row[match[2]]
+        value = fields[match[2]]
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
-    return FIELD.sub(fill, template)
-
-
-def as_word(value: object) -> str:
-    """Return what a user types for a value of JSON."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return value if isinstance(value, str) else "default" if value is None else json.dumps(value)
+    return PLACEHOLDER.sub(fill, template)
 
 
 def check_files(prompts: str, results: str) -> None:
     """Raise `ReplError` unless prompts can be read from one place and results go to another."""
     if prompts == STDIN and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("standard input is the terminal: name a file of prompts", "/batch prompts.jsonl")
-    open_prompts(prompts).close()
-    out = stdout_path() if results == STDOUT else Path(results).expanduser()
+    _open_prompts(prompts).close()
+    out = _stdout_path() if results == STDOUT else Path(results).expanduser()
     with suppress(OSError, ValueError):
         if prompts != STDIN and out is not None and out.samefile(Path(prompts).expanduser()):
             raise UsageError(f"the results cannot go into {prompts!r} itself", "/batch prompts.jsonl results.jsonl")
@@ -325,46 +291,22 @@ def check_files(prompts: str, results: str) -> None:
 class Results:
     """The results of a file of prompts: what is there stays, each new one is added as one whole line.
 
-    Use it as a context; raises `ReplError` for a file that cannot be written, or that holds something else.
+    The last result of a line counts: one that failed is made again.
     """
 
-    def __init__(self, path: str) -> None:
-        self.name = path
-        self._path = stdout_path() if path == STDOUT else Path(path).expanduser()
-        self.known: dict[int, int] = {}  # of each line that has a result: a hash of its prompt
-        self.problems: list[tuple[int, str]] = []  # lines that failed, and why
-        self._ascii = path == STDOUT and os.isatty(1)
-        self._file: Any = None
-        self._held = ExitStack()
-
-    def __enter__(self) -> "Results":
-        try:
-            with ExitStack() as held:
-                if self._path is not None:
-                    held.enter_context(self._locked(self._path))
-                    if self._path.is_file():  # to read a pipe would wait for what is to be written
-                        self._take_up(self._path)
-                to = os.dup(1) if self._path is None or self.name == STDOUT else self._path
-                self._file = held.enter_context(open(to, "wb" if isinstance(to, int) else "ab", buffering=0))
-                self._held = held.pop_all()
-        except (OSError, ValueError) as error:
-            raise ReplError(f"cannot write {self.name!r}: {getattr(error, 'strerror', None) or error}") from error
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._held.close()
-
-    def _locked(self, path: Path) -> AbstractContextManager[object]:
-        """Keep other runs away from the file: two would both make what is missing."""
-        folder = paths.cache_folder() / "batch"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{sha256(os.fsencode(path.resolve())).hexdigest()[:16]}.lock")
-        try:
-            return lock.acquire(timeout=0)
-        except Timeout:
-            raise ReplError(f"another run writes {self.name!r}", ANOTHER_FILE) from None
+    def __init__(self, name: str, path: Path | None, held: ExitStack) -> None:
+        self.name = name
+        self.known: dict[int, int] = {}  # of each line that has an answer: a hash of its prompt
+        self._failed: dict[int, object] = {}  # lines that have an error instead
+        self._ascii = name == STDOUT and os.isatty(1)
+        if path is not None:
+            held.enter_context(_locked(name, path))
+            if path.is_file():  # to read a pipe would wait for what is to be written
+                self._take_up(path)
+        to = os.dup(1) if name == STDOUT or path is None else path
+        self._file: Any = held.enter_context(
+            open(to, "wb" if isinstance(to, int) else "ab", buffering=0)  # noqa: SIM115 it is one of `held`
+        )
 
     def _take_up(self, path: Path) -> None:
         """Note which lines have their results, and mend a last one that was not written whole."""
@@ -372,13 +314,12 @@ class Results:
         with path.open("rb") as file:
             for number, piece in enumerate(file, 1):
                 record = _record(piece)
-                if record is None and not piece.endswith(b"\n") and piece[:2] == b'{"'[: len(piece)]:
+                if record is None and not piece.endswith(b"\n") and b'{"'.startswith(piece[:2]):
                     break
                 if record is None:
                     raise UsageError(f"line {number} of {self.name!r} is not a result of a batch", ANOTHER_FILE)
                 whole += len(piece)
-                if "line" in record:
-                    self._note(record)
+                self._note(record)
         if whole < path.stat().st_size:
             os.truncate(path, whole)
         elif whole and not piece.endswith(b"\n"):
@@ -386,20 +327,24 @@ class Results:
                 file.write(b"\n")
 
     def _note(self, record: Mapping[str, Any]) -> None:
-        self.known[record["line"]] = hash(_key(record))
-        if isinstance(problem := record.get("error"), dict):
-            self.problems.append((record["line"], str(problem.get("message"))))
+        line = record.get("line")
+        if isinstance(line, int) and "error" in record:
+            self._failed[line] = record["error"]
+        elif isinstance(line, int):
+            self.known[line] = _prompt_hash(record.get("id"), record.get("prompt"))
 
     def has(self, prompt: Prompt) -> bool:
-        """Tell whether a prompt has its result; raises `UsageError` where its line has that of another prompt."""
+        """Tell whether a prompt has its answer; raises `UsageError` where its line has that of another prompt."""
         if (known := self.known.get(prompt.line)) is None:
             return False
-        if known != hash(prompt.key):
+        if known != _prompt_hash(prompt.id, prompt.asked.text):
             raise UsageError(f"{self.name!r} has the result of another prompt for line {prompt.line}", ANOTHER_FILE)
         return True
 
-    def add(self, record: Mapping[str, object]) -> None:
-        """Write a result, whole; raises `ReplError` where the disk does not take it."""
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Write a result, whole, unless it is the error that is there; raises `ReplError` where the disk is full."""
+        if "error" in record and self._failed.get(record["line"]) == record["error"]:
+            return
         try:
             data = json.dumps(record, ensure_ascii=self._ascii).encode()
         except UnicodeEncodeError:  # lone surrogates have an escape in JSON, and no place in UTF-8
@@ -416,8 +361,32 @@ class Results:
             raise ReplError(f"cannot write {self.name!r}: {error.strerror}") from error
 
 
-def _key(record: Mapping[str, object]) -> str:
-    return json.dumps([record.get("id"), record.get("prompt")], sort_keys=True, default=str)
+@contextmanager
+def open_results(name: str) -> Iterator[Results]:
+    """Go on with a file of results; raises `ReplError` for one that cannot be written, or that holds something else."""
+    with ExitStack() as held:
+        try:
+            path = _stdout_path() if name == STDOUT else Path(name).expanduser()
+            results = Results(name, path, held)
+        except (OSError, ValueError) as error:
+            raise ReplError(f"cannot write {name!r}: {getattr(error, 'strerror', None) or error}") from error
+        yield results
+
+
+def _locked(name: str, path: Path) -> AbstractContextManager[object]:
+    """Keep other runs away from the file: two would both make what is missing."""
+    folder = paths.cache_folder() / "batch"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{sha256(os.fsencode(path.resolve())).hexdigest()[:16]}.lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        raise ReplError(f"another run writes {name!r}", ANOTHER_FILE) from None
+
+
+def _prompt_hash(id: object, text: object) -> int:
+    """Return what tells a prompt from others on the same line of another file."""
+    return hash(json.dumps([id, text], sort_keys=True, default=str))
 
 
 def _record(piece: bytes) -> dict[str, Any] | None:
@@ -429,7 +398,7 @@ def _record(piece: bytes) -> dict[str, Any] | None:
     return None
 
 
-def stdout_path() -> Path | None:
+def _stdout_path() -> Path | None:
     """Return the file that standard output goes to, where it is one and the system tells its name."""
     with suppress(OSError, AttributeError, ImportError):
         found = os.fstat(1)

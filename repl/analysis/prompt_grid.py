@@ -7,22 +7,21 @@ probable its answers are, and for items with a right answer how often that is th
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from repl.analysis import choose
-from repl.analysis.answerers import get_model
+from repl.analysis.answerers import get_model, reach_server, with_seed
 from repl.analysis.batch import Answered, LocalBatches, ServedPrompts
 from repl.analysis.choose import Score
 from repl.analysis.prompt_file import Prompt, PromptFile
-from repl.analysis.variants import Server, Variant
+from repl.analysis.variants import Variant
 from repl.core.errors import Cancelled
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
-from repl.core.settings import Settings
 from repl.generation.interface import Models, Runtime
-from repl.remote.engine import Remote, reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +74,14 @@ class PromptGrid:
     whole: bool = True
 
 
-class Way:
-    """One way to answer on its way: what came of each line."""
+class GridRun:
+    """One way to answer: what came of each line by now."""
 
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
         self.model, self.seconds = "", 0.0
         self.made: dict[int, Answered] = {}
         self.accuracy: Score | None = None
-
-    def put(self, answered: Answered) -> None:
-        """Take an answer."""
-        self.made[answered.prompt.line] = answered
 
     def answer(self, line: int) -> GridAnswer | None:
         """Return the answer to a line."""
@@ -103,88 +98,75 @@ def compare_prompts(
 ) -> PromptGrid:
     """Answer a file of prompts in every way, one after another; a cancel ends it with what there is by then."""
     seed, whole = secrets.randbits(31), True  # one for all: ways to answer differ, not the draws
-    columns = [Way(replace(variant, settings=_seeded(variant.settings, seed))) for variant in ways]
+    runs = [GridRun(replace(variant, settings=with_seed(variant.settings, seed))) for variant in ways]
     try:
-        for way in columns:
+        for run in runs:
             began = time.monotonic()
             try:
-                _answer(store, way, path, template, system, emit)
+                _answer(store, run, path, template, system, emit)
             finally:
-                way.seconds = time.monotonic() - began
+                run.seconds = time.monotonic() - began
     except Cancelled:
         emit.begin_cleanup()
-        if not columns[0].made:
+        if not runs[0].made:
             raise
         whole = False
     store.trim()
     store.tidy()
-    return _grid(path, columns, whole)
+    return _grid(path, runs, whole)
 
 
-def _seeded(chosen: Settings, seed: int) -> Settings:
-    return chosen if chosen.decode.seed is not None else replace(chosen, decode=replace(chosen.decode, seed=seed))
-
-
-def _answer(store: Models, way: Way, path: str, template: str, system: str, emit: JobContext) -> None:
-    chosen, server = way.variant.settings, way.variant.server
+def _answer(store: Models, run: GridRun, path: str, template: str, system: str, emit: JobContext) -> None:
+    chosen, server = run.variant.settings, run.variant.server
     if server is not None:
-        remote = _reached(server, emit)
-        try:
-            way.model = f"{remote.name} at {remote.host}"
-            file = PromptFile(path, chosen, remote.base, template)
-            ServedPrompts(remote, system, 8, emit, _told(way, file, emit)).answer(file)
-        finally:
-            remote.close()
+        with closing(reach_server(server, emit)) as remote:
+            run.model = f"{remote.name} at {remote.host}"
+            file = PromptFile(path, chosen, remote.base, template, system)
+            ServedPrompts(remote, 8, emit, _told(run, file, emit)).answer(file)
         return
     resident = replace(get_model(store, chosen.load, emit), runtime=Runtime())
-    way.model = resident.facts.name
-    file = PromptFile(path, chosen, resident.facts.base, template)
-    LocalBatches(resident, system, emit, _told(way, file, emit)).answer(file)
-    if any(made.prompt.right is not None for made in way.made.values()):
-        way.accuracy = choose.choose_all(resident, file, system, emit).total
+    run.model = resident.facts.name
+    file = PromptFile(path, chosen, resident.facts.base, template, system)
+    LocalBatches(resident, emit, _told(run, file, emit)).answer(file)
+    if any(made.prompt.right is not None for made in run.made.values()):
+        run.accuracy = choose.choose_all(resident, file, emit).total
 
 
-def _reached(server: Server, emit: JobContext) -> Remote:
-    if server.listing is None:
-        return reach(server.where, server.model, emit)
-    return Remote(server.where, server.model, server.listing)
-
-
-def _told(way: Way, file: PromptFile, emit: JobContext) -> Callable[[Answered], object]:
+def _told(run: GridRun, file: PromptFile, emit: JobContext) -> Callable[[Answered], object]:
     """Return what takes an answer and says how far things are."""
     total = file.count()
 
     def put(answered: Answered) -> None:
-        way.put(answered)
+        run.made[answered.prompt.line] = answered
         if not emit.stopped():
-            emit(Progress(way.variant.title, len(way.made), total, "prompts"))
+            emit(Progress(run.variant.title, len(run.made), total, "prompts"))
 
     return put
 
 
-def _grid(path: str, columns: Sequence[Way], whole: bool) -> PromptGrid:
+def _grid(path: str, runs: Sequence[GridRun], whole: bool) -> PromptGrid:
     prompts: dict[int, Prompt] = {}
-    for way in columns:
-        prompts |= {line: made.prompt for line, made in way.made.items()}
+    for run in runs:
+        prompts |= {line: made.prompt for line, made in run.made.items()}
     rows = tuple(
-        GridRow(line, prompts[line].id, prompts[line].text, tuple(way.answer(line) for way in columns))
+        GridRow(line, prompts[line].id, prompts[line].asked.text, tuple(run.answer(line) for run in runs))
         for line in sorted(prompts)
     )
-    return PromptGrid(path, tuple(_column(place, way, rows) for place, way in enumerate(columns)), rows, whole)
+    return PromptGrid(path, tuple(_column(place, run, rows) for place, run in enumerate(runs)), rows, whole)
 
 
-def _column(place: int, way: Way, rows: Sequence[GridRow]) -> GridColumn:
+def _column(place: int, run: GridRun, rows: Sequence[GridRow]) -> GridColumn:
     pairs = [(row.answers[0], one) for row in rows if (one := row.answers[place]) and not one.problem]
     counts = [one.tokens for _, one in pairs]
-    logprobs = [value for made in way.made.values() for value in made.logprobs]
+    logprobs = [value for made in run.made.values() for value in made.logprobs]
     return GridColumn(
-        way.variant.title,
-        way.model,
+        run.variant.title,
+        run.model,
         answered=len(pairs),
-        failed=len(way.made) - len(pairs),
+        failed=len(run.made) - len(pairs),
         same=sum(first is not None and not first.problem and first.text == one.text for first, one in pairs),
         tokens=fmean(counts) if counts else None,
         logprob=fmean(logprobs) if logprobs else None,
-        tokens_per_s=sum(counts) / way.seconds if way.seconds else None,
-        accuracy=way.accuracy,
+        tokens_per_s=sum(counts) / run.seconds if run.seconds else None,
+        accuracy=run.accuracy,
     )

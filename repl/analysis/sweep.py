@@ -8,6 +8,7 @@ from itertools import pairwise, product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from repl.analysis.variants import GREEDY_WORDS
 from repl.core import decoding, settings
 from repl.core.decoding import WARPERS, ModelDefaults
 from repl.core.errors import UsageError
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 SWEEP_EXAMPLE = "/sweep temperature=0,0.7,1.2 top_p=0.9,1 n=2"
 MAX_SWEEP_ROWS = 500
-GREEDY_WORDS = [("do_sample", "off"), ("num_beams", "1")]
 Words = tuple[tuple[str, str], ...]
 
 

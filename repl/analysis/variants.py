@@ -122,7 +122,12 @@ def _pairs(part: str, base: ModelDefaults) -> list[tuple[str, str]]:
         raise UsageError(f"{name} is a display setting", f"/{name}")
     if name == "model":
         return settings.address(value)
-    return GREEDY_WORDS if name == "temperature" and value in ("0", "0.0") else [(name, _bare(value))]
+    return setting_words(name, _bare(value))
+
+
+def setting_words(name: str, value: str) -> list[tuple[str, str]]:
+    """Return a setting with its value as words: a temperature of 0 is greedy."""
+    return GREEDY_WORDS if name == "temperature" and value in ("0", "0.0") else [(name, value)]
 
 
 def implied_words(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:

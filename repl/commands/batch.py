@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from repl.analysis.batch import Batched, LocalBatches, Put, ServedPrompts, run_batch
-from repl.analysis.prompt_file import STDIN, Prompt, PromptFile, Results, check_files
+from repl.analysis.prompt_file import STDIN, Prompt, PromptFile, check_files
 from repl.commands.registry import command
 from repl.core import texts
 from repl.core.errors import Failed
@@ -40,23 +40,23 @@ def batch(
     {"id": 7, "prompt": "Say hello", "temperature": 0.7}. A .csv or .tsv file has these as columns, each line of a .txt
     file is a prompt. With --template FILE the prompt is the text of that file with {name} replaced by the line's value.
     Each result is a line as soon as it is there; without a file for them they go to prompts.results.jsonl. Ctrl-C keeps
-    what is done, and the same line goes on. A line that fails has an error in its result. --exact answers one prompt
-    after another: together, two tokens that are nearly tied may fall the other way. With a server --parallel 8 requests
-    run at once. Nothing of it joins the conversation.
+    what is done, and the same line goes on. A line that fails has an error in its result; the next run tries it again.
+    --exact answers one prompt after another: together, two tokens that are nearly tied may fall the other way. With a
+    server --parallel 8 requests run at once. Nothing of it joins the conversation.
     """
     if session.remote is None:
         session.facts()
     out = results or f"{'prompts' if prompts == STDIN else Path(prompts).with_suffix('')}.results.jsonl"
     check_files(prompts, out)
     filled = texts.read_text(template) if template else ""
-    file = PromptFile(prompts, session.settings, session.base(), filled)
-    remote, system = session.remote, session.conversation.system
+    file = PromptFile(prompts, session.settings, session.base(), filled, session.conversation.system)
+    remote = session.remote
 
     def answer(emit: JobContext, pending: Iterator[Prompt], put: Put) -> None:
         if remote is not None:
-            ServedPrompts(remote, system, parallel, emit, put).answer(pending)
+            ServedPrompts(remote, parallel, emit, put).answer(pending)
         else:
-            LocalBatches(session.store.current(), system, emit, put, rows=int(exact)).answer(pending)
+            LocalBatches(session.store.current(), emit, put, rows=int(exact)).answer(pending)
 
     def settle(job: Job[Batched]) -> Batched:
         found = job.result()
@@ -65,4 +65,4 @@ def batch(
         return found
 
     run = session.run_on_model if remote is None else session.run_network
-    return run(lambda emit: run_batch(file, Results(out), partial(answer, emit), emit), settle)
+    return run(lambda emit: run_batch(file, out, partial(answer, emit), emit), settle)

@@ -49,9 +49,8 @@ def choose_(
     facts, chosen = session.facts(), session.settings
     mark = PROMPT.search(text)
     if mark is None and "|" not in text:
-        file = PromptFile(_file(text), chosen, session.base())
-        system = session.conversation.system
-        return session.run_on_model(lambda emit: choose_all(session.store.current(), file, system, emit, end))
+        file = PromptFile(_file(text), chosen, session.base(), system=session.conversation.system)
+        return session.run_on_model(lambda emit: choose_all(session.store.current(), file, emit, end))
     answers = read_options(text[: mark.start()] if mark else text)
     asked = question(session, text[mark.end() :].strip("\n") if mark else None, CHOOSE_EXAMPLE)
     request = asked.request(chosen, facts.chats)

@@ -60,23 +60,23 @@ def export(
     """Write the conversation to a file: .md, .txt, .html or .json.
 
     It writes the current branch, with --all every branch; .json holds every record. --view writes the last result
-    of a command such as /next or /inspect instead, in .html with its colours, in .json as --json does. In .html,
-    pointing at a token shows its probability and the alternatives. --force replaces an existing file. In .md, .txt
-    and .html, control characters are made visible.
+    of a command such as /next or /inspect instead, in .html with its colours, in .json as --json does; without a
+    conversation, as after /compare --prompts, that is what is written anyway. In .html, pointing at a token shows its
+    probability and the alternatives. --force replaces an existing file. In .md, .txt and .html, control characters
+    are made visible.
     """
     if (ending := Path(file).suffix.lower()) not in FORMATS:
         hint = "/export view.html --view" if view else "/export chat.md"
         raise UsageError(f"{file!r} does not end in one of {', '.join(FORMATS)}", hint)
     again = f"/export {file} --force" + " --view" * view
+    shown, talk = session.last_view, transcript(session, all)
+    if shown is not None and (view or not talk.turns):
+        content = VIEWS[ending](shown).encode("utf-8", "replace")
+        return Exported(str(write(file, content, force, again)), 0, len(content), shown.line)
     if view:
-        if session.last_view is None:
-            raise UsageError("there is no view to export yet", "/next Once upon a time")
-        content = VIEWS[ending](session.last_view).encode("utf-8", "replace")
-        return Exported(str(write(file, content, force, again)), 0, len(content), session.last_view.line)
-    talk = transcript(session, all)
+        raise UsageError("there is no view to export yet", "/next Once upon a time")
     if not talk.turns:
-        shown = () if session.last_view is None else (f"/export {file} --view",)
-        raise UsageError("there is nothing to export: the conversation is empty", *shown)
+        raise UsageError("there is nothing to export: the conversation is empty")
     content = formats(session)[ending](talk).encode()
     return Exported(str(write(file, content, force, again)), len(talk.turns), len(content))
 

@@ -50,6 +50,18 @@ class JobContext:
         self.emit.begin_cleanup()
 
 
+class Aside(JobContext):
+    """A job as a thread beside its own sees it: stopped with it, also while that puts things in order."""
+
+    def raise_if_cancelled(self) -> None:
+        """Raise `Cancelled` once the job was cancelled."""
+        if self.stopped():
+            raise Cancelled
+
+    def begin_cleanup(self) -> None:
+        """Do nothing: nobody interrupts this thread, and the job's own must still be stopped."""
+
+
 @dataclass(eq=False)
 class Muted(JobContext):
     """A job that hears nothing of a reply's text: `tell` is called with each token."""

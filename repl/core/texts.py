@@ -8,7 +8,10 @@ import codecs
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from repl.core.errors import ReplError
 
@@ -18,25 +21,42 @@ KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a soc
 
 def read_text(file: str, largest: int = MAX_TEXT_BYTES, piped: bool = False) -> str:
     """Return a file's text; raises `ReplError` naming it."""
-    try:
+    with _refused(file):
         return decode_text(_content(Path(file).expanduser(), largest, piped), repr(file), largest)
+
+
+def open_file(file: str) -> BinaryIO:
+    """Open a regular file; raises `ReplError` naming it."""
+    with _refused(file):
+        path = Path(file).expanduser()
+        _require_regular(path.stat())
+        return path.open("rb")
+
+
+@contextmanager
+def _refused(file: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, RuntimeError) as error:  # in this order: the disk, a NUL, the home of nobody
         raise ReplError(f"cannot read {file!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _content(path: Path, largest: int, piped: bool) -> bytes:
     found = path.stat()
-    kind = stat.S_IFMT(found.st_mode)
     if os.path.samestat(found, os.stat(os.devnull)):
         return b""
-    if kind == stat.S_IFIFO and piped:
+    if stat.S_ISFIFO(found.st_mode) and piped:
         return _piped(path, largest)
-    if kind != stat.S_IFREG:
-        raise OSError(0, f"it is {KINDS.get(kind, 'a device')}, not a file")
+    _require_regular(found)
     if found.st_size > largest:
         return bytes(largest + 1)
     with path.open("rb") as file:
         return file.read(largest + 1)  # what the system makes up as it is read has no size
+
+
+def _require_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(0, f"it is {KINDS.get(stat.S_IFMT(found.st_mode), 'a device')}, not a file")
 
 
 def _piped(path: Path, largest: int) -> bytes:

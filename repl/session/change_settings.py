@@ -149,9 +149,14 @@ def full_name(word: str, base: ModelDefaults = NOTHING) -> str:
 
     `base` is what a model brings, with the fields that there are.
     """
-    short = {**settings.SHORT_NAMES, **{theirs: ours for ours, theirs in decoding.OURS.items()}}
-    name = short.get(word, word).replace("-", "_")
+    name = unshortened(word)
     return name if name in base.known and not decoding.is_setting(name) else settings.find_setting(name)
+
+
+def unshortened(word: str) -> str:
+    """Return the name of a setting that may be typed as a short one, the library's, or with hyphens."""
+    short = {**settings.SHORT_NAMES, **{theirs: ours for ours, theirs in decoding.OURS.items()}}
+    return short.get(word, word).replace("-", "_")
 
 
 def put_field(before: settings.Settings, name: str, value: object, keep: bool = True) -> settings.Settings:

@@ -12,7 +12,7 @@ import pytest
 from driving import ask, finish, opened, refused, run
 from fakeserver import HOLD, Answer, FakeServer, chat
 
-from repl.analysis.prompt_file import Results
+from repl.analysis.prompt_file import open_results
 from repl.commands import registry
 from repl.core.errors import Cancelled, Failed, ReplError
 from repl.core.events import Progress
@@ -239,9 +239,14 @@ def test_a_line_that_is_wrong_is_an_error_and_the_others_go_on(gpt2_folder, tmp_
             assert said in found[2 * number + 1]["error"]["message"]
             assert len(found[2 * number + 2]["token_ids"]) == 3
         size = out.stat().st_size
-        with pytest.raises(Failed, match=f"0 of {len(lines)} prompts answered · {len(lines)} had results before"):
+        with pytest.raises(Failed, match=f"0 of {len(lines)} prompts answered · {len(BAD)} had results before"):
             run(session, f"/batch {file} {out}")
         assert out.stat().st_size == size
+        written(file, {"prompt": "Once upon"}, *lines[1:])
+        with pytest.raises(Failed, match=f"1 of {len(lines)} prompts answered .* {len(BAD) - 1} failed, first line 3"):
+            run(session, f"/batch {file} {out}")
+    found = read(out)
+    assert (len(found), found[-1]["line"], found[-1]["prompt"]) == (len(lines) + 1, 1, "Once upon")
 
 
 def test_tables_that_are_wrong(gpt2_folder, tmp_path):
@@ -258,8 +263,8 @@ def test_tables_that_are_wrong(gpt2_folder, tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("/batch {0}/none.jsonl", "cannot read '.*none.jsonl': no such file"),
-        ("/batch {0}", "it is not a file"),
+        ("/batch {0}/none.jsonl", "cannot read '.*none.jsonl': No such file"),
+        ("/batch {0}", "it is a folder, not a file"),
         ("/batch {0}/in.jsonl {0}/in.jsonl", "cannot go into"),
         ("/batch {0}/in.jsonl {0}/no/out.jsonl", "cannot write"),
         ("/batch {0}/in.jsonl {0}/other.txt", "line 1 of '.*other.txt' is not a result of a batch"),
@@ -324,7 +329,7 @@ def test_two_runs_do_not_write_one_file(gpt2_folder, tmp_path):
     """Both would make what is missing; a run that failed holds nothing back."""
     file, out = written(tmp_path / "in.jsonl", *prompts(3)), tmp_path / "out.jsonl"
     with opened(gpt2_folder, max_new_tokens=3) as session:
-        with Results(str(out)), pytest.raises(ReplError, match="another run writes"):
+        with open_results(str(out)), pytest.raises(ReplError, match="another run writes"):
             run(session, f"/batch {file} {out}")
         out.write_text("notes\n")
         refused(session, f"/batch {file} {out}", "line 1 of")
@@ -337,7 +342,7 @@ def test_a_link_to_a_file_is_held_as_the_file(tmp_path):
     """Two runs by two names would make every line twice."""
     out, link = tmp_path / "out.jsonl", tmp_path / "link.jsonl"
     link.symlink_to(out)
-    with Results(str(out)), pytest.raises(ReplError, match="another run writes"), Results(str(link)):
+    with open_results(str(out)), pytest.raises(ReplError, match="another run writes"), open_results(str(link)):
         pass
 
 
@@ -346,7 +351,7 @@ def test_results_into_a_pipe_are_not_read_first():
     """Reading it would wait for ever for the results themselves."""
     reader, writer = os.pipe()
     with ThreadPoolExecutor() as aside:
-        results = Results(f"/dev/fd/{writer}")
+        results = open_results(f"/dev/fd/{writer}")
         entered = aside.submit(results.__enter__)
         try:
             entered.result(5).add({"line": 1})
@@ -364,7 +369,7 @@ def test_part_of_a_line_that_a_full_disk_took_is_taken_back(tmp_path):
     import resource
 
     out, limits = tmp_path / "out.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Results(str(out)) as results:
+    with open_results(str(out)) as results:
         results.add({"line": 1})
         resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
         try:
@@ -379,10 +384,10 @@ def test_part_of_a_line_that_a_full_disk_took_is_taken_back(tmp_path):
 def test_results_with_letters_that_utf8_does_not_have(tmp_path):
     """A lone surrogate is written with its escape, and read again."""
     out = tmp_path / "out.jsonl"
-    with Results(str(out)) as results:
+    with open_results(str(out)) as results:
         results.add({"line": 1, "id": None, "prompt": "\ud800"})
         results.add({"line": 2, "id": None, "prompt": "Grüße \u2028"})
-    with Results(str(out)) as results:
+    with open_results(str(out)) as results:
         assert sorted(results.known) == [1, 2]
 
 

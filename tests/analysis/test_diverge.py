@@ -208,7 +208,8 @@ def test_what_does_not_fit_beside_is_loaded_in_turn(llama_folder):
         ask(session, PROMPT)
         beside = run(session, "/diverge dtype=bfloat16")
         size = session.facts().bytes
-        run(session, "/keep_models 1", "/reload")
+        assert len(session.store.residents()) == 1
+        run(session, "/reload")
         room = [Room("cpu", int(size * 1.3), 2**40)]
         session.store.measure = lambda: room
         found = run(session, "/diverge dtype=bfloat16")

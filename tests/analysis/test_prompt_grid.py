@@ -65,6 +65,9 @@ def test_the_page_has_every_answer_and_runs_nothing(gpt2_folder, tmp_path):
     with opened(gpt2_folder, max_new_tokens=4) as session:
         line = f"/compare --prompts {path} now repetition_penalty=5"
         found = run(session, line)
+        session.keep_view(ShownView(line, "compare", found))
+        run(session, f"/export {tmp_path / 'grid.html'}")
+    assert (tmp_path / "grid.html").read_text().count("<tr>") == 3
     page = view_as_html(ShownView(line, "compare", found))
     assert page.count("<tr>") == 3
     assert "<script>" not in page
