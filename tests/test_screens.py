@@ -432,4 +432,9 @@ def test_python_is_a_prompt_within_the_prompt(screen: Terminal) -> None:
     screen.see("may have been changed")
     screen.wait(screen.ready)
     assert screen.modes() == before
+    screen.keys("/python" + ENTER + "1 + 1")  # in one piece: what follows is for Python, and no message
+    screen.wait(waits)
+    screen.keys("\x04")
+    screen.see("may have been changed(.|\n)*may have been changed")
+    screen.wait(screen.ready)
     assert screen.ask("/version")[0].startswith("hub-repl")

@@ -290,7 +290,7 @@ class Tally:
         """Say how far things are."""
         done = self._made + len(self._problems)
         with suppress(Cancelled):  # what is made must be written all the same
-            self._emit(Progress("prompts", done, self._lines - self._known, "prompts"))
+            self._emit(Progress("answering", done, self._lines - self._known, "prompts"))
 
     def batched(self) -> Batched:
         """Return what came of the file, in words and figures."""

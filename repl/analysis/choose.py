@@ -259,7 +259,7 @@ def choose_all(resident: Model, file: PromptFile, emit: JobContext, end: bool = 
     total, failed, made, whole = file.count(), list[tuple[int, str]](), list[tuple[Prompt, Choice]](), True
     try:
         for number, item in enumerate(file):
-            emit(Progress("choose", number, total, "items"))
+            emit(Progress("scoring answers", number, total, "items"))
             try:
                 made.append((item, _choose_item(resident, item, emit, end)))
             except ReplError as error:

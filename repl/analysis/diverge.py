@@ -226,7 +226,7 @@ def _weighed(second: Model, asked: Asked, text: Led, firsts: Iterable[Tensor], e
         if fork is None and not step.agrees:
             fork = _fork(place, step, logs, speller)
         steps.append(step)
-        emit(Progress("compare", place + 1, len(done.token_ids), "tokens"))
+        emit(Progress("comparing", place + 1, len(done.token_ids), "tokens"))
     if fork is not None:
         fork = replace(fork, onward=_onward(second, asked, text, fork, emit))
     divergences = [step.kl for step in steps]

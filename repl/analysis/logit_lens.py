@@ -86,7 +86,7 @@ def _seen(blocks: list[Module], emit: JobContext) -> Iterator[list[Tensor]]:
 
     def then(_: Module, __: object, output: ModelOutput) -> None:
         seen.append(_hidden(output))
-        emit(Progress("read layer by layer", len(seen) - 1, len(blocks), "layers"))
+        emit(Progress("reading layer by layer", len(seen) - 1, len(blocks), "layers"))
 
     with ExitStack() as hooks:
         _hook(hooks, blocks[0].register_forward_pre_hook(first, with_kwargs=True))

@@ -181,7 +181,10 @@ class Shell:
     def follow(self, outcome: Any) -> Any:
         """Return what to show: a job is shown as it runs, a Python prompt is open until it is left."""
         if isinstance(outcome, PythonPrompt):
-            with self.editor.input.cooked_mode() if self.editor else nullcontext():
+            if self.editor is None:
+                return outcome.open()
+            self.editor.forget_keys()  # they were typed for Python, where they cannot be put
+            with self.editor.input.cooked_mode():
                 return outcome.open()
         if isinstance(outcome, Task):
             self._wait(outcome)

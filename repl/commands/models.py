@@ -128,7 +128,7 @@ def _(result: Info) -> RenderableType:
         **({"device map": ", ".join(format_map(facts.device_map))} if len(facts.device_map) > 1 else {}),
         "attention": f"{facts.attention or 'none'} (asked for {asked['attention']})",
         "context": f"{facts.context} tokens" if facts.context else "no fixed limit",
-        "chat template": "yes" if facts.chats else "none: the model completes text",
+        "chat template": "yes" if facts.chats else "none",
         "python": "was open in /python, where it may have been changed · /reload loads it again"
         if facts.touched
         else "",

@@ -82,7 +82,7 @@ def measure_text(resident: Model, text: str, source: str, emit: JobContext) -> S
         for one in measure.scoring.score(resident, ids[begin:end], emit, first):
             scored.append(one)
             if len(scored) % 64 == 0:
-                emit(Progress("score", len(scored), len(ids) - 1, "tokens"))
+                emit(Progress("scoring", len(scored), len(ids) - 1, "tokens"))
     total = sum(one.logprob for one in scored)
     size = len(text.encode("utf-8", "replace"))
     return Score(

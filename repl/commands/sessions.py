@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repl.commands.registry import command
-from repl.core.conversation import Conversation, exchanges
+from repl.core.conversation import ASKING, Conversation, exchanges
 from repl.core.errors import ReplError
 from repl.core.format import counted, join_facts, shortened
 from repl.core.sanitize import clean_line
@@ -82,7 +82,7 @@ def resume(
     session.resume(talk)
     last = exchanges(current_branch(talk))[-SHOWN_EXCHANGES:]
     shown = [PastExchange.of(turns, session.settings.view) for turns in last]
-    count = max((turn.exchange for turn in talk.turns.values()), default=0)
+    count = sum(turn.role in ASKING for turn in talk.turns.values())
     return Resumed(session.archive.id, session.archive.title, count, shown, unanswered(talk))
 
 

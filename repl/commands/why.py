@@ -105,5 +105,5 @@ def _end(result: Why) -> str:
             else "could not have been sampled"
         )
     if result.id == result.likeliest:
-        return "greedy: the most likely token"
+        return "greedy: the most likely token" + (" of those left" if result.rank > 1 else "")
     return "greedy would choose another token: a near tie, within rounding"

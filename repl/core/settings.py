@@ -134,7 +134,7 @@ class Decode:
         None, BiasList(), "words made more or less likely: a number is added to their logits", off=()
     )
     think: tuple[tuple[str, Any], ...] | None = setting(
-        None, Options(kinds=THINK_OPTIONS), "other sampling inside of a thought, and most tokens of one", off=()
+        None, Options(kinds=THINK_OPTIONS), "sampling inside a thought, and how many tokens it may have", off=()
     )
     seed: int | None = setting(
         None, Integer(0, 2**63 - 1), "random seed of sampling; without it every reply has a new one", off=None

@@ -94,7 +94,7 @@ class DownloadProgress:
         self._emit.raise_if_cancelled()
         self._done = done
         if self._total:
-            self._emit(Progress("download", self._before + done, self._total, "B"))
+            self._emit(Progress("downloading", self._before + done, self._total, "B"))
 
     def note(self, name: str, done: int, total: int) -> None:
         """Take a step and raise nothing."""

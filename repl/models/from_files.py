@@ -158,7 +158,7 @@ def load_weights(
         if report["missing_keys"] and causal and seeing not in (None, causal):
             # emu3: the class for text alone finds nothing under its names
             read, report = AutoModelForImageTextToText.from_pretrained(str(found.folder), **options)
-    emit(Progress("place"))
+    emit(Progress("placing weights"))
     return read, report
 
 

@@ -39,7 +39,7 @@ def pack(model: PreTrainedModel, quantize: str, emit: JobContext) -> Packing:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     took = 0
     for place, (parent, name, linear) in enumerate(found):
-        emit(Progress("pack", place, len(found), "layers"))
+        emit(Progress("quantizing", place, len(found), "layers"))
         if takes_shape(linear):
             setattr(parent, name, pack_linear(linear, quantize, twice=linear is head))
             took += 1

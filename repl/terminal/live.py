@@ -226,7 +226,7 @@ class LoadProgress:
             self.step = step
 
     def said(self) -> list[str]:
-        """Say where the job is: `download`, `93 of 513 MB`, `12.1 MB/s`, `35 s left`."""
+        """Say where the job is: `downloading`, `93 of 513 MB`, `12.1 MB/s`, `35 s left`."""
         began, before = self._began
         seconds = self._clock() - began
         speed = (self.step.done - before) / seconds if seconds > 1 else 0.0

@@ -86,7 +86,7 @@ def _(result: Loaded) -> RenderableType:
         f"adapter {_named(facts.adapter)}" if facts.adapter != "none" else "",
         amount(facts.bytes) + (f" (was {amount(was)})" if was else ""),
         device(facts.device_map),
-        "" if facts.chats else "completes text",
+        "" if facts.chats else "no chat template",
     ]
     took = f"{facts.seconds:.1f} s" if facts.seconds > 0.1 else f"{max(1, facts.seconds * 1000):.0f} ms"
     name = clean_line(facts.name + (" (built in)" if facts.id == "builtin" else "")), "accent"

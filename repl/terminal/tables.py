@@ -20,7 +20,10 @@ DRAWN = re.compile("[\u2500-\u259f]+")  # lines and blocks
 
 
 class First:
-    """The first of several drawings of one thing that fits the window, else the last; in a pipe the first."""
+    """The first of several drawings of one thing that fits the window, else the last; in a pipe the first.
+
+    Read aloud it has to fit as well: there lines are not wrapped either.
+    """
 
     def __init__(self, *drawings: RenderableType) -> None:
         self._drawings = drawings
@@ -28,7 +31,8 @@ class First:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         room = options.update(max_width=UNLIMITED_COLUMNS)
         widths = ((Measurement.get(console, room, each).maximum, each) for each in self._drawings)
-        fits = (each for width, each in widths if options.no_wrap or width <= options.max_width)
+        piped = options.no_wrap and not isinstance(console, LineConsole)
+        fits = (each for width, each in widths if piped or width <= options.max_width)
         yield next(fits, self._drawings[-1])
 
 

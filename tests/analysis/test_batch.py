@@ -311,7 +311,7 @@ def test_a_cancel_keeps_what_is_done_and_the_same_line_goes_on(gpt2_folder, tmp_
         task = registry.parse_line(f"/batch {file} {out}").run(session)
 
         def stop(event):
-            if isinstance(event, Progress) and event.stage == "prompts" and event.done > 6:
+            if isinstance(event, Progress) and event.stage == "answering" and event.done > 6:
                 task.job.cancel()
 
         with pytest.raises(Cancelled, match=r"of 24 prompts answered .* the same line goes on"):

@@ -190,7 +190,8 @@ def test_a_file_of_items_has_the_accuracy_that_plain_torch_computes(gpt2_folder,
     assert (found.total.right, found.by_byte.right, found.total.items) == (total, by_byte, 20)
     assert [(one.id, one.given) for one in found.wrong] == [(number, given) for number, given, _ in wrong]
     assert [one.margin for one in found.wrong] == pytest.approx([margin for *_, margin in wrong], abs=1e-4)
-    assert [event.done for event in heard if isinstance(event, Progress) and event.stage == "choose"] == [*range(20)]
+    steps = [event for event in heard if isinstance(event, Progress) and event.stage == "scoring answers"]
+    assert [event.done for event in steps] == [*range(20)]
     assert "95 % interval" in drawn(found)
     assert as_record("choose", found)["data"]["total"]["right"] == total
 

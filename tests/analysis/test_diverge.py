@@ -267,7 +267,7 @@ def test_the_result_is_whole_in_json(llama_folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["generating a greedy reply", "compare"])
+@pytest.mark.parametrize("stage", ["generating a greedy reply", "comparing"])
 def test_a_cancel_leaves_everything_as_it_was(stage, llama_folder):
     """Wherever it comes, the model, the conversation and the next reply are the same."""
     with opened(llama_folder, max_new_tokens=30) as session:

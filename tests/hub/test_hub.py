@@ -191,7 +191,7 @@ def test_progress_adds_up_over_all_files(fake_hub, large):
     found = locate(emit=emit)
     assert emit.events[0] == Progress("asking the Hub")
     steps = emit.events[1:]
-    assert {(step.stage, step.unit) for step in steps} == {("download", "B")}
+    assert {(step.stage, step.unit) for step in steps} == {("downloading", "B")}
     total = sum(path.stat().st_size for path in found.folder.rglob("*") if path.is_file()) - len("{}")  # config.json
     assert {step.total for step in steps} == {total}
     counts = [step.done for step in steps]
@@ -276,7 +276,7 @@ def test_all_files_are_of_one_commit_when_the_branch_moves_meanwhile(fake_hub, r
     before = fake_hub.add(MODEL, repository, "before")
     fake_hub.add(MODEL, repository)
     emit = Recorder()
-    emit.until = lambda event: event.stage == "download" and fake_hub.add(MODEL, moved) == ""
+    emit.until = lambda event: event.stage == "downloading" and fake_hub.add(MODEL, moved) == ""
     found = locate(emit=emit)
     assert found.commit == before
     assert (found.folder / "model.safetensors").stat().st_size == WEIGHTS

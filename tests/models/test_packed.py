@@ -95,10 +95,10 @@ def test_packing_tells_how_far_it_is_and_stops_when_told(emit: Recorder):
     import torch
 
     model = torch.nn.Sequential(*(linear(64, 64) for _ in range(5)))
-    emit.until = lambda event: event == Progress("pack", 2, 5, "layers")
+    emit.until = lambda event: event == Progress("quantizing", 2, 5, "layers")
     with pytest.raises(Cancelled):
         models.packed_linear.pack(model, "int8", emit)
-    assert emit.of(Progress)[-1] == Progress("pack", 2, 5, "layers")
+    assert emit.of(Progress)[-1] == Progress("quantizing", 2, 5, "layers")
 
 
 def test_the_original_weights_are_freed(llama_folder: Path, emit: Recorder):

@@ -809,6 +809,12 @@ def test_resume_tells_a_message_that_got_no_reply(session: Session) -> None:
     assert result.draft == "and then?"  # so it stands at the prompt again
 
 
+def test_resume_counts_messages_not_what_was_made_of_them(session: Session) -> None:
+    asked = reply(session, "one").parent
+    session.conversation.add("assistant", "longer", asked)
+    assert resume(session, session.archive.id).count == 1
+
+
 def test_resume_speaks_of_a_completion_where_there_was_no_talk(session: Session) -> None:
     talk = session.conversation
     turn = talk.close(

@@ -113,9 +113,9 @@ def test_a_bar_keeps_to_its_line(width: int, speed: float) -> None:
     screen.err = Console(width=width, theme=THEME)
     now = [0.0]
     line = StageLine(screen, clock=lambda: now[0])
-    line.step(Progress("download", 1_234_000_000 - round(2 * speed), 12_345_000_000, "B"))
+    line.step(Progress("downloading", 1_234_000_000 - round(2 * speed), 12_345_000_000, "B"))
     now[0] = 2.0
-    line.step(Progress("download", 1_234_000_000, 12_345_000_000, "B"))
+    line.step(Progress("downloading", 1_234_000_000, 12_345_000_000, "B"))
     with screen.err.capture() as drawn:
         screen.err.print(line.drawn())
     assert drawn.get().count("\n") == 1
@@ -147,10 +147,10 @@ def test_the_pace_is_that_of_the_stage_alone() -> None:
     pace = LoadProgress(clock)
     pace.follow([Progress("resolve")])
     now[0] = 10.0
-    pace.follow([Progress("download", 0, 100_000_000, "B")])
+    pace.follow([Progress("downloading", 0, 100_000_000, "B")])
     now[0] = 15.0
-    pace.follow([Progress("download", 50_000_000, 100_000_000, "B")])
-    assert pace.said() == ["download", "50 of 100 MB", "10.0 MB/s", "5 s left"]
+    pace.follow([Progress("downloading", 50_000_000, 100_000_000, "B")])
+    assert pace.said() == ["downloading", "50 of 100 MB", "10.0 MB/s", "5 s left"]
 
 
 @given(st.integers(20, 200), st.integers(3, 40), st.lists(st.text(max_size=300), min_size=1, max_size=40))

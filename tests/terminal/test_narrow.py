@@ -10,11 +10,11 @@ from repl.terminal.tables import First, LineConsole, fact_line, facts, grid
 
 @pytest.mark.parametrize(("width", "shown"), [(90, "a line of text"), (14, "a line of text"), (13, "a line"), (3, "a")])
 def test_the_first_that_fits_is_drawn(width: int, shown: str) -> None:
-    """And the last where none does."""
-    console = Console(width=width)
-    with console.capture() as text:
-        console.print(First(Text("a line of text"), Text("a line"), Text("a")))
-    assert text.get() == f"{shown}\n"
+    """And the last where none does; so it is for a screen reader."""
+    for console in (Console(width=width), LineConsole(width=width, soft_wrap=True)):
+        with console.capture() as text:
+            console.print(First(Text("a line of text"), Text("a line"), Text("a")))
+        assert text.get() == f"{shown}\n"
 
 
 def test_a_table_is_lines_for_a_screen_reader() -> None:

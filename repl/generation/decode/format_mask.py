@@ -71,7 +71,7 @@ def refused(said: str) -> UsageError:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     words = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
     if found := UNSUPPORTED.match(words):
-        words = f"{found[1].replace(QUOTE, '')} of JSON Schema is not supported"
+        words = f"the schema uses {found[1].replace(QUOTE, '')}"
     return UsageError(f"this form is not supported: {words.partition('. Enable')[0]}", "/format off")
 
 

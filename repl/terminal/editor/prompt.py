@@ -201,6 +201,10 @@ class Editor:
         line = self.run(lambda: self._prompt.prompt(default=self._folds.entry(draft), pre_run=self._watch))
         return self._folds.whole(line)
 
+    def forget_keys(self) -> None:
+        """Drop what was typed ahead: no message is to be made of it."""
+        get_typeahead(self.input)
+
     def run(self, read: Callable[[], str]) -> str:
         """Read keys; raises what a signal asked for meanwhile, also where it came as the reading ended."""
         try:
