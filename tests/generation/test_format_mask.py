@@ -152,14 +152,21 @@ def test_what_is_cut_is_continued_to_the_end_of_the_form(session: Session) -> No
 
 
 @pytest.mark.parametrize(
-    ("begun", "whole"), [('{"kind": "b', True), ('{"kind": "bb"', True), ("Here you are:", False), ("{", True)]
+    ("begun", "whole"),
+    [
+        ('{"kind": "b', True),
+        ('{"kind": "bb"', True),
+        ("Here you are:", False),
+        ("{", True),
+        ('<think>\nHm.\n</think>\n\n{"kind": "b', True),
+    ],
 )
 def test_a_prefill_that_fits_is_the_beginning_of_the_form(llama_folder, begun: str, whole: bool) -> None:
     with opened(llama_folder) as session:
         run(session, "/max 60", f"/format {json.dumps(SCHEMAS['choices'])}", f"/prefill {begun}")
         done = ask(session, "hi")
         assert session.last is not None
-        text = session.last.text if whole else done.text
+        text = session.last.text.rpartition("</think>")[2] if whole else done.text
         jsonschema.validate(json.loads(text), SCHEMAS["choices"])
         if not whole:
             assert session.last.text == begun + done.text

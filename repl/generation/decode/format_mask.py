@@ -15,6 +15,7 @@ import torch
 from repl.core import decoding
 from repl.core.errors import Failed, MissingExtra, UsageError
 from repl.core.library_types import GenerationConfig, PreTrainedTokenizerBase, Tensor
+from repl.core.parts import read_parts
 from repl.core.reply import FormatCost, Reply
 from repl.core.reply_format import JSON_OPTIONS, Format, parse_format
 from repl.generation.interface import Model, Request
@@ -108,7 +109,7 @@ def _open_mask(
     grammar, tokenizer = build_grammar(parse_format(text)), _wrap_tokenizer(resident, ends)
     thought = Thought.of(resident, prompt[: len(prompt) - len(made)])
     made = [token for token in made if not thought.takes(token)]
-    lead = tokenizer.tokenize_str(prefill) if prefill else []
+    lead = tokenizer.tokenize_str(read_parts(prefill).answer)
     for begun in ([*lead, *made], made, []):
         matcher = _library().LLMatcher(tokenizer, grammar, log_level=0, limits=_limits())
         if not begun or matcher.try_consume_tokens(begun) == len(begun):
