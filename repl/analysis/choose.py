@@ -44,7 +44,7 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class AnswerOdds:
     """The answers in the order in which they were given, to a prompt.
 
     `first_place` is what standing first rather than last in a lettered list adds to a probability; None without one.
@@ -83,7 +83,7 @@ def choose(
     emit: JobContext,
     letters: bool = False,
     end: bool = False,
-) -> Choice:
+) -> AnswerOdds:
     """Measure answers to a request; for the model thread.
 
     `letters` puts them into the prompt as a lettered list and measures the letters; `end` counts the token that ends
@@ -100,13 +100,13 @@ def choose(
     measured = measure_answers(resident, request, named, emit, end)
     options = tuple(replace(one, answer=answer) for one, answer in zip(measured, answers, strict=True))
     if (turned := turn_list(_asked(request), named)) is None:
-        return Choice(prompt, options, remark="" if end else _begins_another(answers))
+        return AnswerOdds(prompt, options, remark="" if end else _begins_another(answers))
     other = measure_answers(resident, _ask(request, turned), named, emit, end)[::-1]
     first_place = (
         (options[0].probability - other[0].probability) + (other[-1].probability - options[-1].probability)
     ) / 2
     both = tuple(replace(one, turned=again.probability) for one, again in zip(options, other, strict=True))
-    return Choice(prompt, both, first_place)
+    return AnswerOdds(prompt, both, first_place)
 
 
 def _asked(request: Request) -> str:
@@ -204,7 +204,7 @@ def softmax(values: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class HitRate:
     """How many items were right, with the share and its 95 % interval (Wilson)."""
 
     right: int
@@ -235,28 +235,28 @@ class Accuracy:
     """
 
     file: str
-    total: Score
-    by_token: Score
-    by_byte: Score
-    answers: dict[str, Score]
+    total: HitRate
+    by_token: HitRate
+    by_byte: HitRate
+    answers: dict[str, HitRate]
     wrong: tuple[WrongItem, ...]
     failed: tuple[tuple[int, str], ...]
     whole: bool = True
 
 
-def wilson(right: int, items: int) -> Score:
+def wilson(right: int, items: int) -> HitRate:
     """Return a share with its 95 % interval (Wilson 1927), which stays between 0 and 1."""
     if not items:
-        return Score(0, 0, 0.0, 0.0, 1.0)
+        return HitRate(0, 0, 0.0, 0.0, 1.0)
     share, spread = right / items, Z_95**2 / items
     centre = (share + spread / 2) / (1 + spread)
     half = sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    return Score(right, items, share, max(0.0, centre - half), min(1.0, centre + half))
+    return HitRate(right, items, share, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def choose_all(resident: Model, file: PromptFile, emit: JobContext, end: bool = False) -> Accuracy:
     """Answer every item of a file; a cancel ends it with what there is. For the model thread."""
-    total, failed, made, whole = file.count(), list[tuple[int, str]](), list[tuple[Prompt, Choice]](), True
+    total, failed, made, whole = file.count(), list[tuple[int, str]](), list[tuple[Prompt, AnswerOdds]](), True
     try:
         for number, item in enumerate(file):
             emit(Progress("scoring answers", number, total, "items"))
@@ -274,21 +274,21 @@ def choose_all(resident: Model, file: PromptFile, emit: JobContext, end: bool = 
     return measure_accuracy(file.path, made, failed, whole)
 
 
-def _choose_item(resident: Model, item: Prompt, emit: JobContext, end: bool) -> Choice:
+def _choose_item(resident: Model, item: Prompt, emit: JobContext, end: bool) -> AnswerOdds:
     request = item.request(resident.facts.chats)
     if not item.answers or item.right is None:
         raise UsageError("the line lacks answers, or which is right", '"answers": ["yes", "no"], "right": "no"')
     check_options(item.answers)
     options = measure_answers(resident, request, item.answers, emit, end)
-    return Choice(item.asked.text, tuple(options))
+    return AnswerOdds(item.asked.text, tuple(options))
 
 
 def measure_accuracy(
-    file: str, made: Sequence[tuple[Prompt, Choice]], failed: Iterable[tuple[int, str]] = (), whole: bool = True
+    file: str, made: Sequence[tuple[Prompt, AnswerOdds]], failed: Iterable[tuple[int, str]] = (), whole: bool = True
 ) -> Accuracy:
     """Return how often the right answer was the likeliest."""
 
-    def score(by: str, keep: Callable[[Prompt], bool] = lambda item: True) -> Score:
+    def score(by: str, keep: Callable[[Prompt], bool] = lambda item: True) -> HitRate:
         hits = [choice.best(by) == item.right for item, choice in made if keep(item)]
         return wilson(sum(hits), len(hits))
 
@@ -306,6 +306,6 @@ def measure_accuracy(
     )
 
 
-def _wrong(item: Prompt, choice: Choice) -> WrongItem:
+def _wrong(item: Prompt, choice: AnswerOdds) -> WrongItem:
     given, right = choice.options[choice.best()], choice.options[item.right or 0]
     return WrongItem(item.line, item.id, item.asked.text, right.answer, given.answer, given.logprob - right.logprob)

@@ -15,7 +15,7 @@ from typing import Any
 from repl.analysis import choose
 from repl.analysis.answerers import get_model, reach_server, with_seed
 from repl.analysis.batch import Answered, LocalBatches, ServedPrompts
-from repl.analysis.choose import Score
+from repl.analysis.choose import HitRate
 from repl.analysis.prompt_file import Prompt, PromptFile
 from repl.analysis.variants import Variant
 from repl.core.errors import Cancelled
@@ -61,7 +61,7 @@ class GridColumn:
     tokens: float | None
     logprob: float | None
     tokens_per_s: float | None
-    accuracy: Score | None
+    accuracy: HitRate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class GridRun:
         self.variant = variant
         self.model, self.seconds = "", 0.0
         self.made: dict[int, Answered] = {}
-        self.accuracy: Score | None = None
+        self.accuracy: HitRate | None = None
 
     def answer(self, line: int) -> GridAnswer | None:
         """Return the answer to a line."""

@@ -23,7 +23,7 @@ from repl.models.memory.available import max_memory
 
 LINE_WIDTH, IDS_PER_ROW = 92, 16
 LEADING_NAMES = (*LENGTH_LIMITS, "num_beams", "do_sample")  # the order in which people write them
-FORM = ("return_dict_in_generate", "output_")  # beginnings of fields that only change the form of what comes back
+RETURN_FIELDS = ("return_dict_in_generate", "output_")  # their beginnings; they only change what comes back
 OBJECTS = {"compile_config": "CompileConfig", "watermarking_config": "WatermarkingConfig"}
 """Fields of the generation config that hold an object, with its class."""
 FORM_CODE = '''
@@ -125,7 +125,7 @@ def generate_arguments(record: Reply) -> dict[str, object]:
     idle = (() if record.sampled else WARPERS, () if record.beams > 1 else BEAMS)
     found = {name: value for name, value in found.items() if name not in (*idle[0], *idle[1])}
     order = sorted(found, key=lambda name: LEADING_NAMES.index(name) if name in LEADING_NAMES else len(LEADING_NAMES))
-    return {name: found[name] for name in order if name.isidentifier() and not name.startswith(FORM)}
+    return {name: found[name] for name in order if name.isidentifier() and not name.startswith(RETURN_FIELDS)}
 
 
 def _cut(record: Reply) -> str:

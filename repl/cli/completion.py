@@ -30,7 +30,9 @@ COMPLETED_BY = {
 }
 
 
-def script(shell: str, parser: Callable[[Callable[[argparse.Action], object]], argparse.ArgumentParser]) -> str:
+def completion_script(
+    shell: str, parser: Callable[[Callable[[argparse.Action], object]], argparse.ArgumentParser]
+) -> str:
     """Return the script; `parser` makes the parser, and shows each option."""
     return str(shtab.complete(parser(_offer), shell, preamble=PREAMBLE[shell]))
 

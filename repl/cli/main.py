@@ -200,7 +200,7 @@ def run_program() -> int:
     if asked.completion:
         from repl.cli import completion
 
-        sys.stdout.write(completion.script(asked.completion, parser))
+        sys.stdout.write(completion.completion_script(asked.completion, parser))
         return 0
     if asked.model == "guide" and not asked.named and not Path("guide").exists():
         return show_guide(asked)

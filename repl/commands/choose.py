@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from repl.analysis.choose import CHOOSE_EXAMPLE, Accuracy, Choice, Score, choose, choose_all, read_options
+from repl.analysis.choose import CHOOSE_EXAMPLE, Accuracy, AnswerOdds, HitRate, choose, choose_all, read_options
 from repl.analysis.prompt_file import PromptFile
 from repl.commands.registry import command
 from repl.core.errors import UsageError
@@ -37,7 +37,7 @@ def choose_(
     *,
     letters: bool = False,
     end: bool = False,
-) -> Task[Choice] | Task[Accuracy]:
+) -> Task[AnswerOdds] | Task[Accuracy]:
     """Compare the probabilities of given answers to a question.
 
     Without -- PROMPT the last message is asked. The bar is the probability among the answers; beside it are the total
@@ -68,7 +68,7 @@ def _file(text: str) -> str:
 
 
 @render.register
-def _(result: Choice) -> RenderableType:
+def _(result: AnswerOdds) -> RenderableType:
     best, turned = result.best(), result.first_place is not None
     heads = ["", "", "answer", "nats", "by token", "by byte", *(["turned"] if turned else [])]
     rows: list[list[str | Text]] = [
@@ -88,7 +88,7 @@ def _(result: Choice) -> RenderableType:
     return Group(Text(f"answer to: {shortened(result.prompt, SHOWN_CHARS)}", "quiet"), table, *said)
 
 
-def _bias(result: Choice) -> str:
+def _bias(result: AnswerOdds) -> str:
     """Say what the order of the list changes."""
     if result.first_place is None:
         return ""
@@ -98,7 +98,7 @@ def _bias(result: Choice) -> str:
     return f"list reversed: {ends} · standing first, not last, adds {result.first_place:+.3f} to a probability"
 
 
-def _others(result: Choice) -> str:
+def _others(result: AnswerOdds) -> str:
     """Say which answer wins where lengths are taken out, if it is another."""
     best = result.best()
     ways = {"by token": result.best("by_token"), "by byte": result.best("by_byte")}
@@ -137,6 +137,6 @@ def _(result: Accuracy) -> RenderableType:
     return Group(*parts, fact_line(said))
 
 
-def _row(name: str, score: Score) -> list[str]:
+def _row(name: str, score: HitRate) -> list[str]:
     right = f"{score.right:,} of {score.items:,}"
     return [clean_line(name), right, f"{100 * score.share:.1f} %", f"{100 * score.low:.1f} to {100 * score.high:.1f} %"]

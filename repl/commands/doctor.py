@@ -80,7 +80,7 @@ def doctor(session: Session) -> Task[Doctor]:
         prepare(emit)
         speeds = measure_speeds(emit)
         emit(Progress("asking the Hub"))
-        answer, token = ask_hub(emit, session.store.offline)
+        answer, token = check_hub(emit, session.store.offline)
         size, free = cache_size()
         versions = {"hub-repl": __version__, "python": platform.python_version(), **found(LIBRARIES)}
         return Doctor(
@@ -138,7 +138,7 @@ def describe_device(room: Room) -> str:
     return join_facts(room.device, platform.machine() if room.device == "cpu" else "", free)
 
 
-def ask_hub(emit: JobContext, offline: bool) -> tuple[str, bool]:
+def check_hub(emit: JobContext, offline: bool) -> tuple[str, bool]:
     """Ask the Hub for one small thing: returns how it answers, and whether there is a token, never which."""
     from huggingface_hub import HfApi, constants, get_token
 

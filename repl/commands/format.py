@@ -5,7 +5,7 @@ from typing import Annotated
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.format import join_facts
-from repl.core.reply_format import EXAMPLES, parse_format
+from repl.core.reply_format import FORMAT_EXAMPLES, parse_format
 from repl.core.values import RestOfLine
 from repl.generation import decode
 from repl.session.change_settings import apply
@@ -39,4 +39,4 @@ def format_(
 
 
 def _off() -> str:
-    return join_facts("replies have no form", EXAMPLES[0])
+    return join_facts("replies have no form", FORMAT_EXAMPLES[0])

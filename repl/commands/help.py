@@ -13,7 +13,7 @@ from repl.commands.registry import command
 from repl.core import settings
 from repl.core.sanitize import clean_line
 from repl.core.values import RestOfLine
-from repl.session.change_settings import describe
+from repl.session.change_settings import describe_setting
 from repl.session.session import Session
 from repl.terminal.screen import render
 from repl.terminal.tables import facts
@@ -108,7 +108,7 @@ def help_page(name: str, session: Session | None = None) -> HelpPage:
     page = HelpPage(found.usage, found.help, found.more, examples=found.examples, see=found.see)
     if session is None or found.name not in settings.places():
         return page
-    row = describe(session, found.name)
+    row = describe_setting(session, found.name)
     return replace(page, now=f"{row.text} ({row.source})", takes=f"{row.takes}; default resets it")
 
 

@@ -16,7 +16,16 @@ from repl.core.sanitize import clean_line
 from repl.core.values import Assignment, RestOfLine, show_value
 from repl.core.values import Text as Words
 from repl.generation.prompt.chat_template import argument, template_values
-from repl.session.change_settings import ORIGINS, Setting, apply, change, describe, put_field, read_field, settings_of
+from repl.session.change_settings import (
+    ORIGINS,
+    Setting,
+    apply,
+    change,
+    describe_setting,
+    put_field,
+    read_model_field,
+    settings_of,
+)
 from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.screen import render
@@ -46,7 +55,7 @@ def all_settings(session: Session, words: Annotated[str, RestOfLine()] = "") -> 
 
     /settings beams shows those with that word in their name, help or group.
     """
-    groups = {title: [describe(session, name) for name in names] for title, names in settings.GROUPS.items()}
+    groups = {title: [describe_setting(session, name) for name in names] for title, names in settings.GROUPS.items()}
     groups["other"] = _others(session)
     rows = [row for group in groups.values() for row in group]
     changed = [row for row in rows if row.origin not in ORIGINS]
@@ -122,7 +131,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
             return found
         if name.startswith(decoding.PREFIX):
             return argument(session.store.current().tokenizer, name, word, template_values(session.settings.extra))
-        return read_field(session, decoding.find_other(name.replace("-", "_"), session.base()), word)
+        return read_model_field(session, decoding.find_other(name.replace("-", "_"), session.base()), word)
 
     def settle(job: Any) -> Setting | Message:
         full, found = job.result()

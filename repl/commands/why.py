@@ -19,7 +19,7 @@ from repl.terminal.screen import render
 from repl.terminal.tables import First, grid
 from repl.terminal.token_colours import BAR_WIDTHS, bar, percent
 
-SHORT_NAMES = {
+SHORTEST_NAMES = {
     "temperature": "T",
     "top_k": "k",
     "top_p": "p",
@@ -77,7 +77,7 @@ def _row(one: WhyToken, places: Sequence[int], result: Why, cells: int) -> list[
 
 
 def _sign(step: ProcessorStep) -> str:
-    return SHORT_NAMES.get(step.name, step.name) + ("" if step.value is None else f"={step.value:g}")
+    return SHORTEST_NAMES.get(step.name, step.name) + ("" if step.value is None else f"={step.value:g}")
 
 
 def _story(result: Why) -> list[str]:

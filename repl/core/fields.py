@@ -80,7 +80,7 @@ def _one_of(*words: object) -> Callable[[object], bool]:
 
 IDS = Json("a list of token ids", is_ids)
 ID_OR_IDS = OneOf("a token id or a list of them", (Integer(0), IDS))
-SHARE = Number(least=0, below=1)
+BELOW_ONE = Number(least=0, below=1)
 CACHE_OPTIONS = _options(
     {"backend": _one_of("quanto", "hqq", "fp8"), "nbits": _one_of(1, 2, 3, 4, 8)}
     | dict.fromkeys(("axis_key", "axis_value"), _one_of(0, 1, -1))
@@ -154,8 +154,8 @@ FIELDS: dict[str, Field] = {
     "max_cache_len": Field(Integer(1), "512"),
     "prefill_chunk_size": Field(Integer(1), "256"),
     "top_h": Field(Number(above=0, most=1), "0.4"),
-    "epsilon_cutoff": Field(SHARE, "0.0003", 0.0),
-    "eta_cutoff": Field(SHARE, "0.0003", 0.0),
+    "epsilon_cutoff": Field(BELOW_ONE, "0.0003", 0.0),
+    "eta_cutoff": Field(BELOW_ONE, "0.0003", 0.0),
     "encoder_repetition_penalty": Field(Number(above=0), "1.2", 1.0),
     "encoder_no_repeat_ngram_size": Field(Integer(0), "3", 0),
     "bad_words_ids": Field(Json("a list of lists of token ids", _is_words), "[[5], [7, 9]]"),

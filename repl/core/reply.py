@@ -134,7 +134,7 @@ class TakenBack:
 
 WARPS_NOTHING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 """Values of a generation config with which the library changes no odds of a draw."""
-WARPERS = {
+WARPER_CLASSES = {
     "temperature": "TemperatureLogitsWarper",
     "top_k": "TopKLogitsWarper",
     "top_p": "TopPLogitsWarper",
@@ -147,7 +147,9 @@ WARPERS = {
 def named_warpers(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the warpers that the library makes of values in its names, each with its value."""
     return [
-        (kind, values[name]) for name, kind in WARPERS.items() if values.get(name) not in (None, WARPS_NOTHING[name])
+        (kind, values[name])
+        for name, kind in WARPER_CLASSES.items()
+        if values.get(name) not in (None, WARPS_NOTHING[name])
     ]
 
 

@@ -32,13 +32,13 @@ KEYWORDS = {
 }
 """Of JSON Schema: an object with none of them allows everything, and is an example rather than a schema."""
 GRAMMAR_FILES = (".lark", ".gbnf", ".ebnf")
-MAX_FILE_BYTES = 2**20
+MAX_FORM_BYTES = 2**20
 MAX_DEPTH = 50  # of lists and objects in one another
 JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 """One way to write JSON, that of Python: with free space small models put in lines without end."""
-EXAMPLES = ("/format name, age int, tags [string]", "/format schema.json", "/format /[0-9]{4}/", "/format json")
+FORMAT_EXAMPLES = ("/format name, age int, tags [string]", "/format schema.json", "/format /[0-9]{4}/", "/format json")
 FIELD = re.compile(r"\s*(?P<name>[\w-]+|\"[^\"]+\")\s*")
-WORD = re.compile(r"\s*([A-Za-z]+)\s*")
+TYPE_NAME = re.compile(r"\s*([A-Za-z]+)\s*")
 ANSWERS = re.compile(r"\s*:\s*([^,{}\[\]]+)")
 
 
@@ -80,11 +80,11 @@ def _of_schema(text: str) -> Format:
     except RecursionError:
         raise UsageError("the JSON Schema is nested too deeply") from None
     except ValueError as error:
-        raise UsageError(f"this is not JSON: {error}", *EXAMPLES[:2]) from None
+        raise UsageError(f"this is not JSON: {error}", *FORMAT_EXAMPLES[:2]) from None
     if not isinstance(schema, dict):
-        raise UsageError("a JSON Schema is an object", EXAMPLES[1])
+        raise UsageError("a JSON Schema is an object", FORMAT_EXAMPLES[1])
     if schema and not KEYWORDS & schema.keys():
-        raise UsageError("this JSON has no keyword of JSON Schema: it would allow everything", EXAMPLES[0])
+        raise UsageError("this JSON has no keyword of JSON Schema: it would allow everything", FORMAT_EXAMPLES[0])
     fields = schema.get("properties")
     named = ", ".join(fields) if isinstance(fields, dict) else ""
     kind = "" if named else {"array": " list", "object": " object"}.get(str(schema.get("type")), "")
@@ -120,16 +120,16 @@ def _read_file(text: str) -> str:
         path = Path(text).expanduser()
         if not path.is_file():
             if path.suffix in (".json", *GRAMMAR_FILES) and "," not in text:
-                raise NotFound(f"there is no file {text}", EXAMPLES[0])
+                raise NotFound(f"there is no file {text}", FORMAT_EXAMPLES[0])
             return ""
-        if path.stat().st_size > MAX_FILE_BYTES:
+        if path.stat().st_size > MAX_FORM_BYTES:
             raise UsageError(f"{text} is larger than 1 MiB")
         found = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, RuntimeError) as error:  # the last one: the home of nobody
         raise UsageError(f"{text} cannot be read: {error}") from None
     if path.suffix in GRAMMAR_FILES or "::=" in found or not found.lstrip().startswith("{"):
         if "::=" not in found and path.suffix != ".lark":
-            raise UsageError(f"{text} holds neither a JSON Schema nor a grammar", *EXAMPLES[:2])
+            raise UsageError(f"{text} holds neither a JSON Schema nor a grammar", *FORMAT_EXAMPLES[:2])
         return found.strip()
     return json.dumps(_of_schema(found).schema, ensure_ascii=False)
 
@@ -152,7 +152,7 @@ class _Fields:
         while True:
             name = self._match(FIELD, "the name of a field")["name"].strip('"')
             if name in fields:
-                raise UsageError(f"the field {name} is given twice", EXAMPLES[0])
+                raise UsageError(f"the field {name} is given twice", FORMAT_EXAMPLES[0])
             fields[name] = self._type(depth)
             if not self._take(","):
                 return {
@@ -177,11 +177,13 @@ class _Fields:
             inner = self._type(depth + 1)
             self._require("]")
             return {"type": "array", "items": inner}
-        if not WORD.match(self._text, self._at):
+        if not TYPE_NAME.match(self._text, self._at):
             return {"type": "string"}
-        word = self._match(WORD, "a type")[1]
+        word = self._match(TYPE_NAME, "a type")[1]
         if word.lower() not in TYPES:
-            raise UsageError(f"{word!r} is not a type: use string, int, number, bool, [TYPE], {{...}}", EXAMPLES[0])
+            raise UsageError(
+                f"{word!r} is not a type: use string, int, number, bool, [TYPE], {{...}}", FORMAT_EXAMPLES[0]
+            )
         return {"type": TYPES[word.lower()]}
 
     def _answers(self, text: str) -> dict[str, object]:
@@ -211,4 +213,4 @@ class _Fields:
 
     def _wrong(self, what: str) -> UsageError:
         rest = self._text[self._at :].strip()
-        return UsageError(f"{what} is missing " + (f"before {rest[:20]!r}" if rest else "at the end"), *EXAMPLES)
+        return UsageError(f"{what} is missing " + (f"before {rest[:20]!r}" if rest else "at the end"), *FORMAT_EXAMPLES)

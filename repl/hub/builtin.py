@@ -38,7 +38,7 @@ PIP = (
     "-m pip download --no-deps --require-hashes --only-binary=:all: --no-cache-dir --no-input "
     "--disable-pip-version-check --progress-bar=off --retries=1 --timeout=10"
 )
-OUT_OF_MEMORY = r"MemoryError|can't allocate memory|bad_alloc"
+MEMORY_ERRORS = r"MemoryError|can't allocate memory|bad_alloc"
 DISK_FULL = r"No space left on device|Errno 28|os error 28|not enough space on the disk"
 NO_ANSWER = (
     r"after connection broken|[Tt]imed out|TimeoutError|Could not fetch URL|HTTP error|Proxy|SSL|ConnectionError"
@@ -186,7 +186,7 @@ def convert(part: Path, emit: JobContext, source: BuiltinSource) -> None:
     if not (code := run_child(command, part, emit, lambda: Progress("converting the built-in model (once)"))):
         return
     said = (part / "err").read_text("utf-8", "replace")
-    if code == -9 or re.search(OUT_OF_MEMORY, said):  # SIGKILL comes from the system when memory runs out
+    if code == -9 or re.search(MEMORY_ERRORS, said):  # SIGKILL comes from the system when memory runs out
         raise NoMemory("the conversion of the built-in model was killed: it needs about 1.2 GB of memory", OTHER_WAY)
     if re.search(DISK_FULL, said):
         raise disk_full(part.parent, source)

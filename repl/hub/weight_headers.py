@@ -22,7 +22,7 @@ STORED = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float6
 CONVERTED = tuple(STORED)  # what another dtype changes; narrower floats are quantized weights
 EMBEDDING = re.compile(r"(^|\.)(wte|tokens_embed|embed_tokens|embed_in|w|(\w+_)?embeddings?)\.weight$")
 NOT_PACKED = ("lm_head.weight", "embed_out.weight", "wpe.weight")
-MAX_TEXT_BYTES = 100_000_000  # of one text in a GGUF header
+MAX_HEADER_TEXT_BYTES = 100_000_000  # of one text in a GGUF header
 SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # by type in a GGUF header
 
 
@@ -224,7 +224,7 @@ class GgufHeader:
     def text(self) -> str:
         """Read a string."""
         width = self.number(8)
-        if width > min(self.size, MAX_TEXT_BYTES):
+        if width > min(self.size, MAX_HEADER_TEXT_BYTES):
             raise EOFError
         return self.file.read(width).decode(errors="replace")
 

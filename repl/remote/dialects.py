@@ -207,7 +207,7 @@ OWNERS = {
 }
 OLLAMA_PORT = 11434
 THINKERS = re.compile(r"(o\d|gpt-5|codex)(?!.*chat)")
-CONTEXTS = (
+CONTEXT_FIELDS = (
     ("max_model_len",),  # vLLM, SGLang
     ("meta", "n_ctx"),  # llama.cpp: of one slot
     ("context_length",),  # OpenRouter, Together
@@ -277,7 +277,7 @@ def _filled(offers: Sequence[Offer], contexts: Mapping[str, int], every: int) ->
 
 def read_context(entry: Mapping[str, object]) -> int:
     """Return the context that an entry of a model list names, 0 where it names none."""
-    for path in CONTEXTS:
+    for path in CONTEXT_FIELDS:
         value: object = entry
         for name in path:
             value = value.get(name) if isinstance(value, Mapping) else None

@@ -59,7 +59,7 @@ class Setting:
 def change(session: Session, name: str, text: str = "") -> Setting | Message | Task[ModelInfo]:
     """Show a setting, or change it: what `/name [value]` runs."""
     if not text:
-        return describe(session, name)
+        return describe_setting(session, name)
     if settings.places()[name] == "load":
         return load(session, [(name, text)])
     return apply(session, [(name, text)])
@@ -172,11 +172,11 @@ def _decodes(words: SettingWords) -> bool:
 def _phrase(session: Session, words: SettingWords) -> str:
     if len(words) > 1:
         return decoding.phrase(session.decoding())
-    shown = describe(session, words[0][0])
+    shown = describe_setting(session, words[0][0])
     return f"{shown.name} {shown.text}" + (f" ({shown.source})" if words[0][1] == "default" else "")
 
 
-def describe(session: Session, name: str) -> Setting:
+def describe_setting(session: Session, name: str) -> Setting:
     """Return a setting with the value in effect and its origin."""
     now, origins = session.settings.get(name), session.settings.origins
     table = session.decoding() if settings.places()[name] == "decode" else {}
@@ -191,7 +191,7 @@ def settings_of(part: str) -> list[str]:
     return [name for name, home in settings.places().items() if home == part]
 
 
-def read_field(session: Session, name: str, word: str) -> tuple[str, object]:
+def read_model_field(session: Session, name: str, word: str) -> tuple[str, object]:
     """Read a field of the library's generation config and let the library try it; for the model thread.
 
     Raises `UsageError` where the library would refuse it in the middle of a reply.

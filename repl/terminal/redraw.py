@@ -89,7 +89,7 @@ class Stream:
         if not text:
             return
         if self.reader is None:
-            write(self._console, [Segment(text, style)])
+            write_segments(self._console, [Segment(text, style)])
             return
         if isinstance(self.reader, WordWrap):
             self.reader.style = style or Style.null()
@@ -162,7 +162,7 @@ class Region:
         move, lines = self._changes(same, wanted)
         self._console.file.write(move)
         between = [part for line in lines for part in (Segment.line(), *line)][1:]
-        write(self._console, [*between, *([Segment.line()] if finished and not visible else [])])
+        write_segments(self._console, [*between, *([Segment.line()] if finished and not visible else [])])
         self._shown = visible
 
     def _changes(self, same: int, wanted: list[StyledLine]) -> tuple[str, list[StyledLine]]:
@@ -189,7 +189,7 @@ class Region:
         return max(1, -(-Segment.get_line_length(line) // self._width))
 
 
-def write(console: Console, parts: Sequence[Segment]) -> None:
+def write_segments(console: Console, parts: Sequence[Segment]) -> None:
     """Write text as it is, in its styles."""
     if parts:
         console.print(Segments(parts), end="", crop=False)

@@ -32,7 +32,7 @@ TOLD = ("id", "commit", "dtype", "device_map", "quantization", "adapter", "param
 OPTION_LINES = ("/resume", "/connect")  # lines that options of the command line stand for
 SHARED_CHARACTERS = 28  # of what all sequences begin with, at most
 PROGRESS_S = 10.0  # seconds between two lines that say how far something is
-SHADES = {
+THEME_SHADES = {
     "dark": ("#5fafff", "#ffaf00", "on #3a3a3a"),
     "light": ("#005fd7", "#af5f00", "on #dadada"),
     "mono": ("", "", "underline"),
@@ -47,7 +47,7 @@ def shown_theme(theme: str) -> str:
 
 def palette(theme: str) -> Theme:
     """Return the styles of a theme; shades differ by more than colour."""
-    (less, least, band), accent = SHADES[theme], ACCENTS[theme]
+    (less, least, band), accent = THEME_SHADES[theme], ACCENTS[theme]
     styles = {"accent": accent, "quiet": "dim", "special": f"bold {accent}", "band": band, "overruled": "reverse"}
     shades = {"shade1": f"underline {less}", "shade2": f"bold underline {least}", "shade3": f"italic underline {least}"}
     return Theme({**styles, **shades, "error": "" if theme == "mono" else "red"})

@@ -6,7 +6,7 @@ import random
 import pytest
 from driving import ask, bare, drawn, opened, refused, run
 
-from repl.analysis.choose import Accuracy, Choice, check_options, turn_list, wilson
+from repl.analysis.choose import Accuracy, AnswerOdds, check_options, turn_list, wilson
 from repl.core.errors import Failed
 from repl.core.events import Progress
 from repl.terminal.screen import as_record
@@ -245,7 +245,7 @@ def test_a_choice_is_drawn_and_written_field_by_field(gpt2_folder):
     """What is shown is in the record, with the ids."""
     with opened(gpt2_folder) as session:
         found = run(session, f"/choose box | dog -- {QUESTION}")
-    assert isinstance(found, Choice)
+    assert isinstance(found, AnswerOdds)
     data = as_record("choose", found)["data"]
     assert {"answer", "ids", "logprobs", "logprob", "by_token", "by_byte", "probability", "turned"} == {
         *data["options"][0]

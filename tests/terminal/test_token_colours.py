@@ -57,7 +57,7 @@ def test_the_colours_are_readable_and_lie_on_the_blue_yellow_axis(theme, paper):
     """Contrast of at least 4.5 to 1; blue against orange is what red-green blindness leaves."""
     from rich.color import Color
 
-    less, least, _ = (Color.parse(name.removeprefix("on ")).get_truecolor() for name in screen.SHADES[theme])
+    less, least, _ = (Color.parse(name.removeprefix("on ")).get_truecolor() for name in screen.THEME_SHADES[theme])
     for colour in (less, least):
         pair = sorted((luminance(colour), paper))
         assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -18,6 +18,7 @@ from repl.core.library_types import GenerationConfig, PreTrainedTokenizerBase, T
 from repl.core.parts import read_parts
 from repl.core.reply import FormatCost, Reply
 from repl.core.reply_format import JSON_OPTIONS, Format, parse_format
+from repl.generation.decode.loop import Proposals
 from repl.generation.interface import Model, Request
 from repl.generation.measure.token_text import round_figures, token_text
 from repl.generation.prompt.reply_parser import TAIL_TOKENS, reply_form, silent_tokens
@@ -25,16 +26,6 @@ from repl.generation.prompt.reply_parser import TAIL_TOKENS, reply_form, silent_
 UNSUPPORTED, QUOTE = re.compile(r"Unimplemented keys: \[(.*)\]"), '"'
 LIMITS = {"max_lexer_states": 50_000, "step_lexer_fuel": 500_000, "verbose_errors": False}
 """Of llguidance where its own are wide: a state takes up to 2 kB, 14,000 units of fuel a millisecond."""
-
-
-class Proposals(Protocol):
-    """What the decode loop asks for proposals, see `loop.Proposals`."""
-
-    def offer(self, ids: Tensor, room: int) -> list[int]:
-        """Return up to `room` ids that may follow `ids`, shape (1, tokens)."""
-
-    def settle(self, made: int) -> None:
-        """Hear how many tokens the pass brought that checked the last offer."""
 
 
 def _library() -> Any:
@@ -123,7 +114,7 @@ def require_beginning(matcher: Any) -> None:
     first = matcher.deep_copy()
     first.compute_bitmask()
     if first.is_error():
-        said = reason(first)
+        said = stop_reason(first)
         why = "it allows no text" if said.startswith("NoExtension") else said
         raise UsageError(f"this form is not supported: {why}", "/format off")
 
@@ -144,7 +135,7 @@ def _wrap_tokenizer(resident: Model, ends: Sequence[int]) -> Any:
     return kept[tuple(ends)]
 
 
-def reason(matcher: Any) -> str:
+def stop_reason(matcher: Any) -> str:
     """Return why a matcher stopped, on one line."""
     return str(matcher.get_error()).partition("\n")[0] or str(matcher.stop_reason())
 
@@ -212,7 +203,7 @@ class Row:
         packed = torch.frombuffer(bytearray(self.matcher.compute_bitmask()), dtype=torch.uint8).to(scores.device)
         if self.matcher.is_error():
             raise Failed(
-                f"the form is too complex at token {len(self.made) + 1}: {reason(self.matcher)}", "/format off"
+                f"the form is too complex at token {len(self.made) + 1}: {stop_reason(self.matcher)}", "/format off"
             )
         bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=scores.device) & 1
         found, known = torch.zeros_like(scores, dtype=torch.bool), bits.flatten()[: len(scores)]

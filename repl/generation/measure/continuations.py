@@ -17,7 +17,7 @@ from repl.generation.measure.forward import cancellable_forward, input_device, i
 from repl.models import model_config
 
 MAX_BATCH_LOGITS = 2**26  # logits of all rows that are read together
-MAX_BATCH_TOKENS = 2**16  # tokens of the text that is copied for each of them, and of the rows
+MAX_COPIED_TOKENS = 2**16  # tokens of the text that is copied for each of them, and of the rows
 
 
 def score_continuations(
@@ -62,7 +62,7 @@ def _batches(resident: Model, context: int, rows: Sequence[Sequence[int]]) -> It
     """Cut rows into as many as are read at once."""
     vocabulary = model_config.get_count(model_config.text_config(resident.model.config), "vocab_size")
     longest = max(map(len, rows))
-    count = max(1, min(MAX_BATCH_LOGITS // (longest * max(1, vocabulary)), MAX_BATCH_TOKENS // (context + longest)))
+    count = max(1, min(MAX_BATCH_LOGITS // (longest * max(1, vocabulary)), MAX_COPIED_TOKENS // (context + longest)))
     for start in range(0, len(rows), count):
         yield rows[start : start + count]
 

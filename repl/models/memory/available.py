@@ -13,7 +13,7 @@ SPREAD = ("auto", "balanced", "sequential")  # devices that stand for all there 
 UNLIMITED = 1 << 60  # bytes: control groups without a limit write a number near 2**63
 
 
-GROUPS = {  # version: (limit, use, the part of the use that is file cache, which the system takes back)
+CONTROL_GROUPS = {  # version: (limit, use, the part of the use that is file cache, which the system takes back)
     2: ("memory.max", "memory.current", ("inactive_file", "active_file")),
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
 }
@@ -58,7 +58,7 @@ def machine(root: Path = Path("/")) -> Room:
 def _groups(root: Path) -> Iterator[tuple[int, int]]:
     """Read the limits of the control groups around this process, of version 2 and 1, and what they leave."""
     for folder, version in _folders(root):
-        most, used, cache = GROUPS[version]
+        most, used, cache = CONTROL_GROUPS[version]
         with suppress(OSError, ValueError):  # no such file, or the word `max`
             limit = int((folder / most).read_text("utf-8"))
             taken = int((folder / used).read_text("utf-8")) - _reclaimable(folder / "memory.stat", cache)

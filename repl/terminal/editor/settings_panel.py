@@ -33,7 +33,7 @@ class Panel:
     def open(self) -> None:
         """Look at all settings as they stand."""
         self.typed = self.said = ""
-        self.rows = [change_settings.describe(self._session, name) for name in self._names]
+        self.rows = [change_settings.describe_setting(self._session, name) for name in self._names]
 
     @property
     def chosen(self) -> Setting:
