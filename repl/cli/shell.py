@@ -199,6 +199,7 @@ class Shell:
             bar = _fitted(parts, self.screen.err.width) if self.screen.interactive else ""
             keyboard = self.editor.keyboard() if self.editor else nullcontext()
             with LiveOutput(self.screen, self.session.settings.view, bar) as pane, keyboard as keys:
+                pane.draw([self._pace.step] if loads and self._pace.step.stage else [])  # where it was at the prompt
                 while not task.job.finished():
                     pane.draw(task.job.poll(0.02))
                     if keys is not None and keys.cancelled():

@@ -223,7 +223,7 @@ def _(result: PromptGrid) -> RenderableType:
     line, problem = min(problems, default=(0, ""))
     said = join_facts(
         counted(len(result.rows), "prompt"),
-        f"{len(problems):,} without an answer, first line {line}: {problem}" if problems else "",
+        f"{counted(len(problems), 'answer')} missing, first line {line}: {problem}" if problems else "",
         "" if result.whole else "stopped early: results so far",
     )
     hint = Text.assemble(("/export grid.html --view", "accent"), (" writes every answer", "quiet"))

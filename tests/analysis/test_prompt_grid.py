@@ -54,7 +54,7 @@ def test_the_table_over_all_prompts_is_that_of_single_runs(llama_folder, other_f
     assert "not JSON" in found.rows[5].answers[0].problem
     stages = [event for event in heard if isinstance(event, Progress) and event.unit == "prompts"]
     assert stages[-1].done == stages[-1].total == 6
-    for said in ("same as 1", "accuracy", "4 without an answer, first line 6"):
+    for said in ("same as 1", "accuracy", "4 answers missing, first line 6"):
         assert said in drawn(found)
 
 
