@@ -60,11 +60,6 @@ class AnswerOdds:
         return max(range(len(self.options)), key=lambda place: getattr(self.options[place], by))
 
 
-def read_options(text: str) -> tuple[str, ...]:
-    """Read `yes | no | unclear`; raises `UsageError`."""
-    return check_options([part.strip() for part in text.split("|")])
-
-
 def check_options(answers: Sequence[str]) -> tuple[str, ...]:
     """Return answers that can be chosen among; raises `UsageError`."""
     if not all(answers):
@@ -102,11 +97,9 @@ def choose(
     if (turned := turn_list(_asked(request), named)) is None:
         return AnswerOdds(prompt, options, remark="" if end else _begins_another(answers))
     other = measure_answers(resident, _ask(request, turned), named, emit, end)[::-1]
-    first_place = (
-        (options[0].probability - other[0].probability) + (other[-1].probability - options[-1].probability)
-    ) / 2
+    gains = options[0].probability - other[0].probability, other[-1].probability - options[-1].probability
     both = tuple(replace(one, turned=again.probability) for one, again in zip(options, other, strict=True))
-    return AnswerOdds(prompt, both, first_place)
+    return AnswerOdds(prompt, both, sum(gains) / 2)
 
 
 def _asked(request: Request) -> str:
@@ -120,11 +113,10 @@ def _ask(request: Request, text: str) -> Request:
 
 
 def _begins_another(answers: Sequence[str]) -> str:
-    pairs = [(short, long) for short, long in permutations(answers, 2) if long.startswith(short)]
-    if not pairs:
-        return ""
-    short, long = pairs[0]
-    return f"{short!r} begins {long!r}, so it is the likelier of the two: /choose --end counts the end of an answer too"
+    for short, long in permutations(answers, 2):
+        if long.startswith(short):
+            return f"{short!r} begins {long!r}, so it is likelier: /choose --end counts the end of an answer too"
+    return ""
 
 
 def turn_list(text: str, answers: Sequence[str]) -> str | None:
@@ -143,22 +135,22 @@ def measure_answers(
     resident: Model, request: Request, answers: Sequence[str], emit: JobContext, end: bool = False
 ) -> list[Option]:
     """Return what a model makes of each answer, in their order; raises `UsageError` for one that has no token."""
-    pairs = encode_answers(resident, request, answers, emit)
-    ends = end_token(resident, request) if end else ()
+    pairs = _encode_answers(resident, request, answers, emit)
+    ends = _end_token(resident, request) if end else ()
     rows = [(*ids, *ends) for _, ids in pairs]
     scored: list[tuple[float, ...]] = []
     # mostly one: what a tokenizer joins across the border is part of the answer, and changes what stands before it
     for context, group in groupby(range(len(rows)), key=lambda place: pairs[place][0]):
         scored += measure.continuations.score_continuations(resident, context, [rows[place] for place in group], emit)
     totals = [sum(logprobs) for logprobs in scored]
-    shares = softmax(totals)
+    shares = _softmax(totals)
     return [
         Option(answer, ids, logprobs, total, total / len(ids), total / len(answer.encode("utf-8", "replace")), share)
         for answer, ids, logprobs, total, share in zip(answers, rows, scored, totals, shares, strict=True)
     ]
 
 
-def end_token(resident: Model, request: Request) -> tuple[int, ...]:
+def _end_token(resident: Model, request: Request) -> tuple[int, ...]:
     """Return the token that ends a reply; raises `UsageError` for a model without one."""
     found = decoding.end_ids(generation.arguments.of_settings(resident, request.settings).config)
     own = resident.tokenizer.eos_token_id
@@ -167,33 +159,30 @@ def end_token(resident: Model, request: Request) -> tuple[int, ...]:
     return (own if own in found else found[0],)
 
 
-def encode_answers(
+def _encode_answers(
     resident: Model, request: Request, answers: Sequence[str], emit: JobContext
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Return for each answer the ids before it and its own: those that it adds to the prompt's.
 
     Behind a text a space stands between, as the library's harness has it; behind a chat the answer begins the reply.
     """
-    found = []
-    text = request.text.rstrip()
+    found, text = [], request.text.rstrip()
     space = request.text[len(text) :] or " "
     shorter = request if request.chats else replace(request, text=text)
     before = tuple(encode_prompt(resident, shorter, 1, emit).ids)
     for answer in answers:
-        if request.chats:
-            whole = tuple(encode_prompt(resident, replace(request, prefill=request.prefill + answer), 1, emit).ids)
-            if whole[: len(before)] != before:  # the template makes something else of it
-                alone = resident.tokenizer(answer, add_special_tokens=False)["input_ids"]
-                whole = (*before, *map(int, alone))
-        else:
-            whole = tuple(encode_prompt(resident, replace(request, text=text + space + answer), 1, emit).ids)
+        begun, longer = request.prefill + answer, text + space + answer
+        asked = replace(request, prefill=begun) if request.chats else replace(request, text=longer)
+        whole = tuple(encode_prompt(resident, asked, 1, emit).ids)
+        if request.chats and whole[: len(before)] != before:  # the template makes something else of it
+            whole = (*before, *map(int, resident.tokenizer(answer, add_special_tokens=False)["input_ids"]))
         if len(whole) <= len(before):
             raise UsageError(f"the answer {answer!r} adds no token to the prompt", CHOOSE_EXAMPLE)
         found.append((whole[: len(before)], whole[len(before) :]))
     return found
 
 
-def softmax(values: Sequence[float]) -> list[float]:
+def _softmax(values: Sequence[float]) -> list[float]:
     """Return probabilities that add up to 1."""
     most = max(values)
     weights = [exp(value - most) for value in values]
@@ -271,7 +260,7 @@ def choose_all(resident: Model, file: PromptFile, emit: JobContext, end: bool = 
         whole = False
     if failed and not made:
         raise Failed(f"no item could be answered · line {failed[0][0]}: {failed[0][1]}")
-    return measure_accuracy(file.path, made, failed, whole)
+    return _accuracy(file.path, made, failed, whole)
 
 
 def _choose_item(resident: Model, item: Prompt, emit: JobContext, end: bool) -> AnswerOdds:
@@ -283,10 +272,9 @@ def _choose_item(resident: Model, item: Prompt, emit: JobContext, end: bool) -> 
     return AnswerOdds(item.asked.text, tuple(options))
 
 
-def measure_accuracy(
-    file: str, made: Sequence[tuple[Prompt, AnswerOdds]], failed: Iterable[tuple[int, str]] = (), whole: bool = True
+def _accuracy(
+    file: str, made: Sequence[tuple[Prompt, AnswerOdds]], failed: Iterable[tuple[int, str]], whole: bool
 ) -> Accuracy:
-    """Return how often the right answer was the likeliest."""
 
     def score(by: str, keep: Callable[[Prompt], bool] = lambda item: True) -> HitRate:
         hits = [choice.best(by) == item.right for item, choice in made if keep(item)]

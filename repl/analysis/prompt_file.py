@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import IO, Any, BinaryIO, TypeAlias
 
 from filelock import FileLock, Timeout
 
@@ -164,7 +164,7 @@ def _open_prompts(path: str) -> BinaryIO:
 
 
 @cache
-def _held_input() -> Any:
+def _held_input() -> IO[bytes]:
     """Return a copy of standard input, which comes once; it lasts as long as the program."""
     held = tempfile.TemporaryFile()  # noqa: SIM115 nobody closes it
     if sys.stdin is not None:

@@ -6,7 +6,7 @@ from typing import Annotated
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from repl.analysis.choose import CHOOSE_EXAMPLE, Accuracy, AnswerOdds, HitRate, choose, choose_all, read_options
+from repl.analysis.choose import CHOOSE_EXAMPLE, Accuracy, AnswerOdds, HitRate, check_options, choose, choose_all
 from repl.analysis.prompt_file import PromptFile
 from repl.commands.registry import command
 from repl.core.errors import UsageError
@@ -51,7 +51,7 @@ def choose_(
     if mark is None and "|" not in text:
         file = PromptFile(_file(text), chosen, session.base(), system=session.conversation.system)
         return session.run_on_model(lambda emit: choose_all(session.store.current(), file, emit, end))
-    answers = read_options(text[: mark.start()] if mark else text)
+    answers = check_options([part.strip() for part in (text[: mark.start()] if mark else text).split("|")])
     asked = question(session, text[mark.end() :].strip("\n") if mark else None, CHOOSE_EXAMPLE)
     request = asked.request(chosen, facts.chats)
     return session.run_on_model(lambda emit: choose(session.store.current(), request, answers, emit, letters, end))

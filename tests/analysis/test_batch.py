@@ -44,18 +44,6 @@ def prompts(count: int, seed: int = 0, **settings: object) -> list[dict]:
     ]
 
 
-def sliding(folder):
-    """Qwen2 with a window of 8 tokens in its upper layers."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    tokenizer = models.byte_level(["<|end|>"], eos_token="<|end|>", bos_token="<|end|>")
-    with models.seeded(0):
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-        more = {"num_key_value_heads": 2, "sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
-        made = Qwen2ForCausalLM(Qwen2Config(**models.sizes(tokenizer), **shape, **more, initializer_range=0.3))
-    return models.save(made, tokenizer, folder)
-
-
 def alibi(folder):
     """Bloom, whose positions are slopes made from the attention mask."""
     from transformers import BloomConfig, BloomForCausalLM
@@ -72,7 +60,7 @@ MAKERS = {
     "gpt2": models.gpt2,
     "metaspace": models.metaspace,
     "recurrent": models.recurrent,
-    "sliding": sliding,
+    "sliding": models.sliding,
     "alibi": alibi,
 }
 WAYS = (

@@ -3,6 +3,7 @@
 import json
 import random
 
+import models
 import pytest
 from driving import ask, bare, drawn, opened, refused, run
 
@@ -78,15 +79,7 @@ def test_in_a_chat_an_answer_begins_the_reply(llama_folder):
 @pytest.mark.library
 def test_a_sliding_window_is_copied_for_each_answer(tmp_path):
     """A text that is longer than the window."""
-    import models
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    tokenizer = models.byte_level(["<|end|>"], eos_token="<|end|>", bos_token="<|end|>")
-    with models.seeded(0):
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-        more = {"num_key_value_heads": 2, "sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
-        made = Qwen2ForCausalLM(Qwen2Config(**models.sizes(tokenizer), **shape, **more, initializer_range=0.3))
-    model, tokenizer = bare(models.save(made, tokenizer, tmp_path))
+    model, tokenizer = bare(models.sliding(tmp_path))
     with opened(tmp_path) as session:
         found = run(session, f"/choose {' | '.join(ANSWERS)} -- {QUESTION * 3}")
     for option in found.options:

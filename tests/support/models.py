@@ -63,6 +63,18 @@ def recurrent(folder: Path, seed: int = 0) -> Path:
     return save(model, tokenizer, folder)
 
 
+def sliding(folder: Path) -> Path:
+    """Make Qwen2 with a window of 8 tokens in its upper layers."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = byte_level(["<|end|>"], eos_token="<|end|>", bos_token="<|end|>")
+    with seeded(0):
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+        more = {"num_key_value_heads": 2, "sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
+        made = Qwen2ForCausalLM(Qwen2Config(**sizes(tokenizer), **shape, **more, initializer_range=0.3))
+    return save(made, tokenizer, folder)
+
+
 def scripted(folder: Path, *replies: bytes, marks: Sequence[str] = (), special: bool = True) -> Path:
     """A chat model whose greedy reply to the k-th user turn is `replies[k]`, byte for byte.
 
