@@ -80,13 +80,13 @@ WAYS = (
 def test_each_reply_is_that_of_a_message_of_its_own(kind, tmp_path):
     """Greedy and seeded, with stop strings, penalties and lengths of their own, in one file."""
     folder = MAKERS[kind](tmp_path / "model")
-    lines = [{**line, **WAYS[number % len(WAYS)]} for number, line in enumerate(prompts(28))]
+    lines = [{**line, **WAYS[number % len(WAYS)]} for number, line in enumerate(prompts(14))]
     file, out = written(tmp_path / "in.jsonl", *lines), tmp_path / "out.jsonl"
     with opened(folder, max_new_tokens=16) as session:
         found = run(session, f"/batch {file} {out}")
-        assert (found.lines, found.made, found.failed) == (28, 28, 0)
+        assert (found.lines, found.made, found.failed) == (14, 14, 0)
         made = {record["line"]: record for record in read(out)}
-        assert sorted(made) == [*range(1, 29)]
+        assert sorted(made) == [*range(1, 15)]
         for number, line in enumerate(lines, 1):
             own = {name: value for name, value in line.items() if name not in ("id", "prompt")}
             [alone] = read(one_by_one(session, {**own, "prompt": line["prompt"]}, tmp_path / f"{number}.jsonl"))

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-LINES = 1000
-ROUNDS = 5
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "while", "seven", "wizards", "box", "France"]
 
 
@@ -37,11 +35,14 @@ def records(path: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_makes_every_line_once(gpt2_folder: Path, tmp_path: Path) -> None:
-    """SIGKILL at a random moment, five times, with the file named and on standard output in turn; then to the end."""
-    file, out = write(tmp_path / "in.jsonl", LINES), tmp_path / "out.jsonl"
+@pytest.mark.parametrize(("lines", "rounds"), [(300, 2), pytest.param(1000, 5, marks=pytest.mark.campaign)])
+def test_a_run_that_is_killed_again_and_again_makes_every_line_once(
+    lines: int, rounds: int, gpt2_folder: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at a random moment, with standard output and the file named in turn; then to the end."""
+    file, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     draw, words = random.Random(), (gpt2_folder, "--prompts", file, "--max", 3, "--dtype", "float32")
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         more = ("--results", out) if turn % 2 else ()
         with out.open("ab") as stdout:
             before = out.stat().st_size
@@ -58,7 +59,7 @@ def test_a_run_that_is_killed_again_and_again_makes_every_line_once(gpt2_folder:
             with out.open("r+b") as torn:  # what a machine that goes down may leave of the last line
                 torn.truncate(max(0, out.stat().st_size - draw.randrange(40)))
     assert run(*words, "--results", out).returncode == 0
-    assert sorted(record["line"] for record in records(out)) == [*range(1, LINES + 1)]
+    assert sorted(record["line"] for record in records(out)) == [*range(1, lines + 1)]
     assert all(record["id"] == record["line"] - 1 and len(record["token_ids"]) for record in records(out))
     size = out.stat().st_size
     assert run(*words, "--results", out).returncode == 0
