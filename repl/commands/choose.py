@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from repl.analysis.choose import CHOOSE_EXAMPLE, Accuracy, AnswerOdds, HitRate, check_options, choose, choose_all
@@ -16,7 +17,7 @@ from repl.core.values import RestOfLine
 from repl.session.position import PROMPT, question
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
-from repl.terminal.tables import fact_line, grid
+from repl.terminal.tables import First, fact_line, grid
 from repl.terminal.token_colours import BAR_CELLS, bar, percent
 
 MAX_WRONG_SHOWN = 20  # items of the table; --json has all
@@ -69,11 +70,18 @@ def _file(text: str) -> str:
 
 @render.register
 def _(result: AnswerOdds) -> RenderableType:
+    table = First(*(_table(result, cells) for cells in (BAR_CELLS, 0)))
+    said = [Text(clean_line(line), "quiet") for line in (_bias(result), _others(result), result.remark) if line]
+    return Group(Text(f"answer to: {shortened(result.prompt, SHOWN_CHARS)}", "quiet"), table, *said)
+
+
+def _table(result: AnswerOdds, cells: int) -> Table:
+    """Draw the answers, each with a bar of so many cells at most."""
     best, turned = result.best(), result.first_place is not None
     heads = ["", "", "answer", "nats", "by token", "by byte", *(["turned"] if turned else [])]
     rows: list[list[str | Text]] = [
         [
-            Text(bar(one.probability, BAR_CELLS).ljust(BAR_CELLS), "accent"),
+            Text(bar(one.probability, cells).ljust(cells), "accent"),
             percent(one.probability),
             Text(shortened(one.answer, SHOWN_CHARS), "accent" if place == best else ""),
             f"{one.logprob:.2f}",
@@ -83,9 +91,7 @@ def _(result: AnswerOdds) -> RenderableType:
         ]
         for place, one in enumerate(result.options)
     ]
-    table = grid("lrlrrrr"[: len(heads)], rows, heads)
-    said = [Text(clean_line(line), "quiet") for line in (_bias(result), _others(result), result.remark) if line]
-    return Group(Text(f"answer to: {shortened(result.prompt, SHOWN_CHARS)}", "quiet"), table, *said)
+    return grid("lrlrrrr"[: len(heads)], rows, heads)
 
 
 def _bias(result: AnswerOdds) -> str:

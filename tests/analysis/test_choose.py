@@ -132,6 +132,7 @@ def test_the_difference_of_the_orders_is_said(llama_folder):
     last = (turned.options[0].probability - typed.options[2].probability) / 2
     assert typed.first_place == pytest.approx(first + last, abs=1e-4)
     assert "list reversed" in drawn(typed)
+    assert "by token  by byte" in drawn(found, 60)  # no column is folded
 
 
 # files
