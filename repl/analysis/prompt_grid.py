@@ -93,9 +93,7 @@ class GridRun:
         return GridAnswer(made.done.raw, made.done.usage.completion, mean, made.done.finish)
 
 
-def compare_prompts(
-    store: Models, ways: Sequence[Variant], path: str, template: str, system: str, emit: JobContext
-) -> PromptGrid:
+def compare_prompts(store: Models, ways: Sequence[Variant], file: PromptFile, emit: JobContext) -> PromptGrid:
     """Answer a file of prompts in every way, one after another; a cancel ends it with what there is by then."""
     seed, whole = secrets.randbits(31), True  # one for all: ways to answer differ, not the draws
     runs = [GridRun(replace(variant, settings=with_seed(variant.settings, seed))) for variant in ways]
@@ -103,7 +101,7 @@ def compare_prompts(
         for run in runs:
             began = time.monotonic()
             try:
-                _answer(store, run, path, template, system, emit)
+                _answer(store, run, file, emit)
             finally:
                 run.seconds = time.monotonic() - began
     except Cancelled:
@@ -113,20 +111,20 @@ def compare_prompts(
         whole = False
     store.trim()
     store.tidy()
-    return _grid(path, runs, whole)
+    return _grid(file.path, runs, whole)
 
 
-def _answer(store: Models, run: GridRun, path: str, template: str, system: str, emit: JobContext) -> None:
+def _answer(store: Models, run: GridRun, file: PromptFile, emit: JobContext) -> None:
     chosen, server = run.variant.settings, run.variant.server
     if server is not None:
         with closing(reach_server(server, emit)) as remote:
             run.model = f"{remote.name} at {remote.host}"
-            file = PromptFile(path, chosen, remote.base, template, system)
-            ServedPrompts(remote, 8, emit, _told(run, file, emit)).answer(file)
+            told = _told(run, file, emit)
+            ServedPrompts(remote, 8, emit, told).answer(replace(file, chosen=chosen, base=remote.base))
         return
     resident = replace(get_model(store, chosen.load, emit), runtime=Runtime())
     run.model = resident.facts.name
-    file = PromptFile(path, chosen, resident.facts.base, template, system)
+    file = replace(file, chosen=chosen, base=resident.facts.base)
     LocalBatches(resident, emit, _told(run, file, emit)).answer(file)
     if any(made.prompt.right is not None for made in run.made.values()):
         run.accuracy = choose.choose_all(resident, file, emit).total

@@ -14,7 +14,7 @@ from repl.analysis import compare as comparison
 from repl.analysis import variants
 from repl.analysis.answerers import Answer
 from repl.analysis.compare import Answers, Column, Compared, side_by_side
-from repl.analysis.prompt_file import check_files
+from repl.analysis.prompt_file import PromptFile, check_files
 from repl.analysis.prompt_grid import GridColumn, GridRow, PromptGrid, compare_prompts
 from repl.analysis.variants import NOW, Variant
 from repl.commands.registry import command
@@ -71,10 +71,10 @@ def compare(
     ways = [variants.read_way(session, word) for word in ([NOW] if len(typed) == 1 else []) + typed]
     if prompts:
         check_files(prompts, os.devnull)
-        filled, system = texts.read_text(template) if template else "", session.conversation.system
-        return session.run_on_model(
-            lambda emit: compare_prompts(session.store, ways, prompts, filled, system, emit), partial(_gridded, session)
-        )
+        filled = texts.read_text(template) if template else ""
+        file = PromptFile(prompts, session.settings, session.base(), filled, session.conversation.system)
+        compared = partial(compare_prompts, session.store, ways, file)
+        return session.run_on_model(compared, partial(_gridded, session))
     asked = question(session, prompt, "/compare A B -- PROMPT")
     made: dict[int, Answer] = {}
 
