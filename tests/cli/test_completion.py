@@ -9,8 +9,6 @@ import pytest
 
 from repl.cli import main
 
-pytest.importorskip("shtab")
-
 ASK = """
 compopt() { echo "$@"; }  # outside of a completion there is none
 source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
@@ -21,7 +19,7 @@ _shtab_hub_repl hub-repl "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 
 def script(shell: str) -> str:
     from repl.cli import completion
 
-    return completion.script(shell, main.parser)
+    return completion.completion_script(shell, main.parser)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
