@@ -169,12 +169,15 @@ class FakeServer:
 
 
 def read(stream: Any) -> Asked | None:
-    """Read one request."""
+    """Read one request; None if the client goes away before its end."""
     first = stream.readline().decode().split()
     if len(first) < 2:
         return None
     headers = dict(rows(stream))
-    body = stream.read(int(headers.get("content-length", 0)))
+    length = int(headers.get("content-length", 0))
+    body = stream.read(length)
+    if len(body) < length:
+        return None
     return Asked(first[0], first[1], headers, json.loads(body) if body else None)
 
 
