@@ -160,6 +160,7 @@ def found() -> dict[Path, list[Finding]]:
     return findings({path: ast.parse(path.read_text("utf-8")) for path in sorted(ROOT.rglob("*.py"))})
 
 
+@pytest.mark.slow
 def test_private_names_of_libraries_stand_in_one_file() -> None:
     """And no function, constant or module of a library is replaced, nor anything called through a C interface."""
     wrong = [

@@ -42,6 +42,7 @@ def test_every_command_line_is_one_that_the_program_reads(name: str) -> None:
             registry.parse_line(line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TEXTS if "❯ " in TEXTS[name]])
 def test_every_line_behind_a_prompt_runs(
     name: str, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

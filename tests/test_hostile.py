@@ -286,6 +286,7 @@ def toml(line: str) -> str:
     return '"' + "".join(f"\\U{ord(character):08x}" for character in line) + '"'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[f"--{OSC}"], ["m", "--dtype", OSC], ["m", "--script", OSC]], ids=repr)
 def test_nothing_on_the_command_line_acts_on_the_terminal(words: list[str], tmp_path: Path) -> None:
     line = [sys.executable, "-m", "repl", *words, "--offline"]

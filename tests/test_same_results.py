@@ -37,7 +37,16 @@ def at_home(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module", params=[(kind, dtype) for kind in KINDS for dtype in DTYPES], ids="-".join)
+SESSIONS = [
+    pytest.param(
+        (kind, dtype), marks=pytest.mark.slow if dtype != "float32" and kind != "llama" else (), id=f"{kind}-{dtype}"
+    )
+    for kind in KINDS
+    for dtype in DTYPES
+]
+
+
+@pytest.fixture(scope="module", params=SESSIONS)
 def tiny(request, at_home):
     """A session and, loaded apart from it, the same model and tokenizer."""
     kind, dtype = request.param

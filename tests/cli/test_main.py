@@ -23,6 +23,7 @@ def test_short_names_of_the_prompt_are_options_too(short: str, name: str) -> Non
     assert getattr(parser().parse_args(["gpt2", short, "4"]), f"set_{name}") == "4"
 
 
+@pytest.mark.slow
 def test_an_answer_in_a_shell_is_no_session(tmp_path: Path) -> None:
     """Lines beside the prompt make it one: they may ask for its history."""
     with FakeServer() as server:
@@ -52,6 +53,7 @@ def test_a_shell_is_told_what_to_type_in_a_shell(gpt2_folder: Path, tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 def test_a_session_that_is_not_there_is_told_in_the_words_of_a_shell(tmp_path: Path) -> None:
     done = one_shot("--resume", "zzz", "--offline", "-c", "Hi", home=tmp_path)
     assert (done.returncode, done.stderr) == (1, "hub-repl: no session 'zzz' · hub-repl -c /sessions\n")
@@ -143,6 +145,7 @@ def test_accessible_needs_no_value(words: list[str], value: str, model: str) -> 
     assert (found.set_accessible, found.model) == (value, model)
 
 
+@pytest.mark.slow
 def test_nothing_to_say_to_a_server_is_a_failure(tmp_path: Path) -> None:
     """As it is to a model here: an empty prompt gets no answer."""
     with FakeServer() as server:
@@ -150,6 +153,7 @@ def test_nothing_to_say_to_a_server_is_a_failure(tmp_path: Path) -> None:
         assert one_shot("--connect", server.host, "-c", "/version", home=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a named pipe")
 def test_a_script_is_no_pipe_that_nobody_writes_to(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

@@ -86,6 +86,7 @@ def test_results_go_to_standard_output_and_everything_else_beside_it(llama_folde
     assert len(made) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_standard_output_that_takes_nothing_is_no_success(gpt2_folder: Path, tmp_path: Path) -> None:
     """A full disk is 1 with a sentence, a reader that has gone is 141 without one."""

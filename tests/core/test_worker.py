@@ -175,6 +175,7 @@ def test_a_cancel_reaches_a_loop_that_never_looks(worker: Worker) -> None:
         job.result()
 
 
+@pytest.mark.slow
 def test_an_interrupted_thread_serves_the_next_job(worker: Worker) -> None:
     """And is not hit by a second, late interrupt."""
     for round_ in range(5):
@@ -198,6 +199,7 @@ def test_a_job_cancelled_before_its_turn_never_begins(worker: Worker) -> None:
         second.result()
 
 
+@pytest.mark.slow
 def test_a_shield_holds_an_interrupt_back_until_its_end(worker: Worker) -> None:
     """What must be whole is whole; the cancel counts right after it."""
     done: list[str] = []

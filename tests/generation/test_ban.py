@@ -138,7 +138,7 @@ def check(folder: Path, count: int, each: int) -> int:
     return taken_back
 
 
-@pytest.mark.parametrize("kind", ["llama", "metaspace"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("metaspace", marks=pytest.mark.slow)])
 def test_ids_are_those_of_a_look_ahead(kind: str, request: pytest.FixtureRequest) -> None:
     """Greedy and drawn with a seed; the text holds none of it."""
     assert check(request.getfixturevalue(f"{kind}_folder"), 1, 2)
@@ -181,6 +181,7 @@ def test_what_was_told_is_never_taken_back(llama_folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_every_way_to_the_next_token_keeps_phrases_out(llama_folder: Path) -> None:
     """In chats, behind beginnings, where a reply is continued or made again, and in rows; across their borders too."""
     words = ["es", "in", "qu"]
@@ -197,6 +198,7 @@ def test_every_way_to_the_next_token_keeps_phrases_out(llama_folder: Path) -> No
     assert not any(word in found.columns[1].text for word in ("es", "qu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["/greedy", "/sample temperature=1.2"])
 def test_a_record_makes_the_same_ids_again(llama_folder: Path, how: str) -> None:
     """By /reproduce and by its script; /why has what was taken back as a column and in words."""
@@ -243,6 +245,7 @@ def test_stop_strings_and_ends_are_those_of_the_text(scripted_folder: Any) -> No
         assert (done.raw[:8], done.raw[9:], done.finish) == ("One STOP", "two", "stop")
 
 
+@pytest.mark.slow
 def test_what_works_beside_a_ban_and_what_does_not(llama_folder: Path) -> None:
     """Nothing is proposed ahead, which is said and changes no id; beams ban the usual tokens alone, which is said."""
     notices: list[str] = []

@@ -286,7 +286,9 @@ def test_the_next_turn_equals_a_fresh_one_after_a_cancel(session):
 
 
 @pytest.mark.library
-@pytest.mark.parametrize("halt", range(1, 40, 3))
+@pytest.mark.parametrize(
+    "halt", [1, 4, 19, *(pytest.param(halt, marks=pytest.mark.slow) for halt in range(7, 40, 3) if halt != 19)]
+)
 def test_a_cancel_at_any_moment_leaves_a_sound_cache(tiny, halt):
     """Before a layer, in a checked pass or as a token is told: what is kept goes on as a new text does."""
     from repl.core.errors import Cancelled

@@ -99,6 +99,7 @@ def test_given_tokens_change_no_id(session: Session, name: str, way: str, monkey
     assert with_them.format.nats == pytest.approx(without.format.nats, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lines", [[], ["/sample", "/seed 3"], ["/repetition_penalty 1.3"]], ids=["greedy", "drawn", "penalty"]
 )
@@ -190,6 +191,7 @@ def test_the_form_is_the_first_column_of_why(llama_folder) -> None:
         assert all(one.drawn == 0 for one in after.candidates if not one.text.isdecimal())
 
 
+@pytest.mark.slow
 def test_the_colours_mark_what_was_given_and_overruled(llama_folder) -> None:
     with opened(llama_folder) as session:
         done = replied(session, json.dumps(SCHEMAS["flags"]))
@@ -220,6 +222,7 @@ def test_the_built_in_model_keeps_to_the_form(builtin_folder, way: str) -> None:
             assert math.exp(-done.format.nats[place - 1]) == pytest.approx(1 - taken.mass, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_ways_to_answer_are_compared_by_their_form(llama_folder) -> None:
     with opened(llama_folder) as session:
         run(session, "/max 30", "/greedy", "hi")
@@ -298,6 +301,7 @@ def test_what_allows_nothing_is_refused(llama_folder) -> None:
         refused(session, "hi", "beam sampling")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form",
     [

@@ -52,6 +52,7 @@ def warp(temperature: float, top_k: int) -> Any:
     return apply
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "outside"),
     [(["/sample temperature=0.5 top_k=3"], warp(0.5, 3)), (["/greedy"], warp(1.0, 1))],

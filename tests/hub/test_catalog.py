@@ -253,6 +253,7 @@ def test_a_download_can_be_stopped_and_keeps_whole_files(hub: FakeHub, session: 
     assert "config.json" not in fetched
 
 
+@pytest.mark.slow
 def test_deleting_asks_and_says_what_is_freed(hub: FakeHub, llama_folder: Path, session: Session) -> None:
     hub.add("acme/twin", llama_folder)  # the same commit in another repository
     run(session, "/download acme/tiny", "/download acme/twin")

@@ -544,6 +544,7 @@ def test_a_cancel_is_not_held_up_by_a_silent_hub(fake_hub, repository, phase, mo
     assert time.monotonic() - began < HANG
 
 
+@pytest.mark.slow
 def test_a_download_that_nobody_waits_for_ends_at_its_next_try(fake_hub, repository, monkeypatch):
     """It would hold the lock of the file, and go on once the Hub answers again."""
     from huggingface_hub import constants

@@ -889,6 +889,7 @@ def test_offline_only_this_machine_is_reached(session: Session) -> None:
         run(session, "/connect https://example.org")
 
 
+@pytest.mark.slow
 def test_certificates_are_verified(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server with a certificate of its own making is not believed, unless the machine is told to."""
     if (program := shutil.which("openssl")) is None:
@@ -919,6 +920,7 @@ def test_what_stays_on_this_machine_goes_through_no_proxy(session: Session, monk
         assert (ask(session, "Hi").text, proxy.asked) == ("Hello there.", [])
 
 
+@pytest.mark.slow
 def test_a_key_is_nowhere_to_be_found(home: Path, tmp_path: Path) -> None:
     """Not on the screen, in the log, the archive, the history or an export; not even where a server repeats it."""
     page, server_says = tmp_path / "talk.json", f"Incorrect API key provided: {CANARY}"

@@ -344,6 +344,7 @@ def go(session: Session, name: str) -> str:
     return DOWN * [row.name for row in panel.rows].index(name)
 
 
+@pytest.mark.slow
 def test_f2_shows_the_settings_and_loses_nothing_of_the_draft(desk: Desk) -> None:
     opened = desk.shows("❯ half a", " > max_new_tokens", "maximum length of a reply", "the toolbar")
     steps = "half a", F2, opened, F2, desk.lacks("max_new_tokens"), " message", ENTER
