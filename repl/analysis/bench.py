@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 from repl import generation
 from repl.core import decoding
-from repl.core.errors import Cancelled, ReplError, UsageError
+from repl.core.errors import Cancelled, ReplError, UsageError, library_errors
 from repl.core.events import Progress
-from repl.core.explain import library_errors
 from repl.core.jobs import JobContext, Muted
 from repl.core.settings import Settings
 from repl.generation import measure

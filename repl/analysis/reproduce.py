@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from repl import generation
 from repl.analysis import recipe
 from repl.core import decoding
+from repl.core.errors import library_errors
 from repl.core.events import Progress
-from repl.core.explain import library_errors
 from repl.core.format import device
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase, Tensor

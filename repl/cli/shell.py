@@ -12,9 +12,8 @@ from repl import commands
 from repl.commands import extensions, registry
 from repl.commands.python import PythonPrompt
 from repl.core import decoding, log, paths, streams
-from repl.core.errors import Cancelled, Quit, ReplError, UsageError
+from repl.core.errors import Cancelled, Quit, ReplError, UsageError, sentence
 from repl.core.events import Notice
-from repl.core.explain import sentence
 from repl.core.format import counted, join_facts, rate, shortened
 from repl.core.jobs import Worker
 from repl.core.reply import Reply

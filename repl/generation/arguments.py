@@ -14,7 +14,7 @@ from transformers import CompileConfig, WatermarkingConfig
 
 from repl.core import decoding, fields
 from repl.core.decoding import LENGTH_LIMITS
-from repl.core.explain import library_errors
+from repl.core.errors import library_errors
 from repl.core.library_types import GenerationConfig, PreTrainedModel
 from repl.core.settings import Decode, Settings
 from repl.generation import word_forms

@@ -13,9 +13,8 @@ import torch
 from transformers import TextIteratorStreamer
 
 from repl.core import decoding
-from repl.core.errors import Cancelled, ReplError, UsageError
+from repl.core.errors import Cancelled, ReplError, UsageError, library_errors
 from repl.core.events import Notice, Progress, PromptEcho, Token
-from repl.core.explain import library_errors
 from repl.core.jobs import JobContext, T
 from repl.core.library_types import BaseStreamer, Cache, ModelOutput, PreTrainedTokenizerBase, Tensor
 from repl.core.parts import Parts

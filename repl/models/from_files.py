@@ -18,9 +18,8 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from repl.core import library, log
-from repl.core.errors import BadModel, Cancelled, MissingExtra, ReplError
+from repl.core.errors import BadModel, Cancelled, MissingExtra, ReplError, is_memory, sentence
 from repl.core.events import Progress
-from repl.core.explain import is_memory, sentence
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from repl.core.settings import Load

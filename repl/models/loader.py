@@ -12,8 +12,7 @@ from transformers import GenerationConfig
 
 from repl.core import decoding, library, paths
 from repl.core.decoding import ModelDefaults
-from repl.core.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError, Unreachable
-from repl.core.explain import is_memory, sentence
+from repl.core.errors import BadModel, Cancelled, MissingExtra, NoMemory, ReplError, Unreachable, is_memory, sentence
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from repl.core.settings import Load

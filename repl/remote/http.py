@@ -16,8 +16,7 @@ from typing import Any
 
 import httpx2
 
-from repl.core.errors import Failed, ReplError, Unreachable
-from repl.core.explain import sentence
+from repl.core.errors import Failed, ReplError, Unreachable, sentence
 from repl.core.format import shortened
 from repl.core.jobs import JobContext, stream_from_thread
 from repl.remote.address import Address

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from repl import generation
 from repl.core import decoding, fields, settings
 from repl.core.decoding import NOTHING, ModelDefaults
-from repl.core.errors import Failed, UsageError
-from repl.core.explain import sentence
+from repl.core.errors import Failed, UsageError, sentence
 from repl.core.format import join_facts
 from repl.core.sanitize import clean_line
 from repl.core.values import show_value

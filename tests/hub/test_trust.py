@@ -14,7 +14,7 @@ from fakehub import FakeHub, Fault
 from repl.cli.shell import Shell
 from repl.commands.trust import Trust
 from repl.core import log
-from repl.core.errors import BadModel, ReplError, UsageError
+from repl.core.errors import BadModel, ReplError, UsageError, sentence
 from repl.core.jobs import Worker
 from repl.core.settings import Load, Settings
 from repl.generation.interface import Runtime
@@ -434,6 +434,5 @@ def test_the_token_is_never_told(
 
 def test_an_error_does_not_repeat_what_holds_a_token() -> None:
     """Even a library that quotes its headers."""
-    from repl.core.explain import sentence
 
     assert TOKEN not in sentence(ReplError(f"401 for Authorization: Bearer {TOKEN} at hub"))

@@ -9,8 +9,7 @@ import driving
 import pytest
 
 from repl.cli.shell import Shell
-from repl.core.errors import Failed, NoMemory
-from repl.core.explain import is_memory
+from repl.core.errors import Failed, NoMemory, is_memory
 from repl.core.format import amount
 from repl.models.memory import estimate, out_of_memory
 from repl.session.session import NextMessage, Session

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from repl.core import decoding
-from repl.core.errors import Cancelled
+from repl.core.errors import Cancelled, library_errors
 from repl.core.events import Progress
-from repl.core.explain import library_errors
 from repl.core.jobs import JobContext, Muted
 from repl.core.library_types import Cache, PreTrainedModel, Tensor
 from repl.core.reply import Reply

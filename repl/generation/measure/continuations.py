@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from repl.core import library
-from repl.core.explain import library_errors
+from repl.core.errors import library_errors
 from repl.core.jobs import JobContext
 from repl.core.library_types import Cache, Tensor
 from repl.generation.decode.kv_cache import can_reuse, is_plain_kv

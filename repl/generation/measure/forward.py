@@ -10,8 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from repl.core import library
-from repl.core.errors import Failed, NoMemory
-from repl.core.explain import is_memory, library_errors, sentence
+from repl.core.errors import Failed, NoMemory, is_memory, library_errors, sentence
 from repl.core.jobs import JobContext, strip_traceback
 from repl.core.library_types import Module, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import TokenLogprobs

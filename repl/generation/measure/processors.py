@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from repl.core.errors import Failed
-from repl.core.explain import library_errors
+from repl.core.errors import Failed, library_errors
 from repl.core.library_types import LogitsProcessor, LogitsProcessorList, PreTrainedModel, Tensor
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
