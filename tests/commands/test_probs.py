@@ -17,7 +17,7 @@ from repl.core.conversation import Turn
 from repl.core.errors import ReplError, UsageError
 from repl.core.events import PromptEcho, Token
 from repl.core.jobs import Worker
-from repl.core.reply import ModelRecord, Reply, TokenLogprobs
+from repl.core.reply import ModelRecord, Reply, TokenLogprobs, decode_record, encode_record
 from repl.core.sanitize import clean
 from repl.core.settings import View
 from repl.generation.interface import Runtime
@@ -25,7 +25,6 @@ from repl.generation.measure.token_text import TOP_K_STORED
 from repl.generation.measure.token_trace import Inspection, Trace, read_trace
 from repl.models.store import Store
 from repl.session.archive import Archive
-from repl.session.record_json import decode_record, encode_record
 from repl.session.session import ARCHIVE_FILE, Session
 from repl.terminal.export import Transcript, as_html
 from repl.terminal.live import LiveOutput

@@ -11,8 +11,7 @@ from driving import ask, opened, run
 from repl.commands import python
 from repl.commands.models import Info
 from repl.core.errors import NeedsLocal, UsageError
-from repl.core.reply import Reply
-from repl.session.record_json import decode_record, encode_record
+from repl.core.reply import Reply, decode_record, encode_record
 from repl.session.session import Session
 
 PROMPT = "Once upon a time"

@@ -11,8 +11,7 @@ from repl.analysis.beam_tree import Node, grow
 from repl.commands.beams import SearchTree
 from repl.core.errors import UsageError
 from repl.core.events import Beams
-from repl.core.reply import BeamSearch, Sequence
-from repl.session.record_json import decode_record, encode_record
+from repl.core.reply import BeamSearch, Sequence, decode_record, encode_record
 from repl.terminal.screen import THEME, render, to_jsonable
 
 PROMPT = "Once upon a time"

@@ -9,8 +9,7 @@ import pytest
 from driving import bare, opened, run
 
 from repl.core.errors import UsageError
-from repl.core.reply import ModelRecord, Reply, TakenBack, ThoughtRecord, Timing, Usage
-from repl.session.record_json import decode_record, encode_record
+from repl.core.reply import ModelRecord, Reply, TakenBack, ThoughtRecord, Timing, Usage, decode_record, encode_record
 
 MARKS = ["<think>", "</think>"]
 LENGTH = 40

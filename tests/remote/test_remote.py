@@ -35,7 +35,7 @@ from repl.commands import registry
 from repl.core.errors import Failed, NeedsLocal, NoModel, NotFound, Overflow, ReplError, Unreachable, UsageError
 from repl.core.events import Event, Notice, Progress, Token
 from repl.core.jobs import JobContext, Worker
-from repl.core.reply import Reply, TokenLogprobs
+from repl.core.reply import Reply, TokenLogprobs, decode_record, encode_record
 from repl.core.settings import Settings
 from repl.generation.interface import Request, Runtime
 from repl.generation.measure.token_trace import read_trace
@@ -43,7 +43,6 @@ from repl.models.store import Store
 from repl.remote.address import Address, read_address
 from repl.remote.engine import reach
 from repl.session import config_file as config_files
-from repl.session.record_json import decode_record, encode_record
 from repl.session.servers import server_key
 from repl.session.session import Session
 from repl.terminal.screen import palette, render

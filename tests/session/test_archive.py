@@ -25,14 +25,11 @@ from repl.commands.sessions import moment, resume, sessions, title
 from repl.core.conversation import Conversation, Turn
 from repl.core.errors import NotFound, ReplError, UsageError
 from repl.core.parts import Parts
-from repl.core.reply import ModelRecord, Reply, Sequence, ServedModel, Timing, Usage
+from repl.core.reply import ModelRecord, Reply, Sequence, ServedModel, Timing, Usage, decode_record, encode_record
 from repl.core.settings import Settings
 from repl.generation.interface import Runtime
 from repl.models.store import Store
-from repl.session import database
-from repl.session.archive import Archive, Summary
-from repl.session.database import MIGRATIONS, Database
-from repl.session.record_json import decode_record, encode_record
+from repl.session.archive import MIGRATIONS, Archive, Database, Summary, open_database
 from repl.session.session import Session
 from repl.terminal.screen import render, reply_figures
 
@@ -552,7 +549,7 @@ def test_an_older_archive_is_brought_up_to_date(path: Path) -> None:
         ("alter table sessions add column colour text not null default 'red'", "create table tags (name)"),
     )
     for _ in range(2):
-        found = database.open_database(path, later)
+        found = open_database(path, later)
         assert found.sentence == ""
         assert found.connection is not None
         assert found.connection.execute("select colour from sessions").fetchall() == [("red",)]
@@ -562,15 +559,13 @@ def test_an_older_archive_is_brought_up_to_date(path: Path) -> None:
         said(archive, "again")
         archive.rename("x")
         archive.close()
-        database.open_database(path, later).connection.execute(
-            "delete from sessions where title = 'x'"
-        ).connection.close()
-    broken = database.open_database(path, (*later, ("create table more (name)", "alter table nowhere add column x")))
+        open_database(path, later).connection.execute("delete from sessions where title = 'x'").connection.close()
+    broken = open_database(path, (*later, ("create table more (name)", "alter table nowhere add column x")))
     assert not broken.writable
     assert "nowhere" in broken.sentence
     assert broken.connection is not None
     broken.connection.close()
-    found = database.open_database(path, later)
+    found = open_database(path, later)
     assert found.sentence == ""
     assert found.connection is not None
     assert not found.connection.execute("select 1 from sqlite_master where name = 'more'").fetchall()
