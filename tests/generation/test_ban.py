@@ -20,7 +20,7 @@ from repl.generation.measure.token_trace import measure_again
 from repl.generation.word_forms import read_words
 from repl.session.session import Session
 
-KINDS = ("llama", "gpt2", "metaspace", "recurrent")
+KINDS = ["llama", "recurrent", *(pytest.param(kind, marks=pytest.mark.campaign) for kind in ("gpt2", "metaspace"))]
 PROMPT = "Once upon a time"
 LENGTH = 24
 LEFT, RIGHT = r"(?:(?<![^\W_])|(?=\W))", r"(?:(?![^\W_])|(?<=\W))"

@@ -82,7 +82,7 @@ def shown(text: str, width: int = 60) -> list[str]:
 
 
 @pytest.mark.slow
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(pieces(), widths)
 def test_every_split_gives_the_same_lines(parts: list[str], width: int) -> None:
     """What is finished in the middle is what reading the whole at once gives."""
@@ -95,7 +95,7 @@ def test_every_split_gives_the_same_lines(parts: list[str], width: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(pieces(), widths, st.integers(5, 40))
 def test_every_split_gives_the_same_screen(parts: list[str], width: int, height: int) -> None:
     """The final screen and all that scrolled away, colours included, do not depend on the pieces."""
@@ -110,7 +110,7 @@ def test_a_table_that_was_taller_on_its_way_leaves_empty_rows_below_alone() -> N
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(pieces(), widths)
 def test_the_screen_shows_the_lines(parts: list[str], width: int) -> None:
     """Nothing is lost, doubled or left behind by drawing again."""
@@ -270,7 +270,7 @@ def test_plain_text_is_only_added() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(pieces(), widths, st.integers(5, 12))
 def test_never_more_than_the_screen_is_drawn_again(parts: list[str], width: int, height: int) -> None:
     """The cursor never goes up beyond the screen, so nothing is drawn twice."""
