@@ -1,7 +1,6 @@
 """Adapters on top of a model: found, checked before anything reads them, attached beside the weights or merged in."""
 
 import copy
-import importlib.util
 import itertools
 import re
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from repl.core.library_types import PreTrainedModel
 from repl.hub import locate
 from repl.hub.model_files import cut_name, read_json
 from repl.hub.weight_headers import Tensor, read_header
+from repl.models.imports import is_installed
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 NO_ADAPTER = "/adapter none"
@@ -63,7 +63,7 @@ class BaseModel:
 
 def find_adapter(adapter: Adapter, emit: JobContext, offline: bool) -> Path:
     """Find the folder of an adapter, downloading it if need be; raises what `hub.locate` raises."""
-    if importlib.util.find_spec("peft") is None:
+    if not is_installed("peft"):
         raise MissingExtra("adapters need the peft package", "pip install 'hub-repl[peft]'", NO_ADAPTER)
     name, _, revision = adapter.name.partition("@")
     return locate.adapter(name, revision or "main", emit, offline).folder

@@ -10,22 +10,20 @@ from repl.core.errors import BadModel, UsageError
 from repl.core.format import tally_layers
 from repl.core.library_types import PreTrainedModel
 from repl.core.settings import Load
-from repl.models.memory.available import max_memory
-
-SPREADING = ("auto", "balanced", "sequential")  # the maps that the library makes itself, within `max_memory`
+from repl.models.memory.available import SPREAD, max_memory
 
 
 def placement_options(load: Load) -> dict[str, object]:
     """Return what `from_pretrained` takes for placing a model; raises `BadModel` for a device that is not there."""
     found: dict[str, Any] = {"device_map": device_map(load.device)}
-    if load.max_memory and load.device in SPREADING:
+    if load.max_memory and load.device in SPREAD:
         found["max_memory"] = max_memory(load.max_memory)
         for name in found["max_memory"]:
             if isinstance(name, int):
                 require_gpu(name)
     if load.offload_folder:
         found["offload_folder"] = offload_folder(load.offload_folder)
-    if load.device in SPREADING and len(found) == 1 and not torch.accelerator.is_available():
+    if load.device in SPREAD and len(found) == 1 and not torch.accelerator.is_available():
         found["device_map"] = {"": "cpu"}  # what it comes to, without weighing every module
     return found
 
@@ -69,7 +67,7 @@ def read_device_map(model: PreTrainedModel) -> dict[str, str]:
 def placement_remarks(load: Load, places: Mapping[str, str]) -> list[str]:
     """Say what slows a model down where it lies, and what setting had no effect."""
     said = []
-    if load.max_memory and load.device not in SPREADING:
+    if load.max_memory and load.device not in SPREAD:
         said.append(f"max_memory has no effect with device {load.device} · /device auto uses it")
     tally = tally_layers(places)
     whole, slow = sum(tally.values()), {place: tally[place] for place in ("cpu", "disk") if place in tally}

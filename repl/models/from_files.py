@@ -2,7 +2,6 @@
 
 import inspect
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from repl.core.settings import Load
-from repl.hub import consent, locate, validate
-from repl.hub.model_files import bad_file, read_json
+from repl.hub import locate, validate
+from repl.hub.model_files import asked_for, bad_file, code_files, read_json
 from repl.hub.validate import NeedsCode
-from repl.models import device_map, model_config, quantization, reference
+from repl.models import device_map, imports, model_config, quantization, reference
 
 MAX_SEQUENCES = 1000  # beams, or answers to one prompt
 DECODER_LAYERS = ("decoder_layers", "num_decoder_layers")
@@ -124,24 +123,19 @@ def load_tokenizer(found: locate.LocalModel, load: Load, emit: JobContext) -> Pr
 
 def _unread(found: locate.LocalModel, load: Load, error: BaseException) -> ReplError:
     """Say why a tokenizer does not load, and what would help; raises `BadModel` for a file that is no JSON."""
-    if not load.trust_remote_code and (own := consent.tokenizer_code(found.folder)):
+    asked = {name: value for name, value in asked_for(found.folder).items() if name.endswith("AutoTokenizer")}
+    if not load.trust_remote_code and (own := code_files(asked)):
         needs = NeedsCode(own, config="tokenizer_config.json")
         needs.found = found
         return needs
-    if (name := validate.pieces_file(found.folder)) and not _has("sentencepiece", "google.protobuf"):
+    needed = ("sentencepiece", "google.protobuf")
+    if (name := validate.pieces_file(found.folder)) and not all(map(imports.is_installed, needed)):
         said = f"the tokenizer in {found.folder} is {name} only, which needs the sentencepiece package"
         return MissingExtra(said, "pip install sentencepiece protobuf")
     fast = not found.gguf_file and (found.folder / "tokenizer.json").is_file()
     if fast and not isinstance(read_json(found.folder, "tokenizer.json").get("model"), dict):
         return bad_file("tokenizer.json", "contains no tokenizer model")
     return BadModel(f"the tokenizer in {found.folder} does not load: {sentence(error)}")
-
-
-def _has(*packages: str) -> bool:
-    try:
-        return all(find_spec(name) is not None for name in packages)
-    except ModuleNotFoundError:  # the package around it
-        return False
 
 
 def load_weights(
@@ -161,14 +155,24 @@ def load_weights(
     return read, report
 
 
-def check_loaded(found: locate.LocalModel, model: PreTrainedModel, report: dict[str, object]) -> None:
-    """Refuse what was read if it is not whole, or would decode without end; raises `BadModel`."""
-    _complete(found, report)
-    _modest(model.generation_config)
-    _answers(model)
+def check_loaded(found: locate.LocalModel, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Raise `BadModel` for weights that are not whole, a model that does not answer, or one that searches without end.
+
+    The library would fill missing tensors with random numbers and say so in a table.
+    """
+    for name, stored, wanted in sorted(report.get("mismatched_keys") or ())[:1]:
+        shapes = f"{list(stored)}, but config.json makes it {list(wanted)}"
+        raise BadModel(f"the weights in {found.folder} have the tensor {name} in the shape {shapes}")
+    if missing := sorted(report.get("missing_keys") or ()):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise BadModel(f"the weights in {found.folder} lack the tensor {missing[0]}{more}: renamed or incomplete")
+    for name in ("num_beams", "num_return_sequences"):
+        if isinstance(value := getattr(model.generation_config, name, None), int) and value > MAX_SEQUENCES:
+            raise BadModel(f"generation_config.json asks for {name} {value}, more than the limit of {MAX_SEQUENCES}")
+    _check_answers(model)
 
 
-def _answers(model: PreTrainedModel) -> None:
+def _check_answers(model: PreTrainedModel) -> None:
     """Refuse a model that cannot answer a few ids; one that is called as all text models are need not be asked."""
     kind = type(model)
     special = auto_class(model.config).__name__ != "AutoModelForCausalLM" or "Assistant" in kind.__name__
@@ -182,31 +186,10 @@ def _answers(model: PreTrainedModel) -> None:
         if is_memory(error):
             raise
         log.log.warning("%s does not answer", kind.__name__, exc_info=error)
-        raise BadModel(_why_silent(model.config, kind.__name__)) from error
-
-
-def _why_silent(config: PreTrainedConfig, name: str) -> str:
-    """Say in plain words that a model does not answer text, which the library's own `generate` has shown."""
-    if "Assistant" in name:
-        return f"{name} only drafts for the model that it was made for, and does not answer on its own"
-    if auto_class(config).__name__ == "AutoModelForImageTextToText":
-        return f"{name} cannot answer text alone: the library's own generate() fails with it"
-    return f"{name} cannot be used: the library's own generate() fails with it"
-
-
-def _complete(found: locate.LocalModel, report: dict[str, Any]) -> None:
-    """Refuse weights that lack tensors: the library would fill them with random numbers and say so in a table."""
-    for name, stored, wanted in sorted(report.get("mismatched_keys") or ())[:1]:
-        shapes = f"{list(stored)}, but config.json makes it {list(wanted)}"
-        raise BadModel(f"the weights in {found.folder} have the tensor {name} in the shape {shapes}")
-    missing = sorted(report.get("missing_keys") or ())
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise BadModel(f"the weights in {found.folder} lack the tensor {missing[0]}{more}: renamed or incomplete")
-
-
-def _modest(config: PreTrainedConfig) -> None:
-    """Refuse a model whose own decoding would search without end."""
-    for name in ("num_beams", "num_return_sequences"):
-        if isinstance(value := getattr(config, name, None), int) and value > MAX_SEQUENCES:
-            raise BadModel(f"generation_config.json asks for {name} {value}, more than the limit of {MAX_SEQUENCES}")
+        if "Assistant" in kind.__name__:
+            said = "only drafts for the model that it was made for, and does not answer on its own"
+        else:
+            seeing = auto_class(model.config).__name__ == "AutoModelForImageTextToText"
+            said = "cannot answer text alone" if seeing else "cannot be used"
+            said += ": the library's own generate() fails with it"
+        raise BadModel(f"{kind.__name__} {said}") from error

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from repl.core import log
 from repl.core.events import Progress
@@ -18,27 +19,27 @@ def import_libraries(emit: JobContext) -> None:
         return
     emit(Progress("importing torch and transformers"))
     with emit.uninterruptible():
-        run_isolated(_import)  # what is frozen below holds on to the frames it was made in, and what those came to hold
+        run_isolated(_import)  # gc.freeze keeps the frames that are alive, and all that they hold
 
 
 def _import() -> None:
-    _share_processors()
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # GNU OpenMP reads it when torch is imported: threads that wait sleep soon instead of spinning. On two cores
+        # with one of them busy decoding keeps 0.6 of its quiet speed, by default 0.35; on quiet ones nothing is lost
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     with no_gc():
-        importlib.import_module("transformers.generation.utils")
-        importlib.import_module("transformers.models.auto.modeling_auto")
-        importlib.import_module("transformers.models.auto.tokenization_auto")
+        for name in ("generation.utils", "models.auto.modeling_auto", "models.auto.tokenization_auto"):
+            importlib.import_module(f"transformers.{name}")
         log.silence_transformers()
         gc.freeze()  # what the imports made stays: leave it out of later collections
 
 
-def _share_processors() -> None:
-    """Let torch's threads sleep soon while they wait for each other: spinning ones starve beside a busy process.
-
-    GNU OpenMP reads this variable when torch is imported; what the user set comes first. On two cores with one of
-    them busy, decoding keeps 0.6 of its quiet speed, by default 0.35; on quiet ones nothing is lost.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+def is_installed(package: str) -> bool:
+    """Tell whether a package, or a module inside one, is installed."""
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
 
 
 @contextmanager

@@ -57,12 +57,10 @@ def load_model(
             base = _bare(load, emit, offline, make_room, consents or Consents())
         base.served, base.bytes = load.adapter, base.bytes or base.model.get_memory_footprint()
         model = base.model
-        if over and adapter.merge:
-            model = adapters.attach(model, over, True, emit)
-        elif over:
-            model = adapters.attach(adapters.shell(model), over, False, emit)
-        if over and adapter.merge and quantization.packs_after_load(load):
-            base.packing = _packed(model, load, emit)
+        if over:
+            model = adapters.attach(model if adapter.merge else adapters.shell(model), over, adapter.merge, emit)
+            if adapter.merge and quantization.packs_after_load(load):
+                base.packing = _packed(model, load, emit)
     if not adapter.merge:
         BASES[bare] = base
     facts = _facts(load, base, model, began)
@@ -74,13 +72,19 @@ def _bare(load: Load, emit: JobContext, offline: bool, make_room: MakeRoom, cons
     """Read a model from its files; an adapter to be merged comes before packing, every other after it."""
     device_map.placement_options(load)  # a device that is not there needs no model to be found
     found = _find(load, emit, offline)
-    weights = _examined(load, found, consents)
+    allowed = {"allow_pickle": load.allow_pickle, "trust_remote_code": load.trust_remote_code}
+    try:
+        if load.trust_remote_code:
+            consents.check(load, found)
+        weights = validate.examine(found.folder, found.gguf_file, **allowed)
+    except NeedsCode as error:
+        error.found = found
+        raise
     quantization.require_packages(load, quantization.stored_form(found.folder))
     config = from_files.load_config(found, load)
     from_files.require_text_model(config)
-    make_room(
-        estimate.estimate_needs(weights, config, load).total, lambda rooms: fit.check_fits(weights, config, load, rooms)
-    )
+    needed = estimate.estimate_needs(weights, config, load).total
+    make_room(needed, lambda rooms: fit.check_fits(weights, config, load, rooms))
     with _weighed(weights, config, load), imports.no_gc():
         tokenizer = from_files.load_tokenizer(found, load, emit)
         model, report = from_files.load_weights(found, load, config, weights.format, emit)
@@ -98,19 +102,6 @@ def _packed(model: PreTrainedModel, load: Load, emit: JobContext) -> packed_line
     return packed_linear.pack(model, load.quantize, emit)
 
 
-def _examined(load: Load, found: locate.LocalModel, consents: Consents) -> Weights:
-    """Check the folder, and that code which it may run is what was allowed."""
-    try:
-        if load.trust_remote_code:
-            consents.check(load, found)
-        return validate.examine(
-            found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=load.trust_remote_code
-        )
-    except NeedsCode as error:
-        error.found = found
-        raise
-
-
 def load_tokenizer_alone(
     load: Load, emit: JobContext, consents: Consents | None = None
 ) -> tuple[PreTrainedTokenizerBase, Path]:
@@ -122,17 +113,12 @@ def load_tokenizer_alone(
 
 
 def _find(load: Load, emit: JobContext, offline: bool) -> locate.LocalModel:
-    if load.model == builtin.ID:
-        return locate.LocalModel(builtin.ID, _builtin(emit, offline), "", "")
-    return locate.locate(load, emit, offline)
-
-
-def _builtin(emit: JobContext, offline: bool) -> Path:
-    if not offline:
-        return builtin.folder(paths.cache_folder(), emit)
-    if (made := builtin.ready(paths.cache_folder())) is None:
+    if load.model != builtin.ID:
+        return locate.locate(load, emit, offline)
+    home = paths.cache_folder()
+    if (made := builtin.ready(home) if offline else builtin.folder(home, emit)) is None:
         raise Unreachable("the built-in model is not downloaded yet, and this session is offline", "/model FOLDER")
-    return made
+    return locate.LocalModel(builtin.ID, made, "", "")
 
 
 def _facts(load: Load, base: BaseModel, model: PreTrainedModel, began: float) -> ModelInfo:
@@ -224,5 +210,5 @@ def _weighed(weights: Weights, config: PreTrainedConfig, load: Load) -> Iterator
         needs = estimate.estimate_needs(weights, config, load)
         free = ", ".join(map(fit.format_room, rooms))
         said = f"{load.model} does not fit: {sentence(error)}; it needs {fit.format_needs(needs)}, and {free}"
-        found = (each for each in fit.remedies(weights, config, load, rooms) if each.needs.total < needs.total)
-        raise NoMemory(said, choices=tuple((each.line, fit.format_effect(each.needs)) for each in found)) from error
+        found = fit.remedies(weights, config, load, rooms)
+        raise NoMemory(said, choices=tuple(choice for _, less, choice in found if less.total < needs.total)) from error

@@ -40,7 +40,8 @@ def pack(model: PreTrainedModel, quantize: str, emit: JobContext) -> Packing:
     took = 0
     for place, (parent, name, linear) in enumerate(found):
         emit(Progress("quantizing", place, len(found), "layers"))
-        if takes_shape(linear):
+        rows, columns = upright_weight(linear).shape
+        if rows and columns and not columns % GROUP_WEIGHTS:
             setattr(parent, name, pack_linear(linear, quantize, twice=linear is head))
             took += 1
     detach(model)
@@ -58,12 +59,6 @@ def find_linears(model: PreTrainedModel) -> Iterator[tuple[Module, str, Linear]]
 def upright_weight(linear: Linear) -> Tensor:
     """Return the weight of a linear layer, shape (outputs, inputs)."""
     return linear.weight if hasattr(linear, "in_features") else linear.weight.t()
-
-
-def takes_shape(linear: Linear) -> bool:
-    """Tell whether the kernels take the weight of a linear layer."""
-    rows, columns = upright_weight(linear).shape
-    return bool(rows > 0 and columns > 0 and columns % GROUP_WEIGHTS == 0)
 
 
 def detach(model: PreTrainedModel) -> None:
@@ -143,25 +138,12 @@ def round_groups(block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return groups.sub(zero.unsqueeze(-1)).div_(scale.unsqueeze(-1)).add_(8).round_().clamp_(0, 15), scale, zero
 
 
-def times_eight(rows: Tensor, values: Tensor, scales: Tensor) -> Tensor:
-    """Multiply rows by an int8 weight; many rows in float32, for the kernel is made for few."""
-    if len(rows) >= DENSE_ROWS and values.numel() <= MAX_DENSE_WEIGHTS:
-        return torch.nn.functional.linear(rows.float(), values.float()).mul_(scales.float()).to(rows.dtype)
-    return library.int8_product(rows, values, scales)
-
-
-def times_four(rows: Tensor, values: Tensor, scales: Tensor) -> Tensor:
-    """Multiply rows by an int4 weight."""
-    return library.int4_product(rows, values, GROUP_WEIGHTS, scales)
-
-
 class PackedLinear(torch.nn.Linear):  # type: ignore[misc]  # mypy does not follow the library
     """A linear layer of packed weights: it computes in bfloat16 and answers in the dtype it is asked in."""
 
     def __init__(self, quantize: str, size: tuple[int, int], values: Tensor, scales: Tensor, bias: Tensor) -> None:
         torch.nn.Module.__init__(self)
         self.quantize, (self.out_features, self.in_features) = quantize, size
-        self.kernel = times_eight if quantize == "int8" else times_four
         self.twice = quantize == "int4" and len(scales) * GROUP_WEIGHTS == 2 * self.in_features
         self.kept = torch.bfloat16  # other activations are 5 to 25 times as slow
         self.register_buffer("values", values)
@@ -175,10 +157,13 @@ class PackedLinear(torch.nn.Linear):  # type: ignore[misc]  # mypy does not foll
 
     def product(self, rows: Tensor) -> Tensor:
         """Multiply rows of bfloat16 by the weight: (count, inputs) to (count, outputs)."""
-        if self.twice:
-            rows = rows.repeat(1, 2)
-        out = self.kernel(rows, self.values, self.scales)
-        return out if out.shape[1] == self.out_features else out[:, : self.out_features]
+        if self.quantize == "int4":
+            rows = rows.repeat(1, 2) if self.twice else rows
+            return library.int4_product(rows, self.values, GROUP_WEIGHTS, self.scales)[:, : self.out_features]
+        if len(rows) < DENSE_ROWS or self.values.numel() > MAX_DENSE_WEIGHTS:
+            return library.int8_product(rows, self.values, self.scales)
+        out = torch.nn.functional.linear(rows.float(), self.values.float())  # the kernel is made for few rows
+        return out.mul_(self.scales.float()).to(rows.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """Do what a linear layer does."""

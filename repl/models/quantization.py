@@ -1,6 +1,5 @@
 """How a model gets into fewer bits: packed here after loading, by a library while loading, or stored so already."""
 
-import importlib.util
 import json
 from contextlib import suppress
 from dataclasses import replace
@@ -14,6 +13,7 @@ from repl.core.errors import BadModel, MissingExtra
 from repl.core.settings import Load
 from repl.hub.weight_headers import Weights
 from repl.models import packed_linear
+from repl.models.imports import is_installed
 
 PACKED_FORMS = ("int8", "int4")
 SAME_NAMES = ("aqlm", "auto-round", "bitsandbytes", "compressed-tensors", "hqq", "quark", "torchao", "vptq")
@@ -57,11 +57,6 @@ def require_packages(load: Load, form: str) -> None:
             f"the weights of {load.model} are stored as {form}, which needs {' and '.join(missing)}",
             f"pip install {names}",
         )
-
-
-def is_installed(package: str) -> bool:
-    """Tell whether a package is installed."""
-    return importlib.util.find_spec(package) is not None
 
 
 def packs_after_load(load: Load) -> bool:

@@ -178,7 +178,9 @@ class Store(Generic[R]):
         It stays as the most recently used; the current one stays in memory beside it. Raises `NoMemory` where both
         do not fit: `load` one after the other then. Do not hold on to what is returned beyond the job.
         """
-        resident = self._used(load) or self._alike(load)
+        named = (each for each in self._held if each.facts.dtype == load.dtype)  # also by an `auto`
+        alike = (each for each in named if replace(load, dtype=each.load.dtype) == each.load)
+        resident = self._used(load) or next(alike, None)
         if resident is None:
             resident = self._read(load, self._current, None, emit)
             self._keep(resident)
@@ -233,7 +235,11 @@ class Store(Generic[R]):
             return resident
         except BaseException:
             emit.begin_cleanup()
-            self._restore(before, emit)
+            if before is not None and self._current is None:
+                with suppress(ReplError):  # then none is current, and the first failure is the one to tell
+                    self._current = self._bring(before, emit, True, lambda *_: None)
+                    self._keep(self._current)
+            release_memory()
             raise
 
     def _used(self, load: Load) -> LoadedModel[R] | None:
@@ -242,11 +248,6 @@ class Store(Generic[R]):
         if found is not None:
             self._held = (*(each for each in self._held if each is not found), found)
         return found
-
-    def _alike(self, load: Load) -> LoadedModel[R] | None:
-        """Return a resident model whose `auto` came to the dtype that is asked for."""
-        named = (each for each in self._held if each.facts.dtype == load.dtype)
-        return next((each for each in named if replace(load, dtype=each.load.dtype) == each.load), None)
 
     @contextmanager
     def visitors(self) -> Iterator[None]:
@@ -303,7 +304,9 @@ class Store(Generic[R]):
         spared = beside.load if beside else None
         del beside  # it may be the current one: this frame must not keep it
         while self._lacking(load, needed, SPARE_BYTES) > 0:
-            if not (victims := [each for each in self._in_the_way(load) if each != spared]):
+            there = targets(load.device, self.measure())
+            order = (each for each in sorted(self._held, key=lambda one: one is self._current) if _lies(each, there))
+            if not (victims := [each.load for each in order if each.load != spared]):
                 break
             self._let_go(victims[:1])
             release_memory()
@@ -320,20 +323,6 @@ class Store(Generic[R]):
         needed = min(needed, sum(each.free for each in capped(emptied, load.max_memory)))
         held = sum(size for each, size in resident_sizes(self._held) if _lies(each, there))
         return int(max(needed + spare - free, held + needed - MAX_FILL_SHARE * total))
-
-    def _in_the_way(self, load: Load) -> list[Load]:
-        """List what lies where a load goes, in the order in which it may be freed."""
-        there = targets(load.device, self.measure())
-        found = [each for each in self._held if _lies(each, there)]
-        return [each.load for each in sorted(found, key=lambda each: each is self._current)]
-
-    def _restore(self, load: Load | None, emit: JobContext) -> None:
-        """Bring back the current model if it had to go first."""
-        if load is not None and self._current is None:
-            with suppress(ReplError):  # then none is current, and the first failure is the one to tell
-                self._current = self._bring(load, emit, True, lambda *_: None)
-                self._keep(self._current)
-        release_memory()
 
 
 def resident_sizes(residents: Iterable[LoadedModel[R]]) -> Iterator[tuple[LoadedModel[R], int]]:

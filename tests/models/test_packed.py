@@ -124,7 +124,7 @@ def plain(folder: Path, quantize: str, emit: Recorder) -> tuple[Any, Any]:
     tied = model.config.tie_word_embeddings
     assert not tied
     for parent, name, found in models.packed_linear.find_linears(model):
-        if models.packed_linear.takes_shape(found):
+        if models.packed_linear.upright_weight(found).shape[1] % models.packed_linear.GROUP_WEIGHTS == 0:
             layer = models.packed_linear.pack_linear(found, quantize, twice=found is model.lm_head)
             weight = dequantized(layer).bfloat16()
             new = torch.nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype=torch.bfloat16)

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-SPREAD = ("auto", "balanced", "sequential")  # devices that stand for all there are
+SPREAD = ("auto", "balanced", "sequential")  # device maps that the library makes itself, within `max_memory`
 UNLIMITED = 1 << 60  # bytes: control groups without a limit write a number near 2**63
 
 
@@ -39,9 +39,14 @@ class Room:
         return max(0, self.total - self.free - (self.own - self.back))
 
 
-def measure_rooms(root: Path = Path("/")) -> list[Room]:
+def measure_rooms() -> list[Room]:
     """Return the devices with what is free on each now, on the model thread: accelerators first, the machine last."""
-    return [*_accelerators(), machine(root)]
+    import torch
+
+    cards = [_card(torch.cuda, number) for number in range(torch.cuda.device_count())]
+    if not cards and torch.backends.mps.is_available():
+        cards = [_mps(torch.mps)]
+    return [*cards, machine()]
 
 
 def machine(root: Path = Path("/")) -> Room:
@@ -83,14 +88,6 @@ def _reclaimable(stat: Path, names: tuple[str, ...]) -> int:
         pairs = [line.split() for line in stat.read_text("utf-8").splitlines()]
         return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] in names)
     return 0
-
-
-def _accelerators() -> list[Room]:
-    import torch
-
-    if torch.cuda.is_available():
-        return [_card(torch.cuda, number) for number in range(torch.cuda.device_count())]
-    return [_mps(torch.mps)] if torch.backends.mps.is_available() else []
 
 
 def _card(cuda: Any, number: int) -> Room:

@@ -93,7 +93,10 @@ class ModelSizes:
         read = model_config.get
         if read(self.config, "multi_query") and not read(self.config, "new_decoder_architecture"):
             return 1
-        return self.one("num_key_value_heads", "num_kv_heads", "n_head_kv") or self._grouped() or self.heads
+        inner = read(self.config, "attn_config")  # dbrx
+        grouped = inner.get("kv_n_heads") if isinstance(inner, dict) else getattr(inner, "kv_n_heads", None)
+        grouped = grouped if isinstance(grouped, int) else 0
+        return self.one("num_key_value_heads", "num_kv_heads", "n_head_kv") or grouped or self.heads
 
     @property
     def widest(self) -> int:
@@ -109,11 +112,6 @@ class ModelSizes:
         if latent := self.one("kv_lora_rank"):  # multi-head latent attention keeps what keys and values are made of
             return latent + self.one("qk_rope_head_dim")
         return self.kv_heads * (self.key_width + (self.one("v_head_dim") or self.key_width))
-
-    def _grouped(self) -> int:
-        inner = model_config.get(self.config, "attn_config")
-        found = inner.get("kv_n_heads") if isinstance(inner, dict) else getattr(inner, "kv_n_heads", None)
-        return found if isinstance(found, int) else 0
 
     def compressed(self, kind: str) -> LayerCache:
         """Return what a layer keeps that puts many tokens into one entry, besides those of its window as they are."""
@@ -189,17 +187,10 @@ def working_bytes(config: PreTrainedConfig, tokens: int, width: int, eager: bool
     windowed = any(layer.window for layer in sizes.kept())
     squares = sizes.heads * (2 * width + 4) if eager else 1 + width if windowed else 0
     kept = tokens * tokens * squares + (LOGITS * 4 + TOKENIZER_BYTES) * sizes.vocabulary + BASE
-    return wide + left_over(sizes, tokens * width) + kept
-
-
-def left_over(sizes: ModelSizes, each: int) -> int:
-    """Return the bytes of freed tensors that have not gone back to the system; `each` are those of one column.
-
-    The C library keeps blocks of up to 32 MiB, the more of them the more keys and values that stay lie between them,
-    and gives larger ones back at once: a model of few layers, or a long text, leaves less behind than it has used.
-    """
-    tensors = 7 + 0.6 * min(sizes.layers, 12)
-    return int(min(tensors * each * max(sizes.hidden, sizes.attended), LEFT))
+    # freed tensors that have not gone back to the system: the C library keeps blocks of up to 32 MiB, the more of them
+    # the more keys and values that stay lie between them, and gives larger ones back at once
+    freed = (7 + 0.6 * min(sizes.layers, 12)) * tokens * width * max(sizes.hidden, sizes.attended)
+    return wide + int(min(freed, LEFT)) + kept
 
 
 def packed_bytes(weights: Weights, config: PreTrainedConfig, quantize: str, dtype: str) -> int:
@@ -232,7 +223,9 @@ def unpacked_bytes(weights: Weights, load: Load) -> int:
     """Return the bytes of all weights before the kernels here pack them; 0 where they are mapped, or never whole."""
     dtype = "bfloat16" if load.dtype == "auto" else load.dtype
     here = load.quantize in ("int8", "int4") and not load.device.startswith(("cuda", "mps"))
-    return weights.size_in(dtype) if here and not in_place(weights, replace(load, quantize="none", dtype=dtype)) else 0
+    stored = {STORED[name] for name in CONVERTED if weights.dtypes.get(name)}
+    mapped = weights.format == "safetensors" and stored <= {dtype}
+    return weights.size_in(dtype) if here and not mapped else 0
 
 
 def compute_dtype(weights: Weights, load: Load) -> str:
@@ -243,10 +236,3 @@ def compute_dtype(weights: Weights, load: Load) -> str:
         return "float32"
     floats = [name for name in CONVERTED if weights.dtypes.get(name)]
     return STORED[max(floats, key=lambda name: weights.dtypes[name])] if floats else "bfloat16"
-
-
-def in_place(weights: Weights, load: Load) -> bool:
-    """Tell whether the weights are used as they lie in the file, which the system maps into memory."""
-    stored = {name for name in CONVERTED if weights.dtypes.get(name)}
-    kept = load.dtype == "auto" or {STORED[name] for name in stored} <= {load.dtype}
-    return weights.format == "safetensors" and load.quantize == "none" and kept

@@ -1,7 +1,7 @@
 """Whether a model fits: what it needs against what is free, and the smallest change that makes it fit."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from repl import models
@@ -43,28 +43,21 @@ def check_fits(weights: Weights, config: PreTrainedConfig, load: Load, rooms: Se
         return  # what is said of a device that is not there comes with placing
     free = ", ".join(format_room(room) for room in targets(load.device, capped(rooms, load.max_memory)))
     found = remedies(weights, config, load, rooms)
-    fitting = [each for each in found if verdict(each.needs, each.load, rooms) != TOO_LARGE]
-    choices = [(each.line, format_effect(each.needs)) for each in fitting] or on_disk(needs, load, rooms)
+    choices = [choice for changed, less, choice in found if verdict(less, changed, rooms) != TOO_LARGE]
+    said = f"{short_id(load.model)} does not fit: it needs {format_needs(needs)}, and {free}"
     override = (f"/model! {typed_name(load)}", "load anyway")
-    raise NoMemory(
-        f"{short_id(load.model)} does not fit: it needs {format_needs(needs)}, and {free}", choices=(*choices, override)
-    )
+    raise NoMemory(said, choices=(*(choices or on_disk(needs, load, rooms)), override))
 
 
-@dataclass(frozen=True, slots=True)
-class Remedy:
-    """A load that takes less or has more: the line that loads it so, and what is needed then."""
-
-    load: Load
-    line: str
-    needs: Needs
-
-
-def remedies(weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequence[Room]) -> Iterator[Remedy]:
-    """Yield everything that could be changed about a load where memory does not suffice, the smallest change first."""
+def remedies(
+    weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequence[Room]
+) -> Iterator[tuple[Load, Needs, tuple[str, str]]]:
+    """Yield loads that need less or have more memory, smallest change first: each with its needs, line and effect."""
     for change in load_changes(weights, load, rooms):
         changed = replace(load, **change)
-        yield Remedy(changed, load_line(load, change), estimate.estimate_needs(weights, config, changed))
+        needs = estimate.estimate_needs(weights, config, changed)
+        effect = f"needs {amount(needs.total)}, the weights {amount(needs.weights)}"
+        yield changed, needs, (load_line(load, change), effect)
 
 
 def load_changes(weights: Weights, load: Load, rooms: Sequence[Room]) -> Iterator[dict[str, Any]]:
@@ -113,11 +106,6 @@ def format_needs(needs: Needs) -> str:
     if needs.loading == needs.total:
         parts = {"all weights before quantization": needs.loading}
     return f"{amount(needs.total)} ({', '.join(f'{word} {amount(size)}' for word, size in parts.items())})"
-
-
-def format_effect(needs: Needs) -> str:
-    """Say what is needed after a change."""
-    return f"needs {amount(needs.total)}, the weights {amount(needs.weights)}"
 
 
 def format_room(room: Room) -> str:

@@ -27,18 +27,23 @@ def out_of_memory(resident: LoadedModel[Any], config: GenerationConfig, prompt: 
     needs = _needs(resident, resident.load, prompt, made, config.num_beams or 1)
     rooms = available.measure_rooms()
     free = ", ".join(f"{each.device} has {amount(each.free)} free" for each in rooms)
-    found = sorted(reply_remedies(resident, config, prompt, made, rooms), key=lambda each: each[1].total)
+    changes = sorted(reply_remedies(resident, config, prompt, made, rooms), key=lambda each: each[1].total)
     choices = [
         (line, f"needs {amount(less.total)}, the weights {amount(less.weights)}, the KV cache {amount(less.cache)}")
-        for line, less in found
+        for line, less in changes
         if (needs.total - less.total) * WORTHWHILE > needs.total
     ]
     if "cpu" not in resident.facts.device_map.values():
         choices.append(("/device cpu", "slower, in main memory"))
-    said = (
-        f"memory ran out: {amount_asked(words)}; needed for {prompt + made} tokens: {fit.format_needs(needs)}; {free}"
-    )
+    asked = amount_asked(words)
+    said = f"memory ran out: {asked}; needed for {prompt + made} tokens: {fit.format_needs(needs)}; {free}"
     return NoMemory(said, choices=tuple(choices))
+
+
+def amount_asked(words: str) -> str:
+    """Say how much more was asked for, where a library says so among much else; else what it says."""
+    found = ASKED.search(words)
+    return f"{amount(int(float(found[1]) * UNITS.get(found[2], 1)))} more requested" if found else words
 
 
 def _needs(resident: LoadedModel[Any], load: Load, prompt: int, made: int, beams: int) -> Needs:
@@ -62,14 +67,6 @@ def reply_remedies(
         yield "/beams 1", _needs(resident, load, prompt, made, 1)
     half = max(1, made // 2)
     yield f"/max_new_tokens {half}", _needs(resident, load, prompt, half, beams)
-
-
-def amount_asked(words: str) -> str:
-    """Say how much more was asked for, where a library says so among much else; else what it says."""
-    found = ASKED.search(words)
-    if found is None:
-        return words
-    return f"{amount(int(float(found[1]) * UNITS.get(found[2], 1)))} more requested"
 
 
 def dead(words: str) -> Failed | None:

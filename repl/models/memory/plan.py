@@ -37,42 +37,30 @@ class PlanRow:
 
 
 def rows(found: Survey, load: Load, rooms: Sequence[Room]) -> list[PlanRow]:
-    """Weigh a model in every number format, for a short talk, a long one, and all of its context."""
-    packed = model_config.get(found.config, "quantization_config") is not None
-    forms = (
-        {"as stored": {"dtype": "auto", "quantize": "none"}}
-        if packed
-        else {form: form_settings(form, load) for form in FORMS}
-    )
+    """Estimate a model in every number format, for a short text, a long one, and all of its context."""
+    forms = {"as stored": {"dtype": "auto", "quantize": "none"}}
+    if model_config.get(found.config, "quantization_config") is None:
+        best = {bits: models.quantization.best_form(bits, load) or f"{bits}bit" for bits in (8, 4)}
+        forms = {form: {"dtype": dtype, "quantize": best.get(bits, "none")} for form, (dtype, bits) in FORMS.items()}
+    context = ModelSizes(found.config).context
+    lengths = {min(length, context or length) for length in (*TEXT_LENGTHS, context or TEXT_LENGTHS[-1])}
     return [
         plan_row(found, load, form, changed, tokens, rooms)
         for form, changed in forms.items()
-        for tokens in lengths(found.config)
+        for tokens in sorted(lengths)
     ]
 
 
-def form_settings(form: str, load: Load) -> dict[str, Any]:
-    """Return the settings for a number format: the way to pack that works here, the library's where none does."""
-    dtype, bits = FORMS[form]
-    return {"dtype": dtype, "quantize": (models.quantization.best_form(bits, load) or f"{bits}bit") if bits else "none"}
-
-
 def plan_row(
-    found: Survey, load: Load, form: str, change: dict[str, Any], tokens: int, rooms: Sequence[Room]
+    found: Survey, load: Load, form: str, change: dict[str, str], tokens: int, rooms: Sequence[Room]
 ) -> PlanRow:
-    """Weigh one number format at one length."""
-    changed = replace(load, **change)
+    """Estimate one number format at one length of text."""
+    changed = replace(load, dtype=change["dtype"], quantize=change["quantize"])
     needs = estimate.estimate_needs(found.weights, found.config, changed, tokens)
     judged = dict(verdicts(needs, changed, capped(rooms, load.max_memory)))
     shown = {name: word for name, word in change.items() if word != "none"}
     loads = fit.load_line(replace(load, quantize="none"), shown)
     return PlanRow(form, tokens, needs.weights, needs.cache, needs.working, needs.total, judged, loads)
-
-
-def lengths(config: PreTrainedConfig) -> list[int]:
-    """Return the lengths of text to weigh: as far as the context reaches."""
-    context = ModelSizes(config).context
-    return sorted({min(length, context) for length in (*TEXT_LENGTHS, context)}) if context else list(TEXT_LENGTHS)
 
 
 def verdicts(needs: Needs, load: Load, rooms: Sequence[Room]) -> Iterator[tuple[str, str]]:

@@ -73,16 +73,12 @@ def here(load: Load, found: cache.LocalModel) -> Survey:
     weights = validate.examine(found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=True)
     files = [*weights.files, *([] if found.gguf_file else ["config.json"])]
     size = sum((found.folder / name).stat().st_size for name in files)
-    return Survey(
-        found.commit, weights, read_any_config(found.folder, found.gguf_file), cached=size, code=code_here(found)
-    )
-
-
-def code_here(found: cache.LocalModel) -> Code | None:
-    """List what could run of a folder that asks for code of its own."""
-    asks = asked_for(found.folder) or (found.folder / GENERATE).is_file()
-    files = {name: path.stat().st_size for name, path in consent.sources(found.folder).items()} if asks else {}
-    return Code(files, found.commit) if asks else None
+    code = None
+    if asked_for(found.folder) or (found.folder / GENERATE).is_file():
+        runs = {name: path.stat().st_size for name, path in consent.sources(found.folder).items()}
+        code = Code(runs, found.commit)
+    config = read_any_config(found.folder, found.gguf_file)
+    return Survey(found.commit, weights, config, cached=size, code=code)
 
 
 def read_any_config(folder_: Path, gguf_file: str = "") -> PreTrainedConfig:
@@ -108,7 +104,10 @@ def there(want: Load, listing: RepoFiles, emit: JobContext) -> Survey:
     except NotFound:
         if not listing.gated:
             raise
-        return withheld(listing)
+        outer = {
+            name: size for name, size in listing.sizes.items() if name.endswith(".safetensors") and "/" not in name
+        }
+        return Survey(listing.commit, by_count(listing, outer, None), None, True, outer)
     read = read_any_config(place)
     names = files_to_load(want, place, listing, emit)
     headed = [name for name in names if name.endswith(validate.WEIGHT_ENDINGS)]
@@ -128,13 +127,6 @@ def files_to_load(want: Load, place: Path, listing: RepoFiles, emit: JobContext)
         locate.fetch_file(want, first, listing.commit, DownloadProgress(emit, listing.sizes), emit)
     index = [first] if first.endswith(".json") else []
     return ["config.json", *index, *locate.needed(want, place, first, listing.sizes)]
-
-
-def withheld(listing: RepoFiles) -> Survey:
-    """Say what can be said of a gated repository from outside."""
-    names = [name for name in listing.sizes if name.endswith(".safetensors") and "/" not in name]
-    weights = by_count(listing, names, None)
-    return Survey(listing.commit, weights, None, True, {name: listing.sizes[name] for name in names})
 
 
 def code_there(want: Load, place: Path, listing: RepoFiles, emit: JobContext) -> Code | None:
