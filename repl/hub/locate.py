@@ -205,16 +205,10 @@ def fetch_file(want: Load, name: str, revision: str, meter: DownloadProgress, em
 
 def check_room(want: Load, size: int) -> None:
     """Raise `ReplError` if the disk of the cache has fewer bytes free than this."""
-    place, free = disk()
-    if size > free:
+    place = next((path for path in (cache.home(), *cache.home().parents) if path.exists()), Path())
+    if size > (free := shutil.disk_usage(place).free):
         sentence = f"{want} needs {size / 1e9:.1f} GB, but the disk of {str(place)!r} has {free / 1e9:.1f} GB free"
         raise ReplError(sentence, ELSEWHERE)
-
-
-def disk() -> tuple[Path, int]:
-    """Return the folder that the cache is in, or will be, and the bytes free on its disk."""
-    place = next((path for path in (cache.home(), *cache.home().parents) if path.exists()), Path())
-    return place, shutil.disk_usage(place).free
 
 
 # what went wrong, in the user's terms
@@ -286,16 +280,11 @@ def explain_status(want: Load, status: int) -> ReplError:
 
 def no_such_model(want: Load, emit: JobContext) -> NotFound:
     """Say that there is no such model, with the nearest that there are."""
-    word = want.model.split("/")[-1]
+    ask = partial(huggingface_hub.HfApi().list_models, search=want.model.split("/")[-1], sort="downloads", limit=3)
     near = difflib.get_close_matches(want.model, cached_models(), 3)
-    near += quick_lookup(
-        lambda: [each.id for each in huggingface_hub.HfApi().list_models(search=word, sort="downloads", limit=3)], emit
-    )
-    return NotFound(
-        f"no model {want.model!r} on the Hub (or it is private)",
-        *[f"/model {name}" for name in dict.fromkeys(near)],
-        LOGIN,
-    )
+    near += quick_lookup(lambda: [each.id for each in ask()], emit)
+    hints = [f"/model {name}" for name in dict.fromkeys(near)]
+    return NotFound(f"no model {want.model!r} on the Hub (or it is private)", *hints, LOGIN)
 
 
 def no_such_revision(want: Load, emit: JobContext) -> NotFound:

@@ -70,22 +70,18 @@ def count_weights(files: Iterable[str], tensors: dict[str, Tensor], format: str)
     dtypes: Counter[str] = Counter()
     for each in tensors.values():
         dtypes[each.dtype] += math.prod(each.shape)
-    packable = gguf_matrix if format == "gguf" else is_matrix
-    matrices = sum(math.prod(each.shape) for name, each in tensors.items() if packable(name, each))
+    packed = (each for name, each in tensors.items() if len(each.shape) == 2 and is_linear(name, each.dtype, format))
+    matrices = sum(math.prod(each.shape) for each in packed)
     size = sum(each.bytes for each in tensors.values())
     return Weights(tuple(files), dtypes.total(), size, dict(dtypes), format, matrices)
 
 
-def is_matrix(name: str, tensor: Tensor) -> bool:
-    """Tell whether a tensor is the weight of a linear layer that quantizing packs: no embedding, no output head."""
-    if len(tensor.shape) != 2 or not name.endswith(".weight") or tensor.dtype not in CONVERTED:
-        return False
-    return not (name.endswith(NOT_PACKED) or EMBEDDING.search(name))
-
-
-def gguf_matrix(name: str, tensor: Tensor) -> bool:
-    """Tell the same of a tensor in a GGUF file."""
-    return name.startswith("blk.") and len(tensor.shape) == 2
+def is_linear(name: str, dtype: str, format: str) -> bool:
+    """Tell whether a matrix is the weight of a linear layer that quantizing packs: no embedding, no output head."""
+    if format == "gguf":
+        return name.startswith("blk.")
+    other = name.endswith(NOT_PACKED) or EMBEDDING.search(name)
+    return name.endswith(".weight") and dtype in CONVERTED and not other
 
 
 # safetensors
