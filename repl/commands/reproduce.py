@@ -11,7 +11,7 @@ from repl.commands.registry import command
 from repl.core.errors import UsageError
 from repl.core.format import counted
 from repl.core.jobs import JobContext
-from repl.core.reply import Reply
+from repl.core.reply import Reply, ServedModel
 from repl.core.sanitize import clean_line
 from repl.generation.decode.detokenizer import common_length
 from repl.generation.interface import Model, Request
@@ -54,7 +54,8 @@ def reproduce_here(resident: Model, turn: int, record: Reply, emit: JobContext) 
 
 def reproduce_there(remote: Remote, request: Request, turn: int, record: Reply, emit: JobContext) -> Reproduced:
     """Have a server make a recorded reply once more and compare the ids."""
-    done = remote.reply_again(request, record, emit)
+    assert isinstance(record.model, ServedModel)
+    done = remote.reply(request, emit, record.model.sent)
     broken = record.finish in ("cancelled", "failed")
     now = done.token_ids[: len(record.token_ids)] if broken else done.token_ids
     if not now:

@@ -14,7 +14,7 @@ from repl.core.errors import Cancelled, Failed, NeedsLocal, ReplError, UsageErro
 from repl.core.events import Notice, Progress, PromptEcho
 from repl.core.jobs import JobContext, Muted
 from repl.core.parts import Parts
-from repl.core.reply import Reply, ServedModel, TokenLogprobs, Usage
+from repl.core.reply import Reply, TokenLogprobs, Usage
 from repl.core.reply_format import parse_format
 from repl.core.settings import Decode, Settings, short_id
 from repl.core.values import Number
@@ -194,11 +194,6 @@ class Remote:
             self._state.told.add("ban")
             emit(Notice(f"{self.host} bans tokens: other tokens may still spell the words"))
         return replace(request, settings=settings)
-
-    def reply_again(self, request: Request, record: Reply, emit: JobContext) -> Reply:
-        """Answer once more what a reply of a server answers, with what was sent then."""
-        assert isinstance(record.model, ServedModel)
-        return self.reply(request, emit, record.model.sent)
 
     def reply_from(self, request: Request, record: Reply, place: int, token: int, emit: JobContext) -> Reply:
         """Go on from a reply up to a place (from 1), with another token there; returns the record of the whole."""

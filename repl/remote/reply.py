@@ -272,18 +272,16 @@ class StreamedReply:
         # figures or ids without a text: a token that does not end a character, or ends the reply
         if answer or ((given or ids) and not thought):
             self._say(self._pieces(answer, given, ids), thinks=self._thinks and not answer)
-        if choice.get("finish_reason"):
-            self._end_with(str(choice["finish_reason"]), choice.get("stop_reason"))
+        if word := str(choice.get("finish_reason") or ""):
+            self._ended = self._ended or word
+            stopped = word == "stop" and isinstance(choice.get("stop_reason"), str)
+            self.finish = "stop_string" if stopped else ENDS.get(word, "stop")
 
     def _whole(self, text: str) -> str:
         """Return a text with the pair of surrogates that it ends; the first half of one waits for the next event."""
         whole = (self._half + text).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass") if text else ""
         self._half = (whole[-1:] if "\ud800" <= whole[-1:] <= "\udbff" else "") if text else self._half
         return whole.removesuffix(self._half)
-
-    def _end_with(self, word: str, stop: object) -> None:
-        self._ended = self._ended or word
-        self.finish = "stop_string" if isinstance(stop, str) and word == "stop" else ENDS.get(word, "stop")
 
     def _pieces(self, text: str, given: object, ids: list[int]) -> list[StreamedToken]:
         """Return a text as tokens with what is known of each: ids, where the server says which it made."""
@@ -310,7 +308,10 @@ class StreamedReply:
         mark = ("<think>\n" if thinks else "\n</think>\n\n") if thinks != self._thinks else ""
         self._thinks = thinks
         if self._asked and pieces and pieces[-1].name and not thinks:
-            self._tell_measures(pieces[0].token)
+            if pieces[0].token.logprob is None and not self._tally.begun:
+                self._tell_once("log-probabilities", f"{self.peer.host} returns no log-probabilities")
+            elif self.request.settings.view.probs == "entropy":
+                self._tell_once("entropy", f"{self.peer.host} returns no entropy: colours show probability")
         for piece in pieces:
             token = piece.token
             text = mark + token.text
@@ -354,13 +355,6 @@ class StreamedReply:
 
     def _strange(self) -> Failed:
         return Failed(f"{self.peer.host} sent an event that the protocol does not have", "/retry")
-
-    def _tell_measures(self, first: Token) -> None:
-        """Say what the server does not give, before the first text of the answer: a line of its own."""
-        if first.logprob is None and not self._tally.begun:
-            self._tell_once("log-probabilities", f"{self.peer.host} returns no log-probabilities")
-        elif self.request.settings.view.probs == "entropy":
-            self._tell_once("entropy", f"{self.peer.host} returns no entropy: colours show probability")
 
     def _tell_once(self, about: str, words: str) -> None:
         if about not in self.peer.told:
