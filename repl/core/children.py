@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 HUB_TOKEN = re.compile(r"HF_TOKEN|HUGGING_?FACE_?HUB_TOKEN|HF_OIDC_.*", re.IGNORECASE)
@@ -24,15 +23,10 @@ def edit_text(text: str) -> str | None:
     with tempfile.TemporaryDirectory(prefix="hub-repl-") as folder:
         path = Path(folder) / "message.md"
         path.write_text(text, "utf-8", newline="\n")
-        if not _edited(path):
-            return None
-        return path.read_text("utf-8-sig", "replace").removesuffix("\n")
-
-
-def _edited(path: Path) -> bool:
-    """Run the first editor that there is; tells whether it ended well. Its plugins may need keys of their own."""
-    for line in (os.environ.get("VISUAL"), os.environ.get("EDITOR"), *EDITORS):
-        with suppress(OSError, ValueError):  # not there, or a quote that is not closed
-            if line:
-                return subprocess.call([*shlex.split(line), str(path)], env=environment(HUB_TOKEN)) == 0
-    return False
+        for line in filter(None, (os.environ.get("VISUAL"), os.environ.get("EDITOR"), *EDITORS)):
+            try:  # its plugins may need keys of their own
+                failed = subprocess.call([*shlex.split(line), str(path)], env=environment(HUB_TOKEN))
+            except (OSError, ValueError):  # not there, or a quote that is not closed
+                continue
+            return None if failed else path.read_text("utf-8-sig", "replace").removesuffix("\n")
+    return None

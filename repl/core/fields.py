@@ -67,9 +67,8 @@ def _options(checks: Mapping[str, Callable[[object], bool]]) -> Json:
     """Return the kind of a JSON object that has some of these keys, each with a value that passes its check."""
 
     def fits(value: object) -> bool:
-        return (
-            isinstance(value, dict) and bool(value) and all(key in checks and checks[key](value[key]) for key in value)
-        )
+        given = value if isinstance(value, dict) else {}
+        return bool(given) and all(key in checks and checks[key](given[key]) for key in given)
 
     return Json(f"a JSON object with some of {', '.join(checks)}", fits)
 
@@ -238,7 +237,5 @@ def check_ids(name: str, value: object, vocabulary: int) -> None:
     parts = [pair[0] for pair in value] if name == "sequence_bias" and isinstance(value, list) else value
     wrong = [one for one in ids(parts) if one >= vocabulary] if name in WITH_IDS and vocabulary else []
     if wrong:
-        raise UsageError(
-            f"{name} {wrong[0]} is not a token of this model: its ids go from 0 to {vocabulary - 1}",
-            "/tokens --ids TEXT",
-        )
+        said = f"{name} {wrong[0]} is not a token of this model: its ids go from 0 to {vocabulary - 1}"
+        raise UsageError(said, "/tokens --ids TEXT")

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Mapping
+from itertools import groupby
 
 from repl.core.sanitize import clean_line
 
@@ -27,22 +28,18 @@ def device(places: Mapping[str, str]) -> str:
 
 def format_map(places: Mapping[str, str]) -> list[str]:
     """Write a device map with one entry for neighbouring layers: `model.layers.0-11: cuda:0`."""
-    rows: list[tuple[str, str, int, int, str]] = []  # front, rest, first, last, place
+    parts: list[tuple[str, str, str, int]] = []  # before and behind the number, place, number
     for part, place in places.items():
         match = LAYER.match(part)
-        front, number, rest = (match["front"], int(match["number"]), match["rest"] or "") if match else (part, -1, "")
-        before = rows[-1] if rows else None
-        if match and before and (before[0], before[1], before[4]) == (front, rest, place) and before[3] == number - 1:
-            rows[-1] = (front, rest, before[2], number, place)
-        else:
-            rows.append((front, rest, number, number, place))
-    return [f"{_part(front, first, last)}{rest or ''}: {place}" for front, rest, first, last, place in rows]
-
-
-def _part(front: str, first: int, last: int) -> str:
-    if first < 0:
-        return front or "all"
-    return f"{front}{first}" if first == last else f"{front}{first}-{last}"
+        front, rest, number = (match["front"], match["rest"] or "", int(match["number"])) if match else (part, "", -1)
+        parts.append((front, rest, place, number))
+    rows: list[str] = []
+    # of neighbours in one list number and place in the map differ by the same
+    for (front, rest, place, _), run in groupby(enumerate(parts), lambda each: (*each[1][:3], each[1][3] - each[0])):
+        numbers = [each[1][3] for each in run]
+        span = f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else "" if numbers[0] < 0 else f"{numbers[0]}"
+        rows.append(f"{front + span + rest or 'all'}: {place}")
+    return rows
 
 
 def tally_layers(places: Mapping[str, str]) -> dict[str, int]:

@@ -194,7 +194,8 @@ class PartsReader:
         for found in _pattern(watched).finditer(self._held):
             if self._counts(found.start(), found.group()):
                 return found.start(), found.group()
-        return len(self._held) - _partial(self._held, watched), ""
+        ends = [size for tag in watched for size in range(1, len(tag)) if self._held.endswith(tag[:size])]
+        return len(self._held) - max(ends, default=0), ""  # an end that may become a tag is held back
 
     def _watched(self) -> tuple[str, ...]:
         span = self._spans[-1]
@@ -274,9 +275,3 @@ def _paragraphs(texts: Iterable[str]) -> str:
 @cache
 def _pattern(tags: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, tags)) or "(?!)")
-
-
-def _partial(text: str, tags: Iterable[str]) -> int:
-    """Return the length of the longest end of a text that may become a tag."""
-    sizes = [size for tag in tags for size in range(1, len(tag)) if text.endswith(tag[:size])]
-    return max(sizes, default=0)

@@ -37,7 +37,7 @@ def clean(text: str) -> str:
 
 def clean_line(text: str) -> str:
     """Clean a one-line field (title, id, path): line ends and tabs become spaces, direction marks are shown."""
-    return _LINE.sub(_flat, clean(text))
+    return _LINE.sub(lambda match: f"<{ord(match[0]):x}>" if match[0] in _BIDI else " ", clean(text))
 
 
 def ascii_only() -> bool:
@@ -118,10 +118,6 @@ def _stand_in(match: re.Match[str]) -> str:
     return "\ufffd"
 
 
-def _flat(match: re.Match[str]) -> str:
-    return f"<{ord(match[0]):x}>" if match[0] in _BIDI else " "
-
-
 @cache
 def _piles() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     """Compile what finds a pile of marks, two selectors on one base, and every run that may hold them."""
@@ -130,10 +126,8 @@ def _piles() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     # beyond the first plane whole blocks: ranges there are searched one by one; `_capped` looks closely
     run = f"[{marks}\u200c\u200d\U000101fd-\U0001e94a\U000e0100-\U000e01ef]"
     selector = "[\ufe00-\ufe0f\u180b-\u180d\u180f\U000e0100-\U000e01ef]"
-    many, twice = (
-        f"{run}{run}{{{MAX_MARKS}}}",
-        f"{selector}{run}*?{selector}",
-    )  # led by a plain set, which is found fast
+    # led by a plain set, which is found fast
+    many, twice = f"{run}{run}{{{MAX_MARKS}}}", f"{selector}{run}*?{selector}"
     return re.compile(many), re.compile(twice), re.compile(f"{run}{{2,}}")
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import singledispatch
@@ -92,26 +92,24 @@ def _dumped(value: Any) -> str:
 
 def as_text(talk: Transcript) -> str:
     """Return plain text; control characters are made visible."""
-    return "\n".join(f"{head}:\n{_plainly(parts)}\n" for head, parts, _ in _sections(talk))
-
-
-def _plainly(parts: Parts) -> str:
-    thought = [f"[thinking]\n{clean(parts.thinking)}\n[/thinking]"] if parts.thinking else []
-    calls = [f"[tool call] {clean(json.dumps(one, ensure_ascii=False))}" for one in parts.tool_calls]
-    return "\n\n".join([*thought, *([clean(parts.answer)] if parts.answer or not thought + calls else []), *calls])
+    sections = []
+    for head, parts, _ in _sections(talk):
+        thought = f"[thinking]\n{parts.thinking}\n[/thinking]" if parts.thinking else ""
+        calls = [f"[tool call] {json.dumps(one, ensure_ascii=False)}" for one in parts.tool_calls]
+        told = "\n\n".join(text for text in (thought, parts.answer, *calls) if text)
+        sections.append(f"{head}:\n{clean(told)}\n")
+    return "\n".join(sections)
 
 
 def as_markdown(talk: Transcript) -> str:
     """Return Markdown in which a code block that was cut off does not swallow the rest."""
-    blocks = [f"## {head}\n\n{_in_markdown(parts)}" for head, parts, _ in _sections(talk)]
-    return "\n\n".join([f"# {clean_line(talk.title) or 'Conversation'}", *blocks]) + "\n"
-
-
-def _in_markdown(parts: Parts) -> str:
-    quote = "\n".join(f"> {line}".rstrip() for line in fenced(clean(parts.thinking)).split("\n"))
-    thought = [f"> **thinking**\n>\n{quote}"] if parts.thinking else []
-    calls = [block(json.dumps(one, ensure_ascii=False, indent=1), "json") for one in parts.tool_calls]
-    return "\n\n".join(text for text in [*thought, fenced(clean(parts.answer)), *calls] if text)
+    blocks = [f"# {clean_line(talk.title) or 'Conversation'}"]
+    for head, parts, _ in _sections(talk):
+        quoted = "\n".join(f"> {line}".rstrip() for line in fenced(clean(parts.thinking)).split("\n"))
+        thought = f"> **thinking**\n>\n{quoted}" if parts.thinking else ""
+        calls = [block(json.dumps(one, ensure_ascii=False, indent=1), "json") for one in parts.tool_calls]
+        blocks += [f"## {head}", *(text for text in (thought, fenced(clean(parts.answer)), *calls) if text)]
+    return "\n\n".join(blocks) + "\n"
 
 
 def block(text: str, language: str = "") -> str:
@@ -125,8 +123,11 @@ def as_html(talk: Transcript, by: str = "off") -> str:
 
     Tokens are in their colours by probability (`on`) or `entropy`.
     """
-    made = [turn.record for turn in talk.turns if turn.record]
-    body = [f"<pre>{_legend(by)}</pre>"] if by != "off" and any(one.measures.logprobs for one in made) else []
+    made, body = [turn.record for turn in talk.turns if turn.record], list[str]()
+    if by != "off" and any(one.measures.logprobs for one in made):
+        drawn = caption(by)
+        words = ((drawn.plain[span.start : span.end].replace(" to ", "\xa0to\xa0"), span.style) for span in drawn.spans)
+        body.append(f"<pre>{''.join(_escaped(word, str(name)) for word, name in words)}</pre>")
     for head, parts, turn in _sections(talk):
         shown = _in_html(turn, by) if turn else _escaped(parts.answer, "quiet")
         body.append(f"<h2>{html.escape(head)}</h2>\n<pre>\n{shown}\n</pre>")
@@ -146,14 +147,6 @@ def _escaped(text: str, name: str = "", told: str = "") -> str:
     """Return a text made harmless, in a style, with what is told of it."""
     held = f' class="{name}"' * (name not in ("", "none")) + f' tabindex="0" data-p="{html.escape(told)}"' * bool(told)
     return f"<i{held}>{html.escape(clean(text))}</i>" if held and text else html.escape(clean(text))
-
-
-def _legend(by: str) -> str:
-    drawn = caption(by)
-    words = (
-        (drawn.plain[span.start : span.end].replace(" to ", "\xa0to\xa0"), str(span.style)) for span in drawn.spans
-    )
-    return "".join(_escaped(word, name) for word, name in words)
 
 
 def _in_html(turn: Turn, by: str) -> str:
@@ -279,20 +272,8 @@ def view_as_json(shown: ShownView) -> str:
     return _dumped(as_record(shown.command, shown.result))
 
 
-VIEWS: dict[str, Callable[[ShownView], str]] = {
-    ".md": view_as_markdown,
-    ".json": view_as_json,
-    ".txt": view_as_text,
-    ".html": view_as_html,
-}
-
-
-FORMATS: dict[str, Callable[[Transcript], str]] = {
-    ".md": as_markdown,
-    ".json": as_json,
-    ".txt": as_text,
-    ".html": as_html,
-}
+VIEWS = {".md": view_as_markdown, ".json": view_as_json, ".txt": view_as_text, ".html": view_as_html}
+FORMATS = {".md": as_markdown, ".json": as_json, ".txt": as_text, ".html": as_html}
 
 
 def fenced(text: str) -> str:

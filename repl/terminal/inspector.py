@@ -19,7 +19,6 @@ from prompt_toolkit.layout.containers import ScrollOffsets
 from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.styles import Style
 from rich.cells import cell_len
-from rich.style import Style as Look
 
 from repl.core.format import join_facts
 from repl.core.sanitize import ascii_signs, clean, clean_line
@@ -234,7 +233,6 @@ class Inspector:
 
     def _keys(self) -> KeyBindings:
         keys, typing = KeyBindings(), Condition(lambda: self.words is not None)
-        self._typing_keys(keys, typing)
         acts: dict[str, Callable[[], object]] = {
             "left": lambda: self.go(self.at - 1),
             "right": lambda: self.go(self.at + 1),
@@ -257,15 +255,13 @@ class Inspector:
         keys.add("enter", filter=~typing)(self.take)
         for name in ("q", "escape", "c-c", "c-d", "<sigint>"):
             keys.add(name, filter=~typing, eager=True)(lambda event: event.app.exit(result=""))
-        return keys
-
-    def _typing_keys(self, keys: KeyBindings, typing: Condition) -> None:
         for key in (Keys.Any, Keys.BracketedPaste):
             keys.add(key, filter=typing)(lambda event: self.seek((self.words or "") + clean_line(event.data)))
         keys.add("backspace", filter=typing)(lambda event: self.seek((self.words or "")[:-1]))
         keys.add("enter", filter=typing)(lambda event: self.search(self.words or ""))
         for name in ("escape", "c-c", "<sigint>"):
             keys.add(name, filter=typing, eager=True)(lambda event: self.seek(None))
+        return keys
 
     # what is drawn
 
@@ -359,16 +355,11 @@ class TokenText(UIControl):
 
 def styles(theme: str) -> Style:
     """Return the styles of a theme in the words of the line editor."""
-    looks = palette(theme).styles
-    found = {name: css(looks[name]) for name in SHADES}
+    found: dict[str, str] = {}
+    for name, look in ((name, palette(theme).styles[name]) for name in SHADES):
+        on = [word for word in ("bold", "underline", "reverse", "italic") if getattr(look, word)]
+        found[name] = " ".join([*on, *([look.color.get_truecolor().hex] if look.color else [])])
     accent = EDITOR_ACCENTS[theme]
     ink = "white" if theme == "light" else "black"
     here = "reverse bold" if theme == "mono" else f"bg:{accent} fg:ansi{ink} bold"
     return Style.from_dict({**found, "accent": accent, "quiet": "#808080", "here": here, "none": ""})
-
-
-def css(look: Look) -> str:
-    """Return a style of rich in the words of prompt_toolkit."""
-    named = {"bold": look.bold, "underline": look.underline, "reverse": look.reverse, "italic": look.italic}
-    colour = [look.color.get_truecolor().hex] if look.color else []
-    return " ".join([*(name for name, on in named.items() if on), *colour])

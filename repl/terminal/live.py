@@ -171,24 +171,14 @@ def hypotheses(beams: Beams, width: int, height: int) -> Group:
     unit = "" if beams.branches[0].score is None else "log-probability"
     common = Text(join_facts(unit, _tail(beams.common, 2 * width - 20)), "quiet", overflow="fold")
     shown = beams.branches[: max(1, height - 2)]
-    rows = [Text.assemble((_score(branch.score), "quiet"), _tail(branch.text, width - 10)) for branch in shown]
-    return Group(common, *rows)
-
-
-def _score(score: float | None) -> str:
-    return "       " if score is None else f"{score:7.2f} "
+    scores = ["       " if branch.score is None else f"{branch.score:7.2f} " for branch in shown]
+    ends = [_tail(branch.text, width - 10) for branch in shown]
+    return Group(common, *(Text.assemble((score, "quiet"), end) for score, end in zip(scores, ends, strict=True)))
 
 
 def _tail(text: str, width: int) -> str:
     line = clean_line(text)
     return line if len(line) <= width else "…" + line[-(width - 1) :]
-
-
-def fit_figures(stage: str, parts: list[str], width: int) -> str:
-    """Return the figures that fit beside a stage's name and a bar; the rate goes first, what is done last."""
-    while len(parts) > 1 and MIN_BAR + len(join_facts(*parts)) > width - cell_len(stage) - 2:
-        parts = parts[:1] + parts[2:]
-    return join_facts(*parts)
 
 
 def progress_figures(done: int, total: int, unit: str, speed: float) -> list[str]:
@@ -200,14 +190,9 @@ def progress_figures(done: int, total: int, unit: str, speed: float) -> list[str
     rates = {"B": f"{speed / scale:.1f}", "tokens": f"{speed:.0f}", "prompts": f"{speed:.2g}"}
     rate = f"{rates[unit]} {sign}/s" if speed and unit in rates else ""
     left = max(0.0, total - done) / speed if total and speed else -1.0
+    size, time_unit = (1, "s") if left < 100 else (60, "min") if left < 6000 else (3600, "h")
     shown = left >= (0 if unit == "B" else MIN_TIME_LEFT_S)
-    return [f"{of} {sign}", *([rate] if rate else []), *([remaining(left)] if shown else [])]
-
-
-def remaining(seconds: float) -> str:
-    """Say how long something takes yet."""
-    size, unit = next(((size, unit) for size, unit in ((1, "s"), (60, "min")) if seconds < 100 * size), (3600, "h"))
-    return f"{seconds / size:.0f} {unit} left"
+    return [f"{of} {sign}", *([rate] if rate else []), *([f"{left / size:.0f} {time_unit} left"] if shown else [])]
 
 
 class LoadProgress:
@@ -270,7 +255,9 @@ class StageLine:
         if spent >= 1 and not any(part.endswith("left") for part in parts):
             parts.append(f"{spent:.0f} s")
         parts += ["Esc stops"] if self._toolbar else []
-        said = fit_figures(stage, parts, width) if parts else ""
+        while len(parts) > 1 and MIN_BAR + len(join_facts(*parts)) > width - cell_len(stage) - 2:
+            parts = parts[:1] + parts[2:]  # the rate goes first, how far it is last
+        said = join_facts(*parts)
         room = min(MAX_BAR, width - cell_len(stage) - len(said) - 5)
         line = Text(stage, no_wrap=True, overflow="ellipsis")
         if step.total and room >= MIN_BAR:

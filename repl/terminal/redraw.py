@@ -146,8 +146,9 @@ class Region:
 
     def resize(self, width: int, height: int) -> None:
         """Take note of the size of the window; lines that do not fit any more are broken by the terminal."""
-        if width < self._width and not _reflows():
-            self._shown = [[Segment("")] for _ in self._shown]  # rows are cut off, not broken
+        cuts = "XTERM_VERSION" in os.environ or os.environ.get("TERM", "").startswith(("linux", "screen."))
+        if width < self._width and cuts:  # long lines are cut off there, not broken anew
+            self._shown = [[Segment("")] for _ in self._shown]
         self._width, self._height = width, height
 
     def draw(self, finished: list[StyledLine], open_lines: list[StyledLine]) -> None:
@@ -205,8 +206,3 @@ def _added(old: StyledLine, new: StyledLine) -> StyledLine | None:
     if old[:at] != new[:at] or style != its_style or not longer.startswith(text):
         return None
     return [Segment(longer[len(text) :], style), *new[at + 1 :]]
-
-
-def _reflows() -> bool:
-    """Tell whether a narrower window breaks long lines anew; a few terminals cut them off."""
-    return "XTERM_VERSION" not in os.environ and not os.environ.get("TERM", "").startswith(("linux", "screen."))

@@ -141,9 +141,14 @@ def reply_figures(done: Reply) -> str:
     if done.format and not done.format.finished:
         goes_on = "the form is unfinished: /continue finishes it"
     ends = {"cancelled": f"stopped by you · {goes_on}", "length": _limit(done, goes_on)}
+    given, overruled = "", list[str]()
+    if done.format and done.format.nats:
+        given = f", {len(done.format.given)} of them given by the form"
+        times, place = counted(len(done.format.overruled), "time"), done.format.worst
+        overruled = [f"overruled the model {times}, {sum(done.format.nats):.1f} nats", f"/why {place}" if place else ""]
     return join_facts(
-        counted(made, _unit(done)) + _given(done),
-        *_overruled(done),
+        counted(made, _unit(done)) + given,
+        *overruled,
         f"first after {timing.ttft_s:.2f} s" if timing.ttft_s is not None else "",
         rate(timing.decode_tps) if timing.decode_tps else "",
         f"{done.usage.reused} of {done.usage.prompt} reused" if done.usage.reused else "",
@@ -151,20 +156,6 @@ def reply_figures(done: Reply) -> str:
         f"took back {counted(len(done.taken_back), 'phrase')}" if done.taken_back else "",
         ends.get(done.finish, ""),
     )
-
-
-def _given(done: Reply) -> str:
-    """Say how many tokens the form gave."""
-    return f", {len(done.format.given)} of them given by the form" if done.format and done.format.nats else ""
-
-
-def _overruled(done: Reply) -> list[str]:
-    """Say how often the form overruled the model, what it took away, and where that is explained."""
-    if not done.format or not done.format.nats:
-        return []
-    times = counted(len(done.format.overruled), "time")
-    place = done.format.worst
-    return [f"overruled the model {times}, {sum(done.format.nats):.1f} nats", f"/why {place}" if place else ""]
 
 
 def _unit(done: Reply) -> str:

@@ -266,6 +266,9 @@ class Editor:
     def _stop(self) -> None:
         self._says_how_to_leave = not self.backend.stop_load()
 
+    def _watch(self) -> None:
+        get_app().create_background_task(self._ticking())
+
     def _bar(self) -> StyleAndTextTuples:
         width = get_app().output.get_size().columns
         buffer, lead = self._prompt.default_buffer, ""
@@ -277,15 +280,8 @@ class Editor:
             mode = get_app().vi_state.input_mode.removeprefix("vi-").replace("navigation", "normal")
             lead = join_facts(lead, mode)
         said = clean_line(self.backend.toolbar(width - len(lead) - 3 * bool(lead)))
-        return [
-            (
-                "class:bottom-toolbar",
-                ascii_signs(join_facts(f" {lead}" if lead else "", said.lstrip() if lead else said)),
-            )
-        ]
-
-    def _watch(self) -> None:
-        get_app().create_background_task(self._ticking())
+        line = join_facts(f" {lead}" if lead else "", said.lstrip() if lead else said)
+        return [("class:bottom-toolbar", ascii_signs(line))]
 
     async def _ticking(self) -> None:
         """Let the shell finish background work: it says what to print above the prompt."""
