@@ -205,10 +205,16 @@ def fetch_file(want: Load, name: str, revision: str, meter: DownloadProgress, em
 
 def check_room(want: Load, size: int) -> None:
     """Raise `ReplError` if the disk of the cache has fewer bytes free than this."""
-    place = next((path for path in (cache.home(), *cache.home().parents) if path.exists()), Path())
-    if size > (free := shutil.disk_usage(place).free):
+    place, free = disk()
+    if size > free:
         sentence = f"{want} needs {size / 1e9:.1f} GB, but the disk of {str(place)!r} has {free / 1e9:.1f} GB free"
         raise ReplError(sentence, ELSEWHERE)
+
+
+def disk() -> tuple[Path, int]:
+    """Return the folder that the cache is in, or will be, and the bytes free on its disk."""
+    place = next((path for path in (cache.home(), *cache.home().parents) if path.exists()), Path())
+    return place, shutil.disk_usage(place).free
 
 
 # what went wrong, in the user's terms
