@@ -37,7 +37,7 @@ def list_paths(resident: Model, chosen: Settings) -> tuple[FastPath, ...]:
         "batched rows": rows or own_loop or ("" if fits else f"{_culprit(resident)} needs a KV cache for each row"),
         "packed kernels": _packed(resident),
     }
-    if decode.kv_cache.CARRIES.get(model) is False:
+    if decode.kv_cache.cache_traits(model).carries is False:
         reasons["KV reuse"] = "this model does not continue correctly from a kept KV cache"
     if not chosen.decode.reuse:
         reasons["KV reuse"] = "turned off: /reuse on"

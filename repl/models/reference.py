@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -65,13 +64,3 @@ def same_logits(logits: Tensor, expected: Tensor, dtype: object, tolerance: floa
     """Tell whether two rows of logits, shape (vocab,), are the same up to how a dtype rounds."""
     most = max(tolerance, 8 * torch.finfo(dtype).eps) * max(1.0, float(expected.abs().max()))
     return logits.shape == expected.shape and bool((logits - expected).abs().max() <= most)
-
-
-class KnownByModel(WeakKeyDictionary[Any, Any]):
-    """What was once found out about each loaded model."""
-
-    def find(self, model: PreTrainedModel, work: Callable[[], object]) -> Any:
-        """Return what is known of a model; `work` finds it out where nothing is."""
-        if model not in self:
-            self[model] = work()
-        return self[model]

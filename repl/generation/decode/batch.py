@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -21,7 +22,7 @@ from repl.core.library_types import Cache, PreTrainedModel, Tensor
 from repl.core.reply import Reply
 from repl.generation import arguments, engine
 from repl.generation.decode import loop
-from repl.generation.decode.kv_cache import can_reuse, is_plain_kv, narrow_window, rope_scaling_start
+from repl.generation.decode.kv_cache import cache_traits, can_reuse, is_plain_kv, narrow_window
 from repl.generation.interface import Model, Request
 from repl.generation.measure import scoring
 from repl.generation.measure.forward import (
@@ -36,7 +37,8 @@ from repl.generation.prompt.context_window import PromptIds, encode_prompt
 from repl.models import model_config, reference
 
 PAD_TRIAL_TOKENS, TRIAL_PADS = 8, 3  # of a prompt that is tried with padding before it
-PADDING = reference.KnownByModel()  # whether a loaded model reads a padded prompt as it reads the prompt alone
+PADDING: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+"""Whether a loaded model reads a padded prompt as it reads the prompt alone."""
 
 
 def can_pad(model: PreTrainedModel, prompt: Sequence[int]) -> bool:
@@ -44,9 +46,9 @@ def can_pad(model: PreTrainedModel, prompt: Sequence[int]) -> bool:
 
     The first tokens of `prompt` are tried, once for a model: what it makes of them, and of what it goes on with.
     """
-    return is_plain_kv(model) and bool(
-        PADDING.get(model, lambda: _reads_past_padding(model, prompt[:PAD_TRIAL_TOKENS]))
-    )
+    if model not in PADDING:
+        PADDING[model] = is_plain_kv(model) and _reads_past_padding(model, prompt[:PAD_TRIAL_TOKENS])
+    return PADDING[model]
 
 
 def _reads_past_padding(model: PreTrainedModel, tried: Sequence[int]) -> bool:
@@ -199,7 +201,7 @@ class Batch:
 
     def _shares(self, row: BatchRow) -> bool:
         model, config, prompt = self._resident.model, row.run.config, len(row.run.prompt)
-        limit = 0 if self._one else rope_scaling_start(model)  # behind it all rows would be read in another way
+        limit = 0 if self._one else cache_traits(model).scaling_start  # behind it all rows would be read in another way
         fits = not limit or prompt + row.room <= limit
         own = row.run.ban or row.run.switch  # what takes tokens back, or goes by the places of one text
         return fits and not own and not loop.why_not(model, config) and can_reuse(model, config, prompt)

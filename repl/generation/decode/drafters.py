@@ -187,7 +187,7 @@ class Drafting:
         if off or (reason and not self.mask):
             yield None, past
             return
-        limits = [kv_cache.rope_scaling_start(model), self.helper.facts.context if self.helper else 0]
+        limits = [kv_cache.cache_traits(model).scaling_start, self.helper.facts.context if self.helper else 0]
         limit = min(filter(None, limits), default=0)
         with ExitStack() as stack:
             if self.helper is not None:
@@ -202,7 +202,7 @@ class Drafting:
         model, some = self.resident.model, ids.repeat(1, kv_cache.TRIAL_TOKENS)
         if reason := self.blocked or refusal(model, config, ids.shape[-1]):
             return reason
-        if not self.resident.runtime.kv_cache.may_go_on(model, kv_cache.croppable_cache(model), some):
+        if not kv_cache.may_go_on(model, kv_cache.croppable_cache(model), some):
             return "this model's logits differ between several tokens at once and one by one"
         return ""
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from transformers import DynamicCache, cache_utils
 
@@ -11,7 +13,7 @@ from repl.core.errors import Cancelled
 from repl.core.library_types import Cache, CacheLayerMixin, GenerationConfig, PreTrainedConfig, PreTrainedModel, Tensor
 from repl.generation.decode.detokenizer import common_length
 from repl.models import model_config
-from repl.models.reference import KnownByModel, carries_on
+from repl.models.reference import carries_on
 
 CACHE_FIELDS = ("cache_implementation", "prompt_lookup_num_tokens", "token_healing", "use_mtp", "speculation_type")
 """Fields of a generation config that bring another cache, feed ids of their own, or change the prompt's."""
@@ -19,7 +21,40 @@ SCALED_ROPE_TYPES = ("dynamic", "longrope", "su")
 """Position embeddings that change for all tokens once a text is longer than the model was first trained for."""
 LONG_TRIAL_TOKENS, TRIAL_TOKENS = 24, 8  # of a prompt that are tried: with unusual layers, and with usual
 TRIAL_WINDOW_TOKENS = 4  # tokens of a sliding window in that trial
-CARRIES = KnownByModel()  # whether a loaded model goes on rightly from a cache
+
+
+@dataclass(slots=True)
+class CacheTraits:
+    """What a loaded model allows to do with its KV cache; found out once."""
+
+    reusable: bool
+    """Whether `generate` takes such a cache, and some layer tells how many tokens it has read."""
+    scaling_start: int
+    """Tokens beyond which position embeddings change for the whole text; 0 where they never do."""
+    carries: bool | None = None
+    """Whether reading goes on correctly from a cache; None before that was tried."""
+
+
+TRAITS: WeakKeyDictionary[PreTrainedModel, CacheTraits] = WeakKeyDictionary()
+
+
+def cache_traits(model: PreTrainedModel) -> CacheTraits:
+    """Return what a loaded model allows to do with its KV cache."""
+    if model not in TRAITS:
+        takes = library.takes_cache(model) and library.makes_dynamic_cache(model)
+        reusable = takes and not model.config.is_encoder_decoder and any(map(_measured, new_cache(model).layers))
+        TRAITS[model] = CacheTraits(reusable, _scaling_start(model))
+    return TRAITS[model]
+
+
+def _scaling_start(model: PreTrainedModel) -> int:
+    config = model_config.text_config(model.config)
+    rope = model_config.get(config, "rope_parameters", "rope_scaling") or {}
+    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]  # one, or one per kind of layer
+    found = [part for part in parts if part.get("rope_type", part.get("type")) in SCALED_ROPE_TYPES]
+    name = "original_max_position_embeddings"
+    whole = model_config.get_count(config, name, "max_position_embeddings") or 1
+    return min((int(part.get(name, whole)) for part in found), default=0)
 
 
 class PrefixCache:
@@ -53,33 +88,23 @@ class PrefixCache:
             yield {}, 0
             return
         cache, reused = self._take(model, prompt)
+        sound = cache_traits(model).scaling_start or None
         with watch_passes(model) as broken_off:
             try:
                 yield {library.cache_name(): cache}, reused
             except Cancelled:
-                self._give_back(cache, seen()[: rope_scaling_start(model) or None], broken_off())
+                self._give_back(cache, seen()[:sound], broken_off())
                 raise
-            self._give_back(cache, seen()[: rope_scaling_start(model) or None], broken_off())
+            self._give_back(cache, seen()[:sound], broken_off())
 
     def _take(self, model: PreTrainedModel, prompt: Tensor) -> tuple[Cache | None, int]:
         """Return a cache of a beginning of the prompt; at least the last token is left to compute."""
         cache, ids = self._cache, self._ids
         self.drop()  # from here on an interrupt leaves nothing behind that might be wrong
         reused = common_length(ids, prompt[0, :-1].tolist())
-        if not reused or not crop(cache, reused) or not self.may_go_on(model, cache, prompt):
+        if not reused or not crop(cache, reused) or not may_go_on(model, cache, prompt):
             cache, reused = lasting_cache(model), 0
         return cache, reused
-
-    def may_go_on(self, model: PreTrainedModel, cache: Cache, prompt: Tensor) -> bool:
-        """Tell whether reading in steps comes to what reading at once does; the first of `prompt` is tried, once."""
-        if any(type(layer).__module__ != "transformers.cache_utils" for layer in cache.layers):
-            return False  # a kind of its own, which may treat what is read at once and what is made differently
-        count = TRIAL_TOKENS if all(map(_simple, cache.layers)) else LONG_TRIAL_TOKENS
-        tried = prompt[:, :count]
-        if tried.shape[-1] < count:
-            return False
-        with narrow_window(model_config.text_config(model.config)):
-            return bool(CARRIES.find(model, lambda: carries_on(model, tried, lambda: lasting_cache(model))))
 
     def _give_back(self, cache: Cache, ids: list[int], broken_off: bool) -> None:
         length = min(valid_length(cache, broken_off), len(ids))
@@ -92,23 +117,25 @@ def can_reuse(model: PreTrainedModel, config: GenerationConfig, prompt: int) -> 
     beams, rows = config.num_beams or 1, config.num_return_sequences or 1
     if beams > 1 or rows > 1 or config.use_cache is False or any(getattr(config, name, None) for name in CACHE_FIELDS):
         return False
-    if not library.takes_cache(model) or model.config.is_encoder_decoder:
-        return False
-    limit = rope_scaling_start(model)
-    if limit and prompt > limit:
-        return False
-    return library.makes_dynamic_cache(model) and any(map(_measured, new_cache(model).layers))
+    traits = cache_traits(model)
+    return traits.reusable and not 0 < traits.scaling_start < prompt
 
 
-def rope_scaling_start(model: PreTrainedModel) -> int:
-    """Return the length at which position embeddings change, 0 where they never do."""
-    config = model_config.text_config(model.config)
-    rope = model_config.get(config, "rope_parameters", "rope_scaling") or {}
-    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]  # one, or one per kind of layer
-    found = [part for part in parts if part.get("rope_type", part.get("type")) in SCALED_ROPE_TYPES]
-    name = "original_max_position_embeddings"
-    whole = model_config.get_count(config, name, "max_position_embeddings") or 1
-    return min((int(part.get(name, whole)) for part in found), default=0)
+def may_go_on(model: PreTrainedModel, cache: Cache, prompt: Tensor) -> bool:
+    """Tell whether reading a text in steps gives what reading it at once gives.
+
+    The first tokens of `prompt`, shape (1, tokens), are tried once for a model; False where it has too few.
+    """
+    if any(type(layer).__module__ != "transformers.cache_utils" for layer in cache.layers):
+        return False  # a kind of its own, which may treat what is read at once and what is made differently
+    count = TRIAL_TOKENS if all(map(_simple, cache.layers)) else LONG_TRIAL_TOKENS
+    tried, traits = prompt[:, :count], cache_traits(model)
+    if tried.shape[-1] < count:
+        return False
+    if traits.carries is None:
+        with narrow_window(model_config.text_config(model.config)):
+            traits.carries = carries_on(model, tried, lambda: lasting_cache(model))
+    return traits.carries
 
 
 def new_cache(model: PreTrainedModel) -> Cache:

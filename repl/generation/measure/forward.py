@@ -6,13 +6,14 @@ Tokens are measured in the model's own distribution, before any processor change
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 
 from repl.core import library
 from repl.core.errors import Failed, NoMemory, is_memory, library_errors, sentence
 from repl.core.jobs import JobContext, strip_traceback
-from repl.core.library_types import Module, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, Tensor
+from repl.core.library_types import Module, PreTrainedModel, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import TokenLogprobs
 from repl.generation.interface import Model
 from repl.generation.measure.token_text import TOP_K_STORED, Scored, round_figures, token_text
@@ -22,7 +23,8 @@ from repl.models.memory.out_of_memory import dead
 from repl.models.store import ModelInfo
 
 BLOCK_LOGITS = 2**18  # logits that are measured at once: they stay in the processor's cache
-
+BLOCKS: WeakKeyDictionary[PreTrainedModel, list[Module]] = WeakKeyDictionary()
+"""Where each loaded model can be stopped."""
 
 Figures: TypeAlias = tuple[tuple[float, float, int], tuple[int, ...], tuple[float, ...]]
 """Of a token logprob and entropy in nats and the rank from 1, then ids and logprobs of the likeliest."""
@@ -53,7 +55,9 @@ def model_errors(resident: Model, emit: JobContext, what: str, no_memory: Callab
 @contextmanager
 def cancellable_forward(model: PreTrainedModel, check: Callable[[], None]) -> Iterator[None]:
     """Let `check` break a forward pass off between two layers: a long prompt must not hold up a cancel."""
-    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in decoder_blocks(model)]
+    if model not in BLOCKS:
+        BLOCKS[model] = decoder_blocks(model)
+    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in BLOCKS[model]]
     try:
         yield
     finally:
@@ -67,24 +71,24 @@ def decoder_blocks(model: PreTrainedModel) -> list[Module]:
     Not simply the longest: a mixture of experts lists those too. A vision tower has blocks as well, as many even.
     """
     config = getattr(model, "config", None)
+    text = None if config is None else model_config.text_config(config)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    lists = list(_lists(decoder, decoder, config)) or list(_lists(model, model, None))
-    count = model_config.get_count(model_config.text_config(config), "num_hidden_layers") if config is not None else 0
+    kinds = {getattr(each, "model_type", "") for each in (config, text)} - {""}
+    lists = [*_lists(decoder, kinds)] or [*_lists(model, set())]
+    count = 0 if text is None else model_config.get_count(text, "num_hidden_layers")
     said = [found for found in lists if len(found) == count]
     longest: Any = max(lists, key=len, default=[])
     return list(said[0] if said else longest)
 
 
-def _lists(module: Module, whole: Module, config: PreTrainedConfig) -> Iterator[Sequence[Module]]:
-    """Yield the lists of modules in a module, leaving out parts with a config of another kind: towers, encoders."""
-    own = {getattr(each, "model_type", "") for each in (config, model_config.text_config(config)) if config is not None}
+def _lists(module: Module, kinds: set[str]) -> Iterator[Sequence[Module]]:
+    """Yield the lists of modules in a module, leaving out parts whose config is of no such kind: towers, encoders."""
     if isinstance(module, torch.nn.ModuleList):
         yield module
-    kind = getattr(getattr(module, "config", None), "model_type", "")
-    if module is not whole and own and kind and kind not in own:
-        return
     for child in module.children():
-        yield from _lists(child, whole, config)
+        kind = getattr(getattr(child, "config", None), "model_type", "")
+        if not (kinds and kind) or kind in kinds:
+            yield from _lists(child, kinds)
 
 
 def input_device(model: PreTrainedModel) -> Any:

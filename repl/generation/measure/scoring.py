@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import GenerationConfig
@@ -12,7 +13,7 @@ from repl.core import library
 from repl.core.errors import Failed, NoMemory, UsageError
 from repl.core.jobs import JobContext
 from repl.core.library_types import Cache, PreTrainedModel, Tensor
-from repl.generation.decode.kv_cache import PrefixCache, can_reuse
+from repl.generation.decode.kv_cache import PrefixCache, can_reuse, may_go_on
 from repl.generation.interface import Model
 from repl.generation.measure.forward import cancellable_forward, evaluate, input_ids, model_errors, not_finite
 from repl.generation.measure.token_text import Scored
@@ -22,7 +23,8 @@ from repl.models.store import ModelInfo
 CHUNK_RANGE_TOKENS = (256, 1024)  # tokens whose logits are in memory at once, at least and at most
 CHUNK_LOGITS = 2**26  # and so many logits, where that allows the least: longer steps are quicker
 READ_TRIAL_TOKENS = 8  # tokens on which a model is asked whether it reads a text as it writes one
-READING_WAYS = reference.KnownByModel()  # how a model reads a text: plain, placed (told the positions), or none
+READING_WAYS: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+"""How a loaded model reads a whole text: plain, placed (it is given the positions), or none."""
 
 
 def score(
@@ -76,8 +78,11 @@ def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> 
 
 def reading_way(model: PreTrainedModel, ids: Tensor) -> str:
     """Tell how a model reads a whole text as `generate` does token by token; `ids` of it are tried, once a model."""
-    tried = ids[:, :READ_TRIAL_TOKENS]
-    return str(READING_WAYS.find(model, lambda: _find_way(model, tried))) if ids.shape[-1] > 3 else "plain"
+    if ids.shape[-1] <= 3:
+        return "plain"
+    if model not in READING_WAYS:
+        READING_WAYS[model] = _find_way(model, ids[:, :READ_TRIAL_TOKENS])
+    return READING_WAYS[model]
 
 
 def _find_way(model: PreTrainedModel, ids: Tensor) -> str:
@@ -124,7 +129,7 @@ def _read(
             raise Failed(f"{facts.architecture} {said}")
     with reading_errors(resident, emit), kept.lend(model, config, ids[:, :first], lambda: fed) as (past, reused):
         cache = past.get(library.cache_name())
-        steps = cache is not None and can_reuse(model, config, len(fed)) and kept.may_go_on(model, cache, ids)
+        steps = cache is not None and can_reuse(model, config, len(fed)) and may_go_on(model, cache, ids)
         read = (
             _in_steps(model, ids, first, chunk, cache, reused, emit)
             if steps
