@@ -23,8 +23,8 @@ from conftest import Recorder
 
 from repl.analysis.template_checks import check_template
 from repl.core.errors import ReplError
+from repl.generation.decode.detokenizer import REASONING_FIELDS, Begun, Reading
 from repl.generation.prompt.chat_template import THOUGHTS, Template, render_chat, variables
-from repl.generation.prompt.reply_parser import REASONING_FIELDS, Begun, Reading
 
 show = sys.stdout.write
 TOKEN = re.compile(

@@ -28,8 +28,8 @@ from repl.core.decoding import ModelDefaults
 from repl.core.errors import ReplError, UsageError
 from repl.core.settings import Settings
 from repl.core.values import did_you_mean, show_value
+from repl.generation.decode.detokenizer import AnyMessage
 from repl.generation.interface import Request
-from repl.generation.prompt.reply_parser import AnyMessage
 from repl.session.change_settings import changed, unshortened
 from repl.session.position import Question
 

@@ -16,8 +16,8 @@ from repl.core.parts import Parts
 from repl.core.reply import WARPS_NOTHING, Reply, named_warpers
 from repl.core.reply_format import JSON_OPTIONS, parse_format
 from repl.core.sanitize import clean_line
+from repl.generation.decode.detokenizer import AnyMessage, marking_tokens
 from repl.generation.prompt.chat_template import Template, fold_system_text
-from repl.generation.prompt.reply_parser import AnyMessage, marking_tokens
 from repl.models.adapters import Adapter
 from repl.models.memory.available import max_memory
 

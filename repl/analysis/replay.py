@@ -19,8 +19,8 @@ from repl.core.events import ColumnEvent, Progress, SideBySide
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts
 from repl.core.reply import Reply
+from repl.generation.decode.detokenizer import AnyMessage
 from repl.generation.interface import Models
-from repl.generation.prompt.reply_parser import AnyMessage
 from repl.session.position import Question
 
 RECORDED = "recorded"

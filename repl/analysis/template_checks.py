@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 from repl.core.errors import ReplError
 from repl.core.parts import Parts
-from repl.generation.decode.detokenizer import common_length
+from repl.generation.decode.detokenizer import AnyMessage, common_length
 from repl.generation.prompt.chat_template import CHANNEL, THOUGHTS, Template, TemplateRefused
-from repl.generation.prompt.reply_parser import AnyMessage
 
 SYSTEM = {"role": "system", "content": "Speak in plain words."}
 GREETING = {"role": "user", "content": "How are you today?"}

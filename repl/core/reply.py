@@ -12,6 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from repl.core.parts import Parts
 
 Decoded = TypeVar("Decoded")
+DIGITS = 5  # decimals of what is kept, in nats
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +353,11 @@ class Reply:
         longest = self.decode.get("max_new_tokens") or (self.decode.get("max_length") or 0) - self.usage.prompt
         context = self.model.context or float("inf")
         return self.usage.completion < longest and self.usage.prompt + self.usage.completion < context
+
+
+def round_figures(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return figures with the decimals that are kept, without a minus before zero."""
+    return tuple(round(value, DIGITS) + 0.0 for value in values)
 
 
 # as JSON: fields by their types; free-form parts hold what JSON holds, so a list is a list there

@@ -34,7 +34,7 @@ from repl.generation import arguments
 from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
 from repl.generation.decode.beams import Watch, token_logprobs
-from repl.generation.decode.detokenizer import Detokenizer, spell_tokens
+from repl.generation.decode.detokenizer import Begun, Detokenizer, Reading, spell_tokens
 from repl.generation.decode.drafters import Drafting, Get
 from repl.generation.decode.format_mask import make_mask
 from repl.generation.decode.kv_cache import croppable_cache
@@ -44,7 +44,6 @@ from repl.generation.interface import Model, Request
 from repl.generation.measure.forward import Meter, cancellable_forward, input_ids, model_errors, nan_guard
 from repl.generation.prompt import chat_template
 from repl.generation.prompt.context_window import PromptIds, encode_prompt
-from repl.generation.prompt.reply_parser import Begun, Reading
 from repl.models.memory.out_of_memory import out_of_memory
 from repl.models.store import ModelInfo
 

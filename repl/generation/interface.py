@@ -14,7 +14,7 @@ from repl.core.jobs import JobContext
 from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.generation import decode
-from repl.generation.prompt.reply_parser import AnyMessage, Begun
+from repl.generation.decode.detokenizer import AnyMessage, Begun
 from repl.models.store import LoadedModel, ModelInfo, Store
 
 

@@ -11,11 +11,10 @@ from repl.core.events import Notice, PromptEcho, ReplyStarted, Token
 from repl.core.format import counted
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts, PartsReader
-from repl.core.reply import Reply, ServedModel, Timing, TokenLogprobs, Usage
+from repl.core.reply import Reply, ServedModel, Timing, TokenLogprobs, Usage, round_figures
 from repl.core.settings import short_id
 from repl.core.tool_calls import describe
 from repl.generation.interface import Request
-from repl.generation.measure.token_text import round_figures
 from repl.generation.prompt import context_window
 from repl.remote.dialects import UNKNOWN, Dialect, positive_int
 from repl.remote.protocol import (

@@ -10,8 +10,8 @@ from repl.core.format import shortened
 from repl.core.reply import Reply
 from repl.core.settings import Settings
 from repl.core.values import Integer
+from repl.generation.decode.detokenizer import AnyMessage, Begun
 from repl.generation.interface import Request
-from repl.generation.prompt.reply_parser import AnyMessage, Begun
 from repl.session.session import Session
 
 PROMPT_CHARS = 50  # characters of a question beside its number

@@ -13,7 +13,7 @@ from repl.core.parts import Parts
 from repl.core.reply import Reply, Timing, TokenLogprobs, Usage
 from repl.core.settings import Settings
 from repl.generation import measure
-from repl.generation.decode.detokenizer import token_texts
+from repl.generation.decode.detokenizer import Begun, token_texts
 from repl.generation.interface import Model, Request
 from repl.generation.measure.token_text import TOP_K_STORED
 from repl.generation.measure.token_trace import (
@@ -28,7 +28,6 @@ from repl.generation.measure.token_trace import (
     require_same_model,
     text_seed,
 )
-from repl.generation.prompt.reply_parser import Begun
 from repl.session.position import Question
 from repl.session.session import Session, Task
 

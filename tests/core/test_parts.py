@@ -16,9 +16,8 @@ from terminal import LOADED, Terminal
 
 from repl.core.events import Token
 from repl.core.parts import ANSWER, CHANNELS, TAGS, THINKING, Form, Parts, PartsReader, Piece
-from repl.generation.decode.detokenizer import Detokenizer
+from repl.generation.decode.detokenizer import Begun, Detokenizer, Reading, TemplateReader, marking_tokens, reply_form
 from repl.generation.prompt.chat_template import render_chat
-from repl.generation.prompt.reply_parser import Begun, Reading, TemplateReader, marking_tokens, reply_form
 
 PLAIN, NAMED = Form(), Form(channels=True)
 LOOK = '{"name": "look", "arguments": {"at": "sky"}}'
@@ -280,7 +279,7 @@ def test_a_broken_response_template_gives_way_to_the_tags(template):
 
 def test_a_pattern_that_runs_without_end_is_given_up(monkeypatch):
     """The patterns of a response template are a stranger's."""
-    monkeypatch.setattr("repl.generation.prompt.reply_parser.PARSE_S", 0.2)
+    monkeypatch.setattr("repl.generation.decode.detokenizer.PARSE_S", 0.2)
     said: list[str] = []
     fields = {"thinking": {"open_pattern": "(a|a|aa)+b", "close": "x"}, "content": {}}
     tokenizer = tokenizer_with(response_template={"start_anchor": "assistant\n", "fields": fields})

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from repl.core.conversation import Conversation
 from repl.core.errors import Overflow
 from repl.core.events import Notice
+from repl.generation.decode.detokenizer import AnyMessage
 from repl.generation.prompt.context_window import MIN_REPLY_SHARE, fit_messages
-from repl.generation.prompt.reply_parser import AnyMessage
 from repl.session.session import Session
 
 

@@ -1,4 +1,4 @@
-"""From a prompt to tokens: the one decode loop, its proposals, the KV cache, beams, and the detokenizer."""
+"""From a prompt to tokens: the one decode loop, its proposals, the KV cache and beams; and from tokens to text."""
 
 from typing import TYPE_CHECKING
 

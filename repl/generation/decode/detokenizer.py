@@ -1,15 +1,29 @@
-"""Token ids in, exact text out: as soon as it is certain, and at the same cost for every token."""
+"""What a reply says: token ids in, exact text out as soon as it is certain, and the parts of that text.
+
+The parts are the thought, the calls of tools and the answer. A tokenizer with a response template is read by the
+library's own parser, any other by the table of `repl.core.parts`. For the model thread.
+"""
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from repl.core.events import Token
+from repl.core.errors import Cancelled
+from repl.core.events import PromptEcho, ReplyStarted, Token
+from repl.core.jobs import JobContext, T, run_isolated
 from repl.core.library_types import PreTrainedTokenizerBase
-from repl.generation.prompt.reply_parser import marking_tokens
+from repl.core.parts import ANSWER, CALL, CHANNELS, TAGS, THINKING, WITHIN, Form, Parts, PartsReader, Piece
 
+AnyMessage = Mapping[str, Any]
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for a thought
+PARSE_S = 5.0  # a response template may hold a pattern that runs without end
+Tell = Callable[[str], None]
+FIELD_KINDS = {**dict.fromkeys(REASONING_FIELDS, THINKING), "content": ANSWER, "tool_calls": CALL}
+TAIL_TOKENS = 256  # of the prompt in front of a reply: the template's beginning of it stands there
+FAILED = "the model's response template cannot be used: thoughts and tool calls are recognised by their tags"
 KEPT_TOKENS = 8
 """Tokens decoded again as the context of the next ones: an incomplete character reaches back over three."""
 WINDOW_TOKENS = 16
@@ -18,10 +32,13 @@ WINDOW_TOKENS = 16
 _BYTE = re.compile(r"<0x[+0-9A-Fa-f][0-9A-Fa-f]>")
 
 
+# the text
+
+
 class Detokenizer:
     """Token ids in, text out: joined pieces equal `tokenizer.decode(ids)`, invalid bytes included.
 
-    Special tokens add no text, but for those that mark the parts of a reply (see `reply_parser`), and spaces stay
+    Special tokens add no text, but for those that mark the parts of a reply (see `marking_tokens`), and spaces stay
     where they are (`clean_up_tokenization_spaces=False`).
     `seed` are the ids before them (for raw completion), so that the first word keeps its leading space; then the
     pieces are what `decode(seed + ids)` adds to `decode(seed)`. Each token is decoded in a window of at most
@@ -156,7 +173,186 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, seed: Sequence[int], ids: Se
     return [*texts[:-1], texts[-1] + rest] if texts else []
 
 
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """Return a token's text by itself; empty for an id that the tokenizer does not know or cannot spell."""
+    try:
+        return str(tokenizer.decode([token]))
+    except Cancelled:
+        raise
+    except BaseException:  # the Rust side panics with a BaseException; no alternative is worth a reply
+        return ""
+
+
 def common_length(*texts: Sequence[object]) -> int:
     """Return how many ids, or characters, some texts begin with in common."""
     columns = enumerate(zip(*texts, strict=False))
     return next((place for place, column in columns if column.count(column[0]) < len(texts)), min(map(len, texts)))
+
+
+# its parts
+
+
+def reply_form(tokenizer: PreTrainedTokenizerBase) -> Form:
+    """Return how a model writes its parts."""
+    added = {str(token): bool(token.special) for token in tokenizer.added_tokens_decoder.values()}
+    sure = {
+        tag.opens
+        for tag in TAGS
+        if any(tag.opens.startswith(token) and (special or tag.kind == CALL) for token, special in added.items())
+    }
+    return Form(set(CHANNELS) <= added.keys(), frozenset(sure))
+
+
+def marking_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the special tokens that stand in the text of a reply: they mark its parts; the others add no text."""
+    added = {int(number): token for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+    literals = [word for tag in TAGS for word in (tag.opens, tag.closes, *tag.within)]
+    if set(CHANNELS) <= {str(token) for token in added.values()}:
+        literals += [*CHANNELS, *WITHIN]
+    written = "\0".join([*literals, *_literals(response_template(tokenizer))])
+    return {number: str(token) for number, token in added.items() if token.special and str(token) in written}
+
+
+def silent_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the special tokens that add no text to a reply."""
+    marks, added = marking_tokens(tokenizer), tokenizer.added_tokens_decoder.items()
+    return {int(one): str(token) for one, token in added if token.special and int(one) not in marks}
+
+
+def response_template(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, object]:
+    """Return the response template of a tokenizer, which may be anything; empty where it has none."""
+    found = getattr(tokenizer, "response_template", None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _literals(found: Mapping[str, object]) -> Iterator[str]:
+    """Yield what stands around the fields of a response template, and within: not what ends the whole reply."""
+    fields = found.get("fields")
+    for field in fields.values() if isinstance(fields, Mapping) else ():
+        opens = isinstance(field, Mapping) and bool({"open", "open_pattern"} & field.keys())
+        for name in ("open", "open_pattern", "close", "close_pattern", "content_args") if opens else ():
+            yield from (text.replace("\\", "") for text in _texts(field.get(name)))
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
+
+
+class TemplateReader:
+    """A reply read by the library with the tokenizer's response template, and by its tags once that fails."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, before: str, table: PartsReader, tell: Tell) -> None:
+        self._table, self._tell = table, tell
+        self._text = ""
+        self._message: Mapping[str, Any] = {}
+        self._parser: Any = None
+        self._parser = self._tried(lambda: tokenizer.get_response_parser(prefix=before))
+
+    def feed(self, text: str, mark: str = "") -> tuple[Piece, ...]:
+        """Return what is certain after a piece of text; `mark` is a special token that adds none."""
+        self._text += text
+        found, parser = self._table.feed(text), self._parser
+        if parser is None or not text + mark:
+            return found if parser is None else ()
+        return _pieces(self._tried(lambda: parser.feed(text + mark)))
+
+    def end(self) -> tuple[Piece, ...]:
+        """Return what was held back."""
+        found, parser = self._table.end(), self._parser
+        if parser is None:
+            return found
+        ended = self._tried(parser.finalize)
+        self._message, events = ended or ({}, None)
+        return _pieces(events)
+
+    def parts(self) -> Parts:
+        """Return what came; a text in which nothing was thought or called is the answer as it stands."""
+        if self._parser is None:
+            return self._table.parts()
+        found = self._message
+        thinking = next((str(found[name]) for name in REASONING_FIELDS if found.get(name)), "")
+        calls, answer = found.get("tool_calls") or (), str(found.get("content") or "")
+        calls = [one for one in (calls if isinstance(calls, list | tuple) else [calls]) if isinstance(one, dict)]
+        bare = not thinking and not calls and answer.strip() == self._text.strip()
+        return Parts(thinking, self._text if bare else answer, tuple(one.get("function") or one for one in calls))
+
+    def _tried(self, work: Callable[[], T]) -> T | None:
+        try:
+            return run_isolated(work, PARSE_S)
+        except Exception:  # a template may be anything, and so may what it raises
+            self._parser = None
+            self._tell(FAILED)
+            return None
+
+
+def _pieces(events: Iterable[Mapping[str, Any]] | None) -> tuple[Piece, ...]:
+    """Return the text in the events of the library's parser."""
+    chunks = [event for event in events or () if event["type"] == "region_chunk" and event["text"]]
+    return tuple(Piece(FIELD_KINDS[event["field"]], event["text"]) for event in chunks if event["field"] in FIELD_KINDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A reply in a chat that is gone on with: its text so far, what that was made to begin with, and the ids made."""
+
+    text: str
+    prefill: str
+    ids: tuple[int, ...] = ()
+    shown: bool = False
+    """Whether the text stands on the screen already."""
+
+
+class Reading:
+    """How one reply is read: behind a prompt, whose ids end with those of its beginning."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], begun: Begun, tell: Tell) -> None:
+        self._tokenizer, self._begun, self._tell = tokenizer, begun, tell
+        self._silent = silent_tokens(tokenizer)
+        ahead = list(prompt[: len(prompt) - len(begun.ids)])
+        text = str(tokenizer.decode(ahead[-TAIL_TOKENS - len(begun.prefill) :]))
+        before, found, after = text.rpartition(begun.prefill.strip() or "\0")
+        self._before = before if found and not after.strip() else text
+        self._form = reply_form(tokenizer)
+        self._closing = self._form.opened(self._before, self._silent.values())
+        reader = self._fresh()
+        self.lead = (*reader.feed(begun.text), *reader.end()) if begun.text else ()
+        self.begun = reader.parts() if begun.text else Parts()
+
+    def open(self, emit: JobContext) -> None:
+        """Tell how the reply begins."""
+        emit(ReplyStarted())
+        if self._begun.text and not self._begun.shown:
+            emit(PromptEcho(self._begun.text, self.lead))
+
+    def begin(self) -> PartsReader | TemplateReader:
+        """Return what reads a reply, behind its beginning."""
+        reader = self._fresh()
+        reader.feed(self._begun.text)
+        return reader
+
+    def begin_tags(self) -> PartsReader:
+        """Return what reads a reply by its tags, behind its beginning."""
+        reader = PartsReader(self._form, self._closing)
+        reader.feed(self._begun.text)
+        return reader
+
+    def take(self, reader: PartsReader | TemplateReader, token: Token) -> tuple[Piece, ...]:
+        """Return what is certain after one token."""
+        return reader.feed(token.text, "" if token.id is None else self._silent.get(token.id, ""))
+
+    def parts(self, text: str, ids: Sequence[int]) -> Parts:
+        """Return the parts of a reply of some text and ids, with its beginning."""
+        reader = self.begin()
+        reader.feed(text, self._silent.get(ids[-1], "") if ids else "")
+        reader.end()
+        return reader.parts()
+
+    def _fresh(self) -> PartsReader | TemplateReader:
+        table = PartsReader(self._form, self._closing)
+        if not response_template(self._tokenizer):
+            return table
+        return TemplateReader(self._tokenizer, self._before, table, self._tell)

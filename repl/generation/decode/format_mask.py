@@ -16,12 +16,11 @@ from repl.core import decoding
 from repl.core.errors import Failed, MissingExtra, UsageError
 from repl.core.library_types import GenerationConfig, PreTrainedTokenizerBase, Tensor
 from repl.core.parts import read_parts
-from repl.core.reply import FormatCost, Reply
+from repl.core.reply import FormatCost, Reply, round_figures
 from repl.core.reply_format import JSON_OPTIONS, Format, parse_format
+from repl.generation.decode.detokenizer import TAIL_TOKENS, reply_form, silent_tokens, token_text
 from repl.generation.decode.loop import Proposals
 from repl.generation.interface import Model, Request
-from repl.generation.measure.token_text import round_figures, token_text
-from repl.generation.prompt.reply_parser import TAIL_TOKENS, reply_form, silent_tokens
 
 UNSUPPORTED, QUOTE = re.compile(r"Unimplemented keys: \[(.*)\]"), '"'
 LIMITS = {"max_lexer_states": 50_000, "step_lexer_fuel": 500_000, "verbose_errors": False}

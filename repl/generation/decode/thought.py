@@ -17,8 +17,7 @@ from repl.core.events import Token
 from repl.core.library_types import GenerationConfig, PreTrainedTokenizerBase, Tensor
 from repl.core.parts import TAGS, THINKING, PartsReader
 from repl.core.reply import WARPS_NOTHING, Reply, ThoughtRecord, named_warpers
-from repl.generation.decode.detokenizer import Detokenizer
-from repl.generation.prompt.reply_parser import Reading, reply_form
+from repl.generation.decode.detokenizer import Detokenizer, Reading, reply_form
 from repl.generation.word_forms import token_ids
 
 

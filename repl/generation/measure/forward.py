@@ -14,9 +14,10 @@ from repl.core import library
 from repl.core.errors import Failed, NoMemory, is_memory, library_errors, sentence
 from repl.core.jobs import JobContext, strip_traceback
 from repl.core.library_types import Module, PreTrainedModel, PreTrainedTokenizerBase, Tensor
-from repl.core.reply import TokenLogprobs
+from repl.core.reply import TokenLogprobs, round_figures
+from repl.generation.decode.detokenizer import token_text
 from repl.generation.interface import Model
-from repl.generation.measure.token_text import TOP_K_STORED, Scored, round_figures, token_text
+from repl.generation.measure.token_text import TOP_K_STORED, Scored
 from repl.models import model_config
 from repl.models.imports import release_memory
 from repl.models.memory.out_of_memory import dead

@@ -9,12 +9,10 @@ from itertools import accumulate
 
 from rich.cells import cell_len, set_cell_size
 
-from repl.core.errors import Cancelled
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.sanitize import ascii_only, clean_line
 
 TOP_K_STORED = 5  # alternatives that every record has
-DIGITS = 5  # decimals of what is kept, in nats
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPLIT = re.compile("(?:<[89a-f][0-9a-f]>)+")  # bytes of characters that are split over tokens, as a piece has them
 ESCAPED = re.compile("[\udc80-\udcff]")
@@ -92,21 +90,6 @@ def find_split_characters(pieces: Sequence[TokenPiece]) -> dict[int, str]:
     found = SPLIT.finditer("".join(piece.text for piece in pieces))
     codes = {bisect_right(ends, one.start()): one[0].replace("<", "").replace(">", "") for one in found}
     return {place: bytes.fromhex(code).decode("utf-8", "ignore") for place, code in codes.items()}
-
-
-def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """Return a token's text by itself; empty for an id that the tokenizer does not know or cannot spell."""
-    try:
-        return str(tokenizer.decode([token]))
-    except Cancelled:
-        raise
-    except BaseException:  # the Rust side panics with a BaseException; no alternative is worth a reply
-        return ""
-
-
-def round_figures(values: tuple[float, ...]) -> tuple[float, ...]:
-    """Return figures with the decimals that are kept, without a minus before zero."""
-    return tuple(round(value, DIGITS) + 0.0 for value in values)
 
 
 def quote(text: str, most: int = 0) -> str:

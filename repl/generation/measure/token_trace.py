@@ -9,11 +9,11 @@ from repl.core.errors import ReplError, UsageError
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.core.parts import Parts
-from repl.core.reply import FormatCost, Reply, TokenLogprobs
+from repl.core.reply import FormatCost, Reply, TokenLogprobs, round_figures
 from repl.generation import measure
-from repl.generation.decode.detokenizer import token_texts
+from repl.generation.decode.detokenizer import token_text, token_texts
 from repl.generation.interface import Model
-from repl.generation.measure.token_text import TOP_K_STORED, Scored, round_figures, token_text
+from repl.generation.measure.token_text import TOP_K_STORED, Scored
 from repl.models.store import ModelInfo
 
 Top = tuple[tuple[int, str, float], ...]

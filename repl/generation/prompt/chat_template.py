@@ -26,7 +26,7 @@ from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.parts import TAGS, THINKING, Parts
 from repl.core.values import closest_match
 from repl.generation import prompt
-from repl.generation.prompt.reply_parser import PARSE_S, REASONING_FIELDS, AnyMessage
+from repl.generation.decode.detokenizer import PARSE_S, REASONING_FIELDS, AnyMessage
 
 try:
     import resource

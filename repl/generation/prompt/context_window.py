@@ -11,9 +11,9 @@ from repl.core.errors import Overflow, UsageError
 from repl.core.events import Notice
 from repl.core.format import counted
 from repl.core.jobs import JobContext
+from repl.generation.decode.detokenizer import AnyMessage
 from repl.generation.interface import Model, Request
 from repl.generation.prompt import chat_template
-from repl.generation.prompt.reply_parser import AnyMessage
 
 MIN_REPLY_SHARE = 8  # a reply should find at least this part of the context free
 
