@@ -29,22 +29,22 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one way to answer; without a model's tensors, for every thread."""
+    """The result of one way to answer, without tensors, for every thread."""
 
     variant: Variant
     done: Reply | None = None
     problem: Problem | None = None
     model: str = ""
     bytes: int = 0
-    """Memory that the weights take."""
+    """The size of the weights."""
     chats: bool = False
-    """Whether it answered in the chat, or completed the text."""
+    """Whether it answered in the chat; else it completed the text."""
     pieces: tuple[str, ...] = ()
     """The text that each token added."""
     logprobs: tuple[float, ...] = ()
-    """What the model itself gave each token, in nats; empty where that was not measured."""
+    """Log-probabilities in the model's own distribution, in nats; empty if they were not measured."""
     vocabulary: int = 0
-    """The same for tokenizers with the same ids for the same tokens, within this process; 0 for one not known."""
+    """A hash of the vocabulary: equal for tokenizers with the same ids, within this process; 0 if it is unknown."""
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -53,23 +53,23 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """All of the text that was made, without what it was made to begin with."""
+        """The text that was generated, without the prefill."""
         return self.done.raw if self.done else ""
 
     @property
     def whole_text(self) -> str:
-        """The text with what it was made to begin with."""
+        """The text with the prefill."""
         return self.done.prefill + self.done.raw if self.done else ""
 
     @property
     def cut(self) -> bool:
-        """Whether the answer was broken off, so that its end says nothing."""
+        """Whether the answer was stopped or failed before its end."""
         return self.done is not None and self.done.finish in ("cancelled", "failed")
 
 
 @dataclass
 class ColumnContext(JobContext):
-    """The job as one of several answers sees it: what it says goes into its column."""
+    """The context of one of several answers: its events go to its column."""
 
     emit: JobContext
     column: int
@@ -86,7 +86,7 @@ class ColumnContext(JobContext):
         return tuple(token.logprob for token in self.tokens if token.logprob is not None)
 
     def pieces(self) -> tuple[str, ...]:
-        """Return the text that each token added; a last rest belongs to the token before it, where ids are known."""
+        """Return the text that each token added; a final rest without an id belongs to the token before it."""
         found: list[str] = []
         known = any(token.id is not None for token in self.tokens)  # a server gives none
         for token in self.tokens:
@@ -97,7 +97,7 @@ class ColumnContext(JobContext):
         return tuple(found)
 
     def begin_cleanup(self) -> None:
-        """Be left alone, but only once the whole job was cancelled: an answer that fails does not end it."""
+        """Begin the cleanup of the whole job if it was cancelled: one answer that fails does not end it."""
         if self.emit.stopped():
             self.emit.begin_cleanup()
 
@@ -112,7 +112,7 @@ class ThreadContext(Aside, ColumnContext):
 
 
 def get_model(store: Models, load: Load, emit: JobContext) -> Model:
-    """Return a model beside the current one, or instead of it where both do not fit; raises a `ReplError`."""
+    """Return a model beside the current one, or in its place if both do not fit; raises a `ReplError`."""
     try:
         return store.get(load, emit)
     except NoMemory:
@@ -125,14 +125,14 @@ def get_model(store: Models, load: Load, emit: JobContext) -> Model:
 
 
 Answerer = Callable[[Question, int, ColumnContext], Answer]
-"""Answers a question once, with the draws of a seed where the settings have none."""
+"""Answers a question once; the seed is used if the settings have none."""
 
 
 @contextmanager
 def open_answerer(store: Models, variant: Variant, emit: JobContext, chats: bool = False) -> Iterator[Answerer]:
-    """Yield what answers, with a cache or a connection of its own; a model here needs a template where it `chats`.
+    """Yield an answerer with a KV cache or a connection of its own; raises a `ReplError`.
 
-    Raises a `ReplError`.
+    With `chats`, a local model needs a chat template.
     """
     if (server := variant.server) is None:
         resident = get_model(store, variant.settings.load, emit)
@@ -147,7 +147,7 @@ def open_answerer(store: Models, variant: Variant, emit: JobContext, chats: bool
 
 
 def reach_server(server: Server, emit: JobContext) -> Remote:
-    """Return a connection to a server, which is asked what it offers unless that is known."""
+    """Return a connection to a server, which is asked for its models unless they are known."""
     if server.listing is None:
         return reach(server.where, server.model, emit)
     return Remote(server.where, server.model, server.listing)
@@ -175,10 +175,10 @@ def _answer_here(resident: Model, variant: Variant, asked: Question, seed: int, 
 
 
 def _answer_there(remote: Remote, variant: Variant, asked: Question, seed: int, aside: ColumnContext) -> Answer:
-    """Have a server answer; the draws are its own unless the settings have a seed."""
+    """Let a server answer; it draws by itself unless the settings have a seed."""
     request = asked.request(variant.settings, remote.chats)
     done = remote.reply(request, aside)
-    if variant.server is not None:  # what it was asked about itself is worth keeping
+    if variant.server is not None:  # keep its list of models
         variant = replace(variant, server=replace(variant.server, model=remote.model, listing=remote.listing))
     return Answer(
         variant,

@@ -1,4 +1,4 @@
-"""How a model attends, tells positions apart and remembers, as its config and its modules say."""
+"""A model's attention, position encoding and KV cache, read from its config and its modules."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from repl.models.memory.estimate import LayerCache, ModelSizes, cache_bytes
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """A model's attention, positions and cache, in plain values."""
+    """A model's attention, position encoding and KV cache."""
 
     attention: str
     heads: int
@@ -19,16 +19,16 @@ class Traits:
     positions: str
     layers: int
     windows: dict[int, int]
-    """How many layers see only so many tokens back."""
+    """The number of layers with each sliding window, by its tokens."""
     kv_bytes_per_token: int
     fixed_bytes: int
     context: int
     context_bytes: int
-    """Of the cache at the full context, windows considered."""
+    """The size of the KV cache at the full context, with sliding windows."""
 
 
 def read_traits(model: PreTrainedModel, context: int) -> Traits:
-    """Return how a model attends and what its KV cache takes."""
+    """Return a model's attention, position encoding and the size of its KV cache."""
     config, sizes = model_config.text_config(model.config), ModelSizes(model.config)
     kept, width = list(sizes.kept()), model.dtype.itemsize
     keyed = [layer for layer in kept if layer.width]
@@ -62,7 +62,7 @@ def _kind(sizes: ModelSizes, keyed: list[LayerCache], kept: list[LayerCache]) ->
 
 
 def describe_positions(model: PreTrainedModel, config: PreTrainedConfig) -> str:
-    """Say how a model tells positions apart, from its modules where they show it, else from its config."""
+    """Describe a model's position encoding, from its modules if they show it, else from its config."""
     for module in model.modules():
         name = type(module).__name__
         if "RotaryEmbedding" in name or "RotaryPosition" in name:
@@ -77,7 +77,7 @@ def describe_positions(model: PreTrainedModel, config: PreTrainedConfig) -> str:
 
 
 def _learned(model: PreTrainedModel) -> int:
-    """Return how many positions an embedding table holds that is not the vocabulary's."""
+    """Return the number of positions in a learned position embedding; 0 if there is none."""
     words = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
@@ -87,7 +87,7 @@ def _learned(model: PreTrainedModel) -> int:
 
 
 def describe_rotary(config: PreTrainedConfig) -> str:
-    """Say which rotary embedding a config describes, or which ones, where kinds of layers differ."""
+    """Describe the rotary embedding in a config, or each one if kinds of layers differ."""
     given = model_config.get(config, "rope_parameters") or {}
     kinds = [values for values in given.values() if isinstance(values, dict)] or [given]
     return "rotary" + "; or".join(dict.fromkeys(_theta(config, values) for values in kinds))

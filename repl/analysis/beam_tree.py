@@ -1,4 +1,4 @@
-"""A beam search as a tree: what its sequences share is one stretch, where they part it branches."""
+"""A beam search as a tree: tokens that its sequences share are one node; it branches where they differ."""
 
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from repl.core.reply import BeamSearch, Sequence
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A stretch of tokens; a leaf is a finished sequence.
+    """Some tokens in a row; a leaf is a finished sequence.
 
-    `probability` is that of its first token after what came before, `logprob` the sum over its tokens
-    (nats; None where they are not known); `score` is the library's.
+    `probability` is that of its first token, `logprob` the sum over its tokens in nats; None if unknown. `score` is
+    the sequence score of the library.
     """
 
     text: str

@@ -1,7 +1,7 @@
-"""How fast models read prompts and make replies here: the median of repeated runs, beside the limit of memory.
+"""Prefill and decode speed on this machine: medians of repeated runs, and the limit set by memory bandwidth.
 
-In come ways to make a reply, each under settings; out comes a row for each. The model in use, its conversation and its
-KV cache stay as they are.
+In come ways to generate a reply, each with its settings; out comes a row for each. The model in use, its conversation
+and its KV cache are not changed.
 """
 
 import time
@@ -12,10 +12,12 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from repl import generation
+from repl.analysis.variants import GREEDY_VALUES, greedy_settings
 from repl.core import decoding
 from repl.core.errors import Cancelled, ReplError, UsageError, library_errors
 from repl.core.events import Progress
 from repl.core.jobs import JobContext, Muted
+from repl.core.library_types import Tensor
 from repl.core.settings import Settings
 from repl.generation import measure
 from repl.generation.interface import Model, Models, Request, Runtime
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from repl.generation.decode.drafters import Get
 
 BARE_GENERATE = "generate"
-GREEDY_VALUES = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+
 ENGLISH_TEXT = (
     "The river rises in the hills above the town, and by the time it reaches the bridge it carries the water of nine "
     "streams. In spring the meadows stand under water for a week or two; the farmers move their animals to the higher "
@@ -39,7 +41,7 @@ PACKED_DTYPES = ("torch.int8", "torch.uint8", "torch.int32")  # what weights tha
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How replies are made: by the program under settings, or by the library's bare generate where it has that name."""
+    """A way to generate replies: with these settings, or with the library's plain `generate` if that is its name."""
 
     name: str
     settings: Settings
@@ -47,7 +49,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class BenchSizes:
-    """Tokens of the prompt and of the reply, and how often each way makes it."""
+    """Tokens of the prompt and of the reply, and the number of timed replies of each way."""
 
     prompt_tokens: int
     new_tokens: int
@@ -56,7 +58,7 @@ class BenchSizes:
 
 @dataclass(frozen=True, slots=True)
 class TimedReply:
-    """One timed reply: seconds to the first token, and tokens per second from there on."""
+    """One timed reply: seconds to the first token, and tokens per second after it."""
 
     ttft_s: float
     decode_tps: float
@@ -64,11 +66,11 @@ class TimedReply:
 
 @dataclass(frozen=True, slots=True)
 class WaySpeed:
-    """One way to make a reply, with medians: seconds to the first token, tokens/s while reading and while writing.
+    """Medians for one way to generate: seconds to the first token, and tokens/s of prefill and decode.
 
-    `of_bare` is the decode speed over that of the library's bare `generate`, None for another model than it ran with.
-    `read_bytes` are the weights that a token needs, `limit_tps` how often in a second memory could deliver them, None
-    where that is unknown.
+    `of_bare` is the decode speed divided by that of the library's plain `generate`; None if that did not run with this
+    model. `read_bytes` is the size of the weights read for one token. `limit_tps` is the memory bandwidth divided by
+    `read_bytes`; None if the bandwidth is unknown.
     """
 
     way: str
@@ -85,12 +87,12 @@ class WaySpeed:
 
 @dataclass(frozen=True, slots=True)
 class Benched:
-    """What was measured, with what decides it; `whole` is False where it was stopped before the end."""
+    """The results of /bench; `whole` is False if it was stopped early."""
 
     rows: list[WaySpeed]
     problems: list[str]
     bandwidth: dict[str, float]
-    """Bytes per second that each device reads from its memory."""
+    """Memory bandwidth of each device, in bytes per second."""
     sizes: BenchSizes
     threads: int
     whole: bool
@@ -98,7 +100,7 @@ class Benched:
 
 @dataclass(slots=True)
 class Bench:
-    """Measures ways to make a reply; what is done stays when it is stopped. For the model thread."""
+    """Measures ways to generate a reply; finished runs are kept when it is stopped. For the model thread."""
 
     store: Models
     sizes: BenchSizes
@@ -108,7 +110,7 @@ class Bench:
     bandwidth: dict[str, float] = field(default_factory=dict)
 
     def run(self, ways: Sequence[Way]) -> Benched:
-        """Measure model after model, the ways of one in turn; what fails leaves the others their turn."""
+        """Measure one model after another, the ways of each in turn; a way that fails does not stop the others."""
         import torch
 
         whole = True
@@ -123,7 +125,7 @@ class Bench:
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
-        """Write down what a user could mend, and go on."""
+        """Collect errors that a user can act on, and go on."""
         try:
             yield
         except ReplError as error:
@@ -155,8 +157,8 @@ class Bench:
     def _time(self, model: Model, way: Way, ids: list[int], new: int) -> TimedReply:
         """Time a greedy reply of exactly `new` tokens, without a kept cache; raises `ReplError`."""
         if way.name == BARE_GENERATE:
-            return time_bare(model, ids, new, self.emit)
-        return time_reply(model, way.settings, ids, new, self.emit, self.store.get)
+            return _time_bare(model, ids, new, self.emit)
+        return _time_reply(model, way.settings, ids, new, self.emit, self.store.get)
 
     def _add_row(self, model: Model, way: Way, runs: Sequence[TimedReply], rate: float | None) -> None:
         facts = model.facts
@@ -193,15 +195,15 @@ class Bench:
 
 
 def text_ids(model: Model, count: int) -> list[int]:
-    """Return so many ids of plain English."""
+    """Return `count` token ids of plain English."""
     ids = [int(token) for token in model.tokenizer(ENGLISH_TEXT)["input_ids"]]
     return (ids * (count // len(ids) + 1))[:count]
 
 
 def read_bytes(model: Model) -> int:
-    """Return the bytes of weights that one token needs: all but an input embedding of its own, of which it reads a row.
+    """Return the bytes of weights read for one token: all except an untied input embedding, of which it reads a row.
 
-    Of a mixture of experts this counts every expert.
+    Every expert of a mixture of experts counts.
     """
     packed = [one for one in model.model.buffers() if str(one.dtype) in PACKED_DTYPES]
     total = sum(weight.numel() * weight.element_size() for weight in (*model.model.parameters(), *packed))
@@ -212,7 +214,7 @@ def read_bytes(model: Model) -> int:
 
 
 def measure_bandwidth(device: str, emit: JobContext, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return the bytes per second that a device reads, with all of torch's threads."""
+    """Return the memory bandwidth of a device in bytes per second, with all threads of torch."""
     import torch
 
     block = torch.ones(BLOCK_BYTES // 4, device=device)
@@ -228,51 +230,37 @@ def measure_bandwidth(device: str, emit: JobContext, clock: Callable[[], float] 
     return BLOCK_BYTES / min(seconds[1:])
 
 
-class Clock:
-    """A streamer that notes when each token came; raises `Cancelled`."""
-
-    def __init__(self, emit: JobContext) -> None:
-        self._emit = emit
-        self._times = [time.perf_counter()]
-
-    def put(self, _: object) -> None:
-        """Take a token; the first call brings the prompt."""
-        self._emit.raise_if_cancelled()
-        self._times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Be told that it is over."""
-
-    def run(self) -> TimedReply:
-        """Return the times of the reply."""
-        began, _, first, *_, last = self._times
-        return TimedReply(first - began, (len(self._times) - 3) / (last - first))
-
-
-def time_bare(model: Model, ids: list[int], new: int, emit: JobContext) -> TimedReply:
-    """Time what the library does by itself."""
+def _time_bare(model: Model, ids: list[int], new: int, emit: JobContext) -> TimedReply:
+    """Time the library's plain `generate`."""
     values = {**GREEDY_VALUES, "stop_strings": None, "max_new_tokens": new, "min_new_tokens": new}
     chosen = generation.arguments.of_values(model.model, values)
     prompt = measure.forward.input_ids(model.model, ids)
+
+    def note(made: Tensor, _: object) -> bool:
+        emit.raise_if_cancelled()
+        made[0, -1].item()  # waits for the device
+        times.append(time.perf_counter())
+        return False
+
     with library_errors("the run stopped"):
-        clock = Clock(emit)
+        times = [time.perf_counter()]
         model.model.generate(
             input_ids=prompt,
             attention_mask=prompt.new_ones(prompt.shape),
             generation_config=chosen.config,
-            streamer=clock,
+            stopping_criteria=[note],
             **chosen.off,
         )
-        return clock.run()
+    return TimedReply(times[1] - times[0], (new - 1) / (times[-1] - times[1]))
 
 
-def time_reply(model: Model, asked: Settings, ids: list[int], new: int, emit: JobContext, get: "Get") -> TimedReply:
-    """Time a reply as the program makes it; of the settings only those count that make it faster.
+def _time_reply(model: Model, asked: Settings, ids: list[int], new: int, emit: JobContext, get: "Get") -> TimedReply:
+    """Time a reply of the decode loop used here, with the speculative decoding that is set and nothing else.
 
-    `get` brings another model beside it, the assistant. Raises `UsageError` where what should make it faster is off.
+    `get` loads the assistant. Raises `UsageError` if speculative decoding is off for this model.
     """
-    chosen = replace(Settings(), load=asked.load)
-    values = {name: asked.get(name) for name in decoding.AHEAD} | GREEDY_VALUES
+    chosen = greedy_settings(replace(Settings(), load=asked.load))
+    values = {name: asked.get(name) for name in decoding.AHEAD}
     for name, value in {**values, "max_new_tokens": new, "min_new_tokens": new}.items():
         chosen = chosen.put(name, value, "bench")
     muted = Muted(emit)

@@ -1,6 +1,7 @@
-"""One message answered in several ways, servers side by side, and where the answers part."""
+"""One message answered in several ways, by servers at the same time, and where the answers differ."""
 
 import secrets
+from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -29,9 +30,9 @@ from repl.session.position import Question
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where an answer parts from another: its token there, counted from 1, and the characters to mark.
+    """Where an answer differs from another: the number of its token there, from 1, and the characters to mark.
 
-    They are none where the answer ends.
+    There are none if the answer ends there.
     """
 
     token: int
@@ -42,9 +43,9 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One answer: how it was asked for, what made it, where it parts from the first, and its record.
+    """One answer: its settings as typed, the model, where it differs from the first answer, and its record.
 
-    `bytes` are those of the weights; `mean_logprob`, in nats, and `bits_per_byte` are in the model's own distribution.
+    `bytes` is the size of the weights. `mean_logprob` (nats) and `bits_per_byte` are in the model's own distribution.
     """
 
     title: str
@@ -62,7 +63,7 @@ class Column:
 class Answers:
     """The answers to one message.
 
-    `exchange` is the number of the message that was asked again, None for a new one; `shown` tells whether thoughts
+    `exchange` is the number of the message that was asked again, None for a new one. `shown` tells whether thoughts
     are shown, folded or hidden.
     """
 
@@ -74,7 +75,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Compared(Answers):
-    """Answers of which /pick takes one; `whole` is False where it was stopped before the end."""
+    """Answers of which /pick takes one; `whole` is False if they were stopped early."""
 
     whole: bool = True
 
@@ -82,11 +83,11 @@ class Compared(Answers):
 def answer_all(
     store: Models, variants: Sequence[Variant], asked: Question, emit: JobContext, made: dict[int, Answer]
 ) -> None:
-    """Answer in every way, adding to `made`, by column, as soon as an answer has ended; for the model thread.
+    """Answer in every way and add each answer to `made`, by column, when it is finished; for the model thread.
 
-    Servers answer all at the same time, beside the models here, which take turns. One that fails is told and the next
-    goes on; a cancel ends it with what there is. What was kept of the models' last texts stays as it is. Where two
-    models do not fit side by side, the current one has to go.
+    Servers answer at the same time, while the local models take turns. An error is shown in its column and does not
+    stop the others; a cancel keeps the answers so far. The KV caches of the models are not changed. If two models do
+    not fit in memory together, the current one is unloaded.
     """
     seed = secrets.randbits(31)  # one for all: ways to answer differ, not the draws
     emit(SideBySide(tuple(variant.title for variant in variants)))
@@ -112,7 +113,7 @@ def answer_all(
 def answer_question(
     opened: AbstractContextManager[Answerer], variant: Variant, asked: Question, seed: int, aside: ColumnContext
 ) -> Answer:
-    """Answer once; an error is told in the column, and is the answer's problem. Raises `Cancelled`."""
+    """Answer once; an error is shown in the column and returned as the answer's problem. Raises `Cancelled`."""
     try:
         with opened as answer:
             return answer(asked, seed, aside)
@@ -124,7 +125,7 @@ def answer_question(
 
 
 def differences(made: Sequence[Answer]) -> list[Difference | None]:
-    """Tell of each answer where it parts from the first one, and of the first where another parts from it soonest."""
+    """Return where each answer differs from the first one, and of the first its earliest difference from another."""
     good = [place for place, one in enumerate(made) if one.done is not None]
     found: list[Difference | None] = [None] * len(made)
     firsts: list[Difference] = []
@@ -138,9 +139,9 @@ def differences(made: Sequence[Answer]) -> list[Difference | None]:
 
 
 def find_difference(one: Answer, other: Answer) -> tuple[Difference, Difference] | None:
-    """Return where two answers part, by token ids where the tokenizers are the same, else by text.
+    """Return where two answers differ: by token ids if the tokenizers are the same, else by text.
 
-    What was stopped has no end of its own: nothing is known of what would have followed.
+    An answer that was stopped does not differ where it ends.
     """
     by_ids = one.vocabulary == other.vocabulary != 0
     ways = [made.ids if by_ids else [*map(ord, made.text)] for made in (one, other)]
@@ -148,24 +149,20 @@ def find_difference(one: Answer, other: Answer) -> tuple[Difference, Difference]
     ended = [made for made, way in zip((one, other), ways, strict=True) if same == len(way)]
     if len(ended) == 2 or any(made.cut for made in ended):
         return None
-    places = [same if by_ids else token_at(made, same) for made in (one, other)]
-    return _marked(one, places[0]), _marked(other, places[1])
+    return _mark(one, same, by_ids), _mark(other, same, by_ids)
 
 
-def token_at(made: Answer, character: int) -> int:
-    """Return the token that a character of the text belongs to."""
-    ends = accumulate(map(len, made.pieces))
-    return next((place for place, end in enumerate(ends) if end > character), len(made.pieces))
-
-
-def _marked(made: Answer, place: int) -> Difference:
+def _mark(made: Answer, place: int, by_ids: bool) -> Difference:
+    """Mark the token at a place, or the one that the character at a place belongs to."""
+    if not by_ids:
+        place = bisect_right([*accumulate(map(len, made.pieces))], place)
     start = len("".join(made.pieces[:place]))
     text = next((piece for piece in made.pieces[place:] if piece), "")  # half a character shows with its other half
     return Difference(place + 1, text, start, start + len(text))
 
 
 def side_by_side(made: Sequence[Answer]) -> list[Column]:
-    """Put answers beside each other, the first of which the others are compared with."""
+    """Return the columns of answers, each compared with the first."""
     return [
         Column(
             title=one.variant.title,
@@ -183,9 +180,9 @@ def side_by_side(made: Sequence[Answer]) -> list[Column]:
 
 
 def bits_per_byte(done: Reply, logprobs: Sequence[float]) -> float | None:
-    """Return the bits per byte of UTF-8 of a reply, from the logprobs of its tokens in nats; None where none are known.
+    """Return the bits per byte of a reply in UTF-8, from the logprobs of its tokens in nats; None if there are none.
 
-    The token that ended the reply is no part of its text and does not count.
+    The token that ended the reply does not count.
     """
     ended = done.finish == "stop" and len(logprobs) == len(done.token_ids)
     own, size = logprobs[:-1] if ended else logprobs, len(done.raw.encode("utf-8", "replace"))

@@ -1,6 +1,6 @@
-"""A reply under two ways of loading: where the likeliest token flips, by how much, and what follows there.
+"""One reply under two load settings: where the most likely token changes, by how much, and how the text goes on.
 
-Both are teacher-forced over the same ids through the same code, so that their numbers compare.
+Both models are teacher-forced over the same ids by the same code, so that their numbers compare.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import exp
 
 from repl import generation, models
+from repl.analysis.variants import greedy_settings
 from repl.core import decoding
 from repl.core.decoding import ModelDefaults
 from repl.core.errors import Cancelled, NoMemory, UsageError
@@ -21,16 +22,16 @@ from repl.generation.interface import Model, Models, Request
 from repl.generation.measure.token_text import Speller
 from repl.models.store import ModelInfo
 
-TIE_NATS = 0.1  # below this in both, which of two tokens leads is a matter of rounding
-ONWARD_TOKENS = 24  # tokens shown of how each text goes on behind the fork
+TIE_NATS = 0.1  # smaller leads may come from rounding
+ONWARD_TOKENS = 24  # shown of each text from the first different token on
 
 
 @dataclass(frozen=True, slots=True)
 class DivergedStep:
-    """One token of the reply, and what both make of its place; everything in nats.
+    """One token of the reply, with the most likely token of each model at its place; everything in nats.
 
-    `first` and `second` are the likeliest tokens in each, `margins` how far each leads there: before the other's
-    token where they differ, before the next likeliest where they agree.
+    `first` and `second` are the ids of those tokens. `margins` are their leads: over the other model's token where
+    they differ, else over the second most likely token.
     """
 
     id: int
@@ -43,13 +44,13 @@ class DivergedStep:
 
     @property
     def agrees(self) -> bool:
-        """Tell whether both find the same token likeliest."""
+        """Tell whether the most likely token is the same in both."""
         return self.first == self.second
 
 
 @dataclass(frozen=True, slots=True)
 class DivergedToken:
-    """A token at the fork with its probability in the first and in the second."""
+    """A token at the first difference, with its probability in each model."""
 
     id: int
     text: str
@@ -58,10 +59,9 @@ class DivergedToken:
 
 @dataclass(frozen=True, slots=True)
 class FirstFlip:
-    """The first place, from 1, where the likeliest token flips: both candidates, and how far each leads in its own.
+    """The first place, from 1, where the most likely token differs: both candidates, and the lead of each in nats.
 
-    `tie` says that both margins are below 0.1 nats: a near tie; else it is a real change. `onward` is how the texts
-    go on from there.
+    `tie` tells whether both leads are below 0.1 nats. `onward` is how each text goes on from there.
     """
 
     place: int
@@ -74,11 +74,11 @@ class FirstFlip:
 
 @dataclass(frozen=True, slots=True)
 class Diverged:
-    """Two ways of loading over one reply."""
+    """The comparison of two load settings over one reply; divergences in nats."""
 
     names: tuple[str, str]
     made: bool
-    """Whether the reply had to be made: the last one was not greedy, or made otherwise."""
+    """Whether the reply was generated now, as the last one was not greedy or came from another model."""
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     text: str
@@ -90,22 +90,22 @@ class Diverged:
     kl_most_at: int
     """The place, from 1, of the largest divergence."""
     whole: bool
-    """Whether both fitted into memory at once; else they were loaded one after the other."""
+    """Whether both models were in memory at once; else they were loaded one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What to compare over: a recorded greedy reply, or a request for one, with the settings that make it."""
+    """The reply to compare over: a recorded greedy one, or a request for one."""
 
     request: Request
     names: tuple[str, str]
-    """What tells the two ways apart."""
+    """Short names of the two load settings."""
     record: Reply | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Led:
-    """The reply that both are led over, and what the library does to logits before it chooses."""
+    """The reply that both models read, and the logits processors of its settings."""
 
     done: Reply
     processors: Callable[[Tensor, Tensor], Tensor]
@@ -117,33 +117,29 @@ class Led:
 
 
 def diverge(store: Models, asked: Asked, other: Load, emit: JobContext) -> Diverged:
-    """Compare the current model with another way to load it; for the model thread.
+    """Compare the current model with one under other load settings; for the model thread.
 
-    Raises `UsageError` where the other has another tokenizer, and what loading and reading raise.
+    Raises `UsageError` if the other has a different tokenizer, and the errors of loading and of the forward pass.
     """
     if other.model != store.current().load.model:
         _require_tokenizer(store, other, emit)
     with store.visitors():
-        return _read_both(store, asked, other, emit)
-
-
-def _read_both(store: Models, asked: Asked, other: Load, emit: JobContext) -> Diverged:
-    text = _text(store.current(), asked, emit)
-    emit(Progress("loading the other model"))
-    try:
-        second = store.get(other, emit)
-    except NoMemory:
-        return _in_turn(store, asked, text, other, emit)
-    return _weighed(second, asked, text, _rows(store.current(), text, emit), emit)
+        text = _text(store.current(), asked, emit)
+        emit(Progress("loading the other model"))
+        try:
+            second = store.get(other, emit)
+        except NoMemory:
+            return _in_turn(store, asked, text, other, emit)
+        return _compare(second, asked, text, _rows(store.current(), text, emit), emit)
 
 
 def _in_turn(store: Models, asked: Asked, text: Led, other: Load, emit: JobContext) -> Diverged:
-    """Read with one, keep its logits, then load the other in its place; the one before is loaded again at the end."""
+    """Keep the logits of the current model, load the other in its place, and load the first one again at the end."""
     before = store.current().load
     kept = [row.cpu() for row in _rows(store.current(), text, emit)]
     try:
         store.load(other, emit)
-        found = _weighed(store.current(), asked, text, kept, emit)
+        found = _compare(store.current(), asked, text, kept, emit)
     finally:
         emit.begin_cleanup()
         store.load(before, emit)
@@ -151,19 +147,8 @@ def _in_turn(store: Models, asked: Asked, text: Led, other: Load, emit: JobConte
     return replace(found, whole=False)
 
 
-# the reply
-
-
-def greedy_settings(settings: Settings) -> Settings:
-    """Return settings that take the likeliest token each time."""
-    values = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
-    for name, value in values.items():
-        settings = settings.put(name, value, "diverge")
-    return settings
-
-
 def is_greedy(record: Reply, facts: ModelInfo, load: Load) -> bool:
-    """Tell whether the model, as it is loaded, made a reply greedily."""
+    """Tell whether a reply was generated greedily by this model under these load settings."""
     loaded = {name: getattr(load, name) for name in load.__slots__}
     same = {**record.load, "dtype": record.model.dtype} == {**loaded, "dtype": facts.dtype}
     chosen = not record.sampled and record.beams == 1 and not record.taken
@@ -171,7 +156,7 @@ def is_greedy(record: Reply, facts: ModelInfo, load: Load) -> bool:
 
 
 def recorded_settings(settings: Settings, record: Reply, base: ModelDefaults) -> Settings:
-    """Return settings with the decoding values that a reply was made with."""
+    """Return settings with the decoding values of a recorded reply."""
     others = {name: value for name, value in record.decode.items() if name not in places()}
     for name in record.decode.keys() - others:
         settings = settings.put(name, record.decode[name], "diverge")
@@ -179,7 +164,7 @@ def recorded_settings(settings: Settings, record: Reply, base: ModelDefaults) ->
 
 
 def _text(resident: Model, asked: Asked, emit: JobContext) -> Led:
-    """Return the reply to lead both over: the recorded one, or a greedy one made now."""
+    """Return the reply that both models read: the recorded one, or a greedy one generated now."""
     done, settings = asked.record, greedy_settings(asked.request.settings)
     if done is None:
         made = [0]
@@ -198,7 +183,7 @@ def _text(resident: Model, asked: Asked, emit: JobContext) -> Led:
 
 
 def _require_tokenizer(store: Models, other: Load, emit: JobContext) -> None:
-    """Refuse a model to which the same ids are other tokens; raises `UsageError`."""
+    """Refuse a model with another vocabulary; raises `UsageError`."""
     theirs, _ = models.loader.load_tokenizer_alone(other, emit, store.consents)
     name = store.current().facts.name
     one, two = store.current().tokenizer.get_vocab(), theirs.get_vocab()
@@ -208,23 +193,24 @@ def _require_tokenizer(store: Models, other: Load, emit: JobContext) -> None:
         raise UsageError(f"{other.model} has a different tokenizer: {said}", "/score TEXT")
 
 
-# the numbers
-
-
 def _rows(resident: Model, text: Led, emit: JobContext) -> Iterator[Tensor]:
     """Yield the logits that each token of the reply is chosen from, shape (vocab,)."""
     for _, block in measure.scoring.logits(resident, text.ids, emit, len(text.done.prompt_ids)):
         yield from block
 
 
-def _weighed(second: Model, asked: Asked, text: Led, firsts: Iterable[Tensor], emit: JobContext) -> Diverged:
+def _compare(second: Model, asked: Asked, text: Led, firsts: Iterable[Tensor], emit: JobContext) -> Diverged:
     done, steps = text.done, []
     fork: FirstFlip | None = None
     speller = Speller(second.tokenizer)
     for place, (one, two) in enumerate(zip(firsts, _rows(second, text, emit), strict=True)):
         step, logs = _step(text, place, one, two.to(one.device), speller)
         if fork is None and not step.agrees:
-            fork = _fork(place, step, logs, speller)
+            candidates = (
+                DivergedToken(token, speller.text(token), (exp(float(logs[0][token])), exp(float(logs[1][token]))))
+                for token in (step.first, step.second)
+            )
+            fork = FirstFlip(place + 1, *candidates, step.margins, max(step.margins) < TIE_NATS)
         steps.append(step)
         emit(Progress("comparing", place + 1, len(done.token_ids), "tokens"))
     if fork is not None:
@@ -250,7 +236,7 @@ def _weighed(second: Model, asked: Asked, text: Led, firsts: Iterable[Tensor], e
 def _step(
     text: Led, place: int, one: Tensor, two: Tensor, speller: Speller
 ) -> tuple[DivergedStep, tuple[Tensor, Tensor]]:
-    """Compare the logits of both at a place of the reply; also returns the log-probabilities there."""
+    """Compare the logits of both models, shape (vocab,), at a token of the reply; also returns both logprobs."""
     import torch
 
     size = min(len(one), len(two))  # embeddings may be padded to different widths
@@ -266,23 +252,15 @@ def _step(
 
 
 def _lead(logs: Tensor, token: int, other: int) -> float:
-    """Return by how many nats a token leads: before another, or before the next likeliest where that is itself."""
+    """Return the lead of a token in nats: over `other`, or over the second most likely where they are the same."""
     if token != other:
         return float(logs[token] - logs[other])
     two = logs.topk(2).values
     return float(two[0] - two[1])
 
 
-def _fork(place: int, step: DivergedStep, logs: tuple[Tensor, Tensor], speller: Speller) -> FirstFlip:
-    one, two = (
-        DivergedToken(token, speller.text(token), (exp(float(logs[0][token])), exp(float(logs[1][token]))))
-        for token in (step.first, step.second)
-    )
-    return FirstFlip(place + 1, one, two, step.margins, max(step.margins) < TIE_NATS)
-
-
 def _onward(second: Model, asked: Asked, text: Led, fork: FirstFlip, emit: JobContext) -> tuple[str, str]:
-    """Return how both texts go on from the fork: the reply as it is, and what the second says from its own token on."""
+    """Return how both texts go on from the fork: the reply as recorded, and the greedy one of the second model."""
     place = fork.place - 1
     before = tuple(text.ids[: len(text.done.prompt_ids) + place])
     rest = [fork.second.id]

@@ -1,9 +1,8 @@
-"""What every layer of a model would say: its hidden state read by whatever the model reads its last one with."""
+"""The logit lens: the hidden state after every layer, read through the final norm and the output head."""
 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 
@@ -17,30 +16,28 @@ from repl.generation.measure.forward import cancellable_forward, decoder_blocks,
 from repl.models import reference
 from repl.models.store import ModelInfo
 
-MAX_RELATIVE_GAP = 1e-4  # of the largest logit: how far two ways to the same number may lie apart in float32
+MAX_RELATIVE_GAP = 1e-4  # of the largest logit: the difference allowed between two computations in float32
 
 
 def layer_logits(resident: Model, ids: Sequence[int], emit: JobContext) -> Tensor:
-    """Read every layer's hidden state behind the last of `ids` as the model reads that of its last layer.
+    """Return the logits after every layer for the last of `ids`: float32, shape (layers + 1, vocab).
 
-    Returns float32 logits of shape (layers + 1, vocab), those of the embedding first; the last row is the model's own.
-    Nothing about the model is assumed: its own code runs from the last layer on, with the hidden states of all layers
-    in place of that layer's (norm, projection, head, scales and soft caps are what they are). That this is right is
-    seen from the last layer, which must come to the model's own logits. Raises `UsageError`, `Failed` or `NoMemory`.
+    The first row is that of the embedding, the last one the model's own. Nothing about the model is assumed: its own
+    code runs from the last layer on, with the hidden states of all layers in place of that layer's, so norm,
+    projection, scales and soft caps apply. The last layer, read in this way, must give the model's own logits. Raises
+    `UsageError`, `Failed` or `NoMemory`.
     """
-    facts = resident.facts
+    model, facts = resident.model, resident.facts
     if facts.context and len(ids) > facts.context:
         raise UsageError(f"the text has {len(ids)} tokens; {facts.id}'s context is {facts.context}")
-    with scoring.reading_errors(resident, emit, "the layers cannot be read"):
-        return _read(resident.model, facts, list(ids), emit)
-
-
-def _read(model: PreTrainedModel, facts: ModelInfo, ids: list[int], emit: JobContext) -> Tensor:
-    blocks = decoder_blocks(model)
-    if not blocks:
+    if not (blocks := decoder_blocks(model)):
         raise Failed(f"{facts.architecture} has no list of decoder layers")
-    given = input_ids(model, ids)
-    with torch.no_grad(), cancellable_forward(model, emit.raise_if_cancelled):
+    given = input_ids(model, list(ids))
+    with (
+        scoring.reading_errors(resident, emit, "the layers cannot be read"),
+        torch.no_grad(),
+        cancellable_forward(model, emit.raise_if_cancelled),
+    ):
         fits = scoring.reading_way(model, given) != "none"
         with _seen(blocks, emit) as seen:
             own = _own(model, given, facts)
@@ -78,7 +75,7 @@ def _last(model: PreTrainedModel, ids: Tensor, start: int = 0) -> Tensor:
 
 @contextmanager
 def _seen(blocks: list[Module], emit: JobContext) -> Iterator[list[Tensor]]:
-    """Collect what goes into the first block, and then what comes out of each."""
+    """Collect the input of the first block and the output of each."""
     seen: list[Tensor] = []
 
     def first(_: Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
@@ -89,18 +86,14 @@ def _seen(blocks: list[Module], emit: JobContext) -> Iterator[list[Tensor]]:
         emit(Progress("reading layer by layer", len(seen) - 1, len(blocks), "layers"))
 
     with ExitStack() as hooks:
-        _hook(hooks, blocks[0].register_forward_pre_hook(first, with_kwargs=True))
+        hooks.callback(blocks[0].register_forward_pre_hook(first, with_kwargs=True).remove)
         for block in blocks:
-            _hook(hooks, block.register_forward_hook(then))
+            hooks.callback(block.register_forward_hook(then).remove)
         yield seen
 
 
-def _hook(hooks: ExitStack, handle: Any) -> None:
-    hooks.callback(handle.remove)
-
-
 def _hidden(output: ModelOutput) -> Tensor | None:
-    """Return the hidden states among what a block gives: it, or the first of it; None of several streams (reformer)."""
+    """Return the hidden states in the output of a block; None for several streams (reformer)."""
     if isinstance(output, tuple) and type(output) is not tuple:  # a named one
         return None
     return output[0] if isinstance(output, tuple | list) else output
@@ -119,7 +112,7 @@ def _states(seen: list[Tensor], blocks: int, tokens: int, facts: ModelInfo) -> T
 
 @contextmanager
 def _instead(block: Module, states: Tensor) -> Iterator[None]:
-    """Let a block give other hidden states than its own."""
+    """Replace the hidden states in the output of a block."""
 
     def change(_: object, __: object, output: ModelOutput) -> ModelOutput:
         other = states.to(_hidden(output))

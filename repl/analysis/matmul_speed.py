@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices in each number format, measured in about a second."""
+"""Matrix multiplication speed of this machine in each dtype, measured in about a second."""
 
 import time
 from contextlib import suppress
@@ -15,18 +15,18 @@ TURN_S = 0.12  # seconds for each measurement
 
 @dataclass(frozen=True, slots=True)
 class MatmulSpeed:
-    """Products with a square matrix, in thousands of millions of operations a second."""
+    """The speed of products with a square matrix, in GFLOP/s."""
 
     dtype: str
     device: str
     reading: float
-    """Many rows at once, as while a prompt is read."""
+    """With many rows at once, as in prefill."""
     replying: float
-    """One row at a time, as while a reply is made."""
+    """With one row, as in decode."""
 
 
 def measure_speeds(emit: JobContext) -> list[MatmulSpeed]:
-    """Multiply matrices in every number format, for about a second altogether."""
+    """Measure each dtype that the device computes in, for about a second altogether."""
     import torch
 
     device = "cuda:0" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -40,7 +40,7 @@ def measure_speeds(emit: JobContext) -> list[MatmulSpeed]:
 
 
 def _rate(matrix: Tensor, rows: int, emit: JobContext) -> float:
-    """Return thousands of millions of additions and multiplications a second."""
+    """Return GFLOP/s."""
     some = matrix[:rows]
     (some @ matrix)[0, 0].item()  # the first one sets things up
     quickest, until = float("inf"), time.perf_counter() + TURN_S
@@ -52,7 +52,7 @@ def _rate(matrix: Tensor, rows: int, emit: JobContext) -> float:
 
 
 def advice(speeds: list[MatmulSpeed]) -> list[str]:
-    """Say which number format is worth choosing here, as far as the measurement shows it."""
+    """Return a hint on the dtype to choose, if the measurement shows a difference."""
     by_name = {speed.dtype: speed for speed in speeds}
     one, half = by_name.get("float32"), by_name.get("bfloat16")
     if one is None or half is None:

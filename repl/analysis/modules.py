@@ -1,4 +1,4 @@
-"""What a model is made of: its modules with equal ones folded, and what they cost; for the model thread."""
+"""The modules of a model, identical ones folded, with their parameters and memory; for the model thread."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +11,10 @@ from repl.core.values import closest_match
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A module, or a parameter that a module holds itself; with `count` of them folded, the numbers are of one."""
+    """A module or a parameter; if `count` of them are folded, the numbers are those of one."""
 
     path: str
-    """Where it is; of folded ones the first."""
+    """The path of the module; of folded ones that of the first."""
     name: str
     kind: str
     count: int
@@ -29,23 +29,23 @@ class Part:
     """The parameter whose weights it uses."""
     parts: tuple["Part", ...] = ()
     inside: int = 0
-    """Parts that are left out here: the tree is deeper."""
+    """The number of parts that are cut off here."""
 
 
 def fold_modules(model: PreTrainedModel, path: str = "") -> Part:
-    """Return the part at a path with everything in it, equal ones folded; raises `UsageError` for a wrong path."""
+    """Return the module at a path with its submodules, identical ones folded; raises `UsageError` for a wrong path."""
     return ModuleReader(model, path).part(path, path or type(model).__name__)
 
 
 def cut_tree(part: Part, depth: int) -> Part:
-    """Return a part with so many levels below it."""
+    """Return a part with `depth` levels below it."""
     if not depth and part.parts:
         return replace(part, parts=(), inside=len(part.parts))
     return replace(part, parts=tuple(cut_tree(one, depth - 1) for one in part.parts))
 
 
 def block_level(part: Part) -> int:
-    """Return the level at which the most modules are folded, 0 where none are."""
+    """Return the level at which the most modules are folded; 0 if none are."""
     found = [(one.count, -level) for level, one in levels(part) if one.count > 1]
     return -max(found)[1] if found else 0
 
@@ -133,7 +133,7 @@ class ModuleReader:
 
 
 def nameless(part: Part) -> Part:
-    """Return a part without what tells it from an equal one elsewhere."""
+    """Return a part without its place, so that identical modules compare equal."""
     return replace(part, path="", name="" if part.name.isdigit() else part.name, parts=tuple(map(nameless, part.parts)))
 
 

@@ -1,4 +1,4 @@
-"""A recorded reply as a short script for transformers alone, which makes the same token ids."""
+"""A recorded reply as a short script that uses transformers alone and generates the same token ids."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +22,10 @@ from repl.models.adapters import Adapter
 from repl.models.memory.available import max_memory
 
 LINE_WIDTH, IDS_PER_ROW = 92, 16
-LEADING_NAMES = (*LENGTH_LIMITS, "num_beams", "do_sample")  # the order in which people write them
-RETURN_FIELDS = ("return_dict_in_generate", "output_")  # their beginnings; they only change what comes back
+LEADING_NAMES = (*LENGTH_LIMITS, "num_beams", "do_sample")  # written first, in this order
+RETURN_FIELDS = ("return_dict_in_generate", "output_")  # prefixes; these fields only change what is returned
 OBJECTS = {"compile_config": "CompileConfig", "watermarking_config": "WatermarkingConfig"}
-"""Fields of the generation config that hold an object, with its class."""
+"""Fields of the generation config that hold an object, with their classes."""
 FORM_CODE = '''
 class Form(LogitsProcessor):
     """Lets only tokens through that a grammar allows."""
@@ -34,7 +34,7 @@ class Form(LogitsProcessor):
         ends = model.generation_config.eos_token_id
         wrapped = hf.from_tokenizer(tokenizer, eos_token=[ends] if isinstance(ends, int) else ends)
         self.matcher, self.start = llguidance.LLMatcher(wrapped, grammar), start
-        for ids in begun:  # what the reply begins with, where that fits the form
+        for ids in begun:  # the beginning of the reply, if it fits the form
             if self.matcher.try_consume_tokens(ids) == len(ids):
                 break
             self.matcher = llguidance.LLMatcher(wrapped, grammar)
@@ -49,7 +49,7 @@ class Form(LogitsProcessor):
             allowed[row, : len(bits)] = bits.bool().to(scores.device)
         return scores.masked_fill(~allowed, -torch.inf)
 '''.strip().splitlines()
-"""What holds a reply to its form."""
+"""The logits processor that holds a reply to its form."""
 QUANTIZATION_CODE = {
     "8bit": "BitsAndBytesConfig(load_in_8bit=True)",
     "4bit": 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16")',
@@ -58,20 +58,20 @@ QUANTIZATION_CODE = {
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a script loads the model from: a folder, or a repository with its commit."""
+    """The source that a script loads the model from: a folder, or a repository with its commit."""
 
     name: str
     commit: str = ""
     gguf_file: str = ""
     kind: str = "AutoModelForCausalLM"
-    """The library's class that loads it."""
+    """The class of transformers that loads it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptForm:
-    """One way to write a prompt: messages through the chat template, a text, or the very ids.
+    """One way to write a prompt: messages for the chat template, a text, or token ids.
 
-    `options` are arguments of the call that encodes, `behind` is written behind what the template makes.
+    `options` are arguments of the call that encodes it; `behind` is appended to the rendered template.
     """
 
     messages: tuple[AnyMessage, ...] = ()
@@ -80,11 +80,11 @@ class PromptForm:
     text: str = ""
     ids: tuple[int, ...] = ()
     why: str = "no plain call of the tokenizer is known to make them"
-    """Why the ids stand there."""
+    """The reason to write the ids."""
 
 
 def recorded_reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
-    """Return the reply that a number means, 0 the last one, with its record; raises `UsageError`."""
+    """Return the reply of an exchange, 0 for the last one, with its record; raises `UsageError`."""
     turn = talk.exchange(number) if number else last
     if turn is None:
         raise UsageError("no replies yet")
@@ -98,30 +98,30 @@ def recorded_reply(talk: Conversation, last: Turn | None, number: int) -> tuple[
 
 
 def last_call(record: Reply) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids that the last call was given and those that it made: a continued reply was made in several."""
+    """Return the prompt ids and the new ids of the last `generate` call; a continued reply was made by several."""
     ids = record.prompt_ids + record.token_ids
     return ids[: record.usage.prompt], ids[record.usage.prompt :]
 
 
 def sequence_place(record: Reply) -> int:
-    """Return which of the sequences the reply is."""
+    """Return the index of the reply among the returned sequences."""
     made = last_call(record)[1]
     return next((place for place, one in enumerate(record.sequences) if one.token_ids == made), 0)
 
 
 def recorded_values(record: Reply) -> dict[str, Any]:
-    """Return what a reply was made with, in the library's names; None switched off what the model's config sets."""
+    """Return the generation fields of a reply under the library's names; None turns off a value of the model."""
     older = {OURS.get(name, name): value for name, value in record.decode.items() if name not in APART}
     return dict(record.given) or {name: value for name, value in older.items() if value not in (None, (), [])}
 
 
 def generate_arguments(record: Reply) -> dict[str, object]:
-    """Return what `generate` has to be called with; a reply that was broken off, or out of time, ends where it did."""
+    """Return the arguments of `generate`; the length limit of a reply that was stopped is its own length."""
     found = recorded_values(record)
     if _cut(record):
         found = {name: value for name, value in found.items() if name not in LENGTH_LIMITS}
         found["max_new_tokens"] = len(last_call(record)[1])
-    found.pop("max_time", None)  # what fitted into it once need not fit again
+    found.pop("max_time", None)  # the second run may be slower
     idle = (() if record.sampled else WARPERS, () if record.beams > 1 else BEAMS)
     found = {name: value for name, value in found.items() if name not in (*idle[0], *idle[1])}
     order = sorted(found, key=lambda name: LEADING_NAMES.index(name) if name in LEADING_NAMES else len(LEADING_NAMES))
@@ -129,14 +129,14 @@ def generate_arguments(record: Reply) -> dict[str, object]:
 
 
 def _cut(record: Reply) -> str:
-    """Say what ended a reply at a moment, not at a token; empty where nothing did."""
+    """Return why a reply was stopped at a moment, not at a token; empty if it was not."""
     if record.finish in ("cancelled", "failed"):
         return "broken off"
     return "out of time" if record.out_of_time else ""
 
 
 def spellings(talk: Conversation, turn: Turn, record: Reply) -> list[PromptForm]:
-    """Return the ways to write the prompt of a reply, the most readable first; the ids themselves are the last."""
+    """Return the ways to write the prompt of a reply, the most readable first and the ids last."""
     ids = last_call(record)[0]
     asked = talk.turns[turn.parent or 0]
     if ids != record.prompt_ids:
@@ -152,7 +152,7 @@ def spellings(talk: Conversation, turn: Turn, record: Reply) -> list[PromptForm]
 
 
 def _chats(messages: Sequence[AnyMessage], record: Reply) -> Iterator[PromptForm]:
-    """Yield the plain form first, then the one in which control tokens that a user typed are encoded as text."""
+    """Yield the plain form first, then the one that encodes control tokens typed by the user as text."""
     form = PromptForm(tuple(messages), {**record.template, "add_generation_prompt": True})
     if record.prefill:
         begun = {"role": "assistant", "content": record.prefill}
@@ -168,7 +168,7 @@ def _chats(messages: Sequence[AnyMessage], record: Reply) -> Iterator[PromptForm
 def find_form(
     forms: Sequence[PromptForm], record: Reply, tokenizer: PreTrainedTokenizerBase, emit: JobContext
 ) -> PromptForm:
-    """Return the first way to write a prompt that encodes to its ids; for the model thread."""
+    """Return the first way to write a prompt that encodes to the recorded ids; for the model thread."""
     ids = list(forms[-1].ids)
     for form in forms[:-1]:
         try:
@@ -183,7 +183,7 @@ def find_form(
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, form: PromptForm) -> list[int]:
-    """Return the ids of a prompt as the script will make them; none where the library makes more of it."""
+    """Return the ids of a prompt as the script encodes it; none if the call returns other inputs too."""
     if not form.messages:
         made = tokenizer(form.text, **form.options)
     elif form.behind:
@@ -195,7 +195,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, form: PromptForm) -> list[int]:
 
 
 def write_script(turn: Turn, source: ModelSource, form: PromptForm, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """Return the program text for a reply; it prints what the reply says. For the model thread."""
+    """Return the script of a reply, which prints its text; for the model thread."""
     record = turn.record
     assert record is not None
     quantized = QUANTIZATION_CODE.get(str(record.load.get("quantize")), "")
@@ -272,7 +272,7 @@ def _loading(record: Reply, source: ModelSource, quantized: str) -> list[str]:
 
 
 def _adapting(words: str) -> list[str]:
-    """Return the lines that put an adapter on."""
+    """Return the lines that load an adapter."""
     asked = Adapter.of(words)
     if not asked.name:
         return []
@@ -314,7 +314,7 @@ def _message(said: AnyMessage) -> str:
 
 
 def _form(record: Reply) -> list[str]:
-    """Return the lines that make what holds the reply to its form."""
+    """Return the lines that make the logits processor of a form."""
     if record.format is None:
         return []
     form, made = parse_format(record.decode["format"]), last_call(record)[0][len(record.prompt_ids) :]
@@ -350,7 +350,7 @@ def _generating(record: Reply) -> list[str]:
 
 
 def _banning(record: Reply) -> list[str]:
-    """Return the lines that keep out what was taken back."""
+    """Return the lines that ban the tokens that were taken back."""
     if not record.taken_back:
         return []
     return [
@@ -363,7 +363,7 @@ def _banning(record: Reply) -> list[str]:
 
 
 def _thinking(record: Reply) -> list[str]:
-    """Return the lines that decode a thought with settings of its own, and close it where it was too long."""
+    """Return the lines that decode a thought with its own settings, and close it if it was too long."""
     if (found := record.thought) is None:
         return []
     start = record.usage.prompt
@@ -392,7 +392,7 @@ def _warpers(values: Mapping[str, Any]) -> str:
 
 
 def _printing(turn: Turn, record: Reply, tokenizer: PreTrainedTokenizerBase | None) -> list[str]:
-    """Return the lines that print the text of a reply: with the spaces that it has, and the tags around its parts."""
+    """Return the lines that print the text of a reply, with its spaces and the tags around its parts."""
     place, first = sequence_place(record), len(record.prompt_ids)
     tidies = getattr(tokenizer, "clean_up_tokenization_spaces", False)  # a reply here keeps spaces before punctuation
     kept = {"clean_up_tokenization_spaces": False} if tidies else {}
@@ -424,13 +424,13 @@ def _call(function: str, *plain: str, **named: str) -> str:
 
 
 def _block(head: str, items: Sequence[str], begin: str = "(", end: str = ")") -> str:
-    """Write items behind a head, in one line where they fit, else each in a line of its own."""
+    """Write items in brackets after a head: on one line if they fit, else each on its own."""
     line = f"{head}{begin}{', '.join(items)}{end}"
     return line if len(line) <= LINE_WIDTH else head + begin + "\n" + "".join(f"    {one},\n" for one in items) + end
 
 
 def literal(value: object) -> str:
-    """Return a value as Python writes it, texts in double quotes; what is not printable is escaped."""
+    """Return a value as Python source, strings in double quotes."""
     match value:
         case str():
             word = repr(value)

@@ -1,4 +1,4 @@
-"""The messages of a conversation answered anew: by another model or under other settings, beside what was answered.
+"""The messages of a conversation answered again, by another model or under other settings.
 
 In come the messages with their recorded answers; out come the new answers, one for each. Nothing is added to the
 conversation here.
@@ -37,7 +37,7 @@ class Exchange:
 
 
 def recorded_exchanges(talk: Conversation) -> list[Exchange]:
-    """Return the messages of a conversation with their answers; without any, the texts that were completed."""
+    """Return the messages of a conversation with their answers; if there are none, the completed texts."""
     found = [
         Exchange(
             asked.id,
@@ -58,7 +58,7 @@ def recorded_exchanges(talk: Conversation) -> list[Exchange]:
 
 
 def beside_record(exchange: Exchange, answer: Answer, shown: str) -> Answers:
-    """Put a new answer beside the recorded one, with thoughts shown as a setting says."""
+    """Return the recorded and the new answer as two columns; `shown` is the setting for thoughts."""
     record, done = exchange.record, answer.done
     same_model = done is not None and record.made_by(done.model.id, done.model.commit)
     ends = [0, *accumulate(record.measures.lengths)]
@@ -76,7 +76,7 @@ def beside_record(exchange: Exchange, answer: Answer, shown: str) -> Answers:
 
 
 def is_same(answers: Answers) -> bool:
-    """Tell whether a new answer is the recorded one, to its end."""
+    """Tell whether the new answer equals the recorded one and both are complete."""
     whole = (one.done is not None and one.done.finish not in ("cancelled", "failed") for one in answers.columns)
     return answers.columns[1].difference is None and all(whole)
 
@@ -84,10 +84,10 @@ def is_same(answers: Answers) -> bool:
 def answer_again(
     store: Models, variant: Variant, talk: Sequence[Exchange], pinned: bool, emit: JobContext, made: list[Answer]
 ) -> None:
-    """Answer messages anew, each after the new answers before it, or `pinned` to the recorded ones.
+    """Answer messages again, each after the new answers before it, or with `pinned` after the recorded ones.
 
-    Each answer is added to `made` as it is done; a cancel ends it with what there is. For the model thread; raises a
-    `ReplError` where nothing can answer.
+    Each answer is added to `made` when it is finished; a cancel keeps the answers so far. For the model thread; raises
+    a `ReplError` if the model cannot be opened.
     """
     try:
         with open_answerer(store, variant, emit, chats=bool(talk[0].asked.messages)) as answer:
@@ -120,6 +120,6 @@ def _answer_all(
         if emit.stopped():  # what there is of an answer is kept
             raise Cancelled
         if found.problem and not pinned:
-            return  # what follows would answer an answer that is not there
+            return  # later messages need this answer
         parts = found.done.parts if found.done else Parts()
         said = (*asked.messages, message("assistant", found.whole_text, parts)) if asked.messages else ()

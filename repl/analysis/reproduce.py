@@ -1,4 +1,4 @@
-"""A recorded reply made once more: its ids, where they part from the record, and what has changed since."""
+"""A recorded reply generated again: its ids, where they differ from the record, and what has changed since."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from repl.core.errors import library_errors
 from repl.core.events import Progress
 from repl.core.format import device
 from repl.core.jobs import JobContext
-from repl.core.library_types import PreTrainedTokenizerBase, Tensor
+from repl.core.library_types import Tensor
 from repl.core.reply import Environment, ModelRecord, Reply
 from repl.generation import decode, measure
 from repl.generation.interface import Model
@@ -20,7 +20,7 @@ TOUCHED = "open in /python"  # where it may have been changed
 
 @dataclass(frozen=True, slots=True)
 class ForkToken:
-    """A token at the place of the first difference, with its log-probability there in nats; id None is the end."""
+    """A token at the first difference, with its logprob there in nats; `id` is None at the end of the reply."""
 
     id: int | None
     text: str
@@ -29,7 +29,7 @@ class ForkToken:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """Something that is not as it was when the reply was recorded."""
+    """A condition that changed since the reply was recorded."""
 
     name: str
     then: str
@@ -38,7 +38,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """The tokens that follow the same text in two runs, and how far apart they are there: nats, None at an end."""
+    """The first different tokens of two runs, and the distance of their logprobs in nats; None if one run ended."""
 
     then: ForkToken
     now: ForkToken
@@ -46,7 +46,7 @@ class Fork:
 
 
 def generate_again(resident: Model, record: Reply, emit: JobContext) -> list[int]:
-    """Call `generate` as the record says, without the kept cache; raises `Failed` or `Cancelled`."""
+    """Call `generate` with the recorded arguments and an empty KV cache; raises `Failed` or `Cancelled`."""
     import torch
 
     model, (prompt, made) = resident.model, recipe.last_call(record)
@@ -77,18 +77,19 @@ def generate_again(resident: Model, record: Reply, emit: JobContext) -> list[int
 
 
 def find_fork(resident: Model, before: list[int], then: Sequence[int], now: Sequence[int], emit: JobContext) -> Fork:
-    """Weigh the first tokens of two ways to go on after the same text, in the model's own distribution."""
+    """Compare the first ids of two continuations of the same text in the model's own distribution."""
     logs = measure.scoring.next_logits(resident, before, emit).log_softmax(-1)
-    one, other = (_candidate(resident.tokenizer, logs, ids[:1]) for ids in (then, now))
+    one, other = (
+        ForkToken(ids[0], str(resident.tokenizer.decode([ids[0]])), float(logs[ids[0]]))
+        if ids
+        else ForkToken(None, "", None)
+        for ids in (then, now)
+    )
     return Fork(one, other, abs(float(logs[then[0]] - logs[now[0]])) if then and now else None)
 
 
-def _candidate(tokenizer: PreTrainedTokenizerBase, logs: Tensor, ids: Sequence[int]) -> ForkToken:
-    return ForkToken(ids[0], str(tokenizer.decode([ids[0]])), float(logs[ids[0]])) if ids else ForkToken(None, "", None)
-
-
 def list_changes(record: Reply, resident: Model) -> list[Changed]:
-    """Return what is known of both runs and differs: library versions, format, place, attention, threads, steps."""
+    """Return what differs between then and now: library versions, dtype, device, quantization, attention, threads."""
     facts = resident.facts
     then = record.versions | _conditions(record.model, record.environment)
     places, packed = dict(facts.device_map), resident.load.quantize

@@ -1,4 +1,4 @@
-"""A grid of settings over one prompt: which rows it has, what is measured of each, and taking one as the answer."""
+"""A grid of settings over one prompt: its rows, their figures, and making one of them the answer."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ Words = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One row of the grid: the words and values of what it varies, the seed of its random numbers, all its settings."""
+    """One row of the grid: the settings that it varies as words and as values, its seed, and all its settings."""
 
     words: Words
     values: dict[str, Any]
@@ -45,7 +45,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class SweepRow:
-    """One row of the table; `logprob` is the mean of its tokens in the model's own distribution, in nats."""
+    """One row of the table; `logprob` is the mean over its tokens in the model's own distribution, in nats."""
 
     number: int
     settings: dict[str, Any]
@@ -53,10 +53,10 @@ class SweepRow:
     finish: str
     length: int
     distinct_2: float | None
-    """Different pairs of neighbouring tokens, as a share of all pairs; None where there are none."""
+    """The share of distinct bigrams; None if there are none."""
     logprob: float | None
     parts: int | None
-    """The first token, from 1, that is not the greedy row's; None where all are."""
+    """The first token, from 1, that differs from the greedy row; None if none does."""
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -64,25 +64,25 @@ class SweepRow:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What came of a grid; `whole` is False where it was stopped."""
+    """The rows of a grid; `whole` is False if it was stopped early."""
 
     names: tuple[str, ...]
     lines: tuple[SweepRow, ...]
     greedy: SweepRow | None
     prompt_ids: tuple[int, ...]
     made: int
-    """Rows that were made, the greedy one among them."""
+    """Rows that were generated, including the greedy one."""
     together: int
-    """Rows that shared the steps of the model; the others were made one after another, `alone` says why."""
+    """Rows that were generated in one batch; the others were generated one after another, `alone` says why."""
     alone: str
     whole: bool
     seconds: float
     left_out: int = 0
-    """Rows that were not begun when it was stopped."""
+    """Rows that were not started when it was stopped."""
 
 
 def plan_grid(chosen: Settings, base: ModelDefaults, words: Sequence[str]) -> list[Cell]:
-    """Read `name=value,value` words into the rows they ask for, behind the greedy one that they are compared with.
+    """Return the rows that `name=value,value` words ask for, after the greedy row that they are compared with.
 
     Raises `UsageError`.
     """
@@ -97,10 +97,14 @@ def plan_grid(chosen: Settings, base: ModelDefaults, words: Sequence[str]) -> li
         elif name == "seed":
             seed = _whole("seed", text, Integer(0, 2**63 - 1 - MAX_SWEEP_ROWS))
         else:
-            grid[_swept(name, base)] = _split_values(name, text)
+            whole = name == "stop" or text[0] in "[{"  # JSON and stop strings may hold commas
+            values = (text,) if whole else tuple(dict.fromkeys(part for part in text.split(",") if part))
+            grid[_swept_name(name, base)] = values or (text,)
     if not grid and count == 1:
         raise UsageError("/sweep needs settings to vary", SWEEP_EXAMPLE)
-    neutral = _neutral(chosen, grid)
+    beams = [] if "num_beams" in grid else [("num_beams", "1")]
+    samples = [("do_sample", "on")] if set(grid) & set(WARPERS) or not grid else []
+    neutral = changed(chosen, [("num_return_sequences", "1"), *beams, *samples])
     rows = [tuple(zip(grid, values, strict=True)) for values in product(*grid.values())]
     if len(rows) * count > MAX_SWEEP_ROWS:
         raise UsageError(f"that is {len(rows) * count:,} rows; the limit is {MAX_SWEEP_ROWS}", SWEEP_EXAMPLE)
@@ -116,7 +120,7 @@ def _whole(name: str, text: str, kind: Integer) -> int:
         raise UsageError(f"{name} {text!r} is not {kind.phrase}", SWEEP_EXAMPLE) from None
 
 
-def _swept(name: str, base: ModelDefaults) -> str:
+def _swept_name(name: str, base: ModelDefaults) -> str:
     full = full_name(name, base)
     part = settings.places().get(full, "decode")
     if part == "load":
@@ -124,19 +128,6 @@ def _swept(name: str, base: ModelDefaults) -> str:
     if part != "decode" or full in ("num_return_sequences", "overflow", "reuse"):
         raise UsageError(f"{full} cannot be swept: it does not change the text", SWEEP_EXAMPLE)
     return full
-
-
-def _split_values(name: str, text: str) -> tuple[str, ...]:
-    """Cut a text at its commas; one in JSON, and strings to stop at, stay whole."""
-    whole = name == "stop" or text[0] in "[{"
-    return (text,) if whole else tuple(dict.fromkeys(part for part in text.split(",") if part)) or (text,)
-
-
-def _neutral(chosen: Settings, grid: Mapping[str, object]) -> Settings:
-    """Return the settings that every row begins with: one sequence, no beams, sampling if that is what is swept."""
-    beams = [] if "num_beams" in grid else [("num_beams", "1")]
-    samples = [("do_sample", "on")] if set(grid) & set(WARPERS) or not grid else []
-    return changed(chosen, [("num_return_sequences", "1"), *beams, *samples])
 
 
 def _cell(neutral: Settings, base: ModelDefaults, words: Words, seed: int) -> Cell:
@@ -153,7 +144,7 @@ def _cell(neutral: Settings, base: ModelDefaults, words: Words, seed: int) -> Ce
 def run_sweep(
     resident: Model, cells: Sequence[Cell], request: Request, emit: JobContext, exact: bool
 ) -> tuple[Sweep, dict[int, "BatchReply"]]:
-    """Make the rows of a grid; returns what came of them, and the reply of each row by its number."""
+    """Generate the rows of a grid; returns the results, and the reply of each row by its number."""
     began = time.monotonic()
     rows = decode.batch.Batch(resident, [replace(request, settings=cell.chosen) for cell in cells], emit, exact)
     whole = rows.run()
@@ -195,13 +186,13 @@ def _measure(number: int, cell: Cell, made: "BatchReply", greedy: Sequence[int])
 
 
 def distinct(ids: Sequence[int]) -> float | None:
-    """Return distinct-2: different pairs of neighbours as a share of all (Li et al. 2016); None for no pairs."""
+    """Return distinct-2, the share of distinct bigrams (Li et al. 2016); None if there are none."""
     pairs = list(pairwise(ids))
     return len(set(pairs)) / len(pairs) if pairs else None
 
 
 def first_difference(ids: Sequence[int], greedy: Sequence[int]) -> int | None:
-    """Return the first place, from 1, at which two texts differ; None where they are the same."""
+    """Return the first place, from 1, at which two token sequences differ; None if they are the same."""
     same = common_length(ids, greedy)
     return None if same == len(ids) == len(greedy) else same + 1
 
@@ -214,7 +205,7 @@ def take_row(
     made: Mapping[int, "BatchReply"],
     number: int,
 ) -> Message:
-    """Make a row the reply to its question, and its settings those of the session; raises `UsageError`."""
+    """Make a row the reply to its message, and use its settings from now on; raises `UsageError`."""
     if number not in made:
         raise UsageError(f"there is no row {number}: rows are numbered {min(made)} to {max(made)}", "/sweep")
     done, samples = made[number].done, made[number].done.seed is not None

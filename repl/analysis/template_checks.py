@@ -1,8 +1,8 @@
-"""What chat templates classically get wrong: each failure tried, with a verdict; and who says what in a prompt."""
+"""Checks of a chat template for common faults, each with a verdict; and the parts of a prompt by role."""
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from repl.core.errors import ReplError
@@ -21,7 +21,7 @@ TALK = (GREETING, RESPONSE, SECOND)
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that may be wrong; `verdict` is good, note or bad."""
+    """The result of one check; `verdict` is good, note or bad."""
 
     name: str
     verdict: str
@@ -29,28 +29,24 @@ class Check:
 
 
 def check_template(template: Template, stops: Sequence[int]) -> list[Check]:
-    """Try a template; `stops` are the ids that end a reply. Raises `Failed` where it passes its bounds."""
+    """Check a template; `stops` are the ids that end a reply. Raises `Failed` if the template exceeds its limits."""
     error = template.attempt([GREETING]).error or template.attempt(TALK).error
     if error:
         return [Check("renders", "bad", error.message)]
-    return [Check("renders", "good", "user messages and a reply"), *_tried(template, stops)]
-
-
-def _tried(template: Template, stops: Sequence[int]) -> Iterator[Check]:
-    yield Check("BOS", *_bos(template))
-    yield Check("system message", *_system(template))
-    yield Check("generation prompt", *_generation_prompt(template))
-    yield Check("end of turn", *_end(template, stops))
-    yield Check("earlier turns", *_earlier(template))
-    yield Check("thinking in history", *_thinking(template))
-    yield Check("control tokens typed by you", *_typed(template))
+    verdicts = {
+        "renders": ("good", "user messages and a reply"),
+        "BOS": _bos(template),
+        "system message": _system(template),
+        "generation prompt": _generation_prompt(template),
+        "end of turn": _end(template, stops),
+        "earlier turns": _earlier(template),
+        "thinking in history": _thinking(template),
+        "control tokens typed by you": _typed(template),
+    }
+    return [Check(name, *verdict) for name, verdict in verdicts.items()]
 
 
 Verdict = tuple[str, str]
-
-
-def _text(template: Template, *messages: Mapping[str, str], prompt: bool = False) -> str:
-    return template.write(messages, prompt).text
 
 
 def _bos(template: Template) -> Verdict:
@@ -81,7 +77,7 @@ def _system(template: Template) -> Verdict:
 
 def _generation_prompt(template: Template) -> Verdict:
     """Compare what asks for a reply with what stands in front of one in history, behind the end of your message."""
-    asked = _atoms(template, _text(template, GREETING, prompt=True).partition(GREETING["content"])[2])
+    asked = _atoms(template, template.write([GREETING], True).text.partition(GREETING["content"])[2])
     stands = _atoms(template, _between(template, GREETING, RESPONSE))
     alone = template.attempt([GREETING], generation_prompt=False).text.partition(GREETING["content"])[2]
     twice = template.attempt([GREETING, SECOND], generation_prompt=False).text.partition(GREETING["content"])[2]
@@ -100,7 +96,7 @@ def _generation_prompt(template: Template) -> Verdict:
 
 def _between(template: Template, first: Mapping[str, str], second: Mapping[str, str]) -> str:
     """Return what a template writes between two messages that follow each other in a chat."""
-    after = _text(template, *TALK, prompt=True).partition(first["content"])[2]
+    after = template.write(TALK, True).text.partition(first["content"])[2]
     return after.partition(second["content"])[0]
 
 
@@ -171,10 +167,12 @@ def _thinking(template: Template) -> Verdict:
 
 def _typed(template: Template) -> Verdict:
     hostile = {**GREETING, "content": GREETING["content"] + " ".join(template.controls)}
+    by_id = {template.tokenizer.convert_tokens_to_ids(name): name for name in template.controls}
     try:
-        plain, tried = (_controls_in(template, message) for message in (GREETING, hostile))
+        prompts = [template.encode(template.write([message])) for message in (GREETING, hostile)]
     except ReplError as error:
         return "note", f"such a message is refused: {error.message}"
+    plain, tried = (Counter(by_id[token] for token in ids if token in by_id) for ids in prompts)
     if forged := sorted((tried - plain).keys()):
         return "bad", f"{', '.join(forged)} acts when you type it"
     if not plain.keys() - {template.tokenizer.bos_token}:
@@ -182,18 +180,9 @@ def _typed(template: Template) -> Verdict:
     return "good", "are plain text"
 
 
-def _controls_in(template: Template, message: dict[str, str]) -> Counter[str]:
-    ids = template.encode(template.write([message]))
-    by_id = {template.tokenizer.convert_tokens_to_ids(name): name for name in template.controls}
-    return Counter(by_id[token] for token in ids if token in by_id)
-
-
-# who says what in a rendered prompt
-
-
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The part of a prompt that a message is written as, in characters; the role `template` is nobody's message."""
+    """The part of a prompt that renders one message, in characters; the role `template` marks text of the template."""
 
     role: str
     start: int
@@ -201,10 +190,10 @@ class Span:
 
 
 def find_spans(template: Template, messages: Sequence[AnyMessage], text: str, prefill: str = "") -> list[Span]:
-    """Find the part of a rendered text that each message is written as: what it adds to those before it.
+    """Return the part of a rendered prompt that each message takes: the text it adds to the messages before it.
 
-    Where a template writes a message differently once others follow, its own last line is searched instead. What
-    asks for the reply is the template's, and the beginning of the reply, `prefill`, the assistant's.
+    If the template renders a message differently once others follow, the message's last line is searched instead. The
+    generation prompt belongs to the template, the `prefill` behind it to the assistant.
     """
     found: list[Span] = []
     place = 0

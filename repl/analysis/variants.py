@@ -1,4 +1,4 @@
-"""Ways to answer the same message: the words of /compare and /replay, and the settings that each comes to."""
+"""Ways to answer the same message: the words of /compare and /replay, and the settings that each means."""
 
 import re
 from collections.abc import Mapping
@@ -17,12 +17,13 @@ from repl.session.change_settings import changed, full_name
 from repl.session.session import Session
 
 NOW, LOCAL = "now", "local"
-"""Words for what answers as things stand, and for the model in this process while a server answers."""
+"""Words for the current settings, and for the local model while a server is connected."""
 URL = re.compile(r"https?://")
-ADDRESS = ("model", "revision", "gguf_file", "trust_remote_code")  # settings that the word for a model comes to
+ADDRESS = ("model", "revision", "gguf_file", "trust_remote_code")  # settings that the word for a model means
 NAMED_SETTING = re.compile(r"[A-Za-z_][A-Za-z_-]*=.*", re.DOTALL)
 ONE_SEQUENCE = [("num_beams", "1"), ("num_return_sequences", "default")]
 GREEDY_WORDS = [("do_sample", "off"), *ONE_SEQUENCE]
+GREEDY_VALUES = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
 SAMPLED = [("do_sample", "on"), *ONE_SEQUENCE]
 WORDS: dict[str, list[tuple[str, str]]] = {
     **{NOW: [], LOCAL: [], "greedy": GREEDY_WORDS, "sample": SAMPLED},
@@ -34,7 +35,7 @@ JOINT = re.compile(rf"[,+\s]+(?=(?!cpu=|mps=|disk=)[A-Za-z_][A-Za-z_-]*=|(?:{NEX
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server, the model of it that is wanted, and what it offers; None: not asked yet."""
+    """A server, the model to use there, and its list of models; None if it was not asked yet."""
 
     where: Address
     model: str = ""
@@ -43,7 +44,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to answer: how it was typed, the settings that it comes to, and the server where one answers."""
+    """One way to answer: the word as typed, the settings that it means, and the server if one answers."""
 
     title: str
     settings: Settings
@@ -51,9 +52,9 @@ class Variant:
 
 
 def read_way(session: Session, word: str) -> Variant:
-    """Read one word: a model, a server, or settings over those of the session; raises `UsageError`.
+    """Read one word: a model, a server, or changes to the settings of the session; raises `UsageError`.
 
-    While a server answers, its models and what says nothing of loading are meant for it.
+    While a server is connected, its models and words without load settings are meant for it.
     """
     parts, remote = _parts(word), session.remote
     first = parts[0] if parts else ""
@@ -69,9 +70,9 @@ def read_way(session: Session, word: str) -> Variant:
 
 
 def read_variant(word: str, now: Settings, base: ModelDefaults = NOTHING) -> Variant:
-    """Read one word that says nothing of servers: what is not named stays as it is; raises `UsageError`.
+    """Read one word that names no server, as changes to the settings `now`; raises `UsageError`.
 
-    `base` is what the model brings: fields of its generation config may be named too.
+    `base` holds the model's defaults: fields of its generation config may be named too.
     """
     parts = _parts(word)
     given = _given(parts, base)
@@ -111,7 +112,7 @@ def _bare(word: str) -> str:
 
 
 def _pairs(part: str, base: ModelDefaults) -> list[tuple[str, str]]:
-    """Return the settings that a part of a word names; what is no setting is a model."""
+    """Return the settings that a part of a word names; a part that is no setting is a model."""
     if part in WORDS:
         return WORDS[part]
     if not NAMED_SETTING.fullmatch(part) or Path(part).expanduser().exists():
@@ -130,8 +131,15 @@ def setting_words(name: str, value: str) -> list[tuple[str, str]]:
     return GREEDY_WORDS if name == "temperature" and value in ("0", "0.0") else [(name, value)]
 
 
+def greedy_settings(chosen: Settings) -> Settings:
+    """Return settings for one greedy reply."""
+    for name, value in GREEDY_VALUES.items():
+        chosen = chosen.put(name, value, "greedy")
+    return chosen
+
+
 def implied_words(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return what has to be so for a value to have an effect: nobody compares temperatures of a greedy reply."""
+    """Return settings without which others have no effect: a temperature needs sampling, beams need greedy decoding."""
     given = dict(pairs)
     if "do_sample" in given:
         return []
@@ -141,7 +149,7 @@ def implied_words(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def offered(session: Session | None = None) -> Mapping[str, str]:
-    """Return the words worth completing: models, and the names of settings."""
+    """Return the words to complete with their help: models, and the names of settings."""
     models = dict.fromkeys(catalog.names() if session is None else session.model_names(), "")
     own = [name for name, part in settings.places().items() if part != "view" and name != "model"]
     short = {"beams=": "beam search", "greedy": "the most likely token at every step", NOW: "the current settings"}

@@ -1,4 +1,4 @@
-"""How one token of a reply came about: each step from the model's own distribution to the final odds."""
+"""Why one token was chosen: its probability in the model's own distribution and after each logits processor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from repl.generation import decode, measure
 from repl.generation.decode.detokenizer import Detokenizer
 from repl.generation.interface import Model
 from repl.generation.measure.token_text import Speller, quote
-from repl.models.store import ModelInfo
 
 if TYPE_CHECKING:
     from repl.generation.measure.processors import Stage
@@ -25,23 +24,23 @@ SHOWN_CANDIDATES = 8  # candidates shown, by the model's odds and by the final o
 
 @dataclass(frozen=True, slots=True)
 class ProcessorStep:
-    """One processor: what the token's probability is behind it, and what it removed of the tokens there were."""
+    """One logits processor: the token's probability after it, and how many tokens it removed."""
 
     name: str
     value: float | None
     probability: float
     factor: float
-    """What it multiplied the token's probability by: the model's probability times all factors is the final one."""
+    """The factor on the token's probability: the model's probability times all factors is the final one."""
     removed: int
     mass: float
-    """The probability that the removed tokens had together."""
+    """The total probability of the removed tokens."""
     changed: bool
-    """Whether it changed any probability at this place."""
+    """Whether it changed any probability."""
 
 
 @dataclass(frozen=True, slots=True)
 class WhyToken:
-    """A token that might have come: its probabilities, the model's own first, then behind each processor."""
+    """A candidate with its probabilities: the model's own first, then those after each processor."""
 
     id: int
     text: str
@@ -51,7 +50,7 @@ class WhyToken:
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """How one token of the last reply came about."""
+    """Why one token of the last reply was chosen."""
 
     number: int
     of: int
@@ -59,7 +58,7 @@ class Why:
     id: int
     text: str
     how: str
-    """sampled, greedy or beams; taken where the user put the token in."""
+    """sampled, greedy or beams; taken if the user put the token in."""
     model: float
     """The token's probability in the model's own distribution."""
     rank: int
@@ -67,17 +66,20 @@ class Why:
     """Of the model's own distribution, in nats."""
     steps: list[ProcessorStep]
     probability: float
-    """The token's final probability: what it was drawn with."""
+    """The token's probability after all processors."""
     likeliest: int
-    """The likeliest token behind all steps, which greedy takes."""
+    """The most likely token after all processors, which greedy decoding takes."""
     candidates: list[WhyToken]
     notes: list[str]
     least_certain: bool = False
-    """Whether it was chosen for that, of all tokens of the reply."""
+    """Whether it was selected as the least certain token of the reply."""
 
 
 def explain(resident: Model, record: Reply, place: str, shared: bool, emit: JobContext) -> Why:
-    """Compute how a token came about, from the record of its reply; for the model thread."""
+    """Compute why a token was chosen, from the record of its reply; for the model thread.
+
+    `place` is the number of the token, from 1, or its text. Raises `UsageError`.
+    """
     spot = _place(resident.tokenizer, record, place)
     token = record.token_ids[spot]
     prompt, made = call_ids(record, spot)
@@ -90,6 +92,9 @@ def explain(resident: Model, record: Reply, place: str, shared: bool, emit: JobC
     steps = [_step(token, *pair) for pair in pairwise(found)]
     speller, config = Speller(resident.tokenizer), chosen.config
     way = "beams" if (config.num_beams or 1) > 1 else "sampled" if config.do_sample else "greedy"
+    made_in, now = record.model.dtype, resident.facts.dtype
+    gone = ", ".join(quote(one.text) for one in record.taken_back if one.place == spot + 1)
+    notes = [f"made in {made_in}, computed here in {now}"] if made_in != now else []
     shown = sorted({token, *_best(odds[0]), *_best(odds[-1])}, key=lambda one: -float(odds[0][one]))
     return Why(
         number=spot + 1,
@@ -106,14 +111,14 @@ def explain(resident: Model, record: Reply, place: str, shared: bool, emit: JobC
         candidates=[
             WhyToken(one, speller.text(one), [float(row[one]) for row in odds], _remover(found, one)) for one in shown
         ],
-        notes=[*_notes(record, resident.facts), *_taken_back(record, spot)],
+        notes=[*notes, *([f"taken back here, as it is banned: {gone}"] if gone else [])],
     )
 
 
 def call_ids(record: Reply, spot: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids that `generate` was called with for a token, and those that it had made by then.
+    """Return the prompt ids of the `generate` call that made a token, and the ids it had made before that token.
 
-    A continued reply was made by several calls: a token of a later one has the reply before it in its prompt.
+    A continued reply was made by several calls; the prompt of a later call ends with the reply before it.
     """
     calls = record.continued or (record.usage.prompt - len(record.prompt_ids),)
     start = max((place for place in calls if 0 < place <= spot), default=0)
@@ -155,14 +160,3 @@ def _step(token: int, before: "Stage", after: "Stage") -> ProcessorStep:
 
 def _remover(found: Sequence["Stage"], token: int) -> str:
     return next((stage.name for stage in found[1:] if stage.scores[token].isneginf()), "")
-
-
-def _taken_back(record: Reply, spot: int) -> list[str]:
-    """Say what was begun at a place and taken back."""
-    gone = [quote(one.text) for one in record.taken_back if one.place == spot + 1]
-    return [f"taken back here, as it is banned: {', '.join(gone)}"] if gone else []
-
-
-def _notes(record: Reply, facts: ModelInfo) -> list[str]:
-    made = record.model.dtype
-    return [f"made in {made}, computed here in {facts.dtype}"] if made != facts.dtype else []

@@ -9,7 +9,7 @@ from driving import ask, finish, opened, run
 from rich.console import Console
 
 from repl.analysis import bench
-from repl.analysis.bench import BARE_GENERATE, Bench, BenchSizes, Clock, TimedReply, Way
+from repl.analysis.bench import BARE_GENERATE, Bench, BenchSizes, Way
 from repl.commands import registry
 from repl.core.errors import Cancelled, NoModel, UsageError
 from repl.core.events import Progress
@@ -75,13 +75,6 @@ def test_a_way_that_a_model_cannot_go_is_a_problem_and_no_end(recurrent_folder):
         found = run(session, "/bench prompt_lookup --prompt-tokens 8 --new-tokens 3")
     assert [row.way for row in found.rows] == ["generate", "loop"]
     assert found.problems == ["prompt_lookup is off for this model"]
-
-
-def test_a_clock_knows_when_the_first_and_the_last_token_came(emit):
-    """Five tokens: the time to the first, and four steps by the time after it."""
-    clock = Clock(emit)
-    clock._times = [1.0, 1.1, 1.5, 2.0, 2.5, 3.0, 3.5]
-    assert clock.run() == TimedReply(0.5, 2.0)
 
 
 def test_a_model_that_ends_early_is_timed_as_others_are(scripted_folder, emit):
@@ -235,9 +228,10 @@ def test_the_table_keeps_to_the_screen(session, width):
     assert "limit" in said
 
 
-def test_a_clock_is_stopped_by_a_cancel(emit):
-    clock = Clock(emit)
-    clock.put(None)
+@pytest.mark.parametrize("way", [BARE_GENERATE, "loop"])
+def test_a_run_is_stopped_by_a_cancel(session, emit, way):
+    resident = session.store.current()
+    runs = Bench(session.store, BenchSizes(3, 9, 1), emit)
     emit.cancel()
     with pytest.raises(Cancelled):
-        clock.put(None)
+        runs._time(resident, Way(way, session.settings), bench.text_ids(resident, 3), 9)
