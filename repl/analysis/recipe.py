@@ -20,6 +20,8 @@ from repl.generation.decode.detokenizer import AnyMessage, marking_tokens
 from repl.generation.prompt.chat_template import Template, fold_system_text
 from repl.models.adapters import Adapter
 from repl.models.memory.available import max_memory
+from repl.session.position import require_reply
+from repl.session.session import Session
 
 LINE_WIDTH, IDS_PER_ROW = 92, 16
 LEADING_NAMES = (*LENGTH_LIMITS, "num_beams", "do_sample")  # written first, in this order
@@ -83,11 +85,9 @@ class PromptForm:
     """The reason to write the ids."""
 
 
-def recorded_reply(talk: Conversation, last: Turn | None, number: int) -> tuple[Turn, Reply]:
+def recorded_reply(session: Session, number: int) -> tuple[Turn, Reply]:
     """Return the reply of an exchange, 0 for the last one, with its record; raises `UsageError`."""
-    turn = talk.exchange(number) if number else last
-    if turn is None:
-        raise UsageError("no replies yet")
+    turn = require_reply(session, number)
     if turn.record is None:
         raise UsageError(f"exchange {turn.exchange} has no record of its generation", "/tree")
     if (server := turn.record.server) and not turn.record.token_ids:

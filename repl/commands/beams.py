@@ -1,4 +1,4 @@
-"""Beams: search width, the tree of what a search found, and taking another of its sequences."""
+"""Beam search: its width, the tree of its sequences, and picking another sequence."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -24,12 +24,12 @@ from repl.terminal.screen import PICK_HINT, render, score_unit
 from repl.terminal.tables import fact_line
 from repl.terminal.token_colours import percent
 
-MAX_STRETCH_CHARACTERS = 200  # shown of what lies between two places where sequences part
+MAX_STRETCH_CHARACTERS = 200  # shown of the text of a node
 
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """Another sequence of the last reply, taken as the answer."""
+    """Another sequence of the last reply, now the answer."""
 
     number: int
     text: str
@@ -55,9 +55,7 @@ def pick(session: Session, number: Annotated[int, Integer(1)]) -> object:
     return Picked(number, chosen.text, chosen.score, chosen.token_ids)
 
 
-@render.register
-def _(result: Picked) -> RenderableType:
-    return Text(clean(result.text))
+render.register(Picked, lambda result: Text(clean(result.text)))
 
 
 BEAMS_OR_TREE = OneOf("a whole number from 1 to 1000, or tree", (Integer(1, 1000), Choice(("tree",))))
@@ -65,13 +63,13 @@ BEAMS_OR_TREE = OneOf("a whole number from 1 to 1000, or tree", (Integer(1, 1000
 
 @dataclass(frozen=True, slots=True)
 class SearchTree:
-    """What a beam search found: from the common beginning to the finished sequences."""
+    """The sequences of a beam search as a tree; `margins` are in nats."""
 
     exchange: int
     beams: int
     length_penalty: float
     chosen: int
-    """The sequence that is the answer."""
+    """The number of the sequence that is the answer; 0 if it is none of them."""
     root: Node
     margins: tuple[float | None, ...]
 
@@ -96,7 +94,7 @@ def beams(
 
 
 def search_tree(turn: Turn | None) -> SearchTree:
-    """Return the tree of a reply's search; raises `UsageError` where there was none."""
+    """Return the tree of a reply's beam search; raises `UsageError` if there was none."""
     record = turn.record if turn else None
     if turn is None or record is None or record.search is None or not record.sequences:
         raise UsageError("the last reply was not made by a beam search", "/beams 4")
@@ -109,7 +107,7 @@ def search_tree(turn: Turn | None) -> SearchTree:
 
 @render.register
 def _(result: SearchTree) -> RenderableType:
-    """Draw a branch for each stretch of text, below where it parts from others."""
+    """Draw a branch for each node, below the tokens that it follows."""
     nearest = min((margin for margin in result.margins if margin is not None), default=None)
     said = join_facts(
         f"{result.beams} beams",
@@ -128,7 +126,7 @@ def _add_branches(tree: Tree, node: Node, chosen: int) -> None:
 
 
 def _label(node: Node, chosen: int) -> Table:
-    """Return a stretch: how likely its first token was, its text, and where a sequence ends its number and score."""
+    """Draw a node: the probability of its first token, its text, and the number and score of a finished sequence."""
     score = "" if node.score is None else f"{node.score:8.3f}"
     figures = f"{node.sequence:3}{score}" if node.sequence else ""
     style = "accent" if node.sequence == chosen else ""
@@ -141,7 +139,7 @@ def _label(node: Node, chosen: int) -> Table:
 
 
 def _shown(node: Node) -> str:
-    """Return the text of a stretch, with what cannot be seen in quotes."""
+    """Return the text of a node; blank text is quoted."""
     if node.text.strip():
         return shortened(node.text, MAX_STRETCH_CHARACTERS)
     return quote(node.text) if node.text else "(ends)"

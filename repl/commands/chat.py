@@ -17,7 +17,7 @@ from repl.generation.interface import Request
 from repl.generation.measure.token_trace import continue_record
 from repl.session import position
 from repl.session.change_settings import changed, full_name
-from repl.session.position import ExchangeNumber
+from repl.session.position import ExchangeNumber, require_reply
 from repl.session.replies import generate_turn
 from repl.session.results import Draft, Message
 from repl.session.session import Session, Task
@@ -59,7 +59,7 @@ def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) 
     A sampling setting such as temperature turns sampling on for it.
     """
     session.require_engine()
-    last = _last(session)
+    last = require_reply(session)
     words = [(full_name(name, session.base()), text) for name, text in changes]
     own = [] if session.decoding()["do_sample"].value else implied_words(words)
     chosen = changed(session.settings, [*own, *words], parts=("decode", "view"), base=session.base())
@@ -70,7 +70,7 @@ def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) 
 def continue_(session: Session) -> Task[Reply]:
     """Continue the last reply from its last token."""
     session.require_engine()
-    last = _last(session)
+    last = require_reply(session)
     if last.record is None:
         raise UsageError("the last reply has no record to continue from", "/retry")
     request = position.continuation_request(session, last)
@@ -126,7 +126,7 @@ def clear(session: Session) -> Message:
 
 
 def _sent(session: Session, send: Callable[[], Task[Reply]]) -> Task[Reply]:
-    """Send a message; the files, the beginning and the branch meant for it wait for the next where no reply comes."""
+    """Send a message; its files, prefill and branch are kept for the next one if no reply comes."""
     waiting, head = session.next_message, session.conversation.head
 
     def settle(task: Task[Reply]) -> Reply:
@@ -141,14 +141,8 @@ def _sent(session: Session, send: Callable[[], Task[Reply]]) -> Task[Reply]:
     return replace(task, settle=lambda: settle(task))
 
 
-def _last(session: Session) -> Turn:
-    if session.last is None or session.last.parent is None:
-        raise UsageError("no replies yet")
-    return session.last
-
-
 def _answer(session: Session, asked: Turn, chosen: Settings) -> Task[Reply]:
-    """Reply to a message through the template, or to a text as it stands."""
+    """Reply to a message with the chat template, or continue a text without it."""
     if asked.role == "prompt":
         return _generate(session, Request(chosen, text=asked.text), asked)
     request = position.chat(session, chosen, asked, session.next_message.prefill)
@@ -158,13 +152,13 @@ def _answer(session: Session, asked: Turn, chosen: Settings) -> Task[Reply]:
 
 
 def _check(session: Session, request: Request) -> None:
-    """Refuse what the server in use cannot do before there is a turn of it."""
+    """Refuse a request that the connected server cannot do, before a turn is added."""
     if session.remote is not None:
         session.remote.check(request)
 
 
 def _generate(session: Session, request: Request, asked: Turn, before: Turn | None = None) -> Task[Reply]:
-    """Answer a request, or let the reply before go on with it."""
+    """Answer a request; the answer continues the reply `before` if there is one."""
     work = partial(session.engine.reply, request)
     if before is None or before.record is None or not request.ids:
         return generate_turn(session, asked, work, before.text if before else request.prefill)

@@ -1,6 +1,7 @@
-"""Diverge: would another number format, device or model have said the same?"""
+"""Diverge: compare the last reply under other load settings, token by token."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Annotated
 
@@ -83,7 +84,7 @@ def _other(session: Session, words: list[str]) -> Load:
 
 
 def _names(now: Load, other: Load, dtype: str, attention: str, place: str) -> tuple[str, str]:
-    """Return what tells the two apart in a few words."""
+    """Return short names for the two load settings: the values that differ."""
     is_so = {"dtype": dtype, "attention": attention, "device": place, "quantize": dtype}
     told = [name for name in Load.__slots__ if getattr(now, name) != getattr(other, name)]
     told = ["model"] if "model" in told and set(told) <= {"model", "revision", "gguf_file"} else told
@@ -98,13 +99,8 @@ def _word(load: Load, name: str) -> str:
     return f"{name} {named}" if named in ("auto", "none", "on", "off", "main") else named
 
 
-@render.register
-def _(result: Diverged) -> RenderableType:
-    return Responsive(lambda width, plain: _draw(result, width, plain))
-
-
 def _draw(found: Diverged, width: int, plain: bool) -> Iterator[RenderableType]:
-    """Draw the verdict first, then the numbers that it rests on."""
+    """Draw the first difference, then the divergence over all tokens."""
     if found.made:
         yield Text("on a greedy reply generated now", "quiet")
     if found.fork is None:
@@ -130,7 +126,9 @@ def _forked(found: Diverged, fork: FirstFlip) -> Iterator[RenderableType]:
         cells = [(f"  {name}", "quiet"), *((cell, "accent") for cell in own), *((cell, "quiet") for cell in other)]
         rows.append([Text(*cell) for cell in (*cells, (f"{fork.margins[side]:.3f}", "quiet"))])
     yield grid("llllll", rows, ["", "takes", "", "then", "", "nats ahead"])
-    yield Text(_verdict(fork, found.names))
+    surer, most = names[fork.margins[1] > fork.margins[0]], max(fork.margins)
+    real = f"a real change: {surer} leads by {most:.2f} nats (a near tie: below {TIE_NATS:g} in both)"
+    yield Text(f"a near tie: neither leads by {TIE_NATS:g} nats" if fork.tie else real)
     onward = [" ".join(text.split()) or "(ends)" for text in fork.onward]
     yield facts([(f"  {name}", text) for name, text in zip(names, onward, strict=True)])
 
@@ -144,32 +142,28 @@ def _line(found: Diverged, room: int, plain: bool) -> Text:
     return Text("KL ", "quiet") + drawn
 
 
-def _verdict(fork: FirstFlip, names: tuple[str, str]) -> str:
-    if fork.tie:
-        return f"a near tie: neither leads by {TIE_NATS:g} nats"
-    surer = clean_line(names[fork.margins[1] > fork.margins[0]])
-    return f"a real change: {surer} leads by {max(fork.margins):.2f} nats (a near tie: below {TIE_NATS:g} in both)"
-
-
 def _short(value: float) -> str:
     return f"{value:.1e}" if 0 < value < 0.0005 else f"{value:.3f}"
 
 
 def bin_peaks(values: Sequence[float], width: int) -> list[float]:
-    """Return at most `width` numbers: the largest of each stretch, so that no peak is lost."""
+    """Return at most `width` numbers, the largest of each bin."""
     count = min(len(values), max(1, width))
     edges = [len(values) * place // count for place in range(count + 1)] if count else []
     return [max(values[begin:end]) for begin, end in pairwise(edges)]
 
 
 def column(place: int, count: int, width: int) -> int:
-    """Return the column in which a value stands, of `count` that are drawn in at most `width` columns."""
+    """Return the column of a value, of `count` values drawn in at most `width` columns."""
     shown = min(count, max(1, width))
     return next(at for at in range(shown) if place < count * (at + 1) // shown)
 
 
 def spark(values: Sequence[float], width: int, plain: bool = False) -> str:
-    """Draw numbers from 0 to their largest as bars; what is 0, or next to it, is the lowest."""
+    """Draw numbers as bars, from 0 to the largest number."""
     found, signs = bin_peaks(values, width), ASCII_BARS if plain else BARS
     most = max(found, default=0.0)
     return "".join(signs[round((len(signs) - 1) * value / most) if most > 0 else 0] for value in found)
+
+
+render.register(Diverged, lambda result: Responsive(partial(_draw, result)))

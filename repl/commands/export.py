@@ -1,17 +1,16 @@
-"""Out of the program: the conversation into a file, the last reply into the clipboard."""
+"""Export: the conversation or a view to a file, the last reply to the clipboard."""
 
 import base64
 import shutil
 import subprocess
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.segment import ControlType, Segment
+from rich.console import Group, RenderableType
+from rich.segment import ControlType, Segment, Segments
 from rich.text import Text
 
 from repl.commands.registry import command
@@ -27,7 +26,7 @@ from repl.session.session import Session
 from repl.terminal.export import FORMATS, VIEWS, Transcript, as_html
 from repl.terminal.screen import render
 
-MAX_OSC52_CHARACTERS = 74_994  # base64 characters that terminals take in one OSC 52
+MAX_OSC52_BYTES = 56_244  # of a text in one OSC 52: terminals accept 74,994 characters of base64
 TOOL_WAIT_S = 3.0  # seconds for a clipboard tool
 TOOLS = (
     ("wl-copy",),
@@ -40,7 +39,7 @@ TOOLS = (
 
 @dataclass(frozen=True, slots=True)
 class Exported(NotAView):
-    """A file that was written: so many turns, or the view that a line had shown."""
+    """A file that was written: a number of turns, or the view that `line` had shown."""
 
     file: str
     turns: int
@@ -69,29 +68,19 @@ def export(
         hint = "/export view.html --view" if view else "/export chat.md"
         raise UsageError(f"{file!r} does not end in one of {', '.join(FORMATS)}", hint)
     again = f"/export {file} --force" + " --view" * view
-    shown, talk = session.last_view, transcript(session, all)
-    if shown is not None and (view or not talk.turns):
+    shown, talk, archive = session.last_view, session.conversation, session.archive
+    branch = talk.path() or talk.path(session.last.id if session.last else None)
+    turns = list(talk.turns.values()) if all else branch
+    if shown is not None and (view or not turns):
         content = VIEWS[ending](shown).encode("utf-8", "replace")
         return Exported(str(write(file, content, force, again)), 0, len(content), shown.line)
     if view:
         raise UsageError("there is no view to export yet", "/next Once upon a time")
-    if not talk.turns:
+    if not turns:
         raise UsageError("there is nothing to export: the conversation is empty")
-    content = formats(session)[ending](talk).encode()
-    return Exported(str(write(file, content, force, again)), len(talk.turns), len(content))
-
-
-def formats(session: Session) -> dict[str, Callable[[Transcript], str]]:
-    """Return what writes each kind of file; pages keep the colours that are on."""
-    return {**FORMATS, ".html": partial(as_html, by=session.settings.view.probs)}
-
-
-def transcript(session: Session, all: bool) -> Transcript:
-    """Return what there is to write: the current branch, or every turn."""
-    talk, archive = session.conversation, session.archive
-    branch = talk.path() or talk.path(session.last.id if session.last else None)
-    turns = list(talk.turns.values()) if all else branch
-    return Transcript(archive.id, archive.title, talk.system, talk.head, turns)
+    formats = {**FORMATS, ".html": partial(as_html, by=session.settings.view.probs)}
+    content = formats[ending](Transcript(archive.id, archive.title, talk.system, talk.head, turns)).encode()
+    return Exported(str(write(file, content, force, again)), len(turns), len(content))
 
 
 @render.register
@@ -102,7 +91,7 @@ def _(result: Exported) -> Text:
 
 @dataclass(frozen=True, slots=True)
 class Copied(NotAView):
-    """The reply that went into the clipboard; `through` is the tool, or osc52: the terminal itself."""
+    """The reply that was copied; `through` is the clipboard tool, or osc52 for the terminal."""
 
     text: str
     through: str
@@ -119,14 +108,14 @@ def copy(session: Session, how: Annotated[str, Choice(("auto", "osc52"))] = "aut
     if not text:
         raise UsageError("there is no reply to copy yet")
     if how == "osc52":
-        if len(_coded(text)) > MAX_OSC52_CHARACTERS:
+        if len(text.encode("utf-8", "replace")) > MAX_OSC52_BYTES:
             raise UsageError("the reply is too long for terminals", "/export reply.txt")
         return Copied(text, how)
     return Copied(text, hand_over(text))
 
 
 def hand_over(text: str) -> str:
-    """Give a text to the first clipboard tool that takes it, and return the tool's name; raises `ReplError`."""
+    """Copy a text with the first clipboard tool that works, and return its name; raises `ReplError`."""
     found = [(tool, path) for tool in TOOLS if (path := shutil.which(tool[0]))]
     if not found:
         names = ", ".join(tool[0] for tool in TOOLS)
@@ -134,39 +123,19 @@ def hand_over(text: str) -> str:
     for tool, path in found:
         content = text.encode("utf-16" if tool[0] == "clip.exe" else "utf-8", "replace")
         with suppress(OSError, subprocess.SubprocessError):
-            _fed([path, *tool[1:]], content)
+            # some tools stay to serve the clipboard: they must not hold our pipes, nor receive our Ctrl-C
+            subprocess.run(
+                [path, *tool[1:]],
+                input=content,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=TOOL_WAIT_S,
+                check=True,
+                start_new_session=True,
+                env=children.environment(),
+            )
             return tool[0]
     raise ReplError(f"{', '.join(tool[0] for tool, _ in found)} did not take the text", "/copy osc52")
-
-
-def _fed(line: list[str], content: bytes) -> None:
-    # some tools stay behind to serve the clipboard: they must hold none of our pipes, nor hear our Ctrl-C
-    quiet = subprocess.DEVNULL
-    env = children.environment()
-    subprocess.run(
-        line,
-        input=content,
-        stdout=quiet,
-        stderr=quiet,
-        timeout=TOOL_WAIT_S,
-        check=True,
-        start_new_session=True,
-        env=env,
-    )
-
-
-def _coded(text: str) -> str:
-    return base64.b64encode(text.encode("utf-8", "replace")).decode()
-
-
-class Clipboard:
-    """The sequence that asks a terminal to take a text; written only where there is one."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Segment(f"\x1b]52;c;{_coded(self._text)}\x07", None, [(ControlType.BELL,)])
 
 
 @render.register
@@ -174,4 +143,6 @@ def _(result: Copied) -> RenderableType:
     size = f"{len(result.text):,} characters"
     if result.through != "osc52":
         return Text(f"{size} in the clipboard · {result.through}", "quiet")
-    return Group(Clipboard(result.text), Text(f"{size} sent to the terminal for its clipboard", "quiet"))
+    coded = base64.b64encode(result.text.encode("utf-8", "replace")).decode()
+    sequence = Segment(f"\x1b]52;c;{coded}\x07", None, [(ControlType.BELL,)])  # written to terminals only
+    return Group(Segments([sequence]), Text(f"{size} sent to the terminal for its clipboard", "quiet"))

@@ -1,4 +1,4 @@
-"""Faster: read ahead by looking up or by an assistant, and what that brought."""
+"""Speculative decoding: by prompt lookup or with an assistant model, and the measured speed-up."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ from repl.terminal.tables import grid
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A way to be faster, and the replies of this conversation that it made with the model in use.
+    """A mode of speculative decoding, with figures of the replies that the model in use generated with it.
 
-    `tokens_per_pass` counts passes of the model itself, the prompt's left out.
+    `tokens_per_pass` counts forward passes of the model itself, without prefill.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class Fast:
-    """What is on or why not, what it gained, and the speed of replies without it."""
+    """The fast paths, the figures of each mode, and the speed of replies without one in tokens/s."""
 
     paths: tuple[FastPath, ...]
     modes: list[Mode]
@@ -105,23 +105,14 @@ def assistant(
 
 
 def _measured(session: Session, facts: ModelInfo) -> Task[Any]:
-    """Compare the replies of the model in use: read ahead by each mode, and not."""
+    """Compare the speed of replies of the model in use, with each mode and without."""
+    named = {"id": facts.id, "commit": facts.commit, "dtype": facts.dtype, "quantization": facts.quantization}
     turns, chosen = session.conversation.turns.values(), session.settings
     records = {turn.record.timing: turn.record for turn in turns if turn.record and not turn.record.sequences}
-    own = [record for record in records.values() if _same(record, facts)]
-    modes = [_mode(name, [one for one in own if drafted_by(one) == name]) for name in decoding.AHEAD]
-    plain = _speed([one for one in own if not drafted_by(one)])
+    own = [one for one in records.values() if all(getattr(one.model, name) == named[name] for name in named)]
+    modes = [_mode(name, [one for one in own if one.drafts and one.drafts.by == name]) for name in decoding.AHEAD]
+    plain = _speed([one for one in own if not one.drafts])
     return session.run_on_model(lambda emit: Fast(fast_paths.list_paths(session.store.current(), chosen), modes, plain))
-
-
-def drafted_by(record: Reply) -> str:
-    """Return what made a reply faster."""
-    return record.drafts.by if record.drafts else ""
-
-
-def _same(record: Reply, facts: ModelInfo) -> bool:
-    named = {"id": facts.id, "commit": facts.commit, "dtype": facts.dtype, "quantization": facts.quantization}
-    return all(getattr(record.model, name) == value for name, value in named.items())
 
 
 def _mode(name: str, records: Sequence[Reply]) -> Mode:

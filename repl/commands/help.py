@@ -30,12 +30,12 @@ FAMILY_EXAMPLES = {
     "speed": ("/fast", "/bench"),
     "other": ("/doctor", "/stats", "/quit"),
 }
-"""Lines to type as they stand: what is used most of each family."""
+"""Lines to type: the most used commands of each family."""
 
 
 @dataclass(frozen=True, slots=True)
 class Help:
-    """The names of the commands by family, and of the settings by group; `full` asks to see all of them."""
+    """The names of the commands by family and of the settings by group; `full` shows all of them."""
 
     families: dict[str, list[str]]
     settings: dict[str, list[str]]
@@ -45,7 +45,7 @@ class Help:
 
 @dataclass(frozen=True, slots=True)
 class HelpPage:
-    """One command or setting: how to type it, what it does, examples and related names; of a setting its values."""
+    """The help of one command or setting; `now` and `takes` describe the value of a setting."""
 
     usage: str
     help: str
@@ -58,7 +58,7 @@ class HelpPage:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What each command of a family does, or each setting of a group; first the command that has the same name."""
+    """The help of each command of a family or setting of a group; `page` is that of a command with the same name."""
 
     title: str
     page: HelpPage | None
@@ -86,7 +86,7 @@ def families() -> dict[str, list[str]]:
 
 
 def groups() -> dict[str, list[str]]:
-    """Return the names of the settings by group, without those that are commands of a family."""
+    """Return the names of the settings by group, except those whose command belongs to a family."""
     return {
         title: [name for name in names if registry.COMMANDS[name].family not in FAMILIES]
         for title, names in settings.GROUPS.items()
@@ -94,13 +94,13 @@ def groups() -> dict[str, list[str]]:
 
 
 def family(title: str, names: list[str]) -> Family:
-    """Return what is known of a family, and of the command that has its name."""
+    """Return the help of a family, and of the command with the same name."""
     entries = [HelpPage(registry.COMMANDS[name].usage, registry.COMMANDS[name].help) for name in names]
     return Family(title, help_page(title) if title in registry.COMMANDS else None, entries)
 
 
 def help_page(name: str, session: Session | None = None) -> HelpPage:
-    """Return what is known of a command or setting; raises `UsageError`."""
+    """Return the help of a command or setting; raises `UsageError`."""
     wanted = name.strip().lstrip("/")
     if wanted in registry.USER_ALIASES:
         return HelpPage(f"/{wanted}", f"your alias for {registry.USER_ALIASES[wanted]}")
@@ -112,8 +112,8 @@ def help_page(name: str, session: Session | None = None) -> HelpPage:
     return replace(page, now=f"{row.text} ({row.source})", takes=f"{row.takes}; default resets it")
 
 
-def drawn(result: HelpPage) -> RenderableType:
-    """Draw one command or setting in full."""
+@render.register
+def _page(result: HelpPage) -> RenderableType:
     rows = {
         "now": result.now,
         "takes": result.takes,
@@ -126,13 +126,8 @@ def drawn(result: HelpPage) -> RenderableType:
 
 
 @render.register
-def _(result: HelpPage) -> RenderableType:
-    return drawn(result)
-
-
-@render.register
 def _(result: Family) -> RenderableType:
-    blocks: list[RenderableType] = [drawn(result.page), Text()] if result.page else []
+    blocks: list[RenderableType] = [_page(result.page), Text()] if result.page else []
     blocks += [Text(result.title, "quiet")]
     for entry in result.entries:
         blocks += [Text(entry.usage, "accent"), Padding(Text(clean_line(entry.help)), (0, 0, 0, 2))]

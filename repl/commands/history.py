@@ -12,7 +12,6 @@ from repl.commands.registry import command
 from repl.core.conversation import ASKING, Conversation, Turn, exchanges
 from repl.core.errors import UsageError
 from repl.core.parts import Parts
-from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import Integer
 from repl.session.position import ExchangeNumber, current_branch
@@ -25,7 +24,7 @@ from repl.terminal.thinking import fold_parts
 
 @dataclass(frozen=True, slots=True)
 class ListedTurn:
-    """One turn as it is listed under the number of its exchange; the text of a reply is its answer."""
+    """One turn in a list, with the number of its exchange; the text of a reply is its answer."""
 
     number: int
     id: int
@@ -46,7 +45,7 @@ class ListedTurn:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The current branch, oldest turn first; `shown` tells whether thoughts are shown, folded or hidden."""
+    """The current branch, oldest turn first; `shown` is the setting for thoughts: show, fold or hide."""
 
     system: str
     turns: list[ListedTurn]
@@ -55,24 +54,19 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """Every turn of the session; `current` are the ids of those on the branch that the next message goes on."""
+    """Every turn of the session; `current` holds the ids of the turns on the current branch."""
 
     turns: list[ListedTurn]
     current: list[int]
 
 
 def list_turn(turn: Turn, number: int) -> ListedTurn:
-    """Return a turn as it is listed."""
-    record = turn.record
+    """Return a turn for a list, with the number to show."""
+    record, parts = turn.record, turn.parts
     model = record.model.id if record else ""
-    parts, count = turn.parts, made(record) if record else 0
-    told = number, turn.id, turn.parent, turn.role, parts.answer, turn.state, model, count
+    tokens = (len(record.token_ids) or record.usage.completion) if record else 0  # a server may return no ids
+    told = number, turn.id, turn.parent, turn.role, parts.answer, turn.state, model, tokens
     return ListedTurn(*told, parts.thinking, parts.tool_calls)
-
-
-def made(record: Reply) -> int:
-    """Return how many tokens a reply has; a server may keep their ids to itself."""
-    return len(record.token_ids) or record.usage.completion
 
 
 @command("history", "/history", "/export talk.html", see="tree sessions")
@@ -144,7 +138,7 @@ def _of_the_chat(talk: Conversation, number: int) -> Turn:
 
 
 def _end_on_reply(talk: Conversation) -> None:
-    """Step back from a message without a reply, and from a reply that never came: the next line is a message again."""
+    """Step back from a message without a reply and from an empty reply, so that the branch ends with a reply."""
     while talk.head is not None:
         here = talk.turns[talk.head]
         if here.role != "user" and (here.text or here.state == "complete"):

@@ -1,7 +1,8 @@
-"""Look at replies token by token: coloured by probability, listed, or one by one on a screen of their own."""
+"""Replies token by token: coloured by probability, listed, or in the inspector."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from math import exp
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from repl.generation.measure.token_text import quote
 from repl.generation.measure.token_trace import Inspection, Seen, Trace, measure_again, require_record, require_trace
 from repl.remote.engine import rebuild_request, require_server
 from repl.session.change_settings import change
-from repl.session.position import ExchangeNumber
+from repl.session.position import ExchangeNumber, require_reply
 from repl.session.replies import continue_reply, generate_turn, join_records, substitute_token
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
@@ -35,7 +36,7 @@ LISTED_ALTERNATIVES = (5, 3, 2, 1, 0)  # alternatives in a row of the list: as m
 
 @dataclass(frozen=True, slots=True)
 class Painted(Trace):
-    """The last reply in colours, by probability (`on`) or `entropy`; `streams` tells whether replies come coloured."""
+    """The last reply in colours, by probability (`on`) or `entropy`; `streams`: new replies are coloured too."""
 
     by: str
     streams: bool
@@ -52,11 +53,8 @@ def probs(
     """
     if value:
         return change(session, "probs", value)
-    if session.last is None:
-        raise UsageError("no replies yet", "Why is the sky blue?")
-    chosen = session.settings.view.probs
-    by, streams = "entropy" if chosen == "entropy" else "on", chosen != "off"
-    return look_at(session, session.last, lambda found: as_view(Painted, found, by, streams=streams))
+    streams = session.settings.view.probs != "off"
+    return look_at(session, require_reply(session), lambda found, by: as_view(Painted, found, by, streams=streams))
 
 
 @command("inspect", "/inspect", "/inspect 2", see="why take probs")
@@ -67,11 +65,7 @@ def inspect(session: Session, number: ExchangeNumber = 0) -> Any:
     Enter generates from it on a new branch, as /take does; p and e colour by probability and entropy; / searches, n
     finds the next match; q leaves. In a pipe the tokens are listed.
     """
-    turn = session.conversation.exchange(number) if number else session.last
-    if turn is None:
-        raise UsageError("no replies yet", "Why is the sky blue?")
-    by = "entropy" if session.settings.view.probs == "entropy" else "on"
-    return look_at(session, turn, lambda found: as_view(Inspection, found, by))
+    return look_at(session, require_reply(session, number), partial(as_view, Inspection))
 
 
 @command("inspect", "/take 3 464", "/take 3 464 --exchange 2", see="inspect tokens branch", needs_model=True)
@@ -88,9 +82,7 @@ def take(
     Enter. The new reply is on a branch of its own. --exchange N takes another reply than the last.
     """
     session.require_engine()
-    before = session.conversation.exchange(exchange) if exchange else session.last
-    if before is None or before.parent is None:
-        raise UsageError("no replies yet", "Why is the sky blue?")
+    before = require_reply(session, exchange)
     count = len(require_record(before).token_ids)
     if place > count:
         raise UsageError(
@@ -99,7 +91,7 @@ def take(
     if require_record(before).server:
         return _taken_there(session, before, place, token)
     session.require_local_model()
-    asked, chosen, ended = session.conversation.turns[before.parent], session.settings, list[Reply]()
+    asked, chosen, ended = session.conversation.turns[before.parent or 0], session.settings, list[Reply]()
 
     def work(emit: JobContext) -> Reply:
         resident = session.store.current()
@@ -107,9 +99,7 @@ def take(
         try:
             done = continue_reply(resident, begun, chosen, emit)
         except ReplError as error:
-            ended.extend(
-                join_records(resident, begun, partial) for partial in [getattr(error, "partial", None)] if partial
-            )
+            ended.extend(join_records(resident, begun, so_far) for so_far in [error.partial] if so_far)
             raise
         ended.append(join_records(resident, begun, done))
         return done
@@ -118,7 +108,7 @@ def take(
 
 
 def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task[Reply]:
-    """Let the server that made a reply go on from another token."""
+    """Let the server that generated a reply continue from another token."""
     remote, record = require_server(session.remote, before), require_record(before)
     request = rebuild_request(session.conversation, before, session.settings)
     remote.check(Request(session.settings, ids=record.token_ids))
@@ -126,29 +116,28 @@ def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task
     return generate_turn(session, asked, lambda emit: remote.reply_from(request, record, place, token, emit), lead)
 
 
-def look_at(session: Session, turn: Turn, make: Callable[[Trace], Any]) -> Any:
-    """Make a result from the tokens of a reply: from its record, or measured again on the model thread."""
-    found = require_trace(turn)
-    if found is not None:
-        return make(found)
-    return session.run_on_model(lambda emit: make(measure_again(session.store.current(), turn, emit)))
+def look_at(session: Session, turn: Turn, make: Callable[[Trace, str], Any]) -> Any:
+    """Make a view of the tokens of a reply, from its record or measured again, and of how they are coloured."""
+    by = "entropy" if session.settings.view.probs == "entropy" else "on"
+    if (found := require_trace(turn)) is not None:
+        return make(found, by)
+    return session.run_on_model(lambda emit: make(measure_again(session.store.current(), turn, emit), by))
 
 
 def as_view(kind: Callable[..., Trace], found: Trace, by: str, **more: bool) -> Trace:
-    """Make a view of a reply; its colours go by probability where no entropy is known."""
+    """Make a view of a reply, coloured by probability if the entropy is unknown."""
     own = {spot.name: getattr(found, spot.name) for spot in fields(Trace)}
     return kind(**own, by="on" if found.server else by, **more)
 
 
 @render.register
 def _(result: Painted) -> RenderableType:
-    hint = (
-        []
-        if result.streams
-        else [Text.assemble(("/probs on", "accent"), (" colours replies as they are generated", "quiet"))]
-    )
-    known = [Text(clean_line(result.truncated), "quiet")] if result.server else []
-    return Group(colour_trace(result, result.by), "", caption(result.by, result.tokens), *known, *hint)
+    lines: list[RenderableType] = [colour_trace(result, result.by), "", caption(result.by, result.tokens)]
+    if result.server:
+        lines.append(Text(clean_line(result.truncated), "quiet"))
+    if not result.streams:
+        lines.append(Text.assemble(("/probs on", "accent"), (" colours replies as they are generated", "quiet")))
+    return Group(*lines)
 
 
 @render.register
@@ -165,7 +154,7 @@ def _table(result: Inspection, listed: int) -> Table:
 
 
 def token_cells(place: int, token: Seen, found: Inspection, listed: int) -> dict[str, Text]:
-    """Return the columns of one token under their names; a server knows neither ids nor entropy."""
+    """Return the columns of one token by their names; a server returns neither ids nor entropy."""
     likeliest = "  ".join(f"{quote(text)} {percent(exp(value))}" for _, text, value in token.top[:listed])
     return {
         "": Text(str(place), "quiet"),

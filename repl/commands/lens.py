@@ -1,7 +1,8 @@
-"""The logit lens: what each layer would say, and where the model's answer comes to lead."""
+"""The logit lens: the most likely tokens after each layer, and the layer at which the model's answer leads."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from rich.cells import set_cell_size
@@ -46,7 +47,7 @@ class LensToken:
 
 @dataclass(frozen=True, slots=True)
 class LensLayer:
-    """What comes out of one layer; number 0 is the embedding, before the first."""
+    """The most likely tokens after one layer; number 0 is the embedding."""
 
     number: int
     top: tuple[LensToken, ...]
@@ -56,22 +57,22 @@ class LensLayer:
 
 @dataclass(frozen=True, slots=True)
 class Lens:
-    """Every layer's next token; `answer` is the model's own."""
+    """The next token after every layer; `answer` is the most likely token of the model itself."""
 
     place: str
     tokens: int
     answer: LensToken
     first: int
-    """The first layer at which the answer is the likeliest."""
+    """The first layer at which the answer is the most likely token."""
     leads: int
-    """The layer from which on it stays the likeliest."""
+    """The layer from which on it stays the most likely token."""
     word: str
     layers: tuple[LensLayer, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where to look: behind what, and the token that was said there, -1 for none."""
+    """The text to look after, its place in words, and the token that followed, -1 for none."""
 
     request: Request
     place: str
@@ -117,7 +118,7 @@ def lens(
 
 
 def _token_spot(resident: Model, chosen: Settings, reply: Turn, at: int, emit: JobContext) -> Spot:
-    """Return the place of token `at` of a reply, by default of its least certain one; for the model thread."""
+    """Return the place of token `at` of a reply, 0 for the least certain one; for the model thread."""
     record, number = require_record(reply), at or least_certain(resident, reply, emit)
     token = record.token_ids[number - 1]
     named = "" if at else f", the least certain: {quote(Speller(resident.tokenizer).text(token))}"
@@ -126,36 +127,36 @@ def _token_spot(resident: Model, chosen: Settings, reply: Turn, at: int, emit: J
 
 
 def look_through(resident: Model, spot: Spot, word: str, top: int, emit: JobContext) -> Lens:
-    """Look through the layers; for the model thread."""
+    """Read every layer; for the model thread."""
     ids = encode_prompt(resident, spot.request, 0, emit).ids
     logs = analysis.logit_lens.layer_logits(resident, ids, emit).log_softmax(-1)
     answer = int(logs[-1].argmax())
     follow = first_token(resident.tokenizer, word, logs[-1]) if word else spot.said
     speller = Speller(resident.tokenizer)
-    layers = tuple(_layer(number, row, speller, top, answer, follow) for number, row in enumerate(logs))
+    layers = tuple(
+        LensLayer(
+            number,
+            tuple(lens_token(row, token, speller) for token in row.topk(min(top, len(row))).indices.tolist()),
+            lens_token(row, answer, speller),
+            lens_token(row, follow, speller) if follow >= 0 else None,
+        )
+        for number, row in enumerate(logs)
+    )
     ranks = [layer.answer.rank for layer in layers]
     leads = max([place + 1 for place, rank in enumerate(ranks) if rank > 1], default=0)
     followed = speller.text(follow) if follow >= 0 else ""
     return Lens(spot.place, len(ids), layers[-1].answer, ranks.index(1), leads, followed, layers)
 
 
-def _layer(number: int, logs: Tensor, speller: Speller, top: int, answer: int, word: int) -> LensLayer:
-    likeliest = logs.topk(min(top, len(logs))).indices.tolist()
-    one, other = (lens_token(logs, token, speller) for token in (answer, max(word, 0)))
-    return LensLayer(
-        number, tuple(lens_token(logs, token, speller) for token in likeliest), one, other if word >= 0 else None
-    )
-
-
 def lens_token(logs: Tensor, token: int, speller: Speller) -> LensToken:
-    """Return a token with its place in a distribution, log-probabilities of shape (vocab,)."""
+    """Return a token with its probability and rank, from log-probabilities of shape (vocab,)."""
     logprob = logs[token]
     rank = int((logs > logprob).sum()) + 1
     return LensToken(token, speller.text(token), float(logprob.exp()), float(logprob), rank)
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase, word: str, logs: Tensor) -> int:
-    """Return the first token of a word: of its spellings with and without a space in front, the likelier one."""
+    """Return the first token of a word, with or without a space in front: the more likely one."""
     spellings = [word] if word[:1].isspace() else [word, f" {word}"]
     starts = [ids[0] for ids in (tokenizer(text, add_special_tokens=False)["input_ids"] for text in spellings) if ids]
     named = [start for start in starts if str(tokenizer.decode([start])).strip()] or starts
@@ -173,36 +174,25 @@ def _draw(lens: Lens, width: int, plain: bool) -> Iterator[RenderableType]:
     if lens.word:
         table.add_row("", "", Text(quote(lens.word, 18).rjust(18), "quiet"))
     for layer in lens.layers:
-        number = f" {layer.number or 'embedding':>9}"
+        number, share = f" {layer.number or 'embedding':>9}", layer.answer.probability
         head = Text.assemble((mark if layer.answer.rank == 1 else " ", "accent"), (number, "quiet"))
-        cells = [draw_cell(token, "accent" if token.id == lens.answer.id else "") for token in layer.top[:shown]]
-        table.add_row(
-            head,
-            Text(
-                heat(layer.answer.probability) * HEAT_CELLS, "accent" if layer.answer.probability >= 0.01 else "quiet"
-            ),
-            *([draw_followed(layer.word)] if layer.word else []),
-            *cells,
-        )
+        row = [head, Text(heat(share) * HEAT_CELLS, "accent" if share >= 0.01 else "quiet")]
+        if word := layer.word:
+            figures = f"{'#' + format(word.rank, ','):>9}{_percent(word):>9}"
+            row.append(Text(figures, "accent" if word.rank == 1 else "quiet"))
+        cells = [_cell(token, "accent" if token.id == lens.answer.id else "") for token in layer.top[:shown]]
+        table.add_row(*row, *cells)
     yield table
     legend = [f"{heat(least)} {words}" for least, _, words in CLASSES]
     yield Text("  ".join([f"{quote(lens.answer.text, 12)}:", *legend]), "quiet")
     last, before = len(lens.layers) - 1, f"first at {lens.first}, and " if lens.first < lens.leads else ""
-    where = (
-        f"only at the last layer, {last}"
-        if lens.leads == last and not before
-        else f"from layer {lens.leads} of {last} on"
-    )
-    where = where if lens.leads else "from the embedding on"
+    where = f"from layer {lens.leads} of {last} on" if lens.leads else "from the embedding on"
+    if lens.leads == last and not before:
+        where = f"only at the last layer, {last}"
     yield Text.assemble((quote(lens.answer.text, 40), "accent"), (f" leads {before}{where}", "quiet"))
 
 
-def draw_followed(word: LensToken) -> Text:
-    """Draw the rank and the probability of the word that is followed: where it leads it is seen."""
-    return Text(f"{'#' + format(word.rank, ','):>9}{_percent(word):>9}", "accent" if word.rank == 1 else "quiet")
-
-
-def draw_cell(token: LensToken, style: str) -> Text:
+def _cell(token: LensToken, style: str) -> Text:
     """Draw a token and its probability in a cell of fixed width."""
     text = set_cell_size(quote(token.text, CELL_WIDTH - 9), CELL_WIDTH - 9)
     return Text.assemble((text, style), (f"{_percent(token):>9}", style or "quiet"))
@@ -212,6 +202,4 @@ def _percent(token: LensToken) -> str:
     return percent(token.probability or 1e-9)  # 0 is only less than a float holds
 
 
-@render.register
-def _(result: Lens) -> RenderableType:
-    return Responsive(lambda width, plain: _draw(result, width, plain))
+render.register(Lens, lambda result: Responsive(partial(_draw, result)))

@@ -1,9 +1,8 @@
-"""Memory: what each device has, what the models in it take, and what others take."""
+"""Memory of each device: its total, and the parts used by the models and by other programs."""
 
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from repl.commands.registry import command
@@ -11,9 +10,7 @@ from repl.core import settings
 from repl.core.format import amount
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
-from repl.generation.interface import Model
 from repl.models import imports, store
-from repl.models.memory.available import Room
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import First, fact_line, grid
@@ -21,7 +18,7 @@ from repl.terminal.tables import First, fact_line, grid
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """The memory of one device in bytes; `allocator` is what it keeps without a tensor in it."""
+    """The memory of one device in bytes; `allocator` is reserved by torch but unused."""
 
     name: str
     total: int
@@ -33,7 +30,7 @@ class DeviceMemory:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What one resident model takes, in bytes."""
+    """The memory of one loaded model in bytes; its KV cache holds `tokens`."""
 
     id: str
     dtype: str
@@ -46,7 +43,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Every device, and every resident model, the most recently used first."""
+    """Every device, and every loaded model, the most recently used first."""
 
     devices: list[DeviceMemory]
     models: list[Held]
@@ -61,45 +58,36 @@ def memory(session: Session) -> Task[Memory]:
     def look(emit: JobContext) -> Memory:
         imports.import_libraries(emit)
         current = session.store.facts()
-        models = [
-            held(each, size, each.facts is current) for each, size in store.resident_sizes(session.store.residents())
+        models = []
+        for each, weights in store.resident_sizes(session.store.residents()):
+            facts, (tokens, size) = each.facts, each.runtime.kv_cache.size()
+            places = ", ".join(dict.fromkeys(facts.device_map.values()))
+            models.append(Held(facts.name, facts.form, places, weights, size, tokens, facts is current))
+        devices = [
+            DeviceMemory(one.device, one.total, one.free, one.own, 0 if one.device == "cpu" else one.back, one.others)
+            for one in session.store.measure()
         ]
-        return Memory([taken(room) for room in session.store.measure()], models, keep)
+        return Memory(devices, models, keep)
 
     return session.run_on_model(look)
 
 
-def taken(room: Room) -> DeviceMemory:
-    """Describe a device."""
-    allocator = 0 if room.device == "cpu" else room.back
-    return DeviceMemory(room.device, room.total, room.free, room.own, allocator, room.others)
-
-
-def held(resident: Model, weights: int, current: bool) -> Held:
-    """Weigh a resident model; on the model thread."""
-    facts, (tokens, size) = resident.facts, resident.runtime.kv_cache.size()
-    return Held(
-        facts.name, facts.form, ", ".join(dict.fromkeys(facts.device_map.values())), weights, size, tokens, current
-    )
-
-
 @render.register
 def _(result: Memory) -> RenderableType:
-    table = Table.grid(padding=(0, 2))
-    for justify in ("left", "right", "right", "right", "right"):
-        table.add_column(justify=justify, no_wrap=True)
-    table.add_row(*(Text(name, "quiet") for name in ("", "total", "free", "this program", "others")))
-    for one in result.devices:
-        table.add_row(Text(one.name, "accent"), *map(amount, (one.total, one.free, one.program, one.others)))
-    empty = [
-        f"{one.name} keeps {amount(one.allocator)} of it reserved but unused" for one in result.devices if one.allocator
+    rows = [
+        [Text(one.name, "accent"), *map(amount, (one.total, one.free, one.program, one.others))]
+        for one in result.devices
     ]
-    rows = [Text(line, "quiet") for line in empty]
-    return Group(table, *rows, Text(), draw_models(result))
+    table = grid("lrrrr", rows, ["", "total", "free", "this program", "others"])
+    empty = [
+        Text(f"{one.name} keeps {amount(one.allocator)} of it reserved but unused", "quiet")
+        for one in result.devices
+        if one.allocator
+    ]
+    return Group(table, *empty, Text(), _draw_models(result))
 
 
-def draw_models(result: Memory) -> RenderableType:
-    """Draw the resident models."""
+def _draw_models(result: Memory) -> RenderableType:
     if not result.models:
         return Text("no model is in memory", "quiet")
     rows: list[list[str | Text]] = [

@@ -1,4 +1,4 @@
-"""The catalogue: models in memory, in the cache and on the Hub."""
+"""The list of models: in memory, in the cache and on the Hub."""
 
 import itertools
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ from repl.terminal.screen import render
 from repl.terminal.tables import First
 
 Sections = Sequence[tuple[str, Sequence[Sequence[Text]]]]
-"""Titles, and below each the models by what is said of them: the name first."""
+"""Titles, each with a row of cells for every model: the name first."""
 SIDES: tuple[JustifyMethod, ...] = ("right", "right", "left", "left")
 
 
 @dataclass(frozen=True, slots=True)
 class ResidentRow:
-    """A model in memory: `dtype`, `parameters` and `bytes` as loaded; `line` switches to it."""
+    """A model in memory: `dtype`, `parameters` and `bytes` as loaded; `line` is the command that switches to it."""
 
     id: str
     dtype: str
@@ -45,13 +45,13 @@ class ResidentRow:
 
 @dataclass(frozen=True, slots=True)
 class ModelList:
-    """The models there are; a number at the next prompt loads one."""
+    """Models by place; a number at the next prompt loads one."""
 
     resident: list[ResidentRow]
     cached: list[Cached]
     hub: list[Listed]
     silence: str = ""
-    """Why the Hub is not in the list."""
+    """The error of the Hub, if its models are missing."""
 
     @property
     def choices(self) -> list[tuple[str, str]]:
@@ -70,7 +70,11 @@ def models(session: Session, words: Annotated[str, RestOfLine("words of a name")
     def look(emit: JobContext) -> ModelList:
         fits = [word.lower() for word in words.split()]
         here = [each for each in catalog.list_cached(emit) if all(word in each.id.lower() for word in fits)]
-        found, silence = searched(words, emit, session.store.offline)
+        found, silence = list[Listed](), ""
+        try:
+            found = catalog.search(words, emit, session.store.offline)
+        except ReplError as error:  # the local models can still be listed
+            silence = error.message
         known = {each.id for each in here}
         mine = [row for row in rows if all(word in row.id.lower() for word in fits)]
         return ModelList(mine, here, [each for each in found if each.id not in known], silence)
@@ -79,7 +83,7 @@ def models(session: Session, words: Annotated[str, RestOfLine("words of a name")
 
 
 def in_memory(resident: Model, now: Load, current: ModelInfo | None) -> ResidentRow:
-    """Describe a model in memory; the line that switches to it names what is set otherwise now."""
+    """Describe a model in memory; the line that switches to it has the load settings that differ from `now`."""
     facts, load = resident.facts, resident.load
     apart = [name for name in load.__slots__ if name != "model" and getattr(load, name) != getattr(now, name)]
     words = [f"{name}={settings.show_setting(name, getattr(load, name)) or 'default'}" for name in apart]
@@ -87,18 +91,18 @@ def in_memory(resident: Model, now: Load, current: ModelInfo | None) -> Resident
     return ResidentRow(facts.id, facts.form, facts.parameters, facts.bytes, facts is current, line)
 
 
-def searched(words: str, emit: JobContext, offline: bool) -> tuple[list[Listed], str]:
-    """Search the Hub; why there is nothing of it comes second."""
-    try:
-        return catalog.search(words, emit, offline), ""
-    except ReplError as error:  # the models that are here can be listed all the same
-        return [], error.message
-
-
 @render.register
 def _(result: ModelList) -> RenderableType:
     silence = clean_line(result.silence)
-    parts = (("in memory", _resident(result)), ("cached", _cached(result)), ("on the Hub", _listed(result)))
+    memory = [_cells(each, each.dtype, "current" if each.current else "") for each in result.resident]
+    cached = [
+        _cells(each, each.dtype, f"used {ago(each.used)}" if each.complete else "partial") for each in result.cached
+    ]
+    hub = [
+        _cells(each, join_facts(each.licence, "gated" if each.gated else ""), f"{count(each.downloads)} downloads")
+        for each in result.hub
+    ]
+    parts = (("in memory", memory), ("cached", cached), ("on the Hub", hub))
     if not any(rows for _, rows in parts):
         return Text(join_facts("no model found on this machine", silence or "and none on the Hub"), "quiet")
     drawings = First(_table(parts), _table([(title, list(map(_stacked, rows))) for title, rows in parts]))
@@ -122,43 +126,11 @@ def _table(parts: Sections) -> Table:
 
 
 def _stacked(row: Sequence[Text]) -> list[Text]:
-    """Put what is said of a model below its name."""
+    """Put the other cells of a model below its name."""
     name, *rest = row
     return [Text.assemble(name, "\n", (join_facts(*(cell.plain for cell in rest)), "quiet"))]
 
 
-def _cells(*words: str) -> list[Text]:
-    return [Text(clean_line(word)) for word in words]
-
-
-def _resident(result: ModelList) -> list[list[Text]]:
-    return [
-        _cells(each.id, count(each.parameters), amount(each.bytes), each.dtype, "current" if each.current else "")
-        for each in result.resident
-    ]
-
-
-def _cached(result: ModelList) -> list[list[Text]]:
-    return [
-        _cells(
-            each.id,
-            count(each.parameters) if each.parameters else "",
-            amount(each.bytes),
-            each.dtype,
-            f"used {ago(each.used)}" if each.complete else "partial",
-        )
-        for each in result.cached
-    ]
-
-
-def _listed(result: ModelList) -> list[list[Text]]:
-    return [
-        _cells(
-            each.id,
-            count(each.parameters) if each.parameters else "",
-            amount(each.bytes) if each.bytes else "",
-            join_facts(each.licence, "gated" if each.gated else ""),
-            f"{count(each.downloads)} downloads",
-        )
-        for each in result.hub
-    ]
+def _cells(model: ResidentRow | Cached | Listed, kind: str, note: str) -> list[Text]:
+    sizes = count(model.parameters) if model.parameters else "", amount(model.bytes) if model.bytes else ""
+    return [Text(clean_line(word)) for word in (model.id, *sizes, kind, note)]

@@ -1,4 +1,4 @@
-"""What comes next: the distribution of the next token, as the model has it and as it is drawn from."""
+"""The distribution of the next token: the model's own, and the one after the logits processors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,19 +35,19 @@ TAIL_CHARACTERS = 48  # characters of the text before that are shown
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
-    """A token that may come next: its probability in the model's own distribution, and in the one drawn from."""
+    """A candidate for the next token; `probability` and `logprob` are in the model's own distribution."""
 
     id: int
     text: str
     probability: float
     logprob: float
     drawn: float
-    """Probability behind the active processors; 0 where one of them removed it."""
+    """The probability after the logits processors; 0 if one of them removed the token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """The likeliest next tokens as a server gives them, best first: text and logprob in nats; no more is known."""
+    """The most likely next tokens that a server returns: text and logprob in nats."""
 
     after: str
     text: str
@@ -58,23 +58,23 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """The likeliest next tokens, best first; entropies in nats."""
+    """The most likely next tokens; entropies in nats."""
 
     after: str
     text: str
-    """The text that they come after; of a chat, its last message."""
+    """The text before them; in a chat the last message."""
     candidates: list[NextToken]
     entropy: float
     processors: list[str]
-    """What is active between the model and the draw, in the order it runs."""
+    """The active logits processors, in the order in which they run."""
     drawn_entropy: float
     left: int
-    """How many tokens the processors leave."""
+    """The number of tokens that the processors leave."""
     greedy: bool
 
 
 def compute_next(resident: Model, spot: Position, count: int, emit: JobContext) -> Next:
-    """Compute what comes next; for the model thread."""
+    """Compute the distribution of the next token; for the model thread."""
     request = spot.request
     decoding.check_values(request.settings, resident.facts.base)
     chosen = generation.arguments.of_settings(resident, request.settings)
@@ -155,7 +155,7 @@ def _tables(rows: Sequence[tuple[str, float]], drawn: Sequence[str] = ()) -> Fir
 
 
 def _table(rows: Sequence[tuple[str, float]], drawn: Sequence[str], cells: int) -> Table:
-    """Draw tokens with their probabilities, and those that they are drawn with."""
+    """Draw tokens with their probabilities, and those after the processors."""
     heads = ["", "", "", "model", "sum", *(["drawn"] if drawn else [])]
     sums = accumulate(share for _, share in rows)
     drawings: list[list[str | Text]] = [
@@ -173,7 +173,7 @@ def _table(rows: Sequence[tuple[str, float]], drawn: Sequence[str], cells: int) 
 
 
 def lead(result: Next | Offered) -> Text:
-    """Say what the tokens come after."""
+    """Draw the end of the text before the tokens."""
     line = clean_line(" ".join(result.text.split()))
     line = line if len(line) <= TAIL_CHARACTERS else ("..." if ascii_only() else "…") + line[-TAIL_CHARACTERS:]
     return Text.assemble((f"after {result.after}: ", "quiet"), line)

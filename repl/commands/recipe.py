@@ -91,7 +91,7 @@ def recipe_(
         exchange, file = "", exchange
     if file and not file.endswith(".py"):
         raise UsageError(f"{file!r} does not end in .py", "/recipe reply.py")
-    asked, record = recipe.recorded_reply(session.conversation, session.last, int(exchange or 0))
+    asked, record = recipe.recorded_reply(session, int(exchange or 0))
     if server := record.server:
         raise UsageError(f"exchange {asked.exchange} was made by {server}: a script makes replies of a local model")
 

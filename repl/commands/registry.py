@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MOST_USED = ("help", "model", "settings", "retry", "undo", "next", "probs", "inspect", "compare")
 """Commands at the head of the menu; the settings that the user has changed stand behind the second."""
-MIN_PART = 2  # letters that are looked for inside of names; in helps one more
+MIN_PART = 2  # letters to search for inside of names; one more for help texts
 F = TypeVar("F", bound=Callable[..., Any])
 FLAG = re.compile(r"(?P<dashes>--)?(?P<name>[\w-]+?)(?:(?P<sign>=)|\s+|$)")
 QUOTED_WORD = re.compile(r'"([^"]*)"|\'([^\']*)\'|(\S+)')
@@ -25,7 +25,7 @@ QUOTED_WORD = re.compile(r'"([^"]*)"|\'([^\']*)\'|(\S+)')
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One thing a command takes."""
+    """A parameter of a command."""
 
     name: str
     kind: Kind
@@ -35,22 +35,23 @@ class Argument:
 
     @property
     def needed(self) -> bool:
-        """Tell whether the line is wrong without it."""
+        """Tell whether the command needs it."""
         return self.default is Parameter.empty and not self.many
 
     @property
     def usage(self) -> str:
-        """Return how it is written in a usage line."""
+        """Return its part of a usage line."""
         if isinstance(self.kind, Assignment):
             return "[NAME=VALUE ...]"
-        name = self._option if self.flag else self.name.upper()
+        takes = "" if isinstance(self.kind, Flag) else " N" if isinstance(self.kind, Integer) else " VALUE"
+        name = self.option + takes if self.flag else self.name.upper()
         name += " ..." if self.many else ""
         return name if self.needed else f"[{name}]"
 
     @property
-    def _option(self) -> str:
-        takes = "" if isinstance(self.kind, Flag) else " N" if isinstance(self.kind, Integer) else " VALUE"
-        return "--" + self.name.replace("_", "-") + takes
+    def option(self) -> str:
+        """Return its name as a flag: --name."""
+        return "--" + self.name.replace("_", "-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Command:
 
     @property
     def usage(self) -> str:
-        """Return the line that shows how to type it."""
+        """Return the usage line."""
         words = sorted(self.words, key=lambda word: not word.flag) if _ends_in_text(self.words) else self.words
         return " ".join([f"/{self.name}", *(word.usage for word in words)])
 
@@ -88,91 +89,71 @@ def command(
     aliases: tuple[str, ...] = (),
     needs_model: bool = False,
 ) -> Callable[[F], F]:
-    """Make a function a command, with lines to type and, in `see`, the names of related commands for its help.
+    """Make a function a command; its docstring is the help.
 
-    `needs_model` holds its line back until a load that is running has ended.
+    `examples` are lines to type and `see` names related commands, both for the help. A line of a command with
+    `needs_model` waits for a load in progress.
     """
 
     def register(function: F) -> F:
         title = name or function.__name__.removesuffix("_")
-        add(title, function, family, inspect.getdoc(function) or "", examples, see.split(), needs_model)
+        first, _, more = (inspect.getdoc(function) or "").partition("\n")
+        hints = get_type_hints(function, include_extras=True)
+        words = tuple(
+            Argument(
+                spot.name,
+                kind_of(hints[spot.name]),
+                spot.default,
+                many=spot.kind is Parameter.VAR_POSITIONAL,
+                flag=spot.kind is Parameter.KEYWORD_ONLY,
+            )
+            for spot in [*inspect.signature(function).parameters.values()][1:]  # the first is the session
+        )
+        texts = first.rstrip("."), more.strip(), family
+        COMMANDS[title] = Command(title, function, words, *texts, needs_model, examples, tuple(see.split()))
         COMMAND_ALIASES.update(dict.fromkeys(aliases, title))
         return function
 
     return register
 
 
-def add(
-    name: str,
-    function: Callable[..., Any],
-    family: str,
-    doc: str,
-    examples: Iterable[str],
-    see: Iterable[str],
-    needs_model: bool = False,
-) -> None:
-    """Register a function under a name."""
-    first, _, more = doc.partition("\n")
-    texts = first.rstrip("."), more.strip(), family
-    COMMANDS[name] = Command(name, function, _grammar(function), *texts, needs_model, tuple(examples), tuple(see))
-
-
-def _grammar(function: Callable[..., Any]) -> tuple[Argument, ...]:
-    hints = get_type_hints(function, include_extras=True)
-    parameters = list(inspect.signature(function).parameters.values())[1:]  # the first is the session
-    return tuple(
-        Argument(
-            spot.name,
-            kind_of(hints[spot.name]),
-            spot.default,
-            many=spot.kind is Parameter.VAR_POSITIONAL,
-            flag=spot.kind is Parameter.KEYWORD_ONLY,
-        )
-        for spot in parameters
-    )
-
-
 def find_command(name: str) -> Command:
-    """Return the command a word means: its name, an alias, or an unambiguous start; raises `UsageError`."""
+    """Return the command for a word: its name, an alias, or an unambiguous prefix; raises `UsageError`."""
     wanted = name.replace("-", "_").lower()
     if not wanted:
         raise UsageError("type a command after the slash", "/help")
     if (title := COMMAND_ALIASES.get(wanted, wanted)) in COMMANDS:
         return COMMANDS[title]
-    starts = sorted(
-        {COMMAND_ALIASES.get(known, known) for known in (*COMMANDS, *COMMAND_ALIASES) if known.startswith(wanted)}
-    )
+    named = {**{title: title for title in COMMANDS}, **COMMAND_ALIASES}
+    starts = sorted({title for known, title in named.items() if known.startswith(wanted)})
     if len(starts) == 1:
         return COMMANDS[starts[0]]
     if starts:
         raise UsageError(f"/{name} could be {', '.join('/' + start for start in starts)}")
-    like = did_you_mean(wanted, [*COMMANDS, *COMMAND_ALIASES], "/")
-    raise UsageError(f"no command /{name}{like}", "/help")
+    raise UsageError(f"no command /{name}{did_you_mean(wanted, [*named], '/')}", "/help")
 
 
 def alias(lines: Mapping[str, str]) -> list[str]:
-    """Take over the user's aliases; returns a sentence for each that hides a command."""
+    """Add the user's aliases; returns a sentence for each that would hide a command."""
     hidden = [name for name in lines if name in COMMANDS or name in COMMAND_ALIASES]
     USER_ALIASES.update({name: line for name, line in lines.items() if name not in hidden})
     return [f"the alias {name!r} is ignored: /{name} is a command" for name in hidden]
 
 
 def expand(line: str) -> str:
-    """Replace an alias at the beginning of a line by what it stands for."""
+    """Replace an alias at the beginning of a line by its line."""
     name, rest = split_name(line) if line.startswith("/") else ("", "")
     return f"{USER_ALIASES[name]} {rest}".strip() if name in USER_ALIASES else line
 
 
 def split_name(line: str) -> tuple[str, str]:
     """Split `/name rest` into name and rest."""
-    name, _, rest = line[1:].partition(" ")
-    if "\n" in name:
-        name, _, rest = line[1:].partition("\n")
+    name, rest = re.split(r"[ \n]", line[1:] + " ", maxsplit=1)
     return name, rest.strip()
 
 
 def parse_arguments(found: Command, text: str) -> tuple[list[Any], dict[str, Any]]:
-    """Read the words behind a command's name into arguments; raises `UsageError`."""
+    """Return the positional and the named arguments in the text after a command's name; raises `UsageError`."""
     words, texts = [word for word in found.words if not word.flag], []
     named: dict[str, Any] = {}
     whole = _ends_in_text(words)  # flags stand in front of a text, which is taken as it is
@@ -182,7 +163,7 @@ def parse_arguments(found: Command, text: str) -> tuple[list[Any], dict[str, Any
         elif whole:
             texts, text = (text.split(maxsplit=len(words) - 1) if len(words) > 1 else [text]), ""
         elif match := QUOTED_WORD.match(text):
-            texts.append(_unquoted(match))
+            texts.append(match[match.lastindex or 0])
             text = text[match.end() :].lstrip()
     arguments: list[Any] = []
     for word in words:
@@ -211,13 +192,9 @@ def _leading_flag(found: Command, text: str, bare: bool) -> tuple[str, Any, str]
     value = QUOTED_WORD.match(text)
     return (
         word.name,
-        _read(found, word, _unquoted(value) if value else ""),
+        _read(found, word, value[value.lastindex or 0] if value else ""),
         text[value.end() if value else 0 :].lstrip(),
     )
-
-
-def _unquoted(match: re.Match[str]) -> str:
-    return next(group for group in match.groups() if group is not None)
 
 
 def _read(found: Command, word: Argument, text: str) -> Any:
@@ -229,7 +206,7 @@ def _read(found: Command, word: Argument, text: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ParsedLine:
-    """A line that was read: the command that it runs, `say` for a message, with its arguments."""
+    """A parsed line: the command that it runs, `say` for a message, with its arguments."""
 
     text: str
     command: Command
@@ -242,7 +219,7 @@ class ParsedLine:
 
 
 def parse_line(text: str) -> ParsedLine:
-    """Read one line; raises `UsageError` before anything is done."""
+    """Parse one line; raises `UsageError` before anything is done."""
     if not text.startswith("/") or text.startswith("//"):
         return ParsedLine(text, COMMANDS["say"], (text.removeprefix("/"),))
     name, rest = split_name(expand(text))
@@ -254,9 +231,9 @@ def parse_line(text: str) -> ParsedLine:
 
 
 def complete_line(line: str, session: "Session | None" = None) -> list[tuple[str, str]]:
-    """Return what could stand at the end of a line as (word, help): command names, values, setting names.
+    """Return the completions of a line as (word, help): command names, values, setting names.
 
-    A kind with a method `offer(session, word)` is asked with what is loaded.
+    A kind with a method `offer(session, word)` completes from the session.
     """
     if not line.startswith("/") or line.startswith("//") or "\n" in line:
         return []
@@ -271,11 +248,18 @@ def complete_line(line: str, session: "Session | None" = None) -> list[tuple[str
 
 
 def _menu(typed: str, session: "Session | None") -> list[tuple[str, str]]:
-    """Return the commands that what is typed begins, or is a part of the name or the help of, in this order.
+    """Return the commands whose name begins with `typed`, then those with it in their name, then in their help.
 
-    In each part those used most come first, with the settings that the user has changed, then the others by name.
+    In each part the most used commands come first, with the settings that the user has changed, then the others by
+    name.
     """
-    changed = session.settings.origins if session is not None else {}
+    changed, values = session.settings.origins if session is not None else {}, dict[str, str]()
+    if session is not None:
+        decode = {name: found.value for name, found in session.decoding().items()}
+        values = {
+            name: settings.show_setting(name, decode[name] if name in decode else session.settings.get(name))
+            for name in settings.places()
+        }
     first = [*MOST_USED[:2], *changed, *MOST_USED[2:]]
     helps = {name: found.help for name, found in COMMANDS.items() if name != "say"} | USER_ALIASES
     fits = {
@@ -285,18 +269,7 @@ def _menu(typed: str, session: "Session | None") -> list[tuple[str, str]]:
     }
     places = {name: place for place, name in enumerate(first)}
     ordered = [name for part in fits.values() for name in sorted(part, key=lambda one: (places.get(one, 99), one))]
-    values = _values_now(session) if session is not None else {}
     return [(f"/{name}", join_facts(values.get(name, ""), helps[name])) for name in dict.fromkeys(ordered)]
-
-
-def _values_now(session: "Session") -> dict[str, str]:
-    """Return the value of each setting that has one, as it is written."""
-    decode = {name: found.value for name, found in session.decoding().items()}
-    names = settings.places()
-    return {
-        name: settings.show_setting(name, decode[name] if name in decode else session.settings.get(name))
-        for name in names
-    }
 
 
 def _values(found: Command, rest: str, session: "Session | None") -> list[tuple[str, str]]:
@@ -304,8 +277,7 @@ def _values(found: Command, rest: str, session: "Session | None") -> list[tuple[
     place = len(before)
     words = [word for word in found.words if not word.flag]
     if last.startswith("-"):
-        flags = ("--" + word.name.replace("_", "-") for word in found.words if word.flag)
-        return [(flag, "") for flag in flags if flag.startswith(last)]
+        return [(word.option, "") for word in found.words if word.flag and word.option.startswith(last)]
     if not words or (place >= len(words) and not words[-1].many):
         return []
     word = words[min(place, len(words) - 1)]

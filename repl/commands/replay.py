@@ -1,4 +1,4 @@
-"""Replay: the messages of this conversation answered by another model, turn by turn beside what was answered."""
+"""Replay: the messages of this conversation answered by another model, beside the recorded answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from repl.terminal.screen import render
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A conversation answered anew; `branch` is the exchange that its new branch ends with, `before` where it stood."""
+    """A conversation answered again; its new branch ends with exchange `branch`, it stood at exchange `before`."""
 
     title: str
     pinned: bool
@@ -73,13 +73,13 @@ def replay(
 
 
 def _number(session: Session) -> int | None:
-    """Return the number of the exchange where the conversation stands."""
+    """Return the number of the last exchange on the current branch."""
     talk = session.conversation
     return talk.turns[talk.head].exchange if talk.head else None
 
 
 def _add_branch(session: Session, talk: Sequence[Exchange], made: Sequence[Answer]) -> int | None:
-    """Add new answers to the conversation: a chat as a branch, at whose end it then stands; returns that end."""
+    """Add new answers to the conversation, those of a chat as a new branch; returns the id of its last turn."""
     end: int | None = None
     for exchange, answer in zip(talk, made, strict=False):
         if (done := answer.done) is None or answer.problem or (done.finish == "cancelled" and not done.raw):

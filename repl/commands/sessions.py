@@ -1,4 +1,4 @@
-"""Saved sessions: list and search them, go on with one, name the one that is open."""
+"""Saved sessions: list and search them, continue one, set the title of the open one."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repl.commands.registry import command
-from repl.core.conversation import ASKING, Conversation, exchanges
+from repl.core.conversation import ASKING, exchanges
 from repl.core.errors import ReplError
 from repl.core.format import counted, join_facts, shortened
 from repl.core.sanitize import clean_line
@@ -25,12 +25,12 @@ from repl.terminal.screen import render
 from repl.terminal.tables import FactLine
 
 MAX_SESSIONS = 20  # sessions listed at once
-SHOWN_EXCHANGES = 2  # last exchanges shown of a session that is gone on with
+SHOWN_EXCHANGES = 2  # last exchanges shown of a session that is resumed
 
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """Saved sessions, newest first; `current` is the id of the one that is open, if it is saved."""
+    """Saved sessions, newest first; `current` is the id of the open one, if it is saved."""
 
     sessions: list[Summary]
     words: str
@@ -48,7 +48,7 @@ def sessions(session: Session, words: Annotated[str, RestOfLine()] = "") -> Sess
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A session that goes on: how many exchanges it has, the last of them, and a message that never got its reply."""
+    """A resumed session: the number of its exchanges, the last ones, and a message without a reply."""
 
     id: str
     title: str
@@ -58,12 +58,12 @@ class Resumed:
 
     @property
     def draft(self) -> str:
-        """The message goes back to the prompt."""
+        """The message to put back in the prompt."""
         return self.unanswered
 
 
 def newest(session: Session) -> dict[str, str]:
-    """Return the newest sessions, for completion: title by id."""
+    """Return the titles of the newest sessions by id, for completion."""
     try:
         return {one.id: one.title for one in session.archive.sessions()[:MAX_SESSIONS]}
     except ReplError:
@@ -83,14 +83,10 @@ def resume(
     last = exchanges(current_branch(talk))[-SHOWN_EXCHANGES:]
     shown = [PastExchange.of(turns, session.settings.view) for turns in last]
     count = sum(turn.role in ASKING for turn in talk.turns.values())
-    return Resumed(session.archive.id, session.archive.title, count, shown, unanswered(talk))
-
-
-def unanswered(talk: Conversation) -> str:
-    """Return the newest message if a kill took its reply, or an empty string."""
     asked = max((turn.id for turn in talk.turns.values() if turn.role == "user"), default=0)
     replies = [turn for turn in talk.children(asked) if turn.text or turn.state in ("complete", "failed")]
-    return talk.turns[asked].text if asked and not replies else ""
+    unanswered = talk.turns[asked].text if asked and not replies else ""  # the program was killed meanwhile
+    return Resumed(session.archive.id, session.archive.title, count, shown, unanswered)
 
 
 @command("history", "/title Capitals", "/title", see="sessions resume")
@@ -104,7 +100,7 @@ def title(session: Session, text: Annotated[str, RestOfLine()] = "") -> Message:
 
 
 def moment(when: float, now: datetime) -> str:
-    """Return a time as short as it is clear: the time of today, or the day."""
+    """Return the time of day if it is today, else the date."""
     then = datetime.fromtimestamp(when, now.tzinfo)
     return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%Y-%m-%d}"
 

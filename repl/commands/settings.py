@@ -8,7 +8,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.commands import registry
 from repl.commands.registry import command
 from repl.core import decoding, fields, settings
 from repl.core.jobs import JobContext
@@ -180,9 +179,10 @@ def _register(name: str) -> None:
     ) -> Any:
         return change(session, name, value)
 
-    lines = (f"/{name} {word}" for word in settings.examples(name))
     text = settings.help_of(name)
-    registry.add(name, run, "setting", text[:1].upper() + text[1:], lines, settings.related(name))
+    run.__doc__ = text[:1].upper() + text[1:]
+    lines = (f"/{name} {word}" for word in settings.examples(name))
+    command("setting", *lines, see=" ".join(settings.related(name)), name=name)(run)
 
 
 for _name in settings.places():

@@ -1,4 +1,4 @@
-"""Tokens: how a text, or the last turn, is cut up."""
+"""Tokens of a text, or of the last turn."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from repl.commands.registry import command
-from repl.core.conversation import Turn
 from repl.core.format import counted, join_facts
-from repl.core.library_types import PreTrainedTokenizerBase
-from repl.core.reply import Reply
+from repl.core.jobs import JobContext
 from repl.core.sanitize import ascii_only, clean_line
 from repl.core.values import RestOfLine
 from repl.generation.decode.detokenizer import common_length
@@ -26,37 +24,17 @@ from repl.terminal.token_colours import OnTerminal, styled_text
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids with the piece that each one stands for; `characters` and `bytes` are of the text without marks."""
+    """Token ids with their text; `characters` and `bytes` count the text without special tokens."""
 
     ids: list[int]
     pieces: list[TokenPiece]
     reply: int
-    """How many of them come before the reply, whose tokens are numbered from 1; all, where there is none."""
+    """The number of tokens before the reply, whose tokens are numbered from 1; all if there is no reply."""
     characters: int
     bytes: int
     special: int
     listed: bool
-    """Draw them one a line."""
-
-
-def split_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], reply: int, text: str, listed: bool) -> Tokens:
-    """Tell the tokens of a text apart; for the model thread."""
-    pieces = Speller(tokenizer).pieces(ids)
-    size = len(text.encode("utf-8", "replace"))
-    return Tokens(list(ids), pieces, reply, len(text), size, sum(piece.special for piece in pieces), listed)
-
-
-def of_text(tokenizer: PreTrainedTokenizerBase, text: str, listed: bool) -> Tokens:
-    """Cut a text as a prompt is cut; for the model thread."""
-    ids = [int(token) for token in tokenizer(text)["input_ids"]]
-    return split_tokens(tokenizer, ids, len(ids), text, listed)
-
-
-def of_turn(tokenizer: PreTrainedTokenizerBase, record: Reply, known: int, listed: bool) -> Tokens:
-    """Show what a turn added to the `known` tokens before it: its message, and the reply; for the model thread."""
-    ids = [*record.prompt_ids[known:], *record.token_ids]
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    return split_tokens(tokenizer, ids, len(record.prompt_ids) - known, text, listed)
+    """Draw one token per line."""
 
 
 @command("inspect", "/tokens", "/tokens --ids The cat sat.", see="template score", needs_model=True)
@@ -67,19 +45,28 @@ def tokens(session: Session, text: Annotated[str, RestOfLine()] = "", *, ids: bo
     from its record. The tokens of the reply are numbered as in /why. A character that is split over several tokens
     is shown in front of its bytes, such as <e4>.
     """
-    if text:
-        return session.run_on_model(lambda emit: of_text(session.store.current().tokenizer, text, ids))
+    message, made = ((), ()) if text else _last_turn(session)
+
+    def split(emit: JobContext) -> Tokens:
+        tokenizer = session.store.current().tokenizer
+        asked = [int(token) for token in tokenizer(text)["input_ids"]] if text else message
+        found = [*asked, *made]
+        pieces = Speller(tokenizer).pieces(found)
+        said = text or str(tokenizer.decode(found, skip_special_tokens=True))
+        size, special = len(said.encode("utf-8", "replace")), sum(piece.special for piece in pieces)
+        return Tokens(found, pieces, len(asked), len(said), size, special, ids)
+
+    return session.run_on_model(split)
+
+
+def _last_turn(session: Session) -> tuple[Sequence[int], Sequence[int]]:
+    """Return the ids that the last message added to the prompt, and those of its reply."""
     last, record = require_own_reply(session)
-    known = _known(session, last, record)
-    return session.run_on_model(lambda emit: of_turn(session.store.current().tokenizer, record, known, ids))
-
-
-def _known(session: Session, last: Turn, record: Reply) -> int:
-    """Return how many tokens of a reply's prompt were there before its message."""
     before = [turn.record for turn in session.conversation.path(last.parent) if turn.record is not None]
     if last.role == "completion" or not before:
-        return 0
-    return common_length([*before[-1].prompt_ids, *before[-1].token_ids], record.prompt_ids)
+        return record.prompt_ids, record.token_ids
+    known = common_length([*before[-1].prompt_ids, *before[-1].token_ids], record.prompt_ids)
+    return record.prompt_ids[known:], record.token_ids
 
 
 @render.register
@@ -123,10 +110,6 @@ def _table(result: Tokens) -> Table:
 def _figures(result: Tokens) -> str:
     special = f"{result.special} special" if result.special else ""
     sizes = ((result.characters, "character"), (result.bytes, "byte"))
-    return join_facts(counted(len(result.ids), "token"), special, *(_each(size, what, result) for size, what in sizes))
-
-
-def _each(size: int, what: str, result: Tokens) -> str:
     plain = len(result.ids) - result.special
-    words = counted(size, what)
-    return f"{words} ({size / plain:.1f} a token)" if plain else words
+    said = (counted(size, what) + (f" ({size / plain:.1f} per token)" if plain else "") for size, what in sizes)
+    return join_facts(counted(len(result.ids), "token"), special, *said)

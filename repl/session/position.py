@@ -89,6 +89,14 @@ def next_position(session: Session) -> Position:
     )
 
 
+def require_reply(session: Session, number: int = 0) -> Turn:
+    """Return the reply of an exchange, by default the last one; raises `UsageError`."""
+    turn = session.conversation.exchange(number) if number else session.last
+    if turn is None:
+        raise UsageError("no replies yet", "Why is the sky blue?")
+    return turn
+
+
 def require_own_reply(session: Session) -> tuple[Turn, Reply]:
     """Return the last reply with its record; raises `UsageError` unless the loaded model generated it."""
     last, facts = session.last, session.facts()

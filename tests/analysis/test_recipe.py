@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import models
 import pytest
@@ -431,13 +432,13 @@ def test_long_prompts_keep_their_lines():
 
 def test_a_question_without_an_answer_is_refused():
     talk = Conversation()
-    asked = talk.add("user", "Hi", None)
+    asked, session = talk.add("user", "Hi", None), SimpleNamespace(conversation=talk, last=None)
     with pytest.raises(UsageError, match="no replies yet"):
-        recipe.recorded_reply(talk, None, 0)
+        recipe.recorded_reply(session, 0)
     with pytest.raises(UsageError, match="exchange 1 has no record"):
-        recipe.recorded_reply(talk, None, 1)
+        recipe.recorded_reply(session, 1)
     reply = talk.close(talk.add("assistant", "", asked.id), "Hello", "complete", RECORD)
-    assert recipe.recorded_reply(talk, None, 1) == (reply, RECORD)
+    assert recipe.recorded_reply(session, 1) == (reply, RECORD)
 
 
 def test_a_script_goes_into_a_file_and_replaces_none_unasked(gpt2_folder, tmp_path):
