@@ -5,7 +5,6 @@ import shutil
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -78,8 +77,9 @@ def export(
         raise UsageError("there is no view to export yet", "/next Once upon a time")
     if not turns:
         raise UsageError("there is nothing to export: the conversation is empty")
-    formats = {**FORMATS, ".html": partial(as_html, by=session.settings.view.probs)}
-    content = formats[ending](Transcript(archive.id, archive.title, talk.system, talk.head, turns)).encode()
+    told = Transcript(archive.id, archive.title, talk.system, talk.head, turns)
+    written = as_html(told, by=session.settings.view.probs) if ending == ".html" else FORMATS[ending](told)
+    content = written.encode()
     return Exported(str(write(file, content, force, again)), len(turns), len(content))
 
 

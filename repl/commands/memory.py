@@ -74,7 +74,7 @@ def memory(session: Session) -> Task[Memory]:
 
 @render.register
 def _(result: Memory) -> RenderableType:
-    rows = [
+    rows: list[list[str | Text]] = [
         [Text(one.name, "accent"), *map(amount, (one.total, one.free, one.program, one.others))]
         for one in result.devices
     ]
