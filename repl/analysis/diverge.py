@@ -206,11 +206,11 @@ def _compare(second: Model, asked: Asked, text: Led, firsts: Iterable[Tensor], e
     for place, (one, two) in enumerate(zip(firsts, _rows(second, text, emit), strict=True)):
         step, logs = _step(text, place, one, two.to(one.device), speller)
         if fork is None and not step.agrees:
-            first, second = (
+            mine, theirs = (
                 DivergedToken(token, speller.text(token), (exp(float(logs[0][token])), exp(float(logs[1][token]))))
                 for token in (step.first, step.second)
             )
-            fork = FirstFlip(place + 1, first, second, step.margins, max(step.margins) < TIE_NATS)
+            fork = FirstFlip(place + 1, mine, theirs, step.margins, max(step.margins) < TIE_NATS)
         steps.append(step)
         emit(Progress("comparing", place + 1, len(done.token_ids), "tokens"))
     if fork is not None:
