@@ -12,7 +12,6 @@ from itertools import islice
 from threading import Lock  # noqa: TID251 it starts none
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from repl import generation
 from repl.analysis.prompt_file import STDOUT, Prompt, PromptFile, Results, open_results
 from repl.core import decoding
 from repl.core.errors import Cancelled, Failed, NoMemory, ReplError, Unreachable
@@ -124,7 +123,7 @@ class LocalBatches:
         resident, facts = self._resident, self._resident.facts
         request = prompt.request(facts.chats)
         decoding.check_values(request.settings, facts.base)
-        config = generation.arguments.of_settings(resident, request.settings).config
+        config = decode.loop.Arguments.of_settings(resident, request.settings).config
         ids = encode_prompt(resident, request, config.max_new_tokens or facts.context, self._emit)
         decoding.fit_context(config, len(ids.ids), facts.context, facts.id)
         longest = config.max_length if config.max_new_tokens is None else len(ids.ids) + config.max_new_tokens

@@ -19,7 +19,7 @@ from repl.core.events import Progress
 from repl.core.jobs import JobContext, Muted
 from repl.core.library_types import Tensor
 from repl.core.settings import Settings
-from repl.generation import measure
+from repl.generation import decode, measure
 from repl.generation.interface import Model, Models, Request, Runtime
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def measure_bandwidth(device: str, emit: JobContext, clock: Callable[[], float] 
 def _time_bare(model: Model, ids: list[int], new: int, emit: JobContext) -> TimedReply:
     """Time the library's plain `generate`."""
     values = {**GREEDY_VALUES, "stop_strings": None, "max_new_tokens": new, "min_new_tokens": new}
-    chosen = generation.arguments.of_values(model.model, values)
+    chosen = decode.loop.Arguments.of_values(model.model, values)
     prompt = measure.forward.input_ids(model.model, ids)
 
     def note(made: Tensor, _: object) -> bool:

@@ -12,13 +12,12 @@ from math import exp, sqrt
 from string import ascii_uppercase
 from typing import Any
 
-from repl import generation
 from repl.analysis.prompt_file import Prompt, PromptFile
 from repl.core import decoding
 from repl.core.errors import Cancelled, Failed, ReplError, UsageError
 from repl.core.events import Progress
 from repl.core.jobs import JobContext
-from repl.generation import measure
+from repl.generation import decode, measure
 from repl.generation.interface import Model, Request
 from repl.generation.prompt.context_window import encode_prompt
 
@@ -152,7 +151,7 @@ def measure_answers(
 
 def _end_token(resident: Model, request: Request) -> tuple[int, ...]:
     """Return the token that ends a reply; raises `UsageError` for a model without one."""
-    found = decoding.end_ids(generation.arguments.of_settings(resident, request.settings).config)
+    found = decoding.end_ids(decode.loop.Arguments.of_settings(resident, request.settings).config)
     own = resident.tokenizer.eos_token_id
     if not found:
         raise UsageError("the model has no token that ends a reply", "/choose A | B -- TEXT")

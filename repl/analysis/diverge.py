@@ -17,7 +17,7 @@ from repl.core.jobs import JobContext, Muted
 from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Reply
 from repl.core.settings import Load, Settings, places
-from repl.generation import measure
+from repl.generation import decode, measure
 from repl.generation.interface import Model, Models, Request
 from repl.generation.measure.token_text import Speller
 from repl.models.store import ModelInfo
@@ -177,7 +177,7 @@ def _text(resident: Model, asked: Asked, emit: JobContext) -> Led:
         if done.finish == "cancelled":
             raise Cancelled
     found = measure.processors.processors(
-        resident.model, generation.arguments.of_settings(resident, settings), done.prompt_ids
+        resident.model, decode.loop.Arguments.of_settings(resident, settings), done.prompt_ids
     )
     return Led(done, found)
 
@@ -264,7 +264,7 @@ def _onward(second: Model, asked: Asked, text: Led, fork: FirstFlip, emit: JobCo
     place = fork.place - 1
     before = tuple(text.ids[: len(text.done.prompt_ids) + place])
     rest = [fork.second.id]
-    config = generation.arguments.of_settings(second, asked.request.settings).config
+    config = decode.loop.Arguments.of_settings(second, asked.request.settings).config
     if fork.second.id not in decoding.end_ids(config):
         settings = greedy_settings(asked.request.settings).put("max_new_tokens", ONWARD_TOKENS - 1, "diverge")
         request = Request(settings, ids=(*before, fork.second.id))

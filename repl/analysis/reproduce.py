@@ -50,7 +50,7 @@ def generate_again(resident: Model, record: Reply, emit: JobContext) -> list[int
     import torch
 
     model, (prompt, made) = resident.model, recipe.last_call(record)
-    chosen = generation.arguments.of_values(model, recipe.generate_arguments(record))
+    chosen = decode.loop.Arguments.of_values(model, recipe.generate_arguments(record))
 
     def tell(ids: Tensor, _: object) -> bool:
         emit(Progress("generating it again", ids.shape[1] - len(prompt), len(made), "tokens"))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from repl import generation
 from repl.analysis import recipe
 from repl.core.errors import UsageError
 from repl.core.jobs import JobContext
@@ -83,7 +82,7 @@ def explain(resident: Model, record: Reply, place: str, shared: bool, emit: JobC
     spot = _place(resident.tokenizer, record, place)
     token = record.token_ids[spot]
     prompt, made = call_ids(record, spot)
-    chosen = generation.arguments.of_values(resident.model, recipe.recorded_values(record))
+    chosen = decode.loop.Arguments.of_values(resident.model, recipe.recorded_values(record))
     logits = measure.scoring.next_logits(resident, [*prompt, *made], emit, shared)
     mask = decode.format_mask.recorded_mask(resident, record, prompt, chosen.config)
     own = [*decode.phrase_ban.recorded_ban(record), *decode.thought.recorded_switch(record, prompt, chosen.config)]

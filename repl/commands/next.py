@@ -10,7 +10,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl import generation
 from repl.commands.registry import command
 from repl.core import decoding
 from repl.core.errors import UsageError
@@ -77,7 +76,7 @@ def compute_next(resident: Model, spot: Position, count: int, emit: JobContext) 
     """Compute the distribution of the next token; for the model thread."""
     request = spot.request
     decoding.check_values(request.settings, resident.facts.base)
-    chosen = generation.arguments.of_settings(resident, request.settings)
+    chosen = decode.loop.Arguments.of_settings(resident, request.settings)
     ids = encode_prompt(resident, request, 1, emit).ids
     decoding.fit_context(chosen.config, len(ids), resident.facts.context, resident.facts.id)
     logits = measure.scoring.next_logits(resident, ids, emit, shared=request.settings.decode.reuse)

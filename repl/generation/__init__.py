@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from repl.core.late import import_late
 
-__all__ = ["arguments", "engine"]
+__all__ = ["engine"]
 
 if TYPE_CHECKING:
-    from repl.generation import arguments, engine
+    from repl.generation import engine
 else:
     __getattr__ = import_late(__name__, __all__)

@@ -30,20 +30,20 @@ from repl.core.reply import (
     Usage,
 )
 from repl.core.settings import Settings
-from repl.generation import arguments
-from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
 from repl.generation.decode.beams import Watch, token_logprobs
 from repl.generation.decode.detokenizer import Begun, Detokenizer, Reading, spell_tokens
 from repl.generation.decode.drafters import Drafting, Get
 from repl.generation.decode.format_mask import make_mask
 from repl.generation.decode.kv_cache import croppable_cache
+from repl.generation.decode.loop import Arguments
 from repl.generation.decode.phrase_ban import PhraseBan, TextSoFar
 from repl.generation.decode.thought import make_switch
 from repl.generation.interface import Model, Request
 from repl.generation.measure.forward import Meter, cancellable_forward, input_ids, model_errors, nan_guard
 from repl.generation.prompt import chat_template
 from repl.generation.prompt.context_window import PromptIds, encode_prompt
+from repl.generation.word_forms import Phrases
 from repl.models.memory.out_of_memory import out_of_memory
 from repl.models.store import ModelInfo
 
@@ -56,7 +56,7 @@ def generate_reply(resident: Model, request: Request, emit: JobContext, get: Get
     """
     began = time.monotonic()
     decoding.check_values(request.settings, resident.facts.base)
-    chosen = arguments.of_settings(resident, request.settings)
+    chosen = Arguments.of_settings(resident, request.settings)
     with library_errors("the prompt cannot be encoded"):
         prompt = encode_prompt(resident, request, chosen.config.max_new_tokens or resident.facts.context, emit)
         if chosen.config.token_healing:
@@ -177,7 +177,8 @@ class ReplyRun:
         self.switch = make_switch(think, resident.tokenizer, self.reading, len(prompt.ids), config) if think else None
         self.seed = self._seed()
         drafts, beams = decoding.draft_source(request.settings), (config.num_beams or 1) > 1
-        self.mask = make_mask(resident, request, prompt.ids, config)  # what holds the reply to its form
+        formed = bool(request.settings.decode.format)
+        self.mask = make_mask(resident, request, prompt.ids, config) if formed else None
         alone = "tokens may be taken back where phrases are banned" if chosen.phrases else ""
         reads_ahead = drafts or self.mask
         self.drafting = Drafting(resident, request.settings, emit, get, self.mask, alone) if reads_ahead else None
@@ -186,11 +187,11 @@ class ReplyRun:
         self.token_logprobs: tuple[tuple[float, ...], ...] = ()  # of each sequence that a beam search returned
         several = bool(getattr(config, "prompt_lookup_num_tokens", None))
         self.meter = Meter(resident.tokenizer, request.settings.view.logprobs, several)
-        self.ban = self._phrase_ban() if chosen.phrases else None
+        self.ban = self._phrase_ban(chosen.phrases) if chosen.phrases else None
 
-    def _phrase_ban(self) -> PhraseBan:
+    def _phrase_ban(self, phrases: Phrases) -> PhraseBan:
         """Return what keeps banned phrases out of the reply."""
-        tokenizer, phrases = self.resident.tokenizer, self.arguments.phrases
+        tokenizer = self.resident.tokenizer
         lead = str(tokenizer.decode(self.before, skip_special_tokens=True))[-phrases.longest - 1 :]
         begun = TextSoFar(Detokenizer(tokenizer, self.before), lead, lead)
         return PhraseBan(phrases, begun, self.meter, self.emit, bool(self.config.do_sample))

@@ -6,7 +6,7 @@ turned on or off here: whoever decodes decides by the same functions.
 
 from dataclasses import dataclass
 
-from repl import generation, models
+from repl import models
 from repl.core import decoding
 from repl.core.errors import MissingExtra
 from repl.core.settings import Settings
@@ -25,7 +25,7 @@ class FastPath:
 
 def list_paths(resident: Model, chosen: Settings) -> tuple[FastPath, ...]:
     """Return every way, whether or not it applies: `why` is empty for those that do."""
-    model, config = resident.model, generation.arguments.of_settings(resident, chosen).config
+    model, config = resident.model, decode.loop.Arguments.of_settings(resident, chosen).config
     own_loop, ahead = decode.loop.why_not(model, config), decode.drafters.refusal(model, config, 1)
     fits, wanted = decode.kv_cache.can_reuse(model, config, 1), decoding.draft_source(chosen)
     rows = "" if decode.kv_cache.is_plain_kv(model) else "this model's KV cache cannot be copied for each row"

@@ -59,9 +59,6 @@ class Phrases:
         return len(text) - max(found, default=0)
 
 
-NO_PHRASES = Phrases()
-
-
 def _begun(text: str, phrase: str) -> int:
     return next((size for size in range(min(len(phrase), len(text)), 0, -1) if text.endswith(phrase[:size])), 0)
 

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from repl import generation
 from repl.core import decoding, fields, settings
 from repl.core.decoding import NOTHING, ModelDefaults
 from repl.core.errors import Failed, UsageError, sentence
 from repl.core.format import join_facts
 from repl.core.sanitize import clean_line
 from repl.core.values import show_value
-from repl.generation import measure
+from repl.generation import decode, measure
 from repl.generation.interface import Model
 from repl.models.store import ModelInfo
 from repl.session.results import Message
@@ -214,7 +213,7 @@ def read_model_field(session: Session, name: str, word: str) -> tuple[str, objec
 def _refusal(resident: Model, chosen: settings.Settings) -> str:
     """Return what the library says against these settings, before it runs the model; empty where it takes them."""
     try:
-        measure.processors.processors(resident.model, generation.arguments.of_settings(resident, chosen), [0])
+        measure.processors.processors(resident.model, decode.loop.Arguments.of_settings(resident, chosen), [0])
     except Failed as error:
         return sentence(error.__cause__ or error)
     return ""

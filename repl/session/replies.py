@@ -12,7 +12,7 @@ from repl.core.jobs import Job, JobContext
 from repl.core.parts import Parts
 from repl.core.reply import Reply, Timing, TokenLogprobs, Usage
 from repl.core.settings import Settings
-from repl.generation import measure
+from repl.generation import decode, measure
 from repl.generation.decode.detokenizer import Begun, token_texts
 from repl.generation.interface import Model, Request
 from repl.generation.measure.token_text import TOP_K_STORED
@@ -149,7 +149,7 @@ def continue_reply(resident: Model, begun: Turn, settings: Settings, emit: JobCo
     request = Request(settings, ids=ids, begun=chat, made=made)
     if chat is None:
         emit(PromptEcho(begun.text))
-    if record.token_ids[-1] not in decoding.end_ids(generation.arguments.of_settings(resident, settings).config):
+    if record.token_ids[-1] not in decoding.end_ids(decode.loop.Arguments.of_settings(resident, settings).config):
         return generation.engine.generate_reply(resident, request, emit)
     if reading := generation.engine.reading(resident, request, [*request.ids], emit):
         reading.open(emit)

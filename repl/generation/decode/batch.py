@@ -20,7 +20,7 @@ from repl.core.events import Progress
 from repl.core.jobs import JobContext, Muted
 from repl.core.library_types import Cache, PreTrainedModel, Tensor
 from repl.core.reply import Reply
-from repl.generation import arguments, engine
+from repl.generation import engine
 from repl.generation.decode import loop
 from repl.generation.decode.kv_cache import cache_traits, can_reuse, is_plain_kv, narrow_window
 from repl.generation.interface import Model, Request
@@ -87,7 +87,7 @@ class BatchRow:
     def __init__(self, resident: Model, request: Request, prompt: PromptIds, emit: JobContext, began: float) -> None:
         facts = resident.facts
         decoding.check_values(request.settings, facts.base)
-        chosen = arguments.of_settings(resident, request.settings)
+        chosen = loop.Arguments.of_settings(resident, request.settings)
         decoding.fit_context(chosen.config, len(prompt.ids), facts.context, facts.id)
         self.request = request
         self.run = engine.ReplyRun(resident, request, prompt, chosen, emit, began)
@@ -194,7 +194,7 @@ class Batch:
             self.alone = "beams, or a setting that needs its own cache"
 
     def _encode(self, request: Request) -> PromptIds:
-        config = arguments.of_settings(self._resident, request.settings).config
+        config = loop.Arguments.of_settings(self._resident, request.settings).config
         with library_errors("the prompt cannot be encoded"):
             wanted = config.max_new_tokens or self._resident.facts.context
             return encode_prompt(self._resident, request, wanted, self._emit)

@@ -1,19 +1,22 @@
-"""The one decode loop of our own: `generate` calls it in place of its own, and the ids are the same.
+"""The call of `generate`: its arguments, from settings or a record, and the one decode loop of our own that it runs.
 
-In come how tokens are chosen, for all rows alike or for each in a way of its own; proposals, which are only checked;
-a streamer. What it does not cover, beams above all, stays with the library: see `why_not`.
+The loop takes the place of the library's, and the ids are the same. In come how tokens are chosen, for all rows alike
+or for each in a way of its own; proposals, which are only checked; a streamer. What it does not cover, beams above all,
+stays with the library: see `why_not`.
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from transformers import StopStringCriteria
+from transformers import CompileConfig, StopStringCriteria, WatermarkingConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from repl.core import library
+from repl.core import decoding, fields, library
+from repl.core.decoding import LENGTH_LIMITS
+from repl.core.errors import library_errors
 from repl.core.library_types import (
     BaseStreamer,
     GenerationConfig,
@@ -24,12 +27,111 @@ from repl.core.library_types import (
     StoppingCriteriaList,
     Tensor,
 )
+from repl.core.settings import Decode, Settings
+from repl.generation import word_forms
 from repl.generation.decode import kv_cache
+from repl.generation.interface import Model
+from repl.generation.word_forms import Phrases
 
 OUTPUT_FIELDS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 OWN_PROMPT_FIELDS = ("token_healing", "prefill_chunk_size", "use_mtp", "speculation_type")
 """Fields of a generation config that keep more than ids, and those that change the prompt or how it is read."""
 DEVICES = ("cpu", "cuda", "meta")
+
+
+# what `generate` is called with
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The generation config of one call of `generate`, and what has to be passed beside it.
+
+    The config has every value that counts; the model's own is never changed.
+    """
+
+    config: Any
+    off: dict[str, None]
+    """Fields to switch off: None as an argument, because None in a config means the model's own value."""
+    given: dict[str, Any]
+    """The values that the config was made from, in the library's names."""
+    phrases: Phrases | None = None
+    """Texts that the reply must not contain, beside the tokens that the config bans."""
+    loosely: str = ""
+    """Why phrases are banned as their usual tokens alone; empty where there are none, or they are banned as text."""
+
+    @classmethod
+    def of_settings(cls, resident: Model, settings: Settings) -> "Arguments":
+        """Return the arguments of a reply under these settings; raises `UsageError` for an id that does not exist."""
+        for name, value in settings.extra:
+            fields.check_ids(name, value, resident.facts.vocabulary)
+        chosen = cls.of_values(resident.model, decoding.overrides(settings, resident.facts.base))
+        decode = settings.decode
+        return _with_words(resident, decode, chosen) if decode.ban or decode.boost else chosen
+
+    @classmethod
+    def of_values(cls, model: PreTrainedModel, values: Mapping[str, object]) -> "Arguments":
+        """Return the arguments for values in the library's names; None switches a field off."""
+        own = model.generation_config
+        limit = [name for name in LENGTH_LIMITS if values.get(name) is not None]
+        others = dict.fromkeys(name for name in LENGTH_LIMITS if limit and name not in limit)
+        theirs = {name: value for name, value in fields.NEUTRAL.items() if getattr(own, name, None)}
+        whole = {**theirs, **others, **values}
+        config = copy.deepcopy(own)
+        for name, value in whole.items():
+            setattr(config, name, _built(name, value))
+        if isinstance(config.stop_strings, str):
+            config.stop_strings = [config.stop_strings]
+        if config.pad_token_id is None:  # the library would do the same with a warning
+            config.pad_token_id = next(iter(decoding.end_ids(config)), None)
+        off = dict.fromkeys(
+            name for name, value in whole.items() if value is None and getattr(own, name, None) is not None
+        )
+        return cls(config, off, dict(values))
+
+    def recorded(self) -> dict[str, object]:
+        """Return the values with the limit on length that came to be in effect."""
+        lengths = {name: getattr(self.config, name) for name in LENGTH_LIMITS if self.given.get(name) is not None}
+        return {**self.given, **lengths}
+
+
+def _with_words(resident: Model, decode: Decode, chosen: Arguments) -> Arguments:
+    """Return the arguments with what is banned and boosted, beside what the model's own config brings."""
+    words = word_forms.read_words(resident.tokenizer, decode.ban or ())
+    phrases, config = word_forms.banned_phrases(words), chosen.config
+    reason = _why_tokens_alone(resident.model, config) if phrases else ""
+    own = config.sequence_bias or []
+    pairs = [[list(ids), bias] for ids, bias in (own.items() if isinstance(own, dict) else own)]
+    more = {
+        "bad_words_ids": [*(config.bad_words_ids or []), *word_forms.banned_ids(words, bool(reason))],
+        "sequence_bias": [*pairs, *word_forms.biases(resident.tokenizer, decode.boost or ())],
+    }
+    found = Arguments.of_values(
+        resident.model, {**chosen.given, **{name: value for name, value in more.items() if value}}
+    )
+    return replace(found, phrases=None if reason else phrases or None, loosely=reason)
+
+
+def _why_tokens_alone(model: PreTrainedModel, config: GenerationConfig) -> str:
+    if reason := why_not(model, config):
+        return reason
+    if (config.num_return_sequences or 1) > 1:
+        return "several sequences are made at once"
+    return "guidance_scale keeps a cache of its own" if config.guidance_scale not in (None, 1) else ""
+
+
+def _built(name: str, value: object) -> object:
+    """Return a value as a generation config holds it: of two fields an object that JSON has the parts of.
+
+    Raises `Failed` for a part that the library's class does not have.
+    """
+    kinds: dict[str, Any] = {"watermarking_config": WatermarkingConfig, "compile_config": CompileConfig}
+    if name not in kinds or not isinstance(value, Mapping):
+        return value
+    with library_errors(f"{name} cannot be made"):
+        return kinds[name](**value)
+
+
+# the loop
 
 
 class RowChoice(Protocol):

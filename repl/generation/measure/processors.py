@@ -9,9 +9,9 @@ import torch
 
 from repl.core.errors import Failed, library_errors
 from repl.core.library_types import LogitsProcessor, LogitsProcessorList, PreTrainedModel, Tensor
-from repl.generation.arguments import Arguments
 from repl.generation.decode import loop
 from repl.generation.decode.format_mask import FormatMask
+from repl.generation.decode.loop import Arguments
 from repl.generation.interface import Model
 from repl.generation.measure.forward import input_ids
 
