@@ -21,7 +21,8 @@ from repl.core.jobs import Aside, JobContext, beside
 from repl.core.reply import Reply
 from repl.generation import decode
 from repl.generation.interface import Model, Request
-from repl.generation.prompt.context_window import PromptIds, encode_prompt
+from repl.generation.prompt.chat_template import encode_prompt
+from repl.generation.prompt.context_window import PromptIds
 from repl.models.memory import available, estimate
 from repl.remote.engine import Remote
 from repl.session.results import Message

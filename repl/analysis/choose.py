@@ -19,7 +19,7 @@ from repl.core.events import Progress
 from repl.core.jobs import JobContext
 from repl.generation import decode, measure
 from repl.generation.interface import Model, Request
-from repl.generation.prompt.context_window import encode_prompt
+from repl.generation.prompt.chat_template import encode_prompt
 
 LETTERED = re.compile(r"^([ \t]*\(?)([A-Z])([.):][ \t]+)(\S.*)$", re.MULTILINE)
 """A line of a lettered list: what stands before the letter, the letter, what follows it, and the text."""

@@ -22,7 +22,7 @@ from repl.core.values import Integer, RestOfLine
 from repl.generation.interface import Model, Request
 from repl.generation.measure.token_text import Speller, quote
 from repl.generation.measure.token_trace import least_certain, require_record
-from repl.generation.prompt.context_window import encode_prompt
+from repl.generation.prompt.chat_template import encode_prompt
 from repl.session.position import next_position, require_own_reply
 from repl.session.session import Session, Task
 from repl.terminal.screen import render

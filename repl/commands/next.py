@@ -20,7 +20,7 @@ from repl.core.values import RestOfLine
 from repl.generation import decode, measure
 from repl.generation.interface import Model, Request
 from repl.generation.measure.token_text import Speller, quote
-from repl.generation.prompt.context_window import encode_prompt
+from repl.generation.prompt.chat_template import encode_prompt
 from repl.session.position import Position, next_position
 from repl.session.session import Session, Task
 from repl.terminal.screen import render

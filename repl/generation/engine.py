@@ -42,7 +42,8 @@ from repl.generation.decode.thought import make_switch
 from repl.generation.interface import Model, Request
 from repl.generation.measure.forward import Meter, cancellable_forward, input_ids, model_errors, nan_guard
 from repl.generation.prompt import chat_template
-from repl.generation.prompt.context_window import PromptIds, encode_prompt
+from repl.generation.prompt.chat_template import encode_prompt
+from repl.generation.prompt.context_window import PromptIds
 from repl.generation.word_forms import Phrases
 from repl.models.memory.out_of_memory import out_of_memory
 from repl.models.store import ModelInfo

@@ -12,7 +12,7 @@ from repl.core.conversation import Conversation
 from repl.core.errors import Overflow
 from repl.core.events import Notice
 from repl.generation.decode.detokenizer import AnyMessage
-from repl.generation.prompt.context_window import MIN_REPLY_SHARE, fit_messages
+from repl.generation.prompt.context_window import MIN_REPLY_SHARE, PromptIds, fit_messages
 from repl.session.session import Session
 
 
@@ -26,20 +26,14 @@ def count(messages: Sequence[AnyMessage]) -> list[int]:
     return [1 for message in messages for _ in message["content"].split()]
 
 
-def test_what_fits_is_left_as_it_is() -> None:
-    messages = talk([3, 3, 3])
-    fitted = fit_messages(messages, count, 10, 50, "ask")
-    assert (len(fitted.ids), fitted.dropped) == (9, ())
-
-
-def test_a_model_without_a_limit_takes_anything() -> None:
-    assert len(fit_messages(talk([1000]), count, 0, 50, "ask").ids) == 1000
+def fit(messages: Sequence[AnyMessage], context: int, wanted: int, policy: str) -> PromptIds:
+    return fit_messages(messages, count(messages), count, context, wanted, policy)
 
 
 @pytest.mark.parametrize("policy", ["ask", "stop"])
 def test_what_does_not_fit_is_refused_with_its_numbers(policy: str) -> None:
     with pytest.raises(Overflow, match="the prompt has 12 tokens, but the context is 12") as caught:
-        fit_messages(talk([4, 4, 4]), count, 12, 50, policy)
+        fit(talk([4, 4, 4]), 12, 50, policy)
     assert bool(caught.value.choices) == (policy == "ask")
     assert "8 tokens" in str(caught.value.choices) or policy == "stop"
 
@@ -47,7 +41,7 @@ def test_what_does_not_fit_is_refused_with_its_numbers(policy: str) -> None:
 def test_a_single_message_that_is_too_long_is_offered_nothing_that_cannot_help() -> None:
     for policy in ("ask", "stop", "drop_oldest"):
         with pytest.raises(Overflow, match="this message alone is too long") as caught:
-            fit_messages(talk([40]), count, 12, 50, policy)
+            fit(talk([40]), 12, 50, policy)
         assert not caught.value.hints
 
 
@@ -64,7 +58,7 @@ def test_dropping_takes_whole_oldest_exchanges_and_no_more_than_needed(
     messages = talk(sizes, system)
     room = max(1, min(wanted, context // MIN_REPLY_SHARE))
     try:
-        fitted = fit_messages(messages, count, context, wanted, "drop_oldest")
+        fitted = fit(messages, context, wanted, "drop_oldest")
     except Overflow:
         kept = [message for message in messages if message["role"] == "system"] + [messages[-1]]
         assert len(count(kept)) >= context

@@ -33,7 +33,8 @@ from repl.generation.measure.forward import (
     token_figures,
 )
 from repl.generation.measure.token_text import TOP_K_STORED
-from repl.generation.prompt.context_window import PromptIds, encode_prompt
+from repl.generation.prompt.chat_template import encode_prompt
+from repl.generation.prompt.context_window import PromptIds
 from repl.models import model_config, reference
 
 PAD_TRIAL_TOKENS, TRIAL_PADS = 8, 3  # of a prompt that is tried with padding before it

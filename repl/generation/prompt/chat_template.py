@@ -1,4 +1,4 @@
-"""Chat templates: the messages of a conversation in, the ids that the library's `apply_chat_template` makes out.
+"""Prompts: a request in, its ids out; of the messages of a chat those that `apply_chat_template` of the library makes.
 
 The template is rendered by the library in this process, under bounds (`bounded`). Control tokens in what a person
 or a file says are encoded as text; what the model itself said goes back as it said it.
@@ -21,12 +21,16 @@ import psutil
 
 from repl.core.decoding import PREFIX
 from repl.core.errors import Failed, ReplError, UsageError
+from repl.core.events import Notice
+from repl.core.format import counted
 from repl.core.jobs import JobContext, run_in_thread
 from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.parts import TAGS, THINKING, Parts
 from repl.core.values import closest_match
 from repl.generation import prompt
 from repl.generation.decode.detokenizer import PARSE_S, REASONING_FIELDS, AnyMessage
+from repl.generation.interface import Model, Request
+from repl.generation.prompt.context_window import PromptIds, fit_messages, reply_room
 
 try:
     import resource
@@ -261,6 +265,36 @@ def render_chat(
     if not ids:
         raise Failed("the chat template returns nothing for this conversation", *WAY_OUT)
     return Rendered(ids, written.text, notice)
+
+
+def encode_prompt(resident: Model, request: Request, wanted: int, emit: JobContext) -> PromptIds:
+    """Return the ids of the prompt; of a chat that is too long, those that the overflow setting allows.
+
+    `wanted` is how many tokens the reply may have. Raises `UsageError`, among them `Overflow`, and `Failed` where
+    the template fails.
+    """
+    if request.ids:
+        return PromptIds(list(request.ids))
+    if not request.chats:
+        ids = [int(token) for token in resident.tokenizer(request.text)["input_ids"]]
+        if not ids:
+            raise UsageError("the prompt is empty: the model needs at least one token to continue")
+        return PromptIds(ids)
+
+    def count(messages: Sequence[AnyMessage]) -> list[int]:
+        values = template_values(request.settings.extra)
+        made = render_chat(resident.tokenizer, messages, arguments=values, prefill=request.prefill, emit=emit)
+        resident.runtime.mention(made.notice, emit)
+        return list(made.ids)
+
+    ids, context, policy = count(request.messages), resident.facts.context, request.settings.decode.overflow
+    if not context or len(ids) < context - (reply_room(context, wanted) if policy == "drop_oldest" else 0):
+        return PromptIds(ids)
+    fitted = fit_messages(request.messages, ids, count, context, wanted, policy)
+    if fitted.dropped:
+        left = counted(len(fitted.dropped), "message")
+        emit(Notice(f"the oldest {left} dropped: the context of {context} tokens is full"))
+    return PromptIds(fitted.ids, tuple(request.turns[place] for place in fitted.dropped))
 
 
 def _with_system(
