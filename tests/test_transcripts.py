@@ -261,13 +261,15 @@ def test_help_lines_run_and_families_share_nothing() -> None:
         assert families <= {title, "setting"}, title
 
 
-def test_a_bare_word_at_the_beginning_is_taken_for_a_command(speaker: Typist) -> None:
+def test_a_bare_word_is_taken_for_a_command(speaker: Typist) -> None:
     for word, command in (("help", "/help"), ("?", "/help"), ("Exit", "/quit")):
         said = speaker.lines(word)
         assert f"1 {command}" in said
         assert "2 /say" in said
     assert "/help all" in speaker.lines("?", "1")
-    speaker.lines("help", "2", "exit")
+    assert "1 /quit" in speaker.lines("help", "2", "exit")
+    assert speaker.sent() == ["help"]
+    speaker.lines("exit", "2")
     assert speaker.sent() == ["help", "exit"]
 
 

@@ -104,7 +104,7 @@ class Shell:
         if self.eager:
             self.open()
         try:
-            if self.screen.interactive and not self.session.conversation.turns:
+            if self.screen.interactive:
                 offer_command(line)
             return self._attempt(line)
         except ReplError as error:
@@ -407,7 +407,7 @@ def make_shell(
 
 
 def offer_command(line: str) -> None:
-    """Raise `UsageError` for a first line that is a bare word with which people ask for help or leave."""
+    """Raise `UsageError` for a line that is only a word with which people ask for help or leave."""
     if command := BARE.get(line.strip().lower()):
         said = f"{line.strip()!r} is not sent to the model: commands start with a slash"
         ways = (command, "lists the commands" if command == "/help" else "leaves"), (f"/say {line.strip()}", "sends it")

@@ -19,6 +19,7 @@ from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import Responsive, facts
 
+NARROW_COLUMNS, KIND_COLUMNS = 70, 18  # of a window that halves the indent; left for the kind of a module
 OPENED = 2  # levels shown of a part that was asked for
 
 
@@ -78,13 +79,14 @@ def _draw(result: Arch, width: int) -> Iterator[RenderableType]:
     yield facts((name, value) for name, value in _facts(result).items() if value)
     yield Text()
     several = ["," in listed for listed in (result.part.dtype, result.part.device)]
+    indent = " " if width < NARROW_COLUMNS else "  "
     rows = [
-        (Text("  " * level + clean_line(one.name)), Text(_what(one, several)), _number(one))
+        (Text(indent * level + clean_line(one.name)), Text(_what(one, several)), _number(one))
         for level, one in levels(result.part)
     ]
     wide = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
     room = width - wide[2] - 4
-    name = min(wide[0], max(room // 2, room - wide[1]))
+    name = min(wide[0], max(room // 2, room - min(wide[1], KIND_COLUMNS)))
     table = Table.grid(padding=(0, 2))
     table.add_column(overflow="fold", width=name)
     table.add_column(overflow="fold", width=max(1, min(wide[1], room - name)), style="quiet")

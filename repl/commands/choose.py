@@ -131,7 +131,7 @@ def _(result: Accuracy) -> RenderableType:
             ]
             for one in result.wrong[:MAX_WRONG_SHOWN]
         ]
-        parts.append(grid("rlllr", wrong, ["line", "wrong", "right answer", "given", "nats before it"]))
+        parts.append(grid("rlllr", wrong, ["line", "wrong item", "right answer", "given", "ahead by, nats"]))
     parts += [Text(clean_line(f"line {line}: {said}"), "error") for line, said in result.failed[:MAX_WRONG_SHOWN]]
     more = len(result.wrong) - MAX_WRONG_SHOWN
     said = join_facts(

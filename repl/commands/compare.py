@@ -37,7 +37,7 @@ from repl.session.session import Session, Task
 from repl.terminal.columns import Block, Blocks
 from repl.terminal.export import html_table, page_body, said
 from repl.terminal.screen import render
-from repl.terminal.tables import grid
+from repl.terminal.tables import First, grid
 from repl.terminal.thinking import fold_parts
 
 COLUMN = RestOfLine("a text", variants.offered, variants.offered)
@@ -227,7 +227,8 @@ def _(result: PromptGrid) -> RenderableType:
         "" if result.whole else "stopped early: results so far",
     )
     hint = Text.assemble(("/export grid.html --view", "accent"), (" writes every answer", "quiet"))
-    return Group(grid("rlrrrrrr"[:keep], rows, heads[:keep]), Text(clean_line(said), "quiet"), hint)
+    table = First(*(grid("rlrrrrrr"[:keep], rows, heads[:keep], gap) for gap in (2, 1)))
+    return Group(table, Text(clean_line(said), "quiet"), hint)
 
 
 def _over_all(number: int, one: GridColumn) -> list[str | Text]:

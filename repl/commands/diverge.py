@@ -22,7 +22,7 @@ from repl.generation.measure.token_text import quote
 from repl.session.position import question, split_prompt
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
-from repl.terminal.tables import Responsive, fact_line, facts, grid
+from repl.terminal.tables import First, Responsive, fact_line, facts, grid
 
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"  # the same heights for a terminal without blocks
 DIVERGE_EXAMPLE = "/diverge dtype=float16"
@@ -125,7 +125,9 @@ def _forked(found: Diverged, fork: FirstFlip) -> Iterator[RenderableType]:
         own, other = ((quote(clean_line(one.text)), f"{one.probabilities[side]:.3f}") for one in (mine, theirs))
         cells = [(f"  {name}", "quiet"), *((cell, "accent") for cell in own), *((cell, "quiet") for cell in other)]
         rows.append([Text(*cell) for cell in (*cells, (f"{fork.margins[side]:.3f}", "quiet"))])
-    yield grid("llllll", rows, ["", "takes", "", "then", "", "nats ahead"])
+    heads = ["", "takes", "", "then", "", "nats ahead"]
+    narrow = [[*row[:3], row[5]] for row in rows]
+    yield First(*(grid("llllll", rows, heads, gap) for gap in (2, 1)), grid("llll", narrow, [*heads[:3], heads[5]]))
     surer, most = names[fork.margins[1] > fork.margins[0]], max(fork.margins)
     real = f"a real change: {surer} leads by {most:.2f} nats (a near tie: below {TIE_NATS:g} in both)"
     yield Text(f"a near tie: neither leads by {TIE_NATS:g} nats" if fork.tie else real)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Annotated
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.segment import Segment
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from repl.commands.registry import command
@@ -16,7 +15,7 @@ from repl.core.errors import UsageError
 from repl.core.values import Text as Words
 from repl.core.values import closest_match
 from repl.session.session import Session
-from repl.terminal.markdown import Markdown
+from repl.terminal.markdown import WholeMarkdown
 from repl.terminal.screen import render
 from repl.terminal.tables import facts
 
@@ -76,22 +75,9 @@ def guide_page(name: str) -> Guide | GuidePage:
     return GuidePage(page, page_text(page))
 
 
-class Drawn:
-    """A page as the renderer of replies draws it, at the width of the screen."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        reader = Markdown(console)
-        for line in [*reader.feed(self.text), *reader.end()]:
-            yield from line
-            yield Segment.line()
-
-
 @render.register
 def _(result: GuidePage) -> RenderableType:
-    return Drawn(result.text)
+    return WholeMarkdown(result.text)
 
 
 @render.register

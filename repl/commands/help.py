@@ -23,8 +23,8 @@ FAMILY_EXAMPLES = {
     "chat": ("/system Be brief.", "/retry", "/continue", "/edit"),
     "history": ("/undo", "/tree", "/resume", "/export talk.html"),
     "models": ("/model gpt2", "/models", "/plan gpt2", "/memory"),
-    "settings": ("/temperature 0.7", "/beams 4", "/greedy", "/settings"),
-    "inspect": ("/next", "/inspect", "/probs on", "/why 3", "/lens"),
+    "settings": ("/temp 0.7", "/beams 4", "/greedy", "/format json", "/settings"),
+    "inspect": ("/next", "/inspect", "/probs on", "/why 3", "/lens", "/choose yes | no"),
     "compare": ("/compare greedy sample", "/diverge dtype=float16"),
     "reproduce": ("/recipe", "/reproduce"),
     "speed": ("/fast", "/bench"),
@@ -88,8 +88,9 @@ def families() -> dict[str, list[str]]:
 def groups() -> dict[str, list[str]]:
     """Return the names of the settings by group, except those whose command belongs to a family."""
     return {
-        title: [name for name in names if registry.COMMANDS[name].family not in FAMILIES]
+        title: own
         for title, names in settings.GROUPS.items()
+        if (own := [name for name in names if registry.COMMANDS[name].family not in FAMILIES])
     }
 
 

@@ -102,6 +102,7 @@ def _draw_models(result: Memory) -> RenderableType:
         for one in result.models
     ]
     heads = ["", "", "", "", "weights", "KV cache"]
-    table = First(*(grid("llllrr", rows, heads, gap) for gap in (2, 1)))
+    narrow = [row[:2] + row[4:] for row in rows]
+    table = First(*(grid("llllrr", rows, heads, gap) for gap in (2, 1)), grid("llrr", narrow, heads[2:]))
     stay = "models stay while they fit" if result.keep_models == "auto" else f"at most {result.keep_models} stay"
     return Group(table, fact_line(stay, f"keep_models {result.keep_models}"))

@@ -106,7 +106,8 @@ def _(result: ModelList) -> RenderableType:
     if not any(rows for _, rows in parts):
         return Text(join_facts("no model found on this machine", silence or "and none on the Hub"), "quiet")
     drawings = First(_table(parts), _table([(title, list(map(_stacked, rows))) for title, rows in parts]))
-    return Group(drawings, Text(join_facts(silence, "a number loads it", "/info ID describes one"), "quiet"))
+    hint = join_facts(silence, "type a number to load a model", "/info ID describes one")
+    return Group(drawings, Text(hint, "quiet"))
 
 
 def _table(parts: Sections) -> Table:

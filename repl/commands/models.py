@@ -118,7 +118,7 @@ def _(result: Info) -> RenderableType:
     rows = {
         "model": model + (f" at {facts.commit[:12]}" if facts.commit else ""),
         "folder": facts.folder,
-        "architecture": f"{facts.architecture}, {facts.layers} layers, vocabulary {facts.vocabulary}",
+        "architecture": f"{facts.architecture}, {facts.layers} layers, vocabulary {facts.vocabulary:,}",
         "parameters": f"{facts.parameters:,} ({count(facts.parameters)}), stored as {stored}",
         "dtype": f"{facts.dtype} (asked for {asked['dtype']})",
         "quantization": quantized(facts),
@@ -127,7 +127,7 @@ def _(result: Info) -> RenderableType:
         "device": f"{device(facts.device_map)} (asked for {asked['device']})",
         **({"device map": ", ".join(format_map(facts.device_map))} if len(facts.device_map) > 1 else {}),
         "attention": f"{facts.attention or 'none'} (asked for {asked['attention']})",
-        "context": f"{facts.context} tokens" if facts.context else "no fixed limit",
+        "context": f"{facts.context:,} tokens" if facts.context else "no fixed limit",
         "chat template": "yes" if facts.chats else "none",
         "python": "was open in /python, where it may have been changed · /reload loads it again"
         if facts.touched

@@ -59,7 +59,7 @@ def all_settings(session: Session, words: Annotated[str, RestOfLine()] = "") -> 
     rows = [row for group in groups.values() for row in group]
     changed = [row for row in rows if row.origin not in ORIGINS]
     said = [(row, f"{title} {row.name} {row.help}") for title, group in groups.items() for row in group]
-    fits = [row for row, text in said if words.lower() in text.lower()]
+    fits = [row for row, text in said if words.lower().removesuffix("s") in text.lower()]
     sorted_ = {"changed": changed} | {
         title: [row for row in group if row not in changed] for title, group in groups.items()
     }

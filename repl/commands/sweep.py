@@ -202,10 +202,10 @@ def _show(name: str, value: object) -> str:
 def _said(found: Sweep) -> str:
     made = sum(row.length for row in (*found.lines, *([found.greedy] if found.greedy else [])))
     alone = f"one by one: {found.alone}"
-    how = "all together" if not found.alone else f"{found.together} together, the others {alone}"
+    how = "in one batch" if not found.alone else f"{found.together} in one batch, the others {alone}"
     how = how if found.together else alone
     return join_facts(
-        f"{found.made} rows made {how}",
+        f"{counted(found.made, 'row')} generated {how}",
         f"{counted(made, 'token')} in {found.seconds:.1f} s, {rate(made / found.seconds)}" if found.seconds else "",
         "" if found.whole else "stopped by you",
         f"{counted(found.left_out, 'row')} not started" if found.left_out else "",

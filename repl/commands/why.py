@@ -90,7 +90,7 @@ def _story(result: Why) -> list[str]:
     ]
     idle = [name for step, name in named if not step.changed]
     lines += [f"no effect here: {', '.join(idle)}"] if idle else []
-    return [*lines, f"rank {result.rank} for the model, entropy {result.entropy:.2f} nats · {_end(result)}"]
+    return [*lines, f"rank {result.rank:,} for the model, entropy {result.entropy:.2f} nats · {_end(result)}"]
 
 
 def _end(result: Why) -> str:

@@ -137,7 +137,7 @@ class Decode:
         None, Options(kinds=THINK_OPTIONS), "sampling inside a thought, and how many tokens it may have", off=()
     )
     seed: int | None = setting(
-        None, Integer(0, 2**63 - 1), "random seed of sampling; without it every reply has a new one", off=None
+        None, Integer(0), "random seed of sampling; without it every reply has a new one", off=None
     )
     overflow: str = setting(
         "ask", Choice(("ask", "stop", "drop_oldest")), "what happens when the conversation exceeds the context"
@@ -332,9 +332,9 @@ GROUPS = {
     "devices": ("device", "max_memory", "offload_folder"),
     "trust": ("trust_remote_code", "allow_pickle"),
     "length": ("max_new_tokens", "max_length", "min_new_tokens", "stop", "overflow"),
-    "sampling": ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed"),
+    "sampling": ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "think"),
     "repetition": ("repetition_penalty", "no_repeat_ngram_size"),
-    "words": ("format", "ban", "boost", "think"),
+    "constraints": ("format", "ban", "boost"),
     "beam search": ("num_beams", "num_return_sequences", "length_penalty", "early_stopping"),
     "faster decoding": ("reuse", "prompt_lookup", "assistant"),
     "replies": ("mode", "thinking", "markdown", "probs", "stats", "logprobs"),

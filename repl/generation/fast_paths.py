@@ -32,15 +32,15 @@ def list_paths(resident: Model, chosen: Settings) -> tuple[FastPath, ...]:
     reasons = {
         "decode loop": own_loop,
         "KV reuse": "" if fits else f"{_culprit(resident)} needs a new KV cache for each reply",
-        "prompt_lookup": ahead or ("" if wanted == "prompt_lookup" else "off: /fast prompt_lookup"),
-        "assistant": ahead or ("" if wanted == "assistant" else "off: /assistant ID"),
+        "prompt_lookup": ahead or ("" if wanted == "prompt_lookup" else "/fast prompt_lookup turns it on"),
+        "assistant": ahead or ("" if wanted == "assistant" else "/assistant ID turns it on"),
         "batched rows": rows or own_loop or ("" if fits else f"{_culprit(resident)} needs a KV cache for each row"),
         "packed kernels": _packed(resident),
     }
     if decode.kv_cache.cache_traits(model).carries is False:
         reasons["KV reuse"] = "this model does not continue correctly from a kept KV cache"
     if not chosen.decode.reuse:
-        reasons["KV reuse"] = "turned off: /reuse on"
+        reasons["KV reuse"] = "/reuse on turns it on"
     return tuple(FastPath(name, not why, why) for name, why in reasons.items())
 
 
@@ -56,4 +56,4 @@ def _packed(resident: Model) -> str:
         models.packed_linear.require_kernel("int4")
     except MissingExtra as error:
         return error.message
-    return "off: /quantize int4"
+    return "/quantize int4 turns them on"

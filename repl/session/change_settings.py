@@ -46,7 +46,9 @@ class Setting:
             return ORIGINS[self.origin]
         said = {"you": "set by you", "config": "from the config file"}.get(self.origin, f"from {self.origin}")
         usual = self._written(self.default.value, self.default.origin)
-        return f"{said}; " + (f"{usual} by default" if usual == NOT_SET else f"{ORIGINS[self.default.origin]} {usual}")
+        if usual == NOT_SET:
+            return f"{said}; {usual} by default"
+        return f"{said}; {ORIGINS[self.default.origin]} {'too' if usual == self.text else usual}"
 
     def _written(self, value: object, origin: str) -> str:
         if self.name in settings.places():

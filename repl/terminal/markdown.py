@@ -7,14 +7,14 @@ stay, and HTML is shown as it was written.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from rich.cells import chop_cells
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.segment import Segment
 from rich.style import Style
 from rich.table import Table
@@ -129,6 +129,19 @@ class Markdown:
     def _spaced(self, lines: list[StyledLine]) -> list[StyledLine]:
         """Put a blank line before a block where the text has one."""
         return [[], *lines] if lines and self._gap and self._begun else lines
+
+
+class WholeMarkdown:
+    """A text that is all there, to be printed; long lines of code are broken, since rich would cut them off."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        reader = Markdown(console)
+        for line in (*reader.feed(self._text), *reader.end()):
+            for part in _folded(line, console.width):
+                yield from (*part, Segment.line())
 
 
 class CodeBlock:

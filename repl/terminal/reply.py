@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.segment import Segment
 from rich.text import Text
 
 from repl.core.conversation import ASKING, Turn
@@ -14,7 +13,7 @@ from repl.core.sanitize import Cleaner, ascii_only, clean, clean_line
 from repl.core.settings import View
 from repl.generation.measure.token_trace import Trace, read_trace
 from repl.terminal.export import said
-from repl.terminal.markdown import Markdown
+from repl.terminal.markdown import Markdown, WholeMarkdown
 from repl.terminal.redraw import LineReader, Stream, WordWrap
 from repl.terminal.screen import Screen, reply_figures
 from repl.terminal.tables import fact_line
@@ -169,9 +168,7 @@ class PastExchange:
         elif self.completes or not (self.markdown and console.is_terminal):
             yield Text.assemble((question, "quiet") if self.completes else "", answer)
         else:
-            lines = Markdown(console)
-            for line in (*lines.feed(answer), *lines.end()):
-                yield from (*line, Segment.line())
+            yield WholeMarkdown(answer)
         if self.reply.tool_calls:
             yield said(Parts(tool_calls=self.reply.tool_calls))
         if self.foot:

@@ -29,8 +29,8 @@ def style(probability: float) -> str:
 
 
 def bar(share: float, width: int) -> str:
-    """Return a bar for a share from 0 to 1 of `width` columns; whatever is above 0 is seen."""
-    if not share > 0:
+    """Return a bar for a share from 0 to 1 of `width` columns; whatever is above 0 is seen where there is room."""
+    if not share > 0 or not width:
         return ""
     steps = 1 if ascii_only() else 8
     whole, rest = divmod(max(1, round(min(share, 1.0) * width * steps)), steps)

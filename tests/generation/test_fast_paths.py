@@ -70,7 +70,7 @@ def test_a_model_without_a_usual_cache_says_so(recurrent_folder):
     with opened(recurrent_folder) as session:
         on, why = states(session)
         assert "prompt_lookup" not in on
-        assert why["prompt_lookup"] != "off: /fast prompt_lookup"
+        assert why["prompt_lookup"] != "/fast prompt_lookup turns it on"
         assert "KV cache" in why["batched rows"]
         assert why["KV reuse"] == "this model needs a new KV cache for each reply"
 

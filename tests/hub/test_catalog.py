@@ -192,7 +192,7 @@ def test_in_a_narrow_window_a_name_stays_whole() -> None:
         "   on the Hub",
         "3  meta/other",
         "   8.0B · 16.00 GiB · llama3.1 · gated · 14M downloads",
-        "a number loads it · /info ID describes one",
+        "type a number to load a model · /info ID describes one",
     ]
 
 

@@ -14,7 +14,7 @@ from rich.theme import Theme
 from window import Window
 
 from repl.core.sanitize import clean
-from repl.terminal.markdown import MAX_PARAGRAPH_CHARACTERS, MAX_TABLE_ROWS, Markdown, StyledLine
+from repl.terminal.markdown import MAX_PARAGRAPH_CHARACTERS, MAX_TABLE_ROWS, Markdown, StyledLine, WholeMarkdown
 from repl.terminal.redraw import MIN_REDRAW_S, Region, Stream
 
 FRAGMENTS = [
@@ -179,6 +179,13 @@ def test_code_is_copied_as_it_was_written() -> None:
     window = Window(200).say("```python\n" + "\n".join(code) + "\n```\n")
     assert window.rows()[1:5] == code
     assert "".join(Window(50).say("```\n" + code[1] + "\n```\n").rows()[1:-1]).startswith(code[1])
+
+
+def test_a_text_that_is_printed_loses_no_end_of_a_line_of_code() -> None:
+    """What fits is drawn as while it arrives; rich would cut the rest off."""
+    paper = io.StringIO()
+    Console(file=paper, width=50).print(WholeMarkdown("# Title\n\n```\n" + "1 + " * 40 + "1\n```\n"))
+    assert "".join(paper.getvalue().splitlines()[3:-1]).replace(" ", "") == "1+" * 40 + "1"
 
 
 def test_code_over_several_lines_keeps_its_colour() -> None:
