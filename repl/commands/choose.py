@@ -18,7 +18,7 @@ from repl.session.position import PROMPT, question
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import First, fact_line, grid
-from repl.terminal.token_colours import BAR_CELLS, bar, percent
+from repl.terminal.token_colours import BAR_WIDTHS, bar, percent
 
 MAX_WRONG_SHOWN = 20  # items of the table; --json has all
 SHOWN_CHARS = 60  # characters of a prompt in a table, and of an answer
@@ -70,7 +70,7 @@ def _file(text: str) -> str:
 
 @render.register
 def _(result: AnswerOdds) -> RenderableType:
-    table = First(*(_table(result, cells) for cells in (BAR_CELLS, 0)))
+    table = First(*(_table(result, cells) for cells in BAR_WIDTHS))
     said = [Text(clean_line(line), "quiet") for line in (_bias(result), _others(result), result.remark) if line]
     return Group(Text(f"answer to: {shortened(result.prompt, SHOWN_CHARS)}", "quiet"), table, *said)
 
@@ -78,12 +78,12 @@ def _(result: AnswerOdds) -> RenderableType:
 def _table(result: AnswerOdds, cells: int) -> Table:
     """Draw the answers, each with a bar of so many cells at most."""
     best, turned = result.best(), result.first_place is not None
-    heads = ["", "", "answer", "nats", "by token", "by byte", *(["turned"] if turned else [])]
+    heads = ["answer", "", "", "nats", "by token", "by byte", *(["turned"] if turned else [])]
     rows: list[list[str | Text]] = [
         [
+            Text(shortened(one.answer, SHOWN_CHARS), "accent" if place == best else ""),
             Text(bar(one.probability, cells).ljust(cells), "accent"),
             percent(one.probability),
-            Text(shortened(one.answer, SHOWN_CHARS), "accent" if place == best else ""),
             f"{one.logprob:.2f}",
             f"{one.by_token:.2f}",
             f"{one.by_byte:.2f}",
@@ -91,7 +91,7 @@ def _table(result: AnswerOdds, cells: int) -> Table:
         ]
         for place, one in enumerate(result.options)
     ]
-    return grid("lrlrrrr"[: len(heads)], rows, heads)
+    return grid("llrrrrr"[: len(heads)], rows, heads)
 
 
 def _bias(result: AnswerOdds) -> str:

@@ -134,4 +134,4 @@ def _stacked(row: Sequence[Text]) -> list[Text]:
 
 def _cells(model: ResidentRow | Cached | Listed, kind: str, note: str) -> list[Text]:
     sizes = count(model.parameters) if model.parameters else "", amount(model.bytes) if model.bytes else ""
-    return [Text(clean_line(word)) for word in (model.id, *sizes, kind, note)]
+    return [Text(clean_line(word)) for word in (settings.full_name(model.id), *sizes, kind, note)]

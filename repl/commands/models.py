@@ -113,7 +113,7 @@ def quantized(facts: ModelInfo) -> str:
 @render.register
 def _(result: Info) -> RenderableType:
     facts, asked = result.facts, result.asked
-    model = f"{facts.name} (built in)" if facts.id == "builtin" else facts.id
+    model = settings.full_name(facts.id)
     stored = ", ".join(f"{count(number)} {STORED.get(name, name)}" for name, number in facts.stored.items())
     rows = {
         "model": model + (f" at {facts.commit[:12]}" if facts.commit else ""),

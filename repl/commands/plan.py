@@ -31,8 +31,11 @@ from repl.terminal.tables import First
 
 VERDICT_STYLES = {"fits": "", "fits with offload": "quiet", "does not fit": "quiet"}
 SIZES = {"weights": "weights", "KV cache": "cache", "working": "working", "needs": "needs"}
-SHOWN_SIZES = (tuple(SIZES), ("weights", "KV cache", "needs"), ("weights", "needs"), ("needs",))
-"""Sizes in the table, the more the wider the window is."""
+SHOWN_SIZES = (
+    *((gap, tuple(SIZES)) for gap in (2, 1)),
+    *((1, titles) for titles in (("weights", "KV cache", "needs"), ("weights", "needs"), ("needs",))),
+)
+"""Sizes in the table with the columns between them, the more the wider the window is."""
 MUCH = 2**20  # bytes worth a word
 SHORT_VERDICTS = {"fits": "fits", "fits with offload": "offload", "does not fit": "too big"}
 
@@ -112,7 +115,9 @@ def plan_(session: Session, id: Annotated[str, Words("a model", suggest=locate.c
 @render.register
 def _(result: Plan) -> RenderableType:
     tables = (
-        [_table(result, {title: SIZES[title] for title in titles}) for titles in SHOWN_SIZES] if result.rows else []
+        [_table(result, {title: SIZES[title] for title in titles}, gap) for gap, titles in SHOWN_SIZES]
+        if result.rows
+        else []
     )
     parts: list[Any] = [_head(result), *([First(*tables)] if tables else [])]
     if result.device_map:
@@ -147,7 +152,7 @@ def _head(result: Plan) -> Text:
     free = "available: " + join_facts(
         *(f"{room.device} {amount(room.free)} of {amount(room.total)}" for room in result.rooms)
     )
-    name = (clean_line(result.model), "accent")
+    name = (clean_line(settings.full_name(result.model)), "accent")
     return Text.assemble(name, "\n", (f"{facts}\n{where}\n{free}\n", "quiet"))
 
 
@@ -155,8 +160,8 @@ def _named(stored: str) -> str:
     return STORED.get(stored, clean_line(stored))
 
 
-def _table(result: Plan, sizes: Mapping[str, str]) -> Table:
-    table = Table.grid(padding=(0, 1))
+def _table(result: Plan, sizes: Mapping[str, str], gap: int) -> Table:
+    table = Table.grid(padding=(0, gap))
     for style, side in (("accent", "right"), ("", "left"), ("quiet", "right"), *[("", "right")] * len(sizes)):
         table.add_column(style=style, justify=side, no_wrap=True)  # type: ignore[arg-type]  # the words it takes
     devices = list(result.rows[0].verdicts)

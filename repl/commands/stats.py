@@ -91,7 +91,7 @@ def stats(
 def _(result: Stats) -> RenderableType:
     if not result.total.replies:
         return Text("no replies yet", "quiet")
-    heads = ["replies", "prompt", "cached", "generated", "time", "tokens/s", ""]
+    heads = ["replies", "prompt", "reused", "generated", "time", "tokens/s", ""]
     rows: list[list[str | Text]] = [
         [
             f"{one.replies}",

@@ -297,6 +297,11 @@ def address(text: str) -> list[tuple[str, str]]:
     return [("model", name), *((key, value or "default") for key, value in parts.items())]
 
 
+def full_name(id: str) -> str:
+    """Return an id as it is shown where it stands alone: the built-in model by its real name."""
+    return f"{BUILT_IN_NAME} (built in)" if id == "builtin" else id
+
+
 def short_id(model: str) -> str:
     """Return a model's name for the screen: its own for the built-in one, the last part of a path, else the id."""
     if model == "builtin":

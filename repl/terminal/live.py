@@ -168,7 +168,7 @@ def token_record(token: Token) -> dict[str, Any]:
 
 def hypotheses(beams: Beams, width: int, height: int) -> Group:
     """Return the live hypotheses, best first: what they share dim, where they part bright, one line each."""
-    unit = "" if beams.branches[0].score is None else "log-probability"
+    unit = "" if beams.branches[0].score is None else "summed log-probability"
     common = Text(join_facts(unit, _tail(beams.common, 2 * width - 20)), "quiet", overflow="fold")
     shown = beams.branches[: max(1, height - 2)]
     scores = ["       " if branch.score is None else f"{branch.score:7.2f} " for branch in shown]

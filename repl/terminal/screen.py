@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import singledispatch
 from itertools import takewhile
 from types import MappingProxyType
@@ -24,13 +24,13 @@ from repl.models.adapters import Adapter
 from repl.remote.engine import Connected
 from repl.session.results import Draft, Message
 from repl.session.session import Loaded
-from repl.terminal.tables import FactLine, First, LineConsole, OutputConsole, fact_line, grid
+from repl.terminal.tables import FactLine, First, LineConsole, OutputConsole, Responsive, fact_line, grid
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
 TOLD = ("id", "commit", "dtype", "device_map", "quantization", "adapter", "parameters", "bytes")
 """What a JSON line says of a model that was loaded, beside its revision."""
 OPTION_LINES = ("/resume", "/connect")  # lines that options of the command line stand for
-SHARED_CHARACTERS = 28  # of what all sequences begin with, at most
+SHARED_CHARACTERS = 28  # of what all sequences begin with, at least
 PROGRESS_S = 10.0  # seconds between two lines that say how far something is
 THEME_SHADES = {
     "dark": ("#5fafff", "#ffaf00", "on #3a3a3a"),
@@ -116,8 +116,13 @@ def sequences(done: Reply) -> list[RenderableType]:
     shared = "".join(one for one, _ in alike).rpartition(" ")[0]
     unit = score_unit(float(done.decode.get("length_penalty", 1.0) or 0.0))
     scored = done.sequences[0].score is not None
-    tail = ("…" if len(shared) > SHARED_CHARACTERS else "") + " ".join(shared[-SHARED_CHARACTERS:].split())
-    head = join_facts(unit if scored else "", f"after {clean_line(tail)}" if tail else "")
+    told = clean_line(" ".join(shared.split()))
+
+    def head(width: int, _: bool) -> Iterator[Text]:
+        room = max(SHARED_CHARACTERS, width - len(unit) - 10)
+        tail = told if len(told) <= room else "…" + told[1 - room :]
+        yield Text(join_facts(unit if scored else "", f"after {tail}" if tail else ""), "quiet")
+
     rows = [
         (
             Text(f"{number:>2}", "quiet"),
@@ -126,7 +131,7 @@ def sequences(done: Reply) -> list[RenderableType]:
         )
         for number, found in enumerate(done.sequences, 1)
     ]
-    return [*([Text(head, "quiet")] if head else []), grid("rrl", rows), PICK_HINT]
+    return [*([Responsive(head)] if scored or told else []), grid("rrl", rows), PICK_HINT]
 
 
 def score_unit(length_penalty: float) -> str:

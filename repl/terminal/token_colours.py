@@ -18,8 +18,7 @@ FORM = {"given": ("quiet", "given by the form"), "overruled": ("overruled", "the
 """How a token is drawn at which a form left no other, or took the likeliest away, and what that means."""
 SHADES = (*(name for _, name, _ in CLASSES if name), "overruled")
 """The styles that a token may have, beside that of what is dim."""
-BAR_CELLS = 12  # of a bar beside a token
-BAR_WIDTHS = (32, 20, BAR_CELLS, 0)  # the first that there is room for
+BAR_WIDTHS = (48, 32, 20, 12, 0)  # the first that there is room for
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
