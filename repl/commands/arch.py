@@ -1,7 +1,8 @@
-"""What the loaded model is made of: its modules, folded, and how it attends and remembers."""
+"""The modules of the loaded model, identical ones folded, with its attention and KV cache."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from rich.console import RenderableType
@@ -12,15 +13,15 @@ from repl.analysis.attention import Traits, read_traits
 from repl.analysis.modules import Part, block_level, cut_tree, fold_modules, levels
 from repl.commands.registry import command
 from repl.core.format import amount, count, counted, join_facts
+from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.values import Integer, Kind
-from repl.generation.interface import Model
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import Responsive, facts
 
 NARROW_COLUMNS, KIND_COLUMNS = 70, 18  # of a window that halves the indent; left for the kind of a module
-OPENED = 2  # levels shown of a part that was asked for
+OPENED_LEVELS = 2  # shown of a module that was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,11 @@ class ModulePath(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Arch:
-    """A part of the model with what is in it; `traits` are those of the whole, None for a part of it."""
+    """A module with its submodules; `traits` describe the whole model, None for a module of it."""
 
     model: str
     attention: str
-    """How attention is computed."""
+    """The attention implementation."""
     part: Part
     traits: Traits | None
 
@@ -62,20 +63,19 @@ def arch(
     of one.
     """
     session.facts()
-    return session.run_on_model(lambda emit: read_arch(session.store.current(), path, depth))
+
+    def read(emit: JobContext) -> Arch:
+        resident = session.store.current()
+        model, about = resident.model, resident.facts
+        whole = fold_modules(model, path)
+        shown = cut_tree(whole, depth or (OPENED_LEVELS if path else block_level(whole) + 1))
+        return Arch(about.name, about.attention, shown, None if path else read_traits(model, about.context))
+
+    return session.run_on_model(read)
 
 
-def read_arch(resident: Model, path: str, depth: int) -> Arch:
-    """Read the modules of a model; for the model thread."""
-    model, about = resident.model, resident.facts
-    whole = fold_modules(model, path)
-    shown = cut_tree(whole, depth or (OPENED if path else block_level(whole) + 1))
-    found = None if path else read_traits(model, about.context)
-    return Arch(about.name, about.attention, shown, found)
-
-
-def _draw(result: Arch, width: int) -> Iterator[RenderableType]:
-    """Draw the facts and the tree; numbers stay whole, what is too long for the window is cut."""
+def _draw(result: Arch, width: int, _: bool) -> Iterator[RenderableType]:
+    """Draw the facts and the tree; numbers are never cut, names and kinds are folded."""
     yield facts((name, value) for name, value in _facts(result).items() if value)
     yield Text()
     several = ["," in listed for listed in (result.part.dtype, result.part.device)]
@@ -96,9 +96,7 @@ def _draw(result: Arch, width: int) -> Iterator[RenderableType]:
     yield table
 
 
-@render.register
-def _(result: Arch) -> RenderableType:
-    return Responsive(lambda width, _: _draw(result, width))
+render.register(Arch, lambda result: Responsive(partial(_draw, result)))
 
 
 def _what(part: Part, several: list[bool]) -> str:

@@ -1,4 +1,4 @@
-"""Speed: how fast models read and write on this machine, a row for each way."""
+"""Speed: prefill and decode on this machine, a row for each way to generate."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -45,7 +45,7 @@ def bench_(
 
 
 def _plan(session: Session, words: Sequence[str]) -> list[Way]:
-    """Return what is measured: the model as it is in every way, and what words name; raises `UsageError`."""
+    """Return the ways to measure: the loaded model in each, and those that words name; raises `UsageError`."""
     now = session.settings
     plain = now
     for name in decoding.AHEAD:

@@ -1,4 +1,4 @@
-"""The cache of models: fetch one, delete one."""
+"""The cache of models: download one, delete one."""
 
 import time
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def download(session: Session, id: Annotated[str, Words("a model", catalog.names
 
 @dataclass(frozen=True, slots=True)
 class Erasable:
-    """What would be deleted; a 1 at the next prompt does it."""
+    """A model to delete from the cache; a 1 at the next prompt deletes it."""
 
     freed: Freed
 

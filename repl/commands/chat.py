@@ -1,4 +1,4 @@
-"""Chat: messages, plain continuation, the system instruction, and trying again."""
+"""Chat: messages, plain completion, the system message, /retry and /continue."""
 
 from collections.abc import Callable
 from dataclasses import replace

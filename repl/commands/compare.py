@@ -1,4 +1,4 @@
-"""Compare: one message answered by several models or under several settings, in columns; one of them is taken over."""
+"""Compare: one message answered by several models or under several settings, in columns; /pick takes one."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -70,17 +70,22 @@ def compare(
         raise UsageError("/compare needs models or settings: /compare A B [-- PROMPT]", "/help compare")
     ways = [variants.read_way(session, word) for word in ([NOW] if len(typed) == 1 else []) + typed]
     if prompts:
+
+        def restore(job: Job[PromptGrid]) -> PromptGrid:
+            session.restore()
+            return job.result()
+
         check_files(prompts, os.devnull)
         filled = texts.read_text(template) if template else ""
         file = PromptFile(prompts, session.settings, session.base(), filled, session.conversation.system)
         compared = partial(compare_prompts, session.store, ways, file)
-        return session.run_on_model(compared, partial(_gridded, session))
+        return session.run_on_model(compared, restore)
     asked = question(session, prompt, "/compare A B -- PROMPT")
     made: dict[int, Answer] = {}
 
     def settle(job: Job[None]) -> Compared:
         session.restore()
-        with suppress(Cancelled):  # what is done by then counts
+        with suppress(Cancelled):  # finished answers are kept
             job.result()
         if not (done := tuple(made[column] for column in sorted(made))):
             raise Cancelled
@@ -92,16 +97,8 @@ def compare(
     return session.run_on_model(lambda emit: comparison.answer_all(session.store, ways, asked, emit, made), settle)
 
 
-def _gridded(session: Session, job: Job[PromptGrid]) -> PromptGrid:
-    session.restore()
-    return job.result()
-
-
-# take
-
-
 def take_answer(session: Session, made: Sequence[Answer], asked: Question, number: int) -> object:
-    """Make an answer part of the conversation, and its settings those of the session."""
+    """Make an answer part of the conversation, and use its model and settings from now on."""
     if number > len(made):
         raise UsageError(f"there {'is 1 answer' if len(made) == 1 else f'are {len(made)} answers'}, not {number}")
     one = made[number - 1]
@@ -115,16 +112,13 @@ def take_answer(session: Session, made: Sequence[Answer], asked: Question, numbe
 
 
 def connect_variant(session: Session, chosen: Variant) -> None:
-    """Let the server answer from now on that gave an answer, or the model in this process."""
+    """Connect the server that gave an answer, or disconnect if a local model did."""
     if (server := chosen.server) is None:
         session.connect(None)
     elif session.remote is not None and session.remote.where == server.where:
         session.remote.choose(server.model)
     else:
         session.connect(Remote(server.where, server.model, server.listing))
-
-
-# draw
 
 
 @render.register
@@ -149,7 +143,7 @@ def _block(number: int, column: Column, result: Answers) -> Block:
 
 
 def _said(column: Column, shown: str) -> Text:
-    """Return an answer in its parts, thoughts as a setting shows them, with the token marked that differs."""
+    """Return the parts of an answer, thoughts as a setting says, with the first different token marked."""
     done, found, whole = column.done, column.difference, column.text
     if done is None:
         return Text(clean(whole))
@@ -168,7 +162,7 @@ def _said(column: Column, shown: str) -> Text:
 
 
 def _marked(text: str, mark: str, start: int) -> Text:
-    """Mark what stands at a place of a text, where it is there."""
+    """Mark a word at a place of a text, if it is there."""
     end = start + len(mark)
     if start < 0 or text[start:end] != mark:
         return Text(clean(text))
@@ -177,7 +171,7 @@ def _marked(text: str, mark: str, start: int) -> Text:
 
 
 def _foot(number: int, column: Column, result: Answers) -> str:
-    """Return the figures of an answer, a row each; what is known of none of the answers is left out."""
+    """Return the figures of an answer, one per row; those that no answer has are left out."""
     if column.done is None:
         return ""
     known = [_figures(each, each.done) for each in result.columns if each.done]
@@ -189,7 +183,7 @@ def _foot(number: int, column: Column, result: Answers) -> str:
 
 
 def _figures(column: Column, done: Reply) -> dict[str, str]:
-    """Return the figures of an answer by their names; empty words for what is not known."""
+    """Return the figures of an answer by name, empty if unknown."""
     mean, bits, ttft, speed = column.mean_logprob, column.bits_per_byte, done.timing.ttft_s, done.timing.decode_tps
     ended = {"cancelled": "stopped", "length": "cut"}.get(done.finish, "")
     return {
@@ -204,7 +198,7 @@ def _figures(column: Column, done: Reply) -> dict[str, str]:
 
 
 def _parted(number: int, column: Column, result: Answers) -> str:
-    """Say where an answer parts from the first."""
+    """Return where an answer differs from the first, in words."""
     good = [place for place, each in enumerate(result.columns, 1) if each.done]
     if (found := column.difference) is None:
         done = column.done
@@ -232,7 +226,7 @@ def _(result: PromptGrid) -> RenderableType:
 
 
 def _over_all(number: int, one: GridColumn) -> list[str | Text]:
-    """Return the figures of one way to answer, over all prompts."""
+    """Return the figures of one column over all prompts."""
     none, found = "-" if ascii_only() else "–", one.accuracy
     return [
         str(number),
@@ -253,7 +247,7 @@ def _(result: PromptGrid) -> str:
 
 
 def _answers(row: GridRow) -> Iterator[tuple[str, str]]:
-    """Yield the cells of a page: each answer, in a style of its own where it is not the first one."""
+    """Yield each answer with its style on a page: another one if it differs from the first."""
     first = row.answers[0].text if row.answers[0] else ""
     for one in row.answers:
         said = (one.problem or one.text) if one else ""

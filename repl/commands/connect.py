@@ -1,4 +1,4 @@
-"""Servers: let one answer instead of the model in this process, and go back."""
+"""Servers: connect one that answers instead of the local model, and disconnect it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ MAX_MODELS = 20  # models listed at once
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The server in use, if one is, and those that the config file names: their URLs."""
+    """The connected server, if there is one, and the URLs of those in the config file, by name."""
 
     server: Served | None
     engines: Mapping[str, str]
 
 
 def named_ones(session: Session) -> dict[str, str]:
-    """Return the names that the config file has, each with its URL."""
+    """Return the URLs of the servers in the config file, by name."""
     return {name: table["url"] for name, table in session.engines.items()}
 
 

@@ -1,4 +1,4 @@
-"""The doctor: what this program stands on, and what could be better."""
+"""The doctor: versions, devices, Hub, cache and terminal, with hints for what could be better."""
 
 import importlib.util
 import os
@@ -6,13 +6,12 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
 
 from packaging.requirements import Requirement
 from rich.console import RenderableType
@@ -41,13 +40,13 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "huggingface_h
 EXTRAS = {"peft": "adapters", "bitsandbytes": "8bit and 4bit weights", "torchao": "int8 and int4 weights"}
 DISTRIBUTION = "hub-repl"
 TESTED = ("torch", "transformers")
-"""Libraries whose oldest and newest supported versions are those that the tests run on."""
+"""Libraries whose declared versions are those that the tests run on."""
 REACH = 4.5  # seconds for the Hub to answer
 
 
 @dataclass(frozen=True, slots=True)
 class Doctor:
-    """What was found; `hub` says how the Hub answers, `hints` what to do about something."""
+    """The findings; `hub` tells how the Hub answers, `hints` what to change."""
 
     versions: dict[str, str]
     devices: list[str]
@@ -103,8 +102,8 @@ def doctor(session: Session) -> Task[Doctor]:
     return session.run_on_model(examine)
 
 
-def found(names: Any) -> dict[str, str]:
-    """Return the versions of packages; '' for one that is not installed. Nothing is imported."""
+def found(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of packages without importing them; '' for one that is not installed."""
     return {name: _version(name) for name in names}
 
 
@@ -116,7 +115,7 @@ def _version(name: str) -> str:
 
 
 def untested(versions: Mapping[str, str]) -> list[str]:
-    """Say which of these libraries lie outside of the versions that the tests ran on."""
+    """Return a sentence for each library whose version is outside the tested ones."""
     with suppress(PackageNotFoundError):  # run from a folder, without being installed
         declared = [Requirement(line) for line in requires(DISTRIBUTION) or ()]
         return [
@@ -139,7 +138,7 @@ def describe_device(room: Room) -> str:
 
 
 def check_hub(emit: JobContext, offline: bool) -> tuple[str, bool]:
-    """Ask the Hub for one small thing: returns how it answers, and whether there is a token, never which."""
+    """Send the Hub one small request: returns how it answers, and whether there is a token."""
     from huggingface_hub import HfApi, constants, get_token
 
     token = get_token() is not None
@@ -148,13 +147,13 @@ def check_hub(emit: JobContext, offline: bool) -> tuple[str, bool]:
     began = time.monotonic()
     try:
         call_hub(lambda: next(iter(HfApi().list_models(limit=1)), None), emit, REACH)
-    except Exception:  # whatever went wrong: it does not answer
+    except Exception:  # of any kind: the Hub does not answer
         return f"does not answer at {constants.ENDPOINT}", token
     return f"answers at {constants.ENDPOINT} in {time.monotonic() - began:.1f} s", token
 
 
 def cache_size() -> tuple[int, int]:
-    """Return the bytes of the Hub's cache, and those that its disk has free."""
+    """Return the bytes in the Hub cache, and the free bytes on its disk."""
     home = hub_cache.home()
     size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file() and not path.is_symlink())
     place = next((path for path in (home, *home.parents) if path.exists()), Path())
@@ -162,7 +161,7 @@ def cache_size() -> tuple[int, int]:
 
 
 def describe_terminal() -> str:
-    """Describe the terminal, as far as it says what it is."""
+    """Describe the terminal by its environment variables, size and encoding."""
     columns, rows = shutil.get_terminal_size()
     return join_facts(
         os.environ.get("TERM", "") or "no TERM",
@@ -183,7 +182,7 @@ def _(result: Doctor) -> RenderableType:
 
 
 def findings(result: Doctor) -> list[tuple[str, str]]:
-    """Return what was found as names and words."""
+    """Return the rows of the table: names and values."""
     extras = [f"{name} {version}" for name, version in result.extras.items() if version]
     absent = [f"{name} ({EXTRAS[name]})" for name, version in result.extras.items() if not version]
     return [
@@ -199,14 +198,13 @@ def findings(result: Doctor) -> list[tuple[str, str]]:
         ("cache", f"{result.cache} · {amount(result.cache_bytes)}, {amount(result.disk_free)} of the disk free"),
         ("extras", ", ".join(extras) or "none"),
         ("absent", ", ".join(absent) or "nothing"),
-        *(("extension", extension(one)) for one in result.extensions),
+        *(("extension", describe_extension(one)) for one in result.extensions),
         ("terminal", result.terminal),
         *((path.name, join_facts("on" if path.on else "off", path.why)) for path in result.paths),
     ]
 
 
-def extension(found: Extension) -> str:
-    """Describe a package that brings commands."""
-    return join_facts(
-        f"{found.package} {found.version}", ", ".join(f"/{name}" for name in found.commands), found.problem
-    )
+def describe_extension(found: Extension) -> str:
+    """Describe a package with commands."""
+    names = ", ".join(f"/{name}" for name in found.commands)
+    return join_facts(f"{found.package} {found.version}", names, found.problem)

@@ -55,7 +55,7 @@ class SavedPreset:
 
 @dataclass(frozen=True, slots=True)
 class Presets:
-    """Every preset there is."""
+    """The saved presets."""
 
     presets: list[SavedPreset]
 
@@ -79,7 +79,7 @@ def preset(session: Session, name: Annotated[str, Words()] = "", new: Annotated[
 
 
 def _save(session: Session, name: str) -> Message:
-    """Append a table to the config file: what stands there already is not touched."""
+    """Append a table to the config file without changing the rest of it."""
     if not name.isidentifier():
         raise UsageError(f"{name!r} is not a valid preset name: use letters, digits and _", "/preset save NAME")
     if name in session.presets:
@@ -101,7 +101,7 @@ def _path() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The config file: its path, whether it is there, and what it says."""
+    """The config file: its path and its text, empty if there is none."""
 
     path: str
     text: str

@@ -1,4 +1,4 @@
-"""Models: load, reload and unload one, and describe the loaded one or any other."""
+"""Models: load, reload and unload one, and describe one."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ MAX_FILES_SHOWN = 10  # of a model on the Hub
 
 
 def known(session: Session) -> list[str]:
-    """Return the models to complete: those of the server that answers, else those that this program can load."""
+    """Return the models to complete: those of the connected server, else those that can be loaded."""
     remote = session.remote
     return [offer.id for offer in remote.listing.offers] if remote else session.model_names()
 
@@ -77,7 +77,7 @@ def unload(
 
 
 def unloaded(session: Session, gone: list[ModelInfo]) -> Message:
-    """Say what was freed, and what to do now that no model is current."""
+    """Return what was freed, and what to type if no model is current now."""
     names, size = ", ".join(dict.fromkeys(facts.name for facts in gone)), amount(sum(facts.bytes for facts in gone))
     others = [f"/model {each.facts.id} is still in memory" for each in session.store.residents()[:1]]
     ways = "" if session.store.facts() else join_facts(*others, "/model ID loads another, /reload the same")
@@ -105,7 +105,7 @@ def info(session: Session, id: Annotated[str, Words("a model", catalog.names, Se
 
 
 def quantized(facts: ModelInfo) -> str:
-    """Return the form of the weights, and how many layers have it where that was counted."""
+    """Return the quantization, and the number of quantized layers if it is known."""
     left = f", {facts.left} not quantized" if facts.left else ""
     return facts.quantization + (f" ({facts.packed} linear layers quantized{left})" if facts.packed else "")
 
@@ -115,6 +115,8 @@ def _(result: Info) -> RenderableType:
     facts, asked = result.facts, result.asked
     model = settings.full_name(facts.id)
     stored = ", ".join(f"{count(number)} {STORED.get(name, name)}" for name, number in facts.stored.items())
+    names, others = ", ".join(facts.unexpected[:3]), len(facts.unexpected) - 3
+    more = f" and {others} more" if others > 0 else ""
     rows = {
         "model": model + (f" at {facts.commit[:12]}" if facts.commit else ""),
         "folder": facts.folder,
@@ -132,7 +134,7 @@ def _(result: Info) -> RenderableType:
         "python": "was open in /python, where it may have been changed · /reload loads it again"
         if facts.touched
         else "",
-        "unused tensors": _left(facts.unexpected),
+        "unused tensors": f"{names}{more} are in the files but not in the model" if names else "",
         "generation config": ", ".join(f"{key} {value}" for key, value in facts.base.model.items()) or "nothing set",
     }
     return facts_table((name, value) for name, value in rows.items() if value)
@@ -158,9 +160,3 @@ def _(result: ModelCard) -> RenderableType:
         "source": "the cache; the Hub did not answer" if result.source == "cache" else "",
     }
     return facts_table((name, value) for name, value in rows.items() if value)
-
-
-def _left(names: tuple[str, ...]) -> str:
-    """Name the first tensors of the files that the model has no place for."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more} are in the files but not in the model" if names else ""

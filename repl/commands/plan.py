@@ -1,9 +1,9 @@
-"""/plan: whether a model fits, before a byte of its weights is fetched."""
+"""/plan: whether a model fits in memory, estimated before its weights are downloaded."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -35,14 +35,14 @@ SHOWN_SIZES = (
     *((gap, tuple(SIZES)) for gap in (2, 1)),
     *((1, titles) for titles in (("weights", "KV cache", "needs"), ("weights", "needs"), ("needs",))),
 )
-"""Sizes in the table with the columns between them, the more the wider the window is."""
-MUCH = 2**20  # bytes worth a word
+"""The sizes in the table, with the columns between them: as many as the window has room for."""
+MIN_CACHED_BYTES = 2**20  # less in the cache is not mentioned
 SHORT_VERDICTS = {"fits": "fits", "fits with offload": "offload", "does not fit": "too big"}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a model is and needs, and what there is for it; sizes in bytes."""
+    """A model's size and memory needs under several load settings, and the memory of each device; in bytes."""
 
     model: str
     commit: str
@@ -61,11 +61,11 @@ class Plan:
     choices: list[tuple[str, str]]
     default: str
     best: int
-    """The row that an empty line takes, from 1 on; 0 for none."""
+    """The row that an empty line loads, from 1; 0 for none."""
 
 
 def planned(load: Load, rooms: Sequence[Room], offline: bool, emit: JobContext) -> Plan:
-    """Look a model over and weigh it; for the model thread."""
+    """Read a model's files and estimate its memory; for the model thread."""
     found = survey(load, emit, offline)
     sizes = ModelSizes(found.config)
     table = plan.rows(found, load, rooms) if found.config is not None else []
@@ -92,10 +92,10 @@ def planned(load: Load, rooms: Sequence[Room], offline: bool, emit: JobContext) 
 
 
 def _places(found: Survey, table: list[PlanRow], taken: int, load: Load, rooms: Sequence[Room]) -> dict[str, str]:
-    """Return the device map of the row to take, where there is more than one device to choose from."""
+    """Return the device map of the best row, if there is more than one device."""
     if len(rooms) < 2 or not taken or found.code or table[taken - 1].form not in ("float32", "bfloat16"):
         return {}
-    with suppress(Exception):  # a config that the library cannot build: loading it will say why
+    with suppress(Exception):  # a config that the library cannot build; loading gives the reason
         return plan.plan_device_map(found.config, replace(load, dtype=table[taken - 1].form), rooms)
     return {}
 
@@ -114,39 +114,35 @@ def plan_(session: Session, id: Annotated[str, Words("a model", suggest=locate.c
 
 @render.register
 def _(result: Plan) -> RenderableType:
-    tables = (
-        [_table(result, {title: SIZES[title] for title in titles}, gap) for gap, titles in SHOWN_SIZES]
-        if result.rows
-        else []
-    )
-    parts: list[Any] = [_head(result), *([First(*tables)] if tables else [])]
+    parts: list[RenderableType] = [_head(result)]
+    if result.rows:
+        shown = ((gap, {title: SIZES[title] for title in titles}) for gap, titles in SHOWN_SIZES)
+        parts.append(First(*(_table(result, sizes, gap) for gap, sizes in shown)))
     if result.device_map:
         parts.append(Text("\n".join(["", *map(clean_line, format_map(result.device_map))]), "quiet"))
     if result.code:
-        parts.append(_code(result.code))
-    parts.append(_end(result))
-    return Group(*parts)
+        files = "\n".join(f"  {clean_line(name)}  {size:,} bytes" for name, size in result.code.files.items())
+        own = "its own Python code, which does not run unless you allow it (/trust)"
+        parts.append(Text(f"\n{own}:\n{files}", "quiet"))
+    return Group(*parts, _end(result))
 
 
 def _head(result: Plan) -> Text:
     mixed = len(result.stored) > 1
-    stored = ", ".join(
-        f"{count(size)} {_named(name)}" if mixed else _named(name) for name, size in result.stored.items()
-    )
+    named = ((STORED.get(name, clean_line(name)), size) for name, size in result.stored.items())
+    stored = ", ".join(f"{count(size)} {name}" if mixed else name for name, size in named)
     facts = join_facts(
         f"{count(result.parameters)} parameters, stored as {stored}",
         f"{result.layers} layers" if result.layers else "",
         f"context {result.context}" if result.context else "",
     )
     fetch = sum(result.fetch.values())
-    files = (
-        f"{counted(len(result.fetch), 'file')} to download, {amount(fetch)}" if result.fetch else "nothing to download"
-    )
+    files = f"{counted(len(result.fetch), 'file')} to download, {amount(fetch)}" if fetch else "nothing to download"
     where = join_facts(
         f"commit {result.commit[:12]}" if result.commit else "",
         "gated: accept its terms on its page" if result.gated else "not gated" if result.commit else "",
         files,
-        f"{amount(result.cached)} here" if result.cached >= MUCH else "",
+        f"{amount(result.cached)} here" if result.cached >= MIN_CACHED_BYTES else "",
         f"disk {amount(result.disk_free)} free" if result.fetch else "",
     )
     free = "available: " + join_facts(
@@ -154,10 +150,6 @@ def _head(result: Plan) -> Text:
     )
     name = (clean_line(settings.full_name(result.model)), "accent")
     return Text.assemble(name, "\n", (f"{facts}\n{where}\n{free}\n", "quiet"))
-
-
-def _named(stored: str) -> str:
-    return STORED.get(stored, clean_line(stored))
 
 
 def _table(result: Plan, sizes: Mapping[str, str], gap: int) -> Table:
@@ -174,18 +166,9 @@ def _table(result: Plan, sizes: Mapping[str, str], gap: int) -> Table:
         words = [Text(f" {SHORT_VERDICTS[row.verdicts[each]]}", VERDICT_STYLES[row.verdicts[each]]) for each in shown]
         style = "" if FITS in row.verdicts.values() else "quiet"
         figures = [Text(amount(getattr(row, size)), style) for size in sizes.values()]
-        table.add_row(str(number), Text(name), length(row.tokens), *figures, *words)
+        tokens = str(row.tokens) if row.tokens % 1024 else f"{row.tokens // 1024}k"
+        table.add_row(str(number), Text(name), tokens, *figures, *words)
     return table
-
-
-def length(tokens: int) -> str:
-    """Return a number of tokens as people say it: 2k, 128k."""
-    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
-
-
-def _code(code: Code) -> Text:
-    files = "\n".join(f"  {clean_line(name)}  {size:,} bytes" for name, size in code.files.items())
-    return Text(f"\nits own Python code, which does not run unless you allow it (/trust):\n{files}", "quiet")
 
 
 def _end(result: Plan) -> Text:

@@ -1,4 +1,4 @@
-"""The rest: version and leaving."""
+"""The program: its version, and leaving it."""
 
 import platform
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from repl.terminal.screen import render
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """Versions of this program, of Python and of the libraries that decide what a reply is."""
+    """Versions of this program, of Python, transformers and torch."""
 
     hub_repl: str
     python: str

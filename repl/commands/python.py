@@ -1,7 +1,7 @@
-"""/python: a Python prompt with the loaded model.
+"""/python: a Python prompt with the loaded model, its tokenizer and the last reply.
 
-In: the model, its tokenizer and the last reply. Out: whatever the user makes of them; nothing of it is cleaned. What
-was computed with the model is forgotten afterwards, and its replies tell that it may have been changed.
+Its output is not sanitized. The KV cache is dropped afterwards, and later replies record that the model may have been
+changed.
 """
 
 import builtins
@@ -27,7 +27,7 @@ BACK = "replies now record that the model may have been changed · /reload loads
 
 @dataclass(frozen=True, slots=True)
 class PythonPrompt:
-    """A prompt that is to be opened where the terminal reads lines; `open` returns what to say afterwards."""
+    """A Python prompt, to be opened on the main thread; `open` returns the message to show afterwards."""
 
     open: Callable[[], Message]
 
@@ -49,7 +49,7 @@ def python(session: Session) -> PythonPrompt:
 
 
 def visit(session: Session) -> Message:
-    """Serve Python lines to their end; here, not on the model thread, which is still until the next command."""
+    """Run the Python prompt to its end; on the main thread, while the model thread is idle."""
     resident = session.store.touch()
     try:
         with interruptible():
@@ -61,14 +61,14 @@ def visit(session: Session) -> Message:
 
 
 def namespace(session: Session, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """Return the names that are bound: without a reply `ids` and `reply` are None."""
+    """Return the names in the Python prompt; `ids` and `reply` are None if there is no reply."""
     record = session.last.record if session.last else None
     ids = measure.forward.input_ids(model, [*record.prompt_ids, *record.token_ids]) if record else None
     return {"model": model, "tokenizer": tokenizer, "ids": ids, "reply": record, "exit": Leave(), "quit": Leave()}
 
 
 class Leave:
-    """What `exit` is here: the built-in one would close standard input."""
+    """The `exit` of the Python prompt; the built-in one would close standard input."""
 
     def __repr__(self) -> str:
         return "exit() or Ctrl-D returns to hub-repl"
@@ -80,7 +80,7 @@ class Leave:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C end a line of Python, and `exit` the prompt; a signal that ends the program does that still."""
+    """Let Ctrl-C end a line of Python and `exit` the prompt; a signal still ends the program."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -93,7 +93,7 @@ def interruptible() -> Iterator[None]:
 
 
 def interact(names: dict[str, Any]) -> None:
-    """Open ptpython, or the prompt of the standard library with the keys of readline where there is one."""
+    """Open ptpython, or the prompt of the standard library, with readline if there is one."""
     if importlib.util.find_spec("ptpython"):
         from ptpython.repl import embed
 

@@ -1,4 +1,4 @@
-"""Score: how likely a model finds a text, token by token and as a whole."""
+"""Score: the log-probability of a text, token by token and as a whole."""
 
 import re
 from collections.abc import Iterator
@@ -27,15 +27,15 @@ from repl.terminal.screen import render
 from repl.terminal.tables import fact_line, grid
 from repl.terminal.token_colours import OnTerminal, caption, style, styled_text
 
-MAX_WINDOW_TOKENS = 8192  # most tokens read at once, where the context is longer or without an end
-MAX_FILE_BYTES = 64 * 2**20  # bytes of a file
-MAX_SHOWN_TOKENS = 1500  # tokens drawn
-PATH_WORD = re.compile(r"(~|\.{0,2})/\S+")  # what nobody means as a text
+MAX_WINDOW_TOKENS = 8192  # read at once if the context is longer or unlimited
+MAX_FILE_BYTES = 64 * 2**20
+MAX_SHOWN_TOKENS = 1500
+PATH_WORD = re.compile(r"(~|\.{0,2})/\S+")  # always a path, never a text
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How likely a text is: logprobs in nats, none for the first token, which nothing predicts."""
+    """The log-probabilities of a text in nats; None for the first token, which is not predicted."""
 
     source: str
     """`text`, or the path of a file."""
@@ -47,17 +47,17 @@ class Score:
     """The sum of the logprobs, in nats."""
     perplexity: float
     bits_per_byte: float
-    """The total over all bytes of the text in UTF-8, those of the first token too: comparable between tokenizers."""
+    """Over all bytes of the text in UTF-8, also those of the first token: comparable between tokenizers."""
     bytes: int
     window: int
-    """Most tokens read at once; a longer text is read in windows that overlap by `window - stride` tokens."""
+    """Tokens read at once; a longer text is read in windows that overlap by `window - stride` tokens."""
     stride: int
 
 
 def score_windows(count: int, window: int) -> Iterator[tuple[int, int, int]]:
     """Yield (begin, end, first) for a text of `count` tokens: each window scores from its `first` token on.
 
-    Behind the first window each token has at least half a window before it.
+    After the first window each token has at least half a window of context.
     """
     end = min(window, count)
     yield 0, end, 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 from rich.console import RenderableType
@@ -37,7 +38,7 @@ NAME_COLUMNS, VALUE_COLUMNS = 22, 12
 
 @dataclass(frozen=True, slots=True)
 class Table_:
-    """The settings by group, first those that were changed."""
+    """The settings by group, the changed ones first."""
 
     groups: dict[str, list[Setting]]
 
@@ -60,16 +61,13 @@ def all_settings(session: Session, words: Annotated[str, RestOfLine()] = "") -> 
     changed = [row for row in rows if row.origin not in ORIGINS]
     said = [(row, f"{title} {row.name} {row.help}") for title, group in groups.items() for row in group]
     fits = [row for row, text in said if words.lower().removesuffix("s") in text.lower()]
-    sorted_ = {"changed": changed} | {
-        title: [row for row in group if row not in changed] for title, group in groups.items()
-    }
-    return Table_(
-        {title: found for title, group in sorted_.items() if (found := [row for row in group if row in fits])}
-    )
+    shown = {"changed": [row for row in changed if row in fits]}
+    shown |= {title: [row for row in group if row in fits and row not in changed] for title, group in groups.items()}
+    return Table_({title: found for title, found in shown.items() if found})
 
 
 def _others(session: Session) -> list[Setting]:
-    """List what has a value in effect and no command of its own."""
+    """List the values in effect without a command: fields of generation_config, template and server fields."""
     decode = {name: found for name, found in session.decoding().items() if name not in settings.places()}
     more = {name: decoding.Value(value, "you") for name, value in session.settings.extra if name not in decode}
     return [_other(session, name, found) for name, found in {**decode, **more}.items()]
@@ -86,15 +84,10 @@ def _other(session: Session, name: str, found: decoding.Value) -> Setting:
     return Setting(name, found.value, found.origin, "field of generation_config", kind.phrase, default)
 
 
-@render.register
-def _(result: Table_) -> RenderableType:
-    if not result.groups:
-        return Text("no setting matches", "quiet")
-    return Responsive(lambda width, ascii_only: _tables(result, width))
-
-
-def _tables(result: Table_, width: int) -> Iterator[RenderableType]:
+def _tables(result: Table_, width: int, _: bool) -> Iterator[RenderableType]:
     """Draw a table for each group; in a narrow window without the help, unless few settings are shown."""
+    if not result.groups:
+        yield Text("no setting matches", "quiet")
     full = width >= WITH_HELP_COLUMNS or sum(map(len, result.groups.values())) <= FEW_SETTINGS
     for title, rows in result.groups.items():
         yield Text(title, "bold")
@@ -109,6 +102,9 @@ def _tables(result: Table_, width: int) -> Iterator[RenderableType]:
         yield table
     if not full:
         yield Text("/help NAME explains one", "quiet")
+
+
+render.register(Table_, lambda result: Responsive(partial(_tables, result)))
 
 
 @command("settings", "/set temperature 0.7", "/set max_time 5", see="settings reset", needs_model=True)

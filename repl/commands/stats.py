@@ -1,4 +1,4 @@
-"""The session in figures: replies, tokens and time, in total and by model."""
+"""Totals of the session: replies, tokens and time, also by model."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from repl.terminal.tables import First, grid
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """Sums over some replies: tokens of their prompts, those taken from a kept cache, tokens made, seconds.
+    """Sums over some replies: tokens of their prompts, those from the KV cache, generated tokens, seconds.
 
-    `decode_tps` is tokens after the first of each reply by the seconds that they took; None where there were none.
+    `decode_tps` is the decode speed over all replies, without their first tokens; None if there are no others.
     """
 
     model: str
@@ -37,12 +37,12 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The totals of this conversation with all its branches, and the same for each model and format."""
+    """The totals of this conversation with all its branches, and those of each model and dtype."""
 
     total: Total
     models: list[Total]
     line: bool
-    """A line of figures stands under each reply."""
+    """Whether a line of figures is shown under each reply."""
 
 
 def summed(name: str, records: Iterable[Reply]) -> Total:
@@ -80,7 +80,7 @@ def stats(
     if value:
         return change(session, "stats", value)
     turns = session.conversation.turns.values()
-    # a sequence that was picked afterwards stands as a turn of its own, with the times of the one that was made
+    # a picked sequence is a turn of its own, with the timing of the reply it was generated with
     records = list({(turn.parent, turn.record.timing): turn.record for turn in turns if turn.record}.values())
     names = dict.fromkeys(map(label, records))
     models = [summed(name, (one for one in records if label(one) == name)) for name in names]

@@ -19,16 +19,17 @@ from repl.core.jobs import Job
 from repl.core.sanitize import clean, clean_line
 from repl.core.values import Integer, RestOfLine, show_value
 from repl.session.position import question, split_prompt
-from repl.session.session import Session, Task
+from repl.session.session import Session
 from repl.terminal.screen import render
 from repl.terminal.tables import Responsive, fact_line, grid
 
 if TYPE_CHECKING:
     from repl.generation.decode.batch import BatchReply
 
-MIN_OPENING_CELLS = 16  # least columns worth giving to the beginning of a text beside the figures
-MIN_SHARED_LETTERS = 20  # letters with which all replies begin, to be said once
-LESSER_COLUMNS = ("distinct-2", "end", "logprob")  # left out in this order where a window is narrow
+MIN_OPENING_CELLS = 16  # columns for the beginning of a text beside the figures
+MIN_SHARED_LETTERS = 20  # of a beginning that all replies share, to show it once
+LESSER_COLUMNS = ("distinct-2", "end", "logprob")  # left out in this order in a narrow window
+SHORT_HEADS = {"temperature": "temp", "repetition_penalty": "rep. penalty"}
 SWEEP_WORDS = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penalty=1,1.1", "show")
 
 
@@ -66,12 +67,6 @@ def sweep(
         return ShownRow(_line(_last(session), words[1:]))
     if not words and not prompt:
         return _last(session)
-    return _begin(session, words, prompt, exact)
-
-
-def _begin(
-    session: Session, words: list[str], prompt: str | None, exact: bool
-) -> Task[tuple[Sweep, dict[int, "BatchReply"]]]:
     facts = session.facts()
     chosen = plan_grid(session.settings, session.base(), words)
     asked = question(session, prompt, f"{SWEEP_EXAMPLE} -- PROMPT")
@@ -102,27 +97,23 @@ def _line(found: Sweep, words: list[str]) -> SweepRow:
 
 
 @render.register
-def _(result: Sweep) -> RenderableType:
-    return Responsive(lambda width, _: _draw(result, width))
-
-
-@render.register
 def _(result: ShownRow) -> RenderableType:
     line = result.line
     chosen = join_facts(
         f"row {line.number}",
-        *(f"{heading(name)} {_show(name, value)}" for name, value in line.settings.items()),
+        *(f"{SHORT_HEADS.get(name, name)} {_show(name, value)}" for name, value in line.settings.items()),
         f"seed {line.seed}" if line.seed is not None else "greedy",
         counted(line.length, "token"),
     )
     return Text.assemble((chosen, "quiet"), "\n", clean(line.text))
 
 
-def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
-    """Draw a line for each row; in a narrow window the beginning of its text stands below its figures."""
+def _draw(found: Sweep, width: int, _: bool) -> Iterator[RenderableType]:
+    """Draw a line for each row; in a narrow window the beginning of its text is below its figures."""
     shown = [(found.greedy, "quiet")] if found.greedy else []
     shown += [(row, "") for row in found.lines]
-    heads = ["", *map(heading, found.names), "seed", "tokens", "end", "distinct-2", "logprob", "parts at"]
+    names = [SHORT_HEADS.get(name, name) for name in found.names]
+    heads = ["", *names, "seed", "tokens", "end", "distinct-2", "logprob", "parts at"]
     columns = [*zip(heads, *(_cells(found, row) for row, _ in shown), strict=True)]
     for lesser in LESSER_COLUMNS:
         if sum(max(map(cell_len, column)) + 2 for column in columns) > width:
@@ -130,10 +121,10 @@ def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
     widths = [max(map(cell_len, column)) for column in columns]
     room = width - sum(widths) - 2 * len(widths)
     heads, *rows = map(list, zip(*columns, strict=True))
-    begun = _shared_beginning([row.text for row, _ in shown])
+    begun, texts = split_beginning([row.text for row, _ in shown])
     if begun:
         yield Text(f"all begin: {clean_line(begun)}", "quiet")
-    told = [(cells, _rest(row.text, begun), style) for cells, (row, style) in zip(rows, shown, strict=True)]
+    told = [(cells, text, style) for cells, text, (_, style) in zip(rows, texts, shown, strict=True)]
     if room >= MIN_OPENING_CELLS:
         lines = [[*(Text(cell, "quiet") for cell in cells), _opening(text, room, style)] for cells, text, style in told]
         yield grid("r" * len(heads) + "l", lines, [*heads, ""])
@@ -151,13 +142,10 @@ def _draw(found: Sweep, width: int) -> Iterator[RenderableType]:
 
 
 def _cells(found: Sweep, row: SweepRow) -> list[str]:
-    values = [_show(name, row.settings[name]) if name in row.settings else "" for name in found.names]
-    return [str(row.number or "greedy"), *values, *_figures(row)]
-
-
-def _figures(row: SweepRow) -> list[str]:
     parts = "never" if row.parts is None else str(row.parts)
     return [
+        str(row.number or "greedy"),
+        *(_show(name, row.settings[name]) if name in row.settings else "" for name in found.names),
         "" if row.seed is None else str(row.seed),
         str(row.length),
         "stopped" if row.finish == "cancelled" else row.finish.replace("_", " "),
@@ -167,28 +155,20 @@ def _figures(row: SweepRow) -> list[str]:
     ]
 
 
-def _shared_beginning(texts: list[str]) -> str:
-    """Return the words that all texts begin with, where they are enough to be said once."""
+def split_beginning(texts: list[str]) -> tuple[str, list[str]]:
+    """Split off the words that all texts begin with, if they are long enough to be shown once."""
     places = zip(*(text.split() for text in texts), strict=False)
     begun = " ".join(words[0] for words in takewhile(lambda words: len(set(words)) == 1, places))
-    return begun if len(texts) > 1 and len(begun) >= MIN_SHARED_LETTERS else ""
-
-
-def _rest(text: str, begun: str) -> str:
-    """Return what follows the words said once."""
-    return f"… {' '.join(text.split())[len(begun) :].lstrip()}" if begun else text
+    if len(texts) < 2 or len(begun) < MIN_SHARED_LETTERS:
+        return "", texts
+    return begun, [f"… {' '.join(text.split())[len(begun) :].lstrip()}" for text in texts]
 
 
 def _opening(text: str, most: int, style: str) -> Text:
-    """Return the beginning of a text in so many columns."""
+    """Return the beginning of a text in at most `most` columns."""
     drawn = Text(clean_line(" ".join(text[: 2 * most].split())), style, no_wrap=True)
     drawn.truncate(most, overflow="ellipsis")
     return drawn
-
-
-def heading(name: str) -> str:
-    """Return a setting's name as a heading."""
-    return {"temperature": "temp", "repetition_penalty": "rep. penalty"}.get(name, name)
 
 
 def _aligned(cells: list[str], widths: list[int]) -> str:
@@ -210,3 +190,6 @@ def _said(found: Sweep) -> str:
         "" if found.whole else "stopped by you",
         f"{counted(found.left_out, 'row')} not started" if found.left_out else "",
     )
+
+
+render.register(Sweep, lambda result: Responsive(partial(_draw, result)))

@@ -31,7 +31,7 @@ VERDICTS = {"good": "accent", "note": "bold", "bad": "error"}
 
 @dataclass(frozen=True, slots=True)
 class PromptPiece:
-    """One token of a prompt, and the role of its message."""
+    """One token of a prompt, with the role of its message."""
 
     id: int
     text: str
@@ -41,7 +41,7 @@ class PromptPiece:
 
 @dataclass(frozen=True, slots=True)
 class TurnPrompt:
-    """What the next turn sends: text and ids, the tokens one by one, and how many each role takes."""
+    """The prompt of the next turn: its text, its ids, its tokens one by one, and their number by role."""
 
     text: str
     ids: list[int]
@@ -50,7 +50,7 @@ class TurnPrompt:
     context: int
     notice: str
     listed: bool
-    """Draw it as a list of tokens instead of as text."""
+    """Draw a list of tokens instead of the text."""
 
 
 @dataclass(frozen=True, slots=True)

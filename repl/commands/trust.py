@@ -1,4 +1,4 @@
-"""/trust: what a model's own code is, and consent to run it."""
+"""/trust: the remote code of a model, and consent to run it."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -11,7 +11,6 @@ from repl.core.errors import UsageError
 from repl.core.format import join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
-from repl.core.settings import Load
 from repl.core.values import Choice
 from repl.hub import consent
 from repl.models.memory.survey import survey
@@ -22,20 +21,13 @@ from repl.terminal.screen import render
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The Python code that a model would run: its files with their sizes in bytes, their commit, where to read them."""
+    """The remote code of a model: its files with their sizes in bytes, their commit, and the page to read them."""
 
     model: str
     commit: str
     files: dict[str, int]
     where: str
     allowed: bool
-
-
-def list_code(load: Load, allowed: bool, offline: bool, emit: JobContext) -> Trust:
-    """List a model's code without running any; for the model thread."""
-    code = survey(replace(load, trust_remote_code=True), emit, offline).code
-    page = f"https://huggingface.co/{load.model}/tree/{code.commit}" if code and code.commit else load.model
-    return Trust(load.model, code.commit if code else "", code.files if code else {}, page, allowed)
 
 
 @command("models", "/trust", "/trust yes", see="trust_remote_code allow_pickle", name="trust")
@@ -56,7 +48,13 @@ def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "alwa
         return Message(join_facts(f"{model}: remote code disabled", stays if taken else "it was not allowed before"))
     if answer == "show":
         allowed = consents.allows(model) and found is None
-        return session.run_on_model(lambda emit: list_code(wanted.load, allowed, session.store.offline, emit))
+
+        def list_code(emit: JobContext) -> Trust:
+            code = survey(replace(wanted.load, trust_remote_code=True), emit, session.store.offline).code
+            page = f"https://huggingface.co/{model}/tree/{code.commit}" if code and code.commit else model
+            return Trust(model, code.commit if code else "", code.files if code else {}, page, allowed)
+
+        return session.run_on_model(list_code)
     if found is None:
         raise UsageError("no model needs your consent", "/model ID")
     consents.give(model, consent.mark(found), lasting=answer == "always")
@@ -76,13 +74,9 @@ def _(result: Trust) -> RenderableType:
         return Text(f"{name}{at} runs this code, as you allowed:\n{files}", "quiet")
     return Text.assemble(
         (name, "accent"),
-        (
-            f"{at} would run this code, with your rights here:\n{files}\nread it at {clean_line(result.where)}\n",
-            "",
-        ),
+        f"{at} would run this code, with your rights here:\n{files}\nread it at {clean_line(result.where)}\n",
         ("/trust yes", "accent"),
-        (" allows this commit in this session", "quiet"),
-        (" · ", "quiet"),
+        (" allows this commit in this session · ", "quiet"),
         ("/trust always", "accent"),
         (" in later ones too", "quiet"),
     )

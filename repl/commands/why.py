@@ -1,4 +1,4 @@
-"""Why this token: from the model's own distribution, through each processor, to the odds it was drawn with."""
+"""Why a token was chosen: its probability in the model's own distribution and after each logits processor."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repl.analysis.why import ProcessorStep, Why, WhyToken, explain
+from repl.analysis.why import Why, WhyToken, explain
 from repl.commands.registry import command
 from repl.core.format import counted
 from repl.core.jobs import JobContext
@@ -61,7 +61,9 @@ def _(result: Why) -> RenderableType:
 
 def _table(result: Why, cells: int) -> Table:
     places = [0, *(place for place, step in enumerate(result.steps, 1) if step.changed)]
-    heads = ["", "", "model", *(_sign(result.steps[place - 1]) for place in places[1:])]
+    steps = (result.steps[place - 1] for place in places[1:])
+    values = ((SHORTEST_NAMES.get(step.name, step.name), step.value) for step in steps)
+    heads = ["", "", "model", *(name if value is None else f"{name}={value:g}" for name, value in values)]
     rows = [_row(one, places, result, cells) for one in result.candidates]
     return grid("ll" + "r" * len(places), rows, heads)
 
@@ -76,12 +78,8 @@ def _row(one: WhyToken, places: Sequence[int], result: Why, cells: int) -> list[
     return words
 
 
-def _sign(step: ProcessorStep) -> str:
-    return SHORTEST_NAMES.get(step.name, step.name) + ("" if step.value is None else f"={step.value:g}")
-
-
 def _story(result: Why) -> list[str]:
-    """Say in words what the table cannot: what was removed besides, and how the choice was made."""
+    """Return the removed tokens, the processors without effect, and how the token was chosen, in words."""
     named = [(step, step.name + ("" if step.value is None else f" {step.value:g}")) for step in result.steps]
     lines = [
         f"{name} removed {counted(step.removed, 'token')}, {percent(step.mass)} of the probability"
@@ -99,11 +97,8 @@ def _end(result: Why) -> str:
     if result.how == "beams":
         return f"{percent(result.probability)} by itself: beam search compares whole sequences, not single tokens"
     if result.how == "sampled":
-        return (
-            f"sampled with probability {percent(result.probability)}"
-            if result.probability
-            else "could not have been sampled"
-        )
+        chance = result.probability
+        return f"sampled with probability {percent(chance)}" if chance else "could not have been sampled"
     if result.id == result.likeliest:
         return "greedy: the most likely token" + (" of those left" if result.rank > 1 else "")
     return "greedy would choose another token: a near tie, within rounding"

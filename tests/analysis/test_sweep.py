@@ -11,7 +11,7 @@ from rich.console import Console
 
 from repl.analysis.sweep import Sweep, distinct, first_difference, plan_grid
 from repl.commands import registry
-from repl.commands.sweep import _rest, _shared_beginning
+from repl.commands.sweep import split_beginning
 from repl.core.decoding import NOTHING
 from repl.core.errors import UsageError
 from repl.core.events import Progress
@@ -364,10 +364,9 @@ def test_the_table_fits_its_window(width, llama_folder):
 def test_a_shared_beginning_is_said_once():
     """It ends with a whole word; a single row, or rows with little in common, are shown whole."""
     rows = ["The old lighthouse keeper was\nawake.", "The old lighthouse  keeper went home."]
-    begun = _shared_beginning(rows)
-    assert begun == "The old lighthouse keeper"
-    assert [_rest(row, begun) for row in rows] == ["… was awake.", "… went home."]
-    assert _shared_beginning(rows[:1]) == _shared_beginning(["The sea.", "The sun."]) == ""
+    assert split_beginning(rows) == ("The old lighthouse keeper", ["… was awake.", "… went home."])
+    for others in (rows[:1], ["The sea.", "The sun."]):
+        assert split_beginning(others) == ("", others)
 
 
 def test_rows_refuse_numbers_that_are_none(llama_folder):

@@ -60,7 +60,7 @@ def test_a_package_brings_a_command_with_its_view(site: Path) -> None:
     assert (found.package, found.version, found.commands, found.problem) == ("hub-repl-greet", "1.2", ("greet",), "")
     result = registry.parse_line("/greet Ada").run(None)
     assert driving.drawn(result) == "hello Ada\n"
-    assert doctor.extension(found) == "hub-repl-greet 1.2 · /greet"
+    assert doctor.describe_extension(found) == "hub-repl-greet 1.2 · /greet"
 
 
 def test_a_package_that_fails_is_told_and_leaves_nothing(site: Path) -> None:
