@@ -15,10 +15,8 @@ from repl.core.settings import Settings
 from repl.core.values import Assignment, RestOfLine
 from repl.generation.interface import Request
 from repl.generation.measure.token_trace import continue_record
-from repl.session import position
 from repl.session.change_settings import changed, full_name
-from repl.session.position import ExchangeNumber, require_reply
-from repl.session.replies import generate_turn
+from repl.session.position import ExchangeNumber, continuation_request, require_reply
 from repl.session.results import Draft, Message
 from repl.session.session import Session, Task
 
@@ -73,7 +71,7 @@ def continue_(session: Session) -> Task[Reply]:
     last = require_reply(session)
     if last.record is None:
         raise UsageError("the last reply has no record to continue from", "/retry")
-    request = position.continuation_request(session, last)
+    request = continuation_request(session, last)
     _check(session, request)
     return _generate(session, request, session.conversation.turns[last.parent or 0], last)
 
@@ -145,7 +143,7 @@ def _answer(session: Session, asked: Turn, chosen: Settings) -> Task[Reply]:
     """Reply to a message with the chat template, or continue a text without it."""
     if asked.role == "prompt":
         return _generate(session, Request(chosen, text=asked.text), asked)
-    request = position.chat(session, chosen, asked, session.next_message.prefill)
+    request = session.chat_request(asked, chosen, session.next_message.prefill)
     _check(session, request)
     session.prepare(prefill="")
     return _generate(session, request, asked)
@@ -161,6 +159,6 @@ def _generate(session: Session, request: Request, asked: Turn, before: Turn | No
     """Answer a request; the answer continues the reply `before` if there is one."""
     work = partial(session.engine.reply, request)
     if before is None or before.record is None or not request.ids:
-        return generate_turn(session, asked, work, before.text if before else request.prefill)
+        return session.generate_turn(asked, work, before.text if before else request.prefill)
     kept = request.ids[len(before.record.prompt_ids) :]
-    return generate_turn(session, asked, work, request.prefill, partial(continue_record, before, kept))
+    return session.generate_turn(asked, work, request.prefill, partial(continue_record, before, kept))

@@ -25,7 +25,7 @@ from repl.generation.measure.token_trace import Inspection, Seen, Trace, measure
 from repl.remote.engine import rebuild_request, require_server
 from repl.session.change_settings import change
 from repl.session.position import ExchangeNumber, require_reply
-from repl.session.replies import continue_reply, generate_turn, join_records, substitute_token
+from repl.session.replies import continue_reply, join_records, substitute_token
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 from repl.terminal.tables import First, grid
@@ -104,7 +104,7 @@ def take(
         ended.append(join_records(resident, begun, done))
         return done
 
-    return generate_turn(session, asked, work, whole=lambda done: ended[0])
+    return session.generate_turn(asked, work, whole=lambda done: ended[0])
 
 
 def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task[Reply]:
@@ -113,7 +113,7 @@ def _taken_there(session: Session, before: Turn, place: int, token: int) -> Task
     request = rebuild_request(session.conversation, before, session.settings)
     remote.check(Request(session.settings, ids=record.token_ids))
     asked, lead = session.conversation.turns[before.parent or 0], before.text.removesuffix(record.raw)
-    return generate_turn(session, asked, lambda emit: remote.reply_from(request, record, place, token, emit), lead)
+    return session.generate_turn(asked, lambda emit: remote.reply_from(request, record, place, token, emit), lead)
 
 
 def look_at(session: Session, turn: Turn, make: Callable[[Trace, str], Any]) -> Any:

@@ -39,19 +39,13 @@ def current_branch(talk: Conversation) -> list[Turn]:
     return talk.path() or sorted(beside, key=lambda turn: turn.parent or turn.id)  # each text with its completions
 
 
-def chat(session: Session, chosen: Settings, asked: Turn, prefill: str = "") -> Request:
-    """Ask for the reply to a message, which begins with `prefill`."""
-    talk = session.conversation
-    return Request(chosen, messages=tuple(talk.messages(asked.id)), turns=talk.numbers(asked.id), prefill=prefill)
-
-
 def continuation_request(session: Session, last: Turn) -> Request:
     """Go on from the very ids; a model that did not make them goes on from the text."""
     record, asked = last.record, session.conversation.turns[last.parent or 0]
     if record is None or not session.engine.made(record):
         if asked.role == "prompt":
             return Request(session.settings, text=asked.text + last.text)
-        return chat(session, session.settings, asked, last.text)
+        return session.chat_request(asked, session.settings, last.text)
     made = record.token_ids[:-1] if record.finish == "stop" else record.token_ids
     begun = Begun(last.text, record.prefill, made, shown=True) if last.role == "assistant" else None
     return Request(session.settings, ids=(*record.prompt_ids, *made), begun=begun, made=len(made))
@@ -82,7 +76,7 @@ def next_position(session: Session) -> Position:
     head = talk.turns[talk.head]
     if head.role == "user" or head.parent is None:
         begun = session.next_message.prefill
-        return Position(chat(session, session.settings, head, begun), "your message", begun or head.text)
+        return Position(session.chat_request(head, session.settings, begun), "your message", begun or head.text)
     ended = head.record is not None and head.record.finish == "stop" and session.engine.made(head.record)
     return Position(
         continuation_request(session, head), "the last reply, where it ended" if ended else "the last reply", head.text

@@ -1,14 +1,13 @@
-"""Answers as turns: generate into a new turn, and go on from a place in a reply with another token there."""
+"""Answers that were made beside the conversation as its turns, and replies that go on with another token at a place."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from repl import generation
 from repl.core import decoding
 from repl.core.conversation import Turn
-from repl.core.errors import Cancelled, ReplError, UsageError
+from repl.core.errors import UsageError
 from repl.core.events import PromptEcho
-from repl.core.jobs import Job, JobContext
+from repl.core.jobs import JobContext
 from repl.core.parts import Parts
 from repl.core.reply import Reply, Timing, TokenLogprobs, Usage
 from repl.core.settings import Settings
@@ -29,44 +28,7 @@ from repl.generation.measure.token_trace import (
     text_seed,
 )
 from repl.session.position import Question
-from repl.session.session import Session, Task
-
-
-def generate_turn(
-    session: Session,
-    asked: Turn,
-    work: Callable[[JobContext], Reply],
-    lead: str = "",
-    whole: Callable[[Reply], Reply] = lambda done: done,
-) -> Task[Reply]:
-    """Generate on the model thread into a new turn, which is closed with whatever comes of it.
-
-    `lead` is the text that the reply was given to begin with; `whole` makes its record from what came out.
-    """
-    role = "assistant" if asked.role == "user" else "completion"
-    turn = session.conversation.add(role, "", asked.id, state="open")
-
-    def settle(job: Job[Reply]) -> Reply:
-        try:
-            done = job.result()
-        except (ReplError, Cancelled) as error:
-            partial = getattr(error, "partial", None)
-            _close(session, turn, lead, whole(partial) if partial else None, "failed")
-            raise
-        state = "cancelled" if done.finish == "cancelled" else "complete"
-        _close(session, turn, lead, whole(done), state)
-        return done
-
-    return (session.run_network if session.remote else session.run_on_model)(work, settle)
-
-
-def _close(session: Session, turn: Turn, lead: str, done: Reply | None, state: str) -> None:
-    there = done is not None and (bool(done.raw) or state == "complete")  # a beginning that was given is no reply
-    closed = session.conversation.close(turn, lead + done.raw if done and there else "", state, done)
-    if there:
-        session.set_last(closed)
-        if turn.role == "assistant":
-            session.conversation.head = closed.id
+from repl.session.session import Session
 
 
 def add_reply(session: Session, asked: Turn, done: Reply) -> Turn:
@@ -74,7 +36,7 @@ def add_reply(session: Session, asked: Turn, done: Reply) -> Turn:
     role = "assistant" if asked.role == "user" else "completion"
     state = "cancelled" if done.finish in ("cancelled", "failed") else "complete"
     turn = session.conversation.add(role, "", asked.id)
-    _close(session, turn, done.prefill, done, state)
+    session.close_turn(turn, done.prefill, done, state)
     return session.conversation.turns[turn.id]
 
 

@@ -9,11 +9,12 @@ from typing import Any, Generic
 from repl.core import decoding, paths, settings
 from repl.core.conversation import Conversation, Turn
 from repl.core.decoding import NOTHING, ModelDefaults
-from repl.core.errors import NeedsLocal, NoModel
+from repl.core.errors import Cancelled, NeedsLocal, NoModel, ReplError
 from repl.core.format import join_facts
 from repl.core.jobs import Job, JobContext, T, Worker
+from repl.core.reply import Reply
 from repl.core.settings import Load, Settings
-from repl.generation.interface import Engine, Local, Models
+from repl.generation.interface import Engine, Local, Models, Request
 from repl.hub import catalog
 from repl.hub.cache import LocalModel
 from repl.hub.validate import NeedsCode
@@ -128,6 +129,41 @@ class Session:
     def run_network(self, work: Work[T], settle: Settle[T] | None = None) -> Task[T]:
         """Queue work for a server: on a thread of its own, which no load holds up."""
         return _run(self._network, work, settle)
+
+    def chat_request(self, asked: Turn, chosen: Settings, prefill: str = "") -> Request:
+        """Return the request for a reply to a message of the conversation; the reply begins with `prefill`."""
+        talk = self.conversation
+        return Request(chosen, messages=tuple(talk.messages(asked.id)), turns=talk.numbers(asked.id), prefill=prefill)
+
+    def generate_turn(
+        self, asked: Turn, work: Work[Reply], lead: str = "", whole: Callable[[Reply], Reply] = lambda done: done
+    ) -> Task[Reply]:
+        """Generate a reply, on the model thread or a server, as a new turn below a message; it is closed at the end.
+
+        `lead` is the text that the reply was given to begin with; `whole` makes its record from what came out.
+        """
+        turn = self.conversation.add("assistant" if asked.role == "user" else "completion", "", asked.id, state="open")
+
+        def settle(job: Job[Reply]) -> Reply:
+            try:
+                done = job.result()
+            except (ReplError, Cancelled) as error:
+                partial = getattr(error, "partial", None)
+                self.close_turn(turn, lead, whole(partial) if partial else None, "failed")
+                raise
+            self.close_turn(turn, lead, whole(done), "cancelled" if done.finish == "cancelled" else "complete")
+            return done
+
+        return (self.run_network if self.remote else self.run_on_model)(work, settle)
+
+    def close_turn(self, turn: Turn, lead: str, done: Reply | None, state: str) -> None:
+        """End a turn with the record of its reply, None for no reply; an empty one that has failed has no text."""
+        there = done is not None and (bool(done.raw) or state == "complete")  # a beginning that was given is no reply
+        closed = self.conversation.close(turn, lead + done.raw if done and there else "", state, done)
+        if there:
+            self.set_last(closed)
+            if turn.role == "assistant":
+                self.conversation.head = closed.id
 
     def connect(self, remote: Remote | None) -> None:
         """Let a server answer from now on; None: the model in this process."""
