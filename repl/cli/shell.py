@@ -194,8 +194,9 @@ class Shell:
         self.running, self.interrupted = task, False
         try:
             loads = task is self.session.loading  # then that line itself says how far it is
-            parts = self._loading()[:1] if loads else self._state()
-            bar = _fitted(parts, self.screen.err.width) if self.screen.interactive else ""
+            bar = ""
+            if self.screen.interactive:
+                bar = _fitted(self._loading()[:1] if loads else self._state(), self.screen.err.width)
             keyboard = self.editor.keyboard() if self.editor else nullcontext()
             with LiveOutput(self.screen, self.session.settings.view, bar) as pane, keyboard as keys:
                 pane.draw([self._pace.step] if loads and self._pace.step.stage else [])  # where it was at the prompt

@@ -36,9 +36,9 @@ from repl.session.results import Message
 from repl.session.session import Session, Task
 from repl.terminal.columns import Block, Blocks
 from repl.terminal.export import html_table, page_body, said
+from repl.terminal.reply import fold_parts
 from repl.terminal.screen import render
 from repl.terminal.tables import First, grid
-from repl.terminal.thinking import fold_parts
 
 COLUMN = RestOfLine("a text", variants.offered, variants.offered)
 

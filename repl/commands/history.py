@@ -18,8 +18,8 @@ from repl.session.position import ExchangeNumber, current_branch
 from repl.session.results import Message
 from repl.session.session import Session
 from repl.terminal.export import said
+from repl.terminal.reply import fold_parts
 from repl.terminal.screen import render
-from repl.terminal.thinking import fold_parts
 
 
 @dataclass(frozen=True, slots=True)

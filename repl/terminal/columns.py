@@ -11,7 +11,7 @@ from rich.text import Text
 from repl.core.events import Beams, ColumnEvent, Event, Notice, Progress, PromptEcho, ReplyStarted, SideBySide, Token
 from repl.core.parts import ANSWER, Piece
 from repl.core.sanitize import Cleaner, clean, clean_line
-from repl.terminal.thinking import Fold
+from repl.terminal.reply import Fold
 
 MIN_CELLS = 30  # cells that a column needs to be read
 GAP_CELLS = 3  # cells between two

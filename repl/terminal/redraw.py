@@ -65,20 +65,18 @@ LineReader = Markdown | WordWrap
 class Stream:
     """Draws one text as it is made.
 
-    `text` must be clean already (`sanitize.Cleaner`). Without a reader, or where the console cannot move its cursor,
-    the text is written as it comes.
+    `text` must be clean already (`sanitize.Cleaner`), and the console able to move its cursor.
     """
 
     def __init__(
         self,
         console: Console,
-        reader: LineReader | None,
+        reader: LineReader,
         clock: Callable[[], float] = perf_counter,
         pause: float = MIN_REDRAW_S,
     ) -> None:
         self._console, self._clock, self._pause = console, clock, pause
-        moves = console.is_terminal and not console.is_dumb_terminal and not console.legacy_windows
-        self.reader = reader if moves else None
+        self.reader = reader
         self._region = Region(console)
         self._finished: list[StyledLine] = []  # not drawn yet
         self._due = 0.0  # when the next drawing may be
@@ -87,9 +85,6 @@ class Stream:
     def feed(self, text: str, style: Style | None = None) -> None:
         """Add text; it is drawn now, or with what follows where something was drawn just now."""
         if not text:
-            return
-        if self.reader is None:
-            write_segments(self._console, [Segment(text, style)])
             return
         if isinstance(self.reader, WordWrap):
             self.reader.style = style or Style.null()
@@ -100,29 +95,23 @@ class Stream:
     def draw(self) -> None:
         """Draw what has come, unless something was drawn just now."""
         began = self._clock()
-        if not self._waiting or began < self._due or self.reader is None:
+        if not self._waiting or began < self._due:
             return
-        self._fit(self.reader)
+        self._fit()
         self._paint(self.reader.rest())
         ended = self._clock()
         self._due = ended + max(self._pause, IDLE_SHARE * (ended - began))
 
     def strike(self, text: str) -> None:
-        """Show text struck through behind the rest for a moment; where nothing can be drawn again, not at all."""
-        if self.reader is None:
-            return
-        self._fit(self.reader)
+        """Show text struck through behind the rest for a moment."""
+        self._fit()
         *lines, last = self.reader.rest() or [[]]
         self._paint([*lines, [*last, Segment(text, STRUCK)]])
         self._due, self._waiting = self._clock() + STRUCK_S, True
 
     def end(self) -> None:
         """Draw the end of the text, and leave the cursor on a fresh line; afterwards another text may begin."""
-        if self.reader is None:
-            self._console.file.write("\n")
-            self._console.file.flush()
-            return
-        self._fit(self.reader)
+        self._fit()
         self._finished += self.reader.end()
         self._paint([])
         self._due = 0.0
@@ -131,9 +120,9 @@ class Stream:
         self._region.draw(self._finished, open_lines)
         self._finished, self._waiting = [], False
 
-    def _fit(self, reader: LineReader) -> None:
-        reader.width, height = self._console.size
-        self._region.resize(reader.width, height)
+    def _fit(self) -> None:
+        self.reader.width, height = self._console.size
+        self._region.resize(self.reader.width, height)
 
 
 class Region:

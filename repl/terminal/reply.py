@@ -1,26 +1,154 @@
 """A reply as it is made: thinking dim, folded or hidden, the answer as Markdown or as it comes; a text that goes on."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment, Segments
+from rich.style import Style
 from rich.text import Text
 
 from repl.core.conversation import ASKING, Turn
 from repl.core.events import PromptEcho, Token
-from repl.core.parts import Parts
+from repl.core.format import counted
+from repl.core.parts import ANSWER, CALL, THINKING, Parts, Piece
 from repl.core.sanitize import Cleaner, ascii_only, clean, clean_line
 from repl.core.settings import View
+from repl.core.tool_calls import describe, read_calls
 from repl.generation.measure.token_trace import Trace, read_trace
 from repl.terminal.export import said
 from repl.terminal.markdown import Markdown, WholeMarkdown
-from repl.terminal.redraw import LineReader, Stream, WordWrap
+from repl.terminal.redraw import Stream, WordWrap
 from repl.terminal.screen import Screen, reply_figures
 from repl.terminal.tables import fact_line
-from repl.terminal.thinking import Fold, ShownPart, fold_parts
 from repl.terminal.token_colours import colour_trace
 
 ERASE = "\r\x1b[2K"
+BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")
+
+
+@dataclass(frozen=True, slots=True)
+class ShownPart:
+    """What to draw: `text` as it stands, `dim` text, a `status` to redraw in place, a `line` that stays, a `gap`."""
+
+    kind: str
+    text: str = ""
+
+
+def fold_parts(parts: Parts, mode: str) -> Parts:
+    """Return the parts of a reply that was made before, as a setting shows them."""
+    words = len(parts.thinking.split())
+    line = f"{counted(words, 'word')} of thinking · /thinking show" if words else ""
+    return replace(parts, thinking={"show": parts.thinking, "fold": line, "hide": ""}[mode])
+
+
+class Fold:
+    """Makes of the pieces of a reply what is drawn: `show`, `fold` or `hide` what was thought; calls of tools are dim.
+
+    A call is drawn when it is whole, on one line. A gap stands between a part and the next; a reply without thoughts
+    and calls is drawn as it is.
+    """
+
+    def __init__(self, mode: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._mode = mode
+        self._clock = clock
+        self._began: float | None = None
+        self._tokens = 0
+        self._kind = ANSWER  # of the part that is being drawn
+        self._fresh = True  # nothing of it is drawn yet
+        self._parted = False  # something was thought or called
+        self._above = False  # something is drawn that wants a gap below it
+        self._call = ""  # the call of a tool that is on its way
+        self._blank = ""  # blanks that are drawn once more of their part follows
+
+    def feed(self, pieces: Iterable[Piece], counts: bool = True) -> list[ShownPart]:
+        """Return what to draw for the pieces of one token; those of a beginning that was given do not count."""
+        pieces = tuple(pieces)
+        if counts and THINKING in (self._kind, *(piece.kind for piece in pieces)):
+            self._began = self._clock() if self._began is None else self._began
+            self._tokens += 1
+        drawn = [shown for piece in pieces for shown in self._piece(piece)]
+        if self._mode == "fold" and self._kind == THINKING and self._tokens:
+            drawn.append(ShownPart("status", f"thinking · {self._figures()}"))
+        return drawn
+
+    def end(self) -> list[ShownPart]:
+        """Return what is left to draw when the reply has ended, in the middle of its thinking or not."""
+        rest = [ShownPart("text", self._blank)] if self._blank and not self._parted else []
+        return [*self._closed(), *rest]
+
+    def _piece(self, piece: Piece) -> list[ShownPart]:
+        closed: list[ShownPart] = []
+        if piece.kind != self._kind or not piece.text:
+            closed = self._closed() if piece.kind != THINKING else self._called()
+            self._kind, self._fresh, self._blank = piece.kind, True, ""
+            self._parted = self._parted or piece.kind != ANSWER
+        if piece.kind == CALL:
+            self._call += piece.text
+            return [*closed, *([ShownPart("status", "calling a tool")] if self._mode == "fold" else [])]
+        if piece.kind != THINKING or self._mode == "show":
+            return [*closed, *self._part(piece.text)]
+        gap = self._above and self._mode == "fold"
+        self._above = self._above and not gap
+        return [ShownPart("gap")] if gap else []
+
+    def _part(self, text: str) -> list[ShownPart]:
+        text = self._blank + text
+        if self._fresh:
+            text = BLANK_LINES.sub("", text) if self._parted else text
+            if not text.strip():
+                self._blank = text
+                return []
+        gap = [ShownPart("gap")] if self._fresh and self._above else []
+        self._fresh, self._above = False, True
+        body = text if self._kind == ANSWER else text.rstrip()
+        self._blank = text[len(body) :]
+        return [*gap, ShownPart("text" if self._kind == ANSWER else "dim", body)] if body else gap
+
+    def _closed(self) -> list[ShownPart]:
+        if self._kind != THINKING or self._mode != "fold" or not self._tokens:
+            return self._called()
+        self._above = False  # a line ends with a gap
+        return [ShownPart("line", f"thought for {self._figures()}")]
+
+    def _called(self) -> list[ShownPart]:
+        """Return the call that is whole now, or its text where that is none."""
+        if not self._call:
+            return []
+        text, self._call = "\n".join(map(describe, read_calls(self._call))) or self._call.strip(), ""
+        gap = [ShownPart("gap")] if text and self._above else []
+        self._above = self._above or bool(text)
+        return [*gap, ShownPart("dim", text)] if text else []
+
+    def _figures(self) -> str:
+        seconds = self._clock() - (self._began or 0.0)
+        return f"{counted(self._tokens, 'token')} · {seconds:.1f} s"
+
+
+class PlainStream:
+    """Writes one text as it comes: nothing of it is drawn again."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def feed(self, text: str, style: Style | None = None) -> None:
+        """Write a piece of the text."""
+        if text:
+            self._console.print(Segments([Segment(text, style)]), end="", crop=False)
+            self._console.file.flush()
+
+    def draw(self) -> None:
+        """Do nothing: all that came is written."""
+
+    def strike(self, text: str) -> None:
+        """Do nothing: what is struck through would stay."""
+
+    def end(self) -> None:
+        """End the line."""
+        self._console.file.write("\n")
+        self._console.file.flush()
 
 
 class LiveReply:
@@ -31,7 +159,7 @@ class LiveReply:
         self._fold = Fold(view.thinking if screen.interactive else "show" if view.thinking == "show" else "hide")
         self._raw = not (chats and (screen.interactive or view.thinking != "show"))
         self._cleaner = Cleaner()
-        self._stream = Stream(screen.out, reader(screen, view, chats))
+        self._stream = open_stream(screen, view, chats)
         self._begun = False  # the stream has text that it may draw again
         self._words = ""  # style of the token that is being drawn
         self._line = ""  # what of a thought stands on the cursor's line
@@ -113,15 +241,13 @@ class LiveReply:
         self._status = False
 
 
-def reader(screen: Screen, view: View, chats: bool) -> LineReader | None:
-    """Return what makes lines of a text, which can be drawn again: colours are those of tokens or Markdown.
-
-    Without either the text is written just as it comes.
-    """
-    coloured = view.probs != "off"
-    if not screen.interactive or not (view.markdown or coloured):
-        return None
-    return Markdown(screen.out) if chats and not coloured else WordWrap(screen.out)
+def open_stream(screen: Screen, view: View, chats: bool) -> Stream | PlainStream:
+    """Return what draws a text as it is made: with the colours of its tokens, as Markdown, or just as it comes."""
+    console, coloured = screen.out, view.probs != "off"
+    moves = console.is_terminal and not console.is_dumb_terminal and not console.legacy_windows
+    if not (moves and screen.interactive and (view.markdown or coloured)):
+        return PlainStream(console)
+    return Stream(console, Markdown(console) if chats and not coloured else WordWrap(console))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,11 @@ from rich.theme import Theme
 from window import Window
 
 from repl.core.sanitize import clean
+from repl.core.settings import View
 from repl.terminal.markdown import MAX_PARAGRAPH_CHARACTERS, MAX_TABLE_ROWS, Markdown, StyledLine, WholeMarkdown
-from repl.terminal.redraw import MIN_REDRAW_S, Region, Stream
+from repl.terminal.redraw import MIN_REDRAW_S, Region
+from repl.terminal.reply import open_stream
+from repl.terminal.screen import Screen
 
 FRAGMENTS = [
     "Plain words that go on until the line has to break somewhere. ",
@@ -335,8 +338,9 @@ def test_drawing_waits_in_proportion_to_its_cost(took: float) -> None:
 def test_without_a_terminal_text_comes_as_it_is(looks: dict[str, Any]) -> None:
     """Not a byte is added but the end of the last line."""
     file = io.StringIO()
-    console = Console(**{"file": file, "force_terminal": True, "width": 20, **looks})
-    stream = Stream(console, Markdown(console))
+    screen = Screen(interactive=True)
+    screen.out = Console(**{"file": file, "force_terminal": True, "width": 20, **looks})
+    stream = open_stream(screen, View(), chats=True)
     for part in ("# a\n", "**b", "** " + "word " * 20):
         stream.feed(part)
     stream.end()

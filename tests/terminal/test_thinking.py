@@ -3,7 +3,7 @@
 import pytest
 
 from repl.core.parts import PartsReader
-from repl.terminal.thinking import Fold
+from repl.terminal.reply import Fold
 
 
 class Clock:
