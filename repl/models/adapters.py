@@ -1,4 +1,4 @@
-"""Adapters on top of a model: found, checked before anything reads them, attached beside the weights or merged in."""
+"""PEFT adapters (LoRA and its relatives): find, check and attach one beside the weights of a model, or merge it."""
 
 import copy
 import itertools
@@ -20,17 +20,17 @@ from repl.models.imports import is_installed
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 NO_ADAPTER = "/adapter none"
 ADAPTER_TYPES = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA")
-"""The kinds of adapter that change layers in place; others put words in front of the prompt."""
+"""PEFT types that change layers in place; prompt and prefix tuning are not supported."""
 TENSOR_PREFIX = "base_model.model."
 PATTERN = re.compile(r"[\w.\\^$*+-]{1,200}")
-"""What a pattern in an adapter's config may hold: without groups it cannot take for ever to match."""
+"""Patterns of module names that are accepted: without groups matching takes bounded time."""
 MUTATING = ("pissa", "olora", "corda", "loftq")
-"""Ways to begin an adapter that change the weights of the model under it."""
+"""Values of `init_lora_weights` that change the weights of the base model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What is asked for: an id with an optional @revision, or a folder; merged into the weights or beside them."""
+    """The value of the setting `adapter`: an id with an optional @revision, or a folder, and whether to merge it."""
 
     name: str
     merge: bool
@@ -46,7 +46,7 @@ class Adapter:
 
 @dataclass(eq=False)
 class BaseModel:
-    """A model as it is without an adapter, for as long as a resident model stands on it; `served` was the last."""
+    """A base model without an adapter, kept while a loaded model uses its weights; `served` is the last adapter."""
 
     model: Any
     tokenizer: Any
@@ -55,14 +55,14 @@ class BaseModel:
     packing: Any
     served: str = ""
     bytes: int = 0
-    """What it takes in memory without an adapter."""
+    """Size in memory without an adapter."""
     unexpected: tuple[str, ...] = ()
     touched: bool = False
-    """A user may have changed it in /python."""
+    """Whether a user may have changed it in /python."""
 
 
 def find_adapter(adapter: Adapter, emit: JobContext, offline: bool) -> Path:
-    """Find the folder of an adapter, downloading it if need be; raises what `hub.locate` raises."""
+    """Return the folder of an adapter, downloaded if it is not cached; raises as `hub.locate` does."""
     if not is_installed("peft"):
         raise MissingExtra("adapters need the peft package", "pip install 'hub-repl[peft]'", NO_ADAPTER)
     name, _, revision = adapter.name.partition("@")
@@ -70,7 +70,7 @@ def find_adapter(adapter: Adapter, emit: JobContext, offline: bool) -> Path:
 
 
 def adapter_remarks(folder: Path, asked: Adapter) -> list[str]:
-    """Say that an adapter lies in a model's folder, which the library would put on without a word."""
+    """Return a notice where a model's folder holds an adapter, which transformers would apply silently."""
     there = (folder / CONFIG).is_file() and asked.name != str(folder)
     return [f"{CONFIG} in the folder of the model is ignored · /adapter {folder} applies it"] if there else []
 
@@ -90,7 +90,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
 
 
 def check_adapter_config(config: dict[str, Any]) -> None:
-    """Raise `BadModel` for a config that asks for what is not done here."""
+    """Raise `BadModel` for an adapter config that asks for something unsupported."""
     kind = str(config.get("peft_type")).upper()
     if kind not in ADAPTER_TYPES:
         known = ", ".join(ADAPTER_TYPES)
@@ -109,7 +109,7 @@ def check_adapter_config(config: dict[str, Any]) -> None:
 
 
 def check_adapter_fits(model: PreTrainedModel, config: dict[str, object], tensors: dict[str, Tensor]) -> None:
-    """Raise `BadModel` where a tensor of an adapter has no place in a model, or one of another size."""
+    """Raise `BadModel` where a tensor of an adapter matches no module of the model, or one of another size."""
     modules = dict(model.named_modules())
     made_for = config.get("base_model_name_or_path")
     whose = f" (made for {cut_name(made_for)})" if isinstance(made_for, str) and made_for else ""
@@ -128,13 +128,13 @@ def check_adapter_fits(model: PreTrainedModel, config: dict[str, object], tensor
 
 
 def shell(model: PreTrainedModel) -> PreTrainedModel:
-    """Copy a model's structure around the same tensors: what is changed on the copy leaves the model as it is."""
+    """Copy the modules of a model, sharing its tensors: changes to the copy's modules do not affect the model."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def attach(model: PreTrainedModel, folder: Path, merge: bool, emit: JobContext) -> PreTrainedModel:
-    """Return a model with an adapter put on or merged in; the model itself is changed by it."""
+    """Return the model with an adapter attached or merged; it is changed in place. Raises `BadModel`."""
     config, tensors = read_adapter(folder)
     check_adapter_fits(model, config, tensors)
     emit(Progress("applying the adapter"))

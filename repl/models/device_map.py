@@ -1,4 +1,4 @@
-"""Where weights go: the words for it, what comes of them, and what is worth saying about that."""
+"""Device placement: arguments of `from_pretrained`, the device map of a loaded model, notices about slow placement."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from repl.models.memory.available import SPREAD, max_memory
 
 
 def placement_options(load: Load) -> dict[str, object]:
-    """Return what `from_pretrained` takes for placing a model; raises `BadModel` for a device that is not there."""
+    """Return the placement arguments of `from_pretrained`; raises `BadModel` for a device that does not exist."""
     found: dict[str, Any] = {"device_map": device_map(load.device)}
     if load.max_memory and load.device in SPREAD:
         found["max_memory"] = max_memory(load.max_memory)
@@ -24,12 +24,12 @@ def placement_options(load: Load) -> dict[str, object]:
     if load.offload_folder:
         found["offload_folder"] = offload_folder(load.offload_folder)
     if load.device in SPREAD and len(found) == 1 and not torch.accelerator.is_available():
-        found["device_map"] = {"": "cpu"}  # what it comes to, without weighing every module
+        found["device_map"] = {"": "cpu"}  # the same result, without computing the size of every module
     return found
 
 
 def device_map(device: str) -> object:
-    """Return what `from_pretrained` takes for a device; raises `BadModel` where the machine has none such."""
+    """Return `from_pretrained`'s `device_map` for a device; raises `BadModel` for one that does not exist."""
     name, _, number = device.partition(":")
     if name == "cuda":
         require_gpu(int(number or 0))
@@ -48,7 +48,7 @@ def require_gpu(number: int) -> None:
 
 
 def offload_folder(words: str) -> str:
-    """Return the folder for weights that fit nowhere, made if it is not there; raises `UsageError`."""
+    """Return the folder for weights offloaded to disk, created if missing; raises `UsageError`."""
     folder = Path(words).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,13 +59,13 @@ def offload_folder(words: str) -> str:
 
 
 def read_device_map(model: PreTrainedModel) -> dict[str, str]:
-    """Return the device of each part of a model that was placed as one."""
+    """Return the device map of a loaded model: a device for each module that was placed as a unit."""
     places = getattr(model, "hf_device_map", None) or {"": model.device}
     return {part: f"cuda:{place}" if isinstance(place, int) else str(place) for part, place in places.items()}
 
 
 def placement_remarks(load: Load, places: Mapping[str, str]) -> list[str]:
-    """Say what slows a model down where it lies, and what setting had no effect."""
+    """Return notices about placement that is slow, and about settings that had no effect."""
     said = []
     if load.max_memory and load.device not in SPREAD:
         said.append(f"max_memory has no effect with device {load.device} · /device auto uses it")
@@ -84,7 +84,7 @@ def placement_remarks(load: Load, places: Mapping[str, str]) -> list[str]:
 
 
 def _free() -> str:
-    """Name a GPU that is there and has room."""
+    """Name a GPU that is available and has more than 1 GiB free."""
     if torch.cuda.is_available():
         rooms = [(torch.cuda.mem_get_info(number)[0], number) for number in range(torch.cuda.device_count())]
         room, number = max(rooms)

@@ -1,4 +1,4 @@
-"""Read a model's files through the library: config, tokenizer, weights; and refuse what is not whole."""
+"""Read the config, tokenizer and weights of a folder with transformers; refuse incomplete or unusable models."""
 
 import inspect
 import os
@@ -27,13 +27,13 @@ from repl.hub.model_files import asked_for, bad_file, code_files, read_json
 from repl.hub.validate import NeedsCode
 from repl.models import device_map, imports, model_config, quantization, reference
 
-MAX_SEQUENCES = 1000  # beams, or answers to one prompt
+MAX_SEQUENCES = 1000  # beams, or returned sequences
 DECODER_LAYERS = ("decoder_layers", "num_decoder_layers")
-"""What the config of an encoder with a decoder has, of which the decoder is used alone."""
+"""Layer counts in the config of an encoder-decoder model whose decoder is used alone."""
 
 
 def load_config(found: locate.LocalModel, load: Load) -> PreTrainedConfig:
-    """Read the config; what it says about attention code is dropped, it could name code on the Hub."""
+    """Read the config; its attention implementation is dropped, since it could name code on the Hub."""
     extra = {"gguf_file": found.gguf_file} if found.gguf_file else {}
     config = AutoConfig.from_pretrained(
         str(found.folder), trust_remote_code=load.trust_remote_code, local_files_only=True, **extra
@@ -64,13 +64,13 @@ def _options(load: Load, found: locate.LocalModel, form: str) -> dict[str, Any]:
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """Return the library's class that loads a config: for causal models, else for those that also see images."""
+    """Return the auto class for a config: `AutoModelForCausalLM`, else `AutoModelForImageTextToText`."""
     remote, (causal, seeing) = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}), _classes(config)
     return AutoModelForImageTextToText if seeing and not (causal or remote) else AutoModelForCausalLM
 
 
 def _classes(config: PreTrainedConfig) -> tuple[Any, Any]:
-    """Return the library's own classes of a model: for text, and for images and text; None where there is none."""
+    """Return transformers' causal-LM and image-text-to-text classes for a config; None where there is none."""
     mappings = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     found = (mapping.get(type(config), None) for mapping in mappings)
     causal, seeing = (kind[0] if isinstance(kind, tuple | list) else kind for kind in found)
@@ -78,7 +78,7 @@ def _classes(config: PreTrainedConfig) -> tuple[Any, Any]:
 
 
 def auto_name(place: Path) -> str:
-    """Return the name of the library's class that loads a folder, as its config.json says."""
+    """Return the name of the auto class for a folder, by the `model_type` in its config.json."""
     try:
         kind = validate.read_model_config(place).get("model_type")
     except BadModel:
@@ -89,7 +89,7 @@ def auto_name(place: Path) -> str:
 
 
 def require_text_model(config: PreTrainedConfig) -> None:
-    """Refuse a model that does not answer text alone, token by token; raises `BadModel`."""
+    """Raise `BadModel` for a model that does not generate text token by token from text alone."""
     causal, seeing = _classes(config)
     if (kind := causal or seeing) is None:
         return
@@ -122,7 +122,7 @@ def load_tokenizer(found: locate.LocalModel, load: Load, emit: JobContext) -> Pr
 
 
 def _unread(found: locate.LocalModel, load: Load, error: BaseException) -> ReplError:
-    """Say why a tokenizer does not load, and what would help; raises `BadModel` for a file that is no JSON."""
+    """Return the error for a tokenizer that does not load, with a remedy."""
     asked = {name: value for name, value in asked_for(found.folder).items() if name.endswith("AutoTokenizer")}
     if not load.trust_remote_code and (own := code_files(asked)):
         needs = NeedsCode(own, config="tokenizer_config.json")
@@ -141,7 +141,7 @@ def _unread(found: locate.LocalModel, load: Load, error: BaseException) -> ReplE
 def load_weights(
     found: locate.LocalModel, load: Load, config: PreTrainedConfig, form: str, emit: JobContext
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Read the weights into a model; returns it with the library's report on tensors."""
+    """Load the model; returns it with the loading info of `from_pretrained` (missing, unexpected, mismatched keys)."""
     with emit.uninterruptible():
         causal, seeing = _classes(config)  # imports the model's own code
     emit(Progress("loading weights"))
@@ -173,7 +173,7 @@ def check_loaded(found: locate.LocalModel, model: PreTrainedModel, report: dict[
 
 
 def _check_answers(model: PreTrainedModel) -> None:
-    """Refuse a model that cannot answer a few ids; one that is called as all text models are need not be asked."""
+    """Raise `BadModel` for a model whose `generate` fails on three ids; ordinary causal LMs are not tried."""
     kind = type(model)
     special = auto_class(model.config).__name__ != "AutoModelForCausalLM" or "Assistant" in kind.__name__
     config = model_config.text_config(model.config)

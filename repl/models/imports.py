@@ -1,4 +1,4 @@
-"""torch and transformers: imported once without holding up the keyboard; their memory given back."""
+"""Import torch and transformers once without delaying key presses; release their memory."""
 
 import gc
 import importlib
@@ -14,7 +14,7 @@ from repl.core.jobs import JobContext, run_isolated
 
 
 def import_libraries(emit: JobContext) -> None:
-    """Import torch and transformers once; an import that is broken off cannot be made good."""
+    """Import torch and transformers once; it cannot be cancelled, since an interrupted import cannot be repeated."""
     if "transformers.generation.utils" in sys.modules:
         return
     emit(Progress("importing torch and transformers"))
@@ -44,7 +44,7 @@ def is_installed(package: str) -> bool:
 
 @contextmanager
 def no_gc() -> Iterator[None]:
-    """Import or load without garbage collections: they find nothing, and some block the keyboard meanwhile."""
+    """Turn garbage collection off while importing or loading: it finds nothing, and can delay key presses."""
     gc.disable()
     try:
         yield
@@ -53,7 +53,7 @@ def no_gc() -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the device."""
+    """Collect garbage and return cached CUDA memory to the device."""
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -27,11 +27,11 @@ from repl.models.memory.available import measure_rooms
 from repl.models.store import LoadedModel, MakeRoom, ModelInfo, R
 
 SILENT_FIELDS = ("transformers_version", "use_cache", "output_attentions", "output_hidden_states")
-"""Fields of a generation config that say nothing about the text."""
+"""Fields of a generation config that do not affect the text."""
 
 
 BASES: WeakValueDictionary[Load, BaseModel] = WeakValueDictionary()
-"""The models in memory that an adapter may be put on without reading them again, by their loads without one."""
+"""Base models in memory by their `Load` without an adapter: an adapter can be attached without loading again."""
 
 
 def load_model(
@@ -42,10 +42,11 @@ def load_model(
     make_runtime: Callable[[], R],
     consents: Consents | None = None,
 ) -> LoadedModel[R]:
-    """Load a model; before memory is taken `make_room` gets the bytes and a check that refuses what does not fit.
+    """Load a model.
 
-    `make_runtime` makes what is kept beside the model.
-    Raises a `ReplError` that names what is wrong, or `Cancelled`; then nothing of it stays in memory.
+    Before the weights are read, `make_room` is called with the bytes needed and a check that raises `NoMemory`.
+    `make_runtime` makes the generation state kept with the model (KV cache, last logits).
+    Raises a `ReplError` or `Cancelled`; nothing stays in memory then.
     """
     began = time.monotonic()
     adapter = Adapter.of(load.adapter)
@@ -69,7 +70,7 @@ def load_model(
 
 
 def _bare(load: Load, emit: JobContext, offline: bool, make_room: MakeRoom, consents: Consents) -> BaseModel:
-    """Read a model from its files; an adapter to be merged comes before packing, every other after it."""
+    """Load a base model; its weights are packed here unless an adapter is merged into them first."""
     device_map.placement_options(load)  # a device that is not there needs no model to be found
     found = _find(load, emit, offline)
     allowed = {"allow_pickle": load.allow_pickle, "trust_remote_code": load.trust_remote_code}
@@ -105,7 +106,7 @@ def _packed(model: PreTrainedModel, load: Load, emit: JobContext) -> packed_line
 def load_tokenizer_alone(
     load: Load, emit: JobContext, consents: Consents | None = None
 ) -> tuple[PreTrainedTokenizerBase, Path]:
-    """Load the tokenizer alone of a model that is on this machine, and tell its folder; raises a `ReplError`."""
+    """Load only the tokenizer of a model on this machine; returns it with its folder. Raises a `ReplError`."""
     found = _find(load, emit, offline=True)
     if load.trust_remote_code:
         (consents or Consents()).check(load, found)
@@ -162,7 +163,7 @@ def _facts(load: Load, base: BaseModel, model: PreTrainedModel, began: float) ->
 
 
 def _beyond(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[str]:
-    """Say that a tokenizer makes ids that the model has no embedding for."""
+    """Return a notice where the tokenizer has ids that the model has no embedding for."""
     count = len(tokenizer)
     said = f"the tokenizer has {count} tokens, the embedding {vocabulary}: tokens beyond that cannot be used"
     return [said] if 0 < vocabulary < count else []
@@ -181,7 +182,7 @@ def _base(model: PreTrainedModel) -> ModelDefaults:
 
 @contextmanager
 def _translated(load: Load) -> Iterator[None]:
-    """Turn what the libraries raise while loading into one sentence."""
+    """Turn errors of the libraries while loading into one sentence."""
     try:
         yield
     except (ReplError, Cancelled):
@@ -200,7 +201,7 @@ def _translated(load: Load) -> Iterator[None]:
 
 @contextmanager
 def _weighed(weights: Weights, config: PreTrainedConfig, load: Load) -> Iterator[None]:
-    """Let an error about memory say what was needed, what is free, and what needs less."""
+    """Add needed and free memory, and loads that need less, to an out-of-memory error."""
     try:
         yield
     except BaseException as error:  # as above

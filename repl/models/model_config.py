@@ -1,6 +1,6 @@
-"""Read values of a model's config; a value that differs from layer to layer counts as absent here.
+"""Read values of a model's config; a value that differs between layers counts as absent.
 
-Plain `getattr` raises on such a value (Gemma 4), a `RuntimeError` that no default catches.
+For such a value (Gemma 4) `getattr` raises a `RuntimeError`, even with a default.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ def get(config: PreTrainedConfig, *names: str) -> Any:
 
 
 def get_count(config: PreTrainedConfig, *names: str) -> int:
-    """Return the first of these values that is a positive number, else 0; -1 is how some configs say "no limit"."""
+    """Return the first of these values that is a positive number, else 0; some configs say -1 for "no limit"."""
     values = (_value(config, name) for name in names)
     return next((int(value) for value in values if isinstance(value, int | float) and value > 0), 0)
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config of the part that writes text: of a model with a vision tower the language model's."""
+    """Return the config of the language model inside a multimodal model, else the config itself."""
     find = getattr(config, "get_text_config", None)
     return find(decoder=True) if callable(find) else config
 

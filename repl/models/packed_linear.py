@@ -1,4 +1,4 @@
-"""Linear layers with int8 or int4 weights, on the packed kernels that torch brings for the CPU."""
+"""Linear layers with int8 or int4 weights, on torch's packed CPU kernels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ DENSE_ROWS, MAX_DENSE_WEIGHTS = 96, 1 << 25  # from and up to which int8 compute
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """What became of a model's linear layers."""
+    """How many linear layers of a model were packed."""
 
     linears: int
     left: int
-    """Linear layers whose shape the kernel does not take; they stay as they were."""
+    """Linear layers whose shape the kernel does not take; they are unchanged."""
 
 
 def pack(model: PreTrainedModel, quantize: str, emit: JobContext) -> Packing:
-    """Swap every linear layer of a model for a packed one, one after the other, each original freed at once.
+    """Replace every linear layer of a model by a packed one; each original is freed at once.
 
-    Raises `MissingExtra` where this build of torch has no kernels that are right.
+    Raises `MissingExtra` where this build of torch has no correct kernel.
     """
     require_kernel(quantize)
     found = list(find_linears(model))
@@ -49,7 +49,7 @@ def pack(model: PreTrainedModel, quantize: str, emit: JobContext) -> Packing:
 
 
 def find_linears(model: PreTrainedModel) -> Iterator[tuple[Module, str, Linear]]:
-    """Find the linear layers, GPT-2's transposed ones too: parent, name and layer; an adapter's own are left out."""
+    """Yield parent, name and layer of each linear layer, GPT-2's `Conv1D` included; an adapter's own are left out."""
     for path, module in list(model.named_modules()):
         for name, child in list(module.named_children()):
             if type(child) in (torch.nn.Linear, Conv1D) and "lora_" not in path:
@@ -62,7 +62,7 @@ def upright_weight(linear: Linear) -> Tensor:
 
 
 def detach(model: PreTrainedModel) -> None:
-    """Copy what stays as it is: it lies in the mapped weight file, which would be held in memory as a whole."""
+    """Copy the remaining weights: as views of the mapped file they would keep all of it in memory."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.data = weight.data.clone()
@@ -70,7 +70,7 @@ def detach(model: PreTrainedModel) -> None:
 
 @cache
 def require_kernel(quantize: str) -> None:
-    """Raise `MissingExtra` unless the kernel of this build of torch agrees with plain arithmetic."""
+    """Raise `MissingExtra` unless torch's kernel agrees with a plain matrix product."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         linear = torch.nn.Linear(64, 48)
@@ -86,7 +86,7 @@ def require_kernel(quantize: str) -> None:
 
 
 def pack_linear(linear: Linear, quantize: str, twice: bool = False) -> Module:
-    """Return the packed layer that stands for a linear one; `twice` gives int4 eight bits, as a head needs them."""
+    """Return the packed layer for a linear one; `twice` gives int4 eight bits, which an output head needs."""
     with torch.no_grad():
         weight = upright_weight(linear).detach()
         quantized = quantize_int8(weight) if quantize == "int8" else quantize_int4(weight, twice)
@@ -112,8 +112,8 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 def quantize_int4(weight: Tensor, twice: bool = False) -> tuple[Tensor, Tensor]:
     """Quantize to int4 with a bfloat16 scale and zero for each group, in the kernel's own order.
 
-    A weight is `(value - 8) * scale + zero`; scale and zero have shape (groups, rows, 2). Twice, what the first time
-    left over is quantized too and stands behind the weight: (rows, 2 * columns), to be multiplied by the input twice.
+    A weight is `(value - 8) * scale + zero`; scale and zero have shape (groups, rows, 2). With `twice` the remainder is
+    quantized too and stands behind the weight, (rows, 2 * columns), to be multiplied by the input repeated twice.
     """
     values, scales = [], []
     for block in cut_rows(weight):
@@ -139,7 +139,7 @@ def round_groups(block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class PackedLinear(torch.nn.Linear):  # type: ignore[misc]  # mypy does not follow the library
-    """A linear layer of packed weights: it computes in bfloat16 and answers in the dtype it is asked in."""
+    """A linear layer with packed weights: it computes in bfloat16 and returns the dtype of its input."""
 
     def __init__(self, quantize: str, size: tuple[int, int], values: Tensor, scales: Tensor, bias: Tensor) -> None:
         torch.nn.Module.__init__(self)
@@ -166,7 +166,7 @@ class PackedLinear(torch.nn.Linear):  # type: ignore[misc]  # mypy does not foll
         return out.mul_(self.scales.float()).to(rows.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Do what a linear layer does."""
+        """Apply the layer: (..., inputs) to (..., outputs)."""
         out = self.product(input.reshape(-1, self.in_features).to(self.kept).contiguous()).to(input.dtype)
         if (bias := self.bias) is not None:
             out = out + bias

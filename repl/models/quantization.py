@@ -1,4 +1,4 @@
-"""How a model gets into fewer bits: packed here after loading, by a library while loading, or stored so already."""
+"""Quantization: packed here after loading, by a library while loading, or stored quantized."""
 
 import json
 from contextlib import suppress
@@ -27,12 +27,12 @@ PACKAGES = {form: (form.replace("-", "_"),) for form in SAME_NAMES} | {
     "quanto": ("optimum",),
     "spqr": ("spqr_quant",),
 }
-"""What each form that weights are stored in needs, by the names of import."""
+"""The packages that each stored quantization method needs, by their import names."""
 EXTRA = "pip install 'hub-repl[quant]'"
 
 
 def stored_form(folder: Path) -> str:
-    """Return the form that the weights of a folder are quantized in, empty where they are not; `gptq`, `awq` ..."""
+    """Return the quantization method of a folder's weights, such as `gptq`; empty where they are not quantized."""
     config: Any = {}
     with suppress(OSError, ValueError):
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -46,7 +46,7 @@ def stored_form(folder: Path) -> str:
 
 
 def require_packages(load: Load, form: str) -> None:
-    """Raise `MissingExtra` for the package that a stored form needs, `BadModel` where it should be quantized again."""
+    """Raise `MissingExtra` for a missing package of a stored method, `BadModel` if it should be quantized again."""
     if not form:
         return
     if load.quantize != "none":
@@ -65,14 +65,14 @@ def packs_after_load(load: Load) -> bool:
 
 
 def goes_to_gpu(load: Load) -> bool:
-    """Tell whether the weights go to a GPU, all or some of them."""
+    """Tell whether some or all weights go to a GPU."""
     if load.device == "cpu":
         return False
     return load.device.startswith(("cuda", "mps")) or torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
 def can_quantize(load: Load) -> bool:
-    """Tell whether this machine can quantize as a load asks for; torch has to be there."""
+    """Tell whether this machine can quantize as a load asks."""
     try:
         if packs_after_load(load):
             packed_linear.require_kernel(load.quantize)
@@ -84,19 +84,19 @@ def can_quantize(load: Load) -> bool:
 
 
 def best_form(bits: int, load: Load) -> str:
-    """Return the way to pack into 8 or 4 bits that works where a load goes, empty where none does."""
+    """Return the `quantize` value for 8 or 4 bits that works on the device of a load, empty where none does."""
     ours, theirs = f"int{bits}", f"{bits}bit"
     order = (theirs, ours) if goes_to_gpu(load) else (ours, theirs)
     return next((form for form in order if can_quantize(replace(load, quantize=form))), "")
 
 
 def load_dtype(load: Load) -> str:
-    """Return the number format to load in; packed layers compute in bfloat16, so `auto` is that."""
+    """Return the dtype to load in; packed layers compute in bfloat16, so `auto` means that."""
     return "bfloat16" if load.dtype == "auto" and packs_after_load(load) else load.dtype
 
 
 def quantization_config(load: Load) -> Any:
-    """Return the library's configuration for quantizing while loading, None for none; raises `MissingExtra`."""
+    """Return transformers' `quantization_config` for a load, None for none; raises `MissingExtra`."""
     if load.quantize == "none" or packs_after_load(load):
         return None
     ours = load.quantize in PACKED_FORMS
@@ -116,7 +116,7 @@ def quantization_config(load: Load) -> Any:
 
 
 def quantization_remarks(load: Load, weights: Weights, packing: Any, size: int) -> list[str]:
-    """Say what became of packed layers and packed files; `size` is what the model takes in memory (bytes)."""
+    """Return notices about quantized layers and dequantized files; `size` is that of the model in memory (bytes)."""
     said = []
     if packing:
         eight = ", the head in 8 bits" if load.quantize == "int4" else ""

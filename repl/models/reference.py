@@ -1,4 +1,4 @@
-"""What `generate` itself has behind a text: the yardstick for whatever is computed in another way."""
+"""Reference results from the library's `generate`, which faster computations are checked against."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,14 @@ GREEDY_CALL: dict[str, Any] = {"do_sample": False, "num_beams": 1, "num_return_s
 GREEDY_CALL |= {"return_dict_in_generate": True, "output_logits": True}
 """Arguments of `generate` for the likeliest tokens, with their logits."""
 KEPT_FIELD_ENDS = ("token_id", "version", "from_model_config")
-"""Ends of the names in a model's own generation config that stay in effect; all else is switched off."""
+"""Endings of generation config fields that stay in effect for a reference; all others are switched off."""
 TIMES_CLOSER, TIMES_CLOSER_HALF = 50, 4  # than reading without what came before; in half precision
 TRIAL_ANSWER_TOKENS = 3  # tokens of the answer that is tried
 TOLERANCE = 1e-3  # of the largest logit: how far two ways to the same number may lie apart in float32
 
 
 def reference_logits(model: PreTrainedModel, ids: Tensor, cache: Cache = None) -> Tensor:
-    """Return the float32 logits behind `ids`, shape (1, tokens), as `generate` has them: shape (vocab,).
+    """Return the logits `generate` computes after `ids`, shape (1, tokens): float32, shape (vocab,).
 
     `cache` holds the beginning of the ids; it is filled up to their end.
     """
@@ -29,7 +29,7 @@ def reference_logits(model: PreTrainedModel, ids: Tensor, cache: Cache = None) -
 def generate_plainly(
     model: PreTrainedModel, ids: Tensor, cache: Cache = None, tokens: int = 1, mask: Tensor = None
 ) -> Tensor:
-    """Return what `generate` makes of `ids`, exactly so many tokens, with their logits; see `reference_logits`.
+    """Generate exactly so many greedy tokens after `ids`, with their logits; see `reference_logits`.
 
     `mask` is the attention mask of ids that are padded.
     """
@@ -42,11 +42,11 @@ def generate_plainly(
 
 
 def carries_on(model: PreTrainedModel, ids: Tensor, blank: Callable[[], object]) -> bool:
-    """Tell whether `generate` goes on from a cache as if it had read everything at once.
+    """Tell whether `generate` continues from a cache as if it had read everything at once.
 
-    Some models take a cache and heed it wrongly or not at all, and some keep more of what they make than the tokens
-    (moshi), without a word. Half of `ids`, an answer to it and the other half are read at once, with a cache that made
-    the answer, and the other half alone: the second must come far closer to the first.
+    Some models ignore a cache or use it wrongly, and some keep state beyond the tokens they make (moshi). The same text
+    (half of `ids`, a short answer, the other half) is read at once, from a cache that made the answer, and without its
+    beginning: the logits from the cache must be far closer to the first than those without the beginning.
     """
     half, cache = ids.shape[-1] // 2, blank()
     try:
@@ -61,6 +61,6 @@ def carries_on(model: PreTrainedModel, ids: Tensor, blank: Callable[[], object])
 
 
 def same_logits(logits: Tensor, expected: Tensor, dtype: object, tolerance: float = TOLERANCE) -> bool:
-    """Tell whether two rows of logits, shape (vocab,), are the same up to how a dtype rounds."""
+    """Tell whether two rows of logits, shape (vocab,), agree within the rounding of a dtype."""
     most = max(tolerance, 8 * torch.finfo(dtype).eps) * max(1.0, float(expected.abs().max()))
     return logits.shape == expected.shape and bool((logits - expected).abs().max() <= most)

@@ -1,4 +1,4 @@
-"""The models in memory: as many as fit or are allowed, one of them current; whatever fails, what was current is."""
+"""The models in memory: as many as fit or are allowed, one of them current; it stays current if a load fails."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a loaded model is, without any tensor: safe to read on every thread."""
+    """Facts about a loaded model, without tensors: safe to read on every thread."""
 
     id: str
     commit: str
@@ -34,44 +34,44 @@ class ModelInfo:
     bytes: int
     dtype: str
     stored: dict[str, int]
-    """Parameters by the number format they are stored in."""
+    """Number of parameters by the dtype they are stored in."""
     device_map: dict[str, str]
     attention: str
     context: int
-    """Most tokens the model was made for; 0 where it has no such limit."""
+    """Context length in tokens; 0 where there is no limit."""
     layers: int
     vocabulary: int
     chats: bool
     base: ModelDefaults
     seconds: float
     quantization: str = "none"
-    """The form of the weights: none, int8, int4, 8bit, 4bit, or the one they are stored in."""
+    """The setting `quantize`, or the method that the weights are stored in."""
     packed: int = 0
     """Linear layers with packed weights."""
     left: int = 0
     """Linear layers that the packed kernels do not take."""
     adapter: str = "none"
     remarks: tuple[str, ...] = ()
-    """Sentences to say after the load."""
+    """Notices to show after the load."""
     unexpected: tuple[str, ...] = ()
-    """Tensors in the files that the model has no place for."""
+    """Tensors in the files that the model does not use."""
     touched: bool = False
-    """A user may have changed it in /python."""
+    """Whether a user may have changed it in /python."""
 
     @property
     def form(self) -> str:
-        """How the weights are kept: the quantization, or else the number format."""
+        """The quantization, or else the dtype."""
         return self.dtype if self.quantization == "none" else self.quantization
 
     @property
     def name(self) -> str:
-        """What it is called on the screen."""
+        """The name shown on the screen."""
         return short_id(self.id)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel(Generic[R]):
-    """A model in memory with its tokenizer, and what generation keeps beside it; for the model thread."""
+    """A model in memory with its tokenizer and generation state; for the model thread."""
 
     load: Load
     facts: ModelInfo
@@ -81,20 +81,20 @@ class LoadedModel(Generic[R]):
     modules: tuple[str, ...] = ()
     """The paths of its modules, for completion."""
     base: Any = None
-    """The model without its adapter, kept for the next one."""
+    """The base model without its adapter, kept for the next one."""
 
 
 RoomCheck = Callable[[list[Room]], None]
 MakeRoom = Callable[[int, RoomCheck], None]
 Bring = Callable[[Load, JobContext, bool, MakeRoom], LoadedModel[R]]
-SPARE_BYTES = 512 * 2**20  # bytes to be free beside a load as long as others stay: texts grow
+SPARE_BYTES = 512 * 2**20  # to stay free beside a load while other models stay: texts grow
 MAX_FILL_SHARE = 0.9  # of a device: mapped weight files count as free, and would be read again and again
 
 
 class Store(Generic[R]):
-    """Holds models in memory by their `Load`; what loads, frees or looks into one runs on the model thread.
+    """Holds models in memory by their `Load`; methods that load, free or use a model run on the model thread.
 
-    `make_runtime` makes what is kept beside each.
+    `make_runtime` makes the generation state of each.
     """
 
     def __init__(
@@ -107,13 +107,13 @@ class Store(Generic[R]):
     ) -> None:
         self.offline = offline
         self.keep: Callable[[], int] = lambda: 0
-        """How many models may stay; 0 is as many as fit."""
+        """Returns how many models may stay in memory; 0: as many as fit."""
         self.allowed: set[Load] = set()  # loads that begin however little is free
         self.consents = consents or Consents()
         self._bring = bring or self._load
         self._make_runtime = make_runtime
         self.measure = measure
-        """Returns the devices with what is free on them now."""
+        """Returns the devices with their free memory."""
         self._held: tuple[LoadedModel[R], ...] = ()  # least recently used first; replaced whole: other threads read it
         self._current: LoadedModel[R] | None = None
         self._untidy = False  # something was freed, and the system has not got all of it back
@@ -122,7 +122,7 @@ class Store(Generic[R]):
     # safe on every thread, as long as only `load` and `facts` of a resident are looked at
 
     def facts(self) -> ModelInfo | None:
-        """Return what the current model is; None where there is none."""
+        """Return the facts of the current model; None where there is none."""
         resident = self._current
         return resident.facts if resident else None
 
@@ -135,19 +135,19 @@ class Store(Generic[R]):
         return self._current
 
     def residents(self) -> list[LoadedModel[R]]:
-        """Return every model in memory, the most recently used first."""
+        """Return every model in memory, most recently used first."""
         return list(reversed(self._held))
 
     def holds(self, load: Load) -> bool:
-        """Tell whether a load would be over at once."""
+        """Tell whether the model of a load is in memory."""
         return any(each.load == load for each in self._held)
 
     # on the model thread
 
     def load(self, load: Load, emit: JobContext) -> ModelInfo:
-        """Make a model the current one, at once where it is resident; on any failure the one before still is.
+        """Make a model the current one, loaded only if it is not in memory; on failure the previous one stays current.
 
-        `tidy` is to follow.
+        Call `tidy` afterwards.
         """
         began = time.monotonic()
         resident = self._used(load)
@@ -159,9 +159,9 @@ class Store(Generic[R]):
         return replace(resident.facts, seconds=time.monotonic() - began)
 
     def reload(self, load: Load, emit: JobContext) -> ModelInfo:
-        """Read a model anew and make it the current one; on any failure the one before still, or again, is.
+        """Load a model again and make it the current one; on failure the previous one stays, or is restored.
 
-        `tidy` is to follow.
+        Call `tidy` afterwards.
         """
         self._going = ()
         resident = self._read(load, None, self._current.load if self._current else None, emit)
@@ -173,10 +173,10 @@ class Store(Generic[R]):
         return resident.facts
 
     def get(self, load: Load, emit: JobContext) -> LoadedModel[R]:
-        """Return a model, resident or loaded now, without making it the current one.
+        """Return a model, loaded if it is not in memory, without making it the current one.
 
-        It stays as the most recently used; the current one stays in memory beside it. Raises `NoMemory` where both
-        do not fit: `load` one after the other then. Do not hold on to what is returned beyond the job.
+        It becomes the most recently used; the current one stays in memory. Raises `NoMemory` where both do not fit:
+        `load` one after the other then. Keep no reference to it beyond the job.
         """
         named = (each for each in self._held if each.facts.dtype == load.dtype)  # also by an `auto`
         alike = (each for each in named if replace(load, dtype=each.load.dtype) == each.load)
@@ -189,7 +189,7 @@ class Store(Generic[R]):
         return resident
 
     def drop(self, id: str = "") -> list[ModelInfo]:
-        """Free the current model, or every resident one of an id; returns what, with the bytes that are free by it.
+        """Free the current model, or every one with this id; returns their facts, with the bytes each one frees.
 
         Raises `NoModel`.
         """
@@ -206,7 +206,7 @@ class Store(Generic[R]):
         return facts
 
     def trim(self, besides: LoadedModel[R] | None = None) -> None:
-        """Free what is more than may stay, least recently used first; the current one and `besides` stay."""
+        """Free models beyond the number allowed, least recently used first; the current one and `besides` stay."""
         most = self.keep() or len(self._held)
         others = [each.load for each in self._held if each not in (self._current, besides)]
         if extra := others[: max(0, len(self._held) - most)]:
@@ -215,7 +215,7 @@ class Store(Generic[R]):
             self._untidy = True
 
     def tidy(self) -> None:
-        """Free what may go, and give all of it back to the system: too long to let a ready model wait for it."""
+        """Return freed memory to the system; separate from `trim`, since a ready model must not wait for it."""
         if self._untidy:
             self._untidy, self._going = False, ()
             release_memory()
@@ -228,7 +228,7 @@ class Store(Generic[R]):
         return models.loader.load_model(load, emit, offline, make_room, self._make_runtime, self.consents)
 
     def _read(self, load: Load, beside: LoadedModel[R] | None, before: Load | None, emit: JobContext) -> LoadedModel[R]:
-        """Read a model from its files; on any failure `before` is the current one again, if it had to go."""
+        """Load a model; on failure `before` is loaded again if it was freed for it."""
         try:
             resident = self._bring(load, emit, self.offline, partial(self._make_room, load, beside))
             emit.raise_if_cancelled()
@@ -243,7 +243,7 @@ class Store(Generic[R]):
             raise
 
     def _used(self, load: Load) -> LoadedModel[R] | None:
-        """Return a resident model, which becomes the most recently used."""
+        """Return the model of a load if it is in memory; it becomes the most recently used."""
         found = next((each for each in self._held if each.load == load), None)
         if found is not None:
             self._held = (*(each for each in self._held if each is not found), found)
@@ -251,7 +251,7 @@ class Store(Generic[R]):
 
     @contextmanager
     def visitors(self) -> Iterator[None]:
-        """Free what is loaded meanwhile at the end of the context, but for the current model."""
+        """Free the models loaded within the context at its end, except the current one."""
         before = {each.load for each in self._held}
         try:
             yield
@@ -260,14 +260,14 @@ class Store(Generic[R]):
             release_memory()
 
     def _keep(self, resident: LoadedModel[R]) -> None:
-        """Hold one more model, instead of the one of the same load."""
+        """Hold a model, in place of one with the same load."""
         self._untidy = True  # reading files takes more than what stays of them
         self._held = (*(each for each in self._held if each.load != resident.load), resident)
 
     def touch(self) -> LoadedModel[R]:
-        """Return the current model to somebody who may change it; while the model thread is still.
+        """Return the current model to code that may change it, while the model thread is idle.
 
-        It is noted of every model that stands on the same weights.
+        Every model that shares its weights is marked as touched.
         """
         current = self.current()
         shared = [each for each in self._held if each is current or (each.base and each.base is current.base)]
@@ -285,7 +285,7 @@ class Store(Generic[R]):
         self._held = tuple(each for each in self._held if each.load not in gone)
 
     def rooms(self) -> list[Room]:
-        """Return the devices with what would be free on them if nothing were loaded."""
+        """Return the devices with the memory that would be free if no model were loaded."""
         rooms = self.measure()
         for each, size in resident_sizes(self._held):
             rooms = with_back(rooms, _given(each.facts, size))
@@ -294,10 +294,10 @@ class Store(Generic[R]):
     def _make_room(
         self, load: Load, beside: LoadedModel[R] | None, needed: int, check: RoomCheck = lambda rooms: None
     ) -> None:
-        """Free models, least recently used first and the current one last, until so many bytes fit as well.
+        """Free models, least recently used first and the current one last, until `needed` bytes fit.
 
-        Raises `NoMemory` where they do not, and `beside` has to stay; before anything is freed, for what would not
-        fit alone.
+        Raises `NoMemory` if they do not fit while `beside` stays in memory. `check` raises it before anything is freed,
+        for a model that would not fit alone.
         """
         if load not in self.allowed:
             check(self.rooms())
@@ -315,7 +315,7 @@ class Store(Generic[R]):
             raise NoMemory(sentence, f"/model {load.model}", "/memory")
 
     def _lacking(self, load: Load, needed: int, spare: int = 0) -> int:
-        """Return how many bytes are missing where a load goes; what `max_memory` keeps from there is not missing."""
+        """Return how many bytes are missing on the devices of a load, within its `max_memory`."""
         if not (there := targets(load.device, self.measure())):
             return 0
         free, total = sum(each.free for each in there), sum(each.total for each in there)
@@ -326,7 +326,7 @@ class Store(Generic[R]):
 
 
 def resident_sizes(residents: Iterable[LoadedModel[R]]) -> Iterator[tuple[LoadedModel[R], int]]:
-    """Yield what each takes, in bytes; a model that several adapters stand on counts with the first of them."""
+    """Yield the size of each in bytes; a base model shared by several adapters counts with the first of them."""
     seen: set[int] = set()
     for each in residents:
         shared = each.base.bytes if id(each.base) in seen else 0
@@ -341,7 +341,7 @@ def _lies(resident: LoadedModel[Any], there: list[Room]) -> bool:
 
 
 def _given(facts: ModelInfo, size: int) -> dict[str, int]:
-    """Return what a model would give back, by device; weights used as they lie in their file count as free already."""
+    """Return the bytes that freeing a model returns, by device; memory-mapped weights count as free already."""
     mapped = facts.quantization == "none" and {STORED.get(name) for name in facts.stored} == {facts.dtype}
     places = list(facts.device_map.values())
     shares = {place: size * places.count(place) // len(places) for place in places}

@@ -1,1 +1,1 @@
-"""What a model takes and what is free: estimates, plans, and what to do when memory runs out."""
+"""Memory: how much a model needs and how much is free, load plans, and remedies when memory runs out."""

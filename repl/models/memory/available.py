@@ -1,4 +1,4 @@
-"""How much memory is free: on each accelerator, and in the machine within the limits that this process runs under."""
+"""Free memory: on each accelerator, and in main memory within the limits of this process's control groups."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -21,26 +21,26 @@ CONTROL_GROUPS = {  # version: (limit, use, the part of the use that is file cac
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A device with its memory in bytes; `limit` says what keeps it below what is installed, '' where nothing does."""
+    """The memory of a device, in bytes; `limit` names what caps it below the installed memory, '' for nothing."""
 
     device: str
     total: int
     free: int
-    """What can be taken yet, with what the allocator holds empty and what is only file cache."""
+    """Memory that can still be allocated, including the allocator's unused cache and the file cache."""
     limit: str = ""
     own: int = 0
-    """What this process holds."""
+    """Memory held by this process."""
     back: int = 0
-    """The part of that which counts as free all the same: mapped files, and what the allocator keeps empty."""
+    """The part of `own` that also counts as free: mapped files, and the allocator's unused cache."""
 
     @property
     def others(self) -> int:
-        """What other programs hold."""
+        """Memory held by other programs."""
         return max(0, self.total - self.free - (self.own - self.back))
 
 
 def measure_rooms() -> list[Room]:
-    """Return the devices with what is free on each now, on the model thread: accelerators first, the machine last."""
+    """Return the memory of every device now: accelerators first, main memory last. For the model thread."""
     import torch
 
     cards = [_card(torch.cuda, number) for number in range(torch.cuda.device_count())]
@@ -50,7 +50,7 @@ def measure_rooms() -> list[Room]:
 
 
 def machine(root: Path = Path("/")) -> Room:
-    """Return the machine's memory, as far as control groups let this process use it."""
+    """Return main memory, as far as control groups let this process use it."""
     memory, used = psutil.virtual_memory(), psutil.Process().memory_info()
     total, free, limit = memory.total, memory.available, ""
     for most, left in _groups(root):
@@ -61,7 +61,7 @@ def machine(root: Path = Path("/")) -> Room:
 
 
 def _groups(root: Path) -> Iterator[tuple[int, int]]:
-    """Read the limits of the control groups around this process, of version 2 and 1, and what they leave."""
+    """Yield the limit and the remaining bytes of each control group around this process, version 2 and 1."""
     for folder, version in _folders(root):
         most, used, cache = CONTROL_GROUPS[version]
         with suppress(OSError, ValueError):  # no such file, or the word `max`
@@ -72,7 +72,7 @@ def _groups(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, int]]:
-    """Return the groups from the inside out; in a container the path leads nowhere, its own files are at the top."""
+    """Yield the folders of the control groups, innermost first; in a container only the topmost exists."""
     with suppress(OSError, ValueError):
         lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
         for _, kinds, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
@@ -83,7 +83,7 @@ def _folders(root: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _reclaimable(stat: Path, names: tuple[str, ...]) -> int:
-    """Return the bytes of files that the system would drop before it refuses memory."""
+    """Return the bytes of file cache that the system drops before it refuses memory."""
     with suppress(OSError, ValueError):
         pairs = [line.split() for line in stat.read_text("utf-8").splitlines()]
         return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] in names)
@@ -105,9 +105,9 @@ def _mps(mps: Any) -> Room:
 
 
 def targets(device: str, rooms: Sequence[Room]) -> list[Room]:
-    """Return the devices that a model should be on as a whole: the one that is named, or all accelerators together.
+    """Return the devices that should hold the whole model: the named one, or all accelerators together.
 
-    Empty where there is none such.
+    Empty where the named device does not exist.
     """
     if device in SPREAD:
         return [room for room in rooms if room.device != "cpu"] or list(rooms)
@@ -115,7 +115,7 @@ def targets(device: str, rooms: Sequence[Room]) -> list[Room]:
 
 
 def capped(rooms: Iterable[Room], allowed: str) -> list[Room]:
-    """Return the devices with no more free than `0=20GiB,cpu=48GiB` allows; those it leaves out hold nothing."""
+    """Return the devices limited by `max_memory` (`0=20GiB,cpu=48GiB`); those it does not name have nothing free."""
     if not allowed:
         return list(rooms)
     most = {f"cuda:{name}" if isinstance(name, int) else name: size(most) for name, most in max_memory(allowed).items()}
@@ -135,5 +135,5 @@ def size(words: str) -> int:
 
 
 def with_back(rooms: Iterable[Room], given: dict[str, int]) -> list[Room]:
-    """Return the devices as they would be with these bytes given back."""
+    """Return the devices with these bytes freed on each."""
     return [replace(room, free=room.free + given.get(room.device, 0)) for room in rooms]

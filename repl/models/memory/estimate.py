@@ -1,4 +1,4 @@
-"""What a model needs of memory, from its headers and its config: weights, KV cache, and what a forward pass takes."""
+"""Estimate the memory of a model from its weight headers and config: weights, KV cache, forward pass."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from repl.models import model_config
 BITS_PACKED = {"8bit": 8.1, "int8": 8.1, "4bit": 4.5, "int4": 4.5}
 """Bits that a packed parameter takes, its share of the scales included."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-BASE = 8 << 20  # bytes that any forward pass takes: buffers of the matrix library, and of each thread
+BASE = 8 << 20  # bytes of any forward pass: buffers of the matrix library, and of each thread
 TOKENIZER_BYTES = 1000  # bytes that the tokenizer takes for each token it knows
 LEFT = 100 * 10**6  # bytes of freed tensors that the C library keeps at most
 COMPOSED = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python", "quick_gelu")  # not one kernel, but several steps
@@ -26,7 +26,7 @@ RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Bytes that a model takes at one length of text; `loading` is what has to be there once, before packing."""
+    """Bytes that a model needs at one length of text; `loading` is the peak before the weights are packed."""
 
     weights: int
     cache: int
@@ -35,13 +35,13 @@ class Needs:
 
     @property
     def total(self) -> int:
-        """Return what has to be there at once."""
+        """Return the peak."""
         return max(self.weights + self.cache + self.working, self.loading)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """What one layer keeps of a text: numbers per token, up to how many tokens (0: all), and once for the whole."""
+    """The cache of one layer: numbers per token, for at most `window` tokens (0: all), and a state of fixed size."""
 
     width: int
     window: int = 0
@@ -49,12 +49,12 @@ class LayerCache:
 
 
 class ModelSizes:
-    """The figures of a config that decide on memory; a field that is missing or no number counts as nothing."""
+    """The sizes in a config that determine memory; a field that is missing or not a number counts as 0."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.config = model_config.text_config(config)
         self.each = [ModelSizes(layer) for layer in model_config.layer_configs(self.config)]
-        """Of every layer, where they differ."""
+        """One for each layer, where layers differ."""
         self.hidden = self.one("hidden_size", "n_embd", "d_model", "dim")
         self.layers = self.one("num_hidden_layers", "n_layer", "n_layers", "num_layers")
         self.heads = self.one("num_attention_heads", "n_head", "n_heads") or 1
@@ -62,7 +62,7 @@ class ModelSizes:
         self.context = self.one("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
     def one(self, *names: str) -> int:
-        """Return the first of these fields that holds a count; the largest, where layers differ."""
+        """Return the first of these fields with a positive number; the largest, where layers differ."""
         for name in names:
             value = model_config.get(self.config, name)
             value = max(value, default=0) if isinstance(value, list | tuple) else value
@@ -73,23 +73,23 @@ class ModelSizes:
         return 0
 
     def one_of(self, *names: str) -> str:
-        """Return the first of these fields that holds a word."""
+        """Return the first of these fields with a string."""
         found = (model_config.get(self.config, name) for name in names)
         return next((value for value in found if isinstance(value, str)), "")
 
     @property
     def attended(self) -> int:
-        """Return the numbers per token in all heads of one layer together."""
+        """Return the width of all attention heads of a layer together."""
         return self.heads * self.key_width
 
     @property
     def key_width(self) -> int:
-        """Return the numbers in a key of one head."""
+        """Return the width of a key in one head."""
         return self.one("head_dim", "attention_head_dim", "d_kv") or self.hidden // self.heads
 
     @property
     def kv_heads(self) -> int:
-        """Return the heads that have keys and values of their own."""
+        """Return the number of key-value heads."""
         read = model_config.get
         if read(self.config, "multi_query") and not read(self.config, "new_decoder_architecture"):
             return 1
@@ -100,13 +100,13 @@ class ModelSizes:
 
     @property
     def widest(self) -> int:
-        """Return the numbers per token inside the widest block: of the experts that work on it together, or the MLP."""
+        """Return the widest intermediate size: of the MLP, or of the experts active for one token together."""
         dense = self.one("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size") or 4 * self.hidden
         each = self.one("moe_intermediate_size", "expert_intermediate_size")
         return max(dense, each * self.one("num_experts_per_tok", "moe_topk", "top_k"))
 
     def attention(self) -> int:
-        """Return the keys and values of one token in one attention layer, as numbers."""
+        """Return the numbers that an attention layer caches for one token."""
         if self.one_of("model_type") in UNSPLIT:
             return self.hidden
         if latent := self.one("kv_lora_rank"):  # multi-head latent attention keeps what keys and values are made of
@@ -114,13 +114,13 @@ class ModelSizes:
         return self.kv_heads * (self.key_width + (self.one("v_head_dim") or self.key_width))
 
     def compressed(self, kind: str) -> LayerCache:
-        """Return what a layer keeps that puts many tokens into one entry, besides those of its window as they are."""
+        """Return the cache of a layer with compressed attention: one entry for many tokens, and a sliding window."""
         rate = int((model_config.get(self.config, "compress_rates") or {}).get(kind, 1))
         each = self.one("head_dim") + (self.one("index_head_dim") if kind == COMPRESSED[0] else 0)
         return LayerCache(each // rate, 0, self.one("sliding_window") * self.one("head_dim") + 2 * rate * each)
 
     def recurrent(self) -> int:
-        """Return the numbers that a recurrent layer keeps, however long the text."""
+        """Return the numbers in the state of a recurrent layer; it does not grow with the text."""
         if "rwkv" in self.one_of("model_type"):
             return 5 * (self.one("attention_hidden_size") or self.hidden)
         if heads := self.one("linear_num_heads"):
@@ -136,7 +136,7 @@ class ModelSizes:
         return inner * max(state, 1) + (inner + 2 * state) * kernel
 
     def kept(self) -> Iterator[LayerCache]:
-        """Say for each layer what it keeps; one that uses the keys and values of another keeps nothing."""
+        """Yield the cache of each layer; layers that share the keys and values of another one have none."""
         kinds = model_config.get(self.config, "layer_types", "layers_block_type")
         if not isinstance(kinds, list | tuple):
             kinds = self._kinds()
@@ -166,7 +166,7 @@ class ModelSizes:
 
 
 def cache_bytes(config: PreTrainedConfig, tokens: int, width: int, remembers: bool = True) -> int:
-    """Return the bytes that a text of so many tokens takes in the KV cache, at `width` bytes a number.
+    """Return the bytes of the KV cache for a text of so many tokens, at `width` bytes a number.
 
     `remembers` is how the cache between turns works: a sliding window keeps what slid out of it, so as to go back.
     """
@@ -176,7 +176,7 @@ def cache_bytes(config: PreTrainedConfig, tokens: int, width: int, remembers: bo
 
 
 def working_bytes(config: PreTrainedConfig, tokens: int, width: int, eager: bool = False) -> int:
-    """Return the bytes that a forward pass over so many tokens takes beside weights and cache, with the next logits.
+    """Return the bytes of a forward pass over so many tokens, with the next logits, beside weights and KV cache.
 
     Measured on the CPU. At its widest a pass holds two tensors as wide as the model, and either three as wide as the
     MLP, four where its activation is made of several steps, or five as wide as all heads. The tokenizer is counted in.
@@ -207,7 +207,7 @@ def packed_bytes(weights: Weights, config: PreTrainedConfig, quantize: str, dtyp
 def estimate_needs(
     weights: Weights, config: PreTrainedConfig, load: Load, tokens: int = 0, read: int = 0, beams: int = 1
 ) -> Needs:
-    """Return what a load needs for a text of so many tokens, `read` of them at once; without a number, a short talk."""
+    """Return the needs of a load for so many tokens of text, `read` of them in one pass; by default a short text."""
     load = replace(load, dtype=models.quantization.load_dtype(load))  # what is packed here is read in another
     width = DTYPE_BYTES.get(compute_dtype(weights, load), 4)
     tokens = tokens or min(GLANCE_TOKENS, ModelSizes(config).context or GLANCE_TOKENS)
@@ -220,7 +220,7 @@ def estimate_needs(
 
 
 def unpacked_bytes(weights: Weights, load: Load) -> int:
-    """Return the bytes of all weights before the kernels here pack them; 0 where they are mapped, or never whole."""
+    """Return the bytes of all weights before they are packed here; 0 where they are mapped, or packed while loading."""
     dtype = "bfloat16" if load.dtype == "auto" else load.dtype
     here = load.quantize in ("int8", "int4") and not load.device.startswith(("cuda", "mps"))
     stored = {STORED[name] for name in CONVERTED if weights.dtypes.get(name)}
@@ -229,7 +229,7 @@ def unpacked_bytes(weights: Weights, load: Load) -> int:
 
 
 def compute_dtype(weights: Weights, load: Load) -> str:
-    """Return the number format that a model computes in: what was asked for, else the widest it is stored in."""
+    """Return the dtype that a model computes in: the one asked for, else the one most weights are stored in."""
     if load.dtype != "auto":
         return load.dtype
     if weights.format == "gguf":

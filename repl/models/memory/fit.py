@@ -1,4 +1,4 @@
-"""Whether a model fits: what it needs against what is free, and the smallest change that makes it fit."""
+"""Whether a model fits into free memory, and the smallest change that makes it fit."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -17,11 +17,11 @@ from repl.models.memory.estimate import Needs
 
 FITS, OFFLOAD, TOO_LARGE = "fits", "fits with offload", "does not fit"
 KEPT = ("dtype", "quantize", "device", "max_memory", "attention", "offload_folder")
-"""Settings that a line which loads again has to repeat where they are not the default."""
+"""Settings that a line typed to load again repeats where they are not the default."""
 
 
 def verdict(needs: Needs, load: Load, rooms: Sequence[Room]) -> str:
-    """Say whether a load fits where it is to go, fits with parts of it in slower memory, or does not."""
+    """Return whether a load fits on its device, fits with parts offloaded to slower memory, or does not fit."""
     rooms = capped(rooms, load.max_memory)
     if needs.total <= sum(room.free for room in targets(load.device, rooms)):
         return FITS
@@ -29,7 +29,7 @@ def verdict(needs: Needs, load: Load, rooms: Sequence[Room]) -> str:
 
 
 def spreads(needs: Needs, load: Load, rooms: Iterable[Room]) -> bool:
-    """Tell whether a load that no device holds may lie in slower memory too, or on disk."""
+    """Tell whether a load that its device cannot hold may be offloaded to main memory or disk."""
     if load.device not in SPREAD or load.quantize != "none" or load.gguf_file:
         return False
     to_disk = bool(load.offload_folder or load.max_memory)
@@ -37,10 +37,10 @@ def spreads(needs: Needs, load: Load, rooms: Iterable[Room]) -> bool:
 
 
 def check_fits(weights: Weights, config: PreTrainedConfig, load: Load, rooms: Sequence[Room]) -> None:
-    """Raise `NoMemory` for a load that does not fit, with what would."""
+    """Raise `NoMemory` for a load that does not fit, with loads that would."""
     needs = estimate.estimate_needs(weights, config, load)
     if verdict(needs, load, rooms) != TOO_LARGE or not targets(load.device, rooms):
-        return  # what is said of a device that is not there comes with placing
+        return  # a device that does not exist is reported by `device_map`
     free = ", ".join(format_room(room) for room in targets(load.device, capped(rooms, load.max_memory)))
     found = remedies(weights, config, load, rooms)
     choices = [choice for changed, less, choice in found if verdict(less, changed, rooms) != TOO_LARGE]
@@ -61,7 +61,7 @@ def remedies(
 
 
 def load_changes(weights: Weights, load: Load, rooms: Sequence[Room]) -> Iterator[dict[str, Any]]:
-    """Yield the settings that make a load take less, or have more."""
+    """Yield the settings that make a load need less memory, or give it more."""
     if load.quantize == "none" and estimate.compute_dtype(weights, load) == "float32":
         yield {"dtype": "bfloat16"}
     if load.device != "auto" and len(rooms) > 1:
@@ -74,7 +74,7 @@ def load_changes(weights: Weights, load: Load, rooms: Sequence[Room]) -> Iterato
 
 
 def on_disk(needs: Needs, load: Load, rooms: Sequence[Room]) -> list[tuple[str, str]]:
-    """Return the line that leaves on disk what no memory holds, with its effect; none where a load cannot do that."""
+    """Return a line that offloads to disk what memory cannot hold, and its effect; empty where that is not possible."""
     text = needs.cache + needs.working  # may be anywhere: each device keeps room for it
     held = {room.device.removeprefix("cuda:"): max(0, room.free - text) >> 20 for room in rooms}
     if load.quantize != "none" or load.gguf_file or load.max_memory or not any(held.values()):
@@ -86,14 +86,14 @@ def on_disk(needs: Needs, load: Load, rooms: Sequence[Room]) -> list[tuple[str, 
 
 
 def typed_name(load: Load) -> str:
-    """Return what is typed for the model of a load."""
+    """Return the model of a load as it is typed: id@revision or id:file.gguf, quoted where it has spaces."""
     revision = "" if load.revision == "main" else f"@{load.revision}"
     words = load.model + revision + (f":{load.gguf_file}" if load.gguf_file else "")
     return f'"{words}"' if " " in words else words
 
 
 def load_line(load: Load, change: dict[str, str]) -> str:
-    """Return the line that loads with a change."""
+    """Return the `/model` line that repeats a load with a change."""
     bare = Load()
     kept = {key: getattr(load, key) for key in KEPT if getattr(load, key) != getattr(bare, key)} | change
     words = (f"{key}={value or 'default'}" for key, value in kept.items())
@@ -101,7 +101,7 @@ def load_line(load: Load, change: dict[str, str]) -> str:
 
 
 def format_needs(needs: Needs) -> str:
-    """Say how much, and of what it is made up."""
+    """Return the total, and the sizes it consists of."""
     parts = {"weights": needs.weights, "KV cache": needs.cache, "working memory": needs.working}
     if needs.loading == needs.total:
         parts = {"all weights before quantization": needs.loading}
@@ -109,7 +109,7 @@ def format_needs(needs: Needs) -> str:
 
 
 def format_room(room: Room) -> str:
-    """Say what is free on a device, and what keeps it there."""
+    """Return a device's free memory, and what limits it."""
     if room.limit == "max_memory":
         return f"{room.device} may hold {amount(room.free)} (max_memory)"
     limit = f" (the {room.limit} allows {amount(room.total)})" if room.limit else ""

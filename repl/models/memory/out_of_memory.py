@@ -1,4 +1,4 @@
-"""Memory ran out in the middle of a reply: what was needed, what is free, and what would help, with its effect."""
+"""The error for memory that ran out during a reply: needed and free memory, and remedies with their effects."""
 
 import re
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from repl.models.memory.estimate import Needs
 from repl.models.store import LoadedModel
 
 DEAD = ("device-side assert", "illegal memory access", "unspecified launch failure")
-"""Errors after which CUDA refuses everything else in this process."""
+"""Errors after which CUDA refuses further work in this process."""
 ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB|KB|MB|GB)")
-"""What torch says on the CPU and on MPS, and on CUDA."""
-WORTHWHILE = 200  # a remedy saves at least this part of all that is needed
+"""The size in torch's messages for CPU, MPS and CUDA."""
+WORTHWHILE = 200  # a remedy saves at least 1/200 of the total needed
 
 
 def out_of_memory(resident: LoadedModel[Any], config: GenerationConfig, prompt: int, words: str) -> NoMemory:
-    """Make the error for a reply that memory did not suffice for; `prompt` is its length in tokens."""
+    """Return the error for a reply that ran out of memory; `prompt` is its length in tokens."""
     made = config.max_new_tokens or max(0, (resident.facts.context or estimate.GLANCE_TOKENS) - prompt)
     needs = _needs(resident, resident.load, prompt, made, config.num_beams or 1)
     rooms = available.measure_rooms()
@@ -41,7 +41,7 @@ def out_of_memory(resident: LoadedModel[Any], config: GenerationConfig, prompt: 
 
 
 def amount_asked(words: str) -> str:
-    """Say how much more was asked for, where a library says so among much else; else what it says."""
+    """Return the size of the failed allocation where a library's message has it, else the message."""
     found = ASKED.search(words)
     return f"{amount(int(float(found[1]) * UNITS.get(found[2], 1)))} more requested" if found else words
 
@@ -56,7 +56,7 @@ def _needs(resident: LoadedModel[Any], load: Load, prompt: int, made: int, beams
 def reply_remedies(
     resident: LoadedModel[Any], config: GenerationConfig, prompt: int, made: int, rooms: list[Room]
 ) -> Iterator[tuple[str, Needs]]:
-    """Yield what could be changed, as lines with what is needed then: about the load, or about the reply."""
+    """Yield lines that reduce memory, about the load or the reply, each with the needs after it."""
     load, beams = resident.load, config.num_beams or 1
     for change in fit.load_changes(resident.base.weights, load, rooms):
         name, value = [*change.items()][-1]  # what is quantized may stay in the dtype that is loaded
@@ -70,7 +70,7 @@ def reply_remedies(
 
 
 def dead(words: str) -> Failed | None:
-    """Make the error for an accelerator that answers nothing more in this process; None for any other failure."""
+    """Return the error for a GPU that refuses further work in this process; None for any other failure."""
     if not any(sign in words for sign in DEAD):
         return None
     said = "the GPU failed and cannot be used again by this process; the session is saved"

@@ -1,4 +1,4 @@
-"""Whether and how a model fits: a table over number formats and lengths, and where its parts would go."""
+"""Plan a load: a table over dtypes, quantizations and lengths of text, and a device map."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +18,13 @@ from repl.models.memory.survey import Survey
 
 TEXT_LENGTHS = (2048, 8192)
 FORMS = {"float32": ("float32", 0), "bfloat16": ("bfloat16", 0), "8-bit": ("bfloat16", 8), "4-bit": ("bfloat16", 4)}
-"""The number formats that are weighed: the dtype, and the bits that matrices are packed into."""
+"""The forms in the table: a dtype, and the bits that matrices are quantized to (0: not quantized)."""
 TOGETHER = "all GPUs"
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One way to use a model: what it needs in bytes, a verdict for each device, and the line that loads it so."""
+    """One form at one length of text: the needs in bytes, a verdict for each device, and the line that loads it."""
 
     form: str
     tokens: int
@@ -37,7 +37,7 @@ class PlanRow:
 
 
 def rows(found: Survey, load: Load, rooms: Sequence[Room]) -> list[PlanRow]:
-    """Estimate a model in every number format, for a short text, a long one, and all of its context."""
+    """Estimate a model in every form, for a short text, a long one, and its whole context."""
     forms = {"as stored": {"dtype": "auto", "quantize": "none"}}
     if model_config.get(found.config, "quantization_config") is None:
         best = {bits: models.quantization.best_form(bits, load) or f"{bits}bit" for bits in (8, 4)}
@@ -54,7 +54,7 @@ def rows(found: Survey, load: Load, rooms: Sequence[Room]) -> list[PlanRow]:
 def plan_row(
     found: Survey, load: Load, form: str, change: dict[str, str], tokens: int, rooms: Sequence[Room]
 ) -> PlanRow:
-    """Estimate one number format at one length of text."""
+    """Estimate one form at one length of text."""
     changed = replace(load, dtype=change["dtype"], quantize=change["quantize"])
     needs = estimate.estimate_needs(found.weights, found.config, changed, tokens)
     judged = dict(verdicts(needs, changed, capped(rooms, load.max_memory)))
@@ -64,7 +64,7 @@ def plan_row(
 
 
 def verdicts(needs: Needs, load: Load, rooms: Sequence[Room]) -> Iterator[tuple[str, str]]:
-    """Say for each device whether it holds all of it, or can with the help of the machine's own memory."""
+    """Yield for each device whether the model fits, fits with offload to main memory, or does not fit."""
     cards = [room for room in rooms if room.device != "cpu"]
     otherwise = OFFLOAD if fit.spreads(needs, load, rooms) else TOO_LARGE
     for room in cards:
@@ -77,7 +77,7 @@ def verdicts(needs: Needs, load: Load, rooms: Sequence[Room]) -> Iterator[tuple[
 
 
 def best(table: Sequence[PlanRow], weights: Weights) -> int:
-    """Return the number of the row to take: as stored where that fits, with as much context as fits; 0 for none."""
+    """Return the number (from 1) of the recommended row: as stored if it fits, with the longest text; 0 for none."""
     stored = estimate.compute_dtype(weights, Load())
     order = [stored, *FORMS]
     for verdict in (FITS, OFFLOAD):
@@ -89,14 +89,14 @@ def best(table: Sequence[PlanRow], weights: Weights) -> int:
 
 
 def first(row: PlanRow) -> list[str]:
-    """Return the verdicts of the devices that a model would be on: accelerators, or the machine where there is none."""
+    """Return the verdicts of the accelerators, or of main memory where there are none."""
     return [word for device, word in row.verdicts.items() if device != "cpu"] or list(row.verdicts.values())
 
 
 def plan_device_map(config: PreTrainedConfig, load: Load, rooms: Sequence[Room]) -> dict[str, str]:
-    """Return where the parts of a model would go, by the rules that loading follows; nothing is allocated.
+    """Return the device map that accelerate would make for a load; nothing is allocated.
 
-    Raises whatever the libraries raise about a config that they cannot build.
+    Raises what transformers raises for a config that it cannot build.
     """
     import accelerate
 

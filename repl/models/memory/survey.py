@@ -1,4 +1,4 @@
-"""What a model is before a byte of its weights is fetched: its files, its config, and the headers of its weights."""
+"""Survey a model without downloading its weights: files, config, weight headers, Python code."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ GENERATE = "custom_generate/generate.py"  # takes the place of `generate` where 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Python code that a model brings: its files with their sizes in bytes, and the commit they are of."""
+    """The Python code of a model: its files with their sizes in bytes, and the commit they belong to."""
 
     files: dict[str, int]
     commit: str
@@ -36,7 +36,7 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A model as it lies on this machine or on the Hub; without a config where that is not given out."""
+    """A model on this machine or on the Hub; `config` is None for a gated repository that does not show it."""
 
     commit: str
     weights: Weights
@@ -45,12 +45,12 @@ class Survey:
     fetch: dict[str, int] = field(default_factory=dict)
     """Files that loading would download, with their sizes in bytes."""
     cached: int = 0
-    """Bytes of the files that loading needs and that are here already."""
+    """Bytes of the needed files that are cached already."""
     code: Code | None = None
 
 
 def survey(load: Load, emit: JobContext, offline: bool) -> Survey:
-    """Look a model over without fetching its weights; raises what `/model` would raise about its name and files."""
+    """Survey a model without downloading its weights; raises what `/model` would raise about its name and files."""
     imports.import_libraries(emit)
     if load.model == builtin.ID:
         made = builtin.ready(paths.cache_folder())
@@ -69,7 +69,7 @@ def survey(load: Load, emit: JobContext, offline: bool) -> Survey:
 
 
 def here(load: Load, found: cache.LocalModel) -> Survey:
-    """Look over a folder that is whole."""
+    """Survey a complete folder."""
     weights = validate.examine(found.folder, found.gguf_file, allow_pickle=load.allow_pickle, trust_remote_code=True)
     files = [*weights.files, *([] if found.gguf_file else ["config.json"])]
     size = sum((found.folder / name).stat().st_size for name in files)
@@ -82,7 +82,7 @@ def here(load: Load, found: cache.LocalModel) -> Survey:
 
 
 def read_any_config(folder_: Path, gguf_file: str = "") -> PreTrainedConfig:
-    """Read a config without running any code; one of a foreign type is taken as it stands."""
+    """Read a config without running code; an unknown type becomes a plain `PreTrainedConfig`."""
     from transformers import AutoConfig, PreTrainedConfig
 
     extra = {"gguf_file": gguf_file} if gguf_file else {}
@@ -98,7 +98,7 @@ def read_any_config(folder_: Path, gguf_file: str = "") -> PreTrainedConfig:
 
 
 def there(want: Load, listing: RepoFiles, emit: JobContext) -> Survey:
-    """Look over a repository through its description, its config, and the first bytes of its weights."""
+    """Survey a repository on the Hub: its file list, its config, and the headers of its weights."""
     try:
         place = locate.fetch_first(want, "config.json", DownloadProgress(emit, listing.sizes), emit)
     except NotFound:
@@ -119,7 +119,7 @@ def there(want: Load, listing: RepoFiles, emit: JobContext) -> Survey:
 
 
 def files_to_load(want: Load, place: Path, listing: RepoFiles, emit: JobContext) -> list[str]:
-    """List the files that loading reads; an index of several weight files is fetched for it."""
+    """List the files that loading reads; the index of sharded weights is downloaded for it."""
     if want.gguf_file:
         return [want.gguf_file]
     first = cache.head(listing.sizes, want.allow_pickle)
@@ -130,7 +130,7 @@ def files_to_load(want: Load, place: Path, listing: RepoFiles, emit: JobContext)
 
 
 def code_there(want: Load, place: Path, listing: RepoFiles, emit: JobContext) -> Code | None:
-    """List what could run of a repository that asks for code of its own; its small configs are fetched for it."""
+    """List the code of a repository whose configs ask for some; its configs are downloaded for it."""
     files = {name: size for name, size in sorted(listing.sizes.items()) if consent.could_run(name)}
     for name in (name for name in listing.sizes if files and fnmatchcase(name, CONFIGS) and "/" not in name):
         locate.fetch_file(want, name, listing.commit, DownloadProgress(emit, listing.sizes), emit)
@@ -140,7 +140,7 @@ def code_there(want: Load, place: Path, listing: RepoFiles, emit: JobContext) ->
 def remote_weights(
     want: Load, names: list[str], listing: RepoFiles, config: PreTrainedConfig, emit: JobContext
 ) -> Weights:
-    """Read the headers of weights on the Hub, or count from what the Hub says where they have none."""
+    """Read safetensors headers on the Hub; other formats are counted from the Hub's metadata."""
     from huggingface_hub import HfApi, errors
 
     if not all(name.endswith(".safetensors") for name in names):
@@ -163,7 +163,7 @@ def remote_weights(
 
 
 def by_count(listing: RepoFiles, names: Iterable[str], config: PreTrainedConfig) -> Weights:
-    """Count parameters from what the Hub says of them, or else from the sizes of the files."""
+    """Count parameters from the Hub's metadata, or else estimate them from the sizes of the files."""
     names = list(names)
     size = sum(listing.sizes[name] for name in names)
     kind = "gguf" if any(name.endswith(".gguf") for name in names) else "safetensors"
