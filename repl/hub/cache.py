@@ -1,4 +1,4 @@
-"""Which models of the Hub are on this machine, read from the folders of its cache: no network, at once."""
+"""The cache of huggingface_hub: which models are complete on this machine, without the network."""
 
 import re
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model on disk: its name as the user said it, its folder, its commit ('' for a plain folder), its GGUF file."""
+    """A model on disk: the name the user typed, its folder, its commit ('' for a plain folder), its GGUF file."""
 
     id: str
     folder: Path
@@ -25,20 +25,20 @@ class LocalModel:
 
 
 def cached_models() -> list[str]:
-    """List the ids that are complete in the cache."""
+    """List the ids of the complete models in the cache."""
     names = sorted(path.name.removeprefix("models--") for path in home().glob("models--*"))
     return [model for model in (name.replace("--", "/") for name in names) if find_cached(Load(model))]
 
 
 def home() -> Path:
-    """Return the folder of the cache, there or not."""
+    """Return the folder of the cache; it may not exist."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def snapshot(model: str, revision: str) -> Path | None:
-    """Find the folder of a revision, complete or not."""
+    """Return the snapshot folder of a revision, complete or not; None where there is none."""
     storage = home() / f"models--{model.replace('/', '--')}"
     with suppress(OSError, ValueError):  # no such reference, or a name that no file can have
         commit = revision if COMMIT.fullmatch(revision) else (storage / "refs" / revision).read_text("utf-8").strip()
@@ -49,14 +49,14 @@ def snapshot(model: str, revision: str) -> Path | None:
 
 
 def find_cached(want: Load) -> LocalModel | None:
-    """Find what is wanted, if all of it is there."""
+    """Return the model of a load if it is complete in the cache, else None."""
     folder = snapshot(want.model, want.revision)
     whole = folder is not None and complete(folder, want)
     return LocalModel(want.model, folder, folder.name, want.gguf_file) if folder and whole else None
 
 
 def complete(folder: Path, want: Load) -> bool:
-    """Tell whether a folder holds every file that loading takes: config, tokenizer, all weights, code if wanted."""
+    """Tell whether a folder has every file that loading reads: config, tokenizer, all weights, code if allowed."""
     if want.gguf_file:
         return (folder / want.gguf_file).is_file()
     try:
@@ -71,10 +71,10 @@ def complete(folder: Path, want: Load) -> bool:
 
 
 def head(names: Iterable[str], pickle: bool) -> str:
-    """Name the file that weights begin with: the only one, or the index of several; '' where there is none."""
+    """Return the weight file, or the index of sharded weights, among some names; '' where there is none."""
     return next((name for name in (*SAFE, *(PICKLES if pickle else ())) if name in names), "")
 
 
 def shards(folder: Path, first: str) -> list[str]:
-    """List the files of the weights that begin with `first`; raise `BadModel` for an index that cannot be read."""
+    """List the weight files behind `head`; raises `BadModel` for an index that cannot be read."""
     return read_index(folder, first) if first.endswith(".index.json") else [first]

@@ -1,4 +1,4 @@
-"""Which models there are besides those in memory: in the cache of the Hub's library, and on the Hub."""
+"""The models in the cache of huggingface_hub, and on the Hub: lists, search, model cards, deletion."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ WANTED = ("downloads", "gated", "safetensors", "usedStorage", "tags")
 
 
 def parse_request(text: str) -> Load:
-    """Return what `id@revision` or `id:file.gguf` asks for."""
+    """Return the load for `id`, `id@revision` or `id:file.gguf`."""
     parts: dict[str, Any] = {name: word for name, word in settings.address(text) if word != "default"}
     return Load(**parts)
 
@@ -33,7 +33,7 @@ def parse_request(text: str) -> Load:
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """A model in the cache; `bytes` on disk in all revisions, `used` as a Unix time, dtype as most of it is stored."""
+    """A cached model: bytes on disk of all revisions, the dtype of most weights, last use as a Unix time."""
 
     id: str
     bytes: int
@@ -44,7 +44,7 @@ class Cached:
 
 
 def list_cached(emit: JobContext) -> list[Cached]:
-    """List the models in the cache, the last used first; reads headers only."""
+    """List the models in the cache, last used first; reads headers only."""
     prepare(emit)
     found = []
     for repo in _repos():
@@ -73,7 +73,7 @@ def _cached(repo: "huggingface_hub.CachedRepoInfo") -> Cached:
 
 
 def stored_as(place: Path) -> tuple[str, int]:
-    """Return the dtype that most of a model is stored in, and its parameters; nothing where that cannot be read."""
+    """Return the dtype of most weights and the number of parameters; '' and 0 where they cannot be read."""
     try:
         config = validate.read_model_config(place)
         kind, files = validate.weight_files(place, config, allow_pickle=True)
@@ -86,14 +86,14 @@ def stored_as(place: Path) -> tuple[str, int]:
 
 
 def most(dtypes: dict[str, int]) -> str:
-    """Name the dtype that most parameters have."""
+    """Return the dtype with the most parameters."""
     name = max(dtypes, key=lambda each: dtypes[each], default="")
     return weight_headers.STORED.get(name, name.lower())
 
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """What deleting a model from the cache gives back."""
+    """A model deleted from the cache, and the bytes this frees."""
 
     id: str
     bytes: int
@@ -102,7 +102,7 @@ class Freed:
 
 
 def erase(id: str, emit: JobContext, really: bool) -> Freed:
-    """Delete a model from the cache, or only find out what that would free; raises `NotFound`."""
+    """Delete a model from the cache, or with `really` off only compute what it would free; raises `NotFound`."""
     prepare(emit)
     repos = {repo.repo_id: repo for repo in _repos()}
     if id not in repos:
@@ -123,7 +123,7 @@ def erase(id: str, emit: JobContext, really: bool) -> Freed:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A model on the Hub, as a search gives it; 0 and '' where the Hub does not say."""
+    """A search result on the Hub; 0 and '' where the Hub does not say."""
 
     id: str
     downloads: int
@@ -134,7 +134,7 @@ class Listed:
 
 
 def search(text: str, emit: JobContext, offline: bool) -> list[Listed]:
-    """Ask the Hub for models with these words in their name, the most downloaded first; raises `Unreachable`."""
+    """Search the Hub for text-generation models by name, most downloaded first; raises `Unreachable`."""
     prepare(emit)
     if locate.is_offline(offline):
         raise Unreachable("offline: the Hub is not used")
@@ -158,7 +158,7 @@ def _listed(model: "huggingface_hub.ModelInfo") -> Listed:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What is known of a model that is not loaded; `files` are names and bytes, `source` is Hub or cache."""
+    """Facts about a model that is not loaded; `files` are names and bytes, `source` is Hub or cache."""
 
     id: str
     source: str
@@ -177,7 +177,7 @@ class ModelCard:
 
 
 def card(want: Load, emit: JobContext, offline: bool) -> ModelCard:
-    """Read the card of a model from the Hub, or what the cache knows where the Hub is silent.
+    """Return the card of a model from the Hub, or from the cache where the Hub does not answer.
 
     Raises `NotFound` and `Unreachable` as `hub.locate` does.
     """
@@ -243,7 +243,7 @@ def _several(value: object) -> list[str]:
 
 
 class ModelNames:
-    """What `/model` may be followed by; asking never waits for a disk or a network."""
+    """Model ids for completion; asking never waits for the disk or the network."""
 
     def __init__(self) -> None:
         self._cached = CachedLookup(lambda: [builtin.ID, *cache.cached_models()], [builtin.ID], 2.0)
@@ -254,7 +254,7 @@ class ModelNames:
         return self._cached.now(0.05)
 
     def __call__(self, offline: bool = True, held: Iterable[str] = ()) -> list[str]:
-        """Return ids: those in memory, in the cache, and the most used of the Hub."""
+        """Return the ids in memory, in the cache, and the most downloaded ones of the Hub."""
         listed = [] if offline else self._hub.now()
         return list(dict.fromkeys([*held, *self.here(), *listed]))
 

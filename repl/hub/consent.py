@@ -1,4 +1,4 @@
-"""Consent to run a model's own Python code: for one repository at one commit, until it changes."""
+"""Consent to run a model's own Python code: for one repository at one commit, or a folder until its code changes."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ CODE = (
 
 
 class Consents:
-    """What the user allowed to run, by model: a commit, or for a plain folder the digest of its code."""
+    """The code the user allowed, by model: a commit, or for a plain folder the digest of its code."""
 
     def __init__(self, saved: Path | None = None) -> None:
         self._saved = saved
@@ -33,11 +33,11 @@ class Consents:
         self._lasting = dict(self.given)
 
     def allows(self, model: str) -> bool:
-        """Tell whether a consent was given for a model, whatever became of its code since."""
+        """Tell whether consent was given for a model, even if its code changed since."""
         return _key(model) in self.given
 
     def give(self, model: str, mark: str, lasting: bool = False) -> None:
-        """Allow a model's code as it is now; `lasting` for later sessions too."""
+        """Allow a model's code at this mark; `lasting` for later sessions too."""
         model = _key(model)
         self.given[model] = mark
         if lasting:
@@ -82,7 +82,7 @@ class Consents:
 
 
 def _key(model: str) -> str:
-    """Return what a consent is kept under: one folder has one, however its path was typed."""
+    """Return the key of a consent: an id, or the resolved path of a folder."""
     with suppress(OSError, RuntimeError, ValueError):  # as where a folder is looked for
         path = Path(model).expanduser()
         return str(path.resolve()) if path.is_dir() else model
@@ -90,7 +90,7 @@ def _key(model: str) -> str:
 
 
 def mark(found: LocalModel) -> str:
-    """Return what a consent is for: the commit, or for a plain folder a digest of its code and of what asks for it."""
+    """Return the mark of a model's code: its commit, or for a plain folder a digest of the code and its `auto_map`s."""
     if found.commit:
         return found.commit
     total = hashlib.sha256(json.dumps(asked_for(found.folder), sort_keys=True).encode())
@@ -105,9 +105,9 @@ def mark(found: LocalModel) -> str:
 
 
 def sources(place: Path) -> dict[str, Path]:
-    """List what could run in a folder and below it, by path: Python files, and libraries and sources that these load.
+    """List the files below a folder that could run, by path: Python files, and libraries and sources they may load.
 
-    Links to folders are listed as they are. Raises `BadModel` for a link that leads out, and for what is no file.
+    Links to folders are listed as links. Raises `BadModel` for a link that leads out of the folder or to no file.
     """
     found: dict[str, Path] = {}
     for at, folders, files in os.walk(place):
@@ -120,5 +120,5 @@ def sources(place: Path) -> dict[str, Path]:
 
 
 def could_run(name: str) -> bool:
-    """Tell whether Python or a compiler would take a file for code, by its name."""
+    """Tell whether a file is code for Python or a compiler, by its name."""
     return name.lower().endswith(CODE)

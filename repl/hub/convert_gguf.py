@@ -1,4 +1,4 @@
-"""Turn a GGUF file into a model folder: a program of its own, `convert_gguf.py GGUF FOLDER`, importing none of ours."""
+"""Convert a GGUF file into a model folder: a separate program, `convert_gguf.py GGUF FOLDER`."""
 
 import json
 import os
@@ -15,7 +15,7 @@ QUIET = {
 
 
 def main(words: Sequence[str]) -> None:
-    """Convert the file named first into the folder named second; weights are dequantized to float32, exactly."""
+    """Convert the GGUF file (first word) into a folder (second); weights are dequantized to float32."""
     os.environ.update(QUIET)  # before the libraries read it
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

@@ -1,4 +1,4 @@
-"""Calls of the Hub's library, made quiet, countable and possible to stop."""
+"""Calls of huggingface_hub, with progress, cancellation, and its log kept off the terminal."""
 
 import importlib
 import logging
@@ -14,11 +14,11 @@ from repl.core.library import abort_downloads
 from repl.core.log import Bar
 
 WAITING: ContextVar[list[JobContext]] = ContextVar("waiting")
-"""Who waits for the call of the library that runs on a thread: the list is empty once nobody does any longer."""
+"""The job that waits for the call running on this thread; the list is empty once the job was cancelled."""
 
 
 class HubLogHandler(logging.Handler):
-    """Keeps the library's words off the terminal; that it tries again ends a call that was left, and else is told."""
+    """Keeps the library's log off the terminal; a retry ends an abandoned call, and is shown as progress otherwise."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Raise `Cancelled` on a thread that nobody waits for."""
@@ -30,13 +30,13 @@ class HubLogHandler(logging.Handler):
 
 
 def prepare(emit: JobContext) -> None:
-    """Import the library and take its log off the terminal."""
+    """Import huggingface_hub for a job, and take its log off the terminal."""
     with emit.uninterruptible():  # an import cut short stays broken
         import_library()
 
 
 def import_library() -> None:
-    """Import it on a thread that nothing interrupts."""
+    """Import huggingface_hub; for a thread that is not interrupted."""
     importlib.import_module("huggingface_hub.hf_api")
     logger = logging.getLogger("huggingface_hub")
     if not any(isinstance(each, HubLogHandler) for each in logger.handlers):
@@ -45,7 +45,7 @@ def import_library() -> None:
 
 
 def call_hub(work: Callable[[], T], emit: JobContext, seconds: float = 0.0) -> T:
-    """Run a call of the library aside; raises `TimeoutError` after `seconds`, `Cancelled` at once."""
+    """Run a call of the library on a thread; raises `TimeoutError` after `seconds`, `Cancelled` at once."""
     waiting = [emit]
 
     def run() -> T:
@@ -62,7 +62,7 @@ def call_hub(work: Callable[[], T], emit: JobContext, seconds: float = 0.0) -> T
 
 
 class DownloadProgress:
-    """Adds up the bytes of several files and says how far they are; before there is a plan it is silent."""
+    """Emits the progress of several downloads together, once `plan` has set the total."""
 
     def __init__(self, emit: JobContext, sizes: dict[str, int]) -> None:
         self._emit, self._sizes = emit, sizes
@@ -70,12 +70,12 @@ class DownloadProgress:
         self._name = ""
 
     def plan(self, names: list[str]) -> int:
-        """Count from here on towards the bytes of these files; returns their sum."""
+        """Set the files to download; returns the sum of their bytes."""
         self._before, self._total = 0, sum(self._sizes[name] for name in names)
         return self._total
 
     def begin(self, name: str) -> object:
-        """Start the next file; returns the class that the library takes for tqdm."""
+        """Start the next file; returns the `tqdm_class` for `hf_hub_download`."""
         self._name, self._done = name, 0
         meter = self
 
@@ -85,28 +85,28 @@ class DownloadProgress:
                 super().__init__(meter.note if rust else meter.report, *args, **options)
 
             def update_transfer(self, _: int) -> None:
-                """Leave bytes on the wire uncounted; without this method xet would make, and count, two bars."""
+                """Ignore bytes on the wire; without this method xet would create, and count, two bars."""
 
         return Transfer
 
     def report(self, _: str, done: int, __: int) -> None:
-        """Take a step of the file under way; raises `Cancelled` once the job was stopped."""
+        """Report the bytes of the current file; raises `Cancelled` once the job was cancelled."""
         self._emit.raise_if_cancelled()
         self._done = done
         if self._total:
             self._emit(Progress("downloading", self._before + done, self._total, "B"))
 
     def note(self, name: str, done: int, total: int) -> None:
-        """Take a step and raise nothing."""
+        """Report without raising."""
         with suppress(Cancelled):
             self.report(name, done, total)
 
     def end(self) -> None:
-        """Count the file under way as done, however it came."""
+        """Count the current file as complete."""
         self._before += self._sizes[self._name]
         self.report(self._name, 0, 0)
 
     def stopped(self) -> str:
-        """Say how far the file under way has come, in full tenths of a megabyte: what is not whole is less."""
+        """Return a sentence about the interrupted file; bytes are rounded down, so an incomplete file is never whole."""
         done, size = self._done // 100_000 / 10, -(-self._sizes[self._name] // 100_000) / 10
         return f"the download of {self._name} stopped at {done:,} of {size:,} MB and will restart"

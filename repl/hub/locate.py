@@ -1,4 +1,4 @@
-"""From a model's name to a folder: what is cached at once, else one short probe and the files that are needed."""
+"""From a model's name to a folder: the cached copy at once, else one query of the Hub and the files needed."""
 
 import difflib
 import errno
@@ -27,7 +27,7 @@ from repl.hub.model_files import TOKENIZER
 
 __all__ = ["LocalModel", "adapter", "cached_models", "locate"]
 
-PROBE_S, GLANCE_S = 4.5, 2.0  # seconds for the Hub to answer at all; for what only makes an error message better
+PROBE_S, GLANCE_S = 4.5, 2.0  # seconds for the Hub to answer; for queries that only improve an error message
 SMALL = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.json")
 LIGHT = (*TOKENIZER, *SMALL, "*.jinja")
 PATH_PATTERN = re.compile(r"[./~]|[A-Za-z]:[\\/]|.*\\|(?:[^/]*/){2}|.*\.gguf$")
@@ -38,15 +38,15 @@ BUILTIN, ELSEWHERE, LOGIN = "/model builtin", "HF_HOME=FOLDER hub-repl", "hf aut
 def locate(want: Load, emit: JobContext, offline: bool = False) -> LocalModel:
     """Find a model on this machine, or download it; a complete copy is used without asking the Hub.
 
-    Raises `UsageError` for what cannot be an id, `NotFound`, `Unreachable` (within 5 s where nothing answers),
-    `BadModel` for a repository without a model that loads, `ReplError` where the disk does not take it.
+    Raises `UsageError` for an invalid id, `NotFound`, `Unreachable` (within 5 s where nothing answers),
+    `BadModel` for a repository without a loadable model, `ReplError` where the disk is full or not writable.
     """
     found = resolve(want, emit, offline)
     return found if isinstance(found, LocalModel) else download_files(want, found.sizes, emit)
 
 
 def resolve(want: Load, emit: JobContext, offline: bool) -> "LocalModel | RepoFiles":
-    """Find a model on this machine, or else what the Hub says of it; raises as `locate` does."""
+    """Return a model on this machine, or else its files on the Hub; raises as `locate` does."""
     if found := local(want) or cache.find_cached(want):
         return found
     prepare(emit)
@@ -58,14 +58,14 @@ def resolve(want: Load, emit: JobContext, offline: bool) -> "LocalModel | RepoFi
 
 
 def is_offline(offline: bool) -> bool:
-    """Tell whether the Hub is not to be asked: by this session, or by the environment."""
+    """Tell whether the session or `HF_HUB_OFFLINE` forbids the network."""
     from huggingface_hub import constants
 
     return offline or constants.HF_HUB_OFFLINE
 
 
 def adapter(name: str, revision: str, emit: JobContext, offline: bool = False) -> LocalModel:
-    """Find an adapter on this machine, or download its config and its safetensors; raises as `locate` does."""
+    """Return an adapter on this machine, or download its config and safetensors; raises as `locate` does."""
     want, files = Load(name, revision), ("adapter_config.json", "adapter_model.safetensors")
     if found := local(want):
         return found
@@ -88,7 +88,7 @@ def adapter(name: str, revision: str, emit: JobContext, offline: bool = False) -
 
 
 def local(want: Load) -> LocalModel | None:
-    """Find a folder or a .gguf file; raise `NotFound` for a path that leads nowhere, None for what is no path."""
+    """Return the model at a local path, None for an id; raises `NotFound` for a path that does not exist."""
     if not want.model.strip():
         raise UsageError("no model is named", BUILTIN)
     with suppress(OSError, RuntimeError, ValueError):  # a name too long for a path, a home that is not there
@@ -105,7 +105,7 @@ def local(want: Load) -> LocalModel | None:
 
 
 def check_id(model: str) -> None:
-    """Raise `UsageError` for what the Hub does not take as an id."""
+    """Raise `UsageError` for a name that is not a valid repository id."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its __all__ lacks most names
 
@@ -120,9 +120,9 @@ def check_id(model: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RepoFiles:
-    """What the Hub says of a model: its commit, whether it is gated, its files with their sizes in bytes.
+    """A repository on the Hub: its commit, whether it is gated, its files with their sizes in bytes.
 
-    `stored` counts the parameters of the safetensors by dtype, where the Hub knows.
+    `stored` counts the parameters of the safetensors by dtype, where the Hub says.
     """
 
     commit: str
@@ -132,7 +132,7 @@ class RepoFiles:
 
 
 def ask_hub(want: Load, emit: JobContext) -> "huggingface_hub.ModelInfo":
-    """Return what the Hub says of a model, within a few seconds; raises as `locate` does."""
+    """Return the Hub's `model_info`, within a few seconds; raises as `locate` does."""
     ask = partial(
         huggingface_hub.HfApi().model_info, want.model, revision=want.revision, files_metadata=True, timeout=3
     )
@@ -151,7 +151,7 @@ def probe(want: Load, emit: JobContext) -> RepoFiles:
 
 
 def download_files(want: Load, sizes: dict[str, int], emit: JobContext) -> LocalModel:
-    """Bring the files that are needed into the cache, all of one commit."""
+    """Download the needed files into the cache, all from one commit."""
     if problem := repo_problem(want, list(sizes)):
         raise problem
     meter = DownloadProgress(emit, sizes)
@@ -171,7 +171,7 @@ def download_files(want: Load, sizes: dict[str, int], emit: JobContext) -> Local
 
 
 def fetch_first(want: Load, name: str, meter: DownloadProgress, emit: JobContext) -> Path:
-    """Download the first file by the revision's name, which the cache remembers; return the folder of its commit."""
+    """Download a file by the name of the revision, which the cache then resolves; returns the snapshot folder."""
     fetch_file(want, name, want.revision, meter, emit)
     folder = cache.snapshot(want.model, want.revision)
     if folder is None:
@@ -180,7 +180,7 @@ def fetch_first(want: Load, name: str, meter: DownloadProgress, emit: JobContext
 
 
 def needed(want: Load, folder: Path, first: str, names: Iterable[str]) -> list[str]:
-    """Choose the files: tokenizer, templates, defaults, code if wanted, then the weights that begin with `first`."""
+    """List the needed files: tokenizer, templates, generation config, code if allowed, then the weights of `first`."""
     outer = [name for name in names if "/" not in name and not could_run(name)]
     top = [name for name in outer if any(fnmatchcase(name, pattern) for pattern in LIGHT)]
     templates = [name for name in names if name.startswith("additional_chat_templates/")]
@@ -204,7 +204,7 @@ def fetch_file(want: Load, name: str, revision: str, meter: DownloadProgress, em
 
 
 def check_room(want: Load, size: int) -> None:
-    """Raise `ReplError` if the disk of the cache has fewer bytes free than this."""
+    """Raise `ReplError` if the disk of the cache has fewer than `size` bytes free."""
     place, free = disk()
     if size > free:
         sentence = f"{want} needs {size / 1e9:.1f} GB, but the disk of {str(place)!r} has {free / 1e9:.1f} GB free"
@@ -212,7 +212,7 @@ def check_room(want: Load, size: int) -> None:
 
 
 def disk() -> tuple[Path, int]:
-    """Return the folder that the cache is in, or will be, and the bytes free on its disk."""
+    """Return the nearest existing folder of the cache, and the bytes free on its disk."""
     place = next((path for path in (cache.home(), *cache.home().parents) if path.exists()), Path())
     return place, shutil.disk_usage(place).free
 
@@ -221,7 +221,7 @@ def disk() -> tuple[Path, int]:
 
 
 def repo_problem(want: Load, names: list[str]) -> ReplError | None:
-    """Say why a repository with these files does not hold what is wanted."""
+    """Return the error for a repository without the wanted model, None where its files are all right."""
     packed = [f"/model {want.model}:{name}" for name in names if name.endswith(".gguf")][:5]
     if want.gguf_file:
         return None if want.gguf_file in names else NotFound(f"no file {want.gguf_file!r} in {want.model!r}", *packed)
@@ -235,14 +235,14 @@ def repo_problem(want: Load, names: list[str]) -> ReplError | None:
 
 
 def no_weights(want: Load, names: list[str]) -> BadModel:
-    """Say that there are no weights, or only pickles."""
+    """Return the error for a repository without weights, or with pickles only."""
     if cache.head(names, pickle=True):
         return BadModel(f"the weights of {want} are pickles, which can run code when loaded", "/allow_pickle true")
     return BadModel(f"{want} has no weights: no model.safetensors and no index")
 
 
 def not_cached(want: Load, why: str) -> ReplError:
-    """Say that a model is not on this machine, and what is."""
+    """Return the error for a model that is not cached, with the models that are."""
     folder = cache.snapshot(want.model, want.revision)
     if folder and not want.allow_pickle and cache.complete(folder, replace(want, allow_pickle=True)):
         return no_weights(want, [path.name for path in folder.iterdir()])
@@ -254,7 +254,7 @@ def not_cached(want: Load, why: str) -> ReplError:
 
 
 def explain_hub_error(error: Exception, want: Load, emit: JobContext) -> ReplError | None:
-    """Translate what the Hub or the disk said; None where nobody said anything."""
+    """Return the error for an exception of huggingface_hub; None where neither the Hub nor the disk caused it."""
     from huggingface_hub import errors
 
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
@@ -275,7 +275,7 @@ def explain_hub_error(error: Exception, want: Load, emit: JobContext) -> ReplErr
 
 
 def explain_status(want: Load, status: int) -> ReplError:
-    """Say what an HTTP status means here."""
+    """Return the error for an HTTP status."""
     words = next((each.phrase.lower() for each in HTTPStatus if each == status), "no known status")
     if status == HTTPStatus.UNAUTHORIZED:
         return NotFound("the Hub does not accept the saved token", LOGIN)
@@ -285,7 +285,7 @@ def explain_status(want: Load, status: int) -> ReplError:
 
 
 def no_such_model(want: Load, emit: JobContext) -> NotFound:
-    """Say that there is no such model, with the nearest that there are."""
+    """Return the error for an id that does not exist, with similar ids."""
     ask = partial(huggingface_hub.HfApi().list_models, search=want.model.split("/")[-1], sort="downloads", limit=3)
     near = difflib.get_close_matches(want.model, cached_models(), 3)
     near += quick_lookup(lambda: [each.id for each in ask()], emit)
@@ -294,7 +294,7 @@ def no_such_model(want: Load, emit: JobContext) -> NotFound:
 
 
 def no_such_revision(want: Load, emit: JobContext) -> NotFound:
-    """Say that there is no such revision, with those that there are."""
+    """Return the error for a revision that does not exist, with similar ones."""
 
     def ask() -> list[str]:
         refs = huggingface_hub.HfApi().list_repo_refs(want.model)
@@ -306,7 +306,7 @@ def no_such_revision(want: Load, emit: JobContext) -> NotFound:
 
 
 def quick_lookup(work: Callable[[], list[str]], emit: JobContext) -> list[str]:
-    """Look up what only makes a message better: for two seconds, and nothing if that is not enough."""
+    """Query the Hub to improve an error message: at most two seconds, an empty list on any failure."""
     try:
         return call_hub(work, emit, GLANCE_S)
     except Exception:  # the message has to come without it

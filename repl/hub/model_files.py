@@ -1,7 +1,7 @@
-"""Files of a model folder, which is not trusted: every path stays inside, and what holds nothing is said to.
+"""Read files of an untrusted model folder: no path leads out of it, and empty files and LFS pointers are refused.
 
-In come a folder and the name of a file in it, as a config or an index may give it; out come a path, the first bytes or
-the JSON. Nothing here reads weights, or runs anything.
+In come a folder and the name of a file, possibly from a config or an index; out come a path, the first bytes or
+the JSON. Nothing here reads weights or runs code.
 """
 
 import json
@@ -20,12 +20,12 @@ MAX_JSON_BYTES = 100_000_000
 
 
 def bad_file(name: str, cause: str, *hints: str) -> BadModel:
-    """Build the error for one file; a foreign name may be of any length."""
+    """Return the error for a file; long names are cut."""
     return BadModel(f"{cut_name(name)} {cause}", *hints)
 
 
 def cut_name(name: str) -> str:
-    """Cut a foreign name to a length that a sentence bears."""
+    """Cut a foreign name to 100 characters."""
     return name if len(name) <= 100 else f"{name[:100]}…"
 
 
@@ -36,7 +36,7 @@ def list_names(names: list[str]) -> str:
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """Find a file of the folder; raise `BadModel` for a missing one, and for a name or a link that leads out."""
+    """Return the path of a file in a folder; raises `BadModel` if it is missing, or leads out of the folder."""
     words = PureWindowsPath(name)  # knows drives and both separators, on every system
     if words.anchor or ".." in words.parts or "\0" in name:
         raise bad_file(name, "is a path that leads out of the folder")
@@ -55,9 +55,9 @@ def find_file(folder: Path, name: str) -> Path:
 
 
 def check_link(folder: Path, path: Path) -> None:
-    """Raise `BadModel` for a path below a folder that a link leads out of it.
+    """Raise `BadModel` for a path whose links lead out of the folder.
 
-    A snapshot in the Hub's cache may lead to the blobs of its repository, and to those that all repositories share.
+    A snapshot in the cache of huggingface_hub may link to the blobs of its repository, and to shared blobs.
     """
     home, real = folder.resolve(), path.resolve()
     homes = [home]
@@ -69,7 +69,7 @@ def check_link(folder: Path, path: Path) -> None:
 
 
 def read_start(folder: Path, name: str, contents: str = "file itself") -> bytes:
-    """Read the first bytes of a file; raise `BadModel` if they show that it holds nothing."""
+    """Return the first bytes of a file; raises `BadModel` for an empty file and a Git LFS pointer."""
     with find_file(folder, name).open("rb") as file:
         first = file.read(len(POINTER))
     if not first:
@@ -80,7 +80,7 @@ def read_start(folder: Path, name: str, contents: str = "file itself") -> bytes:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Read a JSON object; raise `BadModel` if the file holds none."""
+    """Read a JSON object; raises `BadModel`."""
     read_start(folder, name)
     if (size := (folder / name).stat().st_size) > MAX_JSON_BYTES:
         raise bad_file(name, f"is {size:,} bytes long, more than such a file needs")
@@ -96,7 +96,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_index(folder: Path, index: str) -> list[str]:
-    """List the files that an index of weights names; raise `BadModel` for one that transformers would not read."""
+    """List the files in the index of sharded weights; raises `BadModel` for one that transformers would not read."""
     content = read_json(folder, index)
     placed = content.get("weight_map")
     if not isinstance(placed, dict) or not placed or not all(isinstance(file, str) for file in placed.values()):
@@ -110,7 +110,7 @@ def read_index(folder: Path, index: str) -> list[str]:
 
 
 def asked_for(place: Path) -> dict[str, object]:
-    """Return the classes that the configs of a folder ask for from Python files: lists by file and kind of class."""
+    """Return the `auto_map` entries of all configs in a folder: lists of classes by config file and auto class."""
     asked: dict[str, Any] = {}
     for name in sorted(path.name for path in place.glob(CONFIGS) if path.is_file()):
         for key, value in _maps(read_json(place, name)):
@@ -132,7 +132,7 @@ def _maps(content: object) -> Iterator[tuple[str, object]]:
 
 
 def code_files(code: Mapping[str, object]) -> tuple[str, ...]:
-    """List the files that `auto_map` names: `modeling_x.py`, or `owner/name: modeling_x.py` from elsewhere."""
+    """List the Python files of `auto_map` entries: `modeling_x.py`, or `owner/name: modeling_x.py` from elsewhere."""
     classes = [each for value in code.values() for each in (value if isinstance(value, list) else [value])]
     paths = [each.rpartition(".")[0] or each for each in classes if isinstance(each, str)]
     return tuple(sorted({cut_name(path.replace("--", ": ")) + ".py" for path in paths}))

@@ -1,7 +1,7 @@
-"""What a model folder holds, checked from its configs and headers before anything heavy reads it.
+"""Check a model folder by its configs and weight headers, before transformers reads it.
 
-In comes a folder; out comes `Weights`, or a `BadModel` in one sentence that names the file and the cause. Nothing here
-runs code of the model, unpickles, or reads the weights themselves.
+In comes a folder; out comes `Weights`, or a `BadModel` that names the file and the cause. Nothing here
+runs the model's code, unpickles, or reads the weights themselves.
 """
 
 import os
@@ -47,20 +47,20 @@ NUMBERED = re.compile(r"(.*?)\.(\d{1,9})\.")
 
 
 class NeedsCode(BadModel):
-    """A model that comes with its own Python code, which runs only where the user allows it; `files` names the code."""
+    """The model needs its own Python code, which runs only with the user's consent; `files` are the code."""
 
     def __init__(self, files: tuple[str, ...], sentence: str = "", config: str = "config.json") -> None:
         named = f" ({', '.join(files)})" if files else ""
         asks = f"{config} asks for the model's own Python code{named}, which hub-repl does not run unless allowed"
         super().__init__(sentence or asks, "/trust")
         self.files = files
-        self.found: LocalModel | None = None  # where it lies, once that is known
+        self.found: LocalModel | None = None  # set once the folder is known
 
 
 def examine(
     folder: Path, gguf_file: str = "", *, allow_pickle: bool = False, trust_remote_code: bool = False
 ) -> Weights:
-    """Check config, weight headers and tokenizer files of a folder; raise `BadModel` naming file and cause."""
+    """Check the config, weight headers and tokenizer files of a folder; raises `BadModel`."""
     if not folder.is_dir():
         raise BadModel(f"{folder} is not a folder" if folder.exists() else f"no folder {folder}")
     try:
@@ -91,14 +91,14 @@ def _examine(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> Weigh
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """Read `config.json`; raise `BadModel` that says what the folder is instead, where that can be seen."""
+    """Read `config.json`; raises `BadModel` that says what the folder holds instead."""
     if os.path.lexists(folder / "config.json"):
         return read_json(folder, "config.json")
     raise _not_a_model(folder, f"no config.json in {folder}")
 
 
 def _not_a_model(folder: Path, lacks: str) -> BadModel:
-    """Build the error for a folder that lacks its config or its weights, which says what else is there."""
+    """Return the error for a folder without config or weights, with what it holds instead."""
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder, "adapter_config.json").get("base_model_name_or_path")
         named = base if isinstance(base, str) else ""
@@ -112,7 +112,7 @@ def _not_a_model(folder: Path, lacks: str) -> BadModel:
 
 
 def check_type(config: Mapping[str, object], trust_remote_code: bool) -> bool:
-    """Tell whether transformers' own classes will load it; raise `BadModel` if nothing would as a causal LM."""
+    """Tell whether transformers' own classes load the model; raises `BadModel` if nothing loads it as a causal LM."""
     declared = config.get("auto_map")
     code: dict[str, Any] = declared if isinstance(declared, dict) else {}
     if trust_remote_code and "AutoModelForCausalLM" in code:
@@ -140,7 +140,7 @@ def check_type(config: Mapping[str, object], trust_remote_code: bool) -> bool:
 
 
 def check_head(config: Mapping[str, object]) -> None:
-    """Raise `BadModel` where the type could be a causal LM, and these weights are something else."""
+    """Raise `BadModel` for weights of another kind (classification, encoder-decoder) of a type that has a causal LM."""
     declared = config.get("architectures")
     classes = [each for each in declared if isinstance(each, str)] if isinstance(declared, list) else []
     if config.get("is_decoder") is True or any("CausalLM" in each for each in classes):
@@ -154,9 +154,9 @@ def check_head(config: Mapping[str, object]) -> None:
 
 
 def check_sizes(config: Mapping[str, object], tensors: dict[str, Tensor]) -> None:
-    """Raise `BadModel` if the config describes a model of quite another size than the weights: memory would run out.
+    """Raise `BadModel` if the sizes in the config are absurd for the weights: memory would run out.
 
-    Only what is absurd: layers may share weights, and embeddings may be narrower than the model.
+    Bounds are loose, since layers may share weights, and embeddings may be narrower than the model.
     """
     layers = count_listed_layers(tensors)
     found = [each.shape for name, each in tensors.items() if EMBEDDING.search(name) and each.dtype in CONVERTED]
@@ -174,7 +174,7 @@ def check_sizes(config: Mapping[str, object], tensors: dict[str, Tensor]) -> Non
 
 
 def count_listed_layers(tensors: dict[str, Tensor]) -> int:
-    """Count the layers: the distinct numbers in the longest numbered list, or else the tensors."""
+    """Count the layers in tensor names: the distinct numbers of the longest list, or else the tensors."""
     lists: defaultdict[str, set[str]] = defaultdict(set)
     for name in tensors:
         if match := NUMBERED.match(name):
@@ -186,7 +186,7 @@ def count_listed_layers(tensors: dict[str, Tensor]) -> int:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise `BadModel` if there is no tokenizer, or one that is not there but by name."""
+    """Raise `BadModel` for a folder without a tokenizer, or with an empty or broken one."""
     there = sorted(path.name for path in folder.iterdir() if not path.is_dir())
     names = [name for name in there if any(fnmatchcase(name, pattern) for pattern in TOKENIZER)]
     if not names:
@@ -197,7 +197,7 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def pieces_file(folder: Path) -> str:
-    """Name the SentencePiece file that is all there is of a tokenizer; '' where there is more, or another kind."""
+    """Return the SentencePiece file of a tokenizer that has only that; '' for any other."""
     names = sorted(path.name for path in folder.glob("*.model") if path.is_file())
     if (folder / "tokenizer.json").is_file() or not names:
         return ""
@@ -208,7 +208,7 @@ def pieces_file(folder: Path) -> str:
 
 
 def weight_files(folder: Path, config: Mapping[str, object], allow_pickle: bool) -> tuple[str, list[str]]:
-    """Find the format and the files of weights that transformers will read."""
+    """Return the format (safetensors or pickle) and the files of the weights that transformers would load."""
     explicit = config.get("transformers_weights")
     named = (explicit,) if isinstance(explicit, str) and explicit else ()
     for kind, names, ending in (("safetensors", named or SAFE, ".safetensors"), ("pickle", PICKLES, ".bin")):
@@ -226,7 +226,7 @@ def weight_files(folder: Path, config: Mapping[str, object], allow_pickle: bool)
 
 
 def follow_index(folder: Path, index: str) -> list[str]:
-    """List the files that an index names; raise `BadModel` if one is not there."""
+    """List the files of an index; raises `BadModel` if one is missing."""
     files = read_index(folder, index)
     for file in files:
         try:

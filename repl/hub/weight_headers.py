@@ -1,7 +1,7 @@
-"""Headers of weight files: what a model holds, without reading its contents and without trust.
+"""Headers of untrusted weight files: dtypes and shapes, without reading the tensors.
 
 In come a folder and the names of its files; out comes `Weights`, or a `BadModel` that names the file and the cause.
-safetensors checks its own headers; the one of GGUF is read here, since `GGUFReader` takes 22 s for 150,000 tokens.
+safetensors checks its headers itself; GGUF headers are read here, since `GGUFReader` takes 22 s for 150,000 tokens.
 """
 
 import math
@@ -27,7 +27,7 @@ SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12
 
 
 class Tensor(NamedTuple):
-    """One entry of a header."""
+    """A tensor in a header; the dtype is named as in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What the headers of the weights say; for pickles, which have none, estimated from size and config.
+    """Sizes of the weights from their headers; for pickles, which have none, estimated from file size and config.
 
     `dtypes` counts parameters by stored dtype, `bytes` is what the tensors take as stored, `format` is safetensors,
     gguf or pickle; `matrices` counts the parameters that quantizing would pack.
@@ -60,13 +60,13 @@ class Weights:
 
 
 def bits(dtype: str) -> int:
-    """Return the bits of a number in a dtype, as its name in safetensors says: F8_E4M3, BF16; BOOL takes a byte."""
+    """Return the bits of a safetensors dtype, from its name: F8_E4M3, BF16; BOOL takes 8."""
     digits = re.search(r"\d+", dtype)
     return int(digits[0]) if digits else 8
 
 
 def count_weights(files: Iterable[str], tensors: dict[str, Tensor], format: str) -> Weights:
-    """Add up what the headers say."""
+    """Add up the tensors of headers."""
     dtypes: Counter[str] = Counter()
     for each in tensors.values():
         dtypes[each.dtype] += math.prod(each.shape)
@@ -77,7 +77,7 @@ def count_weights(files: Iterable[str], tensors: dict[str, Tensor], format: str)
 
 
 def is_linear(name: str, dtype: str, format: str) -> bool:
-    """Tell whether a matrix is the weight of a linear layer that quantizing packs: no embedding, no output head."""
+    """Tell whether a matrix is the weight of a linear layer that quantization packs: no embedding, no output head."""
     if format == "gguf":
         return name.startswith("blk.")
     other = name.endswith(NOT_PACKED) or EMBEDDING.search(name)
@@ -96,7 +96,7 @@ def read_tensors(folder: Path, files: Iterable[str]) -> dict[str, Tensor]:
 
 
 def read_header(folder: Path, name: str) -> dict[str, Tensor]:
-    """Read and check the header of one safetensors file; raise `BadModel` for one that lies or holds nothing."""
+    """Read and check the header of a safetensors file; raises `BadModel` for a false or empty one."""
     from safetensors import SafetensorError, safe_open
 
     read_start(folder, name, "weights")
@@ -125,7 +125,7 @@ def as_tensor(dtype: str, shape: Iterable[int]) -> Tensor:
 
 
 def estimate_pickles(folder: Path, config: dict[str, object], files: Iterable[str]) -> Weights:
-    """Look at pickles from outside: whole or not, and what they may hold by size and the config's dtype."""
+    """Check that pickles are complete, without unpickling, and estimate their parameters from size and dtype."""
     size = 0
     for file in files:
         first = read_start(folder, file, "weights")
@@ -193,7 +193,7 @@ class GgufHeader:
         return tensors, -(-self.file.tell() // alignment) * alignment + end
 
     def tensor(self) -> tuple[str, int, Tensor]:
-        """Read one entry: the name of a tensor, the byte where it begins among the data, and what it is."""
+        """Read an entry: name, offset in the data, tensor."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         name, sides = self.text(), self.number(4)
@@ -212,7 +212,7 @@ class GgufHeader:
         return int.from_bytes(data, "little")
 
     def skip(self, width: int) -> None:
-        """Pass over bytes."""
+        """Skip bytes."""
         if width > self.size:
             raise EOFError
         self.file.seek(width, os.SEEK_CUR)
@@ -225,7 +225,7 @@ class GgufHeader:
         return self.file.read(width).decode(errors="replace")
 
     def skip_value(self, kind: int) -> None:
-        """Pass over a value of one of the format's types; raises `KeyError` for one it does not have."""
+        """Skip a value of a GGUF type; raises `KeyError` for an unknown type."""
         if kind == 8:
             self.skip(self.number(8))
         elif kind == 9:
