@@ -107,6 +107,6 @@ class DownloadProgress:
         self.report(self._name, 0, 0)
 
     def stopped(self) -> str:
-        """Return a sentence about the interrupted file; bytes are rounded down, so an incomplete file is never whole."""
+        """Return a sentence about the interrupted file; bytes are rounded down, the size up."""
         done, size = self._done // 100_000 / 10, -(-self._sizes[self._name] // 100_000) / 10
         return f"the download of {self._name} stopped at {done:,} of {size:,} MB and will restart"

@@ -1,1 +1,1 @@
-"""The same engine over a server that speaks the OpenAI protocol: requests out, events and a record in."""
+"""An engine over an OpenAI-compatible server: requests out, events and a reply's record in."""

@@ -1,4 +1,4 @@
-"""Where a server is: what a user types becomes the base of its URLs."""
+"""The address of a server: a typed URL becomes the base URL of its API."""
 
 import ipaddress
 from contextlib import suppress
@@ -12,10 +12,10 @@ HUB_HOSTS = ("huggingface.co", "hf.co")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server is; the key is in no text about it."""
+    """The base URL and key of a server; `repr` does not show the key."""
 
     url: str
-    """The base, as `http://127.0.0.1:8000/v1`."""
+    """The base URL, such as `http://127.0.0.1:8000/v1`."""
     key: str = field(default="", repr=False)
 
     @property
@@ -25,7 +25,7 @@ class Address:
 
     @property
     def loopback(self) -> bool:
-        """Tell whether it is this machine."""
+        """Tell whether the server runs on this machine."""
         name = urlsplit(self.url).hostname or ""
         with suppress(ValueError):
             return ipaddress.ip_address(name).is_loopback
@@ -33,12 +33,12 @@ class Address:
 
     @property
     def encrypted(self) -> bool:
-        """Tell whether nobody between can read along."""
+        """Tell whether the connection is encrypted."""
         return self.url.startswith("https://")
 
     @property
     def hub(self) -> bool:
-        """Tell whether the Hub's own token may go there."""
+        """Tell whether the Hub's token may be sent there: over HTTPS to a host of Hugging Face."""
         name = urlsplit(self.url).hostname or ""
         return self.encrypted and any(name == known or name.endswith("." + known) for known in HUB_HOSTS)
 

@@ -1,9 +1,9 @@
-"""The kinds of server: which settings each one heeds and under which name, what it can do, how it is recognised.
+"""The kinds of server: the settings each one supports and their names, its features, how it is recognised.
 
-In go the model list that a server gives and its address, out comes one `Dialect`. An entry lists what the server's own
-description of a request names, in the files beside it; other versions may differ. Only `transformers serve` is tried
-for real in the tests. What an entry does not list is not sent, except to a server of an unknown kind: that one is asked
-for everything, and what it refuses is left out.
+In come a server's model list and address, out comes one `Dialect`. An entry lists what the server's own
+definition of a request names, in the source files beside it; other versions may differ. Only `transformers serve` runs
+in the tests. Fields that are not listed are not sent, except to a server of an unknown kind: it is asked
+for everything, and fields that it refuses are left out.
 """
 
 import re
@@ -27,7 +27,7 @@ IN_CONFIG = ("top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "no_r
 OPENAI_FIELDS = frozenset({"logit_bias", "reasoning_effort", "response_format", "service_tier", "user", "verbosity"})
 SCHEMAS = frozenset({"logit_bias", "reasoning_effort", "response_format", "ignore_eos"})
 BODY = "$"
-"""Stands for the schema, the expression or the grammar in what a server is sent to hold a reply to a form."""
+"""Stands for the schema, expression or grammar in the fields that constrain a reply."""
 Forms = Mapping[str, Mapping[str, object]]
 SCHEMA_FORM: Forms = {
     "json_schema": {
@@ -42,42 +42,42 @@ class Dialect:
 
     name: str
     heeds: Mapping[str, str]
-    """The settings that it heeds, each with its field."""
+    """The settings that it supports, each with its field in a request."""
     completes: Mapping[str, str] | None = None
-    """The same where a plain text is completed and that differs."""
+    """The same for text completion, where that differs."""
     own: frozenset[str] = frozenset()
-    """Fields of its own that `/set` passes on."""
+    """Further fields that `/set` passes on."""
     continues: Mapping[str, bool] | None = None
-    """Fields by which it goes on from a last assistant message; None: it begins a new reply behind it."""
+    """Fields that make it continue a last assistant message; None: it begins a new reply after it."""
     packed: tuple[str, ...] = ()
     """Settings that travel inside its field `generation_config`, as JSON."""
     alternatives: int = 20
-    """Most alternatives that it gives for each token; 0: it gives no log-probabilities."""
+    """Maximum number of alternatives for each token; 0: it returns no log-probabilities."""
     ids: tuple[str, ...] = ()
-    """Where it streams token ids when asked with `return_token_ids`: chat, text."""
+    """Where it streams token ids for `return_token_ids`: chat, text."""
     takes_ids: bool = False
-    """Whether a text to complete may be given as token ids, and `/detokenize` spells some."""
+    """Whether a prompt may be given as token ids, and `/detokenize` decodes ids."""
     facts: str = ""
-    """A path beside `/v1` that knows the context where the model list does not."""
+    """A path beside `/v1` with the context length, where the model list lacks it."""
     forms: Forms = field(default_factory=dict)
-    """The kinds of form that it holds a reply to in a chat, each with its fields."""
+    """The kinds of format that it supports in a chat, each with its fields."""
     text_forms: Forms = field(default_factory=dict)
-    """The same where a plain text is completed."""
+    """The same for text completion."""
     template: bool = False
-    """Whether it passes variables on to the chat template."""
+    """Whether it passes variables to the chat template."""
 
     def fields(self, chats: bool) -> Mapping[str, str]:
-        """Return the settings that it heeds with their fields."""
+        """Return the supported settings with their fields."""
         return self.heeds if chats or self.completes is None else self.completes
 
     def form_fields(self, form: Format, chats: bool) -> dict[str, object] | None:
-        """Return the fields that ask for a form; None where it cannot be asked for."""
+        """Return the fields that ask for a format; None where the server does not support it."""
         fields = (self.forms if chats else self.text_forms).get(form.kind)
         return None if fields is None else fill(fields, form.schema if form.kind == "json_schema" else form.body)
 
 
 def fill(fields: Mapping[str, object], body: object) -> dict[str, object]:
-    """Return fields with what a form holds in its place."""
+    """Return fields with `BODY` replaced by a schema, expression or grammar."""
     return {
         name: body if value == BODY else fill(value, body) if isinstance(value, Mapping) else value
         for name, value in fields.items()
@@ -219,7 +219,7 @@ CONTEXT_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A model that a server lists, and its context in tokens, 0 where that is not said."""
+    """A model that a server lists, and its context length in tokens, 0 where it is not told."""
 
     id: str
     context: int = 0
@@ -227,14 +227,14 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a server offers, and what kind of server it is."""
+    """The models of a server, and its kind."""
 
     offers: tuple[Offer, ...] = ()
     kind: Dialect = field(default=UNKNOWN)
 
 
 def read_list(answer: object, url: str) -> Listing:
-    """Read the list of models; the kind of a server is told by the owner that it names for them, or its address."""
+    """Read a model list; the kind of server follows from the owner of its models, or from its address."""
     found = answer.get("data") if isinstance(answer, Mapping) else answer
     entries = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
     entries = [entry for entry in entries if str(entry.get("id") or "\n").isprintable()]
@@ -243,7 +243,7 @@ def read_list(answer: object, url: str) -> Listing:
 
 
 def recognise(entries: Sequence[Mapping[str, object]], url: str) -> Dialect:
-    """Tell what kind of server lists such models; TGI is a guess that its facts have to confirm."""
+    """Return the kind of server from its model list and URL; TGI is a guess for `confirm` to check."""
     parts, first = urlsplit(url), entries[0] if entries else {}
     if (parts.hostname or "").endswith(("api.openai.com", ".openai.azure.com")):
         return OPENAI
@@ -257,7 +257,7 @@ def recognise(entries: Sequence[Mapping[str, object]], url: str) -> Dialect:
 
 
 def confirm(listing: Listing, facts: object) -> Listing:
-    """Return a listing with the contexts that the facts of a server add; without them, a guess is given up."""
+    """Return a listing with the context lengths in the answer of `Dialect.facts`; without one TGI becomes unknown."""
     kind, known = listing.kind, facts if isinstance(facts, Mapping) else {}
     if kind is TGI:
         total = positive_int(known.get("max_total_tokens"))
@@ -276,7 +276,7 @@ def _filled(offers: Sequence[Offer], contexts: Mapping[str, int], every: int) ->
 
 
 def read_context(entry: Mapping[str, object]) -> int:
-    """Return the context that an entry of a model list names, 0 where it names none."""
+    """Return the context length in an entry of a model list, 0 where it has none."""
     for path in CONTEXT_FIELDS:
         value: object = entry
         for name in path:
@@ -287,10 +287,10 @@ def read_context(entry: Mapping[str, object]) -> int:
 
 
 def positive_int(value: object) -> int:
-    """Return a number that a server gives, 0 where it gives none."""
+    """Return a value that is a positive int, else 0."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def dialect_of(kind: Dialect, model: str) -> Dialect:
-    """Return how a model of a server wants to be asked."""
+    """Return the dialect for a model of a server: OpenAI's reasoning models have one of their own."""
     return OPENAI_REASONING if kind is OPENAI and THINKERS.match(model.rpartition("/")[2]) else kind

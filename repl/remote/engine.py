@@ -1,4 +1,4 @@
-"""The remote engine: a request becomes a call of an OpenAI-compatible server, its stream becomes events."""
+"""The remote engine: a request goes to an OpenAI-compatible server, its stream becomes events."""
 
 import json
 import re
@@ -35,7 +35,7 @@ MIN_CONTEXT_SHARE = 8  # a reply should find at least this part of the context f
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A server that answers: the model in use (none: its own), the context in tokens, all that it lists, its kind."""
+    """A connected server: the model in use ('': the server's own), its context in tokens, all models, the kind."""
 
     url: str
     model: str
@@ -45,13 +45,13 @@ class Served:
 
 
 class Connected(Served):
-    """The same, when it begins to answer: outside of a prompt that goes without saying."""
+    """The same, right after connecting: without a prompt it is not shown."""
 
     __slots__ = ()
 
 
 def reach(where: Address, model: str, emit: JobContext) -> "Remote":
-    """Ask a server what it offers; returns an engine that is nobody's yet. Raises `ReplError`."""
+    """Ask a server for its models and return an engine for it; raises `ReplError`."""
     emit(Progress(f"asking {where.host}"))
     remote = Remote(where)
     try:
@@ -76,7 +76,7 @@ class Remote:
         self.choose(model)
 
     def list_models(self, emit: JobContext) -> None:
-        """Ask what it offers, and for what the model list does not say; raises `Refusal` and `ReplError`."""
+        """Ask for the model list, and for context lengths that it lacks; raises `Refusal` and `ReplError`."""
         self.listing = listing = read_list(self.wire.ask("/models", emit), self.where.url)
         if listing.kind.facts and listing.offers and not all(offer.context for offer in listing.offers):
             facts = None
@@ -86,57 +86,57 @@ class Remote:
 
     @property
     def kind(self) -> Dialect:
-        """Return how the model in use wants to be asked."""
+        """Return the dialect for the model in use."""
         return dialect_of(self.listing.kind, self.model)
 
     @property
     def host(self) -> str:
-        """Return where it runs."""
+        """Return host and port."""
         return self.where.host
 
     @property
     def name(self) -> str:
-        """Return the model's id, or the host where only the server knows it."""
+        """Return the model's id, or the host where none was chosen."""
         return short_id(self.model) or self.host
 
     @property
     def traits(self) -> tuple[str, ...]:
-        """Return what to say of it beside its name."""
+        """Return facts to show beside the name."""
         return (self.host,) if self.model else ()
 
     @property
     def context(self) -> int:
-        """Return the context in tokens, 0 where it is not known."""
+        """Return the context length in tokens, 0 where it is not known."""
         return next((offer.context for offer in self.listing.offers if offer.id == self.model), 0)
 
     @property
     def base(self) -> ModelDefaults:
-        """Return what it brings to decoding."""
+        """Return the decoding defaults of a server."""
         return SERVER_DEFAULTS
 
     def made(self, record: Reply) -> bool:
-        """Tell whether a reply can go on from its very ids: never, a server takes text."""
+        """Tell whether a reply can be continued from its token ids: never, a server takes text."""
         return False
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self.wire.close()
 
     def choose(self, model: str) -> Served:
-        """Take another model of the server from now on."""
+        """Use another model of the server from now on."""
         self.model = model
         self._state = ServerState(self.host, model, self.context, self.kind)
         return self.served(Connected)
 
     def served(self, form: type[Served] = Served) -> Served:
-        """Return what is known of the server; as `Connected` where that is news."""
+        """Return facts about the server, as `Served` or `Connected`."""
         names = [offer.id for offer in self.listing.offers]
         return form(self.where.url, self.model, self.context, names, self.kind.name)
 
     def parameter(self, name: str, word: str) -> tuple[str, object] | None:
-        """Read what `/set` takes for this server beyond the settings; None for a name that it does not know.
+        """Read a value of `/set` for this server; None for a name that it does not know.
 
-        That is a penalty, a variable of its chat template, or a field of its own such as `reasoning_effort`.
+        Names are penalties, variables of its chat template, and its own fields such as `reasoning_effort`.
         """
         full = name.removeprefix(decoding.SERVER).replace("-", "_")
         if full in PENALTIES:
@@ -155,10 +155,10 @@ class Remote:
     # a reply
 
     def reply(self, request: Request, emit: JobContext, given: Mapping[str, object] | None = None) -> Reply:
-        """Answer a request with `Token` events; a cancelled reply is returned with what there is of it.
+        """Generate a reply with `Token` events; a cancelled one is returned as far as it came.
 
-        `given` is sent as it stands in place of the settings.
-        Raises `UsageError` before anything is made, `Failed` and its kin when the server gives up.
+        `given` is sent unchanged in place of the settings.
+        Raises `UsageError` before anything is sent, `Failed` and its subclasses when the server fails.
         """
         began = time.monotonic()
         self.check(request)
@@ -177,7 +177,7 @@ class Remote:
         return heard.done(heard.finish)
 
     def _with_words(self, request: Request, emit: JobContext) -> Request:
-        """Return the request with the fields that ban and boost words; those that were set by name stand."""
+        """Return the request with the fields that ban and boost words; fields set by the user take precedence."""
 
         def cut(text: str) -> list[int]:
             plain = {"add_special": False, "add_special_tokens": False}
@@ -196,7 +196,7 @@ class Remote:
         return replace(request, settings=settings)
 
     def reply_from(self, request: Request, record: Reply, place: int, token: int, emit: JobContext) -> Reply:
-        """Go on from a reply up to a place (from 1), with another token there; returns the record of the whole."""
+        """Replace the token at a place of a reply (from 1) and continue from there; returns the record of the whole."""
         prompt = record.prompt_ids or self._prompt(request, emit)
         ids = (*record.token_ids[: place - 1], token)
         lead = self._text("/detokenize", {"tokens": list(ids), "skip_special_tokens": False}, emit)
@@ -215,7 +215,7 @@ class Remote:
         )
 
     def _prompt(self, request: Request, emit: JobContext) -> tuple[int, ...]:
-        """Return the ids of a prompt that a server does not send along (llama.cpp)."""
+        """Return the prompt's ids from a server that does not return them with a reply (llama.cpp)."""
         text = request.text
         if request.chats:
             text = self._text("/apply-template", StreamedReply(self._state, request, emit, 0.0).what(), emit)
@@ -235,9 +235,9 @@ class Remote:
         return found if isinstance(found, dict) else {}
 
     def next(self, request: Request, count: int, emit: JobContext) -> tuple[tuple[str, float], ...]:
-        """Return the likeliest next tokens with their log-probabilities, as many as the server gives.
+        """Return the most likely next tokens with their log-probabilities, as many as the server returns.
 
-        It is asked for one token. Raises `UsageError` for a server that gives none, and what `reply` raises.
+        It is asked for one token. Raises `UsageError` for a server without log-probabilities, and what `reply` raises.
         """
         if request.chats and request.prefill and self.kind.continues is None:
             raise NeedsLocal("what would follow a reply", "/next TEXT")
@@ -254,7 +254,7 @@ class Remote:
         return tuple((text, value) for _, text, value in found[:count])
 
     def check(self, request: Request) -> None:
-        """Raise `UsageError` for what this server cannot do, so that it need not be asked."""
+        """Raise `UsageError` for a request that this server cannot serve."""
         decode, offers = request.settings.decode, self.listing.offers
         if (decode.num_beams or 1) > 1 or (decode.num_return_sequences or 1) > 1:
             raise NeedsLocal("a beam search", "/beams 1")
@@ -273,7 +273,7 @@ class Remote:
             raise UsageError(f"{self.host} offers {len(offers)} models: choose one", *some)
 
     def check_form(self, text: str, chats: bool) -> None:
-        """Raise `UsageError` for a form that the server cannot be asked for: nobody wants it dropped in silence."""
+        """Raise `UsageError` for a format that the server does not support: it is never dropped silently."""
         form = parse_format(text)
         if self.kind.form_fields(form, chats) is None:
             where = "in a chat" if chats else "for a text to complete"
@@ -281,7 +281,7 @@ class Remote:
             raise UsageError(said, "/format off")
 
     def _hear(self, heard: StreamedReply, emit: JobContext) -> None:
-        """Ask until the server answers: without what it refuses, later where it says so, shorter where allowed."""
+        """Send the request until the server answers: without refused fields, after a wait, or shortened."""
         for _ in range(MAX_WAITS + MAX_MENDS + len(DROPPABLE) + len(heard.messages)):
             emit(Progress(f"waiting for {self.host}"))
             heard.afresh()
@@ -300,7 +300,7 @@ class Remote:
         raise Failed(f"{self.host} keeps rejecting the request", "/retry")
 
     def _mend(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> None:
-        """Do about a refusal what can be done, so that the request is worth sending again; raises what is left."""
+        """Adapt the request to a refusal, so that it can be sent again; raises the error where that is not possible."""
         mended = (
             self._lower(refused, heard, emit)
             or self._drop(refused, heard, emit)
@@ -312,7 +312,7 @@ class Remote:
             raise to_error(refused, self.host, self.model, self.listing.offers, heard.path, alone) from refused
 
     def _lower(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
-        """Ask for as many alternatives as the server allows."""
+        """Ask for no more alternatives than the server allows."""
         if (found := lower_alternatives(refused, heard.body())) is None:
             return False
         name, most = found
@@ -321,7 +321,7 @@ class Remote:
         return True
 
     def _drop(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
-        """Leave out what the server does not take, or call it as it wants it called."""
+        """Leave out fields that the server refuses, or rename them."""
         body = heard.body()
         if "max_tokens" in body and refused.of_the_request and re.search(r"[Uu]se .?max_completion_", refused.words):
             self._state.renamed["max_tokens"] = "max_completion_tokens"
@@ -334,7 +334,7 @@ class Remote:
         return bool(names)
 
     def _wait(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
-        """Let the server have the time it asks for, so that one sees it."""
+        """Wait as long as the server asks, with progress."""
         seconds, began = refused.wait_s, time.monotonic()
         if refused.status not in (429, 503) or not 0 < seconds <= MAX_WAIT_S or heard.waits >= MAX_WAITS:
             return False
@@ -345,7 +345,7 @@ class Remote:
         return True
 
     def _fit(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
-        """Make prompt and reply fit into the context: fewer tokens of the reply, else the oldest messages left out."""
+        """Make prompt and reply fit into the context: limit the reply, else drop the oldest messages."""
         asked, limit = heard.request.settings.decode.max_new_tokens, refused.context
         room = limit - refused.prompt if refused.prompt else 0
         scarce = room < min(asked or 0, limit // MIN_CONTEXT_SHARE)
@@ -359,7 +359,7 @@ class Remote:
 
 
 def require_server(remote: Remote | None, turn: Turn) -> Remote:
-    """Return the server that made a reply; raises `UsageError` unless it is connected."""
+    """Return the server that generated a reply; raises `UsageError` unless it is connected."""
     host = require_record(turn).server
     if remote is None or remote.host != host:
         raise UsageError(
@@ -369,7 +369,7 @@ def require_server(remote: Remote | None, turn: Turn) -> Remote:
 
 
 def rebuild_request(talk: Conversation, turn: Turn, settings: Settings) -> Request:
-    """Return the request that a reply answers, as it was: its system text, without what was left out of it."""
+    """Return the request of a recorded reply: its system message, without the messages dropped from it."""
     record, asked = require_record(turn), talk.turns[turn.parent or 0]
     if asked.role == "prompt":
         return Request(settings, text=asked.text + turn.text.removesuffix(record.raw))

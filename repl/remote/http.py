@@ -1,4 +1,4 @@
-"""Talk to an OpenAI-compatible server: requests out, streamed events in, every fault as one sentence.
+"""HTTP with an OpenAI-compatible server: requests out, streamed events in, every fault as one sentence.
 
 Not `huggingface_hub.InferenceClient` but the HTTP library below it: that client follows redirects, sends the stored Hub
 token to any address, refuses all addresses while the Hub is offline, cuts events at every separator that `splitlines`
@@ -36,7 +36,7 @@ KEEPALIVE = (  # the socket options by which a peer that vanished is noticed
 
 
 class ServerConnection:
-    """One server; requests may be made on any thread, each is one connection."""
+    """HTTP client for one server; requests may be made on any thread, each has its own connection."""
 
     def __init__(self, where: Address) -> None:
         self.where = where
@@ -44,22 +44,22 @@ class ServerConnection:
         self._client = httpx2.Client(
             headers=headers | ({"Authorization": f"Bearer {where.key}"} if where.key else {}),
             follow_redirects=False,
-            # what stays on this machine goes through no proxy
+            # no proxy for this machine
             mounts=dict.fromkeys(("http://", "https://", "all://")) if where.loopback else None,
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
             limits=httpx2.Limits(max_keepalive_connections=0),
         )
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close the client."""
         self._client.close()
 
     def ask(
         self, path: str, emit: JobContext, body: Mapping[str, object] | None = None, beside: bool = False
     ) -> object:
-        """Return the JSON that a path holds, or answers a body with; raises `Refusal` and `ReplError`.
+        """GET a path, or POST a body to it, and return the JSON of the answer; raises `Refusal` and `ReplError`.
 
-        `beside` means a path of the server that is not below the base.
+        `beside` means a path beside the base URL, not below it.
         """
         base = self.where.url.removesuffix("/v1") if beside else self.where.url
         with self._request("GET" if body is None else "POST", base + path, body, emit, ANSWER_TIMEOUT_S) as (_, pieces):
@@ -69,10 +69,10 @@ class ServerConnection:
                 raise self._stranger("something that is not JSON") from error
 
     def stream(self, path: str, body: Mapping[str, object], emit: JobContext) -> Iterator[Mapping[str, object]]:
-        """Send a request and yield the events of its answer; one that does not stream is one event.
+        """POST a request and yield the events of its answer; an answer that is not a stream is one event.
 
-        Ends where the server says `[DONE]`, which is `END`, or closes in order; raises `Refusal` for an error in place
-        of an answer or of an event, `Failed` for what breaks off or is no event, `Cancelled`.
+        Ends at `[DONE]`, which yields `END`, or when the server closes the stream. Raises `Refusal` for an error in
+        place of an answer or an event, `Failed` for a broken connection or an invalid event, `Cancelled`.
         """
         with self._request("POST", self.where.url + path, body, emit) as (said, pieces):
             kind = said.partition(";")[0].strip().lower()
@@ -102,7 +102,7 @@ class ServerConnection:
     def _request(
         self, method: str, url: str, body: Mapping[str, object] | None, emit: JobContext, seconds: float = 0.0
     ) -> Iterator[tuple[str, Generator[bytes]]]:
-        """Make a request; the context has the type of the answer and its bytes, and translates what goes wrong."""
+        """Make a request; the context is the answer's content type and bytes. HTTP errors become `ReplError`s."""
         line = CancellableSocket()
 
         def work(put: Callable[[Any], None]) -> None:
@@ -149,19 +149,19 @@ class ServerConnection:
         return Failed(f"{host} closed the connection before it answered: {words}", "/retry")
 
     def _clean(self, text: str) -> str:
-        """Take the key out of what a server says: some repeat it."""
+        """Remove the key from a server's text: some servers repeat it."""
         return text.replace(self.where.key, "(key)") if self.where.key else text
 
 
 class CancellableSocket:
-    """The connection of one request: it can be cut from another thread, in every phase."""
+    """The socket of one request, which another thread can shut down in every phase."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._over = False
 
     def watch(self, name: str, info: Mapping[str, Any]) -> None:
-        """Keep the socket of a connection that comes about."""
+        """Keep the socket of a new connection (httpx2's `trace` extension)."""
         if name.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._socket = info["return_value"].get_extra_info("socket")
             for option in KEEPALIVE if name.endswith("connect_tcp.complete") else ():
@@ -170,7 +170,7 @@ class CancellableSocket:
                 self.cut()
 
     def cut(self) -> None:
-        """End the connection; a thread that waits for it wakes up."""
+        """Shut the connection down; a thread that waits for it wakes up."""
         self._over = True
         if self._socket is not None:
             with suppress(OSError):  # closed already
@@ -179,9 +179,9 @@ class CancellableSocket:
 
 
 def read_events(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:
-    """Yield kind and data of server-sent events, however the bytes are cut.
+    """Yield kind and data of server-sent events, wherever the bytes are cut.
 
-    Raises `Failed` for one that does not end.
+    Raises `Failed` for an event larger than `MAX_ANSWER_BYTES`.
     """
     answer = httpx2.Response(
         200,
@@ -197,7 +197,7 @@ def read_events(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:
 
 
 def read_bounded(pieces: Iterable[bytes], most: int = MAX_ANSWER_BYTES) -> str:
-    """Return the text of an answer, or as much of it as is worth having."""
+    """Return the text of an answer, cut after `most` bytes."""
     found = b""
     for piece in pieces:
         found += piece

@@ -1,4 +1,4 @@
-"""The OpenAI protocol: settings become fields of a request, what a server streams becomes text, figures and ends."""
+"""The OpenAI protocol: settings become fields of a request, streamed chunks become text, tokens and tool calls."""
 
 import json
 import math
@@ -28,16 +28,16 @@ MAX_ALTERNATIVES = 101  # alternatives read at one place
 MIN_LOGPROB = -9999.0  # what servers give for a token that cannot come
 
 END: Mapping[str, object] = {"choices": []}
-"""What stands for the end of a stream that the server says itself."""
+"""Stands for the `[DONE]` of a stream."""
 TokenNumber = Callable[[Mapping[str, object]], int]
-"""Gives every token of a reply its number: its id, or one of its own below 0 where the server does not say it."""
+"""Returns the number of a token: its id, or a number below 0 where the server does not tell the id."""
 
 
 # ask
 
 
 def chosen_settings(settings: Settings) -> dict[str, object]:
-    """Return the decoding settings that somebody chose; greedy, those that only change a draw are none."""
+    """Return the decoding settings that were chosen; in greedy decoding sampling settings do not count."""
     local = {name for name in APART if name != "seed"}
     own = {spot.name: getattr(settings.decode, spot.name) for spot in fields(Decode) if spot.name not in local}
     values = {name: value for name, value in own.items() if value not in (None, ())}
@@ -48,12 +48,12 @@ def chosen_settings(settings: Settings) -> dict[str, object]:
 
 
 def prefixed_settings(settings: Settings, prefix: str) -> dict[str, object]:
-    """Return what was set under names with a prefix, without it."""
+    """Return the values set under names with a prefix, by the names without it."""
     return {name.removeprefix(prefix): value for name, value in settings.extra if name.startswith(prefix)}
 
 
 def unheeded_settings(settings: Settings, kind: Dialect, chats: bool) -> list[str]:
-    """Return what was set and has no effect on a server."""
+    """Return the names of chosen settings that a server does not support."""
     values, heeds = chosen_settings(settings), kind.fields(chats)
     found = [name for name in values if name not in (*heeds, *UNSAID, "do_sample")]
     if values.get("do_sample") is False and "temperature" not in heeds:
@@ -64,7 +64,7 @@ def unheeded_settings(settings: Settings, kind: Dialect, chats: bool) -> list[st
 
 
 def request_fields(settings: Settings, kind: Dialect, chats: bool) -> dict[str, object]:
-    """Return what was chosen as the fields of a request; what was not chosen is left to the server."""
+    """Return the chosen settings as fields of a request; all others are left to the server."""
     values, heeds = chosen_settings(settings), kind.fields(chats)
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     found = {heeds[name]: value for name, value in plain.items() if name in heeds and name not in kind.packed}
@@ -86,7 +86,7 @@ def request_fields(settings: Settings, kind: Dialect, chats: bool) -> dict[str, 
 
 
 def generation_config(values: Mapping[str, object], kind: Dialect) -> dict[str, object]:
-    """Return what travels as a generation config of the library's; without do_sample, no temperature has an effect."""
+    """Return the `generation_config` for transformers serve; without do_sample a temperature has no effect."""
     config = {name: values[name] for name in kind.packed if name in values}
     draws = values.get("do_sample")
     if draws is not False and any(name in values for name in SAMPLING):
@@ -101,13 +101,13 @@ def generation_config(values: Mapping[str, object], kind: Dialect) -> dict[str, 
 
 
 def alternatives_wanted(settings: Settings, kind: Dialect) -> int:
-    """Return how many alternatives a server is asked for at each token; 0: for no log-probabilities at all."""
+    """Return how many alternatives to ask for at each token; 0: no log-probabilities."""
     view = settings.view
     return min(max(view.logprobs, TOP_K_STORED if view.probs != "off" else 0), kind.alternatives)
 
 
 def message_body(message: Mapping[str, Any]) -> dict[str, str]:
-    """Return a message as it is sent: what was thought before an answer is not part of the talk."""
+    """Return a message as it is sent: without its thinking."""
     parts = message.get("parts")
     return {"role": message["role"], "content": (parts.answer if parts else "") or message["content"]}
 
@@ -117,9 +117,9 @@ def message_body(message: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class StreamedToken:
-    """A token as it came: its text by itself, and its number, None where nothing is known of it but text.
+    """A streamed token with its own text and its number, None where only the text is known.
 
-    The text by itself is not what the token adds where tokens share a character.
+    Where tokens share a character, a token's own text differs from the text it adds to the reply.
     """
 
     token: Token
@@ -128,7 +128,7 @@ class StreamedToken:
 
 
 def read_tokens(text: str, given: object, number: TokenNumber) -> list[StreamedToken]:
-    """Return a piece of text as tokens with their log-probabilities, as far as the server gives them."""
+    """Return a piece of text as tokens, with log-probabilities where the server returns them."""
     try:
         found = list(read_logprobs(given, number)) if isinstance(given, Mapping) else []
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):  # of another form
@@ -142,7 +142,7 @@ def read_tokens(text: str, given: object, number: TokenNumber) -> list[StreamedT
 
 
 def read_logprobs(given: Mapping[str, Any], number: TokenNumber) -> Iterator[StreamedToken]:
-    """Yield the tokens of a chat's form or of a completion's without their text, with what stood beside each."""
+    """Yield the tokens in the `logprobs` of a chat or a completion, without their text, with their alternatives."""
     content = given.get("content")
     if isinstance(content, list):
         for one in content:
@@ -158,7 +158,7 @@ def read_logprobs(given: Mapping[str, Any], number: TokenNumber) -> Iterator[Str
 def _measured(
     one: Mapping[str, object], logprob: float, beside: Sequence[tuple[Mapping[str, object], float]], number: TokenNumber
 ) -> StreamedToken:
-    """Return a token with the likeliest at its place, the likeliest first; an id of our own is none to be told."""
+    """Return a token with the alternatives at its place, most likely first; numbers below 0 are not token ids."""
     found = [(number(it), str(it["token"]), read_nats(value)) for it, value in beside[:MAX_ALTERNATIVES]]
     top = tuple(sorted(found, key=lambda entry: -entry[2]))
     own = number(one)
@@ -166,7 +166,7 @@ def _measured(
 
 
 def read_nats(value: float) -> float:
-    """Return a log-probability that a server gives; raises `ValueError` for what is none."""
+    """Return a server's log-probability, at most 0; raises `ValueError`."""
     found = float(value)
     if math.isnan(found):
         raise ValueError("not a number")
@@ -174,13 +174,13 @@ def read_nats(value: float) -> float:
 
 
 def read_ids(value: object) -> list[int]:
-    """Return token ids that a server gives, none for anything else."""
+    """Return a server's list of token ids; empty for anything else."""
     found = value if isinstance(value, list) else []
     return [*found] if all(isinstance(one, int) and not isinstance(one, bool) for one in found) else []
 
 
 def read_texts(delta: Mapping[str, object]) -> tuple[str, str, str]:
-    """Return what is thought, answered and refused in a message or a piece; content may come as a list of parts."""
+    """Return thinking, answer and refusal of a message or a delta; content may be a list of parts."""
     thoughts = [_text(delta.get("reasoning_content") or delta.get("reasoning"))]
     answers: list[str] = []
     refusals: list[str] = []
@@ -201,13 +201,13 @@ def _text(value: object) -> str:
 
 
 class Calls:
-    """The tools that a reply calls, put together from the pieces in which they come."""
+    """The tool calls of a reply, put together from the deltas in which they are streamed."""
 
     def __init__(self) -> None:
         self._found: dict[int, dict[str, str]] = {}
 
     def take(self, delta: Mapping[str, object]) -> bool:
-        """Take what an event says of calls; tells whether it says anything."""
+        """Add the tool calls of a delta; tells whether it has any."""
         given = delta.get("tool_calls")
         for place, piece in enumerate(given if isinstance(given, list) else []):
             if isinstance(piece, Mapping):

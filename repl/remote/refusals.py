@@ -1,4 +1,4 @@
-"""What a server says when it refuses: the error object as it came, what is wrong by it, and the error for the user."""
+"""Refusals of a server: its error object, the fault it describes, and the error shown to the user."""
 
 import json
 import re
@@ -37,10 +37,10 @@ OVERFLOW_CHOICES = (
 
 
 class Refusal(Exception):
-    """An answer that is no success, read in any of the forms that servers have; `answer` is text, or what JSON held.
+    """An error response, read in any of the forms that servers use; `answer` is text or decoded JSON.
 
-    Its status (0: an event of a stream), the error object, the tokens of context and prompt where they are told, else
-    0, and the seconds that the server asks to wait.
+    Holds the status (0: an event of a stream), the error object, the tokens of context and prompt where told, else
+    0, and the seconds the server asks to wait.
     """
 
     def __init__(self, status: int, answer: object, wait: str = "") -> None:
@@ -62,12 +62,12 @@ class Refusal(Exception):
 
     @property
     def of_the_request(self) -> bool:
-        """Tell whether another request may do."""
+        """Tell whether a changed request may succeed."""
         return self.status in (0, 400, 413, 422)
 
     @property
     def full(self) -> bool:
-        """Tell whether the request is too long."""
+        """Tell whether the request exceeds the context."""
         if not self.of_the_request or "rate_limit" in f"{self.code} {self.type}":
             return False
         told = bool(OVERFLOW_CODES & {self.type, self.code}) or bool(OVERFLOW_SIGNS.search(self.words))
@@ -75,7 +75,7 @@ class Refusal(Exception):
 
 
 def read_event_error(found: Mapping[str, object]) -> Refusal:
-    """Return the refusal that an event of a stream is; its code may be a status."""
+    """Return the refusal in an event of a stream; its code may be an HTTP status."""
     refused = Refusal(0, found)
     refused.status = int(refused.code) if refused.code.isdecimal() and len(refused.code) == 3 else 0
     return refused
@@ -97,7 +97,7 @@ def _number(pattern: re.Pattern[str], words: str) -> int:
 
 
 def find_message(answer: object) -> str:
-    """Find the sentence in an answer that refuses: servers put it into `error`, `detail` or `message`."""
+    """Return the message of an error response: servers put it into `error`, `detail` or `message`."""
     found = _parsed(answer)
     if isinstance(found, list):
         return "; ".join(find_message(one) for one in found[:3])
@@ -109,7 +109,7 @@ def find_message(answer: object) -> str:
 
 
 def lower_alternatives(refused: Refusal, body: Mapping[str, object]) -> tuple[str, int] | None:
-    """Return the field of the alternatives and the most that a server allows, where it refuses as many as asked."""
+    """Return the field for alternatives and the server's limit, where it refuses the number asked for; else None."""
     name = "top_logprobs" if "top_logprobs" in body else "logprobs"
     about = re.search(r"logprobs|top_n_tokens", f"{refused.param} {refused.words}")
     asked = positive_int(body.get(name))
@@ -120,7 +120,7 @@ def lower_alternatives(refused: Refusal, body: Mapping[str, object]) -> tuple[st
 
 
 def droppable_fields(refused: Refusal, body: Mapping[str, object], names: Sequence[str]) -> list[str]:
-    """Return the fields that a server refuses and that a request can do without."""
+    """Return the optional fields that a server refuses."""
     if not refused.of_the_request:
         return []
     if refused.code in ("unsupported_parameter", "unsupported_value") and refused.param in body:
@@ -131,7 +131,7 @@ def droppable_fields(refused: Refusal, body: Mapping[str, object], names: Sequen
 def to_error(
     refused: Refusal, host: str, model: str, offers: Sequence[Offer], path: str = "/models", alone: bool = True
 ) -> ReplError:
-    """Return the error for a request that a server refuses; `alone`: there are no older messages to leave out."""
+    """Return the error for a refused request; `alone` means that there are no older messages to drop."""
     words, status = refused.words, refused.status
     if lacks_model(refused, model):
         return model_not_found(host, model, offers)
@@ -155,7 +155,7 @@ def to_error(
 
 
 def lacks_model(refused: Refusal, model: str) -> bool:
-    """Tell whether a server refuses because it does not have the model."""
+    """Tell whether a server lacks the model."""
     words = refused.words.lower()
     named = bool(model) and model.lower() in words
     says = any(sign in words for sign in ("not exist", "not found", "no such model", "unknown model"))
@@ -164,7 +164,7 @@ def lacks_model(refused: Refusal, model: str) -> bool:
 
 
 def model_not_found(host: str, model: str, offers: Sequence[Offer]) -> NotFound:
-    """Make the error for a model that a server does not have, with the nearest that it has."""
+    """Return the error for a model that a server lacks, with the nearest one it has."""
     known = [offer.id for offer in offers if offer.id != model]
     close = closest_match(model, known) or next(iter(known), "")
     more = f", the nearest is {close}" if close else ""
@@ -172,7 +172,7 @@ def model_not_found(host: str, model: str, offers: Sequence[Offer]) -> NotFound:
 
 
 def path_not_found(host: str, path: str, words: str) -> ReplError:
-    """Make the error for a path that a server does not have."""
+    """Return the error for a path that a server lacks."""
     way = {"/completions": ("continue a text", "/mode chat"), "/chat/completions": ("chat", "/mode complete")}
     what, hint = way.get(path, ("list models", "/connect URL"))
     return UsageError(f"{host} cannot {what}: it has no {path} ({words})", hint)

@@ -1,4 +1,4 @@
-"""One reply of a server: what is asked, what comes, and the record of it."""
+"""One reply of a server: the request, the streamed answer, and the record."""
 
 import time
 from collections.abc import Mapping
@@ -34,15 +34,15 @@ from repl.remote.protocol import (
 from repl.remote.refusals import read_event_error
 
 SERVER_DEFAULTS = ModelDefaults({}, {"do_sample": True}, frozenset(PENALTIES))
-"""What a server brings to decoding: what is not set is its own to choose, and servers sample."""
-LOCAL = ("reuse", *AHEAD)  # settings that only a model here heeds, so that nothing need be said of them
+"""Decoding defaults of a server: it chooses what is not set, and it samples."""
+LOCAL = ("reuse", *AHEAD)  # settings of local models only, which no notice mentions
 MAX_PIECES_PER_TOKEN = 4  # a server that sends this many times the pieces it was allowed tokens does not stop by itself
 MIN_SPAN_S = 0.001  # seconds within which pieces that came in one go are taken: they say nothing about a speed
 
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """The server as its replies see it, with what it refused, allowed and was told of before."""
+    """State of a server across replies: fields it refused, notices shown, limits, renamed fields."""
 
     host: str
     model: str
@@ -51,12 +51,12 @@ class ServerState:
     refused: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
     limits: dict[str, int] = field(default_factory=dict)
-    """Fields with the most that it allows."""
+    """The maximum of fields, as the server told it."""
     renamed: dict[str, str] = field(default_factory=dict)
 
 
 class LogprobCollector:
-    """The log-probabilities of one reply; a token whose id is not known gets a number of its own, below 0."""
+    """The log-probabilities of one reply; a token with unknown id gets a number below 0."""
 
     def __init__(self, asked: int) -> None:
         self._asked = asked  # alternatives that were asked for
@@ -67,7 +67,7 @@ class LogprobCollector:
         self._broken = False  # a text without figures came between such with figures
 
     def number(self, entry: Mapping[str, object]) -> int:
-        """Return the number of a token: its id, else one for its bytes (halves of characters share a text)."""
+        """Return the number of a token: its id, else one for its bytes, since halves of characters share a text."""
         given, data, text = entry.get("id"), entry.get("bytes"), str(entry["token"])
         if isinstance(given, int) and given >= 0:
             found = given
@@ -78,12 +78,12 @@ class LogprobCollector:
         return found
 
     def learn(self, number: int | None, token: int) -> None:
-        """Take note of the id of a token that has a number of its own."""
+        """Record the id of a token that had a number below 0."""
         if number is not None and number < 0:
             self._ids.setdefault(number, token)
 
     def take(self, piece: StreamedToken, length: int) -> None:
-        """Take note of a token and how much of the reply's text it is."""
+        """Add a token; `length` is how many characters it adds to the reply."""
         if piece.number is None or piece.token.logprob is None:
             self._broken = self._broken or bool(self._rows and length)
             return
@@ -95,16 +95,16 @@ class LogprobCollector:
 
     @property
     def begun(self) -> bool:
-        """Tell whether a token with figures came."""
+        """Tell whether a token with a log-probability came."""
         return bool(self._rows)
 
     @property
     def limit(self) -> int:
-        """Return how many of the likeliest the server gives."""
+        """Return how many alternatives the server returned."""
         return max((len(token.top) for *_, token in self._rows), default=0)
 
     def measures(self) -> TokenLogprobs:
-        """Return what was gathered; nothing where it is not whole."""
+        """Return the log-probabilities; empty where some tokens lack them."""
         if not self._rows or self._broken:
             return TokenLogprobs()
         numbers, ranks, lengths, tokens = zip(*self._rows, strict=True)
@@ -127,7 +127,7 @@ class LogprobCollector:
 
 
 class StreamedReply:
-    """One reply on its way: what is asked, what has come so far, and the record of it."""
+    """A reply while it is streamed: the request, the text so far, and the record."""
 
     def __init__(
         self,
@@ -168,13 +168,13 @@ class StreamedReply:
     # ask
 
     def body(self) -> dict[str, object]:
-        """Return the request as it is sent, as far as the server is known to take it."""
+        """Return the request as it is sent, without fields the server is known to refuse."""
         given = {**self.what(), **self.sent()}
         model = {"model": self.peer.model} if self.peer.model else {}
         return {**model, **given}
 
     def what(self) -> dict[str, object]:
-        """Return what is asked: a conversation, a text or ids."""
+        """Return the prompt fields: a conversation, a text or token ids."""
         request = self.request
         if request.ids:
             return {"prompt": list(request.ids)}
@@ -187,7 +187,7 @@ class StreamedReply:
         return {"messages": [*messages, begun], **(self.peer.kind.continues or {})}
 
     def sent(self) -> dict[str, object]:
-        """Return what is sent beside the text and the model."""
+        """Return the other fields, apart from prompt and model."""
         if self._given is not None:
             return dict(self._given)
         given = request_fields(self.request.settings, self.peer.kind, self.request.chats)
@@ -198,7 +198,7 @@ class StreamedReply:
         return {name: value for name, value in {**given, **capped}.items() if name not in self.peer.refused}
 
     def shorten(self) -> bool:
-        """Leave out the oldest exchange, where that is allowed and there is one."""
+        """Drop the oldest exchange if `overflow` allows it and there is one; tells whether it did."""
         gone = context_window.oldest(self.messages) if self.request.settings.decode.overflow == "drop_oldest" else []
         if gone:
             self.dropped += [self.turns[place] for place in gone]
@@ -208,7 +208,7 @@ class StreamedReply:
         return bool(gone)
 
     def tell_unheeded(self) -> None:
-        """Say what was set and has no effect there, once for each."""
+        """Emit a notice for each setting without effect on the server, once per setting."""
         view = self.request.settings.view
         if not self.peer.kind.alternatives and (view.logprobs or view.probs != "off"):
             self._tell_once("log-probabilities", f"{self.peer.host} returns no log-probabilities")
@@ -219,23 +219,23 @@ class StreamedReply:
 
     @property
     def begun(self) -> bool:
-        """Tell whether a text has come."""
+        """Tell whether any text was received."""
         return any(self._texts)
 
     @property
     def endless(self) -> bool:
-        """Tell whether the server does not stop by itself."""
+        """Tell whether the server exceeds the limit of tokens by far."""
         limit = self.request.settings.decode.max_new_tokens or self.peer.context
         return bool(limit) and self._count > MAX_PIECES_PER_TOKEN * limit + 64
 
     def afresh(self) -> None:
-        """Forget what a request brought that has to be made once more: no text was among it."""
+        """Reset for another attempt; no text was received yet."""
         self.finish = self._ended = ""
         self._count, self._prompt = 0, []
         self._ids, self._texts = [], []
 
     def take(self, event: Mapping[str, object]) -> None:
-        """Take one event of the stream; raises `Failed` for one that is not of the protocol, `Refused`, `Cancelled`."""
+        """Process an event of the stream; raises `Failed` for an invalid one, `Refusal`, `Cancelled`."""
         if event is END and self._texts:
             self.finish = self.finish or "stop"
         self._model = str(event.get("model") or self._model)
@@ -277,13 +277,13 @@ class StreamedReply:
             self.finish = "stop_string" if stopped else ENDS.get(word, "stop")
 
     def _whole(self, text: str) -> str:
-        """Return a text with the pair of surrogates that it ends; the first half of one waits for the next event."""
+        """Return a text with surrogate pairs joined; a first half at its end waits for the next event."""
         whole = (self._half + text).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass") if text else ""
         self._half = (whole[-1:] if "\ud800" <= whole[-1:] <= "\udbff" else "") if text else self._half
         return whole.removesuffix(self._half)
 
     def _pieces(self, text: str, given: object, ids: list[int]) -> list[StreamedToken]:
-        """Return a text as tokens with what is known of each: ids, where the server says which it made."""
+        """Return a text as tokens, with their ids where the server returns them."""
         pieces = read_tokens(text, given, self._tally.number)
         if not ids:
             return pieces
@@ -303,7 +303,7 @@ class StreamedReply:
             self.emit(PromptEcho(begun, self._lead))
 
     def _say(self, pieces: list[StreamedToken], thinks: bool) -> None:
-        """Pass text on, with the tags by which thinking is told apart everywhere else around what was thought."""
+        """Emit text, with `<think>` tags around the thinking, as local models write it."""
         mark = ("<think>\n" if thinks else "\n</think>\n\n") if thinks != self._thinks else ""
         self._thinks = thinks
         if self._asked and pieces and pieces[-1].name and not thinks:
@@ -324,15 +324,15 @@ class StreamedReply:
             self._tick()
 
     def _tick(self) -> None:
-        """Count a token, or a piece of a call, as it comes."""
+        """Count a token, or a piece of a tool call, and note the time."""
         self._last = time.monotonic()
         self._first = self._first or self._last
         self._count += 1
 
     def end(self) -> None:
-        """Take note of the end of the stream, and say what the user should know of it.
+        """Finish after the end of the stream, with notices about refusals, filters and tool calls.
 
-        Raises `Failed` where the server gave up, or broke off, though in order.
+        Raises `Failed` where the server reports an error or ended the stream early.
         """
         host = self.peer.host
         if self._half:
@@ -363,7 +363,7 @@ class StreamedReply:
     # tell
 
     def done(self, finish: str) -> Reply:
-        """Return the reply with its record."""
+        """Return the reply's record."""
         made = positive_int(self._usage.get("completion_tokens")) or self._count
         asked = positive_int(self._usage.get("prompt_tokens")) or len(self._prompt)
         details = self._usage.get("prompt_tokens_details")
@@ -399,7 +399,7 @@ class StreamedReply:
         )
 
     def _parts(self, raw: str) -> tuple[Parts, Parts]:
-        """Return the parts of the beginning, and of what was made."""
+        """Return the parts of the prefill, and of the generated text."""
         if not self.request.chats:
             return Parts(), Parts(answer=raw)
         if rest := self._reader.end():
@@ -425,7 +425,7 @@ class StreamedReply:
         )
 
     def _decode(self) -> dict[str, object]:
-        """Return the decoding values that the server heeds; what it chose by itself is not known."""
+        """Return the decoding values in effect at the server; its own defaults are not known."""
         kind, settings, chats = self.peer.kind, self.request.settings, self.request.chats
         table, fields = decoding.effective_values(settings, SERVER_DEFAULTS), kind.fields(chats)
         gone = {*unheeded_settings(settings, kind, chats), *self.peer.refused, *LOCAL}
