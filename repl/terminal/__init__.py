@@ -1,1 +1,1 @@
-"""What is typed and drawn: the views of values, live output, Markdown, the inspector, exports."""
+"""The terminal: line editor, live output, views of results, Markdown, the inspector, exports."""

@@ -1,4 +1,4 @@
-"""Columns of text side by side, below each other where the window is narrow; while they are filled, and for good."""
+"""Columns of text side by side, or below each other in a narrow window; live while they fill, and finished."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -49,7 +49,7 @@ class Blocks:
 
 
 def each(width: int, count: int) -> int:
-    """Return the cells that each of so many columns gets side by side."""
+    """Return the width of each of so many columns side by side, in cells."""
     return (width - GAP_CELLS * (count - 1)) // max(1, count)
 
 
@@ -58,13 +58,13 @@ def _parts(block: Block) -> tuple[Text, Text, Text]:
 
 
 class Filling:
-    """One column while it is filled; what was thought is shown, folded or hidden as in a reply."""
+    """A column while it fills; thinking is shown, folded or hidden as in a reply."""
 
     def __init__(self, title: str, thinking: str = "show") -> None:
         self.title = title
         self.text = Text()
-        self.state = ""  # what stands in the place of text, or below it
-        self._searching = False  # the text is the best of a beam search as yet
+        self.state = ""  # progress, shown below the text
+        self._searching = False  # the text is the best beam so far
         self._cleaner = Cleaner()
         self._fold = Fold(thinking)
         self._chats = False  # tokens come with their pieces
@@ -103,13 +103,13 @@ class Filling:
                     self.text.append("\n" if self.text.plain.endswith("\n") else "\n\n")
 
     def block(self, console: Console, width: int, rows: int) -> Block:
-        """Return its newest lines, as many as there is room for."""
+        """Return its last lines, at most `rows`."""
         lines = self.text[-width * rows :].wrap(console, width, overflow="fold")[-rows:]
         return Block(self.title, Text("\n").join(lines), self.state)
 
 
 class Board:
-    """All columns while they are filled, redrawn in place."""
+    """All columns while they fill, redrawn in place."""
 
     def __init__(self, console: Console, columns: SideBySide, thinking: str = "show") -> None:
         self._console = console
@@ -123,7 +123,7 @@ class Board:
         self._behind = True
 
     def is_due(self) -> bool:
-        """Tell whether something came since the last time, which was not just now."""
+        """Tell whether there is something new to draw, and the last drawing was long enough ago."""
         return self._behind and time.monotonic() - self._drawn_at > 1 / MAX_REDRAWS_PER_S
 
     def drawn(self) -> RenderableType:

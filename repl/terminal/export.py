@@ -1,4 +1,4 @@
-"""A conversation as a file: Markdown, plain text and HTML to read, JSON to compute with."""
+"""Conversations and results as files: Markdown, plain text, HTML and JSON."""
 
 import hashlib
 import html
@@ -31,7 +31,7 @@ from repl.session.session import ShownView
 from repl.terminal.screen import as_record, palette, render, to_jsonable
 from repl.terminal.token_colours import SHADES, caption, percent, shade
 
-FILE_COLUMNS, PHONE_COLUMNS = 100, 60  # columns of what is drawn in a file, and on a narrow page
+FILE_COLUMNS, PHONE_COLUMNS = 100, 60  # width of drawings in a file, and on a narrow page
 Facts = tuple[tuple[str, str], ...]
 CSS = """
 body { color: #1a1a1a; background: #fff; max-width: 60em; margin: 0 auto; padding: 1em 1em 6em;
@@ -48,7 +48,7 @@ i[data-p]:hover, i[data-p]:focus { background: #ffe9a8; outline: none; }
 i[data-p]:hover::after, i[data-p]:focus::after { content: attr(data-p); position: fixed; inset: auto 0 0 0;
   padding: .5em 1em; color: #fff; background: #222; font-size: .9em; font-weight: normal; white-space: pre-wrap; }
 """
-"""The look of a page; what is told of a token stands at the foot of the window, while it is pointed at or touched."""
+"""The style sheet of a page; details of a token are shown at the bottom of the window, on hover or focus."""
 
 TABLE_CSS = """
 body { max-width: none; }
@@ -58,12 +58,12 @@ td { white-space: pre-wrap; font-size: .9em; }
 td.prompt { color: #555; }
 td.other { background: #fff3d6; }
 """
-"""The look of a table of texts; those that differ from the first of their row stand on a ground of their own."""
+"""The style sheet of a table of texts; texts that differ from the first of their row have another background."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What is written: turns in their order, and what stands above them."""
+    """The conversation to write: its turns in order, its title and system message."""
 
     id: str
     title: str
@@ -73,7 +73,7 @@ class Transcript:
 
 
 def as_json(talk: Transcript) -> str:
-    """Return every turn with its whole record and its exact text."""
+    """Return every turn with its record and its exact text."""
     told = to_jsonable(talk)
     for turn, written in zip(talk.turns, told["turns"], strict=True):
         parts = turn.parts
@@ -113,15 +113,15 @@ def as_markdown(talk: Transcript) -> str:
 
 
 def block(text: str, language: str = "") -> str:
-    """Return a block of code, fenced so that nothing in it ends it."""
+    """Return a Markdown code block whose fence does not occur in the text."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}{language}\n{clean(text).rstrip()}\n{fence}"
 
 
 def as_html(talk: Transcript, by: str = "off") -> str:
-    """Return one page that needs no other file, with what was measured of each token shown when it is pointed at.
+    """Return a self-contained page; hovering over a token shows its probability and alternatives.
 
-    Tokens are in their colours by probability (`on`) or `entropy`.
+    Tokens are coloured by probability (`by="on"`), by `entropy`, or not at all (`off`).
     """
     made, body = [turn.record for turn in talk.turns if turn.record], list[str]()
     if by != "off" and any(one.measures.logprobs for one in made):
@@ -135,7 +135,7 @@ def as_html(talk: Transcript, by: str = "off") -> str:
 
 
 def about(record: Reply) -> Facts:
-    """Return what made a reply: its model, and the settings."""
+    """Return the model, commit and settings of a reply."""
     model, decode = record.model, {name: decoding.Value(value, "") for name, value in record.decode.items()}
     given = [f"{name}={value}" for name, value in record.given.items() if name not in decoding.IN_PHRASE]
     settings = join_facts(decoding.phrase(decode), *given, "" if record.seed is None else f"seed {record.seed}")
@@ -144,13 +144,13 @@ def about(record: Reply) -> Facts:
 
 
 def _escaped(text: str, name: str = "", told: str = "") -> str:
-    """Return a text made harmless, in a style, with what is told of it."""
+    """Return a text as HTML, in a style, with details shown on hover."""
     held = f' class="{name}"' * (name not in ("", "none")) + f' tabindex="0" data-p="{html.escape(told)}"' * bool(told)
     return f"<i{held}>{html.escape(clean(text))}</i>" if held and text else html.escape(clean(text))
 
 
 def _in_html(turn: Turn, by: str) -> str:
-    """Return a turn token by token where they were measured; what is not the answer is dim."""
+    """Return a turn as HTML, token by token where log-probabilities were recorded; all but the answer is dim."""
     found, parts = read_trace(turn), turn.parts
     if found is None:
         return "\n\n".join(_escaped(text, name) for text, name in _drawn(parts))
@@ -164,14 +164,14 @@ def _in_html(turn: Turn, by: str) -> str:
 
 
 def _told(token: Seen) -> str:
-    """Say how probable a token was, and what was likeliest in its place."""
+    """Return a token's probability and entropy, and the most likely alternatives."""
     others = [f"{percent(math.exp(logprob)):>9} {quote(text)}" for _, text, logprob in token.top[:5]]
     entropy = "" if token.entropy is None else f"entropy {token.entropy:.2f} nats"
     return "\n".join([join_facts(quote(token.name), percent(math.exp(token.logprob)), entropy), *others])
 
 
 def sheet(in_colours: bool = True) -> Console:
-    """Return a console that keeps what is drawn on it, in colours on a light ground."""
+    """Return a console that records its output, in the colours of the light theme."""
     return Console(
         record=True,
         file=io.StringIO(),
@@ -187,18 +187,18 @@ def sheet(in_colours: bool = True) -> Console:
 
 
 def said(parts: Parts) -> Text:
-    """Return what was thought, answered and called; all but the answer dim."""
+    """Return thinking, answer and tool calls; all but the answer dim."""
     return Text("\n\n").join(Text(clean(text), name) for text, name in _drawn(parts))
 
 
 def _drawn(parts: Parts) -> list[tuple[str, str]]:
-    """List what was thought, answered and called, each in its style."""
+    """List thinking, answer and tool calls, each with its style."""
     calls = "\n".join(map(describe, parts.tool_calls))
     return [(text, name) for text, name in ((parts.thinking, "quiet"), (parts.answer, ""), (calls, "quiet")) if text]
 
 
 def html_page(title: str, facts: Facts, body: str, style: str = "") -> str:
-    """Return a page with what is told above it; it runs nothing, asks for nothing, and styles itself alone."""
+    """Return a page with facts above its body; its content security policy allows no scripts and no requests."""
     named = {name: palette("light").styles[name].get_html_style() for name in SHADES}
     style = CSS + "".join(f".{name} {{ {rule} }}\n" for name, rule in {**named, "quiet": "opacity: .6"}.items()) + style
     digest = b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -227,12 +227,12 @@ def html_page(title: str, facts: Facts, body: str, style: str = "") -> str:
 
 @singledispatch
 def page_body(result: Any) -> str:
-    """Return what a page has in place of a drawing, for a result that is too large to be drawn; mostly nothing."""
+    """Return HTML for a result that is too large to be drawn in a terminal; '' for all others."""
     return ""
 
 
 def html_table(heads: Sequence[str], rows: Iterable[Sequence[tuple[str, str]]]) -> str:
-    """Return a table of texts, each with the name of its style or none, that shows their line breaks."""
+    """Return an HTML table of texts with their style names ('' for none); line breaks are kept."""
     head = "".join(f"<th>{html.escape(clean_line(one))}</th>" for one in heads)
     body = (
         "".join(f'<td class="{name}">{html.escape(clean(text))}</td>' for text, name in row).join(("<tr>", "</tr>\n"))
@@ -242,7 +242,7 @@ def html_table(heads: Sequence[str], rows: Iterable[Sequence[tuple[str, str]]]) 
 
 
 def view_as_html(shown: ShownView) -> str:
-    """Return a result as a page, in its colours, under the line that asked for it; drawn once more for a phone."""
+    """Return a result as a page under its command line, drawn twice: for wide and for narrow windows."""
     if body := page_body(shown.result):
         return html_page(shown.line, shown.about, body, TABLE_CSS)
     console = sheet()
@@ -255,20 +255,20 @@ def view_as_html(shown: ShownView) -> str:
 
 
 def view_as_text(shown: ShownView) -> str:
-    """Return a result as it reads without colours."""
+    """Return a result as plain text under its command line."""
     console = sheet(in_colours=False)
     console.print(Text(clean_line(shown.line)), "", render(shown.result), sep="\n")
     return "\n".join(row.rstrip() for row in console.export_text().splitlines()) + "\n"
 
 
 def view_as_markdown(shown: ShownView) -> str:
-    """Return a result in a block of code, under the line that asked for it."""
+    """Return a result as a Markdown code block under its command line."""
     _, _, drawn = view_as_text(shown).partition("\n\n")
     return f"# {clean_line(shown.line)}\n\n{block(drawn)}\n"
 
 
 def view_as_json(shown: ShownView) -> str:
-    """Return a result field by field, as --json writes it."""
+    """Return a result as --json writes it."""
     return _dumped(as_record(shown.command, shown.result))
 
 
@@ -277,7 +277,7 @@ FORMATS = {".md": as_markdown, ".json": as_json, ".txt": as_text, ".html": as_ht
 
 
 def fenced(text: str) -> str:
-    """Close the code block that a text leaves open."""
+    """Close a code block that the text leaves open."""
     fence = ""
     for mark, rest in re.findall(r"^ {0,3}(`{3,}|~{3,})(.*)$", text, re.M):
         if not fence:
@@ -288,7 +288,7 @@ def fenced(text: str) -> str:
 
 
 def _sections(talk: Transcript) -> list[tuple[str, Parts, Turn | None]]:
-    """Return the system message and each turn, under who spoke, how it ended, and in a tree where it hangs."""
+    """Return the system message and each turn, with headings: speaker, state, and in a tree its position."""
     tree = any(turn.parent != before.id for before, turn in pairwise(talk.turns))
     numbers = {turn.id: turn.exchange for turn in talk.turns} if tree else {}
     system = [("system", Parts(answer=talk.system), None)] if talk.system else []
@@ -302,7 +302,7 @@ def _label(turn: Turn) -> str:
 
 
 def _place(turn: Turn, numbers: Mapping[int, int]) -> str:
-    """Return the number of a turn's exchange in a tree, and what it follows where that is not the one before."""
+    """Return the number of a turn's exchange in a tree, and the exchange it follows if that is not the one above."""
     before = numbers.get(turn.parent or 0, turn.exchange)
     follows = f" after {before}" if turn.role in ASKING else f", another answer to {before}"
     return f" · {turn.exchange}" + (follows if before != turn.exchange else "") if numbers else ""

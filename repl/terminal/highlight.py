@@ -1,4 +1,4 @@
-"""Colours of program text, line by line as it arrives."""
+"""Syntax highlighting of code, line by line as it arrives."""
 
 import copy
 from functools import cache
@@ -8,7 +8,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 MAX_COLOURED_CHARACTERS = 1000
-"""Length of a line beyond which it gets no colours: patterns take their time."""
+"""Longer lines are not highlighted: regular expressions would take too long."""
 
 _STYLES = {
     "Comment": Style(dim=True),
@@ -24,14 +24,14 @@ _STYLES = {
 
 
 class Highlighter:
-    """Colours one block of code; knows after each line what is open, such as a string over several lines."""
+    """Highlights one block of code; keeps the lexer's state between lines, for strings over several lines."""
 
     def __init__(self, language: str) -> None:
         self._lexer = _lexer(language.lower())
         self._stack = ["root"]
 
     def line(self, text: str) -> list[Segment]:
-        """Return the next line in its colours."""
+        """Return the next line, highlighted."""
         if self._lexer is None or len(text) > MAX_COLOURED_CHARACTERS:
             return [Segment(text)]
         try:
@@ -41,7 +41,7 @@ class Highlighter:
         return [Segment(part.rstrip("\n"), _style(kind)) for _, kind, part in found if part.rstrip("\n")]
 
     def draft(self, text: str) -> list[Segment]:
-        """Return a line that is not complete in its colours."""
+        """Return an incomplete line, highlighted; the state is unchanged."""
         return copy.copy(self).line(text)
 
     def _tokens(self, line: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""A reply on a screen of its own: the tokens in their colours, and beside them what else the model considered."""
+"""Full-screen view of a reply: coloured tokens, and the alternatives at the token under the cursor."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -41,23 +41,23 @@ INSPECTOR_KEYS = (
     "arrows · 1-5 choose · Enter takes · p e · / n · q leaves",
 )
 LOOKING = ("arrows move · / searches · n finds the next · q leaves", "arrows · / · n · q leaves")
-"""Keys where no token can be put in the place of another."""
+"""Keys where alternatives cannot be taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Rows of fragments; for each token the row and column where it begins, and where in the text."""
+    """The text laid out in rows; for each token the row and column where it begins, and its offset in `text`."""
 
     rows: list[list[Fragment]]
     places: list[tuple[int, int]]
     text: str
-    """All that is shown, in small letters, to search in."""
+    """The whole text in lower case, for searching."""
     starts: list[int]
 
     def beside(self, token: int, rows: int) -> int:
-        """Return the token that begins so many rows further down, nearest to the column of another.
+        """Return the token that begins so many rows below another, nearest to its column.
 
-        Where none begins in that row the next one that way is meant; past the ends it is the first or last token.
+        Rows in which no token begins are skipped; beyond the ends it is the first or last token.
         """
         row, column = self.places[token]
         wanted, step = row + rows, -1 if rows < 0 else 1
@@ -69,7 +69,7 @@ class Page:
         return 0 if rows < 0 else len(self.places) - 1
 
     def find(self, words: str, after: int) -> int | None:
-        """Return the next token in which a text begins, round the end; None where it is nowhere."""
+        """Return the next token in which a text begins, wrapping around; None where it does not occur."""
         wanted = words.translate(EMOJI_PARTS).lower()
         if not wanted:
             return None
@@ -80,7 +80,7 @@ class Page:
 
 
 def lay_out(tokens: Sequence[Seen], width: int) -> Page:
-    """Lay tokens out in rows of a width, broken between words where that can be."""
+    """Lay tokens out in rows of a width, broken between words where possible."""
     shown = [visible(token) for token in tokens]
     rows = list(_rows(shown, max(width, 2)))
     places: dict[int, tuple[int, int]] = {}
@@ -123,12 +123,12 @@ def _rows(shown: Sequence[str], width: int) -> list[list[Fragment]]:
 
 
 def cells(character: str) -> int:
-    """Return the columns of one character, which is how the screen counts them."""
+    """Return the columns of one character on the screen."""
     return 1 if character.isascii() else cell_len(character)
 
 
 def visible(token: Seen) -> str:
-    """Return what a page shows for a token, never nothing: the name of an end token, a dot for a part of a letter."""
+    """Return the visible text of a token, never empty: the name of a special token, a dot for part of a character."""
     if token.text:
         return clean(token.text).translate(EMOJI_PARTS).replace("\n", "↵\n").replace("\t", "⇥   ") or EMPTY_TOKEN
     name = clean_line(token.name).translate(EMOJI_PARTS)
@@ -136,7 +136,7 @@ def visible(token: Seen) -> str:
 
 
 class Inspector:
-    """Shows one reply; `run` returns the line to run afterwards, which takes an alternative, or nothing."""
+    """Shows one reply; `run` returns a `/take` line for a chosen alternative, or ''."""
 
     def __init__(
         self, found: Inspection, theme: str = "dark", source: Input | None = None, target: Output | None = None
@@ -164,18 +164,18 @@ class Inspector:
         self.app.ttimeoutlen = self.app.timeoutlen = ESCAPE_WAIT_S
 
     def run(self) -> str:
-        """Serve keys until one leaves."""
+        """Run until a key leaves the view."""
         return self.app.run()
 
     # what there is
 
     @property
     def token(self) -> Seen:
-        """Return the token that the cursor stands on."""
+        """Return the token under the cursor."""
         return self.found.tokens[self.at]
 
     def page(self, width: int = 0, height: int = 0) -> Page:
-        """Return the text laid out in a width, by default the one it was last drawn in."""
+        """Return the text laid out in a width, by default that of the last drawing."""
         self._width, self._height = width or self._width, height or self._height
         found: Page = self._pages(self._width)
         return found
@@ -183,7 +183,7 @@ class Inspector:
     # what keys do
 
     def go(self, token: int | None) -> None:
-        """Put the cursor on a token; where there is none say so."""
+        """Move the cursor to a token; None shows that the search found nothing."""
         self.said = "" if token is not None else f"{quote(self.sought)} is not in this reply"
         if token is not None:
             self.at, self.chosen = min(max(token, 0), len(self.found.tokens) - 1), None
@@ -193,7 +193,7 @@ class Inspector:
         self.go(self.page().beside(self.at, rows))
 
     def turn(self, step: int) -> None:
-        """Choose the next or previous alternative, round the ends."""
+        """Choose the next or previous alternative, wrapping around."""
         count = len(self.token.top)
         start = -1 if step > 0 else 0
         self.choose(((start if self.chosen is None else self.chosen) + step) % count if count else 0)
@@ -204,14 +204,14 @@ class Inspector:
         self.chosen = number if number < len(self.token.top) else self.chosen
 
     def colour(self, by: str) -> None:
-        """Colour by probability or by entropy, where that is known."""
+        """Colour by probability (`on`), or by `entropy` where it is known."""
         if by == "entropy" and self.found.server:
             self.said = f"entropy is not known: {self.found.server} returns the most likely only"
         else:
             self.by, self.said = by, ""
 
     def take(self, event: KeyPressEvent) -> None:
-        """Leave with the line that takes the chosen alternative."""
+        """Leave with the `/take` line of the chosen alternative."""
         if self.chosen is None:
             self.said = "a digit or Tab chooses an alternative first"
         elif self.token.top[self.chosen][0] < 0:
@@ -223,11 +223,11 @@ class Inspector:
             event.app.exit(result=f"/take {self.at + 1} {token} --exchange {exchange}")
 
     def seek(self, words: str | None) -> None:
-        """Begin or go on typing what to search for; None gives it up."""
+        """Edit the search text; None cancels the search."""
         self.words, self.said = words, ""
 
     def search(self, words: str) -> None:
-        """Go to the next place of a text, by default of the last one."""
+        """Go to the next occurrence of a text, by default of the last one searched for."""
         self.words, self.sought = None, words or self.sought
         self.go(self.page().find(self.sought, self.at) if self.sought else self.at)
 
@@ -325,19 +325,19 @@ class Inspector:
 
 
 class TokenText(UIControl):
-    """The text of the reply; only the rows that are seen are drawn."""
+    """The text of the reply; only visible rows are drawn."""
 
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
 
     def create_content(self, width: int, height: int) -> UIContent:
-        """Return the rows in a width, with the cursor where the token begins."""
+        """Return the rows in a width, with the cursor at the start of the current token."""
         page = self._inspector.page(width, height)
         row, column = page.places[self._inspector.at]
         return UIContent(lambda number: self._line(page, number), len(page.rows), Point(column, row), show_cursor=True)
 
     def is_focusable(self) -> bool:
-        """Let the cursor stand here."""
+        """Allow the cursor here."""
         return True
 
     def _line(self, page: Page, number: int) -> StyleAndTextTuples:
@@ -354,7 +354,7 @@ class TokenText(UIControl):
 
 
 def styles(theme: str) -> Style:
-    """Return the styles of a theme in the words of the line editor."""
+    """Return the styles of a theme for prompt_toolkit."""
     found: dict[str, str] = {}
     for name, look in ((name, palette(theme).styles[name]) for name in SHADES):
         on = [word for word in ("bold", "underline", "reverse", "italic") if getattr(look, word)]

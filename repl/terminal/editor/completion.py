@@ -1,4 +1,4 @@
-"""What the line editor completes: commands with their values, and paths."""
+"""Completion in the line editor: commands with their values, and paths."""
 
 from collections.abc import Callable, Iterable
 
@@ -9,14 +9,14 @@ from repl.core.sanitize import clean_line
 
 
 class SlashCompleter(Completer):
-    """Commands and their values, paths where a value looks like one."""
+    """Completes commands and their values, and paths where a value looks like one."""
 
     def __init__(self, offered: Callable[[str], list[tuple[str, str]]]) -> None:
         self._offered = offered
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """Yield what could stand at the cursor."""
+        """Yield the completions at the cursor."""
         line = document.text_before_cursor
         last = line.rpartition(" ")[2]
         if line.startswith("/") and " " in line and last[:1] in ("/", ".", "~"):

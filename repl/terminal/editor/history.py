@@ -1,4 +1,4 @@
-"""The lines typed before, in a file as prompt_toolkit writes it; several programs may add to it at once."""
+"""The prompt history, in prompt_toolkit's file format; several processes may add to it at once."""
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
@@ -14,7 +14,7 @@ LOCK_WAIT_S = 2.0  # seconds to wait for another program that adds an entry
 
 
 class Past(FileHistory):
-    """Entries for the editor, long ones folded; what other programs add is there at the next prompt."""
+    """History entries for the editor, long ones folded; entries of other processes appear at the next prompt."""
 
     def __init__(self, path: Path, folds: Folds, keep: bool = True) -> None:
         super().__init__(path)
@@ -25,7 +25,7 @@ class Past(FileHistory):
         self._entries: list[str] = []  # newest first
 
     async def load(self) -> AsyncGenerator[str, None]:
-        """Read the file again, and yield entries, newest first."""
+        """Read the file again and yield its entries, newest first."""
         self._entries = [*self._unsaved, *map(self._folds.entry, self.load_history_strings())]
         for entry in self._entries:
             yield entry
@@ -41,7 +41,7 @@ class Past(FileHistory):
         return []
 
     def append_string(self, string: str) -> None:
-        """Add an entry to the file, or keep it in memory where it must not or cannot be saved."""
+        """Add an entry to the file, or keep it in memory where it may not or cannot be saved."""
         with suppress(OSError):  # a disk that refuses must not stop the conversation
             if self._keep:
                 self._path.touch(mode=0o600)

@@ -1,4 +1,4 @@
-"""What keys do at the prompt: sending and new lines, folded pastes, an editor, the settings beside the prompt."""
+"""Key bindings of the prompt: sending, new lines, folded pastes, an external editor, the settings view."""
 
 import re
 from collections.abc import Callable
@@ -35,7 +35,7 @@ FOOT_ROWS = 4  # of the settings view, in a window of at least 12 rows
 
 
 def menu(rows: int, shown: bool = False) -> int:
-    """Return how many rows are kept for the line and completions, in a window of so many: more while they show."""
+    """Return the rows reserved for the line and its completions, in a window of so many rows."""
     return max(1, min(13, rows // 2 + 1) if shown else min(6, rows // 3))
 
 
@@ -94,7 +94,7 @@ def _clear(line: Buffer, stop: Callable[[], object]) -> None:
 
 
 async def _edit(line: Buffer, folds: Folds) -> None:
-    """Open the whole text in `$EDITOR`; what of it was folded and stays as it was is folded again."""
+    """Open the whole text in `$EDITOR`; unchanged folded pastes are folded again."""
     whole = folds.whole(line.text)
     edited = await run_in_terminal(lambda: children.edit_text(whole), in_executor=True)
     text = folds.entry(whole if edited is None else edited)
@@ -102,16 +102,16 @@ async def _edit(line: Buffer, folds: Folds) -> None:
 
 
 class Folded(Processor):
-    """Draws a few words for each character that a paste is folded into; the cursor steps over them at once.
+    """Draws a label for each folded paste, which is one character for the cursor.
 
-    Controls of direction are drawn by their names: the editor would obey them.
+    Bidirectional controls are drawn as code points: the terminal would obey them.
     """
 
     def __init__(self, folds: Folds) -> None:
         self._folds = folds
 
     def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
-        """Widen the characters of one line; the places before and after them stay together."""
+        """Replace the characters of a line by their labels, and map cursor positions to and from them."""
         line = transformation_input.fragments
         if not any(MARK.search(piece[1]) or DIRECTION.search(piece[1]) for piece in line):
             return Transformation(line)
@@ -130,7 +130,7 @@ class Folded(Processor):
 
 
 class SideView:
-    """The settings under the prompt while F2 has them open; the line being typed stays as it is."""
+    """The settings view under the prompt, opened by F2; the line being typed is kept."""
 
     def __init__(self, panel: Callable[[], "Panel"], line: Buffer) -> None:
         self._make = panel
@@ -149,19 +149,19 @@ class SideView:
         self.container = ConditionalContainer(HSplit([rows, foot]), filter=self.shown & ~is_done)
 
     def keys(self, others: KeyBindings) -> KeyBindingsBase:
-        """Return the prompt's keys with F2 among them: none of them acts while the view is open."""
+        """Return the prompt's keys with F2 added; they are off while the view is open."""
         others.add("f2", filter=~is_searching)(lambda event: self.open())
         return ConditionalKeyBindings(others, ~self.shown)
 
     def open(self) -> None:
-        """Show the settings, and let the keys go to them."""
+        """Show the settings and give them the keyboard focus."""
         self._line.cancel_completion()
         self._panel = self._make()
         self._panel.open()
         get_app().layout.focus(self._list)
 
     def close(self) -> None:
-        """Let the keys go to the line again."""
+        """Hide the settings and focus the line again."""
         self._panel = None
         get_app().layout.focus(self._line)
 

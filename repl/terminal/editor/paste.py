@@ -1,4 +1,4 @@
-"""Long pasted texts at the prompt: one character stands for each, and is drawn as a few words about it."""
+"""Folding of long pastes at the prompt: one private-use character stands for each, drawn as a short label."""
 
 import re
 
@@ -10,18 +10,18 @@ MARK = re.compile(f"[{chr(FIRST)}-{chr(LAST)}]")
 
 
 class Folds:
-    """The texts that are folded, by the character that stands for each."""
+    """The folded texts, by the character that stands for each."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
 
     def fold(self, text: str) -> str:
-        """Return what stands for a pasted text: itself, or one character where it is long."""
+        """Return a pasted text, or one character for a long one."""
         long = count_lines(text) > MAX_LINES or len(text) > MAX_CHARACTERS
         return self._mark(text) if long or MARK.search(text) else text
 
     def entry(self, text: str) -> str:
-        """Return what stands for a text that comes back: texts folded before are so again, far too long ones too."""
+        """Return a text for editing again: pastes folded before, and very long texts, are folded."""
         if MARK.search(text):
             return self._mark(text)
         for mark, folded in self._texts.items():
@@ -36,11 +36,11 @@ class Folds:
         )
 
     def whole(self, text: str) -> str:
-        """Return a text with everything that is folded in it."""
+        """Return a text with its folded pastes expanded."""
         return MARK.sub(lambda found: self._texts.get(found[0], found[0]), text)
 
     def label(self, mark: str) -> str:
-        """Return the words drawn for a character; the character itself where nothing is folded."""
+        """Return the label of a folded paste; any other character unchanged."""
         if mark not in self._texts:
             return mark
         text = self._texts[mark]
@@ -59,5 +59,5 @@ class Folds:
 
 
 def count_lines(text: str) -> int:
-    """Return how many lines a text has; an end of line at its end begins no new one."""
+    """Return the number of lines; a line feed at the end begins no new one."""
     return text.count("\n") + (not text.endswith("\n"))

@@ -1,4 +1,4 @@
-"""The line editor: completion, keys, history, toolbar, and the keyboard while something else owns the screen."""
+"""The line editor, with completion, keys, history and toolbar; and the keyboard while a job owns the screen."""
 
 import asyncio
 import os
@@ -47,16 +47,16 @@ if TYPE_CHECKING:
 __all__ = ["Editor", "Keyboard", "Plain", "dumb"]
 EDITOR_ACCENTS = {"dark": "ansicyan", "light": "ansiblue", "mono": "bold"}
 Complete = Callable[[str], list[tuple[str, str]]]
-"""Returns what could stand at the end of a line, each with what it is."""
-PROMPT_POLL_S = 0.1  # seconds between looks at what goes on beside the prompt: each takes time from a load
+"""Returns the completions of a line, each with its help."""
+PROMPT_POLL_S = 0.1  # seconds between polls of background work: each takes time from a load
 ESCAPE_WAIT_S = 0.05  # seconds after which a lone escape byte is the Esc key
-RESTORED = b"\x1b[?7h\x1b[?2004l\x1b[?25h\x1b[0m"  # lines are broken, pastes plain, the cursor seen, no colours
-PASTES = "\x1b[?2004h"  # pastes are marked
+RESTORED = b"\x1b[?7h\x1b[?2004l\x1b[?25h\x1b[0m"  # wrap lines, no bracketed paste, show the cursor, no colours
+PASTES = "\x1b[?2004h"  # bracketed paste on
 DRAWING = ContextVar("DRAWING", default=False)  # whether a line is being drawn above the prompt
 
 
 def prompt_style(accent: str) -> Style:
-    """Return how the editor looks with an accent colour."""
+    """Return the editor's styles for an accent colour."""
     return Style.from_dict(
         {
             "prompt": accent,
@@ -79,35 +79,35 @@ def prompt_style(accent: str) -> Style:
 
 
 class PromptBackend(Protocol):
-    """Who stands behind the prompt."""
+    """What the prompt needs of the program behind it."""
 
     def toolbar(self, width: int) -> str:
         """Return the line under the prompt."""
 
     def poll_load(self) -> Callable[[], object] | None:
-        """Do a little of what goes on beside the prompt; returns what to print above it."""
+        """Advance background work; returns a function that prints above the prompt, or None."""
 
     def watch(self, wake: Callable[[], object]) -> None:
-        """Have `wake` called, on any thread, when what loads beside the prompt ends."""
+        """Have `wake` called, on any thread, when a background load ends."""
 
     def stop_load(self) -> bool:
-        """Stop what is loading; False where nothing is."""
+        """Stop a background load; False where there is none."""
 
     def settings(self) -> Settings:
         """Return the current settings."""
 
     def complete(self, line: str) -> list[tuple[str, str]]:
-        """Return what could stand at the end of a line, with what is loaded in mind."""
+        """Return the completions of a line, each with its help."""
 
     def panel(self, changed: Callable[[], object]) -> "Panel":
-        """Return the settings view; `changed` is called when it changed one."""
+        """Return the settings view; `changed` is called after a change."""
 
 
 def terminal_input(stdin: TextIO) -> Input:
-    """Return the keyboard of a terminal, whose keys stay keys while lines are drawn above the prompt.
+    """Return the input of a terminal that stays in raw mode while lines are drawn above the prompt.
 
-    `run_in_terminal` would let the terminal turn an Enter of that moment into Ctrl-J, a new line in the draft. Drawing
-    needs none of what its cooked mode is for; what reads lines itself, such as an editor, does.
+    In the cooked mode of `run_in_terminal` the terminal would turn Enter into Ctrl-J, a new line in the draft. Drawing
+    does not need cooked mode; a program that reads lines, such as an editor, does.
     """
     if sys.platform == "win32":
         return create_input(stdin)
@@ -121,22 +121,22 @@ def terminal_input(stdin: TextIO) -> Input:
 
 
 class TerminalOutput(Vt100_Output):
-    """A terminal whose toolbar is drawn also where it cannot be asked for the place of its cursor."""
+    """An output that draws the toolbar even if the terminal does not report its cursor position."""
 
     def get_rows_below_cursor_position(self) -> int:
-        """Return the least there can be; raises `NotImplementedError` where the terminal can be asked."""
+        """Return the minimum, 1; raises `NotImplementedError` where the terminal reports the position."""
         return super().get_rows_below_cursor_position() if self.responds_to_cpr else 1
 
 
 def terminal_output() -> Output:
-    """Return the screen of a terminal."""
+    """Return the output of the terminal."""
     if sys.platform == "win32":
         return create_output()
     return TerminalOutput.from_pty(sys.stdout, os.environ.get("TERM"), ColorDepth.from_env())
 
 
 class Editor:
-    """Reads lines; between them it watches the keyboard for whoever owns the screen."""
+    """Reads lines; between them it reads the keyboard for the job that owns the screen."""
 
     def __init__(
         self,
@@ -183,14 +183,14 @@ class Editor:
         layout.children.insert(-1, view.container)  # above the toolbar
 
     def _adapt(self) -> None:
-        """Take over the keys of the editing mode that is set."""
+        """Apply the settings `editing_mode` and `theme`."""
         vi = self.backend.settings().view.editing_mode == "vi"
         self._prompt.editing_mode = EditingMode.VI if vi else EditingMode.EMACS
         self._prompt.color_depth = ColorDepth.DEPTH_1_BIT if self.backend.settings().view.theme == "mono" else None
         self._prompt.app.timeoutlen = ESCAPE_WAIT_S if vi else 1.0  # of Esc, for the key it is the Alt of
 
     def read(self, draft: str = "") -> str:
-        """Return the next line, whole; raises `EOFError` on Ctrl-D in an empty one."""
+        """Return the next line with its pastes expanded; raises `EOFError` on Ctrl-D in an empty one."""
         self._says_how_to_leave = False
         typed_ahead = get_typeahead(self.input)
         store_typeahead(self.input, typed_ahead)
@@ -202,11 +202,11 @@ class Editor:
         return self._folds.whole(line)
 
     def forget_keys(self) -> None:
-        """Drop what was typed ahead: no message is to be made of it."""
+        """Drop the keys typed ahead."""
         get_typeahead(self.input)
 
     def run(self, read: Callable[[], str]) -> str:
-        """Read keys; raises what a signal asked for meanwhile, also where it came as the reading ended."""
+        """Read keys; raises the exit that a signal requested meanwhile, even if reading had just ended."""
         try:
             return read()
         finally:
@@ -214,9 +214,9 @@ class Editor:
                 raise self._end
 
     def breaks(self, error: SystemExit) -> bool:
-        """Have an error raised between two steps of reading keys; False where no keys are read.
+        """Have an error raised between two steps of the event loop; False where no keys are read.
 
-        In the middle of a step it could miss what puts the terminal back.
+        Inside a step it could skip restoring the terminal.
         """
         try:
             loop = asyncio.get_running_loop()
@@ -228,7 +228,7 @@ class Editor:
 
     @contextmanager
     def own_terminal(self) -> Iterator[None]:
-        """Keep echo and the keys that send signals off, also between the prompts; at the end all is as it was."""
+        """Keep the terminal in raw mode between prompts too; restore it at the end."""
         try:
             with self.input.raw_mode():
                 early = [KeyPress(Keys.Enter) if key.key == Keys.ControlJ else key for key in self.input.read_keys()]
@@ -240,7 +240,7 @@ class Editor:
 
     @contextmanager
     def keyboard(self) -> Iterator["Keyboard"]:
-        """Turn echo off while something else owns the screen."""
+        """Read keys without echo while a job owns the screen."""
         keys = Keyboard(self.input)
         with self.input.raw_mode():
             self.output.enable_bracketed_paste()
@@ -256,7 +256,7 @@ class Editor:
         self._prompt.reserve_space_for_menu = menu(self.output.get_size().rows, line.complete_state is not None)
 
     def _offered(self, count: int, chosen: int | None) -> str:
-        """Say which of the completions are in sight, or which one is chosen."""
+        """Return which completions are visible, or which one is chosen, of how many."""
         if chosen is not None:
             return f"{chosen + 1} of {count}"
         found = [each.content for each in walk(self._prompt.layout.container) if isinstance(each, CompletionsMenu)]
@@ -284,7 +284,7 @@ class Editor:
         return [("class:bottom-toolbar", ascii_signs(line))]
 
     async def _ticking(self) -> None:
-        """Let the shell finish background work: it says what to print above the prompt."""
+        """Poll background work, print its results above the prompt, and keep the toolbar current."""
         shown, ended, loop = self._bar(), asyncio.Event(), asyncio.get_running_loop()
         while True:
             ended.clear()
@@ -301,7 +301,7 @@ class Editor:
                 await asyncio.wait_for(ended.wait(), PROMPT_POLL_S)
 
     def _find_cursor(self) -> None:
-        """Ask again for the cursor's place where that went by in a rush of keys: without it no toolbar is drawn."""
+        """Request the cursor position again if the answer was lost among keys: without it no toolbar is drawn."""
         app = get_app()
         busy = app.key_processor.input_queue or app.renderer.waiting_for_cpr or app.is_done
         if not (busy or app.renderer.height_is_known):
@@ -315,9 +315,9 @@ def _raise(error: BaseException) -> None:
 
 
 class Plain:
-    """Reads lines where the terminal cannot move its cursor, or, with the keys of a shell, where a screen reader reads.
+    """Reads lines on a dumb terminal, or for screen readers, then with readline's editing.
 
-    Nothing is written between Enter and the next mark: a paste is told from keys by a mode that is set once.
+    Nothing is written between Enter and the next prompt: bracketed paste is switched on once.
     """
 
     def __init__(self, mark: str, settle: Callable[[], object], complete: Complete | None = None) -> None:
@@ -326,7 +326,7 @@ class Plain:
         self._readline = import_readline(complete) if complete else None
 
     def read(self, draft: str = "") -> str:
-        """Return the next line; raises `EOFError` at the end of input. Work begun beside the prompt is waited for."""
+        """Return the next line; raises `EOFError` at the end of input. Background work is finished first."""
         self._settle()
         drafts, editor = [draft], self._readline  # in the first row alone, and Ctrl-C takes it away
         if editor is not None:
@@ -344,7 +344,7 @@ class Plain:
                 signal.signal(signal.SIGINT, before)
 
     def close(self) -> None:
-        """Leave the terminal as it was found."""
+        """Restore the terminal."""
         if self._readline is not None:
             with suppress(OSError):
                 sys.stdout.write(RESTORED.decode())
@@ -352,7 +352,7 @@ class Plain:
 
 
 def import_readline(complete: Complete) -> Any:
-    """Return the module that edits lines as a shell does, None on Windows, whose console does that."""
+    """Return Python's readline module with completion set up, None on Windows, whose console edits lines itself."""
 
     def word(text: str, number: int) -> str | None:
         line = Document(readline.get_line_buffer())
@@ -375,7 +375,7 @@ def import_readline(complete: Complete) -> Any:
 
 
 class Keyboard:
-    """Keys typed while a reply streams: Esc and Ctrl-C cancel, the rest waits for the next prompt."""
+    """Keys typed while a job runs: Esc and Ctrl-C cancel it, all others wait for the next prompt."""
 
     def __init__(self, source: Input) -> None:
         self._input = source
@@ -383,7 +383,7 @@ class Keyboard:
         self._heard_at = 0.0
 
     def cancelled(self) -> bool:
-        """Read what was typed; True once for Esc or Ctrl-C."""
+        """Read the keys typed so far; True if Esc or Ctrl-C is among them."""
         arriving, now = self._arriving(), time.monotonic()
         pressed = self._input.read_keys()
         if arriving:
@@ -397,14 +397,14 @@ class Keyboard:
         return bool(stop)
 
     def _arriving(self) -> bool:
-        """Tell whether bytes wait to be read: the parser does not say when it holds an escape back."""
+        """Tell whether bytes wait to be read: the parser does not tell when it holds back an escape."""
         try:
             return bool(select.select([self._input.fileno()], [], [], 0)[0])
         except (OSError, ValueError, NotImplementedError):  # Windows: its console gives whole keys
             return False
 
     def keep(self) -> None:
-        """Hand the keys to the next prompt."""
+        """Pass the keys to the next prompt."""
         with suppress(EOFError, OSError):
             self.cancelled()
         store_typeahead(self._input, self._keys)

@@ -1,4 +1,4 @@
-"""The settings beside the prompt: what the F2 view lists, and what its keys do; drawing it is the line editor's."""
+"""The settings view (F2): its rows and the actions of its keys; the line editor draws it."""
 
 import re
 import textwrap
@@ -17,7 +17,7 @@ RANGE = re.compile("^(?:a whole number(?: of)?|a number|one of) ")  # what the r
 
 
 class Panel:
-    """The settings that act without a load, in groups; one is chosen, and a value for it may be half typed."""
+    """The settings that need no load, in groups; one is chosen, and a value for it may be partly typed."""
 
     def __init__(self, session: Session, changed: Callable[[], object] = lambda: None) -> None:
         self._session = session
@@ -31,7 +31,7 @@ class Panel:
         self.rows: list[Setting] = []
 
     def open(self) -> None:
-        """Look at all settings as they stand."""
+        """Read the current settings."""
         self.typed = self.said = ""
         self.rows = [change_settings.describe_setting(self._session, name) for name in self._names]
 
@@ -41,7 +41,7 @@ class Panel:
         return self.rows[self.at]
 
     def move(self, step: int) -> None:
-        """Choose the row so many further down, round the ends; a value that was half typed is dropped."""
+        """Choose the row `step` further down, wrapping around; a partly typed value is dropped."""
         self.at = (self.at + step) % len(self.rows)
         self.typed = self.said = ""
 
@@ -50,14 +50,14 @@ class Panel:
         self.typed += "".join(letter for letter in text if letter.isprintable())
 
     def erase(self) -> None:
-        """Take back the last letter; where none is typed, put the setting back to its default."""
+        """Delete the last letter; if none is typed, reset the setting to its default."""
         if self.typed:
             self.typed = self.typed[:-1]
         else:
             self._apply("default")
 
     def turn(self, step: int) -> None:
-        """Take the next or the one before of the values that there are."""
+        """Set the next or previous of the possible values."""
         kind = settings.setting_kind(self.chosen.name)
         if options := list(kind.complete()):
             shown = settings.show_setting(self.chosen.name, self.chosen.value)
@@ -67,14 +67,14 @@ class Panel:
             self.said = f"{self.chosen.name} takes {kind.phrase}: type one"
 
     def enter(self) -> None:
-        """Take the value that was typed, or the next one."""
+        """Set the typed value, or the next possible one."""
         if self.typed.strip():
             self._apply(self.typed)
         else:
             self.turn(1)
 
     def _apply(self, word: str) -> None:
-        """Change the setting as the command of its name would, and keep what that says."""
+        """Change the setting as its command would, and keep the message."""
         try:
             said = change_settings.apply(self._session, [(self.chosen.name, word)]).text
         except ReplError as error:
@@ -86,7 +86,7 @@ class Panel:
 
     @property
     def cursor(self) -> int:
-        """Return which of the lines is the chosen one."""
+        """Return the line number of the chosen setting."""
         return self._lines.index(self.chosen.name)
 
     def lines(self, columns: int) -> list[tuple[str, str]]:
@@ -107,7 +107,7 @@ class Panel:
         return style, ascii_signs(f"{' >' if chosen else '  '} {name} {value:<{width}}  {takes}")
 
     def foot(self, columns: int) -> list[str]:
-        """Return what the chosen setting does and takes, and what was said last or the keys there are."""
+        """Return help, values and origin of the chosen setting, and the last message or the keys."""
         row, place = self.chosen, f"{self.at + 1} of {len(self.rows)}"
         about = f"{row.help} · takes {row.takes} · {row.text} ({row.source})"
         texts = ascii_signs(about), ascii_signs(clean_line(self.said) or f"{place} · {PANEL_KEYS}")
