@@ -1,4 +1,4 @@
-"""Files that the user asks for: written whole or not at all, and never over another one unless told to."""
+"""Write files completely or not at all, and never over another one unless asked to."""
 
 import os
 import secrets
@@ -10,7 +10,7 @@ from repl.core.errors import ReplError, UsageError
 
 
 def write(file: str, content: bytes, force: bool, way_out: str) -> Path:
-    """Write a file, with `force` in place of one that is there; raises `ReplError`, `way_out` is what to type then."""
+    """Write a file; `force` replaces an existing one. Raises `ReplError`; `way_out` is the hint if the file exists."""
     try:
         path = Path(file).expanduser()
         (replace if force else create)(path, content)
@@ -22,7 +22,7 @@ def write(file: str, content: bytes, force: bool, way_out: str) -> Path:
 
 
 def create(path: Path, content: bytes) -> None:
-    """Write a new file, whole or not at all; raises `FileExistsError` and other `OSError`."""
+    """Write a new file; raises `FileExistsError` and other `OSError`."""
     beside = _beside(path, content)
     try:
         try:
@@ -38,7 +38,7 @@ def create(path: Path, content: bytes) -> None:
 
 
 def replace(path: Path, content: bytes, mode: int | None = None) -> None:
-    """Write a file in place of another, with the rights of that one; a link is replaced itself. Raises `OSError`."""
+    """Replace a file, keeping its permissions; a symbolic link itself is replaced. Raises `OSError`."""
     beside = _beside(path, content)
     try:
         with suppress(FileNotFoundError):
@@ -52,7 +52,7 @@ def replace(path: Path, content: bytes, mode: int | None = None) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Add to a file of the user's own, through a link too, or begin it; raises `ReplError`."""
+    """Append to a file, created if missing, also through a symbolic link; raises `ReplError`."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         if path.exists() and not path.is_file():
@@ -64,7 +64,7 @@ def append(path: Path, text: str) -> None:
 
 
 def _beside(path: Path, content: bytes) -> Path:
-    """Write a file next to the one that is meant, until it is whole."""
+    """Write a temporary file in the same folder and flush it to disk."""
     beside = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with open(beside, "xb") as file:

@@ -1,4 +1,4 @@
-"""Processes that are started beside this one: an editor, clipboard tools, pip; none gets a token that is not for it."""
+"""Child processes (editor, clipboard tools, pip): their environment has no secrets that they do not need."""
 
 import os
 import re
@@ -14,12 +14,12 @@ EDITORS = ("/usr/bin/editor", "/usr/bin/nano", "/usr/bin/pico", "/usr/bin/vi", "
 
 
 def environment(without: re.Pattern[str] = ANY_SECRET) -> Mapping[str, str]:
-    """Return this environment without secrets: for a child that needs none of them, or without the Hub's alone."""
+    """Return this environment without the variables that match: all secrets, or `HUB_TOKEN` only."""
     return {name: word for name, word in os.environ.items() if not without.fullmatch(name)}
 
 
 def edit_text(text: str) -> str | None:
-    """Let the user change a text in the editor; None if that failed or no editor is there."""
+    """Let the user edit a text in `$VISUAL`, `$EDITOR` or a known editor; None if it fails or there is none."""
     with tempfile.TemporaryDirectory(prefix="hub-repl-") as folder:
         path = Path(folder) / "message.md"
         path.write_text(text, "utf-8", newline="\n")

@@ -1,7 +1,7 @@
-"""The fields of the library's generation config that are no settings of ours: what each takes and what it is for.
+"""The fields of `GenerationConfig` that are not settings: the values each one takes, and why some have no effect.
 
 In comes the name of a field and a word; out comes the value that `generate` takes, as JSON has it, or a `UsageError`
-with a line to type. Nothing here knows a model: what depends on one is checked in `arguments`.
+with a line to type. Checks that depend on the model are in `generation/arguments.py`.
 """
 
 import json
@@ -107,17 +107,17 @@ COMPILE_OPTIONS = _options(
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field: how its value is read, a value to type, and what `none` stands for (None: an argument None)."""
+    """One field: the kind of its value, an example, and the value that `none` stands for (None: pass None)."""
 
     kind: Kind = Json()
     example: str = "JSON"
     off: object = None
     idle: str = ""
-    """Why it cannot be set here; empty where it can."""
+    """Why setting it has no effect; empty where it has."""
     hints: tuple[str, ...] = ()
-    """What to type instead where it cannot be set."""
+    """Lines to type instead where it has no effect."""
     heeded: bool = True
-    """Whether a value in the model's own generation config counts, so that it can be switched off."""
+    """Whether a value in the model's own generation config has an effect, so that it can be switched off."""
 
 
 def _unused(why: str, *hints: str) -> Field:
@@ -136,7 +136,7 @@ REMOTE = {
     "constraints": "constrained beam search",
     "force_words_ids": "constrained beam search",
 }
-"""Fields that ask for a way to decode which the library runs with code from the Hub alone."""
+"""Fields for decoding methods that the library runs only with code from the Hub."""
 
 
 def _remote(mode: str, off: object = None) -> Field:
@@ -198,18 +198,18 @@ NEUTRAL = {
     **dict.fromkeys(("output_attentions", "output_hidden_states", "output_logits", "is_assistant"), False),
     "assistant_early_exit": None,  # the library leaves the model with fewer layers when such a reply is broken off
 }
-"""What a model's own generation config must not bring into a reply."""
+"""Values that override a model's own generation config in every reply."""
 
 
 def find_field(name: str) -> Field:
-    """Return how a field is read; one that is newer than this table takes JSON."""
+    """Return the entry of a field; a field that is newer than this table takes JSON."""
     return FIELDS.get(name, Field())
 
 
 def read_field(name: str, word: str, model: Mapping[str, Any]) -> Any:
-    """Read the value of a field, None where `none` has to be passed as an argument of `generate`.
+    """Read the value of a field; None means that `generate` gets None as an argument.
 
-    `model` is what the model's own generation config sets: that can be switched off even where it cannot be set here.
+    `model` is the model's own generation config: its values can be switched off even where they cannot be set.
     Raises `UsageError` with a line to type.
     """
     spot = find_field(name)
@@ -224,7 +224,7 @@ def read_field(name: str, word: str, model: Mapping[str, Any]) -> Any:
 
 
 def ids(value: object) -> Iterator[int]:
-    """Yield the token ids in the value of one of the fields that hold some."""
+    """Yield the token ids in a value, at any depth."""
     if is_id(value):
         yield value
     elif isinstance(value, Sequence) and not isinstance(value, str):

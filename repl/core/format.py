@@ -1,4 +1,4 @@
-"""Numbers and facts in a few words: sizes, ages, devices."""
+"""Format numbers and facts: sizes, ages, devices."""
 
 import re
 import time
@@ -12,12 +12,12 @@ AGES = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "ho
 
 
 def join_facts(*parts: str) -> str:
-    """Join what there is of a few short facts with middle dots."""
+    """Join the non-empty facts with middle dots."""
     return " · ".join(part for part in parts if part)
 
 
 def device(places: Mapping[str, str]) -> str:
-    """Return where a model is: one device, or how its parts are spread."""
+    """Return the device of a model, or how its parts are spread over several."""
     tally: dict[str, int] = {}
     for place in places.values():
         tally[place] = tally.get(place, 0) + 1
@@ -43,7 +43,7 @@ def format_map(places: Mapping[str, str]) -> list[str]:
 
 
 def tally_layers(places: Mapping[str, str]) -> dict[str, int]:
-    """Count the layers on each device; empty where the model lies in one piece."""
+    """Count the layers on each device; empty for a model on one device."""
     found: dict[str, set[str]] = {}
     for part, place in places.items():
         if match := LAYER.match(part):
@@ -52,7 +52,7 @@ def tally_layers(places: Mapping[str, str]) -> dict[str, int]:
 
 
 def count(number: int) -> str:
-    """Return a number of parameters as people say it: 135M, 1.1B."""
+    """Return a number of parameters with a unit: 135M, 1.1B."""
     for size, sign in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
         if number >= size:
             value = number / size
@@ -61,18 +61,18 @@ def count(number: int) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number of things: 1 token, 2,000 tokens."""
+    """Return a number with a noun that agrees: 1 token, 2,000 tokens."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def rate(per_second: float) -> str:
-    """Return a speed in tokens: 12 tokens/s, 1 token/s, 0.4 tokens/s."""
+    """Return a speed: 12 tokens/s, 1 token/s, 0.4 tokens/s."""
     said = f"{per_second:.0f}" if per_second >= 0.95 else f"{per_second:.2g}"
     return f"{said} token{'' if said == '1' else 's'}/s"
 
 
 def ago(moment: float) -> str:
-    """Say how long ago something was."""
+    """Return how long ago a Unix time was: 2 hours ago."""
     seconds = time.time() - moment
     for size, name in AGES:
         if seconds >= size:
@@ -81,7 +81,7 @@ def ago(moment: float) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return the beginning of a text on one line."""
+    """Return a text on one line, cut after `most` characters."""
     line = clean_line(" ".join(text.split()))
     return line if len(line) <= most else line[: most - 1] + "…"
 

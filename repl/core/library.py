@@ -1,6 +1,6 @@
-"""What no documentation of the libraries promises: each use is one small function here, and nowhere else.
+"""Undocumented interfaces of the libraries: each use is one small function here, and nowhere else.
 
-Seen names the versions it was seen in; Gone says what happens where it is not there.
+Seen names the versions that have it; Gone says what happens without it.
 """
 
 import inspect
@@ -14,10 +14,10 @@ from repl.core.library_types import Cache, ModelOutput, PreTrainedConfig, PreTra
 
 
 def interrupt(thread: int, error: type[BaseException]) -> None:
-    """Raise an error on another thread as soon as that runs Python code again.
+    """Raise an error on another thread as soon as it runs Python code again.
 
-    Seen: CPython 3.11 to 3.14, `PyThreadState_SetAsyncExc` of its C interface. Gone: a cancel takes effect where the
-    work asks for it, or once nobody waits for it any longer.
+    Seen: CPython 3.11 to 3.14, `PyThreadState_SetAsyncExc` of its C API. Gone: a cancel takes effect where the
+    work checks for it, or when its result is abandoned.
     """
     import ctypes
 
@@ -29,9 +29,9 @@ def interrupt(thread: int, error: type[BaseException]) -> None:
 
 
 def abort_downloads() -> None:
-    """Stop downloads that go on in Rust although nobody waits for them.
+    """Stop downloads that continue in Rust after they were cancelled.
 
-    Seen: huggingface_hub 2.4, `utils._xet.abort_xet_session`. Gone: they go on until they end.
+    Seen: huggingface_hub 2.4, `utils._xet.abort_xet_session`. Gone: they continue to their end.
     """
     try:
         from huggingface_hub.utils._xet import abort_xet_session
@@ -43,14 +43,14 @@ def abort_downloads() -> None:
 # transformers
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
-"""What versions have called the cache of a model; mamba had the last of them to itself, until 5.24."""
+"""Names of the KV cache argument by version; `cache_params` was mamba's until 5.24."""
 OWN_STEPS = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 OWN_LOOP = ("generate", "_sample", "_prefill", "_update_model_kwargs_for_generation")
 
 
 @cache
 def cache_name() -> str:
-    """Return what `generate`, every `forward` and every output call the KV cache.
+    """Return the name of the KV cache in `generate`, `forward` and model outputs.
 
     Seen: `cache` in transformers 5.24, `past_key_values` in 5.23. Gone: an error here; nothing runs without it.
     """
@@ -70,7 +70,7 @@ def takes_cache(model: PreTrainedModel) -> bool:
 
 
 def makes_dynamic_cache(model: PreTrainedModel) -> bool:
-    """Tell whether `generate` makes a `DynamicCache` for a model where nothing else is asked for.
+    """Tell whether `generate` makes a `DynamicCache` for a model by default.
 
     Seen: transformers 5.23 and 5.24, `_supports_default_dynamic_cache`. Gone: it does for every model.
     """
@@ -78,23 +78,23 @@ def makes_dynamic_cache(model: PreTrainedModel) -> bool:
 
 
 def cache_of(output: ModelOutput) -> Cache:
-    """Return what an output holds of the text, None where it holds nothing; rwkv calls it `state`, xlnet `mems`.
+    """Return the cache in a model output, None where there is none; rwkv calls it `state`, xlnet `mems`.
 
-    The old names are properties in 5.24 that warn: only the names of the installed version are asked for.
+    In 5.24 the old names are properties that warn: only the names of the installed version are read.
     """
     names = (cache_name(), *(() if cache_name() == "cache" else ("cache_params",)), "state", "mems")
     return next((found for name in names if (found := dict.get(output, name)) is not None), None)
 
 
 def prepares_steps(kind: object) -> bool:
-    """Tell whether a class of models prepares its steps in a way of its own (5.23, 5.24); see `decodes_itself`."""
+    """Tell whether a model class overrides how inputs of a step are prepared (5.23, 5.24); see `decodes_itself`."""
     return _overrides(kind, OWN_STEPS)
 
 
 def decodes_itself(kind: object) -> bool:
-    """Tell whether a class of models decodes in a way that a loop for all models does not know.
+    """Tell whether a model class overrides parts of `generate` that our decode loop does not call.
 
-    Seen: transformers 5.23 and 5.24, the methods in `OWN_LOOP`. Gone: no model overrides what the library dropped.
+    Seen: transformers 5.23 and 5.24, the methods in `OWN_LOOP`. Gone: a method that was removed is not overridden.
     """
     return _overrides(kind, OWN_LOOP)
 
@@ -106,9 +106,9 @@ def _overrides(kind: object, names: tuple[str, ...]) -> bool:
 
 
 def speakers(model: PreTrainedModel) -> list[PreTrainedModel]:
-    """Return the modules whose logits `generate` may take: the model, and the part that it may hand a text over to.
+    """Return the modules whose logits `generate` may use: the model, and a text model it may delegate to.
 
-    Seen: transformers 5.23 and 5.24, `text_model` of kosmos-2. Gone: the model alone, as of all others.
+    Seen: transformers 5.23 and 5.24, `text_model` of kosmos-2. Gone: the model alone, as for all others.
     """
     from transformers import GenerationMixin
 
@@ -117,15 +117,15 @@ def speakers(model: PreTrainedModel) -> list[PreTrainedModel]:
 
 
 def decoding(model: PreTrainedModel) -> AbstractContextManager[object]:
-    """Return the context in which `generate` makes its steps: on a GPU experts are multiplied in another way.
+    """Return the context in which `generate` decodes: on a GPU it selects another kernel for experts.
 
-    Seen: transformers 5.23 and 5.24, `_optimize_model_for_decode`. Gone: there is no such difference.
+    Seen: transformers 5.23 and 5.24, `_optimize_model_for_decode`. Gone: no difference.
     """
     return getattr(model, "_optimize_model_for_decode", nullcontext)()
 
 
 def attention(config: PreTrainedConfig) -> str:
-    """Return how a loaded model computes attention, empty where it does not say.
+    """Return the attention implementation of a loaded model, '' where it is not known.
 
     Seen: transformers 5.23 and 5.24, `_attn_implementation`. Gone: it is not shown.
     """
@@ -133,7 +133,7 @@ def attention(config: PreTrainedConfig) -> str:
 
 
 def forget_attention(config: PreTrainedConfig) -> None:
-    """Drop what a config file says of attention, for any part of the model: it could name code on the Hub.
+    """Drop the attention implementation from a config and its parts: it could name code on the Hub.
 
     Seen: transformers 5.23 and 5.24, `_attn_implementation`. Gone: the argument of `from_pretrained` still decides.
     """
@@ -144,10 +144,10 @@ def forget_attention(config: PreTrainedConfig) -> None:
 
 
 def generation_defaults() -> dict[str, object]:
-    """Return the values that `generate` takes for fields which neither model nor user set.
+    """Return the defaults of `generate` for fields that neither the model nor the user sets.
 
-    Seen: transformers 5.23 and 5.24, `GenerationConfig._get_default_generation_params`. Gone: none are known, and
-    fields without a value are shown as unset.
+    Seen: transformers 5.23 and 5.24, `GenerationConfig._get_default_generation_params`. Gone: no defaults are known;
+    such fields are shown as unset.
     """
     from transformers import GenerationConfig
 
@@ -155,7 +155,7 @@ def generation_defaults() -> dict[str, object]:
 
 
 def undivided(model: PreTrainedModel) -> list[str]:
-    """Return the classes of modules that a device map must not split.
+    """Return the module classes that a device map must not split.
 
     Seen: transformers 5.23 and 5.24, `_no_split_modules`, as accelerate's guide uses it. Gone: a plan may split a
     layer that a load would not.
@@ -169,7 +169,7 @@ def undivided(model: PreTrainedModel) -> list[str]:
 def offloaded(model: PreTrainedModel) -> bool:
     """Tell whether accelerate moves parts of a model between devices as it runs.
 
-    Seen: accelerate 1.10 to 1.15, `_hf_hook`. Gone: such a model counts as one that lies still.
+    Seen: accelerate 1.10 to 1.15, `_hf_hook`. Gone: no model counts as offloaded.
     """
     return any(hasattr(module, "_hf_hook") for module in model.modules())
 
@@ -178,9 +178,9 @@ def offloaded(model: PreTrainedModel) -> bool:
 
 
 def int4_weights(steps: Tensor) -> Tensor:
-    """Put 4-bit steps, int32 of shape (rows, columns), into the kernel's own order.
+    """Pack 4-bit values, int32 of shape (rows, columns), into the kernel's layout.
 
-    Seen: torch 2.10 to 2.13, CPU kernels. Gone: `packed.check` refuses the format.
+    Seen: torch 2.10 to 2.13, CPU kernels. Gone: `packed_linear.require_kernel` refuses the format.
     """
     import torch
 

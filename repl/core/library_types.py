@@ -1,6 +1,6 @@
-"""The libraries' own types, to annotate with; running imports no library for them.
+"""Types of the libraries for annotations; no library is imported for them at run time.
 
-They tell a reader and an editor what passes. `mypy` checks nothing of them here: it does not follow the libraries
+They inform readers and editors. `mypy` treats them as `Any`: it does not follow the libraries
 (`follow_imports = "skip"` in pyproject.toml).
 """
 

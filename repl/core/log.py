@@ -1,4 +1,4 @@
-"""What the libraries say goes to a log file, never to the screen."""
+"""Logging: output of the libraries goes to a log file, never to the screen."""
 
 import logging
 import logging.handlers
@@ -27,13 +27,13 @@ SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
 
 
 def hide_tokens(text: str) -> str:
-    """Return a text without the tokens that a library may quote in it."""
+    """Return a text with access tokens masked."""
     own = os.environ.get("HF_TOKEN", "")
     return SECRET.sub("hf_…", text.replace(own, "hf_…") if len(own) > 7 else text)
 
 
 class Formatter(logging.Formatter):
-    """Writes records, tracebacks too, without tokens."""
+    """Formats records and tracebacks with access tokens masked."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines of a record."""
@@ -41,7 +41,7 @@ class Formatter(logging.Formatter):
 
 
 class Stdout:
-    """Stands before a stream: what a muted thread prints there goes to the log, all else through."""
+    """Wraps stdout: text printed by a muted thread goes to the log, all other text to the stream."""
 
     muted: ClassVar[set[int]] = set()
 
@@ -61,12 +61,12 @@ class Stdout:
 
 
 def mute_thread() -> None:
-    """Log what libraries print on this thread: results on stdout are lines that others read."""
+    """Log what libraries print on this thread: stdout is for results only."""
     Stdout.muted.add(get_ident())
 
 
 def install(folder: Path) -> None:
-    """Route every log record and warning of this process to `hub-repl.log` in a folder, and what libraries print."""
+    """Send log records, warnings and prints of the libraries to `hub-repl.log` in a folder."""
     if not isinstance(sys.stdout, Stdout):
         sys.stdout = Stdout(sys.stdout)  # a stream in all that matters
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -91,7 +91,7 @@ def _handler(path: Path) -> logging.Handler:
 
 
 def silence_transformers() -> None:
-    """Take the libraries' own handlers away; call it after their import."""
+    """Remove the libraries' log handlers; call it after their import."""
     from transformers.utils import logging as theirs
 
     theirs.disable_default_handler()
@@ -104,7 +104,7 @@ def silence_transformers() -> None:
 
 
 class Bar:
-    """Stands in for a library's progress bar: reports each step and stops the work by raising what `report` raises."""
+    """Replaces tqdm in a library: calls `report` for each step, whose exceptions stop the work."""
 
     def __init__(self, report: Callable[[str, int, int], None], iterable: Any = None, **options: Any) -> None:
         self._report = report
@@ -135,7 +135,7 @@ class Bar:
 
 @contextmanager
 def follow_bars(report: Callable[[str, int, int], None]) -> Iterator[None]:
-    """Send the bars that transformers draws while it loads to `report(name, done, total)`."""
+    """Send transformers' progress bars within the context to `report(name, done, total)`."""
     from transformers.utils import logging as theirs
 
     def make(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Bar:

@@ -1,7 +1,7 @@
-"""A reply in its parts: what the model thought, what it answered, and the tools that it called.
+"""Split a reply into its parts: thinking, answer, tool calls.
 
-Text comes in as it is made, cut anywhere; pieces of a kind come out, and at the end the parts. How models write them
-stands in one table. Nothing here knows a tokenizer, or runs a pattern that is not this file's own.
+In comes streamed text, cut anywhere; out come pieces of one kind, and at the end the parts. The tags of the models
+are in one table. No tokenizer is needed, and no pattern from a model is run.
 """
 
 import re
@@ -17,7 +17,7 @@ THINKING, ANSWER, CALL, HEADER = "thinking", "answer", "call", "header"
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a reply consists of; a tool call is a mapping with `name` and `arguments`."""
+    """The parts of a reply; a tool call is a mapping with `name` and `arguments`."""
 
     thinking: str = ""
     answer: str = ""
@@ -28,7 +28,7 @@ class Parts:
         return Parts(self.thinking + other.thinking, self.answer + other.answer, calls)
 
     def since(self, begun: "Parts") -> "Parts | None":
-        """Return what has to be added to a beginning to become this; None where this is no continuation of it."""
+        """Return what these parts add to those of a beginning; None where they do not continue it."""
         count = len(begun.tool_calls)
         goes_on = self.thinking.startswith(begun.thinking) and self.answer.startswith(begun.answer)
         if not goes_on or self.tool_calls[:count] != begun.tool_calls:
@@ -39,7 +39,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text of a reply as it comes; `kind` is thinking, answer or call. Behind a tag comes a piece of no text."""
+    """A piece of streamed text of one kind: thinking, answer or call. An empty piece follows each tag."""
 
     kind: str
     text: str
@@ -47,7 +47,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """What stands around a part of a kind. Without `closes` the part goes to the end; `within` are tokens inside it."""
+    """The tags around a part. Without `closes` the part goes to the end of the reply; `within` are tokens inside it."""
 
     kind: str
     opens: str
@@ -100,16 +100,16 @@ WITHIN = ("<|constrain|>",)  # in the headers of channels
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a model writes its parts: between tags, or in `channels` that a header names (gpt-oss).
+    """How a model marks its parts: by tags, or by `channels` with headers (gpt-oss).
 
-    `sure` are tags that no text spells by chance: they count wherever they stand.
+    `sure` are tags that ordinary text never contains (special tokens): they count anywhere.
     """
 
     channels: bool = False
     sure: frozenset[str] = frozenset()
 
     def opened(self, prompt: str, ends: Iterable[str] = ()) -> str:
-        """Return the tag that closes the thought which the end of a prompt has opened: no turn ends behind it."""
+        """Return the closing tag of a thought that the prompt leaves open at its end, '' for none."""
         for tag in TAGS if not self.channels else ():
             _, found, after = prompt.rpartition(tag.opens.strip())
             if tag.kind == THINKING and found and tag.closes not in after and not any(end in after for end in ends):
@@ -119,7 +119,7 @@ class Form:
 
 @dataclass(slots=True)
 class _Span:
-    """A part on its way; the `closes` of a part that goes to the end is empty, `name` is that of a called tool."""
+    """A part while it is read; `closes` is '' for one that goes to the end, `name` is that of a called tool."""
 
     kind: str
     opens: str = ""
@@ -134,10 +134,10 @@ class _Span:
 
 
 class PartsReader:
-    """Cuts a reply into its parts as it comes: however the text is cut, the parts are the same.
+    """Splits a streamed reply into its parts, which do not depend on how the text is cut.
 
-    A tag that may be ordinary text opens a thought only where nothing was answered before it, and a call only at the
-    beginning of a line; elsewhere it is what the model talks about. `closing` ends a thought that the prompt opened.
+    A tag that may be ordinary text opens a thought only before the answer begins, and a call only at the
+    beginning of a line; elsewhere it is text. `closing` ends a thought that the prompt opened.
     """
 
     def __init__(self, form: Form | None = None, closing: str = "") -> None:
@@ -146,7 +146,7 @@ class PartsReader:
         self._spans = [_Span(THINKING if closing else ANSWER, closes=closing)]
 
     def feed(self, text: str, mark: str = "") -> tuple[Piece, ...]:
-        """Return what is certain after a piece of text; `mark` is a special token that adds none."""
+        """Add text and return the pieces that are certain; `mark`, a special token without text, is for `TemplateReader`."""
         self._held += text
         pieces: list[Piece] = []
         while self._held:
@@ -162,19 +162,19 @@ class PartsReader:
 
     @property
     def closes_thought(self) -> str:
-        """Return the tag that closes the thought that goes on; empty outside of one."""
+        """Return the closing tag of the current thought; '' outside of one."""
         span = self._spans[-1]
         return "" if span.kind != THINKING else span.closes or ("<|end|>" if self._form.channels else "")
 
     def end(self) -> tuple[Piece, ...]:
-        """Return what was held back."""
+        """Return the text that was held back."""
         pieces: list[Piece] = []
         self._say(pieces, self._held)
         self._held = ""
         return tuple(pieces)
 
     def parts(self) -> Parts:
-        """Return what came so far; a text in which nothing was thought or called is the answer as it stands."""
+        """Return the parts so far; a text without thoughts and calls is the answer, unchanged."""
         thoughts = [span.text.strip() for span in self._spans if span.kind == THINKING]
         calls, answers = list[dict[str, Any]](), [""]
         for span in self._spans:
@@ -189,7 +189,7 @@ class PartsReader:
         return Parts(_paragraphs(thoughts), _paragraphs(answers), tuple(calls))
 
     def _next(self) -> tuple[int, str]:
-        """Find the next tag, or how far the text is certain."""
+        """Return place and text of the next tag, or the length of the certain text and ''."""
         watched = self._watched()
         for found in _pattern(watched).finditer(self._held):
             if self._counts(found.start(), found.group()):
@@ -207,7 +207,7 @@ class PartsReader:
         return (span.closes, *again) if not span.opens and span.closes else (span.closes,) if span.closes else ()
 
     def _counts(self, place: int, tag: str) -> bool:
-        """Tell whether a tag at a place of what is held acts as one."""
+        """Tell whether a tag at a place of the held text counts as one."""
         span = self._spans[-1]
         if self._form.channels or tag == span.closes or tag in self._form.sure:
             return True
@@ -254,7 +254,7 @@ def read_parts(text: str) -> Parts:
 
 
 def _headed(header: str) -> _Span:
-    """Return the part that a header of a channel begins: a recipient makes it a call."""
+    """Return the part that a channel's header begins; one with a recipient is a call."""
     if to := re.search(r"\bto=(\S+)", header):
         return _Span(CALL, name=to[1].removeprefix("functions.").partition("<|")[0])
     names = [word for word in header.replace("<|constrain|>", " ").split() if word != "assistant"]

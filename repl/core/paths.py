@@ -1,4 +1,4 @@
-"""Where the program keeps its files; `HUB_REPL_HOME` puts them all under one folder."""
+"""The program's folders; `HUB_REPL_HOME` puts them all under one folder."""
 
 import os
 from pathlib import Path
@@ -29,5 +29,5 @@ def data_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be made again: the built-in model."""
+    """Return the folder of files that can be recreated: the built-in model."""
     return _folder("cache", platformdirs.user_cache_dir("hub-repl", appauthor=False))

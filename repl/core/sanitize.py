@@ -1,4 +1,4 @@
-"""Make foreign text harmless: nothing a model, a file or a library says may act on the terminal."""
+"""Clean foreign text: nothing from a model, a file or a library may control the terminal."""
 
 import codecs
 import locale
@@ -8,10 +8,10 @@ import unicodedata
 from functools import cache
 
 MAX_MARKS = 16
-"""Combining marks that one base character may carry; the rest of a pile is dropped."""
+"""Maximum combining marks on one base character; further ones are dropped."""
 
 ASCII_SIGNS = str.maketrans("·…–—•▸❯↵█│├└─✗�", "-~--*>>|#||`-x?")
-"""What stands for the program's own signs where the terminal has ASCII alone; each takes one column, too."""
+"""Replacements of the program's own signs on ASCII terminals; each is one column wide, too."""
 
 _INVISIBLE = r"\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff"
 _LOW = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029" + _INVISIBLE
@@ -28,7 +28,7 @@ _SELECTORS = frozenset(map(chr, [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0
 
 
 def clean(text: str) -> str:
-    """Return `text` as it may be drawn: lines and tabs stay, whatever steers a terminal or hides is shown or dropped.
+    """Return `text` safe to draw: lines and tabs stay, control and invisible characters are shown or dropped.
 
     Works character by character without parsing escapes; `clean(clean(text)) == clean(text)`.
     """
@@ -36,7 +36,7 @@ def clean(text: str) -> str:
 
 
 def clean_line(text: str) -> str:
-    """Clean a one-line field (title, id, path): line ends and tabs become spaces, direction marks are shown."""
+    """Clean a one-line field (title, id, path): line ends and tabs become spaces, bidirectional marks are shown."""
     return _LINE.sub(lambda match: f"<{ord(match[0]):x}>" if match[0] in _BIDI else " ", clean(text))
 
 
@@ -50,18 +50,18 @@ def ascii_only() -> bool:
 
 
 def ascii_signs(text: str) -> str:
-    """Return a text of the program's own as the terminal can show it."""
+    """Return a text of the program, with its signs replaced on an ASCII terminal."""
     return text.translate(ASCII_SIGNS) if ascii_only() else text
 
 
 def spinner(seconds: float) -> str:
-    """Return the sign that turns while something works."""
+    """Return the frame of a spinner after so many seconds."""
     frames = "-\\|/" if ascii_only() else "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
     return frames[int(8 * seconds) % len(frames)]
 
 
 def spell_out(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Serve as handler of characters that a terminal lacks: a sign for a sign, an escape for any other."""
+    """Replace characters that an encoding lacks (an `errors` handler): a sign for a sign, else an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     found = error.object[error.start : error.end].translate(ASCII_SIGNS)
@@ -72,7 +72,7 @@ codecs.register_error("hub-repl", spell_out)
 
 
 def repair(text: str) -> str:
-    """Return typed text without lone surrogates: bytes that they stand for are read as UTF-8 where they are that."""
+    """Return typed text without lone surrogates: escaped bytes are decoded as UTF-8 where possible."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     except UnicodeEncodeError:
@@ -80,7 +80,7 @@ def repair(text: str) -> str:
 
 
 class Cleaner:
-    """`clean` for a stream: joined pieces equal `clean` of the whole, wherever it is cut; one for each text."""
+    """`clean` for streamed text: the joined results equal `clean` of the whole text. Use one for each text."""
 
     def __init__(self) -> None:
         self._tail = ""  # marks and selector that the last base character already carries
@@ -120,7 +120,7 @@ def _stand_in(match: re.Match[str]) -> str:
 
 @cache
 def _piles() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """Compile what finds a pile of marks, two selectors on one base, and every run that may hold them."""
+    """Return patterns for too many marks, for two selectors on one base, and for runs that may contain them."""
     blocks = (*range(0x300, 0x3100), *range(0xA640, 0xABF0), *range(0xFB1E, 0xFE30))
     marks = "".join(chr(code) for code in blocks if unicodedata.category(chr(code))[0] == "M")
     # beyond the first plane whole blocks: ranges there are searched one by one; `_capped` looks closely

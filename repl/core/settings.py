@@ -1,4 +1,4 @@
-"""Load, Decode and View: every setting is declared here once; flags, keys, commands and help follow from the field."""
+"""Load, Decode and View: each setting is declared once; options, config keys, commands and help follow from it."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -45,7 +45,7 @@ ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", 
 
 
 def setting(default: object, kind: Kind, help: str, **off: Any) -> Any:
-    """Declare a field that is a setting; `off` is the value that the word `none` stands for, where there is one."""
+    """Declare a setting; the keyword `off` is the value that the word `none` stands for, if any."""
     return field(default=default, metadata={"kind": kind, "help": help, **off})
 
 
@@ -88,7 +88,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """How text is generated; None leaves a value to the model. Changes apply from the next reply on."""
+    """How text is generated; None leaves a value to the model's generation config. Changes apply to the next reply."""
 
     max_new_tokens: int | None = setting(None, Integer(1, of="tokens"), "maximum length of a reply")
     max_length: int | None = setting(None, Integer(1, of="tokens"), "maximum length of prompt and reply together")
@@ -208,13 +208,13 @@ def declared_field(name: str) -> Field[object]:
 
 
 def help_of(name: str) -> str:
-    """Return the one line that says what a setting does."""
+    """Return the help of a setting: one line."""
     return str(declared_field(name).metadata["help"])
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings with where each value that is not a default came from; a change makes a new one."""
+    """All settings, immutable, with the origin of each value that is not a default."""
 
     load: Load = Load()
     decode: Decode = Decode()
@@ -227,7 +227,7 @@ class Settings:
         return getattr(getattr(self, places()[name]), name)
 
     def put(self, name: str, value: object, origin: str) -> "Settings":
-        """Return a copy with one value; `max_new_tokens` and `max_length` push each other out."""
+        """Return a copy with one value; `max_new_tokens` and `max_length` reset each other."""
         part = places()[name]
         other = {"max_new_tokens": "max_length", "max_length": "max_new_tokens"}.get(name, "")
         cleared = {other: None} if other and value is not None else {}
@@ -236,7 +236,7 @@ class Settings:
         return replace(self, **{part: spec}, origins={**origins, name: origin})
 
     def reset(self, name: str) -> "Settings":
-        """Return a copy with one value at its default."""
+        """Return a copy with one setting at its default."""
         bare = self.put(name, declared_field(name).default, "default")
         kept = {key: word for key, word in bare.origins.items() if key != name}
         return replace(bare, origins=kept)
@@ -246,7 +246,7 @@ class Settings:
 
 
 def read_setting(name: str, word: str) -> Any:
-    """Read the value of a setting from a word, `none` for off; raises `UsageError` naming it and what it takes."""
+    """Read the value of a setting from a word, `none` for off; raises `UsageError`."""
     if word.strip().lower() == "none":
         if "off" in declared_field(name).metadata:
             return declared_field(name).metadata["off"]
@@ -259,7 +259,7 @@ def read_setting(name: str, word: str) -> Any:
 
 
 def examples(name: str) -> tuple[str, ...]:
-    """Return two words that a setting takes, preferably other ones than its default."""
+    """Return two example values of a setting, preferably other than its default."""
     usual = show_setting(name, declared_field(name).default)
     return EXAMPLES.get(name) or tuple(sorted(setting_kind(name).complete(), key=lambda word: word == usual)[:2])
 
@@ -270,7 +270,7 @@ def related(name: str) -> list[str]:
 
 
 def in_shell(line: str, model: str = "") -> str:
-    """Return what does in a shell what a line does at the prompt, where `model` was asked for on the command line."""
+    """Return the shell command for a line at the prompt; `model` is the one named on the command line."""
     command, _, rest = line.partition(" ")
     name = command.removeprefix("/")
     if not line.startswith("/"):
@@ -288,7 +288,7 @@ def in_shell(line: str, model: str = "") -> str:
 
 
 def address(text: str) -> list[tuple[str, str]]:
-    """Split `id@revision` and `id:file.gguf` into settings; what a new model does not take over is put back."""
+    """Split `id@revision` and `id:file.gguf` into settings; settings that belong to the previous model are reset."""
     name, _, file = text.rpartition(":") if text.lower().endswith(".gguf") else (text, "", "")
     if len(name) < 2:  # no colon, or the one of a Windows drive
         name, file = text, ""
@@ -303,14 +303,14 @@ def full_name(id: str) -> str:
 
 
 def short_id(model: str) -> str:
-    """Return a model's name for the screen: its own for the built-in one, the last part of a path, else the id."""
+    """Return a model's name for the screen: the built-in model's real name, the last part of a path, else the id."""
     if model == "builtin":
         return BUILT_IN_NAME
     return Path(model).name if Path(model).is_absolute() else model
 
 
 def show_setting(name: str, value: object) -> str:
-    """Return the words for a setting's value; empty where there is none."""
+    """Return a setting's value as text; '' where it is unset."""
     return "" if value is None or value == "" else setting_kind(name).show(value)
 
 
@@ -331,7 +331,7 @@ EXAMPLES = {
         "keep_models": ("2", "auto"),
     },
 }
-"""Two values that make sense, for each setting whose kind offers none or lesser ones."""
+"""Two example values for each setting whose kind offers no good ones."""
 GROUPS = {
     "loading": ("model", "revision", "gguf_file", "dtype", "quantize", "attention", "adapter"),
     "devices": ("device", "max_memory", "offload_folder"),
@@ -345,11 +345,11 @@ GROUPS = {
     "replies": ("mode", "thinking", "markdown", "probs", "stats", "logprobs"),
     "program": ("theme", "accessible", "editing_mode", "keep_models"),
 }
-"""All settings by what they are about, in the order in which they are shown."""
+"""All settings by topic, in the order in which they are shown."""
 ALIASES = {"temp": "temperature", "max": "max_new_tokens", "penalty": "repetition_penalty"}
 """Short names of settings."""
 SHORT_NAMES = {**ALIASES, "beams": "num_beams"}
-"""Short names where only a setting can stand; at the prompt `/beams` is a command."""
+"""Short names in options and `name=value` words; at the prompt `/beams` is a command."""
 
 
 def find_setting(name: str) -> str:

@@ -1,7 +1,7 @@
-"""Texts from outside: files that the user names, and standard input.
+"""Read text from files that the user names, and from standard input.
 
-Only regular files are read (a script may be a pipe with a writer), never more than so many bytes, and a byte order
-mark is no text.
+Only regular files are read (a script may be a pipe with a writer), up to a limit of bytes; a byte order
+mark is dropped.
 """
 
 import codecs
@@ -20,13 +20,13 @@ KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a soc
 
 
 def read_text(file: str, largest: int = MAX_TEXT_BYTES, piped: bool = False) -> str:
-    """Return a file's text; raises `ReplError` naming it."""
+    """Return a file's text; raises `ReplError`."""
     with _refused(file):
         return decode_text(_content(Path(file).expanduser(), largest, piped), repr(file), largest)
 
 
 def open_file(file: str) -> BinaryIO:
-    """Open a regular file; raises `ReplError` naming it."""
+    """Open a regular file for reading; raises `ReplError`."""
     with _refused(file):
         path = Path(file).expanduser()
         _require_regular(path.stat())
@@ -60,7 +60,7 @@ def _require_regular(found: os.stat_result) -> None:
 
 
 def _piped(path: Path, largest: int) -> bytes:
-    """Read a pipe to its end; raises `OSError` where nobody writes to it, instead of waiting for ever."""
+    """Read a pipe to its end; raises `OSError` for one without a writer, instead of waiting for ever."""
     pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(pipe, True)
     with open(pipe, "rb") as file:
@@ -70,7 +70,7 @@ def _piped(path: Path, largest: int) -> bytes:
 
 
 def decode_text(content: bytes, name: str, largest: int = MAX_TEXT_BYTES) -> str:
-    """Return the text in some bytes; raises `ReplError` for more than `largest` of them, and for what is no text."""
+    """Decode UTF-8 (or marked UTF-16); raises `ReplError` for more than `largest` bytes and for invalid text."""
     if len(content) > largest:
         raise ReplError(f"{name} is larger than {largest / 1e6:.0f} MB, the limit")
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -82,7 +82,7 @@ def decode_text(content: bytes, name: str, largest: int = MAX_TEXT_BYTES) -> str
 
 
 def read_stdin() -> str:
-    """Return standard input to its end; raises `ReplError`."""
+    """Read standard input to its end; raises `ReplError`."""
     if sys.stdin is None:  # closed
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Read what a model wrote as a call of a tool, in the spellings that models are trained on."""
+"""Read tool calls in a model's text, in the formats that models are trained on."""
 
 import ast
 import json
@@ -30,17 +30,17 @@ _BETWEEN = re.compile(r"<[|｜]tool[_▁]call[_▁](?:begin|end)[|｜]>")
 
 
 def call(name: str, arguments: object) -> Call:
-    """Return the call of a tool; its arguments are a mapping, or the text that is none."""
+    """Return a tool call; its arguments are a mapping, or the raw text where they cannot be read."""
     return {"name": name, "arguments": arguments}
 
 
 def describe(one: Call) -> str:
-    """Return a call on one line: its name, and its arguments in JSON."""
+    """Return a call on one line: its name, and its arguments as JSON."""
     return f"{one['name']}({json.dumps(one['arguments'], ensure_ascii=False)})"
 
 
 def read_calls(text: str, opening: str = "") -> tuple[Call, ...]:
-    """Return the calls in a part of a reply; nothing where it holds anything else.
+    """Return the calls in a part of a reply; empty where it contains anything else.
 
     `opening` stands before each of several calls.
     """
@@ -55,7 +55,7 @@ def read_calls(text: str, opening: str = "") -> tuple[Call, ...]:
 
 
 def value(text: str) -> object:
-    """Return an argument: what it is in JSON, else the text."""
+    """Return an argument: decoded JSON, else the text."""
     with suppress(ValueError, RecursionError):
         return json.loads(text)
     return text

@@ -1,4 +1,4 @@
-"""Words and values: each kind reads a word, shows a value, says what it takes and offers completions."""
+"""Kinds of values: each one parses a word, shows a value, describes what it takes, and offers completions."""
 
 import json
 import math
@@ -15,9 +15,9 @@ from repl.core.errors import UsageError
 
 
 class Kind(ABC):
-    """One way to turn a word into a value and back; by default a value is shown as it is, and `words` are offered.
+    """Turns a word into a value and back; by default a value is shown with `str`, and `words` are offered.
 
-    `parse` does the work of `read`; its `ValueError` or `LookupError` becomes the error that says what is taken.
+    `read` calls `parse`, whose `ValueError` or `LookupError` becomes a `UsageError` with `phrase`.
     """
 
     __slots__ = ()
@@ -26,7 +26,7 @@ class Kind(ABC):
     @property
     @abstractmethod
     def phrase(self) -> str:
-        """What it takes, to be read after `is not`."""
+        """The values it takes, to be read after `is not`."""
 
     def read(self, word: str) -> Any:
         """Return the value of a word; raises `UsageError`."""
@@ -37,7 +37,7 @@ class Kind(ABC):
 
     @abstractmethod
     def parse(self, word: str) -> Any:
-        """Return the value of a word; raises `ValueError` or `LookupError` for one that is none."""
+        """Return the value of a word; raises `ValueError` or `LookupError`."""
 
     def show(self, value: Any) -> str:
         """Return the word that reads back as the value."""
@@ -56,7 +56,7 @@ class Flag(Kind):
     words = ("on", "off")
 
     def parse(self, word: str) -> bool:
-        """Read on/off and what people type instead."""
+        """Read on/off, true/false, yes/no, 1/0."""
         return ("off", "on", "false", "true", "no", "yes", "0", "1").index(word.lower()) % 2 == 1
 
     def show(self, value: bool) -> str:
@@ -81,7 +81,7 @@ class Integer(Kind):
         return f"{self.zero} or {bounds}" if self.zero else bounds
 
     def parse(self, word: str) -> int:
-        """Read decimal digits, `_` allowed between them; a comma may part thousands or numbers, so none is."""
+        """Read decimal digits, with `_` between them; a comma is refused, since it is ambiguous."""
         if self.zero and word.lower() == self.zero:
             return 0
         digits = word.strip().replace("_", "")
@@ -150,12 +150,12 @@ class Choice(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Text(Kind):
-    """Any text that is not blank; `suggest` offers words that make sense here."""
+    """Any text that is not blank; `suggest` returns completions."""
 
     phrase: str = "a text"
     suggest: Callable[[], Collection[str]] = list
     of_session: Callable[[Any], Collection[str]] | None = None
-    """The same by what a session knows, once there is one."""
+    """Returns completions that depend on the session."""
 
     def parse(self, word: str) -> str:
         """Return the text without the space around it."""
@@ -185,13 +185,13 @@ class Device(Kind):
 
 @dataclass(frozen=True, slots=True)
 class MaxMemory(Kind):
-    """How much each device may hold, kept as the words `0=20GiB,cpu=48GiB`."""
+    """A memory limit for each device, kept as text: `0=20GiB,cpu=48GiB`."""
 
     phrase: str = "device=size pairs such as 0=20GiB,cpu=48GiB"
     words = ("cpu=16GiB", "0=20GiB,cpu=48GiB")
 
     def parse(self, word: str) -> str:
-        """Check every pair and write it in one spelling."""
+        """Check every pair and normalize its spelling."""
         pairs = [pair.strip() for pair in word.split(",")]
         found = [re.fullmatch(r"([0-9]+|cpu|mps|disk)\s*=\s*([0-9.]+)\s*([KMGT]i?B)", pair, re.I) for pair in pairs]
         if not all(found):
@@ -285,7 +285,7 @@ BIASES = re.compile(rf"(?:\s*{BIAS.pattern})+")
 
 
 def unquote(text: str) -> str:
-    """Return what stands in quotes, or a bare text without the space around it."""
+    """Return the text inside quotes, or a bare text without surrounding space."""
     if text[:1] == '"':
         try:
             return str(json.loads(text))
@@ -394,12 +394,12 @@ def kind_of(annotation: Any) -> Kind:
 
 
 def did_you_mean(word: str, names: Collection[str], mark: str = "") -> str:
-    """Return the end of a sentence that says which name a mistyped word was probably meant to be; empty for none."""
+    """Return `, did you mean NAME?` for a mistyped word; '' where no name is close."""
     close = closest_match(word, list(names))
     return f", did you mean {mark}{close}?" if close else ""
 
 
 def closest_match(word: str, names: list[str]) -> str:
-    """Return the name that a mistyped word was probably meant to be, or an empty string."""
+    """Return the name closest to a mistyped word, or ''."""
     swapped = [name for name in names if sorted(name) == sorted(word)]
     return next(iter(swapped or get_close_matches(word, names, n=1, cutoff=0.6)), "")

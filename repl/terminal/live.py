@@ -1,4 +1,4 @@
-"""A job as it runs: text as it is made, the beams in place, one bar for long work; or JSON lines."""
+"""Draw a job while it runs: streamed text, live beams or columns, one progress line; or JSON lines."""
 
 import time
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from repl.terminal.reply import LiveReply
 from repl.terminal.screen import Screen
 from repl.terminal.token_colours import bar, caption, certainty, style
 
-MIN_TIME_LEFT_S = 5.0  # seconds: less is not worth a word, but for downloads
+MIN_TIME_LEFT_S = 5.0  # seconds: a shorter time left is not shown, except for downloads
 MIN_BAR, MAX_BAR = 8, 24  # columns of a bar
-SIGN_OF_LIFE_S = 0.12  # seconds after which a job of which nothing is seen says what it does
+SIGN_OF_LIFE_S = 0.12  # seconds without output after which a job shows its stage
 
 
 class LiveOutput:
-    """Draws the events of one job; use it as a context."""
+    """Draws the events of one job; a context manager."""
 
     def __init__(self, screen: Screen, view: View, toolbar: str = "") -> None:
         self._screen = screen
@@ -56,7 +56,7 @@ class LiveOutput:
             self._screen.notice(text)
 
     def draw(self, events: list[Event]) -> None:
-        """Draw a few events; text is written at once and flushed together. Without events, what waited is drawn."""
+        """Draw some events and flush the output; without events, draw text that was held back."""
         if not events:
             self._reply.rest()
         if not (self._column or self._live):
@@ -151,7 +151,7 @@ class LiveOutput:
         self._screen.out.file.flush()
 
     def _quiet(self) -> None:
-        """Take away what is redrawn in place: it would erase an unfinished line."""
+        """Remove what is redrawn in place: it would erase an unfinished line."""
         self._bar.close()
         if self._live is not None:
             self._live.stop()
@@ -167,7 +167,7 @@ def token_record(token: Token) -> dict[str, Any]:
 
 
 def hypotheses(beams: Beams, width: int, height: int) -> Group:
-    """Return the live hypotheses, best first: what they share dim, where they part bright, one line each."""
+    """Return the live beams, best first: their common beginning dim, then the score and end of each on a line."""
     unit = "" if beams.branches[0].score is None else "summed log-probability"
     common = Text(join_facts(unit, _tail(beams.common, 2 * width - 20)), "quiet", overflow="fold")
     shown = beams.branches[: max(1, height - 2)]
@@ -182,7 +182,7 @@ def _tail(text: str, width: int) -> str:
 
 
 def progress_figures(done: int, total: int, unit: str, speed: float) -> list[str]:
-    """Return `93 of 513 MB`, `12.1 MB/s`, `35 s left`, as far as known; bytes count in MB as downloads usually do."""
+    """Return `93 of 513 MB`, `12.1 MB/s`, `35 s left`, as far as known; `speed` is per second."""
     if not (done or total):
         return []
     scale, sign = (10**6, "MB") if unit == "B" else (1, unit)
@@ -196,7 +196,7 @@ def progress_figures(done: int, total: int, unit: str, speed: float) -> list[str
 
 
 class LoadProgress:
-    """The last step of a job, and how fast its stage goes."""
+    """The last progress of a job, and the speed of its stage."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.step = Step("")
@@ -204,14 +204,14 @@ class LoadProgress:
         self._began = (0.0, 0)  # when the stage began, and how far it was then
 
     def follow(self, events: list[Event]) -> None:
-        """Take note of the newest step."""
+        """Note the last progress among some events."""
         for step in (event for event in events if isinstance(event, Step)):
             if step.stage != self.step.stage:
                 self._began = (self._clock(), step.done)
             self.step = step
 
     def said(self) -> list[str]:
-        """Say where the job is: `downloading`, `93 of 513 MB`, `12.1 MB/s`, `35 s left`."""
+        """Return the stage and its figures: `downloading`, `93 of 513 MB`, `12.1 MB/s`, `35 s left`."""
         began, before = self._began
         seconds = self._clock() - began
         speed = (self.step.done - before) / seconds if seconds > 1 else 0.0
@@ -219,7 +219,7 @@ class LoadProgress:
 
 
 class StageLine:
-    """What a job does while nothing else is seen of it, on one line, with the toolbar below it; only on a terminal."""
+    """The stage of a job on one line, with the toolbar below it, while nothing else is drawn; only on a terminal."""
 
     def __init__(self, screen: Screen, toolbar: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         self._screen, self._console = screen, screen.err
@@ -236,7 +236,7 @@ class StageLine:
         self._show()
 
     def wait(self) -> None:
-        """Give a sign of life once nothing was seen for a moment."""
+        """Show the line once there was no output for `SIGN_OF_LIFE_S`."""
         if self._clock() - self._began > SIGN_OF_LIFE_S and not self._screen.accessible:
             self._show()
 
@@ -248,7 +248,7 @@ class StageLine:
             self._live.start(refresh=True)
 
     def drawn(self) -> RenderableType:
-        """Return the line as it stands now."""
+        """Return the line with its current figures."""
         width, step, spent = self._console.width, self._pace.step, self._clock() - self._began
         stage = f"{spinner(spent)} {clean_line(step.stage) or 'working'}"
         parts = self._pace.said()[1:]
@@ -269,7 +269,7 @@ class StageLine:
         return Group(line, *below)
 
     def close(self) -> None:
-        """Take the line away; it comes again only after another moment without news."""
+        """Remove the line; it returns after another `SIGN_OF_LIFE_S` without output."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -1,7 +1,7 @@
-"""Markdown as it arrives: blocks by markdown-it, each turned into lines once nothing that follows can change it.
+"""Streamed Markdown: markdown-it parses blocks, and each becomes lines once later text cannot change it.
 
-In: cleaned text in any pieces. Out: finished lines, and the open ones as they look now. It never draws. The text is
-read as CommonMark with tables and strikethrough, except where that would change what was read long ago or hide what a
+In: cleaned text in any pieces. Out: finished lines, and the open ones as they look now. Nothing is drawn here. The text
+is read as CommonMark with tables and strikethrough, except where that would change finished lines or hide text that a
 model wrote: a line under a paragraph makes no heading, `[name]: address` defines nothing, line ends in a paragraph
 stay, and HTML is shown as it was written.
 """
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 StyledLine = list[Segment]
 
 MAX_TABLE_ROWS = 40
-"""Rows after which a table is finished, and begins again with its head: it is not redrawn without end."""
+"""Rows after which a table is finished and begins again with its head, so that redrawing stays cheap."""
 MAX_PARAGRAPH_CHARACTERS = 2000
-"""Characters after which a paragraph is finished at the end of a sentence, and goes on as one of its own."""
+"""Characters after which a paragraph is finished at the end of a sentence, and continues as a new one."""
 MIN_COLUMNS = 8
-"""Columns that a text has at least, however deep it is nested."""
+"""Minimum columns of a text, however deeply it is nested."""
 
 _BLOCK = re.compile(r" {0,3}(?:[#>|<]|[-+*]\s|\d{1,9}[.)]|`{3}|~{3})| {4}|\t")
-"""The beginning of a line that may be more than text."""
+"""The beginning of a line that may not be a paragraph."""
 _STYLES = {"strong_open": Style(bold=True), "em_open": Style(italic=True), "s_open": Style(strike=True)}
 
 
 class Markdown:
-    """Reads Markdown; the pieces in which it comes change nothing in the lines that come out."""
+    """Reads streamed Markdown; the lines do not depend on how the text is cut into pieces."""
 
     def __init__(self, console: Console) -> None:
         self.width = console.width
@@ -56,7 +56,7 @@ class Markdown:
         self._out: list[StyledLine] = []
 
     def feed(self, text: str) -> list[StyledLine]:
-        """Read on, and return the lines that are finished."""
+        """Add text and return the finished lines."""
         *whole, last = (self._line + text).split("\n")
         for line in whole:
             self._read(self._split(line) + "\n")
@@ -65,13 +65,13 @@ class Markdown:
         return lines
 
     def rest(self) -> list[StyledLine]:
-        """Return the lines that are open, as they look now: bold text and code that are open taken as closed."""
+        """Return the open lines as they look now; open bold text and code are shown as closed."""
         if self._code is not None:
             return self._code.draft(self._line, self.width) if self._line else []
         return self._spaced(self._render.text(_balanced(self._source + self._line), self.width))
 
     def end(self) -> list[StyledLine]:
-        """Return the lines that were open, now that nothing follows; another text may begin."""
+        """Finish the text and return its last lines; another text may begin."""
         if self._code is not None:
             lines = self._code.lines(self._line, self.width) if self._line else []
         else:
@@ -80,7 +80,7 @@ class Markdown:
         return lines
 
     def _read(self, line: str) -> None:
-        """Read a complete line; every block but the last is finished then."""
+        """Read a complete line; all blocks but the last are finished then."""
         if self._code is not None:
             closed = self._code.closes(line)
             self._out += [_quiet(line.strip())] if closed else self._code.lines(line.rstrip("\n"), self.width)
@@ -112,7 +112,7 @@ class Markdown:
         self._code, self._source = CodeBlock(fence.markup, fence.info, len(lines[0]) - len(lines[0].lstrip())), ""
 
     def _split(self, line: str) -> str:
-        """Finish the beginning of a paragraph in one long line, up to the end of a sentence; returns the rest of it."""
+        """Finish the beginning of a very long line, up to the end of a sentence; returns the rest of the line."""
         inside = self._source or self._code is not None or _BLOCK.match(line)
         while len(line) > MAX_PARAGRAPH_CHARACTERS and not inside:
             window = line[:MAX_PARAGRAPH_CHARACTERS]
@@ -145,7 +145,7 @@ class WholeMarkdown:
 
 
 class CodeBlock:
-    """A fenced block that grows line by line."""
+    """A fenced code block that grows line by line."""
 
     def __init__(self, mark: str, info: str, indent: int = 0) -> None:
         self._mark, self._indent = mark, indent
@@ -157,14 +157,14 @@ class CodeBlock:
         return len(line) - len(line.lstrip()) < 4 and len(body) >= len(self._mark) and not body.strip(self._mark[0])
 
     def lines(self, line: str, width: int, whole: bool = True) -> list[StyledLine]:
-        """Return the next line in its colours; a long one is left to the terminal, which copies it whole.
+        """Return the next line, highlighted; the terminal wraps a long one, so that it is copied as one line.
 
-        It is broken here where its width is a guess, or where it may not be `whole`.
+        It is wrapped here where its width is uncertain (not ASCII), or where `whole` is off.
         """
         return self._fitted(self._colours.line(self._bare(line)), width, whole)
 
     def draft(self, line: str, width: int) -> list[StyledLine]:
-        """Return a line that is not complete."""
+        """Return an incomplete line, highlighted."""
         return self._fitted(self._colours.draft(self._bare(line)), width, True)
 
     def _fitted(self, line: StyledLine, width: int, whole: bool) -> list[StyledLine]:
@@ -176,7 +176,7 @@ class CodeBlock:
 
 
 class Renderer:
-    """Turns nodes of the syntax tree into lines; `source` is the lines that the places of a node count in."""
+    """Turns nodes of the syntax tree into lines; `source` are the lines that a node's `map` counts."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -247,7 +247,7 @@ class Renderer:
     # text
 
     def inline(self, source: str) -> Text:
-        """Return the styled text of a piece of inline Markdown; links show text and address, and cannot be clicked."""
+        """Return the styled text of inline Markdown; links show their text and address, and are not clickable."""
         text, styles, links = Text(), [Style.null()], [("", 0)]
         for token in (token for block in _parser().parseInline(source) for token in block.children or ()):
             match token.type:
@@ -276,7 +276,7 @@ class Renderer:
                 return Text(clean(token.content), style)
 
     def wrap(self, text: Text, width: int) -> Sequence[Text]:
-        """Break a text into lines between words; the first ones do not change when the last one grows."""
+        """Wrap a text between words; finished lines do not change when the last one grows."""
         return list(text.wrap(self.console, width, overflow="fold", tab_size=4)) if text.plain else [text]
 
     def line(self, text: Text) -> StyledLine:
@@ -285,7 +285,7 @@ class Renderer:
 
 
 def _balanced(source: str) -> str:
-    """Close a bold text or a piece of code that is open at the end, so that its marks do not flash up."""
+    """Close bold text or code that is open at the end, so that its marks do not flash up."""
     last = source.rpartition("\n\n")[2]
     if source[-1:].isspace() or source.endswith(("*", "`")):
         return source
@@ -293,14 +293,14 @@ def _balanced(source: str) -> str:
 
 
 def _address(token: "Token", name: str) -> str:
-    """Return the address of a link as it was written, as far as that can be shown."""
+    """Return the address of a link, decoded where the result is printable."""
     found = str(token.attrs.get(name, ""))
     written = unquote(found)
     return clean_line(written if written.isprintable() else found)
 
 
 def _units(source: str) -> list["SyntaxTreeNode"]:
-    """Return the blocks of a text, of a list its items."""
+    """Return the blocks of a text, and of lists their items."""
     from markdown_it.tree import SyntaxTreeNode
 
     blocks = SyntaxTreeNode(_parser().parse(source)).children
@@ -320,14 +320,14 @@ def _marked(lines: list[StyledLine], first: Segment, later: Segment) -> list[Sty
 
 
 def _folded(line: StyledLine, width: int) -> list[StyledLine]:
-    """Break a line wherever it is full."""
+    """Break a line at the width, between any two characters."""
     letters = [Segment(letter, part.style) for part in line for letter in part.text]
     ends = accumulate(map(len, chop_cells("".join(part.text for part in line), width)), initial=0)
     return [trimmed(list(Segment.simplify(letters[start:end]))) for start, end in pairwise(ends)] or [[]]
 
 
 def trimmed(line: Iterable[Segment]) -> StyledLine:
-    """Return a line without spaces at its end and without empty parts."""
+    """Return a line without trailing spaces and empty segments."""
     kept = [Segment(part.text, part.style or None) for part in line if part.text]  # a null style is none
     while kept and not kept[-1].text.strip(" "):
         kept.pop()

@@ -1,4 +1,4 @@
-"""Text that is drawn while it is made: finished lines go into the scrollback for good, the open end is drawn again.
+"""Draw text while it is generated: finished lines stay in the scrollback, open lines are redrawn.
 
 In: cleaned text, in pieces. Out: bytes on a console, which begin and end on a fresh line. It knows no markup: a
 `LineReader` makes lines of the text.
@@ -18,16 +18,16 @@ from repl.terminal.markdown import Markdown, StyledLine, trimmed
 
 STRUCK = Style(strike=True, dim=True)
 STRUCK_S = 0.25
-"""Seconds for which text that was taken back is seen."""
+"""Seconds for which text that was taken back is shown struck through."""
 MIN_REDRAW_S = 0.04
-"""Seconds between two drawings, at least."""
+"""Minimum seconds between two drawings."""
 IDLE_SHARE = 10
-"""Drawing waits this many times as long as it took, so it never takes more than a part of the time."""
+"""After a drawing the next one waits this many times as long as it took, which bounds the share of time."""
 _WORD = re.compile(r"\n|[^\S\n]+|\S+")
 
 
 class WordWrap:
-    """Reads text as it comes, each piece in a style of its own: only its lines are broken, between words."""
+    """Reads streamed text without markup, each piece in its own style, and wraps it between words."""
 
     def __init__(self, console: Console) -> None:
         self.width = console.width
@@ -36,7 +36,7 @@ class WordWrap:
         self._open = Text()
 
     def feed(self, text: str) -> list[StyledLine]:
-        """Read on word by word, and return the lines that are finished."""
+        """Add text word by word and return the finished lines."""
         lines: list[StyledLine] = []
         for word in _WORD.findall(text.replace("\t", "    ")):
             self._open.append(word, self.style)
@@ -46,11 +46,11 @@ class WordWrap:
         return lines
 
     def rest(self) -> list[StyledLine]:
-        """Return the line that is open, as it looks now."""
+        """Return the open line."""
         return [self._line(self._open)] if self._open.plain else []
 
     def end(self) -> list[StyledLine]:
-        """Return the line that was open."""
+        """Finish the text and return its last line."""
         lines, self._open = self.rest(), Text()
         return lines
 
@@ -59,7 +59,7 @@ class WordWrap:
 
 
 LineReader = Markdown | WordWrap
-"""What makes lines of a text: finished ones as it is fed, the open ones as they look, and the last at its end."""
+"""Makes lines of streamed text: `feed` returns finished lines, `rest` the open ones, `end` the last ones."""
 
 
 class Stream:
@@ -83,7 +83,7 @@ class Stream:
         self._waiting = False
 
     def feed(self, text: str, style: Style | None = None) -> None:
-        """Add text; it is drawn now, or with what follows where something was drawn just now."""
+        """Add text; it is drawn now, or later if the last drawing was too recent."""
         if not text:
             return
         if isinstance(self.reader, WordWrap):
@@ -93,7 +93,7 @@ class Stream:
         self.draw()
 
     def draw(self) -> None:
-        """Draw what has come, unless something was drawn just now."""
+        """Draw the text received, unless the last drawing was too recent."""
         began = self._clock()
         if not self._waiting or began < self._due:
             return
@@ -103,14 +103,14 @@ class Stream:
         self._due = ended + max(self._pause, IDLE_SHARE * (ended - began))
 
     def strike(self, text: str) -> None:
-        """Show text struck through behind the rest for a moment."""
+        """Show text struck through at the end for a moment."""
         self._fit()
         *lines, last = self.reader.rest() or [[]]
         self._paint([*lines, [*last, Segment(text, STRUCK)]])
         self._due, self._waiting = self._clock() + STRUCK_S, True
 
     def end(self) -> None:
-        """Draw the end of the text, and leave the cursor on a fresh line; afterwards another text may begin."""
+        """Draw the rest and leave the cursor on a fresh line; another text may begin."""
         self._fit()
         self._finished += self.reader.end()
         self._paint([])
@@ -126,7 +126,7 @@ class Stream:
 
 
 class Region:
-    """The last lines on the screen, which can be drawn again; the cursor stands at their end."""
+    """The last lines on the screen, which can be redrawn; the cursor is at their end."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -134,14 +134,14 @@ class Region:
         self._shown: list[StyledLine] = []
 
     def resize(self, width: int, height: int) -> None:
-        """Take note of the size of the window; lines that do not fit any more are broken by the terminal."""
+        """Note the size of the window; most terminals rewrap long lines themselves."""
         cuts = "XTERM_VERSION" in os.environ or os.environ.get("TERM", "").startswith(("linux", "screen."))
         if width < self._width and cuts:  # long lines are cut off there, not broken anew
             self._shown = [[Segment("")] for _ in self._shown]
         self._width, self._height = width, height
 
     def draw(self, finished: list[StyledLine], open_lines: list[StyledLine]) -> None:
-        """Replace the open lines; finished lines come before them and are never touched again."""
+        """Replace the open lines; finished lines are written above them and not touched again."""
         visible = self._visible(open_lines)
         wanted = finished + visible
         # where lines are taken away the last one is written again, as the cursor stands behind it
@@ -156,7 +156,7 @@ class Region:
         self._shown = visible
 
     def _changes(self, same: int, wanted: list[StyledLine]) -> tuple[str, list[StyledLine]]:
-        """Return how the cursor moves, and the lines that are written then; the first lines are the same as before."""
+        """Return the cursor movement and the lines to write; the first `same` lines are unchanged."""
         old = self._shown[same:]
         if not old:
             return "\n" if same and wanted[same:] else "", wanted[same:]
@@ -167,7 +167,7 @@ class Region:
         return f"\r{up}\x1b[J", wanted[same:]
 
     def _visible(self, lines: list[StyledLine]) -> list[StyledLine]:
-        """Return the last lines that fit the screen, one at least."""
+        """Return the last lines that fit the screen, at least one."""
         room = self._height - 1
         for start in range(len(lines) - 1, -1, -1):
             room -= self._rows(lines[start])
@@ -180,14 +180,14 @@ class Region:
 
 
 def write_segments(console: Console, parts: Sequence[Segment]) -> None:
-    """Write text as it is, in its styles."""
+    """Write segments unchanged, in their styles."""
     if parts:
         console.print(Segments(parts), end="", crop=False)
     console.file.flush()
 
 
 def _added(old: StyledLine, new: StyledLine) -> StyledLine | None:
-    """Return what stands in the new line behind the old one, None where it does not begin with that."""
+    """Return what a new line adds to the old one, None where it does not begin with it."""
     if not old:
         return new
     at = len(old) - 1

@@ -1,4 +1,4 @@
-"""A reply as it is made: thinking dim, folded or hidden, the answer as Markdown or as it comes; a text that goes on."""
+"""Draw a reply while it is generated: thinking dim, folded or hidden, the answer as Markdown or plain text."""
 
 import re
 import time
@@ -152,7 +152,7 @@ class PlainStream:
 
 
 class LiveReply:
-    """Draws a reply, or a text that goes on; it begins on a fresh line, and `end` leaves the cursor on one."""
+    """Draws a reply or a completion; it begins on a fresh line, and `end` leaves the cursor on one."""
 
     def __init__(self, screen: Screen, view: View, chats: bool = True) -> None:
         self._screen, self._chats = screen, chats
@@ -166,27 +166,27 @@ class LiveReply:
         self._status = False
 
     def echo(self, echo: PromptEcho) -> None:
-        """Show what the reply was made to begin with, or what goes on: dim."""
+        """Show the prefill of a reply, or the prompt of a completion, dim."""
         self._words = "" if self._chats or not self._screen.interactive else "quiet"
         self._draw(self._fold.feed(echo.pieces, counts=False), echo.text)
 
     def feed(self, token: Token, words: str = "") -> None:
-        """Draw one token, in a style where it has one."""
+        """Draw a token, in a style if one is given."""
         self._words = words
         self._draw(self._fold.feed(token.pieces), token.text)
 
     def strike(self, text: str) -> None:
-        """Show for a moment what was taken back; not in the middle of a thought."""
+        """Show text that was taken back for a moment; not inside a thought."""
         if not self._line and not self._status:
             self._begun = True
             self._stream.strike(clean_line(text))
 
     def rest(self) -> None:
-        """Draw what waited for more: nothing comes just now."""
+        """Draw text that was held back, as no event arrived."""
         self._stream.draw()
 
     def end(self) -> None:
-        """Draw what was held back, and end the line."""
+        """Draw the rest, and end the line."""
         self._draw(self._fold.end(), "")
         self._erase()
         if self._line:
@@ -195,7 +195,7 @@ class LiveReply:
             self._stream.end()
 
     def _draw(self, shown: list[ShownPart], text: str) -> None:
-        """Draw what a setting makes of a text, or the text itself."""
+        """Draw the folded parts, or the raw text."""
         if self._raw:
             self._answer(self._cleaner.feed(text))
             return
@@ -234,7 +234,7 @@ class LiveReply:
         self._line = text.rpartition("\n")[2]
 
     def _erase(self) -> None:
-        """Take the counter of a folded thought away."""
+        """Remove the counter of a folded thought."""
         if self._status and self._screen.out.is_terminal:
             self._screen.out.file.write(ERASE)
             self._line = ""
@@ -242,7 +242,7 @@ class LiveReply:
 
 
 def open_stream(screen: Screen, view: View, chats: bool) -> Stream | PlainStream:
-    """Return what draws a text as it is made: with the colours of its tokens, as Markdown, or just as it comes."""
+    """Return the stream for a reply: token colours, Markdown, or plain text."""
     console, coloured = screen.out, view.probs != "off"
     moves = console.is_terminal and not console.is_dumb_terminal and not console.legacy_windows
     if not (moves and screen.interactive and (view.markdown or coloured)):
@@ -252,23 +252,23 @@ def open_stream(screen: Screen, view: View, chats: bool) -> Stream | PlainStream
 
 @dataclass(frozen=True, slots=True)
 class PastExchange:
-    """A question and its answer of before, drawn as they looked: parts and colours as the settings have them."""
+    """An earlier question with its answer, drawn with the current settings for thinking, Markdown and colours."""
 
     number: int
     question: str
     reply: Parts
-    """What it shows: a thought may be folded or left out."""
+    """Its parts, with thinking folded or left out as the setting says."""
     completes: bool
     foot: str
-    """Its figures, or how it ended."""
+    """Its statistics, or its state."""
     markdown: bool
     by: str
-    """What colours its tokens: probability (`on`), entropy, or nothing (`off`)."""
+    """How its tokens are coloured: by probability (`on`), `entropy`, or `off`."""
     tokens: Trace | None
 
     @classmethod
     def of(cls, turns: Sequence[Turn], view: View) -> "PastExchange":
-        """Return an exchange as the settings show it."""
+        """Return an exchange with the settings applied."""
         asked, answer = (turns[0] if turns[0].role in ASKING else None), turns[-1]
         record = answer.record
         return cls(

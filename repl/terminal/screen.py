@@ -1,4 +1,4 @@
-"""What the user sees: results through their views, errors and notices as one line, JSON where asked."""
+"""The screen: views of results, errors and notices on one line each, or JSON lines."""
 
 import dataclasses
 import json
@@ -28,25 +28,25 @@ from repl.terminal.tables import FactLine, First, LineConsole, OutputConsole, Re
 
 ACCENTS = {"dark": "cyan", "light": "blue", "mono": "bold"}
 TOLD = ("id", "commit", "dtype", "device_map", "quantization", "adapter", "parameters", "bytes")
-"""What a JSON line says of a model that was loaded, beside its revision."""
-OPTION_LINES = ("/resume", "/connect")  # lines that options of the command line stand for
-SHARED_CHARACTERS = 28  # of what all sequences begin with, at least
-PROGRESS_S = 10.0  # seconds between two lines that say how far something is
+"""The facts about a loaded model in a JSON line, beside its revision."""
+OPTION_LINES = ("/resume", "/connect")  # lines that command-line options stand for
+SHARED_CHARACTERS = 28  # shown of the common beginning of all sequences, at least
+PROGRESS_S = 10.0  # seconds between two lines of progress
 THEME_SHADES = {
     "dark": ("#5fafff", "#ffaf00", "on #3a3a3a"),
     "light": ("#005fd7", "#af5f00", "on #dadada"),
     "mono": ("", "", "underline"),
 }
-"""What is less likely, what is unlikely, and every other token: told apart by colour-blind people too."""
+"""Styles of less likely and of unlikely tokens, and of every other token; distinct for colour-blind people too."""
 
 
 def shown_theme(theme: str) -> str:
-    """Return the theme to draw in: the one without colours where the environment asks for none."""
+    """Return the theme to draw in: `mono` if `NO_COLOR` is set."""
     return "mono" if "NO_COLOR" in os.environ else theme
 
 
 def palette(theme: str) -> Theme:
-    """Return the styles of a theme; shades differ by more than colour."""
+    """Return the styles of a theme; token shades differ by more than colour."""
     (less, least, band), accent = THEME_SHADES[theme], ACCENTS[theme]
     styles = {"accent": accent, "quiet": "dim", "special": f"bold {accent}", "band": band, "overruled": "reverse"}
     shades = {"shade1": f"underline {less}", "shade2": f"bold underline {least}", "shade3": f"italic underline {least}"}
@@ -76,7 +76,7 @@ def _(result: Draft) -> Text:
 
 @render.register
 def _(result: Loaded) -> RenderableType:
-    """Say what is ready to use and what it takes, on one line: in a narrow window without the lesser facts."""
+    """Draw the line of a load: model, size, device, time; a narrow window drops facts from its end."""
     facts, before, asked = result.facts, result.before, result.asked.dtype
     was = before.bytes if before and before.id == facts.id and before.bytes != facts.bytes else 0
     other = asked not in ("auto", facts.dtype) and facts.form != facts.quantization
@@ -108,7 +108,7 @@ def _(result: Reply) -> RenderableType:
 
 
 def sequences(done: Reply) -> list[RenderableType]:
-    """Return the finished sequences where there are several: what they share once, then the score and end of each."""
+    """Return a table of several sequences: their common beginning once, then the score and the end of each."""
     if len(done.sequences) < 2:
         return []
     texts = [found.text for found in done.sequences]
@@ -135,12 +135,12 @@ def sequences(done: Reply) -> list[RenderableType]:
 
 
 def score_unit(length_penalty: float) -> str:
-    """Say what the score of a beam is."""
+    """Return the unit of a beam's score."""
     return "mean log-probability" if length_penalty == 1 else f"log-probability / tokens^{length_penalty:g}"
 
 
 def reply_figures(done: Reply) -> str:
-    """Return the line of figures under a reply."""
+    """Return the line of statistics under a reply."""
     made, timing = done.usage.completion, done.timing
     goes_on = "/continue goes on"
     if done.format and not done.format.finished:
@@ -164,12 +164,12 @@ def reply_figures(done: Reply) -> str:
 
 
 def _unit(done: Reply) -> str:
-    """Say what was counted: a server that did not say how many tokens it made sent so many pieces."""
+    """Return the unit of a reply's length: pieces where a server did not tell the number of tokens."""
     return "piece" if isinstance(done.model, ServedModel) and done.model.counted == "by pieces" else "token"
 
 
 def _limit(done: Reply, goes_on: str) -> str:
-    """Say which limit a reply ran into: the one that was reached."""
+    """Return the limit that ended a reply, and how to continue."""
     context, made, server = done.model.context, done.usage.completion, done.server
     if server and done.decode.get("max_new_tokens") is None and not 0 < context <= done.usage.prompt + made:
         return f"cut by {clean_line(server)} after {counted(made, _unit(done))}, /max {2 * made} asks for more"
@@ -184,7 +184,7 @@ def _limit(done: Reply, goes_on: str) -> str:
 
 
 class Screen:
-    """Two consoles: `out` for answers and results, `err` for everything beside them."""
+    """Two consoles: `out` for answers and results, `err` for progress, notices and errors."""
 
     def __init__(self, as_json: bool = False, interactive: bool = False) -> None:
         self.as_json = as_json
@@ -196,7 +196,7 @@ class Screen:
         self.out, self.err = self._consoles(OutputConsole, not interactive)
 
     def show(self, command: str, result: Any, beside: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Show what a command returned; `beside` goes into its JSON line."""
+        """Show the result of a command; `beside` is added to its JSON line."""
         if self.as_json:
             self.record({**as_record(command, result), **beside})
         elif self.interactive:
@@ -209,7 +209,7 @@ class Screen:
             self.out.print(render(result))
 
     def adapt(self, accessible: bool) -> None:
-        """Write for a screen reader from now on: whole lines, no colours; or draw as before."""
+        """Switch to output for screen readers (whole lines, no colours), or back."""
         self.accessible = accessible
         if self.as_json:
             return
@@ -224,13 +224,13 @@ class Screen:
         ]
 
     def progress(self, text: str) -> None:
-        """Say how far something is, where no line is drawn twice: one line every ten seconds at most."""
+        """Write a line of progress, at most every `PROGRESS_S`, where no line is redrawn."""
         if time.monotonic() >= self._progress_due:
             self._progress_due = time.monotonic() + PROGRESS_S
             self.err.print(text)
 
     def paint(self, theme: str) -> None:
-        """Draw in the colours of a theme from now on."""
+        """Use a theme from now on."""
         theme = shown_theme(theme)
         self._mono = theme == "mono"
         for console in (self.out, self.err):
@@ -238,7 +238,7 @@ class Screen:
             console.no_color = self._mono
 
     def space(self) -> None:
-        """Leave a line free before the next prompt."""
+        """Write a blank line before the next prompt."""
         if self.interactive:
             self.out.print()
 
@@ -248,9 +248,10 @@ class Screen:
         self.out.file.flush()
 
     def error(self, error: ReplError, repeats: bool = True, line: str = "", model: str = "") -> None:
-        """Say what went wrong and what to type next; `repeats` tells that a choice runs the line again.
+        """Show an error and what to type next; `repeats` tells that a choice runs the line again.
 
-        `line` is the one that failed: without a prompt, what is no command was asked for in a shell, of `model`.
+        `line` is the one that failed. Without a prompt, a line that is no command came from a shell, and hints are
+        shell commands for `model`.
         """
         if self.as_json:
             hints = list(error.hints)
@@ -269,13 +270,13 @@ class Screen:
                 self.err.print(_choices(error, repeats))
 
     def explain_once(self, explained: Text) -> None:
-        """Explain something beside the answers, the first time only."""
+        """Write an explanation to `err`, only once."""
         if explained.plain not in self._explained:
             self._explained.add(explained.plain)
             self.err.print(explained)
 
     def notice(self, text: str) -> None:
-        """Say something beside the answers."""
+        """Write a notice to `err`."""
         if not self.as_json or not self.interactive:
             self.err.print(fact_line(clean(text)))
 
@@ -303,7 +304,7 @@ def as_record(command: str, result: Any) -> dict[str, Any]:
 
 
 def to_jsonable(value: Any) -> Any:
-    """Turn dataclasses, sets and tuples into what JSON has."""
+    """Turn dataclasses, mappings, sets and tuples into JSON objects and lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {spot.name: to_jsonable(getattr(value, spot.name)) for spot in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Tables as every view has them: no frame, quiet heads, two spaces between columns; drawings that fit the window."""
+"""Tables of the views, without frames; drawings that depend on the window; tables as lines for screen readers."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,9 +20,9 @@ DRAWN = re.compile("[\u2500-\u259f]+")  # lines and blocks
 
 
 class First:
-    """The first of several drawings of one thing that fits the window, else the last; in a pipe the first.
+    """The first of several drawings that fits the window, else the last; in a pipe the first.
 
-    Read aloud it has to fit as well: there lines are not wrapped either.
+    For screen readers it has to fit as well, since lines are not wrapped there either.
     """
 
     def __init__(self, *drawings: RenderableType) -> None:
@@ -37,7 +37,7 @@ class First:
 
 
 class Responsive:
-    """What `draw` makes of the columns of the window, and of whether it shows ASCII only."""
+    """Draws with `draw(columns, ascii_only)`, by the width and the encoding of the window."""
 
     def __init__(self, draw: Callable[[int, bool], Iterator[RenderableType]]) -> None:
         self._draw = draw
@@ -47,7 +47,7 @@ class Responsive:
 
 
 class FactLine:
-    """Facts with middle dots between them, in a line that is broken at the dots where it is full."""
+    """Facts separated by middle dots; a line too long for the window is broken at the dots."""
 
     def __init__(self, text: Text) -> None:
         self._text = text
@@ -65,12 +65,12 @@ class FactLine:
 
 
 def fact_line(*facts: str) -> FactLine:
-    """Return a quiet line of facts."""
+    """Return a dim line of facts."""
     return FactLine(Text(join_facts(*facts), "quiet"))
 
 
 def grid(sides: str, rows: Iterable[Sequence[str | Text]], heads: Sequence[str] = (), gap: int = 2) -> Table:
-    """Draw rows in columns, of which `sides` has a letter each: `l` for words, which are folded, `r` for numbers."""
+    """Return a table; `sides` has a letter for each column: `l` for text, which is wrapped, `r` for numbers."""
     table = Table.grid(padding=(0, gap))
     for side in sides:
         table.add_column(justify="right" if side == "r" else "left", no_wrap=side == "r", overflow="fold")
@@ -80,7 +80,7 @@ def grid(sides: str, rows: Iterable[Sequence[str | Text]], heads: Sequence[str] 
 
 
 def facts(rows: Iterable[tuple[str, str]], style: str = "quiet") -> Table:
-    """Draw names, and beside them what there is to say of each; foreign text is made harmless, line by line."""
+    """Return a table of names and values; foreign text is cleaned line by line."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style=style, no_wrap=True)
     table.add_column(overflow="fold")
@@ -90,7 +90,7 @@ def facts(rows: Iterable[tuple[str, str]], style: str = "quiet") -> Table:
 
 
 class OutputConsole(Console):
-    """Leaves a reader that goes away to the program, which ends with 141; rich would end it with 1."""
+    """Passes a broken pipe on to the program, which exits with 141; rich would exit with 1."""
 
     def on_broken_pipe(self) -> None:
         """Raise the `BrokenPipeError` that is being handled."""
@@ -98,10 +98,10 @@ class OutputConsole(Console):
 
 
 class LineConsole(OutputConsole):
-    """Writes each row of a table as a line, as a screen reader reads it."""
+    """Writes each row of a table as a line, for screen readers."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Draw anything; of a table its rows: `name: value` of each cell below a head, else of the first two cells."""
+        """Render tables and trees as lines: `name: value` for cells with a head, else for the first two cells."""
         if isinstance(renderable, Tree):
             return super().render(Group(*map(Text, self._branches(renderable))), options)
         if not isinstance(renderable, Table):
@@ -115,7 +115,7 @@ class LineConsole(OutputConsole):
         return super().render(Group(*map(Text, lines)), options)
 
     def _branches(self, root: Tree) -> Iterator[str]:
-        """Yield a line for each branch of a tree, with its depth as a number."""
+        """Yield a line for each branch of a tree, with its depth."""
         waiting = [(0, root)]
         while waiting:
             depth, tree = waiting.pop()
@@ -124,7 +124,7 @@ class LineConsole(OutputConsole):
             waiting += [(depth + 1, child) for child in reversed(tree.children)]
 
     def _spoken(self, cell: RenderableType) -> str:
-        """Return the words of a cell without what is drawn with characters: bars, rules, branches."""
+        """Return the text of a cell without drawing characters: bars, rules, branches."""
         text = (
             cell
             if isinstance(cell, str)

@@ -1,4 +1,4 @@
-"""Probabilities as colours and bars, told apart by colour-blind people and without any colour.
+"""Probabilities as colours and bars, distinct for colour-blind people and without colour.
 
 In: probabilities, entropies, a reply's trace. Out: names of the screen's styles, and text drawn in them.
 """
@@ -13,9 +13,9 @@ from repl.core.sanitize import Cleaner, ascii_only
 from repl.generation.measure.token_trace import Seen, Trace
 
 CLASSES = ((0.5, "", "50 % or more"), (0.1, "shade1", "10 to 50"), (0.01, "shade2", "1 to 10"), (0.0, "shade3", "less"))
-"""From which probability on a token is drawn how: plain, underlined, bold and underlined, in italics."""
+"""Classes of probability: lower bound, style, label; plain, underlined, bold underlined, italic underlined."""
 FORM = {"given": ("quiet", "given by the form"), "overruled": ("overruled", "the likeliest overruled")}
-"""How a token is drawn at which a form left no other, or took the likeliest away, and what that means."""
+"""Style and label of tokens that the format gave, or whose most likely alternative it excluded."""
 SHADES = (*(name for _, name, _ in CLASSES if name), "overruled")
 """The styles that a token may have, beside that of what is dim."""
 BAR_WIDTHS = (48, 32, 20, 12, 0)  # the first that there is room for
@@ -23,7 +23,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def style(probability: float) -> str:
-    """Return the style that a token of this probability is drawn in; a name of the screen's themes, or empty."""
+    """Return the style for a probability: a name of the screen's themes, or ''."""
     return next(name for least, name, _ in CLASSES if probability >= least or not least)
 
 
@@ -37,18 +37,18 @@ def bar(share: float, width: int) -> str:
 
 
 def percent(probability: float) -> str:
-    """Return a probability in percent; what is not 0 never reads as 0."""
+    """Return a probability in percent; one above 0 never reads as 0."""
     return "<0.01 %" if 0 < probability < 0.00005 else f"{100 * probability:.2f} %"
 
 
 def heat(probability: float) -> str:
-    """Return a character as dense as a token is probable, by the classes of the colours."""
+    """Return a block character for a probability, denser for higher classes."""
     place = next(place for place, (least, _, _) in enumerate(CLASSES) if probability >= least)
     return ("#+-." if ascii_only() else "█▓▒░")[place]
 
 
 def styled_text(parts: Iterable[tuple[str, str]]) -> Text:
-    """Join pieces of text, each in its style, into one that may be drawn."""
+    """Join pieces of text, each with its style, into one cleaned text."""
     drawn, cleaner = Text(), Cleaner()
     for text, name in parts:
         drawn.append(cleaner.feed(text), name or None)
@@ -56,12 +56,10 @@ def styled_text(parts: Iterable[tuple[str, str]]) -> Text:
 
 
 def certainty(logprob: float, entropy: float | None, by: str) -> float:
-    """Return what a token is coloured by, from 0 to 1: its probability, or for `entropy` how sure the model was there.
+    """Return the value a token is coloured by, 0 to 1: its probability, or by `entropy` the exponential of -entropy.
 
-    Where the entropy is not known it is the probability.
-
-    The exponential of the negative entropy (nats) is the probability of each of so many tokens between which the
-    model would be just as unsure: both go by one scale.
+    exp(-entropy) (nats) is the probability of each token in a uniform distribution of that entropy, so both use one
+    scale. Where the entropy is not known, it is the probability.
     """
     return math.exp(min(logprob, 0.0) if entropy is None or by != "entropy" else -max(entropy, 0.0))
 
@@ -74,7 +72,7 @@ def shade(token: Seen, by: str) -> str:
 
 
 def caption(by: str = "on", tokens: Iterable[Seen] = ()) -> Text:
-    """Say what the colours mean, each drawn in itself; those of a form where one of the tokens has them."""
+    """Return the legend of the colours, each in its style; the marks of a format only if a token has one."""
     names, words = [name for _, name, _ in CLASSES], [said for _, _, said in CLASSES]
     if by == "entropy":
         limits = [-math.log(least) for least, _, _ in CLASSES if least]
@@ -88,12 +86,12 @@ def caption(by: str = "on", tokens: Iterable[Seen] = ()) -> Text:
 
 
 def colour_trace(found: Trace, by: str) -> Text:
-    """Return the text of a reply in its colours, made harmless; what it was given to begin with is dim."""
+    """Return the text of a reply in token colours, cleaned; its prefill is dim."""
     return styled_text([(found.lead, "quiet"), *((token.text, shade(token, by)) for token in found.tokens)])
 
 
 class OnTerminal:
-    """Draws one thing where styles are seen, and another where they are not: in a pipe or a file."""
+    """Draws one thing on a terminal with styles, and another in a pipe, a file or a dumb terminal."""
 
     def __init__(self, shown: RenderableType, otherwise: RenderableType) -> None:
         self._shown, self._otherwise = shown, otherwise
