@@ -146,7 +146,7 @@ class PartsReader:
         self._spans = [_Span(THINKING if closing else ANSWER, closes=closing)]
 
     def feed(self, text: str, mark: str = "") -> tuple[Piece, ...]:
-        """Add text and return the pieces that are certain; `mark`, a special token without text, is for `TemplateReader`."""
+        """Add text and return the certain pieces; `mark`, a special token without text, is for `TemplateReader`."""
         self._held += text
         pieces: list[Piece] = []
         while self._held:

@@ -31,24 +31,24 @@ BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")
 
 @dataclass(frozen=True, slots=True)
 class ShownPart:
-    """What to draw: `text` as it stands, `dim` text, a `status` to redraw in place, a `line` that stays, a `gap`."""
+    """A part to draw: plain `text`, `dim` text, a `status` to redraw in place, a `line` that stays, a `gap`."""
 
     kind: str
     text: str = ""
 
 
 def fold_parts(parts: Parts, mode: str) -> Parts:
-    """Return the parts of a reply that was made before, as a setting shows them."""
+    """Return the parts of a finished reply with thinking shown, folded or hidden."""
     words = len(parts.thinking.split())
     line = f"{counted(words, 'word')} of thinking · /thinking show" if words else ""
     return replace(parts, thinking={"show": parts.thinking, "fold": line, "hide": ""}[mode])
 
 
 class Fold:
-    """Makes of the pieces of a reply what is drawn: `show`, `fold` or `hide` what was thought; calls of tools are dim.
+    """Turns streamed pieces into parts to draw, with thinking shown, folded or hidden; tool calls are dim.
 
-    A call is drawn when it is whole, on one line. A gap stands between a part and the next; a reply without thoughts
-    and calls is drawn as it is.
+    A complete call is drawn on one line. Parts are separated by gaps; a reply without thoughts
+    and calls is drawn unchanged.
     """
 
     def __init__(self, mode: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,7 +64,7 @@ class Fold:
         self._blank = ""  # blanks that are drawn once more of their part follows
 
     def feed(self, pieces: Iterable[Piece], counts: bool = True) -> list[ShownPart]:
-        """Return what to draw for the pieces of one token; those of a beginning that was given do not count."""
+        """Return the parts to draw for the pieces of one token; those of a prefill do not count as tokens."""
         pieces = tuple(pieces)
         if counts and THINKING in (self._kind, *(piece.kind for piece in pieces)):
             self._began = self._clock() if self._began is None else self._began
@@ -75,7 +75,7 @@ class Fold:
         return drawn
 
     def end(self) -> list[ShownPart]:
-        """Return what is left to draw when the reply has ended, in the middle of its thinking or not."""
+        """Return the last parts to draw, even if the reply ended inside a thought."""
         rest = [ShownPart("text", self._blank)] if self._blank and not self._parted else []
         return [*self._closed(), *rest]
 
@@ -114,7 +114,7 @@ class Fold:
         return [ShownPart("line", f"thought for {self._figures()}")]
 
     def _called(self) -> list[ShownPart]:
-        """Return the call that is whole now, or its text where that is none."""
+        """Return the finished call, or its text where it cannot be read."""
         if not self._call:
             return []
         text, self._call = "\n".join(map(describe, read_calls(self._call))) or self._call.strip(), ""
@@ -128,22 +128,22 @@ class Fold:
 
 
 class PlainStream:
-    """Writes one text as it comes: nothing of it is drawn again."""
+    """Writes streamed text once, for consoles that cannot redraw."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def feed(self, text: str, style: Style | None = None) -> None:
-        """Write a piece of the text."""
+        """Write text."""
         if text:
             self._console.print(Segments([Segment(text, style)]), end="", crop=False)
             self._console.file.flush()
 
     def draw(self) -> None:
-        """Do nothing: all that came is written."""
+        """Do nothing: all text is written already."""
 
     def strike(self, text: str) -> None:
-        """Do nothing: what is struck through would stay."""
+        """Do nothing: struck text could not be removed."""
 
     def end(self) -> None:
         """End the line."""
