@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping
 from itertools import groupby
 
@@ -18,9 +19,7 @@ def join_facts(*parts: str) -> str:
 
 def device(places: Mapping[str, str]) -> str:
     """Return the device of a model, or how its parts are spread over several."""
-    tally: dict[str, int] = {}
-    for place in places.values():
-        tally[place] = tally.get(place, 0) + 1
+    tally = Counter(places.values())
     if len(tally) == 1:
         return next(iter(tally))
     return ", ".join(f"{counted(number, 'part')} on {place}" for place, number in tally.items())
@@ -44,11 +43,9 @@ def format_map(places: Mapping[str, str]) -> list[str]:
 
 def tally_layers(places: Mapping[str, str]) -> dict[str, int]:
     """Count the layers on each device; empty for a model on one device."""
-    found: dict[str, set[str]] = {}
-    for part, place in places.items():
-        if match := LAYER.match(part):
-            found.setdefault(place, set()).add(match["front"] + match["number"])
-    return {place: len(names) for place, names in found.items()}
+    matches = [(place, LAYER.match(part)) for part, place in places.items()]
+    layers = dict.fromkeys((place, match["front"] + match["number"]) for place, match in matches if match)
+    return Counter(place for place, _ in layers)
 
 
 def count(number: int) -> str:

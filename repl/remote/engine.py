@@ -24,7 +24,7 @@ from repl.generation.prompt import context_window
 from repl.remote.address import Address
 from repl.remote.dialects import Dialect, Listing, confirm, dialect_of, read_list
 from repl.remote.protocol import DROPPABLE, prefixed_settings, read_ids
-from repl.remote.refusals import Refusal, droppable_fields, lower_alternatives, to_error
+from repl.remote.refusals import Refusal, lower_alternatives, to_error
 from repl.remote.reply import SERVER_DEFAULTS, ServerState, StreamedReply
 from repl.remote.word_biases import word_fields
 
@@ -322,11 +322,15 @@ class Remote:
 
     def _drop(self, refused: Refusal, heard: StreamedReply, emit: JobContext) -> bool:
         """Leave out fields that the server refuses, or rename them."""
-        body = heard.body()
-        if "max_tokens" in body and refused.of_the_request and re.search(r"[Uu]se .?max_completion_", refused.words):
+        if not refused.of_the_request:
+            return False
+        body, told = heard.body(), f"{refused.param} {refused.words}"
+        if "max_tokens" in body and re.search(r"[Uu]se .?max_completion_", refused.words):
             self._state.renamed["max_tokens"] = "max_completion_tokens"
             return True
-        names = droppable_fields(refused, body, DROPPABLE)
+        names = [name for name in DROPPABLE if name in body and re.search(rf"\b{name}\b", told)]
+        if refused.code in ("unsupported_parameter", "unsupported_value") and refused.param in body:
+            names = [refused.param]
         names += ["top_logprobs"] if "logprobs" in names and "top_logprobs" in body else []
         if names:
             self._state.refused.update(names)

@@ -29,6 +29,7 @@ PROMPT_TOKENS = re.compile(
     r"|less than \d+ tokens\. Given: (\d+)",
     re.IGNORECASE,
 )
+LACKED_PATHS = {"/completions": ("continue a text", "/mode chat"), "/chat/completions": ("chat", "/mode complete")}
 TAG = re.compile(r"<[^>]*>")
 OVERFLOW_CHOICES = (
     ("/overflow drop_oldest", "drop the oldest messages as needed"),
@@ -119,15 +120,6 @@ def lower_alternatives(refused: Refusal, body: Mapping[str, object]) -> tuple[st
     return (name, max(fits)) if fits else None
 
 
-def droppable_fields(refused: Refusal, body: Mapping[str, object], names: Sequence[str]) -> list[str]:
-    """Return the optional fields that a server refuses."""
-    if not refused.of_the_request:
-        return []
-    if refused.code in ("unsupported_parameter", "unsupported_value") and refused.param in body:
-        return [refused.param]
-    return [name for name in names if name in body and re.search(rf"\b{name}\b", f"{refused.param} {refused.words}")]
-
-
 def to_error(
     refused: Refusal, host: str, model: str, offers: Sequence[Offer], path: str = "/models", alone: bool = True
 ) -> ReplError:
@@ -136,7 +128,8 @@ def to_error(
     if lacks_model(refused, model):
         return model_not_found(host, model, offers)
     if status in (404, 405):
-        return path_not_found(host, path, words)
+        what, hint = LACKED_PATHS.get(path, ("list models", "/connect URL"))
+        return UsageError(f"{host} cannot {what}: it has no {path} ({words})", hint)
     if refused.full:
         figures = f"the prompt has {refused.prompt} tokens, but the context of {host} is {refused.context}"
         plain = f"the conversation is too long for {host}: {words}"
@@ -147,11 +140,9 @@ def to_error(
     what = {429: "has too many requests", 503: "is not ready"}.get(status, f"failed ({status})")
     if status >= 500 or status in (424, 429):
         return Failed(f"{host} {what}: {words}", "/retry")
-    return (
-        UsageError(f"{host} rejected the request ({status}): {words}")
-        if status
-        else Failed(f"{host}: {words}", "/retry")
-    )
+    if not status:
+        return Failed(f"{host}: {words}", "/retry")
+    return UsageError(f"{host} rejected the request ({status}): {words}")
 
 
 def lacks_model(refused: Refusal, model: str) -> bool:
@@ -169,10 +160,3 @@ def model_not_found(host: str, model: str, offers: Sequence[Offer]) -> NotFound:
     close = closest_match(model, known) or next(iter(known), "")
     more = f", the nearest is {close}" if close else ""
     return NotFound(f"{host} has no model {model!r}{more}", *([f"/model {close}"] if close else []), "/model")
-
-
-def path_not_found(host: str, path: str, words: str) -> ReplError:
-    """Return the error for a path that a server lacks."""
-    way = {"/completions": ("continue a text", "/mode chat"), "/chat/completions": ("chat", "/mode complete")}
-    what, hint = way.get(path, ("list models", "/connect URL"))
-    return UsageError(f"{host} cannot {what}: it has no {path} ({words})", hint)

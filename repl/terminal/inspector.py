@@ -151,9 +151,12 @@ class Inspector:
         self._height = 10  # rows of the text
         self._width = 0
         self._pages = lru_cache(2)(lambda width: lay_out(found.tokens, width))
-        self._text = TokenText(self)
+        text = Window(TokenText(self), wrap_lines=False, scroll_offsets=ScrollOffsets(top=1, bottom=1))
+        side = Window(FormattedTextControl(self._side), width=self._side_width, wrap_lines=False)
+        head = Window(FormattedTextControl(self._head), height=1)
+        foot = Window(FormattedTextControl(self._foot), height=2)
         self.app: Application[str] = Application(
-            layout=Layout(self._container()),
+            layout=Layout(HSplit([head, Window(height=1), VSplit([text, side], padding=2), Window(height=1), foot])),
             key_bindings=self._keys(),
             style=styles(shown_theme(theme)),
             full_screen=True,
@@ -264,14 +267,6 @@ class Inspector:
         return keys
 
     # what is drawn
-
-    def _container(self) -> HSplit:
-        text = Window(self._text, wrap_lines=False, scroll_offsets=ScrollOffsets(top=1, bottom=1))
-        side = Window(FormattedTextControl(self._side), width=self._side_width, wrap_lines=False)
-        space = Window(width=2)
-        head = Window(FormattedTextControl(self._head), height=1)
-        foot = Window(FormattedTextControl(self._foot), height=2)
-        return HSplit([head, Window(height=1), VSplit([text, space, side]), Window(height=1), foot])
 
     def _columns(self) -> int:
         return self.app.output.get_size().columns

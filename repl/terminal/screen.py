@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
@@ -267,7 +266,13 @@ class Screen:
             more = [Text.assemble((" · ", "quiet"), (clean_line(hint), "accent")) for hint in hints if hint not in told]
             self.err.print(FactLine(Text.assemble(said, *more)))
             if numbered:
-                self.err.print(_choices(error, repeats))
+                rows: list[list[str | Text]] = [
+                    [f"{number:>3}", Text.assemble((clean_line(line), "accent"), (f"  {clean_line(effect)}", "quiet"))]
+                    for number, (line, effect) in enumerate(error.choices, 1)
+                ]
+                again = " and retry" if repeats and error.again else ""
+                rows.append(["", Text(f"type a number to apply it{again}", "quiet")])
+                self.err.print(grid("rl", rows, gap=1))
 
     def explain_once(self, explained: Text) -> None:
         """Write an explanation to `err`, only once."""
@@ -279,15 +284,6 @@ class Screen:
         """Write a notice to `err`."""
         if not self.as_json or not self.interactive:
             self.err.print(fact_line(clean(text)))
-
-
-def _choices(error: ReplError, repeats: bool) -> Table:
-    rows: list[list[str | Text]] = [
-        [f"{number:>3}", Text.assemble((clean_line(line), "accent"), (f"  {clean_line(effect)}", "quiet"))]
-        for number, (line, effect) in enumerate(error.choices, 1)
-    ]
-    again = " and retry" if repeats and error.again else ""
-    return grid("rl", [*rows, ["", Text(f"type a number to apply it{again}", "quiet")]], gap=1)
 
 
 def as_record(command: str, result: Any) -> dict[str, Any]:

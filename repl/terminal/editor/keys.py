@@ -174,11 +174,8 @@ class SideView:
         return [(style, line + "\n") for style, line in self._panel.lines(columns)] if self._panel else []
 
     def _foot(self) -> StyleAndTextTuples:
-        return (
-            [("class:panel.foot", "\n".join(self._panel.foot(get_app().output.get_size().columns)))]
-            if self._panel
-            else []
-        )
+        lines = self._panel.foot(get_app().output.get_size().columns) if self._panel else []
+        return [("class:panel.foot", "\n".join(lines))]
 
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
