@@ -324,12 +324,8 @@ EXAMPLES = {
     **{"repetition_penalty": ("1.1", "1.3"), "no_repeat_ngram_size": ("3", "none")},
     "format": ("name, age int", "off"),
     **{"ban": ('"delve", "As an AI"', "off"), "boost": ('" Paris" +2', "off")},
-    **{
-        "think": ("temperature=1.0 max=400", "off"),
-        "prompt_lookup": ("10", "off"),
-        "logprobs": ("5", "0"),
-        "keep_models": ("2", "auto"),
-    },
+    "think": ("temperature=1.0 max=400", "off"),
+    **{"prompt_lookup": ("10", "off"), "logprobs": ("5", "0"), "keep_models": ("2", "auto")},
 }
 """Two example values for each setting whose kind offers no good ones."""
 GROUPS = {

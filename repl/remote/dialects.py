@@ -148,9 +148,8 @@ OLLAMA = Dialect(  # ollama/openai/openai.go; whether it continues depends on ea
     facts="/api/ps",
     forms=SCHEMA_FORM,
 )
-TGI_CHAT = {
-    ours: theirs for ours, theirs in BASIC.items() if ours != "presence_penalty"
-}  # it makes another one of that
+# TGI gives presence_penalty another meaning
+TGI_CHAT = {ours: theirs for ours, theirs in BASIC.items() if ours != "presence_penalty"}
 TGI = Dialect(  # text-generation-inference/router/src/{lib,validation,infer/chat_template}.rs
     "TGI",
     TGI_CHAT,

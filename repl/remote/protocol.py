@@ -93,10 +93,8 @@ def generation_config(values: Mapping[str, object], kind: Dialect) -> dict[str, 
         draws = True
     if draws or (config and draws is not None):
         config["do_sample"] = draws
-    if config and "max_new_tokens" not in values:
-        config["max_new_tokens"] = (
-            SERVE_MAX_TOKENS  # its own length, which the config would replace by the library's 20
-        )
+    if config and "max_new_tokens" not in values:  # the config would replace its own default by the library's 20
+        config["max_new_tokens"] = SERVE_MAX_TOKENS
     return config
 
 

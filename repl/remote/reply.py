@@ -157,9 +157,8 @@ class StreamedReply:
         self._first = self._last = 0.0
         self._half = ""  # of a pair of surrogates that two events share
         self._thinks = self._opened = False
-        self._asked = positive_int((given or {}).get("top_logprobs")) or alternatives_wanted(
-            request.settings, peer.kind
-        )
+        asked = positive_int((given or {}).get("top_logprobs"))
+        self._asked = asked or alternatives_wanted(request.settings, peer.kind)
         self._tally = LogprobCollector(self._asked)
         self._reader = PartsReader()
         self._lead = self._reader.feed(request.prefill)

@@ -234,11 +234,11 @@ def page_body(result: Any) -> str:
 def html_table(heads: Sequence[str], rows: Iterable[Sequence[tuple[str, str]]]) -> str:
     """Return an HTML table of texts with their style names ('' for none); line breaks are kept."""
     head = "".join(f"<th>{html.escape(clean_line(one))}</th>" for one in heads)
-    body = (
-        "".join(f'<td class="{name}">{html.escape(clean(text))}</td>' for text, name in row).join(("<tr>", "</tr>\n"))
-        for row in rows
-    )
-    return f"<table>\n<tr>{head}</tr>\n{''.join(body)}</table>"
+    body = ""
+    for row in rows:
+        cells = (f'<td class="{name}">{html.escape(clean(text))}</td>' for text, name in row)
+        body += f"<tr>{''.join(cells)}</tr>\n"
+    return f"<table>\n<tr>{head}</tr>\n{body}</table>"
 
 
 def view_as_html(shown: ShownView) -> str:

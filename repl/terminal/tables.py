@@ -125,11 +125,8 @@ class LineConsole(OutputConsole):
 
     def _spoken(self, cell: RenderableType) -> str:
         """Return the text of a cell without drawing characters: bars, rules, branches."""
-        text = (
-            cell
-            if isinstance(cell, str)
-            else "".join(segment.text for segment in self.render(cell, self.options.update(width=UNLIMITED_COLUMNS)))
-        )
+        wide = self.options.update(width=UNLIMITED_COLUMNS)
+        text = cell if isinstance(cell, str) else "".join(segment.text for segment in self.render(cell, wide))
         return " ".join(DRAWN.sub(" ", text).replace("❯", "You:").split())
 
 

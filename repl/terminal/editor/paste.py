@@ -29,11 +29,9 @@ class Folds:
         if len(text) <= MAX_HISTORY_CHARACTERS:
             return text
         head, end, rest = text.partition("\n")
-        return (
-            head + end + self._mark(self.whole(rest))
-            if rest and len(head) < MAX_CHARACTERS
-            else self._mark(self.whole(text))
-        )
+        if rest and len(head) < MAX_CHARACTERS:
+            return head + end + self._mark(self.whole(rest))
+        return self._mark(self.whole(text))
 
     def whole(self, text: str) -> str:
         """Return a text with its folded pastes expanded."""
