@@ -1,7 +1,7 @@
 """Prefill and decode speed on this machine: medians of repeated runs, and the limit set by memory bandwidth.
 
-In come ways to generate a reply, each with its settings; out comes a row for each. The model in use, its conversation
-and its KV cache are not changed.
+In come ways to generate a reply, each with its settings, one of them titled as the library's plain `generate`; out
+comes a row for each. The model in use, its conversation and its KV cache are not changed.
 """
 
 import time
@@ -12,7 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from repl import generation
-from repl.analysis.variants import GREEDY_VALUES, greedy_settings
+from repl.analysis.variants import GREEDY_VALUES, Variant, greedy_settings
 from repl.core import decoding
 from repl.core.errors import Cancelled, ReplError, UsageError, library_errors
 from repl.core.events import Progress
@@ -37,14 +37,6 @@ WARM_UP_TOKENS = 3  # tokens of the run that is not counted
 BLOCK_BYTES = 2**28  # read to measure the memory: far more than any cache holds
 MEMORY_READS = 7
 PACKED_DTYPES = ("torch.int8", "torch.uint8", "torch.int32")  # what weights that are no parameters are packed into
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """A way to generate replies: with these settings, or with the library's plain `generate` if that is its name."""
-
-    name: str
-    settings: Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +101,7 @@ class Bench:
     problems: list[str] = field(default_factory=list)
     bandwidth: dict[str, float] = field(default_factory=dict)
 
-    def run(self, ways: Sequence[Way]) -> Benched:
+    def run(self, ways: Sequence[Variant]) -> Benched:
         """Measure one model after another, the ways of each in turn; a way that fails does not stop the others."""
         import torch
 
@@ -131,14 +123,14 @@ class Bench:
         except ReplError as error:
             self.problems.append(error.message)
 
-    def _measure(self, model: Model, ways: Sequence[Way]) -> None:
+    def _measure(self, model: Model, ways: Sequence[Variant]) -> None:
         facts, sizes = model.facts, self.sizes
         if facts.context and sizes.prompt_tokens + sizes.new_tokens > facts.context:
             total = sizes.prompt_tokens + sizes.new_tokens
             raise UsageError(f"prompt and reply ({total} tokens) exceed the context of {facts.context}")
         ids, stage = text_ids(model, sizes.prompt_tokens), f"bench {facts.name} {facts.dtype}"
         rate = self._rate(set(facts.device_map.values()))
-        runs: list[tuple[Way, list[TimedReply]]] = []
+        runs: list[tuple[Variant, list[TimedReply]]] = []
         try:
             self.emit(Progress(stage, 0, sizes.repeats, "runs"))
             for way in ways:
@@ -154,23 +146,23 @@ class Bench:
                 if found:
                     self._add_row(model, way, found, rate)
 
-    def _time(self, model: Model, way: Way, ids: list[int], new: int) -> TimedReply:
+    def _time(self, model: Model, way: Variant, ids: list[int], new: int) -> TimedReply:
         """Time a greedy reply of exactly `new` tokens, without a kept cache; raises `ReplError`."""
-        if way.name == BARE_GENERATE:
+        if way.title == BARE_GENERATE:
             return _time_bare(model, ids, new, self.emit)
         return _time_reply(model, way.settings, ids, new, self.emit, self.store.get)
 
-    def _add_row(self, model: Model, way: Way, runs: Sequence[TimedReply], rate: float | None) -> None:
+    def _add_row(self, model: Model, way: Variant, runs: Sequence[TimedReply], rate: float | None) -> None:
         facts = model.facts
         first, decode = median(run.ttft_s for run in runs), median(run.decode_tps for run in runs)
         bare = next(
             (row.decode_tps for row in self.rows if (row.way, row.model) == (BARE_GENERATE, facts.id)),
-            decode if way.name == BARE_GENERATE else None,
+            decode if way.title == BARE_GENERATE else None,
         )
         size = read_bytes(model)
         self.rows.append(
             WaySpeed(
-                way=way.name,
+                way=way.title,
                 model=facts.id,
                 dtype=facts.dtype,
                 runs=len(runs),

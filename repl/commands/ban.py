@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core.jobs import JobContext
-from repl.core.values import RestOfLine
+from repl.core.values import RestText
 from repl.generation.measure.token_text import quote
 from repl.generation.word_forms import Word, read_words
 from repl.session.change_settings import change
@@ -34,7 +33,7 @@ class BoostedWords:
 
 
 @command("settings", '/ban "delve", "As an AI"', "/ban off", see="boost stop why", needs_model=True)
-def ban(session: Session, words: Annotated[str, RestOfLine()] = "") -> object:
+def ban(session: Session, words: RestText = "") -> object:
     """Keep words and phrases out of replies: /ban "delve", "As an AI".
 
     A word stands for its forms with and without a capital and a leading space, one that begins with a space for itself.
@@ -49,7 +48,7 @@ def ban(session: Session, words: Annotated[str, RestOfLine()] = "") -> object:
 
 
 @command("settings", '/boost " Paris" +2', "/boost off", see="ban temperature why", needs_model=True)
-def boost(session: Session, words: Annotated[str, RestOfLine()] = "") -> object:
+def boost(session: Session, words: RestText = "") -> object:
     """Make words likelier or less likely: /boost " Paris" +2, London -1.5.
 
     The number is added to the logits of the word's tokens; of several tokens the last one is raised, behind the others.

@@ -11,8 +11,7 @@ from repl.commands.registry import command
 from repl.core import texts
 from repl.core.errors import Failed
 from repl.core.jobs import Job, JobContext
-from repl.core.values import Integer
-from repl.core.values import Text as Words
+from repl.core.values import AnyText, Integer
 from repl.session.session import Session, Task
 
 MAX_PARALLEL = 64  # requests that a server gets at once
@@ -27,10 +26,10 @@ MAX_PARALLEL = 64  # requests that a server gets at once
 )
 def batch(
     session: Session,
-    prompts: Annotated[str, Words("a file of prompts")],
-    results: Annotated[str, Words("a file for the results")] = "",
+    prompts: Annotated[str, AnyText("a file of prompts")],
+    results: Annotated[str, AnyText("a file for the results")] = "",
     *,
-    template: Annotated[str, Words("a file")] = "",
+    template: Annotated[str, AnyText("a file")] = "",
     parallel: Annotated[int, Integer(1, MAX_PARALLEL)] = 8,
     exact: bool = False,
 ) -> Task[Batched]:

@@ -15,7 +15,7 @@ from repl.core.errors import UsageError
 from repl.core.format import join_facts, shortened
 from repl.core.reply import TokenLogprobs
 from repl.core.sanitize import clean
-from repl.core.values import Assignment, Choice, Integer, OneOf
+from repl.core.values import Choice, Integer, NameValue, OneOf
 from repl.generation.measure.token_text import quote
 from repl.session.change_settings import apply
 from repl.session.replies import add_reply
@@ -74,10 +74,8 @@ class SearchTree:
     margins: tuple[float | None, ...]
 
 
-@command("settings", "/beams 4", "/beams tree", see="num_beams pick greedy", name="beams")
-def beams(
-    session: Session, count: Annotated[int | str, BEAMS_OR_TREE], *changes: Annotated[tuple[str, str], Assignment()]
-) -> object:
+@command("settings", "/beams 4", "/beams tree", see="num_beams pick greedy")
+def beams(session: Session, count: Annotated[int | str, BEAMS_OR_TREE], *changes: NameValue) -> object:
     """Use beam search with this many beams, shown live.
 
     `/beams tree` draws the last beam search: how likely each branch was where the sequences part, and their scores.

@@ -8,26 +8,23 @@ from rich.table import Table
 from rich.text import Text
 
 from repl.analysis import variants
-from repl.analysis.bench import BARE_GENERATE, Bench, Benched, BenchSizes, Way, WaySpeed
+from repl.analysis.bench import BARE_GENERATE, Bench, Benched, BenchSizes, WaySpeed
 from repl.commands.registry import command
 from repl.core import decoding, settings
 from repl.core.errors import UsageError
 from repl.core.format import amount, counted, join_facts
 from repl.core.sanitize import clean_line
-from repl.core.values import Integer
-from repl.core.values import Text as Words
+from repl.core.values import AnyText, Integer
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
 
 HEADS = ("", "first token", "prefill tok/s", "decode tok/s", "vs generate", "% of limit")
 
 
-@command(
-    "speed", "/bench", "/bench quantize=int4 --new-tokens 32", see="fast quantize stats", name="bench", needs_model=True
-)
+@command("speed", "/bench", "/bench quantize=int4 --new-tokens 32", see="fast quantize stats", needs_model=True)
 def bench_(
     session: Session,
-    *ways: Annotated[str, Words("a model, or a setting such as quantize=int4", variants.offered, variants.offered)],
+    *ways: Annotated[str, AnyText("a model, or a setting such as quantize=int4", variants.offered, variants.offered)],
     prompt_tokens: Annotated[int, Integer(1)] = 256,
     new_tokens: Annotated[int, Integer(2)] = 128,
     repeats: Annotated[int, Integer(1)] = 3,
@@ -44,25 +41,25 @@ def bench_(
     return session.run_on_model(lambda emit: Bench(session.store, sizes, emit).run(planned))
 
 
-def _plan(session: Session, words: Sequence[str]) -> list[Way]:
+def _plan(session: Session, words: Sequence[str]) -> list[variants.Variant]:
     """Return the ways to measure: the loaded model in each, and those that words name; raises `UsageError`."""
     now = session.settings
     plain = now
     for name in decoding.AHEAD:
         plain = plain.reset(name)
-    found = [Way(BARE_GENERATE, plain), Way("loop", plain)]
+    found = [variants.Variant(BARE_GENERATE, plain), variants.Variant("loop", plain)]
     if on := [
         f"{name}={settings.show_setting(name, now.get(name))}"
         for name in decoding.AHEAD
         if now.get(name) != plain.get(name)
     ]:
-        found.append(Way(",".join(on), now))
+        found.append(variants.Variant(",".join(on), now))
     for word in words:
         one = variants.read_variant(word, plain)
         if one.settings.load == now.load and all(one.settings.get(name) == plain.get(name) for name in decoding.AHEAD):
             raise UsageError(f"{one.title} has no effect on speed: every run is greedy", "/help bench")
         if one.settings not in [way.settings for way in found]:
-            found.append(Way(one.title, one.settings))
+            found.append(one)
     return found
 
 

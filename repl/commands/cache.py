@@ -1,28 +1,21 @@
 """The cache of models: download one, delete one."""
 
 import time
-from dataclasses import dataclass
 from typing import Annotated, Any
-
-from rich.console import RenderableType
-from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core.errors import UsageError
 from repl.core.format import amount, join_facts
-from repl.core.jobs import JobContext
-from repl.core.sanitize import clean_line
-from repl.core.values import Flag
-from repl.core.values import Text as Words
+from repl.core.jobs import Job, JobContext
+from repl.core.values import AnyText
 from repl.hub import builtin, catalog, locate
 from repl.hub.catalog import Freed
 from repl.session.results import Message
 from repl.session.session import Session, Task
-from repl.terminal.screen import render
 
 
 @command("models", "/download gpt2", "/download Qwen/Qwen3-0.6B", see="plan models model")
-def download(session: Session, id: Annotated[str, Words("a model", catalog.names, Session.model_names)]) -> Task[Any]:
+def download(session: Session, id: Annotated[str, AnyText("a model", catalog.names, Session.model_names)]) -> Task[Any]:
     """Download a model into the cache without loading it."""
     want, began = catalog.parse_request(id), time.monotonic()
 
@@ -35,24 +28,12 @@ def download(session: Session, id: Annotated[str, Words("a model", catalog.names
     return session.run_io(fetch, lambda job: Message(job.result()))
 
 
-@dataclass(frozen=True, slots=True)
-class Erasable:
-    """A model to delete from the cache; a 1 at the next prompt deletes it."""
-
-    freed: Freed
-
-    @property
-    def choices(self) -> list[tuple[str, str]]:
-        """Return the line behind the number, with its effect."""
-        return [(f"/delete {self.freed.id} --yes", "deletes it")]
-
-
 @command("models", "/delete gpt2", "/delete gpt2 --yes", see="models unload")
 def delete(
     session: Session,
-    id: Annotated[str, Words("a model in the cache", suggest=catalog.names.here)],
+    id: Annotated[str, AnyText("a model in the cache", suggest=catalog.names.here)],
     *,
-    yes: Annotated[bool, Flag()] = False,
+    yes: bool = False,
 ) -> Task[Any]:
     """Delete a model from the cache; without --yes, show what that frees."""
     if id == builtin.ID:
@@ -60,20 +41,12 @@ def delete(
     if any(resident.facts.id == id for resident in session.store.residents()):
         raise UsageError(f"{id} is in memory and uses its files", f"/unload {id}")
 
-    def settle(job: Any) -> Any:
+    def settle(job: Job[Freed]) -> Message:
         freed = job.result()
-        return Message(f"{id} deleted, {amount(freed.bytes)} free again") if yes else Erasable(freed)
+        if yes:
+            return Message(f"{id} deleted, {amount(freed.bytes)} free again")
+        several = f", {freed.revisions} revisions" if freed.revisions > 1 else ""
+        said = f"{id} takes {amount(freed.bytes)}{several} in {freed.folder}"
+        return Message(said, ((f"/delete {freed.id} --yes", "deletes it"),))
 
     return session.run_io(lambda emit: catalog.erase(id, emit, yes), settle)
-
-
-@render.register
-def _(result: Erasable) -> RenderableType:
-    freed = result.freed
-    several = f", {freed.revisions} revisions" if freed.revisions > 1 else ""
-    return Text.assemble(
-        (clean_line(freed.id), "accent"),
-        f" takes {amount(freed.bytes)}{several} in {clean_line(freed.folder)}\n  1 ",
-        (f"/delete {clean_line(freed.id)} --yes", "accent"),
-        ("\n    1 deletes it, anything else keeps it", "quiet"),
-    )

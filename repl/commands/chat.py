@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 from repl.analysis.variants import implied_words
 from repl.commands.registry import command
@@ -12,7 +12,7 @@ from repl.core.errors import UsageError
 from repl.core.format import counted, join_facts
 from repl.core.reply import Reply
 from repl.core.settings import Settings
-from repl.core.values import Assignment, RestOfLine
+from repl.core.values import NameValue, RestText
 from repl.generation.interface import Request
 from repl.generation.measure.token_trace import continue_record
 from repl.session.change_settings import changed, full_name
@@ -22,7 +22,7 @@ from repl.session.session import Session, Task
 
 
 @command("chat", "Why is the sky blue?", "/say help", see="raw retry", needs_model=True)
-def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
+def say(session: Session, text: RestText) -> Task[Reply]:
     """Send a message, or a text to complete if the model has no chat template."""
     session.require_engine()
     if not text.strip():
@@ -43,7 +43,7 @@ def say(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
 
 
 @command("chat", "/raw Once upon a time", "/raw def fibonacci(n):", see="next mode say", needs_model=True)
-def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
+def raw(session: Session, text: RestText) -> Task[Reply]:
     """Continue a text without the chat template and outside the conversation."""
     session.require_engine()
     _check(session, Request(session.settings, text=text))
@@ -51,7 +51,7 @@ def raw(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Reply]:
 
 
 @command("chat", "/retry", "/retry temperature=1.2", see="edit continue sweep", needs_model=True)
-def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) -> Task[Reply]:
+def retry(session: Session, *changes: NameValue) -> Task[Reply]:
     """Generate the last reply again, with other settings for this reply only.
 
     A sampling setting such as temperature turns sampling on for it.
@@ -64,7 +64,7 @@ def retry(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) 
     return _sent(session, lambda: _answer(session, session.conversation.turns[last.parent or 0], chosen))
 
 
-@command("chat", "/continue", "/max 200", see="retry prefill max_new_tokens", name="continue", needs_model=True)
+@command("chat", "/continue", "/max 200", see="retry prefill max_new_tokens", needs_model=True)
 def continue_(session: Session) -> Task[Reply]:
     """Continue the last reply from its last token."""
     session.require_engine()
@@ -77,7 +77,7 @@ def continue_(session: Session) -> Task[Reply]:
 
 
 @command("chat", "/prefill Sure, here is", "/prefill", see="continue system")
-def prefill(session: Session, text: Annotated[str, RestOfLine()] = "") -> Message:
+def prefill(session: Session, text: RestText = "") -> Message:
     """Start the next reply with this text; the model continues it."""
     session.prepare(prefill=text)
     return Message(f"the next reply starts with: {text}" if text else "prefill removed")
@@ -102,7 +102,7 @@ def edit(session: Session, number: ExchangeNumber = 0) -> Draft:
 
 
 @command("chat", "/system Answer in one sentence.", "/system none", see="prefill template")
-def system(session: Session, text: Annotated[str, RestOfLine()] = "") -> Any:
+def system(session: Session, text: RestText = "") -> Any:
     """Set the system message; without an argument, show it.
 
     `/system none` removes it.

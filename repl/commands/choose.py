@@ -29,7 +29,6 @@ SHOWN_CHARS = 60  # characters of a prompt in a table, and of an answer
     "/choose yes | no -- Is a whale a fish?",
     "/choose questions.jsonl",
     see="score next",
-    name="choose",
     needs_model=True,
 )
 def choose_(

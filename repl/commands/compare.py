@@ -25,8 +25,7 @@ from repl.core.jobs import Job
 from repl.core.parts import Parts
 from repl.core.reply import Reply
 from repl.core.sanitize import ascii_only, clean, clean_line
-from repl.core.values import RestOfLine
-from repl.core.values import Text as Words
+from repl.core.values import AnyText, RestOfLine
 from repl.generation.measure.token_text import quote
 from repl.remote.engine import Remote
 from repl.session.change_settings import adopt
@@ -53,8 +52,8 @@ COLUMN = RestOfLine("a text", variants.offered, variants.offered)
 def compare(
     session: Session,
     *columns: Annotated[str, COLUMN],
-    prompts: Annotated[str, Words("a file of prompts")] = "",
-    template: Annotated[str, Words("a file")] = "",
+    prompts: Annotated[str, AnyText("a file of prompts")] = "",
+    template: Annotated[str, AnyText("a file")] = "",
 ) -> Task[Any]:
     """Compare the answers of models or settings, side by side.
 

@@ -13,7 +13,7 @@ from repl.core.format import join_facts
 from repl.core.jobs import Job
 from repl.core.sanitize import clean_line
 from repl.core.settings import short_id
-from repl.core.values import Text as Words
+from repl.core.values import AnyText
 from repl.models.store import ModelInfo
 from repl.remote.dialects import UNKNOWN
 from repl.remote.engine import Connected, Remote, Served, reach
@@ -46,7 +46,7 @@ def named_ones(session: Session) -> dict[str, str]:
 )
 def connect(
     session: Session,
-    url: Annotated[str, Words("a URL, or a name from the config file", of_session=named_ones)] = "",
+    url: Annotated[str, AnyText("a URL, or a name from the config file", of_session=named_ones)] = "",
     *,
     key_env: str = "",
     model: str = "",

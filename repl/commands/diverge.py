@@ -41,7 +41,6 @@ DIVERGE_WORDS = (
     "/diverge dtype=bfloat16",
     "/diverge quantize=int8 -- Once upon a time",
     see="compare reproduce",
-    name="diverge",
     needs_model=True,
 )
 def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: DIVERGE_WORDS)]) -> Task[Diverged]:

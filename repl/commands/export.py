@@ -18,8 +18,7 @@ from repl.core.atomic_write import write
 from repl.core.errors import MissingExtra, ReplError, UsageError
 from repl.core.format import counted
 from repl.core.sanitize import clean, clean_line
-from repl.core.values import Choice
-from repl.core.values import Text as Words
+from repl.core.values import AnyText, Choice
 from repl.session.results import NotAView
 from repl.session.session import Session
 from repl.terminal.export import FORMATS, VIEWS, Transcript, as_html
@@ -49,7 +48,7 @@ class Exported(NotAView):
 @command("history", "/export talk.md", "/export next.html --view", see="copy recipe sessions")
 def export(
     session: Session,
-    file: Annotated[str, Words("a file")],
+    file: Annotated[str, AnyText("a file")],
     *,
     view: bool = False,
     all: bool = False,

@@ -13,8 +13,7 @@ from repl.core import atomic_write, paths, settings, texts
 from repl.core.errors import UsageError
 from repl.core.format import counted, join_facts
 from repl.core.sanitize import clean, clean_line
-from repl.core.values import RestOfLine
-from repl.core.values import Text as Words
+from repl.core.values import AnyText, RestOfLine
 from repl.session import config_file
 from repl.session.change_settings import apply, load
 from repl.session.results import Lines, Message
@@ -46,28 +45,20 @@ def script(session: Session, file: Annotated[str, RestOfLine("a file")]) -> Line
 
 
 @dataclass(frozen=True, slots=True)
-class SavedPreset:
-    """Settings under a name."""
-
-    name: str
-    values: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
 class Presets:
-    """The saved presets."""
+    """The values of the settings in each saved preset, by its name."""
 
-    presets: list[SavedPreset]
+    presets: Mapping[str, Mapping[str, str]]
 
 
 @command("settings", "/preset save story", "/preset story", see="config settings reset")
-def preset(session: Session, name: Annotated[str, Words()] = "", new: Annotated[str, Words()] = "") -> Any:
+def preset(session: Session, name: Annotated[str, AnyText()] = "", new: Annotated[str, AnyText()] = "") -> Any:
     """Apply saved settings; without an argument, list them.
 
     `/preset save NAME` saves the current ones.
     """
     if not name:
-        return Presets([SavedPreset(name, values) for name, values in session.presets.items()])
+        return Presets(dict(session.presets))
     if name == "save":
         return _save(session, new)
     if name not in session.presets:
@@ -107,8 +98,8 @@ class Where:
     text: str
 
 
-@command("settings", "/config", "/config init", see="preset settings", name="config")
-def config_(session: Session, word: Annotated[str, Words()] = "") -> Any:
+@command("settings", "/config", "/config init", see="preset settings")
+def config_(session: Session, word: Annotated[str, AnyText()] = "") -> Any:
     """Show the config file.
 
     `/config init` writes one with every setting explained.
@@ -132,5 +123,5 @@ def _(result: Where) -> RenderableType:
 def _(result: Presets) -> RenderableType:
     if not result.presets:
         return Text.assemble(("no preset is saved · ", "quiet"), ("/preset save NAME", "accent"))
-    presets = {one.name: join_facts(*(f"{key} {word}" for key, word in one.values.items())) for one in result.presets}
-    return facts(((clean_line(name), values) for name, values in presets.items()), "accent")
+    rows = ((name, (f"{key} {word}" for key, word in values.items())) for name, values in result.presets.items())
+    return facts(((name, join_facts(*words)) for name, words in rows), "accent")

@@ -13,7 +13,7 @@ from repl.session.results import Message
 from repl.session.session import Session
 
 
-@command("settings", "/format name, age int", "/format /[0-9]{4}/", name="format", see="why next prefill continue")
+@command("settings", "/format name, age int", "/format /[0-9]{4}/", see="why next prefill continue")
 def format_(
     session: Session, form: Annotated[str, RestOfLine(suggest=settings.setting_kind("format").complete)] = ""
 ) -> Message:

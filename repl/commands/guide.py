@@ -12,8 +12,7 @@ from rich.text import Text
 
 from repl.commands.registry import command
 from repl.core.errors import UsageError
-from repl.core.values import Text as Words
-from repl.core.values import closest_match
+from repl.core.values import AnyText, closest_match
 from repl.session.session import Session
 from repl.terminal.markdown import WholeMarkdown
 from repl.terminal.screen import render
@@ -57,7 +56,7 @@ def page_titles() -> dict[str, str]:
 
 
 @command("other", "/guide", "/guide decoding", see="help")
-def guide(session: Session, name: Annotated[str, Words("a page", suggest=page_titles)] = "") -> Guide | GuidePage:
+def guide(session: Session, name: Annotated[str, AnyText("a page", suggest=page_titles)] = "") -> Guide | GuidePage:
     """Show the pages of the guide, or one of them: /guide loading."""
     return guide_page(name)
 

@@ -1,7 +1,6 @@
 """Help: the names by family, a family with what each does, or one command or setting in full."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -12,7 +11,7 @@ from repl.commands import registry
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.sanitize import clean_line
-from repl.core.values import RestOfLine
+from repl.core.values import RestText
 from repl.session.change_settings import describe_setting
 from repl.session.session import Session
 from repl.terminal.screen import render
@@ -65,8 +64,8 @@ class Family:
     entries: list[HelpPage]
 
 
-@command("other", "/help all", "/help temperature", see="guide settings", name="help", aliases=("?", "h"))
-def help_(session: Session, name: Annotated[str, RestOfLine()] = "") -> Help | Family | HelpPage:
+@command("other", "/help all", "/help temperature", see="guide settings", aliases=("?", "h"))
+def help_(session: Session, name: RestText = "") -> Help | Family | HelpPage:
     """List commands; /help all lists every one, /help inspect a family.
 
     A family is a word at the left of /help. If a command has the same name, both are shown.

@@ -18,7 +18,7 @@ from repl.core.format import counted, shortened
 from repl.core.jobs import JobContext
 from repl.core.library_types import PreTrainedTokenizerBase, Tensor
 from repl.core.settings import Settings
-from repl.core.values import Integer, RestOfLine
+from repl.core.values import Integer, RestOfLine, RestText
 from repl.generation.interface import Model, Request
 from repl.generation.measure.token_text import Speller, quote
 from repl.generation.measure.token_trace import least_certain, require_record
@@ -82,7 +82,7 @@ class Spot:
 @command("inspect", "/lens", '/lens --word " Paris" The capital of France is', see="next why", needs_model=True)
 def lens(
     session: Session,
-    text: Annotated[str, RestOfLine()] = "",
+    text: RestText = "",
     *,
     word: Annotated[str, RestOfLine("a word")] = "",
     top: Annotated[int, Integer(1, 100)] = 5,

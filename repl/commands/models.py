@@ -8,8 +8,7 @@ from rich.console import RenderableType
 from repl.commands.registry import command
 from repl.core import settings
 from repl.core.format import amount, count, device, format_map, join_facts
-from repl.core.values import Assignment
-from repl.core.values import Text as Words
+from repl.core.values import AnyText, NameValue
 from repl.hub import catalog
 from repl.hub.catalog import ModelCard
 from repl.hub.weight_headers import STORED
@@ -37,8 +36,8 @@ def resident(session: Session) -> list[str]:
 @command("models", "/model gpt2", "/model builtin dtype=bfloat16", see="models plan info")
 def model(
     session: Session,
-    id: Annotated[str, Words("a model", suggest=catalog.names, of_session=known)] = "",
-    *changes: Annotated[tuple[str, str], Assignment()],
+    id: Annotated[str, AnyText("a model", suggest=catalog.names, of_session=known)] = "",
+    *changes: NameValue,
 ) -> Any:
     """Load a model (Hub id, folder, builtin), or choose one of the server.
 
@@ -53,8 +52,8 @@ def model(
 @command("models", "/model! gpt2", "/model! gpt2 dtype=float32", see="model plan memory", name="model!")
 def model_all_the_same(
     session: Session,
-    id: Annotated[str, Words("a model", catalog.names, Session.model_names)],
-    *changes: Annotated[tuple[str, str], Assignment()],
+    id: Annotated[str, AnyText("a model", catalog.names, Session.model_names)],
+    *changes: NameValue,
 ) -> Any:
     """Load a model even if it does not seem to fit in memory."""
     given = [*settings.address(id), *changes]
@@ -70,7 +69,7 @@ def reload(session: Session) -> Task[ModelInfo]:
 
 @command("models", "/unload", "/unload gpt2", see="reload delete memory", needs_model=True)
 def unload(
-    session: Session, id: Annotated[str, Words("a model in memory", of_session=resident)] = ""
+    session: Session, id: Annotated[str, AnyText("a model in memory", of_session=resident)] = ""
 ) -> Task[list[ModelInfo]]:
     """Free the memory of a model; the conversation is kept."""
     return session.run_on_model(lambda emit: session.store.drop(id), lambda job: unloaded(session, job.result()))
@@ -93,7 +92,7 @@ class Info:
 
 
 @command("models", "/info", "/info gpt2", see="arch plan memory", needs_model=True)
-def info(session: Session, id: Annotated[str, Words("a model", catalog.names, Session.model_names)] = "") -> Any:
+def info(session: Session, id: Annotated[str, AnyText("a model", catalog.names, Session.model_names)] = "") -> Any:
     """Describe the loaded model, or show the model card of another one."""
     if session.remote is not None and not id:
         return session.remote.served()

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import exp
-from typing import Annotated
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,7 +15,7 @@ from repl.core.errors import UsageError
 from repl.core.format import counted, join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import ascii_only, clean_line
-from repl.core.values import RestOfLine
+from repl.core.values import RestText
 from repl.generation import decode, measure
 from repl.generation.interface import Model, Request
 from repl.generation.measure.token_text import Speller, quote
@@ -101,8 +100,8 @@ def compute_next(resident: Model, spot: Position, count: int, emit: JobContext) 
     )
 
 
-@command("inspect", "/next", "/next 20 The capital of France is", see="probs lens why", name="next", needs_model=True)
-def next_(session: Session, text: Annotated[str, RestOfLine()] = "") -> Task[object]:
+@command("inspect", "/next", "/next 20 The capital of France is", see="probs lens why", needs_model=True)
+def next_(session: Session, text: RestText = "") -> Task[object]:
     """Show the most likely next tokens here, or after TEXT.
 
     /next 20 and /next 20 TEXT show 20. Without TEXT it continues the last reply, as /continue does; if the reply

@@ -15,7 +15,7 @@ from repl.core.format import amount, count, counted, format_map, join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
 from repl.core.settings import Load
-from repl.core.values import Text as Words
+from repl.core.values import AnyText
 from repl.hub import locate
 from repl.hub.weight_headers import STORED
 from repl.models.memory import plan
@@ -100,8 +100,8 @@ def _places(found: Survey, table: list[PlanRow], taken: int, load: Load, rooms: 
     return {}
 
 
-@command("models", "/plan", "/plan gpt2", see="memory model quantize", name="plan")
-def plan_(session: Session, id: Annotated[str, Words("a model", suggest=locate.cached_models)] = "") -> Task[Plan]:
+@command("models", "/plan", "/plan gpt2", see="memory model quantize")
+def plan_(session: Session, id: Annotated[str, AnyText("a model", suggest=locate.cached_models)] = "") -> Task[Plan]:
     """Estimate whether a model fits in memory, before it is downloaded.
 
     The number of a row loads the model that way. Without an id, it plans for the current model.

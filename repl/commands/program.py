@@ -37,7 +37,7 @@ def _(result: Version) -> Text:
     return Text(f"{programs} · transformers {result.transformers} · torch {result.torch}")
 
 
-@command("other", "/quit", "/quit now", see="clear sessions", name="quit", aliases=("exit", "bye", "q"))
+@command("other", "/quit", "/quit now", see="clear sessions", aliases=("exit", "bye", "q"))
 def quit_(session: Session, now: Annotated[str, Choice(("now",))] = "") -> None:
     """Leave; Ctrl-D on an empty line does the same."""
     raise Quit

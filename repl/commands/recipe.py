@@ -18,7 +18,7 @@ from repl.core.library_types import PreTrainedTokenizerBase
 from repl.core.reply import Reply
 from repl.core.sanitize import clean, clean_line
 from repl.core.settings import Load
-from repl.core.values import Text as Words
+from repl.core.values import AnyText
 from repl.generation.interface import Models
 from repl.hub import builtin
 from repl.models.imports import import_libraries
@@ -74,11 +74,11 @@ def find_source(record: Reply, folder: Path | None) -> ModelSource:
     return ModelSource(name, record.model.commit, file, kind)
 
 
-@command("reproduce", "/recipe", "/recipe 2 story.py", see="reproduce export", name="recipe")
+@command("reproduce", "/recipe", "/recipe 2 story.py", see="reproduce export")
 def recipe_(
     session: Session,
-    exchange: Annotated[str, Words("the number of an exchange", of_session=ExchangeKind.of_session)] = "",
-    file: Annotated[str, Words("a file that ends in .py")] = "",
+    exchange: Annotated[str, AnyText("the number of an exchange", of_session=ExchangeKind.of_session)] = "",
+    file: Annotated[str, AnyText("a file that ends in .py")] = "",
     *,
     force: bool = False,
 ) -> Task[Recipe]:

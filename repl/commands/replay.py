@@ -16,7 +16,7 @@ from repl.commands.registry import command
 from repl.core.errors import Cancelled, UsageError
 from repl.core.format import join_facts
 from repl.core.jobs import Job
-from repl.core.values import Text as Words
+from repl.core.values import AnyText
 from repl.session.replies import add_reply
 from repl.session.session import Session, Task
 from repl.terminal.screen import render
@@ -37,7 +37,7 @@ class Replay:
 @command("compare", "/replay gpt2", "/replay dtype=bfloat16 --pinned", see="compare go", needs_model=True)
 def replay(
     session: Session,
-    model: Annotated[str, Words("a model or settings", variants.offered, variants.offered)],
+    model: Annotated[str, AnyText("a model or settings", variants.offered, variants.offered)],
     *,
     pinned: bool = False,
 ) -> Task[Any]:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
-from typing import Annotated
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -18,7 +17,7 @@ from repl.core.events import Progress
 from repl.core.format import join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
-from repl.core.values import RestOfLine
+from repl.core.values import RestText
 from repl.generation import measure
 from repl.generation.interface import Model
 from repl.generation.measure.token_text import Scored, Speller, TokenPiece, quote
@@ -100,10 +99,8 @@ def measure_text(resident: Model, text: str, source: str, emit: JobContext) -> S
     )
 
 
-@command(
-    "inspect", "/score The cat sat on the mat.", "/score notes.txt", see="tokens next", name="score", needs_model=True
-)
-def score_(session: Session, text: Annotated[str, RestOfLine()]) -> Task[Score]:
+@command("inspect", "/score The cat sat on the mat.", "/score notes.txt", see="tokens next", needs_model=True)
+def score_(session: Session, text: RestText) -> Task[Score]:
     """Score a text or file: token probabilities, perplexity, bits per byte.
 
     A text that is the path of a file means the text in the file. It is read as it is, without the chat template.

@@ -14,8 +14,7 @@ from repl.core.errors import ReplError
 from repl.core.format import counted, join_facts, shortened
 from repl.core.sanitize import clean_line
 from repl.core.settings import short_id
-from repl.core.values import RestOfLine
-from repl.core.values import Text as Words
+from repl.core.values import AnyText, RestText
 from repl.session.archive import Summary
 from repl.session.position import current_branch
 from repl.session.results import Message
@@ -38,7 +37,7 @@ class Sessions:
 
 
 @command("history", "/sessions", "/sessions france", see="resume title")
-def sessions(session: Session, words: Annotated[str, RestOfLine()] = "") -> Sessions:
+def sessions(session: Session, words: RestText = "") -> Sessions:
     """List saved sessions, or those that contain WORDS.
 
     /resume ID continues one.
@@ -72,7 +71,7 @@ def newest(session: Session) -> dict[str, str]:
 
 @command("history", "/resume", "/resume 3f2a", see="sessions title")
 def resume(
-    session: Session, id: Annotated[str, Words("the beginning of a session's id", of_session=newest)] = ""
+    session: Session, id: Annotated[str, AnyText("the beginning of a session's id", of_session=newest)] = ""
 ) -> Resumed:
     """Continue a saved session: the last one, or the one with this id.
 
@@ -90,7 +89,7 @@ def resume(
 
 
 @command("history", "/title Capitals", "/title", see="sessions resume")
-def title(session: Session, text: Annotated[str, RestOfLine()] = "") -> Message:
+def title(session: Session, text: RestText = "") -> Message:
     """Set the title of this session; without an argument, show it."""
     if text.strip():
         session.archive.rename(" ".join(text.split()))

@@ -13,8 +13,7 @@ from repl.commands.registry import command
 from repl.core import decoding, fields, settings
 from repl.core.jobs import JobContext
 from repl.core.sanitize import clean_line
-from repl.core.values import Assignment, RestOfLine, show_value
-from repl.core.values import Text as Words
+from repl.core.values import AnyText, NameValue, RestOfLine, RestText, show_value
 from repl.generation.prompt.chat_template import argument, template_values
 from repl.session.change_settings import (
     ORIGINS,
@@ -50,7 +49,7 @@ def _(result: Setting) -> RenderableType:
 
 
 @command("settings", "/settings", "/settings beams", see="set reset config", name="settings")
-def all_settings(session: Session, words: Annotated[str, RestOfLine()] = "") -> Table_:
+def all_settings(session: Session, words: RestText = "") -> Table_:
     """Show all settings with values and origins, changed ones first.
 
     /settings beams shows those with that word in their name, help or group.
@@ -108,7 +107,7 @@ render.register(Table_, lambda result: Responsive(partial(_tables, result)))
 
 
 @command("settings", "/set temperature 0.7", "/set max_time 5", see="settings reset", needs_model=True)
-def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") -> object:
+def set_(session: Session, name: str, value: RestText = "") -> object:
     """Set or show a setting, a field of generation_config, or template.NAME.
 
     /set template.chat_template NAME chooses one of several chat templates. /set FIELD none turns off a field that the
@@ -144,7 +143,7 @@ def set_(session: Session, name: str, value: Annotated[str, RestOfLine()] = "") 
 
 
 @command("settings", "/reset", "/reset temperature", see="settings preset")
-def reset(session: Session, name: Annotated[str, Words(suggest=lambda: list(settings.places()))] = "") -> object:
+def reset(session: Session, name: Annotated[str, AnyText(suggest=lambda: list(settings.places()))] = "") -> object:
     """Reset a setting to its default, or all decoding settings."""
     if not decoding.is_setting(name) and name.replace("-", "_") in dict(session.settings.extra):
         return set_(session, name, "default")
@@ -162,7 +161,7 @@ def greedy(session: Session) -> Message:
 
 
 @command("settings", "/sample", "/sample temperature=0.8 top_p=0.95", see="greedy seed sweep")
-def sample(session: Session, *changes: Annotated[tuple[str, str], Assignment()]) -> Message:
+def sample(session: Session, *changes: NameValue) -> Message:
     """Turn sampling on, with these settings."""
     return apply(session, [("do_sample", "on"), ("num_beams", "1"), ("num_return_sequences", "default"), *changes])
 

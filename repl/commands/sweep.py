@@ -1,7 +1,6 @@
 """Sweep: one prompt under a grid of settings, all rows together."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated
@@ -33,21 +32,7 @@ SHORT_HEADS = {"temperature": "temp", "repetition_penalty": "rep. penalty"}
 SWEEP_WORDS = ("temperature=0,0.7,1.2", "top_p=0.9,1", "top_k=0,50", "repetition_penalty=1,1.1", "show")
 
 
-@dataclass(frozen=True, slots=True)
-class ShownRow:
-    """One row of a sweep with its whole text."""
-
-    line: SweepRow
-
-
-@command(
-    "compare",
-    "/sweep temperature=0,0.7,1.2",
-    "/sweep show 2",
-    see="compare pick sample",
-    name="sweep",
-    needs_model=True,
-)
+@command("compare", "/sweep temperature=0,0.7,1.2", "/sweep show 2", see="compare pick sample", needs_model=True)
 def sweep(
     session: Session,
     text: Annotated[str, RestOfLine(suggest=lambda: SWEEP_WORDS)] = "",
@@ -64,7 +49,7 @@ def sweep(
     """
     words, prompt = split_prompt(text)
     if words[:1] == ["show"] and not prompt:
-        return ShownRow(_line(_last(session), words[1:]))
+        return _last(session, words[1:])
     if not words and not prompt:
         return _last(session)
     facts = session.facts()
@@ -82,13 +67,12 @@ def sweep(
     return session.run_on_model(lambda emit: run_sweep(session.store.current(), chosen, request, emit, exact), settle)
 
 
-def _last(session: Session) -> Sweep:
-    if not isinstance(session.last_sweep, Sweep):
+def _last(session: Session, words: Sequence[str] | None = None) -> Sweep | SweepRow:
+    """Return the last sweep, or the row of it that words name; raises `UsageError`."""
+    if not isinstance(found := session.last_sweep, Sweep):
         raise UsageError("there is no sweep to show", SWEEP_EXAMPLE)
-    return session.last_sweep
-
-
-def _line(found: Sweep, words: list[str]) -> SweepRow:
+    if words is None:
+        return found
     number = Integer(1).read(" ".join(words) or "nothing")
     lines = {line.number: line for line in found.lines}
     if number not in lines:
@@ -97,8 +81,7 @@ def _line(found: Sweep, words: list[str]) -> SweepRow:
 
 
 @render.register
-def _(result: ShownRow) -> RenderableType:
-    line = result.line
+def _(line: SweepRow) -> RenderableType:
     chosen = join_facts(
         f"row {line.number}",
         *(f"{SHORT_HEADS.get(name, name)} {_show(name, value)}" for name, value in line.settings.items()),

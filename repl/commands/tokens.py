@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,7 +11,7 @@ from repl.commands.registry import command
 from repl.core.format import counted, join_facts
 from repl.core.jobs import JobContext
 from repl.core.sanitize import ascii_only, clean_line
-from repl.core.values import RestOfLine
+from repl.core.values import RestText
 from repl.generation.decode.detokenizer import common_length
 from repl.generation.measure.token_text import Speller, TokenPiece, find_split_characters, quote
 from repl.session.position import require_own_reply
@@ -38,7 +37,7 @@ class Tokens:
 
 
 @command("inspect", "/tokens", "/tokens --ids The cat sat.", see="template score", needs_model=True)
-def tokens(session: Session, text: Annotated[str, RestOfLine()] = "", *, ids: bool = False) -> Task[Tokens]:
+def tokens(session: Session, text: RestText = "", *, ids: bool = False) -> Task[Tokens]:
     """Show the tokens of a text, by default of the last turn.
 
     --ids lists them with their ids. The last turn is your last message as the model received it, and the reply,

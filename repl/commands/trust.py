@@ -30,7 +30,7 @@ class Trust:
     allowed: bool
 
 
-@command("models", "/trust", "/trust yes", see="trust_remote_code allow_pickle", name="trust")
+@command("models", "/trust", "/trust yes", see="trust_remote_code allow_pickle")
 def trust_(session: Session, answer: Annotated[str, Choice(("show", "yes", "always", "no"))] = "show") -> Any:
     """Show a model's remote code, and allow it to run.
 

@@ -10,6 +10,7 @@ from typing import Any
 from repl.core.errors import UsageError
 from repl.core.reply_format import FormatKind
 from repl.core.values import (
+    AnyText,
     BiasList,
     Choice,
     Device,
@@ -21,7 +22,6 @@ from repl.core.values import (
     OneOf,
     Options,
     Strings,
-    Text,
     WordList,
     did_you_mean,
 )
@@ -54,9 +54,11 @@ class Load:
     """How a model is loaded; changing one of these loads it again."""
 
     model: str = setting(
-        "builtin", Text("a Hub id, a folder, a .gguf file or builtin"), "Hub id, local folder, .gguf file, or builtin"
+        "builtin",
+        AnyText("a Hub id, a folder, a .gguf file or builtin"),
+        "Hub id, local folder, .gguf file, or builtin",
     )
-    revision: str = setting("main", Text("a branch, tag or commit"), "branch, tag or commit on the Hub")
+    revision: str = setting("main", AnyText("a branch, tag or commit"), "branch, tag or commit on the Hub")
     dtype: str = setting(
         "auto",
         Choice(("auto", "float32", "bfloat16", "float16"), DTYPE_ALIASES),
@@ -71,14 +73,14 @@ class Load:
     )
     adapter: str = setting(
         "none",
-        Text("an id or a folder, optionally followed by merge; or none", lambda: ["none"]),
+        AnyText("an id or a folder, optionally followed by merge; or none", lambda: ["none"]),
         "PEFT adapter (LoRA) to apply; `merge` after it merges the weights",
     )
     attention: str = setting("auto", Choice(ATTENTION), "attention implementation")
-    gguf_file: str = setting("", Text("a file name"), "GGUF file in the model's repository")
+    gguf_file: str = setting("", AnyText("a file name"), "GGUF file in the model's repository")
     trust_remote_code: bool = setting(False, Flag(), "run Python code from the repository of this model")
     allow_pickle: bool = setting(False, Flag(), "load pickled weights (tensors only) if there are no safetensors")
-    offload_folder: str = setting("", Text("a folder"), "folder for weights that fit in no memory")
+    offload_folder: str = setting("", AnyText("a folder"), "folder for weights that fit in no memory")
 
     def __str__(self) -> str:
         """Return the model as it is asked for, in quotes: with its revision and file."""
@@ -151,7 +153,7 @@ class Decode:
     )
     assistant: str = setting(
         "none",
-        Text("an id or a folder, or none", lambda: ["none"]),
+        AnyText("an id or a folder, or none", lambda: ["none"]),
         "speculative decoding: a smaller model that proposes tokens",
     )
 

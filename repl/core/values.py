@@ -149,7 +149,7 @@ class Choice(Kind):
 
 
 @dataclass(frozen=True, slots=True)
-class Text(Kind):
+class AnyText(Kind):
     """Any text that is not blank; `suggest` returns completions."""
 
     phrase: str = "a text"
@@ -373,7 +373,7 @@ class Options(Kind):
 
 
 @dataclass(frozen=True, slots=True)
-class RestOfLine(Text):
+class RestOfLine(AnyText):
     """The rest of the line as it was typed."""
 
     def parse(self, word: str) -> str:
@@ -381,7 +381,9 @@ class RestOfLine(Text):
         return word
 
 
-KIND_OF_TYPE: dict[Any, Kind] = {bool: Flag(), int: Integer(), float: Number(), str: Text()}
+RestText = Annotated[str, RestOfLine()]
+NameValue = Annotated[tuple[str, str], Assignment()]
+KIND_OF_TYPE: dict[Any, Kind] = {bool: Flag(), int: Integer(), float: Number(), str: AnyText()}
 
 
 def kind_of(annotation: Any) -> Kind:

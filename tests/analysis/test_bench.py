@@ -9,7 +9,8 @@ from driving import ask, finish, opened, run
 from rich.console import Console
 
 from repl.analysis import bench
-from repl.analysis.bench import BARE_GENERATE, Bench, BenchSizes, Way
+from repl.analysis.bench import BARE_GENERATE, Bench, BenchSizes
+from repl.analysis.variants import Variant
 from repl.commands import registry
 from repl.core.errors import Cancelled, NoModel, UsageError
 from repl.core.events import Progress
@@ -83,7 +84,7 @@ def test_a_model_that_ends_early_is_timed_as_others_are(scripted_folder, emit):
         resident = session.store.current()
         assert len(ask(session, "Hi").token_ids) == 3
         runs = Bench(session.store, BenchSizes(22, 9, 1), emit)
-        for way in (Way(BARE_GENERATE, session.settings), Way("loop", session.settings)):
+        for way in (Variant(BARE_GENERATE, session.settings), Variant("loop", session.settings)):
             found = runs._time(resident, way, bench.text_ids(resident, 22), 9)
             assert found.decode_tps > 0
 
@@ -234,4 +235,4 @@ def test_a_run_is_stopped_by_a_cancel(session, emit, way):
     runs = Bench(session.store, BenchSizes(3, 9, 1), emit)
     emit.cancel()
     with pytest.raises(Cancelled):
-        runs._time(resident, Way(way, session.settings), bench.text_ids(resident, 3), 9)
+        runs._time(resident, Variant(way, session.settings), bench.text_ids(resident, 3), 9)

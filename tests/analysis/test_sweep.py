@@ -339,7 +339,7 @@ def test_a_new_prompt_joins_the_conversation_only_when_a_row_is_taken(kind, fold
 def test_a_row_is_shown_and_all_are_written(gpt2_folder):
     with opened(gpt2_folder, max_new_tokens=6) as session:
         found = run(session, f"/sweep temperature=0,2 n=2 -- {PROMPT}")
-        assert run(session, "/sweep show 3").line == found.lines[2] == run(session, "/sweep").lines[2]
+        assert run(session, "/sweep show 3") == found.lines[2] == run(session, "/sweep").lines[2]
         assert "temp 2" in drawn(run(session, "/sweep show 3"))
         with pytest.raises(UsageError, match="no row 9"):
             run(session, "/sweep show 9")

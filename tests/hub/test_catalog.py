@@ -16,12 +16,12 @@ from rich.console import Console
 
 from repl.cli.shell import Shell
 from repl.commands import registry
-from repl.commands.cache import Erasable
 from repl.commands.memory import Memory
 from repl.commands.model_list import ModelList, ResidentRow
 from repl.commands.models import Info
 from repl.core.errors import Cancelled, NoModel, NotFound, Unreachable, UsageError
 from repl.core.events import Progress
+from repl.core.format import amount
 from repl.core.jobs import CachedLookup, Worker
 from repl.core.settings import Load, Settings
 from repl.generation.interface import Runtime
@@ -260,10 +260,9 @@ def test_deleting_asks_and_says_what_is_freed(hub: FakeHub, llama_folder: Path, 
     place = hub_cache.home() / "models--acme--tiny"
     size = sum(path.stat().st_size for path in (place / "blobs").iterdir() if path.is_file())
     asked = run(session, "/delete acme/tiny")
-    assert isinstance(asked, Erasable)
-    assert asked.freed.bytes == size
+    assert asked.text.startswith(f"acme/tiny takes {amount(size)} in ")
     assert place.is_dir()
-    assert "/delete acme/tiny --yes" in drawn(asked)
+    assert drawn(asked).endswith("1 deletes it\n")
     said = run(session, *(line for line, _ in asked.choices))
     assert isinstance(said, Message)
     assert not place.exists()
