@@ -21,7 +21,6 @@ from repl.core.parts import Parts
 from repl.core.reply import (
     BeamSearch,
     Environment,
-    FormatCost,
     ModelRecord,
     Reply,
     Sequence,
@@ -40,7 +39,7 @@ from repl.generation.decode.loop import Arguments
 from repl.generation.decode.phrase_ban import PhraseBan, TextSoFar
 from repl.generation.decode.thought import make_switch
 from repl.generation.interface import Model, Request
-from repl.generation.measure.forward import Meter, cancellable_forward, input_ids, model_errors, nan_guard
+from repl.generation.measure.forward import Meter, cancellable_forward, hear_logits, input_ids, model_errors, nan_guard
 from repl.generation.prompt import chat_template
 from repl.generation.prompt.chat_template import encode_prompt
 from repl.generation.prompt.context_window import PromptIds
@@ -234,6 +233,8 @@ class ReplyRun:
             hooks.enter_context(cancellable_forward(self.resident.model, self._may_go_on))
             if not self.watch:
                 hooks.enter_context(self.meter.reading(self.resident.model))
+            elif self.mask:
+                hooks.enter_context(hear_logits(self.resident.model, self.mask.hear))
             sequences = self._sequences(self._call())
         finish = "cancelled" if self.emit.stopped() else self.ended(sequences[0].token_ids)
         return self.told(sequences), finish
@@ -422,17 +423,10 @@ class ReplyRun:
             search=self._search(sequences),
             measures=TokenLogprobs() if self.watch else self.meter.measures(best.token_ids),
             drafts=self.drafting.stats() if self.drafting else None,
-            format=self._cost(best.token_ids),
+            format=self.mask.cost(best.token_ids) if self.mask else None,
             thought=self.switch.record(len(best.token_ids)) if self.switch else None,
             taken_back=self.ban.taken_back(len(best.token_ids)) if self.ban else (),
         )
-
-    def _cost(self, ids: tuple[int, ...]) -> FormatCost | None:
-        """Return what the form gave and took; of a beam search, which weighs whole sequences, whether it is whole."""
-        if not self.mask:
-            return None
-        found = replace(self.mask.cost(ids), before=len(self.request.begins_with[1]))
-        return FormatCost(finished=found.finished) if self.watch else found
 
     def _search(self, sequences: list[Sequence]) -> BeamSearch | None:
         if self.watch is None:

@@ -101,7 +101,9 @@ def test_given_tokens_change_no_id(session: Session, name: str, way: str, monkey
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "lines", [[], ["/sample", "/seed 3"], ["/repetition_penalty 1.3"]], ids=["greedy", "drawn", "penalty"]
+    "lines",
+    [[], ["/sample", "/seed 3"], ["/repetition_penalty 1.3"], ["/beams 3"], ["/beams 3", "/repetition_penalty 1.3"]],
+    ids=["greedy", "drawn", "penalty", "beams", "beams and penalty"],
 )
 def test_the_price_is_what_the_whole_vocabulary_says(llama_folder, lines: list[str]) -> None:
     """The mass that is left, over all tokens one by one: may the form go on after this one?"""

@@ -98,14 +98,14 @@ def _open_mask(
         raise UsageError("a form needs an end token, and eos_token_id is none", "/set eos_token_id default")
     grammar, tokenizer = build_grammar(parse_format(text)), _wrap_tokenizer(resident, ends)
     thought = Thought.of(resident, prompt[: len(prompt) - len(made)])
-    made = [token for token in made if not thought.takes(token)]
+    formed = [token for token in made if not thought.takes(token)]
     lead = tokenizer.tokenize_str(read_parts(prefill).answer)
-    for begun in ([*lead, *made], made, []):
+    for begun in ([*lead, *formed], formed, []):
         matcher = _library().LLMatcher(tokenizer, grammar, log_level=0, limits=_limits())
         if not begun or matcher.try_consume_tokens(begun) == len(begun):
             break
     require_beginning(matcher)
-    return FormatMask(Row(matcher, frozenset(ends), thought), len(prompt))
+    return FormatMask(Row(matcher, frozenset(ends), thought, Place()), len(prompt), len(made))
 
 
 def require_beginning(matcher: Any) -> None:
@@ -164,31 +164,41 @@ class Thought:
         return True
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
+class Place:
+    """A place in one of the replies that are made: what the form takes away there, and the places behind its tokens."""
+
+    figures: tuple[bool, bool, float] | None = None
+    """Of the token that comes there: given by the form, the likeliest overruled, nats taken away."""
+    after: dict[int, "Place"] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
 class Row:
     """One reply as far as it is made, and where it stands in the grammar."""
 
     matcher: Any
     ends: frozenset[int]
     thought: Thought
+    place: Place
     made: list[int] = field(default_factory=list)
     ended: bool = False
     """Whether an end token is among them; what follows is padding."""
     fits: bool = True
     """False in a beam search that had fewer tokens to go on with than beams."""
-    figures: list[tuple[bool, bool, float]] = field(default_factory=list)
-    """Of each token: given by the form, the likeliest overruled, nats taken away."""
 
     def copy(self) -> "Row":
         """Return one that goes its own way."""
-        return replace(self, matcher=self.matcher.deep_copy(), thought=replace(self.thought), made=[], figures=[])
+        return replace(self, matcher=self.matcher.deep_copy(), thought=replace(self.thought), made=[*self.made])
 
-    def take(self, token: int) -> None:
-        """Go on by a token."""
-        self.made.append(token)
-        self.ended = self.ended or token in self.ends
-        if self.fits and not self.ended and not self.thought.takes(token):
-            self.fits = self.matcher.consume_token(token)
+    def follow(self, made: list[int]) -> None:
+        """Go on to the ids that were made, of which this row has the first."""
+        for token in made[len(self.made) :]:
+            self.made.append(token)
+            self.place = self.place.after.setdefault(token, Place())
+            self.ended = self.ended or token in self.ends
+            if self.fits and not self.ended and not self.thought.takes(token):
+                self.fits = self.matcher.consume_token(token)
 
     @property
     def free(self) -> bool:
@@ -209,11 +219,6 @@ class Row:
         found[: len(known)] = known.bool()
         return found
 
-    def count(self, scores: Tensor, allowed: Tensor) -> None:
-        """Note what the form takes away at the next place; `scores` are the model's own."""
-        nats = float((scores.logsumexp(-1) - scores[allowed].logsumexp(-1)).clamp_min(0))
-        self.figures[len(self.made) :] = [(int(allowed.sum()) == 1, not allowed[scores.argmax()], nats)]
-
     @property
     def finished(self) -> bool:
         """Tell whether the form is whole."""
@@ -223,47 +228,65 @@ class Row:
 class FormatMask:
     """A logits processor: scores of shape (rows, vocab) come in, those of tokens that break the form become -inf.
 
-    It is also what knows the tokens that are given. Its figures are those of the first row.
+    It is also what knows the tokens that are given, and what the form costs. `prompt` are the tokens before the reply,
+    `begun` how many of them are of the reply already.
     """
 
-    def __init__(self, first: Row, prompt: int) -> None:
-        self._first, self._prompt = first, prompt
-        self._rows: list[Row] = []
+    def __init__(self, first: Row, prompt: int, begun: int) -> None:
+        self._first, self._prompt, self._begun = first, prompt, begun
+        self._rows: list[Row] = []  # of the last step
+        self._heard: Any = None
+
+    def hear(self, logits: Tensor) -> None:
+        """Hear the model's own logits at the next place, where other processors come before this one."""
+        self._heard = logits[:, -1].float()
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the scores under the form."""
-        rows = [self._bring(place, made) for place, made in enumerate(ids[:, self._prompt :].tolist())]
-        allowed = [row.allowed(own) for row, own in zip(rows, scores, strict=True)]
-        if rows[0].fits:
-            rows[0].count(scores[0], allowed[0])
-        return scores.masked_fill(~torch.stack(allowed), -torch.inf)
+        """Return the scores under the form, and note what it takes away in the model's own distribution."""
+        rows = self._bring(ids[:, self._prompt :].tolist())
+        allowed = torch.stack([row.allowed(own) for row, own in zip(rows, scores, strict=True)])
+        masked = scores.masked_fill(~allowed, -torch.inf)
+        own = scores if self._heard is None else self._heard.to(scores.device)
+        left = masked if own is scores else own.masked_fill(~allowed, -torch.inf)
+        given = allowed.sum(-1) == 1
+        overruled = ~allowed.gather(-1, own.argmax(-1, keepdim=True))[:, 0]
+        nats = (own.logsumexp(-1) - left.logsumexp(-1)).clamp_min(0)
+        for row, *figures in zip(rows, given.tolist(), overruled.tolist(), nats.tolist(), strict=True):
+            row.place.figures = tuple(figures) if row.fits else None
+        return masked
 
-    def _bring(self, place: int, made: list[int]) -> Row:
-        """Return a row, brought to the ids that were made; a beam search changes rows at every step."""
-        if place == len(self._rows):
-            self._rows.append(self._first.copy())
-        row = self._rows[place]
-        if row.made != made[: len(row.made)]:
-            row = self._rows[place] = replace(self._first.copy(), figures=row.figures[: len(made)])
-        for token in made[len(row.made) :]:
-            row.take(token)
-        return row
+    def _bring(self, texts: list[list[int]]) -> list[Row]:
+        """Return a row for each text that was made, brought to its end; a beam search changes rows at every step."""
+        found: list[Row] = []
+        for made in texts:
+            before = next((row for row in self._rows if row.made == made[: len(row.made)]), self._first)
+            found.append(before.copy() if before is self._first or before in found else before)
+        for row, made in zip(found, texts, strict=True):
+            row.follow(made)
+        self._rows = found
+        return found
 
     def given(self, ids: Tensor, room: int) -> list[int]:
         """Return up to `room` ids that must follow `ids`, shape (1, tokens): the form leaves no other."""
-        row = self._bring(0, ids[0, self._prompt :].tolist())
+        [row] = self._bring(ids[:, self._prompt :].tolist())
         found = [] if row.free else row.matcher.compute_ff_tokens()
         return [token for token in found if token not in row.ends][: max(room, 0)]
 
     def cost(self, ids: Sequence[int]) -> FormatCost:
-        """Return what the form gave and took of a reply with these ids; of a beam search, whether it is whole."""
-        row = self._bring(0, [*ids])
-        figures = list(enumerate(row.figures[: len(ids)], 1))
+        """Return what the form gave and took of a reply with these ids."""
+        [row] = self._bring([[*ids]])
+        place, figures = self._first.place, list[tuple[bool, bool, float]]()
+        for token in ids:
+            if place.figures is None:
+                break
+            figures.append(place.figures)
+            place = place.after[token]
         return FormatCost(
-            given=tuple(place for place, (given, _, _) in figures if given),
-            overruled=tuple(place for place, (_, overruled, _) in figures if overruled),
-            nats=round_figures(tuple(nats for _, (_, _, nats) in figures)),
+            given=tuple(at for at, (given, _, _) in enumerate(figures, 1) if given),
+            overruled=tuple(at for at, (_, overruled, _) in enumerate(figures, 1) if overruled),
+            nats=round_figures(tuple(nats for _, _, nats in figures)),
             finished=row.finished,
+            before=self._begun,
         )
 
 

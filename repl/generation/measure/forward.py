@@ -155,6 +155,18 @@ def token_figures(logits: Tensor, tokens: Sequence[int], count: int) -> Iterator
         yield (logprob, entropy, int(rank)), tuple(map(int, rest[half:])), tuple(rest[:half])
 
 
+@contextmanager
+def hear_logits(model: PreTrainedModel, take: Callable[[Tensor], object]) -> Iterator[None]:
+    """Pass on the logits of every forward pass meanwhile, of shape (rows, places, vocab)."""
+    parts = library.speakers(model)
+    hooks = [part.register_forward_hook(lambda _, __, output: take(output.logits)) for part in parts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class Meter:
     """Measures one reply; `listed` alternatives go with each token's event, `TOP_K_STORED` or more into the record.
 
@@ -175,13 +187,10 @@ class Meter:
     @contextmanager
     def reading(self, model: PreTrainedModel) -> Iterator[None]:
         """Take the logits of every forward pass meanwhile."""
-        parts = library.speakers(model)
-        hooks = [part.register_forward_hook(lambda _, __, output: self._take(output.logits[0])) for part in parts]
         try:
-            yield
+            with hear_logits(model, lambda logits: self._take(logits[0])):
+                yield
         finally:
-            for hook in hooks:
-                hook.remove()
             self._rows = None
 
     def _take(self, rows: Tensor) -> None:
