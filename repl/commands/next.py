@@ -80,7 +80,8 @@ def compute_next(resident: Model, spot: Position, count: int, emit: JobContext) 
     decoding.fit_context(chosen.config, len(ids), resident.facts.context, resident.facts.id)
     logits = measure.scoring.next_logits(resident, ids, emit, shared=request.settings.decode.reuse)
     mask = decode.format_mask.make_mask(resident, request, ids, chosen.config)
-    raw, *active = measure.processors.stages(resident, chosen, ids, (), logits, mask)
+    ban = decode.phrase_ban.next_ban(resident.tokenizer, chosen.phrases, ids, request.seeded)
+    raw, *active = measure.processors.stages(resident, chosen, ids, (), logits, mask, ban)
     final = active[-1] if active else raw
     speller = Speller(resident.tokenizer)
     logs, drawn = raw.scores.log_softmax(-1), final.probabilities
@@ -107,7 +108,8 @@ def next_(session: Session, text: RestText = "") -> Task[object]:
     /next 20 and /next 20 TEXT show 20. Without TEXT it continues the last reply, as /continue does; if the reply
     ended by itself, it shows the end token and its alternatives. TEXT is used as it is, without the chat template.
     If settings change the probabilities (/temperature, /top_p, ...), those after the logits processors are shown
-    beside the model's own. A server returns a limited number.
+    beside the model's own; of banned phrases the tokens that complete one here are out. A server returns a limited
+    number.
     """
     remote, chosen = session.remote, session.settings
     if remote is None:

@@ -191,9 +191,7 @@ class ReplyRun:
 
     def _phrase_ban(self, phrases: Phrases) -> PhraseBan:
         """Return what keeps banned phrases out of the reply."""
-        tokenizer = self.resident.tokenizer
-        lead = str(tokenizer.decode(self.before, skip_special_tokens=True))[-phrases.longest - 1 :]
-        begun = TextSoFar(Detokenizer(tokenizer, self.before), lead, lead)
+        begun = TextSoFar.behind(self.resident.tokenizer, self.before, phrases)
         return PhraseBan(phrases, begun, self.meter, self.emit, bool(self.config.do_sample))
 
     def _seed(self) -> int | None:

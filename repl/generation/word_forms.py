@@ -53,6 +53,11 @@ class Phrases:
         found = zip((*self.anywhere, *self.whole), (*map(text.rfind, self.anywhere), *whole), strict=True)
         return max((place for one, place in found if place >= 0 and place + len(one) > after), default=None)
 
+    def find_endings(self, text: str) -> set[str]:
+        """Return what would complete a phrase behind a text, without blanks around it."""
+        phrases = (*self.anywhere, *self.whole)
+        return {one[size:].strip() for one in phrases for size in range(len(one)) if text.endswith(one[:size])}
+
     def find_begun(self, text: str) -> int:
         """Return where that begins at the end of a text which may still become a phrase; its length for nothing."""
         found = (_begun(text, one) for one in (*self.anywhere, *self.whole))

@@ -266,6 +266,22 @@ def test_what_works_beside_a_ban_and_what_does_not(llama_folder: Path) -> None:
         assert not any(ids == list(found.token_ids[at : at + len(ids)]) for ids in sequences for at in range(LENGTH))
 
 
+def test_what_completes_a_phrase_does_not_come_next(llama_folder: Path) -> None:
+    """The odds are those of the next token, in a text and where a reply is continued."""
+    with opened(llama_folder) as session:
+        run(session, "/max 1", "/greedy")
+        for after, reply in (("the hello", "/raw the hello"), ("", "/continue")):
+            seen = run(session, f"/next 40 {after}").candidates
+            best = next(one for one in seen if one.text.strip().isalpha())
+            run(session, f"/ban {json.dumps((after or session.last.text)[-3:] + best.text)}")
+            found = run(session, f"/next 40 {after}")
+            assert found.processors[-1] == "ban"
+            assert best.id in [one.id for one in found.candidates if not one.drawn]
+            likeliest = max(found.candidates, key=lambda one: one.drawn)
+            assert run(session, reply).token_ids[-1] == likeliest.id
+            run(session, "/ban off")
+
+
 def test_a_boost_is_the_sequence_bias_of_its_forms(llama_folder: Path) -> None:
     """Beside what was set by name; the reply is that of the library with the same bias."""
     with opened(llama_folder, mode="complete", max_new_tokens=LENGTH) as session:

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 
 from repl.core.errors import Failed
-from repl.core.library_types import BaseStreamer, Tensor
+from repl.core.library_types import BaseStreamer, PreTrainedTokenizerBase, Tensor
 from repl.core.reply import Reply, TakenBack
-from repl.generation.decode.detokenizer import Detokenizer
+from repl.generation.decode.detokenizer import Detokenizer, token_text
 from repl.generation.decode.loop import RowChoice, RowIds
 from repl.generation.measure.forward import Meter
 from repl.generation.word_forms import Phrases
 
+BROKEN = "\ufffd"  # what a part of a character reads as
 MAX_LOST_TOKENS = 1000
 """Tokens taken back since one was given out, at most: then all ways lead to a phrase."""
 
@@ -38,6 +39,12 @@ class TextSoFar:
     detokenizer: Detokenizer
     settled: str
     text: str
+
+    @classmethod
+    def behind(cls, tokenizer: PreTrainedTokenizerBase, ids: list[int], phrases: Phrases) -> "TextSoFar":
+        """Return the text of some ids, as far as phrases may begin in it."""
+        lead = str(tokenizer.decode(ids, skip_special_tokens=True))[-phrases.longest - 1 :]
+        return cls(Detokenizer(tokenizer, ids), lead, lead)
 
     def feed(self, token: int) -> "TextSoFar":
         """Return the text with one token more."""
@@ -186,6 +193,34 @@ class PhraseBan:
         self._reading = steps[-1].reading.cut(len(steps[-1].reading.text) - context)
         for step in steps:
             self._streamer.put(step.ids.cpu())
+
+
+class NextBan:
+    """A logits processor for one place: it masks the tokens that complete a banned phrase behind a text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, phrases: Phrases, reading: TextSoFar) -> None:
+        self._tokenizer, self._phrases, self._reading = tokenizer, phrases, reading
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores of the place without these tokens."""
+        length, endings = len(self._reading.text), self._phrases.find_endings(self._reading.text)
+        texts = ((token, token_text(self._tokenizer, token)) for token in range(scores.shape[-1]))
+        likely = [token for token, text in texts if BROKEN in text or any(ending in text for ending in endings)]
+        gone = [one for one in likely if self._phrases.find_last(self._reading.feed(one).text, length) is not None]
+        scores[:, gone] = -torch.inf
+        return scores
+
+
+def next_ban(
+    tokenizer: PreTrainedTokenizerBase, phrases: Phrases | None, prompt: list[int], seeded: bool
+) -> list[NextBan]:
+    """Return what keeps banned phrases out of the first token behind a prompt, where there are any.
+
+    `seeded` tells that the text goes on from the prompt's.
+    """
+    if not phrases:
+        return []
+    return [NextBan(tokenizer, phrases, TextSoFar.behind(tokenizer, prompt if seeded else [], phrases))]
 
 
 class RecordedBan:

@@ -38,6 +38,7 @@ NAMES = {
     "InfNanRemoveLogitsProcessor": ("remove_invalid_values", ""),
     "LogitNormalization": ("renormalize_logits", ""),
     "FormatMask": ("format", ""),
+    "NextBan": ("ban", ""),
     "RecordedBan": ("ban", ""),
     "RecordedSwitch": ("think", ""),
     "UnbatchedClassifierFreeGuidanceLogitsProcessor": ("guidance_scale", "guidance_scale"),
