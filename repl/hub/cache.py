@@ -9,7 +9,7 @@ from pathlib import Path
 
 from repl.core.errors import BadModel
 from repl.core.settings import Load
-from repl.hub.model_files import PICKLES, SAFE, TOKENIZER, asked_for, code_files, read_index
+from repl.hub.model_files import PICKLES, SAFE, TOKENIZER, asked_for, code_files, list_shards
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -63,7 +63,7 @@ def complete(folder: Path, want: Load) -> bool:
         names = {path.name for path in folder.iterdir()}
         first = head(names, want.allow_pickle)
         code = code_files(asked_for(folder)) if want.trust_remote_code else ()
-        needed = ["config.json", *shards(folder, first), *(name for name in code if ": " not in name)]
+        needed = ["config.json", *list_shards(folder, first), *(name for name in code if ": " not in name)]
         tokenizer = any(fnmatchcase(name, pattern) for name in names for pattern in TOKENIZER)
         return bool(first) and tokenizer and all((folder / name).is_file() for name in needed)
     except (OSError, BadModel):
@@ -73,8 +73,3 @@ def complete(folder: Path, want: Load) -> bool:
 def head(names: Iterable[str], pickle: bool) -> str:
     """Return the weight file, or the index of sharded weights, among some names; '' where there is none."""
     return next((name for name in (*SAFE, *(PICKLES if pickle else ())) if name in names), "")
-
-
-def shards(folder: Path, first: str) -> list[str]:
-    """List the weight files behind `head`; raises `BadModel` for an index that cannot be read."""
-    return read_index(folder, first) if first.endswith(".index.json") else [first]

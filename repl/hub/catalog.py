@@ -106,7 +106,7 @@ def erase(id: str, emit: JobContext, really: bool) -> Freed:
     prepare(emit)
     repos = {repo.repo_id: repo for repo in _repos()}
     if id not in repos:
-        there = f"; there are {', '.join(sorted(repos)[:5])}" if repos else ""
+        there = f"; cached models: {', '.join(sorted(repos)[:5])}" if repos else ""
         raise NotFound(f"{id!r} is not in the cache{there}", "/models")
     repo = repos[id]
     # one repository alone: the same commit may stand in two, and the library would take either

@@ -23,7 +23,7 @@ from repl.hub import cache
 from repl.hub.cache import LocalModel, cached_models
 from repl.hub.consent import could_run
 from repl.hub.download import DownloadProgress, call_hub, prepare
-from repl.hub.model_files import TOKENIZER
+from repl.hub.model_files import TOKENIZER, list_shards
 
 __all__ = ["LocalModel", "adapter", "cached_models", "locate"]
 
@@ -79,7 +79,7 @@ def adapter(name: str, revision: str, emit: JobContext, offline: bool = False) -
     emit(Progress("asking the Hub"))
     sizes = probe(want, emit).sizes
     if missing := [file for file in files if file not in sizes]:
-        raise BadModel(f"{want} has no {missing[0]}, the only kind of adapter that is loaded", "/adapter none")
+        raise BadModel(f"{want} has no {missing[0]}; adapters are loaded from safetensors only", "/adapter none")
     meter = DownloadProgress(emit, sizes)
     check_room(want, meter.plan(list(files)))
     folder = fetch_first(want, files[0], meter, emit)
@@ -175,7 +175,7 @@ def fetch_first(want: Load, name: str, meter: DownloadProgress, emit: JobContext
     fetch_file(want, name, want.revision, meter, emit)
     folder = cache.snapshot(want.model, want.revision)
     if folder is None:
-        raise ReplError(f"the cache under {str(cache.home())!r} does not keep what is downloaded", ELSEWHERE)
+        raise ReplError(f"the cache under {str(cache.home())!r} does not keep downloaded files", ELSEWHERE)
     return folder
 
 
@@ -185,7 +185,7 @@ def needed(want: Load, folder: Path, first: str, names: Iterable[str]) -> list[s
     top = [name for name in outer if any(fnmatchcase(name, pattern) for pattern in LIGHT)]
     templates = [name for name in names if name.startswith("additional_chat_templates/")]
     code = [name for name in names if want.trust_remote_code and could_run(name)]
-    weights = cache.shards(folder, first)
+    weights = list_shards(folder, first)
     if missing := [name for name in weights if name not in names]:
         raise BadModel(f"{first} of {want} names {missing[0]!r}, which does not exist")
     return [*top, *templates, *code, *weights]
@@ -278,7 +278,7 @@ def explain_status(want: Load, status: int) -> ReplError:
     """Return the error for an HTTP status."""
     words = next((each.phrase.lower() for each in HTTPStatus if each == status), "no known status")
     if status == HTTPStatus.UNAUTHORIZED:
-        return NotFound("the Hub does not accept the saved token", LOGIN)
+        return NotFound("the Hub rejects the saved token", LOGIN)
     if status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
         return NotFound(f"the Hub refuses {want}: {status} {words}", LOGIN)
     return not_cached(want, f"the Hub answers {status} ({words})")

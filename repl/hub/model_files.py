@@ -83,7 +83,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     """Read a JSON object; raises `BadModel`."""
     read_start(folder, name)
     if (size := (folder / name).stat().st_size) > MAX_JSON_BYTES:
-        raise bad_file(name, f"is {size:,} bytes long, more than such a file needs")
+        raise bad_file(name, f"is {size:,} bytes long, too large for such a file")
     try:
         value = json.loads((folder / name).read_bytes().decode())
     except json.JSONDecodeError as error:
@@ -95,14 +95,16 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def read_index(folder: Path, index: str) -> list[str]:
-    """List the files in the index of sharded weights; raises `BadModel` for one that transformers would not read."""
-    content = read_json(folder, index)
+def list_shards(folder: Path, first: str) -> list[str]:
+    """List the weight files in an index, or `first` itself; raises `BadModel` for an index that is not valid."""
+    if not first.endswith(".index.json"):
+        return [first]
+    content = read_json(folder, first)
     placed = content.get("weight_map")
     if not isinstance(placed, dict) or not placed or not all(isinstance(file, str) for file in placed.values()):
-        raise bad_file(index, "has no weight_map from tensors to files")
+        raise bad_file(first, "has no weight_map from tensors to files")
     if not isinstance(content.get("metadata"), dict):
-        raise bad_file(index, "has no metadata, which transformers requires")
+        raise bad_file(first, "has no metadata, which transformers requires")
     return sorted(set(placed.values()))
 
 

@@ -24,7 +24,7 @@ from repl.hub.model_files import (
     cut_name,
     find_file,
     list_names,
-    read_index,
+    list_shards,
     read_json,
     read_start,
 )
@@ -51,7 +51,7 @@ class NeedsCode(BadModel):
 
     def __init__(self, files: tuple[str, ...], sentence: str = "", config: str = "config.json") -> None:
         named = f" ({', '.join(files)})" if files else ""
-        asks = f"{config} asks for the model's own Python code{named}, which hub-repl does not run unless allowed"
+        asks = f"{config} asks for the model's own Python code{named}, which hub-repl runs only with your consent"
         super().__init__(sentence or asks, "/trust")
         self.files = files
         self.found: LocalModel | None = None  # set once the folder is known
@@ -218,19 +218,13 @@ def weight_files(folder: Path, config: Mapping[str, object], allow_pickle: bool)
         if kind == "pickle" and not allow_pickle:
             cause = "is a pickle, which can run code when loaded, and there are no safetensors"
             raise bad_file(name, cause, "/allow_pickle true")
-        files = follow_index(folder, name) if name.endswith(".index.json") else [name]
+        files = list_shards(folder, name)
+        for file in files if name not in files else ():
+            try:
+                find_file(folder, file)
+            except BadModel as error:
+                raise bad_file(name, f"names a file that cannot be read: {error.message}") from error
         if strange := [file for file in files if not file.endswith(ending)]:  # transformers would unpickle it
             raise bad_file(name, f"names {cut_name(strange[0])} as weights, which is not a {ending} file")
         return kind, files
     raise _not_a_model(folder, f"no weights in {folder}: no {' and no '.join(named or SAFE)}")
-
-
-def follow_index(folder: Path, index: str) -> list[str]:
-    """List the files of an index; raises `BadModel` if one is missing."""
-    files = read_index(folder, index)
-    for file in files:
-        try:
-            find_file(folder, file)
-        except BadModel as error:
-            raise bad_file(index, f"cannot be followed: {error.message}") from error
-    return files

@@ -109,9 +109,9 @@ def read_header(folder: Path, name: str) -> dict[str, Tensor]:
         raise NoMemory(said) from error
     except SafetensorError as error:
         cause = str(error).removeprefix("Error while deserializing header: ")
-        raise bad_file(name, f"is not a whole safetensors file: {cut_name(cause)}") from error
+        raise bad_file(name, f"is not a complete safetensors file: {cut_name(cause)}") from error
     if not slices:
-        raise bad_file(name, "holds no tensors")
+        raise bad_file(name, "contains no tensors")
     return {key: as_tensor(each.get_dtype(), each.get_shape()) for key, each in slices.items()}
 
 
@@ -132,7 +132,7 @@ def estimate_pickles(folder: Path, config: dict[str, object], files: Iterable[st
         if not first.startswith((b"PK", b"\x80")):  # zip archives, and plain pickles of old
             raise bad_file(file, "is not a PyTorch file")
         if first.startswith(b"PK") and not zipfile.is_zipfile(folder / file):
-            raise bad_file(file, "is cut short: the directory at its end is missing")
+            raise bad_file(file, "is truncated: the directory at its end is missing")
         size += (folder / file).stat().st_size
     declared = str(config.get("dtype") or config.get("torch_dtype"))
     stored = {"float16": "F16", "bfloat16": "BF16"}.get(declared, "F32")
@@ -153,16 +153,16 @@ def read_gguf(folder: Path, name: str) -> Weights:
         try:
             tensors, end = header.read()
         except EOFError as error:
-            raise bad_file(name, "is cut short: it ends within its header") from error
+            raise bad_file(name, "is truncated: it ends within its header") from error
         except (KeyError, RecursionError) as error:
             cause = "has a header that cannot be read: a value of unknown type, or nested too deeply"
             raise bad_file(name, cause) from error
         except ValueError as error:
             raise bad_file(name, f"has a header that cannot be read: {cut_name(str(error))}") from error
     if end > header.size:
-        raise bad_file(name, f"is cut short: it has {header.size:,} bytes, and its tensors need {end:,}")
+        raise bad_file(name, f"is truncated: it has {header.size:,} bytes, and its tensors need {end:,}")
     if not tensors:
-        raise bad_file(name, "holds no tensors")
+        raise bad_file(name, "contains no tensors")
     return count_weights((name,), tensors, "gguf")
 
 

@@ -79,9 +79,9 @@ def read_adapter(folder: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Read and check the config and the header of an adapter; raises `BadModel`."""
     if not (folder / CONFIG).is_file():
         hint = [f"/model {folder}"] if (folder / "config.json").is_file() else []
-        raise BadModel(f"no {CONFIG} in {folder}: it holds no adapter", *hint, NO_ADAPTER)
+        raise BadModel(f"no {CONFIG} in {folder}: it is not an adapter", *hint, NO_ADAPTER)
     if not (folder / WEIGHTS).is_file():
-        pickle = f"{PICKLE} in {folder} is a pickle, which can run code when read: only {WEIGHTS} is read"
+        pickle = f"{PICKLE} in {folder} is a pickle, which can run code when loaded: only {WEIGHTS} is loaded"
         lacking = f"no {WEIGHTS} in {folder}: the adapter has no weights"
         raise BadModel(pickle if (folder / PICKLE).is_file() else lacking, NO_ADAPTER)
     config = read_json(folder, CONFIG)
@@ -94,18 +94,20 @@ def check_adapter_config(config: dict[str, Any]) -> None:
     kind = str(config.get("peft_type")).upper()
     if kind not in ADAPTER_TYPES:
         known = ", ".join(ADAPTER_TYPES)
-        raise BadModel(f"{CONFIG} asks for a {cut_name(kind)} adapter, and only {known} are put on", NO_ADAPTER)
+        raise BadModel(f"{CONFIG} asks for a {cut_name(kind)} adapter; supported are {known}", NO_ADAPTER)
     begun = config.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(MUTATING):
-        said = f"{CONFIG} has init_lora_weights {cut_name(begun)!r}, which changes the model itself"
+        said = f"{CONFIG} has init_lora_weights {cut_name(begun)!r}, which changes the base model"
         raise BadModel(said, NO_ADAPTER)
     if config.get("layer_replication"):
-        raise BadModel(f"{CONFIG} asks for repeated layers, which are not supported", NO_ADAPTER)
+        raise BadModel(f"{CONFIG} asks for layer_replication, which is not supported", NO_ADAPTER)
     patterns = [config.get(name) for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")]
     patterns += [list(config.get(name) or ()) for name in ("rank_pattern", "alpha_pattern")]
     words = itertools.chain.from_iterable(item if isinstance(item, list) else [item] for item in patterns if item)
     if strange := [word for word in words if not (isinstance(word, str) and PATTERN.fullmatch(word))]:
-        raise BadModel(f"{CONFIG} names modules by {cut_name(str(strange[0]))!r}, which is not supported", NO_ADAPTER)
+        raise BadModel(
+            f"{CONFIG} names modules by the pattern {cut_name(str(strange[0]))!r}, which is not supported", NO_ADAPTER
+        )
 
 
 def check_adapter_fits(model: PreTrainedModel, config: dict[str, object], tensors: dict[str, Tensor]) -> None:
@@ -123,7 +125,7 @@ def check_adapter_fits(model: PreTrainedModel, config: dict[str, object], tensor
         side = getattr(module, "in_features", None) if ".lora_A." in name else getattr(module, "out_features", None)
         mine = tensor.shape[-1] if ".lora_A." in name else tensor.shape[0]
         if side is not None and len(tensor.shape) == 2 and ".lora_embedding" not in name and side != mine:
-            cause = f"{cut_name(path)} is {side} wide here, and {mine} there"
+            cause = f"{cut_name(path)} has size {side} here and {mine} in the adapter"
             raise BadModel(f"the adapter{whose} is for another model: {cause}", NO_ADAPTER)
 
 
@@ -163,7 +165,9 @@ def _attached(model: PreTrainedModel, folder: Path, merge: bool, tensors: Iterab
     dressed = peft.PeftModel(model, config, autocast_adapter_dtype=False)
     report = peft.set_peft_model_state_dict(dressed, load_file(folder / WEIGHTS))
     if extra := sorted(report.unexpected_keys):
-        raise BadModel(f"the adapter in {folder} has a tensor with no place in this model: {extra[0]}", NO_ADAPTER)
+        raise BadModel(
+            f"the adapter in {folder} has a tensor that matches nothing in this model: {extra[0]}", NO_ADAPTER
+        )
     if lost := sorted(key for key in report.missing_keys if ".default." in key):
         raise BadModel(f"{WEIGHTS} in {folder} lacks the tensor {lost[0].removeprefix(TENSOR_PREFIX)}", NO_ADAPTER)
     dressed.eval().requires_grad_(False)

@@ -161,8 +161,8 @@ def check_loaded(found: locate.LocalModel, model: PreTrainedModel, report: dict[
     The library would fill missing tensors with random numbers and say so in a table.
     """
     for name, stored, wanted in sorted(report.get("mismatched_keys") or ())[:1]:
-        shapes = f"{list(stored)}, but config.json makes it {list(wanted)}"
-        raise BadModel(f"the weights in {found.folder} have the tensor {name} in the shape {shapes}")
+        shapes = f"{list(stored)}, but config.json requires {list(wanted)}"
+        raise BadModel(f"the weights in {found.folder} have the tensor {name} with shape {shapes}")
     if missing := sorted(report.get("missing_keys") or ()):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise BadModel(f"the weights in {found.folder} lack the tensor {missing[0]}{more}: renamed or incomplete")
@@ -187,7 +187,7 @@ def _check_answers(model: PreTrainedModel) -> None:
             raise
         log.log.warning("%s does not answer", kind.__name__, exc_info=error)
         if "Assistant" in kind.__name__:
-            said = "only drafts for the model that it was made for, and does not answer on its own"
+            said = "is an assistant for speculative decoding and cannot be used on its own"
         else:
             seeing = auto_class(model.config).__name__ == "AutoModelForImageTextToText"
             said = "cannot answer text alone" if seeing else "cannot be used"

@@ -123,7 +123,7 @@ def quantization_remarks(load: Load, weights: Weights, packing: Any, size: int) 
         kept = f", {packing.left} of other shapes not quantized" if packing.left else ""
         said.append(f"{packing.linears} linear layers quantized to {load.quantize}{eight}{kept}; prefill is not faster")
     if load.quantize != "none":
-        said.append("/diverge quantize=none shows what that changes")
+        said.append("/diverge quantize=none shows the effect")
     if weights.format == "gguf" and not packing:
         before, after = (f"{number / 2**20:.0f} MiB" for number in (weights.bytes, size))
         said.append(f"dequantized: {before} in the file, {after} in memory · /quantize int4 quantizes it again")

@@ -17,7 +17,7 @@ from repl.hub.consent import Consents
 from repl.hub.weight_headers import STORED
 from repl.models.imports import import_libraries, release_memory
 from repl.models.memory import available
-from repl.models.memory.available import Room, capped, targets, with_back
+from repl.models.memory.available import Room, capped, targets
 
 R = TypeVar("R")
 
@@ -288,7 +288,8 @@ class Store(Generic[R]):
         """Return the devices with the memory that would be free if no model were loaded."""
         rooms = self.measure()
         for each, size in resident_sizes(self._held):
-            rooms = with_back(rooms, _given(each.facts, size))
+            given = _given(each.facts, size)
+            rooms = [replace(room, free=room.free + given.get(room.device, 0)) for room in rooms]
         return rooms
 
     def _make_room(

@@ -240,7 +240,7 @@ class Remote:
         It is asked for one token. Raises `UsageError` for a server without log-probabilities, and what `reply` raises.
         """
         if request.chats and request.prefill and self.kind.continues is None:
-            raise NeedsLocal("what would follow a reply", "/next TEXT")
+            raise NeedsLocal("the next token of a reply", "/next TEXT")
         if not self.kind.alternatives:
             raise UsageError(f"{self.host} returns no log-probabilities")
         tops: list[tuple[tuple[int, str, float], ...]] = []
@@ -259,7 +259,9 @@ class Remote:
         if (decode.num_beams or 1) > 1 or (decode.num_return_sequences or 1) > 1:
             raise NeedsLocal("a beam search", "/beams 1")
         if decode.max_length:
-            raise UsageError("max_length counts the prompt, which the server does", "/max_length default", "/max 50")
+            raise UsageError(
+                "max_length includes the prompt, whose tokens only the server counts", "/max_length default", "/max 50"
+            )
         if request.ids and not self.kind.takes_ids:
             raise NeedsLocal("continuing from token ids")
         if request.chats and request.prefill and self.kind.continues is None:
@@ -267,7 +269,7 @@ class Remote:
         if decode.format:
             self.check_form(decode.format, request.chats)
         if decode.format and (request.prefill or request.ids):
-            raise NeedsLocal("a form that goes on behind a beginning", "/format off")
+            raise NeedsLocal("a format together with a prefill", "/format off")
         if not self.model and len(offers) > 1:
             some = [f"/model {offer.id}" for offer in offers[:3]]
             raise UsageError(f"{self.host} offers {len(offers)} models: choose one", *some)
@@ -276,8 +278,8 @@ class Remote:
         """Raise `UsageError` for a format that the server does not support: it is never dropped silently."""
         form = parse_format(text)
         if self.kind.form_fields(form, chats) is None:
-            where = "in a chat" if chats else "for a text to complete"
-            said = f"{self.host} ({self.kind.name}) cannot be asked for {form.title} {where}"
+            where = "in a chat" if chats else "in text completion"
+            said = f"{self.host} ({self.kind.name}) does not support {form.title} {where}"
             raise UsageError(said, "/format off")
 
     def _hear(self, heard: StreamedReply, emit: JobContext) -> None:

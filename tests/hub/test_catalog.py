@@ -267,7 +267,7 @@ def test_deleting_asks_and_says_what_is_freed(hub: FakeHub, llama_folder: Path, 
     assert isinstance(said, Message)
     assert not place.exists()
     assert hub_cache.find_cached(Load("acme/twin")) is not None
-    with pytest.raises(NotFound, match="'acme/tiny' is not in the cache; there are acme/twin"):
+    with pytest.raises(NotFound, match="'acme/tiny' is not in the cache; cached models: acme/twin"):
         run(session, "/delete acme/tiny --yes")
 
 

@@ -394,7 +394,7 @@ def test_a_gated_model_names_the_page_to_accept_its_terms(fake_hub, repository):
     assert error.hints == ("hf auth login",)
 
 
-@pytest.mark.parametrize(("status", "words"), [(401, "does not accept the saved token"), (403, "refuses")])
+@pytest.mark.parametrize(("status", "words"), [(401, "rejects the saved token"), (403, "refuses")])
 def test_a_refused_account_is_told_to_log_in(fake_hub, status, words):
     fake_hub.fault = Fault(status=status)
     error = fails(NotFound)

@@ -200,7 +200,7 @@ def test_an_adapter_for_another_model_is_refused_by_name_and_size(session, gpt2_
     save_file(tensors, narrow / adapters.WEIGHTS)
     said = refused(session, narrow).message
     assert "someone/large" in said
-    assert "64 wide here, and 32 there" in said
+    assert "has size 64 here and 32 in the adapter" in said
 
 
 @pytest.mark.slow
@@ -210,7 +210,7 @@ def test_pickles_and_missing_files_are_refused(session, copied, tmp_path, llama_
     assert "is a pickle" in refused(session, folder).message
     (folder / adapters.PICKLE).unlink()
     assert "has no weights" in refused(session, folder).message
-    assert "holds no adapter" in refused(session, llama_folder).message
+    assert "is not an adapter" in refused(session, llama_folder).message
     assert isinstance(refused(session, tmp_path / "nowhere"), NotFound)
     assert isinstance(refused(session, "someone/adapter"), Unreachable)
 
@@ -223,8 +223,8 @@ def test_pickles_and_missing_files_are_refused(session, copied, tmp_path, llama_
         ({"peft_type": "../../x"}, "asks for a"),
         ({"target_modules": "(a+)+$"}, "is not supported"),
         ({"rank_pattern": {"(x|x)*y": 3}}, "is not supported"),
-        ({"init_lora_weights": "pissa"}, "changes the model itself"),
-        ({"layer_replication": [[0, 9]]}, "repeated layers"),
+        ({"init_lora_weights": "pissa"}, "changes the base model"),
+        ({"layer_replication": [[0, 9]]}, "layer_replication"),
         ({"r": "many"}, "does not fit"),
     ],
 )
@@ -236,7 +236,7 @@ def test_a_truncated_adapter_is_refused(session, copied):
     folder = copied()
     content = (folder / adapters.WEIGHTS).read_bytes()
     (folder / adapters.WEIGHTS).write_bytes(content[:-100])
-    with pytest.raises(BadModel, match="not a whole safetensors file"):
+    with pytest.raises(BadModel, match="not a complete safetensors file"):
         run(session, f"/adapter {folder}")
 
 

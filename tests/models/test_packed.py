@@ -179,7 +179,7 @@ def test_what_was_packed_is_said_after_the_load_and_in_info(llama_folder):
         assert facts.packed == 15
         assert facts.left == 0
         assert any("15 linear layers quantized to int4" in remark for remark in facts.remarks)
-        assert facts.remarks[-1].endswith("/diverge quantize=none shows what that changes")  # what tells its quality
+        assert facts.remarks[-1].endswith("/diverge quantize=none shows the effect")  # what tells its quality
         plainly = run(session, "/quantize none").facts
         assert (plainly.quantization, plainly.packed) == ("none", 0)
         assert plainly.bytes > 2 * facts.bytes

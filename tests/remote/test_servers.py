@@ -497,8 +497,8 @@ def test_an_error_without_escapes_is_read(session: Session) -> None:
         ("length", {}, "length", ""),
         ("model_length", {}, "length", ""),
         ("content_filter", {}, "stop", "content filter"),
-        ("error", {}, "", "gave up"),
-        ("abort", {}, "", "gave up"),
+        ("error", {}, "", "failed in the middle"),
+        ("abort", {}, "", "failed in the middle"),
     ],
 )
 def test_every_end_is_told(session: Session, word: str, extra: dict[str, Any], finish: str, said: str) -> None:

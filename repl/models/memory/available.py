@@ -132,8 +132,3 @@ def size(words: str) -> int:
     """Return the bytes that `1.5GiB` or `500MB` stands for."""
     digits = words.rstrip("KMGTiB")
     return int(float(digits) * UNITS[words[len(digits) :]])
-
-
-def with_back(rooms: Iterable[Room], given: dict[str, int]) -> list[Room]:
-    """Return the devices with these bytes freed on each."""
-    return [replace(room, free=room.free + given.get(room.device, 0)) for room in rooms]
