@@ -1,6 +1,4 @@
-"""Experiments on replies and models: what goes in is a session or a model, what comes out is a frozen value.
-Nothing is drawn.
-"""
+"""Experiments on replies and models: in comes a session or a model, out comes a frozen value; nothing is drawn."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What answers a message in one way: a model in this process, or one behind a server; the answer with its figures."""
+"""Answerers: a local model or a server answers a message in one way; out comes the answer with its figures."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -20,7 +20,7 @@ from repl.session.position import Question
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why there is no answer: the sentence, and lines to type next."""
+    """The error of an answer: its kind, its message, and lines to type next."""
 
     kind: str
     message: str

@@ -29,7 +29,7 @@ def grow(sequences: Several[Sequence], search: BeamSearch) -> Node:
     costs = search.logprobs or ((),) * len(sequences)
 
     def node(rows: list[int], start: int) -> Node:
-        """Take the stretch that some sequences share from `start` on, and branch behind it."""
+        """Return the tokens that some sequences share from `start` on, with the branches after them."""
         first, ids = rows[0], {row: sequences[row].token_ids for row in rows}
         places = enumerate(zip(*ids.values(), strict=False))
         end = next((place for place, tokens in places if len({*tokens}) > 1), min(map(len, ids.values())))

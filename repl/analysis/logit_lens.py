@@ -66,7 +66,7 @@ def _own(model: PreTrainedModel, ids: Tensor, facts: ModelInfo) -> Tensor:
 
 
 def _last(model: PreTrainedModel, ids: Tensor, start: int = 0) -> Tensor:
-    """Return the float32 logits behind the last token of each row; the cache is left out."""
+    """Return the float32 logits after the last token of each row, shape (rows, vocab), without a KV cache."""
     known = inspect.signature(model.forward).parameters
     less = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
     given = {"attention_mask": ids.new_ones(ids.shape), "use_cache": False, **scoring.place_ids(model, start, ids[:1])}

@@ -120,7 +120,7 @@ class ModuleReader:
         return str(self._places[max(above, key=len)]) if above else "meta"
 
     def _folded(self, parts: list[Part]) -> list[Part]:
-        """Fold what is equal among numbered modules; runs need not be unbroken, as where two kinds take turns."""
+        """Fold identical numbered modules, also where two kinds alternate."""
         if not all(part.name.isdigit() for part in parts):
             return parts
         groups: dict[Part, list[Part]] = {}
@@ -158,7 +158,7 @@ def _sizes(shape: Sequence[int]) -> str:
 
 
 def _shape(module: Module) -> str:
-    """Say what a module maps, or how large the one thing is that it holds."""
+    """Return the sizes of a linear map or an embedding, else the shape of the module's weight."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         bias = getattr(module, "bias", None) is not None
         return f"{module.in_features:,} to {module.out_features:,}" + (" + bias" if bias else "")

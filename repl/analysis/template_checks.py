@@ -76,7 +76,7 @@ def _system(template: Template) -> Verdict:
 
 
 def _generation_prompt(template: Template) -> Verdict:
-    """Compare what asks for a reply with what stands in front of one in history, behind the end of your message."""
+    """Compare the generation prompt with the text before a reply in history, after the end of the user's message."""
     asked = _atoms(template, template.write([GREETING], True).text.partition(GREETING["content"])[2])
     stands = _atoms(template, _between(template, GREETING, RESPONSE))
     alone = template.attempt([GREETING], generation_prompt=False).text.partition(GREETING["content"])[2]
@@ -95,7 +95,7 @@ def _generation_prompt(template: Template) -> Verdict:
 
 
 def _between(template: Template, first: Mapping[str, str], second: Mapping[str, str]) -> str:
-    """Return what a template writes between two messages that follow each other in a chat."""
+    """Return the text that a template writes between two consecutive messages of a chat."""
     after = template.write(TALK, True).text.partition(first["content"])[2]
     return after.partition(second["content"])[0]
 
@@ -107,7 +107,7 @@ def _atoms(template: Template, text: str) -> list[str]:
 
 
 def _end(template: Template, stops: Sequence[int]) -> Verdict:
-    """Look for an id that stops generation among the control tokens behind a reply, the last one and an earlier one."""
+    """Look for an id that stops generation among the control tokens after a reply, at the end and inside of a chat."""
     behind = template.attempt([GREETING, RESPONSE], generation_prompt=False).text.partition(RESPONSE["content"])[2]
     between = _between(template, RESPONSE, SECOND)
     found = [one for one in (*_atoms(template, behind), *_atoms(template, between)) if one in template.controls]
@@ -221,7 +221,7 @@ def _searched(template: Template, content: str, text: str, place: int) -> int:
 
 
 def _headed(template: Template, messages: Sequence[AnyMessage], span: Span, text: str) -> list[Span]:
-    """Split off what a template says by itself before the first message: a system text of its own."""
+    """Split off the template's own system text before the first message."""
     content = str(messages[0]["content"]).strip()
     said = text.rfind(content, span.start, span.end)
     if span.start or said < 0 or not content:

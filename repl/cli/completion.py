@@ -1,4 +1,4 @@
-"""Completion of the command line in a shell, as a script that is made of the parser's options; nothing is loaded."""
+"""Completion scripts for shells, made from the parser's options; no model is loaded."""
 
 import argparse
 from collections.abc import Callable
@@ -11,7 +11,7 @@ CACHED = (
     'ls "${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}" 2>/dev/null'
     " | sed -n 's/^models--\\([A-Za-z0-9._-]*\\)$/\\1/p' | sed 's|--|/|g'; echo builtin"
 )
-"""The command that lists cached models, by names as the Hub has them alone: bash would run what stands in others."""
+"""The command that lists cached models, only those with a valid name of the Hub: bash would run other names."""
 MODELS = {
     "bash": "hub_repl_model_files",  # of a function with such a name bash takes the words as files, and quotes them
     "zsh": "hub_repl_models",
@@ -33,12 +33,12 @@ COMPLETED_BY = {
 def completion_script(
     shell: str, parser: Callable[[Callable[[argparse.Action], object]], argparse.ArgumentParser]
 ) -> str:
-    """Return the script; `parser` makes the parser, and shows each option."""
+    """Return the script; `parser` makes the parser and calls its argument with each option."""
     return str(shtab.complete(parser(_offer), shell, preamble=PREAMBLE[shell]))
 
 
 def _offer(action: argparse.Action) -> None:
-    """Note what the value of an option may be: also where other words than these are read."""
+    """Set the completions of an option; some options accept other values too."""
     if action.dest in COMPLETED_BY:
         action.complete = COMPLETED_BY[action.dest]  # type: ignore[attr-defined] # how shtab is told
     elif action.dest.startswith("set_"):

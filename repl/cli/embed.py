@@ -27,7 +27,7 @@ EVENT_POLL_S = 0.05
 
 
 class OpenSession:
-    """A session that runs lines and returns what they give; use it as a context, or `close` it."""
+    """A session that runs lines and returns their results; use it as a context manager, or `close` it."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -35,8 +35,8 @@ class OpenSession:
     def run(self, line: str, on_event: Callable[[Event], object] = lambda event: None) -> Any:
         """Run one line, a command or a message, to its end, and return its result: a frozen dataclass, or None.
 
-        A message gives a `Reply`, with `text`, `token_ids`, `prompt_ids` and the whole record. `on_event` is told each
-        event meanwhile, such as a `Token`. KeyboardInterrupt cancels: a reply is returned as far as it came. Raises a
+        A message returns a `Reply` with `text`, `token_ids`, `prompt_ids` and the whole record. `on_event` is called
+        with each event, such as a `Token`. KeyboardInterrupt cancels, and the partial reply is returned. Raises a
         `repl.core.errors.ReplError`, whose `hints` are lines to type instead.
         """
         parsed = registry.parse_line(line)
@@ -53,7 +53,7 @@ class OpenSession:
         return self._session.settings
 
     def close(self) -> None:
-        """Free the models, and end the threads."""
+        """Free the models and stop the threads."""
         self._session.close()
 
     def __enter__(self) -> "OpenSession":
@@ -76,10 +76,10 @@ class OpenSession:
 
 
 def open_session(model: str = "builtin", *, offline: bool = False, **chosen: object) -> OpenSession:
-    """Load a model and return a session with it; nothing of it is saved on disk.
+    """Load a model and return a session with it, which is not saved on disk.
 
     `chosen` are settings by name, as on the command line: `dtype="bfloat16"`, `num_beams=4`. Raises a
-    `repl.core.errors.ReplError` where the model does not load or a value is refused.
+    `repl.core.errors.ReplError` if the model does not load or a value is refused.
     """
     extensions.load_extensions()
     wanted = Settings()

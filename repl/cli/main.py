@@ -46,7 +46,7 @@ COMMON = {
     "--connect URL": "use a model on a server",
     **dict.fromkeys(("dtype", "quantize", "device", "adapter", "temp", "top_p", "max", "beams", "seed", "mode"), ""),
 }
-"""What `--help` lists: options, and settings by their shortest names, whose kinds or helps say what they take."""
+"""The options in `--help`, and the settings by their shortest names; those are described by their kind or help."""
 
 
 def short_help() -> str:
@@ -73,10 +73,10 @@ class ShowHelp(argparse.Action):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """Usage errors in our own words."""
+    """A parser that writes usage errors on one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Say it in one line and end with 2."""
+        """Write the error on one line and exit with 2."""
         unknown = message.removeprefix("unrecognized arguments: ").split()[0]
         if message.startswith("unrecognized") and unknown.startswith("--"):
             message = self._unknown(unknown)
@@ -88,7 +88,7 @@ class CommandLine(argparse.ArgumentParser):
 
 
 def parser(offer: Callable[[argparse.Action], object] = lambda action: None) -> CommandLine:
-    """Return the parser: what is about this run, then one option for each setting; `offer` gets what completes."""
+    """Return the parser: options of the run, then one for each setting; `offer` is called with each for completion."""
     line = CommandLine(
         prog="hub-repl",
         usage="hub-repl [MODEL | --connect URL] [PROMPT ...] [--SETTING VALUE ...] [-c LINE]... [--script FILE] "
@@ -134,9 +134,9 @@ def parser(offer: Callable[[argparse.Action], object] = lambda action: None) -> 
 
 
 def split_model(asked: argparse.Namespace) -> argparse.Namespace:
-    """Tell the model from the prompt: the first word is the model, unless an option says which, or a server is.
+    """Separate the model from the prompt: the first word is the model, unless --model or --connect is given.
 
-    One word alone that holds a space or a question mark, and is no folder or file, is a prompt for the default model.
+    A single word with a space or a question mark that is no file or folder is a prompt for the default model.
     """
     sentence = bool(asked.model) and not asked.prompt and any(sign in asked.model for sign in " \n?")
     if asked.model is not None and (asked.named or asked.connect or (sentence and not os.path.exists(asked.model))):
@@ -147,7 +147,7 @@ def split_model(asked: argparse.Namespace) -> argparse.Namespace:
 
 
 def accessible_value(words: Sequence[str]) -> list[str]:
-    """Give `--accessible` the value `on` where the word behind it is none, but a model, a prompt or an option."""
+    """Give `--accessible` the value `on` if the next word is not a value."""
     kind, found = settings.setting_kind("accessible"), list(words)
     for place, word in enumerate(words):
         try:
@@ -212,7 +212,7 @@ def run_program() -> int:
 
 
 def show_guide(asked: argparse.Namespace) -> int:
-    """Write the pages of the guide, or the one that is named; no model is loaded."""
+    """Write the list of guide pages, or one page; no model is loaded."""
     from repl.commands import guide
     from repl.terminal.screen import Screen
 
@@ -230,12 +230,12 @@ def _exit_code(work: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except SystemExit as death:  # a signal asked for it, or a word of the command line
+    except SystemExit as death:  # from a signal or from the parser
         return int(death.code or 0)
 
 
 def leave(code: int) -> NoReturn:
-    """End at once: a thread that is still inside a library must not take the interpreter down."""
+    """Exit at once: a thread that is still inside a library could crash the interpreter's shutdown."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):
             stream.flush()

@@ -35,7 +35,7 @@ class ModulePath(Kind):
         return word.strip().replace("[", ".").replace("]", "").strip(".")
 
     def offer(self, session: Session, word: str) -> list[str]:
-        """Offer the paths of the loaded model, one level further than what is typed."""
+        """Return the paths of the loaded model that begin with a word, up to the next level."""
         known = session.store.current().modules if session.store.facts() else ()
         found = [name for name in known if name.startswith(word)]
         ends = (name.find(".", len(word)) for name in found)

@@ -1,4 +1,4 @@
-"""Help: the names by family, a family with what each does, or one command or setting in full."""
+"""Help: the names by family, a family with its helps, or one command or setting in full."""
 
 from dataclasses import dataclass, replace
 

@@ -39,7 +39,7 @@ class ListedTurn:
 
     @property
     def parts(self) -> Parts:
-        """Return what was thought, answered and called."""
+        """Return the thought, the answer and the tool calls."""
         return Parts(self.thinking, self.text, self.tool_calls)
 
 

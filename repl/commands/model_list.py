@@ -55,7 +55,7 @@ class ModelList:
 
     @property
     def choices(self) -> list[tuple[str, str]]:
-        """Return the line behind each number, with its effect."""
+        """Return the line and the effect of each number."""
         switches = [(row.line, "switches to it") for row in self.resident]
         ids = [each.id for each in self.cached] + [each.id for each in self.hub]
         return switches + [(f"/model {id}", "loads it") for id in ids]

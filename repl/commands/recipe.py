@@ -1,4 +1,4 @@
-"""A reply as a program: the script that makes the same text with transformers alone."""
+"""A reply as a script that generates the same ids with transformers alone."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -38,7 +38,7 @@ class Recipe:
 
 
 def write_recipe(store: Models, turn: Turn, forms: list[PromptForm], emit: JobContext) -> Recipe:
-    """Write the script of a reply, with what its record knows where the tokenizer is gone; for the model thread."""
+    """Write the script of a reply, from its record alone if the tokenizer cannot be read; for the model thread."""
     record = turn.record
     assert record is not None
     tokenizer, folder = None, None
@@ -51,7 +51,7 @@ def write_recipe(store: Models, turn: Turn, forms: list[PromptForm], emit: JobCo
 
 
 def open_tokenizer(store: Models, record: Reply, emit: JobContext) -> tuple[PreTrainedTokenizerBase, Path]:
-    """Return the tokenizer that a reply was made with and its folder: the resident one, or one from disk."""
+    """Return the tokenizer of a reply's model and its folder, from memory or from disk."""
     facts = store.facts()
     if facts and (facts.id, facts.commit) == (record.model.id, record.model.commit):
         return store.current().tokenizer, Path(facts.folder)
@@ -63,7 +63,7 @@ def open_tokenizer(store: Models, record: Reply, emit: JobContext) -> tuple[PreT
 
 
 def find_source(record: Reply, folder: Path | None) -> ModelSource:
-    """Return where a script finds the model: what is on disk by its full path, the rest by repository and commit."""
+    """Return the source of the model: a local one by its full path, else the repository with its commit."""
     name, file = record.model.id, str(record.load.get("gguf_file") or "")
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":

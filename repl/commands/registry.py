@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from repl.session.session import Session
 
 MOST_USED = ("help", "model", "settings", "retry", "undo", "next", "probs", "inspect", "compare")
-"""Commands at the head of the menu; the settings that the user has changed stand behind the second."""
+"""The first commands of the menu; settings that the user has changed follow the second."""
 MIN_PART = 2  # letters to search for inside of names; one more for help texts
 F = TypeVar("F", bound=Callable[..., Any])
 FLAG = re.compile(r"(?P<dashes>--)?(?P<name>[\w-]+?)(?:(?P<sign>=)|\s+|$)")

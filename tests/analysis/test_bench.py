@@ -1,12 +1,10 @@
 """Speed: what is measured, what it is set against, and that nothing else is touched."""
 
-import io
 import shutil
 from dataclasses import replace
 
 import pytest
-from driving import ask, finish, opened, run
-from rich.console import Console
+from driving import ask, drawn, finish, opened, run
 
 from repl.analysis import bench
 from repl.analysis.bench import BARE_GENERATE, Bench, BenchSizes
@@ -14,7 +12,6 @@ from repl.analysis.variants import Variant
 from repl.commands import registry
 from repl.core.errors import Cancelled, NoModel, UsageError
 from repl.core.events import Progress
-from repl.terminal.screen import THEME, render
 
 SHORT = "/bench --prompt-tokens 40 --new-tokens 6 --repeats 2"
 
@@ -23,12 +20,6 @@ SHORT = "/bench --prompt-tokens 40 --new-tokens 6 --repeats 2"
 def session(gpt2_folder):
     with opened(gpt2_folder) as session:
         yield session
-
-
-def drawn(result: object, width: int = 80) -> str:
-    console = Console(width=width, file=io.StringIO(), theme=THEME, highlight=False)
-    console.print(render(result))
-    return console.file.getvalue()
 
 
 @pytest.mark.slow

@@ -1,13 +1,11 @@
 """A sweep: every row is what a reply of its own with the same seed would be, and nothing is lost when it is stopped."""
 
-import io
 import json
 from itertools import pairwise, product
 
 import pytest
 from conftest import Recorder
-from driving import ask, bare, finish, generated, opened, refused, run
-from rich.console import Console
+from driving import ask, bare, drawn, finish, generated, opened, refused, run
 
 from repl.analysis.sweep import Sweep, distinct, first_difference, plan_grid
 from repl.commands import registry
@@ -16,7 +14,7 @@ from repl.core.decoding import NOTHING
 from repl.core.errors import UsageError
 from repl.core.events import Progress
 from repl.core.settings import Settings
-from repl.terminal.screen import THEME, as_record, render
+from repl.terminal.screen import as_record
 
 KINDS = ["llama", "gpt2", "metaspace", "recurrent"]
 PROMPT = "The quick brown fox"
@@ -25,13 +23,6 @@ PROMPT = "The quick brown fox"
 @pytest.fixture
 def folder(request, kind):
     return request.getfixturevalue(f"{kind}_folder")
-
-
-def drawn(result, width=100, encoding="utf-8"):
-    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
-    Console(theme=THEME, width=width, file=file).print(render(result))
-    file.seek(0)
-    return file.read()
 
 
 def values(line):

@@ -1,6 +1,5 @@
 """Replies that are read ahead have the ids of those that are not; what cannot be read ahead is said."""
 
-import io
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -10,10 +9,9 @@ from typing import Any
 import models
 import pytest
 from decoding import ways
-from driving import ask, ask_until, bare, generated, opened, run, trimmed
+from driving import ask, ask_until, bare, drawn, generated, opened, run, trimmed
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from repl import generation
 from repl.core import library
@@ -22,7 +20,7 @@ from repl.core.events import Notice, Token
 from repl.generation import decode, measure
 from repl.session.results import Message
 from repl.session.session import Session
-from repl.terminal.screen import THEME, render, reply_figures, to_jsonable
+from repl.terminal.screen import reply_figures, to_jsonable
 
 TEXT = "The quick brown fox jumps over the lazy dog. The quick brown fox"
 CASES = {
@@ -74,12 +72,6 @@ def session(llama_folder: Path) -> Iterator[Session]:
 def fresh(request: pytest.FixtureRequest) -> None:
     if "session" in request.fixturenames:
         run(request.getfixturevalue("session"), "/reset", "/max 24", "/clear")
-
-
-def drawn(result: object) -> str:
-    console = Console(width=120, file=io.StringIO(), theme=THEME, highlight=False)
-    console.print(render(result))
-    return console.file.getvalue()
 
 
 def checked(

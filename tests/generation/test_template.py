@@ -10,10 +10,9 @@ import pytest
 from campaign_templates import row
 from chats import library, said
 from conftest import Recorder
-from driving import bare, opened, run
+from driving import bare, drawn, opened, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from tokenizers.processors import TemplateProcessing
 
 from repl.analysis.template_checks import check_template, find_spans
@@ -32,7 +31,6 @@ from repl.generation.prompt.chat_template import (
     template_values,
     variables,
 )
-from repl.terminal.screen import THEME, render
 
 USER = {"role": "user", "content": "How are you?"}
 REPLY = {"role": "assistant", "content": "Fine, and you?"}
@@ -675,13 +673,6 @@ def test_a_system_text_of_the_template_s_own_is_the_template_s():
 
 
 # the command
-
-
-def drawn(result) -> str:
-    console = Console(width=100, theme=THEME)
-    with console.capture() as captured:
-        console.print(render(result))
-    return captured.get()
 
 
 def test_the_command_shows_exactly_what_the_next_turn_sends(llama_folder):

@@ -10,9 +10,8 @@ from typing import Any
 import driving
 import pytest
 from conftest import Recorder
-from driving import run
+from driving import drawn, run
 from fakehub import FakeHub, Fault
-from rich.console import Console
 
 from repl.cli.shell import Shell
 from repl.commands import registry
@@ -31,7 +30,7 @@ from repl.hub.catalog import Cached, Listed
 from repl.models.store import Store
 from repl.session.results import Message
 from repl.session.session import Session
-from repl.terminal.screen import THEME, render, to_jsonable
+from repl.terminal.screen import to_jsonable
 
 HANG = 20.0  # seconds: far above what any of this takes
 FACTS = {
@@ -56,13 +55,6 @@ def session() -> Iterator[Session]:
     made = Session(Settings(), Store(Runtime), Worker())
     yield made
     assert made.close(30)
-
-
-def drawn(result: Any, width: int = 80) -> str:
-    console = Console(width=width, no_color=True, theme=THEME)
-    with console.capture() as text:
-        console.print(render(result))
-    return text.get()
 
 
 # listing

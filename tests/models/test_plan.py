@@ -1,6 +1,5 @@
 """/plan: what is said of a model before its weights are fetched, and what typing a row's number does."""
 
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ from typing import Any
 import driving
 import pytest
 from fakehub import FakeHub, sha
-from rich.console import Console
 
 from repl.cli import shell as repl_shell
 from repl.cli.shell import Shell
@@ -29,7 +27,7 @@ from repl.models.memory.fit import FITS, OFFLOAD, TOO_LARGE
 from repl.models.memory.survey import Survey
 from repl.models.store import Store
 from repl.session.session import Session
-from repl.terminal.screen import THEME, Screen, as_record, render
+from repl.terminal.screen import Screen, as_record
 
 GB = 10**9
 ROOMS = [Room("cpu", 64 * GB, 32 * GB)]
@@ -51,12 +49,6 @@ def planned(session: Session, line: str) -> Plan:
     found = driving.run(session, line)
     assert isinstance(found, Plan)
     return found
-
-
-def drawn(result: Any, width: int = 80) -> str:
-    console = Console(file=io.StringIO(), width=width, theme=THEME)
-    console.print(render(result))
-    return console.file.getvalue()
 
 
 @pytest.fixture
@@ -114,7 +106,7 @@ def test_a_gated_model_shows_what_can_be_told(fake_hub: FakeHub, llama_folder: P
     assert found.gated
     assert found.rows == []
     assert found.fetch["model.safetensors"] == (llama_folder / "model.safetensors").stat().st_size
-    assert "gated: accept its terms" in drawn(found)
+    assert "gated: accept its terms" in driving.drawn(found)
 
 
 def test_code_is_listed_with_its_commit_and_not_run(fake_hub: FakeHub, llama_folder: Path, tmp_path: Path) -> None:
@@ -137,7 +129,7 @@ def test_code_is_listed_with_its_commit_and_not_run(fake_hub: FakeHub, llama_fol
     assert local.code.files == found.code.files
     assert found.rows[0].cache == local.rows[0].cache > 0
     assert not canary.exists()
-    assert "does not run unless you allow it" in drawn(found)
+    assert "does not run unless you allow it" in driving.drawn(found)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +239,7 @@ def test_a_plan_over_several_devices_shows_the_map(llama_folder: Path) -> None:
         found = planned(session, f"/plan {llama_folder}")
     assert set(found.device_map.values()) <= {"cuda:0", "cuda:1", "cpu"}
     assert found.device_map
-    assert ": cuda:0\n" in drawn(found)
+    assert ": cuda:0\n" in driving.drawn(found)
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
@@ -255,7 +247,7 @@ def test_a_plan_can_be_read(llama_folder: Path, width: int) -> None:
     """No row is broken or cut, with two cards too; at 80 columns every number of the table is there."""
     for rooms in (ROOMS, CARDS):
         with planning(rooms) as session:
-            text = drawn(planned(session, f"/plan {llama_folder}"), width)
+            text = driving.drawn(planned(session, f"/plan {llama_folder}"), width)
         assert all(len(line) <= width for line in text.splitlines())
         assert "…" not in text
         for number, form in enumerate(plan.FORMS, 1):

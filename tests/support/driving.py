@@ -113,12 +113,12 @@ def refused(session: Session, line: str, said: str) -> None:
     assert caught.value.hints
 
 
-def drawn(result: object, width: int = 100) -> str:
-    """Return what a result looks like on a screen of so many columns."""
-    console = Console(width=width, file=io.StringIO(), theme=THEME, highlight=False)
-    console.print(render(result))
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+def drawn(result: object, width: int = 100, encoding: str = "utf-8") -> str:
+    """Return what a result looks like in a window of so many columns; characters must fit the encoding."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    Console(width=width, file=file, theme=THEME, highlight=False).print(render(result))
+    file.seek(0)
+    return file.read()
 
 
 def word(value: object) -> str:
