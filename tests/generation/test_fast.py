@@ -596,7 +596,7 @@ def test_the_view_has_words_for_it():
 
     used, idle = Mode("prompt_lookup", 3, 65, 43, 2.34, 38.4), Mode("assistant", 0, 0, 0, None, None)
     paths = FastPath("prompt_lookup", True, ""), FastPath("assistant", False, "/assistant ID turns it on")
-    text = drawn(Fast(paths, [used, idle], 16.5))
+    text = drawn(Fast(paths, [used, idle], 16.5), 120)
     assert "prompt_lookup" in text
     assert "2.3 tokens per pass · 43 of 65 proposed tokens accepted · 38.4 tokens/s · 16.5 without" in text
     assert "/assistant ID" in text
