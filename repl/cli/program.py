@@ -48,7 +48,7 @@ class Program:
 
     @property
     def shell(self) -> "Shell":
-        """Return what runs lines; it is made when it is first needed."""
+        """Return the shell; it is made when it is first needed."""
         if self._shell is None:
             from repl.cli.shell import make_shell
 
@@ -58,7 +58,7 @@ class Program:
         return self._shell
 
     def run(self) -> int:
-        """Serve what was asked for; returns the exit code."""
+        """Run in the mode that was asked for; returns the exit code."""
         self._catch()
         try:
             good = self._interactive() if self.interactive else self._once()
@@ -278,7 +278,7 @@ class StartingShell:
         return False
 
     def settings(self) -> Settings:
-        """Return what the config file and the command line say."""
+        """Return the settings of the config file and the command line."""
         return self._program.chosen
 
     def complete(self, line: str) -> list[tuple[str, str]]:

@@ -47,7 +47,7 @@ assert commands  # importing them registers them
 
 
 class Shell:
-    """Runs lines against a session and shows what comes of them."""
+    """Runs lines in a session and shows their results."""
 
     def __init__(self, session: Session, screen: Screen) -> None:
         self.session = session
@@ -96,7 +96,7 @@ class Shell:
         self._theme = view.theme
 
     def print_notices(self) -> None:
-        """Say what the session has to say."""
+        """Show the notices of the session."""
         for said in self.session.take_notices():
             self.screen.notice(said)
 
@@ -170,7 +170,7 @@ class Shell:
             self.screen.show(command, outcome, self._asked(outcome) if self.screen.as_json else {})
 
     def _asked(self, outcome: Any) -> dict[str, Any]:
-        """Return what --json tells of a reply beside its record: what it answers, and with /logprobs its tokens."""
+        """Return the fields that --json adds to a reply: its prompt and line, and with /logprobs its tokens."""
         if not isinstance(outcome, Reply) or (last := self.session.last) is None:
             return {}
         listed = self.session.settings.view.logprobs
@@ -178,7 +178,7 @@ class Shell:
         return {**asked, **({"logprobs": outcome.logprobs(listed)} if listed else {})}
 
     def follow(self, outcome: Any) -> Any:
-        """Return what to show: a job is shown as it runs, a Python prompt is open until it is left."""
+        """Return the result to show: a job is drawn while it runs, a Python prompt is open until it is left."""
         if isinstance(outcome, PythonPrompt):
             if self.editor is None:
                 return outcome.open()
@@ -250,7 +250,7 @@ class Shell:
         return good
 
     def end_load(self) -> bool:
-        """Take over a load that has ended, and say so."""
+        """Settle a load that has ended, and show the model or the error."""
         assert self.session.loading is not None
         wanted = self.session.pending().load.model
         try:
@@ -288,7 +288,7 @@ class Shell:
         return self.session.loading is not None
 
     def poll_load(self) -> Callable[[], object] | None:
-        """Look after a background load; returns what to print above the prompt when it has ended."""
+        """Poll a background load; returns a function that prints its news above the prompt, if there are any."""
         self.open()
         task = self.session.loading
         if task is None:
@@ -327,7 +327,7 @@ class Shell:
         return self.session.settings
 
     def complete(self, line: str) -> list[tuple[str, str]]:
-        """Return what could stand at the end of a line, with what is loaded in mind."""
+        """Return completions of a line, for the model that is loaded."""
         return registry.complete_line(line, self.session)
 
     def panel(self, changed: Callable[[], object]) -> Panel:
@@ -335,7 +335,7 @@ class Shell:
         return Panel(self.session, changed)
 
     def farewell(self) -> None:
-        """Say what is saved of the session, and how to go on with it."""
+        """Show the title that the session is saved under, and how to resume it."""
         answers = sum(turn.record is not None for turn in self.session.conversation.turns.values())
         if answers and self.saves:
             wide = self.screen.err.width >= MIN_FAREWELL_COLUMNS
@@ -394,7 +394,7 @@ def loadable(failed: str) -> tuple[tuple[str, str], ...]:
 def make_shell(
     asked: argparse.Namespace, config: Config, chosen: Settings, worker: Worker, saved: bool, interactive: bool
 ) -> Shell:
-    """Return what runs the lines of a session, of which nothing stays on disk unless it is `saved`."""
+    """Return a shell with a new session, which is written to disk only if `saved`."""
     log.install(paths.data_folder())
     offline = asked.offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
     store = Store(Runtime, offline, consents=consent.Consents(paths.data_folder() / consent.FILE))

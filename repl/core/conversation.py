@@ -29,7 +29,7 @@ class Turn:
 
     @property
     def parts(self) -> Parts:
-        """Return what was thought, answered and called."""
+        """Return thought, answer and tool calls."""
         record = self.record
         if record is None or not self.text.endswith(record.raw):
             return Parts(answer=self.text)
@@ -38,7 +38,7 @@ class Turn:
 
 
 class ChatMessage(TypedDict):
-    """A message as a model is given it; of a reply with its parts."""
+    """A message for a model; a reply has its parts."""
 
     role: str
     content: str
@@ -53,7 +53,7 @@ def forget(turn: Turn) -> None:
 class Conversation:
     """A tree of turns with a head; `system` is the instruction in front, `keep` is told every change of a turn.
 
-    Roles are user and assistant; prompt and completion where the template was not used: those stand beside the talk.
+    Roles are user and assistant; prompt and completion without a template: those are outside of the conversation.
     """
 
     system: str = ""
@@ -74,7 +74,7 @@ class Conversation:
         return self._save(Turn(max(self.turns, default=0) + 1, parent, role, text, state))
 
     def close(self, turn: Turn, text: str, state: str, record: Reply | None = None) -> Turn:
-        """Write down how an open turn ended."""
+        """Save an open turn with its final text, state and record."""
         return self._save(replace(turn, text=text, state=state, record=record))
 
     def _save(self, turn: Turn) -> Turn:
@@ -106,7 +106,7 @@ class Conversation:
         return found[-1]
 
     def question(self, turn: Turn) -> Turn:
-        """Return what a turn answers; a question is its own."""
+        """Return the question of a turn; a question is its own."""
         return turn if turn.role in ASKING else self.turns.get(turn.parent or 0, turn)
 
     def path(self, leaf: int | None = None) -> list[Turn]:
@@ -134,13 +134,13 @@ class Conversation:
         return system + [message(turn.role, turn.text, turn.parts) for turn in self.path(leaf)]
 
     def numbers(self, leaf: int | None = None) -> tuple[int, ...]:
-        """Return the turn of each of these messages, 0 for the system text."""
+        """Return the numbers of the turns of these messages, 0 for the system text."""
         return (*([0] if self.system else []), *(turn.id for turn in self.path(leaf)))
 
     # move
 
     def undo(self, count: int) -> list[Turn]:
-        """Take the head back before the last messages, and return what left the path; raises `UsageError`."""
+        """Move the head before the last `count` messages; returns the turns that left the path; raises `UsageError`."""
         path = self.path()
         asked = [turn for turn in path if turn.role == "user"]
         if count > len(asked):
@@ -150,7 +150,7 @@ class Conversation:
         return path[path.index(first) :]
 
     def clear(self) -> None:
-        """Begin anew; the turns so far stay in the tree."""
+        """Start a new conversation; the turns so far stay in the tree."""
         self.head = None
 
 
@@ -165,7 +165,7 @@ def exchanges(turns: Iterable[Turn]) -> list[list[Turn]]:
 
 
 def message(role: str, content: str, parts: Parts) -> ChatMessage:
-    """Return a message of a conversation; what a template reads is made of it where it is rendered."""
+    """Return a message of a conversation; the chat template's form of it is made when it is rendered."""
     found: ChatMessage = {"role": role, "content": content}
     return {**found, "parts": parts} if role == "assistant" else found
 

@@ -1,4 +1,4 @@
-"""The decoding values of a reply: yours, else the model's, else the library's; and contradictions between them."""
+"""The decoding values of a reply: the user's, else the model's, else the library's; and conflicts between them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -28,7 +28,7 @@ STATIC = ("static", "offloaded_static")  # caches
 
 @dataclass(frozen=True, slots=True)
 class ModelDefaults:
-    """What a model brings: its own generation config, the library's defaults, and every name that config knows."""
+    """A model's own generation config, the library's defaults, and every field name of that config."""
 
     model: Mapping[str, Any]
     library: Mapping[str, Any]
@@ -47,7 +47,7 @@ class Value:
 
 
 def draft_source(chosen: Settings) -> str:
-    """Return the setting that replies are to be read ahead by, empty where there is none."""
+    """Return the setting that turns speculative decoding on, empty if none does."""
     if chosen.decode.assistant != "none":
         return "assistant"
     return "prompt_lookup" if chosen.decode.prompt_lookup else ""
@@ -76,7 +76,7 @@ def _value(name: str, settings: Settings, base: ModelDefaults) -> Value:
 
 
 def _length(settings: Settings, base: ModelDefaults) -> dict[str, Value]:
-    """Return the one limit on length that counts: yours, else the model's, else ours."""
+    """Return the one limit on length that counts: the user's, else the model's, else `NEW_TOKENS`."""
     own = [name for name in LENGTH_LIMITS if settings.get(name) is not None]
     if own:
         return {own[0]: Value(settings.get(own[0]), settings.origins.get(own[0], "default"))}
@@ -87,7 +87,7 @@ def _length(settings: Settings, base: ModelDefaults) -> dict[str, Value]:
 
 
 def overrides(settings: Settings, base: ModelDefaults) -> dict[str, Any]:
-    """Return what `generate` is called with beside the model's own generation config, in the library's names.
+    """Return the values that override the model's own generation config, in the library's names.
 
     None switches a field off that the model's config sets.
     """
@@ -102,16 +102,16 @@ def overrides(settings: Settings, base: ModelDefaults) -> dict[str, Any]:
 
 
 def _fields(settings: Settings) -> list[tuple[str, object]]:
-    """Return what was set by name of the library's generation config; others have a prefix."""
+    """Return the fields of the library's generation config that were set by name; other names have a prefix."""
     return [(name, value) for name, value in settings.extra if not name.startswith((PREFIX, SERVER))]
 
 
 IN_PHRASE = {"num_beams", "do_sample", "temperature", "top_k", "top_p", "min_p"}
-"""The settings that `phrase` tells."""
+"""The settings that `phrase` names."""
 
 
 def phrase(table: Mapping[str, Value]) -> str:
-    """Say how text is made in a few words: `greedy`, `beams 4`, `sample T=0.7 p=0.9`."""
+    """Return the decoding method in a few words: `greedy`, `beams 4`, `sample T=0.7 p=0.9`."""
     values = {name: item.value for name, item in table.items()}
     beams = values.get("num_beams") or 1
     words = [f"beams {beams}"] if beams > 1 else []
@@ -124,7 +124,7 @@ def phrase(table: Mapping[str, Value]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """What keeps a value that was just set from having an effect; the line that changes it, and what that does."""
+    """Why a value that was just set has no effect; a line that changes that, and its effect."""
 
     said: str
     line: str = ""
@@ -132,7 +132,7 @@ class Idle:
 
 
 def find_idle(name: str, settings: Settings, base: ModelDefaults, chats: bool = False) -> Idle | None:
-    """Return what keeps a value that was just set from having an effect; `chats`: messages go through a template."""
+    """Return why a value that was just set has no effect, None if it has one; `chats`: messages use a template."""
     values = {key: item.value for key, item in effective_values(settings, base).items()}
     shown = settings.get(name) if is_setting(name) else show_value(dict(settings.extra).get(name))
     beams = (values.get("num_beams") or 1) > 1
@@ -154,7 +154,7 @@ def find_idle(name: str, settings: Settings, base: ModelDefaults, chats: bool = 
 
 
 def _lacking(name: str, values: Mapping[str, Any]) -> Idle | None:
-    """Say which other value a field of the library's needs to have an effect."""
+    """Return which other value a field of the library's needs to have an effect."""
     kept = values.get("cache_implementation")
     if name == "cache_config" and kept != "quantized":
         line = "/set cache_implementation quantized"
@@ -177,7 +177,7 @@ def _lacking(name: str, values: Mapping[str, Any]) -> Idle | None:
 
 
 def check_values(settings: Settings, base: ModelDefaults) -> None:
-    """Refuse what the library would only refuse in the middle of a reply; raises `UsageError`."""
+    """Check values that the library would only refuse in the middle of a reply; raises `UsageError`."""
     table = effective_values(settings, base)
     values = {key: item.value for key, item in table.items()}
     contrasts = not values.get("do_sample") and (values.get("num_beams") or 1) == 1 and (values.get("top_k") or 0) > 1
@@ -201,7 +201,7 @@ def check_values(settings: Settings, base: ModelDefaults) -> None:
 
 
 def remarks(base: ModelDefaults) -> list[str]:
-    """Say what in a model's own generation config keeps it from replying, with what turns it off; mostly nothing."""
+    """Return why a model's own generation config would refuse every reply, with a remedy; mostly empty."""
     try:
         check_values(Settings(), base)
     except UsageError as error:
@@ -230,7 +230,7 @@ def _sensible(table: Mapping[str, Value]) -> None:
 
 
 def fit_context(config: GenerationConfig, prompt: int, context: int, model: str) -> str:
-    """Keep a prompt of so many tokens and its reply inside the context; returns what to say of it, mostly nothing.
+    """Limit the reply to the context after a prompt of so many tokens; returns a notice, mostly empty.
 
     `config` is the generation config of this reply, `context` 0 where there is no limit. Raises `UsageError` when
     nothing fits behind the prompt.

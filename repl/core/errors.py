@@ -23,9 +23,9 @@ from typing import Any
 from repl.core import log
 
 OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory")
-"""What the allocator, the system and the library of an accelerator say when memory ran out."""
+"""Words of the allocator, the system and the accelerator's library when memory ran out."""
 REMEDIES = {"beam search with a cache": ("/set use_cache false", "/beams 1")}
-"""What to type where a library says this."""
+"""Lines to type, by words of a library's error."""
 
 
 class ReplError(Exception):
@@ -33,7 +33,7 @@ class ReplError(Exception):
 
     kind = "error"
     partial: Any = None
-    """What there is of a reply that failed: a `Reply`, or None."""
+    """The failed reply as far as it came: a `Reply`, or None."""
 
     def __init_subclass__(cls, kind: str = "") -> None:
         cls.kind = kind or cls.kind
@@ -59,7 +59,7 @@ class Overflow(UsageError, kind="context_full"):
 
 
 class NeedsLocal(UsageError, kind="needs_local"):
-    """What only a model in this process can do, while a server answers."""
+    """Only a model in this process can do this, and a server answers."""
 
     def __init__(self, what: str, *hints: str, back: str = "the local model") -> None:
         super().__init__(f"{what} needs a local model", f"/disconnect goes back to {back}", *hints)
@@ -101,7 +101,7 @@ class Quit(BaseException):
     """The user is done with the session."""
 
 
-# what a library raises
+# errors of libraries
 
 
 def is_memory(error: BaseException) -> bool:
@@ -111,7 +111,7 @@ def is_memory(error: BaseException) -> bool:
 
 
 def sentence(error: BaseException, most: int = 200) -> str:
-    """Return what an error says on one line without a full stop, cut to a readable length."""
+    """Return the message of an error on one line without a full stop, of at most `most` characters."""
     words = " ".join((log.hide_tokens(str(error)) or type(error).__name__).split())
     first = words.split(". ")[0] if len(words) > most else words
     return (first if len(first) <= most else first[: most - 1] + "…").rstrip(".")

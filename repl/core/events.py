@@ -1,4 +1,4 @@
-"""What a running job says: frozen values, made on the model thread, read on the main thread."""
+"""The events of a running job: frozen values, made on the model thread, read on the main thread."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Token:
     top: tuple[tuple[int, str, float], ...] = ()
     """The likeliest tokens there, as many as `/logprobs` asks for: (id, text, logprob in nats)."""
     pieces: tuple[Piece, ...] = ()
-    """In a chat: what of the thought, the answer and the calls of tools is certain now."""
+    """In a chat: the text of thought, answer and tool calls that became certain with this token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class ReplyStarted:
 
 @dataclass(frozen=True, slots=True)
 class PromptEcho:
-    """The text that a reply goes on from, as the model sees it; in a chat with its pieces."""
+    """The text that a reply continues, as the model sees it; in a chat with its pieces."""
 
     text: str
     pieces: tuple[Piece, ...] = ()

@@ -22,9 +22,9 @@ GIVE_UP_S = 1.5  # seconds after which a cancelled job is no longer waited for: 
 
 
 class JobContext:
-    """The job as its own work sees it: say something, or learn that it was cancelled.
+    """The job as its own work sees it: send events, or find out that it was cancelled.
 
-    What listens to some work on the way stands before another context, `emit`, and passes on what it does not change.
+    A subclass may stand before another context, `emit`, and change some of the events on their way.
     """
 
     emit: "JobContext"
@@ -46,12 +46,12 @@ class JobContext:
         return self.emit.uninterruptible()
 
     def begin_cleanup(self) -> None:
-        """Be left alone from here on: the work has noticed the cancel and is putting things in order."""
+        """Do not interrupt the thread from here on: the work has noticed the cancel and cleans up."""
         self.emit.begin_cleanup()
 
 
 class Aside(JobContext):
-    """A job as a thread beside its own sees it: stopped with it, also while that puts things in order."""
+    """A job as another thread sees it: stopped with it, also while its own thread cleans up."""
 
     def raise_if_cancelled(self) -> None:
         """Raise `Cancelled` once the job was cancelled."""
@@ -117,7 +117,7 @@ class Job(JobContext, Generic[T]):
         self.raise_if_cancelled()
 
     def begin_cleanup(self) -> None:
-        """Be left alone from here on."""
+        """Do not interrupt the thread from here on."""
         self._shielded = self._settling = True
 
     # as the main thread sees it
@@ -151,7 +151,7 @@ class Job(JobContext, Generic[T]):
         self.result()
 
     def result(self) -> T:
-        """Return what the work returned, or raise what it raised; call it when `finished`."""
+        """Return the result of the work, or raise its error; call it when `finished`."""
         if not self._outcome.done():
             raise Cancelled
         return self._outcome.result()
@@ -332,7 +332,7 @@ def beside(works: Sequence[Callable[[], None]], emit: JobContext) -> Iterator[No
 def stream_from_thread(
     work: Callable[[Callable[[T], None]], None], emit: JobContext, cut: Callable[[], None], seconds: float = 0.0
 ) -> Generator[T]:
-    """Yield what blocking network work hands over, from a thread of its own that `cut` must end.
+    """Yield the values that blocking network work passes on, from a thread of its own that `cut` must end.
 
     Raises what the work raised, `TimeoutError` after `seconds` without anything (0: none), and `Cancelled` at once.
     """

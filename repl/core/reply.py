@@ -1,4 +1,4 @@
-"""The record of a reply: what was asked, how it was made and what came of it; kept with its turn, and never changed."""
+"""The record of a reply: prompt, model, settings, tokens and figures; saved with its turn as JSON, never changed."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class BeamSearch:
-    """What a beam search considered: for each token of each sequence its text and log-probability in nats.
+    """The record of a beam search: for each token of each sequence its text and log-probability in nats.
 
     `margins` has one entry for each step (see `Beams`). Where the numbers cannot be known (sampled beams) there are
     none.
@@ -68,7 +68,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """What the model itself made of each token of a reply, before any processor; in columns, to be small on disk."""
+    """Each token of a reply in the model's own distribution, before any processor; in columns, to be small on disk."""
 
     logprobs: tuple[float, ...] = ()
     """Log-probability of each token, in nats."""
@@ -92,7 +92,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class FormatCost:
-    """What the form of a reply gave and took; places are those of tokens, from 1."""
+    """The cost of a reply's form: where it left one token or overruled the model; places of tokens count from 1."""
 
     given: tuple[int, ...] = ()
     """Where the form left one token."""
@@ -114,7 +114,7 @@ class FormatCost:
 
 @dataclass(frozen=True, slots=True)
 class SpeculationStats:
-    """How a reply was read ahead: forward passes after the prompt's, and the tokens that were proposed."""
+    """The figures of speculative decoding: forward passes after the prompt's, tokens proposed and accepted."""
 
     by: str
     """prompt_lookup or assistant."""
@@ -170,7 +170,7 @@ class ThoughtRecord:
     forced: tuple[tuple[int, int], ...]
     """Place and id of each token that closed it because it was too long."""
     inside: dict[str, Any] = field(default_factory=dict)
-    """What tokens were warped with there, in the library's names."""
+    """The warpers there, by the library's names."""
     outside: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -210,7 +210,7 @@ class ServedModel(ModelRecord):
     """The model that was asked for; empty for the server's only one."""
     fingerprint: str = ""
     sent: dict[str, Any] = field(default_factory=dict)
-    """What was sent beside the text and the model."""
+    """The fields that were sent beside the text and the model."""
     ended: str = ""
     """The end of the reply in the server's word."""
     counted: str = ""
@@ -221,7 +221,7 @@ class ServedModel(ModelRecord):
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What else may decide between two tokens that are nearly as likely; nothing is known of a server's."""
+    """Conditions that may decide between two tokens that are nearly as likely; unknown for a server."""
 
     attention: str = rare("")
     threads: int = rare(0)
@@ -231,7 +231,7 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply as it ended, with the record of how it was made.
+    """A finished reply, with the record of how it was made.
 
     `prompt_ids + token_ids` are the ids the model saw and made; `finish` is stop, length, stop_string or cancelled.
     `text` is the answer in `raw`: without what was thought, and without the tools that were called.
@@ -254,22 +254,22 @@ class Reply:
     """Turns that were left out of the prompt because the context was full."""
     versions: dict[str, str] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
-    """What was put into the model's own generation config, in the library's names."""
+    """The values that were put into the model's own generation config, in the library's names."""
     system: str = ""
     """The instruction in front of the chat."""
     prefill: str = ""
-    """What the reply was made to begin with."""
+    """The text that the reply was made to begin with."""
     template: dict[str, Any] = field(default_factory=dict)
     """Values of the chat template's variables."""
     environment: Environment = field(default_factory=Environment)
     search: BeamSearch | None = None
-    """What a beam search considered."""
+    """The record of the beam search, if it was one."""
     measures: TokenLogprobs = field(default_factory=TokenLogprobs)
     """Of the reply's tokens, one for each; empty where they were not measured."""
     drafts: SpeculationStats | None = None
-    """How it was read ahead."""
+    """The figures of speculative decoding, if it was used."""
     format: FormatCost | None = field(default=None, metadata={"rare": True})
-    """What its form gave and took; None where it had none, or a server held it to it."""
+    """The cost of its form; None if it had none, or a server enforced it."""
     taken: tuple[int, ...] = ()
     """Places, from 1, of tokens that the user put in with /take."""
     continued: tuple[int, ...] = rare(())
@@ -277,11 +277,11 @@ class Reply:
     raw: str = ""
     """All that was made, exactly: the joined texts of the tokens."""
     thinking: str = ""
-    """What was thought before the answer."""
+    """The thought before the answer."""
     tool_calls: tuple[dict[str, Any], ...] = ()
     """The tools that were called, each with `name` and `arguments`."""
     taken_back: tuple[TakenBack, ...] = rare(())
-    """What was banned, at the places that the reply has."""
+    """Tokens that were taken back because of banned phrases."""
     thought: ThoughtRecord | None = field(default=None, metadata={"rare": True})
     """How its thought was decoded, where the setting `think` said so."""
     begun: Parts | None = None
@@ -297,7 +297,7 @@ class Reply:
         return (self.begun or Parts()) + Parts(self.thinking, self.text, self.tool_calls)
 
     def logprobs(self, count: int) -> list[dict[str, Any]]:
-        """Return what was measured of each token with the `count` likeliest there, as --json writes a token."""
+        """Return the figures of each token with the `count` most likely there, as --json writes a token."""
         found = self.measures
         return [
             {
@@ -360,7 +360,7 @@ def round_figures(values: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(round(value, DIGITS) + 0.0 for value in values)
 
 
-# as JSON: fields by their types; free-form parts hold what JSON holds, so a list is a list there
+# as JSON: fields by their types; free-form parts hold JSON values, so a list stays a list there
 
 
 def encode_record(record: object) -> str:

@@ -1,4 +1,4 @@
-"""Turn a prompt into events: encode, check what can be checked, generate, and tell what happened."""
+"""From a request to a reply: check the settings, encode the prompt, call `generate`, stream, make the record."""
 
 import secrets
 import time
@@ -92,7 +92,7 @@ def heal_prompt(resident: Model, request: Request, chosen: Arguments, prompt: Pr
 
 
 def reading(resident: Model, request: Request, prompt: list[int], emit: JobContext) -> Reading | None:
-    """Return what reads a reply in a chat, None for a text that is completed."""
+    """Return the reader of a chat reply's text, thought and tool calls; None for a text that is completed."""
     begun = request.begun or (Begun(request.prefill, request.prefill) if request.chats else None)
     tell = partial(resident.runtime.mention, emit=emit)
     return Reading(resident.tokenizer, prompt, begun, tell) if begun else None
@@ -151,7 +151,7 @@ class ExactStreamer(TextIteratorStreamer):  # type: ignore[misc]  # mypy does no
 
 
 class ReplyRun:
-    """One reply on its way: what goes into `generate`, what has come out so far, and the record of it."""
+    """One call of `generate`: its inputs, the tokens and text so far, and the record at the end."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class ReplyRun:
         self.ban = self._phrase_ban(chosen.phrases) if chosen.phrases else None
 
     def _phrase_ban(self, phrases: Phrases) -> PhraseBan:
-        """Return what keeps banned phrases out of the reply."""
+        """Return the filter that takes back tokens which complete a banned phrase."""
         begun = TextSoFar.behind(self.resident.tokenizer, self.before, phrases)
         return PhraseBan(phrases, begun, self.meter, self.emit, bool(self.config.do_sample))
 
@@ -207,7 +207,7 @@ class ReplyRun:
 
     @cached_property
     def reading(self) -> Reading | None:
-        """What tells the parts of the reply; None for a text that is completed."""
+        """The reader of the reply's parts; None for a text that is completed."""
         return reading(self.resident, self.request, self.prompt, self.emit)
 
     def _spelled(self, ids: list[int] | tuple[int, ...]) -> Iterator[Token]:
@@ -366,7 +366,7 @@ class ReplyRun:
         return sequences
 
     def partial(self) -> list[Sequence]:
-        """Return what there is of a reply that was broken off, telling the text that was held back."""
+        """Return the unfinished sequences of a reply that was stopped, after emitting the text that was held back."""
         if self.watch:
             return [self.sequence(self.watch.best())]
         with suppress(ReplError), library_errors("the tokenizer cannot decode the end of the reply"):
@@ -466,7 +466,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_environment(facts: ModelInfo) -> Environment:
-    """Return what else may decide between two tokens that are nearly as likely."""
+    """Return attention kernel, threads and devices: they may decide between two tokens that are nearly as likely."""
     return Environment(facts.attention, torch.get_num_threads(), _devices(facts))
 
 

@@ -1,7 +1,7 @@
-"""Which ways of being faster than the library's own apply to the model in use; runs on the model thread.
+"""Which fast paths are on for the loaded model, and why others are off; runs on the model thread.
 
-In come the model and the settings of the next reply, out comes on or off for each way, with the reason. Nothing is
-turned on or off here: whoever decodes decides by the same functions.
+In come the model and the settings of the next reply, out comes on or off for each path, with the reason. Nothing is
+turned on or off here: the decoder asks the same functions.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from repl.generation.interface import Model
 
 @dataclass(frozen=True, slots=True)
 class FastPath:
-    """One way of being faster; `why` says what keeps it from applying, or what turns it on."""
+    """One optimisation; `why` says why it is off, or how to turn it on; empty if it is on."""
 
     name: str
     on: bool
@@ -24,7 +24,7 @@ class FastPath:
 
 
 def list_paths(resident: Model, chosen: Settings) -> tuple[FastPath, ...]:
-    """Return every way, whether or not it applies: `why` is empty for those that do."""
+    """Return every fast path, on or off."""
     model, config = resident.model, decode.loop.Arguments.of_settings(resident, chosen).config
     own_loop, ahead = decode.loop.why_not(model, config), decode.drafters.refusal(model, config, 1)
     fits, wanted = decode.kv_cache.can_reuse(model, config, 1), decoding.draft_source(chosen)

@@ -1,6 +1,6 @@
-"""What answers requests: the model in this process, or one behind a server; the same border for both.
+"""The engine protocol: a request goes in, events and a reply come out, from a model in this process or a server.
 
-Here are what is asked of a model, what generation keeps beside a loaded one, and what both kinds of engine can do.
+Here are the request, the local engine, and the state that generation keeps beside each loaded model. No torch.
 """
 
 from dataclasses import dataclass, field
@@ -20,23 +20,23 @@ from repl.models.store import LoadedModel, ModelInfo, Store
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Runtime:
-    """The KV cache of the text that was worked on last, and the notices so far."""
+    """The state that generation keeps beside a loaded model; only the model thread touches it."""
 
     kv_cache: "decode.kv_cache.PrefixCache" = field(default_factory=lambda: decode.kv_cache.PrefixCache())
     last_logits: dict[tuple[int, ...], Any] = field(default_factory=dict)
-    """The logits behind the text that was looked at last, by its ids."""
+    """The float32 logits of the next token, shape (vocab,), of the last text that was looked at, by its ids."""
     format_tokenizers: dict[tuple[int, ...], Any] = field(default_factory=dict)
-    """The tokenizer as llguidance has it, by the end tokens."""
+    """The tokenizer in the form that llguidance needs, by end token ids."""
     notices_shown: set[str] = field(default_factory=set)
-    """What was said of this model and need not be said again."""
+    """Notices about this model that were shown already."""
 
     def forget(self) -> None:
-        """Keep nothing that was computed."""
+        """Drop the KV cache and the logits."""
         self.kv_cache.drop()
         self.last_logits.clear()
 
     def mention(self, said: str, emit: JobContext) -> None:
-        """Say something about the model once."""
+        """Emit a notice about the model, the first time only."""
         if said and said not in self.notices_shown:
             self.notices_shown.add(said)
             emit(Notice(said))
@@ -48,7 +48,7 @@ Models: TypeAlias = Store[Runtime]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to answer: the messages of a chat, a text to continue, or the very ids to go on from."""
+    """A prompt with its settings: the messages of a chat, a text to continue, or token ids to continue."""
 
     settings: Settings
     messages: tuple[AnyMessage, ...] = ()
@@ -57,11 +57,11 @@ class Request:
     text: str = ""
     ids: tuple[int, ...] = ()
     prefill: str = ""
-    """What the reply begins with, in a chat."""
+    """The text that a chat reply is made to begin with."""
     begun: Begun | None = None
-    """The reply of a chat that `ids` end with."""
+    """The unfinished chat reply at the end of `ids`."""
     made: int = 0
-    """How many of `ids`, the last ones, are of the completion that is gone on with."""
+    """How many of the last `ids` belong to the completion that is continued."""
 
     @property
     def chats(self) -> bool:
@@ -76,7 +76,7 @@ class Request:
 
     @property
     def begins_with(self) -> tuple[str, tuple[int, ...]]:
-        """Return what the reply has already: a text that it was given, and the ids that were made."""
+        """Return the beginning of the reply: a text that it was given, and ids that were generated."""
         if self.begun:
             return self.begun.prefill, self.begun.ids
         return self.prefill, self.ids[len(self.ids) - self.made :]
@@ -88,19 +88,19 @@ class Request:
 
 
 class Engine(Protocol):
-    """Turns a request into events and a record. What is known of it may be read on every thread."""
+    """Turns a request into events and a reply; its properties may be read on every thread."""
 
     @property
     def name(self) -> str:
-        """Its model, as it is called on the screen."""
+        """The model's name on the screen."""
 
     @property
     def traits(self) -> tuple[str, ...]:
-        """What to say of it beside the name: precision and place."""
+        """Precision and device, shown beside the name."""
 
     @property
     def context(self) -> int:
-        """Most tokens that prompt and reply may have together; 0 where there is no limit, or none known."""
+        """Maximum tokens of prompt and reply together; 0 if there is no limit or none is known."""
 
     @property
     def chats(self) -> bool:
@@ -108,24 +108,24 @@ class Engine(Protocol):
 
     @property
     def base(self) -> ModelDefaults:
-        """What it brings to decoding."""
+        """The model's own generation defaults."""
 
     def made(self, record: Reply) -> bool:
-        """Tell whether it made a reply and can go on from its very ids."""
+        """Tell whether this engine made a reply and can continue from its token ids."""
 
     def reply(self, request: Request, emit: JobContext) -> Reply:
-        """Answer a request; a cancelled reply is returned with what there is of it, a failed one is in the error."""
+        """Answer a request; a cancelled reply is returned as far as it came, a failed one is in `ReplError.partial`."""
 
 
 class Local:
-    """The resident model, whichever it is by then. Only the model thread may ask it for a reply."""
+    """The engine of the model in this process: the one that is current when asked. Replies on the model thread only."""
 
     def __init__(self, store: Models) -> None:
         self._store = store
 
     @property
     def facts(self) -> ModelInfo:
-        """Return what is loaded; raises `NoModel`."""
+        """Return the facts of the loaded model; raises `NoModel`."""
         if (facts := self._store.facts()) is None:
             raise NoModel("no model is loaded", "/model builtin")
         return facts

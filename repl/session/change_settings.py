@@ -19,7 +19,7 @@ STATIC_CACHE = "/set cache_implementation static"
 NOT_SET = "not set"
 UNSET = decoding.Value(None, "default")
 ORIGINS = {"default": "default", "model": "model's default"}
-"""How values are called that nobody has set."""
+"""The names of origins of values that nobody has set."""
 SettingWords = Sequence[tuple[str, str]]
 
 
@@ -66,7 +66,7 @@ def change(session: Session, name: str, text: str = "") -> Setting | Message | T
 
 
 def load(session: Session, words: SettingWords) -> Message | Task[ModelInfo]:
-    """Change how the model is loaded, which begins to load it; what is so already is only said."""
+    """Change how the model is loaded, which begins the load; a value in effect already is only reported."""
     before = session.pending()
     wanted = changed(before, words, parts=("load",))
     if "model" in dict(words) and session.store.consents.allows(wanted.load.model):
@@ -79,7 +79,7 @@ def load(session: Session, words: SettingWords) -> Message | Task[ModelInfo]:
 
 
 def apply(session: Session, words: SettingWords) -> Message:
-    """Change decoding or view settings, all of them or none; says what has no effect as things stand."""
+    """Change decoding or view settings, all of them or none; says which have no effect at present."""
     full = [(settings.find_setting(name), text) for name, text in words]
     if set(decoding.LENGTH_LIMITS) <= {name for name, text in full if text != "default"}:
         raise UsageError("max_new_tokens and max_length cannot be combined: give one")
@@ -103,7 +103,7 @@ def apply(session: Session, words: SettingWords) -> Message:
 
 
 def adopt(session: Session, chosen: settings.Settings, said: Message) -> Message | Task[ModelInfo]:
-    """Take over settings for loading and decoding; what loads is over at once where the model is in memory."""
+    """Take over settings for loading and decoding; a load ends at once if the model is in memory."""
     taken = {*settings_of("decode"), "mode"}
     own = {name: word for name, word in session.settings.origins.items() if name not in taken}
     theirs = {name: word for name, word in chosen.origins.items() if name in taken}
@@ -160,7 +160,7 @@ def unshortened(word: str) -> str:
 
 
 def put_field(before: settings.Settings, name: str, value: object, keep: bool = True) -> settings.Settings:
-    """Return settings with a field that is none of ours; without it where it is not to be kept."""
+    """Return settings with a field of the library's generation config; without it if `keep` is off."""
     others = tuple(pair for pair in before.extra if pair[0] != name)
     return replace(before, extra=(*others, (name, value)) if keep else others)
 
@@ -213,7 +213,7 @@ def read_model_field(session: Session, name: str, word: str) -> tuple[str, objec
 
 
 def _refusal(resident: Model, chosen: settings.Settings) -> str:
-    """Return what the library says against these settings, before it runs the model; empty where it takes them."""
+    """Return why the library refuses these settings, without running the model; empty if it accepts them."""
     try:
         measure.processors.processors(resident.model, decode.loop.Arguments.of_settings(resident, chosen), [0])
     except Failed as error:

@@ -19,7 +19,7 @@ Preset = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the file says; `wrong` are sentences about what it says wrongly, which stop nothing."""
+    """The values of the file; `wrong` are sentences about its mistakes, which stop nothing."""
 
     settings: Settings = field(default_factory=Settings)
     startup: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class ConfigReader:
         self._wrong: list[str] = []
 
     def read(self, table: dict[str, object]) -> Config:
-        """Return what the table says."""
+        """Return the values of the table."""
         startup = self._startup(table.pop("startup", []))
         presets = {name: self._preset(name, rest) for name, rest in self._table(table.pop("presets", {}), "presets")}
         aliases = {

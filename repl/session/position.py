@@ -1,4 +1,4 @@
-"""Where a conversation stands: what a model is asked to go on from."""
+"""The current position of a conversation, and the requests that continue from it."""
 
 import re
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ def current_branch(talk: Conversation) -> list[Turn]:
 
 
 def continuation_request(session: Session, last: Turn) -> Request:
-    """Go on from the very ids; a model that did not make them goes on from the text."""
+    """Return the request that continues from the ids of a reply; a model that did not make them gets the text."""
     record, asked = last.record, session.conversation.turns[last.parent or 0]
     if record is None or not session.engine.made(record):
         if asked.role == "prompt":
@@ -57,7 +57,7 @@ PROMPT = re.compile(r"(?:^|\s)--(?:\s|$)")
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """What would come next: the request for it, after what that is in words, and the text there."""
+    """A place to continue from: the request, a phrase for the place, and the text before it."""
 
     request: Request
     after: str
@@ -65,7 +65,7 @@ class Position:
 
 
 def next_position(session: Session) -> Position:
-    """Return what comes next in the conversation as it stands; raises `UsageError`."""
+    """Return the position at the head of the conversation; raises `UsageError` if there is no text yet."""
     talk, last = session.conversation, session.last
     if last is not None and last.role == "completion":
         return Position(
@@ -105,7 +105,7 @@ def require_own_reply(session: Session) -> tuple[Turn, Reply]:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is to be answered: the messages of a chat, none for a text that every model completes, and that text.
+    """A message to answer: with the messages before it, none for a text that is completed.
 
     `turn` is the message that is asked again, None for a new one that no turn holds yet.
     """
@@ -117,11 +117,11 @@ class Question:
     turn: Turn | None = None
 
     def after(self, said: tuple[AnyMessage, ...]) -> "Question":
-        """Return the same message behind other ones."""
+        """Return the same message after other messages."""
         return replace(self, messages=(*said, self.messages[-1]))
 
     def request(self, chosen: Settings, chats: bool) -> Request:
-        """Return what a model is asked that chats or only completes; the setting `mode` decides before it does."""
+        """Return the request for a model that chats, or only completes; the setting `mode` overrides that."""
         mode = chosen.view.mode
         if self.messages and (chats if mode == "auto" else mode == "chat"):
             return Request(chosen, messages=self.messages, turns=self.turns, prefill=self.prefill)
@@ -129,7 +129,7 @@ class Question:
 
 
 def question(session: Session, prompt: str | None, example: str) -> Question:
-    """Return what a line with `-- PROMPT` asks at the head of the conversation, by default the last message again.
+    """Return the question of a line with `-- PROMPT` at the head of the conversation; by default the last message.
 
     Raises `UsageError` where there is nothing to ask.
     """

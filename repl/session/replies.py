@@ -1,4 +1,4 @@
-"""Answers that were made beside the conversation as its turns, and replies that go on with another token at a place."""
+"""Add answers that were generated outside of the conversation as turns, and continue a reply from another token."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ from repl.session.session import Session
 
 
 def add_reply(session: Session, asked: Turn, done: Reply) -> Turn:
-    """Add a reply that was made beside the conversation below its message, and go on from there."""
+    """Add a reply that was generated outside of the conversation below its message, and move the head to it."""
     role = "assistant" if asked.role == "user" else "completion"
     state = "cancelled" if done.finish in ("cancelled", "failed") else "complete"
     turn = session.conversation.add(role, "", asked.id)
@@ -74,7 +74,7 @@ def substitute_token(resident: Model, turn: Turn, place: int, token: int, emit: 
 
 
 def _considered(there: Seen, token: int) -> Seen | None:
-    """Return one of the likeliest tokens at a place as if it had been taken."""
+    """Return one of the most likely tokens at a place as if it had been chosen; None if it is not one of them."""
     for rank, (one, name, logprob) in enumerate(there.top, 1):
         if one == token:
             return replace(there, id=token, name=name, logprob=logprob, rank=rank)
@@ -82,7 +82,7 @@ def _considered(there: Seen, token: int) -> Seen | None:
 
 
 def _scored(resident: Model, record: Reply, kept: tuple[Seen, ...], token: int, emit: JobContext) -> Seen:
-    """Measure a token behind those that are kept."""
+    """Return the figures of a token after those that are kept."""
     ids = (*record.prompt_ids, *(seen.id for seen in kept), token)
     (found,) = measure.scoring.score(resident, ids, emit, first=len(ids) - 1, top=TOP_K_STORED, shared=True)
     return label_token(resident, found, "")
@@ -104,7 +104,7 @@ def join_records(resident: Model, begun: Turn, done: Reply) -> Reply:
 
 
 def continue_reply(resident: Model, begun: Turn, settings: Settings, emit: JobContext) -> Reply:
-    """Tell a beginning and generate what follows it: nothing where it ends with an end token."""
+    """Emit the beginning of a reply and generate the rest; nothing if it ends with an end token."""
     record = require_record(begun)
     chat = Begun(begun.text, record.prefill, record.token_ids) if begun.role == "assistant" else None
     ids, made = (*record.prompt_ids, *record.token_ids), len(record.token_ids)

@@ -1,19 +1,19 @@
-"""What a command returns beside its own kinds of result: a sentence, a draft, lines to run."""
+"""Results that many commands share: a sentence, a draft, lines to run."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """A sentence about what was done; it goes beside the answers, not among them."""
+    """A sentence about what was done, written to standard error in scripts."""
 
     text: str
     choices: tuple[tuple[str, str], ...] = ()
-    """Lines that may be run next, each with what it does; a number does it."""
+    """Lines to run next, each with its effect; typing its number runs one."""
 
 
 class NotAView:
-    """A result about the talk or a file: after it, the view that was shown before is still the last one."""
+    """A result about the conversation or a file: the view that was shown before it is still the last one."""
 
     __slots__ = ()
 

@@ -1,4 +1,7 @@
-"""What commands act on: the settings, the model, the conversation, and work in progress."""
+"""The state of one session: settings, models, conversation, archive, and jobs in progress.
+
+Commands read it and change it through its methods; it draws nothing.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -48,7 +51,7 @@ class Task(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ShownView:
-    """What a command showed: the line that was typed, the name of its command, and the result."""
+    """The result of a command that was shown, with its line and the command's name."""
 
     line: str
     command: str
@@ -67,12 +70,12 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class NextMessage:
-    """What waits for the next message."""
+    """Files, prefill and branch for the next message."""
 
     files: tuple[tuple[str, str], ...] = ()
     """Texts in front of it, each with its name."""
     prefill: str = ""
-    """What its reply begins with."""
+    """The text that its reply begins with."""
     replaces: Turn | None = None
     """The message that it replaces, on a branch of its own."""
 
@@ -87,7 +90,7 @@ def _run(worker: Worker, work: Work[T], settle: Settle[T] | None) -> Task[T]:
 
 
 class Session:
-    """One user at one prompt; what is known here is read everywhere, and changed by the methods alone."""
+    """One user at one prompt; attributes are read everywhere, and changed by the methods alone."""
 
     def __init__(self, chosen: Settings, store: Models, worker: Worker, saved: Path | None = None) -> None:
         self.settings = chosen
@@ -166,14 +169,14 @@ class Session:
                 self.conversation.head = closed.id
 
     def connect(self, remote: Remote | None) -> None:
-        """Let a server answer from now on; None: the model in this process."""
+        """Answer with a server from now on; None: with the model in this process."""
         self.remote = remote  # the one before may be asked again: it holds no connection between requests
 
     def load(self, wanted: Settings) -> Task[ModelInfo]:
-        """Begin to load what the settings say; they become the session's own when it is ready.
+        """Begin to load the model of the settings; they become the session's own when it is ready.
 
-        A load that is on its way is cancelled: the new one includes what it asked for. What is in memory is ready
-        at once, and not worth a task in the background.
+        A load in progress is cancelled: the new one includes its changes. A model in memory is ready at once, and is
+        no background task.
         """
         return self._load(wanted, self.store.load, background=not self.store.holds(wanted.load))
 
@@ -214,7 +217,7 @@ class Session:
         return Loaded(facts, wanted.load, before)
 
     def _tidy(self, emit: JobContext) -> None:
-        """Give back what a load left behind, once there was time to say that the model is ready."""
+        """Free the memory that a load no longer needs, once there was time to show that the model is ready."""
         until = time.monotonic() + TIDY_DELAY_S
         while self.worker.idle() and time.monotonic() < until:
             time.sleep(TIDY_DELAY_S / 10)
@@ -227,7 +230,7 @@ class Session:
         self._pick = (take, self.conversation, len(self.conversation.turns))
 
     def get_pick(self) -> Callable[[int], object] | None:
-        """Return what /pick chooses from, until something else is said."""
+        """Return the function that /pick calls with a number; None once another message was sent."""
         if self._pick is None:
             return None
         take, talk, count = self._pick
@@ -240,7 +243,7 @@ class Session:
             self.load(self.settings)
 
     def follow_head(self) -> None:
-        """Follow the head of the conversation to another turn."""
+        """Update the last reply and the context in use after the head of the conversation moved."""
         turn = self.conversation.turns.get(self.conversation.head or 0)
         record = turn.record if turn else None
         self.last = turn if record else self.last
@@ -248,7 +251,7 @@ class Session:
         self.prepare(replaces=None)
 
     def set_last(self, turn: Turn) -> None:
-        """Let a reply be the one that views and figures speak of."""
+        """Make a reply the last one, which views and figures are about."""
         self.last = turn
         if turn.record is not None:
             self.speed = turn.record.timing.decode_tps or self.speed
@@ -294,11 +297,11 @@ class Session:
         return said
 
     def keep_view(self, view: ShownView) -> None:
-        """Remember what a command showed."""
+        """Keep the result that a command showed, for /export."""
         self.last_view = replace(view, about=self._about())
 
     def _about(self) -> tuple[tuple[str, str], ...]:
-        """Say what answers, and how it is asked."""
+        """Return the model that answers, its commit, and the decoding settings."""
         facts = None if self.remote else self.store.facts()
         model = join_facts(self.engine.name, *self.engine.traits) if self.remote or facts else ""
         settings = decoding.phrase(self.decoding())
@@ -313,14 +316,14 @@ class Session:
         self.trusted.add(host)
 
     def forget_refusal(self) -> None:
-        """Let go of the load that was refused for its code."""
+        """Forget the load that was refused for its code."""
         self.untrusted = None
 
     # what stays
 
     @property
     def archive(self) -> Archive:
-        """Return the saved sessions; the file is opened when it is first needed."""
+        """Return the archive; its file is opened when it is first needed."""
         if self._archive is None:
             file = self._saved or paths.data_folder() / ARCHIVE_FILE
             self._archive, said = Archive.open(file, saving=self._saved is not None)
@@ -329,7 +332,7 @@ class Session:
         return self._archive
 
     def save_head(self) -> None:
-        """Write down where the conversation stands."""
+        """Save the head of the conversation and its system message."""
         if self._archive is not None:
             self._archive.mark(self.conversation.head, self.conversation.system)
 
@@ -342,7 +345,7 @@ class Session:
         return replace(self.settings, load=self.wanted.load, origins={**self.settings.origins, **self.wanted.origins})
 
     def facts(self) -> ModelInfo:
-        """Return what is loaded, for what needs the model itself; raises `NoModel` and `NeedsLocal`."""
+        """Return the facts of the loaded model; raises `NoModel`, and `NeedsLocal` while a server answers."""
         self.require_local()
         return self.store.current().facts
 
@@ -354,11 +357,11 @@ class Session:
 
     @property
     def engine(self) -> Engine:
-        """Return what answers."""
+        """Return the engine that answers: the server that is connected, else the model in this process."""
         return self.remote or Local(self.store)
 
     def base(self) -> ModelDefaults:
-        """Return what the model brings to decoding; nothing before one is loaded."""
+        """Return the model's own decoding defaults; empty before one is loaded."""
         return self.engine.base if self.remote or self.store.facts() else NOTHING
 
     def uses_template(self) -> bool:

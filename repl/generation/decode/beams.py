@@ -96,7 +96,7 @@ class Watch:
     def search(
         self, seed: Sequence[int], sequences: Sequence[Sequence[int]], logprobs: tuple[tuple[float, ...], ...]
     ) -> BeamSearch:
-        """Return what was considered beside the sequences that came of it; `seed` as in `Detokenizer`."""
+        """Return the record of the search: texts and logprobs of each sequence; `seed` as in `Detokenizer`."""
         pieces = tuple(tuple(token_texts(self._tokenizer, seed, ids)) for ids in sequences)
         return BeamSearch(pieces, logprobs, tuple(self.margins) if logprobs else ())
 

@@ -1,4 +1,4 @@
-"""What a reply says: token ids in, exact text out as soon as it is certain, and the parts of that text.
+"""Token ids in, exact text out as soon as it is certain, and the parts of a reply that the text belongs to.
 
 The parts are the thought, the calls of tools and the answer. A tokenizer with a response template is read by the
 library's own parser, any other by the table of `repl.core.parts`. For the model thread.
@@ -87,7 +87,7 @@ class Detokenizer:
         return rest
 
     def fork(self) -> "Detokenizer":
-        """Return another one that goes on from here by itself."""
+        """Return a copy in the same state."""
         twin = copy.copy(self)
         twin._window = [*self._window]
         return twin
@@ -193,7 +193,7 @@ def common_length(*texts: Sequence[object]) -> int:
 
 
 def reply_form(tokenizer: PreTrainedTokenizerBase) -> Form:
-    """Return how a model writes its parts."""
+    """Return how a model marks the parts of its replies."""
     added = {str(token): bool(token.special) for token in tokenizer.added_tokens_decoder.values()}
     sure = {
         tag.opens
@@ -226,7 +226,7 @@ def response_template(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, object
 
 
 def _literals(found: Mapping[str, object]) -> Iterator[str]:
-    """Yield what stands around the fields of a response template, and within: not what ends the whole reply."""
+    """Yield the literal texts around and inside the fields of a response template, without the end of the reply."""
     fields = found.get("fields")
     for field in fields.values() if isinstance(fields, Mapping) else ():
         opens = isinstance(field, Mapping) and bool({"open", "open_pattern"} & field.keys())
@@ -243,7 +243,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 class TemplateReader:
-    """A reply read by the library with the tokenizer's response template, and by its tags once that fails."""
+    """Reads a reply with the library's parser and the tokenizer's response template; by tags once that fails."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, before: str, table: PartsReader, tell: Tell) -> None:
         self._table, self._tell = table, tell
@@ -253,7 +253,7 @@ class TemplateReader:
         self._parser = self._tried(lambda: tokenizer.get_response_parser(prefix=before))
 
     def feed(self, text: str, mark: str = "") -> tuple[Piece, ...]:
-        """Return what is certain after a piece of text; `mark` is a special token that adds none."""
+        """Return the pieces that are certain after more text; `mark` is a special token that adds no text."""
         self._text += text
         found, parser = self._table.feed(text), self._parser
         if parser is None or not text + mark:
@@ -261,7 +261,7 @@ class TemplateReader:
         return _pieces(self._tried(lambda: parser.feed(text + mark)))
 
     def end(self) -> tuple[Piece, ...]:
-        """Return what was held back."""
+        """Return the pieces that were held back."""
         found, parser = self._table.end(), self._parser
         if parser is None:
             return found
@@ -270,7 +270,7 @@ class TemplateReader:
         return _pieces(events)
 
     def parts(self) -> Parts:
-        """Return what came; a text in which nothing was thought or called is the answer as it stands."""
+        """Return the parts so far; a text without a thought or a tool call is the answer, unchanged."""
         if self._parser is None:
             return self._table.parts()
         found = self._message
@@ -297,7 +297,7 @@ def _pieces(events: Iterable[Mapping[str, Any]] | None) -> tuple[Piece, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A reply in a chat that is gone on with: its text so far, what that was made to begin with, and the ids made."""
+    """A chat reply that is continued: its text so far, the prefill that it began with, and the ids generated."""
 
     text: str
     prefill: str
@@ -307,7 +307,7 @@ class Begun:
 
 
 class Reading:
-    """How one reply is read: behind a prompt, whose ids end with those of its beginning."""
+    """Reads one reply into thought, answer and tool calls; the prompt's ids end with those of its beginning."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], begun: Begun, tell: Tell) -> None:
         self._tokenizer, self._begun, self._tell = tokenizer, begun, tell
@@ -323,25 +323,25 @@ class Reading:
         self.begun = reader.parts() if begun.text else Parts()
 
     def open(self, emit: JobContext) -> None:
-        """Tell how the reply begins."""
+        """Emit the start of the reply, and its beginning unless that is on the screen."""
         emit(ReplyStarted())
         if self._begun.text and not self._begun.shown:
             emit(PromptEcho(self._begun.text, self.lead))
 
     def begin(self) -> PartsReader | TemplateReader:
-        """Return what reads a reply, behind its beginning."""
+        """Return a reader for a reply that has read its beginning."""
         reader = self._fresh()
         reader.feed(self._begun.text)
         return reader
 
     def begin_tags(self) -> PartsReader:
-        """Return what reads a reply by its tags, behind its beginning."""
+        """Return a reader by tags alone that has read the beginning of the reply."""
         reader = PartsReader(self._form, self._closing)
         reader.feed(self._begun.text)
         return reader
 
     def take(self, reader: PartsReader | TemplateReader, token: Token) -> tuple[Piece, ...]:
-        """Return what is certain after one token."""
+        """Return the pieces that are certain after one token."""
         return reader.feed(token.text, "" if token.id is None else self._silent.get(token.id, ""))
 
     def parts(self, text: str, ids: Sequence[int]) -> Parts:

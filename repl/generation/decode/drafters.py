@@ -1,6 +1,6 @@
-"""Where the proposals of a reply come from: the text itself, or an assistant, a smaller model beside the first.
+"""Speculative decoding: proposals from the text itself (prompt lookup), or from an assistant, a smaller model.
 
-The decode loop checks them: the ids are those of a plain reply. What they cost is watched, and kept small.
+The decode loop verifies them, so the ids are those of a plain reply. Proposals that cost more than they save stop.
 """
 
 import time
@@ -97,7 +97,7 @@ class Assistant:
 
 
 class Balance:
-    """Counts what proposals cost and save, in seconds: beyond a small share of a reply's time nothing is tried."""
+    """Counts the seconds that proposals cost and save; past `MAX_LOST_SHARE` of a reply's time none are tried."""
 
     def __init__(self) -> None:
         self._plain: deque[float] = deque(maxlen=9)  # the last steps without proposals: their median is what one takes
@@ -156,14 +156,14 @@ class Ahead:
 
 @dataclass
 class Drafting:
-    """How one reply is read ahead, if at all; `get` brings the assistant."""
+    """The speculative decoding of one reply; `get` loads the assistant."""
 
     resident: Model
     chosen: Settings
     emit: JobContext
     get: Get | None = None
     mask: FormatMask | None = None
-    """What holds the reply to a form, and gives tokens."""
+    """The constraint of the reply's form, which can propose the tokens that it forces."""
     blocked: str = ""
     """Why nothing is to be proposed; empty where it may."""
     ahead: Ahead | None = None
@@ -174,7 +174,7 @@ class Drafting:
     def proposals(
         self, config: GenerationConfig, ids: Tensor, past: dict[str, object]
     ) -> Iterator[tuple[Ahead | GivenFirst | None, dict[str, Any]]]:
-        """Yield what proposes tokens, None for nothing, and the cache to call `generate` with: one that can be cropped.
+        """Yield the source of proposals, None for none, and the cache argument of `generate`: one that can be cropped.
 
         `ids` is the prompt, shape (1, tokens), `past` the cache that was lent. Where nothing can be proposed, that is
         said once for each model. The tokens that a form gives come first.
@@ -207,7 +207,7 @@ class Drafting:
         return ""
 
     def _find_assistant(self) -> str:
-        """Bring the assistant; say what keeps it from helping, mostly nothing."""
+        """Load the assistant; return why it cannot be used, empty if it can."""
         if self.get is None:
             return "there is none for this kind of reply"
         try:
@@ -218,7 +218,7 @@ class Drafting:
 
     @contextmanager
     def _assistant(self, helper: Model, ids: Tensor) -> Iterator[Assistant]:
-        """Yield an assistant that has read the prompt, as far as it can."""
+        """Yield an assistant that has read the prompt, unless that is longer than its context."""
         model, fed = helper.model, list[int]()
         words = self.resident.model.get_output_embeddings().weight.shape[0]
         prompt = ids.to(input_device(model))
@@ -232,7 +232,7 @@ class Drafting:
                 yield assistant
 
     def stats(self) -> SpeculationStats | None:
-        """Return the figures of the reply; None where it was not read ahead."""
+        """Return the figures of the reply; None if nothing was proposed."""
         if (ahead := self.ahead) is None:
             return None
         facts = self.helper.facts if self.helper else None
@@ -241,7 +241,7 @@ class Drafting:
 
 
 def refusal(model: PreTrainedModel, config: GenerationConfig, prompt: int) -> str:
-    """Say why nothing can be read ahead with this model and generation config; empty where it can."""
+    """Return why speculative decoding is off for a model and generation config; empty if it is possible."""
     if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
         return "it works with one sequence at a time"
     if reason := loop.why_not(model, config):

@@ -1,4 +1,4 @@
-"""The KV cache between turns: what a prompt has in common with the text before it is not computed again."""
+"""Prefix caching: the KV cache is kept between turns, and only the tokens after the common prefix are computed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ TRIAL_WINDOW_TOKENS = 4  # tokens of a sliding window in that trial
 
 @dataclass(slots=True)
 class CacheTraits:
-    """What a loaded model allows to do with its KV cache; found out once."""
+    """The abilities of a loaded model's KV cache; found out once."""
 
     reusable: bool
     """Whether `generate` takes such a cache, and some layer tells how many tokens it has read."""
@@ -39,7 +39,7 @@ TRAITS: WeakKeyDictionary[PreTrainedModel, CacheTraits] = WeakKeyDictionary()
 
 
 def cache_traits(model: PreTrainedModel) -> CacheTraits:
-    """Return what a loaded model allows to do with its KV cache."""
+    """Return the abilities of a loaded model's KV cache."""
     if model not in TRAITS:
         takes = library.takes_cache(model) and library.makes_dynamic_cache(model)
         reusable = takes and not model.config.is_encoder_decoder and any(map(_measured, new_cache(model).layers))
@@ -58,18 +58,18 @@ def _scaling_start(model: PreTrainedModel) -> int:
 
 
 class PrefixCache:
-    """The cache of the text that was worked on last, and the ids it stands for; only the model thread touches it."""
+    """The KV cache of the last text, and the ids that it holds; only the model thread touches it."""
 
     def __init__(self) -> None:
         self._cache: Any = None
         self._ids: list[int] = []
 
     def drop(self) -> None:
-        """Give the cache up."""
+        """Drop the cache."""
         self._cache, self._ids = None, []
 
     def size(self) -> tuple[int, int]:
-        """Return how many tokens are kept, and the bytes they take: of a tensor that was cut the whole counts."""
+        """Return how many tokens are kept, and their bytes; a cropped tensor counts with all of its storage."""
         parts = [part for layer in getattr(self._cache, "layers", ()) for part in vars(layer).values()]
         tensors = [each for part in parts for each in (part.values() if isinstance(part, dict) else [part])]
         stores = [each.untyped_storage() for each in tensors if hasattr(each, "untyped_storage")]
@@ -79,10 +79,10 @@ class PrefixCache:
     def lend(
         self, model: PreTrainedModel, config: GenerationConfig, prompt: Tensor, seen: Callable[[], list[int]]
     ) -> Iterator[tuple[dict[str, Cache], int]]:
-        """Yield what to call `generate` with besides, and how many tokens of the prompt need not be computed.
+        """Yield the cache argument of `generate`, and how many tokens of the prompt it holds already.
 
         `config` is the generation config of the call, `prompt` its ids, shape (1, tokens). After a reply, whole or
-        cancelled, what is sound is kept; `seen` then tells the ids of prompt and reply. After an error nothing is.
+        cancelled, the valid part is kept; `seen` then returns the ids of prompt and reply. After an error nothing is.
         """
         if not can_reuse(model, config, prompt.shape[-1]):
             yield {}, 0

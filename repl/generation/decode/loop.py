@@ -149,24 +149,24 @@ class RowChoice(Protocol):
 
 
 class Proposals(Protocol):
-    """What may come next; a proposal only saves a pass where it is what the model chooses anyway."""
+    """A source of draft tokens; one saves a forward pass if it is the token that the model chooses anyway."""
 
     def offer(self, ids: Tensor, room: int) -> list[int]:
         """Return up to `room` ids that may follow `ids`, shape (1, tokens)."""
 
     def settle(self, made: int) -> None:
-        """Hear how many tokens the pass brought that checked the last offer; 1 where none of it was right."""
+        """Take note of how many tokens the pass over the last offer produced; 1 if none of it was accepted."""
 
 
 class Ban(Protocol):
-    """Takes tokens back: what it makes of a choice may shorten the text before it returns a token."""
+    """Takes tokens back: its choice may shorten the text before it returns a token."""
 
     def over(self, choice: RowChoice, text: "RowIds") -> RowChoice:
         """Return the choice to make in place of another, in a text of one row."""
 
 
 def why_not(model: PreTrainedModel, config: GenerationConfig) -> str:
-    """Say why the library's own loop is used for a model with a generation config; empty where ours is."""
+    """Return why the library's own loop is used for a model with a generation config; empty if ours is."""
     if library.decodes_itself(type(model)) or "generate" in vars(model):
         return "this model overrides parts of generate()"
     if model.config.is_encoder_decoder:
@@ -248,7 +248,7 @@ def _for_own_loop(model: PreTrainedModel, given: dict[str, Any]) -> dict[str, An
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What `generate(custom_generate=...)` calls: one pass over the prompt, then step after step."""
+    """The function for `generate(custom_generate=...)`: one pass over the prompt, then one for each step."""
 
     streamer: BaseStreamer = None
     proposals: Proposals | None = None
@@ -265,7 +265,7 @@ class Loop:
         generation_config: GenerationConfig,
         **given: Any,
     ) -> Any:
-        """Return what `_sample` returns: the ids, shape (rows, tokens), or those with the cache."""
+        """Return the ids, shape (rows, tokens), or a `GenerateDecoderOnlyOutput` with the cache, as `_sample` does."""
         rows = input_ids.shape[0]
         processors = put_first(self.mask, logits_processor)
         choice = self.choice or Alike(processors, stopping_criteria, generation_config, rows)
@@ -350,7 +350,7 @@ class Alike:
 
 
 class RowIds:
-    """The rows as far as they are made, shape (rows, tokens), and what else goes into a pass over the next tokens.
+    """The ids of all rows so far, shape (rows, tokens), and the other inputs of the next forward pass.
 
     `given` are the arguments of a forward pass that `generate` has prepared for the prompt.
     """
@@ -368,7 +368,7 @@ class RowIds:
         """Run the model on what it has not read and on a draft behind it.
 
         Returns the logits behind the last token and those of the draft, shape (rows, draft + 1, vocab), as a copy:
-        whatever else those of a long prompt hold is let go.
+        so that the logits of a long prompt can be freed.
         """
         ids = torch.cat([self.ids, self.ids.new_tensor([draft])], -1) if draft else self.ids
         end, count = ids.shape[-1], len(draft) + 1
@@ -395,7 +395,7 @@ class RowIds:
         return found
 
     def forget(self) -> None:
-        """Take back from the cache what is not in the text."""
+        """Crop the cache to the text."""
         self._read = self.ids.shape[-1]
         kv_cache.crop(self.cache, self._read)
 

@@ -1,4 +1,4 @@
-"""Hooks into a model's forward pass, and what its logits say: break it off, refuse numbers that are none, measure.
+"""Around a forward pass: cancel it between layers, refuse NaN logits, measure tokens (logprob, entropy, rank).
 
 Tokens are measured in the model's own distribution, before any processor changes it.
 """
@@ -55,7 +55,7 @@ def model_errors(resident: Model, emit: JobContext, what: str, no_memory: Callab
 
 @contextmanager
 def cancellable_forward(model: PreTrainedModel, check: Callable[[], None]) -> Iterator[None]:
-    """Let `check` break a forward pass off between two layers: a long prompt must not hold up a cancel."""
+    """Call `check` before each layer; it may raise to stop the pass: a long prompt must not delay a cancel."""
     if model not in BLOCKS:
         BLOCKS[model] = decoder_blocks(model)
     hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in BLOCKS[model]]
@@ -104,7 +104,7 @@ def input_ids(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
 
 
 def nan_guard(facts: ModelInfo, prompt: int, masked: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a logits processor that refuses numbers that are none: greedy decoding would silently take token 0.
+    """Return a logits processor that refuses NaN and infinite logits: greedy decoding would silently take token 0.
 
     `prompt` is the length of the prompt in tokens; `masked` tells that settings take tokens away. Raises `Failed`.
     """
@@ -121,7 +121,7 @@ def nan_guard(facts: ModelInfo, prompt: int, masked: bool = False) -> Callable[[
 
 
 def not_finite(facts: ModelInfo, place: int) -> Failed:
-    """Make the error for logits that are no numbers."""
+    """Return the error for logits that are NaN or infinite."""
     said = f"the model's logits are NaN or infinite at token {place}"
     if facts.dtype == "float32":
         return Failed(f"{said}: its weights may be damaged", "/reload", "/model ID")
@@ -211,7 +211,7 @@ class Meter:
         }
 
     def note(self, figures: Figures) -> None:
-        """Keep the figures of a token, measured here or with those of other replies."""
+        """Keep the figures of a token, measured here or in a batch."""
         own, ids, values = figures
         self._figures.append(own)
         self._likeliest.append((ids, values))
@@ -222,14 +222,14 @@ class Meter:
         self._rows, self._place = logits, 0
 
     def told(self, token: int | None, text: str) -> None:
-        """Take note of the text that a token brought; a last rest belongs to the token before."""
+        """Count the characters of a token's text; with `token` None the text belongs to the token before."""
         if token is not None:
             self._lengths.append(len(text))
         elif self._lengths:
             self._lengths[-1] += len(text)
 
     def measures(self, ids: tuple[int, ...]) -> TokenLogprobs:
-        """Return what was measured of a reply with these ids; nothing where it is not whole."""
+        """Return the figures of a reply with these ids; none if some are missing."""
         if not ids or len(self._lengths) != len(ids) or len(self._figures) < len(ids):
             return TokenLogprobs()
         logprobs, entropies, ranks = zip(*self._figures[: len(ids)], strict=True)  # a cancel loses the last one

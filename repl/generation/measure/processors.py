@@ -1,4 +1,4 @@
-"""What stands between a model's logits and the draw: the library's processors and warpers, one after another."""
+"""The logits processors and warpers between a model's logits and the draw, applied one after another."""
 
 import copy
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ REMEMBERS = ("guidance_scale",)  # what it makes of a token depends on its own e
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The scores behind one processor, shape (vocab,); the first is the model itself, of no name."""
+    """The scores after one processor, shape (vocab,); the first stage is the model itself and has no name."""
 
     name: str
     value: float | None
@@ -86,10 +86,10 @@ def stages(
     mask: FormatMask | None = None,
     own: Sequence[LogitsProcessor] = (),
 ) -> list[Stage]:
-    """Run what the arguments of `generate` make active over the logits, shape (vocab,), behind `prompt` and `made`.
+    """Apply the processors of a `generate` call to logits, shape (vocab,), of the token after `prompt` and `made`.
 
     The processors are those that `generate` itself would use, in its order, the form before them. Raises `Failed` where
-    one of them goes by what it did at earlier tokens.
+    one of them depends on its own earlier calls.
     """
     ids = input_ids(resident.model, [*prompt, *made])
     scores = logits.float()[None].to(ids.device)

@@ -1,4 +1,4 @@
-"""What a model makes of given ids: its logits and the measure of each token, in steps that memory bounds."""
+"""Logits and log-probabilities of given token ids, computed in chunks that fit in memory."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -54,9 +54,9 @@ def chunk_tokens(model: PreTrainedModel) -> int:
 
 
 def next_logits(resident: Model, ids: Sequence[int], emit: JobContext, shared: bool = False) -> Tensor:
-    """Return the float32 logits of what comes after a text, shape (vocab,); see `logits`.
+    """Return the float32 logits of the token after a text, shape (vocab,); see `logits`.
 
-    Those of the text that was looked at last are kept: asking for them again computes nothing.
+    Those of the last text are kept: asking again computes nothing.
     """
     kept, key = resident.runtime.last_logits, tuple(ids)
     if key not in kept:
@@ -77,7 +77,7 @@ def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> 
 
 
 def reading_way(model: PreTrainedModel, ids: Tensor) -> str:
-    """Tell how a model reads a whole text as `generate` does token by token; `ids` of it are tried, once a model."""
+    """Return one of `READING_WAYS`, the one with the logits of `generate`; `ids` are tried, once for a model."""
     if ids.shape[-1] <= 3:
         return "plain"
     if model not in READING_WAYS:
@@ -179,6 +179,6 @@ def _last_rows(model: PreTrainedModel, ids: Tensor, count: int, emit: JobContext
 def reading_errors(
     resident: Model, emit: JobContext, what: str = "the text cannot be read"
 ) -> AbstractContextManager[None]:
-    """Say in one sentence what the library raises, and give memory back when it ran out."""
+    """Turn errors of the library into one sentence, and free memory when it ran out."""
     hints = [*(["/dtype bfloat16"] if resident.facts.dtype == "float32" else []), "/quantize 4bit"]
     return model_errors(resident, emit, what, lambda words: NoMemory(f"memory ran out: {words}", *hints))

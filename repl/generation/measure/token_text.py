@@ -1,4 +1,4 @@
-"""What single tokens stand for: their text behind other text, and the bytes of those that are no whole character."""
+"""The text of single tokens in the middle of a text; bytes that are no whole character read `<e4>`."""
 
 import re
 from bisect import bisect_right
@@ -20,7 +20,7 @@ ESCAPED = re.compile("[\udc80-\udcff]")
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One token of a text and what the model gave it: logprob and entropy in nats, rank 1 for the likeliest."""
+    """One token of a text in the model's distribution: logprob and entropy in nats, rank 1 for the most likely."""
 
     id: int
     logprob: float

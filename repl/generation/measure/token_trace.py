@@ -1,4 +1,4 @@
-"""The tokens of a reply with what the model made of each: read off its record, measured again, cut and joined."""
+"""The tokens of a reply with their log-probabilities: read from its record, measured again, cut and joined."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +29,7 @@ class Seen:
     id: int
     """Below 0 where it is not known: a server gives texts."""
     text: str
-    """What it adds to the reply: empty for an end token, and while a character is incomplete."""
+    """The text that it adds to the reply: empty for an end token, and while a character is incomplete."""
     name: str
     """Its text by itself."""
     logprob: float
@@ -50,7 +50,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A reply token by token; `lead` is what stands before the first one: the beginning that it was given."""
+    """A reply token by token; `lead` is the text before the first one: the beginning that it was given."""
 
     exchange: int
     """The number of the reply."""
@@ -63,7 +63,7 @@ class Trace:
 
     @property
     def truncated(self) -> str:
-        """Say what of the distribution is known, where that is not all."""
+        """Say which part of the distribution is known; empty if all of it is."""
         some = f"of the {self.limit} most likely" if self.limit else "of this token alone"
         return f"{some}, as {self.server} gives them · entropy is not known" if self.server else ""
 
@@ -88,7 +88,7 @@ def require_record(turn: Turn) -> Reply:
 
 
 def require_trace(turn: Turn) -> Trace | None:
-    """Return what to look at: None where it must be measured again; raises `UsageError` where that cannot be."""
+    """Return the trace of a reply; None if it must be measured again; raises `UsageError` if that is impossible."""
     found = read_trace(turn)
     if found is None and turn.record is not None and (host := turn.record.server) and turn.text:
         raise UsageError(
@@ -137,7 +137,7 @@ def measure_again(resident: Model, turn: Turn, emit: JobContext) -> Trace:
 
 
 def mark_form(tokens: list[Seen], cost: FormatCost | None) -> list[Seen]:
-    """Return the tokens of a reply with what its form did at each."""
+    """Return the tokens of a reply, marked where its form left one token or overruled the most likely."""
     if cost is None:
         return tokens
     marks = {**dict.fromkeys(cost.given, "given"), **dict.fromkeys(cost.overruled, "overruled")}
@@ -196,7 +196,7 @@ def join_measures(one: TokenLogprobs, first: int, other: TokenLogprobs, second: 
 
 
 def join_costs(one: FormatCost | None, first: int, other: FormatCost | None, second: int) -> FormatCost | None:
-    """Return what the forms of two texts in a row gave and took, of so many tokens; None where none of them had one."""
+    """Return the cost of the forms of two texts in a row, of so many tokens each; None if neither had a form."""
     if one is None and other is None:
         return None
     before, after = one or FormatCost(), other or FormatCost()

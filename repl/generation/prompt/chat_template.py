@@ -55,7 +55,7 @@ TEMPLATE_NAME = "chat_template"  # the argument that chooses among several templ
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A prompt as the model gets it: `text` encodes to `ids`, `notice` is what the user should know of it, or empty."""
+    """A prompt as the model gets it: `text` encodes to `ids`; `notice` is a sentence for the user, or empty."""
 
     ids: tuple[int, ...]
     text: str
@@ -64,7 +64,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a template made of a chat, nothing where there is an error.
+    """The text that a template rendered; empty if there was an error.
 
     `marked` says that control tokens which a person typed have marks around them.
     """
@@ -80,7 +80,7 @@ class Written:
 
 
 class TemplateRefused(Failed):
-    """The author of a template does not want such a chat; the message is theirs."""
+    """The template refuses a chat with `raise_exception`; the message is its author's."""
 
 
 class Template:
@@ -102,7 +102,7 @@ class Template:
         return self._write(self.read_messages(messages), add_generation_prompt=generation_prompt)
 
     def attempt(self, messages: Sequence[AnyMessage], generation_prompt: bool = True) -> Written:
-        """Render messages, or tell why that fails."""
+        """Render messages; an error is returned, not raised."""
         try:
             return self.write(messages, generation_prompt)
         except Failed as error:
@@ -351,7 +351,7 @@ def parse_template(text: str) -> "prompt.template_source.TemplateSource":
 
 
 def _accepted(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, object]) -> dict[str, object]:
-    """Return the values that the library's call can carry: a name only where there are several templates."""
+    """Return the values that can be passed to the library; the name of a template only if there are several."""
     several = isinstance(getattr(tokenizer, "chat_template", None), Mapping)
     refused = reserved_names(tokenizer) - ({TEMPLATE_NAME} if several else set())
     return {name: value for name, value in arguments.items() if name not in refused}
@@ -418,7 +418,7 @@ def _controls(tokenizer: PreTrainedTokenizerBase, literals: str) -> tuple[str, .
 
 
 def _translated(error: Exception) -> ReplError:
-    """Say what is wrong with a template, in the words of its author or of Jinja."""
+    """Return the error of a template in the words of its author or of Jinja."""
     if isinstance(error, ReplError):
         return Failed(error.message, *WAY_OUT)
     starts = {
@@ -445,7 +445,7 @@ def template_values(extra: Sequence[tuple[str, object]]) -> dict[str, object]:
     return {name.removeprefix(PREFIX): value for name, value in extra if name.startswith(PREFIX)}
 
 
-# programs of strangers: ended by a cancel, by a clock, by size
+# templates are code of strangers: ended by a cancel, a time limit, a size limit
 
 
 class _Ended(BaseException):

@@ -1,4 +1,4 @@
-"""What the source of a chat template says without being run: the variables to set, and its literal text."""
+"""The source of a chat template, parsed but not run: the variables that it reads, and its literal text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from jinja2.ext import Extension, loopcontrols
 
 @dataclass(frozen=True, slots=True)
 class TemplateSource:
-    """What a chat template reads from its caller, the attributes that it looks up, and the literal text in it."""
+    """The variables that a chat template reads from its caller, the attributes that it looks up, its literal text."""
 
     variables: frozenset[str]
     attributes: frozenset[str]
@@ -52,7 +52,7 @@ def _read_before_set(node: Any, known: set[str]) -> Iterator[str]:
 
 @lru_cache(1)
 def _environment() -> Any:
-    """Return what parses the language of chat templates: the library's extensions, of which only the syntax counts."""
+    """Return a Jinja environment with the syntax of chat templates: the library's extensions, which do nothing here."""
 
     class Generation(Extension):
         tags = {"generation"}  # noqa: RUF012
