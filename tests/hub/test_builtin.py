@@ -480,7 +480,7 @@ def test_a_home_that_is_no_folder_is_said(source: BuiltinSource, tmp_path: Path)
         ("raise ValueError('odd tensor')", "could not be converted: ValueError: odd tensor"),
         ("sys.exit(3)", "could not be converted: exit code 3"),
         ("write(cut=4)", "model.safetensors is not a complete safetensors file"),
-        ("write(shape=(2, 4))", "model.safetensors is not a whole"),
+        ("write(shape=(2, 4))", "model.safetensors is not a complete"),
         ("pass", "model.safetensors is missing"),
     ],
 )
