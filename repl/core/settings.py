@@ -80,7 +80,7 @@ class Load:
     gguf_file: str = setting("", AnyText("a file name"), "GGUF file in the model's repository")
     trust_remote_code: bool = setting(False, Flag(), "run Python code from the repository of this model")
     allow_pickle: bool = setting(False, Flag(), "load pickled weights (tensors only) if there are no safetensors")
-    offload_folder: str = setting("", AnyText("a folder"), "folder for weights that fit in no memory")
+    offload_folder: str = setting("", AnyText("a folder"), "folder for weights offloaded to disk")
 
     def __str__(self) -> str:
         """Return the model as it is asked for, in quotes: with its revision and file."""
@@ -131,7 +131,7 @@ class Decode:
     )
     stop: tuple[str, ...] | None = setting(None, Strings(), "strings that end a reply", off=())
     format: str = setting("", FormatKind(), "what a reply must be: fields, a JSON Schema, /regex/ or a grammar", off="")
-    ban: tuple[str, ...] | None = setting(None, WordList(), "words and phrases that no reply may hold", off=())
+    ban: tuple[str, ...] | None = setting(None, WordList(), "words and phrases that no reply may contain", off=())
     boost: tuple[tuple[str, float], ...] | None = setting(
         None, BiasList(), "words made more or less likely: a number is added to their logits", off=()
     )

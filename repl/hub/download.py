@@ -14,7 +14,7 @@ from repl.core.library import abort_downloads
 from repl.core.log import Bar
 
 WAITING: ContextVar[list[JobContext]] = ContextVar("waiting")
-"""The job that waits for the call running on this thread; the list is empty once the job was cancelled."""
+"""The job that waits for the call running on this thread; the list is empty once it no longer waits."""
 
 
 class HubLogHandler(logging.Handler):

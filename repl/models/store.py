@@ -178,9 +178,7 @@ class Store(Generic[R]):
         It becomes the most recently used; the current one stays in memory. Raises `NoMemory` where both do not fit:
         `load` one after the other then. Keep no reference to it beyond the job.
         """
-        named = (each for each in self._held if each.facts.dtype == load.dtype)  # also by an `auto`
-        alike = (each for each in named if replace(load, dtype=each.load.dtype) == each.load)
-        resident = self._used(load) or next(alike, None)
+        resident = self._used(load, alike=True)
         if resident is None:
             resident = self._read(load, self._current, None, emit)
             self._keep(resident)
@@ -242,9 +240,15 @@ class Store(Generic[R]):
             release_memory()
             raise
 
-    def _used(self, load: Load) -> LoadedModel[R] | None:
-        """Return the model of a load if it is in memory; it becomes the most recently used."""
+    def _used(self, load: Load, alike: bool = False) -> LoadedModel[R] | None:
+        """Return the model of a load if it is in memory; it becomes the most recently used.
+
+        `alike` also takes one whose dtype `auto` came to the one that is asked for.
+        """
         found = next((each for each in self._held if each.load == load), None)
+        if found is None and alike:
+            named = (each for each in self._held if each.facts.dtype == load.dtype)
+            found = next((each for each in named if replace(load, dtype=each.load.dtype) == each.load), None)
         if found is not None:
             self._held = (*(each for each in self._held if each is not found), found)
         return found
