@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from math import prod
 
 from repl.core.errors import UsageError
@@ -83,13 +84,8 @@ class ModuleReader:
             for key, weight in module.named_parameters(recurse=False, remove_duplicate=False)
         ]
         ties = [one.tied for one in own if one.tied]
-        whole = self._whole(path, name, module, [*own, *parts])
         if len(parts) == 1 and not own and parts[0].count > 1 and parts[0].count == len(below):
             return replace(parts[0], path=path, name=name)
-        shown = [*([] if own and not parts and path != self._root else own), *parts]
-        return replace(whole, parts=tuple(shown), tied=ties[0] if len(ties) == len(own) == 1 else "")
-
-    def _whole(self, path: str, name: str, module: Module, parts: Sequence[Part]) -> Part:
         buffers = sum(buffer.nbytes for _, buffer in module.named_buffers(recurse=False, remove_duplicate=False))
         return Part(
             path,
@@ -97,11 +93,12 @@ class ModuleReader:
             type(module).__name__,
             1,
             _shape(module),
-            sum(one.parameters * one.count for one in parts),
-            sum(one.bytes * one.count for one in parts) + buffers,
-            _listed(one.dtype for one in parts),
-            _listed(one.device for one in parts),
-            "",
+            sum(one.parameters * one.count for one in (*own, *parts)),
+            sum(one.bytes * one.count for one in (*own, *parts)) + buffers,
+            _listed(one.dtype for one in (*own, *parts)),
+            _listed(one.device for one in (*own, *parts)),
+            ties[0] if len(ties) == len(own) == 1 else "",
+            (*([] if own and not parts and path != self._root else own), *parts),
         )
 
     def weight(self, path: str, name: str, weight: Tensor) -> Part:
@@ -139,12 +136,8 @@ def nameless(part: Part) -> Part:
 
 def _ranges(numbers: list[int]) -> str:
     """Write `0-2, 5` for 0, 1, 2, 5."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
+    numbered = groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])  # the same within a run
+    runs = [[number for _, number in run] for _, run in numbered]
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from repl.analysis.answerers import Answer, Answerer, ColumnContext, open_answerer
+from repl.analysis.answerers import Answer, ColumnContext, open_answerer
 from repl.analysis.compare import Answers, answer_question, side_by_side
 from repl.analysis.variants import Variant
 from repl.core.conversation import Conversation, message
@@ -89,37 +89,27 @@ def answer_again(
     Each answer is added to `made` when it is finished; a cancel keeps the answers so far. For the model thread; raises
     a `ReplError` if the model cannot be opened.
     """
+    said: tuple[AnyMessage, ...] = ()
     try:
         with open_answerer(store, variant, emit, chats=bool(talk[0].asked.messages)) as answer:
-            _answer_all(answer, variant, talk, pinned, emit, made)
+            for place, exchange in enumerate(talk, 1):
+                stage = f"answer {place} of {len(talk)}"
+                emit(SideBySide((f"{variant.title} · {stage}",)))
+                emit(ColumnEvent(0, Progress(stage)))
+                asked = exchange.asked if pinned or not said else exchange.asked.after(said)
+                seed = secrets.randbits(31) if exchange.record.seed is None else exchange.record.seed
+                aside = ColumnContext(emit, 0)
+                made.append(found := answer_question(nullcontext(answer), variant, asked, seed, aside))
+                if emit.stopped():  # the partial answer is kept
+                    raise Cancelled
+                if found.problem and not pinned:
+                    break  # later messages need this answer
+                parts = found.done.parts if found.done else Parts()
+                if asked.messages:
+                    said = (*asked.messages, message("assistant", found.whole_text, parts))
     except Cancelled:
         emit.begin_cleanup()
         if not made:
             raise
     store.trim()
     store.tidy()
-
-
-def _answer_all(
-    answer: Answerer,
-    variant: Variant,
-    talk: Sequence[Exchange],
-    pinned: bool,
-    emit: JobContext,
-    made: list[Answer],
-) -> None:
-    said: tuple[AnyMessage, ...] = ()
-    for place, exchange in enumerate(talk, 1):
-        stage = f"answer {place} of {len(talk)}"
-        emit(SideBySide((f"{variant.title} · {stage}",)))
-        emit(ColumnEvent(0, Progress(stage)))
-        asked = exchange.asked if pinned or not said else exchange.asked.after(said)
-        seed = exchange.record.seed  # draw as the record did, where it drew
-        drawn = secrets.randbits(31) if seed is None else seed
-        made.append(found := answer_question(nullcontext(answer), variant, asked, drawn, ColumnContext(emit, 0)))
-        if emit.stopped():  # what there is of an answer is kept
-            raise Cancelled
-        if found.problem and not pinned:
-            return  # later messages need this answer
-        parts = found.done.parts if found.done else Parts()
-        said = (*asked.messages, message("assistant", found.whole_text, parts)) if asked.messages else ()

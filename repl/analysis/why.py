@@ -1,6 +1,5 @@
 """Why one token was chosen: its probability in the model's own distribution and after each logits processor."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -108,7 +107,13 @@ def explain(resident: Model, record: Reply, place: str, shared: bool, emit: JobC
         probability=float(odds[-1][token]),
         likeliest=int(found[-1].scores.argmax()),
         candidates=[
-            WhyToken(one, speller.text(one), [float(row[one]) for row in odds], _remover(found, one)) for one in shown
+            WhyToken(
+                one,
+                speller.text(one),
+                [float(row[one]) for row in odds],
+                next((stage.name for stage in found[1:] if stage.scores[one].isneginf()), ""),
+            )
+            for one in shown
         ],
         notes=[*notes, *([f"taken back here, as it is banned: {gone}"] if gone else [])],
     )
@@ -155,7 +160,3 @@ def _step(token: int, before: "Stage", after: "Stage") -> ProcessorStep:
     return ProcessorStep(
         after.name, after.value, now, now / was if was else 0.0, int(gone.sum()), float(old[gone].sum()), changed
     )
-
-
-def _remover(found: Sequence["Stage"], token: int) -> str:
-    return next((stage.name for stage in found[1:] if stage.scores[token].isneginf()), "")

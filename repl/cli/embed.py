@@ -20,6 +20,7 @@ from repl.core.jobs import Worker
 from repl.core.settings import Settings
 from repl.generation.interface import Runtime
 from repl.models.store import Store
+from repl.session.config_file import typed_word
 from repl.session.session import Session, Task
 
 assert commands  # importing them registers them
@@ -83,9 +84,9 @@ def open_session(model: str = "builtin", *, offline: bool = False, **chosen: obj
     """
     extensions.load_extensions()
     wanted = Settings()
-    for name, word in [*settings.address(model), *chosen.items()]:
-        full = settings.find_setting(name)
-        wanted = wanted if word == "default" else wanted.put(full, settings.read_setting(full, _word(word)), "you")
+    for name, value in [*settings.address(model), *chosen.items()]:
+        full, word = settings.find_setting(name), typed_word(value)
+        wanted = wanted if word == "default" else wanted.put(full, settings.read_setting(full, word), "you")
     session = OpenSession(Session(wanted, Store(Runtime, offline), Worker()))
     try:
         session._finish(session._session.load(wanted), lambda event: None)
@@ -93,7 +94,3 @@ def open_session(model: str = "builtin", *, offline: bool = False, **chosen: obj
         session.close()
         raise
     return session
-
-
-def _word(value: object) -> str:
-    return ("on" if value else "off") if isinstance(value, bool) else str(value)

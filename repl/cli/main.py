@@ -182,7 +182,7 @@ def main() -> NoReturn:
         leave(1)
     code = 0
     try:
-        code = _exit_code(run_program)
+        code = _exit_code()
         sys.stdout.flush()
     except OSError as error:
         if not streams.is_lost(error):
@@ -221,9 +221,9 @@ def show_guide(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _exit_code(work: Callable[[], int]) -> int:
+def _exit_code() -> int:
     try:
-        return work()
+        return run_program()
     except ReplError as error:
         said = " · ".join([error.message, *map(settings.in_shell, error.hints)])
         sys.stderr.write(f"hub-repl: {clean_line(said)}\n")

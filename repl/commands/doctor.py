@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
 from importlib.metadata import version as installed
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from rich.console import RenderableType
@@ -29,6 +28,7 @@ from repl.core.sanitize import clean_line
 from repl.generation import fast_paths
 from repl.generation.fast_paths import FastPath
 from repl.hub import cache as hub_cache
+from repl.hub import locate
 from repl.hub.download import call_hub, prepare
 from repl.models import imports
 from repl.models.memory.available import Room
@@ -80,7 +80,8 @@ def doctor(session: Session) -> Task[Doctor]:
         speeds = measure_speeds(emit)
         emit(Progress("asking the Hub"))
         answer, token = check_hub(emit, session.store.offline)
-        size, free = cache_size()
+        home = hub_cache.home()
+        size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file() and not path.is_symlink())
         versions = {"hub-repl": __version__, "python": platform.python_version(), **found(LIBRARIES)}
         return Doctor(
             versions=versions,
@@ -89,9 +90,9 @@ def doctor(session: Session) -> Task[Doctor]:
             speeds=speeds,
             hub=answer,
             token=token,
-            cache=str(hub_cache.home()),
+            cache=str(home),
             cache_bytes=size,
-            disk_free=free,
+            disk_free=locate.disk()[1],
             extras=found(EXTRAS),
             extensions=extensions.load_extensions(),
             terminal=terminal,
@@ -150,14 +151,6 @@ def check_hub(emit: JobContext, offline: bool) -> tuple[str, bool]:
     except Exception:  # of any kind: the Hub does not answer
         return f"does not answer at {constants.ENDPOINT}", token
     return f"answers at {constants.ENDPOINT} in {time.monotonic() - began:.1f} s", token
-
-
-def cache_size() -> tuple[int, int]:
-    """Return the bytes in the Hub cache, and the free bytes on its disk."""
-    home = hub_cache.home()
-    size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file() and not path.is_symlink())
-    place = next((path for path in (home, *home.parents) if path.exists()), Path())
-    return size, shutil.disk_usage(place).free
 
 
 def describe_terminal() -> str:

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from repl.analysis.variants import GREEDY_WORDS, SAMPLED
 from repl.commands.registry import command
 from repl.core import decoding, fields, settings
 from repl.core.jobs import JobContext
@@ -157,13 +158,13 @@ def reset(session: Session, name: Annotated[str, AnyText(suggest=lambda: list(se
 @command("settings", "/greedy", "/compare greedy sample", see="sample beams temperature")
 def greedy(session: Session) -> Message:
     """Decode greedily: take the most likely token at every step."""
-    return apply(session, [("do_sample", "off"), ("num_beams", "1"), ("num_return_sequences", "default")])
+    return apply(session, GREEDY_WORDS)
 
 
 @command("settings", "/sample", "/sample temperature=0.8 top_p=0.95", see="greedy seed sweep")
 def sample(session: Session, *changes: NameValue) -> Message:
     """Turn sampling on, with these settings."""
-    return apply(session, [("do_sample", "on"), ("num_beams", "1"), ("num_return_sequences", "default"), *changes])
+    return apply(session, [*SAMPLED, *changes])
 
 
 def _register(name: str) -> None:

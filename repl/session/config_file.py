@@ -106,8 +106,8 @@ class ConfigReader:
             try:
                 name = _name(key)
                 if value not in ("", [], "default"):
-                    settings.read_setting(name, _word(value))
-                    good[key] = _word(value)
+                    settings.read_setting(name, typed_word(value))
+                    good[key] = typed_word(value)
             except UsageError as error:
                 self._say(key, error.message)
         return good
@@ -124,11 +124,11 @@ def _name(key: str) -> str:
     return key
 
 
-def _word(value: object) -> str:
-    """Return the word a user would type for a TOML value."""
+def typed_word(value: object) -> str:
+    """Return the word that a user types for a value of TOML or Python."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return json.dumps(value) if isinstance(value, list | dict) else str(value)
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else str(value)
 
 
 def toml_value(name: str, chosen: object) -> str:
