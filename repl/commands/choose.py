@@ -77,7 +77,7 @@ def _(result: AnswerOdds) -> RenderableType:
 def _table(result: AnswerOdds, cells: int) -> Table:
     """Draw the answers, each with a bar of so many cells at most."""
     best, turned = result.best(), result.first_place is not None
-    heads = ["answer", "", "", "nats", "by token", "by byte", *(["turned"] if turned else [])]
+    heads = ["answer", "", "", "nats", "by token", "by byte", *(["reversed"] if turned else [])]
     rows: list[list[str | Text]] = [
         [
             Text(shortened(one.answer, SHOWN_CHARS), "accent" if place == best else ""),
@@ -100,7 +100,7 @@ def _bias(result: AnswerOdds) -> str:
     again = max(result.options, key=lambda one: one.turned or 0.0).answer
     now = result.options[result.best()].answer
     ends = f"it stays {now}" if again == now else f"{now} becomes {again}"
-    return f"list reversed: {ends} · standing first, not last, adds {result.first_place:+.3f} to a probability"
+    return f"list reversed: {ends} · standing first rather than last changes a probability by {result.first_place:+.3f}"
 
 
 def _others(result: AnswerOdds) -> str:

@@ -168,7 +168,7 @@ def first_token(tokenizer: PreTrainedTokenizerBase, word: str, logs: Tensor) -> 
 def _draw(lens: Lens, width: int, plain: bool) -> Iterator[RenderableType]:
     """Draw a row for each layer, as many tokens in it as the window has room for."""
     mark = ">" if plain else "▸"
-    yield fact_line(shortened(lens.place, 66), counted(lens.tokens, "token"))
+    yield fact_line(shortened(lens.place, 66), f"{counted(lens.tokens, 'token')} of context")
     table = Table.grid(padding=(0, 2))
     shown = max(1, (width - 13 - HEAT_CELLS - (20 if lens.word else 0)) // (CELL_WIDTH + 2))
     if lens.word:

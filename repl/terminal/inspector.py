@@ -296,7 +296,7 @@ class Inspector:
         one = "" if self.found.server else f"id {token.id}"
         drawn: StyleAndTextTuples = [
             ("class:accent", quote(token.text or token.name, width) + "\n"),
-            ("class:quiet", ascii_signs(join_facts(one, f"rank {token.place}")) + "\n\n"),
+            ("class:quiet", ascii_signs(join_facts(one, f"rank {token.place:,}")) + "\n\n"),
             ("", f"probability {percent(exp(token.logprob)):>8}\n"),
             ("", f"logprob     {token.logprob:8.4f} nats\n"),
             ("", "\n" if token.entropy is None else f"entropy     {token.entropy:8.2f} nats\n\n"),

@@ -12,7 +12,7 @@ from repl.session.change_settings import ORIGINS, Setting
 from repl.session.session import Session
 
 PANEL_KEYS = "arrows, or type a value · Backspace resets · Esc closes"
-VALUE_COLUMNS = 14
+VALUE_COLUMNS = 14  # of a value at least, as far as one takes them
 RANGE = re.compile("^(?:a whole number(?: of)?|a number|one of) ")  # what the range of a setting begins with
 
 
@@ -92,7 +92,7 @@ class Panel:
     def lines(self, columns: int) -> list[tuple[str, str]]:
         """Return the style and text of each line: the headings, and for each setting its name, value and range."""
         rows = {row.name: row for row in self.rows}
-        width = min(VALUE_COLUMNS, max([len(self.typed) + 1, *(len(row.text) for row in self.rows)]))
+        width = min(max(VALUE_COLUMNS, columns // 4), max([len(self.typed) + 1, *(len(row.text) for row in self.rows)]))
         drawn = [self._row(rows[line], width) if line in rows else ("class:panel.group", line) for line in self._lines]
         return [
             (style, ascii_signs(f"{line[: columns - 4]}…") if len(line) >= columns else line) for style, line in drawn
