@@ -14,7 +14,7 @@ from repl.generation.measure.token_trace import Seen, Trace
 
 CLASSES = ((0.5, "", "50 % or more"), (0.1, "shade1", "10 to 50"), (0.01, "shade2", "1 to 10"), (0.0, "shade3", "less"))
 """Classes of probability: lower bound, style, label; plain, underlined, bold underlined, italic underlined."""
-FORM = {"given": ("quiet", "given by the form"), "overruled": ("overruled", "the likeliest overruled")}
+FORM = {"given": ("quiet", "given by the form"), "overruled": ("overruled", "model overruled")}
 """Style and label of tokens that the format gave, or whose most likely alternative it excluded."""
 SHADES = (*(name for _, name, _ in CLASSES if name), "overruled")
 """The styles that a token may have, beside that of what is dim."""
