@@ -78,8 +78,8 @@ class SearchTree:
 def beams(session: Session, count: Annotated[int | str, BEAMS_OR_TREE], *changes: NameValue) -> object:
     """Use beam search with this many beams, shown live.
 
-    `/beams tree` draws the last beam search: how likely each branch was where the sequences part, and their scores.
-    /pick N makes another sequence the answer.
+    `/beams tree` draws the last beam search: the probability of each branch where the sequences differ, and their
+    scores. /pick N makes another sequence the answer.
     """
     if isinstance(count, str):
         return search_tree(session.last)

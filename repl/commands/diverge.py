@@ -56,7 +56,7 @@ def diverge_(session: Session, text: Annotated[str, RestOfLine(suggest=lambda: D
     facts, now = session.facts(), session.store.current().load
     other = _other(session, words)
     if other == now:
-        raise UsageError(f"{' '.join(words)} is how {facts.name} is loaded already", DIVERGE_EXAMPLE)
+        raise UsageError(f"{facts.name} is already loaded with {' '.join(words)}", DIVERGE_EXAMPLE)
     names = _names(now, other, facts.dtype, facts.attention, device(facts.device_map))
     record, chosen = session.last.record if session.last and not prompt else None, session.settings
     if record is not None and is_greedy(record, facts, now):

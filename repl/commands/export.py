@@ -58,7 +58,7 @@ def export(
 
     It writes the current branch, with --all every branch; .json holds every record. --view writes the last result
     of a command such as /next or /inspect instead, in .html with its colours, in .json as --json does; without a
-    conversation, as after /compare --prompts, that is what is written anyway. In .html, pointing at a token shows its
+    conversation, as after /compare --prompts, this is the default. In .html, pointing at a token shows its
     probability and the alternatives. --force replaces an existing file. In .md, .txt and .html, control characters
     are made visible.
     """
@@ -134,7 +134,7 @@ def hand_over(text: str) -> str:
                 env=children.environment(),
             )
             return tool[0]
-    raise ReplError(f"{', '.join(tool[0] for tool, _ in found)} did not take the text", "/copy osc52")
+    raise ReplError(f"{', '.join(tool[0] for tool, _ in found)} could not copy the text", "/copy osc52")
 
 
 @render.register

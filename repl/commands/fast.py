@@ -53,10 +53,10 @@ class Fast:
 
 @command("speed", "/fast", "/fast prompt_lookup", see="bench assistant quantize", needs_model=True)
 def fast(session: Session, *modes: Annotated[str, Choice(("prompt_lookup", "off"))]) -> Any:
-    """Make replies faster; without an argument shows the measured speed-up.
+    """Make replies faster; without an argument, show the measured speed-up.
 
     prompt_lookup proposes the tokens that followed the same tokens earlier in the text, and the model checks them
-    in one forward pass. It is much faster if a reply repeats its prompt, and pauses while it does not pay.
+    in one forward pass. It is much faster if a reply repeats its prompt, and pauses while it does not help.
     /assistant ID lets a smaller model propose. /fast off turns both off.
     """
     session.require_local()

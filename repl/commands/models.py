@@ -39,7 +39,7 @@ def model(
     id: Annotated[str, AnyText("a model", suggest=catalog.names, of_session=known)] = "",
     *changes: NameValue,
 ) -> Any:
-    """Load a model (Hub id, folder, builtin), or choose one of the server.
+    """Load a model (Hub id, folder, builtin), or choose a model of the server.
 
     An id may have a revision or a file: ID@REVISION, ID:FILE.gguf. Load settings may follow it. Without an id, describe
     the loaded model.

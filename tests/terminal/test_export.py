@@ -438,7 +438,7 @@ def test_a_tool_that_stays_behind_is_not_waited_for(session: Session, tools: Pat
 def test_a_tool_that_hangs_is_given_up(session: Session, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "TOOL_WAIT_S", 0.2)
     tool(tools, "xsel", f"exec {SLEEP} 30")
-    with pytest.raises(ReplError, match="xsel did not take the text") as refused:
+    with pytest.raises(ReplError, match="xsel could not copy the text") as refused:
         copy(session)
     assert refused.value.hints == ("/copy osc52",)
 
