@@ -79,14 +79,14 @@ class Program:
         self.shell.eager = True
         if self.shell.interrupted or not (good or keep_going):
             return False
-        return self.shell.script(lines, keep_going, 1 - len(self._connected() + self.asked.commands)) and good
+        return self.shell.script(lines, keep_going, 1 - len(self._connect_lines() + self.asked.commands)) and good
 
     def _lines(self) -> list[str]:
         script: list[str] = []
         if self.asked.script:
             text = texts.read_stdin() if self.asked.script == "-" else texts.read_text(self.asked.script, piped=True)
             script = text.split("\n")
-        return [*self._connected(), *self.asked.commands, *script, *self._batch()]
+        return [*self._connect_lines(), *self.asked.commands, *script, *self._batch()]
 
     def _batch(self) -> list[str]:
         """Return the line that answers a file of prompts; a terminal shows no results, they go into a file then."""
@@ -94,12 +94,12 @@ class Program:
         if asked.prompts is None:
             return []
         to_file = [asked.results] if asked.results else [] if sys.stdout.isatty() else ["-"]
-        files = map(_quoted, (asked.prompts, *to_file))
+        files = map(_quote, (asked.prompts, *to_file))
         others = {"template": asked.template, "parallel": asked.parallel}
-        options = [f"--{name} {_quoted(word)}" for name, word in others.items() if word is not None]
+        options = [f"--{name} {_quote(word)}" for name, word in others.items() if word is not None]
         return [" ".join(["/batch", *files, *options])]
 
-    def _connected(self) -> list[str]:
+    def _connect_lines(self) -> list[str]:
         if not self.asked.connect:
             return []
         chosen = f" --model {shlex.quote(self.asked.model)}" if self.asked.model else ""
@@ -127,13 +127,13 @@ class Program:
         words = " ".join(self.asked.prompt)
         if self.asked.prompts or (self.typed and (words or self._has_lines())):
             return words
-        piped = "" if self.asked.script == "-" else self._piped()
+        piped = "" if self.asked.script == "-" else self._read_stdin()
         return "\n\n".join(part for part in (piped.strip("\n"), words) if part.strip())
 
     def _has_lines(self) -> bool:
         return bool(self.asked.commands or self.asked.script or self.asked.prompts)
 
-    def _piped(self) -> str:
+    def _read_stdin(self) -> str:
         if sys.stdin is None:
             return ""
         if self.typed or _is_silent(STDIN_NOTICE_S):
@@ -215,7 +215,7 @@ class Program:
     def _wait_for_imports(self) -> None:
         """Show that the program starts while a line waits for it."""
         job, began = self.worker.start(import_program), time.monotonic()
-        while not job.ends(SIGN_S):
+        while not job.wait(SIGN_S):
             sys.stdout.write(f"\r{spinner(time.monotonic() - began)} starting")
             sys.stdout.flush()
         sys.stdout.write("\r\x1b[K")
@@ -244,7 +244,7 @@ class Program:
             signal.signal(one, kill)
 
 
-def _quoted(word: str) -> str:
+def _quote(word: str) -> str:
     """Return a word as a line takes it."""
     return word if word and not any(sign in word for sign in " \t\"'") else f"'{word}'" if '"' in word else f'"{word}"'
 

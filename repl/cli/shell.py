@@ -167,9 +167,9 @@ class Shell:
         self.offer(getattr(outcome, "choices", ()), default=getattr(outcome, "default", ""))
         wanted = self.session.settings.view.stats or self.screen.as_json or not isinstance(outcome, Reply)
         if wanted:
-            self.screen.show(command, outcome, self._asked(outcome) if self.screen.as_json else {})
+            self.screen.show(command, outcome, self._describe_question(outcome) if self.screen.as_json else {})
 
-    def _asked(self, outcome: Any) -> dict[str, Any]:
+    def _describe_question(self, outcome: Any) -> dict[str, Any]:
         """Return the fields that --json adds to a reply: its prompt and line, and with /logprobs its tokens."""
         if not isinstance(outcome, Reply) or (last := self.session.last) is None:
             return {}
@@ -196,7 +196,7 @@ class Shell:
             loads = task is self.session.loading  # then that line itself says how far it is
             bar = ""
             if self.screen.interactive:
-                bar = _fitted(self._loading()[:1] if loads else self._state(), self.screen.err.width)
+                bar = _fit_toolbar(self._loading()[:1] if loads else self._state(), self.screen.err.width)
             keyboard = self.editor.keyboard() if self.editor else nullcontext()
             with LiveOutput(self.screen, self.session.settings.view, bar) as pane, keyboard as keys:
                 pane.draw([self._pace.step] if loads and self._pace.step.stage else [])  # where it was at the prompt
@@ -205,12 +205,12 @@ class Shell:
                     if keys is not None and keys.cancelled():
                         self.interrupt()
         except (SystemExit, OSError):  # a signal, a window that is gone: what there is of a reply is saved
-            self._cut(task)
+            self._end_job(task)
             raise
         finally:
             self.running = None
 
-    def _cut(self, task: Task[Any]) -> None:
+    def _end_job(self, task: Task[Any]) -> None:
         """End a job as a cancel would, waiting a moment for it."""
         task.job.cancel()
         deadline = time.monotonic() + END_OF_JOB_S
@@ -243,7 +243,7 @@ class Shell:
 
     def _wait_briefly(self, task: Task[Any]) -> bool:
         """Give a load a moment to end before the prompt is drawn, which takes as long; False if it has failed."""
-        task.job.ends(WAIT_FOR_LOAD_S)
+        task.job.wait(WAIT_FOR_LOAD_S)
         good = True
         while tell := self.poll_load():
             good = tell() is not False
@@ -279,7 +279,7 @@ class Shell:
     def watch(self, wake: Callable[[], object]) -> None:
         """Have `wake` called when the load that runs beside the prompt ends."""
         if self.session.loading is not None:
-            self.session.loading.job.wakes(wake)
+            self.session.loading.job.on_done(wake)
 
     def stop_load(self) -> bool:
         """Stop a load that runs beside the prompt; False where there is none."""
@@ -301,8 +301,8 @@ class Shell:
 
     def toolbar(self, width: int) -> str:
         """Return the line under the prompt, without what does not fit."""
-        away = self.session.remote is not None
-        return _fitted(self._state() if away or not (self.session.loading or self.unopened) else self._loading(), width)
+        loads = self.session.remote is None and (self.session.loading or self.unopened)
+        return _fit_toolbar(self._loading() if loads else self._state(), width)
 
     def _loading(self) -> list[str]:
         return [part for part in (f"loading {short_id(self.session.pending().load.model)}", *self._pace.said()) if part]
@@ -377,7 +377,7 @@ class Shell:
         return good
 
 
-def _fitted(parts: list[str], width: int) -> str:
+def _fit_toolbar(parts: list[str], width: int) -> str:
     """Join as many parts of a toolbar as fit: the last goes first, then the second, where the lesser ones stand."""
     gone = -1
     while len(parts) > 1 and len(join_facts(*parts)) > width - 2:

@@ -142,7 +142,7 @@ class Job(JobContext, Generic[T]):
                 if event is not None:
                     events.append(event)
                 event = self._events.get_nowait()
-        self.hurry()
+        self.interrupt()
         return events
 
     def __iter__(self) -> Iterator[Event]:
@@ -156,20 +156,20 @@ class Job(JobContext, Generic[T]):
             raise Cancelled
         return self._outcome.result()
 
-    def ends(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> bool:
         """Wait for the end, whatever is told meanwhile; False if it has not come by then."""
         return bool(futures.wait([self._outcome], seconds).done)
 
-    def wakes(self, wake: Callable[[], object]) -> None:
+    def on_done(self, wake: Callable[[], object]) -> None:
         """Have `wake` called when the work has ended, on its thread; at once where it has."""
 
-        def woken(_: object) -> None:
-            with suppress(RuntimeError):  # whoever was to be woken is gone
+        def call(_: object) -> None:
+            with suppress(RuntimeError):  # whoever was to be call is gone
                 wake()
 
-        self._outcome.add_done_callback(woken)
+        self._outcome.add_done_callback(call)
 
-    def hurry(self) -> None:
+    def interrupt(self) -> None:
         """Interrupt a thread that was asked to stop and has not noticed, unless it is shielded."""
         if not self._stop or time.monotonic() - self._asked_at < INTERRUPT_S:
             return
@@ -183,12 +183,12 @@ class Job(JobContext, Generic[T]):
     def run(self) -> None:
         """Do the work on this thread; whatever happens, the reader is told."""
         try:
-            self._outcome.set_result(self._guarded())
+            self._outcome.set_result(self._run_work())
         except BaseException as error:
             self._outcome.set_exception(strip_traceback(error))
         self._events.put(None)  # wakes a reader
 
-    def _guarded(self) -> T:
+    def _run_work(self) -> T:
         assert self._work is not None
         self._thread = threading.get_ident()
         try:
@@ -236,7 +236,7 @@ class Worker:
         while self._thread.is_alive() and time.monotonic() < deadline:
             if (job := self._current) is not None:
                 job.cancel()
-                job.hurry()
+                job.interrupt()
             self._thread.join(0.05)
         return not self._thread.is_alive()
 

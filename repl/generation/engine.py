@@ -68,15 +68,15 @@ def generate_reply(resident: Model, request: Request, emit: JobContext, get: Get
         resident.runtime.mention(said, emit)
     run = ReplyRun(resident, request, prompt, chosen, emit, began, get)
     try:
-        return run.done(*run.generate())
+        return run.make_reply(*run.generate())
     except Cancelled:
         emit.begin_cleanup()
         with library_errors("the reply cannot be decoded"):
-            return run.done(run.told(run.partial()), "cancelled")
+            return run.make_reply(run.emit_best(run.read_partial()), "cancelled")
     except ReplError as error:
         emit.begin_cleanup()
         with suppress(ReplError), library_errors("the reply cannot be decoded"):
-            error.partial = run.done(run.partial(), "failed")
+            error.partial = run.make_reply(run.read_partial(), "failed")
         raise
 
 
@@ -175,7 +175,8 @@ class ReplyRun:
         self.first_at = self.last_at = 0.0
         think = dict(request.settings.decode.think or ())
         self.switch = make_switch(think, resident.tokenizer, self.reading, len(prompt.ids), config) if think else None
-        self.seed = self._seed()
+        given = request.settings.decode.seed
+        self.seed = (secrets.randbits(31) if given is None else given) if config.do_sample else None
         drafts, beams = decoding.draft_source(request.settings), (config.num_beams or 1) > 1
         formed = bool(request.settings.decode.format)
         self.mask = make_mask(resident, request, prompt.ids, config) if formed else None
@@ -194,12 +195,6 @@ class ReplyRun:
         begun = TextSoFar.behind(self.resident.tokenizer, self.before, phrases)
         return PhraseBan(phrases, begun, self.meter, self.emit, bool(self.config.do_sample))
 
-    def _seed(self) -> int | None:
-        if not self.config.do_sample:
-            return None
-        given = self.request.settings.decode.seed
-        return secrets.randbits(31) if given is None else given
-
     @property
     def before(self) -> list[int]:
         """Return the ids that are one text with the reply: the prompt where it is continued, none in a chat."""
@@ -210,7 +205,7 @@ class ReplyRun:
         """The reader of the reply's parts; None for a text that is completed."""
         return reading(self.resident, self.request, self.prompt, self.emit)
 
-    def _spelled(self, ids: list[int] | tuple[int, ...]) -> Iterator[Token]:
+    def _spell(self, ids: list[int] | tuple[int, ...]) -> Iterator[Token]:
         return spell_tokens(self.resident.tokenizer, self.before, ids)
 
     # generate
@@ -227,22 +222,20 @@ class ReplyRun:
 
     def _generate(self) -> tuple[list[Sequence], str]:
         with ExitStack() as hooks:
-            self._echo()
-            hooks.enter_context(cancellable_forward(self.resident.model, self._may_go_on))
+            if self.reading:
+                self.reading.open(self.emit)
+                self.reader = self.reading.begin()
+            elif self.request.text:
+                text = self.resident.tokenizer.decode(self.prompt, skip_special_tokens=True)
+                self.emit(PromptEcho(text))
+            hooks.enter_context(cancellable_forward(self.resident.model, self._check_cancel))
             if not self.watch:
                 hooks.enter_context(self.meter.reading(self.resident.model))
             elif self.mask:
                 hooks.enter_context(hear_logits(self.resident.model, self.mask.hear))
             sequences = self._sequences(self._call())
-        finish = "cancelled" if self.emit.stopped() else self.ended(sequences[0].token_ids)
-        return self.told(sequences), finish
-
-    def _echo(self) -> None:
-        if self.reading:
-            self.reading.open(self.emit)
-            self.reader = self.reading.begin()
-        elif self.request.text:
-            self.emit(PromptEcho(self.resident.tokenizer.decode(self.prompt, skip_special_tokens=True)))
+        finish = "cancelled" if self.emit.stopped() else self.find_finish(sequences[0].token_ids)
+        return self.emit_best(sequences), finish
 
     def _call(self) -> ModelOutput:
         if self.seed is not None:
@@ -253,7 +246,7 @@ class ReplyRun:
         self.config.output_scores = self.watch is not None  # the library computes sequence scores only then
         streamer = None if self.watch else self._streamer()
         with ExitStack() as stack:
-            cache, self.reused = stack.enter_context(self._lent(ids))
+            cache, self.reused = stack.enter_context(self._lend_cache(ids))
             proposals = None
             if self.drafting:
                 proposals, cache = stack.enter_context(self.drafting.proposals(self.config, ids, cache))
@@ -272,7 +265,7 @@ class ReplyRun:
                     *([self.ban] if self.ban else []),
                     *([self.switch] if self.switch else []),
                 ],
-                stopping_criteria=[self._told_to_stop],
+                stopping_criteria=[self._stop_beams],
                 tokenizer=self.resident.tokenizer,
                 streamer=streamer,
                 **{**self.arguments.off, **cache},
@@ -281,10 +274,10 @@ class ReplyRun:
     def _streamer(self) -> BaseStreamer:
         measure = self.ban.next_figures if self.ban else self.meter.measure
         ends = decoding.end_ids(self.config)
-        streamer = ExactStreamer(self.resident.tokenizer, self._made, self.before, ends, measure)
+        streamer = ExactStreamer(self.resident.tokenizer, self._emit_token, self.before, ends, measure)
         return self.ban.stream(streamer) if self.ban else streamer
 
-    def _lent(self, ids: Tensor) -> AbstractContextManager[tuple[dict[str, Cache], int]]:
+    def _lend_cache(self, ids: Tensor) -> AbstractContextManager[tuple[dict[str, Cache], int]]:
         kept = self.resident.runtime.kv_cache
         stays = self.ban is None or croppable_cache(self.resident.model) is not None
         if self.request.settings.decode.reuse and stays:
@@ -292,37 +285,37 @@ class ReplyRun:
         kept.drop()
         return nullcontext(({}, 0))
 
-    def _made(self, token: Token) -> None:
+    def _emit_token(self, token: Token) -> None:
         """Pass a token on; raises `Cancelled`. What was shown is kept, whenever the reply is broken off."""
         with self.emit.uninterruptible():
-            self.emit(self._read(token))
+            self.emit(self._add_pieces(token))
             self.last_at = time.monotonic()
             self.first_at = self.first_at or self.last_at
             self.pieces.append(token.text)
-            self.meter.told(token.id, token.text)
+            self.meter.add_text(token.id, token.text)
             if token.id is not None:
                 self.ids.append(token.id)
 
-    def _read(self, token: Token) -> Token:
+    def _add_pieces(self, token: Token) -> Token:
         pieces = self.reading.take(self.reader, token) if self.reading else ()
         return replace(token, pieces=pieces) if pieces else token
 
-    def _told_to_stop(self, ids: Tensor, _: object) -> Tensor:
+    def _stop_beams(self, ids: Tensor, _: object) -> Tensor:
         """End a beam search that was cancelled, keeping the best so far."""
         return torch.full((ids.shape[0],), bool(self.watch) and self.emit.stopped(), device=ids.device)
 
-    def _may_go_on(self) -> None:
-        """Break a forward pass off; a beam search past its prompt ends by itself and keeps its best."""
-        if not (self.watch and self.watch.steps):
-            self.emit.raise_if_cancelled()
-            if not self.ids:
-                self._tell_reading()
+    def _check_cancel(self) -> None:
+        """Raise `Cancelled` before a layer, and emit how much of the prompt is read: a share for each layer.
 
-    def _tell_reading(self) -> None:
-        """Say how much of the prompt is read: each block of the first pass is a part of it."""
-        count, blocks = len(self.prompt) - self.reused, max(1, self.resident.facts.layers)
-        self.blocks_read = min(blocks, self.blocks_read + 1)
-        self.emit(Progress("reading", count * (self.blocks_read - 1) // blocks, count, "tokens"))
+        A beam search past its prompt is not stopped here: it ends by `_stop_beams` and keeps its best.
+        """
+        if self.watch and self.watch.steps:
+            return
+        self.emit.raise_if_cancelled()
+        if not self.ids:
+            count, blocks = len(self.prompt) - self.reused, max(1, self.resident.facts.layers)
+            self.blocks_read = min(blocks, self.blocks_read + 1)
+            self.emit(Progress("reading", count * (self.blocks_read - 1) // blocks, count, "tokens"))
 
     # tell
 
@@ -332,20 +325,20 @@ class ReplyRun:
         listed = [None] * len(rows) if scores is None else scores.tolist()
         if self.watch and self.watch.scored:
             self.token_logprobs = token_logprobs(output, len(self.prompt))
-        return [self.sequence(row, score) for row, score in zip(rows, listed, strict=True)]
+        return [self.make_sequence(row, score) for row, score in zip(rows, listed, strict=True)]
 
-    def sequence(self, row: list[int], score: float | None = None) -> Sequence:
+    def make_sequence(self, row: list[int], score: float | None = None) -> Sequence:
         """Return ids that were made, without what follows their end, and the text that they add."""
         ends = [place for place, token in enumerate(row) if token in decoding.end_ids(self.config)]
         kept = row[: ends[0] + 1] if ends else row  # what follows the end is padding
-        return self._parted("".join(token.text for token in self._spelled(kept)), kept, score)
+        return self._split_parts("".join(token.text for token in self._spell(kept)), kept, score)
 
-    def tell_meter(self, ids: tuple[int, ...]) -> None:
+    def add_texts(self, ids: tuple[int, ...]) -> None:
         """Tell the meter the text of tokens that nobody was shown one by one."""
-        for token in self._spelled(ids):
-            self.meter.told(token.id, token.text)
+        for token in self._spell(ids):
+            self.meter.add_text(token.id, token.text)
 
-    def _parted(self, raw: str, ids: list[int], score: float | None = None) -> Sequence:
+    def _split_parts(self, raw: str, ids: list[int], score: float | None = None) -> Sequence:
         """Return text that was made with its parts, without those of what the reply was made to begin with."""
         parts = self._own(self.reading.parts(raw, ids)) if self.reading else Parts(answer=raw)
         return Sequence(parts.answer, tuple(ids), score, raw, parts.thinking, parts.tool_calls)
@@ -357,39 +350,39 @@ class ReplyRun:
             self.reading.begun, own = Parts(), whole
         return own
 
-    def told(self, sequences: list[Sequence]) -> list[Sequence]:
+    def emit_best(self, sequences: list[Sequence]) -> list[Sequence]:
         """Emit the winner of a beam search as tokens: the search itself has none to stream."""
         if self.watch:
             self.emit.begin_cleanup()
-            for token in self._spelled(sequences[0].token_ids):
-                self.emit(self._read(token))
+            for token in self._spell(sequences[0].token_ids):
+                self.emit(self._add_pieces(token))
         return sequences
 
-    def partial(self) -> list[Sequence]:
+    def read_partial(self) -> list[Sequence]:
         """Return the unfinished sequences of a reply that was stopped, after emitting the text that was held back."""
         if self.watch:
-            return [self.sequence(self.watch.best())]
+            return [self.make_sequence(self.watch.best())]
         with suppress(ReplError), library_errors("the tokenizer cannot decode the end of the reply"):
             # from the ids alone: the streamer may have read a token that was not passed on
-            whole = "".join(token.text for token in self._spelled(self.ids))
+            whole = "".join(token.text for token in self._spell(self.ids))
             told = "".join(self.pieces)
             if whole.startswith(told) and whole != told:
-                self._made(Token(whole[len(told) :]))
-        return [self._parted("".join(self.pieces), self.ids)]
+                self._emit_token(Token(whole[len(told) :]))
+        return [self._split_parts("".join(self.pieces), self.ids)]
 
-    def ended(self, ids: tuple[int, ...]) -> str:
+    def find_finish(self, ids: tuple[int, ...]) -> str:
         """Tell why a reply of these ids has ended: stop, length or stop_string."""
         if ids and ids[-1] in decoding.end_ids(self.config):
             return "stop"
         full = self.config.max_new_tokens or (self.config.max_length or 0) - len(self.prompt)
         strings = self.config.stop_strings or ()
         if strings and self.config.max_time is not None:  # either of them may have been it
-            text = "".join(token.text for token in self._spelled(ids))
+            text = "".join(token.text for token in self._spell(ids))
             strings = [each for each in strings if each in text]
         limited = len(ids) >= full or (self.config.max_time is not None and not strings)
         return "length" if limited else "stop_string" if strings else "stop"
 
-    def done(self, sequences: list[Sequence], finish: str) -> Reply:
+    def make_reply(self, sequences: list[Sequence], finish: str) -> Reply:
         """Return the reply with its record."""
         facts, settings = self.resident.facts, self.request.settings
         best = sequences[0]
@@ -467,10 +460,7 @@ def versions() -> dict[str, str]:
 
 def describe_environment(facts: ModelInfo) -> Environment:
     """Return attention kernel, threads and devices: they may decide between two tokens that are nearly as likely."""
-    return Environment(facts.attention, torch.get_num_threads(), _devices(facts))
-
-
-def _devices(facts: ModelInfo) -> dict[str, str]:
     places = sorted(set(facts.device_map.values()))
     names = {place: torch.cuda.get_device_name(place) for place in places if place.startswith("cuda")}
-    return {"cpu": torch.backends.cpu.get_cpu_capability(), **names}
+    devices = {"cpu": torch.backends.cpu.get_cpu_capability(), **names}
+    return Environment(facts.attention, torch.get_num_threads(), devices)

@@ -120,7 +120,7 @@ class Archive:
         """Write a new turn, or the new state of one; it outlives a kill and a power cut when this returns."""
         self._turns[turn.id] = turn
         self._owed.add(turn.id)
-        self.title = self.title or _title(turn.text)
+        self.title = self.title or _make_title(turn.text)
         self._write()
 
     def mark(self, head: int | None, system: str) -> None:
@@ -142,12 +142,12 @@ class Archive:
             try:
                 self._commit()
             except sqlite3.IntegrityError:  # these numbers are taken: the session goes on in another program too
-                self._part()
+                self._split_off()
                 self._commit()
         except (sqlite3.Error, OverflowError) as error:
-            self._failed(error)
+            self._report_failure(error)
         else:
-            self._recovered()
+            self._report_recovery()
 
     def _commit(self) -> None:
         assert self._connection is not None
@@ -160,7 +160,7 @@ class Archive:
         self._stored |= self._owed
         self._owed.clear()
 
-    def _part(self) -> None:
+    def _split_off(self) -> None:
         """Go on as a session of our own."""
         if self.id:
             self.warn("this session is open in another program: what follows is saved as a session of its own")
@@ -168,13 +168,13 @@ class Archive:
         self._stored.clear()
         self._owed = set(self._turns)
 
-    def _failed(self, error: Exception) -> None:
+    def _report_failure(self, error: Exception) -> None:
         if not self._failing:
             self._failing = True
             self._run("pragma busy_timeout = 100")  # it was waited for once
             self.warn(f"the archive cannot be written: {_reason(error)}; the conversation is no longer being saved")
 
-    def _recovered(self) -> None:
+    def _report_recovery(self) -> None:
         if self._failing:
             self._failing = False
             self._run(f"pragma busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
@@ -232,7 +232,7 @@ class Archive:
 
     def load(self, id: str = "") -> Conversation:
         """Return a session, by the beginning of its id or the last one, and go on writing it; raises `ReplError`."""
-        name = self._named(id)
+        name = self._find_id(id)
         title, system, head, marked = self._read(
             "select title, system, head, marked from sessions where id = ?", (name,)
         )[0]
@@ -241,13 +241,13 @@ class Archive:
         )
         self.begin()
         self.id, self.title, self._system = name, _unpack(title), _unpack(system)
-        self._turns = self._rooted({turn.id: turn for turn in map(_turn, rows)})
+        self._turns = self._root_orphans({turn.id: turn for turn in map(_turn, rows)})
         self._stored = set(self._turns)
         self._head = _head(self._turns, head, marked)
         self._marked = marked
         return Conversation(self._system, dict(self._turns), self._head, self.save)
 
-    def _rooted(self, turns: dict[int, Turn]) -> dict[int, Turn]:
+    def _root_orphans(self, turns: dict[int, Turn]) -> dict[int, Turn]:
         """Let a turn begin a conversation where it does not stand below an earlier one, as all that is written does."""
         below = (turn for turn in turns.values() if turn.parent is not None)
         lost = [turn for turn in below if turn.parent not in turns or turn.parent >= turn.id]
@@ -255,7 +255,7 @@ class Archive:
             self.warn(f"the turns before {counted(len(lost), 'message')} are lost: a conversation starts there")
         return turns | {turn.id: replace(turn, parent=None) for turn in lost}
 
-    def _named(self, id: str) -> str:
+    def _find_id(self, id: str) -> str:
         known = [row[0] for row in self._read("select id from sessions order by changed desc, row desc")]
         others = [name for name in known if name != self.id]
         found = [name for name in known if name.startswith(id.lower())] if id else others[:1]
@@ -303,7 +303,7 @@ def _unpack(saved: Saved) -> str:
     return saved if isinstance(saved, str) else saved.decode("utf-8", "surrogatepass")
 
 
-def _title(text: str) -> str:
+def _make_title(text: str) -> str:
     """Return the first words of a text."""
     line = " ".join(text[: 4 * TITLE_CHARS].split())
     return line if len(line) <= TITLE_CHARS else line[: TITLE_CHARS - 1].rsplit(" ", 1)[0] + "…"
@@ -324,7 +324,7 @@ def open_database(path: Path, steps: Migrations = MIGRATIONS) -> Database:
     except Newer:
         return Database(None, False, "the archive was written by a newer hub-repl; this session is not saved")
     except (Damaged, sqlite3.Error, OSError) as error:
-        return _replaced(path, steps) if _is_damaged(path, error) else _readable(path, _reason(error))
+        return _replace(path, steps) if _is_damaged(path, error) else _open_readonly(path, _reason(error))
 
 
 def _is_damaged(path: Path, error: Exception) -> bool:
@@ -383,7 +383,7 @@ def _version(connection: Connection) -> int:
 
 
 def _connect(path: Path, steps: Migrations) -> Connection:
-    _private(path)
+    _restrict(path)
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     try:
         if _version(connection) > len(steps):
@@ -401,7 +401,7 @@ def _connect(path: Path, steps: Migrations) -> Connection:
     return connection
 
 
-def _private(path: Path) -> None:
+def _restrict(path: Path) -> None:
     """Create the file for its owner alone, or take others' rights away; raises `OSError` if it cannot be written."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     mode = path.stat().st_mode
@@ -417,7 +417,7 @@ def _check(connection: Connection, path: Path) -> None:
             raise Damaged(found)
 
 
-def _replaced(path: Path, steps: Migrations) -> Database:
+def _replace(path: Path, steps: Migrations) -> Database:
     """Set a damaged file aside and begin a new one, unless another program has just done so."""
     lock = FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_S)
     try:
@@ -444,7 +444,7 @@ def _set_aside(path: Path) -> str:
     return name
 
 
-def _readable(path: Path, why: str) -> Database:
+def _open_readonly(path: Path, why: str) -> Database:
     """Open what cannot be written for reading at least."""
     sentence = f"the archive cannot be written: {why}; this session is not saved"
     for how in ("mode=ro", "immutable=1"):  # the second one where SQLite cannot keep its files beside the database

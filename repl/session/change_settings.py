@@ -37,7 +37,7 @@ class Setting:
     @property
     def text(self) -> str:
         """Return the value as it is typed."""
-        return self._written(self.value, self.origin)
+        return self._show_value(self.value, self.origin)
 
     @property
     def source(self) -> str:
@@ -45,12 +45,12 @@ class Setting:
         if self.origin in ORIGINS:
             return ORIGINS[self.origin]
         said = {"you": "set by you", "config": "from the config file"}.get(self.origin, f"from {self.origin}")
-        usual = self._written(self.default.value, self.default.origin)
+        usual = self._show_value(self.default.value, self.default.origin)
         if usual == NOT_SET:
             return f"{said}; {usual} by default"
         return f"{said}; {ORIGINS[self.default.origin]} {'too' if usual == self.text else usual}"
 
-    def _written(self, value: object, origin: str) -> str:
+    def _show_value(self, value: object, origin: str) -> str:
         if self.name in settings.places():
             return clean_line(settings.show_setting(self.name, value)) or NOT_SET
         return NOT_SET if value is None and origin == "default" else clean_line(show_value(value))
@@ -93,7 +93,8 @@ def apply(session: Session, words: SettingWords) -> Message:
         if text not in ("default", "none")
     ]
     idle = [one for one in found if one]
-    done = [_phrase(session, full), *lost, "from the next reply on" if _decodes(full) else ""]
+    decodes = any(settings.places()[name] == "decode" for name, _ in full)
+    done = [_describe_change(session, full), *lost, "from the next reply on" if decodes else ""]
     reasons = [one.said for one in idle]
     said = reasons if len(idle) == len(full) == 1 else [*done, *reasons]
     if "keep_models" in dict(full):
@@ -165,11 +166,7 @@ def put_field(before: settings.Settings, name: str, value: object, keep: bool = 
     return replace(before, extra=(*others, (name, value)) if keep else others)
 
 
-def _decodes(words: SettingWords) -> bool:
-    return any(settings.places()[name] == "decode" for name, _ in words)
-
-
-def _phrase(session: Session, words: SettingWords) -> str:
+def _describe_change(session: Session, words: SettingWords) -> str:
     if len(words) > 1:
         return decoding.phrase(session.decoding())
     shown = describe_setting(session, words[0][0])
@@ -205,14 +202,14 @@ def read_model_field(session: Session, name: str, word: str) -> tuple[str, objec
             raise UsageError(
                 f"{name} {value} moves the cache between GPU and CPU, but this model is on the CPU", STATIC_CACHE
             )
-        said = _refusal(resident, put_field(before, name, value))
-        if said and not _refusal(resident, before):
+        said = _find_refusal(resident, put_field(before, name, value))
+        if said and not _find_refusal(resident, before):
             hints = f"/set {name} {fields.find_field(name).example}", f"/set {name} none"
             raise UsageError(f"{name} cannot be {word}: {said}", *hints)
     return name, value
 
 
-def _refusal(resident: Model, chosen: settings.Settings) -> str:
+def _find_refusal(resident: Model, chosen: settings.Settings) -> str:
     """Return why the library refuses these settings, without running the model; empty if it accepts them."""
     try:
         measure.processors.processors(resident.model, decode.loop.Arguments.of_settings(resident, chosen), [0])

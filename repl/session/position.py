@@ -140,19 +140,14 @@ def question(session: Session, prompt: str | None, example: str) -> Question:
         text = waiting.with_files(prompt)
         said = (*talk.messages(), {"role": "user", "content": text})
         return Question(text, said, (*talk.numbers(), max(talk.turns, default=0) + 1), waiting.prefill)
-    asked = last_asked(session)
+    last = session.last
+    asked = talk.turns.get(last.parent or 0) if last else None
     if asked is None:
         raise UsageError("there is no message yet", example)
     if asked.role == "prompt":
         return Question(asked.text, turn=asked)
-    begun = waiting.prefill or (session.last.record.prefill if session.last and session.last.record else "")
+    begun = waiting.prefill or (last.record.prefill if last and last.record else "")
     return Question(asked.text, tuple(talk.messages(asked.id)), talk.numbers(asked.id), begun, asked)
-
-
-def last_asked(session: Session) -> Turn | None:
-    """Return the message or text that the last reply answers."""
-    last = session.last
-    return session.conversation.turns.get(last.parent) if last is not None and last.parent else None
 
 
 def split_prompt(line: str) -> tuple[list[str], str | None]:

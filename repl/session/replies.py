@@ -62,7 +62,7 @@ def substitute_token(resident: Model, turn: Turn, place: int, token: int, emit: 
         raise UsageError(f"{resident.facts.name} has no token {token}", "/inspect")
     found = read_trace(turn) or measure_again(resident, turn, emit)
     kept = found.tokens[: place - 1]
-    new = _considered(found.tokens[place - 1], token) or _scored(resident, record, kept, token, emit)
+    new = _find_alternative(found.tokens[place - 1], token) or _score_token(resident, record, kept, token, emit)
     ids = (*(seen.id for seen in kept), token)
     pieces = token_texts(resident.tokenizer, text_seed(resident, turn), ids)
     tokens = [replace(seen, text=text) for seen, text in zip([*kept, new], pieces, strict=True)]
@@ -73,7 +73,7 @@ def substitute_token(resident: Model, turn: Turn, place: int, token: int, emit: 
     return replace(turn, text=found.lead + "".join(pieces), record=begun)
 
 
-def _considered(there: Seen, token: int) -> Seen | None:
+def _find_alternative(there: Seen, token: int) -> Seen | None:
     """Return one of the most likely tokens at a place as if it had been chosen; None if it is not one of them."""
     for rank, (one, name, logprob) in enumerate(there.top, 1):
         if one == token:
@@ -81,7 +81,7 @@ def _considered(there: Seen, token: int) -> Seen | None:
     return None
 
 
-def _scored(resident: Model, record: Reply, kept: tuple[Seen, ...], token: int, emit: JobContext) -> Seen:
+def _score_token(resident: Model, record: Reply, kept: tuple[Seen, ...], token: int, emit: JobContext) -> Seen:
     """Return the figures of a token after those that are kept."""
     ids = (*record.prompt_ids, *(seen.id for seen in kept), token)
     (found,) = measure.scoring.score(resident, ids, emit, first=len(ids) - 1, top=TOP_K_STORED, shared=True)

@@ -196,11 +196,11 @@ class Session:
             wanted = wanted.reset("trust_remote_code")
         before = self.store.facts()
         job = self.worker.start(lambda emit: bring(wanted.load, emit))
-        task = Task(job, lambda: self._loaded(task, wanted, before), background)
+        task = Task(job, lambda: self._settle_load(task, wanted, before), background)
         self.loading, self.wanted = task, wanted
         return task
 
-    def _loaded(self, task: Task[ModelInfo], wanted: Settings, before: ModelInfo | None) -> Loaded:
+    def _settle_load(self, task: Task[ModelInfo], wanted: Settings, before: ModelInfo | None) -> Loaded:
         if self.loading is task:
             self.loading = self.wanted = None
         self.worker.start(self._tidy)
@@ -298,14 +298,11 @@ class Session:
 
     def keep_view(self, view: ShownView) -> None:
         """Keep the result that a command showed, for /export."""
-        self.last_view = replace(view, about=self._about())
-
-    def _about(self) -> tuple[tuple[str, str], ...]:
-        """Return the model that answers, its commit, and the decoding settings."""
         facts = None if self.remote else self.store.facts()
         model = join_facts(self.engine.name, *self.engine.traits) if self.remote or facts else ""
         settings = decoding.phrase(self.decoding())
-        return ("model", model), ("commit", facts.commit if facts else ""), ("settings", settings)
+        about = ("model", model), ("commit", facts.commit if facts else ""), ("settings", settings)
+        self.last_view = replace(view, about=about)
 
     def keep_sweep(self, found: object) -> None:
         """Remember a sweep."""

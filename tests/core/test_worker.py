@@ -108,7 +108,7 @@ def test_events_before_an_error_are_not_lost(worker: Worker) -> None:
         raise ValueError
 
     job = worker.start(work)
-    until(lambda: job.ends(0))
+    until(lambda: job.wait(0))
     assert job.poll() == [Notice("before")]
     assert job.finished()
 
@@ -170,7 +170,7 @@ def test_a_cancel_reaches_a_loop_that_never_looks(worker: Worker) -> None:
     job = started(worker, spin)
     job.cancel()
     job.cancel()  # more than once does no harm
-    until(lambda: job.poll(0.01) is not None and job.ends(0))
+    until(lambda: job.poll(0.01) is not None and job.wait(0))
     with pytest.raises(Cancelled):
         job.result()
 
@@ -193,7 +193,7 @@ def test_a_job_cancelled_before_its_turn_never_begins(worker: Worker) -> None:
     second.cancel()
     gate.set()
     end(first)
-    until(lambda: second.ends(0))
+    until(lambda: second.wait(0))
     assert not touched
     with pytest.raises(Cancelled):
         second.result()
@@ -214,7 +214,7 @@ def test_a_shield_holds_an_interrupt_back_until_its_end(worker: Worker) -> None:
 
     job = started(worker, work)
     job.cancel()
-    until(lambda: job.poll(0.01) is not None and job.ends(0))
+    until(lambda: job.poll(0.01) is not None and job.wait(0))
     assert done == ["whole"]
     with pytest.raises(Cancelled):
         job.result()
@@ -326,7 +326,7 @@ def test_aside_does_not_wait_for_a_silent_peer(worker: Worker, emit: Any) -> Non
         run_in_thread(lambda: gate.wait(HANG), emit, 0.1)
     job = started(worker, lambda emit: run_in_thread(lambda: gate.wait(HANG), emit))
     job.cancel()
-    until(lambda: job.ends(0))
+    until(lambda: job.wait(0))
     with pytest.raises(Cancelled):
         job.result()
     gate.set()

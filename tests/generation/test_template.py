@@ -444,12 +444,12 @@ def test_a_template_that_is_cancelled_ends_at_once(plain):
     time.sleep(0.1)
     began = time.monotonic()
     job.cancel()
-    assert job.ends(5.0)
+    assert job.wait(5.0)
     assert time.monotonic() - began < 1.0
     with pytest.raises(Cancelled):
         job.result()
     job = worker.start(lambda emit: made(writing(plain, "ok"), [USER]))
-    assert job.ends(5.0)
+    assert job.wait(5.0)
     assert job.result().text == "ok"
     assert worker.close(5.0)
 

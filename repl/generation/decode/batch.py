@@ -146,18 +146,18 @@ class BatchRow:
         self.run.ids.append(token)
         self.logprobs.append(logprob)
 
-    def over(self, ids: Tensor) -> bool:
+    def close_if_ended(self, ids: Tensor) -> bool:
         """Tell whether the reply has ended, and close it then."""
         if not bool(self._criteria(ids[:, self.pads :], None).all()):
             return False
-        self.close(self.run.ended(tuple(self.run.ids)))
+        self.close(self.run.find_finish(tuple(self.run.ids)))
         return True
 
     def close(self, finish: str) -> None:
         """Make the record of what is there."""
-        found = self.run.sequence(self.run.ids)
-        self.run.tell_meter(found.token_ids)
-        self.made = BatchReply(self.run.done([found], finish), tuple(self.logprobs[: len(found.token_ids)]))
+        found = self.run.make_sequence(self.run.ids)
+        self.run.add_texts(found.token_ids)
+        self.made = BatchReply(self.run.make_reply([found], finish), tuple(self.logprobs[: len(found.token_ids)]))
 
 
 class Batch:
@@ -187,7 +187,7 @@ class Batch:
         self.alone = (
             "as asked" if exact else "" if is_plain_kv(resident.model) else "its cache cannot be copied for each row"
         )
-        self._batch = [row for row in self.rows if not self.alone and self._shares(row)]
+        self._batch = [row for row in self.rows if not self.alone and self._can_share(row)]
         self._live = list(self._batch)  # those that still run
         self._alone = [row for row in self.rows if row not in self._batch]
         self.together = len(self._batch)
@@ -200,7 +200,7 @@ class Batch:
             wanted = config.max_new_tokens or self._resident.facts.context
             return encode_prompt(self._resident, request, wanted, self._emit)
 
-    def _shares(self, row: BatchRow) -> bool:
+    def _can_share(self, row: BatchRow) -> bool:
         model, config, prompt = self._resident.model, row.run.config, len(row.run.prompt)
         limit = 0 if self._one else cache_traits(model).scaling_start  # behind it all rows would be read in another way
         fits = not limit or prompt + row.room <= limit
@@ -229,7 +229,7 @@ class Batch:
                     row.close("cancelled")
             return False
 
-    def _tell(self) -> None:
+    def _emit_progress(self) -> None:
         done = sum(row.made is not None for row in self.rows)
         made = sum(row.length for row in self.rows)
         self._emit(Progress(f"sweep: {done} of {len(self.rows)} rows", made, 0, "tokens"))
@@ -238,12 +238,12 @@ class Batch:
 
     def _follow(self, row: BatchRow) -> None:
         """Make a reply by itself, as a message would."""
-        self._tell()
+        self._emit_progress()
         done = engine.generate_reply(self._resident, row.request, Muted(self._emit))
-        row.made = BatchReply(done, done.measures.logprobs or self._scored(done))
-        self._tell_end(row)
+        row.made = BatchReply(done, done.measures.logprobs or self._score(done))
+        self._report_end(row)
 
-    def _scored(self, done: Reply) -> tuple[float, ...]:
+    def _score(self, done: Reply) -> tuple[float, ...]:
         ids = [*done.prompt_ids, *done.token_ids]
         scored = scoring.score(self._resident, ids, self._emit, len(done.prompt_ids), shared=True)
         return tuple(one.logprob for one in scored)
@@ -258,7 +258,7 @@ class Batch:
         with cancellable_forward(model, self._emit.raise_if_cancelled):
             for row in self._batch:
                 row.prepare(width)
-            with self._lent(ids) as (past, reused):
+            with self._lend_cache(ids) as (past, reused):
                 for row in self._batch:
                     row.run.reused = reused
                 loop.generate(
@@ -271,7 +271,7 @@ class Batch:
                     **{**first.arguments.off, **past},
                 )
 
-    def _lent(self, ids: Tensor) -> AbstractContextManager[tuple[dict[str, Cache], int]]:
+    def _lend_cache(self, ids: Tensor) -> AbstractContextManager[tuple[dict[str, Cache], int]]:
         """Return the kept cache of the one prompt; prompts of their own are read from their beginnings."""
         kept, config = self._resident.runtime.kv_cache, self._batch[0].run.config
         return kept.lend(self._resident.model, config, ids, lambda: self.prompt) if self._one else nullcontext(({}, 0))
@@ -298,20 +298,20 @@ class Batch:
         if most := max(row.listed for row in self._live):
             figures = token_figures(logs, tokens, max(most, TOP_K_STORED))
             for row, one in zip(self._live, figures, strict=True):
-                row.run.meter.note(one)
+                row.run.meter.add_figures(one)
         return found
 
     def left(self, ids: Tensor) -> list[int]:
         """Return the places of the rows that go on, and close the others; called by the decode loop."""
-        ended = {place for place, row in enumerate(self._live) if row.over(ids[place : place + 1])}
+        ended = {place for place, row in enumerate(self._live) if row.close_if_ended(ids[place : place + 1])}
         for place in sorted(ended):
-            self._tell_end(self._live[place])
+            self._report_end(self._live[place])
         keep = [place for place in range(len(self._live)) if place not in ended]
         self._live = [self._live[place] for place in keep]
-        self._tell()
+        self._emit_progress()
         return keep
 
-    def _tell_end(self, row: BatchRow) -> None:
+    def _report_end(self, row: BatchRow) -> None:
         assert row.made is not None
         if row.made.done.finish != "cancelled":
             self._heard(self.rows.index(row), row.made)

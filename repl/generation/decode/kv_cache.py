@@ -42,7 +42,7 @@ def cache_traits(model: PreTrainedModel) -> CacheTraits:
     """Return the abilities of a loaded model's KV cache."""
     if model not in TRAITS:
         takes = library.takes_cache(model) and library.makes_dynamic_cache(model)
-        reusable = takes and not model.config.is_encoder_decoder and any(map(_measured, new_cache(model).layers))
+        reusable = takes and not model.config.is_encoder_decoder and any(map(_has_length, new_cache(model).layers))
         TRAITS[model] = CacheTraits(reusable, _scaling_start(model))
     return TRAITS[model]
 
@@ -128,7 +128,7 @@ def may_go_on(model: PreTrainedModel, cache: Cache, prompt: Tensor) -> bool:
     """
     if any(type(layer).__module__ != "transformers.cache_utils" for layer in cache.layers):
         return False  # a kind of its own, which may treat what is read at once and what is made differently
-    count = TRIAL_TOKENS if all(map(_simple, cache.layers)) else LONG_TRIAL_TOKENS
+    count = TRIAL_TOKENS if all(map(_is_plain, cache.layers)) else LONG_TRIAL_TOKENS
     tried, traits = prompt[:, :count], cache_traits(model)
     if tried.shape[-1] < count:
         return False
@@ -147,7 +147,7 @@ def lasting_cache(model: PreTrainedModel) -> Cache:
     """Return an empty cache whose sliding windows keep what slides out of them: else they cannot be cropped."""
     cache = new_cache(model)
     for layer in cache.layers:
-        if _simple(layer) and hasattr(layer, "activate_past_recording"):
+        if _is_plain(layer) and hasattr(layer, "activate_past_recording"):
             layer.activate_past_recording()
     return cache
 
@@ -171,7 +171,7 @@ def narrow_window(config: PreTrainedConfig) -> Iterator[None]:
 def croppable_cache(model: PreTrainedModel) -> Cache | None:
     """Return an empty cache that can be cut back at any length; None where this model has none such."""
     cache = lasting_cache(model)
-    return cache if all(map(_simple, cache.layers)) else None
+    return cache if all(map(_is_plain, cache.layers)) else None
 
 
 @contextmanager
@@ -194,15 +194,15 @@ def watch_passes(model: PreTrainedModel) -> Iterator[Callable[[], bool]]:
 
 def is_plain_kv(model: PreTrainedModel) -> bool:
     """Tell whether a model's cache holds keys and values by position and nothing else: its rows can be copied."""
-    return all(map(_simple, new_cache(model).layers))
+    return all(map(_is_plain, new_cache(model).layers))
 
 
-def _simple(layer: CacheLayerMixin) -> bool:
+def _is_plain(layer: CacheLayerMixin) -> bool:
     """Tell whether a layer holds keys and values by position and nothing else."""
     return type(layer) in (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer, cache_utils.DummyLayer)
 
 
-def _measured(layer: CacheLayerMixin) -> bool:
+def _has_length(layer: CacheLayerMixin) -> bool:
     """Tell whether a layer knows how many tokens it has read; recurrent ones do not."""
     return hasattr(layer, "get_seq_length")
 
@@ -210,29 +210,29 @@ def _measured(layer: CacheLayerMixin) -> bool:
 def valid_length(cache: Cache, broken_off: bool) -> int:
     """Return how many tokens, from the first on, all layers hold; 0 where that cannot be told."""
     if broken_off:  # some layers are a step ahead of others
-        whole = all(_simple(layer) and _whole(layer) for layer in cache.layers)
-        return min((_reach(layer) for layer in cache.layers if _measured(layer)), default=0) if whole else 0
-    lengths = {int(layer.get_seq_length()) for layer in cache.layers if _measured(layer) and _filled(layer)}
+        whole = all(_is_plain(layer) and _holds_all(layer) for layer in cache.layers)
+        return min((_count_whole(layer) for layer in cache.layers if _has_length(layer)), default=0) if whole else 0
+    lengths = {int(layer.get_seq_length()) for layer in cache.layers if _has_length(layer) and _has_tokens(layer)}
     return lengths.pop() if len(lengths) == 1 else 0
 
 
-def _filled(layer: CacheLayerMixin) -> bool:
+def _has_tokens(layer: CacheLayerMixin) -> bool:
     return layer.is_initialized and layer.keys is not None
 
 
-def _whole(layer: CacheLayerMixin) -> bool:
+def _holds_all(layer: CacheLayerMixin) -> bool:
     """Tell whether a layer holds every token it has read."""
-    return not _measured(layer) or not _filled(layer) or layer.keys.shape[-2] == layer.get_seq_length()
+    return not _has_length(layer) or not _has_tokens(layer) or layer.keys.shape[-2] == layer.get_seq_length()
 
 
-def _reach(layer: CacheLayerMixin) -> int:
+def _count_whole(layer: CacheLayerMixin) -> int:
     """Return the tokens of which a layer holds key and value: an interrupt may come between the two."""
-    return min(layer.keys.shape[-2], layer.values.shape[-2]) if _filled(layer) else 0
+    return min(layer.keys.shape[-2], layer.values.shape[-2]) if _has_tokens(layer) else 0
 
 
 def can_crop(cache: Cache) -> bool:
     """Tell whether a cache holds keys and values by position and nothing else."""
-    return bool(getattr(cache, "layers", ())) and all(map(_simple, cache.layers))
+    return bool(getattr(cache, "layers", ())) and all(map(_is_plain, cache.layers))
 
 
 def crop(cache: Cache, length: int) -> bool:
@@ -240,14 +240,14 @@ def crop(cache: Cache, length: int) -> bool:
 
     The library's own `crop` also cuts what a sliding window remembers, so that a second one comes out wrong.
     """
-    layers = [layer for layer in cache.layers if _measured(layer) and _filled(layer)]
-    if all(layer.get_seq_length() == length for layer in layers) and all(map(_even, layers)):
+    layers = [layer for layer in cache.layers if _has_length(layer) and _has_tokens(layer)]
+    if all(layer.get_seq_length() == length for layer in layers) and all(map(_is_even, layers)):
         return True
-    return all(map(_simple, cache.layers)) and all(_crop(layer, length) for layer in layers)
+    return all(map(_is_plain, cache.layers)) and all(_crop(layer, length) for layer in layers)
 
 
-def _even(layer: CacheLayerMixin) -> bool:
-    return not _simple(layer) or layer.keys.shape == layer.values.shape
+def _is_even(layer: CacheLayerMixin) -> bool:
+    return not _is_plain(layer) or layer.keys.shape == layer.values.shape
 
 
 def _crop(layer: CacheLayerMixin, length: int) -> bool:

@@ -66,7 +66,7 @@ class Arguments:
             fields.check_ids(name, value, resident.facts.vocabulary)
         chosen = cls.of_values(resident.model, decoding.overrides(settings, resident.facts.base))
         decode = settings.decode
-        return _with_words(resident, decode, chosen) if decode.ban or decode.boost else chosen
+        return _add_words(resident, decode, chosen) if decode.ban or decode.boost else chosen
 
     @classmethod
     def of_values(cls, model: PreTrainedModel, values: Mapping[str, object]) -> "Arguments":
@@ -78,7 +78,7 @@ class Arguments:
         whole = {**theirs, **others, **values}
         config = copy.deepcopy(own)
         for name, value in whole.items():
-            setattr(config, name, _built(name, value))
+            setattr(config, name, _build_value(name, value))
         if isinstance(config.stop_strings, str):
             config.stop_strings = [config.stop_strings]
         if config.pad_token_id is None:  # the library would do the same with a warning
@@ -94,7 +94,7 @@ class Arguments:
         return {**self.given, **lengths}
 
 
-def _with_words(resident: Model, decode: Decode, chosen: Arguments) -> Arguments:
+def _add_words(resident: Model, decode: Decode, chosen: Arguments) -> Arguments:
     """Return the arguments with what is banned and boosted, beside what the model's own config brings."""
     words = word_forms.read_words(resident.tokenizer, decode.ban or ())
     phrases, config = word_forms.banned_phrases(words), chosen.config
@@ -119,7 +119,7 @@ def _why_tokens_alone(model: PreTrainedModel, config: GenerationConfig) -> str:
     return "guidance_scale keeps a cache of its own" if config.guidance_scale not in (None, 1) else ""
 
 
-def _built(name: str, value: object) -> object:
+def _build_value(name: str, value: object) -> object:
     """Return a value as a generation config holds it: of two fields an object that JSON has the parts of.
 
     Raises `Failed` for a part that the library's class does not have.
@@ -399,7 +399,7 @@ class RowIds:
         self._read = self.ids.shape[-1]
         kv_cache.crop(self.cache, self._read)
 
-    def back(self, length: int) -> None:
+    def shorten(self, length: int) -> None:
         """Shorten the text; a cache that cannot be cropped is given up, and all of it read again."""
         self.ids = self.ids[:, :length]
         if self._read <= length:

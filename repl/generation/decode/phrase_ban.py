@@ -143,7 +143,7 @@ class PhraseBan:
         first.banned.append(gone.token_ids[0])
         del self._steps[place + 1 :], self._figures[place:]
         self._lost += len(lost)
-        self._text.back(self._start + made)
+        self._text.shorten(self._start + made)
         self._meter.rewind(made, first.logits)
         self._emit(gone)
 

@@ -202,7 +202,7 @@ class Meter:
         self._place += 1
         [figures] = token_figures(row[None], [token], max(TOP_K_STORED, self._listed))
         (logprob, entropy, _), ids, values = figures
-        self.note(figures)
+        self.add_figures(figures)
         pairs = zip(ids[: self._listed], values, strict=False)
         return {
             "logprob": logprob,
@@ -210,7 +210,7 @@ class Meter:
             "top": tuple((one, self._text(one), value) for one, value in pairs),
         }
 
-    def note(self, figures: Figures) -> None:
+    def add_figures(self, figures: Figures) -> None:
         """Keep the figures of a token, measured here or in a batch."""
         own, ids, values = figures
         self._figures.append(own)
@@ -221,7 +221,7 @@ class Meter:
         del self._figures[count:], self._likeliest[count:]
         self._rows, self._place = logits, 0
 
-    def told(self, token: int | None, text: str) -> None:
+    def add_text(self, token: int | None, text: str) -> None:
         """Count the characters of a token's text; with `token` None the text belongs to the token before."""
         if token is not None:
             self._lengths.append(len(text))

@@ -97,7 +97,7 @@ def stages(
         scores = scores.log_softmax(-1)  # a beam search sums logprobs, and processes those
     found = [Stage("", None, scores[0])]
     for processor in processors(resident.model, chosen, prompt, mask, own):
-        name, value = _named(processor)
+        name, value = _name_processor(processor)
         if name in REMEMBERS and made:
             raise Failed(f"{name} depends on earlier tokens in a way that is not recorded", "/next")
         with torch.no_grad():
@@ -126,7 +126,7 @@ def processors(
     return found
 
 
-def _named(processor: LogitsProcessor) -> tuple[str, float | None]:
+def _name_processor(processor: LogitsProcessor) -> tuple[str, float | None]:
     kind = type(processor).__name__
     name, place = NAMES.get(kind, (kind, ""))
     value = getattr(processor, place, None) if place else None

@@ -60,18 +60,18 @@ def next_logits(resident: Model, ids: Sequence[int], emit: JobContext, shared: b
     """
     kept, key = resident.runtime.last_logits, tuple(ids)
     if key not in kept:
-        row = _behind(resident, list(ids), emit, shared).clone()
+        row = _read_last(resident, list(ids), emit, shared).clone()
         kept.clear()
         kept[key] = row
     return kept[key]
 
 
-def _behind(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> Tensor:
+def _read_last(resident: Model, ids: list[int], emit: JobContext, shared: bool) -> Tensor:
     model = resident.model
     given = input_ids(model, ids)
     with reading_errors(resident, emit), cancellable_forward(model, emit.raise_if_cancelled):
         if reading_way(model, given) == "none":
-            return _checked(resident.facts, len(ids), reference.reference_logits(model, given)[None])[0]
+            return _check_finite(resident.facts, len(ids), reference.reference_logits(model, given)[None])[0]
     [(_, rows)] = _read(resident, ids, len(ids), emit, chunk_tokens(model), shared)
     return rows[-1]
 
@@ -88,7 +88,7 @@ def reading_way(model: PreTrainedModel, ids: Tensor) -> str:
 def _find_way(model: PreTrainedModel, ids: Tensor) -> str:
     stops = ids.shape[-1] // 2, ids.shape[-1]
     expected = [reference.reference_logits(model, ids[:, :stop]) for stop in stops]
-    for name, extra in (("plain", {}), ("placed", _numbered(model, 0, ids))):
+    for name, extra in (("plain", {}), ("placed", _position_ids(model, 0, ids))):
         try:
             with torch.no_grad():
                 rows = model(input_ids=ids, use_cache=False, **extra).logits[0].float()
@@ -104,10 +104,10 @@ def _find_way(model: PreTrainedModel, ids: Tensor) -> str:
 
 def place_ids(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:
     """Return the positions of ids that begin at a place, for a model that has to be told them."""
-    return _numbered(model, start, ids) if READING_WAYS.get(model) == "placed" else {}
+    return _position_ids(model, start, ids) if READING_WAYS.get(model) == "placed" else {}
 
 
-def _numbered(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:
+def _position_ids(model: PreTrainedModel, start: int, ids: Tensor) -> dict[str, Tensor]:
     known = "position_ids" in signature(model.forward).parameters
     return {"position_ids": torch.arange(start, start + ids.shape[-1], device=ids.device)[None]} if known else {}
 
@@ -131,22 +131,22 @@ def _read(
         cache = past.get(library.cache_name())
         steps = cache is not None and can_reuse(model, config, len(fed)) and may_go_on(model, cache, ids)
         read = (
-            _in_steps(model, ids, first, chunk, cache, reused, emit)
+            _read_in_steps(model, ids, first, chunk, cache, reused, emit)
             if steps
-            else _whole(model, ids, first, chunk, emit)
+            else _read_whole(model, ids, first, chunk, emit)
         )
         for place, rows in read:
-            yield place, _checked(facts, place, rows)
+            yield place, _check_finite(facts, place, rows)
 
 
-def _checked(facts: ModelInfo, place: int, rows: Tensor) -> Tensor:
+def _check_finite(facts: ModelInfo, place: int, rows: Tensor) -> Tensor:
     good = torch.isfinite(rows.amax(-1))
     if not good.all():
         raise not_finite(facts, place + int(good.logical_not().nonzero()[0]) + 1)
     return rows
 
 
-def _in_steps(
+def _read_in_steps(
     model: PreTrainedModel, ids: Tensor, first: int, chunk: int, cache: Cache, reused: int, emit: JobContext
 ) -> Iterator[tuple[int, Tensor]]:
     """Read a text piece by piece into a cache that holds its first `reused` tokens."""
@@ -159,7 +159,7 @@ def _in_steps(
             yield start + skipped + 1, rows
 
 
-def _whole(
+def _read_whole(
     model: PreTrainedModel, ids: Tensor, first: int, chunk: int, emit: JobContext
 ) -> Iterator[tuple[int, Tensor]]:
     """Read a text from its beginning, anew for each piece of logits."""

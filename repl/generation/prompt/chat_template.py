@@ -91,10 +91,10 @@ class Template:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, object], emit: JobContext) -> None:
         self.tokenizer, self._emit = tokenizer, emit
-        self.values = _accepted(tokenizer, arguments)
+        self.values = _accept_values(tokenizer, arguments)
         self.source = chosen_template(tokenizer, self.values)
         self.reads = parse_template(self.source)
-        self.controls = _controls(tokenizer, self.reads.literals)
+        self.controls = _list_controls(tokenizer, self.reads.literals)
         self._control = re.compile("|".join(map(re.escape, sorted(self.controls, key=len, reverse=True))) or "(?!)")
 
     def write(self, messages: Sequence[AnyMessage], generation_prompt: bool = True) -> Written:
@@ -120,7 +120,7 @@ class Template:
             with bounded(self._emit):
                 text = self.tokenizer.apply_chat_template(chat, tokenize=False, **values, **options)
         except Exception as error:
-            raise _translated(error) from error
+            raise _translate(error) from error
         if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
             raise Failed(f"the chat template writes more than {MAX_BYTES // 10**6} MB", *WAY_OUT)
         return Written(text, marked)
@@ -164,7 +164,7 @@ class Template:
 
     def _reply(self, raw: str, parts: Parts, before: Sequence[AnyMessage]) -> dict[str, object]:
         if getattr(self.tokenizer, "response_template", None) is not None:
-            found = self._parsed(raw, before) or {"content": raw}
+            found = self._read_parsed(raw, before) or {"content": raw}
         elif CHANNEL in raw:
             found = _channel_fields(parts)
         else:
@@ -175,7 +175,7 @@ class Template:
             found["reasoning"] = thought  # the library gives it the other names
         return found
 
-    def _parsed(self, raw: str, before: Sequence[AnyMessage]) -> dict[str, object]:
+    def _read_parsed(self, raw: str, before: Sequence[AnyMessage]) -> dict[str, object]:
         """Read a reply with the library's parser, behind the prompt that it answers; nothing where that fails."""
         key = hash((repr(self.values), self.source, repr(self.tokenizer.response_template), raw, repr(before)))
         if key not in _PARSED:
@@ -207,7 +207,7 @@ class Template:
                 written = self._write([*said, {"role": "assistant", **last}], continue_final_message=field)
             except Failed:  # the template makes something else of it
                 continue
-            if _begins(written.text, prefill):
+            if _ends_with_prefill(written.text, prefill):
                 return written
         behind = self._write(said, add_generation_prompt=True)
         return Written(behind.marked_text + prefill, behind.marked)
@@ -232,7 +232,7 @@ def _channel_fields(parts: Parts) -> dict[str, object]:
     return found | ({"tool_calls": list(parts.tool_calls)} if parts.tool_calls else {})
 
 
-def _begins(text: str, prefill: str) -> bool:
+def _ends_with_prefill(text: str, prefill: str) -> bool:
     """Tell whether a prompt ends with the beginning of a reply, and no thought was ended in front of one."""
     end, begun = "".join(text.split()), "".join(prefill.split())
     before = end.removesuffix(begun)
@@ -347,10 +347,10 @@ def parse_template(text: str) -> "prompt.template_source.TemplateSource":
         with limited_memory():  # Jinja computes what is constant as it reads
             return prompt.template_source.parse(text)
     except Exception as error:
-        raise _translated(error) from error
+        raise _translate(error) from error
 
 
-def _accepted(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, object]) -> dict[str, object]:
+def _accept_values(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, object]) -> dict[str, object]:
     """Return the values that can be passed to the library; the name of a template only if there are several."""
     several = isinstance(getattr(tokenizer, "chat_template", None), Mapping)
     refused = reserved_names(tokenizer) - ({TEMPLATE_NAME} if several else set())
@@ -406,7 +406,7 @@ def _read_value(word: str) -> object:
         return word
 
 
-def _controls(tokenizer: PreTrainedTokenizerBase, literals: str) -> tuple[str, ...]:
+def _list_controls(tokenizer: PreTrainedTokenizerBase, literals: str) -> tuple[str, ...]:
     """Return the tokens that steer, as the library tells them: special ones, and those that the template writes."""
     added = tokenizer.added_tokens_decoder.values()
     named = getattr(tokenizer, "chat_control_tokens", None)
@@ -417,7 +417,7 @@ def _controls(tokenizer: PreTrainedTokenizerBase, literals: str) -> tuple[str, .
     )
 
 
-def _translated(error: Exception) -> ReplError:
+def _translate(error: Exception) -> ReplError:
     """Return the error of a template in the words of its author or of Jinja."""
     if isinstance(error, ReplError):
         return Failed(error.message, *WAY_OUT)
