@@ -228,7 +228,7 @@ def test_what_does_not_fit_beside_is_loaded_in_turn(llama_folder):
         ("temperature=0.7", "temperature does not change the model's logits"),
         ("dtype=float16 temperature=0.7", "temperature does not change the model's logits"),
         ("dtype=bf17", "'bf17' is not one of"),
-        ("dtype=float32", "is how .* is loaded already"),
+        ("dtype=float32", "is already loaded with dtype=float32"),
         ("dtype=float16", "there is no message yet"),
         ("-- hello", "needs a load setting"),
     ],
