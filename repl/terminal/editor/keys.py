@@ -12,14 +12,7 @@ from prompt_toolkit.filters import Condition, completion_is_selected, has_comple
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.key_binding import ConditionalKeyBindings, KeyBindings, KeyBindingsBase, KeyPressEvent
 from prompt_toolkit.keys import Keys
-from prompt_toolkit.layout import (
-    ConditionalContainer,
-    Dimension,
-    FormattedTextControl,
-    HSplit,
-    ScrollbarMargin,
-    Window,
-)
+from prompt_toolkit.layout import ConditionalContainer, Dimension, FormattedTextControl, HSplit, ScrollbarMargin, Window
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
 
 from repl.core import children
