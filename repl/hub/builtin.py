@@ -133,7 +133,7 @@ def lock(root: Path, emit: JobContext) -> Iterator[None]:
 def make(home: Path, emit: JobContext, source: BuiltinSource) -> Path:
     """Download, unpack, convert and check the model in a temporary folder, then move it into place."""
     root = home / ID
-    for part in root.glob(".part-*"):  # of a process that was killed
+    for part in root.glob(".part-*"):  # left by a killed process
         shutil.rmtree(part, ignore_errors=True)
     if shutil.disk_usage(root).free < source.needs:
         raise disk_full(root, source)
@@ -200,7 +200,7 @@ def run_child(command: list[str], part: Path, emit: JobContext, look: Callable[[
     Its stderr goes to the file `err` in `part`. Returns the exit code.
     """
     own = {"PYTHONUTF8": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
-    own |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(part / "pip"))  # seen as it grows, and removed with the rest
+    own |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(part / "pip"))  # seen growing, and removed at the end
     options: dict[str, Any] = {"env": {**children.environment(children.HUB_TOKEN), **own}, "start_new_session": True}
     # Windows: keeps the terminal's Ctrl-C from the child
     options["creationflags"] = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
@@ -209,7 +209,7 @@ def run_child(command: list[str], part: Path, emit: JobContext, look: Callable[[
     last = None
     try:
         while child.poll() is None:
-            with suppress(OSError):  # a file that is gone since it was listed
+            with suppress(OSError):  # a file deleted since it was listed
                 if (seen := look()) != last:
                     emit(last := seen)
             emit.raise_if_cancelled()

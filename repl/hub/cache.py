@@ -40,7 +40,7 @@ def home() -> Path:
 def snapshot(model: str, revision: str) -> Path | None:
     """Return the snapshot folder of a revision, complete or not; None where there is none."""
     storage = home() / f"models--{model.replace('/', '--')}"
-    with suppress(OSError, ValueError):  # no such reference, or a name that no file can have
+    with suppress(OSError, ValueError):  # no such reference, or an invalid file name
         commit = revision if COMMIT.fullmatch(revision) else (storage / "refs" / revision).read_text("utf-8").strip()
         folder = storage / "snapshots" / commit
         if COMMIT.fullmatch(commit) and folder.is_dir():

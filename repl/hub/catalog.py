@@ -109,7 +109,7 @@ def erase(id: str, emit: JobContext, really: bool) -> Freed:
         there = f"; cached models: {', '.join(sorted(repos)[:5])}" if repos else ""
         raise NotFound(f"{id!r} is not in the cache{there}", "/models")
     repo = repos[id]
-    # one repository alone: the same commit may stand in two, and the library would take either
+    # this repository alone: two may have the same commit, and the library would take either
     alone = replace(huggingface_hub.scan_cache_dir(cache.home()), repos=frozenset({repo}))
     plan = alone.delete_revisions(*(each.commit_hash for each in repo.revisions))
     if really:
@@ -264,7 +264,7 @@ def _popular() -> list[str]:
         import_library()
         asked = huggingface_hub.HfApi().list_models(pipeline_tag=TASK, sort="downloads", limit=POPULAR)
         return [] if locate.is_offline(False) else [each.id for each in asked]
-    except Exception:  # what is only looked up in passing may fail without a word
+    except Exception:  # completion may fail silently
         return []
 
 

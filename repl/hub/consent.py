@@ -83,7 +83,7 @@ class Consents:
 
 def _key(model: str) -> str:
     """Return the key of a consent: an id, or the resolved path of a folder."""
-    with suppress(OSError, RuntimeError, ValueError):  # as where a folder is looked for
+    with suppress(OSError, RuntimeError, ValueError):  # as in `locate.local`
         path = Path(model).expanduser()
         return str(path.resolve()) if path.is_dir() else model
     return model

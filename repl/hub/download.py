@@ -26,12 +26,12 @@ class HubLogHandler(logging.Handler):
             if not waiting:
                 raise Cancelled
             if "Retrying" in record.getMessage():
-                waiting[0](Progress("waiting for the Hub"))  # by 429 it may ask for half a minute
+                waiting[0](Progress("waiting for the Hub"))  # with status 429 it may wait for half a minute
 
 
 def prepare(emit: JobContext) -> None:
     """Import huggingface_hub for a job, and take its log off the terminal."""
-    with emit.uninterruptible():  # an import cut short stays broken
+    with emit.uninterruptible():  # an interrupted import stays broken
         import_library()
 
 
@@ -81,7 +81,7 @@ class DownloadProgress:
 
         class Transfer(Bar):
             def __init__(self, *args: Any, **options: Any) -> None:
-                rust = "bar_format" in options  # xet calls from Rust, where nothing may be raised
+                rust = "bar_format" in options  # xet calls from Rust, where exceptions are not allowed
                 super().__init__(meter.note if rust else meter.report, *args, **options)
 
             def update_transfer(self, _: int) -> None:

@@ -91,7 +91,7 @@ def local(want: Load) -> LocalModel | None:
     """Return the model at a local path, None for an id; raises `NotFound` for a path that does not exist."""
     if not want.model.strip():
         raise UsageError("no model is named", BUILTIN)
-    with suppress(OSError, RuntimeError, ValueError):  # a name too long for a path, a home that is not there
+    with suppress(OSError, RuntimeError, ValueError):  # too long for a path, or an unknown home
         path = Path(want.model).expanduser().absolute()
         if path.is_dir():
             return LocalModel(want.model, path, "", want.gguf_file)
@@ -115,7 +115,7 @@ def check_id(model: str) -> None:
         raise UsageError(f"{model!r} is not a model id: NAME or OWNER/NAME, of letters, digits, - _ and .") from error
 
 
-# one probe, then file by file
+# one query, then file by file
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def ask_hub(want: Load, emit: JobContext) -> "huggingface_hub.ModelInfo":
     )
     try:
         return call_hub(ask, emit, PROBE_S)
-    except Exception as error:  # sockets, TLS, the page of a captive portal: no answer is no answer
+    except Exception as error:  # sockets, TLS, the page of a captive portal
         raise explain_hub_error(error, want, emit) or not_cached(want, "cannot reach the Hub") from error
 
 
@@ -217,7 +217,7 @@ def disk() -> tuple[Path, int]:
     return place, shutil.disk_usage(place).free
 
 
-# what went wrong, in the user's terms
+# errors
 
 
 def repo_problem(want: Load, names: list[str]) -> ReplError | None:
@@ -309,5 +309,5 @@ def quick_lookup(work: Callable[[], list[str]], emit: JobContext) -> list[str]:
     """Query the Hub to improve an error message: at most two seconds, an empty list on any failure."""
     try:
         return call_hub(work, emit, GLANCE_S)
-    except Exception:  # the message has to come without it
+    except Exception:  # the error is shown without it
         return []

@@ -15,7 +15,7 @@ SAFE = ("model.safetensors", "model.safetensors.index.json")  # in the order in 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZER = ("tokenizer*", "tokenization*", "vocab*", "rwkv_vocab*", "tekken*", "*.model", "*.tiktoken", "*.bpe")
 POINTER = b"version https://git-lfs"
-CONFIGS = "*config*.json"  # whatever the library reads an `auto_map` from, older configs such as config.4.0.0.json too
+CONFIGS = "*config*.json"  # all configs that may hold an `auto_map`, also versioned ones such as config.4.0.0.json
 MAX_JSON_BYTES = 100_000_000
 
 
@@ -37,7 +37,7 @@ def list_names(names: list[str]) -> str:
 
 def find_file(folder: Path, name: str) -> Path:
     """Return the path of a file in a folder; raises `BadModel` if it is missing, or leads out of the folder."""
-    words = PureWindowsPath(name)  # knows drives and both separators, on every system
+    words = PureWindowsPath(name)  # parses drives and both separators on every system
     if words.anchor or ".." in words.parts or "\0" in name:
         raise bad_file(name, "is a path that leads out of the folder")
     path = folder / name
@@ -46,7 +46,7 @@ def find_file(folder: Path, name: str) -> Path:
         there = path.is_file()
     except RuntimeError as error:
         raise bad_file(name, "is a link to itself") from error
-    except (OSError, ValueError) as error:  # too long, not to be encoded
+    except (OSError, ValueError) as error:  # too long, or not encodable
         raise bad_file(name, "is not a valid file name") from error
     if not there:
         cause = "is a broken link" if path.is_symlink() else "is not a file" if path.exists() else "is missing"
@@ -108,7 +108,7 @@ def list_shards(folder: Path, first: str) -> list[str]:
     return sorted(set(placed.values()))
 
 
-# what a config asks for from Python files
+# Python code named in configs
 
 
 def asked_for(place: Path) -> dict[str, object]:

@@ -72,7 +72,7 @@ def examine(
 def _examine(folder: Path, allow_pickle: bool, trust_remote_code: bool) -> Weights:
     for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
         if path.is_symlink() and path.exists():
-            check_link(folder, path)  # whatever a library reads must lie in the folder
+            check_link(folder, path)  # all files that a library reads must be in the folder
     config = read_model_config(folder)
     native = check_type(config, trust_remote_code)
     kind, files = weight_files(folder, config, allow_pickle)
@@ -191,7 +191,7 @@ def check_tokenizer(folder: Path) -> None:
     names = [name for name in there if any(fnmatchcase(name, pattern) for pattern in TOKENIZER)]
     if not names:
         raise BadModel(f"no tokenizer in {folder}: no tokenizer.json, no tokenizer.model and no vocab.json")
-    whole = "tokenizer.json" in names  # then the others are leftovers, except the options
+    whole = "tokenizer.json" in names  # then the others are not used, except the options
     for name in [name for name in names if not whole or name in ("tokenizer.json", "tokenizer_config.json")]:
         read_start(folder, name)
 
@@ -201,7 +201,7 @@ def pieces_file(folder: Path) -> str:
     names = sorted(path.name for path in folder.glob("*.model") if path.is_file())
     if (folder / "tokenizer.json").is_file() or not names:
         return ""
-    return names[0] if read_start(folder, names[0]).startswith(b"\n") else ""  # others are lines of base64
+    return names[0] if read_start(folder, names[0]).startswith(b"\n") else ""  # tiktoken files are lines of base64
 
 
 # the weights

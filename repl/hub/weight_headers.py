@@ -19,7 +19,7 @@ from repl.core.format import amount
 from repl.hub.model_files import bad_file, cut_name, find_file, read_start
 
 STORED = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-CONVERTED = tuple(STORED)  # what another dtype changes; narrower floats are quantized weights
+CONVERTED = tuple(STORED)  # converted by the setting dtype; narrower floats are quantized weights
 EMBEDDING = re.compile(r"(^|\.)(wte|tokens_embed|embed_tokens|embed_in|w|(\w+_)?embeddings?)\.weight$")
 NOT_PACKED = ("lm_head.weight", "embed_out.weight", "wpe.weight")
 MAX_HEADER_TEXT_BYTES = 100_000_000  # of one text in a GGUF header
@@ -129,7 +129,7 @@ def estimate_pickles(folder: Path, config: dict[str, object], files: Iterable[st
     size = 0
     for file in files:
         first = read_start(folder, file, "weights")
-        if not first.startswith((b"PK", b"\x80")):  # zip archives, and plain pickles of old
+        if not first.startswith((b"PK", b"\x80")):  # zip archives, and the older plain pickles
             raise bad_file(file, "is not a PyTorch file")
         if first.startswith(b"PK") and not zipfile.is_zipfile(folder / file):
             raise bad_file(file, "is truncated: the directory at its end is missing")

@@ -146,7 +146,7 @@ def attach(model: PreTrainedModel, folder: Path, merge: bool, emit: JobContext) 
     except ReplError:
         raise
     except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
-        # peft has no error of its own for what does not fit together
+        # peft has no error class of its own for a mismatch
         words = " ".join(str(error).split())[:200].rstrip(".")
         raise BadModel(f"the adapter in {folder} does not fit this model: {words}", NO_ADAPTER) from error
 
@@ -157,7 +157,7 @@ def _attached(model: PreTrainedModel, folder: Path, merge: bool, tensors: Iterab
 
     config = peft.PeftConfig.from_pretrained(str(folder), local_files_only=True)
     config.inference_mode, config.auto_mapping = True, None
-    # the modules that a LoRA changes, from its tensors: the config may name them by patterns
+    # the LoRA's modules by its tensors: the config may name them by patterns
     targets = sorted({name.removeprefix(TENSOR_PREFIX).partition(".lora_")[0] for name in tensors if ".lora_" in name})
     if targets:
         config.target_modules = targets

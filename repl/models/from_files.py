@@ -49,9 +49,9 @@ def _options(load: Load, found: locate.LocalModel, form: str) -> dict[str, Any]:
         "attn_implementation": None if load.attention == "auto" else load.attention,  # None: each part chooses its own
         "trust_remote_code": load.trust_remote_code,
         "local_files_only": True,
-        "ignore_mismatched_sizes": True,  # then they are reported, and refused with their names
+        "ignore_mismatched_sizes": True,  # they are reported instead, and refused by name
         "use_safetensors": form != "pickle",
-        "adapter_kwargs": {"subfolder": os.devnull},  # an adapter beside the weights would be put on unasked
+        "adapter_kwargs": {"subfolder": os.devnull},  # else an adapter beside the weights would be applied
     }
     if (quantized := quantization.quantization_config(load)) is not None:
         options["quantization_config"] = quantized
@@ -117,7 +117,7 @@ def load_tokenizer(found: locate.LocalModel, load: Load, emit: JobContext) -> Pr
             )
     except (ReplError, Cancelled):
         raise
-    except BaseException as error:  # the Rust side panics with a BaseException
+    except BaseException as error:  # Rust panics are BaseExceptions
         raise _unread(found, load, error) from error
 
 
@@ -149,7 +149,7 @@ def load_weights(
         options = {"config": config, "output_loading_info": True, **_options(load, found, form)}
         read, report = auto_class(config).from_pretrained(str(found.folder), **options)
         if report["missing_keys"] and causal and seeing not in (None, causal):
-            # emu3: the class for text alone finds nothing under its names
+            # emu3: the causal-LM class does not find its tensors
             read, report = AutoModelForImageTextToText.from_pretrained(str(found.folder), **options)
     emit(Progress("placing weights"))
     return read, report

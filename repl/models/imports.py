@@ -31,7 +31,7 @@ def _import() -> None:
         for name in ("generation.utils", "models.auto.modeling_auto", "models.auto.tokenization_auto"):
             importlib.import_module(f"transformers.{name}")
         log.silence_transformers()
-        gc.freeze()  # what the imports made stays: leave it out of later collections
+        gc.freeze()  # objects of the imports stay: exclude them from later collections
 
 
 def is_installed(package: str) -> bool:

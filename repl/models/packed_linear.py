@@ -14,10 +14,10 @@ from repl.core.jobs import JobContext
 from repl.core.library_types import Linear, Module, PreTrainedModel, Tensor
 
 GROUP_WEIGHTS = 32  # int4 weights that share a scale and a zero
-TILE_ROWS = 16  # rows that the int4 kernel works on together: what is left over is padded
-CHUNK_ROWS = 1024  # rows quantized at a time: a large head would need eight times its own size at once
+TILE_ROWS = 16  # rows that the int4 kernel computes together: the last ones are padded
+CHUNK_ROWS = 1024  # rows quantized at a time: a whole output head would need eight times its size
 
-DENSE_ROWS, MAX_DENSE_WEIGHTS = 96, 1 << 25  # from and up to which int8 computes in float32
+DENSE_ROWS, MAX_DENSE_WEIGHTS = 96, 1 << 25  # bounds within which int8 computes in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def require_kernel(quantize: str) -> None:
             packed = pack_linear(linear, quantize)
             right = torch.nn.functional.linear(words.float(), packed.weight.float(), linear.bias)
             good = torch.allclose(packed(words).float(), right, atol=0.05, rtol=0.02)
-        except (RuntimeError, AttributeError, NotImplementedError):  # not built in, or not for this processor
+        except (RuntimeError, AttributeError, NotImplementedError):  # not built, or not for this CPU
             good = False
     if not good:
         raise MissingExtra(f"this build of torch has no {quantize} kernel for this CPU", "/quantize 8bit")
@@ -145,7 +145,7 @@ class PackedLinear(torch.nn.Linear):  # type: ignore[misc]  # mypy does not foll
         torch.nn.Module.__init__(self)
         self.quantize, (self.out_features, self.in_features) = quantize, size
         self.twice = quantize == "int4" and len(scales) * GROUP_WEIGHTS == 2 * self.in_features
-        self.kept = torch.bfloat16  # other activations are 5 to 25 times as slow
+        self.kept = torch.bfloat16  # the kernels are 5 to 25 times slower with other activations
         self.register_buffer("values", values)
         self.register_buffer("scales", scales)
         self.register_parameter("bias", None if bias is None else torch.nn.Parameter(bias.detach().clone(), False))

@@ -13,9 +13,9 @@ GREEDY_CALL |= {"return_dict_in_generate": True, "output_logits": True}
 """Arguments of `generate` for the likeliest tokens, with their logits."""
 KEPT_FIELD_ENDS = ("token_id", "version", "from_model_config")
 """Endings of generation config fields that stay in effect for a reference; all others are switched off."""
-TIMES_CLOSER, TIMES_CLOSER_HALF = 50, 4  # than reading without what came before; in half precision
-TRIAL_ANSWER_TOKENS = 3  # tokens of the answer that is tried
-TOLERANCE = 1e-3  # of the largest logit: how far two ways to the same number may lie apart in float32
+TIMES_CLOSER, TIMES_CLOSER_HALF = 50, 4  # than logits without the beginning; in half precision
+TRIAL_ANSWER_TOKENS = 3  # length of the short answer
+TOLERANCE = 1e-3  # of the largest logit: how far two computations may differ in float32
 
 
 def reference_logits(model: PreTrainedModel, ids: Tensor, cache: Cache = None) -> Tensor:
@@ -54,7 +54,7 @@ def carries_on(model: PreTrainedModel, ids: Tensor, blank: Callable[[], object])
         ids = torch.cat([made, ids[:, half:]], dim=-1)
         halves, whole = reference_logits(model, ids, cache), reference_logits(model, ids)
         alone = reference_logits(model, ids[:, made.shape[-1] :])
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError):  # it cannot be asked so
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError):  # it does not take them so
         return False
     times = TIMES_CLOSER if torch.finfo(model.dtype).bits > 16 else TIMES_CLOSER_HALF
     return bool((halves - whole).abs().max() * times < (alone - whole).abs().max())

@@ -88,7 +88,7 @@ RoomCheck = Callable[[list[Room]], None]
 MakeRoom = Callable[[int, RoomCheck], None]
 Bring = Callable[[Load, JobContext, bool, MakeRoom], LoadedModel[R]]
 SPARE_BYTES = 512 * 2**20  # to stay free beside a load while other models stay: texts grow
-MAX_FILL_SHARE = 0.9  # of a device: mapped weight files count as free, and would be read again and again
+MAX_FILL_SHARE = 0.9  # of a device: mapped weight files count as free, but would be read from disk repeatedly
 
 
 class Store(Generic[R]):
@@ -108,7 +108,7 @@ class Store(Generic[R]):
         self.offline = offline
         self.keep: Callable[[], int] = lambda: 0
         """Returns how many models may stay in memory; 0: as many as fit."""
-        self.allowed: set[Load] = set()  # loads that begin however little is free
+        self.allowed: set[Load] = set()  # loads that are not checked for free memory
         self.consents = consents or Consents()
         self._bring = bring or self._load
         self._make_runtime = make_runtime
@@ -116,10 +116,10 @@ class Store(Generic[R]):
         """Returns the devices with their free memory."""
         self._held: tuple[LoadedModel[R], ...] = ()  # least recently used first; replaced whole: other threads read it
         self._current: LoadedModel[R] | None = None
-        self._untidy = False  # something was freed, and the system has not got all of it back
-        self._going: tuple[LoadedModel[R], ...] = ()  # may go as soon as nobody waits
+        self._untidy = False  # some freed memory is not returned to the system yet
+        self._going: tuple[LoadedModel[R], ...] = ()  # freed in `tidy`
 
-    # safe on every thread, as long as only `load` and `facts` of a resident are looked at
+    # safe on every thread, which reads only `load` and `facts` of a model
 
     def facts(self) -> ModelInfo | None:
         """Return the facts of the current model; None where there is none."""
@@ -153,7 +153,7 @@ class Store(Generic[R]):
         resident = self._used(load)
         if resident is None:
             return self.reload(load, emit)
-        emit.begin_cleanup()  # an interrupt between here and the end would leave settings and model apart
+        emit.begin_cleanup()  # an interrupt from here on would leave settings and model out of step
         self._current = resident
         self.trim()
         return replace(resident.facts, seconds=time.monotonic() - began)
@@ -221,7 +221,7 @@ class Store(Generic[R]):
     # what stays and what goes
 
     def _load(self, load: Load, emit: JobContext, offline: bool, make_room: MakeRoom) -> LoadedModel[R]:
-        locate.local(load)  # a path that leads nowhere is refused before anything large is imported
+        locate.local(load)  # refuse a path that does not exist before the large imports
         import_libraries(emit)
         return models.loader.load_model(load, emit, offline, make_room, self._make_runtime, self.consents)
 
@@ -234,7 +234,7 @@ class Store(Generic[R]):
         except BaseException:
             emit.begin_cleanup()
             if before is not None and self._current is None:
-                with suppress(ReplError):  # then none is current, and the first failure is the one to tell
+                with suppress(ReplError):  # then none is current, and the first error is raised
                     self._current = self._bring(before, emit, True, lambda *_: None)
                     self._keep(self._current)
             release_memory()
@@ -265,7 +265,7 @@ class Store(Generic[R]):
 
     def _keep(self, resident: LoadedModel[R]) -> None:
         """Hold a model, in place of one with the same load."""
-        self._untidy = True  # reading files takes more than what stays of them
+        self._untidy = True  # loading takes more memory than the model
         self._held = (*(each for each in self._held if each.load != resident.load), resident)
 
     def touch(self) -> LoadedModel[R]:
@@ -307,7 +307,7 @@ class Store(Generic[R]):
         if load not in self.allowed:
             check(self.rooms())
         spared = beside.load if beside else None
-        del beside  # it may be the current one: this frame must not keep it
+        del beside  # it may be the current one, which this frame must not keep alive
         while self._lacking(load, needed, SPARE_BYTES) > 0:
             there = targets(load.device, self.measure())
             order = (each for each in sorted(self._held, key=lambda one: one is self._current) if _lies(each, there))

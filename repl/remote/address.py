@@ -49,7 +49,7 @@ def read_address(words: str) -> Address:
     try:
         whole = text if "://" in text else f"http://{text}"
         parts = urlsplit(whole)
-        host, _ = parts.hostname, parts.port  # raises for a port that is none
+        host, _ = parts.hostname, parts.port  # raises for an invalid port
     except ValueError as error:
         raise UsageError(f"{text!r} is not a URL: {error}", "/connect http://127.0.0.1:8000") from None
     if parts.username or parts.password or parts.query or parts.fragment:

@@ -126,11 +126,11 @@ LLAMA_CPP = Dialect(  # llama.cpp/tools/server/server-{schema,common,context,tas
     | {"mirostat", "mirostat_tau", "mirostat_eta", "dynatemp_range", "dynatemp_exponent", "top_n_sigma"}
     | {"xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n"}
     | {"dry_sequence_breakers", "reasoning_format", "reasoning_budget_tokens", "t_max_predict_ms"},
-    continues={"continue_final_message": True, "add_generation_prompt": False},  # older builds do so unasked
+    continues={"continue_final_message": True, "add_generation_prompt": False},  # older builds always continue
     forms=LLAMA_FORMS,
     text_forms=LLAMA_FORMS,
     alternatives=100,
-    takes_ids=True,  # it gives those of a reply with its log-probabilities
+    takes_ids=True,  # it returns ids with the log-probabilities
     facts="/props",
     template=True,
 )

@@ -28,9 +28,9 @@ from repl.remote.refusals import Refusal, lower_alternatives, to_error
 from repl.remote.reply import SERVER_DEFAULTS, ServerState, StreamedReply
 from repl.remote.word_biases import word_fields
 
-MAX_WAITS, MAX_WAIT_S = 5, 600.0  # how often, and seconds for how long at most, a server may ask to wait
-MAX_MENDS = 8  # requests that are made once more for other reasons
-MIN_CONTEXT_SHARE = 8  # a reply should find at least this part of the context free
+MAX_WAITS, MAX_WAIT_S = 5, 600.0  # how often a server may ask to wait, and the longest wait in seconds
+MAX_MENDS = 8  # requests repeated for other reasons
+MIN_CONTEXT_SHARE = 8  # at least 1/8 of the context should be free for a reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def reach(where: Address, model: str, emit: JobContext) -> "Remote":
     remote = Remote(where)
     try:
         remote.list_models(emit)
-    except Refusal as refused:  # it need not list them: a server with one model takes any request as one for that
+    except Refusal as refused:  # a model list is optional: a server with one model ignores the name
         if refused.status in (401, 403, 503):
             raise to_error(refused, where.host, model, ()) from refused
     offers = remote.listing.offers
@@ -70,7 +70,7 @@ class Remote:
     chats = True
 
     def __init__(self, where: Address, model: str = "", listing: Listing | None = None) -> None:
-        from repl.remote.http import ServerConnection  # a server is asked seldom, and its library is large
+        from repl.remote.http import ServerConnection  # imported only when needed: it is large
 
         self.where, self.wire, self.listing = where, ServerConnection(where), listing or Listing()
         self.choose(model)

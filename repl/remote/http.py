@@ -23,13 +23,13 @@ from repl.remote.address import Address
 from repl.remote.protocol import END
 from repl.remote.refusals import Refusal, read_event_error
 
-CONNECT_TIMEOUT_S = 10.0  # seconds for a connection to come about
-ANSWER_TIMEOUT_S = 20.0  # seconds for an answer that is no stream
-MAX_ANSWER_BYTES = 16 << 20  # bytes of one event, or of one answer that is no stream
-MAX_ERROR_BYTES = 1 << 16  # bytes read of an answer that refuses
+CONNECT_TIMEOUT_S = 10.0  # seconds to connect
+ANSWER_TIMEOUT_S = 20.0  # seconds for an answer that is not a stream
+MAX_ANSWER_BYTES = 16 << 20  # bytes of an event, or of an answer that is not a stream
+MAX_ERROR_BYTES = 1 << 16  # bytes read of an error response
 STREAM = "text/event-stream"
 TIMES = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-KEEPALIVE = (  # the socket options by which a peer that vanished is noticed
+KEEPALIVE = (  # socket options that detect a vanished peer
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in TIMES.items() if hasattr(socket, name)),
 )
@@ -174,7 +174,7 @@ class CancellableSocket:
         self._over = True
         if self._socket is not None:
             with suppress(OSError):  # closed already
-                # not the method of an encrypted socket: that one would change it under the thread that reads
+                # not the method of the TLS socket, which would change it under the reading thread
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
@@ -188,7 +188,7 @@ def read_events(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:
         headers={"Content-Type": STREAM},
         content=chain(pieces, [b"\n\n"]),  # some servers end without the blank line
         request=httpx2.Request("POST", "http://server"),
-        default_encoding="utf-8-sig",  # a byte order mark is none of the first event
+        default_encoding="utf-8-sig",  # drop a byte order mark
     )
     try:
         yield from ((event.event, event.data) for event in httpx2.EventSource(answer, MAX_ANSWER_BYTES) if event.data)

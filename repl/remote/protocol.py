@@ -20,12 +20,12 @@ DROPPABLE = (
     *("stream_options", "top_logprobs", "logprobs", "seed", "chat_template_kwargs", "return_token_ids"),
     *decoding.PENALTIES,
 )
-UNSAID = ("num_beams", "num_return_sequences", "max_length", *BEAMS)  # refused before, or without effect anyway
-SERVE_MAX_TOKENS = 1024  # what `transformers serve` takes unless it is given a generation_config
+UNSAID = ("num_beams", "num_return_sequences", "max_length", *BEAMS)  # refused earlier, or without effect
+SERVE_MAX_TOKENS = 1024  # default of `transformers serve` without a generation_config
 ENDS = {"length": "length", "max_tokens": "length", "model_length": "length", "stop_sequence": "stop_string"}
 BROKEN = ("error", "abort", "aborted", "network_error", "server_error", "insufficient_system_resource")
-MAX_ALTERNATIVES = 101  # alternatives read at one place
-MIN_LOGPROB = -9999.0  # what servers give for a token that cannot come
+MAX_ALTERNATIVES = 101  # alternatives read for one token
+MIN_LOGPROB = -9999.0  # servers' value for an impossible token
 
 END: Mapping[str, object] = {"choices": []}
 """Stands for the `[DONE]` of a stream."""
@@ -33,7 +33,7 @@ TokenNumber = Callable[[Mapping[str, object]], int]
 """Returns the number of a token: its id, or a number below 0 where the server does not tell the id."""
 
 
-# ask
+# requests
 
 
 def chosen_settings(settings: Settings) -> dict[str, object]:
@@ -110,7 +110,7 @@ def message_body(message: Mapping[str, Any]) -> dict[str, str]:
     return {"role": message["role"], "content": (parts.answer if parts else "") or message["content"]}
 
 
-# hear
+# answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +129,12 @@ def read_tokens(text: str, given: object, number: TokenNumber) -> list[StreamedT
     """Return a piece of text as tokens, with log-probabilities where the server returns them."""
     try:
         found = list(read_logprobs(given, number)) if isinstance(given, Mapping) else []
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):  # of another form
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):  # an unknown form
         found = []
     if not found:
         return [StreamedToken(Token(text), text)] if text else []
     whole = "".join(one.name for one in found) == text
-    # their texts are not always the very text: characters that tokens share, special tokens
+    # token texts may differ from the text: shared characters, special tokens
     texts = [one.name for one in found] if whole else [""] * (len(found) - 1) + [text]
     return [replace(one, token=replace(one.token, text=piece)) for piece, one in zip(texts, found, strict=True)]
 

@@ -9,14 +9,14 @@ from repl.core.format import shortened
 from repl.core.values import closest_match
 from repl.remote.dialects import Offer, positive_int
 
-MAX_ERROR_CHARS = 300  # characters shown of what a server says
+MAX_ERROR_CHARS = 300  # characters shown of a server's message
 OVERFLOW_CODES = {"context_length_exceeded", "exceed_context_size_error"}  # OpenAI, Groq, llama-cpp-python; llama.cpp
 OVERFLOW_SIGNS = re.compile(
     r"context.{0,3}(length|size|window)|maximum (context|model length)|reduce the length of the (messages|prompt|input)"
     r"|(prompt|input) is too long|`inputs` (must have less|tokens)",
     re.IGNORECASE,
 )
-OTHER_LIMITS = ("stop", "stop_sequences", "top_logprobs", "logprobs")  # fields whose own limits read like the context's
+OTHER_LIMITS = ("stop", "stop_sequences", "top_logprobs", "logprobs")  # fields whose limits read like the context's
 LIMIT = re.compile(r"(?:max allowed|<=|less than or equal to|at most|maximum(?: value)? (?:of|is)|and)\W{0,4}(\d+)")
 CONTEXT_TOKENS = re.compile(
     r"(?:context (?:length|size|window)\D{0,20}|maximum (?:context|model) length\D{0,20}"
@@ -106,7 +106,7 @@ def find_message(answer: object) -> str:
         inner = next((found[name] for name in ("error", "detail", "message", "msg") if found.get(name)), None)
         place = ".".join(str(part) for part in found.get("loc") or ())
         return f"{place} {find_message(inner)}".strip() if inner is not None else json.dumps(found)
-    return TAG.sub(" ", str(found)) if str(found).lstrip().startswith("<") else str(found)  # a page of a proxy
+    return TAG.sub(" ", str(found)) if str(found).lstrip().startswith("<") else str(found)  # the HTML page of a proxy
 
 
 def lower_alternatives(refused: Refusal, body: Mapping[str, object]) -> tuple[str, int] | None:

@@ -36,8 +36,8 @@ from repl.remote.refusals import read_event_error
 SERVER_DEFAULTS = ModelDefaults({}, {"do_sample": True}, frozenset(PENALTIES))
 """Decoding defaults of a server: it chooses what is not set, and it samples."""
 LOCAL = ("reuse", *AHEAD)  # settings of local models only, which no notice mentions
-MAX_PIECES_PER_TOKEN = 4  # a server that sends this many times the pieces it was allowed tokens does not stop by itself
-MIN_SPAN_S = 0.001  # seconds within which pieces that came in one go are taken: they say nothing about a speed
+MAX_PIECES_PER_TOKEN = 4  # pieces per allowed token after which the server does not stop by itself
+MIN_SPAN_S = 0.001  # seconds: pieces within this span arrived at once, which says nothing about speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,12 @@ class LogprobCollector:
     """The log-probabilities of one reply; a token with unknown id gets a number below 0."""
 
     def __init__(self, asked: int) -> None:
-        self._asked = asked  # alternatives that were asked for
+        self._asked = asked  # number of alternatives asked for
         self._numbers: dict[object, int] = {}
         self._texts: dict[int, str] = {}
-        self._ids: dict[int, int] = {}  # what became known of a number of our own
-        self._rows: list[tuple[int, int, int, Token]] = []  # number, rank, characters of the reply's text, figures
-        self._broken = False  # a text without figures came between such with figures
+        self._ids: dict[int, int] = {}  # ids learned for numbers below 0
+        self._rows: list[tuple[int, int, int, Token]] = []  # number, rank, length in the reply's text, token
+        self._broken = False  # a text without log-probabilities came among others
 
     def number(self, entry: Mapping[str, object]) -> int:
         """Return the number of a token: its id, else one for its bytes, since halves of characters share a text."""
@@ -87,7 +87,7 @@ class LogprobCollector:
         if piece.number is None or piece.token.logprob is None:
             self._broken = self._broken or bool(self._rows and length)
             return
-        # some servers put the token that was drawn behind the likeliest, past what was asked for
+        # some servers append the sampled token to the alternatives, beyond the number asked for
         top = piece.token.top[: self._asked]
         found = any(number == piece.number for number, _, _ in top)
         rank = 1 + sum(value > piece.token.logprob for _, _, value in top) if found else 0
@@ -138,24 +138,24 @@ class StreamedReply:
         given: Mapping[str, object] | None = None,
     ) -> None:
         self.peer, self.request, self.emit, self.began = peer, request, emit, began
-        self._given = given  # what to send, in place of the settings
+        self._given = given  # sent in place of the settings
         self.path = "/chat/completions" if request.chats else "/completions"
         self.messages = [*request.messages]
         self.turns = [*request.turns]
         self.dropped: list[int] = []
         self.waits = 0
-        self.room = 0  # tokens that the context leaves for the reply, where that is less than was asked for
+        self.room = 0  # tokens left for the reply in the context, where fewer than asked for
         self.finish = ""
-        self._ended = ""  # the end in the server's word
+        self._ended = ""  # the finish reason in the server's word
         self._model = self._fingerprint = ""
         self._texts: list[str] = []
         self._calls = Calls()
-        self._count = 0  # tokens as far as they came one by one
+        self._count = 0  # tokens received one by one
         self._prompt: list[int] = []
         self._ids: list[int] = []
         self._usage: Mapping[str, object] = {}
         self._first = self._last = 0.0
-        self._half = ""  # of a pair of surrogates that two events share
+        self._half = ""  # first half of a surrogate pair split between events
         self._thinks = self._opened = False
         asked = positive_int((given or {}).get("top_logprobs"))
         self._asked = asked or alternatives_wanted(request.settings, peer.kind)
@@ -164,7 +164,7 @@ class StreamedReply:
         self._lead = self._reader.feed(request.prefill)
         self._begun = self._reader.parts()
 
-    # ask
+    # the request
 
     def body(self) -> dict[str, object]:
         """Return the request as it is sent, without fields the server is known to refuse."""
@@ -214,7 +214,7 @@ class StreamedReply:
         for name in unheeded_settings(self.request.settings, self.peer.kind, self.request.chats):
             self._tell_once(name, f"{name} has no effect with {self.peer.kind.name}")
 
-    # hear
+    # the stream
 
     @property
     def begun(self) -> bool:
@@ -267,7 +267,7 @@ class StreamedReply:
         if thought:
             alone = not answer
             self._say(self._pieces(thought, given if alone else None, ids if alone else []), thinks=True)
-        # figures or ids without a text: a token that does not end a character, or ends the reply
+        # log-probabilities or ids without text: part of a character, or an end token
         if answer or ((given or ids) and not thought):
             self._say(self._pieces(answer, given, ids), thinks=self._thinks and not answer)
         if word := str(choice.get("finish_reason") or ""):
@@ -286,7 +286,7 @@ class StreamedReply:
         pieces = read_tokens(text, given, self._tally.number)
         if not ids:
             return pieces
-        if len(ids) != len(pieces):  # figures for none of them, or not for each
+        if len(ids) != len(pieces):  # log-probabilities for none or only some of them
             pieces = [*(StreamedToken(Token(""), "") for _ in ids[1:]), StreamedToken(Token(text), text)]
         for piece, one in zip(pieces, ids, strict=True):
             self._tally.learn(piece.number, one)
@@ -313,7 +313,7 @@ class StreamedReply:
         for piece in pieces:
             token = piece.token
             text = mark + token.text
-            # before the first token with figures a mark is part of what stands in front of them
+            # before the first token with a log-probability a mark belongs to the text before it
             self._tally.take(piece, len(text if self._tally.begun else token.text))
             mark = ""
             self._ids += [] if token.id is None else [token.id]
@@ -359,7 +359,7 @@ class StreamedReply:
             self.peer.told.add(about)
             self.emit(Notice(words))
 
-    # tell
+    # the record
 
     def done(self, finish: str) -> Reply:
         """Return the reply's record."""
@@ -377,7 +377,7 @@ class StreamedReply:
             thinking=own.thinking,
             tool_calls=(*own.tool_calls, *self._calls.all()),
             prompt_ids=tuple(self._prompt),
-            token_ids=tuple(self._ids) if len(self._ids) in (made, made - 1) else (),  # some leave the end out
+            token_ids=tuple(self._ids) if len(self._ids) in (made, made - 1) else (),  # some omit the end token
             finish=finish,
             model=self._described(),
             load={},

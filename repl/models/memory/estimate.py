@@ -13,11 +13,11 @@ BITS_PACKED = {"8bit": 8.1, "int8": 8.1, "4bit": 4.5, "int4": 4.5}
 """Bits that a packed parameter takes, its share of the scales included."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BASE = 8 << 20  # bytes of any forward pass: buffers of the matrix library, and of each thread
-TOKENIZER_BYTES = 1000  # bytes that the tokenizer takes for each token it knows
+TOKENIZER_BYTES = 1000  # bytes of the tokenizer for each token of its vocabulary
 LEFT = 100 * 10**6  # bytes of freed tensors that the C library keeps at most
-COMPOSED = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python", "quick_gelu")  # not one kernel, but several steps
-LOGITS = 4  # copies of the last token's logits in float32, while it is chosen
-GLANCE_TOKENS = 2048  # tokens for which there must be room when a model is loaded
+COMPOSED = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python", "quick_gelu")  # several kernels each
+LOGITS = 4  # float32 copies of the last token's logits while the next one is chosen
+GLANCE_TOKENS = 2048  # length of text that must fit when a model is loaded
 MASKED = ("sliding_attention", "chunked_attention", "hybrid_sliding", "reference_sliding_attention")
 COMPRESSED = ("compressed_sparse_attention", "heavily_compressed_attention")
 UNSPLIT = ("reformer", "xlnet")  # types that keep hidden states in place of keys and values
@@ -109,7 +109,7 @@ class ModelSizes:
         """Return the numbers that an attention layer caches for one token."""
         if self.one_of("model_type") in UNSPLIT:
             return self.hidden
-        if latent := self.one("kv_lora_rank"):  # multi-head latent attention keeps what keys and values are made of
+        if latent := self.one("kv_lora_rank"):  # multi-head latent attention caches the latents of keys and values
             return latent + self.one("qk_rope_head_dim")
         return self.kv_heads * (self.key_width + (self.one("v_head_dim") or self.key_width))
 
@@ -149,7 +149,7 @@ class ModelSizes:
                 yield LayerCache(width, window if kind in MASKED else 0, state)
             elif kind in COMPRESSED:
                 yield sizes.compressed(kind)
-            elif kind == "indexed_attention":  # an index key besides; in pools, with its gates and a mark
+            elif kind == "indexed_attention":  # an index key in addition; with pooling its gates and a mark too
                 index = sizes.one("index_head_dim")
                 yield LayerCache(sizes.attention() + (2 * index + 1 if sizes.one("index_kpool") else index))
             elif kind not in ("moe", "mlp"):
@@ -208,7 +208,7 @@ def estimate_needs(
     weights: Weights, config: PreTrainedConfig, load: Load, tokens: int = 0, read: int = 0, beams: int = 1
 ) -> Needs:
     """Return the needs of a load for so many tokens of text, `read` of them in one pass; by default a short text."""
-    load = replace(load, dtype=models.quantization.load_dtype(load))  # what is packed here is read in another
+    load = replace(load, dtype=models.quantization.load_dtype(load))  # packed weights are loaded in another dtype
     width = DTYPE_BYTES.get(compute_dtype(weights, load), 4)
     tokens = tokens or min(GLANCE_TOKENS, ModelSizes(config).context or GLANCE_TOKENS)
     quantized = load.quantize in BITS_PACKED and model_config.get(config, "quantization_config") is None

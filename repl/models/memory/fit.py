@@ -75,7 +75,7 @@ def load_changes(weights: Weights, load: Load, rooms: Sequence[Room]) -> Iterato
 
 def on_disk(needs: Needs, load: Load, rooms: Sequence[Room]) -> list[tuple[str, str]]:
     """Return a line that offloads to disk what memory cannot hold, and its effect; empty where that is not possible."""
-    text = needs.cache + needs.working  # may be anywhere: each device keeps room for it
+    text = needs.cache + needs.working  # may be on any device: each one keeps room for it
     held = {room.device.removeprefix("cuda:"): max(0, room.free - text) >> 20 for room in rooms}
     if load.quantize != "none" or load.gguf_file or load.max_memory or not any(held.values()):
         return []

@@ -50,7 +50,7 @@ def _needs(resident: LoadedModel[Any], load: Load, prompt: int, made: int, beams
     found = estimate.estimate_needs(resident.base.weights, resident.model.config, load, prompt + made, prompt, beams)
     if (load.dtype, load.quantize) != (resident.load.dtype, resident.load.quantize):
         return found
-    return replace(found, weights=resident.facts.bytes, loading=0)  # as they are, and packed already
+    return replace(found, weights=resident.facts.bytes, loading=0)  # the actual size; packed already
 
 
 def reply_remedies(
@@ -59,7 +59,7 @@ def reply_remedies(
     """Yield lines that reduce memory, about the load or the reply, each with the needs after it."""
     load, beams = resident.load, config.num_beams or 1
     for change in fit.load_changes(resident.base.weights, load, rooms):
-        name, value = [*change.items()][-1]  # what is quantized may stay in the dtype that is loaded
+        name, value = [*change.items()][-1]  # quantization keeps the loaded dtype
         yield f"/{name} {value or 'default'}", _needs(resident, replace(load, **{name: value}), prompt, made, beams)
     if load.attention == "eager":
         yield "/attention auto", _needs(resident, replace(load, attention="auto"), prompt, made, beams)

@@ -23,7 +23,7 @@ from repl.hub.weight_headers import Weights, as_tensor, bits, count_weights
 from repl.models import imports
 from repl.models.memory.estimate import ModelSizes
 
-GENERATE = "custom_generate/generate.py"  # takes the place of `generate` where code may run
+GENERATE = "custom_generate/generate.py"  # replaces `generate` where code is allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def read_any_config(folder_: Path, gguf_file: str = "") -> PreTrainedConfig:
     extra = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         return AutoConfig.from_pretrained(str(folder_), trust_remote_code=False, local_files_only=True, **extra)
-    except Exception:  # a type of its own, or values that its class refuses: the load itself will say so
+    except Exception:  # an unknown type, or invalid values: loading reports it
         with suppress(Exception):
             return PreTrainedConfig.from_dict(validate.read_model_config(folder_))
     return None
@@ -152,13 +152,13 @@ def remote_weights(
         found = call_hub(ask, emit).files_metadata.values()
     except (errors.SafetensorsParsingError, TypeError) as error:
         raise wrong from error
-    except Exception as error:  # as for every call of the Hub
+    except Exception as error:  # sockets, TLS, the page of a captive portal
         stopped = Unreachable("the Hub stopped answering while the headers were read", f"/plan {want.model}")
         raise locate.explain_hub_error(error, want, emit) or stopped from error
     try:
         tensors = {name: as_tensor(each.dtype, each.shape) for file in found for name, each in file.tensors.items()}
         return count_weights(names, tensors, "safetensors")
-    except (TypeError, ValueError) as error:  # the library takes a header as it is
+    except (TypeError, ValueError) as error:  # the library does not validate headers
         raise wrong from error
 
 
